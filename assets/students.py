@@ -1,0 +1,20 @@
+"""seed_only_adapter, student_adapter and, where slices are labels, slice_label_adapter."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets.common import TaskGraph, stage_asset
+from distill_dagster.stages.students import make_seed_only_adapter, make_slice_label_adapter, make_student_adapter
+
+POOL = "training"
+
+
+def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
+    made = [
+        stage_asset(graph, "seed_only_adapter", make_seed_only_adapter, pool=POOL),
+        stage_asset(graph, "student_adapter", make_student_adapter, pool=POOL),
+    ]
+    if "slice_label_adapter" in graph.stages:
+        made.append(stage_asset(graph, "slice_label_adapter", make_slice_label_adapter, pool=POOL))
+    return made

@@ -1,0 +1,38 @@
+"""teacher_prior, golden_completions, teacher_completions and scored_completions."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets.common import TaskGraph, stage_asset
+from distill_dagster.stages.teacher import (
+    make_golden_completions,
+    make_scored_completions,
+    make_teacher_completions,
+    make_teacher_prior,
+)
+from distill_dagster.tables import COMPLETIONS, PRIOR, SCORED
+
+POOL = "teacher"
+_ASKED = {"prompt_id": [("seed_prompts", "prompt_id")], "slice": [("seed_prompts", "slice")]}
+_SCORED = {
+    name: [("seed_prompts", name)]
+    for name in ("prompt_id", "slice", "origin", "messages", "target_label", "reference")
+} | {
+    "answer": [("teacher_completions", "soft_labels"), ("teacher_prior", "prob")],
+    "soft_labels": [("teacher_completions", "soft_labels"), ("teacher_prior", "prob")],
+    "agreement": [("teacher_completions", "soft_labels")],
+    "confidence": [("teacher_completions", "soft_labels")],
+    "completion_ids": [("teacher_completions", "completion_id")],
+}
+
+
+def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
+    return [
+        stage_asset(graph, "teacher_prior", make_teacher_prior, schema=PRIOR, pool=POOL),
+        stage_asset(graph, "golden_completions", make_golden_completions, schema=COMPLETIONS, pool=POOL),
+        stage_asset(
+            graph, "teacher_completions", make_teacher_completions, schema=COMPLETIONS, lineage=_ASKED, pool=POOL
+        ),
+        stage_asset(graph, "scored_completions", make_scored_completions, schema=SCORED, lineage=_SCORED),
+    ]

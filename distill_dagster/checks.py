@@ -1,0 +1,181 @@
+"""Checks of what a stage made: Great Expectations over each table, and the invariants that guard training.
+
+The list of checks stands here; assets show them in Dagster. A blocking check that failed is also kept in the
+artifact's record, so that nothing downstream reads it, from wherever it is started.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import polars as pl
+
+from distill_dagster.errors import DistillError
+
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+
+
+@dataclass(frozen=True)
+class CheckSpec:
+    name: str
+    description: str
+    blocking: bool = False
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check; `found` names what failed, with some of the failing rows."""
+
+    name: str
+    passed: bool
+    severity: Literal["error", "warning"] = "error"
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+VALID_TABLE = CheckSpec(
+    "valid_table", "Great Expectations: ids unique, nothing null that must not be, values in range.", blocking=True
+)
+CHECKS: dict[str, tuple[CheckSpec, ...]] = {
+    "prompt_context": (VALID_TABLE, CheckSpec("no_row_removed", "No few-shot example repeats another or a golden row.")),
+    "seed_prompts": (VALID_TABLE,),
+    "teacher_prior": (VALID_TABLE,),
+    "golden_completions": (VALID_TABLE, CheckSpec("no_missing_rows", "Every prompt has an answer.")),
+    "teacher_completions": (VALID_TABLE, CheckSpec("no_missing_rows", "Every prompt has an answer.")),
+    "scored_completions": (VALID_TABLE,),
+    "filtered_dataset": (
+        VALID_TABLE,
+        CheckSpec("nothing_lost", "Rows kept + rows rejected = candidates, each rejected row with one reason.", True),
+        CheckSpec("no_contamination", "No golden or dev text is in the dataset.", True),
+        CheckSpec("enough_rows", "At least curation.min_rows training rows, and two labels or more.", True),
+        CheckSpec("label_coverage", "Every label has a training row."),
+    ),
+    "seed_only_adapter": (CheckSpec("loss_fell", "The training loss ended below where it began."),),
+    "student_adapter": (CheckSpec("loss_fell", "The training loss ended below where it began."),),
+    "slice_label_adapter": (CheckSpec("loss_fell", "The training loss ended below where it began."),),
+    "predictions": (
+        VALID_TABLE,
+        CheckSpec("complete", "Every system answered every golden and dev item once.", blocking=True),
+    ),
+    "eval_report": (CheckSpec("metrics_table", "The metrics table has the declared columns and ranges (dagster-pandas)."),),
+}
+
+Expectation = tuple[str, dict[str, Any]]
+
+
+def _unique(*columns: str) -> list[Expectation]:
+    not_null: list[Expectation] = [("ExpectColumnValuesToNotBeNull", {"column": c}) for c in columns]
+    if len(columns) == 1:
+        return [*not_null, ("ExpectColumnValuesToBeUnique", {"column": columns[0]})]
+    return [*not_null, ("ExpectCompoundColumnsToBeUnique", {"column_list": list(columns)})]
+
+
+def _share(column: str) -> Expectation:
+    return ("ExpectColumnValuesToBeBetween", {"column": column, "min_value": 0, "max_value": 1})
+
+
+def _one_of(column: str, values: list[str]) -> Expectation:
+    return ("ExpectColumnValuesToBeInSet", {"column": column, "value_set": values})
+
+
+_STATUS = ["ok", "failed", "refused", "truncated", "filtered"]
+EXPECTATIONS: dict[str, list[Expectation]] = {
+    "prompt_context": [*_unique("id"), ("ExpectColumnValuesToNotBeNull", {"column": "label"})],
+    "seed_prompts": [*_unique("prompt_id"), ("ExpectColumnValueLengthsToBeBetween", {"column": "text", "min_value": 1})],
+    "teacher_prior": [*_unique("sample_index", "label"), _share("prob")],
+    "golden_completions": [*_unique("prompt_id", "sample_index"), _one_of("status", _STATUS)],
+    "teacher_completions": [
+        *_unique("prompt_id", "sample_index"),
+        _one_of("status", _STATUS),
+        ("ExpectColumnValuesToBeBetween", {"column": "prompt_tokens", "min_value": 0}),
+    ],
+    "scored_completions": [*_unique("prompt_id"), _share("agreement"), _share("confidence")],
+    "filtered_dataset": [
+        *_unique("prompt_id"),
+        ("ExpectColumnValuesToNotBeNull", {"column": "answer"}),
+        _one_of("split", ["train", "validation"]),
+        ("ExpectColumnValuesToBeBetween", {"column": "weight", "min_value": 0}),
+    ],
+    "predictions": [*_unique("system", "split", "item_id"), _share("confidence"), _one_of("split", ["golden", "dev", "validation"])],
+}
+
+
+def valid_table(stage: str, frame: pl.DataFrame) -> Check:
+    """Great Expectations over one table.
+
+    Raises:
+        DistillError: an expectation could not be evaluated (which is not the same as failing).
+    """
+    import great_expectations as gx
+    import great_expectations.expectations as gxe
+
+    plain = frame
+    if "messages" in frame.columns:
+        from distill_dagster.tables import user_text_expr
+
+        plain = plain.with_columns(user_text_expr().alias("text"))
+    nested = [name for name, dtype in plain.schema.items() if isinstance(dtype, pl.List | pl.Struct)]
+    pandas = plain.drop(nested).to_pandas()
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
+    batch = context.data_sources.add_pandas("lake").add_dataframe_asset(stage)
+    definition = batch.add_batch_definition_whole_dataframe("all")
+    suite = gx.ExpectationSuite(
+        name=stage, expectations=[getattr(gxe, kind)(**arguments) for kind, arguments in EXPECTATIONS[stage]]
+    )
+    result = definition.get_batch({"dataframe": pandas}).validate(suite)
+    failed: dict[str, Any] = {}
+    for one in result.results:
+        if (one.exception_info or {}).get("raised_exception"):
+            raise DistillError(f"Great Expectations could not check {stage}: {one.exception_info}")
+        if not one.success and one.expectation_config is not None:
+            what = f"{one.expectation_config.type} {one.expectation_config.kwargs.get('column', '')}".strip()
+            failed[what] = str(one.result.get("partial_unexpected_list", ""))[:300]
+    return Check("valid_table", not failed, found=failed | {"expectations": len(result.results), "rows": frame.height})
+
+
+def no_missing_rows(missing: int, frame: pl.DataFrame) -> Check:
+    errors = frame.filter(pl.col("error").is_not_null())["error"].value_counts(sort=True).head(5)
+    found = {"missing_rows": missing, "errors": "; ".join(f"{n} × {e}" for e, n in errors.iter_rows())}
+    return Check("no_missing_rows", missing == 0, "warning", found)
+
+
+def dataset_checks(
+    candidates: pl.DataFrame, dataset: pl.DataFrame, rejected: pl.DataFrame, held_out: set[str], labels: list[str], min_rows: int
+) -> list[Check]:
+    """Invariants 1 and 2, and whether there is enough to train on."""
+    from distill_dagster.tables import normalized_expr, user_text_expr
+
+    unexplained = rejected["drop_reason"].null_count()
+    balance = {"candidates": candidates.height, "kept": dataset.height, "rejected": rejected.height}
+    texts = dataset.select("prompt_id", normalized_expr(user_text_expr()).alias("key"))
+    leaked = texts.filter(pl.col("key").is_in(sorted(held_out)))["prompt_id"].to_list()
+    train = dataset.filter(pl.col("split") == "train")
+    present = set(train["answer"].str.json_decode(pl.String))
+    absent = [label for label in labels if label not in present]
+    return [
+        Check("nothing_lost", dataset.height + rejected.height == candidates.height and not unexplained, found=balance),
+        Check("no_contamination", not leaked, found={"prompt_ids": ", ".join(leaked[:20])}),
+        Check(
+            "enough_rows",
+            train.height >= min_rows and len(present) >= 2,
+            found={"train_rows": train.height, "min_rows": min_rows, "labels": len(present)},
+        ),
+        Check("label_coverage", not absent, "warning", {"labels_without_rows": ", ".join(absent)}),
+    ]
+
+
+def loss_fell(losses: list[float]) -> Check:
+    """The mean of the last fifth of the logged losses against the first fifth."""
+    part = max(1, len(losses) // 5)
+    first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
+    return Check("loss_fell", last < first, "warning", {"first": round(first, 4), "last": round(last, 4)})
+
+
+def complete(predictions: pl.DataFrame) -> Check:
+    held_out = predictions.filter(pl.col("split").is_in(["golden", "dev"]))
+    counts = held_out.group_by("split", "system").len().sort("split", "system")
+    even = counts.group_by("split").agg(pl.col("len").n_unique().alias("n"))["n"].to_list() == [1] * 2
+    found = {f"{split} {system}": n for split, system, n in counts.iter_rows()}
+    return Check("complete", even, found=found)

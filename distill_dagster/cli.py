@@ -1,0 +1,272 @@
+"""The `distill` command: drives the assets of a task in the same Dagster instance as the UI."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from distill_dagster import progress
+from distill_dagster.errors import DistillError, InputError, Problem
+from distill_dagster.lake import Lake
+from distill_dagster.paths import PROJECT, Home
+from distill_dagster.state import State
+from distill_dagster.taskfiles import TaskFolder, check_folder, find_tasks, open_task
+
+app = typer.Typer(help="Distil a large model into a small student.", no_args_is_help=True, add_completion=False)
+out, err = Console(), Console(stderr=True)
+
+TaskArgument = Annotated[str | None, typer.Argument(help="The task; may be left out where there is only one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object last.")]
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Problems of the user are shown as messages, one a line, without a traceback."""
+    try:
+        yield
+    except InputError as error:
+        for problem in error.problems:
+            _show(problem)
+        raise typer.Exit(2) from None
+    except DistillError as error:
+        err.print(f"[red]error[/red] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _show(problem: Problem) -> None:
+    colour = "red" if problem.severity == "error" else "yellow"
+    err.print(f"[{colour}]{problem.severity}[/{colour}] {escape(str(problem))}", soft_wrap=True)
+
+
+def _open(home: Home, task: str | None) -> TaskFolder:
+    if task is not None:
+        return open_task(home.tasks, task)
+    known = find_tasks(home.tasks)
+    if len(known) != 1:
+        names = ", ".join(t.name for t in known) or "none"
+        problem = Problem(home.tasks, "name a task.", f"Known tasks: {names}.")
+        raise InputError([problem])
+    return known[0]
+
+
+def _students(folder: TaskFolder, chosen: list[str] | None) -> list[str]:
+    known = list(folder.task.students)
+    for name in chosen or []:
+        if name not in known:
+            problem = Problem(folder.path / "task.yaml", f"there is no student {name!r}.", f"Known: {', '.join(known)}.")
+            raise InputError([problem])
+    return chosen or [folder.task.chosen_student]
+
+
+def _slices(folder: TaskFolder, chosen: list[str] | None) -> list[str] | None:
+    known = folder.slice_keys()
+    for key in chosen or []:
+        if key not in known:
+            problem = Problem(folder.path / "slices", f"there is no slice {key!r}.", f"Known: {', '.join(known)}.")
+            raise InputError([problem])
+    return chosen or None
+
+
+@app.command()
+def tasks() -> None:
+    """List the task folders."""
+    home = Home.from_env()
+    table = Table("task", "kind", "labels", "slices", "students", "teacher")
+    for folder in find_tasks(home.tasks):
+        try:
+            task = folder.task
+            students = ", ".join(task.students)
+            numbers = str(len(task.labels)), str(len(folder.slice_keys()))
+            table.add_row(escape(folder.name), task.kind, *numbers, escape(students), escape(task.teacher.model))
+        except InputError as error:
+            table.add_row(escape(folder.name), "[red]malformed[/red]", "", "", "", f"{len(error.problems)} problems")
+    out.print(table)
+
+
+@app.command()
+def check(task: TaskArgument = None) -> None:
+    """Validate a task folder without running it. Exit code 2 where there is an error."""
+    home = Home.from_env()
+    with _errors():
+        folder = _open(home, task)
+        problems = check_folder(folder)
+        for problem in problems:
+            _show(problem)
+        errors = sum(p.severity == "error" for p in problems)
+        out.print(f"{folder.name}: {errors} errors, {len(problems) - errors} warnings")
+        if errors:
+            raise typer.Exit(2)
+
+
+@app.command()
+def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
+    """What is fresh, stale or missing, and why."""
+    home = Home.from_env()
+    with _errors():
+        folder = _open(home, task)
+        found = State(folder, Lake(home.lake, home.reports)).all()
+        table = Table("artifact", "state", "rows", "why")
+        colours = {"fresh": "green", "stale": "yellow", "missing": "red", "waiting": "dim"}
+        for s in found:
+            why = "; ".join(s.why[:3]) + (f"; and {len(s.why) - 3} more" if len(s.why) > 3 else "")
+            if s.record and s.record.extra.get("blocked"):
+                why = f"did not pass {', '.join(s.record.extra['blocked'])}. {why}"
+            rows = str(s.record.rows) if s.record else ""
+            table.add_row(escape(s.name), f"[{colours[s.state]}]{s.state}[/]", rows, escape(why))
+        out.print(table)
+        counts = {state: sum(s.state == state for s in found) for state in colours}
+        out.print(f"{folder.name}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+        if as_json:
+            artifacts = [{"name": s.name, "state": s.state, "why": list(s.why)} for s in found]
+            print(json.dumps({"task": folder.name, "counts": counts, "artifacts": artifacts}))
+
+
+@app.command()
+def run(
+    task: TaskArgument = None,
+    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice; may be repeated.")] = None,
+    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Materialize everything that is missing or stale, and show the result."""
+    home = Home.from_env()
+    started = time.perf_counter()
+    with _errors():
+        folder = _open(home, task)
+        problems = check_folder(folder)
+        if errors := [p for p in problems if p.severity == "error"]:
+            raise InputError(errors)
+        if problems:
+            err.print(f"[yellow]{len(problems)} warnings[/yellow]: `distill check {folder.name}` shows them")
+        chosen, keys = _students(folder, students), _slices(folder, slices)
+        from distill_dagster import runs
+        from distill_dagster.definitions import build
+
+        with runs.open_instance(home) as instance:
+            runs.sync(folder, instance)
+            runner = runs.Runner(home, folder, instance, build(home))
+            with _progress() as tell:
+                outcome = runner.run(keys, chosen, tell)
+        outcome.wall_s = time.perf_counter() - started
+        if not outcome.runs and not outcome.blocked:
+            out.print(f"[green]{folder.name} is up to date: nothing to do[/green] ({outcome.wall_s:.1f} s)")
+        for name, message in outcome.failed.items():
+            err.print(f"[red]failed[/red] {escape(name)}: {escape(message)}", soft_wrap=True)
+        for name, why in outcome.blocked.items():
+            err.print(f"[yellow]held back[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
+        for student in chosen if keys is None else []:
+            _show_report(home, folder, student)
+        if as_json:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(json.dumps(outcome.as_json() | {"peak_mb": round(peak, 1)}))
+        if outcome.failed or outcome.blocked:
+            raise typer.Exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar for the run in hand on a terminal; a line for each finished run elsewhere."""
+    started = time.perf_counter()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+        bar = bars.add_task("", total=None)
+        last = {"what": "", "at": 0.0}
+
+        def told(kind: str, what: str) -> None:
+            if kind == "start":
+                last["what"] = what
+                bars.update(bar, description=escape(what), completed=0, total=None)
+            else:
+                mark = "[green]✓[/green]" if kind == "done" else "[red]✗[/red]"
+                bars.console.print(f"{mark} {escape(what)} [dim]{time.perf_counter() - started:.0f} s[/dim]")
+
+        def listen(what: str, done: int, total: int) -> None:
+            bars.update(bar, description=escape(f"{last['what']}: {what}"), completed=done, total=total)
+            if not err.is_terminal and (time.perf_counter() - last["at"] > 20 or done == total):
+                last["at"] = time.perf_counter()
+                err.print(f"  {escape(what)}: {done} of {total}", highlight=False)
+
+        with progress.listening(listen):
+            yield told
+
+
+def _show_report(home: Home, folder: TaskFolder, student: str) -> bool:
+    """The result table of one student and where its report lies."""
+    path = home.report_folder(folder.name, student) / "metrics.json"
+    if not path.exists():
+        return False
+    metrics = json.loads(path.read_text())
+    rows = metrics["summary"]
+    table = Table(title=f"{folder.name}, student {student}: {metrics['systems']['teacher']['n']} golden items")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "))
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row.values()))
+    out.print(table)
+    out.print(escape(metrics["verdict"]["text"]))
+    if metrics.get("notice"):
+        out.print(f"[dim]{escape(metrics['notice'])}[/dim]")
+    out.print(f"Report: {path.with_name('report.html')}", soft_wrap=True)
+    return True
+
+
+@app.command()
+def report(
+    task: TaskArgument = None,
+    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
+) -> None:
+    """Show the latest results and where the reports lie. Runs nothing."""
+    home = Home.from_env()
+    with _errors():
+        folder = _open(home, task)
+        chosen = _students(folder, students) if students else list(folder.task.students)
+        if not any([_show_report(home, folder, student) for student in chosen]):
+            raise DistillError(f"{folder.name} has no report yet. Run `distill run {folder.name}`.")
+
+
+@app.command()
+def env() -> None:
+    """Print the variables that plain `dagster` and `dg` commands want: `eval "$(distill env)"`."""
+    from distill_dagster import runs
+
+    runs.instance_folder(Home.from_env())
+    for name in ("DAGSTER_HOME", "DISTILL_HOME", "DISTILL_TASKS"):
+        if value := os.environ.get(name):
+            print(f"export {name}={value!r}")
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 3000) -> None:
+    """Start the Dagster webserver and daemon on 127.0.0.1, on the instance that `distill run` uses."""
+    from distill_dagster import runs
+
+    home = Home.from_env()
+    with _errors():
+        with runs.open_instance(home) as instance:
+            for folder in find_tasks(home.tasks):
+                try:
+                    runs.sync(folder, instance)
+                except InputError as error:
+                    for problem in error.problems:
+                        _show(problem)
+    command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
+    command += ["-m", "distill_dagster.definitions"]
+    out.print(f"The UI comes up on http://127.0.0.1:{port} in some ten seconds; Ctrl-C stops it.")
+    process = subprocess.Popen(command, cwd=PROJECT)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda number, _: process.send_signal(signal.SIGINT))
+    raise typer.Exit(process.wait())

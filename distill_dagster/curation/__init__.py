@@ -1,0 +1,1 @@
+"""From completions to a dataset: candidates, scores, thresholds, duplicates, decontamination, split."""

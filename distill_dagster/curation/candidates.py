@@ -1,0 +1,119 @@
+"""From samples to candidates: one answer per prompt, with scores and without thresholds."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from distill_dagster.hashing import canonical_json
+from distill_dagster.tables import PRIOR, SCORED, conform, user_text_expr
+
+FLOOR = 1e-6
+"""What a label that got no probability counts as: the place to which stored probabilities are rounded."""
+
+
+def uniform_prior(labels: list[str], samples: int) -> pl.DataFrame:
+    """The prior that changes nothing: a teacher without calibration."""
+    rows = [(s, label, 1 / len(labels), 0) for s in range(samples) for label in labels]
+    return conform(pl.DataFrame(rows, schema=PRIOR, orient="row"), PRIOR, ("sample_index", "label"))
+
+
+def prior_of(completions: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
+    """The teacher's geometric mean answer per draw over inputs that are balanced over labels.
+
+    Zhao et al. 2021 divide by the answer to a content-free input; examples left out of the draw are inputs of the
+    task's own domain, which on the bundled task works better (figures in benchmarks/results).
+    """
+    ok = completions.filter((pl.col("status") == "ok") & pl.col("soft_labels").is_not_null())
+    long = _long(ok, labels)
+    mean = long.group_by("sample_index", "label").agg(
+        pl.col("prob").log().mean().exp(), pl.len().cast(pl.Int64).alias("items")
+    )
+    total = pl.col("prob").sum().over("sample_index")
+    return conform(mean.with_columns((pl.col("prob") / total).round(9)), PRIOR, ("sample_index", "label"))
+
+
+def _long(ok: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
+    """One row per completion and label, with the floor for labels that were not stored."""
+    keys = ok.select("prompt_id", "sample_index").join(pl.DataFrame({"label": labels}), how="cross")
+    given = (
+        ok.select("prompt_id", "sample_index", "soft_labels")
+        .explode("soft_labels")
+        .unnest("soft_labels")
+        .select("prompt_id", "sample_index", "label", "prob")
+    )
+    joined = keys.join(given, on=["prompt_id", "sample_index", "label"], how="left")
+    return joined.with_columns(pl.col("prob").fill_null(0.0).clip(lower_bound=FLOOR))
+
+
+def candidates(
+    prompts: pl.DataFrame, completions: pl.DataFrame, prior: pl.DataFrame, labels: list[str]
+) -> pl.DataFrame:
+    """One scored row per prompt: samples' soft labels divided by the prior, renormalised and averaged.
+
+    `agreement` is the share of usable samples whose own answer is the candidate's; `confidence` is the candidate's
+    probability. Ties go to the label that comes first in the task.
+    """
+    ok = completions.filter((pl.col("status") == "ok") & pl.col("answer").is_not_null())
+    soft = ok.filter(pl.col("soft_labels").is_not_null())
+    voted = ok.filter(pl.col("soft_labels").is_null())
+    parts = []
+    if soft.height:
+        corrected = (
+            _long(soft, labels)
+            .join(prior.select("sample_index", "label", pl.col("prob").alias("prior")), on=["sample_index", "label"])
+            .with_columns((pl.col("prob") / pl.col("prior").clip(lower_bound=FLOOR)).alias("prob"))
+        )
+        total = pl.col("prob").sum().over("prompt_id", "sample_index")
+        parts.append(corrected.select("prompt_id", "sample_index", "label", pl.col("prob") / total))
+    if voted.height:
+        answers = voted.select("prompt_id", "sample_index", pl.col("answer").str.json_decode(pl.String).alias("said"))
+        votes = answers.join(pl.DataFrame({"label": labels}), how="cross")
+        parts.append(
+            votes.select("prompt_id", "sample_index", "label", (pl.col("label") == pl.col("said")).cast(pl.Float64).alias("prob"))
+        )
+    out = prompts.select("prompt_id", "slice", "origin", "messages", "target_label", "reference")
+    out = out.join(_by_prompt(completions), on="prompt_id", how="left")
+    if parts:
+        out = out.join(_best(pl.concat(parts), labels), on="prompt_id", how="left")
+    else:
+        empty = {n: SCORED[n] for n in ("answer", "soft_labels", "agreement", "confidence")}
+        out = out.with_columns([pl.lit(None, dtype=t).alias(n) for n, t in empty.items()])
+    words = user_text_expr().str.extract_all(r"\S+").list.len().cast(pl.Int64).alias("words")
+    out = out.with_columns(words, pl.lit("label").alias("answer_kind"))
+    return conform(out, SCORED, ("prompt_id",))
+
+
+def _by_prompt(completions: pl.DataFrame) -> pl.DataFrame:
+    """Status, error and ids over the samples of each prompt: ok where any sample is ok."""
+    first = completions.sort("prompt_id", "sample_index")
+    return first.group_by("prompt_id", maintain_order=True).agg(
+        pl.col("teacher").first(),
+        pl.when((pl.col("status") == "ok").any()).then(pl.lit("ok")).otherwise(pl.col("status").first()).alias("status"),
+        pl.col("error").drop_nulls().first().alias("error"),
+        pl.col("reasoning").drop_nulls().first().alias("reasoning"),
+        pl.col("completion_id").alias("completion_ids"),
+    )
+
+
+def _best(long: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
+    order = pl.DataFrame({"label": labels, "place": range(len(labels))})
+    ranked = long.join(order, on="label")
+    said = (
+        ranked.sort(["prompt_id", "sample_index", "prob", "place"], descending=[False, False, True, False])
+        .group_by("prompt_id", "sample_index", maintain_order=True)
+        .agg(pl.col("label").first().alias("said"))
+    )
+    mean = ranked.group_by("prompt_id", "label", "place").agg(pl.col("prob").mean().round(6))
+    mean = mean.sort(["prompt_id", "prob", "place"], descending=[False, True, False])
+    best = mean.group_by("prompt_id", maintain_order=True).agg(
+        pl.col("label").first().alias("label"),
+        pl.col("prob").first().alias("confidence"),
+        pl.struct("label", "prob").filter(pl.col("prob") > 0).alias("soft_labels"),
+    )
+    agreement = (
+        said.join(best.select("prompt_id", "label"), on="prompt_id")
+        .group_by("prompt_id")
+        .agg((pl.col("said") == pl.col("label")).mean().alias("agreement"))
+    )
+    quoted = pl.col("label").replace_strict({label: canonical_json(label) for label in labels}).alias("answer")
+    return best.join(agreement, on="prompt_id").select("prompt_id", quoted, "confidence", "soft_labels", "agreement")

@@ -1,0 +1,380 @@
+"""All figures of a report, computed from one predictions table and a few facts about each system."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from distill_dagster.errors import DistillError
+from distill_dagster.evaluation.statistics import (
+    Interval,
+    accuracy_interval,
+    bootstrap_sums,
+    mcnemar_exact,
+    percentile_interval,
+    ratio,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from distill_dagster.spec import EvaluationSpec
+
+TEACHER, BASE, SEED_ONLY, DISTILLED = "teacher", "base", "seed_only", "distilled"
+CENTROID, SLICE_LABEL = "centroid", "slice_label"
+ORDER = (TEACHER, BASE, SEED_ONLY, DISTILLED, CENTROID, SLICE_LABEL)
+"""The order in which systems are shown; systems with other names follow by name."""
+GOLDEN = "golden"
+NO_SLICE = "(no slice)"
+NO_ANSWER = "(no label)"
+
+
+@dataclass(frozen=True)
+class SystemFacts:
+    """What a system is and costs; `None` means unknown, never zero. `bytes` is on disk, `peak_mb` is 10^6 bytes."""
+
+    model: str | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    cost_usd_per_1k: float | None = None
+    peak_mb: float | None = None
+    tokens_per_request: float | None = None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds for one item, over the `items` that were timed one by one; `None` where none was."""
+
+    items: int
+    p50: float | None
+    p95: float | None
+    mean: float | None
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """`n` items have this label. Precision is None where it was never answered, recall where it never stands."""
+
+    label: str
+    n: int
+    answered: int
+    precision: float | None
+    recall: float | None
+
+
+@dataclass(frozen=True)
+class SystemScore:
+    """One system on one split. `confusion` holds (reference, answer, items) for the cells that are not zero."""
+
+    system: str
+    n: int
+    accuracy: Interval
+    macro_f1: Interval
+    latency: Latency
+    per_slice: dict[str, tuple[int, float]]
+    per_label: tuple[LabelScore, ...]
+    confusion: tuple[tuple[str, str, int], ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Accuracy of `first` minus `second` on the `n` items both answered, and the items only one got right."""
+
+    first: str
+    second: str
+    n: int
+    difference: Interval
+    ratio: Interval
+    only_first: int
+    only_second: int
+    p_value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {"first": self.first, "second": self.second, "n": self.n, "p_value": self.p_value}
+        counts = {"only_first_correct": self.only_first, "only_second_correct": self.only_second}
+        return plain | counts | {"difference": self.difference.to_dict(), "ratio": self.ratio.to_dict()}
+
+
+@dataclass(frozen=True)
+class SplitMetrics:
+    """All systems on one split, and `distilled` and `base` against the others on the same resampled items."""
+
+    split: str
+    systems: dict[str, SystemScore]
+    comparisons: dict[tuple[str, str], Comparison]
+
+    @property
+    def retention(self) -> Interval:
+        """Accuracy of the distilled student divided by the teacher's; undefined without a teacher."""
+        pair = self.comparisons.get((DISTILLED, TEACHER))
+        return pair.ratio if pair else Interval(None)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of every split, with the settings they were made with."""
+
+    splits: dict[str, SplitMetrics]
+    facts: dict[str, SystemFacts]
+    labels: tuple[str, ...]
+    confidence: float
+    bootstrap_samples: int
+    seed: int
+
+    @property
+    def golden(self) -> SplitMetrics:
+        return self.splits[GOLDEN]
+
+
+def evaluate(
+    predictions: pl.DataFrame,
+    facts: Mapping[str, Mapping[str, Any]],
+    labels: Sequence[str],
+    spec: EvaluationSpec,
+) -> Metrics:
+    """Compute every figure of the report.
+
+    Macro-F1 is the mean over the labels that stand as a reference in the split. Rows without a reference are left out.
+    Where `facts` has no cost for a system other than the teacher and `spec.student_usd_per_hour` is set, its cost is
+    that of the machine answering one item after the other.
+
+    Args:
+        predictions: a `tables.PREDICTIONS` table.
+        facts: for each system, any of the fields of `SystemFacts`.
+        labels: the task's label names, in the order in which they are shown.
+
+    Raises:
+        DistillError: no distilled answer on a golden item with a reference.
+        ValueError: the table contradicts itself (an item twice, two references, a wrong `correct`).
+    """
+    import polars as pl
+
+    rows = predictions.filter(pl.col("reference").is_not_null())
+    _consistent(rows)
+    if rows.filter((pl.col("system") == DISTILLED) & (pl.col("split") == GOLDEN)).is_empty():
+        raise DistillError(
+            "The distilled student has no answer to a golden item. Put labelled rows into golden.jsonl and "
+            "materialize `predictions` again."
+        )
+    known = list(labels) + sorted({_label(r) for r in rows["reference"].unique()} - set(labels))
+    splits = {
+        str(split): _split_metrics(str(split), rows.filter(pl.col("split") == split), known, spec)
+        for split in rows["split"].unique().sort()
+    }
+    costed = {}
+    for system, score in splits[GOLDEN].systems.items():
+        fact = SystemFacts(**facts.get(system, {}))
+        if fact.cost_usd_per_1k is None and system != TEACHER:
+            cost = serving_cost_per_1k(score.latency.mean, spec.student_usd_per_hour)
+            fact = SystemFacts(**(asdict(fact) | {"cost_usd_per_1k": cost}))
+        costed[system] = fact
+    return Metrics(splits, costed, tuple(known), spec.confidence, spec.bootstrap_samples, spec.seed)
+
+
+def serving_cost_per_1k(mean_latency_s: float | None, usd_per_hour: float | None) -> float | None:
+    """US dollars for 1,000 items answered one after the other on a rented machine; None where a part is unknown."""
+    if mean_latency_s is None or usd_per_hour is None:
+        return None
+    return 1000 * mean_latency_s / 3600 * usd_per_hour
+
+
+def confusion_table(score: SystemScore, labels: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+    """Column names (labels, then `NO_ANSWER` where needed) and counts: row = reference, column = answer."""
+    columns = list(labels) + [NO_ANSWER] * any(answer == NO_ANSWER for _, answer, _ in score.confusion)
+    counts = [[0] * len(columns) for _ in labels]
+    at = {name: i for i, name in enumerate(columns)}
+    for reference, answer, items in score.confusion:
+        counts[at[reference]][at[answer]] = items
+    return columns, counts
+
+
+def metrics_frame(metrics: Metrics, split: str = GOLDEN) -> pd.DataFrame:
+    """One row per system: what a table check looks at. Latency in milliseconds, size in bytes, NaN for unknown."""
+    import pandas as pd
+
+    rows = []
+    for system, score in metrics.splits[split].systems.items():
+        facts = metrics.facts.get(system, SystemFacts())
+        rows.append(
+            {
+                "system": system,
+                "accuracy": score.accuracy.value,
+                "low": score.accuracy.low,
+                "high": score.accuracy.high,
+                "macro_f1": score.macro_f1.value,
+                "p50_ms": None if score.latency.p50 is None else 1000 * score.latency.p50,
+                "p95_ms": None if score.latency.p95 is None else 1000 * score.latency.p95,
+                "parameters": facts.parameters,
+                "bytes": facts.bytes,
+                "cost_usd_per_1k": facts.cost_usd_per_1k,
+            }
+        )
+    frame = pd.DataFrame(rows)
+    return frame.astype({name: "float64" for name in frame.columns if name != "system"})
+
+
+def _consistent(rows: pl.DataFrame) -> None:
+    """Raises ValueError where the rows contradict each other."""
+    import polars as pl
+
+    if rows.select("system", "split", "item_id").is_duplicated().any():
+        raise ValueError("predictions: a system answers the same item twice")
+    if rows.group_by("split", "item_id").agg(pl.col("reference").n_unique()).filter(pl.col("reference") > 1).height:
+        raise ValueError("predictions: one item has two references")
+    right = (pl.col("answer") == pl.col("reference")).fill_null(False)
+    if rows.filter(pl.col("correct").is_null() | (pl.col("correct") != right)).height:
+        raise ValueError("predictions: `correct` is not `answer == reference` everywhere")
+
+
+def _label(text: str | None) -> str:
+    """The label of a canonical JSON answer; `NO_ANSWER` for anything that is not a JSON string."""
+    try:
+        value = json.loads(text) if text is not None else None
+    except json.JSONDecodeError:
+        value = None
+    return value if isinstance(value, str) else NO_ANSWER
+
+
+@dataclass
+class _System:
+    """One system's rows as arrays over all items of the split; `there` is 0 where it has no row for the item."""
+
+    name: str
+    there: NDArray[np.float32]
+    correct: NDArray[np.float32]
+    answers: NDArray[np.int64]
+    latencies: list[float]
+
+
+def _split_metrics(split: str, rows: pl.DataFrame, labels: list[str], spec: EvaluationSpec) -> SplitMetrics:
+    import numpy as np
+
+    items = rows.unique("item_id").sort("item_id")
+    ids = {item: i for i, item in enumerate(items["item_id"])}
+    codes = {label: i for i, label in enumerate(labels)}
+    truth = np.array([codes[_label(r)] for r in items["reference"]], dtype=np.int64)
+    slices = [s if s is not None else NO_SLICE for s in items["slice"]]
+    systems = [_arrays(str(name), part, ids, codes) for (name,), part in rows.group_by("system")]
+    systems.sort(key=lambda s: (ORDER.index(s.name) if s.name in ORDER else len(ORDER), s.name))
+
+    # One matrix of per-item contributions for everything, so that all statistics see the same resampled items.
+    columns: list[NDArray[np.float32]] = []
+    present = np.unique(truth)
+    places: dict[str, slice] = {}
+    for s in systems:
+        actual = (truth[:, None] == present) * s.there[:, None]
+        answered = (s.answers[:, None] == present) * s.there[:, None]
+        block = np.hstack([s.there[:, None], s.correct[:, None], actual, answered, actual * answered])
+        places[s.name] = _append(columns, block)
+    pairs = [(a, b) for a in systems if a.name in (DISTILLED, BASE) for b in systems if a is not b]
+    for a, b in pairs:
+        both = a.there * b.there
+        places[f"{a.name}-{b.name}"] = _append(columns, np.stack([both, a.correct * both, b.correct * both], axis=1))
+    sums = bootstrap_sums(np.hstack(columns).astype(np.float32), spec.bootstrap_samples, spec.seed)
+
+    scores = {s.name: _score(s, truth, slices, labels, sums[:, places[s.name]], spec.confidence) for s in systems}
+    compared = {
+        (a.name, b.name): _compare(a, b, sums[:, places[f"{a.name}-{b.name}"]], spec.confidence) for a, b in pairs
+    }
+    return SplitMetrics(split, scores, compared)
+
+
+def _append(columns: list[NDArray[np.float32]], block: NDArray[np.float32]) -> slice:
+    start = sum(c.shape[1] for c in columns)
+    columns.append(block)
+    return slice(start, start + block.shape[1])
+
+
+def _arrays(name: str, part: pl.DataFrame, ids: dict[str, int], codes: dict[str, int]) -> _System:
+    import numpy as np
+
+    at = np.array([ids[item] for item in part["item_id"]], dtype=np.int64)
+    there, correct = np.zeros(len(ids), np.float32), np.zeros(len(ids), np.float32)
+    answers = np.full(len(ids), -1, dtype=np.int64)
+    there[at] = 1
+    correct[at] = part["correct"].cast(int).to_numpy()
+    answers[at] = [codes.get(_label(a), -1) for a in part["answer"]]
+    latencies = part["latency_s"].drop_nulls().drop_nans().to_list()
+    return _System(name, there, correct, answers, latencies)
+
+
+def _score(
+    s: _System, truth: NDArray[np.int64], slices: list[str], labels: list[str], sums: NDArray[np.float64], level: float
+) -> SystemScore:
+    import numpy as np
+
+    mask = s.there > 0
+    n, right = int(mask.sum()), int(s.correct.sum())
+    per_slice = {}
+    names = np.array(slices, dtype=object)
+    for name in sorted(set(names[mask])):
+        inside = mask & (names == name)
+        per_slice[str(name)] = (int(inside.sum()), float(s.correct[inside].mean()))
+    cells, items = np.unique(np.stack([truth[mask], s.answers[mask]]), axis=1, return_counts=True)
+    confusion = tuple(
+        (labels[t], labels[a] if a >= 0 else NO_ANSWER, int(k)) for (t, a), k in zip(cells.T, items, strict=True)
+    )
+    accuracy = accuracy_interval(right, n, ratio(sums[:, 1], sums[:, 0]), level)
+    return SystemScore(
+        system=s.name,
+        n=n,
+        accuracy=accuracy,
+        macro_f1=_macro_f1(truth[mask], s.answers[mask], sums[:, 2:], level),
+        latency=_latency(s.latencies),
+        per_slice=per_slice,
+        per_label=_per_label(truth[mask], s.answers[mask], labels),
+        confusion=confusion,
+    )
+
+
+def _macro_f1(
+    truth: NDArray[np.int64], answers: NDArray[np.int64], sums: NDArray[np.float64], level: float
+) -> Interval:
+    """In a sample the mean is over the labels that were drawn, as it is over those of the split for the value."""
+    import numpy as np
+    from sklearn.metrics import f1_score
+
+    value = float(f1_score(truth, answers, labels=np.unique(truth), average="macro", zero_division=0.0))
+    actual, answered, hits = np.split(sums, 3, axis=1)
+    f1 = ratio(2 * hits, actual + answered)
+    f1[actual == 0] = np.nan
+    drawn = np.isfinite(f1)
+    return percentile_interval(value, ratio(np.where(drawn, f1, 0).sum(axis=1), drawn.sum(axis=1)), level)
+
+
+def _per_label(truth: NDArray[np.int64], answers: NDArray[np.int64], labels: list[str]) -> tuple[LabelScore, ...]:
+    rows = []
+    for code, label in enumerate(labels):
+        actual, answered = int((truth == code).sum()), int((answers == code).sum())
+        hits = int(((truth == code) & (answers == code)).sum())
+        precision, recall = hits / answered if answered else None, hits / actual if actual else None
+        rows.append(LabelScore(label, actual, answered, precision, recall))
+    return tuple(rows)
+
+
+def _latency(values: list[float]) -> Latency:
+    import numpy as np
+
+    if not values:
+        return Latency(0, None, None, None)
+    p50, p95 = np.percentile(values, [50, 95])
+    return Latency(len(values), float(p50), float(p95), float(np.mean(values)))
+
+
+def _compare(a: _System, b: _System, sums: NDArray[np.float64], level: float) -> Comparison:
+    both = (a.there * b.there) > 0
+    n = int(both.sum())
+    first, second = int(a.correct[both].sum()), int(b.correct[both].sum())
+    only_first = int((both & (a.correct > b.correct)).sum())
+    only_second = int((both & (b.correct > a.correct)).sum())
+    difference = percentile_interval(
+        (first - second) / n if n else None, ratio(sums[:, 1] - sums[:, 2], sums[:, 0]), level
+    )
+    quotient = percentile_interval(first / second if second else None, ratio(sums[:, 1], sums[:, 2]), level)
+    p_value = mcnemar_exact(only_first, only_second)
+    return Comparison(a.name, b.name, n, difference, quotient, only_first, only_second, p_value)

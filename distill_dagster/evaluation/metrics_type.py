@@ -1,0 +1,35 @@
+"""The metrics table at the pandas boundary: a dagster-pandas type, used as a plain check.
+
+dagster-pandas is imported late and only here: the one place of the engine that knows it, because its column
+constraints are what validates the table that people and scripts read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NULLABLE = ("p50_ms", "p95_ms", "parameters", "bytes", "cost_usd_per_1k")
+
+
+def check_metrics_table(frame: pd.DataFrame) -> str | None:
+    """What is wrong with a metrics table, or None.
+
+    The table has one row per system: accuracy with its interval and macro-F1 as shares of 1, latencies in
+    milliseconds, size in bytes, cost in US dollars per 1,000 requests; nullable where unknown.
+    """
+    from dagster_pandas import PandasColumn, create_dagster_pandas_dataframe_type
+
+    share = [
+        PandasColumn.numeric_column(name, min_value=0.0, max_value=1.0)
+        for name in ("accuracy", "low", "high", "macro_f1")
+    ]
+    known = [PandasColumn.numeric_column(name, min_value=0.0, non_nullable=False) for name in NULLABLE]
+    metrics_type = create_dagster_pandas_dataframe_type(
+        "MetricsTable", columns=[PandasColumn.string_column("system", unique=True, non_nullable=True), *share, *known]
+    )
+    frame = frame.astype({name: "float64" for name in NULLABLE})
+    result = metrics_type.type_check(None, frame)  # type: ignore[arg-type]
+    return None if result.success else str(result.description)

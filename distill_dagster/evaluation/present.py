@@ -1,0 +1,181 @@
+"""Figures as text for people: what is unknown is called unknown, never zero."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distill_dagster.evaluation.metrics import DISTILLED, GOLDEN, TEACHER, Metrics, SystemFacts, SystemScore
+from distill_dagster.evaluation.statistics import Interval
+
+if TYPE_CHECKING:
+    import polars as pl
+
+UNKNOWN = "unknown"
+_TEXT_LIMIT = 600
+"""Characters of a text that an example shows."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An item that one of teacher and distilled got right and the other wrong; answers as they were given."""
+
+    item_id: str
+    text: str
+    reference: str
+    teacher: str
+    distilled: str
+
+
+def share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def interval(value: Interval) -> str:
+    """"0.912 [0.880, 0.941]", without the brackets where there is no interval."""
+    if value.low is None or value.high is None:
+        return share(value.value)
+    return f"{share(value.value)} {bounds(value)}"
+
+
+def bounds(value: Interval) -> str:
+    return "" if value.low is None or value.high is None else f"[{value.low:.3f}, {value.high:.3f}]"
+
+
+def points(value: Interval) -> str:
+    """A difference of shares in percentage points, signed."""
+    if value.value is None:
+        return "–"
+    low, high = value.low, value.high
+    ends = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{100 * value.value:+.1f}{ends}"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def milliseconds(seconds: float | None) -> str:
+    if seconds is None:
+        return UNKNOWN
+    ms = 1000 * seconds
+    return f"{ms:.2g} ms" if ms < 10 else f"{ms:,.0f} ms"
+
+
+def megabytes(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:,.0f} MB"
+
+
+def size(number: int | None) -> str:
+    """Bytes in decimal units."""
+    if number is None:
+        return UNKNOWN
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number} B"
+
+
+def count(number: float | None) -> str:
+    """A count with its scale: 134,515,008 is "135 M"."""
+    if number is None:
+        return UNKNOWN
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e4)):
+        if number >= scale:
+            return f"{number / (1e3 if unit == 'k' else scale):.3g} {unit}"
+    return f"{number:,.0f}"
+
+
+def dollars(value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    return "$0" if value == 0 else f"${value:.2g}" if value < 0.01 else f"${value:,.2f}" if value < 1e3 else f"${value:,.0f}"
+
+
+def p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "share": share,
+    "interval": interval,
+    "bounds": bounds,
+    "points": points,
+    "percent": percent,
+    "ms": milliseconds,
+    "mb": megabytes,
+    "size": size,
+    "count": count,
+    "dollars": dollars,
+    "p_value": p_value,
+}
+
+
+def summary_rows(metrics: Metrics) -> list[dict[str, str]]:
+    """The table that the command line prints: one row per system, golden only, every cell a text."""
+    rows = []
+    for name, score in metrics.golden.systems.items():
+        facts = metrics.facts.get(name, SystemFacts())
+        value, low, high = score.accuracy.value, score.accuracy.low, score.accuracy.high
+        ends = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+        rows.append(
+            {
+                "system": name,
+                "accuracy": "–" if value is None else f"{value:.2f}{ends}",
+                "latency": milliseconds(score.latency.p50),
+                "size": size(facts.bytes),
+                "cost per 1,000": dollars(facts.cost_usd_per_1k),
+            }
+        )
+    return rows
+
+
+def answer_text(answer: str | None) -> str:
+    """A canonical JSON answer as people read it: a label without its quotes, anything else as it stands."""
+    if answer is None:
+        return "(no answer)"
+    try:
+        value = json.loads(answer)
+    except json.JSONDecodeError:
+        return answer
+    return value if isinstance(value, str) else answer
+
+
+def mistakes(score: SystemScore, most: int = 10) -> list[tuple[str, str, int]]:
+    """The most frequent (reference, answer, items) of wrong answers."""
+    wrong = [cell for cell in score.confusion if cell[0] != cell[1]]
+    return sorted(wrong, key=lambda cell: (-cell[2], cell[0], cell[1]))[:most]
+
+
+def disagreements(
+    predictions: pl.DataFrame, texts: Mapping[str, str], most: int = 8
+) -> list[tuple[str, int, list[Example]]]:
+    """Golden items that only the teacher, or only the distilled student, got right: (which, how many, the first few).
+
+    The examples are the first by item id, so that nobody picks them.
+    """
+    import polars as pl
+
+    golden = predictions.filter((pl.col("split") == GOLDEN) & pl.col("reference").is_not_null())
+    sides = [golden.filter(pl.col("system") == name).select("item_id", "reference", "answer", "correct")
+             for name in (TEACHER, DISTILLED)]
+    joined = sides[0].join(sides[1].drop("reference"), on="item_id", suffix="_distilled").sort("item_id")
+    found = []
+    for title, by_teacher in (("Only the teacher is right", True), ("Only the distilled student is right", False)):
+        rows = joined.filter((pl.col("correct") == by_teacher) & (pl.col("correct_distilled") != by_teacher))
+        examples = []
+        for row in rows.head(most).iter_rows(named=True):
+            text = texts.get(row["item_id"], "(text not at hand)")
+            examples.append(
+                Example(
+                    item_id=row["item_id"],
+                    text=text if len(text) <= _TEXT_LIMIT else text[:_TEXT_LIMIT] + " …",
+                    reference=answer_text(row["reference"]),
+                    teacher=answer_text(row["answer"]),
+                    distilled=answer_text(row["answer_distilled"]),
+                )
+            )
+        found.append((title, rows.height, examples))
+    return found

@@ -1,0 +1,197 @@
+"""The report of one student: one HTML file that opens offline, the figures as JSON, and the predictions behind them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill_dagster import plots, tables
+from distill_dagster.evaluation import present
+from distill_dagster.evaluation.looks import append_golden_look, read_golden_looks
+from distill_dagster.evaluation.metrics import DISTILLED, Metrics, SplitMetrics, SystemScore, confusion_table
+from distill_dagster.evaluation.present import summary_rows
+from distill_dagster.evaluation.verdict import Verdict
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["ReportInputs", "append_golden_look", "metrics_json", "read_golden_looks", "summary_rows", "write_report"]
+
+REPORT, METRICS, PREDICTIONS = "report.html", "metrics.json", "predictions.parquet"
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
+_MAP_LABELS = 24
+"""Labels in the confusion heat map: with more of them only those with most errors are drawn."""
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """All that a report says besides the figures.
+
+    Attributes:
+        texts: item id to the text that was answered, for the examples of disagreement.
+        dataset: {"kept": {split: rows}, "dropped": {reason: rows}}.
+        training: series name to (step, value) points, e.g. "loss" and "dev accuracy"; None where there is no log.
+        golden_looks: entries of the log, oldest first, this look included.
+        latency_method: one sentence on how latency was measured.
+        versions: package name to version.
+        notice: what a reader must know before the figures, e.g. that teacher and student share their base.
+        extra: further top-level keys of metrics.json; the keys of this module win.
+    """
+
+    task: str
+    student: str
+    dataset_version: str
+    settings_hash: str
+    created_at: str
+    texts: Mapping[str, str]
+    dataset: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    training: Mapping[str, Sequence[tuple[float, float]]] | None = None
+    golden_looks: Sequence[Mapping[str, Any]] = ()
+    latency_method: str = "not measured"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notice: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_report(
+    folder: Path, predictions: pl.DataFrame, metrics: Metrics, verdict: Verdict, inputs: ReportInputs
+) -> None:
+    """Write report.html, metrics.json and predictions.parquet into a folder that exists.
+
+    Raises:
+        SchemaError: `predictions` does not have the declared columns.
+    """
+    table = tables.conform(predictions, tables.PREDICTIONS, ("system", "split", "item_id"))
+    tables.write_parquet(table, folder / PREDICTIONS, {})
+    figures = metrics_json(metrics, verdict, inputs)
+    (folder / METRICS).write_text(json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    (folder / REPORT).write_text(render_html(table, metrics, verdict, inputs), encoding="utf-8")
+
+
+def metrics_json(metrics: Metrics, verdict: Verdict, inputs: ReportInputs) -> dict[str, Any]:
+    """The figures as plain JSON. Scores are shares of 1, latencies seconds, costs US dollars; null is unknown."""
+    golden = metrics.golden
+    systems = {}
+    for name, score in golden.systems.items():
+        systems[name] = {
+            "metric": "accuracy",
+            "score": score.accuracy.to_dict(),
+            "macro_f1": score.macro_f1.to_dict(),
+            "n": score.n,
+            "latency_s": asdict(score.latency),
+            **asdict(metrics.facts[name]),
+        }
+    return dict(inputs.extra) | {
+        "task": inputs.task,
+        "student": inputs.student,
+        "systems": systems,
+        "retention": golden.retention.to_dict(),
+        "dataset_version": inputs.dataset_version,
+        "verdict": asdict(verdict),
+        "comparisons": _comparisons(golden),
+        "per_slice": {name: _slices(score) for name, score in golden.systems.items()},
+        "splits": {name: _split(split) for name, split in metrics.splits.items()},
+        "labels": list(metrics.labels),
+        "dataset": {part: dict(counts) for part, counts in inputs.dataset.items()},
+        "golden_looks": [dict(look) for look in inputs.golden_looks],
+        "settings_hash": inputs.settings_hash,
+        "statistics": {
+            "confidence": metrics.confidence,
+            "bootstrap_samples": metrics.bootstrap_samples,
+            "seed": metrics.seed,
+        },
+        "latency_method": inputs.latency_method,
+        "notice": inputs.notice,
+        "versions": dict(inputs.versions),
+        "created_at": inputs.created_at,
+    }
+
+
+def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Verdict, inputs: ReportInputs) -> str:
+    """One self-contained page: no script, no reference to anything outside the file, every value escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(present.FILTERS)
+    distilled = metrics.golden.systems[DISTILLED]
+    map_labels = _mistaken(distilled, metrics.labels)
+    return environment.get_template("report.html.j2").render(
+        inputs=inputs,
+        verdict=verdict,
+        metrics=metrics,
+        golden=metrics.golden,
+        distilled=distilled,
+        verdict_title={True: "Worth it", False: "Not worth it", None: "Undecided"}[verdict.worth_it],
+        others=[split for name, split in metrics.splits.items() if split is not metrics.golden],
+        slices=sorted({name for score in metrics.golden.systems.values() for name in score.per_slice}),
+        mistakes=present.mistakes(distilled),
+        disagreements=present.disagreements(predictions, inputs.texts),
+        map_is_partial=len(map_labels) < len(metrics.labels),
+        images=_images(metrics, map_labels, inputs),
+    )
+
+
+def _images(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInputs) -> dict[str, str]:
+    """Plots as data URIs; a plot without data is left out."""
+    drawn = {}
+    rows = [
+        (name, score.accuracy.value, score.accuracy.low, score.accuracy.high)
+        for name, score in metrics.golden.systems.items()
+    ]
+    known = [(n, v, lo, hi) for n, v, lo, hi in rows if v is not None and lo is not None and hi is not None]
+    drawn["intervals"] = plots.intervals(known, "", f"accuracy on golden, {100 * metrics.confidence:g} % interval")
+    columns, counts = confusion_table(metrics.golden.systems[DISTILLED], metrics.labels)
+    rows_at = [metrics.labels.index(label) for label in map_labels]
+    columns_at = [columns.index(label) for label in map_labels] + list(range(len(metrics.labels), len(columns)))
+    cut = [[counts[i][j] for j in columns_at] for i in rows_at]
+    drawn["confusion"] = plots.confusion(map_labels, [columns[j] for j in columns_at], cut, "")
+    for name, points in (inputs.training or {}).items():
+        if points:
+            drawn[f"training {name}"] = plots.lines({name: points}, "", "step", name)
+    if inputs.dataset.get("dropped"):
+        drawn["dropped"] = plots.bar_counts(inputs.dataset["dropped"], "", "rows left out, by reason")
+    return {name: plots.data_uri(png) for name, png in drawn.items()}
+
+
+def _mistaken(score: SystemScore, labels: Sequence[str]) -> list[str]:
+    """The labels of the heat map in the task's order: all, or those with most errors in either direction."""
+    if len(labels) <= _MAP_LABELS:
+        return list(labels)
+    errors = dict.fromkeys(labels, 0)
+    for reference, answer, items in score.confusion:
+        for label in {reference, answer} & errors.keys() if reference != answer else ():
+            errors[label] += items
+    most = set(sorted(labels, key=lambda label: -errors[label])[:_MAP_LABELS])
+    return [label for label in labels if label in most]
+
+
+def _comparisons(split: SplitMetrics) -> dict[str, dict[str, Any]]:
+    return {f"{first} - {second}": c.to_dict() for (first, second), c in split.comparisons.items()}
+
+
+def _slices(score: SystemScore) -> dict[str, dict[str, float]]:
+    return {name: {"n": n, "accuracy": accuracy} for name, (n, accuracy) in score.per_slice.items()}
+
+
+def _split(split: SplitMetrics) -> dict[str, Any]:
+    systems = {}
+    for name, score in split.systems.items():
+        systems[name] = {
+            "n": score.n,
+            "accuracy": score.accuracy.to_dict(),
+            "macro_f1": score.macro_f1.to_dict(),
+            "latency_s": asdict(score.latency),
+            "per_slice": _slices(score),
+            "per_label": [asdict(label) for label in score.per_label],
+            "confusion": [list(cell) for cell in score.confusion],
+        }
+    return {"systems": systems, "comparisons": _comparisons(split), "retention": split.retention.to_dict()}

@@ -1,0 +1,102 @@
+"""Intervals and paired tests on per-item results. Every function works on arrays of one entry (row) per item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_CHUNK_CELLS = 4_000_000
+"""Items times samples that are drawn at a time: bounds the memory at some tens of megabytes."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its interval. `None` where it is not defined (a ratio to zero, no item)."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    def to_dict(self) -> dict[str, float | None]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def resample_weights(items: int, samples: int, seed: int) -> Iterator[NDArray[np.float32]]:
+    """How often each item stands in each bootstrap sample, in blocks of shape (samples of the block, items).
+
+    Drawing `items` items with replacement (Efron 1979) is all that a statistic made of counts needs to know of a
+    sample, and one block times a matrix of per-item contributions gives those counts for every system at once. Since
+    all systems share the weights, differences and ratios of them are paired.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    step = max(1, _CHUNK_CELLS // max(items, 1))
+    for start in range(0, samples, step):
+        rows = min(step, samples - start)
+        drawn = rng.integers(0, items, size=(rows, items))
+        drawn += np.arange(rows)[:, None] * items
+        counts = np.bincount(drawn.ravel(), minlength=rows * items).reshape(rows, items)
+        yield counts.astype(np.float32)  # exact: a count stays far below 2**24
+
+
+def bootstrap_sums(contributions: NDArray[np.float32], samples: int, seed: int) -> NDArray[np.float64]:
+    """Sums of the contributions (items, columns) over every bootstrap sample: shape (samples, columns)."""
+    import numpy as np
+
+    blocks = [weights @ contributions for weights in resample_weights(len(contributions), samples, seed)]
+    return np.concatenate(blocks).astype(np.float64)
+
+
+def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Element-wise quotient; NaN where the divisor is zero."""
+    import numpy as np
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(below > 0, above / below, np.nan)
+
+
+def percentile_interval(value: float | None, draws: NDArray[np.float64], confidence: float) -> Interval:
+    """Percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
+
+    Samples in which the statistic is not defined (NaN) are left out. The interval is widened to hold `value` where the
+    statistic is biased in small samples, as macro-F1 and ratios are.
+    """
+    import numpy as np
+
+    defined = draws[np.isfinite(draws)]
+    if value is None or not len(defined):
+        return Interval(value)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def accuracy_interval(correct: int, items: int, draws: NDArray[np.float64], confidence: float) -> Interval:
+    """Percentile bootstrap; the exact binomial interval (Clopper & Pearson 1934) where every item is right or wrong.
+
+    There every bootstrap sample is the same, and the percentiles would claim certainty that a few items cannot give.
+    """
+    from scipy.stats import binomtest
+
+    if not items:
+        return Interval(None)
+    value = correct / items
+    if 0 < correct < items:
+        return percentile_interval(value, draws, confidence)
+    exact = binomtest(correct, items).proportion_ci(confidence, method="exact")
+    return Interval(value, min(float(exact.low), value), max(float(exact.high), value))
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value of McNemar's test (1947) from the two discordant counts; 1 where there are none."""
+    from scipy.stats import binomtest
+
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)

@@ -1,0 +1,182 @@
+"""Was it worth it? The answer in words, whatever the figures are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distill_dagster.evaluation.metrics import (
+    BASE,
+    CENTROID,
+    DISTILLED,
+    SEED_ONLY,
+    SLICE_LABEL,
+    TEACHER,
+    Comparison,
+    Metrics,
+)
+from distill_dagster.evaluation.statistics import Interval
+
+NAMES = {
+    TEACHER: "the teacher",
+    BASE: "the untrained base",
+    SEED_ONLY: "the student trained on the human examples alone (seed_only)",
+    DISTILLED: "the distilled student",
+    CENTROID: "the class centroid of the examples' embeddings (centroid)",
+    SLICE_LABEL: "the student trained on slice names (slice_label)",
+}
+NOTABLE_GAIN = 0.05
+"""Accuracy. A system that distilled does not beat is called as good only where a gain of this size is ruled out."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`worth_it` is None where the items cannot tell; `best_other` is "" where there is nothing to compare with."""
+
+    worth_it: bool | None
+    text: str
+    best_other: str
+
+
+def decide(metrics: Metrics) -> Verdict:
+    """Compare the distilled student with the teacher and with the best of all other systems on golden.
+
+    A difference is clear where its paired interval leaves out zero and the exact McNemar test agrees at the same
+    level. Distilling was worth it where the student is clearly better than every other system. It was not where
+    another is clearly better, or scores no lower while a gain of `NOTABLE_GAIN` can be ruled out (or the teacher is
+    clearly below the untrained base): then the cheaper system is the answer. All else is too close to call. A teacher
+    no better than the base, and slices that teach as much as the teacher, are named in each case.
+    """
+    golden = metrics.golden
+    own = golden.systems[DISTILLED].accuracy.value
+    against = {
+        second: c
+        for (first, second), c in golden.comparisons.items()
+        if first == DISTILLED and second != TEACHER and c.difference.value is not None
+    }
+    if not against or own is None:
+        text = f"No verdict: {_scores(metrics, DISTILLED)}, and there is no other system to compare it with."
+        return Verdict(None, f"{text} {_teacher_words(metrics)}".strip(), "")
+
+    # The smallest lead decides; between equals the system that takes the least work.
+    level = 1 - metrics.confidence
+    better = [name for name, c in against.items() if _clearly_worse(c, level)]
+    best = min(better or against, key=lambda name: (against[name].difference.value or 0.0, _work(name)))
+    closest = against[best]
+    lead = closest.difference.value or 0.0
+    unclear = [name for name, c in against.items() if not _clearly_better(c, level)]
+    figures = f"{_scores(metrics, DISTILLED, best)}; {_difference(closest, metrics.confidence)}"
+    cause = _cause(metrics, against, level)
+
+    if not unclear:
+        text = f"Yes, distilling was worth it: {figures}."
+        return Verdict(True, _join(text, _teacher_words(metrics), cause), best)
+    if better:
+        text = f"No: {NAMES.get(best, best)} is better than the distilled student; use it instead ({figures})."
+        return Verdict(False, _join(text, cause), best)
+    if lead <= 0 and (_unseen_gain(closest) <= NOTABLE_GAIN or _weak_teacher(metrics, level)):
+        text = (
+            f"No: {NAMES.get(best, best)} is at least as good as the distilled student and needs no distilling; use "
+            f"it instead ({figures})."
+        )
+        return Verdict(False, _join(text, cause), best)
+    names = " and ".join(NAMES.get(name, name) for name in unclear)
+    text = f"Too close to call at {closest.n} golden items between the distilled student and {names}: {figures}."
+    advice = "Add golden items; until they say otherwise, the system that costs less is the safer choice."
+    return Verdict(None, _join(text, _teacher_words(metrics), cause, advice), best)
+
+
+def _clearly_better(c: Comparison, level: float) -> bool:
+    return (c.difference.low or 0.0) > 0 and c.p_value <= level
+
+
+def _clearly_worse(c: Comparison, level: float) -> bool:
+    return c.difference.high is not None and c.difference.high < 0 and c.p_value <= level
+
+
+def _unseen_gain(c: Comparison) -> float:
+    """The largest gain in accuracy the items leave open; never below the rule of three (Hanley 1983), 3 / items.
+
+    The rule matters where both systems agree on every item: resampling then shows no spread at all.
+    """
+    return max(c.difference.high or 0.0, 3 / c.n)
+
+
+def _weak_teacher(metrics: Metrics, level: float) -> bool:
+    c = metrics.golden.comparisons.get((BASE, TEACHER))
+    return c is not None and _clearly_better(c, level)
+
+
+def _cause(metrics: Metrics, against: dict[str, Comparison], level: float) -> str:
+    """What explains the result: a teacher no better than the base, or slices that teach as much as the teacher."""
+    parts = []
+    base = metrics.golden.comparisons.get((BASE, TEACHER))
+    if base is not None and base.difference.value is not None and base.difference.value >= 0:
+        weaker = "is weaker than" if _weak_teacher(metrics, level) else "scores no higher than"
+        parts.append(
+            f"This teacher {weaker} the untrained base ({_scores(metrics, TEACHER, BASE)}; base minus teacher "
+            f"{_points(base.difference)} points): choose a stronger teacher."
+        )
+    slices = against.get(SLICE_LABEL)
+    if slices is not None and (slices.difference.value or 0.0) <= 0:
+        better = "is better" if _clearly_worse(slices, level) else "scores no lower"
+        parts.append(
+            f"The teacher added nothing: {NAMES[SLICE_LABEL]}, without a teacher, {better} "
+            f"({_scores(metrics, SLICE_LABEL, DISTILLED)})."
+        )
+    return " ".join(parts)
+
+
+def _teacher_words(metrics: Metrics) -> str:
+    """How much of the teacher is kept, and at what speed."""
+    golden = metrics.golden
+    kept = golden.retention
+    if kept.value is None:
+        return ""
+    low, high = kept.low, kept.high
+    interval = "" if low is None or high is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
+    words = f"The distilled student keeps {100 * kept.value:.0f} %{interval} of the teacher's accuracy"
+    own, teacher = golden.systems[DISTILLED].latency.p50, golden.systems[TEACHER].latency.p50
+    if not own or not teacher:
+        return f"{words}; the latency of both was not measured, so nothing is said about speed."
+    if teacher >= own:
+        return f"{words} at {_times(teacher / own)} lower median latency ({_seconds(own)} against {_seconds(teacher)})."
+    slower = f"{_times(own / teacher)} higher ({_seconds(own)} against {_seconds(teacher)})"
+    return f"{words}, but its median latency is {slower}."
+
+
+def _scores(metrics: Metrics, *systems: str) -> str:
+    found = metrics.golden.systems
+    return ", ".join(f"{name} {found[name].accuracy.value:.3f}" for name in systems)
+
+
+def _work(system: str) -> int:
+    order = (BASE, CENTROID, SEED_ONLY, SLICE_LABEL)
+    return order.index(system) if system in order else len(order)
+
+
+def _difference(c: Comparison, confidence: float) -> str:
+    return (
+        f"the difference is {_points(c.difference)} points ({100 * confidence:g} % interval over {c.n} golden items, "
+        f"McNemar p {_p_value(c.p_value)})"
+    )
+
+
+def _points(interval: Interval) -> str:
+    value, low, high = (100 * (v or 0.0) for v in (interval.value, interval.low, interval.high))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.0f} times" if factor >= 10 else f"{factor:.1f} times"
+
+
+def _seconds(value: float) -> str:
+    return f"{1000 * value:.0f} ms" if value < 10 else f"{value:.1f} s"
+
+
+def _join(*parts: str) -> str:
+    return " ".join(part for part in parts if part)

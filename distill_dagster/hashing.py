@@ -1,0 +1,30 @@
+"""Content hashes: canonical JSON in, sha256 out. Never a hash that a library may change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no white space and real Unicode: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def content_hash(value: Any) -> str:
+    """sha256 (64 hex digits) of a JSON-like value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """sha256 (64 hex digits) of a file's bytes, read in blocks."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def folder_hash(folder: Path, leave_out: tuple[str, ...] = ()) -> str:
+    """Hash of the names and bytes of all files below a folder, but for the names in `leave_out`."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in leave_out)
+    return content_hash([[p.relative_to(folder).as_posix(), file_hash(p)] for p in files])

@@ -1,0 +1,50 @@
+"""Where things are: the project folder, the task folders, and everything generated."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folders of one installation.
+
+    `DISTILL_HOME` moves everything generated (lake, store, models, instance, reports); `DISTILL_TASKS` moves the
+    task folders. By default both lie below `data/` of the project.
+    """
+
+    root: Path
+    tasks: Path
+
+    @classmethod
+    def from_env(cls) -> Home:
+        root = Path(os.environ.get("DISTILL_HOME") or PROJECT / "data").expanduser().resolve()
+        tasks = Path(os.environ.get("DISTILL_TASKS") or PROJECT / "data" / "tasks").expanduser().resolve()
+        return cls(root=root, tasks=tasks)
+
+    @property
+    def lake(self) -> Path:
+        return self.root / "lake"
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    @property
+    def instance(self) -> Path:
+        return self.root / "instance"
+
+    def report_folder(self, task: str, student: str) -> Path:
+        return self.reports / task / student

@@ -1,0 +1,71 @@
+"""The few-shot pool and the draws: what every teacher prompt shares."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import polars as pl
+
+from distill_dagster.spec import FewShot
+from distill_dagster.tables import CONTEXT, frame_of
+from distill_dagster.taskfiles import Row, normalize
+
+
+@dataclass(frozen=True)
+class Example:
+    id: str
+    text: str
+    label: str
+
+
+def prompt_context(examples: list[Row], held_out: set[str]) -> pl.DataFrame:
+    """The pool of few-shot examples.
+
+    A row whose text equals a golden or dev row (`contaminated`) or an earlier example (`duplicate`) stays in the table
+    with the reason in `removed`, and is never used. Rows leave the training side, never golden.
+    """
+    seen: set[str] = set()
+    rows: list[dict[str, object]] = []
+    for row in sorted(examples, key=lambda r: r.id):
+        key = normalize(row.text)
+        removed = "contaminated" if key in held_out else "duplicate" if key in seen else None
+        seen.add(key)
+        rows.append({"id": row.id, "text": row.text.strip(), "label": row.label, "removed": removed})
+    return frame_of(rows, CONTEXT, ("id",))
+
+
+def pool(context: pl.DataFrame) -> list[Example]:
+    kept = context.filter(pl.col("removed").is_null())
+    return [Example(r["id"], r["text"], r["label"]) for r in kept.iter_rows(named=True)]
+
+
+def draws(examples: list[Example], labels: list[str], few_shot: FewShot) -> list[list[Example]]:
+    """The few-shot examples of each draw, in prompt order.
+
+    Each label's examples are shuffled once; draw i takes the next `per_label` of them (going round when they run out),
+    and the whole draw is shuffled. So draws share no example while the pool lasts, and averaging over draws steadies
+    what the choice and the order of examples shake.
+    """
+    order = random.Random(few_shot.seed)
+    by_label: dict[str, list[Example]] = {}
+    for label in labels:
+        mine = sorted((e for e in examples if e.label == label), key=lambda e: e.id)
+        order.shuffle(mine)
+        by_label[label] = mine
+    chosen: list[list[Example]] = []
+    for draw in range(few_shot.draws):
+        start = draw * few_shot.per_label
+        picked = [
+            mine[(start + k) % len(mine)] for mine in by_label.values() for k in range(few_shot.per_label) if mine
+        ]
+        order.shuffle(picked)
+        chosen.append(picked)
+    return chosen
+
+
+def left_out(examples: list[Example], draw: list[Example], labels: list[str], per_label: int) -> list[Example]:
+    """Up to `per_label` examples of each label that are not in a draw: balanced inputs for its calibration."""
+    used = {e.id for e in draw}
+    free = [e for e in sorted(examples, key=lambda e: e.id) if e.id not in used]
+    return [e for label in labels for e in [f for f in free if f.label == label][:per_label]]

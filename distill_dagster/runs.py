@@ -1,0 +1,240 @@
+"""Driving the assets from the command line: the same assets, in the same Dagster instance as the UI, in this process.
+
+Part of the composition root `cli.py`; the only engine modules that import Dagster are these two and `definitions.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from distill_dagster.graph import SOURCES
+from distill_dagster.lake import Lake, node
+from distill_dagster.paths import PROJECT, Home
+from distill_dagster.sources import source_version
+from distill_dagster.state import State, Status
+from distill_dagster.taskfiles import TaskFolder
+
+TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
+DATA_VERSION_TAG = "dagster/data_version"
+
+
+@dataclass
+class Outcome:
+    """What one command did."""
+
+    runs: list[str] = field(default_factory=list)
+    partitions: dict[str, list[str | None]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    blocked: dict[str, str] = field(default_factory=dict)
+    teacher_calls: int = 0
+    teacher_calls_cached: int = 0
+    cost_usd: float | None = 0.0
+    model_s: float = 0.0
+    wall_s: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "runs": self.runs,
+            "partitions": self.partitions,
+            "failed": self.failed,
+            "blocked": self.blocked,
+            "teacher_calls": self.teacher_calls,
+            "teacher_calls_cached": self.teacher_calls_cached,
+            "cost_usd": self.cost_usd,
+            "model_s": round(self.model_s, 2),
+            "wall_s": round(self.wall_s, 2),
+        }
+
+
+def instance_folder(home: Home) -> None:
+    """Make the instance's folder, with the project's dagster.yaml, and point DAGSTER_HOME at it unless it is set."""
+    if not os.environ.get("DAGSTER_HOME"):
+        os.environ["DAGSTER_HOME"] = str(home.instance)
+    if os.environ["DAGSTER_HOME"] != str(home.instance):
+        return
+    home.instance.mkdir(parents=True, exist_ok=True)
+    wanted, there = PROJECT / "dagster.yaml", home.instance / "dagster.yaml"
+    if wanted.exists() and (not there.exists() or there.read_bytes() != wanted.read_bytes()):
+        temporary = there.with_suffix(".writing")
+        shutil.copyfile(wanted, temporary)
+        temporary.replace(there)
+
+
+@contextmanager
+def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
+    instance_folder(home)
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+def slices_name(task: str) -> str:
+    return f"{task}_slices"
+
+
+def sync(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
+    """Slices become partitions, and the user's files are observed, as far as they changed."""
+    name, keys = slices_name(folder.name), folder.slice_keys()
+    known = set(instance.get_dynamic_partitions(name))
+    if new := sorted(set(keys) - known):
+        instance.add_dynamic_partitions(name, new)
+    for gone in sorted(known - set(keys)):
+        instance.delete_dynamic_partition(name, gone)
+    for source in SOURCES.values():
+        partitions: list[str | None] = [None]
+        if source.partition is not None:
+            partitions = list(keys if source.partition == "slice" else folder.task.students)
+        for partition in partitions:
+            version = source_version(folder, source.name, partition)
+            key = dg.AssetKey([folder.name, source.name])
+            chosen = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
+            latest = instance.fetch_observations(chosen, limit=1).records
+            seen = latest[0].asset_observation if latest else None
+            if seen is None or (seen.tags or {}).get(DATA_VERSION_TAG) != version:
+                tags = {DATA_VERSION_TAG: version}
+                instance.report_runless_asset_event(dg.AssetObservation(key, partition=partition, tags=tags))
+
+
+Event = Callable[[str, str], None]
+"""Called with ("start" | "done" | "failed", what)."""
+
+
+class Runner:
+    """Brings one task up to date: runs what is missing or stale, in order, until nothing is."""
+
+    def __init__(self, home: Home, folder: TaskFolder, instance: dg.DagsterInstance, defs: dg.Definitions) -> None:
+        self.home, self.folder, self.instance = home, folder, instance
+        self.lake = Lake(home.lake, home.reports)
+        self._job = defs.resolve_implicit_global_asset_job_def()
+        self._unrecorded: set[str] = set()
+
+    def run(self, slices: list[str] | None, students: list[str], tell: Event) -> Outcome:
+        """Materialize what is not fresh. A failed partition does not hold up the others, only what needs it."""
+        outcome, started, tried = Outcome(), time.perf_counter(), set[str]()
+        self._unrecorded = self._missing_events(slices, students)
+        with ExitStack() as held:
+            while batch := self._next(slices, students, tried, outcome):
+                if TEACHER_STAGES & {s.asset for s in batch} and not tried & {"server"}:
+                    tried.add("server")
+                    self._hold_server(held)
+                tried |= {s.name for s in batch}
+                self._execute(batch, outcome, tell)
+        outcome.wall_s = time.perf_counter() - started
+        return outcome
+
+    def _missing_events(self, slices: list[str] | None, students: list[str]) -> set[str]:
+        """Artifacts that the lake has and this Dagster instance does not know (its storage was moved or removed)."""
+        found = set()
+        for status in State(self.folder, self.lake).all(students, slices):
+            if status.record is None:
+                continue
+            key = dg.AssetKey([self.folder.name, status.asset])
+            chosen = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[status.partition] if status.partition else None)
+            latest = self.instance.fetch_materializations(chosen, limit=1).records
+            event = latest[0].asset_materialization if latest else None
+            if event is None or (event.tags or {}).get(DATA_VERSION_TAG) != status.record.data_version:
+                found.add(status.name)
+        return found
+
+    def _next(
+        self, slices: list[str] | None, students: list[str], tried: set[str], outcome: Outcome
+    ) -> list[Status]:
+        """The next run: the first artifact that is due and ready, and those of its partition that only wait for it."""
+        state = State(self.folder, self.lake)
+        batch: list[Status] = []
+        planned: set[str] = set()
+        for status in state.all(students, slices):
+            if status.name in tried or (status.state == "fresh" and status.name not in self._unrecorded):
+                continue
+            needs = state.inputs(state.stages[status.asset], status.partition)
+            stuck = self._stuck(state, needs, tried, outcome)
+            if stuck:
+                outcome.blocked.setdefault(status.name, stuck)
+                continue
+            outcome.blocked.pop(status.name, None)
+            if not batch:
+                if status.state != "waiting":
+                    batch, planned = [status], {status.name}
+            elif (
+                status.state in ("waiting", "missing")
+                and status.partition == batch[0].partition
+                and all(version is not None or name in planned for name, version in needs.items())
+            ):
+                # A first fill: nothing can stop the wave, so one run takes the whole chain.
+                batch.append(status)
+                planned.add(status.name)
+        return batch
+
+    def _stuck(self, state: State, needs: dict[str, str | None], tried: set[str], outcome: Outcome) -> str | None:
+        """Why an artifact cannot be made in this command: something upstream failed, or did not pass its checks."""
+        for name in needs:
+            if name in outcome.failed:
+                return f"{name} failed"
+            if name in outcome.blocked:
+                return f"{name} is held back"
+            asset, _, rest = name.partition("[")
+            if asset in state.stages:
+                record = self.lake.record(self.folder.name, asset, rest.removesuffix("]") or None)
+                if record is not None and record.extra.get("blocked") and name in tried:
+                    return f"{name} did not pass {', '.join(record.extra['blocked'])}"
+        return None
+
+    def _hold_server(self, held: ExitStack) -> None:
+        """Keep one use of the embedded server, so that it stays warm between the runs of this command."""
+        from distill_dagster.teacher.embedded import SERVERS
+
+        spec = self.folder.task.teacher
+        if spec.embedded:
+            _, lease = SERVERS.acquire(spec, self.home.models)
+            held.callback(SERVERS.release, lease)
+
+    def _execute(self, batch: list[Status], outcome: Outcome, tell: Event) -> None:
+        what = ", ".join(s.name for s in batch)
+        tell("start", what)
+        result = self._job.execute_in_process(
+            instance=self.instance,
+            partition_key=batch[0].partition,
+            asset_selection=[dg.AssetKey([self.folder.name, s.asset]) for s in batch],
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
+        )
+        outcome.runs.append(result.run_id)
+        failures = {
+            event.step_key: event.step_failure_data.error for event in result.all_events if event.is_step_failure
+        }
+        made = {event.asset_key for event in result.get_asset_materialization_events()}
+        for status in batch:
+            if dg.AssetKey([self.folder.name, status.asset]) in made:
+                self._count(status, outcome)
+            elif not any(other.name in outcome.failed for other in batch):
+                error = next((e for key, e in failures.items() if status.asset in key), None)
+                outcome.failed[status.name] = _message(error)
+        tell("done" if result.success else "failed", what)
+
+    def _count(self, status: Status, outcome: Outcome) -> None:
+        outcome.partitions.setdefault(status.asset, []).append(status.partition)
+        record = self.lake.record(self.folder.name, status.asset, status.partition)
+        extra = record.extra if record else {}
+        outcome.teacher_calls += extra.get("teacher_calls", 0)
+        outcome.teacher_calls_cached += extra.get("teacher_calls_cached", 0)
+        outcome.model_s += extra.get("model_s", 0.0)
+        if "teacher_calls" in extra and extra["teacher_calls"]:
+            cost = extra.get("cost_usd")
+            outcome.cost_usd = None if cost is None or outcome.cost_usd is None else outcome.cost_usd + cost
+        self._unrecorded.discard(node(status.asset, status.partition))
+
+
+def _message(error: Any) -> str:
+    """The innermost message of a step's failure, without Dagster's frame around it."""
+    if error is None:
+        return "the step failed; its log is in the UI"
+    while error.cause is not None:
+        error = error.cause
+    return str(error.message).split(": ", 1)[-1].strip()

@@ -1,0 +1,53 @@
+"""Data versions of the user's files: what a change of them means, not what their bytes are."""
+
+from __future__ import annotations
+
+from distill_dagster.graph import SOURCES
+from distill_dagster.hashing import content_hash
+from distill_dagster.taskfiles import Row, TaskFolder
+
+
+def _rows(rows: list[Row]) -> list[str]:
+    return sorted(content_hash(row.model_dump(exclude={"source"})) for row in rows)
+
+
+def source_version(folder: TaskFolder, source: str, partition: str | None = None) -> str:
+    """The data version of one source.
+
+    Raises:
+        InputError: the file is malformed; nothing that was made from it before is touched.
+    """
+    task = folder.task
+    match source:
+        case "slice_files":
+            assert partition is not None
+            return folder.slice(partition).content_version()
+        case "slice_manifest":
+            return content_hash(folder.slice_keys())
+        case "golden_set":
+            return content_hash({"golden": _rows(folder.golden), "dev": _rows(folder.dev)})
+        case "human_examples":
+            return content_hash({"examples": _rows(folder.examples), "human": _rows(folder.human)})
+        case "teacher_settings":
+            return task.teacher_hash(folder.templates())
+        case "curation_settings":
+            return task.curation_hash()
+        case "evaluation_settings":
+            return task.evaluation_hash()
+        case "student_settings":
+            assert partition is not None
+            return task.student_hash(partition)
+    raise KeyError(f"{source} is not one of {', '.join(SOURCES)}")
+
+
+def slices_are_labels(folder: TaskFolder) -> bool:
+    """Whether every slice is named like a label: then a slice could be taken for the answer."""
+    names = {"".join(c for c in label.casefold() if c.isalnum()) for label in folder.task.label_names}
+    keys = ["".join(c for c in key if c.isalnum()) for key in folder.slice_keys()]
+    return bool(keys) and all(key in names for key in keys)
+
+
+def label_of_slice(folder: TaskFolder, key: str) -> str:
+    """The label that a slice is named like, where `slices_are_labels`."""
+    plain = "".join(c for c in key if c.isalnum())
+    return next(x for x in folder.task.label_names if "".join(c for c in x.casefold() if c.isalnum()) == plain)

@@ -1,0 +1,240 @@
+"""What a user writes in `task.yaml`: parsed, validated, hashed by part.
+
+Every model forbids unknown keys, so that a misspelt setting is an error and not a silent default.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from distill_dagster.hashing import content_hash
+
+TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+SLICE_KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+STUDENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+EMBEDDED = "embedded/"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Label(_Model):
+    """A category: its name as the models see it, and what belongs to it and what does not."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    description: Annotated[str, Field(min_length=1)]
+
+    @field_validator("name")
+    @classmethod
+    def _trimmed(cls, value: str) -> str:
+        if value != value.strip() or "\n" in value:
+            raise ValueError("a label has no space at its ends and no line break")
+        return value
+
+
+class FewShot(_Model):
+    """How examples.jsonl becomes few-shot examples. Draw i takes the next `per_label` examples of each label."""
+
+    per_label: Annotated[int, Field(ge=0, le=50)] = 3
+    draws: Annotated[int, Field(ge=1, le=32)] = 3
+    seed: int = 0
+    retrieve: Annotated[int, Field(ge=0, le=200)] = Field(
+        default=0, description="0: the same examples for every message; N: the N examples nearest to the message"
+    )
+
+
+class TeacherSpec(_Model):
+    """Who answers. `model` is `embedded/smollm2-135m-instruct` or any litellm model id."""
+
+    model: str
+    api: Literal["chat", "text"] = Field(
+        default="chat", description="chat completions, or plain text completions for base models"
+    )
+    api_base: str | None = None
+    api_key_env: str | None = Field(default=None, description="name of the environment variable that holds the key")
+    revision: str | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 16
+    soft_labels: Literal["logprobs", "votes"] = Field(
+        default="votes", description="token log-probabilities where the provider gives them, else the samples' votes"
+    )
+    top_logprobs: Annotated[int, Field(ge=1, le=1000)] = 20
+    resolve_labels: bool = Field(
+        default=False,
+        description="labels that share their first tokens: ask again behind the shared part (text API only)",
+    )
+    calibration: Literal["none", "examples"] = Field(
+        default="none", description="divide soft labels by the teacher's mean answer to examples left out of the draw"
+    )
+    calibration_items: Annotated[int, Field(ge=1, le=50)] = Field(
+        default=3, description="examples of each label for the calibration"
+    )
+    few_shot: FewShot = FewShot()
+    concurrency: Annotated[int, Field(ge=1, le=512)] = 8
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    max_retries: Annotated[int, Field(ge=0, le=20)] = 4
+    min_success: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.9, description="share of answers below which the asset fails instead of passing on partial results"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TeacherSpec:
+        if self.resolve_labels and self.api != "text":
+            raise ValueError("resolve_labels continues a half-written answer, which needs `api: text`")
+        if self.calibration != "none" and self.soft_labels != "logprobs":
+            raise ValueError("calibration corrects probabilities and needs `soft_labels: logprobs`")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        return self.model.startswith(EMBEDDED)
+
+    def identity(self) -> dict[str, Any]:
+        """All that can change an answer: in every request_key. Not where it is asked, how fast or how often."""
+        return {"model": self.model, "revision": self.revision}
+
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that can change the teacher's tables (not its limits, address or key)."""
+        return self.model_dump(
+            exclude={"api_base", "api_key_env", "concurrency", "timeout_s", "max_retries", "min_success"}
+        )
+
+
+class Lora(_Model):
+    """Low-rank adapters (Hu et al. 2021)."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class StudentSpec(_Model):
+    """Who learns: a causal LM that writes the label, or an encoder with a classification head."""
+
+    model: str = Field(description="name of a packaged model, a folder, or a hub id")
+    architecture: Literal["causal_lm", "encoder"]
+    revision: str | None = None
+    lora: Lora = Lora()
+    quantization: Literal["none", "nf4"] = "none"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    epochs: Annotated[int, Field(ge=1, le=200)] = 2
+    seed_only_epochs: Annotated[int, Field(ge=1, le=500)] | None = Field(
+        default=None, description="epochs of seed_only; by default `epochs`"
+    )
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    temperature: Annotated[float, Field(gt=0, le=20)] = Field(default=1.0, description="of the distillation loss")
+    soft_weight: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="1: soft labels alone, 0: the kept label alone"
+    )
+    max_tokens: Annotated[int, Field(ge=8, le=8192)] = Field(default=256, description="of a prompt; longer ones are cut")
+    seed: int = 0
+
+
+class Filters(_Model):
+    """Thresholds of filtered_dataset: changing one re-cuts from stored scores and asks no teacher."""
+
+    min_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="share of the samples that agree with the candidate"
+    )
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="probability of the candidate in its soft label"
+    )
+    min_words: Annotated[int, Field(ge=0)] = 1
+    max_words: Annotated[int, Field(ge=1)] = 400
+
+
+class CurationSpec(_Model):
+    filters: Filters = Filters()
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    min_rows: Annotated[int, Field(ge=1)] = Field(default=20, description="fewer kept rows block training")
+    seed: int = 0
+
+
+class EvaluationSpec(_Model):
+    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    latency_items: Annotated[int, Field(ge=1, le=10_000)] = 40
+    student_usd_per_hour: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="price of the machine that serves the student; without it the cost is unknown"
+    )
+    seed: int = 0
+
+
+class Task(_Model):
+    """All of `task.yaml`."""
+
+    kind: Literal["classification"]
+    description: Annotated[str, Field(min_length=1)]
+    instructions: Annotated[str, Field(min_length=1)] = "Sort the message into one of the categories."
+    item: Annotated[str, Field(min_length=1, max_length=40)] = Field(
+        default="Message", description="what one prompt is called in templates: Ticket, Message, Question"
+    )
+    owners: list[str] = []
+    labels: Annotated[list[Label], Field(min_length=2)]
+    teacher: TeacherSpec
+    students: Annotated[dict[str, StudentSpec], Field(min_length=1)]
+    default_student: str | None = None
+    curation: CurationSpec = CurationSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _short_teacher(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @field_validator("students")
+    @classmethod
+    def _student_names(cls, value: dict[str, StudentSpec]) -> dict[str, StudentSpec]:
+        for name in value:
+            if not STUDENT_NAME.fullmatch(name):
+                raise ValueError(f"student name {name!r} must match {STUDENT_NAME.pattern}")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _unique_labels(cls, value: list[Label]) -> list[Label]:
+        seen: set[str] = set()
+        for label in value:
+            if label.name.casefold() in seen:
+                raise ValueError(f"label {label.name!r} stands twice")
+            seen.add(label.name.casefold())
+        return value
+
+    @model_validator(mode="after")
+    def _default_student(self) -> Task:
+        if self.default_student is not None and self.default_student not in self.students:
+            raise ValueError(f"default_student {self.default_student!r} is not one of {', '.join(self.students)}")
+        return self
+
+    @property
+    def label_names(self) -> list[str]:
+        return [label.name for label in self.labels]
+
+    @property
+    def chosen_student(self) -> str:
+        return self.default_student or next(iter(self.students))
+
+    def _shared(self) -> dict[str, Any]:
+        return {"kind": self.kind, "labels": [label.model_dump() for label in self.labels]}
+
+    def teacher_hash(self, templates: dict[str, str]) -> str:
+        """Hash of everything that shapes a teacher request or how its answer is read."""
+        shared = self._shared() | {"instructions": self.instructions, "item": self.item}
+        return content_hash(shared | {"teacher": self.teacher.result_settings(), "templates": templates})
+
+    def curation_hash(self) -> str:
+        return content_hash({"kind": self.kind, "labels": self.label_names, "curation": self.curation.model_dump()})
+
+    def student_hash(self, student: str) -> str:
+        shared = self._shared() | {"instructions": self.instructions, "item": self.item}
+        return content_hash(shared | {"student": self.students[student].model_dump()})
+
+    def evaluation_hash(self) -> str:
+        return content_hash({"evaluation": self.evaluation.model_dump(), "labels": self.label_names})

@@ -1,0 +1,270 @@
+"""Stages that compare: every system's answer to every item, and the report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from distill_dagster import plots, progress
+from distill_dagster.checks import Check, complete, valid_table
+from distill_dagster.curation.candidates import candidates
+from distill_dagster.hashing import canonical_json, content_hash
+from distill_dagster.lake import swap_folder
+from distill_dagster.prompts.context import pool
+from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, user_message
+from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, sample_rows
+from distill_dagster.stages.students import TRAINING_LOG
+from distill_dagster.tables import COMPLETIONS, CONTEXT, DATASET, PREDICTIONS, PRIOR, frame_of, user_text
+
+if TYPE_CHECKING:
+    from distill_dagster.student.types import Predictor
+
+WARM_UP = 3
+NOTICE = (
+    "The embedded teacher and the smollm2 student share their base, SmolLM2-135M: what is distilled is the teacher's "
+    "prompt, its few-shot examples and their averaging, not a larger model (context distillation, Snell et al. 2022). "
+    "A real teacher is one line of task.yaml away."
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that every system answers."""
+
+    id: str
+    split: str
+    slice: str | None
+    text: str
+    reference: str
+
+
+def _items(env: Env, dataset: pl.DataFrame) -> list[Item]:
+    """Golden and dev with their human labels; validation with the teacher's."""
+    held_out = [
+        Item(row.id, split, row.slice, row.text.strip(), row.label or "")
+        for split, rows in (("golden", env.folder.golden), ("dev", env.folder.dev))
+        for row in rows
+    ]
+    validation = dataset.filter(pl.col("split") == "validation")
+    return held_out + [
+        Item(r["prompt_id"], "validation", r["slice"], user_text(r["messages"]), json.loads(r["answer"]))
+        for r in validation.iter_rows(named=True)
+    ]
+
+
+def _row(system: str, item: Item, answer: str | None, confidence: float | None, raw: str | None) -> dict[str, Any]:
+    return {
+        "system": system,
+        "item_id": item.id,
+        "split": item.split,
+        "slice": item.slice,
+        "reference": canonical_json(item.reference),
+        "answer": canonical_json(answer) if answer is not None else None,
+        "confidence": confidence,
+        "correct": answer == item.reference,
+        "latency_s": None,
+        "raw_text": raw,
+    }
+
+
+def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The teacher's answers on golden and dev; on validation its answer is the reference."""
+    completions = reading.table("golden_completions", COMPLETIONS)
+    prior = reading.table("teacher_prior", PRIOR)
+    task = env.folder.task
+    prompts = pl.concat([labelled_prompts(env.folder.golden, "golden"), labelled_prompts(env.folder.dev, "dev")])
+    prompts = prompts.unique("prompt_id", keep="first", maintain_order=True)
+    answers = {r["prompt_id"]: r for r in candidates(prompts, completions, prior, task.label_names).iter_rows(named=True)}
+    by_prompt = completions.group_by("prompt_id").agg(
+        pl.when((pl.col("in_flight") == 1).all()).then(pl.col("latency_s").sum()).alias("latency_s"),
+        pl.when(pl.col("cost_usd").null_count() == 0).then(pl.col("cost_usd").sum()).alias("cost_usd"),
+        (pl.col("prompt_tokens") + pl.col("completion_tokens")).sum().alias("tokens"),
+    )
+    latency = dict(by_prompt.select("prompt_id", "latency_s").iter_rows())
+    rows = []
+    for item in (i for i in items if i.split != "validation"):
+        id_ = prompt_id(user_message(item.text))
+        found = answers[id_]
+        answer = json.loads(found["answer"]) if found["answer"] else None
+        rows.append(_row("teacher", item, answer, found["confidence"], None) | {"latency_s": latency.get(id_)})
+    known = by_prompt["cost_usd"].null_count() == 0 and by_prompt.height > 0
+    facts: dict[str, Any] = {
+        "model": task.teacher.model,
+        "cost_usd_per_1k": float(by_prompt["cost_usd"].mean()) * 1000 if known else None,  # type: ignore[arg-type]
+        "tokens_per_request": float(by_prompt["tokens"].mean() or 0),  # type: ignore[arg-type]
+    }
+    if task.teacher.embedded:
+        from distill_dagster.student.models import embedded_gguf
+
+        facts |= {"bytes": embedded_gguf(env.models).stat().st_size}
+    return rows, facts
+
+
+def _predict(
+    system: str, predictor: Predictor, items: list[Item], latency_items: int
+) -> list[dict[str, Any]]:
+    """Answers in batches; latency one by one, after a warm-up, on the first golden items."""
+    rows = []
+    for item, p in zip(items, predictor.predict([i.text for i in items]), strict=True):
+        rows.append(_row(system, item, p.label, min(1.0, max(p.probs.values())), p.raw_text))
+    golden = [n for n, item in enumerate(items) if item.split == "golden"]
+    for n in (golden * WARM_UP)[:WARM_UP]:
+        predictor.predict([items[n].text])
+    for n in golden[:latency_items]:
+        started = time.perf_counter()
+        predictor.predict([items[n].text])
+        rows[n]["latency_s"] = time.perf_counter() - started
+    return rows
+
+
+def make_predictions(env: Env, partition: str | None) -> Made:
+    import psutil
+
+    from distill_dagster.student.predict import centroid_predictor, load_predictor
+    from distill_dagster.student.types import TaskSettings
+
+    assert partition is not None
+    started = time.perf_counter()
+    reading = Reading(env, "predictions", partition)
+    reading.source("golden_set")
+    reading.source("student_settings", partition)
+    task = env.folder.task
+    spec, settings = task.students[partition], TaskSettings(task.item, task.instructions)
+    items = _items(env, reading.table("filtered_dataset", DATASET))
+    rows, teacher = _teacher_rows(env, reading, items)
+    facts: dict[str, dict[str, Any]] = {"teacher": teacher}
+    examples = pool(reading.table("prompt_context", CONTEXT))
+    systems: list[tuple[str, str | None]] = [
+        ("base", None),
+        ("seed_only", "seed_only_adapter"),
+        ("distilled", "student_adapter"),
+    ]
+    if env.lake.record(env.task_name, "slice_label_adapter", partition) is not None:
+        systems.append(("slice_label", "slice_label_adapter"))
+    process = psutil.Process()
+    for number, (system, adapter) in enumerate([*systems, ("centroid", None)]):
+        progress.report(f"predicting with {system}", number, len(systems) + 1)
+        before = process.memory_info().rss
+        if system == "centroid":
+            texts, labels = [e.text for e in examples], [e.label for e in examples]
+            predictor = centroid_predictor(texts, labels, task.labels, env.models)
+        else:
+            folder = reading.folder(adapter, partition) if adapter else None
+            predictor = load_predictor(spec, task.labels, settings, env.models, folder)
+        rows += _predict(system, predictor, items, task.evaluation.latency_items)
+        facts[system] = {
+            "model": spec.model if system != "centroid" else "all-minilm-l6-v2",
+            "parameters": predictor.parameters,
+            "bytes": predictor.bytes,
+            "peak_mb": max(0, process.memory_info().rss - before) / 1e6 or None,
+        }
+        del predictor
+    frame = frame_of(rows, PREDICTIONS, ("split", "system", "item_id"))
+    checks = [valid_table("predictions", frame), complete(frame)]
+    record = reading.write(frame, checks, facts=facts, model_s=time.perf_counter() - started)
+    sample = sample_rows(frame, ["system", "item_id", "reference", "answer", "confidence"], 8)
+    return Made(record, {"rows": frame.height, "systems": len(facts), "sample": sample}, checks)
+
+
+def make_eval_report(env: Env, partition: str | None) -> Made:
+    """The report folder is made aside and swapped in; this look at golden is logged before anybody can read it."""
+    from distill_dagster.evaluation.looks import append_golden_look, read_golden_looks
+    from distill_dagster.evaluation.metrics import evaluate, metrics_frame
+    from distill_dagster.evaluation.report import ReportInputs, summary_rows, write_report
+    from distill_dagster.evaluation.verdict import decide
+
+    assert partition is not None
+    reading = Reading(env, "eval_report", partition)
+    reading.source("evaluation_settings")
+    predictions = reading.table("predictions", PREDICTIONS, partition)
+    task = env.folder.task
+    predicted = env.lake.record(env.task_name, "predictions", partition)
+    dataset = env.lake.record(env.task_name, "filtered_dataset")
+    assert predicted is not None
+    metrics = evaluate(predictions, predicted.extra["facts"], task.label_names, task.evaluation)
+    verdict = decide(metrics)
+    settings = content_hash({name: value for name, value in predicted.inputs.items() if "settings" in name})
+    looks = env.reports / env.task_name / "golden_looks.jsonl"
+    created = reading.record("", predictions.height).created_at
+    dataset_version = dataset.data_version if dataset else ""
+    append_golden_look(
+        looks,
+        {
+            "at": created,
+            "student": partition,
+            "run_id": env.run_id,
+            "settings_hash": settings,
+            "dataset_version": dataset_version,
+            "predictions_version": predicted.data_version,
+        },
+    )
+    inputs = ReportInputs(
+        task=env.task_name,
+        student=partition,
+        dataset_version=dataset_version,
+        settings_hash=settings,
+        created_at=created,
+        texts={row.id: row.text for row in [*env.folder.golden, *env.folder.dev]},
+        dataset=_dataset_counts(env, reading),
+        training=_training(env, partition),
+        golden_looks=[look for look in read_golden_looks(looks) if look.get("student") == partition],
+        latency_method=(
+            f"The first {task.evaluation.latency_items} golden items one by one, students after a warm-up of {WARM_UP}; "
+            f"the teacher's is the sum over its {task.teacher.few_shot.draws} draws, over HTTP, with a warm prompt cache."
+        ),
+        versions={name: metadata.version(name) for name in ("torch", "transformers", "peft", "litellm", "dagster")},
+        notice=NOTICE if task.teacher.embedded else None,
+        extra={"summary": summary_rows(metrics)},
+    )
+    target = env.lake.folder(env.task_name, "eval_report", partition)
+
+    def fill(folder: Path) -> str:
+        write_report(folder, predictions, metrics, verdict, inputs)
+        return content_hash([predicted.data_version, reading.inputs["evaluation_settings"]])
+
+    record = env.lake.write_folder(target, lambda version: reading.record(version, predictions.height), fill)
+    intervals = [
+        (name, s.accuracy.value, s.accuracy.low, s.accuracy.high)
+        for name, s in metrics.golden.systems.items()
+        if s.accuracy.value is not None and s.accuracy.low is not None and s.accuracy.high is not None
+    ]
+    shown = {
+        "verdict": verdict.text,
+        "report": target / "report.html",
+        "accuracy": Markdown(plots.markdown_image(plots.intervals(intervals, "Accuracy on golden", "accuracy"))),
+        "summary": Rows([dict(row) for row in summary_rows(metrics)]),
+        **{f"accuracy_{name}": float(value) for name, value, _, _ in intervals},
+    }
+    from distill_dagster.evaluation.metrics_type import check_metrics_table
+
+    problem = check_metrics_table(metrics_frame(metrics))
+    found = {"problem": problem or "", "notice": NOTICE if task.teacher.embedded else ""}
+    return Made(record, shown, [Check("metrics_table", problem is None, found=found)])
+
+
+def _dataset_counts(env: Env, reading: Reading) -> dict[str, dict[str, int]]:
+    record = env.lake.record(env.task_name, "filtered_dataset")
+    if record is None:
+        return {}
+    frame, _ = env.lake.read(env.task_name, "filtered_dataset", None, DATASET)
+    kept = dict(frame.group_by("split").len().sort("split").iter_rows())
+    return {"kept": kept, "dropped": {k: n for k, n in record.extra.get("reasons", {}).items() if n}}
+
+
+def _training(env: Env, student: str) -> dict[str, list[tuple[float, float]]] | None:
+    path = env.lake.folder(env.task_name, "student_adapter", student) / TRAINING_LOG
+    if not path.exists():
+        return None
+    log = json.loads(path.read_text())
+    curves = {"training loss": [(float(step), float(loss)) for step, _, loss in log["losses"]]}
+    if log["validation"]:
+        per_epoch = log["steps"] / max(log["epochs"], 1)
+        curves["validation loss"] = [((i + 1) * per_epoch, v["loss"]) for i, v in enumerate(log["validation"])]
+    return curves

@@ -1,0 +1,115 @@
+"""Stages that train: the distilled student and what it is compared with."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from distill_dagster import plots
+from distill_dagster.checks import loss_fell
+from distill_dagster.hashing import folder_hash
+from distill_dagster.lake import RECORD_FILE
+from distill_dagster.prompts.context import pool
+from distill_dagster.sources import label_of_slice
+from distill_dagster.stages.common import Env, Made, Markdown, Reading
+from distill_dagster.tables import CONTEXT, DATASET, user_text
+
+if TYPE_CHECKING:
+    from distill_dagster.student.types import TrainingLog, TrainRow
+
+TRAINING_LOG = "training_log.json"
+
+
+def rows_of_dataset(dataset: pl.DataFrame, split: str) -> list[TrainRow]:
+    from distill_dagster.student.types import TrainRow
+
+    kept = dataset.filter(pl.col("split") == split)
+    return [
+        TrainRow(
+            r["prompt_id"],
+            user_text(r["messages"]),
+            json.loads(r["answer"]),
+            {x["label"]: x["prob"] for x in r["soft_labels"] or []},
+            r["weight"],
+        )
+        for r in kept.iter_rows(named=True)
+    ]
+
+
+def make_student_adapter(env: Env, partition: str | None) -> Made:
+    reading = Reading(env, "student_adapter", partition)
+    dataset = reading.table("filtered_dataset", DATASET)
+    return _train(env, reading, rows_of_dataset(dataset, "train"), rows_of_dataset(dataset, "validation"))
+
+
+def make_seed_only_adapter(env: Env, partition: str | None) -> Made:
+    """The human examples alone, with their labels as they are: never from filtered_dataset."""
+    from distill_dagster.student.types import TrainRow
+
+    assert partition is not None
+    reading = Reading(env, "seed_only_adapter", partition)
+    examples = pool(reading.table("prompt_context", CONTEXT))
+    rows = [TrainRow(e.id, e.text, e.label) for e in examples]
+    return _train(env, reading, rows, [], env.folder.task.students[partition].seed_only_epochs)
+
+
+def make_slice_label_adapter(env: Env, partition: str | None) -> Made:
+    """The seeds with the label that their slice is named like: what a task without a teacher would have."""
+    from distill_dagster.student.types import TrainRow
+
+    reading = Reading(env, "slice_label_adapter", partition)
+    dataset = reading.table("filtered_dataset", DATASET)
+    rows = [
+        TrainRow(r["prompt_id"], user_text(r["messages"]), label_of_slice(env.folder, r["slice"]))
+        for r in dataset.filter(pl.col("split") == "train").iter_rows(named=True)
+    ]
+    return _train(env, reading, rows, [])
+
+
+def _train(
+    env: Env, reading: Reading, rows: list[TrainRow], validation: list[TrainRow], epochs: int | None = None
+) -> Made:
+    from distill_dagster.student.train import train_adapter
+    from distill_dagster.student.types import TaskSettings
+
+    student = reading.partition
+    assert student is not None
+    reading.source("student_settings", student)
+    task = env.folder.task
+    spec = task.students[student]
+    started = time.perf_counter()
+    target = env.lake.folder(env.task_name, reading.asset, student)
+    log: TrainingLog | None = None
+
+    def fill(folder: Path) -> str:
+        nonlocal log
+        what = reading.asset.removesuffix("_adapter")
+        settings = TaskSettings(task.item, task.instructions)
+        log = train_adapter(spec, task.labels, settings, rows, validation, folder, env.models, epochs, what)
+        return folder_hash(folder, leave_out=(TRAINING_LOG, RECORD_FILE))
+
+    record = env.lake.write_folder(
+        target, lambda version: reading.record(version, len(rows), model_s=time.perf_counter() - started), fill
+    )
+    assert log is not None
+    losses = {"training": [(step, loss) for step, _, loss in log.losses]}
+    if log.validation:
+        per_epoch = log.steps / max(log.epochs, 1)
+        losses["validation"] = [((i + 1) * per_epoch, v["loss"]) for i, v in enumerate(log.validation)]
+    curve = plots.lines(losses, f"Loss of {reading.asset}, {student}", "step", "loss")
+    shown = {
+        "rows": len(rows),
+        "epochs": log.epochs,
+        "seconds": round(log.seconds, 1),
+        "tokens_per_s": round(log.tokens_per_s, 1),
+        "peak_mb": round(log.peak_mb, 1),
+        "trainable_parameters": log.trainable_parameters,
+        "total_parameters": log.total_parameters,
+        "adapter": target,
+        "loss": Markdown(plots.markdown_image(curve)),
+    }
+    return Made(record, shown, [loss_fell([loss for _, _, loss in log.losses])])

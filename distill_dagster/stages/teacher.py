@@ -1,0 +1,148 @@
+"""Stages from the user's files to scored candidates."""
+
+from __future__ import annotations
+
+import json
+
+import polars as pl
+
+from distill_dagster import plots
+from distill_dagster.checks import Check, no_missing_rows, valid_table
+from distill_dagster.curation.candidates import candidates, prior_of, uniform_prior
+from distill_dagster.prompts.context import draws, left_out, pool, prompt_context
+from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, seed_prompts, user_message
+from distill_dagster.prompts.templates import Templates
+from distill_dagster.stages.common import Env, Made, Markdown, Reading, sample_rows
+from distill_dagster.tables import COMPLETIONS, CONTEXT, PRIOR, PROMPTS, frame_of
+from distill_dagster.teacher.ask import Asked, Asker, run_ask
+from distill_dagster.teacher.client import Endpoint
+
+
+def make_prompt_context(env: Env, partition: str | None) -> Made:
+    reading = Reading(env, "prompt_context", partition)
+    reading.source("human_examples")
+    frame = prompt_context(env.folder.examples, reading.held_out())
+    removed = frame.filter(pl.col("removed").is_not_null())
+    found = {"removed": ", ".join(f"{i} ({why})" for i, why in removed.select("id", "removed").iter_rows())}
+    checks = [valid_table("prompt_context", frame), Check("no_row_removed", not removed.height, "warning", found)]
+    record = reading.write(frame, checks)
+    rows = sample_rows(frame.filter(pl.col("removed").is_null()), ["id", "text", "label"])
+    return Made(record, {"rows": frame.height, "removed": removed.height, "sample": rows}, checks)
+
+
+def make_seed_prompts(env: Env, partition: str | None) -> Made:
+    assert partition is not None
+    reading = Reading(env, "seed_prompts", partition)
+    reading.source("teacher_settings")
+    reading.source("slice_files", partition)
+    slice_ = env.folder.slice(partition)
+    frame = seed_prompts(partition, slice_)
+    checks = [valid_table("seed_prompts", frame)]
+    record = reading.write(frame, checks)
+    sample = sample_rows(frame, ["prompt_id", "origin"])
+    return Made(record, {"rows": frame.height, "description": slice_.description, "sample": sample}, checks)
+
+
+def _asker(env: Env, reading: Reading, endpoint: Endpoint) -> Asker:
+    reading.source("teacher_settings")
+    examples = pool(reading.table("prompt_context", CONTEXT))
+    return Asker(env.folder.task, Templates(env.folder.templates()), examples, endpoint, env.store)
+
+
+def _asked(reading: Reading, asked: Asked) -> Made:
+    frame = asked.completions
+    cost = frame["cost_usd"].sum() if frame["cost_usd"].null_count() == 0 and frame.height else None
+    checks = [valid_table(reading.asset, frame), no_missing_rows(asked.missing_rows, frame)]
+    record = reading.write(
+        frame, checks, asked.missing_rows, teacher_calls=asked.calls, teacher_calls_cached=asked.cached, cost_usd=cost, model_s=asked.seconds
+    )
+    shown = {
+        "rows": frame.height,
+        "missing_rows": asked.missing_rows,
+        "teacher_calls": asked.calls,
+        "teacher_calls_cached": asked.cached,
+        "prompt_tokens": int(frame["prompt_tokens"].sum() or 0),
+        "completion_tokens": int(frame["completion_tokens"].sum() or 0),
+        "cost_usd": cost if cost is not None else "unknown",
+        "median_latency_s": round(float(frame["latency_s"].median() or 0.0), 4),  # type: ignore[arg-type]
+        "sample": sample_rows(frame, ["prompt_id", "sample_index", "status", "answer", "raw_text"]),
+    }
+    return Made(record, shown, checks)
+
+
+def make_teacher_prior(env: Env, partition: str | None) -> Made:
+    """The teacher's mean answer per draw to examples left out of it; uniform where the task asks for none."""
+    reading = Reading(env, "teacher_prior", partition)
+    spec, labels = env.folder.task.teacher, env.folder.task.label_names
+    examples = pool(reading.table("prompt_context", CONTEXT))
+    calls = cached = 0
+    seconds = 0.0
+    if spec.calibration == "none":
+        reading.source("teacher_settings")
+        prior = uniform_prior(labels, spec.few_shot.draws)
+    else:
+        wanted: dict[str, set[int]] = {}
+        texts: dict[str, str] = {}
+        for sample, draw in enumerate(draws(examples, labels, spec.few_shot)):
+            for example in left_out(examples, draw, labels, spec.calibration_items):
+                id_ = prompt_id(user_message(example.text))
+                wanted.setdefault(id_, set()).add(sample)
+                texts[id_] = example.text
+        prompts = frame_of([_example_prompt(id_, text) for id_, text in texts.items()], PROMPTS, ("prompt_id",))
+        with env.endpoint(spec) as endpoint:
+            asker = _asker(env, reading, endpoint)
+            asked = run_ask(asker, prompts, samples=lambda id_: sorted(wanted[id_]))
+        calls, cached, seconds = asked.calls, asked.cached, asked.seconds
+        prior = prior_of(asked.completions, labels)
+    checks = [valid_table("teacher_prior", prior)]
+    record = reading.write(prior, checks, teacher_calls=calls, teacher_calls_cached=cached, model_s=seconds)
+    by_label = prior.group_by("label").agg(pl.col("prob").mean().round(4)).sort("prob", descending=True)
+    png = plots.bar_counts(dict(by_label.iter_rows()), "The teacher's mean answer to balanced examples", "probability")
+    shown = {"rows": prior.height, "teacher_calls": calls, "teacher_calls_cached": cached}
+    return Made(record, {**shown, "prior": Markdown(plots.markdown_image(png))}, checks)
+
+
+def _example_prompt(id_: str, text: str) -> dict[str, object]:
+    empty: dict[str, object] = dict.fromkeys(PROMPTS)
+    return empty | {"prompt_id": id_, "slice": "examples", "origin": "human", "messages": user_message(text)}
+
+
+def make_golden_completions(env: Env, partition: str | None) -> Made:
+    """Golden first, its first rows one by one, so that their latency is that of a lone request; then dev."""
+    reading = Reading(env, "golden_completions", partition)
+    reading.source("golden_set")
+    dev, golden = labelled_prompts(env.folder.dev, "dev"), labelled_prompts(env.folder.golden, "golden")
+    prompts = pl.concat([golden, dev]).unique("prompt_id", keep="first", maintain_order=True)
+    spec = env.folder.task.teacher
+    with env.endpoint(spec) as endpoint:
+        asker = _asker(env, reading, endpoint)
+        asked = run_ask(asker, prompts, lone=env.folder.task.evaluation.latency_items)
+    return _asked(reading, asked)
+
+
+def make_teacher_completions(env: Env, partition: str | None) -> Made:
+    reading = Reading(env, "teacher_completions", partition)
+    prompts = reading.table("seed_prompts", PROMPTS, partition)
+    with env.endpoint(env.folder.task.teacher) as endpoint:
+        asked = run_ask(_asker(env, reading, endpoint), prompts)
+    return _asked(reading, asked)
+
+
+def make_scored_completions(env: Env, partition: str | None) -> Made:
+    reading = Reading(env, "scored_completions", partition)
+    prompts = reading.table("seed_prompts", PROMPTS, partition)
+    completions = reading.table("teacher_completions", COMPLETIONS, partition)
+    prior = reading.table("teacher_prior", PRIOR)
+    frame = candidates(prompts, completions, prior, env.folder.task.label_names)
+    checks = [valid_table("scored_completions", frame)]
+    record = reading.write(frame, checks)
+    counts = frame.filter(pl.col("answer").is_not_null()).group_by("answer").len().sort("answer")
+    png = plots.bar_counts({json.loads(a): n for a, n in counts.iter_rows()}, "Candidates by label", "rows")
+    shown = {
+        "rows": frame.height,
+        "without_answer": frame["answer"].null_count(),
+        "mean_agreement": round(float(frame["agreement"].mean() or 0.0), 4),  # type: ignore[arg-type]
+        "labels": Markdown(plots.markdown_image(png)),
+        "sample": sample_rows(frame, ["answer", "agreement", "confidence"]),
+    }
+    return Made(record, shown, checks)

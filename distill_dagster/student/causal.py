@@ -1,0 +1,160 @@
+"""A causal language model that writes the label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill_dagster.student import loading, losses, prompts
+from distill_dagster.student.labels import LabelTrie
+from distill_dagster.student.types import TaskSettings, TrainRow
+
+if TYPE_CHECKING:
+    import torch
+
+    from distill_dagster.spec import StudentSpec
+
+_NO_TOKEN = -100
+
+
+class CausalStudent:
+    """A base model with its tokenizer and the labels of a task; `model` may be wrapped in adapters later."""
+
+    task_type = "CAUSAL_LM"
+
+    def __init__(self, spec: StudentSpec, labels: list[str], settings: TaskSettings, models_folder: Path,
+                 dtype: str | None = None) -> None:
+        """Load the base in `dtype`, by default that of the spec.
+
+        Raises:
+            ModelError: the model cannot be found or loaded.
+        """
+        self.spec, self.labels, self.settings = spec, labels, settings
+        self.base = loading.load_base(spec, models_folder, "AutoModelForCausalLM", dtype)
+        self.model: Any = self.base.model
+        self.tokenizer = self.base.tokenizer
+        self.end = prompts.end_id(self.tokenizer)
+        self.trie = LabelTrie([prompts.answer_ids(self.tokenizer, label) for label in labels], self.end)
+
+    def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
+        """Model inputs with `length` in tokens: the prompt, then the kept label without its end."""
+        texts = [row.text for row in rows]
+        starts = prompts.prompt_ids(self.tokenizer, texts, self.settings, self.spec.max_tokens)
+        soft = losses.soft_targets(rows, self.labels, self.spec.temperature)
+        items = []
+        for row, start, target in zip(rows, starts, soft, strict=True):
+            label = self.labels.index(row.answer_label)
+            ids = start + list(self.trie.paths[label][:-1])
+            items.append({"ids": ids, "length": len(ids), "label": label, "soft": target, "weight": row.weight})
+        return items
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch, padded on the left: answers end in the last column, so logits are asked for there alone."""
+        import torch
+
+        paths = [self.trie.paths[item["label"]] for item in items]
+        answers = torch.full((len(items), max(map(len, paths))), _NO_TOKEN)
+        for row, path in enumerate(paths):
+            answers[row, -len(path) :] = torch.tensor(path)
+        return self._padded([item["ids"] for item in items]) | {
+            "answers": answers,
+            "label": torch.tensor([item["label"] for item in items]),
+            "soft": torch.stack([item["soft"] for item in items]),
+            "weight": torch.tensor([float(item["weight"]) for item in items]),
+        }
+
+    def _padded(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
+        import torch
+
+        width = max(map(len, sequences))
+        ids = torch.full((len(sequences), width), self.end)
+        mask = torch.zeros((len(sequences), width), dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            ids[row, width - len(sequence) :] = torch.tensor(sequence)
+            mask[row, width - len(sequence) :] = 1
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+
+    def loss(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
+        """The loss of every row, shape (rows,), without its weight.
+
+        (1 - soft_weight) * negative log-likelihood of the kept label over the whole vocabulary, plus soft_weight *
+        the soft loss at the branches on the kept label's path. By the chain rule the divergence of two distributions
+        over labels is the sum of their divergences at all branches, each weighted by the teacher's probability of
+        coming there; branches off the path would need further forward passes and are left out.
+        """
+        import torch
+
+        answers = batch["answers"]
+        columns = answers.shape[1]
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+        logits = model(**inputs, logits_to_keep=columns, use_cache=False).logits.float()
+        hard = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), answers.flatten(), ignore_index=_NO_TOKEN, reduction="none"
+        ).view(answers.shape)
+        total = (1 - self.spec.soft_weight) * hard.sum(1)
+        if self.spec.soft_weight > 0:
+            total = total + self.spec.soft_weight * self._soft(logits, batch)
+        return total
+
+    def _soft(self, logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+        import torch
+
+        columns, labels = logits.shape[1], batch["label"].tolist()
+        total = torch.zeros(len(labels), device=logits.device)
+        for index, branch in enumerate(self.trie.branches):
+            below = {label for group in branch.labels for label in group}
+            rows = [row for row, label in enumerate(labels) if label in below]
+            if not rows:
+                continue
+            column = [columns - len(self.trie.paths[labels[row]]) + len(branch.prefix) for row in rows]
+            here = logits[rows, column][:, list(branch.children)]
+            mass = self.trie.masses(batch["soft"][rows], index)
+            reached = mass.sum(1)
+            target = mass / reached.clamp(min=1e-12)[:, None]
+            part = losses.soft_loss(here, target, self.spec.temperature)
+            total = total.index_add(0, torch.tensor(rows, device=total.device), reached * part)
+        return total
+
+    def log_probs(self, model: Any, texts: list[str]) -> torch.Tensor:
+        """Log-probabilities of the labels for a batch of texts, shape (texts, labels), on the CPU.
+
+        One forward pass over the prompts; where labels share their first tokens, a short one more for each shared
+        beginning, on the prompts' cached keys and values.
+        """
+        import torch
+
+        sequences = prompts.prompt_ids(self.tokenizer, texts, self.settings, self.spec.max_tokens)
+        inputs = {name: value.to(model.device) for name, value in self._padded(sequences).items()}
+        found: dict[tuple[int, ...], torch.Tensor] = {}
+        if len({len(s) for s in sequences}) == 1:  # nothing is padded, and without a mask attention is quicker
+            inputs = {"input_ids": inputs["input_ids"]}
+        cached = not self.trie.one_choice
+        with torch.inference_mode():
+            out = model(**inputs, logits_to_keep=1, use_cache=cached)
+            found[()] = out.logits[:, -1]
+            if cached:
+                self._follow(model, inputs, out.past_key_values, found)
+            logits = [found[branch.prefix][:, list(branch.children)] for branch in self.trie.branches]
+            return self.trie.log_probs(logits).cpu()
+
+    def _follow(self, model: Any, inputs: dict[str, torch.Tensor], cache: Any,
+                found: dict[tuple[int, ...], torch.Tensor]) -> None:
+        """Add the logits behind every beginning of the probes to `found`; the cache is cut back after each."""
+        import torch
+
+        rows, width = inputs["input_ids"].shape
+        mask = inputs.get("attention_mask")
+        if mask is None:
+            mask = torch.ones((rows, width), dtype=torch.long, device=model.device)
+        for probe in self.trie.probes():
+            ids = torch.tensor(probe, device=model.device).expand(rows, -1)
+            out = model(
+                input_ids=ids,
+                attention_mask=torch.cat([mask, torch.ones_like(ids)], dim=1),
+                position_ids=mask.sum(1, keepdim=True) + torch.arange(len(probe), device=model.device),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            for end in range(1, len(probe) + 1):
+                found.setdefault(probe[:end], out.logits[:, end - 1])
+            cache.crop(-len(probe))

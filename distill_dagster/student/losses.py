@@ -1,0 +1,46 @@
+"""The distillation loss of Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from distill_dagster.student.types import TrainRow
+
+
+def soft_targets(rows: Sequence[TrainRow], labels: list[str], temperature: float) -> torch.Tensor:
+    """The teacher's distributions at a temperature, shape (rows, labels); a row without one gets all on its answer.
+
+    A teacher gives probabilities p, not logits: p^(1/T), normalised, is what its softmax at temperature T would be.
+
+    Raises:
+        ValueError: a row names a label that is not one of `labels`, or its probabilities are negative or all zero.
+    """
+    import torch
+
+    index = {label: i for i, label in enumerate(labels)}
+    probs = torch.zeros(len(rows), len(labels), dtype=torch.float64)
+    for r, row in enumerate(rows):
+        for label, prob in (row.soft or {row.answer_label: 1.0}).items():
+            if label not in index:
+                raise ValueError(f"row {row.prompt_id}: {label!r} is not one of the labels")
+            probs[r, index[label]] = prob
+    if bool((probs < 0).any()) or bool((probs.sum(1) <= 0).any()):
+        raise ValueError("soft labels must be probabilities: none negative, not all zero")
+    probs = (probs / probs.sum(1, keepdim=True)) ** (1 / temperature)
+    return (probs / probs.sum(1, keepdim=True)).float()
+
+
+def soft_loss(logits: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 * KL(target || softmax(logits / T)) for each row; T^2 keeps the gradients' size at any temperature.
+
+    `target` is at the same temperature already. Where it is one-hot and T is 1 this is the cross-entropy. Rows of
+    zeros (a branch that the teacher never reaches) give 0.
+    """
+    import torch
+
+    log_q = (logits.float() / temperature).log_softmax(-1)
+    return temperature**2 * (torch.xlogy(target, target) - target * log_q).sum(-1)

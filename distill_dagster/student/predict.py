@@ -1,0 +1,161 @@
+"""Ready predictors: the distilled student, its base, and the class centroid of examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill_dagster.spec import StudentSpec
+from distill_dagster.student import loading
+from distill_dagster.student.train import STUDENTS, Student
+from distill_dagster.student.types import Prediction, Predictor, TaskSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from distill_dagster.spec import Label
+
+SENTENCE_MODEL = "all-minilm-l6-v2"
+COSINE_TEMPERATURE = 0.05
+"""Cosines of sentence embeddings lie close together; divided by this they make a usable softmax."""
+
+
+def load_predictor(
+    spec: StudentSpec,
+    labels: list[Label],
+    settings: TaskSettings,
+    models_folder: Path,
+    adapter: Path | None = None,
+) -> Predictor:
+    """A student with its adapter or, without one, its base.
+
+    The base of a causal model is the same model on the same input. The base of an encoder is the label whose
+    `name: description` is nearest to the text by the encoder's own embeddings: an untrained head would be noise.
+
+    Raises:
+        ModelError: the base or the adapter cannot be found or loaded.
+    """
+    names = [label.name for label in labels]
+    if adapter is None and spec.architecture == "encoder":
+        embedder = Embedder(spec.model, models_folder, spec.revision, spec.max_tokens)
+        described = embedder.embed([f"{label.name}: {label.description}" for label in labels])
+        return NearestPredictor(embedder, described, names)
+    merge = adapter is not None and spec.quantization == "none"
+    student = STUDENTS[spec.architecture](spec, names, settings, models_folder, "float32" if merge else None)
+    size = student.base.bytes
+    if adapter is not None:
+        student.model = loading.with_adapter(student.model, adapter, merge)
+        size += (adapter / "adapter_model.safetensors").stat().st_size
+    if merge:  # added in float32, then rounded once
+        student.model = student.model.to(loading.torch_dtype(spec.dtype))
+    student.model.eval()
+    return StudentPredictor(student, size)
+
+
+class StudentPredictor:
+    """Answers of a causal model or of an encoder with a trained head."""
+
+    def __init__(self, student: Student, size: int) -> None:
+        self._student = student
+        self.parameters: int = student.base.parameters
+        self.bytes: int = size
+
+    def predict(self, texts: list[str], batch_size: int = 32) -> list[Prediction]:
+        """One prediction for each text, in order. Texts of like length share a batch."""
+        student = self._student
+        found: dict[int, Prediction] = {}
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            probs = student.log_probs(student.model, [texts[i] for i in part]).exp()
+            for i, row in zip(part, probs.tolist(), strict=True):
+                found[i] = _prediction(student.labels, row)
+        return [found[i] for i in range(len(texts))]
+
+
+class Embedder:
+    """Mean-pooled, normalised sentence embeddings of an encoder (Reimers and Gurevych 2019)."""
+
+    def __init__(self, model: str, models_folder: Path, revision: str | None = None, max_tokens: int = 256) -> None:
+        spec = StudentSpec(model=model, architecture="encoder", revision=revision)
+        base = loading.load_base(spec, models_folder, "AutoModel")
+        self._model, self._tokenizer, self._max_tokens = base.model, base.tokenizer, max_tokens
+        self.parameters, self.bytes = base.parameters, base.bytes
+
+    def embed(self, texts: list[str], batch_size: int = 64) -> np.ndarray:
+        """float32 (texts, dimensions), each row of length 1."""
+        import numpy as np
+        import torch
+
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        result = np.zeros((len(texts), self._model.config.hidden_size), dtype=np.float32)
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            batch = self._tokenizer([texts[i] for i in part], padding=True, truncation=True,
+                                    max_length=self._max_tokens, return_tensors="pt").to(self._model.device)
+            with torch.inference_mode():
+                hidden = self._model(**batch).last_hidden_state
+                mask = batch["attention_mask"][..., None]
+                mean = (hidden * mask).sum(1) / mask.sum(1)
+                result[part] = torch.nn.functional.normalize(mean, dim=-1).float().cpu().numpy()
+        return result
+
+
+class NearestPredictor:
+    """The label whose embedding is nearest by cosine; probabilities are a softmax of cosine / 0.05."""
+
+    def __init__(self, embedder: Embedder, anchors: np.ndarray, labels: list[str]) -> None:
+        """`anchors` is (labels, dimensions), each row of length 1."""
+        self._embedder, self._anchors, self._labels = embedder, anchors, labels
+        self.parameters: int = embedder.parameters
+        self.bytes: int = embedder.bytes
+
+    def predict(self, texts: list[str], batch_size: int = 32) -> list[Prediction]:
+        import numpy as np
+
+        if not texts:
+            return []
+        scores = self._embedder.embed(texts, batch_size) @ self._anchors.T / COSINE_TEMPERATURE
+        odds = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+        return [_prediction(self._labels, row.tolist()) for row in odds]
+
+
+def embed(texts: list[str], models_folder: Path, model: str = SENTENCE_MODEL) -> np.ndarray:
+    """Embeddings of texts: float32 (texts, 384 with the default model), each row of length 1.
+
+    Raises:
+        ModelError: the model cannot be found or loaded.
+    """
+    return Embedder(model, models_folder).embed(texts)
+
+
+def centroid_predictor(
+    example_texts: list[str],
+    example_labels: list[str],
+    labels: list[Label],
+    models_folder: Path,
+    model: str = SENTENCE_MODEL,
+) -> Predictor:
+    """The nearest class centroid: the mean embedding of each label's examples. A baseline that needs no training.
+
+    Raises:
+        ModelError: the model cannot be found or loaded.
+        ValueError: a label has no example.
+    """
+    import numpy as np
+
+    names = [label.name for label in labels]
+    if missing := [name for name in names if name not in example_labels]:
+        raise ValueError(f"no example of {', '.join(missing)}")
+    embedder = Embedder(model, models_folder)
+    vectors = embedder.embed(example_texts)
+    means = np.stack([vectors[[found == name for found in example_labels]].mean(0) for name in names])
+    return NearestPredictor(embedder, means / np.linalg.norm(means, axis=1, keepdims=True), names)
+
+
+def _prediction(labels: list[str], weights: list[float]) -> Prediction:
+    total = sum(weights)
+    probs = {label: weight / total for label, weight in zip(labels, weights, strict=True)}
+    best = max(probs, key=probs.__getitem__)
+    return Prediction(best, probs, best)
+

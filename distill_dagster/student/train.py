@@ -1,0 +1,212 @@
+"""Training a student's adapter with LoRA: the same loop for causal models and encoders."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from distill_dagster import progress
+from distill_dagster.errors import DistillError
+from distill_dagster.student import loading, models
+from distill_dagster.student.causal import CausalStudent
+from distill_dagster.student.encoder import EncoderStudent
+from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
+
+if TYPE_CHECKING:
+    from distill_dagster.spec import Label, StudentSpec
+
+Student = CausalStudent | EncoderStudent
+STUDENTS: dict[str, type[CausalStudent] | type[EncoderStudent]] = {
+    "causal_lm": CausalStudent,
+    "encoder": EncoderStudent,
+}
+LABELS_FILE, LOG_FILE = "labels.json", "training_log.json"
+
+
+def train_adapter(
+    spec: StudentSpec,
+    labels: list[Label],
+    settings: TaskSettings,
+    rows: list[TrainRow],
+    validation: list[TrainRow],
+    out: Path,
+    models_folder: Path,
+    epochs: int | None = None,
+    what: str = "student",
+) -> TrainingLog:
+    """Train a LoRA adapter and write it to the folder `out`, which is made if it is not there.
+
+    `out` gets adapter_model.safetensors, adapter_config.json, the tokenizer, labels.json and training_log.json. On one
+    machine the same rows, settings and seed give the same adapter bytes. `epochs` replaces that of the spec, `what`
+    names the training in progress reports. Nothing is chosen on `validation`: its loss and agreement are only logged.
+
+    Raises:
+        DistillError: there is no row, or a row's answer is not a label.
+        ModelError: the base cannot be found or loaded.
+    """
+    names = [label.name for label in labels]
+    _check(rows, validation, names)
+    student = STUDENTS[spec.architecture](spec, names, settings, models_folder)
+    log = TrainingLog(rows=len(rows), epochs=epochs or spec.epochs)
+    student.model = loading.with_new_adapter(student.model, spec, student.task_type)
+    log.trainable_parameters, log.total_parameters = student.model.get_nb_trainable_parameters()
+    _fit(student, rows, validation, log, what)
+    _save(student, spec, labels, settings, log, out)
+    return log
+
+
+def _check(rows: list[TrainRow], validation: list[TrainRow], names: list[str]) -> None:
+    if not rows:
+        raise DistillError("There is no row to train on. Lower the thresholds in `curation`, or add prompts.")
+    for row in [*rows, *validation]:
+        if row.answer_label not in names:
+            raise DistillError(f"Row {row.prompt_id}: {row.answer_label!r} is not a label of this task. Add it.")
+
+
+class LengthBatches:
+    """Batches of rows of nearly one length, in an order that is new in every epoch and fixed by the seed.
+
+    Shuffled, cut into stretches of 16 batches, each sorted by length: little padding, and still random batches.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        import random
+
+        chance = random.Random(f"{self.seed}/{self.epoch}")
+        self.epoch += 1
+        order = list(range(len(self.lengths)))
+        chance.shuffle(order)
+        stretch = 16 * self.batch_size
+        batches = []
+        for start in range(0, len(order), stretch):
+            part = sorted(order[start : start + stretch], key=lambda i: self.lengths[i])
+            batches += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
+        chance.shuffle(batches)
+        return iter(batches)
+
+
+def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log: TrainingLog, what: str) -> None:
+    import torch
+    import transformers
+
+    spec = student.spec
+    items = student.encode(rows)
+    batches = LengthBatches([item["length"] for item in items], spec.batch_size, spec.seed)
+    total = len(batches) * log.epochs
+
+    class _Trainer(transformers.Trainer):
+        def get_train_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader(items, batch_sampler=batches, collate_fn=student.collate)  # type: ignore[arg-type,var-annotated]
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            return (student.loss(model, inputs) * inputs["weight"]).mean()
+
+    class _Watch(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            progress.report(f"training {what}", state.global_step, total)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                log.losses.append((state.global_step, round(float(state.epoch), 4), float(logs["loss"])))
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if validation:
+                log.validation.append({"epoch": round(float(state.epoch)), **_validate(student, validation)})
+
+    with TemporaryDirectory() as scratch, models.quiet_transformers():
+        arguments = transformers.TrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=log.epochs,
+            per_device_train_batch_size=spec.batch_size,
+            learning_rate=spec.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=round(spec.warmup_ratio * total),
+            max_grad_norm=1.0,
+            logging_steps=max(1, total // 100),
+            save_strategy="no",
+            eval_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=loading.device() == "cpu",
+            seed=spec.seed,
+        )
+        watch = _Watch()
+        trainer = _Trainer(model=student.model, args=arguments, train_dataset=items, callbacks=[watch])  # type: ignore[arg-type]
+        trainer.remove_callback(transformers.PrinterCallback)
+        start = time.perf_counter()
+        trainer.train()
+    log.seconds = round(time.perf_counter() - start, 3)
+    log.steps = total
+    log.tokens = sum(item["length"] for item in items) * log.epochs
+    log.tokens_per_s = round(log.tokens / log.seconds, 1)
+    log.peak_mb = round(_peak_mb(), 1)
+
+
+def _validate(student: Student, rows: list[TrainRow]) -> dict[str, float]:
+    """Mean loss and agreement (share of rows whose most probable label is the kept one)."""
+    import torch
+
+    model, size = student.model, 64
+    training = model.training
+    model.eval()
+    loss = agree = 0.0
+    order = sorted(zip(student.encode(rows), rows, strict=True), key=lambda pair: pair[0]["length"])
+    for start in range(0, len(order), size):
+        items, part = zip(*order[start : start + size], strict=True)
+        batch = {name: value.to(model.device) for name, value in student.collate(list(items)).items()}
+        with torch.inference_mode():
+            loss += float(student.loss(model, batch).sum())
+        chosen = student.log_probs(model, [row.text for row in part]).argmax(1).tolist()
+        agree += sum(student.labels[c] == row.answer_label for c, row in zip(chosen, part, strict=True))
+    model.train(training)
+    return {"loss": round(loss / len(rows), 6), "agreement": round(agree / len(rows), 6)}
+
+
+def _peak_mb() -> float:
+    import sys
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _save(
+    student: Student, spec: StudentSpec, labels: list[Label], settings: TaskSettings, log: TrainingLog, out: Path
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    config = student.model.peft_config["default"]
+    config.base_model_name_or_path = spec.model  # a name that means the same on every machine, not a path of this one
+    config.revision = spec.revision
+    # "auto" would ask the hub whether the vocabulary has grown
+    student.model.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
+    (out / "README.md").unlink(missing_ok=True)
+    file = out / "adapter_config.json"
+    value = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("target_modules", "modules_to_save"):  # sets in peft: their order changes from process to process
+        if isinstance(value.get(name), list):
+            value[name] = sorted(value[name])
+    _write_json(file, value)
+    student.tokenizer.save_pretrained(str(out))
+    described = [label.model_dump() for label in labels]
+    task = {"architecture": spec.architecture, "item": settings.item, "labels": described}
+    _write_json(out / LABELS_FILE, task)
+    _write_json(out / LOG_FILE, log.to_dict())
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,188 @@
+"""The tables between stages: schemas declared once, checked at both ends, hashed by content.
+
+Parquet with Zstd, written to a temporary name and then renamed. Rows are sorted by id before they are written, so
+the same content gives the same data version whatever the order or number of processes that made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import polars as pl
+
+from distill_dagster.hashing import canonical_json
+
+MESSAGES = pl.List(
+    pl.Struct(
+        {
+            "role": pl.String,
+            "content": pl.String,
+            "tool_calls": pl.String,
+            "tool_call_id": pl.String,
+            "name": pl.String,
+        }
+    )
+)
+SOFT_LABELS = pl.List(pl.Struct({"label": pl.String, "prob": pl.Float64}))
+IDS = pl.List(pl.String)
+
+PROMPTS = pl.Schema(
+    {
+        "prompt_id": pl.String,
+        "slice": pl.String,
+        "origin": pl.String,
+        "messages": MESSAGES,
+        "tools": pl.String,
+        "target_label": pl.String,
+        "reference": pl.String,
+        "axes": pl.String,
+        "parent_prompt_id": pl.String,
+        "source": pl.String,
+    }
+)
+COMPLETIONS = pl.Schema(
+    {
+        "completion_id": pl.String,
+        "prompt_id": pl.String,
+        "slice": pl.String,
+        "teacher": pl.String,
+        "sample_index": pl.Int64,
+        "status": pl.String,
+        "error": pl.String,
+        "reasoning": pl.String,
+        "answer": pl.String,
+        "answer_kind": pl.String,
+        "raw_text": pl.String,
+        "finish_reason": pl.String,
+        "soft_labels": SOFT_LABELS,
+        "prompt_tokens": pl.Int64,
+        "completion_tokens": pl.Int64,
+        "cost_usd": pl.Float64,
+        "latency_s": pl.Float64,
+        "in_flight": pl.Int64,
+        "model_reported": pl.String,
+        "params": pl.String,
+        "mode": pl.String,
+        "template_version": pl.String,
+        "request_key": pl.String,
+        "requested_at": pl.String,
+    }
+)
+SCORED = pl.Schema(
+    {
+        "prompt_id": pl.String,
+        "slice": pl.String,
+        "origin": pl.String,
+        "messages": MESSAGES,
+        "target_label": pl.String,
+        "reference": pl.String,
+        "teacher": pl.String,
+        "status": pl.String,
+        "error": pl.String,
+        "answer": pl.String,
+        "answer_kind": pl.String,
+        "reasoning": pl.String,
+        "soft_labels": SOFT_LABELS,
+        "completion_ids": IDS,
+        "agreement": pl.Float64,
+        "confidence": pl.Float64,
+        "words": pl.Int64,
+    }
+)
+DATASET = pl.Schema(
+    {
+        "prompt_id": pl.String,
+        "slice": pl.String,
+        "origin": pl.String,
+        "messages": MESSAGES,
+        "answer": pl.String,
+        "reasoning": pl.String,
+        "soft_labels": SOFT_LABELS,
+        "weight": pl.Float64,
+        "split": pl.String,
+        "teacher": pl.String,
+        "completion_ids": IDS,
+    }
+)
+REJECTED = pl.Schema(dict(SCORED) | {"drop_reason": pl.String, "drop_detail": pl.String})
+PREDICTIONS = pl.Schema(
+    {
+        "system": pl.String,
+        "item_id": pl.String,
+        "split": pl.String,
+        "slice": pl.String,
+        "reference": pl.String,
+        "answer": pl.String,
+        "confidence": pl.Float64,
+        "correct": pl.Boolean,
+        "latency_s": pl.Float64,
+        "raw_text": pl.String,
+    }
+)
+CONTEXT = pl.Schema({"id": pl.String, "text": pl.String, "label": pl.String, "removed": pl.String})
+PRIOR = pl.Schema({"sample_index": pl.Int64, "label": pl.String, "prob": pl.Float64, "items": pl.Int64})
+
+VOLATILE = ("latency_s", "in_flight", "requested_at", "cost_usd", "source")
+
+
+class SchemaError(Exception):
+    """A table does not have the declared columns and types."""
+
+
+def conform(frame: pl.DataFrame, schema: pl.Schema, sort_by: tuple[str, ...]) -> pl.DataFrame:
+    """The frame with exactly the declared columns, in order, sorted.
+
+    Raises:
+        SchemaError: a column is missing, unknown, or cannot be cast to its declared type.
+    """
+    unknown, missing = set(frame.columns) - set(schema), set(schema) - set(frame.columns)
+    if unknown or missing:
+        raise SchemaError(f"columns unknown: {sorted(unknown)}, missing: {sorted(missing)}")
+    try:
+        return frame.select([pl.col(name).cast(dtype) for name, dtype in schema.items()]).sort(sort_by)
+    except pl.exceptions.PolarsError as error:
+        raise SchemaError(f"a column is not of its declared type: {error}") from error
+
+
+def frame_of(rows: list[dict[str, object]], schema: pl.Schema, sort_by: tuple[str, ...]) -> pl.DataFrame:
+    return conform(pl.DataFrame(rows, schema=schema), schema, sort_by)
+
+
+def data_version(*frames: pl.DataFrame) -> str:
+    """sha256 of canonical content without the volatile columns; never of file bytes."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        kept = frame.drop([c for c in VOLATILE if c in frame.columns])
+        digest.update(canonical_json(kept.columns).encode())
+        for row in kept.iter_rows():
+            digest.update(canonical_json(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def write_parquet(frame: pl.DataFrame, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write beside the target, then rename: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        frame.write_parquet(temporary, compression="zstd", metadata=dict(metadata))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def user_text(messages: list[dict[str, str | None]]) -> str:
+    """The user turns of a prompt, one below the other: what is compared, counted and shown."""
+    return "\n".join(m["content"] or "" for m in messages if m["role"] == "user")
+
+
+def user_text_expr(column: str = "messages") -> pl.Expr:
+    """`user_text` as a Polars expression."""
+    role, content = pl.element().struct.field("role"), pl.element().struct.field("content")
+    return pl.col(column).list.eval(content.filter(role == "user")).list.join("\n")
+
+
+def normalized_expr(text: pl.Expr) -> pl.Expr:
+    """The key of exact duplicates: Unicode NFKC, lower case, white space folded."""
+    return text.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()

@@ -1,0 +1,450 @@
+"""Reading a task folder: strict, with file, line, field and remedy for everything that is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from distill_dagster.errors import InputError, Problem
+from distill_dagster.hashing import content_hash
+from distill_dagster.spec import SLICE_KEY, TASK_NAME, Task
+
+TASK_FILE = "task.yaml"
+EXAMPLES, DEV, GOLDEN, HUMAN = "examples.jsonl", "dev.jsonl", "golden.jsonl", "human.jsonl"
+T = TypeVar("T")
+_TEXT = Annotated[str, Field(min_length=1, pattern=r"\S")]
+
+
+class Row(BaseModel):
+    """One line of a JSONL file: a prompt and, where it is human-labelled, its label."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
+    text: _TEXT
+    label: str | None = None
+    slice: str | None = None
+    axes: dict[str, str] = {}
+    source: str | None = None
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _number_ids(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+
+class Seed(BaseModel):
+    """One seed prompt of a slice: a plain string in the YAML, or a mapping with these fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: _TEXT
+    id: str | None = None
+    target_label: str | None = None
+    reference: str | None = None
+    axes: dict[str, str] = {}
+    source: str | None = None
+
+
+class Slice(BaseModel):
+    """One `slices/<slice>.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: Annotated[str, Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    target: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _plain_strings(cls, value: Any) -> Any:
+        return [{"text": s} if isinstance(s, str) else s for s in value] if isinstance(value, list) else value
+
+    def content_version(self) -> str:
+        """Hash of what the slice says, parsed and canonical: white space, comments and key order do not count."""
+        value = self.model_dump(exclude={"seeds"})
+        seeds = [seed.model_dump(exclude={"source"}) for seed in self.seeds]
+        return content_hash(value | {"seeds": sorted(seeds, key=content_hash)})
+
+
+@dataclass(frozen=True)
+class TaskFolder:
+    """A task folder and, read once when first needed, what is in it. Properties raise `InputError`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @cached_property
+    def task(self) -> Task:
+        return _raise(read_task(self.path))
+
+    def slice_keys(self) -> list[str]:
+        """Slice files by name, sorted. A name that cannot be a partition is left out here and named by `check`."""
+        files = _slice_files(self.path)
+        return sorted(f.stem for f in files if not _slice_file_problem(self.path, f))
+
+    def slice(self, key: str) -> Slice:
+        return _raise(read_slice(self.path / "slices" / f"{key}.yaml", self.task))
+
+    def rows(self, file: str, labelled: bool = True) -> list[Row]:
+        path = self.path / file
+        if file == HUMAN and not path.exists():
+            return []
+        return _raise(read_rows(path, self.task, labelled))
+
+    @cached_property
+    def examples(self) -> list[Row]:
+        rows = self.rows(EXAMPLES)
+        if problems := _example_problems(self.path, self.task, rows):
+            raise InputError(problems)
+        return rows
+
+    @cached_property
+    def dev(self) -> list[Row]:
+        return self.rows(DEV)
+
+    @cached_property
+    def golden(self) -> list[Row]:
+        return self.rows(GOLDEN)
+
+    @cached_property
+    def human(self) -> list[Row]:
+        return self.rows(HUMAN)
+
+    def templates(self) -> dict[str, str]:
+        """The user's own templates by name; a link is not followed."""
+        folder = self.path / "templates"
+        files = sorted(folder.glob("*.j2")) if folder.is_dir() and not folder.is_symlink() else []
+        return {f.stem: _read_text(f, []) for f in files if not f.is_symlink()}
+
+
+@dataclass
+class _Result(Generic[T]):
+    value: T | None
+    problems: list[Problem] = field(default_factory=list)
+
+
+def _raise(result: _Result[T]) -> T:
+    errors = [p for p in result.problems if p.severity == "error"]
+    if errors or result.value is None:
+        raise InputError(errors)
+    return result.value
+
+
+def find_tasks(tasks: Path) -> list[TaskFolder]:
+    """All folders below `tasks` that hold a task.yaml, sorted by name."""
+    if not tasks.is_dir():
+        return []
+    return [TaskFolder(p) for p in sorted(tasks.iterdir()) if (p / TASK_FILE).is_file() and not p.is_symlink()]
+
+
+def open_task(tasks: Path, name: str) -> TaskFolder:
+    """The folder of one task.
+
+    Raises:
+        InputError: there is no such task, or its name cannot be a task name.
+    """
+    known = [t.name for t in find_tasks(tasks)]
+    if not TASK_NAME.fullmatch(name) or name not in known:
+        problem = Problem(
+            tasks, f"there is no task {name!r}.", f"Known tasks: {', '.join(known) or 'none'}. A task is a folder "
+            f"with a {TASK_FILE}; its name matches {TASK_NAME.pattern}."
+        )
+        raise InputError([problem])
+    return TaskFolder(tasks / name)
+
+
+def _read_text(path: Path, problems: list[Problem]) -> str:
+    if path.is_symlink():
+        problems.append(Problem(path, "symbolic links are not followed.", "Put the file itself into the task folder."))
+        return ""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        problems.append(Problem(path, "the file is missing.", "Add it; the README shows what belongs into it."))
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        remedy = "Save the file as UTF-8."
+        problems.append(Problem(path, f"invalid UTF-8 at byte {error.start}.", remedy, line=line))
+    return ""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe loading, but a key that stands twice in one mapping is an error instead of the last one winning."""
+
+
+def _construct_unique(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, str) and key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        if isinstance(key, str):
+            seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_UniqueKeyLoader.add_constructor(
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique  # type: ignore[arg-type]
+)
+
+
+def _read_yaml(path: Path, problems: list[Problem]) -> tuple[Any, yaml.Node | None]:
+    text = _read_text(path, problems)
+    if problems:
+        return None, None
+    try:
+        loader = _UniqueKeyLoader(text)
+        try:
+            tree = loader.get_single_node()
+            return (loader.construct_document(tree) if tree else None), tree
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = error.problem or "malformed YAML"
+        remedy = "Mend the YAML; texts with `:` or `#` want quotation marks."
+        problems.append(Problem(path, f"{what}.", remedy, line=mark.line + 1 if mark else None))
+    except yaml.YAMLError as error:
+        problems.append(Problem(path, f"malformed YAML: {error}.", "Mend the YAML."))
+    return None, None
+
+
+def _line_of(tree: yaml.Node | None, location: Iterable[int | str]) -> int | None:
+    """The line of the deepest node that a pydantic location leads to."""
+    if tree is None:
+        return None
+    line, current = tree.start_mark.line + 1, tree
+    for step in location:
+        if isinstance(current, yaml.MappingNode):
+            found = next(((k, v) for k, v in current.value if k.value == str(step)), None)
+            if found is None:
+                break
+            line, current = found[0].start_mark.line + 1, found[1]
+        elif isinstance(current, yaml.SequenceNode) and isinstance(step, int) and step < len(current.value):
+            current = current.value[step]
+            line = current.start_mark.line + 1
+    return line
+
+
+_REMEDIES = {
+    "extra_forbidden": "Remove it, or mend its spelling.",
+    "missing": "Add it.",
+    "too_short": "Add at least one.",
+    "string_too_short": "Write some text.",
+    "string_pattern_mismatch": "Write some text.",
+}
+
+
+def _model_problems(path: Path, error: ValidationError, line: Callable[[tuple[int | str, ...]], int | None]) -> list[Problem]:
+    problems = []
+    for item in error.errors():
+        message = item["msg"].removeprefix("Value error, ").rstrip(".")
+        message = "an unknown field" if item["type"] == "extra_forbidden" else message[:1].lower() + message[1:]
+        if item["type"] not in ("missing", "extra_forbidden") and isinstance(item["input"], str | int | float | bool):
+            message += f" (found {str(item['input'])[:60]!r})"
+        name = ".".join(str(part) for part in item["loc"]) or None
+        remedy = _REMEDIES.get(item["type"], "Mend the value; the README lists the fields.")
+        problems.append(Problem(path, f"{message}.", remedy, line=line(item["loc"]), field=name))
+    return problems
+
+
+def read_task(folder: Path) -> _Result[Task]:
+    path, problems = folder / TASK_FILE, list[Problem]()
+    if not TASK_NAME.fullmatch(folder.name):
+        remedy = f"Rename the folder to something that matches {TASK_NAME.pattern}."
+        problems.append(Problem(folder, f"{folder.name!r} cannot be a task name.", remedy))
+    value, tree = _read_yaml(path, problems)
+    if problems:
+        return _Result(None, problems)
+    try:
+        return _Result(Task.model_validate(value if value is not None else {}))
+    except ValidationError as error:
+        return _Result(None, _model_problems(path, error, lambda loc: _line_of(tree, loc)))
+
+
+def read_slice(path: Path, task: Task) -> _Result[Slice]:
+    problems: list[Problem] = []
+    value, tree = _read_yaml(path, problems)
+    if problems:
+        return _Result(None, problems)
+    try:
+        slice_ = Slice.model_validate(value if value is not None else {})
+    except ValidationError as error:
+        return _Result(None, _model_problems(path, error, lambda loc: _line_of(tree, loc)))
+    ids: dict[str, Seed] = {}
+    for index, seed in enumerate(slice_.seeds):
+        line = _line_of(tree, ("seeds", index))
+        for name in ("target_label", "reference"):
+            problems += _label_problem(path, line, f"seeds.{index}.{name}", getattr(seed, name), task)
+        if seed.id is not None and seed.id in ids:
+            problems.append(_id_problem(path, line, f"seeds.{index}.id", seed.id, ids[seed.id].text == seed.text))
+        if seed.id is not None:
+            ids.setdefault(seed.id, seed)
+    return _Result(slice_, problems)
+
+
+def read_rows(path: Path, task: Task, labelled: bool) -> _Result[list[Row]]:
+    """Rows of a JSONL file; every bad line is named, not only the first."""
+    problems: list[Problem] = []
+    text = _read_text(path, problems)
+    rows: list[Row] = []
+    ids: dict[str, Row] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            remedy = "Write one JSON object on each line."
+            problems.append(Problem(path, f"malformed JSON at column {error.colno}: {error.msg}.", remedy, line=number))
+            continue
+        try:
+            row = Row.model_validate(value)
+        except ValidationError as error:
+            problems += _model_problems(path, error, lambda _, number=number: number)
+            continue
+        if labelled and row.label is None:
+            problems.append(Problem(path, "the label is missing.", "Add it.", line=number, field="label"))
+        problems += _label_problem(path, number, "label", row.label, task)
+        if row.slice is not None and not SLICE_KEY.fullmatch(row.slice):
+            remedy = f"A slice matches {SLICE_KEY.pattern}."
+            problems.append(Problem(path, f"{row.slice!r} cannot be a slice.", remedy, line=number, field="slice"))
+        if row.id in ids:
+            problems.append(_id_problem(path, number, "id", row.id, ids[row.id] == row))
+        ids.setdefault(row.id, row)
+        rows.append(row)
+    if not rows and not problems:
+        problems.append(Problem(path, "the file is empty.", "Write one JSON object on each line."))
+    return _Result(rows, problems)
+
+
+def _id_problem(path: Path, line: int | None, name: str, id_: str, same: bool) -> Problem:
+    what = f"the id {id_!r} stands twice" if same else f"the id {id_!r} is used for two different rows"
+    return Problem(path, f"{what}.", "Give every row an id of its own.", line=line, field=name)
+
+
+def _label_problem(path: Path, line: int | None, name: str, label: str | None, task: Task) -> list[Problem]:
+    if label is None or label in task.label_names:
+        return []
+    remedy = f"Use one of: {', '.join(task.label_names[:20])}{', …' if len(task.label_names) > 20 else ''}."
+    return [Problem(path, f"{label!r} is not a label of this task.", remedy, line=line, field=name)]
+
+
+def _example_problems(folder: Path, task: Task, rows: list[Row]) -> list[Problem]:
+    need, have = task.teacher.few_shot.per_label, Counter(row.label for row in rows)
+    return [
+        Problem(
+            folder / EXAMPLES,
+            f"label {label!r} has {have[label]} few-shot examples, teacher.few_shot.per_label asks for {need}.",
+            "Add examples, or lower per_label.",
+            field="label",
+        )
+        for label in task.label_names
+        if have[label] < max(need, 1)
+    ]
+
+
+def _slice_files(folder: Path) -> list[Path]:
+    slices = folder / "slices"
+    if slices.is_symlink() or not slices.is_dir():
+        return []
+    return sorted(p for p in slices.rglob("*") if p.suffix in (".yaml", ".yml") and not p.name.startswith("."))
+
+
+def _slice_file_problem(folder: Path, file: Path) -> Problem | None:
+    name = file.relative_to(folder / "slices").with_suffix("").as_posix()
+    if file.suffix != ".yaml":
+        return Problem(file, "slice files end with .yaml.", "Rename the file.")
+    if not SLICE_KEY.fullmatch(name):
+        message = f"the slice name {name!r} cannot be a partition."
+        return Problem(file, message, f"Use a name that matches {SLICE_KEY.pattern}: no slash, no capital, no space.")
+    return None
+
+
+def check_folder(folder: TaskFolder) -> list[Problem]:
+    """Everything that is wrong in a task folder, errors and warnings, without running anything."""
+    result = read_task(folder.path)
+    if result.value is None:
+        return result.problems
+    task, problems = result.value, list(result.problems)
+    texts: dict[str, list[tuple[Path, int | None, str]]] = {}
+    files = _slice_files(folder.path)
+    if not files:
+        remedy = "Add slices/<slice>.yaml with a description and seeds."
+        problems.append(Problem(folder.path / "slices", "the task has no slice.", remedy))
+    lower: dict[str, Path] = {}
+    for file in files:
+        if problem := _slice_file_problem(folder.path, file):
+            problems.append(problem)
+            continue
+        if twin := lower.get(file.stem.casefold()):
+            problems.append(Problem(file, f"differs from {twin.name} in case alone.", "Rename one."))
+        lower[file.stem.casefold()] = file
+        slice_ = read_slice(file, task)
+        problems += slice_.problems
+        for seed in slice_.value.seeds if slice_.value else []:
+            texts.setdefault(normalize(seed.text), []).append((file, None, "seed"))
+    held_out: dict[str, str] = {}
+    rows_of: dict[str, list[Row]] = {}
+    for name in (GOLDEN, DEV, EXAMPLES, HUMAN):
+        if name == HUMAN and not (folder.path / HUMAN).exists():
+            continue
+        rows = read_rows(folder.path / name, task, labelled=True)
+        problems += rows.problems
+        rows_of[name] = rows.value or []
+        for row in rows_of[name]:
+            if name in (GOLDEN, DEV):
+                held_out.setdefault(normalize(row.text), f"{name} row {row.id}")
+            elif twin_row := held_out.get(normalize(row.text)):
+                message = f"row {row.id} has the text of {twin_row}."
+                remedy = "It will not be used as an example; better remove it here."
+                problems.append(Problem(folder.path / name, message, remedy, severity="warning"))
+    problems += _example_problems(folder.path, task, rows_of.get(EXAMPLES, []))
+    problems += _repeat_warnings(texts, held_out)
+    for name, text in _template_texts(folder):
+        problems += _template_problems(folder.path / "templates" / f"{name}.j2", text)
+    return problems
+
+
+def normalize(text: str) -> str:
+    """The key of exact duplicates; `tables.normalized_expr` is the same as a query."""
+    import unicodedata
+
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
+def _repeat_warnings(texts: dict[str, list[tuple[Path, int | None, str]]], held_out: dict[str, str]) -> list[Problem]:
+    problems = []
+    for key, places in texts.items():
+        if twin := held_out.get(key):
+            remedy = "It is removed as `contaminated` from the training side."
+            problems.append(Problem(places[0][0], f"a seed has the text of {twin}.", remedy, severity="warning"))
+        elif len(places) > 1:
+            remedy = "All but one are removed as `duplicate`."
+            message = f"the seed {key[:40]!r} stands {len(places)} times in this task."
+            problems.append(Problem(places[1][0], message, remedy, severity="warning"))
+    return problems
+
+
+def _template_texts(folder: TaskFolder) -> list[tuple[str, str]]:
+    return list(folder.templates().items())
+
+
+def _template_problems(path: Path, text: str) -> list[Problem]:
+    from distill_dagster.prompts import templates
+
+    return [
+        Problem(path, message, remedy, line=line) for line, message, remedy in templates.problems(path.stem, text)
+    ]

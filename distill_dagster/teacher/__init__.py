@@ -1,0 +1,1 @@
+"""Asking the teacher: requests, client, completion store, soft labels."""

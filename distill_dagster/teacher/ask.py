@@ -1,0 +1,237 @@
+"""Asking the teacher for a table of prompts: what is stored is not asked, what is asked is stored before it is used."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from distill_dagster import progress
+from distill_dagster.errors import TeacherError
+from distill_dagster.hashing import canonical_json, content_hash
+from distill_dagster.prompts.context import Example, draws
+from distill_dagster.prompts.templates import Templates
+from distill_dagster.spec import Task
+from distill_dagster.tables import COMPLETIONS, frame_of, user_text
+from distill_dagster.teacher import softlabels
+from distill_dagster.teacher.client import Client, Endpoint, PermanentTeacherError, Request
+from distill_dagster.teacher.store import CompletionStore, Response
+
+RESOLVE_SHARE = 0.02
+"""Labels that share their beginning are told apart only where they hold more than this share of the mass."""
+RESOLVE_DEPTH = 6
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Completions of a table of prompts, and what they took."""
+
+    completions: pl.DataFrame
+    calls: int
+    cached: int
+    seconds: float
+
+    @property
+    def missing_rows(self) -> int:
+        """Prompts without a single usable sample."""
+        good = self.completions.filter(pl.col("status") == "ok")["prompt_id"].n_unique()
+        return self.completions["prompt_id"].n_unique() - good
+
+
+class Asker:
+    """Everything that asking needs, for one task."""
+
+    def __init__(
+        self, task: Task, templates: Templates, pool: list[Example], endpoint: Endpoint, store: CompletionStore
+    ) -> None:
+        self.task, self.spec, self.templates = task, task.teacher, templates
+        self.draws = draws(pool, task.label_names, self.spec.few_shot)
+        self.store, self.endpoint = store, endpoint
+        self.client = Client(endpoint, self.spec)
+        self.cached = 0
+
+    def request(self, text: str, sample: int, spelled: str = "") -> Request:
+        """The request for one sample of one prompt; `spelled` is a beginning of the answer to go on from."""
+        params: dict[str, Any] = {"temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
+        if self.spec.temperature > 0:
+            params["seed"] = sample
+        values = {
+            "text": text,
+            "examples": self.draws[sample],
+            "labels": self.task.labels,
+            "instructions": self.task.instructions,
+            "item": self.task.item,
+        }
+        if self.spec.api == "text":
+            if self.spec.soft_labels == "logprobs":
+                params |= {"logprobs": self.spec.top_logprobs}
+            prompt = self.templates.render("classification_text", **values)
+            prompt += f" {spelled}" if spelled else ""
+            return Request(self.endpoint.identity, sample, params, prompt=prompt)
+        if self.spec.soft_labels == "logprobs":
+            params |= {"logprobs": True, "top_logprobs": self.spec.top_logprobs}
+        messages = [{"role": "system", "content": self.templates.render("classification_system", **values)}]
+        for example in self.draws[sample]:
+            shown = self.templates.render("classification_user", **(values | {"text": example.text}))
+            messages += [{"role": "user", "content": shown}, {"role": "assistant", "content": example.label}]
+        messages.append({"role": "user", "content": self.templates.render("classification_user", **values)})
+        return Request(self.endpoint.identity, sample, params, messages=messages)
+
+    async def _answer(self, request: Request) -> tuple[Response, bool]:
+        """The stored answer, else a new one that is stored before it is returned."""
+        found = self.store.get([request.key]).get(request.key)
+        if found is not None:
+            self.cached += 1
+            return found, True
+        response = await self.client.ask(request)
+        self.store.put(request.key, response)
+        return response, False
+
+    async def sample(self, text: str, sample: int) -> dict[str, Any]:
+        """One sample of one prompt as the answer's columns of a completions row."""
+        request = self.request(text, sample)
+        try:
+            response, _ = await self._answer(request)
+            responses = [response]
+            soft = await self._soft_labels(text, sample, response, responses)
+        except PermanentTeacherError:
+            raise
+        except TeacherError as error:
+            return {"request_key": request.key, "status": "failed", "error": str(error), "params": request.params}
+        answer = max(soft, key=lambda label: soft[label]) if soft else None
+        if self.spec.soft_labels == "votes":
+            answer = softlabels.parse_label(response.text, self.task.label_names)
+        # A request for a distribution stops after the tokens that decide it: that is no truncation.
+        cut = response.finish_reason == "length" and self.spec.soft_labels == "votes" and answer is None
+        status = "filtered" if response.finish_reason == "content_filter" else "truncated" if cut else "ok"
+        costs = [r.cost_usd for r in responses if r.cost_usd is not None]
+        return {
+            "request_key": request.key,
+            "status": status,
+            "reasoning": response.reasoning,
+            "answer": canonical_json(answer) if answer is not None else None,
+            "raw_text": response.text,
+            "finish_reason": response.finish_reason,
+            "soft_labels": _rounded(soft),
+            "prompt_tokens": sum(r.prompt_tokens or 0 for r in responses),
+            "completion_tokens": sum(r.completion_tokens or 0 for r in responses),
+            "cost_usd": sum(costs) if len(costs) == len(responses) else None,
+            "latency_s": sum(r.latency_s for r in responses),
+            "model_reported": response.model_reported,
+            "params": request.params | {"requests": len(responses)},
+            "requested_at": response.received_at,
+            "in_flight": max(r.in_flight for r in responses),
+        }
+
+    async def _soft_labels(
+        self, text: str, sample: int, response: Response, responses: list[Response]
+    ) -> dict[str, float] | None:
+        if self.spec.soft_labels != "logprobs":
+            return None
+        if not response.positions:
+            raise TeacherError(
+                f"{self.spec.model} sent no token log-probabilities. Set `soft_labels: votes` in task.yaml."
+            )
+        labels = self.task.label_names
+        mass = softlabels.label_mass(response.positions, labels)
+        for depth in range(RESOLVE_DEPTH if self.spec.resolve_labels else 0):
+            total = sum(mass.labels.values()) + sum(mass.shared.values())
+            split = [s for s, share in mass.shared.items() if share > RESOLVE_SHARE * total]
+            if not split:
+                break
+            for spelled in split:
+                more, _ = await self._answer(self.request(text, sample, spelled))
+                responses.append(more)
+                inner = softlabels.label_mass(more.positions, labels, spelled)
+                inside = sum(inner.labels.values()) + sum(inner.shared.values())
+                # What follows the shared part is certain to be one of its labels: its mass is passed on whole.
+                if inside > 0 and not (depth == RESOLVE_DEPTH - 1 and inner.shared):
+                    whole = mass.shared.pop(spelled)
+                    for label, share in inner.labels.items():
+                        mass.labels[label] = mass.labels.get(label, 0.0) + whole * share / inside
+                    for longer, share in inner.shared.items():
+                        mass.shared[longer] = mass.shared.get(longer, 0.0) + whole * share / inside
+        return softlabels.normalize(softlabels.divide_shared(mass, labels))
+
+    async def ask(self, prompts: pl.DataFrame, samples: Callable[[str], list[int]] | None = None, lone: int = 0) -> Asked:
+        """Ask for every sample of every prompt, sample by sample, so that prompts that share a prefix follow each other.
+
+        Args:
+            prompts: a prompts table.
+            samples: which samples a prompt wants; by default all of them.
+            lone: the first `lone` prompts are asked one by one, so that their latency is that of a lone request.
+
+        Raises:
+            TeacherError: the teacher refuses every request, or fewer than `min_success` of the prompts have an answer.
+        """
+        every = list(range(self.spec.few_shot.draws))
+        texts = {row["prompt_id"]: user_text(row["messages"]) for row in prompts.iter_rows(named=True)}
+        slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
+        ids = list(texts)
+        first, rest = (
+            [(i, s) for s in every for i in part if samples is None or s in samples(i)]
+            for part in (ids[:lone], ids[lone:])
+        )
+        total = len(first) + len(rest)
+        rows: list[dict[str, Any]] = []
+        started = time.perf_counter()
+
+        async def worker(jobs: Iterator[tuple[str, int]]) -> None:
+            for id_, sample in jobs:
+                rows.append({"prompt_id": id_, "sample_index": sample} | await self.sample(texts[id_], sample))
+                progress.report("asking the teacher", len(rows), total)
+
+        await worker(iter(first))
+        work = iter(rest)
+        width = 1 if self.spec.embedded else self.spec.concurrency
+        async with asyncio.TaskGroup() as group:
+            for _ in range(width):
+                group.create_task(worker(work))
+        asked = Asked(
+            frame_of([self._row(row, slices) for row in rows], COMPLETIONS, ("prompt_id", "sample_index")),
+            self.client.calls,
+            self.cached,
+            time.perf_counter() - started,
+        )
+        self._check_success(asked, len(texts))
+        return asked
+
+    def _row(self, row: dict[str, Any], slices: dict[str, str]) -> dict[str, Any]:
+        return {name: row.get(name) for name in COMPLETIONS} | {
+            "completion_id": content_hash([row["prompt_id"], row["request_key"]])[:32],
+            "slice": slices[row["prompt_id"]],
+            "teacher": self.spec.model,
+            "answer_kind": "label",
+            "params": canonical_json(row["params"]),
+            "mode": "online",
+            "template_version": self.templates.version,
+        }
+
+    def _check_success(self, asked: Asked, prompts: int) -> None:
+        share = 1 - asked.missing_rows / prompts if prompts else 1.0
+        if share < self.spec.min_success:
+            first = asked.completions.filter(pl.col("error").is_not_null())["error"].head(1).to_list()
+            raise TeacherError(
+                f"Only {share:.0%} of {prompts} prompts have an answer of {self.spec.model}; min_success is "
+                f"{self.spec.min_success:.0%}. First error: {first[0] if first else 'none'}. What was answered is "
+                f"stored and will not be asked again."
+            )
+
+
+def _rounded(soft: dict[str, float] | None) -> list[dict[str, Any]] | None:
+    """Rounded to 6 places and without labels that round to nothing: what is stored is what is hashed."""
+    if soft is None:
+        return None
+    return [{"label": k, "prob": round(v, 6)} for k, v in soft.items() if round(v, 6) > 0]
+
+
+def run_ask(asker: Asker, prompts: pl.DataFrame, **kwargs: Any) -> Asked:
+    """`Asker.ask` from synchronous code; the first error of a group is raised as itself."""
+    try:
+        return asyncio.run(asker.ask(prompts, **kwargs))
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None

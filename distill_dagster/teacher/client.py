@@ -1,0 +1,191 @@
+"""One door to every teacher: a request in, a `Response` out, through litellm."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from distill_dagster.errors import TeacherError
+from distill_dagster.hashing import content_hash
+from distill_dagster.spec import TeacherSpec
+from distill_dagster.teacher.softlabels import Position
+from distill_dagster.teacher.store import Response
+
+# litellm otherwise asks the network for its price list at import.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to ask. Exactly one of `prompt` (text API) and `messages` (chat API) is set."""
+
+    identity: str
+    sample_index: int
+    params: dict[str, Any]
+    prompt: str | None = None
+    messages: list[dict[str, str]] | None = None
+
+    @property
+    def key(self) -> str:
+        """request_key: all that shapes the answer, and nothing of where, when or for whom it is asked."""
+        asked = {"prompt": self.prompt, "messages": self.messages, "tools": None, "response_format": None}
+        return content_hash(asked | {"teacher": self.identity, "params": self.params, "sample": self.sample_index})
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a teacher is asked: a litellm model id, and an address and key where they are not the provider's own."""
+
+    model: str
+    identity: str
+    api_base: str | None = None
+    api_key: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.model!r}, {self.identity!r}, api_base={self.api_base!r})"
+
+
+def endpoint_of(spec: TeacherSpec) -> Endpoint:
+    """The endpoint of a teacher that is not embedded; its key comes from the environment variable named in the spec.
+
+    Raises:
+        TeacherError: that variable is not set.
+    """
+    key = None
+    if spec.api_key_env:
+        key = os.environ.get(spec.api_key_env)
+        if not key:
+            raise TeacherError(
+                f"The teacher {spec.model} wants its key in the environment variable {spec.api_key_env}, which is "
+                f"not set. Set it, or mend teacher.api_key_env in task.yaml."
+            )
+    model = spec.model
+    if spec.api == "text" and model.startswith("openai/"):
+        model = "text-completion-" + model
+    return Endpoint(model, content_hash(spec.identity()), spec.api_base, key)
+
+
+class Client:
+    """Asks one endpoint. Retries what is worth a retry, with jitter; a permanent failure stops at once."""
+
+    def __init__(self, endpoint: Endpoint, spec: TeacherSpec) -> None:
+        self._endpoint, self._spec = endpoint, spec
+        self.in_flight = 0
+        self.calls = 0
+
+    async def ask(self, request: Request) -> Response:
+        """Ask once, with retries.
+
+        Raises:
+            TeacherError: the answer did not come; `permanent` tells whether asking for other rows is pointless too.
+        """
+        import litellm
+        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+        transient = (
+            litellm.exceptions.RateLimitError,
+            litellm.exceptions.Timeout,
+            litellm.exceptions.APIConnectionError,
+            litellm.exceptions.ServiceUnavailableError,
+            litellm.exceptions.InternalServerError,
+        )
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(transient),
+            stop=stop_after_attempt(self._spec.max_retries + 1),
+            wait=wait_random_exponential(multiplier=0.5, max=30),
+            reraise=True,
+        )
+        self.in_flight += 1
+        try:
+            return await retrying(self._once, request)
+        except (litellm.exceptions.AuthenticationError, litellm.exceptions.NotFoundError) as error:
+            raise PermanentTeacherError(self._scrubbed(error)) from None
+        except Exception as error:
+            raise TeacherError(self._scrubbed(error)) from None
+        finally:
+            self.in_flight -= 1
+
+    async def _once(self, request: Request) -> Response:
+        import litellm
+
+        litellm.suppress_debug_info = True
+        self.calls += 1
+        where: dict[str, Any] = {"model": self._endpoint.model, "timeout": self._spec.timeout_s, "num_retries": 0}
+        # The openai client would retry by itself beneath our own retries, unseen by any limit.
+        where["max_retries"] = 0
+        if self._endpoint.api_base:
+            where["api_base"] = self._endpoint.api_base
+        if self._endpoint.api_key:
+            where["api_key"] = self._endpoint.api_key
+        started, in_flight = time.perf_counter(), self.in_flight
+        if request.messages is not None:
+            raw = await litellm.acompletion(messages=request.messages, **request.params, **where)
+        else:
+            raw = await litellm.atext_completion(prompt=request.prompt, **request.params, **where)
+        latency = time.perf_counter() - started
+        return _response(raw, latency, in_flight)
+
+    def _scrubbed(self, error: Exception) -> str:
+        text = f"{type(error).__name__}: {error}"
+        if self._endpoint.api_key:
+            text = text.replace(self._endpoint.api_key, "***")
+        return text[:500]
+
+
+class PermanentTeacherError(TeacherError):
+    """No request to this teacher can succeed (key refused, model unknown): the others are not sent."""
+
+
+def _response(raw: Any, latency: float, in_flight: int) -> Response:
+    choice = raw.choices[0]
+    message = getattr(choice, "message", None)
+    usage = getattr(raw, "usage", None)
+    details = getattr(usage, "prompt_tokens_details", None)
+    return Response(
+        text=(message.content if message is not None else choice.text) or "",
+        finish_reason=choice.finish_reason,
+        positions=_positions(getattr(choice, "logprobs", None)),
+        prompt_tokens=getattr(usage, "prompt_tokens", None),
+        completion_tokens=getattr(usage, "completion_tokens", None),
+        cached_tokens=getattr(details, "cached_tokens", None),
+        cost_usd=_cost(raw),
+        latency_s=latency,
+        in_flight=in_flight,
+        model_reported=getattr(raw, "model", None),
+        received_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        reasoning=getattr(message, "reasoning_content", None),
+    )
+
+
+def _cost(raw: Any) -> float | None:
+    """USD where litellm knows the price, else None: never a guess, and never 0 for an unknown price."""
+    cost = (getattr(raw, "_hidden_params", None) or {}).get("response_cost")
+    return float(cost) if cost else None
+
+
+def _positions(logprobs: Any) -> list[Position]:
+    """Both shapes of log-probabilities: chat (`content`), and OpenAI's older one (`tokens`, `top_logprobs`)."""
+    if logprobs is None:
+        return []
+    read = logprobs.get if isinstance(logprobs, dict) else lambda name: getattr(logprobs, name, None)
+    positions: list[Position] = []
+    for entry in read("content") or []:
+        get = entry.get if isinstance(entry, dict) else lambda name, entry=entry: getattr(entry, name, None)
+        top = [
+            (t["token"], t["logprob"]) if isinstance(t, dict) else (t.token, t.logprob)
+            for t in get("top_logprobs") or []
+        ]
+        positions.append(_taken_first((get("token"), get("logprob")), top))
+    if positions:
+        return positions
+    tokens, values, tops = read("tokens") or [], read("token_logprobs") or [], read("top_logprobs") or []
+    for token, value, top in zip(tokens, values, tops, strict=False):
+        positions.append(_taken_first((token, value), list((top or {}).items())))
+    return positions
+
+
+def _taken_first(taken: tuple[str, float], top: list[tuple[str, float]]) -> Position:
+    return [(taken[0], float(taken[1])), *((t, float(lp)) for t, lp in top if t != taken[0])]

@@ -1,0 +1,92 @@
+"""From token log-probabilities, or from text, to a distribution over labels."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+Position = list[tuple[str, float]]
+"""The likeliest tokens at one place of an answer with their natural log-probabilities; the first is the one taken."""
+
+
+@dataclass
+class LabelMass:
+    """Probability mass by label, and by text that several labels begin with and nothing has told apart yet."""
+
+    labels: dict[str, float] = field(default_factory=dict)
+    shared: dict[str, float] = field(default_factory=dict)
+
+
+def parse_label(text: str, labels: list[str]) -> str | None:
+    """The label that an answer names: the answer itself, or what its first line begins with, else the only label in it."""
+    line = next((part.strip() for part in text.splitlines() if part.strip()), "")
+    folded = line.casefold().strip("\"'`*.-# ")
+    by_length = sorted(labels, key=len, reverse=True)
+    for label in by_length:
+        if folded == label.casefold():
+            return label
+    for label in by_length:
+        if re.match(re.escape(label.casefold()) + r"\b", folded):
+            return label
+    named = [label for label in by_length if re.search(rf"\b{re.escape(label.casefold())}\b", text.casefold())]
+    # "data loss" names "data loss" alone, although "data" may be a label too.
+    longest = [a for a in named if not any(a != b and a.casefold() in b.casefold() for b in named)]
+    return longest[0] if len(longest) == 1 else None
+
+
+def _candidates(text: str, labels: list[str]) -> list[str]:
+    """Labels that a spelling so far can still become; a finished label may be followed by a non-word character."""
+    folded = text.casefold()
+    found = [label for label in labels if label.casefold().startswith(folded)]
+    if found:
+        return found
+    ended = [x for x in labels if folded.startswith(x.casefold()) and not folded[len(x) : len(x) + 1].isalnum()]
+    return [max(ended, key=len)] if ended else []
+
+
+def label_mass(positions: list[Position], labels: list[str], spelled: str = "") -> LabelMass:
+    """Distribute the probability of each token spelling over the labels that it begins.
+
+    Walks along the taken tokens; at each place the other tokens branch off to labels of their own. All spellings of a
+    label add up (" card" and "card" are two tokens). `spelled` is what the request already wrote of the answer.
+    """
+    mass, prefix, path = LabelMass(), spelled, 1.0
+    for index, position in enumerate(positions):
+        taken = position[0][0]
+        for token, logprob in dict(position).items():
+            text = (prefix + token).lstrip() if not prefix.strip() else prefix + token
+            found = _candidates(text, labels) if text else []
+            here = path * math.exp(logprob)
+            if len(found) == 1:
+                mass.labels[found[0]] = mass.labels.get(found[0], 0.0) + here
+            elif found and (token != taken or index == len(positions) - 1):
+                mass.shared[text] = mass.shared.get(text, 0.0) + here
+        prefix = (prefix + taken).lstrip() if not prefix.strip() else prefix + taken
+        if prefix and len(_candidates(prefix, labels)) <= 1:
+            break
+        path *= math.exp(dict(position)[taken])
+    return mass
+
+
+def divide_shared(mass: LabelMass, labels: list[str]) -> dict[str, float]:
+    """Labels' mass, with what is shared divided equally among the labels that it may become."""
+    out = {label: mass.labels.get(label, 0.0) for label in labels}
+    for text, shared in mass.shared.items():
+        found = _candidates(text, labels)
+        for label in found:
+            out[label] += shared / len(found)
+    return out
+
+
+def normalize(mass: dict[str, float]) -> dict[str, float] | None:
+    """Probabilities that add up to 1, or None where no label has any mass."""
+    total = sum(mass.values())
+    return {label: value / total for label, value in mass.items()} if total > 1e-9 else None
+
+
+def vote(answers: list[str], labels: list[str]) -> dict[str, float]:
+    """The share of each label among answers."""
+    counts = Counter(answers)
+    return {label: counts[label] / len(answers) for label in labels}

@@ -1,0 +1,102 @@
+"""The completion store: every received answer, by request_key, durable before it is used.
+
+The only mutable database of the project: SQLAlchemy over SQLite (WAL) by default, PostgreSQL by URL.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+_METADATA = sa.MetaData()
+_COMPLETIONS = sa.Table(
+    "completions",
+    _METADATA,
+    sa.Column("request_key", sa.String(64), primary_key=True),
+    sa.Column("response", sa.Text, nullable=False),
+    sa.Column("received_at", sa.String(32), nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Response:
+    """What came back for one request, as received: soft labels are read from it later, not stored instead of it.
+
+    `positions` holds, per token of the answer, the likeliest tokens with natural log-probabilities, the taken one
+    first. `latency_s` is seconds on the wire, with `in_flight` requests of ours under way at the start.
+    """
+
+    text: str
+    finish_reason: str | None
+    positions: list[list[tuple[str, float]]]
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_tokens: int | None
+    cost_usd: float | None
+    latency_s: float
+    in_flight: int
+    model_reported: str | None
+    received_at: str
+    reasoning: str | None = None
+
+
+class CompletionStore:
+    """Answers by request_key. Safe for several processes; a first answer is never overwritten."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url, connect_args={"timeout": 60} if url.startswith("sqlite") else {})
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _sqlite_pragmas)
+        _METADATA.create_all(self._engine)
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> CompletionStore:
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(f"sqlite:///{folder / 'completions.db'}")
+
+    def get(self, keys: Iterable[str]) -> dict[str, Response]:
+        """The stored answers among `keys`."""
+        wanted, found = sorted(set(keys)), {}
+        with self._engine.connect() as connection:
+            for start in range(0, len(wanted), 500):
+                chunk = wanted[start : start + 500]
+                rows = connection.execute(sa.select(_COMPLETIONS).where(_COMPLETIONS.c.request_key.in_(chunk)))
+                found.update({row.request_key: _parse(row.response) for row in rows})
+        return found
+
+    def put(self, key: str, response: Response) -> None:
+        """Store one answer; on return it survives a crash of this process."""
+        values = {
+            "request_key": key,
+            "response": json.dumps(asdict(response), ensure_ascii=False),
+            "received_at": response.received_at,
+        }
+        with self._engine.begin() as connection:
+            try:
+                with connection.begin_nested():
+                    connection.execute(_COMPLETIONS.insert().values(**values))
+            except sa.exc.IntegrityError:
+                pass  # another process was first with the same request: its answer stands
+
+    def count(self) -> int:
+        with self._engine.connect() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(_COMPLETIONS)).scalar_one()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _sqlite_pragmas(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _parse(text: str) -> Response:
+    value = json.loads(text)
+    value["positions"] = [[(token, logprob) for token, logprob in position] for position in value["positions"]]
+    return Response(**value)

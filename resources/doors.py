@@ -1,0 +1,54 @@
+"""Small resources that say where things are. All of them default to one `Home`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from distill_dagster.lake import Lake
+from distill_dagster.taskfiles import TaskFolder, open_task
+from distill_dagster.teacher.store import CompletionStore
+
+
+class TaskFoldersResource(dg.ConfigurableResource):
+    """The user's files."""
+
+    path: str
+
+    def open(self, task: str) -> TaskFolder:
+        return open_task(Path(self.path), task)
+
+
+class LakeResource(dg.ConfigurableResource):
+    """Where tables and adapters lie, and below `reports` the reports: `<reports>/<task>/<student>/`."""
+
+    path: str
+    reports: str
+
+    def lake(self) -> Lake:
+        return Lake(Path(self.path), Path(self.reports))
+
+
+class CompletionStoreResource(dg.ConfigurableResource):
+    """Every received answer of a teacher. `url` is a SQLAlchemy URL; empty for SQLite in `path`."""
+
+    path: str
+    url: str = ""
+
+    @contextmanager
+    def open(self) -> Iterator[CompletionStore]:
+        store = CompletionStore(self.url) if self.url else CompletionStore.in_folder(Path(self.path))
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+class ModelFolderResource(dg.ConfigurableResource):
+    """Where converted base models lie."""
+
+    path: str
+

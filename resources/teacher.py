@@ -1,0 +1,30 @@
+"""The teacher endpoint: a provider's, or the embedded server, started for its first user and stopped after its last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from distill_dagster.spec import TeacherSpec
+from distill_dagster.teacher.client import Endpoint, endpoint_of
+from distill_dagster.teacher.embedded import SERVERS
+
+
+class TeacherResource(dg.ConfigurableResource):
+    """Hands out the endpoint of a teacher for as long as it is needed."""
+
+    models: str
+
+    @contextmanager
+    def endpoint(self, spec: TeacherSpec) -> Iterator[Endpoint]:
+        if not spec.embedded:
+            yield endpoint_of(spec)
+            return
+        endpoint, lease = SERVERS.acquire(spec, Path(self.models))
+        try:
+            yield endpoint
+        finally:
+            SERVERS.release(lease)
