@@ -115,7 +115,8 @@ lock: $(SETUP_TEST) ## choose the newest versions that agree and write requireme
 	@$(BIN)/python -c "import json; \
 		print('# The exact versions that were tested together (Python 3.11, Linux). Written by \`make lock\`; do not edit.'); \
 		found = [item['metadata'] for item in json.load(open('$(VENV)/lock.json'))['install']]; \
-		print(*sorted((m['name'] + '==' + m['version'].split('+')[0] for m in found if m['name'] != 'distill-dagster'), key=str.lower), sep='\n')" \
+		found = sorted((m['name'].lower(), m['name'], m['version'].split('+')[0]) for m in found); \
+		print(*(f'{name}=={version}' for key, name, version in found if key != 'distill-dagster'), sep='\n')" \
 		> $(VENV)/lock.txt
 	@mv $(VENV)/lock.txt $(CONSTRAINTS)
 	@echo "lock: done; now run make test"

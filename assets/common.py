@@ -1,6 +1,7 @@
 """What all assets of a task share: names, partitions, and the step from a stage function to an asset."""
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ from resources.doors import (
     TaskFoldersResource,
 )
 from resources.teacher import TeacherResource
+
+# Observable sources and check partitions are marked beta or preview; versions are pinned, and a user cannot act on it.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 REQUIRED = {"tasks", "lake", "store", "models", "teacher"}
 StageFunction = Callable[[Env, str | None], Made]
@@ -94,7 +99,7 @@ def stage_asset(
     make: StageFunction,
     *,
     schema: pl.Schema | None = None,
-    lineage: dict[str, Sequence[tuple[str, str]]] | None = None,
+    lineage: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     pool: str | None = None,
 ) -> dg.AssetsDefinition:
     """One asset of the graph.
@@ -189,12 +194,12 @@ def metadata_value(value: Shown) -> dg.MetadataValue:
     return dg.MetadataValue.text(value) if isinstance(value, str) else dg.MetadataValue.path(value)
 
 
-def source_assets(graph: TaskGraph) -> list[dg.SourceAsset | dg.AssetsDefinition]:
+def source_assets(graph: TaskGraph) -> list[dg.SourceAsset]:
     """The user's files as observable assets: observing them reads and hashes, and runs nothing else."""
     return [_observable(graph, name) for name in SOURCES]
 
 
-def _observable(graph: TaskGraph, name: str) -> dg.AssetsDefinition:
+def _observable(graph: TaskGraph, name: str) -> dg.SourceAsset:
     source = SOURCES[name]
     partitions = graph.partitions_def(source.partition)
 

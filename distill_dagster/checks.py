@@ -118,7 +118,7 @@ def valid_table(stage: str, frame: pl.DataFrame) -> Check:
     nested = [name for name, dtype in plain.schema.items() if isinstance(dtype, pl.List | pl.Struct)]
     pandas = plain.drop(nested).to_pandas()
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
+    context.variables.progress_bars = {"globally": False}
     batch = context.data_sources.add_pandas("lake").add_dataframe_asset(stage)
     definition = batch.add_batch_definition_whole_dataframe("all")
     suite = gx.ExpectationSuite(

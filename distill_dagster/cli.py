@@ -184,7 +184,7 @@ def _progress() -> Iterator[Any]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         bar = bars.add_task("", total=None)
-        last = {"what": "", "at": 0.0}
+        last: dict[str, Any] = {"what": "", "at": 0.0}
 
         def told(kind: str, what: str) -> None:
             if kind == "start":

@@ -6,6 +6,7 @@ Part of the composition root `cli.py`; the only engine modules that import Dagst
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+import psutil
 
 from distill_dagster.graph import SOURCES
 from distill_dagster.lake import Lake, node
@@ -24,6 +26,7 @@ from distill_dagster.taskfiles import TaskFolder
 
 TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
 DATA_VERSION_TAG = "dagster/data_version"
+PID_TAG, HOST_TAG = "distill/pid", "distill/host"
 
 
 @dataclass
@@ -72,7 +75,17 @@ def instance_folder(home: Home) -> None:
 def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
     instance_folder(home)
     with dg.DagsterInstance.get() as instance:
+        _bury_dead_runs(instance)
         yield instance
+
+
+def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Runs of a killed `distill` stay STARTED and keep their pool's slot: without this the next run waits for ever."""
+    open_runs = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={HOST_TAG: platform.node()})
+    for run in instance.get_runs(open_runs):
+        if not psutil.pid_exists(int(run.tags[PID_TAG])):
+            instance.report_run_failed(run, "The process of this run is gone. `distill run` takes up what it left.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
 def slices_name(task: str) -> str:
@@ -203,6 +216,7 @@ class Runner:
             partition_key=batch[0].partition,
             asset_selection=[dg.AssetKey([self.folder.name, s.asset]) for s in batch],
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            tags={PID_TAG: str(os.getpid()), HOST_TAG: platform.node()},
             raise_on_error=False,
         )
         outcome.runs.append(result.run_id)
@@ -214,7 +228,7 @@ class Runner:
             if dg.AssetKey([self.folder.name, status.asset]) in made:
                 self._count(status, outcome)
             elif not any(other.name in outcome.failed for other in batch):
-                error = next((e for key, e in failures.items() if status.asset in key), None)
+                error = next((e for key, e in failures.items() if key and status.asset in key), None)
                 outcome.failed[status.name] = _message(error)
         tell("done" if result.success else "failed", what)
 

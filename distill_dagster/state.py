@@ -72,7 +72,11 @@ class State:
         absent = tuple(f"{name} is missing" for name, version in now.items() if version is None)
         if record is None:
             return Status(asset, partition, "waiting" if absent else "missing", absent or ("never made",), None)
-        why = [f"{name} changed" for name in now if name in record.inputs and now[name] != record.inputs[name]]
+        why = [
+            f"{name} {'is missing' if now[name] is None else 'changed'}"
+            for name in now
+            if name in record.inputs and now[name] != record.inputs[name]
+        ]
         why += [f"{name} is new" for name in now if name not in record.inputs]
         why += [f"{name} is gone" for name in record.inputs if name not in now]
         if record.code_version != stage.code_version:

@@ -7,12 +7,20 @@ the same content gives the same data version whatever the order or number of pro
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from distill_dagster.hashing import canonical_json
+
+
+
+def _schema(columns: dict[str, Any]) -> pl.Schema:
+    return pl.Schema(columns)
+
 
 MESSAGES = pl.List(
     pl.Struct(
@@ -28,7 +36,7 @@ MESSAGES = pl.List(
 SOFT_LABELS = pl.List(pl.Struct({"label": pl.String, "prob": pl.Float64}))
 IDS = pl.List(pl.String)
 
-PROMPTS = pl.Schema(
+PROMPTS = _schema(
     {
         "prompt_id": pl.String,
         "slice": pl.String,
@@ -42,7 +50,7 @@ PROMPTS = pl.Schema(
         "source": pl.String,
     }
 )
-COMPLETIONS = pl.Schema(
+COMPLETIONS = _schema(
     {
         "completion_id": pl.String,
         "prompt_id": pl.String,
@@ -70,7 +78,7 @@ COMPLETIONS = pl.Schema(
         "requested_at": pl.String,
     }
 )
-SCORED = pl.Schema(
+SCORED = _schema(
     {
         "prompt_id": pl.String,
         "slice": pl.String,
@@ -91,7 +99,7 @@ SCORED = pl.Schema(
         "words": pl.Int64,
     }
 )
-DATASET = pl.Schema(
+DATASET = _schema(
     {
         "prompt_id": pl.String,
         "slice": pl.String,
@@ -107,7 +115,7 @@ DATASET = pl.Schema(
     }
 )
 REJECTED = pl.Schema(dict(SCORED) | {"drop_reason": pl.String, "drop_detail": pl.String})
-PREDICTIONS = pl.Schema(
+PREDICTIONS = _schema(
     {
         "system": pl.String,
         "item_id": pl.String,
@@ -124,7 +132,8 @@ PREDICTIONS = pl.Schema(
 CONTEXT = pl.Schema({"id": pl.String, "text": pl.String, "label": pl.String, "removed": pl.String})
 PRIOR = pl.Schema({"sample_index": pl.Int64, "label": pl.String, "prob": pl.Float64, "items": pl.Int64})
 
-VOLATILE = ("latency_s", "in_flight", "requested_at", "cost_usd", "source")
+VOLATILE = ("latency_s", "in_flight", "requested_at", "cost_usd", "source", "error")
+"""Not part of a table's data version. An error's text may hold seconds or an address; that a row failed is in `status`."""
 
 
 class SchemaError(Exception):
@@ -164,7 +173,7 @@ def data_version(*frames: pl.DataFrame) -> str:
 def write_parquet(frame: pl.DataFrame, path: Path, metadata: Mapping[str, str]) -> None:
     """Write beside the target, then rename: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")  # two processes never share one
     try:
         frame.write_parquet(temporary, compression="zstd", metadata=dict(metadata))
         temporary.replace(path)
@@ -185,4 +194,6 @@ def user_text_expr(column: str = "messages") -> pl.Expr:
 
 def normalized_expr(text: pl.Expr) -> pl.Expr:
     """The key of exact duplicates: Unicode NFKC, lower case, white space folded."""
-    return text.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
+    # Python's str.split() takes U+001C to U+001F for white space as well; the regular expression does not.
+    folded = text.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[\s\x1c-\x1f]+", " ")
+    return folded.str.strip_chars(" ")

@@ -38,7 +38,7 @@ class Row(BaseModel):
     @field_validator("id", mode="before")
     @classmethod
     def _number_ids(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int) else value
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Seed(BaseModel):
@@ -123,10 +123,20 @@ class TaskFolder:
         return self.rows(HUMAN)
 
     def templates(self) -> dict[str, str]:
-        """The user's own templates by name; a link is not followed."""
+        """The user's own templates by name.
+
+        Raises:
+            InputError: one of them cannot be read, or is a symbolic link.
+        """
         folder = self.path / "templates"
-        files = sorted(folder.glob("*.j2")) if folder.is_dir() and not folder.is_symlink() else []
-        return {f.stem: _read_text(f, []) for f in files if not f.is_symlink()}
+        problems: list[Problem] = []
+        if folder.is_symlink():
+            problems.append(_link_problem(folder))
+        files = sorted(folder.glob("*.j2")) if not problems and folder.is_dir() else []
+        texts = {f.stem: _read_text(f, problems) for f in files}
+        if problems:  # falling back to the built-in template would ask the teacher something else than the user wrote
+            raise InputError(problems)
+        return texts
 
 
 @dataclass
@@ -167,17 +177,25 @@ def open_task(tasks: Path, name: str) -> TaskFolder:
 
 def _read_text(path: Path, problems: list[Problem]) -> str:
     if path.is_symlink():
-        problems.append(Problem(path, "symbolic links are not followed.", "Put the file itself into the task folder."))
+        problems.append(_link_problem(path))
         return ""
+    content = b""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        return content.decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         problems.append(Problem(path, "the file is missing.", "Add it; the README shows what belongs into it."))
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = content[: error.start].count(b"\n") + 1
         remedy = "Save the file as UTF-8."
         problems.append(Problem(path, f"invalid UTF-8 at byte {error.start}.", remedy, line=line))
+    except OSError as error:
+        problems.append(Problem(path, f"cannot be read: {error.strerror}.", "Put a readable file there."))
     return ""
+
+
+def _link_problem(path: Path) -> Problem:
+    return Problem(path, "symbolic links are not followed.", "Put the file itself into the task folder.")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -187,6 +205,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _construct_unique(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<`, which the safe loader itself resolves
+            continue
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, str) and key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
@@ -196,7 +216,7 @@ def _construct_unique(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bo
 
 
 _UniqueKeyLoader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique  # type: ignore[arg-type]
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique
 )
 
 
@@ -216,8 +236,10 @@ def _read_yaml(path: Path, problems: list[Problem]) -> tuple[Any, yaml.Node | No
         what = error.problem or "malformed YAML"
         remedy = "Mend the YAML; texts with `:` or `#` want quotation marks."
         problems.append(Problem(path, f"{what}.", remedy, line=mark.line + 1 if mark else None))
-    except yaml.YAMLError as error:
-        problems.append(Problem(path, f"malformed YAML: {error}.", "Mend the YAML."))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: `2024-02-30` without quotation marks
+        what = str(error).splitlines()[0] if str(error) else "nested too deep"
+        remedy = "Mend the YAML; put texts that look like dates or numbers into quotation marks."
+        problems.append(Problem(path, f"malformed YAML: {what}.", remedy))
     return None, None
 
 
@@ -244,6 +266,7 @@ _REMEDIES = {
     "too_short": "Add at least one.",
     "string_too_short": "Write some text.",
     "string_pattern_mismatch": "Write some text.",
+    "string_type": "Put texts that look like numbers, dates or yes and no into quotation marks.",
 }
 
 
@@ -251,7 +274,12 @@ def _model_problems(path: Path, error: ValidationError, line: Callable[[tuple[in
     problems = []
     for item in error.errors():
         message = item["msg"].removeprefix("Value error, ").rstrip(".")
-        message = "an unknown field" if item["type"] == "extra_forbidden" else message[:1].lower() + message[1:]
+        message = {
+            "extra_forbidden": "an unknown field",
+            "string_pattern_mismatch": "the text is empty",
+            "model_type": "a mapping of fields is wanted",
+            "model_attributes_type": "a mapping of fields is wanted",
+        }.get(item["type"], message[:1].lower() + message[1:])
         if item["type"] not in ("missing", "extra_forbidden") and isinstance(item["input"], str | int | float | bool):
             message += f" (found {str(item['input'])[:60]!r})"
         name = ".".join(str(part) for part in item["loc"]) or None
@@ -295,6 +323,17 @@ def read_slice(path: Path, task: Task) -> _Result[Slice]:
     return _Result(slice_, problems)
 
 
+class _RepeatedKey(Exception):
+    pass
+
+
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for name, times in Counter(name for name, _ in pairs).items():
+        if times > 1:
+            raise _RepeatedKey(f"the field {name!r} stands twice")
+    return dict(pairs)
+
+
 def read_rows(path: Path, task: Task, labelled: bool) -> _Result[list[Row]]:
     """Rows of a JSONL file; every bad line is named, not only the first."""
     problems: list[Problem] = []
@@ -305,15 +344,19 @@ def read_rows(path: Path, task: Task, labelled: bool) -> _Result[list[Row]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_unique_fields)
         except json.JSONDecodeError as error:
             remedy = "Write one JSON object on each line."
             problems.append(Problem(path, f"malformed JSON at column {error.colno}: {error.msg}.", remedy, line=number))
             continue
+        except (_RepeatedKey, ValueError, RecursionError) as error:  # a number of thousands of digits, endless nesting
+            what = str(error).splitlines()[0] if str(error) else "nested too deep"
+            problems.append(Problem(path, f"{what}.", "Mend the line: each field once, with a plain value.", line=number))
+            continue
         try:
             row = Row.model_validate(value)
         except ValidationError as error:
-            problems += _model_problems(path, error, lambda _, number=number: number)
+            problems += _model_problems(path, error, _always(number))
             continue
         if labelled and row.label is None:
             problems.append(Problem(path, "the label is missing.", "Add it.", line=number, field="label"))
@@ -330,6 +373,10 @@ def read_rows(path: Path, task: Task, labelled: bool) -> _Result[list[Row]]:
     return _Result(rows, problems)
 
 
+def _always(line: int) -> Callable[[tuple[int | str, ...]], int | None]:
+    return lambda _: line
+
+
 def _id_problem(path: Path, line: int | None, name: str, id_: str, same: bool) -> Problem:
     what = f"the id {id_!r} stands twice" if same else f"the id {id_!r} is used for two different rows"
     return Problem(path, f"{what}.", "Give every row an id of its own.", line=line, field=name)
@@ -344,10 +391,13 @@ def _label_problem(path: Path, line: int | None, name: str, label: str | None, t
 
 def _example_problems(folder: Path, task: Task, rows: list[Row]) -> list[Problem]:
     need, have = task.teacher.few_shot.per_label, Counter(row.label for row in rows)
+    asks = f"teacher.few_shot.per_label asks for {need}"
+    if task.teacher.calibration == "examples":
+        need, asks = need + 1, f"{asks}, and teacher.calibration for one more that is not in the prompt"
     return [
         Problem(
             folder / EXAMPLES,
-            f"label {label!r} has {have[label]} few-shot examples, teacher.few_shot.per_label asks for {need}.",
+            f"label {label!r} has {have[label]} few-shot examples, {asks}.",
             "Add examples, or lower per_label.",
             field="label",
         )
@@ -381,7 +431,9 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
     task, problems = result.value, list(result.problems)
     texts: dict[str, list[tuple[Path, int | None, str]]] = {}
     files = _slice_files(folder.path)
-    if not files:
+    if (folder.path / "slices").is_symlink():
+        problems.append(_link_problem(folder.path / "slices"))
+    elif not files:
         remedy = "Add slices/<slice>.yaml with a description and seeds."
         problems.append(Problem(folder.path / "slices", "the task has no slice.", remedy))
     lower: dict[str, Path] = {}
@@ -411,10 +463,15 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
                 message = f"row {row.id} has the text of {twin_row}."
                 remedy = "It will not be used as an example; better remove it here."
                 problems.append(Problem(folder.path / name, message, remedy, severity="warning"))
-    problems += _example_problems(folder.path, task, rows_of.get(EXAMPLES, []))
+    if not any(p.file == folder.path / EXAMPLES and p.severity == "error" for p in problems):
+        # Counting what is left of a file with broken lines would only name the same mistake again.
+        problems += _example_problems(folder.path, task, rows_of.get(EXAMPLES, []))
     problems += _repeat_warnings(texts, held_out)
-    for name, text in _template_texts(folder):
-        problems += _template_problems(folder.path / "templates" / f"{name}.j2", text)
+    try:
+        for name, text in folder.templates().items():
+            problems += _template_problems(folder.path / "templates" / f"{name}.j2", text)
+    except InputError as error:
+        problems += error.problems
     return problems
 
 
@@ -436,10 +493,6 @@ def _repeat_warnings(texts: dict[str, list[tuple[Path, int | None, str]]], held_
             message = f"the seed {key[:40]!r} stands {len(places)} times in this task."
             problems.append(Problem(places[1][0], message, remedy, severity="warning"))
     return problems
-
-
-def _template_texts(folder: TaskFolder) -> list[tuple[str, str]]:
-    return list(folder.templates().items())
 
 
 def _template_problems(path: Path, text: str) -> list[Problem]:

@@ -60,8 +60,13 @@ def candidates(
     if soft.height:
         corrected = (
             _long(soft, labels)
-            .join(prior.select("sample_index", "label", pl.col("prob").alias("prior")), on=["sample_index", "label"])
-            .with_columns((pl.col("prob") / pl.col("prior").clip(lower_bound=FLOOR)).alias("prob"))
+            # A draw without a prior (no example was left out of it) is not corrected: an inner join would lose it.
+            .join(
+                prior.select("sample_index", "label", pl.col("prob").alias("prior")),
+                on=["sample_index", "label"],
+                how="left",
+            )
+            .with_columns((pl.col("prob") / pl.col("prior").fill_null(1.0).clip(lower_bound=FLOOR)).alias("prob"))
         )
         total = pl.col("prob").sum().over("prompt_id", "sample_index")
         parts.append(corrected.select("prompt_id", "sample_index", "label", pl.col("prob") / total))

@@ -31,5 +31,5 @@ def check_metrics_table(frame: pd.DataFrame) -> str | None:
         "MetricsTable", columns=[PandasColumn.string_column("system", unique=True, non_nullable=True), *share, *known]
     )
     frame = frame.astype({name: "float64" for name in NULLABLE})
-    result = metrics_type.type_check(None, frame)  # type: ignore[arg-type]
+    result = metrics_type.type_check(None, frame)
     return None if result.success else str(result.description)

@@ -43,8 +43,8 @@ def pool(context: pl.DataFrame) -> list[Example]:
 def draws(examples: list[Example], labels: list[str], few_shot: FewShot) -> list[list[Example]]:
     """The few-shot examples of each draw, in prompt order.
 
-    Each label's examples are shuffled once; draw i takes the next `per_label` of them (going round when they run out),
-    and the whole draw is shuffled. So draws share no example while the pool lasts, and averaging over draws steadies
+    Each label's examples are shuffled once; draw i takes the next `per_label` of them (going round when they run out,
+    but never one twice in a draw), and the whole draw is shuffled. So draws share no example while the pool lasts, and averaging over draws steadies
     what the choice and the order of examples shake.
     """
     order = random.Random(few_shot.seed)
@@ -57,7 +57,7 @@ def draws(examples: list[Example], labels: list[str], few_shot: FewShot) -> list
     for draw in range(few_shot.draws):
         start = draw * few_shot.per_label
         picked = [
-            mine[(start + k) % len(mine)] for mine in by_label.values() for k in range(few_shot.per_label) if mine
+            mine[(start + k) % len(mine)] for mine in by_label.values() for k in range(min(few_shot.per_label, len(mine)))
         ]
         order.shuffle(picked)
         chosen.append(picked)

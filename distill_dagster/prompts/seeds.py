@@ -23,7 +23,8 @@ def prompt_id(messages: list[dict[str, str | None]], tools: str | None = None) -
 def seed_prompts(key: str, slice_: Slice) -> pl.DataFrame:
     """The prompts of one slice, sorted by id. A text that stands twice in the slice is one prompt."""
     rows: dict[str, dict[str, Any]] = {}
-    for seed in slice_.seeds:
+    # Sorted by content, as in `Slice.content_version`: the order in the file must not decide which repeat is kept.
+    for seed in sorted(slice_.seeds, key=lambda s: content_hash(s.model_dump(exclude={"source"}))):
         messages = user_message(seed.text.strip())
         id_ = prompt_id(messages)
         rows.setdefault(

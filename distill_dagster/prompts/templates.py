@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
+from jinja2 import StrictUndefined, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_dagster.errors import DistillError
@@ -31,7 +32,7 @@ class Templates:
     """The templates of one task. `version` changes when, and only when, one of them changes."""
 
     def __init__(self, own: dict[str, str]) -> None:
-        self._sources = {name: own.get(name) or _built_in(name) for name in NAMES}
+        self._sources = {name: own[name] if name in own else _built_in(name) for name in NAMES}
         self.version = content_hash(self._sources)[:12]
 
     def render(self, name: str, **values: Any) -> str:
@@ -42,7 +43,7 @@ class Templates:
         """
         try:
             return str(_compiled(self._sources[name]).render(**values)).rstrip()
-        except TemplateError as error:
+        except Exception as error:  # a user's expression may raise anything: ZeroDivisionError, TypeError, OverflowError
             raise DistillError(
                 f"templates/{name}.j2: {error}. A template may use {', '.join(VARIABLES)} and the filter one_line."
             ) from error
@@ -56,8 +57,20 @@ def problems(name: str, source: str) -> list[tuple[int | None, str, str]]:
     """What is wrong in a user's template, without rendering it: (line, message, remedy)."""
     if name not in NAMES:
         return [(None, f"{name!r} is not the name of a template.", f"Use one of: {', '.join(NAMES)}.")]
+    if not source.strip():
+        return [(None, "the template is empty.", "Write it, or remove the file to use the built-in one.")]
     try:
-        _environment().parse(source)
+        _environment().from_string(source)  # parsing alone would not see an unknown filter
+        unknown = sorted(meta.find_undeclared_variables(_environment().parse(source)) - set(VARIABLES))
     except TemplateSyntaxError as error:
         return [(error.lineno, f"{error.message}.", "Mend the Jinja2 syntax.")]
-    return []
+    return [
+        (_line_of(source, name), f"{name!r} is not a variable of templates.", f"Use one of: {', '.join(VARIABLES)}.")
+        for name in unknown
+    ]
+
+
+def _line_of(source: str, name: str) -> int | None:
+    """The first line that has a word, 1-based."""
+    lines = source.splitlines()
+    return next((n for n, line in enumerate(lines, 1) if re.search(rf"\b{re.escape(name)}\b", line)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import polars as pl
 
@@ -11,7 +12,7 @@ from distill_dagster.checks import dataset_checks, valid_table
 from distill_dagster.curation.dataset import curate
 from distill_dagster.errors import DistillError
 from distill_dagster.lake import node
-from distill_dagster.stages.common import Env, Made, Markdown, Reading, blocking_failures, sample_rows
+from distill_dagster.stages.common import Env, Made, Markdown, Reading, Shown, blocking_failures, sample_rows
 from distill_dagster.tables import REJECTED, SCORED, data_version
 
 REJECTED_ROWS = "rejected_rows"
@@ -36,7 +37,7 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         *dataset_checks(candidates, cut.dataset, cut.rejected, held_out, task.label_names, task.curation.min_rows),
     ]
     blocked = blocking_failures("filtered_dataset", checks)
-    extra = {"reasons": cut.reasons(), "candidates": candidates.height} | ({"blocked": blocked} if blocked else {})
+    extra: dict[str, Any] = {"reasons": cut.reasons(), "candidates": candidates.height} | ({"blocked": blocked} if blocked else {})
     # The rejected rows first: whoever sees the dataset finds beside it what was left out.
     beside = Reading(env, "filtered_dataset", REJECTED_ROWS)
     beside.inputs = reading.inputs
@@ -47,7 +48,7 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
     labels = cut.dataset.group_by("answer").len().sort("answer")
     balance = plots.bar_counts({json.loads(a): n for a, n in labels.iter_rows()}, "Kept rows by label", "rows")
     drops = plots.bar_counts(cut.reasons(), "Dropped rows by reason", "rows")
-    shown = {
+    shown: dict[str, Shown] = {
         "candidates": candidates.height,
         "kept": cut.dataset.height,
         "rejected": cut.rejected.height,

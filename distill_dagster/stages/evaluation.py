@@ -19,7 +19,7 @@ from distill_dagster.hashing import canonical_json, content_hash
 from distill_dagster.lake import swap_folder
 from distill_dagster.prompts.context import pool
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, user_message
-from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, sample_rows
+from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
 from distill_dagster.stages.students import TRAINING_LOG
 from distill_dagster.tables import COMPLETIONS, CONTEXT, DATASET, PREDICTIONS, PRIOR, frame_of, user_text
 
@@ -235,7 +235,7 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
         for name, s in metrics.golden.systems.items()
         if s.accuracy.value is not None and s.accuracy.low is not None and s.accuracy.high is not None
     ]
-    shown = {
+    shown: dict[str, Shown] = {
         "verdict": verdict.text,
         "report": target / "report.html",
         "accuracy": Markdown(plots.markdown_image(plots.intervals(intervals, "Accuracy on golden", "accuracy"))),

@@ -15,7 +15,7 @@ from distill_dagster.hashing import folder_hash
 from distill_dagster.lake import RECORD_FILE
 from distill_dagster.prompts.context import pool
 from distill_dagster.sources import label_of_slice
-from distill_dagster.stages.common import Env, Made, Markdown, Reading
+from distill_dagster.stages.common import Env, Made, Markdown, Reading, Shown
 from distill_dagster.tables import CONTEXT, DATASET, user_text
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ def _train(
         target, lambda version: reading.record(version, len(rows), model_s=time.perf_counter() - started), fill
     )
     assert log is not None
-    losses = {"training": [(step, loss) for step, _, loss in log.losses]}
+    losses = {"training": [(float(step), loss) for step, _, loss in log.losses]}
     if log.validation:
         per_epoch = log.steps / max(log.epochs, 1)
         losses["validation"] = [((i + 1) * per_epoch, v["loss"]) for i, v in enumerate(log.validation)]
     curve = plots.lines(losses, f"Loss of {reading.asset}, {student}", "step", "loss")
-    shown = {
+    shown: dict[str, Shown] = {
         "rows": len(rows),
         "epochs": log.epochs,
         "seconds": round(log.seconds, 1),

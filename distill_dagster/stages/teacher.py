@@ -12,7 +12,7 @@ from distill_dagster.curation.candidates import candidates, prior_of, uniform_pr
 from distill_dagster.prompts.context import draws, left_out, pool, prompt_context
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, seed_prompts, user_message
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.stages.common import Env, Made, Markdown, Reading, sample_rows
+from distill_dagster.stages.common import Env, Made, Markdown, Reading, Shown, sample_rows
 from distill_dagster.tables import COMPLETIONS, CONTEXT, PRIOR, PROMPTS, frame_of
 from distill_dagster.teacher.ask import Asked, Asker, run_ask
 from distill_dagster.teacher.client import Endpoint
@@ -51,19 +51,19 @@ def _asker(env: Env, reading: Reading, endpoint: Endpoint) -> Asker:
 
 def _asked(reading: Reading, asked: Asked) -> Made:
     frame = asked.completions
-    cost = frame["cost_usd"].sum() if frame["cost_usd"].null_count() == 0 and frame.height else None
+    cost = float(frame["cost_usd"].sum()) if frame["cost_usd"].null_count() == 0 and frame.height else None
     checks = [valid_table(reading.asset, frame), no_missing_rows(asked.missing_rows, frame)]
     record = reading.write(
         frame, checks, asked.missing_rows, teacher_calls=asked.calls, teacher_calls_cached=asked.cached, cost_usd=cost, model_s=asked.seconds
     )
-    shown = {
+    shown: dict[str, Shown] = {
         "rows": frame.height,
         "missing_rows": asked.missing_rows,
         "teacher_calls": asked.calls,
         "teacher_calls_cached": asked.cached,
         "prompt_tokens": int(frame["prompt_tokens"].sum() or 0),
         "completion_tokens": int(frame["completion_tokens"].sum() or 0),
-        "cost_usd": cost if cost is not None else "unknown",
+        "cost_usd": "unknown" if cost is None else cost,
         "median_latency_s": round(float(frame["latency_s"].median() or 0.0), 4),  # type: ignore[arg-type]
         "sample": sample_rows(frame, ["prompt_id", "sample_index", "status", "answer", "raw_text"]),
     }
@@ -98,7 +98,7 @@ def make_teacher_prior(env: Env, partition: str | None) -> Made:
     record = reading.write(prior, checks, teacher_calls=calls, teacher_calls_cached=cached, model_s=seconds)
     by_label = prior.group_by("label").agg(pl.col("prob").mean().round(4)).sort("prob", descending=True)
     png = plots.bar_counts(dict(by_label.iter_rows()), "The teacher's mean answer to balanced examples", "probability")
-    shown = {"rows": prior.height, "teacher_calls": calls, "teacher_calls_cached": cached}
+    shown: dict[str, Shown] = {"rows": prior.height, "teacher_calls": calls, "teacher_calls_cached": cached}
     return Made(record, {**shown, "prior": Markdown(plots.markdown_image(png))}, checks)
 
 
@@ -138,7 +138,7 @@ def make_scored_completions(env: Env, partition: str | None) -> Made:
     record = reading.write(frame, checks)
     counts = frame.filter(pl.col("answer").is_not_null()).group_by("answer").len().sort("answer")
     png = plots.bar_counts({json.loads(a): n for a, n in counts.iter_rows()}, "Candidates by label", "rows")
-    shown = {
+    shown: dict[str, Shown] = {
         "rows": frame.height,
         "without_answer": frame["answer"].null_count(),
         "mean_agreement": round(float(frame["agreement"].mean() or 0.0), 4),  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from distill_dagster.student.types import TaskSettings, TrainRow
 if TYPE_CHECKING:
     import torch
 
-    from distill_dagster.spec import StudentSpec
+    from distill_dagster.spec import Label, StudentSpec
 
 _NO_TOKEN = -100
 
@@ -20,21 +20,41 @@ _NO_TOKEN = -100
 class CausalStudent:
     """A base model with its tokenizer and the labels of a task; `model` may be wrapped in adapters later."""
 
-    task_type = "CAUSAL_LM"
-
-    def __init__(self, spec: StudentSpec, labels: list[str], settings: TaskSettings, models_folder: Path,
+    def __init__(self, spec: StudentSpec, labels: list[Label], settings: TaskSettings, models_folder: Path,
                  dtype: str | None = None) -> None:
         """Load the base in `dtype`, by default that of the spec.
 
         Raises:
             ModelError: the model cannot be found or loaded.
         """
-        self.spec, self.labels, self.settings = spec, labels, settings
+        self.spec, self.settings = spec, settings
+        self.labels = [label.name for label in labels]
         self.base = loading.load_base(spec, models_folder, "AutoModelForCausalLM", dtype)
         self.model: Any = self.base.model
         self.tokenizer = self.base.tokenizer
         self.end = prompts.end_id(self.tokenizer)
-        self.trie = LabelTrie([prompts.answer_ids(self.tokenizer, label) for label in labels], self.end)
+        self.trie = LabelTrie([prompts.answer_ids(self.tokenizer, label) for label in self.labels], self.end)
+
+    def add_adapter(self) -> None:
+        self.model = loading.with_new_adapter(self.model, self.spec, "CAUSAL_LM")
+
+    def load_adapter(self, folder: Path, merge: bool) -> None:
+        """Take the adapter from a folder.
+
+        Raises:
+            ModelError: the folder holds no adapter of this model.
+        """
+        self.model = loading.with_adapter(self.model, folder, merge).eval()
+
+    def to_dtype(self, dtype: Any) -> None:
+        self.model.to(dtype)
+
+    def save_adapter(self, folder: Path) -> None:
+        loading.save_adapter(self.model, self.spec, folder)
+
+    @property
+    def device(self) -> Any:
+        return self.model.device
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
         """Model inputs with `length` in tokens: the prompt, then the kept label without its end."""
@@ -74,7 +94,28 @@ class CausalStudent:
             mask[row, width - len(sequence) :] = 1
         return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
-    def loss(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    def _hidden(self, **inputs: Any) -> Any:
+        """Output of the model below the language head: logits are made only where they are needed."""
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return model.base_model(**inputs)
+
+    def _logits(self, hidden: torch.Tensor, tokens: tuple[int, ...] | None = None) -> torch.Tensor:
+        """Logits of hidden states (positions, dimensions), over the whole vocabulary or these tokens alone."""
+        import torch
+
+        config, head = self.model.config, self.model.get_output_embeddings()
+        if tokens is not None and type(head) is torch.nn.Linear and head.bias is None:
+            logits = hidden.float() @ head.weight[list(tokens)].float().T
+        else:
+            logits = head(hidden.to(head.weight.dtype)).float()
+            logits = logits if tokens is None else logits[:, list(tokens)]
+        # what Cohere, Granite and Gemma do behind their heads
+        logits = logits * (getattr(config, "logit_scale", None) or 1.0)
+        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def loss(self, batch: dict[str, Any]) -> torch.Tensor:
         """The loss of every row, shape (rows,), without its weight.
 
         (1 - soft_weight) * negative log-likelihood of the kept label over the whole vocabulary, plus soft_weight *
@@ -85,9 +126,9 @@ class CausalStudent:
         import torch
 
         answers = batch["answers"]
-        columns = answers.shape[1]
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
-        logits = model(**inputs, logits_to_keep=columns, use_cache=False).logits.float()
+        hidden = self._hidden(**inputs, use_cache=False).last_hidden_state[:, -answers.shape[1] :]
+        logits = self._logits(hidden.flatten(0, 1)).view(*answers.shape, -1)
         hard = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), answers.flatten(), ignore_index=_NO_TOKEN, reduction="none"
         ).view(answers.shape)
@@ -115,7 +156,7 @@ class CausalStudent:
             total = total.index_add(0, torch.tensor(rows, device=total.device), reached * part)
         return total
 
-    def log_probs(self, model: Any, texts: list[str]) -> torch.Tensor:
+    def log_probs(self, texts: list[str]) -> torch.Tensor:
         """Log-probabilities of the labels for a batch of texts, shape (texts, labels), on the CPU.
 
         One forward pass over the prompts; where labels share their first tokens, a short one more for each shared
@@ -124,37 +165,38 @@ class CausalStudent:
         import torch
 
         sequences = prompts.prompt_ids(self.tokenizer, texts, self.settings, self.spec.max_tokens)
-        inputs = {name: value.to(model.device) for name, value in self._padded(sequences).items()}
+        inputs = {name: value.to(self.device) for name, value in self._padded(sequences).items()}
         found: dict[tuple[int, ...], torch.Tensor] = {}
         if len({len(s) for s in sequences}) == 1:  # nothing is padded, and without a mask attention is quicker
             inputs = {"input_ids": inputs["input_ids"]}
         cached = not self.trie.one_choice
         with torch.inference_mode():
-            out = model(**inputs, logits_to_keep=1, use_cache=cached)
-            found[()] = out.logits[:, -1]
+            out = self._hidden(**inputs, use_cache=cached)
+            found[()] = out.last_hidden_state[:, -1]
             if cached:
-                self._follow(model, inputs, out.past_key_values, found)
-            logits = [found[branch.prefix][:, list(branch.children)] for branch in self.trie.branches]
+                self._follow(inputs, out.past_key_values, found)
+            logits = [self._logits(found[branch.prefix], branch.children) for branch in self.trie.branches]
             return self.trie.log_probs(logits).cpu()
 
-    def _follow(self, model: Any, inputs: dict[str, torch.Tensor], cache: Any,
-                found: dict[tuple[int, ...], torch.Tensor]) -> None:
-        """Add the logits behind every beginning of the probes to `found`; the cache is cut back after each."""
+    def _follow(
+        self, inputs: dict[str, torch.Tensor], cache: Any, found: dict[tuple[int, ...], torch.Tensor]
+    ) -> None:
+        """Add the hidden states behind every beginning of the probes; the cache is cut back after each probe."""
         import torch
 
         rows, width = inputs["input_ids"].shape
         mask = inputs.get("attention_mask")
         if mask is None:
-            mask = torch.ones((rows, width), dtype=torch.long, device=model.device)
+            mask = torch.ones((rows, width), dtype=torch.long, device=self.device)
         for probe in self.trie.probes():
-            ids = torch.tensor(probe, device=model.device).expand(rows, -1)
-            out = model(
+            ids = torch.tensor(probe, device=self.device).expand(rows, -1)
+            out = self._hidden(
                 input_ids=ids,
                 attention_mask=torch.cat([mask, torch.ones_like(ids)], dim=1),
-                position_ids=mask.sum(1, keepdim=True) + torch.arange(len(probe), device=model.device),
+                position_ids=mask.sum(1, keepdim=True) + torch.arange(len(probe), device=self.device),
                 past_key_values=cache,
                 use_cache=True,
             )
             for end in range(1, len(probe) + 1):
-                found.setdefault(probe[:end], out.logits[:, end - 1])
+                found.setdefault(probe[:end], out.last_hidden_state[:, end - 1])
             cache.crop(-len(probe))

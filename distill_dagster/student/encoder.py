@@ -1,36 +1,100 @@
-"""An encoder: with a classification head as a student, by its embeddings as a base and a cheap baseline."""
+"""An encoder student: mean-pooled sentence embeddings (Reimers and Gurevych 2019) under a linear head.
+
+The head starts as the embeddings of the label descriptions, so an untrained student is exactly the base: the label
+whose description is nearest. Sentence encoders are trained through their mean, and it tells far more than the vector
+of the first token, which ready-made classification models read. PEFT keeps the encoder's adapter; the head, `weight`
+(labels, dimensions) and `bias` (labels), lies beside it in head.safetensors.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_dagster.student import loading, losses
+from distill_dagster.student import loading, losses, models
 from distill_dagster.student.types import TaskSettings, TrainRow
 
 if TYPE_CHECKING:
     import torch
 
-    from distill_dagster.spec import StudentSpec
+    from distill_dagster.spec import Label, StudentSpec
+
+HEAD_FILE = "head.safetensors"
+COSINE_TEMPERATURE = 0.05
+"""Cosines of sentence embeddings lie close together; divided by this they make a usable softmax."""
+
+
+def pooled(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Mean of the last hidden states over real tokens, in float32, each row of length 1: (texts, dimensions)."""
+    import torch
+
+    hidden = model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+    mask = attention_mask[..., None]
+    return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
 
 class EncoderStudent:
-    """An encoder with a classification head; `model` may be wrapped in adapters later."""
+    """An encoder, its tokenizer and the head over a task's labels."""
 
-    task_type = "SEQ_CLS"
-
-    def __init__(self, spec: StudentSpec, labels: list[str], settings: TaskSettings, models_folder: Path,
+    def __init__(self, spec: StudentSpec, labels: list[Label], settings: TaskSettings, models_folder: Path,
                  dtype: str | None = None) -> None:
-        """Load the encoder in `dtype`, by default that of the spec, and put a new head on it.
+        """Load the encoder in `dtype`, by default that of the spec. Its head holds the label descriptions.
 
         Raises:
             ModelError: the model cannot be found or loaded.
         """
-        self.spec, self.labels, self.settings = spec, labels, settings
-        auto_class = "AutoModelForSequenceClassification"
-        self.base = loading.load_base(spec, models_folder, auto_class, dtype, num_labels=len(labels))
-        self.model: Any = self.base.model
+        import torch
+
+        self.spec, self.settings = spec, settings
+        self.labels = [label.name for label in labels]
+        self.base = loading.load_base(spec, models_folder, "AutoModel", dtype)
         self.tokenizer = self.base.tokenizer
+        # Trainer wants one module that holds all that is trained
+        self.model = torch.nn.ModuleDict({"encoder": self.base.model})
+        with torch.no_grad():
+            described = self.embed([f"{label.name}: {label.description}" for label in labels])
+            head = torch.nn.Linear(described.shape[1], len(labels))
+            head.weight.copy_(described / COSINE_TEMPERATURE)
+            head.bias.zero_()
+        self.model["head"] = head.to(self.device)
+        self.model.eval()
+
+    @property
+    def device(self) -> Any:
+        return self.model["encoder"].device
+
+    def add_adapter(self) -> None:
+        """An untrained adapter on every linear layer; not on the pooler, which mean pooling does not use."""
+        self.model["encoder"] = loading.with_new_adapter(
+            self.model["encoder"], self.spec, "FEATURE_EXTRACTION", exclude=r".*\bpooler\b.*"
+        )
+
+    def load_adapter(self, folder: Path, merge: bool) -> None:
+        """Take the adapter and the head from a folder.
+
+        Raises:
+            ModelError: the folder holds no adapter of this model.
+        """
+        from safetensors.torch import load_file
+
+        self.model["encoder"] = loading.with_adapter(self.model["encoder"], folder, merge)
+        with models.loading(str(folder)):
+            saved = load_file(folder / HEAD_FILE)
+        head = self.model["head"]
+        if saved["weight"].shape != head.weight.shape:
+            raise models.ModelError(f"{folder} was trained for other labels. Train the student again.")
+        head.load_state_dict(saved)
+        self.model.eval()
+
+    def to_dtype(self, dtype: Any) -> None:
+        self.model["encoder"].to(dtype)
+
+    def save_adapter(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        loading.save_adapter(self.model["encoder"], self.spec, folder)
+        head = {name: value.detach().cpu().contiguous() for name, value in self.model["head"].state_dict().items()}
+        save_file(head, folder / HEAD_FILE)
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         return list(self.tokenizer(texts, truncation=True, max_length=self.spec.max_tokens)["input_ids"])
@@ -58,20 +122,24 @@ class EncoderStudent:
         padded = self.tokenizer.pad({"input_ids": sequences}, return_tensors="pt")
         return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
 
-    def loss(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    def loss(self, batch: dict[str, Any]) -> torch.Tensor:
         """soft_weight * soft loss + (1 - soft_weight) * cross-entropy of every row, shape (rows,), without weight."""
         import torch
 
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        logits = model(**inputs).logits.float()
+        vectors = pooled(self.model["encoder"], batch["input_ids"], batch["attention_mask"])
+        logits = self.model["head"](vectors)
         share = self.spec.soft_weight
         soft = losses.soft_loss(logits, batch["soft"], self.spec.temperature)
         return share * soft + (1 - share) * torch.nn.functional.cross_entropy(logits, batch["label"], reduction="none")
 
-    def log_probs(self, model: Any, texts: list[str]) -> torch.Tensor:
+    def embed(self, texts: list[str]) -> torch.Tensor:
+        """Embeddings of a batch of texts, shape (texts, dimensions), each of length 1."""
+        inputs = {name: value.to(self.device) for name, value in self._padded(self._tokens(texts)).items()}
+        return pooled(self.model["encoder"], **inputs)
+
+    def log_probs(self, texts: list[str]) -> torch.Tensor:
         """Log-probabilities of the labels for a batch of texts, shape (texts, labels), on the CPU."""
         import torch
 
-        inputs = {name: value.to(model.device) for name, value in self._padded(self._tokens(texts)).items()}
         with torch.inference_mode():
-            return model(**inputs).logits.float().log_softmax(-1).cpu()
+            return self.model["head"](self.embed(texts)).log_softmax(-1).cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from distill_dagster.student import models
 if TYPE_CHECKING:
     from distill_dagster.spec import StudentSpec
 
-HEADS = ["classifier", "pre_classifier", "score", "lm_head"]
+CONFIG_FILE = "adapter_config.json"
 
 
 @dataclass
@@ -36,35 +37,36 @@ def torch_dtype(name: str) -> Any:
     return getattr(torch, name)
 
 
-def load_base(
-    spec: StudentSpec, models_folder: Path, auto_class: str, dtype: str | None = None, **options: Any
-) -> Base:
+def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: str | None = None) -> Base:
     """The base model of a student in evaluation mode, on the GPU where there is one.
 
     Raises:
         ModelError: the model cannot be found or loaded.
     """
-    import torch
     import transformers
 
     resolved = models.resolve(spec.model, models_folder, spec.revision)
     tokenizer = models.from_pretrained(transformers.AutoTokenizer, spec.model, resolved)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    options["dtype"] = torch_dtype(dtype or spec.dtype)
+    options: dict[str, Any] = {"dtype": torch_dtype(dtype or spec.dtype)}
     if spec.quantization == "nf4":
         options |= _nf4(options["dtype"])
-    torch.manual_seed(spec.seed)  # a new classification head is drawn here
     model = models.from_pretrained(getattr(transformers, auto_class), spec.model, resolved, **options)
     if spec.quantization == "none":
         model = model.to(device())
+    for module in model.modules():
+        # bitsandbytes repacks 4-bit weights for CPU inference in the first forward pass without gradients (a
+        # validation, say), after which the model can no longer be trained
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     parameters = sum(p.numel() for p in model.parameters()) if spec.quantization == "none" else model.num_parameters()
     in_memory = sum(p.numel() * p.element_size() for p in model.parameters())
     return Base(model.eval(), tokenizer, models.weight_bytes(resolved) or in_memory, parameters)
 
 
 def _nf4(dtype: Any) -> dict[str, Any]:
-    """4-bit NormalFloat with double quantization (Dettmers et al. 2023, "QLoRA"); heads stay as they are."""
+    """4-bit NormalFloat with double quantization (Dettmers et al. 2023, "QLoRA")."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -74,13 +76,12 @@ def _nf4(dtype: Any) -> dict[str, Any]:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32 if on_cpu else dtype,
-        llm_int8_skip_modules=HEADS,
     )
     return {"quantization_config": config, "device_map": "cpu" if on_cpu else {"": 0}}
 
 
-def with_new_adapter(model: Any, spec: StudentSpec, task_type: str) -> Any:
-    """The model with an untrained LoRA adapter in float32 (Hu et al. 2021), ready to train."""
+def with_new_adapter(model: Any, spec: StudentSpec, task_type: str, exclude: str | None = None) -> Any:
+    """The model with an untrained LoRA adapter in float32 (Hu et al. 2021); modules that match `exclude` get none."""
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
@@ -91,9 +92,10 @@ def with_new_adapter(model: Any, spec: StudentSpec, task_type: str) -> Any:
     config = LoraConfig(
         task_type=task_type,
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float serves as well
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        exclude_modules=exclude,
     )
     return get_peft_model(model, config)
 
@@ -109,3 +111,20 @@ def with_adapter(model: Any, adapter: Path, merge: bool) -> Any:
     with models.loading(str(adapter)), models.quiet_transformers():
         adapted = PeftModel.from_pretrained(model, str(adapter), use_safetensors=True)
     return adapted.merge_and_unload() if merge else adapted
+
+
+def save_adapter(model: Any, spec: StudentSpec, folder: Path) -> None:
+    """Write adapter_model.safetensors and adapter_config.json: the same bytes for the same adapter.
+
+    The config names the base as the spec does, which means the same on every machine, and not by its local path.
+    """
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = spec.model, spec.revision
+    # "auto" would ask the hub whether the vocabulary has grown
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+    file = folder / CONFIG_FILE
+    value = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(value.get("target_modules"), list):  # a set in peft: its order changes from process to process
+        value["target_modules"] = sorted(value["target_modules"])
+    file.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from distill_dagster.spec import StudentSpec
 from distill_dagster.student import loading
+from distill_dagster.student.encoder import COSINE_TEMPERATURE, pooled
 from distill_dagster.student.train import STUDENTS, Student
 from distill_dagster.student.types import Prediction, Predictor, TaskSettings
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from distill_dagster.spec import Label
 
 SENTENCE_MODEL = "all-minilm-l6-v2"
-COSINE_TEMPERATURE = 0.05
-"""Cosines of sentence embeddings lie close together; divided by this they make a usable softmax."""
 
 
 def load_predictor(
@@ -30,25 +29,19 @@ def load_predictor(
     """A student with its adapter or, without one, its base.
 
     The base of a causal model is the same model on the same input. The base of an encoder is the label whose
-    `name: description` is nearest to the text by the encoder's own embeddings: an untrained head would be noise.
+    `name: description` is nearest to the text by the encoder's own embeddings.
 
     Raises:
         ModelError: the base or the adapter cannot be found or loaded.
     """
-    names = [label.name for label in labels]
-    if adapter is None and spec.architecture == "encoder":
-        embedder = Embedder(spec.model, models_folder, spec.revision, spec.max_tokens)
-        described = embedder.embed([f"{label.name}: {label.description}" for label in labels])
-        return NearestPredictor(embedder, described, names)
     merge = adapter is not None and spec.quantization == "none"
-    student = STUDENTS[spec.architecture](spec, names, settings, models_folder, "float32" if merge else None)
+    student = STUDENTS[spec.architecture](spec, labels, settings, models_folder, "float32" if merge else None)
     size = student.base.bytes
     if adapter is not None:
-        student.model = loading.with_adapter(student.model, adapter, merge)
-        size += (adapter / "adapter_model.safetensors").stat().st_size
+        student.load_adapter(adapter, merge)
+        size += sum(f.stat().st_size for f in adapter.glob("*.safetensors"))
     if merge:  # added in float32, then rounded once
-        student.model = student.model.to(loading.torch_dtype(spec.dtype))
-    student.model.eval()
+        student.to_dtype(loading.torch_dtype(spec.dtype))
     return StudentPredictor(student, size)
 
 
@@ -67,7 +60,7 @@ class StudentPredictor:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            probs = student.log_probs(student.model, [texts[i] for i in part]).exp()
+            probs = student.log_probs([texts[i] for i in part]).exp()
             for i, row in zip(part, probs.tolist(), strict=True):
                 found[i] = _prediction(student.labels, row)
         return [found[i] for i in range(len(texts))]
@@ -94,10 +87,7 @@ class Embedder:
             batch = self._tokenizer([texts[i] for i in part], padding=True, truncation=True,
                                     max_length=self._max_tokens, return_tensors="pt").to(self._model.device)
             with torch.inference_mode():
-                hidden = self._model(**batch).last_hidden_state
-                mask = batch["attention_mask"][..., None]
-                mean = (hidden * mask).sum(1) / mask.sum(1)
-                result[part] = torch.nn.functional.normalize(mean, dim=-1).float().cpu().numpy()
+                result[part] = pooled(self._model, batch["input_ids"], batch["attention_mask"]).cpu().numpy()
         return result
 
 

@@ -41,7 +41,8 @@ def train_adapter(
 ) -> TrainingLog:
     """Train a LoRA adapter and write it to the folder `out`, which is made if it is not there.
 
-    `out` gets adapter_model.safetensors, adapter_config.json, the tokenizer, labels.json and training_log.json. On one
+    `out` gets adapter_model.safetensors, adapter_config.json, the tokenizer, labels.json, training_log.json
+    and, for an encoder, head.safetensors. On one
     machine the same rows, settings and seed give the same adapter bytes. `epochs` replaces that of the spec, `what`
     names the training in progress reports. Nothing is chosen on `validation`: its loss and agreement are only logged.
 
@@ -51,12 +52,13 @@ def train_adapter(
     """
     names = [label.name for label in labels]
     _check(rows, validation, names)
-    student = STUDENTS[spec.architecture](spec, names, settings, models_folder)
+    student = STUDENTS[spec.architecture](spec, labels, settings, models_folder)
     log = TrainingLog(rows=len(rows), epochs=epochs or spec.epochs)
-    student.model = loading.with_new_adapter(student.model, spec, student.task_type)
-    log.trainable_parameters, log.total_parameters = student.model.get_nb_trainable_parameters()
+    student.add_adapter()
+    log.trainable_parameters = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
+    log.total_parameters = student.base.parameters + log.trainable_parameters
     _fit(student, rows, validation, log, what)
-    _save(student, spec, labels, settings, log, out)
+    _save(student, labels, log, out)
     return log
 
 
@@ -107,10 +109,10 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
 
     class _Trainer(transformers.Trainer):
         def get_train_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader(items, batch_sampler=batches, collate_fn=student.collate)  # type: ignore[arg-type,var-annotated]
+            return torch.utils.data.DataLoader(items, batch_sampler=batches, collate_fn=student.collate)
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-            return (student.loss(model, inputs) * inputs["weight"]).mean()
+            return (student.loss(inputs) * inputs["weight"]).mean()
 
     class _Watch(transformers.TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -143,7 +145,7 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
             seed=spec.seed,
         )
         watch = _Watch()
-        trainer = _Trainer(model=student.model, args=arguments, train_dataset=items, callbacks=[watch])  # type: ignore[arg-type]
+        trainer = _Trainer(model=student.model, args=arguments, train_dataset=items, callbacks=[watch])
         trainer.remove_callback(transformers.PrinterCallback)
         start = time.perf_counter()
         trainer.train()
@@ -154,23 +156,19 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
     log.peak_mb = round(_peak_mb(), 1)
 
 
-def _validate(student: Student, rows: list[TrainRow]) -> dict[str, float]:
-    """Mean loss and agreement (share of rows whose most probable label is the kept one)."""
-    import torch
-
-    model, size = student.model, 64
-    training = model.training
-    model.eval()
-    loss = agree = 0.0
-    order = sorted(zip(student.encode(rows), rows, strict=True), key=lambda pair: pair[0]["length"])
-    for start in range(0, len(order), size):
-        items, part = zip(*order[start : start + size], strict=True)
-        batch = {name: value.to(model.device) for name, value in student.collate(list(items)).items()}
-        with torch.inference_mode():
-            loss += float(student.loss(model, batch).sum())
-        chosen = student.log_probs(model, [row.text for row in part]).argmax(1).tolist()
-        agree += sum(student.labels[c] == row.answer_label for c, row in zip(chosen, part, strict=True))
-    model.train(training)
+def _validate(student: Student, rows: list[TrainRow], batch_size: int = 64) -> dict[str, float]:
+    """Mean negative log-likelihood of the kept labels, and agreement: the share of rows where it is most probable."""
+    training = student.model.training
+    student.model.eval()
+    loss, agree = 0.0, 0
+    order = sorted(rows, key=lambda row: len(row.text))
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        for row, log_probs in zip(part, student.log_probs([row.text for row in part]).tolist(), strict=True):
+            kept = student.labels.index(row.answer_label)
+            loss -= log_probs[kept]
+            agree += log_probs[kept] == max(log_probs)
+    student.model.train(training)
     return {"loss": round(loss / len(rows), 6), "agreement": round(agree / len(rows), 6)}
 
 
@@ -185,25 +183,12 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def _save(
-    student: Student, spec: StudentSpec, labels: list[Label], settings: TaskSettings, log: TrainingLog, out: Path
-) -> None:
+def _save(student: Student, labels: list[Label], log: TrainingLog, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    config = student.model.peft_config["default"]
-    config.base_model_name_or_path = spec.model  # a name that means the same on every machine, not a path of this one
-    config.revision = spec.revision
-    # "auto" would ask the hub whether the vocabulary has grown
-    student.model.save_pretrained(str(out), safe_serialization=True, save_embedding_layers=False)
-    (out / "README.md").unlink(missing_ok=True)
-    file = out / "adapter_config.json"
-    value = json.loads(file.read_text(encoding="utf-8"))
-    for name in ("target_modules", "modules_to_save"):  # sets in peft: their order changes from process to process
-        if isinstance(value.get(name), list):
-            value[name] = sorted(value[name])
-    _write_json(file, value)
+    student.save_adapter(out)
     student.tokenizer.save_pretrained(str(out))
     described = [label.model_dump() for label in labels]
-    task = {"architecture": spec.architecture, "item": settings.item, "labels": described}
+    task = {"architecture": student.spec.architecture, "item": student.settings.item, "labels": described}
     _write_json(out / LABELS_FILE, task)
     _write_json(out / LOG_FILE, log.to_dict())
 

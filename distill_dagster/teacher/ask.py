@@ -37,9 +37,16 @@ class Asked:
 
     @property
     def missing_rows(self) -> int:
-        """Prompts without a single usable sample."""
-        good = self.completions.filter(pl.col("status") == "ok")["prompt_id"].n_unique()
-        return self.completions["prompt_id"].n_unique() - good
+        """Prompts of which a sample was not received: asking again may bring it.
+
+        An answer that was cut or filtered was received; it is stored, and asking again would bring the same.
+        """
+        return self.completions.filter(pl.col("status") == "failed")["prompt_id"].n_unique()
+
+    @property
+    def usable_prompts(self) -> int:
+        """Prompts with at least one usable sample."""
+        return self.completions.filter(pl.col("status") == "ok")["prompt_id"].n_unique()
 
 
 class Asker:
@@ -137,16 +144,18 @@ class Asker:
                 f"{self.spec.model} sent no token log-probabilities. Set `soft_labels: votes` in task.yaml."
             )
         labels = self.task.label_names
-        mass = softlabels.label_mass(response.positions, labels)
+        mass = softlabels.label_mass(response.positions, labels, ended=response.finish_reason == "stop")
+        resolved: set[str] = set()
         for depth in range(RESOLVE_DEPTH if self.spec.resolve_labels else 0):
             total = sum(mass.labels.values()) + sum(mass.shared.values())
-            split = [s for s, share in mass.shared.items() if share > RESOLVE_SHARE * total]
+            split = [s for s, share in mass.shared.items() if share > RESOLVE_SHARE * total and s not in resolved]
             if not split:
                 break
             for spelled in split:
                 more, _ = await self._answer(self.request(text, sample, spelled))
                 responses.append(more)
-                inner = softlabels.label_mass(more.positions, labels, spelled)
+                resolved.add(spelled)
+                inner = softlabels.label_mass(more.positions, labels, spelled, more.finish_reason == "stop")
                 inside = sum(inner.labels.values()) + sum(inner.shared.values())
                 # What follows the shared part is certain to be one of its labels: its mass is passed on whole.
                 if inside > 0 and not (depth == RESOLVE_DEPTH - 1 and inner.shared):
@@ -185,12 +194,15 @@ class Asker:
                 rows.append({"prompt_id": id_, "sample_index": sample} | await self.sample(texts[id_], sample))
                 progress.report("asking the teacher", len(rows), total)
 
-        await worker(iter(first))
         work = iter(rest)
         width = 1 if self.spec.embedded else self.spec.concurrency
-        async with asyncio.TaskGroup() as group:
-            for _ in range(width):
-                group.create_task(worker(work))
+        try:
+            await worker(iter(first))
+            async with asyncio.TaskGroup() as group:
+                for _ in range(width):
+                    group.create_task(worker(work))
+        finally:
+            await self.client.close()
         asked = Asked(
             frame_of([self._row(row, slices) for row in rows], COMPLETIONS, ("prompt_id", "sample_index")),
             self.client.calls,
@@ -212,7 +224,7 @@ class Asker:
         }
 
     def _check_success(self, asked: Asked, prompts: int) -> None:
-        share = 1 - asked.missing_rows / prompts if prompts else 1.0
+        share = asked.usable_prompts / prompts if prompts else 1.0
         if share < self.spec.min_success:
             first = asked.completions.filter(pl.col("error").is_not_null())["error"].head(1).to_list()
             raise TeacherError(

@@ -75,6 +75,13 @@ class Client:
         self._endpoint, self._spec = endpoint, spec
         self.in_flight = 0
         self.calls = 0
+        self._text_client: Any = None
+
+    async def close(self) -> None:
+        """Close the connections. They belong to the event loop that asked."""
+        if self._text_client is not None:
+            await self._text_client.close()
+            self._text_client = None
 
     async def ask(self, request: Request) -> Response:
         """Ask once, with retries.
@@ -124,9 +131,21 @@ class Client:
         if request.messages is not None:
             raw = await litellm.acompletion(messages=request.messages, **request.params, **where)
         else:
+            if self._endpoint.model.startswith("text-completion-openai/"):
+                where["client"] = self._shared_text_client()
             raw = await litellm.atext_completion(prompt=request.prompt, **request.params, **where)
         latency = time.perf_counter() - started
         return _response(raw, latency, in_flight)
+
+    def _shared_text_client(self) -> Any:
+        """litellm opens, and leaks, a connection for each text completion unless it is handed a client."""
+        if self._text_client is None:
+            import openai
+
+            self._text_client = openai.AsyncOpenAI(
+                api_key=self._endpoint.api_key, base_url=self._endpoint.api_base, timeout=self._spec.timeout_s, max_retries=0
+            )
+        return self._text_client
 
     def _scrubbed(self, error: Exception) -> str:
         text = f"{type(error).__name__}: {error}"
@@ -178,7 +197,7 @@ def _positions(logprobs: Any) -> list[Position]:
             (t["token"], t["logprob"]) if isinstance(t, dict) else (t.token, t.logprob)
             for t in get("top_logprobs") or []
         ]
-        positions.append(_taken_first((get("token"), get("logprob")), top))
+        positions.append(_taken_first((str(get("token")), get("logprob") or 0.0), top))
     if positions:
         return positions
     tokens, values, tops = read("tokens") or [], read("token_logprobs") or [], read("top_logprobs") or []

@@ -31,6 +31,8 @@ class EmbeddedServer:
         self.endpoint: Endpoint | None = None
 
     def start(self) -> Endpoint:
+        # llama.cpp's threads otherwise spin at every barrier; beside any other busy process that costs a factor of ten.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import xllamacpp
 
         key = secrets.token_urlsafe(32)

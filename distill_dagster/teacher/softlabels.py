@@ -21,19 +21,24 @@ class LabelMass:
 
 def parse_label(text: str, labels: list[str]) -> str | None:
     """The label that an answer names: the answer itself, or what its first line begins with, else the only label in it."""
-    line = next((part.strip() for part in text.splitlines() if part.strip()), "")
-    folded = line.casefold().strip("\"'`*.-# ")
+    line = next((part.strip() for part in text.splitlines() if part.strip()), "").casefold()
+    bare = line.strip("\"'`*.-# ")
     by_length = sorted(labels, key=len, reverse=True)
     for label in by_length:
-        if folded == label.casefold():
+        if label.casefold() in (line, bare):  # `line`, since a label may itself end with such a sign: ".net"
             return label
     for label in by_length:
-        if re.match(re.escape(label.casefold()) + r"\b", folded):
+        if re.match(_word(label), line) or re.match(_word(label), bare):
             return label
-    named = [label for label in by_length if re.search(rf"\b{re.escape(label.casefold())}\b", text.casefold())]
+    named = [label for label in by_length if re.search(_word(label), text.casefold())]
     # "data loss" names "data loss" alone, although "data" may be a label too.
-    longest = [a for a in named if not any(a != b and a.casefold() in b.casefold() for b in named)]
+    longest = [a for a in named if not any(a != b and re.search(_word(a), b.casefold()) for b in named)]
     return longest[0] if len(longest) == 1 else None
+
+
+def _word(label: str) -> str:
+    """A pattern of a label as a word of its own; `\\b` would never match at the end of "c++"."""
+    return rf"(?<!\w){re.escape(label.casefold())}(?!\w)"
 
 
 def _candidates(text: str, labels: list[str]) -> list[str]:
@@ -42,15 +47,17 @@ def _candidates(text: str, labels: list[str]) -> list[str]:
     found = [label for label in labels if label.casefold().startswith(folded)]
     if found:
         return found
-    ended = [x for x in labels if folded.startswith(x.casefold()) and not folded[len(x) : len(x) + 1].isalnum()]
+    ended = [x for x in labels if re.match(_word(x), folded)]
     return [max(ended, key=len)] if ended else []
 
 
-def label_mass(positions: list[Position], labels: list[str], spelled: str = "") -> LabelMass:
+def label_mass(positions: list[Position], labels: list[str], spelled: str = "", ended: bool = False) -> LabelMass:
     """Distribute the probability of each token spelling over the labels that it begins.
 
     Walks along the taken tokens; at each place the other tokens branch off to labels of their own. All spellings of a
-    label add up (" card" and "card" are two tokens). `spelled` is what the request already wrote of the answer.
+    label add up (" card" and "card" are two tokens). `spelled` is what the request already wrote of the answer; `ended`
+    tells that the answer ended by itself behind the last token: then "data" is the label "data" and not the beginning
+    of "data loss".
     """
     mass, prefix, path = LabelMass(), spelled, 1.0
     for index, position in enumerate(positions):
@@ -59,6 +66,8 @@ def label_mass(positions: list[Position], labels: list[str], spelled: str = "") 
             text = (prefix + token).lstrip() if not prefix.strip() else prefix + token
             found = _candidates(text, labels) if text else []
             here = path * math.exp(logprob)
+            if ended and token == taken and index == len(positions) - 1:
+                found = [x for x in found if x.casefold() == text.strip().casefold()] or found
             if len(found) == 1:
                 mass.labels[found[0]] = mass.labels.get(found[0], 0.0) + here
             elif found and (token != taken or index == len(positions) - 1):

@@ -52,7 +52,9 @@ class CompletionStore:
         self._engine = sa.create_engine(url, connect_args={"timeout": 60} if url.startswith("sqlite") else {})
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _sqlite_pragmas)
-        _METADATA.create_all(self._engine)
+        with self._engine.begin() as connection:
+            # In the database, not by asking first whether the table is there: two processes may start at once.
+            connection.execute(sa.schema.CreateTable(_COMPLETIONS, if_not_exists=True))
 
     @classmethod
     def in_folder(cls, folder: Path) -> CompletionStore:

@@ -1,0 +1,78 @@
+"""What all benchmarks share: the machine, the result file, and running a task in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("dagster", "polars", "duckdb", "litellm", "torch", "transformers", "peft", "xllamacpp")
+
+
+def machine() -> dict[str, Any]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(memory / 1e9, 1),
+        "processor": platform.machine(),
+        "python": platform.python_version(),
+    }
+
+
+def peak_mb() -> float:
+    """The most memory this process ever held, in MiB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def write_result(path: Path, figures: dict[str, Any], **more: Any) -> None:
+    """Write figures with date, versions and machine; what stood there before under other names is kept."""
+    old = json.loads(path.read_text())["figures"] if path.exists() else {}
+    value = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "figures": old | figures,
+        **more,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".writing")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
+    print(f"wrote {path}")
+
+
+def run_task(root: Path, tasks: Path, task: str, students: list[str]) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """Materialize a task below `root`; the outcome, and metrics.json by student."""
+    os.environ["DAGSTER_HOME"] = str(root / "instance")
+    from distill_dagster import progress, runs
+    from distill_dagster.definitions import build
+    from distill_dagster.paths import Home
+    from distill_dagster.taskfiles import open_task
+
+    home = Home(root=root, tasks=tasks)
+    started, last = time.perf_counter(), {"at": 0.0}
+
+    def listen(what: str, done: int, total: int) -> None:
+        if time.perf_counter() - last["at"] > 30:
+            last["at"] = time.perf_counter()
+            print(f"[{time.perf_counter() - started:6.0f} s] {what}: {done} of {total}", file=sys.stderr, flush=True)
+
+    def tell(kind: str, what: str) -> None:
+        print(f"[{time.perf_counter() - started:6.0f} s] {kind} {what}", file=sys.stderr, flush=True)
+
+    with runs.open_instance(home) as instance, progress.listening(listen):
+        folder = open_task(home.tasks, task)
+        runs.sync(folder, instance)
+        outcome = runs.Runner(home, folder, instance, build(home)).run(None, students, tell)
+    if outcome.failed:
+        raise SystemExit(f"failed: {outcome.failed}")
+    metrics = {s: json.loads((home.report_folder(task, s) / "metrics.json").read_text()) for s in students}
+    return outcome, metrics

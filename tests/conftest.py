@@ -1,0 +1,17 @@
+"""Fixtures that several test folders share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Converted models, made once per session; DISTILL_TEST_MODELS keeps them between sessions."""
+    kept = os.environ.get("DISTILL_TEST_MODELS")
+    folder = Path(kept).expanduser() if kept else tmp_path_factory.mktemp("models")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill_dagster import progress
+from distill_dagster.errors import DistillError, ModelError
+from distill_dagster.spec import Label, Lora, StudentSpec
+from distill_dagster.student import models, prompts
+from distill_dagster.student.causal import CausalStudent
+from distill_dagster.student.predict import centroid_predictor, embed, load_predictor
+from distill_dagster.student.train import LengthBatches, train_adapter
+from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
+
+SETTINGS = TaskSettings(item="Ticket")
+MINILM = StudentSpec(
+    model="all-minilm-l6-v2", architecture="encoder", lora=Lora(rank=4, alpha=8), learning_rate=2e-3, batch_size=8
+)
+SMOLLM2 = StudentSpec(
+    model="smollm2-135m-instruct",
+    architecture="causal_lm",
+    lora=Lora(rank=4, alpha=8),
+    learning_rate=2e-3,
+    batch_size=8,
+)
+# Descriptions that mislead on purpose, so that the base is wrong and only training can be right.
+LABELS = [
+    Label(name="red", description="bread, cake and what a bakery sells"),
+    Label(name="blue", description="bicycles, tyres and repairs"),
+]
+BAKERY = ["rye bread", "a plum cake", "rolls", "sweet buns", "fresh dough", "apple pie", "sour loaf", "croissants"]
+BICYCLE = ["flat tyre", "rusty chain", "new pedals", "loose saddle", "bent wheel", "a brake", "a bell", "front fork"]
+PLACES = ["I ask for {}", "what about {} today", "need {}"]
+
+
+def rows_of(places: list[str]) -> list[TrainRow]:
+    pairs = [(w, "blue") for w in BAKERY] + [(w, "red") for w in BICYCLE]
+    return [
+        TrainRow(f"{p}-{i}", place.format(word), label, {label: 0.9, "red" if label == "blue" else "blue": 0.1})
+        for p, place in enumerate(places)
+        for i, (word, label) in enumerate(pairs)
+    ]
+
+
+ROWS, HELD = rows_of(PLACES[:2]), rows_of(PLACES[2:])
+
+
+def share_right(predict: Callable[[list[str]], list], rows: list[TrainRow]) -> float:
+    found = predict([row.text for row in rows])
+    return sum(f.label == row.answer_label for f, row in zip(found, rows, strict=True)) / len(rows)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> tuple[Path, TrainingLog]:
+    out = tmp_path_factory.mktemp("encoder")
+    return out, train_adapter(MINILM, LABELS, SETTINGS, ROWS, HELD, out, models_folder, epochs=6)
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> tuple[Path, TrainingLog]:
+    out = tmp_path_factory.mktemp("causal")
+    return out, train_adapter(SMOLLM2, LABELS, SETTINGS, ROWS, [], out, models_folder, epochs=6)
+
+
+@pytest.fixture(scope="module")
+def small_smollm2(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Path:
+    """The first two layers of SmolLM2 as a model of its own, for tests that need no wits."""
+    import transformers
+
+    source = models.resolve("smollm2-135m-instruct", models_folder).location
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, num_hidden_layers=2, dtype=torch.float32)
+    folder = tmp_path_factory.mktemp("two-layers")
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "spec"), [("encoder", MINILM), ("causal", SMOLLM2)])
+def test_training_lowers_the_loss_and_beats_the_base(
+    kind: str, spec: StudentSpec, models_folder: Path, request: pytest.FixtureRequest
+) -> None:
+    out, log = request.getfixturevalue(kind)
+    assert log.losses[-1][2] < 0.75 * log.losses[0][2]
+    assert log.steps == log.epochs * 4 == log.losses[-1][0]
+    assert log.tokens > 0
+    assert log.tokens_per_s > 0
+    assert log.peak_mb > 100
+    assert 0 < log.trainable_parameters < 0.1 * log.total_parameters
+    base = load_predictor(spec, LABELS, SETTINGS, models_folder)
+    trained = load_predictor(spec, LABELS, SETTINGS, models_folder, out)
+    assert share_right(trained.predict, ROWS) >= 0.9
+    assert share_right(trained.predict, HELD) > share_right(base.predict, HELD) + 0.2
+    assert trained.bytes > base.bytes
+    assert trained.parameters >= base.parameters > 20_000_000
+    for row in trained.predict([r.text for r in HELD[:3]]):
+        assert math.isclose(sum(row.probs.values()), 1, rel_tol=1e-6)
+        assert list(row.probs) == ["red", "blue"]
+
+
+def test_the_causal_adapter_loads_with_plain_peft(causal: tuple[Path, TrainingLog], models_folder: Path) -> None:
+    import transformers
+    from peft import PeftModel
+
+    out, _ = causal
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "smollm2-135m-instruct"
+    base = transformers.AutoModelForCausalLM.from_pretrained(models.resolve(SMOLLM2.model, models_folder).location)
+    model = PeftModel.from_pretrained(base, str(out)).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    texts = [row.text for row in HELD[:6]]
+    predicted = load_predictor(SMOLLM2, LABELS, SETTINGS, models_folder, out).predict(texts)
+    for text, prediction in zip(texts, predicted, strict=True):
+        ids = tokenizer(f"Ticket: {text}\nCategory:", return_tensors="pt").input_ids
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, -1]
+            mask = torch.ones_like(ids)
+            written = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+        choices = [tokenizer(f" {label}").input_ids[0] for label in prediction.probs]
+        expected = logits[choices].softmax(-1).tolist()
+        assert list(prediction.probs.values()) == pytest.approx(expected, abs=1e-3)
+        assert tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip() == prediction.raw_text
+
+
+def test_the_encoder_adapter_loads_with_plain_peft(encoder: tuple[Path, TrainingLog], models_folder: Path) -> None:
+    import transformers
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    out, log = encoder
+    assert [v["epoch"] for v in log.validation] == [1, 2, 3, 4, 5, 6]
+    base = transformers.AutoModel.from_pretrained(models.resolve(MINILM.model, models_folder).location)
+    model = PeftModel.from_pretrained(base, str(out)).eval()
+    tokenizer, head = transformers.AutoTokenizer.from_pretrained(out), load_file(out / "head.safetensors")
+    for row in HELD[:4]:
+        with torch.no_grad():
+            hidden = model(**tokenizer(row.text, return_tensors="pt")).last_hidden_state[0]
+        vector = torch.nn.functional.normalize(hidden.mean(0), dim=-1)
+        expected = (head["weight"] @ vector + head["bias"]).softmax(-1).tolist()
+        found = load_predictor(MINILM, LABELS, SETTINGS, models_folder, out).predict([row.text])[0]
+        assert list(found.probs.values()) == pytest.approx(expected, abs=1e-4)
+    assert not list(out.glob("*.bin"))
+    assert not list(out.glob("*.pt"))
+    assert json.loads((out / "labels.json").read_text())["labels"][0]["name"] == "red"
+
+
+def test_the_same_seed_gives_the_same_bytes(
+    encoder: tuple[Path, TrainingLog], models_folder: Path, tmp_path: Path
+) -> None:
+    train_adapter(MINILM, LABELS, SETTINGS, ROWS, [], tmp_path, models_folder, epochs=6)
+    for name in ("adapter_model.safetensors", "head.safetensors", "adapter_config.json"):
+        assert (tmp_path / name).read_bytes() == (encoder[0] / name).read_bytes(), name
+    other = tmp_path / "other"
+    train_adapter(MINILM.model_copy(update={"seed": 1}), LABELS, SETTINGS, ROWS[:8], [], other, models_folder, epochs=1)
+    first = (tmp_path / "adapter_model.safetensors").read_bytes()
+    assert (other / "adapter_model.safetensors").read_bytes() != first
+
+
+def test_the_same_seed_gives_the_same_causal_bytes(small_smollm2: Path, tmp_path: Path) -> None:
+    spec = SMOLLM2.model_copy(update={"model": str(small_smollm2)})
+    for name in ("a", "b"):
+        train_adapter(spec, LABELS, SETTINGS, ROWS, [], tmp_path / name, tmp_path, epochs=2)
+    file = "adapter_model.safetensors"
+    assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_labels_that_share_tokens_are_scored_like_whole_sequences(small_smollm2: Path, tmp_path: Path) -> None:
+    """The cached passes behind shared beginnings equal a plain pass over prompt and label."""
+    names = ["account closed", "account access", "account", "refund", "account access denied"]
+    labels = [Label(name=name, description="x") for name in names]
+    spec = SMOLLM2.model_copy(update={"model": str(small_smollm2)})
+    student = CausalStudent(spec, labels, SETTINGS, tmp_path)
+    assert not student.trie.one_choice
+    assert len(student.trie.branches) >= 3
+    texts = ["close it", "I want my money back, and quickly please", "who may see this?"]
+    found = student.log_probs(texts)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(3))
+    for row, text in enumerate(texts):
+        start = prompts.prompt_ids(student.tokenizer, [text], SETTINGS, 256)[0]
+        logits = []
+        for branch in student.trie.branches:
+            ids = torch.tensor([start + list(branch.prefix)])
+            with torch.no_grad():
+                logits.append(student.model(input_ids=ids).logits[:, -1, list(branch.children)])
+        torch.testing.assert_close(student.trie.log_probs(logits)[0], found[row], atol=1e-3, rtol=1e-3)
+
+
+def test_the_causal_loss_of_one_hot_rows_is_the_likelihood(small_smollm2: Path, tmp_path: Path) -> None:
+    """With one-hot soft labels the soft part is -log P(label); the hard part counts every token of the label."""
+    labels = [Label(name=name, description="x") for name in ("account closed", "account access", "refund")]
+    for soft_weight in (1.0, 0.0):
+        spec = SMOLLM2.model_copy(update={"model": str(small_smollm2), "soft_weight": soft_weight})
+        student = CausalStudent(spec, labels, SETTINGS, tmp_path)
+        rows = [TrainRow(str(i), text, label.name) for i, (text, label) in enumerate(zip(
+            ["close", "let me see the shared page", "money"], labels, strict=True))]
+        with torch.no_grad():
+            loss = student.loss(student.collate(student.encode(rows)))
+        for i, row in enumerate(rows):
+            if soft_weight:
+                expected = -student.log_probs([row.text])[0, i]
+            else:
+                start = prompts.prompt_ids(student.tokenizer, [row.text], SETTINGS, 256)[0]
+                path = student.trie.paths[i]
+                with torch.no_grad():
+                    logits = student.model(input_ids=torch.tensor([start + list(path)])).logits[0].log_softmax(-1)
+                expected = -sum(logits[len(start) - 1 + k, token] for k, token in enumerate(path))
+            torch.testing.assert_close(loss[i], expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["encoder", "causal_lm"])
+def test_nf4_trains_two_steps_on_a_cpu(
+    architecture: str, models_folder: Path, small_smollm2: Path, tmp_path: Path
+) -> None:
+    spec = MINILM if architecture == "encoder" else SMOLLM2.model_copy(update={"model": str(small_smollm2)})
+    spec = spec.model_copy(update={"quantization": "nf4"})
+    log = train_adapter(spec, LABELS, SETTINGS, ROWS[:8], HELD[:2], tmp_path, models_folder, epochs=2)
+    assert log.steps == 2
+    assert all(math.isfinite(loss) for _, _, loss in log.losses)
+    found = load_predictor(spec, LABELS, SETTINGS, models_folder, tmp_path).predict(["a plum cake"])
+    assert math.isclose(sum(found[0].probs.values()), 1, rel_tol=1e-6)
+
+
+def test_row_weights_count(models_folder: Path, tmp_path: Path) -> None:
+    """Rows of weight 0 with wrong answers do no harm."""
+    other = {"red": "blue", "blue": "red"}
+    wrong = [TrainRow("w" + row.prompt_id, row.text, other[row.answer_label], weight=0.0) for row in ROWS]
+    train_adapter(MINILM, LABELS, SETTINGS, ROWS + wrong, [], tmp_path, models_folder, epochs=4)
+    trained = load_predictor(MINILM, LABELS, SETTINGS, models_folder, tmp_path)
+    assert share_right(trained.predict, ROWS) >= 0.9
+
+
+def test_predictions_do_not_depend_on_the_batch(causal: tuple[Path, TrainingLog], models_folder: Path) -> None:
+    predictor = load_predictor(SMOLLM2, LABELS, SETTINGS, models_folder, causal[0])
+    texts = ["a", "the wheel of my old bicycle is bent and the tyre is flat again", "rye bread", "bent wheel"]
+    together = predictor.predict(texts, batch_size=4)
+    for text, found in zip(texts, together, strict=True):
+        assert found.probs["red"] == pytest.approx(predictor.predict([text])[0].probs["red"], abs=1e-3)
+    assert predictor.predict([]) == []
+
+
+def test_progress_is_told(models_folder: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    with progress.listening(lambda *step: told.append(step)):
+        train_adapter(MINILM, LABELS, SETTINGS, ROWS[:16], [], tmp_path, models_folder, epochs=1, what="seed_only")
+    assert told == [("training seed_only", 1, 2), ("training seed_only", 2, 2)]
+
+
+def test_nothing_to_learn_from_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match="no row"):
+        train_adapter(MINILM, LABELS, SETTINGS, [], [], tmp_path, tmp_path)
+    with pytest.raises(DistillError, match="'green' is not a label"):
+        train_adapter(MINILM, LABELS, SETTINGS, [TrainRow("p", "t", "green")], [], tmp_path, tmp_path)
+
+
+def test_a_folder_that_is_no_adapter(models_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_predictor(MINILM, LABELS, SETTINGS, models_folder, tmp_path)
+
+
+def test_an_encoder_of_other_labels_is_refused(encoder: tuple[Path, TrainingLog], models_folder: Path) -> None:
+    more = [*LABELS, Label(name="green", description="plants")]
+    with pytest.raises(ModelError, match="other labels"):
+        load_predictor(MINILM, more, SETTINGS, models_folder, encoder[0])
+
+
+def test_long_texts_are_cut_and_the_question_stays(models_folder: Path) -> None:
+    import transformers
+
+    source = models.resolve(SMOLLM2.model, models_folder).location
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    ids = prompts.prompt_ids(tokenizer, ["word " * 500, "short"], SETTINGS, 32)
+    assert len(ids[0]) == 32
+    assert all(tokenizer.decode(i).endswith("\nCategory:") for i in ids)
+    assert tokenizer.decode(ids[1]) == "Ticket: short\nCategory:"
+
+
+def test_embeddings_and_centroids(models_folder: Path) -> None:
+    import numpy as np
+
+    vectors = embed(["rye bread", "a loaf of bread", "bent wheel"], models_folder)
+    assert vectors.shape == (3, 384)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
+    predictor = centroid_predictor([r.text for r in ROWS], [r.answer_label for r in ROWS], LABELS, models_folder)
+    assert share_right(predictor.predict, HELD) == 1.0
+    with pytest.raises(ValueError, match="no example of red"):
+        centroid_predictor(["x"], ["blue"], LABELS, models_folder)
+
+
+def test_batches_hold_every_row_once_and_change_with_the_epoch() -> None:
+    batches = LengthBatches([i % 7 for i in range(50)], 8, seed=3)
+    first, second = list(batches), list(batches)
+    assert len(first) == len(batches) == 7
+    assert sorted(i for b in first for i in b) == sorted(i for b in second for i in b) == list(range(50))
+    assert first != second
+    assert first == list(LengthBatches([i % 7 for i in range(50)], 8, seed=3))

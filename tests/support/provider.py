@@ -1,0 +1,195 @@
+"""A teacher that costs nothing: an OpenAI-compatible HTTP server on a loopback port, with answers made from the text.
+
+It speaks /v1/completions and /v1/chat/completions, gives log-probabilities in the shape of each, keeps every request
+it saw, and fails on purpose where a test says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+KEYWORD_SHARE = 0.7
+"""What a label gets whose name stands in the text; the other labels divide the rest by a hash of the prompt."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request as it came in; `text` is the message that is to be sorted."""
+
+    path: str
+    body: dict[str, Any]
+    authorization: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What to send instead of an answer: a status with a body, a pause before it, or bytes that are no JSON."""
+
+    status: int = 200
+    body: str = '{"error": {"message": "on purpose", "type": "test"}}'
+    pause_s: float = 0.0
+    echo_authorization: bool = False
+
+
+Plan = Callable[[Seen, int], Fault | None]
+"""Called with a request and how often the same text was asked before; None lets the answer through."""
+
+
+@dataclass
+class FakeProvider:
+    """`with FakeProvider(labels) as provider:` serves at `provider.url` until the block ends."""
+
+    labels: list[str]
+    fail: Plan | None = None
+    logprobs: bool = True
+    answer: Callable[[Seen], str] | None = None
+    pause_s: float = 0.0
+    requests: list[Seen] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __enter__(self) -> FakeProvider:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    @property
+    def texts(self) -> list[str]:
+        return [seen.text for seen in self.requests]
+
+    def note(self, seen: Seen) -> int:
+        """Keep a request; how often its text was seen before."""
+        with self._lock:
+            before = sum(other.text == seen.text and other.body == seen.body for other in self.requests)
+            self.requests.append(seen)
+        return before
+
+    def probabilities(self, text: str, prompt: str) -> dict[str, float]:
+        """The distribution that the server answers with: every label has some share, and they add up to 1."""
+        named = next((label for label in self.labels if label in text), None)
+        noise = {
+            label: 1 + int(hashlib.sha256(f"{prompt}\n{label}".encode()).hexdigest()[:4], 16) / 65535
+            for label in self.labels
+        }
+        total = sum(value for label, value in noise.items() if label != named)
+        rest = 1 - KEYWORD_SHARE if named else 1.0
+        return {k: KEYWORD_SHARE if k == named else rest * v / total for k, v in noise.items()}
+
+    def tokens(self, text: str, prompt: str, spelled: str, limit: int) -> list[tuple[str, list[tuple[str, float]]]]:
+        """The answer's tokens, each with the likeliest tokens of its place. A token is one word with its space."""
+        shares = self.probabilities(text, prompt)
+        said, out = spelled.split(), []
+        for _ in range(limit):
+            open_ = {k: v for k, v in shares.items() if k.split()[: len(said)] == said}
+            total, following = sum(open_.values()), dict[str, float]()
+            for label, share in open_.items():
+                words = label.split()
+                token = f" {words[len(said)]}" if len(words) > len(said) else "\n"
+                following[token] = following.get(token, 0.0) + share / total
+            ranked = sorted(following.items(), key=lambda item: (-item[1], item[0]))
+            taken = ranked[0][0]
+            out.append((taken, [(token, math.log(share)) for token, share in ranked]))
+            if taken == "\n":
+                break
+            said.append(taken.strip())
+        return out
+
+
+def _handler(provider: FakeProvider) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            chat = self.path.endswith("/chat/completions")
+            if chat:
+                text, spelled, prompt = body["messages"][-1]["content"], "", json.dumps(body["messages"])
+            else:
+                text, _, spelled = body["prompt"].splitlines()[-1].partition(" =>")
+                prompt = body["prompt"].removesuffix(spelled)
+            authorization = self.headers.get("Authorization", "")
+            seen = Seen(self.path, body, authorization, text)
+            before = provider.note(seen)
+            fault = provider.fail(seen, before) if provider.fail else None
+            time.sleep(fault.pause_s if fault else provider.pause_s)
+            if fault is not None and (fault.status != 200 or fault.body != Fault.body):
+                content = fault.body
+                if fault.echo_authorization:
+                    content = json.dumps({"error": {"message": f"refused: {authorization}", "type": "test"}})
+                self._send(fault.status, content)
+            else:
+                self._send(200, json.dumps(_answer(provider, seen, chat, prompt, spelled)))
+
+        def _send(self, status: int, content: str) -> None:
+            raw = content.encode()
+            try:
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True
+
+    return Handler
+
+
+def _answer(provider: FakeProvider, seen: Seen, chat: bool, prompt: str, spelled: str) -> dict[str, Any]:
+    body = seen.body
+    tokens = provider.tokens(seen.text, prompt, spelled, body["max_tokens"])
+    text = provider.answer(seen) if provider.answer else "".join(token for token, _ in tokens)
+    finish = "stop" if tokens[-1][0] == "\n" or provider.answer else "length"
+    choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
+    if chat:
+        choice["message"] = {"role": "assistant", "content": text}
+        if body.get("logprobs") and provider.logprobs:
+            tops = body["top_logprobs"]
+            choice["logprobs"] = {
+                "content": [
+                    {
+                        "token": token,
+                        "logprob": dict(top)[token],
+                        "bytes": None,
+                        "top_logprobs": [{"token": t, "logprob": lp, "bytes": None} for t, lp in top[:tops]],
+                    }
+                    for token, top in tokens
+                ]
+            }
+    else:
+        choice["text"] = text
+        if body.get("logprobs") and provider.logprobs:
+            choice["logprobs"] = {
+                "tokens": [token for token, _ in tokens],
+                "token_logprobs": [dict(top)[token] for token, top in tokens],
+                "top_logprobs": [dict(top[: body["logprobs"]]) for _, top in tokens],
+                "text_offset": [0] * len(tokens),
+            }
+    return {
+        "id": "fake",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": 1,
+        "model": "fake-1",
+        "choices": [choice],
+        "usage": {"prompt_tokens": len(prompt.split()), "completion_tokens": len(tokens), "total_tokens": 0},
+    }

@@ -1,0 +1,114 @@
+"""A small valid task folder, and the doors that a stage needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill_dagster.lake import Lake
+from distill_dagster.prompts.context import pool, prompt_context
+from distill_dagster.prompts.seeds import held_out_keys
+from distill_dagster.prompts.templates import Templates
+from distill_dagster.spec import TeacherSpec
+from distill_dagster.stages.common import Env
+from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.teacher.ask import Asker
+from distill_dagster.teacher.client import Endpoint, endpoint_of
+from distill_dagster.teacher.store import CompletionStore
+
+LABELS = ["refund", "delivery", "login"]
+TEXTS = {
+    "refund": ["please refund me", "a refund is due", "no refund came", "refund the second charge"],
+    "delivery": ["the delivery is late", "delivery to Spain?", "where is my delivery", "delivery left outside"],
+    "login": ["login fails", "the login page loops", "my login is rejected", "login on a new phone"],
+}
+
+TASK: dict[str, Any] = {
+    "kind": "classification",
+    "description": "Sort messages to a shop.",
+    "labels": [{"name": name, "description": f"is about {name}"} for name in LABELS],
+    "teacher": {
+        "model": "openai/fake",
+        "api": "text",
+        "soft_labels": "logprobs",
+        "max_tokens": 4,
+        "few_shot": {"per_label": 1, "draws": 2},
+        "concurrency": 4,
+        "max_retries": 1,
+        "timeout_s": 10,
+    },
+    "students": {"tiny": {"model": "minilm", "architecture": "encoder"}},
+}
+SLICES: dict[str, dict[str, Any]] = {
+    "shop": {
+        "description": "The shop.",
+        "seeds": ["I want a refund", "a delivery arrived broken", {"text": "login asks twice", "target_label": "login"}],
+    },
+    "web": {"description": "The web page.", "seeds": ["can I refund this", "the delivery form", "a login by mail"]},
+}
+
+
+def jsonl(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def rows_of(prefix: str, words: str, count: int) -> list[dict[str, Any]]:
+    return [
+        {"id": f"{prefix}-{label}-{n}", "text": f"{words} {text}", "label": label}
+        for label, texts in TEXTS.items()
+        for n, text in enumerate(texts[:count])
+    ]
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `base` with `changes`, mappings within mappings merged; None removes a key."""
+    out = deepcopy(base)
+    for key, value in changes.items():
+        if value is None:
+            out.pop(key, None)
+        elif isinstance(value, dict) and isinstance(out.get(key), dict):
+            out[key] = merged(out[key], value)
+        else:
+            out[key] = value
+    return out
+
+
+def small_task(tmp_path: Path, name: str = "shop_mail", **changes: Any) -> TaskFolder:
+    """Write a valid task folder; `changes` go into task.yaml. Three labels, two slices of three seeds."""
+    path = tmp_path / "tasks" / name
+    (path / "slices").mkdir(parents=True)
+    (path / "task.yaml").write_text(yaml.safe_dump(merged(TASK, changes), sort_keys=False))
+    for key, slice_ in SLICES.items():
+        (path / "slices" / f"{key}.yaml").write_text(yaml.safe_dump(slice_, sort_keys=False))
+    (path / "examples.jsonl").write_text(jsonl(rows_of("e", "example:", 3)))
+    (path / "dev.jsonl").write_text(jsonl(rows_of("d", "tried:", 2)))
+    (path / "golden.jsonl").write_text(jsonl(rows_of("g", "held out:", 2)))
+    return TaskFolder(path)
+
+
+def again(folder: TaskFolder) -> TaskFolder:
+    """The same folder, read afresh."""
+    return TaskFolder(folder.path)
+
+
+@contextmanager
+def _endpoint(spec: TeacherSpec) -> Iterator[Endpoint]:
+    yield endpoint_of(spec)
+
+
+def env_of(folder: TaskFolder, home: Path) -> Env:
+    """The doors of a stage, all below `home`. The caller closes the store."""
+    store = CompletionStore.in_folder(home / "store")
+    return Env(folder, Lake(home / "lake", home / "reports"), store, home / "models", home / "reports", _endpoint)
+
+
+def asker_of(folder: TaskFolder, store: CompletionStore) -> Asker:
+    context = prompt_context(folder.examples, held_out_keys(folder.golden, folder.dev))
+    endpoint = endpoint_of(folder.task.teacher)
+    return Asker(folder.task, Templates(folder.templates()), pool(context), endpoint, store)
