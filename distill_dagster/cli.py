@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -25,6 +26,10 @@ from distill_dagster.lake import Lake
 from distill_dagster.paths import PROJECT, Home
 from distill_dagster.state import State
 from distill_dagster.taskfiles import TaskFolder, check_folder, find_tasks, open_task
+
+# One progress bar, ours; and no remark of a library on optional kernels that a user cannot act on.
+os.environ.setdefault("TQDM_DISABLE", "1")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 app = typer.Typer(help="Distil a large model into a small student.", no_args_is_help=True, add_completion=False)
 out, err = Console(), Console(stderr=True)

@@ -446,7 +446,7 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
         lower[file.stem.casefold()] = file
         slice_ = read_slice(file, task)
         problems += slice_.problems
-        for seed in slice_.value.seeds if slice_.value else []:
+        for seed in slice_.value.seeds if slice_.value and not slice_.problems else []:
             texts.setdefault(normalize(seed.text), []).append((file, None, "seed"))
     held_out: dict[str, str] = {}
     rows_of: dict[str, list[Row]] = {}

@@ -41,10 +41,10 @@ def train_adapter(
 ) -> TrainingLog:
     """Train a LoRA adapter and write it to the folder `out`, which is made if it is not there.
 
-    `out` gets adapter_model.safetensors, adapter_config.json, the tokenizer, labels.json, training_log.json
-    and, for an encoder, head.safetensors. On one
-    machine the same rows, settings and seed give the same adapter bytes. `epochs` replaces that of the spec, `what`
-    names the training in progress reports. Nothing is chosen on `validation`: its loss and agreement are only logged.
+    `out` gets adapter_model.safetensors, adapter_config.json, the tokenizer, labels.json, training_log.json and, for an
+    encoder, head.safetensors. On one machine the same rows, settings and seed give the same adapter bytes. `epochs`
+    replaces that of the spec, `what` names the training in progress reports. Nothing is chosen on `validation`: its
+    loss and agreement are only logged.
 
     Raises:
         DistillError: there is no row, or a row's answer is not a label.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,11 @@ from distill_dagster.teacher.store import Response
 
 # litellm otherwise asks the network for its price list at import.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+
+NO_KEY = "no-key"
+"""Sent to servers that want no key: the client refuses to send nothing."""
+_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)(_|$)")
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,11 @@ class Endpoint:
 def endpoint_of(spec: TeacherSpec) -> Endpoint:
     """The endpoint of a teacher that is not embedded; its key comes from the environment variable named in the spec.
 
+    Without such a name an OpenAI-compatible server at an address of the user's own gets no key at all: not the one in
+    OPENAI_API_KEY, which is meant for somebody else. Every provider's own address gets the provider's own variable.
+
     Raises:
-        TeacherError: that variable is not set.
+        TeacherError: the variable is not set.
     """
     key = None
     if spec.api_key_env:
@@ -61,6 +70,14 @@ def endpoint_of(spec: TeacherSpec) -> Endpoint:
             raise TeacherError(
                 f"The teacher {spec.model} wants its key in the environment variable {spec.api_key_env}, which is "
                 f"not set. Set it, or mend teacher.api_key_env in task.yaml."
+            )
+    elif spec.model.startswith(("openai/", "text-completion-openai/")):
+        if spec.api_base:
+            key = NO_KEY
+        elif not os.environ.get("OPENAI_API_KEY"):
+            raise TeacherError(
+                f"The teacher {spec.model} wants its key in the environment variable OPENAI_API_KEY, which is not set. "
+                f"Set it, or name another with teacher.api_key_env, or an address with teacher.api_base, in task.yaml."
             )
     model = spec.model
     if spec.api == "text" and model.startswith("openai/"):
@@ -128,12 +145,16 @@ class Client:
         if self._endpoint.api_key:
             where["api_key"] = self._endpoint.api_key
         started, in_flight = time.perf_counter(), self.in_flight
+        params = dict(request.params)
+        if "seed" not in (litellm.get_supported_openai_params(self._endpoint.model) or ["seed"]):
+            # Samples still differ by temperature and draw; litellm would refuse the whole request.
+            params.pop("seed", None)
         if request.messages is not None:
-            raw = await litellm.acompletion(messages=request.messages, **request.params, **where)
+            raw = await litellm.acompletion(messages=request.messages, **params, **where)
         else:
             if self._endpoint.model.startswith("text-completion-openai/"):
                 where["client"] = self._shared_text_client()
-            raw = await litellm.atext_completion(prompt=request.prompt, **request.params, **where)
+            raw = await litellm.atext_completion(prompt=request.prompt, **params, **where)
         latency = time.perf_counter() - started
         return _response(raw, latency, in_flight)
 
@@ -148,9 +169,12 @@ class Client:
         return self._text_client
 
     def _scrubbed(self, error: Exception) -> str:
+        """The error in words, without any secret: providers echo keys, also those that litellm found by itself."""
         text = f"{type(error).__name__}: {error}"
-        if self._endpoint.api_key:
-            text = text.replace(self._endpoint.api_key, "***")
+        found = {v for name, v in os.environ.items() if _SECRET_NAME.search(name) and len(v) >= 8}
+        for secret in sorted(found | {self._endpoint.api_key or ""}, key=len, reverse=True):
+            if secret:
+                text = text.replace(secret, "***")
         return text[:500]
 
 
@@ -164,7 +188,7 @@ def _response(raw: Any, latency: float, in_flight: int) -> Response:
     usage = getattr(raw, "usage", None)
     details = getattr(usage, "prompt_tokens_details", None)
     return Response(
-        text=(message.content if message is not None else choice.text) or "",
+        text=_clean((message.content if message is not None else choice.text) or ""),
         finish_reason=choice.finish_reason,
         positions=_positions(getattr(choice, "logprobs", None)),
         prompt_tokens=getattr(usage, "prompt_tokens", None),
@@ -175,8 +199,13 @@ def _response(raw: Any, latency: float, in_flight: int) -> Response:
         in_flight=in_flight,
         model_reported=getattr(raw, "model", None),
         received_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        reasoning=getattr(message, "reasoning_content", None),
+        reasoning=_clean(reasoning) if (reasoning := getattr(message, "reasoning_content", None)) else None,
     )
+
+
+def _clean(text: str) -> str:
+    """Half of a surrogate pair, which a model may stop in the middle of, can be neither stored nor written."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _cost(raw: Any) -> float | None:
@@ -207,4 +236,4 @@ def _positions(logprobs: Any) -> list[Position]:
 
 
 def _taken_first(taken: tuple[str, float], top: list[tuple[str, float]]) -> Position:
-    return [(taken[0], float(taken[1])), *((t, float(lp)) for t, lp in top if t != taken[0])]
+    return [(_clean(taken[0]), float(taken[1])), *((_clean(t), float(lp)) for t, lp in top if t != taken[0])]

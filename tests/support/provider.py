@@ -53,6 +53,7 @@ class FakeProvider:
     fail: Plan | None = None
     logprobs: bool = True
     answer: Callable[[Seen], str] | None = None
+    finish: str | None = None
     pause_s: float = 0.0
     requests: list[Seen] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -159,7 +160,7 @@ def _answer(provider: FakeProvider, seen: Seen, chat: bool, prompt: str, spelled
     body = seen.body
     tokens = provider.tokens(seen.text, prompt, spelled, body["max_tokens"])
     text = provider.answer(seen) if provider.answer else "".join(token for token, _ in tokens)
-    finish = "stop" if tokens[-1][0] == "\n" or provider.answer else "length"
+    finish = provider.finish or ("stop" if tokens[-1][0] == "\n" or provider.answer else "length")
     choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
     if chat:
         choice["message"] = {"role": "assistant", "content": text}

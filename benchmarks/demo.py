@@ -1,0 +1,127 @@
+"""The bundled task from an empty home, as `make demo` runs it: figures, time, memory, and latency as deployed.
+
+Usage: python benchmarks/demo.py [--quick] [--json FILE] [--home FOLDER]
+
+The peer of every student is the teacher in the same run. `--home` keeps what is generated; by default it is removed.
+`--quick` measures the latency of the teacher and of the bases alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from common import RESULTS, peak_mb, run_task, write_result
+
+from distill_dagster.paths import PROJECT, Home
+from distill_dagster.prompts.context import pool, prompt_context
+from distill_dagster.prompts.templates import Templates
+from distill_dagster.taskfiles import open_task
+
+TASK = "support_triage"
+COLD_REPEATS = 5
+
+
+def teacher_latency(home: Home, items: int) -> dict[str, Any]:
+    """Seconds for one answer of the embedded teacher, asked one by one over HTTP, store not used.
+
+    Warm: the draw's examples are in the server's cache. Cold: a new server, so every token is processed.
+    """
+    from distill_dagster.teacher.ask import Asker
+    from distill_dagster.teacher.client import Client
+    from distill_dagster.teacher.embedded import SERVERS
+    from distill_dagster.teacher.store import CompletionStore, Response
+
+    folder = open_task(home.tasks, TASK)
+    task, examples = folder.task, pool(prompt_context(folder.examples, set()))
+    texts = [row.text for row in folder.dev[: items + 1]]
+    draws = range(task.teacher.few_shot.draws)
+
+    async def ask_all(asker: Asker, wanted: list[tuple[str, int]]) -> list[Response]:
+        client = Client(asker.endpoint, task.teacher)
+        try:
+            return [await client.ask(asker.request(text, draw)) for text, draw in wanted]
+        finally:
+            await client.close()
+
+    def served(wanted: list[tuple[str, int]]) -> list[Response]:
+        endpoint, lease = SERVERS.acquire(task.teacher, home.models)
+        with tempfile.TemporaryDirectory() as store:
+            asker = Asker(task, Templates({}), examples, endpoint, CompletionStore.in_folder(Path(store)))
+            try:
+                return asyncio.run(ask_all(asker, wanted))
+            finally:
+                SERVERS.release(lease)
+
+    warm = served([(text, draw) for text in texts for draw in draws])[len(draws) :]  # the first text warms up
+    per_text = [warm[i : i + len(draws)] for i in range(0, len(warm), len(draws))]
+    cold = [served([(texts[i % len(texts)], 0)])[0] for i in range(COLD_REPEATS)]
+    processed = [sum((r.prompt_tokens or 0) - (r.cached_tokens or 0) for r in rs) for rs in per_text]
+    return {
+        "teacher_latency_s": round(median(sum(r.latency_s for r in rs) for rs in per_text), 4),
+        "teacher_tokens_processed": median(processed),
+        "teacher_tokens": median(sum(r.prompt_tokens or 0 for r in rs) for rs in per_text),
+        "teacher_one_draw_cold_latency_s": round(median(r.latency_s for r in cold), 4),
+        "teacher_one_draw_cold_tokens": median(r.prompt_tokens or 0 for r in cold),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path, default=RESULTS / "demo.json")
+    parser.add_argument("--home", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = arguments.home or Path(temporary)
+        home = Home(root=root, tasks=PROJECT / "data" / "tasks")
+        os.environ["DISTILL_HOME"] = str(root)
+        figures: dict[str, Any] = {}
+        if not arguments.quick:
+            figures |= pipeline(root, home)
+        figures |= teacher_latency(home, 8 if arguments.quick else 40)
+        for student in ("minilm", "smollm2"):
+            if f"{student}_latency_s" in figures:
+                ratio = figures["teacher_latency_s"] / figures[f"{student}_latency_s"]
+                figures[f"latency_ratio_{student}"] = round(ratio, 2)
+                print(f"{student} answers {ratio:.1f} times as fast as the teacher with all draws and a warm cache")
+    for name, value in figures.items():
+        print(f"{name:34} {value}")
+    write_result(arguments.json, figures)
+
+
+def pipeline(root: Path, home: Home) -> dict[str, Any]:
+    """The demo's default student from nothing, then the other one on top."""
+    started = time.perf_counter()
+    outcome, metrics = run_task(root, home.tasks, TASK, ["smollm2"])
+    wall = time.perf_counter() - started
+    figures: dict[str, Any] = {"pipeline_s": round(wall, 1), "overhead_s": round(wall - outcome.model_s, 1)}
+    figures |= {"peak_mb": peak_mb(), "teacher_calls": outcome.teacher_calls}
+    again = time.perf_counter()
+    second, _ = run_task(root, home.tasks, TASK, ["smollm2"])
+    if second.runs:
+        raise SystemExit(f"the second run had something to do: {second.partitions}")
+    figures["nothing_to_do_s"] = round(time.perf_counter() - again, 1)
+    _, more = run_task(root, home.tasks, TASK, ["minilm"])
+    for student, values in (metrics | more).items():
+        suffix = "" if student == "smollm2" else f"_{student}"
+        for system, facts in values["systems"].items():
+            shared = system in ("teacher", "centroid")
+            figures[f"{system}{'' if shared else suffix}"] = round(facts["score"]["value"], 4)
+        figures[f"retention{suffix}"] = round(values["retention"]["value"], 4)
+        figures[f"{student}_latency_s"] = round(values["systems"]["distilled"]["latency_s"]["p50"], 4)
+        figures[f"teacher_dev{suffix}"] = round(values["splits"]["dev"]["systems"]["teacher"]["accuracy"]["value"], 4)
+        figures[f"distilled_dev{suffix}"] = round(
+            values["splits"]["dev"]["systems"]["distilled"]["accuracy"]["value"], 4
+        )
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The graph itself: what every asset is and needs, that loading it is light, and that one broken task is one task's.
+
+UPDATE_SNAPSHOT=1 pytest tests/assets    # write graph.json anew; its diff is the review of a changed graph
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from distill_dagster.checks import CHECKS
+from distill_dagster.definitions import build
+from distill_dagster.graph import SOURCES, STAGES
+from distill_dagster.paths import PROJECT, Home
+from tests.support.task import SLICES, small_task
+
+SNAPSHOT = Path(__file__).with_name("graph.json")
+HEAVY = (
+    "torch",
+    "transformers",
+    "litellm",
+    "great_expectations",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "peft",
+    "xllamacpp",
+)
+
+
+def home_of(root: Path) -> Home:
+    return Home(root=root / "home", tasks=root / "tasks")
+
+
+def two_tasks(root: Path) -> Home:
+    """`plain`, and `labelled`, in which every slice is named like a label."""
+    small_task(root, "plain", owners=["team:support"])
+    labelled = small_task(root, "labelled").path
+    for key, label in zip(SLICES, ("refund", "delivery"), strict=True):
+        (labelled / "slices" / f"{key}.yaml").rename(labelled / "slices" / f"{label}.yaml")
+    return home_of(root)
+
+
+def described(definitions: dg.Definitions) -> dict[str, dict[str, Any]]:
+    """Everything about the assets that a reviewer should see, as plain JSON."""
+    graph = definitions.resolve_asset_graph()
+    found: dict[str, dict[str, Any]] = {}
+    for definition in definitions.assets or ():
+        if isinstance(definition, dg.SourceAsset):
+            found[definition.key.to_user_string()] = {
+                "observable": definition.is_observable,
+                "group": definition.group_name,
+                "partitions": partitions(definition.partitions_def),
+            }
+            continue
+        assert isinstance(definition, dg.AssetsDefinition)
+        for spec in definition.specs:
+            node = graph.get(spec.key)
+            found[spec.key.to_user_string()] = {
+                "group": spec.group_name,
+                "partitions": partitions(spec.partitions_def),
+                "deps": [dependency(dep) for dep in sorted(spec.deps, key=lambda dep: dep.asset_key)],
+                "code_version": spec.code_version,
+                "kinds": ", ".join(sorted(spec.kinds)),
+                "owners": ", ".join(spec.owners),
+                "pools": ", ".join(sorted(node.pools or ())),
+                "checks": [
+                    f"{check.name}, blocking" if check.blocking else check.name
+                    for check in sorted(definition.check_specs, key=lambda check: check.name)
+                ],
+                "metadata": ", ".join(sorted(spec.metadata)),
+            }
+    return dict(sorted(found.items()))
+
+
+def partitions(definition: dg.PartitionsDefinition[Any] | None) -> str | None:
+    if isinstance(definition, dg.DynamicPartitionsDefinition):
+        return f"dynamic {definition.name}"
+    return None if definition is None else f"static {', '.join(definition.get_partition_keys())}"
+
+
+def dependency(dep: dg.AssetDep) -> str:
+    # `is not None`: a mapping without fields is an empty tuple.
+    mapping = f" ({type(dep.partition_mapping).__name__})" if dep.partition_mapping is not None else ""
+    return f"{dep.asset_key.to_user_string()}{mapping}"
+
+
+def test_the_graph_is_the_one_that_was_reviewed(tmp_path: Path) -> None:
+    found = described(build(two_tasks(tmp_path)))
+    if os.environ.get("UPDATE_SNAPSHOT"):
+        SNAPSHOT.write_text(json.dumps(found, indent=1) + "\n")
+    assert found == json.loads(SNAPSHOT.read_text()), "UPDATE_SNAPSHOT=1 writes it anew, where the change is meant"
+
+
+def test_every_stage_source_and_check_of_the_engine_is_in_the_graph(tmp_path: Path) -> None:
+    found = described(build(two_tasks(tmp_path)))
+    assert {key.removeprefix("labelled/") for key in found if key.startswith("labelled/")} == {*STAGES, *SOURCES}
+    assert {key.removeprefix("plain/") for key in found if key.startswith("plain/")} == {*STAGES, *SOURCES} - {
+        "slice_label_adapter"
+    }
+    for name, checks in CHECKS.items():
+        shown = [f"{check.name}, blocking" if check.blocking else check.name for check in checks]
+        assert sorted(shown) == sorted(found[f"labelled/{name}"]["checks"]), name
+
+
+def test_the_bundled_task_loads_with_its_job() -> None:
+    definitions = build(Home(root=PROJECT / "data", tasks=PROJECT / "data" / "tasks"))
+    keys = {key.path[0] for key in definitions.resolve_asset_graph().get_all_asset_keys()}
+    assert "support_triage" in keys
+    job = definitions.resolve_job_def("support_triage_slices")
+    assert {key.path[1] for key in job.asset_layer.executable_asset_keys} == {
+        "seed_prompts",
+        "teacher_completions",
+        "scored_completions",
+    }
+
+
+def test_loading_the_definitions_and_the_command_line_imports_no_heavy_library(tmp_path: Path) -> None:
+    two_tasks(tmp_path)
+    code = (
+        "import sys, distill_dagster.definitions as d, distill_dagster.cli, distill_dagster.runs\n"
+        "assert len(d.defs.resolve_asset_graph().get_all_asset_keys()) > 30\n"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    tasks = {"DISTILL_HOME": str(tmp_path / "home"), "DISTILL_TASKS": str(tmp_path / "tasks")}
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)} | tasks
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+    assert not (tmp_path / "home").exists(), "loading alone must write nothing"
+
+
+BROKEN = {
+    "an unknown field": lambda path: path.write_text(path.read_text() + "colour: red\n"),
+    "not YAML": lambda path: path.write_text("labels: [\n"),
+    "nothing": lambda path: path.write_text(""),
+    "not a mapping": lambda path: path.write_text("- a\n- b\n"),
+    "not UTF-8": lambda path: path.write_bytes(b"kind: \xff\n"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_malformed_task_fails_alone_and_with_its_message(tmp_path: Path, how: str) -> None:
+    small_task(tmp_path, "good")
+    bad = small_task(tmp_path, "bad").path / "task.yaml"
+    BROKEN[how](bad)
+    home = home_of(tmp_path)
+    definitions = build(home)
+    found = described(definitions)
+    assert {key.split("/")[0] for key in found} == {"good", "bad"}
+    job = definitions.resolve_implicit_global_asset_job_def()
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+
+        def materialized(task: str) -> dg.ExecuteInProcessResult:
+            key = dg.AssetKey([task, "prompt_context"])
+            return job.execute_in_process(instance=instance, asset_selection=[key], raise_on_error=False)
+
+        assert materialized("good").success
+        failed = materialized("bad")
+    assert not failed.success
+    error = failed.failure_data_for_node("bad__prompt_context")
+    assert error is not None
+    assert error.user_failure_data is not None
+    assert re.search(rf"{re.escape(str(bad))}(:\d+)?", error.user_failure_data.description or "")

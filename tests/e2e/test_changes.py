@@ -1,0 +1,153 @@
+"""What runs again when: the table of the design, row by row, with the teacher's requests counted by the teacher."""
+
+from __future__ import annotations
+
+import shutil
+
+import polars as pl
+import yaml
+
+from distill_dagster.tables import COMPLETIONS, DATASET
+from tests.e2e.project import GROUP, STUDENT_ASSETS, TASK, Project
+from tests.support.provider import FakeProvider
+
+AFTER_DATASET = {"student_adapter": ["one"], "predictions": ["one"], "eval_report": ["one"]}
+
+
+def test_a_new_seed_runs_its_slice_alone_and_asks_for_the_new_prompt_alone(
+    project: Project, provider: FakeProvider
+) -> None:
+    before = {key: project.record("filtered_dataset").data_version for key in ("dataset",)}
+    project.change_slice("shop", lambda value: value["seeds"].append("where is the refund for my order"))
+    status = project.distill("status", TASK, "--json").json
+    why = {one["name"]: one["why"] for one in status["artifacts"] if one["state"] != "fresh"}
+    assert why == {"seed_prompts[shop]": ["slice_files[shop] changed"]}
+    ended = project.run()
+    assert ended.code == 0, ended.err
+    assert ended.partitions == {name: ["shop"] for name in GROUP} | {"filtered_dataset": [None]} | AFTER_DATASET
+    assert provider.texts == ["where is the refund for my order"] * 2, "two draws of one prompt"
+    assert ended.json["teacher_calls"] == 2
+    assert ended.json["teacher_calls_cached"] == 12
+    assert project.record("filtered_dataset").data_version != before["dataset"]
+    assert project.run().partitions == {}
+
+
+def test_white_space_comments_and_key_order_run_nothing(project: Project, provider: FakeProvider) -> None:
+    path = project.folder / "slices" / "web.yaml"
+    value = yaml.safe_load(path.read_text())
+    seeds = "".join(f"\n\n  - {text!r}   # a comment" for text in value["seeds"])
+    path.write_text(f"# moved\nseeds:{seeds}\ndescription:   {value['description']!r}\n\n")
+    task = project.folder / "task.yaml"
+    task.write_text("# a comment\n\n" + yaml.safe_dump(yaml.safe_load(task.read_text()), sort_keys=True))
+    ended = project.run("--student", "one", "--student", "two")
+    assert ended.code == 0, ended.err
+    assert ended.partitions == {}
+    assert provider.requests == []
+
+
+def test_limits_and_addresses_of_the_teacher_run_nothing(project: Project, provider: FakeProvider) -> None:
+    project.change_task(teacher={"concurrency": 2, "timeout_s": 5, "max_retries": 2, "min_success": 0.5})
+    assert project.run().partitions == {}
+    assert provider.requests == []
+
+
+def test_a_threshold_cuts_the_dataset_anew_and_asks_nobody(project: Project, provider: FakeProvider) -> None:
+    project.change_task(curation={"filters": {"max_words": 4}})
+    ended = project.run()
+    assert ended.code == 0, ended.err
+    assert ended.partitions == {"filtered_dataset": [None]} | AFTER_DATASET
+    assert provider.requests == []
+    dataset, _ = project.lake.read(TASK, "filtered_dataset", None, DATASET)
+    assert 0 < dataset.height < 12
+
+
+def test_a_threshold_that_drops_nothing_stops_at_the_dataset(project: Project, provider: FakeProvider) -> None:
+    before = project.record("filtered_dataset").data_version
+    project.change_task(curation={"filters": {"min_words": 2}})
+    assert project.run().partitions == {"filtered_dataset": [None]}
+    assert project.record("filtered_dataset").data_version == before
+    assert provider.requests == []
+
+
+def test_a_golden_row_asks_for_itself_and_trains_nothing(project: Project, provider: FakeProvider) -> None:
+    project.append("golden.jsonl", {"id": "g-new", "text": "held out: my login code", "label": "login", "slice": "web"})
+    ended = project.run()
+    assert ended.code == 0, ended.err
+    assert ended.partitions == {
+        "prompt_context": [None],
+        "golden_completions": [None],
+        "filtered_dataset": [None],
+        "predictions": ["one"],
+        "eval_report": ["one"],
+    }
+    assert provider.texts == ["held out: my login code"] * 2
+
+
+def test_a_golden_row_equal_to_a_seed_takes_the_seed_out_of_training(project: Project, provider: FakeProvider) -> None:
+    project.append("golden.jsonl", {"id": "g-leak", "text": "Login  asks me TWICE", "label": "login"})
+    ended = project.run()
+    assert ended.code == 0, ended.err
+    assert ended.partitions["student_adapter"] == ["one"]
+    dataset, _ = project.lake.read(TASK, "filtered_dataset", None, DATASET)
+    assert dataset.height == 11
+    assert project.record("filtered_dataset").extra["reasons"]["contaminated"] == 1
+    assert set(provider.texts) == {"Login  asks me TWICE"}
+
+
+def test_a_students_setting_runs_that_student_alone(project: Project, provider: FakeProvider) -> None:
+    project.change_task(students={"two": {"epochs": 2}})
+    ended = project.run("--student", "one", "--student", "two")
+    assert ended.code == 0, ended.err
+    assert ended.partitions == {name: ["two"] for name in STUDENT_ASSETS}
+    assert provider.requests == []
+
+
+def test_an_evaluation_setting_writes_the_report_alone(project: Project, provider: FakeProvider) -> None:
+    project.change_task(evaluation={"confidence": 0.9})
+    assert project.run().partitions == {"eval_report": ["one"]}
+    assert provider.requests == []
+
+
+def test_a_removed_slice_leaves_the_dataset_and_comes_back_for_nothing(
+    project: Project, provider: FakeProvider
+) -> None:
+    version = project.record("filtered_dataset").data_version
+    web = project.folder / "slices" / "web.yaml"
+    away = shutil.move(web, project.root / "web.yaml")
+    ended = project.run()
+    assert ended.code == 0, ended.err
+    assert ended.partitions == {"filtered_dataset": [None]} | AFTER_DATASET
+    dataset, _ = project.lake.read(TASK, "filtered_dataset", None, DATASET)
+    assert dataset["slice"].unique().to_list() == ["shop"]
+    with project.instance() as instance:
+        assert instance.get_dynamic_partitions(f"{TASK}_slices") == ["shop"]
+    shutil.move(away, web)
+    assert project.run("--slice", "web").partitions["filtered_dataset"] == [None]
+    assert project.record("filtered_dataset").data_version == version
+    assert provider.requests == []
+
+
+def test_a_new_slice_asks_for_its_prompts(project: Project, provider: FakeProvider) -> None:
+    value = {"description": "By phone.", "seeds": ["a refund by phone", "the delivery man called"]}
+    (project.folder / "slices" / "phone.yaml").write_text(yaml.safe_dump(value))
+    project.change_task(curation={"min_rows": 1000})  # what follows is shown elsewhere: hold training back
+    ended = project.run()
+    assert ended.partitions == {name: ["phone"] for name in GROUP} | {"filtered_dataset": [None]}
+    assert sorted(provider.texts) == sorted(value["seeds"] * 2)
+    assert project.record("filtered_dataset").extra["candidates"] == 14
+
+
+def test_a_labels_description_that_no_template_shows_asks_nobody_again(
+    project: Project, provider: FakeProvider
+) -> None:
+    """Every row is looked at again, and only rows whose rendered request changed are asked."""
+    project.change_task(instructions="Sort each message of a customer.", curation={"min_rows": 1000})
+    ended = project.run()
+    rendered = {name: ended.partitions[name] for name in ("golden_completions", "teacher_completions")}
+    assert rendered == {"golden_completions": [None], "teacher_completions": ["shop", "web"]}
+    completions, _ = project.lake.read(TASK, "teacher_completions", "web", COMPLETIONS)
+    asked = {seen.text for seen in provider.requests}
+    changed = pl.Series([r for r in completions["request_key"]]).n_unique()
+    assert changed == completions.height
+    assert len(provider.requests) in (0, 48), "all of them changed, or none"
+    assert len(asked) == len(provider.requests) // 2

@@ -1,0 +1,164 @@
+"""`distill run` from nothing, and again: everything is made, recorded and reported once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+
+import dagster as dg
+import polars as pl
+
+from distill_dagster.checks import CHECKS
+from distill_dagster.graph import SOURCES, STAGES
+from distill_dagster.lake import node
+from distill_dagster.sources import source_version
+from distill_dagster.taskfiles import TaskFolder
+from tests.e2e.conftest import Complete
+from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, SEEDS, TASK, Project, file_hashes
+from tests.support.provider import FakeProvider
+from tests.support.task import small_task
+
+STUDENTS = ["one", "two"]
+KEYS: dict[str | None, list[str | None]] = {None: [None], "slice": [*sorted(SEEDS)], "student": [*STUDENTS]}
+MADE = {name: KEYS[stage.partition] for name, stage in STAGES.items() if name != "slice_label_adapter"}
+
+
+def test_a_run_from_nothing_makes_everything_once(complete: Complete) -> None:
+    assert complete.ended.code == 0, complete.ended.err
+    assert complete.ended.partitions == MADE
+    value = complete.ended.json
+    assert value["failed"] == value["blocked"] == {}
+    assert value["teacher_calls"] == complete.requests == SEED_REQUESTS + HELD_OUT_REQUESTS
+    assert value["teacher_calls_cached"] == 0
+    assert value["cost_usd"] is None, "the price of this teacher is unknown, and no guess is made"
+    assert 0 < value["model_s"] < value["wall_s"]
+    assert complete.project.stored_answers() == complete.requests
+
+
+def test_dagster_knows_every_artifact_with_its_data_version(complete: Complete) -> None:
+    project = complete.project
+    with project.instance() as instance:
+        assert sorted(instance.get_dynamic_partitions(f"{TASK}_slices")) == sorted(SEEDS)
+        for asset, partitions in MADE.items():
+            for partition in partitions:
+                chosen = [partition] if partition else None
+                records = dg.AssetRecordsFilter(asset_key=dg.AssetKey([TASK, asset]), asset_partitions=chosen)
+                found = instance.fetch_materializations(records, limit=10).records
+                assert len(found) == 1, node(asset, partition)
+                event = found[0].asset_materialization
+                assert event is not None
+                record = project.record(asset, partition)
+                assert (event.tags or {})["dagster/data_version"] == record.data_version
+                assert event.metadata["dagster/row_count"].value == record.rows
+
+
+def test_dagster_knows_every_source_with_its_data_version(complete: Complete) -> None:
+    folder = TaskFolder(complete.project.folder)
+    with complete.project.instance() as instance:
+        for source in SOURCES.values():
+            for partition in KEYS[source.partition]:
+                chosen = [partition] if partition else None
+                records = dg.AssetRecordsFilter(asset_key=dg.AssetKey([TASK, source.name]), asset_partitions=chosen)
+                found = instance.fetch_observations(records, limit=10).records
+                assert len(found) == 1, node(source.name, partition)
+                event = found[0].asset_observation
+                assert event is not None
+                version = source_version(folder, source.name, partition)
+                assert (event.tags or {})["dagster/data_version"] == version
+
+
+def test_every_check_is_recorded_for_every_partition_and_none_that_blocks_failed(complete: Complete) -> None:
+    recorded: Counter[tuple[str, str]] = Counter()
+    with complete.project.instance() as instance:
+        for run in complete.ended.json["runs"]:
+            for entry in instance.all_logs(run, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
+                assert entry.dagster_event is not None
+                evaluation = entry.dagster_event.asset_check_evaluation_data
+                asset = evaluation.asset_key.path[1]
+                recorded[node(asset, evaluation.partition), evaluation.check_name] += 1
+                blocking = next(c.blocking for c in CHECKS[asset] if c.name == evaluation.check_name)
+                assert evaluation.passed or not blocking, evaluation
+    wanted = {(node(a, p), check.name): 1 for a, partitions in MADE.items() for p in partitions for check in CHECKS[a]}
+    assert recorded == wanted
+
+
+def test_the_report_and_its_figures_are_there(complete: Complete) -> None:
+    for student in STUDENTS:
+        folder = complete.project.home / "reports" / TASK / student
+        assert {"report.html", "metrics.json", "predictions.parquet"} <= {path.name for path in folder.iterdir()}
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert (metrics["task"], metrics["student"]) == (TASK, student)
+        assert {"teacher", "base", "seed_only", "distilled", "centroid"} == set(metrics["systems"])
+        for name, system in metrics["systems"].items():
+            assert system["metric"] == "accuracy"
+            assert {"cost_usd_per_1k", "parameters", "bytes"} <= set(system), name
+            assert system["score"]["low"] <= system["score"]["value"] <= system["score"]["high"]
+            assert system["latency_s"]["p50"] <= system["latency_s"]["p95"]
+        assert metrics["systems"]["distilled"]["parameters"] > 1_000_000
+        assert {"value", "low", "high"} <= set(metrics["retention"])
+        assert metrics["dataset_version"] == complete.project.record("filtered_dataset").data_version
+        assert metrics["verdict"]["text"].replace(" ", "") in complete.ended.out.replace("\n", "").replace(" ", "")
+        predictions = pl.read_parquet(folder / "predictions.parquet")
+        counts = predictions.filter(pl.col("split") == "golden").group_by("system").len()
+        assert dict(counts.iter_rows()) == dict.fromkeys(metrics["systems"], 6)
+
+
+def test_each_look_at_golden_is_logged_and_shown(complete: Complete) -> None:
+    """Invariant 10."""
+    reports = complete.project.home / "reports" / TASK
+    looks = [json.loads(line) for line in (reports / "golden_looks.jsonl").read_text().splitlines()]
+    assert [look["student"] for look in looks] == STUDENTS
+    assert {look["run_id"] for look in looks} <= set(complete.ended.json["runs"])
+    for look in looks:
+        version = complete.project.record("predictions", look["student"]).data_version
+        assert look["predictions_version"] == version
+    shown = json.loads((reports / "two" / "metrics.json").read_text())["golden_looks"]
+    assert shown == looks
+
+
+def test_a_second_run_has_nothing_to_do_and_asks_nobody(project: Project, provider: FakeProvider) -> None:
+    before = file_hashes(project.home / "lake") | file_hashes(project.home / "reports")
+    started = time.perf_counter()
+    ended = project.run("--student", "one", "--student", "two")
+    seconds = time.perf_counter() - started
+    assert ended.code == 0
+    assert "nothing to do" in ended.out
+    assert ended.json["runs"] == []
+    assert ended.partitions == {}
+    assert provider.requests == []
+    assert file_hashes(project.home / "lake") | file_hashes(project.home / "reports") == before
+    assert seconds < 20
+
+
+def test_status_report_tasks_and_check_show_the_complete_project(project: Project) -> None:
+    status = project.distill("status", TASK, "--json").json
+    assert status["counts"] == {"fresh": 18, "stale": 0, "missing": 0, "waiting": 0}
+    assert all(one["why"] == [] for one in status["artifacts"])
+    report = project.distill("report", "--student", "two")
+    assert report.code == 0
+    assert str(project.home / "reports" / TASK / "two" / "report.html") in report.out.replace("\n", "")
+    assert TASK in project.distill("tasks").out
+    assert "0 errors" in project.distill("check").out
+
+
+def test_a_malformed_neighbour_changes_nothing(project: Project, provider: FakeProvider) -> None:
+    (small_task(project.root, "broken").path / "task.yaml").write_text("labels: [\n")
+    ended = project.run()
+    assert ended.code == 0, ended.err
+    assert ended.partitions == {}
+    assert "malformed" in project.distill("tasks").out
+    assert provider.requests == []
+
+
+def test_a_lost_dagster_instance_is_filled_from_the_stored_answers(project: Project, provider: FakeProvider) -> None:
+    """What the lake has and the instance does not know is made again, without asking anybody."""
+    answers = project.record("teacher_completions", "web").data_version
+    for path in sorted((project.home / "instance").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    ended = project.run("--slice", "web")
+    assert ended.code == 0, ended.err
+    assert ended.partitions["teacher_completions"] == ["web"]
+    assert ended.json["teacher_calls_cached"] >= SEED_REQUESTS // 2
+    assert provider.requests == []
+    assert project.record("teacher_completions", "web").data_version == answers

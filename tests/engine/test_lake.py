@@ -1,0 +1,125 @@
+"""The lake: records travel with what they describe, and a crash leaves the old artifact or the new one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from distill_dagster import lake as lakes
+from distill_dagster.errors import DistillError
+from distill_dagster.lake import Lake, Record, merge_inputs, node
+from distill_dagster.tables import CONTEXT, PRIOR, SchemaError, data_version, frame_of
+
+
+@pytest.fixture()
+def lake(tmp_path: Path) -> Lake:
+    return Lake(tmp_path / "lake", tmp_path / "reports")
+
+
+def context(*ids: str) -> pl.DataFrame:
+    return frame_of([{"id": i, "text": i, "label": "a", "removed": None} for i in ids], CONTEXT, ("id",))
+
+
+def record(frame: pl.DataFrame, partition: str | None = None, asset: str = "prompt_context") -> Record:
+    extra = {"reasons": {"duplicate": 1}, "cost": None, "text": "Ü\n\"quoted\""}
+    return Record(asset, partition, data_version(frame), "1", {"golden_set": "v"}, frame.height, 2, extra=extra)
+
+
+@pytest.mark.parametrize("partition", [None, "shop"])
+def test_table_and_record_come_back(lake: Lake, partition: str | None) -> None:
+    frame = context("a", "b")
+    written = record(frame, partition)
+    lake.write("task", frame, written)
+    read, found = lake.read("task", "prompt_context", partition, CONTEXT)
+    assert read.equals(frame)
+    assert found == written
+    assert lake.record("task", "prompt_context", partition) == written
+    assert data_version(read) == found.data_version
+
+
+def test_what_was_never_made_is_named(lake: Lake) -> None:
+    assert lake.record("task", "seed_prompts", "shop") is None
+    with pytest.raises(DistillError, match=r"task/seed_prompts\[shop\] has not been materialized.*distill run task"):
+        lake.read("task", "seed_prompts", "shop", CONTEXT)
+
+
+def test_another_schema_is_refused(lake: Lake) -> None:
+    lake.write("task", context("a"), record(context("a")))
+    with pytest.raises(SchemaError, match=r"prompt_context\.parquet"):
+        lake.read("task", "prompt_context", None, PRIOR)
+
+
+def test_reports_have_a_folder_of_their_own(lake: Lake) -> None:
+    assert lake.folder("task", "eval_report", "tiny") == lake.reports / "task" / "tiny"
+    assert lake.folder("task", "student_adapter", "tiny") == lake.root / "task" / "student_adapter" / "tiny"
+
+
+def fill(text: str, version: str = "v1"):  # type: ignore[no-untyped-def]
+    def do(folder: Path) -> str:
+        (folder / "weights").write_text(text)
+        return version
+
+    return do
+
+
+def made(version: str) -> Record:
+    return Record("student_adapter", "tiny", version, "1", {})
+
+
+def test_a_folder_is_swapped_in_with_its_record(lake: Lake) -> None:
+    folder = lake.folder("task", "student_adapter", "tiny")
+    for text in ("old", "new"):
+        assert lake.write_folder(folder, made, fill(text, text)).data_version == text
+        found = lake.record("task", "student_adapter", "tiny")
+        assert found is not None
+        assert (found.data_version, (folder / "weights").read_text()) == (text, text)
+        assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
+
+
+def test_a_crash_while_a_folder_is_filled_leaves_the_old_one(lake: Lake) -> None:
+    folder = lake.folder("task", "student_adapter", "tiny")
+    lake.write_folder(folder, made, fill("old"))
+
+    def crash(new: Path) -> str:
+        (new / "weights").write_text("half")
+        raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        lake.write_folder(folder, made, crash)
+    assert (folder / "weights").read_text() == "old"
+    assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
+
+
+def test_a_swap_that_fails_puts_the_old_folder_back(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = lake.folder("task", "student_adapter", "tiny")
+    lake.write_folder(folder, made, fill("old"))
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if ".writing-" in self.name:
+            raise OSError("cannot rename")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="cannot rename"):
+        lake.write_folder(folder, made, fill("new"))
+    assert (folder / "weights").read_text() == "old"
+
+
+def test_left_overs_of_a_killed_process_are_cleared_or_ignored(lake: Lake) -> None:
+    folder = lake.folder("task", "student_adapter", "tiny")
+    left = folder.with_name(f".tiny.writing-{lakes.os.getpid()}")
+    left.mkdir(parents=True)
+    (left / "weights").write_text("half")
+    assert lake.record("task", "student_adapter", "tiny") is None
+    lake.write_folder(folder, made, fill("new"))
+    assert sorted(p.name for p in folder.iterdir()) == ["artifact.json", "weights"]
+    assert json.loads((folder / "artifact.json").read_text())["data_version"] == "v1"
+
+
+def test_names_and_inputs() -> None:
+    assert (node("a"), node("a", "b")) == ("a", "a[b]")
+    assert list(merge_inputs({"b": "1"}, {"a": "2", "b": "3"}).items()) == [("a", "2"), ("b", "3")]

@@ -1,0 +1,147 @@
+"""A source's data version changes with what a file means, and with nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill_dagster.graph import SOURCES
+from distill_dagster.sources import label_of_slice, slices_are_labels, source_version
+from distill_dagster.taskfiles import TaskFolder
+from tests.support.task import again, rows_of, small_task
+
+
+def versions(folder: TaskFolder) -> dict[str, str]:
+    """The version of every source, written `source` or `source[partition]`."""
+    fresh = again(folder)
+    keys = {None: [None], "slice": fresh.slice_keys(), "student": list(fresh.task.students)}
+    return {
+        name if key is None else f"{name}[{key}]": source_version(fresh, name, key)
+        for name, source in SOURCES.items()
+        for key in keys[source.partition]
+    }
+
+
+def changed(folder: TaskFolder, before: dict[str, str]) -> set[str]:
+    now = versions(folder)
+    return {name for name in now.keys() | before.keys() if now.get(name) != before.get(name)}
+
+
+def change_task(folder: TaskFolder, *path: str | int, to: object) -> None:
+    value = yaml.safe_load((folder.path / "task.yaml").read_text())
+    at = value
+    for step in path[:-1]:
+        at = at.setdefault(step, {}) if isinstance(at, dict) else at[step]
+    at[path[-1]] = to
+    (folder.path / "task.yaml").write_text(yaml.safe_dump(value))
+
+
+def test_white_space_comments_and_order_of_keys_do_not_count(tmp_path: Path) -> None:
+    folder = small_task(tmp_path)
+    before = versions(folder)
+    for path in [folder.path / "task.yaml", *(folder.path / "slices").iterdir()]:
+        value = yaml.safe_load(path.read_text())
+        turned = dict(reversed(value.items()))
+        path.write_text(f"# a comment\n\n{yaml.safe_dump(turned, sort_keys=False, indent=6)}\n# another\n")
+    for path in folder.path.glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        turned_rows = [json.dumps(dict(reversed(row.items())), indent=None, separators=(" ,", " : ")) for row in rows]
+        path.write_text("\n\n".join(reversed(turned_rows)) + "\n\n")
+    assert changed(folder, before) == set()
+
+
+def test_the_order_of_seeds_and_their_sources_do_not_count(tmp_path: Path) -> None:
+    folder = small_task(tmp_path)
+    before = versions(folder)
+    path = folder.path / "slices" / "shop.yaml"
+    value = yaml.safe_load(path.read_text())
+    value["seeds"] = [s if isinstance(s, dict) else {"text": s, "source": "a book"} for s in reversed(value["seeds"])]
+    path.write_text(yaml.safe_dump(value))
+    assert changed(folder, before) == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("description", "Another."), ("target", 12), ("seeds", ["I want a refund"])]
+)
+def test_a_change_of_a_slice_changes_that_slice_alone(key: str, value: object, tmp_path: Path) -> None:
+    folder = small_task(tmp_path)
+    before = versions(folder)
+    path = folder.path / "slices" / "shop.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {key: value}))
+    assert changed(folder, before) == {"slice_files[shop]"}
+
+
+def test_a_new_slice_changes_the_manifest(tmp_path: Path) -> None:
+    folder = small_task(tmp_path)
+    before = versions(folder)
+    (folder.path / "slices" / "app.yaml").write_text("description: d\nseeds: [x]\n")
+    assert changed(folder, before) == {"slice_manifest", "slice_files[app]"}
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [("golden", "golden_set"), ("dev", "golden_set"), ("examples", "human_examples"), ("human", "human_examples")],
+)
+def test_a_row_changes_the_source_of_its_file(file: str, source: str, tmp_path: Path) -> None:
+    folder = small_task(tmp_path)
+    before = versions(folder)
+    with (folder.path / f"{file}.jsonl").open("a") as handle:
+        handle.write(json.dumps(rows_of("n", "new:", 1)[0]) + "\n")
+    assert changed(folder, before) == {source}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        (("labels", 0, "description"), "is about money", {"teacher_settings", "student_settings[tiny]"}),
+        (("instructions",), "Choose.", {"teacher_settings", "student_settings[tiny]"}),
+        (("teacher", "temperature"), 0.7, {"teacher_settings"}),
+        (("teacher", "few_shot", "seed"), 9, {"teacher_settings"}),
+        (("teacher", "revision"), "2026-01", {"teacher_settings"}),
+        (("teacher", "concurrency"), 32, set()),
+        (("teacher", "api_base"), "http://127.0.0.1:9/v1", set()),
+        (("teacher", "api_key_env"), "MY_KEY", set()),
+        (("teacher", "min_success"), 0.1, set()),
+        (("teacher", "timeout_s"), 1, set()),
+        (("curation", "filters", "min_words"), 2, {"curation_settings"}),
+        (("curation", "validation_share"), 0.3, {"curation_settings"}),
+        (("evaluation", "seed"), 4, {"evaluation_settings"}),
+        (("students", "tiny", "epochs"), 9, {"student_settings[tiny]"}),
+        (("students", "other"), {"model": "m", "architecture": "encoder"}, {"student_settings[other]"}),
+        (("description",), "Words for people.", set()),
+        (("owners",), ["somebody"], set()),
+    ],
+)
+def test_a_setting_changes_exactly_what_reads_it(
+    path: tuple[str | int, ...], value: object, expected: set[str], tmp_path: Path
+) -> None:
+    folder = small_task(tmp_path)
+    before = versions(folder)
+    change_task(folder, *path, to=value)
+    assert changed(folder, before) == expected
+
+
+def test_a_template_changes_the_teacher_settings(tmp_path: Path) -> None:
+    folder = small_task(tmp_path)
+    before = versions(folder)
+    (folder.path / "templates").mkdir()
+    (folder.path / "templates" / "classification_user.j2").write_text("{{ text }}!")
+    assert changed(folder, before) == {"teacher_settings"}
+
+
+def test_an_unknown_source_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="teacher_settings"):
+        source_version(small_task(tmp_path), "settings")
+
+
+def test_slices_that_are_named_like_labels(tmp_path: Path) -> None:
+    labels = [{"name": name, "description": "d"} for name in ("Card arrival", "web-shop", "rest")]
+    folder = small_task(tmp_path, labels=labels)
+    assert not slices_are_labels(folder)
+    for old, new in (("shop", "card_arrival"), ("web", "webshop")):
+        (folder.path / "slices" / f"{old}.yaml").rename(folder.path / "slices" / f"{new}.yaml")
+    assert slices_are_labels(folder)
+    assert [label_of_slice(folder, key) for key in folder.slice_keys()] == ["Card arrival", "web-shop"]

@@ -1,0 +1,123 @@
+"""Tables: declared columns, content versions, and writing that is all or nothing."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill_dagster import tables
+from distill_dagster.prompts.seeds import prompt_id, user_message
+from distill_dagster.tables import COMPLETIONS, PROMPTS, VOLATILE, conform, data_version, frame_of
+from distill_dagster.taskfiles import normalize
+
+
+def completion(n: int, **changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(COMPLETIONS)
+    row |= {"completion_id": f"c{n}", "prompt_id": f"p{n}", "sample_index": 0, "status": "ok", "answer": '"refund"'}
+    row |= {"soft_labels": [{"label": "refund", "prob": 0.75}, {"label": "login", "prob": 0.25}]}
+    row |= {"latency_s": 0.5, "in_flight": 2, "requested_at": "2026-01-01", "cost_usd": 0.001}
+    return row | changes
+
+
+def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return frame_of(rows, COMPLETIONS, ("prompt_id", "sample_index"))
+
+
+ROWS = [completion(n) for n in range(5)]
+
+
+@given(st.permutations(range(5)))
+def test_the_order_of_rows_does_not_count(order: list[int]) -> None:
+    turned = frame([ROWS[n] for n in order])
+    assert data_version(turned) == data_version(frame(ROWS))
+    assert turned.equals(frame(ROWS))
+
+
+@pytest.mark.parametrize("column", [c for c in VOLATILE if c in COMPLETIONS])
+def test_volatile_columns_do_not_count(column: str) -> None:
+    value: Any = 9 if COMPLETIONS[column].is_numeric() else "other"
+    assert data_version(frame([completion(0, **{column: value}), *ROWS[1:]])) == data_version(frame(ROWS))
+
+
+@pytest.mark.parametrize("column", [c for c in COMPLETIONS if c not in (*VOLATILE, "soft_labels")])
+def test_every_other_column_counts(column: str) -> None:
+    value: Any = 9 if COMPLETIONS[column].is_numeric() else "other"
+    assert data_version(frame([completion(0, **{column: value}), *ROWS[1:]])) != data_version(frame(ROWS))
+
+
+def test_nested_values_count() -> None:
+    other = completion(0, soft_labels=[{"label": "refund", "prob": 0.750001}, {"label": "login", "prob": 0.25}])
+    assert data_version(frame([other])) != data_version(frame([completion(0)]))
+
+
+def test_two_tables_are_not_one() -> None:
+    assert data_version(frame(ROWS[:2]), frame(ROWS[2:])) != data_version(frame(ROWS))
+
+
+def test_conform_names_what_is_wrong() -> None:
+    good = frame(ROWS)
+    with pytest.raises(tables.SchemaError, match="missing: \\['answer'\\]"):
+        conform(good.drop("answer"), COMPLETIONS, ("prompt_id",))
+    with pytest.raises(tables.SchemaError, match="unknown: \\['more'\\]"):
+        conform(good.with_columns(more=1), COMPLETIONS, ("prompt_id",))
+    with pytest.raises(tables.SchemaError, match="declared type"):
+        conform(good.with_columns(prompt_tokens=pl.lit("many")), COMPLETIONS, ("prompt_id",))
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "t.parquet"
+    tables.write_parquet(frame(ROWS), path, {"k": "old"})
+    before = path.read_bytes()
+    real = pl.DataFrame.write_parquet
+
+    def half(self: pl.DataFrame, file: Path, **kwargs: Any) -> None:
+        real(self, file, **kwargs)
+        file.write_bytes(file.read_bytes()[:100])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", half)
+    with pytest.raises(OSError, match="no space left"):
+        tables.write_parquet(frame(ROWS[:1]), path, {"k": "new"})
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["t.parquet"]
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name, rows in (("a", ROWS), ("b", ROWS[::-1])):
+        tables.write_parquet(frame(rows), tmp_path / name, {"k": "v"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_query_and_the_function_fold_every_character_alike() -> None:
+    """`normalize` builds the keys of golden and dev, `normalized_expr` those they are compared with."""
+    known = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Cs")]
+    texts = [f"A {c} b{c}" for c in known]
+    folded = pl.DataFrame({"text": texts}).select(tables.normalized_expr(pl.col("text")))["text"].to_list()
+    assert [(c, a) for c, t, a in zip(known, texts, folded, strict=True) if a != normalize(t)] == []
+
+
+@given(st.text(), st.text(alphabet=" \t\n\u3000\u00a0\x1f", min_size=1))
+def test_folding_a_text_ignores_the_white_space_around_and_within(text: str, space: str) -> None:
+    folded = pl.DataFrame({"t": [space + text.replace(" ", space) + space]}).select(tables.normalized_expr(pl.col("t")))
+    assert folded["t"].to_list() == [normalize(text)]
+
+
+def test_user_text_reads_the_user_turns_alone() -> None:
+    turns: list[dict[str, str | None]] = []
+    for role, content in (("system", "rules"), ("user", "first"), ("assistant", "answer"), ("user", "second")):
+        turns.append({"role": role, "content": content, "tool_calls": None, "tool_call_id": None, "name": None})
+    rows = [dict.fromkeys(PROMPTS) | {"prompt_id": "p", "messages": turns}]
+    prompts = frame_of(rows, PROMPTS, ("prompt_id",))
+    assert tables.user_text(turns) == "first\nsecond"
+    assert prompts.select(tables.user_text_expr()).item() == "first\nsecond"
+
+
+def test_a_prompt_id_reads_messages_and_tools_alone() -> None:
+    assert prompt_id(user_message("a")) == prompt_id(user_message("a"))
+    assert len({prompt_id(user_message("a")), prompt_id(user_message("b")), prompt_id(user_message("a"), "[]")}) == 3

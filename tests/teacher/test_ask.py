@@ -1,0 +1,318 @@
+"""Asking a real HTTP server, which answers or fails as a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from distill_dagster.curation.candidates import candidates, uniform_prior
+from distill_dagster.errors import DistillError, TeacherError
+from distill_dagster.prompts.seeds import seed_prompts
+from distill_dagster.tables import data_version
+from distill_dagster.taskfiles import Slice, TaskFolder
+from distill_dagster.teacher.ask import Asked, run_ask
+from distill_dagster.teacher.client import PermanentTeacherError
+from distill_dagster.teacher.store import CompletionStore
+from tests.support.provider import FakeProvider, Fault, Seen
+from tests.support.task import LABELS, asker_of, small_task
+
+MODES = [{"api": "text"}, {"api": "chat"}]
+by_api = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["api"])
+
+
+@pytest.fixture()
+def store(tmp_path: Path) -> Iterator[CompletionStore]:
+    store = CompletionStore.in_folder(tmp_path / "store")
+    yield store
+    store.close()
+
+
+@pytest.fixture()
+def provider() -> Iterator[FakeProvider]:
+    with FakeProvider(LABELS) as provider:
+        yield provider
+
+
+def prompts(*texts: str) -> pl.DataFrame:
+    return seed_prompts("shop", Slice.model_validate({"description": "d", "seeds": list(texts)}))
+
+
+TEXTS = ("a refund please", "my delivery", "the login")
+Ask = Callable[..., Asked]
+
+
+@pytest.fixture()
+def ask(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> Ask:
+    """Ask the provider for texts with a teacher of these settings; every call has an asker of its own."""
+    calls = iter(range(100))
+
+    def do(texts: tuple[str, ...] = TEXTS, lone: int = 0, labels: list[str] = LABELS, **teacher: Any) -> Asked:
+        named = [{"name": label, "description": "d"} for label in labels]
+        teacher = {"api_base": provider.url, "max_retries": 0} | teacher
+        folder = small_task(tmp_path / str(next(calls)), labels=named, teacher=teacher)
+        if labels != LABELS:
+            rows = [f'{{"id": "{n}{label}", "text": "{n} of {label}", "label": "{label}"}}\n' for label in labels for n in "ab"]
+            for file in ("examples.jsonl", "dev.jsonl", "golden.jsonl"):
+                (folder.path / file).write_text("".join(rows).replace(" of ", f" {file} "))
+        return run_ask(asker_of(folder, store), prompts(*texts), lone=lone)
+
+    return do
+
+
+def answers(asked: Asked) -> dict[str, str | None]:
+    return dict(asked.completions.filter(pl.col("sample_index") == 0).select("prompt_id", "answer").iter_rows())
+
+
+def soft(row: dict[str, Any]) -> dict[str, float]:
+    return {entry["label"]: entry["prob"] for entry in row["soft_labels"]}
+
+
+@by_api
+def test_answers_and_their_distributions(ask: Ask, provider: FakeProvider, mode: dict[str, str]) -> None:
+    asked = ask(**mode)
+    table = prompts(*TEXTS)
+    assert answers(asked) == {
+        row["prompt_id"]: f'"{next(x for x in LABELS if x in row["messages"][0]["content"])}"'
+        for row in table.iter_rows(named=True)
+    }
+    assert (asked.calls, asked.cached, asked.missing_rows) == (6, 0, 0)
+    assert {seen.path for seen in provider.requests} == {"/v1/completions" if mode["api"] == "text" else "/v1/chat/completions"}
+    for row in asked.completions.iter_rows(named=True):
+        assert soft(row)[row["answer"].strip('"')] == pytest.approx(0.7, abs=2e-6)
+        assert sum(soft(row).values()) == pytest.approx(1, abs=1e-5)
+        assert row["status"] == "ok"
+        assert row["error"] is None
+        assert row["cost_usd"] is None  # the price is unknown: never 0, never a guess
+        assert row["prompt_tokens"] > 0
+        assert row["completion_tokens"] == 2
+        assert (row["teacher"], row["model_reported"], row["finish_reason"]) == ("openai/fake", "fake-1", "stop")
+        assert row["latency_s"] > 0
+    assert asked.completions["completion_id"].n_unique() == 6
+
+
+@by_api
+def test_what_is_stored_is_not_asked_again(ask: Ask, provider: FakeProvider, mode: dict[str, str]) -> None:
+    first = ask(**mode)
+    again = ask((*TEXTS, "one more"), **mode)
+    assert (again.calls, again.cached) == (2, 6)
+    third = ask((*TEXTS, "one more"), **mode, concurrency=1)
+    assert (third.calls, third.cached) == (0, 8)
+    assert len(provider.requests) == 8
+    assert data_version(third.completions) == data_version(again.completions)
+    assert third.completions.equals(again.completions)
+    kept = again.completions.filter(pl.col("prompt_id").is_in(first.completions["prompt_id"].to_list()))
+    assert kept.equals(first.completions)
+
+
+@by_api
+@pytest.mark.parametrize("fault", [Fault(429), Fault(500), Fault(503), Fault(200, "{no json")], ids=lambda f: f"{f.status}")
+def test_what_passes_is_retried(ask: Ask, provider: FakeProvider, mode: dict[str, str], fault: Fault) -> None:
+    provider.fail = lambda seen, before: fault if before == 0 else None
+    asked = ask(**mode, max_retries=2)
+    assert (asked.calls, len(provider.requests), asked.missing_rows) == (12, 12, 0)
+    assert asked.completions["status"].unique().to_list() == ["ok"]
+    assert data_version(asked.completions) == data_version(ask(**mode).completions)
+
+
+@by_api
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (Fault(500), "on purpose"),
+        (Fault(429), "RateLimit"),
+        (Fault(400), "BadRequest"),
+        (Fault(200, "{no json"), "Expecting property name"),
+        (Fault(200, "{}"), "Error"),
+        (Fault(pause_s=1.0), "timed out"),
+    ],
+    ids=["500", "429", "400", "malformed", "empty", "hang"],
+)
+def test_a_row_that_keeps_failing_is_missing(
+    ask: Ask, provider: FakeProvider, mode: dict[str, str], fault: Fault, says: str
+) -> None:
+    provider.fail = lambda seen, _: fault if "login" in seen.text else None
+    asked = ask(**mode, min_success=0.5, timeout_s=0.5, few_shot={"draws": 1})
+    assert asked.missing_rows == 1
+    failed = asked.completions.filter(pl.col("status") == "failed").to_dicts()
+    assert len(failed) == 1
+    assert says in failed[0]["error"]
+    assert (failed[0]["answer"], failed[0]["soft_labels"], failed[0]["latency_s"]) == (None, None, None)
+    provider.fail = None
+    healed = ask(**mode, few_shot={"draws": 1})
+    assert (healed.calls, healed.cached, healed.missing_rows) == (1, 2, 0)
+
+
+def test_a_request_that_is_wrong_is_not_retried(ask: Ask, provider: FakeProvider) -> None:
+    provider.fail = lambda *_: Fault(400)
+    with pytest.raises(TeacherError):
+        ask(max_retries=3)
+    assert len(provider.requests) == 6
+
+
+def test_a_prompt_that_misses_one_of_its_samples_is_missing(ask: Ask, provider: FakeProvider) -> None:
+    provider.fail = lambda seen, _: Fault(500) if "login" in seen.text and len(provider.requests) > 3 else None
+    asked = ask(concurrency=1)
+    assert asked.completions.filter(pl.col("status") == "failed").height == 1
+    assert asked.missing_rows == 1
+    assert asked.usable_prompts == 3
+    provider.fail = None
+    assert ask().calls == 1
+
+
+@by_api
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_refusal_of_everything_stops_at_once(
+    ask: Ask, provider: FakeProvider, store: CompletionStore, mode: dict[str, str], status: int
+) -> None:
+    provider.fail = lambda *_: Fault(status)
+    with pytest.raises(PermanentTeacherError, match="on purpose"):
+        ask(tuple(f"text {n}" for n in range(20)), **mode, concurrency=2, max_retries=5)
+    assert 1 <= len(provider.requests) <= 2
+    assert store.count() == 0
+    with pytest.raises(PermanentTeacherError):
+        ask(tuple(f"text {n}" for n in range(20)), lone=5, **mode, max_retries=5)
+    assert len(provider.requests) <= 3
+
+
+def test_too_few_answers_are_an_error_that_keeps_what_came(
+    ask: Ask, provider: FakeProvider, store: CompletionStore
+) -> None:
+    provider.fail = lambda seen, _: Fault(500) if "login" in seen.text else None
+    with pytest.raises(TeacherError, match=r"Only 67% of 3 prompts have an answer.*min_success is 90%.*on purpose") as caught:
+        ask()
+    assert "will not be asked again" in str(caught.value)
+    assert store.count() == 4
+    assert ask(min_success=2 / 3).missing_rows == 1
+
+
+@by_api
+def test_no_log_probabilities(ask: Ask, provider: FakeProvider, mode: dict[str, str]) -> None:
+    provider.logprobs = False
+    with pytest.raises(TeacherError, match=r"sent no token log-probabilities. Set `soft_labels: votes` in task.yaml"):
+        ask(**mode)
+
+
+@by_api
+def test_votes_of_samples(ask: Ask, provider: FakeProvider, mode: dict[str, str]) -> None:
+    def answer(seen: Seen) -> str:
+        others = provider.texts.count(seen.text)
+        return "Login." if others == 2 else "I take it for a refund."
+
+    provider.answer = answer
+    asked = ask(("some text",), **mode, soft_labels="votes", few_shot={"draws": 3}, concurrency=1)
+    assert asked.completions["answer"].to_list() == ['"refund"', '"login"', '"refund"']
+    assert asked.completions["soft_labels"].to_list() == [None] * 3
+    assert "logprobs" not in provider.requests[0].body
+    [row] = candidates(prompts("some text"), asked.completions, uniform_prior(LABELS, 3), LABELS).to_dicts()
+    assert (row["answer"], row["agreement"], row["confidence"]) == ('"refund"', pytest.approx(2 / 3), 0.666667)
+    assert soft(row) == {"refund": 0.666667, "login": 0.333333}
+
+
+@by_api
+def test_what_the_teacher_did_not_say_clearly(ask: Ask, provider: FakeProvider, mode: dict[str, str]) -> None:
+    votes = mode | {"soft_labels": "votes"}
+    provider.answer = lambda _: "Well"
+    unclear = ask(**votes)
+    assert unclear.completions["status"].unique().to_list() == ["ok"]
+    assert unclear.completions["answer"].null_count() == 6
+    assert unclear.missing_rows == 0  # it was answered, and would be answered the same again
+    provider.finish = "length"
+    cut = ask(("cut",), **votes, min_success=0)
+    assert cut.completions["status"].to_list() == ["truncated"] * 2
+    assert (cut.missing_rows, cut.usable_prompts) == (0, 0)
+    provider.finish = "content_filter"
+    assert ask(("bad",), **votes, min_success=0).completions["status"].to_list() == ["filtered"] * 2
+    with pytest.raises(TeacherError, match="Only 0%"):
+        ask(("bad",), **votes)
+
+
+CARDS = ["card arrival", "card linking", "card linking abroad", "login"]
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_labels_that_share_their_beginning_are_asked_for_again(ask: Ask, provider: FakeProvider, tokens: int) -> None:
+    provider.labels = CARDS
+    settings = {"few_shot": {"per_label": 1, "draws": 1}, "max_tokens": tokens}
+    asked = ask(("a card arrival", "words"), labels=CARDS, resolve_labels=True, **settings)
+    for row in asked.completions.iter_rows(named=True):
+        seen = next(s for s in provider.requests if f'"{s.text}"' and s.body["prompt"].endswith(f"{s.text} =>") and
+                    row["prompt_id"] == prompts(s.text)["prompt_id"].item())
+        expected = provider.probabilities(seen.text, seen.body["prompt"])
+        assert soft(row) == pytest.approx(expected, abs=2e-6)
+    assert asked.calls == len(provider.requests) > 2
+    assert all(f'"requests":{n}' in p for n, p in zip(
+        (asked.completions["completion_tokens"] // tokens if tokens == 1 else [0, 0]), asked.completions["params"], strict=True
+    )) or tokens > 1
+    repeated = ask(("a card arrival", "words"), labels=CARDS, resolve_labels=True, **settings)
+    assert repeated.calls == 0
+    assert repeated.completions.equals(asked.completions)
+
+
+def test_labels_that_share_their_beginning_share_what_is_not_resolved(ask: Ask, provider: FakeProvider) -> None:
+    provider.labels = CARDS
+    asked = ask(("a card arrival",), labels=CARDS, few_shot={"draws": 1}, max_tokens=1)
+    [row] = asked.completions.to_dicts()
+    shares = soft(row)
+    assert asked.calls == 1
+    assert shares["card arrival"] == pytest.approx(shares["card linking"], abs=2e-6)
+    assert shares["card arrival"] == pytest.approx((1 - shares["login"]) / 3, abs=2e-6)
+
+
+def test_an_answer_that_never_resolves_is_counted_once(ask: Ask, provider: FakeProvider) -> None:
+    """Tokens that lead nowhere: asked once for each beginning, not again at every depth."""
+    provider.labels = ["card", "login"]  # the server knows no more of "card …" than its end
+    provider.labels = ["card zzz", "login"]
+    asked = ask(("a text with card zzz",), labels=CARDS, resolve_labels=True, few_shot={"draws": 1}, max_tokens=1)
+    [row] = asked.completions.to_dicts()
+    assert asked.calls == 2
+    assert '"requests":2' in row["params"]
+    assert row["completion_tokens"] == 2
+
+
+def test_half_a_character_is_stored_and_written(ask: Ask, provider: FakeProvider, tmp_path: Path) -> None:
+    provider.answer = lambda _: "refund \ud83d"
+    asked = ask(api="chat", soft_labels="votes")
+    asked.completions.write_parquet(tmp_path / "t.parquet")
+    assert set(asked.completions["raw_text"]) == {"refund ?"}
+    assert ask(api="chat", soft_labels="votes").calls == 0
+
+
+def test_the_first_prompts_are_asked_alone(ask: Ask, provider: FakeProvider) -> None:
+    provider.pause_s = 0.02
+    asked = ask(tuple(f"refund {n}" for n in range(8)), lone=3, few_shot={"draws": 1})
+    lone = prompts(*(f"refund {n}" for n in range(8)))["prompt_id"].to_list()[:3]
+    by_prompt = dict(asked.completions.select("prompt_id", "in_flight").iter_rows())
+    assert [by_prompt[id_] for id_ in lone] == [1, 1, 1]
+    assert 1 < max(by_prompt.values()) <= 4
+
+
+def test_only_wanted_samples_are_asked(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
+    folder = small_task(tmp_path, teacher={"api_base": provider.url})
+    table = prompts(*TEXTS)
+    wanted = {id_: [n % 2] for n, id_ in enumerate(table["prompt_id"])}
+    asked = run_ask(asker_of(folder, store), table, samples=wanted.__getitem__)
+    assert {r["prompt_id"]: [r["sample_index"]] for r in asked.completions.to_dicts()} == wanted
+
+
+def test_no_prompts_ask_nothing(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
+    folder: TaskFolder = small_task(tmp_path, teacher={"api_base": provider.url})
+    asked = run_ask(asker_of(folder, store), prompts("x").clear())
+    assert (asked.completions.height, asked.calls, asked.missing_rows) == (0, 0, 0)
+
+
+def test_a_template_that_fails_is_named(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
+    folder = small_task(tmp_path, teacher={"api_base": provider.url})
+    (folder.path / "templates").mkdir()
+    (folder.path / "templates" / "classification_text.j2").write_text("{{ text / 0 }}")
+    with pytest.raises(DistillError, match=r"templates/classification_text\.j2"):
+        run_ask(asker_of(folder, store), prompts(*TEXTS))
+    assert provider.requests == []
+
+
+def test_nobody_listens(ask: Ask, provider: FakeProvider) -> None:
+    with pytest.raises(TeacherError, match="Only 0% of 3 prompts"):
+        ask(api_base="http://127.0.0.1:1/v1")

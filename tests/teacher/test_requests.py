@@ -1,0 +1,172 @@
+"""What is asked, under which key it is remembered, and to whom it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill_dagster.errors import TeacherError
+from distill_dagster.spec import TeacherSpec
+from distill_dagster.teacher.client import Client, Endpoint, Request, endpoint_of
+from distill_dagster.teacher.store import CompletionStore
+from tests.support.task import asker_of, small_task
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-provider")
+    monkeypatch.setenv("MY_KEY", "sk-of-mine")
+
+
+def keys(tmp_path: Path, name: str, text: str = "a text", sample: int = 0, **changes: Any) -> str:
+    folder = small_task(tmp_path / name, **changes)
+    with_store = CompletionStore.in_folder(tmp_path / name)
+    try:
+        return asker_of(folder, with_store).request(text, sample).key
+    finally:
+        with_store.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"api_base": "http://127.0.0.1:9/v1"},
+        {"api_key_env": "MY_KEY"},
+        {"concurrency": 99},
+        {"timeout_s": 1},
+        {"max_retries": 0},
+        {"min_success": 0.1},
+        {"resolve_labels": True},
+        {"calibration": "examples"},
+    ],
+    ids=str,
+)
+def test_a_key_does_not_depend_on_where_or_how_fast_it_is_asked(change: dict[str, Any], tmp_path: Path) -> None:
+    assert keys(tmp_path, "a", teacher=change) == keys(tmp_path, "b")
+
+
+@pytest.mark.parametrize("change", [{"description": "Other words."}, {"curation": {"min_rows": 3}}], ids=str)
+def test_a_key_does_not_depend_on_the_rest_of_the_task(change: dict[str, Any], tmp_path: Path) -> None:
+    assert keys(tmp_path, "a", **change) == keys(tmp_path, "b")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "openai/other"},
+        {"revision": "2026-01"},
+        {"temperature": 0.5},
+        {"max_tokens": 5},
+        {"top_logprobs": 5},
+        {"soft_labels": "votes"},
+        {"api": "chat"},
+        {"few_shot": {"per_label": 2}},
+        {"few_shot": {"seed": 5}},
+    ],
+    ids=str,
+)
+def test_a_key_depends_on_all_that_shapes_the_answer(change: dict[str, Any], tmp_path: Path) -> None:
+    assert keys(tmp_path, "a", teacher=change) != keys(tmp_path, "b")
+
+
+def test_a_key_depends_on_text_sample_and_examples(tmp_path: Path) -> None:
+    base = keys(tmp_path, "a")
+    assert keys(tmp_path, "b", text="another") != base
+    assert keys(tmp_path, "c", sample=1) != base
+    same = {"teacher": {"few_shot": {"per_label": 0}}}  # no examples: the prompts of both samples are equal
+    assert keys(tmp_path, "d", **same) != keys(tmp_path, "e", sample=1, **same)
+
+
+def test_a_key_depends_on_the_template(tmp_path: Path) -> None:
+    folder = small_task(tmp_path)
+    store = CompletionStore.in_folder(tmp_path)
+    before = asker_of(folder, store)
+    (folder.path / "templates").mkdir()
+    (folder.path / "templates" / "classification_text.j2").write_text("{{ text }} ->")
+    after = asker_of(folder, store)
+    assert before.request("x", 0).key != after.request("x", 0).key
+    assert before.templates.version != after.templates.version
+    assert after.request("x", 0).prompt == "x ->"
+
+
+def test_the_slice_is_in_no_request(tmp_path: Path) -> None:
+    for api in ("text", "chat"):
+        folder = small_task(tmp_path / api, teacher={"api": api})
+        asked = str(asker_of(folder, CompletionStore.in_folder(tmp_path)).request("a text", 0))
+        assert "web" not in asked.lower()
+        assert "shop_mail" not in asked
+
+
+def test_both_shapes_of_a_prompt(tmp_path: Path) -> None:
+    store = CompletionStore.in_folder(tmp_path)
+    text = asker_of(small_task(tmp_path / "text"), store).request("two\n  lines", 0, "log")
+    assert text.prompt is not None
+    assert text.messages is None
+    *examples, last = text.prompt.splitlines()
+    assert last == "two lines => log"
+    assert sorted(line.rpartition(" => ")[2] for line in examples) == ["delivery", "login", "refund"]
+    chat = asker_of(small_task(tmp_path / "chat", teacher={"api": "chat"}), store).request("two\n  lines", 0)
+    assert chat.prompt is None
+    assert chat.messages is not None
+    assert [m["role"] for m in chat.messages] == ["system", *["user", "assistant"] * 3, "user"]
+    assert "- delivery: is about delivery" in chat.messages[0]["content"]
+    assert chat.messages[-1]["content"] == "two\n  lines"
+    assert chat.params == {"temperature": 0.0, "max_tokens": 4, "logprobs": True, "top_logprobs": 20}
+
+
+def spec(**changes: Any) -> TeacherSpec:
+    return TeacherSpec(**({"model": "openai/fake", "api": "text"} | changes))
+
+
+def test_a_key_goes_to_an_address_of_ones_own_only_by_name() -> None:
+    own = "http://127.0.0.1:9/v1"
+    assert endpoint_of(spec(api_base=own)).api_key == "no-key"
+    assert endpoint_of(spec(api_base=own, api_key_env="MY_KEY")).api_key == "sk-of-mine"
+    assert endpoint_of(spec(api_key_env="MY_KEY")).api_key == "sk-of-mine"
+    assert endpoint_of(spec()).api_key is None  # litellm takes the provider's own
+
+
+def test_the_model_of_an_endpoint() -> None:
+    assert endpoint_of(spec()).model == "text-completion-openai/fake"
+    assert endpoint_of(spec(api="chat")).model == "openai/fake"
+    assert endpoint_of(spec(model="anthropic/x", api="chat")).model == "anthropic/x"
+    assert endpoint_of(spec()).identity == endpoint_of(spec(api_base="http://127.0.0.1:9", api_key_env="MY_KEY")).identity
+    assert endpoint_of(spec()).identity != endpoint_of(spec(revision="r")).identity
+
+
+def test_a_missing_key_is_said_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.delenv("MY_KEY")
+    with pytest.raises(TeacherError, match=r"MY_KEY, which is not set\. Set it, or mend teacher\.api_key_env"):
+        endpoint_of(spec(api_key_env="MY_KEY"))
+    with pytest.raises(TeacherError, match="OPENAI_API_KEY, which is not set"):
+        endpoint_of(spec())
+
+
+def test_an_endpoint_does_not_show_its_key() -> None:
+    endpoint = endpoint_of(spec(api_key_env="MY_KEY"))
+    assert "sk-of-mine" not in f"{endpoint!r} {endpoint}"
+
+
+@pytest.mark.parametrize(("model", "sent"), [("openai/fake", True), ("anthropic/claude-3-5-sonnet-20240620", False)])
+def test_a_seed_is_sent_only_to_providers_that_know_it(
+    model: str, sent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import litellm
+
+    caught: dict[str, Any] = {}
+
+    async def acompletion(**kwargs: Any) -> None:
+        caught.update(kwargs)
+        raise litellm.exceptions.BadRequestError("enough", model, "test")
+
+    monkeypatch.setattr(litellm, "acompletion", acompletion)
+    client = Client(Endpoint(model, "i"), spec(model=model, api="chat"))
+    request = Request("i", 3, {"temperature": 0.5, "max_tokens": 4, "seed": 3}, messages=[{"role": "user", "content": "x"}])
+    with pytest.raises(TeacherError, match="enough"):
+        asyncio.run(client.ask(request))
+    assert ("seed" in caught) is sent
+    assert caught["temperature"] == 0.5
