@@ -167,7 +167,7 @@ def run(
             with _progress() as tell:
                 outcome = runner.run(keys, chosen, tell)
         outcome.wall_s = time.perf_counter() - started
-        if not outcome.runs and not outcome.blocked:
+        if not outcome.runs and not outcome.blocked and not outcome.failed:
             out.print(f"[green]{folder.name} is up to date: nothing to do[/green] ({outcome.wall_s:.1f} s)")
         for name, message in outcome.failed.items():
             err.print(f"[red]failed[/red] {escape(name)}: {escape(message)}", soft_wrap=True)

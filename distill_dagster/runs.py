@@ -82,10 +82,21 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
 def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
     """Runs of a killed `distill` stay STARTED and keep their pool's slot: without this the next run waits for ever."""
     open_runs = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={HOST_TAG: platform.node()})
-    for run in instance.get_runs(open_runs):
-        if not psutil.pid_exists(int(run.tags[PID_TAG])):
+    for record in instance.get_run_records(open_runs):
+        run = record.dagster_run
+        if not _alive(int(run.tags[PID_TAG]), record.start_time):
             instance.report_run_failed(run, "The process of this run is gone. `distill run` takes up what it left.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def _alive(pid: int, started: float | None) -> bool:
+    """Whether the process that started a run at that time is still there, and not another one with its number."""
+    try:
+        process = psutil.Process(pid)
+        later = started is not None and process.create_time() > started
+        return not later and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def slices_name(task: str) -> str:
@@ -139,6 +150,9 @@ class Runner:
                     self._hold_server(held)
                 tried |= {s.name for s in batch}
                 self._execute(batch, outcome, tell)
+        for status in State(self.folder, self.lake).all(students, slices):
+            if status.state == "fresh" and status.record and (names := status.record.extra.get("blocked")):
+                outcome.failed[status.name] = f"did not pass {', '.join(names)}; the UI shows what was found"
         outcome.wall_s = time.perf_counter() - started
         return outcome
 
@@ -161,17 +175,17 @@ class Runner:
     ) -> list[Status]:
         """The next run: the first artifact that is due and ready, and those of its partition that only wait for it."""
         state = State(self.folder, self.lake)
+        # Looked at anew each time: what was held back may be due, or fresh, by now.
+        outcome.blocked = {name: why for name, why in outcome.blocked.items() if name in tried}
         batch: list[Status] = []
         planned: set[str] = set()
         for status in state.all(students, slices):
             if status.name in tried or (status.state == "fresh" and status.name not in self._unrecorded):
                 continue
             needs = state.inputs(state.stages[status.asset], status.partition)
-            stuck = self._stuck(state, needs, tried, outcome)
-            if stuck:
-                outcome.blocked.setdefault(status.name, stuck)
+            if stuck := self._stuck(state, needs, outcome):
+                outcome.blocked[status.name] = stuck
                 continue
-            outcome.blocked.pop(status.name, None)
             if not batch:
                 if status.state != "waiting":
                     batch, planned = [status], {status.name}
@@ -185,8 +199,8 @@ class Runner:
                 planned.add(status.name)
         return batch
 
-    def _stuck(self, state: State, needs: dict[str, str | None], tried: set[str], outcome: Outcome) -> str | None:
-        """Why an artifact cannot be made in this command: something upstream failed, or did not pass its checks."""
+    def _stuck(self, state: State, needs: dict[str, str | None], outcome: Outcome) -> str | None:
+        """Why an artifact cannot be made now: something upstream failed, or did not pass its checks."""
         for name in needs:
             if name in outcome.failed:
                 return f"{name} failed"
@@ -195,7 +209,7 @@ class Runner:
             asset, _, rest = name.partition("[")
             if asset in state.stages:
                 record = self.lake.record(self.folder.name, asset, rest.removesuffix("]") or None)
-                if record is not None and record.extra.get("blocked") and name in tried:
+                if record is not None and record.extra.get("blocked"):
                     return f"{name} did not pass {', '.join(record.extra['blocked'])}"
         return None
 
@@ -224,12 +238,17 @@ class Runner:
             event.step_key: event.step_failure_data.error for event in result.all_events if event.is_step_failure
         }
         made = {event.asset_key for event in result.get_asset_materialization_events()}
+        state = State(self.folder, self.lake)
         for status in batch:
-            if dg.AssetKey([self.folder.name, status.asset]) in made:
+            key = dg.AssetKey([self.folder.name, status.asset])
+            step = key.to_python_identifier()
+            needs = state.inputs(state.stages[status.asset], status.partition)
+            if key in made:
                 self._count(status, outcome)
-            elif not any(other.name in outcome.failed for other in batch):
-                error = next((e for key, e in failures.items() if key and status.asset in key), None)
-                outcome.failed[status.name] = _message(error)
+            elif step not in failures and (stuck := self._stuck(state, needs, outcome)):
+                outcome.blocked[status.name] = stuck  # Dagster left it out, since a step before it failed
+            else:
+                outcome.failed[status.name] = _message(failures.get(step))
         tell("done" if result.success else "failed", what)
 
     def _count(self, status: Status, outcome: Outcome) -> None:

@@ -62,7 +62,7 @@ class TeacherSpec(_Model):
     soft_labels: Literal["logprobs", "votes"] = Field(
         default="votes", description="token log-probabilities where the provider gives them, else the samples' votes"
     )
-    top_logprobs: Annotated[int, Field(ge=1, le=1000)] = 20
+    top_logprobs: Annotated[int, Field(ge=1, le=5000)] = 20
     resolve_labels: bool = Field(
         default=False,
         description="labels that share their first tokens: ask again behind the shared part (text API only)",
@@ -152,6 +152,9 @@ class Filters(_Model):
 
 class CurationSpec(_Model):
     filters: Filters = Filters()
+    mix_examples: bool = Field(
+        default=True, description="train on examples.jsonl too, beside the teacher's answers; human.jsonl always is"
+    )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     min_rows: Annotated[int, Field(ge=1)] = Field(default=20, description="fewer kept rows block training")
     seed: int = 0

@@ -133,7 +133,7 @@ CONTEXT = pl.Schema({"id": pl.String, "text": pl.String, "label": pl.String, "re
 PRIOR = pl.Schema({"sample_index": pl.Int64, "label": pl.String, "prob": pl.Float64, "items": pl.Int64})
 
 VOLATILE = ("latency_s", "in_flight", "requested_at", "cost_usd", "source", "error")
-"""Not part of a table's data version. An error's text may hold seconds or an address; that a row failed is in `status`."""
+"""Not part of a data version. An error's text may hold seconds or an address; that a row failed is in `status`."""
 
 
 class SchemaError(Exception):

@@ -351,7 +351,8 @@ def read_rows(path: Path, task: Task, labelled: bool) -> _Result[list[Row]]:
             continue
         except (_RepeatedKey, ValueError, RecursionError) as error:  # a number of thousands of digits, endless nesting
             what = str(error).splitlines()[0] if str(error) else "nested too deep"
-            problems.append(Problem(path, f"{what}.", "Mend the line: each field once, with a plain value.", line=number))
+            remedy = "Mend the line: each field once, with a plain value."
+            problems.append(Problem(path, f"{what}.", remedy, line=number))
             continue
         try:
             row = Row.model_validate(value)

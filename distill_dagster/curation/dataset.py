@@ -36,12 +36,13 @@ WITH judged AS (
     END AS reason
     FROM candidates
 ), ranked AS (
-    -- The representative of equal texts: a human's prompt before an imagined one, then the surest, then by id.
+    -- The representative of equal texts: a human's prompt before an imagined one, a human's answer before a
+    -- teacher's (which may be as sure), then the surest, then by id.
     SELECT *, row_number() OVER same AS place, first_value(prompt_id) OVER same AS kept_id
     FROM judged
     WINDOW same AS (
         PARTITION BY text_key, reason IS NULL
-        ORDER BY origin <> 'human', confidence DESC, prompt_id, slice
+        ORDER BY origin <> 'human', teacher IS NOT NULL, confidence DESC, prompt_id, slice, answer
     )
 )
 SELECT * EXCLUDE (reason, place, kept_id),
@@ -94,7 +95,7 @@ def curate(candidates: pl.DataFrame, held_out: set[str], labels: list[str], spec
             "min_agreement": filters.min_agreement,
             "min_confidence": filters.min_confidence,
         }
-        judged = pl.DataFrame(connection.execute(_QUERY, parameters).to_arrow_table())
+        judged = pl.DataFrame(connection.sql(_QUERY, params=parameters).to_arrow_table())
     rejected = judged.filter(pl.col("drop_reason").is_not_null()).drop("text_key")
     kept = judged.filter(pl.col("drop_reason").is_null())
     dataset = kept.with_columns(
@@ -104,7 +105,7 @@ def curate(candidates: pl.DataFrame, held_out: set[str], labels: list[str], spec
     )
     return Curated(
         conform(dataset.select(list(DATASET)), DATASET, ("prompt_id", "slice")),
-        conform(rejected, REJECTED, ("prompt_id", "slice")),
+        conform(rejected, REJECTED, ("prompt_id", "slice", "answer", "drop_reason")),
     )
 
 
@@ -126,6 +127,8 @@ def _split(kept: pl.DataFrame, spec: CurationSpec) -> pl.Series:
     """train or validation by a hash of the text: a row keeps its side whatever else comes or goes."""
     limit = int(spec.validation_share * 16**8)
     sides = [
-        "validation" if int(content_hash([spec.seed, key])[:8], 16) < limit else "train" for key in kept["text_key"]
+        # Validation tells how well the student follows the teacher: rows that people answered are all for training.
+        "validation" if teacher and int(content_hash([spec.seed, key])[:8], 16) < limit else "train"
+        for key, teacher in kept.select("text_key", "teacher").iter_rows()
     ]
     return pl.Series("split", sides, dtype=pl.String)

@@ -41,7 +41,7 @@ def read_golden_looks(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # splitlines would cut at U+2028 too
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:

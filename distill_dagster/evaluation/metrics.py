@@ -12,9 +12,11 @@ from distill_dagster.evaluation.statistics import (
     Interval,
     accuracy_interval,
     bootstrap_sums,
+    difference_interval,
     mcnemar_exact,
     percentile_interval,
     ratio,
+    unseen_share,
 )
 
 if TYPE_CHECKING:
@@ -372,9 +374,10 @@ def _compare(a: _System, b: _System, sums: NDArray[np.float64], level: float) ->
     first, second = int(a.correct[both].sum()), int(b.correct[both].sum())
     only_first = int((both & (a.correct > b.correct)).sum())
     only_second = int((both & (b.correct > a.correct)).sum())
-    difference = percentile_interval(
-        (first - second) / n if n else None, ratio(sums[:, 1] - sums[:, 2], sums[:, 0]), level
-    )
+    difference = difference_interval(only_first, only_second, n, ratio(sums[:, 1] - sums[:, 2], sums[:, 0]), level)
     quotient = percentile_interval(first / second if second else None, ratio(sums[:, 1], sums[:, 2]), level)
+    if second and only_first + only_second == 0:  # no spread to resample: what the difference leaves open
+        open_ = unseen_share(n, level) * n / second
+        quotient = Interval(1.0, max(0.0, 1 - open_), 1 + open_)
     p_value = mcnemar_exact(only_first, only_second)
     return Comparison(a.name, b.name, n, difference, quotient, only_first, only_second, p_value)

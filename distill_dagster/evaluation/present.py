@@ -34,7 +34,7 @@ def share(value: float | None) -> str:
 
 
 def interval(value: Interval) -> str:
-    """"0.912 [0.880, 0.941]", without the brackets where there is no interval."""
+    """ "0.912 [0.880, 0.941]", without the brackets where there is no interval."""
     if value.low is None or value.high is None:
         return share(value.value)
     return f"{share(value.value)} {bounds(value)}"
@@ -91,11 +91,19 @@ def count(number: float | None) -> str:
 def dollars(value: float | None) -> str:
     if value is None:
         return UNKNOWN
-    return "$0" if value == 0 else f"${value:.2g}" if value < 0.01 else f"${value:,.2f}" if value < 1e3 else f"${value:,.0f}"
+    if 0 < value < 0.01:
+        return f"${value:.2g}"
+    return f"${value:,.2f}" if value < 1000 else f"${value:,.0f}"
 
 
 def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def brief(value: object) -> str:
+    """A value of a log entry; of a hash the first 12 digits."""
+    text = str(value)
+    return text[:12] if len(text) >= 40 and set(text) <= set("0123456789abcdef") else text
 
 
 FILTERS: dict[str, Callable[..., str]] = {
@@ -110,6 +118,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "count": count,
     "dollars": dollars,
     "p_value": p_value,
+    "brief": brief,
 }
 
 
@@ -159,8 +168,10 @@ def disagreements(
     import polars as pl
 
     golden = predictions.filter((pl.col("split") == GOLDEN) & pl.col("reference").is_not_null())
-    sides = [golden.filter(pl.col("system") == name).select("item_id", "reference", "answer", "correct")
-             for name in (TEACHER, DISTILLED)]
+    sides = [
+        golden.filter(pl.col("system") == name).select("item_id", "reference", "answer", "correct")
+        for name in (TEACHER, DISTILLED)
+    ]
     joined = sides[0].join(sides[1].drop("reference"), on="item_id", suffix="_distilled").sort("item_id")
     found = []
     for title, by_teacher in (("Only the teacher is right", True), ("Only the distilled student is right", False)):

@@ -33,7 +33,8 @@ class ReportInputs:
     Attributes:
         texts: item id to the text that was answered, for the examples of disagreement.
         dataset: {"kept": {split: rows}, "dropped": {reason: rows}}.
-        training: series name to (step, value) points, e.g. "loss" and "dev accuracy"; None where there is no log.
+        training: series name to (step, value) points, e.g. "training loss" and "validation loss"; series with the same
+            last word share a plot. None where there is no log.
         golden_looks: entries of the log, oldest first, this look included.
         latency_method: one sentence on how latency was measured.
         versions: package name to version.
@@ -135,13 +136,14 @@ def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Verdict, i
         slices=sorted({name for score in metrics.golden.systems.values() for name in score.per_slice}),
         mistakes=present.mistakes(distilled),
         disagreements=present.disagreements(predictions, inputs.texts),
+        tokens={n: f.tokens_per_request for n, f in metrics.facts.items() if f.tokens_per_request is not None},
         map_is_partial=len(map_labels) < len(metrics.labels),
         images=_images(metrics, map_labels, inputs),
     )
 
 
-def _images(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInputs) -> dict[str, str]:
-    """Plots as data URIs; a plot without data is left out."""
+def _images(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInputs) -> dict[str, tuple[str, int]]:
+    """Plots as (data URI, width in CSS pixels); a plot without data is left out."""
     drawn = {}
     rows = [
         (name, score.accuracy.value, score.accuracy.low, score.accuracy.high)
@@ -154,12 +156,16 @@ def _images(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInputs) -
     columns_at = [columns.index(label) for label in map_labels] + list(range(len(metrics.labels), len(columns)))
     cut = [[counts[i][j] for j in columns_at] for i in rows_at]
     drawn["confusion"] = plots.confusion(map_labels, [columns[j] for j in columns_at], cut, "")
+    curves: dict[str, dict[str, Sequence[tuple[float, float]]]] = {}
     for name, points in (inputs.training or {}).items():
         if points:
-            drawn[f"training {name}"] = plots.lines({name: points}, "", "step", name)
+            curves.setdefault((name.split() or [name])[-1], {})[name] = points
+    for quantity, series in curves.items():
+        label = quantity if len(series) > 1 else next(iter(series))
+        drawn[f"training: {quantity}"] = plots.lines(series, "", "step", label)
     if inputs.dataset.get("dropped"):
         drawn["dropped"] = plots.bar_counts(inputs.dataset["dropped"], "", "rows left out, by reason")
-    return {name: plots.data_uri(png) for name, png in drawn.items()}
+    return {name: (plots.data_uri(png), plots.css_width(png)) for name, png in drawn.items()}
 
 
 def _mistaken(score: SystemScore, labels: Sequence[str]) -> list[str]:

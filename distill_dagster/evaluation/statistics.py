@@ -93,6 +93,33 @@ def accuracy_interval(correct: int, items: int, draws: NDArray[np.float64], conf
     return Interval(value, min(float(exact.low), value), max(float(exact.high), value))
 
 
+def difference_interval(
+    only_first: int, only_second: int, items: int, draws: NDArray[np.float64], confidence: float
+) -> Interval:
+    """Interval of a paired difference of two accuracies, from the items that only one of both got right.
+
+    Percentile bootstrap, but where no item tells the two apart, or all do in the same direction, every sample is the
+    same: then from the exact binomial bound on the share of the kind of item that was not seen, since a difference
+    moves by at most that share (from 0), or twice that share (from 1 or -1).
+    """
+    if not items:
+        return Interval(None)
+    value = (only_first - only_second) / items
+    unseen = unseen_share(items, confidence)
+    if only_first + only_second == 0:
+        return Interval(0.0, -unseen, unseen)
+    if only_first == items:
+        return Interval(1.0, 1 - 2 * unseen, 1.0)
+    if only_second == items:
+        return Interval(-1.0, -1.0, 2 * unseen - 1)
+    return percentile_interval(value, draws, confidence)
+
+
+def unseen_share(items: int, confidence: float) -> float:
+    """The largest share that what was never seen in so many items may have: Clopper & Pearson's upper bound."""
+    return float(1 - ((1 - confidence) / 2) ** (1 / items))
+
+
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Two-sided exact p-value of McNemar's test (1947) from the two discordant counts; 1 where there are none."""
     from scipy.stats import binomtest

@@ -73,13 +73,15 @@ def decide(metrics: Metrics) -> Verdict:
     if better:
         text = f"No: {NAMES.get(best, best)} is better than the distilled student; use it instead ({figures})."
         return Verdict(False, _join(text, cause), best)
-    if lead <= 0 and (_unseen_gain(closest) <= NOTABLE_GAIN or _weak_teacher(metrics, level)):
+    if lead <= 0 and ((closest.difference.high or 0.0) <= NOTABLE_GAIN or _weak_teacher(metrics, level)):
         text = (
             f"No: {NAMES.get(best, best)} is at least as good as the distilled student and needs no distilling; use "
             f"it instead ({figures})."
         )
         return Verdict(False, _join(text, cause), best)
-    names = " and ".join(NAMES.get(name, name) for name in unclear)
+    nearest = min(unclear, key=lambda name: against[name].difference.value or 0.0)
+    figures = f"{_scores(metrics, DISTILLED, nearest)}; {_difference(against[nearest], metrics.confidence)}"
+    names = NAMES.get(nearest, nearest) if len(unclear) == 1 else f"{', '.join(unclear[:-1])} and {unclear[-1]}"
     text = f"Too close to call at {closest.n} golden items between the distilled student and {names}: {figures}."
     advice = "Add golden items; until they say otherwise, the system that costs less is the safer choice."
     return Verdict(None, _join(text, _teacher_words(metrics), cause, advice), best)
@@ -93,14 +95,6 @@ def _clearly_worse(c: Comparison, level: float) -> bool:
     return c.difference.high is not None and c.difference.high < 0 and c.p_value <= level
 
 
-def _unseen_gain(c: Comparison) -> float:
-    """The largest gain in accuracy the items leave open; never below the rule of three (Hanley 1983), 3 / items.
-
-    The rule matters where both systems agree on every item: resampling then shows no spread at all.
-    """
-    return max(c.difference.high or 0.0, 3 / c.n)
-
-
 def _weak_teacher(metrics: Metrics, level: float) -> bool:
     c = metrics.golden.comparisons.get((BASE, TEACHER))
     return c is not None and _clearly_better(c, level)
@@ -111,17 +105,17 @@ def _cause(metrics: Metrics, against: dict[str, Comparison], level: float) -> st
     parts = []
     base = metrics.golden.comparisons.get((BASE, TEACHER))
     if base is not None and base.difference.value is not None and base.difference.value >= 0:
-        weaker = "is weaker than" if _weak_teacher(metrics, level) else "scores no higher than"
-        parts.append(
-            f"This teacher {weaker} the untrained base ({_scores(metrics, TEACHER, BASE)}; base minus teacher "
-            f"{_points(base.difference)} points): choose a stronger teacher."
-        )
+        figures = f"({_scores(metrics, TEACHER, BASE)}; base minus teacher {_points(base.difference)} points)"
+        if _weak_teacher(metrics, level):
+            parts.append(f"This teacher is weaker than the untrained base {figures}; choose a stronger teacher.")
+        else:
+            parts.append(f"On these items this teacher scores no higher than the untrained base {figures}.")
     slices = against.get(SLICE_LABEL)
     if slices is not None and (slices.difference.value or 0.0) <= 0:
-        better = "is better" if _clearly_worse(slices, level) else "scores no lower"
+        sure = _clearly_worse(slices, level)
         parts.append(
-            f"The teacher added nothing: {NAMES[SLICE_LABEL]}, without a teacher, {better} "
-            f"({_scores(metrics, SLICE_LABEL, DISTILLED)})."
+            f"{'The' if sure else 'On these items the'} teacher added nothing: {NAMES[SLICE_LABEL]}, without a "
+            f"teacher, {'is better' if sure else 'scores no lower'} ({_scores(metrics, SLICE_LABEL, DISTILLED)})."
         )
     return " ".join(parts)
 

@@ -44,8 +44,8 @@ def draws(examples: list[Example], labels: list[str], few_shot: FewShot) -> list
     """The few-shot examples of each draw, in prompt order.
 
     Each label's examples are shuffled once; draw i takes the next `per_label` of them (going round when they run out,
-    but never one twice in a draw), and the whole draw is shuffled. So draws share no example while the pool lasts, and averaging over draws steadies
-    what the choice and the order of examples shake.
+    but never one twice in a draw), and the whole draw is shuffled. So draws share no example while the pool lasts, and
+    averaging over draws steadies what the choice and the order of examples shake.
     """
     order = random.Random(few_shot.seed)
     by_label: dict[str, list[Example]] = {}
@@ -57,7 +57,9 @@ def draws(examples: list[Example], labels: list[str], few_shot: FewShot) -> list
     for draw in range(few_shot.draws):
         start = draw * few_shot.per_label
         picked = [
-            mine[(start + k) % len(mine)] for mine in by_label.values() for k in range(min(few_shot.per_label, len(mine)))
+            mine[(start + k) % len(mine)]
+            for mine in by_label.values()
+            for k in range(min(few_shot.per_label, len(mine)))
         ]
         order.shuffle(picked)
         chosen.append(picked)

@@ -43,7 +43,7 @@ class Templates:
         """
         try:
             return str(_compiled(self._sources[name]).render(**values)).rstrip()
-        except Exception as error:  # a user's expression may raise anything: ZeroDivisionError, TypeError, OverflowError
+        except Exception as error:  # a user's expression may raise anything: ZeroDivisionError, OverflowError
             raise DistillError(
                 f"templates/{name}.j2: {error}. A template may use {', '.join(VARIABLES)} and the filter one_line."
             ) from error

@@ -10,6 +10,7 @@ import polars as pl
 from distill_dagster import plots
 from distill_dagster.checks import dataset_checks, valid_table
 from distill_dagster.curation.dataset import curate
+from distill_dagster.curation.human import human_candidates
 from distill_dagster.errors import DistillError
 from distill_dagster.lake import node
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Shown, blocking_failures, sample_rows
@@ -28,9 +29,10 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
     if absent:
         names = ", ".join(node("scored_completions", key) for key in absent[:10])
         raise DistillError(f"{names} has not been materialized yet. Run `distill run {env.task_name}`.")
-    frames = [reading.table("scored_completions", SCORED, key) for key in keys]
-    candidates = pl.concat(frames) if frames else pl.DataFrame(schema=SCORED)
     task = env.folder.task
+    people = env.folder.human + (env.folder.examples if task.curation.mix_examples else [])
+    frames = [reading.table("scored_completions", SCORED, key) for key in keys]
+    candidates = pl.concat([*frames, human_candidates(people)])
     cut = curate(candidates, held_out, task.label_names, task.curation)
     checks = [
         valid_table("filtered_dataset", cut.dataset),
@@ -50,6 +52,7 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
     drops = plots.bar_counts(cut.reasons(), "Dropped rows by reason", "rows")
     shown: dict[str, Shown] = {
         "candidates": candidates.height,
+        "human_examples": len(people),
         "kept": cut.dataset.height,
         "rejected": cut.rejected.height,
         "train": cut.dataset.filter(pl.col("split") == "train").height,

@@ -95,6 +95,12 @@ class Asker:
             self.cached += 1
             return found, True
         response = await self.client.ask(request)
+        if self.spec.soft_labels == "logprobs" and response.text and not response.positions:
+            # Not stored: once the server is mended, the same request has to be asked again.
+            raise TeacherError(
+                f"{self.spec.model} sent no token log-probabilities. Set `soft_labels: votes` in task.yaml, or let the "
+                f"server send them."
+            )
         self.store.put(request.key, response)
         return response, False
 
@@ -139,10 +145,6 @@ class Asker:
     ) -> dict[str, float] | None:
         if self.spec.soft_labels != "logprobs":
             return None
-        if not response.positions:
-            raise TeacherError(
-                f"{self.spec.model} sent no token log-probabilities. Set `soft_labels: votes` in task.yaml."
-            )
         labels = self.task.label_names
         mass = softlabels.label_mass(response.positions, labels, ended=response.finish_reason == "stop")
         resolved: set[str] = set()
@@ -164,7 +166,10 @@ class Asker:
                         mass.labels[label] = mass.labels.get(label, 0.0) + whole * share / inside
                     for longer, share in inner.shared.items():
                         mass.shared[longer] = mass.shared.get(longer, 0.0) + whole * share / inside
-        return softlabels.normalize(softlabels.divide_shared(mass, labels))
+        divided = softlabels.divide_shared(mass, labels)
+        if self.spec.calibration != "none" and sum(divided.values()) > 0:
+            divided = softlabels.floored(divided, response.positions[0])
+        return softlabels.normalize(divided)
 
     async def ask(self, prompts: pl.DataFrame, samples: Callable[[str], list[int]] | None = None, lone: int = 0) -> Asked:
         """Ask for every sample of every prompt, sample by sample, so that prompts that share a prefix follow each other.

@@ -115,6 +115,7 @@ class Client:
             litellm.exceptions.APIConnectionError,
             litellm.exceptions.ServiceUnavailableError,
             litellm.exceptions.InternalServerError,
+            _NoAnswerError,
         )
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(transient),
@@ -156,6 +157,9 @@ class Client:
                 where["client"] = self._shared_text_client()
             raw = await litellm.atext_completion(prompt=request.prompt, **params, **where)
         latency = time.perf_counter() - started
+        if not raw.choices or (request.messages is None and raw.choices[0].text is None):
+            # litellm makes a choice without a text of a body that holds none, such as a proxy's `{}`.
+            raise _NoAnswerError("the body holds no answer")
         return _response(raw, latency, in_flight)
 
     def _shared_text_client(self) -> Any:
@@ -176,6 +180,10 @@ class Client:
             if secret:
                 text = text.replace(secret, "***")
         return text[:500]
+
+
+class _NoAnswerError(Exception):
+    """A response that came, but is none."""
 
 
 class PermanentTeacherError(TeacherError):

@@ -7,6 +7,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+SHORTEST_FRAGMENT = 4
+"""Characters that a token must spell of a label unless it spells a whole word of it."""
 Position = list[tuple[str, float]]
 """The likeliest tokens at one place of an answer with their natural log-probabilities; the first is the one taken."""
 
@@ -51,6 +53,32 @@ def _candidates(text: str, labels: list[str]) -> list[str]:
     return [max(ended, key=len)] if ended else []
 
 
+def _spellings(position: Position, labels: list[str], prefix: str) -> dict[str, tuple[str, list[str]]]:
+    """Tokens of one place that spell labels: token -> (text so far, labels that it begins).
+
+    Of the tokens that a label begins with only the longest count: where " notifications" is a token of its own, " not"
+    begins other words ("not now"), and its mass says nothing of the label. Spellings that differ in case or in a
+    leading space are equally long.
+    """
+    found: dict[str, tuple[str, list[str]]] = {}
+    longest: dict[str, int] = {}
+    for token, _ in position:
+        text = prefix + token if prefix.strip() else (prefix + token).lstrip()
+        matching = _candidates(text, labels) if text.strip() else []
+        if len(text.strip()) < SHORTEST_FRAGMENT:
+            # " not" and " can" begin words of every kind: a fragment so short says nothing, a whole word does.
+            matching = [x for x in matching if re.match(re.escape(text.strip()) + r"\b", x, re.IGNORECASE)]
+        found[token] = (text, matching)
+        for label in matching:
+            longest[label] = max(longest.get(label, 0), min(len(text.rstrip()), len(label)))
+    kept = {}
+    for token, (text, matching) in found.items():
+        best = [x for x in matching if min(len(text.rstrip()), len(x)) == longest[x]]
+        if best:
+            kept[token] = (text, best)
+    return kept
+
+
 def label_mass(positions: list[Position], labels: list[str], spelled: str = "", ended: bool = False) -> LabelMass:
     """Distribute the probability of each token spelling over the labels that it begins.
 
@@ -61,20 +89,21 @@ def label_mass(positions: list[Position], labels: list[str], spelled: str = "", 
     """
     mass, prefix, path = LabelMass(), spelled, 1.0
     for index, position in enumerate(positions):
-        taken = position[0][0]
+        taken, last = position[0][0], index == len(positions) - 1
+        spellings = _spellings(position, labels, prefix)
         for token, logprob in dict(position).items():
-            text = (prefix + token).lstrip() if not prefix.strip() else prefix + token
-            found = _candidates(text, labels) if text else []
+            text, found = spellings.get(token, ("", []))
             here = path * math.exp(logprob)
-            if ended and token == taken and index == len(positions) - 1:
+            if ended and token == taken and last:
                 found = [x for x in found if x.casefold() == text.strip().casefold()] or found
             if len(found) == 1:
                 mass.labels[found[0]] = mass.labels.get(found[0], 0.0) + here
-            elif found and (token != taken or index == len(positions) - 1):
+            elif found and (token != taken or last):
                 mass.shared[text] = mass.shared.get(text, 0.0) + here
-        prefix = (prefix + taken).lstrip() if not prefix.strip() else prefix + taken
-        if prefix and len(_candidates(prefix, labels)) <= 1:
-            break
+        if taken.strip():
+            prefix, found = spellings.get(taken, ("", []))
+            if len(found) <= 1:
+                break
         path *= math.exp(dict(position)[taken])
     return mass
 
@@ -87,6 +116,16 @@ def divide_shared(mass: LabelMass, labels: list[str]) -> dict[str, float]:
         for label in found:
             out[label] += shared / len(found)
     return out
+
+
+def floored(mass: dict[str, float], position: Position) -> dict[str, float]:
+    """Labels without mass get the probability of the least likely token that was sent: theirs is at most that.
+
+    Without it a label would drop out wherever it falls behind the tokens that a provider lists, and a division by the
+    teacher's prior could not bring it back.
+    """
+    least = math.exp(min(logprob for _, logprob in position))
+    return {label: value or least for label, value in mass.items()}
 
 
 def normalize(mass: dict[str, float]) -> dict[str, float] | None:

@@ -83,6 +83,9 @@ class Project:
     def folder(self) -> Path:
         return self.root / "tasks" / TASK
 
+    def slices(self) -> list[str]:
+        return sorted(path.stem for path in (self.folder / "slices").glob("*.yaml"))
+
     @property
     def lake(self) -> Lake:
         return Lake(self.home / "lake", self.home / "reports")

@@ -7,17 +7,24 @@ import shutil
 import polars as pl
 import yaml
 
-from distill_dagster.tables import COMPLETIONS, DATASET
-from tests.e2e.project import GROUP, STUDENT_ASSETS, TASK, Project
+from distill_dagster.paths import PROJECT
+from distill_dagster.tables import DATASET
+from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, STUDENT_ASSETS, TASK, Project
 from tests.support.provider import FakeProvider
 
 AFTER_DATASET = {"student_adapter": ["one"], "predictions": ["one"], "eval_report": ["one"]}
 
 
+def kept_of(project: Project) -> dict[str, int]:
+    """Rows of the dataset by slice, without what people answered."""
+    dataset, _ = project.lake.read(TASK, "filtered_dataset", None, DATASET)
+    return dict(dataset.filter(pl.col("slice").is_in(project.slices())).group_by("slice").len().iter_rows())
+
+
 def test_a_new_seed_runs_its_slice_alone_and_asks_for_the_new_prompt_alone(
     project: Project, provider: FakeProvider
 ) -> None:
-    before = {key: project.record("filtered_dataset").data_version for key in ("dataset",)}
+    before = project.record("filtered_dataset").data_version
     project.change_slice("shop", lambda value: value["seeds"].append("where is the refund for my order"))
     status = project.distill("status", TASK, "--json").json
     why = {one["name"]: one["why"] for one in status["artifacts"] if one["state"] != "fresh"}
@@ -28,7 +35,7 @@ def test_a_new_seed_runs_its_slice_alone_and_asks_for_the_new_prompt_alone(
     assert provider.texts == ["where is the refund for my order"] * 2, "two draws of one prompt"
     assert ended.json["teacher_calls"] == 2
     assert ended.json["teacher_calls_cached"] == 12
-    assert project.record("filtered_dataset").data_version != before["dataset"]
+    assert project.record("filtered_dataset").data_version != before
     assert project.run().partitions == {}
 
 
@@ -57,8 +64,7 @@ def test_a_threshold_cuts_the_dataset_anew_and_asks_nobody(project: Project, pro
     assert ended.code == 0, ended.err
     assert ended.partitions == {"filtered_dataset": [None]} | AFTER_DATASET
     assert provider.requests == []
-    dataset, _ = project.lake.read(TASK, "filtered_dataset", None, DATASET)
-    assert 0 < dataset.height < 12
+    assert 0 < sum(kept_of(project).values()) < 12
 
 
 def test_a_threshold_that_drops_nothing_stops_at_the_dataset(project: Project, provider: FakeProvider) -> None:
@@ -88,10 +94,9 @@ def test_a_golden_row_equal_to_a_seed_takes_the_seed_out_of_training(project: Pr
     ended = project.run()
     assert ended.code == 0, ended.err
     assert ended.partitions["student_adapter"] == ["one"]
-    dataset, _ = project.lake.read(TASK, "filtered_dataset", None, DATASET)
-    assert dataset.height == 11
+    assert kept_of(project) == {"shop": 5, "web": 6}
     assert project.record("filtered_dataset").extra["reasons"]["contaminated"] == 1
-    assert set(provider.texts) == {"Login  asks me TWICE"}
+    assert set(provider.texts) == {"Login asks me TWICE"}, "on one line, for the template"
 
 
 def test_a_students_setting_runs_that_student_alone(project: Project, provider: FakeProvider) -> None:
@@ -117,8 +122,7 @@ def test_a_removed_slice_leaves_the_dataset_and_comes_back_for_nothing(
     ended = project.run()
     assert ended.code == 0, ended.err
     assert ended.partitions == {"filtered_dataset": [None]} | AFTER_DATASET
-    dataset, _ = project.lake.read(TASK, "filtered_dataset", None, DATASET)
-    assert dataset["slice"].unique().to_list() == ["shop"]
+    assert kept_of(project) == {"shop": 6}
     with project.instance() as instance:
         assert instance.get_dynamic_partitions(f"{TASK}_slices") == ["shop"]
     shutil.move(away, web)
@@ -128,26 +132,38 @@ def test_a_removed_slice_leaves_the_dataset_and_comes_back_for_nothing(
 
 
 def test_a_new_slice_asks_for_its_prompts(project: Project, provider: FakeProvider) -> None:
-    value = {"description": "By phone.", "seeds": ["a refund by phone", "the delivery man called"]}
-    (project.folder / "slices" / "phone.yaml").write_text(yaml.safe_dump(value))
+    seeds = ["a refund by phone", "the delivery man called"]
+    text = yaml.safe_dump({"description": "By phone.", "seeds": seeds})
+    (project.folder / "slices" / "phone.yaml").write_text(text)
     project.change_task(curation={"min_rows": 1000})  # what follows is shown elsewhere: hold training back
     ended = project.run()
     assert ended.partitions == {name: ["phone"] for name in GROUP} | {"filtered_dataset": [None]}
-    assert sorted(provider.texts) == sorted(value["seeds"] * 2)
-    assert project.record("filtered_dataset").extra["candidates"] == 14
+    assert sorted(provider.texts) == sorted(seeds * 2)
+    assert kept_of(project) == {"phone": 2, "shop": 6, "web": 6}
 
 
-def test_a_labels_description_that_no_template_shows_asks_nobody_again(
+def test_a_teacher_setting_that_changes_no_request_asks_nobody_and_trains_nothing(
     project: Project, provider: FakeProvider
 ) -> None:
-    """Every row is looked at again, and only rows whose rendered request changed are asked."""
-    project.change_task(instructions="Sort each message of a customer.", curation={"min_rows": 1000})
+    """The items of a calibration that is off: every row is looked at again, and none is asked."""
+    project.change_task(teacher={"calibration_items": 4})
     ended = project.run()
-    rendered = {name: ended.partitions[name] for name in ("golden_completions", "teacher_completions")}
-    assert rendered == {"golden_completions": [None], "teacher_completions": ["shop", "web"]}
-    completions, _ = project.lake.read(TASK, "teacher_completions", "web", COMPLETIONS)
-    asked = {seen.text for seen in provider.requests}
-    changed = pl.Series([r for r in completions["request_key"]]).n_unique()
-    assert changed == completions.height
-    assert len(provider.requests) in (0, 48), "all of them changed, or none"
-    assert len(asked) == len(provider.requests) // 2
+    assert ended.code == 0, ended.err
+    assert ended.partitions["teacher_completions"] == ["shop", "web"]
+    assert ended.json["teacher_calls_cached"] == SEED_REQUESTS + HELD_OUT_REQUESTS
+    assert provider.requests == []
+    assert set(ended.partitions) == {"seed_prompts", "teacher_prior", "golden_completions", "teacher_completions"}
+
+
+def test_a_template_asks_for_every_row_again(project: Project, provider: FakeProvider) -> None:
+    templates = project.folder / "templates"
+    templates.mkdir()
+    built_in = PROJECT / "distill_dagster" / "prompts" / "templates" / "classification_text.j2"
+    (templates / "classification_text.j2").write_text("Sort.\n" + built_in.read_text())
+    project.change_task(curation={"min_rows": 1000})  # what follows is shown elsewhere: hold training back
+    ended = project.run()
+    assert ended.partitions["golden_completions"] == [None]
+    assert ended.partitions["scored_completions"] == ["shop", "web"]
+    assert ended.json["teacher_calls_cached"] == 0
+    assert len(provider.requests) == SEED_REQUESTS + HELD_OUT_REQUESTS
+    assert all(seen.body["prompt"].startswith("Sort.\n") for seen in provider.requests)

@@ -114,7 +114,7 @@ def test_each_look_at_golden_is_logged_and_shown(complete: Complete) -> None:
         version = complete.project.record("predictions", look["student"]).data_version
         assert look["predictions_version"] == version
     shown = json.loads((reports / "two" / "metrics.json").read_text())["golden_looks"]
-    assert shown == looks
+    assert shown == looks[1:], "the report of a student shows the looks at golden that were for this student"
 
 
 def test_a_second_run_has_nothing_to_do_and_asks_nobody(project: Project, provider: FakeProvider) -> None:

@@ -14,7 +14,7 @@ from distill_dagster.lake import Lake, Record, merge_inputs, node
 from distill_dagster.tables import CONTEXT, PRIOR, SchemaError, data_version, frame_of
 
 
-@pytest.fixture()
+@pytest.fixture
 def lake(tmp_path: Path) -> Lake:
     return Lake(tmp_path / "lake", tmp_path / "reports")
 
@@ -24,7 +24,7 @@ def context(*ids: str) -> pl.DataFrame:
 
 
 def record(frame: pl.DataFrame, partition: str | None = None, asset: str = "prompt_context") -> Record:
-    extra = {"reasons": {"duplicate": 1}, "cost": None, "text": "Ü\n\"quoted\""}
+    extra = {"reasons": {"duplicate": 1}, "cost": None, "text": 'Ü\n"quoted"'}
     return Record(asset, partition, data_version(frame), "1", {"golden_set": "v"}, frame.height, 2, extra=extra)
 
 

@@ -44,7 +44,7 @@ class Made:
         return {s.name: s.why for s in self.now().all() if s.state != "fresh"}
 
 
-@pytest.fixture()
+@pytest.fixture
 def made(tmp_path: Path) -> Made:
     return Made(tmp_path)
 

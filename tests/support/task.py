@@ -48,7 +48,11 @@ TASK: dict[str, Any] = {
 SLICES: dict[str, dict[str, Any]] = {
     "shop": {
         "description": "The shop.",
-        "seeds": ["I want a refund", "a delivery arrived broken", {"text": "login asks twice", "target_label": "login"}],
+        "seeds": [
+            "I want a refund",
+            "a delivery arrived broken",
+            {"text": "login asks twice", "target_label": "login"},
+        ],
     },
     "web": {"description": "The web page.", "seeds": ["can I refund this", "the delivery form", "a login by mail"]},
 }

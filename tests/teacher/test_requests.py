@@ -133,7 +133,9 @@ def test_the_model_of_an_endpoint() -> None:
     assert endpoint_of(spec()).model == "text-completion-openai/fake"
     assert endpoint_of(spec(api="chat")).model == "openai/fake"
     assert endpoint_of(spec(model="anthropic/x", api="chat")).model == "anthropic/x"
-    assert endpoint_of(spec()).identity == endpoint_of(spec(api_base="http://127.0.0.1:9", api_key_env="MY_KEY")).identity
+    assert (
+        endpoint_of(spec()).identity == endpoint_of(spec(api_base="http://127.0.0.1:9", api_key_env="MY_KEY")).identity
+    )
     assert endpoint_of(spec()).identity != endpoint_of(spec(revision="r")).identity
 
 
@@ -152,9 +154,7 @@ def test_an_endpoint_does_not_show_its_key() -> None:
 
 
 @pytest.mark.parametrize(("model", "sent"), [("openai/fake", True), ("anthropic/claude-3-5-sonnet-20240620", False)])
-def test_a_seed_is_sent_only_to_providers_that_know_it(
-    model: str, sent: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_seed_is_sent_only_to_providers_that_know_it(model: str, sent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import litellm
 
     caught: dict[str, Any] = {}
@@ -165,7 +165,9 @@ def test_a_seed_is_sent_only_to_providers_that_know_it(
 
     monkeypatch.setattr(litellm, "acompletion", acompletion)
     client = Client(Endpoint(model, "i"), spec(model=model, api="chat"))
-    request = Request("i", 3, {"temperature": 0.5, "max_tokens": 4, "seed": 3}, messages=[{"role": "user", "content": "x"}])
+    request = Request(
+        "i", 3, {"temperature": 0.5, "max_tokens": 4, "seed": 3}, messages=[{"role": "user", "content": "x"}]
+    )
     with pytest.raises(TeacherError, match="enough"):
         asyncio.run(client.ask(request))
     assert ("seed" in caught) is sent

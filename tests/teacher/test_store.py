@@ -99,7 +99,9 @@ for n in range(100_000):
 def test_kill_leaves_every_acknowledged_answer(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     root = Path(__file__).resolve().parents[2]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}) as writer:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}
+    ) as writer:
         assert writer.stdout is not None
         for line in writer.stdout:
             if int(line) == 60:

@@ -1,0 +1,267 @@
+"""Thresholds, duplicates, decontamination and split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill_dagster.checks import dataset_checks
+from distill_dagster.curation.dataset import DROP_REASONS, Curated, curate
+from distill_dagster.curation.human import human_candidates
+from distill_dagster.prompts.seeds import prompt_id, user_message
+from distill_dagster.spec import CurationSpec
+from distill_dagster.tables import DATASET, REJECTED, SCORED, data_version, frame_of, user_text
+from distill_dagster.taskfiles import Row, normalize
+
+LABELS = ["refund", "delivery", "data loss"]
+STRICT = CurationSpec.model_validate(
+    {"filters": {"min_agreement": 0.5, "min_confidence": 0.6, "min_words": 2, "max_words": 5}, "validation_share": 0.25}
+)
+
+
+def scored(text: str, slice_: str = "shop", **changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(SCORED)
+    row |= {
+        "prompt_id": prompt_id(user_message(text)),
+        "slice": slice_,
+        "origin": "human",
+        "messages": user_message(text),
+    }
+    row |= {"teacher": "t", "status": "ok", "answer": '"refund"', "answer_kind": "label", "agreement": 1.0}
+    row |= {"confidence": 0.9, "words": len(text.split()), "completion_ids": ["c"]}
+    row |= {"soft_labels": [{"label": "refund", "prob": 0.9}, {"label": "data loss", "prob": 0.1}]}
+    return row | changes
+
+
+def table(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return frame_of(rows, SCORED, ("prompt_id", "slice"))
+
+
+def cut(*rows: dict[str, Any], held_out: set[str] = frozenset(), spec: CurationSpec = STRICT) -> Curated:  # type: ignore[assignment]
+    return curate(table(list(rows)), set(held_out), LABELS, spec)
+
+
+def reasons(curated: Curated) -> dict[str, tuple[str, str | None]]:
+    """By text: the drop reason and its detail."""
+    return {user_text(r["messages"]): (r["drop_reason"], r["drop_detail"]) for r in curated.rejected.to_dicts()}
+
+
+GOLDEN = {normalize("of golden")}
+DROPS: list[tuple[dict[str, Any], str, str]] = [
+    ({"status": "failed", "error": "timeout"}, "no_answer", "timeout"),
+    ({"status": "truncated"}, "no_answer", "truncated"),
+    ({"answer": '"Refund"'}, "invalid_label", '"Refund"'),
+    ({"words": 1}, "too_short", "1 words"),
+    ({"words": 6}, "too_long", "6 words"),
+    ({"agreement": 0.4999}, "low_agreement", "agreement 0.5"),
+    ({"agreement": None}, "low_agreement", ""),
+    ({"confidence": 0.5}, "low_confidence", "confidence 0.5"),
+    ({"messages": user_message("OF\u00a0golden\n")}, "contaminated", "same text as a golden or dev row"),
+    ({"messages": user_message("Kept\u3000Text")}, "duplicate", f"same text as {prompt_id(user_message('kept text'))}"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason", "detail"), DROPS, ids=[f"{r}-{d}" for _, r, d in DROPS])
+def test_each_reason(change: dict[str, Any], reason: str, detail: str) -> None:
+    row = scored("another text", **({"confidence": 0.8} | change))
+    found = cut(scored("kept text"), row, held_out=GOLDEN)
+    assert found.dataset["prompt_id"].to_list() == [prompt_id(user_message("kept text"))]
+    [rejected] = found.rejected.to_dicts()
+    assert (rejected["drop_reason"], rejected["drop_detail"] or "") == (reason, detail)
+    assert found.reasons() == dict.fromkeys(DROP_REASONS, 0) | {reason: 1}
+
+
+def test_every_reason_is_tried() -> None:
+    assert {reason for _, reason, _ in DROPS} == set(DROP_REASONS)
+
+
+@pytest.mark.parametrize("first", range(len(DROPS)))
+def test_the_first_reason_wins(first: int) -> None:
+    """A row that this rule and every later one would drop names this one."""
+    merged: dict[str, Any] = {}
+    for change, _, _ in reversed(DROPS[first:]):
+        merged |= change
+    found = cut(scored("kept text"), scored("another text", **merged), held_out=GOLDEN)
+    assert found.rejected["drop_reason"].to_list() == [DROPS[first][1]]
+
+
+def test_a_threshold_keeps_what_equals_it() -> None:
+    spec = CurationSpec.model_validate(
+        {"filters": {"min_agreement": 2 / 3, "min_confidence": 0.7, "min_words": 3, "max_words": 3}}
+    )
+    found = cut(scored("just three words", agreement=2 / 3, confidence=0.7), spec=spec)
+    assert found.dataset.height == 1
+
+
+def test_without_thresholds_an_unscored_row_is_kept() -> None:
+    assert cut(scored("a text", agreement=None, confidence=None), spec=CurationSpec()).dataset.height == 1
+
+
+def test_duplicates_across_slices_keep_the_surest_human_row() -> None:
+    rows = [
+        scored("Same text", "web", confidence=0.99, origin="synthetic"),
+        scored("same  text", "shop", confidence=0.7),
+        scored("SAME TEXT", "app", confidence=0.8),
+        scored("another text", "web"),
+    ]
+    for turned in (rows, rows[::-1]):
+        found = cut(*turned)
+        assert sorted(user_text(r["messages"]) for r in found.dataset.to_dicts()) == ["SAME TEXT", "another text"]
+        kept = prompt_id(user_message("SAME TEXT"))
+        assert reasons(found) == dict.fromkeys(("Same text", "same  text"), ("duplicate", f"same text as {kept}"))
+
+
+def test_a_human_answer_stands_before_a_teacher_that_is_as_sure() -> None:
+    human = human_candidates([Row(id="h", text="one text", label="data loss", slice="web")])
+    for slice_ in ("app", "shop", "web"):
+        taught = table([scored("one text", slice_, confidence=1.0), scored("one  text", slice_, confidence=1.0)])
+        for frames in ([human, taught], [taught, human]):
+            found = curate(pl.concat(frames), set(), LABELS, CurationSpec())
+            assert found.dataset.select("answer", "teacher", "slice").rows() == [('"data loss"', None, "web")]
+            assert found.rejected["drop_reason"].to_list() == ["duplicate"] * 2
+
+
+def test_human_answers_that_contradict_each_other_are_settled_in_one_way() -> None:
+    rows = [Row(id="1", text="one text", label="refund"), Row(id="2", text="one text", label="data loss")]
+    versions = set()
+    for turned in (rows, rows[::-1]):
+        found = curate(human_candidates(turned), set(), LABELS, CurationSpec())
+        assert found.dataset["answer"].to_list() == ['"data loss"']
+        versions.add((data_version(found.dataset), data_version(found.rejected)))
+    assert len(versions) == 1
+
+
+def test_human_rows_are_for_training() -> None:
+    rows = human_candidates([Row(id=str(n), text=f"text {n}", label="refund") for n in range(50)])
+    dataset = curate(rows, {"text 7"}, LABELS, CurationSpec(validation_share=0.5)).dataset
+    assert set(dataset["split"]) == {"train"}
+    assert dataset.height == 49
+
+
+def test_the_same_prompt_in_two_slices_is_kept_once() -> None:
+    rows = [scored("one text", slice_) for slice_ in ("web", "app", "shop")]
+    for turned in (rows, rows[::-1], [rows[1], rows[2], rows[0]]):
+        found = cut(*turned)
+        assert found.dataset["slice"].to_list() == ["app"]
+        assert found.rejected["slice"].to_list() == ["shop", "web"]
+
+
+def test_a_dropped_row_does_not_stand_in_the_way_of_its_duplicate() -> None:
+    found = cut(scored("One text", confidence=0.1), scored("one text", confidence=0.7))
+    assert user_text(found.dataset.to_dicts()[0]["messages"]) == "one text"
+    assert reasons(found) == {"One text": ("low_confidence", "confidence 0.1")}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Où est ma carte",
+        "OÙ EST MA CARTE",
+        "  où\test\n ma  carte ",
+        "ou\u0300 est ma carte",
+        "où\u00a0est ma\u2003carte",
+        "où\x1fest ma carte",
+        "ｏù est ma carte",
+    ],
+)
+def test_contamination_is_seen_through_spelling(text: str) -> None:
+    found = cut(scored(text), scored("où est mon chat"), held_out={normalize("Où est ma carte")})
+    assert {k: v[0] for k, v in reasons(found).items()} == {text: "contaminated"}
+
+
+def test_a_kept_row() -> None:
+    row = scored('say "x"\nplease', "web", answer='"data loss"', reasoning="since")
+    [kept] = cut(row, spec=CurationSpec(validation_share=0)).dataset.to_dicts()
+    assert [(m["role"], m["content"]) for m in kept["messages"]] == [
+        ("user", 'say "x"\nplease'),
+        ("assistant", "data loss"),
+    ]
+    assert (kept["answer"], kept["weight"], kept["split"], kept["slice"]) == ('"data loss"', 1.0, "train", "web")
+    assert kept["soft_labels"] == row["soft_labels"]
+    assert (kept["completion_ids"], kept["reasoning"], kept["teacher"]) == (["c"], "since", "t")
+
+
+def test_nothing_in_nothing_out() -> None:
+    found = curate(pl.DataFrame(schema=SCORED), set(), LABELS, STRICT)
+    assert (found.dataset.height, found.rejected.height) == (0, 0)
+    assert dict(found.dataset.schema) == dict(DATASET)
+    assert dict(found.rejected.schema) == dict(REJECTED)
+
+
+def test_a_text_of_sql_is_a_text() -> None:
+    text = "'); DROP TABLE candidates; -- \" $labels"
+    assert cut(scored(text), spec=CurationSpec(), held_out={"' OR 1=1"}).dataset.height == 1
+
+
+def test_the_split_is_stable() -> None:
+    rows = [scored(f"text {n}") for n in range(400)]
+    whole = dict(cut(*rows).dataset.select("prompt_id", "split").iter_rows())
+    part = dict(
+        cut(*rows[:100], *rows[300:], *(scored(f"new {n}", "web") for n in range(50)))
+        .dataset.select("prompt_id", "split")
+        .iter_rows()
+    )
+    assert all(part[id_] == whole[id_] for id_ in part.keys() & whole.keys())
+    validation = sum(side == "validation" for side in whole.values())
+    assert 60 < validation < 140  # a quarter, give or take five standard deviations
+    other = cut(*rows, spec=STRICT.model_copy(update={"seed": 1}))
+    assert dict(other.dataset.select("prompt_id", "split").iter_rows()) != whole
+    assert set(cut(*rows, spec=STRICT.model_copy(update={"validation_share": 0})).dataset["split"]) == {"train"}
+
+
+TEXTS = st.sampled_from(
+    ["a", "one text", "One  Text", "two\u00a0words", "of golden", "Of Golden", "many words of a long text", "text"]
+)
+CANDIDATE = st.builds(
+    lambda text, slice_, **changes: scored(text, slice_, **changes),
+    TEXTS,
+    st.sampled_from(["shop", "web", "app"]),
+    status=st.sampled_from(["ok", "ok", "ok", "failed", None]),
+    answer=st.sampled_from(['"refund"', '"data loss"', '"nonsense"', None]),
+    agreement=st.sampled_from([None, 0.0, 0.5, 1.0]),
+    confidence=st.sampled_from([None, 0.1, 0.6, 0.9]),
+    origin=st.sampled_from(["human", "synthetic"]),
+)
+CANDIDATES = st.lists(CANDIDATE, max_size=14, unique_by=lambda row: (row["prompt_id"], row["slice"]))
+
+
+@settings(max_examples=50)
+@given(CANDIDATES, st.sampled_from([STRICT, CurationSpec()]), st.randoms(use_true_random=False))
+def test_nothing_is_lost_and_no_order_counts(rows: list[dict[str, Any]], spec: CurationSpec, random: Any) -> None:
+    found = cut(*rows, held_out=GOLDEN, spec=spec)
+    assert found.dataset.height + found.rejected.height == len(rows)
+    assert set(found.rejected["drop_reason"]) <= set(DROP_REASONS)
+    assert found.rejected["drop_reason"].null_count() == 0
+    keys = [(r["prompt_id"], r["slice"]) for part in (found.dataset, found.rejected) for r in part.to_dicts()]
+    assert sorted(keys) == sorted((r["prompt_id"], r["slice"]) for r in rows)
+    texts = [normalize(user_text(r["messages"])) for r in found.dataset.to_dicts()]
+    assert len(texts) == len(set(texts))
+    assert not set(texts) & GOLDEN
+    checks = {c.name: c.passed for c in dataset_checks(table(rows), found.dataset, found.rejected, GOLDEN, LABELS, 1)}
+    assert checks["nothing_lost"]
+    assert checks["no_contamination"]
+
+    turned = rows.copy()
+    random.shuffle(turned)
+    frames = [frame_of([row], SCORED, ("prompt_id",)) for row in turned]  # as they stand, unsorted
+    again = curate(pl.concat(frames) if frames else pl.DataFrame(schema=SCORED), GOLDEN, LABELS, spec)
+    assert data_version(again.dataset) == data_version(found.dataset)
+    assert data_version(again.rejected) == data_version(found.rejected)
+    assert again.dataset.equals(found.dataset)
+
+
+def test_the_checks_of_a_dataset_can_fail() -> None:
+    good = cut(scored("one text"), scored("another text", answer='"delivery"'), spec=CurationSpec(validation_share=0))
+    both = table([scored("one text"), scored("another text")])
+
+    def failed(dataset: pl.DataFrame, rejected: pl.DataFrame, held_out: set[str], min_rows: int) -> set[str]:
+        return {c.name for c in dataset_checks(both, dataset, rejected, held_out, LABELS, min_rows) if not c.passed}
+
+    assert failed(good.dataset, good.rejected, set(), 2) == {"label_coverage"}
+    assert failed(good.dataset.head(1), good.rejected, set(), 1) == {"nothing_lost", "enough_rows", "label_coverage"}
+    assert failed(good.dataset, good.rejected, {"one text"}, 2) == {"no_contamination", "label_coverage"}
+    assert failed(good.dataset, good.rejected, set(), 3) == {"enough_rows", "label_coverage"}

@@ -1,0 +1,138 @@
+"""The teacher that needs no account and the student that shares its base: one tiny run, cut off from the network."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from distill_dagster.teacher import embedded
+from tests.e2e.project import SEEDS, TASK, Ended, Project, new_project
+from tests.support.task import TEXTS, jsonl
+
+KEY = "planted-key-of-the-embedded-server-0123456789"
+PLANTED = "<script>alert('planted')</script>"
+NOWHERE = "http://127.0.0.1:9"
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    **dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), NOWHERE),
+    "no_proxy": "127.0.0.1,localhost",
+    "NO_PROXY": "127.0.0.1,localhost",
+}
+SMOLLM2: dict[str, Any] = {
+    "model": "smollm2-135m-instruct",
+    "architecture": "causal_lm",
+    "dtype": "bfloat16",
+    "epochs": 1,
+    "max_tokens": 64,
+    "lora": {"rank": 4},
+}
+
+
+class Embedded:
+    """The run, the addresses that any socket of the process was connected to, and the server's endpoint."""
+
+    def __init__(self, project: Project, models: Path) -> None:
+        self.project = project
+        self.connected: set[str] = set()
+        self.bases: list[str] = []
+        project.home.mkdir(parents=True)
+        (project.home / "models").symlink_to(models)
+
+    def run(self) -> Ended:
+        start, connect = embedded.EmbeddedServer.start, socket.socket.connect
+
+        def noted_start(server: embedded.EmbeddedServer) -> Any:
+            endpoint = start(server)
+            self.bases.append(endpoint.api_base or "")
+            return endpoint
+
+        def noted_connect(self_: socket.socket, address: Any) -> None:
+            if self_.family in (socket.AF_INET, socket.AF_INET6):
+                self.connected.add(address[0])
+            connect(self_, address)
+
+        with (
+            mock.patch.dict(os.environ, OFFLINE),
+            mock.patch.object(secrets, "token_urlsafe", lambda _=None: KEY),
+            mock.patch.object(embedded.EmbeddedServer, "start", noted_start),
+            mock.patch.object(socket.socket, "connect", noted_connect),
+        ):
+            return self.project.run()
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> tuple[Embedded, Ended]:
+    """Two labels, two slices of two seeds, two golden rows; a golden row, a dev row and a label carry HTML."""
+    labels = ["refund", f"login {PLANTED}"]
+    project = new_project(
+        tmp_path_factory.mktemp("embedded"),
+        "",
+        teacher={
+            "model": "embedded/smollm2-135m-instruct",
+            "api_base": None,
+            "top_logprobs": 300,
+            "calibration": "examples",
+            "calibration_items": 1,
+        },
+        labels=[{"name": name, "description": f"is about {name}"} for name in labels],
+        students={"one": None, "two": None, "smollm2": SMOLLM2},
+        default_student="smollm2",
+        curation={"min_rows": 2, "validation_share": 0.0},
+    )
+    for key, seeds in SEEDS.items():
+        project.change_slice(key, lambda value, seeds=seeds: value.update(seeds=[seeds[0], seeds[4]]))
+    texts = {"refund": TEXTS["refund"], labels[1]: [f"{t} {PLANTED}" for t in TEXTS["login"]]}
+    for file, words, count in (("examples", "example:", 3), ("dev", "tried:", 1), ("golden", "held out:", 1)):
+        rows = [
+            {"id": f"{file}-{n}-{i}", "text": f"{words} {text}", "label": label}
+            for n, (label, some) in enumerate(texts.items())
+            for i, text in enumerate(some[:count])
+        ]
+        (project.folder / f"{file}.jsonl").write_text(jsonl(rows))
+    one = Embedded(project, models_folder)
+    return one, one.run()
+
+
+def test_the_run_is_complete_and_never_left_this_machine(ran: tuple[Embedded, Ended]) -> None:
+    one, ended = ran
+    assert ended.code == 0, ended.err
+    assert ended.partitions["eval_report"] == ["smollm2"]
+    assert ended.json["teacher_calls"] == one.project.stored_answers() > 0
+    assert one.connected == {"127.0.0.1"}
+    report = (one.project.home / "reports" / TASK / "smollm2" / "metrics.json").read_text()
+    assert "share their base" in report, "a reader is told that nothing larger was distilled"
+
+
+def test_the_server_is_gone_afterwards(ran: tuple[Embedded, Ended]) -> None:
+    one, _ = ran
+    assert len(one.bases) == 1, "one server for all the runs of one command"
+    found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/v1", one.bases[0])
+    assert found is not None
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", int(found[1])), timeout=5):
+        pass
+    assert embedded.SERVERS._servers == {}
+
+
+def test_no_file_and_no_output_holds_the_key(ran: tuple[Embedded, Ended]) -> None:
+    """Invariant 6: not the store, not the events and logs of Dagster, not the records, not the report."""
+    one, ended = ran
+    files = [path for path in one.project.home.rglob("*") if path.is_file() and "models" not in path.parts]
+    assert len(files) > 20
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+    assert KEY not in ended.out + ended.err
+
+
+def test_html_in_tickets_and_labels_is_escaped_in_the_report(ran: tuple[Embedded, Ended]) -> None:
+    """Invariant 9."""
+    one, _ = ran
+    html = (one.project.home / "reports" / TASK / "smollm2" / "report.html").read_text()
+    assert "&lt;script&gt;alert" in html, "the planted text is shown"
+    assert "<script" not in html.lower()
+    assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", html), "nothing is fetched by whoever opens it"

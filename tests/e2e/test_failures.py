@@ -1,0 +1,286 @@
+"""When something goes wrong: bad input, a teacher that fails, a killed process, a check that holds training back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+
+from distill_dagster import runs
+from tests.e2e.conftest import Complete
+from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Project, file_hashes
+from tests.support.provider import FakeProvider, Fault, Seen
+from tests.support.task import jsonl
+
+MARKED = "the MARKER refund that fails"
+
+
+def refuse_marked(seen: Seen, _: int) -> Fault | None:
+    return Fault(400, '{"error": {"message": "not this one", "type": "test"}}') if "MARKER" in seen.text else None
+
+
+def prepend(file: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_text(text + (folder / file).read_text())
+
+
+def write(file: str, text: str | bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def change(file: str, old: str, new: str) -> Callable[[Path], object]:
+    def changed(folder: Path) -> None:
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new, 1))
+
+    return changed
+
+
+def link(folder: Path) -> None:
+    (folder / "dev.jsonl").rename(folder.parent / "elsewhere.jsonl")
+    (folder / "dev.jsonl").symlink_to(folder.parent / "elsewhere.jsonl")
+
+
+ROW = {"id": "bad", "text": "a text", "label": "refund"}
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "malformed YAML": (prepend("task.yaml", "labels: [\n"), r"task\.yaml:\d+: .*YAML"),
+    "misspelt setting": (change("task.yaml", "concurrency:", "concurency:"), r"task\.yaml:\d+ \[teacher.concurency\]"),
+    "value out of range": (change("task.yaml", "draws: 2", "draws: 0"), r"task\.yaml:\d+ \[teacher.few_shot.draws\]"),
+    "key twice": (prepend("task.yaml", "kind: classification\n"), r"task\.yaml:\d+: the key 'kind' stands twice"),
+    "slice without seeds": (write("slices/web.yaml", "description: x\nseeds: []\n"), r"web\.yaml:2 \[seeds\]"),
+    "slice of plain text": (write("slices/web.yaml", "just text\n"), r"web\.yaml:1: "),
+    "slice name": (
+        write("slices/Not A Slice.yaml", "description: x\nseeds: [a]\n"),
+        r"Not A Slice\.yaml: the slice name",
+    ),
+    "unknown target": (
+        change("slices/web.yaml", "- a login by mail, please", "- {text: a, target_label: nosuch}"),
+        r"web\.yaml:\d+ \[seeds\.\d\.target_label\]: 'nosuch' is not a label",
+    ),
+    "malformed JSON": (prepend("golden.jsonl", '{"id": \n'), r"golden\.jsonl:1: malformed JSON"),
+    "unknown label": (
+        prepend("golden.jsonl", jsonl([ROW | {"label": "nosuch"}])),
+        r"golden\.jsonl:1 \[label\]: 'nosuch'",
+    ),
+    "empty text": (prepend("dev.jsonl", jsonl([ROW | {"text": " "}])), r"dev\.jsonl:1 \[text\]"),
+    "no label": (prepend("dev.jsonl", jsonl([{"id": "bad", "text": "a"}])), r"dev\.jsonl:1 \[label\]"),
+    "id twice": (prepend("dev.jsonl", jsonl([ROW, ROW | {"text": "b"}])), r"dev\.jsonl:2 \[id\]: the id 'bad'"),
+    "not UTF-8": (write("examples.jsonl", b'{"id": "\xff"}\n'), r"examples\.jsonl:1: invalid UTF-8"),
+    "missing file": (lambda folder: (folder / "golden.jsonl").unlink(), r"golden\.jsonl: the file is missing"),
+    "empty file": (write("golden.jsonl", ""), r"golden\.jsonl: the file is empty"),
+    "symbolic link": (link, r"dev\.jsonl: symbolic links are not followed"),
+    "too few examples": (
+        write("examples.jsonl", jsonl([ROW, ROW | {"id": "x", "text": "late", "label": "delivery"}])),
+        r"examples\.jsonl \[label\]: label 'login' has 0 few-shot examples",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_message_and_touches_nothing(project: Project, provider: FakeProvider, kind: str) -> None:
+    spoil, message = BAD[kind]
+    before = file_hashes(project.home)
+    spoil(project.folder)
+    ended = project.run()
+    assert ended.code == 2
+    lines = ended.err.strip().splitlines()
+    assert len(lines) == 1, ended.err
+    assert str(project.folder) in lines[0]
+    assert re.search(message, lines[0]), lines[0]
+    assert "Traceback" not in ended.err + ended.out
+    assert file_hashes(project.home) == before
+    assert provider.requests == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "nosuch"),
+        ("run", "../shop_mail"),
+        ("run", TASK, "--slice", "nosuch"),
+        ("run", TASK, "--student", "nosuch"),
+    ],
+)
+def test_a_name_that_does_not_exist_is_said_with_those_that_do(project: Project, arguments: tuple[str, ...]) -> None:
+    before = file_hashes(project.home)
+    ended = project.distill("run", *arguments)
+    assert ended.code == 2
+    assert "Known" in ended.err
+    assert file_hashes(project.home) == before
+
+
+def test_a_failing_slice_holds_the_dataset_back_and_only_its_missing_rows_are_asked_again(
+    fresh: Project, provider: FakeProvider
+) -> None:
+    fresh.change_slice("shop", lambda value: value["seeds"].append(MARKED))
+    provider.fail = refuse_marked
+    ended = fresh.run()
+    assert ended.code == 1
+    assert set(ended.json["failed"]) == {"teacher_completions[shop]"}
+    message = ended.json["failed"]["teacher_completions[shop]"]
+    assert "86% of 7 prompts" in message
+    assert "not this one" in message
+    assert message in " ".join(ended.err.split())
+    assert ended.partitions["scored_completions"] == ["web"], "one slice does not hold up another"
+    assert ended.json["blocked"] == {
+        "scored_completions[shop]": "teacher_completions[shop] failed",
+        "filtered_dataset": "scored_completions[shop] is held back",
+        "student_adapter[one]": "filtered_dataset is held back",
+        "predictions[one]": "student_adapter[one] is held back",
+        "eval_report[one]": "predictions[one] is held back",
+    }
+    assert "held back filtered_dataset" in ended.err
+    assert fresh.lake.record(TASK, "filtered_dataset") is None
+    asked = len(provider.requests)
+    assert asked == HELD_OUT_REQUESTS + SEED_REQUESTS + 2
+
+    still = fresh.run()
+    assert still.code == 1, "nothing was mended"
+    assert set(provider.texts[asked:]) == {MARKED}
+    asked = len(provider.requests)
+
+    provider.fail = None
+    mended = fresh.run()
+    assert mended.code == 0, mended.err
+    assert provider.texts[asked:] == [MARKED] * 2
+    assert mended.partitions["teacher_completions"] == ["shop"]
+    assert mended.partitions["eval_report"] == ["one"]
+
+
+def test_missing_rows_below_the_limit_go_on_and_are_asked_again(project: Project, provider: FakeProvider) -> None:
+    project.change_task(teacher={"min_success": 0.5}, curation={"min_rows": 1000})
+    project.change_slice("shop", lambda value: value["seeds"].append(MARKED))
+    provider.fail = refuse_marked
+    project.run()
+    assert project.record("teacher_completions", "shop").missing_rows == 1
+    status = {one["name"]: one for one in project.distill("status", TASK, "--json").json["artifacts"]}
+    assert status["teacher_completions[shop]"]["why"] == ["1 rows have no answer yet"]
+    provider.fail = None
+    asked = len(provider.requests)
+    ended = project.run()
+    assert provider.texts[asked:] == [MARKED] * 2
+    assert ended.partitions == {
+        "teacher_completions": ["shop"],
+        "scored_completions": ["shop"],
+        "filtered_dataset": [None],
+    }
+    assert project.record("teacher_completions", "shop").missing_rows == 0
+
+
+def test_a_key_that_is_refused_stops_at_once(fresh: Project, provider: FakeProvider) -> None:
+    provider.fail = lambda seen, before: Fault(401, '{"error": {"message": "wrong key", "type": "auth"}}')
+    fresh.change_task(teacher={"concurrency": 1, "max_retries": 4})
+    ended = fresh.run()
+    assert ended.code == 1
+    assert "golden_completions" in ended.json["failed"]
+    assert "teacher_completions[shop]" in ended.json["failed"]
+    assert len(provider.requests) == 3, "one each for golden and the two slices"
+
+
+def test_a_missing_key_is_named(fresh: Project, provider: FakeProvider) -> None:
+    fresh.change_task(teacher={"api_key_env": "DISTILL_TEST_NO_SUCH_KEY"})
+    ended = fresh.run()
+    assert ended.code == 1
+    assert "DISTILL_TEST_NO_SUCH_KEY" in ended.json["failed"]["golden_completions"]
+    assert provider.requests == []
+
+
+def test_a_blocking_check_holds_training_back(fresh: Project, provider: FakeProvider) -> None:
+    fresh.change_task(curation={"min_rows": 1000})
+    ended = fresh.run()
+    assert ended.code == 1
+    assert list(ended.json["failed"]) == ["filtered_dataset"]
+    assert "enough_rows" in ended.json["failed"]["filtered_dataset"]
+    assert ended.json["blocked"]["student_adapter[one]"] == "filtered_dataset did not pass enough_rows"
+    assert "held back" in ended.err
+    assert ended.partitions["filtered_dataset"] == [None]
+    assert not {"student_adapter", "predictions", "eval_report"} & set(ended.partitions)
+    assert "did not pass enough_rows" in " ".join(fresh.distill("status").out.split())
+
+    again = fresh.run()
+    assert again.code == 1
+    assert again.json["failed"] == ended.json["failed"]
+    assert again.json["blocked"] == ended.json["blocked"]
+    assert again.json["runs"] == []
+
+    asked = len(provider.requests)
+    fresh.change_task(curation={"min_rows": 4})
+    mended = fresh.run()
+    assert mended.code == 0, mended.err
+    assert set(mended.partitions) == {"filtered_dataset", "student_adapter", "predictions", "eval_report"}
+    assert len(provider.requests) == asked
+
+
+def test_a_dataset_that_no_longer_passes_is_said_although_nothing_else_is_stale(project: Project) -> None:
+    report = file_hashes(project.home / "reports")
+    project.change_task(curation={"min_rows": 1000})
+    for _ in range(2):
+        ended = project.run()
+        assert ended.code == 1
+        assert "enough_rows" in " ".join(ended.err.split())
+        assert "nothing to do" not in ended.out
+    assert file_hashes(project.home / "reports") == report
+
+
+def test_only_a_process_that_could_have_started_a_run_counts_as_alive() -> None:
+    process = psutil.Process()
+    assert runs._alive(process.pid, time.time())
+    assert not runs._alive(process.pid, process.create_time() - 1), "the number was given to another process since"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert not runs._alive(ended.pid, time.time()), "a process that ended and was not waited for"
+    ended.wait()
+    assert not runs._alive(ended.pid, time.time())
+
+
+@pytest.mark.timeout(180)
+def test_a_killed_run_is_taken_up_where_it_stopped(complete: Complete, fresh: Project, provider: FakeProvider) -> None:
+    """Invariant 3: what was received before `kill -9` is not asked again, and the tables come out the same."""
+    provider.pause_s = 0.4
+    process = fresh.start("run", TASK)
+    try:
+        deadline = time.monotonic() + 120
+        while len(provider.requests) < HELD_OUT_REQUESTS + 6:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    with fresh.instance() as instance:
+        left = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        assert len(left) == 1, "the run did not see its end coming"
+        assert instance.event_log_storage.get_concurrency_info("teacher").active_run_ids == {left[0].run_id}
+    time.sleep(0.5)  # what was in flight reaches the server, which counts it
+    provider.pause_s = 0.0
+    stored, asked = fresh.stored_answers(), len(provider.requests)
+    assert HELD_OUT_REQUESTS <= stored < asked
+
+    started = time.monotonic()
+    ended = fresh.run()
+    assert ended.code == 0, ended.err
+    assert time.monotonic() - started < 100
+    assert ended.json["teacher_calls"] == len(provider.requests) - asked == HELD_OUT_REQUESTS + SEED_REQUESTS - stored
+    times = Counter(json.dumps(seen.body) for seen in provider.requests)
+    assert max(times.values()) == 2, "only what was in flight is asked twice"
+    assert sum(n == 2 for n in times.values()) == asked - stored
+    with fresh.instance() as instance:
+        buried = instance.get_run_by_id(left[0].run_id)
+        assert buried is not None
+        assert buried.status == dg.DagsterRunStatus.FAILURE
+    for asset in (*sorted(GROUP), "filtered_dataset"):
+        for partition in ("shop", "web") if asset in GROUP else (None,):
+            same = complete.project.record(asset, partition).data_version
+            assert fresh.record(asset, partition).data_version == same, asset

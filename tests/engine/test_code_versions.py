@@ -1,0 +1,159 @@
+"""`code_version` is kept by hand: a stage whose result on a fixed input changed must have a new one.
+
+The hashes below are of fixed fixtures. When one changes on purpose, raise the stage's code_version in graph.py and
+write down the new pair; the old pairs may go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import pytest
+
+from distill_dagster.curation.candidates import candidates, prior_of
+from distill_dagster.curation.dataset import DROP_REASONS, Curated, curate
+from distill_dagster.curation.human import human_candidates
+from distill_dagster.graph import STAGES
+from distill_dagster.hashing import content_hash
+from distill_dagster.prompts.context import draws, pool, prompt_context
+from distill_dagster.prompts.seeds import held_out_keys, labelled_prompts, seed_prompts
+from distill_dagster.prompts.templates import Templates
+from distill_dagster.spec import CurationSpec, FewShot, Task
+from distill_dagster.tables import COMPLETIONS, data_version, frame_of
+from distill_dagster.taskfiles import Row, Slice
+from distill_dagster.teacher.client import Endpoint, Request
+from distill_dagster.teacher.softlabels import divide_shared, label_mass, normalize, parse_label
+from tests.support.task import TASK, TEXTS
+
+LABELS = list(TEXTS)
+GOLDEN = [Row(id="g1", text="Refund ME\u00a0please", label="refund"), Row(id="g2", text="held out", label="login")]
+EXAMPLES = [
+    Row(id=f"{label}{n}", text=f" {text}", label=label)
+    for label, texts in TEXTS.items()
+    for n, text in enumerate(texts)
+]
+EXAMPLES += [Row(id="x1", text="refund me PLEASE", label="refund"), Row(id="x2", text="login  FAILS", label="login")]
+SEEDS = [
+    {"text": f" {text}!", "target_label": label, "axes": {"tone": "calm"}} for label, t in TEXTS.items() for text in t
+]
+SLICE = Slice.model_validate(
+    {
+        "description": "d",
+        "seeds": [*SEEDS, "plain  text", "Plain text", "PLAIN text", "plain TEXT", *"xyzw", "refund me please"],
+    }
+)
+
+
+def _context() -> pl.DataFrame:
+    return prompt_context(EXAMPLES, held_out_keys(GOLDEN, []))
+
+
+def _draws() -> list[Any]:
+    return [
+        [(e.id, e.text, e.label) for e in draw]
+        for draw in draws(pool(_context()), LABELS, FewShot(per_label=2, draws=3))
+    ]
+
+
+def _completions() -> pl.DataFrame:
+    """Two samples of each prompt, with every kind of outcome among them."""
+    rows = []
+    for n, prompt in enumerate(seed_prompts("shop", SLICE)["prompt_id"]):
+        for sample in range(2):
+            row: dict[str, Any] = dict.fromkeys(COMPLETIONS)
+            status = "failed" if n % 7 == 0 else "truncated" if (n + sample) % 9 == 0 else "ok"
+            row |= {"completion_id": f"c{n}{sample}", "prompt_id": prompt, "slice": "shop", "teacher": "t"}
+            row |= {"sample_index": sample, "status": status}
+            if status == "ok" and n % 5:
+                shares = {label: (1 + (n * 3 + k * 5 + sample) % 7) for k, label in enumerate(LABELS)}
+                total = sum(shares.values())
+                row["soft_labels"] = [{"label": k, "prob": round(v / total, 6)} for k, v in shares.items()]
+                row["answer"] = f'"{max(shares, key=lambda k: shares[k])}"'
+            elif status == "ok":
+                row["answer"] = f'"{LABELS[(n + sample) % 3]}"'
+            rows.append(row)
+    return frame_of(rows, COMPLETIONS, ("prompt_id", "sample_index"))
+
+
+def _scored() -> pl.DataFrame:
+    completions = _completions()
+    return candidates(seed_prompts("shop", SLICE), completions, prior_of(completions, LABELS), LABELS)
+
+
+def _cut() -> Curated:
+    """Two slices with the same prompts, so that every kept row has a duplicate, and two human answers."""
+    filters = {"min_agreement": 0.6, "min_confidence": 0.5, "min_words": 2}
+    spec = CurationSpec.model_validate({"filters": filters, "validation_share": 0.6})
+    people = human_candidates([Row(id="1", text="plain text", label="login"), *GOLDEN])
+    both = [_scored(), _scored().with_columns(pl.lit("web").alias("slice")), people]
+    return curate(pl.concat(both), held_out_keys(GOLDEN, []), LABELS, spec)
+
+
+def _dataset() -> str:
+    cut = _cut()
+    return data_version(cut.dataset, cut.rejected)
+
+
+def _rendered() -> list[str]:
+    templates, task = Templates({}), Task.model_validate(TASK)
+    examples = draws(pool(_context()), LABELS, FewShot(per_label=1, draws=1))[0]
+    values = {"text": "a\n text", "examples": examples, "labels": task.labels, "instructions": "Sort.", "item": "Mail"}
+    return [templates.render(f"classification_{kind}", **values) for kind in ("text", "system", "user")]
+
+
+def _read_answers() -> list[Any]:
+    """What is read from given tokens and texts."""
+    labels = ["card arrival", "card linking", "login"]
+    tokens = [[(" card", -0.1), (" login", -2.5)], [(" arrival", -0.2), (" linking", -1.8)]]
+    read = [normalize(divide_shared(label_mass(tokens[:n], labels), labels)) for n in (1, 2)]
+    rounded = [{k: round(v, 9) for k, v in shares.items()} for shares in read if shares]
+    said = [parse_label(text, labels) for text in ("Card arrival.", "it is login", "card", "login or card linking")]
+    return [rounded, said]
+
+
+def _asking() -> str:
+    request = Request("id", 1, {"temperature": 0.0}, prompt="p")
+    rows = [Row(id="1", text=" x", label="refund", slice="shop"), Row(id="2", text="y", label="login")]
+    golden = data_version(labelled_prompts(rows, "golden"))
+    identity = Endpoint("m", "i").identity
+    return content_hash([_draws(), _rendered(), _read_answers(), request.key, golden, identity])
+
+
+FIXTURES: dict[str, Callable[[], str]] = {
+    "prompt_context": lambda: data_version(_context()),
+    "seed_prompts": lambda: data_version(seed_prompts("shop", SLICE)),
+    "teacher_prior": lambda: content_hash([_asking(), data_version(prior_of(_completions(), LABELS))]),
+    "golden_completions": _asking,
+    "teacher_completions": _asking,
+    "scored_completions": lambda: data_version(_scored()),
+    "filtered_dataset": _dataset,
+}
+COMMITTED: dict[str, dict[str, str]] = {
+    "prompt_context": {"1": "c2c30d07937a2b0386946c21431f3c8003f2aec0ed8a15c6138bd0910491bcde"},
+    "seed_prompts": {"1": "1f5b5211ac1f33a38a2e6c2e873c9bc46e5c750dd404a3ff364a30ca26200a7d"},
+    "teacher_prior": {"1": "23e63cb38a01f5dc270d0b8e5b0efbda8cd19a6162dbf6a5a2fe84e2e9612fdc"},
+    "golden_completions": {"1": "4a9a081e4ef031fde2432806c788910a21f12ade1b2b0c40f5366ae1689bc5a6"},
+    "teacher_completions": {"1": "4a9a081e4ef031fde2432806c788910a21f12ade1b2b0c40f5366ae1689bc5a6"},
+    "scored_completions": {"1": "ec1bc26b55143ce74fb193af47b1844bf20a352981638da77487a28b11276056"},
+    "filtered_dataset": {"1": "a0b4f8f5cc9c0157e3c4896e7ef4c1fa741daf2361ebd182829355cbeba842fa"},
+}
+
+
+@pytest.mark.parametrize("stage", FIXTURES)
+def test_a_changed_result_has_a_new_code_version(stage: str) -> None:
+    version, found = STAGES[stage].code_version, FIXTURES[stage]()
+    assert version in COMMITTED[stage], f"write down the hash of {stage} {version}: {found}"
+    assert found == COMMITTED[stage][version], (
+        f"the result changed: raise code_version of {stage} in graph.py ({found})"
+    )
+
+
+def test_the_fixtures_are_not_trivial() -> None:
+    assert _context()["removed"].drop_nulls().to_list().count("contaminated") == 1
+    assert _scored()["answer"].n_unique() == 4  # three labels and none
+    cut = _cut()
+    assert set(cut.rejected["drop_reason"]) == set(DROP_REASONS) - {"too_long", "invalid_label"}
+    assert set(cut.dataset["split"]) == {"train", "validation"}
+    assert cut.dataset["teacher"].null_count() == 1

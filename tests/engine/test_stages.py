@@ -1,0 +1,230 @@
+"""The stages from files to dataset, run one after another as the assets run them, against the fake provider."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from distill_dagster import plots
+from distill_dagster.checks import Check
+from distill_dagster.errors import DistillError
+from distill_dagster.lake import node
+from distill_dagster.stages import curation, teacher
+from distill_dagster.stages.common import Env, Made
+from distill_dagster.state import State
+from distill_dagster.tables import COMPLETIONS, CONTEXT, DATASET, PRIOR, data_version, user_text
+from distill_dagster.taskfiles import normalize
+from tests.support.provider import FakeProvider, Fault
+from tests.support.task import LABELS, again, env_of, small_task
+
+STAGES: dict[str, Callable[[Env, str | None], Made]] = {
+    "prompt_context": teacher.make_prompt_context,
+    "seed_prompts": teacher.make_seed_prompts,
+    "teacher_prior": teacher.make_teacher_prior,
+    "golden_completions": teacher.make_golden_completions,
+    "teacher_completions": teacher.make_teacher_completions,
+    "scored_completions": teacher.make_scored_completions,
+    "filtered_dataset": curation.make_filtered_dataset,
+}
+
+
+@dataclass
+class Run:
+    """A task brought up to date again and again; every pass reads its files afresh."""
+
+    env: Env
+    provider: FakeProvider
+    tmp_path: Path
+
+    def state(self) -> State:
+        return State(again(self.env.folder), self.env.lake)
+
+    def make(self, asset: str, partition: str | None = None) -> Made:
+        fresh = Env(**(vars(self.env) | {"folder": again(self.env.folder)}))
+        return STAGES[asset](fresh, partition)
+
+    def stale(self) -> dict[str, tuple[str, ...]]:
+        return {s.name: s.why for s in self.state().all(students=[]) if s.state != "fresh" and s.asset in STAGES}
+
+    def update(self) -> list[str]:
+        """Make what is not fresh, in order; the names of what was made."""
+        now = self.state()
+        every = [(asset, partition) for asset in STAGES for partition in now.partitions(now.stages[asset])]
+        made = [self.make(*one).record for one in every if self.state().status(*one).state != "fresh"]
+        return [node(record.asset, record.partition) for record in made]
+
+    def dataset(self) -> pl.DataFrame:
+        return self.env.lake.read(self.env.task_name, "filtered_dataset", None, DATASET)[0]
+
+
+@pytest.fixture(autouse=True)
+def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Great Expectations and pictures take most of the time; one test has them, the others do without."""
+    if getattr(request, "param", True):
+        for module in (teacher, curation):
+            monkeypatch.setattr(module, "valid_table", lambda *_: Check("valid_table", True))
+        monkeypatch.setattr(plots, "bar_counts", lambda *_: b"")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with FakeProvider(LABELS) as provider:
+        settings = {"api_base": provider.url, "calibration": "examples", "calibration_items": 1}
+        curation_ = {"min_rows": 3, "validation_share": 0, "mix_examples": False}
+        folder = small_task(tmp_path, teacher=settings, curation=curation_)
+        env = env_of(folder, tmp_path / "home")
+        yield Run(env, provider, tmp_path)
+        env.store.close()
+
+
+@pytest.mark.parametrize("plain", [False], indirect=True, ids=["all checks"])
+def test_from_files_to_dataset_and_what_is_asked_after_a_change(run: Run) -> None:
+    assert len(run.update()) == 10
+    assert run.stale() == {}
+    dataset = run.dataset()
+    assert dataset.height == 6
+    for row in dataset.iter_rows(named=True):
+        assert json.loads(row["answer"]) in user_text(row["messages"])
+    # 6 seeds, 12 golden and dev rows, 3 examples left out of each draw; two draws.
+    assert len(run.provider.requests) == 2 * (6 + 12 + 3)
+
+    # A seed more: its prompt alone is asked for, and only what follows from it is made again.
+    shop = run.env.folder.path / "slices" / "shop.yaml"
+    shop.write_text(shop.read_text() + "- a second refund\n")
+    asked = len(run.provider.requests)
+    assert run.update() == [
+        "seed_prompts[shop]", "teacher_completions[shop]", "scored_completions[shop]", "filtered_dataset"
+    ]  # fmt: skip
+    assert {seen.text for seen in run.provider.requests[asked:]} == {"a second refund"}
+    assert run.dataset().height == 7
+
+    # White space and comments: nothing.
+    shop.write_text(f"# seeds\n{shop.read_text()}\n")
+    assert run.update() == []
+
+    # A removed slice leaves the dataset, and no request is made.
+    (run.env.folder.path / "slices" / "web.yaml").unlink()
+    assert run.update() == ["filtered_dataset"]
+    assert set(run.dataset()["slice"]) == {"shop"}
+    assert len(run.provider.requests) == asked + 2
+
+
+def test_the_same_files_and_answers_give_the_same_tables(run: Run, tmp_path: Path) -> None:
+    run.update()
+    requests = len(run.provider.requests)
+    lake, other = run.env.lake, env_of(run.env.folder, tmp_path / "other")
+    second = Run(Env(**(vars(other) | {"store": run.env.store})), run.provider, tmp_path)
+    second.update()
+    assert len(run.provider.requests) == requests
+    for status in run.state().all(students=[]):
+        if status.asset in STAGES:
+            record = second.env.lake.record(run.env.task_name, status.asset, status.partition)
+            assert record is not None
+            assert status.record is not None
+            assert record.data_version == status.record.data_version, status.name
+            assert record.inputs == status.record.inputs
+    mine = curation.read_rejected(run.env)
+    assert data_version(mine) == data_version(curation.read_rejected(second.env))
+    assert lake.root != second.env.lake.root
+    other.store.close()
+
+
+def test_no_golden_or_dev_text_is_shown_or_learned_from(run: Run) -> None:
+    folder = run.env.folder
+    with (folder.path / "examples.jsonl").open("a") as handle:
+        handle.write('{"id": "leak", "text": "HELD OUT:  please refund me", "label": "refund"}\n')
+    shop = folder.path / "slices" / "shop.yaml"
+    shop.write_text(shop.read_text() + "- 'Tried: login\u00a0fails'\n")
+    run.update()
+    fresh = again(folder)
+    held_out = {normalize(row.text) for row in [*fresh.golden, *fresh.dev]}
+    context = run.env.lake.read(folder.name, "prompt_context", None, CONTEXT)[0]
+    assert dict(context.select("id", "removed").iter_rows())["leak"] == "contaminated"
+    for seen in run.provider.requests:
+        shown = [normalize(line.rpartition(" => ")[0]) for line in seen.body["prompt"].splitlines()[:-1]]
+        assert shown
+        assert not set(shown) & held_out
+    assert not {normalize(user_text(r["messages"])) for r in run.dataset().to_dicts()} & held_out
+    rejected = curation.read_rejected(run.env)
+    assert rejected["drop_reason"].to_list() == ["contaminated"]
+
+
+def test_what_people_answered_is_learned_from(run: Run) -> None:
+    task = run.env.folder.path / "task.yaml"
+    task.write_text(task.read_text().replace("mix_examples: false", "mix_examples: true"))
+    # The teacher would say refund, and in this slice nobody can be surer.
+    row = {"id": "h", "text": "I want a REFUND", "label": "login", "slice": "web"}
+    (run.env.folder.path / "human.jsonl").write_text(json.dumps(row) + "\n")
+    run.update()
+    rows = run.dataset().to_dicts()
+    assert len(rows) == 6 + 9
+    assert {user_text(r["messages"]): r["answer"] for r in rows if r["teacher"] is None}["I want a REFUND"] == '"login"'
+    [rejected] = curation.read_rejected(run.env).to_dicts()
+    assert (rejected["drop_reason"], rejected["slice"]) == ("duplicate", "shop")
+
+
+def test_failures_are_counted_and_healed(run: Run) -> None:
+    task = run.env.folder.path / "task.yaml"
+    task.write_text(task.read_text().replace("max_retries: 1", "max_retries: 0\n  min_success: 0.5"))
+    run.provider.fail = lambda seen, _: Fault(500) if seen.text == "login asks twice" else None
+    run.update()
+    record = run.env.lake.record(run.env.task_name, "teacher_completions", "shop")
+    assert record is not None
+    assert record.missing_rows == 1
+    assert run.stale() == {"teacher_completions[shop]": ("1 rows have no answer yet",)}
+    assert curation.read_rejected(run.env)["drop_reason"].to_list() == ["no_answer"]
+    assert run.update() == ["teacher_completions[shop]"]  # still failing: nothing after it changes
+    run.provider.fail = None
+    asked = len(run.provider.requests)
+    assert run.update() == ["teacher_completions[shop]", "scored_completions[shop]", "filtered_dataset"]
+    assert len(run.provider.requests) == asked + 2
+    assert run.dataset().height == 6
+
+
+def test_a_dataset_that_is_too_small_is_kept_back(run: Run) -> None:
+    task = run.env.folder.path / "task.yaml"
+    task.write_text(task.read_text().replace("min_rows: 3", "min_rows: 30"))
+    run.update()
+    record = run.env.lake.record(run.env.task_name, "filtered_dataset")
+    assert record is not None
+    assert record.extra["blocked"] == ["enough_rows"]
+    reading = teacher.Reading(run.env, "student_adapter", "tiny")
+    with pytest.raises(DistillError, match=r"filtered_dataset did not pass its blocking check enough_rows"):
+        reading.table("filtered_dataset", DATASET)
+
+
+def test_a_stage_before_its_inputs_says_what_to_run(run: Run) -> None:
+    with pytest.raises(DistillError, match="prompt_context has not been materialized yet"):
+        run.make("golden_completions")
+    with pytest.raises(DistillError, match=r"scored_completions\[shop\], scored_completions\[web\] has not been"):
+        run.make("filtered_dataset")
+    assert run.provider.requests == []
+
+
+def test_calibration_asks_about_examples_that_are_not_in_the_prompt(run: Run) -> None:
+    for asset in ("prompt_context", "teacher_prior"):
+        run.make(asset)
+    prior = run.env.lake.read(run.env.task_name, "teacher_prior", None, PRIOR)[0]
+    assert prior.group_by("sample_index").agg(pl.col("prob").sum().round(6))["prob"].to_list() == [1.0, 1.0]
+    assert set(prior["items"]) == {3}
+    for seen in run.provider.requests:
+        assert seen.text not in "".join(seen.body["prompt"].splitlines()[:-1])
+
+
+def test_golden_is_asked_with_the_first_rows_alone(run: Run) -> None:
+    task = run.env.folder.path / "task.yaml"
+    task.write_text(task.read_text() + "evaluation:\n  latency_items: 2\n")
+    run.provider.pause_s = 0.02
+    run.make("prompt_context")
+    run.make("golden_completions")
+    table = run.env.lake.read(run.env.task_name, "golden_completions", None, COMPLETIONS)[0]
+    assert table.height == 24
+    assert set(table["slice"]) == {"golden", "dev"}
+    alone = table.filter(pl.col("in_flight") == 1)
+    assert alone.height >= 4
+    assert [seen.text.startswith("held out:") for seen in run.provider.requests[:4]] == [True] * 4

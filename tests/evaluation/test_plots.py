@@ -1,0 +1,52 @@
+"""Plots: PNG of modest size for any text, drawn without global state."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from distill_dagster import plots
+
+LABELS = [f"label number {i}" for i in range(24)]
+DRAWN = {
+    "bars": lambda: plots.bar_counts({name: i for i, name in enumerate(LABELS)}, "Rows"),
+    "no bars": lambda: plots.bar_counts({}, "Rows"),
+    "zero": lambda: plots.bar_counts({"a": 0}, "Rows"),
+    "shares": lambda: plots.bar_counts({"a": 0.25, "b": 0.75}, "Shares", "probability"),
+    "many bars": lambda: plots.bar_counts({f"{i}": i for i in range(500)}, "Rows"),
+    "lines": lambda: plots.lines({"a": [(i, i % 7) for i in range(2000)], "b": [(3, 1)]}, "Loss", "step", "loss"),
+    "confusion": lambda: plots.confusion(LABELS, [*LABELS, "(no label)"], [[3] * 25] * 24, "Confusion"),
+    "intervals": lambda: plots.intervals([("base", 0.5, 0.4, 0.6), ("one", 1.0, 1.0, 1.0)], "Accuracy", "accuracy"),
+    "formula": lambda: plots.bar_counts({r"$\frac{$": 1, "$a$ b$": 2, "line\nbreak": 3, "退款 🙂": 4}, r"$\bad{$"),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.filterwarnings("error")
+def test_png_of_modest_size(name: str) -> None:
+    png = DRAWN[name]()
+    assert png.startswith(b"\x89PNG\r\n")
+    assert len(png) < 60_000
+
+
+def test_the_same_data_gives_the_same_bytes_from_several_threads() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(lambda _: DRAWN["intervals"](), range(8)))
+    assert len(set(images)) == 1
+
+
+def test_no_global_state() -> None:
+    code = (
+        "import sys; from distill_dagster import plots; assert 'matplotlib' not in sys.modules; "
+        "plots.lines({'a': [(0, 1)]}, '', 'x', 'y'); assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_markdown_image_cannot_be_broken_out_of() -> None:
+    text = plots.markdown_image(b"abc", alt="a](http://x) <b>[")
+    assert text == f"![ahttpx b](data:image/png;base64,{base64.b64encode(b'abc').decode()})"

@@ -1,0 +1,248 @@
+"""The three files of a report: they agree with the predictions, leak no markup, and need no network."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import f1_score
+
+from distill_dagster.evaluation.metrics import evaluate
+from distill_dagster.evaluation.present import count, dollars, size
+from distill_dagster.evaluation.report import ReportInputs, summary_rows, write_report
+from distill_dagster.evaluation.verdict import decide
+from distill_dagster.tables import PREDICTIONS
+from tests.evaluation.build import LABELS, SPEC, row, table
+
+EVIL = "<script>alert(1)</script>"
+INPUTS = ReportInputs(
+    task="mail",
+    student="small",
+    dataset_version="d" * 64,
+    settings_hash="5" * 64,
+    created_at="2026-01-02T03:04:05+00:00",
+    texts={},
+    dataset={"kept": {"train": 90, "validation": 10}, "dropped": {"duplicate": 4}},
+    training={"training loss": [(1, 2.0), (2, 1.0)], "validation loss": [(2, 1.5)], "empty": []},
+    golden_looks=[{"at": "2026-01-02T03:04:05+00:00", "settings_hash": "5" * 64}],
+    latency_method="One by one.",
+    versions={"torch": "2"},
+    notice="Teacher and student share their base.",
+    extra={"run": "r1", "task": "never this"},
+)
+FACTS: dict[str, dict[str, Any]] = {
+    "teacher": {"model": "big", "cost_usd_per_1k": 1.25},
+    "distilled": {"model": "small", "parameters": 22_713_216, "bytes": 90_900_000, "peak_mb": 210.0},
+}
+
+
+def _predictions(labels: tuple[str, ...] = LABELS) -> pl.DataFrame:
+    rng = np.random.default_rng(4)
+    rows = []
+    chance = {"teacher": 0.9, "base": 0.4, "seed_only": 0.6, "distilled": 0.8, "centroid": 0.7}
+    for split, items in (("golden", 60), ("dev", 20)):
+        for i in range(items):
+            reference = labels[i % len(labels)]
+            for system, p in chance.items():
+                wrong = labels[(i + 1) % len(labels)] if rng.random() < 0.8 else None
+                answer = reference if rng.random() < p else wrong
+                seconds = float(rng.gamma(3, 0.01)) if split == "golden" and i < 15 else None
+                rows.append(row(system, f"{split}{i}", reference, answer, split, slice=f"s{i % 2}", latency_s=seconds))
+    return table(rows)
+
+
+def _write(folder: Path, predictions: pl.DataFrame, inputs: ReportInputs, labels: tuple[str, ...] = LABELS) -> str:
+    metrics = evaluate(predictions, FACTS, labels, SPEC)
+    write_report(folder, predictions, metrics, decide(metrics), inputs)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report")
+    _write(path, _predictions(), replace(INPUTS, texts={f"golden{i}": f"text number {i}" for i in range(60)}))
+    return path
+
+
+def test_names_that_scripts_rely_on(folder: Path) -> None:
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert (figures["task"], figures["student"], figures["dataset_version"]) == ("mail", "small", "d" * 64)
+    for system in ("teacher", "base", "seed_only", "distilled", "centroid"):
+        found = figures["systems"][system]
+        assert found["metric"] == "accuracy"
+        assert found["score"].keys() == {"value", "low", "high"}
+        assert found["latency_s"].keys() >= {"p50", "p95"}
+        assert found.keys() >= {"cost_usd_per_1k", "parameters", "bytes"}
+    assert figures["systems"]["teacher"]["cost_usd_per_1k"] == 1.25
+    assert figures["systems"]["base"]["cost_usd_per_1k"] is None
+    assert figures["retention"].keys() == {"value", "low", "high"}
+    assert figures["verdict"].keys() == {"worth_it", "text", "best_other"}
+    assert figures["golden_looks"] == list(INPUTS.golden_looks)
+    assert figures["dataset"]["dropped"] == {"duplicate": 4}
+    assert figures["settings_hash"] == "5" * 64
+    assert figures["run"] == "r1"
+
+
+def test_every_figure_can_be_recomputed_from_the_predictions(folder: Path) -> None:
+    figures = json.loads((folder / "metrics.json").read_text())
+    predictions = pl.read_parquet(folder / "predictions.parquet")
+    assert dict(predictions.schema) == dict(PREDICTIONS)
+    accuracy: dict[tuple[str, str], float] = {}
+    for (split, system), part in predictions.group_by("split", "system"):
+        found = figures["splits"][split]["systems"][system]
+        truth, answers = part["reference"].to_list(), part["answer"].fill_null("none").to_list()
+        value = sum(t == a for t, a in zip(truth, answers, strict=True)) / len(truth)
+        accuracy[str(split), str(system)] = value
+        assert found["n"] == len(truth)
+        assert found["accuracy"]["value"] == pytest.approx(value)
+        f1 = f1_score(truth, answers, labels=sorted(set(truth)), average="macro", zero_division=0)
+        assert found["macro_f1"]["value"] == pytest.approx(f1)
+        seconds = part["latency_s"].drop_nulls().to_numpy()
+        assert found["latency_s"]["items"] == len(seconds)
+        for name, q in (("p50", 50), ("p95", 95)):
+            expected = np.percentile(seconds, q) if len(seconds) else None
+            assert found["latency_s"][name] == (None if expected is None else pytest.approx(expected))
+        for slice_, own in found["per_slice"].items():
+            assert own["accuracy"] == pytest.approx(part.filter(pl.col("slice") == slice_)["correct"].mean())
+        assert sum(items for *_, items in found["confusion"]) == len(truth)
+        if split == "golden":
+            main = figures["systems"][system]
+            assert main["score"] == found["accuracy"]
+            assert main["macro_f1"] == found["macro_f1"]
+            assert main["latency_s"] == found["latency_s"]
+            assert figures["per_slice"][system] == found["per_slice"]
+    retention = accuracy["golden", "distilled"] / accuracy["golden", "teacher"]
+    assert figures["retention"]["value"] == pytest.approx(retention)
+    for name, comparison in figures["comparisons"].items():
+        first, second = name.split(" - ")
+        difference = accuracy["golden", first] - accuracy["golden", second]
+        assert comparison["difference"]["value"] == pytest.approx(difference)
+
+
+def test_intervals_and_verdict_can_be_recomputed_too(folder: Path) -> None:
+    figures = json.loads((folder / "metrics.json").read_text())
+    again = evaluate(pl.read_parquet(folder / "predictions.parquet"), FACTS, figures["labels"], SPEC)
+    assert figures["verdict"]["text"] == decide(again).text
+    for system, score in again.golden.systems.items():
+        assert figures["systems"][system]["score"] == score.accuracy.to_dict()
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.events: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data", "action", "xlink:href")]
+        self.events += [k for k, _ in attrs if k.startswith("on")]
+
+
+def test_page_needs_nothing_from_outside(folder: Path) -> None:
+    html = (folder / "report.html").read_text()
+    page = _Page()
+    page.feed(html)
+    assert page.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
+    assert page.links
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not page.events
+    assert not re.search(r"https?://|url\(|@import", html)
+    assert len(html) < 1_000_000
+
+
+def test_page_says_what_it_should(folder: Path) -> None:
+    html = (folder / "report.html").read_text()
+    figures = json.loads((folder / "metrics.json").read_text())
+    for text in ("mail", "small", "Teacher and student share their base.", "duplicate", "One by one.", "text number"):
+        assert text in html
+    for system in ("teacher", "base", "seed_only", "distilled", "centroid"):
+        assert f"{figures['systems'][system]['score']['value']:.3f}" in html
+    assert "unknown" in html
+    assert "$1.25" in html
+    assert "training: loss" in html  # both loss curves in one plot
+    assert "training: empty" not in html
+
+
+def test_texts_labels_and_answers_are_escaped(tmp_path: Path) -> None:
+    labels = ("refund", f"card {EVIL}", "other")
+    predictions = _predictions(labels)
+    # The distilled student answers the first item with markup that is not a label, and the teacher is right there.
+    first = pl.col("item_id") == "golden0"
+    predictions = predictions.with_columns(
+        answer=pl.when(first & (pl.col("system") == "distilled"))
+        .then(pl.lit(json.dumps(f"answer {EVIL}")))
+        .when(first & (pl.col("system") == "teacher"))
+        .then(pl.col("reference"))
+        .otherwise(pl.col("answer")),
+    ).with_columns(correct=(pl.col("answer") == pl.col("reference")).fill_null(False))
+    inputs = replace(
+        INPUTS,
+        task=f"mail{EVIL}",
+        texts={f"golden{i}": f'ticket {EVIL} "><img src=x onerror=alert(2)>' for i in range(60)},
+        notice=EVIL,
+        dataset={"dropped": {EVIL: 1}},
+        versions={EVIL: EVIL},
+        golden_looks=[{EVIL: EVIL}],
+        training={EVIL: [(1, 1.0), (2, 0.5)]},
+    )
+    html = _write(tmp_path, predictions, inputs, labels)
+    page = _Page()
+    page.feed(html)
+    assert "script" not in page.tags
+    assert "<script" not in html
+    assert not page.events
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    for kind in ("ticket", "card", "answer"):
+        assert f"{kind} &lt;script&gt;" in html
+
+
+def test_an_almost_empty_report_is_still_written(tmp_path: Path) -> None:
+    predictions = table([row("distilled", "a", "card", "card", slice=None)])
+    bare = ReportInputs("mail", "small", "d", "s", "now", {})
+    html = _write(tmp_path, predictions, bare)
+    assert "No verdict" in html
+    assert "No training log was kept." in html
+    assert "None was logged." in html
+    assert "Please note." not in html
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    assert figures["retention"] == {"value": None, "low": None, "high": None}
+
+
+def test_many_labels_are_cut_to_those_with_errors(tmp_path: Path) -> None:
+    labels = tuple(f"label {i:02d}" for i in range(40))
+    rows = [row("distilled", f"i{i:02d}", label, labels[39 - i] if i < 2 else label) for i, label in enumerate(labels)]
+    html = _write(tmp_path, table(rows), INPUTS, labels)
+    assert "labels with most errors are drawn" in re.sub(r"\s+", " ", html)
+
+
+def test_the_same_input_gives_the_same_files(tmp_path: Path) -> None:
+    predictions = _predictions()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        _write(tmp_path / name, predictions, INPUTS)
+    for file in ("report.html", "metrics.json", "predictions.parquet"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_summary_rows() -> None:
+    rows = {r["system"]: r for r in summary_rows(evaluate(_predictions(), FACTS, LABELS, SPEC))}
+    assert list(rows) == ["teacher", "base", "seed_only", "distilled", "centroid"]
+    assert re.fullmatch(r"0\.\d\d \[0\.\d\d, [01]\.\d\d\]", rows["distilled"]["accuracy"])
+    assert rows["distilled"]["size"] == "90.9 MB"
+    assert rows["distilled"]["cost per 1,000"] == "unknown"
+    assert rows["teacher"]["cost per 1,000"] == "$1.25"
+
+
+def test_units() -> None:
+    assert [count(v) for v in (None, 0, 9_999, 134_515_008, 7e9)] == ["unknown", "0", "9,999", "135 M", "7 B"]
+    assert [size(v) for v in (None, 12, 23_000, 98_000_000)] == ["unknown", "12 B", "23 kB", "98 MB"]
+    assert [dollars(v) for v in (None, 0.0, 0.00051, 12_000)] == ["unknown", "$0.00", "$0.00051", "$12,000"]

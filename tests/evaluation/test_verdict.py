@@ -1,0 +1,134 @@
+"""The verdict in words, case by case."""
+
+from __future__ import annotations
+
+import pytest
+
+from distill_dagster.evaluation.verdict import Verdict, decide
+from tests.evaluation.build import marks, measured
+
+
+def _decide(**right: int | str) -> Verdict:
+    """Number of right answers of 200 (the wrong ones last), or a pattern."""
+    return decide(measured({s: r if isinstance(r, str) else marks(r, 200 - r) for s, r in right.items()}))
+
+
+def test_worth_it() -> None:
+    right = {"teacher": 190, "base": 100, "seed_only": 150, "distilled": 180, "centroid": 140}
+    metrics = measured(
+        {s: marks(r, 200 - r) for s, r in right.items()},
+        {"teacher": 0.5, "distilled": 0.02, "base": 0.02, "seed_only": 0.02, "centroid": 0.01},
+    )
+    verdict = decide(metrics)
+    assert verdict.worth_it is True
+    assert verdict.best_other == "seed_only"
+    assert verdict.text.startswith("Yes")
+    assert "+15.0" in verdict.text
+    assert "keeps 95 %" in verdict.text
+    assert "25 times lower median latency (20 ms against 500 ms)" in verdict.text
+
+
+def test_a_slower_student_is_not_called_faster() -> None:
+    metrics = measured(
+        {"teacher": marks(190, 10), "base": marks(100, 100), "distilled": marks(180, 20)},
+        {"teacher": 0.01, "distilled": 0.02},
+    )
+    assert "2.0 times higher" in decide(metrics).text
+    assert "lower" not in decide(metrics).text
+
+
+def test_without_latency_nothing_is_said_about_speed() -> None:
+    assert "nothing is said about speed" in _decide(teacher=190, base=100, distilled=180).text
+
+
+@pytest.mark.parametrize(
+    ("winner", "words"),
+    [("base", "the untrained base"), ("centroid", "centroid"), ("seed_only", "human examples alone (seed_only)")],
+)
+def test_a_better_cheap_system_is_named(winner: str, words: str) -> None:
+    right: dict[str, int | str] = {"teacher": 195, "base": 100, "seed_only": 110, "centroid": 120, "distilled": 150}
+    verdict = _decide(**right | {winner: 190})
+    assert verdict.worth_it is False
+    assert verdict.best_other == winner
+    assert verdict.text.startswith("No:")
+    assert words in verdict.text
+    assert "is better than the distilled student; use it instead" in verdict.text
+
+
+def test_as_good_is_enough_for_the_cheap_system() -> None:
+    verdict = _decide(teacher=195, base=100, centroid=180, distilled=180)
+    assert verdict.worth_it is False
+    assert verdict.best_other == "centroid"
+    assert "at least as good" in verdict.text
+
+
+def test_between_equals_the_least_work_is_named() -> None:
+    verdict = _decide(teacher=195, seed_only=180, centroid=180, base=180, distilled=180)
+    assert verdict.best_other == "base"
+    assert _decide(teacher=195, seed_only=180, centroid=180, distilled=180).best_other == "centroid"
+
+
+def test_base_better_than_the_teacher() -> None:
+    verdict = _decide(teacher=130, base=190, seed_only=150, distilled=140)
+    assert verdict.worth_it is False
+    assert "This teacher is weaker than the untrained base" in verdict.text
+    assert "choose a stronger teacher" in verdict.text
+
+
+def test_base_equal_to_the_teacher_is_said_without_calling_it_weaker() -> None:
+    verdict = _decide(teacher=150, base=150, distilled=190)
+    assert verdict.worth_it is True
+    assert "scores no higher than the untrained base" in verdict.text
+    assert "weaker" not in verdict.text
+    assert "choose a stronger teacher" not in verdict.text
+
+
+def test_slices_that_teach_more_than_the_teacher() -> None:
+    verdict = _decide(teacher=160, base=100, distilled=150, slice_label=190)
+    assert verdict.worth_it is False
+    assert verdict.best_other == "slice_label"
+    assert "The teacher added nothing" in verdict.text
+
+
+def test_too_close_to_call() -> None:
+    close = {"teacher": "1" * 38 + "00", "distilled": "1" * 35 + "0" * 5, "base": "0" * 7 + "1" * 33}
+    verdict = decide(measured(close))
+    assert verdict.worth_it is None
+    assert verdict.text.startswith("Too close to call at 40 golden items")
+    assert verdict.best_other == "base"
+
+
+def test_a_clear_lead_over_the_best_only_is_too_close_when_another_is_not_clear() -> None:
+    # base is 14 items behind and never right alone; centroid is 15 behind, but often right where distilled is wrong.
+    distilled = marks(160, 40)
+    base = marks(146, 54)
+    centroid = "0" * 55 + "1" * 105 + "1" * 40
+    verdict = _decide(teacher=190, base=base, centroid=centroid, distilled=distilled)
+    assert verdict.worth_it is None
+    assert verdict.best_other == "base"
+    assert (
+        "and the class centroid of the examples' embeddings (centroid): distilled 0.800, centroid 0.725" in verdict.text
+    )
+
+
+def test_a_clearly_better_system_wins_over_a_larger_but_unclear_difference() -> None:
+    distilled = marks(100, 100)
+    clear = marks(110, 90)  # right wherever distilled is, and on ten more
+    unclear = "0" * 84 + "1" * 16 + "1" * 96 + "0" * 4  # twelve more, but on other items
+    verdict = _decide(teacher=190, centroid=clear, base=unclear, distilled=distilled)
+    assert verdict.worth_it is False
+    assert verdict.best_other == "centroid"
+
+
+@pytest.mark.parametrize("items", [1, 3, 4])
+def test_a_handful_of_items_decides_nothing(items: int) -> None:
+    for own, other in (("1", "0"), ("0", "1"), ("1", "1")):
+        verdict = decide(measured({"teacher": "1" * items, "distilled": own * items, "base": other * items}))
+        assert verdict.worth_it is None
+
+
+def test_nothing_to_compare_with() -> None:
+    verdict = _decide(teacher=190, distilled=180)
+    assert verdict == Verdict(None, verdict.text, "")
+    assert "no other system" in verdict.text
+    assert "keeps 95 %" in verdict.text

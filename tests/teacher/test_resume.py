@@ -1,0 +1,73 @@
+"""A process that dies in the middle of asking: what it had received is not asked again, and the tables are the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from distill_dagster.prompts.seeds import seed_prompts
+from distill_dagster.tables import VOLATILE, data_version
+from distill_dagster.taskfiles import Slice, TaskFolder
+from distill_dagster.teacher.ask import Asked, run_ask
+from distill_dagster.teacher.store import CompletionStore
+from tests.support.provider import FakeProvider
+from tests.support.task import LABELS, asker_of, small_task
+
+SEEDS = [f"{label} number {n}" for n in range(6) for label in LABELS]
+TOTAL = 2 * len(SEEDS)
+
+DIES = """
+import os, sys
+from pathlib import Path
+from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.teacher.store import CompletionStore
+from tests.teacher import test_resume
+
+left = 7
+put = CompletionStore.put
+
+def put_and_die(self, key, response):
+    global left
+    put(self, key, response)
+    left -= 1
+    if left == 0:
+        os._exit(9)
+
+CompletionStore.put = put_and_die
+test_resume.ask(TaskFolder(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def ask(folder: TaskFolder, store_folder: Path) -> Asked:
+    store = CompletionStore.in_folder(store_folder)
+    try:
+        prompts = seed_prompts("shop", Slice.model_validate({"description": "d", "seeds": SEEDS}))
+        return run_ask(asker_of(folder, store), prompts)
+    finally:
+        store.close()
+
+
+def test_a_killed_run_is_taken_up(tmp_path: Path) -> None:
+    stored, root = 7, Path(__file__).resolve().parents[2]
+    with FakeProvider(LABELS, pause_s=0.01) as provider:
+        folder = small_task(tmp_path, teacher={"api_base": provider.url})
+        command = [sys.executable, "-c", DIES, str(folder.path), str(tmp_path / "store")]
+        killed = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, timeout=120, check=False)
+        assert killed.returncode == 9
+        paid = len(provider.requests)
+        assert stored <= paid <= stored + folder.task.teacher.concurrency
+        store = CompletionStore.in_folder(tmp_path / "store")
+        assert store.count() == stored
+        store.close()
+
+        resumed = ask(folder, tmp_path / "store")
+        assert (resumed.calls, resumed.cached) == (TOTAL - stored, stored)
+        assert len(provider.requests) == paid + TOTAL - stored
+
+        undisturbed = ask(folder, tmp_path / "another store")
+        assert undisturbed.calls == TOTAL
+    volatile = [c for c in VOLATILE if c in resumed.completions.columns]
+    assert resumed.completions.drop(volatile).equals(undisturbed.completions.drop(volatile))
+    assert data_version(resumed.completions) == data_version(undisturbed.completions)
