@@ -16,8 +16,7 @@ from distill_dagster.tables import COMPLETIONS, PRIOR, SCORED
 POOL = "teacher"
 _ASKED = {"prompt_id": [("seed_prompts", "prompt_id")], "slice": [("seed_prompts", "slice")]}
 _SCORED = {
-    name: [("seed_prompts", name)]
-    for name in ("prompt_id", "slice", "origin", "messages", "target_label", "reference")
+    name: [("seed_prompts", name)] for name in ("prompt_id", "slice", "origin", "messages", "target_label", "reference")
 } | {
     "answer": [("teacher_completions", "soft_labels"), ("teacher_prior", "prob")],
     "soft_labels": [("teacher_completions", "soft_labels"), ("teacher_prior", "prob")],

@@ -51,7 +51,9 @@ def intents(categories: list[str], count: int) -> list[str]:
     return list(first.values())[:count]
 
 
-def build(folder: Path, data: Path, count: int, sizes: tuple[int, int, int, int], draws: int, task: str) -> dict[str, int]:
+def build(
+    folder: Path, data: Path, count: int, sizes: tuple[int, int, int, int], draws: int, task: str
+) -> dict[str, int]:
     """Write the task folder; the number of rows in each file."""
     train, test = read(data / "train.csv"), read(data / "test.csv")
     chosen = intents(json.loads((data / "categories.json").read_text()), count)
@@ -65,7 +67,11 @@ def build(folder: Path, data: Path, count: int, sizes: tuple[int, int, int, int]
         order.shuffle(texts)
         golden = sorted(set(test[category]))
         order.shuffle(golden)
-        parts = {"examples": texts[:n_examples], "dev": texts[n_examples : n_examples + n_dev], "golden": golden[:n_golden]}
+        parts = {
+            "examples": texts[:n_examples],
+            "dev": texts[n_examples : n_examples + n_dev],
+            "golden": golden[:n_golden],
+        }
         for file, part in parts.items():
             for text in part:
                 number = len(files[file]) + 1

@@ -38,7 +38,10 @@ VALID_TABLE = CheckSpec(
     "valid_table", "Great Expectations: ids unique, nothing null that must not be, values in range.", blocking=True
 )
 CHECKS: dict[str, tuple[CheckSpec, ...]] = {
-    "prompt_context": (VALID_TABLE, CheckSpec("no_row_removed", "No few-shot example repeats another or a golden row.")),
+    "prompt_context": (
+        VALID_TABLE,
+        CheckSpec("no_row_removed", "No few-shot example repeats another or a golden row."),
+    ),
     "seed_prompts": (VALID_TABLE,),
     "teacher_prior": (VALID_TABLE,),
     "golden_completions": (VALID_TABLE, CheckSpec("no_missing_rows", "Every prompt has an answer.")),
@@ -58,7 +61,9 @@ CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         VALID_TABLE,
         CheckSpec("complete", "Every system answered every golden and dev item once.", blocking=True),
     ),
-    "eval_report": (CheckSpec("metrics_table", "The metrics table has the declared columns and ranges (dagster-pandas)."),),
+    "eval_report": (
+        CheckSpec("metrics_table", "The metrics table has the declared columns and ranges (dagster-pandas)."),
+    ),
 }
 
 Expectation = tuple[str, dict[str, Any]]
@@ -82,7 +87,10 @@ def _one_of(column: str, values: list[str]) -> Expectation:
 _STATUS = ["ok", "failed", "refused", "truncated", "filtered"]
 EXPECTATIONS: dict[str, list[Expectation]] = {
     "prompt_context": [*_unique("id"), ("ExpectColumnValuesToNotBeNull", {"column": "label"})],
-    "seed_prompts": [*_unique("prompt_id"), ("ExpectColumnValueLengthsToBeBetween", {"column": "text", "min_value": 1})],
+    "seed_prompts": [
+        *_unique("prompt_id"),
+        ("ExpectColumnValueLengthsToBeBetween", {"column": "text", "min_value": 1}),
+    ],
     "teacher_prior": [*_unique("sample_index", "label"), _share("prob")],
     "golden_completions": [*_unique("prompt_id", "sample_index"), _one_of("status", _STATUS)],
     "teacher_completions": [
@@ -97,7 +105,11 @@ EXPECTATIONS: dict[str, list[Expectation]] = {
         _one_of("split", ["train", "validation"]),
         ("ExpectColumnValuesToBeBetween", {"column": "weight", "min_value": 0}),
     ],
-    "predictions": [*_unique("system", "split", "item_id"), _share("confidence"), _one_of("split", ["golden", "dev", "validation"])],
+    "predictions": [
+        *_unique("system", "split", "item_id"),
+        _share("confidence"),
+        _one_of("split", ["golden", "dev", "validation"]),
+    ],
 }
 
 
@@ -142,7 +154,12 @@ def no_missing_rows(missing: int, frame: pl.DataFrame) -> Check:
 
 
 def dataset_checks(
-    candidates: pl.DataFrame, dataset: pl.DataFrame, rejected: pl.DataFrame, held_out: set[str], labels: list[str], min_rows: int
+    candidates: pl.DataFrame,
+    dataset: pl.DataFrame,
+    rejected: pl.DataFrame,
+    held_out: set[str],
+    labels: list[str],
+    min_rows: int,
 ) -> list[Check]:
     """Invariants 1 and 2, and whether there is enough to train on."""
     from distill_dagster.tables import normalized_expr, user_text_expr

@@ -72,7 +72,9 @@ def _students(folder: TaskFolder, chosen: list[str] | None) -> list[str]:
     known = list(folder.task.students)
     for name in chosen or []:
         if name not in known:
-            problem = Problem(folder.path / "task.yaml", f"there is no student {name!r}.", f"Known: {', '.join(known)}.")
+            problem = Problem(
+                folder.path / "task.yaml", f"there is no student {name!r}.", f"Known: {', '.join(known)}."
+            )
             raise InputError([problem])
     return chosen or [folder.task.chosen_student]
 
@@ -186,7 +188,13 @@ def run(
 def _progress() -> Iterator[Any]:
     """A bar for the run in hand on a terminal; a line for each finished run elsewhere."""
     started = time.perf_counter()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         bar = bars.add_task("", total=None)
         last: dict[str, Any] = {"what": "", "at": 0.0}
@@ -239,8 +247,14 @@ def report(
     with _errors():
         folder = _open(home, task)
         chosen = _students(folder, students) if students else list(folder.task.students)
-        if not any([_show_report(home, folder, student) for student in chosen]):
+        if not _show_reports(home, folder, chosen):
             raise DistillError(f"{folder.name} has no report yet. Run `distill run {folder.name}`.")
+
+
+def _show_reports(home: Home, folder: TaskFolder, students: list[str]) -> bool:
+    """Every report that there is; whether there was one."""
+    shown = [_show_report(home, folder, student) for student in students]
+    return any(shown)
 
 
 @app.command()
@@ -260,14 +274,13 @@ def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 3000)
     from distill_dagster import runs
 
     home = Home.from_env()
-    with _errors():
-        with runs.open_instance(home) as instance:
-            for folder in find_tasks(home.tasks):
-                try:
-                    runs.sync(folder, instance)
-                except InputError as error:
-                    for problem in error.problems:
-                        _show(problem)
+    with _errors(), runs.open_instance(home) as instance:
+        for folder in find_tasks(home.tasks):
+            try:
+                runs.sync(folder, instance)
+            except InputError as error:
+                for problem in error.problems:
+                    _show(problem)
     command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
     command += ["-m", "distill_dagster.definitions"]
     out.print(f"The UI comes up on http://127.0.0.1:{port} in some ten seconds; Ctrl-C stops it.")

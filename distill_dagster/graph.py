@@ -32,8 +32,12 @@ class Stage:
 SOURCES = {
     s.name: s
     for s in (
-        Source("slice_files", "slice", "The user's slices/<slice>.yaml: description, seed prompts, target. Its data "
-               "version is the hash of the parsed content, not of bytes."),
+        Source(
+            "slice_files",
+            "slice",
+            "The user's slices/<slice>.yaml: description, seed prompts, target. Its data "
+            "version is the hash of the parsed content, not of bytes.",
+        ),
         Source("slice_manifest", None, "The names of all slices: a removed slice leaves the dataset."),
         Source("golden_set", None, "golden.jsonl and dev.jsonl: human-labelled rows, never trained on."),
         Source("human_examples", None, "examples.jsonl and human.jsonl: human-labelled rows that may be learned from."),
@@ -47,58 +51,132 @@ SOURCES = {
 STAGES = {
     s.name: s
     for s in (
-        Stage("prompt_context", None, ("human_examples", "golden_set"), "1", ("polars", "parquet"),
-              "What every teacher prompt shares: the pool of few-shot examples, without repeats and without rows equal "
-              "to golden or dev. Also all that `seed_only` learns from."),
-        Stage("seed_prompts", "slice", ("slice_files", "teacher_settings"), "1", ("polars", "parquet"),
-              "The prompts of one slice, as the teacher and the student will see them."),
-        Stage("teacher_prior", None, ("prompt_context", "teacher_settings"), "1",
-              ("litellm", "polars"),
-              "The teacher's mean answer to examples left out of each draw: its prejudice, by which soft labels are "
-              "divided (contextual calibration, Zhao et al. 2021)."),
-        Stage("golden_completions", None, ("golden_set", "prompt_context", "teacher_settings"), "1",
-              ("litellm", "polars"),
-              "The teacher's answers on golden and dev, asked once for all students and before any slice is paid for."),
-        Stage("teacher_completions", "slice", ("seed_prompts", "prompt_context", "teacher_settings"), "1",
-              ("litellm", "polars"),
-              "Every sample of the teacher for the prompts of one slice: answer, soft labels, tokens, cost."),
-        Stage("scored_completions", "slice", ("seed_prompts", "teacher_completions", "teacher_prior"), "1",
-              ("polars",),
-              "One row per prompt: the candidate answer over all samples, with its scores. No thresholds."),
-        Stage("filtered_dataset", None,
-              ("scored_completions", "slice_manifest", "golden_set", "human_examples", "curation_settings"), "1",
-              ("duckdb", "polars"),
-              "What the student learns from: thresholds, duplicates, rows equal to golden or dev, and the split, in "
-              "one query pass over all slices. Beside it the rejected rows, each with one drop reason."),
-        Stage("seed_only_adapter", "student", ("prompt_context", "student_settings"), "1",
-              ("pytorch", "huggingface"),
-              "The comparison: the same student trained on the human examples alone."),
-        Stage("student_adapter", "student", ("filtered_dataset", "student_settings"), "1",
-              ("pytorch", "huggingface"),
-              "The distilled student: a LoRA adapter trained on the filtered dataset, with its training log."),
-        Stage("slice_label_adapter", "student", ("filtered_dataset", "student_settings"), "1",
-              ("pytorch", "huggingface"),
-              "Where slices are labels: the same student trained on the seeds with their slice's label, no teacher."),
-        Stage("predictions", "student",
-              ("student_adapter", "seed_only_adapter", "filtered_dataset", "prompt_context", "golden_set",
-               "golden_completions", "teacher_prior", "student_settings"), "1",
-              ("polars", "parquet"),
-              "Every system's answer to every golden, dev and validation item."),
-        Stage("eval_report", "student", ("predictions", "evaluation_settings"), "1", ("html",),
-              "Metrics with intervals, the verdict in words, and one HTML file that opens offline."),
+        Stage(
+            "prompt_context",
+            None,
+            ("human_examples", "golden_set"),
+            "1",
+            ("polars", "parquet"),
+            "What every teacher prompt shares: the pool of few-shot examples, without repeats and without rows equal "
+            "to golden or dev. Also all that `seed_only` learns from.",
+        ),
+        Stage(
+            "seed_prompts",
+            "slice",
+            ("slice_files", "teacher_settings"),
+            "1",
+            ("polars", "parquet"),
+            "The prompts of one slice, as the teacher and the student will see them.",
+        ),
+        Stage(
+            "teacher_prior",
+            None,
+            ("prompt_context", "teacher_settings"),
+            "1",
+            ("litellm", "polars"),
+            "The teacher's mean answer to examples left out of each draw: its prejudice, by which soft labels are "
+            "divided (contextual calibration, Zhao et al. 2021).",
+        ),
+        Stage(
+            "golden_completions",
+            None,
+            ("golden_set", "prompt_context", "teacher_settings"),
+            "1",
+            ("litellm", "polars"),
+            "The teacher's answers on golden and dev, asked once for all students and before any slice is paid for.",
+        ),
+        Stage(
+            "teacher_completions",
+            "slice",
+            ("seed_prompts", "prompt_context", "teacher_settings"),
+            "1",
+            ("litellm", "polars"),
+            "Every sample of the teacher for the prompts of one slice: answer, soft labels, tokens, cost.",
+        ),
+        Stage(
+            "scored_completions",
+            "slice",
+            ("seed_prompts", "teacher_completions", "teacher_prior"),
+            "1",
+            ("polars",),
+            "One row per prompt: the candidate answer over all samples, with its scores. No thresholds.",
+        ),
+        Stage(
+            "filtered_dataset",
+            None,
+            ("scored_completions", "slice_manifest", "golden_set", "human_examples", "curation_settings"),
+            "1",
+            ("duckdb", "polars"),
+            "What the student learns from: thresholds, duplicates, rows equal to golden or dev, and the split, in "
+            "one query pass over all slices. Beside it the rejected rows, each with one drop reason.",
+        ),
+        Stage(
+            "seed_only_adapter",
+            "student",
+            ("prompt_context", "student_settings"),
+            "1",
+            ("pytorch", "huggingface"),
+            "The comparison: the same student trained on the human examples alone.",
+        ),
+        Stage(
+            "student_adapter",
+            "student",
+            ("filtered_dataset", "student_settings"),
+            "1",
+            ("pytorch", "huggingface"),
+            "The distilled student: a LoRA adapter trained on the filtered dataset, with its training log.",
+        ),
+        Stage(
+            "slice_label_adapter",
+            "student",
+            ("filtered_dataset", "student_settings"),
+            "1",
+            ("pytorch", "huggingface"),
+            "Where slices are labels: the same student trained on the seeds with their slice's label, no teacher.",
+        ),
+        Stage(
+            "predictions",
+            "student",
+            (
+                "student_adapter",
+                "seed_only_adapter",
+                "filtered_dataset",
+                "prompt_context",
+                "golden_set",
+                "golden_completions",
+                "teacher_prior",
+                "student_settings",
+            ),
+            "1",
+            ("polars", "parquet"),
+            "Every system's answer to every golden, dev and validation item.",
+        ),
+        Stage(
+            "eval_report",
+            "student",
+            ("predictions", "evaluation_settings"),
+            "1",
+            ("html",),
+            "Metrics with intervals, the verdict in words, and one HTML file that opens offline.",
+        ),
     )
 }
 
 
 def stages_of(slices_are_labels: bool) -> dict[str, Stage]:
-    """The stages of one task: `slice_label_adapter` exists, and `predictions` reads it, only where slices are labels."""
+    """One task's stages: `slice_label_adapter` exists, and `predictions` reads it, only where slices are labels."""
     stages = dict(STAGES)
     extra = stages.pop("slice_label_adapter")
     if not slices_are_labels:
         return stages
     predictions = stages["predictions"]
     upstream = (*predictions.upstream, extra.name)
-    changed = Stage("predictions", "student", upstream, predictions.code_version, predictions.kinds,
-                    predictions.description)
-    return {**{n: s for n, s in stages.items() if n not in ("predictions", "eval_report")}, extra.name: extra,
-            "predictions": changed, "eval_report": stages["eval_report"]}
+    changed = Stage(
+        "predictions", "student", upstream, predictions.code_version, predictions.kinds, predictions.description
+    )
+    return {
+        **{n: s for n, s in stages.items() if n not in ("predictions", "eval_report")},
+        extra.name: extra,
+        "predictions": changed,
+        "eval_report": stages["eval_report"],
+    }

@@ -163,16 +163,16 @@ class Runner:
             if status.record is None:
                 continue
             key = dg.AssetKey([self.folder.name, status.asset])
-            chosen = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[status.partition] if status.partition else None)
+            chosen = dg.AssetRecordsFilter(
+                asset_key=key, asset_partitions=[status.partition] if status.partition else None
+            )
             latest = self.instance.fetch_materializations(chosen, limit=1).records
             event = latest[0].asset_materialization if latest else None
             if event is None or (event.tags or {}).get(DATA_VERSION_TAG) != status.record.data_version:
                 found.add(status.name)
         return found
 
-    def _next(
-        self, slices: list[str] | None, students: list[str], tried: set[str], outcome: Outcome
-    ) -> list[Status]:
+    def _next(self, slices: list[str] | None, students: list[str], tried: set[str], outcome: Outcome) -> list[Status]:
         """The next run: the first artifact that is due and ready, and those of its partition that only wait for it."""
         state = State(self.folder, self.lake)
         # Looked at anew each time: what was held back may be due, or fresh, by now.
@@ -258,7 +258,7 @@ class Runner:
         outcome.teacher_calls += extra.get("teacher_calls", 0)
         outcome.teacher_calls_cached += extra.get("teacher_calls_cached", 0)
         outcome.model_s += extra.get("model_s", 0.0)
-        if "teacher_calls" in extra and extra["teacher_calls"]:
+        if extra.get("teacher_calls"):
             cost = extra.get("cost_usd")
             outcome.cost_usd = None if cost is None or outcome.cost_usd is None else outcome.cost_usd + cost
         self._unrecorded.discard(node(status.asset, status.partition))

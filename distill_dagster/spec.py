@@ -133,7 +133,9 @@ class StudentSpec(_Model):
     soft_weight: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5, description="1: soft labels alone, 0: the kept label alone"
     )
-    max_tokens: Annotated[int, Field(ge=8, le=8192)] = Field(default=256, description="of a prompt; longer ones are cut")
+    max_tokens: Annotated[int, Field(ge=8, le=8192)] = Field(
+        default=256, description="of a prompt; longer ones are cut"
+    )
     seed: int = 0
 
 

@@ -91,7 +91,6 @@ class State:
         out = []
         for stage in self.stages.values():
             wanted = chosen.get(stage.partition or "")
-            for partition in self.partitions(stage):
-                if wanted is None or partition in wanted:
-                    out.append(self.status(stage.name, partition))
+            kept = [p for p in self.partitions(stage) if wanted is None or p in wanted]
+            out += [self.status(stage.name, partition) for partition in kept]
         return out

@@ -17,7 +17,6 @@ import polars as pl
 from distill_dagster.hashing import canonical_json
 
 
-
 def _schema(columns: dict[str, Any]) -> pl.Schema:
     return pl.Schema(columns)
 

@@ -168,8 +168,10 @@ def open_task(tasks: Path, name: str) -> TaskFolder:
     known = [t.name for t in find_tasks(tasks)]
     if not TASK_NAME.fullmatch(name) or name not in known:
         problem = Problem(
-            tasks, f"there is no task {name!r}.", f"Known tasks: {', '.join(known) or 'none'}. A task is a folder "
-            f"with a {TASK_FILE}; its name matches {TASK_NAME.pattern}."
+            tasks,
+            f"there is no task {name!r}.",
+            f"Known tasks: {', '.join(known) or 'none'}. A task is a folder "
+            f"with a {TASK_FILE}; its name matches {TASK_NAME.pattern}.",
         )
         raise InputError([problem])
     return TaskFolder(tasks / name)
@@ -215,9 +217,7 @@ def _construct_unique(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bo
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
 
-_UniqueKeyLoader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique
-)
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique)
 
 
 def _read_yaml(path: Path, problems: list[Problem]) -> tuple[Any, yaml.Node | None]:
@@ -270,7 +270,9 @@ _REMEDIES = {
 }
 
 
-def _model_problems(path: Path, error: ValidationError, line: Callable[[tuple[int | str, ...]], int | None]) -> list[Problem]:
+def _model_problems(
+    path: Path, error: ValidationError, line: Callable[[tuple[int | str, ...]], int | None]
+) -> list[Problem]:
     problems = []
     for item in error.errors():
         message = item["msg"].removeprefix("Value error, ").rstrip(".")
@@ -499,6 +501,4 @@ def _repeat_warnings(texts: dict[str, list[tuple[Path, int | None, str]]], held_
 def _template_problems(path: Path, text: str) -> list[Problem]:
     from distill_dagster.prompts import templates
 
-    return [
-        Problem(path, message, remedy, line=line) for line, message, remedy in templates.problems(path.stem, text)
-    ]
+    return [Problem(path, message, remedy, line=line) for line, message, remedy in templates.problems(path.stem, text)]

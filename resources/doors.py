@@ -51,4 +51,3 @@ class ModelFolderResource(dg.ConfigurableResource):
     """Where converted base models lie."""
 
     path: str
-

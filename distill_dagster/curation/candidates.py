@@ -74,7 +74,9 @@ def candidates(
         answers = voted.select("prompt_id", "sample_index", pl.col("answer").str.json_decode(pl.String).alias("said"))
         votes = answers.join(pl.DataFrame({"label": labels}), how="cross")
         parts.append(
-            votes.select("prompt_id", "sample_index", "label", (pl.col("label") == pl.col("said")).cast(pl.Float64).alias("prob"))
+            votes.select(
+                "prompt_id", "sample_index", "label", (pl.col("label") == pl.col("said")).cast(pl.Float64).alias("prob")
+            )
         )
     out = prompts.select("prompt_id", "slice", "origin", "messages", "target_label", "reference")
     out = out.join(_by_prompt(completions), on="prompt_id", how="left")
@@ -93,7 +95,10 @@ def _by_prompt(completions: pl.DataFrame) -> pl.DataFrame:
     first = completions.sort("prompt_id", "sample_index")
     return first.group_by("prompt_id", maintain_order=True).agg(
         pl.col("teacher").first(),
-        pl.when((pl.col("status") == "ok").any()).then(pl.lit("ok")).otherwise(pl.col("status").first()).alias("status"),
+        pl.when((pl.col("status") == "ok").any())
+        .then(pl.lit("ok"))
+        .otherwise(pl.col("status").first())
+        .alias("status"),
         pl.col("error").drop_nulls().first().alias("error"),
         pl.col("reasoning").drop_nulls().first().alias("reasoning"),
         pl.col("completion_id").alias("completion_ids"),

@@ -87,7 +87,9 @@ def curate(candidates: pl.DataFrame, held_out: set[str], labels: list[str], spec
     filters = spec.filters
     with duckdb.connect() as connection:
         connection.register("candidates", source.to_arrow())
-        connection.register("held_out", pl.DataFrame({"text_key": sorted(held_out)}, {"text_key": pl.String}).to_arrow())
+        connection.register(
+            "held_out", pl.DataFrame({"text_key": sorted(held_out)}, {"text_key": pl.String}).to_arrow()
+        )
         parameters = {
             "labels": [canonical_json(label) for label in labels],
             "min_words": filters.min_words,

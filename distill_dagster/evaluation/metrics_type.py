@@ -30,6 +30,6 @@ def check_metrics_table(frame: pd.DataFrame) -> str | None:
     metrics_type = create_dagster_pandas_dataframe_type(
         "MetricsTable", columns=[PandasColumn.string_column("system", unique=True, non_nullable=True), *share, *known]
     )
-    frame = frame.astype({name: "float64" for name in NULLABLE})
+    frame = frame.astype(dict.fromkeys(NULLABLE, "float64"))
     result = metrics_type.type_check(None, frame)
     return None if result.success else str(result.description)

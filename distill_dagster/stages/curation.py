@@ -39,7 +39,9 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         *dataset_checks(candidates, cut.dataset, cut.rejected, held_out, task.label_names, task.curation.min_rows),
     ]
     blocked = blocking_failures("filtered_dataset", checks)
-    extra: dict[str, Any] = {"reasons": cut.reasons(), "candidates": candidates.height} | ({"blocked": blocked} if blocked else {})
+    extra: dict[str, Any] = {"reasons": cut.reasons(), "candidates": candidates.height} | (
+        {"blocked": blocked} if blocked else {}
+    )
     # The rejected rows first: whoever sees the dataset finds beside it what was left out.
     beside = Reading(env, "filtered_dataset", REJECTED_ROWS)
     beside.inputs = reading.inputs
@@ -67,5 +69,3 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
 
 def read_rejected(env: Env) -> pl.DataFrame:
     return env.lake.read(env.task_name, "filtered_dataset", REJECTED_ROWS, REJECTED)[0]
-
-

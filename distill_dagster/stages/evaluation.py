@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +18,6 @@ from distill_dagster import plots, progress
 from distill_dagster.checks import Check, complete, valid_table
 from distill_dagster.curation.candidates import candidates
 from distill_dagster.hashing import canonical_json, content_hash
-from distill_dagster.lake import swap_folder
 from distill_dagster.prompts.context import pool
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, user_message
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
@@ -81,7 +82,9 @@ def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[d
     task = env.folder.task
     prompts = pl.concat([labelled_prompts(env.folder.golden, "golden"), labelled_prompts(env.folder.dev, "dev")])
     prompts = prompts.unique("prompt_id", keep="first", maintain_order=True)
-    answers = {r["prompt_id"]: r for r in candidates(prompts, completions, prior, task.label_names).iter_rows(named=True)}
+    answers = {
+        r["prompt_id"]: r for r in candidates(prompts, completions, prior, task.label_names).iter_rows(named=True)
+    }
     by_prompt = completions.group_by("prompt_id").agg(
         pl.when((pl.col("in_flight") == 1).all()).then(pl.col("latency_s").sum()).alias("latency_s"),
         pl.when(pl.col("cost_usd").null_count() == 0).then(pl.col("cost_usd").sum()).alias("cost_usd"),
@@ -107,9 +110,7 @@ def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[d
     return rows, facts
 
 
-def _predict(
-    system: str, predictor: Predictor, items: list[Item], latency_items: int
-) -> list[dict[str, Any]]:
+def _predict(system: str, predictor: Predictor, items: list[Item], latency_items: int) -> list[dict[str, Any]]:
     """Answers in batches; latency one by one, after a warm-up, on the first golden items."""
     rows = []
     for item, p in zip(items, predictor.predict([i.text for i in items]), strict=True):
@@ -124,9 +125,31 @@ def _predict(
     return rows
 
 
-def make_predictions(env: Env, partition: str | None) -> Made:
+@contextmanager
+def _peak_memory() -> Iterator[dict[str, int]]:
+    """The most that this process held within the block above what it held before, sampled 20 times a second.
+
+    Memory that an earlier system left to the allocator is used again unseen, so a later system may show too little.
+    """
     import psutil
 
+    process, done = psutil.Process(), threading.Event()
+    before, found = process.memory_info().rss, {"bytes": 0}
+
+    def sample() -> None:
+        while not done.wait(0.05):
+            found["bytes"] = max(found["bytes"], process.memory_info().rss - before)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
+def make_predictions(env: Env, partition: str | None) -> Made:
     from distill_dagster.student.predict import centroid_predictor, load_predictor
     from distill_dagster.student.types import TaskSettings
 
@@ -148,22 +171,21 @@ def make_predictions(env: Env, partition: str | None) -> Made:
     ]
     if env.lake.record(env.task_name, "slice_label_adapter", partition) is not None:
         systems.append(("slice_label", "slice_label_adapter"))
-    process = psutil.Process()
     for number, (system, adapter) in enumerate([*systems, ("centroid", None)]):
         progress.report(f"predicting with {system}", number, len(systems) + 1)
-        before = process.memory_info().rss
-        if system == "centroid":
-            texts, labels = [e.text for e in examples], [e.label for e in examples]
-            predictor = centroid_predictor(texts, labels, task.labels, env.models)
-        else:
-            folder = reading.folder(adapter, partition) if adapter else None
-            predictor = load_predictor(spec, task.labels, settings, env.models, folder)
-        rows += _predict(system, predictor, items, task.evaluation.latency_items)
+        with _peak_memory() as peak:
+            if system == "centroid":
+                texts, labels = [e.text for e in examples], [e.label for e in examples]
+                predictor = centroid_predictor(texts, labels, task.labels, env.models)
+            else:
+                folder = reading.folder(adapter, partition) if adapter else None
+                predictor = load_predictor(spec, task.labels, settings, env.models, folder)
+            rows += _predict(system, predictor, items, task.evaluation.latency_items)
         facts[system] = {
             "model": spec.model if system != "centroid" else "all-minilm-l6-v2",
             "parameters": predictor.parameters,
             "bytes": predictor.bytes,
-            "peak_mb": max(0, process.memory_info().rss - before) / 1e6 or None,
+            "peak_mb": peak["bytes"] / 1e6,
         }
         del predictor
     frame = frame_of(rows, PREDICTIONS, ("split", "system", "item_id"))
@@ -216,8 +238,8 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
         training=_training(env, partition),
         golden_looks=[look for look in read_golden_looks(looks) if look.get("student") == partition],
         latency_method=(
-            f"The first {task.evaluation.latency_items} golden items one by one, students after a warm-up of {WARM_UP}; "
-            f"the teacher's is the sum over its {task.teacher.few_shot.draws} draws, over HTTP, with a warm prompt cache."
+            f"The first {task.evaluation.latency_items} golden items one by one, students after {WARM_UP} to warm up; "
+            f"the teacher's is the sum over its {task.teacher.few_shot.draws} draws, over HTTP, with a warm cache."
         ),
         versions={name: metadata.version(name) for name in ("torch", "transformers", "peft", "litellm", "dagster")},
         notice=NOTICE if task.teacher.embedded else None,

@@ -54,7 +54,13 @@ def _asked(reading: Reading, asked: Asked) -> Made:
     cost = float(frame["cost_usd"].sum()) if frame["cost_usd"].null_count() == 0 and frame.height else None
     checks = [valid_table(reading.asset, frame), no_missing_rows(asked.missing_rows, frame)]
     record = reading.write(
-        frame, checks, asked.missing_rows, teacher_calls=asked.calls, teacher_calls_cached=asked.cached, cost_usd=cost, model_s=asked.seconds
+        frame,
+        checks,
+        asked.missing_rows,
+        teacher_calls=asked.calls,
+        teacher_calls_cached=asked.cached,
+        cost_usd=cost,
+        model_s=asked.seconds,
     )
     shown: dict[str, Shown] = {
         "rows": frame.height,

@@ -20,8 +20,14 @@ _NO_TOKEN = -100
 class CausalStudent:
     """A base model with its tokenizer and the labels of a task; `model` may be wrapped in adapters later."""
 
-    def __init__(self, spec: StudentSpec, labels: list[Label], settings: TaskSettings, models_folder: Path,
-                 dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        spec: StudentSpec,
+        labels: list[Label],
+        settings: TaskSettings,
+        models_folder: Path,
+        dtype: str | None = None,
+    ) -> None:
         """Load the base in `dtype`, by default that of the spec.
 
         Raises:
@@ -178,9 +184,7 @@ class CausalStudent:
             logits = [self._logits(found[branch.prefix], branch.children) for branch in self.trie.branches]
             return self.trie.log_probs(logits).cpu()
 
-    def _follow(
-        self, inputs: dict[str, torch.Tensor], cache: Any, found: dict[tuple[int, ...], torch.Tensor]
-    ) -> None:
+    def _follow(self, inputs: dict[str, torch.Tensor], cache: Any, found: dict[tuple[int, ...], torch.Tensor]) -> None:
         """Add the hidden states behind every beginning of the probes; the cache is cut back after each probe."""
         import torch
 

@@ -36,8 +36,14 @@ def pooled(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) ->
 class EncoderStudent:
     """An encoder, its tokenizer and the head over a task's labels."""
 
-    def __init__(self, spec: StudentSpec, labels: list[Label], settings: TaskSettings, models_folder: Path,
-                 dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        spec: StudentSpec,
+        labels: list[Label],
+        settings: TaskSettings,
+        models_folder: Path,
+        dtype: str | None = None,
+    ) -> None:
         """Load the encoder in `dtype`, by default that of the spec. Its head holds the label descriptions.
 
         Raises:
@@ -104,8 +110,13 @@ class EncoderStudent:
         tokens = self._tokens([row.text for row in rows])
         soft = losses.soft_targets(rows, self.labels, self.spec.temperature)
         return [
-            {"ids": ids, "length": len(ids), "label": self.labels.index(row.answer_label), "soft": target,
-             "weight": row.weight}
+            {
+                "ids": ids,
+                "length": len(ids),
+                "label": self.labels.index(row.answer_label),
+                "soft": target,
+                "weight": row.weight,
+            }
             for row, ids, target in zip(rows, tokens, soft, strict=True)
         ]
 

@@ -84,8 +84,13 @@ class Embedder:
         result = np.zeros((len(texts), self._model.config.hidden_size), dtype=np.float32)
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            batch = self._tokenizer([texts[i] for i in part], padding=True, truncation=True,
-                                    max_length=self._max_tokens, return_tensors="pt").to(self._model.device)
+            batch = self._tokenizer(
+                [texts[i] for i in part],
+                padding=True,
+                truncation=True,
+                max_length=self._max_tokens,
+                return_tensors="pt",
+            ).to(self._model.device)
             with torch.inference_mode():
                 result[part] = pooled(self._model, batch["input_ids"], batch["attention_mask"]).cpu().numpy()
         return result
@@ -148,4 +153,3 @@ def _prediction(labels: list[str], weights: list[float]) -> Prediction:
     probs = {label: weight / total for label, weight in zip(labels, weights, strict=True)}
     best = max(probs, key=probs.__getitem__)
     return Prediction(best, probs, best)
-

@@ -171,8 +171,10 @@ class Asker:
             divided = softlabels.floored(divided, response.positions[0])
         return softlabels.normalize(divided)
 
-    async def ask(self, prompts: pl.DataFrame, samples: Callable[[str], list[int]] | None = None, lone: int = 0) -> Asked:
-        """Ask for every sample of every prompt, sample by sample, so that prompts that share a prefix follow each other.
+    async def ask(
+        self, prompts: pl.DataFrame, samples: Callable[[str], list[int]] | None = None, lone: int = 0
+    ) -> Asked:
+        """Ask for every sample of every prompt, sample by sample: prompts that share a prefix follow each other.
 
         Args:
             prompts: a prompts table.

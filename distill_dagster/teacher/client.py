@@ -168,7 +168,10 @@ class Client:
             import openai
 
             self._text_client = openai.AsyncOpenAI(
-                api_key=self._endpoint.api_key, base_url=self._endpoint.api_base, timeout=self._spec.timeout_s, max_retries=0
+                api_key=self._endpoint.api_key,
+                base_url=self._endpoint.api_base,
+                timeout=self._spec.timeout_s,
+                max_retries=0,
             )
         return self._text_client
 

@@ -22,7 +22,7 @@ class LabelMass:
 
 
 def parse_label(text: str, labels: list[str]) -> str | None:
-    """The label that an answer names: the answer itself, or what its first line begins with, else the only label in it."""
+    """The label that an answer names: all of it, or what its first line begins with, else the only label in it."""
     line = next((part.strip() for part in text.splitlines() if part.strip()), "").casefold()
     bare = line.strip("\"'`*.-# ")
     by_length = sorted(labels, key=len, reverse=True)

@@ -6,6 +6,8 @@ The only mutable database of the project: SQLAlchemy over SQLite (WAL) by defaul
 from __future__ import annotations
 
 import json
+import sqlite3
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,7 +96,14 @@ class CompletionStore:
 
 
 def _sqlite_pragmas(connection: Any, _: Any) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
+    for left in range(100, -1, -1):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:  # another process is making this file: SQLite's timeout does not count here
+            if not left:
+                raise
+            time.sleep(0.05)
     connection.execute("PRAGMA synchronous=FULL")
 
 

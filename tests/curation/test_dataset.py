@@ -151,9 +151,9 @@ def test_the_same_prompt_in_two_slices_is_kept_once() -> None:
 
 
 def test_a_dropped_row_does_not_stand_in_the_way_of_its_duplicate() -> None:
-    found = cut(scored("One text", confidence=0.1), scored("one text", confidence=0.7))
+    found = cut(scored("One text", agreement=0.1), scored("one text", confidence=0.7))
     assert user_text(found.dataset.to_dicts()[0]["messages"]) == "one text"
-    assert reasons(found) == {"One text": ("low_confidence", "confidence 0.1")}
+    assert reasons(found) == {"One text": ("low_agreement", "agreement 0.1")}
 
 
 @pytest.mark.parametrize(

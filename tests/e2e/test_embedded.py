@@ -50,6 +50,7 @@ class Embedded:
 
         def noted_start(server: embedded.EmbeddedServer) -> Any:
             endpoint = start(server)
+            assert endpoint.api_key == KEY
             self.bases.append(endpoint.api_base or "")
             return endpoint
 
@@ -60,7 +61,7 @@ class Embedded:
 
         with (
             mock.patch.dict(os.environ, OFFLINE),
-            mock.patch.object(secrets, "token_urlsafe", lambda _=None: KEY),
+            mock.patch.object(secrets, "token_urlsafe", return_value=KEY),
             mock.patch.object(embedded.EmbeddedServer, "start", noted_start),
             mock.patch.object(socket.socket, "connect", noted_connect),
         ):
@@ -86,8 +87,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> tuple[
         default_student="smollm2",
         curation={"min_rows": 2, "validation_share": 0.0},
     )
-    for key, seeds in SEEDS.items():
-        project.change_slice(key, lambda value, seeds=seeds: value.update(seeds=[seeds[0], seeds[4]]))
+    for key in SEEDS:
+        project.change_slice(key, lambda value: value.update(seeds=[value["seeds"][0], value["seeds"][4]]))
     texts = {"refund": TEXTS["refund"], labels[1]: [f"{t} {PLANTED}" for t in TEXTS["login"]]}
     for file, words, count in (("examples", "example:", 3), ("dev", "tried:", 1), ("golden", "held out:", 1)):
         rows = [

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import dagster as dg
 import pytest
@@ -102,13 +101,14 @@ def test_observing_the_sources_gives_data_versions_and_runs_nothing(
     fresh: Project, definitions: dg.Definitions, provider: FakeProvider
 ) -> None:
     folder = TaskFolder(fresh.folder)
-    keys = {None: [None], "slice": ["shop", "web"], "student": ["one", "two"]}
-    sources = [a for a in definitions.assets or () if isinstance(a, dg.SourceAsset)]
-    assert {source.key.path[1] for source in sources} == set(SOURCES)
+    keys: dict[str | None, list[str | None]] = {None: [None], "slice": ["shop", "web"], "student": ["one", "two"]}
+    graph = definitions.resolve_asset_graph()
+    sources = [key for key in graph.get_all_asset_keys() if graph.get(key).is_observable]
+    assert {key.path[1] for key in sources} == set(SOURCES)
     with dg.instance_for_test() as instance:
         instance.add_dynamic_partitions(f"{TASK}_slices", ["shop", "web"])
-        with mock.patch.dict(os.environ, fresh.environment()):
-            assert dg.observe(sources, instance=instance, resources=dict(definitions.resources or {})).success
+        job = definitions.resolve_implicit_global_asset_job_def()
+        assert job.execute_in_process(instance=instance, asset_selection=sources).success
         for source in SOURCES.values():
             found = instance.fetch_observations(dg.AssetKey([TASK, source.name]), limit=10).records
             seen = {

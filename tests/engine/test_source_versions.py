@@ -39,7 +39,7 @@ def change_task(folder: TaskFolder, *path: str | int, to: object) -> None:
     (folder.path / "task.yaml").write_text(yaml.safe_dump(value))
 
 
-def test_white_space_comments_and_order_of_keys_do_not_count(tmp_path: Path) -> None:
+def test_white_space_comments_sources_and_order_do_not_count(tmp_path: Path) -> None:
     folder = small_task(tmp_path)
     before = versions(folder)
     for path in [folder.path / "task.yaml", *(folder.path / "slices").iterdir()]:
@@ -48,6 +48,7 @@ def test_white_space_comments_and_order_of_keys_do_not_count(tmp_path: Path) -> 
         path.write_text(f"# a comment\n\n{yaml.safe_dump(turned, sort_keys=False, indent=6)}\n# another\n")
     for path in folder.path.glob("*.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [row | {"source": "a book"} for row in rows]
         turned_rows = [json.dumps(dict(reversed(row.items())), indent=None, separators=(" ,", " : ")) for row in rows]
         path.write_text("\n\n".join(reversed(turned_rows)) + "\n\n")
     assert changed(folder, before) == set()

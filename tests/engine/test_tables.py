@@ -39,7 +39,7 @@ def test_the_order_of_rows_does_not_count(order: list[int]) -> None:
     assert turned.equals(frame(ROWS))
 
 
-@pytest.mark.parametrize("column", [c for c in VOLATILE if c in COMPLETIONS])
+@pytest.mark.parametrize("column", ["latency_s", "in_flight", "requested_at", "cost_usd", "error"])
 def test_volatile_columns_do_not_count(column: str) -> None:
     value: Any = 9 if COMPLETIONS[column].is_numeric() else "other"
     assert data_version(frame([completion(0, **{column: value}), *ROWS[1:]])) == data_version(frame(ROWS))

@@ -195,8 +195,12 @@ def test_the_causal_loss_of_one_hot_rows_is_the_likelihood(small_smollm2: Path, 
     for soft_weight in (1.0, 0.0):
         spec = SMOLLM2.model_copy(update={"model": str(small_smollm2), "soft_weight": soft_weight})
         student = CausalStudent(spec, labels, SETTINGS, tmp_path)
-        rows = [TrainRow(str(i), text, label.name) for i, (text, label) in enumerate(zip(
-            ["close", "let me see the shared page", "money"], labels, strict=True))]
+        rows = [
+            TrainRow(str(i), text, label.name)
+            for i, (text, label) in enumerate(
+                zip(["close", "let me see the shared page", "money"], labels, strict=True)
+            )
+        ]
         with torch.no_grad():
             loss = student.loss(student.collate(student.encode(rows)))
         for i, row in enumerate(rows):

@@ -12,6 +12,7 @@ from distill_dagster.teacher.softlabels import (
     LabelMass,
     Position,
     divide_shared,
+    floored,
     label_mass,
     normalize,
     parse_label,
@@ -30,20 +31,31 @@ def mass(positions: list[Position], labels: list[str], **kwargs: object) -> tupl
 
 
 def test_first_tokens_that_tell_labels_apart() -> None:
-    first = position(_ref=0.5, _deliv=0.25, _log=0.125, _hello=0.0625)
+    first = position(_refu=0.5, _deliv=0.25, _login=0.125, _hello=0.0625)
     assert mass([first], ["refund", "delivery", "login"]) == ({"refund": 0.5, "delivery": 0.25, "login": 0.125}, {})
 
 
 def test_all_spellings_of_a_label_add_up() -> None:
-    first = [(" card", -math.log(2)), ("card", -math.log(4)), (" CARD", -math.log(8)), (" log", -math.log(16))]
+    first = [(" card", -math.log(2)), ("card", -math.log(4)), (" CARD", -math.log(8)), (" login", -math.log(16))]
     assert mass([first], ["Card", "login"]) == ({"Card": 0.875, "login": 0.0625}, {})
 
 
 def test_a_shorter_token_beside_the_label_begins_another_word() -> None:
-    first = position(_not=0.5, _notifications=0.3, _n=0.1, _log=0.1)
+    first = position(_noti=0.5, _notifications=0.3, _n=0.1, _login=0.1)
     assert mass([first], ["notifications", "login"]) == ({"notifications": 0.3, "login": 0.1}, {})
-    cut = position(_not=0.5, _n=0.1)
+    cut = position(_notif=0.5, _noti=0.1)
     assert mass([cut], ["notifications", "login"]) == ({"notifications": 0.5}, {})
+
+
+def test_a_fragment_of_three_letters_says_nothing_but_a_whole_word_does() -> None:
+    first = position(_not=0.5, _up=0.3, _data=0.1)
+    assert mass([first], ["notifications", "up time", "data loss"]) == ({"up time": 0.3, "data loss": 0.1}, {})
+
+
+def test_labels_behind_the_tokens_that_were_sent_get_the_least_likely_ones_probability() -> None:
+    assert floored({"a": 0.5, "b": 0.0}, [("a", math.log(0.5)), ("x", math.log(0.125))]) == pytest.approx(
+        {"a": 0.5, "b": 0.125}
+    )
 
 
 def test_white_space_before_the_answer_is_walked_over() -> None:

@@ -69,7 +69,7 @@ def _write(folder: Path, name: str, barrier: Barrier, keys: int) -> None:
 
 def test_two_processes_lose_nothing(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    for attempt in range(3):
+    for attempt in range(5):
         folder, barrier = tmp_path / str(attempt), context.Barrier(3)
         writers = [context.Process(target=_write, args=(folder, name, barrier, 25)) for name in ("a", "b", "c")]
         for writer in writers:
