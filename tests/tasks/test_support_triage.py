@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +82,14 @@ def test_bag_of_words_does_not_solve_it() -> None:
         model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=strength, max_iter=2000))
         model.fit([r.text for r in examples], [r.label for r in examples])
         assert model.score([r.text for r in golden], [r.label for r in golden]) < 0.75
+
+
+def test_labels_differ_in_their_first_token(models_folder: Path) -> None:
+    """So that one distribution over the next token is a soft label."""
+    from transformers import AutoTokenizer
+
+    from distill_dagster.student.models import resolve
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2-135m-instruct", models_folder).location)
+    first = {tokenizer(f" {label}", add_special_tokens=False).input_ids[0] for label in FOLDER.task.label_names}
+    assert len(first) == len(FOLDER.task.labels)

@@ -5,6 +5,7 @@ make test-ui    # needs Chromium: CHROMIUM=/path/to/it, or one on the PATH
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -76,10 +77,8 @@ def address(project: Project) -> Iterator[str]:
         process.wait(timeout=60)
         assert not answers(f"http://127.0.0.1:{port}/server_info"), "Ctrl-C left the webserver behind"
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.communicate()
 
 
