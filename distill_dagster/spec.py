@@ -42,9 +42,6 @@ class FewShot(_Model):
     per_label: Annotated[int, Field(ge=0, le=50)] = 3
     draws: Annotated[int, Field(ge=1, le=32)] = 3
     seed: int = 0
-    retrieve: Annotated[int, Field(ge=0, le=200)] = Field(
-        default=0, description="0: the same examples for every message; N: the N examples nearest to the message"
-    )
 
 
 class TeacherSpec(_Model):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from dataclasses import dataclass, field
 
 SHORTEST_FRAGMENT = 4
@@ -132,9 +131,3 @@ def normalize(mass: dict[str, float]) -> dict[str, float] | None:
     """Probabilities that add up to 1, or None where no label has any mass."""
     total = sum(mass.values())
     return {label: value / total for label, value in mass.items()} if total > 1e-9 else None
-
-
-def vote(answers: list[str], labels: list[str]) -> dict[str, float]:
-    """The share of each label among answers."""
-    counts = Counter(answers)
-    return {label: counts[label] / len(answers) for label in labels}

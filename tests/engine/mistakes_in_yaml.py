@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from tests.engine.mistakes import SLICE, Mistake, append, link, linked_templates, replace, subfolder, templates, write
 
 YAML_MISTAKES = [
@@ -217,7 +219,7 @@ YAML_MISTAKES = [
     ),
     Mistake(
         "no slices",
-        lambda p: [f.unlink() for f in (p / "slices").iterdir()],
+        lambda p: shutil.rmtree(p / "slices"),
         "slices",
         0,
         None,

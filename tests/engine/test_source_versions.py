@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,11 @@ from tests.support.task import again, rows_of, small_task
 def versions(folder: TaskFolder) -> dict[str, str]:
     """The version of every source, written `source` or `source[partition]`."""
     fresh = again(folder)
-    keys = {None: [None], "slice": fresh.slice_keys(), "student": list(fresh.task.students)}
+    keys: dict[str | None, Sequence[str | None]] = {
+        None: [None],
+        "slice": fresh.slice_keys(),
+        "student": list(fresh.task.students),
+    }
     return {
         name if key is None else f"{name}[{key}]": source_version(fresh, name, key)
         for name, source in SOURCES.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -76,7 +77,7 @@ VARIANTS = [
     st.lists(st.tuples(st.sampled_from(HELD_OUT), st.sampled_from(VARIANTS), st.sampled_from(LABELS)), max_size=6),
     st.integers(0, 3),
 )
-def test_no_draw_holds_a_golden_or_dev_text(leaks: list, seed: int) -> None:  # type: ignore[type-arg]
+def test_no_draw_holds_a_golden_or_dev_text(leaks: list[Any], seed: int) -> None:
     rows = [Row(id=f"leak{n}", text=variant(text), label=label) for n, (text, variant, label) in enumerate(leaks)]
     rows += [Row(id=e.id, text=e.text, label=e.label) for e in examples(3)]
     golden, dev = [Row(id="g", text=HELD_OUT[0]), Row(id="h", text=HELD_OUT[1])], [Row(id="d", text=HELD_OUT[2])]

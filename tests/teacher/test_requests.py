@@ -76,7 +76,9 @@ def test_a_key_depends_on_text_sample_and_examples(tmp_path: Path) -> None:
     base = keys(tmp_path, "a")
     assert keys(tmp_path, "b", text="another") != base
     assert keys(tmp_path, "c", sample=1) != base
-    same = {"teacher": {"few_shot": {"per_label": 0}}}  # no examples: the prompts of both samples are equal
+    same: dict[str, Any] = {
+        "teacher": {"few_shot": {"per_label": 0}}
+    }  # no examples: the prompts of both samples are equal
     assert keys(tmp_path, "d", **same) != keys(tmp_path, "e", sample=1, **same)
 
 

@@ -57,7 +57,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Everything up to the dataset, whose blocking check holds training back."""
     with FakeProvider(LABELS) as provider:
         project = new_project(tmp_path_factory.mktemp("ui"), provider.url, curation={"min_rows": 1000})
-        assert "enough_rows" in project.run().json["failed"]["filtered_dataset"]
+        ended = project.run("--student", "one")
+        assert list(ended.json["failed"]) == ["filtered_dataset"], ended.err
     return project
 
 
@@ -83,7 +84,8 @@ def address(project: Project) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
+def page(address: str) -> Iterator[Page]:
+    """A browser's page, opened after the run above: Playwright's event loop would be in its way."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if not chromium:
         pytest.fail("no Chromium: set CHROMIUM, or put one on the PATH")
