@@ -1,0 +1,139 @@
+"""The pictures of the documentation, from what is in DISTILL_HOME (`data/` by default) after `make demo`.
+
+Usage: python benchmarks/screenshots.py [--task support_triage] [--student smollm2] [--out docs]
+
+Starts `distill ui` on a free port, opens it in headless Chromium ($CHROMIUM, or `chromium` on the PATH), and writes
+asset-graph.png, asset-page.png and report.png. Nothing is materialized.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill_dagster.paths import PROJECT, Home
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+LOCATION = "distill_dagster.definitions"
+WIDTH, HEIGHT = 1600, 1000
+READY_S, SLOW_MS = 120, 60_000
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--disable-sync", "--no-first-run", "--hide-scrollbars"]
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+@contextmanager
+def ui() -> Iterator[str]:
+    """The address of a running `distill ui`; it is stopped as Ctrl-C stops it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from distill_dagster.cli import app; app()", "ui", "--port", str(port)],
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + READY_S
+        while not answers(f"http://127.0.0.1:{port}/server_info"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit("`distill ui` did not come up; run it by hand to see why")
+            time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+
+
+def settled(page: Page) -> None:
+    """Wait until two pictures in a row are the same: the graph is drawn, and nothing moves or loads any more."""
+    last = b""
+    for _ in range(40):
+        page.wait_for_timeout(750)
+        now = page.screenshot()
+        if now == last:
+            return
+        last = now
+
+
+def asset_graph(page: Page, address: str, task: str, file: Path) -> None:
+    """All assets of the task, without the navigation at the side."""
+    page.goto(f"{address}/locations/{LOCATION}/asset-groups/{task}")
+    for name in ("prompt_context", "eval_report"):
+        page.get_by_text(name, exact=True).first.wait_for()
+    page.get_by_text("Hide navigation").click()
+    page.reload()  # the graph is fitted to the window when it is opened
+    for name in ("prompt_context", "eval_report"):
+        page.get_by_text(name, exact=True).first.wait_for()
+    settled(page)
+    page.screenshot(path=file)
+
+
+def asset_page(page: Page, address: str, task: str, student: str, file: Path) -> None:
+    """What the report's asset shows of its latest materialization."""
+    page.goto(f"{address}/assets/{task}/eval_report?view=partitions&partition={student}")
+    page.get_by_text("verdict", exact=True).first.wait_for()
+    settled(page)
+    page.screenshot(path=file)
+
+
+def report(page: Page, path: Path, file: Path) -> None:
+    """The upper part of the report, as it opens without a network."""
+    page.goto(path.as_uri())
+    settled(page)
+    page.screenshot(path=file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="support_triage")
+    parser.add_argument("--student", default="smollm2")
+    parser.add_argument("--out", type=Path, default=PROJECT / "docs")
+    arguments = parser.parse_args()
+    from playwright.sync_api import sync_playwright
+
+    home, task, student = Home.from_env(), arguments.task, arguments.student
+    html = home.report_folder(task, student) / "report.html"
+    if not html.exists():
+        raise SystemExit(f"{html} is not there. Run `make demo` first.")
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not chromium:
+        raise SystemExit("Chromium is needed: set CHROMIUM to it, or put it on the PATH.")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with ui() as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+        page.set_default_timeout(SLOW_MS)
+        asset_graph(page, address, task, arguments.out / "asset-graph.png")
+        asset_page(page, address, task, student, arguments.out / "asset-page.png")
+        report(page, html, arguments.out / "report.png")
+        browser.close()
+    for name in ("asset-graph", "asset-page", "report"):
+        print(f"wrote {arguments.out / name}.png")
+
+
+if __name__ == "__main__":
+    main()
