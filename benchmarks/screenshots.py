@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distill_dagster.graph import SOURCES, STAGES
 from distill_dagster.paths import PROJECT, Home
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 LOCATION = "distill_dagster.definitions"
 WIDTH, HEIGHT = 1600, 1000
+NODE_X, NODE_Y = 80, 60
+"""Pixels from the middle of a node to the edge of the picture of the graph."""
 READY_S, SLOW_MS = 120, 60_000
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--no-first-run", "--hide-scrollbars"]
@@ -80,16 +83,22 @@ def settled(page: Page) -> None:
 
 
 def asset_graph(page: Page, address: str, task: str, file: Path) -> None:
-    """All assets of the task, without the navigation at the side."""
+    """All assets of the task, without what stands around the graph."""
+    page.set_viewport_size({"width": WIDTH, "height": HEIGHT + 300})
     page.goto(f"{address}/locations/{LOCATION}/asset-groups/{task}")
-    for name in ("prompt_context", "eval_report"):
-        page.get_by_text(name, exact=True).first.wait_for()
+    page.get_by_text("eval_report", exact=True).first.wait_for()
     page.get_by_text("Hide navigation").click()
-    page.reload()  # the graph is fitted to the window when it is opened
-    for name in ("prompt_context", "eval_report"):
-        page.get_by_text(name, exact=True).first.wait_for()
+    page.reload()  # the graph is fitted to the width of the window when it is opened
+    page.get_by_text("eval_report", exact=True).first.wait_for()
     settled(page)
-    page.screenshot(path=file)
+    # Names that do not fit are cut in the middle and not found; none of them is alone at an edge.
+    found = [page.get_by_text(name, exact=True) for name in (*SOURCES, *STAGES)]
+    boxes = [locator.first.bounding_box() for locator in found if locator.count()]
+    middles = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in boxes if box]
+    left, right = min(x for x, _ in middles) - NODE_X, max(x for x, _ in middles) + NODE_X
+    top, bottom = min(y for _, y in middles) - NODE_Y, max(y for _, y in middles) + NODE_Y
+    page.screenshot(path=file, clip={"x": left, "y": top, "width": right - left, "height": bottom - top})
+    page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
 
 
 def asset_page(page: Page, address: str, task: str, student: str, file: Path) -> None:
@@ -102,6 +111,7 @@ def asset_page(page: Page, address: str, task: str, student: str, file: Path) ->
 
 def report(page: Page, path: Path, file: Path) -> None:
     """The upper part of the report, as it opens without a network."""
+    page.set_viewport_size({"width": 1200, "height": HEIGHT})
     page.goto(path.as_uri())
     settled(page)
     page.screenshot(path=file)

@@ -68,7 +68,7 @@ def test_dagster_knows_every_source_with_its_data_version(complete: Complete) ->
                 assert (event.tags or {})["dagster/data_version"] == version
 
 
-def test_every_check_is_recorded_for_every_partition_and_none_that_blocks_failed(complete: Complete) -> None:
+def test_every_check_is_recorded_for_every_partition_and_passed(complete: Complete) -> None:
     recorded: Counter[tuple[str, str]] = Counter()
     with complete.project.instance() as instance:
         for run in complete.ended.json["runs"]:
@@ -77,8 +77,8 @@ def test_every_check_is_recorded_for_every_partition_and_none_that_blocks_failed
                 evaluation = entry.dagster_event.asset_check_evaluation_data
                 asset = evaluation.asset_key.path[1]
                 recorded[node(asset, evaluation.partition), evaluation.check_name] += 1
-                blocking = next(c.blocking for c in CHECKS[asset] if c.name == evaluation.check_name)
-                assert evaluation.passed or not blocking, evaluation
+                # One step of training, as here, cannot show that its loss fell.
+                assert evaluation.passed or evaluation.check_name == "loss_fell", (evaluation, evaluation.metadata)
     wanted = {(node(a, p), check.name): 1 for a, partitions in MADE.items() for p in partitions for check in CHECKS[a]}
     assert recorded == wanted
 
