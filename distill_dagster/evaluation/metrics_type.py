@@ -20,13 +20,17 @@ def check_metrics_table(frame: pd.DataFrame) -> str | None:
     The table has one row per system: accuracy with its interval and macro-F1 as shares of 1, latencies in
     milliseconds, size in bytes, cost in US dollars per 1,000 requests; nullable where unknown.
     """
+    import warnings
+
+    # Pinned, and not for a user to act on.
+    warnings.filterwarnings("ignore", message=".*currently in beta.*")
     from dagster_pandas import PandasColumn, create_dagster_pandas_dataframe_type
 
     share = [
         PandasColumn.numeric_column(name, min_value=0.0, max_value=1.0)
         for name in ("accuracy", "low", "high", "macro_f1")
     ]
-    known = [PandasColumn.numeric_column(name, min_value=0.0, non_nullable=False) for name in NULLABLE]
+    known = [PandasColumn.numeric_column(name, min_value=0.0, ignore_missing_vals=True) for name in NULLABLE]
     metrics_type = create_dagster_pandas_dataframe_type(
         "MetricsTable", columns=[PandasColumn.string_column("system", unique=True, non_nullable=True), *share, *known]
     )
