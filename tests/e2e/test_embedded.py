@@ -78,6 +78,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> tuple[
         teacher={
             "model": "embedded/smollm2-135m-instruct",
             "api_base": None,
+            "timeout_s": 60,
+            "max_retries": 2,
             "top_logprobs": 300,
             "calibration": "examples",
             "calibration_items": 1,

@@ -105,16 +105,11 @@ def test_bad_input_is_one_message_and_touches_nothing(project: Project, provider
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ("run", "nosuch"),
-        ("run", "../shop_mail"),
-        ("run", TASK, "--slice", "nosuch"),
-        ("run", TASK, "--student", "nosuch"),
-    ],
+    [("nosuch",), ("../shop_mail",), (TASK, "--slice", "nosuch"), (TASK, "--student", "nosuch")],
 )
 def test_a_name_that_does_not_exist_is_said_with_those_that_do(project: Project, arguments: tuple[str, ...]) -> None:
     before = file_hashes(project.home)
-    ended = project.distill("run", *arguments)
+    ended = project.distill(*arguments)
     assert ended.code == 2
     assert "Known" in ended.err
     assert file_hashes(project.home) == before
