@@ -29,6 +29,8 @@ from distill_dagster.taskfiles import TaskFolder, check_folder, find_tasks, open
 
 # One progress bar, ours; and no remark of a library on optional kernels that a user cannot act on.
 os.environ.setdefault("TQDM_DISABLE", "1")
+# Before any library loads OpenMP: threads that spin at barriers starve each other beside other busy processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 app = typer.Typer(help="Distil a large model into a small student.", no_args_is_help=True, add_completion=False)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# As the command line does, before any library loads OpenMP.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @pytest.fixture(scope="session")
 def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

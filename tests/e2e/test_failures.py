@@ -109,7 +109,7 @@ def test_bad_input_is_one_message_and_touches_nothing(project: Project, provider
 )
 def test_a_name_that_does_not_exist_is_said_with_those_that_do(project: Project, arguments: tuple[str, ...]) -> None:
     before = file_hashes(project.home)
-    ended = project.distill(*arguments)
+    ended = project.distill("run", *arguments)
     assert ended.code == 2
     assert "Known" in ended.err
     assert file_hashes(project.home) == before
