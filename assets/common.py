@@ -12,7 +12,7 @@ import polars as pl
 from distill_dagster import progress
 from distill_dagster.checks import CHECKS, Check
 from distill_dagster.errors import DistillError
-from distill_dagster.graph import SOURCES, Stage
+from distill_dagster.graph import SOURCES, Stage, slices_name
 from distill_dagster.sources import source_version
 from distill_dagster.stages.common import Env, Made, Markdown, Rows, Shown
 from distill_dagster.taskfiles import TaskFolder
@@ -59,10 +59,6 @@ class TaskGraph:
         if other is not None and other != stage.partition:
             return dg.AssetDep(self.key(upstream), partition_mapping=dg.AllPartitionMapping())
         return dg.AssetDep(self.key(upstream))
-
-
-def slices_name(task: str) -> str:
-    return f"{task}_slices"
 
 
 @contextmanager

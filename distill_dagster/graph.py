@@ -163,6 +163,11 @@ STAGES = {
 }
 
 
+def slices_name(task: str) -> str:
+    """The name of a task's dynamic partitions: the graph declares it, and the command line fills it."""
+    return f"{task}_slices"
+
+
 def stages_of(slices_are_labels: bool) -> dict[str, Stage]:
     """One task's stages: `slice_label_adapter` exists, and `predictions` reads it, only where slices are labels."""
     stages = dict(STAGES)

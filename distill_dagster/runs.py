@@ -17,7 +17,7 @@ from typing import Any
 import dagster as dg
 import psutil
 
-from distill_dagster.graph import SOURCES
+from distill_dagster.graph import SOURCES, slices_name
 from distill_dagster.lake import Lake, node
 from distill_dagster.paths import PROJECT, Home
 from distill_dagster.sources import source_version
@@ -97,10 +97,6 @@ def _alive(pid: int, started: float | None) -> bool:
         return not later and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def slices_name(task: str) -> str:
-    return f"{task}_slices"
 
 
 def sync(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
