@@ -23,14 +23,14 @@ from rich.table import Table
 from distill_dagster import progress
 from distill_dagster.errors import DistillError, InputError, Problem
 from distill_dagster.lake import Lake
+from distill_dagster.openmp import settle_waiting
 from distill_dagster.paths import PROJECT, Home
 from distill_dagster.state import State
 from distill_dagster.taskfiles import TaskFolder, check_folder, find_tasks, open_task
 
 # One progress bar, ours; and no remark of a library on optional kernels that a user cannot act on.
 os.environ.setdefault("TQDM_DISABLE", "1")
-# Before any library loads OpenMP: threads that spin at barriers starve each other beside other busy processes.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+settle_waiting()
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 app = typer.Typer(help="Distil a large model into a small student.", no_args_is_help=True, add_completion=False)

@@ -7,6 +7,7 @@ import os
 import dagster as dg
 
 from assets import task_definitions
+from distill_dagster.openmp import settle_waiting
 from distill_dagster.paths import Home
 from distill_dagster.taskfiles import find_tasks
 from resources.doors import (
@@ -16,6 +17,8 @@ from resources.doors import (
     TaskFoldersResource,
 )
 from resources.teacher import TeacherResource
+
+settle_waiting()
 
 
 def build(home: Home) -> dg.Definitions:

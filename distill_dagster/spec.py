@@ -60,6 +60,11 @@ class TeacherSpec(_Model):
         default="votes", description="token log-probabilities where the provider gives them, else the samples' votes"
     )
     top_logprobs: Annotated[int, Field(ge=1, le=5000)] = 20
+    boost_labels: bool = Field(
+        default=False,
+        description="raise the labels' tokens by a logit bias, so that however unlikely a label is, it is among the "
+        "top_logprobs; llama.cpp servers only (text API), which report probabilities behind the bias",
+    )
     resolve_labels: bool = Field(
         default=False,
         description="labels that share their first tokens: ask again behind the shared part (text API only)",
@@ -82,6 +87,8 @@ class TeacherSpec(_Model):
     def _consistent(self) -> TeacherSpec:
         if self.resolve_labels and self.api != "text":
             raise ValueError("resolve_labels continues a half-written answer, which needs `api: text`")
+        if self.boost_labels and (self.api, self.soft_labels) != ("text", "logprobs"):
+            raise ValueError("boost_labels needs `api: text` and `soft_labels: logprobs`")
         if self.calibration != "none" and self.soft_labels != "logprobs":
             raise ValueError("calibration corrects probabilities and needs `soft_labels: logprobs`")
         return self
@@ -153,6 +160,9 @@ class CurationSpec(_Model):
     filters: Filters = Filters()
     mix_examples: bool = Field(
         default=True, description="train on examples.jsonl too, beside the teacher's answers; human.jsonl always is"
+    )
+    human_weight: Annotated[float, Field(gt=0, le=100)] = Field(
+        default=1.0, description="what a row that a person answered counts in training; one of the teacher counts 1"
     )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     min_rows: Annotated[int, Field(ge=1)] = Field(default=20, description="fewer kept rows block training")

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from distill_dagster.openmp import settle_waiting
+
 # As the command line does, before any library loads OpenMP.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+settle_waiting()
 
 
 @pytest.fixture(scope="session")

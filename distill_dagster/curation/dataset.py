@@ -79,7 +79,7 @@ def curate(candidates: pl.DataFrame, held_out: set[str], labels: list[str], spec
         candidates: scored rows of all slices (schema SCORED).
         held_out: normalized texts of golden and dev rows; equal candidates are dropped as `contaminated`.
         labels: the task's labels.
-        spec: thresholds, validation share and seed.
+        spec: thresholds, weight of human answers, validation share and seed.
     """
     from distill_dagster.hashing import canonical_json
 
@@ -101,7 +101,7 @@ def curate(candidates: pl.DataFrame, held_out: set[str], labels: list[str], spec
     rejected = judged.filter(pl.col("drop_reason").is_not_null()).drop("text_key")
     kept = judged.filter(pl.col("drop_reason").is_null())
     dataset = kept.with_columns(
-        pl.lit(1.0).alias("weight"),
+        pl.when(pl.col("teacher").is_null()).then(spec.human_weight).otherwise(1.0).alias("weight"),
         _split(kept, spec).alias("split"),
         _with_answer(),
     )

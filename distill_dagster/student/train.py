@@ -104,6 +104,9 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
 
     spec = student.spec
     items = student.encode(rows)
+    mean = sum(item["weight"] for item in items) / len(items) or 1.0
+    for item in items:  # of mean 1, so that weights do not act as another learning rate
+        item["weight"] /= mean
     batches = LengthBatches([item["length"] for item in items], spec.batch_size, spec.seed)
     total = len(batches) * log.epochs
 

@@ -24,6 +24,8 @@ from distill_dagster.teacher.store import CompletionStore, Response
 RESOLVE_SHARE = 0.02
 """Labels that share their beginning are told apart only where they hold more than this share of the mass."""
 RESOLVE_DEPTH = 6
+LABEL_BIAS = 20.0
+"""Lifts a label from e^-20 of the likeliest token to its side, far from where single precision ends."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Asker:
         if self.spec.api == "text":
             if self.spec.soft_labels == "logprobs":
                 params |= {"logprobs": self.spec.top_logprobs}
+            if self.spec.boost_labels:
+                params |= _boosted(softlabels.next_words(self.task.label_names, spelled), sample)
             prompt = self.templates.render("classification_text", **values)
             prompt += f" {spelled}" if spelled else ""
             return Request(self.endpoint.identity, sample, params, prompt=prompt)
@@ -239,6 +243,16 @@ class Asker:
                 f"{self.spec.min_success:.0%}. First error: {first[0] if first else 'none'}. What was answered is "
                 f"stored and will not be asked again."
             )
+
+
+def _boosted(words: list[str], sample: int) -> dict[str, Any]:
+    """Parameters for llama.cpp's server: `words` raised alike, and probabilities as they are behind that.
+
+    Of the samplers only the bias and a temperature of 1 act, so the words' probabilities keep their ratios.
+    """
+    bias = [[word, LABEL_BIAS] for word in words]
+    asked = {"logit_bias": bias, "post_sampling_probs": True, "samplers": ["temperature"]}
+    return {"temperature": 1.0, "seed": sample, "extra_body": asked}
 
 
 def _rounded(soft: dict[str, float] | None) -> list[dict[str, Any]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -233,6 +234,10 @@ def _positions(logprobs: Any) -> list[Position]:
     positions: list[Position] = []
     for entry in read("content") or []:
         get = entry.get if isinstance(entry, dict) else lambda name, entry=entry: getattr(entry, name, None)
+        if probs := get("top_probs"):  # llama.cpp behind its samplers
+            top = [(t["token"], _log(t["prob"])) for t in probs]
+            positions.append(_taken_first((str(get("token")), _log(get("prob") or 0.0)), top))
+            continue
         top = [
             (t["token"], t["logprob"]) if isinstance(t, dict) else (t.token, t.logprob)
             for t in get("top_logprobs") or []
@@ -244,6 +249,11 @@ def _positions(logprobs: Any) -> list[Position]:
     for token, value, top in zip(tokens, values, tops, strict=False):
         positions.append(_taken_first((token, value), list((top or {}).items())))
     return positions
+
+
+def _log(probability: float) -> float:
+    """Natural logarithm; 0, which is what single precision makes of less than 1e-45, stays finite."""
+    return math.log(max(probability, 1e-45))
 
 
 def _taken_first(taken: tuple[str, float], top: list[tuple[str, float]]) -> Position:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from distill_dagster.errors import ModelError, TeacherError
+from distill_dagster.openmp import settle_waiting
 from distill_dagster.spec import EMBEDDED, TeacherSpec
 from distill_dagster.teacher.client import Endpoint
 
@@ -31,8 +32,7 @@ class EmbeddedServer:
         self.endpoint: Endpoint | None = None
 
     def start(self) -> Endpoint:
-        # llama.cpp's threads otherwise spin at every barrier; beside any other busy process that costs a factor of ten.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        settle_waiting()
         import xllamacpp
 
         key = secrets.token_urlsafe(32)

@@ -117,6 +117,17 @@ def divide_shared(mass: LabelMass, labels: list[str]) -> dict[str, float]:
     return out
 
 
+def next_words(labels: list[str], spelled: str = "") -> list[str]:
+    """What an answer that begins with `spelled` goes on with if it names a label: a word, or a part of one.
+
+    A line break stands for the end of the label that `spelled` is, where longer labels begin with it too.
+    """
+    begun = f" {spelled}" if spelled else ""
+    rests = [f" {label}"[len(begun) :] for label in labels if f" {label}".startswith(begun)]
+    words = {re.match(r"\s*\S*", rest).group() or "\n" for rest in rests}  # type: ignore[union-attr]
+    return sorted(words)
+
+
 def floored(mass: dict[str, float], position: Position) -> dict[str, float]:
     """Labels without mass get the probability of the least likely token that was sent: theirs is at most that.
 

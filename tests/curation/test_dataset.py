@@ -142,6 +142,14 @@ def test_human_rows_are_for_training() -> None:
     assert dataset.height == 49
 
 
+def test_human_answers_weigh_what_the_task_says() -> None:
+    people = human_candidates([Row(id="h", text="a refund", label="refund")])
+    candidates = pl.concat([table([scored("another refund")]), people])
+    spec = STRICT.model_copy(update={"human_weight": 2.5})
+    kept = curate(candidates, set(), LABELS, spec).dataset
+    assert {r["teacher"]: r["weight"] for r in kept.to_dicts()} == {"t": 1.0, None: 2.5}
+
+
 def test_the_same_prompt_in_two_slices_is_kept_once() -> None:
     rows = [scored("one text", slice_) for slice_ in ("web", "app", "shop")]
     for turned in (rows, rows[::-1], [rows[1], rows[2], rows[0]]):

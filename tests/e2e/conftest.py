@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-# The embedded server sets this when it starts, but it counts only until the first library loads OpenMP, and here
-# PyTorch may come first. Without it the server's threads spin, ten times slower beside any other busy process.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.e2e.project import Ended, Project, new_project
 from tests.support.provider import FakeProvider

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,15 @@ def test_row_weights_count(models_folder: Path, tmp_path: Path) -> None:
     train_adapter(MINILM, LABELS, SETTINGS, ROWS + wrong, [], tmp_path, models_folder, epochs=4)
     trained = load_predictor(MINILM, LABELS, SETTINGS, models_folder, tmp_path)
     assert share_right(trained.predict, ROWS) >= 0.9
+
+
+def test_only_the_ratio_of_weights_counts(models_folder: Path, tmp_path: Path) -> None:
+    """All weights doubled are no larger learning rate: the adapters are the same bytes."""
+    for name, weight in (("one", 1.0), ("two", 2.0)):
+        rows = [replace(row, weight=weight) for row in ROWS[:6]]
+        train_adapter(MINILM, LABELS, SETTINGS, rows, [], tmp_path / name, models_folder, epochs=1)
+    one, two = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
 
 
 def test_predictions_do_not_depend_on_the_batch(causal: tuple[Path, TrainingLog], models_folder: Path) -> None:

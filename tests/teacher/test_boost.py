@@ -1,0 +1,71 @@
+"""Labels raised by a logit bias, asked of the real embedded server."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from distill_dagster.prompts.context import pool, prompt_context
+from distill_dagster.prompts.templates import Templates
+from distill_dagster.spec import TeacherSpec
+from distill_dagster.teacher.ask import Asker
+from distill_dagster.teacher.client import Client, Endpoint
+from distill_dagster.teacher.embedded import SERVERS
+from distill_dagster.teacher.softlabels import next_words
+from distill_dagster.teacher.store import CompletionStore, Response
+from tests.support.task import small_task
+
+TEXTS = ("the parcel never came", "I want my money back", "lasagna with spinach")
+EMBEDDED = {"model": "embedded/smollm2-135m-instruct", "temperature": 0.0, "max_tokens": 1}
+
+
+def ask(folder: Path, endpoint: Endpoint, **teacher: Any) -> list[Response]:
+    task = small_task(folder, teacher=EMBEDDED | teacher)
+    store = CompletionStore.in_folder(folder)
+    asker = Asker(task.task, Templates({}), pool(prompt_context(task.examples, set())), endpoint, store)
+
+    async def answers() -> list[Response]:
+        client = Client(endpoint, task.task.teacher)
+        try:
+            return [await client.ask(asker.request(text, draw)) for text in TEXTS for draw in (0, 1)]
+        finally:
+            await client.close()
+
+    return asyncio.run(answers())
+
+
+def test_boosted_labels_keep_their_ratios(tmp_path: Path, models_folder: Path) -> None:
+    spec = TeacherSpec(model=EMBEDDED["model"], few_shot={"draws": 2})  # type: ignore[arg-type]
+    endpoint, lease = SERVERS.acquire(spec, models_folder)
+    try:
+        plain = ask(tmp_path / "plain", endpoint, top_logprobs=5000)
+        boosted = ask(tmp_path / "boosted", endpoint, top_logprobs=10, boost_labels=True)
+    finally:
+        SERVERS.release(lease)
+    tokens, compared = [" refund", " delivery", " login"], 0
+    for before, behind in zip(plain, boosted, strict=True):
+        whole, few = dict(before.positions[0]), dict(behind.positions[0])
+        assert set(tokens) <= set(few), "all labels are among ten tokens"
+        listed = [token for token in tokens if token in whole]
+        for token in listed[1:]:
+            compared += 1
+            assert few[token] - few[listed[0]] == pytest.approx(whole[token] - whole[listed[0]], abs=0.05)
+    assert compared >= 6
+
+
+def test_next_words() -> None:
+    labels = ["card lost", "card", "cardboard box", "top-up failed"]
+    assert next_words(labels) == [" card", " cardboard", " top-up"]
+    assert next_words(labels, "card") == ["\n", " lost", "board"], "a label that is finished ends its line"
+    assert next_words(labels, "top") == ["-up"]
+    assert next_words(labels, "nothing") == []
+
+
+def test_only_a_text_api_with_probabilities_takes_it() -> None:
+    for wrong in ({"api": "chat", "soft_labels": "logprobs"}, {"api": "text", "soft_labels": "votes"}):
+        with pytest.raises(ValidationError, match="boost_labels needs"):
+            TeacherSpec(model="openai/fake", boost_labels=True, **wrong)  # type: ignore[arg-type]
