@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-SPINS = "5000"
+SPINS = "10000"
 """Turns of the waiting loop before a thread sleeps. On two idle cores the embedded teacher needs 0.55, and training
 0.7, of the time that threads need which sleep at once. Beside another busy process threads that spin on (the library's
 own choice) need many times as long: so not longer."""
