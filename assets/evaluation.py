@@ -8,9 +8,16 @@ from assets.common import TaskGraph, stage_asset
 from distill_dagster.stages.evaluation import make_eval_report, make_predictions
 from distill_dagster.tables import PREDICTIONS
 
+_PREDICTED = {
+    "item_id": [("golden_set", "id")],
+    "slice": [("golden_set", "slice")],
+    "reference": [("golden_set", "label")],
+    "answer": [("golden_set", "text"), ("golden_completions", "soft_labels"), ("teacher_prior", "prob")],
+}
+
 
 def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
     return [
-        stage_asset(graph, "predictions", make_predictions, schema=PREDICTIONS, pool="training"),
+        stage_asset(graph, "predictions", make_predictions, schema=PREDICTIONS, lineage=_PREDICTED, pool="training"),
         stage_asset(graph, "eval_report", make_eval_report),
     ]

@@ -8,9 +8,12 @@ from assets.common import TaskGraph, stage_asset
 from distill_dagster.stages.teacher import make_prompt_context, make_seed_prompts
 from distill_dagster.tables import CONTEXT, PROMPTS
 
+_CONTEXT = {name: [("human_examples", name)] for name in ("id", "text", "label")}
+_SEEDS = {"messages": [("slice_files", "seeds")], "prompt_id": [("slice_files", "seeds")]}
+
 
 def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
     return [
-        stage_asset(graph, "prompt_context", make_prompt_context, schema=CONTEXT),
-        stage_asset(graph, "seed_prompts", make_seed_prompts, schema=PROMPTS),
+        stage_asset(graph, "prompt_context", make_prompt_context, schema=CONTEXT, lineage=_CONTEXT),
+        stage_asset(graph, "seed_prompts", make_seed_prompts, schema=PROMPTS, lineage=_SEEDS),
     ]

@@ -14,7 +14,15 @@ from distill_dagster.stages.teacher import (
 from distill_dagster.tables import COMPLETIONS, PRIOR, SCORED
 
 POOL = "teacher"
-_ASKED = {"prompt_id": [("seed_prompts", "prompt_id")], "slice": [("seed_prompts", "slice")]}
+_EXAMPLES = [("prompt_context", "text"), ("prompt_context", "label")]
+_PRIOR = {"prob": _EXAMPLES}
+_GOLDEN = {"prompt_id": [("golden_set", "text")]} | {
+    name: [("golden_set", "text"), *_EXAMPLES] for name in ("answer", "soft_labels", "request_key")
+}
+_ASKED = {name: [("seed_prompts", "messages"), *_EXAMPLES] for name in ("answer", "soft_labels", "request_key")} | {
+    "prompt_id": [("seed_prompts", "prompt_id")],
+    "slice": [("seed_prompts", "slice")],
+}
 _SCORED = {
     name: [("seed_prompts", name)] for name in ("prompt_id", "slice", "origin", "messages", "target_label", "reference")
 } | {
@@ -28,8 +36,10 @@ _SCORED = {
 
 def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
     return [
-        stage_asset(graph, "teacher_prior", make_teacher_prior, schema=PRIOR, pool=POOL),
-        stage_asset(graph, "golden_completions", make_golden_completions, schema=COMPLETIONS, pool=POOL),
+        stage_asset(graph, "teacher_prior", make_teacher_prior, schema=PRIOR, lineage=_PRIOR, pool=POOL),
+        stage_asset(
+            graph, "golden_completions", make_golden_completions, schema=COMPLETIONS, lineage=_GOLDEN, pool=POOL
+        ),
         stage_asset(
             graph, "teacher_completions", make_teacher_completions, schema=COMPLETIONS, lineage=_ASKED, pool=POOL
         ),

@@ -460,11 +460,16 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
         problems += rows.problems
         rows_of[name] = rows.value or []
         for row in rows_of[name]:
+            twin_row = held_out.get(normalize(row.text))
             if name in (GOLDEN, DEV):
                 held_out.setdefault(normalize(row.text), f"{name} row {row.id}")
-            elif twin_row := held_out.get(normalize(row.text)):
+                if name == GOLDEN or not (twin_row or "").startswith(GOLDEN):
+                    continue  # people may well write the same twice
+            if twin_row is not None:
                 message = f"row {row.id} has the text of {twin_row}."
                 remedy = "It will not be used as an example; better remove it here."
+                if name == DEV:
+                    remedy = "Choices made on dev would be made on golden too; remove it here."
                 problems.append(Problem(folder.path / name, message, remedy, severity="warning"))
     if not any(p.file == folder.path / EXAMPLES and p.severity == "error" for p in problems):
         # Counting what is left of a file with broken lines would only name the same mistake again.

@@ -104,9 +104,10 @@ def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[d
         "tokens_per_request": float(by_prompt["tokens"].mean() or 0),  # type: ignore[arg-type]
     }
     if task.teacher.embedded:
-        from distill_dagster.student.models import embedded_gguf
+        from distill_dagster.student.models import embedded_gguf, gguf_parameters
 
-        facts |= {"bytes": embedded_gguf(env.models).stat().st_size}
+        served = embedded_gguf(env.models)
+        facts |= {"bytes": served.stat().st_size, "parameters": gguf_parameters(served)}
     return rows, facts
 
 

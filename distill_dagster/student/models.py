@@ -160,6 +160,13 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def gguf_parameters(path: Path) -> int:
+    """The number of weights in a GGUF file."""
+    from gguf import GGUFReader
+
+    return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+
+
 def weight_bytes(resolved: ResolvedModel) -> int | None:
     """Size in bytes of a local model's safetensors files; None for a hub id."""
     if resolved.path is None:

@@ -146,10 +146,12 @@ def test_warnings_do_not_stop_anything(tmp_path: Path) -> None:
     write("slices/shop.yaml", SLICE + "".join(f"  - {s}\n" for s in seeds))(folder.path)
     write("slices/web.yaml", SLICE + "  - the same \n")(folder.path)
     append("examples.jsonl", ROW.replace("some words", "held out: login fails") + "\n")(folder.path)
+    append("dev.jsonl", ROW.replace("some words", "held out: delivery to Spain?") + "\n")(folder.path)
     problems = check_folder(folder)
-    assert len(problems) == 4
-    golden = _warning(problems, "golden.jsonl row g-refund-0")
+    assert len(problems) == 5
+    golden = _warning(problems, "seed has the text of golden.jsonl row g-refund-0")
     assert golden.file.name == "shop.yaml"
+    assert _warning(problems, "row new has the text of golden.jsonl row g-delivery").file.name == "dev.jsonl"
     assert "contaminated" in golden.remedy
     assert _warning(problems, "dev.jsonl row d-login-0").file.name == "shop.yaml"
     repeated = _warning(problems, "stands 2 times")
