@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,8 +25,12 @@ from distill_dagster.errors import DistillError, InputError, Problem
 from distill_dagster.lake import Lake
 from distill_dagster.openmp import settle_waiting
 from distill_dagster.paths import PROJECT, Home
+from distill_dagster.selection import Lacking, lacking_slices, named_slices, slice_range
 from distill_dagster.state import State
 from distill_dagster.taskfiles import TaskFolder, check_folder, find_tasks, open_task
+
+if TYPE_CHECKING:
+    from distill_dagster.runs import Outcome
 
 # One progress bar, ours; and no remark of a library on optional kernels that a user cannot act on.
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -79,15 +83,6 @@ def _students(folder: TaskFolder, chosen: list[str] | None) -> list[str]:
             )
             raise InputError([problem])
     return chosen or [folder.task.chosen_student]
-
-
-def _slices(folder: TaskFolder, chosen: list[str] | None) -> list[str] | None:
-    known = folder.slice_keys()
-    for key in chosen or []:
-        if key not in known:
-            problem = Problem(folder.path / "slices", f"there is no slice {key!r}.", f"Known: {', '.join(known)}.")
-            raise InputError([problem])
-    return chosen or None
 
 
 @app.command()
@@ -161,7 +156,8 @@ def run(
             raise InputError(errors)
         if problems:
             err.print(f"[yellow]{len(problems)} warnings[/yellow]: `distill check {folder.name}` shows them")
-        chosen, keys = _students(folder, students), _slices(folder, slices)
+        chosen = _students(folder, students)
+        keys = named_slices(folder, slices) if slices else None
         from distill_dagster import runs
         from distill_dagster.definitions import build
 
@@ -173,17 +169,98 @@ def run(
         outcome.wall_s = time.perf_counter() - started
         if not outcome.runs and not outcome.blocked and not outcome.failed:
             out.print(f"[green]{folder.name} is up to date: nothing to do[/green] ({outcome.wall_s:.1f} s)")
-        for name, message in outcome.failed.items():
-            err.print(f"[red]failed[/red] {escape(name)}: {escape(message)}", soft_wrap=True)
-        for name, why in outcome.blocked.items():
-            err.print(f"[yellow]held back[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
+        _show_failures(outcome)
         for student in chosen if keys is None else []:
             _show_report(home, folder, student)
-        if as_json:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(json.dumps(outcome.as_json() | {"peak_mb": round(peak, 1)}))
-        if outcome.failed or outcome.blocked:
-            raise typer.Exit(1)
+        _end(outcome, as_json)
+
+
+def _show_failures(outcome: Outcome) -> None:
+    for name, message in outcome.failed.items():
+        err.print(f"[red]failed[/red] {escape(name)}: {escape(message)}", soft_wrap=True)
+    for name, why in outcome.blocked.items():
+        err.print(f"[yellow]held back[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
+
+
+def _end(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(outcome.as_json() | {"peak_mb": round(peak, 1)}))
+    if outcome.failed or outcome.blocked:
+        raise typer.Exit(1)
+
+
+@app.command()
+def backfill(
+    task: TaskArgument = None,
+    slices: Annotated[list[str] | None, typer.Option("--slice", help="This slice; may be repeated.")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="From this slice on, in alphabetical order.")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Up to this slice, included.")] = None,
+    lacking: Annotated[
+        Lacking | None, typer.Option("--which", help="Slices by their state; without any option: stale.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked; run nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Materialize slices up to scored_completions: named ones and ranges even if fresh, else those that lack something.
+
+    `--which stale` takes every slice that is not fresh, `missing` what was never made, `failed` where the last run
+    failed, `all` every slice. Waits for the end; the exit code tells whether all went well.
+    """
+    home = Home.from_env()
+    started = time.perf_counter()
+    with _errors():
+        folder = _open(home, task)
+        if sum((bool(slices), first is not None or last is not None, lacking is not None)) > 1:
+            raise DistillError("Choose slices in one way: --slice, or --from and --to, or --which.")
+        from distill_dagster import runs
+        from distill_dagster.definitions import build
+
+        with runs.open_instance(home) as instance:
+            runs.sync(folder, instance)
+            state = State(folder, Lake(home.lake, home.reports))
+            if slices:
+                keys = named_slices(folder, slices)
+            elif first is not None or last is not None:
+                keys = slice_range(folder, first, last)
+            else:
+                keys = lacking_slices(state, lacking or "stale", runs.failed_slices(folder, instance))
+            if dry_run:
+                _show_estimate(home, folder, state, keys, as_json)
+                return
+            again = lacking not in (None, "stale", "missing") or bool(slices or first or last)
+            with _progress() as tell:
+                outcome = runs.Runner(home, folder, instance, build(home)).backfill(keys, tell, again)
+        outcome.wall_s = time.perf_counter() - started
+        made = sum(len(partitions) for partitions in outcome.partitions.values())
+        cached = outcome.teacher_calls_cached
+        out.print(
+            f"{folder.name}: {len(keys)} slices, {made} artifacts made, {outcome.teacher_calls} requests sent, "
+            f"{cached} answered by the store ({outcome.wall_s:.1f} s)"
+        )
+        _show_failures(outcome)
+        _end(outcome, as_json)
+
+
+def _show_estimate(home: Home, folder: TaskFolder, state: State, keys: list[str], as_json: bool) -> None:
+    """What a backfill of these slices would do, slice by slice."""
+    from distill_dagster.teacher.estimate import estimate
+    from resources.doors import CompletionStoreResource
+
+    resource_ = CompletionStoreResource(path=str(home.store), url=os.environ.get("DISTILL_STORE_URL", ""))
+    with resource_.open() as store:
+        found = estimate(folder, store, keys)
+    table = Table("slice", "state", "prompts", "requests to send", "answered by the store")
+    for one in found:
+        now = state.status("scored_completions", one.slice).state
+        table.add_row(escape(one.slice), now, str(one.prompts), str(one.calls), str(one.cached))
+    out.print(table)
+    calls, cached = sum(one.calls for one in found), sum(one.cached for one in found)
+    least = "at least " if folder.task.teacher.resolve_labels else ""
+    out.print(f"{len(found)} slices: {least}{calls} requests to send, {cached} answered by the store. Nothing was run.")
+    if as_json:
+        partitions = {"teacher_completions": keys}
+        print(json.dumps({"partitions": partitions, "teacher_calls": calls, "teacher_calls_cached": cached}))
 
 
 @contextmanager

@@ -9,17 +9,19 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
 import psutil
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
-from distill_dagster.graph import SOURCES, slices_name
+from distill_dagster.graph import SOURCES, STAGES, slices_name
 from distill_dagster.lake import Lake, node
 from distill_dagster.paths import PROJECT, Home
+from distill_dagster.selection import SLICE_STAGES
 from distill_dagster.sources import source_version
 from distill_dagster.state import State, Status
 from distill_dagster.taskfiles import TaskFolder
@@ -99,6 +101,28 @@ def _alive(pid: int, started: float | None) -> bool:
         return False
 
 
+def failed_slices(folder: TaskFolder, instance: dg.DagsterInstance) -> set[str]:
+    """Slices of which the last run of any sliced asset failed."""
+    slices = dg.DynamicPartitionsDefinition(name=slices_name(folder.name))
+    keys = instance.get_dynamic_partitions(slices_name(folder.name))
+    found = set()
+    for stage in SLICE_STAGES:
+        known = instance.get_status_by_partition(dg.AssetKey([folder.name, stage]), keys, slices) or {}
+        found |= {key for key, status in known.items() if status == AssetPartitionStatus.FAILED}
+    return found
+
+
+def _upstream(stages: Iterable[str]) -> set[str]:
+    """These stages and all that they are made from."""
+    found, open_ = set[str](), list(stages)
+    while open_:
+        name = open_.pop()
+        if name in STAGES and name not in found:
+            found.add(name)
+            open_ += STAGES[name].upstream
+    return found
+
+
 def sync(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
     """Slices become partitions, and the user's files are observed, as far as they changed."""
     name, keys = slices_name(folder.name), folder.slice_keys()
@@ -134,6 +158,14 @@ class Runner:
         self.lake = Lake(home.lake, home.reports)
         self._job = defs.resolve_implicit_global_asset_job_def()
         self._unrecorded: set[str] = set()
+        self._stages: set[str] | None = None
+        self._again: set[str] = set()
+
+    def backfill(self, slices: list[str], tell: Event, again: bool) -> Outcome:
+        """Materialize these slices up to scored_completions, and what they need; `again`: also where they are fresh."""
+        self._stages = _upstream(SLICE_STAGES)
+        self._again = {node(stage, key) for stage in SLICE_STAGES for key in slices} if again else set()
+        return self.run(slices, [], tell)
 
     def run(self, slices: list[str] | None, students: list[str], tell: Event) -> Outcome:
         """Materialize what is not fresh. A failed partition does not hold up the others, only what needs it."""
@@ -146,16 +178,19 @@ class Runner:
                     self._hold_server(held)
                 tried |= {s.name for s in batch}
                 self._execute(batch, outcome, tell)
-        for status in State(self.folder, self.lake).all(students, slices):
+        for status in self._considered(State(self.folder, self.lake), slices, students):
             if status.state == "fresh" and status.record and (names := status.record.extra.get("blocked")):
                 outcome.failed[status.name] = f"did not pass {', '.join(names)}; the UI shows what was found"
         outcome.wall_s = time.perf_counter() - started
         return outcome
 
+    def _considered(self, state: State, slices: list[str] | None, students: list[str]) -> list[Status]:
+        return [s for s in state.all(students, slices) if self._stages is None or s.asset in self._stages]
+
     def _missing_events(self, slices: list[str] | None, students: list[str]) -> set[str]:
         """Artifacts that the lake has and this Dagster instance does not know (its storage was moved or removed)."""
         found = set()
-        for status in State(self.folder, self.lake).all(students, slices):
+        for status in self._considered(State(self.folder, self.lake), slices, students):
             if status.record is None:
                 continue
             key = dg.AssetKey([self.folder.name, status.asset])
@@ -175,8 +210,9 @@ class Runner:
         outcome.blocked = {name: why for name, why in outcome.blocked.items() if name in tried}
         batch: list[Status] = []
         planned: set[str] = set()
-        for status in state.all(students, slices):
-            if status.name in tried or (status.state == "fresh" and status.name not in self._unrecorded):
+        for status in self._considered(state, slices, students):
+            due = status.state != "fresh" or status.name in self._unrecorded | self._again
+            if status.name in tried or not due:
                 continue
             needs = state.inputs(state.stages[status.asset], status.partition)
             if stuck := self._stuck(state, needs, outcome):
@@ -186,11 +222,11 @@ class Runner:
                 if status.state != "waiting":
                     batch, planned = [status], {status.name}
             elif (
-                status.state in ("waiting", "missing")
+                (status.state in ("waiting", "missing") or status.name in self._again)
                 and status.partition == batch[0].partition
                 and all(version is not None or name in planned for name, version in needs.items())
             ):
-                # A first fill: nothing can stop the wave, so one run takes the whole chain.
+                # A first fill, or all over again: nothing can stop the wave, so one run takes the whole chain.
                 batch.append(status)
                 planned.add(status.name)
         return batch

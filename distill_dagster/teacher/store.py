@@ -73,6 +73,14 @@ class CompletionStore:
                 found.update({row.request_key: _parse(row.response) for row in rows})
         return found
 
+    def known(self, keys: Iterable[str]) -> set[str]:
+        """Those of `keys` that have an answer."""
+        wanted, column, found = sorted(set(keys)), _COMPLETIONS.c.request_key, set[str]()
+        with self._engine.connect() as connection:
+            for start in range(0, len(wanted), 500):
+                found |= set(connection.scalars(sa.select(column).where(column.in_(wanted[start : start + 500]))))
+        return found
+
     def put(self, key: str, response: Response) -> None:
         """Store one answer; on return it survives a crash of this process."""
         values = {

@@ -1,0 +1,59 @@
+"""What asking for some slices would take, without asking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distill_dagster.hashing import content_hash
+from distill_dagster.prompts.context import pool, prompt_context
+from distill_dagster.prompts.seeds import held_out_keys, seed_prompts
+from distill_dagster.prompts.templates import Templates
+from distill_dagster.spec import EMBEDDED, TeacherSpec
+from distill_dagster.tables import user_text
+from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.teacher.ask import Asker
+from distill_dagster.teacher.client import Endpoint
+from distill_dagster.teacher.store import CompletionStore
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Requests for one slice: `calls` would be sent, `cached` are answered by the store.
+
+    Labels that share their first tokens are asked for again behind the shared part (`resolve_labels`): how often is
+    known only from the first answers, so `calls` is then the least there can be.
+    """
+
+    slice: str
+    prompts: int
+    calls: int
+    cached: int
+
+
+def teacher_identity(spec: TeacherSpec) -> str:
+    """What stands for the teacher in every request_key, found without a server and without a key."""
+    if spec.embedded:
+        from distill_dagster.student.models import PACKAGED
+
+        return PACKAGED[spec.model.removeprefix(EMBEDDED)].sha256
+    return content_hash(spec.identity())
+
+
+def estimate(folder: TaskFolder, store: CompletionStore, slices: list[str]) -> list[Estimate]:
+    """The requests that materializing these slices would send.
+
+    Raises:
+        InputError: a file of the task is malformed.
+    """
+    task = folder.task
+    examples = pool(prompt_context(folder.examples, held_out_keys(folder.golden, folder.dev)))
+    endpoint = Endpoint(task.teacher.model, teacher_identity(task.teacher))
+    asker = Asker(task, Templates(folder.templates()), examples, endpoint, store)
+    samples = range(task.teacher.few_shot.draws)
+    out = []
+    for key in slices:
+        texts = [user_text(m) for m in seed_prompts(key, folder.slice(key))["messages"]]
+        keys = {asker.request(text, sample).key for text in texts for sample in samples}
+        stored = len(store.known(keys))
+        out.append(Estimate(key, len(texts), len(keys) - stored, stored))
+    return out

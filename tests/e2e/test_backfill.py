@@ -1,0 +1,129 @@
+"""`distill backfill`: named slices, ranges, and what is stale, missing or failed; every partition stands for itself."""
+
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+import yaml
+
+from tests.e2e.project import GROUP, TASK, Ended, Project
+from tests.support.provider import FakeProvider, Fault, Seen
+
+TAG = "dagster/data_version"
+
+
+def backfill(project: Project, *arguments: str) -> Ended:
+    return project.distill("backfill", TASK, "--json", *arguments)
+
+
+def versions(project: Project, asset: str) -> dict[str, str | None]:
+    """The data version of the latest materialization of every slice, as Dagster has it."""
+    found: dict[str, str | None] = {}
+    with project.instance() as instance:
+        for key in project.slices():
+            chosen = dg.AssetRecordsFilter(asset_key=dg.AssetKey([TASK, asset]), asset_partitions=[key])
+            event = instance.fetch_materializations(chosen, limit=1).records[0].asset_materialization
+            assert event is not None
+            found[key] = (event.tags or {}).get(TAG)
+    return found
+
+
+def new_slice(project: Project, key: str, *seeds: str) -> None:
+    text = yaml.safe_dump({"description": f"The {key}.", "seeds": list(seeds)})
+    (project.folder / "slices" / f"{key}.yaml").write_text(text)
+
+
+def test_nothing_stale_runs_nothing(project: Project, provider: FakeProvider) -> None:
+    ended = backfill(project)
+    assert ended.code == 0, ended.err
+    assert ended.json["runs"] == []
+    assert provider.requests == []
+
+
+def test_three_slices_together_then_one_alone(project: Project, provider: FakeProvider) -> None:
+    new_slice(project, "phone", "a refund by phone", "the delivery man called")
+    for key in ("shop", "web"):
+        project.change_slice(key, lambda value, key=key: value["seeds"].append(f"the refund of {key}"))
+    ended = backfill(project)
+    assert ended.code == 0, ended.err
+    assert {name: sorted(keys) for name, keys in ended.partitions.items()} == {
+        name: ["phone", "shop", "web"] for name in GROUP
+    }, "slices only: nothing is trained"
+    assert len(provider.requests) == 2 * 4
+    before = versions(project, "scored_completions")
+    assert len(set(before.values())) == 3, "every partition has its own data version"
+    project.change_slice("web", lambda value: value["seeds"].append("one more login"))
+    assert backfill(project).partitions == {name: ["web"] for name in GROUP}
+    after = versions(project, "scored_completions")
+    assert {key for key in after if after[key] != before[key]} == {"web"}
+
+
+def test_a_named_slice_and_a_range_are_made_again_from_the_store(project: Project, provider: FakeProvider) -> None:
+    before = versions(project, "teacher_completions")
+    assert backfill(project, "--slice", "web").partitions == {name: ["web"] for name in GROUP}
+    ended = backfill(project, "--from", "shop", "--to", "web")
+    assert ended.partitions == {name: ["shop", "web"] for name in GROUP}
+    assert ended.json["teacher_calls_cached"] == 24
+    assert provider.requests == []
+    assert versions(project, "teacher_completions") == before
+
+
+def test_a_reversed_range_and_an_unknown_slice_are_errors(project: Project) -> None:
+    reversed_ = backfill(project, "--from", "web", "--to", "shop")
+    assert reversed_.code == 2
+    assert "reversed" in reversed_.err
+    assert "--from shop --to web" in reversed_.err
+    unknown = backfill(project, "--slice", "nowhere")
+    assert unknown.code == 2
+    assert "no slice 'nowhere'" in unknown.err
+    both = backfill(project, "--slice", "web", "--which", "all")
+    assert both.code == 1
+    assert "one way" in both.err
+
+
+def test_missing_leaves_stale_ones_alone(project: Project, provider: FakeProvider) -> None:
+    new_slice(project, "phone", "a refund by phone")
+    project.change_slice("web", lambda value: value["seeds"].append("one more login"))
+    assert backfill(project, "--which", "missing").partitions == {name: ["phone"] for name in GROUP}
+    assert backfill(project, "--which", "stale").partitions == {name: ["web"] for name in GROUP}
+
+
+def test_a_dry_run_tells_what_would_be_asked_and_asks_nothing(project: Project, provider: FakeProvider) -> None:
+    new_slice(project, "phone", "a refund by phone", "a refund by phone")
+    project.change_slice("web", lambda value: value["seeds"].append("one more login"))
+    ended = backfill(project, "--dry-run")
+    assert ended.code == 0, ended.err
+    assert ended.json == {
+        "partitions": {"teacher_completions": ["phone", "web"]},
+        "teacher_calls": 2 * (1 + 1),
+        "teacher_calls_cached": 2 * 6,
+    }
+    assert provider.requests == []
+    done = backfill(project)
+    assert done.json["teacher_calls"] == ended.json["teacher_calls"], "the estimate was right"
+    assert done.json["teacher_calls_cached"] == ended.json["teacher_calls_cached"]
+
+
+@pytest.fixture
+def broken(project: Project, provider: FakeProvider) -> Project:
+    """The slice `web` has new seeds, and the teacher refuses them."""
+
+    def refuse(seen: Seen, before: int) -> Fault | None:
+        return Fault(400) if "unlucky" in seen.text else None
+
+    provider.fail = refuse
+    project.change_slice("web", lambda value: value.update(seeds=[f"unlucky login {n}" for n in range(6)]))
+    project.change_slice("shop", lambda value: value["seeds"].append("a lucky refund"))
+    return project
+
+
+def test_a_failing_slice_does_not_hold_up_the_others(broken: Project, provider: FakeProvider) -> None:
+    ended = backfill(broken)
+    assert ended.code == 1
+    assert ended.partitions["scored_completions"] == ["shop"]
+    assert "teacher_completions[web]" in ended.err
+    provider.fail = None
+    again = backfill(broken, "--which", "failed")
+    assert again.code == 0, again.err
+    assert again.partitions["scored_completions"] == ["web"]
+    assert backfill(broken, "--which", "failed").json["runs"] == []
