@@ -32,7 +32,6 @@ def task_definitions(folder: TaskFolder) -> dg.Definitions:
             dg.define_asset_job(
                 f"{re.sub(r'[^A-Za-z0-9_]', '_', graph.name)}_slices",
                 selection=[graph.key(n) for n, s in graph.stages.items() if s.partition == "slice"],
-                partitions_def=graph.slices_def,
                 description="seed_prompts to scored_completions of one slice.",
             )
         ],

@@ -175,6 +175,43 @@ def run(
         _end(outcome, as_json)
 
 
+@app.command()
+def refresh(
+    task: TaskArgument = None,
+    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Train however little changed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a task up to date, as a scheduler would: by default every student that was trained before.
+
+    Compares what is with what every artifact was made from, so no edit is lost whenever it was made. A student is
+    trained anew only where more than `refresh.min_new_rows` rows of the dataset changed, or a setting of it.
+    """
+    home = Home.from_env()
+    started = time.perf_counter()
+    with _errors():
+        folder = _open(home, task)
+        if errors := [p for p in check_folder(folder) if p.severity == "error"]:
+            raise InputError(errors)
+        lake = Lake(home.lake, home.reports)
+        trained = [s for s in folder.task.students if lake.record(folder.name, "student_adapter", s) is not None]
+        chosen = _students(folder, students or trained)
+        from distill_dagster import runs
+        from distill_dagster.definitions import build
+
+        with runs.open_instance(home) as instance:
+            runs.sync(folder, instance)
+            with _progress() as tell:
+                outcome = runs.Runner(home, folder, instance, build(home)).refresh(chosen, tell, force)
+        outcome.wall_s = time.perf_counter() - started
+        for name, why in outcome.waiting.items():
+            out.print(f"[dim]waits[/dim] {escape(name)}: {escape(why)}", soft_wrap=True)
+        if not outcome.runs and not outcome.blocked and not outcome.failed:
+            out.print(f"[green]{folder.name}: nothing to refresh[/green] ({outcome.wall_s:.1f} s)")
+        _show_failures(outcome)
+        _end(outcome, as_json)
+
+
 def _show_failures(outcome: Outcome) -> None:
     for name, message in outcome.failed.items():
         err.print(f"[red]failed[/red] {escape(name)}: {escape(message)}", soft_wrap=True)

@@ -21,12 +21,14 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from distill_dagster.graph import SOURCES, STAGES, slices_name
 from distill_dagster.lake import Lake, node
 from distill_dagster.paths import PROJECT, Home
+from distill_dagster.retraining import changed_rows
 from distill_dagster.selection import SLICE_STAGES
 from distill_dagster.sources import source_version
 from distill_dagster.state import State, Status
 from distill_dagster.taskfiles import TaskFolder
 
 TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
+RETRAINED = {"student_adapter", "slice_label_adapter", "predictions"}
 DATA_VERSION_TAG = "dagster/data_version"
 PID_TAG, HOST_TAG = "distill/pid", "distill/host"
 
@@ -39,6 +41,7 @@ class Outcome:
     partitions: dict[str, list[str | None]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
     teacher_calls: int = 0
     teacher_calls_cached: int = 0
     cost_usd: float | None = 0.0
@@ -51,6 +54,7 @@ class Outcome:
             "partitions": self.partitions,
             "failed": self.failed,
             "blocked": self.blocked,
+            "waiting": self.waiting,
             "teacher_calls": self.teacher_calls,
             "teacher_calls_cached": self.teacher_calls_cached,
             "cost_usd": self.cost_usd,
@@ -160,6 +164,12 @@ class Runner:
         self._unrecorded: set[str] = set()
         self._stages: set[str] | None = None
         self._again: set[str] = set()
+        self._min_new_rows: int | None = None
+
+    def refresh(self, students: list[str], tell: Event, force: bool) -> Outcome:
+        """As `run`, but a student waits while no more than `refresh.min_new_rows` rows of its dataset changed."""
+        self._min_new_rows = None if force else self.folder.task.refresh.min_new_rows
+        return self.run(None, students, tell)
 
     def backfill(self, slices: list[str], tell: Event, again: bool) -> Outcome:
         """Materialize these slices up to scored_completions, and what they need; `again`: also where they are fresh."""
@@ -207,12 +217,16 @@ class Runner:
         """The next run: the first artifact that is due and ready, and those of its partition that only wait for it."""
         state = State(self.folder, self.lake)
         # Looked at anew each time: what was held back may be due, or fresh, by now.
+        outcome.waiting = {}
         outcome.blocked = {name: why for name, why in outcome.blocked.items() if name in tried}
         batch: list[Status] = []
         planned: set[str] = set()
         for status in self._considered(state, slices, students):
             due = status.state != "fresh" or status.name in self._unrecorded | self._again
             if status.name in tried or not due:
+                continue
+            if waits := self._waits(status):
+                outcome.waiting[status.name] = waits
                 continue
             needs = state.inputs(state.stages[status.asset], status.partition)
             if stuck := self._stuck(state, needs, outcome):
@@ -230,6 +244,16 @@ class Runner:
                 batch.append(status)
                 planned.add(status.name)
         return batch
+
+    def _waits(self, status: Status) -> str | None:
+        """Why a refresh leaves a student as it is: nothing but the dataset changed, and that too little."""
+        if self._min_new_rows is None or status.asset not in RETRAINED or status.why != ("filtered_dataset changed",):
+            return None
+        assert status.partition is not None
+        changed = changed_rows(self.lake, self.folder.name, status.partition)
+        if changed is None or changed > self._min_new_rows:
+            return None
+        return f"{changed} rows changed since it was trained; more than {self._min_new_rows} are wanted (--force)"
 
     def _stuck(self, state: State, needs: dict[str, str | None], outcome: Outcome) -> str | None:
         """Why an artifact cannot be made now: something upstream failed, or did not pass its checks."""

@@ -169,6 +169,14 @@ class CurationSpec(_Model):
     seed: int = 0
 
 
+class RefreshSpec(_Model):
+    """When `distill refresh` trains anew."""
+
+    min_new_rows: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="a student is trained anew where more rows than this came, went or changed"
+    )
+
+
 class EvaluationSpec(_Model):
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -195,6 +203,7 @@ class Task(_Model):
     default_student: str | None = None
     curation: CurationSpec = CurationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    refresh: RefreshSpec = RefreshSpec()
 
     @field_validator("teacher", mode="before")
     @classmethod

@@ -14,6 +14,7 @@ from distill_dagster.checks import loss_fell
 from distill_dagster.hashing import folder_hash
 from distill_dagster.lake import RECORD_FILE
 from distill_dagster.prompts.context import pool
+from distill_dagster.retraining import TRAINED_ON, write_trained_on
 from distill_dagster.sources import label_of_slice
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Shown
 from distill_dagster.tables import CONTEXT, DATASET, user_text
@@ -90,7 +91,8 @@ def _train(
         what = reading.asset.removesuffix("_adapter")
         settings = TaskSettings(task.item, task.instructions)
         log = train_adapter(spec, task.labels, settings, rows, validation, folder, env.models, epochs, what)
-        return folder_hash(folder, leave_out=(TRAINING_LOG, RECORD_FILE))
+        write_trained_on(folder, rows)
+        return folder_hash(folder, leave_out=(TRAINING_LOG, TRAINED_ON, RECORD_FILE))
 
     record = env.lake.write_folder(
         target, lambda version: reading.record(version, len(rows), model_s=time.perf_counter() - started), fill

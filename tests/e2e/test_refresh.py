@@ -1,0 +1,59 @@
+"""`distill refresh`: closes every gap, and trains only where enough changed."""
+
+from __future__ import annotations
+
+from tests.e2e.project import GROUP, TASK, Ended, Project
+from tests.support.provider import FakeProvider
+
+RETRAINED = {"student_adapter", "predictions"}
+
+
+def refresh(project: Project, *arguments: str) -> Ended:
+    return project.distill("refresh", TASK, "--json", *arguments)
+
+
+def test_nothing_to_refresh(project: Project, provider: FakeProvider) -> None:
+    ended = refresh(project)
+    assert ended.code == 0, ended.err
+    assert ended.json["runs"] == []
+    assert "nothing to refresh" in ended.out
+    assert provider.requests == []
+
+
+def test_all_students_that_were_trained_are_trained_anew(project: Project) -> None:
+    project.change_slice("shop", lambda value: value["seeds"].append("where is the refund for my order"))
+    ended = refresh(project)
+    assert ended.code == 0, ended.err
+    assert ended.partitions["student_adapter"] == ["one", "two"]
+    assert ended.partitions["eval_report"] == ["one", "two"]
+    assert refresh(project).json["runs"] == []
+
+
+def test_students_wait_until_enough_rows_changed(project: Project, provider: FakeProvider) -> None:
+    project.change_task(refresh={"min_new_rows": 1})
+    project.change_slice("shop", lambda value: value["seeds"].append("a refund of one penny"))
+    ended = refresh(project, "--student", "one")
+    assert ended.code == 0, ended.err
+    assert ended.partitions == {name: ["shop"] for name in GROUP} | {"filtered_dataset": [None]}
+    assert set(ended.json["waiting"]) == {f"{name}[one]" for name in RETRAINED}
+    assert "1 rows changed" in ended.json["waiting"]["student_adapter[one]"]
+    again = refresh(project, "--student", "one")
+    assert again.json["runs"] == []
+    assert len(again.json["waiting"]) == 2, "it is not forgotten"
+    project.change_slice("web", lambda value: value["seeds"].append("the delivery of a refund"))
+    more = refresh(project, "--student", "one")
+    assert more.partitions["student_adapter"] == ["one"], "changes of several days add up"
+    assert more.json["waiting"] == {}
+
+
+def test_force_and_a_students_own_setting_do_not_wait(project: Project) -> None:
+    project.change_task(refresh={"min_new_rows": 100})
+    project.change_slice("shop", lambda value: value["seeds"].append("a refund of one penny"))
+    waiting = refresh(project, "--student", "one", "--student", "two").json["waiting"]
+    assert set(waiting) == {f"{name}[{student}]" for name in RETRAINED for student in ("one", "two")}
+    project.change_task(students={"two": {"epochs": 2}})
+    ended = refresh(project, "--student", "one", "--student", "two")
+    assert ended.partitions["student_adapter"] == ["two"]
+    forced = refresh(project, "--student", "one", "--force")
+    assert forced.partitions["student_adapter"] == ["one"]
+    assert forced.json["waiting"] == {}
