@@ -1,5 +1,6 @@
 """What all assets of a task share: names, partitions, and the step from a stage function to an asset."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from assets.conditions import condition_of
 from distill_dagster import progress
 from distill_dagster.checks import CHECKS, Check
 from distill_dagster.errors import DistillError
@@ -40,6 +42,11 @@ class TaskGraph:
     stages: dict[str, Stage]
     students: list[str]
     owners: list[str]
+
+    @property
+    def identifier(self) -> str:
+        """The name for jobs and sensors, which know fewer characters."""
+        return re.sub(r"[^A-Za-z0-9_]", "_", self.name)
 
     @property
     def slices_def(self) -> dg.DynamicPartitionsDefinition:
@@ -142,6 +149,7 @@ def stage_asset(
             for check in CHECKS.get(name, ())
         ],
         pool=pool,
+        automation_condition=condition_of(name),
     )
     def _asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         partition = context.partition_key if context.has_partition_key else None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import dagster as dg
 
 from assets import curation, evaluation, prompts, students, teacher
 from assets.common import TaskGraph, source_assets
+from assets.sensors import sensors
 from distill_dagster.errors import InputError
 from distill_dagster.graph import stages_of
 from distill_dagster.sources import slices_are_labels
@@ -23,6 +22,13 @@ def task_graph(folder: TaskFolder) -> TaskGraph:
         return TaskGraph(folder.name, stages_of(False), [], [])
 
 
+def _teacher_is_free(folder: TaskFolder) -> bool:
+    try:
+        return folder.task.teacher.embedded
+    except InputError:
+        return False
+
+
 def task_definitions(folder: TaskFolder) -> dg.Definitions:
     graph = task_graph(folder)
     made = [module.assets(graph) for module in (prompts, teacher, curation, students, evaluation)]
@@ -30,9 +36,10 @@ def task_definitions(folder: TaskFolder) -> dg.Definitions:
         assets=[*source_assets(graph), *(asset for group in made for asset in group)],
         jobs=[
             dg.define_asset_job(
-                f"{re.sub(r'[^A-Za-z0-9_]', '_', graph.name)}_slices",
+                f"{graph.identifier}_slices",
                 selection=[graph.key(n) for n, s in graph.stages.items() if s.partition == "slice"],
                 description="seed_prompts to scored_completions of one slice.",
             )
         ],
+        sensors=sensors(graph, _teacher_is_free(folder)),
     )

@@ -181,11 +181,17 @@ class Runner:
         """Materialize what is not fresh. A failed partition does not hold up the others, only what needs it."""
         outcome, started, tried = Outcome(), time.perf_counter(), set[str]()
         self._unrecorded = self._missing_events(slices, students)
-        with ExitStack() as held:
+        with ExitStack() as server:
+            holding = False
             while batch := self._next(slices, students, tried, outcome):
-                if TEACHER_STAGES & {s.asset for s in batch} and not tried & {"server"}:
-                    tried.add("server")
-                    self._hold_server(held)
+                if STAGES[batch[0].asset].partition == "student":
+                    # OpenMP spins no more where the server's threads and PyTorch's outnumber the cores: training and
+                    # predictions then take half as long again.
+                    server.close()
+                    holding = False
+                elif TEACHER_STAGES & {s.asset for s in batch} and not holding:
+                    self._hold_server(server)
+                    holding = True
                 tried |= {s.name for s in batch}
                 self._execute(batch, outcome, tell)
         for status in self._considered(State(self.folder, self.lake), slices, students):

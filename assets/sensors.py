@@ -1,0 +1,102 @@
+"""The sensors of one task: one sees the user's edits, the other runs what they call for."""
+
+import json
+import time
+from pathlib import Path
+
+import dagster as dg
+
+from assets.common import TaskGraph
+from distill_dagster.errors import DistillError
+from distill_dagster.graph import SOURCES, slices_name
+from distill_dagster.sources import source_version
+from distill_dagster.taskfiles import TaskFolder
+from resources.doors import TaskFoldersResource
+
+QUIET_S = 20
+"""Files that changed within so many seconds are looked at later: ten edits in a row make one refresh."""
+INTERVAL_S = 30
+VERSION_TAG = "dagster/data_version"
+
+
+def sensors(graph: TaskGraph, free: bool) -> list[dg.SensorDefinition]:
+    """Both sensors of a task. They run from the start only where asking the teacher is free."""
+    status = dg.DefaultSensorStatus.RUNNING if free else dg.DefaultSensorStatus.STOPPED
+    paid = "" if free else " Stopped until you start it: the teacher costs money."
+    conditions = dg.AutomationConditionSensorDefinition(
+        name=f"{graph.identifier}_automation",
+        target=dg.AssetSelection.groups(graph.name),
+        default_status=status,
+        minimum_interval_seconds=INTERVAL_S,
+        description=f"Runs what a change of content calls for, from seed prompts to the filtered dataset.{paid}",
+    )
+    return [_files_sensor(graph, status), conditions]
+
+
+def _files_sensor(graph: TaskGraph, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{graph.identifier}_files",
+        minimum_interval_seconds=INTERVAL_S,
+        default_status=status,
+        description=(
+            "Sees the task's files: slices become partitions and leave again, and changed content is observed, "
+            f"once nothing changed for {QUIET_S} s."
+        ),
+    )
+    def _files(
+        context: dg.SensorEvaluationContext, tasks: dg.ResourceParam[TaskFoldersResource]
+    ) -> dg.SensorResult | dg.SkipReason:
+        folder = tasks.open(graph.name)
+        if (age := time.time() - last_change(folder.path)) < QUIET_S:
+            return dg.SkipReason(f"A file changed {max(age, 0):.0f} s ago; looked at after {QUIET_S} quiet seconds.")
+        return look(graph, folder, context.instance, context.cursor)
+
+    return _files
+
+
+def last_change(folder: Path) -> float:
+    """When a file of the task, or one of its folders, last changed: seconds since the epoch."""
+    places = [folder, *folder.glob("*"), *folder.glob("slices/*"), *folder.glob("templates/*")]
+    return max(path.lstat().st_mtime for path in places if path.exists())
+
+
+def look(
+    graph: TaskGraph, folder: TaskFolder, instance: dg.DagsterInstance, cursor: str | None
+) -> dg.SensorResult | dg.SkipReason:
+    """Observations of all that changed since the cursor; a malformed file is named and holds up no other."""
+    seen: dict[str, str] = json.loads(cursor) if cursor else {}
+    name, keys = slices_name(graph.name), folder.slice_keys()
+    known = set(instance.get_dynamic_partitions(name))
+    requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
+    if new := sorted(set(keys) - known):  # sorted: ranges follow the order of insertion
+        requests.append(dg.AddDynamicPartitionsRequest(name, new))
+    if gone := sorted(known - set(keys)):
+        requests.append(dg.DeleteDynamicPartitionsRequest(name, gone))
+    now: dict[str, str] = {}
+    events: list[dg.AssetObservation] = []
+    problems: list[str] = []
+    for source in SOURCES.values():
+        partitions: list[str | None] = [None]
+        if source.partition is not None:
+            partitions = list(keys if source.partition == "slice" else graph.students)
+        for partition in partitions:
+            place = f"{source.name}/{partition or ''}"
+            try:
+                version = source_version(folder, source.name, partition)
+            except DistillError as error:
+                problems.append(str(error))
+                if place in seen:
+                    now[place] = seen[place]
+                continue
+            now[place] = version
+            if seen.get(place) != version:
+                tags = {VERSION_TAG: version}
+                events.append(dg.AssetObservation(graph.key(source.name), partition=partition, tags=tags))
+    if problems and not events and not requests:
+        return dg.SkipReason("Malformed: " + "; ".join(sorted(set(problems)))[:2000])
+    return dg.SensorResult(
+        asset_events=events,
+        dynamic_partitions_requests=requests,
+        cursor=json.dumps(now, sort_keys=True),
+        skip_reason=None if events or requests else "Nothing changed.",
+    )
