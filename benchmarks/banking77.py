@@ -28,8 +28,8 @@ from distill_dagster.taskfiles import normalize
 
 SLICES = 10
 SIZES = {  # per intent: examples, dev, seeds, golden
-    12: (9, 8, 50, 40),
-    77: (3, 1, 7, 3),
+    12: (9, 8, 40, 20),
+    77: (3, 1, 5, 2),
 }
 QUICK = {12: (3, 1, 2, 2), 77: (2, 1, 1, 1)}
 
