@@ -93,8 +93,10 @@ def build(
         "item": "Message",
         "labels": [{"name": name, "description": name} for name in names.values()],
     }
-    settings["teacher"]["few_shot"] |= {"draws": draws}
-    settings["teacher"]["calibration_items"] = 1 if count > 12 else 3
+    # Chosen on dev: with 12 intents two draws reach 0.81 with one example of each, 0.85 with two, 0.82 to 0.83 with
+    # three. With 77 a prompt of one example of each is long enough.
+    settings["teacher"]["few_shot"] = {"per_label": 1 if count > 12 else 2, "draws": draws, "seed": 0}
+    settings["teacher"]["calibration_items"] = 1 if count > 12 else 5
     settings["teacher"]["resolve_labels"] = count > 12
     (folder / "task.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return {name: len(rows) for name, rows in files.items()} | {"seeds": sum(map(len, slices.values()))}
