@@ -77,6 +77,7 @@ def described(definitions: dg.Definitions) -> dict[str, dict[str, Any]]:
                     for check in sorted(definition.check_specs, key=lambda check: check.name)
                 ],
                 "metadata": ", ".join(sorted(spec.metadata)),
+                "automation": spec.automation_condition.get_label() if spec.automation_condition else None,
             }
     return dict(sorted(found.items()))
 
