@@ -149,7 +149,7 @@ def stage_asset(
             for check in CHECKS.get(name, ())
         ],
         pool=pool,
-        automation_condition=condition_of(name),
+        automation_condition=condition_of(name, graph.key),
     )
     def _asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         partition = context.partition_key if context.has_partition_key else None

@@ -8,6 +8,8 @@ request is dropped. `distill refresh` compares content and closes it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import dagster as dg
 
 A = dg.AutomationCondition
@@ -23,10 +25,17 @@ def _due(change: dg.AutomationCondition, label: str) -> dg.AutomationCondition:
     return (_guard() & (change | A.execution_failed().newly_true())).with_label(label)
 
 
-def slice_changed() -> dg.AutomationCondition:
-    """The first sliced asset: a file of the slice, a setting, or the code changed."""
+def slice_changed(followers: Sequence[dg.AssetKey] = ()) -> dg.AutomationCondition:
+    """The first sliced asset: a file of the slice, a setting, or the code changed.
+
+    It waits for the `followers` of the run before: were it made anew while they still work on what it was, its change
+    and their end could be seen at one tick, and they would take the change as handled.
+    """
     change = A.any_deps_match(A.data_version_changed()) | A.newly_missing() | A.code_version_changed()
-    return _due(change.since(A.newly_requested() | A.initial_evaluation()), "slice_changed")
+    due: dg.AutomationCondition = change.since(A.newly_requested() | A.initial_evaluation())
+    for key in followers:
+        due = due & ~A.asset_matches(key, A.in_progress())
+    return _due(due, "slice_changed")
 
 
 def slice_follows() -> dg.AutomationCondition:
@@ -43,16 +52,14 @@ def content_changed() -> dg.AutomationCondition:
     return _due(change.since(A.newly_requested() | A.initial_evaluation()), "content_changed")
 
 
-CONDITIONS = {
-    "prompt_context": content_changed,
-    "teacher_prior": content_changed,
-    "golden_completions": content_changed,
-    "seed_prompts": slice_changed,
-    "teacher_completions": slice_follows,
-    "scored_completions": slice_follows,
-    "filtered_dataset": content_changed,
-}
+UNPARTITIONED = ("prompt_context", "teacher_prior", "golden_completions", "filtered_dataset")
+FOLLOWERS = ("teacher_completions", "scored_completions")
 
 
-def condition_of(stage: str) -> dg.AutomationCondition | None:
-    return CONDITIONS[stage]() if stage in CONDITIONS else None
+def condition_of(stage: str, key: Callable[[str], dg.AssetKey]) -> dg.AutomationCondition | None:
+    """The condition of a stage, or None where a person or a refresh decides; `key` gives the asset key of a stage."""
+    if stage == "seed_prompts":
+        return slice_changed([key(name) for name in FOLLOWERS])
+    if stage in FOLLOWERS:
+        return slice_follows()
+    return content_changed() if stage in UNPARTITIONED else None
