@@ -3,7 +3,7 @@
 Usage: python benchmarks/screenshots.py [--task support_triage] [--student smollm2] [--out docs]
 
 Starts `distill ui` on a free port, opens it in headless Chromium ($CHROMIUM, or `chromium` on the PATH), and writes
-asset-graph.png, asset-page.png and report.png. Nothing is materialized.
+asset-graph.png, asset-page.png, automation.png and report.png. Nothing is materialized.
 """
 
 from __future__ import annotations
@@ -109,6 +109,14 @@ def asset_page(page: Page, address: str, task: str, student: str, file: Path) ->
     page.screenshot(path=file)
 
 
+def automation_page(page: Page, address: str, task: str, file: Path) -> None:
+    """The sensors of the task, with their states and descriptions."""
+    page.goto(f"{address}/automation")
+    page.get_by_text(f"{task}_automation").first.wait_for()
+    settled(page)
+    page.screenshot(path=file, clip={"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT / 2})
+
+
 def report(page: Page, path: Path, file: Path) -> None:
     """The upper part of the report, as it opens without a network."""
     page.set_viewport_size({"width": 1200, "height": HEIGHT})
@@ -139,9 +147,10 @@ def main() -> None:
         page.set_default_timeout(SLOW_MS)
         asset_graph(page, address, task, arguments.out / "asset-graph.png")
         asset_page(page, address, task, student, arguments.out / "asset-page.png")
+        automation_page(page, address, task, arguments.out / "automation.png")
         report(page, html, arguments.out / "report.png")
         browser.close()
-    for name in ("asset-graph", "asset-page", "report"):
+    for name in ("asset-graph", "asset-page", "automation", "report"):
         print(f"wrote {arguments.out / name}.png")
 
 
