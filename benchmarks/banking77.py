@@ -147,9 +147,10 @@ def figures_of(count: int, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]
 def teacher_seconds(lake: Path) -> float:
     import polars as pl
 
-    records = [json.loads(pl.read_parquet_metadata(p)["distill"]) for p in lake.rglob("*.parquet")]
     asked = ("teacher_prior", "golden_completions", "teacher_completions")
-    return float(sum(r["extra"].get("model_s", 0.0) for r in records if r["asset"] in asked))
+    files = [file for name in asked for file in (*lake.glob(f"{name}.parquet"), *lake.glob(f"{name}/*.parquet"))]
+    records = [json.loads(pl.read_parquet_metadata(file)["distill"]) for file in files]
+    return float(sum(record["extra"].get("model_s", 0.0) for record in records))
 
 
 if __name__ == "__main__":
