@@ -25,8 +25,8 @@ def _due(change: dg.AutomationCondition, label: str) -> dg.AutomationCondition:
     return (_guard() & (change | A.execution_failed().newly_true())).with_label(label)
 
 
-def slice_changed(followers: Sequence[dg.AssetKey] = ()) -> dg.AutomationCondition:
-    """The first sliced asset: a file of the slice, a setting, or the code changed.
+def content_changed(label: str, followers: Sequence[dg.AssetKey] = ()) -> dg.AutomationCondition:
+    """Anything that the asset is made from, or its code, changed in content.
 
     It waits for the `followers` of the run before: were it made anew while they still work on what it was, its change
     and their end could be seen at one tick, and they would take the change as handled.
@@ -35,7 +35,7 @@ def slice_changed(followers: Sequence[dg.AssetKey] = ()) -> dg.AutomationConditi
     due: dg.AutomationCondition = change.since(A.newly_requested() | A.initial_evaluation())
     for key in followers:
         due = due & ~A.asset_matches(key, A.in_progress())
-    return _due(due, "slice_changed")
+    return _due(due, label)
 
 
 def slice_follows() -> dg.AutomationCondition:
@@ -46,12 +46,6 @@ def slice_follows() -> dg.AutomationCondition:
     return _due(change.since(handled), "slice_follows")
 
 
-def content_changed() -> dg.AutomationCondition:
-    """An asset without partitions: anything that it is made from changed in content."""
-    change = A.any_deps_match(A.data_version_changed()) | A.newly_missing() | A.code_version_changed()
-    return _due(change.since(A.newly_requested() | A.initial_evaluation()), "content_changed")
-
-
 UNPARTITIONED = ("prompt_context", "teacher_prior", "golden_completions", "filtered_dataset")
 FOLLOWERS = ("teacher_completions", "scored_completions")
 
@@ -59,7 +53,7 @@ FOLLOWERS = ("teacher_completions", "scored_completions")
 def condition_of(stage: str, key: Callable[[str], dg.AssetKey]) -> dg.AutomationCondition | None:
     """The condition of a stage, or None where a person or a refresh decides; `key` gives the asset key of a stage."""
     if stage == "seed_prompts":
-        return slice_changed([key(name) for name in FOLLOWERS])
+        return content_changed("slice_changed", [key(name) for name in FOLLOWERS])
     if stage in FOLLOWERS:
         return slice_follows()
-    return content_changed() if stage in UNPARTITIONED else None
+    return content_changed("content_changed") if stage in UNPARTITIONED else None

@@ -261,11 +261,12 @@ def backfill(
             elif first is not None or last is not None:
                 keys = slice_range(folder, first, last)
             else:
-                keys = lacking_slices(state, lacking or "stale", runs.failed_slices(folder, instance))
+                failed = runs.failed_slices(folder, instance) if lacking == "failed" else set()
+                keys = lacking_slices(state, lacking or "stale", failed)
             if dry_run:
                 _show_estimate(home, folder, state, keys, as_json)
                 return
-            again = lacking not in (None, "stale", "missing") or bool(slices or first or last)
+            again = lacking in ("failed", "all") or bool(slices or first or last)
             with _progress() as tell:
                 outcome = runs.Runner(home, folder, instance, build(home)).backfill(keys, tell, again)
         outcome.wall_s = time.perf_counter() - started

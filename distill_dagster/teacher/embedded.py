@@ -67,6 +67,20 @@ class EmbeddedServer:
         self.stop()
 
 
+def embedded_identity(spec: TeacherSpec) -> str:
+    """What stands for an embedded teacher in every request_key: the sha256 of its weights.
+
+    Raises:
+        TeacherError: no embedded model of that name.
+    """
+    from distill_dagster.student.models import PACKAGED
+
+    name = spec.model.removeprefix(EMBEDDED)
+    if name not in MODELS:
+        raise TeacherError(f"There is no embedded model {name!r}. Use {EMBEDDED}{MODELS[0]} in task.yaml.")
+    return PACKAGED[name].sha256
+
+
 class SharedServers:
     """Embedded servers of this process, counted by use: many runs of one command share a warm server.
 
@@ -83,17 +97,15 @@ class SharedServers:
         Raises:
             TeacherError: no embedded model of that name, or the server did not start.
         """
-        from distill_dagster.student.models import PACKAGED, embedded_gguf
+        from distill_dagster.student.models import embedded_gguf
 
-        name = spec.model.removeprefix(EMBEDDED)
-        if name not in MODELS:
-            raise TeacherError(f"There is no embedded model {name!r}. Use {EMBEDDED}{MODELS[0]} in task.yaml.")
+        name, identity = spec.model.removeprefix(EMBEDDED), embedded_identity(spec)
         slots = spec.few_shot.draws
         key = (name, slots)
         with self._lock:
             if key not in self._servers:
                 try:
-                    server = EmbeddedServer(embedded_gguf(models_folder), PACKAGED[name].sha256, slots)
+                    server = EmbeddedServer(embedded_gguf(models_folder), identity, slots)
                     server.start()
                 except (ImportError, ModelError, RuntimeError) as error:
                     raise TeacherError(

@@ -8,11 +8,11 @@ from distill_dagster.hashing import content_hash
 from distill_dagster.prompts.context import pool, prompt_context
 from distill_dagster.prompts.seeds import held_out_keys, seed_prompts
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.spec import EMBEDDED, TeacherSpec
 from distill_dagster.tables import user_text
 from distill_dagster.taskfiles import TaskFolder
 from distill_dagster.teacher.ask import Asker
 from distill_dagster.teacher.client import Endpoint
+from distill_dagster.teacher.embedded import embedded_identity
 from distill_dagster.teacher.store import CompletionStore
 
 
@@ -30,26 +30,21 @@ class Estimate:
     cached: int
 
 
-def teacher_identity(spec: TeacherSpec) -> str:
-    """What stands for the teacher in every request_key, found without a server and without a key."""
-    if spec.embedded:
-        from distill_dagster.student.models import PACKAGED
-
-        return PACKAGED[spec.model.removeprefix(EMBEDDED)].sha256
-    return content_hash(spec.identity())
-
-
 def estimate(folder: TaskFolder, store: CompletionStore, slices: list[str]) -> list[Estimate]:
     """The requests that materializing these slices would send.
 
     Raises:
         InputError: a file of the task is malformed.
+        TeacherError: there is no such embedded teacher.
     """
     task = folder.task
     examples = pool(prompt_context(folder.examples, held_out_keys(folder.golden, folder.dev)))
-    endpoint = Endpoint(task.teacher.model, teacher_identity(task.teacher))
+    spec = task.teacher
+    # Found without a server and without a key.
+    identity = embedded_identity(spec) if spec.embedded else content_hash(spec.identity())
+    endpoint = Endpoint(spec.model, identity)
     asker = Asker(task, Templates(folder.templates()), examples, endpoint, store)
-    samples = range(task.teacher.few_shot.draws)
+    samples = range(spec.few_shot.draws)
     out = []
     for key in slices:
         texts = [user_text(m) for m in seed_prompts(key, folder.slice(key))["messages"]]

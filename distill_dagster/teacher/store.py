@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,21 +65,19 @@ class CompletionStore:
 
     def get(self, keys: Iterable[str]) -> dict[str, Response]:
         """The stored answers among `keys`."""
-        wanted, found = sorted(set(keys)), {}
-        with self._engine.connect() as connection:
-            for start in range(0, len(wanted), 500):
-                chunk = wanted[start : start + 500]
-                rows = connection.execute(sa.select(_COMPLETIONS).where(_COMPLETIONS.c.request_key.in_(chunk)))
-                found.update({row.request_key: _parse(row.response) for row in rows})
-        return found
+        rows = self._rows(keys, _COMPLETIONS.c.request_key, _COMPLETIONS.c.response)
+        return {row.request_key: _parse(row.response) for row in rows}
 
     def known(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` that have an answer."""
-        wanted, column, found = sorted(set(keys)), _COMPLETIONS.c.request_key, set[str]()
+        return {row.request_key for row in self._rows(keys, _COMPLETIONS.c.request_key)}
+
+    def _rows(self, keys: Iterable[str], *columns: sa.Column[Any]) -> Iterator[sa.Row[Any]]:
+        wanted = sorted(set(keys))
         with self._engine.connect() as connection:
             for start in range(0, len(wanted), 500):
-                found |= set(connection.scalars(sa.select(column).where(column.in_(wanted[start : start + 500]))))
-        return found
+                chunk = wanted[start : start + 500]
+                yield from connection.execute(sa.select(*columns).where(_COMPLETIONS.c.request_key.in_(chunk)))
 
     def put(self, key: str, response: Response) -> None:
         """Store one answer; on return it survives a crash of this process."""
