@@ -10,6 +10,7 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
+from assets.batch import each_slice
 from assets.conditions import condition_of
 from distill_dagster import progress
 from distill_dagster.checks import CHECKS, Check
@@ -127,8 +128,9 @@ def stage_asset(
             }
         )
 
-    @dg.asset(
-        key=graph.key(name),
+    sliced = stage.partition == "slice"
+    spec = dg.AssetSpec(
+        graph.key(name),
         deps=[graph.dep(stage, upstream) for upstream in stage.upstream],
         partitions_def=graph.partitions_def(stage.partition),
         group_name=graph.name,
@@ -137,6 +139,15 @@ def stage_asset(
         description=stage.description,
         code_version=stage.code_version,
         metadata=metadata,
+        automation_condition=condition_of(name, graph.key),
+        skippable=sliced,  # a run of many slices makes its tables in runs of its own: see batch.py
+    )
+
+    @dg.multi_asset(
+        name=graph.key(name).to_python_identifier(),
+        specs=[spec],
+        can_subset=sliced,  # otherwise the checks would have to be reported by the run of many slices too
+        backfill_policy=dg.BackfillPolicy.single_run() if sliced else None,
         required_resource_keys=REQUIRED,
         check_specs=[
             dg.AssetCheckSpec(
@@ -149,16 +160,19 @@ def stage_asset(
             for check in CHECKS.get(name, ())
         ],
         pool=pool,
-        automation_condition=condition_of(name, graph.key),
     )
-    def _asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    def _asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        if sliced and len(context.partition_keys) > 1:
+            each_slice(context, graph.name)
+            return
         partition = context.partition_key if context.has_partition_key else None
         try:
             with environment(context, graph.name) as env, progress.also_to(_every_tenth(context.log.info)):
                 made = make(env, partition)
         except DistillError as error:
             raise dg.Failure(description=str(error), allow_retries=False) from error
-        return dg.MaterializeResult(
+        yield dg.MaterializeResult(
+            asset_key=graph.key(name),
             data_version=dg.DataVersion(made.record.data_version),
             metadata={name: metadata_value(value) for name, value in made.shown.items()}
             | {"dagster/row_count": made.record.rows},

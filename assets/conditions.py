@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
+from distill_dagster.graph import MERGED
+
 A = dg.AutomationCondition
 
 
@@ -20,12 +22,22 @@ def _guard() -> dg.AutomationCondition:
     return ~A.in_progress() & ~A.any_deps_in_progress() & ~A.any_deps_missing() & A.all_deps_blocking_checks_passed()
 
 
-def _due(change: dg.AutomationCondition, label: str) -> dg.AutomationCondition:
+def _merging_guard() -> dg.AutomationCondition:
+    """A slice that failed holds up no other: it gives its last good rows, or none."""
+    awaited = A.any_deps_match(A.missing() & ~A.execution_failed())
+    return ~A.in_progress() & ~A.any_deps_in_progress() & ~awaited
+
+
+def _due(
+    change: dg.AutomationCondition, label: str, guard: dg.AutomationCondition | None = None
+) -> dg.AutomationCondition:
     """The change is kept until the asset may run; a failed run is repeated once."""
-    return (_guard() & (change | A.execution_failed().newly_true())).with_label(label)
+    return ((guard or _guard()) & (change | A.execution_failed().newly_true())).with_label(label)
 
 
-def content_changed(label: str, followers: Sequence[dg.AssetKey] = ()) -> dg.AutomationCondition:
+def content_changed(
+    label: str, followers: Sequence[dg.AssetKey] = (), guard: dg.AutomationCondition | None = None
+) -> dg.AutomationCondition:
     """Anything that the asset is made from, or its code, changed in content.
 
     It waits for the `followers` of the run before: were it made anew while they still work on what it was, its change
@@ -35,7 +47,7 @@ def content_changed(label: str, followers: Sequence[dg.AssetKey] = ()) -> dg.Aut
     due: dg.AutomationCondition = change.since(A.newly_requested() | A.initial_evaluation())
     for key in followers:
         due = due & ~A.asset_matches(key, A.in_progress())
-    return _due(due, label)
+    return _due(due, label, guard)
 
 
 def slice_follows() -> dg.AutomationCondition:
@@ -46,7 +58,7 @@ def slice_follows() -> dg.AutomationCondition:
     return _due(change.since(handled), "slice_follows")
 
 
-UNPARTITIONED = ("prompt_context", "teacher_prior", "golden_completions", "filtered_dataset")
+UNPARTITIONED = ("prompt_context", "teacher_prior", "golden_completions")
 FOLLOWERS = ("teacher_completions", "scored_completions")
 
 
@@ -56,4 +68,6 @@ def condition_of(stage: str, key: Callable[[str], dg.AssetKey]) -> dg.Automation
         return content_changed("slice_changed", [key(name) for name in FOLLOWERS])
     if stage in FOLLOWERS:
         return slice_follows()
+    if stage == MERGED:
+        return content_changed("content_changed", guard=_merging_guard())
     return content_changed("content_changed") if stage in UNPARTITIONED else None

@@ -7,16 +7,15 @@ from pathlib import Path
 import dagster as dg
 
 from assets.common import TaskGraph
-from distill_dagster.errors import DistillError
-from distill_dagster.graph import SOURCES, slices_name
-from distill_dagster.sources import source_version
+from distill_dagster.errors import InputError
+from distill_dagster.graph import DATA_VERSION_TAG, slices_name
+from distill_dagster.sources import source_versions
 from distill_dagster.taskfiles import TaskFolder
 from resources.doors import TaskFoldersResource
 
 QUIET_S = 20
 """Files that changed within so many seconds are looked at later: ten edits in a row make one refresh."""
 INTERVAL_S = 30
-VERSION_TAG = "dagster/data_version"
 
 
 def sensors(graph: TaskGraph, free: bool) -> list[dg.SensorDefinition]:
@@ -75,23 +74,17 @@ def look(
     now: dict[str, str] = {}
     events: list[dg.AssetObservation] = []
     problems: list[str] = []
-    for source in SOURCES.values():
-        partitions: list[str | None] = [None]
-        if source.partition is not None:
-            partitions = list(keys if source.partition == "slice" else graph.students)
-        for partition in partitions:
-            place = f"{source.name}/{partition or ''}"
-            try:
-                version = source_version(folder, source.name, partition)
-            except DistillError as error:
-                problems.append(str(error))
-                if place in seen:
-                    now[place] = seen[place]
-                continue
-            now[place] = version
-            if seen.get(place) != version:
-                tags = {VERSION_TAG: version}
-                events.append(dg.AssetObservation(graph.key(source.name), partition=partition, tags=tags))
+    for source, partition, version in source_versions(folder, graph.students):
+        place = f"{source}/{partition or ''}"
+        if isinstance(version, InputError):
+            problems.append(str(version))
+            if place in seen:
+                now[place] = seen[place]
+            continue
+        now[place] = version
+        if seen.get(place) != version:
+            tags = {DATA_VERSION_TAG: version}
+            events.append(dg.AssetObservation(graph.key(source), partition=partition, tags=tags))
     if problems and not events and not requests:
         return dg.SkipReason("Malformed: " + "; ".join(sorted(set(problems)))[:2000])
     return dg.SensorResult(

@@ -52,6 +52,10 @@ CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         CheckSpec("nothing_lost", "Rows kept + rows rejected = candidates, each rejected row with one reason.", True),
         CheckSpec("no_contamination", "No golden or dev text is in the dataset.", True),
         CheckSpec("enough_rows", "At least curation.min_rows training rows, and two labels or more.", True),
+        CheckSpec(
+            "enough_slices", "At least curation.min_slices slices give rows: today's, or their last good ones.", True
+        ),
+        CheckSpec("slices_current", "Every slice gives the rows of today's files."),
         CheckSpec("label_coverage", "Every label has a training row."),
     ),
     "seed_only_adapter": (CheckSpec("loss_fell", "The training loss ended below where it began."),),
@@ -180,6 +184,18 @@ def dataset_checks(
             found={"train_rows": train.height, "min_rows": min_rows, "labels": len(present)},
         ),
         Check("label_coverage", not absent, "warning", {"labels_without_rows": ", ".join(absent)}),
+    ]
+
+
+def slice_checks(slices: list[dict[str, Any]], wanted: int) -> list[Check]:
+    """Whether enough slices give rows; `slices` has one line each with `slice`, `gives` and `why`."""
+    silent = [line["slice"] for line in slices if line["gives"] == "nothing"]
+    behind = [f"{line['slice']}: {line['why']}" for line in slices if line["gives"] != "its rows"]
+    giving = len(slices) - len(silent)
+    found = {"slices_with_rows": giving, "min_slices": wanted, "slices_without_rows": ", ".join(silent)}
+    return [
+        Check("enough_slices", giving >= wanted, found=found),
+        Check("slices_current", not behind, "warning", {"slices": "\n".join(behind[:50])}),
     ]
 
 

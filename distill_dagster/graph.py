@@ -163,6 +163,14 @@ STAGES = {
 }
 
 
+DATA_VERSION_TAG = "dagster/data_version"
+"""The tag under which Dagster keeps an event's data version."""
+CAMPAIGN_TAG = "distill/campaign"
+"""The tag that joins the runs of one command, one backfill or one tick of the schedule."""
+MERGED = "filtered_dataset"
+"""Where slices flow together: a slice that fails gives its last good rows, or none, and holds up no other."""
+
+
 def slices_name(task: str) -> str:
     """The name of a task's dynamic partitions: the graph declares it, and the command line fills it."""
     return f"{task}_slices"

@@ -22,6 +22,8 @@ from distill_dagster import tables
 from distill_dagster.errors import DistillError
 
 RECORD_FILE = "artifact.json"
+LAST_GOOD = ".good"
+"""The folder beside the tables of slices that did not pass their checks, with the versions before."""
 _KEY = "distill"
 
 
@@ -65,11 +67,27 @@ class Lake:
     def record(self, task: str, asset: str, partition: str | None = None) -> Record | None:
         """The record of a finished artifact, or None where there is none."""
         path = self.path(task, asset, partition)
-        if path.is_file():
-            return Record(**json.loads(pl.read_parquet_metadata(path)[_KEY]))
+        if (record := _record_of(path)) is not None:
+            return record
         if partition is not None:
             return read_folder_record(self.folder(task, asset, partition))
         return None
+
+    def good_record(self, task: str, asset: str, partition: str) -> Record | None:
+        """The record of the latest version of a table that passed its blocking checks."""
+        return _record_of(self._good_path(task, asset, partition))
+
+    def _good_path(self, task: str, asset: str, partition: str) -> Path:
+        path = self.path(task, asset, partition)
+        record = _record_of(path)
+        blocked = record is not None and record.extra.get("blocked")
+        return path.parent / LAST_GOOD / path.name if blocked else path
+
+    def read_good(self, task: str, asset: str, partition: str, schema: pl.Schema) -> tuple[pl.DataFrame, Record] | None:
+        """The latest version of a table that passed its blocking checks; None where there is none."""
+        path = self._good_path(task, asset, partition)
+        record = _record_of(path)
+        return None if record is None else (_checked(path, schema), record)
 
     def read(self, task: str, asset: str, partition: str | None, schema: pl.Schema) -> tuple[pl.DataFrame, Record]:
         """A table and its record.
@@ -84,13 +102,20 @@ class Lake:
                 f"{task}/{node(asset, partition)} has not been materialized yet. Run `distill run {task}`, or "
                 f"materialize it before the assets that need it."
             )
-        frame = pl.read_parquet(self.path(task, asset, partition))
-        if dict(frame.schema) != dict(schema):
-            raise tables.SchemaError(f"{self.path(task, asset, partition)} does not have the declared schema")
-        return frame, record
+        return _checked(self.path(task, asset, partition), schema), record
 
     def write(self, task: str, frame: pl.DataFrame, record: Record) -> None:
+        """Write a table. One of a slice that did not pass its checks is written beside its last good version."""
         path = self.path(task, record.asset, record.partition)
+        if record.partition is not None and record.extra.get("blocked"):
+            before = _record_of(path)
+            if before is not None and not before.extra.get("blocked"):
+                kept = path.parent / LAST_GOOD / path.name
+                kept.parent.mkdir(exist_ok=True)
+                # A copy and not a move: a crash before the new table is in place loses nothing.
+                temporary = kept.with_suffix(f".writing-{os.getpid()}")
+                shutil.copyfile(path, temporary)
+                temporary.replace(kept)
         tables.write_parquet(frame, path, {_KEY: json.dumps(asdict(record))})
 
     def write_folder(self, folder: Path, record: Callable[[str], Record], fill: Callable[[Path], str]) -> Record:
@@ -106,6 +131,17 @@ class Lake:
             return made
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _record_of(path: Path) -> Record | None:
+    return Record(**json.loads(pl.read_parquet_metadata(path)[_KEY])) if path.is_file() else None
+
+
+def _checked(path: Path, schema: pl.Schema) -> pl.DataFrame:
+    frame = pl.read_parquet(path)
+    if dict(frame.schema) != dict(schema):
+        raise tables.SchemaError(f"{path} does not have the declared schema")
+    return frame
 
 
 def read_folder_record(folder: Path) -> Record | None:

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,18 +19,18 @@ import dagster as dg
 import psutil
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
-from distill_dagster.graph import SOURCES, STAGES, slices_name
+from distill_dagster.errors import InputError
+from distill_dagster.graph import CAMPAIGN_TAG, DATA_VERSION_TAG, MERGED, STAGES, slices_name
 from distill_dagster.lake import Lake, node
 from distill_dagster.paths import PROJECT, Home
 from distill_dagster.retraining import changed_rows
 from distill_dagster.selection import SLICE_STAGES
-from distill_dagster.sources import source_version
+from distill_dagster.sources import source_versions
 from distill_dagster.state import State, Status
 from distill_dagster.taskfiles import TaskFolder
 
 TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
 RETRAINED = {"student_adapter", "slice_label_adapter", "predictions"}
-DATA_VERSION_TAG = "dagster/data_version"
 PID_TAG, HOST_TAG = "distill/pid", "distill/host"
 
 
@@ -135,19 +136,29 @@ def sync(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
         instance.add_dynamic_partitions(name, new)
     for gone in sorted(known - set(keys)):
         instance.delete_dynamic_partition(name, gone)
-    for source in SOURCES.values():
-        partitions: list[str | None] = [None]
-        if source.partition is not None:
-            partitions = list(keys if source.partition == "slice" else folder.task.students)
-        for partition in partitions:
-            version = source_version(folder, source.name, partition)
-            key = dg.AssetKey([folder.name, source.name])
-            chosen = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
-            latest = instance.fetch_observations(chosen, limit=1).records
-            seen = latest[0].asset_observation if latest else None
-            if seen is None or (seen.tags or {}).get(DATA_VERSION_TAG) != version:
-                tags = {DATA_VERSION_TAG: version}
-                instance.report_runless_asset_event(dg.AssetObservation(key, partition=partition, tags=tags))
+    seen: dict[str, dict[str | None, str]] = {}
+    for source, partition, version in source_versions(folder, list(folder.task.students)):
+        key = dg.AssetKey([folder.name, source])
+        if source not in seen:
+            seen[source] = _latest_versions(instance, key, partition is not None, dg.DagsterEventType.ASSET_OBSERVATION)
+        if not isinstance(version, InputError) and seen[source].get(partition) != version:
+            tags = {DATA_VERSION_TAG: version}
+            instance.report_runless_asset_event(dg.AssetObservation(key, partition=partition, tags=tags))
+
+
+def _latest_versions(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partitioned: bool, kind: dg.DagsterEventType
+) -> dict[str | None, str]:
+    """The data version of an asset's latest event, by partition: one query however many there are."""
+    if partitioned:
+        tags = instance.event_log_storage.get_latest_tags_by_partition(key, kind, [DATA_VERSION_TAG])
+        return {partition: found[DATA_VERSION_TAG] for partition, found in tags.items() if DATA_VERSION_TAG in found}
+    fetch = instance.fetch_observations
+    if kind == dg.DagsterEventType.ASSET_MATERIALIZATION:
+        fetch = instance.fetch_materializations
+    latest = fetch(key, limit=1).records
+    event = latest[0].asset_observation or latest[0].asset_materialization if latest else None
+    return {None: version} if event and (version := (event.tags or {}).get(DATA_VERSION_TAG)) else {}
 
 
 Event = Callable[[str, str], None]
@@ -160,6 +171,8 @@ class Runner:
     def __init__(self, home: Home, folder: TaskFolder, instance: dg.DagsterInstance, defs: dg.Definitions) -> None:
         self.home, self.folder, self.instance = home, folder, instance
         self.lake = Lake(home.lake, home.reports)
+        self.state = State(folder, self.lake)
+        self.campaign = uuid.uuid4().hex
         self._job = defs.resolve_implicit_global_asset_job_def()
         self._unrecorded: set[str] = set()
         self._stages: set[str] | None = None
@@ -180,6 +193,7 @@ class Runner:
     def run(self, slices: list[str] | None, students: list[str], tell: Event) -> Outcome:
         """Materialize what is not fresh. A failed partition does not hold up the others, only what needs it."""
         outcome, started, tried = Outcome(), time.perf_counter(), set[str]()
+        self.state = State(self.folder, self.lake)
         self._unrecorded = self._missing_events(slices, students)
         with ExitStack() as server:
             holding = False
@@ -194,48 +208,47 @@ class Runner:
                     holding = True
                 tried |= {s.name for s in batch}
                 self._execute(batch, outcome, tell)
-        for status in self._considered(State(self.folder, self.lake), slices, students):
+        for status in self._considered(slices, students):
             if status.state == "fresh" and status.record and (names := status.record.extra.get("blocked")):
                 outcome.failed[status.name] = f"did not pass {', '.join(names)}; the UI shows what was found"
         outcome.wall_s = time.perf_counter() - started
         return outcome
 
-    def _considered(self, state: State, slices: list[str] | None, students: list[str]) -> list[Status]:
-        return [s for s in state.all(students, slices) if self._stages is None or s.asset in self._stages]
+    def _considered(self, slices: list[str] | None, students: list[str]) -> list[Status]:
+        return [s for s in self.state.all(students, slices) if self._stages is None or s.asset in self._stages]
 
     def _missing_events(self, slices: list[str] | None, students: list[str]) -> set[str]:
         """Artifacts that the lake has and this Dagster instance does not know (its storage was moved or removed)."""
-        found = set()
-        for status in self._considered(State(self.folder, self.lake), slices, students):
+        found, known = set(), dict[str, dict[str | None, str]]()
+        for status in self._considered(slices, students):
             if status.record is None:
                 continue
-            key = dg.AssetKey([self.folder.name, status.asset])
-            chosen = dg.AssetRecordsFilter(
-                asset_key=key, asset_partitions=[status.partition] if status.partition else None
-            )
-            latest = self.instance.fetch_materializations(chosen, limit=1).records
-            event = latest[0].asset_materialization if latest else None
-            if event is None or (event.tags or {}).get(DATA_VERSION_TAG) != status.record.data_version:
+            if status.asset not in known:
+                key, kind = dg.AssetKey([self.folder.name, status.asset]), dg.DagsterEventType.ASSET_MATERIALIZATION
+                known[status.asset] = _latest_versions(self.instance, key, status.partition is not None, kind)
+            if known[status.asset].get(status.partition) != status.record.data_version:
                 found.add(status.name)
         return found
 
     def _next(self, slices: list[str] | None, students: list[str], tried: set[str], outcome: Outcome) -> list[Status]:
         """The next run: the first artifact that is due and ready, and those of its partition that only wait for it."""
-        state = State(self.folder, self.lake)
         # Looked at anew each time: what was held back may be due, or fresh, by now.
         outcome.waiting = {}
         outcome.blocked = {name: why for name, why in outcome.blocked.items() if name in tried}
         batch: list[Status] = []
         planned: set[str] = set()
-        for status in self._considered(state, slices, students):
+        for status in self._considered(slices, students):
+            if status.state == "malformed":
+                outcome.failed[status.name] = "; ".join(status.why)
+                continue
             due = status.state != "fresh" or status.name in self._unrecorded | self._again
             if status.name in tried or not due:
                 continue
             if waits := self._waits(status):
                 outcome.waiting[status.name] = waits
                 continue
-            needs = state.inputs(state.stages[status.asset], status.partition)
-            if stuck := self._stuck(state, needs, outcome):
+            needs = self.state.inputs(self.state.stages[status.asset], status.partition)
+            if stuck := self._stuck(status, needs, outcome):
                 outcome.blocked[status.name] = stuck
                 continue
             if not batch:
@@ -261,16 +274,18 @@ class Runner:
             return None
         return f"{changed} rows changed since it was trained; more than {self._min_new_rows} are wanted (--force)"
 
-    def _stuck(self, state: State, needs: dict[str, str | None], outcome: Outcome) -> str | None:
+    def _stuck(self, status: Status, needs: dict[str, str | None], outcome: Outcome) -> str | None:
         """Why an artifact cannot be made now: something upstream failed, or did not pass its checks."""
         for name in needs:
+            asset, _, rest = name.partition("[")
+            if status.asset == MERGED and rest:
+                continue  # a slice that failed gives its last good rows, or none
             if name in outcome.failed:
                 return f"{name} failed"
             if name in outcome.blocked:
                 return f"{name} is held back"
-            asset, _, rest = name.partition("[")
-            if asset in state.stages:
-                record = self.lake.record(self.folder.name, asset, rest.removesuffix("]") or None)
+            if asset in self.state.stages:
+                record = self.state.record(asset, rest.removesuffix("]") or None)
                 if record is not None and record.extra.get("blocked"):
                     return f"{name} did not pass {', '.join(record.extra['blocked'])}"
         return None
@@ -292,7 +307,7 @@ class Runner:
             partition_key=batch[0].partition,
             asset_selection=[dg.AssetKey([self.folder.name, s.asset]) for s in batch],
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            tags={PID_TAG: str(os.getpid()), HOST_TAG: platform.node()},
+            tags={PID_TAG: str(os.getpid()), HOST_TAG: platform.node(), CAMPAIGN_TAG: self.campaign},
             raise_on_error=False,
         )
         outcome.runs.append(result.run_id)
@@ -300,14 +315,14 @@ class Runner:
             event.step_key: event.step_failure_data.error for event in result.all_events if event.is_step_failure
         }
         made = {event.asset_key for event in result.get_asset_materialization_events()}
-        state = State(self.folder, self.lake)
+        self.state.forget((status.asset, status.partition) for status in batch)
         for status in batch:
             key = dg.AssetKey([self.folder.name, status.asset])
             step = key.to_python_identifier()
-            needs = state.inputs(state.stages[status.asset], status.partition)
+            needs = self.state.inputs(self.state.stages[status.asset], status.partition)
             if key in made:
                 self._count(status, outcome)
-            elif step not in failures and (stuck := self._stuck(state, needs, outcome)):
+            elif step not in failures and (stuck := self._stuck(status, needs, outcome)):
                 outcome.blocked[status.name] = stuck  # Dagster left it out, since a step before it failed
             else:
                 outcome.failed[status.name] = _message(failures.get(step))
@@ -315,7 +330,7 @@ class Runner:
 
     def _count(self, status: Status, outcome: Outcome) -> None:
         outcome.partitions.setdefault(status.asset, []).append(status.partition)
-        record = self.lake.record(self.folder.name, status.asset, status.partition)
+        record = self.state.record(status.asset, status.partition)
         extra = record.extra if record else {}
         outcome.teacher_calls += extra.get("teacher_calls", 0)
         outcome.teacher_calls_cached += extra.get("teacher_calls_cached", 0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from distill_dagster.errors import InputError
 from distill_dagster.graph import SOURCES
 from distill_dagster.hashing import content_hash
 from distill_dagster.taskfiles import Row, TaskFolder
@@ -38,6 +41,19 @@ def source_version(folder: TaskFolder, source: str, partition: str | None = None
             assert partition is not None
             return task.student_hash(partition)
     raise KeyError(f"{source} is not one of {', '.join(SOURCES)}")
+
+
+def source_versions(folder: TaskFolder, students: list[str]) -> Iterator[tuple[str, str | None, str | InputError]]:
+    """Every source by name and partition, with its data version, or with what is wrong in its file."""
+    for source in SOURCES.values():
+        partitions: list[str | None] = [None]
+        if source.partition is not None:
+            partitions = list(folder.slice_keys() if source.partition == "slice" else students)
+        for partition in partitions:
+            try:
+                yield source.name, partition, source_version(folder, source.name, partition)
+            except InputError as error:
+                yield source.name, partition, error
 
 
 def slices_are_labels(folder: TaskFolder) -> bool:

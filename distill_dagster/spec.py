@@ -5,6 +5,7 @@ Every model forbids unknown keys, so that a misspelt setting is an error and not
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -166,7 +167,15 @@ class CurationSpec(_Model):
     )
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     min_rows: Annotated[int, Field(ge=1)] = Field(default=20, description="fewer kept rows block training")
+    min_slices: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="fewer slices that give rows (the last good ones count) block training; by default nine in ten",
+    )
     seed: int = 0
+
+    def wanted_slices(self, slices: int) -> int:
+        """How many of that many slices have to give rows."""
+        return min(slices, self.min_slices) if self.min_slices is not None else math.ceil(0.9 * slices)
 
 
 class RefreshSpec(_Model):

@@ -87,6 +87,14 @@ class Reading:
         self.inputs[node(asset, partition)] = record.data_version
         return frame
 
+    def last_good(self, asset: str, schema: pl.Schema, partition: str) -> pl.DataFrame | None:
+        """The latest version of a slice's table that passed its checks, or None."""
+        found = self.env.lake.read_good(self.env.task_name, asset, partition, schema)
+        if found is None:
+            return None
+        self.inputs[node(asset, partition)] = found[1].data_version
+        return found[0]
+
     def _refuse_blocked(self, record: Record) -> None:
         if failed := record.extra.get("blocked"):
             name = node(record.asset, record.partition)

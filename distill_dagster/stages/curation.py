@@ -8,12 +8,13 @@ from typing import Any
 import polars as pl
 
 from distill_dagster import plots
-from distill_dagster.checks import dataset_checks, valid_table
+from distill_dagster.checks import dataset_checks, slice_checks, valid_table
 from distill_dagster.curation.dataset import curate
 from distill_dagster.curation.human import human_candidates
 from distill_dagster.errors import DistillError
-from distill_dagster.lake import node
-from distill_dagster.stages.common import Env, Made, Markdown, Reading, Shown, blocking_failures, sample_rows
+from distill_dagster.selection import SLICE_STAGES
+from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, blocking_failures, sample_rows
+from distill_dagster.state import State
 from distill_dagster.tables import REJECTED, SCORED, data_version
 
 REJECTED_ROWS = "rejected_rows"
@@ -24,18 +25,14 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
     for source in ("slice_manifest", "human_examples", "curation_settings"):
         reading.source(source)
     held_out = reading.held_out()
-    keys = env.folder.slice_keys()
-    absent = [key for key in keys if env.lake.record(env.task_name, "scored_completions", key) is None]
-    if absent:
-        names = ", ".join(node("scored_completions", key) for key in absent[:10])
-        raise DistillError(f"{names} has not been materialized yet. Run `distill run {env.task_name}`.")
     task = env.folder.task
     people = env.folder.human + (env.folder.examples if task.curation.mix_examples else [])
-    frames = [reading.table("scored_completions", SCORED, key) for key in keys]
+    frames, slices = _slices(env, reading)
     candidates = pl.concat([*frames, human_candidates(people)])
     cut = curate(candidates, held_out, task.label_names, task.curation)
     checks = [
         valid_table("filtered_dataset", cut.dataset),
+        *slice_checks(slices, task.curation.wanted_slices(len(slices))),
         *dataset_checks(candidates, cut.dataset, cut.rejected, held_out, task.label_names, task.curation.min_rows),
     ]
     blocked = blocking_failures("filtered_dataset", checks)
@@ -61,10 +58,41 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         "validation": cut.dataset.filter(pl.col("split") == "validation").height,
         "label_balance": Markdown(plots.markdown_image(balance)),
         "drop_reasons": Markdown(plots.markdown_image(drops)),
+        "slices": Rows(slices),
         "sample": sample_rows(cut.dataset, ["answer", "split", "slice"]),
         "rejected_sample": sample_rows(cut.rejected, ["answer", "drop_reason", "drop_detail", "slice"], 10),
     }
     return Made(record, shown, checks)
+
+
+def _slices(env: Env, reading: Reading) -> tuple[list[pl.DataFrame], list[dict[str, Any]]]:
+    """The candidates of every slice: what it gives now, else its last good rows, else none; and a line on each.
+
+    Raises:
+        DistillError: no slice gives anything.
+    """
+    frames: list[pl.DataFrame] = []
+    lines: list[dict[str, Any]] = []
+    state = State(env.folder, env.lake)
+    for key in env.folder.slice_keys():
+        frame = reading.last_good("scored_completions", SCORED, key)
+        why = [s for s in (state.status(stage, key) for stage in SLICE_STAGES) if s.state != "fresh"]
+        blocked = state.record("scored_completions", key)
+        rows = 0 if frame is None else frame.height
+        line: dict[str, Any] = {"slice": key, "rows": rows, "gives": "its rows", "why": ""}
+        if frame is None:
+            line |= {"gives": "nothing"}
+        elif why or (blocked is not None and blocked.extra.get("blocked")):
+            line |= {"gives": "its last good rows"}
+        if line["gives"] != "its rows":
+            line["why"] = f"{why[0].name}: {'; '.join(why[0].why)}"[:300] if why else "did not pass its checks"
+        lines.append(line)
+        frames += [] if frame is None else [frame]
+    if not frames:
+        raise DistillError(
+            f"No slice of {env.task_name} has scored completions yet. Run `distill run {env.task_name}`."
+        )
+    return frames, lines
 
 
 def read_rejected(env: Env) -> pl.DataFrame:
