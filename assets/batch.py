@@ -1,0 +1,49 @@
+"""Many slices in one run: each still has a data version, checks and a failure of its own.
+
+Dagster gives all partitions of one run the same data version, and one failing key fails them all. So the first asset of
+such a run does the work of the whole run slice by slice, each in a run of its own within the same process, which share
+the loaded libraries and the warm teacher; the other assets of the outer run have nothing left to do and are skipped.
+"""
+
+from contextlib import ExitStack
+
+import dagster as dg
+
+from distill_dagster.errors import InputError
+from distill_dagster.graph import CAMPAIGN_TAG
+
+
+def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
+    """Run the run's selection for each of its slices.
+
+    Raises:
+        dg.Failure: slices failed; it names them. The others are done.
+    """
+    step = context.get_step_execution_context().step.key
+    # The steps of the runs within take the pool's slot in turn; ours would be in their way for ever.
+    context.instance.event_log_storage.free_concurrency_slot_for_step(context.run_id, step)
+    failed: list[str] = []
+    keys = list(context.partition_keys)
+    with ExitStack() as held:
+        try:
+            spec = context.resources.tasks.open(task).task.teacher
+            held.enter_context(context.resources.teacher.endpoint(spec))
+        except InputError:
+            pass  # each slice says so itself
+        for number, key in enumerate(keys, start=1):
+            result = context.job_def.execute_in_process(
+                instance=context.instance,
+                partition_key=key,
+                raise_on_error=False,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                tags={CAMPAIGN_TAG: context.run_id},
+            )
+            if not result.success:
+                failed.append(key)
+            context.log.info(f"{key}: {'done' if result.success else 'failed'} ({number} of {len(keys)})")
+    if failed:
+        names = ", ".join(failed)
+        raise dg.Failure(
+            f"{len(failed)} of {len(keys)} slices failed: {names}. Each has a run of its own that says why.",
+            allow_retries=False,
+        )
