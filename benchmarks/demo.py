@@ -31,8 +31,10 @@ COLD_REPEATS = 5
 def teacher_latency(home: Home, items: int) -> dict[str, Any]:
     """Seconds for one answer of the embedded teacher, asked one by one over HTTP, store not used.
 
-    Warm: the draw's examples are in the server's cache. Cold: a new server, so every token is processed.
+    Warm: the server has answered before, and keeps what prompts share. Cold: a new server, so every token is processed.
+    Finding the nearest examples is not counted; one embedding takes what one answer of `centroid` takes.
     """
+    from distill_dagster.student.sentences import sentence_embedder
     from distill_dagster.teacher.ask import Asker
     from distill_dagster.teacher.client import Client
     from distill_dagster.teacher.embedded import SERVERS
@@ -53,7 +55,8 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
     def served(wanted: list[tuple[str, int]]) -> list[Response]:
         endpoint, lease = SERVERS.acquire(task.teacher, home.models)
         with tempfile.TemporaryDirectory() as store:
-            asker = Asker(task, Templates({}), examples, endpoint, CompletionStore.in_folder(Path(store)))
+            answers = CompletionStore.in_folder(Path(store))
+            asker = Asker(task, Templates({}), examples, endpoint, answers, sentence_embedder(task.teacher, home.models))
             try:
                 return asyncio.run(ask_all(asker, wanted))
             finally:

@@ -282,12 +282,14 @@ def backfill(
 
 def _show_estimate(home: Home, folder: TaskFolder, state: State, keys: list[str], as_json: bool) -> None:
     """What a backfill of these slices would do, slice by slice."""
+    from distill_dagster.student.sentences import sentence_embedder
     from distill_dagster.teacher.estimate import estimate
     from resources.doors import CompletionStoreResource
 
     resource_ = CompletionStoreResource(path=str(home.store), url=os.environ.get("DISTILL_STORE_URL", ""))
+    embed = sentence_embedder(folder.task.teacher, home.models)
     with resource_.open() as store:
-        found = estimate(folder, store, keys)
+        found = estimate(folder, store, keys, embed)
     table = Table("slice", "state", "prompts", "requests to send", "answered by the store")
     for one in found:
         now = state.status("scored_completions", one.slice).state

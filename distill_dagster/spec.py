@@ -41,6 +41,11 @@ class FewShot(_Model):
     """How examples.jsonl becomes few-shot examples. Draw i takes the next `per_label` examples of each label."""
 
     per_label: Annotated[int, Field(ge=0, le=50)] = 3
+    nearest: Annotated[int, Field(ge=0, le=200)] = Field(
+        default=0,
+        description="so many examples that are nearest to the prompt, found by sentence embeddings, instead of "
+        "per_label: for many labels, or where shared examples say little about a prompt",
+    )
     draws: Annotated[int, Field(ge=1, le=32)] = 3
     seed: int = 0
 

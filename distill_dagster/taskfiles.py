@@ -393,9 +393,12 @@ def _label_problem(path: Path, line: int | None, name: str, label: str | None, t
 
 
 def _example_problems(folder: Path, task: Task, rows: list[Row]) -> list[Problem]:
-    need, have = task.teacher.few_shot.per_label, Counter(row.label for row in rows)
+    few_shot = task.teacher.few_shot
+    need, have = few_shot.per_label, Counter(row.label for row in rows)
     asks = f"teacher.few_shot.per_label asks for {need}"
-    if task.teacher.calibration == "examples":
+    if few_shot.nearest:
+        need, asks = 1, "every label needs one to be found by teacher.few_shot.nearest"
+    elif task.teacher.calibration == "examples":
         need, asks = need + 1, f"{asks}, and teacher.calibration for one more that is not in the prompt"
     return [
         Problem(

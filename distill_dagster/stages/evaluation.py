@@ -240,7 +240,8 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
         golden_looks=[look for look in read_golden_looks(looks) if look.get("student") == partition],
         latency_method=(
             f"The first {task.evaluation.latency_items} golden items one by one, students after {WARM_UP} to warm up; "
-            f"the teacher's is the sum over its {task.teacher.few_shot.draws} draws, over HTTP, with a warm cache."
+            f"the teacher's is the sum over its {task.teacher.few_shot.draws} draws, over HTTP, with a warm cache"
+            + (", without the search for the nearest examples." if task.teacher.few_shot.nearest else ".")
         ),
         versions={name: metadata.version(name) for name in ("torch", "transformers", "peft", "litellm", "dagster")},
         notice=NOTICE if task.teacher.embedded else None,

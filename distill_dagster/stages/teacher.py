@@ -9,10 +9,11 @@ import polars as pl
 from distill_dagster import plots
 from distill_dagster.checks import Check, no_missing_rows, valid_table
 from distill_dagster.curation.candidates import candidates, prior_of, uniform_prior
-from distill_dagster.prompts.context import draws, left_out, pool, prompt_context
+from distill_dagster.prompts.context import Example, draws, left_out, pool, prompt_context
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, seed_prompts, user_message
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Shown, sample_rows
+from distill_dagster.student.sentences import sentence_embedder
 from distill_dagster.tables import COMPLETIONS, CONTEXT, PRIOR, PROMPTS, frame_of
 from distill_dagster.teacher.ask import Asked, Asker, run_ask
 from distill_dagster.teacher.client import Endpoint
@@ -46,7 +47,8 @@ def make_seed_prompts(env: Env, partition: str | None) -> Made:
 def _asker(env: Env, reading: Reading, endpoint: Endpoint) -> Asker:
     reading.source("teacher_settings")
     examples = pool(reading.table("prompt_context", CONTEXT))
-    return Asker(env.folder.task, Templates(env.folder.templates()), examples, endpoint, env.store)
+    templates, embed = Templates(env.folder.templates()), sentence_embedder(env.folder.task.teacher, env.models)
+    return Asker(env.folder.task, templates, examples, endpoint, env.store, embed)
 
 
 def _asked(reading: Reading, asked: Asked) -> Made:
@@ -89,7 +91,9 @@ def make_teacher_prior(env: Env, partition: str | None) -> Made:
     else:
         wanted: dict[str, set[int]] = {}
         texts: dict[str, str] = {}
-        for sample, draw in enumerate(draws(examples, labels, spec.few_shot)):
+        # Where the nearest examples are taken, none is in every prompt: each is left out of its own.
+        shared = [list[Example]()] * spec.few_shot.draws if spec.few_shot.nearest else None
+        for sample, draw in enumerate(shared or draws(examples, labels, spec.few_shot)):
             for example in left_out(examples, draw, labels, spec.calibration_items):
                 id_ = prompt_id(user_message(example.text))
                 wanted.setdefault(id_, set()).add(sample)

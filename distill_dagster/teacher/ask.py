@@ -13,7 +13,8 @@ import polars as pl
 from distill_dagster import progress
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import canonical_json, content_hash
-from distill_dagster.prompts.context import Example, draws
+from distill_dagster.prompts.choice import Embed, choice_of
+from distill_dagster.prompts.context import Example
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import Task
 from distill_dagster.tables import COMPLETIONS, frame_of, user_text
@@ -55,10 +56,17 @@ class Asker:
     """Everything that asking needs, for one task."""
 
     def __init__(
-        self, task: Task, templates: Templates, pool: list[Example], endpoint: Endpoint, store: CompletionStore
+        self,
+        task: Task,
+        templates: Templates,
+        pool: list[Example],
+        endpoint: Endpoint,
+        store: CompletionStore,
+        embed: Embed | None = None,
     ) -> None:
+        """`embed` finds the examples for `few_shot.nearest`, and is not wanted otherwise."""
         self.task, self.spec, self.templates = task, task.teacher, templates
-        self.draws = draws(pool, task.label_names, self.spec.few_shot)
+        self.choice = choice_of(pool, task.label_names, self.spec.few_shot, embed)
         self.store, self.endpoint = store, endpoint
         self.client = Client(endpoint, self.spec)
         self.cached = 0
@@ -68,9 +76,10 @@ class Asker:
         params: dict[str, Any] = {"temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
         if self.spec.temperature > 0:
             params["seed"] = sample
+        examples = self.choice.examples(text, sample)
         values = {
             "text": text,
-            "examples": self.draws[sample],
+            "examples": examples,
             "labels": self.task.labels,
             "instructions": self.task.instructions,
             "item": self.task.item,
@@ -86,7 +95,7 @@ class Asker:
         if self.spec.soft_labels == "logprobs":
             params |= {"logprobs": True, "top_logprobs": self.spec.top_logprobs}
         messages = [{"role": "system", "content": self.templates.render("classification_system", **values)}]
-        for example in self.draws[sample]:
+        for example in examples:
             shown = self.templates.render("classification_user", **(values | {"text": example.text}))
             messages += [{"role": "user", "content": shown}, {"role": "assistant", "content": example.label}]
         messages.append({"role": "user", "content": self.templates.render("classification_user", **values)})
@@ -190,6 +199,7 @@ class Asker:
         """
         every = list(range(self.spec.few_shot.draws))
         texts = {row["prompt_id"]: user_text(row["messages"]) for row in prompts.iter_rows(named=True)}
+        self.choice.look_up(list(texts.values()))
         slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
         ids = list(texts)
         first, rest = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distill_dagster.hashing import content_hash
+from distill_dagster.prompts.choice import Embed
 from distill_dagster.prompts.context import pool, prompt_context
 from distill_dagster.prompts.seeds import held_out_keys, seed_prompts
 from distill_dagster.prompts.templates import Templates
@@ -30,8 +31,10 @@ class Estimate:
     cached: int
 
 
-def estimate(folder: TaskFolder, store: CompletionStore, slices: list[str]) -> list[Estimate]:
-    """The requests that materializing these slices would send.
+def estimate(
+    folder: TaskFolder, store: CompletionStore, slices: list[str], embed: Embed | None = None
+) -> list[Estimate]:
+    """The requests that materializing these slices would send. `embed` as for `Asker`.
 
     Raises:
         InputError: a file of the task is malformed.
@@ -43,11 +46,12 @@ def estimate(folder: TaskFolder, store: CompletionStore, slices: list[str]) -> l
     # Found without a server and without a key.
     identity = embedded_identity(spec) if spec.embedded else content_hash(spec.identity())
     endpoint = Endpoint(spec.model, identity)
-    asker = Asker(task, Templates(folder.templates()), examples, endpoint, store)
+    asker = Asker(task, Templates(folder.templates()), examples, endpoint, store, embed)
     samples = range(spec.few_shot.draws)
     out = []
     for key in slices:
         texts = [user_text(m) for m in seed_prompts(key, folder.slice(key))["messages"]]
+        asker.choice.look_up(texts)
         keys = {asker.request(text, sample).key for text in texts for sample in samples}
         stored = len(store.known(keys))
         out.append(Estimate(key, len(texts), len(keys) - stored, stored))

@@ -1,0 +1,52 @@
+"""Sentence embeddings for the teacher's stage: the pinned MiniLM, loaded once in a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill_dagster.spec import TeacherSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from distill_dagster.student.predict import Embedder
+
+
+def sentence_embedder(spec: TeacherSpec, models_folder: Path) -> Callable[[list[str]], np.ndarray] | None:
+    """What `few_shot.nearest` finds examples with, or None where the task does not ask for it. Loads nothing yet.
+
+    Calling it raises `ModelError` where the model cannot be found or loaded.
+    """
+    if not spec.few_shot.nearest:
+        return None
+
+    def embed(texts: list[str]) -> np.ndarray:
+        with _one_thread():
+            return _embedder(models_folder).embed(texts)
+
+    return embed
+
+
+@lru_cache(maxsize=1)
+def _embedder(models_folder: Path) -> Embedder:
+    from distill_dagster.student.predict import SENTENCE_MODEL, Embedder
+
+    return Embedder(SENTENCE_MODEL, models_folder)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread: a second one would count against the embedded teacher's in the OpenMP library that both share,
+    which lets threads sleep between any two steps as soon as all of them outnumber the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
