@@ -38,7 +38,7 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
     from distill_dagster.teacher.embedded import SERVERS
     from distill_dagster.teacher.store import CompletionStore, Response
 
-    folder = open_task(home.tasks, TASK)
+    folder = open_task(home.tasks, TASK, home.accepted)
     task, examples = folder.task, pool(prompt_context(folder.examples, set()))
     texts = [row.text for row in folder.dev[: items + 1]]
     draws = range(task.teacher.few_shot.draws)
