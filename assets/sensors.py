@@ -46,16 +46,18 @@ def _files_sensor(graph: TaskGraph, status: dg.DefaultSensorStatus) -> dg.Sensor
         context: dg.SensorEvaluationContext, tasks: dg.ResourceParam[TaskFoldersResource]
     ) -> dg.SensorResult | dg.SkipReason:
         folder = tasks.open(graph.name)
-        if (age := time.time() - last_change(folder.path)) < QUIET_S:
+        if (age := time.time() - last_change(folder.path, folder.accepted)) < QUIET_S:
             return dg.SkipReason(f"A file changed {max(age, 0):.0f} s ago; looked at after {QUIET_S} quiet seconds.")
         return look(graph, folder, context.instance, context.cursor)
 
     return _files
 
 
-def last_change(folder: Path) -> float:
+def last_change(folder: Path, accepted: Path | None = None) -> float:
     """When a file of the task, or one of its folders, last changed: seconds since the epoch."""
     places = [folder, *folder.glob("*"), *folder.glob("slices/*"), *folder.glob("templates/*")]
+    if accepted is not None:
+        places += [accepted, *accepted.glob("*")]
     return max(path.lstat().st_mtime for path in places if path.exists())
 
 

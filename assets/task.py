@@ -6,6 +6,7 @@ import dagster as dg
 
 from assets import curation, evaluation, prompts, students, teacher
 from assets.common import TaskGraph, source_assets
+from assets.inbox import inbox_sensor
 from assets.sensors import sensors
 from distill_dagster.errors import InputError
 from distill_dagster.graph import stages_of
@@ -30,7 +31,7 @@ def _teacher_is_free(folder: TaskFolder) -> bool:
 
 
 def task_definitions(folder: TaskFolder) -> dg.Definitions:
-    graph = task_graph(folder)
+    graph, free = task_graph(folder), _teacher_is_free(folder)
     made = [module.assets(graph) for module in (prompts, teacher, curation, students, evaluation)]
     return dg.Definitions(
         assets=[*source_assets(graph), *(asset for group in made for asset in group)],
@@ -41,5 +42,5 @@ def task_definitions(folder: TaskFolder) -> dg.Definitions:
                 description="seed_prompts to scored_completions of one slice.",
             )
         ],
-        sensors=sensors(graph, _teacher_is_free(folder)),
+        sensors=[*sensors(graph, free), inbox_sensor(graph, free)],
     )

@@ -69,7 +69,7 @@ def run_task(root: Path, tasks: Path, task: str, students: list[str]) -> tuple[A
         print(f"[{time.perf_counter() - started:6.0f} s] {kind} {what}", file=sys.stderr, flush=True)
 
     with runs.open_instance(home) as instance, progress.listening(listen):
-        folder = open_task(home.tasks, task)
+        folder = open_task(home.tasks, task, home.accepted)
         runs.sync(folder, instance)
         outcome = runs.Runner(home, folder, instance, build(home)).run(None, students, tell)
     if outcome.failed:

@@ -40,7 +40,7 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
     from distill_dagster.teacher.embedded import SERVERS
     from distill_dagster.teacher.store import CompletionStore, Response
 
-    folder = open_task(home.tasks, TASK)
+    folder = open_task(home.tasks, TASK, home.accepted)
     task, examples = folder.task, pool(prompt_context(folder.examples, set()))
     texts = [row.text for row in folder.dev[: items + 1]]
     draws = range(task.teacher.few_shot.draws)
@@ -55,8 +55,8 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
     def served(wanted: list[tuple[str, int]]) -> list[Response]:
         endpoint, lease = SERVERS.acquire(task.teacher, home.models)
         with tempfile.TemporaryDirectory() as store:
-            answers = CompletionStore.in_folder(Path(store))
-            asker = Asker(task, Templates({}), examples, endpoint, answers, sentence_embedder(task.teacher, home.models))
+            answers, embed = CompletionStore.in_folder(Path(store)), sentence_embedder(task.teacher, home.models)
+            asker = Asker(task, Templates({}), examples, endpoint, answers, embed)
             try:
                 return asyncio.run(ask_all(asker, wanted))
             finally:

@@ -65,8 +65,8 @@ def _show(problem: Problem) -> None:
 
 def _open(home: Home, task: str | None) -> TaskFolder:
     if task is not None:
-        return open_task(home.tasks, task)
-    known = find_tasks(home.tasks)
+        return open_task(home.tasks, task, home.accepted)
+    known = find_tasks(home.tasks, home.accepted)
     if len(known) != 1:
         names = ", ".join(t.name for t in known) or "none"
         problem = Problem(home.tasks, "name a task.", f"Known tasks: {names}.")
@@ -90,7 +90,7 @@ def tasks() -> None:
     """List the task folders."""
     home = Home.from_env()
     table = Table("task", "kind", "labels", "slices", "students", "teacher")
-    for folder in find_tasks(home.tasks):
+    for folder in find_tasks(home.tasks, home.accepted):
         try:
             task = folder.task
             students = ", ".join(task.students)
@@ -303,6 +303,39 @@ def _show_estimate(home: Home, folder: TaskFolder, state: State, keys: list[str]
         print(json.dumps({"partitions": partitions, "teacher_calls": calls, "teacher_calls_cached": cached}))
 
 
+@app.command()
+def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
+    """Take the new prompts that lie in the task's inbox: `inbox/<task>/*.jsonl`. Asks no teacher.
+
+    Waits some seconds for a file that was just written. Exit code 1 where a file was rejected; the others are taken.
+    """
+    from distill_dagster.inbox import QUIET_S, take, waiting_s
+
+    home = Home.from_env()
+    with _errors():
+        folder = _open(home, task)
+        place = home.inbox / folder.name
+        place.mkdir(parents=True, exist_ok=True)
+        if wait := waiting_s(place):
+            err.print(f"[dim]a file changed just now; waiting {wait:.0f} s[/dim]")
+            time.sleep(min(wait, QUIET_S) + 0.1)
+        taken = take(folder, place)
+        for one in taken:
+            colour = {"accepted": "green", "rejected": "red"}.get(one.state, "yellow")
+            out.print(f"[{colour}]{one.state}[/{colour}] {escape(str(one))}", soft_wrap=True)
+        accepted: dict[str, int] = {}
+        for key, number in sorted((key, n) for one in taken for key, n in one.accepted.items()):
+            accepted[key] = accepted.get(key, 0) + number
+        new = sum(accepted.values())
+        remark = f" `distill run {folder.name}` asks the teacher for them." if new else ""
+        out.print(f"{folder.name}: {new} prompts accepted from {place}.{remark}", soft_wrap=True)
+        if as_json:
+            files = [{"file": one.file, "state": one.state, "why": one.why, **one.counts()} for one in taken]
+            print(json.dumps({"task": folder.name, "accepted": accepted, "files": files}))
+        if any(one.state == "rejected" for one in taken):
+            raise typer.Exit(1)
+
+
 @contextmanager
 def _progress() -> Iterator[Any]:
     """A bar for the run in hand on a terminal; a line for each finished run elsewhere."""
@@ -394,7 +427,7 @@ def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 3000)
 
     home = Home.from_env()
     with _errors(), runs.open_instance(home) as instance:
-        for folder in find_tasks(home.tasks):
+        for folder in find_tasks(home.tasks, home.accepted):
             try:
                 runs.sync(folder, instance)
             except InputError as error:

@@ -24,13 +24,13 @@ settle_waiting()
 def build(home: Home) -> dg.Definitions:
     """All tasks below `home.tasks`, working on the folders of `home`."""
     resources = {
-        "tasks": TaskFoldersResource(path=str(home.tasks)),
+        "tasks": TaskFoldersResource(path=str(home.tasks), accepted=str(home.accepted), inbox=str(home.inbox)),
         "lake": LakeResource(path=str(home.lake), reports=str(home.reports)),
         "store": CompletionStoreResource(path=str(home.store), url=os.environ.get("DISTILL_STORE_URL", "")),
         "models": ModelFolderResource(path=str(home.models)),
         "teacher": TeacherResource(models=str(home.models)),
     }
-    tasks = [task_definitions(folder) for folder in find_tasks(home.tasks)]
+    tasks = [task_definitions(folder) for folder in find_tasks(home.tasks, home.accepted)]
     # One process per run: the steps of a run share the loaded libraries and the warm embedded server.
     shared = dg.Definitions(resources=resources, executor=dg.in_process_executor)
     return dg.Definitions.merge(shared, *tasks)

@@ -35,8 +35,8 @@ SOURCES = {
         Source(
             "slice_files",
             "slice",
-            "The user's slices/<slice>.yaml: description, seed prompts, target. Its data "
-            "version is the hash of the parsed content, not of bytes.",
+            "The user's slices/<slice>.yaml: description, seed prompts, target; and prompts accepted from the inbox. "
+            "Its data version is the hash of the parsed content, not of bytes.",
         ),
         Source("slice_manifest", None, "The names of all slices: a removed slice leaves the dataset."),
         Source("golden_set", None, "golden.jsonl and dev.jsonl: human-labelled rows, never trained on."),

@@ -13,8 +13,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 class Home:
     """The folders of one installation.
 
-    `DISTILL_HOME` moves everything generated (lake, store, models, instance, reports); `DISTILL_TASKS` moves the
-    task folders. By default both lie below `data/` of the project.
+    `DISTILL_HOME` moves everything generated (lake, store, models, instance, reports) and the inbox; `DISTILL_TASKS`
+    moves the task folders. By default both lie below `data/` of the project.
     """
 
     root: Path
@@ -41,6 +41,16 @@ class Home:
     @property
     def reports(self) -> Path:
         return self.root / "reports"
+
+    @property
+    def inbox(self) -> Path:
+        """Where new prompts are dropped: `inbox/<task>/*.jsonl`."""
+        return self.root / "inbox"
+
+    @property
+    def accepted(self) -> Path:
+        """Prompts that came through the inbox: `accepted/<task>/<slice>.jsonl`."""
+        return self.root / "accepted"
 
     @property
     def instance(self) -> Path:

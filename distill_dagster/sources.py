@@ -57,13 +57,17 @@ def source_versions(folder: TaskFolder, students: list[str]) -> Iterator[tuple[s
 
 
 def slices_are_labels(folder: TaskFolder) -> bool:
-    """Whether every slice is named like a label: then a slice could be taken for the answer."""
+    """Whether every slice of the user is named like a label: then a slice could be taken for the answer.
+
+    A slice that only came through the inbox, such as `unsorted`, does not count: it must not change the graph.
+    """
     names = {"".join(c for c in label.casefold() if c.isalnum()) for label in folder.task.label_names}
-    keys = ["".join(c for c in key if c.isalnum()) for key in folder.slice_keys()]
+    keys = ["".join(c for c in key if c.isalnum()) for key in folder.written_slices()]
     return bool(keys) and all(key in names for key in keys)
 
 
-def label_of_slice(folder: TaskFolder, key: str) -> str:
-    """The label that a slice is named like, where `slices_are_labels`."""
+def label_of_slice(folder: TaskFolder, key: str) -> str | None:
+    """The label that a slice is named like, where `slices_are_labels`; None for a slice of the inbox."""
     plain = "".join(c for c in key if c.isalnum())
-    return next(x for x in folder.task.label_names if "".join(c for c in x.casefold() if c.isalnum()) == plain)
+    names = folder.task.label_names
+    return next((x for x in names if "".join(c for c in x.casefold() if c.isalnum()) == plain), None)

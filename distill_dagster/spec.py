@@ -191,6 +191,66 @@ class RefreshSpec(_Model):
     )
 
 
+class InboxRule(_Model):
+    """Where a prompt goes whose record matches: a slice, and a regular expression to be found in a field."""
+
+    slice: str
+    field: Annotated[str, Field(min_length=1)] | None = Field(default=None, description="by default the text")
+    matches: Annotated[str, Field(min_length=1)]
+
+    @field_validator("slice")
+    @classmethod
+    def _slice_key(cls, value: str) -> str:
+        if not SLICE_KEY.fullmatch(value):
+            raise ValueError(f"a slice matches {SLICE_KEY.pattern}")
+        return value
+
+    @field_validator("matches")
+    @classmethod
+    def _pattern(cls, value: str) -> str:
+        from polars import Series, String
+        from polars.exceptions import ComputeError
+
+        try:  # the engine that will run it, on any text in linear time: it has no look-around and no backreference
+            Series([""], dtype=String).str.contains(value)
+        except ComputeError as error:
+            lines = [line.strip() for line in str(error).splitlines()]
+            what = next((line for line in lines if line.startswith("error:")), lines[0])
+            raise ValueError(f"not a regular expression of Rust's regex: {what.removeprefix('error: ')}") from None
+        return value
+
+
+class InboxSpec(_Model):
+    """How lines of files in the inbox become prompts."""
+
+    text_field: Annotated[str, Field(min_length=1)] = "text"
+    slice_field: Annotated[str, Field(min_length=1)] = "slice"
+    rules: list[InboxRule] = Field(default=[], description="for lines that name no slice; the first that matches")
+    keep_files: bool = Field(
+        default=False, description="keep taken files in done/, unmasked as they came; by default only their summary"
+    )
+    phone_regions: list[str] = Field(
+        default=["US", "GB", "DE", "FR"],
+        description="countries whose national way to write phone numbers is masked too; +49 … always is",
+    )
+
+    @field_validator("phone_regions")
+    @classmethod
+    def _regions(cls, value: list[str]) -> list[str]:
+        from distill_dagster.masking import supported_regions
+
+        for region in value:
+            if region not in supported_regions():
+                raise ValueError(f"{region!r} is not a country in two capital letters, such as US or DE")
+        return value
+
+    @model_validator(mode="after")
+    def _two_fields(self) -> InboxSpec:
+        if self.text_field == self.slice_field:
+            raise ValueError("text_field and slice_field name the same field")
+        return self
+
+
 class EvaluationSpec(_Model):
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -218,6 +278,7 @@ class Task(_Model):
     curation: CurationSpec = CurationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     refresh: RefreshSpec = RefreshSpec()
+    inbox: InboxSpec = InboxSpec()
 
     @field_validator("teacher", mode="before")
     @classmethod

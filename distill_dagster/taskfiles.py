@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
+from distill_dagster.accepted import (
+    DESCRIPTION,
+    Accepted,
+    accepted_file,
+    accepted_keys,
+    accepted_problems,
+    read_accepted,
+)
 from distill_dagster.errors import InputError, Problem
 from distill_dagster.hashing import content_hash
 from distill_dagster.spec import SLICE_KEY, TASK_NAME, Task
@@ -55,13 +63,23 @@ class Seed(BaseModel):
 
 
 class Slice(BaseModel):
-    """One `slices/<slice>.yaml`."""
+    """One `slices/<slice>.yaml`, and the prompts that came to this slice through the inbox."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     description: Annotated[str, Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     target: Annotated[int, Field(ge=1)] | None = None
+    _accepted: tuple[Accepted, ...] = PrivateAttr(default=())  # private: nothing that can be written in the YAML
+
+    @property
+    def accepted(self) -> tuple[Accepted, ...]:
+        return self._accepted
+
+    def with_accepted(self, rows: Iterable[Accepted]) -> Slice:
+        slice_ = self.model_copy()
+        slice_._accepted = tuple(rows)
+        return slice_
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -72,14 +90,21 @@ class Slice(BaseModel):
         """Hash of what the slice says, parsed and canonical: white space, comments and key order do not count."""
         value = self.model_dump(exclude={"seeds"})
         seeds = [seed.model_dump(exclude={"source"}) for seed in self.seeds]
-        return content_hash(value | {"seeds": sorted(seeds, key=content_hash)})
+        value |= {"seeds": sorted(seeds, key=content_hash)}
+        if self.accepted:
+            value["accepted"] = sorted({row.text for row in self.accepted})
+        return content_hash(value)
 
 
 @dataclass(frozen=True)
 class TaskFolder:
-    """A task folder and, read once when first needed, what is in it. Properties raise `InputError`."""
+    """A task folder and, read once when first needed, what is in it. Properties raise `InputError`.
+
+    `accepted` is the folder of what came through the inbox; without it a task has what is in its own folder.
+    """
 
     path: Path
+    accepted: Path | None = None
 
     @property
     def name(self) -> str:
@@ -90,12 +115,21 @@ class TaskFolder:
         return _raise(read_task(self.path))
 
     def slice_keys(self) -> list[str]:
+        """All slices, sorted: those of the user's files, and those that only have prompts from the inbox."""
+        return sorted({*self.written_slices(), *accepted_keys(self.accepted)})
+
+    def written_slices(self) -> list[str]:
         """Slice files by name, sorted. A name that cannot be a partition is left out here and named by `check`."""
         files = _slice_files(self.path)
         return sorted(f.stem for f in files if not _slice_file_problem(self.path, f))
 
     def slice(self, key: str) -> Slice:
-        return _raise(read_slice(self.path / "slices" / f"{key}.yaml", self.task))
+        rows = read_accepted(accepted_file(self.accepted, key)) if self.accepted else []
+        path = self.path / "slices" / f"{key}.yaml"
+        if rows and not (path.is_symlink() or path.exists()):
+            bare = Slice.model_construct(description=DESCRIPTION.format(key=key), seeds=[])
+            return bare.with_accepted(rows)
+        return _raise(read_slice(path, self.task)).with_accepted(rows)
 
     def rows(self, file: str, labelled: bool = True) -> list[Row]:
         path = self.path / file
@@ -152,20 +186,21 @@ def _raise(result: _Result[T]) -> T:
     return result.value
 
 
-def find_tasks(tasks: Path) -> list[TaskFolder]:
-    """All folders below `tasks` that hold a task.yaml, sorted by name."""
+def find_tasks(tasks: Path, accepted: Path) -> list[TaskFolder]:
+    """All folders below `tasks` that hold a task.yaml, sorted by name; `accepted` is where the inbox puts prompts."""
     if not tasks.is_dir():
         return []
-    return [TaskFolder(p) for p in sorted(tasks.iterdir()) if (p / TASK_FILE).is_file() and not p.is_symlink()]
+    found = [p for p in sorted(tasks.iterdir()) if (p / TASK_FILE).is_file() and not p.is_symlink()]
+    return [TaskFolder(p, accepted / p.name) for p in found]
 
 
-def open_task(tasks: Path, name: str) -> TaskFolder:
-    """The folder of one task.
+def open_task(tasks: Path, name: str, accepted: Path) -> TaskFolder:
+    """The folder of one task; `accepted` is where the inbox puts prompts of all tasks.
 
     Raises:
         InputError: there is no such task, or its name cannot be a task name.
     """
-    known = [t.name for t in find_tasks(tasks)]
+    known = [t.name for t in find_tasks(tasks, accepted)]
     if not TASK_NAME.fullmatch(name) or name not in known:
         problem = Problem(
             tasks,
@@ -174,7 +209,7 @@ def open_task(tasks: Path, name: str) -> TaskFolder:
             f"with a {TASK_FILE}; its name matches {TASK_NAME.pattern}.",
         )
         raise InputError([problem])
-    return TaskFolder(tasks / name)
+    return TaskFolder(tasks / name, accepted / name)
 
 
 def _read_text(path: Path, problems: list[Problem]) -> str:
@@ -454,6 +489,7 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
         problems += slice_.problems
         for seed in slice_.value.seeds if slice_.value and not slice_.problems else []:
             texts.setdefault(normalize(seed.text), []).append((file, None, "seed"))
+    problems += accepted_problems(folder.accepted)
     held_out: dict[str, str] = {}
     rows_of: dict[str, list[Row]] = {}
     for name in (GOLDEN, DEV, EXAMPLES, HUMAN):

@@ -14,12 +14,17 @@ from distill_dagster.teacher.store import CompletionStore
 
 
 class TaskFoldersResource(dg.ConfigurableResource):
-    """The user's files."""
+    """The user's files: task folders, the inbox for new prompts, and what was accepted from it."""
 
     path: str
+    accepted: str
+    inbox: str
 
     def open(self, task: str) -> TaskFolder:
-        return open_task(Path(self.path), task)
+        return open_task(Path(self.path), task, Path(self.accepted))
+
+    def inbox_of(self, task: str) -> Path:
+        return Path(self.inbox) / task
 
 
 class LakeResource(dg.ConfigurableResource):

@@ -36,13 +36,13 @@ WITH judged AS (
     END AS reason
     FROM candidates
 ), ranked AS (
-    -- The representative of equal texts: a human's prompt before an imagined one, a human's answer before a
-    -- teacher's (which may be as sure), then the surest, then by id.
+    -- The representative of equal texts: a human's prompt before one of a log and that before an imagined one, a
+    -- human's answer before a teacher's (which may be as sure), then the surest, then by id.
     SELECT *, row_number() OVER same AS place, first_value(prompt_id) OVER same AS kept_id
     FROM judged
     WINDOW same AS (
         PARTITION BY text_key, reason IS NULL
-        ORDER BY origin <> 'human', teacher IS NOT NULL, confidence DESC, prompt_id, slice, answer
+        ORDER BY origin <> 'human', origin <> 'log', teacher IS NOT NULL, confidence DESC, prompt_id, slice, answer
     )
 )
 SELECT * EXCLUDE (reason, place, kept_id),

@@ -21,28 +21,28 @@ def prompt_id(messages: list[dict[str, str | None]], tools: str | None = None) -
 
 
 def seed_prompts(key: str, slice_: Slice) -> pl.DataFrame:
-    """The prompts of one slice, sorted by id. A text that stands twice in the slice is one prompt."""
+    """The prompts of one slice, sorted by id. A text that stands twice in the slice is one prompt.
+
+    `origin` is human for the user's own seeds and log for what came through the inbox; `source` is then its file.
+    """
     rows: dict[str, dict[str, Any]] = {}
     # Sorted by content, as in `Slice.content_version`: the order in the file must not decide which repeat is kept.
     for seed in sorted(slice_.seeds, key=lambda s: content_hash(s.model_dump(exclude={"source"}))):
-        messages = user_message(seed.text.strip())
-        id_ = prompt_id(messages)
-        rows.setdefault(
-            id_,
-            {
-                "prompt_id": id_,
-                "slice": key,
-                "origin": "human",
-                "messages": messages,
-                "tools": None,
-                "target_label": seed.target_label,
-                "reference": seed.reference,
-                "axes": canonical_json(seed.axes) if seed.axes else None,
-                "parent_prompt_id": None,
-                "source": seed.source,
-            },
-        )
+        row = _prompt(key, seed.text, "human", seed.source)
+        axes = canonical_json(seed.axes) if seed.axes else None
+        row |= {"target_label": seed.target_label, "reference": seed.reference, "axes": axes}
+        rows.setdefault(row["prompt_id"], row)
+    for accepted in slice_.accepted:
+        row = _prompt(key, accepted.text, "log", accepted.source)
+        rows.setdefault(row["prompt_id"], row)
     return frame_of(list(rows.values()), PROMPTS, ("prompt_id",))
+
+
+def _prompt(key: str, text: str, origin: str, source: str | None) -> dict[str, Any]:
+    messages = user_message(text.strip())
+    empty: dict[str, Any] = dict.fromkeys(PROMPTS)
+    named = {"prompt_id": prompt_id(messages), "slice": key, "origin": origin, "source": source}
+    return empty | named | {"messages": messages}
 
 
 def labelled_prompts(rows: list[Row], source: str) -> pl.DataFrame:

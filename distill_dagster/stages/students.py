@@ -65,8 +65,9 @@ def make_slice_label_adapter(env: Env, partition: str | None) -> Made:
     reading = Reading(env, "slice_label_adapter", partition)
     dataset = reading.table("filtered_dataset", DATASET)
     rows = [
-        TrainRow(r["prompt_id"], user_text(r["messages"]), label_of_slice(env.folder, r["slice"]))
+        TrainRow(r["prompt_id"], user_text(r["messages"]), label)
         for r in dataset.filter(pl.col("split") == "train").iter_rows(named=True)
+        if (label := label_of_slice(env.folder, r["slice"])) is not None
     ]
     return _train(env, reading, rows, [])
 

@@ -33,6 +33,9 @@ HEAVY = (
     "scipy",
     "peft",
     "xllamacpp",
+    "detect_secrets",
+    "phonenumbers",
+    "stdnum",
 )
 
 

@@ -41,7 +41,7 @@ class Daemon:
         self.defs = build(self.home)
 
     def observe(self) -> dg.SensorResult | dg.SkipReason:
-        folder = open_task(self.home.tasks, TASK)
+        folder = open_task(self.home.tasks, TASK, self.home.accepted)
         found = look(task_graph(folder), folder, self.instance, self.seen)
         if isinstance(found, dg.SensorResult):
             self.seen = found.cursor
@@ -214,4 +214,4 @@ def test_only_a_free_teacher_is_asked_by_itself(tmp_path: Any) -> None:
         folder = small_task(tmp_path / model.replace("/", "-"), teacher={"model": model})
         found = list(task_definitions(folder).sensors or [])
         assert {s.default_status for s in found} == {status}  # type: ignore[union-attr]
-        assert len(found) == 2
+        assert len(found) == 3

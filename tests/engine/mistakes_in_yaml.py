@@ -6,8 +6,55 @@ import shutil
 
 from tests.engine.mistakes import SLICE, Mistake, append, link, linked_templates, replace, subfolder, templates, write
 
+RULE = "inbox:\n  rules:\n    - {slice: shop, matches: "
+
 YAML_MISTAKES = [
     # task.yaml
+    Mistake(
+        "inbox pattern",
+        append("task.yaml", RULE + "'(?=a)b'}\n"),
+        "task.yaml",
+        27,
+        "inbox.rules.0.matches",
+        "look-around",
+        "Mend the value",
+    ),
+    Mistake(
+        "inbox slice",
+        append("task.yaml", RULE.replace("shop", "My Shop") + "a}\n"),
+        "task.yaml",
+        27,
+        "inbox.rules.0.slice",
+        "a slice matches",
+        "Mend the value",
+    ),
+    Mistake(
+        "inbox unknown field",
+        append("task.yaml", RULE + "a, pattern: b}\n"),
+        "task.yaml",
+        27,
+        "inbox.rules.0.pattern",
+        "unknown field",
+        "Remove it",
+    ),
+    Mistake(
+        "inbox fields",
+        append("task.yaml", "inbox: {text_field: slice}\n"),
+        "task.yaml",
+        25,
+        "inbox",
+        "name the same field",
+        "Mend the value",
+    ),
+    Mistake(
+        "inbox phone region",
+        append("task.yaml", "inbox: {phone_regions: [Germany]}\n"),
+        "task.yaml",
+        25,
+        "inbox.phone_regions",
+        "'Germany' is not a country",
+        "Mend the value",
+    ),
     Mistake(
         "malformed task",
         write("task.yaml", "kind: classification\nlabels: [\n"),

@@ -168,12 +168,12 @@ def test_tasks_are_found_and_opened_by_name(tmp_path: Path) -> None:
     tasks = folder.path.parent
     (tasks / "linked").symlink_to(folder.path)
     (tasks / "no_task").mkdir()
-    assert [t.name for t in find_tasks(tasks)] == ["shop_mail"]
-    assert open_task(tasks, "shop_mail").path == folder.path
-    assert find_tasks(tmp_path / "nowhere") == []
+    assert [t.name for t in find_tasks(tasks, tmp_path / "accepted")] == ["shop_mail"]
+    assert open_task(tasks, "shop_mail", tmp_path / "accepted").path == folder.path
+    assert find_tasks(tmp_path / "nowhere", tmp_path / "accepted") == []
     for name in ("linked", "no_task", "../tasks/shop_mail", "shop_mail/"):
         with pytest.raises(InputError, match="Known tasks: shop_mail"):
-            open_task(tasks, name)
+            open_task(tasks, name, tmp_path / "accepted")
 
 
 def test_slice_keys_leave_out_what_cannot_be_a_partition(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""The sensor that takes new prompts from a task's inbox. It calls no teacher itself."""
+
+import dagster as dg
+
+from assets.common import TaskGraph
+from assets.sensors import INTERVAL_S
+from distill_dagster.errors import DistillError
+from distill_dagster.graph import DATA_VERSION_TAG, slices_name
+from distill_dagster.inbox import QUIET_S, Taken, take
+from distill_dagster.sources import source_version
+from distill_dagster.taskfiles import TaskFolder
+from resources.doors import TaskFoldersResource
+
+LOCK_S, LIMIT_S = 5.0, 30.0
+"""Dagster gives a sensor a minute: what is left lies there at the next tick."""
+
+
+def inbox_sensor(graph: TaskGraph, free: bool) -> dg.SensorDefinition:
+    """It runs from the start only where asking the teacher is free, as the other sensors do."""
+    paid = "" if free else " Stopped until you start it: the teacher will be asked for them, and costs money."
+
+    @dg.sensor(
+        name=f"{graph.identifier}_inbox",
+        minimum_interval_seconds=INTERVAL_S,
+        default_status=dg.DefaultSensorStatus.RUNNING if free else dg.DefaultSensorStatus.STOPPED,
+        description=(
+            f"Takes new prompts from inbox/{graph.name}/*.jsonl, once a file did not change for {QUIET_S} s: masks "
+            f"them and sorts them into slices. It asks no teacher; the automation sensor does.{paid}"
+        ),
+    )
+    def _inbox(
+        context: dg.SensorEvaluationContext, tasks: dg.ResourceParam[TaskFoldersResource]
+    ) -> dg.SensorResult | dg.SkipReason:
+        try:
+            folder = tasks.open(graph.name)
+            taken = take(folder, tasks.inbox_of(graph.name), lock_s=LOCK_S, limit_s=LIMIT_S)
+            for one in taken:
+                context.log.info(str(one))
+            return _result(graph, folder, context.instance, taken)
+        except DistillError as error:
+            return dg.SkipReason(str(error)[:2000])
+
+    return _inbox
+
+
+def _result(
+    graph: TaskGraph, folder: TaskFolder, instance: dg.DagsterInstance, taken: list[Taken]
+) -> dg.SensorResult | dg.SkipReason:
+    """New slices become partitions, and those that grew are observed."""
+    told = "; ".join(str(one) for one in taken)[:2000]
+    grown = sorted({key for one in taken for key in one.accepted})
+    if not grown:
+        return dg.SkipReason(told or "Nothing in the inbox.")
+    name = slices_name(graph.name)
+    known = set(instance.get_dynamic_partitions(name))
+    new = [key for key in grown if key not in known]
+    observed = [
+        dg.AssetObservation(
+            graph.key("slice_files"),
+            partition=key,
+            metadata={"from the inbox": sum(one.accepted.get(key, 0) for one in taken)},
+            tags={DATA_VERSION_TAG: source_version(folder, "slice_files", key)},
+        )
+        for key in grown
+    ]
+    return dg.SensorResult(
+        asset_events=observed,
+        dynamic_partitions_requests=[dg.AddDynamicPartitionsRequest(name, new)] if new else [],
+    )

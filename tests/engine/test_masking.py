@@ -1,0 +1,92 @@
+"""Secrets and personal data are found, and what tickets are full of is not taken for them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from distill_dagster.masking import MAX_CHARS, mask
+from distill_dagster.paths import PROJECT
+from distill_dagster.spec import InboxSpec
+from distill_dagster.taskfiles import TaskFolder
+
+REGIONS = InboxSpec().phone_regions
+
+# Put together here, so that no scanner takes this file for a leak.
+GITHUB = "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
+STRIPE = "sk_live_" + "4eC39HqLyjWDarjtT1zdp7dc"
+JWT = (
+    "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
+    + ".eyJzdWIiOiIxMjM0NTY3ODkwIn0"
+    + ".dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
+)
+PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEabc\nde+/f==\n-----END RSA PRIVATE KEY-----"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("write to jane.doe+shop@example.co.uk.", "write to <EMAIL>."),
+        ("Müller@bücher.de", "<EMAIL>"),
+        ("call +49 171 2345678 or (415) 555-2671", "call <PHONE> or <PHONE>"),
+        ("0171 2345678, 020 7946 0958", "<PHONE>, <PHONE>"),
+        ("pay to DE89 3704 0044 0532 0130 00 please", "pay to <IBAN> please"),
+        ("iban:GB82WEST12345698765432.", "iban:<IBAN>."),
+        ("card 4111 1111 1111 1111 exp 12/27", "card <CARD> exp 12/27"),
+        ("amex 378282246310005", "amex <CARD>"),
+        ("my key AKIAIOSFODNN7EXAMPLE leaked", "my key <SECRET> leaked"),
+        (f"token {GITHUB} does not work", "token <SECRET> does not work"),
+        (f"we used {STRIPE}", "we used <SECRET>"),
+        (f"log: {JWT} end", "log: <SECRET> end"),
+        (f"see {PEM} thanks", "see <SECRET> thanks"),
+        ("key -----BEGIN RSA PRIVATE KEY----- MIIE cut off", "key <SECRET>"),
+        ("https://user:pa55w0rd@example.com/x fails", "https://<SECRET>@example.com/x fails"),
+        ("sk-proj-abc123DEF456ghi789JKL012mno345PQR678", "<SECRET>"),
+        ("Authorization: Bearer abcdef0123456789abcdef", "Authorization: Bearer <SECRET>"),
+        ("my password is hunter2.", "my password is <SECRET>."),
+        ("api_key='f3a9c7d1'", "api_key='<SECRET>'"),
+        ("a@b.co and a@b.co", "<EMAIL> and <EMAIL>"),
+    ],
+)
+def test_what_must_not_be_stored_is_masked(text: str, masked: str) -> None:
+    found = mask(text, REGIONS)
+    assert found.text == masked
+    assert sum(found.counts.values()) == masked.count("<")
+    assert mask(found.text, REGIONS).text == found.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "order 8842-119-22, order #114-3941689-8772232, invoice INV-2024-000123456",
+        "order number 4485920193, ticket 20245551234, case 00123456",
+        "on 2024-11-03 14:05 and 03.11.2024, 2024-11-03T14:05:33+01:00",
+        "version 10.2.3.4 build 20231104.1 on 198.51.100.23",
+        "error 0x80070005, codes 500 504 502, $1,234,567.89",
+        "tracking 1Z999AA10123456784 and 9400111899223197428490, bar code 4006381333931",
+        "IMEI 353879234252633, commit 9fceb02d0ae598e95dc970b74767f19372d61af8",
+        "id 123e4567-e89b-12d3-a456-426614174000, time 1700000000",
+        "password is wrong, password: forgotten! The password reset came 3 days ago, token expired 2024-11-03",
+        "card 4111111111111112 has a wrong digit",
+        "we have 150 000 000 rows and +100 points, UTC+2",
+    ],
+)
+def test_what_tickets_are_full_of_stays(text: str) -> None:
+    assert mask(text, REGIONS).text == text
+
+
+def test_no_text_of_the_bundled_task_is_masked() -> None:
+    folder = TaskFolder(PROJECT / "data" / "tasks" / "support_triage")
+    texts = [seed.text for key in folder.slice_keys() for seed in folder.slice(key).seeds]
+    texts += [row.text for row in [*folder.golden, *folder.dev, *folder.examples]]
+    assert len(texts) > 900
+    assert [text for text in texts if mask(text, REGIONS).counts] == []
+
+
+@pytest.mark.parametrize("part", ["eyJ", "://a:", "/", "sk-", "1 ", "+1 2 ", "a@a.", "DE89 1", "password is ", "[~"])
+def test_made_up_texts_take_no_time(part: str) -> None:
+    mask("the first call loads the libraries")
+    started = time.perf_counter()
+    mask((part * MAX_CHARS)[:MAX_CHARS], REGIONS)
+    assert time.perf_counter() - started < 5
