@@ -124,7 +124,7 @@ def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
         folder = _open(home, task)
         found = State(folder, Lake(home.lake, home.reports)).all()
         table = Table("artifact", "state", "rows", "why")
-        colours = {"fresh": "green", "stale": "yellow", "missing": "red", "waiting": "dim"}
+        colours = {"fresh": "green", "stale": "yellow", "missing": "red", "waiting": "dim", "malformed": "red"}
         for s in found:
             why = "; ".join(s.why[:3]) + (f"; and {len(s.why) - 3} more" if len(s.why) > 3 else "")
             if s.record and s.record.extra.get("blocked"):
@@ -191,7 +191,9 @@ def refresh(
     started = time.perf_counter()
     with _errors():
         folder = _open(home, task)
-        if errors := [p for p in check_folder(folder) if p.severity == "error"]:
+        # A malformed slice is named at the end, and the others are refreshed.
+        slices = folder.path / "slices"
+        if errors := [p for p in check_folder(folder) if p.severity == "error" and p.file.parent != slices]:
             raise InputError(errors)
         lake = Lake(home.lake, home.reports)
         trained = [s for s in folder.task.students if lake.record(folder.name, "student_adapter", s) is not None]

@@ -278,7 +278,7 @@ class Runner:
         """Why an artifact cannot be made now: something upstream failed, or did not pass its checks."""
         for name in needs:
             asset, _, rest = name.partition("[")
-            if status.asset == MERGED and rest:
+            if status.asset == MERGED and rest and status.state != "waiting":
                 continue  # a slice that failed gives its last good rows, or none
             if name in outcome.failed:
                 return f"{name} failed"

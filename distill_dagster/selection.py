@@ -56,6 +56,6 @@ def lacking_slices(state: State, what: Lacking, failed: set[str]) -> list[str]:
     out = []
     for key in state.slices:
         states = {state.status(stage, key).state for stage in SLICE_STAGES}
-        if states & {"missing", "waiting"} or (what == "stale" and "stale" in states):
+        if states & {"missing", "waiting"} or (what == "stale" and states & {"stale", "malformed"}):
             out.append(key)
     return out

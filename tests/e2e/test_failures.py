@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from distill_dagster import runs
+from distill_dagster.checks import EXPECTATIONS
 from tests.e2e.conftest import Complete
 from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Project, file_hashes
 from tests.support.provider import FakeProvider, Fault, Seen
@@ -115,14 +116,15 @@ def test_a_name_that_does_not_exist_is_said_with_those_that_do(project: Project,
     assert file_hashes(project.home) == before
 
 
-def test_a_failing_slice_holds_the_dataset_back_and_only_its_missing_rows_are_asked_again(
+def test_with_too_few_slices_nothing_is_trained_and_only_their_missing_rows_are_asked_again(
     fresh: Project, provider: FakeProvider
 ) -> None:
     fresh.change_slice("shop", lambda value: value["seeds"].append(MARKED))
     provider.fail = refuse_marked
     ended = fresh.run()
     assert ended.code == 1
-    assert set(ended.json["failed"]) == {"teacher_completions[shop]"}
+    assert set(ended.json["failed"]) == {"teacher_completions[shop]", "filtered_dataset"}
+    assert "enough_slices" in ended.json["failed"]["filtered_dataset"]
     message = ended.json["failed"]["teacher_completions[shop]"]
     assert "86% of 7 prompts" in message
     assert "not this one" in message
@@ -130,13 +132,11 @@ def test_a_failing_slice_holds_the_dataset_back_and_only_its_missing_rows_are_as
     assert ended.partitions["scored_completions"] == ["web"], "one slice does not hold up another"
     assert ended.json["blocked"] == {
         "scored_completions[shop]": "teacher_completions[shop] failed",
-        "filtered_dataset": "scored_completions[shop] is held back",
-        "student_adapter[one]": "filtered_dataset is held back",
+        "student_adapter[one]": "filtered_dataset did not pass enough_slices",
         "predictions[one]": "student_adapter[one] is held back",
         "eval_report[one]": "predictions[one] is held back",
     }
-    assert "held back filtered_dataset" in ended.err
-    assert fresh.lake.record(TASK, "filtered_dataset") is None
+    assert "held back student_adapter" in ended.err
     asked = len(provider.requests)
     assert asked == HELD_OUT_REQUESTS + SEED_REQUESTS + 2
 
@@ -151,6 +151,79 @@ def test_a_failing_slice_holds_the_dataset_back_and_only_its_missing_rows_are_as
     assert provider.texts[asked:] == [MARKED] * 2
     assert mended.partitions["teacher_completions"] == ["shop"]
     assert mended.partitions["eval_report"] == ["one"]
+
+
+def test_a_failing_slice_gives_its_last_good_rows(project: Project, provider: FakeProvider) -> None:
+    before = project.record("scored_completions", "shop")
+    project.change_slice("shop", lambda value: value["seeds"].append(MARKED))
+    project.change_slice("web", lambda value: value["seeds"].append("a new refund button"))
+    provider.fail = refuse_marked
+    ended = project.run("--student", "one")
+    assert ended.code == 1
+    assert set(ended.json["failed"]) == {"teacher_completions[shop]"}
+    assert ended.json["blocked"] == {"scored_completions[shop]": "teacher_completions[shop] failed"}
+    assert ended.partitions["filtered_dataset"] == [None]
+    assert ended.partitions["eval_report"] == ["one"]
+    inputs = project.record("filtered_dataset").inputs
+    assert inputs["scored_completions[shop]"] == before.data_version
+    with project.instance() as instance:
+        key = dg.AssetKey([TASK, "filtered_dataset"])
+        event = instance.fetch_materializations(key, limit=1).records[0].asset_materialization
+        assert event is not None
+        table = event.metadata["slices"].value
+        assert {r.data["slice"]: r.data["gives"] for r in table.records} == {  # type: ignore[union-attr]
+            "shop": "its last good rows",
+            "web": "its rows",
+        }
+
+
+def test_a_slice_whose_rows_did_not_pass_gives_the_rows_before(
+    project: Project, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = project.record("scored_completions", "shop")
+    one_row = ("ExpectTableRowCountToEqual", {"value": 6})
+    monkeypatch.setitem(EXPECTATIONS, "scored_completions", [one_row])
+    project.change_slice("shop", lambda value: value["seeds"].append("one more refund"))
+    project.change_task(curation={"min_slices": 2})
+    ended = project.run("--student", "one")
+    assert ended.code == 1
+    assert set(ended.json["failed"]) == {"scored_completions[shop]"}
+    assert project.record("scored_completions", "shop").rows == 7
+    assert project.record("filtered_dataset").inputs["scored_completions[shop]"] == before.data_version
+    assert project.run("--student", "one").json["runs"] == [], "what did not pass is not made again and again"
+    monkeypatch.setitem(EXPECTATIONS, "scored_completions", [])
+    project.change_slice("shop", lambda value: value["seeds"].append("two more refunds"))
+    mended = project.run("--student", "one")
+    assert mended.code == 0, mended.err
+    now = project.record("scored_completions", "shop").data_version
+    assert project.record("filtered_dataset").inputs["scored_completions[shop]"] == now
+    assert project.lake.good_record(TASK, "scored_completions", "shop") == project.record("scored_completions", "shop")
+
+
+def test_a_slice_that_was_never_made_is_left_out_where_enough_others_are_there(
+    fresh: Project, provider: FakeProvider
+) -> None:
+    fresh.change_task(curation={"min_slices": 1})
+    ended = fresh.run("--slice", "web")
+    assert ended.code == 0, ended.err
+    assert set(fresh.record("filtered_dataset").inputs) & {"scored_completions[shop]", "scored_completions[web]"} == {
+        "scored_completions[web]"
+    }
+    rest = fresh.run()
+    assert rest.partitions["filtered_dataset"] == [None], "the other slice came"
+
+
+def test_a_refresh_goes_around_a_malformed_slice_and_says_so(project: Project, provider: FakeProvider) -> None:
+    (project.folder / "slices" / "web.yaml").write_text("description: d\nseeds: 7\n")
+    project.change_slice("shop", lambda value: value["seeds"].append("one more refund"))
+    for command in ("refresh", "backfill"):
+        ended = project.distill(command, TASK, "--json")
+        assert ended.code == 1
+        assert list(ended.json["failed"]) == ["seed_prompts[web]"]
+        assert "web.yaml:2 [seeds]" in " ".join(ended.err.split())
+    assert provider.texts == ["one more refund"] * 2
+    assert "scored_completions[web]" in project.record("filtered_dataset").inputs
+    assert project.distill("run", TASK).code == 2, "a person is told before anything runs"
 
 
 def test_missing_rows_below_the_limit_go_on_and_are_asked_again(project: Project, provider: FakeProvider) -> None:

@@ -102,9 +102,33 @@ def test_a_new_and_a_removed_slice(made: Made) -> None:
     assert found["filtered_dataset"].state == "stale"
     assert set(found["filtered_dataset"].why) == {
         "slice_manifest changed",
-        "scored_completions[app] is new",
         "scored_completions[web] is gone",
     }
+
+
+def test_a_malformed_slice_is_named_and_keeps_what_was_made(made: Made) -> None:
+    (made.folder.path / "slices" / "web.yaml").write_text("description: d\nseeds: 7\n")
+    found = {s.name: s for s in made.now().all()}
+    assert found["seed_prompts[web]"].state == "malformed"
+    assert "web.yaml:2 [seeds]" in found["seed_prompts[web]"].why[0]
+    assert {name for name, s in found.items() if s.state != "fresh"} == {"seed_prompts[web]"}
+
+
+def test_a_dataset_goes_without_slices_that_were_never_made(made: Made) -> None:
+    made.remove("filtered_dataset")
+    made.remove("scored_completions", "web")
+    assert made.now().status("filtered_dataset").state == "missing", "it can be made"
+    made.remove("scored_completions", "shop")
+    assert made.now().status("filtered_dataset").state == "waiting"
+
+
+def test_what_was_made_is_seen_after_it_is_forgotten(made: Made) -> None:
+    state = made.now()
+    assert state.status("scored_completions", "shop").state == "fresh"
+    made.make("teacher_completions", "shop", "v9")
+    assert state.status("scored_completions", "shop").state == "fresh", "read once"
+    state.forget([("teacher_completions", "shop")])
+    assert state.status("scored_completions", "shop").why == ("teacher_completions[shop] changed",)
 
 
 def test_a_removed_artifact_is_missing_and_named_below(made: Made) -> None:
