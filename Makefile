@@ -23,11 +23,15 @@ CONSTRAINTS := requirements/constraints.txt
 MODELS := requirements/models.txt
 SETUP := $(VENV)/.setup-$(TORCH)
 SETUP_TEST := $(VENV)/.setup-test-$(TORCH)
+SETUP_POSTGRES := $(VENV)/.setup-postgres-$(TORCH)
 OTHER := $(VENV)/.setup-$(if $(filter gpu,$(TORCH)),cpu,gpu)
 # With TORCH=gpu the pins hold for everything but torch.
 PINS := $(VENV)/constraints-$(TORCH).txt
 PACKAGES := $(wildcard distill_dagster assets resources)
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+# PostgreSQL's programs: where the PATH has them, else where Debian puts them, which is not on the PATH.
+POSTGRES_BIN ?= $(patsubst %/,%,$(dir $(realpath $(or $(shell command -v initdb),\
+	$(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin/initdb)))))))
 
 # No library may phone home or look for price lists and updates on the network.
 export GX_ANALYTICS_ENABLED := false
@@ -39,14 +43,17 @@ export TOKENIZERS_PARALLELISM := false
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test demo ui test test-ui lint format screenshots lock clean-data clean
+.PHONY: help setup setup-test setup-postgres demo ui test test-ui test-services lint format screenshots lock \
+	clean-data clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: $(SETUP) ## create .venv with everything a run needs (2.8 GB, some minutes; at once when nothing changed)
 
 setup-test: $(SETUP_TEST) ## the same, and the tools for tests
+
+setup-postgres: $(SETUP_POSTGRES) ## the same, and what DISTILL_POSTGRES_URL needs
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -74,6 +81,11 @@ $(SETUP_TEST): $(SETUP)
 	@$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,test]'
 	@touch $@
 
+$(SETUP_POSTGRES): $(SETUP)
+	@echo "setup: installing the packages for PostgreSQL"
+	@$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,postgres]'
+	@touch $@
+
 demo: $(SETUP) ## distil the example task, support_triage, and write its reports
 	@$(BIN)/distill run support_triage $(if $(STUDENT),--student $(STUDENT))
 
@@ -87,14 +99,20 @@ test: lint ## lint, type check and every test that needs neither browser nor ser
 	@$(BIN)/pytest -q -m "not ui and not services"
 	@echo
 	@echo "Not run: ui (drives the web UI; needs Chromium). To run it: make test-ui"
-	@if grep -rqs --include='*.py' 'mark\.services' tests; then \
-		echo "Not run: services (needs outside services). To run it: $(BIN)/pytest -m services"; fi
+	@echo "Not run: services (starts a PostgreSQL server; needs its programs). To run it: make test-services"
 
 test-ui: $(SETUP_TEST) ## the tests that drive the web UI in Chromium
 	@[ -n "$(CHROMIUM)" ] || { \
 		echo "These tests need Chromium, and none is on the PATH."; \
 		echo "On Debian and Ubuntu: apt-get install chromium. Elsewhere: make test-ui CHROMIUM=/path/to/it"; exit 1; }
 	@CHROMIUM="$(CHROMIUM)" $(BIN)/pytest -q -m ui
+
+test-services: $(SETUP_TEST) $(SETUP_POSTGRES) ## the tests on a PostgreSQL server, which they start and stop
+	@[ -x "$(POSTGRES_BIN)/initdb" ] && [ -x "$(POSTGRES_BIN)/postgres" ] || { \
+		echo "These tests need PostgreSQL's programs initdb and postgres, and they were not found."; \
+		echo "On Debian and Ubuntu: apt-get install postgresql. Elsewhere: make test-services POSTGRES_BIN=/folder/of/them"; \
+		exit 1; }
+	@POSTGRES_BIN="$(POSTGRES_BIN)" $(BIN)/pytest -q -m services
 
 lint: $(SETUP_TEST) ## ruff: rules and format
 	@echo "lint: ruff"
@@ -111,7 +129,7 @@ screenshots: $(SETUP_TEST) ## take the pictures of the documentation anew
 # A dry run: it resolves the open ranges of pyproject.toml without installing anything.
 lock: $(SETUP_TEST) ## choose the newest versions that agree and write requirements/constraints.txt
 	@echo "lock: resolving (some minutes)"
-	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/lock.json setuptools '.[cpu,embedded,test]'
+	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/lock.json setuptools '.[cpu,embedded,postgres,test]'
 	@$(BIN)/python -c "import json; \
 		print('# The exact versions that were tested together (Python 3.11, Linux). Written by \`make lock\`; do not edit.'); \
 		found = [item['metadata'] for item in json.load(open('$(VENV)/lock.json'))['install']]; \

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from distill_dagster import progress
+from distill_dagster.database import DRIVER, POSTGRES, STORE, store_url
 from distill_dagster.errors import DistillError, InputError, Problem
 from distill_dagster.lake import Lake
 from distill_dagster.openmp import settle_waiting
@@ -288,7 +289,7 @@ def _show_estimate(home: Home, folder: TaskFolder, state: State, keys: list[str]
     from distill_dagster.teacher.estimate import estimate
     from resources.doors import CompletionStoreResource
 
-    resource_ = CompletionStoreResource(path=str(home.store), url=os.environ.get("DISTILL_STORE_URL", ""))
+    resource_ = CompletionStoreResource(path=str(home.store), url=store_url())
     embed = sentence_embedder(folder.task.teacher, home.models)
     with resource_.open() as store:
         found = estimate(folder, store, keys, embed)
@@ -416,10 +417,15 @@ def env() -> None:
     """Print the variables that plain `dagster` and `dg` commands want: `eval "$(distill env)"`."""
     from distill_dagster import runs
 
+    urls = {name: os.environ[name] for name in (POSTGRES, STORE) if os.environ.get(name)}
     runs.instance_folder(Home.from_env())
     for name in ("DAGSTER_HOME", "DISTILL_HOME", "DISTILL_TASKS"):
         if value := os.environ.get(name):
             print(f"export {name}={value!r}")
+    for name, value in urls.items():
+        # The shell has the value, and a password is not printed: the shell itself puts the driver in front.
+        driver = f'="{DRIVER}://${{{name}#*://}}"' if value.startswith(("postgres://", "postgresql://")) else ""
+        print(f"export {name}{driver}")
 
 
 @app.command()

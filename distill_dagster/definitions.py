@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import dagster as dg
 
 from assets import task_definitions
+from distill_dagster.database import store_variable
 from distill_dagster.openmp import settle_waiting
 from distill_dagster.paths import Home
 from distill_dagster.taskfiles import find_tasks
@@ -23,10 +22,11 @@ settle_waiting()
 
 def build(home: Home) -> dg.Definitions:
     """All tasks below `home.tasks`, working on the folders of `home`."""
+    url = store_variable()
     resources = {
         "tasks": TaskFoldersResource(path=str(home.tasks), accepted=str(home.accepted), inbox=str(home.inbox)),
         "lake": LakeResource(path=str(home.lake), reports=str(home.reports)),
-        "store": CompletionStoreResource(path=str(home.store), url=os.environ.get("DISTILL_STORE_URL", "")),
+        "store": CompletionStoreResource(path=str(home.store), url=dg.EnvVar(url) if url else ""),
         "models": ModelFolderResource(path=str(home.models)),
         "teacher": TeacherResource(models=str(home.models)),
     }

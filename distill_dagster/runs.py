@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ import dagster as dg
 import psutil
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
+from distill_dagster import database
 from distill_dagster.errors import InputError
 from distill_dagster.graph import CAMPAIGN_TAG, DATA_VERSION_TAG, MERGED, STAGES, slices_name
 from distill_dagster.lake import Lake, node
@@ -64,24 +64,43 @@ class Outcome:
         }
 
 
+POSTGRES_STORAGE = """
+# Added because DISTILL_POSTGRES_URL is set: runs, events and schedules are in that database.
+storage:
+  postgres:
+    postgres_url:
+      env: DISTILL_POSTGRES_URL
+"""
+
+
 def instance_folder(home: Home) -> None:
-    """Make the instance's folder, with the project's dagster.yaml, and point DAGSTER_HOME at it unless it is set."""
+    """Make the instance's folder, with the project's dagster.yaml, and point DAGSTER_HOME at it unless it is set.
+
+    With DISTILL_POSTGRES_URL the file names that variable as storage, never its value. An instance of the user's own
+    is left as it is.
+    """
+    if url := database.postgres_url():
+        # Dagster reads the variable itself, here and in the processes that it starts.
+        os.environ[database.POSTGRES] = url
     if not os.environ.get("DAGSTER_HOME"):
         os.environ["DAGSTER_HOME"] = str(home.instance)
     if os.environ["DAGSTER_HOME"] != str(home.instance):
         return
     home.instance.mkdir(parents=True, exist_ok=True)
-    wanted, there = PROJECT / "dagster.yaml", home.instance / "dagster.yaml"
-    if wanted.exists() and (not there.exists() or there.read_bytes() != wanted.read_bytes()):
-        temporary = there.with_suffix(".writing")
-        shutil.copyfile(wanted, temporary)
+    template, there = PROJECT / "dagster.yaml", home.instance / "dagster.yaml"
+    wanted = (template.read_text() if template.exists() else "") + (POSTGRES_STORAGE if url else "")
+    if wanted and (not there.exists() or there.read_text() != wanted):
+        temporary = there.with_suffix(f".{os.getpid()}")  # processes may start at once
+        temporary.write_text(wanted)
         temporary.replace(there)
 
 
 @contextmanager
 def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
     instance_folder(home)
-    with dg.DagsterInstance.get() as instance:
+    with database.opening():
+        opened = dg.DagsterInstance.get()
+    with opened as instance:
         _bury_dead_runs(instance)
         yield instance
 

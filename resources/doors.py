@@ -8,6 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from distill_dagster.database import with_driver
 from distill_dagster.lake import Lake
 from distill_dagster.taskfiles import TaskFolder, open_task
 from distill_dagster.teacher.store import CompletionStore
@@ -38,15 +39,20 @@ class LakeResource(dg.ConfigurableResource):
 
 
 class CompletionStoreResource(dg.ConfigurableResource):
-    """Every received answer of a teacher. `url` is a SQLAlchemy URL; empty for SQLite in `path`."""
+    """Every received answer of a teacher. `url` is a SQLAlchemy URL; empty for SQLite in `path`.
+
+    A new database at `url` starts with the answers that are in `path`.
+    """
 
     path: str
     url: str = ""
 
     @contextmanager
     def open(self) -> Iterator[CompletionStore]:
-        store = CompletionStore(self.url) if self.url else CompletionStore.in_folder(Path(self.path))
+        store = CompletionStore(with_driver(self.url)) if self.url else CompletionStore.in_folder(Path(self.path))
         try:
+            if self.url:
+                store.take_over(Path(self.path))
             yield store
         finally:
             store.close()

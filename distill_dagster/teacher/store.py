@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
+FILE = "completions.db"
 _METADATA = sa.MetaData()
 _COMPLETIONS = sa.Table(
     "completions",
@@ -54,6 +56,13 @@ class CompletionStore:
         self._engine = sa.create_engine(url, connect_args={"timeout": 60} if url.startswith("sqlite") else {})
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _sqlite_pragmas)
+        try:
+            self._create()
+        except (sa.exc.IntegrityError, sa.exc.ProgrammingError):
+            # PostgreSQL, where another process makes the table in the same moment: IF NOT EXISTS does not cover that.
+            self._create()
+
+    def _create(self) -> None:
         with self._engine.begin() as connection:
             # In the database, not by asking first whether the table is there: two processes may start at once.
             connection.execute(sa.schema.CreateTable(_COMPLETIONS, if_not_exists=True))
@@ -61,7 +70,28 @@ class CompletionStore:
     @classmethod
     def in_folder(cls, folder: Path) -> CompletionStore:
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(f"sqlite:///{folder / 'completions.db'}")
+        return cls(f"sqlite:///{folder / FILE}")
+
+    def take_over(self, folder: Path) -> None:
+        """While this store is empty: copy what the SQLite store in `folder` has, so that nothing is paid for twice."""
+        if not (folder / FILE).exists() or not self._empty():
+            return
+        postgres = self._engine.dialect.name == "postgresql"
+        insert = postgresql.insert(_COMPLETIONS) if postgres else sqlite.insert(_COMPLETIONS)
+        missing = insert.on_conflict_do_nothing()  # another process may be copying the same
+        old = CompletionStore.in_folder(folder)
+        try:
+            with old._engine.connect() as reading, self._engine.begin() as writing:
+                # In one order everywhere: two processes that copy wait for each other, and not crosswise.
+                rows = reading.execute(sa.select(_COMPLETIONS).order_by(_COMPLETIONS.c.request_key))
+                for chunk in rows.mappings().partitions(500):
+                    writing.execute(missing, [dict(row) for row in chunk])
+        finally:
+            old.close()
+
+    def _empty(self) -> bool:
+        with self._engine.connect() as connection:
+            return connection.execute(sa.select(_COMPLETIONS.c.request_key).limit(1)).first() is None
 
     def get(self, keys: Iterable[str]) -> dict[str, Response]:
         """The stored answers among `keys`."""

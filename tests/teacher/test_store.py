@@ -58,6 +58,23 @@ def test_many_keys_are_fetched_at_once(tmp_path: Path) -> None:
     assert store.get([]) == {}
 
 
+def test_an_empty_store_takes_over_the_answers_of_a_folder_once(tmp_path: Path) -> None:
+    old = CompletionStore.in_folder(tmp_path / "old")
+    new = CompletionStore(f"sqlite:///{tmp_path / 'new.db'}")
+    new.take_over(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    for n in range(1200):
+        old.put(f"k{n}", response(str(n)))
+    new.take_over(tmp_path / "old")
+    assert {k: v.text for k, v in new.get(f"k{n}" for n in range(1200)).items()} == {
+        f"k{n}": str(n) for n in range(1200)
+    }
+    old.put("later", response("later"))
+    new.take_over(tmp_path / "old")
+    assert new.count() == 1200
+    assert old.count() == 1201
+
+
 def _write(folder: Path, name: str, barrier: Barrier, keys: int) -> None:
     barrier.wait()  # both open the store, and make its table, at the same moment
     store = CompletionStore.in_folder(folder)

@@ -1,0 +1,176 @@
+"""Where the databases are: by which variable, with which driver, and without a password where none belongs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.remote_representation.external_data import RepositorySnap
+from dagster._serdes import serialize_value
+from typer.testing import CliRunner
+
+from distill_dagster import database
+from distill_dagster.cli import app
+from distill_dagster.database import POSTGRES, STORE
+from distill_dagster.definitions import build
+from distill_dagster.paths import PROJECT, Home
+from distill_dagster.runs import instance_folder
+from tests.support.task import small_task
+
+PASSWORD = "s3cret"
+URL = f"postgresql://me:{PASSWORD}@127.0.0.1:1/answers"
+WITH_DRIVER = URL.replace("postgresql:", "postgresql+psycopg2:")
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A home of the test's own, and none of the variables."""
+    for name in (POSTGRES, STORE, "DAGSTER_HOME"):
+        monkeypatch.setenv(name, "")  # so that the test's own changes are taken back too
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DISTILL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DISTILL_TASKS", str(tmp_path / "tasks"))
+    return Home.from_env()
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        (URL, WITH_DRIVER),
+        (URL.replace("postgresql:", "postgres:"), WITH_DRIVER),
+        (WITH_DRIVER, WITH_DRIVER),
+        ("postgresql+psycopg://me@host/x", "postgresql+psycopg://me@host/x"),
+        ("sqlite:////tmp/postgresql://x.db", "sqlite:////tmp/postgresql://x.db"),
+        ("", ""),
+    ],
+)
+def test_the_installed_driver_is_named_where_none_is(given: str, used: str) -> None:
+    assert database.with_driver(given) == used
+
+
+def test_one_variable_moves_both_and_the_store_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (database.postgres_url(), database.store_url()) == ("", "")
+    monkeypatch.setenv(POSTGRES, URL)
+    assert (database.postgres_url(), database.store_url()) == (WITH_DRIVER, WITH_DRIVER)
+    monkeypatch.setenv(STORE, "sqlite:///answers.db")
+    assert (database.postgres_url(), database.store_url()) == (WITH_DRIVER, "sqlite:///answers.db")
+    monkeypatch.setenv(POSTGRES, " ")
+    assert (database.postgres_url(), database.store_variable()) == ("", STORE)
+
+
+def test_the_instances_file_names_the_variable_and_goes_back(
+    surroundings: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied, template = surroundings.instance / "dagster.yaml", (PROJECT / "dagster.yaml").read_text()
+    instance_folder(surroundings)
+    assert copied.read_text() == template
+    monkeypatch.setenv(POSTGRES, URL)
+    instance_folder(surroundings)
+    assert PASSWORD not in copied.read_text()
+    added = {"storage": {"postgres": {"postgres_url": {"env": POSTGRES}}}}
+    assert yaml.safe_load(copied.read_text()) == yaml.safe_load(template) | added
+    assert os.environ[POSTGRES] == WITH_DRIVER, "Dagster reads the variable itself"
+    monkeypatch.delenv(POSTGRES)
+    instance_folder(surroundings)
+    assert copied.read_text() == template
+    assert [path.name for path in surroundings.instance.iterdir()] == ["dagster.yaml"]
+
+
+def test_an_instance_of_the_users_own_is_left_alone(
+    surroundings: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv(POSTGRES, URL)
+    instance_folder(surroundings)
+    assert not (tmp_path / "dagster.yaml").exists()
+    assert not surroundings.instance.exists()
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+@pytest.mark.parametrize("given", [URL, WITH_DRIVER, URL.replace("s3cret", "a%40b$c")])
+def test_env_sets_the_driver_without_printing_the_password(
+    shell: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(POSTGRES, given)
+    printed = CliRunner().invoke(app, ["env"], catch_exceptions=False).stdout
+    assert "me:" not in printed
+    script = [shell, "-c", f'eval "$1"; printenv {POSTGRES}', shell, printed]
+    done = subprocess.run(script, env={POSTGRES: given}, capture_output=True, text=True, check=True)
+    assert done.stdout == database.with_driver(given) + "\n"
+
+
+def test_env_says_nothing_of_databases_where_no_variable_is_set() -> None:
+    printed = CliRunner().invoke(app, ["env"], catch_exceptions=False).stdout
+    assert POSTGRES not in printed
+    assert STORE not in printed
+
+
+@pytest.mark.parametrize("name", [POSTGRES, STORE])
+def test_what_the_ui_shows_of_the_store_is_the_variables_name(
+    name: str, surroundings: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, URL)
+    small_task(tmp_path)
+    shown = serialize_value(RepositorySnap.from_def(build(surroundings).get_repository_def()))
+    assert name in shown
+    assert PASSWORD not in shown
+    assert json.loads(shown)
+
+
+@pytest.mark.parametrize("name", [POSTGRES, STORE])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "nonsense",
+        "postgresql://me:s3cret@127.0.0.1:port/answers",
+        "postgresql://me:s3cret@more@127.0.0.1/answers",
+        "nosuch://me:s3cret@127.0.0.1/answers",
+    ],
+)
+def test_a_malformed_url_is_refused_without_the_password(
+    name: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, given)
+    said = CliRunner().invoke(app, ["ui"], catch_exceptions=False)
+    assert said.exit_code == 1
+    assert name in said.stderr
+    assert "%40 for @" in said.stderr or "make setup-postgres" in said.stderr
+    assert PASSWORD not in said.output
+    assert "more@" not in said.output
+
+
+def test_a_missing_driver_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    monkeypatch.setitem(sys.modules, "dagster_postgres", None)
+    for name in (POSTGRES, STORE):
+        with mock.patch.dict(os.environ, {name: URL}):
+            said = CliRunner().invoke(app, ["ui"], catch_exceptions=False)
+        assert said.exit_code == 1
+        assert f"{name} names a PostgreSQL database" in said.stderr
+        assert "make setup-postgres" in said.stderr
+        assert PASSWORD not in said.output
+
+
+def test_the_projects_dagster_yaml_is_accepted_and_means_what_it_says(tmp_path: Path) -> None:
+    """A key that Dagster does not know is an error there: loading it is the check of every section."""
+    shutil.copy(PROJECT / "dagster.yaml", tmp_path)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert not instance.telemetry_enabled
+        assert not instance.nux_enabled
+        concurrency = instance.get_concurrency_config()
+        assert concurrency.pool_config.default_pool_limit == 1
+        assert concurrency.pool_config.pool_granularity is not None
+        assert concurrency.pool_config.pool_granularity.value == "op"
+        assert concurrency.run_queue_config is not None
+        assert concurrency.run_queue_config.max_concurrent_runs == 2
+        assert (instance.run_retries_enabled, instance.run_retries_max_retries) == (True, 0)
+        assert instance.run_monitoring_enabled
+        assert instance.freshness_enabled, "freshness policies are evaluated without a section of their own"

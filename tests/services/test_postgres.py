@@ -1,0 +1,202 @@
+"""Everything in PostgreSQL by one variable: a run, processes at once, and what is said when the database is not there.
+
+make test-services    # needs PostgreSQL's server: initdb and postgres on the PATH, or POSTGRES_BIN=/folder/of/them
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest import mock
+
+import dagster as dg
+import pytest
+
+from distill_dagster.database import POSTGRES, STORE, with_driver
+from distill_dagster.teacher.store import CompletionStore, Response
+from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Ended, Project, new_project
+from tests.services.conftest import Server
+from tests.support.provider import FakeProvider
+from tests.support.task import LABELS
+
+pytestmark = pytest.mark.services
+DATASET = ["prompt_context", "teacher_prior", "golden_completions", "seed_prompts", "teacher_completions"]
+DATASET += ["scored_completions", "filtered_dataset"]
+
+
+@pytest.fixture
+def provider() -> Iterator[FakeProvider]:
+    with FakeProvider(LABELS) as provider:
+        yield provider
+
+
+@pytest.fixture
+def project(provider: FakeProvider, tmp_path: Path) -> Project:
+    """Runs up to the dataset, whose blocking check holds training back."""
+    return new_project(tmp_path, provider.url, curation={"min_rows": 1000})
+
+
+def partitions_made(server: Server, database: str) -> dict[str, set[str | None]]:
+    """Assets with the partitions of their materializations, as the rows of Dagster's event table."""
+    query = "SELECT asset_key, partition FROM event_logs WHERE dagster_event_type = 'ASSET_MATERIALIZATION'"
+    found: dict[str, set[str | None]] = {}
+    for key, partition in server.rows(database, query):
+        found.setdefault(dg.AssetKey.from_db_string(key).path[1], set()).add(partition)
+    return found
+
+
+def databases_of_sqlite(project: Project) -> list[str]:
+    return [str(path.relative_to(project.home)) for path in project.home.rglob("*.db*")]
+
+
+def files_with(text: str, folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
+def test_a_run_leaves_everything_in_postgresql_and_a_second_one_asks_nothing(
+    server: Server, database: str, project: Project, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(POSTGRES, server.url(database))
+    first = project.run("--student", "one")
+    assert list(first.json["failed"]) == ["filtered_dataset"], first.err
+    assert set(first.partitions) == {*DATASET, "seed_only_adapter"}, "which needs no dataset"
+    assert len(provider.requests) == first.json["teacher_calls"] == SEED_REQUESTS + HELD_OUT_REQUESTS
+    made = partitions_made(server, database)
+    assert made == {asset: set(keys) for asset, keys in first.partitions.items()}
+    assert server.rows(database, "SELECT count(*) FROM runs") == [(len(first.json["runs"]),)]
+    assert server.rows(database, "SELECT count(*) FROM completions") == [(len(provider.requests),)]
+    assert databases_of_sqlite(project) == []
+
+    second = project.run("--student", "one")
+    assert second.json["runs"] == []
+    assert len(provider.requests) == first.json["teacher_calls"]
+
+    copied = project.home / "instance" / "dagster.yaml"
+    assert f"env: {POSTGRES}" in copied.read_text()
+    assert files_with(server.password, project.home) == []
+    dump = "SELECT table_to_xml(oid, true, false, '')::text FROM pg_class WHERE relkind = 'r' AND relnamespace = "
+    rows = server.rows(database, dump + "'public'::regnamespace")
+    assert len(rows) > 10
+    assert not [row for row in rows if server.password in row[0]]
+
+
+def test_processes_that_start_together_on_an_empty_database_lose_nothing(
+    server: Server, database: str, project: Project, provider: FakeProvider
+) -> None:
+    environment = {POSTGRES: server.url(database)}
+    started = {key: project.start("backfill", TASK, "--slice", key, "--json", **environment) for key in ("shop", "web")}
+    try:
+        for key, process in started.items():
+            out, err = process.communicate(timeout=120)
+            ended = Ended(process.returncode, out, err)
+            assert ended.code == 0, ended.err
+            assert ended.partitions["scored_completions"] == [key]
+    finally:
+        for process in started.values():
+            process.kill()
+    made = partitions_made(server, database)
+    for asset in ("seed_prompts", "teacher_completions", "scored_completions"):
+        assert made[asset] == {"shop", "web"}
+    for key in started:
+        assert project.record("teacher_completions", key).rows == SEED_REQUESTS // 2
+    assert len(provider.requests) == SEED_REQUESTS, "nothing is asked twice"
+    assert server.rows(database, "SELECT count(*) FROM completions") == [(SEED_REQUESTS,)], "nothing is lost"
+    assert databases_of_sqlite(project) == []
+
+
+def test_stores_that_open_together_on_an_empty_database_all_work(server: Server) -> None:
+    def count(url: str) -> int:
+        store = CompletionStore(url)
+        try:
+            return store.count()
+        finally:
+            store.close()
+
+    for number in range(5):
+        server.rows("postgres", f"CREATE DATABASE together_{number}")
+        with ThreadPoolExecutor(8) as threads:
+            url = with_driver(server.url(f"together_{number}"))
+            assert list(threads.map(count, [url] * 8)) == [0] * 8
+
+
+def test_a_new_store_takes_over_the_answers_of_the_old_one(
+    server: Server, database: str, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = CompletionStore.in_folder(project.home / "store")
+    given = {str(n): Response("a\x00b", "stop", [], 1, 1, 0, None, 0.1, 1, None, "2026-01-01") for n in range(600)}
+    for key, response in given.items():
+        old.put(key, response)
+    old.close()
+    monkeypatch.setenv(POSTGRES, server.url(database))
+    assert project.distill("backfill", TASK, "--dry-run").code == 0
+    new = CompletionStore(with_driver(server.url(database)))
+    assert new.get(given) == given
+    server.rows(database, "DELETE FROM completions WHERE request_key <> '7'")
+    assert project.distill("backfill", TASK, "--dry-run").code == 0
+    assert new.known(given) == {"7"}, "only a store without any answer"
+    new.close()
+
+
+def refused(project: Project, *, provider: FakeProvider, **environment: str) -> str:
+    """What `distill run` says when its database cannot be used."""
+    with mock.patch.dict(os.environ, environment):
+        ended = project.run()
+    assert ended.code == 1
+    assert provider.requests == []
+    assert "Traceback" not in ended.err + ended.out
+    assert len(ended.err.strip().splitlines()) == 1, ended.err
+    return ended.out + ended.err
+
+
+def test_a_database_that_cannot_be_used_is_named_without_the_password(
+    server: Server, database: str, project: Project, provider: FakeProvider
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        for name in (POSTGRES, STORE):
+            address = f"postgresql://me:s3cret@127.0.0.1:{port}/answers"
+            said = refused(project, provider=provider, **{name: address})
+            assert f"{name} cannot be used: postgresql+psycopg2://me:***@127.0.0.1:{port}/answers" in said
+            assert "Connection refused" in said
+            assert "unset it" in said
+            assert "s3cret" not in said
+    said = refused(project, provider=provider, **{POSTGRES: server.url(database, password="s3cret")})
+    assert "password authentication failed" in said
+    assert "s3cret" not in said
+    said = refused(project, provider=provider, **{POSTGRES: server.url("nowhere")})
+    assert '"nowhere" does not exist' in said
+    assert server.password not in said
+    assert not (project.home / "lake").exists()
+
+
+def test_a_user_who_may_not_make_tables_is_told_so(
+    server: Server, database: str, project: Project, provider: FakeProvider
+) -> None:
+    server.rows("postgres", "CREATE USER guest PASSWORD 's3cret'")
+    server.rows(database, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # as it is by default from PostgreSQL 15 on
+    said = refused(project, provider=provider, **{POSTGRES: server.url(database, "guest", "s3cret")})
+    assert "permission denied for schema public" in said
+    assert POSTGRES in said
+    assert "s3cret" not in said
+
+
+def test_the_store_alone_moves_by_its_own_variable_and_stays_by_it(
+    server: Server, database: str, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STORE, server.url(database))
+    assert project.distill("backfill", TASK, "--dry-run").code == 0
+    assert server.rows(database, "SELECT count(*) FROM completions") == [(0,)]
+    assert (project.home / "instance" / "history" / "runs.db").exists()
+    server.rows(database, "DROP TABLE completions")
+
+    monkeypatch.setenv(POSTGRES, server.url(database))
+    monkeypatch.setenv(STORE, f"sqlite:///{project.root / 'kept.db'}")
+    assert project.distill("backfill", TASK, "--dry-run").code == 0
+    assert (project.root / "kept.db").exists()
+    tables = {name for (name,) in server.rows(database, "SELECT tablename FROM pg_tables")}
+    assert "event_logs" in tables
+    assert "completions" not in tables
