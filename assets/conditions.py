@@ -19,7 +19,9 @@ A = dg.AutomationCondition
 
 def _guard() -> dg.AutomationCondition:
     """Not while it or what it needs is being made, or is missing, or did not pass its blocking checks."""
-    return ~A.in_progress() & ~A.any_deps_in_progress() & ~A.any_deps_missing() & A.all_deps_blocking_checks_passed()
+    # Dagster's all_deps_blocking_checks_passed waits for checks of a slice that was never made, even in the same run.
+    failed = A.any_checks_match(A.check_failed(), blocking_only=True) & ~A.will_be_requested()
+    return ~A.in_progress() & ~A.any_deps_in_progress() & ~A.any_deps_missing() & ~A.any_deps_match(failed)
 
 
 def _merging_guard() -> dg.AutomationCondition:
