@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import dagster as dg
 
 from distill_dagster.errors import InputError
-from distill_dagster.graph import CAMPAIGN_TAG
+from distill_dagster.tags import run_tags
 
 
 def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
@@ -36,7 +36,7 @@ def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
                 partition_key=key,
                 raise_on_error=False,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                tags={CAMPAIGN_TAG: context.run_id},
+                tags=run_tags(context.run_id),
             )
             if not result.success:
                 failed.append(key)

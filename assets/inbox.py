@@ -5,9 +5,10 @@ import dagster as dg
 from assets.common import TaskGraph
 from assets.sensors import INTERVAL_S
 from distill_dagster.errors import DistillError
-from distill_dagster.graph import DATA_VERSION_TAG, slices_name
+from distill_dagster.graph import slices_name
 from distill_dagster.inbox import QUIET_S, Taken, take
 from distill_dagster.sources import source_version
+from distill_dagster.tags import DATA_VERSION_TAG
 from distill_dagster.taskfiles import TaskFolder
 from resources.doors import TaskFoldersResource
 

@@ -8,8 +8,9 @@ import dagster as dg
 
 from assets.common import TaskGraph
 from distill_dagster.errors import InputError
-from distill_dagster.graph import DATA_VERSION_TAG, slices_name
+from distill_dagster.graph import slices_name
 from distill_dagster.sources import source_versions
+from distill_dagster.tags import DATA_VERSION_TAG
 from distill_dagster.taskfiles import TaskFolder
 from resources.doors import TaskFoldersResource
 

@@ -7,10 +7,12 @@ import dagster as dg
 from assets import curation, evaluation, prompts, students, teacher
 from assets.common import TaskGraph, source_assets
 from assets.inbox import inbox_sensor
+from assets.refresh import Refresh, refresh_definitions
 from assets.sensors import sensors
 from distill_dagster.errors import InputError
 from distill_dagster.graph import stages_of
 from distill_dagster.sources import slices_are_labels
+from distill_dagster.spec import RefreshSpec
 from distill_dagster.taskfiles import TaskFolder
 
 
@@ -23,17 +25,15 @@ def task_graph(folder: TaskFolder) -> TaskGraph:
         return TaskGraph(folder.name, stages_of(False), [], [])
 
 
-def _teacher_is_free(folder: TaskFolder) -> bool:
+def task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
+    """`refresh` does the work of the schedule. What can call a paid teacher by itself is stopped at first."""
+    graph = task_graph(folder)
     try:
-        return folder.task.teacher.embedded
+        free, spec = folder.task.teacher.embedded, folder.task.refresh
     except InputError:
-        return False
-
-
-def task_definitions(folder: TaskFolder) -> dg.Definitions:
-    graph, free = task_graph(folder), _teacher_is_free(folder)
+        free, spec = False, RefreshSpec(cron=None)
     made = [module.assets(graph) for module in (prompts, teacher, curation, students, evaluation)]
-    return dg.Definitions(
+    own = dg.Definitions(
         assets=[*source_assets(graph), *(asset for group in made for asset in group)],
         jobs=[
             dg.define_asset_job(
@@ -44,3 +44,4 @@ def task_definitions(folder: TaskFolder) -> dg.Definitions:
         ],
         sensors=[*sensors(graph, free), inbox_sensor(graph, free)],
     )
+    return dg.Definitions.merge(own, refresh_definitions(graph, spec, free, refresh))

@@ -192,21 +192,16 @@ def refresh(
     started = time.perf_counter()
     with _errors():
         folder = _open(home, task)
-        # A malformed slice is named at the end, and the others are refreshed.
-        slices = folder.path / "slices"
-        if errors := [p for p in check_folder(folder) if p.severity == "error" and p.file.parent != slices]:
-            raise InputError(errors)
-        lake = Lake(home.lake, home.reports)
-        trained = [s for s in folder.task.students if lake.record(folder.name, "student_adapter", s) is not None]
-        chosen = _students(folder, students or trained)
+        chosen = _students(folder, students) if students else []
         from distill_dagster import runs
         from distill_dagster.definitions import build
 
         with runs.open_instance(home) as instance:
-            runs.sync(folder, instance)
+            runner = runs.Runner(home, folder, instance, build(home))
             with _progress() as tell:
-                outcome = runs.Runner(home, folder, instance, build(home)).refresh(chosen, tell, force)
-        outcome.wall_s = time.perf_counter() - started
+                outcome = runs.refresh_task(runner, chosen, force, tell)
+            outcome.wall_s = time.perf_counter() - started
+            instance.report_runless_asset_event(runs.refresh_event(folder.name, outcome))
         for name, why in outcome.waiting.items():
             out.print(f"[dim]waits[/dim] {escape(name)}: {escape(why)}", soft_wrap=True)
         if not outcome.runs and not outcome.blocked and not outcome.failed:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dagster as dg
 
 from assets import task_definitions
+from assets.alerts import alerts_sensor, new_tasks_sensor
 from distill_dagster.database import store_variable
+from distill_dagster.errors import DistillError
 from distill_dagster.openmp import settle_waiting
 from distill_dagster.paths import Home
-from distill_dagster.taskfiles import find_tasks
+from distill_dagster.runs import Outcome, Runner, refresh_task
+from distill_dagster.taskfiles import find_tasks, open_task
 from resources.doors import (
     CompletionStoreResource,
     LakeResource,
@@ -30,9 +33,21 @@ def build(home: Home) -> dg.Definitions:
         "models": ModelFolderResource(path=str(home.models)),
         "teacher": TeacherResource(models=str(home.models)),
     }
-    tasks = [task_definitions(folder) for folder in find_tasks(home.tasks, home.accepted)]
+    folders = find_tasks(home.tasks, home.accepted)
+
+    def refresh(context: dg.OpExecutionContext, task: str, force: bool) -> Outcome:
+        folder = open_task(home.tasks, task, home.accepted)
+        # Definitions of its own: a student or a slice may have come since the code location was loaded.
+        runner = Runner(home, folder, context.instance, build(home), context.run_id)
+        try:
+            return refresh_task(runner, [], force, lambda kind, what: context.log.info(f"{kind}: {what}"))
+        except DistillError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+
+    tasks = [task_definitions(folder, refresh) for folder in folders]
     # One process per run: the steps of a run share the loaded libraries and the warm embedded server.
-    shared = dg.Definitions(resources=resources, executor=dg.in_process_executor)
+    watching = [alerts_sensor(home.alerts), new_tasks_sensor(home.tasks, {folder.name for folder in folders})]
+    shared = dg.Definitions(resources=resources, executor=dg.in_process_executor, sensors=watching)
     return dg.Definitions.merge(shared, *tasks)
 
 

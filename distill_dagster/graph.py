@@ -163,10 +163,8 @@ STAGES = {
 }
 
 
-DATA_VERSION_TAG = "dagster/data_version"
-"""The tag under which Dagster keeps an event's data version."""
-CAMPAIGN_TAG = "distill/campaign"
-"""The tag that joins the runs of one command, one backfill or one tick of the schedule."""
+REFRESHES = "refreshes"
+"""The asset that has an event for every refresh."""
 MERGED = "filtered_dataset"
 """Where slices flow together: a slice that fails gives its last good rows, or none, and holds up no other."""
 

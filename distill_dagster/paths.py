@@ -53,6 +53,10 @@ class Home:
         return self.root / "accepted"
 
     @property
+    def alerts(self) -> Path:
+        return self.root / "alerts"
+
+    @property
     def instance(self) -> Path:
         return self.root / "instance"
 

@@ -20,18 +20,18 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from distill_dagster import database
 from distill_dagster.errors import InputError
-from distill_dagster.graph import CAMPAIGN_TAG, DATA_VERSION_TAG, MERGED, STAGES, slices_name
+from distill_dagster.graph import MERGED, REFRESHES, STAGES, slices_name
 from distill_dagster.lake import Lake, node
 from distill_dagster.paths import PROJECT, Home
 from distill_dagster.retraining import changed_rows
 from distill_dagster.selection import SLICE_STAGES
 from distill_dagster.sources import source_versions
 from distill_dagster.state import State, Status
-from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.tags import DATA_VERSION_TAG, HOST_TAG, PID_TAG, run_tags
+from distill_dagster.taskfiles import TaskFolder, check_folder
 
 TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
 RETRAINED = {"student_adapter", "slice_label_adapter", "predictions"}
-PID_TAG, HOST_TAG = "distill/pid", "distill/host"
 
 
 @dataclass
@@ -45,6 +45,8 @@ class Outcome:
     waiting: dict[str, str] = field(default_factory=dict)
     teacher_calls: int = 0
     teacher_calls_cached: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     cost_usd: float | None = 0.0
     model_s: float = 0.0
     wall_s: float = 0.0
@@ -58,6 +60,8 @@ class Outcome:
             "waiting": self.waiting,
             "teacher_calls": self.teacher_calls,
             "teacher_calls_cached": self.teacher_calls_cached,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
             "cost_usd": self.cost_usd,
             "model_s": round(self.model_s, 2),
             "wall_s": round(self.wall_s, 2),
@@ -187,11 +191,19 @@ Event = Callable[[str, str], None]
 class Runner:
     """Brings one task up to date: runs what is missing or stale, in order, until nothing is."""
 
-    def __init__(self, home: Home, folder: TaskFolder, instance: dg.DagsterInstance, defs: dg.Definitions) -> None:
+    def __init__(
+        self,
+        home: Home,
+        folder: TaskFolder,
+        instance: dg.DagsterInstance,
+        defs: dg.Definitions,
+        campaign: str | None = None,
+    ) -> None:
+        """`campaign`: the id of the run that this one's runs belong to, if there is one."""
         self.home, self.folder, self.instance = home, folder, instance
         self.lake = Lake(home.lake, home.reports)
         self.state = State(folder, self.lake)
-        self.campaign = uuid.uuid4().hex
+        self.campaign = campaign or uuid.uuid4().hex
         self._job = defs.resolve_implicit_global_asset_job_def()
         self._unrecorded: set[str] = set()
         self._stages: set[str] | None = None
@@ -326,7 +338,7 @@ class Runner:
             partition_key=batch[0].partition,
             asset_selection=[dg.AssetKey([self.folder.name, s.asset]) for s in batch],
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            tags={PID_TAG: str(os.getpid()), HOST_TAG: platform.node(), CAMPAIGN_TAG: self.campaign},
+            tags=run_tags(self.campaign),
             raise_on_error=False,
         )
         outcome.runs.append(result.run_id)
@@ -344,7 +356,7 @@ class Runner:
             elif step not in failures and (stuck := self._stuck(status, needs, outcome)):
                 outcome.blocked[status.name] = stuck  # Dagster left it out, since a step before it failed
             else:
-                outcome.failed[status.name] = _message(failures.get(step))
+                outcome.failed[status.name] = failure_message(failures.get(step))
         tell("done" if result.success else "failed", what)
 
     def _count(self, status: Status, outcome: Outcome) -> None:
@@ -354,13 +366,52 @@ class Runner:
         outcome.teacher_calls += extra.get("teacher_calls", 0)
         outcome.teacher_calls_cached += extra.get("teacher_calls_cached", 0)
         outcome.model_s += extra.get("model_s", 0.0)
+        outcome.prompt_tokens += extra.get("prompt_tokens", 0)
+        outcome.completion_tokens += extra.get("completion_tokens", 0)
         if extra.get("teacher_calls"):
             cost = extra.get("cost_usd")
             outcome.cost_usd = None if cost is None or outcome.cost_usd is None else outcome.cost_usd + cost
         self._unrecorded.discard(node(status.asset, status.partition))
 
 
-def _message(error: Any) -> str:
+def refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) -> Outcome:
+    """What `distill refresh` and the schedule do: bring a task up to date, and say in Dagster that it was done.
+
+    Args:
+        students: by default those that were trained before, or the task's chosen one.
+
+    Raises:
+        InputError: task.yaml or a JSONL file is malformed. A malformed slice fails alone.
+    """
+    folder, lake, instance = runner.folder, runner.lake, runner.instance
+    slices = folder.path / "slices"
+    if errors := [p for p in check_folder(folder) if p.severity == "error" and p.file.parent != slices]:
+        raise InputError(errors)
+    trained = [s for s in folder.task.students if lake.record(folder.name, "student_adapter", s) is not None]
+    sync(folder, instance)
+    return runner.refresh(students or trained or [folder.task.chosen_student], tell, force)
+
+
+def refresh_event(task: str, outcome: Outcome) -> dg.AssetMaterialization:
+    """The event of one refresh: Dagster draws its figures over time, and knows when the last one was."""
+    made = [node(asset, partition) for asset, keys in outcome.partitions.items() for partition in keys]
+    metadata: dict[str, Any] = {
+        "runs": len(outcome.runs),
+        "artifacts": len(made),
+        "made": ", ".join(made[:200]) or "nothing",
+        "teacher_calls": outcome.teacher_calls,
+        "teacher_calls_cached": outcome.teacher_calls_cached,
+        "prompt_tokens": outcome.prompt_tokens,
+        "completion_tokens": outcome.completion_tokens,
+        "cost_usd": "unknown" if outcome.cost_usd is None else outcome.cost_usd,
+        "failed": len(outcome.failed),
+        "waiting": "; ".join(f"{name}: {why}" for name, why in outcome.waiting.items()) or "nothing",
+        "wall_s": round(outcome.wall_s, 1),
+    }
+    return dg.AssetMaterialization([task, REFRESHES], metadata=metadata)
+
+
+def failure_message(error: Any) -> str:
     """The innermost message of a step's failure, without Dagster's frame around it."""
     if error is None:
         return "the step failed; its log is in the UI"

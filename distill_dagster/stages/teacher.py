@@ -62,6 +62,8 @@ def _asked(reading: Reading, asked: Asked) -> Made:
         teacher_calls=asked.calls,
         teacher_calls_cached=asked.cached,
         cost_usd=cost,
+        prompt_tokens=asked.prompt_tokens,
+        completion_tokens=asked.completion_tokens,
         model_s=asked.seconds,
     )
     shown: dict[str, Shown] = {

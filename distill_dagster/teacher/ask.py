@@ -37,6 +37,9 @@ class Asked:
     calls: int
     cached: int
     seconds: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    """Tokens of the requests that were sent, without those that the store answered."""
 
     @property
     def missing_rows(self) -> int:
@@ -69,7 +72,7 @@ class Asker:
         self.choice = choice_of(pool, task.label_names, self.spec.few_shot, embed)
         self.store, self.endpoint = store, endpoint
         self.client = Client(endpoint, self.spec)
-        self.cached = 0
+        self.cached = self.prompt_tokens = self.completion_tokens = 0
 
     def request(self, text: str, sample: int, spelled: str = "") -> Request:
         """The request for one sample of one prompt; `spelled` is a beginning of the answer to go on from."""
@@ -115,6 +118,8 @@ class Asker:
                 f"server send them."
             )
         self.store.put(request.key, response)
+        self.prompt_tokens += response.prompt_tokens or 0
+        self.completion_tokens += response.completion_tokens or 0
         return response, False
 
     async def sample(self, text: str, sample: int) -> dict[str, Any]:
@@ -229,6 +234,8 @@ class Asker:
             self.client.calls,
             self.cached,
             time.perf_counter() - started,
+            self.prompt_tokens,
+            self.completion_tokens,
         )
         self._check_success(asked, len(texts))
         return asked

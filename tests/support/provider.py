@@ -11,6 +11,7 @@ import json
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,6 +57,7 @@ class FakeProvider:
     finish: str | None = None
     pause_s: float = 0.0
     requests: list[Seen] = field(default_factory=list)
+    _times: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> FakeProvider:
@@ -79,9 +81,10 @@ class FakeProvider:
     def note(self, seen: Seen) -> int:
         """Keep a request; how often its text was seen before."""
         with self._lock:
-            before = sum(other.text == seen.text and other.body == seen.body for other in self.requests)
+            key = json.dumps([seen.text, seen.body], sort_keys=True)
+            self._times[key] += 1
             self.requests.append(seen)
-        return before
+            return self._times[key] - 1
 
     def probabilities(self, text: str, prompt: str) -> dict[str, float]:
         """The distribution that the server answers with: every label has some share, and they add up to 1."""
@@ -158,7 +161,8 @@ def _handler(provider: FakeProvider) -> type[BaseHTTPRequestHandler]:
 
 def _answer(provider: FakeProvider, seen: Seen, chat: bool, prompt: str, spelled: str) -> dict[str, Any]:
     body = seen.body
-    tokens = provider.tokens(seen.text, prompt, spelled, body["max_tokens"])
+    # Without labels every answer comes from `answer`, and has no tokens to show.
+    tokens = provider.tokens(seen.text, prompt, spelled, body["max_tokens"]) if provider.labels else [("\n", [])]
     text = provider.answer(seen) if provider.answer else "".join(token for token, _ in tokens)
     finish = provider.finish or ("stop" if tokens[-1][0] == "\n" or provider.answer else "length")
     choice: dict[str, Any] = {"index": 0, "finish_reason": finish}

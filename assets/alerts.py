@@ -1,0 +1,77 @@
+"""The sensors of the whole code location: alerts on failed runs, and task folders that are not loaded yet."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.error import URLError
+
+import dagster as dg
+
+from distill_dagster.alerts import WEBHOOK, Alert, post_alert, write_alert
+from distill_dagster.runs import failure_message
+from distill_dagster.tags import CAMPAIGN_TAG
+from distill_dagster.taskfiles import find_tasks
+
+
+def alert_of(context: dg.RunFailureSensorContext) -> Alert | None:
+    """The alert on a failed run; None for a run within another one, which tells of it itself."""
+    run = context.dagster_run
+    campaign = run.tags.get(CAMPAIGN_TAG)
+    if campaign is not None and campaign != run.run_id and context.instance.has_run(campaign):
+        return None
+    steps = {
+        str(event.step_key): failure_message(event.step_failure_data.error)
+        for event in context.get_step_failure_events()
+    }
+    if not steps and context.failure_event.message:
+        steps = {"run": context.failure_event.message}
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return Alert(run.run_id, run.job_name, when, run.tags.get("dagster/partition"), steps)
+
+
+def alerts_sensor(folder: Path) -> dg.SensorDefinition:
+    """Writes an alert for every failed run below `folder`, and sends it where DISTILL_ALERT_WEBHOOK says."""
+
+    @dg.run_failure_sensor(
+        name="alerts",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=30,
+        description=f"Writes a readable alert on every failed run to alerts/, and sends it to {WEBHOOK} if set.",
+    )
+    def _alerts(context: dg.RunFailureSensorContext) -> None:
+        alert = alert_of(context)
+        if alert is None:
+            return
+        path = write_alert(folder, alert)
+        context.log.info(f"Wrote {path.name}")
+        if url := os.environ.get(WEBHOOK, "").strip():
+            try:
+                post_alert(url, alert)
+            except (URLError, TimeoutError, ConnectionError, ValueError) as error:
+                # The address may hold a secret, and stays out of the message.
+                raise RuntimeError(f"{WEBHOOK}: {error}. The alert is in {path.name}.") from None
+
+    return _alerts
+
+
+def new_tasks_sensor(tasks: Path, loaded: set[str]) -> dg.SensorDefinition:
+    """Says when a task folder came or went since the code location was loaded."""
+
+    @dg.sensor(
+        name="task_folders",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=60,
+        description="Looks for task folders that are not loaded. To load a new one: Deployment > Code locations > "
+        "Reload.",
+    )
+    def _task_folders(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        there = {folder.name for folder in find_tasks(tasks, tasks)}
+        new, gone = sorted(there - loaded), sorted(loaded - there)
+        if not new and not gone:
+            return dg.SkipReason("All task folders are loaded.")
+        what = [f"new: {', '.join(new)}"] * bool(new) + [f"gone: {', '.join(gone)}"] * bool(gone)
+        return dg.SkipReason(
+            f"Task folders changed ({'; '.join(what)}). Reload the code location: Deployment > Code locations > Reload."
+        )
+
+    return _task_folders

@@ -1,0 +1,66 @@
+"""The schedule of a task: observes, regenerates what automation left, and alone trains and reports by itself."""
+
+from collections.abc import Callable
+
+import dagster as dg
+
+from assets.common import TaskGraph
+from distill_dagster.graph import REFRESHES
+from distill_dagster.runs import Outcome, refresh_event
+from distill_dagster.spec import RefreshSpec
+
+Refresh = Callable[[dg.OpExecutionContext, str, bool], Outcome]
+"""Refreshes the named task; the last argument trains however little changed."""
+
+
+def refresh_definitions(graph: TaskGraph, spec: RefreshSpec, free: bool, refresh: Refresh) -> dg.Definitions:
+    """The job, its schedule, and the asset that has an event for every refresh."""
+    key = graph.key(REFRESHES)
+    age = spec.max_age()
+    asset = dg.AssetSpec(
+        key,
+        group_name=graph.name,
+        kinds={"dagster"},
+        owners=graph.owners,
+        description=f"One event for every refresh, by the schedule or by `distill refresh {graph.name}`: what it made, "
+        "how many requests and tokens it took, what they cost. Overdue where none came for too long.",
+        freshness_policy=dg.FreshnessPolicy.time_window(fail_window=age) if age else None,
+    )
+
+    @dg.op(
+        name=f"{graph.identifier}_refresh_all",
+        config_schema={"force": dg.Field(bool, default_value=False, description="Train, however few rows changed.")},
+        description="Compares what is with what every artifact was made from, and makes what is not fresh.",
+    )
+    def _refresh(context: dg.OpExecutionContext) -> None:
+        outcome = refresh(context, graph.name, context.op_config["force"])
+        context.log_event(refresh_event(graph.name, outcome))
+        problems = [f"failed: {name}: {why}" for name, why in outcome.failed.items()]
+        problems += [f"held back: {name}: {why}" for name, why in outcome.blocked.items()]
+        if problems:
+            raise dg.Failure("\n".join(problems), allow_retries=False)
+
+    @dg.job(
+        name=f"{graph.identifier}_refresh",
+        executor_def=dg.in_process_executor,
+        description=f"As `distill refresh {graph.name}`: everything that is not fresh, students included. Each "
+        "artifact is made in a run of its own.",
+    )
+    def _job() -> None:
+        _refresh()
+
+    paid = "" if free else " Stopped until you start it: the teacher costs money."
+    schedules = []
+    if spec.cron is not None:
+        schedules.append(
+            dg.ScheduleDefinition(
+                name=f"{graph.identifier}_refresh_schedule",
+                job=_job,
+                cron_schedule=spec.cron,
+                execution_timezone=spec.timezone,
+                default_status=dg.DefaultScheduleStatus.RUNNING if free else dg.DefaultScheduleStatus.STOPPED,
+                description="Brings the task up to date, whatever automation left, and trains where more than "
+                f"{spec.min_new_rows} rows changed.{paid}",
+            )
+        )
+    return dg.Definitions(assets=[asset], jobs=[_job], schedules=schedules)

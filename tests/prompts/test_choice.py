@@ -1,0 +1,81 @@
+"""The few-shot examples of a prompt: fixed, or nearest by embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from distill_dagster.prompts.choice import Fixed, Nearest, choice_of
+from distill_dagster.prompts.context import Example, draws
+from distill_dagster.spec import FewShot
+
+WORDS = ("refund", "delivery", "login", "late", "twice")
+POOL = [
+    Example("e1", "refund twice", "refund"),
+    Example("e2", "refund late", "refund"),
+    Example("e3", "delivery late", "delivery"),
+    Example("e4", "delivery", "delivery"),
+    Example("e5", "login twice", "login"),
+]
+
+
+def embed(texts: list[str]) -> np.ndarray:
+    """Which words a text has, with length 1."""
+    counts = np.array([[word in text.casefold() for word in WORDS] for text in texts], dtype=np.float32)
+    return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+
+
+def nearest(pool: list[Example] = POOL, **few_shot: int) -> Nearest:
+    return Nearest(pool, FewShot(**few_shot), embed)
+
+
+def ids(found: list[Example]) -> list[str]:
+    return [example.id for example in found]
+
+
+def test_the_nearest_come_and_the_most_similar_is_last() -> None:
+    assert ids(nearest(nearest=3, draws=1).examples("my refund is late", 0)) == ["e3", "e1", "e2"]
+
+
+def test_draws_take_turns_so_that_all_are_about_as_near() -> None:
+    choice = nearest(nearest=2, draws=2)
+    assert ids(choice.examples("my refund is late", 0)) == ["e3", "e2"]
+    assert ids(choice.examples("my refund is late", 1)) == ["e4", "e1"]
+
+
+def test_an_example_with_the_prompts_own_text_is_left_out() -> None:
+    assert "e2" not in ids(nearest(nearest=5, draws=1).examples("  Refund  LATE ", 0))
+
+
+def test_ties_go_to_the_smaller_id_whatever_the_order_of_the_pool() -> None:
+    for pool in (POOL, POOL[::-1]):
+        assert ids(nearest(pool, nearest=2, draws=1).examples("twice", 0)) == ["e5", "e1"]
+
+
+def test_looking_up_many_embeds_each_once() -> None:
+    seen: list[list[str]] = []
+
+    def counting(texts: list[str]) -> np.ndarray:
+        seen.append(texts)
+        return embed(texts)
+
+    choice = Nearest(POOL, FewShot(nearest=2, draws=1), counting)
+    choice.look_up(["a refund", "a login", "a refund"])
+    for text in ("a refund", "a login"):
+        assert len(choice.examples(text, 0)) == 2
+    assert seen == [[example.text for example in POOL], ["a refund", "a login"]]
+
+
+def test_an_empty_pool_gives_no_examples() -> None:
+    assert nearest([], nearest=3, draws=1).examples("a refund", 0) == []
+
+
+@pytest.mark.parametrize("few_shot", [FewShot(per_label=1, draws=2), FewShot(nearest=2, draws=1)])
+def test_the_choice_follows_the_settings(few_shot: FewShot) -> None:
+    labels = ["refund", "delivery", "login"]
+    choice = choice_of(POOL, labels, few_shot, embed)
+    if few_shot.nearest:
+        assert isinstance(choice, Nearest)
+    else:
+        assert isinstance(choice, Fixed)
+        assert choice.examples("anything", 1) == draws(POOL, labels, few_shot)[1]
