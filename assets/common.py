@@ -165,7 +165,9 @@ def stage_asset(
         if sliced and len(context.partition_keys) > 1:
             each_slice(context, graph.name)
             return
-        partition = context.partition_key if context.has_partition_key else None
+        partition = (
+            context.partition_keys[0] if sliced else context.partition_key if context.has_partition_key else None
+        )
         try:
             with environment(context, graph.name) as env, progress.also_to(_every_tenth(context.log.info)):
                 made = make(env, partition)

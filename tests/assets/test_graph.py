@@ -15,13 +15,15 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 
 from distill_dagster.checks import CHECKS
 from distill_dagster.definitions import build
-from distill_dagster.graph import SOURCES, STAGES
+from distill_dagster.graph import REFRESHES, SOURCES, STAGES
 from distill_dagster.paths import PROJECT, Home
 from tests.support.task import SLICES, small_task
 
+ALL = (*STAGES, *SOURCES, REFRESHES)
 SNAPSHOT = Path(__file__).with_name("graph.json")
 HEAVY = (
     "torch",
@@ -62,6 +64,15 @@ def described(definitions: dg.Definitions) -> dict[str, dict[str, Any]]:
                 "observable": definition.is_observable,
                 "group": definition.group_name,
                 "partitions": partitions(definition.partitions_def),
+            }
+            continue
+        if isinstance(definition, dg.AssetSpec):
+            policy = definition.freshness_policy
+            window = policy.fail_window.to_timedelta() if isinstance(policy, TimeWindowFreshnessPolicy) else None
+            found[definition.key.to_user_string()] = {
+                "group": definition.group_name,
+                "owners": ", ".join(definition.owners),
+                "freshness": str(window),
             }
             continue
         assert isinstance(definition, dg.AssetsDefinition)
@@ -106,10 +117,8 @@ def test_the_graph_is_the_one_that_was_reviewed(tmp_path: Path) -> None:
 
 def test_every_stage_source_and_check_of_the_engine_is_in_the_graph(tmp_path: Path) -> None:
     found = described(build(two_tasks(tmp_path)))
-    assert {key.removeprefix("labelled/") for key in found if key.startswith("labelled/")} == {*STAGES, *SOURCES}
-    assert {key.removeprefix("plain/") for key in found if key.startswith("plain/")} == {*STAGES, *SOURCES} - {
-        "slice_label_adapter"
-    }
+    assert {key.removeprefix("labelled/") for key in found if key.startswith("labelled/")} == {*ALL}
+    assert {key.removeprefix("plain/") for key in found if key.startswith("plain/")} == {*ALL} - {"slice_label_adapter"}
     for name, checks in CHECKS.items():
         shown = [f"{check.name}, blocking" if check.blocking else check.name for check in checks]
         assert sorted(shown) == sorted(found[f"labelled/{name}"]["checks"]), name

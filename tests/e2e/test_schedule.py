@@ -138,10 +138,12 @@ def test_an_alert_is_a_file_and_a_call_of_the_webhook(
     ended = project.distill("backfill", TASK, "--json")
     webhook.fail = 1
     with project.instance() as instance:
-        tick(project, instance, ended.json["runs"][0])
+        failed = instance.get_runs(dg.RunsFilter(ended.json["runs"], statuses=[dg.DagsterRunStatus.FAILURE]))
+        assert len(failed) == 1
+        tick(project, instance, failed[0].run_id)
         webhook.fail = 99
         with pytest.raises(RuntimeError, match=WEBHOOK) as raised:
-            tick(project, instance, ended.json["runs"][0])
+            tick(project, instance, failed[0].run_id)
     assert "sekrit" not in str(raised.value)
     alerts = list((project.home / "alerts").glob("*.md"))
     assert len(webhook.got) == 1, "sent again after the first answer of 503"
