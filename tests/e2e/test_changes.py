@@ -131,6 +131,16 @@ def test_a_removed_slice_leaves_the_dataset_and_comes_back_for_nothing(
     assert provider.requests == []
 
 
+def test_a_renamed_slice_keeps_its_paid_answers(project: Project, provider: FakeProvider) -> None:
+    slices = project.folder / "slices"
+    (slices / "web.yaml").rename(slices / "internet.yaml")
+    ended = project.run("--student", "one")
+    assert ended.code == 0, ended.err
+    assert {name: ended.partitions[name] for name in GROUP} == {key: ["internet"] for key in GROUP}
+    assert provider.requests == []
+    assert project.record("teacher_completions", "internet").rows == SEED_REQUESTS // 2
+
+
 def test_a_new_slice_asks_for_its_prompts(project: Project, provider: FakeProvider) -> None:
     seeds = ["a refund by phone", "the delivery man called"]
     text = yaml.safe_dump({"description": "By phone.", "seeds": seeds})
