@@ -3,6 +3,7 @@
 #   VENV=.venv          where the environment lies; an existing one is used
 #   TORCH=gpu           any PyTorch of your platform instead of the tested CPU version
 #   STUDENT=name        for `make demo`: train one student only
+#   TEST_JOBS=4         for `make test`: more workers than two
 #
 # On Linux, pip may take a PyTorch with gigabytes of CUDA libraries even for TORCH=cpu. To get the small CPU build, set
 # PIP_EXTRA_INDEX_URL to the address of PyTorch's CPU index (it is in PyTorch's installation instructions).
@@ -12,6 +13,8 @@ VENV ?= .venv
 # Once set up with TORCH=gpu, an environment stays so without the variable being repeated.
 TORCH ?= $(if $(wildcard $(VENV)/.setup-gpu),gpu,cpu)
 STUDENT ?=
+# Workers of `make test`; each takes up to 2 GB.
+TEST_JOBS ?= 2
 
 ifeq ($(filter $(TORCH),cpu gpu),)
 $(error TORCH is '$(TORCH)'; it can be cpu or gpu)
@@ -96,7 +99,7 @@ test: lint ## lint, type check and every test that needs neither browser nor ser
 	@echo "test: mypy"
 	@$(BIN)/mypy $(PACKAGES)
 	@echo "test: pytest"
-	@$(BIN)/pytest -q -m "not ui and not services"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(TEST_JOBS) --dist worksteal -m "not ui and not services"
 	@echo
 	@echo "Not run: ui (drives the web UI; needs Chromium). To run it: make test-ui"
 	@echo "Not run: services (starts a PostgreSQL server; needs its programs). To run it: make test-services"

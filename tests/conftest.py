@@ -17,6 +17,9 @@ settle_waiting()
 def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Converted models, made once per session; DISTILL_TEST_MODELS keeps them between sessions."""
     kept = os.environ.get("DISTILL_TEST_MODELS")
-    folder = Path(kept).expanduser() if kept else tmp_path_factory.mktemp("models")
+    base = tmp_path_factory.getbasetemp()
+    # Workers share the models: each is converted once, by whoever comes first.
+    own = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = Path(kept).expanduser() if kept else own / "models"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
