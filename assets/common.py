@@ -116,7 +116,12 @@ def stage_asset(
     The checks of the stage run in the same step, on what was just written; each partition has its own results.
     """
     stage = graph.stages[name]
-    metadata: dict[str, dg.MetadataValue | dg.TableSchema | dg.TableColumnLineage] = {}
+    code = dg.LocalFileCodeReference(
+        file_path=make.__code__.co_filename, line_number=make.__code__.co_firstlineno, label=make.__name__
+    )
+    metadata: dict[str, dg.CodeReferencesMetadataValue | dg.TableSchema | dg.TableColumnLineage] = {
+        "dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[code])
+    }
     if schema is not None:
         columns = [dg.TableColumn(column, str(dtype)) for column, dtype in schema.items()]
         metadata["dagster/column_schema"] = dg.TableSchema(columns=columns)
