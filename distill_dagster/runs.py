@@ -241,7 +241,8 @@ class Runner:
                 self._execute(batch, outcome, tell)
         for status in self._considered(slices, students):
             if status.state == "fresh" and status.record and (names := status.record.extra.get("blocked")):
-                outcome.failed[status.name] = f"did not pass {', '.join(names)}; the UI shows what was found"
+                found = status.record.extra.get("blocked_found") or "the UI shows what was found"
+                outcome.failed[status.name] = f"did not pass {', '.join(names)} ({found})"
         outcome.wall_s = time.perf_counter() - started
         return outcome
 

@@ -64,10 +64,14 @@ class Made:
     checks: list[Check] = field(default_factory=list)
 
 
-def blocking_failures(asset: str, checks: list[Check]) -> list[str]:
-    """The checks that failed and that nothing downstream may pass."""
+def blocked_by(asset: str, checks: list[Check]) -> dict[str, Any]:
+    """What a record keeps of failed checks that nothing downstream may pass: their names and what they found."""
     blocking = {spec.name for spec in CHECKS[asset] if spec.blocking}
-    return [check.name for check in checks if not check.passed and check.name in blocking]
+    failed = [check for check in checks if not check.passed and check.name in blocking]
+    if not failed:
+        return {}
+    found = [f"{name} {value}" for check in failed for name, value in check.found.items() if value != ""]
+    return {"blocked": [check.name for check in failed], "blocked_found": "; ".join(found)[:500]}
 
 
 class Reading:
@@ -131,8 +135,7 @@ class Reading:
 
     def write(self, frame: pl.DataFrame, checks: list[Check], missing_rows: int = 0, **extra: Any) -> Record:
         """Write the stage's table; a failed blocking check is kept in its record."""
-        if blocked := blocking_failures(self.asset, checks):
-            extra["blocked"] = blocked
+        extra |= blocked_by(self.asset, checks)
         record = self.record(data_version(frame), frame.height, missing_rows, **extra)
         self.env.lake.write(self.env.task_name, frame, record)
         return record

@@ -13,7 +13,7 @@ from distill_dagster.curation.dataset import curate
 from distill_dagster.curation.human import human_candidates
 from distill_dagster.errors import DistillError
 from distill_dagster.selection import SLICE_STAGES
-from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, blocking_failures, sample_rows
+from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, blocked_by, sample_rows
 from distill_dagster.state import State
 from distill_dagster.tables import REJECTED, SCORED, data_version
 
@@ -35,10 +35,8 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         *slice_checks(slices, task.curation.wanted_slices(len(slices))),
         *dataset_checks(candidates, cut.dataset, cut.rejected, held_out, task.label_names, task.curation.min_rows),
     ]
-    blocked = blocking_failures("filtered_dataset", checks)
-    extra: dict[str, Any] = {"reasons": cut.reasons(), "candidates": candidates.height} | (
-        {"blocked": blocked} if blocked else {}
-    )
+    extra: dict[str, Any] = {"reasons": cut.reasons(), "candidates": candidates.height}
+    extra |= blocked_by("filtered_dataset", checks)
     # The rejected rows first: whoever sees the dataset finds beside it what was left out.
     beside = Reading(env, "filtered_dataset", REJECTED_ROWS)
     beside.inputs = reading.inputs

@@ -185,6 +185,20 @@ def test_a_malformed_slice_is_named_and_holds_up_no_other(daemon: Daemon, projec
     assert daemon.tick() == {name: ["shop"] for name in GROUP}
 
 
+def test_a_new_slice_that_fails_holds_up_no_other(daemon: Daemon, project: Project, provider: FakeProvider) -> None:
+    provider.fail = lambda seen, before: Fault(400) if "phone" in seen.text else None
+    text = yaml.safe_dump({"description": "By phone.", "seeds": ["a refund by phone"]})
+    (project.folder / "slices" / "phone.yaml").write_text(text)
+    project.change_task(curation={"min_slices": 2})
+    project.change_slice("shop", lambda value: value["seeds"].append("one more refund"))
+    asked = daemon.settle()
+    assert asked[0] == {name: ["phone", "shop"] for name in GROUP}
+    assert provider.texts.count("a refund by phone") == 4, "asked for once more, and no more"
+    inputs = project.record("filtered_dataset").inputs
+    assert inputs["scored_completions[shop]"] == project.record("scored_completions", "shop").data_version
+    assert "scored_completions[phone]" not in inputs
+
+
 def test_files_are_left_alone_until_they_are_quiet(project: Project) -> None:
     repository = build(Home(root=project.home, tasks=project.root / "tasks")).get_repository_def()
     sensor = repository.get_sensor_def(f"{TASK}_files")
