@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import dagster as dg
 
-from distill_dagster.errors import InputError
+from distill_dagster.errors import DistillError
 from distill_dagster.tags import run_tags
 
 
@@ -25,11 +25,12 @@ def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
     failed: list[str] = []
     keys = list(context.partition_keys)
     with ExitStack() as held:
-        try:
-            spec = context.resources.tasks.open(task).task.teacher
-            held.enter_context(context.resources.teacher.endpoint(spec))
-        except InputError:
-            pass  # each slice says so itself
+        if any(key.path[-1] == "teacher_completions" for key in context.job_def.asset_layer.executable_asset_keys):
+            try:
+                spec = context.resources.tasks.open(task).task.teacher
+                held.enter_context(context.resources.teacher.endpoint(spec))
+            except DistillError:
+                pass  # each slice says so itself
         for number, key in enumerate(keys, start=1):
             result = context.job_def.execute_in_process(
                 instance=context.instance,
