@@ -149,14 +149,11 @@ def test_sensors_turned_on_by_hand_make_what_an_edit_calls_for(screen: Screen) -
     page = screen.open("automation")
     expect(page.get_by_text(f"{TASK}_refresh_schedule", exact=True)).to_be_visible()
     for name, text in said.items():
-        row = screen.automation_row(f"sensors/{TASK}_{name}")
-        row.get_by_label("info").hover()
+        screen.automation_row(f"sensors/{TASK}_{name}").get_by_label("info").hover()
         expect(page.get_by_text(text).first).to_be_visible()
         page.reload()  # what is said of one would lie over the next
     for name in said:
-        row = screen.automation_row(f"sensors/{TASK}_{name}")
-        row.locator("label").last.click()
-        expect(row.locator("input").last).to_be_checked()
+        screen.turn_on(f"sensors/{TASK}_{name}")
     screen.wait(lambda: {f"{TASK}_{name}" for name in said} <= ticked(screen))
 
     screen.project.change_slice("phone", lambda value: value["seeds"].append("no login by phone today"))
