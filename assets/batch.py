@@ -3,6 +3,7 @@
 Dagster gives all partitions of one run the same data version, and one failing key fails them all. So the first asset of
 such a run does the work of the whole run slice by slice, each in a run of its own within the same process, which share
 the loaded libraries and the warm teacher; the other assets of the outer run have nothing left to do and are skipped.
+A range of one slice, which is what a backfill makes of slices that are not neighbours, is treated alike.
 """
 
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from contextlib import ExitStack
 import dagster as dg
 
 from distill_dagster.errors import DistillError
-from distill_dagster.tags import run_tags
+from distill_dagster.tags import BACKFILL_TAG, run_tags
 
 
 def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
@@ -22,6 +23,10 @@ def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
     step = context.get_step_execution_context().step.key
     # The steps of the runs within take the pool's slot in turn; ours would be in their way for ever.
     context.instance.event_log_storage.free_concurrency_slot_for_step(context.run_id, step)
+    tags = run_tags(context.run_id)
+    if backfill := context.run.tags.get(BACKFILL_TAG):
+        tags[BACKFILL_TAG] = backfill  # a backfill counts what runs of its own made; else it would end as failed
+    assets = sorted(context.run.asset_selection or ()) or None  # so that the list of runs names them
     failed: list[str] = []
     keys = list(context.partition_keys)
     with ExitStack() as held:
@@ -35,9 +40,10 @@ def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
             result = context.job_def.execute_in_process(
                 instance=context.instance,
                 partition_key=key,
+                asset_selection=assets,
                 raise_on_error=False,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                tags=run_tags(context.run_id),
+                tags=tags,
             )
             if not result.success:
                 failed.append(key)

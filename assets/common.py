@@ -167,7 +167,7 @@ def stage_asset(
         pool=pool,
     )
     def _asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
-        if sliced and len(context.partition_keys) > 1:
+        if sliced and not context.has_partition_key:  # a range, be it of one slice
             each_slice(context, graph.name)
             return
         partition = (

@@ -49,6 +49,7 @@ def refresh_definitions(graph: TaskGraph, spec: RefreshSpec, free: bool, refresh
     def _job() -> None:
         _refresh()
 
+    rows = f"more than {spec.min_new_rows} rows" if spec.min_new_rows else "any row"
     paid = "" if free else " Stopped until you start it: the teacher costs money."
     schedules = []
     if spec.cron is not None:
@@ -59,8 +60,8 @@ def refresh_definitions(graph: TaskGraph, spec: RefreshSpec, free: bool, refresh
                 cron_schedule=spec.cron,
                 execution_timezone=spec.timezone,
                 default_status=dg.DefaultScheduleStatus.RUNNING if free else dg.DefaultScheduleStatus.STOPPED,
-                description="Brings the task up to date, whatever automation left, and trains where more than "
-                f"{spec.min_new_rows} rows changed.{paid}",
+                description=f"Brings the task up to date, whatever automation left, and trains where {rows} of a "
+                f"student's dataset changed.{paid}",
             )
         )
     return dg.Definitions(assets=[asset], jobs=[_job], schedules=schedules)

@@ -76,6 +76,7 @@ def look(
         requests.append(dg.DeleteDynamicPartitionsRequest(name, gone))
     now: dict[str, str] = {}
     events: list[dg.AssetObservation] = []
+    places: list[str] = []
     problems: list[str] = []
     for source, partition, version in source_versions(folder, graph.students):
         place = f"{source}/{partition or ''}"
@@ -86,13 +87,18 @@ def look(
             continue
         now[place] = version
         if seen.get(place) != version:
+            places.append(f"{source}[{partition}]" if partition else source)
             tags = {DATA_VERSION_TAG: version}
             events.append(dg.AssetObservation(graph.key(source), partition=partition, tags=tags))
     if problems and not events and not requests:
         return dg.SkipReason("Malformed: " + "; ".join(sorted(set(problems)))[:2000])
+    # Shown with the tick, which starts no run itself; Dagster would call it an empty result.
+    said = [f"new slices: {', '.join(new)}"] if new else []
+    said += [f"slices gone: {', '.join(gone)}"] if gone else []
+    said += [f"observed: {', '.join(places)}"] if places else []
     return dg.SensorResult(
         asset_events=events,
         dynamic_partitions_requests=requests,
         cursor=json.dumps(now, sort_keys=True),
-        skip_reason=None if events or requests else "Nothing changed.",
+        skip_reason="; ".join(said)[:2000] if events or requests else "Nothing changed.",
     )

@@ -9,66 +9,34 @@ asset-graph.png, asset-page.png, automation.png and report.png. Nothing is mater
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from distill_dagster.graph import SOURCES, STAGES
 from distill_dagster.paths import PROJECT, Home
+from tests.support.browser import LOCATION, browsing, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-LOCATION = "distill_dagster.definitions"
 WIDTH, HEIGHT = 1600, 1000
 NODE_X, NODE_Y = 80, 60
 """Pixels from the middle of a node to the edge of the picture of the graph."""
-READY_S, SLOW_MS = 120, 60_000
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-FLAGS += ["--disable-sync", "--no-first-run", "--hide-scrollbars"]
 
 
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
-
-
-@contextmanager
-def ui() -> Iterator[str]:
-    """The address of a running `distill ui`; it is stopped as Ctrl-C stops it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
+def ui(port: int) -> subprocess.Popen[bytes]:
+    """`distill ui` on what is in DISTILL_HOME."""
+    return subprocess.Popen(
         [sys.executable, "-c", "from distill_dagster.cli import app; app()", "ui", "--port", str(port)],
         cwd=PROJECT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    try:
-        deadline = time.monotonic() + READY_S
-        while not answers(f"http://127.0.0.1:{port}/server_info"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("`distill ui` did not come up; run it by hand to see why")
-            time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
 
 
 def settled(page: Page) -> None:
@@ -131,25 +99,16 @@ def main() -> None:
     parser.add_argument("--student", default="smollm2")
     parser.add_argument("--out", type=Path, default=PROJECT / "docs")
     arguments = parser.parse_args()
-    from playwright.sync_api import sync_playwright
-
     home, task, student = Home.from_env(), arguments.task, arguments.student
     html = home.report_folder(task, student) / "report.html"
     if not html.exists():
         raise SystemExit(f"{html} is not there. Run `make demo` first.")
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if not chromium:
-        raise SystemExit("Chromium is needed: set CHROMIUM to it, or put it on the PATH.")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with ui() as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-        page.set_default_timeout(SLOW_MS)
+    with serving(ui) as address, browsing(WIDTH, HEIGHT, "--hide-scrollbars") as page:
         asset_graph(page, address, task, arguments.out / "asset-graph.png")
         asset_page(page, address, task, student, arguments.out / "asset-page.png")
         automation_page(page, address, task, arguments.out / "automation.png")
         report(page, html, arguments.out / "report.png")
-        browser.close()
     for name in ("asset-graph", "asset-page", "automation", "report"):
         print(f"wrote {arguments.out / name}.png")
 

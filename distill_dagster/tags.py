@@ -7,6 +7,8 @@ import platform
 
 DATA_VERSION_TAG = "dagster/data_version"
 """The tag under which Dagster keeps an event's data version."""
+BACKFILL_TAG = "dagster/backfill"
+"""The tag under which Dagster keeps the backfill that a run belongs to."""
 CAMPAIGN_TAG = "distill/campaign"
 """Joins the runs of one command, one backfill or one tick of the schedule; where a run holds them, its id."""
 PID_TAG, HOST_TAG = "distill/pid", "distill/host"

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,18 +104,20 @@ class Project:
     def run(self, *arguments: str) -> Ended:
         return self.distill("run", TASK, "--json", *arguments)
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """The command as a process of its own, in a session of its own."""
+    def start(self, *arguments: str, log: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+        """The command as a process of its own, in a session of its own. `log` takes what it writes: nobody reads a
+        pipe while a long command runs, and a full one stops it."""
         clean = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
-        return subprocess.Popen(
-            [sys.executable, "-c", "from distill_dagster.cli import app; app()", *arguments],
-            env=clean | self.environment(PYTHONPATH=str(PROJECT), **environment),
-            cwd=self.root,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        with log.open("w") if log else nullcontext(subprocess.PIPE) as out:
+            return subprocess.Popen(
+                [sys.executable, "-c", "from distill_dagster.cli import app; app()", *arguments],
+                env=clean | self.environment(PYTHONPATH=str(PROJECT), **environment),
+                cwd=self.root,
+                stdout=out,
+                stderr=out,
+                text=True,
+                start_new_session=True,
+            )
 
     def instance(self) -> dg.DagsterInstance:
         return dg.DagsterInstance.from_config(str(self.home / "instance"))

@@ -31,7 +31,11 @@ def launch(project: Project, instance: dg.DagsterInstance, first: str, last: str
     result = job.execute_in_process(
         instance=instance,
         asset_selection=[dg.AssetKey([TASK, name]) for name in assets or sorted(GROUP)],
-        tags={"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last},
+        tags={
+            "dagster/asset_partition_range_start": first,
+            "dagster/asset_partition_range_end": last,
+            "dagster/backfill": f"{first}-{last}",
+        },
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         raise_on_error=False,
     )
@@ -53,6 +57,8 @@ def test_three_slices_together_then_one_alone(three: Project, provider: FakeProv
         runs = instance.get_runs_count()
         assert launch(three, instance, "shop", "phone")
         assert instance.get_runs_count() == runs + 4, "one run, and within it one for each slice"
+        belong = dg.RunsFilter(tags={"dagster/backfill": "shop-phone"})
+        assert instance.get_runs_count(belong) == 4, "otherwise the backfill misses what was made, and ends as failed"
         before = {asset: versions(instance, asset) for asset in GROUP}
         for asset in GROUP:
             assert before[asset] == {key: three.record(asset, key).data_version for key in SLICES}

@@ -50,7 +50,7 @@ def test_every_command_of_living_with_it_works(project: Project, provider: FakeP
         else:
             shell.append(command)
     assert provider.texts == ["one more refund"] * 2, "asked once, whatever ran afterwards"
-    assert [line.split()[0] for line in shell] == ["eval", "dg", "dg"]
+    assert [line.split()[0] for line in shell] == ["eval", "dg", "dg", "dg"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"} | project.environment(PATH=path)
     # The same command whether or not the package is installed.

@@ -13,7 +13,7 @@ from distill_dagster.paths import PROJECT
 from tests.e2e.project import GROUP, SEED_REQUESTS, TASK, Project
 from tests.support.provider import FakeProvider
 
-ROUNDS = int(os.environ.get("DISTILL_TEST_ROUNDS", "4"))
+ROUNDS = int(os.environ.get("DISTILL_TEST_ROUNDS", "2"))
 EDIT_AND_BACKFILL = """
 import sys, yaml, pathlib
 from typer.testing import CliRunner

@@ -1,142 +1,174 @@
-"""`distill ui` in a real browser: the graph of a task, and what an asset's page says of a materialization.
+"""`distill ui` in a real browser: what its pages show, and what a person starts there by clicking.
 
 make test-ui    # needs Chromium: CHROMIUM=/path/to/it, or one on the PATH
+
+The tests share one UI and run in order: later ones build on what earlier ones made.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shutil
-import signal
-import socket
+import shlex
+import subprocess
+import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from pathlib import Path
 
+import dagster as dg
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import expect
 
+from distill_dagster.checks import CHECKS
 from distill_dagster.graph import SOURCES, STAGES
-from tests.e2e.project import TASK, Project, new_project
-from tests.support.provider import FakeProvider
-from tests.support.task import LABELS
+from distill_dagster.paths import PROJECT
+from tests.e2e.project import GROUP, TASK
+from tests.support.browser import LOCATION
+from tests.ui.conftest import Screen
 
-pytestmark = pytest.mark.ui
-LOCATION = "distill_dagster.definitions"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-READY_S, SLOW_MS = 120, 60_000
+pytestmark = [pytest.mark.ui, pytest.mark.timeout(400)]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Everything up to the dataset, whose blocking check holds training back."""
-    with FakeProvider(LABELS) as provider:
-        project = new_project(tmp_path_factory.mktemp("ui"), provider.url, curation={"min_rows": 1000})
-        ended = project.run("--student", "one")
-        assert list(ended.json["failed"]) == ["filtered_dataset"], ended.err
-    return project
-
-
-@pytest.fixture(scope="module")
-def address(project: Project) -> Iterator[str]:
-    """The address of `distill ui`, which is stopped as Ctrl-C stops it."""
-    port = free_port()
-    process = project.start("ui", "--port", str(port))
-    try:
-        deadline = time.monotonic() + READY_S
-        while not answers(f"http://127.0.0.1:{port}/server_info"):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, "the UI did not come up"
-            time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}"
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
-        assert not answers(f"http://127.0.0.1:{port}/server_info"), "Ctrl-C left the webserver behind"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-@pytest.fixture(scope="module")
-def page(address: str) -> Iterator[Page]:
-    """A browser's page, opened after the run above: Playwright's event loop would be in its way."""
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if not chromium:
-        pytest.fail("no Chromium: set CHROMIUM, or put one on the PATH")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": 2400, "height": 1400})
-        page.set_default_timeout(SLOW_MS)
-        expect.set_options(timeout=SLOW_MS)
-        yield page
-        browser.close()
-
-
-def test_the_graph_shows_every_asset_of_the_task(page: Page, address: str) -> None:
-    page.goto(f"{address}/locations/{LOCATION}/asset-groups/{TASK}")
+def test_the_graph_shows_every_asset_of_the_task(screen: Screen) -> None:
+    page = screen.open_group()
     for name in sorted({*STAGES, *SOURCES} - {"slice_label_adapter"}):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
+    expect(page.get_by_role("button", name=re.compile("Materialize")).first).to_be_enabled()
 
 
-def test_an_assets_page_shows_its_materialization(page: Page, address: str, project: Project) -> None:
-    page.goto(f"{address}/assets/{TASK}/golden_completions?view=overview")
+def test_an_assets_page_shows_its_materialization(screen: Screen) -> None:
+    page = screen.open(f"assets/{TASK}/golden_completions?view=overview")
     for text in ("prompt_tokens", "median_latency_s", "missing_rows", "teacher_calls"):
         expect(page.get_by_text(text, exact=True).first).to_be_visible()
-    rows = project.record("golden_completions").rows
+    rows = screen.project.record("golden_completions").rows
     expect(page.get_by_text("Row count", exact=True)).to_be_visible()
     expect(page.get_by_text(str(rows), exact=True).first).to_be_visible()
 
 
-def test_an_assets_page_shows_passed_and_failed_checks(page: Page, address: str) -> None:
-    page.goto(f"{address}/assets/{TASK}/filtered_dataset?view=checks")
-    for name in ("valid_table", "nothing_lost", "no_contamination", "enough_rows", "label_coverage"):
-        expect(page.get_by_text(name, exact=True).first).to_be_visible()
-    expect(page.get_by_text("Succeeded", exact=True)).to_have_count(4)
+def test_an_assets_page_shows_passed_and_failed_checks(screen: Screen) -> None:
+    page = screen.open(f"assets/{TASK}/filtered_dataset?view=checks")
+    checks = CHECKS["filtered_dataset"]
+    for check in checks:
+        expect(page.get_by_text(check.name, exact=True).first).to_be_visible()
+    expect(page.get_by_text("Succeeded", exact=True)).to_have_count(len(checks) - 1)
     expect(page.get_by_text("Failed", exact=True).first).to_be_visible()
     expect(page.get_by_text("train_rows", exact=True).first).to_be_visible()
 
 
-def test_a_slice_is_a_partition_with_its_own_materialization(page: Page, address: str) -> None:
-    page.goto(f"{address}/assets/{TASK}/teacher_completions?view=partitions&partition=web")
+def test_a_slice_is_a_partition_with_its_own_materialization(screen: Screen) -> None:
+    page = screen.open(f"assets/{TASK}/teacher_completions?view=partitions&partition=web")
     expect(page.get_by_text("web", exact=True).first).to_be_visible()
     expect(page.get_by_text("prompt_tokens", exact=True).first).to_be_visible()
 
 
-def test_the_page_fetches_nothing_from_other_machines(page: Page, address: str) -> None:
+def test_the_page_fetches_nothing_from_other_machines(screen: Screen) -> None:
     asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(f"{address}/assets")
+    screen.page.on("request", lambda request: asked.append(request.url))
+    page = screen.open("assets")
     expect(page.get_by_text(TASK).first).to_be_visible()
-    local = (address, "data:", "blob:", address.replace("http", "ws", 1))
+    local = (screen.address, "data:", "blob:", screen.address.replace("http", "ws", 1))
     assert [url for url in asked if not url.startswith(local)] == []
 
 
-def test_materialize_is_offered_for_the_whole_group(page: Page, address: str) -> None:
-    page.goto(f"{address}/locations/{LOCATION}/asset-groups/{TASK}")
-    expect(page.get_by_role("button", name=re.compile("Materialize")).first).to_be_enabled()
+def test_one_slice_is_launched_from_the_page_of_its_job(screen: Screen) -> None:
+    screen.project.change_slice("web", lambda value: value["seeds"].append("one more refund for the web"))
+    before, asked = screen.events(), len(screen.provider.requests)
+    page = screen.open(f"locations/{LOCATION}/jobs/{TASK}_slices")
+    page.get_by_role("button", name="Materialize all").click()
+    run = screen.run(screen.launch("web"))
+    screen.see_success(run.run_id)
+    assert run.tags["dagster/partition"] == "web"
+    assert screen.made_since(before) == {(asset, "web") for asset in GROUP}
+    assert screen.versions_are_those_of_the_lake()
+    assert screen.provider.texts[asked:] == ["one more refund for the web"] * 2
+
+
+def test_a_backfill_of_slices_that_are_not_all_neighbours(screen: Screen) -> None:
+    """One run for every row of neighbours, and within it one for each slice."""
+    slices = ("app", "shop", "web")  # between the first two lies `phone`
+    for key in slices:
+        screen.project.change_slice(key, lambda value, key=key: value["seeds"].append(f"no delivery by {key}"))
+    before, asked = screen.events(), len(screen.provider.requests)
+    page = screen.open_group("/list")
+    for asset in sorted(GROUP):
+        link = page.locator(f'a[href="/assets/{TASK}/{asset}"]').first
+        link.locator("xpath=ancestor::div[.//input][1]").locator("label").first.click()
+    page.get_by_role("button", name="Materialize selected").click()
+    backfill = screen.launch(*slices)
+    screen.open(f"runs/b/{backfill}")
+    expect(page.get_by_text("Succeeded", exact=True)).to_have_count(2, timeout=150_000)  # a column, and the status
+    assert screen.made_since(before) == {(asset, key) for asset in GROUP for key in slices}
+    assert screen.versions_are_those_of_the_lake()
+    assert sorted(screen.provider.texts[asked:]) == sorted(f"no delivery by {key}" for key in slices * 2)
+    runs = screen.runs(backfill=backfill)
+    within = {run.tags["dagster/partition"]: run.tags["distill/campaign"] for run in runs if "distill/pid" in run.tags}
+    assert within.keys() == set(slices)
+    assert within["shop"] == within["web"] != within["app"]
+    assert {run.run_id for run in runs if "distill/pid" not in run.tags} == set(within.values())
+
+
+def test_a_backfill_from_the_command_line_is_run_by_the_daemon_of_the_ui(screen: Screen) -> None:
+    """As the README says it, in a shell with the environment of `distill env`."""
+    screen.project.change_slice("app", lambda value: value["seeds"].append("no login by app"))
+    before, asked = screen.events(), len(screen.provider.requests)
+    environment = os.environ | screen.project.environment() | {"PYTHONPATH": str(PROJECT)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    distill = shlex.join([sys.executable, "-c", "from distill_dagster.cli import app; app()", "env"])
+    command = f'eval "$({distill})"; dagster job backfill -j {TASK}_slices --partitions app,phone --noprompt'
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"backfill job `(\w+)`", done.stdout)
+    assert found is not None, done.stdout
+    ended = dg.RunsFilter(tags={"dagster/backfill": found[1]}, statuses=[dg.DagsterRunStatus.SUCCESS])
+    screen.wait(lambda: screen.instance.get_runs_count(ended) == 2)
+    assert screen.made_since(before) == {(asset, key) for asset in GROUP for key in ("app", "phone")}
+    assert screen.versions_are_those_of_the_lake()
+    assert screen.provider.texts[asked:] == ["no login by app"] * 2
+
+
+def test_a_tick_of_the_schedule_refreshes_the_task(screen: Screen) -> None:
+    screen.project.change_task(curation={"min_rows": 4})
+    page = screen.open(f"locations/{LOCATION}/schedules/{TASK}_refresh_schedule")
+    expect(page.get_by_text("Brings the task up to date", exact=False)).to_be_visible()
+    page.get_by_role("button", name="Preview tick result").click()
+    page.get_by_role("button", name="Continue").click()
+    page.get_by_role("button", name="Launch all").click()
+    screen.wait(lambda: bool(screen.runs(schedule_name=f"{TASK}_refresh_schedule")))
+    screen.see_success(screen.runs(schedule_name=f"{TASK}_refresh_schedule")[0].run_id)
+    screen.open(f"assets/{TASK}/refreshes")
+    for text in ("teacher_calls", "prompt_tokens", "wall_s"):
+        expect(page.get_by_text(text, exact=True).first).to_be_visible()
+    made = re.compile(r"filtered_dataset.*student_adapter\[one\].*eval_report\[one\]")
+    expect(page.get_by_text(made).first).to_be_visible()
+
+
+def test_sensors_turned_on_by_hand_make_what_an_edit_calls_for(screen: Screen) -> None:
+    said = {"files": "Sees the task's files", "automation": "Runs what a change of content calls for"}
+    page = screen.open("automation")
+    expect(page.get_by_text(f"{TASK}_refresh_schedule", exact=True)).to_be_visible()
+    for name, text in said.items():
+        screen.automation_row(f"sensors/{TASK}_{name}").get_by_label("info").hover()
+        expect(page.get_by_text(text).first).to_be_visible()
+        page.reload()  # what is said of one would lie over the next
+    for name in said:
+        screen.turn_on(f"sensors/{TASK}_{name}")
+    screen.wait(lambda: {f"{TASK}_{name}" for name in said} <= ticked(screen))
+
+    screen.project.change_slice("phone", lambda value: value["seeds"].append("no login by phone today"))
+    long_ago = time.time() - 60  # as if the files were quiet for so long
+    for path in [screen.project.folder, *screen.project.folder.rglob("*")]:
+        os.utime(path, (long_ago, long_ago))
+    before, asked = screen.events(), len(screen.provider.requests)
+    wanted = {(asset, "phone") for asset in GROUP} | {("filtered_dataset", None)}
+    screen.wait(lambda: screen.made_since(before) >= wanted, seconds=240)
+    assert screen.made_since(before) == wanted
+    assert screen.versions_are_those_of_the_lake()
+    assert screen.provider.texts[asked:] == ["no login by phone today"] * 2
+
+
+def ticked(screen: Screen) -> set[str]:
+    """The sensors that were evaluated at least once."""
+    states = screen.instance.all_instigator_state()
+    return {s.name for s in states if screen.instance.get_ticks(s.instigator_origin_id, s.selector_id, limit=1)}
