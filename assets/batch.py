@@ -22,8 +22,8 @@ def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
     """
     step = context.get_step_execution_context().step.key
     # The steps of the runs within take the pool's slot in turn; ours would be in their way for ever.
-    context.instance.event_log_storage.free_concurrency_slot_for_step(context.run_id, step)
-    tags = run_tags(context.run_id)
+    context.instance.event_log_storage.free_concurrency_slot_for_step(context.run.run_id, step)
+    tags = run_tags(context.run.run_id)
     if backfill := context.run.tags.get(BACKFILL_TAG):
         tags[BACKFILL_TAG] = backfill  # a backfill counts what runs of its own made; else it would end as failed
     assets = sorted(context.run.asset_selection or ()) or None  # so that the list of runs names them

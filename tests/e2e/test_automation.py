@@ -18,6 +18,7 @@ from assets.task import task_definitions, task_graph
 from distill_dagster.definitions import build
 from distill_dagster.graph import slices_name
 from distill_dagster.paths import Home
+from distill_dagster.runs import Outcome
 from distill_dagster.taskfiles import open_task
 from tests.e2e.project import GROUP, TASK, Project
 from tests.support.provider import FakeProvider, Fault, Seen
@@ -226,6 +227,9 @@ def test_only_a_free_teacher_is_asked_by_itself(tmp_path: Any) -> None:
         ("openai/gpt-4o-mini", dg.DefaultSensorStatus.STOPPED),
     ):
         folder = small_task(tmp_path / model.replace("/", "-"), teacher={"model": model})
-        found = list(task_definitions(folder).sensors or [])
+        definitions = task_definitions(folder, lambda *_: Outcome())
+        found = list(definitions.sensors or [])
         assert {s.default_status for s in found} == {status}  # type: ignore[union-attr]
+        schedules = [s.default_status.value for s in definitions.schedules or []]  # type: ignore[union-attr]
+        assert schedules == [status.value], "the schedule too"
         assert len(found) == 3
