@@ -82,7 +82,7 @@ def automation_page(page: Page, address: str, task: str, file: Path) -> None:
     page.goto(f"{address}/automation")
     page.get_by_text(f"{task}_automation").first.wait_for()
     settled(page)
-    page.screenshot(path=file, clip={"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT / 2})
+    page.screenshot(path=file, clip={"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT * 0.6})
 
 
 def report(page: Page, path: Path, file: Path) -> None:
