@@ -1,6 +1,7 @@
 """The sensors of the whole code location: alerts on failed runs, and task folders that are not loaded yet."""
 
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.error import URLError
@@ -25,7 +26,9 @@ def alert_of(context: dg.RunFailureSensorContext) -> Alert | None:
     }
     if not steps and context.failure_event.message:
         steps = {"run": context.failure_event.message}
-    when = datetime.now(UTC).isoformat(timespec="seconds")
+    record = context.instance.get_run_record_by_id(run.run_id)
+    ended = record.end_time if record and record.end_time else time.time()
+    when = datetime.fromtimestamp(ended, UTC).isoformat(timespec="seconds")
     return Alert(run.run_id, run.job_name, when, run.tags.get("dagster/partition"), steps)
 
 
@@ -47,9 +50,10 @@ def alerts_sensor(folder: Path) -> dg.SensorDefinition:
         if url := os.environ.get(WEBHOOK, "").strip():
             try:
                 post_alert(url, alert)
-            except (URLError, TimeoutError, ConnectionError, ValueError) as error:
-                # The address may hold a secret, and stays out of the message.
-                raise RuntimeError(f"{WEBHOOK}: {error}. The alert is in {path.name}.") from None
+            except Exception as error:  # the address may hold a secret, and http.client's messages quote it
+                plain = isinstance(error, URLError | TimeoutError | ConnectionError)
+                what = str(error) if plain else type(error).__name__
+                raise RuntimeError(f"{WEBHOOK}: {what}. The alert is in {path.name}.") from None
 
     return _alerts
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import dagster as dg
 
 from distill_dagster.errors import DistillError
+from distill_dagster.runs import stop_if_interrupted
 from distill_dagster.tags import BACKFILL_TAG, run_tags
 
 
@@ -24,6 +25,7 @@ def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
     # The steps of the runs within take the pool's slot in turn; ours would be in their way for ever.
     context.instance.event_log_storage.free_concurrency_slot_for_step(context.run.run_id, step)
     tags = run_tags(context.run.run_id)
+    context.instance.add_run_tags(context.run.run_id, tags)  # found to be dead if it is killed
     if backfill := context.run.tags.get(BACKFILL_TAG):
         tags[BACKFILL_TAG] = backfill  # a backfill counts what runs of its own made; else it would end as failed
     assets = sorted(context.run.asset_selection or ()) or None  # so that the list of runs names them
@@ -37,14 +39,19 @@ def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
             except DistillError:
                 pass  # each slice says so itself
         for number, key in enumerate(keys, start=1):
-            result = context.job_def.execute_in_process(
-                instance=context.instance,
-                partition_key=key,
-                asset_selection=assets,
-                raise_on_error=False,
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                tags=tags,
-            )
+            try:
+                result = context.job_def.execute_in_process(
+                    instance=context.instance,
+                    partition_key=key,
+                    asset_selection=assets,
+                    raise_on_error=False,
+                    run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                    tags=tags,
+                )
+            except dg.DagsterUnknownPartitionError:
+                context.log.warning(f"{key}: was removed meanwhile ({number} of {len(keys)})")
+                continue
+            stop_if_interrupted(context.instance, context.run.run_id, result)
             if not result.success:
                 failed.append(key)
             context.log.info(f"{key}: {'done' if result.success else 'failed'} ({number} of {len(keys)})")

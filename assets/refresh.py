@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 import dagster as dg
+from dagster._utils.schedules import is_valid_cron_schedule
 
 from assets.common import TaskGraph
 from distill_dagster.graph import REFRESHES
 from distill_dagster.runs import Outcome, refresh_event
 from distill_dagster.spec import RefreshSpec
+from distill_dagster.tags import run_tags
 
 Refresh = Callable[[dg.OpExecutionContext, str, bool], Outcome]
 """Refreshes the named task; the last argument trains however little changed."""
@@ -33,6 +35,7 @@ def refresh_definitions(graph: TaskGraph, spec: RefreshSpec, free: bool, refresh
         description="Compares what is with what every artifact was made from, and makes what is not fresh.",
     )
     def _refresh(context: dg.OpExecutionContext) -> None:
+        context.instance.add_run_tags(context.run_id, run_tags(context.run_id))  # found to be dead if it is killed
         outcome = refresh(context, graph.name, context.op_config["force"])
         context.log_event(refresh_event(graph.name, outcome))
         problems = [f"failed: {name}: {why}" for name, why in outcome.failed.items()]
@@ -52,7 +55,7 @@ def refresh_definitions(graph: TaskGraph, spec: RefreshSpec, free: bool, refresh
     rows = f"more than {spec.min_new_rows} rows" if spec.min_new_rows else "any row"
     paid = "" if free else " Stopped until you start it: the teacher costs money."
     schedules = []
-    if spec.cron is not None:
+    if spec.cron is not None and is_valid_cron_schedule(spec.cron):
         schedules.append(
             dg.ScheduleDefinition(
                 name=f"{graph.identifier}_refresh_schedule",

@@ -46,8 +46,11 @@ def _files_sensor(graph: TaskGraph, status: dg.DefaultSensorStatus) -> dg.Sensor
     def _files(
         context: dg.SensorEvaluationContext, tasks: dg.ResourceParam[TaskFoldersResource]
     ) -> dg.SensorResult | dg.SkipReason:
-        folder = tasks.open(graph.name)
-        if (age := time.time() - last_change(folder.path, folder.accepted)) < QUIET_S:
+        try:
+            folder = tasks.open(graph.name)
+        except InputError as error:
+            return dg.SkipReason(str(error)[:2000])
+        if (age := abs(time.time() - last_change(folder.path, folder.accepted))) < QUIET_S:
             return dg.SkipReason(f"A file changed {max(age, 0):.0f} s ago; looked at after {QUIET_S} quiet seconds.")
         return look(graph, folder, context.instance, context.cursor)
 

@@ -13,7 +13,8 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ex
 
 WEBHOOK = "DISTILL_ALERT_WEBHOOK"
 """The variable with the address that every alert is sent to, as JSON with the field `text`."""
-TIMEOUT_S, TRIES = 5.0, 3
+TIMEOUT_S, TRIES = 3.0, 2
+"""Dagster gives a sensor a minute, in which it may have five failed runs to tell of."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def post_alert(url: str, alert: Alert) -> None:
     """Send an alert; `text` is what chat services show.
 
     Raises:
-        URLError: the address did not answer, or answered with an error, three times.
+        URLError: the address did not answer, or answered with an error, twice.
         ValueError: it is not an http address.
     """
     if not url.startswith(("http://", "https://")):

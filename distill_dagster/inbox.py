@@ -132,7 +132,10 @@ def take(folder: TaskFolder, inbox: Path, *, lock_s: float = -1, limit_s: float 
         for path in _files(inbox):
             if limit_s is not None and time.monotonic() - started > limit_s:
                 break
-            out.append(taker.one(path))
+            try:
+                out.append(taker.one(path))
+            except OSError as error:  # a full disk, a folder that may not be written to
+                raise DistillError(f"{path.name!r} could not be taken: {error.strerror}.") from error
         return out
 
 
@@ -208,7 +211,7 @@ class _Taker:
             if found.st_size > MAX_BYTES:
                 raise _Unread(f"larger than {MAX_BYTES // 1024**2} MB; split it")
             stamp = _stamp(found)
-            return _Content(handle.read(), content_hash([path.name.encode().hex(), *stamp])[:16], stamp)
+            return _Content(handle.read(), content_hash([os.fsencode(path.name).hex(), *stamp])[:16], stamp)
 
     def _store(self, lines: list[_Line], source: str, batch: str) -> Taken:
         """Append what is new; what an interrupted attempt at this very file has stored counts as if it were."""

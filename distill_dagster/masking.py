@@ -81,10 +81,10 @@ def mask(text: str, phone_regions: Sequence[str] = ()) -> Masked:
             overlapping = [one for one in taken if one[0] < end and start < one[1]]
             if not overlapping:
                 taken.append((start, end, kind))
-            elif kind == overlapping[0][2] == "SECRET":  # two patterns saw parts of one secret: all of it goes
+            elif kind != "EMAIL":  # parts of one thing: all of it goes (`user:password@host` is no mail address)
                 taken = [one for one in taken if one not in overlapping]
                 ends = [*overlapping, (start, end, kind)]
-                taken.append((min(o[0] for o in ends), max(o[1] for o in ends), kind))
+                taken.append((min(o[0] for o in ends), max(o[1] for o in ends), overlapping[0][2]))
     out, at = [], 0
     for start, end, kind in sorted(taken):
         out += [text[at:start], f"<{kind}>"]

@@ -16,6 +16,7 @@ from typing import Any
 
 import dagster as dg
 import psutil
+from dagster._core.execution.plan.objects import ErrorSource
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from distill_dagster import database
@@ -269,13 +270,16 @@ class Runner:
         outcome.blocked = {name: why for name, why in outcome.blocked.items() if name in tried}
         batch: list[Status] = []
         planned: set[str] = set()
+        forced = self._unrecorded | self._again
         for status in self._considered(slices, students):
             if status.state == "malformed":
                 outcome.failed[status.name] = "; ".join(status.why)
                 continue
-            due = status.state != "fresh" or status.name in self._unrecorded | self._again
+            due = status.state != "fresh" or status.name in forced
             if status.name in tried or not due:
                 continue
+            if batch and status.partition not in (None, batch[0].partition):
+                continue  # cannot join this run, and is looked at again for the next one
             if waits := self._waits(status):
                 outcome.waiting[status.name] = waits
                 continue
@@ -334,15 +338,21 @@ class Runner:
     def _execute(self, batch: list[Status], outcome: Outcome, tell: Event) -> None:
         what = ", ".join(s.name for s in batch)
         tell("start", what)
-        result = self._job.execute_in_process(
-            instance=self.instance,
-            partition_key=batch[0].partition,
-            asset_selection=[dg.AssetKey([self.folder.name, s.asset]) for s in batch],
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            tags=run_tags(self.campaign),
-            raise_on_error=False,
-        )
+        try:
+            result = self._job.execute_in_process(
+                instance=self.instance,
+                partition_key=batch[0].partition,
+                asset_selection=[dg.AssetKey([self.folder.name, s.asset]) for s in batch],
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                tags=run_tags(self.campaign),
+                raise_on_error=False,
+            )
+        except dg.DagsterUnknownPartitionError:
+            outcome.failed |= {s.name: "its slice was removed meanwhile" for s in batch}
+            tell("failed", what)
+            return
         outcome.runs.append(result.run_id)
+        stop_if_interrupted(self.instance, self.campaign, result)
         failures = {
             event.step_key: event.step_failure_data.error for event in result.all_events if event.is_step_failure
         }
@@ -375,6 +385,22 @@ class Runner:
         self._unrecorded.discard(node(status.asset, status.partition))
 
 
+def stop_if_interrupted(instance: dg.DagsterInstance, outer: str, result: dg.ExecuteInProcessResult) -> None:
+    """An in-process run swallows an interrupt; whoever makes many of them has to stop by himself.
+
+    Args:
+        outer: the id of the run that the run belongs to, if there is one.
+
+    Raises:
+        KeyboardInterrupt: the run was interrupted, or the outer one is being cancelled.
+    """
+    run = instance.get_run_by_id(outer)
+    stopped = run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    if stopped or any(failure.error_source == ErrorSource.INTERRUPT for failure in failures):
+        raise KeyboardInterrupt
+
+
 def refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) -> Outcome:
     """What `distill refresh` and the schedule do: bring a task up to date, and say in Dagster that it was done.
 
@@ -385,8 +411,8 @@ def refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) 
         InputError: task.yaml or a JSONL file is malformed. A malformed slice fails alone.
     """
     folder, lake, instance = runner.folder, runner.lake, runner.instance
-    slices = folder.path / "slices"
-    if errors := [p for p in check_folder(folder) if p.severity == "error" and p.file.parent != slices]:
+    apart = (folder.path / "slices", folder.accepted)
+    if errors := [p for p in check_folder(folder) if p.severity == "error" and p.file.parent not in apart]:
         raise InputError(errors)
     trained = [s for s in folder.task.students if lake.record(folder.name, "student_adapter", s) is not None]
     sync(folder, instance)

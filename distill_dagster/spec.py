@@ -197,7 +197,7 @@ class RefreshSpec(_Model):
     min_new_rows: Annotated[int, Field(ge=0)] = Field(
         default=0, description="a student is trained anew where more rows than this came, went or changed"
     )
-    max_age_hours: Annotated[float, Field(gt=0)] | None = Field(
+    max_age_hours: Annotated[float, Field(ge=1 / 60, le=100_000)] | None = Field(
         default=None, description="the last refresh is overdue after this; by default twice the longest wait of `cron`"
     )
 
@@ -210,6 +210,9 @@ class RefreshSpec(_Model):
             if len(value.split()) != 5:  # a sixth field would be seconds, which Dagster does not know
                 raise CronSimError("five fields are wanted")
             CronSim(value, datetime(2026, 1, 1))
+            days, weekdays = value.upper().split()[2], value.upper().split()[4]
+            if "W" in days or ("L" in days and "/" in days) or "L" in weekdays:
+                raise CronSimError("W and L of a weekday are not known here")
         except CronSimError as error:
             raise ValueError(
                 f"not a cron expression: {str(error).lower()}; every night at three is 0 3 * * *"

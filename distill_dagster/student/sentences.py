@@ -25,10 +25,16 @@ def sentence_embedder(spec: TeacherSpec, models_folder: Path) -> Callable[[list[
         return None
 
     def embed(texts: list[str]) -> np.ndarray:
-        with _one_thread():
-            return _embedder(models_folder).embed(texts)
+        return _embedded(models_folder, tuple(texts))
 
     return embed
+
+
+@lru_cache(maxsize=4)
+def _embedded(models_folder: Path, texts: tuple[str, ...]) -> np.ndarray:
+    """Kept for the few-shot pool, which every slice looks up anew."""
+    with _one_thread():
+        return _embedder(models_folder).embed(list(texts))
 
 
 @lru_cache(maxsize=1)

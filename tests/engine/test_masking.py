@@ -90,3 +90,14 @@ def test_made_up_texts_take_no_time(part: str) -> None:
     started = time.perf_counter()
     mask((part * MAX_CHARS)[:MAX_CHARS], REGIONS)
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("card pin is 4111 1111 1111 1111 ok", "1111"),
+        ("my token: DE89 3704 0044 0532 0130 00", "3704"),
+    ],
+)
+def test_what_overlaps_a_secret_goes_as_a_whole(text: str, rest: str) -> None:
+    assert rest not in mask(text, ["DE"]).text
