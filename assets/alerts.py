@@ -39,7 +39,7 @@ def alerts_sensor(folder: Path) -> dg.SensorDefinition:
         name="alerts",
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=30,
-        description=f"Writes a readable alert on every failed run to alerts/, and sends it to {WEBHOOK} if set.",
+        description=f"Writes an alert to alerts/ for every run of Dagster's that failed; sends it to {WEBHOOK} if set.",
     )
     def _alerts(context: dg.RunFailureSensorContext) -> None:
         alert = alert_of(context)

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import dagster as dg
 
 from distill_dagster.errors import DistillError
-from distill_dagster.runs import stop_if_interrupted
+from distill_dagster.runs import run_within
 from distill_dagster.tags import BACKFILL_TAG, run_tags
 
 
@@ -40,18 +40,10 @@ def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
                 pass  # each slice says so itself
         for number, key in enumerate(keys, start=1):
             try:
-                result = context.job_def.execute_in_process(
-                    instance=context.instance,
-                    partition_key=key,
-                    asset_selection=assets,
-                    raise_on_error=False,
-                    run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                    tags=tags,
-                )
+                result = run_within(context.job_def, context.instance, key, assets, tags)
             except dg.DagsterUnknownPartitionError:
                 context.log.warning(f"{key}: was removed meanwhile ({number} of {len(keys)})")
                 continue
-            stop_if_interrupted(context.instance, context.run.run_id, result)
             if not result.success:
                 failed.append(key)
             context.log.info(f"{key}: {'done' if result.success else 'failed'} ({number} of {len(keys)})")

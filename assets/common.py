@@ -170,9 +170,7 @@ def stage_asset(
         if sliced and not context.has_partition_key:  # a range, be it of one slice
             each_slice(context, graph.name)
             return
-        partition = (
-            context.partition_keys[0] if sliced else context.partition_key if context.has_partition_key else None
-        )
+        partition = context.partition_key if context.has_partition_key else None
         try:
             with environment(context, graph.name) as env, progress.also_to(_every_tenth(context.log.info)):
                 made = make(env, partition)

@@ -9,6 +9,7 @@ import dagster as dg
 from assets.common import TaskGraph
 from distill_dagster.errors import InputError
 from distill_dagster.graph import slices_name
+from distill_dagster.runs import slice_changes
 from distill_dagster.sources import source_versions
 from distill_dagster.tags import DATA_VERSION_TAG
 from distill_dagster.taskfiles import TaskFolder
@@ -51,7 +52,7 @@ def _files_sensor(graph: TaskGraph, status: dg.DefaultSensorStatus) -> dg.Sensor
         except InputError as error:
             return dg.SkipReason(str(error)[:2000])
         if (age := abs(time.time() - last_change(folder.path, folder.accepted))) < QUIET_S:
-            return dg.SkipReason(f"A file changed {max(age, 0):.0f} s ago; looked at after {QUIET_S} quiet seconds.")
+            return dg.SkipReason(f"A file changed {age:.0f} s ago; looked at after {QUIET_S} quiet seconds.")
         return look(graph, folder, context.instance, context.cursor)
 
     return _files
@@ -70,12 +71,11 @@ def look(
 ) -> dg.SensorResult | dg.SkipReason:
     """Observations of all that changed since the cursor; a malformed file is named and holds up no other."""
     seen: dict[str, str] = json.loads(cursor) if cursor else {}
-    name, keys = slices_name(graph.name), folder.slice_keys()
-    known = set(instance.get_dynamic_partitions(name))
+    name, (new, gone) = slices_name(graph.name), slice_changes(folder, instance)
     requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
-    if new := sorted(set(keys) - known):  # sorted: ranges follow the order of insertion
+    if new:
         requests.append(dg.AddDynamicPartitionsRequest(name, new))
-    if gone := sorted(known - set(keys)):
+    if gone:
         requests.append(dg.DeleteDynamicPartitionsRequest(name, gone))
     now: dict[str, str] = {}
     events: list[dg.AssetObservation] = []

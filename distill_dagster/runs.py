@@ -9,7 +9,7 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +28,7 @@ from distill_dagster.retraining import changed_rows
 from distill_dagster.selection import SLICE_STAGES
 from distill_dagster.sources import source_versions
 from distill_dagster.state import State, Status
-from distill_dagster.tags import DATA_VERSION_TAG, HOST_TAG, PID_TAG, run_tags
+from distill_dagster.tags import CAMPAIGN_TAG, DATA_VERSION_TAG, HOST_TAG, PID_TAG, run_tags
 from distill_dagster.taskfiles import TaskFolder, check_folder
 
 TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
@@ -152,14 +152,20 @@ def _upstream(stages: Iterable[str]) -> set[str]:
     return found
 
 
+def slice_changes(folder: TaskFolder, instance: dg.DagsterInstance) -> tuple[list[str], list[str]]:
+    """Slices that are no partitions yet, and partitions that are no slices any more; sorted, since ranges follow the
+    order of insertion."""
+    keys, known = set(folder.slice_keys()), set(instance.get_dynamic_partitions(slices_name(folder.name)))
+    return sorted(keys - known), sorted(known - keys)
+
+
 def sync(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
     """Slices become partitions, and the user's files are observed, as far as they changed."""
-    name, keys = slices_name(folder.name), folder.slice_keys()
-    known = set(instance.get_dynamic_partitions(name))
-    if new := sorted(set(keys) - known):
-        instance.add_dynamic_partitions(name, new)
-    for gone in sorted(known - set(keys)):
-        instance.delete_dynamic_partition(name, gone)
+    new, gone = slice_changes(folder, instance)
+    if new:
+        instance.add_dynamic_partitions(slices_name(folder.name), new)
+    for slice_ in gone:
+        instance.delete_dynamic_partition(slices_name(folder.name), slice_)
     seen: dict[str, dict[str | None, str]] = {}
     for source, partition, version in source_versions(folder, list(folder.task.students)):
         key = dg.AssetKey([folder.name, source])
@@ -339,20 +345,13 @@ class Runner:
         what = ", ".join(s.name for s in batch)
         tell("start", what)
         try:
-            result = self._job.execute_in_process(
-                instance=self.instance,
-                partition_key=batch[0].partition,
-                asset_selection=[dg.AssetKey([self.folder.name, s.asset]) for s in batch],
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                tags=run_tags(self.campaign),
-                raise_on_error=False,
-            )
+            assets = [dg.AssetKey([self.folder.name, s.asset]) for s in batch]
+            result = run_within(self._job, self.instance, batch[0].partition, assets, run_tags(self.campaign))
         except dg.DagsterUnknownPartitionError:
             outcome.failed |= {s.name: "its slice was removed meanwhile" for s in batch}
             tell("failed", what)
             return
         outcome.runs.append(result.run_id)
-        stop_if_interrupted(self.instance, self.campaign, result)
         failures = {
             event.step_key: event.step_failure_data.error for event in result.all_events if event.is_step_failure
         }
@@ -385,20 +384,37 @@ class Runner:
         self._unrecorded.discard(node(status.asset, status.partition))
 
 
-def stop_if_interrupted(instance: dg.DagsterInstance, outer: str, result: dg.ExecuteInProcessResult) -> None:
-    """An in-process run swallows an interrupt; whoever makes many of them has to stop by himself.
+def run_within(
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    partition: str | None,
+    assets: Sequence[dg.AssetKey] | None,
+    tags: Mapping[str, str],
+) -> dg.ExecuteInProcessResult:
+    """One run in this process, quiet on the console; a failure is in the result.
 
     Args:
-        outer: the id of the run that the run belongs to, if there is one.
+        tags: with the campaign, which is the id of the run that this one belongs to, if there is one.
 
     Raises:
-        KeyboardInterrupt: the run was interrupted, or the outer one is being cancelled.
+        DagsterUnknownPartitionError: the slice was removed meanwhile.
+        KeyboardInterrupt: the run was interrupted, or the one it belongs to is being cancelled. Dagster swallows the
+            interrupt of an in-process run; whoever makes many of them has to stop by himself.
     """
-    run = instance.get_run_by_id(outer)
-    stopped = run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    result = job.execute_in_process(
+        instance=instance,
+        partition_key=partition,
+        asset_selection=assets,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        tags=tags,
+        raise_on_error=False,
+    )
+    outer = instance.get_run_by_id(tags[CAMPAIGN_TAG])
+    stopped = outer is not None and outer.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
     failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     if stopped or any(failure.error_source == ErrorSource.INTERRUPT for failure in failures):
         raise KeyboardInterrupt
+    return result
 
 
 def refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) -> Outcome:
