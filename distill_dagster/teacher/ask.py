@@ -19,7 +19,8 @@ from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import Task
 from distill_dagster.tables import COMPLETIONS, frame_of, user_text
 from distill_dagster.teacher import softlabels
-from distill_dagster.teacher.client import Client, Endpoint, PermanentTeacherError, Request
+from distill_dagster.teacher.client import Endpoint, PermanentTeacherError, Request
+from distill_dagster.teacher.engine import Engine
 from distill_dagster.teacher.store import CompletionStore, Response
 
 RESOLVE_SHARE = 0.02
@@ -70,9 +71,8 @@ class Asker:
         """`embed` finds the examples for `few_shot.nearest`, and is not wanted otherwise."""
         self.task, self.spec, self.templates = task, task.teacher, templates
         self.choice = choice_of(pool, task.label_names, self.spec.few_shot, embed)
-        self.store, self.endpoint = store, endpoint
-        self.client = Client(endpoint, self.spec)
-        self.cached = self.prompt_tokens = self.completion_tokens = 0
+        self.endpoint = endpoint
+        self.engine = Engine(endpoint, self.spec, store)
 
     def request(self, text: str, sample: int, spelled: str = "") -> Request:
         """The request for one sample of one prompt; `spelled` is a beginning of the answer to go on from."""
@@ -104,29 +104,19 @@ class Asker:
         messages.append({"role": "user", "content": self.templates.render("classification_user", **values)})
         return Request(self.endpoint.identity, sample, params, messages=messages)
 
-    async def _answer(self, request: Request) -> tuple[Response, bool]:
-        """The stored answer, else a new one that is stored before it is returned."""
-        found = self.store.get([request.key]).get(request.key)
-        if found is not None:
-            self.cached += 1
-            return found, True
-        response = await self.client.ask(request)
+    def _refuse(self, response: Response) -> None:
+        """Not stored: once the server is mended, the same request has to be asked again."""
         if self.spec.soft_labels == "logprobs" and response.text and not response.positions:
-            # Not stored: once the server is mended, the same request has to be asked again.
             raise TeacherError(
                 f"{self.spec.model} sent no token log-probabilities. Set `soft_labels: votes` in task.yaml, or let the "
                 f"server send them."
             )
-        self.store.put(request.key, response)
-        self.prompt_tokens += response.prompt_tokens or 0
-        self.completion_tokens += response.completion_tokens or 0
-        return response, False
 
     async def sample(self, text: str, sample: int) -> dict[str, Any]:
         """One sample of one prompt as the answer's columns of a completions row."""
         request = self.request(text, sample)
         try:
-            response, _ = await self._answer(request)
+            response = await self.engine.answer(request, self._refuse)
             responses = [response]
             soft = await self._soft_labels(text, sample, response, responses)
         except PermanentTeacherError:
@@ -172,7 +162,7 @@ class Asker:
             if not split:
                 break
             for spelled in split:
-                more, _ = await self._answer(self.request(text, sample, spelled))
+                more = await self.engine.answer(self.request(text, sample, spelled), self._refuse)
                 responses.append(more)
                 resolved.add(spelled)
                 inner = softlabels.label_mass(more.positions, labels, spelled, more.finish_reason == "stop")
@@ -228,14 +218,14 @@ class Asker:
                 for _ in range(width):
                     group.create_task(worker(work))
         finally:
-            await self.client.close()
+            await self.engine.close()
         asked = Asked(
             frame_of([self._row(row, slices) for row in rows], COMPLETIONS, ("prompt_id", "sample_index")),
-            self.client.calls,
-            self.cached,
+            self.engine.calls,
+            self.engine.cached,
             time.perf_counter() - started,
-            self.prompt_tokens,
-            self.completion_tokens,
+            self.engine.prompt_tokens,
+            self.engine.completion_tokens,
         )
         self._check_success(asked, len(texts))
         return asked

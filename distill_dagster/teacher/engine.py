@@ -1,0 +1,47 @@
+"""The engine: what is stored is not asked, what is asked is stored before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from distill_dagster.spec import TeacherSpec
+from distill_dagster.teacher.client import Client, Endpoint, Request
+from distill_dagster.teacher.store import CompletionStore, Response
+
+Refuse = Callable[[Response], None]
+"""Raises a `TeacherError` for a response that must not be stored: asking again may bring another."""
+
+
+class Engine:
+    """Answers requests to one teacher, for as long as one event loop runs; it counts what it took."""
+
+    def __init__(self, endpoint: Endpoint, spec: TeacherSpec, store: CompletionStore) -> None:
+        self.endpoint, self.spec, self.store = endpoint, spec, store
+        self._client = Client(endpoint, spec)
+        self.cached = self.prompt_tokens = self.completion_tokens = 0
+
+    @property
+    def calls(self) -> int:
+        """Requests that were sent, with those that were sent again."""
+        return self._client.calls
+
+    async def answer(self, request: Request, refuse: Refuse | None = None) -> Response:
+        """The stored answer, else a new one that is stored before it is returned.
+
+        Raises:
+            TeacherError: no answer came, or `refuse` did not take it.
+        """
+        found = self.store.get([request.key]).get(request.key)
+        if found is not None:
+            self.cached += 1
+            return found
+        response = await self._client.ask(request)
+        if refuse is not None:
+            refuse(response)
+        self.store.put(request.key, response)
+        self.prompt_tokens += response.prompt_tokens or 0
+        self.completion_tokens += response.completion_tokens or 0
+        return response
+
+    async def close(self) -> None:
+        await self._client.close()
