@@ -43,11 +43,26 @@ class TaskGraph:
     stages: dict[str, Stage]
     students: list[str]
     owners: list[str]
+    free: bool
+    """Asking the teacher costs nothing: only then does anything ask it by itself from the start."""
 
     @property
     def identifier(self) -> str:
         """The name for jobs and sensors, which know fewer characters."""
         return re.sub(r"[^A-Za-z0-9_]", "_", self.name)
+
+    @property
+    def sensor_status(self) -> dg.DefaultSensorStatus:
+        return dg.DefaultSensorStatus.RUNNING if self.free else dg.DefaultSensorStatus.STOPPED
+
+    @property
+    def schedule_status(self) -> dg.DefaultScheduleStatus:
+        return dg.DefaultScheduleStatus.RUNNING if self.free else dg.DefaultScheduleStatus.STOPPED
+
+    @property
+    def stopped(self) -> str:
+        """What a description adds where something is stopped at first."""
+        return "" if self.free else " Stopped until you start it: the teacher costs money."
 
     @property
     def slices_def(self) -> dg.DynamicPartitionsDefinition:
