@@ -381,7 +381,7 @@ class Runner:
         outcome.prompt_tokens += extra.get("prompt_tokens", 0)
         outcome.completion_tokens += extra.get("completion_tokens", 0)
         if extra.get("teacher_calls"):
-            cost = extra.get("cost_usd")
+            cost = extra.get("spent_usd")
             outcome.cost_usd = None if cost is None or outcome.cost_usd is None else outcome.cost_usd + cost
         self._unrecorded.discard(node(status.asset, status.partition))
 

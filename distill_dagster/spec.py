@@ -54,6 +54,32 @@ class FewShot(_Model):
     seed: int = 0
 
 
+class Price(_Model):
+    """USD per million tokens."""
+
+    input_usd: Annotated[float, Field(ge=0)]
+    output_usd: Annotated[float, Field(ge=0)]
+
+
+class BudgetSpec(_Model):
+    """Hard caps on what a task may spend on teachers; a request that might go beyond one is not sent."""
+
+    usd: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="of one campaign: one command, backfill or refresh"
+    )
+    tokens: Annotated[int, Field(ge=0)] | None = None
+    month_usd: Annotated[float, Field(ge=0)] | None = Field(default=None, description="of a calendar month (UTC)")
+    month_tokens: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def in_usd(self) -> bool:
+        return self.usd is not None or self.month_usd is not None
+
+    @property
+    def any(self) -> bool:
+        return self != BudgetSpec()
+
+
 class TeacherSpec(_Model):
     """Who answers. `model` is `embedded/smollm2-135m-instruct` or any litellm model id."""
 
@@ -87,8 +113,16 @@ class TeacherSpec(_Model):
     )
     few_shot: FewShot = FewShot()
     concurrency: Annotated[int, Field(ge=1, le=512)] = 8
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="of prompts and answers; an answer counts as max_tokens"
+    )
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 4
+    price: Price | None = Field(default=None, description="where litellm does not know it, or yours is another")
+    smoke_rows: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=8, description="asked first, before many requests are sent; 0 for none"
+    )
     min_success: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.9, description="share of answers below which the asset fails instead of passing on partial results"
     )
@@ -114,7 +148,18 @@ class TeacherSpec(_Model):
     def result_settings(self) -> dict[str, Any]:
         """The settings that can change the teacher's tables (not its limits, address or key)."""
         return self.model_dump(
-            exclude={"api_base", "api_key_env", "concurrency", "timeout_s", "max_retries", "min_success"}
+            exclude={
+                "api_base",
+                "api_key_env",
+                "concurrency",
+                "requests_per_minute",
+                "tokens_per_minute",
+                "timeout_s",
+                "max_retries",
+                "price",
+                "smoke_rows",
+                "min_success",
+            }
         )
 
 
@@ -324,6 +369,7 @@ class Task(_Model):
     default_student: str | None = None
     curation: CurationSpec = CurationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    budget: BudgetSpec = BudgetSpec()
     refresh: RefreshSpec = RefreshSpec()
     inbox: InboxSpec = InboxSpec()
 

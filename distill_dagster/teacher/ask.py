@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,20 @@ from distill_dagster.prompts.context import Example
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import Task
 from distill_dagster.tables import COMPLETIONS, frame_of, user_text
-from distill_dagster.teacher import softlabels
-from distill_dagster.teacher.client import Endpoint, PermanentTeacherError, Request
+from distill_dagster.teacher import loop, softlabels
+from distill_dagster.teacher.attempts import PermanentTeacherError
+from distill_dagster.teacher.client import Endpoint, Request
 from distill_dagster.teacher.engine import Engine
+from distill_dagster.teacher.ledger import Account
 from distill_dagster.teacher.store import CompletionStore, Response
 
 RESOLVE_SHARE = 0.02
 """Labels that share their beginning are told apart only where they hold more than this share of the mass."""
 RESOLVE_DEPTH = 6
+CHUNK = 2000
+"""Requests that are looked up in the store together."""
+LARGE = 8
+"""So many times the smoke's rows are worth a smoke."""
 LABEL_BIAS = 20.0
 """Lifts a label from e^-20 of the likeliest token to its side, far from where single precision ends."""
 
@@ -41,6 +47,8 @@ class Asked:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     """Tokens of the requests that were sent, without those that the store answered."""
+    spent_usd: float | None = 0.0
+    """What those requests cost; None where a price is unknown."""
 
     @property
     def missing_rows(self) -> int:
@@ -67,12 +75,14 @@ class Asker:
         endpoint: Endpoint,
         store: CompletionStore,
         embed: Embed | None = None,
+        account: Account | None = None,
     ) -> None:
         """`embed` finds the examples for `few_shot.nearest`, and is not wanted otherwise."""
         self.task, self.spec, self.templates = task, task.teacher, templates
         self.choice = choice_of(pool, task.label_names, self.spec.few_shot, embed)
         self.endpoint = endpoint
-        self.engine = Engine(endpoint, self.spec, store)
+        self.engine = Engine(endpoint, self.spec, store, account)
+        self._to_ask = 0
 
     def request(self, text: str, sample: int, spelled: str = "") -> Request:
         """The request for one sample of one prompt; `spelled` is a beginning of the answer to go on from."""
@@ -112,9 +122,9 @@ class Asker:
                 f"server send them."
             )
 
-    async def sample(self, text: str, sample: int) -> dict[str, Any]:
-        """One sample of one prompt as the answer's columns of a completions row."""
-        request = self.request(text, sample)
+    async def sample(self, text: str, sample: int, request: Request | None = None) -> dict[str, Any]:
+        """One sample of one prompt as the answer's columns of a completions row; `request` saves making it again."""
+        request = request or self.request(text, sample)
         try:
             response = await self.engine.answer(request, self._refuse)
             responses = [response]
@@ -197,38 +207,97 @@ class Asker:
         self.choice.look_up(list(texts.values()))
         slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
         ids = list(texts)
-        first, rest = (
-            [(i, s) for s in every for i in part if samples is None or s in samples(i)]
+        jobs = [
+            (i, s)
             for part in (ids[:lone], ids[lone:])
-        )
-        total = len(first) + len(rest)
+            for s in every
+            for i in part
+            if samples is None or s in samples(i)
+        ]
+        alone = set(ids[:lone])
         rows: list[dict[str, Any]] = []
         started = time.perf_counter()
 
-        async def worker(jobs: Iterator[tuple[str, int]]) -> None:
-            for id_, sample in jobs:
-                rows.append({"prompt_id": id_, "sample_index": sample} | await self.sample(texts[id_], sample))
-                progress.report("asking the teacher", len(rows), total)
+        async def one(id_: str, sample: int, request: Request | None = None) -> dict[str, Any]:
+            row = {"prompt_id": id_, "sample_index": sample} | await self.sample(texts[id_], sample, request)
+            rows.append(row)
+            progress.report(self._doing(len(jobs)), len(rows), len(jobs))
+            return row
 
-        work = iter(rest)
-        width = 1 if self.spec.embedded else self.spec.concurrency
+        async def worker(left: Iterator[tuple[str, int]]) -> None:
+            for id_, sample in left:
+                await one(id_, sample)
+
         try:
-            await worker(iter(first))
+            open_: list[tuple[str, int]] = []
+            for start in range(0, len(jobs), CHUNK):
+                asked = [(i, s, self.request(texts[i], s)) for i, s in jobs[start : start + CHUNK]]
+                there = self.engine.preload(request.key for *_, request in asked)
+                for id_, sample, request in asked:
+                    if request.key in there:
+                        await one(id_, sample, request)
+                    else:
+                        open_.append((id_, sample))
+            self._to_ask = len(open_)
+            open_ = await self._smoke(open_, one)
+            await worker(iter([job for job in open_ if job[0] in alone]))
+            work = iter([job for job in open_ if job[0] not in alone])
+            width = 1 if self.spec.embedded else self.spec.concurrency
             async with asyncio.TaskGroup() as group:
-                for _ in range(width):
+                for _ in range(min(width, len(open_))):
                     group.create_task(worker(work))
         finally:
             await self.engine.close()
-        asked = Asked(
+        asked_ = Asked(
             frame_of([self._row(row, slices) for row in rows], COMPLETIONS, ("prompt_id", "sample_index")),
             self.engine.calls,
             self.engine.cached,
             time.perf_counter() - started,
             self.engine.prompt_tokens,
             self.engine.completion_tokens,
+            None if self.engine.unknown_costs else self.engine.spent_usd,
         )
-        self._check_success(asked, len(texts))
-        return asked
+        self._check_success(asked_, len(texts))
+        return asked_
+
+    async def _smoke(
+        self, jobs: list[tuple[str, int]], one: Callable[[str, int], Awaitable[dict[str, Any]]]
+    ) -> list[tuple[str, int]]:
+        """Ask for a few rows before many, once per teacher and template; the jobs that are left.
+
+        Raises:
+            TeacherError: too few of the answers are usable.
+        """
+        rows = self.spec.smoke_rows
+        if not rows or len(jobs) < LARGE * rows:
+            return jobs
+        key = content_hash([self.endpoint.identity, self.templates.version, self.task.kind])
+        if self.engine.store.smoked(key):
+            return jobs
+        first: dict[str, tuple[str, int]] = {}
+        for job in jobs:
+            if len(first) < rows:
+                first.setdefault(job[0], job)
+        answers = await asyncio.gather(*(one(*job) for job in first.values()))
+        usable = sum(row["status"] == "ok" and row.get("answer") is not None for row in answers)
+        if usable < len(first) - len(first) // 8:
+            bad = next(row for row in answers if row["status"] != "ok" or row.get("answer") is None)
+            said = bad.get("error") or repr((bad.get("raw_text") or "")[:200])
+            raise TeacherError(
+                f"The smoke of {len(first)} rows brought {usable} usable answers of {self.spec.model}; the other "
+                f"{len(jobs) - len(first)} requests were not sent. One of the others: {said}. Mend the teacher's "
+                f"settings or the template; teacher.smoke_rows: 0 goes without a smoke."
+            )
+        self.engine.store.smoke_passed(key)
+        return [job for job in jobs if job not in set(first.values())]
+
+    def _doing(self, total: int) -> str:
+        """What the progress line says: where the price is known, what was spent and what it will come to."""
+        engine = self.engine
+        if not engine.spent_usd or not engine.calls:
+            return "asking the teacher"
+        projected = engine.spent_usd / engine.calls * max(self._to_ask, engine.calls)
+        return f"asking the teacher (${engine.spent_usd:.2f} of about ${projected:.2f})"
 
     def _row(self, row: dict[str, Any], slices: dict[str, str]) -> dict[str, Any]:
         return {name: row.get(name) for name in COMPLETIONS} | {
@@ -272,6 +341,6 @@ def _rounded(soft: dict[str, float] | None) -> list[dict[str, Any]] | None:
 def run_ask(asker: Asker, prompts: pl.DataFrame, **kwargs: Any) -> Asked:
     """`Asker.ask` from synchronous code; the first error of a group is raised as itself."""
     try:
-        return asyncio.run(asker.ask(prompts, **kwargs))
+        return loop.run(asker.ask(prompts, **kwargs))
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None

@@ -16,7 +16,7 @@ from distill_dagster.prompts.seeds import seed_prompts
 from distill_dagster.tables import data_version
 from distill_dagster.taskfiles import Slice, TaskFolder
 from distill_dagster.teacher.ask import Asked, run_ask
-from distill_dagster.teacher.client import PermanentTeacherError
+from distill_dagster.teacher.attempts import PermanentTeacherError
 from distill_dagster.teacher.store import CompletionStore
 from tests.support.provider import FakeProvider, Fault, Seen
 from tests.support.task import LABELS, asker_of, small_task
@@ -132,11 +132,11 @@ def test_what_passes_is_retried(ask: Ask, provider: FakeProvider, mode: dict[str
     ("fault", "says"),
     [
         (Fault(500), "on purpose"),
-        (Fault(429), "RateLimit"),
-        (Fault(400), "BadRequest"),
-        (Fault(200, "{no json"), "Expecting property name"),
-        (Fault(200, "{}"), "Error"),
-        (Fault(200, '{"choices": []}'), "Error"),
+        (Fault(429), "HTTP 429: on purpose"),
+        (Fault(400), "HTTP 400: on purpose"),
+        (Fault(200, "{no json"), "no JSON"),
+        (Fault(200, "{}"), "holds no answer"),
+        (Fault(200, '{"choices": []}'), "holds no answer"),
         (Fault(pause_s=1.0), "timed out"),
     ],
     ids=["500", "429", "400", "malformed", "empty", "no choices", "hang"],
