@@ -16,12 +16,14 @@ from tests.support.kinds import ANSWERS, KINDS, SCHEMA, task_of
 
 OPTIONS = Question("Where is the ship?\nAnswer Choices:\n(a) park\n(b) a harbour\n(c) harbour master\n(d) I\n")
 
+NONE = Question()
+
 
 def kind(name: str, **changes: Any) -> Kind:
     return kind_of(task_of(name, **changes))
 
 
-def canonical(name: str, value: Any, question: Question = Question(), **changes: Any) -> Any:
+def canonical(name: str, value: Any, question: Question = NONE, **changes: Any) -> Any:
     return kind(name, **changes).canonical(value, question)
 
 
@@ -191,8 +193,7 @@ def test_any_value_is_an_answer_or_has_a_reason(value: Any) -> None:
         one = kind(name)
         try:
             found = one.canonical(value, Question())
-        except InvalidAnswer as why:
-            assert str(why)
+        except InvalidAnswer:
             continue
         assert one.canonical(found, Question()) == found
         assert one.equal(found, json.loads(json.dumps(found)))

@@ -18,9 +18,11 @@ from tests.support.kinds import ANSWERS, task_of
 
 SHARED = Path(os.environ.get("DISTILL_SHARED_DATA", PROJECT.parent / "shared" / "data"))
 
+NONE = Question()
+
 
 def read(
-    kind: str, text: str, question: Question = Question(), task: dict[str, Any] | None = None, **response: Any
+    kind: str, text: str, question: Question = NONE, task: dict[str, Any] | None = None, **response: Any
 ) -> Parsed:
     return read_answer(kind_of(task_of(kind, **(task or {}))), text, question, **response)
 
