@@ -47,6 +47,7 @@ class Response:
     model_reported: str | None
     received_at: str
     reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 class CompletionStore:
