@@ -32,16 +32,23 @@ class Request:
     params: dict[str, Any]
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    response_format: dict[str, Any] | None = None
 
     @property
     def key(self) -> str:
         """request_key: all that shapes the answer, and nothing of where, when or for whom it is asked."""
-        asked = {"prompt": self.prompt, "messages": self.messages, "tools": None, "response_format": None}
+        asked: dict[str, Any] = {"prompt": self.prompt, "messages": self.messages}
+        asked |= {"tools": self.tools, "response_format": self.response_format}
         return content_hash(asked | {"teacher": self.identity, "params": self.params, "sample": self.sample_index})
 
     def body(self) -> dict[str, Any]:
         """What is sent, without the model: parameters, and the prompt or the messages."""
-        asked = {"messages": self.messages} if self.messages is not None else {"prompt": self.prompt}
+        asked: dict[str, Any] = {"messages": self.messages} if self.messages is not None else {"prompt": self.prompt}
+        if self.tools is not None:
+            asked["tools"] = self.tools
+        if self.response_format is not None:
+            asked["response_format"] = self.response_format
         extra = self.params.get("extra_body") or {}
         return asked | {name: value for name, value in self.params.items() if name != "extra_body"} | extra
 
@@ -146,10 +153,10 @@ def _response(body: dict[str, Any], latency: float, in_flight: int) -> Response:
     message, usage = choice.get("message") or {}, body.get("usage") or {}
     text = message.get("content") if "message" in choice else choice.get("text")
     reasoning = message.get("reasoning_content") or message.get("reasoning")
-    cost = body.get("cost_usd")
+    cost, declined = body.get("cost_usd"), _declined(message)
     return Response(
-        text=_clean(text or ""),
-        finish_reason=choice.get("finish_reason"),
+        text=_clean(text or declined or ""),
+        finish_reason="refusal" if declined else choice.get("finish_reason"),
         positions=_positions(choice.get("logprobs")),
         prompt_tokens=usage.get("prompt_tokens"),
         completion_tokens=usage.get("completion_tokens"),
@@ -160,7 +167,20 @@ def _response(body: dict[str, Any], latency: float, in_flight: int) -> Response:
         model_reported=body.get("model"),
         received_at=_now(),
         reasoning=_clean(reasoning) if isinstance(reasoning, str) and reasoning else None,
+        tool_calls=_tool_calls(message),
     )
+
+
+def _declined(message: dict[str, Any]) -> str | None:
+    """The words in which a model declined, where the provider gives them a field of their own (OpenAI)."""
+    found = message.get("refusal") or (message.get("provider_specific_fields") or {}).get("refusal")
+    return str(found) if found and not message.get("content") else None
+
+
+def _tool_calls(message: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The calls of a message by name and arguments, these as the JSON text that came."""
+    functions = [call.get("function") or {} for call in message.get("tool_calls") or []]
+    return [{"name": f.get("name"), "arguments": _clean(f.get("arguments") or "{}")} for f in functions] or None
 
 
 def _clean(text: str) -> str:

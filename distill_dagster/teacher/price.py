@@ -67,7 +67,7 @@ def worst_case(request: Request, price: Price | None, *, exact: bool = True) -> 
         exact: count the prompt's tokens; otherwise they are guessed from its length, for where nothing depends on it.
     """
     texts = [request.prompt] if request.prompt is not None else [m.get("content") or "" for m in request.messages or []]
-    extra = [v for v in (getattr(request, "tools", None), getattr(request, "response_format", None)) if v]
+    extra = [value for value in (request.tools, request.response_format) if value]
     texts += [canonical_json(value) for value in extra]
     whole = "\n".join(str(text) for text in texts if text)
     counted = _tokens(whole) if exact else math.ceil(len(whole.encode()) / 3)

@@ -75,6 +75,7 @@ class Response:
     model_reported: str | None
     received_at: str
     reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
     def costing(self, usd: float) -> Response:
         """The same, with what it cost."""
