@@ -133,6 +133,9 @@ class TeacherSpec(_Model):
     )
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 4
+    reasks: Annotated[int, Field(ge=0, le=10)] = Field(
+        default=1, description="how often an answer that cannot be used is asked for anew; each is paid for"
+    )
     price: Price | None = Field(default=None, description="where litellm does not know it, or yours is another")
     smoke_rows: Annotated[int, Field(ge=0, le=100)] = Field(
         default=8, description="asked first, before many requests are sent; 0 for none"
@@ -182,7 +185,7 @@ class TeacherSpec(_Model):
                 "min_success",
             }
         )
-        for name in ("samples", "response_format"):
+        for name in ("samples", "response_format", "reasks"):
             if settings[name] == type(self).model_fields[name].default:
                 del settings[name]
         return settings

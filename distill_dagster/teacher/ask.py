@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -131,8 +131,20 @@ class Asker:
             )
 
     async def sample(self, asked: str | Prompt, sample: int, request: Request | None = None) -> dict[str, Any]:
-        """One sample of one prompt as the answer's columns of a completions row; `request` saves making it again."""
+        """One sample of one prompt as the answer's columns of a completions row; `request` saves making it again.
+
+        An answer that came and cannot be used (empty, of a wrong form) is asked for anew, `reasks` times: the row is
+        the last answer's, with what all of them took.
+        """
         request = request or self.request(asked, sample)
+        rows: list[dict[str, Any]] = []
+        for attempt in range(self.spec.reasks + 1):
+            rows.append(await self._sample(asked, sample, replace(request, attempt=attempt) if attempt else request))
+            if rows[-1]["status"] != "ok" or rows[-1]["answer"] is not None or self.spec.soft_labels == "logprobs":
+                break
+        return rows[-1] if len(rows) == 1 or rows[-1]["status"] == "failed" else _together(rows)
+
+    async def _sample(self, asked: str | Prompt, sample: int, request: Request) -> dict[str, Any]:
         text = asked if isinstance(asked, str) else asked.text
         try:
             response = await self.engine.answer(request, self._refuse)
@@ -356,6 +368,17 @@ class Asker:
                 f"{self.spec.min_success:.0%}. First error: {first[0] if first else 'none'}. What was answered is "
                 f"stored and will not be asked again."
             )
+
+
+def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last row, with the tokens, the cost and the seconds of all."""
+    last = dict(rows[-1])
+    for name in ("prompt_tokens", "completion_tokens", "latency_s"):
+        last[name] = sum(row[name] for row in rows)
+    costs = [row["cost_usd"] for row in rows]
+    last["cost_usd"] = None if None in costs else sum(costs)
+    last["params"] = last["params"] | {"requests": sum(row["params"]["requests"] for row in rows)}
+    return last
 
 
 def _boosted(words: list[str], sample: int) -> dict[str, Any]:

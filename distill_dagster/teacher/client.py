@@ -34,12 +34,15 @@ class Request:
     messages: list[dict[str, str]] | None = None
     tools: list[dict[str, Any]] | None = None
     response_format: dict[str, Any] | None = None
+    attempt: int = 0
+    """More than 0 where the same is asked anew, since the answer before was of no use: a request of its own."""
 
     @property
     def key(self) -> str:
         """request_key: all that shapes the answer, and nothing of where, when or for whom it is asked."""
         asked: dict[str, Any] = {"prompt": self.prompt, "messages": self.messages}
         asked |= {"tools": self.tools, "response_format": self.response_format}
+        asked |= {"attempt": self.attempt} if self.attempt else {}
         return content_hash(asked | {"teacher": self.identity, "params": self.params, "sample": self.sample_index})
 
     def body(self) -> dict[str, Any]:
