@@ -41,7 +41,7 @@ TASK: dict[str, Any] = {
         "few_shot": {"per_label": 1, "draws": 2},
         "concurrency": 4,
         "max_retries": 1,
-        "timeout_s": 10,
+        "timeout_s": 60,
     },
     "students": {"tiny": {"model": "minilm", "architecture": "encoder"}},
 }
