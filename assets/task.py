@@ -11,7 +11,7 @@ from assets.refresh import Refresh, refresh_definitions
 from assets.sensors import sensors
 from distill_dagster.errors import InputError
 from distill_dagster.graph import stages_of
-from distill_dagster.sources import slices_are_labels
+from distill_dagster.sources import optional_sources, slices_are_labels
 from distill_dagster.spec import RefreshSpec
 from distill_dagster.taskfiles import TaskFolder
 
@@ -20,7 +20,8 @@ def task_graph(folder: TaskFolder) -> TaskGraph:
     """The outline of a task. A malformed task.yaml still gives its graph: its assets then fail with the message."""
     try:
         task = folder.task
-        return TaskGraph(folder.name, stages_of(slices_are_labels(folder)), list(task.students), task.owners)
+        stages = stages_of(slices_are_labels(folder), optional_sources(folder))
+        return TaskGraph(folder.name, stages, list(task.students), task.owners)
     except InputError:
         return TaskGraph(folder.name, stages_of(False), [], [])
 
@@ -29,7 +30,7 @@ def task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
     """`refresh` does the work of the schedule. What can call a paid teacher by itself is stopped at first."""
     graph = task_graph(folder)
     try:
-        free, spec = folder.task.teacher.embedded, folder.task.refresh
+        free, spec = folder.task.free, folder.task.refresh
     except InputError:
         free, spec = False, RefreshSpec(cron=None)
     made = [module.assets(graph) for module in (prompts, teacher, curation, students, evaluation)]

@@ -23,6 +23,7 @@ from distill_dagster.accepted import (
 )
 from distill_dagster.errors import InputError, Problem
 from distill_dagster.hashing import content_hash
+from distill_dagster.imagined import Imagination, imagined_file, imagined_problems, read_imagined
 from distill_dagster.spec import SLICE_KEY, TASK_NAME, Task
 
 TASK_FILE = "task.yaml"
@@ -63,7 +64,7 @@ class Seed(BaseModel):
 
 
 class Slice(BaseModel):
-    """One `slices/<slice>.yaml`, and the prompts that came to this slice through the inbox."""
+    """One `slices/<slice>.yaml`, and the prompts that came to this slice through the inbox or were imagined for it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,6 +72,7 @@ class Slice(BaseModel):
     seeds: Annotated[list[Seed], Field(min_length=1)]
     target: Annotated[int, Field(ge=1)] | None = None
     _accepted: tuple[Accepted, ...] = PrivateAttr(default=())  # private: nothing that can be written in the YAML
+    _imagination: Imagination = PrivateAttr(default=Imagination())
 
     @property
     def accepted(self) -> tuple[Accepted, ...]:
@@ -79,6 +81,15 @@ class Slice(BaseModel):
     def with_accepted(self, rows: Iterable[Accepted]) -> Slice:
         slice_ = self.model_copy()
         slice_._accepted = tuple(rows)
+        return slice_
+
+    @property
+    def imagination(self) -> Imagination:
+        return self._imagination
+
+    def with_imagined(self, imagination: Imagination) -> Slice:
+        slice_ = self.model_copy()
+        slice_._imagination = imagination
         return slice_
 
     @field_validator("seeds", mode="before")
@@ -93,6 +104,8 @@ class Slice(BaseModel):
         value |= {"seeds": sorted(seeds, key=content_hash)}
         if self.accepted:
             value["accepted"] = sorted({row.text for row in self.accepted})
+        if self.imagination.generation:  # not the imagined prompts: the stage that imagines them would never be fresh
+            value["generation"] = self.imagination.generation
         return content_hash(value)
 
 
@@ -129,7 +142,8 @@ class TaskFolder:
         if rows and not (path.is_symlink() or path.exists()):
             bare = Slice.model_construct(description=DESCRIPTION.format(key=key), seeds=[])
             return bare.with_accepted(rows)
-        return _raise(read_slice(path, self.task)).with_accepted(rows)
+        imagination = read_imagined(imagined_file(self.accepted, key)) if self.accepted else Imagination()
+        return _raise(read_slice(path, self.task)).with_accepted(rows).with_imagined(imagination)
 
     def rows(self, file: str, labelled: bool = True) -> list[Row]:
         path = self.path / file
@@ -489,7 +503,7 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
         problems += slice_.problems
         for seed in slice_.value.seeds if slice_.value and not slice_.problems else []:
             texts.setdefault(normalize(seed.text), []).append((file, None, "seed"))
-    problems += accepted_problems(folder.accepted)
+    problems += [*accepted_problems(folder.accepted), *imagined_problems(folder.accepted)]
     held_out: dict[str, str] = {}
     rows_of: dict[str, list[Row]] = {}
     for name in (GOLDEN, DEV, EXAMPLES, HUMAN):

@@ -78,7 +78,8 @@ def candidates(
                 "prompt_id", "sample_index", "label", (pl.col("label") == pl.col("said")).cast(pl.Float64).alias("prob")
             )
         )
-    out = prompts.select("prompt_id", "slice", "origin", "messages", "target_label", "reference")
+    imagined = [pl.when(pl.col("origin") == "synthetic").then(c).alias(c) for c in ("axes", "parent_prompt_id")]
+    out = prompts.select("prompt_id", "slice", "origin", "messages", "target_label", "reference", *imagined)
     out = out.join(_by_prompt(completions), on="prompt_id", how="left")
     if parts:
         out = out.join(_best(pl.concat(parts), labels), on="prompt_id", how="left")
@@ -86,7 +87,8 @@ def candidates(
         empty = {n: SCORED[n] for n in ("answer", "soft_labels", "agreement", "confidence")}
         out = out.with_columns([pl.lit(None, dtype=t).alias(n) for n, t in empty.items()])
     words = user_text_expr().str.extract_all(r"\S+").list.len().cast(pl.Int64).alias("words")
-    out = out.with_columns(words, pl.lit("label").alias("answer_kind"))
+    judged = [pl.lit(None, dtype=SCORED[name]).alias(name) for name in SCORED if name.startswith("judge")]
+    out = out.with_columns(words, pl.lit("label").alias("answer_kind"), *judged)
     return conform(out, SCORED, ("prompt_id",))
 
 

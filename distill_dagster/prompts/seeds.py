@@ -23,7 +23,8 @@ def prompt_id(messages: list[dict[str, str | None]], tools: str | None = None) -
 def seed_prompts(key: str, slice_: Slice) -> pl.DataFrame:
     """The prompts of one slice, sorted by id. A text that stands twice in the slice is one prompt.
 
-    `origin` is human for the user's own seeds and log for what came through the inbox; `source` is then its file.
+    `origin` is human for the user's own seeds, log for what came through the inbox (`source` is then its file), and
+    synthetic for what the teacher imagined (`source` is then that teacher).
     """
     rows: dict[str, dict[str, Any]] = {}
     # Sorted by content, as in `Slice.content_version`: the order in the file must not decide which repeat is kept.
@@ -34,6 +35,11 @@ def seed_prompts(key: str, slice_: Slice) -> pl.DataFrame:
         rows.setdefault(row["prompt_id"], row)
     for accepted in slice_.accepted:
         row = _prompt(key, accepted.text, "log", accepted.source)
+        rows.setdefault(row["prompt_id"], row)
+    for imagined in slice_.imagination.prompts:
+        row = _prompt(key, imagined.text, "synthetic", imagined.teacher)
+        row |= {"target_label": imagined.target_label, "parent_prompt_id": imagined.parent_prompt_id}
+        row |= {"axes": canonical_json({"method": imagined.method} | imagined.axes)}
         rows.setdefault(row["prompt_id"], row)
     return frame_of(list(rows.values()), PROMPTS, ("prompt_id",))
 

@@ -148,9 +148,12 @@ class Client:
             where["api_key"] = self._endpoint.api_key
         started, in_flight = time.perf_counter(), self.in_flight
         params = dict(request.params)
-        if "seed" not in (litellm.get_supported_openai_params(self._endpoint.model) or ["seed"]):
-            # Samples still differ by temperature and draw; litellm would refuse the whole request.
-            params.pop("seed", None)
+        supported = litellm.get_supported_openai_params(self._endpoint.model)
+        for name in ("seed", "response_format") if supported else ():
+            # litellm would refuse the whole request. Samples still differ by temperature and draw, and what a schema
+            # asks for stands in the prompt too.
+            if name not in supported:
+                params.pop(name, None)
         if request.messages is not None:
             raw = await litellm.acompletion(messages=request.messages, **params, **where)
         else:
