@@ -241,7 +241,7 @@ class Imaginer:
 
     def listed(self, job: Job, response: Response) -> list[str]:
         """The texts of an answer."""
-        text = f"1.{response.text}" if self.teacher.api == "text" else response.text
+        text = f"1. {response.text.lstrip()}" if self.teacher.api == "text" else response.text
         found = texts_in(text, job.count, cut=response.finish_reason == "length")
         return [one for one in found if len(one) <= self.spec.max_chars]
 

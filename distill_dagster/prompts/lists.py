@@ -9,6 +9,9 @@ from typing import Any
 _FENCE = re.compile(r"```[a-zA-Z]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _MARK = re.compile(r"^\s*(?:\(?\d{1,3}[.):]|[-*•])\s+(.*)$")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_REFUSAL = re.compile(
+    r"(i'm sorry|i am sorry, but|sorry, but i|i (can't|cannot|can not|won't) (help|assist|do|write|provide)|as an ai)"
+)
 _QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
 
 
@@ -57,6 +60,8 @@ def _found(text: str, count: int, cut: bool) -> list[str]:
             open_ = False
         elif open_:
             items[-1] += f"\n{line.strip()}"
+    if not items and _REFUSAL.match(body.strip().lower().replace("’", "'")):
+        return []
     if not items and count == 1:
         items = [body]
     elif not items:

@@ -240,8 +240,8 @@ async def _judge(
     if rows and 1 - len(failures) / len(rows) < judge_.spec.min_success:
         raise TeacherError(
             f"Only {1 - len(failures) / len(rows):.0%} of {len(rows)} rows have an answer of the judge "
-            f"{judge_.spec.model}; judge.min_success is {judge_.spec.min_success:.0%}. First error: {failures[0]}. What "
-            f"was answered is stored and will not be asked again."
+            f"{judge_.spec.model}; judge.min_success is {judge_.spec.min_success:.0%}. First error: {failures[0]}. "
+            f"What was answered is stored and will not be asked again."
         )
     costs = [r.cost_usd for r in responses if r.cost_usd is not None]
     picked = {id_: options[id_][v.best] for id_, v in verdicts.items() if v.best is not None}
