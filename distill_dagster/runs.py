@@ -284,7 +284,9 @@ class Runner:
         batch: list[Status] = []
         planned: set[str] = set()
         forced = self._unrecorded | self._again
-        for status in self._considered(slices, students):
+        considered = self._considered(slices, students)
+        to_come = {s.name for s in considered if s.name not in tried and (s.state != "fresh" or s.name in forced)}
+        for status in considered:
             if status.state == "malformed":
                 outcome.failed[status.name] = "; ".join(status.why)
                 continue
@@ -307,6 +309,8 @@ class Runner:
                 (status.state in ("waiting", "missing") or status.name in self._again)
                 and status.partition == batch[0].partition
                 and all(version is not None or name in planned for name, version in needs.items())
+                # What is made of stale parts now would be stale again at once, and is tried only once.
+                and not (needs.keys() & to_come) - planned
             ):
                 # A first fill, or all over again: nothing can stop the wave, so one run takes the whole chain.
                 batch.append(status)

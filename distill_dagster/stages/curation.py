@@ -44,6 +44,7 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
     rejected_record = beside.record(data_version(cut.rejected), cut.rejected.height)
     env.lake.write(env.task_name, cut.rejected, rejected_record)
     env.lake.write(env.task_name, cut.dataset, record)
+    meant = candidates.filter(pl.col("target_label").is_not_null() & pl.col("answer").is_not_null())
     labels = cut.dataset.group_by("answer").len().sort("answer")
     balance = plots.bar_counts({json.loads(a): n for a, n in labels.iter_rows()}, "Kept rows by label", "rows")
     drops = plots.bar_counts(cut.reasons(), "Dropped rows by reason", "rows")
@@ -60,6 +61,9 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         "sample": sample_rows(cut.dataset, ["answer", "split", "slice"]),
         "rejected_sample": sample_rows(cut.rejected, ["answer", "drop_reason", "drop_detail", "slice"], 10),
     }
+    if meant.height:
+        same = [json.loads(answer) == label for answer, label in meant.select("answer", "target_label").iter_rows()]
+        shown["answered_as_meant"] = f"{sum(same)} of {meant.height} with a target_label"
     return Made(record, shown, checks)
 
 

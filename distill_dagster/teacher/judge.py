@@ -178,6 +178,13 @@ def differing_answers(completions: pl.DataFrame) -> dict[str, list[str]]:
     }
 
 
+def judge_requests_needed(task: Task, prompts: int) -> tuple[int, int]:
+    """The least and the most requests to the judge for so many prompts that have an answer."""
+    if task.judge is None or (task.judge.mode == "best_of" and task.teacher.few_shot.draws == 1):
+        return 0, 0
+    return (prompts if task.judge.mode == "score" else 0), prompts * ATTEMPTS
+
+
 def judge(
     judge_: Judge, candidates: pl.DataFrame, completions: pl.DataFrame, endpoint: Endpoint, store: CompletionStore
 ) -> Judged:
