@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from distill_dagster.errors import TeacherError
+from distill_dagster.hashing import content_hash
 from distill_dagster.imagined import Imagination, Imagined, imagined_file, read_imagined
 from distill_dagster.prompts.imagine import EVOLUTIONS, Imaginer, Outcome, imagine, imagine_requests_needed
 from distill_dagster.prompts.seeds import seed_prompts
@@ -323,3 +324,10 @@ def test_two_processes_fill_a_slice_once(tmp_path: Path, provider: FakeProvider)
     assert said == [0, 10]
     assert len(provider.requests) == 10
     slices.store.close()
+
+
+def test_the_built_in_requests_stay_the_same(slices: Slices) -> None:
+    """A round that was cut short asks again for what was not received: its answered requests must keep their keys."""
+    imaginer = slices.imaginer(axes=AXES, per_request=2)
+    keys = [imaginer.request(job, 0).key for job in imaginer.jobs(Imagination(), 20)]
+    assert content_hash(keys) == "13cc79e59382c8d41323f1b9a3f857f372844912e46b577dfc73354719b68b62"
