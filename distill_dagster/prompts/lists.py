@@ -23,10 +23,19 @@ def json_in(text: str) -> Any:
             start, end = part.find(opening), part.rfind(closing)
             if 0 <= start < end and not (opening == "[" and 0 <= part.find("{") < start):
                 try:
-                    return json.loads(part[start : end + 1], strict=False)
+                    return _whole(json.loads(part[start : end + 1], strict=False))
                 except (ValueError, RecursionError):
                     continue
     return None
+
+
+def _whole(value: Any) -> Any:
+    """A JSON value without halves of surrogate pairs, which JSON can escape and nothing can store."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    return {_whole(k): _whole(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def texts_in(text: str, count: int, cut: bool = False) -> list[str]:
@@ -39,16 +48,19 @@ def texts_in(text: str, count: int, cut: bool = False) -> list[str]:
 
 
 def _found(text: str, count: int, cut: bool) -> list[str]:
-    value = json_in(text)
+    lines = text.splitlines()
+    # A numbered text may well hold some JSON.
+    numbered = any(_MARK.match(line) for line in lines) and not text.startswith(("{", "[", "```"))
+    value = None if numbered else json_in(text)
     if isinstance(value, dict):
         lists = [part for part in value.values() if isinstance(part, list)]
-        value = lists[0] if lists else [part for part in value.values() if isinstance(part, str)]
+        value = lists[0] if lists else [part for part in value.values() if isinstance(part, str)] or None
     if isinstance(value, list):
         return [found for item in value if (found := _text_of(item))]
     body = text.split("\n", 1)[1] if text.startswith("```") and "\n" in text else text
     if body.startswith(("{", "[")):  # JSON that was cut: its complete strings, without the key before the list
-        inside = body[body.find("[") + 1 :]
-        return [json.loads(found.group(), strict=False) for found in _STRING.finditer(inside)]
+        inside = body.partition("[")[2]
+        return [_unquoted(found.group()) for found in _STRING.finditer(inside)]
     lines = body.splitlines()
     items: list[str] = []
     open_ = False
@@ -67,6 +79,14 @@ def _found(text: str, count: int, cut: bool) -> list[str]:
     elif not items:
         items = [line for line in lines if line.strip() and not line.rstrip().endswith(":")]
     return items[:-1] if cut else items
+
+
+def _unquoted(string: str) -> str:
+    """A JSON string as its text; empty where an escape in it is none."""
+    try:
+        return str(_whole(json.loads(string, strict=False)))
+    except ValueError:
+        return ""
 
 
 def _text_of(item: Any) -> str:

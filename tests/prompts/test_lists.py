@@ -32,6 +32,18 @@ def test_every_form(form: str) -> None:
     assert texts_in(FORMS[form], 5, cut=form == "cut JSON") == TWO
 
 
+def test_json_within_a_text_is_a_part_of_it() -> None:
+    texts = ['the body {"a": 1} is refused', 'and ["b"] too']
+    assert texts_in(f"1. {texts[0]}\n2. {texts[1]}", 2) == texts
+    assert texts_in(texts[0], 1) == [texts[0]]
+
+
+def test_json_that_was_cut_before_its_first_text_holds_none() -> None:
+    assert texts_in('{"prompts": "fi', 2, cut=True) == []
+    assert texts_in('{"prompts": ["fi', 2, cut=True) == []
+    assert texts_in(r'["a \q", "b", "c', 3, cut=True) == ["b"]
+
+
 def test_no_more_than_asked_and_no_half_text() -> None:
     assert texts_in("1. a b\n2. c d\n3. e f", 2) == ["a b", "c d"]
     assert texts_in("1. a b\n2. c d\n3. e", 5, cut=True) == ["a b", "c d"]
@@ -52,6 +64,12 @@ def test_a_refusal_is_no_text() -> None:
     assert texts_in("I'm sorry, but I can't help with that.", 3) == []
 
 
+def test_half_a_surrogate_pair_can_be_stored() -> None:
+    assert texts_in(r'["a\ud83d", "b"]', 2) == ["a?", "b"]
+    assert texts_in(r'["a\ud83d", "b', 2, cut=True) == ["a?"]
+    assert json_in(r'{"a\ud83d": {"b": ["\ude00"]}}') == {"a?": {"b": ["?"]}}
+
+
 def test_quotation_marks_inside_stay() -> None:
     assert texts_in('1. "Save" does nothing, "Print" works', 1) == ['"Save" does nothing, "Print" works']
 
@@ -62,7 +80,7 @@ def test_json_comes_back_as_it_was(texts: list[str]) -> None:
     assert json_in(f"so: {json.dumps(texts)}") == texts
 
 
-@given(st.text(), st.integers(1, 5), st.booleans())
+@given(st.text() | st.text('[]{}"\\,:1. a\n`'), st.integers(1, 5), st.booleans())
 def test_any_answer_is_read_without_an_error(text: str, count: int, cut: bool) -> None:
     found = texts_in(text, count, cut)
     assert len(found) <= count
