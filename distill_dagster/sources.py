@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from distill_dagster.errors import InputError
 from distill_dagster.graph import ALL_SOURCES, OPTIONAL_SOURCES
 from distill_dagster.hashing import content_hash
-from distill_dagster.prompts.templates import IMAGINE, JUDGE, own_templates
+from distill_dagster.prompts.more_templates import IMAGINE, JUDGE, answering, own_templates
 from distill_dagster.taskfiles import Row, TaskFolder
 
 
@@ -33,8 +33,7 @@ def source_version(folder: TaskFolder, source: str, partition: str | None = None
         case "human_examples":
             return content_hash({"examples": _rows(folder.examples), "human": _rows(folder.human)})
         case "teacher_settings":
-            own = folder.templates()
-            return task.teacher_hash({n: text for n, text in own.items() if n not in (*IMAGINE, *JUDGE)})
+            return task.teacher_hash(answering(folder.templates()))
         case "imagine_settings":
             return task.imagine_hash(own_templates(folder.templates(), IMAGINE))
         case "judge_settings":

@@ -555,6 +555,7 @@ def _repeat_warnings(texts: dict[str, list[tuple[Path, int | None, str]]], held_
 
 
 def _template_problems(path: Path, text: str) -> list[Problem]:
-    from distill_dagster.prompts import templates
+    from distill_dagster.prompts import more_templates, templates
 
-    return [Problem(path, message, remedy, line=line) for line, message, remedy in templates.problems(path.stem, text)]
+    known = more_templates if path.stem in more_templates.MORE else templates
+    return [Problem(path, message, remedy, line=line) for line, message, remedy in known.problems(path.stem, text)]

@@ -23,9 +23,9 @@ from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import content_hash
 from distill_dagster.imagined import Imagination, Imagined, Round, append_round, now, read_imagined, writing
 from distill_dagster.prompts.lists import texts_in
+from distill_dagster.prompts.more_templates import IMAGINE, MoreTemplates
 from distill_dagster.prompts.near import Known, Repeat
 from distill_dagster.prompts.seeds import prompt_id, user_message
-from distill_dagster.prompts.templates import IMAGINE, Templates
 from distill_dagster.spec import ImagineSpec, Label, Task, TeacherSpec
 from distill_dagster.taskfiles import Row, Slice
 from distill_dagster.teacher.client import Endpoint, PermanentTeacherError, Request
@@ -147,7 +147,7 @@ class Imaginer:
         """
         self.task, self.key, self.slice, self.identity = task, key, slice_, identity
         self.spec, self.teacher = imagine_spec(task), imagine_teacher(task)
-        self.templates = Templates(own_templates, IMAGINE)
+        self.templates = MoreTemplates(own_templates, IMAGINE)
         own = self.spec.teacher
         self.structured = self.teacher.api == "chat" and (own is None or own.structured)
         self._held_out = Known(self.spec.near_duplicate, [row.text for row in held_out])

@@ -15,21 +15,6 @@ from distill_dagster.hashing import content_hash
 
 NAMES = ("classification_text", "classification_system", "classification_user")
 VARIABLES = ("text", "examples", "labels", "instructions", "item")
-IMAGINE = ("imagine_grid", "imagine_self_instruct", "imagine_evolve")
-IMAGINE_VARIABLES = (
-    *("task", "description", "item", "count", "label", "labels", "axes", "examples", "parent", "evolution"),
-    "structured",
-)
-JUDGE = ("judge_score", "judge_best_of")
-JUDGE_VARIABLES = (
-    *("task", "instructions", "item", "labels", "text", "answer", "reasoning", "options", "rubric"),
-    "structured",
-)
-_KNOWN = {
-    **dict.fromkeys(NAMES, VARIABLES),
-    **dict.fromkeys(IMAGINE, IMAGINE_VARIABLES),
-    **dict.fromkeys(JUDGE, JUDGE_VARIABLES),
-}
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -46,9 +31,10 @@ def _compiled(source: str) -> Any:
 class Templates:
     """The templates of one task. `version` changes when, and only when, one of them changes."""
 
-    def __init__(self, own: dict[str, str], names: tuple[str, ...] = NAMES) -> None:
-        """`names`: those that answer, by default; `IMAGINE` or `JUDGE`."""
-        self._sources = {name: own[name] if name in own else _built_in(name) for name in names}
+    variables: tuple[str, ...] = VARIABLES
+
+    def __init__(self, own: dict[str, str]) -> None:
+        self._sources = {name: own[name] if name in own else _built_in(name) for name in NAMES}
         self.version = content_hash(self._sources)[:12]
 
     def render(self, name: str, **values: Any) -> str:
@@ -61,33 +47,30 @@ class Templates:
             return str(_compiled(self._sources[name]).render(**values)).rstrip()
         except Exception as error:  # a user's expression may raise anything: ZeroDivisionError, OverflowError
             raise DistillError(
-                f"templates/{name}.j2: {error}. A template may use {', '.join(_KNOWN[name])} and the filter one_line."
+                f"templates/{name}.j2: {error}. A template may use {', '.join(self.variables)} and the filter one_line."
             ) from error
-
-
-def own_templates(own: dict[str, str], names: tuple[str, ...]) -> dict[str, str]:
-    """Of the user's own templates those with one of these names."""
-    return {name: text for name, text in own.items() if name in names}
 
 
 def _built_in(name: str) -> str:
     return resources.files("distill_dagster.prompts").joinpath("templates", f"{name}.j2").read_text("utf-8")
 
 
-def problems(name: str, source: str) -> list[tuple[int | None, str, str]]:
+def problems(
+    name: str, source: str, names: tuple[str, ...] = NAMES, variables: tuple[str, ...] = VARIABLES
+) -> list[tuple[int | None, str, str]]:
     """What is wrong in a user's template, without rendering it: (line, message, remedy)."""
-    if name not in _KNOWN:
-        return [(None, f"{name!r} is not the name of a template.", f"Use one of: {', '.join(_KNOWN)}.")]
+    if name not in names:
+        return [(None, f"{name!r} is not the name of a template.", f"Use one of: {', '.join(names)}.")]
     if not source.strip():
         return [(None, "the template is empty.", "Write it, or remove the file to use the built-in one.")]
     try:
         _environment().from_string(source)  # parsing alone would not see an unknown filter
-        unknown = sorted(meta.find_undeclared_variables(_environment().parse(source)) - set(_KNOWN[name]))
+        unknown = sorted(meta.find_undeclared_variables(_environment().parse(source)) - set(variables))
     except TemplateSyntaxError as error:
         return [(error.lineno, f"{error.message}.", "Mend the Jinja2 syntax.")]
     return [
-        (_line_of(source, word), f"{word!r} is not a variable of templates.", f"Use one of: {', '.join(_KNOWN[name])}.")
-        for word in unknown
+        (_line_of(source, name), f"{name!r} is not a variable of templates.", f"Use one of: {', '.join(variables)}.")
+        for name in unknown
     ]
 
 

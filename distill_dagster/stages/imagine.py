@@ -11,7 +11,7 @@ from distill_dagster.checks import Check
 from distill_dagster.errors import DistillError
 from distill_dagster.imagined import imagined_file
 from distill_dagster.prompts.imagine import Imaginer, Outcome, imagine, imagine_requests_needed, imagine_teacher
-from distill_dagster.prompts.templates import IMAGINE, own_templates
+from distill_dagster.prompts.more_templates import IMAGINE, own_templates
 from distill_dagster.stages.common import Env, Rows, Shown
 from distill_dagster.taskfiles import Slice
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from distill_dagster.checks import Check
-from distill_dagster.prompts.templates import JUDGE, own_templates
+from distill_dagster.prompts.more_templates import JUDGE, own_templates
 from distill_dagster.stages.common import Env, Reading, Shown
 from distill_dagster.teacher.judge import Judge, Judged, judge, judge_teacher
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from distill_dagster import plots
 from distill_dagster.checks import Check, no_missing_rows, valid_table
-from distill_dagster.curation.candidates import candidates, prior_of, uniform_prior
+from distill_dagster.curation.candidates import candidates, prior_of, uniform_prior, with_imagined
 from distill_dagster.prompts.context import Example, draws, left_out, pool, prompt_context
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, seed_prompts, user_message
 from distill_dagster.prompts.templates import Templates
@@ -151,6 +151,7 @@ def make_scored_completions(env: Env, partition: str | None) -> Made:
     completions = reading.table("teacher_completions", COMPLETIONS, partition)
     prior = reading.table("teacher_prior", PRIOR)
     frame = candidates(prompts, completions, prior, env.folder.task.label_names)
+    frame = with_imagined(frame, prompts)
     verdicts = judge.judged(env, reading, frame, completions)
     frame = verdicts.candidates if verdicts else frame
     checks = [valid_table("scored_completions", frame), judge.all_judged(verdicts)]

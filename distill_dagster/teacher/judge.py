@@ -22,7 +22,7 @@ from distill_dagster import progress
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import canonical_json, content_hash
 from distill_dagster.prompts.lists import json_in
-from distill_dagster.prompts.templates import JUDGE, Templates
+from distill_dagster.prompts.more_templates import JUDGE, MoreTemplates
 from distill_dagster.spec import JudgeSpec, Task, TeacherSpec
 from distill_dagster.teacher.client import Endpoint, PermanentTeacherError, Request
 from distill_dagster.teacher.engine import Engine
@@ -80,7 +80,7 @@ class Judge:
         assert task.judge is not None
         self.task, self.spec, self.identity = task, task.judge, identity
         self.teacher = judge_teacher(task)
-        self.templates = Templates(own_templates, JUDGE)
+        self.templates = MoreTemplates(own_templates, JUDGE)
         self.structured = self.spec.api == "chat" and self.spec.structured
 
     def request(self, row: dict[str, Any], options: list[str] | None = None, sample: int = 0) -> Request:

@@ -19,8 +19,8 @@ from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import content_hash
 from distill_dagster.imagined import Imagination, Imagined, imagined_file, read_imagined
 from distill_dagster.prompts.imagine import EVOLUTIONS, Imaginer, Outcome, imagine, imagine_requests_needed
+from distill_dagster.prompts.more_templates import IMAGINE, own_templates
 from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.prompts.templates import IMAGINE, own_templates
 from distill_dagster.spec import ImagineSpec
 from distill_dagster.tables import data_version
 from distill_dagster.taskfiles import TaskFolder

@@ -15,7 +15,7 @@ from distill_dagster import plots
 from distill_dagster.checks import Check
 from distill_dagster.errors import TeacherError
 from distill_dagster.lake import node
-from distill_dagster.prompts.templates import JUDGE, own_templates
+from distill_dagster.prompts.more_templates import JUDGE, own_templates
 from distill_dagster.stages import curation, teacher
 from distill_dagster.stages.common import Env, Made
 from distill_dagster.state import State
