@@ -15,7 +15,7 @@ from assets.conditions import condition_of
 from distill_dagster import progress
 from distill_dagster.checks import CHECKS, Check
 from distill_dagster.errors import DistillError
-from distill_dagster.graph import SOURCES, Stage, slices_name
+from distill_dagster.graph import ALL_SOURCES, OPTIONAL_SOURCES, Stage, slices_name
 from distill_dagster.sources import source_version
 from distill_dagster.stages.common import Env, Made, Markdown, Rows, Shown
 from distill_dagster.tags import BACKFILL_TAG, CAMPAIGN_TAG
@@ -69,6 +69,10 @@ class TaskGraph:
     def slices_def(self) -> dg.DynamicPartitionsDefinition:
         return dg.DynamicPartitionsDefinition(name=slices_name(self.name))
 
+    def has(self, source: str) -> bool:
+        """Whether a stage of the task reads this source."""
+        return any(source in stage.upstream for stage in self.stages.values())
+
     def partitions_def(self, partition: str | None) -> dg.PartitionsDefinition | None:
         if partition == "slice":
             return self.slices_def
@@ -79,7 +83,7 @@ class TaskGraph:
 
     def dep(self, stage: Stage, upstream: str) -> dg.AssetDep:
         """A dependency: same partition to same partition, else every partition of the upstream asset."""
-        other = (SOURCES.get(upstream) or self.stages[upstream]).partition
+        other = (ALL_SOURCES.get(upstream) or self.stages[upstream]).partition
         if other is not None and other != stage.partition:
             return dg.AssetDep(self.key(upstream), partition_mapping=dg.AllPartitionMapping())
         return dg.AssetDep(self.key(upstream))
@@ -241,11 +245,11 @@ def metadata_value(value: Shown) -> dg.MetadataValue:
 
 def source_assets(graph: TaskGraph) -> list[dg.SourceAsset]:
     """The user's files as observable assets: observing them reads and hashes, and runs nothing else."""
-    return [_observable(graph, name) for name in SOURCES]
+    return [_observable(graph, name) for name in ALL_SOURCES if name not in OPTIONAL_SOURCES or graph.has(name)]
 
 
 def _observable(graph: TaskGraph, name: str) -> dg.SourceAsset:
-    source = SOURCES[name]
+    source = ALL_SOURCES[name]
     partitions = graph.partitions_def(source.partition)
 
     @dg.observable_source_asset(

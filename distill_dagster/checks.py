@@ -42,11 +42,14 @@ CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         VALID_TABLE,
         CheckSpec("no_row_removed", "No few-shot example repeats another or a golden row."),
     ),
-    "seed_prompts": (VALID_TABLE,),
+    "seed_prompts": (VALID_TABLE, CheckSpec("target_reached", "A slice with a target has that many prompts.")),
     "teacher_prior": (VALID_TABLE,),
     "golden_completions": (VALID_TABLE, CheckSpec("no_missing_rows", "Every prompt has an answer.")),
     "teacher_completions": (VALID_TABLE, CheckSpec("no_missing_rows", "Every prompt has an answer.")),
-    "scored_completions": (VALID_TABLE,),
+    "scored_completions": (
+        VALID_TABLE,
+        CheckSpec("all_judged", "Where there is a judge, every answer that it was shown has its verdict."),
+    ),
     "filtered_dataset": (
         VALID_TABLE,
         CheckSpec("nothing_lost", "Rows kept + rows rejected = candidates, each rejected row with one reason.", True),
@@ -106,7 +109,7 @@ EXPECTATIONS: dict[str, list[Expectation]] = {
         _one_of("status", _STATUS),
         ("ExpectColumnValuesToBeBetween", {"column": "prompt_tokens", "min_value": 0}),
     ],
-    "scored_completions": [*_unique("prompt_id"), _share("agreement"), _share("confidence")],
+    "scored_completions": [*_unique("prompt_id"), _share("agreement"), _share("confidence"), _share("judge_score")],
     "filtered_dataset": [
         *_unique("prompt_id"),
         ("ExpectColumnValuesToNotBeNull", {"column": "answer"}),

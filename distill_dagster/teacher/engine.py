@@ -132,6 +132,11 @@ class Engine:
                 f"(input_usd and output_usd for a million tokens) in task.yaml, or cap tokens instead."
             )
 
+    @property
+    def spent(self) -> float | None:
+        """USD that this engine's requests cost; None where a price is unknown."""
+        return None if self.unknown_costs else self.spent_usd
+
     def preload(self, keys: Iterable[str]) -> set[str]:
         """Fetch the stored answers among `keys` in one go, instead of what was fetched before; those that are there."""
         wanted = set(keys)
