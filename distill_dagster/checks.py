@@ -37,6 +37,12 @@ class Check:
 VALID_TABLE = CheckSpec(
     "valid_table", "Great Expectations: ids unique, nothing null that must not be, values in range.", blocking=True
 )
+TERMS = CheckSpec(
+    "terms_acknowledged",
+    "Where the provider's terms restrict training with its answers, task.yaml acknowledges it (`teacher.terms`). "
+    "Stands before the first request; warns where the terms are not known.",
+    blocking=True,
+)
 CHECKS: dict[str, tuple[CheckSpec, ...]] = {
     "prompt_context": (
         VALID_TABLE,
@@ -44,8 +50,8 @@ CHECKS: dict[str, tuple[CheckSpec, ...]] = {
     ),
     "seed_prompts": (VALID_TABLE,),
     "teacher_prior": (VALID_TABLE,),
-    "golden_completions": (VALID_TABLE, CheckSpec("no_missing_rows", "Every prompt has an answer.")),
-    "teacher_completions": (VALID_TABLE, CheckSpec("no_missing_rows", "Every prompt has an answer.")),
+    "golden_completions": (TERMS, VALID_TABLE, CheckSpec("no_missing_rows", "Every prompt has an answer.")),
+    "teacher_completions": (TERMS, VALID_TABLE, CheckSpec("no_missing_rows", "Every prompt has an answer.")),
     "scored_completions": (VALID_TABLE,),
     "filtered_dataset": (
         VALID_TABLE,

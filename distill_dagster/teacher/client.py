@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
+from distill_dagster import secrets
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import content_hash
 from distill_dagster.spec import TeacherSpec
 from distill_dagster.teacher.softlabels import Position
 from distill_dagster.teacher.store import Response
+from distill_dagster.teacher.terms import demand_acknowledgement
 
 # litellm otherwise asks the network for its price list at import.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -22,7 +24,6 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 NO_KEY = "no-key"
 """Sent to servers that want no key: the client refuses to send nothing."""
-_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)(_|$)")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Endpoint:
     api_key: str | None = None
 
     def __repr__(self) -> str:
-        return f"Endpoint({self.model!r}, {self.identity!r}, api_base={self.api_base!r})"
+        base = secrets.scrubbed(self.api_base) if self.api_base else None
+        return f"Endpoint({self.model!r}, {self.identity!r}, api_base={base!r})"
 
 
 def endpoint_of(spec: TeacherSpec) -> Endpoint:
@@ -62,8 +64,10 @@ def endpoint_of(spec: TeacherSpec) -> Endpoint:
     OPENAI_API_KEY, which is meant for somebody else. Every provider's own address gets the provider's own variable.
 
     Raises:
+        TermsError: the provider's terms restrict training with its answers, and the task does not acknowledge it.
         TeacherError: the variable is not set.
     """
+    demand_acknowledgement(spec)
     key = None
     if spec.api_key_env:
         key = os.environ.get(spec.api_key_env)
@@ -80,6 +84,8 @@ def endpoint_of(spec: TeacherSpec) -> Endpoint:
                 f"The teacher {spec.model} wants its key in the environment variable OPENAI_API_KEY, which is not set. "
                 f"Set it, or name another with teacher.api_key_env, or an address with teacher.api_base, in task.yaml."
             )
+    if key is not None and key != NO_KEY:
+        secrets.remember(key)
     model = spec.model
     if spec.api == "text" and model.startswith("openai/"):
         model = "text-completion-" + model
@@ -161,7 +167,12 @@ class Client:
         if not raw.choices or (request.messages is None and raw.choices[0].text is None):
             # litellm makes a choice without a text of a body that holds none, such as a proxy's `{}`.
             raise _NoAnswerError("the body holds no answer")
-        return _response(raw, latency, in_flight)
+        return _without_secrets(_response(raw, latency, in_flight), self._credentials)
+
+    @cached_property
+    def _credentials(self) -> list[str]:
+        """Looked up once, behind litellm's import, which may read more of them into the environment."""
+        return secrets.credentials()
 
     def _shared_text_client(self) -> Any:
         """litellm opens, and leaks, a connection for each text completion unless it is handed a client."""
@@ -178,12 +189,8 @@ class Client:
 
     def _scrubbed(self, error: Exception) -> str:
         """The error in words, without any secret: providers echo keys, also those that litellm found by itself."""
-        text = f"{type(error).__name__}: {error}"
-        found = {v for name, v in os.environ.items() if _SECRET_NAME.search(name) and len(v) >= 8}
-        for secret in sorted(found | {self._endpoint.api_key or ""}, key=len, reverse=True):
-            if secret:
-                text = text.replace(secret, "***")
-        return text[:500]
+        key = self._endpoint.api_key
+        return secrets.scrubbed(f"{type(error).__name__}: {error}", key if key != NO_KEY else None)[:500]
 
 
 class _NoAnswerError(Exception):
@@ -212,6 +219,27 @@ def _response(raw: Any, latency: float, in_flight: int) -> Response:
         model_reported=getattr(raw, "model", None),
         received_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         reasoning=_clean(reasoning) if (reasoning := getattr(message, "reasoning_content", None)) else None,
+    )
+
+
+def _without_secrets(response: Response, found: list[str]) -> Response:
+    """A response as it may be stored: a model or a proxy may say a key back, whole or token by token."""
+    said = [response.text, response.reasoning or "", response.model_reported or "", response.finish_reason or ""]
+    pieces = "".join(position[0][0] for position in response.positions)
+    seen = "\0".join([*said, pieces, *(token for position in response.positions for token, _ in position)])
+    if secrets.without(seen, found) == seen and secrets.without(response.text, found) == response.text:
+        return response
+    positions = response.positions
+    if secrets.without(pieces, found) != pieces:
+        # The parts of a key stand in the taken tokens: nothing can be read from this answer's tokens any more.
+        positions = [[(secrets.MASK, position[0][1])] for position in positions]
+    return replace(
+        response,
+        text=secrets.without(response.text, found),
+        reasoning=secrets.without(response.reasoning, found) if response.reasoning is not None else None,
+        model_reported=secrets.without(response.model_reported, found) if response.model_reported else None,
+        finish_reason=secrets.without(response.finish_reason, found) if response.finish_reason else None,
+        positions=[[(secrets.without(token, found), value) for token, value in position] for position in positions],
     )
 
 
