@@ -253,6 +253,6 @@ def _observable(graph: TaskGraph, name: str) -> dg.SourceAsset:
             keys = folder.slice_keys() if source.partition == "slice" else list(folder.task.students)
             return dg.DataVersionsByPartition({key: source_version(folder, name, key) for key in keys})
         except DistillError as error:
-            raise dg.Failure(description=str(error), allow_retries=False) from error
+            raise failure(error) from None
 
     return _observe

@@ -56,6 +56,8 @@ class FakeProvider:
     answer: Callable[[Seen], str] | None = None
     finish: str | None = None
     pause_s: float = 0.0
+    headers: dict[str, str] = field(default_factory=dict)
+    """Sent with every response."""
     requests: list[Seen] = field(default_factory=list)
     _times: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -151,6 +153,8 @@ def _handler(provider: FakeProvider) -> type[BaseHTTPRequestHandler]:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(raw)))
+                for name, value in provider.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(raw)
             except (BrokenPipeError, ConnectionResetError):
