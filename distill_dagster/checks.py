@@ -40,9 +40,12 @@ VALID_TABLE = CheckSpec(
 TERMS = CheckSpec(
     "terms_acknowledged",
     "Where the provider's terms restrict training with its answers, task.yaml acknowledges it (`teacher.terms`). "
-    "Stands before the first request; warns where the terms are not known.",
+    "Stands before the first request.",
     blocking=True,
 )
+# A check of its own: automation waits for blocking checks that failed, also where they only warn.
+TERMS_KNOWN = CheckSpec("terms_known", "What the provider's terms say of training with its answers is known.")
+NO_MISSING_ROWS = CheckSpec("no_missing_rows", "Every prompt has an answer.")
 CHECKS: dict[str, tuple[CheckSpec, ...]] = {
     "prompt_context": (
         VALID_TABLE,
@@ -50,8 +53,18 @@ CHECKS: dict[str, tuple[CheckSpec, ...]] = {
     ),
     "seed_prompts": (VALID_TABLE,),
     "teacher_prior": (VALID_TABLE,),
-    "golden_completions": (TERMS, VALID_TABLE, CheckSpec("no_missing_rows", "Every prompt has an answer.")),
-    "teacher_completions": (TERMS, VALID_TABLE, CheckSpec("no_missing_rows", "Every prompt has an answer.")),
+    "golden_completions": (
+        TERMS,
+        TERMS_KNOWN,
+        VALID_TABLE,
+        CheckSpec("no_missing_rows", "Every prompt has an answer."),
+    ),
+    "teacher_completions": (
+        TERMS,
+        TERMS_KNOWN,
+        VALID_TABLE,
+        CheckSpec("no_missing_rows", "Every prompt has an answer."),
+    ),
     "scored_completions": (VALID_TABLE,),
     "filtered_dataset": (
         VALID_TABLE,

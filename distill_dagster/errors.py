@@ -52,9 +52,9 @@ class TeacherError(DistillError):
 class TermsError(TeacherError):
     """The terms of a teacher restrict training with its answers, and the task does not acknowledge that."""
 
-    def __init__(self, message: str, check: Check) -> None:
+    def __init__(self, message: str, checks: Sequence[Check]) -> None:
         super().__init__(message)
-        self.checks = (check,)
+        self.checks = tuple(checks)
 
 
 class ModelError(DistillError):

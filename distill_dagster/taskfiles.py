@@ -525,16 +525,15 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
 
 def _terms_problems(path: Path, task: Task) -> list[Problem]:
     """An error where the teacher's terms restrict training and nobody said so, a warning where they are not known."""
-    from distill_dagster.teacher.terms import terms_check
+    from distill_dagster.teacher.terms import terms_checks
 
-    check = terms_check(task.teacher)
-    if check.passed:
-        return []
-    line = _line_of(
-        _read_yaml(path, [])[1], ("teacher", "terms" if "terms" in task.teacher.model_fields_set else "model")
-    )
-    message, remedy = str(check.found["terms"]), str(check.found["remedy"])
-    return [Problem(path, message, remedy, line=line, field="teacher.terms", severity=check.severity)]
+    failed = [check for check in terms_checks(task.teacher) if not check.passed]
+    at = ("teacher", "terms" if "terms" in task.teacher.model_fields_set else "model")
+    line = _line_of(_read_yaml(path, [])[1], at) if failed else None
+    return [
+        Problem(path, check.found["terms"], check.found["remedy"], line, "teacher.terms", check.severity)
+        for check in failed
+    ]
 
 
 def normalize(text: str) -> str:

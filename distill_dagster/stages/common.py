@@ -67,7 +67,7 @@ class Made:
 def blocked_by(asset: str, checks: list[Check]) -> dict[str, Any]:
     """What a record keeps of failed checks that nothing downstream may pass: their names and what they found."""
     blocking = {spec.name for spec in CHECKS[asset] if spec.blocking}
-    failed = [c for c in checks if not c.passed and c.name in blocking and c.severity == "error"]
+    failed = [check for check in checks if not check.passed and check.name in blocking]
     if not failed:
         return {}
     found = [f"{name} {value}" for check in failed for name, value in check.found.items() if value != ""]

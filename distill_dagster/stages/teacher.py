@@ -17,7 +17,7 @@ from distill_dagster.student.sentences import sentence_embedder
 from distill_dagster.tables import COMPLETIONS, CONTEXT, PRIOR, PROMPTS, frame_of
 from distill_dagster.teacher.ask import Asked, Asker, run_ask
 from distill_dagster.teacher.client import Endpoint
-from distill_dagster.teacher.terms import terms_check, terms_of
+from distill_dagster.teacher.terms import terms_checks, terms_of
 
 
 def make_prompt_context(env: Env, partition: str | None) -> Made:
@@ -56,7 +56,7 @@ def _asked(reading: Reading, asked: Asked) -> Made:
     frame = asked.completions
     cost = float(frame["cost_usd"].sum()) if frame["cost_usd"].null_count() == 0 and frame.height else None
     spec = reading.env.folder.task.teacher
-    checks = [terms_check(spec), valid_table(reading.asset, frame), no_missing_rows(asked.missing_rows, frame)]
+    checks = [*terms_checks(spec), valid_table(reading.asset, frame), no_missing_rows(asked.missing_rows, frame)]
     record = reading.write(
         frame,
         checks,

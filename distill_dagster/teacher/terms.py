@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from distill_dagster.checks import TERMS, Check
+from distill_dagster.checks import TERMS, TERMS_KNOWN, Check
 from distill_dagster.errors import TermsError
 from distill_dagster.spec import TeacherSpec
 
@@ -145,18 +145,21 @@ def terms_of(spec: TeacherSpec) -> Terms:
     return Terms(restricts=entry.restricts, declared_in="table", clauses=quoted, remark=entry.remark, **common)
 
 
-def terms_check(*specs: TeacherSpec) -> Check:
-    """The check `terms_acknowledged` for all teachers of a task: an error where one restricts and nobody said so."""
-    all_terms = [terms_of(spec) for spec in specs]
-    stopped = [terms for terms in all_terms if terms.stops]
-    unclear = [terms for terms in all_terms if terms.restricts == "unknown" and not terms.acknowledged]
-    found: dict[str, Any] = {"terms": " ".join(terms.summary for terms in all_terms)}
-    for clause in [clause for terms in stopped for clause in terms.clauses]:
-        where = f"{clause['document'] or 'terms'}, {clause['url']}, read on {clause['date_read']}"
-        found[where] = clause["quote"] or ""
-    if stopped or unclear:
-        found["remedy"] = REMEDY if stopped else REMEDY_UNKNOWN
-    return Check(TERMS.name, not stopped and not unclear, "error" if stopped else "warning", found)
+def terms_checks(*specs: TeacherSpec) -> list[Check]:
+    """The checks `terms_acknowledged`, which blocks, and `terms_known`, which warns, for all teachers of a task."""
+    every = [terms_of(spec) for spec in specs]
+    stopped = [terms for terms in every if terms.stops]
+    unclear = [terms for terms in every if terms.restricts == "unknown" and not terms.acknowledged]
+    said = {"terms": " ".join(terms.summary for terms in every)}
+    quotes = {
+        f"{clause['document'] or 'terms'}, {clause['url']}, read on {clause['date_read']}": clause["quote"] or ""
+        for terms in stopped
+        for clause in terms.clauses
+    }
+    return [
+        Check(TERMS.name, not stopped, found=said | quotes | ({"remedy": REMEDY} if stopped else {})),
+        Check(TERMS_KNOWN.name, not unclear, "warning", said | ({"remedy": REMEDY_UNKNOWN} if unclear else {})),
+    ]
 
 
 def demand_acknowledgement(*specs: TeacherSpec) -> None:
@@ -165,8 +168,9 @@ def demand_acknowledgement(*specs: TeacherSpec) -> None:
     Raises:
         TermsError: the terms of a teacher restrict training with its answers, and task.yaml does not acknowledge it.
     """
-    check = terms_check(*specs)
-    if check.severity == "error" and not check.passed:
-        quotes = [f"“{text}” ({where})" for where, text in check.found.items() if where not in ("terms", "remedy")]
-        message = f"{check.found['terms']} Nothing was asked. {' '.join(quotes)} {REMEDY}"
-        raise TermsError(message, check)
+    checks = terms_checks(*specs)
+    if checks[0].passed:
+        return
+    found = checks[0].found
+    quotes = [f"“{text}” ({where})" for where, text in found.items() if where not in ("terms", "remedy")]
+    raise TermsError(f"{found['terms']} Nothing was asked. {' '.join(quotes)} {REMEDY}", checks)

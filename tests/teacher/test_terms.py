@@ -21,7 +21,7 @@ from distill_dagster.paths import PROJECT, Home
 from distill_dagster.spec import Task, TeacherSpec, TermsSpec
 from distill_dagster.taskfiles import check_folder
 from distill_dagster.teacher.client import endpoint_of
-from distill_dagster.teacher.terms import TABLE, entry_of, table, terms_check, terms_of
+from distill_dagster.teacher.terms import TABLE, entry_of, table, terms_checks, terms_of
 from tests.e2e.project import TASK, Project, new_project
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, small_task
@@ -159,17 +159,24 @@ def test_the_embedded_model_stands_under_the_licence_that_is_quoted() -> None:
     assert entry.clauses[0].quote in licence
 
 
+def failed(*specs: TeacherSpec) -> list[tuple[str, str]]:
+    return [(check.name, check.severity) for check in terms_checks(*specs) if not check.passed]
+
+
+STOPPED, UNKNOWN = [("terms_acknowledged", "error")], [("terms_known", "warning")]
+
+
 def test_what_is_said_of_each_teacher() -> None:
-    assert terms_check(TeacherSpec(model="embedded/smollm2-135m-instruct")).passed
-    stopped = terms_check(TeacherSpec(model=RESTRICTING))
-    assert (stopped.passed, stopped.severity) == (False, "error")
-    assert "without prior authorization from Anthropic" in json.dumps(stopped.found, ensure_ascii=False)
-    assert terms_check(TeacherSpec(model=RESTRICTING, terms=TermsSpec(acknowledged=True))).passed
-    unknown = terms_check(TeacherSpec(model="cohere/command-r-plus"))
-    assert (unknown.passed, unknown.severity) == (False, "warning")
-    assert terms_check(TeacherSpec(model="cohere/command-r-plus", terms=TermsSpec(acknowledged=True))).passed
-    both = terms_check(TeacherSpec(model="embedded/smollm2-135m-instruct"), TeacherSpec(model=RESTRICTING))
-    assert (both.passed, both.severity) == (False, "error"), "one teacher of several is enough"
+    embedded, unknown = TeacherSpec(model="embedded/smollm2-135m-instruct"), "cohere/command-r-plus"
+    assert failed(embedded) == []
+    assert failed(TeacherSpec(model=RESTRICTING)) == STOPPED
+    found = terms_checks(TeacherSpec(model=RESTRICTING))[0].found
+    assert "without prior authorization from Anthropic" in json.dumps(found, ensure_ascii=False)
+    assert failed(TeacherSpec(model=RESTRICTING, terms=TermsSpec(acknowledged=True))) == []
+    assert failed(TeacherSpec(model=unknown)) == UNKNOWN
+    assert failed(TeacherSpec(model=unknown, terms=TermsSpec(acknowledged=True))) == []
+    assert failed(embedded, TeacherSpec(model=RESTRICTING)) == STOPPED, "one teacher of several is enough"
+    assert failed(TeacherSpec(model=unknown), TeacherSpec(model=RESTRICTING)) == STOPPED + UNKNOWN
 
 
 def test_the_tasks_own_statement() -> None:
@@ -178,13 +185,13 @@ def test_the_tasks_own_statement() -> None:
     assert (terms.restricts, terms.declared_in, terms.note) == ("no", "task.yaml", "our lawyers agree")
     assert terms.clauses[0]["quote"] == "Use answers as you like."
     assert json.loads(json.dumps(terms.as_json())) == terms.as_json()
-    assert terms_check(TeacherSpec(model="cohere/command-r-plus", terms=own)).passed
+    assert failed(TeacherSpec(model="cohere/command-r-plus", terms=own)) == []
     yes = TermsSpec.model_validate(OWN | {"restricts": True})  # what YAML makes of a bare yes
-    assert terms_check(TeacherSpec(model="cohere/command-r-plus", terms=yes)).severity == "error"
+    assert failed(TeacherSpec(model="cohere/command-r-plus", terms=yes)) == STOPPED
     # A restriction that the table knows is not talked away: it wants to be acknowledged all the same.
-    assert terms_check(TeacherSpec(model=RESTRICTING, terms=own)).severity == "error"
+    assert failed(TeacherSpec(model=RESTRICTING, terms=own)) == STOPPED
     both = TermsSpec.model_validate(OWN | {"acknowledged": True})
-    assert terms_check(TeacherSpec(model=RESTRICTING, terms=both)).passed
+    assert failed(TeacherSpec(model=RESTRICTING, terms=both)) == []
 
 
 @pytest.mark.parametrize(
@@ -243,8 +250,8 @@ def test_check_names_it(tmp_path: Path) -> None:
     assert check_folder(small_task(tmp_path / "c")) == []
 
 
-def checks_of(instance: dg.DagsterInstance, asset: str, partition: str | None = None) -> list[tuple[str, str]]:
-    key = dg.AssetCheckKey(dg.AssetKey([TASK, asset]), "terms_acknowledged")
+def checks_of(instance: dg.DagsterInstance, asset: str, name: str = "terms_acknowledged") -> list[tuple[str, str]]:
+    key = dg.AssetCheckKey(dg.AssetKey([TASK, asset]), name)
     records = instance.event_log_storage.get_asset_check_execution_history(key, limit=5)
     return [
         (record.status.value, record.event.dagster_event.asset_check_evaluation_data.severity.value)
@@ -300,7 +307,8 @@ def test_unknown_terms_warn_and_let_pass(tmp_path: Path, provider: FakeProvider)
     assert ended.code == 0, ended.err
     assert provider.requests
     with project.instance() as instance:
-        assert checks_of(instance, "teacher_completions") == [
+        assert checks_of(instance, "teacher_completions", "terms_known") == [
             (AssetCheckExecutionRecordStatus.FAILED.value, dg.AssetCheckSeverity.WARN.value)
         ]
+        assert checks_of(instance, "teacher_completions")[0][0] == AssetCheckExecutionRecordStatus.SUCCEEDED.value
     assert project.record("teacher_completions", "shop").extra.get("blocked") is None
