@@ -35,8 +35,9 @@ VOTES = {"api": "chat", "soft_labels": "votes", "max_tokens": 40, "api_key_env":
 
 def tell(seen: Seen) -> str:
     """All secrets at once, as a careless server says them."""
+    key = seen.authorization.split()[-1]
     return (
-        f"refused {seen.authorization}, {seen.authorization.split()[-1]} and {OTHER}, see http://me:{PASSWORD}@host/v1?token={TOKEN}, "
+        f"refused {seen.authorization}, which is {key}, and {OTHER}; see http://me:{PASSWORD}@host/v1?token={TOKEN}; "
         f"headers {{'authorization': '{seen.authorization}'}}"
     )
 
