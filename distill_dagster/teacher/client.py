@@ -227,7 +227,7 @@ def _without_secrets(response: Response, found: list[str]) -> Response:
     said = [response.text, response.reasoning or "", response.model_reported or "", response.finish_reason or ""]
     pieces = "".join(position[0][0] for position in response.positions)
     seen = "\0".join([*said, pieces, *(token for position in response.positions for token, _ in position)])
-    if secrets.without(seen, found) == seen and secrets.without(response.text, found) == response.text:
+    if not any(secret[: secrets.SHORTEST] in seen for secret in found):  # nearly always
         return response
     positions = response.positions
     if secrets.without(pieces, found) != pieces:
