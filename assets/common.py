@@ -12,7 +12,7 @@ import polars as pl
 
 from assets.batch import each_slice
 from assets.conditions import condition_of
-from distill_dagster import progress
+from distill_dagster import progress, secrets
 from distill_dagster.checks import CHECKS, Check
 from distill_dagster.errors import DistillError
 from distill_dagster.graph import ALL_SOURCES, OPTIONAL_SOURCES, Stage, slices_name
@@ -116,6 +116,11 @@ def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[Env]:
         )
 
 
+def failure(error: DistillError) -> dg.Failure:
+    """What Dagster keeps of an error of the user: its message, which no retry mends, without any secret."""
+    return dg.Failure(description=secrets.scrubbed(str(error)), allow_retries=False)
+
+
 def check_result(key: dg.AssetKey, check: Check) -> dg.AssetCheckResult:
     severity = dg.AssetCheckSeverity.WARN if check.severity == "warning" else dg.AssetCheckSeverity.ERROR
     return dg.AssetCheckResult(
@@ -160,6 +165,7 @@ def stage_asset(
         )
 
     sliced = stage.partition == "slice"
+    declared = {check.name for check in CHECKS.get(name, ())}
     spec = dg.AssetSpec(
         graph.key(name),
         deps=[graph.dep(stage, upstream) for upstream in stage.upstream],
@@ -192,7 +198,7 @@ def stage_asset(
         ],
         pool=pool,
     )
-    def _asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+    def _asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         if sliced and not context.has_partition_key:  # a range, be it of one slice
             each_slice(context, graph.name)
             return
@@ -201,7 +207,13 @@ def stage_asset(
             with environment(context, graph.name) as env, progress.also_to(_every_tenth(context.log.info)):
                 made = make(env, partition)
         except DistillError as error:
-            raise dg.Failure(description=str(error), allow_retries=False) from error
+            # A check that failed before anything was made is shown as failed, and not only as an error of the run.
+            yield from (check_result(graph.key(name), check) for check in error.checks if check.name in declared)
+            raise failure(error) from (None if secrets.trace_with_secret(error) else error)
+        except Exception as error:
+            if clean := secrets.trace_with_secret(error):
+                raise RuntimeError(clean) from None
+            raise
         yield dg.MaterializeResult(
             asset_key=graph.key(name),
             data_version=dg.DataVersion(made.record.data_version),
@@ -267,6 +279,6 @@ def _observable(graph: TaskGraph, name: str) -> dg.SourceAsset:
             keys = folder.slice_keys() if source.partition == "slice" else list(folder.task.students)
             return dg.DataVersionsByPartition({key: source_version(folder, name, key) for key in keys})
         except DistillError as error:
-            raise dg.Failure(description=str(error), allow_retries=False) from error
+            raise failure(error) from None
 
     return _observe

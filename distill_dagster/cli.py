@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from distill_dagster import progress
+from distill_dagster import progress, secrets
 from distill_dagster.database import DRIVER, POSTGRES, STORE, store_url
 from distill_dagster.errors import DistillError, InputError, Problem
 from distill_dagster.lake import Lake
@@ -38,7 +38,12 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 settle_waiting()
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-app = typer.Typer(help="Distil a large model into a small student.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Distil a large model into a small student.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # a key may be among them
+)
 out, err = Console(), Console(stderr=True)
 
 TaskArgument = Annotated[str | None, typer.Argument(help="The task; may be left out where there is only one.")]
@@ -55,8 +60,13 @@ def _errors() -> Iterator[None]:
             _show(problem)
         raise typer.Exit(2) from None
     except DistillError as error:
-        err.print(f"[red]error[/red] {escape(str(error))}", soft_wrap=True)
+        err.print(f"[red]error[/red] {escape(secrets.scrubbed(str(error)))}", soft_wrap=True)
         raise typer.Exit(1) from None
+    except Exception as error:
+        if clean := secrets.trace_with_secret(error):
+            err.print(escape(clean), soft_wrap=True)
+            raise typer.Exit(1) from None
+        raise
 
 
 def _show(problem: Problem) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import islice, pairwise
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -18,10 +18,12 @@ from pydantic_core import PydanticCustomError
 
 from distill_dagster.hashing import content_hash
 from distill_dagster.patterns import pattern_problem
+from distill_dagster.secrets import plain_address
 
 TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 SLICE_KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 STUDENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
 EMBEDDED = "embedded/"
 WRITTEN_TOKENS = 1024
 """Default of teacher.max_tokens for answers that are written rather than chosen."""
@@ -84,6 +86,49 @@ class BudgetSpec(_Model):
         return self != BudgetSpec()
 
 
+class TermsSpec(_Model):
+    """What a task says of the provider's terms on training with the teacher's answers. Never part of a request."""
+
+    acknowledged: bool = Field(default=False, description="you have read the terms and may train with the answers")
+    restricts: Literal["yes", "no"] | None = Field(
+        default=None, description="do they restrict training with answers; wants url, quote and date_read with it"
+    )
+    url: Annotated[str, Field(max_length=2000)] | None = None
+    quote: Annotated[str, Field(min_length=10, max_length=5000)] | None = Field(
+        default=None, description="the clause, word for word"
+    )
+    date_read: date | None = None
+    note: Annotated[str, Field(max_length=2000)] | None = Field(default=None, description="carried into every card")
+
+    @field_validator("restricts", mode="before")
+    @classmethod
+    def _yaml_yes(cls, value: Any) -> Any:
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value  # YAML reads yes and no so
+
+    @field_validator("url")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/]+\S*", value):
+            raise ValueError("the address of the terms begins with https://")
+        return value
+
+    @field_validator("date_read")
+    @classmethod
+    def _not_to_come(cls, value: date | None) -> date | None:
+        if value is not None and value > date.today() + timedelta(days=1):  # a day: the clock of another zone
+            raise ValueError("the day on which the terms were read is still to come")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> TermsSpec:
+        told = (self.restricts, self.url, self.quote, self.date_read)
+        if any(told) and not all(told):
+            raise ValueError(
+                "a statement on terms wants restricts, url, quote and date_read; without them it is unknown"
+            )
+        return self
+
+
 class TeacherSpec(_Model):
     """Who answers. `model` is `embedded/smollm2-135m-instruct` or any litellm model id."""
 
@@ -143,6 +188,27 @@ class TeacherSpec(_Model):
     min_success: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.9, description="share of answers below which the asset fails instead of passing on partial results"
     )
+    terms: TermsSpec = Field(default=TermsSpec(), description="on the provider's terms on training with answers")
+
+    @field_validator("api_base")
+    @classmethod
+    def _address_alone(cls, value: str | None) -> str | None:
+        if value is not None and not plain_address(value):
+            raise ValueError(
+                "an address alone is wanted, such as https://host/v1: no user name, password, query or fragment. A key "
+                "belongs into the environment variable that api_key_env names"
+            )
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _name_of_variable(cls, value: str | None) -> str | None:
+        if value is not None and not ENV_NAME.fullmatch(value):
+            raise ValueError(
+                "the name of an environment variable is wanted, in capitals such as OPENAI_API_KEY, and not the key "
+                "itself. If this was a key, take it back at the provider: it has been in a file"
+            )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> TeacherSpec:
@@ -183,6 +249,7 @@ class TeacherSpec(_Model):
                 "price",
                 "smoke_rows",
                 "min_success",
+                "terms",
             }
         )
         for name in ("samples", "response_format", "reasks"):

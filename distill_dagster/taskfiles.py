@@ -29,6 +29,8 @@ from distill_dagster.spec import SLICE_KEY, TASK_NAME, Task
 
 TASK_FILE = "task.yaml"
 EXAMPLES, DEV, GOLDEN, HUMAN = "examples.jsonl", "dev.jsonl", "golden.jsonl", "human.jsonl"
+UNQUOTED = {"api_base", "api_key_env"}
+"""Fields that a key may stand in by mistake: no message repeats what was found there."""
 T = TypeVar("T")
 _TEXT = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
@@ -386,7 +388,8 @@ def _model_problems(
             "model_type": "a mapping of fields is wanted",
             "model_attributes_type": "a mapping of fields is wanted",
         }.get(item["type"], message[:1].lower() + message[1:])
-        if item["type"] not in ("missing", "extra_forbidden") and isinstance(item["input"], str | int | float | bool):
+        quoted = item["type"] not in ("missing", "extra_forbidden") and not UNQUOTED & set(item["loc"])
+        if quoted and isinstance(item["input"], str | int | float | bool):
             message += f" (found {str(item['input'])[:60]!r})"
         name = ".".join(str(part) for part in item["loc"]) or None
         remedy = _REMEDIES.get(item["type"], "Mend the value; the README lists the fields.")
@@ -595,7 +598,7 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
     result = read_task(folder.path)
     if result.value is None:
         return result.problems
-    task, problems = result.value, list(result.problems)
+    task, problems = result.value, [*result.problems, *_terms_problems(folder.path / TASK_FILE, task=result.value)]
     texts: dict[str, list[tuple[Path, int | None, str]]] = {}
     files = _slice_files(folder.path)
     if (folder.path / "slices").is_symlink():
@@ -644,6 +647,19 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
     except InputError as error:
         problems += error.problems
     return problems
+
+
+def _terms_problems(path: Path, task: Task) -> list[Problem]:
+    """An error where the teacher's terms restrict training and nobody said so, a warning where they are not known."""
+    from distill_dagster.teacher.terms import terms_checks
+
+    failed = [check for check in terms_checks(task.teacher) if not check.passed]
+    at = ("teacher", "terms" if "terms" in task.teacher.model_fields_set else "model")
+    line = _line_of(_read_yaml(path, [])[1], at) if failed else None
+    return [
+        Problem(path, check.found["terms"], check.found["remedy"], line, "teacher.terms", check.severity)
+        for check in failed
+    ]
 
 
 def normalize(text: str) -> str:

@@ -18,6 +18,7 @@ from distill_dagster.student.sentences import sentence_embedder
 from distill_dagster.tables import COMPLETIONS, PRIOR, PROMPTS, frame_of
 from distill_dagster.teacher.ask import Asked, Asker, run_ask
 from distill_dagster.teacher.client import Endpoint
+from distill_dagster.teacher.terms import terms_checks, terms_of
 
 
 def make_prompt_context(env: Env, partition: str | None) -> Made:
@@ -65,7 +66,8 @@ def _asker(env: Env, reading: Reading, endpoint: Endpoint) -> Asker:
 def _asked(reading: Reading, asked: Asked) -> Made:
     frame = asked.completions
     cost = float(frame["cost_usd"].sum()) if frame["cost_usd"].null_count() == 0 and frame.height else None
-    checks = [valid_table(reading.asset, frame), no_missing_rows(asked.missing_rows, frame)]
+    spec = reading.env.folder.task.teacher
+    checks = [*terms_checks(spec), valid_table(reading.asset, frame), no_missing_rows(asked.missing_rows, frame)]
     record = reading.write(
         frame,
         checks,
@@ -88,6 +90,7 @@ def _asked(reading: Reading, asked: Asked) -> Made:
         "cost_usd": "unknown" if cost is None else cost,
         "spent_usd": "unknown" if asked.spent_usd is None else asked.spent_usd,
         "median_latency_s": round(float(frame["latency_s"].median() or 0.0), 4),  # type: ignore[arg-type]
+        "terms": terms_of(spec).summary,
         "sample": sample_rows(frame, ["prompt_id", "sample_index", "status", "answer", "raw_text"]),
     }
     return Made(record, shown, checks)

@@ -12,6 +12,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import content_hash
+from distill_dagster.secrets import credentials
 from distill_dagster.spec import TeacherSpec
 from distill_dagster.teacher.attempts import AttemptError, BudgetError, FilteredError, PermanentTeacherError
 from distill_dagster.teacher.client import Endpoint, Request, attempt, filtered_response, scrubbed
@@ -119,6 +120,7 @@ class Engine:
         self._books: Books | None = None
         self._found: dict[str, Response] = {}
         self._missing: set[str] = set()
+        self._hidden: list[str] = []
         self._stopped: TeacherError | None = None
         self.calls = self.cached = self.prompt_tokens = self.completion_tokens = 0
         self.spent_usd = 0.0
@@ -208,7 +210,8 @@ class Engine:
             self.calls += 1
             in_full = Settled(wanted.id, "lost")
             try:
-                response = await attempt(self.endpoint, request, self.spec.timeout_s, limits.busy)
+                hidden = self._hidden = self._hidden or credentials()
+                response = await attempt(self.endpoint, request, self.spec.timeout_s, limits.busy, hidden)
             except FilteredError as error:
                 response = filtered_response(str(error))
             except AttemptError as error:
