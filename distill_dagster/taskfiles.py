@@ -653,13 +653,17 @@ def _terms_problems(path: Path, task: Task) -> list[Problem]:
     """An error where the teacher's terms restrict training and nobody said so, a warning where they are not known."""
     from distill_dagster.teacher.terms import terms_checks
 
-    failed = [check for check in terms_checks(task.teacher) if not check.passed]
-    at = ("teacher", "terms" if "terms" in task.teacher.model_fields_set else "model")
-    line = _line_of(_read_yaml(path, [])[1], at) if failed else None
-    return [
-        Problem(path, check.found["terms"], check.found["remedy"], line, "teacher.terms", check.severity)
-        for check in failed
-    ]
+    several: list[tuple[str, ...]] = [("teachers", name) for name in task.teachers]
+    problems = []
+    for place, spec in zip(several or [("teacher",)], task.teacher_specs, strict=True):
+        failed = [check for check in terms_checks(spec) if not check.passed]
+        at = (*place, "terms" if "terms" in spec.model_fields_set else "model")
+        line = _line_of(_read_yaml(path, [])[1], at) if failed else None
+        field = ".".join([*place, "terms"])
+        problems += [
+            Problem(path, check.found["terms"], check.found["remedy"], line, field, check.severity) for check in failed
+        ]
+    return problems
 
 
 def normalize(text: str) -> str:
