@@ -167,8 +167,8 @@ def _found(kind: Kind, text: str) -> _Found:
         told = thinks and kind.structured and len(rest.split()) > 3
         return _Found(rest or None, rest if told else None, value is not None)
     before = text[: marked.start()].strip().removeprefix(REASONING).strip()
-    answer, ended = text[marked.end() :].strip(), False
+    answer, ended = text[marked.end() :].lstrip(), False
     if kind.one_line:
-        answer, _, below = answer.partition("\n")
-        ended = bool(below)
+        answer, line_break, _ = answer.partition("\n")
+        ended = bool(line_break)
     return _Found(answer.strip() or None, before or None, ended or (bool(answer) and json_in(answer) is not None))

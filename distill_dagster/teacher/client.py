@@ -155,7 +155,8 @@ class Client:
             # Samples still differ by temperature and draw; litellm would refuse the whole request.
             params.pop("seed", None)
         if request.tools is not None:
-            params["tools"] = request.tools
+            # litellm would look whether one of them is of its own gateway, with a package that nothing here needs.
+            params |= {"tools": request.tools, "_skip_mcp_handler": True}
         if request.response_format is not None:
             params["response_format"] = request.response_format
         if request.messages is not None:

@@ -97,6 +97,7 @@ def test_what_gives_no_answer(kind: str, text: str, response: dict[str, Any], st
 
 
 def test_a_cut_behind_a_finished_answer_is_none() -> None:
+    assert read("math", "Reasoning: x\nAnswer: 4\n", task=THINKS, finish_reason="length").answer == "4"
     assert read("math", "Reasoning: x\nAnswer: 4\nAnd n", task=THINKS, finish_reason="length").answer == "4"
     assert read("extraction", json.dumps(ANSWERS["extraction"]) + " And n", finish_reason="length").status == "ok"
 
