@@ -64,6 +64,8 @@ def read_answer(
     structured answer, from what stands before the match of `answer.pattern`, or from what stands before `Answer:`. The
     text is cut at `stop` (by default the task's `answer.stop`) first, where a raw completion runs on.
 
+    `tool_calls` are those of the provider; an empty list where tools were offered and none was called.
+
     In a slice that wants refusals one is the right answer, and anything else is none.
     """
     spec = kind.task.answer
@@ -76,7 +78,7 @@ def read_answer(
     declined = finish_reason == "refusal"
     found = _Found(None)
     if not declined and not (open_tag and not rest):
-        found = _Found(tool_calls, complete=True) if tool_calls else _found(kind, rest)
+        found = _found(kind, rest) if tool_calls is None else _Found(tool_calls, rest, complete=True)
         notes += [found.reasoning] if found.reasoning and found.reasoning.strip() and not notes else []
     reasoning = "\n\n".join(note.strip() for note in notes) or None
     words = rest.strip()
@@ -105,7 +107,7 @@ def _is_refused(found: Any, words: str) -> bool:
     if isinstance(found, str) and is_refusal_text(found):
         return True
     # A number or an object that was found is an answer, whatever the sentence before it apologises for.
-    return (found is None or isinstance(found, str)) and is_refusal_text(words)
+    return (found is None or found == [] or isinstance(found, str)) and is_refusal_text(words)
 
 
 def _untagged(text: str) -> tuple[str | None, str, bool]:

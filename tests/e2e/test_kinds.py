@@ -28,6 +28,7 @@ TASK = "a_math"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two trainings and three rounds of writing: half a minute alone, minutes on a busy machine
 def test_a_math_task_end_to_end(tmp_path: Path, models_folder: Path) -> None:
     with FakeProvider([]) as provider:
         said = {"two": '{"reasoning": "2 + 2", "answer": 4}'}

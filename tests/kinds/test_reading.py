@@ -72,6 +72,9 @@ def test_calls_of_the_provider() -> None:
     calls = [{"name": "find_order", "arguments": '{"number": 7}'}]
     found = read("tool_call", "", tool_calls=calls, reasoning_content="An order.")
     assert found == Parsed("ok", '[{"arguments":{"number":7},"name":"find_order"}]', "An order.")
+    assert read("tool_call", "I look it up.", tool_calls=calls).reasoning == "I look it up."
+    assert read("tool_call", "Hello!", tool_calls=[]).answer == "[]", "tools were offered, and none fits"
+    assert read("tool_call", "I can't help with that.", tool_calls=[]).status == "refused"
 
 
 @pytest.mark.parametrize(
