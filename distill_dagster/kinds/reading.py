@@ -150,6 +150,17 @@ class _Found:
     complete: bool = False
 
 
+def _whole(kind: Kind, value: dict[str, Any]) -> bool:
+    """Whether an object is itself an extracted answer, of a schema with a field of the name `answer`."""
+    if kind.answer_kind != "object":
+        return False
+    try:
+        kind.canonical(value, Question())
+    except InvalidAnswer:
+        return False
+    return True
+
+
 def _found(kind: Kind, text: str) -> _Found:
     spec, thinks = kind.task.answer, kind.task.reasoning
     if spec.pattern:
@@ -157,7 +168,12 @@ def _found(kind: Kind, text: str) -> _Found:
         return _Found(None, text) if match is None else _Found(match[0].strip(), text[: match[1]], True)
     bare = _FENCE.sub("", text).strip()
     value = json_in(bare) if bare[:1] in ("{", "[") else None
-    if isinstance(value, dict) and "answer" in value and set(value) <= {"answer", "reasoning"}:
+    if (
+        isinstance(value, dict)
+        and "answer" in value
+        and set(value) <= {"answer", "reasoning"}
+        and not _whole(kind, value)
+    ):
         reasoning = value.get("reasoning")
         return _Found(value["answer"], reasoning if isinstance(reasoning, str) else None, True)
     if isinstance(value, dict) and list(value) == [REFUSAL] and isinstance(value[REFUSAL], str):

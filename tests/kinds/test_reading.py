@@ -135,6 +135,13 @@ def test_words_of_refusals(text: str, refusal: bool) -> None:
     assert is_refusal_text(text) is refusal
 
 
+def test_a_field_that_is_called_answer() -> None:
+    schema = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+    task = {"answer_schema": schema | {"additionalProperties": False}}
+    for text in ('{"answer": "yes"}', '{"answer": {"answer": "yes"}}'):
+        assert read("extraction", text, task=task).answer == '{"answer":"yes"}'
+
+
 def test_a_pattern_of_the_task() -> None:
     task = {"answer": {"pattern": r"The answer is \(?(?P<answer>.*?)\)?\.(?:\s|$)", "stop": "\n\nQ:"}, **THINKS}
     raw = "He has 7 rows. 7 * 36 is 252. The answer is (7 * 36).\n\nQ: And? A: The answer is (9)."
