@@ -159,7 +159,7 @@ class Asker:
             return {"request_key": request.key, "status": "failed", "error": str(error), "params": request.params}
         if self.writer is not None:
             prompt = Prompt(asked) if isinstance(asked, str) else asked
-            return self._told(request, responses) | self._read(prompt, response)
+            return self._told(request, responses) | self._read(prompt, request, response)
         answer = max(soft, key=lambda label: soft[label]) if soft else None
         if self.spec.soft_labels == "votes":
             answer = softlabels.parse_label(response.text, self.task.label_names)
@@ -173,7 +173,7 @@ class Asker:
             "soft_labels": _rounded(soft),
         }
 
-    def _read(self, prompt: Prompt, response: Response) -> dict[str, Any]:
+    def _read(self, prompt: Prompt, request: Request, response: Response) -> dict[str, Any]:
         """Status, reasoning and answer of a written response; `error` says why a received one has no answer."""
         if response.finish_reason == "content_filter":
             return {"status": "filtered", "reasoning": response.reasoning}
@@ -183,7 +183,7 @@ class Asker:
             prompt.question,
             finish_reason=response.finish_reason,
             reasoning_content=response.reasoning,
-            tool_calls=response.tool_calls,
+            tool_calls=response.tool_calls or ([] if request.tools is not None and response.text.strip() else None),
             stop=self.writer.stop if self.writer is not None and self.spec.api == "text" else None,
         )
         return asdict(found)
