@@ -282,24 +282,26 @@ class Asked(_Model):
     api_base: str | None = None
     api_key_env: str | None = Field(default=None, description="name of the environment variable that holds the key")
     revision: str | None = None
-    structured: bool = Field(
-        default=True,
-        description="send the answer's JSON schema as response_format (chat API, where the provider knows it); false "
-        "for a server that refuses it",
+    response_format: Literal["auto", "json_schema", "prompt"] = Field(
+        default="auto",
+        description="how an answer gets its form (chat API): by the provider's JSON schema, in the prompt, "
+        "or the first where litellm knows that the model takes it",
     )
     concurrency: Annotated[int, Field(ge=1, le=512)] = 8
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 4
+    price: Price | None = Field(default=None, description="where litellm does not know it, or yours is another")
 
     def teacher(self, of_task: TeacherSpec) -> TeacherSpec:
         """As the engine takes it. An embedded model shares the server that the task's teacher runs on."""
-        shared = {"model", "api", "api_base", "api_key_env", "revision", "concurrency", "timeout_s", "max_retries"}
-        spec = TeacherSpec(**self.model_dump(include=shared))
+        spec = TeacherSpec(**self.model_dump(include=set(Asked.model_fields)))
         return spec.model_copy(update={"few_shot": of_task.few_shot}) if spec.model == of_task.model else spec
 
     def asked_settings(self) -> dict[str, Any]:
         """What can change an answer: not where it is asked, how fast or how often."""
-        return self.model_dump(include={"model", "api", "revision", "structured"})
+        return self.model_dump(include={"model", "api", "revision", "response_format"})
 
 
 IMAGINE_METHODS = ("grid", "self_instruct", "evolve")

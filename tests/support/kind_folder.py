@@ -13,6 +13,7 @@ from tests.support.task import jsonl, merged
 
 TEACHER: dict[str, Any] = {
     "model": "openai/fake",
+    "terms": {"acknowledged": True},
     "few_shot": {"per_label": 2},
     "concurrency": 2,
     "max_retries": 0,
