@@ -29,7 +29,7 @@ def task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
     """`refresh` does the work of the schedule. What can call a paid teacher by itself is stopped at first."""
     graph = task_graph(folder)
     try:
-        free, spec = folder.task.teacher.embedded, folder.task.refresh
+        free, spec = folder.task.teacher.free, folder.task.refresh
     except InputError:
         free, spec = False, RefreshSpec(cron=None)
     made = [module.assets(graph) for module in (prompts, teacher, curation, students, evaluation)]

@@ -21,10 +21,30 @@ TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 SLICE_KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 STUDENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 EMBEDDED = "embedded/"
+REPLAY = "replay/"
+REPLAY_NAME = re.compile(r"replay/[a-z0-9][a-z0-9._-]{0,62}")
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _pattern(value: str) -> str:
+    """A regular expression for the engine that will run it, on any text in linear time.
+
+    Raises:
+        ValueError: it cannot; it has no look-around and no backreference.
+    """
+    from polars import Series, String
+    from polars.exceptions import ComputeError
+
+    try:
+        Series([""], dtype=String).str.contains(value)
+    except ComputeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        what = next((line for line in lines if line.startswith("error:")), lines[0])
+        raise ValueError(f"not a regular expression of Rust's regex: {what.removeprefix('error: ')}") from None
+    return value
 
 
 class Label(_Model):
@@ -54,8 +74,47 @@ class FewShot(_Model):
     seed: int = 0
 
 
+class ReplaySpec(_Model):
+    """How recorded completions are read. Provider logs, stored completions and chat traces need none of the paths.
+
+    A path is dotted (`request.messages.-1.content`) or a JSON pointer.
+    """
+
+    files: tuple[str, ...] = Field(
+        default=(), description="files or folders below the task folder; by default recorded/<name>.jsonl"
+    )
+    match: Literal["text", "conversation", "id"] = Field(
+        default="text",
+        description="how a prompt finds its completion: by the last user turn, by all of them, or by the id that a "
+        "seed, an imported prompt or a labelled row has",
+    )
+    prompt: str | None = None
+    completion: str | None = None
+    reasoning: str | None = None
+    model: str | None = None
+    id: str | None = None
+    prompt_pattern: str | None = Field(
+        default=None, description="a regular expression whose first group is the prompt within the recorded one"
+    )
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not name.strip() or name.startswith("/") or ".." in name.split("/") or "\\" in name:
+                raise ValueError(f"{name!r} is not a path below the task folder, such as recorded/log.jsonl")
+        return value
+
+    @field_validator("prompt_pattern")
+    @classmethod
+    def _one_group(cls, value: str | None) -> str | None:
+        if value is not None and "(" not in value:
+            raise ValueError("the pattern has no group; put what is the prompt into parentheses")
+        return None if value is None else _pattern(value)
+
+
 class TeacherSpec(_Model):
-    """Who answers. `model` is `embedded/smollm2-135m-instruct` or any litellm model id."""
+    """Who answers. `model` is `embedded/smollm2-135m-instruct`, `replay/<name>` or any litellm model id."""
 
     model: str
     api: Literal["chat", "text"] = Field(
@@ -86,6 +145,7 @@ class TeacherSpec(_Model):
         default=3, description="examples of each label for the calibration"
     )
     few_shot: FewShot = FewShot()
+    replay: ReplaySpec | None = Field(default=None, description="for `replay/<name>`: where its completions lie")
     concurrency: Annotated[int, Field(ge=1, le=512)] = 8
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 4
@@ -101,20 +161,39 @@ class TeacherSpec(_Model):
             raise ValueError("boost_labels needs `api: text` and `soft_labels: logprobs`")
         if self.calibration != "none" and self.soft_labels != "logprobs":
             raise ValueError("calibration corrects probabilities and needs `soft_labels: logprobs`")
+        if self.replay is not None and not self.replayed:
+            raise ValueError("replay belongs to a teacher whose model is `replay/<name>`")
+        if self.replayed and not REPLAY_NAME.fullmatch(self.model):
+            raise ValueError(f"a replay teacher's model matches {REPLAY_NAME.pattern}")
+        if self.replayed and self.soft_labels != "votes":
+            raise ValueError("recorded completions have no log-probabilities; they need `soft_labels: votes`")
         return self
 
     @property
     def embedded(self) -> bool:
         return self.model.startswith(EMBEDDED)
 
+    @property
+    def replayed(self) -> bool:
+        """Its completions were recorded elsewhere: it sends nothing and costs nothing."""
+        return self.model.startswith(REPLAY)
+
+    @property
+    def free(self) -> bool:
+        """Whether asking costs nothing: then the task may run by itself from the start."""
+        return self.embedded or self.replayed
+
     def identity(self) -> dict[str, Any]:
         """All that can change an answer: in every request_key. Not where it is asked, how fast or how often."""
         return {"model": self.model, "revision": self.revision}
 
     def result_settings(self) -> dict[str, Any]:
-        """The settings that can change the teacher's tables (not its limits, address or key)."""
+        """The settings that can change the teacher's tables (not its limits, address or key).
+
+        What a replay teacher has recorded is a source of its own, by content: see `sources`.
+        """
         return self.model_dump(
-            exclude={"api_base", "api_key_env", "concurrency", "timeout_s", "max_retries", "min_success"}
+            exclude={"api_base", "api_key_env", "concurrency", "timeout_s", "max_retries", "min_success", "replay"}
         )
 
 
@@ -254,17 +333,8 @@ class InboxRule(_Model):
 
     @field_validator("matches")
     @classmethod
-    def _pattern(cls, value: str) -> str:
-        from polars import Series, String
-        from polars.exceptions import ComputeError
-
-        try:  # the engine that will run it, on any text in linear time: it has no look-around and no backreference
-            Series([""], dtype=String).str.contains(value)
-        except ComputeError as error:
-            lines = [line.strip() for line in str(error).splitlines()]
-            what = next((line for line in lines if line.startswith("error:")), lines[0])
-            raise ValueError(f"not a regular expression of Rust's regex: {what.removeprefix('error: ')}") from None
-        return value
+    def _known_pattern(cls, value: str) -> str:
+        return _pattern(value)
 
 
 class InboxSpec(_Model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import polars as pl
 
@@ -47,6 +48,8 @@ def make_seed_prompts(env: Env, partition: str | None) -> Made:
 def _asker(env: Env, reading: Reading, endpoint: Endpoint) -> Asker:
     reading.source("teacher_settings")
     examples = pool(reading.table("prompt_context", CONTEXT))
+    if env.folder.task.teacher.replayed:
+        endpoint = replace(endpoint, recorded=env.folder.recorded(env.folder.task.teacher))
     templates, embed = Templates(env.folder.templates()), sentence_embedder(env.folder.task.teacher, env.models)
     return Asker(env.folder.task, templates, examples, endpoint, env.store, embed)
 

@@ -76,6 +76,11 @@ class Asker:
 
     def request(self, text: str, sample: int, spelled: str = "") -> Request:
         """The request for one sample of one prompt; `spelled` is a beginning of the answer to go on from."""
+        if self.endpoint.recorded is not None:
+            # Whatever was shown when it was recorded; a changed recording is another request.
+            found = self.endpoint.recorded.sample(text, sample)
+            messages = [{"role": "user", "content": text}]
+            return Request(self.endpoint.identity, sample, {"recorded": found and found.version}, messages=messages)
         params: dict[str, Any] = {"temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
         if self.spec.temperature > 0:
             params["seed"] = sample
@@ -103,6 +108,12 @@ class Asker:
             messages += [{"role": "user", "content": shown}, {"role": "assistant", "content": example.label}]
         messages.append({"role": "user", "content": self.templates.render("classification_user", **values)})
         return Request(self.endpoint.identity, sample, params, messages=messages)
+
+    def samples(self, text: str) -> list[int]:
+        """Which samples a prompt wants: one for each draw; of a replay teacher all that were recorded."""
+        if self.endpoint.recorded is not None:
+            return list(range(max(1, len(self.endpoint.recorded.find(text)))))
+        return list(range(self.spec.few_shot.draws))
 
     def _refuse(self, response: Response) -> None:
         """Not stored: once the server is mended, the same request has to be asked again."""
@@ -141,7 +152,8 @@ class Asker:
             "prompt_tokens": sum(r.prompt_tokens or 0 for r in responses),
             "completion_tokens": sum(r.completion_tokens or 0 for r in responses),
             "cost_usd": sum(costs) if len(costs) == len(responses) else None,
-            "latency_s": sum(r.latency_s for r in responses),
+            "latency_s": sum(r.latency_s for r in responses) if response.mode == "online" else None,
+            "mode": response.mode,
             "model_reported": response.model_reported,
             "params": request.params | {"requests": len(responses)},
             "requested_at": response.received_at,
@@ -192,15 +204,13 @@ class Asker:
         Raises:
             TeacherError: the teacher refuses every request, or fewer than `min_success` of the prompts have an answer.
         """
-        every = list(range(self.spec.few_shot.draws))
         texts = {row["prompt_id"]: user_text(row["messages"]) for row in prompts.iter_rows(named=True)}
         self.choice.look_up(list(texts.values()))
         slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
         ids = list(texts)
-        first, rest = (
-            [(i, s) for s in every for i in part if samples is None or s in samples(i)]
-            for part in (ids[:lone], ids[lone:])
-        )
+        wanted = {i: samples(i) if samples is not None else self.samples(text) for i, text in texts.items()}
+        every = sorted({s for chosen in wanted.values() for s in chosen})
+        first, rest = ([(i, s) for s in every for i in part if s in wanted[i]] for part in (ids[:lone], ids[lone:]))
         total = len(first) + len(rest)
         rows: list[dict[str, Any]] = []
         started = time.perf_counter()
@@ -237,7 +247,7 @@ class Asker:
             "teacher": self.spec.model,
             "answer_kind": "label",
             "params": canonical_json(row["params"]),
-            "mode": "online",
+            "mode": row.get("mode") or ("replay" if self.endpoint.recorded is not None else "online"),
             "template_version": self.templates.version,
         }
 

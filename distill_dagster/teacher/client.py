@@ -8,13 +8,16 @@ import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import content_hash
 from distill_dagster.spec import TeacherSpec
 from distill_dagster.teacher.softlabels import Position
 from distill_dagster.teacher.store import Response
+
+if TYPE_CHECKING:
+    from distill_dagster.teacher.recorded import Recorded
 
 # litellm otherwise asks the network for its price list at import.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -50,6 +53,8 @@ class Endpoint:
     identity: str
     api_base: str | None = None
     api_key: str | None = None
+    recorded: Recorded | None = None
+    """What answers in place of a server, for a replay teacher."""
 
     def __repr__(self) -> str:
         return f"Endpoint({self.model!r}, {self.identity!r}, api_base={self.api_base!r})"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from distill_dagster.spec import TeacherSpec
 from distill_dagster.teacher.client import Client, Endpoint, Request
+from distill_dagster.teacher.recorded import ReplayClient
 from distill_dagster.teacher.store import CompletionStore, Response
 
 Refuse = Callable[[Response], None]
@@ -17,7 +18,8 @@ class Engine:
 
     def __init__(self, endpoint: Endpoint, spec: TeacherSpec, store: CompletionStore) -> None:
         self.endpoint, self.spec, self.store = endpoint, spec, store
-        self._client = Client(endpoint, spec)
+        replayed = endpoint.recorded
+        self._client = ReplayClient(replayed) if replayed is not None else Client(endpoint, spec)
         self.cached = self.prompt_tokens = self.completion_tokens = 0
 
     @property

@@ -45,14 +45,15 @@ def estimate(
     spec = task.teacher
     # Found without a server and without a key.
     identity = embedded_identity(spec) if spec.embedded else content_hash(spec.identity())
-    endpoint = Endpoint(spec.model, identity)
+    recorded = folder.recorded(spec) if spec.replayed else None
+    endpoint = Endpoint(spec.model, identity, recorded=recorded)
     asker = Asker(task, Templates(folder.templates()), examples, endpoint, store, embed)
-    samples = range(spec.few_shot.draws)
     out = []
     for key in slices:
         texts = [user_text(m) for m in seed_prompts(key, folder.slice(key))["messages"]]
         asker.choice.look_up(texts)
-        keys = {asker.request(text, sample).key for text in texts for sample in samples}
+        keys = {asker.request(text, sample).key for text in texts for sample in asker.samples(text)}
         stored = len(store.known(keys))
-        out.append(Estimate(key, len(texts), len(keys) - stored, stored))
+        # A replay teacher is sent nothing, whether the store has its answer already or not.
+        out.append(Estimate(key, len(texts), 0 if recorded is not None else len(keys) - stored, stored))
     return out

@@ -32,7 +32,8 @@ class Response:
     """What came back for one request, as received: soft labels are read from it later, not stored instead of it.
 
     `positions` holds, per token of the answer, the likeliest tokens with natural log-probabilities, the taken one
-    first. `latency_s` is seconds on the wire, with `in_flight` requests of ours under way at the start.
+    first. `latency_s` is seconds on the wire, with `in_flight` requests of ours under way at the start. `mode` is how
+    it came: online, batch (its latency is not measured), or replay.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Response:
     model_reported: str | None
     received_at: str
     reasoning: str | None = None
+    mode: str = "online"
 
 
 class CompletionStore:
