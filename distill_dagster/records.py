@@ -117,7 +117,8 @@ def _parse(path: Path, text: str, line: int | None, problems: list[Problem]) -> 
     try:
         value = json.loads(text)
         # Half of a surrogate pair can be neither stored nor written.
-        text.isascii() and "\\u" in text and json.dumps(value, ensure_ascii=False).encode()
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         where = line + error.lineno - 1 if line else error.lineno
         problems.append(Problem(path, f"malformed JSON at column {error.colno}: {error.msg}.", remedy, line=where))

@@ -7,6 +7,7 @@ examples that stood around it when it was asked do not count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -186,12 +187,19 @@ def _read_recordings(path: Path, replay: ReplaySpec) -> list[Recording]:
     return out
 
 
+def prompt_of(value: Any) -> str | None:
+    """The last user turn of a log or trace; None where there are no messages."""
+    record = {"messages": value} if isinstance(value, list) else _dict(value)
+    messages = _messages(_part(record, "request")) or _messages(record)
+    turns = [_text(m.get("content")) for m in messages if m.get("role") == "user"]
+    return turns[-1] if turns else None
+
+
 class _UnmappedError(ValueError):
     def __init__(self, message: str, field: str, remedy: str = "") -> None:
         self.field = field
-        self.remedy = (
-            remedy or f"Say where it is with `replay.{field}` in task.yaml, or `--{field}-field` of an import."
-        )
+        option = "text" if field == "prompt" else field
+        self.remedy = remedy or f"Say where it is: `replay.{field}` in task.yaml, or --{option}-field of an import."
         super().__init__(message)
 
 
@@ -344,7 +352,9 @@ def _string(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def _count(usage: dict[str, Any], name: str, other: str, record: dict[str, Any]) -> int | None:
