@@ -13,9 +13,11 @@ from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from distill_dagster.hashing import content_hash
+from distill_dagster.patterns import pattern_problem
 
 TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 SLICE_KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -23,28 +25,12 @@ STUDENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 EMBEDDED = "embedded/"
 REPLAY = "replay/"
 REPLAY_NAME = re.compile(r"replay/[a-z0-9][a-z0-9._-]{0,62}")
+WRITTEN_TOKENS = 1024
+"""Default of teacher.max_tokens for answers that are written rather than chosen."""
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _pattern(value: str) -> str:
-    """A regular expression for the engine that will run it, on any text in linear time.
-
-    Raises:
-        ValueError: it cannot; it has no look-around and no backreference.
-    """
-    from polars import Series, String
-    from polars.exceptions import ComputeError
-
-    try:
-        Series([""], dtype=String).str.contains(value)
-    except ComputeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        what = next((line for line in lines if line.startswith("error:")), lines[0])
-        raise ValueError(f"not a regular expression of Rust's regex: {what.removeprefix('error: ')}") from None
-    return value
 
 
 class Label(_Model):
@@ -110,7 +96,9 @@ class ReplaySpec(_Model):
     def _one_group(cls, value: str | None) -> str | None:
         if value is not None and "(" not in value:
             raise ValueError("the pattern has no group; put what is the prompt into parentheses")
-        return None if value is None else _pattern(value)
+        if value is not None and (why := pattern_problem(value)):
+            raise ValueError(why)
+        return value
 
 
 class TeacherSpec(_Model):
@@ -124,7 +112,17 @@ class TeacherSpec(_Model):
     api_key_env: str | None = Field(default=None, description="name of the environment variable that holds the key")
     revision: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 16
+    samples: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1, description="answers asked for with each draw of few-shot examples; several want a temperature"
+    )
+    max_tokens: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=16, description="of an answer; by default 1024 where one is written: with reasoning, or without labels"
+    )
+    response_format: Literal["auto", "json_schema", "prompt"] = Field(
+        default="auto",
+        description="how a written answer gets its JSON schema (chat API): by the provider's response_format, in the "
+        "prompt, or the first where litellm knows that the model takes it; tools likewise",
+    )
     soft_labels: Literal["logprobs", "votes"] = Field(
         default="votes", description="token log-probabilities where the provider gives them, else the samples' votes"
     )
@@ -155,6 +153,10 @@ class TeacherSpec(_Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> TeacherSpec:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("several samples want a temperature above 0, such as 0.7: at 0 all of them are the same")
+        if self.samples > 1 and self.soft_labels == "logprobs":
+            raise ValueError("soft_labels: logprobs reads the whole distribution from one sample; leave samples out")
         if self.resolve_labels and self.api != "text":
             raise ValueError("resolve_labels continues a half-written answer, which needs `api: text`")
         if self.boost_labels and (self.api, self.soft_labels) != ("text", "logprobs"):
@@ -190,11 +192,21 @@ class TeacherSpec(_Model):
     def result_settings(self) -> dict[str, Any]:
         """The settings that can change the teacher's tables (not its limits, address or key).
 
-        What a replay teacher has recorded is a source of its own, by content: see `sources`.
+        Settings that came later are left out while they have their default: no hash moves for them. What a replay
+        teacher has recorded is a source of its own, by content: see `sources`.
         """
-        return self.model_dump(
+        settings = self.model_dump(
             exclude={"api_base", "api_key_env", "concurrency", "timeout_s", "max_retries", "min_success", "replay"}
         )
+        for name in ("samples", "response_format"):
+            if settings[name] == type(self).model_fields[name].default:
+                del settings[name]
+        return settings
+
+    @property
+    def requests_per_prompt(self) -> int:
+        """Sample i of a prompt has the few-shot examples of draw i modulo `draws`."""
+        return self.few_shot.draws * self.samples
 
 
 class Lora(_Model):
@@ -333,8 +345,10 @@ class InboxRule(_Model):
 
     @field_validator("matches")
     @classmethod
-    def _known_pattern(cls, value: str) -> str:
-        return _pattern(value)
+    def _pattern(cls, value: str) -> str:
+        if why := pattern_problem(value):
+            raise ValueError(why)
+        return value
 
 
 class InboxSpec(_Model):
@@ -378,17 +392,96 @@ class EvaluationSpec(_Model):
     seed: int = 0
 
 
+class Tool(_Model):
+    """A function that the answer of a `tool_call` task may call."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}$")]
+    description: Annotated[str, Field(min_length=1)]
+    parameters: dict[str, Any] = Field(
+        default={"type": "object", "properties": {}}, description="JSON schema of its arguments"
+    )
+
+    @field_validator("parameters")
+    @classmethod
+    def _schema(cls, value: dict[str, Any]) -> dict[str, Any]:
+        from distill_dagster.kinds.schemas import schema_problem
+
+        if why := schema_problem(value):
+            raise ValueError(why)
+        return value
+
+
+class AnswerSpec(_Model):
+    """How an answer is found in what a model wrote, and when two are equal."""
+
+    pattern: str | None = Field(
+        default=None, description="a regular expression with a group `answer`; its last match counts"
+    )
+    stop: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="what a raw completion runs on with: the text before it counts"
+    )
+    choices: bool = Field(default=False, description="kind qa: the answer is one of the lettered options of the prompt")
+    exact: bool = Field(default=False, description="kind qa: answers are equal only where every character is")
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=1e-6, description="kind math: numbers are equal within this, relative or absolute"
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _named_group(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if why := pattern_problem(value):
+            raise ValueError(why)
+        if not re.search(r"\(\?P?<answer>", value):
+            raise ValueError("a group `(?P<answer>…)` is wanted: what it holds is the answer")
+        return value
+
+
+KIND = Literal[
+    "classification",
+    "nli",
+    "extraction",
+    "qa",
+    "math",
+    "summarization",
+    "conversation",
+    "tool_call",
+    "generation",
+]
+LABEL_KINDS = ("classification", "nli")
+INSTRUCTIONS = {
+    "classification": "Sort the message into one of the categories.",
+    "nli": "Say whether the hypothesis follows from the premise.",
+    "extraction": "Extract the wanted fields from the text.",
+    "qa": "Answer the question.",
+    "math": "Solve the problem. The answer is one number, without a unit.",
+    "summarization": "Summarize the text.",
+    "conversation": "Write the next reply of the assistant.",
+    "tool_call": "Choose which tools to call, and with what arguments.",
+    "generation": "Rewrite the text.",
+}
+
+
 class Task(_Model):
     """All of `task.yaml`."""
 
-    kind: Literal["classification"]
+    kind: KIND
     description: Annotated[str, Field(min_length=1)]
-    instructions: Annotated[str, Field(min_length=1)] = "Sort the message into one of the categories."
+    instructions: Annotated[str, Field(min_length=1)] = Field(
+        default=None, validate_default=True, description="what is to be done; each kind has words of its own"
+    )
     item: Annotated[str, Field(min_length=1, max_length=40)] = Field(
         default="Message", description="what one prompt is called in templates: Ticket, Message, Question"
     )
     owners: list[str] = []
-    labels: Annotated[list[Label], Field(min_length=2)]
+    labels: list[Label] = Field(default=[], validate_default=True)
+    reasoning: bool = Field(default=False, description="ask the teacher for its reasoning before the answer")
+    answer: AnswerSpec = AnswerSpec()
+    answer_schema: dict[str, Any] | None = Field(
+        default=None, validate_default=True, description="kind extraction: JSON schema of an answer"
+    )
+    tools: list[Tool] = Field(default=[], validate_default=True)
     teacher: TeacherSpec
     students: Annotated[dict[str, StudentSpec], Field(min_length=1)]
     default_student: str | None = None
@@ -397,22 +490,105 @@ class Task(_Model):
     refresh: RefreshSpec = RefreshSpec()
     inbox: InboxSpec = InboxSpec()
 
+    @field_validator("instructions", mode="before")
+    @classmethod
+    def _own_words(cls, value: Any, info: ValidationInfo) -> Any:
+        return INSTRUCTIONS.get(info.data.get("kind", ""), "-") if value is None else value
+
     @field_validator("teacher", mode="before")
     @classmethod
-    def _short_teacher(cls, value: Any) -> Any:
-        return {"model": value} if isinstance(value, str) else value
+    def _short_teacher(cls, value: Any, info: ValidationInfo) -> Any:
+        value = {"model": value} if isinstance(value, str) else value
+        kind, reasoning = info.data.get("kind"), info.data.get("reasoning")
+        if isinstance(value, dict) and kind is not None and (kind not in LABEL_KINDS or reasoning):
+            # A label is short and gains from averaging over draws; an answer that is written is neither.
+            value = {"max_tokens": WRITTEN_TOKENS, "few_shot": {}} | value
+            if isinstance(value["few_shot"], dict):
+                value["few_shot"] = {"draws": 1} | value["few_shot"]
+        return value
+
+    @field_validator("teacher")
+    @classmethod
+    def _teacher_of_kind(cls, value: TeacherSpec, info: ValidationInfo) -> TeacherSpec:
+        kind, reasoning = info.data.get("kind"), info.data.get("reasoning")
+        if kind is not None and value.soft_labels == "logprobs" and (kind not in LABEL_KINDS or reasoning):
+            raise ValueError(
+                "soft_labels: logprobs reads a label from the first tokens; it wants a kind with labels "
+                f"({' or '.join(LABEL_KINDS)}) and no `reasoning`. Leave it out, and set `samples` for votes"
+            )
+        return value
 
     @field_validator("students")
     @classmethod
-    def _student_names(cls, value: dict[str, StudentSpec]) -> dict[str, StudentSpec]:
-        for name in value:
+    def _student_names(cls, value: dict[str, StudentSpec], info: ValidationInfo) -> dict[str, StudentSpec]:
+        for name, student in value.items():
             if not STUDENT_NAME.fullmatch(name):
                 raise ValueError(f"student name {name!r} must match {STUDENT_NAME.pattern}")
+            kind = info.data.get("kind", LABEL_KINDS[0])
+            if student.architecture == "encoder" and kind not in LABEL_KINDS:
+                raise ValueError(
+                    f"student {name!r} is an encoder, which chooses among labels; kind {kind} wants "
+                    f"`architecture: causal_lm`"
+                )
+        return value
+
+    @field_validator("answer")
+    @classmethod
+    def _choices_of_qa(cls, value: AnswerSpec, info: ValidationInfo) -> AnswerSpec:
+        if (value.choices or value.exact) and info.data.get("kind", "qa") != "qa":
+            raise ValueError("answer.choices and answer.exact are for kind qa alone")
+        return value
+
+    @field_validator("answer_schema")
+    @classmethod
+    def _schema_of_extraction(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        from distill_dagster.kinds.schemas import schema_problem
+
+        wanted = info.data.get("kind") == "extraction"
+        if value is None:
+            if wanted:
+                raise PydanticCustomError("missing", "kind extraction wants the JSON schema of an answer")
+            return None
+        if not wanted:
+            raise ValueError("answer_schema is for kind extraction alone")
+        if value.get("type") != "object":
+            raise ValueError("the schema of an answer begins with `type: object`")
+        if why := schema_problem(value):
+            raise ValueError(why)
+        return value
+
+    @field_validator("tools")
+    @classmethod
+    def _tools_of_kind(cls, value: list[Tool], info: ValidationInfo) -> list[Tool]:
+        wanted = info.data.get("kind") == "tool_call"
+        if wanted and not value:
+            raise PydanticCustomError("missing", "kind tool_call wants the tools that may be called")
+        if value and not wanted:
+            raise ValueError("tools are for kind tool_call alone")
+        names = [tool.name for tool in value]
+        if len(set(names)) < len(names):
+            raise ValueError("a tool's name stands twice")
+        return value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _default_labels(cls, value: Any, info: ValidationInfo) -> Any:
+        from distill_dagster.kinds.labels import NLI_LABELS
+
+        if value == [] and info.data.get("kind") == "nli":
+            return [{"name": name, "description": description} for name, description in NLI_LABELS]
         return value
 
     @field_validator("labels")
     @classmethod
-    def _unique_labels(cls, value: list[Label]) -> list[Label]:
+    def _unique_labels(cls, value: list[Label], info: ValidationInfo) -> list[Label]:
+        kind = info.data.get("kind")
+        if kind is not None and kind not in LABEL_KINDS and value:
+            raise ValueError(f"kind {kind} has no labels")
+        if kind in LABEL_KINDS and not value:
+            raise PydanticCustomError("missing", "field required")
+        if kind in LABEL_KINDS and len(value) < 2:
+            raise PydanticCustomError("too_short", "list should have at least 2 items after validation, not 1")
         seen: set[str] = set()
         for label in value:
             if label.name.casefold() in seen:
@@ -434,8 +610,22 @@ class Task(_Model):
     def chosen_student(self) -> str:
         return self.default_student or next(iter(self.students))
 
+    @property
+    def has_labels(self) -> bool:
+        return self.kind in LABEL_KINDS
+
     def _shared(self) -> dict[str, Any]:
-        return {"kind": self.kind, "labels": [label.model_dump() for label in self.labels]}
+        return {"kind": self.kind, "labels": [label.model_dump() for label in self.labels]} | self._answers()
+
+    def _answers(self) -> dict[str, Any]:
+        """What a task says of its answers beside its labels; nothing where it says nothing, so that no hash moves."""
+        said = {
+            "reasoning": self.reasoning or None,
+            "answer": self.answer.model_dump(exclude_defaults=True) or None,
+            "answer_schema": self.answer_schema,
+            "tools": [tool.model_dump() for tool in self.tools] or None,
+        }
+        return {name: value for name, value in said.items() if value is not None}
 
     def teacher_hash(self, templates: dict[str, str]) -> str:
         """Hash of everything that shapes a teacher request or how its answer is read."""
@@ -443,11 +633,13 @@ class Task(_Model):
         return content_hash(shared | {"teacher": self.teacher.result_settings(), "templates": templates})
 
     def curation_hash(self) -> str:
-        return content_hash({"kind": self.kind, "labels": self.label_names, "curation": self.curation.model_dump()})
+        named = {"kind": self.kind, "labels": self.label_names} | self._answers()
+        return content_hash(named | {"curation": self.curation.model_dump()})
 
     def student_hash(self, student: str) -> str:
         shared = self._shared() | {"instructions": self.instructions, "item": self.item}
         return content_hash(shared | {"student": self.students[student].model_dump()})
 
     def evaluation_hash(self) -> str:
-        return content_hash({"evaluation": self.evaluation.model_dump(), "labels": self.label_names})
+        named = {"labels": self.label_names} | ({} if self.has_labels else {"kind": self.kind})
+        return content_hash({"evaluation": self.evaluation.model_dump()} | named | self._answers())

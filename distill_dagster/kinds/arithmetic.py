@@ -1,0 +1,123 @@
+"""Numbers and arithmetic as models write them, worked out exactly and never by `eval`.
+
+"7 * 36", "(10 - (3 + 6))", "$1,250.50", "48 / 2 = 24", "36 marbles", "\\boxed{12}": each is one number.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from fractions import Fraction
+
+MAX_CHARS = 200
+MAX_EXPONENT = 64
+MAX_BITS = 1000
+"""Of a numerator or denominator: what is larger than 10^300 no float can hold, and no answer is."""
+
+_SIGNS = str.maketrans({"×": "*", "·": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")"})
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_TIMES = re.compile(r"(?<=[\d)])\s*x\s*(?=[\d(])")
+_POWER = re.compile(r"\^")
+_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
+_MONEY = re.compile(r"[$€£\\]")
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:/\d+)?")
+_START = re.compile(r"[-+*/(). \d]+")
+
+
+class NotANumber(Exception):
+    """Why a text is not one number."""
+
+
+def number_in(text: str) -> Fraction:
+    """The number that a short text says: an expression at its beginning, else the only number in it.
+
+    Raises:
+        NotANumber: there is none, there are several, or it is too large to be meant.
+    """
+    if len(text) > MAX_CHARS:
+        raise NotANumber(f"longer than {MAX_CHARS} characters")
+    plain = _MONEY.sub("", _boxed(text)).translate(_SIGNS)
+    plain = _ZEROS.sub("", _THOUSANDS.sub("", plain))
+    plain = _POWER.sub("**", _TIMES.sub("*", plain)).strip().strip("*").strip()
+    for part in reversed(plain.split("=")):  # "48 / 2 = 24": what stands on the right
+        found = _START.match(part.strip())
+        written = found.group().rstrip(" .+-*/(") if found else ""
+        rest = part.strip()[len(written) :]
+        if any(c.isdigit() for c in written) and not any(c.isdigit() for c in rest):
+            return evaluated(written)
+    numbers = {Fraction(n) for n in _NUMBER.findall(plain) if not n.endswith("/0")}
+    if len(numbers) == 1:
+        return numbers.pop()
+    raise NotANumber("several numbers" if numbers else "no number")
+
+
+def _boxed(text: str) -> str:
+    """What the last \\boxed{…} holds, else the text: mathematics as TeX marks its result."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return text
+    inner = text[start + len("\\boxed{") :]
+    depth = 1
+    for index, sign in enumerate(inner):
+        depth += (sign == "{") - (sign == "}")
+        if depth == 0:
+            return inner[:index]
+    return inner
+
+
+def evaluated(text: str) -> Fraction:
+    """The exact value of an expression of numbers, + - * / ** and brackets.
+
+    Raises:
+        NotANumber: anything else stands in it, it divides by zero, or a number in it is too large.
+    """
+    if len(text) > MAX_CHARS:
+        raise NotANumber(f"longer than {MAX_CHARS} characters")
+    try:
+        return _value(ast.parse(text.strip(), mode="eval").body, text.strip())
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise NotANumber("not an arithmetic expression") from error
+    except ZeroDivisionError as error:
+        raise NotANumber("a division by zero") from error
+
+
+def _value(node: ast.expr, text: str) -> Fraction:
+    match node:
+        case ast.Constant(value=bool()):
+            raise NotANumber("not an arithmetic expression")
+        case ast.Constant(value=int() | float()):
+            # The digits as they stand: a float would have rounded them.
+            found = ast.get_source_segment(text, node) or ""
+            if "e" in found.lower() or "_" in found:
+                raise NotANumber("not a plain number")
+            return _limited(Fraction(found))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, text)
+        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+            return _value(operand, text)
+        case ast.BinOp(left=left, op=op, right=right):
+            return _limited(_combined(_value(left, text), op, _value(right, text)))
+    raise NotANumber("not an arithmetic expression")
+
+
+def _combined(a: Fraction, op: ast.operator, b: Fraction) -> Fraction:
+    match op:
+        case ast.Add():
+            return a + b
+        case ast.Sub():
+            return a - b
+        case ast.Mult():
+            return a * b
+        case ast.Div():
+            return a / b
+        case ast.Pow():
+            if b.denominator != 1 or abs(b) > MAX_EXPONENT:
+                raise NotANumber(f"a power that is not whole or above {MAX_EXPONENT}")
+            return Fraction(a ** int(b))
+    raise NotANumber("not an arithmetic expression")
+
+
+def _limited(value: Fraction) -> Fraction:
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
+        raise NotANumber("a number too large to be meant")
+    return value

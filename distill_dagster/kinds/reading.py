@@ -1,0 +1,182 @@
+"""From what a model wrote to reasoning and answer, or to the reason why there is none."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from distill_dagster.hashing import canonical_json
+from distill_dagster.kinds.base import REFUSAL, InvalidAnswer, Kind, Question, refusal
+from distill_dagster.kinds.values import json_in
+from distill_dagster.patterns import last_group
+
+REASONING, ANSWER = "Reasoning:", "Answer:"
+"""The written form of few-shot examples, of base-like models and of students: reasoning first, then the answer."""
+
+_TAGS = ("think", "thinking", "thought", "reasoning", "scratchpad")
+_FENCE = re.compile(r"^\s*```[a-zA-Z]*\s*\n?")
+_ANSWER_LINE = re.compile(r"^[ \t]*(?:\*\*)?answer(?:\*\*)?[ \t]*:(?:\*\*)?[ \t]*", re.I | re.M)
+_VERBS = (
+    "help|assist|comply|provide|fulfil|fulfill|do that|do this|support|share|discuss|write|create|generate|give|answer"
+    "|engage|participate|continue with|offer|advise|facilitate|encourage|tell you how"
+)
+_CANNOT = r"(?:can'?t|cannot|can not|could not|won'?t|will not|unable to|not able to|must decline|have to decline)"
+_APOLOGY = (
+    r"(?:(?:i'?m|i am|we'?re|we are)\s+)?(?:(?:very|so|really|truly)\s+)?"
+    r"(?:sorry|afraid|unfortunately|my apologies|i apologi[sz]e)\b[^.!?\n]{0,60}?"
+)
+_REFUSAL = re.compile(
+    rf"\W{{0,3}}(?:{_APOLOGY})?(?:\bas an? [^.!?\n]{{0,40}}?,\s*)?\b(?:(?:i|we)\s*(?:'m|am|'re|are)?\s+)?{_CANNOT}"
+    rf"(?:\s+(?:to|be able to|in good conscience|knowingly|really|even)\b){{0,3}}\s+(?:{_VERBS})\b",
+    re.I,
+)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What one response says. `status` is ok, refused or truncated; `error` says why an ok response has no answer.
+
+    `answer` is canonical JSON text.
+    """
+
+    status: str
+    answer: str | None = None
+    reasoning: str | None = None
+    error: str | None = None
+
+
+def is_refusal_text(text: str) -> bool:
+    """Whether a text begins as models decline. Known phrases only: a refusal in other words counts as an answer."""
+    return bool(_REFUSAL.match(text.strip()[:300].replace("’", "'")))
+
+
+def read_answer(
+    kind: Kind,
+    text: str,
+    question: Question,
+    *,
+    finish_reason: str | None = None,
+    reasoning_content: str | None = None,
+    tool_calls: list[dict[str, Any]] | None = None,
+    stop: str | None = None,
+) -> Parsed:
+    """Read one response.
+
+    Reasoning is taken from a provider's `reasoning_content`, from tags such as <think>, from the `reasoning` field of a
+    structured answer, from what stands before the match of `answer.pattern`, or from what stands before `Answer:`. The
+    text is cut at `stop` (by default the task's `answer.stop`) first, where a raw completion runs on.
+
+    In a slice that wants refusals one is the right answer, and anything else is none.
+    """
+    spec = kind.task.answer
+    cut = finish_reason == "length"
+    for end in (stop, spec.stop):
+        if end and end in text:  # the answer ended, and only what follows it was cut
+            text, cut = text.split(end, 1)[0], False
+    tagged, rest, open_tag = _untagged(text)
+    notes = [part for part in (reasoning_content, tagged) if part and part.strip()]
+    declined = finish_reason == "refusal"
+    found = _Found(None)
+    if not declined and not (open_tag and not rest):
+        found = _Found(tool_calls, complete=True) if tool_calls else _found(kind, rest)
+        notes += [found.reasoning] if found.reasoning and found.reasoning.strip() and not notes else []
+    reasoning = "\n\n".join(note.strip() for note in notes) or None
+    words = rest.strip()
+    value = found.value
+    if declined or _is_refused(value, words):
+        named = value[REFUSAL] if isinstance(value, dict) else value
+        said = (named if isinstance(named, str) else "").strip() or words or "(no words)"
+        if question.refusal_wanted:
+            return Parsed("ok", canonical_json(refusal(said)), reasoning)
+        return Parsed("refused", None, reasoning, f"the teacher refused: {said[:200]}")
+    if question.refusal_wanted:
+        return Parsed("ok", None, reasoning, "a refusal is wanted in this slice, and the teacher answered")
+    if cut and not found.complete:
+        return Parsed("truncated", None, reasoning, "the answer was cut at max_tokens")
+    try:
+        if value is None:
+            raise InvalidAnswer("no answer was found in the text")
+        return Parsed("ok", canonical_json(kind.canonical(value, question)), reasoning)
+    except InvalidAnswer as why:
+        return Parsed("truncated" if cut else "ok", None, reasoning, str(why))
+
+
+def _is_refused(found: Any, words: str) -> bool:
+    if isinstance(found, dict) and list(found) == [REFUSAL]:
+        return True
+    if isinstance(found, str) and is_refusal_text(found):
+        return True
+    # A number or an object that was found is an answer, whatever the sentence before it apologises for.
+    return (found is None or isinstance(found, str)) and is_refusal_text(words)
+
+
+def _untagged(text: str) -> tuple[str | None, str, bool]:
+    """(what stands in reasoning tags, the text without it, whether a tag was never closed)."""
+    inside: list[str] = []
+    open_tag = False
+    for tag in _TAGS:
+        start, end = f"<{tag}>", f"</{tag}>"
+        while True:
+            lower = text.lower()
+            close = lower.find(end)
+            begin = lower.find(start)
+            if close >= 0 and (begin < 0 or begin > close):  # the chat template wrote the opening tag
+                inside.append(text[:close])
+                text = text[close + len(end) :]
+            elif begin >= 0 and close >= 0:
+                inside.append(text[begin + len(start) : close])
+                text = text[:begin] + text[close + len(end) :]
+            elif begin >= 0:
+                inside.append(text[begin + len(start) :])
+                text, open_tag = text[:begin], True
+            else:
+                break
+    if not inside and not open_tag:
+        return None, text, False
+    # <answer>…</answer> is what such models put the rest into
+    lower = text.lower()
+    begin, close = lower.find("<answer>"), lower.find("</answer>")
+    if 0 <= begin < close:
+        text = text[begin + len("<answer>") : close]
+    return "\n\n".join(part.strip() for part in inside), text.strip(), open_tag
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The answer as it stands in a response, or None; the reasoning that was written with it; whether it ended."""
+
+    value: Any
+    reasoning: str | None = None
+    complete: bool = False
+
+
+def _found(kind: Kind, text: str) -> _Found:
+    spec, thinks = kind.task.answer, kind.task.reasoning
+    if spec.pattern:
+        match = last_group(spec.pattern, text, "answer")
+        return _Found(None, text) if match is None else _Found(match[0].strip(), text[: match[1]], True)
+    bare = _FENCE.sub("", text).strip()
+    value = json_in(bare) if bare[:1] in ("{", "[") else None
+    if isinstance(value, dict) and "answer" in value and set(value) <= {"answer", "reasoning"}:
+        reasoning = value.get("reasoning")
+        return _Found(value["answer"], reasoning if isinstance(reasoning, str) else None, True)
+    if isinstance(value, dict) and list(value) == [REFUSAL] and isinstance(value[REFUSAL], str):
+        return _Found(value, None, True)
+    marked = _ANSWER_LINE.search(text) if thinks or kind.structured else None
+    if marked is None:
+        rest = text.strip().removeprefix(REASONING).strip() if thinks else text.strip()
+        # Reasoning that never came to an answer line may still end in one ("The answer is 7"): `canonical` looks.
+        told = thinks and kind.structured and len(rest.split()) > 3
+        return _Found(rest or None, rest if told else None, value is not None)
+    before = text[: marked.start()].strip().removeprefix(REASONING).strip()
+    answer, ended = text[marked.end() :].strip(), False
+    if kind.one_line:
+        answer, _, below = answer.partition("\n")
+        ended = bool(below)
+    return _Found(answer.strip() or None, before or None, ended or (bool(answer) and json_in(answer) is not None))
+
+
+def written(reasoning: str | None, answer: str) -> str:
+    """The written form that `read_answer` reads: "Reasoning: …" and "Answer: …", or the answer alone."""
+    return f"{REASONING} {reasoning.strip()}\n{ANSWER} {answer}" if reasoning else answer

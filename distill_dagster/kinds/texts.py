@@ -1,0 +1,76 @@
+"""Kinds that answer with a text: summarization, conversation, generation.
+
+Of several samples the medoid is the candidate: the text most like all the others, so that no outlier stands for them
+(as in minimum Bayes risk decoding, Kumar and Byrne 2004). Its agreement is its mean likeness to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distill_dagster.kinds.base import Choice, InvalidAnswer, Kind, Question, folded, is_refusal
+from distill_dagster.kinds.similarity import chrf, rouge_l, token_f1
+
+
+class FreeText(Kind):
+    answer_kind = "text"
+    one_line = False
+    structured = False
+    second = "token_f1"
+    like: Callable[[str, str], float]
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "minLength": 1}
+
+    def canonical(self, value: Any, question: Question) -> str:
+        if not isinstance(value, str):
+            raise InvalidAnswer("the answer is not a text")
+        text = "\n".join(line.rstrip() for line in value.strip().splitlines())
+        if not text:
+            raise InvalidAnswer("the answer is empty")
+        return text
+
+    def _equal(self, first: Any, second: Any) -> bool:
+        return folded(first).casefold() == folded(second).casefold()
+
+    def score(self, answer: Any, reference: Any) -> float:
+        if answer is None or is_refusal(answer) or is_refusal(reference):
+            return super().score(answer, reference)
+        return type(self).like(answer, reference)
+
+    def second_score(self, answer: Any, reference: Any) -> float:
+        if answer is None or is_refusal(answer) or is_refusal(reference):
+            return super().score(answer, reference)
+        return token_f1(answer, reference)
+
+    def choose(self, answers: Sequence[Any]) -> Choice:
+        if len(answers) == 1:
+            return Choice(0, 1.0)
+        mean = [
+            sum(self.second_score(a, b) for j, b in enumerate(answers) if i != j) / (len(answers) - 1)
+            for i, a in enumerate(answers)
+        ]
+        best = max(range(len(answers)), key=lambda i: mean[i])
+        return Choice(best, mean[best])
+
+
+class Summary(FreeText):
+    """ROUGE-L against a reference summary."""
+
+    metric = "rouge_l"
+    like = staticmethod(rouge_l)
+
+
+class Reply(FreeText):
+    """The next turn of a conversation."""
+
+    metric = "rouge_l"
+    like = staticmethod(rouge_l)
+
+
+class Generated(FreeText):
+    """Rewrites, drafts, translations: characters are compared, so that word endings and other scripts count."""
+
+    metric = "chrf"
+    like = staticmethod(chrf)

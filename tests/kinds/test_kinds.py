@@ -1,0 +1,217 @@
+"""What each kind takes for an answer, when two are equal, and which of several samples stands for them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill_dagster.kinds import InvalidAnswer, Kind, Question, kind_of
+from distill_dagster.kinds.schemas import answer_problem, schema_problem, strict
+from distill_dagster.kinds.similarity import chrf, rouge_l, squad_normalized, token_f1
+from tests.support.kinds import ANSWERS, KINDS, SCHEMA, task_of
+
+OPTIONS = Question("Where is the ship?\nAnswer Choices:\n(a) park\n(b) a harbour\n(c) harbour master\n(d) I\n")
+
+NONE = Question()
+
+
+def kind(name: str, **changes: Any) -> Kind:
+    return kind_of(task_of(name, **changes))
+
+
+def canonical(name: str, value: Any, question: Question = NONE, **changes: Any) -> Any:
+    return kind(name, **changes).canonical(value, question)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_takes_its_answer_in_one_form(name: str) -> None:
+    one, answer = kind(name), ANSWERS[name]
+    found = one.canonical(answer, Question())
+    assert found == answer
+    assert one.canonical(one.text(answer), Question()) == answer, "as it is written in an example"
+    assert one.equal(answer, answer)
+    assert one.score(answer, answer) == 1
+    assert one.score(None, answer) == 0
+    if one.second and one.second != "macro_f1":
+        assert one.second_score(answer, answer) == 1
+        assert one.second_score(None, answer) == 0
+    assert answer_problem(answer, one.schema()) is None, "what the provider is asked for fits"
+    assert schema_problem(one.schema()) is None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_refusal_equals_refusals_alone(name: str) -> None:
+    one, no = kind(name), {"refusal": "No."}
+    assert one.equal(no, {"refusal": "I cannot."})
+    assert not one.equal(no, ANSWERS[name])
+    assert one.score(no, ANSWERS[name]) == one.score(ANSWERS[name], no) == 0
+    assert one.score(no, {"refusal": "wanted"}) == 1
+    assert one.text(no) == "No."
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("classification", "I do not know", "no label is named"),
+        ("nli", 3, "no label is named"),
+        ("math", "many", "no number"),
+        ("math", True, "not a number"),
+        ("math", [4], "not a number"),
+        ("math", float("inf"), "not a finite number"),
+        ("qa", "…", "empty"),
+        ("qa", {"a": 1}, "not a text"),
+        ("extraction", "no object", "no JSON object"),
+        ("extraction", '{"item": "chair"}', "'count' is a required property"),
+        ("extraction", {"item": "chair", "count": 0}, "count: 0 is less than the minimum"),
+        ("extraction", {"item": "chair", "count": 1, "x": 1}, "'x' was unexpected"),
+        ("tool_call", "no call", "no list of tool calls"),
+        ("tool_call", [{"name": "rm"}], "not one of the task's tools"),
+        ("tool_call", [{"name": "find_order", "arguments": {"number": "x"}}], "do not fit: number"),
+        ("tool_call", [{"name": "find_order", "arguments": "x"}], "not a JSON object"),
+        ("tool_call", [3], "has no name"),
+        ("summarization", "  \n ", "empty"),
+        ("generation", 5, "not a text"),
+    ],
+)
+def test_what_is_no_answer_has_a_reason(name: str, value: Any, why: str) -> None:
+    with pytest.raises(InvalidAnswer, match=why):
+        canonical(name, value)
+
+
+def test_numbers_are_equal_within_the_tolerance() -> None:
+    assert canonical("math", "1/3") == 0.333333333333
+    assert canonical("math", 3.0) == 3
+    assert isinstance(canonical("math", 3.0), int)
+    assert canonical("math", "So the answer is 12 apples.\nDone") == 12
+    assert canonical("math", "Steps.\n#### 1,200") == 1200
+    assert kind("math").equal(0.3333333, 0.33333333)
+    assert not kind("math").equal(0.33, 0.34)
+    assert kind("math", answer={"tolerance": 0.01}).equal(0.33, 0.335)
+    assert not kind("math").equal(10**400, 10**400 + 1)
+
+
+def test_options_are_meant_by_letter_or_by_words() -> None:
+    one = {"answer": {"choices": True}}
+    for text in ("(b)", "b", "B.", "(b) a harbour.", "a harbour", "the Harbour", "it is a harbour"):
+        assert canonical("qa", text, OPTIONS, **one) == "a harbour", text
+    assert canonical("qa", "(c) harbour master", OPTIONS, **one) == "harbour master"
+    assert canonical("qa", "I", OPTIONS, **one) == "I", "an option of one letter"
+    for text in ("(e)", "nowhere", "park or harbour"):
+        with pytest.raises(InvalidAnswer, match="not one of the options"):
+            canonical("qa", text, OPTIONS, **one)
+    with pytest.raises(InvalidAnswer, match="no options"):
+        canonical("qa", "b", Question("Where?"), **one)
+
+
+def test_free_answers_are_equal_after_normalisation() -> None:
+    assert kind("qa").equal("The Eiffel Tower.", "eiffel  tower")
+    assert not kind("qa").equal("Eiffel Tower", "Tower")
+    assert kind("qa").second_score("the tower of Pisa", "Pisa tower") == pytest.approx(0.8)
+    assert squad_normalized("C# is 5% of it!") == "c# is 5% of it"
+
+
+def test_extracted_objects() -> None:
+    one = kind("extraction")
+    assert (
+        canonical("extraction", 'Here: ```json\n{"item": " chair ", "count": 2.0}\n``` done') == ANSWERS["extraction"]
+    )
+    assert one.equal({"item": "a  chair", "count": 1}, {"count": 1, "item": "a chair"})
+    assert not one.equal({"item": "chair", "count": 1}, {"item": "chair", "count": 2})
+    found = {"item": "chair", "count": 2, "colours": ["red", "blue"]}
+    assert one.score(found, {"item": "chair", "count": 3, "colours": ["blue", "green"]}) == pytest.approx(0.5)
+    assert one.score(found, found | {"colours": ["blue", "red"]}) == 1
+    assert one.second_score(found, found | {"colours": ["blue", "red"]}) == 0, "lists have an order for an exact match"
+
+
+def test_tool_calls_have_no_order_but_arguments_count() -> None:
+    one, a, b = kind("tool_call"), ANSWERS["tool_call"][0], {"name": "open_ticket", "arguments": {}}
+    assert one.canonical('{"name": "open_ticket"}', Question()) == [b]
+    assert one.canonical([{"name": "find_order", "arguments": '{"number": 7.0}'}], Question()) == [a]
+    assert one.canonical("[]", Question()) == [], "no tool fits"
+    assert one.equal([a, b], [b, a])
+    assert not one.equal([a], [a, a])
+    assert one.second_score([a], [a, b]) == pytest.approx(2 / 3)
+
+
+def test_the_majority_stands_for_the_samples() -> None:
+    choice = kind("math").choose([7, 8, 8.0000001, 9])
+    assert (choice.index, choice.agreement) == (1, 0.5)
+    assert choice.votes == ((8, 0.5), (7, 0.25), (9, 0.25))
+    assert kind("math").choose([7, 8]).index == 0, "the first of equals"
+    assert kind("qa").choose(["Rome", "the Rome", "Paris"]).agreement == pytest.approx(2 / 3)
+
+
+def test_the_medoid_stands_for_texts() -> None:
+    texts = ["buy a blue car", "the old house is red", "the old house was red", "the old house was painted red"]
+    choice = kind("generation").choose(texts)
+    assert texts[choice.index] == "the old house was red"
+    assert 0 < choice.agreement < 1
+    assert choice.votes == ()
+    assert kind("summarization").choose(["one"]).agreement == 1
+
+
+answers = st.sampled_from(["7", "7.0", 7, "8", 8.5])
+
+
+@given(st.lists(answers, min_size=1, max_size=9))
+def test_a_choice_is_one_of_the_samples(samples: list[Any]) -> None:
+    one = kind("math")
+    found = [one.canonical(s, Question()) for s in samples]
+    choice = one.choose(found)
+    assert choice.agreement == sum(one.equal(found[choice.index], f) for f in found) / len(found)
+    assert sum(share for _, share in choice.votes) == pytest.approx(1)
+    assert choice.agreement == max(share for _, share in choice.votes)
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_likeness_is_a_share_and_one_for_the_same(a: str, b: str) -> None:
+    for like in (token_f1, rouge_l, chrf):
+        assert 0 <= like(a, b) <= 1
+        assert like(a, a) == 1
+    assert rouge_l(a, b) == rouge_l(b, a)
+
+
+def test_likeness_of_known_pairs() -> None:
+    assert rouge_l("the cat sat", "the cat was here") == pytest.approx(4 / 7)
+    assert token_f1("cat sat", "sat cat") == 1
+    assert rouge_l("cat sat", "sat cat") == pytest.approx(0.5)
+    assert 0 < chrf("Häuser", "Haus") < 1
+    assert chrf("", "Haus") == 0
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_any_value_is_an_answer_or_has_a_reason(value: Any) -> None:
+    for name in KINDS:
+        one = kind(name)
+        try:
+            found = one.canonical(value, Question())
+        except InvalidAnswer:
+            continue
+        assert one.canonical(found, Question()) == found
+        assert one.equal(found, json.loads(json.dumps(found)))
+
+
+def test_schemas_of_users() -> None:
+    assert schema_problem(SCHEMA) is None
+    assert strict({"type": "object", "properties": {"a": {}}, "required": ["a"], "additionalProperties": False})
+    assert not strict(SCHEMA), "`colours` may be left out"
+    for schema, why in (
+        ({"type": "objekt"}, "not a JSON schema at type"),
+        ({"type": "object", "properties": {"a": {"$ref": "https://example.com/x"}}}, "leads out of the schema"),
+        ({"type": "object", "patternProperties": {"(a+)+": {}}}, "patternProperties is not taken"),
+        ({"type": "string", "pattern": "(?=a)"}, "look-around"),
+    ):
+        assert why in (schema_problem(schema) or ""), schema
+    property_named_so = {"type": "object", "properties": {"pattern": {"type": "string"}, "$id": {"type": "string"}}}
+    assert schema_problem(property_named_so) is None
+    assert answer_problem("b", {"type": "string", "pattern": "^(a|aa)+$"}) is not None
+    assert answer_problem("a" * 5000 + "b", {"type": "string", "pattern": "^(a|aa)+$"}) is not None, "at once"
+    assert "cannot be applied" in (answer_problem(1, {"$ref": "#/$defs/none"}) or "")
