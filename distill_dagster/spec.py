@@ -101,6 +101,17 @@ class ReplaySpec(_Model):
         return value
 
 
+class BatchSpec(_Model):
+    """How batches are looked after."""
+
+    wait_s: Annotated[float, Field(ge=0)] = Field(
+        default=90_000, description="how long a run waits for its batches: 25 hours; 0 leaves them to the sensor"
+    )
+    poll_s: Annotated[float, Field(gt=0)] = Field(
+        default=30, description="first pause between looks; it grows to ten times as much"
+    )
+
+
 class TeacherSpec(_Model):
     """Who answers. `model` is `embedded/smollm2-135m-instruct`, `replay/<name>` or any litellm model id."""
 
@@ -143,6 +154,10 @@ class TeacherSpec(_Model):
         default=3, description="examples of each label for the calibration"
     )
     few_shot: FewShot = FewShot()
+    mode: Literal["online", "batch"] = Field(
+        default="online", description="batch: through the provider's batch API, slower and at a lower price"
+    )
+    batch: BatchSpec = BatchSpec()
     replay: ReplaySpec | None = Field(default=None, description="for `replay/<name>`: where its completions lie")
     concurrency: Annotated[int, Field(ge=1, le=512)] = 8
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
@@ -163,6 +178,10 @@ class TeacherSpec(_Model):
             raise ValueError("boost_labels needs `api: text` and `soft_labels: logprobs`")
         if self.calibration != "none" and self.soft_labels != "logprobs":
             raise ValueError("calibration corrects probabilities and needs `soft_labels: logprobs`")
+        if self.mode == "batch" and self.free:
+            raise ValueError("mode: batch is for a provider with a batch API; an embedded or replay teacher has none")
+        if self.mode == "batch" and (self.resolve_labels or self.boost_labels):
+            raise ValueError("resolve_labels and boost_labels ask a server several times; they need `mode: online`")
         if self.replay is not None and not self.replayed:
             raise ValueError("replay belongs to a teacher whose model is `replay/<name>`")
         if self.replayed and not REPLAY_NAME.fullmatch(self.model):
@@ -195,9 +214,8 @@ class TeacherSpec(_Model):
         Settings that came later are left out while they have their default: no hash moves for them. What a replay
         teacher has recorded is a source of its own, by content: see `sources`.
         """
-        settings = self.model_dump(
-            exclude={"api_base", "api_key_env", "concurrency", "timeout_s", "max_retries", "min_success", "replay"}
-        )
+        how = {"api_base", "api_key_env", "concurrency", "timeout_s", "max_retries", "min_success", "mode", "batch"}
+        settings = self.model_dump(exclude=how | {"replay"})
         for name in ("samples", "response_format"):
             if settings[name] == type(self).model_fields[name].default:
                 del settings[name]

@@ -10,6 +10,7 @@ import polars as pl
 from distill_dagster import plots
 from distill_dagster.checks import Check, no_missing_rows, valid_table
 from distill_dagster.curation.candidates import candidates, prior_of, uniform_prior
+from distill_dagster.lake import node
 from distill_dagster.prompts.context import Example, draws, left_out, pool, prompt_context
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, seed_prompts, user_message
 from distill_dagster.prompts.templates import Templates
@@ -51,7 +52,8 @@ def _asker(env: Env, reading: Reading, endpoint: Endpoint) -> Asker:
     if env.folder.task.teacher.replayed:
         endpoint = replace(endpoint, recorded=env.folder.recorded(env.folder.task.teacher))
     templates, embed = Templates(env.folder.templates()), sentence_embedder(env.folder.task.teacher, env.models)
-    return Asker(env.folder.task, templates, examples, endpoint, env.store, embed)
+    origin = f"{env.task_name}/{node(reading.asset, reading.partition)}"
+    return Asker(env.folder.task, templates, examples, endpoint, env.store, embed, origin)
 
 
 def _asked(reading: Reading, asked: Asked) -> Made:

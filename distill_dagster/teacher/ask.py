@@ -67,8 +67,11 @@ class Asker:
         endpoint: Endpoint,
         store: CompletionStore,
         embed: Embed | None = None,
+        origin: str = "",
     ) -> None:
-        """`embed` finds the examples for `few_shot.nearest`, and is not wanted otherwise."""
+        """`embed` finds the examples for `few_shot.nearest`, and is not wanted otherwise; `origin` is for whom it asks,
+        `task/asset[partition]`, in the notes on batches."""
+        self.origin = origin
         self.task, self.spec, self.templates = task, task.teacher, templates
         self.choice = choice_of(pool, task.label_names, self.spec.few_shot, embed)
         self.endpoint = endpoint
@@ -223,6 +226,8 @@ class Asker:
         work = iter(rest)
         width = 1 if self.spec.embedded else self.spec.concurrency
         try:
+            if self.spec.mode == "batch":
+                await self.engine.prepare([self.request(texts[i], s) for i, s in [*first, *rest]], self.origin)
             await worker(iter(first))
             async with asyncio.TaskGroup() as group:
                 for _ in range(width):
@@ -247,7 +252,7 @@ class Asker:
             "teacher": self.spec.model,
             "answer_kind": "label",
             "params": canonical_json(row["params"]),
-            "mode": row.get("mode") or ("replay" if self.endpoint.recorded is not None else "online"),
+            "mode": row.get("mode") or ("replay" if self.endpoint.recorded is not None else self.spec.mode),
             "template_version": self.templates.version,
         }
 

@@ -183,12 +183,16 @@ class Client:
 
     def _scrubbed(self, error: Exception) -> str:
         """The error in words, without any secret: providers echo keys, also those that litellm found by itself."""
-        text = f"{type(error).__name__}: {error}"
-        found = {v for name, v in os.environ.items() if _SECRET_NAME.search(name) and len(v) >= 8}
-        for secret in sorted(found | {self._endpoint.api_key or ""}, key=len, reverse=True):
-            if secret:
-                text = text.replace(secret, "***")
-        return text[:500]
+        return scrubbed(f"{type(error).__name__}: {error}", self._endpoint.api_key)
+
+
+def scrubbed(text: str, api_key: str | None) -> str:
+    """A message for people without any secret, and not too long."""
+    found = {v for name, v in os.environ.items() if _SECRET_NAME.search(name) and len(v) >= 8}
+    for secret in sorted(found | {api_key or ""}, key=len, reverse=True):
+        if secret:
+            text = text.replace(secret, "***")
+    return text[:500]
 
 
 class _NoAnswerError(Exception):
@@ -207,7 +211,7 @@ def _response(raw: Any, latency: float, in_flight: int) -> Response:
     return Response(
         text=_clean((message.content if message is not None else choice.text) or ""),
         finish_reason=choice.finish_reason,
-        positions=_positions(getattr(choice, "logprobs", None)),
+        positions=positions_of(getattr(choice, "logprobs", None)),
         prompt_tokens=getattr(usage, "prompt_tokens", None),
         completion_tokens=getattr(usage, "completion_tokens", None),
         cached_tokens=getattr(details, "cached_tokens", None),
@@ -231,7 +235,7 @@ def _cost(raw: Any) -> float | None:
     return float(cost) if cost else None
 
 
-def _positions(logprobs: Any) -> list[Position]:
+def positions_of(logprobs: Any) -> list[Position]:
     """Both shapes of log-probabilities: chat (`content`), and OpenAI's older one (`tokens`, `top_logprobs`)."""
     if logprobs is None:
         return []

@@ -74,6 +74,11 @@ class CompletionStore:
         folder.mkdir(parents=True, exist_ok=True)
         return cls(f"sqlite:///{folder / FILE}")
 
+    @property
+    def database(self) -> sa.Engine:
+        """The database itself, for what belongs beside the answers: which of them are asked for in batches."""
+        return self._engine
+
     def take_over(self, folder: Path) -> None:
         """While this store is empty: copy what the SQLite store in `folder` has, so that nothing is paid for twice."""
         if not (folder / FILE).exists() or not self._empty():
