@@ -347,7 +347,7 @@ def import_(
     label_field: Annotated[str | None, typer.Option(help="The field of the human's answer.")] = None,
     id_field: Annotated[str | None, typer.Option(help="The field of the id; by default `id`.")] = None,
     completion_field: Annotated[str | None, typer.Option(help="recorded: the field of the completion.")] = None,
-    reasoning_field: Annotated[str | None, typer.Option(help="recorded: the field of the reasoning.")] = None,
+    reasoning_field: Annotated[str | None, typer.Option(help="The field of the reasoning, where there is one.")] = None,
     name: Annotated[str | None, typer.Option(help="recorded: a name of its own; by default the file's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be added; write nothing.")] = False,
     as_json: JsonOption = False,

@@ -31,6 +31,7 @@ from distill_dagster.teacher.recorded import FOLDER, Recording, prompt_of, read_
 Target = Literal["seeds", "examples", "golden", "dev", "human", "recorded"]
 FILES = {"examples": EXAMPLES, "golden": GOLDEN, "dev": DEV, "human": HUMAN}
 HELD_OUT, DUPLICATE, TOO_LONG = "golden or dev", "duplicate", "too long"
+OTHER_ANSWER = "known with another answer"
 _TEXTS = ("text", "prompt", "question", "input")
 
 
@@ -95,7 +96,7 @@ def _check(options: Options) -> None:
         "--slice-field": (options.slice_field, ("seeds", "examples", "golden", "dev", "human")),
         "--label-field": (options.label_field, tuple(FILES)),
         "--completion-field": (options.completion_field, ("recorded",)),
-        "--reasoning-field": (options.reasoning_field, ("recorded",)),
+        "--reasoning-field": (options.reasoning_field, ("recorded", *FILES)),
         "--name": (options.name, ("recorded",)),
     }
     for name, (value, targets) in wanted.items():
@@ -147,8 +148,8 @@ def _labelled(folder: TaskFolder, path: Path, options: Options) -> Imported:
         if key in held_out:
             skipped[HELD_OUT] += 1
         elif key in known:
-            same = known[key].label == row.label
-            skipped[DUPLICATE if same else "known with another label"] += 1
+            same = known[key].answer_json == row.answer_json
+            skipped[DUPLICATE if same else OTHER_ANSWER] += 1
         elif row.id in ids:
             message = f"the id {row.id!r} is in {name} already, of another text."
             problems.append(record.problem(message, "Give it an id of its own.", options.id_field or "id"))
@@ -173,6 +174,7 @@ def _existing(folder: TaskFolder, name: str) -> list[Row]:
 
 def _rows(folder: TaskFolder, records: list[Record], options: Options) -> list[tuple[dict[str, Any], Row]]:
     """The records as rows of the task folder, checked by what reads those files."""
+    wanted = "label" if folder.task.has_labels else "answer"
     problems: list[Problem] = []
     raws: list[dict[str, Any]] = []
     for record in records:
@@ -180,12 +182,16 @@ def _rows(folder: TaskFolder, records: list[Record], options: Options) -> list[t
         raw = {k: v for k, v in value.items() if k in Row.model_fields and v is not None and v != ""}
         text = _text(record, options, problems)
         raw["text"] = text.strip() if text is not None else None
-        raw["id"] = _id(record, options) or _own_id(record, raw["text"] or "")
+        raw["id"] = _id(record, options) or _own_id(record, text or "")
+        if "messages" in raw and not options.text_field:
+            del raw["text"]  # the user's turns are the text
         if options.label_field and (label := lookup(value, options.label_field)) is not None:
-            raw["label"] = label
+            raw[wanted] = label
+        if options.reasoning_field and (reasoning := lookup(value, options.reasoning_field)) is not None:
+            raw["reasoning"] = reasoning
         raw["slice"] = options.slice or _slice(record, options, problems) or raw.get("slice")
         raw.setdefault("source", shown_name(record.file))
-        ordered = ["id", "text", "label", *raw]
+        ordered = ["id", "text", wanted, *raw]
         raws.append({name: raw[name] for name in ordered if raw.get(name) is not None})
     if problems:
         raise InputError(problems)
@@ -196,10 +202,10 @@ def _rows(folder: TaskFolder, records: list[Record], options: Options) -> list[t
             raw["id"] += f"-{record.line or len(seen)}"  # a repeated text: counted as a duplicate, not as a wrong id
         seen.add(raw["id"])
     with tempfile.TemporaryDirectory() as place:
-        copy = Path(place) / "rows.jsonl"
+        copy = Path(place) / FILES[options.target]
         copy.write_text("".join(f"{_dumped(raw)}\n" for raw in raws), encoding="utf-8")
         found = read_rows(copy, folder.task, labelled=True)
-    named = {"label": options.label_field, "text": options.text_field, "id": options.id_field}
+    named = {wanted: options.label_field, "text": options.text_field, "id": options.id_field}
     for problem in found.problems:
         at = records[(problem.line or 1) - 1]
         where = named.get(problem.field or "") or problem.field
@@ -239,7 +245,8 @@ def _recorded(folder: TaskFolder, path: Path, options: Options) -> Imported:
         return hidden.text
 
     for recording in found:
-        texts = (recording.prompt, recording.conversation, recording.completion, recording.reasoning)
+        texts = [recording.prompt, recording.conversation, recording.completion, recording.reasoning]
+        texts += [call["arguments"] for call in recording.tool_calls or []]
         if any(len(text) > MAX_CHARS for text in texts if text):
             skipped[TOO_LONG] += 1
             continue
@@ -267,6 +274,7 @@ def _masked(recording: Recording, clean: Callable[[str | None], str | None]) -> 
         conversation=clean(recording.conversation),
         completion=clean(recording.completion) or "",
         reasoning=clean(recording.reasoning),
+        tool_calls=[{**c, "arguments": clean(c["arguments"])} for c in recording.tool_calls or []] or None,
     )
 
 

@@ -11,7 +11,7 @@ from distill_dagster.taskfiles import Row, TaskFolder
 
 
 def _rows(rows: list[Row]) -> list[str]:
-    return sorted(content_hash(row.model_dump(exclude={"source"})) for row in rows)
+    return sorted(content_hash(row.said()) for row in rows)
 
 
 def source_version(folder: TaskFolder, source: str, partition: str | None = None) -> str:

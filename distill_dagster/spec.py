@@ -632,6 +632,11 @@ class Task(_Model):
     def has_labels(self) -> bool:
         return self.kind in LABEL_KINDS
 
+    @property
+    def answers_are_written(self) -> bool:
+        """Whether the teacher writes an answer, with its reasoning or of a kind without labels, or names a label."""
+        return not self.has_labels or self.reasoning
+
     def _shared(self) -> dict[str, Any]:
         return {"kind": self.kind, "labels": [label.model_dump() for label in self.labels]} | self._answers()
 

@@ -129,6 +129,8 @@ PREDICTIONS = _schema(
     }
 )
 CONTEXT = pl.Schema({"id": pl.String, "text": pl.String, "label": pl.String, "removed": pl.String})
+ANSWERED_CONTEXT = pl.Schema(dict(CONTEXT) | {"answer": pl.String, "reasoning": pl.String, "messages": MESSAGES})
+"""The few-shot pool where answers are written: by a kind without labels, or with reasoning."""
 PRIOR = pl.Schema({"sample_index": pl.Int64, "label": pl.String, "prob": pl.Float64, "items": pl.Int64})
 
 VOLATILE = ("latency_s", "in_flight", "requested_at", "cost_usd", "source", "error")

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from distill_dagster.accepted import (
     DESCRIPTION,
@@ -22,7 +22,8 @@ from distill_dagster.accepted import (
     read_accepted,
 )
 from distill_dagster.errors import InputError, Problem
-from distill_dagster.hashing import content_hash
+from distill_dagster.hashing import canonical_json, content_hash
+from distill_dagster.kinds import InvalidAnswer, Question, is_refusal, kind_of
 from distill_dagster.spec import SLICE_KEY, TASK_NAME, ReplaySpec, Task, TeacherSpec
 
 if TYPE_CHECKING:
@@ -34,14 +35,51 @@ T = TypeVar("T")
 _TEXT = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 
-class Row(BaseModel):
-    """One line of a JSONL file: a prompt and, where it is human-labelled, its label."""
+class Turn(BaseModel):
+    """One message of a conversation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: Annotated[str, Field(min_length=1, max_length=200)]
+    role: Literal["system", "user", "assistant"]
+    content: _TEXT
+
+
+class _Prompt(BaseModel):
+    """A prompt: a text, or the turns of a conversation, of which the user's are then its text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     text: _TEXT
+    messages: Annotated[list[Turn], Field(min_length=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_of_turns(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("messages"), list) or "text" in value:
+            return value
+        turns = [t for t in value["messages"] if isinstance(t, dict) and t.get("role") == "user"]
+        return value | {"text": "\n".join(str(t.get("content") or "") for t in turns)}
+
+    @field_validator("messages")
+    @classmethod
+    def _user_last(cls, value: list[Turn] | None) -> list[Turn] | None:
+        if value is not None:
+            roles = [turn.role for turn in value]
+            if roles[-1] != "user" or "system" in roles[1:]:
+                raise ValueError("the last turn is the user's, and a system turn can only be the first")
+        return value
+
+
+class Row(_Prompt):
+    """One line of a JSONL file: a prompt and, where a person answered it, the label or answer.
+
+    `answer` is any JSON value for kinds without labels, in the kind's canonical form once it is read.
+    """
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
     label: str | None = None
+    answer: Any = None
+    reasoning: _TEXT | None = None
     slice: str | None = None
     axes: dict[str, str] = {}
     source: str | None = None
@@ -51,18 +89,32 @@ class Row(BaseModel):
     def _number_ids(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
+    @property
+    def answer_json(self) -> str:
+        """The label or answer as canonical JSON text."""
+        return canonical_json(self.answer if self.answer is not None else self.label)
 
-class Seed(BaseModel):
+    def said(self) -> dict[str, Any]:
+        """All that counts of a row; fields that came later are left out where they are empty, so no hash moves."""
+        return _without_empty(self.model_dump(exclude={"source"}), "answer", "reasoning", "messages")
+
+
+class Seed(_Prompt):
     """One seed prompt of a slice: a plain string in the YAML, or a mapping with these fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    text: _TEXT
     id: str | None = None
     target_label: str | None = None
-    reference: str | None = None
+    reference: Any = None
     axes: dict[str, str] = {}
     source: str | None = None
+
+    def said(self) -> dict[str, Any]:
+        """All that counts of a seed, as of a row."""
+        return _without_empty(self.model_dump(exclude={"source"}), "messages")
+
+
+def _without_empty(value: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: inner for name, inner in value.items() if inner is not None or name not in names}
 
 
 class Slice(BaseModel):
@@ -73,6 +125,9 @@ class Slice(BaseModel):
     description: Annotated[str, Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     target: Annotated[int, Field(ge=1)] | None = None
+    refusal: Literal["wanted"] | None = Field(
+        default=None, description="a safety slice: a refusal is the right answer, and any other is none"
+    )
     _accepted: tuple[Accepted, ...] = PrivateAttr(default=())  # private: nothing that can be written in the YAML
 
     @property
@@ -91,8 +146,8 @@ class Slice(BaseModel):
 
     def content_version(self) -> str:
         """Hash of what the slice says, parsed and canonical: white space, comments and key order do not count."""
-        value = self.model_dump(exclude={"seeds"})
-        seeds = [seed.model_dump(exclude={"source"}) for seed in self.seeds]
+        value = _without_empty(self.model_dump(exclude={"seeds"}), "refusal")
+        seeds = [seed.said() for seed in self.seeds]
         value |= {"seeds": sorted(seeds, key=content_hash)}
         if self.accepted:
             value["accepted"] = sorted({row.text for row in self.accepted})
@@ -369,15 +424,27 @@ def read_slice(path: Path, task: Task) -> _Result[Slice]:
     except ValidationError as error:
         return _Result(None, _model_problems(path, error, lambda loc: _line_of(tree, loc)))
     ids: dict[str, Seed] = {}
+    seeds: list[Seed] = []
+    if slice_.refusal and task.has_labels:
+        remedy = "Leave it out, or make a label of what is to be refused."
+        message = f"kind {task.kind} answers with labels, and a refusal is none."
+        problems.append(Problem(path, message, remedy, line=_line_of(tree, ("refusal",)), field="refusal"))
     for index, seed in enumerate(slice_.seeds):
         line = _line_of(tree, ("seeds", index))
-        for name in ("target_label", "reference"):
-            problems += _label_problem(path, line, f"seeds.{index}.{name}", getattr(seed, name), task)
+        problems += _label_problem(path, line, f"seeds.{index}.target_label", seed.target_label, task)
+        problems += _turns_problem(path, line, f"seeds.{index}.messages", seed, task)
+        name = f"seeds.{index}.reference"
+        if task.has_labels:
+            problems += _label_problem(path, line, name, seed.reference, task)
+        elif seed.reference is not None:
+            answer, found = _answer(path, line, name, seed.reference, seed.text, task)
+            seed, problems = seed.model_copy(update={"reference": answer}), problems + found
+        seeds.append(seed)
         if seed.id is not None and seed.id in ids:
             problems.append(_id_problem(path, line, f"seeds.{index}.id", seed.id, ids[seed.id].text == seed.text))
         if seed.id is not None:
             ids.setdefault(seed.id, seed)
-    return _Result(slice_, problems)
+    return _Result(slice_.model_copy(update={"seeds": seeds}), problems)
 
 
 class _RepeatedKey(Exception):
@@ -416,9 +483,8 @@ def read_rows(path: Path, task: Task, labelled: bool) -> _Result[list[Row]]:
         except ValidationError as error:
             problems += _model_problems(path, error, _always(number))
             continue
-        if labelled and row.label is None:
-            problems.append(Problem(path, "the label is missing.", "Add it.", line=number, field="label"))
-        problems += _label_problem(path, number, "label", row.label, task)
+        row, found = _checked_answer(path, number, row, task, labelled)
+        problems += found
         if row.slice is not None and not SLICE_KEY.fullmatch(row.slice):
             remedy = f"A slice matches {SLICE_KEY.pattern}."
             problems.append(Problem(path, f"{row.slice!r} cannot be a slice.", remedy, line=number, field="slice"))
@@ -440,15 +506,61 @@ def _id_problem(path: Path, line: int | None, name: str, id_: str, same: bool) -
     return Problem(path, f"{what}.", "Give every row an id of its own.", line=line, field=name)
 
 
-def _label_problem(path: Path, line: int | None, name: str, label: str | None, task: Task) -> list[Problem]:
+def _checked_answer(path: Path, line: int, row: Row, task: Task, labelled: bool) -> tuple[Row, list[Problem]]:
+    """The row with its answer in canonical form, and what is wrong with it."""
+    problems = _turns_problem(path, line, "messages", row, task)
+    wanted, other = ("label", "answer") if task.has_labels else ("answer", "label")
+    if getattr(row, other) is not None:
+        message = f"kind {task.kind} has no {other!r}."
+        problems.append(Problem(path, message, f"Write {wanted!r} instead.", line=line, field=other))
+    elif labelled and getattr(row, wanted) is None:
+        problems.append(Problem(path, f"the {wanted} is missing.", "Add it.", line=line, field=wanted))
+    if task.has_labels:
+        problems += _label_problem(path, line, "label", row.label, task)
+    elif row.answer is not None:
+        answer, found = _answer(path, line, "answer", row.answer, row.text, task)
+        row, problems = row.model_copy(update={"answer": answer}), problems + found
+    if task.reasoning and path.name == EXAMPLES and row.reasoning is None:
+        remedy = "Write how a person comes to the answer, or set `reasoning: false` in task.yaml."
+        message = "the reasoning is missing, which the teacher is shown."
+        problems.append(Problem(path, message, remedy, line=line, field="reasoning"))
+    return row, problems
+
+
+def _answer(path: Path, line: int | None, name: str, value: Any, text: str, task: Task) -> tuple[Any, list[Problem]]:
+    """An answer of a person in the kind's canonical form, or the problem with it."""
+    if is_refusal(value) and isinstance(value["refusal"], str) and value["refusal"].strip():
+        return value, []
+    try:
+        return kind_of(task).canonical(value, Question(text)), []
+    except InvalidAnswer as why:
+        remedy = f"Write an answer of kind {task.kind}; the kinds are described in docs/kinds.md."
+        return value, [Problem(path, f"{str(why).rstrip('.')}.", remedy, line=line, field=name)]
+
+
+def _turns_problem(path: Path, line: int | None, name: str, prompt: _Prompt, task: Task) -> list[Problem]:
+    if prompt.messages is None or task.kind == "conversation":
+        return []
+    remedy = "Write the prompt as `text`, or set `kind: conversation` in task.yaml."
+    return [Problem(path, f"kind {task.kind} has no conversations.", remedy, line=line, field=name)]
+
+
+def _label_problem(path: Path, line: int | None, name: str, label: Any, task: Task) -> list[Problem]:
     if label is None or label in task.label_names:
         return []
+    if not task.has_labels:
+        return [Problem(path, f"kind {task.kind} has no labels.", "Leave it out.", line=line, field=name)]
     remedy = f"Use one of: {', '.join(task.label_names[:20])}{', …' if len(task.label_names) > 20 else ''}."
     return [Problem(path, f"{label!r} is not a label of this task.", remedy, line=line, field=name)]
 
 
 def _example_problems(folder: Path, task: Task, rows: list[Row]) -> list[Problem]:
     few_shot = task.teacher.few_shot
+    if not task.has_labels:
+        need = max(1, few_shot.nearest or few_shot.per_label)
+        asks = f"teacher.few_shot.{'nearest' if few_shot.nearest else 'per_label'} asks for {need}"
+        message, remedy = f"there are {len(rows)} few-shot examples, {asks}.", "Add examples, or ask for fewer."
+        return [Problem(folder / EXAMPLES, message, remedy)] if len(rows) < need else []
     need, have = few_shot.per_label, Counter(row.label for row in rows)
     asks = f"teacher.few_shot.per_label asks for {need}"
     if few_shot.nearest:
@@ -535,7 +647,7 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
     try:
         folder.recorded_version()
         for name, text in folder.templates().items():
-            problems += _template_problems(folder.path / "templates" / f"{name}.j2", text)
+            problems += _template_problems(folder.path / "templates" / f"{name}.j2", text, task)
     except InputError as error:
         problems += error.problems
     return problems
@@ -561,7 +673,8 @@ def _repeat_warnings(texts: dict[str, list[tuple[Path, int | None, str]]], held_
     return problems
 
 
-def _template_problems(path: Path, text: str) -> list[Problem]:
+def _template_problems(path: Path, text: str, task: Task) -> list[Problem]:
     from distill_dagster.prompts import templates
 
-    return [Problem(path, message, remedy, line=line) for line, message, remedy in templates.problems(path.stem, text)]
+    found = templates.problems(path.stem, text, templates.names_of(task.kind, task.reasoning))
+    return [Problem(path, message, remedy, line=line) for line, message, remedy in found]

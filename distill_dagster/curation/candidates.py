@@ -5,10 +5,21 @@ from __future__ import annotations
 import polars as pl
 
 from distill_dagster.hashing import canonical_json
+from distill_dagster.kinds import kind_of
+from distill_dagster.spec import Task
 from distill_dagster.tables import PRIOR, SCORED, conform, user_text_expr
 
 FLOOR = 1e-6
 """What a label that got no probability counts as: the place to which stored probabilities are rounded."""
+
+
+def scored(task: Task, prompts: pl.DataFrame, completions: pl.DataFrame, prior: pl.DataFrame) -> pl.DataFrame:
+    """One scored row per prompt, by the rule of the task's kind. The prior corrects soft labels of named labels."""
+    if task.answers_are_written:
+        from distill_dagster.curation.written import written_candidates
+
+        return written_candidates(kind_of(task), prompts, completions)
+    return candidates(prompts, completions, prior, task.label_names)
 
 
 def uniform_prior(labels: list[str], samples: int) -> pl.DataFrame:

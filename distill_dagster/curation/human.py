@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from distill_dagster.hashing import canonical_json
-from distill_dagster.prompts.seeds import prompt_id, user_message
+from distill_dagster.prompts.seeds import prompt_id, turns_of
 from distill_dagster.tables import SCORED, frame_of
 from distill_dagster.taskfiles import Row
 
@@ -13,14 +12,14 @@ SLICE = "(human)"
 """What stands for the slice of a row that has none; it cannot be the key of one."""
 
 
-def human_candidates(rows: list[Row]) -> pl.DataFrame:
+def human_candidates(rows: list[Row], answer_kind: str = "label") -> pl.DataFrame:
     """One scored row per human answer: agreement and confidence are 1, teacher and soft labels are empty.
 
     Of equal texts curation keeps the surest candidate, so a human answer wins over the teacher's.
     """
     out: list[dict[str, object]] = []
     for row in rows:
-        messages = user_message(row.text.strip())
+        messages = turns_of(row)
         empty: dict[str, object] = dict.fromkeys(SCORED)
         out.append(
             empty
@@ -29,10 +28,11 @@ def human_candidates(rows: list[Row]) -> pl.DataFrame:
                 "slice": row.slice or SLICE,
                 "origin": "human",
                 "messages": messages,
-                "reference": row.label,
+                "reference": row.label if row.answer is None else row.answer_json,
                 "status": "ok",
-                "answer": canonical_json(row.label),
-                "answer_kind": "label",
+                "answer": row.answer_json,
+                "reasoning": row.reasoning,
+                "answer_kind": answer_kind,
                 "completion_ids": [],
                 "agreement": 1.0,
                 "confidence": 1.0,

@@ -45,7 +45,7 @@ class Fixed:
         pass
 
     def examples(self, text: str, sample: int) -> list[Example]:
-        return self._draws[sample]
+        return self._draws[sample % len(self._draws)]
 
 
 class Nearest:
@@ -79,4 +79,4 @@ class Nearest:
     def examples(self, text: str, sample: int) -> list[Example]:
         self.look_up([text])
         ranked = self._ranked.get(text, [])
-        return [self._pool[i] for i in reversed(ranked[sample :: self._few_shot.draws])]
+        return [self._pool[i] for i in reversed(ranked[sample % self._few_shot.draws :: self._few_shot.draws])]

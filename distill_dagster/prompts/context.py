@@ -7,19 +7,36 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from distill_dagster.spec import FewShot
-from distill_dagster.tables import CONTEXT, frame_of
+from distill_dagster.prompts.seeds import turns_of
+from distill_dagster.spec import FewShot, Task
+from distill_dagster.tables import ANSWERED_CONTEXT, CONTEXT, frame_of
 from distill_dagster.taskfiles import Row, normalize
 
 
 @dataclass(frozen=True)
 class Example:
+    """A prompt that a person answered: with a label, or (`answer`, canonical JSON) where answers are written."""
+
     id: str
     text: str
-    label: str
+    label: str = ""
+    answer: str | None = None
+    reasoning: str | None = None
+    messages: tuple[tuple[str, str], ...] = ()
+    """The turns of a conversation as (role, content); empty where the prompt is one text."""
 
 
-def prompt_context(examples: list[Row], held_out: set[str]) -> pl.DataFrame:
+def context_schema(task: Task) -> pl.Schema:
+    """The schema of the pool: answers and reasoning are kept where answers are written."""
+    return ANSWERED_CONTEXT if task.answers_are_written else CONTEXT
+
+
+def draw_labels(task: Task) -> list[str]:
+    """What draws are balanced over: the labels; a kind without labels has one group, of all examples."""
+    return task.label_names or [""]
+
+
+def prompt_context(examples: list[Row], held_out: set[str], schema: pl.Schema = CONTEXT) -> pl.DataFrame:
     """The pool of few-shot examples.
 
     A row whose text equals a golden or dev row (`contaminated`) or an earlier example (`duplicate`) stays in the table
@@ -27,17 +44,32 @@ def prompt_context(examples: list[Row], held_out: set[str]) -> pl.DataFrame:
     """
     seen: set[str] = set()
     rows: list[dict[str, object]] = []
+    found: dict[str, object]
     for row in sorted(examples, key=lambda r: r.id):
         key = normalize(row.text)
         removed = "contaminated" if key in held_out else "duplicate" if key in seen else None
         seen.add(key)
-        rows.append({"id": row.id, "text": row.text.strip(), "label": row.label, "removed": removed})
-    return frame_of(rows, CONTEXT, ("id",))
+        found = {"id": row.id, "text": row.text.strip(), "label": row.label or "", "removed": removed}
+        if "answer" in schema:
+            found |= {"answer": row.answer_json, "reasoning": row.reasoning}
+            found["messages"] = turns_of(row) if row.messages else None
+        rows.append(found)
+    return frame_of(rows, schema, ("id",))
 
 
 def pool(context: pl.DataFrame) -> list[Example]:
     kept = context.filter(pl.col("removed").is_null())
-    return [Example(r["id"], r["text"], r["label"]) for r in kept.iter_rows(named=True)]
+    return [
+        Example(
+            r["id"],
+            r["text"],
+            r["label"],
+            r.get("answer"),
+            r.get("reasoning"),
+            tuple((turn["role"], turn["content"]) for turn in r.get("messages") or []),
+        )
+        for r in kept.iter_rows(named=True)
+    ]
 
 
 def draws(examples: list[Example], labels: list[str], few_shot: FewShot) -> list[list[Example]]:

@@ -7,12 +7,21 @@ from typing import Any
 import polars as pl
 
 from distill_dagster.hashing import canonical_json, content_hash
+from distill_dagster.kinds import WANTED_REFUSAL
 from distill_dagster.tables import PROMPTS, frame_of
-from distill_dagster.taskfiles import Row, Slice, normalize
+from distill_dagster.taskfiles import Row, Seed, Slice, normalize
 
 
 def user_message(text: str) -> list[dict[str, str | None]]:
     return [{"role": "user", "content": text, "tool_calls": None, "tool_call_id": None, "name": None}]
+
+
+def turns_of(prompt: Row | Seed) -> list[dict[str, str | None]]:
+    """The messages of a prompt: its conversation, or its text as the user's only turn."""
+    if not prompt.messages:
+        return user_message(prompt.text.strip())
+    empty = dict.fromkeys(("tool_calls", "tool_call_id", "name"))
+    return [{"role": t.role, "content": t.content.strip(), **empty} for t in prompt.messages]
 
 
 def prompt_id(messages: list[dict[str, str | None]], tools: str | None = None) -> str:
@@ -20,26 +29,32 @@ def prompt_id(messages: list[dict[str, str | None]], tools: str | None = None) -
     return content_hash({"messages": messages, "tools": tools})[:32]
 
 
-def seed_prompts(key: str, slice_: Slice) -> pl.DataFrame:
+def seed_prompts(key: str, slice_: Slice, answers: bool = False) -> pl.DataFrame:
     """The prompts of one slice, sorted by id. A text that stands twice in the slice is one prompt.
+
+    `answers`: the task's answers are JSON values and no labels; in a slice with `refusal: wanted` every reference is
+    one (`kinds.WANTED_REFUSAL`).
 
     `origin` is human for the user's own seeds and log for what came through the inbox; `source` is then its file.
     """
     rows: dict[str, dict[str, Any]] = {}
+    wanted = WANTED_REFUSAL if slice_.refusal else None
     # Sorted by content, as in `Slice.content_version`: the order in the file must not decide which repeat is kept.
-    for seed in sorted(slice_.seeds, key=lambda s: content_hash(s.model_dump(exclude={"source"}))):
-        row = _prompt(key, seed.text, "human", seed.source)
+    for seed in sorted(slice_.seeds, key=lambda s: content_hash(s.said())):
+        row = _prompt(key, turns_of(seed), "human", seed.source)
         axes = canonical_json(seed.axes) if seed.axes else None
-        row |= {"target_label": seed.target_label, "reference": seed.reference, "axes": axes}
+        # A label stands as it is, any other answer as canonical JSON.
+        label = seed.reference is None or (isinstance(seed.reference, str) and not answers)
+        reference = seed.reference if label else canonical_json(seed.reference)
+        row |= {"target_label": seed.target_label, "reference": wanted or reference, "axes": axes}
         rows.setdefault(row["prompt_id"], row)
     for accepted in slice_.accepted:
-        row = _prompt(key, accepted.text, "log", accepted.source)
+        row = _prompt(key, user_message(accepted.text.strip()), "log", accepted.source) | {"reference": wanted}
         rows.setdefault(row["prompt_id"], row)
     return frame_of(list(rows.values()), PROMPTS, ("prompt_id",))
 
 
-def _prompt(key: str, text: str, origin: str, source: str | None) -> dict[str, Any]:
-    messages = user_message(text.strip())
+def _prompt(key: str, messages: list[dict[str, str | None]], origin: str, source: str | None) -> dict[str, Any]:
     empty: dict[str, Any] = dict.fromkeys(PROMPTS)
     named = {"prompt_id": prompt_id(messages), "slice": key, "origin": origin, "source": source}
     return empty | named | {"messages": messages}
@@ -49,7 +64,7 @@ def labelled_prompts(rows: list[Row], source: str) -> pl.DataFrame:
     """Golden or dev rows as prompts: `source` is golden or dev, `parent_prompt_id` is empty, `reference` the label."""
     out: dict[str, dict[str, Any]] = {}
     for row in rows:
-        messages = user_message(row.text.strip())
+        messages = turns_of(row)
         id_ = prompt_id(messages)
         out.setdefault(
             id_,
@@ -60,7 +75,7 @@ def labelled_prompts(rows: list[Row], source: str) -> pl.DataFrame:
                 "messages": messages,
                 "tools": None,
                 "target_label": None,
-                "reference": row.label,
+                "reference": row.label if row.answer is None else row.answer_json,
                 "axes": canonical_json(row.axes) if row.axes else None,
                 "parent_prompt_id": None,
                 "source": source,

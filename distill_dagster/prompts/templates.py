@@ -12,9 +12,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_dagster.errors import DistillError
 from distill_dagster.hashing import content_hash
+from distill_dagster.spec import LABEL_KINDS
 
-NAMES = ("classification_text", "classification_system", "classification_user")
-VARIABLES = ("text", "examples", "labels", "instructions", "item")
+PARTS = ("text", "system", "user")
+"""For the text API; for the chat API its system turn, and the user's turns of examples and prompt."""
+NAMES = tuple(f"classification_{part}" for part in PARTS)
+VARIABLES = ("text", "examples", "labels", "instructions", "item", "format", "tools", "reasoning")
+
+
+def names_of(kind: str, reasoning: bool) -> tuple[str, ...]:
+    """The templates of a kind. With reasoning a label is written behind it, which wants templates of its own."""
+    prefix = f"{kind}_reasoned" if reasoning and kind in LABEL_KINDS else kind
+    return tuple(f"{prefix}_{part}" for part in PARTS)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -31,9 +40,15 @@ def _compiled(source: str) -> Any:
 class Templates:
     """The templates of one task. `version` changes when, and only when, one of them changes."""
 
-    def __init__(self, own: dict[str, str]) -> None:
-        self._sources = {name: own[name] if name in own else _built_in(name) for name in NAMES}
+    def __init__(self, own: dict[str, str], kind: str = "classification", reasoning: bool = False) -> None:
+        """`own` are the task's own templates by name; what it has none for is built in."""
+        self.names = names_of(kind, reasoning)
+        self._sources = {name: own[name] if name in own else _built_in(name) for name in self.names}
         self.version = content_hash(self._sources)[:12]
+
+    def part(self, part: str, **values: Any) -> str:
+        """The template of a part, as `render`."""
+        return self.render(self.names[PARTS.index(part)], **values)
 
     def render(self, name: str, **values: Any) -> str:
         """One template with its values; the end of the text is trimmed.
@@ -50,13 +65,17 @@ class Templates:
 
 
 def _built_in(name: str) -> str:
-    return resources.files("distill_dagster.prompts").joinpath("templates", f"{name}.j2").read_text("utf-8")
+    """The template of that name, else the one that all written answers share for this part."""
+    folder = resources.files("distill_dagster.prompts").joinpath("templates")
+    found = folder.joinpath(f"{name}.j2")
+    shared = folder.joinpath(f"written_{name.rpartition('_')[2]}.j2")
+    return (found if found.is_file() else shared).read_text("utf-8")
 
 
-def problems(name: str, source: str) -> list[tuple[int | None, str, str]]:
+def problems(name: str, source: str, names: tuple[str, ...] = NAMES) -> list[tuple[int | None, str, str]]:
     """What is wrong in a user's template, without rendering it: (line, message, remedy)."""
-    if name not in NAMES:
-        return [(None, f"{name!r} is not the name of a template.", f"Use one of: {', '.join(NAMES)}.")]
+    if name not in names:
+        return [(None, f"{name!r} is not the name of a template.", f"Use one of: {', '.join(names)}.")]
     if not source.strip():
         return [(None, "the template is empty.", "Write it, or remove the file to use the built-in one.")]
     try:

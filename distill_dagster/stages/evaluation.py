@@ -18,11 +18,11 @@ from distill_dagster import plots, progress
 from distill_dagster.checks import Check, complete, valid_table
 from distill_dagster.curation.candidates import candidates
 from distill_dagster.hashing import canonical_json, content_hash
-from distill_dagster.prompts.context import pool
+from distill_dagster.prompts.context import context_schema, pool
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, user_message
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
 from distill_dagster.stages.students import TRAINING_LOG
-from distill_dagster.tables import COMPLETIONS, CONTEXT, DATASET, PREDICTIONS, PRIOR, frame_of, user_text
+from distill_dagster.tables import COMPLETIONS, DATASET, PREDICTIONS, PRIOR, frame_of, user_text
 
 if TYPE_CHECKING:
     from distill_dagster.student.types import Predictor
@@ -164,7 +164,7 @@ def make_predictions(env: Env, partition: str | None) -> Made:
     items = _items(env, reading.table("filtered_dataset", DATASET))
     rows, teacher = _teacher_rows(env, reading, items)
     facts: dict[str, dict[str, Any]] = {"teacher": teacher}
-    examples = pool(reading.table("prompt_context", CONTEXT))
+    examples = pool(reading.table("prompt_context", context_schema(task)))
     systems: list[tuple[str, str | None]] = [
         ("base", None),
         ("seed_only", "seed_only_adapter"),

@@ -13,11 +13,11 @@ from distill_dagster import plots
 from distill_dagster.checks import loss_fell
 from distill_dagster.hashing import folder_hash
 from distill_dagster.lake import RECORD_FILE
-from distill_dagster.prompts.context import pool
+from distill_dagster.prompts.context import context_schema, pool
 from distill_dagster.retraining import TRAINED_ON, write_trained_on
 from distill_dagster.sources import label_of_slice
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Shown
-from distill_dagster.tables import CONTEXT, DATASET, user_text
+from distill_dagster.tables import DATASET, user_text
 
 if TYPE_CHECKING:
     from distill_dagster.student.types import TrainingLog, TrainRow
@@ -53,7 +53,7 @@ def make_seed_only_adapter(env: Env, partition: str | None) -> Made:
 
     assert partition is not None
     reading = Reading(env, "seed_only_adapter", partition)
-    examples = pool(reading.table("prompt_context", CONTEXT))
+    examples = pool(reading.table("prompt_context", context_schema(env.folder.task)))
     rows = [TrainRow(e.id, e.text, e.label) for e in examples]
     return _train(env, reading, rows, [], env.folder.task.students[partition].seed_only_epochs)
 

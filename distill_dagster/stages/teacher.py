@@ -9,14 +9,14 @@ import polars as pl
 
 from distill_dagster import plots
 from distill_dagster.checks import Check, no_missing_rows, valid_table
-from distill_dagster.curation.candidates import candidates, prior_of, uniform_prior
+from distill_dagster.curation.candidates import prior_of, scored, uniform_prior
 from distill_dagster.lake import node
-from distill_dagster.prompts.context import Example, draws, left_out, pool, prompt_context
+from distill_dagster.prompts.context import Example, context_schema, draws, left_out, pool, prompt_context
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, seed_prompts, user_message
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Shown, sample_rows
 from distill_dagster.student.sentences import sentence_embedder
-from distill_dagster.tables import COMPLETIONS, CONTEXT, PRIOR, PROMPTS, frame_of
+from distill_dagster.tables import COMPLETIONS, PRIOR, PROMPTS, frame_of
 from distill_dagster.teacher.ask import Asked, Asker, run_ask
 from distill_dagster.teacher.client import Endpoint
 
@@ -24,12 +24,15 @@ from distill_dagster.teacher.client import Endpoint
 def make_prompt_context(env: Env, partition: str | None) -> Made:
     reading = Reading(env, "prompt_context", partition)
     reading.source("human_examples")
-    frame = prompt_context(env.folder.examples, reading.held_out())
+    frame = prompt_context(env.folder.examples, reading.held_out(), context_schema(env.folder.task))
     removed = frame.filter(pl.col("removed").is_not_null())
     found = {"removed": ", ".join(f"{i} ({why})" for i, why in removed.select("id", "removed").iter_rows())}
     checks = [valid_table("prompt_context", frame), Check("no_row_removed", not removed.height, "warning", found)]
     record = reading.write(frame, checks)
-    rows = sample_rows(frame.filter(pl.col("removed").is_null()), ["id", "text", "label"])
+    rows = sample_rows(
+        frame.filter(pl.col("removed").is_null()),
+        ["id", "text", "answer" if env.folder.task.answers_are_written else "label"],
+    )
     return Made(record, {"rows": frame.height, "removed": removed.height, "sample": rows}, checks)
 
 
@@ -39,7 +42,7 @@ def make_seed_prompts(env: Env, partition: str | None) -> Made:
     reading.source("teacher_settings")
     reading.source("slice_files", partition)
     slice_ = env.folder.slice(partition)
-    frame = seed_prompts(partition, slice_)
+    frame = seed_prompts(partition, slice_, answers=not env.folder.task.has_labels)
     checks = [valid_table("seed_prompts", frame)]
     record = reading.write(frame, checks)
     sample = sample_rows(frame, ["prompt_id", "origin"])
@@ -48,12 +51,14 @@ def make_seed_prompts(env: Env, partition: str | None) -> Made:
 
 def _asker(env: Env, reading: Reading, endpoint: Endpoint) -> Asker:
     reading.source("teacher_settings")
-    examples = pool(reading.table("prompt_context", CONTEXT))
-    if env.folder.task.teacher.replayed:
-        endpoint = replace(endpoint, recorded=env.folder.recorded(env.folder.task.teacher))
-    templates, embed = Templates(env.folder.templates()), sentence_embedder(env.folder.task.teacher, env.models)
+    task = env.folder.task
+    examples = pool(reading.table("prompt_context", context_schema(task)))
+    if task.teacher.replayed:
+        endpoint = replace(endpoint, recorded=env.folder.recorded(task.teacher))
+    templates = Templates(env.folder.templates(), task.kind, task.reasoning)
+    embed = sentence_embedder(task.teacher, env.models)
     origin = f"{env.task_name}/{node(reading.asset, reading.partition)}"
-    return Asker(env.folder.task, templates, examples, endpoint, env.store, embed, origin)
+    return Asker(task, templates, examples, endpoint, env.store, embed, origin)
 
 
 def _asked(reading: Reading, asked: Asked) -> Made:
@@ -89,7 +94,7 @@ def make_teacher_prior(env: Env, partition: str | None) -> Made:
     """The teacher's mean answer per draw to examples left out of it; uniform where the task asks for none."""
     reading = Reading(env, "teacher_prior", partition)
     spec, labels = env.folder.task.teacher, env.folder.task.label_names
-    examples = pool(reading.table("prompt_context", CONTEXT))
+    examples = pool(reading.table("prompt_context", context_schema(env.folder.task)))
     calls = cached = 0
     seconds = 0.0
     if spec.calibration == "none":
@@ -114,9 +119,12 @@ def make_teacher_prior(env: Env, partition: str | None) -> Made:
     checks = [valid_table("teacher_prior", prior)]
     record = reading.write(prior, checks, teacher_calls=calls, teacher_calls_cached=cached, model_s=seconds)
     by_label = prior.group_by("label").agg(pl.col("prob").mean().round(4)).sort("prob", descending=True)
-    png = plots.bar_counts(dict(by_label.iter_rows()), "The teacher's mean answer to balanced examples", "probability")
     shown: dict[str, Shown] = {"rows": prior.height, "teacher_calls": calls, "teacher_calls_cached": cached}
-    return Made(record, {**shown, "prior": Markdown(plots.markdown_image(png))}, checks)
+    if prior.height:
+        title = "The teacher's mean answer to balanced examples"
+        png = plots.bar_counts(dict(by_label.iter_rows()), title, "probability")
+        shown["prior"] = Markdown(plots.markdown_image(png))
+    return Made(record, shown, checks)
 
 
 def _example_prompt(id_: str, text: str) -> dict[str, object]:
@@ -150,16 +158,18 @@ def make_scored_completions(env: Env, partition: str | None) -> Made:
     prompts = reading.table("seed_prompts", PROMPTS, partition)
     completions = reading.table("teacher_completions", COMPLETIONS, partition)
     prior = reading.table("teacher_prior", PRIOR)
-    frame = candidates(prompts, completions, prior, env.folder.task.label_names)
+    task = env.folder.task
+    frame = scored(task, prompts, completions, prior)
     checks = [valid_table("scored_completions", frame)]
     record = reading.write(frame, checks)
-    counts = frame.filter(pl.col("answer").is_not_null()).group_by("answer").len().sort("answer")
-    png = plots.bar_counts({json.loads(a): n for a, n in counts.iter_rows()}, "Candidates by label", "rows")
     shown: dict[str, Shown] = {
         "rows": frame.height,
         "without_answer": frame["answer"].null_count(),
         "mean_agreement": round(float(frame["agreement"].mean() or 0.0), 4),  # type: ignore[arg-type]
-        "labels": Markdown(plots.markdown_image(png)),
         "sample": sample_rows(frame, ["answer", "agreement", "confidence"]),
     }
+    if task.has_labels:
+        counts = frame.filter(pl.col("answer").is_not_null()).group_by("answer").len().sort("answer")
+        png = plots.bar_counts({json.loads(a): n for a, n in counts.iter_rows()}, "Candidates by label", "rows")
+        shown["labels"] = Markdown(plots.markdown_image(png))
     return Made(record, shown, checks)

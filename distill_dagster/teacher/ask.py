@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import polars as pl
@@ -13,15 +13,17 @@ import polars as pl
 from distill_dagster import progress
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import canonical_json, content_hash
+from distill_dagster.kinds import kind_of, read_answer
 from distill_dagster.prompts.choice import Embed, choice_of
-from distill_dagster.prompts.context import Example
+from distill_dagster.prompts.context import Example, draw_labels
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import Task
-from distill_dagster.tables import COMPLETIONS, frame_of, user_text
+from distill_dagster.tables import COMPLETIONS, frame_of
 from distill_dagster.teacher import softlabels
 from distill_dagster.teacher.client import Endpoint, PermanentTeacherError, Request
 from distill_dagster.teacher.engine import Engine
 from distill_dagster.teacher.store import CompletionStore, Response
+from distill_dagster.teacher.written import Prompt, Writer, prompt_of
 
 RESOLVE_SHARE = 0.02
 """Labels that share their beginning are told apart only where they hold more than this share of the mass."""
@@ -73,17 +75,23 @@ class Asker:
         `task/asset[partition]`, in the notes on batches."""
         self.origin = origin
         self.task, self.spec, self.templates = task, task.teacher, templates
-        self.choice = choice_of(pool, task.label_names, self.spec.few_shot, embed)
+        self.choice = choice_of(pool, draw_labels(task), self.spec.few_shot, embed)
         self.endpoint = endpoint
+        self.kind = kind_of(task)
+        self.writer = Writer(self.kind, templates, endpoint, self.spec) if task.answers_are_written else None
         self.engine = Engine(endpoint, self.spec, store)
 
-    def request(self, text: str, sample: int, spelled: str = "") -> Request:
-        """The request for one sample of one prompt; `spelled` is a beginning of the answer to go on from."""
+    def request(self, asked: str | Prompt, sample: int, spelled: str = "") -> Request:
+        """The request for one sample of one prompt; `spelled` is a beginning of a label to go on from."""
+        text = asked if isinstance(asked, str) else asked.text
         if self.endpoint.recorded is not None:
             # Whatever was shown when it was recorded; a changed recording is another request.
             found = self.endpoint.recorded.sample(text, sample)
-            messages = [{"role": "user", "content": text}]
+            messages: list[dict[str, Any]] = [{"role": "user", "content": text}]
             return Request(self.endpoint.identity, sample, {"recorded": found and found.version}, messages=messages)
+        if self.writer is not None:
+            prompt = Prompt(asked) if isinstance(asked, str) else asked
+            return self.writer.request(prompt, self.choice.examples(text, sample), sample)
         params: dict[str, Any] = {"temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
         if self.spec.temperature > 0:
             params["seed"] = sample
@@ -100,23 +108,23 @@ class Asker:
                 params |= {"logprobs": self.spec.top_logprobs}
             if self.spec.boost_labels:
                 params |= _boosted(softlabels.next_words(self.task.label_names, spelled), sample)
-            prompt = self.templates.render("classification_text", **values)
-            prompt += f" {spelled}" if spelled else ""
-            return Request(self.endpoint.identity, sample, params, prompt=prompt)
+            rendered = self.templates.part("text", **values)
+            rendered += f" {spelled}" if spelled else ""
+            return Request(self.endpoint.identity, sample, params, prompt=rendered)
         if self.spec.soft_labels == "logprobs":
             params |= {"logprobs": True, "top_logprobs": self.spec.top_logprobs}
-        messages = [{"role": "system", "content": self.templates.render("classification_system", **values)}]
+        messages = [{"role": "system", "content": self.templates.part("system", **values)}]
         for example in examples:
-            shown = self.templates.render("classification_user", **(values | {"text": example.text}))
+            shown = self.templates.part("user", **(values | {"text": example.text}))
             messages += [{"role": "user", "content": shown}, {"role": "assistant", "content": example.label}]
-        messages.append({"role": "user", "content": self.templates.render("classification_user", **values)})
+        messages.append({"role": "user", "content": self.templates.part("user", **values)})
         return Request(self.endpoint.identity, sample, params, messages=messages)
 
     def samples(self, text: str) -> list[int]:
-        """Which samples a prompt wants: one for each draw; of a replay teacher all that were recorded."""
+        """Which samples a prompt wants: so many for each draw; of a replay teacher all that were recorded."""
         if self.endpoint.recorded is not None:
             return list(range(max(1, len(self.endpoint.recorded.find(text)))))
-        return list(range(self.spec.few_shot.draws))
+        return list(range(self.spec.requests_per_prompt))
 
     def _refuse(self, response: Response) -> None:
         """Not stored: once the server is mended, the same request has to be asked again."""
@@ -126,9 +134,10 @@ class Asker:
                 f"server send them."
             )
 
-    async def sample(self, text: str, sample: int) -> dict[str, Any]:
+    async def sample(self, asked: str | Prompt, sample: int) -> dict[str, Any]:
         """One sample of one prompt as the answer's columns of a completions row."""
-        request = self.request(text, sample)
+        request = self.request(asked, sample)
+        text = asked if isinstance(asked, str) else asked.text
         try:
             response = await self.engine.answer(request, self._refuse)
             responses = [response]
@@ -137,21 +146,46 @@ class Asker:
             raise
         except TeacherError as error:
             return {"request_key": request.key, "status": "failed", "error": str(error), "params": request.params}
+        if self.writer is not None:
+            prompt = Prompt(asked) if isinstance(asked, str) else asked
+            return self._told(request, responses) | self._read(prompt, response)
         answer = max(soft, key=lambda label: soft[label]) if soft else None
         if self.spec.soft_labels == "votes":
             answer = softlabels.parse_label(response.text, self.task.label_names)
         # A request for a distribution stops after the tokens that decide it: that is no truncation.
         cut = response.finish_reason == "length" and self.spec.soft_labels == "votes" and answer is None
         status = "filtered" if response.finish_reason == "content_filter" else "truncated" if cut else "ok"
-        costs = [r.cost_usd for r in responses if r.cost_usd is not None]
-        return {
-            "request_key": request.key,
+        return self._told(request, responses) | {
             "status": status,
             "reasoning": response.reasoning,
             "answer": canonical_json(answer) if answer is not None else None,
+            "soft_labels": _rounded(soft),
+        }
+
+    def _read(self, prompt: Prompt, response: Response) -> dict[str, Any]:
+        """Status, reasoning and answer of a written response; `error` says why a received one has no answer."""
+        if response.finish_reason == "content_filter":
+            return {"status": "filtered", "reasoning": response.reasoning}
+        found = read_answer(
+            self.kind,
+            response.text,
+            prompt.question,
+            finish_reason=response.finish_reason,
+            reasoning_content=response.reasoning,
+            tool_calls=response.tool_calls,
+            stop=self.writer.stop if self.writer is not None and self.spec.api == "text" else None,
+        )
+        return asdict(found)
+
+    @staticmethod
+    def _told(request: Request, responses: list[Response]) -> dict[str, Any]:
+        """The columns that are the same for every kind; the first response is the answer's."""
+        response = responses[0]
+        costs = [r.cost_usd for r in responses if r.cost_usd is not None]
+        return {
+            "request_key": request.key,
             "raw_text": response.text,
             "finish_reason": response.finish_reason,
-            "soft_labels": _rounded(soft),
             "prompt_tokens": sum(r.prompt_tokens or 0 for r in responses),
             "completion_tokens": sum(r.completion_tokens or 0 for r in responses),
             "cost_usd": sum(costs) if len(costs) == len(responses) else None,
@@ -207,11 +241,14 @@ class Asker:
         Raises:
             TeacherError: the teacher refuses every request, or fewer than `min_success` of the prompts have an answer.
         """
-        texts = {row["prompt_id"]: user_text(row["messages"]) for row in prompts.iter_rows(named=True)}
-        self.choice.look_up(list(texts.values()))
+        texts = {
+            row["prompt_id"]: prompt_of(row["messages"], row["reference"] if self.writer else None)
+            for row in prompts.iter_rows(named=True)
+        }
+        self.choice.look_up([prompt.text for prompt in texts.values()])
         slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
         ids = list(texts)
-        wanted = {i: samples(i) if samples is not None else self.samples(text) for i, text in texts.items()}
+        wanted = {i: samples(i) if samples is not None else self.samples(prompt.text) for i, prompt in texts.items()}
         every = sorted({s for chosen in wanted.values() for s in chosen})
         first, rest = ([(i, s) for s in every for i in part if s in wanted[i]] for part in (ids[:lone], ids[lone:]))
         total = len(first) + len(rest)
@@ -250,7 +287,7 @@ class Asker:
             "completion_id": content_hash([row["prompt_id"], row["request_key"]])[:32],
             "slice": slices[row["prompt_id"]],
             "teacher": self.spec.model,
-            "answer_kind": "label",
+            "answer_kind": self.kind.answer_kind,
             "params": canonical_json(row["params"]),
             "mode": row.get("mode") or ("replay" if self.endpoint.recorded is not None else self.spec.mode),
             "template_version": self.templates.version,

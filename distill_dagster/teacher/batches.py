@@ -12,15 +12,14 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distill_dagster import progress
 from distill_dagster.errors import TeacherError
 from distill_dagster.spec import TeacherSpec
 from distill_dagster.teacher.batchstore import BatchStore, Submission
-from distill_dagster.teacher.client import Endpoint, Request, positions_of, scrubbed
+from distill_dagster.teacher.client import Endpoint, Request, response_from, scrubbed
 from distill_dagster.teacher.store import CompletionStore, Response
 
 NAME = "distill_submission"
@@ -247,27 +246,14 @@ class Batches:
                 continue  # a line that cannot be read answers nothing: its request is told to have no answer
 
     def _answer(self, key: str, body: dict[str, Any]) -> _Line:
-        choice = body["choices"][0]
-        message = choice.get("message")
-        text = (message.get("content") if message is not None else choice["text"]) or ""
-        usage = body.get("usage") or {}
-        prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        response = Response(
-            text=_clean(text),
-            finish_reason=choice.get("finish_reason"),
-            positions=positions_of(choice.get("logprobs")),
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
-            cost_usd=batch_cost(self.spec.model, prompt_tokens, completion_tokens),
-            latency_s=0.0,
-            in_flight=0,
-            model_reported=body.get("model"),
-            received_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            reasoning=_clean((message or {}).get("reasoning_content") or "") or None,
-            mode="batch",
-        )
-        if self.spec.soft_labels == "logprobs" and text and not response.positions:
+        import litellm
+
+        chat = "message" in body["choices"][0]
+        raw = litellm.ModelResponse(**body) if chat else litellm.TextCompletionResponse(**body)
+        found = response_from(raw, 0.0, 0)
+        cost = batch_cost(self.spec.model, found.prompt_tokens, found.completion_tokens)
+        response = replace(found, cost_usd=cost, mode="batch")
+        if self.spec.soft_labels == "logprobs" and response.text and not response.positions:
             return _Line(key, None, "no token log-probabilities came; set `soft_labels: votes` in task.yaml")
         return _Line(key, response, "")
 
@@ -280,6 +266,8 @@ class Batches:
         if "seed" not in (litellm.get_supported_openai_params(self.endpoint.model) or ["seed"]):
             params.pop("seed", None)
         body: dict[str, Any] = {"model": model} | params
+        more = {"tools": request.tools, "response_format": request.response_format}
+        body |= {name: value for name, value in more.items() if value is not None}
         if request.messages is not None:
             body["messages"] = request.messages
         else:
@@ -369,7 +357,3 @@ def _parts(lines: Mapping[str, str]) -> Iterator[dict[str, str]]:
         size += length
     if part:
         yield part
-
-
-def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()

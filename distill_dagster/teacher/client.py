@@ -37,11 +37,14 @@ class Request:
     params: dict[str, Any]
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    response_format: dict[str, Any] | None = None
 
     @property
     def key(self) -> str:
         """request_key: all that shapes the answer, and nothing of where, when or for whom it is asked."""
-        asked = {"prompt": self.prompt, "messages": self.messages, "tools": None, "response_format": None}
+        asked: dict[str, Any] = {"prompt": self.prompt, "messages": self.messages}
+        asked |= {"tools": self.tools, "response_format": self.response_format}
         return content_hash(asked | {"teacher": self.identity, "params": self.params, "sample": self.sample_index})
 
 
@@ -156,6 +159,10 @@ class Client:
         if "seed" not in (litellm.get_supported_openai_params(self._endpoint.model) or ["seed"]):
             # Samples still differ by temperature and draw; litellm would refuse the whole request.
             params.pop("seed", None)
+        if request.tools is not None:
+            params["tools"] = request.tools
+        if request.response_format is not None:
+            params["response_format"] = request.response_format
         if request.messages is not None:
             raw = await litellm.acompletion(messages=request.messages, **params, **where)
         else:
@@ -166,7 +173,7 @@ class Client:
         if not raw.choices or (request.messages is None and raw.choices[0].text is None):
             # litellm makes a choice without a text of a body that holds none, such as a proxy's `{}`.
             raise _NoAnswerError("the body holds no answer")
-        return _response(raw, latency, in_flight)
+        return response_from(raw, latency, in_flight)
 
     def _shared_text_client(self) -> Any:
         """litellm opens, and leaks, a connection for each text completion unless it is handed a client."""
@@ -203,15 +210,16 @@ class PermanentTeacherError(TeacherError):
     """No request to this teacher can succeed (key refused, model unknown): the others are not sent."""
 
 
-def _response(raw: Any, latency: float, in_flight: int) -> Response:
+def response_from(raw: Any, latency: float, in_flight: int) -> Response:
     choice = raw.choices[0]
     message = getattr(choice, "message", None)
     usage = getattr(raw, "usage", None)
     details = getattr(usage, "prompt_tokens_details", None)
+    declined = _declined(message)
     return Response(
-        text=_clean((message.content if message is not None else choice.text) or ""),
-        finish_reason=choice.finish_reason,
-        positions=positions_of(getattr(choice, "logprobs", None)),
+        text=_clean((message.content if message is not None else choice.text) or declined or ""),
+        finish_reason="refusal" if declined else choice.finish_reason,
+        positions=_positions(getattr(choice, "logprobs", None)),
         prompt_tokens=getattr(usage, "prompt_tokens", None),
         completion_tokens=getattr(usage, "completion_tokens", None),
         cached_tokens=getattr(details, "cached_tokens", None),
@@ -221,7 +229,22 @@ def _response(raw: Any, latency: float, in_flight: int) -> Response:
         model_reported=getattr(raw, "model", None),
         received_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         reasoning=_clean(reasoning) if (reasoning := getattr(message, "reasoning_content", None)) else None,
+        tool_calls=_tool_calls(message),
     )
+
+
+def _declined(message: Any) -> str | None:
+    """The words in which a model declined, where the provider gives them a field of their own (OpenAI)."""
+    found = getattr(message, "refusal", None) or (getattr(message, "provider_specific_fields", None) or {}).get(
+        "refusal"
+    )
+    return str(found) if found and not message.content else None
+
+
+def _tool_calls(message: Any) -> list[dict[str, Any]] | None:
+    """The calls of a message by name and arguments, these as the JSON text that came."""
+    calls = getattr(message, "tool_calls", None) or []
+    return [{"name": c.function.name, "arguments": _clean(c.function.arguments or "{}")} for c in calls] or None
 
 
 def _clean(text: str) -> str:
@@ -235,7 +258,7 @@ def _cost(raw: Any) -> float | None:
     return float(cost) if cost else None
 
 
-def positions_of(logprobs: Any) -> list[Position]:
+def _positions(logprobs: Any) -> list[Position]:
     """Both shapes of log-probabilities: chat (`content`), and OpenAI's older one (`tokens`, `top_logprobs`)."""
     if logprobs is None:
         return []

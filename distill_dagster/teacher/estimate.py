@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from distill_dagster.hashing import content_hash
 from distill_dagster.prompts.choice import Embed
-from distill_dagster.prompts.context import pool, prompt_context
+from distill_dagster.prompts.context import context_schema, pool, prompt_context
 from distill_dagster.prompts.seeds import held_out_keys, seed_prompts
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.tables import user_text
 from distill_dagster.taskfiles import TaskFolder
 from distill_dagster.teacher.ask import Asker
 from distill_dagster.teacher.client import Endpoint
 from distill_dagster.teacher.embedded import embedded_identity
 from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.teacher.written import prompt_of
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,21 @@ def estimate(
         TeacherError: there is no such embedded teacher.
     """
     task = folder.task
-    examples = pool(prompt_context(folder.examples, held_out_keys(folder.golden, folder.dev)))
+    held_out = held_out_keys(folder.golden, folder.dev)
+    examples = pool(prompt_context(folder.examples, held_out, context_schema(task)))
     spec = task.teacher
     # Found without a server and without a key.
     identity = embedded_identity(spec) if spec.embedded else content_hash(spec.identity())
     recorded = folder.recorded(spec) if spec.replayed else None
     endpoint = Endpoint(spec.model, identity, recorded=recorded)
-    asker = Asker(task, Templates(folder.templates()), examples, endpoint, store, embed)
+    templates = Templates(folder.templates(), task.kind, task.reasoning)
+    asker = Asker(task, templates, examples, endpoint, store, embed)
     out = []
     for key in slices:
-        texts = [user_text(m) for m in seed_prompts(key, folder.slice(key))["messages"]]
-        asker.choice.look_up(texts)
-        keys = {asker.request(text, sample).key for text in texts for sample in asker.samples(text)}
+        prompts = [prompt_of(m) for m in seed_prompts(key, folder.slice(key))["messages"]]
+        asker.choice.look_up([prompt.text for prompt in prompts])
+        keys = {asker.request(prompt, sample).key for prompt in prompts for sample in asker.samples(prompt.text)}
         stored = len(store.known(keys))
         # A replay teacher is sent nothing, whether the store has its answer already or not.
-        out.append(Estimate(key, len(texts), 0 if recorded is not None else len(keys) - stored, stored))
+        out.append(Estimate(key, len(prompts), 0 if recorded is not None else len(keys) - stored, stored))
     return out

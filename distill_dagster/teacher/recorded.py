@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_dagster.errors import InputError, Problem, TeacherError
-from distill_dagster.hashing import content_hash
+from distill_dagster.hashing import canonical_json, content_hash
 from distill_dagster.records import lookup, read_records
 from distill_dagster.spec import REPLAY, ReplaySpec, TeacherSpec
 from distill_dagster.taskfiles import TaskFolder, normalize
@@ -42,6 +42,7 @@ class Recording:
     completion_tokens: int | None = None
     cost_usd: float | None = None
     created: float | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What an import writes: it is read back as it is."""
@@ -116,6 +117,7 @@ def response_of(recording: Recording) -> Response:
         model_reported=recording.model,
         received_at=received.isoformat(timespec="milliseconds"),
         reasoning=recording.reasoning,
+        tool_calls=recording.tool_calls,
         mode="replay",
     )
 
@@ -211,7 +213,7 @@ def recordings(value: Any, replay: ReplaySpec) -> list[Recording]:
     said = list(_said(record, response, replay))
     if not said and messages and messages[-1].get("role") == "assistant" and replay.completion is None:
         last, messages = messages[-1], messages[:-1]
-        said = [(_text(last.get("content")), _reasoning(last), None)]
+        said = [_Said(_text(last.get("content")), _reasoning(last), None, _calls(last))]
     if not said:
         if _failed(record, response):
             return []
@@ -230,54 +232,86 @@ def recordings(value: Any, replay: ReplaySpec) -> list[Recording]:
     long = _string(record.get("conversation")) or ("\n".join(turns) if len(turns) > 1 else None)
     return [
         Recording(
-            completion=text,
+            completion=one.text,
             prompt=prompt,
             conversation=long,
             id=str(id_) if id_ is not None else None,
-            reasoning=reasoning or None,
+            reasoning=one.reasoning or None,
             model=_string(lookup(record, replay.model) if replay.model else response.get("model")),
-            finish_reason=finish or _string(record.get("finish_reason")),
+            finish_reason=one.finish or _string(record.get("finish_reason")),
             prompt_tokens=_count(usage, "prompt_tokens", "input_tokens", record),
             # The usage of several choices is that of all; none of them alone.
             completion_tokens=_count(usage, "completion_tokens", "output_tokens", record) if len(said) == 1 else None,
             cost_usd=_number(record.get("cost_usd")) if len(said) == 1 else None,
             created=_number(response.get("created", response.get("created_at"))),
+            tool_calls=one.calls,
         )
-        for text, reasoning, finish in said
+        for one in said
     ]
 
 
-def _said(
-    record: dict[str, Any], response: dict[str, Any], replay: ReplaySpec
-) -> Iterator[tuple[str, str | None, str | None]]:
-    """Completion, reasoning and finish reason, where the declaration or a known shape says they are."""
+@dataclass(frozen=True)
+class _Said:
+    """What one choice of a response says."""
+
+    text: str
+    reasoning: str | None = None
+    finish: str | None = None
+    calls: list[dict[str, Any]] | None = None
+
+
+def _said(record: dict[str, Any], response: dict[str, Any], replay: ReplaySpec) -> Iterator[_Said]:
+    """Where the declaration or a known shape says that the completion is."""
     reasoning = _string(lookup(record, replay.reasoning)) if replay.reasoning else None
     if replay.completion:
         if (found := _mapped(record, replay.completion, "completion")) is not None:
-            yield found, reasoning, None
+            yield _Said(found, reasoning)
         return
     for choice in response.get("choices") or []:  # chat and text completions
         if isinstance(choice, dict):
             message = _dict(choice.get("message"))
-            text = message.get("content") if message else choice.get("text")
-            text = _text(text) or _text(message.get("refusal"))
-            yield text, reasoning or _reasoning(message), _string(choice.get("finish_reason"))
+            text = _text(message.get("content") if message else choice.get("text"))
+            declined = None if text else _string(message.get("refusal"))
+            finish = "refusal" if declined else _string(choice.get("finish_reason"))
+            yield _Said(text or declined or "", reasoning or _reasoning(message), finish, _calls(message))
     if response.get("choices"):
         return
     if isinstance(response.get("output"), list):  # OpenAI's Responses
         parts = [item for item in response["output"] if isinstance(item, dict)]
         text = "".join(_text(item.get("content")) for item in parts if item.get("type") == "message")
         thought = "".join(_text(item.get("summary")) for item in parts if item.get("type") == "reasoning")
-        yield text, reasoning or thought, None
+        calls = [{"function": item} for item in parts if item.get("type") == "function_call"]
+        yield _Said(text, reasoning or thought, None, _calls({"tool_calls": calls}))
         return
     if isinstance(response.get("content"), list):  # Anthropic's Messages
-        finish = {"end_turn": "stop", "max_tokens": "length"}.get(str(response.get("stop_reason")))
-        yield _text(response["content"]), reasoning or _reasoning(response), finish
+        finish = {"end_turn": "stop", "max_tokens": "length", "refusal": "refusal"}.get(
+            str(response.get("stop_reason"))
+        )
+        used = [p for p in response["content"] if isinstance(p, dict) and p.get("type") == "tool_use"]
+        calls = [{"function": {"name": p.get("name"), "arguments": p.get("input")}} for p in used]
+        text = _text(response["content"])
+        yield _Said(text, reasoning or _reasoning(response), finish, _calls({"tool_calls": calls}))
         return
     for name in ("completion", "output", "response"):
         if isinstance(record.get(name), str):
-            yield record[name], reasoning or _string(record.get("reasoning")), None
+            calls = record.get("tool_calls") if isinstance(record.get("tool_calls"), list) else None
+            yield _Said(
+                record[name], reasoning or _string(record.get("reasoning")), None, _calls({"tool_calls": calls})
+            )
             return
+
+
+def _calls(message: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The tool calls of a message by name and arguments, these as JSON text."""
+    out = []
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else []:
+        function = _dict(_dict(call).get("function")) or _dict(call)
+        arguments = function.get("arguments")
+        said = arguments if isinstance(arguments, str) else canonical_json(arguments or {})
+        if _is(function.get("name")):
+            out.append({"name": str(function["name"]), "arguments": said or "{}"})
+    return out or None
 
 
 def _failed(record: dict[str, Any], response: dict[str, Any]) -> bool:

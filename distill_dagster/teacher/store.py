@@ -48,6 +48,7 @@ class Response:
     model_reported: str | None
     received_at: str
     reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
     mode: str = "online"
 
 

@@ -132,7 +132,7 @@ def test_rows_equal_to_golden_and_contradictions_are_left_out(place: Place) -> N
     other = next(label for label in place.folder.task.label_names if label != example.label)
     rows = [{"text": golden.text, "label": golden.label}, {"text": example.text, "label": other}]
     done = place.load(place.file("rows.jsonl", rows), "examples")
-    assert (done.added, done.skipped) == ({}, {"golden or dev": 1, "known with another label": 1})
+    assert (done.added, done.skipped) == ({}, {"golden or dev": 1, "known with another answer": 1})
     assert place.load(place.file("g.jsonl", rows[:1]), "dev").skipped == {"golden or dev": 1}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from distill_dagster.lake import Lake
-from distill_dagster.prompts.context import pool, prompt_context
+from distill_dagster.prompts.context import context_schema, pool, prompt_context
 from distill_dagster.prompts.seeds import held_out_keys
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import TeacherSpec
@@ -113,6 +113,7 @@ def env_of(folder: TaskFolder, home: Path) -> Env:
 
 
 def asker_of(folder: TaskFolder, store: CompletionStore) -> Asker:
-    context = prompt_context(folder.examples, held_out_keys(folder.golden, folder.dev))
-    endpoint = endpoint_of(folder.task.teacher)
-    return Asker(folder.task, Templates(folder.templates()), pool(context), endpoint, store)
+    task = folder.task
+    context = prompt_context(folder.examples, held_out_keys(folder.golden, folder.dev), context_schema(task))
+    templates = Templates(folder.templates(), task.kind, task.reasoning)
+    return Asker(task, templates, pool(context), endpoint_of(task.teacher), store)

@@ -230,6 +230,29 @@ def test_shapes_that_are_understood_as_they_are(shape: str) -> None:
     assert recordings(found.as_json(), ReplaySpec()) == [replace(found)]
 
 
+CALL = [{"name": "look", "arguments": '{"at":1}'}]
+CALLS = {
+    "chat": CHAT
+    | {"messages": ASKED, "choices": [{"message": {"content": None, "tool_calls": [{"function": CALL[0]}]}}]},
+    "anthropic": {
+        "request": {"messages": ASKED},
+        "response": ANTHROPIC | {"content": [{"type": "tool_use", "name": "look", "input": {"at": 1}}]},
+    },
+    "responses": {
+        "request": {"input": "q"},
+        "response": {"output": [{"type": "function_call", "name": "look", "arguments": '{"at":1}'}]},
+    },
+    "a trace": [*ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": {"at": 1}}}]}],
+}
+
+
+@pytest.mark.parametrize("shape", CALLS)
+def test_tool_calls_are_recorded_too(shape: str) -> None:
+    [found] = recordings(CALLS[shape], ReplaySpec())
+    assert (found.completion, found.tool_calls) == ("", CALL)
+    assert recordings(found.as_json(), ReplaySpec()) == [found]
+
+
 def test_several_choices_and_calls_that_failed() -> None:
     two = CHAT | {"messages": ASKED, "choices": [{"message": {"content": c}} for c in "ab"]}
     assert [r.completion for r in recordings(two, ReplaySpec())] == ["a", "b"]

@@ -1,0 +1,58 @@
+"""Candidates of written answers: which of several samples stands for a prompt, under the kind's own equality."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+
+from distill_dagster.kinds import Kind
+from distill_dagster.tables import SCORED, frame_of, user_text
+
+_COPIED = ("prompt_id", "slice", "origin", "messages", "target_label", "reference")
+
+
+def written_candidates(kind: Kind, prompts: pl.DataFrame, completions: pl.DataFrame) -> pl.DataFrame:
+    """One scored row per prompt, with the reasoning of the very sample whose answer is the candidate.
+
+    The answer that most usable samples equal wins, and of free texts the medoid (`kinds`); `agreement` is the share of
+    equal samples, or the medoid's mean likeness to the others. `confidence` is the agreement of at least two samples,
+    and empty for one: a lone answer says nothing of how sure it is. Votes are soft labels by the answer's text.
+    """
+    samples: dict[str, list[dict[str, Any]]] = {}
+    for row in completions.sort("prompt_id", "sample_index").iter_rows(named=True):
+        samples.setdefault(row["prompt_id"], []).append(row)
+    rows = [
+        {name: prompt[name] for name in _COPIED} | _candidate(kind, prompt, samples.get(prompt["prompt_id"], []))
+        for prompt in prompts.iter_rows(named=True)
+    ]
+    empty = dict.fromkeys(SCORED)
+    return frame_of([empty | row for row in rows], SCORED, ("prompt_id",))
+
+
+def _candidate(kind: Kind, prompt: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, Any]:
+    usable = [s for s in samples if s["status"] == "ok" and s["answer"] is not None]
+    first = usable[0] if usable else next((s for s in samples if s["status"] == "ok"), samples[0] if samples else None)
+    out: dict[str, Any] = {
+        "teacher": first["teacher"] if first else None,
+        "status": first["status"] if first else None,
+        "error": next((s["error"] for s in samples if s["error"] is not None), None) if not usable else None,
+        "reasoning": first["reasoning"] if first else None,
+        "completion_ids": [s["completion_id"] for s in samples] or None,
+        "answer_kind": kind.answer_kind,
+        "words": len(user_text(prompt["messages"]).split()),
+    }
+    if not usable:
+        return out
+    answers = [json.loads(s["answer"]) for s in usable]
+    choice = kind.choose(answers)
+    chosen = usable[choice.index]
+    votes = [{"label": kind.text(a), "prob": round(share, 6)} for a, share in choice.votes] if len(usable) > 1 else []
+    return out | {
+        "answer": chosen["answer"],
+        "reasoning": chosen["reasoning"],
+        "agreement": round(choice.agreement, 6),
+        "confidence": round(choice.agreement, 6) if len(usable) > 1 else None,
+        "soft_labels": votes or None,
+    }
