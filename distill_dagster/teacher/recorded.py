@@ -284,9 +284,8 @@ def _said(record: dict[str, Any], response: dict[str, Any], replay: ReplaySpec) 
         yield _Said(text, reasoning or thought, None, _calls({"tool_calls": calls}))
         return
     if isinstance(response.get("content"), list):  # Anthropic's Messages
-        finish = {"end_turn": "stop", "max_tokens": "length", "refusal": "refusal"}.get(
-            str(response.get("stop_reason"))
-        )
+        reasons = {"end_turn": "stop", "max_tokens": "length", "refusal": "refusal"}
+        finish = reasons.get(str(response.get("stop_reason")))
         used = [p for p in response["content"] if isinstance(p, dict) and p.get("type") == "tool_use"]
         calls = [{"function": {"name": p.get("name"), "arguments": p.get("input")}} for p in used]
         text = _text(response["content"])
@@ -294,10 +293,7 @@ def _said(record: dict[str, Any], response: dict[str, Any], replay: ReplaySpec) 
         return
     for name in ("completion", "output", "response"):
         if isinstance(record.get(name), str):
-            calls = record.get("tool_calls") if isinstance(record.get("tool_calls"), list) else None
-            yield _Said(
-                record[name], reasoning or _string(record.get("reasoning")), None, _calls({"tool_calls": calls})
-            )
+            yield _Said(record[name], reasoning or _string(record.get("reasoning")), None, _calls(record))
             return
 
 
