@@ -51,7 +51,11 @@ CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         VALID_TABLE,
         CheckSpec("nothing_lost", "Rows kept + rows rejected = candidates, each rejected row with one reason.", True),
         CheckSpec("no_contamination", "No golden or dev text is in the dataset.", True),
-        CheckSpec("enough_rows", "At least curation.min_rows training rows, and two labels or more.", True),
+        CheckSpec(
+            "enough_rows",
+            "At least curation.min_rows training rows, and of labels two or more.",
+            True,
+        ),
         CheckSpec(
             "enough_slices", "At least curation.min_slices slices give rows: today's, or their last good ones.", True
         ),
@@ -173,14 +177,14 @@ def dataset_checks(
     texts = dataset.select("prompt_id", normalized_expr(user_text_expr()).alias("key"))
     leaked = texts.filter(pl.col("key").is_in(sorted(held_out)))["prompt_id"].to_list()
     train = dataset.filter(pl.col("split") == "train")
-    present = set(train["answer"].str.json_decode(pl.String))
+    present = set(train["answer"].str.json_decode(pl.String)) if labels else set[str]()
     absent = [label for label in labels if label not in present]
     return [
         Check("nothing_lost", dataset.height + rejected.height == candidates.height and not unexplained, found=balance),
         Check("no_contamination", not leaked, found={"prompt_ids": ", ".join(leaked[:20])}),
         Check(
             "enough_rows",
-            train.height >= min_rows and len(present) >= 2,
+            train.height >= min_rows and (not labels or len(present) >= 2),
             found={"train_rows": train.height, "min_rows": min_rows, "labels": len(present)},
         ),
         Check("label_coverage", not absent, "warning", {"labels_without_rows": ", ".join(absent)}),

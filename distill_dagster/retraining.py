@@ -20,6 +20,12 @@ TRAINED_ON = "trained_on.parquet"
 _SCHEMA = pl.Schema({"prompt_id": pl.String, "answer": pl.String, "weight": pl.Float64})
 
 
+def plain_answer(answer: str) -> str:
+    """An answer (canonical JSON text) as one text: a label or text as it is, any other as JSON."""
+    value = json.loads(answer)
+    return value if isinstance(value, str) else answer
+
+
 def write_trained_on(folder: Path, rows: Iterable[TrainRow]) -> None:
     values = [(row.prompt_id, row.answer_label, row.weight) for row in rows]
     pl.DataFrame(values, schema=_SCHEMA, orient="row").write_parquet(folder / TRAINED_ON)
@@ -37,5 +43,5 @@ def changed_rows(lake: Lake, task: str, student: str) -> int | None:
     seen = set(pl.read_parquet(path, schema=_SCHEMA).iter_rows())
     dataset, _ = lake.read(task, "filtered_dataset", None, DATASET)
     train = dataset.filter(pl.col("split") == "train").select("prompt_id", "answer", "weight")
-    now = {(id_, json.loads(answer), weight) for id_, answer, weight in train.iter_rows()}
+    now = {(id_, plain_answer(answer), weight) for id_, answer, weight in train.iter_rows()}
     return len(seen ^ now)

@@ -259,6 +259,9 @@ class StudentSpec(_Model):
     max_tokens: Annotated[int, Field(ge=8, le=8192)] = Field(
         default=256, description="of a prompt; longer ones are cut"
     )
+    answer_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
+        default=256, description="of an answer that is written, with its reasoning: so many are learned and written"
+    )
     seed: int = 0
 
 
@@ -661,7 +664,10 @@ class Task(_Model):
 
     def student_hash(self, student: str) -> str:
         shared = self._shared() | {"instructions": self.instructions, "item": self.item}
-        return content_hash(shared | {"student": self.students[student].model_dump()})
+        settings = self.students[student].model_dump()
+        if settings["answer_tokens"] == StudentSpec.model_fields["answer_tokens"].default:
+            del settings["answer_tokens"]  # it came later: no hash moves for it
+        return content_hash(shared | {"student": settings})
 
     def evaluation_hash(self) -> str:
         named = {"labels": self.label_names} | ({} if self.has_labels else {"kind": self.kind})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,18 @@ def write_parquet(frame: pl.DataFrame, path: Path, metadata: Mapping[str, str]) 
 def user_text(messages: list[dict[str, str | None]]) -> str:
     """The user turns of a prompt, one below the other: what is compared, counted and shown."""
     return "\n".join(m["content"] or "" for m in messages if m["role"] == "user")
+
+
+def shown_text(messages: list[dict[str, str | None]]) -> str:
+    """A prompt as one text: its only user turn as it is, a conversation as turns with their roles."""
+    if all(m["role"] == "user" for m in messages):
+        return user_text(messages)
+    return transcript((m["role"] or "", m["content"] or "") for m in messages)
+
+
+def transcript(turns: Iterable[tuple[str, str]]) -> str:
+    """A conversation as one text, for models that know no turns."""
+    return "\n".join(f"{role.capitalize()}: {content}" for role, content in turns)
 
 
 def user_text_expr(column: str = "messages") -> pl.Expr:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import duckdb
 import polars as pl
 
-from distill_dagster.hashing import content_hash
+from distill_dagster.hashing import canonical_json, content_hash
 from distill_dagster.spec import CurationSpec
 from distill_dagster.tables import DATASET, REJECTED, conform, normalized_expr, user_text_expr
 
 DROP_REASONS = (
     "no_answer",
+    "invalid_answer",
     "invalid_label",
     "too_short",
     "too_long",
@@ -27,7 +30,8 @@ _QUERY = """
 WITH judged AS (
     SELECT *, CASE
         WHEN status IS DISTINCT FROM 'ok' THEN 'no_answer'
-        WHEN answer IS NULL OR NOT list_contains($labels, answer) THEN 'invalid_label'
+        WHEN answer IS NULL AND answer_kind <> 'label' THEN 'invalid_answer'
+        WHEN answer_kind = 'label' AND (answer IS NULL OR NOT list_contains($labels, answer)) THEN 'invalid_label'
         WHEN words < $min_words THEN 'too_short'
         WHEN words > $max_words THEN 'too_long'
         WHEN coalesce(agreement, 0) < $min_agreement THEN 'low_agreement'
@@ -50,7 +54,8 @@ SELECT * EXCLUDE (reason, place, kept_id),
     CASE
         WHEN reason IS NULL AND place > 1 THEN 'same text as ' || kept_id
         WHEN reason = 'no_answer' THEN coalesce(error, status)
-        WHEN reason = 'invalid_label' THEN answer
+        WHEN reason = 'invalid_answer' THEN error
+        WHEN reason = 'invalid_label' THEN coalesce(answer, error)
         WHEN reason IN ('too_short', 'too_long') THEN words || ' words'
         WHEN reason = 'low_agreement' THEN 'agreement ' || round(agreement, 3)
         WHEN reason = 'low_confidence' THEN 'confidence ' || round(confidence, 3)
@@ -72,16 +77,22 @@ class Curated:
         return {reason: counts.get(reason, 0) for reason in DROP_REASONS}
 
 
-def curate(candidates: pl.DataFrame, held_out: set[str], labels: list[str], spec: CurationSpec) -> Curated:
+def curate(
+    candidates: pl.DataFrame,
+    held_out: set[str],
+    labels: list[str],
+    spec: CurationSpec,
+    target: Callable[[str, str | None], str] = lambda answer, _: str(json.loads(answer)),
+) -> Curated:
     """Cut a dataset from scored candidates.
 
     Args:
         candidates: scored rows of all slices (schema SCORED).
         held_out: normalized texts of golden and dev rows; equal candidates are dropped as `contaminated`.
-        labels: the task's labels.
+        labels: the task's labels; none for a kind without.
         spec: thresholds, weight of human answers, validation share and seed.
+        target: the words of the target turn, from an answer and its reasoning; by default a label is its own.
     """
-    from distill_dagster.hashing import canonical_json
 
     source = candidates.with_columns(normalized_expr(user_text_expr()).alias("text_key"))
     filters = spec.filters
@@ -103,7 +114,7 @@ def curate(candidates: pl.DataFrame, held_out: set[str], labels: list[str], spec
     dataset = kept.with_columns(
         pl.when(pl.col("teacher").is_null()).then(spec.human_weight).otherwise(1.0).alias("weight"),
         _split(kept, spec).alias("split"),
-        _with_answer(),
+        _with_answer(kept, target),
     )
     return Curated(
         conform(dataset.select(list(DATASET)), DATASET, ("prompt_id", "slice")),
@@ -111,10 +122,11 @@ def curate(candidates: pl.DataFrame, held_out: set[str], labels: list[str], spec
     )
 
 
-def _with_answer() -> pl.Expr:
+def _with_answer(kept: pl.DataFrame, target: Callable[[str, str | None], str]) -> pl.Expr:
     """The prompt's messages with the target turn."""
     null = pl.lit(None, dtype=pl.String)
-    content = pl.col("answer").str.json_decode(pl.String)
+    words = [target(answer, reasoning) for answer, reasoning in kept.select("answer", "reasoning").iter_rows()]
+    content = pl.lit(pl.Series(words, dtype=pl.String))
     turn = pl.struct(
         pl.lit("assistant").alias("role"),
         content.alias("content"),

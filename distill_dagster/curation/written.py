@@ -17,8 +17,8 @@ def written_candidates(kind: Kind, prompts: pl.DataFrame, completions: pl.DataFr
     """One scored row per prompt, with the reasoning of the very sample whose answer is the candidate.
 
     The answer that most usable samples equal wins, and of free texts the medoid (`kinds`); `agreement` is the share of
-    equal samples, or the medoid's mean likeness to the others. `confidence` is the agreement of at least two samples,
-    and empty for one: a lone answer says nothing of how sure it is. Votes are soft labels by the answer's text.
+    equal samples, or the medoid's mean likeness to the others, and `confidence` is the same: 1 for a lone sample, which
+    says nothing of how sure it is. The shares of several answers are kept as soft labels by the answer's text.
     """
     samples: dict[str, list[dict[str, Any]]] = {}
     for row in completions.sort("prompt_id", "sample_index").iter_rows(named=True):
@@ -53,6 +53,6 @@ def _candidate(kind: Kind, prompt: dict[str, Any], samples: list[dict[str, Any]]
         "answer": chosen["answer"],
         "reasoning": chosen["reasoning"],
         "agreement": round(choice.agreement, 6),
-        "confidence": round(choice.agreement, 6) if len(usable) > 1 else None,
+        "confidence": round(choice.agreement, 6),
         "soft_labels": votes or None,
     }

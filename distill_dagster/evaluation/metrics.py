@@ -14,6 +14,7 @@ from distill_dagster.evaluation.statistics import (
     bootstrap_sums,
     difference_interval,
     mcnemar_exact,
+    paired_permutation,
     percentile_interval,
     ratio,
     unseen_share,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from distill_dagster.kinds import Kind
     from distill_dagster.spec import EvaluationSpec
 
 TEACHER, BASE, SEED_ONLY, DISTILLED = "teacher", "base", "seed_only", "distilled"
@@ -32,6 +34,7 @@ CENTROID, SLICE_LABEL = "centroid", "slice_label"
 ORDER = (TEACHER, BASE, SEED_ONLY, DISTILLED, CENTROID, SLICE_LABEL)
 """The order in which systems are shown; systems with other names follow by name."""
 GOLDEN = "golden"
+MCNEMAR, PERMUTATION = "McNemar", "paired permutation"
 NO_SLICE = "(no slice)"
 NO_ANSWER = "(no label)"
 
@@ -71,7 +74,12 @@ class LabelScore:
 
 @dataclass(frozen=True)
 class SystemScore:
-    """One system on one split. `confusion` holds (reference, answer, items) for the cells that are not zero."""
+    """One system on one split. `confusion` holds (reference, answer, items) for the cells that are not zero.
+
+    `accuracy` is the mean of the kind's score (`Metrics.metric`: accuracy, ROUGE-L, …), `macro_f1` its second figure
+    (`Metrics.second`: macro-F1, token F1, …), undefined where a kind has none. Kinds without labels have no
+    `per_label` and no `confusion`.
+    """
 
     system: str
     n: int
@@ -85,7 +93,8 @@ class SystemScore:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Accuracy of `first` minus `second` on the `n` items both answered, and the items only one got right."""
+    """Score of `first` minus `second` on the `n` items both answered, and the items that only one got right, or on
+    which it scores higher. `test` names the paired test of the p-value."""
 
     first: str
     second: str
@@ -95,6 +104,7 @@ class Comparison:
     only_first: int
     only_second: int
     p_value: float
+    test: str = MCNEMAR
 
     def to_dict(self) -> dict[str, Any]:
         plain = {"first": self.first, "second": self.second, "n": self.n, "p_value": self.p_value}
@@ -127,6 +137,8 @@ class Metrics:
     confidence: float
     bootstrap_samples: int
     seed: int
+    metric: str = "accuracy"
+    second: str | None = "macro_f1"
 
     @property
     def golden(self) -> SplitMetrics:
@@ -138,8 +150,12 @@ def evaluate(
     facts: Mapping[str, Mapping[str, Any]],
     labels: Sequence[str],
     spec: EvaluationSpec,
+    kind: Kind | None = None,
 ) -> Metrics:
     """Compute every figure of the report.
+
+    Without a kind, and for kinds with labels, the figures are accuracy and macro-F1; for others the mean of the kind's
+    score and of its second score, worked out from answer and reference of every row.
 
     Macro-F1 is the mean over the labels that stand as a reference in the split. Rows without a reference are left out.
     Where `facts` has no cost for a system other than the teacher and `spec.student_usd_per_hour` is set, its cost is
@@ -157,15 +173,17 @@ def evaluate(
     import polars as pl
 
     rows = predictions.filter(pl.col("reference").is_not_null())
-    _consistent(rows)
+    written = kind if kind is not None and not kind.has_labels else None
+    _consistent(rows, written)
     if rows.filter((pl.col("system") == DISTILLED) & (pl.col("split") == GOLDEN)).is_empty():
         raise DistillError(
             "The distilled student has no answer to a golden item. Put labelled rows into golden.jsonl and "
             "materialize `predictions` again."
         )
-    known = list(labels) + sorted({_label(r) for r in rows["reference"].unique()} - set(labels))
+    named = set() if written else {_label(r) for r in rows["reference"].unique()}
+    known = list(labels) + sorted(named - set(labels))
     splits = {
-        str(split): _split_metrics(str(split), rows.filter(pl.col("split") == split), known, spec)
+        str(split): _split_metrics(str(split), rows.filter(pl.col("split") == split), known, spec, written)
         for split in rows["split"].unique().sort()
     }
     costed = {}
@@ -175,7 +193,8 @@ def evaluate(
             cost = serving_cost_per_1k(score.latency.mean, spec.student_usd_per_hour)
             fact = SystemFacts(**(asdict(fact) | {"cost_usd_per_1k": cost}))
         costed[system] = fact
-    return Metrics(splits, costed, tuple(known), spec.confidence, spec.bootstrap_samples, spec.seed)
+    figures = (written.metric, written.second) if written else ("accuracy", "macro_f1")
+    return Metrics(splits, costed, tuple(known), spec.confidence, spec.bootstrap_samples, spec.seed, *figures)
 
 
 def serving_cost_per_1k(mean_latency_s: float | None, usd_per_hour: float | None) -> float | None:
@@ -220,7 +239,7 @@ def metrics_frame(metrics: Metrics, split: str = GOLDEN) -> pd.DataFrame:
     return frame.astype({name: "float64" for name in frame.columns if name != "system"})
 
 
-def _consistent(rows: pl.DataFrame) -> None:
+def _consistent(rows: pl.DataFrame, kind: Kind | None) -> None:
     """Raises ValueError where the rows contradict each other."""
     import polars as pl
 
@@ -228,6 +247,11 @@ def _consistent(rows: pl.DataFrame) -> None:
         raise ValueError("predictions: a system answers the same item twice")
     if rows.group_by("split", "item_id").agg(pl.col("reference").n_unique()).filter(pl.col("reference") > 1).height:
         raise ValueError("predictions: one item has two references")
+    if kind is not None:
+        for answer, reference, correct in rows.select("answer", "reference", "correct").iter_rows():
+            if correct != (answer is not None and kind.equal(json.loads(answer), json.loads(reference))):
+                raise ValueError("predictions: `correct` is not what the kind's equality says everywhere")
+        return
     right = (pl.col("answer") == pl.col("reference")).fill_null(False)
     if rows.filter(pl.col("correct").is_null() | (pl.col("correct") != right)).height:
         raise ValueError("predictions: `correct` is not `answer == reference` everywhere")
@@ -244,24 +268,31 @@ def _label(text: str | None) -> str:
 
 @dataclass
 class _System:
-    """One system's rows as arrays over all items of the split; `there` is 0 where it has no row for the item."""
+    """One system's rows as arrays over all items of the split; `there` is 0 where it has no row for the item.
+
+    `correct` is the score of each item, 0 or 1 where answers are right or wrong; `second` that of the second figure.
+    """
 
     name: str
     there: NDArray[np.float32]
     correct: NDArray[np.float32]
     answers: NDArray[np.int64]
     latencies: list[float]
+    second: NDArray[np.float32]
 
 
-def _split_metrics(split: str, rows: pl.DataFrame, labels: list[str], spec: EvaluationSpec) -> SplitMetrics:
+def _split_metrics(
+    split: str, rows: pl.DataFrame, labels: list[str], spec: EvaluationSpec, kind: Kind | None
+) -> SplitMetrics:
     import numpy as np
 
     items = rows.unique("item_id").sort("item_id")
     ids = {item: i for i, item in enumerate(items["item_id"])}
     codes = {label: i for i, label in enumerate(labels)}
-    truth = np.array([codes[_label(r)] for r in items["reference"]], dtype=np.int64)
+    # Without labels all items are of one class, which no answer is: no macro-F1, no confusion.
+    truth = np.array([0 if kind else codes[_label(r)] for r in items["reference"]], dtype=np.int64)
     slices = [s if s is not None else NO_SLICE for s in items["slice"]]
-    systems = [_arrays(str(name), part, ids, codes) for (name,), part in rows.group_by("system")]
+    systems = [_arrays(str(name), part, ids, codes, kind) for (name,), part in rows.group_by("system")]
     systems.sort(key=lambda s: (ORDER.index(s.name) if s.name in ORDER else len(ORDER), s.name))
 
     # One matrix of per-item contributions for everything, so that all statistics see the same resampled items.
@@ -271,6 +302,8 @@ def _split_metrics(split: str, rows: pl.DataFrame, labels: list[str], spec: Eval
     for s in systems:
         actual = (truth[:, None] == present) * s.there[:, None]
         answered = (s.answers[:, None] == present) * s.there[:, None]
+        if kind:
+            actual = answered = s.second[:, None]
         block = np.hstack([s.there[:, None], s.correct[:, None], actual, answered, actual * answered])
         places[s.name] = _append(columns, block)
     pairs = [(a, b) for a in systems if a.name in (DISTILLED, BASE) for b in systems if a is not b]
@@ -279,10 +312,8 @@ def _split_metrics(split: str, rows: pl.DataFrame, labels: list[str], spec: Eval
         places[f"{a.name}-{b.name}"] = _append(columns, np.stack([both, a.correct * both, b.correct * both], axis=1))
     sums = bootstrap_sums(np.hstack(columns).astype(np.float32), spec.bootstrap_samples, spec.seed)
 
-    scores = {s.name: _score(s, truth, slices, labels, sums[:, places[s.name]], spec.confidence) for s in systems}
-    compared = {
-        (a.name, b.name): _compare(a, b, sums[:, places[f"{a.name}-{b.name}"]], spec.confidence) for a, b in pairs
-    }
+    scores = {s.name: _score(s, truth, slices, labels, sums[:, places[s.name]], spec.confidence, kind) for s in systems}
+    compared = {(a.name, b.name): _compare(a, b, sums[:, places[f"{a.name}-{b.name}"]], spec, kind) for a, b in pairs}
     return SplitMetrics(split, scores, compared)
 
 
@@ -292,36 +323,61 @@ def _append(columns: list[NDArray[np.float32]], block: NDArray[np.float32]) -> s
     return slice(start, start + block.shape[1])
 
 
-def _arrays(name: str, part: pl.DataFrame, ids: dict[str, int], codes: dict[str, int]) -> _System:
+def _arrays(name: str, part: pl.DataFrame, ids: dict[str, int], codes: dict[str, int], kind: Kind | None) -> _System:
     import numpy as np
 
     at = np.array([ids[item] for item in part["item_id"]], dtype=np.int64)
     there, correct = np.zeros(len(ids), np.float32), np.zeros(len(ids), np.float32)
     answers = np.full(len(ids), -1, dtype=np.int64)
     there[at] = 1
-    correct[at] = part["correct"].cast(int).to_numpy()
-    answers[at] = [codes.get(_label(a), -1) for a in part["answer"]]
+    second = np.zeros(len(ids), np.float32)
+    if kind is None:
+        correct[at] = part["correct"].cast(int).to_numpy()
+        answers[at] = [codes.get(_label(a), -1) for a in part["answer"]]
+    else:
+        said = [
+            (None if answer is None else json.loads(answer), json.loads(reference))
+            for answer, reference in part.select("answer", "reference").iter_rows()
+        ]
+        correct[at] = [kind.score(*pair) for pair in said]
+        second[at] = [kind.second_score(*pair) for pair in said] if kind.second else 0
     latencies = part["latency_s"].drop_nulls().drop_nans().to_list()
-    return _System(name, there, correct, answers, latencies)
+    return _System(name, there, correct, answers, latencies, second)
 
 
 def _score(
-    s: _System, truth: NDArray[np.int64], slices: list[str], labels: list[str], sums: NDArray[np.float64], level: float
+    s: _System,
+    truth: NDArray[np.int64],
+    slices: list[str],
+    labels: list[str],
+    sums: NDArray[np.float64],
+    level: float,
+    kind: Kind | None,
 ) -> SystemScore:
     import numpy as np
 
     mask = s.there > 0
-    n, right = int(mask.sum()), int(s.correct.sum())
+    n = int(mask.sum())
     per_slice = {}
     names = np.array(slices, dtype=object)
     for name in sorted(set(names[mask])):
         inside = mask & (names == name)
         per_slice[str(name)] = (int(inside.sum()), float(s.correct[inside].mean()))
+    draws = ratio(sums[:, 1], sums[:, 0])
+    if kind is not None:
+        mean = float(s.correct[mask].mean()) if n else None
+        main = percentile_interval(mean, draws, level)
+        if _binary(kind):
+            main = accuracy_interval(int(s.correct.sum()), n, draws, level)
+        second = Interval(None)
+        if kind.second and n:
+            second = percentile_interval(float(s.second[mask].mean()), ratio(sums[:, 2], sums[:, 0]), level)
+        return SystemScore(s.name, n, main, second, _latency(s.latencies), per_slice, (), ())
     cells, items = np.unique(np.stack([truth[mask], s.answers[mask]]), axis=1, return_counts=True)
     confusion = tuple(
         (labels[t], labels[a] if a >= 0 else NO_ANSWER, int(k)) for (t, a), k in zip(cells.T, items, strict=True)
     )
-    accuracy = accuracy_interval(right, n, ratio(sums[:, 1], sums[:, 0]), level)
+    accuracy = accuracy_interval(int(s.correct.sum()), n, draws, level)
     return SystemScore(
         system=s.name,
         n=n,
@@ -368,13 +424,25 @@ def _latency(values: list[float]) -> Latency:
     return Latency(len(values), float(p50), float(p95), float(np.mean(values)))
 
 
-def _compare(a: _System, b: _System, sums: NDArray[np.float64], level: float) -> Comparison:
+def _binary(kind: Kind | None) -> bool:
+    """Whether an item's score is 0 or 1: then counts decide, and exact tests and bounds hold."""
+    return kind is None or kind.metric == "accuracy"
+
+
+def _compare(a: _System, b: _System, sums: NDArray[np.float64], spec: EvaluationSpec, kind: Kind | None) -> Comparison:
+    level = spec.confidence
     both = (a.there * b.there) > 0
     n = int(both.sum())
-    first, second = int(a.correct[both].sum()), int(b.correct[both].sum())
+    first, second = float(a.correct[both].sum()), float(b.correct[both].sum())
     only_first = int((both & (a.correct > b.correct)).sum())
     only_second = int((both & (b.correct > a.correct)).sum())
-    difference = difference_interval(only_first, only_second, n, ratio(sums[:, 1] - sums[:, 2], sums[:, 0]), level)
+    draws = ratio(sums[:, 1] - sums[:, 2], sums[:, 0])
+    if not _binary(kind):
+        apart = percentile_interval((first - second) / n if n else None, draws, level)
+        kept = percentile_interval(first / second if second else None, ratio(sums[:, 1], sums[:, 2]), level)
+        p_value = paired_permutation((a.correct - b.correct)[both], spec.seed)
+        return Comparison(a.name, b.name, n, apart, kept, only_first, only_second, p_value, PERMUTATION)
+    difference = difference_interval(only_first, only_second, n, draws, level)
     quotient = percentile_interval(first / second if second else None, ratio(sums[:, 1], sums[:, 2]), level)
     if second and only_first + only_second == 0:  # no spread to resample: what the difference leaves open
         open_ = unseen_share(n, level) * n / second

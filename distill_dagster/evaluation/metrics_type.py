@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
+SHARES = ("accuracy", "low", "high")
+"""The kind's main figure and its interval; `macro_f1` is its second one, which not every kind has."""
 NULLABLE = ("p50_ms", "p95_ms", "parameters", "bytes", "cost_usd_per_1k")
 
 
 def check_metrics_table(frame: pd.DataFrame) -> str | None:
     """What is wrong with a metrics table, or None.
 
-    The table has one row per system: accuracy with its interval and macro-F1 as shares of 1, latencies in
+    The table has one row per system: the score with its interval and the second figure as shares of 1, latencies in
     milliseconds, size in bytes, cost in US dollars per 1,000 requests; nullable where unknown.
     """
     import warnings
@@ -26,10 +28,8 @@ def check_metrics_table(frame: pd.DataFrame) -> str | None:
     warnings.filterwarnings("ignore", message=".*currently in beta.*")
     from dagster_pandas import PandasColumn, create_dagster_pandas_dataframe_type
 
-    share = [
-        PandasColumn.numeric_column(name, min_value=0.0, max_value=1.0)
-        for name in ("accuracy", "low", "high", "macro_f1")
-    ]
+    share = [PandasColumn.numeric_column(name, min_value=0.0, max_value=1.0) for name in SHARES]
+    share.append(PandasColumn.numeric_column("macro_f1", min_value=0.0, max_value=1.0, ignore_missing_vals=True))
     known = [PandasColumn.numeric_column(name, min_value=0.0, ignore_missing_vals=True) for name in NULLABLE]
     metrics_type = create_dagster_pandas_dataframe_type(
         "MetricsTable", columns=[PandasColumn.string_column("system", unique=True, non_nullable=True), *share, *known]

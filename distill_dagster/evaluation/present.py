@@ -106,6 +106,38 @@ def brief(value: object) -> str:
     return text[:12] if len(text) >= 40 and set(text) <= set("0123456789abcdef") else text
 
 
+NAMES = {
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro-F1",
+    "token_f1": "Token F1",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+    "field_f1": "Field F1",
+    "exact_match": "Exact match",
+    "call_f1": "Call F1",
+}
+MEANINGS = {
+    "accuracy": "Share of items whose answer equals the reference.",
+    "macro_f1": "Macro-F1 is the mean over the labels that stand as a reference.",
+    "token_f1": "Token F1: harmonic mean of precision and recall over words (Rajpurkar et al. 2016).",
+    "rouge_l": "ROUGE-L: F-measure of the longest common subsequence of words (Lin 2004), 0 where there is no answer.",
+    "chrf": "chrF: F-score of character n-grams (Popović 2015), 0 where there is no answer.",
+    "field_f1": "Field F1: F1 over pairs of field and value, 0 where there is no valid answer.",
+    "exact_match": "Exact match: share of items with every field right.",
+    "call_f1": "Call F1: F1 over calls, each with all its arguments.",
+}
+"""What the figures of the kinds are called, and what they mean."""
+
+
+def name_of(metric: str) -> str:
+    return NAMES.get(metric, metric)
+
+
+def lower_name_of(metric: str) -> str:
+    """Within a sentence: accuracy, ROUGE-L."""
+    return "accuracy" if metric == "accuracy" else name_of(metric)
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "share": share,
     "interval": interval,
@@ -119,6 +151,9 @@ FILTERS: dict[str, Callable[..., str]] = {
     "dollars": dollars,
     "p_value": p_value,
     "brief": brief,
+    "figure": name_of,
+    "figure_within": lower_name_of,
+    "meaning": lambda metric: MEANINGS.get(metric, ""),
 }
 
 
@@ -132,7 +167,7 @@ def summary_rows(metrics: Metrics) -> list[dict[str, str]]:
         rows.append(
             {
                 "system": name,
-                "accuracy": "–" if value is None else f"{value:.2f}{ends}",
+                metrics.metric: "–" if value is None else f"{value:.2f}{ends}",
                 "latency": milliseconds(score.latency.p50),
                 "size": size(facts.bytes),
                 "cost per 1,000": dollars(facts.cost_usd_per_1k),

@@ -78,9 +78,9 @@ def metrics_json(metrics: Metrics, verdict: Verdict, inputs: ReportInputs) -> di
     systems = {}
     for name, score in golden.systems.items():
         systems[name] = {
-            "metric": "accuracy",
+            "metric": metrics.metric,
             "score": score.accuracy.to_dict(),
-            "macro_f1": score.macro_f1.to_dict(),
+            **_second(score, metrics),
             "n": score.n,
             "latency_s": asdict(score.latency),
             **asdict(metrics.facts[name]),
@@ -94,7 +94,7 @@ def metrics_json(metrics: Metrics, verdict: Verdict, inputs: ReportInputs) -> di
         "verdict": asdict(verdict),
         "comparisons": _comparisons(golden),
         "per_slice": {name: _slices(score) for name, score in golden.systems.items()},
-        "splits": {name: _split(split) for name, split in metrics.splits.items()},
+        "splits": {name: _split(split, metrics) for name, split in metrics.splits.items()},
         "labels": list(metrics.labels),
         "dataset": {part: dict(counts) for part, counts in inputs.dataset.items()},
         "golden_looks": [dict(look) for look in inputs.golden_looks],
@@ -150,12 +150,15 @@ def _images(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInputs) -
         for name, score in metrics.golden.systems.items()
     ]
     known = [(n, v, lo, hi) for n, v, lo, hi in rows if v is not None and lo is not None and hi is not None]
-    drawn["intervals"] = plots.intervals(known, "", f"accuracy on golden, {100 * metrics.confidence:g} % interval")
-    columns, counts = confusion_table(metrics.golden.systems[DISTILLED], metrics.labels)
-    rows_at = [metrics.labels.index(label) for label in map_labels]
-    columns_at = [columns.index(label) for label in map_labels] + list(range(len(metrics.labels), len(columns)))
-    cut = [[counts[i][j] for j in columns_at] for i in rows_at]
-    drawn["confusion"] = plots.confusion(map_labels, [columns[j] for j in columns_at], cut, "")
+    drawn["intervals"] = plots.intervals(
+        known, "", f"{present.lower_name_of(metrics.metric)} on golden, {100 * metrics.confidence:g} % interval"
+    )
+    if metrics.labels:
+        columns, counts = confusion_table(metrics.golden.systems[DISTILLED], metrics.labels)
+        rows_at = [metrics.labels.index(label) for label in map_labels]
+        columns_at = [columns.index(label) for label in map_labels] + list(range(len(metrics.labels), len(columns)))
+        cut = [[counts[i][j] for j in columns_at] for i in rows_at]
+        drawn["confusion"] = plots.confusion(map_labels, [columns[j] for j in columns_at], cut, "")
     curves: dict[str, dict[str, Sequence[tuple[float, float]]]] = {}
     for name, points in (inputs.training or {}).items():
         if points:
@@ -188,13 +191,17 @@ def _slices(score: SystemScore) -> dict[str, dict[str, float]]:
     return {name: {"n": n, "accuracy": accuracy} for name, (n, accuracy) in score.per_slice.items()}
 
 
-def _split(split: SplitMetrics) -> dict[str, Any]:
+def _second(score: SystemScore, metrics: Metrics) -> dict[str, Any]:
+    return {metrics.second: score.macro_f1.to_dict()} if metrics.second else {}
+
+
+def _split(split: SplitMetrics, metrics: Metrics) -> dict[str, Any]:
     systems = {}
     for name, score in split.systems.items():
         systems[name] = {
             "n": score.n,
-            "accuracy": score.accuracy.to_dict(),
-            "macro_f1": score.macro_f1.to_dict(),
+            metrics.metric: score.accuracy.to_dict(),
+            **_second(score, metrics),
             "latency_s": asdict(score.latency),
             "per_slice": _slices(score),
             "per_label": [asdict(label) for label in score.per_label],

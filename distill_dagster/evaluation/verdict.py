@@ -14,6 +14,7 @@ from distill_dagster.evaluation.metrics import (
     Comparison,
     Metrics,
 )
+from distill_dagster.evaluation.present import lower_name_of
 from distill_dagster.evaluation.statistics import Interval
 
 NAMES = {
@@ -128,7 +129,8 @@ def _teacher_words(metrics: Metrics) -> str:
         return ""
     low, high = kept.low, kept.high
     interval = "" if low is None or high is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
-    words = f"The distilled student keeps {100 * kept.value:.0f} %{interval} of the teacher's accuracy"
+    share = f"{100 * kept.value:.0f} %{interval}"
+    words = f"The distilled student keeps {share} of the teacher's {lower_name_of(metrics.metric)}"
     own, teacher = golden.systems[DISTILLED].latency.p50, golden.systems[TEACHER].latency.p50
     if not own or not teacher:
         return f"{words}; the latency of both was not measured, so nothing is said about speed."
@@ -151,7 +153,7 @@ def _work(system: str) -> int:
 def _difference(c: Comparison, confidence: float) -> str:
     return (
         f"the difference is {_points(c.difference)} points ({100 * confidence:g} % interval over {c.n} golden items, "
-        f"McNemar p {_p_value(c.p_value)})"
+        f"{c.test} p {_p_value(c.p_value)})"
     )
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from distill_dagster.kinds.base import WANTED_REFUSAL, Choice, InvalidAnswer, Kind, Question, is_refusal
+from distill_dagster.kinds.base import WANTED_REFUSAL, Choice, InvalidAnswer, Kind, Question, is_refusal, written
 from distill_dagster.kinds.extraction import Extraction
 from distill_dagster.kinds.labels import Labelled
 from distill_dagster.kinds.maths import Maths
 from distill_dagster.kinds.qa import Qa
-from distill_dagster.kinds.reading import Parsed, read_answer, written
+from distill_dagster.kinds.reading import Parsed, read_answer
 from distill_dagster.kinds.texts import Generated, Reply, Summary
 from distill_dagster.kinds.tools import ToolCalls
 

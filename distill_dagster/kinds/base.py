@@ -14,6 +14,8 @@ from distill_dagster.hashing import canonical_json
 if TYPE_CHECKING:
     from distill_dagster.spec import Task
 
+REASONING, ANSWER = "Reasoning:", "Answer:"
+"""The written form of few-shot examples, of base-like models and of students: reasoning first, then the answer."""
 REFUSAL = "refusal"
 """The only key of an answer that is a refusal: {"refusal": "I cannot help with that."}."""
 WANTED_REFUSAL = canonical_json({REFUSAL: "wanted"})
@@ -101,6 +103,21 @@ class Kind(ABC):
         if is_refusal(answer):
             return str(answer[REFUSAL])
         return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+
+    def target(self, answer: str, reasoning: str | None) -> str:
+        """What a student learns to write for an answer (canonical JSON text), with its reasoning where the task has it.
+
+        Kinds with labels have students that choose one: of these the label alone.
+        """
+        words = self.text(json.loads(answer))
+        if self.has_labels:
+            return words
+        return written(reasoning if self.task.reasoning else None, words)
+
+
+def written(reasoning: str | None, answer: str) -> str:
+    """The written form: "Reasoning: …" and "Answer: …" below it, or the answer alone."""
+    return f"{REASONING} {reasoning.strip()}\n{ANSWER} {answer}" if reasoning else answer
 
 
 def is_refusal(answer: Any) -> bool:

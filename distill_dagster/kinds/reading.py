@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill_dagster.hashing import canonical_json
-from distill_dagster.kinds.base import REFUSAL, InvalidAnswer, Kind, Question, refusal
+from distill_dagster.kinds.base import REASONING, REFUSAL, InvalidAnswer, Kind, Question, refusal
 from distill_dagster.kinds.values import json_in
 from distill_dagster.patterns import last_group
-
-REASONING, ANSWER = "Reasoning:", "Answer:"
-"""The written form of few-shot examples, of base-like models and of students: reasoning first, then the answer."""
 
 _TAGS = ("think", "thinking", "thought", "reasoning", "scratchpad")
 _FENCE = re.compile(r"^\s*```[a-zA-Z]*\s*\n?")
@@ -175,8 +172,3 @@ def _found(kind: Kind, text: str) -> _Found:
         answer, _, below = answer.partition("\n")
         ended = bool(below)
     return _Found(answer.strip() or None, before or None, ended or (bool(answer) and json_in(answer) is not None))
-
-
-def written(reasoning: str | None, answer: str) -> str:
-    """The written form that `read_answer` reads: "Reasoning: …" and "Answer: …", or the answer alone."""
-    return f"{REASONING} {reasoning.strip()}\n{ANSWER} {answer}" if reasoning else answer

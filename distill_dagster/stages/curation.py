@@ -12,6 +12,7 @@ from distill_dagster.checks import dataset_checks, slice_checks, valid_table
 from distill_dagster.curation.dataset import curate
 from distill_dagster.curation.human import human_candidates
 from distill_dagster.errors import DistillError
+from distill_dagster.kinds import kind_of
 from distill_dagster.selection import SLICE_STAGES
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, blocked_by, sample_rows
 from distill_dagster.state import State
@@ -26,10 +27,14 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         reading.source(source)
     held_out = reading.held_out()
     task = env.folder.task
+    kind = kind_of(task)
     people = env.folder.human + (env.folder.examples if task.curation.mix_examples else [])
     frames, slices = _slices(env, reading)
-    candidates = pl.concat([*frames, human_candidates(people)])
-    cut = curate(candidates, held_out, task.label_names, task.curation)
+    candidates = pl.concat([*frames, human_candidates(people, kind.answer_kind)])
+    if task.answers_are_written:
+        cut = curate(candidates, held_out, task.label_names, task.curation, kind.target)
+    else:
+        cut = curate(candidates, held_out, task.label_names, task.curation)
     checks = [
         valid_table("filtered_dataset", cut.dataset),
         *slice_checks(slices, task.curation.wanted_slices(len(slices))),
@@ -44,8 +49,6 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
     rejected_record = beside.record(data_version(cut.rejected), cut.rejected.height)
     env.lake.write(env.task_name, cut.rejected, rejected_record)
     env.lake.write(env.task_name, cut.dataset, record)
-    labels = cut.dataset.group_by("answer").len().sort("answer")
-    balance = plots.bar_counts({json.loads(a): n for a, n in labels.iter_rows()}, "Kept rows by label", "rows")
     drops = plots.bar_counts(cut.reasons(), "Dropped rows by reason", "rows")
     shown: dict[str, Shown] = {
         "candidates": candidates.height,
@@ -54,12 +57,15 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         "rejected": cut.rejected.height,
         "train": cut.dataset.filter(pl.col("split") == "train").height,
         "validation": cut.dataset.filter(pl.col("split") == "validation").height,
-        "label_balance": Markdown(plots.markdown_image(balance)),
         "drop_reasons": Markdown(plots.markdown_image(drops)),
         "slices": Rows(slices),
         "sample": sample_rows(cut.dataset, ["answer", "split", "slice"]),
         "rejected_sample": sample_rows(cut.rejected, ["answer", "drop_reason", "drop_detail", "slice"], 10),
     }
+    if task.has_labels:
+        labels = cut.dataset.group_by("answer").len().sort("answer")
+        balance = plots.bar_counts({json.loads(a): n for a, n in labels.iter_rows()}, "Kept rows by label", "rows")
+        shown["label_balance"] = Markdown(plots.markdown_image(balance))
     return Made(record, shown, checks)
 
 

@@ -16,13 +16,14 @@ import polars as pl
 
 from distill_dagster import plots, progress
 from distill_dagster.checks import Check, complete, valid_table
-from distill_dagster.curation.candidates import candidates
+from distill_dagster.curation.candidates import scored
 from distill_dagster.hashing import canonical_json, content_hash
+from distill_dagster.kinds import Kind, Question, is_refusal, kind_of, read_answer
 from distill_dagster.prompts.context import context_schema, pool
-from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, user_message
+from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, turns_of
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
 from distill_dagster.stages.students import TRAINING_LOG
-from distill_dagster.tables import COMPLETIONS, DATASET, PREDICTIONS, PRIOR, frame_of, user_text
+from distill_dagster.tables import COMPLETIONS, DATASET, PREDICTIONS, PRIOR, frame_of, shown_text
 
 if TYPE_CHECKING:
     from distill_dagster.student.types import Predictor
@@ -37,30 +38,39 @@ NOTICE = (
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that every system answers."""
+    """One thing that every system answers; `reference` is a label or, of other kinds, any JSON value."""
 
     id: str
     split: str
     slice: str | None
+    prompt_id: str
     text: str
-    reference: str
+    reference: Any
 
 
 def _items(env: Env, dataset: pl.DataFrame) -> list[Item]:
     """Golden and dev with their human labels; validation with the teacher's."""
     held_out = [
-        Item(row.id, split, row.slice, row.text.strip(), row.label or "")
+        Item(row.id, split, row.slice, prompt_id(turns), shown_text(turns), json.loads(row.answer_json))
         for split, rows in (("golden", env.folder.golden), ("dev", env.folder.dev))
         for row in rows
+        for turns in [turns_of(row)]
     ]
     validation = dataset.filter(pl.col("split") == "validation")
     return held_out + [
-        Item(r["prompt_id"], "validation", r["slice"], user_text(r["messages"]), json.loads(r["answer"]))
+        Item(
+            r["prompt_id"],
+            "validation",
+            r["slice"],
+            r["prompt_id"],
+            shown_text(r["messages"][:-1]),
+            json.loads(r["answer"]),
+        )
         for r in validation.iter_rows(named=True)
     ]
 
 
-def _row(system: str, item: Item, answer: str | None, confidence: float | None, raw: str | None) -> dict[str, Any]:
+def _row(kind: Kind, system: str, item: Item, answer: Any, confidence: float | None, raw: str | None) -> dict[str, Any]:
     return {
         "system": system,
         "item_id": item.id,
@@ -69,7 +79,7 @@ def _row(system: str, item: Item, answer: str | None, confidence: float | None, 
         "reference": canonical_json(item.reference),
         "answer": canonical_json(answer) if answer is not None else None,
         "confidence": confidence,
-        "correct": answer == item.reference,
+        "correct": answer is not None and kind.equal(answer, item.reference),
         "latency_s": None,
         "raw_text": raw,
     }
@@ -82,9 +92,8 @@ def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[d
     task = env.folder.task
     prompts = pl.concat([labelled_prompts(env.folder.golden, "golden"), labelled_prompts(env.folder.dev, "dev")])
     prompts = prompts.unique("prompt_id", keep="first", maintain_order=True)
-    answers = {
-        r["prompt_id"]: r for r in candidates(prompts, completions, prior, task.label_names).iter_rows(named=True)
-    }
+    answers = {r["prompt_id"]: r for r in scored(task, prompts, completions, prior).iter_rows(named=True)}
+    kind = kind_of(task)
     by_prompt = completions.group_by("prompt_id").agg(
         pl.when((pl.col("in_flight") == 1).all()).then(pl.col("latency_s").sum()).alias("latency_s"),
         pl.when(pl.col("cost_usd").null_count() == 0).then(pl.col("cost_usd").sum()).alias("cost_usd"),
@@ -93,10 +102,10 @@ def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[d
     latency = dict(by_prompt.select("prompt_id", "latency_s").iter_rows())
     rows = []
     for item in (i for i in items if i.split != "validation"):
-        id_ = prompt_id(user_message(item.text))
-        found = answers[id_]
+        found = answers[item.prompt_id]
         answer = json.loads(found["answer"]) if found["answer"] else None
-        rows.append(_row("teacher", item, answer, found["confidence"], None) | {"latency_s": latency.get(id_)})
+        made = _row(kind, "teacher", item, answer, found["confidence"], None)
+        rows.append(made | {"latency_s": latency.get(item.prompt_id)})
     known = by_prompt["cost_usd"].null_count() == 0 and by_prompt.height > 0
     facts: dict[str, Any] = {
         "model": task.teacher.model,
@@ -111,11 +120,20 @@ def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[d
     return rows, facts
 
 
-def _predict(system: str, predictor: Predictor, items: list[Item], latency_items: int) -> list[dict[str, Any]]:
+def _predict(
+    kind: Kind, system: str, predictor: Predictor, items: list[Item], latency_items: int
+) -> list[dict[str, Any]]:
     """Answers in batches; latency one by one, after a warm-up, on the first golden items."""
     rows = []
     for item, p in zip(items, predictor.predict([i.text for i in items]), strict=True):
-        rows.append(_row(system, item, p.label, min(1.0, max(p.probs.values())), p.raw_text))
+        if p.probs:
+            rows.append(_row(kind, system, item, p.label, min(1.0, max(p.probs.values())), p.raw_text))
+            continue
+        # Read as the teacher's answers are, so that neither is favoured. A wanted refusal is told from the reference.
+        wanted = Question(item.text, is_refusal(item.reference))
+        read = read_answer(kind, p.raw_text, wanted, stop=f"\n\n{kind.task.item}:")
+        answer = json.loads(read.answer) if read.answer is not None else None
+        rows.append(_row(kind, system, item, answer, None, p.raw_text))
     golden = [n for n, item in enumerate(items) if item.split == "golden"]
     for n in (golden * WARM_UP)[:WARM_UP]:
         predictor.predict([items[n].text])
@@ -160,7 +178,8 @@ def make_predictions(env: Env, partition: str | None) -> Made:
     reading.source("golden_set")
     reading.source("student_settings", partition)
     task = env.folder.task
-    spec, settings = task.students[partition], TaskSettings(task.item, task.instructions)
+    spec, settings = task.students[partition], TaskSettings(task.item, task.instructions, task.reasoning)
+    kind = kind_of(task)
     items = _items(env, reading.table("filtered_dataset", DATASET))
     rows, teacher = _teacher_rows(env, reading, items)
     facts: dict[str, dict[str, Any]] = {"teacher": teacher}
@@ -172,8 +191,10 @@ def make_predictions(env: Env, partition: str | None) -> Made:
     ]
     if env.lake.record(env.task_name, "slice_label_adapter", partition) is not None:
         systems.append(("slice_label", "slice_label_adapter"))
-    for number, (system, adapter) in enumerate([*systems, ("centroid", None)]):
-        progress.report(f"predicting with {system}", number, len(systems) + 1)
+    if task.has_labels:
+        systems.append(("centroid", None))
+    for number, (system, adapter) in enumerate(systems):
+        progress.report(f"predicting with {system}", number, len(systems))
         with _peak_memory() as peak:
             if system == "centroid":
                 texts, labels = [e.text for e in examples], [e.label for e in examples]
@@ -181,7 +202,7 @@ def make_predictions(env: Env, partition: str | None) -> Made:
             else:
                 folder = reading.folder(adapter, partition) if adapter else None
                 predictor = load_predictor(spec, task.labels, settings, env.models, folder)
-            rows += _predict(system, predictor, items, task.evaluation.latency_items)
+            rows += _predict(kind, system, predictor, items, task.evaluation.latency_items)
         facts[system] = {
             "model": spec.model if system != "centroid" else "all-minilm-l6-v2",
             "parameters": predictor.parameters,
@@ -200,6 +221,7 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
     """The report folder is made aside and swapped in; this look at golden is logged before anybody can read it."""
     from distill_dagster.evaluation.looks import append_golden_look, read_golden_looks
     from distill_dagster.evaluation.metrics import evaluate, metrics_frame
+    from distill_dagster.evaluation.present import lower_name_of, name_of
     from distill_dagster.evaluation.report import ReportInputs, summary_rows, write_report
     from distill_dagster.evaluation.verdict import decide
 
@@ -211,7 +233,7 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
     predicted = env.lake.record(env.task_name, "predictions", partition)
     dataset = env.lake.record(env.task_name, "filtered_dataset")
     assert predicted is not None
-    metrics = evaluate(predictions, predicted.extra["facts"], task.label_names, task.evaluation)
+    metrics = evaluate(predictions, predicted.extra["facts"], task.label_names, task.evaluation, kind_of(task))
     verdict = decide(metrics)
     settings = content_hash({name: value for name, value in predicted.inputs.items() if "settings" in name})
     looks = env.reports / env.task_name / "golden_looks.jsonl"
@@ -228,6 +250,8 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
             "predictions_version": predicted.data_version,
         },
     )
+    draws, samples = task.teacher.few_shot.draws, task.teacher.samples
+    asked = f"{draws} draws" if samples == 1 else f"{draws * samples} samples"
     inputs = ReportInputs(
         task=env.task_name,
         student=partition,
@@ -240,7 +264,7 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
         golden_looks=[look for look in read_golden_looks(looks) if look.get("student") == partition],
         latency_method=(
             f"The first {task.evaluation.latency_items} golden items one by one, students after {WARM_UP} to warm up; "
-            f"the teacher's is the sum over its {task.teacher.few_shot.draws} draws, over HTTP, with a warm cache"
+            f"the teacher's is the sum over its {asked}, over HTTP, with a warm cache"
             + (", without the search for the nearest examples." if task.teacher.few_shot.nearest else ".")
         ),
         versions={name: metadata.version(name) for name in ("torch", "transformers", "peft", "litellm", "dagster")},
@@ -259,12 +283,13 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
         for name, s in metrics.golden.systems.items()
         if s.accuracy.value is not None and s.accuracy.low is not None and s.accuracy.high is not None
     ]
+    png = plots.intervals(intervals, f"{name_of(metrics.metric)} on golden", lower_name_of(metrics.metric))
     shown: dict[str, Shown] = {
         "verdict": verdict.text,
         "report": target / "report.html",
-        "accuracy": Markdown(plots.markdown_image(plots.intervals(intervals, "Accuracy on golden", "accuracy"))),
+        metrics.metric: Markdown(plots.markdown_image(png)),
         "summary": Rows([dict(row) for row in summary_rows(metrics)]),
-        **{f"accuracy_{name}": float(value) for name, value, _, _ in intervals},
+        **{f"{metrics.metric}_{name}": float(value) for name, value, _, _ in intervals},
     }
     from distill_dagster.evaluation.metrics_type import check_metrics_table
 

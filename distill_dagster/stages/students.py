@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +11,13 @@ import polars as pl
 from distill_dagster import plots
 from distill_dagster.checks import loss_fell
 from distill_dagster.hashing import folder_hash
+from distill_dagster.kinds import kind_of
 from distill_dagster.lake import RECORD_FILE
 from distill_dagster.prompts.context import context_schema, pool
-from distill_dagster.retraining import TRAINED_ON, write_trained_on
+from distill_dagster.retraining import TRAINED_ON, plain_answer, write_trained_on
 from distill_dagster.sources import label_of_slice
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Shown
-from distill_dagster.tables import DATASET, user_text
+from distill_dagster.tables import DATASET, shown_text, transcript, user_text
 
 if TYPE_CHECKING:
     from distill_dagster.student.types import TrainingLog, TrainRow
@@ -32,10 +32,11 @@ def rows_of_dataset(dataset: pl.DataFrame, split: str) -> list[TrainRow]:
     return [
         TrainRow(
             r["prompt_id"],
-            user_text(r["messages"]),
-            json.loads(r["answer"]),
+            shown_text(r["messages"][:-1]),
+            plain_answer(r["answer"]),
             {x["label"]: x["prob"] for x in r["soft_labels"] or []},
             r["weight"],
+            r["messages"][-1]["content"],
         )
         for r in kept.iter_rows(named=True)
     ]
@@ -54,7 +55,21 @@ def make_seed_only_adapter(env: Env, partition: str | None) -> Made:
     assert partition is not None
     reading = Reading(env, "seed_only_adapter", partition)
     examples = pool(reading.table("prompt_context", context_schema(env.folder.task)))
-    rows = [TrainRow(e.id, e.text, e.label) for e in examples]
+    task = env.folder.task
+    if task.has_labels:
+        rows = [TrainRow(e.id, e.text, e.label) for e in examples]
+    else:
+        kind = kind_of(task)
+        rows = [
+            TrainRow(
+                e.id,
+                transcript(e.messages) or e.text,
+                plain_answer(e.answer),
+                target=kind.target(e.answer, e.reasoning),
+            )
+            for e in examples
+            if e.answer is not None
+        ]
     return _train(env, reading, rows, [], env.folder.task.students[partition].seed_only_epochs)
 
 
@@ -90,7 +105,7 @@ def _train(
     def fill(folder: Path) -> str:
         nonlocal log
         what = reading.asset.removesuffix("_adapter")
-        settings = TaskSettings(task.item, task.instructions)
+        settings = TaskSettings(task.item, task.instructions, task.reasoning)
         log = train_adapter(spec, task.labels, settings, rows, validation, folder, env.models, epochs, what)
         write_trained_on(folder, rows)
         return folder_hash(folder, leave_out=(TRAINING_LOG, TRAINED_ON, RECORD_FILE))

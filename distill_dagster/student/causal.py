@@ -1,4 +1,4 @@
-"""A causal language model that writes the label."""
+"""Causal language models as students: what all of them share, and the one that writes a label."""
 
 from __future__ import annotations
 
@@ -17,16 +17,11 @@ if TYPE_CHECKING:
 _NO_TOKEN = -100
 
 
-class CausalStudent:
-    """A base model with its tokenizer and the labels of a task; `model` may be wrapped in adapters later."""
+class CausalModel:
+    """A base model with its tokenizer; `model` may be wrapped in adapters later."""
 
     def __init__(
-        self,
-        spec: StudentSpec,
-        labels: list[Label],
-        settings: TaskSettings,
-        models_folder: Path,
-        dtype: str | None = None,
+        self, spec: StudentSpec, settings: TaskSettings, models_folder: Path, dtype: str | None = None
     ) -> None:
         """Load the base in `dtype`, by default that of the spec.
 
@@ -34,12 +29,10 @@ class CausalStudent:
             ModelError: the model cannot be found or loaded.
         """
         self.spec, self.settings = spec, settings
-        self.labels = [label.name for label in labels]
         self.base = loading.load_base(spec, models_folder, "AutoModelForCausalLM", dtype)
         self.model: Any = self.base.model
         self.tokenizer = self.base.tokenizer
         self.end = prompts.end_id(self.tokenizer)
-        self.trie = LabelTrie([prompts.answer_ids(self.tokenizer, label) for label in self.labels], self.end)
 
     def add_adapter(self) -> None:
         self.model = loading.with_new_adapter(self.model, self.spec, "CAUSAL_LM")
@@ -61,33 +54,6 @@ class CausalStudent:
     @property
     def device(self) -> Any:
         return self.model.device
-
-    def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
-        """Model inputs with `length` in tokens: the prompt, then the kept label without its end."""
-        texts = [row.text for row in rows]
-        starts = prompts.prompt_ids(self.tokenizer, texts, self.settings, self.spec.max_tokens)
-        soft = losses.soft_targets(rows, self.labels, self.spec.temperature)
-        items = []
-        for row, start, target in zip(rows, starts, soft, strict=True):
-            label = self.labels.index(row.answer_label)
-            ids = start + list(self.trie.paths[label][:-1])
-            items.append({"ids": ids, "length": len(ids), "label": label, "soft": target, "weight": row.weight})
-        return items
-
-    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch, padded on the left: answers end in the last column, so logits are asked for there alone."""
-        import torch
-
-        paths = [self.trie.paths[item["label"]] for item in items]
-        answers = torch.full((len(items), max(map(len, paths))), _NO_TOKEN)
-        for row, path in enumerate(paths):
-            answers[row, -len(path) :] = torch.tensor(path)
-        return self._padded([item["ids"] for item in items]) | {
-            "answers": answers,
-            "label": torch.tensor([item["label"] for item in items]),
-            "soft": torch.stack([item["soft"] for item in items]),
-            "weight": torch.tensor([float(item["weight"]) for item in items]),
-        }
 
     def _padded(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
         import torch
@@ -120,6 +86,50 @@ class CausalStudent:
         logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+class CausalStudent(CausalModel):
+    """A causal model that writes one of the labels of a task."""
+
+    def __init__(
+        self,
+        spec: StudentSpec,
+        labels: list[Label],
+        settings: TaskSettings,
+        models_folder: Path,
+        dtype: str | None = None,
+    ) -> None:
+        """As `CausalModel`."""
+        super().__init__(spec, settings, models_folder, dtype)
+        self.labels = [label.name for label in labels]
+        self.trie = LabelTrie([prompts.answer_ids(self.tokenizer, label) for label in self.labels], self.end)
+
+    def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
+        """Model inputs with `length` in tokens: the prompt, then the kept label without its end."""
+        texts = [row.text for row in rows]
+        starts = prompts.prompt_ids(self.tokenizer, texts, self.settings, self.spec.max_tokens)
+        soft = losses.soft_targets(rows, self.labels, self.spec.temperature)
+        items = []
+        for row, start, target in zip(rows, starts, soft, strict=True):
+            label = self.labels.index(row.answer_label)
+            ids = start + list(self.trie.paths[label][:-1])
+            items.append({"ids": ids, "length": len(ids), "label": label, "soft": target, "weight": row.weight})
+        return items
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch, padded on the left: answers end in the last column, so logits are asked for there alone."""
+        import torch
+
+        paths = [self.trie.paths[item["label"]] for item in items]
+        answers = torch.full((len(items), max(map(len, paths))), _NO_TOKEN)
+        for row, path in enumerate(paths):
+            answers[row, -len(path) :] = torch.tensor(path)
+        return self._padded([item["ids"] for item in items]) | {
+            "answers": answers,
+            "label": torch.tensor([item["label"] for item in items]),
+            "soft": torch.stack([item["soft"] for item in items]),
+            "weight": torch.tensor([float(item["weight"]) for item in items]),
+        }
 
     def loss(self, batch: dict[str, Any]) -> torch.Tensor:
         """The loss of every row, shape (rows,), without its weight.

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from distill_dagster.spec import StudentSpec
 from distill_dagster.student import loading
 from distill_dagster.student.encoder import COSINE_TEMPERATURE, pooled
-from distill_dagster.student.train import STUDENTS, Student
+from distill_dagster.student.train import Student, student_class
 from distill_dagster.student.types import Prediction, Predictor, TaskSettings
+from distill_dagster.student.writing import WritingStudent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,7 @@ def load_predictor(
         ModelError: the base or the adapter cannot be found or loaded.
     """
     merge = adapter is not None and spec.quantization == "none"
-    student = STUDENTS[spec.architecture](spec, labels, settings, models_folder, "float32" if merge else None)
+    student = student_class(spec, labels)(spec, labels, settings, models_folder, "float32" if merge else None)
     size = student.base.bytes
     if adapter is not None:
         student.load_adapter(adapter, merge)
@@ -60,6 +61,10 @@ class StudentPredictor:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
+            if isinstance(student, WritingStudent):
+                words = student.write([texts[i] for i in part])
+                found |= {i: Prediction(text, {}, text) for i, text in zip(part, words, strict=True)}
+                continue
             probs = student.log_probs([texts[i] for i in part]).exp()
             for i, row in zip(part, probs.tolist(), strict=True):
                 found[i] = _prediction(student.labels, row)

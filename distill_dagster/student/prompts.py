@@ -20,22 +20,22 @@ ASK = "\nCategory:"
 
 
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], settings: TaskSettings, max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], settings: TaskSettings, max_tokens: int, ask_for: str = ASK
 ) -> list[list[int]]:
     """Token ids of the prompts, each at most `max_tokens` long, ready for the answer to follow."""
-    ask = _ids(tokenizer, ASK)
+    ask = _ids(tokenizer, ask_for)
     start = _start_ids(tokenizer)
     bodies = tokenizer([f"{settings.item}: {text.strip()}" for text in texts], add_special_tokens=False)["input_ids"]
     room = max(1, max_tokens - len(ask) - len(start))
     return [start + body[:room] + ask for body in bodies]
 
 
-def answer_ids(tokenizer: PreTrainedTokenizerBase, label: str) -> list[int]:
-    """Token ids of a label as it stands behind the prompt, without the end of text.
+def answer_ids(tokenizer: PreTrainedTokenizerBase, label: str, ask_for: str = ASK) -> list[int]:
+    """Token ids of a label, or of any answer, as it stands behind the prompt, without the end of text.
 
     Cut from the tokens of the whole phrase: some tokenizers write a word differently at the beginning of a text.
     """
-    ask, both = _ids(tokenizer, ASK), _ids(tokenizer, f"{ASK} {label}")
+    ask, both = _ids(tokenizer, ask_for), _ids(tokenizer, f"{ask_for} {label}")
     return both[len(ask) :] if both[: len(ask)] == ask else _ids(tokenizer, f" {label}")
 
 

@@ -16,15 +16,27 @@ from distill_dagster.student import loading, models
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
+from distill_dagster.student.writing import WritingStudent
 
 if TYPE_CHECKING:
     from distill_dagster.spec import Label, StudentSpec
 
-Student = CausalStudent | EncoderStudent
+Student = CausalStudent | EncoderStudent | WritingStudent
 STUDENTS: dict[str, type[CausalStudent] | type[EncoderStudent]] = {
     "causal_lm": CausalStudent,
     "encoder": EncoderStudent,
 }
+
+
+def student_class(spec: StudentSpec, labels: list[Label]) -> type[Student]:
+    """What learns: without labels to choose from an answer is written, which an encoder cannot."""
+    if labels:
+        return STUDENTS[spec.architecture]
+    if spec.architecture != "causal_lm":
+        raise DistillError("An encoder chooses among labels, and this task has none. Use `architecture: causal_lm`.")
+    return WritingStudent
+
+
 LABELS_FILE, LOG_FILE = "labels.json", "training_log.json"
 
 
@@ -52,7 +64,7 @@ def train_adapter(
     """
     names = [label.name for label in labels]
     _check(rows, validation, names)
-    student = STUDENTS[spec.architecture](spec, labels, settings, models_folder)
+    student = student_class(spec, labels)(spec, labels, settings, models_folder)
     log = TrainingLog(rows=len(rows), epochs=epochs or spec.epochs)
     student.add_adapter()
     log.trainable_parameters = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
@@ -66,7 +78,7 @@ def _check(rows: list[TrainRow], validation: list[TrainRow], names: list[str]) -
     if not rows:
         raise DistillError("There is no row to train on. Lower the thresholds in `curation`, or add prompts.")
     for row in [*rows, *validation]:
-        if row.answer_label not in names:
+        if names and row.answer_label not in names:
             raise DistillError(f"Row {row.prompt_id}: {row.answer_label!r} is not a label of this task. Add it.")
 
 
@@ -163,6 +175,10 @@ def _validate(student: Student, rows: list[TrainRow], batch_size: int = 64) -> d
     """Mean negative log-likelihood of the kept labels, and agreement: the share of rows where it is most probable."""
     training = student.model.training
     student.model.eval()
+    if isinstance(student, WritingStudent):
+        found = student.validate(rows)
+        student.model.train(training)
+        return found
     loss, agree = 0.0, 0
     order = sorted(rows, key=lambda row: len(row.text))
     for start in range(0, len(order), batch_size):
@@ -191,7 +207,13 @@ def _save(student: Student, labels: list[Label], log: TrainingLog, out: Path) ->
     student.save_adapter(out)
     student.tokenizer.save_pretrained(str(out))
     described = [label.model_dump() for label in labels]
-    task = {"architecture": student.spec.architecture, "item": student.settings.item, "labels": described}
+    task: dict[str, Any] = {
+        "architecture": student.spec.architecture,
+        "item": student.settings.item,
+        "labels": described,
+    }
+    if isinstance(student, WritingStudent):
+        task["reasoning"] = student.settings.reasoning
     _write_json(out / LABELS_FILE, task)
     _write_json(out / LOG_FILE, log.to_dict())
 

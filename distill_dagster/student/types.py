@@ -12,6 +12,8 @@ class TaskSettings:
 
     item: str = "Message"
     instructions: str = ""
+    reasoning: bool = False
+    """Whether a student that writes its answer writes its reasoning first."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class TrainRow:
     """One row to learn from.
 
     `soft` maps labels to the teacher's probabilities (labels left out have none; empty: the answer alone counts).
-    `weight` multiplies the row's loss.
+    `weight` multiplies the row's loss. `target` is all that a student writes whose answers are no labels.
     """
 
     prompt_id: str
@@ -27,11 +29,15 @@ class TrainRow:
     answer_label: str
     soft: dict[str, float] = field(default_factory=dict)
     weight: float = 1.0
+    target: str | None = None
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """`probs` holds every label in the task's order and sums to 1; `raw_text` is what the model would write."""
+    """`probs` holds every label in the task's order and sums to 1; `raw_text` is what the model would write.
+
+    An answer that was written and not chosen has no `probs`, and `label` is its raw text.
+    """
 
     label: str
     probs: dict[str, float]

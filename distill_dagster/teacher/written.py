@@ -8,13 +8,12 @@ from functools import lru_cache
 from typing import Any
 
 from distill_dagster.kinds import Kind, Question, is_refusal, written
-from distill_dagster.kinds.base import REFUSAL
-from distill_dagster.kinds.reading import ANSWER
+from distill_dagster.kinds.base import ANSWER, REFUSAL
 from distill_dagster.kinds.schemas import strict
 from distill_dagster.prompts.context import Example
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import TeacherSpec
-from distill_dagster.tables import user_text
+from distill_dagster.tables import transcript, user_text
 from distill_dagster.teacher.client import Endpoint, Request
 
 
@@ -37,11 +36,6 @@ def prompt_of(messages: list[dict[str, Any]], reference: str | None = None) -> P
     alone = len(turns) == 1
     wanted = reference is not None and reference.startswith(f'{{"{REFUSAL}":') and is_refusal(json.loads(reference))
     return Prompt(user_text(messages), () if alone else turns, wanted)
-
-
-def transcript(turns: tuple[tuple[str, str], ...]) -> str:
-    """A conversation as one text, for models that know no turns."""
-    return "\n".join(f"{role.capitalize()}: {content}" for role, content in turns)
 
 
 class Writer:

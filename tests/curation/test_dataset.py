@@ -54,6 +54,7 @@ GOLDEN = {normalize("of golden")}
 DROPS: list[tuple[dict[str, Any], str, str]] = [
     ({"status": "failed", "error": "timeout"}, "no_answer", "timeout"),
     ({"status": "truncated"}, "no_answer", "truncated"),
+    ({"answer": None, "answer_kind": "number", "error": "no number"}, "invalid_answer", "no number"),
     ({"answer": '"Refund"'}, "invalid_label", '"Refund"'),
     ({"words": 1}, "too_short", "1 words"),
     ({"words": 6}, "too_long", "6 words"),
