@@ -145,7 +145,7 @@ def sample_rows(frame: pl.DataFrame, columns: list[str], count: int = 5) -> Rows
     """The first rows for people: messages as their user text, long texts cut, no soft labels."""
     rows = []
     for row in frame.head(count).iter_rows(named=True):
-        shown = {"text": user_text(row["messages"])} if "messages" in row else {}
+        shown = {"text": user_text(row["messages"])} if row.get("messages") else {}
         rows.append({k: _short(v) for k, v in (shown | {c: row[c] for c in columns}).items()})
     return Rows(rows)
 
