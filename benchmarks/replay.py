@@ -18,15 +18,15 @@ the store has every answer; the teacher is an address where nothing listens.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from common import RESULTS, peak_mb, write_result
 from distill_dagster.hashing import content_hash
 from distill_dagster.kinds import Question, kind_of
 from distill_dagster.lake import Lake
-from distill_dagster.paths import PROJECT, Home
+from distill_dagster.paths import Home
 from distill_dagster.prompts.seeds import prompt_id, user_message
 from distill_dagster.tables import COMPLETIONS
 from distill_dagster.taskfiles import TaskFolder, open_task
@@ -47,6 +47,7 @@ STRICT = {"pattern": r"So the answer is \([a-e]\) (?P<answer>.*)\.", "stop": "\n
 OPTION = {"pattern": r"(?s)So the answer is.*?\(.\)(?P<answer>.*?)\.?\s*$", "stop": "Q:", "choices": True}
 EQUATION = {"pattern": r"The answer is (?P<answer>\(.*?\))\.", "stop": "\n\nQ:"}
 SLICES = 4
+QUICK_SLICES = 1
 RESUMED = 100_000
 
 
@@ -89,16 +90,18 @@ def change_task(home: Home, name: str, **settings: Any) -> None:
 
 
 def distill(home: Home, *arguments: str) -> dict[str, Any]:
-    """The `distill` command; the JSON object that it prints last."""
-    where = {"DISTILL_HOME": str(home.root), "DISTILL_TASKS": str(home.tasks), "PYTHONPATH": str(PROJECT)}
-    where["DAGSTER_HOME"] = str(home.instance)
-    command = [sys.executable, "-c", "from distill_dagster.cli import app; app()", *arguments, "--json"]
+    """The `distill` command, in this process; the JSON object that it prints last."""
+    from distill_dagster.cli import app
+
+    where = {"DISTILL_HOME": home.root, "DISTILL_TASKS": home.tasks, "DAGSTER_HOME": home.instance}
+    os.environ.update({name: str(path) for name, path in where.items()})
     started = time.perf_counter()
-    ended = subprocess.run(command, env=os.environ | where, capture_output=True, text=True, check=False)
+    with redirect_stdout(io.StringIO()) as said:
+        code = app([*arguments, "--json"], standalone_mode=False)
     print(f"[{time.perf_counter() - started:6.1f} s] distill {' '.join(arguments[:4])}", file=sys.stderr, flush=True)
-    if ended.returncode:
-        raise SystemExit(f"distill {arguments[0]} failed:\n{ended.stderr[-3000:]}")
-    return dict(json.loads(ended.stdout.strip().splitlines()[-1]))
+    if code:
+        raise SystemExit(f"distill {arguments[0]} failed")
+    return dict(json.loads(said.getvalue().strip().splitlines()[-1]))
 
 
 def teacher(name: str) -> dict[str, Any]:
@@ -128,11 +131,12 @@ def key_of(text: str) -> str:
 
 
 def commonsense(home: Home, data: Path, limit: int | None) -> dict[str, float]:
+    slices = SLICES if limit is None else QUICK_SLICES
     rows, right = [], dict[str, Any]()
     for row in list(lines(data / "questions.jsonl"))[:limit]:
         options = "\n".join(f"({letter}) {choice}" for letter, choice in zip("abcde", row["choices"], strict=False))
         text = f"{row['question']}\nAnswer Choices:\n{options}"
-        rows.append({"id": row["id"], "text": text, "part": f"part-{int(content_hash(row['id'])[:4], 16) % SLICES}"})
+        rows.append({"id": row["id"], "text": text, "part": f"part-{int(content_hash(row['id'])[:4], 16) % slices}"})
         right[key_of(text)] = row["answer"]
     name, place = "commonsense", home.root / "files"
     write_task(home, name, kind="qa", reasoning=True, answer=STRICT, teacher=teacher("palm"))
