@@ -18,6 +18,7 @@ from distill_dagster.errors import DistillError
 from distill_dagster.graph import SOURCES, Stage, slices_name
 from distill_dagster.sources import source_version
 from distill_dagster.stages.common import Env, Made, Markdown, Rows, Shown
+from distill_dagster.tags import BACKFILL_TAG, CAMPAIGN_TAG
 from distill_dagster.taskfiles import TaskFolder
 from resources.doors import (
     CompletionStoreResource,
@@ -43,11 +44,26 @@ class TaskGraph:
     stages: dict[str, Stage]
     students: list[str]
     owners: list[str]
+    free: bool
+    """Asking the teacher costs nothing: only then does anything ask it by itself from the start."""
 
     @property
     def identifier(self) -> str:
         """The name for jobs and sensors, which know fewer characters."""
         return re.sub(r"[^A-Za-z0-9_]", "_", self.name)
+
+    @property
+    def sensor_status(self) -> dg.DefaultSensorStatus:
+        return dg.DefaultSensorStatus.RUNNING if self.free else dg.DefaultSensorStatus.STOPPED
+
+    @property
+    def schedule_status(self) -> dg.DefaultScheduleStatus:
+        return dg.DefaultScheduleStatus.RUNNING if self.free else dg.DefaultScheduleStatus.STOPPED
+
+    @property
+    def stopped(self) -> str:
+        """What a description adds where something is stopped at first."""
+        return "" if self.free else " Stopped until you start it: the teacher costs money."
 
     @property
     def slices_def(self) -> dg.DynamicPartitionsDefinition:
@@ -69,6 +85,11 @@ class TaskGraph:
         return dg.AssetDep(self.key(upstream))
 
 
+def campaign_of(run: dg.DagsterRun) -> str:
+    """The scope of a budget: all runs of a backfill, of a command or of a refresh, and a run with its retries."""
+    return run.tags.get(BACKFILL_TAG) or run.tags.get(CAMPAIGN_TAG) or run.root_run_id or run.run_id
+
+
 @contextmanager
 def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[Env]:
     """The stage environment from the run's resources."""
@@ -87,6 +108,7 @@ def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[Env]:
             reports=Path(lake.reports),
             endpoint=teacher.endpoint,
             run_id=context.run.run_id,
+            campaign=campaign_of(context.run),
         )
 
 

@@ -16,17 +16,16 @@ LOCK_S, LIMIT_S = 5.0, 30.0
 """Dagster gives a sensor a minute: what is left lies there at the next tick."""
 
 
-def inbox_sensor(graph: TaskGraph, free: bool) -> dg.SensorDefinition:
+def inbox_sensor(graph: TaskGraph) -> dg.SensorDefinition:
     """It runs from the start only where asking the teacher is free, as the other sensors do."""
-    paid = "" if free else " Stopped until you start it: the teacher will be asked for them, and costs money."
 
     @dg.sensor(
         name=f"{graph.identifier}_inbox",
         minimum_interval_seconds=INTERVAL_S,
-        default_status=dg.DefaultSensorStatus.RUNNING if free else dg.DefaultSensorStatus.STOPPED,
+        default_status=graph.sensor_status,
         description=(
             f"Takes new prompts from inbox/{graph.name}/*.jsonl, once a file did not change for {QUIET_S} s: masks "
-            f"them and sorts them into slices. It asks no teacher; the automation sensor does.{paid}"
+            f"them and sorts them into slices. It asks no teacher; the automation sensor does.{graph.stopped}"
         ),
     )
     def _inbox(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import dagster as dg
+from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 from dagster._utils.schedules import is_valid_cron_schedule
 
 from assets.common import TaskGraph
@@ -15,7 +16,7 @@ Refresh = Callable[[dg.OpExecutionContext, str, bool], Outcome]
 """Refreshes the named task; the last argument trains however little changed."""
 
 
-def refresh_definitions(graph: TaskGraph, spec: RefreshSpec, free: bool, refresh: Refresh) -> dg.Definitions:
+def refresh_definitions(graph: TaskGraph, spec: RefreshSpec, refresh: Refresh) -> dg.Definitions:
     """The job, its schedule, and the asset that has an event for every refresh."""
     key = graph.key(REFRESHES)
     age = spec.max_age()
@@ -52,19 +53,25 @@ def refresh_definitions(graph: TaskGraph, spec: RefreshSpec, free: bool, refresh
     def _job() -> None:
         _refresh()
 
+    def _tick(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        under_way = dg.RunsFilter(job_name=_job.name, statuses=IN_PROGRESS_RUN_STATUSES)
+        if running := context.instance.get_run_ids(under_way, limit=1):
+            return dg.SkipReason(f"The refresh before is still under way: run {running[0]}.")
+        return dg.RunRequest()
+
     rows = f"more than {spec.min_new_rows} rows" if spec.min_new_rows else "any row"
-    paid = "" if free else " Stopped until you start it: the teacher costs money."
     schedules = []
     if spec.cron is not None and is_valid_cron_schedule(spec.cron):
         schedules.append(
             dg.ScheduleDefinition(
                 name=f"{graph.identifier}_refresh_schedule",
                 job=_job,
+                execution_fn=_tick,
                 cron_schedule=spec.cron,
                 execution_timezone=spec.timezone,
-                default_status=dg.DefaultScheduleStatus.RUNNING if free else dg.DefaultScheduleStatus.STOPPED,
+                default_status=graph.schedule_status,
                 description=f"Brings the task up to date, whatever automation left, and trains where {rows} of a "
-                f"student's dataset changed.{paid}",
+                f"student's dataset changed.{graph.stopped}",
             )
         )
     return dg.Definitions(assets=[asset], jobs=[_job], schedules=schedules)

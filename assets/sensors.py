@@ -20,25 +20,24 @@ QUIET_S = 20
 INTERVAL_S = 30
 
 
-def sensors(graph: TaskGraph, free: bool) -> list[dg.SensorDefinition]:
+def sensors(graph: TaskGraph) -> list[dg.SensorDefinition]:
     """Both sensors of a task. They run from the start only where asking the teacher is free."""
-    status = dg.DefaultSensorStatus.RUNNING if free else dg.DefaultSensorStatus.STOPPED
-    paid = "" if free else " Stopped until you start it: the teacher costs money."
     conditions = dg.AutomationConditionSensorDefinition(
         name=f"{graph.identifier}_automation",
         target=dg.AssetSelection.groups(graph.name),
-        default_status=status,
+        default_status=graph.sensor_status,
         minimum_interval_seconds=INTERVAL_S,
-        description=f"Runs what a change of content calls for, from seed prompts to the filtered dataset.{paid}",
+        description="Runs what a change of content calls for, from seed prompts to the filtered dataset."
+        + graph.stopped,
     )
-    return [_files_sensor(graph, status), conditions]
+    return [_files_sensor(graph), conditions]
 
 
-def _files_sensor(graph: TaskGraph, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
+def _files_sensor(graph: TaskGraph) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{graph.identifier}_files",
         minimum_interval_seconds=INTERVAL_S,
-        default_status=status,
+        default_status=graph.sensor_status,
         description=(
             "Sees the task's files: slices become partitions and leave again, and changed content is observed, "
             f"once nothing changed for {QUIET_S} s."

@@ -20,18 +20,19 @@ def task_graph(folder: TaskFolder) -> TaskGraph:
     """The outline of a task. A malformed task.yaml still gives its graph: its assets then fail with the message."""
     try:
         task = folder.task
-        return TaskGraph(folder.name, stages_of(slices_are_labels(folder)), list(task.students), task.owners)
+        stages, free = stages_of(slices_are_labels(folder)), task.teacher.free
+        return TaskGraph(folder.name, stages, list(task.students), task.owners, free)
     except InputError:
-        return TaskGraph(folder.name, stages_of(False), [], [])
+        return TaskGraph(folder.name, stages_of(False), [], [], False)
 
 
 def task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
     """`refresh` does the work of the schedule. What can call a paid teacher by itself is stopped at first."""
     graph = task_graph(folder)
     try:
-        free, spec = folder.task.teacher.free, folder.task.refresh
+        spec = folder.task.refresh
     except InputError:
-        free, spec = False, RefreshSpec(cron=None)
+        spec = RefreshSpec(cron=None)
     made = [module.assets(graph) for module in (prompts, teacher, curation, students, evaluation)]
     own = dg.Definitions(
         assets=[*source_assets(graph), *(asset for group in made for asset in group)],
@@ -42,6 +43,6 @@ def task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
                 description="seed_prompts to scored_completions of one slice.",
             )
         ],
-        sensors=[*sensors(graph, free), inbox_sensor(graph, free)],
+        sensors=[*sensors(graph), inbox_sensor(graph)],
     )
-    return dg.Definitions.merge(own, refresh_definitions(graph, spec, free, refresh))
+    return dg.Definitions.merge(own, refresh_definitions(graph, spec, refresh))

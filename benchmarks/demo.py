@@ -9,7 +9,6 @@ The peer of every student is the teacher in the same run. `--home` keeps what is
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import tempfile
 import time
@@ -35,8 +34,9 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
     Finding the nearest examples is not counted; one embedding takes what one answer of `centroid` takes.
     """
     from distill_dagster.student.sentences import sentence_embedder
+    from distill_dagster.teacher import loop
     from distill_dagster.teacher.ask import Asker
-    from distill_dagster.teacher.client import Client
+    from distill_dagster.teacher.client import attempt
     from distill_dagster.teacher.embedded import SERVERS
     from distill_dagster.teacher.store import CompletionStore, Response
 
@@ -46,11 +46,8 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
     draws = range(task.teacher.few_shot.draws)
 
     async def ask_all(asker: Asker, wanted: list[tuple[str, int]]) -> list[Response]:
-        client = Client(asker.endpoint, task.teacher)
-        try:
-            return [await client.ask(asker.request(text, draw)) for text, draw in wanted]
-        finally:
-            await client.close()
+        timeout = task.teacher.timeout_s
+        return [await attempt(asker.endpoint, asker.request(text, draw), timeout) for text, draw in wanted]
 
     def served(wanted: list[tuple[str, int]]) -> list[Response]:
         endpoint, lease = SERVERS.acquire(task.teacher, home.models)
@@ -58,7 +55,7 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
             answers, embed = CompletionStore.in_folder(Path(store)), sentence_embedder(task.teacher, home.models)
             asker = Asker(task, Templates({}), examples, endpoint, answers, embed)
             try:
-                return asyncio.run(ask_all(asker, wanted))
+                return loop.run(ask_all(asker, wanted))
             finally:
                 SERVERS.release(lease)
 

@@ -399,6 +399,8 @@ def _progress() -> Iterator[Any]:
             if kind == "start":
                 last["what"] = what
                 bars.update(bar, description=escape(what), completed=0, total=None)
+            elif kind == "waiting":
+                bars.console.print(f"[yellow]{escape(what)}: waiting for its end[/yellow]")
             else:
                 mark = "[green]✓[/green]" if kind == "done" else "[red]✗[/red]"
                 bars.console.print(f"{mark} {escape(what)} [dim]{time.perf_counter() - started:.0f} s[/dim]")

@@ -57,6 +57,11 @@ class Home:
         return self.root / "alerts"
 
     @property
+    def locks(self) -> Path:
+        """What keeps processes apart."""
+        return self.root / "locks"
+
+    @property
     def instance(self) -> Path:
         return self.root / "instance"
 

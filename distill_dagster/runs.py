@@ -12,12 +12,14 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psutil
 from dagster._core.execution.plan.objects import ErrorSource
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from filelock import FileLock, Timeout
 
 from distill_dagster import database
 from distill_dagster.errors import InputError
@@ -192,7 +194,7 @@ def _latest_versions(
 
 
 Event = Callable[[str, str], None]
-"""Called with ("start" | "done" | "failed", what)."""
+"""Called with ("start" | "done" | "failed" | "waiting", what)."""
 
 
 class Runner:
@@ -379,7 +381,7 @@ class Runner:
         outcome.prompt_tokens += extra.get("prompt_tokens", 0)
         outcome.completion_tokens += extra.get("completion_tokens", 0)
         if extra.get("teacher_calls"):
-            cost = extra.get("cost_usd")
+            cost = extra.get("spent_usd")
             outcome.cost_usd = None if cost is None or outcome.cost_usd is None else outcome.cost_usd + cost
         self._unrecorded.discard(node(status.asset, status.partition))
 
@@ -426,6 +428,27 @@ def refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) 
     Raises:
         InputError: task.yaml or a JSONL file is malformed. A malformed slice fails alone.
     """
+    with _alone(runner.home.locks / f"{runner.folder.name}.refresh", tell):
+        return _refresh_task(runner, students, force, tell)
+
+
+@contextmanager
+def _alone(lock: Path, tell: Event) -> Iterator[None]:
+    """Two refreshes of a task would train the same student twice. The second one waits, and finds little to do."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)  # the system frees it when its process ends, however it ends
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        tell("waiting", "another refresh of this task is under way")
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) -> Outcome:
     folder, lake, instance = runner.folder, runner.lake, runner.instance
     apart = (folder.path / "slices", folder.accepted)
     if errors := [p for p in check_folder(folder) if p.severity == "error" and p.file.parent not in apart]:

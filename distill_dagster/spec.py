@@ -112,6 +112,32 @@ class BatchSpec(_Model):
     )
 
 
+class Price(_Model):
+    """USD per million tokens."""
+
+    input_usd: Annotated[float, Field(ge=0)]
+    output_usd: Annotated[float, Field(ge=0)]
+
+
+class BudgetSpec(_Model):
+    """Hard caps on what a task may spend on teachers; a request that might go beyond one is not sent."""
+
+    usd: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="of one campaign: one command, backfill or refresh"
+    )
+    tokens: Annotated[int, Field(ge=0)] | None = None
+    month_usd: Annotated[float, Field(ge=0)] | None = Field(default=None, description="of a calendar month (UTC)")
+    month_tokens: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def in_usd(self) -> bool:
+        return self.usd is not None or self.month_usd is not None
+
+    @property
+    def any(self) -> bool:
+        return self != BudgetSpec()
+
+
 class TeacherSpec(_Model):
     """Who answers. `model` is `embedded/smollm2-135m-instruct`, `replay/<name>` or any litellm model id."""
 
@@ -160,8 +186,19 @@ class TeacherSpec(_Model):
     batch: BatchSpec = BatchSpec()
     replay: ReplaySpec | None = Field(default=None, description="for `replay/<name>`: where its completions lie")
     concurrency: Annotated[int, Field(ge=1, le=512)] = 8
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="of prompts and answers; an answer counts as max_tokens"
+    )
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 4
+    reasks: Annotated[int, Field(ge=0, le=10)] = Field(
+        default=1, description="how often an answer that cannot be used is asked for anew; each is paid for"
+    )
+    price: Price | None = Field(default=None, description="where litellm does not know it, or yours is another")
+    smoke_rows: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=8, description="asked first, before many requests are sent; 0 for none"
+    )
     min_success: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.9, description="share of answers below which the asset fails instead of passing on partial results"
     )
@@ -214,9 +251,10 @@ class TeacherSpec(_Model):
         Settings that came later are left out while they have their default: no hash moves for them. What a replay
         teacher has recorded is a source of its own, by content: see `sources`.
         """
-        how = {"api_base", "api_key_env", "concurrency", "timeout_s", "max_retries", "min_success", "mode", "batch"}
-        settings = self.model_dump(exclude=how | {"replay"})
-        for name in ("samples", "response_format"):
+        how = {"api_base", "api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s"}
+        how |= {"max_retries", "price", "smoke_rows", "min_success", "mode", "batch", "replay"}
+        settings = self.model_dump(exclude=how)
+        for name in ("samples", "response_format", "reasks"):
             if settings[name] == type(self).model_fields[name].default:
                 del settings[name]
         return settings
@@ -508,6 +546,7 @@ class Task(_Model):
     default_student: str | None = None
     curation: CurationSpec = CurationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    budget: BudgetSpec = BudgetSpec()
     refresh: RefreshSpec = RefreshSpec()
     inbox: InboxSpec = InboxSpec()
 

@@ -20,6 +20,7 @@ from distill_dagster.spec import TeacherSpec
 from distill_dagster.tables import data_version, user_text
 from distill_dagster.taskfiles import TaskFolder
 from distill_dagster.teacher.client import Endpoint
+from distill_dagster.teacher.ledger import Account
 from distill_dagster.teacher.store import CompletionStore
 
 
@@ -34,6 +35,12 @@ class Env:
     reports: Path
     endpoint: Callable[[TeacherSpec], AbstractContextManager[Endpoint]]
     run_id: str = ""
+    campaign: str = ""
+    """What a budget of one campaign covers: one command, backfill or refresh."""
+
+    def account(self, purpose: str) -> Account:
+        """Who pays for what a stage asks a teacher."""
+        return Account(self.task_name, self.campaign or self.run_id, purpose, self.folder.task.budget)
 
     @property
     def task_name(self) -> str:

@@ -53,12 +53,13 @@ def _asker(env: Env, reading: Reading, endpoint: Endpoint) -> Asker:
     reading.source("teacher_settings")
     task = env.folder.task
     examples = pool(reading.table("prompt_context", context_schema(task)))
-    if task.teacher.replayed:
-        endpoint = replace(endpoint, recorded=env.folder.recorded(task.teacher))
     templates = Templates(env.folder.templates(), task.kind, task.reasoning)
     embed = sentence_embedder(task.teacher, env.models)
+    account = env.account(reading.asset.removesuffix("_completions").removeprefix("teacher_"))
+    if task.teacher.replayed:
+        endpoint = replace(endpoint, recorded=env.folder.recorded(task.teacher))
     origin = f"{env.task_name}/{node(reading.asset, reading.partition)}"
-    return Asker(task, templates, examples, endpoint, env.store, embed, origin)
+    return Asker(task, templates, examples, endpoint, env.store, embed, account, origin)
 
 
 def _asked(reading: Reading, asked: Asked) -> Made:
@@ -72,6 +73,7 @@ def _asked(reading: Reading, asked: Asked) -> Made:
         teacher_calls=asked.calls,
         teacher_calls_cached=asked.cached,
         cost_usd=cost,
+        spent_usd=asked.spent_usd,
         prompt_tokens=asked.prompt_tokens,
         completion_tokens=asked.completion_tokens,
         model_s=asked.seconds,
@@ -84,6 +86,7 @@ def _asked(reading: Reading, asked: Asked) -> Made:
         "prompt_tokens": int(frame["prompt_tokens"].sum() or 0),
         "completion_tokens": int(frame["completion_tokens"].sum() or 0),
         "cost_usd": "unknown" if cost is None else cost,
+        "spent_usd": "unknown" if asked.spent_usd is None else asked.spent_usd,
         "median_latency_s": round(float(frame["latency_s"].median() or 0.0), 4),  # type: ignore[arg-type]
         "sample": sample_rows(frame, ["prompt_id", "sample_index", "status", "answer", "raw_text"]),
     }
@@ -96,7 +99,7 @@ def make_teacher_prior(env: Env, partition: str | None) -> Made:
     spec, labels = env.folder.task.teacher, env.folder.task.label_names
     examples = pool(reading.table("prompt_context", context_schema(env.folder.task)))
     calls = cached = 0
-    seconds = 0.0
+    seconds, spent = 0.0, None
     if spec.calibration == "none":
         reading.source("teacher_settings")
         prior = uniform_prior(labels, spec.few_shot.draws)
@@ -114,10 +117,12 @@ def make_teacher_prior(env: Env, partition: str | None) -> Made:
         with env.endpoint(spec) as endpoint:
             asker = _asker(env, reading, endpoint)
             asked = run_ask(asker, prompts, samples=lambda id_: sorted(wanted[id_]))
-        calls, cached, seconds = asked.calls, asked.cached, asked.seconds
+        calls, cached, seconds, spent = asked.calls, asked.cached, asked.seconds, asked.spent_usd
         prior = prior_of(asked.completions, labels)
     checks = [valid_table("teacher_prior", prior)]
-    record = reading.write(prior, checks, teacher_calls=calls, teacher_calls_cached=cached, model_s=seconds)
+    record = reading.write(
+        prior, checks, teacher_calls=calls, teacher_calls_cached=cached, spent_usd=spent, model_s=seconds
+    )
     by_label = prior.group_by("label").agg(pl.col("prob").mean().round(4)).sort("prob", descending=True)
     shown: dict[str, Shown] = {"rows": prior.height, "teacher_calls": calls, "teacher_calls_cached": cached}
     if prior.height:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -19,15 +19,21 @@ from distill_dagster.prompts.context import Example, draw_labels
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import Task
 from distill_dagster.tables import COMPLETIONS, frame_of
-from distill_dagster.teacher import softlabels
-from distill_dagster.teacher.client import Endpoint, PermanentTeacherError, Request
+from distill_dagster.teacher import loop, softlabels
+from distill_dagster.teacher.attempts import PermanentTeacherError
+from distill_dagster.teacher.client import Endpoint, Request
 from distill_dagster.teacher.engine import Engine
+from distill_dagster.teacher.ledger import Account
 from distill_dagster.teacher.store import CompletionStore, Response
 from distill_dagster.teacher.written import Prompt, Writer, prompt_of
 
 RESOLVE_SHARE = 0.02
 """Labels that share their beginning are told apart only where they hold more than this share of the mass."""
 RESOLVE_DEPTH = 6
+CHUNK = 2000
+"""Requests that are looked up in the store together."""
+LARGE = 8
+"""So many times the smoke's rows are worth a smoke."""
 LABEL_BIAS = 20.0
 """Lifts a label from e^-20 of the likeliest token to its side, far from where single precision ends."""
 
@@ -43,6 +49,8 @@ class Asked:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     """Tokens of the requests that were sent, without those that the store answered."""
+    spent_usd: float | None = 0.0
+    """What those requests cost; None where a price is unknown."""
 
     @property
     def missing_rows(self) -> int:
@@ -69,6 +77,7 @@ class Asker:
         endpoint: Endpoint,
         store: CompletionStore,
         embed: Embed | None = None,
+        account: Account | None = None,
         origin: str = "",
     ) -> None:
         """`embed` finds the examples for `few_shot.nearest`, and is not wanted otherwise; `origin` is for whom it asks,
@@ -79,16 +88,14 @@ class Asker:
         self.endpoint = endpoint
         self.kind = kind_of(task)
         self.writer = Writer(self.kind, templates, endpoint, self.spec) if task.answers_are_written else None
-        self.engine = Engine(endpoint, self.spec, store)
+        self.engine = Engine(endpoint, self.spec, store, account)
+        self._to_ask = 0
 
     def request(self, asked: str | Prompt, sample: int, spelled: str = "") -> Request:
         """The request for one sample of one prompt; `spelled` is a beginning of a label to go on from."""
         text = asked if isinstance(asked, str) else asked.text
         if self.endpoint.recorded is not None:
-            # Whatever was shown when it was recorded; a changed recording is another request.
-            found = self.endpoint.recorded.sample(text, sample)
-            messages: list[dict[str, Any]] = [{"role": "user", "content": text}]
-            return Request(self.endpoint.identity, sample, {"recorded": found and found.version}, messages=messages)
+            return self.endpoint.recorded.request(self.endpoint.identity, text, sample)
         if self.writer is not None:
             prompt = Prompt(asked) if isinstance(asked, str) else asked
             return self.writer.request(prompt, self.choice.examples(text, sample), sample)
@@ -134,9 +141,23 @@ class Asker:
                 f"server send them."
             )
 
-    async def sample(self, asked: str | Prompt, sample: int) -> dict[str, Any]:
-        """One sample of one prompt as the answer's columns of a completions row."""
-        request = self.request(asked, sample)
+    async def sample(self, asked: str | Prompt, sample: int, request: Request | None = None) -> dict[str, Any]:
+        """One sample of one prompt as the answer's columns of a completions row; `request` saves making it again.
+
+        An answer that came and cannot be used (empty, of a wrong form) is asked for anew, `reasks` times: the row is
+        the last answer's, with what all of them took.
+        """
+        request = request or self.request(asked, sample)
+        rows: list[dict[str, Any]] = []
+        # What was recorded stays as it is, and a batch would take another day.
+        anew = 0 if self.endpoint.recorded is not None or self.spec.mode == "batch" else self.spec.reasks
+        for attempt in range(anew + 1):
+            rows.append(await self._sample(asked, sample, replace(request, attempt=attempt) if attempt else request))
+            if rows[-1]["status"] != "ok" or rows[-1]["answer"] is not None or self.spec.soft_labels == "logprobs":
+                break
+        return rows[-1] if len(rows) == 1 or rows[-1]["status"] == "failed" else _together(rows)
+
+    async def _sample(self, asked: str | Prompt, sample: int, request: Request) -> dict[str, Any]:
         text = asked if isinstance(asked, str) else asked.text
         try:
             response = await self.engine.answer(request, self._refuse)
@@ -250,37 +271,93 @@ class Asker:
         ids = list(texts)
         wanted = {i: samples(i) if samples is not None else self.samples(prompt.text) for i, prompt in texts.items()}
         every = sorted({s for chosen in wanted.values() for s in chosen})
-        first, rest = ([(i, s) for s in every for i in part if s in wanted[i]] for part in (ids[:lone], ids[lone:]))
-        total = len(first) + len(rest)
+        jobs = [(i, s) for part in (ids[:lone], ids[lone:]) for s in every for i in part if s in wanted[i]]
+        alone = set(ids[:lone])
         rows: list[dict[str, Any]] = []
         started = time.perf_counter()
 
-        async def worker(jobs: Iterator[tuple[str, int]]) -> None:
-            for id_, sample in jobs:
-                rows.append({"prompt_id": id_, "sample_index": sample} | await self.sample(texts[id_], sample))
-                progress.report("asking the teacher", len(rows), total)
+        async def one(id_: str, sample: int, request: Request | None = None) -> dict[str, Any]:
+            row = {"prompt_id": id_, "sample_index": sample} | await self.sample(texts[id_], sample, request)
+            rows.append(row)
+            progress.report(self._doing(len(jobs)), len(rows), len(jobs))
+            return row
 
-        work = iter(rest)
-        width = 1 if self.spec.embedded else self.spec.concurrency
+        async def worker(left: Iterator[tuple[str, int]]) -> None:
+            for id_, sample in left:
+                await one(id_, sample)
+
         try:
+            open_: list[tuple[str, int]] = []
+            for start in range(0, len(jobs), CHUNK):
+                asked = [(i, s, self.request(texts[i], s)) for i, s in jobs[start : start + CHUNK]]
+                there = self.engine.preload(request.key for *_, request in asked)
+                for id_, sample, request in asked:
+                    if request.key in there:
+                        await one(id_, sample, request)
+                    else:
+                        open_.append((id_, sample))
+            self._to_ask = len(open_)
+            open_ = await self._smoke(open_, one) if self.endpoint.recorded is None else open_
             if self.spec.mode == "batch":
-                await self.engine.prepare([self.request(texts[i], s) for i, s in [*first, *rest]], self.origin)
-            await worker(iter(first))
+                await self.engine.prepare([self.request(texts[i], s) for i, s in open_], self.origin)
+            await worker(iter([job for job in open_ if job[0] in alone]))
+            work = iter([job for job in open_ if job[0] not in alone])
+            width = 1 if self.spec.embedded else self.spec.concurrency
             async with asyncio.TaskGroup() as group:
-                for _ in range(width):
+                for _ in range(min(width, len(open_))):
                     group.create_task(worker(work))
         finally:
             await self.engine.close()
-        asked = Asked(
+        asked_ = Asked(
             frame_of([self._row(row, slices) for row in rows], COMPLETIONS, ("prompt_id", "sample_index")),
             self.engine.calls,
             self.engine.cached,
             time.perf_counter() - started,
             self.engine.prompt_tokens,
             self.engine.completion_tokens,
+            None if self.engine.unknown_costs else self.engine.spent_usd,
         )
-        self._check_success(asked, len(texts))
-        return asked
+        self._check_success(asked_, len(texts))
+        return asked_
+
+    async def _smoke(
+        self, jobs: list[tuple[str, int]], one: Callable[[str, int], Awaitable[dict[str, Any]]]
+    ) -> list[tuple[str, int]]:
+        """Ask for a few rows before many, once per teacher and template; the jobs that are left.
+
+        Raises:
+            TeacherError: too few of the answers are usable.
+        """
+        rows = self.spec.smoke_rows
+        if not rows or len(jobs) < LARGE * rows:
+            return jobs
+        key = content_hash([self.endpoint.identity, self.templates.version, self.task.kind])
+        if self.engine.store.smoked(key):
+            return jobs
+        first: dict[str, tuple[str, int]] = {}
+        for job in jobs:
+            if len(first) < rows:
+                first.setdefault(job[0], job)
+        answers = await asyncio.gather(*(one(*job) for job in first.values()))
+        usable = sum(row["status"] == "ok" and row.get("answer") is not None for row in answers)
+        if usable < len(first) - len(first) // 8:
+            bad = next(row for row in answers if row["status"] != "ok" or row.get("answer") is None)
+            said = bad.get("error") or repr((bad.get("raw_text") or "")[:200])
+            raise TeacherError(
+                f"The smoke of {len(first)} rows brought {usable} usable answers of {self.spec.model}; the other "
+                f"{len(jobs) - len(first)} requests were not sent. One of the others: {said}. Mend the teacher's "
+                f"settings or the template; teacher.smoke_rows: 0 goes without a smoke."
+            )
+        self.engine.store.smoke_passed(key)
+        return [job for job in jobs if job not in set(first.values())]
+
+    def _doing(self, total: int) -> str:
+        """What the progress line says: where the price is known, what was spent and what it will come to."""
+        engine = self.engine
+        if not engine.spent_usd or not engine.calls:
+            return "asking the teacher"
+        projected = engine.spent_usd / engine.calls * max(self._to_ask, engine.calls)
+        return f"asking the teacher (${engine.spent_usd:.2f} of about ${projected:.2f})"
 
     def _row(self, row: dict[str, Any], slices: dict[str, str]) -> dict[str, Any]:
         return {name: row.get(name) for name in COMPLETIONS} | {
@@ -304,6 +381,17 @@ class Asker:
             )
 
 
+def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last row, with the tokens, the cost and the seconds of all."""
+    last = dict(rows[-1])
+    for name in ("prompt_tokens", "completion_tokens", "latency_s"):
+        last[name] = sum(row[name] for row in rows)
+    costs = [row["cost_usd"] for row in rows]
+    last["cost_usd"] = None if None in costs else sum(costs)
+    last["params"] = last["params"] | {"requests": sum(row["params"]["requests"] for row in rows)}
+    return last
+
+
 def _boosted(words: list[str], sample: int) -> dict[str, Any]:
     """Parameters for llama.cpp's server: `words` raised alike, and probabilities as they are behind that.
 
@@ -324,6 +412,6 @@ def _rounded(soft: dict[str, float] | None) -> list[dict[str, Any]] | None:
 def run_ask(asker: Asker, prompts: pl.DataFrame, **kwargs: Any) -> Asked:
     """`Asker.ask` from synchronous code; the first error of a group is raised as itself."""
     try:
-        return asyncio.run(asker.ask(prompts, **kwargs))
+        return loop.run(asker.ask(prompts, **kwargs))
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None

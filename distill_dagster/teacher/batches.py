@@ -17,9 +17,13 @@ from typing import Any
 
 from distill_dagster import progress
 from distill_dagster.errors import TeacherError
+from distill_dagster.hashing import content_hash
 from distill_dagster.spec import TeacherSpec
+from distill_dagster.teacher.attempts import BudgetError
 from distill_dagster.teacher.batchstore import BatchStore, Submission
-from distill_dagster.teacher.client import Endpoint, Request, response_from, scrubbed
+from distill_dagster.teacher.client import Endpoint, Request, response_of, scrubbed
+from distill_dagster.teacher.ledger import Account, Settled, Wanted
+from distill_dagster.teacher.price import Price, price_of, worst_case
 from distill_dagster.teacher.store import CompletionStore, Response
 
 NAME = "distill_submission"
@@ -31,6 +35,7 @@ MAX_REQUESTS, MAX_BYTES = 50_000, 100 * 1024 * 1024
 SLOWEST = 10
 """Polling slows down to so many times its first pause."""
 PAGE = 100
+LOOK_AGAIN_S = 0.05
 _WITHOUT_ANSWER = {
     "completed": "the batch ended without an answer to this",
     "expired": "the batch expired before this was answered; the next run asks again",
@@ -64,8 +69,17 @@ class _Line:
 class Batches:
     """The batches of one teacher: submitting, looking after, and collecting them."""
 
-    def __init__(self, endpoint: Endpoint, spec: TeacherSpec, store: CompletionStore) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        spec: TeacherSpec,
+        store: CompletionStore,
+        account: Account | None = None,
+        price: Price | None = None,
+    ) -> None:
+        """`account` is who pays, and `price` what is reserved by: the one for online requests, which is no less."""
         self.endpoint, self.spec, self.store = endpoint, spec, store
+        self.account, self.price = account or Account("", "", ""), price
         self.notes = BatchStore(store)
         self.submitted = 0
 
@@ -97,9 +111,47 @@ class Batches:
             for part in _parts({key: self._line(request) for key, request in rest.items()}):
                 if claimed := self.notes.claim(part, self.endpoint.identity, origin):
                     submission, keys = claimed
-                    await self._submit(submission, [part[key] for key in keys])
-                    self.submitted += len(keys)
+                    keys, over = self._reserve(submission, [rest[key] for key in keys])
+                    if keys:
+                        await self._submit(submission, [part[key] for key in keys])
+                        self.submitted += len(keys)
+                    if over:
+                        raise BudgetError(f"{over}. Raise it in task.yaml, and run again: what was submitted is kept.")
             await self._wait(list(rest), until)
+            await asyncio.sleep(LOOK_AGAIN_S)  # what somebody asks online just now is in no batch
+
+    def _reserve(self, submission: Submission, requests: list[Request]) -> tuple[list[str], str]:
+        """Reserve the worst case of each; those that may be submitted, and why others may not.
+
+        The others are given free, and so are those that somebody asks online just now: their answer is waited for.
+        """
+        exact = self.account.budget.any
+        wanted = [
+            Wanted(
+                request.key,
+                self.account,
+                self.spec.model,
+                worst_case(request, self.price, exact=exact),
+                0.0,
+                mode="batch",
+                id=_ledger_id(submission.submission, request.key),
+            )
+            for request in requests
+        ]
+        verdicts = dict(zip((one.key for one in wanted), self.store.commit({}, (), wanted), strict=True))
+        granted = [key for key, verdict in verdicts.items() if verdict.kind == "granted"]
+        self.notes.release(submission.submission, verdicts.keys() - set(granted))
+        if not granted:
+            self.notes.forget(submission.submission)
+        refused = [verdict for verdict in verdicts.values() if verdict.kind in ("over", "full")]
+        why = next((verdict.why for verdict in refused if verdict.why), "the budget is reserved by requests under way")
+        return granted, why if refused else ""
+
+    def _forget(self, submission: Submission) -> None:
+        """It was never submitted: nothing of it is paid for."""
+        keys = self.notes.keys(submission.submission)
+        self.store.commit({}, [Settled(_ledger_id(submission.submission, key), "released") for key in keys])
+        self.notes.forget(submission.submission)
 
     async def collect(self, task: str | None = None) -> list[Collected]:
         """Look once at every open batch, of one task or of all; the answers of those that ended go into the store.
@@ -124,7 +176,7 @@ class Batches:
             if batch_id := there.get(submission.submission):
                 self.notes.submitted(submission.submission, batch_id)
             else:
-                self.notes.forget(submission.submission)
+                self._forget(submission)
 
     async def _named(self) -> dict[str, str]:
         """The provider's ids of batches, by our names of them."""
@@ -201,7 +253,7 @@ class Batches:
         if batch.status == "failed":
             told = [str(error.message) for error in (batch.errors.data if batch.errors else None) or []]
             why = "the batch was refused: " + ("; ".join(told[:3]) or "no reason was given")
-            return answered, self._store(submission, "failed", [], scrubbed(why, self.endpoint.api_key))
+            return answered, self._store(submission, "failed", [], scrubbed(why, self.endpoint))
         if batch.status not in _WITHOUT_ANSWER:
             return answered, None
         lines: list[_Line] = []
@@ -214,19 +266,29 @@ class Batches:
     def _store(self, submission: Submission, status: str, lines: list[_Line], missing: str) -> Collected:
         """Answers first, then the note: an answer is durable before its batch counts as collected."""
         keys, errors = set(self.notes.keys(submission.submission)), dict[str, str]()
-        answers = 0
-        for line in lines:
-            if line.key not in keys:
-                continue
+        answers: dict[str, Response] = {}
+        for line in (line for line in lines if line.key in keys):
             if line.response is not None:
-                self.store.put(line.key, line.response)
-                answers += 1
+                answers[line.key] = line.response
             else:
-                errors[line.key] = scrubbed(line.error, self.endpoint.api_key)
+                errors[line.key] = scrubbed(line.error, self.endpoint)
+        ended = [self._ended(submission, key, answers.get(key)) for key in sorted(keys)]
+        self.store.commit(answers, ended)
         stored = self.store.known(keys)
         errors = {key: errors.get(key, missing) for key in keys if key not in stored}
         self.notes.collected(submission.submission, errors)
-        return Collected(submission, status, answers, len(errors))
+        return Collected(submission, status, len(answers), len(errors))
+
+    def _ended(self, submission: Submission, key: str, response: Response | None) -> Settled:
+        """What a request of a batch came to: a line that failed or expired is not paid for."""
+        name = _ledger_id(submission.submission, key)
+        if response is None:
+            return Settled(name, "released")
+        prompt, answer = response.prompt_tokens or 0, response.completion_tokens or 0
+        usd = response.cost_usd
+        if usd is None and (price := self.price or price_of(self.spec)) is not None:
+            usd = price.of(prompt, answer)  # the cap holds, whatever the batch's own price is
+        return Settled(name, "settled", prompt + answer, usd)
 
     def _lines(self, content: bytes) -> Iterator[_Line]:
         for text in content.decode("utf-8", "replace").splitlines():
@@ -246,12 +308,8 @@ class Batches:
                 continue  # a line that cannot be read answers nothing: its request is told to have no answer
 
     def _answer(self, key: str, body: dict[str, Any]) -> _Line:
-        import litellm
-
-        chat = "message" in body["choices"][0]
-        raw = litellm.ModelResponse(**body) if chat else litellm.TextCompletionResponse(**body)
-        found = response_from(raw, 0.0, 0)
-        cost = batch_cost(self.spec.model, found.prompt_tokens, found.completion_tokens)
+        found = response_of(body, 0.0, 0)
+        cost = batch_cost(self.spec, found.prompt_tokens, found.completion_tokens)
         response = replace(found, cost_usd=cost, mode="batch")
         if self.spec.soft_labels == "logprobs" and response.text and not response.positions:
             return _Line(key, None, "no token log-probabilities came; set `soft_labels: votes` in task.yaml")
@@ -262,16 +320,9 @@ class Batches:
         import litellm
 
         model = litellm.get_llm_provider(self.spec.model)[0]
-        params = dict(request.params)
+        body: dict[str, Any] = {"model": model} | request.body()
         if "seed" not in (litellm.get_supported_openai_params(self.endpoint.model) or ["seed"]):
-            params.pop("seed", None)
-        body: dict[str, Any] = {"model": model} | params
-        more = {"tools": request.tools, "response_format": request.response_format}
-        body |= {name: value for name, value in more.items() if value is not None}
-        if request.messages is not None:
-            body["messages"] = request.messages
-        else:
-            body["prompt"] = request.prompt
+            body.pop("seed", None)
         line = {"custom_id": request.key, "method": "POST", "url": self._url, "body": body}
         return json.dumps(line, ensure_ascii=False)
 
@@ -326,13 +377,21 @@ class Batches:
             return await retrying(call, **arguments, **where)
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
-            raise TeacherError(scrubbed(f"The batch API of {self.spec.model}: {what}", self.endpoint.api_key)) from None
+            raise TeacherError(scrubbed(f"The batch API of {self.spec.model}: {what}", self.endpoint)) from None
 
 
-def batch_cost(model: str, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-    """USD by litellm's list of prices for batches; None where it has none for this model: never a guess."""
+def _ledger_id(submission: str, key: str) -> str:
+    """A request's entry in the ledger: whoever collects a batch knows it, also in another process."""
+    return content_hash([submission, key])[:32]
+
+
+def batch_cost(spec: TeacherSpec, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
+    """USD by the declared price, else by litellm's list of prices for batches; None without either: never a guess."""
     import litellm
 
+    model = spec.model
+    if spec.price is not None and prompt_tokens is not None and completion_tokens is not None:
+        return Price(spec.price.input_usd, spec.price.output_usd).of(prompt_tokens, completion_tokens)
     found = litellm.model_cost.get(model) or litellm.model_cost.get(model.partition("/")[2]) or {}
     prices = found.get("input_cost_per_token_batches"), found.get("output_cost_per_token_batches")
     if prompt_tokens is None or completion_tokens is None or prices[0] is None or prices[1] is None:

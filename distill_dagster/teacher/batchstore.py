@@ -127,6 +127,14 @@ class BatchStore:
         with self._engine.begin() as connection:
             connection.execute(_BATCHES.update().where(_BATCHES.c.submission == submission).values(owner=""))
 
+    def release(self, submission: str, keys: Iterable[str]) -> None:
+        """Give some of its requests free again: they will not be submitted with it."""
+        gone = sorted(keys)
+        with self._engine.begin() as connection:
+            for start in range(0, len(gone), _CHUNK):
+                some = _REQUESTS.c.request_key.in_(gone[start : start + _CHUNK])
+                connection.execute(_REQUESTS.delete().where(_REQUESTS.c.submission == submission, some))
+
     def forget(self, submission: str) -> None:
         """Give its requests free: it was never submitted, or the user does not want it any more."""
         with self._engine.begin() as connection:

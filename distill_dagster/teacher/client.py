@@ -1,4 +1,4 @@
-"""One door to every teacher: a request in, a `Response` out, through litellm."""
+"""One request to a teacher, and its answer: what is asked, where, and what comes back."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import content_hash
 from distill_dagster.spec import TeacherSpec
+from distill_dagster.teacher.attempts import AttemptError
 from distill_dagster.teacher.softlabels import Position
 from distill_dagster.teacher.store import Response
+from distill_dagster.teacher.transport import send
 
 if TYPE_CHECKING:
     from distill_dagster.teacher.recorded import Recorded
-
-# litellm otherwise asks the network for its price list at import.
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-
 
 NO_KEY = "no-key"
 """Sent to servers that want no key: the client refuses to send nothing."""
@@ -39,13 +37,26 @@ class Request:
     messages: list[dict[str, str]] | None = None
     tools: list[dict[str, Any]] | None = None
     response_format: dict[str, Any] | None = None
+    attempt: int = 0
+    """More than 0 where the same is asked anew, since the answer before was of no use: a request of its own."""
 
     @property
     def key(self) -> str:
         """request_key: all that shapes the answer, and nothing of where, when or for whom it is asked."""
         asked: dict[str, Any] = {"prompt": self.prompt, "messages": self.messages}
         asked |= {"tools": self.tools, "response_format": self.response_format}
+        asked |= {"attempt": self.attempt} if self.attempt else {}
         return content_hash(asked | {"teacher": self.identity, "params": self.params, "sample": self.sample_index})
+
+    def body(self) -> dict[str, Any]:
+        """What is sent, without the model: parameters, and the prompt or the messages."""
+        asked: dict[str, Any] = {"messages": self.messages} if self.messages is not None else {"prompt": self.prompt}
+        if self.tools is not None:
+            asked["tools"] = self.tools
+        if self.response_format is not None:
+            asked["response_format"] = self.response_format
+        extra = self.params.get("extra_body") or {}
+        return asked | {name: value for name, value in self.params.items() if name != "extra_body"} | extra
 
 
 @dataclass(frozen=True)
@@ -94,157 +105,91 @@ def endpoint_of(spec: TeacherSpec) -> Endpoint:
     return Endpoint(model, content_hash(spec.identity()), spec.api_base, key)
 
 
-class Client:
-    """Asks one endpoint. Retries what is worth a retry, with jitter; a permanent failure stops at once."""
+async def attempt(endpoint: Endpoint, request: Request, timeout_s: float, in_flight: int = 1) -> Response:
+    """Send a request once.
 
-    def __init__(self, endpoint: Endpoint, spec: TeacherSpec) -> None:
-        self._endpoint, self._spec = endpoint, spec
-        self.in_flight = 0
-        self.calls = 0
-        self._text_client: Any = None
+    Args:
+        in_flight: requests of ours under way, this one included; kept with the answer.
 
-    async def close(self) -> None:
-        """Close the connections. They belong to the event loop that asked."""
-        if self._text_client is not None:
-            await self._text_client.close()
-            self._text_client = None
-
-    async def ask(self, request: Request) -> Response:
-        """Ask once, with retries.
-
-        Raises:
-            TeacherError: the answer did not come; `permanent` tells whether asking for other rows is pointless too.
-        """
-        import litellm
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-
-        transient = (
-            litellm.exceptions.RateLimitError,
-            litellm.exceptions.Timeout,
-            litellm.exceptions.APIConnectionError,
-            litellm.exceptions.ServiceUnavailableError,
-            litellm.exceptions.InternalServerError,
-            _NoAnswerError,
-        )
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(transient),
-            stop=stop_after_attempt(self._spec.max_retries + 1),
-            wait=wait_random_exponential(multiplier=0.5, max=30),
-            reraise=True,
-        )
-        self.in_flight += 1
-        try:
-            return await retrying(self._once, request)
-        except (litellm.exceptions.AuthenticationError, litellm.exceptions.NotFoundError) as error:
-            raise PermanentTeacherError(self._scrubbed(error)) from None
-        except Exception as error:
-            raise TeacherError(self._scrubbed(error)) from None
-        finally:
-            self.in_flight -= 1
-
-    async def _once(self, request: Request) -> Response:
-        import litellm
-
-        litellm.suppress_debug_info = True
-        self.calls += 1
-        where: dict[str, Any] = {"model": self._endpoint.model, "timeout": self._spec.timeout_s, "num_retries": 0}
-        # The openai client would retry by itself beneath our own retries, unseen by any limit.
-        where["max_retries"] = 0
-        if self._endpoint.api_base:
-            where["api_base"] = self._endpoint.api_base
-        if self._endpoint.api_key:
-            where["api_key"] = self._endpoint.api_key
-        started, in_flight = time.perf_counter(), self.in_flight
-        params = dict(request.params)
-        if "seed" not in (litellm.get_supported_openai_params(self._endpoint.model) or ["seed"]):
-            # Samples still differ by temperature and draw; litellm would refuse the whole request.
-            params.pop("seed", None)
-        if request.tools is not None:
-            params["tools"] = request.tools
-        if request.response_format is not None:
-            params["response_format"] = request.response_format
-        if request.messages is not None:
-            raw = await litellm.acompletion(messages=request.messages, **params, **where)
-        else:
-            if self._endpoint.model.startswith("text-completion-openai/"):
-                where["client"] = self._shared_text_client()
-            raw = await litellm.atext_completion(prompt=request.prompt, **params, **where)
-        latency = time.perf_counter() - started
-        if not raw.choices or (request.messages is None and raw.choices[0].text is None):
-            # litellm makes a choice without a text of a body that holds none, such as a proxy's `{}`.
-            raise _NoAnswerError("the body holds no answer")
-        return response_from(raw, latency, in_flight)
-
-    def _shared_text_client(self) -> Any:
-        """litellm opens, and leaks, a connection for each text completion unless it is handed a client."""
-        if self._text_client is None:
-            import openai
-
-            self._text_client = openai.AsyncOpenAI(
-                api_key=self._endpoint.api_key,
-                base_url=self._endpoint.api_base,
-                timeout=self._spec.timeout_s,
-                max_retries=0,
-            )
-        return self._text_client
-
-    def _scrubbed(self, error: Exception) -> str:
-        """The error in words, without any secret: providers echo keys, also those that litellm found by itself."""
-        return scrubbed(f"{type(error).__name__}: {error}", self._endpoint.api_key)
+    Raises:
+        AttemptError: no answer came.
+        FilteredError: the provider's content filter stopped the prompt.
+    """
+    started = time.perf_counter()
+    body = await send(endpoint, request, timeout_s)
+    latency = time.perf_counter() - started
+    choices = body.get("choices") or []
+    if not choices or (request.messages is None and choices[0].get("text") is None):
+        # litellm makes a choice without a text of a body that holds none, such as a proxy's `{}`.
+        raise AttemptError("the body holds no answer", retry=True, maybe_billed=True)
+    return response_of(body, latency, in_flight)
 
 
-def scrubbed(text: str, api_key: str | None) -> str:
-    """A message for people without any secret, and not too long."""
+def filtered_response(message: str) -> Response:
+    """What a provider that will not answer a prompt says, as an answer: asking again would bring the same."""
+    return Response(
+        text="",
+        finish_reason="content_filter",
+        positions=[],
+        prompt_tokens=None,
+        completion_tokens=None,
+        cached_tokens=None,
+        cost_usd=None,
+        latency_s=0.0,
+        in_flight=1,
+        model_reported=None,
+        received_at=_now(),
+        reasoning=None,
+    )
+
+
+def scrubbed(text: str, endpoint: Endpoint) -> str:
+    """A text without any secret: providers echo keys, also those that a library found by itself."""
     found = {v for name, v in os.environ.items() if _SECRET_NAME.search(name) and len(v) >= 8}
-    for secret in sorted(found | {api_key or ""}, key=len, reverse=True):
+    for secret in sorted(found | {endpoint.api_key or ""}, key=len, reverse=True):
         if secret:
             text = text.replace(secret, "***")
     return text[:500]
 
 
-class _NoAnswerError(Exception):
-    """A response that came, but is none."""
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-class PermanentTeacherError(TeacherError):
-    """No request to this teacher can succeed (key refused, model unknown): the others are not sent."""
-
-
-def response_from(raw: Any, latency: float, in_flight: int) -> Response:
-    choice = raw.choices[0]
-    message = getattr(choice, "message", None)
-    usage = getattr(raw, "usage", None)
-    details = getattr(usage, "prompt_tokens_details", None)
-    declined = _declined(message)
+def response_of(body: dict[str, Any], latency: float, in_flight: int) -> Response:
+    """The answer in the body of a chat or text completion."""
+    choice = body["choices"][0]
+    message, usage = choice.get("message") or {}, body.get("usage") or {}
+    text = message.get("content") if "message" in choice else choice.get("text")
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    cost, declined = body.get("cost_usd"), _declined(message)
     return Response(
-        text=_clean((message.content if message is not None else choice.text) or declined or ""),
-        finish_reason="refusal" if declined else choice.finish_reason,
-        positions=_positions(getattr(choice, "logprobs", None)),
-        prompt_tokens=getattr(usage, "prompt_tokens", None),
-        completion_tokens=getattr(usage, "completion_tokens", None),
-        cached_tokens=getattr(details, "cached_tokens", None),
-        cost_usd=_cost(raw),
+        text=_clean(text or declined or ""),
+        finish_reason="refusal" if declined else choice.get("finish_reason"),
+        positions=_positions(choice.get("logprobs")),
+        prompt_tokens=usage.get("prompt_tokens"),
+        completion_tokens=usage.get("completion_tokens"),
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
+        cost_usd=float(cost) if cost else None,
         latency_s=latency,
         in_flight=in_flight,
-        model_reported=getattr(raw, "model", None),
-        received_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        reasoning=_clean(reasoning) if (reasoning := getattr(message, "reasoning_content", None)) else None,
+        model_reported=body.get("model"),
+        received_at=_now(),
+        reasoning=_clean(reasoning) if isinstance(reasoning, str) and reasoning else None,
         tool_calls=_tool_calls(message),
     )
 
 
-def _declined(message: Any) -> str | None:
+def _declined(message: dict[str, Any]) -> str | None:
     """The words in which a model declined, where the provider gives them a field of their own (OpenAI)."""
-    found = getattr(message, "refusal", None) or (getattr(message, "provider_specific_fields", None) or {}).get(
-        "refusal"
-    )
-    return str(found) if found and not message.content else None
+    found = message.get("refusal") or (message.get("provider_specific_fields") or {}).get("refusal")
+    return str(found) if found and not message.get("content") else None
 
 
-def _tool_calls(message: Any) -> list[dict[str, Any]] | None:
+def _tool_calls(message: dict[str, Any]) -> list[dict[str, Any]] | None:
     """The calls of a message by name and arguments, these as the JSON text that came."""
-    calls = getattr(message, "tool_calls", None) or []
-    return [{"name": c.function.name, "arguments": _clean(c.function.arguments or "{}")} for c in calls] or None
+    functions = [call.get("function") or {} for call in message.get("tool_calls") or []]
+    return [{"name": f.get("name"), "arguments": _clean(f.get("arguments") or "{}")} for f in functions] or None
 
 
 def _clean(text: str) -> str:
@@ -252,32 +197,22 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _cost(raw: Any) -> float | None:
-    """USD where litellm knows the price, else None: never a guess, and never 0 for an unknown price."""
-    cost = (getattr(raw, "_hidden_params", None) or {}).get("response_cost")
-    return float(cost) if cost else None
-
-
-def _positions(logprobs: Any) -> list[Position]:
+def _positions(logprobs: dict[str, Any] | None) -> list[Position]:
     """Both shapes of log-probabilities: chat (`content`), and OpenAI's older one (`tokens`, `top_logprobs`)."""
     if logprobs is None:
         return []
-    read = logprobs.get if isinstance(logprobs, dict) else lambda name: getattr(logprobs, name, None)
     positions: list[Position] = []
-    for entry in read("content") or []:
-        get = entry.get if isinstance(entry, dict) else lambda name, entry=entry: getattr(entry, name, None)
-        if probs := get("top_probs"):  # llama.cpp behind its samplers
+    for entry in logprobs.get("content") or []:
+        if probs := entry.get("top_probs"):  # llama.cpp behind its samplers
             top = [(t["token"], _log(t["prob"])) for t in probs]
-            positions.append(_taken_first((str(get("token")), _log(get("prob") or 0.0)), top))
+            positions.append(_taken_first((str(entry.get("token")), _log(entry.get("prob") or 0.0)), top))
             continue
-        top = [
-            (t["token"], t["logprob"]) if isinstance(t, dict) else (t.token, t.logprob)
-            for t in get("top_logprobs") or []
-        ]
-        positions.append(_taken_first((str(get("token")), get("logprob") or 0.0), top))
+        top = [(t["token"], t["logprob"]) for t in entry.get("top_logprobs") or []]
+        positions.append(_taken_first((str(entry.get("token")), entry.get("logprob") or 0.0), top))
     if positions:
         return positions
-    tokens, values, tops = read("tokens") or [], read("token_logprobs") or [], read("top_logprobs") or []
+    get = logprobs.get
+    tokens, values, tops = get("tokens") or [], get("token_logprobs") or [], get("top_logprobs") or []
     for token, value, top in zip(tokens, values, tops, strict=False):
         positions.append(_taken_first((token, value), list((top or {}).items())))
     return positions

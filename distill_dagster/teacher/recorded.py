@@ -20,6 +20,7 @@ from distill_dagster.hashing import canonical_json, content_hash
 from distill_dagster.records import lookup, read_records
 from distill_dagster.spec import REPLAY, ReplaySpec, TeacherSpec
 from distill_dagster.taskfiles import TaskFolder, normalize
+from distill_dagster.teacher.client import Request
 from distill_dagster.teacher.store import Response
 
 FOLDER = "recorded"
@@ -74,34 +75,26 @@ class Recorded:
         found = self.find(text)
         return found[sample] if sample < len(found) else None
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    def request(self, identity: str, text: str, sample: int) -> Request:
+        """What stands for a sample of a prompt, whatever was shown when it was recorded. A changed recording is
+        another request."""
+        found = self.sample(text, sample)
+        asked = [{"role": "user", "content": text}]
+        return Request(identity, sample, {"recorded": found and found.version}, messages=asked)
 
-
-class ReplayClient:
-    """Answers from recordings, behind the same door as a client that asks. It sends nothing."""
-
-    def __init__(self, recorded: Recorded) -> None:
-        self._recorded = recorded
-        self.calls = 0
-        self.in_flight = 0
-
-    async def ask(self, request: Any) -> Response:
+    def answer(self, request: Request) -> Response:
         """The recording that a request is for.
 
         Raises:
             TeacherError: there is none.
         """
-        found = self._recorded.sample(request.messages[-1]["content"], request.sample_index)
+        found = self.sample((request.messages or [{}])[-1].get("content", ""), request.sample_index)
         if found is None:
             raise TeacherError(NOT_RECORDED)
-        return response_of(found)
-
-    async def close(self) -> None:
-        pass
+        return _response(found)
 
 
-def response_of(recording: Recording) -> Response:
+def _response(recording: Recording) -> Response:
     """As if it had just been received; `in_flight` 0 tells that nothing was, so that its latency is not measured."""
     received = datetime.now(UTC) if recording.created is None else datetime.fromtimestamp(recording.created, UTC)
     return Response(

@@ -8,15 +8,37 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from distill_dagster.teacher.ledger import (
+    EXPIRY_EVERY_S,
+    LEDGER,
+    Account,
+    Settled,
+    Spent,
+    Verdict,
+    Wanted,
+    expire,
+    in_campaign,
+    in_month,
+    reserve,
+    settle,
+    spent,
+)
+
+if TYPE_CHECKING:
+    import polars as pl
+
 FILE = "completions.db"
+LEDGER_LOCK = 0x6C6564676572
+"""PostgreSQL's lock around decisions on what may be sent; any fixed number."""
 _METADATA = sa.MetaData()
 _COMPLETIONS = sa.Table(
     "completions",
@@ -24,6 +46,12 @@ _COMPLETIONS = sa.Table(
     sa.Column("request_key", sa.String(64), primary_key=True),
     sa.Column("response", sa.Text, nullable=False),
     sa.Column("received_at", sa.String(32), nullable=False),
+)
+_SMOKES = sa.Table(
+    "smokes",
+    _METADATA,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("passed_at", sa.String(32), nullable=False),
 )
 
 
@@ -51,14 +79,24 @@ class Response:
     tool_calls: list[dict[str, Any]] | None = None
     mode: str = "online"
 
+    def costing(self, usd: float) -> Response:
+        """The same, with what it cost."""
+        return replace(self, cost_usd=usd)
+
 
 class CompletionStore:
     """Answers by request_key. Safe for several processes; a first answer is never overwritten."""
 
     def __init__(self, url: str) -> None:
-        self._engine = sa.create_engine(url, connect_args={"timeout": 60} if url.startswith("sqlite") else {})
-        if self._engine.dialect.name == "sqlite":
+        arguments = {"timeout": 60} if url.startswith("sqlite") else {}
+        self._engine = sa.create_engine(url, connect_args=arguments)
+        self._sqlite = self._engine.dialect.name == "sqlite"
+        # What is only reserved need not survive a power failure: no wait for the disk.
+        self._quick = sa.create_engine(url, connect_args=arguments) if self._sqlite else self._engine
+        self._expired_at = 0.0
+        if self._sqlite:
             sa.event.listen(self._engine, "connect", _sqlite_pragmas)
+            sa.event.listen(self._quick, "connect", _quick_pragmas)
         try:
             self._create()
         except (sa.exc.IntegrityError, sa.exc.ProgrammingError):
@@ -68,7 +106,10 @@ class CompletionStore:
     def _create(self) -> None:
         with self._engine.begin() as connection:
             # In the database, not by asking first whether the table is there: two processes may start at once.
-            connection.execute(sa.schema.CreateTable(_COMPLETIONS, if_not_exists=True))
+            for table in (_COMPLETIONS, _SMOKES, LEDGER):
+                connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+                for index in sorted(table.indexes, key=lambda index: str(index.name)):
+                    connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
 
     @classmethod
     def in_folder(cls, folder: Path) -> CompletionStore:
@@ -84,9 +125,7 @@ class CompletionStore:
         """While this store is empty: copy what the SQLite store in `folder` has, so that nothing is paid for twice."""
         if not (folder / FILE).exists() or not self._empty():
             return
-        postgres = self._engine.dialect.name == "postgresql"
-        insert = postgresql.insert(_COMPLETIONS) if postgres else sqlite.insert(_COMPLETIONS)
-        missing = insert.on_conflict_do_nothing()  # another process may be copying the same
+        missing = self._insert().on_conflict_do_nothing()  # another process may be copying the same
         old = CompletionStore.in_folder(folder)
         try:
             with old._engine.connect() as reading, self._engine.begin() as writing:
@@ -119,17 +158,65 @@ class CompletionStore:
 
     def put(self, key: str, response: Response) -> None:
         """Store one answer; on return it survives a crash of this process."""
-        values = {
-            "request_key": key,
-            "response": json.dumps(asdict(response), ensure_ascii=False),
-            "received_at": response.received_at,
-        }
+        self.commit({key: response})
+
+    def commit(
+        self, answers: Mapping[str, Response], ended: Sequence[Settled] = (), wanted: Sequence[Wanted] = ()
+    ) -> list[Verdict]:
+        """Store answers, settle attempts and decide on new ones, all in one transaction.
+
+        On return the answers survive a crash of the machine. Where another process was first with the same request,
+        its answer stands. The verdicts are in the order of `wanted`.
+        """
+        rows = [
+            {
+                "request_key": key,
+                "response": json.dumps(asdict(response), ensure_ascii=False),
+                "received_at": response.received_at,
+            }
+            for key, response in answers.items()
+        ]
+        with (self._engine if rows else self._quick).begin() as connection:
+            if self._sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            elif wanted:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LEDGER_LOCK)))
+            if rows:
+                connection.execute(self._insert().on_conflict_do_nothing(), rows)
+            settle(connection, ended)
+            if wanted and time.monotonic() - self._expired_at > EXPIRY_EVERY_S:
+                expire(connection)
+                self._expired_at = time.monotonic()
+            return reserve(connection, wanted, _COMPLETIONS) if wanted else []
+
+    def _insert(self) -> Any:
+        return sqlite.insert(_COMPLETIONS) if self._sqlite else postgresql.insert(_COMPLETIONS)
+
+    def spent(self, account: Account, *, month: bool = False) -> Spent:
+        """What a campaign of a task, or the task in this calendar month, took so far."""
+        with self._engine.connect() as connection:
+            return spent(connection, in_month(account) if month else in_campaign(account))
+
+    def ledger(self) -> pl.DataFrame:
+        """All of the ledger, the newest attempt last."""
+        import polars as pl
+
+        types = {sa.String: pl.String, sa.Integer: pl.Int64, sa.Float: pl.Float64}
+        with self._engine.connect() as connection:
+            rows = [dict(row) for row in connection.execute(sa.select(LEDGER)).mappings()]
+        columns = {c.name: types[type(c.type)] for c in LEDGER.columns}
+        return pl.DataFrame(rows, schema=columns).sort("reserved_at", "id")
+
+    def smoked(self, key: str) -> bool:
+        """Whether a smoke of this teacher and template passed before."""
+        with self._engine.connect() as connection:
+            return connection.execute(sa.select(_SMOKES.c.key).where(_SMOKES.c.key == key)).first() is not None
+
+    def smoke_passed(self, key: str) -> None:
+        insert = sqlite.insert(_SMOKES) if self._sqlite else postgresql.insert(_SMOKES)
+        values = {"key": key, "passed_at": datetime.now(UTC).isoformat(timespec="seconds")}
         with self._engine.begin() as connection:
-            try:
-                with connection.begin_nested():
-                    connection.execute(_COMPLETIONS.insert().values(**values))
-            except sa.exc.IntegrityError:
-                pass  # another process was first with the same request: its answer stands
+            connection.execute(insert.on_conflict_do_nothing(), values)
 
     def count(self) -> int:
         with self._engine.connect() as connection:
@@ -137,6 +224,7 @@ class CompletionStore:
 
     def close(self) -> None:
         self._engine.dispose()
+        self._quick.dispose()
 
 
 def _sqlite_pragmas(connection: Any, _: Any) -> None:
@@ -149,6 +237,11 @@ def _sqlite_pragmas(connection: Any, _: Any) -> None:
                 raise
             time.sleep(0.05)
     connection.execute("PRAGMA synchronous=FULL")
+
+
+def _quick_pragmas(connection: Any, record: Any) -> None:
+    _sqlite_pragmas(connection, record)
+    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _parse(text: str) -> Response:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from filelock import FileLock
 
 from assets.alerts import alert_of, new_tasks_sensor
 from distill_dagster.alerts import WEBHOOK
@@ -62,6 +65,37 @@ def test_a_tick_asks_for_one_run_and_the_run_does_what_distill_refresh_does(
         assert refresh(project, instance).success
     assert len(provider.requests) == asked == 2
     assert project.distill("refresh", TASK, "--json").json["runs"] == []
+
+
+def test_a_tick_is_skipped_while_the_refresh_before_is_under_way(project: Project) -> None:
+    repository = build(home_of(project)).get_repository_def()
+    with project.instance() as instance:
+        schedule = repository.get_schedule_def(f"{TASK}_refresh_schedule")
+        job = repository.get_job(f"{TASK}_refresh")
+        run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+        with dg.build_schedule_context(instance=instance, repository_def=repository) as context:
+            tick = schedule.evaluate_tick(context)
+        assert not tick.run_requests
+        assert run.run_id in str(tick.skip_message)
+        instance.report_run_canceled(run)
+        with dg.build_schedule_context(instance=instance, repository_def=repository) as context:
+            assert schedule.evaluate_tick(context).run_requests
+
+
+def test_a_second_refresh_of_a_task_waits_for_the_first(project: Project) -> None:
+    lock = home_of(project).locks / f"{TASK}.refresh"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, thread_local=False)  # released by another thread
+    held.acquire()
+    release = threading.Timer(8, held.release)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(project.distill, "refresh", TASK, "--json")
+        time.sleep(4)
+        assert not second.done()
+        release.start()
+        result = second.result()
+    assert "another refresh of this task is under way" in result.err
+    assert result.json["failed"] == {}
 
 
 def test_a_refresh_that_fails_says_what_failed(project: Project, provider: FakeProvider, webhook: Webhook) -> None:

@@ -40,6 +40,7 @@ class Fault:
     body: str = '{"error": {"message": "on purpose", "type": "test"}}'
     pause_s: float = 0.0
     echo_authorization: bool = False
+    retry_after: str | None = None
 
 
 Plan = Callable[[Seen, int], Fault | None]
@@ -141,16 +142,18 @@ def _handler(provider: FakeProvider) -> type[BaseHTTPRequestHandler]:
                 content = fault.body
                 if fault.echo_authorization:
                     content = json.dumps({"error": {"message": f"refused: {authorization}", "type": "test"}})
-                self._send(fault.status, content)
+                self._send(fault.status, content, fault.retry_after)
             else:
                 self._send(200, json.dumps(_answer(provider, seen, chat, prompt, spelled)))
 
-        def _send(self, status: int, content: str) -> None:
+        def _send(self, status: int, content: str, retry_after: str | None = None) -> None:
             raw = content.encode()
             try:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(raw)))
+                if retry_after:
+                    self.send_header("Retry-After", retry_after)
                 self.end_headers()
                 self.wfile.write(raw)
             except (BrokenPipeError, ConnectionResetError):

@@ -16,7 +16,7 @@ from distill_dagster.prompts.seeds import seed_prompts
 from distill_dagster.tables import data_version
 from distill_dagster.taskfiles import Slice, TaskFolder
 from distill_dagster.teacher.ask import Asked, run_ask
-from distill_dagster.teacher.client import PermanentTeacherError
+from distill_dagster.teacher.attempts import PermanentTeacherError
 from distill_dagster.teacher.store import CompletionStore
 from tests.support.provider import FakeProvider, Fault, Seen
 from tests.support.task import LABELS, asker_of, small_task
@@ -132,11 +132,11 @@ def test_what_passes_is_retried(ask: Ask, provider: FakeProvider, mode: dict[str
     ("fault", "says"),
     [
         (Fault(500), "on purpose"),
-        (Fault(429), "RateLimit"),
-        (Fault(400), "BadRequest"),
-        (Fault(200, "{no json"), "Expecting property name"),
-        (Fault(200, "{}"), "Error"),
-        (Fault(200, '{"choices": []}'), "Error"),
+        (Fault(429), "HTTP 429: on purpose"),
+        (Fault(400), "HTTP 400: on purpose"),
+        (Fault(200, "{no json"), "no JSON"),
+        (Fault(200, "{}"), "holds no answer"),
+        (Fault(200, '{"choices": []}'), "holds no answer"),
         (Fault(pause_s=1.0), "timed out"),
     ],
     ids=["500", "429", "400", "malformed", "empty", "no choices", "hang"],
@@ -336,3 +336,60 @@ def test_a_template_that_fails_is_named(tmp_path: Path, provider: FakeProvider, 
 def test_nobody_listens(ask: Ask, provider: FakeProvider) -> None:
     with pytest.raises(TeacherError, match="Only 0% of 3 prompts"):
         ask(api_base="http://127.0.0.1:1/v1")
+
+
+def test_an_answer_that_is_of_no_use_is_asked_for_anew(
+    ask: Ask, provider: FakeProvider, store: CompletionStore
+) -> None:
+    times: dict[str, int] = {}
+
+    def answer(seen: Seen) -> str:
+        times[seen.text] = times.get(seen.text, 0) + 1
+        return "" if "login" in seen.text and times[seen.text] < 3 else next(x for x in LABELS if x in seen.text)
+
+    provider.answer = answer
+    asked = ask(api="chat", soft_labels="votes", few_shot={"draws": 1}, reasks=3)
+    assert asked.calls == len(TEXTS) + 2
+    assert asked.completions["answer"].null_count() == 0
+    row = asked.completions.filter(pl.col("answer") == '"login"').row(0, named=True)
+    one = asked.completions.filter(pl.col("answer") == '"refund"').row(0, named=True)
+    assert json.loads(row["params"])["requests"] == 3
+    assert row["prompt_tokens"] > 2 * one["prompt_tokens"]
+    assert store.count() == len(TEXTS) + 2
+    again = ask(api="chat", soft_labels="votes", few_shot={"draws": 1}, reasks=3)
+    assert again.calls == 0
+    assert data_version(again.completions) == data_version(asked.completions)
+    fewer = ask(api="chat", soft_labels="votes", few_shot={"draws": 1}, reasks=0)
+    assert (fewer.calls, fewer.completions["answer"].null_count()) == (0, 1)
+
+
+def test_a_smoke_stops_what_would_bring_nothing(ask: Ask, provider: FakeProvider, store: CompletionStore) -> None:
+    texts = tuple(f"the login number {n}" for n in range(80))
+    settings: dict[str, Any] = {"api": "chat", "soft_labels": "votes", "few_shot": {"draws": 1}, "reasks": 0}
+    provider.answer = lambda seen: "I would rather talk about the weather"
+    with pytest.raises(TeacherError, match=r"smoke of 8 rows brought 0 usable answers.*72 requests were not sent"):
+        ask(texts, **settings)
+    assert len(provider.requests) == 8
+    assert store.count() == 8
+    with pytest.raises(TeacherError, match="smoke"):
+        ask(tuple(f"{text}, please" for text in texts), **settings)
+    assert len(provider.requests) == 16
+    provider.answer = lambda seen: "login"
+    assert ask(tuple(f"{text}, now" for text in texts), **settings).calls == 80
+    provider.answer = lambda seen: "the weather"  # it passed once: nothing stops this teacher and template any more
+    assert ask(tuple(f"{text} again" for text in texts), **settings).calls == 80
+
+
+def test_seven_of_eight_are_enough_and_a_smoke_can_be_left_out(ask: Ask, provider: FakeProvider) -> None:
+    texts = tuple(f"the login number {n}" for n in range(80))
+    settings: dict[str, Any] = {"api": "chat", "soft_labels": "votes", "few_shot": {"draws": 1}, "reasks": 0}
+    provider.answer = lambda seen: "no" if len(provider.requests) <= 80 else "login"
+    assert ask(texts, smoke_rows=0, **settings).calls == 80
+    first: list[str] = []
+
+    def one_in_eight(seen: Seen) -> str:
+        first.append(seen.text)
+        return "no" if len(first) == 1 else "login"
+
+    provider.answer = one_in_eight
+    assert ask(tuple(f"{text} again" for text in texts), **settings).calls == 80

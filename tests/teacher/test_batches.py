@@ -222,15 +222,19 @@ def test_what_batch_mode_cannot_do_is_refused(teacher: dict[str, Any], message: 
         TeacherSpec.model_validate(teacher | {"mode": "batch"})
 
 
+def spec_of(model: str, **more: Any) -> TeacherSpec:
+    return TeacherSpec.model_validate({"model": model, **more})
+
+
 def test_prices_of_batches_are_the_lists_and_else_unknown() -> None:
     import litellm
 
     known = litellm.model_cost["gpt-4o-mini"]
     expected = 1000 * known["input_cost_per_token_batches"] + 10 * known["output_cost_per_token_batches"]
-    assert batch_cost("openai/gpt-4o-mini", 1000, 10) == pytest.approx(expected)
+    assert batch_cost(spec_of("openai/gpt-4o-mini"), 1000, 10) == pytest.approx(expected)
     assert expected < 1000 * known["input_cost_per_token"] + 10 * known["output_cost_per_token"]
-    assert batch_cost("openai/nobody-knows", 1000, 10) is None
-    assert batch_cost("openai/gpt-4o-mini", None, 10) is None
+    assert batch_cost(spec_of("openai/nobody-knows"), 1000, 10) is None
+    assert batch_cost(spec_of("openai/gpt-4o-mini"), None, 10) is None
 
 
 RUN = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from pydantic import ValidationError
 from distill_dagster.prompts.context import pool, prompt_context
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import TeacherSpec
+from distill_dagster.teacher import loop
 from distill_dagster.teacher.ask import Asker
-from distill_dagster.teacher.client import Client, Endpoint
+from distill_dagster.teacher.client import Endpoint, attempt
 from distill_dagster.teacher.embedded import SERVERS
 from distill_dagster.teacher.softlabels import next_words
 from distill_dagster.teacher.store import CompletionStore, Response
@@ -29,13 +29,9 @@ def ask(folder: Path, endpoint: Endpoint, **teacher: Any) -> list[Response]:
     asker = Asker(task.task, Templates({}), pool(prompt_context(task.examples, set())), endpoint, store)
 
     async def answers() -> list[Response]:
-        client = Client(endpoint, task.task.teacher)
-        try:
-            return [await client.ask(asker.request(text, draw)) for text in TEXTS for draw in (0, 1)]
-        finally:
-            await client.close()
+        return [await attempt(endpoint, asker.request(text, draw), 60.0) for text in TEXTS for draw in (0, 1)]
 
-    return asyncio.run(answers())
+    return loop.run(answers())
 
 
 def test_boosted_labels_keep_their_ratios(tmp_path: Path, models_folder: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from distill_dagster.errors import TeacherError
 from distill_dagster.spec import TeacherSpec
-from distill_dagster.teacher.client import Client, Endpoint, Request, endpoint_of
+from distill_dagster.teacher.attempts import AttemptError
+from distill_dagster.teacher.client import Endpoint, Request, attempt, endpoint_of
 from distill_dagster.teacher.store import CompletionStore
 from tests.support.task import asker_of, small_task
 
@@ -166,11 +167,10 @@ def test_a_seed_is_sent_only_to_providers_that_know_it(model: str, sent: bool, m
         raise litellm.exceptions.BadRequestError("enough", model, "test")
 
     monkeypatch.setattr(litellm, "acompletion", acompletion)
-    client = Client(Endpoint(model, "i"), spec(model=model, api="chat"))
     request = Request(
         "i", 3, {"temperature": 0.5, "max_tokens": 4, "seed": 3}, messages=[{"role": "user", "content": "x"}]
     )
-    with pytest.raises(TeacherError, match="enough"):
-        asyncio.run(client.ask(request))
+    with pytest.raises(AttemptError, match="enough"):
+        asyncio.run(attempt(Endpoint(model, "i"), request, 5.0))
     assert ("seed" in caught) is sent
     assert caught["temperature"] == 0.5

@@ -1,0 +1,81 @@
+"""What the benchmarks of the teacher stage share: a server in a process of its own, and a task that asks it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from slow_server import LABELS
+
+from distill_dagster.prompts.context import pool, prompt_context
+from distill_dagster.prompts.seeds import seed_prompts
+from distill_dagster.prompts.templates import Templates
+from distill_dagster.spec import BudgetSpec
+from distill_dagster.taskfiles import Slice, TaskFolder
+from distill_dagster.teacher.ask import Asked, Asker, run_ask
+from distill_dagster.teacher.client import endpoint_of
+from distill_dagster.teacher.ledger import Account
+from distill_dagster.teacher.store import CompletionStore
+
+HERE = Path(__file__).resolve().parent
+PRICE = {"input_usd": 1.0, "output_usd": 2.0}
+
+
+@contextmanager
+def server(folder: Path, **options: float) -> Iterator[str]:
+    """The address of a slow server, for as long as the block lasts."""
+    port_file = folder / f"port-{time.monotonic_ns()}"
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    process = subprocess.Popen([sys.executable, str(HERE / "slow_server.py"), str(port_file), *flags])
+    try:
+        while not port_file.exists():
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port_file.read_text()}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def counts(address: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{address}/counts") as answer:
+        return json.load(answer)
+
+
+def write_task(folder: Path, address: str, **teacher: Any) -> TaskFolder:
+    """A task of four labels that asks the server by chat, with one sample for each prompt."""
+    path = folder / "tasks" / "asking"
+    (path / "slices").mkdir(parents=True, exist_ok=True)
+    settings = {"model": "openai/slow", "api_base": f"{address}/v1", "few_shot": {"draws": 1, "per_label": 1}}
+    task = {
+        "kind": "classification",
+        "description": "Requests to a server that counts them.",
+        "labels": [{"name": label, "description": f"About {label}."} for label in LABELS],
+        "teacher": settings | {"price": PRICE} | teacher,
+        "students": {"one": {"model": "minilm-l6-v2", "architecture": "encoder"}},
+    }
+    (path / "task.yaml").write_text(yaml.safe_dump(task))
+    (path / "slices" / "all.yaml").write_text(yaml.safe_dump({"description": "d", "seeds": ["one prompt"]}))
+    for name in ("examples", "dev", "golden"):
+        rows = [{"id": f"{name}-{label}", "text": f"{name} of {label}", "label": label} for label in LABELS]
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return TaskFolder(path)
+
+
+def ask(
+    folder: TaskFolder, store: CompletionStore, texts: list[str], budget: BudgetSpec, campaign: str = "benchmark"
+) -> Asked:
+    """What the stage teacher_completions does, from prompts to a table."""
+    task = folder.task
+    prompts = seed_prompts("all", Slice.model_validate({"description": "d", "seeds": texts}))
+    account = Account(folder.name, campaign, "slices", budget)
+    examples = pool(prompt_context(folder.examples, set()))
+    asker = Asker(task, Templates({}), examples, endpoint_of(task.teacher), store, None, account)
+    return run_ask(asker, prompts)

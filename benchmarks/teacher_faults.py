@@ -1,0 +1,189 @@
+"""What a bad day of a provider costs: faults at random, kills at random, and a budget for half of it all.
+
+Usage: python benchmarks/teacher_faults.py [--quick] [--json FILE]
+
+Three parts, each against a real server in a process of its own that counts what it is asked and what it answered:
+faults (429 with and without Retry-After, 500, 503, hangs, cut connections, cut JSON, empty answers, wrong schemas,
+refusals), the peer being the same prompts without faults; `kill -9` of the asking process at random moments; and a cap
+of half of what everything costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import polars as pl  # noqa: E402
+from asking import PRICE, ask, counts, server, write_task  # noqa: E402
+from common import RESULTS, write_result  # noqa: E402
+from slow_server import label_of  # noqa: E402
+
+from distill_dagster.hashing import canonical_json  # noqa: E402
+from distill_dagster.spec import BudgetSpec  # noqa: E402
+from distill_dagster.tables import VOLATILE  # noqa: E402
+from distill_dagster.teacher.store import CompletionStore  # noqa: E402
+
+SHARE = 0.25
+"""Of all requests: one in four ends in a fault."""
+WIDTH = 64
+TASK: dict[str, Any] = {"concurrency": WIDTH, "timeout_s": 2.0, "max_retries": 12, "reasks": 10, "min_success": 0.0}
+
+
+def texts_of(rows: int) -> list[str]:
+    return [f"message {n}: what became of my order" for n in range(rows)]
+
+
+def plain(completions: pl.DataFrame) -> pl.DataFrame:
+    """The table without what differs from run to run, and without how often an answer had to be asked for."""
+    kept = [c for c in completions.columns if c not in VOLATILE]
+    asked = ("request_key", "completion_id", "params", "prompt_tokens", "completion_tokens")
+    return completions.select(kept).drop(asked)
+
+
+def faults(folder: Path, rows: int) -> dict[str, Any]:
+    with server(folder, delay=0.05) as address:
+        store = CompletionStore.in_folder(folder / "calm")
+        calm = ask(write_task(folder, address, **TASK), store, texts_of(rows), BudgetSpec())
+        store.close()
+    with server(folder, delay=0.05, faults=SHARE, seed=1) as address:
+        store = CompletionStore.in_folder(folder / "stormy")
+        started = time.perf_counter()
+        stormy = ask(write_task(folder, address, **TASK), store, texts_of(rows), BudgetSpec())
+        wall = time.perf_counter() - started
+        seen, ledger, stored = counts(address), store.ledger(), store.count()
+        again = ask(write_task(folder, address, **TASK), store, texts_of(rows), BudgetSpec())
+        asked_again = counts(address)["asked"] - seen["asked"]
+        store.close()
+    status = dict(stormy.completions["status"].value_counts().iter_rows())
+    right = pl.Series([canonical_json(label_of(text)) for text in texts_of(rows)]).value_counts()
+    answered = stormy.completions.filter(pl.col("status") == "ok")["answer"].value_counts()
+    settled = ledger.filter(pl.col("state") == "settled")
+    return {
+        "rows": rows,
+        "faults": {name: n for name, n in seen["outcomes"].items() if name != "ok"},
+        "status": status,
+        "requests": seen["asked"],
+        # A request that the server saw has its row in the ledger, and a prompt that was asked for has one in the table.
+        "accounted": round(min(stormy.completions.height / rows, ledger.height / max(1, seen["asked"])), 4),
+        "open_reservations": ledger.filter(pl.col("state") == "reserved").height,
+        # Answers that came whole, less those that are kept: asked for twice although they were there.
+        "paid_twice": settled.height - stored + asked_again,
+        "same_table": plain(stormy.completions).equals(plain(calm.completions)),
+        "same_again": again.calls == 0 and plain(again.completions).equals(plain(stormy.completions)),
+        "right_answers": sorted(answered.rows()) == sorted(right.rows()),
+        "faults_wall_s": round(wall, 1),
+    }
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{benchmarks!r}, {project!r}]
+from teacher_faults import TASK, texts_of
+from asking import ask, write_task
+from distill_dagster.spec import BudgetSpec
+from distill_dagster.teacher.store import CompletionStore
+folder = Path(sys.argv[1])
+task = write_task(folder, sys.argv[2], **TASK)
+print("ready", flush=True)
+ask(task, CompletionStore.in_folder(folder / "store"), texts_of(int(sys.argv[3])), BudgetSpec())
+"""
+
+
+def kills(folder: Path, times: int, rows: int) -> dict[str, Any]:
+    chance, repeated, in_flight, worst, same = random.Random(7), 0, 0, 0.0, 0
+    code = CHILD.format(benchmarks=str(Path(__file__).resolve().parent), project=str(PROJECT))
+    for turn in range(times):
+        place = folder / f"kill-{turn}"
+        place.mkdir()
+        with server(place, delay=0.1) as address:
+            command = [sys.executable, "-c", code, str(place), address, str(rows)]
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            assert child.stdout is not None
+            child.stdout.readline()
+            while not counts(address)["asked"]:
+                time.sleep(0.02)
+            time.sleep(chance.uniform(0.0, 0.1 * rows / WIDTH))
+            child.kill()
+            child.wait()
+            time.sleep(0.3)  # the server ends what it had begun
+            store = CompletionStore.in_folder(place / "store")
+            ledger, stored, before = store.ledger(), store.count(), counts(address)["asked"]
+            open_ = ledger.filter(pl.col("state") == "reserved").height
+            task = write_task(place, address, **TASK)
+            asked = ask(task, store, texts_of(rows), BudgetSpec())
+            after = counts(address)["asked"]
+            again = after - rows  # every prompt has to be asked for once
+            repeated, in_flight = repeated + again, in_flight + open_
+            worst = max(worst, again / open_ if open_ else float(again > 0))
+            clean = CompletionStore.in_folder(place / "clean")
+            undisturbed = ask(task, clean, texts_of(rows), BudgetSpec())
+            same += plain(asked.completions).equals(plain(undisturbed.completions))
+            assert after - before == rows - stored, (after, before, rows, stored)
+            store.close()
+            clean.close()
+        print(f"kill {turn}: {stored} stored, {open_} in flight, {again} asked twice", flush=True)
+    return {
+        "kills": times,
+        "kills_repeated": repeated,
+        "kills_in_flight": in_flight,
+        "kills_repeated_over_inflight": round(worst, 3),
+        "kills_same_table": same,
+    }
+
+
+def budget(folder: Path, times: int, rows: int) -> dict[str, Any]:
+    over, shares, followed = 0, [], 0
+    for turn in range(times):
+        place = folder / f"budget-{turn}"
+        place.mkdir()
+        with server(place, delay=0.02, faults=0.1 if turn % 2 else 0.0, seed=turn) as address:
+            task = write_task(place, address, **TASK)
+            store = CompletionStore.in_folder(place / "store")
+            one = (40 * PRICE["input_usd"] + 3 * PRICE["output_usd"]) / 1e6
+            cap = rows * one / 2
+            asked = ask(task, store, texts_of(rows), BudgetSpec(usd=cap))
+            tokens = counts(address)["tokens"]
+            billed = (tokens[0] * PRICE["input_usd"] + tokens[1] * PRICE["output_usd"]) / 1e6
+            over += billed > cap * (1 + 1e-9)
+            shares.append(billed / cap)
+            missing = asked.missing_rows
+            rest = ask(task, store, texts_of(rows), BudgetSpec(usd=cap * 50))
+            followed += missing > 0 and rest.missing_rows == 0
+            store.close()
+    return {
+        "budget_runs": times,
+        "budget_over": over,
+        "budget_spent_share_min": round(min(shares), 3),
+        "budget_spent_share_max": round(max(shares), 3),
+        "budget_followed": followed,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path, default=RESULTS / "teacher_faults.json")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        figures = faults(folder, 200 if quick else 5000)
+        print(figures, flush=True)
+        figures |= kills(folder, 2 if quick else 20, 300 if quick else 1000)
+        figures |= budget(folder, 2 if quick else 20, 200 if quick else 600)
+    print(figures)
+    write_result(arguments.json, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""The engine against a real server: what it may spend, how it slows down, and what it sends only once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import sqlalchemy as sa
+
+from distill_dagster.errors import TeacherError
+from distill_dagster.spec import BudgetSpec, TeacherSpec
+from distill_dagster.teacher import loop
+from distill_dagster.teacher.attempts import BudgetError, PermanentTeacherError, seconds_to_wait
+from distill_dagster.teacher.client import Request, endpoint_of
+from distill_dagster.teacher.engine import Engine, limits_of
+from distill_dagster.teacher.ledger import Account
+from distill_dagster.teacher.price import worst_case
+from distill_dagster.teacher.store import CompletionStore, Response
+from tests.support.provider import FakeProvider, Fault, Seen
+from tests.support.task import LABELS
+
+PRICE = {"input_usd": 100.0, "output_usd": 200.0}
+
+
+@pytest.fixture
+def provider() -> Iterator[FakeProvider]:
+    with FakeProvider(LABELS) as provider:
+        yield provider
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[CompletionStore]:
+    store = CompletionStore.in_folder(tmp_path / "store")
+    yield store
+    store.close()
+
+
+Make = Callable[..., Engine]
+
+
+@pytest.fixture
+def engine(provider: FakeProvider, store: CompletionStore) -> Make:
+    def make(budget: BudgetSpec | None = None, campaign: str = "c1", **teacher: Any) -> Engine:
+        spec = TeacherSpec(model="openai/fake", api_base=provider.url, price=PRICE, **({"max_retries": 0} | teacher))
+        return Engine(endpoint_of(spec), spec, store, Account("t", campaign, "test", budget or BudgetSpec()))
+
+    return make
+
+
+def request(text: str, engine: Engine, sample: int = 0) -> Request:
+    messages = [{"role": "user", "content": text}]
+    return Request(engine.endpoint.identity, sample, {"temperature": 0.0, "max_tokens": 4}, messages=messages)
+
+
+def answers(engine: Engine, texts: list[str]) -> list[Response | BaseException]:
+    """Ask for all of them at once."""
+
+    async def ask() -> list[Response | BaseException]:
+        asked = (engine.answer(request(text, engine)) for text in texts)
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        await engine.close()
+        return found
+
+    return loop.run(ask())
+
+
+def came(found: list[Response | BaseException]) -> int:
+    return sum(isinstance(one, Response) for one in found)
+
+
+def states(store: CompletionStore) -> dict[str, int]:
+    return dict(store.ledger()["state"].value_counts().iter_rows())
+
+
+def test_the_same_request_at_once_is_sent_once(engine: Make, provider: FakeProvider) -> None:
+    provider.pause_s = 0.1
+    found = answers(engine(), ["the login"] * 10 + ["a refund"] * 10)
+    assert came(found) == 20
+    assert len(provider.requests) == 2
+
+
+def test_another_engine_at_work_on_it_is_waited_for(engine: Make, provider: FakeProvider) -> None:
+    provider.pause_s = 0.3
+    one, two = engine(), engine()
+
+    async def both() -> list[Response]:
+        return list(await asyncio.gather(one.answer(request("x", one)), two.answer(request("x", two))))
+
+    first, second = loop.run(both())
+    assert first == second
+    assert len(provider.requests) == 1
+    assert (one.cached, two.cached) == (0, 1)
+
+
+@pytest.mark.parametrize("cap", ["usd", "month_usd", "tokens", "month_tokens"])
+def test_a_cap_is_never_passed_and_the_rest_follows_when_it_is_raised(
+    cap: str, engine: Make, provider: FakeProvider, tmp_path: Path
+) -> None:
+    texts = [f"number {n}" for n in range(60)]
+    everything = engine(campaign="free")
+    assert came(answers(everything, texts)) == 60
+    total = everything.spent_usd if cap.endswith("usd") else everything.prompt_tokens + everything.completion_tokens
+    with closing(CompletionStore.in_folder(tmp_path / "capped")) as other:
+        account = Account("t", "c1", "test", BudgetSpec(**{cap: total / 2}))
+        spec = everything.spec
+        half = Engine(endpoint_of(spec), spec, other, account)
+        found = answers(half, texts)
+        spent = other.spent(account, month=cap.startswith("month"))
+        used = spent.usd if cap.endswith("usd") else spent.tokens
+        assert used <= total / 2
+        assert (spent.reserved_usd, spent.reserved_tokens) == (0, 0)
+        assert 15 < came(found) <= 30
+        stopped = [one for one in found if isinstance(one, BudgetError)]
+        assert len(stopped) == 60 - came(found)
+        assert f"budget.{cap}" in str(stopped[0])
+        asked = len(provider.requests)
+        raised = Engine(endpoint_of(spec), spec, other, replace(account, budget=BudgetSpec(**{cap: total * 2})))
+        assert came(answers(raised, texts)) == 60
+        assert len(provider.requests) - asked == 60 - came(found)
+
+
+def test_a_stored_answer_is_given_at_the_cap_too(engine: Make, provider: FakeProvider) -> None:
+    assert came(answers(engine(), ["a", "b"])) == 2
+    found = answers(engine(BudgetSpec(usd=0.0)), ["a", "b", "c"])
+    assert [type(one).__name__ for one in found] == ["Response", "Response", "BudgetError"]
+    assert len(provider.requests) == 2
+
+
+def test_a_campaign_begins_anew_and_a_month_goes_on(engine: Make) -> None:
+    budget = BudgetSpec(tokens=60)
+    assert 0 < came(answers(engine(budget, "monday"), [f"m{n}" for n in range(20)])) < 20
+    assert 0 < came(answers(engine(budget, "tuesday"), [f"t{n}" for n in range(20)])) < 20
+    assert came(answers(engine(BudgetSpec(month_tokens=60), "wednesday"), ["w"])) == 0
+
+
+def test_a_usd_cap_wants_a_price(provider: FakeProvider, store: CompletionStore) -> None:
+    spec = TeacherSpec(model="openai/fake", api_base=provider.url)
+    with pytest.raises(TeacherError, match=r"price is not known.*teacher\.price"):
+        Engine(endpoint_of(spec), spec, store, Account("t", "c", "p", BudgetSpec(usd=1)))
+    assert provider.requests == []
+
+
+def test_what_may_have_been_billed_is_settled_in_full(
+    engine: Make, provider: FakeProvider, store: CompletionStore
+) -> None:
+    def fail(seen: Seen, _: int) -> Fault | None:
+        return {"slow": Fault(pause_s=1.0), "cut": Fault(200, '{"choices": [{"mess'), "busy": Fault(503)}.get(seen.text)
+
+    provider.fail = fail
+    one = engine(timeout_s=0.4)
+    found = answers(one, ["slow", "cut", "busy", "fine"])
+    assert came(found) == 1
+    rows = {row["request_key"]: row for row in store.ledger().iter_rows(named=True)}
+    for text, state in {"slow": "lost", "cut": "lost", "busy": "released", "fine": "settled"}.items():
+        asked = request(text, one)
+        row = rows[asked.key]
+        assert row["state"] == state
+        if state == "lost":
+            assert row["usd"] == row["worst_usd"] > 0
+            assert row["tokens"] == row["worst_tokens"]
+        if state == "released":
+            assert (row["usd"], row["tokens"]) == (None, 0)
+        if state == "settled":
+            assert 0 < row["usd"] < row["worst_usd"]
+
+
+def test_every_attempt_is_in_the_ledger(engine: Make, provider: FakeProvider, store: CompletionStore) -> None:
+    provider.fail = lambda seen, before: Fault(500) if before < 2 else None
+    one = engine(max_retries=3)
+    assert came(answers(one, ["x"])) == 1
+    assert one.calls == 3
+    assert states(store) == {"released": 2, "settled": 1}
+    ledger = store.ledger()
+    assert ledger["request_key"].n_unique() == 1
+    assert ledger["task"].to_list() == ["t"] * 3
+
+
+def test_a_prompt_that_the_provider_filters_is_answered_so(engine: Make, provider: FakeProvider) -> None:
+    provider.fail = lambda *_: Fault(400, '{"error": {"message": "no", "code": "content_filter"}}')
+    for _ in range(2):
+        found = answers(engine(), ["x"])[0]
+        assert isinstance(found, Response)
+        assert found.finish_reason == "content_filter"
+    assert len(provider.requests) == 1
+
+
+def test_no_credit_left_stops_at_once(engine: Make, provider: FakeProvider) -> None:
+    provider.fail = lambda *_: Fault(429, '{"error": {"message": "quota", "code": "insufficient_quota"}}')
+    one = engine(max_retries=5, concurrency=2)
+    found = answers(one, [str(n) for n in range(20)])
+    assert {type(error) for error in found} == {PermanentTeacherError}
+    assert len(provider.requests) <= 2
+
+
+def test_overload_halves_what_is_asked_at_a_time_and_it_recovers(engine: Make, provider: FakeProvider) -> None:
+    provider.fail = lambda seen, before: Fault(429) if before == 0 and seen.text.startswith("busy") else None
+    one = engine(concurrency=16, max_retries=3)
+    limits = limits_of(one.endpoint, one.spec)
+    assert came(answers(one, [f"busy {n}" for n in range(4)])) == 4
+    assert limits.width < 16
+    assert came(answers(one, [f"fine {n}" for n in range(200)])) == 200
+    assert limits.width == 16
+    assert limits.busy == 0
+
+
+def test_what_the_teacher_asks_to_wait_is_waited(engine: Make, provider: FakeProvider) -> None:
+    times: list[float] = []
+
+    def fail(seen: Seen, before: int) -> Fault | None:
+        times.append(time.monotonic())
+        return Fault(429, retry_after="2") if len(times) == 1 else None
+
+    provider.fail = fail
+    one = engine(max_retries=2, concurrency=1)
+    assert came(answers(one, ["a", "b"])) == 2
+    assert times[1] - times[0] >= 1.9  # also for the other request: it is the teacher who is busy
+
+
+def test_dates_and_nonsense_to_wait_for() -> None:
+    assert seconds_to_wait("1.5") == 1.5
+    assert seconds_to_wait("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert seconds_to_wait("soon") is None
+    assert seconds_to_wait(None) is None
+
+
+def test_requests_per_minute(engine: Make, provider: FakeProvider) -> None:
+    one = engine(requests_per_minute=600, concurrency=64)  # ten a second, thirty at once
+    started = time.monotonic()
+    assert came(answers(one, [str(n) for n in range(50)])) == 50
+    assert time.monotonic() - started > 1.8
+
+
+def test_tokens_per_minute(engine: Make, provider: FakeProvider) -> None:
+    one = engine(concurrency=64)
+    tokens = worst_case(request("10", one), one.price).tokens
+    slow = engine(tokens_per_minute=600 * tokens, concurrency=64, timeout_s=59)  # ten a second, 150 at once
+    started = time.monotonic()
+    assert came(answers(slow, [str(n) for n in range(10, 170)])) == 160
+    assert time.monotonic() - started > 0.8
+
+
+ASKS = """
+import sys
+from tests.teacher.test_engine import other_process
+other_process(*sys.argv[1:])
+"""
+
+
+def other_process(url: str, folder: str, text: str) -> None:
+    spec = TeacherSpec(model="openai/fake", api_base=url, price=PRICE)  # type: ignore[arg-type]
+    store = CompletionStore.in_folder(Path(folder))
+    engine = Engine(endpoint_of(spec), spec, store, Account("t", "c1", "test"))
+    print(came(answers(engine, [text])), engine.calls, engine.cached)
+
+
+def start(provider: FakeProvider, folder: Path, text: str) -> subprocess.Popen[str]:
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", ASKS, provider.url, str(folder), text],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_what_another_process_is_asking_is_waited_for(tmp_path: Path, engine: Make, provider: FakeProvider) -> None:
+    provider.pause_s = 2.0
+    other = start(provider, tmp_path / "store", "shared")
+    while not provider.requests:
+        time.sleep(0.02)
+    mine = engine()
+    assert came(answers(mine, ["shared"])) == 1
+    assert other.communicate(timeout=60)[0].split() == ["1", "1", "0"]
+    assert len(provider.requests) == 1
+    assert (mine.calls, mine.cached) == (0, 1)
+
+
+def test_reservations_of_a_killed_process_are_settled_in_full(
+    tmp_path: Path, engine: Make, provider: FakeProvider, store: CompletionStore
+) -> None:
+    provider.pause_s = 30.0
+    other = start(provider, tmp_path / "store", "shared")
+    while not provider.requests:
+        time.sleep(0.02)
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    provider.pause_s = 0.0
+    mine = engine()
+    assert came(answers(mine, ["shared"])) == 1
+    assert states(store) == {"lost": 1, "settled": 1}
+    lost = store.ledger().filter(pl.col("state") == "lost").row(0, named=True)
+    assert lost["usd"] == lost["worst_usd"] > 0
+    assert store.spent(mine.account).usd == pytest.approx(lost["usd"] + mine.spent_usd)
+
+
+def test_reservations_of_another_host_hold_until_their_lease_ends(engine: Make, store: CompletionStore) -> None:
+    one = engine()
+    assert came(answers(one, ["x"])) == 1
+    with store._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE ledger SET state = 'reserved', owner = 'elsewhere:1:1', usd = NULL"))
+    assert store.spent(one.account).reserved_usd > 0
+    fresh = CompletionStore(str(store._engine.url))
+    two = Engine(one.endpoint, one.spec, fresh, one.account)
+    assert came(answers(two, ["y"])) == 1
+    assert states(store) == {"reserved": 1, "settled": 1}
+    with store._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE ledger SET lease_until = 1 WHERE state = 'reserved'"))
+    fresh.close()
+    again = CompletionStore(str(store._engine.url))
+    assert came(answers(Engine(one.endpoint, one.spec, again, one.account), ["z"])) == 1
+    again.close()
+    assert states(store) == {"lost": 1, "settled": 2}
+
+
+def test_an_interrupted_request_is_settled_in_full(
+    engine: Make, provider: FakeProvider, store: CompletionStore
+) -> None:
+    provider.pause_s = 20.0
+    one = engine()
+    threading.Timer(1.0, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        answers(one, ["x"])
+    assert states(store) == {"lost": 1}
+
+
+def test_the_ledger_can_be_queried_by_duckdb(tmp_path: Path, engine: Make, store: CompletionStore) -> None:
+    import duckdb
+
+    assert came(answers(engine(), ["a", "b"])) == 2
+    ledger = store.ledger()
+    spent, requests = duckdb.sql("SELECT sum(usd), count(*) FROM ledger WHERE state = 'settled'").fetchall()[0]
+    assert requests == ledger.height == 2
+    assert spent == pytest.approx(store.spent(Account("t", "c1", "")).usd)
