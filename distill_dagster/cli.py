@@ -336,6 +336,44 @@ def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
             raise typer.Exit(1)
 
 
+@app.command()
+def batches(
+    task: TaskArgument = None,
+    forget: Annotated[str | None, typer.Option(help="Wait for this one no more; it counts as paid for.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at the batches of a task at the provider, and collect those that ended. Submits nothing."""
+    home = Home.from_env()
+    with _errors():
+        folder = _open(home, task)
+        from distill_dagster.teacher.batches import give_up, look_after
+        from distill_dagster.teacher.batchstore import BatchStore
+        from distill_dagster.teacher.client import endpoint_of
+        from resources.doors import CompletionStoreResource
+
+        spec = folder.task.teacher
+        if spec.free:
+            raise DistillError(f"The teacher of {folder.name} is {spec.model}, which has no batches.")
+        with CompletionStoreResource(path=str(home.store), url=store_url()).open() as store:
+            if forget is not None:
+                if forget not in {one.submission for one in BatchStore(store).open(task=folder.name)}:
+                    raise DistillError(f"{folder.name} has no open batch {forget!r}.")
+                give_up(store, forget)
+                out.print(f"forgotten: {forget}. It counts as paid for, and its requests may be asked anew.")
+            done, left = look_after(endpoint_of(spec), spec, store, folder.name)
+        for one in done:
+            out.print(f"[green]collected[/green] {escape(str(one))}", soft_wrap=True)
+        for waiting in left:
+            id_ = waiting.batch_id or "(being submitted)"
+            what = f"{waiting.origin}: batch {id_}, {waiting.requests} requests, since {waiting.created_at}"
+            out.print(f"[yellow]under way[/yellow] {escape(what)} ({waiting.submission})", soft_wrap=True)
+        answers = sum(one.answers for one in done)
+        remark = f" `distill run {folder.name}` goes on with them." if done else ""
+        out.print(f"{folder.name}: {answers} answers collected, {len(left)} batches under way.{remark}")
+        if as_json:
+            print(json.dumps({"task": folder.name, "collected": answers, "under_way": [s.batch_id for s in left]}))
+
+
 @app.command("import")
 def import_(
     task: Annotated[str, typer.Argument(help="The task.")],

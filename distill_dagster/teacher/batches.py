@@ -19,6 +19,7 @@ from distill_dagster import progress
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import content_hash
 from distill_dagster.spec import TeacherSpec
+from distill_dagster.teacher import loop
 from distill_dagster.teacher.attempts import BudgetError
 from distill_dagster.teacher.batchstore import BatchStore, Submission
 from distill_dagster.teacher.client import Endpoint, Request, response_of, scrubbed
@@ -56,6 +57,10 @@ class Collected:
     answers: int
     failed: int
 
+    def __str__(self) -> str:
+        told = f"{self.answers} answers" + (f", {self.failed} without one" if self.failed else "")
+        return f"{self.submission.origin}: batch {self.submission.batch_id} {self.status}: {told}"
+
 
 @dataclass(frozen=True)
 class _Line:
@@ -64,6 +69,27 @@ class _Line:
     key: str
     response: Response | None
     error: str
+
+
+def look_after(
+    endpoint: Endpoint, spec: TeacherSpec, store: CompletionStore, task: str
+) -> tuple[list[Collected], list[Submission]]:
+    """Collect a task's batches that ended, submitting nothing; and those that are under way.
+
+    Raises:
+        TeacherError: the provider cannot be asked.
+    """
+    batches = Batches(endpoint, spec, store)
+    if not batches.notes.open(endpoint.identity, task):
+        return [], []
+    return loop.run(batches.collect(task)), batches.notes.open(endpoint.identity, task)
+
+
+def give_up(store: CompletionStore, submission: str) -> None:
+    """Wait for a batch no more. Its worst case counts as spent, since the provider may answer and bill it."""
+    notes = BatchStore(store)
+    store.commit({}, [Settled(_ledger_id(submission, key), "lost") for key in notes.keys(submission)])
+    notes.forget(submission)
 
 
 class Batches:
@@ -100,7 +126,6 @@ class Batches:
         wanted, errors = {request.key: request for request in requests}, dict[str, str]()
         until = time.monotonic() + self.spec.batch.wait_s
         while True:
-            await self._adopt()
             await self.collect()
             stored = self.store.known(wanted)
             # Failures of a batch that nobody waited for are told now, and asked again the next time.
@@ -159,6 +184,7 @@ class Batches:
         Raises:
             TeacherError: the provider cannot be asked.
         """
+        await self._adopt()
         looked: list[Collected] = []
         for submission in self.notes.open(self.endpoint.identity, task):
             if submission.batch_id is not None:
