@@ -10,6 +10,7 @@ import dagster as dg
 
 from distill_dagster.alerts import WEBHOOK, Alert, post_alert, write_alert
 from distill_dagster.runs import failure_message
+from distill_dagster.secrets import scrubbed
 from distill_dagster.tags import CAMPAIGN_TAG
 from distill_dagster.taskfiles import find_tasks
 
@@ -21,11 +22,11 @@ def alert_of(context: dg.RunFailureSensorContext) -> Alert | None:
     if campaign is not None and campaign != run.run_id and context.instance.has_run(campaign):
         return None
     steps = {
-        str(event.step_key): failure_message(event.step_failure_data.error)
+        str(event.step_key): scrubbed(failure_message(event.step_failure_data.error))
         for event in context.get_step_failure_events()
     }
     if not steps and context.failure_event.message:
-        steps = {"run": context.failure_event.message}
+        steps = {"run": scrubbed(context.failure_event.message)}
     record = context.instance.get_run_record_by_id(run.run_id)
     ended = record.end_time if record and record.end_time else time.time()
     when = datetime.fromtimestamp(ended, UTC).isoformat(timespec="seconds")

@@ -12,10 +12,10 @@ import polars as pl
 
 from assets.batch import each_slice
 from assets.conditions import condition_of
-from distill_dagster import progress
+from distill_dagster import progress, secrets
 from distill_dagster.checks import CHECKS, Check
 from distill_dagster.errors import DistillError
-from distill_dagster.graph import SOURCES, Stage, slices_name
+from distill_dagster.graph import ALL_SOURCES, OPTIONAL_SOURCES, Stage, slices_name
 from distill_dagster.sources import source_version
 from distill_dagster.stages.common import Env, Made, Markdown, Rows, Shown
 from distill_dagster.tags import BACKFILL_TAG, CAMPAIGN_TAG
@@ -69,6 +69,10 @@ class TaskGraph:
     def slices_def(self) -> dg.DynamicPartitionsDefinition:
         return dg.DynamicPartitionsDefinition(name=slices_name(self.name))
 
+    def has(self, source: str) -> bool:
+        """Whether a stage of the task reads this source."""
+        return any(source in stage.upstream for stage in self.stages.values())
+
     def partitions_def(self, partition: str | None) -> dg.PartitionsDefinition | None:
         if partition == "slice":
             return self.slices_def
@@ -79,7 +83,7 @@ class TaskGraph:
 
     def dep(self, stage: Stage, upstream: str) -> dg.AssetDep:
         """A dependency: same partition to same partition, else every partition of the upstream asset."""
-        other = (SOURCES.get(upstream) or self.stages[upstream]).partition
+        other = (ALL_SOURCES.get(upstream) or self.stages[upstream]).partition
         if other is not None and other != stage.partition:
             return dg.AssetDep(self.key(upstream), partition_mapping=dg.AllPartitionMapping())
         return dg.AssetDep(self.key(upstream))
@@ -110,6 +114,11 @@ def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[Env]:
             run_id=context.run.run_id,
             campaign=campaign_of(context.run),
         )
+
+
+def failure(error: DistillError) -> dg.Failure:
+    """What Dagster keeps of an error of the user: its message, which no retry mends, without any secret."""
+    return dg.Failure(description=secrets.scrubbed(str(error)), allow_retries=False)
 
 
 def check_result(key: dg.AssetKey, check: Check) -> dg.AssetCheckResult:
@@ -156,6 +165,7 @@ def stage_asset(
         )
 
     sliced = stage.partition == "slice"
+    declared = {check.name for check in CHECKS.get(name, ())}
     spec = dg.AssetSpec(
         graph.key(name),
         deps=[graph.dep(stage, upstream) for upstream in stage.upstream],
@@ -188,7 +198,7 @@ def stage_asset(
         ],
         pool=pool,
     )
-    def _asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+    def _asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         if sliced and not context.has_partition_key:  # a range, be it of one slice
             each_slice(context, graph.name)
             return
@@ -197,7 +207,13 @@ def stage_asset(
             with environment(context, graph.name) as env, progress.also_to(_every_tenth(context.log.info)):
                 made = make(env, partition)
         except DistillError as error:
-            raise dg.Failure(description=str(error), allow_retries=False) from error
+            # A check that failed before anything was made is shown as failed, and not only as an error of the run.
+            yield from (check_result(graph.key(name), check) for check in error.checks if check.name in declared)
+            raise failure(error) from (None if secrets.trace_with_secret(error) else error)
+        except Exception as error:
+            if clean := secrets.trace_with_secret(error):
+                raise RuntimeError(clean) from None
+            raise
         yield dg.MaterializeResult(
             asset_key=graph.key(name),
             data_version=dg.DataVersion(made.record.data_version),
@@ -241,11 +257,11 @@ def metadata_value(value: Shown) -> dg.MetadataValue:
 
 def source_assets(graph: TaskGraph) -> list[dg.SourceAsset]:
     """The user's files as observable assets: observing them reads and hashes, and runs nothing else."""
-    return [_observable(graph, name) for name in SOURCES]
+    return [_observable(graph, name) for name in ALL_SOURCES if name not in OPTIONAL_SOURCES or graph.has(name)]
 
 
 def _observable(graph: TaskGraph, name: str) -> dg.SourceAsset:
-    source = SOURCES[name]
+    source = ALL_SOURCES[name]
     partitions = graph.partitions_def(source.partition)
 
     @dg.observable_source_asset(
@@ -263,6 +279,6 @@ def _observable(graph: TaskGraph, name: str) -> dg.SourceAsset:
             keys = folder.slice_keys() if source.partition == "slice" else list(folder.task.students)
             return dg.DataVersionsByPartition({key: source_version(folder, name, key) for key in keys})
         except DistillError as error:
-            raise dg.Failure(description=str(error), allow_retries=False) from error
+            raise failure(error) from None
 
     return _observe

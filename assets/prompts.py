@@ -10,10 +10,18 @@ from distill_dagster.tables import CONTEXT, PROMPTS
 
 _CONTEXT = {name: [("human_examples", name)] for name in ("id", "text", "label")}
 _SEEDS = {"messages": [("slice_files", "seeds")], "prompt_id": [("slice_files", "seeds")]}
+POOL = "teacher"
 
 
 def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
     return [
         stage_asset(graph, "prompt_context", make_prompt_context, schema=CONTEXT, lineage=_CONTEXT),
-        stage_asset(graph, "seed_prompts", make_seed_prompts, schema=PROMPTS, lineage=_SEEDS),
+        stage_asset(
+            graph,
+            "seed_prompts",
+            make_seed_prompts,
+            schema=PROMPTS,
+            lineage=_SEEDS,
+            pool=POOL if graph.has("imagine_settings") else None,
+        ),
     ]

@@ -12,7 +12,7 @@ from assets.refresh import Refresh, refresh_definitions
 from assets.sensors import sensors
 from distill_dagster.errors import InputError
 from distill_dagster.graph import stages_of
-from distill_dagster.sources import slices_are_labels
+from distill_dagster.sources import optional_sources, slices_are_labels
 from distill_dagster.spec import RefreshSpec
 from distill_dagster.taskfiles import TaskFolder
 
@@ -21,7 +21,7 @@ def task_graph(folder: TaskFolder) -> TaskGraph:
     """The outline of a task. A malformed task.yaml still gives its graph: its assets then fail with the message."""
     try:
         task = folder.task
-        stages, free = stages_of(slices_are_labels(folder)), task.teacher.free
+        stages, free = stages_of(slices_are_labels(folder), optional_sources(folder)), task.free
         return TaskGraph(folder.name, stages, list(task.students), task.owners, free)
     except InputError:
         return TaskGraph(folder.name, stages_of(False), [], [], False)

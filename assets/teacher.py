@@ -43,5 +43,12 @@ def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
         stage_asset(
             graph, "teacher_completions", make_teacher_completions, schema=COMPLETIONS, lineage=_ASKED, pool=POOL
         ),
-        stage_asset(graph, "scored_completions", make_scored_completions, schema=SCORED, lineage=_SCORED),
+        stage_asset(
+            graph,
+            "scored_completions",
+            make_scored_completions,
+            schema=SCORED,
+            lineage=_SCORED,
+            pool=POOL if graph.has("judge_settings") else None,
+        ),
     ]

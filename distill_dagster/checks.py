@@ -37,16 +37,38 @@ class Check:
 VALID_TABLE = CheckSpec(
     "valid_table", "Great Expectations: ids unique, nothing null that must not be, values in range.", blocking=True
 )
+TERMS = CheckSpec(
+    "terms_acknowledged",
+    "Where the provider's terms restrict training with its answers, task.yaml acknowledges it (`teacher.terms`). "
+    "Stands before the first request.",
+    blocking=True,
+)
+# A check of its own: automation waits for blocking checks that failed, also where they only warn.
+TERMS_KNOWN = CheckSpec("terms_known", "What the provider's terms say of training with its answers is known.")
+NO_MISSING_ROWS = CheckSpec("no_missing_rows", "Every prompt has an answer.")
 CHECKS: dict[str, tuple[CheckSpec, ...]] = {
     "prompt_context": (
         VALID_TABLE,
         CheckSpec("no_row_removed", "No few-shot example repeats another or a golden row."),
     ),
-    "seed_prompts": (VALID_TABLE,),
+    "seed_prompts": (VALID_TABLE, CheckSpec("target_reached", "A slice with a target has that many prompts.")),
     "teacher_prior": (VALID_TABLE,),
-    "golden_completions": (VALID_TABLE, CheckSpec("no_missing_rows", "Every prompt has an answer.")),
-    "teacher_completions": (VALID_TABLE, CheckSpec("no_missing_rows", "Every prompt has an answer.")),
-    "scored_completions": (VALID_TABLE,),
+    "golden_completions": (
+        TERMS,
+        TERMS_KNOWN,
+        VALID_TABLE,
+        CheckSpec("no_missing_rows", "Every prompt has an answer."),
+    ),
+    "teacher_completions": (
+        TERMS,
+        TERMS_KNOWN,
+        VALID_TABLE,
+        CheckSpec("no_missing_rows", "Every prompt has an answer."),
+    ),
+    "scored_completions": (
+        VALID_TABLE,
+        CheckSpec("all_judged", "Where there is a judge, every answer that it was shown has its verdict."),
+    ),
     "filtered_dataset": (
         VALID_TABLE,
         CheckSpec("nothing_lost", "Rows kept + rows rejected = candidates, each rejected row with one reason.", True),
@@ -106,7 +128,7 @@ EXPECTATIONS: dict[str, list[Expectation]] = {
         _one_of("status", _STATUS),
         ("ExpectColumnValuesToBeBetween", {"column": "prompt_tokens", "min_value": 0}),
     ],
-    "scored_completions": [*_unique("prompt_id"), _share("agreement"), _share("confidence")],
+    "scored_completions": [*_unique("prompt_id"), _share("agreement"), _share("confidence"), _share("judge_score")],
     "filtered_dataset": [
         *_unique("prompt_id"),
         ("ExpectColumnValuesToNotBeNull", {"column": "answer"}),

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from distill_dagster import progress
+from distill_dagster import progress, secrets
 from distill_dagster.database import DRIVER, POSTGRES, STORE, store_url
 from distill_dagster.errors import DistillError, InputError, Problem
 from distill_dagster.importing import Target
@@ -40,7 +40,12 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 settle_waiting()
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-app = typer.Typer(help="Distil a large model into a small student.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Distil a large model into a small student.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # a key may be among them
+)
 out, err = Console(), Console(stderr=True)
 
 TaskArgument = Annotated[str | None, typer.Argument(help="The task; may be left out where there is only one.")]
@@ -57,8 +62,13 @@ def _errors() -> Iterator[None]:
             _show(problem)
         raise typer.Exit(2) from None
     except DistillError as error:
-        err.print(f"[red]error[/red] {escape(str(error))}", soft_wrap=True)
+        err.print(f"[red]error[/red] {escape(secrets.scrubbed(str(error)))}", soft_wrap=True)
         raise typer.Exit(1) from None
+    except Exception as error:
+        if clean := secrets.trace_with_secret(error):
+            err.print(escape(clean), soft_wrap=True)
+            raise typer.Exit(1) from None
+        raise
 
 
 def _show(problem: Problem) -> None:
@@ -132,6 +142,8 @@ def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
             why = "; ".join(s.why[:3]) + (f"; and {len(s.why) - 3} more" if len(s.why) > 3 else "")
             if s.record and s.record.extra.get("blocked"):
                 why = f"did not pass {', '.join(s.record.extra['blocked'])}. {why}"
+            if s.record and (lacking := s.record.extra.get("below_target")):
+                why = f"{lacking} prompts below its target; `distill imagine --slice {s.partition}` asks again. {why}"
             rows = str(s.record.rows) if s.record else ""
             table.add_row(escape(s.name), f"[{colours[s.state]}]{s.state}[/]", rows, escape(why))
         out.print(table)
@@ -219,10 +231,10 @@ def _show_failures(outcome: Outcome) -> None:
         err.print(f"[yellow]held back[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
 
 
-def _end(outcome: Outcome, as_json: bool) -> None:
+def _end(outcome: Outcome, as_json: bool, **more: Any) -> None:
     if as_json:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps(outcome.as_json() | {"peak_mb": round(peak, 1)}))
+        print(json.dumps(outcome.as_json() | more | {"peak_mb": round(peak, 1)}))
     if outcome.failed or outcome.blocked:
         raise typer.Exit(1)
 
@@ -416,6 +428,90 @@ def import_(
         if as_json:
             found = {"file": done.file, "as": done.target, "records": done.records, "dry_run": dry_run}
             print(json.dumps({"task": folder.name, **found, "added": done.added, "skipped": done.skipped}))
+
+
+@app.command()
+def imagine(
+    task: TaskArgument = None,
+    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice; may be repeated.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Retire what was imagined before, and ask anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked; run nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Let the teacher imagine prompts now, until every slice with a `target` has that many.
+
+    `distill run` does so by itself; this asks for no answers, and asks again where a slice stayed below its target.
+    Exit code 1 where something failed; a slice that stays below its target is no failure.
+    """
+    home = Home.from_env()
+    started = time.perf_counter()
+    with _errors():
+        folder = _open(home, task)
+        from distill_dagster.imagined import imagined_file, start_anew
+
+        keys = _with_target(folder, slices)
+        if dry_run:
+            _show_imagined(folder, keys, fresh, as_json)
+            return
+        from distill_dagster import runs
+        from distill_dagster.definitions import build
+
+        with runs.open_instance(home) as instance:
+            if fresh and folder.accepted is not None:
+                for key in keys:
+                    start_anew(imagined_file(folder.accepted, key))
+            runs.sync(folder, instance)
+            with _progress() as tell:
+                outcome = runs.Runner(home, folder, instance, build(home)).imagine(keys, tell)
+        outcome.wall_s = time.perf_counter() - started
+        found = _show_imagined(folder, keys, False, False)
+        out.print(
+            f"{folder.name}: {outcome.teacher_calls} requests sent, {outcome.teacher_calls_cached} answered by the "
+            f"store ({outcome.wall_s:.1f} s). `distill run {folder.name}` asks for their answers."
+        )
+        _show_failures(outcome)
+        _end(outcome, as_json, imagined=found)
+
+
+def _with_target(folder: TaskFolder, slices: list[str] | None) -> list[str]:
+    """The named slices, or all that have a target."""
+    keys = named_slices(folder, slices) if slices else folder.slice_keys()
+    found = [key for key in keys if folder.slice(key).target is not None]
+    for key in keys if slices else []:
+        if key not in found:
+            remedy = "Add `target: N` with the number of prompts that it should have."
+            raise InputError([Problem(folder.path / "slices" / f"{key}.yaml", "the slice has no target.", remedy)])
+    if not found:
+        raise DistillError(f"No slice of {folder.name} has a target. Add `target: N` to a file in slices/.")
+    return found
+
+
+def _show_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: bool) -> dict[str, dict[str, int]]:
+    """What slices have and lack to their targets; `fresh`: as if what was imagined before were retired."""
+    from distill_dagster.imagined import Imagination
+    from distill_dagster.prompts.imagine import imagine_requests_needed
+
+    table = Table("slice", "target", "imagined", "retired", "missing", "requests", "at most")
+    found: dict[str, dict[str, int]] = {}
+    for key in keys:
+        slice_ = folder.slice(key)
+        if fresh:
+            before = slice_.imagination
+            slice_ = slice_.with_imagined(Imagination(retired=before.retired + len(before.prompts)))
+        need, imagined = imagine_requests_needed(folder.task, slice_), slice_.imagination
+        found[key] = {
+            "target": slice_.target or 0,
+            "imagined": len(imagined.prompts),
+            "retired": imagined.retired,
+            "missing": need.prompts,
+            "requests": need.requests,
+            "at_most": need.at_most,
+        }
+        table.add_row(escape(key), *(str(number) for number in found[key].values()))
+    out.print(table)
+    if as_json:
+        print(json.dumps({"imagined": found, "teacher_calls": sum(one["requests"] for one in found.values())}))
+    return found
 
 
 @contextmanager

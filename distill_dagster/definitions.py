@@ -6,6 +6,7 @@ import dagster as dg
 
 from assets import task_definitions
 from assets.alerts import alerts_sensor, new_tasks_sensor
+from assets.common import failure
 from distill_dagster.database import store_variable
 from distill_dagster.errors import DistillError
 from distill_dagster.openmp import settle_waiting
@@ -42,7 +43,7 @@ def build(home: Home) -> dg.Definitions:
         try:
             return refresh_task(runner, [], force, lambda kind, what: context.log.info(f"{kind}: {what}"))
         except DistillError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
+            raise failure(error) from None
 
     tasks = [task_definitions(folder, refresh) for folder in folders]
     # One process per run: the steps of a run share the loaded libraries and the warm embedded server.

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from distill_dagster.checks import Check
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class Problem:
 
 
 class DistillError(Exception):
-    """Anything that a user can mend; shown without a traceback."""
+    """Anything that a user can mend; shown without a traceback. `checks` failed before the stage made anything."""
+
+    checks: tuple[Check, ...] = ()
 
 
 class InputError(DistillError):
@@ -42,6 +47,14 @@ class InputError(DistillError):
 
 class TeacherError(DistillError):
     """The teacher could not be asked, or too few of its answers were usable."""
+
+
+class TermsError(TeacherError):
+    """The terms of a teacher restrict training with its answers, and the task does not acknowledge that."""
+
+    def __init__(self, message: str, checks: Sequence[Check]) -> None:
+        super().__init__(message)
+        self.checks = tuple(checks)
 
 
 class ModelError(DistillError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Partition = Literal["slice", "student"] | None
@@ -48,6 +49,17 @@ SOURCES = {
     )
 }
 
+OPTIONAL_SOURCES = {
+    s.name: s
+    for s in (
+        Source("imagine_settings", None, "`imagine:` in task.yaml, and its templates: how new prompts are imagined."),
+        Source("judge_settings", None, "`judge:` in task.yaml, and its templates: the rubric and who judges."),
+    )
+}
+"""Sources of tasks that have that part in their task.yaml."""
+OPTIONAL_UPSTREAM = {"imagine_settings": "seed_prompts", "judge_settings": "scored_completions"}
+ALL_SOURCES = SOURCES | OPTIONAL_SOURCES
+
 STAGES = {
     s.name: s
     for s in (
@@ -66,7 +78,8 @@ STAGES = {
             ("slice_files", "teacher_settings"),
             "1",
             ("polars", "parquet"),
-            "The prompts of one slice, as the teacher and the student will see them.",
+            "The prompts of one slice, as the teacher and the student will see them: the user's, those of the inbox, "
+            "and where the slice has a `target` those that the teacher imagined.",
         ),
         Stage(
             "teacher_prior",
@@ -174,9 +187,16 @@ def slices_name(task: str) -> str:
     return f"{task}_slices"
 
 
-def stages_of(slices_are_labels: bool) -> dict[str, Stage]:
-    """One task's stages: `slice_label_adapter` exists, and `predictions` reads it, only where slices are labels."""
+def stages_of(slices_are_labels: bool, optional: Iterable[str] = ()) -> dict[str, Stage]:
+    """One task's stages.
+
+    `slice_label_adapter` exists, and `predictions` reads it, only where slices are labels; `optional` are the
+    `OPTIONAL_SOURCES` that the task has.
+    """
     stages = dict(STAGES)
+    for source in optional:
+        stage = stages[OPTIONAL_UPSTREAM[source]]
+        stages[stage.name] = replace(stage, upstream=(*stage.upstream, source))
     extra = stages.pop("slice_label_adapter")
     if not slices_are_labels:
         return stages

@@ -138,7 +138,7 @@ def _record_of(path: Path) -> Record | None:
 
 
 def _checked(path: Path, schema: pl.Schema) -> pl.DataFrame:
-    frame = pl.read_parquet(path)
+    frame = tables.with_later(pl.read_parquet(path), schema)
     if dict(frame.schema) != dict(schema):
         raise tables.SchemaError(f"{path} does not have the declared schema")
     return frame

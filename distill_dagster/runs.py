@@ -21,11 +21,12 @@ from dagster._core.execution.plan.objects import ErrorSource
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from filelock import FileLock, Timeout
 
-from distill_dagster import database
+from distill_dagster import database, imagined
 from distill_dagster.errors import InputError
 from distill_dagster.graph import MERGED, REFRESHES, STAGES, slices_name
 from distill_dagster.lake import Lake, node
 from distill_dagster.paths import PROJECT, Home
+from distill_dagster.prompts.imagine import imagine_requests_needed
 from distill_dagster.retraining import changed_rows
 from distill_dagster.selection import SLICE_STAGES
 from distill_dagster.sources import source_versions
@@ -230,6 +231,12 @@ class Runner:
         self._again = {node(stage, key) for stage in SLICE_STAGES for key in slices} if again else set()
         return self.run(slices, [], tell)
 
+    def imagine(self, slices: list[str], tell: Event) -> Outcome:
+        """Make the prompts of these slices anew, and no more: what they lack to their targets is imagined."""
+        self._stages = _upstream(["seed_prompts"])
+        self._again = {node("seed_prompts", key) for key in slices}
+        return self.run(slices, [], tell)
+
     def run(self, slices: list[str] | None, students: list[str], tell: Event) -> Outcome:
         """Materialize what is not fresh. A failed partition does not hold up the others, only what needs it."""
         outcome, started, tried = Outcome(), time.perf_counter(), set[str]()
@@ -243,7 +250,7 @@ class Runner:
                     # predictions then take half as long again.
                     server.close()
                     holding = False
-                elif TEACHER_STAGES & {s.asset for s in batch} and not holding:
+                elif not holding and any(self._asks(s) for s in batch):
                     self._hold_server(server)
                     holding = True
                 tried |= {s.name for s in batch}
@@ -279,7 +286,9 @@ class Runner:
         batch: list[Status] = []
         planned: set[str] = set()
         forced = self._unrecorded | self._again
-        for status in self._considered(slices, students):
+        considered = self._considered(slices, students)
+        to_come = {s.name for s in considered if s.name not in tried and (s.state != "fresh" or s.name in forced)}
+        for status in considered:
             if status.state == "malformed":
                 outcome.failed[status.name] = "; ".join(status.why)
                 continue
@@ -302,6 +311,8 @@ class Runner:
                 (status.state in ("waiting", "missing") or status.name in self._again)
                 and status.partition == batch[0].partition
                 and all(version is not None or name in planned for name, version in needs.items())
+                # What is made of stale parts now would be stale again at once, and is tried only once.
+                and not (needs.keys() & to_come) - planned
             ):
                 # A first fill, or all over again: nothing can stop the wave, so one run takes the whole chain.
                 batch.append(status)
@@ -333,6 +344,12 @@ class Runner:
                 if record is not None and record.extra.get("blocked"):
                     return f"{name} did not pass {', '.join(record.extra['blocked'])}"
         return None
+
+    def _asks(self, status: Status) -> bool:
+        """Whether a stage will want the teacher's server; seed prompts do where the slice wants imagined ones."""
+        if status.asset == "seed_prompts" and status.partition is not None and status.state != "malformed":
+            return bool(imagine_requests_needed(self.folder.task, self.folder.slice(status.partition)).prompts)
+        return status.asset in TEACHER_STAGES
 
     def _hold_server(self, held: ExitStack) -> None:
         """Keep one use of the embedded server, so that it stays warm between the runs of this command."""
@@ -450,7 +467,7 @@ def _alone(lock: Path, tell: Event) -> Iterator[None]:
 
 def _refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) -> Outcome:
     folder, lake, instance = runner.folder, runner.lake, runner.instance
-    apart = (folder.path / "slices", folder.accepted)
+    apart = (folder.path / "slices", folder.accepted, folder.accepted and folder.accepted / imagined.FOLDER)
     if errors := [p for p in check_folder(folder) if p.severity == "error" and p.file.parent not in apart]:
         raise InputError(errors)
     trained = [s for s in folder.task.students if lake.record(folder.name, "student_adapter", s) is not None]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distill_dagster.errors import InputError
-from distill_dagster.graph import SOURCES
+from distill_dagster.graph import ALL_SOURCES, OPTIONAL_SOURCES
 from distill_dagster.hashing import content_hash
+from distill_dagster.prompts.more_templates import IMAGINE, JUDGE, answering, own_templates
 from distill_dagster.taskfiles import Row, TaskFolder
 
 
@@ -32,8 +33,12 @@ def source_version(folder: TaskFolder, source: str, partition: str | None = None
         case "human_examples":
             return content_hash({"examples": _rows(folder.examples), "human": _rows(folder.human)})
         case "teacher_settings":
-            settings, recorded = task.teacher_hash(folder.templates()), folder.recorded_version()
+            settings, recorded = task.teacher_hash(answering(folder.templates())), folder.recorded_version()
             return content_hash([settings, recorded]) if recorded is not None else settings
+        case "imagine_settings":
+            return task.imagine_hash(own_templates(folder.templates(), IMAGINE))
+        case "judge_settings":
+            return task.judge_hash(own_templates(folder.templates(), JUDGE))
         case "curation_settings":
             return task.curation_hash()
         case "evaluation_settings":
@@ -41,12 +46,19 @@ def source_version(folder: TaskFolder, source: str, partition: str | None = None
         case "student_settings":
             assert partition is not None
             return task.student_hash(partition)
-    raise KeyError(f"{source} is not one of {', '.join(SOURCES)}")
+    raise KeyError(f"{source} is not one of {', '.join(ALL_SOURCES)}")
+
+
+def optional_sources(folder: TaskFolder) -> list[str]:
+    """The optional sources that a task has: those whose part stands in its task.yaml."""
+    parts = {"imagine_settings": folder.task.imagine, "judge_settings": folder.task.judge}
+    return [name for name, part in parts.items() if part is not None]
 
 
 def source_versions(folder: TaskFolder, students: list[str]) -> Iterator[tuple[str, str | None, str | InputError]]:
     """Every source by name and partition, with its data version, or with what is wrong in its file."""
-    for source in SOURCES.values():
+    absent = set(OPTIONAL_SOURCES) - set(optional_sources(folder))
+    for source in [source for name, source in ALL_SOURCES.items() if name not in absent]:
         partitions: list[str | None] = [None]
         if source.partition is not None:
             partitions = list(folder.slice_keys() if source.partition == "slice" else students)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import islice, pairwise
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -18,10 +18,12 @@ from pydantic_core import PydanticCustomError
 
 from distill_dagster.hashing import content_hash
 from distill_dagster.patterns import pattern_problem
+from distill_dagster.secrets import plain_address
 
 TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 SLICE_KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 STUDENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
 EMBEDDED = "embedded/"
 REPLAY = "replay/"
 REPLAY_NAME = re.compile(r"replay/[a-z0-9][a-z0-9._-]{0,62}")
@@ -138,6 +140,49 @@ class BudgetSpec(_Model):
         return self != BudgetSpec()
 
 
+class TermsSpec(_Model):
+    """What a task says of the provider's terms on training with the teacher's answers. Never part of a request."""
+
+    acknowledged: bool = Field(default=False, description="you have read the terms and may train with the answers")
+    restricts: Literal["yes", "no"] | None = Field(
+        default=None, description="do they restrict training with answers; wants url, quote and date_read with it"
+    )
+    url: Annotated[str, Field(max_length=2000)] | None = None
+    quote: Annotated[str, Field(min_length=10, max_length=5000)] | None = Field(
+        default=None, description="the clause, word for word"
+    )
+    date_read: date | None = None
+    note: Annotated[str, Field(max_length=2000)] | None = Field(default=None, description="carried into every card")
+
+    @field_validator("restricts", mode="before")
+    @classmethod
+    def _yaml_yes(cls, value: Any) -> Any:
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value  # YAML reads yes and no so
+
+    @field_validator("url")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/]+\S*", value):
+            raise ValueError("the address of the terms begins with https://")
+        return value
+
+    @field_validator("date_read")
+    @classmethod
+    def _not_to_come(cls, value: date | None) -> date | None:
+        if value is not None and value > date.today() + timedelta(days=1):  # a day: the clock of another zone
+            raise ValueError("the day on which the terms were read is still to come")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> TermsSpec:
+        told = (self.restricts, self.url, self.quote, self.date_read)
+        if any(told) and not all(told):
+            raise ValueError(
+                "a statement on terms wants restricts, url, quote and date_read; without them it is unknown"
+            )
+        return self
+
+
 class TeacherSpec(_Model):
     """Who answers. `model` is `embedded/smollm2-135m-instruct`, `replay/<name>` or any litellm model id."""
 
@@ -202,6 +247,27 @@ class TeacherSpec(_Model):
     min_success: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.9, description="share of answers below which the asset fails instead of passing on partial results"
     )
+    terms: TermsSpec = Field(default=TermsSpec(), description="on the provider's terms on training with answers")
+
+    @field_validator("api_base")
+    @classmethod
+    def _address_alone(cls, value: str | None) -> str | None:
+        if value is not None and not plain_address(value):
+            raise ValueError(
+                "an address alone is wanted, such as https://host/v1: no user name, password, query or fragment. A key "
+                "belongs into the environment variable that api_key_env names"
+            )
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _name_of_variable(cls, value: str | None) -> str | None:
+        if value is not None and not ENV_NAME.fullmatch(value):
+            raise ValueError(
+                "the name of an environment variable is wanted, in capitals such as OPENAI_API_KEY, and not the key "
+                "itself. If this was a key, take it back at the provider: it has been in a file"
+            )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> TeacherSpec:
@@ -252,7 +318,7 @@ class TeacherSpec(_Model):
         teacher has recorded is a source of its own, by content: see `sources`.
         """
         how = {"api_base", "api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s"}
-        how |= {"max_retries", "price", "smoke_rows", "min_success", "mode", "batch", "replay"}
+        how |= {"max_retries", "price", "smoke_rows", "min_success", "terms", "mode", "batch", "replay"}
         settings = self.model_dump(exclude=how)
         for name in ("samples", "response_format", "reasks"):
             if settings[name] == type(self).model_fields[name].default:
@@ -263,6 +329,126 @@ class TeacherSpec(_Model):
     def requests_per_prompt(self) -> int:
         """Sample i of a prompt has the few-shot examples of draw i modulo `draws`."""
         return self.few_shot.draws * self.samples
+
+
+class Asked(_Model):
+    """A model that is asked for something else than the answers: its settings, as in `TeacherSpec`."""
+
+    model: str
+    api: Literal["chat", "text"] = "chat"
+    api_base: str | None = None
+    api_key_env: str | None = Field(default=None, description="name of the environment variable that holds the key")
+    revision: str | None = None
+    structured: bool = Field(
+        default=True,
+        description="send the answer's JSON schema as response_format (chat API, where the provider knows it); false "
+        "for a server that refuses it",
+    )
+    concurrency: Annotated[int, Field(ge=1, le=512)] = 8
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    max_retries: Annotated[int, Field(ge=0, le=20)] = 4
+
+    def teacher(self, of_task: TeacherSpec) -> TeacherSpec:
+        """As the engine takes it. An embedded model shares the server that the task's teacher runs on."""
+        shared = {"model", "api", "api_base", "api_key_env", "revision", "concurrency", "timeout_s", "max_retries"}
+        spec = TeacherSpec(**self.model_dump(include=shared))
+        return spec.model_copy(update={"few_shot": of_task.few_shot}) if spec.model == of_task.model else spec
+
+    def asked_settings(self) -> dict[str, Any]:
+        """What can change an answer: not where it is asked, how fast or how often."""
+        return self.model_dump(include={"model", "api", "revision", "structured"})
+
+
+IMAGINE_METHODS = ("grid", "self_instruct", "evolve")
+RESERVED_AXES = ("method", "evolution", "label")
+
+
+class ImagineMethods(_Model):
+    """Shares of the ways to imagine a prompt. They need not add up to 1."""
+
+    grid: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="from a cell of the axes; by default 0.4, or nothing where there are no axes"
+    )
+    self_instruct: Annotated[float, Field(ge=0)] = 0.3
+    evolve: Annotated[float, Field(ge=0)] = 0.3
+
+
+class ImagineSpec(_Model):
+    """How the teacher imagines prompts for slices whose `target` is more than what they have."""
+
+    methods: ImagineMethods = ImagineMethods()
+    axes: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
+        default={}, description="difficulty, persona, style, edge_case, or any other: each with its values"
+    )
+    per_request: Annotated[int, Field(ge=1, le=100)] = 4
+    examples: Annotated[int, Field(ge=0, le=50)] = Field(default=6, description="prompts shown for self_instruct")
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    max_chars: Annotated[int, Field(ge=1, le=100_000)] = Field(default=4000, description="of one imagined prompt")
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.7, description="Jaccard similarity of word 3-grams from which a longer text repeats another"
+    )
+    max_rounds: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=5, description="each asks for all that is missing; a slice is also left after two without a new prompt"
+    )
+    seed: int = 0
+    teacher: Asked | None = Field(default=None, description="who imagines; by default the task's teacher")
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _short_teacher(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ImagineSpec:
+        for name in self.axes:
+            if name in RESERVED_AXES or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,40}", name):
+                raise ValueError(f"axis {name!r}: use a name such as edge_case, and none of {', '.join(RESERVED_AXES)}")
+        if self.methods.grid and not self.axes:
+            raise ValueError("methods.grid needs `axes`")
+        if not any(self.shares().values()):
+            raise ValueError("methods: one share must be more than 0")
+        return self
+
+    def shares(self) -> dict[str, float]:
+        """The share of each method, `IMAGINE_METHODS` in order; they add up to 1 unless all are 0."""
+        grid = self.methods.grid if self.methods.grid is not None else 0.4 * bool(self.axes)
+        given = dict(zip(IMAGINE_METHODS, (grid, self.methods.self_instruct, self.methods.evolve), strict=True))
+        total = sum(given.values()) or 1.0
+        return {name: share / total for name, share in given.items()}
+
+
+class Criterion(_Model):
+    """One line of a judge's rubric."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,40}$")]
+    description: Annotated[str, Field(min_length=1)]
+
+
+class JudgeSpec(Asked):
+    """A second model that scores every candidate by a rubric, or picks the best of differing samples."""
+
+    mode: Literal["score", "best_of"] = Field(
+        default="score", description="score: 1 to 5 per criterion, with a reason; best_of: which of the samples to keep"
+    )
+    rubric: Annotated[list[Criterion], Field(min_length=1)]
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    min_success: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.9, description="share of answers below which the asset fails instead of passing on partial results"
+    )
+
+    @field_validator("rubric")
+    @classmethod
+    def _unique(cls, value: list[Criterion]) -> list[Criterion]:
+        for n, one in enumerate(value):
+            if one.name in [other.name for other in value[:n]]:
+                raise ValueError(f"criterion {one.name!r} stands twice")
+        return value
+
+    def judge_settings(self) -> dict[str, Any]:
+        """The settings that can change what the judge says."""
+        return self.asked_settings() | self.model_dump(include={"mode", "rubric", "temperature", "max_tokens"})
 
 
 class Lora(_Model):
@@ -314,6 +500,16 @@ class Filters(_Model):
     )
     min_words: Annotated[int, Field(ge=0)] = 1
     max_words: Annotated[int, Field(ge=1)] = 400
+    min_judge: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="the judge's mean score, where 1 of 5 counts 0 and 5 of 5 counts 1"
+    )
+    target_label: Literal["keep_answer", "drop_disagreement"] = Field(
+        default="keep_answer", description="of a prompt that was written or imagined for another label than the answer"
+    )
+
+
+_LATER_FILTERS = ("min_judge", "target_label")
+"""Filters that came later: not in the hash of the curation settings while they have their defaults."""
 
 
 class CurationSpec(_Model):
@@ -542,6 +738,8 @@ class Task(_Model):
     )
     tools: list[Tool] = Field(default=[], validate_default=True)
     teacher: TeacherSpec
+    imagine: ImagineSpec | None = None
+    judge: JudgeSpec | None = None
     students: Annotated[dict[str, StudentSpec], Field(min_length=1)]
     default_student: str | None = None
     curation: CurationSpec = CurationSpec()
@@ -662,6 +860,19 @@ class Task(_Model):
             raise ValueError(f"default_student {self.default_student!r} is not one of {', '.join(self.students)}")
         return self
 
+    @model_validator(mode="after")
+    def _judged(self) -> Task:
+        if self.curation.filters.min_judge and (self.judge is None or self.judge.mode != "score"):
+            raise ValueError("curation.filters.min_judge needs a `judge` with `mode: score`")
+        return self
+
+    @property
+    def free(self) -> bool:
+        """Whether everybody that is asked is embedded or a replay and costs nothing."""
+        imaginer = self.imagine.teacher if self.imagine else None
+        models = [self.teacher.model, *(one.model for one in (imaginer, self.judge) if one is not None)]
+        return all(model.startswith((EMBEDDED, REPLAY)) for model in models)
+
     @property
     def label_names(self) -> list[str]:
         return [label.name for label in self.labels]
@@ -697,9 +908,27 @@ class Task(_Model):
         shared = self._shared() | {"instructions": self.instructions, "item": self.item}
         return content_hash(shared | {"teacher": self.teacher.result_settings(), "templates": templates})
 
+    def imagine_hash(self, templates: dict[str, str]) -> str:
+        """Hash of everything that shapes a request for new prompts."""
+        assert self.imagine is not None
+        settings = self.imagine.model_dump(exclude={"teacher"})
+        settings["teacher"] = self.imagine.teacher.asked_settings() if self.imagine.teacher else None
+        return content_hash({"description": self.description, "imagine": settings, "templates": templates})
+
+    def judge_hash(self, templates: dict[str, str]) -> str:
+        """Hash of everything that shapes a request to the judge, but the rows themselves."""
+        assert self.judge is not None
+        shown = {"description": self.description, "instructions": self.instructions, "item": self.item}
+        settings = self.judge.judge_settings()
+        return content_hash(self._shared() | shown | {"judge": settings, "templates": templates})
+
     def curation_hash(self) -> str:
+        curation, plain = self.curation.model_dump(), Filters()
+        for name in _LATER_FILTERS:
+            if curation["filters"][name] == getattr(plain, name):
+                del curation["filters"][name]
         named = {"kind": self.kind, "labels": self.label_names} | self._answers()
-        return content_hash(named | {"curation": self.curation.model_dump()})
+        return content_hash(named | {"curation": curation})
 
     def student_hash(self, student: str) -> str:
         shared = self._shared() | {"instructions": self.instructions, "item": self.item}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill_dagster.errors import InputError
-from distill_dagster.graph import MERGED, SOURCES, Stage, stages_of
+from distill_dagster.graph import ALL_SOURCES, MERGED, Stage, stages_of
 from distill_dagster.lake import Lake, Record, node
-from distill_dagster.sources import slices_are_labels, source_version
+from distill_dagster.sources import optional_sources, slices_are_labels, source_version
 from distill_dagster.taskfiles import TaskFolder
 
 StateName = Literal["fresh", "stale", "missing", "waiting", "malformed"]
@@ -35,7 +35,7 @@ class State:
 
     def __init__(self, folder: TaskFolder, lake: Lake) -> None:
         self.folder, self.lake = folder, lake
-        self.stages = stages_of(slices_are_labels(folder))
+        self.stages = stages_of(slices_are_labels(folder), optional_sources(folder))
         self.slices = folder.slice_keys()
         self.students = list(folder.task.students)
         self._sources: dict[str, str | None] = {}
@@ -52,7 +52,7 @@ class State:
         """Upstream nodes with their current data versions; None where one was never made."""
         found: dict[str, str | None] = {}
         for name in stage.upstream:
-            upstream = SOURCES.get(name) or self.stages[name]
+            upstream = ALL_SOURCES.get(name) or self.stages[name]
             if upstream.partition is None:
                 keys: list[str | None] = [None]
             elif upstream.partition == stage.partition:
@@ -71,7 +71,7 @@ class State:
         return self._records[name]
 
     def _version(self, name: str, key: str | None, good: bool) -> str | None:
-        if name not in SOURCES:
+        if name not in ALL_SOURCES:
             record = self.record(name, key)
             if good and key is not None and record is not None and record.extra.get("blocked"):
                 record = self.lake.good_record(self.folder.name, name, key)
@@ -92,7 +92,7 @@ class State:
         for asset, partition in made:
             self._records.pop(node(asset, partition), None)
             for source in self.stages[asset].upstream:
-                if source in SOURCES:
+                if source in ALL_SOURCES:
                     self._sources.pop(node(source, partition), None)
             if partition is None:
                 self._statuses.clear()

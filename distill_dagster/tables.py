@@ -96,6 +96,13 @@ SCORED = _schema(
         "agreement": pl.Float64,
         "confidence": pl.Float64,
         "words": pl.Int64,
+        "axes": pl.String,
+        "parent_prompt_id": pl.String,
+        "judge": pl.String,
+        "judge_score": pl.Float64,
+        "judge_scores": pl.String,
+        "judge_reasons": pl.String,
+        "judge_error": pl.String,
     }
 )
 DATASET = _schema(
@@ -111,8 +118,13 @@ DATASET = _schema(
         "split": pl.String,
         "teacher": pl.String,
         "completion_ids": IDS,
+        "axes": pl.String,
+        "parent_prompt_id": pl.String,
     }
 )
+LATER = ("axes", "parent_prompt_id", "judge", "judge_score", "judge_scores", "judge_reasons", "judge_error")
+"""Columns that candidates and dataset got later. A table without them is read as one in which they are null, and they
+are part of a data version only where they hold something: what was made before stays as fresh as it was."""
 REJECTED = pl.Schema(dict(SCORED) | {"drop_reason": pl.String, "drop_detail": pl.String})
 PREDICTIONS = _schema(
     {
@@ -133,7 +145,7 @@ ANSWERED_CONTEXT = pl.Schema(dict(CONTEXT) | {"answer": pl.String, "reasoning": 
 """The few-shot pool where answers are written: by a kind without labels, or with reasoning."""
 PRIOR = pl.Schema({"sample_index": pl.Int64, "label": pl.String, "prob": pl.Float64, "items": pl.Int64})
 
-VOLATILE = ("latency_s", "in_flight", "requested_at", "cost_usd", "source", "error")
+VOLATILE = ("latency_s", "in_flight", "requested_at", "cost_usd", "source", "error", "judge_error")
 """Not part of a data version. An error's text may hold seconds or an address; that a row failed is in `status`."""
 
 
@@ -156,6 +168,15 @@ def conform(frame: pl.DataFrame, schema: pl.Schema, sort_by: tuple[str, ...]) ->
         raise SchemaError(f"a column is not of its declared type: {error}") from error
 
 
+def with_later(frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
+    """A table that was written before it had the columns of `LATER`, with them, in the order of the schema."""
+    absent = [name for name in LATER if name in schema and name not in frame.columns]
+    if not absent or "completion_ids" not in frame.columns:
+        return frame
+    frame = frame.with_columns(pl.lit(None, dtype=schema[name]).alias(name) for name in absent)
+    return frame.select(list(schema)) if set(frame.columns) == set(schema) else frame
+
+
 def frame_of(rows: list[dict[str, object]], schema: pl.Schema, sort_by: tuple[str, ...]) -> pl.DataFrame:
     return conform(pl.DataFrame(rows, schema=schema), schema, sort_by)
 
@@ -164,7 +185,9 @@ def data_version(*frames: pl.DataFrame) -> str:
     """sha256 of canonical content without the volatile columns; never of file bytes."""
     digest = hashlib.sha256()
     for frame in frames:
-        kept = frame.drop([c for c in VOLATILE if c in frame.columns])
+        later = [c for c in LATER if c in frame.columns and "completion_ids" in frame.columns]
+        empty = [c for c in later if frame[c].null_count() == frame.height]
+        kept = frame.drop([c for c in (*VOLATILE, *empty) if c in frame.columns], strict=False)
         digest.update(canonical_json(kept.columns).encode())
         for row in kept.iter_rows():
             digest.update(canonical_json(row).encode() + b"\n")

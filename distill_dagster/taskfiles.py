@@ -23,6 +23,7 @@ from distill_dagster.accepted import (
 )
 from distill_dagster.errors import InputError, Problem
 from distill_dagster.hashing import canonical_json, content_hash
+from distill_dagster.imagined import Imagination, imagined_file, imagined_problems, read_imagined
 from distill_dagster.kinds import InvalidAnswer, Question, is_refusal, kind_of
 from distill_dagster.spec import SLICE_KEY, TASK_NAME, ReplaySpec, Task, TeacherSpec
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 TASK_FILE = "task.yaml"
 EXAMPLES, DEV, GOLDEN, HUMAN = "examples.jsonl", "dev.jsonl", "golden.jsonl", "human.jsonl"
+UNQUOTED = {"api_base", "api_key_env"}
+"""Fields that a key may stand in by mistake: no message repeats what was found there."""
 T = TypeVar("T")
 _TEXT = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
@@ -118,7 +121,7 @@ def _without_empty(value: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 class Slice(BaseModel):
-    """One `slices/<slice>.yaml`, and the prompts that came to this slice through the inbox."""
+    """One `slices/<slice>.yaml`, and the prompts that came to this slice through the inbox or were imagined for it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -129,6 +132,7 @@ class Slice(BaseModel):
         default=None, description="a safety slice: a refusal is the right answer, and any other is none"
     )
     _accepted: tuple[Accepted, ...] = PrivateAttr(default=())  # private: nothing that can be written in the YAML
+    _imagination: Imagination = PrivateAttr(default=Imagination())
 
     @property
     def accepted(self) -> tuple[Accepted, ...]:
@@ -137,6 +141,15 @@ class Slice(BaseModel):
     def with_accepted(self, rows: Iterable[Accepted]) -> Slice:
         slice_ = self.model_copy()
         slice_._accepted = tuple(rows)
+        return slice_
+
+    @property
+    def imagination(self) -> Imagination:
+        return self._imagination
+
+    def with_imagined(self, imagination: Imagination) -> Slice:
+        slice_ = self.model_copy()
+        slice_._imagination = imagination
         return slice_
 
     @field_validator("seeds", mode="before")
@@ -151,6 +164,8 @@ class Slice(BaseModel):
         value |= {"seeds": sorted(seeds, key=content_hash)}
         if self.accepted:
             value["accepted"] = sorted({row.text for row in self.accepted})
+        if self.imagination.generation:  # not the imagined prompts: the stage that imagines them would never be fresh
+            value["generation"] = self.imagination.generation
         return content_hash(value)
 
 
@@ -190,7 +205,8 @@ class TaskFolder:
         if rows and not (path.is_symlink() or path.exists()):
             bare = Slice.model_construct(description=DESCRIPTION.format(key=key), seeds=[])
             return bare.with_accepted(rows)
-        return _raise(read_slice(path, self.task)).with_accepted(rows)
+        imagination = read_imagined(imagined_file(self.accepted, key)) if self.accepted else Imagination()
+        return _raise(read_slice(path, self.task)).with_accepted(rows).with_imagined(imagination)
 
     def rows(self, file: str, labelled: bool = True) -> list[Row]:
         path = self.path / file
@@ -392,7 +408,8 @@ def _model_problems(
             "model_type": "a mapping of fields is wanted",
             "model_attributes_type": "a mapping of fields is wanted",
         }.get(item["type"], message[:1].lower() + message[1:])
-        if item["type"] not in ("missing", "extra_forbidden") and isinstance(item["input"], str | int | float | bool):
+        quoted = item["type"] not in ("missing", "extra_forbidden") and not UNQUOTED & set(item["loc"])
+        if quoted and isinstance(item["input"], str | int | float | bool):
             message += f" (found {str(item['input'])[:60]!r})"
         name = ".".join(str(part) for part in item["loc"]) or None
         remedy = _REMEDIES.get(item["type"], "Mend the value; the README lists the fields.")
@@ -601,7 +618,7 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
     result = read_task(folder.path)
     if result.value is None:
         return result.problems
-    task, problems = result.value, list(result.problems)
+    task, problems = result.value, [*result.problems, *_terms_problems(folder.path / TASK_FILE, task=result.value)]
     texts: dict[str, list[tuple[Path, int | None, str]]] = {}
     files = _slice_files(folder.path)
     if (folder.path / "slices").is_symlink():
@@ -621,7 +638,7 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
         problems += slice_.problems
         for seed in slice_.value.seeds if slice_.value and not slice_.problems else []:
             texts.setdefault(normalize(seed.text), []).append((file, None, "seed"))
-    problems += accepted_problems(folder.accepted)
+    problems += [*accepted_problems(folder.accepted), *imagined_problems(folder.accepted)]
     held_out: dict[str, str] = {}
     rows_of: dict[str, list[Row]] = {}
     for name in (GOLDEN, DEV, EXAMPLES, HUMAN):
@@ -653,6 +670,19 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
     return problems
 
 
+def _terms_problems(path: Path, task: Task) -> list[Problem]:
+    """An error where the teacher's terms restrict training and nobody said so, a warning where they are not known."""
+    from distill_dagster.teacher.terms import terms_checks
+
+    failed = [check for check in terms_checks(task.teacher) if not check.passed]
+    at = ("teacher", "terms" if "terms" in task.teacher.model_fields_set else "model")
+    line = _line_of(_read_yaml(path, [])[1], at) if failed else None
+    return [
+        Problem(path, check.found["terms"], check.found["remedy"], line, "teacher.terms", check.severity)
+        for check in failed
+    ]
+
+
 def normalize(text: str) -> str:
     """The key of exact duplicates; `tables.normalized_expr` is the same as a query."""
     import unicodedata
@@ -674,7 +704,10 @@ def _repeat_warnings(texts: dict[str, list[tuple[Path, int | None, str]]], held_
 
 
 def _template_problems(path: Path, text: str, task: Task) -> list[Problem]:
-    from distill_dagster.prompts import templates
+    from distill_dagster.prompts import more_templates, templates
 
-    found = templates.problems(path.stem, text, templates.names_of(task.kind, task.reasoning))
+    if path.stem in more_templates.MORE:
+        found = more_templates.problems(path.stem, text)
+    else:
+        found = templates.problems(path.stem, text, templates.names_of(task.kind, task.reasoning))
     return [Problem(path, message, remedy, line=line) for line, message, remedy in found]

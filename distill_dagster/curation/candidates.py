@@ -7,7 +7,7 @@ import polars as pl
 from distill_dagster.hashing import canonical_json
 from distill_dagster.kinds import kind_of
 from distill_dagster.spec import Task
-from distill_dagster.tables import PRIOR, SCORED, conform, user_text_expr
+from distill_dagster.tables import LATER, PRIOR, SCORED, conform, user_text_expr
 
 FLOOR = 1e-6
 """What a label that got no probability counts as: the place to which stored probabilities are rounded."""
@@ -97,8 +97,16 @@ def candidates(
         empty = {n: SCORED[n] for n in ("answer", "soft_labels", "agreement", "confidence")}
         out = out.with_columns([pl.lit(None, dtype=t).alias(n) for n, t in empty.items()])
     words = user_text_expr().str.extract_all(r"\S+").list.len().cast(pl.Int64).alias("words")
-    out = out.with_columns(words, pl.lit("label").alias("answer_kind"))
+    later = [pl.lit(None, dtype=SCORED[name]).alias(name) for name in LATER]
+    out = out.with_columns(words, pl.lit("label").alias("answer_kind"), *later)
     return conform(out, SCORED, ("prompt_id",))
+
+
+def with_imagined(candidates: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
+    """The candidates with `axes` and `parent_prompt_id` of the prompts that were imagined."""
+    imagined = prompts.filter(pl.col("origin") == "synthetic").select("prompt_id", "axes", "parent_prompt_id")
+    joined = candidates.drop("axes", "parent_prompt_id").join(imagined, on="prompt_id", how="left")
+    return conform(joined, SCORED, ("prompt_id",))
 
 
 def _by_prompt(completions: pl.DataFrame) -> pl.DataFrame:

@@ -21,6 +21,8 @@ DROP_REASONS = (
     "too_long",
     "low_agreement",
     "low_confidence",
+    "low_judge",
+    "other_label",
     "contaminated",
     "duplicate",
 )
@@ -36,6 +38,8 @@ WITH judged AS (
         WHEN words > $max_words THEN 'too_long'
         WHEN coalesce(agreement, 0) < $min_agreement THEN 'low_agreement'
         WHEN coalesce(confidence, 0) < $min_confidence THEN 'low_confidence'
+        WHEN teacher IS NOT NULL AND $min_judge > 0 AND coalesce(judge_score, 0) < $min_judge THEN 'low_judge'
+        WHEN $drop_other AND target_label IS NOT NULL AND answer <> target_answer THEN 'other_label'
         WHEN text_key IN (SELECT text_key FROM held_out) THEN 'contaminated'
     END AS reason
     FROM candidates
@@ -59,6 +63,8 @@ SELECT * EXCLUDE (reason, place, kept_id),
         WHEN reason IN ('too_short', 'too_long') THEN words || ' words'
         WHEN reason = 'low_agreement' THEN 'agreement ' || round(agreement, 3)
         WHEN reason = 'low_confidence' THEN 'confidence ' || round(confidence, 3)
+        WHEN reason = 'low_judge' THEN coalesce('judge score ' || round(judge_score, 3), 'not judged')
+        WHEN reason = 'other_label' THEN 'meant as ' || target_label || ', answered ' || answer
         WHEN reason = 'contaminated' THEN 'same text as a golden or dev row'
     END AS drop_detail
 FROM ranked
@@ -94,7 +100,9 @@ def curate(
         target: the words of the target turn, from an answer and its reasoning; by default a label is its own.
     """
 
-    source = candidates.with_columns(normalized_expr(user_text_expr()).alias("text_key"))
+    targets = candidates["target_label"].to_list()
+    meant = pl.Series("target_answer", [None if t is None else canonical_json(t) for t in targets], dtype=pl.String)
+    source = candidates.with_columns(normalized_expr(user_text_expr()).alias("text_key"), meant)
     filters = spec.filters
     with duckdb.connect() as connection:
         connection.register("candidates", source.to_arrow())
@@ -107,8 +115,11 @@ def curate(
             "max_words": filters.max_words,
             "min_agreement": filters.min_agreement,
             "min_confidence": filters.min_confidence,
+            "min_judge": filters.min_judge,
+            "drop_other": filters.target_label == "drop_disagreement",
         }
         judged = pl.DataFrame(connection.sql(_QUERY, params=parameters).to_arrow_table())
+    judged = judged.drop("target_answer")
     rejected = judged.filter(pl.col("drop_reason").is_not_null()).drop("text_key")
     kept = judged.filter(pl.col("drop_reason").is_null())
     dataset = kept.with_columns(

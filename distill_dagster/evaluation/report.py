@@ -39,6 +39,7 @@ class ReportInputs:
         latency_method: one sentence on how latency was measured.
         versions: package name to version.
         notice: what a reader must know before the figures, e.g. that teacher and student share their base.
+        terms: for each teacher what is known of its provider's terms, as `Terms.as_json` gives it.
         extra: further top-level keys of metrics.json; the keys of this module win.
     """
 
@@ -54,6 +55,7 @@ class ReportInputs:
     latency_method: str = "not measured"
     versions: Mapping[str, str] = field(default_factory=dict)
     notice: str | None = None
+    terms: Sequence[Mapping[str, Any]] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -106,6 +108,7 @@ def metrics_json(metrics: Metrics, verdict: Verdict, inputs: ReportInputs) -> di
         },
         "latency_method": inputs.latency_method,
         "notice": inputs.notice,
+        "terms": [dict(terms) for terms in inputs.terms],
         "versions": dict(inputs.versions),
         "created_at": inputs.created_at,
     }

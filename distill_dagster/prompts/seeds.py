@@ -35,7 +35,8 @@ def seed_prompts(key: str, slice_: Slice, answers: bool = False) -> pl.DataFrame
     `answers`: the task's answers are JSON values and no labels; in a slice with `refusal: wanted` every reference is
     one (`kinds.WANTED_REFUSAL`).
 
-    `origin` is human for the user's own seeds and log for what came through the inbox; `source` is then its file.
+    `origin` is human for the user's own seeds, log for what came through the inbox (`source` is then its file), and
+    synthetic for what the teacher imagined (`source` is then that teacher).
     """
     rows: dict[str, dict[str, Any]] = {}
     wanted = WANTED_REFUSAL if slice_.refusal else None
@@ -50,6 +51,11 @@ def seed_prompts(key: str, slice_: Slice, answers: bool = False) -> pl.DataFrame
         rows.setdefault(row["prompt_id"], row)
     for accepted in slice_.accepted:
         row = _prompt(key, user_message(accepted.text.strip()), "log", accepted.source) | {"reference": wanted}
+        rows.setdefault(row["prompt_id"], row)
+    for imagined in slice_.imagination.prompts:
+        row = _prompt(key, user_message(imagined.text.strip()), "synthetic", imagined.teacher)
+        row |= {"target_label": imagined.target_label, "parent_prompt_id": imagined.parent_prompt_id}
+        row |= {"axes": canonical_json({"method": imagined.method} | imagined.axes)}
         rows.setdefault(row["prompt_id"], row)
     return frame_of(list(rows.values()), PROMPTS, ("prompt_id",))
 

@@ -40,6 +40,8 @@ def _compiled(source: str) -> Any:
 class Templates:
     """The templates of one task. `version` changes when, and only when, one of them changes."""
 
+    variables: tuple[str, ...] = VARIABLES
+
     def __init__(self, own: dict[str, str], kind: str = "classification", reasoning: bool = False) -> None:
         """`own` are the task's own templates by name; what it has none for is built in."""
         self.names = names_of(kind, reasoning)
@@ -60,7 +62,7 @@ class Templates:
             return str(_compiled(self._sources[name]).render(**values)).rstrip()
         except Exception as error:  # a user's expression may raise anything: ZeroDivisionError, OverflowError
             raise DistillError(
-                f"templates/{name}.j2: {error}. A template may use {', '.join(VARIABLES)} and the filter one_line."
+                f"templates/{name}.j2: {error}. A template may use {', '.join(self.variables)} and the filter one_line."
             ) from error
 
 
@@ -72,7 +74,9 @@ def _built_in(name: str) -> str:
     return (found if found.is_file() else shared).read_text("utf-8")
 
 
-def problems(name: str, source: str, names: tuple[str, ...] = NAMES) -> list[tuple[int | None, str, str]]:
+def problems(
+    name: str, source: str, names: tuple[str, ...] = NAMES, variables: tuple[str, ...] = VARIABLES
+) -> list[tuple[int | None, str, str]]:
     """What is wrong in a user's template, without rendering it: (line, message, remedy)."""
     if name not in names:
         return [(None, f"{name!r} is not the name of a template.", f"Use one of: {', '.join(names)}.")]
@@ -80,11 +84,11 @@ def problems(name: str, source: str, names: tuple[str, ...] = NAMES) -> list[tup
         return [(None, "the template is empty.", "Write it, or remove the file to use the built-in one.")]
     try:
         _environment().from_string(source)  # parsing alone would not see an unknown filter
-        unknown = sorted(meta.find_undeclared_variables(_environment().parse(source)) - set(VARIABLES))
+        unknown = sorted(meta.find_undeclared_variables(_environment().parse(source)) - set(variables))
     except TemplateSyntaxError as error:
         return [(error.lineno, f"{error.message}.", "Mend the Jinja2 syntax.")]
     return [
-        (_line_of(source, name), f"{name!r} is not a variable of templates.", f"Use one of: {', '.join(VARIABLES)}.")
+        (_line_of(source, name), f"{name!r} is not a variable of templates.", f"Use one of: {', '.join(variables)}.")
         for name in unknown
     ]
 

@@ -49,6 +49,7 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
     rejected_record = beside.record(data_version(cut.rejected), cut.rejected.height)
     env.lake.write(env.task_name, cut.rejected, rejected_record)
     env.lake.write(env.task_name, cut.dataset, record)
+    meant = candidates.filter(pl.col("target_label").is_not_null() & pl.col("answer").is_not_null())
     drops = plots.bar_counts(cut.reasons(), "Dropped rows by reason", "rows")
     shown: dict[str, Shown] = {
         "candidates": candidates.height,
@@ -66,6 +67,9 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         labels = cut.dataset.group_by("answer").len().sort("answer")
         balance = plots.bar_counts({json.loads(a): n for a, n in labels.iter_rows()}, "Kept rows by label", "rows")
         shown["label_balance"] = Markdown(plots.markdown_image(balance))
+    if meant.height:
+        same = [json.loads(answer) == label for answer, label in meant.select("answer", "target_label").iter_rows()]
+        shown["answered_as_meant"] = f"{sum(same)} of {meant.height} with a target_label"
     return Made(record, shown, checks)
 
 

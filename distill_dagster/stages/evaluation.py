@@ -24,6 +24,7 @@ from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, turns_of
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
 from distill_dagster.stages.students import TRAINING_LOG
 from distill_dagster.tables import COMPLETIONS, DATASET, PREDICTIONS, PRIOR, frame_of, shown_text
+from distill_dagster.teacher.terms import terms_of
 
 if TYPE_CHECKING:
     from distill_dagster.student.types import Predictor
@@ -269,6 +270,7 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
         ),
         versions={name: metadata.version(name) for name in ("torch", "transformers", "peft", "litellm", "dagster")},
         notice=NOTICE if task.teacher.embedded else None,
+        terms=[terms_of(task.teacher).as_json()],
         extra={"summary": summary_rows(metrics)},
     )
     target = env.lake.folder(env.task_name, "eval_report", partition)

@@ -9,16 +9,18 @@ import polars as pl
 
 from distill_dagster import plots
 from distill_dagster.checks import Check, no_missing_rows, valid_table
-from distill_dagster.curation.candidates import prior_of, scored, uniform_prior
+from distill_dagster.curation.candidates import prior_of, scored, uniform_prior, with_imagined
 from distill_dagster.lake import node
 from distill_dagster.prompts.context import Example, context_schema, draws, left_out, pool, prompt_context
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, seed_prompts, user_message
 from distill_dagster.prompts.templates import Templates
+from distill_dagster.stages import imagine, judge
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Shown, sample_rows
 from distill_dagster.student.sentences import sentence_embedder
 from distill_dagster.tables import COMPLETIONS, PRIOR, PROMPTS, frame_of
 from distill_dagster.teacher.ask import Asked, Asker, run_ask
 from distill_dagster.teacher.client import Endpoint
+from distill_dagster.teacher.terms import terms_checks, terms_of
 
 
 def make_prompt_context(env: Env, partition: str | None) -> Made:
@@ -41,12 +43,16 @@ def make_seed_prompts(env: Env, partition: str | None) -> Made:
     reading = Reading(env, "seed_prompts", partition)
     reading.source("teacher_settings")
     reading.source("slice_files", partition)
-    slice_ = env.folder.slice(partition)
+    if env.folder.task.imagine is not None:
+        reading.source("imagine_settings")
+    slice_, outcome = imagine.imagined_for(env, partition, env.folder.slice(partition))
     frame = seed_prompts(partition, slice_, answers=not env.folder.task.has_labels)
-    checks = [valid_table("seed_prompts", frame)]
-    record = reading.write(frame, checks)
-    sample = sample_rows(frame, ["prompt_id", "origin"])
-    return Made(record, {"rows": frame.height, "description": slice_.description, "sample": sample}, checks)
+    checks = [valid_table("seed_prompts", frame), imagine.target_reached(slice_, frame, outcome)]
+    missing = outcome.missing_rows if outcome else 0
+    record = reading.write(frame, checks, missing, **imagine.recorded(outcome))
+    sample = sample_rows(frame.sort(pl.col("origin") != "synthetic"), ["prompt_id", "origin", "target_label", "axes"])
+    shown: dict[str, Shown] = {"rows": frame.height, "description": slice_.description, "sample": sample}
+    return Made(record, shown | imagine.shown(slice_, frame, outcome), checks)
 
 
 def _asker(env: Env, reading: Reading, endpoint: Endpoint) -> Asker:
@@ -65,7 +71,8 @@ def _asker(env: Env, reading: Reading, endpoint: Endpoint) -> Asker:
 def _asked(reading: Reading, asked: Asked) -> Made:
     frame = asked.completions
     cost = float(frame["cost_usd"].sum()) if frame["cost_usd"].null_count() == 0 and frame.height else None
-    checks = [valid_table(reading.asset, frame), no_missing_rows(asked.missing_rows, frame)]
+    spec = reading.env.folder.task.teacher
+    checks = [*terms_checks(spec), valid_table(reading.asset, frame), no_missing_rows(asked.missing_rows, frame)]
     record = reading.write(
         frame,
         checks,
@@ -88,6 +95,7 @@ def _asked(reading: Reading, asked: Asked) -> Made:
         "cost_usd": "unknown" if cost is None else cost,
         "spent_usd": "unknown" if asked.spent_usd is None else asked.spent_usd,
         "median_latency_s": round(float(frame["latency_s"].median() or 0.0), 4),  # type: ignore[arg-type]
+        "terms": terms_of(spec).summary,
         "sample": sample_rows(frame, ["prompt_id", "sample_index", "status", "answer", "raw_text"]),
     }
     return Made(record, shown, checks)
@@ -164,17 +172,23 @@ def make_scored_completions(env: Env, partition: str | None) -> Made:
     completions = reading.table("teacher_completions", COMPLETIONS, partition)
     prior = reading.table("teacher_prior", PRIOR)
     task = env.folder.task
-    frame = scored(task, prompts, completions, prior)
-    checks = [valid_table("scored_completions", frame)]
-    record = reading.write(frame, checks)
+    frame = with_imagined(scored(task, prompts, completions, prior), prompts)
+    verdicts = judge.judged(env, reading, frame, completions)
+    frame = verdicts.candidates if verdicts else frame
+    checks = [valid_table("scored_completions", frame), judge.all_judged(verdicts)]
+    record = reading.write(frame, checks, verdicts.failed if verdicts else 0, **judge.recorded(verdicts))
     shown: dict[str, Shown] = {
         "rows": frame.height,
         "without_answer": frame["answer"].null_count(),
         "mean_agreement": round(float(frame["agreement"].mean() or 0.0), 4),  # type: ignore[arg-type]
-        "sample": sample_rows(frame, ["answer", "agreement", "confidence"]),
+        "sample": sample_rows(frame, ["answer", "agreement", "confidence", "judge_score"]),
     }
     if task.has_labels:
         counts = frame.filter(pl.col("answer").is_not_null()).group_by("answer").len().sort("answer")
         png = plots.bar_counts({json.loads(a): n for a, n in counts.iter_rows()}, "Candidates by label", "rows")
         shown["labels"] = Markdown(plots.markdown_image(png))
-    return Made(record, shown, checks)
+    meant = frame.filter(pl.col("target_label").is_not_null() & pl.col("answer").is_not_null())
+    if meant.height:
+        same = [json.loads(answer) == label for answer, label in meant.select("answer", "target_label").iter_rows()]
+        shown["answered_as_meant"] = f"{sum(same)} of {meant.height}"
+    return Made(record, shown | judge.shown(verdicts), checks)

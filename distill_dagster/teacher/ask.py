@@ -315,7 +315,7 @@ class Asker:
             time.perf_counter() - started,
             self.engine.prompt_tokens,
             self.engine.completion_tokens,
-            None if self.engine.unknown_costs else self.engine.spent_usd,
+            self.engine.spent,
         )
         self._check_success(asked_, len(texts))
         return asked_

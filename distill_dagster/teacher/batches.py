@@ -15,14 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill_dagster import progress
+from distill_dagster import progress, secrets
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import content_hash
 from distill_dagster.spec import TeacherSpec
 from distill_dagster.teacher import loop
 from distill_dagster.teacher.attempts import BudgetError
 from distill_dagster.teacher.batchstore import BatchStore, Submission
-from distill_dagster.teacher.client import Endpoint, Request, response_of, scrubbed
+from distill_dagster.teacher.client import Endpoint, Request, response_of, scrubbed, without_secrets
 from distill_dagster.teacher.ledger import Account, Settled, Wanted
 from distill_dagster.teacher.price import Price, price_of, worst_case
 from distill_dagster.teacher.store import CompletionStore, Response
@@ -334,7 +334,7 @@ class Batches:
                 continue  # a line that cannot be read answers nothing: its request is told to have no answer
 
     def _answer(self, key: str, body: dict[str, Any]) -> _Line:
-        found = response_of(body, 0.0, 0)
+        found = without_secrets(response_of(body, 0.0, 0), secrets.credentials())
         cost = batch_cost(self.spec, found.prompt_tokens, found.completion_tokens)
         response = replace(found, cost_usd=cost, mode="batch")
         if self.spec.soft_labels == "logprobs" and response.text and not response.positions:

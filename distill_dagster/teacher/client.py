@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from distill_dagster import secrets
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import content_hash
 from distill_dagster.spec import TeacherSpec
 from distill_dagster.teacher.attempts import AttemptError
 from distill_dagster.teacher.softlabels import Position
 from distill_dagster.teacher.store import Response
+from distill_dagster.teacher.terms import demand_acknowledgement
 from distill_dagster.teacher.transport import send
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 NO_KEY = "no-key"
 """Sent to servers that want no key: the client refuses to send nothing."""
-_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)(_|$)")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Request:
     attempt: int = 0
     """More than 0 where the same is asked anew, since the answer before was of no use: a request of its own."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """request_key: all that shapes the answer, and nothing of where, when or for whom it is asked."""
         asked: dict[str, Any] = {"prompt": self.prompt, "messages": self.messages}
@@ -71,7 +72,8 @@ class Endpoint:
     """What answers in place of a server, for a replay teacher."""
 
     def __repr__(self) -> str:
-        return f"Endpoint({self.model!r}, {self.identity!r}, api_base={self.api_base!r})"
+        base = secrets.scrubbed(self.api_base) if self.api_base else None
+        return f"Endpoint({self.model!r}, {self.identity!r}, api_base={base!r})"
 
 
 def endpoint_of(spec: TeacherSpec) -> Endpoint:
@@ -81,8 +83,10 @@ def endpoint_of(spec: TeacherSpec) -> Endpoint:
     OPENAI_API_KEY, which is meant for somebody else. Every provider's own address gets the provider's own variable.
 
     Raises:
+        TermsError: the provider's terms restrict training with its answers, and the task does not acknowledge it.
         TeacherError: the variable is not set.
     """
+    demand_acknowledgement(spec)
     key = None
     if spec.api_key_env:
         key = os.environ.get(spec.api_key_env)
@@ -99,17 +103,22 @@ def endpoint_of(spec: TeacherSpec) -> Endpoint:
                 f"The teacher {spec.model} wants its key in the environment variable OPENAI_API_KEY, which is not set. "
                 f"Set it, or name another with teacher.api_key_env, or an address with teacher.api_base, in task.yaml."
             )
+    if key is not None and key != NO_KEY:
+        secrets.remember(key)
     model = spec.model
     if spec.api == "text" and model.startswith("openai/"):
         model = "text-completion-" + model
     return Endpoint(model, content_hash(spec.identity()), spec.api_base, key)
 
 
-async def attempt(endpoint: Endpoint, request: Request, timeout_s: float, in_flight: int = 1) -> Response:
+async def attempt(
+    endpoint: Endpoint, request: Request, timeout_s: float, in_flight: int = 1, hidden: list[str] | None = None
+) -> Response:
     """Send a request once.
 
     Args:
         in_flight: requests of ours under way, this one included; kept with the answer.
+        hidden: secrets that the answer is rid of; by default all that the process knows.
 
     Raises:
         AttemptError: no answer came.
@@ -122,7 +131,7 @@ async def attempt(endpoint: Endpoint, request: Request, timeout_s: float, in_fli
     if not choices or (request.messages is None and choices[0].get("text") is None):
         # litellm makes a choice without a text of a body that holds none, such as a proxy's `{}`.
         raise AttemptError("the body holds no answer", retry=True, maybe_billed=True)
-    return response_of(body, latency, in_flight)
+    return without_secrets(response_of(body, latency, in_flight), secrets.credentials() if hidden is None else hidden)
 
 
 def filtered_response(message: str) -> Response:
@@ -145,11 +154,7 @@ def filtered_response(message: str) -> Response:
 
 def scrubbed(text: str, endpoint: Endpoint) -> str:
     """A text without any secret: providers echo keys, also those that a library found by itself."""
-    found = {v for name, v in os.environ.items() if _SECRET_NAME.search(name) and len(v) >= 8}
-    for secret in sorted(found | {endpoint.api_key or ""}, key=len, reverse=True):
-        if secret:
-            text = text.replace(secret, "***")
-    return text[:500]
+    return secrets.scrubbed(text, endpoint.api_key if endpoint.api_key != NO_KEY else None)[:500]
 
 
 def _now() -> str:
@@ -190,6 +195,32 @@ def _tool_calls(message: dict[str, Any]) -> list[dict[str, Any]] | None:
     """The calls of a message by name and arguments, these as the JSON text that came."""
     functions = [call.get("function") or {} for call in message.get("tool_calls") or []]
     return [{"name": f.get("name"), "arguments": _clean(f.get("arguments") or "{}")} for f in functions] or None
+
+
+def without_secrets(response: Response, found: list[str]) -> Response:
+    """A response as it may be stored: a model or a proxy may say a key back, whole or token by token."""
+    said = [response.text, response.reasoning or "", response.model_reported or "", response.finish_reason or ""]
+    said += [call["arguments"] for call in response.tool_calls or []]
+    pieces = "".join(position[0][0] for position in response.positions)
+    seen = "\0".join([*said, pieces, *(token for position in response.positions for token, _ in position)])
+    if not any(secret[: secrets.SHORTEST] in seen for secret in found):  # nearly always
+        return response
+    positions = response.positions
+    if secrets.without(pieces, found) != pieces:
+        # The parts of a key stand in the taken tokens: nothing can be read from this answer's tokens any more.
+        positions = [[(secrets.MASK, position[0][1])] for position in positions]
+    return replace(
+        response,
+        text=secrets.without(response.text, found),
+        reasoning=secrets.without(response.reasoning, found) if response.reasoning is not None else None,
+        model_reported=secrets.without(response.model_reported, found) if response.model_reported else None,
+        finish_reason=secrets.without(response.finish_reason, found) if response.finish_reason else None,
+        positions=[[(secrets.without(token, found), value) for token, value in position] for position in positions],
+        tool_calls=[
+            call | {"arguments": secrets.without(call["arguments"], found)} for call in response.tool_calls or []
+        ]
+        or None,
+    )
 
 
 def _clean(text: str) -> str:

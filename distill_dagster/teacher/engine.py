@@ -12,6 +12,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import content_hash
+from distill_dagster.secrets import credentials
 from distill_dagster.spec import TeacherSpec
 from distill_dagster.teacher.attempts import AttemptError, BudgetError, FilteredError, PermanentTeacherError
 from distill_dagster.teacher.batches import Batches
@@ -125,6 +126,7 @@ class Engine:
         self._books: Books | None = None
         self._found: dict[str, Response] = {}
         self._missing: set[str] = set()
+        self._hidden: list[str] = []
         self._stopped: TeacherError | None = None
         self._batched: dict[str, str] | None = None
         self._fresh: set[str] = set()
@@ -139,6 +141,11 @@ class Engine:
                 f"budget.usd caps what {spec.model} may cost, and its price is not known. Declare teacher.price "
                 f"(input_usd and output_usd for a million tokens) in task.yaml, or cap tokens instead."
             )
+
+    @property
+    def spent(self) -> float | None:
+        """USD that this engine's requests cost; None where a price is unknown."""
+        return None if self.unknown_costs else self.spent_usd
 
     def preload(self, keys: Iterable[str]) -> set[str]:
         """Fetch the stored answers among `keys` in one go, instead of what was fetched before; those that are there."""
@@ -242,7 +249,8 @@ class Engine:
             self.calls += 1
             in_full = Settled(wanted.id, "lost")
             try:
-                response = await attempt(self.endpoint, request, self.spec.timeout_s, limits.busy)
+                hidden = self._hidden = self._hidden or credentials()
+                response = await attempt(self.endpoint, request, self.spec.timeout_s, limits.busy, hidden)
             except FilteredError as error:
                 response = filtered_response(str(error))
             except AttemptError as error:

@@ -7,7 +7,7 @@ import atexit
 import os
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -19,7 +19,15 @@ _owner = 0
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in the process's loop and wait for it; an interrupt cancels it."""
-    future = asyncio.run_coroutine_threadsafe(work, _running())
+    ended = threading.Event()
+
+    async def telling() -> T:
+        try:
+            return await work
+        finally:
+            ended.set()
+
+    future = asyncio.run_coroutine_threadsafe(telling(), _running())
     try:
         while True:
             # Not for ever in one piece: a signal that another thread received is looked at in between.
@@ -29,8 +37,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     except BaseException:
         if not future.done():
             future.cancel()
-            with suppress(CancelledError, Exception):
-                future.result(timeout=10)
+            ended.wait(timeout=10)  # what it writes on its way out, such as what was spent
         raise
 
 

@@ -97,9 +97,12 @@ async def _through_litellm(endpoint: Endpoint, request: Request, timeout_s: floa
     if endpoint.api_key:
         where["api_key"] = endpoint.api_key
     params = request.body()
-    if "seed" not in (litellm.get_supported_openai_params(endpoint.model) or ["seed"]):
-        # Samples still differ by temperature and draw; litellm would refuse the whole request.
-        params.pop("seed", None)
+    supported = litellm.get_supported_openai_params(endpoint.model)
+    for name in ("seed", "response_format") if supported else ():
+        # litellm would refuse the whole request. Samples still differ by temperature and draw, and what a schema asks
+        # for stands in the prompt too.
+        if name not in supported:
+            params.pop(name, None)
     ask = litellm.acompletion if request.prompt is None else litellm.atext_completion
     if endpoint.model.startswith("text-completion-openai/"):
         where["client"] = _text_client(timeout_s)

@@ -19,7 +19,7 @@ from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 
 from distill_dagster.checks import CHECKS
 from distill_dagster.definitions import build
-from distill_dagster.graph import REFRESHES, SOURCES, STAGES
+from distill_dagster.graph import OPTIONAL_UPSTREAM, REFRESHES, SOURCES, STAGES
 from distill_dagster.paths import PROJECT, Home
 from tests.support.task import SLICES, small_task
 
@@ -183,3 +183,32 @@ def test_a_malformed_task_fails_alone_and_with_its_message(tmp_path: Path, how: 
     assert error is not None
     assert error.user_failure_data is not None
     assert re.search(rf"{re.escape(str(bad))}(:\d+)?", error.user_failure_data.description or "")
+
+
+def test_a_task_that_imagines_and_judges_has_two_more_sources(tmp_path: Path) -> None:
+    rubric = [{"name": "correct", "description": "it fits"}]
+    small_task(tmp_path, "judged", imagine={"per_request": 2}, judge={"model": "openai/judge", "rubric": rubric})
+    small_task(tmp_path, "plain")
+    found = described(build(home_of(tmp_path)))
+    for source, stage in OPTIONAL_UPSTREAM.items():
+        plain = {dep.replace("plain/", "judged/") for dep in found[f"plain/{stage}"]["deps"]}
+        assert set(found[f"judged/{stage}"]["deps"]) - plain == {f"judged/{source}"}
+        assert (found[f"judged/{stage}"]["pools"], found[f"plain/{stage}"]["pools"]) == ("teacher", "")
+        assert found[f"judged/{source}"]["observable"]
+        assert f"plain/{source}" not in found
+        assert found[f"judged/{stage}"]["code_version"] == found[f"plain/{stage}"]["code_version"]
+
+
+def test_a_paid_judge_or_imaginer_stops_automation_at_first(tmp_path: Path) -> None:
+    embedded = {"model": "embedded/smollm2-135m-instruct"}
+    judge = {"rubric": [{"name": "correct", "description": "it fits"}]}
+    settings: dict[str, dict[str, Any]] = {
+        "free": {"judge": embedded | judge, "imagine": {"teacher": embedded | {"api": "text"}}},
+        "judge_paid": {"judge": {"model": "openai/x"} | judge},
+        "imaginer_paid": {"imagine": {"teacher": "openai/x"}},
+    }
+    for name, changes in settings.items():
+        small_task(tmp_path, name, teacher=embedded, **changes)
+    definitions = build(home_of(tmp_path))
+    running = {s.name for s in definitions.sensors or () if s.default_status == dg.DefaultSensorStatus.RUNNING}
+    assert {f"{name}_automation" for name in settings} & running == {"free_automation"}

@@ -18,8 +18,9 @@ from distill_dagster.tables import DATASET, REJECTED, SCORED, data_version, fram
 from distill_dagster.taskfiles import Row, normalize
 
 LABELS = ["refund", "delivery", "data loss"]
+FILTERS = {"min_agreement": 0.5, "min_confidence": 0.6, "min_words": 2, "max_words": 5, "min_judge": 0.6}
 STRICT = CurationSpec.model_validate(
-    {"filters": {"min_agreement": 0.5, "min_confidence": 0.6, "min_words": 2, "max_words": 5}, "validation_share": 0.25}
+    {"filters": FILTERS | {"target_label": "drop_disagreement"}, "validation_share": 0.25}
 )
 
 
@@ -32,7 +33,7 @@ def scored(text: str, slice_: str = "shop", **changes: Any) -> dict[str, Any]:
         "messages": user_message(text),
     }
     row |= {"teacher": "t", "status": "ok", "answer": '"refund"', "answer_kind": "label", "agreement": 1.0}
-    row |= {"confidence": 0.9, "words": len(text.split()), "completion_ids": ["c"]}
+    row |= {"confidence": 0.9, "words": len(text.split()), "completion_ids": ["c"], "judge_score": 0.75}
     row |= {"soft_labels": [{"label": "refund", "prob": 0.9}, {"label": "data loss", "prob": 0.1}]}
     return row | changes
 
@@ -61,6 +62,9 @@ DROPS: list[tuple[dict[str, Any], str, str]] = [
     ({"agreement": 0.4999}, "low_agreement", "agreement 0.5"),
     ({"agreement": None}, "low_agreement", ""),
     ({"confidence": 0.5}, "low_confidence", "confidence 0.5"),
+    ({"judge_score": 0.5}, "low_judge", "judge score 0.5"),
+    ({"judge_score": None}, "low_judge", "not judged"),
+    ({"target_label": "data loss"}, "other_label", 'meant as data loss, answered "refund"'),
     ({"messages": user_message("OF\u00a0golden\n")}, "contaminated", "same text as a golden or dev row"),
     ({"messages": user_message("Kept\u3000Text")}, "duplicate", f"same text as {prompt_id(user_message('kept text'))}"),
 ]
@@ -274,3 +278,16 @@ def test_the_checks_of_a_dataset_can_fail() -> None:
     assert failed(good.dataset.head(1), good.rejected, set(), 1) == {"nothing_lost", "enough_rows", "label_coverage"}
     assert failed(good.dataset, good.rejected, {"one text"}, 2) == {"no_contamination", "label_coverage"}
     assert failed(good.dataset, good.rejected, set(), 3) == {"enough_rows", "label_coverage"}
+
+
+def test_what_people_answered_needs_no_judge() -> None:
+    row = scored("of a person", teacher=None, judge_score=None, confidence=1.0)
+    assert cut(row).dataset.height == 1
+
+
+def test_a_row_meant_for_another_label_keeps_the_teachers_answer_by_default() -> None:
+    meant, answered = scored("meant so", target_label="refund"), scored("meant else", target_label="data loss")
+    found = cut(meant, answered, spec=CurationSpec(validation_share=0))
+    assert found.dataset["answer"].to_list() == ['"refund"'] * 2
+    strict = cut(meant, answered)
+    assert strict.dataset["prompt_id"].to_list() == [meant["prompt_id"]]

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import polars as pl
 import pytest
 
+from distill_dagster.tables import PROMPTS
 from distill_dagster.teacher import embedded
 from tests.e2e.project import SEEDS, TASK, Ended, Project, new_project
 from tests.support.task import TEXTS, jsonl
@@ -139,3 +141,23 @@ def test_html_in_tickets_and_labels_is_escaped_in_the_report(ran: tuple[Embedded
     assert "&lt;script&gt;alert" in html, "the planted text is shown"
     assert "<script" not in html.lower()
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", html), "nothing is fetched by whoever opens it"
+
+
+def test_it_imagines_prompts_too(tmp_path: Path, models_folder: Path) -> None:
+    """However weak they are: texts that are new within the slice, durable, and from this machine alone."""
+    settings = {"model": "embedded/smollm2-135m-instruct", "api_base": None, "timeout_s": 300}
+    imagine = {"per_request": 2, "max_tokens": 80, "temperature": 0.7, "axes": {"style": ["polite", "short"]}}
+    project = new_project(tmp_path / "imagining", "", teacher=settings, imagine=imagine)
+    project.change_slice("shop", lambda value: value.update(target=8))
+    one = Embedded(project, models_folder)
+    with mock.patch.dict(os.environ, OFFLINE):
+        ended = project.distill("imagine", TASK, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["teacher_calls"] >= 1
+    found = ended.json["imagined"]["shop"]
+    assert found["imagined"] >= 1
+    assert found["imagined"] + found["missing"] == 2
+    table = project.lake.read(TASK, "seed_prompts", "shop", PROMPTS)[0]
+    assert table.filter(pl.col("origin") == "synthetic").height == found["imagined"]
+    assert embedded.SERVERS._servers == {}
+    assert one.project.stored_answers() == ended.json["teacher_calls"]

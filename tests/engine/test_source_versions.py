@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from distill_dagster.graph import SOURCES
-from distill_dagster.sources import label_of_slice, slices_are_labels, source_version
+from distill_dagster.sources import label_of_slice, optional_sources, slices_are_labels, source_version
 from distill_dagster.taskfiles import TaskFolder
 from tests.support.task import again, rows_of, small_task
 
@@ -151,3 +151,49 @@ def test_slices_that_are_named_like_labels(tmp_path: Path) -> None:
         (folder.path / "slices" / f"{old}.yaml").rename(folder.path / "slices" / f"{new}.yaml")
     assert slices_are_labels(folder)
     assert [label_of_slice(folder, key) for key in folder.slice_keys()] == ["Card arrival", "web-shop"]
+
+
+def test_the_parts_of_imagining_and_judging_have_versions_of_their_own(tmp_path: Path) -> None:
+    rubric = [{"name": "correct", "description": "it fits"}]
+    folder = small_task(tmp_path, imagine={"axes": {"style": ["short"]}}, judge={"model": "openai/j", "rubric": rubric})
+    plain = small_task(tmp_path / "plain")
+    before, mine = versions(folder), ("imagine_settings", "judge_settings")
+    assert before == versions(plain), "no other source knows them"
+    assert optional_sources(plain) == []
+    assert optional_sources(again(folder)) == list(mine)
+
+    def now() -> list[str]:
+        return [source_version(again(folder), name) for name in mine]
+
+    def differs(*path: str | int, to: object) -> list[bool]:
+        old = now()
+        change_task(folder, *path, to=to)
+        return [a != b for a, b in zip(old, now(), strict=True)]
+
+    assert differs("imagine", "per_request", to=7) == [True, False]
+    assert differs("imagine", "teacher", to={"model": "openai/i"}) == [True, False]
+    assert differs("imagine", "teacher", to={"model": "openai/i", "api_base": "http://127.0.0.1:9"}) == [False, False]
+    assert differs("judge", "rubric", 0, "description", to="it fits well") == [False, True]
+    assert differs("judge", "mode", to="best_of") == [False, True]
+    assert differs("judge", "concurrency", to=1) == [False, False]
+    assert changed(folder, before) == set()
+    (folder.path / "templates").mkdir()
+    old = now()
+    (folder.path / "templates" / "imagine_evolve.j2").write_text("{{ parent }}!")
+    assert [a != b for a, b in zip(old, now(), strict=True)] == [True, False]
+    old = now()
+    (folder.path / "templates" / "judge_score.j2").write_text("{{ answer }}?")
+    assert [a != b for a, b in zip(old, now(), strict=True)] == [False, True]
+    assert changed(folder, before) == set(), "nothing is asked again for its answer"
+
+
+@pytest.mark.parametrize("name", ["min_judge", "target_label"])
+def test_filters_that_came_later_count_once_they_are_used(tmp_path: Path, name: str) -> None:
+    rubric = [{"name": "correct", "description": "it fits"}]
+    folder = small_task(tmp_path, judge={"model": "openai/j", "rubric": rubric})
+    before = versions(folder)
+    default, other = {"min_judge": (0, 0.5), "target_label": ("keep_answer", "drop_disagreement")}[name]
+    change_task(folder, "curation", "filters", name, to=default)
+    assert changed(folder, before) == set()
+    change_task(folder, "curation", "filters", name, to=other)
+    assert changed(folder, before) == {"curation_settings"}

@@ -141,7 +141,7 @@ def test_a_removed_artifact_is_missing_and_named_below(made: Made) -> None:
 def test_a_new_code_version(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = dict(graph.STAGES)
     stages["filtered_dataset"] = replace(stages["filtered_dataset"], code_version="7")
-    monkeypatch.setattr(state, "stages_of", lambda _: {k: v for k, v in stages.items() if k != "slice_label_adapter"})
+    monkeypatch.setattr(state, "stages_of", lambda *_: {k: v for k, v in stages.items() if k != "slice_label_adapter"})
     old = graph.STAGES["filtered_dataset"].code_version
     assert made.not_fresh() == {"filtered_dataset": (f"code version {old} became 7",)}
 

@@ -18,7 +18,9 @@ from distill_dagster.evaluation.metrics import evaluate
 from distill_dagster.evaluation.present import count, dollars, size
 from distill_dagster.evaluation.report import ReportInputs, summary_rows, write_report
 from distill_dagster.evaluation.verdict import decide
+from distill_dagster.spec import TeacherSpec, TermsSpec
 from distill_dagster.tables import PREDICTIONS
+from distill_dagster.teacher.terms import terms_of
 from tests.evaluation.build import LABELS, SPEC, row, table
 
 EVIL = "<script>alert(1)</script>"
@@ -203,6 +205,21 @@ def test_texts_labels_and_answers_are_escaped(tmp_path: Path) -> None:
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     for kind in ("ticket", "card", "answer"):
         assert f"{kind} &lt;script&gt;" in html
+
+
+def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> None:
+    said = TermsSpec.model_validate({"acknowledged": True, "note": EVIL})
+    terms = terms_of(TeacherSpec(model="anthropic/claude-sonnet-4-5", terms=said)).as_json()
+    html = _write(tmp_path, _predictions(), replace(INPUTS, terms=[terms]))
+    text = re.sub(r"\s+", " ", html)
+    assert "restrict training with its answers; the task acknowledges it." in text
+    assert "Use outputs to train an AI model (e.g., “model scraping” or “model distillation”)" in text
+    assert "https://www.anthropic.com/legal/aup; read on 2026-11-22" in text
+    assert "<script" not in html
+    [told] = json.loads((tmp_path / "metrics.json").read_text())["terms"]
+    assert (told["restricts"], told["acknowledged"], told["note"]) == ("yes", True, EVIL)
+    assert told["clauses"][0]["url"] == "https://www.anthropic.com/legal/aup"
+    assert "Terms of the teacher" not in _write(tmp_path, _predictions(), INPUTS)
 
 
 def test_an_almost_empty_report_is_still_written(tmp_path: Path) -> None:

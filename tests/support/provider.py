@@ -57,6 +57,8 @@ class FakeProvider:
     answer: Callable[[Seen], str] | None = None
     finish: str | None = None
     pause_s: float = 0.0
+    headers: dict[str, str] = field(default_factory=dict)
+    """Sent with every response."""
     requests: list[Seen] = field(default_factory=list)
     _times: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -154,6 +156,8 @@ def _handler(provider: FakeProvider) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Length", str(len(raw)))
                 if retry_after:
                     self.send_header("Retry-After", retry_after)
+                for name, value in provider.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(raw)
             except (BrokenPipeError, ConnectionResetError):

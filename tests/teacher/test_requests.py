@@ -121,7 +121,7 @@ def test_both_shapes_of_a_prompt(tmp_path: Path) -> None:
 
 
 def spec(**changes: Any) -> TeacherSpec:
-    return TeacherSpec(**({"model": "openai/fake", "api": "text"} | changes))
+    return TeacherSpec(**({"model": "openai/fake", "api": "text", "terms": {"acknowledged": True}} | changes))
 
 
 def test_a_key_goes_to_an_address_of_ones_own_only_by_name() -> None:

@@ -12,9 +12,12 @@ import pytest
 from distill_dagster.errors import TeacherError
 from distill_dagster.lake import Record
 from distill_dagster.prompts.seeds import seed_prompts
+from distill_dagster.secrets import credentials, plain_address, scrubbed, trace_with_secret
 from distill_dagster.stages.common import Env
 from distill_dagster.tables import data_version
 from distill_dagster.teacher.ask import Asked, run_ask
+from distill_dagster.teacher.client import _without_secrets
+from distill_dagster.teacher.store import Response
 from tests.support.provider import FakeProvider, Fault
 from tests.support.task import LABELS, asker_of, env_of, small_task
 
@@ -97,3 +100,98 @@ def test_a_key_that_the_task_does_not_name(
         asked_and_written(env_)
     assert SECRET not in said(caught.value)
     assert {seen.authorization for seen in provider.requests} == {"Bearer no-key"}
+
+
+def answer(*tokens: str, text: str | None = None) -> Response:
+    """A response whose answer is these tokens, each beside one that was less likely."""
+    positions = [[(token, -0.1), ("other", -2.0)] for token in tokens]
+    said = "".join(tokens) if text is None else text
+    return Response(said, "stop", positions, 1, 1, None, None, 0.1, 1, "m", "2026-11-22T00:00:00.000+00:00")
+
+
+def test_a_key_in_pieces_is_not_stored() -> None:
+    clean = _without_secrets(answer(" refund", "\n", SECRET[:7], SECRET[7:15], SECRET[15:]), [SECRET])
+    assert clean.text == " refund\n***"
+    assert SECRET not in "".join(position[0][0] for position in clean.positions)
+    assert SECRET[7:15] not in json.dumps(clean.positions)
+
+
+def test_an_answer_without_a_key_is_stored_as_it_came() -> None:
+    response = answer(" refund", " key", " no-key")
+    assert _without_secrets(response, [SECRET]) is response
+
+
+def test_a_key_that_an_answer_was_cut_in() -> None:
+    assert _without_secrets(answer(text=f"it is {SECRET[:12]}"), [SECRET]).text == "it is ***"
+    assert _without_secrets(answer(text=f"it is {SECRET[:5]}"), [SECRET]).text == f"it is {SECRET[:5]}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Bearer {SECRET}",
+        f"b'Bearer {SECRET}\\n'",
+        f"see https://me:{SECRET}@host/v1",
+        f"see https://{SECRET}@host/v1",
+        f"see https://host/v1?api-key={SECRET}&x=1",
+        f"see https://host/v1?x=1&code={SECRET}",
+    ],
+)
+def test_a_secret_by_its_place(text: str) -> None:
+    """Also one that this process does not know."""
+    assert SECRET not in scrubbed(text)
+    assert "***" in scrubbed(text)
+
+
+def test_a_secret_in_another_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", 'a/b+c"d e&f1234\n')
+    for spelled in ("a%2Fb%2Bc%22d%20e%26f1234", "a%2Fb%2Bc%22d+e%26f1234", 'a/b+c\\"d e&f1234', 'a/b+c"d e&f1234'):
+        assert scrubbed(f"<{spelled}>") == "<***>"
+    monkeypatch.setenv("DB_URL", "postgresql://me:p%40ss-9876@host/db")
+    assert scrubbed("p@ss-9876 p%40ss-9876 bWU6cEBzcy05ODc2") == "*** *** ***"
+
+
+def test_words_are_left_in_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is named like a secret and holds a word must not change what a teacher says."""
+    monkeypatch.setenv("PRIMARY_KEY", "customers")
+    monkeypatch.setenv("OTHER_KEY", SECRET)
+    assert "customers" not in credentials()
+    assert SECRET in credentials()
+    assert scrubbed("customers") == "***", "a message may lose a word"
+
+
+def test_a_secret_in_an_error_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHER_KEY", SECRET)
+
+    def raised() -> BaseException:
+        try:
+            try:
+                raise ValueError(f"deep down: {SECRET}")
+            except ValueError as error:
+                raise KeyError("on top") from error
+        except KeyError as error:
+            return error
+
+    clean = trace_with_secret(raised())
+    assert clean is not None
+    assert "deep down: ***" in clean
+    assert "on top" in clean
+    assert SECRET not in clean
+    assert trace_with_secret(ValueError("nothing")) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "plain"),
+    [
+        ("http://127.0.0.1:8000/v1", True),
+        ("https://my.openai.azure.com", True),
+        ("http://[::1]:8000/v1", True),
+        ("http://me:secret@host/v1", False),
+        ("http://secret@host/v1", False),
+        ("http://host/v1?key=secret", False),
+        ("http://host/v1#secret", False),
+        ("http://[::1", False),
+    ],
+)
+def test_an_address_alone(address: str, plain: bool) -> None:
+    assert plain_address(address) is plain

@@ -1,0 +1,145 @@
+"""`target: N` in a slice, through the command line and Dagster."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from distill_dagster.tables import PROMPTS, SCORED, user_text
+from distill_dagster.taskfiles import normalize
+from tests.e2e.project import SEEDS, TASK, Ended, Project, new_project
+from tests.support.imagining import asked_text, imagines, teacher
+from tests.support.provider import FakeProvider
+from tests.support.task import LABELS
+
+AXES = {"difficulty": ["easy", "tricky"], "persona": ["a student", "an accountant", "a grandmother"]}
+IMAGINE: dict[str, Any] = {"axes": AXES, "per_request": 2}
+
+
+@pytest.fixture
+def wanting(provider: FakeProvider, tmp_path: Path) -> Project:
+    """The task of the other tests, never run; slice `shop` of 6 seeds wants 14 prompts."""
+    provider.answer = teacher
+    project = new_project(tmp_path / "wanting", provider.url, imagine=IMAGINE)
+    project.change_slice("shop", lambda value: value.update(target=14))
+    return project
+
+
+def prompts(project: Project, key: str = "shop") -> pl.DataFrame:
+    return project.lake.read(TASK, "seed_prompts", key, PROMPTS)[0]
+
+
+def imagined(project: Project) -> set[str]:
+    return set(prompts(project).filter(pl.col("origin") == "synthetic")["prompt_id"])
+
+
+def imagine(project: Project, *arguments: str) -> Ended:
+    ended = project.distill("imagine", TASK, "--json", *arguments)
+    assert ended.code == 0, ended.err
+    return ended
+
+
+def test_a_slice_is_filled_to_its_target_and_kept(wanting: Project, provider: FakeProvider) -> None:
+    ended = wanting.distill("backfill", TASK, "--json")
+    assert ended.code == 0, ended.err
+    first = [seen for seen in provider.requests if imagines(seen)]
+    assert len(first) == 4
+    assert wanting.record("seed_prompts", "shop").extra["teacher_calls"] == 4
+    assert "teacher_calls" not in wanting.record("seed_prompts", "web").extra
+    assert ended.json["teacher_calls"] == len(provider.requests)
+    table = prompts(wanting)
+    assert (table.height, prompts(wanting, "web").height) == (14, 6)
+    made = table.filter(pl.col("origin") == "synthetic").to_dicts()
+    assert len(made) == 8
+    for row in made:
+        axes = json.loads(row["axes"])
+        assert axes["method"] in {"grid", "self_instruct", "evolve"}
+        assert set(axes) - {"method"} == {"grid": set(AXES), "evolve": {"evolution"}}.get(axes["method"], set())
+        assert (row["parent_prompt_id"] is not None) == (axes["method"] == "evolve")
+        assert row["parent_prompt_id"] is None or row["parent_prompt_id"] in set(table["prompt_id"])
+        assert (row["target_label"] is None) == (axes["method"] == "evolve")
+    # The label that was asked for is a column, and the teacher's answer stands beside it.
+    scored = wanting.lake.read(TASK, "scored_completions", "shop", SCORED)[0]
+    both = scored.filter(pl.col("target_label").is_not_null())
+    assert both.height == sum(row["target_label"] is not None for row in made)
+    assert all(row["answer"] in row["axes"] or json.loads(row["answer"]) in LABELS for row in both.to_dicts())
+    assert set(scored.filter(pl.col("origin") == "synthetic")["axes"]) == {row["axes"] for row in made}
+
+    # Nothing is asked again, and nothing runs.
+    asked, before = len(provider.requests), imagined(wanting)
+    assert wanting.distill("backfill", TASK, "--json").json["partitions"] == {}
+    assert imagine(wanting).json["teacher_calls"] == 0
+    # A seed more: one prompt less is missing, and what was accepted stays.
+    wanting.change_slice("shop", lambda value: value["seeds"].append("one more refund"))
+    assert wanting.distill("backfill", TASK, "--json").code == 0
+    assert not any(imagines(seen) for seen in provider.requests[asked:])
+    assert imagined(wanting) == before
+    assert prompts(wanting).height == 15
+    # A raised target asks for the difference alone.
+    wanting.change_slice("shop", lambda value: value.update(target=18))
+    assert wanting.distill("backfill", TASK, "--json").code == 0
+    assert sum(imagines(seen) for seen in provider.requests[asked:]) == 2
+    assert before < imagined(wanting)
+    assert prompts(wanting).height == 18
+
+
+def test_fresh_retires_and_asks_differently(wanting: Project, provider: FakeProvider) -> None:
+    dry = imagine(wanting, "--dry-run").json
+    assert dry["imagined"] == {
+        "shop": {"target": 14, "imagined": 0, "retired": 0, "missing": 8, "requests": 4, "at_most": 20}
+    }
+    assert provider.requests == []
+    first = imagine(wanting).json
+    assert set(first["partitions"]) == {"seed_prompts"}
+    assert first["imagined"]["shop"]["imagined"] == 8
+    before = imagined(wanting)
+    imagine(wanting, "--fresh", "--dry-run")
+    assert imagined(wanting) == before
+    again = imagine(wanting, "--fresh").json
+    assert again["teacher_calls"] == 4
+    assert again["teacher_calls_cached"] == 0
+    assert again["imagined"]["shop"]["retired"] == 8
+    assert not imagined(wanting) & before
+    kept = (wanting.home / "accepted" / TASK / "imagined" / "shop.jsonl").read_text()
+    assert kept.count('"kind":"prompt"') == 16, "retired prompts stay in the file"
+    status = wanting.distill("status", TASK, "--json").json
+    states = {one["name"]: one["state"] for one in status["artifacts"]}
+    assert states["seed_prompts[shop]"] == "fresh"
+
+
+def test_no_request_shows_golden_dev_or_the_slices_name(wanting: Project, provider: FakeProvider) -> None:
+    held_out = [json.loads(line)["text"] for f in ("golden", "dev") for line in (wanting.folder / f"{f}.jsonl").open()]
+    seeds = [*SEEDS["shop"], held_out[0].upper(), f"  {held_out[-1]}!"]
+    wanting.change_task(description="Sort messages.")
+    wanting.change_slice("shop", lambda value: value.update(seeds=seeds, target=60, description="A department."))
+    # Every second answer is a golden text: it is accepted here, dropped later, and shown to nobody.
+    provider.answer = lambda seen: f"{held_out[1]}\n2. {teacher(seen).splitlines()[0]}" if imagines(seen) else "x"
+    imagine(wanting)
+    asked = [seen for seen in provider.requests if imagines(seen)]
+    assert len(asked) > 30
+    assert normalize(held_out[1]) in {normalize(user_text(row["messages"])) for row in prompts(wanting).to_dicts()}
+    for seen in asked:
+        shown = normalize(asked_text(seen))
+        assert not [text for text in held_out if normalize(text) in shown]
+        assert not re.search(r"\bshop\b", shown)
+
+
+def test_a_slice_that_brings_nothing_new_is_left_as_it_is(wanting: Project, provider: FakeProvider) -> None:
+    provider.answer = lambda seen: "always the same\n2. always  the SAME!" if imagines(seen) else teacher(seen)
+    ended = imagine(wanting)
+    assert ended.json["imagined"]["shop"]["imagined"] == 1
+    asked = len(provider.requests)
+    assert asked == 4 + 4 + 4, "one prompt in the first round, none in two more"
+    assert wanting.record("seed_prompts", "shop").missing_rows == 0
+    assert wanting.distill("backfill", TASK, "--json").code == 0
+    assert wanting.distill("refresh", TASK, "--json").json["partitions"].get("seed_prompts") is None
+    assert not any(imagines(seen) for seen in provider.requests[asked:]), "never asked again by itself"
+    shown = wanting.distill("status", TASK)
+    assert "7 prompts below its target" in " ".join(shown.out.split())
+    provider.answer = teacher
+    assert imagine(wanting).json["imagined"]["shop"]["missing"] == 0, "asked for, it tries again"

@@ -1,0 +1,334 @@
+"""What is asked for, in which order, and what is accepted; against the fake provider."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distill_dagster.errors import TeacherError
+from distill_dagster.hashing import content_hash
+from distill_dagster.imagined import Imagination, Imagined, imagined_file, read_imagined
+from distill_dagster.prompts.imagine import EVOLUTIONS, Imaginer, Outcome, imagine, imagine_requests_needed
+from distill_dagster.prompts.more_templates import IMAGINE, own_templates
+from distill_dagster.prompts.seeds import seed_prompts
+from distill_dagster.spec import ImagineSpec
+from distill_dagster.tables import data_version
+from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.teacher.client import endpoint_of
+from distill_dagster.teacher.store import CompletionStore
+from tests.support.imagining import asked_text, listed, teacher, texts_for
+from tests.support.provider import FakeProvider, Fault
+from tests.support.task import LABELS, small_task
+
+AXES = {"difficulty": ["easy", "tricky"], "persona": ["student", "clerk", "nurse"]}
+
+
+@dataclass
+class Slices:
+    """The slice `shop` of a small task, imagined as the stage does it."""
+
+    folder: TaskFolder
+    store: CompletionStore
+
+    def change(self, **changes: Any) -> None:
+        path = self.folder.path / "slices" / "shop.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+
+    def imaginer(self, **spec: Any) -> Imaginer:
+        folder = TaskFolder(self.folder.path, self.folder.accepted)
+        task = folder.task
+        if spec:
+            task = task.model_copy(update={"imagine": ImagineSpec.model_validate(spec)})
+        own = own_templates(folder.templates(), IMAGINE)
+        held_out = [*folder.golden, *folder.dev]
+        return Imaginer(task, "shop", folder.slice("shop"), held_out, own, endpoint_of(task.teacher).identity)
+
+    @property
+    def file(self) -> Path:
+        assert self.folder.accepted is not None
+        return imagined_file(self.folder.accepted, "shop")
+
+    def imagine(self, **spec: Any) -> Outcome:
+        imaginer = self.imaginer(**spec)
+        return imagine(imaginer, self.file, endpoint_of(imaginer.teacher), self.store)
+
+    def version(self) -> str:
+        return data_version(seed_prompts("shop", TaskFolder(self.folder.path, self.folder.accepted).slice("shop")))
+
+
+def slices_in(root: Path, url: str, target: int = 13, **teacher_: Any) -> Slices:
+    settings = {"api_base": url, "api": "chat", "soft_labels": "votes", "max_retries": 0} | teacher_
+    folder = small_task(root, teacher=settings)
+    made = Slices(TaskFolder(folder.path, root / "accepted" / folder.name), CompletionStore.in_folder(root / "store"))
+    made.change(target=target)
+    return made
+
+
+@pytest.fixture
+def provider() -> Iterator[FakeProvider]:
+    with FakeProvider(LABELS, answer=teacher) as provider:
+        yield provider
+
+
+@pytest.fixture
+def slices(tmp_path: Path, provider: FakeProvider) -> Iterator[Slices]:
+    made = slices_in(tmp_path, provider.url)
+    yield made
+    made.store.close()
+
+
+def test_methods_come_in_their_shares_and_every_value_equally_often(slices: Slices) -> None:
+    imaginer = slices.imaginer(axes=AXES, per_request=1)
+    jobs = imaginer.jobs(Imagination(), 60)
+    assert Counter(job.method for job in jobs) == {"grid": 24, "self_instruct": 18, "evolve": 18}
+    assert Counter(job.method for job in jobs[:10]) == {"grid": 4, "self_instruct": 3, "evolve": 3}
+    grid = [job for job in jobs if job.method == "grid"]
+    assert Counter(job.axes["difficulty"] for job in grid) == {"easy": 12, "tricky": 12}
+    assert set(Counter(job.axes["persona"] for job in grid).values()) == {8}
+    assert Counter(job.label.name for job in jobs if job.label and job.method != "evolve") == dict.fromkeys(LABELS, 14)
+    evolved = [job for job in jobs if job.parent]
+    assert Counter(job.axes["evolution"] for job in evolved) == dict.fromkeys(EVOLUTIONS, 6)
+    assert set(Counter(job.parent.id for job in evolved if job.parent).values()) == {6}, "each of 3 seeds"
+    assert {job.label.name for job in evolved if job.label} == {"login"}, "what its parent was written for"
+
+
+def test_a_request_follows_from_its_number(slices: Slices) -> None:
+    imaginer = slices.imaginer(axes=AXES, per_request=2)
+    jobs = imaginer.jobs(Imagination(), 40)
+    assert jobs == slices.imaginer(axes=AXES, per_request=2).jobs(Imagination(), 40)
+    assert [job.count for job in imaginer.jobs(Imagination(), 5)] == [2, 2, 1]
+    keys = {imaginer.request(job, 0).key for job in jobs}
+    assert len(keys) == 20
+    assert not keys & {imaginer.request(job, 1).key for job in jobs}, "a new generation asks differently"
+    assert jobs != slices.imaginer(axes=AXES, per_request=2, seed=1).jobs(Imagination(), 40)
+
+
+def test_without_axes_the_grid_is_left_out(slices: Slices) -> None:
+    assert {job.method for job in slices.imaginer().jobs(Imagination(), 60)} == {"self_instruct", "evolve"}
+    only = slices.imaginer(axes=AXES, methods={"self_instruct": 0, "evolve": 0})
+    assert {job.method for job in only.jobs(Imagination(), 60)} == {"grid"}
+
+
+def test_what_the_model_sees(slices: Slices) -> None:
+    imaginer = slices.imaginer(axes=AXES, per_request=3)
+    by_method = {job.method: job for job in reversed(imaginer.jobs(Imagination(), 30))}
+    shown = {name: asked(imaginer.request(job, 0)) for name, job in by_method.items()}
+    for text in shown.values():
+        assert "Sort messages to a shop." in text
+        assert "Where they come from: The shop." in text
+        assert "Write 3 new texts" in text
+    assert "- persona: " in shown["grid"]
+    assert "- difficulty: " in shown["grid"]
+    assert {line[3:] for line in shown["self_instruct"].splitlines() if line[:2] in ("1.", "2.", "3.")} == {
+        "I want a refund", "a delivery arrived broken", "login asks twice"
+    }  # fmt: skip
+    parent = by_method["evolve"].parent
+    assert parent is not None
+    assert parent.text in shown["evolve"]
+    assert EVOLUTIONS[by_method["evolve"].axes["evolution"]] in shown["evolve"]
+    assert 'category "' in shown["self_instruct"]
+
+
+def asked(request: Any) -> str:
+    return str(request.messages[0]["content"])
+
+
+def test_a_template_of_the_users_own(slices: Slices) -> None:
+    before = slices.imaginer()
+    folder = slices.folder.path / "templates"
+    folder.mkdir()
+    (folder / "imagine_self_instruct.j2").write_text("{{ count }} for {{ label.name }}, please")
+    after = slices.imaginer(methods={"evolve": 0})
+    job = after.jobs(Imagination(), 1)[0]
+    assert job.label is not None
+    assert asked(after.request(job, 0)) == f"1 for {job.label.name}, please"
+    assert after.templates.version != before.templates.version
+
+
+def test_a_schema_is_sent_where_it_may_be(slices: Slices, provider: FakeProvider) -> None:
+    slices.imagine()
+    assert all(seen.body["response_format"]["json_schema"]["strict"] for seen in provider.requests)
+    slices.change(target=16)
+    provider.requests.clear()
+    own = {"model": "openai/fake", "api_base": provider.url, "structured": False}
+    outcome = slices.imagine(teacher=own)
+    assert outcome.missing == 0
+    assert provider.requests
+    assert not any("response_format" in seen.body for seen in provider.requests)
+    assert "numbered list" in asked_text(provider.requests[0])
+
+
+def test_a_prompt_for_the_text_api_begins_the_list(tmp_path: Path, provider: FakeProvider) -> None:
+    slices = slices_in(tmp_path, provider.url, api="text")
+    outcome = slices.imagine()
+    assert outcome.missing == 0
+    assert {seen.path for seen in provider.requests} == {"/v1/completions"}
+    assert all(seen.body["prompt"].endswith("\n\n1.") for seen in provider.requests)
+    assert all(not one.text.startswith("1") or " wants " in one.text for one in outcome.imagination.prompts)
+
+
+def test_repeats_within_the_slice_are_left_out_and_counted(slices: Slices, provider: FakeProvider) -> None:
+    long = "my parcel went to the neighbour who is on a journey and nobody else has a key to that house"
+    slices.change(seeds=["I want a refund", long])
+    odd = ["i want a REFUND!", f"{long} sadly", "brand new", "Brand  new."]
+    provider.answer = lambda seen: json.dumps([*odd, *texts_for(seen)][:4])
+    outcome = slices.imagine(max_rounds=1)
+    [ended] = outcome.imagination.rounds
+    assert [one.text for one in outcome.imagination.prompts] == ["brand new"]
+    assert (ended.requests, ended.duplicates, ended.near_duplicates) == (3, 7, 3)
+    assert outcome.missing == 10
+    assert outcome.missing_rows == 0, "received answers: asking again by itself would loop"
+
+
+def test_later_rounds_show_and_evolve_what_was_imagined(slices: Slices, provider: FakeProvider) -> None:
+    slices.change(target=40)
+    provider.answer = lambda seen: listed(seen, texts_for(seen)[:2])
+    outcome = slices.imagine(per_request=4, examples=6)
+    assert outcome.rounds > 1
+    ids = {row["prompt_id"] for row in seed_prompts("shop", slices.imaginer().slice).to_dicts()}
+    parents = {one.parent_prompt_id for one in outcome.imagination.prompts} - {None}
+    assert parents <= ids
+    assert len(parents) > 3, "more parents than there are seeds"
+
+
+def test_a_failed_request_is_asked_for_next_time(slices: Slices, provider: FakeProvider) -> None:
+    slices.change(target=23)
+    provider.fail = lambda seen, _: Fault(500) if len(provider.requests) == 2 else None
+    outcome = slices.imagine(max_rounds=1)
+    assert (outcome.missing, outcome.missing_rows, outcome.failed) == (4, 4, 1)
+    assert "HTTP 500" in outcome.errors[0]
+    provider.fail = None
+    asked_before = len(provider.requests)
+    assert slices.imagine().missing == 0
+    assert len(provider.requests) == asked_before + 1
+
+    provider.fail = lambda *_: Fault(503)
+    slices.change(target=30)
+    before = slices.file.read_bytes()
+    down = slices.imagine()
+    assert (down.missing, down.missing_rows) == (7, 7)
+    assert slices.file.read_bytes() == before
+    assert len(provider.requests) == asked_before + 1 + 2, "one round of two requests, and no more while it is down"
+
+
+def test_a_refused_key_stops_at_once(slices: Slices, provider: FakeProvider) -> None:
+    slices.change(target=203)
+    provider.fail = lambda *_: Fault(401)
+    with pytest.raises(TeacherError, match="HTTP 401"):
+        slices.imagine()
+    assert len(provider.requests) <= 4
+
+
+def test_what_is_needed(slices: Slices) -> None:
+    imaginer = slices.imaginer()
+    need = imagine_requests_needed(imaginer.task, imaginer.slice)
+    assert (need.prompts, need.requests, need.at_most) == (10, 3, 15)
+    none = imaginer.slice.model_copy(update={"target": None})
+    assert imagine_requests_needed(imaginer.task, none).at_most == 0
+    had = Imagined(text="new", method="grid", teacher="t", template_version="v", request_key="k", imagined_at="x")
+    some = imaginer.slice.with_imagined(Imagination(prompts=(had, replace_text(had, "I want a refund"))))
+    assert imagine_requests_needed(imaginer.task, some).prompts == 9, "a prompt that is also a seed counts once"
+
+
+def replace_text(one: Imagined, text: str) -> Imagined:
+    return one.model_copy(update={"text": text})
+
+
+DIES = """
+import os, sys
+from pathlib import Path
+from tests.prompts import test_imagine
+from distill_dagster.teacher.store import CompletionStore
+from distill_dagster import imagined
+from distill_dagster.prompts import imagine
+
+left, where = int(sys.argv[3]), sys.argv[4]
+commit, append = CompletionStore.commit, imagined._append
+
+def commit_and_die(self, answers, ended=(), wanted=()):
+    global left
+    verdicts = commit(self, answers, ended, wanted)
+    left -= len(answers)
+    if left <= 0 and answers and where == "asking":
+        os._exit(9)
+    return verdicts
+
+def append_and_die(path, lines):
+    if where == "writing":
+        with path.open("ab") as handle:
+            handle.write(lines[0].model_dump_json().encode() + b"\\n" + lines[1].model_dump_json().encode()[:40])
+        os._exit(9)
+    append(path, lines)
+    if where == "written":
+        os._exit(9)
+
+CompletionStore.commit, imagined._append = commit_and_die, append_and_die
+test_imagine.slices_again(Path(sys.argv[1]), sys.argv[2]).imagine(**test_imagine.SPEC)
+"""
+SPEC: dict[str, Any] = {"axes": AXES, "per_request": 1}
+
+
+def slices_again(root: Path, name: str) -> Slices:
+    folder = TaskFolder(root / "tasks" / name, root / "accepted" / name)
+    return Slices(folder, CompletionStore.in_folder(root / "store"))
+
+
+@pytest.mark.parametrize(("after", "where"), [(1, "asking"), (7, "asking"), (0, "writing"), (0, "written")])
+def test_a_killed_run_repeats_no_received_answer(tmp_path: Path, after: int, where: str) -> None:
+    root = Path(__file__).resolve().parents[2]
+
+    with FakeProvider(LABELS, answer=teacher, pause_s=0.01) as provider:
+        slices = slices_in(tmp_path, provider.url)
+        command = [sys.executable, "-c", DIES, str(tmp_path), slices.folder.name, str(after), where]
+        killed = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, timeout=120, check=False)
+        assert killed.returncode == 9
+        stored, sent = slices.store.count(), len(provider.requests)
+        assert (after <= stored < 10) if where == "asking" else (stored == 10)
+        assert sent <= stored + 4
+
+        outcome = slices.imagine(**SPEC)
+        assert outcome.missing == 0
+        assert outcome.calls == 10 - stored
+        assert len(provider.requests) == sent + 10 - stored
+        undisturbed = slices_in(tmp_path / "other", provider.url)
+        undisturbed.imagine(**SPEC)
+        assert undisturbed.version() == slices.version()
+        assert len(read_imagined(slices.file).prompts) == 10
+        for one in (slices, undisturbed):
+            one.store.close()
+
+
+def test_two_processes_fill_a_slice_once(tmp_path: Path, provider: FakeProvider) -> None:
+    provider.pause_s = 0.05
+    slices = slices_in(tmp_path, provider.url)
+    code = (
+        "import sys; from pathlib import Path; from tests.prompts import test_imagine as t;"
+        "print(t.slices_again(Path(sys.argv[1]), sys.argv[2]).imagine(**t.SPEC).calls)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", code, str(tmp_path), slices.folder.name]
+    both = [
+        subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    said = sorted(int(process.communicate(timeout=120)[0]) for process in both)
+    assert said == [0, 10]
+    assert len(provider.requests) == 10
+    slices.store.close()
+
+
+def test_the_built_in_requests_stay_the_same(slices: Slices) -> None:
+    """A round that was cut short asks again for what was not received: its answered requests must keep their keys."""
+    imaginer = slices.imaginer(axes=AXES, per_request=2)
+    keys = [imaginer.request(job, 0).key for job in imaginer.jobs(Imagination(), 20)]
+    assert content_hash(keys) == "13cc79e59382c8d41323f1b9a3f857f372844912e46b577dfc73354719b68b62"

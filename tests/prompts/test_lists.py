@@ -1,0 +1,87 @@
+"""Texts out of whatever a model writes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill_dagster.prompts.lists import json_in, texts_in
+
+TWO = ["first text", "second text"]
+FORMS = {
+    "object": '{"prompts": ["first text", "second text"]}',
+    "list": '["first text", "second text"]',
+    "objects": '[{"text": "first text"}, {"text": "second text", "n": 2}]',
+    "keys": '{"1": "first text", "2": "second text"}',
+    "fenced": 'Here they are:\n```json\n["first text",\n "second text"]\n```\nAnything else?',
+    "between words": 'Sure! {"prompts": ["first text", "second text"]} Done.',
+    "numbered": "1. first text\n2. second text",
+    "brackets": "(1) first text\n(2) second text",
+    "with a preface": "Here are two:\n\n1) first text\n\n2) **second text**\n\nI hope that helps.",
+    "bullets": "- \"first text\"\n* 'second text'",
+    "lines": "Two texts:\nfirst text\n\nsecond text",
+    "cut JSON": '{"prompts": ["first text", "second text", "third te',
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form(form: str) -> None:
+    assert texts_in(FORMS[form], 5, cut=form == "cut JSON") == TWO
+
+
+def test_json_within_a_text_is_a_part_of_it() -> None:
+    texts = ['the body {"a": 1} is refused', 'and ["b"] too']
+    assert texts_in(f"1. {texts[0]}\n2. {texts[1]}", 2) == texts
+    assert texts_in(texts[0], 1) == [texts[0]]
+
+
+def test_json_that_was_cut_before_its_first_text_holds_none() -> None:
+    assert texts_in('{"prompts": "fi', 2, cut=True) == []
+    assert texts_in('{"prompts": ["fi', 2, cut=True) == []
+    assert texts_in(r'["a \q", "b", "c', 3, cut=True) == ["b"]
+
+
+def test_no_more_than_asked_and_no_half_text() -> None:
+    assert texts_in("1. a b\n2. c d\n3. e f", 2) == ["a b", "c d"]
+    assert texts_in("1. a b\n2. c d\n3. e", 5, cut=True) == ["a b", "c d"]
+
+
+def test_one_text_may_have_many_lines() -> None:
+    assert texts_in("Dear all,\n\nit is broken.\n", 1) == ["Dear all,\n\nit is broken."]
+    assert texts_in("1. Dear all,\nit is broken.\n2. x", 2) == ["Dear all,\nit is broken.", "x"]
+
+
+def test_signs_without_a_word_are_no_text() -> None:
+    assert texts_in('["", "…", "?", 7, null, ["x"]]', 9) == []
+    assert texts_in("---\n1. \n2. ***", 9) == []
+    assert texts_in("", 3) == []
+
+
+def test_a_refusal_is_no_text() -> None:
+    assert texts_in("I'm sorry, but I can't help with that.", 3) == []
+
+
+def test_half_a_surrogate_pair_can_be_stored() -> None:
+    assert texts_in(r'["a\ud83d", "b"]', 2) == ["a?", "b"]
+    assert texts_in(r'["a\ud83d", "b', 2, cut=True) == ["a?"]
+    assert json_in(r'{"a\ud83d": {"b": ["\ude00"]}}') == {"a?": {"b": ["?"]}}
+
+
+def test_quotation_marks_inside_stay() -> None:
+    assert texts_in('1. "Save" does nothing, "Print" works', 1) == ['"Save" does nothing, "Print" works']
+
+
+@given(st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1), min_size=1, max_size=5))
+def test_json_comes_back_as_it_was(texts: list[str]) -> None:
+    assert texts_in(json.dumps({"prompts": texts}), 5) == texts
+    assert json_in(f"so: {json.dumps(texts)}") == texts
+
+
+@given(st.text() | st.text('[]{}"\\,:1. a\n`'), st.integers(1, 5), st.booleans())
+def test_any_answer_is_read_without_an_error(text: str, count: int, cut: bool) -> None:
+    found = texts_in(text, count, cut)
+    assert len(found) <= count
+    assert all(one == one.strip() and one for one in found)

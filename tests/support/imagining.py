@@ -1,0 +1,55 @@
+"""What the fake provider writes where it is asked for new prompts, or to judge; else the label in the text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from tests.support.provider import Seen
+from tests.support.task import LABELS
+
+
+def asked_text(seen: Seen) -> str:
+    """What a request shows to the model, all of it."""
+    if "prompt" in seen.body:
+        return str(seen.body["prompt"])
+    return "\n".join(message["content"] for message in seen.body["messages"])
+
+
+def imagines(seen: Seen) -> bool:
+    return asked_text(seen).startswith("A collection of texts")
+
+
+def judges(seen: Seen) -> bool:
+    return asked_text(seen).startswith("You ")
+
+
+def texts_for(seen: Seen) -> list[str]:
+    """New texts, as many as were asked for, each with the category's name in it; the same request gives the same."""
+    asked = asked_text(seen)
+    counted = re.search(r"Write (\d+) new texts", asked)
+    label = re.search(r'category "([^"]+)"', asked)
+    assert counted is not None
+    tag = hashlib.sha256(json.dumps(seen.body, sort_keys=True).encode()).hexdigest()[:8]
+    return [f"{tag} wants {label[1] if label else LABELS[0]} {n}" for n in range(int(counted[1]))]
+
+
+def listed(seen: Seen, texts: list[str]) -> str:
+    """Texts in the form that the request asks for."""
+    if "response_format" in seen.body:
+        return json.dumps({"prompts": texts})
+    rest = "".join(f"\n{n}. {text}" for n, text in enumerate(texts[1:], start=2))
+    return f"{'' if 'prompt' in seen.body else '1. '}{texts[0]}{rest}"
+
+
+def teacher(seen: Seen) -> str:
+    if imagines(seen):
+        return listed(seen, texts_for(seen))
+    return next((label for label in LABELS if label in seen.text), LABELS[0])
+
+
+def judged(**scores: int) -> dict[str, Any]:
+    """The judge's answer with these scores."""
+    return {name: {"reason": f"because of {name}", "score": score} for name, score in scores.items()}

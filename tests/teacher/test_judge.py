@@ -1,0 +1,315 @@
+"""The judge: what it is shown, what is stored of it, what happens where it fails."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from distill_dagster import plots
+from distill_dagster.checks import Check
+from distill_dagster.errors import TeacherError
+from distill_dagster.lake import node
+from distill_dagster.prompts.more_templates import JUDGE, own_templates
+from distill_dagster.stages import curation, teacher
+from distill_dagster.stages.common import Env, Made
+from distill_dagster.state import State
+from distill_dagster.tables import SCORED, user_text
+from distill_dagster.teacher.judge import Judge, differing_answers, strict_schema, verdict_model
+from tests.support.imagining import asked_text, judged, judges
+from tests.support.imagining import teacher as answers
+from tests.support.provider import FakeProvider, Fault, Seen
+from tests.support.task import LABELS, again, env_of, small_task
+
+RUBRIC = [
+    {"name": "correct", "description": "the category fits"},
+    {"name": "only_one", "description": "no other category fits as well"},
+]
+JUDGE_SPEC: dict[str, Any] = {"model": "openai/judge", "rubric": RUBRIC, "max_retries": 0}
+STAGES: dict[str, Callable[[Env, str | None], Made]] = {
+    "prompt_context": teacher.make_prompt_context,
+    "seed_prompts": teacher.make_seed_prompts,
+    "teacher_prior": teacher.make_teacher_prior,
+    "teacher_completions": teacher.make_teacher_completions,
+    "scored_completions": teacher.make_scored_completions,
+    "filtered_dataset": curation.make_filtered_dataset,
+}
+
+
+class Run:
+    """A task with one slice of three prompts, made stage by stage."""
+
+    def __init__(self, root: Path, provider: FakeProvider, **changes: Any) -> None:
+        settings = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "max_retries": 0}
+        filters = {"min_rows": 1, "validation_share": 0, "mix_examples": False}
+        folder = small_task(root, **({"teacher": settings, "curation": filters} | changes))
+        (folder.path / "slices" / "web.yaml").unlink()
+        self.env, self.provider = env_of(folder, root / "home"), provider
+
+    def change(self, old: str, new: str) -> None:
+        path = self.env.folder.path / "task.yaml"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def now(self) -> State:
+        return State(again(self.env.folder), self.env.lake)
+
+    def update(self) -> list[str]:
+        """Make what is not fresh, in order; the names of what was made."""
+        made = []
+        for asset, make in STAGES.items():
+            partition = "shop" if self.now().stages[asset].partition else None
+            if self.now().status(asset, partition).state != "fresh":
+                make(Env(**(vars(self.env) | {"folder": again(self.env.folder)})), partition)
+                made.append(node(asset, partition))
+        return made
+
+    def scored(self) -> dict[str, dict[str, Any]]:
+        frame = self.env.lake.read(self.env.task_name, "scored_completions", "shop", SCORED)[0]
+        return {user_text(row["messages"]): row for row in frame.to_dicts()}
+
+    def judging(self) -> list[Seen]:
+        return [seen for seen in self.provider.requests if judges(seen)]
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Great Expectations and pictures take most of the time; other tests have them."""
+    for module in (teacher, curation):
+        monkeypatch.setattr(module, "valid_table", lambda *_: Check("valid_table", True))
+    monkeypatch.setattr(plots, "bar_counts", lambda *_: b"")
+
+
+@pytest.fixture
+def provider() -> Iterator[FakeProvider]:
+    with FakeProvider(LABELS, answer=answer) as provider:
+        yield provider
+
+
+def answer(seen: Seen) -> str:
+    if not judges(seen):
+        return answers(seen)
+    return json.dumps(judged(correct=2 if "broken" in asked_text(seen) else 5, only_one=4))
+
+
+def judging(provider: FakeProvider, **changes: Any) -> dict[str, Any]:
+    return {"judge": JUDGE_SPEC | {"api_base": provider.url} | changes}
+
+
+def test_scores_and_reasons_stand_beside_the_candidate(tmp_path: Path, provider: FakeProvider) -> None:
+    run = Run(tmp_path, provider, **judging(provider))
+    run.update()
+    rows = run.scored()
+    assert {text: row["judge_score"] for text, row in rows.items()} == {
+        "I want a refund": 0.875, "a delivery arrived broken": 0.5, "login asks twice": 0.875
+    }  # fmt: skip
+    row = rows["a delivery arrived broken"]
+    assert json.loads(row["judge_scores"]) == {"correct": 2, "only_one": 4}
+    assert json.loads(row["judge_reasons"])["correct"] == "because of correct"
+    assert (row["judge"], row["judge_error"], row["answer"]) == ("openai/judge", None, '"delivery"')
+    record = run.env.lake.record(run.env.task_name, "scored_completions", "shop")
+    assert record is not None
+    assert (record.extra["teacher_calls"], record.missing_rows) == (3, 0)
+    assert len(run.judging()) == 3
+    assert run.update() == []
+
+
+def test_what_the_judge_sees(tmp_path: Path, provider: FakeProvider) -> None:
+    run = Run(tmp_path, provider, description="Sort messages.", **judging(provider))
+    run.update()
+    [seen] = [seen for seen in run.judging() if "login asks twice" in asked_text(seen)]
+    text = asked_text(seen)
+    assert "<<<\nlogin asks twice\n>>>" in text
+    assert "<<<\nlogin\n>>>" in text
+    assert "- only_one: no other category fits as well" in text
+    assert "- refund: is about refund" in text
+    assert not re.search(r"\bshop\b", text), "the name of a slice, or of the task"
+    assert seen.body["model"] == "judge"
+    schema = seen.body["response_format"]["json_schema"]["schema"]
+    assert schema["required"] == ["correct", "only_one"]
+    assert (seen.body["temperature"], seen.body["max_tokens"]) == (0.0, 1000)
+
+
+def test_a_changed_rubric_asks_the_judge_alone(tmp_path: Path, provider: FakeProvider) -> None:
+    run = Run(tmp_path, provider, **judging(provider))
+    run.update()
+    before = len(provider.requests)
+    run.change("the category fits", "the category is right")
+    assert run.update() == ["scored_completions[shop]"], "the same scores: the wave ends here"
+    assert all(judges(seen) for seen in provider.requests[before:])
+    assert len(provider.requests) == before + 3
+    run.change("the category is right", "the category fits")
+    assert run.update() == ["scored_completions[shop]"]
+    assert len(provider.requests) == before + 3, "answered by the store"
+    # Where it is asked, and how fast, changes nothing.
+    run.change("  model: openai/judge", "  model: openai/judge\n  timeout_s: 7")
+    assert run.update() == []
+
+
+def test_a_task_without_a_judge_stays_fresh_and_one_that_gets_one_is_scored_anew(
+    tmp_path: Path, provider: FakeProvider
+) -> None:
+    run = Run(tmp_path, provider)
+    run.update()
+    assert "judge_settings" not in run.now().stages["scored_completions"].upstream
+    before = run.env.lake.record(run.env.task_name, "scored_completions", "shop")
+    # A table from before there were judges.
+    path = run.env.lake.path(run.env.task_name, "scored_completions", "shop")
+    table, record = run.env.lake.read(run.env.task_name, "scored_completions", "shop", SCORED)
+    old = table.drop([name for name in SCORED if name.startswith("judge") or name in ("axes", "parent_prompt_id")])
+    run.env.lake.write(run.env.task_name, old, record)
+    assert "judge_score" not in pl.read_parquet_schema(path)
+    assert run.update() == []
+    assert run.scored()["I want a refund"]["judge_score"] is None
+
+    task = run.env.folder.path / "task.yaml"
+    part = json.dumps(judging(provider)["judge"])
+    task.write_text(f"{task.read_text()}judge: {part}\n")
+    assert run.now().status("scored_completions", "shop").why == ("judge_settings is new",)
+    assert run.update() == ["scored_completions[shop]", "filtered_dataset"]
+    task.write_text(task.read_text().replace(f"judge: {part}\n", ""))
+    assert run.update() == ["scored_completions[shop]", "filtered_dataset"]
+    after = run.env.lake.record(run.env.task_name, "scored_completions", "shop")
+    assert before is not None
+    assert after is not None
+    assert after.data_version == before.data_version
+
+
+def test_the_threshold_stands_in_the_dataset_alone(tmp_path: Path, provider: FakeProvider) -> None:
+    run = Run(tmp_path, provider, **judging(provider))
+    run.update()
+    before = len(provider.requests)
+    run.change("min_rows: 1", "min_rows: 1\n  filters:\n    min_judge: 0.6")
+    assert run.update() == ["filtered_dataset"]
+    [rejected] = curation.read_rejected(run.env).to_dicts()
+    assert (rejected["drop_reason"], rejected["drop_detail"]) == ("low_judge", "judge score 0.5")
+    assert len(provider.requests) == before
+
+
+def test_a_verdict_that_never_came_is_asked_for_next_time(tmp_path: Path, provider: FakeProvider) -> None:
+    run = Run(tmp_path, provider, **judging(provider, min_success=0.5))
+    provider.fail = lambda seen, _: Fault(500) if judges(seen) and "asks twice" in asked_text(seen) else None
+    run.update()
+    row = run.scored()["login asks twice"]
+    assert (row["judge_score"], row["judge_scores"]) == (None, None)
+    assert "HTTP 500" in row["judge_error"]
+    assert run.now().status("scored_completions", "shop").why == ("1 rows have no answer yet",)
+    provider.fail = None
+    before = len(provider.requests)
+    assert run.update() == ["scored_completions[shop]", "filtered_dataset"]
+    assert len(provider.requests) == before + 1
+    assert run.scored()["login asks twice"]["judge_score"] == 0.875
+
+
+def test_too_few_verdicts_fail_the_stage(tmp_path: Path, provider: FakeProvider) -> None:
+    run = Run(tmp_path, provider, **judging(provider))
+    provider.fail = lambda seen, _: Fault(500) if judges(seen) and "asks twice" in asked_text(seen) else None
+    with pytest.raises(TeacherError, match=r"Only 67% of 3 rows have an answer of the judge openai/judge; judge\.min"):
+        run.update()
+    assert run.env.lake.record(run.env.task_name, "scored_completions", "shop") is None
+
+
+BAD = {
+    "no JSON": "It is fine.",
+    "a criterion is missing": json.dumps(judged(correct=5)),
+    "out of range": json.dumps(judged(correct=6, only_one=1)),
+    "not a whole number": json.dumps({"correct": {"reason": "", "score": 4.5}, "only_one": {"reason": "", "score": 1}}),
+    "no reason": json.dumps({"correct": {"score": 4}, "only_one": {"score": 4}}),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_an_answer_of_another_form_is_asked_for_once_more(tmp_path: Path, provider: FakeProvider, bad: str) -> None:
+    run = Run(tmp_path, provider, **judging(provider, temperature=0.5))
+    # The first sample of one row is bad, both of another one.
+    provider.answer = lambda seen: (
+        BAD[bad]
+        if judges(seen)
+        and ("broken" in asked_text(seen) or ("refund\n>>>" in asked_text(seen) and not seen.body["seed"]))
+        else answer(seen)
+    )
+    run.update()
+    assert len(run.judging()) == 5
+    rows = run.scored()
+    assert rows["I want a refund"]["judge_score"] == 0.875
+    assert rows["a delivery arrived broken"]["judge_error"] == "2 answers of the judge have not the declared form"
+    assert run.update() == [], "both answers are stored: asking again would bring the same"
+
+
+def test_a_verdict_between_other_words_is_read(tmp_path: Path, provider: FakeProvider) -> None:
+    run = Run(tmp_path, provider, **judging(provider, structured=False))
+    provider.answer = lambda seen: f"Let me see.\n```json\n{answer(seen)}\n```" if judges(seen) else answer(seen)
+    run.update()
+    assert run.scored()["I want a refund"]["judge_score"] == 0.875
+    assert "response_format" not in run.judging()[0].body
+
+
+def samples(seen: Seen) -> str:
+    """Of two draws the first says login, the second what stands in the text; the judge prefers what stands there."""
+    if not judges(seen):
+        return answers(seen) if seen.body["seed"] else "login"
+    text = asked_text(seen)
+    named = next(label for label in LABELS if label in text.partition("<<<")[2].partition(">>>")[0])
+    options = re.findall(r"Answer (\d):\n<<<\n(\w+)\n>>>", text)
+    return json.dumps({"reason": "it says so", "best": next(int(n) for n, option in options if option == named)})
+
+
+def test_the_best_of_differing_samples_becomes_the_candidate(tmp_path: Path, provider: FakeProvider) -> None:
+    provider.answer = samples
+    settings = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "temperature": 0.7, "max_retries": 0}
+    run = Run(tmp_path, provider, teacher=settings, **judging(provider, mode="best_of"))
+    run.update()
+    rows = run.scored()
+    assert {text: row["answer"] for text, row in rows.items()} == {
+        "I want a refund": '"refund"', "a delivery arrived broken": '"delivery"', "login asks twice": '"login"'
+    }  # fmt: skip
+    assert len(run.judging()) == 2, "where the samples agree nobody is asked"
+    row = rows["a delivery arrived broken"]
+    assert (row["agreement"], row["confidence"], row["judge_score"]) == (0.5, 0.5, None)
+    assert json.loads(row["judge_reasons"]) == {"best": "it says so"}
+    assert rows["login asks twice"]["judge"] is None
+    assert "Answer 2:" in asked_text(run.judging()[0])
+    assert run.update() == []
+
+
+def test_the_order_of_options_says_nothing_of_the_samples() -> None:
+    rows = [(f"p{n}", sample, "ok", f'"{label}"') for n in range(40) for sample, label in enumerate(("a", "b", "b"))]
+    rows += [("same", 0, "ok", '"a"'), ("same", 1, "ok", '"a"'), ("failed", 0, "failed", None)]
+    found = differing_answers(
+        pl.DataFrame(rows, schema=["prompt_id", "sample_index", "status", "answer"], orient="row")
+    )
+    assert len(found) == 40
+    first = [answers_[0] for answers_ in found.values()]
+    assert 10 < first.count('"a"') < 30
+    assert all(sorted(answers_) == ['"a"', '"b"'] for answers_ in found.values())
+
+
+def test_a_schema_for_strict_mode(tmp_path: Path) -> None:
+    folder = small_task(tmp_path, judge=JUDGE_SPEC | {"api_base": "http://127.0.0.1:9"})
+    task = folder.task
+    assert task.judge is not None
+    schema = strict_schema(verdict_model(task.judge, None).model_json_schema())
+    [one] = schema["$defs"].values()
+    assert one["properties"]["score"] == {"type": "integer", "enum": [1, 2, 3, 4, 5]}
+    assert one["additionalProperties"] is schema["additionalProperties"] is False
+    assert strict_schema(verdict_model(task.judge, 3).model_json_schema())["properties"]["best"]["enum"] == [1, 2, 3]
+
+
+def test_more_turns_and_other_answers_are_shown_in_words(tmp_path: Path) -> None:
+    folder = small_task(tmp_path, judge=JUDGE_SPEC | {"api_base": "http://127.0.0.1:9"})
+    judge = Judge(folder.task, own_templates({}, JUDGE), "identity")
+    turns = [{"role": role, "content": f"says {role}"} for role in ("user", "assistant", "user")]
+    row = {"messages": turns, "answer": '{"total":7}', "reasoning": "3 and 4"}
+    request = judge.request(row)
+    assert request.messages is not None
+    text = request.messages[0]["content"]
+    assert "user: says user\nassistant: says assistant\nuser: says user" in text
+    assert '<<<\n{"total": 7}\n>>>' in text
+    assert "<<<\n3 and 4\n>>>" in text
+    assert judge.request(row).key != judge.request(row, None, 1).key

