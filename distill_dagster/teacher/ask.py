@@ -34,6 +34,7 @@ CHUNK = 2000
 """Requests that are looked up in the store together."""
 LARGE = 8
 """So many times the smoke's rows are worth a smoke."""
+MAX_DRAWS = 64
 LABEL_BIAS = 20.0
 """Lifts a label from e^-20 of the likeliest token to its side, far from where single precision ends."""
 
@@ -90,6 +91,7 @@ class Asker:
         self.writer = Writer(self.kind, templates, endpoint, self.spec) if task.answers_are_written else None
         self.engine = Engine(endpoint, self.spec, store, account)
         self._to_ask = 0
+        self._turns: dict[tuple[str, ...], list[dict[str, str]]] = {}
 
     def request(self, asked: str | Prompt, sample: int, spelled: str = "") -> Request:
         """The request for one sample of one prompt; `spelled` is a beginning of a label to go on from."""
@@ -121,11 +123,22 @@ class Asker:
         if self.spec.soft_labels == "logprobs":
             params |= {"logprobs": True, "top_logprobs": self.spec.top_logprobs}
         messages = [{"role": "system", "content": self.templates.part("system", **values)}]
-        for example in examples:
-            shown = self.templates.part("user", **(values | {"text": example.text}))
-            messages += [{"role": "user", "content": shown}, {"role": "assistant", "content": example.label}]
+        messages += self._shown(examples, values)
         messages.append({"role": "user", "content": self.templates.part("user", **values)})
         return Request(self.endpoint.identity, sample, params, messages=messages)
+
+    def _shown(self, examples: list[Example], values: dict[str, Any]) -> list[dict[str, str]]:
+        """The few-shot turns: rendered once for all prompts that share them, which is most of the work of a request."""
+        key = tuple(example.id for example in examples)
+        if key not in self._turns:
+            if len(self._turns) > MAX_DRAWS:  # the nearest examples: hardly two prompts have the same
+                self._turns.clear()
+            turns = []
+            for example in examples:
+                shown = self.templates.part("user", **(values | {"text": example.text}))
+                turns += [{"role": "user", "content": shown}, {"role": "assistant", "content": example.label}]
+            self._turns[key] = turns
+        return self._turns[key]
 
     def samples(self, text: str) -> list[int]:
         """Which samples a prompt wants: so many for each draw; of a replay teacher all that were recorded."""
