@@ -122,18 +122,19 @@ class Asker:
             return Request(self.endpoint.identity, sample, params, prompt=rendered)
         if self.spec.soft_labels == "logprobs":
             params |= {"logprobs": True, "top_logprobs": self.spec.top_logprobs}
-        messages = [{"role": "system", "content": self.templates.part("system", **values)}]
-        messages += self._shown(examples, values)
-        messages.append({"role": "user", "content": self.templates.part("user", **values)})
+        own = {"role": "user", "content": self.templates.part("user", **values)}
+        messages = [*self._shown(examples, values), own]
         return Request(self.endpoint.identity, sample, params, messages=messages)
 
     def _shown(self, examples: list[Example], values: dict[str, Any]) -> list[dict[str, str]]:
-        """The few-shot turns: rendered once for all prompts that share them, which is most of the work of a request."""
+        """All before the prompt's own turn: made once for those that share it, which is most of a request's work."""
         key = tuple(example.id for example in examples)
+        if self.templates.uses("system", "text"):
+            key = (*key, values["text"])
         if key not in self._turns:
             if len(self._turns) > MAX_DRAWS:  # the nearest examples: hardly two prompts have the same
                 self._turns.clear()
-            turns = []
+            turns = [{"role": "system", "content": self.templates.part("system", **values)}]
             for example in examples:
                 shown = self.templates.part("user", **(values | {"text": example.text}))
                 turns += [{"role": "user", "content": shown}, {"role": "assistant", "content": example.label}]
