@@ -59,7 +59,13 @@ def _files_sensor(graph: TaskGraph) -> dg.SensorDefinition:
 
 def last_change(folder: Path, accepted: Path | None = None) -> float:
     """When a file of the task, or one of its folders, last changed: seconds since the epoch."""
-    places = [folder, *folder.glob("*"), *folder.glob("slices/*"), *folder.glob("templates/*")]
+    places = [
+        folder,
+        *folder.glob("*"),
+        *folder.glob("slices/*"),
+        *folder.glob("templates/*"),
+        *folder.glob("recorded/*"),
+    ]
     if accepted is not None:
         places += [accepted, *accepted.glob("*")]
     return max(path.lstat().st_mtime for path in places if path.exists())

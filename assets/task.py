@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from assets import curation, evaluation, prompts, students, teacher
+from assets.batches import batches_sensor
 from assets.common import TaskGraph, source_assets
 from assets.inbox import inbox_sensor
 from assets.refresh import Refresh, refresh_definitions
@@ -30,9 +31,9 @@ def task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
     """`refresh` does the work of the schedule. What can call a paid teacher by itself is stopped at first."""
     graph = task_graph(folder)
     try:
-        spec = folder.task.refresh
+        spec, batched = folder.task.refresh, folder.task.teacher.mode == "batch"
     except InputError:
-        spec = RefreshSpec(cron=None)
+        spec, batched = RefreshSpec(cron=None), False
     made = [module.assets(graph) for module in (prompts, teacher, curation, students, evaluation)]
     own = dg.Definitions(
         assets=[*source_assets(graph), *(asset for group in made for asset in group)],
@@ -43,6 +44,6 @@ def task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
                 description="seed_prompts to scored_completions of one slice.",
             )
         ],
-        sensors=[*sensors(graph), inbox_sensor(graph)],
+        sensors=[*sensors(graph), inbox_sensor(graph), *([batches_sensor(graph)] if batched else [])],
     )
     return dg.Definitions.merge(own, refresh_definitions(graph, spec, refresh))

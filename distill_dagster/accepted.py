@@ -29,6 +29,7 @@ class Accepted(BaseModel):
     source: str
     batch: str = Field(description="one inbox file at one time, so that taking it twice is seen")
     accepted_at: str
+    id: str | None = Field(default=None, description="what an imported prompt is called where it comes from")
 
 
 def accepted_file(folder: Path, key: str) -> Path:
@@ -93,7 +94,7 @@ def append_accepted(path: Path, rows: Sequence[Accepted]) -> None:
         if content[:end] and not content[:end].endswith(b"\n"):
             handle.write(b"\n")
         for row in rows:
-            handle.write(row.model_dump_json().encode() + b"\n")
+            handle.write(row.model_dump_json(exclude_none=True).encode() + b"\n")
         handle.flush()
         os.fsync(handle.fileno())
     if new:

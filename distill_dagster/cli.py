@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +24,7 @@ from rich.table import Table
 from distill_dagster import progress, secrets
 from distill_dagster.database import DRIVER, POSTGRES, STORE, store_url
 from distill_dagster.errors import DistillError, InputError, Problem
+from distill_dagster.importing import Target
 from distill_dagster.lake import Lake
 from distill_dagster.openmp import settle_waiting
 from distill_dagster.paths import PROJECT, Home
@@ -346,6 +348,88 @@ def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
             print(json.dumps({"task": folder.name, "accepted": accepted, "files": files}))
         if any(one.state == "rejected" for one in taken):
             raise typer.Exit(1)
+
+
+@app.command()
+def batches(
+    task: TaskArgument = None,
+    forget: Annotated[str | None, typer.Option(help="Wait for this one no more; it counts as paid for.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at the batches of a task at the provider, and collect those that ended. Submits nothing."""
+    home = Home.from_env()
+    with _errors():
+        folder = _open(home, task)
+        from distill_dagster.teacher.batches import give_up, look_after
+        from distill_dagster.teacher.batchstore import BatchStore
+        from distill_dagster.teacher.client import endpoint_of
+        from resources.doors import CompletionStoreResource
+
+        spec = folder.task.teacher
+        if spec.free:
+            raise DistillError(f"The teacher of {folder.name} is {spec.model}, which has no batches.")
+        with CompletionStoreResource(path=str(home.store), url=store_url()).open() as store:
+            if forget is not None:
+                if forget not in {one.submission for one in BatchStore(store).open(task=folder.name)}:
+                    raise DistillError(f"{folder.name} has no open batch {forget!r}.")
+                give_up(store, forget)
+                out.print(f"forgotten: {forget}. It counts as paid for, and its requests may be asked anew.")
+            done, left = look_after(endpoint_of(spec), spec, store, folder.name)
+        for one in done:
+            out.print(f"[green]collected[/green] {escape(str(one))}", soft_wrap=True)
+        for waiting in left:
+            id_ = waiting.batch_id or "(being submitted)"
+            what = f"{waiting.origin}: batch {id_}, {waiting.requests} requests, since {waiting.created_at}"
+            out.print(f"[yellow]under way[/yellow] {escape(what)} ({waiting.submission})", soft_wrap=True)
+        answers = sum(one.answers for one in done)
+        remark = f" `distill run {folder.name}` goes on with them." if done else ""
+        out.print(f"{folder.name}: {answers} answers collected, {len(left)} batches under way.{remark}")
+        if as_json:
+            print(json.dumps({"task": folder.name, "collected": answers, "under_way": [s.batch_id for s in left]}))
+
+
+@app.command("import")
+def import_(
+    task: Annotated[str, typer.Argument(help="The task.")],
+    path: Annotated[Path, typer.Argument(help="CSV, JSONL, JSON, Parquet, or a folder of traces.")],
+    target: Annotated[Target, typer.Option("--as", help="What the records become.")],
+    slice_: Annotated[str | None, typer.Option("--slice", help="The slice of all of it.")] = None,
+    slice_field: Annotated[str | None, typer.Option(help="The field that names the slice.")] = None,
+    text_field: Annotated[str | None, typer.Option(help="The field of the prompt: a name or a dotted path.")] = None,
+    label_field: Annotated[str | None, typer.Option(help="The field of the human's answer.")] = None,
+    id_field: Annotated[str | None, typer.Option(help="The field of the id; by default `id`.")] = None,
+    completion_field: Annotated[str | None, typer.Option(help="recorded: the field of the completion.")] = None,
+    reasoning_field: Annotated[str | None, typer.Option(help="The field of the reasoning, where there is one.")] = None,
+    name: Annotated[str | None, typer.Option(help="recorded: a name of its own; by default the file's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be added; write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Import a file into a task, as seeds, labelled rows or recorded completions. The same file twice adds nothing.
+
+    Seeds and recorded completions are masked and stored beside what came through the inbox; labelled rows are appended
+    to the task's own files. Exit code 2 where a record cannot be used: nothing was written then.
+    """
+    from distill_dagster.importing import Options, import_file
+
+    home = Home.from_env()
+    with _errors():
+        folder = _open(home, task)
+        fields = (slice_, slice_field, text_field, label_field, id_field, completion_field, reasoning_field, name)
+        done = import_file(folder, path, Options(target, *fields, dry_run), home.inbox / folder.name)
+        would = "would be added" if dry_run else "added"
+        for place, number in done.added.items():
+            out.print(f"[green]{number} {would}[/green] to {escape(place)}", soft_wrap=True)
+        for why, number in done.skipped.items():
+            out.print(f"[yellow]{number} left out[/yellow]: {why}")
+        if done.masked:
+            out.print("masked: " + ", ".join(f"{number} {kind}" for kind, number in done.masked.items()))
+        what = f"{done.count} of {done.records} records of {escape(done.file)}"
+        out.print(f"{folder.name}: {what} {would}.", soft_wrap=True)
+        if done.hint:
+            out.print(escape(done.hint), soft_wrap=True)
+        if as_json:
+            found = {"file": done.file, "as": done.target, "records": done.records, "dry_run": dry_run}
+            print(json.dumps({"task": folder.name, **found, "added": done.added, "skipped": done.skipped}))
 
 
 @app.command()

@@ -76,11 +76,13 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class _Line:
-    """One record of a file, with all its fields: rules may look at any."""
+class Line:
+    """One record of a file, with all its fields: rules may look at any. An import may have named its slice."""
 
     text: str
     fields: dict[str, Any]
+    id: str | None = None
+    slice: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def take(folder: TaskFolder, inbox: Path, *, lock_s: float = -1, limit_s: float 
         if place.is_symlink():
             problem = Problem(place, "symbolic links are not followed.", "Put the folder itself there.")
             raise InputError([problem])
-    with _locked(inbox, lock_s):
+    with locked(inbox, lock_s):
         taker = _Taker(folder, inbox)
         started, out = time.monotonic(), []
         for path in _files(inbox):
@@ -139,8 +141,22 @@ def take(folder: TaskFolder, inbox: Path, *, lock_s: float = -1, limit_s: float 
         return out
 
 
+def accept(
+    folder: TaskFolder, inbox: Path, lines: list[Line], keys: list[str], source: str, dry_run: bool = False
+) -> Taken:
+    """Take prompts that an import read, one key of a slice for each: masked, compared and stored like a file's.
+
+    Raises:
+        InputError: the task's own files are malformed, so that nothing can be compared with them.
+    """
+    with locked(inbox):
+        batch = content_hash([source, os.getpid(), time.time_ns()])[:16]
+        return _Taker(folder, inbox).store(lines, keys, source, batch, dry_run)
+
+
 @contextmanager
-def _locked(inbox: Path, lock_s: float) -> Iterator[None]:
+def locked(inbox: Path, lock_s: float = -1) -> Iterator[None]:
+    """Keep all others from writing what the inbox writes to, for as long as the block lasts."""
     try:
         with FileLock(inbox / LOCK, timeout=lock_s):
             yield
@@ -193,7 +209,7 @@ class _Taker:
         lines, problems = _parse(content.raw, self.spec)
         if problems:
             return self._reject(path, shown, problems, content.raw.count(b"\n") + 1)
-        taken = self._store(lines, shown, content.batch)
+        taken = self.store(lines, slices_of(lines, self.spec), shown, content.batch)
         return self._finish(path, content, taken)
 
     def _read(self, path: Path) -> _Content:
@@ -213,7 +229,7 @@ class _Taker:
             stamp = _stamp(found)
             return _Content(handle.read(), content_hash([os.fsencode(path.name).hex(), *stamp])[:16], stamp)
 
-    def _store(self, lines: list[_Line], source: str, batch: str) -> Taken:
+    def store(self, lines: list[Line], keys: list[str], source: str, batch: str, dry_run: bool = False) -> Taken:
         """Append what is new; what an interrupted attempt at this very file has stored counts as if it were."""
         accepted: dict[str, list[Accepted]] = {}
         counts: Counter[str] = Counter()
@@ -221,7 +237,7 @@ class _Taker:
         out: Counter[str] = Counter()
         seen: set[str] = set()
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        for line, key in zip(lines, _slices(lines, self.spec), strict=True):
+        for line, key in zip(lines, keys, strict=True):
             if len(line.text) > MAX_CHARS:
                 out["too_long"] += 1
                 continue
@@ -238,9 +254,9 @@ class _Taker:
             masked_counts.update(masked.counts)
             counts[slice_known] += 1
             if batch_known is None:
-                row = Accepted(text=masked.text.strip(), source=source, batch=batch, accepted_at=now)
+                row = Accepted(text=masked.text.strip(), source=source, batch=batch, accepted_at=now, id=line.id)
                 accepted.setdefault(key, []).append(row)
-        for key, rows in sorted(accepted.items()):
+        for key, rows in sorted(accepted.items()) if not dry_run else ():
             append_accepted(accepted_file(self.accepted, key), rows)
             self.known |= {normalize(row.text): (batch, key) for row in rows}
         by_slice, by_kind = dict(sorted(counts.items())), dict(sorted(masked_counts.items()))
@@ -324,9 +340,9 @@ def _write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _parse(raw: bytes, spec: InboxSpec) -> tuple[list[_Line], list[str]]:
+def _parse(raw: bytes, spec: InboxSpec) -> tuple[list[Line], list[str]]:
     """The records of a file, and one message for every malformed line."""
-    lines: list[_Line] = []
+    lines: list[Line] = []
     problems: list[str] = []
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
@@ -340,7 +356,7 @@ def _parse(raw: bytes, spec: InboxSpec) -> tuple[list[_Line], list[str]]:
     return lines, problems
 
 
-def _record(line: bytes, spec: InboxSpec) -> _Line:
+def _record(line: bytes, spec: InboxSpec) -> Line:
     name = spec.text_field
     try:
         value = json.loads(line.decode("utf-8"))
@@ -368,14 +384,14 @@ def _record(line: bytes, spec: InboxSpec) -> _Line:
         text.encode()
     except UnicodeEncodeError:  # half of a pair, written as an escape
         raise ValueError(f"the field {name!r} has half a character. Expected: Unicode. Mend the escape.") from None
-    return _Line(text, value)
+    return Line(text, value)
 
 
-def _slices(lines: list[_Line], spec: InboxSpec) -> list[str]:
+def slices_of(lines: list[Line], spec: InboxSpec) -> list[str]:
     """The slice of each record: the one it names, else that of the first rule that matches, else `unsorted`."""
     out: list[str | None] = []
     for line in lines:
-        named = line.fields.get(spec.slice_field)
+        named = line.slice or line.fields.get(spec.slice_field)
         out.append(named if isinstance(named, str) and SLICE_KEY.fullmatch(named) else None)
     for rule in spec.rules:
         values = [_plain(line.fields.get(rule.field or spec.text_field)) for line in lines]

@@ -33,7 +33,8 @@ def source_version(folder: TaskFolder, source: str, partition: str | None = None
         case "human_examples":
             return content_hash({"examples": _rows(folder.examples), "human": _rows(folder.human)})
         case "teacher_settings":
-            return task.teacher_hash(answering(folder.templates()))
+            settings, recorded = task.teacher_hash(answering(folder.templates())), folder.recorded_version()
+            return content_hash([settings, recorded]) if recorded is not None else settings
         case "imagine_settings":
             return task.imagine_hash(own_templates(folder.templates(), IMAGINE))
         case "judge_settings":

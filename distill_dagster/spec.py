@@ -25,6 +25,8 @@ SLICE_KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 STUDENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
 EMBEDDED = "embedded/"
+REPLAY = "replay/"
+REPLAY_NAME = re.compile(r"replay/[a-z0-9][a-z0-9._-]{0,62}")
 WRITTEN_TOKENS = 1024
 """Default of teacher.max_tokens for answers that are written rather than chosen."""
 
@@ -58,6 +60,58 @@ class FewShot(_Model):
     )
     draws: Annotated[int, Field(ge=1, le=32)] = 3
     seed: int = 0
+
+
+class ReplaySpec(_Model):
+    """How recorded completions are read. Provider logs, stored completions and chat traces need none of the paths.
+
+    A path is dotted (`request.messages.-1.content`) or a JSON pointer.
+    """
+
+    files: tuple[str, ...] = Field(
+        default=(), description="files or folders below the task folder; by default recorded/<name>.jsonl"
+    )
+    match: Literal["text", "conversation", "id"] = Field(
+        default="text",
+        description="how a prompt finds its completion: by the last user turn, by all of them, or by the id that a "
+        "seed, an imported prompt or a labelled row has",
+    )
+    prompt: str | None = None
+    completion: str | None = None
+    reasoning: str | None = None
+    model: str | None = None
+    id: str | None = None
+    prompt_pattern: str | None = Field(
+        default=None, description="a regular expression whose first group is the prompt within the recorded one"
+    )
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not name.strip() or name.startswith("/") or ".." in name.split("/") or "\\" in name:
+                raise ValueError(f"{name!r} is not a path below the task folder, such as recorded/log.jsonl")
+        return value
+
+    @field_validator("prompt_pattern")
+    @classmethod
+    def _one_group(cls, value: str | None) -> str | None:
+        if value is not None and "(" not in value:
+            raise ValueError("the pattern has no group; put what is the prompt into parentheses")
+        if value is not None and (why := pattern_problem(value)):
+            raise ValueError(why)
+        return value
+
+
+class BatchSpec(_Model):
+    """How batches are looked after."""
+
+    wait_s: Annotated[float, Field(ge=0)] = Field(
+        default=90_000, description="how long a run waits for its batches: 25 hours; 0 leaves them to the sensor"
+    )
+    poll_s: Annotated[float, Field(gt=0)] = Field(
+        default=30, description="first pause between looks; it grows to ten times as much"
+    )
 
 
 class Price(_Model):
@@ -141,7 +195,7 @@ class TermsSpec(_Model):
 
 
 class TeacherSpec(_Model):
-    """Who answers. `model` is `embedded/smollm2-135m-instruct` or any litellm model id."""
+    """Who answers. `model` is `embedded/smollm2-135m-instruct`, `replay/<name>` or any litellm model id."""
 
     model: str
     api: Literal["chat", "text"] = Field(
@@ -182,6 +236,11 @@ class TeacherSpec(_Model):
         default=3, description="examples of each label for the calibration"
     )
     few_shot: FewShot = FewShot()
+    mode: Literal["online", "batch"] = Field(
+        default="online", description="batch: through the provider's batch API, slower and at a lower price"
+    )
+    batch: BatchSpec = BatchSpec()
+    replay: ReplaySpec | None = Field(default=None, description="for `replay/<name>`: where its completions lie")
     concurrency: Annotated[int, Field(ge=1, le=512)] = 8
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = Field(
@@ -233,11 +292,31 @@ class TeacherSpec(_Model):
             raise ValueError("boost_labels needs `api: text` and `soft_labels: logprobs`")
         if self.calibration != "none" and self.soft_labels != "logprobs":
             raise ValueError("calibration corrects probabilities and needs `soft_labels: logprobs`")
+        if self.mode == "batch" and self.free:
+            raise ValueError("mode: batch is for a provider with a batch API; an embedded or replay teacher has none")
+        if self.mode == "batch" and (self.resolve_labels or self.boost_labels):
+            raise ValueError("resolve_labels and boost_labels ask a server several times; they need `mode: online`")
+        if self.replay is not None and not self.replayed:
+            raise ValueError("replay belongs to a teacher whose model is `replay/<name>`")
+        if self.replayed and not REPLAY_NAME.fullmatch(self.model):
+            raise ValueError(f"a replay teacher's model matches {REPLAY_NAME.pattern}")
+        if self.replayed and self.soft_labels != "votes":
+            raise ValueError("recorded completions have no log-probabilities; they need `soft_labels: votes`")
         return self
 
     @property
     def embedded(self) -> bool:
         return self.model.startswith(EMBEDDED)
+
+    @property
+    def replayed(self) -> bool:
+        """Its completions were recorded elsewhere: it sends nothing and costs nothing."""
+        return self.model.startswith(REPLAY)
+
+    @property
+    def free(self) -> bool:
+        """Whether asking costs nothing: then the task may run by itself from the start."""
+        return self.embedded or self.replayed
 
     def identity(self) -> dict[str, Any]:
         """All that can change an answer: in every request_key. Not where it is asked, how fast or how often."""
@@ -246,23 +325,12 @@ class TeacherSpec(_Model):
     def result_settings(self) -> dict[str, Any]:
         """The settings that can change the teacher's tables (not its limits, address or key).
 
-        Settings that came later are left out while they have their default: no hash moves for them.
+        Settings that came later are left out while they have their default: no hash moves for them. What a replay
+        teacher has recorded is a source of its own, by content: see `sources`.
         """
-        settings = self.model_dump(
-            exclude={
-                "api_base",
-                "api_key_env",
-                "concurrency",
-                "requests_per_minute",
-                "tokens_per_minute",
-                "timeout_s",
-                "max_retries",
-                "price",
-                "smoke_rows",
-                "min_success",
-                "terms",
-            }
-        )
+        how = {"api_base", "api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s"}
+        how |= {"max_retries", "price", "smoke_rows", "min_success", "terms", "mode", "batch", "replay"}
+        settings = self.model_dump(exclude=how)
         for name in ("samples", "response_format", "reasks"):
             if settings[name] == type(self).model_fields[name].default:
                 del settings[name]
@@ -859,11 +927,11 @@ class Task(_Model):
 
     @property
     def free(self) -> bool:
-        """Whether everybody that is asked is embedded and costs nothing."""
+        """Whether everybody that is asked is embedded or a replay and costs nothing."""
         imaginer = self.imagine.teacher if self.imagine else None
         models = [one.model for one in self.teacher_specs]
         models += [one.model for one in (imaginer, self.judge) if one is not None]
-        return all(model.startswith(EMBEDDED) for model in models)
+        return all(model.startswith((EMBEDDED, REPLAY)) for model in models)
 
     @property
     def label_names(self) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
@@ -25,7 +25,10 @@ from distill_dagster.errors import InputError, Problem
 from distill_dagster.hashing import canonical_json, content_hash
 from distill_dagster.imagined import Imagination, imagined_file, imagined_problems, read_imagined
 from distill_dagster.kinds import InvalidAnswer, Question, is_refusal, kind_of
-from distill_dagster.spec import SLICE_KEY, TASK_NAME, Task
+from distill_dagster.spec import SLICE_KEY, TASK_NAME, ReplaySpec, Task, TeacherSpec
+
+if TYPE_CHECKING:
+    from distill_dagster.teacher.recorded import Recorded
 
 TASK_FILE = "task.yaml"
 EXAMPLES, DEV, GOLDEN, HUMAN = "examples.jsonl", "dev.jsonl", "golden.jsonl", "human.jsonl"
@@ -175,6 +178,9 @@ class TaskFolder:
 
     path: Path
     accepted: Path | None = None
+    _recorded: dict[tuple[str, ReplaySpec | None], Recorded] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def name(self) -> str:
@@ -226,6 +232,20 @@ class TaskFolder:
     @cached_property
     def human(self) -> list[Row]:
         return self.rows(HUMAN)
+
+    def recorded(self, spec: TeacherSpec) -> Recorded:
+        """What a replay teacher of this task answers with."""
+        from distill_dagster.teacher.recorded import recorded
+
+        key = (spec.model, spec.replay)
+        if key not in self._recorded:
+            self._recorded[key] = recorded(self, spec)
+        return self._recorded[key]
+
+    def recorded_version(self) -> str | None:
+        """Hash of what the task's replay teachers have recorded, parsed; None where every teacher is asked."""
+        versions = [self.recorded(spec).version for spec in self.task.teacher_specs if spec.replayed]
+        return versions[0] if len(versions) == 1 else content_hash(versions) if versions else None
 
     def templates(self) -> dict[str, str]:
         """The user's own templates by name.
@@ -642,6 +662,7 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
         problems += _example_problems(folder.path, task, rows_of.get(EXAMPLES, []))
     problems += _repeat_warnings(texts, held_out)
     try:
+        folder.recorded_version()
         for name, text in folder.templates().items():
             problems += _template_problems(folder.path / "templates" / f"{name}.j2", text, task)
     except InputError as error:

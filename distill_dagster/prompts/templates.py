@@ -37,6 +37,11 @@ def _compiled(source: str) -> Any:
     return _environment().from_string(source)
 
 
+@lru_cache(maxsize=64)
+def _variables(source: str) -> set[str]:
+    return meta.find_undeclared_variables(_environment().parse(source))
+
+
 class Templates:
     """The templates of one task. `version` changes when, and only when, one of them changes."""
 
@@ -51,6 +56,10 @@ class Templates:
     def part(self, part: str, **values: Any) -> str:
         """The template of a part, as `render`."""
         return self.render(self.names[PARTS.index(part)], **values)
+
+    def uses(self, part: str, variable: str) -> bool:
+        """Whether the template of a part reads a variable; without `text` it says the same for every prompt."""
+        return variable in _variables(self._sources[self.names[PARTS.index(part)]])
 
     def render(self, name: str, **values: Any) -> str:
         """One template with its values; the end of the text is trimmed.

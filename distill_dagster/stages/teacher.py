@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import polars as pl
 
@@ -10,6 +11,7 @@ from distill_dagster import plots
 from distill_dagster.checks import Check, no_missing_rows, valid_table
 from distill_dagster.curation.candidates import prior_of, scored, uniform_prior, with_imagined
 from distill_dagster.curation.teachers import unsure
+from distill_dagster.lake import node
 from distill_dagster.prompts.context import Example, context_schema, draws, left_out, pool, prompt_context
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, seed_prompts, user_message
 from distill_dagster.prompts.templates import Templates
@@ -61,7 +63,10 @@ def _asker(env: Env, reading: Reading, endpoint: Endpoint, task: Task, name: str
     templates = Templates(env.folder.templates(), task.kind, task.reasoning)
     embed = sentence_embedder(task.teacher, env.models)
     account = env.account(reading.asset.removesuffix("_completions").removeprefix("teacher_"))
-    return Asker(task, templates, examples, endpoint, env.store, embed, account, name)
+    if task.teacher.replayed:
+        endpoint = replace(endpoint, recorded=env.folder.recorded(task.teacher))
+    origin = f"{env.task_name}/{node(reading.asset, reading.partition)}"
+    return Asker(task, templates, examples, endpoint, env.store, embed, account, name, origin)
 
 
 def _ask(env: Env, reading: Reading, prompts: pl.DataFrame, lone: int = 0) -> Asked:

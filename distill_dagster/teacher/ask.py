@@ -35,6 +35,7 @@ CHUNK = 2000
 """Requests that are looked up in the store together."""
 LARGE = 8
 """So many times the smoke's rows are worth a smoke."""
+MAX_DRAWS = 64
 LABEL_BIAS = 20.0
 """Lifts a label from e^-20 of the likeliest token to its side, far from where single precision ends."""
 
@@ -80,8 +81,11 @@ class Asker:
         embed: Embed | None = None,
         account: Account | None = None,
         name: str | None = None,
+        origin: str = "",
     ) -> None:
-        """`embed` finds the examples for `few_shot.nearest` alone; `name` is what stands in the column `teacher`."""
+        """`embed` finds the examples for `few_shot.nearest` alone; `name` is what stands in the column `teacher`;
+        `origin` is for whom it asks, `task/asset[partition]`, in the notes on batches."""
+        self.origin = origin
         self.task, self.spec, self.templates = task, task.teacher, templates
         self.name = name or task.teacher.model
         self.choice = choice_of(pool, draw_labels(task), self.spec.few_shot, embed)
@@ -90,10 +94,13 @@ class Asker:
         self.writer = Writer(self.kind, templates, endpoint, self.spec) if task.answers_are_written else None
         self.engine = Engine(endpoint, self.spec, store, account)
         self._to_ask = 0
+        self._turns: dict[tuple[str, ...], list[dict[str, str]]] = {}
 
     def request(self, asked: str | Prompt, sample: int, spelled: str = "") -> Request:
         """The request for one sample of one prompt; `spelled` is a beginning of a label to go on from."""
         text = asked if isinstance(asked, str) else asked.text
+        if self.endpoint.recorded is not None:
+            return self.endpoint.recorded.request(self.endpoint.identity, text, sample)
         if self.writer is not None:
             prompt = Prompt(asked) if isinstance(asked, str) else asked
             return self.writer.request(prompt, self.choice.examples(text, sample), sample)
@@ -118,12 +125,30 @@ class Asker:
             return Request(self.endpoint.identity, sample, params, prompt=rendered)
         if self.spec.soft_labels == "logprobs":
             params |= {"logprobs": True, "top_logprobs": self.spec.top_logprobs}
-        messages = [{"role": "system", "content": self.templates.part("system", **values)}]
-        for example in examples:
-            shown = self.templates.part("user", **(values | {"text": example.text}))
-            messages += [{"role": "user", "content": shown}, {"role": "assistant", "content": example.label}]
-        messages.append({"role": "user", "content": self.templates.part("user", **values)})
+        own = {"role": "user", "content": self.templates.part("user", **values)}
+        messages = [*self._shown(examples, values), own]
         return Request(self.endpoint.identity, sample, params, messages=messages)
+
+    def _shown(self, examples: list[Example], values: dict[str, Any]) -> list[dict[str, str]]:
+        """All before the prompt's own turn: made once for those that share it, which is most of a request's work."""
+        key = tuple(example.id for example in examples)
+        if self.templates.uses("system", "text"):
+            key = (*key, values["text"])
+        if key not in self._turns:
+            if len(self._turns) > MAX_DRAWS:  # the nearest examples: hardly two prompts have the same
+                self._turns.clear()
+            turns = [{"role": "system", "content": self.templates.part("system", **values)}]
+            for example in examples:
+                shown = self.templates.part("user", **(values | {"text": example.text}))
+                turns += [{"role": "user", "content": shown}, {"role": "assistant", "content": example.label}]
+            self._turns[key] = turns
+        return self._turns[key]
+
+    def samples(self, text: str) -> list[int]:
+        """Which samples a prompt wants: so many for each draw; of a replay teacher all that were recorded."""
+        if self.endpoint.recorded is not None:
+            return list(range(max(1, len(self.endpoint.recorded.find(text)))))
+        return list(range(self.spec.requests_per_prompt))
 
     def _refuse(self, response: Response) -> None:
         """Not stored: once the server is mended, the same request has to be asked again."""
@@ -141,7 +166,9 @@ class Asker:
         """
         request = request or self.request(asked, sample)
         rows: list[dict[str, Any]] = []
-        for attempt in range(self.spec.reasks + 1):
+        # What was recorded stays as it is, and a batch would take another day.
+        anew = 0 if self.endpoint.recorded is not None or self.spec.mode == "batch" else self.spec.reasks
+        for attempt in range(anew + 1):
             rows.append(await self._sample(asked, sample, replace(request, attempt=attempt) if attempt else request))
             if rows[-1]["status"] != "ok" or rows[-1]["answer"] is not None or self.spec.soft_labels == "logprobs":
                 break
@@ -200,7 +227,8 @@ class Asker:
             "prompt_tokens": sum(r.prompt_tokens or 0 for r in responses),
             "completion_tokens": sum(r.completion_tokens or 0 for r in responses),
             "cost_usd": sum(costs) if len(costs) == len(responses) else None,
-            "latency_s": sum(r.latency_s for r in responses),
+            "latency_s": sum(r.latency_s for r in responses) if response.mode == "online" else None,
+            "mode": response.mode,
             "model_reported": response.model_reported,
             "params": request.params | {"requests": len(responses)},
             "requested_at": response.received_at,
@@ -251,7 +279,6 @@ class Asker:
         Raises:
             TeacherError: the teacher refuses every request, or fewer than `min_success` of the prompts have an answer.
         """
-        every = list(range(self.spec.requests_per_prompt))
         texts = {
             row["prompt_id"]: prompt_of(row["messages"], row["reference"] if self.writer else None)
             for row in prompts.iter_rows(named=True)
@@ -259,13 +286,9 @@ class Asker:
         self.choice.look_up([prompt.text for prompt in texts.values()])
         slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
         ids = list(texts)
-        jobs = [
-            (i, s)
-            for part in (ids[:lone], ids[lone:])
-            for s in every
-            for i in part
-            if samples is None or s in samples(i)
-        ]
+        wanted = {i: samples(i) if samples is not None else self.samples(prompt.text) for i, prompt in texts.items()}
+        every = sorted({s for chosen in wanted.values() for s in chosen})
+        jobs = [(i, s) for part in (ids[:lone], ids[lone:]) for s in every for i in part if s in wanted[i]]
         alone = set(ids[:lone])
         rows: list[dict[str, Any]] = []
         started = time.perf_counter()
@@ -291,7 +314,9 @@ class Asker:
                     else:
                         open_.append((id_, sample))
             self._to_ask = len(open_)
-            open_ = await self._smoke(open_, one)
+            open_ = await self._smoke(open_, one) if self.endpoint.recorded is None else open_
+            if self.spec.mode == "batch":
+                await self.engine.prepare([self.request(texts[i], s) for i, s in open_], self.origin)
             await worker(iter([job for job in open_ if job[0] in alone]))
             work = iter([job for job in open_ if job[0] not in alone])
             width = 1 if self.spec.embedded else self.spec.concurrency
@@ -358,7 +383,7 @@ class Asker:
             "teacher": self.name,
             "answer_kind": self.kind.answer_kind,
             "params": canonical_json(row["params"]),
-            "mode": "online",
+            "mode": row.get("mode") or ("replay" if self.endpoint.recorded is not None else self.spec.mode),
             "template_version": self.templates.version,
         }
 

@@ -7,7 +7,8 @@ import os
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from distill_dagster import secrets
 from distill_dagster.errors import TeacherError
@@ -18,6 +19,9 @@ from distill_dagster.teacher.softlabels import Position
 from distill_dagster.teacher.store import Response
 from distill_dagster.teacher.terms import demand_acknowledgement
 from distill_dagster.teacher.transport import send
+
+if TYPE_CHECKING:
+    from distill_dagster.teacher.recorded import Recorded
 
 NO_KEY = "no-key"
 """Sent to servers that want no key: the client refuses to send nothing."""
@@ -37,7 +41,7 @@ class Request:
     attempt: int = 0
     """More than 0 where the same is asked anew, since the answer before was of no use: a request of its own."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """request_key: all that shapes the answer, and nothing of where, when or for whom it is asked."""
         asked: dict[str, Any] = {"prompt": self.prompt, "messages": self.messages}
@@ -64,6 +68,8 @@ class Endpoint:
     identity: str
     api_base: str | None = None
     api_key: str | None = None
+    recorded: Recorded | None = None
+    """What answers in place of a server, for a replay teacher."""
 
     def __repr__(self) -> str:
         base = secrets.scrubbed(self.api_base) if self.api_base else None
@@ -125,7 +131,7 @@ async def attempt(
     if not choices or (request.messages is None and choices[0].get("text") is None):
         # litellm makes a choice without a text of a body that holds none, such as a proxy's `{}`.
         raise AttemptError("the body holds no answer", retry=True, maybe_billed=True)
-    return _without_secrets(_response(body, latency, in_flight), secrets.credentials() if hidden is None else hidden)
+    return without_secrets(response_of(body, latency, in_flight), secrets.credentials() if hidden is None else hidden)
 
 
 def filtered_response(message: str) -> Response:
@@ -155,7 +161,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _response(body: dict[str, Any], latency: float, in_flight: int) -> Response:
+def response_of(body: dict[str, Any], latency: float, in_flight: int) -> Response:
+    """The answer in the body of a chat or text completion."""
     choice = body["choices"][0]
     message, usage = choice.get("message") or {}, body.get("usage") or {}
     text = message.get("content") if "message" in choice else choice.get("text")
@@ -190,7 +197,7 @@ def _tool_calls(message: dict[str, Any]) -> list[dict[str, Any]] | None:
     return [{"name": f.get("name"), "arguments": _clean(f.get("arguments") or "{}")} for f in functions] or None
 
 
-def _without_secrets(response: Response, found: list[str]) -> Response:
+def without_secrets(response: Response, found: list[str]) -> Response:
     """A response as it may be stored: a model or a proxy may say a key back, whole or token by token."""
     said = [response.text, response.reasoning or "", response.model_reported or "", response.finish_reason or ""]
     said += [call["arguments"] for call in response.tool_calls or []]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -15,6 +15,7 @@ from distill_dagster.hashing import content_hash
 from distill_dagster.secrets import credentials
 from distill_dagster.spec import TeacherSpec
 from distill_dagster.teacher.attempts import AttemptError, BudgetError, FilteredError, PermanentTeacherError
+from distill_dagster.teacher.batches import Batches
 from distill_dagster.teacher.client import Endpoint, Request, attempt, filtered_response, scrubbed
 from distill_dagster.teacher.ledger import Account, Settled, Verdict, Wanted
 from distill_dagster.teacher.limits import Limits
@@ -60,6 +61,11 @@ class Books:
         self._ended.append(ended)
         await self._written(None)
         self._changed.set()
+
+    async def keep(self, key: str, response: Response) -> None:
+        """Store an answer that nobody was asked for. On return it is durable."""
+        self._answers[key] = response
+        await self._written(None)
 
     async def settled(self) -> None:
         """Wait until something was settled, here or, for all we know, elsewhere."""
@@ -122,13 +128,15 @@ class Engine:
         self._missing: set[str] = set()
         self._hidden: list[str] = []
         self._stopped: TeacherError | None = None
+        self._batched: dict[str, str] | None = None
+        self._fresh: set[str] = set()
         self.calls = self.cached = self.prompt_tokens = self.completion_tokens = 0
         self.spent_usd = 0.0
         """What the requests sent by this engine cost, as far as their price is known."""
         self.unknown_costs = 0
         self.price = price_of(spec) if self.account.budget.in_usd or not spec.embedded else None
         self._exact = self.account.budget.any or spec.tokens_per_minute is not None
-        if self.account.budget.in_usd and self.price is None and not spec.embedded:
+        if self.account.budget.in_usd and self.price is None and not spec.free:
             raise TeacherError(
                 f"budget.usd caps what {spec.model} may cost, and its price is not known. Declare teacher.price "
                 f"(input_usd and output_usd for a million tokens) in task.yaml, or cap tokens instead."
@@ -146,6 +154,30 @@ class Engine:
         self._missing |= wanted - set(self._found)
         return set(self._found)
 
+    async def prepare(self, requests: Sequence[Request], origin: str) -> None:
+        """Have all of these answered by batches; from then on `answer` asks nothing by itself.
+
+        Args:
+            origin: `task/asset[partition]`, for which it is asked.
+
+        Raises:
+            BudgetError: a cap is reached; what was submitted before stays.
+            TeacherError: the batches could not be submitted, or are not ready yet.
+        """
+        keys = {request.key for request in requests}
+        new = keys - self.store.known(keys)
+        batches = Batches(self.endpoint, self.spec, self.store, self.account, self.price)
+        try:
+            self._batched = await batches.run(requests, origin)
+        finally:
+            self.calls += batches.submitted
+        self._fresh = self.preload(keys) & new
+        for response in (self._found[key] for key in self._fresh):
+            self.prompt_tokens += response.prompt_tokens or 0
+            self.completion_tokens += response.completion_tokens or 0
+            self.spent_usd += response.cost_usd or 0.0
+            self.unknown_costs += response.cost_usd is None
+
     async def answer(self, request: Request, refuse: Refuse | None = None) -> Response:
         """The stored answer, else a new one that is stored before it is returned.
 
@@ -162,8 +194,15 @@ class Engine:
         if found is None and key not in self._missing:
             found = self.store.get([key]).get(key)
         if found is not None:
-            self.cached += 1
+            self.cached += key not in self._fresh
             return found
+        if self.endpoint.recorded is not None:
+            response = self.endpoint.recorded.answer(request)
+            books = self._books = self._books or Books(self.store)
+            await books.keep(key, response)
+            return response
+        if self._batched is not None:
+            raise TeacherError(self._batched.get(key, "no batch asked this"))
         if self._stopped is not None:
             raise self._stopped
         coming: asyncio.Future[Response] = asyncio.get_running_loop().create_future()

@@ -46,15 +46,16 @@ def estimate(
     spec = task.teacher
     # Found without a server and without a key.
     identity = embedded_identity(spec) if spec.embedded else content_hash(spec.identity())
-    endpoint = Endpoint(spec.model, identity)
+    recorded = folder.recorded(spec) if spec.replayed else None
+    endpoint = Endpoint(spec.model, identity, recorded=recorded)
     templates = Templates(folder.templates(), task.kind, task.reasoning)
     asker = Asker(task, templates, examples, endpoint, store, embed)
-    samples = range(spec.requests_per_prompt)
     out = []
     for key in slices:
         prompts = [prompt_of(m) for m in seed_prompts(key, folder.slice(key))["messages"]]
         asker.choice.look_up([prompt.text for prompt in prompts])
-        keys = {asker.request(prompt, sample).key for prompt in prompts for sample in samples}
+        keys = {asker.request(prompt, sample).key for prompt in prompts for sample in asker.samples(prompt.text)}
         stored = len(store.known(keys))
-        out.append(Estimate(key, len(prompts), len(keys) - stored, stored))
+        # A replay teacher is sent nothing, whether the store has its answer already or not.
+        out.append(Estimate(key, len(prompts), 0 if recorded is not None else len(keys) - stored, stored))
     return out

@@ -33,12 +33,12 @@ class Price:
 def price_of(spec: TeacherSpec) -> Price | None:
     """The declared price, else the one in litellm's list, else None: never a guess.
 
-    The embedded teacher costs nothing. A 0 in the list is no price either: it stands there for models that one hosts
-    oneself.
+    The embedded teacher and a replay cost nothing. A 0 in the list is no price either: it stands there for models that
+    one hosts oneself.
     """
     if spec.price is not None:
         return Price(spec.price.input_usd, spec.price.output_usd)
-    return Price(0.0, 0.0) if spec.embedded else _listed(spec.model)
+    return Price(0.0, 0.0) if spec.free else _listed(spec.model)
 
 
 @lru_cache(maxsize=64)

@@ -60,7 +60,8 @@ class Response:
     """What came back for one request, as received: soft labels are read from it later, not stored instead of it.
 
     `positions` holds, per token of the answer, the likeliest tokens with natural log-probabilities, the taken one
-    first. `latency_s` is seconds on the wire, with `in_flight` requests of ours under way at the start.
+    first. `latency_s` is seconds on the wire, with `in_flight` requests of ours under way at the start. `mode` is how
+    it came: online, batch (its latency is not measured), or replay.
     """
 
     text: str
@@ -76,6 +77,7 @@ class Response:
     received_at: str
     reasoning: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    mode: str = "online"
 
     def costing(self, usd: float) -> Response:
         """The same, with what it cost."""
@@ -113,6 +115,11 @@ class CompletionStore:
     def in_folder(cls, folder: Path) -> CompletionStore:
         folder.mkdir(parents=True, exist_ok=True)
         return cls(f"sqlite:///{folder / FILE}")
+
+    @property
+    def database(self) -> sa.Engine:
+        """The database itself, for what belongs beside the answers: which of them are asked for in batches."""
+        return self._engine
 
     def take_over(self, folder: Path) -> None:
         """While this store is empty: copy what the SQLite store in `folder` has, so that nothing is paid for twice."""

@@ -437,7 +437,7 @@ def test_two_processes_do_not_take_one_file_twice(make: Callable[..., Inbox]) ->
 def test_a_held_lock_is_an_error_where_nobody_wants_to_wait(make: Callable[..., Inbox]) -> None:
     box = make()
     box.drop("a.jsonl", [{"text": "one"}])
-    with module._locked(box.place, -1), pytest.raises(DistillError, match="Another process"):
+    with module.locked(box.place, -1), pytest.raises(DistillError, match="Another process"):
         take(box.folder, box.place, lock_s=0.05)
     assert box.left() == ["a.jsonl"]
 

@@ -16,7 +16,7 @@ from distill_dagster.secrets import credentials, plain_address, scrubbed, trace_
 from distill_dagster.stages.common import Env
 from distill_dagster.tables import data_version
 from distill_dagster.teacher.ask import Asked, run_ask
-from distill_dagster.teacher.client import _without_secrets
+from distill_dagster.teacher.client import without_secrets
 from distill_dagster.teacher.store import Response
 from tests.support.provider import FakeProvider, Fault
 from tests.support.task import LABELS, asker_of, env_of, small_task
@@ -110,7 +110,7 @@ def answer(*tokens: str, text: str | None = None) -> Response:
 
 
 def test_a_key_in_pieces_is_not_stored() -> None:
-    clean = _without_secrets(answer(" refund", "\n", SECRET[:7], SECRET[7:15], SECRET[15:]), [SECRET])
+    clean = without_secrets(answer(" refund", "\n", SECRET[:7], SECRET[7:15], SECRET[15:]), [SECRET])
     assert clean.text == " refund\n***"
     assert SECRET not in "".join(position[0][0] for position in clean.positions)
     assert SECRET[7:15] not in json.dumps(clean.positions)
@@ -118,12 +118,12 @@ def test_a_key_in_pieces_is_not_stored() -> None:
 
 def test_an_answer_without_a_key_is_stored_as_it_came() -> None:
     response = answer(" refund", " key", " no-key")
-    assert _without_secrets(response, [SECRET]) is response
+    assert without_secrets(response, [SECRET]) is response
 
 
 def test_a_key_that_an_answer_was_cut_in() -> None:
-    assert _without_secrets(answer(text=f"it is {SECRET[:12]}"), [SECRET]).text == "it is ***"
-    assert _without_secrets(answer(text=f"it is {SECRET[:5]}"), [SECRET]).text == f"it is {SECRET[:5]}"
+    assert without_secrets(answer(text=f"it is {SECRET[:12]}"), [SECRET]).text == "it is ***"
+    assert without_secrets(answer(text=f"it is {SECRET[:5]}"), [SECRET]).text == f"it is {SECRET[:5]}"
 
 
 @pytest.mark.parametrize(

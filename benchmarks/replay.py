@@ -1,0 +1,267 @@
+"""Recorded teachers through the real stage: PaLM and Llama-3-8B on CommonsenseQA, PaLM on SVAMP; and resuming.
+
+Usage: python benchmarks/replay.py --data FOLDER [--quick] [--json FILE]
+
+FOLDER holds commonsenseqa/{questions,completions-palm,completions-llama3-8b}.jsonl and svamp/{train,completions-palm-
+train}.jsonl: public data, as shipped with Hsieh et al. 2023, "Distilling Step-by-Step!". Questions are imported as
+seeds and completions as recorded, both by `distill import`; a replay teacher answers them in `teacher_completions`,
+which reads them by the task's own answer pattern. Accuracy is over all questions; one without an answer is wrong.
+
+agree_*: questions on which both teachers have an answer and the two are equal, and how often that answer is right; both
+are read by the letter or the words of an option. cascade_*: Llama-3-8B first, PaLM where it has no answer. There is one
+recorded completion of a question, so "where its samples disagree" cannot be shown with this data.
+
+resume_100k_s: wall seconds of `teacher_completions` as a whole, checks and table included, for 100,000 prompts of which
+the store has every answer; the teacher is an address where nothing listens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+from common import RESULTS, peak_mb, write_result
+
+from distill_dagster.hashing import content_hash
+from distill_dagster.kinds import Question, kind_of
+from distill_dagster.lake import Lake
+from distill_dagster.paths import Home
+from distill_dagster.prompts.seeds import prompt_id, user_message
+from distill_dagster.tables import COMPLETIONS
+from distill_dagster.taskfiles import TaskFolder, open_task
+
+STRICT = {"pattern": r"So the answer is \([a-e]\) (?P<answer>.*)\.", "stop": "\n\nQ:", "exact": True}
+OPTION = {"pattern": r"(?s)So the answer is.*?\(.\)(?P<answer>.*?)\.?\s*$", "stop": "Q:", "choices": True}
+EQUATION = {"pattern": r"The answer is (?P<answer>\(.*?\))\.", "stop": "\n\nQ:"}
+SLICES = 4
+QUICK_SLICES = 1
+RESUMED = 100_000
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as handle:
+        yield from map(json.loads, handle)
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_task(home: Home, name: str, **settings: Any) -> Path:
+    """A task folder that has all but prompts. Its few labelled rows are ours: nothing of the data is in them."""
+    folder = home.tasks / name
+    task = {
+        "description": "Recorded completions of a public data set.",
+        "item": "Question",
+        "students": {"small": {"model": "smollm2-135m-instruct", "architecture": "causal_lm"}},
+        **settings,
+    }
+    folder.mkdir(parents=True)
+    (folder / "task.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+    for number, file in enumerate(("examples", "dev", "golden")):
+        rows: list[dict[str, Any]] = [{"text": f"Where do fish live? {number}\nAnswer Choices:\n(a) water\n(b) sky"}]
+        rows[0] |= {"id": file, "answer": "water", "reasoning": "They swim."}
+        if task["kind"] == "math":
+            rows = [{"id": file, "text": f"How many is {number}?", "answer": number, "reasoning": "It is so."}]
+        elif task["kind"] == "classification":
+            rows = [{"id": file + label, "text": f"{file} of {label}", "label": label} for label in "xy"]
+        jsonl(folder / f"{file}.jsonl", rows)
+    return folder
+
+
+def change_task(home: Home, name: str, **settings: Any) -> None:
+    path = home.tasks / name / "task.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | settings, sort_keys=False))
+
+
+def distill(home: Home, *arguments: str) -> dict[str, Any]:
+    """The `distill` command, in this process; the JSON object that it prints last."""
+    from distill_dagster.cli import app
+
+    where = {"DISTILL_HOME": home.root, "DISTILL_TASKS": home.tasks, "DAGSTER_HOME": home.instance}
+    os.environ.update({name: str(path) for name, path in where.items()})
+    started = time.perf_counter()
+    with redirect_stdout(io.StringIO()) as said:
+        code = app([*arguments, "--json"], standalone_mode=False)
+    print(f"[{time.perf_counter() - started:6.1f} s] distill {' '.join(arguments[:4])}", file=sys.stderr, flush=True)
+    if code:
+        raise SystemExit(f"distill {arguments[0]} failed")
+    return dict(json.loads(said.getvalue().strip().splitlines()[-1]))
+
+
+def teacher(name: str) -> dict[str, Any]:
+    return {"model": f"replay/{name}", "min_success": 0, "replay": {"match": "id"}, "few_shot": {"per_label": 1}}
+
+
+def answers(home: Home, name: str) -> dict[str, Any]:
+    """The answers in teacher_completions by prompt_id; None where there is none."""
+    done = distill(home, "backfill", name, "--which", "all")
+    if done["teacher_calls"] or done["failed"]:
+        raise SystemExit(f"{name}: {done['teacher_calls']} requests were sent, failed: {done['failed']}")
+    lake, out = Lake(home.lake, home.reports), dict[str, Any]()
+    for key in open_task(home.tasks, name, home.accepted).slice_keys():
+        frame, _ = lake.read(name, "teacher_completions", key, COMPLETIONS)
+        for id_, answer in frame.filter(pl.col("sample_index") == 0).select("prompt_id", "answer").iter_rows():
+            out[id_] = json.loads(answer) if answer is not None else None
+    return out
+
+
+def accuracy(home: Home, name: str, found: dict[str, Any], right: dict[str, Any]) -> float:
+    kind = kind_of(open_task(home.tasks, name, home.accepted).task)
+    return sum(kind.score(found[id_], right[id_]) for id_ in right) / len(right)
+
+
+def key_of(text: str) -> str:
+    return prompt_id(user_message(text.strip()))
+
+
+def commonsense(home: Home, data: Path, limit: int | None) -> dict[str, float]:
+    slices = SLICES if limit is None else QUICK_SLICES
+    rows, right = [], dict[str, Any]()
+    for row in list(lines(data / "questions.jsonl"))[:limit]:
+        options = "\n".join(f"({letter}) {choice}" for letter, choice in zip("abcde", row["choices"], strict=False))
+        text = f"{row['question']}\nAnswer Choices:\n{options}"
+        rows.append({"id": row["id"], "text": text, "part": f"part-{int(content_hash(row['id'])[:4], 16) % slices}"})
+        right[key_of(text)] = row["answer"]
+    name, place = "commonsense", home.root / "files"
+    write_task(home, name, kind="qa", reasoning=True, answer=STRICT, teacher=teacher("palm"))
+    imported(home, name, rows, place, "--slice-field", "part")
+    for model, file in (("palm", "completions-palm.jsonl"), ("llama", "completions-llama3-8b.jsonl")):
+        recorded(home, name, data / file, model, limit)
+    figures = {"cqa_questions": float(len(right))}
+    palm = answers(home, name)
+    figures["cqa_accuracy"] = accuracy(home, name, palm, right)
+    change_task(home, name, answer=OPTION)
+    palm = answers(home, name)
+    figures["cqa_accuracy_by_option"] = accuracy(home, name, palm, right)
+    change_task(home, name, teacher=teacher("llama"))
+    llama = answers(home, name)
+    kind = kind_of(open_task(home.tasks, name, home.accepted).task)
+    figures["llama_accuracy_by_option"] = accuracy(home, name, llama, right)
+    both = [i for i in right if palm[i] is not None and llama[i] is not None and kind.equal(palm[i], llama[i])]
+    figures["agree_kept"] = len(both) / len(right)
+    figures["agree_precision"] = sum(kind.score(palm[i], right[i]) for i in both) / len(both)
+    cascade = {i: llama[i] if llama[i] is not None else palm[i] for i in right}
+    figures["cascade_strong_share"] = sum(llama[i] is None for i in right) / len(right)
+    figures["cascade_accuracy"] = accuracy(home, name, cascade, right)
+    return figures
+
+
+def imported(home: Home, name: str, rows: list[dict[str, Any]], place: Path, *more: str) -> None:
+    path = jsonl(place / f"{name}.jsonl", rows)
+    done = distill(home, "import", name, str(path), "--as", "seeds", *more)
+    if sum(done["added"].values()) != len(rows):
+        raise SystemExit(f"{name}: {done['added']} of {len(rows)} prompts were imported, left out: {done['skipped']}")
+
+
+def recorded(home: Home, name: str, path: Path, model: str, limit: int | None) -> None:
+    if limit is not None:
+        path = jsonl(home.root / "files" / path.name, list(lines(path))[:limit])
+    distill(home, "import", name, str(path), "--as", "recorded", "--name", model)
+
+
+def svamp(home: Home, data: Path, limit: int | None) -> dict[str, float]:
+    name = "svamp"
+    write_task(home, name, kind="math", reasoning=True, answer=EQUATION, teacher=teacher("palm"))
+    kind = kind_of(open_task(home.tasks, name, home.accepted).task)
+    rows = list(lines(data / "train.jsonl"))[:limit]
+    right = {key_of(row["question"]): kind.canonical(row["equation"], Question(row["question"])) for row in rows}
+    seeds = [{"id": row["id"], "text": row["question"]} for row in rows]
+    imported(home, name, seeds, home.root / "files", "--slice", "train")
+    recorded(home, name, data / "completions-palm-train.jsonl", "palm", limit)
+    return {"svamp_questions": float(len(right)), "svamp_accuracy": accuracy(home, name, answers(home, name), right)}
+
+
+@contextmanager
+def timed(note: Callable[[float], None]) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    note(time.perf_counter() - started)
+
+
+def resume(home: Home, count: int) -> dict[str, float]:
+    """The stage over `count` prompts, every answer of which is stored; how long it took as a whole and to ask."""
+    from distill_dagster.prompts.context import context_schema, pool
+    from distill_dagster.prompts.templates import Templates
+    from distill_dagster.stages import teacher as stage
+    from distill_dagster.stages.common import Env
+    from distill_dagster.teacher.ask import Asker
+    from distill_dagster.teacher.client import endpoint_of
+    from distill_dagster.teacher.store import FILE, CompletionStore, Response
+
+    name = "resumed"
+    asked = {"model": "openai/none", "api_base": "http://127.0.0.1:9/v1", "max_retries": 0, "concurrency": 64}
+    few = {"per_label": 1, "draws": 1}
+    labels = [{"name": label, "description": label} for label in "xy"]
+    write_task(home, name, kind="classification", labels=labels, teacher=asked | {"few_shot": few})
+    texts = [f"Ticket {n}: {content_hash(n)[:40]}" for n in range(count)]
+    (home.tasks / name / "slices").mkdir()
+    value = {"description": "All.", "seeds": texts}
+    (home.tasks / name / "slices" / "all.yaml").write_text(json.dumps(value))
+    folder: TaskFolder = open_task(home.tasks, name, home.accepted)
+    lake, store = Lake(home.lake, home.reports), CompletionStore.in_folder(home.store)
+
+    @contextmanager
+    def endpoint(spec: Any) -> Iterator[Any]:
+        yield endpoint_of(spec)
+
+    env = Env(folder, lake, store, home.models, home.reports, endpoint)
+    stage.make_prompt_context(env, None)
+    stage.make_seed_prompts(env, "all")
+    examples = pool(lake.read(name, "prompt_context", None, context_schema(folder.task))[0])
+    templates = Templates(folder.templates(), folder.task.kind, folder.task.reasoning)
+    asker = Asker(folder.task, templates, examples, endpoint_of(folder.task.teacher), store)
+    told = Response("x", "stop", [], 20, 1, 0, None, 0.2, 1, "none", "2026-01-01T00:00:00.000+00:00")
+    response = json.dumps(asdict(told))
+    with sqlite3.connect(home.store / FILE) as database:
+        rows = ((asker.request(text, 0).key, response, told.received_at) for text in texts)
+        database.executemany("INSERT INTO completions (request_key, response, received_at) VALUES (?, ?, ?)", rows)
+    figures: dict[str, float] = {}
+    with timed(lambda s: figures.update(stage_s=s)):
+        made = stage.make_teacher_completions(env, "all")
+    if made.record.extra["teacher_calls"] or made.record.missing_rows or made.record.rows != count:
+        raise SystemExit("the resumed stage asked, or missed rows")
+    store.close()
+    return {"rows": float(count), "stage_s": figures["stage_s"], "asking_s": float(made.record.extra["model_s"])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true", help="300 questions of each set, 2,000 resumed: under a minute")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    arguments = parser.parse_args()
+    limit, count = (300, 2000) if arguments.quick else (None, RESUMED)
+    with tempfile.TemporaryDirectory() as root:
+        home = Home(root=Path(root), tasks=Path(root) / "tasks")
+        figures = commonsense(home, arguments.data / "commonsenseqa", limit)
+        figures |= svamp(home, arguments.data / "svamp", limit)
+        found = resume(home, count)
+    if arguments.quick:
+        figures |= {"resumed_rows": found["rows"], "resume_s": found["stage_s"]}
+    else:
+        figures |= {"resume_100k_s": found["stage_s"], "resume_100k_asking_s": found["asking_s"]}
+    figures = {name: round(value, 4) for name, value in figures.items()} | {"peak_mb": peak_mb()}
+    print(json.dumps(figures, indent=1))
+    target = arguments.json or (None if arguments.quick else RESULTS / "replay.json")
+    if target is not None:
+        write_result(target, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Batch mode in a whole project: a run need not wait, the sensor or the command collects, and the next run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from distill_dagster.definitions import build
+from distill_dagster.paths import Home
+from distill_dagster.tables import COMPLETIONS
+from distill_dagster.teacher.store import CompletionStore
+from tests.e2e.project import TASK, Project, new_project
+from tests.support.batches import BatchProvider
+from tests.support.task import LABELS
+
+
+@pytest.fixture
+def batches() -> Iterator[BatchProvider]:
+    with BatchProvider(LABELS, polls=None) as provider:
+        yield provider
+
+
+@pytest.fixture
+def project(tmp_path: Path, batches: BatchProvider) -> Project:
+    return new_project(tmp_path, batches.url, teacher={"mode": "batch", "batch": {"wait_s": 0, "poll_s": 0.1}})
+
+
+def tick(project: Project, instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
+    definitions = build(Home(root=project.home, tasks=project.root / "tasks"))
+    repository = definitions.get_repository_def()
+    resources = {name: definitions.resources[name] for name in ("tasks", "store", "teacher")}  # type: ignore[index]
+    context = dg.build_sensor_context(instance, repository_def=repository, resources=resources)
+    found: Any = repository.get_sensor_def(f"{TASK}_batches")(context)
+    assert isinstance(found, dg.SensorResult | dg.SkipReason)
+    return found
+
+
+@pytest.mark.parametrize("by", ["sensor", "command"])
+def test_a_run_submits_somebody_collects_and_the_next_run_goes_on(
+    project: Project, batches: BatchProvider, by: str
+) -> None:
+    ended = project.distill("backfill", TASK, "--which", "all", "--json")
+    assert ended.code == 1
+    assert "under way; 0 of 12 requests are answered" in ended.json["failed"]["teacher_completions[web]"]
+    assert len(batches.batches) == 2
+    listed = project.distill("batches", TASK, "--json")
+    assert listed.json == {"task": TASK, "collected": 0, "under_way": ["batch_0", "batch_1"]}
+    with project.instance() as instance:
+        assert isinstance(tick(project, instance), dg.SkipReason)
+        for id_ in batches.batches:
+            batches.end(id_)
+        if by == "sensor":
+            found = tick(project, instance)
+            assert isinstance(found, dg.SensorResult)
+            assert {r.partition_key for r in found.run_requests or []} == {"shop", "web"}
+            asked = {key.path[-1] for r in found.run_requests or [] for key in r.asset_selection or []}
+            assert asked == {"teacher_completions", "scored_completions"}
+            assert isinstance(tick(project, instance), dg.SkipReason)
+        else:
+            assert project.distill("batches", TASK, "--json").json["collected"] == 24
+    ended = project.distill("backfill", TASK, "--which", "all", "--json")
+    assert ended.code == 0, ended.err
+    assert len(batches.batches) == 2
+    frame, _ = project.lake.read(TASK, "teacher_completions", "web", COMPLETIONS)
+    assert set(frame["mode"]) == {"batch"}
+    assert set(frame["status"]) == {"ok"}
+
+
+def test_the_sensor_ships_stopped_and_is_there_in_batch_mode_alone(project: Project) -> None:
+    home = Home(root=project.home, tasks=project.root / "tasks")
+    sensor = build(home).get_repository_def().get_sensor_def(f"{TASK}_batches")
+    assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
+    project.change_task(teacher={"mode": "online"})
+    assert not build(home).get_repository_def().has_sensor_def(f"{TASK}_batches")
+
+
+def test_a_budget_holds_for_batches_and_a_forgotten_one_counts_as_spent(
+    project: Project, batches: BatchProvider
+) -> None:
+    price = {"price": {"input_usd": 1.0, "output_usd": 1.0}}
+    project.change_task(teacher=price, budget={"usd": 0.000001})
+    ended = project.distill("backfill", TASK, "--which", "all", "--json")
+    assert "budget.usd" in ended.json["failed"]["teacher_completions[shop]"]
+    assert batches.batches == {}
+    project.change_task(budget={"usd": 10.0})
+    project.distill("backfill", TASK, "--slice", "shop", "--json")
+    assert len(batches.batches) == 1
+    store = CompletionStore.in_folder(project.home / "store")
+    ledger = store.ledger()
+    assert set(ledger["mode"]) == {"batch"}
+    assert set(ledger["state"]) == {"reserved"}
+    batches.end("batch_0")
+    assert project.distill("batches", TASK, "--json").json["collected"] == 12
+    ledger = store.ledger()
+    assert set(ledger["state"]) == {"settled"}
+    assert 0 < ledger["usd"].sum() < ledger["worst_usd"].sum()
+
+    project.distill("backfill", TASK, "--slice", "web", "--json")
+    listed = project.distill("batches", TASK)
+    name = listed.out.split("(")[-1].split(")")[0] if "(" in listed.out else ""
+    assert project.distill("batches", TASK, "--forget", "nothing").code == 1
+    assert project.distill("batches", TASK, "--forget", name, "--json").json["under_way"] == []
+    assert sorted(set(store.ledger()["state"])) == ["lost", "settled"]
+    store.close()

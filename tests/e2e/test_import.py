@@ -1,0 +1,71 @@
+"""The import and replay commands of the documentation, as a user types them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from distill_dagster.tables import COMPLETIONS
+from tests.e2e.project import SEEDS, TASK, Project
+from tests.support.provider import FakeProvider
+from tests.support.task import LABELS, jsonl
+
+
+def test_a_log_is_imported_and_replayed_without_a_single_request(
+    fresh: Project, provider: FakeProvider, tmp_path: Path
+) -> None:
+    rows = [
+        {"request": {"messages": [{"role": "user", "content": text}]}, "response": {"choices": [{"text": label}]}}
+        for text in [*SEEDS["shop"], *SEEDS["web"][:-1]]
+        for label in LABELS
+        if label in text
+    ]
+    log = tmp_path / "gateway.jsonl"
+    log.write_text(jsonl(rows))
+    imported = fresh.distill("import", TASK, str(log), "--as", "recorded", "--json")
+    assert imported.json["added"] == {"recorded/gateway.jsonl": 11}
+    assert fresh.distill("import", TASK, str(log), "--as", "recorded", "--json").json["added"] == {}
+    fresh.change_task(teacher={"model": "replay/gateway", "soft_labels": "votes", "min_success": 0.0, "api_base": None})
+    ended = fresh.distill("backfill", TASK, "--which", "all", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["teacher_calls"] == 0
+    assert ended.json["cost_usd"] == 0
+    assert provider.requests == []
+    frame, _ = fresh.lake.read(TASK, "teacher_completions", "web", COMPLETIONS)
+    assert dict(frame["status"].value_counts().iter_rows()) == {"ok": 5, "failed": 1}
+    assert fresh.lake.read(TASK, "teacher_completions", "shop", COMPLETIONS)[0]["answer"].null_count() == 0
+    assert set(frame["mode"]) == {"replay"}
+    status = fresh.distill("status", TASK, "--json").json["artifacts"]
+    [web] = [a for a in status if a["name"] == "teacher_completions[web]"]
+    assert (web["state"], web["why"]) == ("stale", ["1 rows have no answer yet"])
+
+    last = {"prompt": SEEDS["web"][-1], "completion": "login"}
+    log.write_text(jsonl([last]))
+    assert fresh.distill("import", TASK, str(log), "--as", "recorded", "--json").json["added"]
+    assert fresh.distill("backfill", TASK, "--which", "stale", "--json").code == 0
+    frame, record = fresh.lake.read(TASK, "teacher_completions", "web", COMPLETIONS)
+    assert record.missing_rows == 0
+    assert frame.filter(pl.col("status") == "ok").height == 6
+
+
+def test_seeds_are_imported_and_asked(fresh: Project, provider: FakeProvider, tmp_path: Path) -> None:
+    rows = tmp_path / "tickets.csv"
+    rows.write_text("when,body\n1,my refund is lost\n2,a login by phone\n")
+    arguments = ("import", TASK, str(rows), "--as", "seeds", "--slice", "desk", "--text-field", "body", "--json")
+    assert fresh.distill(*arguments).json["added"] == {"slice desk": 2}
+    assert fresh.distill(*arguments).json["skipped"] == {"duplicate": 2}
+    ended = fresh.distill("backfill", TASK, "--slice", "desk", "--json")
+    assert ended.code == 0, ended.err
+    assert fresh.lake.read(TASK, "teacher_completions", "desk", COMPLETIONS)[0]["answer"].null_count() == 0
+
+
+def test_what_is_wrong_with_an_import_is_said_in_words(fresh: Project, tmp_path: Path) -> None:
+    rows = tmp_path / "tickets.csv"
+    rows.write_text("body,kind\na refund,parking\n")
+    fields = ("--text-field", "body", "--label-field", "kind")
+    ended = fresh.distill("import", TASK, str(rows), "--as", "golden", *fields)
+    assert ended.code == 2
+    assert f"{rows}:2 [kind]: 'parking' is not a label" in ended.err
+    assert fresh.distill("import", TASK, str(rows), "--as", "nothing").code == 2
+    assert fresh.distill("import", TASK, str(rows), "--as", "seeds", "--name", "x").code == 1

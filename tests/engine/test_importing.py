@@ -1,0 +1,255 @@
+"""`distill import`: what becomes of the records of other programs' files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from distill_dagster.accepted import accepted_file, read_accepted
+from distill_dagster.errors import DistillError, InputError
+from distill_dagster.importing import Imported, Options, Target, import_file
+from distill_dagster.sources import source_version
+from distill_dagster.taskfiles import TaskFolder, check_folder
+from tests.e2e.project import file_hashes
+from tests.support.task import jsonl, small_task
+
+KEY = "sk-" + "abcdefgh12345678ABCDEFGH"
+
+
+class Place:
+    """A task, and files to import into it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.inbox = root, root / "inbox" / "shop_mail"
+        self.path = small_task(root).path
+
+    @property
+    def folder(self) -> TaskFolder:
+        return TaskFolder(self.path, self.root / "accepted" / "shop_mail")
+
+    def file(self, name: str, content: str | list[dict[str, Any]]) -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".parquet"):
+            assert isinstance(content, list)
+            pl.DataFrame(content).write_parquet(path)
+        else:
+            path.write_text(jsonl(content) if isinstance(content, list) else content)
+        return path
+
+    def load(self, path: Path, target: Target, **options: Any) -> Imported:
+        return import_file(self.folder, path, Options(target, **options), self.inbox)
+
+    def accepted(self, key: str) -> list[str]:
+        return [row.text for row in read_accepted(accepted_file(self.root / "accepted" / "shop_mail", key))]
+
+    def errors(self) -> list[str]:
+        return [str(p) for p in check_folder(self.folder) if p.severity == "error"]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+ROWS = [{"body": "my parcel, lost", "area": "shop"}, {"body": "no refund yet", "area": "web"}]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet", "rows.json", "traces"])
+def test_seeds_of_every_kind_of_file(place: Place, name: str) -> None:
+    if name == "rows.csv":
+        path = place.file(name, 'body,area\n"my parcel, lost",shop\nno refund yet,web\n')
+    elif name == "rows.json":
+        path = place.file(name, json.dumps(ROWS))
+    elif name == "traces":
+        for number, row in enumerate(ROWS):
+            place.file(f"traces/{number}/trace.json", json.dumps(row))
+        path = place.root / "traces"
+    else:
+        path = place.file(name, ROWS)
+    done = place.load(path, "seeds", text_field="body", slice_field="area")
+    assert done.added == {"slice shop": 1, "slice web": 1}
+    assert place.accepted("shop") == ["my parcel, lost"]
+    assert place.accepted("web") == ["no refund yet"]
+    again = place.load(path, "seeds", text_field="body", slice_field="area")
+    assert (again.added, again.skipped) == ({}, {"duplicate": 2})
+
+
+def test_seeds_are_masked_compared_and_never_written_into_the_users_files(place: Place) -> None:
+    before = file_hashes(place.path)
+    held_out = place.folder.golden[0].text
+    rows = [
+        {"text": f"write to a.b@example.org, my key is {KEY}", "id": 7},
+        {"text": held_out.upper()},
+        {"text": "I want a refund"},
+        {"text": "x" * 20_000},
+    ]
+    done = place.load(place.file("log.jsonl", rows), "seeds", slice="fresh-slice")
+    assert done.added == {"slice fresh-slice": 1}
+    assert done.skipped == {"golden or dev": 1, "duplicate": 1, "too long": 1}
+    assert done.masked == {"EMAIL": 1, "SECRET": 1}
+    assert place.accepted("fresh-slice") == ["write to <EMAIL>, my key is <SECRET>"]
+    [stored] = read_accepted(accepted_file(place.root / "accepted" / "shop_mail", "fresh-slice"))
+    assert stored.id == "7"
+    assert file_hashes(place.path) == before
+    assert "fresh-slice" in place.folder.slice_keys()
+    assert place.errors() == []
+
+
+def test_seeds_out_of_chat_traces_and_by_the_rules_of_the_inbox(place: Place) -> None:
+    trace = [{"role": "system", "content": "s"}, {"role": "user", "content": "where is it"}]
+    place.file("traces/a.json", json.dumps(trace))
+    place.file("traces/b.jsonl", [{"request": {"messages": [*trace[:1], {"role": "user", "content": "and this"}]}}])
+    assert place.load(place.root / "traces", "seeds").added == {"slice unsorted": 2}
+    assert place.accepted("unsorted") == ["where is it", "and this"]
+
+
+@pytest.mark.parametrize(("target", "name"), [(t, f"{t}.jsonl") for t in ("examples", "golden", "dev", "human")])
+def test_labelled_rows_are_appended_to_the_tasks_own_file(place: Place, target: Target, name: str) -> None:
+    path = place.path / name
+    before = path.read_text() if path.exists() else ""
+    if before:
+        path.write_text(before.rstrip("\n"))  # an editor left the last line open
+    rows = "question;x,kind,no\nWhere; is it?,delivery,12\nWhere; is it?,delivery,12\nI forgot it,login,13\n"
+    csv = place.file("rows.csv", rows)
+    options = {"text_field": "question;x", "label_field": "kind"}
+    done = place.load(csv, target, **options)
+    assert (done.added, done.skipped) == ({name: 2}, {"duplicate": 1})
+    assert path.read_text().startswith(before)
+    new = [json.loads(line) for line in path.read_text().splitlines()][-2:]
+    assert [(row["text"], row["label"]) for row in new] == [("Where; is it?", "delivery"), ("I forgot it", "login")]
+    assert place.errors() == []
+    assert place.load(csv, target, **options).added == {}
+    assert path.read_text().count("Where; is it?") == 1
+
+
+def test_rows_equal_to_golden_and_contradictions_are_left_out(place: Place) -> None:
+    golden, example = place.folder.golden[0], place.folder.examples[0]
+    other = next(label for label in place.folder.task.label_names if label != example.label)
+    rows = [{"text": golden.text, "label": golden.label}, {"text": example.text, "label": other}]
+    done = place.load(place.file("rows.jsonl", rows), "examples")
+    assert (done.added, done.skipped) == ({}, {"golden or dev": 1, "known with another answer": 1})
+    assert place.load(place.file("g.jsonl", rows[:1]), "dev").skipped == {"golden or dev": 1}
+
+
+def test_what_is_wrong_is_named_with_its_line_and_nothing_is_written(place: Place) -> None:
+    before = file_hashes(place.path)
+    path = place.file("rows.csv", 'q,l\n"two\nlines",refund\nx,parking\n ,login\n')
+    with pytest.raises(InputError) as caught:
+        place.load(path, "golden", text_field="q", label_field="l")
+    assert [(p.file, p.line, p.field) for p in caught.value.problems] == [(path, 5, "q")]
+    path = place.file("rows.csv", 'q,l\n"two\nlines",refund\nx,parking\ny,\n')
+    with pytest.raises(InputError) as caught:
+        place.load(path, "golden", text_field="q", label_field="l")
+    assert [(p.line, p.field) for p in caught.value.problems] == [(4, "l"), (5, "l")]
+    taken = place.folder.golden[0].id
+    path = place.file("ids.jsonl", [{"id": taken, "text": "another", "label": "refund"}])
+    with pytest.raises(InputError, match=f"{taken!r} is in golden.jsonl already"):
+        place.load(path, "golden")
+    assert file_hashes(place.path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "a,b\n1\n", "1 cells, while the first line names 2 columns"),
+        ("a.csv", "a,a\n1,2\n", "stands twice"),
+        ("a.csv", 'a,b\n"1,2\n', "malformed CSV"),
+        ("a.jsonl", '{"text": "x"}\n{"text"\n', "malformed JSON at column 8"),
+        ("a.jsonl", "7\n", "not an object"),
+        ("a.jsonl", '{"text": "\\ud800"}\n', "half a character"),
+        ("a.jsonl", "", "holds no record"),
+        ("a.json", "{", "malformed JSON"),
+        ("a.parquet.jsonl", "PAR1", "malformed JSON"),
+        ("a.xlsx", "x", "nothing is known"),
+        ("a.jsonl", '{"label": "refund"}\n', "Name its field with --text-field. The record has: label"),
+        ("a.jsonl", '{"text": 7}\n', "the text is missing"),
+    ],
+)
+def test_files_that_cannot_be_read(place: Place, name: str, content: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        place.load(place.file(name, content), "seeds", slice="shop")
+
+
+def test_a_file_that_is_no_parquet_and_one_that_is_missing(place: Place) -> None:
+    (place.root / "x.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        place.load(place.root / "x.parquet", "seeds", slice="shop")
+    with pytest.raises(InputError, match="no such file"):
+        place.load(place.root / "none.csv", "seeds", slice="shop")
+
+
+def test_recorded_completions_are_masked_and_replayed(place: Place) -> None:
+    rows = [
+        {"prompt": "I want a refund", "completion": "refund"},
+        {"prompt": "I want a refund", "completion": "refund"},
+        {"prompt": "mail a.b@example.org", "completion": "login", "reasoning": f"their key is {KEY}"},
+        {"prompt": "long", "completion": "y" * 20_000},
+    ]
+    path = place.file("Provider Log.jsonl", rows)
+    done = place.load(path, "recorded")
+    assert done.added == {"recorded/provider-log.jsonl": 3}
+    assert done.skipped == {"too long": 1}
+    assert done.masked == {"EMAIL": 1, "SECRET": 1}
+    assert "replay/provider-log" in done.hint
+    stored = place.root / "accepted" / "shop_mail" / "recorded" / "provider-log.jsonl"
+    assert KEY not in stored.read_text()
+    assert "example.org" not in stored.read_text()
+    assert place.load(path, "recorded").added == {}
+    more = place.file("Provider Log.jsonl", [*rows, rows[0]])
+    assert place.load(more, "recorded").added == {"recorded/provider-log.jsonl": 1}
+
+    (place.path / "task.yaml").write_text(
+        (place.path / "task.yaml")
+        .read_text()
+        .replace("openai/fake", "replay/provider-log")
+        .replace("logprobs", "votes")
+    )
+    found = place.folder.recorded(place.folder.task.teacher)
+    assert [r.completion for r in found.find("i want a  REFUND")] == ["refund"] * 3
+    assert [r.completion for r in found.find("mail a.b@example.org")] == ["login"]
+    assert len(source_version(place.folder, "teacher_settings")) == 64
+
+
+def test_recorded_completions_that_only_have_an_id(place: Place) -> None:
+    path = place.file("palm.jsonl", [{"id": "7", "completion": "refund"}])
+    assert "match: id" in place.load(path, "recorded").hint
+
+
+def test_a_dry_run_writes_nothing(place: Place) -> None:
+    place.inbox.mkdir(parents=True)
+    rows = place.file("a.jsonl", [{"text": "new", "label": "refund", "completion": "refund", "prompt": "new"}])
+    (place.inbox / ".lock").touch()
+    before = file_hashes(place.root)
+    targets: list[Target] = ["seeds", "examples", "golden", "recorded"]
+    assert [place.load(rows, target, dry_run=True).count for target in targets] == [1, 1, 1, 1]
+    assert file_hashes(place.root) == before
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        ("seeds", {"label_field": "x"}, "--label-field has no meaning with --as seeds"),
+        ("golden", {"name": "x"}, "--name has no meaning"),
+        ("seeds", {"slice": "A/B"}, "cannot be a slice"),
+        ("seeds", {"slice": "a", "slice_field": "b"}, "not both"),
+        ("recorded", {"name": "../x"}, "cannot be the name"),
+    ],
+)
+def test_options_that_do_not_go_together(place: Place, target: Target, options: dict[str, str], message: str) -> None:
+    with pytest.raises(DistillError, match=message):
+        place.load(place.file("a.jsonl", [{"text": "a"}]), target, **options)
+
+
+def test_links_are_not_followed(place: Place) -> None:
+    rows = place.file("a.jsonl", [{"text": "new", "label": "refund"}])
+    (place.root / "link.jsonl").symlink_to(rows)
+    with pytest.raises(InputError, match="symbolic links"):
+        place.load(place.root / "link.jsonl", "seeds")
+    (place.path / "human.jsonl").symlink_to(rows)
+    with pytest.raises(InputError, match="symbolic links"):
+        place.load(rows, "human")

@@ -1,0 +1,312 @@
+"""Batch mode against a server that speaks OpenAI's files and batches."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from distill_dagster.errors import TeacherError
+from distill_dagster.paths import PROJECT
+from distill_dagster.prompts.seeds import seed_prompts
+from distill_dagster.spec import Task, TeacherSpec
+from distill_dagster.tables import data_version
+from distill_dagster.taskfiles import Slice
+from distill_dagster.teacher.ask import Asked, run_ask
+from distill_dagster.teacher.batches import NAME, PendingError, batch_cost
+from distill_dagster.teacher.batchstore import BatchStore
+from distill_dagster.teacher.store import CompletionStore
+from tests.support.batches import BatchProvider
+from tests.support.task import LABELS, TASK, asker_of, merged, small_task
+
+TEXTS = ("a refund please", "my delivery", "the login")
+Ask = Callable[..., Asked]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[CompletionStore]:
+    store = CompletionStore.in_folder(tmp_path / "store")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def provider() -> Iterator[BatchProvider]:
+    with BatchProvider(LABELS) as provider:
+        yield provider
+
+
+def settings(provider: BatchProvider, **teacher: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {"mode": "batch", "batch": {"poll_s": 0.05}, "max_retries": 0, "min_success": 0.0}
+    return merged(base | {"api_base": provider.url}, teacher)
+
+
+@pytest.fixture
+def ask(tmp_path: Path, provider: BatchProvider, store: CompletionStore) -> Ask:
+    calls = iter(range(100))
+
+    def do(texts: tuple[str, ...] = TEXTS, **teacher: Any) -> Asked:
+        folder = small_task(tmp_path / str(next(calls)), teacher=settings(provider, **teacher))
+        slice_ = Slice.model_validate({"description": "d", "seeds": list(texts)})
+        return run_ask(asker_of(folder, store), seed_prompts("shop", slice_))
+
+    return do
+
+
+@pytest.mark.parametrize("api", ["text", "chat"])
+def test_one_batch_answers_what_the_store_does_not_have(
+    ask: Ask, provider: BatchProvider, store: CompletionStore, api: str
+) -> None:
+    provider.polls = 3
+    asked = ask(TEXTS[:2], api=api)
+    assert (asked.calls, asked.cached) == (4, 0)
+    assert set(asked.completions["mode"]) == {"batch"}
+    assert asked.completions["latency_s"].null_count() == 4
+    assert asked.completions["cost_usd"].null_count() == 4
+    assert set(asked.completions["status"]) == {"ok"}
+    assert {json.loads(a) for a in asked.completions["answer"]} == {"refund", "delivery"}
+    assert asked.prompt_tokens > 0
+    [lines] = provider.lines
+    assert {line["body"]["model"] for line in lines} == {"fake"}
+    assert {line["url"] for line in lines} == {"/v1/completions" if api == "text" else "/v1/chat/completions"}
+    assert sorted(provider.asked) == sorted(asked.completions["request_key"])
+    [made] = provider.batches.values()
+    assert list(made["metadata"]) == [NAME]
+
+    more = ask(TEXTS, api=api)
+    assert (more.calls, more.cached) == (2, 4)
+    assert len(provider.lines[1]) == 2
+    again = ask(TEXTS, api=api)
+    assert (again.calls, again.cached) == (0, 6)
+    assert len(provider.batches) == 2
+    assert data_version(again.completions) == data_version(more.completions)
+    assert not any(call == "POST /chat/completions" for call in provider.calls)
+
+
+def test_the_same_requests_as_online_and_none_is_asked_twice(ask: Ask, provider: BatchProvider) -> None:
+    asked = ask()
+    online = ask(mode="online")
+    assert (online.calls, online.cached) == (0, 6)
+    assert set(online.completions["mode"]) == {"batch"}
+    assert list(online.completions["request_key"]) == list(asked.completions["request_key"])
+    base = merged(TASK, {"teacher": {"soft_labels": "votes"}})
+    [plain, batched] = [Task.model_validate(merged(base, {"teacher": t})) for t in ({}, {"mode": "batch"})]
+    assert plain.teacher_hash({}) == batched.teacher_hash({})
+
+
+def test_a_failed_line_is_a_failed_row_and_is_asked_again_the_next_time(ask: Ask, provider: BatchProvider) -> None:
+    provider.fail_line = lambda text: "login" in text
+    asked = ask()
+    failed = asked.completions.filter(pl.col("status") == "failed")
+    assert failed.height == 2
+    assert set(failed["error"]) == {"no answer to the login (status 500)"}
+    assert set(failed["mode"]) == {"batch"}
+    provider.fail_line = lambda text: False
+    assert ask().missing_rows == 0
+    assert [len(lines) for lines in provider.lines] == [6, 2]
+
+
+def test_what_an_expired_batch_left_is_asked_again_the_next_time(ask: Ask, provider: BatchProvider) -> None:
+    provider.answered = 4
+    asked = ask()
+    assert asked.missing_rows >= 1
+    errors = asked.completions.filter(pl.col("status") == "failed")["error"]
+    assert errors.len() == 2
+    assert all("in time" in error for error in errors)
+    provider.answered = None
+    assert ask().missing_rows == 0
+    assert [len(lines) for lines in provider.lines] == [6, 2]
+
+
+def test_a_cancelled_batch_and_lines_that_never_came(ask: Ask, provider: BatchProvider) -> None:
+    provider.polls = None
+    provider.on_create = lambda batch: batch.update(status="cancelled")
+    assert set(ask().completions["error"]) == {
+        "the batch was cancelled before this was answered; the next run asks again"
+    }
+    provider.polls, provider.on_create = 1, lambda batch: None
+    assert ask().missing_rows == 0
+
+
+def test_a_batch_that_the_provider_refuses(ask: Ask, provider: BatchProvider) -> None:
+    provider.refuse = "the model cannot be used in batches"
+    with pytest.raises(TeacherError, match="the batch was refused: the model cannot be used in batches"):
+        ask(min_success=0.5)
+    provider.refuse = None
+    assert ask().missing_rows == 0
+
+
+def test_a_run_need_not_wait_and_what_came_meanwhile_is_found(
+    ask: Ask, provider: BatchProvider, store: CompletionStore
+) -> None:
+    provider.polls = None
+    with pytest.raises(PendingError, match="under way; 0 of 6"):
+        ask(batch={"wait_s": 0})
+    with pytest.raises(PendingError):
+        ask(batch={"wait_s": 0})
+    assert len(provider.batches) == 1
+    provider.end("batch_0")
+    asked = ask(batch={"wait_s": 0})
+    assert asked.missing_rows == 0
+    assert len(provider.batches) == 1
+    assert BatchStore(store).open() == []
+
+
+def test_two_slices_with_the_same_prompt_share_its_line(ask: Ask, provider: BatchProvider) -> None:
+    provider.polls = None
+    for texts in (TEXTS[:2], TEXTS[1:]):
+        with pytest.raises(PendingError):
+            ask(texts, batch={"wait_s": 0})
+    assert len(provider.asked) == len(set(provider.asked)) == 6
+    for id_ in list(provider.batches):
+        provider.end(id_)
+    assert ask(TEXTS).calls == 0
+
+
+def test_overload_is_retried_and_a_refused_key_is_not_shown(
+    ask: Ask, provider: BatchProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_KEY", "a-planted-key-0815")
+    provider.faults = [500, 0, 0, 429]
+    assert ask(max_retries=2, api_key_env="SHOP_KEY").missing_rows == 0
+    assert len(provider.batches) == 1
+    provider.faults = [0, 401]
+    with pytest.raises(TeacherError) as caught:
+        ask(("another login",), api_key_env="SHOP_KEY")
+    assert "on purpose" in str(caught.value)
+    assert "planted" not in str(caught.value)
+    assert ask(("another login",), api_key_env="SHOP_KEY").missing_rows == 0
+    assert len(provider.asked) == len(set(provider.asked))
+
+
+def test_a_batch_that_was_made_although_the_answer_was_lost_is_adopted(ask: Ask, provider: BatchProvider) -> None:
+    def lose(batch: dict[str, Any]) -> None:
+        raise ConnectionResetError
+
+    provider.on_create = lose  # the connection breaks after the batch was made
+    asked = ask()
+    assert asked.missing_rows == 0
+    assert len(provider.batches) == 1
+
+
+def test_many_requests_make_several_batches(ask: Ask, provider: BatchProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill_dagster.teacher.batches.MAX_REQUESTS", 4)
+    assert ask().calls == 6
+    assert [len(lines) for lines in provider.lines] == [4, 2]
+
+
+def test_without_a_batch_api_the_message_says_what_to_do(ask: Ask) -> None:
+    with pytest.raises(TeacherError, match=r"no batch API for ollama/llama3.*mode: online"):
+        ask(model="ollama/llama3", api="chat", soft_labels="votes")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"model": "embedded/smollm2-135m-instruct"}, "has none"),
+        ({"model": "replay/x", "soft_labels": "votes"}, "has none"),
+        ({"model": "openai/x", "api": "text", "resolve_labels": True}, "need `mode: online`"),
+    ],
+)
+def test_what_batch_mode_cannot_do_is_refused(teacher: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TeacherSpec.model_validate(teacher | {"mode": "batch"})
+
+
+def spec_of(model: str, **more: Any) -> TeacherSpec:
+    return TeacherSpec.model_validate({"model": model, **more})
+
+
+def test_prices_of_batches_are_the_lists_and_else_unknown() -> None:
+    import litellm
+
+    known = litellm.model_cost["gpt-4o-mini"]
+    expected = 1000 * known["input_cost_per_token_batches"] + 10 * known["output_cost_per_token_batches"]
+    assert batch_cost(spec_of("openai/gpt-4o-mini"), 1000, 10) == pytest.approx(expected)
+    assert expected < 1000 * known["input_cost_per_token"] + 10 * known["output_cost_per_token"]
+    assert batch_cost(spec_of("openai/nobody-knows"), 1000, 10) is None
+    assert batch_cost(spec_of("openai/gpt-4o-mini"), None, 10) is None
+
+
+RUN = """
+    import sys
+    from pathlib import Path
+    from distill_dagster.prompts.seeds import seed_prompts
+    from distill_dagster.taskfiles import Slice, TaskFolder
+    from distill_dagster.teacher.ask import run_ask
+    from distill_dagster.teacher.store import CompletionStore
+    from tests.support.task import asker_of
+
+    store = CompletionStore.in_folder(Path(sys.argv[2]))
+    slice_ = Slice.model_validate({"description": "d", "seeds": sys.argv[3:]})
+    asked = run_ask(asker_of(TaskFolder(Path(sys.argv[1])), store), seed_prompts("shop", slice_))
+    print(asked.missing_rows, asked.calls)
+"""
+
+
+@pytest.mark.parametrize("moment", ["file", "create", "created", "polling"])
+def test_a_killed_process_neither_loses_nor_doubles_a_batch(
+    tmp_path: Path, provider: BatchProvider, store: CompletionStore, ask: Ask, moment: str
+) -> None:
+    """`file`: the upload is under way; `create`: the batch is not made yet; `created`: it is, and nobody was told."""
+    folder = small_task(tmp_path / "killed", teacher=settings(provider))
+    command = [sys.executable, "-c", textwrap.dedent(RUN), str(folder.path), str(tmp_path / "store"), *TEXTS]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    provider.polls = None
+    reached: list[bool] = []
+
+    def kill(*_: Any) -> None:
+        if not reached:
+            reached.append(True)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+    class Calls(list[str]):
+        def append(self, call: str) -> None:
+            super().append(call)
+            if call == {"file": "POST /files", "create": "POST /batches"}.get(moment):
+                kill()
+                raise ConnectionResetError  # the request never had an effect
+            if moment == "polling" and call.startswith("GET /batches/"):
+                kill()
+
+    if not reached:
+        provider.calls = Calls()
+    if moment == "created":
+        provider.on_create = kill
+    process.wait(timeout=60)
+    assert reached
+    assert process.returncode == -signal.SIGKILL
+    assert len(provider.batches) == (0 if moment in ("file", "create") else 1)
+    [note] = BatchStore(store).open()
+    assert (note.batch_id is None) == (moment != "polling")
+    assert not note.submitting
+
+    provider.calls, provider.polls = [], 2
+    asked = ask()
+    assert asked.missing_rows == 0
+    assert len(provider.batches) == 1
+    assert len(provider.asked) == len(set(provider.asked)) == 6
+    assert BatchStore(store).open() == []
+
+
+def test_two_processes_at_once_ask_once(tmp_path: Path, provider: BatchProvider, store: CompletionStore) -> None:
+    provider.polls = 6
+    folder = small_task(tmp_path / "both", teacher=settings(provider))
+    command = [sys.executable, "-c", textwrap.dedent(RUN), str(folder.path), str(tmp_path / "store"), *TEXTS]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    ended = [process.communicate(timeout=90)[0].split() for process in started]
+    assert [missing for missing, _ in ended] == ["0", "0"]
+    assert sorted(calls for _, calls in ended) == ["0", "6"]
+    assert len(provider.asked) == 6

@@ -1,0 +1,314 @@
+"""The replay teacher, through the stage that asks every other one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from distill_dagster.errors import InputError, TeacherError
+from distill_dagster.sources import source_version
+from distill_dagster.spec import ReplaySpec, Task
+from distill_dagster.stages import teacher as stage
+from distill_dagster.stages.common import Env, Made
+from distill_dagster.tables import COMPLETIONS
+from distill_dagster.taskfiles import TaskFolder, check_folder
+from distill_dagster.teacher.estimate import estimate
+from distill_dagster.teacher.recorded import NOT_RECORDED, Recording, recordings
+from tests.support.task import again, env_of, jsonl, small_task
+
+SHOP = {"I want a refund": "refund", "a delivery arrived broken": "delivery", "login asks twice": "login"}
+TEACHER: dict[str, Any] = {
+    "model": "replay/logs",
+    "api": "chat",
+    "soft_labels": "votes",
+    "min_success": 0.0,
+    "few_shot": {"per_label": 1, "draws": 2},
+}
+
+
+def plain(text: str, completion: str, **more: Any) -> dict[str, Any]:
+    return {"prompt": text, "completion": completion, **more}
+
+
+class Home:
+    """A task whose teacher is a recording, and its stages from prompts to completions."""
+
+    def __init__(self, tmp_path: Path, **teacher: Any) -> None:
+        folder = small_task(tmp_path, teacher=TEACHER | teacher)
+        self.folder = TaskFolder(folder.path, tmp_path / "accepted" / folder.name)
+        self.env = env_of(self.folder, tmp_path / "home")
+
+    def record(self, rows: list[dict[str, Any]], name: str = "recorded/logs.jsonl") -> None:
+        path = self.folder.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(jsonl(rows))
+
+    def completions(self, slice_: str = "shop") -> tuple[pl.DataFrame, Made]:
+        env: Env = replace(self.env, folder=TaskFolder(self.folder.path, self.folder.accepted))
+        stage.make_prompt_context(env, None)
+        stage.make_seed_prompts(env, slice_)
+        made = stage.make_teacher_completions(env, slice_)
+        frame, _ = env.lake.read(env.task_name, "teacher_completions", slice_, COMPLETIONS)
+        return frame, made
+
+    def answers(self, slice_: str = "shop") -> dict[str, list[str | None]]:
+        """The answers by prompt text."""
+        frame, _ = self.completions(slice_)
+        prompts = stage.seed_prompts(slice_, again(self.folder).slice(slice_))
+        texts = {row["prompt_id"]: row["messages"][0]["content"] for row in prompts.iter_rows(named=True)}
+        out: dict[str, list[str | None]] = {}
+        for row in frame.sort("prompt_id", "sample_index").iter_rows(named=True):
+            out.setdefault(texts[row["prompt_id"]], []).append(json.loads(row["answer"]) if row["answer"] else None)
+        return out
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    home = Home(tmp_path)
+    yield home
+    home.env.store.close()
+
+
+def test_recorded_completions_are_a_teachers_answers_and_nothing_is_sent(home: Home) -> None:
+    home.record([plain(text.upper(), f" {label}.", cost_usd=0.25, model="m-1") for text, label in SHOP.items()])
+    frame, made = home.completions()
+    assert home.answers() == {text: [label] for text, label in SHOP.items()}
+    assert set(frame["mode"]) == {"replay"}
+    assert set(frame["teacher"]) == {"replay/logs"}
+    assert set(frame["model_reported"]) == {"m-1"}
+    assert frame["cost_usd"].sum() == 0.75
+    assert frame["latency_s"].null_count() == 3
+    assert made.record.extra["teacher_calls"] == 0
+    assert made.record.missing_rows == 0
+    assert home.completions()[1].record.data_version == made.record.data_version
+    assert home.env.store.count() == 3
+    [found] = estimate(again(home.folder), home.env.store, ["web"])
+    assert (found.prompts, found.calls) == (3, 0)
+
+
+def test_several_completions_of_one_prompt_are_its_samples(home: Home) -> None:
+    said = ["refund", "login", "refund"]
+    home.record([plain("I want a refund", label) for label in said] + [plain("login asks twice", "login")])
+    assert home.answers() == {
+        "I want a refund": said,
+        "login asks twice": ["login"],
+        "a delivery arrived broken": [None],
+    }
+
+
+def test_a_prompt_without_a_recording_is_a_failed_row_and_min_success_applies(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.record([plain("I want a refund", "refund")])
+    frame, made = home.completions()
+    failed = frame.filter(pl.col("status") == "failed")
+    assert failed.height == made.record.missing_rows == 2
+    assert set(failed["error"]) == {NOT_RECORDED}
+    assert set(failed["mode"]) == {"replay"}
+    task = yaml.safe_load((home.folder.path / "task.yaml").read_text())
+    task["teacher"]["min_success"] = 0.5
+    (home.folder.path / "task.yaml").write_text(yaml.safe_dump(task))
+    with pytest.raises(TeacherError, match=NOT_RECORDED):
+        home.completions()
+    home.env.store.close()
+
+
+def test_an_edited_recording_changes_its_own_rows_alone(home: Home) -> None:
+    rows = [plain(text, label) for text, label in SHOP.items()]
+    home.record(rows)
+    before, made = home.completions()
+    version = source_version(again(home.folder), "teacher_settings")
+    home.record([{"completion": r["completion"], "prompt": f" {r['prompt']} "} for r in reversed(rows)])
+    assert source_version(again(home.folder), "teacher_settings") == version
+    home.record([*rows[:2], plain("login asks twice", "refund")])
+    assert source_version(again(home.folder), "teacher_settings") != version
+    after, changed = home.completions()
+    assert changed.record.data_version != made.record.data_version
+    same = before.join(after, on=["prompt_id", "request_key", "answer"])
+    assert same.height == 2
+    assert home.answers()["login asks twice"] == ["refund"]
+
+
+def test_completions_are_found_by_the_id_of_a_seed_or_a_row(tmp_path: Path) -> None:
+    home = Home(tmp_path, replay={"files": ["recorded"], "match": "id"})
+    seeds = [{"id": str(n), "text": text} for n, text in enumerate(SHOP)]
+    value = {"description": "The shop.", "seeds": seeds}
+    (home.folder.path / "slices" / "shop.yaml").write_text(yaml.safe_dump(value))
+    golden = again(home.folder).golden
+    home.record([{"id": n, "completion": label} for n, label in enumerate(SHOP.values())], "recorded/a.jsonl")
+    home.record([{"id": row.id, "completion": row.label} for row in golden], "recorded/b.jsonl")
+    assert home.answers() == {text: [label] for text, label in SHOP.items()}
+    stage.make_golden_completions(replace(home.env, folder=again(home.folder)), None)
+    frame, record = home.env.lake.read(home.env.task_name, "golden_completions", None, COMPLETIONS)
+    assert frame.filter(pl.col("status") == "ok").height == len(golden)
+    assert record.missing_rows == len(again(home.folder).dev)
+    home.env.store.close()
+
+
+def test_a_prompt_that_was_masked_when_it_was_imported_is_found(home: Home) -> None:
+    home.record([plain("write to <EMAIL> for my refund", "refund")])
+    value = {"description": "The shop.", "seeds": ["write to a.b@example.org for my refund"]}
+    (home.folder.path / "slices" / "shop.yaml").write_text(yaml.safe_dump(value))
+    assert list(home.answers().values()) == [["refund"]]
+
+
+def test_a_conversation_is_found_by_all_its_user_turns(tmp_path: Path) -> None:
+    home = Home(tmp_path, replay={"match": "conversation"})
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes?"}]
+    value = {"description": "The shop.", "seeds": ["hello\na refund", "a refund"]}
+    (home.folder.path / "slices" / "shop.yaml").write_text(yaml.safe_dump(value))
+    home.record([{"messages": [*turns, {"role": "user", "content": "a refund"}], "completion": "login"}])
+    assert home.answers() == {"hello\na refund": ["login"], "a refund": [None]}
+    home.env.store.close()
+
+
+ASKED = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+REPLY = {"role": "assistant", "content": "a", "reasoning_content": "because"}
+CHAT = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1700000000,
+    "model": "m",
+    "choices": [{"index": 0, "message": REPLY, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 3},
+}
+PARTS = [{"type": "thinking", "thinking": "because"}, {"type": "text", "text": "a"}]
+ANTHROPIC = {
+    "type": "message",
+    "role": "assistant",
+    "model": "m",
+    "content": PARTS,
+    "stop_reason": "end_turn",
+    "usage": {"input_tokens": 7, "output_tokens": 3},
+}
+RESPONSES = {
+    "object": "response",
+    "model": "m",
+    "output": [
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "because"}]},
+        {"type": "message", "content": [{"type": "output_text", "text": "a"}]},
+    ],
+    "usage": {"input_tokens": 7, "output_tokens": 3},
+}
+SHAPES = {
+    "request and response": {"request": {"model": "x", "messages": ASKED}, "response": CHAT},
+    "a stored completion": CHAT | {"messages": {"object": "list", "data": ASKED}},
+    "a stored completion with its input": CHAT | {"input": ASKED},
+    "lines of a batch": {
+        "custom_id": "7",
+        "body": {"messages": ASKED},
+        "response": {"status_code": 200, "body": CHAT},
+        "error": None,
+    },
+    "anthropic": {"request": {"messages": ASKED}, "response": ANTHROPIC},
+    "responses": {"request": {"input": "q"}, "response": RESPONSES},
+    "text completion": {"request": {"prompt": "q"}, "response": {"model": "m", "choices": [{"text": "a"}]}},
+    "prompt and completion": {"prompt": "q", "completion": "a", "reasoning": "because", "model": "m"},
+    "messages and completion": {"messages": ASKED, "completion": "a", "model": "m"},
+    "a trace": {"messages": [*ASKED, REPLY], "model": "m"},
+    "a bare trace": [*ASKED, REPLY],
+    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, REPLY], "model": "m"},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_that_are_understood_as_they_are(shape: str) -> None:
+    [found] = recordings(SHAPES[shape], ReplaySpec())
+    assert (found.prompt, found.completion) == ("q", "a")
+    if "text" not in shape and shape != "messages and completion":
+        assert found.reasoning == "because"
+    if shape != "a bare trace":
+        assert found.model == "m"
+    if shape in ("request and response", "anthropic", "responses", "lines of a batch"):
+        assert (found.prompt_tokens, found.completion_tokens) == (7, 3)
+    assert recordings(found.as_json(), ReplaySpec()) == [replace(found)]
+
+
+CALL = [{"name": "look", "arguments": '{"at":1}'}]
+CALLS = {
+    "chat": CHAT
+    | {"messages": ASKED, "choices": [{"message": {"content": None, "tool_calls": [{"function": CALL[0]}]}}]},
+    "anthropic": {
+        "request": {"messages": ASKED},
+        "response": ANTHROPIC | {"content": [{"type": "tool_use", "name": "look", "input": {"at": 1}}]},
+    },
+    "responses": {
+        "request": {"input": "q"},
+        "response": {"output": [{"type": "function_call", "name": "look", "arguments": '{"at":1}'}]},
+    },
+    "a trace": [*ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": {"at": 1}}}]}],
+}
+
+
+@pytest.mark.parametrize("shape", CALLS)
+def test_tool_calls_are_recorded_too(shape: str) -> None:
+    [found] = recordings(CALLS[shape], ReplaySpec())
+    assert (found.completion, found.tool_calls) == ("", CALL)
+    assert recordings(found.as_json(), ReplaySpec()) == [found]
+
+
+def test_several_choices_and_calls_that_failed() -> None:
+    two = CHAT | {"messages": ASKED, "choices": [{"message": {"content": c}} for c in "ab"]}
+    assert [r.completion for r in recordings(two, ReplaySpec())] == ["a", "b"]
+    assert recordings({"request": {"messages": ASKED}, "response": {"error": {"code": 500}}}, ReplaySpec()) == []
+
+
+def test_a_declaration_maps_anything_else() -> None:
+    record = {"in": {"lines": ["x", "Ticket: my refund"]}, "out": {"said": "refund", "why": "money"}, "by": "m"}
+    spec = ReplaySpec.model_validate(
+        {
+            "prompt": "in.lines.-1",
+            "completion": "/out/said",
+            "reasoning": "out.why",
+            "model": "by",
+            "prompt_pattern": "Ticket: (.*)",
+        }
+    )
+    assert recordings(record, spec) == [Recording("refund", "my refund", reasoning="money", model="m")]
+
+
+def test_what_cannot_be_read_is_named_with_its_line(home: Home) -> None:
+    home.record([plain("a", "refund"), {"prompt": "b"}, {"completion": "c"}])
+    path = home.folder.path / "recorded" / "logs.jsonl"
+    path.write_text(path.read_text() + "{\n")
+    with pytest.raises(InputError) as caught:
+        home.completions()
+    assert [(p.line, p.field) for p in caught.value.problems] == [(4, None)]
+    home.record([plain("a", "refund"), {"prompt": "b"}, {"completion": "c"}])
+    problems = [p for p in check_folder(again(home.folder)) if p.severity == "error"]
+    assert [(p.file, p.line, p.field) for p in problems] == [(path, 2, "completion"), (path, 3, "prompt")]
+    path.unlink()
+    [problem] = [p for p in check_folder(again(home.folder)) if p.severity == "error"]
+    assert "are missing" in problem.message
+    assert "distill import shop_mail FILE --as recorded --name logs" in problem.remedy
+
+
+def test_a_link_is_not_followed(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "logs.jsonl").write_text(jsonl([plain("a", "refund")]))
+    (home.folder.path / "recorded").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="symbolic links"):
+        home.completions()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"model": "openai/x", "replay": {}}, "replay belongs to"),
+        ({"model": "replay/../x"}, "matches"),
+        ({"model": "replay/x", "soft_labels": "logprobs"}, "no log-probabilities"),
+        ({"model": "replay/x", "replay": {"files": ["../../x.jsonl"]}}, "not a path below"),
+        ({"model": "replay/x", "replay": {"files": ["/etc/passwd"]}}, "not a path below"),
+        ({"model": "replay/x", "replay": {"prompt_pattern": "a(?=b)"}}, "not a regular expression"),
+    ],
+)
+def test_a_wrong_declaration_is_refused(home: Home, teacher: dict[str, Any], message: str) -> None:
+    value = yaml.safe_load((home.folder.path / "task.yaml").read_text())
+    with pytest.raises(ValueError, match=message):
+        Task.model_validate(value | {"teacher": teacher})
