@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,7 @@ from distill_dagster.taskfiles import TaskFolder, check_folder, find_tasks, open
 
 if TYPE_CHECKING:
     from distill_dagster.runs import Outcome
+    from distill_dagster.teacher.estimate import Estimate
 
 # One progress bar, ours; and no remark of a library on optional kernels that a user cannot act on.
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -278,7 +280,7 @@ def backfill(
                 failed = runs.failed_slices(folder, instance) if lacking == "failed" else set()
                 keys = lacking_slices(state, lacking or "stale", failed)
             if dry_run:
-                _show_estimate(home, folder, state, keys, as_json)
+                _show_estimate(home, folder, state, keys, as_json, golden=False)
                 return
             again = lacking in ("failed", "all") or bool(slices or first or last)
             with _progress() as tell:
@@ -294,27 +296,57 @@ def backfill(
         _end(outcome, as_json)
 
 
-def _show_estimate(home: Home, folder: TaskFolder, state: State, keys: list[str], as_json: bool) -> None:
-    """What a backfill of these slices would do, slice by slice."""
+def _estimated(home: Home, folder: TaskFolder, keys: list[str], golden: bool) -> list[Estimate]:
     from distill_dagster.student.sentences import sentence_embedder
     from distill_dagster.teacher.estimate import estimate
     from resources.doors import CompletionStoreResource
 
-    resource_ = CompletionStoreResource(path=str(home.store), url=store_url())
-    embed = sentence_embedder(folder.task.teacher, home.models)
-    with resource_.open() as store:
-        found = estimate(folder, store, keys, embed)
-    table = Table("slice", "state", "prompts", "requests to send", "answered by the store")
+    with CompletionStoreResource(path=str(home.store), url=store_url()).open() as store:
+        return estimate(folder, store, keys, lambda spec: sentence_embedder(spec, home.models), golden=golden)
+
+
+def _show_estimate(home: Home, folder: TaskFolder, state: State, keys: list[str], as_json: bool, golden: bool) -> None:
+    """What materializing these slices would ask, slice by slice and teacher by teacher."""
+    from distill_dagster.teacher.estimate import total
+
+    found = _estimated(home, folder, keys, golden)
+    table = Table("slice", "state", "teacher", "for", "prompts", "to send", "stored", "tokens at most", "USD at most")
     for one in found:
-        now = state.status("scored_completions", one.slice).state
-        table.add_row(escape(one.slice), now, str(one.prompts), str(one.calls), str(one.cached))
+        now = state.status("scored_completions", one.slice).state if one.slice in keys else ""
+        usd = "unknown" if one.usd is None else f"{one.usd:.4f}"
+        counts = f"{one.prompts:,}", f"{one.calls:,}", f"{one.cached:,}", f"{one.tokens:,}", usd
+        table.add_row(escape(one.slice), now, escape(one.teacher), one.purpose, *counts)
     out.print(table)
-    calls, cached = sum(one.calls for one in found), sum(one.cached for one in found)
-    least = "at least " if folder.task.teacher.resolve_labels else ""
-    out.print(f"{len(found)} slices: {least}{calls} requests to send, {cached} answered by the store. Nothing was run.")
+    whole = total(found)
+    least = "at least " if any(spec.resolve_labels for spec in folder.task.teacher_specs) else ""
+    usd = "unknown, since a price is" if whole["usd"] is None else f"${whole['usd']:.4f}"
+    wall = "unknown" if whole["wall_s"] is None else f"{whole['wall_s']:.0f} s"
+    out.print(
+        f"{len(keys)} slices: {least}{whole['teacher_calls']} requests to send, {whole['teacher_calls_cached']} "
+        f"answered by the store. At most {whole['tokens']:,} tokens; cost at most {usd}; time {wall}. Nothing was run.",
+        soft_wrap=True,
+    )
     if as_json:
-        partitions = {"teacher_completions": keys}
-        print(json.dumps({"partitions": partitions, "teacher_calls": calls, "teacher_calls_cached": cached}))
+        each = {"estimates": [asdict(one) for one in found]}
+        print(json.dumps({"partitions": {"teacher_completions": keys}} | whole | each))
+
+
+@app.command()
+def estimate(
+    task: TaskArgument = None,
+    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice; may be repeated.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What bringing a task up to date would ask its teachers: requests, tokens, USD and time. Asks nothing.
+
+    Tokens and USD are at most: every answer as long as it may be. USD are unknown where a price is.
+    """
+    home = Home.from_env()
+    with _errors():
+        folder = _open(home, task)
+        state = State(folder, Lake(home.lake, home.reports))
+        keys = named_slices(folder, slices) if slices else folder.slice_keys()
+        _show_estimate(home, folder, state, keys, as_json, golden=not slices)
 
 
 @app.command()

@@ -93,11 +93,9 @@ def test_a_dry_run_tells_what_would_be_asked_and_asks_nothing(project: Project, 
     project.change_slice("web", lambda value: value["seeds"].append("one more login"))
     ended = backfill(project, "--dry-run")
     assert ended.code == 0, ended.err
-    assert ended.json == {
-        "partitions": {"teacher_completions": ["phone", "web"]},
-        "teacher_calls": 2 * (1 + 1),
-        "teacher_calls_cached": 2 * 6,
-    }
+    assert ended.json["partitions"] == {"teacher_completions": ["phone", "web"]}
+    assert (ended.json["teacher_calls"], ended.json["teacher_calls_cached"]) == (2 * (1 + 1), 2 * 6)
+    assert ended.json["usd"] is None, "no price is known"
     assert provider.requests == []
     done = backfill(project)
     assert done.json["teacher_calls"] == ended.json["teacher_calls"], "the estimate was right"

@@ -89,7 +89,7 @@ def test_recorded_completions_are_a_teachers_answers_and_nothing_is_sent(home: H
     assert made.record.missing_rows == 0
     assert home.completions()[1].record.data_version == made.record.data_version
     assert home.env.store.count() == 3
-    [found] = estimate(again(home.folder), home.env.store, ["web"])
+    [found] = estimate(again(home.folder), home.env.store, ["web"], lambda _: None)
     assert (found.prompts, found.calls) == (3, 0)
 
 

@@ -1,0 +1,100 @@
+"""What asking would take, against what it then took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from distill_dagster.stages import teacher as stages
+from distill_dagster.stages.common import Env
+from distill_dagster.tables import COMPLETIONS
+from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.teacher.estimate import GOLDEN, Estimate, estimate, total
+from tests.support.provider import FakeProvider
+from tests.support.task import LABELS, env_of, small_task
+
+PRICE = {"input_usd": 2.0, "output_usd": 8.0}
+
+
+@pytest.fixture
+def provider() -> Iterator[FakeProvider]:
+    with FakeProvider(LABELS) as provider:
+        yield provider
+
+
+@pytest.fixture
+def env(tmp_path: Path, provider: FakeProvider) -> Iterator[Env]:
+    teacher = {"api_base": provider.url, "price": PRICE, "requests_per_minute": 120, "api": "chat"}
+    folder = small_task(tmp_path, teacher=teacher | {"soft_labels": "votes", "few_shot": {"draws": 2}})
+    env = env_of(TaskFolder(folder.path, tmp_path / "accepted"), tmp_path / "home")
+    yield env
+    env.store.close()
+
+
+def estimated(env: Env, **more: Any) -> list[Estimate]:
+    folder = TaskFolder(env.folder.path, env.folder.accepted)
+    return estimate(folder, env.store, folder.slice_keys(), lambda _: None, **more)
+
+
+def test_what_is_asked_and_what_it_costs_at_most(env: Env, provider: FakeProvider) -> None:
+    before = {one.slice: one for one in estimated(env, golden=True)}
+    assert list(before) == [GOLDEN, "shop", "web"]
+    shop = before["shop"]
+    assert (shop.prompts, shop.calls, shop.cached, shop.purpose) == (3, 6, 0, "answers")
+    assert shop.wall_s == 3.0  # six at 120 a minute
+    assert provider.requests == []
+    stages.make_prompt_context(env, None)
+    stages.make_seed_prompts(env, "shop")
+    made = stages.make_teacher_completions(env, "shop")
+    assert made.record.extra["teacher_calls"] == shop.calls
+    frame, _ = env.lake.read(env.task_name, "teacher_completions", "shop", COMPLETIONS)
+    took = frame["prompt_tokens"].sum() + frame["completion_tokens"].sum()
+    assert took <= shop.tokens
+    assert shop.usd is not None
+    assert 0 < made.record.extra["spent_usd"] <= shop.usd
+    after = next(one for one in estimated(env) if one.slice == "shop")
+    assert (after.calls, after.cached, after.tokens, after.usd, after.wall_s) == (0, 6, 0, 0.0, 0.0)
+
+
+def test_all_together(env: Env) -> None:
+    found = estimated(env, golden=True)
+    whole = total(found)
+    assert whole["teacher_calls"] == sum(one.calls for one in found)
+    assert whole["usd"] == pytest.approx(sum(one.usd or 0 for one in found))
+    assert whole["wall_s"] == sum(one.wall_s or 0 for one in found)
+
+
+def change(env: Env, **changes: Any) -> None:
+    path = env.folder.path / "task.yaml"
+    task = yaml.safe_load(path.read_text())
+    for name, value in changes.items():
+        task[name] = task.get(name, {}) | value if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(task, sort_keys=False))
+
+
+def test_without_a_price_and_a_limit_nothing_is_guessed(env: Env) -> None:
+    change(env, teacher={"price": None, "requests_per_minute": None})
+    found = estimated(env)
+    assert {(one.usd, one.wall_s) for one in found} == {(None, None)}
+    assert all(one.tokens > 0 for one in found)
+    assert total(found)["usd"] is None
+
+
+def test_prompts_to_be_imagined_and_the_judge_count(env: Env) -> None:
+    change(env, imagine={"per_request": 2, "max_rounds": 3}, judge={"model": "openai/gpt-4o-mini"})
+    change(env, judge={"rubric": [{"name": "clear", "description": "Is it clear?"}]})
+    path = env.folder.path / "slices" / "shop.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"target": 8}))
+    rows = {(one.slice, one.purpose): one for one in estimated(env)}
+    assert rows["shop", "answers"].calls == (3 + 5) * 2
+    assert (rows["shop", "imagining"].prompts, rows["shop", "imagining"].calls) == (5, 3 * 3)
+    assert rows["shop", "judging"].prompts == 8
+    assert rows["shop", "judging"].usd is not None, "litellm knows the price of this judge"
+    assert ("web", "imagining") not in rows
+    frame = pl.DataFrame([vars(one) for one in rows.values()])
+    assert frame.filter(pl.col("calls") > 0)["tokens"].min() > 0  # type: ignore[operator]
