@@ -361,10 +361,11 @@ class Asked(_Model):
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 4
     price: Price | None = Field(default=None, description="where litellm does not know it, or yours is another")
+    terms: TermsSpec = Field(default=TermsSpec(), description="on the provider's terms on training with answers")
 
     def teacher(self, of_task: TeacherSpec) -> TeacherSpec:
         """As the engine takes it. An embedded model shares the server that the task's teacher runs on."""
-        spec = TeacherSpec(**self.model_dump(include=set(Asked.model_fields)))
+        spec = TeacherSpec(**{name: getattr(self, name) for name in Asked.model_fields})
         return spec.model_copy(update={"few_shot": of_task.few_shot}) if spec.model == of_task.model else spec
 
     def asked_settings(self) -> dict[str, Any]:

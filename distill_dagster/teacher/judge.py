@@ -179,7 +179,8 @@ def differing_answers(completions: pl.DataFrame) -> dict[str, list[str]]:
 
 def judge_requests_needed(task: Task, prompts: int) -> tuple[int, int]:
     """The least and the most requests to the judge for so many prompts that have an answer."""
-    if task.judge is None or (task.judge.mode == "best_of" and task.teacher.few_shot.draws == 1):
+    samples = sum(one.requests_per_prompt for one in task.teacher_specs)
+    if task.judge is None or (task.judge.mode == "best_of" and samples == 1):
         return 0, 0
     return (prompts if task.judge.mode == "score" else 0), prompts * ATTEMPTS
 
@@ -289,23 +290,28 @@ def _with_verdicts(candidates: pl.DataFrame, verdicts: dict[str, Verdict], model
 
 
 def _picked(judge_: Judge, candidates: pl.DataFrame, completions: pl.DataFrame, picked: dict[str, str]) -> pl.DataFrame:
-    """The candidates with the answers that the judge picked; agreement, confidence and reasoning follow the answer."""
+    """The candidates with the answers that the judge picked; all that hangs on an answer follows it."""
     usable = completions.filter((pl.col("status") == "ok") & pl.col("answer").is_not_null())
-    said: dict[str, list[tuple[str, str | None]]] = {}
-    for id_, answer, reasoning in usable.sort("sample_index").select("prompt_id", "answer", "reasoning").iter_rows():
-        said.setdefault(id_, []).append((answer, reasoning))
+    said: dict[str, list[tuple[str, str | None, str]]] = {}
+    columns = ("prompt_id", "answer", "reasoning", "teacher")
+    for id_, answer, reasoning, teacher in usable.sort("sample_index").select(columns).iter_rows():
+        said.setdefault(id_, []).append((answer, reasoning, teacher))
     rows = []
     for row in candidates.iter_rows(named=True):
         answer = picked.get(row["prompt_id"])
         if answer is not None and answer != row["answer"]:
             samples = said[row["prompt_id"]]
-            mine = [reasoning for text, reasoning in samples if text == answer]
+            mine = [(reasoning, teacher) for text, reasoning, teacher in samples if text == answer]
+            teachers = {teacher for _, teacher in mine}
+            several = row["teacher_agreement"] is not None
             soft = {entry["label"]: entry["prob"] for entry in row["soft_labels"] or []}
             row |= {
                 "answer": answer,
                 "agreement": len(mine) / len(samples),
                 "confidence": soft.get(judge_.shown(answer), 0.0) if soft else row["confidence"],
-                "reasoning": next((reasoning for reasoning in mine if reasoning is not None), None),
+                "reasoning": next((reasoning for reasoning, _ in mine if reasoning is not None), None),
+                "teacher": row["teacher"] if row["teacher"] in teachers else mine[0][1],
+                "teacher_agreement": len(teachers) / len({one[2] for one in samples}) if several else None,
             }
         rows.append(row)
     return pl.DataFrame(rows, schema=candidates.schema)

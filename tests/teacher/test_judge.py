@@ -13,14 +13,24 @@ import pytest
 
 from distill_dagster import plots
 from distill_dagster.checks import Check
-from distill_dagster.errors import TeacherError
+from distill_dagster.errors import TeacherError, TermsError
 from distill_dagster.lake import node
+from distill_dagster.prompts.imagine import imagine_teacher
 from distill_dagster.prompts.more_templates import JUDGE, own_templates
 from distill_dagster.stages import curation, teacher
 from distill_dagster.stages.common import Env, Made
 from distill_dagster.state import State
 from distill_dagster.tables import SCORED, user_text
-from distill_dagster.teacher.judge import Judge, _picked, differing_answers, strict_schema, verdict_model
+from distill_dagster.teacher.client import endpoint_of
+from distill_dagster.teacher.judge import (
+    Judge,
+    _picked,
+    differing_answers,
+    judge_requests_needed,
+    judge_teacher,
+    strict_schema,
+    verdict_model,
+)
 from tests.support.imagining import asked_text, judged, judges
 from tests.support.imagining import teacher as answers
 from tests.support.provider import FakeProvider, Fault, Seen
@@ -286,15 +296,28 @@ def test_an_answer_that_is_no_label_can_be_picked(tmp_path: Path) -> None:
     causal = {"tiny": {"model": "smollm2-135m-instruct", "architecture": "causal_lm"}}
     teacher_ = {"api": "chat", "soft_labels": "votes"}
     task = small_task(tmp_path, **changes, teacher=teacher_, students=causal).task
-    samples_ = [("p", n, "ok", text, f"reason {n}") for n, text in enumerate(['{"total":7}', '{"total":8}'])]
-    columns = ["prompt_id", "sample_index", "status", "answer", "reasoning"]
+    samples_ = [("p", n, "ok", text, f"r{n}", f"t{n}") for n, text in enumerate(['{"total":7}', '{"total":8}'])]
+    columns = ["prompt_id", "sample_index", "status", "answer", "reasoning", "teacher"]
     completions = pl.DataFrame(samples_, schema=columns, orient="row")
     row: dict[str, Any] = dict.fromkeys(SCORED) | {"prompt_id": "p", "answer": '{"total":7}', "agreement": 0.5}
+    row |= {"teacher": "t0", "teacher_agreement": 0.5}
     row |= {"soft_labels": [{"label": '{"total": 7}', "prob": 0.6}, {"label": '{"total": 8}', "prob": 0.4}]}
     picked = _picked(
         Judge(task, {}, "identity"), pl.DataFrame([row], schema=SCORED), completions, {"p": '{"total":8}'}
     ).to_dicts()[0]
-    assert (picked["answer"], picked["confidence"], picked["reasoning"]) == ('{"total":8}', 0.4, "reason 1")
+    assert (picked["answer"], picked["confidence"], picked["reasoning"]) == ('{"total":8}', 0.4, "r1")
+    assert (picked["teacher"], picked["teacher_agreement"]) == ("t1", 0.5)
+
+
+def test_what_a_judge_needs(tmp_path: Path) -> None:
+    def needed(name: str, mode: str | None, **teacher_: Any) -> tuple[int, int]:
+        judge_spec = JUDGE_SPEC | {"mode": mode} if mode else None
+        return judge_requests_needed(small_task(tmp_path / name, judge=judge_spec, teacher=teacher_).task, 10)
+
+    assert needed("none", None) == (0, 0)
+    assert needed("score", "score") == (10, 20)
+    assert needed("best", "best_of") == (0, 20)
+    assert needed("one", "best_of", few_shot={"draws": 1}) == (0, 0)
 
 
 def test_the_order_of_options_says_nothing_of_the_samples() -> None:
@@ -332,3 +355,21 @@ def test_more_turns_and_other_answers_are_shown_in_words(tmp_path: Path) -> None
     assert '<<<\n{"total": 7}\n>>>' in text
     assert "<<<\n3 and 4\n>>>" in text
     assert judge.request(row).key != judge.request(row, None, 1).key
+
+
+@pytest.mark.parametrize("part", ["judge", "imagine"])
+def test_whoever_else_is_asked_has_a_price_limits_and_terms_of_its_own(tmp_path: Path, part: str) -> None:
+    price = {"input_usd": 1.0, "output_usd": 2.0}
+    asked: dict[str, Any] = {"model": "openai/gpt-4o-mini", "api_key_env": "HOME", "price": price}
+    asked |= {"requests_per_minute": 7, "tokens_per_minute": 900}
+
+    def spec(name: str, **more: Any) -> Any:
+        parts = {"judge": {"rubric": RUBRIC} | asked | more, "imagine": {"teacher": asked | more}}
+        task = small_task(tmp_path / name, **{part: parts[part]}).task
+        return judge_teacher(task) if part == "judge" else imagine_teacher(task)
+
+    plain = spec("plain")
+    assert (plain.price.output_usd, plain.requests_per_minute, plain.tokens_per_minute) == (2.0, 7, 900)
+    with pytest.raises(TermsError, match="Nothing was asked"):
+        endpoint_of(plain)
+    assert endpoint_of(spec("acknowledged", terms={"acknowledged": True})).model == "openai/gpt-4o-mini"
