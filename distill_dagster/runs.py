@@ -21,7 +21,7 @@ from dagster._core.execution.plan.objects import ErrorSource
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from filelock import FileLock, Timeout
 
-from distill_dagster import database, imagined
+from distill_dagster import database, imagined, missing
 from distill_dagster.errors import InputError
 from distill_dagster.graph import MERGED, REFRESHES, STAGES, slices_name
 from distill_dagster.lake import Lake, node
@@ -219,9 +219,11 @@ class Runner:
         self._stages: set[str] | None = None
         self._again: set[str] = set()
         self._min_new_rows: int | None = None
+        self._patient = False
 
     def refresh(self, students: list[str], tell: Event, force: bool) -> Outcome:
         """As `run`, but a student waits while no more than `refresh.min_new_rows` rows of its dataset changed."""
+        self._patient = not force
         self._min_new_rows = None if force else self.folder.task.refresh.min_new_rows
         return self.run(None, students, tell)
 
@@ -320,7 +322,16 @@ class Runner:
         return batch
 
     def _waits(self, status: Status) -> str | None:
-        """Why a refresh leaves a student as it is: nothing but the dataset changed, and that too little."""
+        """Why a refresh leaves an artifact as it is.
+
+        A student: nothing but the dataset changed, and that too little. Answers: nothing but missing rows, and those
+        are not to be asked for yet.
+        """
+        record = status.record
+        if self._patient and record is not None and len(status.why) == 1:
+            why = missing.waits(record, self.folder.task.budget, time.time())
+            if why is not None:
+                return f"{why} (--force)"
         if self._min_new_rows is None or status.asset not in RETRAINED or status.why != ("filtered_dataset changed",):
             return None
         assert status.partition is not None

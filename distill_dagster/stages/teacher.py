@@ -12,6 +12,7 @@ from distill_dagster.checks import Check, no_missing_rows, valid_table
 from distill_dagster.curation.candidates import prior_of, scored, uniform_prior, with_imagined
 from distill_dagster.curation.teachers import unsure
 from distill_dagster.lake import node
+from distill_dagster.missing import note
 from distill_dagster.prompts.context import Example, context_schema, draws, left_out, pool, prompt_context
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, seed_prompts, user_message
 from distill_dagster.prompts.templates import Templates
@@ -105,10 +106,12 @@ def _asked(reading: Reading, asked: Asked) -> Made:
         valid_table(reading.asset, frame),
         no_missing_rows(asked.missing_rows, frame),
     ]
+    before = reading.env.lake.record(reading.env.task_name, reading.asset, reading.partition)
     record = reading.write(
         frame,
         checks,
         asked.missing_rows,
+        **note(before, asked.missing_rows, asked.stopped is not None, task.budget),
         teacher_calls=asked.calls,
         teacher_calls_cached=asked.cached,
         cost_usd=cost,
@@ -130,6 +133,8 @@ def _asked(reading: Reading, asked: Asked) -> Made:
         "terms": "; ".join(dict.fromkeys(terms_of(spec).summary for spec in task.teacher_specs)),
         "sample": sample_rows(frame, ["prompt_id", "sample_index", "status", "answer", "raw_text"]),
     }
+    if asked.stopped:
+        shown["stopped"] = asked.stopped
     if task.teachers:
         shown["teachers"] = _by_teacher(frame)
     return Made(record, shown, checks)

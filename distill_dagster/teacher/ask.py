@@ -53,6 +53,8 @@ class Asked:
     """Tokens of the requests that were sent, without those that the store answered."""
     spent_usd: float | None = 0.0
     """What those requests cost; None where a price is unknown."""
+    stopped: str | None = None
+    """Why nothing more was sent, where a cap was reached: what came until then stands in the table."""
 
     @property
     def missing_rows(self) -> int:
@@ -333,6 +335,7 @@ class Asker:
             self.engine.prompt_tokens,
             self.engine.completion_tokens,
             self.engine.spent,
+            self.engine.over_budget,
         )
         self._check_success(asked_, len(texts))
         return asked_
@@ -389,7 +392,7 @@ class Asker:
 
     def _check_success(self, asked: Asked, prompts: int) -> None:
         share = asked.usable_prompts / prompts if prompts else 1.0
-        if share < self.spec.min_success:
+        if share < self.spec.min_success and not asked.stopped:
             first = asked.completions.filter(pl.col("error").is_not_null())["error"].head(1).to_list()
             raise TeacherError(
                 f"Only {share:.0%} of {prompts} prompts have an answer of {self.spec.model}; min_success is "
@@ -422,6 +425,7 @@ def together(parts: list[Asked]) -> Asked:
         sum(part.prompt_tokens for part in parts),
         sum(part.completion_tokens for part in parts),
         None if None in spent else sum(usd or 0.0 for usd in spent),
+        next((part.stopped for part in parts if part.stopped), None),
     )
 
 

@@ -147,6 +147,11 @@ class Engine:
         """USD that this engine's requests cost; None where a price is unknown."""
         return None if self.unknown_costs else self.spent_usd
 
+    @property
+    def over_budget(self) -> str | None:
+        """Which cap stopped this engine, if one did."""
+        return str(self._stopped) if isinstance(self._stopped, BudgetError) else None
+
     def preload(self, keys: Iterable[str]) -> set[str]:
         """Fetch the stored answers among `keys` in one go, instead of what was fetched before; those that are there."""
         wanted = set(keys)

@@ -57,3 +57,25 @@ def test_force_and_a_students_own_setting_do_not_wait(project: Project) -> None:
     forced = refresh(project, "--student", "one", "--force")
     assert forced.partitions["student_adapter"] == ["one"]
     assert forced.json["waiting"] == {}
+
+
+def test_a_budget_stop_keeps_what_came_and_waits_for_a_higher_cap(project: Project, provider: FakeProvider) -> None:
+    price = {"input_usd": 1.0, "output_usd": 1.0}
+    project.change_task(teacher={"price": price})
+    new = [f"one more refund, number {n}" for n in range(10)]
+    project.change_slice("shop", lambda value: value["seeds"].extend(new))
+    project.change_task(budget={"tokens": 400})
+    stopped = project.distill("refresh", TASK, "--json")
+    assert stopped.json["failed"] == {}
+    record = project.record("teacher_completions", "shop")
+    assert 0 < record.missing_rows < len(new)
+    asked = len(provider.requests)
+    assert 0 < asked < 2 * len(new)
+    waiting = project.distill("refresh", TASK, "--json")
+    assert "wait for a higher budget" in waiting.json["waiting"]["teacher_completions[shop]"]
+    assert len(provider.requests) == asked
+    project.change_task(budget={"tokens": 100_000})
+    rest = project.distill("refresh", TASK, "--json")
+    assert project.record("teacher_completions", "shop").missing_rows == 0
+    assert rest.json["teacher_calls"] == 2 * len(new) - asked
+    assert rest.json["cost_usd"] > 0

@@ -1,0 +1,68 @@
+"""When missing rows are asked for again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from distill_dagster import missing
+from distill_dagster.lake import Record
+from distill_dagster.spec import BudgetSpec
+
+CAP = BudgetSpec(usd=1.0, month_usd=10.0)
+
+
+def record(missing_rows: int = 3, **extra: Any) -> Record:
+    return Record("teacher_completions", "shop", "v", "1", {}, missing_rows=missing_rows, extra=extra)
+
+
+def after(times: int, stopped: bool = False) -> Record:
+    """The record after so many runs in a row with missing rows."""
+    found: Record | None = None
+    for _ in range(times):
+        found = record(**missing.note(found, 3, stopped, CAP))
+    assert found is not None
+    return found
+
+
+def at(found: Record) -> float:
+    return float(found.extra["missing"]["at"])
+
+
+def test_the_first_failure_is_tried_again_at_once_and_later_ones_ever_more_seldom() -> None:
+    one, two, three = after(1), after(2), after(3)
+    assert missing.waits(one, CAP, at(one)) is None
+    assert "missing 2 times; asked for again in 60 min" in str(missing.waits(two, CAP, at(two)))
+    assert missing.waits(two, CAP, at(two) + 3600) is None
+    assert missing.waits(three, CAP, at(three) + 3600) is not None
+    assert missing.waits(three, CAP, at(three) + 7200) is None
+    many = after(30)
+    assert missing.waits(many, CAP, at(many) + 86_400) is None
+
+
+def test_a_run_without_missing_rows_begins_anew() -> None:
+    assert missing.note(after(5), 0, False, CAP) == {}
+    assert missing.note(record(missing_rows=0), 2, False, CAP)["missing"]["tries"] == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "waits"),
+    [
+        (CAP, True),
+        (BudgetSpec(usd=0.5, month_usd=10.0), True),
+        (BudgetSpec(usd=2.0, month_usd=10.0), False),
+        (BudgetSpec(month_usd=10.0), False),
+        (BudgetSpec(), False),
+        (BudgetSpec(usd=1.0, month_usd=10.0, tokens=5), True),
+    ],
+)
+def test_after_a_budget_stop_a_cap_has_to_rise(budget: BudgetSpec, waits: bool) -> None:
+    stopped = after(1, stopped=True)
+    assert (missing.waits(stopped, budget, at(stopped) + 1e6) is not None) is waits
+
+
+def test_a_new_month_brings_a_new_budget() -> None:
+    stopped = after(1, stopped=True)
+    stopped.extra["missing"]["month"] = "2020-01"
+    assert missing.waits(stopped, CAP, at(stopped)) is None
