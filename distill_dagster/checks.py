@@ -122,9 +122,9 @@ EXPECTATIONS: dict[str, list[Expectation]] = {
         ("ExpectColumnValueLengthsToBeBetween", {"column": "text", "min_value": 1}),
     ],
     "teacher_prior": [*_unique("sample_index", "label"), _share("prob")],
-    "golden_completions": [*_unique("prompt_id", "sample_index"), _one_of("status", _STATUS)],
+    "golden_completions": [*_unique("prompt_id", "teacher", "sample_index"), _one_of("status", _STATUS)],
     "teacher_completions": [
-        *_unique("prompt_id", "sample_index"),
+        *_unique("prompt_id", "teacher", "sample_index"),
         _one_of("status", _STATUS),
         ("ExpectColumnValuesToBeBetween", {"column": "prompt_tokens", "min_value": 0}),
     ],

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from distill_dagster.hashing import content_hash
 from distill_dagster.patterns import pattern_problem
@@ -138,6 +138,17 @@ class BudgetSpec(_Model):
     @property
     def any(self) -> bool:
         return self != BudgetSpec()
+
+
+class CascadeSpec(_Model):
+    """When a teacher counts as unsure of a prompt, so that the next one is asked."""
+
+    min_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0, description="its samples agree less than this; with one sample they always do"
+    )
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="its soft label gives its answer less than this"
+    )
 
 
 class TermsSpec(_Model):
@@ -339,24 +350,26 @@ class Asked(_Model):
     api_base: str | None = None
     api_key_env: str | None = Field(default=None, description="name of the environment variable that holds the key")
     revision: str | None = None
-    structured: bool = Field(
-        default=True,
-        description="send the answer's JSON schema as response_format (chat API, where the provider knows it); false "
-        "for a server that refuses it",
+    response_format: Literal["auto", "json_schema", "prompt"] = Field(
+        default="auto",
+        description="how an answer gets its form (chat API): by the provider's JSON schema, in the prompt, "
+        "or the first where litellm knows that the model takes it",
     )
     concurrency: Annotated[int, Field(ge=1, le=512)] = 8
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 4
+    price: Price | None = Field(default=None, description="where litellm does not know it, or yours is another")
 
     def teacher(self, of_task: TeacherSpec) -> TeacherSpec:
         """As the engine takes it. An embedded model shares the server that the task's teacher runs on."""
-        shared = {"model", "api", "api_base", "api_key_env", "revision", "concurrency", "timeout_s", "max_retries"}
-        spec = TeacherSpec(**self.model_dump(include=shared))
+        spec = TeacherSpec(**self.model_dump(include=set(Asked.model_fields)))
         return spec.model_copy(update={"few_shot": of_task.few_shot}) if spec.model == of_task.model else spec
 
     def asked_settings(self) -> dict[str, Any]:
         """What can change an answer: not where it is asked, how fast or how often."""
-        return self.model_dump(include={"model", "api", "revision", "structured"})
+        return self.model_dump(include={"model", "api", "revision", "response_format"})
 
 
 IMAGINE_METHODS = ("grid", "self_instruct", "evolve")
@@ -503,12 +516,15 @@ class Filters(_Model):
     min_judge: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="the judge's mean score, where 1 of 5 counts 0 and 5 of 5 counts 1"
     )
+    min_teacher_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="share of the teachers that gave the candidate's answer, where several answered"
+    )
     target_label: Literal["keep_answer", "drop_disagreement"] = Field(
         default="keep_answer", description="of a prompt that was written or imagined for another label than the answer"
     )
 
 
-_LATER_FILTERS = ("min_judge", "target_label")
+_LATER_FILTERS = ("min_judge", "min_teacher_agreement", "target_label")
 """Filters that came later: not in the hash of the curation settings while they have their defaults."""
 
 
@@ -737,7 +753,13 @@ class Task(_Model):
         default=None, validate_default=True, description="kind extraction: JSON schema of an answer"
     )
     tools: list[Tool] = Field(default=[], validate_default=True)
-    teacher: TeacherSpec
+    teachers: dict[str, TeacherSpec] = Field(
+        default={}, description="several teachers by name, instead of `teacher`; the one to trust most stands last"
+    )
+    cascade: CascadeSpec | None = Field(
+        default=None, description="ask the next of `teachers` only where the one before is unsure; else all answer"
+    )
+    teacher: TeacherSpec = Field(default=None, validate_default=True)
     imagine: ImagineSpec | None = None
     judge: JudgeSpec | None = None
     students: Annotated[dict[str, StudentSpec], Field(min_length=1)]
@@ -753,9 +775,46 @@ class Task(_Model):
     def _own_words(cls, value: Any, info: ValidationInfo) -> Any:
         return INSTRUCTIONS.get(info.data.get("kind", ""), "-") if value is None else value
 
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _short_teachers(cls, value: Any, info: ValidationInfo) -> Any:
+        return {name: cls._filled(one, info) for name, one in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("teachers")
+    @classmethod
+    def _teacher_names(cls, value: dict[str, TeacherSpec], info: ValidationInfo) -> dict[str, TeacherSpec]:
+        for name, one in value.items():
+            if not STUDENT_NAME.fullmatch(name):
+                raise ValueError(f"teacher name {name!r} must match {STUDENT_NAME.pattern}")
+            if one.calibration != "none":
+                raise ValueError(f"{name}: calibration is for a task with one teacher")
+            cls._teacher_of_kind(one, info)
+        return value
+
+    @field_validator("cascade", mode="before")
+    @classmethod
+    def _default_cascade(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and len(info.data.get("teachers", {1: 1, 2: 2})) < 2:
+            raise ValueError("a cascade wants two `teachers` or more")
+        return value
+
     @field_validator("teacher", mode="before")
     @classmethod
     def _short_teacher(cls, value: Any, info: ValidationInfo) -> Any:
+        if "teachers" not in info.data:  # they are malformed, which is said already
+            return TeacherSpec(model="-") if value is None else value
+        several = info.data["teachers"]
+        if value is not None and several:
+            raise ValueError("name one `teacher`, or several `teachers`, not both")
+        if value is None:
+            if not several:
+                raise PydanticKnownError("missing")
+            return next(iter(several.values()))
+        return cls._filled(value, info)
+
+    @classmethod
+    def _filled(cls, value: Any, info: ValidationInfo) -> Any:
+        """One teacher with the defaults of the task's kind; a name alone is its model."""
         value = {"model": value} if isinstance(value, str) else value
         kind, reasoning = info.data.get("kind"), info.data.get("reasoning")
         if isinstance(value, dict) and kind is not None and (kind not in LABEL_KINDS or reasoning):
@@ -870,7 +929,8 @@ class Task(_Model):
     def free(self) -> bool:
         """Whether everybody that is asked is embedded or a replay and costs nothing."""
         imaginer = self.imagine.teacher if self.imagine else None
-        models = [self.teacher.model, *(one.model for one in (imaginer, self.judge) if one is not None)]
+        models = [one.model for one in self.teacher_specs]
+        models += [one.model for one in (imaginer, self.judge) if one is not None]
         return all(model.startswith((EMBEDDED, REPLAY)) for model in models)
 
     @property
@@ -903,10 +963,26 @@ class Task(_Model):
         }
         return {name: value for name, value in said.items() if value is not None}
 
+    def each_teacher(self) -> list[tuple[str, Task]]:
+        """The teachers in their order: the name in the column `teacher`, and the task as if it had that one alone."""
+        if not self.teachers:
+            return [(self.teacher.model, self)]
+        alone: dict[str, Any] = {"teachers": {}, "cascade": None}
+        return [(name, self.model_copy(update=alone | {"teacher": one})) for name, one in self.teachers.items()]
+
+    @property
+    def teacher_specs(self) -> list[TeacherSpec]:
+        return list(self.teachers.values()) or [self.teacher]
+
     def teacher_hash(self, templates: dict[str, str]) -> str:
         """Hash of everything that shapes a teacher request or how its answer is read."""
         shared = self._shared() | {"instructions": self.instructions, "item": self.item}
-        return content_hash(shared | {"teacher": self.teacher.result_settings(), "templates": templates})
+        asked: dict[str, Any] = {"teacher": self.teacher.result_settings()}
+        if self.teachers:
+            cascade = self.cascade.model_dump() if self.cascade else None
+            each = [[name, one.result_settings()] for name, one in self.teachers.items()]
+            asked = {"teachers": each, "cascade": cascade}
+        return content_hash(shared | asked | {"templates": templates})
 
     def imagine_hash(self, templates: dict[str, str]) -> str:
         """Hash of everything that shapes a request for new prompts."""

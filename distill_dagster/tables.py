@@ -96,6 +96,7 @@ SCORED = _schema(
         "agreement": pl.Float64,
         "confidence": pl.Float64,
         "words": pl.Int64,
+        "teacher_agreement": pl.Float64,
         "axes": pl.String,
         "parent_prompt_id": pl.String,
         "judge": pl.String,
@@ -122,7 +123,16 @@ DATASET = _schema(
         "parent_prompt_id": pl.String,
     }
 )
-LATER = ("axes", "parent_prompt_id", "judge", "judge_score", "judge_scores", "judge_reasons", "judge_error")
+LATER = (
+    "teacher_agreement",
+    "axes",
+    "parent_prompt_id",
+    "judge",
+    "judge_score",
+    "judge_scores",
+    "judge_reasons",
+    "judge_error",
+)
 """Columns that candidates and dataset got later. A table without them is read as one in which they are null, and they
 are part of a data version only where they hold something: what was made before stays as fresh as it was."""
 REJECTED = pl.Schema(dict(SCORED) | {"drop_reason": pl.String, "drop_detail": pl.String})

@@ -243,9 +243,9 @@ class TaskFolder:
         return self._recorded[key]
 
     def recorded_version(self) -> str | None:
-        """Hash of what the task's teacher has recorded, parsed; None for a teacher that is asked."""
-        spec = self.task.teacher
-        return self.recorded(spec).version if spec.replayed else None
+        """Hash of what the task's replay teachers have recorded, parsed; None where every teacher is asked."""
+        versions = [self.recorded(spec).version for spec in self.task.teacher_specs if spec.replayed]
+        return versions[0] if len(versions) == 1 else content_hash(versions) if versions else None
 
     def templates(self) -> dict[str, str]:
         """The user's own templates by name.
@@ -674,13 +674,17 @@ def _terms_problems(path: Path, task: Task) -> list[Problem]:
     """An error where the teacher's terms restrict training and nobody said so, a warning where they are not known."""
     from distill_dagster.teacher.terms import terms_checks
 
-    failed = [check for check in terms_checks(task.teacher) if not check.passed]
-    at = ("teacher", "terms" if "terms" in task.teacher.model_fields_set else "model")
-    line = _line_of(_read_yaml(path, [])[1], at) if failed else None
-    return [
-        Problem(path, check.found["terms"], check.found["remedy"], line, "teacher.terms", check.severity)
-        for check in failed
-    ]
+    several: list[tuple[str, ...]] = [("teachers", name) for name in task.teachers]
+    problems = []
+    for place, spec in zip(several or [("teacher",)], task.teacher_specs, strict=True):
+        failed = [check for check in terms_checks(spec) if not check.passed]
+        at = (*place, "terms" if "terms" in spec.model_fields_set else "model")
+        line = _line_of(_read_yaml(path, [])[1], at) if failed else None
+        field = ".".join([*place, "terms"])
+        problems += [
+            Problem(path, check.found["terms"], check.found["remedy"], line, field, check.severity) for check in failed
+        ]
+    return problems
 
 
 def normalize(text: str) -> str:

@@ -14,7 +14,18 @@ FLOOR = 1e-6
 
 
 def scored(task: Task, prompts: pl.DataFrame, completions: pl.DataFrame, prior: pl.DataFrame) -> pl.DataFrame:
-    """One scored row per prompt, by the rule of the task's kind. The prior corrects soft labels of named labels."""
+    """One scored row per prompt, by the rule of the task's kind. The prior corrects soft labels of named labels.
+
+    Where the task has several teachers, each one's own candidate is found first, and then that of them all.
+    """
+    if task.teachers:
+        from distill_dagster.curation.teachers import of_several
+
+        own = {
+            name: scored(one, prompts, completions.filter(pl.col("teacher") == name), prior)
+            for name, one in task.each_teacher()
+        }
+        return of_several(task, prompts, own)
     if task.answers_are_written:
         from distill_dagster.curation.written import written_candidates
 

@@ -21,6 +21,7 @@ DROP_REASONS = (
     "too_long",
     "low_agreement",
     "low_confidence",
+    "teachers_disagree",
     "low_judge",
     "other_label",
     "contaminated",
@@ -38,6 +39,7 @@ WITH judged AS (
         WHEN words > $max_words THEN 'too_long'
         WHEN coalesce(agreement, 0) < $min_agreement THEN 'low_agreement'
         WHEN coalesce(confidence, 0) < $min_confidence THEN 'low_confidence'
+        WHEN coalesce(teacher_agreement, 1) < $min_teacher_agreement THEN 'teachers_disagree'
         WHEN teacher IS NOT NULL AND $min_judge > 0 AND coalesce(judge_score, 0) < $min_judge THEN 'low_judge'
         WHEN $drop_other AND target_label IS NOT NULL AND answer <> target_answer THEN 'other_label'
         WHEN text_key IN (SELECT text_key FROM held_out) THEN 'contaminated'
@@ -63,6 +65,7 @@ SELECT * EXCLUDE (reason, place, kept_id),
         WHEN reason IN ('too_short', 'too_long') THEN words || ' words'
         WHEN reason = 'low_agreement' THEN 'agreement ' || round(agreement, 3)
         WHEN reason = 'low_confidence' THEN 'confidence ' || round(confidence, 3)
+        WHEN reason = 'teachers_disagree' THEN 'agreement of teachers ' || round(teacher_agreement, 3)
         WHEN reason = 'low_judge' THEN coalesce('judge score ' || round(judge_score, 3), 'not judged')
         WHEN reason = 'other_label' THEN 'meant as ' || target_label || ', answered ' || answer
         WHEN reason = 'contaminated' THEN 'same text as a golden or dev row'
@@ -116,6 +119,7 @@ def curate(
             "min_agreement": filters.min_agreement,
             "min_confidence": filters.min_confidence,
             "min_judge": filters.min_judge,
+            "min_teacher_agreement": filters.min_teacher_agreement,
             "drop_other": filters.target_label == "drop_disagreement",
         }
         judged = pl.DataFrame(connection.sql(_QUERY, params=parameters).to_arrow_table())

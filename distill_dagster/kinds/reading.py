@@ -64,6 +64,8 @@ def read_answer(
     structured answer, from what stands before the match of `answer.pattern`, or from what stands before `Answer:`. The
     text is cut at `stop` (by default the task's `answer.stop`) first, where a raw completion runs on.
 
+    `tool_calls` are those of the provider; an empty list where tools were offered and none was called.
+
     In a slice that wants refusals one is the right answer, and anything else is none.
     """
     spec = kind.task.answer
@@ -76,7 +78,7 @@ def read_answer(
     declined = finish_reason == "refusal"
     found = _Found(None)
     if not declined and not (open_tag and not rest):
-        found = _Found(tool_calls, complete=True) if tool_calls else _found(kind, rest)
+        found = _found(kind, rest) if tool_calls is None else _Found(tool_calls, rest, complete=True)
         notes += [found.reasoning] if found.reasoning and found.reasoning.strip() and not notes else []
     reasoning = "\n\n".join(note.strip() for note in notes) or None
     words = rest.strip()
@@ -105,7 +107,7 @@ def _is_refused(found: Any, words: str) -> bool:
     if isinstance(found, str) and is_refusal_text(found):
         return True
     # A number or an object that was found is an answer, whatever the sentence before it apologises for.
-    return (found is None or isinstance(found, str)) and is_refusal_text(words)
+    return (found is None or found == [] or isinstance(found, str)) and is_refusal_text(words)
 
 
 def _untagged(text: str) -> tuple[str | None, str, bool]:
@@ -148,6 +150,17 @@ class _Found:
     complete: bool = False
 
 
+def _whole(kind: Kind, value: dict[str, Any]) -> bool:
+    """Whether an object is itself an extracted answer, of a schema with a field of the name `answer`."""
+    if kind.answer_kind != "object":
+        return False
+    try:
+        kind.canonical(value, Question())
+    except InvalidAnswer:
+        return False
+    return True
+
+
 def _found(kind: Kind, text: str) -> _Found:
     spec, thinks = kind.task.answer, kind.task.reasoning
     if spec.pattern:
@@ -155,7 +168,12 @@ def _found(kind: Kind, text: str) -> _Found:
         return _Found(None, text) if match is None else _Found(match[0].strip(), text[: match[1]], True)
     bare = _FENCE.sub("", text).strip()
     value = json_in(bare) if bare[:1] in ("{", "[") else None
-    if isinstance(value, dict) and "answer" in value and set(value) <= {"answer", "reasoning"}:
+    if (
+        isinstance(value, dict)
+        and "answer" in value
+        and set(value) <= {"answer", "reasoning"}
+        and not _whole(kind, value)
+    ):
         reasoning = value.get("reasoning")
         return _Found(value["answer"], reasoning if isinstance(reasoning, str) else None, True)
     if isinstance(value, dict) and list(value) == [REFUSAL] and isinstance(value[REFUSAL], str):
@@ -167,8 +185,8 @@ def _found(kind: Kind, text: str) -> _Found:
         told = thinks and kind.structured and len(rest.split()) > 3
         return _Found(rest or None, rest if told else None, value is not None)
     before = text[: marked.start()].strip().removeprefix(REASONING).strip()
-    answer, ended = text[marked.end() :].strip(), False
+    answer, ended = text[marked.end() :].lstrip(), False
     if kind.one_line:
-        answer, _, below = answer.partition("\n")
-        ended = bool(below)
+        answer, line_break, _ = answer.partition("\n")
+        ended = bool(line_break)
     return _Found(answer.strip() or None, before or None, ended or (bool(answer) and json_in(answer) is not None))

@@ -1,4 +1,4 @@
-"""Imagining prompts: what is asked for, in which order, and what of the answers is accepted.
+"""Imagining prompts: what is asked for, and in which order; `teacher.imagine` asks.
 
 Three ways, in the shares that task.yaml gives: a grid of axes (taxonomy-driven), new prompts after examples of the
 slice (Self-Instruct, Wang et al. 2023), and prompts that grow out of one that is there (Evol-Instruct, Xu et al. 2023).
@@ -8,32 +8,24 @@ killed builds the same requests again, and the completion store answers those th
 
 from __future__ import annotations
 
-import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from distill_dagster import progress
-from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import content_hash
-from distill_dagster.imagined import Imagination, Imagined, Round, append_round, now, read_imagined, writing
+from distill_dagster.imagined import Imagination
 from distill_dagster.prompts.lists import texts_in
 from distill_dagster.prompts.more_templates import IMAGINE, MoreTemplates
-from distill_dagster.prompts.near import Known, Repeat
-from distill_dagster.prompts.seeds import prompt_id, user_message
+from distill_dagster.prompts.near import Known
+from distill_dagster.prompts.seeds import prompt_id, turns_of, user_message
 from distill_dagster.spec import ImagineSpec, Label, Task, TeacherSpec
 from distill_dagster.taskfiles import Row, Slice
-from distill_dagster.teacher import loop
-from distill_dagster.teacher.attempts import PermanentTeacherError
-from distill_dagster.teacher.client import Endpoint, Request
-from distill_dagster.teacher.engine import Engine
-from distill_dagster.teacher.ledger import Account
-from distill_dagster.teacher.store import CompletionStore, Response
+from distill_dagster.teacher.client import Request
+from distill_dagster.teacher.store import Response
+from distill_dagster.teacher.written import takes_schema
 
 EVOLUTIONS = {
     "deeper": "it asks for more: the matter goes deeper, or a second one hangs on it.",
@@ -41,7 +33,6 @@ EVOLUTIONS = {
     "rarer": "it is a rarer case of the same kind: an unusual situation, product, place or wording.",
 }
 """Evol-Instruct's in-depth evolution (deepening, constraints) and in-breadth evolution (a rarer case)."""
-IDLE_ROUNDS = 2
 GENERATION = 1_000_000
 """What a generation adds to the sample_index of its requests: they differ from all that were sent before."""
 SCHEMA: dict[str, Any] = {
@@ -88,28 +79,6 @@ class Shown:
     imagined: bool
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a slice has after imagining, and what that took. Tokens and cost are those of all answers it is made of."""
-
-    imagination: Imagination
-    missing: int
-    rounds: int = 0
-    failed: int = 0
-    errors: tuple[str, ...] = ()
-    calls: int = 0
-    cached: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    spent_usd: float | None = 0.0
-    seconds: float = 0.0
-
-    @property
-    def missing_rows(self) -> int:
-        """Prompts that asking again may bring: a request had no answer. A slice that was left as it is has none."""
-        return self.missing if self.failed else 0
-
-
 def imagine_spec(task: Task) -> ImagineSpec:
     return task.imagine or ImagineSpec()
 
@@ -122,18 +91,18 @@ def imagine_teacher(task: Task) -> TeacherSpec:
 
 def imagine_requests_needed(task: Task, slice_: Slice) -> Need:
     """What imagining would ask for a slice; nothing where it has no target or has reached it."""
-    missing = max(0, (slice_.target or 0) - len(_texts(slice_)))
+    missing = max(0, (slice_.target or 0) - len(different_texts(slice_)))
     spec = imagine_spec(task)
     requests = -(-missing // spec.per_request)
     return Need(missing, requests, requests * spec.max_rounds)
 
 
-def _texts(slice_: Slice) -> set[str]:
+def different_texts(slice_: Slice) -> set[str]:
     """The different prompts of a slice."""
-    return {text.strip() for text in _all(slice_, slice_.imagination)}
+    return {text.strip() for text in all_texts(slice_, slice_.imagination)}
 
 
-def _all(slice_: Slice, imagination: Imagination) -> list[str]:
+def all_texts(slice_: Slice, imagination: Imagination) -> list[str]:
     own = [one.text for one in slice_.seeds] + [one.text for one in slice_.accepted]
     return own + [one.text for one in imagination.prompts]
 
@@ -151,18 +120,17 @@ class Imaginer:
         self.task, self.key, self.slice, self.identity = task, key, slice_, identity
         self.spec, self.teacher = imagine_spec(task), imagine_teacher(task)
         self.templates = MoreTemplates(own_templates, IMAGINE)
-        own = self.spec.teacher
-        self.structured = self.teacher.api == "chat" and (own is None or own.structured)
+        takes = takes_schema(self.teacher.model, self.teacher.response_format)
+        self.structured = self.teacher.api == "chat" and takes
         self._held_out = Known(self.spec.near_duplicate, [row.text for row in held_out])
 
     def pool(self, imagination: Imagination) -> list[Shown]:
         """The prompts that may be shown, sorted by id."""
-        given = [(one.text, one.target_label, False) for one in self.slice.seeds]
-        given += [(one.text, None, False) for one in self.slice.accepted]
-        given += [(one.text, one.target_label, True) for one in imagination.prompts]
+        given = [(prompt_id(turns_of(one)), one.text, one.target_label, False) for one in self.slice.seeds]
+        given += [(_id(one.text), one.text, None, False) for one in self.slice.accepted]
+        given += [(_id(one.text), one.text, one.target_label, True) for one in imagination.prompts]
         found: dict[str, Shown] = {}
-        for text, label, imagined in given:
-            id_ = prompt_id(user_message(text.strip()))
+        for id_, text, label, imagined in given:
             if id_ not in found and not self._held_out.repeats(text):
                 found[id_] = Shown(id_, text.strip(), label, imagined)
         return [found[id_] for id_ in sorted(found)]
@@ -237,10 +205,10 @@ class Imaginer:
         text = self.templates.render(f"imagine_{job.method}", **values)
         if self.teacher.api == "text":
             return Request(self.identity, sample, params, prompt=f"{text}\n\n1.")
-        if self.structured:
-            schema = {"name": "prompts", "strict": True, "schema": SCHEMA}
-            params["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return Request(self.identity, sample, params, messages=[{"role": "user", "content": text}])
+        schema = {"type": "json_schema", "json_schema": {"name": "prompts", "strict": True, "schema": SCHEMA}}
+        messages = [{"role": "user", "content": text}]
+        form = schema if self.structured else None
+        return Request(self.identity, sample, params, messages=messages, response_format=form)
 
     def listed(self, job: Job, response: Response) -> list[str]:
         """The texts of an answer."""
@@ -249,134 +217,13 @@ class Imaginer:
         return [one for one in found if len(one) <= self.spec.max_chars]
 
 
+def _id(text: str) -> str:
+    return prompt_id(user_message(text.strip()))
+
+
 def _turn(values: Sequence[str], n: int, *seed: Any) -> str:
     """The n-th of an endless sequence in which every value comes once before any comes again, in shuffled order."""
     block, place = divmod(n, len(values))
     order = list(values)
     random.Random(content_hash([*seed, block])).shuffle(order)
     return order[place]
-
-
-def imagine(
-    imaginer: Imaginer, path: Path, endpoint: Endpoint, store: CompletionStore, account: Account | None = None
-) -> Outcome:
-    """Ask until the slice has its target; accepted prompts are durable in the file at `path` before they are used.
-
-    A slice that brings nothing new in two rounds, or has had `max_rounds`, is left as it is.
-
-    Raises:
-        PermanentTeacherError: the teacher refuses every request.
-        DistillError: another process is at this slice and does not come to an end.
-    """
-    with writing(path):
-        try:
-            return loop.run(_imagine(imaginer, path, endpoint, store, account))
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
-
-
-async def _imagine(
-    imaginer: Imaginer, path: Path, endpoint: Endpoint, store: CompletionStore, account: Account | None = None
-) -> Outcome:
-    engine = Engine(endpoint, imaginer.teacher, store, account)
-    imagination = read_imagined(path)  # another process may have been faster
-    slice_, target = imaginer.slice, imaginer.slice.target or 0
-    answers: list[Response] = []
-    errors: list[str] = []
-    rounds = idle = failed = 0
-    started = time.perf_counter()
-    try:
-        while rounds < imaginer.spec.max_rounds and idle < IDLE_ROUNDS:
-            missing = target - len(_texts(slice_.with_imagined(imagination)))
-            if missing <= 0:
-                break
-            jobs = imaginer.jobs(imagination, missing)
-            got = await _ask(imaginer, engine, jobs, imagination.generation)
-            rounds += 1
-            failed = sum(isinstance(answer, TeacherError) for _, answer in got)
-            errors += [str(answer) for _, answer in got if isinstance(answer, TeacherError)]
-            answers += [answer for _, answer in got if isinstance(answer, Response)]
-            if failed == len(jobs):
-                break  # the same requests are sent next time
-            accepted, ended = _accept(imaginer, imagination, jobs, got)
-            append_round(path, accepted, ended)
-            imagination = read_imagined(path)
-            idle = 0 if accepted else idle + 1
-    finally:
-        await engine.close()
-    return Outcome(
-        imagination,
-        max(0, target - len(_texts(slice_.with_imagined(imagination)))),
-        rounds,
-        failed,
-        tuple(errors),
-        engine.calls,
-        engine.cached,
-        engine.prompt_tokens,
-        engine.completion_tokens,
-        engine.spent,
-        time.perf_counter() - started,
-    )
-
-
-async def _ask(
-    imaginer: Imaginer, engine: Engine, jobs: list[Job], generation: int
-) -> list[tuple[Request, Response | TeacherError]]:
-    requests = [imaginer.request(job, generation) for job in jobs]
-    answers: dict[int, Response | TeacherError] = {}
-
-    async def worker(work: Iterator[tuple[int, Request]]) -> None:
-        for n, request in work:
-            try:
-                answers[n] = await engine.answer(request)
-            except PermanentTeacherError:
-                raise
-            except TeacherError as error:
-                answers[n] = error
-            progress.report("imagining prompts", len(answers), len(requests))
-
-    work = iter(enumerate(requests))
-    async with asyncio.TaskGroup() as group:
-        for _ in range(1 if imaginer.teacher.embedded else imaginer.teacher.concurrency):
-            group.create_task(worker(work))
-    return [(request, answers[n]) for n, request in enumerate(requests)]
-
-
-def _accept(
-    imaginer: Imaginer,
-    imagination: Imagination,
-    jobs: list[Job],
-    got: list[tuple[Request, Response | TeacherError]],
-) -> tuple[list[Imagined], Round]:
-    """What of a round is new within the slice, in the order of its requests."""
-    known = Known(imaginer.spec.near_duplicate, _all(imaginer.slice, imagination))
-    repeats: Counter[Repeat] = Counter()
-    accepted: list[Imagined] = []
-    for job, (request, answer) in zip(jobs, got, strict=True):
-        for text in imaginer.listed(job, answer) if isinstance(answer, Response) else []:
-            if repeat := known.repeats(text):
-                repeats[repeat] += 1
-                continue
-            known.add(text)
-            accepted.append(
-                Imagined(
-                    text=text,
-                    method=job.method,
-                    axes=job.axes,
-                    parent_prompt_id=job.parent.id if job.parent else None,
-                    target_label=job.label.name if job.label else None,
-                    teacher=imaginer.teacher.model,
-                    template_version=imaginer.templates.version,
-                    request_key=request.key,
-                    imagined_at=now(),
-                )
-            )
-    failed = sum(isinstance(answer, TeacherError) for _, answer in got)
-    ended = Round(
-        requests=len(jobs),
-        failed=failed,
-        duplicates=repeats["duplicate"],
-        near_duplicates=repeats["near_duplicate"],
-        ended_at=now(),
-    )
-    return accepted, ended

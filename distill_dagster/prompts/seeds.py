@@ -55,7 +55,7 @@ def seed_prompts(key: str, slice_: Slice, answers: bool = False) -> pl.DataFrame
     for imagined in slice_.imagination.prompts:
         row = _prompt(key, user_message(imagined.text.strip()), "synthetic", imagined.teacher)
         row |= {"target_label": imagined.target_label, "parent_prompt_id": imagined.parent_prompt_id}
-        row |= {"axes": canonical_json({"method": imagined.method} | imagined.axes)}
+        row |= {"axes": canonical_json({"method": imagined.method} | imagined.axes), "reference": wanted}
         rows.setdefault(row["prompt_id"], row)
     return frame_of(list(rows.values()), PROMPTS, ("prompt_id",))
 

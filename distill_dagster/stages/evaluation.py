@@ -109,11 +109,11 @@ def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[d
         rows.append(made | {"latency_s": latency.get(item.prompt_id)})
     known = by_prompt["cost_usd"].null_count() == 0 and by_prompt.height > 0
     facts: dict[str, Any] = {
-        "model": task.teacher.model,
+        "model": ", ".join(one.model for one in task.teacher_specs),
         "cost_usd_per_1k": float(by_prompt["cost_usd"].mean()) * 1000 if known else None,  # type: ignore[arg-type]
         "tokens_per_request": float(by_prompt["tokens"].mean() or 0),  # type: ignore[arg-type]
     }
-    if task.teacher.embedded:
+    if task.teacher.embedded and not task.teachers:
         from distill_dagster.student.models import embedded_gguf, gguf_parameters
 
         served = embedded_gguf(env.models)
@@ -269,8 +269,8 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
             + (", without the search for the nearest examples." if task.teacher.few_shot.nearest else ".")
         ),
         versions={name: metadata.version(name) for name in ("torch", "transformers", "peft", "litellm", "dagster")},
-        notice=NOTICE if task.teacher.embedded else None,
-        terms=[terms_of(task.teacher).as_json()],
+        notice=NOTICE if any(one.embedded for one in task.teacher_specs) else None,
+        terms=[terms_of(one).as_json() for one in task.teacher_specs],
         extra={"summary": summary_rows(metrics)},
     )
     target = env.lake.folder(env.task_name, "eval_report", partition)
@@ -296,7 +296,7 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
     from distill_dagster.evaluation.metrics_type import check_metrics_table
 
     problem = check_metrics_table(metrics_frame(metrics))
-    found = {"problem": problem or "", "notice": NOTICE if task.teacher.embedded else ""}
+    found = {"problem": problem or "", "notice": NOTICE if any(one.embedded for one in task.teacher_specs) else ""}
     return Made(record, shown, [Check("metrics_table", problem is None, found=found)])
 
 

@@ -10,10 +10,11 @@ import polars as pl
 from distill_dagster.checks import Check
 from distill_dagster.errors import DistillError
 from distill_dagster.imagined import imagined_file
-from distill_dagster.prompts.imagine import Imaginer, Outcome, imagine, imagine_requests_needed, imagine_teacher
+from distill_dagster.prompts.imagine import Imaginer, imagine_requests_needed, imagine_teacher
 from distill_dagster.prompts.more_templates import IMAGINE, own_templates
 from distill_dagster.stages.common import Env, Rows, Shown
 from distill_dagster.taskfiles import Slice
+from distill_dagster.teacher.imagine import Outcome, imagine
 
 
 def imagined_for(env: Env, key: str, slice_: Slice) -> tuple[Slice, Outcome | None]:

@@ -10,15 +10,17 @@ import polars as pl
 from distill_dagster import plots
 from distill_dagster.checks import Check, no_missing_rows, valid_table
 from distill_dagster.curation.candidates import prior_of, scored, uniform_prior, with_imagined
+from distill_dagster.curation.teachers import unsure
 from distill_dagster.lake import node
 from distill_dagster.prompts.context import Example, context_schema, draws, left_out, pool, prompt_context
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, seed_prompts, user_message
 from distill_dagster.prompts.templates import Templates
+from distill_dagster.spec import Task
 from distill_dagster.stages import imagine, judge
-from distill_dagster.stages.common import Env, Made, Markdown, Reading, Shown, sample_rows
+from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
 from distill_dagster.student.sentences import sentence_embedder
 from distill_dagster.tables import COMPLETIONS, PRIOR, PROMPTS, frame_of
-from distill_dagster.teacher.ask import Asked, Asker, run_ask
+from distill_dagster.teacher.ask import Asked, Asker, run_ask, together
 from distill_dagster.teacher.client import Endpoint
 from distill_dagster.teacher.terms import terms_checks, terms_of
 
@@ -55,9 +57,8 @@ def make_seed_prompts(env: Env, partition: str | None) -> Made:
     return Made(record, shown | imagine.shown(slice_, frame, outcome), checks)
 
 
-def _asker(env: Env, reading: Reading, endpoint: Endpoint) -> Asker:
+def _asker(env: Env, reading: Reading, endpoint: Endpoint, task: Task, name: str | None = None) -> Asker:
     reading.source("teacher_settings")
-    task = env.folder.task
     examples = pool(reading.table("prompt_context", context_schema(task)))
     templates = Templates(env.folder.templates(), task.kind, task.reasoning)
     embed = sentence_embedder(task.teacher, env.models)
@@ -65,14 +66,45 @@ def _asker(env: Env, reading: Reading, endpoint: Endpoint) -> Asker:
     if task.teacher.replayed:
         endpoint = replace(endpoint, recorded=env.folder.recorded(task.teacher))
     origin = f"{env.task_name}/{node(reading.asset, reading.partition)}"
-    return Asker(task, templates, examples, endpoint, env.store, embed, account, origin)
+    return Asker(task, templates, examples, endpoint, env.store, embed, account, name, origin)
+
+
+def _ask(env: Env, reading: Reading, prompts: pl.DataFrame, lone: int = 0) -> Asked:
+    """Ask every teacher of the task; in a cascade the next one only where the one before is unsure."""
+    whole, left = env.folder.task, prompts
+    parts: list[Asked] = []
+    for name, task in whole.each_teacher():
+        if parts and not left.height:
+            break
+        with env.endpoint(task.teacher) as endpoint:
+            parts.append(run_ask(_asker(env, reading, endpoint, task, name), left, lone=lone))
+        if whole.cascade is not None:
+            left = unsure(task, whole.cascade, left, parts[-1].completions)
+    return together(parts)
+
+
+def _by_teacher(frame: pl.DataFrame) -> Rows:
+    """Rows, tokens and cost of each teacher."""
+    found = frame.group_by("teacher", maintain_order=True).agg(
+        pl.col("prompt_id").n_unique().alias("prompts"),
+        pl.len().alias("rows"),
+        (pl.col("status") == "ok").sum().alias("ok"),
+        pl.col("prompt_tokens").sum(),
+        pl.col("completion_tokens").sum(),
+        pl.when(pl.col("cost_usd").null_count() == 0).then(pl.col("cost_usd").sum()).alias("cost_usd"),
+    )
+    return Rows(found.to_dicts())
 
 
 def _asked(reading: Reading, asked: Asked) -> Made:
     frame = asked.completions
     cost = float(frame["cost_usd"].sum()) if frame["cost_usd"].null_count() == 0 and frame.height else None
-    spec = reading.env.folder.task.teacher
-    checks = [*terms_checks(spec), valid_table(reading.asset, frame), no_missing_rows(asked.missing_rows, frame)]
+    task = reading.env.folder.task
+    checks = [
+        *terms_checks(*task.teacher_specs),
+        valid_table(reading.asset, frame),
+        no_missing_rows(asked.missing_rows, frame),
+    ]
     record = reading.write(
         frame,
         checks,
@@ -95,9 +127,11 @@ def _asked(reading: Reading, asked: Asked) -> Made:
         "cost_usd": "unknown" if cost is None else cost,
         "spent_usd": "unknown" if asked.spent_usd is None else asked.spent_usd,
         "median_latency_s": round(float(frame["latency_s"].median() or 0.0), 4),  # type: ignore[arg-type]
-        "terms": terms_of(spec).summary,
+        "terms": "; ".join(dict.fromkeys(terms_of(spec).summary for spec in task.teacher_specs)),
         "sample": sample_rows(frame, ["prompt_id", "sample_index", "status", "answer", "raw_text"]),
     }
+    if task.teachers:
+        shown["teachers"] = _by_teacher(frame)
     return Made(record, shown, checks)
 
 
@@ -123,7 +157,7 @@ def make_teacher_prior(env: Env, partition: str | None) -> Made:
                 texts[id_] = example.text
         prompts = frame_of([_example_prompt(id_, text) for id_, text in texts.items()], PROMPTS, ("prompt_id",))
         with env.endpoint(spec) as endpoint:
-            asker = _asker(env, reading, endpoint)
+            asker = _asker(env, reading, endpoint, env.folder.task)
             asked = run_ask(asker, prompts, samples=lambda id_: sorted(wanted[id_]))
         calls, cached, seconds, spent = asked.calls, asked.cached, asked.seconds, asked.spent_usd
         prior = prior_of(asked.completions, labels)
@@ -151,19 +185,13 @@ def make_golden_completions(env: Env, partition: str | None) -> Made:
     reading.source("golden_set")
     dev, golden = labelled_prompts(env.folder.dev, "dev"), labelled_prompts(env.folder.golden, "golden")
     prompts = pl.concat([golden, dev]).unique("prompt_id", keep="first", maintain_order=True)
-    spec = env.folder.task.teacher
-    with env.endpoint(spec) as endpoint:
-        asker = _asker(env, reading, endpoint)
-        asked = run_ask(asker, prompts, lone=env.folder.task.evaluation.latency_items)
-    return _asked(reading, asked)
+    return _asked(reading, _ask(env, reading, prompts, lone=env.folder.task.evaluation.latency_items))
 
 
 def make_teacher_completions(env: Env, partition: str | None) -> Made:
     reading = Reading(env, "teacher_completions", partition)
     prompts = reading.table("seed_prompts", PROMPTS, partition)
-    with env.endpoint(env.folder.task.teacher) as endpoint:
-        asked = run_ask(_asker(env, reading, endpoint), prompts)
-    return _asked(reading, asked)
+    return _asked(reading, _ask(env, reading, prompts))
 
 
 def make_scored_completions(env: Env, partition: str | None) -> Made:

@@ -30,6 +30,7 @@ from distill_dagster.teacher.written import Prompt, Writer, prompt_of
 RESOLVE_SHARE = 0.02
 """Labels that share their beginning are told apart only where they hold more than this share of the mass."""
 RESOLVE_DEPTH = 6
+ORDER = ("prompt_id", "teacher", "sample_index")
 CHUNK = 2000
 """Requests that are looked up in the store together."""
 LARGE = 8
@@ -79,12 +80,14 @@ class Asker:
         store: CompletionStore,
         embed: Embed | None = None,
         account: Account | None = None,
+        name: str | None = None,
         origin: str = "",
     ) -> None:
-        """`embed` finds the examples for `few_shot.nearest`, and is not wanted otherwise; `origin` is for whom it asks,
-        `task/asset[partition]`, in the notes on batches."""
+        """`embed` finds the examples for `few_shot.nearest` alone; `name` is what stands in the column `teacher`;
+        `origin` is for whom it asks, `task/asset[partition]`, in the notes on batches."""
         self.origin = origin
         self.task, self.spec, self.templates = task, task.teacher, templates
+        self.name = name or task.teacher.model
         self.choice = choice_of(pool, draw_labels(task), self.spec.few_shot, embed)
         self.endpoint = endpoint
         self.kind = kind_of(task)
@@ -150,7 +153,7 @@ class Asker:
     def _refuse(self, response: Response) -> None:
         """Not stored: once the server is mended, the same request has to be asked again."""
         if self.spec.soft_labels == "logprobs" and response.text and not response.positions:
-            raise TeacherError(
+            raise PermanentTeacherError(  # the next answer would have none either, and would be paid for too
                 f"{self.spec.model} sent no token log-probabilities. Set `soft_labels: votes` in task.yaml, or let the "
                 f"server send them."
             )
@@ -183,7 +186,7 @@ class Asker:
             return {"request_key": request.key, "status": "failed", "error": str(error), "params": request.params}
         if self.writer is not None:
             prompt = Prompt(asked) if isinstance(asked, str) else asked
-            return self._told(request, responses) | self._read(prompt, response)
+            return self._told(request, responses) | self._read(prompt, request, response)
         answer = max(soft, key=lambda label: soft[label]) if soft else None
         if self.spec.soft_labels == "votes":
             answer = softlabels.parse_label(response.text, self.task.label_names)
@@ -197,7 +200,7 @@ class Asker:
             "soft_labels": _rounded(soft),
         }
 
-    def _read(self, prompt: Prompt, response: Response) -> dict[str, Any]:
+    def _read(self, prompt: Prompt, request: Request, response: Response) -> dict[str, Any]:
         """Status, reasoning and answer of a written response; `error` says why a received one has no answer."""
         if response.finish_reason == "content_filter":
             return {"status": "filtered", "reasoning": response.reasoning}
@@ -207,7 +210,7 @@ class Asker:
             prompt.question,
             finish_reason=response.finish_reason,
             reasoning_content=response.reasoning,
-            tool_calls=response.tool_calls,
+            tool_calls=response.tool_calls or ([] if request.tools is not None and response.text.strip() else None),
             stop=self.writer.stop if self.writer is not None and self.spec.api == "text" else None,
         )
         return asdict(found)
@@ -323,7 +326,7 @@ class Asker:
         finally:
             await self.engine.close()
         asked_ = Asked(
-            frame_of([self._row(row, slices) for row in rows], COMPLETIONS, ("prompt_id", "sample_index")),
+            frame_of([self._row(row, slices) for row in rows], COMPLETIONS, ORDER),
             self.engine.calls,
             self.engine.cached,
             time.perf_counter() - started,
@@ -377,7 +380,7 @@ class Asker:
         return {name: row.get(name) for name in COMPLETIONS} | {
             "completion_id": content_hash([row["prompt_id"], row["request_key"]])[:32],
             "slice": slices[row["prompt_id"]],
-            "teacher": self.spec.model,
+            "teacher": self.name,
             "answer_kind": self.kind.answer_kind,
             "params": canonical_json(row["params"]),
             "mode": row.get("mode") or ("replay" if self.endpoint.recorded is not None else self.spec.mode),
@@ -404,6 +407,22 @@ def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
     last["cost_usd"] = None if None in costs else sum(costs)
     last["params"] = last["params"] | {"requests": sum(row["params"]["requests"] for row in rows)}
     return last
+
+
+def together(parts: list[Asked]) -> Asked:
+    """What several teachers were asked, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    spent = [part.spent_usd for part in parts]
+    return Asked(
+        pl.concat([part.completions for part in parts]).sort(ORDER),
+        sum(part.calls for part in parts),
+        sum(part.cached for part in parts),
+        sum(part.seconds for part in parts),
+        sum(part.prompt_tokens for part in parts),
+        sum(part.completion_tokens for part in parts),
+        None if None in spent else sum(usd or 0.0 for usd in spent),
+    )
 
 
 def _boosted(words: list[str], sample: int) -> dict[str, Any]:

@@ -274,7 +274,9 @@ class Engine:
             try:
                 if refuse is not None:
                     refuse(response)
-            except TeacherError:
+            except TeacherError as error:
+                if isinstance(error, PermanentTeacherError):
+                    self._stopped = error
                 await books.settle(ended)
                 raise
             if cost is not None and response.cost_usd is None and not self.spec.embedded:

@@ -21,15 +21,18 @@ from pydantic import ValidationError, create_model
 from distill_dagster import progress
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import canonical_json, content_hash
+from distill_dagster.kinds import kind_of
 from distill_dagster.prompts.lists import json_in
 from distill_dagster.prompts.more_templates import JUDGE, MoreTemplates
 from distill_dagster.spec import JudgeSpec, Task, TeacherSpec
+from distill_dagster.tables import shown_text
 from distill_dagster.teacher import loop
 from distill_dagster.teacher.attempts import PermanentTeacherError
 from distill_dagster.teacher.client import Endpoint, Request
 from distill_dagster.teacher.engine import Engine
 from distill_dagster.teacher.ledger import Account
 from distill_dagster.teacher.store import CompletionStore, Response
+from distill_dagster.teacher.written import takes_schema
 
 ATTEMPTS = 2
 """Samples of the judge for one row: the second one where the first has not the declared form."""
@@ -84,7 +87,7 @@ class Judge:
         self.task, self.spec, self.identity = task, task.judge, identity
         self.teacher = judge_teacher(task)
         self.templates = MoreTemplates(own_templates, JUDGE)
-        self.structured = self.spec.api == "chat" and self.spec.structured
+        self.structured = self.spec.api == "chat" and takes_schema(self.spec.model, self.spec.response_format)
 
     def request(self, row: dict[str, Any], options: list[str] | None = None, sample: int = 0) -> Request:
         """The request on one candidate, or on its `options`, the differing answers. The slice is not in it."""
@@ -93,10 +96,10 @@ class Judge:
             "instructions": self.task.instructions,
             "item": self.task.item,
             "labels": self.task.labels,
-            "text": _shown_turns(row["messages"]),
-            "answer": None if options else shown_answer(row["answer"]),
+            "text": shown_text(row["messages"]),
+            "answer": None if options else self.shown(row["answer"]),
             "reasoning": None if options else row["reasoning"],
-            "options": [shown_answer(option) for option in options or []],
+            "options": [self.shown(option) for option in options or []],
             "rubric": self.spec.rubric,
             "structured": self.structured,
         }
@@ -106,11 +109,17 @@ class Judge:
             params["seed"] = sample
         if self.spec.api == "text":
             return Request(self.identity, sample, params, prompt=f"{text}\n")
+        form = None
         if self.structured:
             model = verdict_model(self.spec, len(options) if options else None)
             schema = {"name": "verdict", "strict": True, "schema": strict_schema(model.model_json_schema())}
-            params["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return Request(self.identity, sample, params, messages=[{"role": "user", "content": text}])
+            form = {"type": "json_schema", "json_schema": schema}
+        messages = [{"role": "user", "content": text}]
+        return Request(self.identity, sample, params, messages=messages, response_format=form)
+
+    def shown(self, answer: str) -> str:
+        """An answer, given as canonical JSON text, as its kind writes it."""
+        return kind_of(self.task).text(json.loads(answer))
 
     def read(self, text: str, options: int | None) -> Verdict | None:
         """The verdict that an answer holds, or None where it has not the declared form."""
@@ -150,19 +159,6 @@ def strict_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
     made: dict[str, Any] = strict(schema)
     return made
-
-
-def shown_answer(answer: str) -> str:
-    """An answer for the judge: a JSON string as its text, anything else as JSON."""
-    value = json.loads(answer)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _shown_turns(messages: list[dict[str, Any]]) -> str:
-    """One user turn as it stands; more turns each with who speaks."""
-    if len(messages) == 1:
-        return messages[0]["content"] or ""
-    return "\n".join(f"{one['role']}: {one['content'] or one.get('tool_calls') or ''}" for one in messages)
 
 
 def differing_answers(completions: pl.DataFrame) -> dict[str, list[str]]:
@@ -264,7 +260,7 @@ async def _judge(
             f"What was answered is stored and will not be asked again."
         )
     picked = {id_: options[id_][v.best] for id_, v in verdicts.items() if v.best is not None}
-    out = _picked(candidates, completions, picked) if picked else candidates
+    out = _picked(judge_, candidates, completions, picked) if picked else candidates
     return Judged(
         _with_verdicts(out, verdicts, judge_.spec.model),
         len(rows),
@@ -292,7 +288,7 @@ def _with_verdicts(candidates: pl.DataFrame, verdicts: dict[str, Verdict], model
     return candidates.with_columns(pl.Series(name, v, candidates.schema[name]) for name, v in columns.items())
 
 
-def _picked(candidates: pl.DataFrame, completions: pl.DataFrame, picked: dict[str, str]) -> pl.DataFrame:
+def _picked(judge_: Judge, candidates: pl.DataFrame, completions: pl.DataFrame, picked: dict[str, str]) -> pl.DataFrame:
     """The candidates with the answers that the judge picked; agreement, confidence and reasoning follow the answer."""
     usable = completions.filter((pl.col("status") == "ok") & pl.col("answer").is_not_null())
     said: dict[str, list[tuple[str, str | None]]] = {}
@@ -308,7 +304,7 @@ def _picked(candidates: pl.DataFrame, completions: pl.DataFrame, picked: dict[st
             row |= {
                 "answer": answer,
                 "agreement": len(mine) / len(samples),
-                "confidence": soft.get(json.loads(answer), 0.0) if soft else row["confidence"],
+                "confidence": soft.get(judge_.shown(answer), 0.0) if soft else row["confidence"],
                 "reasoning": next((reasoning for reasoning in mine if reasoning is not None), None),
             }
         rows.append(row)

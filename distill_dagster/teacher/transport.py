@@ -97,6 +97,9 @@ async def _through_litellm(endpoint: Endpoint, request: Request, timeout_s: floa
     if endpoint.api_key:
         where["api_key"] = endpoint.api_key
     params = request.body()
+    if "tools" in params:
+        # litellm would look whether one of them is of its own gateway, with a package that nothing here needs.
+        params["_skip_mcp_handler"] = True
     supported = litellm.get_supported_openai_params(endpoint.model)
     for name in ("seed", "response_format") if supported else ():
         # litellm would refuse the whole request. Samples still differ by temperature and draw, and what a schema asks

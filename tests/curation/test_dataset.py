@@ -19,6 +19,7 @@ from distill_dagster.taskfiles import Row, normalize
 
 LABELS = ["refund", "delivery", "data loss"]
 FILTERS = {"min_agreement": 0.5, "min_confidence": 0.6, "min_words": 2, "max_words": 5, "min_judge": 0.6}
+FILTERS["min_teacher_agreement"] = 0.6
 STRICT = CurationSpec.model_validate(
     {"filters": FILTERS | {"target_label": "drop_disagreement"}, "validation_share": 0.25}
 )
@@ -62,6 +63,7 @@ DROPS: list[tuple[dict[str, Any], str, str]] = [
     ({"agreement": 0.4999}, "low_agreement", "agreement 0.5"),
     ({"agreement": None}, "low_agreement", ""),
     ({"confidence": 0.5}, "low_confidence", "confidence 0.5"),
+    ({"teacher_agreement": 0.5}, "teachers_disagree", "agreement of teachers 0.5"),
     ({"judge_score": 0.5}, "low_judge", "judge score 0.5"),
     ({"judge_score": None}, "low_judge", "not judged"),
     ({"target_label": "data loss"}, "other_label", 'meant as data loss, answered "refund"'),

@@ -14,7 +14,7 @@ from distill_dagster.tables import PROMPTS, SCORED, user_text
 from distill_dagster.taskfiles import normalize
 from tests.e2e.project import SEEDS, TASK, Ended, Project, new_project
 from tests.support.imagining import asked_text, imagines, teacher
-from tests.support.provider import FakeProvider
+from tests.support.provider import FakeProvider, Fault
 from tests.support.task import LABELS
 
 AXES = {"difficulty": ["easy", "tricky"], "persona": ["a student", "an accountant", "a grandmother"]}
@@ -143,3 +143,21 @@ def test_a_slice_that_brings_nothing_new_is_left_as_it_is(wanting: Project, prov
     assert "7 prompts below its target" in " ".join(shown.out.split())
     provider.answer = teacher
     assert imagine(wanting).json["imagined"]["shop"]["missing"] == 0, "asked for, it tries again"
+
+
+def test_a_teacher_that_refuses_is_said_and_taken_up_later(wanting: Project, provider: FakeProvider) -> None:
+    provider.fail = lambda *_: Fault(401)
+    ended = wanting.distill("imagine", TASK, "--json")
+    assert ended.code == 1
+    assert "401" in ended.json["failed"]["seed_prompts[shop]"]
+    provider.fail = lambda seen, _: Fault(500)
+    ended = wanting.distill("imagine", TASK, "--json")
+    assert ended.code == 0, "the seeds are there; what is missing counts as missing rows"
+    assert wanting.record("seed_prompts", "shop").missing_rows == 8
+    provider.fail = None
+    assert wanting.distill("backfill", TASK, "--json").code == 0
+    assert wanting.record("seed_prompts", "shop").missing_rows == 0
+    assert prompts(wanting).height == 14
+    ended = wanting.distill("imagine", TASK, "--slice", "web")
+    assert ended.code == 2
+    assert "the slice has no target" in ended.err

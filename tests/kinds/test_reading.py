@@ -72,6 +72,9 @@ def test_calls_of_the_provider() -> None:
     calls = [{"name": "find_order", "arguments": '{"number": 7}'}]
     found = read("tool_call", "", tool_calls=calls, reasoning_content="An order.")
     assert found == Parsed("ok", '[{"arguments":{"number":7},"name":"find_order"}]', "An order.")
+    assert read("tool_call", "I look it up.", tool_calls=calls).reasoning == "I look it up."
+    assert read("tool_call", "Hello!", tool_calls=[]).answer == "[]", "tools were offered, and none fits"
+    assert read("tool_call", "I can't help with that.", tool_calls=[]).status == "refused"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +100,7 @@ def test_what_gives_no_answer(kind: str, text: str, response: dict[str, Any], st
 
 
 def test_a_cut_behind_a_finished_answer_is_none() -> None:
+    assert read("math", "Reasoning: x\nAnswer: 4\n", task=THINKS, finish_reason="length").answer == "4"
     assert read("math", "Reasoning: x\nAnswer: 4\nAnd n", task=THINKS, finish_reason="length").answer == "4"
     assert read("extraction", json.dumps(ANSWERS["extraction"]) + " And n", finish_reason="length").status == "ok"
 
@@ -129,6 +133,13 @@ def test_where_a_refusal_is_wanted_it_is_the_right_answer(kind: str) -> None:
 )
 def test_words_of_refusals(text: str, refusal: bool) -> None:
     assert is_refusal_text(text) is refusal
+
+
+def test_a_field_that_is_called_answer() -> None:
+    schema = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+    task = {"answer_schema": schema | {"additionalProperties": False}}
+    for text in ('{"answer": "yes"}', '{"answer": {"answer": "yes"}}'):
+        assert read("extraction", text, task=task).answer == '{"answer":"yes"}'
 
 
 def test_a_pattern_of_the_task() -> None:

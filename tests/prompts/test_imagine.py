@@ -18,13 +18,15 @@ import yaml
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import content_hash
 from distill_dagster.imagined import Imagination, Imagined, imagined_file, read_imagined
-from distill_dagster.prompts.imagine import EVOLUTIONS, Imaginer, Outcome, imagine, imagine_requests_needed
+from distill_dagster.kinds import WANTED_REFUSAL
+from distill_dagster.prompts.imagine import EVOLUTIONS, Imaginer, imagine_requests_needed
 from distill_dagster.prompts.more_templates import IMAGINE, own_templates
 from distill_dagster.prompts.seeds import seed_prompts
 from distill_dagster.spec import ImagineSpec
 from distill_dagster.tables import data_version
-from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.taskfiles import Slice, TaskFolder
 from distill_dagster.teacher.client import endpoint_of
+from distill_dagster.teacher.imagine import Outcome, imagine
 from distill_dagster.teacher.store import CompletionStore
 from tests.support.imagining import asked_text, listed, teacher, texts_for
 from tests.support.provider import FakeProvider, Fault
@@ -156,12 +158,12 @@ def test_a_template_of_the_users_own(slices: Slices) -> None:
 
 
 def test_a_schema_is_sent_where_it_may_be(slices: Slices, provider: FakeProvider) -> None:
-    slices.imagine()
+    own = {"model": "openai/fake", "api_base": provider.url, "response_format": "json_schema"}
+    slices.imagine(teacher=own)
     assert all(seen.body["response_format"]["json_schema"]["strict"] for seen in provider.requests)
     slices.change(target=16)
     provider.requests.clear()
-    own = {"model": "openai/fake", "api_base": provider.url, "structured": False}
-    outcome = slices.imagine(teacher=own)
+    outcome = slices.imagine(teacher=own | {"response_format": "auto"})
     assert outcome.missing == 0
     assert provider.requests
     assert not any("response_format" in seen.body for seen in provider.requests)
@@ -250,7 +252,6 @@ from pathlib import Path
 from tests.prompts import test_imagine
 from distill_dagster.teacher.store import CompletionStore
 from distill_dagster import imagined
-from distill_dagster.prompts import imagine
 
 left, where = int(sys.argv[3]), sys.argv[4]
 commit, append = CompletionStore.commit, imagined._append
@@ -331,4 +332,11 @@ def test_the_built_in_requests_stay_the_same(slices: Slices) -> None:
     """A round that was cut short asks again for what was not received: its answered requests must keep their keys."""
     imaginer = slices.imaginer(axes=AXES, per_request=2)
     keys = [imaginer.request(job, 0).key for job in imaginer.jobs(Imagination(), 20)]
-    assert content_hash(keys) == "13cc79e59382c8d41323f1b9a3f857f372844912e46b577dfc73354719b68b62"
+    assert content_hash(keys) == "6c15710bead2d64117581850702695cc8d005f1977e1b193708da998c141989c"
+
+
+def test_an_imagined_prompt_of_a_safety_slice_wants_a_refusal_too() -> None:
+    slice_ = Slice.model_validate({"description": "d", "seeds": ["a"], "refusal": "wanted"})
+    made = Imagined(text="b", method="grid", teacher="t", template_version="v", request_key="k", imagined_at="x")
+    table = seed_prompts("shop", slice_.with_imagined(Imagination(prompts=(made,))))
+    assert table["reference"].to_list() == [WANTED_REFUSAL] * 2

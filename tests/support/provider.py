@@ -56,6 +56,8 @@ class FakeProvider:
     logprobs: bool = True
     answer: Callable[[Seen], str] | None = None
     finish: str | None = None
+    message: dict[str, Any] = field(default_factory=dict)
+    """More fields of a chat answer's message, such as reasoning_content, refusal or tool_calls."""
     pause_s: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     """Sent with every response."""
@@ -174,7 +176,7 @@ def _answer(provider: FakeProvider, seen: Seen, chat: bool, prompt: str, spelled
     finish = provider.finish or ("stop" if tokens[-1][0] == "\n" or provider.answer else "length")
     choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
     if chat:
-        choice["message"] = {"role": "assistant", "content": text}
+        choice["message"] = {"role": "assistant", "content": text} | provider.message
         if body.get("logprobs") and provider.logprobs:
             tops = body["top_logprobs"]
             choice["logprobs"] = {

@@ -20,7 +20,7 @@ from distill_dagster.stages import curation, teacher
 from distill_dagster.stages.common import Env, Made
 from distill_dagster.state import State
 from distill_dagster.tables import SCORED, user_text
-from distill_dagster.teacher.judge import Judge, differing_answers, strict_schema, verdict_model
+from distill_dagster.teacher.judge import Judge, _picked, differing_answers, strict_schema, verdict_model
 from tests.support.imagining import asked_text, judged, judges
 from tests.support.imagining import teacher as answers
 from tests.support.provider import FakeProvider, Fault, Seen
@@ -31,6 +31,7 @@ RUBRIC = [
     {"name": "only_one", "description": "no other category fits as well"},
 ]
 JUDGE_SPEC: dict[str, Any] = {"model": "openai/judge", "rubric": RUBRIC, "max_retries": 0}
+JUDGE_SPEC["response_format"] = "json_schema"
 STAGES: dict[str, Callable[[Env, str | None], Made]] = {
     "prompt_context": teacher.make_prompt_context,
     "seed_prompts": teacher.make_seed_prompts,
@@ -243,7 +244,7 @@ def test_an_answer_of_another_form_is_asked_for_once_more(tmp_path: Path, provid
 
 
 def test_a_verdict_between_other_words_is_read(tmp_path: Path, provider: FakeProvider) -> None:
-    run = Run(tmp_path, provider, **judging(provider, structured=False))
+    run = Run(tmp_path, provider, **judging(provider, response_format="prompt"))
     provider.answer = lambda seen: f"Let me see.\n```json\n{answer(seen)}\n```" if judges(seen) else answer(seen)
     run.update()
     assert run.scored()["I want a refund"]["judge_score"] == 0.875
@@ -278,6 +279,24 @@ def test_the_best_of_differing_samples_becomes_the_candidate(tmp_path: Path, pro
     assert run.update() == []
 
 
+def test_an_answer_that_is_no_label_can_be_picked(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"total": {"type": "integer"}}}
+    judge_spec = JUDGE_SPEC | {"mode": "best_of", "api_base": "http://127.0.0.1:9"}
+    changes: dict[str, Any] = {"kind": "extraction", "labels": None, "answer_schema": schema, "judge": judge_spec}
+    causal = {"tiny": {"model": "smollm2-135m-instruct", "architecture": "causal_lm"}}
+    teacher_ = {"api": "chat", "soft_labels": "votes"}
+    task = small_task(tmp_path, **changes, teacher=teacher_, students=causal).task
+    samples_ = [("p", n, "ok", text, f"reason {n}") for n, text in enumerate(['{"total":7}', '{"total":8}'])]
+    columns = ["prompt_id", "sample_index", "status", "answer", "reasoning"]
+    completions = pl.DataFrame(samples_, schema=columns, orient="row")
+    row: dict[str, Any] = dict.fromkeys(SCORED) | {"prompt_id": "p", "answer": '{"total":7}', "agreement": 0.5}
+    row |= {"soft_labels": [{"label": '{"total": 7}', "prob": 0.6}, {"label": '{"total": 8}', "prob": 0.4}]}
+    picked = _picked(
+        Judge(task, {}, "identity"), pl.DataFrame([row], schema=SCORED), completions, {"p": '{"total":8}'}
+    ).to_dicts()[0]
+    assert (picked["answer"], picked["confidence"], picked["reasoning"]) == ('{"total":8}', 0.4, "reason 1")
+
+
 def test_the_order_of_options_says_nothing_of_the_samples() -> None:
     rows = [(f"p{n}", sample, "ok", f'"{label}"') for n in range(40) for sample, label in enumerate(("a", "b", "b"))]
     rows += [("same", 0, "ok", '"a"'), ("same", 1, "ok", '"a"'), ("failed", 0, "failed", None)]
@@ -309,7 +328,7 @@ def test_more_turns_and_other_answers_are_shown_in_words(tmp_path: Path) -> None
     request = judge.request(row)
     assert request.messages is not None
     text = request.messages[0]["content"]
-    assert "user: says user\nassistant: says assistant\nuser: says user" in text
+    assert "User: says user\nAssistant: says assistant\nUser: says user" in text
     assert '<<<\n{"total": 7}\n>>>' in text
     assert "<<<\n3 and 4\n>>>" in text
     assert judge.request(row).key != judge.request(row, None, 1).key

@@ -1,0 +1,180 @@
+"""Several teachers: whose answer stands, and of which prompts one is unsure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from distill_dagster.errors import InputError
+from distill_dagster.stages import teacher as stages
+from distill_dagster.stages.common import Env, Made
+from distill_dagster.tables import COMPLETIONS, SCORED
+from distill_dagster.taskfiles import TaskFolder
+from tests.support.provider import FakeProvider, Seen
+from tests.support.task import LABELS, env_of, small_task
+
+TEXTS = ["a refund please", "where is my parcel", "the login page", "hello there"]
+
+
+@pytest.fixture
+def providers() -> Iterator[dict[str, FakeProvider]]:
+    with FakeProvider(LABELS) as cheap, FakeProvider(LABELS) as strong:
+        yield {"cheap": cheap, "strong": strong}
+
+
+def settings(provider: FakeProvider, **more: Any) -> dict[str, Any]:
+    plain = {"model": "openai/fake", "api": "chat", "soft_labels": "votes", "few_shot": {"draws": 1, "per_label": 1}}
+    return plain | {"api_base": provider.url, "max_retries": 0, "terms": {"acknowledged": True}} | more
+
+
+def env(tmp_path: Path, providers: dict[str, FakeProvider], cascade: dict[str, Any] | None, **cheap: Any) -> Env:
+    teachers = {
+        "cheap": settings(providers["cheap"], revision="small", **cheap),
+        "strong": settings(providers["strong"], revision="large"),
+    }
+    changes: dict[str, Any] = {"teachers": teachers} | ({"cascade": cascade} if cascade is not None else {})
+    folder = small_task(tmp_path, **changes)
+    import yaml
+
+    task = yaml.safe_load((folder.path / "task.yaml").read_text())
+    del task["teacher"]
+    (folder.path / "task.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+    (folder.path / "slices" / "shop.yaml").write_text(yaml.safe_dump({"description": "d", "seeds": TEXTS}))
+    return env_of(TaskFolder(folder.path), tmp_path / "home")
+
+
+def completions(env: Env) -> Made:
+    stages.make_prompt_context(env, None)
+    stages.make_seed_prompts(env, "shop")
+    return stages.make_teacher_completions(env, "shop")
+
+
+def scored(env: Env) -> dict[str, dict[str, Any]]:
+    stages.make_teacher_prior(env, None)
+    stages.make_scored_completions(env, "shop")
+    frame, _ = env.lake.read(env.task_name, "scored_completions", "shop", SCORED)
+    return {row["messages"][0]["content"]: row for row in frame.iter_rows(named=True)}
+
+
+def says(answers: dict[str, str]) -> Any:
+    return lambda seen: next((label for text, label in answers.items() if text in seen.text), "refund")
+
+
+def test_each_teacher_answers_and_agreement_is_a_column(tmp_path: Path, providers: dict[str, FakeProvider]) -> None:
+    providers["cheap"].answer = says({"parcel": "delivery", "login": "login", "hello": "login"})
+    providers["strong"].answer = says({"parcel": "delivery", "login": "login", "hello": "delivery"})
+    env_ = env(tmp_path, providers, None)
+    made = completions(env_)
+    frame, _ = env_.lake.read(env_.task_name, "teacher_completions", "shop", COMPLETIONS)
+    assert dict(frame["teacher"].value_counts().iter_rows()) == {"cheap": 4, "strong": 4}
+    assert made.record.extra["teacher_calls"] == 8
+    rows = scored(env_)
+    assert {text: row["answer"] for text, row in rows.items()} == {
+        "a refund please": '"refund"',
+        "where is my parcel": '"delivery"',
+        "the login page": '"login"',
+        "hello there": '"delivery"',  # as many say login: the one that stands last is trusted more
+    }
+    assert {text: row["teacher_agreement"] for text, row in rows.items()} == dict.fromkeys(TEXTS[:3], 1.0) | {
+        "hello there": 0.5
+    }
+    assert rows["hello there"]["teacher"] == "strong"
+    assert rows["hello there"]["confidence"] == 0.5
+    assert len(rows["hello there"]["completion_ids"]) == 2
+    env_.store.close()
+
+
+def test_a_cascade_asks_the_strong_one_where_the_cheap_ones_samples_disagree(
+    tmp_path: Path, providers: dict[str, FakeProvider]
+) -> None:
+    asked: dict[str, int] = {}
+
+    def wavering(seen: Seen) -> str:
+        asked[seen.text] = asked.get(seen.text, 0) + 1
+        if "hello" in seen.text:
+            return LABELS[asked[seen.text] % 3]
+        return str(says({"parcel": "delivery", "login": "login"})(seen)) if "refund" not in seen.text else "nonsense"
+
+    providers["cheap"].answer = wavering
+    providers["strong"].answer = lambda seen: "delivery" if "hello" in seen.text else "refund"
+    env_ = env(tmp_path, providers, {}, samples=3, temperature=0.7, reasks=0)
+    made = completions(env_)
+    assert sorted(providers["strong"].texts) == ["a refund please", "hello there"]
+    assert made.record.extra["teacher_calls"] == 12 + 2
+    rows = scored(env_)
+    assert {text: row["teacher"] for text, row in rows.items()} == {
+        "a refund please": "strong",
+        "where is my parcel": "cheap",
+        "the login page": "cheap",
+        "hello there": "strong",
+    }
+    assert rows["hello there"]["answer"] == '"delivery"'
+    assert rows["a refund please"]["teacher_agreement"] == 1.0
+    again = stages.make_teacher_completions(env_, "shop")
+    assert again.record.extra["teacher_calls"] == 0
+    assert again.record.data_version == made.record.data_version
+    env_.store.close()
+
+
+def test_a_cascade_by_confidence(tmp_path: Path, providers: dict[str, FakeProvider]) -> None:
+    cheap = {"api": "text", "soft_labels": "logprobs", "max_tokens": 1}
+    env_ = env(tmp_path, providers, {"min_confidence": 0.6}, **cheap)
+    completions(env_)
+    # A label's name in the text gets 0.7 of the cheap one; "parcel" and "hello" have none.
+    assert sorted(providers["strong"].texts) == ["hello there", "where is my parcel"]
+    env_.store.close()
+
+
+def test_rows_of_teachers_that_disagree_can_be_dropped(tmp_path: Path, providers: dict[str, FakeProvider]) -> None:
+    from distill_dagster.curation.dataset import curate
+
+    providers["cheap"].answer = says({"parcel": "delivery", "login": "login", "hello": "login"})
+    providers["strong"].answer = says({"parcel": "delivery", "login": "login", "hello": "delivery"})
+    env_ = env(tmp_path, providers, None)
+    completions(env_)
+    scored(env_)
+    frame, _ = env_.lake.read(env_.task_name, "scored_completions", "shop", SCORED)
+    spec = env_.folder.task.curation
+    filters = spec.filters.model_copy(update={"min_teacher_agreement": 0.6})
+    cut = curate(frame, set(), LABELS, spec.model_copy(update={"filters": filters}))
+    assert cut.rejected.select("drop_reason", "drop_detail").rows() == [
+        ("teachers_disagree", "agreement of teachers 0.5")
+    ]
+    assert curate(frame, set(), LABELS, spec).rejected.height == 0
+    env_.store.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says_"),
+    [
+        ({"teachers": {"one": "openai/a"}, "teacher": "openai/b"}, "not both"),
+        ({"teachers": {"one": "openai/a"}, "cascade": {}, "teacher": None}, "two `teachers` or more"),
+        ({"teachers": {"One!": "openai/a"}, "teacher": None}, "must match"),
+        ({"teacher": None}, "required"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], says_: str) -> None:
+    import yaml
+
+    folder = small_task(tmp_path)
+    task = yaml.safe_load((folder.path / "task.yaml").read_text()) | changes
+    task = {name: value for name, value in task.items() if value is not None}
+    (folder.path / "task.yaml").write_text(yaml.safe_dump(task))
+    with pytest.raises(InputError, match=says_) as caught:
+        _ = TaskFolder(folder.path).task
+    assert len(caught.value.problems) == 1
+
+
+def test_the_order_of_rows_is_that_of_prompt_teacher_and_sample(
+    tmp_path: Path, providers: dict[str, FakeProvider]
+) -> None:
+    env_ = env(tmp_path, providers, None, samples=2, temperature=0.5)
+    completions(env_)
+    frame, _ = env_.lake.read(env_.task_name, "teacher_completions", "shop", COMPLETIONS)
+    keys = frame.select("prompt_id", "teacher", "sample_index")
+    assert keys.equals(keys.sort(pl.all()))
+    env_.store.close()

@@ -1,0 +1,26 @@
+"""The YAML of docs/kinds.md is what the project takes."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+from distill_dagster.paths import PROJECT
+from distill_dagster.spec import KIND, Task
+from distill_dagster.taskfiles import Slice
+
+TEXT = (PROJECT / "docs" / "kinds.md").read_text("utf-8")
+
+
+def test_every_yaml_is_valid() -> None:
+    found = [yaml.safe_load(part) for part in re.findall(r"^```yaml\n(.*?)^```", TEXT, flags=re.S | re.M)]
+    tasks = [Task.model_validate(value) for value in found if "kind" in value]
+    slices = [Slice.model_validate(value) for value in found if "seeds" in value]
+    assert (len(tasks), len(slices)) == (5, 2)
+    assert len(tasks) + len(slices) == len(found)
+
+
+def test_every_kind_is_described() -> None:
+    for kind in KIND.__args__:
+        assert f"| `{kind}` |" in TEXT

@@ -1,0 +1,90 @@
+"""A student that writes its answer: what it learns from, what it writes, and what cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distill_dagster.errors import DistillError
+from distill_dagster.kinds import Question, kind_of, read_answer
+from distill_dagster.spec import Lora, StudentSpec
+from distill_dagster.student.predict import load_predictor
+from distill_dagster.student.train import train_adapter
+from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
+from distill_dagster.student.writing import WritingStudent
+from tests.support.kinds import task_of
+
+SPEC = StudentSpec(
+    model="smollm2-135m-instruct",
+    architecture="causal_lm",
+    lora=Lora(rank=8),
+    epochs=6,
+    batch_size=4,
+    learning_rate=2e-3,
+    max_tokens=48,
+    answer_tokens=24,
+)
+SETTINGS = TaskSettings("Problem", "Add.", reasoning=True)
+KIND = kind_of(task_of("math", reasoning=True))
+PAIRS = [(2, 3), (4, 1), (5, 2), (3, 3)]
+
+
+def row(a: int, b: int) -> TrainRow:
+    target = KIND.target(str(a + b), f"{a} + {b} = {a + b}.")
+    return TrainRow(f"{a}{b}", f"{a} pens and {b} pens?", str(a + b), target=target)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> tuple[Path, TrainingLog]:
+    out = tmp_path_factory.mktemp("writing")
+    rows = [row(a, b) for a, b in PAIRS]
+    return out, train_adapter(SPEC, [], SETTINGS, rows, rows[:2], out, models_folder)
+
+
+def test_it_writes_reasoning_and_answer(trained: tuple[Path, TrainingLog], models_folder: Path) -> None:
+    out, log = trained
+    assert log.losses[-1][2] < log.losses[0][2] / 4
+    assert log.validation[-1]["loss"] < log.validation[0]["loss"]
+    predictor = load_predictor(SPEC, [], SETTINGS, models_folder, out)
+    found = predictor.predict([row(a, b).text for a, b in PAIRS], batch_size=3)
+    for (a, b), prediction in zip(PAIRS, found, strict=True):
+        assert prediction.probs == {}
+        parsed = read_answer(KIND, prediction.raw_text, Question())
+        assert (parsed.answer, parsed.reasoning) == (str(a + b), f"{a} + {b} = {a + b}.")
+    alone = predictor.predict([row(*PAIRS[0]).text])[0]
+    assert alone == found[0], "padding beside longer prompts changes nothing"
+
+
+def test_only_the_target_is_learned(models_folder: Path) -> None:
+    import torch
+
+    student = WritingStudent(SPEC, [], SETTINGS, models_folder)
+    short, long = row(2, 3), TrainRow("x", "5 pens and 2 pens and a long story?", "7", target="7")
+    items = student.encode([short, long])
+    batch = student.collate(items)
+    for number, (item, words) in enumerate(zip(items, (" 2 + 3 = 5.\nAnswer: 5", " 7"), strict=True)):
+        learned = batch["answers"][number][batch["answers"][number] >= 0].tolist()
+        assert learned[-1] == student.end
+        assert student.tokenizer.decode(learned[:-1]) == words
+        prompt = student.tokenizer.decode(item["ids"][: -item["target"]])
+        assert prompt.endswith("\nReasoning:" if number == 0 else "\nAnswer:")
+    with torch.inference_mode():
+        together = student.loss(batch)
+        alone = [student.loss(student.collate([item]))[0] for item in items]
+    assert torch.allclose(together, torch.stack(alone), atol=1e-3)
+    cut = student.encode([TrainRow("x", "t", "a", target="word " * 100)])[0]
+    assert cut["target"] == SPEC.answer_tokens
+    assert cut["ids"][-1] != student.end, "a cut target does not teach where to end"
+
+
+def test_what_is_saved_says_how_to_ask(trained: tuple[Path, TrainingLog]) -> None:
+    saved = json.loads((trained[0] / "labels.json").read_text())
+    assert (saved["item"], saved["reasoning"], saved["labels"]) == ("Problem", True, [])
+
+
+def test_an_encoder_cannot_write(tmp_path: Path, models_folder: Path) -> None:
+    spec = StudentSpec(model="all-minilm-l6-v2", architecture="encoder")
+    with pytest.raises(DistillError, match="architecture: causal_lm"):
+        train_adapter(spec, [], SETTINGS, [row(1, 1)], [], tmp_path, models_folder)

@@ -1,0 +1,227 @@
+"""Every kind asked of a real HTTP server: what is sent, what is read, what is kept of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from distill_dagster.curation.candidates import scored
+from distill_dagster.hashing import canonical_json
+from distill_dagster.kinds import WANTED_REFUSAL, kind_of
+from distill_dagster.prompts.seeds import seed_prompts
+from distill_dagster.tables import PRIOR
+from distill_dagster.taskfiles import TaskFolder, check_folder
+from distill_dagster.teacher.ask import run_ask
+from distill_dagster.teacher.client import Request
+from distill_dagster.teacher.store import CompletionStore
+from tests.support.kind_folder import kind_folder
+from tests.support.kinds import ANSWERS, KINDS, SCHEMA
+from tests.support.provider import FakeProvider
+from tests.support.task import asker_of
+
+WRITTEN = tuple(kind for kind in KINDS if kind not in ("classification", "nli"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[CompletionStore]:
+    store = CompletionStore.in_folder(tmp_path / "store")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def provider() -> Iterator[FakeProvider]:
+    with FakeProvider([]) as provider:
+        yield provider
+
+
+def asked(folder: TaskFolder, store: CompletionStore, key: str = "one") -> pl.DataFrame:
+    prompts = seed_prompts(key, folder.slice(key), answers=not folder.task.has_labels)
+    return run_ask(asker_of(folder, store), prompts).completions
+
+
+def candidates(folder: TaskFolder, store: CompletionStore, key: str = "one") -> list[dict[str, Any]]:
+    prompts = seed_prompts(key, folder.slice(key), answers=not folder.task.has_labels)
+    completions = run_ask(asker_of(folder, store), prompts).completions
+    return scored(folder.task, prompts, completions, PRIOR.to_frame()).to_dicts()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("api", ["chat", "text"])
+def test_every_kind_with_reasoning(
+    tmp_path: Path, provider: FakeProvider, store: CompletionStore, kind: str, api: str
+) -> None:
+    folder = kind_folder(tmp_path, kind, provider.url, reasoning=True, teacher={"api": api})
+    assert check_folder(folder) == []
+    text = kind_of(folder.task).text(json.loads(canonical_json(ANSWERS[kind])))
+    wrapped = json.dumps({"reasoning": "Because.", "answer": ANSWERS[kind]})
+    # A base-like model goes on with the next item.
+    ran_on = f" Because.\nAnswer: {text}\n\nMessage: another\nReasoning: x\nAnswer: none"
+    provider.answer = lambda seen: wrapped if api == "chat" else ran_on
+    rows = asked(folder, store).to_dicts()
+    assert len(rows) == 2
+    for row in rows:
+        assert (row["status"], row["error"], row["reasoning"]) == ("ok", None, "Because.")
+        assert json.loads(row["answer"]) == ANSWERS[kind]
+        assert row["answer_kind"] == kind_of(folder.task).answer_kind
+    body = provider.requests[0].body
+    if api == "text":
+        assert body["prompt"].endswith("\nReasoning:")
+        assert body["prompt"].count(f"Reasoning: It says so.\nAnswer: {text}") >= 2
+        assert body["stop"] == ["\n\nMessage:"]
+    else:
+        shown = [m["content"] for m in body["messages"] if m["role"] == "assistant"]
+        system = body["messages"][0]["content"]
+        assert "JSON schema" in system, "nobody knows whether this model takes one by itself"
+        if kind == "tool_call":
+            assert system.count("Reasoning: It says so.") == 2
+        else:
+            assert json.loads(shown[0]) == {"reasoning": "It says so.", "answer": _first_label(kind, shown[0])}
+            assert list(json.loads(shown[0])) == ["reasoning", "answer"], "reasoning comes first"
+
+
+def _first_label(kind: str, shown: str) -> Any:
+    """Examples of labels are shuffled."""
+    return json.loads(shown)["answer"] if kind in ("classification", "nli") else ANSWERS[kind]
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_schema_is_sent_where_the_provider_takes_one(
+    tmp_path: Path, provider: FakeProvider, store: CompletionStore, kind: str
+) -> None:
+    teacher = {"response_format": "json_schema"}
+    folder = kind_folder(tmp_path, kind, provider.url, teacher=teacher)
+    free = kind in ("summarization", "conversation", "generation")
+    provider.answer = lambda seen: (
+        kind_of(folder.task).text(ANSWERS[kind]) if free else json.dumps({"answer": ANSWERS[kind]})
+    )
+    if kind == "tool_call":
+        [call] = ANSWERS[kind]
+        function = {"name": call["name"], "arguments": json.dumps(call["arguments"])}
+        provider.message = {"content": None, "tool_calls": [{"id": "c1", "type": "function", "function": function}]}
+    rows = asked(folder, store).to_dicts()
+    assert [json.loads(row["answer"]) for row in rows] == [ANSWERS[kind]] * 2
+    body = provider.requests[0].body
+    assert ("response_format" in body) == (not free and kind != "tool_call")
+    if kind == "extraction":
+        sent = body["response_format"]["json_schema"]
+        assert sent["schema"]["properties"]["answer"] == SCHEMA
+        assert sent["strict"] is False, "`colours` may be left out, which strict mode forbids"
+    if kind == "math":
+        assert body["response_format"]["json_schema"]["strict"] is True
+    if kind == "tool_call":
+        assert [tool["function"]["name"] for tool in body["tools"]] == ["find_order", "open_ticket"]
+    calls = len(provider.requests)
+    assert asked(folder, store)["answer"].to_list() == [row["answer"] for row in rows]
+    assert len(provider.requests) == calls, "answered by the store, tool calls too"
+
+
+def test_reasoning_that_the_provider_sends_apart(
+    tmp_path: Path, provider: FakeProvider, store: CompletionStore
+) -> None:
+    provider.answer = lambda seen: '{"answer": 42}'
+    provider.message = {"reasoning_content": "6 * 7"}
+    rows = asked(kind_folder(tmp_path, "math", provider.url), store).to_dicts()
+    assert [(row["answer"], row["reasoning"]) for row in rows] == [("42", "6 * 7")] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "message", "status", "error"),
+    [
+        ("nonsense", None, {}, "ok", "the answer is not a number"),
+        ("", None, {"refusal": "I decline."}, "refused", "I decline."),
+        ("I'm sorry, but I can't help with that.", None, {}, "refused", "can't help"),
+        ('{"answer": 4', "length", {}, "truncated", "cut at max_tokens"),
+        ("", "content_filter", {}, "filtered", None),
+    ],
+)
+def test_bad_answers(
+    tmp_path: Path,
+    provider: FakeProvider,
+    store: CompletionStore,
+    text: str,
+    finish: str | None,
+    message: dict[str, Any],
+    status: str,
+    error: str | None,
+) -> None:
+    provider.answer, provider.finish, provider.message = (lambda seen: text), finish, message
+    folder = kind_folder(tmp_path, "math", provider.url, teacher={"min_success": 0})
+    rows = asked(folder, store).to_dicts()
+    assert [(row["status"], row["answer"]) for row in rows] == [(status, None)] * 2
+    assert (error or "") in (rows[0]["error"] or "")
+    assert candidates(folder, store)[0]["answer"] is None
+
+
+def test_samples_vote(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
+    folder = kind_folder(
+        tmp_path,
+        "math",
+        provider.url,
+        reasoning=True,
+        teacher={"samples": 4, "temperature": 0.8, "few_shot": {"draws": 1}},
+    )
+    answers = {0: 7, 1: 8, 2: 8.0, 3: 9}
+    provider.answer = lambda seen: json.dumps(
+        {"reasoning": f"sample {seen.body['seed']}", "answer": answers[seen.body["seed"]]}
+    )
+    for row in candidates(folder, store):
+        assert (row["answer"], row["agreement"], row["confidence"]) == ("8", 0.5, 0.5)
+        assert row["reasoning"] == "sample 1", "of a sample whose answer it is"
+        assert row["soft_labels"] == [{"label": v, "prob": p} for v, p in (("8", 0.5), ("7", 0.25), ("9", 0.25))]
+        assert len(row["completion_ids"]) == 4
+
+
+def test_a_safety_slice_wants_refusals(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
+    folder = kind_folder(tmp_path, "generation", provider.url)
+    path = folder.path / "slices" / "one.yaml"
+    path.write_text(path.read_text() + "refusal: wanted\n")
+    folder = TaskFolder(folder.path)
+    assert check_folder(folder) == []
+    assert seed_prompts("one", folder.slice("one"), answers=True)["reference"].to_list() == [WANTED_REFUSAL] * 2
+    sorry = "I'm sorry, but I can't help with that."
+    provider.answer = lambda seen: sorry if "first" in seen.text else "Here it is."
+    by_text = {row["messages"][0]["content"]: row for row in candidates(folder, store)}
+    refused, given = by_text["one first text"], by_text["one second text"]
+    assert json.loads(refused["answer"]) == {"refusal": sorry}
+    assert (given["status"], given["answer"]) == ("ok", None)
+    assert "a refusal is wanted" in given["error"]
+    folder.task.teacher.__dict__["min_success"] = 0
+    other = asked(folder, store, "two").to_dicts()
+    assert sorted(row["status"] for row in other) == ["ok", "refused"], "elsewhere a refusal is none"
+
+
+def test_conversations_keep_their_turns(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
+    folder = kind_folder(tmp_path, "conversation", provider.url)
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hello, how can I help?"},
+        {"role": "user", "content": "one more thing"},
+    ]
+    (folder.path / "slices" / "one.yaml").write_text(json.dumps({"description": "d", "seeds": [{"messages": turns}]}))
+    folder = TaskFolder(folder.path)
+    assert check_folder(folder) == []
+    provider.answer = lambda seen: "Of course."
+    [row] = candidates(folder, store)
+    sent = provider.requests[0].body["messages"]
+    assert sent[0]["content"].endswith("Be brief.")
+    assert sent[-3:] == turns[1:]
+    assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant", "user"]
+    assert row["answer"] == '"Of course."'
+
+
+def test_tools_and_schema_are_part_of_a_request_and_nothing_else_moved() -> None:
+    plain = Request("t", 0, {"max_tokens": 4}, prompt="a")
+    assert plain.key == Request("t", 0, {"max_tokens": 4}, prompt="a", tools=None, response_format=None).key
+    keys = {
+        plain.key,
+        Request("t", 0, {"max_tokens": 4}, prompt="a", tools=[{"type": "function"}]).key,
+        Request("t", 0, {"max_tokens": 4}, prompt="a", response_format={"type": "json_schema"}).key,
+    }
+    assert len(keys) == 3
