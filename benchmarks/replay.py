@@ -8,8 +8,8 @@ seeds and completions as recorded, both by `distill import`; a replay teacher an
 which reads them by the task's own answer pattern. Accuracy is over all questions; one without an answer is wrong.
 
 agree_*: questions on which both teachers have an answer and the two are equal, and how often that answer is right; both
-are read by the letter or the words of an option. cascade_*: the stage's own `cascade` of Llama-3-8B, then PaLM where that
-has no answer. There is one recorded completion of a question, so "where its samples disagree" cannot be shown with it.
+are read by the letter or the words of an option. cascade_*: the stage's own `cascade` of Llama-3-8B, then PaLM where
+that has no answer. There is one recorded completion of a question, so "where its samples disagree" cannot be shown.
 
 resume_100k_s: wall seconds of `teacher_completions` as a whole, checks and table included, for 100,000 prompts of which
 the store has every answer; the teacher is an address where nothing listens.
