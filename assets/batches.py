@@ -31,15 +31,18 @@ def batches_sensor(graph: TaskGraph) -> dg.SensorDefinition:
         teacher: dg.ResourceParam[TeacherResource],
     ) -> dg.SensorResult | dg.SkipReason:
         try:
-            spec = tasks.open(graph.name).task.teacher
-            with store.open() as opened, teacher.endpoint(spec) as endpoint:
-                done, open_ = look_after(endpoint, spec, opened, graph.name)
+            done, open_ = list[Collected](), 0
+            with store.open() as opened:
+                for spec in (one for one in tasks.open(graph.name).task.teacher_specs if one.mode == "batch"):
+                    with teacher.endpoint(spec) as endpoint:
+                        ended, left = look_after(endpoint, spec, opened, graph.name)
+                    done, open_ = [*done, *ended], open_ + len(left)
         except DistillError as error:
             return dg.SkipReason(str(error)[:2000])
         for one in done:
             context.log.info(str(one))
         if not done:
-            return dg.SkipReason(f"{len(open_)} batches under way." if open_ else "No batch is under way.")
+            return dg.SkipReason(f"{open_} batches under way." if open_ else "No batch is under way.")
         return dg.SensorResult(run_requests=[_run_of(graph, one) for one in done])
 
     return _batches

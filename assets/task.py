@@ -31,7 +31,7 @@ def task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
     """`refresh` does the work of the schedule. What can call a paid teacher by itself is stopped at first."""
     graph = task_graph(folder)
     try:
-        spec, batched = folder.task.refresh, folder.task.teacher.mode == "batch"
+        spec, batched = folder.task.refresh, any(one.mode == "batch" for one in folder.task.teacher_specs)
     except InputError:
         spec, batched = RefreshSpec(cron=None), False
     made = [module.assets(graph) for module in (prompts, teacher, curation, students, evaluation)]

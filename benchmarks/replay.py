@@ -8,8 +8,8 @@ seeds and completions as recorded, both by `distill import`; a replay teacher an
 which reads them by the task's own answer pattern. Accuracy is over all questions; one without an answer is wrong.
 
 agree_*: questions on which both teachers have an answer and the two are equal, and how often that answer is right; both
-are read by the letter or the words of an option. cascade_*: Llama-3-8B first, PaLM where it has no answer. There is one
-recorded completion of a question, so "where its samples disagree" cannot be shown with this data.
+are read by the letter or the words of an option. cascade_*: the stage's own `cascade` of Llama-3-8B, then PaLM where
+that has no answer. There is one recorded completion of a question, so "where its samples disagree" cannot be shown.
 
 resume_100k_s: wall seconds of `teacher_completions` as a whole, checks and table included, for 100,000 prompts of which
 the store has every answer; the teacher is an address where nothing listens.
@@ -40,7 +40,7 @@ from distill_dagster.kinds import Question, kind_of
 from distill_dagster.lake import Lake
 from distill_dagster.paths import Home
 from distill_dagster.prompts.seeds import prompt_id, user_message
-from distill_dagster.tables import COMPLETIONS
+from distill_dagster.tables import COMPLETIONS, SCORED
 from distill_dagster.taskfiles import TaskFolder, open_task
 
 STRICT = {"pattern": r"So the answer is \([a-e]\) (?P<answer>.*)\.", "stop": "\n\nQ:", "exact": True}
@@ -108,16 +108,19 @@ def teacher(name: str) -> dict[str, Any]:
     return {"model": f"replay/{name}", "min_success": 0, "replay": {"match": "id"}, "few_shot": {"per_label": 1}}
 
 
-def answers(home: Home, name: str) -> dict[str, Any]:
-    """The answers in teacher_completions by prompt_id; None where there is none."""
+def answers(home: Home, name: str) -> dict[str, dict[str, Any]]:
+    """Answers by prompt_id, None where there is none: in teacher_completions by teacher, and of the candidates."""
     done = distill(home, "backfill", name, "--which", "all")
     if done["teacher_calls"] or done["failed"]:
         raise SystemExit(f"{name}: {done['teacher_calls']} requests were sent, failed: {done['failed']}")
-    lake, out = Lake(home.lake, home.reports), dict[str, Any]()
+    lake, out = Lake(home.lake, home.reports), dict[str, dict[str, Any]]()
     for key in open_task(home.tasks, name, home.accepted).slice_keys():
         frame, _ = lake.read(name, "teacher_completions", key, COMPLETIONS)
-        for id_, answer in frame.filter(pl.col("sample_index") == 0).select("prompt_id", "answer").iter_rows():
-            out[id_] = json.loads(answer) if answer is not None else None
+        first = frame.filter(pl.col("sample_index") == 0).select("teacher", "prompt_id", "answer")
+        scored, _ = lake.read(name, "scored_completions", key, SCORED)
+        chosen = scored.select(pl.lit("candidate").alias("teacher"), "prompt_id", "answer")
+        for teacher_, id_, answer in pl.concat([first, chosen]).iter_rows():
+            out.setdefault(teacher_, {})[id_] = json.loads(answer) if answer is not None else None
     return out
 
 
@@ -144,21 +147,21 @@ def commonsense(home: Home, data: Path, limit: int | None) -> dict[str, float]:
     for model, file in (("palm", "completions-palm.jsonl"), ("llama", "completions-llama3-8b.jsonl")):
         recorded(home, name, data / file, model, limit)
     figures = {"cqa_questions": float(len(right))}
-    palm = answers(home, name)
-    figures["cqa_accuracy"] = accuracy(home, name, palm, right)
-    change_task(home, name, answer=OPTION)
-    palm = answers(home, name)
-    figures["cqa_accuracy_by_option"] = accuracy(home, name, palm, right)
-    change_task(home, name, teacher=teacher("llama"))
-    llama = answers(home, name)
+    figures["cqa_accuracy"] = accuracy(home, name, answers(home, name)["replay/palm"], right)
+    both = {"llama": teacher("llama"), "palm": teacher("palm")}
+    change_task(home, name, answer=OPTION, teacher=None, teachers=both)
+    found = answers(home, name)
+    llama, palm = found["llama"], found["palm"]
     kind = kind_of(open_task(home.tasks, name, home.accepted).task)
+    figures["cqa_accuracy_by_option"] = accuracy(home, name, palm, right)
     figures["llama_accuracy_by_option"] = accuracy(home, name, llama, right)
-    both = [i for i in right if palm[i] is not None and llama[i] is not None and kind.equal(palm[i], llama[i])]
-    figures["agree_kept"] = len(both) / len(right)
-    figures["agree_precision"] = sum(kind.score(palm[i], right[i]) for i in both) / len(both)
-    cascade = {i: llama[i] if llama[i] is not None else palm[i] for i in right}
-    figures["cascade_strong_share"] = sum(llama[i] is None for i in right) / len(right)
-    figures["cascade_accuracy"] = accuracy(home, name, cascade, right)
+    agree = [i for i in right if palm[i] is not None and llama[i] is not None and kind.equal(palm[i], llama[i])]
+    figures["agree_kept"] = len(agree) / len(right)
+    figures["agree_precision"] = sum(kind.score(palm[i], right[i]) for i in agree) / len(agree)
+    change_task(home, name, cascade={})
+    found = answers(home, name)
+    figures["cascade_strong_share"] = len(found["palm"]) / len(right)
+    figures["cascade_accuracy"] = accuracy(home, name, found["candidate"], right)
     return figures
 
 
@@ -184,7 +187,10 @@ def svamp(home: Home, data: Path, limit: int | None) -> dict[str, float]:
     seeds = [{"id": row["id"], "text": row["question"]} for row in rows]
     imported(home, name, seeds, home.root / "files", "--slice", "train")
     recorded(home, name, data / "completions-palm-train.jsonl", "palm", limit)
-    return {"svamp_questions": float(len(right)), "svamp_accuracy": accuracy(home, name, answers(home, name), right)}
+    return {
+        "svamp_questions": float(len(right)),
+        "svamp_accuracy": accuracy(home, name, answers(home, name)["replay/palm"], right),
+    }
 
 
 @contextmanager

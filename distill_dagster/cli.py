@@ -397,16 +397,17 @@ def batches(
         from distill_dagster.teacher.client import endpoint_of
         from resources.doors import CompletionStoreResource
 
-        spec = folder.task.teacher
-        if spec.free:
-            raise DistillError(f"The teacher of {folder.name} is {spec.model}, which has no batches.")
+        specs = [spec for spec in folder.task.teacher_specs if not spec.free]
+        if not specs:
+            raise DistillError(f"No teacher of {folder.name} is asked at a provider, so there are no batches.")
         with CompletionStoreResource(path=str(home.store), url=store_url()).open() as store:
             if forget is not None:
                 if forget not in {one.submission for one in BatchStore(store).open(task=folder.name)}:
                     raise DistillError(f"{folder.name} has no open batch {forget!r}.")
                 give_up(store, forget)
                 out.print(f"forgotten: {forget}. It counts as paid for, and its requests may be asked anew.")
-            done, left = look_after(endpoint_of(spec), spec, store, folder.name)
+            found = [look_after(endpoint_of(spec), spec, store, folder.name) for spec in specs]
+        done, left = [one for ended, _ in found for one in ended], [one for _, open_ in found for one in open_]
         for one in done:
             out.print(f"[green]collected[/green] {escape(str(one))}", soft_wrap=True)
         for waiting in left:

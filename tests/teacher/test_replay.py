@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +15,9 @@ import pytest
 import yaml
 
 from distill_dagster.errors import InputError, TeacherError
+from distill_dagster.paths import PROJECT
 from distill_dagster.sources import source_version
-from distill_dagster.spec import ReplaySpec, Task
+from distill_dagster.spec import ReplaySpec, Task, TeacherSpec
 from distill_dagster.stages import teacher as stage
 from distill_dagster.stages.common import Env, Made
 from distill_dagster.tables import COMPLETIONS
@@ -312,3 +315,13 @@ def test_a_wrong_declaration_is_refused(home: Home, teacher: dict[str, Any], mes
     value = yaml.safe_load((home.folder.path / "task.yaml").read_text())
     with pytest.raises(ValueError, match=message):
         Task.model_validate(value | {"teacher": teacher})
+
+
+@pytest.mark.parametrize("page", ["replay", "batch"])
+def test_every_teacher_on_the_pages_is_valid(page: str) -> None:
+    text = (PROJECT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, flags=re.M)]
+    teachers = [yaml.safe_load(block)["teacher"] for block in blocks if "teacher:\n" in block]
+    assert len(teachers) >= 2
+    for teacher in teachers:
+        TeacherSpec.model_validate(teacher)

@@ -49,6 +49,21 @@ def test_a_key_does_not_depend_on_where_or_how_fast_it_is_asked(change: dict[str
     assert keys(tmp_path, "a", teacher=change) == keys(tmp_path, "b")
 
 
+@pytest.mark.parametrize("system", ["Sort this.", "Sort this: {{ text }}"])
+def test_what_prompts_share_is_made_once_and_what_they_do_not_share_is_not(tmp_path: Path, system: str) -> None:
+    folder = small_task(tmp_path / "a", teacher={"api": "chat", "soft_labels": "votes"})
+    (folder.path / "templates").mkdir()
+    (folder.path / "templates" / "classification_system.j2").write_text(system)
+    store = CompletionStore.in_folder(tmp_path)
+    asker = asker_of(folder, store)
+    asked = {text: asker.request(text, sample).messages or [] for text in ("one", "two") for sample in (0, 1, 0)}
+    store.close()
+    for text, messages in asked.items():
+        assert messages[0]["content"] == system.replace("{{ text }}", text)
+        assert messages[-1]["content"] == text
+        assert len(messages) == 1 + 2 * 3 + 1
+
+
 @pytest.mark.parametrize("change", [{"description": "Other words."}, {"curation": {"min_rows": 3}}], ids=str)
 def test_a_key_does_not_depend_on_the_rest_of_the_task(change: dict[str, Any], tmp_path: Path) -> None:
     assert keys(tmp_path, "a", **change) == keys(tmp_path, "b")
