@@ -350,6 +350,52 @@ def estimate(
 
 
 @app.command()
+def ledger(
+    task: TaskArgument = None,
+    parquet: Annotated[Path | None, typer.Option("--parquet", help="Write every row to this file instead.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What was spent on teachers: requests, tokens and USD by month, teacher, purpose and state."""
+    import duckdb
+
+    from distill_dagster.tables import write_parquet
+    from resources.doors import CompletionStoreResource
+
+    home = Home.from_env()
+    with _errors():
+        folder = _open(home, task)
+        with CompletionStoreResource(path=str(home.store), url=store_url()).open() as store:
+            rows = store.ledger().filter(task=folder.name)
+        if parquet is not None:
+            write_parquet(rows, parquet, {})
+            out.print(f"{rows.height} rows in {escape(str(parquet))}", soft_wrap=True)
+        with duckdb.connect() as connection:
+            connection.register("ledger", rows.to_arrow())
+            found = connection.sql(_SPENT).fetchall()
+        names = ("month", "teacher", "for", "state", "requests", "tokens", "usd")
+        if parquet is None:
+            table = Table(*names, title=f"{folder.name}: spent on teachers")
+            for row in found:
+                usd = "unknown" if row[-1] is None else f"{row[-1]:.4f}"
+                table.add_row(*(escape(str(value)) for value in row[:4]), f"{row[4]:,}", f"{row[5]:,}", usd)
+            out.print(table)
+        if as_json:
+            print(json.dumps({"task": folder.name, "ledger": [dict(zip(names, row, strict=True)) for row in found]}))
+
+
+_SPENT = """
+WITH taken AS (
+    SELECT *, coalesce(tokens, worst_tokens) AS took,
+        CASE state WHEN 'released' THEN 0 ELSE coalesce(usd, CASE state WHEN 'reserved' THEN worst_usd END) END AS cost
+    FROM ledger
+)
+SELECT month, teacher, purpose, state, count(*), sum(took)::BIGINT,
+    CASE WHEN count(cost) = count(*) THEN sum(cost) END
+FROM taken GROUP BY ALL ORDER BY ALL
+"""
+
+
+@app.command()
 def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     """Take the new prompts that lie in the task's inbox: `inbox/<task>/*.jsonl`. Asks no teacher.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dagster as dg
+import polars as pl
 import pytest
 import yaml
 
@@ -125,3 +128,23 @@ def test_a_failing_slice_does_not_hold_up_the_others(broken: Project, provider: 
     assert again.code == 0, again.err
     assert again.partitions["scored_completions"] == ["web"]
     assert backfill(broken, "--which", "failed").json["runs"] == []
+
+
+def test_an_estimate_and_the_ledger_of_what_was_spent(project: Project, provider: FakeProvider, tmp_path: Path) -> None:
+    project.change_task(teacher={"price": {"input_usd": 1.0, "output_usd": 2.0}})
+    project.change_slice("shop", lambda value: value["seeds"].append("one more refund, please"))
+    estimated = project.distill("estimate", TASK, "--json")
+    assert estimated.code == 0, estimated.err
+    assert (estimated.json["teacher_calls"], provider.requests) == (2, [])
+    before = project.distill("ledger", TASK, "--json").json["ledger"]
+    done = backfill(project)
+    assert done.json["teacher_calls"] == 2
+    assert 0 < done.json["cost_usd"] <= estimated.json["usd"]
+    after = project.distill("ledger", TASK, "--json").json["ledger"]
+    spent = sum(row["usd"] or 0 for row in after) - sum(row["usd"] or 0 for row in before)
+    assert spent == pytest.approx(done.json["cost_usd"])
+    file = tmp_path / "ledger.parquet"
+    project.distill("ledger", TASK, "--parquet", str(file))
+    rows = pl.read_parquet(file)
+    assert rows.height == sum(row["requests"] for row in after)
+    assert set(rows["state"]) == {"settled"}
