@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 
+# Made once: json.dumps would make one for every call, which costs as much as encoding a row.
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no white space and real Unicode: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def content_hash(value: Any) -> str:

@@ -35,3 +35,31 @@ def test_the_yaml_of_a_page_is_valid(page: str, tmp_path: Path) -> None:
     assert found == PARTS[page]
     folder = small_task(tmp_path, **changes)
     assert [problem for problem in check_folder(again(folder)) if problem.severity == "error"] == []
+
+
+@pytest.mark.parametrize("page", ["budget.md", "teachers.md"])
+def test_every_block_of_a_page_on_teachers_is_valid(page: str, tmp_path: Path) -> None:
+    found = blocks(page)
+    assert found
+    for number, block in enumerate(found):
+        folder = small_task(tmp_path / str(number), **block)
+        if "teachers" in block:
+            path = folder.path / "task.yaml"
+            task = yaml.safe_load(path.read_text())
+            del task["teacher"]
+            path.write_text(yaml.safe_dump(task))
+        problems = [str(p) for p in check_folder(again(folder)) if p.severity == "error"]
+        assert problems == []
+
+
+def test_the_teachers_of_the_readme_are_valid(tmp_path: Path) -> None:
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Use your own teacher")[1].split("## Use your own student")[0]
+    first, budget = re.findall(r"```yaml\n(.*?)```", section, flags=re.DOTALL)
+    teachers = [yaml.safe_load(one) for one in re.findall(r"^teacher: .*?(?=^teacher:|\Z)", first, re.M | re.S)]
+    assert len(teachers) == 10
+    for number, block in enumerate([*teachers, yaml.safe_load(budget)]):
+        folder = small_task(tmp_path / str(number))
+        path = folder.path / "task.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | block))
+        _ = again(folder).task
