@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-
 # Made once: json.dumps would make one for every call, which costs as much as encoding a row.
 _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 

@@ -271,7 +271,9 @@ class Engine:
             limits.answered()
             tokens = (response.prompt_tokens or 0) + (response.completion_tokens or 0)
             cost = self._cost(response)
-            ended = Settled(wanted.id, "settled", tokens, cost)
+            # Without a count of its tokens the cap can only hold if the request counts in full.
+            counted = response.prompt_tokens is not None or response.finish_reason == "content_filter"
+            ended = Settled(wanted.id, "settled", tokens, cost) if counted else in_full
             self.spent_usd += cost or 0.0
             self.unknown_costs += cost is None
             self.prompt_tokens += response.prompt_tokens or 0

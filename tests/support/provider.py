@@ -54,6 +54,7 @@ class FakeProvider:
     labels: list[str]
     fail: Plan | None = None
     logprobs: bool = True
+    usage: bool = True
     answer: Callable[[Seen], str] | None = None
     finish: str | None = None
     message: dict[str, Any] = field(default_factory=dict)
@@ -199,11 +200,12 @@ def _answer(provider: FakeProvider, seen: Seen, chat: bool, prompt: str, spelled
                 "top_logprobs": [dict(top[: body["logprobs"]]) for _, top in tokens],
                 "text_offset": [0] * len(tokens),
             }
+    counts = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(tokens), "total_tokens": 0}
     return {
         "id": "fake",
         "object": "chat.completion" if chat else "text_completion",
         "created": 1,
         "model": "fake-1",
         "choices": [choice],
-        "usage": {"prompt_tokens": len(prompt.split()), "completion_tokens": len(tokens), "total_tokens": 0},
+        **({"usage": counts} if provider.usage else {}),
     }

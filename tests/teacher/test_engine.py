@@ -176,6 +176,19 @@ def test_what_may_have_been_billed_is_settled_in_full(
             assert 0 < row["usd"] < row["worst_usd"]
 
 
+def test_a_server_that_counts_no_tokens_cannot_pass_a_cap(
+    engine: Make, provider: FakeProvider, store: CompletionStore
+) -> None:
+    provider.usage = False
+    one = engine(BudgetSpec(tokens=200))
+    found = answers(one, [f"number {n}" for n in range(30)])
+    assert 0 < came(found) < 30
+    spent = store.spent(one.account)
+    assert 100 < spent.tokens <= 200
+    assert spent.tokens == store.ledger()["worst_tokens"].sum()
+    assert one.spent is None, "what it cost is not known"
+
+
 def test_every_attempt_is_in_the_ledger(engine: Make, provider: FakeProvider, store: CompletionStore) -> None:
     provider.fail = lambda seen, before: Fault(500) if before < 2 else None
     one = engine(max_retries=3)
