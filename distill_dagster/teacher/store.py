@@ -97,15 +97,14 @@ class CompletionStore:
         if self._sqlite:
             sa.event.listen(self._engine, "connect", _sqlite_pragmas)
             sa.event.listen(self._quick, "connect", _quick_pragmas)
-        try:
-            self._create()
-        except (sa.exc.IntegrityError, sa.exc.ProgrammingError):
-            # PostgreSQL, where another process makes the table in the same moment: IF NOT EXISTS does not cover that.
-            self._create()
+        self._create()
 
     def _create(self) -> None:
         with self._engine.begin() as connection:
-            # In the database, not by asking first whether the table is there: two processes may start at once.
+            # In the database, not by asking first whether the table is there: two processes may start at once. IF NOT
+            # EXISTS does not cover that on PostgreSQL.
+            if not self._sqlite:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LEDGER_LOCK)))
             for table in (_COMPLETIONS, _SMOKES, LEDGER):
                 connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
                 for index in sorted(table.indexes, key=lambda index: str(index.name)):
@@ -179,7 +178,7 @@ class CompletionStore:
         with (self._engine if rows else self._quick).begin() as connection:
             if self._sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            elif wanted:
+            else:  # one writer at a time: decisions see each other, and no two wait for each other crosswise
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LEDGER_LOCK)))
             if rows:
                 connection.execute(self._insert().on_conflict_do_nothing(), rows)

@@ -160,7 +160,7 @@ def test_a_database_that_cannot_be_used_is_named_without_the_password(
         for name in (POSTGRES, STORE):
             address = f"postgresql://me:s3cret@127.0.0.1:{port}/answers"
             said = refused(project, provider=provider, **{name: address})
-            assert f"{name} cannot be used: postgresql+psycopg2://me:***@127.0.0.1:{port}/answers" in said
+            assert f"{name} cannot be used: postgresql+psycopg2://***@127.0.0.1:{port}/answers" in said
             assert "Connection refused" in said
             assert "unset it" in said
             assert "s3cret" not in said
