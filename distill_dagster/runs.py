@@ -34,6 +34,7 @@ from distill_dagster.state import State, Status
 from distill_dagster.tags import CAMPAIGN_TAG, DATA_VERSION_TAG, HOST_TAG, PID_TAG, run_tags
 from distill_dagster.taskfiles import TaskFolder, check_folder
 
+POOLS = {"teacher", "training"}
 TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
 RETRAINED = {"student_adapter", "slice_label_adapter", "predictions"}
 
@@ -108,6 +109,9 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
     instance_folder(home)
     with database.opening():
         opened = dg.DagsterInstance.get()
+        # Dagster makes a pool at its first use; on PostgreSQL two runs that do so at once fail.
+        for pool in POOLS - opened.event_log_storage.get_concurrency_keys():
+            opened.event_log_storage.initialize_concurrency_limit_to_default(pool)
     with opened as instance:
         _bury_dead_runs(instance)
         yield instance
@@ -385,6 +389,8 @@ class Runner:
         failures = {
             event.step_key: event.step_failure_data.error for event in result.all_events if event.is_step_failure
         }
+        # A run may fail without a step that did: the instance's database, say, was gone for a moment.
+        whole = next((e.job_failure_data.error for e in result.all_events if e.is_run_failure), None)
         made = {event.asset_key for event in result.get_asset_materialization_events()}
         self.state.forget((status.asset, status.partition) for status in batch)
         for status in batch:
@@ -396,7 +402,7 @@ class Runner:
             elif step not in failures and (stuck := self._stuck(status, needs, outcome)):
                 outcome.blocked[status.name] = stuck  # Dagster left it out, since a step before it failed
             else:
-                outcome.failed[status.name] = failure_message(failures.get(step))
+                outcome.failed[status.name] = failure_message(failures.get(step) or whole)
         tell("done" if result.success else "failed", what)
 
     def _count(self, status: Status, outcome: Outcome) -> None:
