@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import polars as pl
@@ -143,6 +144,16 @@ EXPECTATIONS: dict[str, list[Expectation]] = {
 }
 
 
+@lru_cache(maxsize=1)
+def _context() -> Any:
+    """One for the process: making it costs more than a validation."""
+    import great_expectations as gx
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    return context
+
+
 def valid_table(stage: str, frame: pl.DataFrame) -> Check:
     """Great Expectations over one table.
 
@@ -159,9 +170,7 @@ def valid_table(stage: str, frame: pl.DataFrame) -> Check:
         plain = plain.with_columns(user_text_expr().alias("text"))
     nested = [name for name, dtype in plain.schema.items() if isinstance(dtype, pl.List | pl.Struct)]
     pandas = plain.drop(nested).to_pandas()
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
-    batch = context.data_sources.add_pandas("lake").add_dataframe_asset(stage)
+    batch = _context().data_sources.add_or_update_pandas("lake").add_dataframe_asset(stage)
     definition = batch.add_batch_definition_whole_dataframe("all")
     suite = gx.ExpectationSuite(
         name=stage, expectations=[getattr(gxe, kind)(**arguments) for kind, arguments in EXPECTATIONS[stage]]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.hashing import canonical_json
 from distill_dagster.spec import TeacherSpec
+from distill_dagster.teacher.transport import DIRECT
 
 if TYPE_CHECKING:
     from distill_dagster.teacher.client import Request
@@ -38,18 +42,46 @@ def price_of(spec: TeacherSpec) -> Price | None:
     """
     if spec.price is not None:
         return Price(spec.price.input_usd, spec.price.output_usd)
-    return Price(0.0, 0.0) if spec.free else _listed(spec.model)
+    if spec.free:
+        return Price(0.0, 0.0)
+    own_server = spec.api_base is not None and spec.model.startswith(DIRECT)
+    return _in_list(spec.model) or (None if own_server else _by_litellm(spec.model))
+
+
+def _in_list(model: str) -> Price | None:
+    """The price of a model that litellm's list has by this name, or by it without its provider."""
+    prices = _list()
+    entry = prices.get(model) or prices.get(model.partition("/")[2]) or {}
+    return _known(entry.get("input_cost_per_token"), entry.get("output_cost_per_token"))
+
+
+@lru_cache(maxsize=1)
+def _list() -> dict[str, Any]:
+    """The list as it lies in litellm's package: importing litellm for it would take seconds."""
+    spec = find_spec("litellm")
+    if spec is None or spec.origin is None:
+        return {}
+    file = Path(spec.origin).parent / "model_prices_and_context_window_backup.json"
+    found: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    return found
 
 
 @lru_cache(maxsize=64)
-def _listed(model: str) -> Price | None:
+def _by_litellm(model: str) -> Price | None:
+    """The price by litellm's own way to find it, which knows regions and versions in names."""
     import litellm
 
     try:
-        input_usd, output_usd = litellm.cost_per_token(model=model, prompt_tokens=10**6, completion_tokens=10**6)
+        input_usd, output_usd = litellm.cost_per_token(model=model, prompt_tokens=1, completion_tokens=1)
     except Exception:  # the list does not know the model; which error says so changed between versions
         return None
-    return Price(input_usd, output_usd) if input_usd > 0 or output_usd > 0 else None
+    return _known(input_usd, output_usd)
+
+
+def _known(input_usd: float | None, output_usd: float | None) -> Price | None:
+    if not input_usd and not output_usd:
+        return None
+    return Price(round((input_usd or 0.0) * 1e6, 6), round((output_usd or 0.0) * 1e6, 6))
 
 
 @dataclass(frozen=True)

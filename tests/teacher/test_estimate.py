@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ import polars as pl
 import pytest
 import yaml
 
+from distill_dagster.spec import TeacherSpec
 from distill_dagster.stages import teacher as stages
 from distill_dagster.stages.common import Env
 from distill_dagster.tables import COMPLETIONS
 from distill_dagster.taskfiles import TaskFolder
 from distill_dagster.teacher.estimate import GOLDEN, Estimate, estimate, total
+from distill_dagster.teacher.price import Price, price_of
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, env_of, small_task
 
@@ -98,3 +102,37 @@ def test_prompts_to_be_imagined_and_the_judge_count(env: Env) -> None:
     assert ("web", "imagining") not in rows
     frame = pl.DataFrame([vars(one) for one in rows.values()])
     assert frame.filter(pl.col("calls") > 0)["tokens"].min() > 0  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "known"),
+    [
+        ("openai/gpt-4o-mini", {}, True),
+        ("anthropic/claude-sonnet-4-5", {}, True),
+        ("bedrock/anthropic.claude-3-5-sonnet-20240620-v1:0", {}, True),
+        ("openai/my-model", {"api_base": "http://127.0.0.1:8000/v1"}, False),
+        ("ollama/llama3", {}, False),  # a 0 in the list
+        ("openai/my-model", {"api_base": "http://127.0.0.1:8000/v1", "price": PRICE}, True),
+    ],
+)
+def test_prices_are_those_of_litellm_or_declared(model: str, more: dict[str, Any], known: bool) -> None:
+    import litellm
+
+    spec = TeacherSpec(model=model, **more)
+    price = price_of(spec)
+    assert (price is not None) is known
+    if price is not None and "price" not in more:
+        theirs = litellm.cost_per_token(model=model, prompt_tokens=10**6, completion_tokens=10**6)
+        assert (price.input_usd, price.output_usd) == pytest.approx(theirs)
+    if price is not None and "price" in more:
+        assert price == Price(2.0, 8.0)
+
+
+def test_a_server_of_ones_own_is_priced_without_litellm() -> None:
+    code = (
+        "import sys; from distill_dagster.spec import TeacherSpec; from distill_dagster.teacher.price import price_of;"
+        "print(price_of(TeacherSpec(model='openai/gpt-4o', api_base='http://x/v1')), 'litellm' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert said.stdout.split()[-1] == "False"
+    assert "input_usd=2.5" in said.stdout
