@@ -76,7 +76,7 @@ def main() -> None:
         folder = Path(name)
         asyncio.run(raw(address, ["warm up"], 1))
         for concurrency in (64, 256):
-            requests = concurrency * (5 if arguments.quick else 30)
+            requests = concurrency * (5 if arguments.quick else 15)
             found: dict[str, list[dict[str, float]]] = {"stage": [], "raw": []}
             for turn in range(1 if arguments.quick else 3):  # in turns, so that both see the same machine
                 texts = [f"{concurrency}-{turn}-{n}: where is my order" for n in range(requests)]

@@ -343,9 +343,11 @@ def test_an_interrupted_request_is_settled_in_full(
 ) -> None:
     provider.pause_s = 20.0
     one = engine()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of a parallel test run ignore it
     threading.Timer(1.0, signal.raise_signal, [signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
         answers(one, ["x"])
+    signal.signal(signal.SIGINT, before)
     assert states(store) == {"lost": 1}
 
 
