@@ -310,12 +310,15 @@ def _show_estimate(home: Home, folder: TaskFolder, state: State, keys: list[str]
     from distill_dagster.teacher.estimate import total
 
     found = _estimated(home, folder, keys, golden)
-    table = Table("slice", "state", "teacher", "for", "prompts", "to send", "stored", "tokens at most", "USD at most")
+    # What is the same in every row would only make the others narrow.
+    several = len({(one.teacher, one.purpose) for one in found}) > 1
+    whom = ("teacher", "for") if several else ()
+    table = Table("slice", "state", *whom, "prompts", "to send", "stored", "tokens at most", "USD at most")
     for one in found:
         now = state.status("scored_completions", one.slice).state if one.slice in keys else ""
         usd = "unknown" if one.usd is None else f"{one.usd:.4f}"
         counts = f"{one.prompts:,}", f"{one.calls:,}", f"{one.cached:,}", f"{one.tokens:,}", usd
-        table.add_row(escape(one.slice), now, escape(one.teacher), one.purpose, *counts)
+        table.add_row(escape(one.slice), now, *((escape(one.teacher), one.purpose) if several else ()), *counts)
     out.print(table)
     whole = total(found)
     least = "at least " if any(spec.resolve_labels for spec in folder.task.teacher_specs) else ""
