@@ -111,7 +111,6 @@ def tasks() -> None:
             students = ", ".join(task.students)
             numbers = str(len(task.labels)), str(len(folder.slice_keys()))
             teachers = ", ".join(one.model for one in task.teacher_specs)
-            teachers = ", ".join(one.model for one in task.teacher_specs)
             table.add_row(escape(folder.name), task.kind, *numbers, escape(students), escape(teachers))
         except InputError as error:
             table.add_row(escape(folder.name), "[red]malformed[/red]", "", "", "", f"{len(error.problems)} problems")

@@ -447,8 +447,5 @@ def _rounded(soft: dict[str, float] | None) -> list[dict[str, Any]] | None:
 
 
 def run_ask(asker: Asker, prompts: pl.DataFrame, **kwargs: Any) -> Asked:
-    """`Asker.ask` from synchronous code; the first error of a group is raised as itself."""
-    try:
-        return loop.run(asker.ask(prompts, **kwargs))
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
+    """`Asker.ask` from synchronous code."""
+    return loop.run(asker.ask(prompts, **kwargs))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import psutil
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from distill_dagster.processes import elsewhere, is_gone, this_process
 from distill_dagster.teacher.store import CompletionStore
 
 _METADATA = sa.MetaData()
@@ -60,16 +58,10 @@ class Submission:
         """Whether the process that was about to submit it still lives; one on another machine is taken to."""
         if not self.owner:
             return False
-        host, _, rest = self.owner.partition(":")
-        number, _, started = rest.partition(":")
-        if host != platform.node():
+        if elsewhere(self.owner):
             age = datetime.now(UTC) - datetime.fromisoformat(self.created_at)
             return age.total_seconds() < _ELSEWHERE_S
-        try:
-            process = psutil.Process(int(number))
-            return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - float(started)) < 1
-        except psutil.NoSuchProcess:
-            return False
+        return not is_gone(self.owner)
 
 
 _ELSEWHERE_S = 3600
@@ -81,15 +73,7 @@ class BatchStore:
 
     def __init__(self, store: CompletionStore) -> None:
         self._engine = store.database
-        try:
-            self._create()
-        except (sa.exc.IntegrityError, sa.exc.ProgrammingError):  # as in the completion store: two start at once
-            self._create()
-
-    def _create(self) -> None:
-        with self._engine.begin() as connection:
-            for table in (_BATCHES, _REQUESTS):
-                connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+        store.make_tables(_BATCHES, _REQUESTS)
 
     def claim(self, keys: Iterable[str], teacher: str, origin: str) -> tuple[Submission, list[str]] | None:
         """Note that these requests are about to be submitted; those that are in an open batch already are left out.
@@ -97,9 +81,7 @@ class BatchStore:
         Returns:
             The submission and its requests; None where nothing is left. Durable on return.
         """
-        process = psutil.Process()
         name = uuid.uuid4().hex
-        owner = f"{platform.node()}:{os.getpid()}:{process.create_time()}"
         now = datetime.now(UTC).isoformat(timespec="seconds")
         wanted = sorted(set(keys))  # in one order everywhere: two processes wait for each other, and not crosswise
         postgres = self._engine.dialect.name == "postgresql"
@@ -112,7 +94,7 @@ class BatchStore:
             got = sorted(connection.execute(mine).scalars())
             if not got:
                 return None
-            made = Submission(name, None, teacher, origin, owner, len(got), now, None)
+            made = Submission(name, None, teacher, origin, this_process(), len(got), now, None)
             connection.execute(_BATCHES.insert().values(**vars(made)))
         return made, got
 

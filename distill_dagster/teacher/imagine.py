@@ -62,10 +62,7 @@ def imagine(
         DistillError: another process is at this slice and does not come to an end.
     """
     with writing(path):
-        try:
-            return loop.run(_imagine(imaginer, path, endpoint, store, account))
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+        return loop.run(_imagine(imaginer, path, endpoint, store, account))
 
 
 async def _imagine(

@@ -202,10 +202,7 @@ def judge(
     Raises:
         TeacherError: the judge refuses every request, or fewer than `min_success` of the rows have an answer.
     """
-    try:
-        return loop.run(_judge(judge_, candidates, completions, endpoint, store, account))
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
+    return loop.run(_judge(judge_, candidates, completions, endpoint, store, account))
 
 
 async def _judge(

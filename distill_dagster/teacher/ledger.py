@@ -7,19 +7,16 @@ the teacher may have been paid: at once where the process ran on this host, else
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Literal
 
-import psutil
 import sqlalchemy as sa
 
+from distill_dagster.processes import is_gone, this_process
 from distill_dagster.spec import BudgetSpec
 from distill_dagster.teacher.price import Worst
 
@@ -47,7 +44,6 @@ LEDGER = sa.Table(
     sa.Index("ledger_state", "state"),
 )
 NO_CAP = BudgetSpec()
-HOST = platform.node()[:60]
 LEASE_SLACK_S = 60.0
 EXPIRY_EVERY_S = 10.0
 
@@ -104,28 +100,6 @@ class Settled:
     usd: float | None = None
 
 
-@lru_cache(maxsize=4)
-def _owner(pid: int) -> str:
-    return f"{HOST}:{pid}:{psutil.Process(pid).create_time():.0f}"
-
-
-def owner() -> str:
-    """This process: host, number and the second in which it began, since numbers come again."""
-    return _owner(os.getpid())
-
-
-def _dead(name: str) -> bool:
-    """Whether an owner is a process of this host that is gone."""
-    host, pid, began = name.rsplit(":", 2)
-    if host != HOST:
-        return False
-    try:
-        process = psutil.Process(int(pid))
-        return f"{process.create_time():.0f}" != began or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
 def this_month() -> str:
     return datetime.now(UTC).strftime("%Y-%m")
 
@@ -157,7 +131,7 @@ def expire(connection: sa.Connection) -> None:
     """Settle reservations whose lease ran out, or whose process is known to be dead: in full."""
     open_ = sa.and_(LEDGER.c.state == "reserved", LEDGER.c.mode != "batch")
     owners = connection.scalars(sa.select(LEDGER.c.owner).where(open_).distinct())
-    dead = [owner for owner in owners if _dead(owner)]
+    dead = [owner for owner in owners if is_gone(owner)]
     late = sa.and_(open_, sa.or_(LEDGER.c.lease_until < time.time(), LEDGER.c.owner.in_(dead)))
     connection.execute(sa.update(LEDGER).where(late).values(_in_full()))
 
@@ -174,7 +148,7 @@ def reserve(connection: sa.Connection, wanted: Sequence[Wanted], stored: sa.Tabl
         chunk = keys[start : start + 500]
         known |= set(connection.scalars(sa.select(stored.c.request_key).where(stored.c.request_key.in_(chunk))))
         asked = sa.select(LEDGER.c.request_key).where(
-            LEDGER.c.request_key.in_(chunk), LEDGER.c.state == "reserved", LEDGER.c.owner != owner()
+            LEDGER.c.request_key.in_(chunk), LEDGER.c.state == "reserved", LEDGER.c.owner != this_process()
         )
         elsewhere |= set(connection.scalars(asked))
     rooms: dict[tuple[str, str, BudgetSpec], _Room] = {}
@@ -209,7 +183,7 @@ def reserve(connection: sa.Connection, wanted: Sequence[Wanted], stored: sa.Tabl
                 "state": "reserved",
                 "worst_tokens": one.worst.tokens,
                 "worst_usd": one.worst.usd,
-                "owner": owner(),
+                "owner": this_process(),
                 "lease_until": time.time() + one.lease_s + LEASE_SLACK_S,
                 "reserved_at": now,
             }

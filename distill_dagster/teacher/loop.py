@@ -18,7 +18,10 @@ _owner = 0
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in the process's loop and wait for it; an interrupt cancels it."""
+    """Run a coroutine in the process's loop and wait for it; an interrupt cancels it.
+
+    The first error of a group is raised as itself: what else failed beside it was stopped by it.
+    """
     ended = threading.Event()
 
     async def telling() -> T:
@@ -34,6 +37,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             wait([future], timeout=0.5)
             if future.done():
                 return future.result()
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
     except BaseException:
         if not future.done():
             future.cancel()

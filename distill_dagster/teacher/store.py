@@ -97,15 +97,16 @@ class CompletionStore:
         if self._sqlite:
             sa.event.listen(self._engine, "connect", _sqlite_pragmas)
             sa.event.listen(self._quick, "connect", _quick_pragmas)
-        self._create()
+        self.make_tables(_COMPLETIONS, _SMOKES, LEDGER)
 
-    def _create(self) -> None:
+    def make_tables(self, *tables: sa.Table) -> None:
+        """Make tables of this database, with their indexes, as far as they are not there."""
         with self._engine.begin() as connection:
             # In the database, not by asking first whether the table is there: two processes may start at once. IF NOT
             # EXISTS does not cover that on PostgreSQL.
             if not self._sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LEDGER_LOCK)))
-            for table in (_COMPLETIONS, _SMOKES, LEDGER):
+            for table in tables:
                 connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
                 for index in sorted(table.indexes, key=lambda index: str(index.name)):
                     connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))

@@ -1,0 +1,38 @@
+"""Which process something belongs to, and whether that process is gone."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import lru_cache
+
+import psutil
+
+HOST = platform.node()[:60]
+
+
+@lru_cache(maxsize=4)
+def _named(pid: int) -> str:
+    return f"{HOST}:{pid}:{psutil.Process(pid).create_time():.0f}"
+
+
+def this_process() -> str:
+    """This process: host, number and the second in which it began, since numbers come again."""
+    return _named(os.getpid())
+
+
+def elsewhere(name: str) -> bool:
+    """Whether a process is one of another host, of which nothing can be seen from here."""
+    return name.rsplit(":", 2)[0] != HOST
+
+
+def is_gone(name: str) -> bool:
+    """Whether a process of this host has ended; of one elsewhere it is not known, and not said."""
+    if elsewhere(name):
+        return False
+    _, pid, began = name.rsplit(":", 2)
+    try:
+        process = psutil.Process(int(pid))
+        return f"{process.create_time():.0f}" != began or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
