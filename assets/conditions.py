@@ -52,15 +52,21 @@ def content_changed(
     return _due(due, label, guard)
 
 
-def slice_follows() -> dg.AutomationCondition:
-    """What follows within a slice joins the run of what is before it, where that made something new."""
+def slice_follows(first: Sequence[dg.AssetKey] = ()) -> dg.AutomationCondition:
+    """What follows within a slice joins the run of what is before it, where that made something new.
+
+    It waits for the assets that come `first`, however many steps before it they are.
+    """
     change = A.any_deps_updated().replace("newly_updated", A.data_version_changed())
     change = change | A.newly_missing() | A.code_version_changed()
     handled = A.newly_requested() | A.newly_updated() | A.initial_evaluation()
-    return _due(change.since(handled), "slice_follows")
+    due: dg.AutomationCondition = change.since(handled)
+    for key in first:
+        due = due & ~A.asset_matches(key, A.in_progress() | A.will_be_requested())
+    return _due(due, "slice_follows")
 
 
-UNPARTITIONED = ("prompt_context", "teacher_prior", "golden_completions")
+UNPARTITIONED = ("prompt_context", "teacher_prior", "golden_completions", "teacher_gate")
 FOLLOWERS = ("teacher_completions", "scored_completions")
 
 
@@ -68,6 +74,9 @@ def condition_of(stage: str, key: Callable[[str], dg.AssetKey]) -> dg.Automation
     """The condition of a stage, or None where a person or a refresh decides; `key` gives the asset key of a stage."""
     if stage == "seed_prompts":
         return content_changed("slice_changed", [key(name) for name in FOLLOWERS])
+    if stage == "teacher_completions":
+        # A teacher with other settings is measured before it is paid for.
+        return slice_follows([key("golden_completions"), key("teacher_gate")])
     if stage in FOLLOWERS:
         return slice_follows()
     if stage == MERGED:

@@ -1,23 +1,28 @@
-"""teacher_prior, golden_completions, teacher_completions and scored_completions."""
+"""teacher_prior, golden_completions, teacher_gate, teacher_completions and scored_completions."""
 
 from __future__ import annotations
 
 import dagster as dg
 
 from assets.common import TaskGraph, stage_asset
+from distill_dagster.stages.gate import make_teacher_gate
 from distill_dagster.stages.teacher import (
     make_golden_completions,
     make_scored_completions,
     make_teacher_completions,
     make_teacher_prior,
 )
-from distill_dagster.tables import COMPLETIONS, PRIOR, SCORED
+from distill_dagster.tables import COMPLETIONS, PREDICTIONS, PRIOR, SCORED
 
 POOL = "teacher"
 _EXAMPLES = [("prompt_context", "text"), ("prompt_context", "label")]
 _PRIOR = {"prob": _EXAMPLES}
 _GOLDEN = {"prompt_id": [("golden_set", "text")]} | {
     name: [("golden_set", "text"), *_EXAMPLES] for name in ("answer", "soft_labels", "request_key")
+}
+_GATE = {
+    "reference": [("golden_set", "text")],
+    "answer": [("golden_completions", "soft_labels"), ("teacher_prior", "prob")],
 }
 _ASKED = {name: [("seed_prompts", "messages"), *_EXAMPLES] for name in ("answer", "soft_labels", "request_key")} | {
     "prompt_id": [("seed_prompts", "prompt_id")],
@@ -40,6 +45,8 @@ def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
         stage_asset(
             graph, "golden_completions", make_golden_completions, schema=COMPLETIONS, lineage=_GOLDEN, pool=POOL
         ),
+        # Like training: it loads a student's model.
+        stage_asset(graph, "teacher_gate", make_teacher_gate, schema=PREDICTIONS, lineage=_GATE, pool="training"),
         stage_asset(
             graph, "teacher_completions", make_teacher_completions, schema=COMPLETIONS, lineage=_ASKED, pool=POOL
         ),

@@ -60,6 +60,14 @@ CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         VALID_TABLE,
         CheckSpec("no_missing_rows", "Every prompt has an answer."),
     ),
+    "teacher_gate": (
+        VALID_TABLE,
+        CheckSpec(
+            "teacher_good_enough",
+            "On dev the teacher reaches gate.teacher_min, and the untrained student with gate.teacher_over_base.",
+            blocking=True,
+        ),
+    ),
     "teacher_completions": (
         TERMS,
         TERMS_KNOWN,
@@ -124,6 +132,7 @@ EXPECTATIONS: dict[str, list[Expectation]] = {
     ],
     "teacher_prior": [*_unique("sample_index", "label"), _share("prob")],
     "golden_completions": [*_unique("prompt_id", "teacher", "sample_index"), _one_of("status", _STATUS)],
+    "teacher_gate": [*_unique("system", "item_id"), _one_of("system", ["teacher", "base"])],
     "teacher_completions": [
         *_unique("prompt_id", "teacher", "sample_index"),
         _one_of("status", _STATUS),

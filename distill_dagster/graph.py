@@ -44,6 +44,7 @@ SOURCES = {
         Source("human_examples", None, "examples.jsonl and human.jsonl: human-labelled rows that may be learned from."),
         Source("teacher_settings", None, "The part of task.yaml, and the templates, that shape a teacher request."),
         Source("curation_settings", None, "The part of task.yaml that filters, removes duplicates and splits."),
+        Source("gate_settings", None, "`gate:` in task.yaml, and the student that the teacher is compared with."),
         Source("evaluation_settings", None, "The part of task.yaml that the report reads."),
         Source("student_settings", "student", "The part of task.yaml that one student reads."),
     )
@@ -57,7 +58,11 @@ OPTIONAL_SOURCES = {
     )
 }
 """Sources of tasks that have that part in their task.yaml."""
-OPTIONAL_UPSTREAM = {"imagine_settings": "seed_prompts", "judge_settings": "scored_completions"}
+OPTIONAL_UPSTREAM = {
+    "imagine_settings": ("seed_prompts", ("teacher_gate", "imagine_settings")),
+    "judge_settings": ("scored_completions", ("judge_settings",)),
+}
+"""What a stage is made from beside, in a task that has the source: imagining is paid for, and waits for the gate."""
 ALL_SOURCES = SOURCES | OPTIONAL_SOURCES
 
 STAGES = {
@@ -71,15 +76,6 @@ STAGES = {
             ("polars", "parquet"),
             "What every teacher prompt shares: the pool of few-shot examples, without repeats and without rows equal "
             "to golden or dev. Also all that `seed_only` learns from.",
-        ),
-        Stage(
-            "seed_prompts",
-            "slice",
-            ("slice_files", "teacher_settings"),
-            "1",
-            ("polars", "parquet"),
-            "The prompts of one slice, as the teacher and the student will see them: the user's, those of the inbox, "
-            "and where the slice has a `target` those that the teacher imagined.",
         ),
         Stage(
             "teacher_prior",
@@ -99,9 +95,28 @@ STAGES = {
             "The teacher's answers on golden and dev, asked once for all students and before any slice is paid for.",
         ),
         Stage(
+            "teacher_gate",
+            None,
+            ("golden_completions", "teacher_prior", "golden_set", "teacher_settings", "gate_settings"),
+            "1",
+            ("polars", "parquet"),
+            "The teacher against `gate.teacher_min` and against the untrained student, on dev: stands before every "
+            "slice that is paid for. Its data version is the same whenever it is passed, so that slices stay as they "
+            "are where golden or dev change.",
+        ),
+        Stage(
+            "seed_prompts",
+            "slice",
+            ("slice_files", "teacher_settings"),
+            "1",
+            ("polars", "parquet"),
+            "The prompts of one slice, as the teacher and the student will see them: the user's, those of the inbox, "
+            "and where the slice has a `target` those that the teacher imagined.",
+        ),
+        Stage(
             "teacher_completions",
             "slice",
-            ("seed_prompts", "prompt_context", "teacher_settings"),
+            ("seed_prompts", "prompt_context", "teacher_gate", "teacher_settings"),
             "1",
             ("litellm", "polars"),
             "Every sample of the teacher for the prompts of one slice: answer, soft labels, tokens, cost.",
@@ -195,8 +210,8 @@ def stages_of(slices_are_labels: bool, optional: Iterable[str] = ()) -> dict[str
     """
     stages = dict(STAGES)
     for source in optional:
-        stage = stages[OPTIONAL_UPSTREAM[source]]
-        stages[stage.name] = replace(stage, upstream=(*stage.upstream, source))
+        name, upstream = OPTIONAL_UPSTREAM[source]
+        stages[name] = replace(stages[name], upstream=(*stages[name].upstream, *upstream))
     extra = stages.pop("slice_label_adapter")
     if not slices_are_labels:
         return stages

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from distill_dagster import database, imagined, missing
 from distill_dagster.errors import InputError
-from distill_dagster.graph import MERGED, REFRESHES, STAGES, slices_name
+from distill_dagster.graph import MERGED, REFRESHES, STAGES, Stage, slices_name
 from distill_dagster.lake import Lake, node
 from distill_dagster.paths import PROJECT, Home
 from distill_dagster.prompts.imagine import imagine_requests_needed
@@ -148,14 +148,14 @@ def failed_slices(folder: TaskFolder, instance: dg.DagsterInstance) -> set[str]:
     return found
 
 
-def _upstream(stages: Iterable[str]) -> set[str]:
-    """These stages and all that they are made from."""
-    found, open_ = set[str](), list(stages)
+def _with_upstream(names: Iterable[str], stages: Mapping[str, Stage]) -> set[str]:
+    """The named stages and all that they are made from."""
+    found, open_ = set[str](), list(names)
     while open_:
         name = open_.pop()
-        if name in STAGES and name not in found:
+        if name in stages and name not in found:
             found.add(name)
-            open_ += STAGES[name].upstream
+            open_ += stages[name].upstream
     return found
 
 
@@ -233,13 +233,13 @@ class Runner:
 
     def backfill(self, slices: list[str], tell: Event, again: bool) -> Outcome:
         """Materialize these slices up to scored_completions, and what they need; `again`: also where they are fresh."""
-        self._stages = _upstream(SLICE_STAGES)
+        self._stages = _with_upstream(SLICE_STAGES, self.state.stages)
         self._again = {node(stage, key) for stage in SLICE_STAGES for key in slices} if again else set()
         return self.run(slices, [], tell)
 
     def imagine(self, slices: list[str], tell: Event) -> Outcome:
         """Make the prompts of these slices anew, and no more: what they lack to their targets is imagined."""
-        self._stages = _upstream(["seed_prompts"])
+        self._stages = _with_upstream(["seed_prompts"], self.state.stages)
         self._again = {node("seed_prompts", key) for key in slices}
         return self.run(slices, [], tell)
 

@@ -41,6 +41,8 @@ def source_version(folder: TaskFolder, source: str, partition: str | None = None
             return task.judge_hash(own_templates(folder.templates(), JUDGE))
         case "curation_settings":
             return task.curation_hash()
+        case "gate_settings":
+            return task.gate_hash()
         case "evaluation_settings":
             return task.evaluation_hash()
         case "student_settings":

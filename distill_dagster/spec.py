@@ -503,6 +503,10 @@ class StudentSpec(_Model):
     seed: int = 0
 
 
+BASE_SETTINGS = ("model", "architecture", "revision", "quantization", "dtype", "max_tokens", "answer_tokens")
+"""What of a student's settings shapes the answers of its base, the untrained model."""
+
+
 class Filters(_Model):
     """Thresholds of filtered_dataset: changing one re-cuts from stored scores and asks no teacher."""
 
@@ -664,6 +668,22 @@ class EvaluationSpec(_Model):
     seed: int = 0
 
 
+class GateSpec(_Model):
+    """What the teacher has to reach on dev before any slice is paid for."""
+
+    teacher_min: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="least score of the teacher on dev, in the metric of the kind"
+    )
+    teacher_over_base: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        default=0.0,
+        description="the teacher's score on dev is at least so much above that of the untrained student; null: the "
+        "two are not compared, and no student model is loaded",
+    )
+    items: Annotated[int, Field(ge=1)] = Field(
+        default=200, description="how many rows of dev are compared, where it has more"
+    )
+
+
 class Tool(_Model):
     """A function that the answer of a `tool_call` task may call."""
 
@@ -767,6 +787,7 @@ class Task(_Model):
     default_student: str | None = None
     curation: CurationSpec = CurationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    gate: GateSpec = GateSpec()
     budget: BudgetSpec = BudgetSpec()
     refresh: RefreshSpec = RefreshSpec()
     inbox: InboxSpec = InboxSpec()
@@ -1013,6 +1034,15 @@ class Task(_Model):
         if settings["answer_tokens"] == StudentSpec.model_fields["answer_tokens"].default:
             del settings["answer_tokens"]  # it came later: no hash moves for it
         return content_hash(shared | {"student": settings})
+
+    def gate_hash(self) -> str:
+        """Hash of what the teacher has to reach, and of the base that it is compared with."""
+        base: dict[str, Any] | None = None
+        if self.gate.teacher_over_base is not None:
+            student = self.students[self.chosen_student]
+            base = student.model_dump(include=set(BASE_SETTINGS)) | self._shared()
+            base |= {"instructions": self.instructions, "item": self.item}
+        return content_hash({"gate": self.gate.model_dump(), "base": base})
 
     def evaluation_hash(self) -> str:
         named = {"labels": self.label_names} | ({} if self.has_labels else {"kind": self.kind})

@@ -24,6 +24,7 @@ from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, turns_of
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
 from distill_dagster.stages.students import TRAINING_LOG
 from distill_dagster.tables import COMPLETIONS, DATASET, PREDICTIONS, PRIOR, frame_of, shown_text
+from distill_dagster.taskfiles import Row
 from distill_dagster.teacher.terms import terms_of
 
 if TYPE_CHECKING:
@@ -49,14 +50,18 @@ class Item:
     reference: Any
 
 
-def _items(env: Env, dataset: pl.DataFrame) -> list[Item]:
-    """Golden and dev with their human labels; validation with the teacher's."""
-    held_out = [
+def held_out_items(split: str, rows: list[Row]) -> list[Item]:
+    """Golden or dev rows with their human answers."""
+    return [
         Item(row.id, split, row.slice, prompt_id(turns), shown_text(turns), json.loads(row.answer_json))
-        for split, rows in (("golden", env.folder.golden), ("dev", env.folder.dev))
         for row in rows
         for turns in [turns_of(row)]
     ]
+
+
+def _items(env: Env, dataset: pl.DataFrame) -> list[Item]:
+    """Golden and dev with their human labels; validation with the teacher's."""
+    held_out = held_out_items("golden", env.folder.golden) + held_out_items("dev", env.folder.dev)
     validation = dataset.filter(pl.col("split") == "validation")
     return held_out + [
         Item(
@@ -71,7 +76,9 @@ def _items(env: Env, dataset: pl.DataFrame) -> list[Item]:
     ]
 
 
-def _row(kind: Kind, system: str, item: Item, answer: Any, confidence: float | None, raw: str | None) -> dict[str, Any]:
+def prediction_row(
+    kind: Kind, system: str, item: Item, answer: Any, confidence: float | None, raw: str | None
+) -> dict[str, Any]:
     return {
         "system": system,
         "item_id": item.id,
@@ -86,14 +93,21 @@ def _row(kind: Kind, system: str, item: Item, answer: Any, confidence: float | N
     }
 
 
-def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The teacher's answers on golden and dev; on validation its answer is the reference."""
+def teacher_candidates(reading: Reading) -> tuple[dict[str, dict[str, Any]], pl.DataFrame]:
+    """The teacher's candidates on golden and dev by prompt id, and the completions that they were chosen from."""
     completions = reading.table("golden_completions", COMPLETIONS)
     prior = reading.table("teacher_prior", PRIOR)
-    task = env.folder.task
-    prompts = pl.concat([labelled_prompts(env.folder.golden, "golden"), labelled_prompts(env.folder.dev, "dev")])
+    folder = reading.env.folder
+    prompts = pl.concat([labelled_prompts(folder.golden, "golden"), labelled_prompts(folder.dev, "dev")])
     prompts = prompts.unique("prompt_id", keep="first", maintain_order=True)
-    answers = {r["prompt_id"]: r for r in scored(task, prompts, completions, prior).iter_rows(named=True)}
+    found = scored(folder.task, prompts, completions, prior)
+    return {row["prompt_id"]: row for row in found.iter_rows(named=True)}, completions
+
+
+def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The teacher's answers on golden and dev; on validation its answer is the reference."""
+    answers, completions = teacher_candidates(reading)
+    task = env.folder.task
     kind = kind_of(task)
     by_prompt = completions.group_by("prompt_id").agg(
         pl.when((pl.col("in_flight") == 1).all()).then(pl.col("latency_s").sum()).alias("latency_s"),
@@ -105,7 +119,7 @@ def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[d
     for item in (i for i in items if i.split != "validation"):
         found = answers[item.prompt_id]
         answer = json.loads(found["answer"]) if found["answer"] else None
-        made = _row(kind, "teacher", item, answer, found["confidence"], None)
+        made = prediction_row(kind, "teacher", item, answer, found["confidence"], None)
         rows.append(made | {"latency_s": latency.get(item.prompt_id)})
     known = by_prompt["cost_usd"].null_count() == 0 and by_prompt.height > 0
     facts: dict[str, Any] = {
@@ -121,20 +135,26 @@ def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[d
     return rows, facts
 
 
-def _predict(
-    kind: Kind, system: str, predictor: Predictor, items: list[Item], latency_items: int
-) -> list[dict[str, Any]]:
-    """Answers in batches; latency one by one, after a warm-up, on the first golden items."""
+def predicted_rows(kind: Kind, system: str, predictor: Predictor, items: list[Item]) -> list[dict[str, Any]]:
+    """A student's answers, in batches."""
     rows = []
     for item, p in zip(items, predictor.predict([i.text for i in items]), strict=True):
         if p.probs:
-            rows.append(_row(kind, system, item, p.label, min(1.0, max(p.probs.values())), p.raw_text))
+            rows.append(prediction_row(kind, system, item, p.label, min(1.0, max(p.probs.values())), p.raw_text))
             continue
         # Read as the teacher's answers are, so that neither is favoured. A wanted refusal is told from the reference.
         wanted = Question(item.text, is_refusal(item.reference))
         read = read_answer(kind, p.raw_text, wanted, stop=f"\n\n{kind.task.item}:")
         answer = json.loads(read.answer) if read.answer is not None else None
-        rows.append(_row(kind, system, item, answer, None, p.raw_text))
+        rows.append(prediction_row(kind, system, item, answer, None, p.raw_text))
+    return rows
+
+
+def _predict(
+    kind: Kind, system: str, predictor: Predictor, items: list[Item], latency_items: int
+) -> list[dict[str, Any]]:
+    """Answers in batches; latency one by one, after a warm-up, on the first golden items."""
+    rows = predicted_rows(kind, system, predictor, items)
     golden = [n for n, item in enumerate(items) if item.split == "golden"]
     for n in (golden * WARM_UP)[:WARM_UP]:
         predictor.predict([items[n].text])

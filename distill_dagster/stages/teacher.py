@@ -19,6 +19,7 @@ from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import Task
 from distill_dagster.stages import imagine, judge
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
+from distill_dagster.stages.gate import refuse_unless_passed
 from distill_dagster.student.sentences import sentence_embedder
 from distill_dagster.tables import COMPLETIONS, PRIOR, PROMPTS, frame_of
 from distill_dagster.teacher.ask import Asked, Asker, run_ask, together
@@ -47,6 +48,7 @@ def make_seed_prompts(env: Env, partition: str | None) -> Made:
     reading.source("teacher_settings")
     reading.source("slice_files", partition)
     if env.folder.task.imagine is not None:
+        refuse_unless_passed(reading)
         reading.source("imagine_settings")
     slice_, outcome = imagine.imagined_for(env, partition, env.folder.slice(partition))
     frame = seed_prompts(partition, slice_, answers=not env.folder.task.has_labels)
@@ -195,6 +197,7 @@ def make_golden_completions(env: Env, partition: str | None) -> Made:
 
 def make_teacher_completions(env: Env, partition: str | None) -> Made:
     reading = Reading(env, "teacher_completions", partition)
+    refuse_unless_passed(reading)
     prompts = reading.table("seed_prompts", PROMPTS, partition)
     return _asked(reading, _ask(env, reading, prompts))
 

@@ -15,7 +15,7 @@ from distill_dagster.stages.common import Env, Made
 from distill_dagster.tables import COMPLETIONS, SCORED
 from distill_dagster.taskfiles import TaskFolder
 from tests.support.provider import FakeProvider, Seen
-from tests.support.task import LABELS, env_of, small_task
+from tests.support.task import LABELS, env_of, pass_gate, small_task
 
 TEXTS = ["a refund please", "where is my parcel", "the login page", "hello there"]
 
@@ -50,6 +50,7 @@ def env(tmp_path: Path, providers: dict[str, FakeProvider], cascade: dict[str, A
 def completions(env: Env) -> Made:
     stages.make_prompt_context(env, None)
     stages.make_seed_prompts(env, "shop")
+    pass_gate(env)
     return stages.make_teacher_completions(env, "shop")
 
 

@@ -82,6 +82,7 @@ def test_a_golden_row_asks_for_itself_and_trains_nothing(project: Project, provi
     assert ended.partitions == {
         "prompt_context": [None],
         "golden_completions": [None],
+        "teacher_gate": [None],
         "filtered_dataset": [None],
         "predictions": ["one"],
         "eval_report": ["one"],
@@ -162,7 +163,8 @@ def test_a_teacher_setting_that_changes_no_request_asks_nobody_and_trains_nothin
     assert ended.partitions["teacher_completions"] == ["shop", "web"]
     assert ended.json["teacher_calls_cached"] == SEED_REQUESTS + HELD_OUT_REQUESTS
     assert provider.requests == []
-    assert set(ended.partitions) == {"seed_prompts", "teacher_prior", "golden_completions", "teacher_completions"}
+    asked = {"teacher_prior", "golden_completions", "teacher_completions"}
+    assert set(ended.partitions) == asked | {"seed_prompts", "teacher_gate"}
 
 
 def test_a_template_asks_for_every_row_again(project: Project, provider: FakeProvider) -> None:

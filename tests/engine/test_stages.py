@@ -14,7 +14,7 @@ from distill_dagster import plots
 from distill_dagster.checks import Check
 from distill_dagster.errors import DistillError
 from distill_dagster.lake import node
-from distill_dagster.stages import curation, teacher
+from distill_dagster.stages import curation, gate, teacher
 from distill_dagster.stages.common import Env, Made
 from distill_dagster.state import State
 from distill_dagster.tables import COMPLETIONS, CONTEXT, DATASET, PRIOR, data_version, user_text
@@ -24,9 +24,10 @@ from tests.support.task import LABELS, again, env_of, small_task
 
 STAGES: dict[str, Callable[[Env, str | None], Made]] = {
     "prompt_context": teacher.make_prompt_context,
-    "seed_prompts": teacher.make_seed_prompts,
     "teacher_prior": teacher.make_teacher_prior,
     "golden_completions": teacher.make_golden_completions,
+    "teacher_gate": gate.make_teacher_gate,
+    "seed_prompts": teacher.make_seed_prompts,
     "teacher_completions": teacher.make_teacher_completions,
     "scored_completions": teacher.make_scored_completions,
     "filtered_dataset": curation.make_filtered_dataset,
@@ -66,7 +67,7 @@ class Run:
 def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Great Expectations and pictures take most of the time; one test has them, the others do without."""
     if getattr(request, "param", True):
-        for module in (teacher, curation):
+        for module in (teacher, gate, curation):
             monkeypatch.setattr(module, "valid_table", lambda *_: Check("valid_table", True))
         monkeypatch.setattr(plots, "bar_counts", lambda *_: b"")
 
@@ -84,7 +85,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 @pytest.mark.parametrize("plain", [False], indirect=True, ids=["all checks"])
 def test_from_files_to_dataset_and_what_is_asked_after_a_change(run: Run) -> None:
-    assert len(run.update()) == 10
+    assert len(run.update()) == 11
     assert run.stale() == {}
     dataset = run.dataset()
     assert dataset.height == 6

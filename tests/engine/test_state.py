@@ -54,7 +54,8 @@ def test_nothing_is_made(tmp_path: Path) -> None:
     assert found["seed_prompts[shop]"] == Status("seed_prompts", "shop", "missing", ("never made",))
     assert found["prompt_context"].state == "missing"
     assert found["teacher_completions[web]"].state == "waiting"
-    assert found["teacher_completions[web]"].why == ("seed_prompts[web] is missing", "prompt_context is missing")
+    lacks = ("seed_prompts[web]", "prompt_context", "teacher_gate")
+    assert found["teacher_completions[web]"].why == tuple(f"{name} is missing" for name in lacks)
     assert set(found["filtered_dataset"].why) == {f"scored_completions[{k}] is missing" for k in ("shop", "web")}
 
 

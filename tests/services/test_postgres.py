@@ -23,7 +23,14 @@ from tests.support.provider import FakeProvider
 from tests.support.task import LABELS
 
 pytestmark = pytest.mark.services
-DATASET = ["prompt_context", "teacher_prior", "golden_completions", "seed_prompts", "teacher_completions"]
+DATASET = [
+    "prompt_context",
+    "teacher_prior",
+    "golden_completions",
+    "teacher_gate",
+    "seed_prompts",
+    "teacher_completions",
+]
 DATASET += ["scored_completions", "filtered_dataset"]
 
 

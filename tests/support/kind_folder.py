@@ -30,6 +30,7 @@ def kind_folder(tmp_path: Path, kind: str, url: str, reasoning: bool = False, **
         "description": "d",
         "reasoning": reasoning,
         "teacher": TEACHER | {"api_base": url},
+        "gate": {"teacher_over_base": None},
         "students": {"tiny": {"model": "smollm2-135m-instruct", "architecture": "causal_lm"}},
     }
     (path / "task.yaml").write_text(yaml.safe_dump(merged(base | EXTRA.get(kind, {}), changes), sort_keys=False))

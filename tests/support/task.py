@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import yaml
 
 from distill_dagster.lake import Lake
@@ -16,7 +18,9 @@ from distill_dagster.prompts.context import context_schema, pool, prompt_context
 from distill_dagster.prompts.seeds import held_out_keys
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import TeacherSpec
-from distill_dagster.stages.common import Env
+from distill_dagster.stages.common import Env, Reading
+from distill_dagster.stages.gate import PASSED
+from distill_dagster.tables import PREDICTIONS
 from distill_dagster.taskfiles import TaskFolder
 from distill_dagster.teacher.ask import Asker
 from distill_dagster.teacher.client import Endpoint, endpoint_of
@@ -45,6 +49,7 @@ TASK: dict[str, Any] = {
         "terms": {"acknowledged": True},  # `openai/…` restricts; what a test is not about must not stop it
     },
     "students": {"tiny": {"model": "minilm", "architecture": "encoder"}},
+    "gate": {"teacher_over_base": None},  # no student's model is loaded where a test is not about it
 }
 SLICES: dict[str, dict[str, Any]] = {
     "shop": {
@@ -99,7 +104,7 @@ def small_task(tmp_path: Path, name: str = "shop_mail", **changes: Any) -> TaskF
 
 def again(folder: TaskFolder) -> TaskFolder:
     """The same folder, read afresh."""
-    return TaskFolder(folder.path)
+    return TaskFolder(folder.path, folder.accepted)
 
 
 @contextmanager
@@ -111,6 +116,13 @@ def env_of(folder: TaskFolder, home: Path) -> Env:
     """The doors of a stage, all below `home`. The caller closes the store."""
     store = CompletionStore.in_folder(home / "store")
     return Env(folder, Lake(home / "lake", home / "reports"), store, home / "models", home / "reports", _endpoint)
+
+
+def pass_gate(env: Env) -> None:
+    """What is left of a gate that the teacher passed, with today's settings, for tests that ask slices alone."""
+    reading = Reading(replace(env, folder=again(env.folder)), "teacher_gate", None)
+    reading.source("teacher_settings")
+    env.lake.write(env.task_name, pl.DataFrame(schema=PREDICTIONS), reading.record(PASSED, 0))
 
 
 def asker_of(folder: TaskFolder, store: CompletionStore) -> Asker:

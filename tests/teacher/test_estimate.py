@@ -20,7 +20,7 @@ from distill_dagster.taskfiles import TaskFolder
 from distill_dagster.teacher.estimate import GOLDEN, Estimate, estimate, total
 from distill_dagster.teacher.price import Price, price_of
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS, env_of, small_task
+from tests.support.task import LABELS, env_of, pass_gate, small_task
 
 PRICE = {"input_usd": 2.0, "output_usd": 8.0}
 
@@ -54,6 +54,7 @@ def test_what_is_asked_and_what_it_costs_at_most(env: Env, provider: FakeProvide
     assert provider.requests == []
     stages.make_prompt_context(env, None)
     stages.make_seed_prompts(env, "shop")
+    pass_gate(env)
     made = stages.make_teacher_completions(env, "shop")
     assert made.record.extra["teacher_calls"] == shop.calls
     frame, _ = env.lake.read(env.task_name, "teacher_completions", "shop", COMPLETIONS)

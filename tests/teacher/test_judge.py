@@ -34,7 +34,7 @@ from distill_dagster.teacher.judge import (
 from tests.support.imagining import asked_text, judged, judges
 from tests.support.imagining import teacher as answers
 from tests.support.provider import FakeProvider, Fault, Seen
-from tests.support.task import LABELS, again, env_of, small_task
+from tests.support.task import LABELS, again, env_of, pass_gate, small_task
 
 RUBRIC = [
     {"name": "correct", "description": "the category fits"},
@@ -74,6 +74,7 @@ class Run:
     def update(self) -> list[str]:
         """Make what is not fresh, in order; the names of what was made."""
         made = []
+        pass_gate(self.env)
         for asset, make in STAGES.items():
             partition = "shop" if self.now().stages[asset].partition else None
             if self.now().status(asset, partition).state != "fresh":

@@ -24,7 +24,7 @@ from distill_dagster.tables import COMPLETIONS
 from distill_dagster.taskfiles import TaskFolder, check_folder
 from distill_dagster.teacher.estimate import estimate
 from distill_dagster.teacher.recorded import NOT_RECORDED, Recording, recordings
-from tests.support.task import again, env_of, jsonl, small_task
+from tests.support.task import again, env_of, jsonl, pass_gate, small_task
 
 SHOP = {"I want a refund": "refund", "a delivery arrived broken": "delivery", "login asks twice": "login"}
 TEACHER: dict[str, Any] = {
@@ -57,6 +57,7 @@ class Home:
         env: Env = replace(self.env, folder=TaskFolder(self.folder.path, self.folder.accepted))
         stage.make_prompt_context(env, None)
         stage.make_seed_prompts(env, slice_)
+        pass_gate(env)
         made = stage.make_teacher_completions(env, slice_)
         frame, _ = env.lake.read(env.task_name, "teacher_completions", slice_, COMPLETIONS)
         return frame, made

@@ -1,0 +1,87 @@
+"""Whether a teacher is worth asking: its score on dev against a bound and against the untrained student."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distill_dagster.checks import Check
+from distill_dagster.evaluation.statistics import Interval, bootstrap_sums, percentile_interval
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from distill_dagster.kinds import Kind
+    from distill_dagster.spec import EvaluationSpec, GateSpec
+
+CHECK = "teacher_good_enough"
+
+
+@dataclass(frozen=True)
+class GateScores:
+    """Mean scores on dev, 0 to 1, with bootstrap intervals; `base` and `difference` where the two were compared."""
+
+    metric: str
+    teacher: Interval
+    base: Interval | None = None
+    difference: Interval | None = None
+
+
+def gate_scores(kind: Kind, rows: pl.DataFrame, spec: EvaluationSpec) -> GateScores:
+    """Scores of the systems `teacher` and `base` in a predictions table, paired by item."""
+    import numpy as np
+
+    scores: dict[str, dict[str, float]] = {"teacher": {}, "base": {}}
+    for system, item, answer, reference in rows.select("system", "item_id", "answer", "reference").iter_rows():
+        said = json.loads(answer) if answer is not None else None
+        scores[system][item] = kind.score(said, json.loads(reference))
+    items = sorted(scores["teacher"])
+    if not items:
+        return GateScores(kind.metric, Interval(None))
+    compared = bool(scores["base"])
+    columns = [[scores["teacher"][i] for i in items]]
+    if compared:
+        columns.append([scores["base"][i] for i in items])
+    table = np.array(columns, dtype=np.float32).T
+    draws = bootstrap_sums(table, spec.bootstrap_samples, spec.seed) / len(items)
+    means = table.mean(axis=0, dtype=np.float64)
+    teacher = percentile_interval(float(means[0]), draws[:, 0], spec.confidence)
+    if not compared:
+        return GateScores(kind.metric, teacher)
+    base = percentile_interval(float(means[1]), draws[:, 1], spec.confidence)
+    apart = percentile_interval(float(means[0] - means[1]), draws[:, 0] - draws[:, 1], spec.confidence)
+    return GateScores(kind.metric, teacher, base, apart)
+
+
+def reaches(scores: GateScores, gate: GateSpec, answered: int, wanted: int, recorded: bool = False) -> Check:
+    """The check `teacher_good_enough`: point estimates count, intervals are shown.
+
+    Args:
+        answered: rows of dev that the teacher answered, of the `wanted` ones. With fewer than half nothing is known,
+            which stops a teacher that is asked, and lets one pass that is only `recorded`.
+    """
+    value, why = scores.teacher.value, []
+    if value is None or 2 * answered < wanted:
+        if not recorded:
+            why.append(f"only {answered} of {wanted} dev rows were answered: run again, or mend what failed there")
+    else:
+        if gate.teacher_min is not None and value < gate.teacher_min:
+            why.append(f"gate.teacher_min is {gate.teacher_min}")
+        gained = scores.difference.value if scores.difference else None
+        # A sum of float32 may miss a bound that it meets: 1e-6 is less than any item counts.
+        if gained is not None and gate.teacher_over_base is not None and gained < gate.teacher_over_base - 1e-6:
+            why.append(
+                f"the untrained student scores {scores.base.value:.4g} there, and gate.teacher_over_base is "  # type: ignore[union-attr]
+                f"{gate.teacher_over_base:g}: there is nothing to distil"
+            )
+    found: dict[str, str | float | int] = {"items": answered, "metric": scores.metric}
+    for name, interval in (("teacher", scores.teacher), ("base", scores.base), ("difference", scores.difference)):
+        if interval is not None and interval.value is not None:
+            found[name] = round(interval.value, 4)
+    if why:
+        found["why"] = (
+            "; ".join(why) + ". Mend the teacher's prompt, examples or model; or lower `gate` in task.yaml, where the "
+            "slices are to be asked all the same"
+        )
+    return Check(CHECK, not why, found=found)

@@ -1,0 +1,79 @@
+"""The gate before slices are paid for: what it compares, and what it says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+import pytest
+
+from distill_dagster.evaluation.gate import GateScores, gate_scores, reaches
+from distill_dagster.evaluation.statistics import Interval
+from distill_dagster.kinds import kind_of
+from distill_dagster.spec import EvaluationSpec, GateSpec
+from distill_dagster.tables import PREDICTIONS, frame_of
+from tests.support.kinds import task_of
+
+
+def rows(system: str, right: int, items: int = 10) -> list[dict[str, Any]]:
+    """Of so many items the first `right` ones are answered rightly, and the last one not at all."""
+    said = ["refund" if n < right else "delivery" for n in range(items)]
+    answers = [json.dumps(answer) if n < items - 1 else None for n, answer in enumerate(said)]
+    empty = dict.fromkeys(PREDICTIONS)
+    return [
+        empty | {"system": system, "item_id": f"d{n}", "split": "dev", "reference": '"refund"', "answer": answer}
+        for n, answer in enumerate(answers)
+    ]
+
+
+def scores(*systems: tuple[str, int]) -> GateScores:
+    frame: pl.DataFrame = frame_of([r for s in systems for r in rows(*s)], PREDICTIONS, ("system", "item_id"))
+    return gate_scores(kind_of(task_of("classification")), frame, EvaluationSpec())
+
+
+def test_scores_of_both_and_their_paired_difference() -> None:
+    found = scores(("teacher", 8), ("base", 5))
+    assert found.metric == "accuracy"
+    assert found.teacher.value == 0.8
+    assert found.base is not None and found.base.value == 0.5
+    assert found.difference is not None and found.difference.value == pytest.approx(0.3)
+    # Base is right only where the teacher is: the difference cannot be negative in any sample.
+    assert found.difference.low is not None and found.difference.low >= 0
+    assert found.teacher.low is not None and found.teacher.high is not None
+    assert found.teacher.low < 0.8 < found.teacher.high
+
+
+def test_a_teacher_alone_has_no_difference() -> None:
+    found = scores(("teacher", 8))
+    assert (found.base, found.difference) == (None, None)
+    assert reaches(found, GateSpec(), 10, 10).passed
+
+
+@pytest.mark.parametrize(
+    ("gate", "systems", "passes", "why"),
+    [
+        (GateSpec(), (("teacher", 5), ("base", 5)), True, None),
+        (GateSpec(), (("teacher", 4), ("base", 5)), False, "nothing to distil"),
+        (GateSpec(teacher_over_base=0.3), (("teacher", 8), ("base", 5)), True, None),
+        (GateSpec(teacher_over_base=0.31), (("teacher", 8), ("base", 5)), False, "gate.teacher_over_base is 0.31"),
+        (GateSpec(teacher_over_base=-0.1), (("teacher", 4), ("base", 5)), True, None),
+        (GateSpec(teacher_min=0.8), (("teacher", 8), ("base", 5)), True, None),
+        (GateSpec(teacher_min=0.81), (("teacher", 8), ("base", 5)), False, "gate.teacher_min is 0.81"),
+    ],
+)
+def test_what_passes(gate: GateSpec, systems: tuple[tuple[str, int], ...], passes: bool, why: str | None) -> None:
+    check = reaches(scores(*systems), gate, 10, 10)
+    assert (check.passed, check.severity) == (passes, "error")
+    assert ("why" in check.found) is not passes
+    if why is not None:
+        assert why in check.found["why"]
+        assert "task.yaml" in check.found["why"]
+
+
+def test_too_few_answers_say_nothing() -> None:
+    found = scores(("teacher", 10))
+    assert not reaches(found, GateSpec(), 4, 10).passed
+    assert reaches(found, GateSpec(), 5, 10).passed
+    assert reaches(found, GateSpec(), 4, 10, recorded=True).passed, "of a recording nothing is paid for"
+    assert not reaches(GateScores("accuracy", Interval(None)), GateSpec(), 0, 10).passed
