@@ -36,11 +36,15 @@ def test_scores_of_both_and_their_paired_difference() -> None:
     found = scores(("teacher", 8), ("base", 5))
     assert found.metric == "accuracy"
     assert found.teacher.value == 0.8
-    assert found.base is not None and found.base.value == 0.5
-    assert found.difference is not None and found.difference.value == pytest.approx(0.3)
+    assert found.base is not None
+    assert found.base.value == 0.5
+    assert found.difference is not None
+    assert found.difference.value == pytest.approx(0.3)
     # Base is right only where the teacher is: the difference cannot be negative in any sample.
-    assert found.difference.low is not None and found.difference.low >= 0
-    assert found.teacher.low is not None and found.teacher.high is not None
+    assert found.difference.low is not None
+    assert found.difference.low >= 0
+    assert found.teacher.low is not None
+    assert found.teacher.high is not None
     assert found.teacher.low < 0.8 < found.teacher.high
 
 
