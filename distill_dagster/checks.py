@@ -7,13 +7,17 @@ artifact's record, so that nothing downstream reads it, from wherever it is star
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
 from distill_dagster.errors import DistillError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
@@ -164,35 +168,64 @@ def _context() -> Any:
 
 
 def valid_table(stage: str, frame: pl.DataFrame) -> Check:
-    """Great Expectations over one table.
+    """Great Expectations over one table; what failed names some of the values and the ids of their rows.
 
     Raises:
         DistillError: an expectation could not be evaluated (which is not the same as failing).
     """
-    import great_expectations as gx
-    import great_expectations.expectations as gxe
-
     plain = frame
     if "messages" in frame.columns:
         from distill_dagster.tables import user_text_expr
 
         plain = plain.with_columns(user_text_expr().alias("text"))
     nested = [name for name, dtype in plain.schema.items() if isinstance(dtype, pl.List | pl.Struct)]
-    pandas = plain.drop(nested).to_pandas()
-    batch = _context().data_sources.add_or_update_pandas("lake").add_dataframe_asset(stage)
+    ids = next((name for name in IDS if name in frame.columns), None)
+    found = validate(stage, plain.drop(nested).to_pandas(), EXPECTATIONS[stage], ids)
+    failed = {what: why for what, why in found.items() if why is not None}
+    return Check("valid_table", not failed, found=failed | {"expectations": len(found), "rows": frame.height})
+
+
+IDS = ("prompt_id", "item_id", "id")
+"""The columns by which a failing row is named, the first one that a table has."""
+
+
+def validate(
+    name: str, rows: pd.DataFrame, expectations: Sequence[Expectation], ids: str | None = None
+) -> dict[str, str | None]:
+    """Every expectation by its type and column, with what failed it, or None where it is met.
+
+    Raises:
+        DistillError: an expectation could not be evaluated.
+    """
+    import great_expectations as gx
+    import great_expectations.expectations as gxe
+
+    batch = _context().data_sources.add_or_update_pandas("lake").add_dataframe_asset(name)
     definition = batch.add_batch_definition_whole_dataframe("all")
     suite = gx.ExpectationSuite(
-        name=stage, expectations=[getattr(gxe, kind)(**arguments) for kind, arguments in EXPECTATIONS[stage]]
+        name=name, expectations=[getattr(gxe, kind)(**arguments) for kind, arguments in expectations]
     )
-    result = definition.get_batch({"dataframe": pandas}).validate(suite)
-    failed: dict[str, Any] = {}
+    wanted: dict[str, Any] = {"result_format": "SUMMARY"}
+    if ids is not None:
+        wanted["unexpected_index_column_names"] = [ids]
+    result = definition.get_batch({"dataframe": rows}).validate(suite, result_format=wanted)
+    found: dict[str, str | None] = {}
     for one in result.results:
-        if (one.exception_info or {}).get("raised_exception"):
-            raise DistillError(f"Great Expectations could not check {stage}: {one.exception_info}")
-        if not one.success and one.expectation_config is not None:
-            what = f"{one.expectation_config.type} {one.expectation_config.kwargs.get('column', '')}".strip()
-            failed[what] = str(one.result.get("partial_unexpected_list", ""))[:300]
-    return Check("valid_table", not failed, found=failed | {"expectations": len(result.results), "rows": frame.height})
+        if (one.exception_info or {}).get("raised_exception") or one.expectation_config is None:
+            raise DistillError(f"Great Expectations could not check {name}: {one.exception_info}")
+        column = one.expectation_config.kwargs.get("column", "")
+        found[f"{one.expectation_config.type} {column}".strip()] = None if one.success else _unexpected(one.result, ids)
+    return found
+
+
+def _unexpected(result: Any, ids: str | None) -> str:
+    """Some of the values that were not expected, with the ids of their rows; of a whole column, what was observed."""
+    values = result.get("partial_unexpected_list")
+    if values is None:
+        return f"observed {result.get('observed_value')}"
+    rows = [row[ids] for row in result.get("partial_unexpected_index_list") or [] if ids in row]
+    shown = f"{result.get('unexpected_count', len(values))} rows, such as {values[:5]}"
+    return f"{shown}; {ids} {', '.join(str(row) for row in rows[:20])}"[:600] if rows else shown[:300]
 
 
 def no_missing_rows(missing: int, frame: pl.DataFrame) -> Check:
