@@ -173,16 +173,21 @@ def valid_table(stage: str, frame: pl.DataFrame) -> Check:
     Raises:
         DistillError: an expectation could not be evaluated (which is not the same as failing).
     """
+    ids = next((name for name in IDS if name in frame.columns), None)
+    found = validate(stage, plain_columns(frame), EXPECTATIONS[stage], ids)
+    failed = {what: why for what, why in found.items() if why is not None}
+    return Check("valid_table", not failed, found=failed | {"expectations": len(found), "rows": frame.height})
+
+
+def plain_columns(frame: pl.DataFrame) -> pd.DataFrame:
+    """What expectations can look at: no nested columns, and of messages their user turns as `text`."""
     plain = frame
     if "messages" in frame.columns:
         from distill_dagster.tables import user_text_expr
 
         plain = plain.with_columns(user_text_expr().alias("text"))
     nested = [name for name, dtype in plain.schema.items() if isinstance(dtype, pl.List | pl.Struct)]
-    ids = next((name for name in IDS if name in frame.columns), None)
-    found = validate(stage, plain.drop(nested).to_pandas(), EXPECTATIONS[stage], ids)
-    failed = {what: why for what, why in found.items() if why is not None}
-    return Check("valid_table", not failed, found=failed | {"expectations": len(found), "rows": frame.height})
+    return plain.drop(nested).to_pandas()
 
 
 IDS = ("prompt_id", "item_id", "id")

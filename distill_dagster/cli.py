@@ -672,6 +672,25 @@ def _show_reports(home: Home, folder: TaskFolder, students: list[str]) -> bool:
     return any(shown)
 
 
+@app.command("data-docs")
+def data_docs(task: TaskArgument = None, as_json: JsonOption = False) -> None:
+    """Build Great Expectations' Data Docs of a task: every table, and what was expected of it. Runs nothing else."""
+    from distill_dagster.datadocs import build_data_docs
+
+    home = Home.from_env()
+    with _errors():
+        folder = _open(home, task)
+        lake = Lake(home.lake, home.reports)
+        tables = [(one.asset, one.partition) for one in State(folder, lake).all()]
+        target = home.data_docs / folder.name
+        with _progress():
+            shown = build_data_docs(lake, folder.name, tables, target)
+        if not shown:
+            raise DistillError(f"{folder.name} has no table yet. Run `distill run {folder.name}`.")
+    page = target / "index.html"
+    typer.echo(json.dumps({"tables": shown, "page": str(page)}) if as_json else f"{shown} tables: {page}")
+
+
 @app.command()
 def env() -> None:
     """Print the variables that plain `dagster` and `dg` commands want: `eval "$(distill env)"`."""

@@ -43,6 +43,11 @@ class Home:
         return self.root / "reports"
 
     @property
+    def data_docs(self) -> Path:
+        """Great Expectations' site of each task: `data_docs/<task>/index.html`."""
+        return self.root / "data_docs"
+
+    @property
     def inbox(self) -> Path:
         """Where new prompts are dropped: `inbox/<task>/*.jsonl`."""
         return self.root / "inbox"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from pathlib import Path
 
 import dagster as dg
 import polars as pl
@@ -15,7 +16,7 @@ from distill_dagster.lake import node
 from distill_dagster.sources import source_version
 from distill_dagster.taskfiles import TaskFolder
 from tests.e2e.conftest import Complete
-from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, SEEDS, TASK, Project, file_hashes
+from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, SEEDS, TASK, Project, file_hashes
 from tests.support.provider import FakeProvider
 from tests.support.task import small_task
 
@@ -162,3 +163,24 @@ def test_a_lost_dagster_instance_is_filled_from_the_stored_answers(project: Proj
     assert ended.json["teacher_calls_cached"] >= SEED_REQUESTS // 2
     assert provider.requests == []
     assert project.record("teacher_completions", "web").data_version == answers
+
+
+def test_data_docs_show_every_table(project: Project) -> None:
+    ended = project.distill("data-docs", TASK, "--json")
+    assert ended.code == 0, ended.err
+    page = Path(ended.json["page"])
+    assert page == project.home / "data_docs" / TASK / "index.html"
+    names = ["prompt_context", "golden_completions", "teacher_gate", "filtered_dataset", "predictions[two]"]
+    names += [f"{stage}[{key}]" for stage in GROUP for key in ("shop", "web")]
+    shown = page.read_text()
+    assert [name for name in names if name not in shown] == []
+    results = list((page.parent / "validations").rglob("*.html"))
+    assert len(results) == ended.json["tables"]
+    assert not list(page.parent.parent.glob(".*")), "nothing half-written is left"
+
+
+def test_data_docs_of_nothing_is_an_error(fresh: Project) -> None:
+    ended = fresh.distill("data-docs", TASK)
+    assert ended.code == 1
+    assert "no table yet" in ended.err
+    assert not (fresh.home / "data_docs").exists()
