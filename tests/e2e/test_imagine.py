@@ -95,7 +95,8 @@ def test_fresh_retires_and_asks_differently(wanting: Project, provider: FakeProv
     }
     assert provider.requests == []
     first = imagine(wanting).json
-    assert set(first["partitions"]) == {"seed_prompts"}
+    before_gate = {"prompt_context", "teacher_prior", "golden_completions"}
+    assert set(first["partitions"]) == before_gate | {"teacher_gate", "seed_prompts"}, "the gate stands before"
     assert first["imagined"]["shop"]["imagined"] == 8
     before = imagined(wanting)
     imagine(wanting, "--fresh", "--dry-run")
@@ -134,7 +135,7 @@ def test_a_slice_that_brings_nothing_new_is_left_as_it_is(wanting: Project, prov
     ended = imagine(wanting)
     assert ended.json["imagined"]["shop"]["imagined"] == 1
     asked = len(provider.requests)
-    assert asked == 4 + 4 + 4, "one prompt in the first round, none in two more"
+    assert sum(map(imagines, provider.requests)) == 4 + 4 + 4, "one prompt in the first round, none in two more"
     assert wanting.record("seed_prompts", "shop").missing_rows == 0
     assert wanting.distill("backfill", TASK, "--json").code == 0
     assert wanting.distill("refresh", TASK, "--json").json["partitions"].get("seed_prompts") is None
@@ -146,11 +147,11 @@ def test_a_slice_that_brings_nothing_new_is_left_as_it_is(wanting: Project, prov
 
 
 def test_a_teacher_that_refuses_is_said_and_taken_up_later(wanting: Project, provider: FakeProvider) -> None:
-    provider.fail = lambda *_: Fault(401)
+    provider.fail = lambda seen, _: Fault(401) if imagines(seen) else None
     ended = wanting.distill("imagine", TASK, "--json")
     assert ended.code == 1
     assert "401" in ended.json["failed"]["seed_prompts[shop]"]
-    provider.fail = lambda seen, _: Fault(500)
+    provider.fail = lambda seen, _: Fault(500) if imagines(seen) else None
     ended = wanting.distill("imagine", TASK, "--json")
     assert ended.code == 0, "the seeds are there; what is missing counts as missing rows"
     assert wanting.record("seed_prompts", "shop").missing_rows == 8

@@ -106,7 +106,11 @@ def test_one_slice_fails_and_the_others_are_made(three: Project, provider: FakeP
 def test_a_run_that_starts_at_the_teacher_does_not_wait_for_itself(three: Project, provider: FakeProvider) -> None:
     """The step of the outer run holds the only slot of the teacher's pool."""
     three.change_task(teacher={"few_shot": {"draws": 3}})
+    job = build(Home(root=three.home, tasks=three.root / "tasks")).resolve_implicit_global_asset_job_def()
+    first = [dg.AssetKey([TASK, name]) for name in ("golden_completions", "teacher_gate")]
     with three.instance() as instance:
+        assert job.execute_in_process(instance=instance, asset_selection=first).success
+        provider.requests.clear()
         assert launch(three, instance, "shop", "web", "teacher_completions")
         assert instance.event_log_storage.get_concurrency_info("teacher").active_slot_count == 0
     assert len(provider.requests) == 12, "the third draw"

@@ -66,6 +66,7 @@ def test_the_api_gives_the_data_versions_of_distill_run(
     with dg.instance_for_test() as instance:
         instance.add_dynamic_partitions(f"{TASK}_slices", ["shop", "web"])
         shared = [dg.AssetKey([TASK, name]) for name in ("prompt_context", "teacher_prior")]
+        shared += [dg.AssetKey([TASK, name]) for name in ("golden_completions", "teacher_gate")]
         assert job.execute_in_process(instance=instance, asset_selection=shared).success
         result = slices.execute_in_process(instance=instance, partition_key="shop")
         assert result.success
