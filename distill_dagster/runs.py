@@ -41,7 +41,11 @@ RETRAINED = {"student_adapter", "slice_label_adapter", "predictions"}
 
 @dataclass
 class Outcome:
-    """What one command did."""
+    """What one command did.
+
+    Calls and USD are those of its campaign's ledger, so that they count what failed or stopped at the budget too; the
+    rest is added up over what was made.
+    """
 
     runs: list[str] = field(default_factory=list)
     partitions: dict[str, list[str | None]] = field(default_factory=dict)
@@ -53,6 +57,7 @@ class Outcome:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
+    reserved_usd: float = 0.0
     model_s: float = 0.0
     wall_s: float = 0.0
 
@@ -68,6 +73,7 @@ class Outcome:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "cost_usd": self.cost_usd,
+            "reserved_usd": self.reserved_usd,
             "model_s": round(self.model_s, 2),
             "wall_s": round(self.wall_s, 2),
         }
@@ -261,12 +267,22 @@ class Runner:
                     holding = True
                 tried |= {s.name for s in batch}
                 self._execute(batch, outcome, tell)
+        if outcome.runs:
+            self._sum_up(outcome)
         for status in self._considered(slices, students):
             if status.state == "fresh" and status.record and (names := status.record.extra.get("blocked")):
                 found = status.record.extra.get("blocked_found") or "the UI shows what was found"
                 outcome.failed[status.name] = f"did not pass {', '.join(names)} ({found})"
         outcome.wall_s = time.perf_counter() - started
         return outcome
+
+    def _sum_up(self, outcome: Outcome) -> None:
+        """What this campaign took, by the ledger: records of what was made know nothing of what failed."""
+        from resources.doors import CompletionStoreResource
+
+        with CompletionStoreResource(path=str(self.home.store), url=database.store_url()).open() as store:
+            taken = store.taken(self.folder.name, self.campaign)
+        outcome.teacher_calls, outcome.cost_usd, outcome.reserved_usd = taken.calls, taken.usd, taken.reserved_usd
 
     def _considered(self, slices: list[str] | None, students: list[str]) -> list[Status]:
         return [s for s in self.state.all(students, slices) if self._stages is None or s.asset in self._stages]
@@ -409,14 +425,10 @@ class Runner:
         outcome.partitions.setdefault(status.asset, []).append(status.partition)
         record = self.state.record(status.asset, status.partition)
         extra = record.extra if record else {}
-        outcome.teacher_calls += extra.get("teacher_calls", 0)
         outcome.teacher_calls_cached += extra.get("teacher_calls_cached", 0)
         outcome.model_s += extra.get("model_s", 0.0)
         outcome.prompt_tokens += extra.get("prompt_tokens", 0)
         outcome.completion_tokens += extra.get("completion_tokens", 0)
-        if extra.get("teacher_calls"):
-            cost = extra.get("spent_usd")
-            outcome.cost_usd = None if cost is None or outcome.cost_usd is None else outcome.cost_usd + cost
         self._unrecorded.discard(node(status.asset, status.partition))
 
 

@@ -23,6 +23,7 @@ from distill_dagster.teacher.ledger import (
     Account,
     Settled,
     Spent,
+    Taken,
     Verdict,
     Wanted,
     expire,
@@ -31,6 +32,7 @@ from distill_dagster.teacher.ledger import (
     reserve,
     settle,
     spent,
+    taken,
 )
 
 if TYPE_CHECKING:
@@ -196,6 +198,11 @@ class CompletionStore:
         """What a campaign of a task, or the task in this calendar month, took so far."""
         with self._engine.connect() as connection:
             return spent(connection, in_month(account) if month else in_campaign(account))
+
+    def taken(self, task: str, campaign: str) -> Taken:
+        """What all runs of a campaign sent, and what it cost."""
+        with self._engine.connect() as connection:
+            return taken(connection, in_campaign(Account(task, campaign, "")))
 
     def ledger(self) -> pl.DataFrame:
         """All of the ledger, the newest attempt last."""

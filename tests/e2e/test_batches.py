@@ -47,6 +47,7 @@ def test_a_run_submits_somebody_collects_and_the_next_run_goes_on(
     assert ended.code == 1
     assert "under way; 0 of 12 requests are answered" in ended.json["failed"]["teacher_completions[web]"]
     assert len(batches.batches) == 2
+    assert (ended.json["teacher_calls"], ended.json["cost_usd"]) == (24, None), "submitted, and the price is unknown"
     listed = project.distill("batches", TASK, "--json")
     assert listed.json == {"task": TASK, "collected": 0, "under_way": ["batch_0", "batch_1"]}
     with project.instance() as instance:
@@ -87,12 +88,13 @@ def test_a_budget_holds_for_batches_and_a_forgotten_one_counts_as_spent(
     assert "budget.usd" in ended.json["failed"]["teacher_completions[shop]"]
     assert batches.batches == {}
     project.change_task(budget={"usd": 10.0})
-    project.distill("backfill", TASK, "--slice", "shop", "--json")
+    ended = project.distill("backfill", TASK, "--slice", "shop", "--json")
     assert len(batches.batches) == 1
     store = CompletionStore.in_folder(project.home / "store")
     ledger = store.ledger()
     assert set(ledger["mode"]) == {"batch"}
     assert set(ledger["state"]) == {"reserved"}
+    assert ended.json["cost_usd"] == ended.json["reserved_usd"] == pytest.approx(ledger["worst_usd"].sum())
     batches.end("batch_0")
     assert project.distill("batches", TASK, "--json").json["collected"] == 12
     ledger = store.ledger()
