@@ -230,7 +230,9 @@ class TeacherSpec(_Model):
         description="labels that share their first tokens: ask again behind the shared part (text API only)",
     )
     calibration: Literal["none", "examples"] = Field(
-        default="none", description="divide soft labels by the teacher's mean answer to examples left out of the draw"
+        default="none",
+        description="divide soft labels, or the samples' votes, by the teacher's mean answer to examples left out of "
+        "the draw",
     )
     calibration_items: Annotated[int, Field(ge=1, le=50)] = Field(
         default=3, description="examples of each label for the calibration"
@@ -290,8 +292,13 @@ class TeacherSpec(_Model):
             raise ValueError("resolve_labels continues a half-written answer, which needs `api: text`")
         if self.boost_labels and (self.api, self.soft_labels) != ("text", "logprobs"):
             raise ValueError("boost_labels needs `api: text` and `soft_labels: logprobs`")
-        if self.calibration != "none" and self.soft_labels != "logprobs":
-            raise ValueError("calibration corrects probabilities and needs `soft_labels: logprobs`")
+        if self.votes_corrected and self.requests_per_prompt == 1:
+            raise ValueError(
+                "calibration corrects probabilities or the shares of votes: set `soft_labels: logprobs`, or several "
+                "`samples` or `few_shot.draws`"
+            )
+        if self.calibration != "none" and self.replayed:
+            raise ValueError("calibration asks the teacher about examples, which a replay teacher cannot answer")
         if self.mode == "batch" and self.free:
             raise ValueError("mode: batch is for a provider with a batch API; an embedded or replay teacher has none")
         if self.mode == "batch" and (self.resolve_labels or self.boost_labels):
@@ -335,6 +342,11 @@ class TeacherSpec(_Model):
             if settings[name] == type(self).model_fields[name].default:
                 del settings[name]
         return settings
+
+    @property
+    def votes_corrected(self) -> bool:
+        """Whether a prior corrects votes rather than probabilities."""
+        return self.calibration != "none" and self.soft_labels == "votes"
 
     @property
     def requests_per_prompt(self) -> int:
@@ -834,6 +846,8 @@ class Task(_Model):
                 "soft_labels: logprobs reads a label from the first tokens; it wants a kind with labels "
                 f"({' or '.join(LABEL_KINDS)}) and no `reasoning`. Leave it out, and set `samples` for votes"
             )
+        if kind is not None and value.calibration != "none" and kind not in LABEL_KINDS:
+            raise ValueError(f"calibration is for kinds with labels ({' or '.join(LABEL_KINDS)})")
         return value
 
     @field_validator("students")
@@ -997,6 +1011,8 @@ class Task(_Model):
         assert self.judge is not None
         shown = {"description": self.description, "instructions": self.instructions, "item": self.item}
         settings = self.judge.judge_settings()
+        if self.judge.mode == "best_of" and not self.has_labels:
+            settings["options"] = "differ as the kind says"  # it came later, and changes what is asked of these alone
         return content_hash(self._shared() | shown | {"judge": settings, "templates": templates})
 
     def curation_hash(self) -> str:
