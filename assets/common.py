@@ -18,7 +18,7 @@ from distill_dagster.errors import DistillError
 from distill_dagster.graph import ALL_SOURCES, OPTIONAL_SOURCES, Stage, slices_name
 from distill_dagster.sources import source_version
 from distill_dagster.stages.common import Env, Made, Markdown, Rows, Shown
-from distill_dagster.tags import BACKFILL_TAG, CAMPAIGN_TAG
+from distill_dagster.tags import BACKFILL_TAG, CAMPAIGN_TAG, budget_of
 from distill_dagster.taskfiles import TaskFolder
 from resources.doors import (
     CompletionStoreResource,
@@ -113,6 +113,7 @@ def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[Env]:
             endpoint=teacher.endpoint,
             run_id=context.run.run_id,
             campaign=campaign_of(context.run),
+            cap=budget_of(context.run.tags),
         )
 
 

@@ -30,9 +30,11 @@ from distill_dagster.prompts.imagine import imagine_requests_needed
 from distill_dagster.retraining import changed_rows
 from distill_dagster.selection import SLICE_STAGES
 from distill_dagster.sources import source_versions
+from distill_dagster.spec import BudgetSpec
 from distill_dagster.state import State, Status
-from distill_dagster.tags import CAMPAIGN_TAG, DATA_VERSION_TAG, HOST_TAG, PID_TAG, run_tags
+from distill_dagster.tags import CAMPAIGN_TAG, DATA_VERSION_TAG, HOST_TAG, PID_TAG, budget_tags, run_tags
 from distill_dagster.taskfiles import TaskFolder, check_folder
+from distill_dagster.teacher.ledger import NO_CAP
 
 POOLS = {"teacher", "training"}
 TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
@@ -218,12 +220,14 @@ class Runner:
         instance: dg.DagsterInstance,
         defs: dg.Definitions,
         campaign: str | None = None,
+        cap: BudgetSpec = NO_CAP,
     ) -> None:
-        """`campaign`: the id of the run that this one's runs belong to, if there is one."""
+        """`campaign`: the id of the run that this one's runs belong to, if there is one; `cap`: what it may spend."""
         self.home, self.folder, self.instance = home, folder, instance
         self.lake = Lake(home.lake, home.reports)
         self.state = State(folder, self.lake)
         self.campaign = campaign or uuid.uuid4().hex
+        self.cap = cap
         self._job = defs.resolve_implicit_global_asset_job_def()
         self._unrecorded: set[str] = set()
         self._stages: set[str] | None = None
@@ -349,7 +353,7 @@ class Runner:
         """
         record = status.record
         if self._patient and record is not None and len(status.why) == 1:
-            why = missing.waits(record, self.folder.task.budget, time.time())
+            why = missing.waits(record, self.folder.task.budget.capped(self.cap), time.time())
             if why is not None:
                 return f"{why} (--force)"
         if self._min_new_rows is None or status.asset not in RETRAINED or status.why != ("filtered_dataset changed",):
@@ -396,7 +400,8 @@ class Runner:
         tell("start", what)
         try:
             assets = [dg.AssetKey([self.folder.name, s.asset]) for s in batch]
-            result = run_within(self._job, self.instance, batch[0].partition, assets, run_tags(self.campaign))
+            tags = run_tags(self.campaign) | budget_tags(self.cap)
+            result = run_within(self._job, self.instance, batch[0].partition, assets, tags)
         except dg.DagsterUnknownPartitionError:
             outcome.failed |= {s.name: "its slice was removed meanwhile" for s in batch}
             tell("failed", what)

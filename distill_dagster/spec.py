@@ -139,6 +139,14 @@ class BudgetSpec(_Model):
     def any(self) -> bool:
         return self != BudgetSpec()
 
+    def capped(self, other: BudgetSpec) -> BudgetSpec:
+        """The lower cap of the two, each by itself."""
+        lower = {}
+        for name in BudgetSpec.model_fields:
+            known = [cap for cap in (getattr(self, name), getattr(other, name)) if cap is not None]
+            lower[name] = min(known) if known else None
+        return BudgetSpec(**lower)
+
 
 class CascadeSpec(_Model):
     """When a teacher counts as unsure of a prompt, so that the next one is asked."""

@@ -111,7 +111,7 @@ def _asked(reading: Reading, asked: Asked) -> Made:
         frame,
         checks,
         asked.missing_rows,
-        **note(before, asked.missing_rows, asked.stopped is not None, task.budget),
+        **note(before, asked.missing_rows, asked.stopped is not None, reading.env.budget),
         teacher_calls=asked.calls,
         teacher_calls_cached=asked.cached,
         cost_usd=cost,

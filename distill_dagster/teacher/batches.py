@@ -141,7 +141,8 @@ class Batches:
                         await self._submit(submission, [part[key] for key in keys])
                         self.submitted += len(keys)
                     if over:
-                        raise BudgetError(f"{over}. Raise it in task.yaml, and run again: what was submitted is kept.")
+                        what = "Raise it, in task.yaml or of the command, and run again: what was submitted is kept."
+                        raise BudgetError(f"{over}. {what}")
             await self._wait(list(rest), until)
             await asyncio.sleep(LOOK_AGAIN_S)  # what somebody asks online just now is in no batch
 
