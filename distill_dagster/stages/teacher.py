@@ -55,7 +55,7 @@ def make_seed_prompts(env: Env, partition: str | None) -> Made:
     record = reading.write(frame, checks, missing, **imagine.recorded(outcome))
     sample = sample_rows(frame.sort(pl.col("origin") != "synthetic"), ["prompt_id", "origin", "target_label", "axes"])
     shown: dict[str, Shown] = {"rows": frame.height, "description": slice_.description, "sample": sample}
-    return Made(record, shown | imagine.shown(slice_, frame, outcome), checks)
+    return Made(record, shown | imagine.shown(env.folder.task, slice_, frame, outcome), checks)
 
 
 def _asker(env: Env, reading: Reading, endpoint: Endpoint, task: Task, name: str | None = None) -> Asker:
@@ -227,4 +227,4 @@ def make_scored_completions(env: Env, partition: str | None) -> Made:
     if meant.height:
         same = [json.loads(answer) == label for answer, label in meant.select("answer", "target_label").iter_rows()]
         shown["answered_as_meant"] = f"{sum(same)} of {meant.height}"
-    return Made(record, shown | judge.shown(verdicts), checks)
+    return Made(record, shown | judge.shown(task, verdicts), checks)
