@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import dagster as dg
 
 from distill_dagster.errors import DistillError
-from distill_dagster.runs import run_within
+from distill_dagster.runs import pending_in, run_within
 from distill_dagster.tags import BACKFILL_TAG, BUDGET_TAGS, run_tags
 
 
@@ -47,7 +47,8 @@ def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
                 continue
             if not result.success:
                 failed.append(key)
-            context.log.info(f"{key}: {'done' if result.success else 'failed'} ({number} of {len(keys)})")
+            state = "waiting for its batch" if pending_in(result) else "done" if result.success else "failed"
+            context.log.info(f"{key}: {state} ({number} of {len(keys)})")
     if failed:
         names = ", ".join(failed)
         raise dg.Failure(

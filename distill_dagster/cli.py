@@ -60,6 +60,8 @@ BudgetTokens = Annotated[
     int | None,
     typer.Option(help="The same in tokens of prompts and answers, beside `budget.tokens`."),
 ]
+WAITING = 3
+"""Exit code of a command that has no answers yet of batches that it submitted; 1 is a failure, 2 bad input."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object last.")]
 
 
@@ -251,16 +253,27 @@ def refresh(
 def _show_failures(outcome: Outcome) -> None:
     for name, message in outcome.failed.items():
         err.print(f"[red]failed[/red] {escape(name)}: {escape(message)}", soft_wrap=True)
+    for name, why in outcome.pending.items():
+        out.print(f"[yellow]waits[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
     for name, why in outcome.blocked.items():
         err.print(f"[yellow]held back[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
 
 
 def _end(outcome: Outcome, as_json: bool, **more: Any) -> None:
+    waits = outcome.pending and not (outcome.failed or outcome.blocked)
+    if waits:
+        out.print(
+            "[yellow]Nothing failed; answers are still to come.[/yellow] A provider may take a day for a batch. "
+            "Its sensor goes on with them, or the next `distill refresh` or `distill run`.",
+            soft_wrap=True,
+        )
     if as_json:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(outcome.as_json() | more | {"peak_mb": round(peak, 1)}))
     if outcome.failed or outcome.blocked:
         raise typer.Exit(1)
+    if waits:
+        raise typer.Exit(WAITING)
 
 
 @app.command()
@@ -641,6 +654,8 @@ def _progress() -> Iterator[Any]:
             if kind == "start":
                 last["what"] = what
                 bars.update(bar, description=escape(what), completed=0, total=None)
+            elif kind == "pending":
+                bars.console.print(f"[yellow]…[/yellow] {escape(what)} [dim]waits for its batch[/dim]")
             elif kind == "waiting":
                 bars.console.print(f"[yellow]{escape(what)}: waiting for its end[/yellow]")
             else:

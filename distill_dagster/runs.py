@@ -54,6 +54,8 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
+    pending: dict[str, str] = field(default_factory=dict)
+    """What waits for answers of a batch, or for what does."""
     teacher_calls: int = 0
     teacher_calls_cached: int = 0
     prompt_tokens: int = 0
@@ -70,6 +72,7 @@ class Outcome:
             "failed": self.failed,
             "blocked": self.blocked,
             "waiting": self.waiting,
+            "pending": self.pending,
             "teacher_calls": self.teacher_calls,
             "teacher_calls_cached": self.teacher_calls_cached,
             "prompt_tokens": self.prompt_tokens,
@@ -207,7 +210,7 @@ def _latest_versions(
 
 
 Event = Callable[[str, str], None]
-"""Called with ("start" | "done" | "failed" | "waiting", what)."""
+"""Called with ("start" | "done" | "failed" | "pending" | "waiting", what)."""
 
 
 class Runner:
@@ -327,6 +330,9 @@ class Runner:
                 outcome.waiting[status.name] = waits
                 continue
             needs = self.state.inputs(self.state.stages[status.asset], status.partition)
+            if awaited := self._awaited(needs, outcome):
+                outcome.pending[status.name] = awaited
+                continue
             if stuck := self._stuck(status, needs, outcome):
                 outcome.blocked[status.name] = stuck
                 continue
@@ -363,6 +369,10 @@ class Runner:
         if changed is None or changed > self._min_new_rows:
             return None
         return f"{changed} rows changed since it was trained; more than {self._min_new_rows} are wanted (--force)"
+
+    def _awaited(self, needs: dict[str, str | None], outcome: Outcome) -> str | None:
+        """For what an artifact waits that comes with a batch: made now, it would be made again as soon as that ends."""
+        return next((f"{name} waits for its batch" for name in needs if name in outcome.pending), None)
 
     def _stuck(self, status: Status, needs: dict[str, str | None], outcome: Outcome) -> str | None:
         """Why an artifact cannot be made now: something upstream failed, or did not pass its checks."""
@@ -413,6 +423,7 @@ class Runner:
         # A run may fail without a step that did: the instance's database, say, was gone for a moment.
         whole = next((e.job_failure_data.error for e in result.all_events if e.is_run_failure), None)
         made = {event.asset_key for event in result.get_asset_materialization_events()}
+        pending = pending_in(result)
         self.state.forget((status.asset, status.partition) for status in batch)
         for status in batch:
             key = dg.AssetKey([self.folder.name, status.asset])
@@ -420,11 +431,13 @@ class Runner:
             needs = self.state.inputs(self.state.stages[status.asset], status.partition)
             if key in made:
                 self._count(status, outcome)
+            elif why := pending.get(key) or self._awaited(needs, outcome):
+                outcome.pending[status.name] = why
             elif step not in failures and (stuck := self._stuck(status, needs, outcome)):
                 outcome.blocked[status.name] = stuck  # Dagster left it out, since a step before it failed
             else:
                 outcome.failed[status.name] = failure_message(failures.get(step) or whole)
-        tell("done" if result.success else "failed", what)
+        tell("pending" if pending else "done" if result.success else "failed", what)
 
     def _count(self, status: Status, outcome: Outcome) -> None:
         outcome.partitions.setdefault(status.asset, []).append(status.partition)
@@ -468,6 +481,12 @@ def run_within(
     if stopped or any(failure.error_source == ErrorSource.INTERRUPT for failure in failures):
         raise KeyboardInterrupt
     return result
+
+
+def pending_in(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, str]:
+    """Which assets a run left out since their batches are not ready, and why: they said so in an observation."""
+    seen = [event.asset_observation_data.asset_observation for event in result.get_asset_observation_events()]
+    return {one.asset_key: one.description or "" for one in seen}
 
 
 def refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) -> Outcome:
@@ -522,7 +541,7 @@ def refresh_event(task: str, outcome: Outcome) -> dg.AssetMaterialization:
         "completion_tokens": outcome.completion_tokens,
         "cost_usd": "unknown" if outcome.cost_usd is None else outcome.cost_usd,
         "failed": len(outcome.failed),
-        "waiting": "; ".join(f"{name}: {why}" for name, why in outcome.waiting.items()) or "nothing",
+        "waiting": "; ".join(f"{n}: {why}" for n, why in (outcome.waiting | outcome.pending).items()) or "nothing",
         "wall_s": round(outcome.wall_s, 1),
     }
     return dg.AssetMaterialization([task, REFRESHES], metadata=metadata)

@@ -263,9 +263,10 @@ class Batches:
                 return
             progress.report("waiting for the batch", min(done, total), total)
             if time.monotonic() + pause > until:
+                batches = "1 batch" if len(held) == 1 else f"{len(held)} batches"
                 raise PendingError(
-                    f"{len(held)} batches of {self.spec.model} are under way; {done} of {total} requests are answered "
-                    f"so far. `distill batches` shows and collects them, and the next run goes on with their answers."
+                    f"{batches} of {self.spec.model} under way; {done} of {total} requests are answered so far. Nothing "
+                    f"is lost: `distill batches` shows and collects them, and the next run goes on with their answers."
                 )
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, SLOWEST * self.spec.batch.poll_s)
