@@ -520,6 +520,11 @@ class StudentSpec(_Model):
     answer_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
         default=256, description="of an answer that is written, with its reasoning: so many are learned and written"
     )
+    reasoning: bool = Field(
+        default=False,
+        description="of a task with labels and `reasoning: true`: learn to write the teacher's reasoning and the label "
+        "behind it, instead of choosing the label at once",
+    )
     seed: int = 0
 
 
@@ -870,6 +875,20 @@ class Task(_Model):
                     f"student {name!r} is an encoder, which chooses among labels; kind {kind} wants "
                     f"`architecture: causal_lm`"
                 )
+            if student.reasoning and kind not in LABEL_KINDS:
+                raise ValueError(
+                    f"student {name!r}: reasoning is for kinds with labels; of kind {kind} it is learned wherever the "
+                    f"task has `reasoning: true`. Leave it out"
+                )
+            if student.reasoning and not info.data.get("reasoning", True):
+                raise ValueError(
+                    f"student {name!r} is to learn reasoning, and the teacher is not asked for it: set "
+                    f"`reasoning: true` for the task"
+                )
+            if student.reasoning and student.architecture == "encoder":
+                raise ValueError(
+                    f"student {name!r} is an encoder, which writes nothing; reasoning wants `architecture: causal_lm`"
+                )
         return value
 
     @field_validator("answer")
@@ -1034,8 +1053,9 @@ class Task(_Model):
     def student_hash(self, student: str) -> str:
         shared = self._shared() | {"instructions": self.instructions, "item": self.item}
         settings = self.students[student].model_dump()
-        if settings["answer_tokens"] == StudentSpec.model_fields["answer_tokens"].default:
-            del settings["answer_tokens"]  # it came later: no hash moves for it
+        for name in ("answer_tokens", "reasoning"):
+            if settings[name] == StudentSpec.model_fields[name].default:
+                del settings[name]  # it came later: no hash moves for it
         return content_hash(shared | {"student": settings})
 
     def evaluation_hash(self) -> str:

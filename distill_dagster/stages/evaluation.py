@@ -204,7 +204,8 @@ def make_predictions(env: Env, partition: str | None) -> Made:
                 predictor = centroid_predictor(texts, labels, task.labels, env.models)
             else:
                 folder = reading.folder(adapter, partition) if adapter else None
-                predictor = load_predictor(spec, task.labels, settings, env.models, folder)
+                own = spec.model_copy(update={"reasoning": False}) if system == "slice_label" else spec
+                predictor = load_predictor(own, task.labels, settings, env.models, folder)
             rows += _predict(kind, system, predictor, items, task.evaluation.latency_items)
         facts[system] = {
             "model": spec.model if system != "centroid" else "all-minilm-l6-v2",

@@ -265,8 +265,8 @@ class Batches:
             if time.monotonic() + pause > until:
                 batches = "1 batch" if len(held) == 1 else f"{len(held)} batches"
                 raise PendingError(
-                    f"{batches} of {self.spec.model} under way; {done} of {total} requests are answered so far. Nothing "
-                    f"is lost: `distill batches` shows and collects them, and the next run goes on with their answers."
+                    f"{batches} of {self.spec.model} under way; {done} of {total} requests are answered so far. "
+                    f"Nothing is lost: `distill batches` shows and collects them, and the next run goes on with them."
                 )
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, SLOWEST * self.spec.batch.poll_s)
