@@ -47,6 +47,8 @@ class TaskGraph:
     owners: list[str]
     free: bool
     """Asking the teacher costs nothing: only then does anything ask it by itself from the start."""
+    written: bool = False
+    """Answers are written, with reasoning or without labels: few-shot examples have columns for them."""
 
     @property
     def identifier(self) -> str:
