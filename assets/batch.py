@@ -11,8 +11,8 @@ from contextlib import ExitStack
 import dagster as dg
 
 from distill_dagster.errors import DistillError
-from distill_dagster.runs import run_within
-from distill_dagster.tags import BACKFILL_TAG, run_tags
+from distill_dagster.runs import pending_in, run_within
+from distill_dagster.tags import BACKFILL_TAG, BUDGET_TAGS, run_tags
 
 
 def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
@@ -25,6 +25,7 @@ def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
     # The steps of the runs within take the pool's slot in turn; ours would be in their way for ever.
     context.instance.event_log_storage.free_concurrency_slot_for_step(context.run.run_id, step)
     tags = run_tags(context.run.run_id)
+    tags |= {tag: value for tag, value in context.run.tags.items() if tag in BUDGET_TAGS.values()}
     context.instance.add_run_tags(context.run.run_id, tags)  # found to be dead if it is killed
     if backfill := context.run.tags.get(BACKFILL_TAG):
         tags[BACKFILL_TAG] = backfill  # a backfill counts what runs of its own made; else it would end as failed
@@ -46,7 +47,8 @@ def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
                 continue
             if not result.success:
                 failed.append(key)
-            context.log.info(f"{key}: {'done' if result.success else 'failed'} ({number} of {len(keys)})")
+            state = "waiting for its batch" if pending_in(result) else "done" if result.success else "failed"
+            context.log.info(f"{key}: {state} ({number} of {len(keys)})")
     if failed:
         names = ", ".join(failed)
         raise dg.Failure(

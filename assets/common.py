@@ -18,8 +18,9 @@ from distill_dagster.errors import DistillError
 from distill_dagster.graph import ALL_SOURCES, OPTIONAL_SOURCES, Stage, slices_name
 from distill_dagster.sources import source_version
 from distill_dagster.stages.common import Env, Made, Markdown, Rows, Shown
-from distill_dagster.tags import BACKFILL_TAG, CAMPAIGN_TAG
+from distill_dagster.tags import BACKFILL_TAG, CAMPAIGN_TAG, budget_of
 from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.teacher.batches import PendingError
 from resources.doors import (
     CompletionStoreResource,
     LakeResource,
@@ -46,6 +47,8 @@ class TaskGraph:
     owners: list[str]
     free: bool
     """Asking the teacher costs nothing: only then does anything ask it by itself from the start."""
+    written: bool = False
+    """Answers are written, with reasoning or without labels: few-shot examples have columns for them."""
 
     @property
     def identifier(self) -> str:
@@ -113,6 +116,7 @@ def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[Env]:
             endpoint=teacher.endpoint,
             run_id=context.run.run_id,
             campaign=campaign_of(context.run),
+            cap=budget_of(context.run.tags),
         )
 
 
@@ -165,6 +169,7 @@ def stage_asset(
         )
 
     sliced = stage.partition == "slice"
+    may_be_left = sliced or pool == "teacher"  # for its batches; or a run of many slices makes its tables, see batch.py
     declared = {check.name for check in CHECKS.get(name, ())}
     spec = dg.AssetSpec(
         graph.key(name),
@@ -177,13 +182,13 @@ def stage_asset(
         code_version=stage.code_version,
         metadata=metadata,
         automation_condition=condition_of(name, graph.key),
-        skippable=sliced,  # a run of many slices makes its tables in runs of its own: see batch.py
+        skippable=may_be_left,
     )
 
     @dg.multi_asset(
         name=graph.key(name).to_python_identifier(),
         specs=[spec],
-        can_subset=sliced,  # otherwise the checks would have to be reported by the run of many slices too
+        can_subset=may_be_left,  # otherwise its checks would have to be reported all the same
         backfill_policy=dg.BackfillPolicy.single_run() if sliced else None,
         required_resource_keys=REQUIRED,
         check_specs=[
@@ -206,6 +211,11 @@ def stage_asset(
         try:
             with environment(context, graph.name) as env, progress.also_to(_every_tenth(context.log.info)):
                 made = make(env, partition)
+        except PendingError as error:  # nothing is wrong: it is left out of this run, and so is what needs it
+            why = secrets.scrubbed(str(error))
+            context.log.info(why)
+            context.log_event(dg.AssetObservation(graph.key(name), description=why, partition=partition))
+            return
         except DistillError as error:
             # A check that failed before anything was made is shown as failed, and not only as an error of the run.
             yield from (check_result(graph.key(name), check) for check in error.checks if check.name in declared)

@@ -6,16 +6,17 @@ import dagster as dg
 
 from assets.common import TaskGraph, stage_asset
 from distill_dagster.stages.teacher import make_prompt_context, make_seed_prompts
-from distill_dagster.tables import CONTEXT, PROMPTS
+from distill_dagster.tables import ANSWERED_CONTEXT, CONTEXT, PROMPTS
 
-_CONTEXT = {name: [("human_examples", name)] for name in ("id", "text", "label")}
 _SEEDS = {"messages": [("slice_files", "seeds")], "prompt_id": [("slice_files", "seeds")]}
 POOL = "teacher"
 
 
 def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
+    schema = ANSWERED_CONTEXT if graph.written else CONTEXT
+    context = {name: [("human_examples", name)] for name in schema if name != "removed"}
     return [
-        stage_asset(graph, "prompt_context", make_prompt_context, schema=CONTEXT, lineage=_CONTEXT),
+        stage_asset(graph, "prompt_context", make_prompt_context, schema=schema, lineage=context),
         stage_asset(
             graph,
             "seed_prompts",

@@ -22,7 +22,7 @@ def task_graph(folder: TaskFolder) -> TaskGraph:
     try:
         task = folder.task
         stages, free = stages_of(slices_are_labels(folder), optional_sources(folder)), task.free
-        return TaskGraph(folder.name, stages, list(task.students), task.owners, free)
+        return TaskGraph(folder.name, stages, list(task.students), task.owners, free, task.answers_are_written)
     except InputError:
         return TaskGraph(folder.name, stages_of(False), [], [], False)
 

@@ -30,6 +30,7 @@ from distill_dagster.lake import Lake
 from distill_dagster.openmp import settle_waiting
 from distill_dagster.paths import PROJECT, Home
 from distill_dagster.selection import Lacking, lacking_slices, named_slices, slice_range
+from distill_dagster.spec import BudgetSpec
 from distill_dagster.state import State
 from distill_dagster.taskfiles import TaskFolder, check_folder, find_tasks, open_task
 
@@ -51,6 +52,16 @@ app = typer.Typer(
 out, err = Console(), Console(stderr=True)
 
 TaskArgument = Annotated[str | None, typer.Argument(help="The task; may be left out where there is only one.")]
+BudgetUsd = Annotated[
+    float | None,
+    typer.Option(help="USD that this command may spend on teachers; `budget.usd` in task.yaml counts where lower."),
+]
+BudgetTokens = Annotated[
+    int | None,
+    typer.Option(help="The same in tokens of prompts and answers, beside `budget.tokens`."),
+]
+WAITING = 3
+"""Exit code of a command that has no answers yet of batches that it submitted; 1 is a failure, 2 bad input."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object last.")]
 
 
@@ -98,6 +109,14 @@ def _students(folder: TaskFolder, chosen: list[str] | None) -> list[str]:
             )
             raise InputError([problem])
     return chosen or [folder.task.chosen_student]
+
+
+def _cap(usd: float | None, tokens: int | None) -> BudgetSpec:
+    """What a command may spend on teachers, besides what task.yaml allows."""
+    for option, value in (("--budget-usd", usd), ("--budget-tokens", tokens)):
+        if value is not None and not value >= 0:  # nan too
+            raise DistillError(f"{option} is {value}; give what this command may spend, 0 or more.")
+    return BudgetSpec(usd=usd, tokens=tokens)
 
 
 @app.command()
@@ -162,13 +181,15 @@ def run(
     task: TaskArgument = None,
     slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice; may be repeated.")] = None,
     students: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
+    budget_usd: BudgetUsd = None,
+    budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
 ) -> None:
     """Materialize everything that is missing or stale, and show the result."""
     home = Home.from_env()
     started = time.perf_counter()
     with _errors():
-        folder = _open(home, task)
+        folder, cap = _open(home, task), _cap(budget_usd, budget_tokens)
         problems = check_folder(folder)
         if errors := [p for p in problems if p.severity == "error"]:
             raise InputError(errors)
@@ -181,7 +202,7 @@ def run(
 
         with runs.open_instance(home) as instance:
             runs.sync(folder, instance)
-            runner = runs.Runner(home, folder, instance, build(home))
+            runner = runs.Runner(home, folder, instance, build(home), cap=cap)
             with _progress() as tell:
                 outcome = runner.run(keys, chosen, tell)
         outcome.wall_s = time.perf_counter() - started
@@ -198,6 +219,8 @@ def refresh(
     task: TaskArgument = None,
     students: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Train however little changed.")] = False,
+    budget_usd: BudgetUsd = None,
+    budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring a task up to date, as a scheduler would: by default every student that was trained before.
@@ -208,13 +231,13 @@ def refresh(
     home = Home.from_env()
     started = time.perf_counter()
     with _errors():
-        folder = _open(home, task)
+        folder, cap = _open(home, task), _cap(budget_usd, budget_tokens)
         chosen = _students(folder, students) if students else []
         from distill_dagster import runs
         from distill_dagster.definitions import build
 
         with runs.open_instance(home) as instance:
-            runner = runs.Runner(home, folder, instance, build(home))
+            runner = runs.Runner(home, folder, instance, build(home), cap=cap)
             with _progress() as tell:
                 outcome = runs.refresh_task(runner, chosen, force, tell)
             outcome.wall_s = time.perf_counter() - started
@@ -230,16 +253,27 @@ def refresh(
 def _show_failures(outcome: Outcome) -> None:
     for name, message in outcome.failed.items():
         err.print(f"[red]failed[/red] {escape(name)}: {escape(message)}", soft_wrap=True)
+    for name, why in outcome.pending.items():
+        out.print(f"[yellow]waits[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
     for name, why in outcome.blocked.items():
         err.print(f"[yellow]held back[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
 
 
 def _end(outcome: Outcome, as_json: bool, **more: Any) -> None:
+    waits = outcome.pending and not (outcome.failed or outcome.blocked)
+    if waits:
+        out.print(
+            "[yellow]Nothing failed; answers are still to come.[/yellow] A provider may take a day for a batch. "
+            "Its sensor goes on with them, or the next `distill refresh` or `distill run`.",
+            soft_wrap=True,
+        )
     if as_json:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(outcome.as_json() | more | {"peak_mb": round(peak, 1)}))
     if outcome.failed or outcome.blocked:
         raise typer.Exit(1)
+    if waits:
+        raise typer.Exit(WAITING)
 
 
 @app.command()
@@ -252,6 +286,8 @@ def backfill(
         Lacking | None, typer.Option("--which", help="Slices by their state; without any option: stale.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked; run nothing.")] = False,
+    budget_usd: BudgetUsd = None,
+    budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
 ) -> None:
     """Materialize slices up to scored_completions: named ones and ranges even if fresh, else those that lack something.
@@ -262,7 +298,7 @@ def backfill(
     home = Home.from_env()
     started = time.perf_counter()
     with _errors():
-        folder = _open(home, task)
+        folder, cap = _open(home, task), _cap(budget_usd, budget_tokens)
         if sum((bool(slices), first is not None or last is not None, lacking is not None)) > 1:
             raise DistillError("Choose slices in one way: --slice, or --from and --to, or --which.")
         from distill_dagster import runs
@@ -283,7 +319,7 @@ def backfill(
                 return
             again = lacking in ("failed", "all") or bool(slices or first or last)
             with _progress() as tell:
-                outcome = runs.Runner(home, folder, instance, build(home)).backfill(keys, tell, again)
+                outcome = runs.Runner(home, folder, instance, build(home), cap=cap).backfill(keys, tell, again)
         outcome.wall_s = time.perf_counter() - started
         made = sum(len(partitions) for partitions in outcome.partitions.values())
         cached = outcome.teacher_calls_cached
@@ -519,6 +555,8 @@ def imagine(
     slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice; may be repeated.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Retire what was imagined before, and ask anew.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked; run nothing.")] = False,
+    budget_usd: BudgetUsd = None,
+    budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
 ) -> None:
     """Let the teacher imagine prompts now, until every slice with a `target` has that many.
@@ -529,7 +567,7 @@ def imagine(
     home = Home.from_env()
     started = time.perf_counter()
     with _errors():
-        folder = _open(home, task)
+        folder, cap = _open(home, task), _cap(budget_usd, budget_tokens)
         from distill_dagster.imagined import imagined_file, start_anew
 
         keys = _with_target(folder, slices)
@@ -545,7 +583,7 @@ def imagine(
                     start_anew(imagined_file(folder.accepted, key))
             runs.sync(folder, instance)
             with _progress() as tell:
-                outcome = runs.Runner(home, folder, instance, build(home)).imagine(keys, tell)
+                outcome = runs.Runner(home, folder, instance, build(home), cap=cap).imagine(keys, tell)
         outcome.wall_s = time.perf_counter() - started
         found = _show_imagined(folder, keys, False, False)
         out.print(
@@ -616,6 +654,8 @@ def _progress() -> Iterator[Any]:
             if kind == "start":
                 last["what"] = what
                 bars.update(bar, description=escape(what), completed=0, total=None)
+            elif kind == "pending":
+                bars.console.print(f"[yellow]…[/yellow] {escape(what)} [dim]waits for its batch[/dim]")
             elif kind == "waiting":
                 bars.console.print(f"[yellow]{escape(what)}: waiting for its end[/yellow]")
             else:

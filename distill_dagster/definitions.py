@@ -12,6 +12,7 @@ from distill_dagster.errors import DistillError
 from distill_dagster.openmp import settle_waiting
 from distill_dagster.paths import Home
 from distill_dagster.runs import Outcome, Runner, refresh_task
+from distill_dagster.tags import budget_of
 from distill_dagster.taskfiles import find_tasks, open_task
 from resources.doors import (
     CompletionStoreResource,
@@ -39,8 +40,9 @@ def build(home: Home) -> dg.Definitions:
     def refresh(context: dg.OpExecutionContext, task: str, force: bool) -> Outcome:
         folder = open_task(home.tasks, task, home.accepted)
         # Definitions of its own: a student or a slice may have come since the code location was loaded.
-        runner = Runner(home, folder, context.instance, build(home), context.run_id)
         try:
+            cap = budget_of(context.run.tags)
+            runner = Runner(home, folder, context.instance, build(home), context.run_id, cap)
             return refresh_task(runner, [], force, lambda kind, what: context.log.info(f"{kind}: {what}"))
         except DistillError as error:
             raise failure(error) from None

@@ -43,7 +43,7 @@ def waits(record: Record, budget: BudgetSpec, now: float) -> str | None:
         monthly = caps["month_usd"] is not None or caps["month_tokens"] is not None
         if rose or (monthly and found["month"] != this_month()):
             return None
-        return f"{record.missing_rows} rows wait for a higher budget in task.yaml"
+        return f"{record.missing_rows} rows wait for a higher budget, in task.yaml or of this command"
     if found["tries"] < 2:
         return None
     due = found["at"] + min(FIRST_WAIT_S * 2 ** (found["tries"] - 2), LONGEST_WAIT_S)

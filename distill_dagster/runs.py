@@ -30,9 +30,11 @@ from distill_dagster.prompts.imagine import imagine_requests_needed
 from distill_dagster.retraining import changed_rows
 from distill_dagster.selection import SLICE_STAGES
 from distill_dagster.sources import source_versions
+from distill_dagster.spec import BudgetSpec
 from distill_dagster.state import State, Status
-from distill_dagster.tags import CAMPAIGN_TAG, DATA_VERSION_TAG, HOST_TAG, PID_TAG, run_tags
+from distill_dagster.tags import CAMPAIGN_TAG, DATA_VERSION_TAG, HOST_TAG, PID_TAG, budget_tags, run_tags
 from distill_dagster.taskfiles import TaskFolder, check_folder
+from distill_dagster.teacher.ledger import NO_CAP
 
 POOLS = {"teacher", "training"}
 TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
@@ -41,18 +43,25 @@ RETRAINED = {"student_adapter", "slice_label_adapter", "predictions"}
 
 @dataclass
 class Outcome:
-    """What one command did."""
+    """What one command did.
+
+    Calls and USD are those of its campaign's ledger, so that they count what failed or stopped at the budget too; the
+    rest is added up over what was made.
+    """
 
     runs: list[str] = field(default_factory=list)
     partitions: dict[str, list[str | None]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
+    pending: dict[str, str] = field(default_factory=dict)
+    """What waits for answers of a batch, or for what does."""
     teacher_calls: int = 0
     teacher_calls_cached: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
+    reserved_usd: float = 0.0
     model_s: float = 0.0
     wall_s: float = 0.0
 
@@ -63,11 +72,13 @@ class Outcome:
             "failed": self.failed,
             "blocked": self.blocked,
             "waiting": self.waiting,
+            "pending": self.pending,
             "teacher_calls": self.teacher_calls,
             "teacher_calls_cached": self.teacher_calls_cached,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "cost_usd": self.cost_usd,
+            "reserved_usd": self.reserved_usd,
             "model_s": round(self.model_s, 2),
             "wall_s": round(self.wall_s, 2),
         }
@@ -199,7 +210,7 @@ def _latest_versions(
 
 
 Event = Callable[[str, str], None]
-"""Called with ("start" | "done" | "failed" | "waiting", what)."""
+"""Called with ("start" | "done" | "failed" | "pending" | "waiting", what)."""
 
 
 class Runner:
@@ -212,12 +223,14 @@ class Runner:
         instance: dg.DagsterInstance,
         defs: dg.Definitions,
         campaign: str | None = None,
+        cap: BudgetSpec = NO_CAP,
     ) -> None:
-        """`campaign`: the id of the run that this one's runs belong to, if there is one."""
+        """`campaign`: the id of the run that this one's runs belong to, if there is one; `cap`: what it may spend."""
         self.home, self.folder, self.instance = home, folder, instance
         self.lake = Lake(home.lake, home.reports)
         self.state = State(folder, self.lake)
         self.campaign = campaign or uuid.uuid4().hex
+        self.cap = cap
         self._job = defs.resolve_implicit_global_asset_job_def()
         self._unrecorded: set[str] = set()
         self._stages: set[str] | None = None
@@ -261,12 +274,22 @@ class Runner:
                     holding = True
                 tried |= {s.name for s in batch}
                 self._execute(batch, outcome, tell)
+        if outcome.runs:
+            self._sum_up(outcome)
         for status in self._considered(slices, students):
             if status.state == "fresh" and status.record and (names := status.record.extra.get("blocked")):
                 found = status.record.extra.get("blocked_found") or "the UI shows what was found"
                 outcome.failed[status.name] = f"did not pass {', '.join(names)} ({found})"
         outcome.wall_s = time.perf_counter() - started
         return outcome
+
+    def _sum_up(self, outcome: Outcome) -> None:
+        """What this campaign took, by the ledger: records of what was made know nothing of what failed."""
+        from resources.doors import CompletionStoreResource
+
+        with CompletionStoreResource(path=str(self.home.store), url=database.store_url()).open() as store:
+            taken = store.taken(self.folder.name, self.campaign)
+        outcome.teacher_calls, outcome.cost_usd, outcome.reserved_usd = taken.calls, taken.usd, taken.reserved_usd
 
     def _considered(self, slices: list[str] | None, students: list[str]) -> list[Status]:
         return [s for s in self.state.all(students, slices) if self._stages is None or s.asset in self._stages]
@@ -307,6 +330,9 @@ class Runner:
                 outcome.waiting[status.name] = waits
                 continue
             needs = self.state.inputs(self.state.stages[status.asset], status.partition)
+            if awaited := self._awaited(needs, outcome):
+                outcome.pending[status.name] = awaited
+                continue
             if stuck := self._stuck(status, needs, outcome):
                 outcome.blocked[status.name] = stuck
                 continue
@@ -333,7 +359,7 @@ class Runner:
         """
         record = status.record
         if self._patient and record is not None and len(status.why) == 1:
-            why = missing.waits(record, self.folder.task.budget, time.time())
+            why = missing.waits(record, self.folder.task.budget.capped(self.cap), time.time())
             if why is not None:
                 return f"{why} (--force)"
         if self._min_new_rows is None or status.asset not in RETRAINED or status.why != ("filtered_dataset changed",):
@@ -343,6 +369,10 @@ class Runner:
         if changed is None or changed > self._min_new_rows:
             return None
         return f"{changed} rows changed since it was trained; more than {self._min_new_rows} are wanted (--force)"
+
+    def _awaited(self, needs: dict[str, str | None], outcome: Outcome) -> str | None:
+        """For what an artifact waits that comes with a batch: made now, it would be made again as soon as that ends."""
+        return next((f"{name} waits for its batch" for name in needs if name in outcome.pending), None)
 
     def _stuck(self, status: Status, needs: dict[str, str | None], outcome: Outcome) -> str | None:
         """Why an artifact cannot be made now: something upstream failed, or did not pass its checks."""
@@ -380,7 +410,8 @@ class Runner:
         tell("start", what)
         try:
             assets = [dg.AssetKey([self.folder.name, s.asset]) for s in batch]
-            result = run_within(self._job, self.instance, batch[0].partition, assets, run_tags(self.campaign))
+            tags = run_tags(self.campaign) | budget_tags(self.cap)
+            result = run_within(self._job, self.instance, batch[0].partition, assets, tags)
         except dg.DagsterUnknownPartitionError:
             outcome.failed |= {s.name: "its slice was removed meanwhile" for s in batch}
             tell("failed", what)
@@ -392,6 +423,7 @@ class Runner:
         # A run may fail without a step that did: the instance's database, say, was gone for a moment.
         whole = next((e.job_failure_data.error for e in result.all_events if e.is_run_failure), None)
         made = {event.asset_key for event in result.get_asset_materialization_events()}
+        pending = pending_in(result)
         self.state.forget((status.asset, status.partition) for status in batch)
         for status in batch:
             key = dg.AssetKey([self.folder.name, status.asset])
@@ -399,24 +431,22 @@ class Runner:
             needs = self.state.inputs(self.state.stages[status.asset], status.partition)
             if key in made:
                 self._count(status, outcome)
+            elif why := pending.get(key) or self._awaited(needs, outcome):
+                outcome.pending[status.name] = why
             elif step not in failures and (stuck := self._stuck(status, needs, outcome)):
                 outcome.blocked[status.name] = stuck  # Dagster left it out, since a step before it failed
             else:
                 outcome.failed[status.name] = failure_message(failures.get(step) or whole)
-        tell("done" if result.success else "failed", what)
+        tell("pending" if pending else "done" if result.success else "failed", what)
 
     def _count(self, status: Status, outcome: Outcome) -> None:
         outcome.partitions.setdefault(status.asset, []).append(status.partition)
         record = self.state.record(status.asset, status.partition)
         extra = record.extra if record else {}
-        outcome.teacher_calls += extra.get("teacher_calls", 0)
         outcome.teacher_calls_cached += extra.get("teacher_calls_cached", 0)
         outcome.model_s += extra.get("model_s", 0.0)
         outcome.prompt_tokens += extra.get("prompt_tokens", 0)
         outcome.completion_tokens += extra.get("completion_tokens", 0)
-        if extra.get("teacher_calls"):
-            cost = extra.get("spent_usd")
-            outcome.cost_usd = None if cost is None or outcome.cost_usd is None else outcome.cost_usd + cost
         self._unrecorded.discard(node(status.asset, status.partition))
 
 
@@ -451,6 +481,12 @@ def run_within(
     if stopped or any(failure.error_source == ErrorSource.INTERRUPT for failure in failures):
         raise KeyboardInterrupt
     return result
+
+
+def pending_in(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, str]:
+    """Which assets a run left out since their batches are not ready, and why: they said so in an observation."""
+    seen = [event.asset_observation_data.asset_observation for event in result.get_asset_observation_events()]
+    return {one.asset_key: one.description or "" for one in seen}
 
 
 def refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) -> Outcome:
@@ -505,7 +541,7 @@ def refresh_event(task: str, outcome: Outcome) -> dg.AssetMaterialization:
         "completion_tokens": outcome.completion_tokens,
         "cost_usd": "unknown" if outcome.cost_usd is None else outcome.cost_usd,
         "failed": len(outcome.failed),
-        "waiting": "; ".join(f"{name}: {why}" for name, why in outcome.waiting.items()) or "nothing",
+        "waiting": "; ".join(f"{n}: {why}" for n, why in (outcome.waiting | outcome.pending).items()) or "nothing",
         "wall_s": round(outcome.wall_s, 1),
     }
     return dg.AssetMaterialization([task, REFRESHES], metadata=metadata)

@@ -139,6 +139,14 @@ class BudgetSpec(_Model):
     def any(self) -> bool:
         return self != BudgetSpec()
 
+    def capped(self, other: BudgetSpec) -> BudgetSpec:
+        """The lower cap of the two, each by itself."""
+        lower = {}
+        for name in BudgetSpec.model_fields:
+            known = [cap for cap in (getattr(self, name), getattr(other, name)) if cap is not None]
+            lower[name] = min(known) if known else None
+        return BudgetSpec(**lower)
+
 
 class CascadeSpec(_Model):
     """When a teacher counts as unsure of a prompt, so that the next one is asked."""
@@ -230,7 +238,9 @@ class TeacherSpec(_Model):
         description="labels that share their first tokens: ask again behind the shared part (text API only)",
     )
     calibration: Literal["none", "examples"] = Field(
-        default="none", description="divide soft labels by the teacher's mean answer to examples left out of the draw"
+        default="none",
+        description="divide soft labels, or the samples' votes, by the teacher's mean answer to examples left out of "
+        "the draw",
     )
     calibration_items: Annotated[int, Field(ge=1, le=50)] = Field(
         default=3, description="examples of each label for the calibration"
@@ -290,8 +300,13 @@ class TeacherSpec(_Model):
             raise ValueError("resolve_labels continues a half-written answer, which needs `api: text`")
         if self.boost_labels and (self.api, self.soft_labels) != ("text", "logprobs"):
             raise ValueError("boost_labels needs `api: text` and `soft_labels: logprobs`")
-        if self.calibration != "none" and self.soft_labels != "logprobs":
-            raise ValueError("calibration corrects probabilities and needs `soft_labels: logprobs`")
+        if self.votes_corrected and self.requests_per_prompt == 1:
+            raise ValueError(
+                "calibration corrects probabilities or the shares of votes: set `soft_labels: logprobs`, or several "
+                "`samples` or `few_shot.draws`"
+            )
+        if self.calibration != "none" and self.replayed:
+            raise ValueError("calibration asks the teacher about examples, which a replay teacher cannot answer")
         if self.mode == "batch" and self.free:
             raise ValueError("mode: batch is for a provider with a batch API; an embedded or replay teacher has none")
         if self.mode == "batch" and (self.resolve_labels or self.boost_labels):
@@ -335,6 +350,11 @@ class TeacherSpec(_Model):
             if settings[name] == type(self).model_fields[name].default:
                 del settings[name]
         return settings
+
+    @property
+    def votes_corrected(self) -> bool:
+        """Whether a prior corrects votes rather than probabilities."""
+        return self.calibration != "none" and self.soft_labels == "votes"
 
     @property
     def requests_per_prompt(self) -> int:
@@ -499,6 +519,11 @@ class StudentSpec(_Model):
     )
     answer_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
         default=256, description="of an answer that is written, with its reasoning: so many are learned and written"
+    )
+    reasoning: bool = Field(
+        default=False,
+        description="of a task with labels and `reasoning: true`: learn to write the teacher's reasoning and the label "
+        "behind it, instead of choosing the label at once",
     )
     seed: int = 0
 
@@ -855,6 +880,8 @@ class Task(_Model):
                 "soft_labels: logprobs reads a label from the first tokens; it wants a kind with labels "
                 f"({' or '.join(LABEL_KINDS)}) and no `reasoning`. Leave it out, and set `samples` for votes"
             )
+        if kind is not None and value.calibration != "none" and kind not in LABEL_KINDS:
+            raise ValueError(f"calibration is for kinds with labels ({' or '.join(LABEL_KINDS)})")
         return value
 
     @field_validator("students")
@@ -868,6 +895,20 @@ class Task(_Model):
                 raise ValueError(
                     f"student {name!r} is an encoder, which chooses among labels; kind {kind} wants "
                     f"`architecture: causal_lm`"
+                )
+            if student.reasoning and kind not in LABEL_KINDS:
+                raise ValueError(
+                    f"student {name!r}: reasoning is for kinds with labels; of kind {kind} it is learned wherever the "
+                    f"task has `reasoning: true`. Leave it out"
+                )
+            if student.reasoning and not info.data.get("reasoning", True):
+                raise ValueError(
+                    f"student {name!r} is to learn reasoning, and the teacher is not asked for it: set "
+                    f"`reasoning: true` for the task"
+                )
+            if student.reasoning and student.architecture == "encoder":
+                raise ValueError(
+                    f"student {name!r} is an encoder, which writes nothing; reasoning wants `architecture: causal_lm`"
                 )
         return value
 
@@ -1018,6 +1059,8 @@ class Task(_Model):
         assert self.judge is not None
         shown = {"description": self.description, "instructions": self.instructions, "item": self.item}
         settings = self.judge.judge_settings()
+        if self.judge.mode == "best_of" and not self.has_labels:
+            settings["options"] = "differ as the kind says"  # it came later, and changes what is asked of these alone
         return content_hash(self._shared() | shown | {"judge": settings, "templates": templates})
 
     def curation_hash(self) -> str:
@@ -1031,8 +1074,9 @@ class Task(_Model):
     def student_hash(self, student: str) -> str:
         shared = self._shared() | {"instructions": self.instructions, "item": self.item}
         settings = self.students[student].model_dump()
-        if settings["answer_tokens"] == StudentSpec.model_fields["answer_tokens"].default:
-            del settings["answer_tokens"]  # it came later: no hash moves for it
+        for name in ("answer_tokens", "reasoning"):
+            if settings[name] == StudentSpec.model_fields[name].default:
+                del settings[name]  # it came later: no hash moves for it
         return content_hash(shared | {"student": settings})
 
     def gate_hash(self) -> str:

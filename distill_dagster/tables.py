@@ -49,6 +49,8 @@ PROMPTS = _schema(
         "source": pl.String,
     }
 )
+"""`tools` is for prompts that bring tools of their own, and part of their identity. The tools of a task of kind
+tool_call are in its task.yaml, the same for every prompt, and in every request: they do not stand in each row."""
 COMPLETIONS = _schema(
     {
         "completion_id": pl.String,

@@ -41,7 +41,7 @@ class LakeResource(dg.ConfigurableResource):
 class CompletionStoreResource(dg.ConfigurableResource):
     """Every received answer of a teacher. `url` is a SQLAlchemy URL; empty for SQLite in `path`.
 
-    A new database at `url` starts with the answers that are in `path`.
+    A new database at `url` starts with what is in `path`: answers, ledger, notes on batches.
     """
 
     path: str

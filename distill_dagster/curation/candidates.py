@@ -29,8 +29,8 @@ def scored(task: Task, prompts: pl.DataFrame, completions: pl.DataFrame, prior: 
     if task.answers_are_written:
         from distill_dagster.curation.written import written_candidates
 
-        return written_candidates(kind_of(task), prompts, completions)
-    return candidates(prompts, completions, prior, task.label_names)
+        return written_candidates(kind_of(task), prompts, completions, prior if task.teacher.votes_corrected else None)
+    return candidates(prompts, completions, prior, task.label_names, votes=task.teacher.votes_corrected)
 
 
 def uniform_prior(labels: list[str], samples: int) -> pl.DataFrame:
@@ -54,6 +54,38 @@ def prior_of(completions: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
     return conform(mean.with_columns((pl.col("prob") / total).round(9)), PRIOR, ("sample_index", "label"))
 
 
+def voted_prior(completions: pl.DataFrame, labels: list[str], draws: int) -> pl.DataFrame:
+    """The share of votes that each label gets per draw over inputs that are balanced over labels.
+
+    The contextual calibration of Zhao et al. 2021 for a teacher of whom no probabilities are known: its samples' votes
+    on the same balanced inputs as `prior_of` takes. Each label starts with one vote (Laplace's rule of succession; as
+    add-one smoothing in Manning, Raghavan and Schütze 2008, section 13.2), so that a label that was never voted for
+    can be divided by, and few votes say little. Sample i is one of draw i modulo `draws`; all of a draw share its
+    votes.
+    """
+    voted = completions.filter((pl.col("status") == "ok") & pl.col("answer").is_not_null()).select(
+        pl.col("sample_index"),
+        (pl.col("sample_index") % draws).alias("draw"),
+        pl.col("answer").str.json_decode(pl.String).alias("label"),
+    )
+    counted = voted.group_by("draw", "label").len("votes")
+    totals = voted.group_by("draw").agg(pl.len().cast(pl.Int64).alias("items"))
+    each = totals.join(pl.DataFrame({"label": labels}), how="cross").join(counted, on=["draw", "label"], how="left")
+    share = (pl.col("votes").fill_null(0) + 1) / (pl.col("items") + len(labels))
+    found = voted.select("sample_index", "draw").unique().join(each.with_columns(share.alias("prob")), on="draw")
+    return conform(
+        found.select("sample_index", "label", pl.col("prob").round(9), "items"), PRIOR, ("sample_index", "label")
+    )
+
+
+def vote_weights(prior: pl.DataFrame) -> dict[tuple[int, str], float]:
+    """What a vote of a sample for a label counts: the less, the more often the teacher names the label anyway.
+
+    A sample that has no prior is not in it, and its votes count as under a uniform one: as many as there are labels.
+    """
+    return {(sample, label): 1 / share for sample, label, share in prior.select("sample_index", "label", "prob").rows()}
+
+
 def _long(ok: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
     """One row per completion and label, with the floor for labels that were not stored."""
     keys = ok.select("prompt_id", "sample_index").join(pl.DataFrame({"label": labels}), how="cross")
@@ -68,9 +100,12 @@ def _long(ok: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
 
 
 def candidates(
-    prompts: pl.DataFrame, completions: pl.DataFrame, prior: pl.DataFrame, labels: list[str]
+    prompts: pl.DataFrame, completions: pl.DataFrame, prior: pl.DataFrame, labels: list[str], *, votes: bool = False
 ) -> pl.DataFrame:
     """One scored row per prompt: samples' soft labels divided by the prior, renormalised and averaged.
+
+    With `votes` the prior corrects the shares of the samples' votes instead: one vote divided by a prior is still that
+    one vote, so it is their sum that is divided and renormalised.
 
     `agreement` is the share of usable samples whose own answer is the candidate's; `confidence` is the candidate's
     probability. Ties go to the label that comes first in the task.
@@ -94,12 +129,17 @@ def candidates(
         parts.append(corrected.select("prompt_id", "sample_index", "label", pl.col("prob") / total))
     if voted.height:
         answers = voted.select("prompt_id", "sample_index", pl.col("answer").str.json_decode(pl.String).alias("said"))
-        votes = answers.join(pl.DataFrame({"label": labels}), how="cross")
-        parts.append(
-            votes.select(
-                "prompt_id", "sample_index", "label", (pl.col("label") == pl.col("said")).cast(pl.Float64).alias("prob")
-            )
-        )
+        counts = pl.lit(1.0)
+        if votes:
+            answers = answers.join(
+                prior.select("sample_index", pl.col("label").alias("said"), (1 / pl.col("prob")).alias("weight")),
+                on=["sample_index", "said"],
+                how="left",
+            ).with_columns(pl.col("weight").fill_null(float(len(labels))))
+            counts = pl.col("weight") / pl.col("weight").mean().over("prompt_id")
+        each = answers.with_columns(counts.alias("counts")).join(pl.DataFrame({"label": labels}), how="cross")
+        said = (pl.col("label") == pl.col("said")).cast(pl.Float64)
+        parts.append(each.select("prompt_id", "sample_index", "label", (said * pl.col("counts")).alias("prob")))
     out = prompts.select("prompt_id", "slice", "origin", "messages", "target_label", "reference")
     out = out.join(_by_prompt(completions), on="prompt_id", how="left")
     if parts:

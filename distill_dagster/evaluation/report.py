@@ -39,7 +39,8 @@ class ReportInputs:
         latency_method: one sentence on how latency was measured.
         versions: package name to version.
         notice: what a reader must know before the figures, e.g. that teacher and student share their base.
-        terms: for each teacher what is known of its provider's terms, as `Terms.as_json` gives it.
+        terms: for each teacher, and a judge and an imaginer that took part, what is known of its provider's terms, as
+            `Terms.as_json` gives it.
         extra: further top-level keys of metrics.json; the keys of this module win.
     """
 

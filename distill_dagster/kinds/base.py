@@ -107,7 +107,8 @@ class Kind(ABC):
     def target(self, answer: str, reasoning: str | None) -> str:
         """What a student learns to write for an answer (canonical JSON text), with its reasoning where the task has it.
 
-        Kinds with labels have students that choose one: of these the label alone.
+        Kinds with labels have students that choose one: of these the label alone. A student that asks for reasoning
+        (`students.<name>.reasoning`) puts it before the label by itself.
         """
         words = self.text(json.loads(answer))
         if self.has_labels:

@@ -16,11 +16,11 @@ from distill_dagster.graph import STAGES
 from distill_dagster.lake import Lake, Record, merge_inputs, node, read_folder_record
 from distill_dagster.prompts.seeds import held_out_keys
 from distill_dagster.sources import source_version
-from distill_dagster.spec import TeacherSpec
+from distill_dagster.spec import BudgetSpec, TeacherSpec
 from distill_dagster.tables import data_version, user_text
 from distill_dagster.taskfiles import TaskFolder
 from distill_dagster.teacher.client import Endpoint
-from distill_dagster.teacher.ledger import Account
+from distill_dagster.teacher.ledger import NO_CAP, Account
 from distill_dagster.teacher.store import CompletionStore
 
 
@@ -37,10 +37,16 @@ class Env:
     run_id: str = ""
     campaign: str = ""
     """What a budget of one campaign covers: one command, backfill or refresh."""
+    cap: BudgetSpec = NO_CAP
+    """What the campaign itself may spend; of it and task.yaml's `budget` the lower counts."""
+
+    @property
+    def budget(self) -> BudgetSpec:
+        return self.folder.task.budget.capped(self.cap)
 
     def account(self, purpose: str) -> Account:
         """Who pays for what a stage asks a teacher."""
-        return Account(self.task_name, self.campaign or self.run_id, purpose, self.folder.task.budget)
+        return Account(self.task_name, self.campaign or self.run_id, purpose, self.budget)
 
     @property
     def task_name(self) -> str:

@@ -20,11 +20,13 @@ from distill_dagster.curation.candidates import scored
 from distill_dagster.hashing import canonical_json, content_hash
 from distill_dagster.kinds import Kind, Question, is_refusal, kind_of, read_answer
 from distill_dagster.prompts.context import context_schema, pool
+from distill_dagster.prompts.imagine import imagine_teacher
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, turns_of
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
 from distill_dagster.stages.students import TRAINING_LOG
 from distill_dagster.tables import COMPLETIONS, DATASET, PREDICTIONS, PRIOR, frame_of, shown_text
 from distill_dagster.taskfiles import Row
+from distill_dagster.teacher.judge import judge_teacher
 from distill_dagster.teacher.terms import terms_of
 
 if TYPE_CHECKING:
@@ -222,7 +224,8 @@ def make_predictions(env: Env, partition: str | None) -> Made:
                 predictor = centroid_predictor(texts, labels, task.labels, env.models)
             else:
                 folder = reading.folder(adapter, partition) if adapter else None
-                predictor = load_predictor(spec, task.labels, settings, env.models, folder)
+                own = spec.model_copy(update={"reasoning": False}) if system == "slice_label" else spec
+                predictor = load_predictor(own, task.labels, settings, env.models, folder)
             rows += _predict(kind, system, predictor, items, task.evaluation.latency_items)
         facts[system] = {
             "model": spec.model if system != "centroid" else "all-minilm-l6-v2",
@@ -271,6 +274,7 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
             "predictions_version": predicted.data_version,
         },
     )
+    terms = _terms(env)
     draws, samples = task.teacher.few_shot.draws, task.teacher.samples
     asked = f"{draws} draws" if samples == 1 else f"{draws * samples} samples"
     inputs = ReportInputs(
@@ -290,7 +294,7 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
         ),
         versions={name: metadata.version(name) for name in ("torch", "transformers", "peft", "litellm", "dagster")},
         notice=NOTICE if any(one.embedded for one in task.teacher_specs) else None,
-        terms=[terms_of(one).as_json() for one in task.teacher_specs],
+        terms=terms,
         extra={"summary": summary_rows(metrics)},
     )
     target = env.lake.folder(env.task_name, "eval_report", partition)
@@ -310,6 +314,7 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
         "verdict": verdict.text,
         "report": target / "report.html",
         metrics.metric: Markdown(plots.markdown_image(png)),
+        "terms": "; ".join(dict.fromkeys(one["summary"] for one in terms)),
         "summary": Rows([dict(row) for row in summary_rows(metrics)]),
         **{f"{metrics.metric}_{name}": float(value) for name, value, _, _ in intervals},
     }
@@ -327,6 +332,21 @@ def _dataset_counts(env: Env, reading: Reading) -> dict[str, dict[str, int]]:
     frame, _ = env.lake.read(env.task_name, "filtered_dataset", None, DATASET)
     kept = dict(frame.group_by("split").len().sort("split").iter_rows())
     return {"kept": kept, "dropped": {k: n for k, n in record.extra.get("reasons", {}).items() if n}}
+
+
+def _terms(env: Env) -> list[dict[str, Any]]:
+    """The terms of every teacher, and of a judge and of an imaginer of its own where they took part in the dataset."""
+    task, terms = env.folder.task, [terms_of(one).as_json() for one in env.folder.task.teacher_specs]
+    if task.imagine is not None and task.imagine.teacher is not None:
+        found = env.lake.read(env.task_name, "filtered_dataset", None, DATASET)[0]
+        if (found["origin"] == "synthetic").any():
+            terms.append(terms_of(imagine_teacher(task)).as_json("imaginer"))
+    if task.judge is not None:
+        scored_ = (env.lake.record(env.task_name, "scored_completions", key) for key in env.folder.slice_keys())
+        counts = ("teacher_calls", "teacher_calls_cached")
+        if any(record.extra.get(name) for record in scored_ if record is not None for name in counts):
+            terms.append(terms_of(judge_teacher(task)).as_json("judge"))
+    return terms
 
 
 def _training(env: Env, student: str) -> dict[str, list[tuple[float, float]]] | None:

@@ -12,9 +12,11 @@ from distill_dagster.errors import DistillError
 from distill_dagster.imagined import imagined_file
 from distill_dagster.prompts.imagine import Imaginer, imagine_requests_needed, imagine_teacher
 from distill_dagster.prompts.more_templates import IMAGINE, own_templates
+from distill_dagster.spec import Task
 from distill_dagster.stages.common import Env, Rows, Shown
 from distill_dagster.taskfiles import Slice
 from distill_dagster.teacher.imagine import Outcome, imagine
+from distill_dagster.teacher.terms import terms_of
 
 
 def imagined_for(env: Env, key: str, slice_: Slice) -> tuple[Slice, Outcome | None]:
@@ -62,7 +64,7 @@ def target_reached(slice_: Slice, frame: pl.DataFrame, outcome: Outcome | None) 
     return Check("target_reached", frame.height >= target, "warning", found)
 
 
-def shown(slice_: Slice, frame: pl.DataFrame, outcome: Outcome | None) -> dict[str, Shown]:
+def shown(task: Task, slice_: Slice, frame: pl.DataFrame, outcome: Outcome | None) -> dict[str, Shown]:
     """Counts by method and axis, and what was rejected, for people; nothing where nothing was imagined."""
     imagination = slice_.imagination
     if not imagination.prompts and outcome is None:
@@ -75,6 +77,7 @@ def shown(slice_: Slice, frame: pl.DataFrame, outcome: Outcome | None) -> dict[s
             by["target_label", one.target_label] += 1
     made: dict[str, Shown] = {
         "target": slice_.target or "none",
+        "terms": terms_of(imagine_teacher(task)).summary,
         "imagined": len(imagination.prompts),
         "retired": imagination.retired,
         "rejected_duplicates": sum(one.duplicates for one in imagination.rounds),

@@ -9,8 +9,10 @@ import polars as pl
 
 from distill_dagster.checks import Check
 from distill_dagster.prompts.more_templates import JUDGE, own_templates
+from distill_dagster.spec import Task
 from distill_dagster.stages.common import Env, Reading, Shown
 from distill_dagster.teacher.judge import Judge, Judged, judge, judge_teacher
+from distill_dagster.teacher.terms import terms_of
 
 
 def judged(env: Env, reading: Reading, candidates: pl.DataFrame, completions: pl.DataFrame) -> Judged | None:
@@ -48,12 +50,13 @@ def all_judged(found: Judged | None) -> Check:
     return Check("all_judged", not (found.failed or found.malformed), "warning", counts | {"errors": errors})
 
 
-def shown(found: Judged | None) -> dict[str, Shown]:
+def shown(task: Task, found: Judged | None) -> dict[str, Shown]:
     """What a person should see of it."""
     if found is None:
         return {}
+    terms: dict[str, Shown] = {"terms": terms_of(judge_teacher(task)).summary} if found.asked else {}
     mean = found.candidates["judge_score"].mean()
-    return {
+    return terms | {
         "judged": found.asked,
         "mean_judge_score": round(float(mean), 4) if isinstance(mean, float) else "none",
         "teacher_calls": found.calls,

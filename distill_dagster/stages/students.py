@@ -11,7 +11,7 @@ import polars as pl
 from distill_dagster import plots
 from distill_dagster.checks import loss_fell
 from distill_dagster.hashing import folder_hash
-from distill_dagster.kinds import kind_of
+from distill_dagster.kinds import kind_of, written
 from distill_dagster.lake import RECORD_FILE
 from distill_dagster.prompts.context import context_schema, pool
 from distill_dagster.retraining import TRAINED_ON, plain_answer, write_trained_on
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 TRAINING_LOG = "training_log.json"
 
 
-def rows_of_dataset(dataset: pl.DataFrame, split: str) -> list[TrainRow]:
+def rows_of_dataset(dataset: pl.DataFrame, split: str, reasoning: bool = False) -> list[TrainRow]:
+    """The rows to learn from; with `reasoning` a label is written behind how the teacher came to it."""
     from distill_dagster.student.types import TrainRow
 
     kept = dataset.filter(pl.col("split") == split)
@@ -36,7 +37,7 @@ def rows_of_dataset(dataset: pl.DataFrame, split: str) -> list[TrainRow]:
             plain_answer(r["answer"]),
             {x["label"]: x["prob"] for x in r["soft_labels"] or []},
             r["weight"],
-            r["messages"][-1]["content"],
+            written(r["reasoning"] if reasoning else None, r["messages"][-1]["content"]),
         )
         for r in kept.iter_rows(named=True)
     ]
@@ -45,7 +46,10 @@ def rows_of_dataset(dataset: pl.DataFrame, split: str) -> list[TrainRow]:
 def make_student_adapter(env: Env, partition: str | None) -> Made:
     reading = Reading(env, "student_adapter", partition)
     dataset = reading.table("filtered_dataset", DATASET)
-    return _train(env, reading, rows_of_dataset(dataset, "train"), rows_of_dataset(dataset, "validation"))
+    assert partition is not None
+    reasons = env.folder.task.students[partition].reasoning
+    train, validation = (rows_of_dataset(dataset, split, reasons) for split in ("train", "validation"))
+    return _train(env, reading, train, validation)
 
 
 def make_seed_only_adapter(env: Env, partition: str | None) -> Made:
@@ -57,7 +61,10 @@ def make_seed_only_adapter(env: Env, partition: str | None) -> Made:
     examples = pool(reading.table("prompt_context", context_schema(env.folder.task)))
     task = env.folder.task
     if task.has_labels:
-        rows = [TrainRow(e.id, e.text, e.label) for e in examples]
+        reasons = task.students[partition].reasoning
+        rows = [
+            TrainRow(e.id, e.text, e.label, target=written(e.reasoning, e.label) if reasons else None) for e in examples
+        ]
     else:
         kind = kind_of(task)
         rows = [
@@ -74,7 +81,10 @@ def make_seed_only_adapter(env: Env, partition: str | None) -> Made:
 
 
 def make_slice_label_adapter(env: Env, partition: str | None) -> Made:
-    """The seeds with the label that their slice is named like: what a task without a teacher would have."""
+    """The seeds with the label that their slice is named like: what a task without a teacher would have.
+
+    Nobody gave reasons for these, so that such a student always chooses its label.
+    """
     from distill_dagster.student.types import TrainRow
 
     reading = Reading(env, "slice_label_adapter", partition)
@@ -98,6 +108,8 @@ def _train(
     reading.source("student_settings", student)
     task = env.folder.task
     spec = task.students[student]
+    if reading.asset == "slice_label_adapter":
+        spec = spec.model_copy(update={"reasoning": False})
     started = time.perf_counter()
     target = env.lake.folder(env.task_name, reading.asset, student)
     log: TrainingLog | None = None

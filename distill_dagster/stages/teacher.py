@@ -9,7 +9,7 @@ import polars as pl
 
 from distill_dagster import plots
 from distill_dagster.checks import Check, no_missing_rows, valid_table
-from distill_dagster.curation.candidates import prior_of, scored, uniform_prior, with_imagined
+from distill_dagster.curation.candidates import prior_of, scored, uniform_prior, voted_prior, with_imagined
 from distill_dagster.curation.teachers import unsure
 from distill_dagster.lake import node
 from distill_dagster.missing import note
@@ -57,7 +57,7 @@ def make_seed_prompts(env: Env, partition: str | None) -> Made:
     record = reading.write(frame, checks, missing, **imagine.recorded(outcome))
     sample = sample_rows(frame.sort(pl.col("origin") != "synthetic"), ["prompt_id", "origin", "target_label", "axes"])
     shown: dict[str, Shown] = {"rows": frame.height, "description": slice_.description, "sample": sample}
-    return Made(record, shown | imagine.shown(slice_, frame, outcome), checks)
+    return Made(record, shown | imagine.shown(env.folder.task, slice_, frame, outcome), checks)
 
 
 def _asker(env: Env, reading: Reading, endpoint: Endpoint, task: Task, name: str | None = None) -> Asker:
@@ -113,7 +113,7 @@ def _asked(reading: Reading, asked: Asked) -> Made:
         frame,
         checks,
         asked.missing_rows,
-        **note(before, asked.missing_rows, asked.stopped is not None, task.budget),
+        **note(before, asked.missing_rows, asked.stopped is not None, reading.env.budget),
         teacher_calls=asked.calls,
         teacher_calls_cached=asked.cached,
         cost_usd=cost,
@@ -160,14 +160,17 @@ def make_teacher_prior(env: Env, partition: str | None) -> Made:
         for sample, draw in enumerate(shared or draws(examples, labels, spec.few_shot)):
             for example in left_out(examples, draw, labels, spec.calibration_items):
                 id_ = prompt_id(user_message(example.text))
-                wanted.setdefault(id_, set()).add(sample)
+                wanted.setdefault(id_, set()).update(range(sample, spec.requests_per_prompt, spec.few_shot.draws))
                 texts[id_] = example.text
         prompts = frame_of([_example_prompt(id_, text) for id_, text in texts.items()], PROMPTS, ("prompt_id",))
         with env.endpoint(spec) as endpoint:
             asker = _asker(env, reading, endpoint, env.folder.task)
             asked = run_ask(asker, prompts, samples=lambda id_: sorted(wanted[id_]))
         calls, cached, seconds, spent = asked.calls, asked.cached, asked.seconds, asked.spent_usd
-        prior = prior_of(asked.completions, labels)
+        if spec.votes_corrected:
+            prior = voted_prior(asked.completions, labels, spec.few_shot.draws)
+        else:
+            prior = prior_of(asked.completions, labels)
     checks = [valid_table("teacher_prior", prior)]
     record = reading.write(
         prior, checks, teacher_calls=calls, teacher_calls_cached=cached, spent_usd=spent, model_s=seconds
@@ -227,4 +230,4 @@ def make_scored_completions(env: Env, partition: str | None) -> Made:
     if meant.height:
         same = [json.loads(answer) == label for answer, label in meant.select("answer", "target_label").iter_rows()]
         shown["answered_as_meant"] = f"{sum(same)} of {meant.height}"
-    return Made(record, shown | judge.shown(verdicts), checks)
+    return Made(record, shown | judge.shown(task, verdicts), checks)

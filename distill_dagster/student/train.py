@@ -29,11 +29,11 @@ STUDENTS: dict[str, type[CausalStudent] | type[EncoderStudent]] = {
 
 
 def student_class(spec: StudentSpec, labels: list[Label]) -> type[Student]:
-    """What learns: without labels to choose from an answer is written, which an encoder cannot."""
-    if labels:
+    """What learns: without labels to choose from, or with reasoning, an answer is written, which an encoder cannot."""
+    if labels and not spec.reasoning:
         return STUDENTS[spec.architecture]
     if spec.architecture != "causal_lm":
-        raise DistillError("An encoder chooses among labels, and this task has none. Use `architecture: causal_lm`.")
+        raise DistillError("An encoder chooses among labels and writes nothing. Use `architecture: causal_lm`.")
     return WritingStudent
 
 

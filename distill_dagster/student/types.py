@@ -21,7 +21,7 @@ class TrainRow:
     """One row to learn from.
 
     `soft` maps labels to the teacher's probabilities (labels left out have none; empty: the answer alone counts).
-    `weight` multiplies the row's loss. `target` is all that a student writes whose answers are no labels.
+    `weight` multiplies the row's loss. `target` is all that a student writes that does not choose a label.
     """
 
     prompt_id: str

@@ -39,7 +39,7 @@ class WritingStudent(CausalModel):
         models_folder: Path,
         dtype: str | None = None,
     ) -> None:
-        """As `CausalModel`; there are no labels."""
+        """As `CausalModel`; labels, where the task has any, are words like others."""
         super().__init__(spec, settings, models_folder, dtype)
         self.labels = []
 

@@ -141,7 +141,8 @@ class Batches:
                         await self._submit(submission, [part[key] for key in keys])
                         self.submitted += len(keys)
                     if over:
-                        raise BudgetError(f"{over}. Raise it in task.yaml, and run again: what was submitted is kept.")
+                        what = "Raise it, in task.yaml or of the command, and run again: what was submitted is kept."
+                        raise BudgetError(f"{over}. {what}")
             await self._wait(list(rest), until)
             await asyncio.sleep(LOOK_AGAIN_S)  # what somebody asks online just now is in no batch
 
@@ -262,9 +263,10 @@ class Batches:
                 return
             progress.report("waiting for the batch", min(done, total), total)
             if time.monotonic() + pause > until:
+                batches = "1 batch" if len(held) == 1 else f"{len(held)} batches"
                 raise PendingError(
-                    f"{len(held)} batches of {self.spec.model} are under way; {done} of {total} requests are answered "
-                    f"so far. `distill batches` shows and collects them, and the next run goes on with their answers."
+                    f"{batches} of {self.spec.model} under way; {done} of {total} requests are answered so far. "
+                    f"Nothing is lost: `distill batches` shows and collects them, and the next run goes on with them."
                 )
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, SLOWEST * self.spec.batch.poll_s)

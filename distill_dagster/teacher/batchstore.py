@@ -34,6 +34,7 @@ _REQUESTS = sa.Table(
     sa.Column("submission", sa.String(32), nullable=False, index=True),
     sa.Column("error", sa.Text),
 )
+TABLES = (_BATCHES, _REQUESTS)
 _CHUNK = 500
 
 
@@ -73,7 +74,7 @@ class BatchStore:
 
     def __init__(self, store: CompletionStore) -> None:
         self._engine = store.database
-        store.make_tables(_BATCHES, _REQUESTS)
+        store.make_tables(*TABLES)
 
     def claim(self, keys: Iterable[str], teacher: str, origin: str) -> tuple[Submission, list[str]] | None:
         """Note that these requests are about to be submitted; those that are in an open batch already are left out.

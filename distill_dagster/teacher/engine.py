@@ -317,7 +317,9 @@ class Engine:
                 case "stored":
                     return self.store.get([wanted.key])[wanted.key]
                 case "over":
-                    raise BudgetError(f"{verdict.why}. Raise it in task.yaml, and run again: what came is kept.")
+                    raise BudgetError(
+                        f"{verdict.why}. Raise it, in task.yaml or of the command, and run again: what came is kept."
+                    )
                 case _:
                     await books.settled()
 

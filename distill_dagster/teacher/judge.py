@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ from pydantic import ValidationError, create_model
 from distill_dagster import progress
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import canonical_json, content_hash
-from distill_dagster.kinds import kind_of
+from distill_dagster.kinds import Kind, kind_of
+from distill_dagster.kinds.base import majority
 from distill_dagster.prompts.lists import json_in
 from distill_dagster.prompts.more_templates import JUDGE, MoreTemplates
 from distill_dagster.spec import JudgeSpec, Task, TeacherSpec
@@ -37,6 +38,7 @@ from distill_dagster.teacher.written import takes_schema
 ATTEMPTS = 2
 """Samples of the judge for one row: the second one where the first has not the declared form."""
 REASON_CHARS = 1000
+ORDER = ("prompt_id", "sample_index", "teacher")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Judge:
     def __init__(self, task: Task, own_templates: dict[str, str], identity: str) -> None:
         assert task.judge is not None
         self.task, self.spec, self.identity = task, task.judge, identity
-        self.teacher = judge_teacher(task)
+        self.teacher, self.kind = judge_teacher(task), kind_of(task)
         self.templates = MoreTemplates(own_templates, JUDGE)
         self.structured = self.spec.api == "chat" and takes_schema(self.spec.model, self.spec.response_format)
 
@@ -119,7 +121,7 @@ class Judge:
 
     def shown(self, answer: str) -> str:
         """An answer, given as canonical JSON text, as its kind writes it."""
-        return kind_of(self.task).text(json.loads(answer))
+        return self.kind.text(json.loads(answer))
 
     def read(self, text: str, options: int | None) -> Verdict | None:
         """The verdict that an answer holds, or None where it has not the declared form."""
@@ -161,20 +163,27 @@ def strict_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def differing_answers(completions: pl.DataFrame) -> dict[str, list[str]]:
-    """The different answers of the usable samples, of prompts that have more than one.
+def differing_answers(kind: Kind, completions: pl.DataFrame) -> dict[str, list[str]]:
+    """The different answers of the usable samples, of prompts that have more than one under the kind's equality.
 
-    Their order is that of a hash, so that it says nothing of which sample, or how many, gave them.
+    Of equal ones that differ in writing (a tolerance, upper case) the first stands for all. Their order is that of a
+    hash, so that it says nothing of which sample, or how many, gave them.
     """
     usable = completions.filter((pl.col("status") == "ok") & pl.col("answer").is_not_null())
-    found: dict[str, set[str]] = {}
-    for id_, answer in usable.select("prompt_id", "answer").iter_rows():
-        found.setdefault(id_, set()).add(answer)
-    return {
-        id_: sorted(answers, key=lambda answer: content_hash([id_, answer]))
-        for id_, answers in found.items()
-        if len(answers) > 1
-    }
+    found: dict[str, list[str]] = {}
+    for id_, answer in usable.sort(*ORDER).select("prompt_id", "answer").iter_rows():
+        found.setdefault(id_, []).append(answer)
+    out: dict[str, list[str]] = {}
+    for id_, answers in found.items():
+        groups = majority(list(dict.fromkeys(answers)), _equal_by(kind)).votes
+        if len(groups) > 1:
+            out[id_] = sorted((answer for answer, _ in groups), key=lambda answer: content_hash([id_, answer]))
+    return out
+
+
+def _equal_by(kind: Kind) -> Callable[[str, str], bool]:
+    """The kind's equality, of answers given as canonical JSON texts."""
+    return lambda one, other: one == other or kind.equal(json.loads(one), json.loads(other))
 
 
 def judge_requests_needed(task: Task, prompts: int) -> tuple[int, int]:
@@ -218,7 +227,7 @@ async def _judge(
     rows = list(answered.iter_rows(named=True))
     options: dict[str, list[str]] = {}
     if judge_.spec.mode == "best_of":
-        options = differing_answers(completions)
+        options = differing_answers(judge_.kind, completions)
         rows = [row for row in rows if row["prompt_id"] in options]
     verdicts: dict[str, Verdict] = {}
     responses: list[Response] = []
@@ -289,25 +298,26 @@ def _with_verdicts(candidates: pl.DataFrame, verdicts: dict[str, Verdict], model
 def _picked(judge_: Judge, candidates: pl.DataFrame, completions: pl.DataFrame, picked: dict[str, str]) -> pl.DataFrame:
     """The candidates with the answers that the judge picked; all that hangs on an answer follows it."""
     usable = completions.filter((pl.col("status") == "ok") & pl.col("answer").is_not_null())
+    equal = _equal_by(judge_.kind)
     said: dict[str, list[tuple[str, str | None, str]]] = {}
     columns = ("prompt_id", "answer", "reasoning", "teacher")
-    for id_, answer, reasoning, teacher in usable.sort("sample_index").select(columns).iter_rows():
+    for id_, answer, reasoning, teacher in usable.sort(*ORDER).select(columns).iter_rows():
         said.setdefault(id_, []).append((answer, reasoning, teacher))
     rows = []
     for row in candidates.iter_rows(named=True):
         answer = picked.get(row["prompt_id"])
-        if answer is not None and answer != row["answer"]:
+        if answer is not None and not equal(answer, row["answer"]):
             samples = said[row["prompt_id"]]
-            mine = [(reasoning, teacher) for text, reasoning, teacher in samples if text == answer]
-            teachers = {teacher for _, teacher in mine}
+            mine = [one for one in samples if equal(one[0], answer)]
+            teachers = {teacher for *_, teacher in mine}
             several = row["teacher_agreement"] is not None
             soft = {entry["label"]: entry["prob"] for entry in row["soft_labels"] or []}
             row |= {
                 "answer": answer,
                 "agreement": len(mine) / len(samples),
-                "confidence": soft.get(judge_.shown(answer), 0.0) if soft else row["confidence"],
-                "reasoning": next((reasoning for reasoning, _ in mine if reasoning is not None), None),
-                "teacher": row["teacher"] if row["teacher"] in teachers else mine[0][1],
+                "confidence": max(soft.get(judge_.shown(one[0]), 0.0) for one in mine) if soft else row["confidence"],
+                "reasoning": next((reasoning for _, reasoning, _ in mine if reasoning is not None), None),
+                "teacher": row["teacher"] if row["teacher"] in teachers else mine[0][2],
                 "teacher_agreement": len(teachers) / len({one[2] for one in samples}) if several else None,
             }
         rows.append(row)

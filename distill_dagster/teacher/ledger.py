@@ -91,6 +91,19 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """What a campaign took: every attempt that was sent, whatever became of the partition that sent it.
+
+    `usd` counts what is under way in full, as the caps do, and is None where a price is unknown; `reserved_usd` is the
+    part of it that is under way (batches), or what is known of it.
+    """
+
+    calls: int
+    usd: float | None
+    reserved_usd: float
+
+
+@dataclass(frozen=True)
 class Settled:
     """How an attempt ended. In full: its worst case is taken as spent."""
 
@@ -117,6 +130,17 @@ def spent(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Spent:
     ]
     usd, tokens, reserved_usd, reserved_tokens = connection.execute(sa.select(*done, *columns).where(where)).one()
     return Spent(float(usd), int(tokens), float(reserved_usd), int(reserved_tokens))
+
+
+def taken(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Taken:
+    """Attempts and USD of the ledger's rows that match. What was released cost nothing, known price or not."""
+    open_ = sa.case((LEDGER.c.state == "reserved", LEDGER.c.worst_usd))
+    usd = sa.case(
+        (LEDGER.c.state == "released", 0.0), (LEDGER.c.state == "reserved", LEDGER.c.worst_usd), else_=LEDGER.c.usd
+    )
+    columns = sa.func.count(), sa.func.count(usd), sa.func.sum(usd), sa.func.sum(open_)
+    calls, known, whole, reserved = connection.execute(sa.select(*columns).where(where)).one()
+    return Taken(int(calls), float(whole or 0.0) if known == calls else None, float(reserved or 0.0))
 
 
 def in_campaign(account: Account) -> sa.ColumnElement[bool]:

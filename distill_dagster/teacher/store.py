@@ -23,6 +23,7 @@ from distill_dagster.teacher.ledger import (
     Account,
     Settled,
     Spent,
+    Taken,
     Verdict,
     Wanted,
     expire,
@@ -31,6 +32,7 @@ from distill_dagster.teacher.ledger import (
     reserve,
     settle,
     spent,
+    taken,
 )
 
 if TYPE_CHECKING:
@@ -122,23 +124,39 @@ class CompletionStore:
         return self._engine
 
     def take_over(self, folder: Path) -> None:
-        """While this store is empty: copy what the SQLite store in `folder` has, so that nothing is paid for twice."""
-        if not (folder / FILE).exists() or not self._empty():
+        """While this store is empty: copy what the SQLite store in `folder` has, so that nothing is paid for twice.
+
+        Beside the answers: the ledger, so that a month's budget goes on; what passed a smoke; and the notes on batches
+        under way, whose answers are collected from here on. Reservations that stand in the ledger come along as they
+        are: end what still works on the old store before.
+        """
+        from distill_dagster.teacher.batchstore import TABLES
+
+        if not (folder / FILE).exists():
             return
-        missing = self._insert().on_conflict_do_nothing()  # another process may be copying the same
+        with self._engine.connect() as connection:
+            if not _empty(connection):
+                return
+        self.make_tables(*TABLES)
         old = CompletionStore.in_folder(folder)
         try:
+            old.make_tables(*TABLES)
             with old._engine.connect() as reading, self._engine.begin() as writing:
-                # In one order everywhere: two processes that copy wait for each other, and not crosswise.
-                rows = reading.execute(sa.select(_COMPLETIONS).order_by(_COMPLETIONS.c.request_key))
-                for chunk in rows.mappings().partitions(500):
-                    writing.execute(missing, [dict(row) for row in chunk])
+                self._lock(writing)
+                if not _empty(writing):
+                    return  # another process was first
+                for table in (_COMPLETIONS, _SMOKES, LEDGER, *TABLES):
+                    for chunk in reading.execute(sa.select(table)).mappings().partitions(500):
+                        writing.execute(sa.insert(table), [dict(row) for row in chunk])
         finally:
             old.close()
 
-    def _empty(self) -> bool:
-        with self._engine.connect() as connection:
-            return connection.execute(sa.select(_COMPLETIONS.c.request_key).limit(1)).first() is None
+    def _lock(self, connection: sa.Connection) -> None:
+        """One writer at a time, from here to the end of the transaction: no two wait for each other crosswise."""
+        if self._sqlite:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LEDGER_LOCK)))
 
     def get(self, keys: Iterable[str]) -> dict[str, Response]:
         """The stored answers among `keys`."""
@@ -177,10 +195,7 @@ class CompletionStore:
             for key, response in answers.items()
         ]
         with (self._engine if rows else self._quick).begin() as connection:
-            if self._sqlite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:  # one writer at a time: decisions see each other, and no two wait for each other crosswise
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LEDGER_LOCK)))
+            self._lock(connection)  # decisions on what may be sent see each other
             if rows:
                 connection.execute(self._insert().on_conflict_do_nothing(), rows)
             settle(connection, ended)
@@ -196,6 +211,11 @@ class CompletionStore:
         """What a campaign of a task, or the task in this calendar month, took so far."""
         with self._engine.connect() as connection:
             return spent(connection, in_month(account) if month else in_campaign(account))
+
+    def taken(self, task: str, campaign: str) -> Taken:
+        """What all runs of a campaign sent, and what it cost."""
+        with self._engine.connect() as connection:
+            return taken(connection, in_campaign(Account(task, campaign, "")))
 
     def ledger(self) -> pl.DataFrame:
         """All of the ledger, the newest attempt last."""
@@ -225,6 +245,11 @@ class CompletionStore:
     def close(self) -> None:
         self._engine.dispose()
         self._quick.dispose()
+
+
+def _empty(connection: sa.Connection) -> bool:
+    """Whether nothing was asked from this database yet."""
+    return all(connection.execute(sa.select(table).limit(1)).first() is None for table in (_COMPLETIONS, LEDGER))
 
 
 def _sqlite_pragmas(connection: Any, _: Any) -> None:

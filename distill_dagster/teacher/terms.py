@@ -23,6 +23,8 @@ from distill_dagster.spec import TeacherSpec
 
 TABLE = Path(__file__).with_name("terms.yaml")
 OPENAI_HOST = "api.openai.com"
+Role = Literal["teacher", "imaginer", "judge"]
+"""What a model does for a dataset: answers, writes its prompts, or scores and picks answers."""
 _SHAPED = ("openai", "text-completion-openai")
 """Prefixes that also mean "a server that speaks like OpenAI": with an address of its own it is somebody else's."""
 REMEDY = (
@@ -96,10 +98,10 @@ class Terms:
         seen = "the task acknowledges it" if self.acknowledged else "the task does not acknowledge it"
         return f"The terms of {whose} restrict training with its answers{by}; {seen}."
 
-    def as_json(self) -> dict[str, Any]:
-        """For metrics.json, metadata and release cards: plain JSON values."""
+    def as_json(self, role: Role = "teacher") -> dict[str, Any]:
+        """For metrics.json, metadata and release cards: plain JSON values, and what the model was asked for."""
         value = asdict(self) | {"summary": self.summary, "clauses": [dict(clause) for clause in self.clauses]}
-        return {name: value[name] for name in ("summary", *asdict(self))}
+        return {"role": role} | {name: value[name] for name in ("summary", *asdict(self))}
 
 
 @cache

@@ -21,6 +21,8 @@ from distill_dagster.checks import CHECKS
 from distill_dagster.definitions import build
 from distill_dagster.graph import OPTIONAL_UPSTREAM, REFRESHES, SOURCES, STAGES
 from distill_dagster.paths import PROJECT, Home
+from distill_dagster.prompts.context import context_schema, prompt_context
+from tests.support.kind_folder import kind_folder
 from tests.support.task import SLICES, small_task
 
 ALL = (*STAGES, *SOURCES, REFRESHES)
@@ -212,3 +214,14 @@ def test_a_paid_judge_or_imaginer_stops_automation_at_first(tmp_path: Path) -> N
     definitions = build(home_of(tmp_path))
     running = {s.name for s in definitions.sensors or () if s.default_status == dg.DefaultSensorStatus.RUNNING}
     assert {f"{name}_automation" for name in settings} & running == {"free_automation"}
+
+
+@pytest.mark.parametrize(("kind", "reasoning"), [("math", False), ("nli", True), ("nli", False)])
+def test_the_columns_of_the_few_shot_pool_are_those_of_its_table(tmp_path: Path, kind: str, reasoning: bool) -> None:
+    folder = kind_folder(tmp_path, kind, "http://127.0.0.1:9", reasoning)
+    key = dg.AssetKey([folder.name, "prompt_context"])
+    metadata = build(home_of(tmp_path)).resolve_asset_graph().get(key).metadata
+    shown = [column.name for column in metadata["dagster/column_schema"].columns]
+    table = prompt_context(folder.examples, set(), context_schema(folder.task))
+    assert shown == table.columns
+    assert set(metadata["dagster/column_lineage"].deps_by_column) == set(shown) - {"removed"}

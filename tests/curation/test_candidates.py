@@ -7,10 +7,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.curation.candidates import FLOOR, candidates, prior_of, uniform_prior
+from distill_dagster.curation.candidates import FLOOR, candidates, prior_of, uniform_prior, voted_prior
+from distill_dagster.curation.written import written_candidates
+from distill_dagster.kinds import kind_of
 from distill_dagster.prompts.seeds import seed_prompts
 from distill_dagster.tables import COMPLETIONS, PRIOR, SCORED, conform, data_version, frame_of
 from distill_dagster.taskfiles import Slice
+from tests.support.kinds import task_of
 
 LABELS = ["refund", "delivery", "login"]
 PROMPTS = seed_prompts(
@@ -96,6 +99,56 @@ def test_votes() -> None:
         0.666667,
     )
     assert soft(rows[0]) == {"login": 0.666667, "refund": 0.333333}
+
+
+def test_votes_divided_by_a_prior_that_was_voted() -> None:
+    """Of 9 balanced inputs the first draw says refund 7 times, delivery twice and login never; the second has none."""
+    said = ["refund"] * 7 + ["delivery"] * 2
+    votes = pl.concat([completions(sample(0, 0, label)) for label in said])
+    known = voted_prior(votes, LABELS, draws=2)
+    assert {(s, k): (p, n) for s, k, p, n in known.iter_rows()} == {
+        (0, "refund"): (pytest.approx(8 / 12), 9),
+        (0, "delivery"): (pytest.approx(3 / 12), 9),
+        (0, "login"): (pytest.approx(1 / 12), 9),
+    }
+    table = candidates(
+        PROMPTS,
+        completions(
+            *[sample(0, 0, "refund"), sample(0, 2, "refund"), sample(0, 4, "delivery")],
+            *[sample(1, 0, "refund"), sample(1, 1, "delivery")],
+        ),
+        prior(*[(s, label, share) for s in (0, 2, 4) for _, label, share, _ in known.rows()]),
+        LABELS,
+        votes=True,
+    )
+    rows = dict(enumerate(table.to_dicts()))
+    # Two votes of 12/8 against one of 12/3: the label that is hardly ever said wins.
+    assert rows[0]["answer"] == '"delivery"'
+    assert soft(rows[0]) == {"delivery": pytest.approx(4 / 7, abs=1e-6), "refund": pytest.approx(3 / 7, abs=1e-6)}
+    assert rows[0]["confidence"] == soft(rows[0])["delivery"]
+    assert rows[0]["agreement"] == pytest.approx(1 / 3), "it is still one sample of three that says so"
+    # A sample without a prior counts as under a uniform one: 12/8 against 3.
+    assert soft(rows[1]) == {"delivery": pytest.approx(3 / 4.5, abs=1e-6), "refund": pytest.approx(1.5 / 4.5, abs=1e-6)}
+    flat = candidates(PROMPTS, completions(*(sample(0, n, "login") for n in range(3))), known, LABELS, votes=True)
+    assert soft(flat.to_dicts()[0]) == {"login": 1.0}
+
+
+def test_all_samples_of_a_draw_share_its_votes() -> None:
+    asked = completions(sample(0, 0, "refund"), sample(0, 2, "refund"), sample(0, 1, "login"))
+    known = {(s, label): share for s, label, share, _ in voted_prior(asked, LABELS, draws=2).iter_rows()}
+    assert known[0, "refund"] == known[2, "refund"] == pytest.approx(3 / 5)
+    assert known[1, "login"] == pytest.approx(2 / 4)
+
+
+def test_labels_behind_reasoning_are_weighed_alike() -> None:
+    task = task_of("classification", reasoning=True)
+    known = prior((0, "refund", 0.75), (0, "delivery", 0.25), (1, "refund", 0.75), (1, "delivery", 0.25))
+    rows = completions(sample(0, 0, "refund"), sample(0, 1, "refund"), sample(0, 2, "delivery"), sample(1, 0, "refund"))
+    found = written_candidates(kind_of(task), PROMPTS, rows, known).to_dicts()
+    assert (found[0]["answer"], found[0]["agreement"]) == ('"refund"', pytest.approx(2 / 3, abs=1e-6))
+    share = (2 / 0.75) / (2 / 0.75 + 2)  # the third sample has no prior, and one of two labels counts twice
+    assert (found[0]["confidence"], soft(found[0])["refund"]) == (pytest.approx(share, abs=1e-6),) * 2
+    assert (found[1]["answer"], found[1]["confidence"], found[1]["soft_labels"]) == ('"refund"', 1.0, None)
 
 
 def test_ties_go_to_the_label_that_stands_first_in_the_task() -> None:

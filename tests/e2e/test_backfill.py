@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import dagster as dg
@@ -9,6 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
+from distill_dagster.teacher.store import CompletionStore
 from tests.e2e.project import GROUP, TASK, Ended, Project
 from tests.support.provider import FakeProvider, Fault, Seen
 
@@ -29,6 +31,12 @@ def versions(project: Project, asset: str) -> dict[str, str | None]:
             assert event is not None
             found[key] = (event.tags or {}).get(TAG)
     return found
+
+
+def paid_usd(project: Project) -> float:
+    """All that the ledger says was paid at a known price."""
+    with closing(CompletionStore.in_folder(project.home / "store")) as store:
+        return float(store.ledger()["usd"].sum())
 
 
 def new_slice(project: Project, key: str, *seeds: str) -> None:
@@ -128,6 +136,26 @@ def test_a_failing_slice_does_not_hold_up_the_others(broken: Project, provider: 
     assert again.code == 0, again.err
     assert again.partitions["scored_completions"] == ["web"]
     assert backfill(broken, "--which", "failed").json["runs"] == []
+
+
+def test_what_a_failed_slice_took_counts_too(project: Project, provider: FakeProvider) -> None:
+    """Half of the answers of `web` came and were paid for; then it failed, and left no record."""
+    provider.fail = lambda seen, before: Fault(400) if "unlucky" in seen.text else None
+    project.change_task(teacher={"price": {"input_usd": 1.0, "output_usd": 2.0}})
+    new = [f"{word} login {n}" for n in range(3) for word in ("a", "an unlucky")]
+    project.change_slice("web", lambda value: value.update(seeds=new))
+    project.change_slice("shop", lambda value: value["seeds"].append("a lucky refund"))
+    ended = backfill(project)
+    assert ended.partitions["teacher_completions"] == ["shop"]
+    assert ended.json["teacher_calls"] == len(provider.requests) == 2 + 12
+    paid = paid_usd(project)
+    assert ended.json["cost_usd"] == pytest.approx(paid)
+    alone = project.record("teacher_completions", "shop").extra["spent_usd"]
+    assert ended.json["cost_usd"] > 2 * alone > 0, "six answers of web against two of shop"
+    provider.fail = None
+    again = backfill(project)
+    assert again.json["teacher_calls"] == 6, "the other half, and nothing twice"
+    assert paid_usd(project) == pytest.approx(paid + again.json["cost_usd"])
 
 
 def test_an_estimate_and_the_ledger_of_what_was_spent(project: Project, provider: FakeProvider, tmp_path: Path) -> None:

@@ -44,12 +44,20 @@ def test_a_run_submits_somebody_collects_and_the_next_run_goes_on(
     project: Project, batches: BatchProvider, by: str
 ) -> None:
     ended = project.distill("backfill", TASK, "--which", "all", "--json")
-    assert ended.code == 1
-    assert "under way; 0 of 12 requests are answered" in ended.json["failed"]["teacher_completions[web]"]
+    assert (ended.code, ended.json["failed"], ended.json["blocked"]) == (3, {}, {})
+    assert "under way; 0 of 12 requests are answered" in ended.json["pending"]["teacher_completions[web]"]
+    assert ended.json["pending"]["scored_completions[web]"] == "teacher_completions[web] waits for its batch"
+    assert "Nothing failed" in ended.out
+    again = project.distill("backfill", TASK, "--json")
+    assert (again.code, again.json["teacher_calls"], again.json["partitions"]) == (3, 0, {})
     assert len(batches.batches) == 2
+    assert (ended.json["teacher_calls"], ended.json["cost_usd"]) == (24, None), "submitted, and the price is unknown"
     listed = project.distill("batches", TASK, "--json")
     assert listed.json == {"task": TASK, "collected": 0, "under_way": ["batch_0", "batch_1"]}
     with project.instance() as instance:
+        assert {run.status for run in instance.get_runs()} == {dg.DagsterRunStatus.SUCCESS}, "no alert is sent"
+        seen = instance.fetch_observations(dg.AssetKey([TASK, "teacher_completions"]), limit=10).records
+        assert {record.partition_key for record in seen} == {"shop", "web"}
         assert isinstance(tick(project, instance), dg.SkipReason)
         for id_ in batches.batches:
             batches.end(id_)
@@ -87,12 +95,13 @@ def test_a_budget_holds_for_batches_and_a_forgotten_one_counts_as_spent(
     assert "budget.usd" in ended.json["failed"]["teacher_completions[shop]"]
     assert batches.batches == {}
     project.change_task(budget={"usd": 10.0})
-    project.distill("backfill", TASK, "--slice", "shop", "--json")
+    ended = project.distill("backfill", TASK, "--slice", "shop", "--json")
     assert len(batches.batches) == 1
     store = CompletionStore.in_folder(project.home / "store")
     ledger = store.ledger()
     assert set(ledger["mode"]) == {"batch"}
     assert set(ledger["state"]) == {"reserved"}
+    assert ended.json["cost_usd"] == ended.json["reserved_usd"] == pytest.approx(ledger["worst_usd"].sum())
     batches.end("batch_0")
     assert project.distill("batches", TASK, "--json").json["collected"] == 12
     ledger = store.ledger()
@@ -106,3 +115,27 @@ def test_a_budget_holds_for_batches_and_a_forgotten_one_counts_as_spent(
     assert project.distill("batches", TASK, "--forget", name, "--json").json["under_way"] == []
     assert sorted(set(store.ledger()["state"])) == ["lost", "settled"]
     store.close()
+
+
+def test_what_was_made_stays_until_the_answers_of_a_batch_are_there(project: Project, batches: BatchProvider) -> None:
+    """Golden answers wait too, and the dataset waits for all slices: made now, it would be made again."""
+    waiting = project.run("--student", "one")
+    assert (waiting.code, waiting.json["failed"], waiting.json["blocked"]) == (3, {}, {})
+    assert {"golden_completions", "teacher_completions[shop]", "filtered_dataset"} <= set(waiting.json["pending"])
+    assert "student_adapter[one]" in waiting.json["pending"]
+    assert "seed_only_adapter" in waiting.json["partitions"], "which needs no answer"
+    for id_ in batches.batches:
+        batches.end(id_)
+    done = project.run("--student", "one")
+    assert done.code == 0, done.err
+    assert done.json["pending"] == {}
+    assert done.partitions["eval_report"] == ["one"]
+
+    rows = project.record("filtered_dataset").rows
+    project.change_slice("shop", lambda value: value["seeds"].append("one more refund"))
+    waiting = project.distill("refresh", TASK, "--json")
+    assert waiting.code == 3
+    assert set(waiting.json["partitions"]) == {"seed_prompts"}
+    assert project.record("filtered_dataset").rows == rows
+    batches.end(list(batches.batches)[-1])
+    assert project.distill("refresh", TASK, "--json").partitions["student_adapter"] == ["one"]

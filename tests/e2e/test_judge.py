@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import dagster as dg
+
 from distill_dagster.tables import DATASET, SCORED
 from tests.e2e.project import TASK, new_project
 from tests.support.imagining import asked_text, judged, judges, teacher
@@ -41,6 +43,14 @@ def test_judged_rows_are_cached_counted_and_cut_by_the_dataset(provider: FakePro
     scored = project.lake.read(TASK, "scored_completions", "shop", SCORED)[0]
     assert sorted(scored["judge_score"].to_list()) == [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert project.record("filtered_dataset").extra["reasons"]["low_judge"] == 1
+    told = json.loads((project.home / "reports" / TASK / "one" / "metrics.json").read_text())["terms"]
+    assert [(one["role"], one["teacher"]) for one in told] == [("teacher", "openai/fake"), ("judge", "openai/judge")]
+    with project.instance() as instance:
+        for asset, who in (("scored_completions", "openai/judge"), ("eval_report", "openai/judge")):
+            event = instance.get_latest_materialization_event(dg.AssetKey([TASK, asset]))
+            assert event is not None
+            assert event.asset_materialization is not None
+            assert who in str(event.asset_materialization.metadata["terms"].value)
     kept = project.lake.read(TASK, "filtered_dataset", None, DATASET)[0]
     assert kept["prompt_id"].n_unique() == kept.height
     before = len(provider.requests)

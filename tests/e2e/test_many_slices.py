@@ -25,7 +25,7 @@ def three(project: Project) -> Project:
     return project
 
 
-def launch(project: Project, instance: dg.DagsterInstance, first: str, last: str, *assets: str) -> bool:
+def launch(project: Project, instance: dg.DagsterInstance, first: str, last: str, *assets: str, **tags: str) -> bool:
     """One run of a range, as a backfill by a single run and `dg launch --partition-range` make it."""
     job = build(Home(root=project.home, tasks=project.root / "tasks")).resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
@@ -35,6 +35,7 @@ def launch(project: Project, instance: dg.DagsterInstance, first: str, last: str
             "dagster/asset_partition_range_start": first,
             "dagster/asset_partition_range_end": last,
             "dagster/backfill": f"{first}-{last}",
+            **{f"distill/{name}": value for name, value in tags.items()},
         },
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         raise_on_error=False,
@@ -72,6 +73,19 @@ def test_three_slices_together_then_one_alone(three: Project, provider: FakeProv
             after = versions(instance, asset)
             assert {key for key in SLICES if after[key] != before[asset][key]} == {"web"}
         assert provider.texts[-2:] == ["one login more"] * 2
+
+
+def test_a_budget_set_where_a_backfill_is_launched_holds_for_its_slices_together(
+    three: Project, provider: FakeProvider
+) -> None:
+    for key in SLICES:
+        three.change_slice(key, lambda value, key=key: value["seeds"].append(f"a login for the {key}"))
+    with three.instance() as instance:
+        assert launch(three, instance, "shop", "phone", budget_tokens="0")
+        assert provider.requests == []
+        assert three.record("teacher_completions", "web").extra["missing"]["budget"]["tokens"] == 0
+        assert launch(three, instance, "shop", "phone")
+    assert len(provider.requests) == 2 * (3 + 2)
 
 
 def test_one_slice_fails_and_the_others_are_made(three: Project, provider: FakeProvider) -> None:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
+import pytest
+
+from distill_dagster.errors import DistillError
+from distill_dagster.tags import budget_of
+from distill_dagster.teacher.store import CompletionStore
 from tests.e2e.project import GROUP, TASK, Ended, Project
 from tests.support.provider import FakeProvider
 
@@ -79,3 +86,43 @@ def test_a_budget_stop_keeps_what_came_and_waits_for_a_higher_cap(project: Proje
     assert project.record("teacher_completions", "shop").missing_rows == 0
     assert rest.json["teacher_calls"] == 2 * len(new) - asked
     assert rest.json["cost_usd"] > 0
+
+
+def test_a_budget_of_the_command_holds_for_all_its_runs(project: Project, provider: FakeProvider) -> None:
+    """What task.yaml allows is more: the lower cap counts, for the slices together, and only in this command."""
+    project.change_task(teacher={"price": {"input_usd": 1.0, "output_usd": 1.0}}, budget={"tokens": 100_000})
+    for key in ("shop", "web"):
+        new = [f"one more refund of the {key}, number {n}" for n in range(5)]
+        project.change_slice(key, lambda value, new=new: value["seeds"].extend(new))
+    stopped = project.distill("backfill", TASK, "--budget-tokens", "500", "--json")
+    assert stopped.json["failed"] == {}
+    missing = [project.record("teacher_completions", key).missing_rows for key in ("shop", "web")]
+    assert 0 < missing[0] + missing[1] < 10
+    asked = len(provider.requests)
+    assert 0 < asked == stopped.json["teacher_calls"] < 20
+    with closing(CompletionStore.in_folder(project.home / "store")) as store:
+        ledger = store.ledger()
+    mine = ledger.filter(campaign=ledger["campaign"][-1])
+    assert (mine.height, mine["tokens"].sum() <= 500) == (asked, True)
+    with project.instance() as instance:
+        assert instance.get_runs(limit=1)[0].tags["distill/budget_tokens"] == "500"
+
+    waiting = refresh(project, "--budget-tokens", "500")
+    assert "wait for a higher budget" in waiting.json["waiting"]["teacher_completions[web]"]
+    assert len(provider.requests) == asked
+    lower = project.distill("run", TASK, "--budget-usd", "0.00001", "--json")
+    assert len(provider.requests) == asked, "not even one of the requests"
+    assert lower.json["cost_usd"] == 0
+    rest = refresh(project)
+    assert rest.json["teacher_calls"] == 20 - asked, "without one of its own, task.yaml's counts"
+    assert [project.record("teacher_completions", key).missing_rows for key in ("shop", "web")] == [0, 0]
+
+
+def test_a_budget_that_is_none_is_refused_before_anything_runs(project: Project) -> None:
+    for option, value in (("--budget-usd", "nan"), ("--budget-usd", "-1"), ("--budget-tokens", "-5")):
+        ended = refresh(project, f"{option}={value}")
+        assert ended.code == 1
+        assert f"{option} is {value}" in ended.err
+    with pytest.raises(DistillError, match="distill/budget_usd is 'much'"):
+        budget_of({"distill/budget_usd": "much"})
+    assert budget_of({"distill/budget_tokens": "7", "other": "x"}).tokens == 7

@@ -73,6 +73,22 @@ MISTAKES: list[tuple[str, Change, str, str | None, str, str]] = [
     ("math", settings(answer={"pattern": "is (.*)"}), "task.yaml", "answer.pattern", "a group", "Mend"),
     ("math", settings(answer={"pattern": "(?=a)(?P<answer>b)"}), "task.yaml", "answer.pattern", "look-around", "Mend"),
     ("math", settings(teacher={"soft_labels": "logprobs"}), "task.yaml", "teacher", "a kind with labels", "Mend"),
+    (
+        "math",
+        settings(teacher={"calibration": "examples", "few_shot": {"draws": 2}}),
+        "task.yaml",
+        "teacher",
+        "calibration is for kinds with labels",
+        "Mend",
+    ),
+    (
+        "nli",
+        settings(teacher={"calibration": "examples", "few_shot": {"draws": 1}}),
+        "task.yaml",
+        "teacher",
+        "several",
+        "Mend",
+    ),
     ("math", settings(teacher={"samples": 3}), "task.yaml", "teacher", "a temperature above 0", "Mend"),
     (
         "math",

@@ -17,9 +17,9 @@ from distill_dagster.lake import node
 from distill_dagster.stages import curation, gate, teacher
 from distill_dagster.stages.common import Env, Made
 from distill_dagster.state import State
-from distill_dagster.tables import COMPLETIONS, CONTEXT, DATASET, PRIOR, data_version, user_text
+from distill_dagster.tables import COMPLETIONS, CONTEXT, DATASET, PRIOR, SCORED, data_version, user_text
 from distill_dagster.taskfiles import normalize
-from tests.support.provider import FakeProvider, Fault
+from tests.support.provider import FakeProvider, Fault, Seen
 from tests.support.task import LABELS, again, env_of, small_task
 
 STAGES: dict[str, Callable[[Env, str | None], Made]] = {
@@ -215,6 +215,40 @@ def test_calibration_asks_about_examples_that_are_not_in_the_prompt(run: Run) ->
     assert set(prior["items"]) == {3}
     for seen in run.provider.requests:
         assert seen.text not in "".join(seen.body["prompt"].splitlines()[:-1])
+
+
+def test_votes_are_divided_by_how_the_teacher_votes_on_examples(tmp_path: Path) -> None:
+    """A teacher that says refund wherever its second draw is shown: two labels win by votes that cost it something."""
+
+    def prejudiced(seen: Seen) -> str:
+        named = next(label for label in LABELS if label in seen.text)
+        return "refund" if seen.body["seed"] % 2 else named
+
+    with FakeProvider(LABELS, answer=prejudiced) as provider:
+        votes = {"soft_labels": "votes", "samples": 2, "temperature": 0.7}
+        settings = {"api_base": provider.url, "calibration": "examples", "calibration_items": 1} | votes
+        curation_ = {"min_rows": 1, "validation_share": 0, "mix_examples": False}
+        env = env_of(small_task(tmp_path, teacher=settings, curation=curation_), tmp_path / "home")
+        run = Run(env, provider, tmp_path)
+        for asset in ("prompt_context", "teacher_prior"):
+            run.make(asset)
+        assert len(provider.requests) == 3 * 4, "three examples, two draws of two samples"
+        prior = run.env.lake.read(run.env.task_name, "teacher_prior", None, PRIOR)[0]
+        shares = {(s, label): (round(p, 6), n) for s, label, p, n in prior.iter_rows()}
+        assert [shares[0, label] for label in LABELS] == [shares[2, label] for label in LABELS] == [(0.333333, 6)] * 3
+        assert [shares[3, label] for label in LABELS] == [
+            (round(7 / 9, 6), 6),
+            (round(1 / 9, 6), 6),
+            (round(1 / 9, 6), 6),
+        ]
+        for asset in ("seed_prompts", "teacher_completions", "scored_completions"):
+            run.make(asset, "shop")
+        rows = run.env.lake.read(run.env.task_name, "scored_completions", "shop", SCORED)[0].to_dicts()
+        found = {user_text(row["messages"]): {e["label"]: e["prob"] for e in row["soft_labels"]} for row in rows}
+        # Two votes of 3 for what stands there, two of 9/7 for refund; plain votes would be a tie.
+        assert found["a delivery arrived broken"] == {"delivery": 0.7, "refund": 0.3}
+        assert found["I want a refund"] == {"refund": 1.0}
+        env.store.close()
 
 
 def test_golden_is_asked_with_the_first_rows_alone(run: Run) -> None:

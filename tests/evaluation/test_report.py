@@ -220,6 +220,12 @@ def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> Non
     assert (told["restricts"], told["acknowledged"], told["note"]) == ("yes", True, EVIL)
     assert told["clauses"][0]["url"] == "https://www.anthropic.com/legal/aup"
     assert "Terms of the teacher" not in _write(tmp_path, _predictions(), INPUTS)
+    judge = terms_of(TeacherSpec(model="openai/gpt-4o", terms=TermsSpec(acknowledged=True))).as_json("judge")
+    both = _write(tmp_path, _predictions(), replace(INPUTS, terms=[terms, judge]))
+    assert "Terms of the teacher and of others that were asked" in both
+    assert "Answers were judged. The terms of OpenAI" in both
+    roles = [one["role"] for one in json.loads((tmp_path / "metrics.json").read_text())["terms"]]
+    assert roles == ["teacher", "judge"]
 
 
 def test_an_almost_empty_report_is_still_written(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_every_yaml_is_valid() -> None:
     found = [yaml.safe_load(part) for part in re.findall(r"^```yaml\n(.*?)^```", TEXT, flags=re.S | re.M)]
     tasks = [Task.model_validate(value) for value in found if "kind" in value]
     slices = [Slice.model_validate(value) for value in found if "seeds" in value]
-    assert (len(tasks), len(slices)) == (5, 2)
+    assert (len(tasks), len(slices)) == (6, 2)
     assert len(tasks) + len(slices) == len(found)
 
 

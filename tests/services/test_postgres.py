@@ -16,6 +16,9 @@ import dagster as dg
 import pytest
 
 from distill_dagster.database import POSTGRES, STORE, with_driver
+from distill_dagster.teacher.batchstore import BatchStore
+from distill_dagster.teacher.ledger import Account, Wanted
+from distill_dagster.teacher.price import Worst
 from distill_dagster.teacher.store import CompletionStore, Response
 from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Ended, Project, new_project
 from tests.services.conftest import Server
@@ -129,18 +132,25 @@ def test_stores_that_open_together_on_an_empty_database_all_work(server: Server)
             assert list(threads.map(count, [url] * 8)) == [0] * 8
 
 
-def test_a_new_store_takes_over_the_answers_of_the_old_one(
+def test_a_new_store_takes_over_what_is_in_the_old_one(
     server: Server, database: str, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = CompletionStore.in_folder(project.home / "store")
     given = {str(n): Response("a\x00b", "stop", [], 1, 1, 0, None, 0.1, 1, None, "2026-01-01") for n in range(600)}
     for key, response in given.items():
         old.put(key, response)
+    account = Account(TASK, "c", "slices")
+    old.commit({}, (), [Wanted("asked", account, "t", Worst(5, 0.1), 0.0, mode="batch")])
+    assert BatchStore(old).claim(["asked"], "t", f"{TASK}/teacher_completions[shop]") is not None
+    notes = BatchStore(old).open()
     old.close()
     monkeypatch.setenv(POSTGRES, server.url(database))
     assert project.distill("backfill", TASK, "--dry-run").code == 0
     new = CompletionStore(with_driver(server.url(database)))
     assert new.get(given) == given
+    assert new.spent(account).reserved_tokens == 5
+    assert BatchStore(new).open() == notes
+    assert BatchStore(new).keys(notes[0].submission) == ["asked"]
     server.rows(database, "DELETE FROM completions WHERE request_key <> '7'")
     assert project.distill("backfill", TASK, "--dry-run").code == 0
     assert new.known(given) == {"7"}, "only a store without any answer"

@@ -6,14 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from distill_dagster.errors import DistillError
-from distill_dagster.kinds import Question, kind_of, read_answer
+from distill_dagster.kinds import Question, kind_of, read_answer, written
 from distill_dagster.spec import Lora, StudentSpec
+from distill_dagster.stages.evaluation import Item, _predict
+from distill_dagster.stages.students import rows_of_dataset
+from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.predict import load_predictor
-from distill_dagster.student.train import train_adapter
+from distill_dagster.student.train import student_class, train_adapter
 from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
 from distill_dagster.student.writing import WritingStudent
+from distill_dagster.tables import DATASET, frame_of
 from tests.support.kinds import task_of
 
 SPEC = StudentSpec(
@@ -88,3 +93,59 @@ def test_an_encoder_cannot_write(tmp_path: Path, models_folder: Path) -> None:
     spec = StudentSpec(model="all-minilm-l6-v2", architecture="encoder")
     with pytest.raises(DistillError, match="architecture: causal_lm"):
         train_adapter(spec, [], SETTINGS, [row(1, 1)], [], tmp_path, models_folder)
+
+
+def test_labels_behind_reasoning_where_the_student_asks_for_it(tmp_path: Path, models_folder: Path) -> None:
+    """The label is read behind what the student writes; without `reasoning` the same student would choose it."""
+    task = task_of("classification", reasoning=True)
+    spec = SPEC.model_copy(update={"reasoning": True})
+    said = {"the parcel is late": ("late means delivery", "delivery"), "my money back": ("money is refund", "refund")}
+    rows = [TrainRow(t, t, label, {label: 1.0}, target=written(why, label)) for t, (why, label) in said.items()]
+    train_adapter(spec, task.labels, SETTINGS, rows * 2, rows, tmp_path, models_folder)
+    saved = json.loads((tmp_path / "labels.json").read_text())
+    assert (saved["reasoning"], [one["name"] for one in saved["labels"]]) == (True, ["refund", "delivery"])
+    predictor = load_predictor(spec, task.labels, SETTINGS, models_folder, tmp_path)
+    items = [Item(t, "golden", None, t, t, label) for t, (_, label) in said.items()]
+    for item, found in zip(items, _predict(kind_of(task), "distilled", predictor, items, 1), strict=True):
+        why, label = said[item.id]
+        assert (found["answer"], found["correct"], found["confidence"]) == (f'"{label}"', True, None)
+        assert found["raw_text"] == f"Reasoning: {why}\nAnswer: {label}"
+    assert student_class(SPEC, task.labels) is CausalStudent
+
+
+def test_what_such_a_student_learns_from(tmp_path: Path) -> None:
+    rows = [{"reasoning": "it says money", "answer": '"refund"'}, {"reasoning": None, "answer": '"delivery"'}]
+    empty = dict.fromkeys(DATASET)
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "refund"}]
+    dataset = frame_of(
+        [
+            empty | row | {"prompt_id": str(n), "split": "train", "weight": 1.0, "messages": turns}
+            for n, row in enumerate(rows)
+        ],
+        DATASET,
+        ("prompt_id",),
+    )
+    assert [row.target for row in rows_of_dataset(dataset, "train")] == ["refund", "refund"]
+    thinks = [row.target for row in rows_of_dataset(dataset, "train", reasoning=True)]
+    assert thinks == ["Reasoning: it says money\nAnswer: refund", "refund"], "a person's answer has no reasoning"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reasoning", "architecture", "said"),
+    [
+        ("math", True, "causal_lm", "for kinds with labels"),
+        ("nli", False, "causal_lm", "reasoning: true"),
+        ("nli", True, "encoder", "writes nothing"),
+    ],
+)
+def test_where_a_student_cannot_learn_reasoning(kind: str, reasoning: bool, architecture: str, said: str) -> None:
+    students = {"tiny": {"architecture": architecture, "reasoning": True}}
+    with pytest.raises(ValidationError, match=said):
+        task_of(kind, reasoning=reasoning, students=students)
+
+
+def test_no_hash_moves_for_students_that_do_not_ask_for_it() -> None:
+    plain, asks = task_of("nli", reasoning=True), {"tiny": {"reasoning": True}}
+    off = task_of("nli", reasoning=True, students={"tiny": {"reasoning": False}})
+    assert plain.student_hash("tiny") == off.student_hash("tiny")
+    assert plain.student_hash("tiny") != task_of("nli", reasoning=True, students=asks).student_hash("tiny")

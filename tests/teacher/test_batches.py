@@ -18,12 +18,14 @@ import pytest
 from distill_dagster.errors import TeacherError
 from distill_dagster.paths import PROJECT
 from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.spec import Task, TeacherSpec
+from distill_dagster.spec import BudgetSpec, Task, TeacherSpec
 from distill_dagster.tables import data_version
 from distill_dagster.taskfiles import Slice
 from distill_dagster.teacher.ask import Asked, run_ask
-from distill_dagster.teacher.batches import NAME, PendingError, batch_cost
+from distill_dagster.teacher.batches import NAME, PendingError, batch_cost, look_after
 from distill_dagster.teacher.batchstore import BatchStore
+from distill_dagster.teacher.client import endpoint_of
+from distill_dagster.teacher.ledger import Account
 from distill_dagster.teacher.store import CompletionStore
 from tests.support.batches import BatchProvider
 from tests.support.task import LABELS, TASK, asker_of, merged, small_task
@@ -310,3 +312,41 @@ def test_two_processes_at_once_ask_once(tmp_path: Path, provider: BatchProvider,
     assert [missing for missing, _ in ended] == ["0", "0"]
     assert sorted(calls for _, calls in ended) == ["0", "6"]
     assert len(provider.asked) == 6
+
+
+def test_another_database_goes_on_with_the_batches_under_way(
+    tmp_path: Path, provider: BatchProvider, store: CompletionStore
+) -> None:
+    """What one store submitted the next one collects, and pays for: answers, ledger and notes are taken over."""
+    provider.polls = None
+    price = {"input_usd": 1.0, "output_usd": 1.0}
+    teacher = settings(provider, batch={"wait_s": 0, "poll_s": 0.05}, price=price)
+    folder = small_task(tmp_path / "moved", teacher=teacher)
+    account = Account("shop_mail", "c1", "slices", BudgetSpec(month_usd=1.0))
+    prompts = seed_prompts("shop", Slice.model_validate({"description": "d", "seeds": list(TEXTS)}))
+
+    def ask_from(store: CompletionStore) -> Asked:
+        asker = asker_of(folder, store)
+        asker.engine.account = account
+        asker.origin = "shop_mail/teacher_completions[shop]"
+        return run_ask(asker, prompts)
+
+    with pytest.raises(PendingError):
+        ask_from(store)
+    new = CompletionStore(f"sqlite:///{tmp_path / 'new.db'}")
+    new.take_over(tmp_path / "store")
+    assert new.spent(account, month=True) == store.spent(account, month=True)
+    assert new.spent(account).reserved_tokens > 0
+    [submission] = BatchStore(new).open(task="shop_mail")
+    with pytest.raises(PendingError):
+        ask_from(new)
+    assert len(provider.batches) == 1, "nothing is submitted twice"
+    provider.end(str(submission.batch_id))
+    spec = folder.task.teacher
+    [done], left = look_after(endpoint_of(spec), spec, new, "shop_mail")
+    assert (done.answers, left) == (6, [])
+    assert ask_from(new).calls == 0
+    assert (new.spent(account).reserved_tokens, new.spent(account).usd > 0) == (0, True)
+    new.take_over(tmp_path / "store")
+    assert BatchStore(new).open() == [], "a store that was used takes nothing more"
+    new.close()

@@ -14,6 +14,7 @@ import pytest
 from distill_dagster import plots
 from distill_dagster.checks import Check
 from distill_dagster.errors import TeacherError, TermsError
+from distill_dagster.kinds import kind_of
 from distill_dagster.lake import node
 from distill_dagster.prompts.imagine import imagine_teacher
 from distill_dagster.prompts.more_templates import JUDGE, own_templates
@@ -33,6 +34,7 @@ from distill_dagster.teacher.judge import (
 )
 from tests.support.imagining import asked_text, judged, judges
 from tests.support.imagining import teacher as answers
+from tests.support.kinds import task_of
 from tests.support.provider import FakeProvider, Fault, Seen
 from tests.support.task import LABELS, again, env_of, pass_gate, small_task
 
@@ -321,12 +323,36 @@ def test_what_a_judge_needs(tmp_path: Path) -> None:
     assert needed("one", "best_of", few_shot={"draws": 1}) == (0, 0)
 
 
-def test_the_order_of_options_says_nothing_of_the_samples() -> None:
+def samples_of(rows: list[tuple[str, int, str, str | None]]) -> pl.DataFrame:
+    table = pl.DataFrame(rows, schema=["prompt_id", "sample_index", "status", "answer"], orient="row")
+    return table.with_columns(pl.lit(None, pl.String).alias("reasoning"), pl.lit("t").alias("teacher"))
+
+
+def test_answers_that_the_kind_calls_equal_are_one_option(tmp_path: Path) -> None:
+    """A sum within its tolerance and an answer of other case and articles: nobody pays to tell those apart."""
+    math = task_of("math", answer={"tolerance": 0.01}, judge=JUDGE_SPEC | {"mode": "best_of"})
+    rows = [("same", n, "ok", text) for n, text in enumerate(["18", "18.001", "18"])]
+    rows += [("two", n, "ok", text) for n, text in enumerate(["18", "19", "18.001", "19"])]
+    found = differing_answers(kind_of(math), samples_of(rows))
+    assert {id_: set(options) for id_, options in found.items()} == {"two": {"18", "19"}}
+    qa = [("p", n, "ok", json.dumps(text)) for n, text in enumerate(["The Nile", "nile", "the Rhine"])]
+    assert set(differing_answers(kind_of(task_of("qa")), samples_of(qa))["p"]) == {'"The Nile"', '"the Rhine"'}
+
+    row: dict[str, Any] = dict.fromkeys(SCORED) | {"prompt_id": "two", "answer": "18.001", "agreement": 0.5}
+    frame = pl.DataFrame([row | {"teacher": "t"}], schema=SCORED)
+    judge_ = Judge(math, {}, "identity")
+    same = _picked(judge_, frame, samples_of(rows), {"two": "18"}).to_dicts()[0]
+    assert same["answer"] == "18.001", "what was picked is what stands there"
+    other = _picked(judge_, frame, samples_of(rows), {"two": "19"}).to_dicts()[0]
+    assert (other["answer"], other["agreement"]) == ("19", 0.5)
+    back = _picked(judge_, frame.with_columns(pl.lit("19").alias("answer")), samples_of(rows), {"two": "18"})
+    assert (back["answer"][0], back["agreement"][0]) == ("18", 0.5), "both of its writings count"
+
+
+def test_the_order_of_options_says_nothing_of_the_samples(tmp_path: Path) -> None:
     rows = [(f"p{n}", sample, "ok", f'"{label}"') for n in range(40) for sample, label in enumerate(("a", "b", "b"))]
     rows += [("same", 0, "ok", '"a"'), ("same", 1, "ok", '"a"'), ("failed", 0, "failed", None)]
-    found = differing_answers(
-        pl.DataFrame(rows, schema=["prompt_id", "sample_index", "status", "answer"], orient="row")
-    )
+    found = differing_answers(kind_of(small_task(tmp_path).task), samples_of(rows))
     assert len(found) == 40
     first = [answers_[0] for answers_ in found.values()]
     assert 10 < first.count('"a"') < 30

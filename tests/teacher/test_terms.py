@@ -17,14 +17,17 @@ from pydantic import ValidationError
 
 from distill_dagster.definitions import build
 from distill_dagster.errors import TermsError
+from distill_dagster.lake import Record
 from distill_dagster.paths import PROJECT, Home
 from distill_dagster.spec import Task, TeacherSpec, TermsSpec
+from distill_dagster.stages.evaluation import _terms
+from distill_dagster.tables import DATASET, SCORED, frame_of
 from distill_dagster.taskfiles import check_folder
 from distill_dagster.teacher.client import endpoint_of
 from distill_dagster.teacher.terms import TABLE, entry_of, table, terms_checks, terms_of
 from tests.e2e.project import TASK, Project, new_project
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS, small_task
+from tests.support.task import LABELS, env_of, small_task
 
 OWN = {
     "restricts": "no",
@@ -299,6 +302,32 @@ def test_the_command_is_stopped_before_the_first_call(tmp_path: Path, provider: 
         assert ended.code != 0, command
         assert "acknowledged: true" in ended.err, command
     assert provider.requests == []
+
+
+def test_a_report_carries_the_terms_of_those_who_took_part(tmp_path: Path) -> None:
+    """An imaginer of its own where prompts of it are in the dataset, a judge where it was asked."""
+    told = {"api_base": "http://127.0.0.1:9"}
+    folder = small_task(
+        tmp_path,
+        imagine={"teacher": {"model": "openai/dreamer"} | told},
+        judge={"model": "openai/judge", "rubric": [{"name": "fits", "description": "it fits"}]} | told,
+    )
+    env = env_of(folder, tmp_path / "home")
+
+    def roles(origin: str, judged: int) -> list[tuple[str, str]]:
+        row = dict.fromkeys(DATASET) | {"prompt_id": "p", "origin": origin, "weight": 1.0}
+        for asset, frame, partition, extra in (
+            ("filtered_dataset", frame_of([row], DATASET, ("prompt_id",)), None, {}),
+            ("scored_completions", frame_of([], SCORED, ("prompt_id",)), "web", {"teacher_calls_cached": judged}),
+        ):
+            env.lake.write(env.task_name, frame, Record(asset, partition, "v", "1", {}, extra=extra))
+        return [(one["role"], one["teacher"]) for one in _terms(env)]
+
+    teacher = ("teacher", "openai/fake")
+    assert roles("human", 0) == [teacher]
+    assert roles("synthetic", 0) == [teacher, ("imaginer", "openai/dreamer")]
+    assert roles("synthetic", 3) == [teacher, ("imaginer", "openai/dreamer"), ("judge", "openai/judge")]
+    env.store.close()
 
 
 def test_unknown_terms_warn_and_let_pass(tmp_path: Path, provider: FakeProvider) -> None:
