@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import polars as pl
 import pytest
 
 from distill_dagster.definitions import build
@@ -25,8 +26,22 @@ def batches() -> Iterator[BatchProvider]:
 
 
 @pytest.fixture
-def project(tmp_path: Path, batches: BatchProvider) -> Project:
+def ungated(tmp_path: Path, batches: BatchProvider) -> Project:
     return new_project(tmp_path, batches.url, teacher={"mode": "batch", "batch": {"wait_s": 0, "poll_s": 0.1}})
+
+
+@pytest.fixture
+def project(ungated: Project, batches: BatchProvider) -> Project:
+    """Its teacher passed the gate, online: of slices nothing was asked yet."""
+    ungated.change_task(teacher={"mode": "online"})
+    job = build(Home(root=ungated.home, tasks=ungated.root / "tasks")).resolve_implicit_global_asset_job_def()
+    first = ("prompt_context", "teacher_prior", "golden_completions", "teacher_gate")
+    (ungated.home / "instance").mkdir(parents=True)
+    with ungated.instance() as instance:
+        keys = [dg.AssetKey([TASK, name]) for name in first]
+        assert job.execute_in_process(instance=instance, asset_selection=keys).success
+    ungated.change_task(teacher={"mode": "batch"})
+    return ungated
 
 
 def tick(project: Project, instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
@@ -98,13 +113,13 @@ def test_a_budget_holds_for_batches_and_a_forgotten_one_counts_as_spent(
     ended = project.distill("backfill", TASK, "--slice", "shop", "--json")
     assert len(batches.batches) == 1
     store = CompletionStore.in_folder(project.home / "store")
-    ledger = store.ledger()
+    ledger = store.ledger().filter(pl.col("purpose") != "golden")
     assert set(ledger["mode"]) == {"batch"}
     assert set(ledger["state"]) == {"reserved"}
     assert ended.json["cost_usd"] == ended.json["reserved_usd"] == pytest.approx(ledger["worst_usd"].sum())
     batches.end("batch_0")
     assert project.distill("batches", TASK, "--json").json["collected"] == 12
-    ledger = store.ledger()
+    ledger = store.ledger().filter(pl.col("purpose") != "golden")
     assert set(ledger["state"]) == {"settled"}
     assert 0 < ledger["usd"].sum() < ledger["worst_usd"].sum()
 
@@ -117,14 +132,20 @@ def test_a_budget_holds_for_batches_and_a_forgotten_one_counts_as_spent(
     store.close()
 
 
-def test_what_was_made_stays_until_the_answers_of_a_batch_are_there(project: Project, batches: BatchProvider) -> None:
-    """Golden answers wait too, and the dataset waits for all slices: made now, it would be made again."""
+def test_what_was_made_stays_until_the_answers_of_a_batch_are_there(ungated: Project, batches: BatchProvider) -> None:
+    """Golden answers wait first, then the dataset waits for all slices: made now, it would be made again."""
+    project = ungated
     waiting = project.run("--student", "one")
     assert (waiting.code, waiting.json["failed"], waiting.json["blocked"]) == (3, {}, {})
-    assert {"golden_completions", "teacher_completions[shop]", "filtered_dataset"} <= set(waiting.json["pending"])
-    assert "student_adapter[one]" in waiting.json["pending"]
+    assert {"golden_completions", "teacher_gate", "teacher_completions[shop]"} <= set(waiting.json["pending"])
+    assert {"filtered_dataset", "student_adapter[one]"} <= set(waiting.json["pending"])
     assert "seed_only_adapter" in waiting.json["partitions"], "which needs no answer"
-    for id_ in batches.batches:
+    assert list(batches.batches) == ["batch_0"], "no slice is paid for before the gate"
+    batches.end("batch_0")
+    waiting = project.run("--student", "one")
+    assert (waiting.code, waiting.json["failed"], waiting.json["blocked"]) == (3, {}, {})
+    assert {"golden_completions", "teacher_gate"} <= set(waiting.json["partitions"])
+    for id_ in list(batches.batches)[1:]:
         batches.end(id_)
     done = project.run("--student", "one")
     assert done.code == 0, done.err
