@@ -16,6 +16,7 @@ from distill_dagster.tables import COMPLETIONS
 from distill_dagster.teacher.store import CompletionStore
 from tests.e2e.project import TASK, Project, new_project
 from tests.support.batches import BatchProvider
+from tests.support.provider import FakeProvider
 from tests.support.task import LABELS
 
 
@@ -33,14 +34,14 @@ def ungated(tmp_path: Path, batches: BatchProvider) -> Project:
 @pytest.fixture
 def project(ungated: Project, batches: BatchProvider) -> Project:
     """Its teacher passed the gate, online: of slices nothing was asked yet."""
-    ungated.change_task(teacher={"mode": "online"})
     job = build(Home(root=ungated.home, tasks=ungated.root / "tasks")).resolve_implicit_global_asset_job_def()
     first = ("prompt_context", "teacher_prior", "golden_completions", "teacher_gate")
     (ungated.home / "instance").mkdir(parents=True)
-    with ungated.instance() as instance:
+    with FakeProvider(LABELS) as online, ungated.instance() as instance:
+        ungated.change_task(teacher={"mode": "online", "api_base": online.url})
         keys = [dg.AssetKey([TASK, name]) for name in first]
         assert job.execute_in_process(instance=instance, asset_selection=keys).success
-    ungated.change_task(teacher={"mode": "batch"})
+    ungated.change_task(teacher={"mode": "batch", "api_base": batches.url})
     return ungated
 
 
