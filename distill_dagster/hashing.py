@@ -21,6 +21,11 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def strings_hash(*values: str) -> str:
+    """`content_hash` of a list of strings, in half the time."""
+    return hashlib.sha256(f"[{','.join(map(canonical_json, values))}]".encode()).hexdigest()
+
+
 def file_hash(path: Path) -> str:
     """sha256 (64 hex digits) of a file's bytes, read in blocks."""
     with path.open("rb") as handle:

@@ -13,7 +13,7 @@ import polars as pl
 
 from distill_dagster import progress
 from distill_dagster.errors import TeacherError
-from distill_dagster.hashing import canonical_json, content_hash
+from distill_dagster.hashing import canonical_json, content_hash, strings_hash
 from distill_dagster.kinds import kind_of, read_answer
 from distill_dagster.prompts.choice import Embed, choice_of
 from distill_dagster.prompts.context import Example, draw_labels
@@ -27,7 +27,7 @@ from distill_dagster.teacher.engine import Engine
 from distill_dagster.teacher.ledger import Account
 from distill_dagster.teacher.mould import HOLE, Mould, fits
 from distill_dagster.teacher.store import CompletionStore, Response
-from distill_dagster.teacher.written import Prompt, Writer, prompt_of
+from distill_dagster.teacher.written import Prompt, Writer, asked_in, text_of
 
 RESOLVE_SHARE = 0.02
 """Labels that share their beginning are told apart only where they hold more than this share of the mass."""
@@ -100,9 +100,8 @@ class Asker:
         self._to_ask = 0
         self._turns: dict[tuple[str, ...], list[dict[str, str]]] = {}
         parts = ("text",) if self.spec.api == "text" else ("system", "user")
-        self._alike = (
-            endpoint.recorded is None and self.choice.shared and all(templates.prints(p, "text") for p in parts)
-        )
+        printed = all(templates.prints(part, "text") for part in parts)
+        self._alike = printed and self.choice.shared and endpoint.recorded is None
         self._moulds: dict[int, Mould] = {}
         self._samples = list(range(self.spec.requests_per_prompt))
         # Most answers are the bare name of a label, and few of them differ.
@@ -118,7 +117,7 @@ class Asker:
         return self._moulds[sample].pour(text)
 
     def _rendered(self, asked: str | Prompt, sample: int, spelled: str = "") -> Request:
-        text = asked if isinstance(asked, str) else asked.text
+        text = text_of(asked)
         if self.endpoint.recorded is not None:
             return self.endpoint.recorded.request(self.endpoint.identity, text, sample)
         if self.writer is not None:
@@ -195,7 +194,7 @@ class Asker:
         return rows[-1] if len(rows) == 1 or rows[-1]["status"] == "failed" else _together(rows)
 
     async def _sample(self, asked: str | Prompt, sample: int, request: Request) -> dict[str, Any]:
-        text = asked if isinstance(asked, str) else asked.text
+        text = text_of(asked)
         try:
             response = await self.engine.answer(request, self._refuse)
             responses = [response]
@@ -306,14 +305,11 @@ class Asker:
         Raises:
             TeacherError: the teacher refuses every request, or fewer than `min_success` of the prompts have an answer.
         """
-        texts = {
-            id_: prompt_of(messages, reference if self.writer else None)
-            for id_, messages, reference in prompts.select("prompt_id", "messages", "reference").iter_rows()
-        }
-        self.choice.look_up([prompt.text for prompt in texts.values()])
+        texts = asked_in(prompts, refusals=self.writer is not None)
+        self.choice.look_up([text_of(asked) for asked in texts.values()])
         slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
         ids = list(texts)
-        wanted = {i: samples(i) if samples is not None else self.samples(prompt.text) for i, prompt in texts.items()}
+        wanted = {i: samples(i) if samples is not None else self.samples(text_of(asked)) for i, asked in texts.items()}
         every = sorted({s for chosen in wanted.values() for s in chosen})
         jobs = [(i, s) for part in (ids[:lone], ids[lone:]) for s in every for i in part if s in wanted[i]]
         alone = set(ids[:lone])
@@ -424,7 +420,7 @@ class Asker:
                 told = params if requests is None else params | {"requests": requests}
                 texts[id(params), requests] = canonical_json(told)
             row["params"] = texts[id(params), requests]
-            row["completion_id"] = content_hash([row["prompt_id"], row["request_key"]])[:32]
+            row["completion_id"] = strings_hash(row["prompt_id"], row["request_key"])[:32]
         table = pl.DataFrame(rows, schema=COMPLETIONS)
         return table.with_columns(pl.col("mode").fill_null(own), *(pl.lit(v).alias(name) for name, v in same.items()))
 
