@@ -33,7 +33,7 @@ RESOLVE_SHARE = 0.02
 """Labels that share their beginning are told apart only where they hold more than this share of the mass."""
 RESOLVE_DEPTH = 6
 ORDER = ("prompt_id", "teacher", "sample_index")
-CHUNK = 2000
+CHUNK = 500
 """Requests that are looked up in the store together."""
 LARGE = 8
 """So many times the smoke's rows are worth a smoke."""

@@ -251,10 +251,7 @@ def _quick_pragmas(connection: Any, record: Any) -> None:
 
 
 def _parse(text: str) -> Response:
-    try:
-        value = from_json(text)
-    except ValueError:  # half of a surrogate pair, which Python's own JSON lets pass
-        value = json.loads(text)
+    value = from_json(text)
     if value["positions"]:
         value["positions"] = [[(token, logprob) for token, logprob in position] for position in value["positions"]]
     return Response(**value)
