@@ -53,7 +53,10 @@ def _prints(source: str, variable: str) -> bool:
 
     What it printed must not be taken up again either, as in a macro, a filter block or a recursive loop.
     """
-    tree = _environment().parse(source)
+    try:
+        tree = _environment().parse(source)
+    except TemplateSyntaxError:  # `render` says what is wrong
+        return False
     for statement in tree.find_all(nodes.Stmt):
         if not isinstance(statement, nodes.Output | nodes.If | nodes.For | nodes.Assign):
             return False

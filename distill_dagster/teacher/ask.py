@@ -36,7 +36,7 @@ RESOLVE_SHARE = 0.02
 RESOLVE_DEPTH = 6
 ORDER = ("prompt_id", "teacher", "sample_index")
 CHUNK = 500
-"""Requests that are looked up in the store together."""
+"""Requests that are looked up in the store together, and rows that are made into columns together."""
 LARGE = 8
 """So many times the smoke's rows are worth a smoke."""
 MAX_DRAWS = 64

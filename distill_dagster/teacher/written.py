@@ -44,6 +44,7 @@ def prompt_of(messages: list[dict[str, Any]], reference: str | None = None) -> P
 
 
 def text_of(asked: str | Prompt) -> str:
+    """The text of what is asked; of a conversation its user's turns."""
     return asked if isinstance(asked, str) else asked.text
 
 
