@@ -205,7 +205,9 @@ def resume(home: Home, count: int) -> dict[str, float]:
     from distill_dagster.prompts.context import context_schema, pool
     from distill_dagster.prompts.templates import Templates
     from distill_dagster.stages import teacher as stage
-    from distill_dagster.stages.common import Env
+    from distill_dagster.stages.common import Env, Reading
+    from distill_dagster.stages.gate import PASSED
+    from distill_dagster.tables import PREDICTIONS
     from distill_dagster.teacher.ask import Asker
     from distill_dagster.teacher.client import endpoint_of
     from distill_dagster.teacher.store import FILE, CompletionStore, Response
@@ -229,6 +231,9 @@ def resume(home: Home, count: int) -> dict[str, float]:
     env = Env(folder, lake, store, home.models, home.reports, endpoint)
     stage.make_prompt_context(env, None)
     stage.make_seed_prompts(env, "all")
+    gate = Reading(env, "teacher_gate", None)  # as it is left by a teacher that passed it
+    gate.source("teacher_settings")
+    lake.write(name, pl.DataFrame(schema=PREDICTIONS), gate.record(PASSED, 0))
     examples = pool(lake.read(name, "prompt_context", None, context_schema(folder.task))[0])
     templates = Templates(folder.templates(), folder.task.kind, folder.task.reasoning)
     asker = Asker(folder.task, templates, examples, endpoint_of(folder.task.teacher), store)

@@ -157,6 +157,12 @@ EXPECTATIONS: dict[str, list[Expectation]] = {
 }
 
 
+def _columns(stage: str) -> set[str]:
+    """What the expectations of a stage look at."""
+    named = [arguments.get("column_list", [arguments.get("column")]) for _, arguments in EXPECTATIONS[stage]]
+    return {column for columns in named for column in columns}
+
+
 @lru_cache(maxsize=1)
 def _context() -> Any:
     """One for the process: making it costs more than a validation."""
@@ -174,20 +180,20 @@ def valid_table(stage: str, frame: pl.DataFrame) -> Check:
         DistillError: an expectation could not be evaluated (which is not the same as failing).
     """
     ids = next((name for name in IDS if name in frame.columns), None)
-    found = validate(stage, plain_columns(frame), EXPECTATIONS[stage], ids)
+    found = validate(stage, plain_columns(stage, frame), EXPECTATIONS[stage], ids)
     failed = {what: why for what, why in found.items() if why is not None}
     return Check("valid_table", not failed, found=failed | {"expectations": len(found), "rows": frame.height})
 
 
-def plain_columns(frame: pl.DataFrame) -> pd.DataFrame:
-    """What expectations can look at: no nested columns, and of messages their user turns as `text`."""
+def plain_columns(stage: str, frame: pl.DataFrame) -> pd.DataFrame:
+    """What the expectations of a stage look at, and the ids; of messages the user turns, as `text`."""
     plain = frame
     if "messages" in frame.columns:
         from distill_dagster.tables import user_text_expr
 
         plain = plain.with_columns(user_text_expr().alias("text"))
-    nested = [name for name, dtype in plain.schema.items() if isinstance(dtype, pl.List | pl.Struct)]
-    return plain.drop(nested).to_pandas()
+    wanted = _columns(stage) | {name for name in IDS if name in frame.columns}
+    return plain.select(name for name in plain.columns if name in wanted).to_pandas()  # the others would only be copied
 
 
 IDS = ("prompt_id", "item_id", "id")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",",
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no white space and real Unicode: equal values give equal text."""
-    return _ENCODER.encode(value)
+    return encode_basestring(value) if type(value) is str else _ENCODER.encode(value)
 
 
 def content_hash(value: Any) -> str:
     """sha256 (64 hex digits) of a JSON-like value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def strings_hash(*values: str) -> str:
+    """`content_hash` of a list of strings, in half the time."""
+    return hashlib.sha256(f"[{','.join(map(canonical_json, values))}]".encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:

@@ -16,6 +16,12 @@ import polars as pl
 
 from distill_dagster.hashing import canonical_json
 
+HASHED = 10_000
+"""Rows whose text is made together for a data version."""
+_ESCAPED = {char: canonical_json(char)[1:-1] for char in ('"', "\\", *map(chr, range(0x20)))}
+"""What JSON escapes in a text."""
+_ESCAPES = r'["\\\x00-\x1f]'
+
 
 def _schema(columns: dict[str, Any]) -> pl.Schema:
     return pl.Schema(columns)
@@ -201,9 +207,23 @@ def data_version(*frames: pl.DataFrame) -> str:
         empty = [c for c in later if frame[c].null_count() == frame.height]
         kept = frame.drop([c for c in (*VOLATILE, *empty) if c in frame.columns], strict=False)
         digest.update(canonical_json(kept.columns).encode())
-        for row in kept.iter_rows():
-            digest.update(canonical_json(row).encode() + b"\n")
+        for part in kept.iter_slices(HASHED):
+            row = pl.format("[{}]\n", pl.concat_str([_json(column) for column in part], separator=","))
+            digest.update(part.select(row.str.join()).item().encode())
     return digest.hexdigest()
+
+
+def _json(column: pl.Series) -> pl.Series:
+    """Each value of a column as `canonical_json` writes it."""
+    if column.null_count() == len(column):
+        return pl.Series(["null"]).new_from_index(0, len(column))
+    if column.dtype == pl.String:
+        if column.str.contains(_ESCAPES).any():
+            column = column.str.replace_many(_ESCAPED)
+        return ('"' + column + '"').fill_null("null")
+    if column.dtype.is_integer():
+        return column.cast(pl.String).fill_null("null")
+    return pl.Series([canonical_json(value) for value in column.to_list()], dtype=pl.String)
 
 
 def write_parquet(frame: pl.DataFrame, path: Path, metadata: Mapping[str, str]) -> None:

@@ -21,6 +21,9 @@ DIGITS = 4
 class Choice(Protocol):
     """Gives the examples of one sample of a prompt, in prompt order."""
 
+    shared: bool
+    """Whether they are the same for every prompt."""
+
     def look_up(self, texts: Sequence[str]) -> None:
         """Prepare many prompts in one go; optional."""
 
@@ -38,6 +41,8 @@ def choice_of(pool: list[Example], labels: list[str], few_shot: FewShot, embed: 
 class Fixed:
     """The same examples before every prompt: a server keeps what it computed for them."""
 
+    shared = True
+
     def __init__(self, draws: list[list[Example]]) -> None:
         self._draws = draws
 
@@ -54,6 +59,8 @@ class Nearest:
     With several draws they take turns: draw i has the ranks i, i + draws, i + 2 draws, and so on, so that all draws
     are about equally near. An example with the prompt's own text is left out.
     """
+
+    shared = False
 
     def __init__(self, pool: list[Example], few_shot: FewShot, embed: Embed) -> None:
         self._pool = sorted(pool, key=lambda e: e.id)  # ties go to the smaller id

@@ -7,7 +7,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, meta
+from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_dagster.errors import DistillError
@@ -26,9 +26,14 @@ def names_of(kind: str, reasoning: bool) -> tuple[str, ...]:
     return tuple(f"{prefix}_{part}" for part in PARTS)
 
 
+def one_line(text: object) -> str:
+    """White space folded to single spaces: the filter of that name."""
+    return " ".join(str(text).split())
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False)
-    environment.filters["one_line"] = lambda text: " ".join(str(text).split())
+    environment.filters["one_line"] = one_line
     return environment
 
 
@@ -40,6 +45,32 @@ def _compiled(source: str) -> Any:
 @lru_cache(maxsize=64)
 def _variables(source: str) -> set[str]:
     return meta.find_undeclared_variables(_environment().parse(source))
+
+
+@lru_cache(maxsize=64)
+def _prints(source: str, variable: str) -> bool:
+    """Whether a template does nothing with a variable but print it, as it is or with `one_line`.
+
+    What it printed must not be taken up again either, as in a macro, a filter block or a recursive loop.
+    """
+    try:
+        tree = _environment().parse(source)
+    except TemplateSyntaxError:  # `render` says what is wrong
+        return False
+    for statement in tree.find_all(nodes.Stmt):
+        if not isinstance(statement, nodes.Output | nodes.If | nodes.For | nodes.Assign):
+            return False
+        if isinstance(statement, nodes.For) and statement.recursive:
+            return False
+    printed = [_unfolded(part) for output in tree.find_all(nodes.Output) for part in output.nodes]
+    return all(any(name is part for part in printed) for name in tree.find_all(nodes.Name) if name.name == variable)
+
+
+def _unfolded(part: nodes.Expr) -> nodes.Expr | None:
+    """What the filter `one_line` is applied to; any other expression as it is."""
+    if isinstance(part, nodes.Filter) and part.name == "one_line" and not (part.args or part.kwargs):
+        return part.node
+    return part
 
 
 class Templates:
@@ -60,6 +91,10 @@ class Templates:
     def uses(self, part: str, variable: str) -> bool:
         """Whether the template of a part reads a variable; without `text` it says the same for every prompt."""
         return variable in _variables(self._sources[self.names[PARTS.index(part)]])
+
+    def prints(self, part: str, variable: str) -> bool:
+        """Whether the template of a part does nothing with a variable but print it, or does not read it at all."""
+        return _prints(self._sources[self.names[PARTS.index(part)]], variable)
 
     def render(self, name: str, **values: Any) -> str:
         """One template with its values; the end of the text is trimmed.

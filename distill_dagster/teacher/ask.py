@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import polars as pl
 
 from distill_dagster import progress
 from distill_dagster.errors import TeacherError
-from distill_dagster.hashing import canonical_json, content_hash
+from distill_dagster.hashing import canonical_json, content_hash, strings_hash
 from distill_dagster.kinds import kind_of, read_answer
 from distill_dagster.prompts.choice import Embed, choice_of
 from distill_dagster.prompts.context import Example, draw_labels
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import Task
-from distill_dagster.tables import COMPLETIONS, frame_of
+from distill_dagster.tables import COMPLETIONS, conform
 from distill_dagster.teacher import loop, softlabels
 from distill_dagster.teacher.attempts import PermanentTeacherError
 from distill_dagster.teacher.client import Endpoint, Request
 from distill_dagster.teacher.engine import Engine
 from distill_dagster.teacher.ledger import Account
+from distill_dagster.teacher.mould import HOLE, Mould, fits
 from distill_dagster.teacher.store import CompletionStore, Response
-from distill_dagster.teacher.written import Prompt, Writer, prompt_of
+from distill_dagster.teacher.written import Prompt, Writer, asked_in, text_of
 
 RESOLVE_SHARE = 0.02
 """Labels that share their beginning are told apart only where they hold more than this share of the mass."""
 RESOLVE_DEPTH = 6
 ORDER = ("prompt_id", "teacher", "sample_index")
-CHUNK = 2000
-"""Requests that are looked up in the store together."""
+CHUNK = 500
+"""Requests that are looked up in the store together, and rows that are made into columns together."""
 LARGE = 8
 """So many times the smoke's rows are worth a smoke."""
 MAX_DRAWS = 64
@@ -97,10 +101,25 @@ class Asker:
         self.engine = Engine(endpoint, self.spec, store, account)
         self._to_ask = 0
         self._turns: dict[tuple[str, ...], list[dict[str, str]]] = {}
+        parts = ("text",) if self.spec.api == "text" else ("system", "user")
+        printed = all(templates.prints(part, "text") for part in parts)
+        self._alike = printed and self.choice.shared and endpoint.recorded is None
+        self._moulds: dict[int, Mould] = {}
+        self._samples = list(range(self.spec.requests_per_prompt))
+        # Most answers are the bare name of a label, and few of them differ.
+        self._label = lru_cache(maxsize=4096)(partial(softlabels.parse_label, labels=task.label_names))
 
     def request(self, asked: str | Prompt, sample: int, spelled: str = "") -> Request:
         """The request for one sample of one prompt; `spelled` is a beginning of a label to go on from."""
-        text = asked if isinstance(asked, str) else asked.text
+        text, turns = (asked, ()) if isinstance(asked, str) else (asked.text, asked.turns)
+        if not self._alike or turns or spelled or not fits(text):
+            return self._rendered(asked, sample, spelled)
+        if sample not in self._moulds:
+            self._moulds[sample] = Mould(self._rendered(HOLE, sample))
+        return self._moulds[sample].pour(text)
+
+    def _rendered(self, asked: str | Prompt, sample: int, spelled: str = "") -> Request:
+        text = text_of(asked)
         if self.endpoint.recorded is not None:
             return self.endpoint.recorded.request(self.endpoint.identity, text, sample)
         if self.writer is not None:
@@ -150,7 +169,7 @@ class Asker:
         """Which samples a prompt wants: so many for each draw; of a replay teacher all that were recorded."""
         if self.endpoint.recorded is not None:
             return list(range(max(1, len(self.endpoint.recorded.find(text)))))
-        return list(range(self.spec.requests_per_prompt))
+        return self._samples
 
     def _refuse(self, response: Response) -> None:
         """Not stored: once the server is mended, the same request has to be asked again."""
@@ -177,7 +196,7 @@ class Asker:
         return rows[-1] if len(rows) == 1 or rows[-1]["status"] == "failed" else _together(rows)
 
     async def _sample(self, asked: str | Prompt, sample: int, request: Request) -> dict[str, Any]:
-        text = asked if isinstance(asked, str) else asked.text
+        text = text_of(asked)
         try:
             response = await self.engine.answer(request, self._refuse)
             responses = [response]
@@ -191,7 +210,7 @@ class Asker:
             return self._told(request, responses) | self._read(prompt, request, response)
         answer = max(soft, key=lambda label: soft[label]) if soft else None
         if self.spec.soft_labels == "votes":
-            answer = softlabels.parse_label(response.text, self.task.label_names)
+            answer = self._label(response.text)
         # A request for a distribution stops after the tokens that decide it: that is no truncation.
         cut = response.finish_reason == "length" and self.spec.soft_labels == "votes" and answer is None
         status = "filtered" if response.finish_reason == "content_filter" else "truncated" if cut else "ok"
@@ -215,27 +234,34 @@ class Asker:
             tool_calls=response.tool_calls or ([] if request.tools is not None and response.text.strip() else None),
             stop=self.writer.stop if self.writer is not None and self.spec.api == "text" else None,
         )
-        return asdict(found)
+        return vars(found)
 
     @staticmethod
     def _told(request: Request, responses: list[Response]) -> dict[str, Any]:
         """The columns that are the same for every kind; the first response is the answer's."""
-        response = responses[0]
-        costs = [r.cost_usd for r in responses if r.cost_usd is not None]
-        return {
+        response, *more = responses
+        row: dict[str, Any] = {
             "request_key": request.key,
             "raw_text": response.text,
             "finish_reason": response.finish_reason,
-            "prompt_tokens": sum(r.prompt_tokens or 0 for r in responses),
-            "completion_tokens": sum(r.completion_tokens or 0 for r in responses),
-            "cost_usd": sum(costs) if len(costs) == len(responses) else None,
-            "latency_s": sum(r.latency_s for r in responses) if response.mode == "online" else None,
+            "prompt_tokens": response.prompt_tokens or 0,
+            "completion_tokens": response.completion_tokens or 0,
+            "cost_usd": response.cost_usd,
+            "latency_s": response.latency_s if response.mode == "online" else None,
             "mode": response.mode,
             "model_reported": response.model_reported,
-            "params": request.params | {"requests": len(responses)},
+            "params": request.params,
+            "requests": len(responses),
             "requested_at": response.received_at,
-            "in_flight": max(r.in_flight for r in responses),
+            "in_flight": response.in_flight,
         }
+        for one in more:
+            row["prompt_tokens"] += one.prompt_tokens or 0
+            row["completion_tokens"] += one.completion_tokens or 0
+            row["cost_usd"] = _sum(row["cost_usd"], one.cost_usd)
+            row["latency_s"] = _sum(row["latency_s"], one.latency_s)
+            row["in_flight"] = max(row["in_flight"], one.in_flight)
+        return row
 
     async def _soft_labels(
         self, text: str, sample: int, response: Response, responses: list[Response]
@@ -281,24 +307,29 @@ class Asker:
         Raises:
             TeacherError: the teacher refuses every request, or fewer than `min_success` of the prompts have an answer.
         """
-        texts = {
-            row["prompt_id"]: prompt_of(row["messages"], row["reference"] if self.writer else None)
-            for row in prompts.iter_rows(named=True)
-        }
-        self.choice.look_up([prompt.text for prompt in texts.values()])
+        texts = asked_in(prompts, refusals=self.writer is not None)
+        self.choice.look_up([text_of(asked) for asked in texts.values()])
         slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
         ids = list(texts)
-        wanted = {i: samples(i) if samples is not None else self.samples(prompt.text) for i, prompt in texts.items()}
+        wanted = {i: samples(i) if samples is not None else self.samples(text_of(asked)) for i, asked in texts.items()}
         every = sorted({s for chosen in wanted.values() for s in chosen})
         jobs = [(i, s) for part in (ids[:lone], ids[lone:]) for s in every for i in part if s in wanted[i]]
         alone = set(ids[:lone])
         rows: list[dict[str, Any]] = []
+        tables: list[pl.DataFrame] = []
+        done = 0
         started = time.perf_counter()
 
         async def one(id_: str, sample: int, request: Request | None = None) -> dict[str, Any]:
-            row = {"prompt_id": id_, "sample_index": sample} | await self.sample(texts[id_], sample, request)
+            nonlocal done
+            row = await self.sample(texts[id_], sample, request)
+            row["prompt_id"], row["sample_index"], row["slice"] = id_, sample, slices[id_]
             rows.append(row)
-            progress.report(self._doing(len(jobs)), len(rows), len(jobs))
+            if len(rows) == CHUNK:  # columns hold the same in a fraction of the memory
+                tables.append(self._table(rows))
+                rows.clear()
+            done += 1
+            progress.report(self._doing(len(jobs)), done, len(jobs))
             return row
 
         async def worker(left: Iterator[tuple[str, int]]) -> None:
@@ -307,14 +338,15 @@ class Asker:
 
         try:
             open_: list[tuple[str, int]] = []
-            for start in range(0, len(jobs), CHUNK):
-                asked = [(i, s, self.request(texts[i], s)) for i, s in jobs[start : start + CHUNK]]
-                there = self.engine.preload(request.key for *_, request in asked)
-                for id_, sample, request in asked:
-                    if request.key in there:
-                        await one(id_, sample, request)
-                    else:
-                        open_.append((id_, sample))
+            with _nothing_old_collected():
+                for start in range(0, len(jobs), CHUNK):
+                    asked = [(i, s, self.request(texts[i], s)) for i, s in jobs[start : start + CHUNK]]
+                    there = self.engine.preload(request.key for *_, request in asked)
+                    for id_, sample, request in asked:
+                        if request.key in there:
+                            await one(id_, sample, request)
+                        else:
+                            open_.append((id_, sample))
             self._to_ask = len(open_)
             open_ = await self._smoke(open_, one) if self.endpoint.recorded is None else open_
             if self.spec.mode == "batch":
@@ -328,7 +360,7 @@ class Asker:
         finally:
             await self.engine.close()
         asked_ = Asked(
-            frame_of([self._row(row, slices) for row in rows], COMPLETIONS, ORDER),
+            conform(pl.concat([*tables, self._table(rows)]), COMPLETIONS, ORDER),
             self.engine.calls,
             self.engine.cached,
             time.perf_counter() - started,
@@ -379,16 +411,21 @@ class Asker:
         projected = engine.spent_usd / engine.calls * max(self._to_ask, engine.calls)
         return f"asking the teacher (${engine.spent_usd:.2f} of about ${projected:.2f})"
 
-    def _row(self, row: dict[str, Any], slices: dict[str, str]) -> dict[str, Any]:
-        return {name: row.get(name) for name in COMPLETIONS} | {
-            "completion_id": content_hash([row["prompt_id"], row["request_key"]])[:32],
-            "slice": slices[row["prompt_id"]],
-            "teacher": self.name,
-            "answer_kind": self.kind.answer_kind,
-            "params": canonical_json(row["params"]),
-            "mode": row.get("mode") or ("replay" if self.endpoint.recorded is not None else self.spec.mode),
-            "template_version": self.templates.version,
-        }
+    def _table(self, rows: list[dict[str, Any]]) -> pl.DataFrame:
+        """Rows as a table of completions, with what is the same for all of them."""
+        own = "replay" if self.endpoint.recorded is not None else self.spec.mode
+        same = {"teacher": self.name, "answer_kind": self.kind.answer_kind, "template_version": self.templates.version}
+        every = [row["params"] for row in rows]  # most rows share theirs; held, so that no two ids are equal
+        texts: dict[tuple[int, int | None], str] = {}
+        for row, params in zip(rows, every, strict=True):
+            requests = row.get("requests")
+            if (id(params), requests) not in texts:
+                told = params if requests is None else params | {"requests": requests}
+                texts[id(params), requests] = canonical_json(told)
+            row["params"] = texts[id(params), requests]
+            row["completion_id"] = strings_hash(row["prompt_id"], row["request_key"])[:32]
+        table = pl.DataFrame(rows, schema=COMPLETIONS)
+        return table.with_columns(pl.col("mode").fill_null(own), *(pl.lit(v).alias(name) for name, v in same.items()))
 
     def _check_success(self, asked: Asked, prompts: int) -> None:
         share = asked.usable_prompts / prompts if prompts else 1.0
@@ -401,15 +438,27 @@ class Asker:
             )
 
 
+@contextmanager
+def _nothing_old_collected() -> Iterator[None]:
+    """The garbage collector leaves alone what is there now: short-lived rows would have it look at all of it often."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The last row, with the tokens, the cost and the seconds of all."""
     last = dict(rows[-1])
-    for name in ("prompt_tokens", "completion_tokens", "latency_s"):
-        last[name] = sum(row[name] for row in rows)
-    costs = [row["cost_usd"] for row in rows]
-    last["cost_usd"] = None if None in costs else sum(costs)
-    last["params"] = last["params"] | {"requests": sum(row["params"]["requests"] for row in rows)}
+    for name in ("prompt_tokens", "completion_tokens", "cost_usd", "latency_s", "requests"):
+        last[name] = _sum(*(row[name] for row in rows))
     return last
+
+
+def _sum(*values: float | None) -> float | None:
+    """None where one of them is unknown."""
+    return None if None in values else sum(value for value in values if value is not None)
 
 
 def together(parts: list[Asked]) -> Asked:

@@ -41,13 +41,18 @@ class Request:
     attempt: int = 0
     """More than 0 where the same is asked anew, since the answer before was of no use: a request of its own."""
 
-    @cached_property
-    def key(self) -> str:
-        """request_key: all that shapes the answer, and nothing of where, when or for whom it is asked."""
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All that shapes the answer, and nothing of where, when or for whom it is asked."""
         asked: dict[str, Any] = {"prompt": self.prompt, "messages": self.messages}
         asked |= {"tools": self.tools, "response_format": self.response_format}
         asked |= {"attempt": self.attempt} if self.attempt else {}
-        return content_hash(asked | {"teacher": self.identity, "params": self.params, "sample": self.sample_index})
+        return asked | {"teacher": self.identity, "params": self.params, "sample": self.sample_index}
+
+    @cached_property
+    def key(self) -> str:
+        """request_key: the hash of what is asked. `Mould` works it out from what many requests share."""
+        return content_hash(self.asked)
 
     def body(self) -> dict[str, Any]:
         """What is sent, without the model: parameters, and the prompt or the messages."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from pydantic_core import from_json
 from sqlalchemy.dialects import postgresql, sqlite
 
 from distill_dagster.teacher.ledger import (
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 FILE = "completions.db"
 LEDGER_LOCK = 0x6C6564676572
 """PostgreSQL's lock around decisions on what may be sent; any fixed number."""
+LOOKED_UP = 2000
+"""Keys in one query."""
 _METADATA = sa.MetaData()
 _COMPLETIONS = sa.Table(
     "completions",
@@ -57,7 +60,7 @@ _SMOKES = sa.Table(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen would take four times as long to make, and one is made of each stored answer
 class Response:
     """What came back for one request, as received: soft labels are read from it later, not stored instead of it.
 
@@ -161,18 +164,21 @@ class CompletionStore:
     def get(self, keys: Iterable[str]) -> dict[str, Response]:
         """The stored answers among `keys`."""
         rows = self._rows(keys, _COMPLETIONS.c.request_key, _COMPLETIONS.c.response)
-        return {row.request_key: _parse(row.response) for row in rows}
+        return {key: _parse(response) for key, response in rows}
 
     def known(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` that have an answer."""
-        return {row.request_key for row in self._rows(keys, _COMPLETIONS.c.request_key)}
+        return {key for (key,) in self._rows(keys, _COMPLETIONS.c.request_key)}
 
-    def _rows(self, keys: Iterable[str], *columns: sa.Column[Any]) -> Iterator[sa.Row[Any]]:
+    def _rows(self, keys: Iterable[str], *columns: sa.Column[Any]) -> Iterator[Any]:
         wanted = sorted(set(keys))
+        # One value that holds many keys: a parameter for each would cost more than the look-up.
+        unpack = sa.func.json_each if self._sqlite else sa.func.json_array_elements_text
         with self._engine.connect() as connection:
-            for start in range(0, len(wanted), 500):
-                chunk = wanted[start : start + 500]
-                yield from connection.execute(sa.select(*columns).where(_COMPLETIONS.c.request_key.in_(chunk)))
+            for start in range(0, len(wanted), LOOKED_UP):
+                listed = unpack(sa.literal(wanted[start : start + LOOKED_UP], sa.JSON)).table_valued("value")
+                among = _COMPLETIONS.c.request_key.in_(sa.select(listed.c.value))
+                yield from connection.execute(sa.select(*columns).where(among)).all()
 
     def put(self, key: str, response: Response) -> None:
         """Store one answer; on return it survives a crash of this process."""
@@ -270,6 +276,7 @@ def _quick_pragmas(connection: Any, record: Any) -> None:
 
 
 def _parse(text: str) -> Response:
-    value = json.loads(text)
-    value["positions"] = [[(token, logprob) for token, logprob in position] for position in value["positions"]]
+    value = from_json(text)
+    if value["positions"]:
+        value["positions"] = [[(token, logprob) for token, logprob in position] for position in value["positions"]]
     return Response(**value)

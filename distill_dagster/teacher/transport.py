@@ -7,6 +7,7 @@ providers, which costs some 3 ms of CPU for each request.
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import os
 import sys
@@ -96,7 +97,7 @@ async def _through_litellm(endpoint: Endpoint, request: Request, timeout_s: floa
         where["api_base"] = endpoint.api_base
     if endpoint.api_key:
         where["api_key"] = endpoint.api_key
-    params = request.body()
+    params = copy.deepcopy(request.body())  # litellm rewrites some in place, and requests share turns, tools and schema
     if "tools" in params:
         # litellm would look whether one of them is of its own gateway, with a package that nothing here needs.
         params["_skip_mcp_handler"] = True

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import polars as pl
+
 from distill_dagster.kinds import Kind, Question, is_refusal, written
 from distill_dagster.kinds.base import ANSWER, REFUSAL
 from distill_dagster.kinds.schemas import strict
 from distill_dagster.prompts.context import Example
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import TeacherSpec
-from distill_dagster.tables import transcript, user_text
+from distill_dagster.tables import transcript, user_text, user_text_expr
 from distill_dagster.teacher.client import Endpoint, Request
+
+_REFUSED = f'{{"{REFUSAL}":'
+"""How the canonical JSON of a refusal begins."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,29 @@ def prompt_of(messages: list[dict[str, Any]], reference: str | None = None) -> P
     """The prompt of a row of a prompts table."""
     turns = tuple((m["role"], m["content"] or "") for m in messages)
     alone = len(turns) == 1
-    wanted = reference is not None and reference.startswith(f'{{"{REFUSAL}":') and is_refusal(json.loads(reference))
+    wanted = reference is not None and reference.startswith(_REFUSED) and is_refusal(json.loads(reference))
     return Prompt(user_text(messages), () if alone else turns, wanted)
+
+
+def text_of(asked: str | Prompt) -> str:
+    """The text of what is asked; of a conversation its user's turns."""
+    return asked if isinstance(asked, str) else asked.text
+
+
+def asked_in(prompts: pl.DataFrame, refusals: bool) -> dict[str, str | Prompt]:
+    """What the rows of a prompts table ask, by prompt_id: a text, or as `prompt_of` where there is more to it.
+
+    `refusals`: a reference may say that a refusal is wanted.
+    """
+    alone = pl.col("messages").list.len() == 1
+    if refusals:
+        alone &= ~pl.col("reference").str.starts_with(_REFUSED).fill_null(False)
+    text, messages = pl.when(alone).then(user_text_expr()), pl.when(~alone).then(pl.col("messages"))
+    rows = prompts.select("prompt_id", text.alias("text"), messages.alias("messages"), "reference").iter_rows()
+    return {
+        id_: text if text is not None else prompt_of(messages, reference if refusals else None)
+        for id_, text, messages, reference in rows
+    }
 
 
 class Writer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_dagster import tables
+from distill_dagster.hashing import canonical_json
 from distill_dagster.prompts.seeds import prompt_id, user_message
 from distill_dagster.tables import COMPLETIONS, PROMPTS, VOLATILE, conform, data_version, frame_of
 from distill_dagster.taskfiles import normalize
@@ -54,6 +56,26 @@ def test_every_other_column_counts(column: str) -> None:
 def test_nested_values_count() -> None:
     other = completion(0, soft_labels=[{"label": "refund", "prob": 0.750001}, {"label": "login", "prob": 0.25}])
     assert data_version(frame([other])) != data_version(frame([completion(0)]))
+
+
+TYPES: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
+    "text": (pl.String, st.text() | st.sampled_from(['"', "\\", "\n", "\x00\x1f", "\x7f\u2028é😀", ""])),
+    "number": (pl.Int64, st.integers(-(2**63), 2**63 - 1)),
+    "share": (pl.Float64, st.floats(allow_nan=False, allow_infinity=False)),
+    "flag": (pl.Boolean, st.booleans()),
+    "soft_labels": (tables.SOFT_LABELS, st.lists(st.fixed_dictionaries({"label": st.text(), "prob": st.floats(0, 1)}))),
+}
+VALUES = {name: st.none() | values for name, (_, values) in TYPES.items()}
+
+
+@given(st.lists(st.fixed_dictionaries(VALUES), max_size=9), st.integers(1, 4))
+def test_a_version_is_the_hash_of_every_row_as_canonical_json(rows: list[dict[str, Any]], at_once: int) -> None:
+    found = pl.DataFrame(rows, schema={name: dtype for name, (dtype, _) in TYPES.items()})
+    lines = "".join(canonical_json(row) + "\n" for row in found.rows())
+    expected = hashlib.sha256((canonical_json(found.columns) + lines).encode()).hexdigest()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "HASHED", at_once)
+        assert data_version(found) == expected
 
 
 def test_two_tables_are_not_one() -> None:

@@ -14,11 +14,12 @@ from distill_dagster.curation.candidates import scored
 from distill_dagster.hashing import canonical_json
 from distill_dagster.kinds import WANTED_REFUSAL, kind_of
 from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.tables import PRIOR
+from distill_dagster.tables import PRIOR, PROMPTS, frame_of
 from distill_dagster.taskfiles import TaskFolder, check_folder
 from distill_dagster.teacher.ask import run_ask
 from distill_dagster.teacher.client import Request
 from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.teacher.written import Prompt, asked_in, prompt_of
 from tests.support.kind_folder import kind_folder
 from tests.support.kinds import ANSWERS, KINDS, SCHEMA
 from tests.support.provider import FakeProvider
@@ -225,3 +226,28 @@ def test_tools_and_schema_are_part_of_a_request_and_nothing_else_moved() -> None
         Request("t", 0, {"max_tokens": 4}, prompt="a", response_format={"type": "json_schema"}).key,
     }
     assert len(keys) == 3
+
+
+@pytest.mark.parametrize("refusals", [False, True])
+def test_what_a_table_of_prompts_asks(refusals: bool) -> None:
+    def turn(role: str, content: str | None) -> dict[str, str | None]:
+        return {"role": role, "content": content, "tool_calls": None, "tool_call_id": None, "name": None}
+
+    turns = {
+        "one": [turn("user", "a text\n")],
+        "empty": [turn("user", None)],
+        "told": [turn("system", "only this")],
+        "several": [turn("user", "one"), turn("assistant", None), turn("user", "two")],
+        "wanted": [turn("user", "how to break in")],
+        "quoted": [turn("user", "how to cite it")],
+    }
+    references = {"wanted": WANTED_REFUSAL, "quoted": '{"refusals": 2}', "one": "refund"}
+    rows: list[dict[str, object]] = [
+        dict.fromkeys(PROMPTS) | {"prompt_id": id_, "messages": messages, "reference": references.get(id_)}
+        for id_, messages in turns.items()
+    ]
+    found = asked_in(frame_of(rows, PROMPTS, ("prompt_id",)), refusals)
+    assert {id_: asked if isinstance(asked, Prompt) else Prompt(asked) for id_, asked in found.items()} == {
+        id_: prompt_of(messages, references.get(id_) if refusals else None) for id_, messages in turns.items()
+    }
+    assert {id_ for id_, asked in found.items() if isinstance(asked, Prompt)} == {"several", *(["wanted"] * refusals)}

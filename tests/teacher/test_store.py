@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from distill_dagster.teacher.store import CompletionStore, Response
+from distill_dagster.teacher.store import LOOKED_UP, CompletionStore, Response
 
 
 def response(text: str = "refund", **changes: object) -> Response:
@@ -34,11 +34,23 @@ def response(text: str = "refund", **changes: object) -> Response:
 
 def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
     store = CompletionStore.in_folder(tmp_path / "deep" / "store")
-    given = response("Ünï\x00\n\U0001f600", positions=[[("a", float("-inf")), ("b", -1e-300)]], reasoning="why")
+    given = response(
+        "Ünï\x00\n\U0001f600", positions=[[("a", float("-inf")), ("b", -1e-300)]], reasoning="why", cost_usd=0.1 + 0.2
+    )
     store.put("k", given)
     assert store.get(["k", "other", "k"]) == {"k": given}
     store.close()
     assert CompletionStore.in_folder(tmp_path / "deep" / "store").get(["k"]) == {"k": given}
+
+
+def test_more_keys_than_one_query_takes(tmp_path: Path) -> None:
+    store = CompletionStore.in_folder(tmp_path)
+    stored = {f"key {n} 'é\"": response(str(n)) for n in range(LOOKED_UP + 10)}
+    store.commit(stored)
+    assert store.get([*stored, "other"]) == stored
+    assert store.known([*stored, "other"]) == set(stored)
+    assert store.get([]) == {}
+    store.close()
 
 
 def test_the_first_answer_stands(tmp_path: Path) -> None:

@@ -1,0 +1,166 @@
+"""Requests from a mould: the same as those that are rendered for each text, key included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill_dagster.hashing import content_hash, strings_hash
+from distill_dagster.prompts.context import pool, prompt_context
+from distill_dagster.prompts.templates import Templates
+from distill_dagster.teacher.ask import Asker
+from distill_dagster.teacher.client import endpoint_of
+from distill_dagster.teacher.mould import HOLE, fits
+from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.teacher.written import Prompt
+from tests.support.kind_folder import kind_folder
+from tests.support.kinds import KINDS
+from tests.support.task import asker_of, small_task
+
+URL = "http://127.0.0.1:9/v1"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "chat": {"few_shot": {"per_label": 1, "draws": 2}},
+    "sampled": {"few_shot": {"per_label": 1, "draws": 2}, "samples": 2, "temperature": 0.7},
+    "schema": {"response_format": "json_schema"},
+    "text": {"api": "text", "few_shot": {"per_label": 2, "draws": 2}},
+}
+TEXTS = [
+    "a text",
+    "two\n  lines of “text” ",
+    'a "quoted" \\ back\tslash',
+    "\u2028😀\x00\x7f",
+    " é",
+    "",
+    " \n",
+    HOLE[:9],
+]
+PINNED = "0be8b5c62b6fdaa9d581b388fe3074c714b74b887dfb4542f052c743e7eedd96"
+
+
+@contextmanager
+def asker(kind: str, setting: str, templates: dict[str, str] | None = None, **changes: Any) -> Iterator[Asker]:
+    with TemporaryDirectory() as name:
+        changes = {"teacher": SETTINGS[setting], "reasoning": kind in ("math", "qa", "nli")} | changes
+        folder = kind_folder(Path(name), kind, URL, **changes)
+        for part, source in (templates or {}).items():
+            (folder.path / "templates").mkdir(exist_ok=True)
+            (folder.path / "templates" / f"{kind}_{part}.j2").write_text(source)
+        store = CompletionStore.in_folder(Path(name) / "store")
+        yield asker_of(folder, store)
+        store.close()
+
+
+def assert_equal(asker: Asker, asked: str | Prompt) -> None:
+    for sample in range(4):
+        made, rendered = asker.request(asked, sample), asker._rendered(asked, sample)
+        assert made == rendered
+        assert made.key == content_hash(rendered.asked)
+        assert made.body() == rendered.body()
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_request_from_a_mould_is_the_one_that_is_rendered(kind: str, setting: str) -> None:
+    with asker(kind, setting) as made:
+
+        @settings(max_examples=25, deadline=None)
+        @given(st.text())
+        def check(text: str) -> None:
+            assert_equal(made, text)
+
+        check()
+        assert made._moulds
+        for text in TEXTS:
+            assert_equal(made, text)
+
+
+@pytest.mark.parametrize(
+    ("templates", "poured"),
+    [
+        ({"system": "About {{ text | one_line }}: {{ text }}", "user": "{{ text }}{{ text | one_line }} "}, True),
+        ({"system": "{% for label in labels %}{{ label.name }}{{ text }}{% endfor %}"}, True),
+        ({"system": "{% if examples %}{{ text }}{% endif %}", "user": "{{ item }}"}, True),
+        ({"user": "{{ text | upper }}"}, False),
+        ({"user": "{{ text | one_line | trim }}"}, False),
+        ({"user": "{{ text }} has {{ text | length }} characters"}, False),
+        ({"user": "{% if 'two' in text %}two {% endif %}{{ text }}"}, False),
+        ({"system": "{% set said = text %}{{ said | lower }}"}, False),
+        ({"system": "{% set said %}{{ text }}{% endset %}{{ said | lower }}"}, False),
+        ({"system": "{% filter lower %}{{ text }}{% endfilter %}"}, False),
+        ({"system": "{% macro said() %}{{ text }}{% endmacro %}{{ said() | lower }}"}, False),
+        (
+            {"system": "{% for n in [[]] recursive %}{{ text }}{% if n %}{{ loop(n) | upper }}{% endif %}{% endfor %}"},
+            False,
+        ),
+        ({"system": "{% for text in ['one'] %}{{ text }}{% endfor %}"}, False),
+    ],
+    ids=str,
+)
+def test_templates_that_do_more_than_print_the_text_are_rendered(templates: dict[str, str], poured: bool) -> None:
+    with asker("classification", "chat", templates) as made:
+        for text in [*TEXTS, "Two WORDS"]:
+            assert_equal(made, text)
+        assert bool(made._moulds) is poured
+
+
+def test_a_template_that_reads_no_text() -> None:
+    own = Templates({"classification_user": "{{ item }}"})
+    assert own.prints("user", "text")
+    assert not own.prints("system", "labels")
+
+
+def test_a_conversation_is_rendered() -> None:
+    with asker("conversation", "chat") as made:
+        assert_equal(made, Prompt("one\nthree", (("user", "one"), ("assistant", "two"), ("user", "three"))))
+        assert not made._moulds
+
+
+def test_nearest_examples_are_chosen_for_each_text(tmp_path: Path) -> None:
+    def embed(texts: list[str]) -> np.ndarray:
+        """Every letter is a direction."""
+        counts = np.array([[text.count(chr(n)) + 1e-6 for n in range(97, 123)] for text in texts], dtype=np.float32)
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+    folder = small_task(tmp_path, teacher={"api": "chat", "api_base": URL, "few_shot": {"nearest": 2}})
+    store = CompletionStore.in_folder(tmp_path)
+    task, templates = folder.task, Templates({})
+    made = Asker(task, templates, pool(prompt_context(folder.examples, set())), endpoint_of(task.teacher), store, embed)
+    for text in ("refund", "delivery"):
+        assert_equal(made, text)
+    one, other = ((made.request(text, 0).messages or [])[:-1] for text in ("refund", "delivery"))
+    assert one != other
+    store.close()
+
+
+def test_a_text_that_rendering_would_trim_does_not_fit() -> None:
+    assert [fits(text) for text in ("x", " x", "x\n", "", "\u2003", "x\x1f")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_keys_are_those_of_what_was_stored_before() -> None:
+    """A changed key would have every stored answer paid for again."""
+    keys = []
+    for kind in KINDS:
+        for setting in SETTINGS:
+            with asker(kind, setting) as made:
+                keys += [made.request(text, sample).key for text in TEXTS[:-1] for sample in range(2)]
+    assert content_hash(keys) == PINNED
+
+
+@given(st.lists(st.text()))
+def test_the_hash_of_strings(values: list[str]) -> None:
+    assert strings_hash(*values) == content_hash(values)
