@@ -20,7 +20,7 @@ from distill_dagster.state import State
 from distill_dagster.tables import COMPLETIONS, CONTEXT, DATASET, PRIOR, SCORED, data_version, user_text
 from distill_dagster.taskfiles import normalize
 from tests.support.provider import FakeProvider, Fault, Seen
-from tests.support.task import LABELS, again, env_of, small_task
+from tests.support.task import LABELS, again, env_of, pass_gate, small_task
 
 STAGES: dict[str, Callable[[Env, str | None], Made]] = {
     "prompt_context": teacher.make_prompt_context,
@@ -241,6 +241,7 @@ def test_votes_are_divided_by_how_the_teacher_votes_on_examples(tmp_path: Path) 
             (round(1 / 9, 6), 6),
             (round(1 / 9, 6), 6),
         ]
+        pass_gate(env)
         for asset in ("seed_prompts", "teacher_completions", "scored_completions"):
             run.make(asset, "shop")
         rows = run.env.lake.read(run.env.task_name, "scored_completions", "shop", SCORED)[0].to_dicts()
