@@ -1,0 +1,81 @@
+"""What filters and scorers read of a row, as columns: the user's turns, the answer's words, what was written."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from distill_dagster.kinds.base import ANSWER, REASONING, REFUSAL, is_refusal
+from distill_dagster.tables import user_text_expr
+
+if TYPE_CHECKING:
+    from distill_dagster.kinds import Kind
+
+# What `str.strip()` of Python takes for white space; that of Polars does not know U+001C to U+001F.
+_SPACE = "".join(chr(c) for c in range(0x3001) if chr(c).isspace())
+# What canonical JSON writes instead of a character, in one pass from left to right.
+_ESCAPED = {chr(c): f"\\u{c:04x}" for c in range(32)} | {
+    '"': '\\"',
+    "\\": "\\\\",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+    "\b": "\\b",
+    "\f": "\\f",
+}
+# Escapes of canonical JSON but for \u00XX, undone from left to right in one pass.
+_ESCAPES = {'\\"': '"', "\\\\": "\\", "\\n": "\n", "\\r": "\r", "\\t": "\t", "\\b": "\b", "\\f": "\f"}
+
+
+def answer_words(answers: pl.Series) -> pl.Series:
+    """`Kind.text` of each answer (canonical JSON text): a string as it is, a refusal's words, else the JSON."""
+    frame = answers.alias("a").to_frame()
+    a, quoted = pl.col("a"), pl.col("a").str.starts_with('"')
+    inner = a.str.strip_prefix('"').str.strip_suffix('"')
+    odd = (quoted & a.str.contains(r"\\u")) | a.str.starts_with("{") | a.str.starts_with("[")
+    words = (
+        pl.when(a.is_null() | odd)
+        .then(None)
+        .when(quoted & a.str.contains("\\", literal=True))
+        .then(inner.str.replace_many(list(_ESCAPES), list(_ESCAPES.values())))
+        .when(quoted)
+        .then(inner)
+        .otherwise(a)  # numbers, true, false: canonical text is what json writes
+    )
+    found = frame.select(words.alias("words"), odd.fill_null(False).alias("odd"))
+    if not found["odd"].any():
+        return found["words"]
+    rest = answers.filter(found["odd"])
+    return found["words"].scatter(found["odd"].arg_true(), [_text(json.loads(one)) for one in rest])
+
+
+def json_text(text: pl.Expr) -> pl.Expr:
+    """`hashing.canonical_json` of a text."""
+    return pl.concat_str(pl.lit('"'), text.str.replace_many(list(_ESCAPED), list(_ESCAPED.values())), pl.lit('"'))
+
+
+def _text(answer: Any) -> str:
+    if is_refusal(answer):
+        return str(answer[REFUSAL])
+    return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+
+
+def targets(kept: pl.DataFrame, kind: Kind | None) -> pl.Series:
+    """`Kind.target` of each row, without a call per row; by default an answer's words alone."""
+    words = answer_words(kept["answer"])
+    if kind is None or kind.has_labels or not kind.task.reasoning:
+        return words
+    frame = kept.select("reasoning").with_columns(words.alias("words"))
+    stripped = pl.col("reasoning").str.strip_chars(_SPACE)
+    both = pl.concat_str(pl.lit(f"{REASONING} "), stripped, pl.lit(f"\n{ANSWER} "), pl.col("words"))
+    has = pl.col("reasoning").is_not_null() & (pl.col("reasoning") != "")
+    return frame.select(pl.when(has).then(both).otherwise(pl.col("words"))).to_series()
+
+
+def with_texts(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows with `text` (user turns), `answer_text`, and `written`: reasoning and answer, one below the other."""
+    return rows.with_columns(
+        user_text_expr().alias("text"), answer_words(rows["answer"]).alias("answer_text")
+    ).with_columns(pl.concat_str("reasoning", "answer_text", separator="\n", ignore_nulls=True).alias("written"))
