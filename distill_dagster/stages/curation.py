@@ -65,7 +65,7 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         "train": cut.dataset.filter(pl.col("split") == "train").height,
         "validation": cut.dataset.filter(pl.col("split") == "validation").height,
         "masked_rows": cut.masked,
-        "filters": Rows(filter_rows_shown(task.filters, cut.reasons())),
+        "filters": Rows(filters_shown(task.filters, cut.reasons())),
         "drop_reasons": Markdown(plots.markdown_image(drops)),
         "slices": Rows(slices),
         "sample": sample_rows(cut.dataset, ["answer", "split", "slice"]),
@@ -111,7 +111,7 @@ def _slices(env: Env, reading: Reading) -> tuple[list[pl.DataFrame], list[dict[s
     return frames, lines
 
 
-def filter_rows_shown(filters: Sequence[Filter], counts: Mapping[str, int]) -> list[dict[str, Any]]:
+def filters_shown(filters: Sequence[Filter], counts: Mapping[str, int]) -> list[dict[str, Any]]:
     """The filters and steps in order, with their parameters and, where a dataset was made, what each dropped."""
     each = [(one.label, one.drop_reason, _parameters(one), one.masks()) for one in filters]
     each += [(name, name, "", False) for name in STEPS]

@@ -41,7 +41,7 @@ class Secrets(_Private):
     name = "secrets"
     reason = "secret"
     kept = Example({"answer": "Set the variable to your key, and keep the key to yourself."})
-    dropped = Example({"answer": "Use the token ghp_16C7e42F292c6912E7710c838347Ae178B4a for this."})
+    dropped = Example({"answer": "Sign in, the password is pa55-of-the-p4rcel, and look."})
 
     def found(self) -> pl.Expr:
         return score("secrets") > 0
