@@ -65,7 +65,7 @@ def mask(text: str, phone_regions: Sequence[str] = (), only: Collection[str] | N
     """Replace secrets and personal data.
 
     Args:
-        only: the kinds that are replaced, such as EMAIL; by default all. What looks like two of them is the first one.
+        only: the kinds that are looked for, such as EMAIL; by default all.
         phone_regions: countries (`US`, `DE`) whose national way to write a phone number is recognised; international
             numbers (`+49 …`) always are.
     """
@@ -78,6 +78,8 @@ def mask(text: str, phone_regions: Sequence[str] = (), only: Collection[str] | N
     ]
     taken: list[tuple[int, int, str]] = []
     for kind, find in finders:
+        if only is not None and kind not in only:
+            continue
         for start, end in sorted(find()):
             overlapping = [one for one in taken if one[0] < end and start < one[1]]
             if not overlapping:
@@ -87,7 +89,6 @@ def mask(text: str, phone_regions: Sequence[str] = (), only: Collection[str] | N
                 ends = [*overlapping, (start, end, kind)]
                 taken.append((min(o[0] for o in ends), max(o[1] for o in ends), overlapping[0][2]))
     out, at = [], 0
-    taken = [one for one in taken if only is None or one[2] in only]
     for start, end, kind in sorted(taken):
         out += [text[at:start], f"<{kind}>"]
         at = end

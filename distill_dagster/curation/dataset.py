@@ -12,9 +12,9 @@ from distill_dagster.curation.filters import STEPS, Filter, in_order, marked
 from distill_dagster.curation.masked import masked_rows
 from distill_dagster.curation.split import sides
 from distill_dagster.curation.steps import contaminated, duplicates
-from distill_dagster.curation.texts import targets
+from distill_dagster.curation.texts import targets, user_texts, with_answers
 from distill_dagster.spec import CurationSpec
-from distill_dagster.tables import DATASET, REJECTED, SCORED, conform, normalized_expr, user_text_expr
+from distill_dagster.tables import DATASET, REJECTED, SCORED, conform, normalized_expr
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def curate(
     about = about or About(labels=tuple(labels))
     filters = in_order(spec.filters, about)
     rows = marked(candidates.select(list(SCORED)).lazy(), filters, about).collect()
-    rows = rows.with_columns(normalized_expr(user_text_expr()).alias("text_key"))
+    rows = rows.with_columns(user_texts(rows["messages"]))
+    rows = rows.with_columns(normalized_expr(pl.col("text")).alias("text_key")).drop("text")
     # Steps look at several rows and run in their order, each over what is still kept; one may take another's place.
     rows = contaminated(rows, held_out)
     rows = duplicates(rows)
@@ -70,7 +71,7 @@ def curate(
     dataset = kept.with_columns(
         pl.when(pl.col("teacher").is_null()).then(spec.human_weight).otherwise(1.0).alias("weight"),
         split.alias("split"),
-        _with_answer(targets(kept, about.matcher)),
+        with_answers(kept["messages"], targets(kept, about.matcher)),
     )
     return Curated(
         conform(dataset.select(list(DATASET)), DATASET, ("prompt_id", "slice")),
@@ -78,16 +79,3 @@ def curate(
         drop_reasons(filters),
         masked,
     )
-
-
-def _with_answer(words: pl.Series) -> pl.Expr:
-    """The prompt's messages with the target turn."""
-    null = pl.lit(None, dtype=pl.String)
-    turn = pl.struct(
-        pl.lit("assistant").alias("role"),
-        pl.lit(words).alias("content"),
-        null.alias("tool_calls"),
-        null.alias("tool_call_id"),
-        null.alias("name"),
-    )
-    return pl.concat_list("messages", turn).alias("messages")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from distill_dagster.kinds.base import ANSWER, REASONING, REFUSAL, is_refusal
 from distill_dagster.tables import user_text_expr
@@ -74,8 +76,38 @@ def targets(kept: pl.DataFrame, kind: Kind | None) -> pl.Series:
     return frame.select(pl.when(has).then(both).otherwise(pl.col("words"))).to_series()
 
 
+def user_texts(messages: pl.Series) -> pl.Series:
+    """`tables.user_text` of each prompt: at once where each is one turn of the user, as most are."""
+    if len(messages) and messages.list.len().fill_null(0).eq(1).all():
+        turns = messages.explode().struct.unnest()
+        if turns["role"].eq("user").all() and not turns["content"].null_count():
+            return turns["content"].alias("text")
+    return messages.to_frame("messages").select(user_text_expr().alias("text")).to_series()
+
+
+def with_answers(messages: pl.Series, words: pl.Series) -> pl.Series:
+    """The messages of each prompt and behind them a turn of the assistant."""
+    lengths = messages.list.len().fill_null(0).to_numpy().astype(np.int64)
+    rows, total = len(lengths), int(lengths.sum())
+    given = messages.filter(pl.Series(lengths > 0)).explode().struct.unnest()
+    turn = {"role": pl.lit("assistant"), "content": pl.lit(words)}
+    said = pl.DataFrame({"row": range(rows)}).select(
+        turn.get(name, pl.lit(None)).cast(dtype).alias(name) for name, dtype in given.schema.items()
+    )
+    ends = np.cumsum(lengths + 1)
+    order = np.empty(total + rows, np.int64)
+    last = np.zeros(total + rows, bool)
+    last[ends - 1] = True
+    order[last] = np.arange(total, total + rows)
+    order[~last] = np.arange(total)
+    turns = pl.concat([given, said])[order].to_struct("turn").to_arrow()
+    offsets = pa.array(np.concatenate([[0], ends]), pa.int64())
+    return pl.Series("messages", pl.from_arrow(pa.LargeListArray.from_arrays(offsets, turns)), dtype=messages.dtype)
+
+
 def with_texts(rows: pl.DataFrame) -> pl.DataFrame:
     """The rows with `text` (user turns), `answer_text`, and `written`: reasoning and answer, one below the other."""
-    return rows.with_columns(
-        user_text_expr().alias("text"), answer_words(rows["answer"]).alias("answer_text")
-    ).with_columns(pl.concat_str("reasoning", "answer_text", separator="\n", ignore_nulls=True).alias("written"))
+    texts = user_texts(rows["messages"]), answer_words(rows["answer"]).alias("answer_text")
+    return rows.with_columns(texts).with_columns(
+        pl.concat_str("reasoning", "answer_text", separator="\n", ignore_nulls=True).alias("written")
+    )

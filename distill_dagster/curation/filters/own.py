@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from functools import cache, lru_cache
 from importlib import metadata
+from threading import local
 from typing import Annotated, Any
 
 import duckdb
@@ -20,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from distill_dagster.curation.about import About
 from distill_dagster.curation.filters.base import Filter, score
 from distill_dagster.curation.scores import SCORERS, Scorer
-from distill_dagster.curation.texts import answer_words
+from distill_dagster.curation.texts import answer_words, user_texts
 from distill_dagster.errors import DistillError
-from distill_dagster.tables import SCORES, user_text_expr
+from distill_dagster.tables import SCORES
 
 GROUP = "distill_dagster.filters"
 NAME = r"^[a-z][a-z0-9_]{0,40}$"
@@ -67,6 +68,17 @@ def locked() -> duckdb.DuckDBPyConnection:
             "lock_configuration": True,
         },
     )
+
+
+_THREAD = local()
+
+
+def _kept_connection() -> duckdb.DuckDBPyConnection:
+    """One for each thread: making it takes longer than most expressions over a batch."""
+    if not hasattr(_THREAD, "connection"):
+        _THREAD.connection = locked()
+    connection: duckdb.DuckDBPyConnection = _THREAD.connection
+    return connection
 
 
 @cache
@@ -180,7 +192,7 @@ class Sql(Filter):
     def _judged(self, rows: pl.DataFrame) -> pl.DataFrame:
         named = columns_of(self.sql)
         read = {
-            "text": lambda: rows.select(user_text_expr()).to_series(),
+            "text": lambda: user_texts(rows["messages"]),
             "answer": lambda: answer_words(rows["answer"]),
             "answer_json": lambda: rows["answer"],
         }
@@ -194,15 +206,16 @@ class Sql(Filter):
             if name.lower() in named
         }
         frame = pl.DataFrame({"_row": pl.Series(range(rows.height), dtype=pl.Int64), **seen})
-        with locked() as connection:
-            connection.register("seen", frame.to_arrow())
-            try:
-                result = connection.sql(f"SELECT _row, (\n{self.sql}\n) AS keep FROM seen ORDER BY _row")
-                keep = pl.DataFrame(result.to_arrow_table())["keep"]
-            except duckdb.Error as error:
-                raise DistillError(
-                    f"The filter {self.called} (curation.filters.own) failed: {_first_line(error)}"
-                ) from None
+        connection = _kept_connection()
+        connection.register("seen", frame.to_arrow())
+        try:
+            result = connection.sql(f"SELECT _row, (\n{self.sql}\n) AS keep FROM seen ORDER BY _row")
+            keep = pl.DataFrame(result.to_arrow_table())["keep"]
+        except duckdb.Error as error:
+            why = f"The filter {self.called} (curation.filters.own) failed: {_first_line(error)}"
+            raise DistillError(why) from None
+        finally:
+            connection.unregister("seen")
         return rows.with_columns(keep.cast(pl.Boolean).fill_null(False).alias(self._column))
 
     def drops(self, about: About) -> pl.Expr:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -59,8 +61,15 @@ def filter_rows(
     lazy = pl.scan_parquet(source) if isinstance(source, Path | str) else source.lazy()
     scorers = scorers_of(list(filters))
     whole = _whole(lazy)
-    for batch in whole.collect_batches(chunk_size=batch_rows, maintain_order=True):
-        yield _judged(batch, filters, scorers, about)
+    # One batch ahead: what is Python in one batch runs beside what is not in the other.
+    with ThreadPoolExecutor(2) as pool:
+        ahead: deque[Future[pl.DataFrame]] = deque()
+        for batch in whole.collect_batches(chunk_size=batch_rows, maintain_order=True):
+            ahead.append(pool.submit(_judged, batch, filters, scorers, about))
+            if len(ahead) > 2:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _judged(batch: pl.DataFrame, filters: Sequence[Filter], scorers: list[Scorer], about: About) -> pl.DataFrame:

@@ -238,7 +238,7 @@ def _one(
     return stamp
 
 
-@nb.njit(cache=True, parallel=True)
+@nb.njit(cache=True, parallel=True, nogil=True)
 def _prose(offsets: Any, data: Any, stops: Any, out: Any) -> None:
     rows = offsets.shape[0] - 1
     for chunk in nb.prange((rows + CHUNK - 1) // CHUNK):
@@ -257,7 +257,31 @@ def _prose(offsets: Any, data: Any, stops: Any, out: Any) -> None:
             stamp = _one(data, offsets[r], offsets[r + 1], stops, scratch, table, counts, stamps, stamp, out[r])
 
 
-@nb.njit(cache=True, parallel=True)
+@nb.njit(cache=True, parallel=True, nogil=True)
+def _counts(offsets: Any, data: Any, out: Any) -> None:
+    rows = offsets.shape[0] - 1
+    for chunk in nb.prange((rows + CHUNK - 1) // CHUNK):
+        for r in range(chunk * CHUNK, min(rows, (chunk + 1) * CHUNK)):
+            inside, n = False, 0
+            for i in range(offsets[r], offsets[r + 1]):
+                space = data[i] <= 32
+                n += not space and not inside
+                inside = not space
+            out[r] = n
+
+
+@nb.njit(cache=True, parallel=True, nogil=True)
+def _digits(offsets: Any, data: Any, out: Any) -> None:
+    rows = offsets.shape[0] - 1
+    for chunk in nb.prange((rows + CHUNK - 1) // CHUNK):
+        for r in range(chunk * CHUNK, min(rows, (chunk + 1) * CHUNK)):
+            n = 0
+            for i in range(offsets[r], offsets[r + 1]):
+                n += 48 <= data[i] <= 57
+            out[r] = n
+
+
+@nb.njit(cache=True, parallel=True, nogil=True)
 def _echo(offsets: Any, data: Any, offsets2: Any, data2: Any, out: Any, n: int, short: int) -> None:
     rows = offsets.shape[0] - 1
     for chunk in nb.prange((rows + CHUNK - 1) // CHUNK):
@@ -307,6 +331,24 @@ def prose(texts: pl.Series) -> pl.DataFrame:
     with _ONE_AT_A_TIME:
         _prose(offsets, data, _STOPS, out)
     return pl.DataFrame(np.round(out, 4), schema=list(PROSE_FIELDS), orient="row")
+
+
+def word_counts(texts: pl.Series) -> pl.Series:
+    """How many words each text has; a null has none of its own and stays null."""
+    offsets, data = _buffers(texts)
+    out = np.empty(len(texts), np.int64)
+    with _ONE_AT_A_TIME:
+        _counts(offsets, data, out)
+    return pl.select(pl.when(pl.lit(texts.is_not_null())).then(pl.lit(pl.Series(out)))).to_series()
+
+
+def digit_counts(texts: pl.Series) -> pl.Series:
+    """How many of the digits 0 to 9 each text has."""
+    offsets, data = _buffers(texts)
+    out = np.empty(len(texts), np.int64)
+    with _ONE_AT_A_TIME:
+        _digits(offsets, data, out)
+    return pl.Series(out)
 
 
 def echo(said: pl.Series, asked: pl.Series, n: int = 3, short: int = 8) -> pl.Series:

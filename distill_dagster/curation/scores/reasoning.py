@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import polars as pl
 
@@ -40,17 +41,21 @@ def _reasoning(rows: pl.DataFrame, about: About) -> pl.DataFrame:
     if about.kind in LABELLED:
         bare = first.str.to_lowercase().str.strip_chars(" \"'`*_#-:\n\t")
         announced = announced | bare.str.starts_with(pl.col("answer_text").str.to_lowercase())
-    said = rows.select(
+    begins = rows.select(
         pl.when(pl.col("reasoning").is_not_null()).then(announced & later).alias("answer_first"),
-        pl.col("reasoning").str.extract_all(_CONCLUDED).list.last().str.extract(_CONCLUDED, 1).alias("conclusion"),
-        "answer_text",
+        (pl.col("reasoning").str.contains(CONCLUSION) & pl.col("answer_text").is_not_null()).alias("concludes"),
     )
-    mask = said["conclusion"].is_not_null() & said["answer_text"].is_not_null()
-    pairs = said.filter(mask).select("conclusion", "answer_text").rows()
-    other = [c if _contradicts(c, a, about) else None for c, a in pairs]
-    empty = pl.Series("conclusion", [None] * rows.height, dtype=pl.String)
-    conclusion = empty.scatter(mask.arg_true(), pl.Series(other, dtype=pl.String)) if other else empty
-    return said.select("answer_first").with_columns(conclusion)
+    mask = begins["concludes"].fill_null(False)
+    last = pl.col("reasoning").str.extract_all(_CONCLUDED).list.last().str.extract(_CONCLUDED, 1)
+    pairs = rows.filter(mask).select(last, "answer_text").rows()
+    other = [c if c is not None and _contradicts(c, a, about) else None for c, a in pairs]
+    return pl.DataFrame([begins["answer_first"], _scattered("conclusion", mask, other, pl.String())])
+
+
+def _scattered(name: str, mask: pl.Series, values: list[Any], dtype: pl.DataType) -> pl.Series:
+    """The values where the mask is true, null elsewhere."""
+    whole = pl.Series(name, [None], dtype=dtype).new_from_index(0, len(mask))
+    return whole.scatter(mask.arg_true(), pl.Series(values, dtype=dtype)) if values else whole
 
 
 def _contradicts(conclusion: str, answer: str, about: About) -> bool:
@@ -74,13 +79,16 @@ def _contradicts(conclusion: str, answer: str, about: About) -> bool:
 
 def _arithmetic(rows: pl.DataFrame, about: About) -> pl.DataFrame:
     """`sums`: how many equations between numbers stand in the reasoning, `wrong_sums` of them do not hold."""
+    equal = rows["reasoning"].str.contains("=", literal=True).fill_null(False)
     plain = pl.col("reasoning").str.replace_many(list(_SIGNS), list(_SIGNS.values()))
     plain = plain.str.replace_all(r"(\d),(\d{3})\b", "$1$2").str.replace_all(r"(\d) ?x ?(\d)", "$1*$2")
     plain = plain.str.replace_all(r"= ?(-?\d+(?:\.\d+)?) ?(?:[a-z]+ )?= ", "= $1 ; $1 = ")
     # Twice, since a sign that ends one equation may begin the next.
     plain = plain.str.replace_all(r"([;,.:\n])(\s)", "$1$1$2")
-    around = pl.when(pl.col("reasoning").str.contains("=", literal=True)).then(plain)
-    found = rows.select(around.str.extract_all(f"{_LEFT}{_EQUATION}{_RIGHT}").alias("all")).with_row_index("row")
+    found = rows.filter(equal).select(
+        pl.Series("row", equal.arg_true(), dtype=pl.Int64),
+        plain.str.extract_all(f"{_LEFT}{_EQUATION}{_RIGHT}").alias("all"),
+    )
     long = found.explode("all").select("row", pl.col("all").str.extract(f"({_EQUATION})", 1)).drop_nulls()
     each = long.select(pl.col("all").unique(maintain_order=True))
     judged = each.with_columns(pl.Series("holds", [holds(one) for one in each["all"]], dtype=pl.Boolean))
@@ -90,7 +98,8 @@ def _arithmetic(rows: pl.DataFrame, about: About) -> pl.DataFrame:
         (~pl.col("holds")).sum().cast(pl.Int64).alias("wrong_sums"),
         pl.col("all").filter(~pl.col("holds")).first().str.strip_chars().alias("wrong_sum"),
     )
-    return found.select("row").join(counts, on="row", how="left", maintain_order="left").drop("row")
+    every = pl.DataFrame({"row": pl.Series(range(rows.height), dtype=pl.Int64)})
+    return every.join(counts, on="row", how="left", maintain_order="left").drop("row")
 
 
 @lru_cache(maxsize=200_000)

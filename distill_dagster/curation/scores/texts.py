@@ -31,8 +31,10 @@ BOILERPLATE = (
 
 
 def _lengths(rows: pl.DataFrame, about: About) -> pl.DataFrame:
-    words = [pl.col(c).str.count_matches(r"\S+").cast(pl.Int64) for c in ("reasoning", "answer_text")]
-    return rows.select(words[0].alias("reasoning_words"), words[1].alias("answer_words"))
+    from distill_dagster.curation.scores.prose import word_counts  # late: numba
+
+    named = {"reasoning_words": rows["reasoning"], "answer_words": rows["answer_text"]}
+    return pl.DataFrame([word_counts(texts).alias(name) for name, texts in named.items()])
 
 
 def _refusal(rows: pl.DataFrame, about: About) -> pl.DataFrame:
