@@ -12,9 +12,9 @@ from distill_dagster.curation.filters import STEPS, Filter, in_order, marked
 from distill_dagster.curation.masked import masked_rows
 from distill_dagster.curation.split import sides
 from distill_dagster.curation.steps import contaminated, duplicates
-from distill_dagster.curation.texts import targets, user_texts, with_answers
+from distill_dagster.curation.texts import targets, text_keys, user_texts, with_answers
 from distill_dagster.spec import CurationSpec
-from distill_dagster.tables import DATASET, REJECTED, SCORED, conform, normalized_expr
+from distill_dagster.tables import DATASET, REJECTED, SCORED, conform
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,8 @@ def curate(
     """
     about = about or About(labels=tuple(labels))
     filters = in_order(spec.filters, about)
-    rows = marked(candidates.select(list(SCORED)).lazy(), filters, about).collect()
-    rows = rows.with_columns(user_texts(rows["messages"]))
-    rows = rows.with_columns(normalized_expr(pl.col("text")).alias("text_key")).drop("text")
+    rows = marked(candidates.select(list(SCORED)), filters, about)
+    rows = rows.with_columns(text_keys(user_texts(rows["messages"])))
     # Steps look at several rows and run in their order, each over what is still kept; one may take another's place.
     rows = contaminated(rows, held_out)
     rows = duplicates(rows)

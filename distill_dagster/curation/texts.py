@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from distill_dagster.kinds.base import ANSWER, REASONING, REFUSAL, is_refusal
-from distill_dagster.tables import user_text_expr
+from distill_dagster.tables import normalized_expr, user_text_expr
 
 if TYPE_CHECKING:
     from distill_dagster.kinds import Kind
@@ -83,6 +83,16 @@ def user_texts(messages: pl.Series) -> pl.Series:
         if turns["role"].eq("user").all() and not turns["content"].null_count():
             return turns["content"].alias("text")
     return messages.to_frame("messages").select(user_text_expr().alias("text")).to_series()
+
+
+def text_keys(texts: pl.Series) -> pl.Series:
+    """`tables.normalized_expr` of each text. Of plain ASCII with single spaces, as most are, only the case changes."""
+    odd = texts.str.contains(r"[^\x20-\x7e]|  |^ | $").fill_null(True)
+    keys = texts.str.to_lowercase().alias("text_key")
+    if not odd.any():
+        return keys
+    rest = texts.filter(odd).to_frame("t").select(normalized_expr(pl.col("t"))).to_series()
+    return keys.scatter(odd.arg_true(), rest)
 
 
 def with_answers(messages: pl.Series, words: pl.Series) -> pl.Series:

@@ -75,7 +75,7 @@ def outcome(one: type[Filter], example: Example) -> tuple[str | None, str | None
     rule = one(**example.settings)
     about = About(example.kind, example.labels, reasoning=example.row.get("reasoning") is not None)
     rows = add_scores(example_row(example), rule.scorers(), about)
-    found = marked(rows.lazy(), [rule], about).collect()
+    found = marked(rows, [rule], about)
     return found["drop_reason"][0], found["drop_detail"][0]
 
 

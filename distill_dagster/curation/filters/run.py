@@ -17,24 +17,34 @@ from distill_dagster.tables import SCORED, user_text_expr
 BATCH_ROWS = 50_000
 
 
-def marked(rows: pl.LazyFrame, filters: Sequence[Filter], about: About) -> pl.LazyFrame:
+def marked(rows: pl.DataFrame, filters: Sequence[Filter], about: About) -> pl.DataFrame:
     """The rows with `drop_reason` and `drop_detail`: of the first filter that drops a row, null for a row that is kept.
 
     Args:
         rows: scored candidates (schema SCORED); the scores that the filters read are there.
     """
-    columns = rows.collect_schema().names()
+    lazy = rows.lazy()
     for one in filters:
-        rows = one.prepared(rows)
+        lazy = one.prepared(lazy)
+    hits = [one.drops(about).fill_null(False).alias(_hit(one)) for one in filters]
+    found = lazy.select(hits).collect() if hits else pl.DataFrame()
     reason, detail = pl.lit(None, dtype=pl.String), pl.lit(None, dtype=pl.String)
     # From the last to the first, so that the first one stands outermost.
     for one in reversed(filters):
         reason = pl.when(pl.col(_hit(one))).then(pl.lit(one.drop_reason)).otherwise(reason)
-        detail = pl.when(pl.col(_hit(one))).then(one.detail(about)).otherwise(detail)
-    hits = [one.drops(about).fill_null(False).alias(_hit(one)) for one in filters]
-    return rows.with_columns(hits).select(
-        *columns, reason.alias("drop_reason"), detail.cast(pl.String).alias("drop_detail")
-    )
+        detail = pl.when(pl.col("drop_reason") == one.drop_reason).then(one.detail(about)).otherwise(detail)
+    reasons = found.select(reason.alias("drop_reason")).to_series() if hits else _nothing("drop_reason", rows.height)
+    dropped = reasons.is_not_null()
+    # Only of the rows that are dropped: putting figures into words costs more than comparing them.
+    details = rows.filter(dropped).with_columns(reasons.drop_nulls()).select(detail.cast(pl.String)).to_series()
+    all_details = _nothing("drop_detail", rows.height)
+    if len(details):
+        all_details = all_details.scatter(dropped.arg_true(), details)
+    return rows.with_columns(reasons, all_details)
+
+
+def _nothing(name: str, rows: int) -> pl.Series:
+    return pl.Series(name, [None], dtype=pl.String).new_from_index(0, rows)
 
 
 def _hit(one: Filter) -> str:
@@ -73,7 +83,7 @@ def filter_rows(
 
 
 def _judged(batch: pl.DataFrame, filters: Sequence[Filter], scorers: list[Scorer], about: About) -> pl.DataFrame:
-    return marked(add_scores(batch, scorers, about).lazy(), filters, about).collect()
+    return marked(add_scores(batch, scorers, about), filters, about)
 
 
 def _whole(rows: pl.LazyFrame) -> pl.LazyFrame:

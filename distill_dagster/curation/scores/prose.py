@@ -27,15 +27,12 @@ _ONE_AT_A_TIME = Lock()
 """numba's own threads end the process where two threads start a parallel kernel at once."""
 
 
-def _word_hash(word: str) -> int:
-    """FNV-1a of lower-case bytes, as the kernel works it out."""
-    value = int(_START)
-    for byte in word.encode():
-        value = ((value ^ byte) * int(_BASE)) % 2**64
-    return value
+def _packed(word: str) -> int:
+    """The bytes of a short word as one number, as the kernel has it."""
+    return int.from_bytes(word.encode(), "big")
 
 
-_STOPS = np.array([_word_hash(word) for word in STOP_WORDS], dtype=np.uint64)
+_STOPS = np.array([_packed(word) for word in STOP_WORDS], dtype=np.uint64)
 
 
 @nb.njit(cache=True, inline="always")
@@ -49,9 +46,9 @@ def _slot(table: Any, stamps: Any, stamp: int, mask: int, key: Any) -> Any:
 
 
 @nb.njit(cache=True)
-def _tokens(data: Any, start: int, end: int, word: Any, folded: Any, length: Any) -> tuple[int, int, int]:
-    """Words of a text: exact hash, hash in lower case without signs at the ends, and length. (words, chars, letters)"""
-    n, chars, alphabetic = 0, 0, 0
+def _tokens(data: Any, start: int, end: int, stops: Any, word: Any, length: Any) -> tuple[int, int, int, int]:
+    """Hash and length of each word of a text. (words, characters, words with a letter, which stop words, as bits)"""
+    n, chars, alphabetic, found = 0, 0, 0, 0
     i = start
     while i < end:
         while i < end and data[i] <= 32:
@@ -59,28 +56,53 @@ def _tokens(data: Any, start: int, end: int, word: Any, folded: Any, length: Any
             i += 1
         if i >= end:
             break
-        exact, plain, at, last, letters, size = _START, _START, _START, _START, False, 0
+        exact, packed, letters, size = _START, np.uint64(0), False, 0
         while i < end and data[i] > 32:
             b = data[i]
             exact = (exact ^ np.uint64(b)) * _BASE
-            if (b & 0xC0) != 0x80:
-                size += 1
-            upper = 65 <= b <= 90
-            if upper or 97 <= b <= 122 or b >= 128 or 48 <= b <= 57:
-                low = b + 32 if upper else b
-                # Signs within a word count, those at its beginning or end do not.
-                plain = (at ^ np.uint64(low)) * _BASE
-                at = plain
-                last = plain
-                letters = letters or not 48 <= b <= 57
-            elif last != _START:
-                at = (at ^ np.uint64(b)) * _BASE
+            size += (b & 0xC0) != 0x80
+            low = b | 32
+            if 97 <= low <= 122:
+                letters = True
+                packed = (packed << np.uint64(8)) | np.uint64(low)
+            elif b >= 128:
+                letters = True
+                packed = np.uint64(1) << np.uint64(63)
             i += 1
-        word[n], folded[n], length[n] = exact, last, size
+        if size <= 6:
+            for s in range(stops.shape[0]):
+                if stops[s] == packed:
+                    found |= 1 << s
+        word[n], length[n] = exact, size
         chars += size
         alphabetic += letters
         n += 1
-    return n, chars, alphabetic
+    return n, chars, alphabetic, found
+
+
+@nb.njit(cache=True)
+def _folded(data: Any, start: int, end: int, word: Any) -> int:
+    """Hash of each word of a text in lower case, without signs at its beginning and end. (words)"""
+    n = 0
+    i = start
+    while i < end:
+        while i < end and data[i] <= 32:
+            i += 1
+        if i >= end:
+            break
+        at, last = _START, _START
+        while i < end and data[i] > 32:
+            b = data[i]
+            upper = 65 <= b <= 90
+            if upper or 97 <= b <= 122 or b >= 128 or 48 <= b <= 57:
+                at = (at ^ np.uint64(b + 32 if upper else b)) * _BASE
+                last = at
+            elif last != _START:  # within a word a sign counts, if letters follow
+                at = (at ^ np.uint64(b)) * _BASE
+            i += 1
+        word[n] = last
+        n += 1
+    return n
 
 
 @nb.njit(cache=True)
@@ -157,8 +179,8 @@ def _one(
     stamp: int,
     out: Any,
 ) -> int:
-    word, folded, gram, length, before = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
-    n, chars, alphabetic = _tokens(data, start, end, word, folded, length)
+    word, gram, length, before = scratch[0], scratch[1], scratch[2], scratch[3]
+    n, chars, alphabetic, found = _tokens(data, start, end, stops, word, length)
     mask = 63
     while mask < 2 * (n + 8):
         mask = mask * 2 + 1
@@ -226,11 +248,8 @@ def _one(
             i += 2
         i += 1
     stop = 0
-    for s in range(stops.shape[0]):
-        for k in range(n):
-            if folded[k] == stops[s]:
-                stop += 1
-                break
+    for k in range(stops.shape[0]):
+        stop += (found >> k) & 1
     out[14] = np.int64(before[n]) / n
     out[15], out[16] = hashes / n, ellipses / n
     out[17], out[18] = parts[3] / lines, parts[4] / lines
@@ -247,7 +266,7 @@ def _prose(offsets: Any, data: Any, stops: Any, out: Any) -> None:
         for r in range(first, last):
             longest = max(longest, offsets[r + 1] - offsets[r])
         most = longest // 2 + 2  # words are parted by a byte at least
-        scratch = np.empty((5, most + 2), np.uint64)
+        scratch = np.empty((4, most + 2), np.uint64)
         size = 128
         while size < 8 * (most + 8):
             size *= 2
@@ -290,17 +309,17 @@ def _echo(offsets: Any, data: Any, offsets2: Any, data2: Any, out: Any, n: int, 
         for r in range(first, last):
             longest = max(longest, offsets[r + 1] - offsets[r], offsets2[r + 1] - offsets2[r])
         most = longest // 2 + 4
-        said, asked = np.empty((3, most), np.uint64), np.empty((3, most), np.uint64)
+        said, asked = np.empty(most, np.uint64), np.empty(most, np.uint64)
         size = 128
         while size < 4 * most:
             size *= 2
         table, stamps = np.empty(size, np.uint64), np.zeros(size, np.int64)
         for r in range(first, last):
-            words, _, _ = _tokens(data, offsets[r], offsets[r + 1], said[0], said[1], said[2])
-            given, _, _ = _tokens(data2, offsets2[r], offsets2[r + 1], asked[0], asked[1], asked[2])
+            words = _folded(data, offsets[r], offsets[r + 1], said)
+            given = _folded(data2, offsets2[r], offsets2[r + 1], asked)
             same = words == given and words > 0
             for k in range(words):
-                same = same and said[1][k] == asked[1][k]
+                same = same and said[k] == asked[k]
                 if not same:
                     break
             if same or words < short:
@@ -312,14 +331,14 @@ def _echo(offsets: Any, data: Any, offsets2: Any, data2: Any, out: Any, n: int, 
             for k in range(given - n + 1):
                 key = _START
                 for j in range(n):
-                    key = (key ^ (asked[1][k + j] + _MIX)) * _BASE
+                    key = (key ^ (asked[k + j] + _MIX)) * _BASE
                 i = _slot(table, stamps, stamp, mask, key)
                 table[i], stamps[i] = key, stamp
             found = 0
             for k in range(words - n + 1):
                 key = _START
                 for j in range(n):
-                    key = (key ^ (said[1][k + j] + _MIX)) * _BASE
+                    key = (key ^ (said[k + j] + _MIX)) * _BASE
                 found += stamps[_slot(table, stamps, stamp, mask, key)] == stamp
             out[r] = found / (words - n + 1)
 
