@@ -96,8 +96,8 @@ class Filter(BaseModel):
 
     def suited_to(self, kind: str) -> Self:
         """With the values that suit a kind of task, but for those that were set."""
-        plain = self.for_kind(kind)
-        return plain.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+        values = self.suits.get(kind, {})
+        return self.model_copy(update={name: v for name, v in values.items() if name not in self.model_fields_set})
 
 
 def score(name: str) -> pl.Expr:

@@ -40,7 +40,7 @@ def _sample(rows: pl.DataFrame, about: About) -> pl.DataFrame:
     """Of the completion that the candidate is: not of the texts, so the stage brings it along where it knows it."""
     names = {"finish_reason": pl.String, "completion_tokens": pl.Int64}
     held = [pl.col(n) if n in rows.columns else pl.lit(None, dtype=t).alias(n) for n, t in names.items()]
-    return rows.select(held)
+    return rows.with_columns(held).select(list(names))  # a literal alone would be one row
 
 
 PROSE = Scorer("prose", "1", PROSE_FIELDS, _prose)
@@ -101,7 +101,7 @@ def _scored(rows: pl.DataFrame, scorers: Sequence[Scorer], about: About) -> pl.D
     fields = [name for one in scorers for name in one.fields]
     empty = pl.DataFrame(schema={name: schema[name] for name in fields})
     out = [empty] if fields else []
-    for batch in rows.iter_slices(BATCH_ROWS):
+    for batch in rows.iter_slices(BATCH_ROWS) if rows.height else ():
         texts = with_texts(batch)
         parts = [one.run(texts, about).select(one.fields) for one in scorers]
         if parts:

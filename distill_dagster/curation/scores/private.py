@@ -43,9 +43,13 @@ def found_in(text: str, kinds: Collection[str]) -> Counter[str]:
     for part in _parts(text):
         others = [kind for kind in kinds if kind != SECRET]
         # Some patterns of detect-secrets take quadratic time: they see what stands around a hint, not all of it.
+        near = [mask(one, (), [SECRET]).counts for one in _around(part)] if SECRET in kinds else []
+        if any(near) and others:  # one may be part of the other: a password within what looks like a mail address
+            counts.update(mask(part, REGIONS, kinds).counts)
+            continue
+        for found in near:
+            counts.update(found)
         counts.update(mask(part, REGIONS, others).counts if others else {})
-        for near in _around(part) if SECRET in kinds else []:
-            counts.update(mask(near, (), [SECRET]).counts)
     return counts
 
 

@@ -358,7 +358,7 @@ def word_counts(texts: pl.Series) -> pl.Series:
     out = np.empty(len(texts), np.int64)
     with _ONE_AT_A_TIME:
         _counts(offsets, data, out)
-    return pl.select(pl.when(pl.lit(texts.is_not_null())).then(pl.lit(pl.Series(out)))).to_series()
+    return pl.Series(out).set(texts.is_null(), None)
 
 
 def digit_counts(texts: pl.Series) -> pl.Series:

@@ -11,7 +11,7 @@ import polars as pl
 
 from distill_dagster.curation.about import LABELLED, About
 from distill_dagster.curation.scores.base import Scorer
-from distill_dagster.kinds.arithmetic import NotANumber, evaluated, number_in
+from distill_dagster.kinds.arithmetic import MAX_CHARS, NotANumber, evaluated, number_in
 from distill_dagster.kinds.similarity import squad_normalized
 
 CONCLUSION = (
@@ -109,6 +109,8 @@ def holds(equation: str) -> bool | None:
     Worked out in fractions by a parser that knows numbers, + - * / and brackets; nothing is ever evaluated as code.
     """
     left, _, right = equation.rpartition("=")
+    if len(equation) > MAX_CHARS:
+        return None
     try:
         simple = _BINARY.fullmatch(equation)
         if simple:
