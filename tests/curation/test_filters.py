@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from distill_dagster.curation.about import About
 from distill_dagster.curation.dataset import curate
@@ -384,7 +385,7 @@ def test_a_classifier_that_is_not_there_or_says_nonsense(monkeypatch: pytest.Mon
     rows = [candidate(0, TEXTS[0], "GO AWAY NOW", None)]
     assert cut(rows, {"toxicity": {"use": "shouting"}}).reasons()["toxic"] == 1
     assert cut(rows, {"toxicity": {"use": "shouting", "of": "prompt"}}).reasons()["toxic"] == 0
-    with pytest.raises(DistillError, match=r"no classifier 'absent'.*DISTILL_CLASSIFIERS"):
+    with pytest.raises(ValidationError, match=r"no classifier 'absent'.*DISTILL_CLASSIFIERS"):
         cut(rows, {"toxicity": {"use": "absent"}})
     monkeypatch.setenv("DISTILL_CLASSIFIERS", "lengths=tests.curation.test_filters:lengths")
     with pytest.raises(DistillError, match="one number from 0 to 1"):

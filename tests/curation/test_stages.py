@@ -34,7 +34,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(tmp_path: Path) -> Iterator[Run]:
     """A task whose teacher writes its reasoning, so that there are texts to score."""
     with FakeProvider(LABELS) as provider:
-        provider.raw = lambda seen: f"Reasoning: it is asked for {seen.text}\nAnswer: {_label(seen.text)}"
+        provider.answer = lambda seen: f"Reasoning: it is asked for {seen.text}\nAnswer: {_label(seen.text)}"
         settings = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "max_tokens": 50}
         settings["few_shot"] = {"per_label": 1, "draws": 1}
         curation_ = {"min_rows": 1, "validation_share": 0, "mix_examples": False}
@@ -66,7 +66,9 @@ def test_a_score_is_computed_once_and_a_threshold_runs_no_slice(run: Run, monkey
     run.update()
     before = run.env.lake.record(run.env.task_name, "scored_completions", "shop")
     asked = len(run.provider.requests)
+    web = run.env.lake.record(run.env.task_name, "scored_completions", "web")
     assert before is not None
+    assert web is not None
     assert "scorers" not in before.extra
     assert scored(run)["scores"].struct.field("reasoning_words").null_count() == 3
 
@@ -95,19 +97,19 @@ def test_a_score_is_computed_once_and_a_threshold_runs_no_slice(run: Run, monkey
     assert counted == [1, 1]  # reasoning and answer of one row
     assert len(run.provider.requests) == asked + 1
 
-    # Filters without scores again: nobody needs them, and the tables are as they were.
+    # Filters without scores again: the tables of the slices are as they were before there were any.
     set_filters(run)
     run.update()
     record = run.env.lake.record(run.env.task_name, "scored_completions", "web")
-    old = run.env.lake.record(run.env.task_name, "scored_completions", "web")
-    assert record == old
+    assert record is not None
+    assert record.data_version == web.data_version
     assert "score_settings" not in run.state().stages["scored_completions"].upstream
     assert run.stale() == {}
 
 
 def test_the_last_good_rows_of_a_slice_get_the_scores_that_they_lack(run: Run) -> None:
     run.update()
-    set_filters(run, answer_words={"min": 1, "max": 5}, own=[{"name": "long", "sql": "reasoning_words > 6"}])
+    set_filters(run, answer_words={"min": 1, "max": 5}, own=[{"name": "long", "sql": "reasoning_words > 7"}])
     made = run.make("filtered_dataset")  # the slices themselves are stale and have no scores
     assert made.record.extra["reasons"]["long"] > 0
     assert made.record.extra["reasons"]["answer_length"] == 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from distill_dagster.curation.about import About
 from distill_dagster.curation.filters.base import Example, Filter, score, words
 from distill_dagster.curation.scores import Scorer
-from distill_dagster.curation.scores.classifiers import classifier
+from distill_dagster.curation.scores.classifiers import absent, classifier, known
 
 
 class _Classified(Filter):
@@ -23,6 +23,14 @@ class _Classified(Filter):
         description="name of an installed classifier: an entry point in the group distill_dagster.classifiers, or a "
         "name in DISTILL_CLASSIFIERS",
     )
+
+    @field_validator("use")
+    @classmethod
+    def _installed(cls, value: str) -> str:
+        if value not in known():
+            raise ValueError(absent(value))
+        return value
+
     max: float = Field(default=0.5, ge=0, le=1, description="the largest score that is kept")
     of: Literal["prompt", "written"] = Field(default="written", description="the prompt, or reasoning and answer")
 

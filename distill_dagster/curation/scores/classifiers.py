@@ -34,15 +34,20 @@ def known() -> dict[str, metadata.EntryPoint]:
     return found
 
 
+def absent(name: str) -> str:
+    """What is said of a classifier that nobody installed."""
+    return (
+        f"there is no classifier {name!r}: install a package with an entry point of that name in the group {GROUP}, or "
+        f"set {VARIABLE}={name}=module:function; there are {', '.join(known()) or 'none'}"
+    )
+
+
 @cache
 def _loaded(name: str) -> Classifier:
     try:
         function: Classifier = known()[name].load()
     except KeyError:
-        raise DistillError(
-            f"There is no classifier {name!r}. Install a package with an entry point of that name in the group "
-            f"{GROUP}, or set {VARIABLE}={name}=module:function. Known: {', '.join(known()) or 'none'}."
-        ) from None
+        raise DistillError(f"{absent(name)}.") from None
     except Exception as error:
         raise DistillError(f"The classifier {name!r} could not be loaded: {error}") from error
     return function
