@@ -635,6 +635,66 @@ def _show_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: bo
     return found
 
 
+@app.command()
+def filters(
+    task: TaskArgument = None,
+    dropped: Annotated[
+        str | None, typer.Option("--dropped", help="Show rows that were dropped with this reason.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many of them.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """The filters of a task in the order of application, and how many rows each dropped from the dataset that is there.
+
+    Runs nothing. docs/filters.md describes every filter.
+    """
+    from distill_dagster.curation.explain import dropped_rows
+    from distill_dagster.stages.curation import filters_shown
+
+    home = Home.from_env()
+    with _errors():
+        folder = _open(home, task)
+        lake = Lake(home.lake, home.reports)
+        now = State(folder, lake).status("filtered_dataset")
+        extra = now.record.extra if now.record is not None else {}
+        rows = filters_shown(folder.task.filters, extra.get("reasons", {}))
+        table = Table("", "filter", "drop reason", "parameters", "dropped")
+        for row in rows:
+            count = "" if row["dropped"] is None else f"{row['dropped']:,}"
+            cells = (row["order"], row["filter"], row["drop_reason"], row["parameters"])
+            table.add_row(*(escape(str(cell)) for cell in cells), count)
+        out.print(table)
+        masked = f", {extra['masked_rows']:,} of them masked" if "masked_rows" in extra else ""
+        made = "never made" if now.record is None else f"{now.state}, {now.record.rows:,} rows kept{masked}"
+        out.print(f"{folder.name}: filtered_dataset is {made}")
+        found = dropped_rows(lake, folder.name, dropped, limit) if dropped is not None else []
+        for one in found:
+            said = f"{one['drop_detail'] or ''} | {one['text']}"
+            out.print(f"{one['prompt_id'][:12]} [dim]{escape(one['slice'])}[/dim] {escape(said[:200])}", soft_wrap=True)
+        if as_json:
+            more = {"rows": found} if dropped is not None else {}
+            print(json.dumps({"task": folder.name, "state": now.state, "filters": rows} | more))
+
+
+@app.command()
+def explain(
+    task: Annotated[str, typer.Argument(help="The task.")],
+    prompt_id: Annotated[str, typer.Argument(help="The id of a prompt, or the beginning of one.")],
+    as_json: JsonOption = False,
+) -> None:
+    """A row's whole story: its prompt, completions and scores, which filter dropped it and why, and where it went."""
+    from distill_dagster.curation.explain import explained, show
+
+    home = Home.from_env()
+    with _errors():
+        folder = _open(home, task)
+        story = explained(folder, Lake(home.lake, home.reports), prompt_id.lower())
+        if as_json:
+            print(json.dumps(story))
+        else:
+            show(story, folder, out)
+
+
 @contextmanager
 def _progress() -> Iterator[Any]:
     """A bar for the run in hand on a terminal; a line for each finished run elsewhere."""

@@ -54,12 +54,16 @@ OPTIONAL_SOURCES = {
     s.name: s
     for s in (
         Source("imagine_settings", None, "`imagine:` in task.yaml, and its templates: how new prompts are imagined."),
+        Source(
+            "score_settings", None, "Which scores the filters of task.yaml read, by name and version; no threshold."
+        ),
         Source("judge_settings", None, "`judge:` in task.yaml, and its templates: the rubric and who judges."),
     )
 }
 """Sources of tasks that have that part in their task.yaml."""
 OPTIONAL_UPSTREAM = {
     "imagine_settings": ("seed_prompts", ("teacher_gate", "imagine_settings")),
+    "score_settings": ("scored_completions", ("score_settings",)),
     "judge_settings": ("scored_completions", ("judge_settings",)),
 }
 """What a stage is made from beside, in a task that has the source: imagining is paid for, and waits for the gate."""
@@ -135,7 +139,7 @@ STAGES = {
             ("scored_completions", "slice_manifest", "golden_set", "human_examples", "curation_settings"),
             "1",
             ("duckdb", "polars"),
-            "What the student learns from: thresholds, duplicates, rows equal to golden or dev, and the split, in "
+            "What the student learns from: filters, rows equal to golden or dev, duplicates, and the split, in "
             "one query pass over all slices. Beside it the rejected rows, each with one drop reason.",
         ),
         Stage(

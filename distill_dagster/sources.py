@@ -39,6 +39,8 @@ def source_version(folder: TaskFolder, source: str, partition: str | None = None
             return task.imagine_hash(own_templates(folder.templates(), IMAGINE))
         case "judge_settings":
             return task.judge_hash(own_templates(folder.templates(), JUDGE))
+        case "score_settings":
+            return task.score_hash()
         case "curation_settings":
             return task.curation_hash()
         case "gate_settings":
@@ -52,9 +54,10 @@ def source_version(folder: TaskFolder, source: str, partition: str | None = None
 
 
 def optional_sources(folder: TaskFolder) -> list[str]:
-    """The optional sources that a task has: those whose part stands in its task.yaml."""
-    parts = {"imagine_settings": folder.task.imagine, "judge_settings": folder.task.judge}
-    return [name for name, part in parts.items() if part is not None]
+    """The optional sources that a task has: those whose part stands in its task.yaml, and needed scores."""
+    task = folder.task
+    parts = {"imagine_settings": task.imagine, "score_settings": task.scorers, "judge_settings": task.judge}
+    return [name for name, part in parts.items() if part]
 
 
 def source_versions(folder: TaskFolder, students: list[str]) -> Iterator[tuple[str, str | None, str | InputError]]:

@@ -16,6 +16,9 @@ from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from distill_dagster.curation.about import About
+from distill_dagster.curation.filters import Filter, Filters, in_order, scorers_of
+from distill_dagster.curation.scores import Scorer, versions
 from distill_dagster.hashing import content_hash
 from distill_dagster.patterns import pattern_problem
 from distill_dagster.secrets import plain_address
@@ -532,32 +535,6 @@ BASE_SETTINGS = ("model", "architecture", "revision", "quantization", "dtype", "
 """What of a student's settings shapes the answers of its base, the untrained model."""
 
 
-class Filters(_Model):
-    """Thresholds of filtered_dataset: changing one re-cuts from stored scores and asks no teacher."""
-
-    min_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="share of the samples that agree with the candidate"
-    )
-    min_confidence: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="probability of the candidate in its soft label"
-    )
-    min_words: Annotated[int, Field(ge=0)] = 1
-    max_words: Annotated[int, Field(ge=1)] = 400
-    min_judge: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="the judge's mean score, where 1 of 5 counts 0 and 5 of 5 counts 1"
-    )
-    min_teacher_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="share of the teachers that gave the candidate's answer, where several answered"
-    )
-    target_label: Literal["keep_answer", "drop_disagreement"] = Field(
-        default="keep_answer", description="of a prompt that was written or imagined for another label than the answer"
-    )
-
-
-_LATER_FILTERS = ("min_judge", "min_teacher_agreement", "target_label")
-"""Filters that came later: not in the hash of the curation settings while they have their defaults."""
-
-
 class CurationSpec(_Model):
     filters: Filters = Filters()
     mix_examples: bool = Field(
@@ -1064,12 +1041,28 @@ class Task(_Model):
         return content_hash(self._shared() | shown | {"judge": settings, "templates": templates})
 
     def curation_hash(self) -> str:
-        curation, plain = self.curation.model_dump(), Filters()
-        for name in _LATER_FILTERS:
-            if curation["filters"][name] == getattr(plain, name):
-                del curation["filters"][name]
+        curation = self.curation.model_dump(exclude={"filters"}) | {"filters": self.curation.filters.said()}
         named = {"kind": self.kind, "labels": self.label_names} | self._answers()
         return content_hash(named | {"curation": curation})
+
+    @property
+    def filters(self) -> list[Filter]:
+        """The filters of the task in the order in which they are applied."""
+        return in_order(self.curation.filters, About.of(self))
+
+    @property
+    def scorers(self) -> list[Scorer]:
+        """The scorers that its filters read."""
+        return scorers_of(self.filters)
+
+    @property
+    def answers_hash(self) -> str:
+        """Hash of what the task says of its answers, which scores may hang on."""
+        return content_hash(self._shared())
+
+    def score_hash(self) -> str:
+        """Hash of which scores are computed, and how: no threshold is in it."""
+        return content_hash(versions(self.scorers))
 
     def student_hash(self, student: str) -> str:
         shared = self._shared() | {"instructions": self.instructions, "item": self.item}

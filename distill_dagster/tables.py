@@ -85,6 +85,46 @@ COMPLETIONS = _schema(
         "requested_at": pl.String,
     }
 )
+SCORES = pl.Struct(
+    {
+        "reasoning_words": pl.Int64,
+        "answer_words": pl.Int64,
+        "finish_reason": pl.String,
+        "completion_tokens": pl.Int64,
+        "refusal": pl.String,
+        "boilerplate": pl.String,
+        "echo": pl.Float64,
+        "prompt_language": pl.String,
+        "prompt_language_share": pl.Float64,
+        "answer_language": pl.String,
+        "answer_language_share": pl.Float64,
+        "prose_words": pl.Int64,
+        "duplicate_lines": pl.Float64,
+        "duplicate_line_chars": pl.Float64,
+        "duplicate_paragraphs": pl.Float64,
+        "duplicate_paragraph_chars": pl.Float64,
+        **{f"top_{n}_gram": pl.Float64 for n in (2, 3, 4)},
+        **{f"duplicate_{n}_grams": pl.Float64 for n in (5, 6, 7, 8, 9, 10)},
+        "mean_word_length": pl.Float64,
+        "hashes": pl.Float64,
+        "ellipses": pl.Float64,
+        "bullet_lines": pl.Float64,
+        "ellipsis_lines": pl.Float64,
+        "alphabetic_words": pl.Float64,
+        "stop_words": pl.Int64,
+        "answer_first": pl.Boolean,
+        "conclusion": pl.String,
+        "sums": pl.Int64,
+        "wrong_sums": pl.Int64,
+        "wrong_sum": pl.String,
+        "gold": pl.Float64,
+        "secrets": pl.Int64,
+        "pii": pl.String,
+        "toxicity": pl.Float64,
+        "injection": pl.Float64,
+    }
+)
+"""Scores that have to be computed: only those that a filter of the task reads are, the others are null."""
 SCORED = _schema(
     {
         "prompt_id": pl.String,
@@ -112,6 +152,7 @@ SCORED = _schema(
         "judge_scores": pl.String,
         "judge_reasons": pl.String,
         "judge_error": pl.String,
+        "scores": SCORES,
     }
 )
 DATASET = _schema(
@@ -140,6 +181,7 @@ LATER = (
     "judge_scores",
     "judge_reasons",
     "judge_error",
+    "scores",
 )
 """Columns that candidates and dataset got later. A table without them is read as one in which they are null, and they
 are part of a data version only where they hold something: what was made before stays as fresh as it was."""
@@ -188,11 +230,34 @@ def conform(frame: pl.DataFrame, schema: pl.Schema, sort_by: tuple[str, ...]) ->
 
 def with_later(frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
     """A table that was written before it had the columns of `LATER`, with them, in the order of the schema."""
+    if "scores" in frame.columns and frame.schema["scores"] != SCORES:
+        frame = frame.with_columns(_all_scores(frame))
     absent = [name for name in LATER if name in schema and name not in frame.columns]
     if not absent or "completion_ids" not in frame.columns:
         return frame
     frame = frame.with_columns(pl.lit(None, dtype=schema[name]).alias(name) for name in absent)
     return frame.select(list(schema)) if set(frame.columns) == set(schema) else frame
+
+
+def _all_scores(frame: pl.DataFrame) -> pl.Expr:
+    """The scores of a table that was written before there were all of today's."""
+    here = {field.name for field in frame.schema["scores"].fields}  # type: ignore[attr-defined]
+    fields = [
+        (pl.col("scores").struct.field(name) if name in here else pl.lit(None, dtype=dtype)).cast(dtype).alias(name)
+        for name, dtype in SCORES.to_schema().items()
+    ]
+    return pl.when(pl.col("scores").is_not_null()).then(pl.struct(fields)).alias("scores")
+
+
+def _with_held_scores(frame: pl.DataFrame) -> pl.DataFrame:
+    """Only those scores that hold something: one that came later moves no hash of a table without it."""
+    if "scores" not in frame.columns:
+        return frame
+    scores = frame["scores"].struct.unnest()
+    held = [name for name in scores.columns if scores[name].null_count() < frame.height]
+    if not held:
+        return frame.drop("scores")
+    return frame.with_columns(pl.struct(pl.col("scores").struct.field(name) for name in held).alias("scores"))
 
 
 def frame_of(rows: list[dict[str, object]], schema: pl.Schema, sort_by: tuple[str, ...]) -> pl.DataFrame:
@@ -202,7 +267,7 @@ def frame_of(rows: list[dict[str, object]], schema: pl.Schema, sort_by: tuple[st
 def data_version(*frames: pl.DataFrame) -> str:
     """sha256 of canonical content without the volatile columns; never of file bytes."""
     digest = hashlib.sha256()
-    for frame in frames:
+    for frame in map(_with_held_scores, frames):
         later = [c for c in LATER if c in frame.columns and "completion_ids" in frame.columns]
         empty = [c for c in later if frame[c].null_count() == frame.height]
         kept = frame.drop([c for c in (*VOLATILE, *empty) if c in frame.columns], strict=False)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from distill_dagster import plots
 from distill_dagster.checks import dataset_checks, slice_checks, valid_table
+from distill_dagster.curation.about import About
 from distill_dagster.curation.dataset import curate
+from distill_dagster.curation.filters import STEPS, Filter
 from distill_dagster.curation.human import human_candidates
+from distill_dagster.curation.scores import add_scores
 from distill_dagster.errors import DistillError
 from distill_dagster.kinds import kind_of
 from distill_dagster.selection import SLICE_STAGES
+from distill_dagster.stages import scores
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, blocked_by, sample_rows
 from distill_dagster.state import State
 from distill_dagster.tables import REJECTED, SCORED, data_version
@@ -27,20 +32,20 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         reading.source(source)
     held_out = reading.held_out()
     task = env.folder.task
-    kind = kind_of(task)
+    about = About.of(task)
     people = env.folder.human + (env.folder.examples if task.curation.mix_examples else [])
     frames, slices = _slices(env, reading)
-    candidates = pl.concat([*frames, human_candidates(people, kind.answer_kind)])
-    if task.answers_are_written:
-        cut = curate(candidates, held_out, task.label_names, task.curation, kind.target)
-    else:
-        cut = curate(candidates, held_out, task.label_names, task.curation)
+    # What people answered is scored here, and nowhere kept: it is little.
+    answered = add_scores(human_candidates(people, kind_of(task).answer_kind), task.scorers, about)
+    candidates = pl.concat([*frames, answered])
+    cut = curate(candidates, held_out, task.label_names, task.curation, about)
     checks = [
         valid_table("filtered_dataset", cut.dataset),
         *slice_checks(slices, task.curation.wanted_slices(len(slices))),
         *dataset_checks(candidates, cut.dataset, cut.rejected, held_out, task.label_names, task.curation.min_rows),
     ]
     extra: dict[str, Any] = {"reasons": cut.reasons(), "candidates": candidates.height}
+    extra |= {"masked_rows": cut.masked} if cut.masked else {}
     extra |= blocked_by("filtered_dataset", checks)
     # The rejected rows first: whoever sees the dataset finds beside it what was left out.
     beside = Reading(env, "filtered_dataset", REJECTED_ROWS)
@@ -50,7 +55,8 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
     env.lake.write(env.task_name, cut.rejected, rejected_record)
     env.lake.write(env.task_name, cut.dataset, record)
     meant = candidates.filter(pl.col("target_label").is_not_null() & pl.col("answer").is_not_null())
-    drops = plots.bar_counts(cut.reasons(), "Dropped rows by reason", "rows")
+    dropped = {reason: count for reason, count in cut.reasons().items() if count}
+    drops = plots.bar_counts(dropped or cut.reasons(), "Dropped rows by reason", "rows")
     shown: dict[str, Shown] = {
         "candidates": candidates.height,
         "human_examples": len(people),
@@ -58,6 +64,8 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         "rejected": cut.rejected.height,
         "train": cut.dataset.filter(pl.col("split") == "train").height,
         "validation": cut.dataset.filter(pl.col("split") == "validation").height,
+        "masked_rows": cut.masked,
+        "filters": Rows(filters_shown(task.filters, cut.reasons())),
         "drop_reasons": Markdown(plots.markdown_image(drops)),
         "slices": Rows(slices),
         "sample": sample_rows(cut.dataset, ["answer", "split", "slice"]),
@@ -95,12 +103,32 @@ def _slices(env: Env, reading: Reading) -> tuple[list[pl.DataFrame], list[dict[s
         if line["gives"] != "its rows":
             line["why"] = f"{why[0].name}: {'; '.join(why[0].why)}"[:300] if why else "did not pass its checks"
         lines.append(line)
-        frames += [] if frame is None else [frame]
+        frames += [] if frame is None else [scores.completed(env, key, frame)]
     if not frames:
         raise DistillError(
             f"No slice of {env.task_name} has scored completions yet. Run `distill run {env.task_name}`."
         )
     return frames, lines
+
+
+def filters_shown(filters: Sequence[Filter], counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The filters and steps in order, with their parameters and, where a dataset was made, what each dropped."""
+    each = [(one.label, one.drop_reason, _parameters(one), one.masks()) for one in filters]
+    each += [(name, name, "", False) for name in STEPS]
+    return [
+        {
+            "order": number,
+            "filter": name,
+            "drop_reason": "(masks)" if masks else reason,
+            "parameters": parameters,
+            "dropped": counts.get(reason),
+        }
+        for number, (name, reason, parameters, masks) in enumerate(each, start=1)
+    ]
+
+
+def _parameters(one: Filter) -> str:
+    return ", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in one.shown().items())
 
 
 def read_rejected(env: Env) -> pl.DataFrame:

@@ -17,7 +17,7 @@ from distill_dagster.prompts.context import Example, context_schema, draws, left
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, seed_prompts, user_message
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import Task
-from distill_dagster.stages import imagine, judge
+from distill_dagster.stages import imagine, judge, scores
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
 from distill_dagster.stages.gate import refuse_unless_passed
 from distill_dagster.student.sentences import sentence_embedder
@@ -213,9 +213,10 @@ def make_scored_completions(env: Env, partition: str | None) -> Made:
     task = env.folder.task
     frame = with_imagined(scored(task, prompts, completions, prior), prompts)
     verdicts = judge.judged(env, reading, frame, completions)
-    frame = verdicts.candidates if verdicts else frame
+    frame = scores.added(env, reading, verdicts.candidates if verdicts else frame, completions)
     checks = [valid_table("scored_completions", frame), judge.all_judged(verdicts)]
-    record = reading.write(frame, checks, verdicts.failed if verdicts else 0, **judge.recorded(verdicts))
+    more = judge.recorded(verdicts) | scores.recorded(task)
+    record = reading.write(frame, checks, verdicts.failed if verdicts else 0, **more)
     shown: dict[str, Shown] = {
         "rows": frame.height,
         "without_answer": frame["answer"].null_count(),
@@ -230,4 +231,4 @@ def make_scored_completions(env: Env, partition: str | None) -> Made:
     if meant.height:
         same = [json.loads(answer) == label for answer, label in meant.select("answer", "target_label").iter_rows()]
         shown["answered_as_meant"] = f"{sum(same)} of {meant.height}"
-    return Made(record, shown | judge.shown(task, verdicts), checks)
+    return Made(record, shown | judge.shown(task, verdicts) | scores.shown(task), checks)

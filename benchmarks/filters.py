@@ -1,0 +1,398 @@
+"""Filters over a million completions, the same rules in datatrove, and a re-cut after a changed threshold.
+
+Usage: python benchmarks/filters.py [--quick] [--json FILE] [--rows N]
+
+The corpus is made here, seeded: prompts of about 20 words, reasoning and answers of about 90, with planted rows that
+each filter is to find (repetition, echoes, refusals, boilerplate, place-holders, wrong sums, mail addresses, passwords,
+cut answers, and so on). All built-in filters that look at one row are on, but for those with a model: language, and
+classifiers.
+
+rows_s: rows a second from a Parquet file through `filter_rows`: every score is computed, every filter applied. `rules`
+counts each limit of a filter of several measures as one. ratio_datatrove: the same rules as datatrove's own filters
+(Gopher quality and repetition, with a tokenizer that splits at white space, much quicker than its default) and
+LambdaFilters in Python, on a sample of the same rows, with one worker on each core. recut_1m_s: `curate` over the
+scored rows with another threshold, reading them included; no score is computed, and nobody is there to be asked.
+language_rows_s: the scorer of language alone, on a sample, one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from importlib import metadata, util
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from common import RESULTS, peak_mb, write_result
+
+from distill_dagster.curation.about import About
+from distill_dagster.curation.dataset import curate
+from distill_dagster.curation.filters import Filter, Filters, filter_rows
+from distill_dagster.curation.filters.prose import Prose, Repetition
+from distill_dagster.curation.scores import private, reasoning, texts
+from distill_dagster.spec import CurationSpec, Task
+from distill_dagster.tables import MESSAGES, SCORED, SCORES
+
+ROWS, SAMPLE, QUICK_ROWS, QUICK_SAMPLE = 1_000_000, 4_000, 100_000, 1_000
+PLANTED = 0.005
+BATCH = 50_000
+TASK = {
+    "kind": "qa",
+    "reasoning": True,
+    "description": "A benchmark.",
+    "teacher": "replay/none",
+    "judge": {"model": "replay/none", "rubric": [{"name": "correct", "description": "It is right."}]},
+    "students": {"small": {"model": "smollm2-135m-instruct", "architecture": "causal_lm"}},
+}
+DECLARED: dict[str, Any] = {
+    "truncated": True,
+    "refused": True,
+    "reasoning_words": {"min": 3, "max": 600},
+    "answer_words": {"min": 1, "max": 400},
+    "completion_tokens": {"min": 2, "max": 2000},
+    "boilerplate": True,
+    "echo": 0.8,
+    "repetition": {"top_2_gram": 0.2, "top_3_gram": 0.18},
+    "prose": True,
+    "answer_first": True,
+    "contradiction": True,
+    "arithmetic": True,
+    "gold": 0.5,
+    "secrets": "drop",
+    "pii": "drop",
+    "min_agreement": 0.4,
+    "min_confidence": 0.3,
+    "max_confidence": 0.9999,
+    "min_teacher_agreement": 0.4,
+    "min_judge": 0.2,
+    "target_label": "drop_disagreement",
+    "own": [{"name": "has_letters", "sql": "regexp_matches(answer, '[A-Za-z]')"}],
+}
+_FREQUENT = """
+the of and to in a is that it was for on are with as his they be at one have this from or had by hot but some what
+there we can out other were all your when up use word how said an each she which do their time if will way about many
+then them would write like so these her long make thing see him two has look more day could go come did sound no most
+number who over know water than call first people may down side been now find head stand own page should country found
+answer school grow study still learn plant cover food sun four thought let keep eye never last door between city tree
+cross since hard start might story saw far sea draw left late run while press close night real life few stop open seem
+together next white children begin got walk example ease paper often always music those both mark book letter until
+mile river car feet care second group carry took rain eat room friend began idea fish mountain north once base hear
+horse cut sure watch colour face wood main enough plain girl usual young ready above ever red list though feel talk
+bird soon body dog family direct pose leave song measure state product black short numeral class wind question happen
+complete ship area half rock order fire south problem piece told knew pass farm top whole king size heard best hour
+better true during hundred remember step early hold west ground interest reach fast five sing listen six table travel
+less morning ten simple several vowel toward war lay against pattern slow
+"""
+WORDS = _FREQUENT.split()
+
+
+def sentences(rng: np.random.Generator, count: int) -> pl.Series:
+    """Sentences of 5 to 20 words, frequent words first."""
+    lengths = rng.integers(5, 21, count)
+    shares = 1 / (np.arange(len(WORDS)) + 10)
+    chosen = pl.Series(WORDS).gather(rng.choice(len(WORDS), lengths.sum(), p=shares / shares.sum()))
+    rows = np.repeat(np.arange(count), lengths)
+    joined = pl.DataFrame({"w": chosen, "r": rows}).group_by("r", maintain_order=True).agg(pl.col("w").str.join(" "))
+    return joined["w"].str.replace(r"^(.)", "${1}") + "."
+
+
+def corpus(rows: int, seed: int) -> pl.DataFrame:
+    """Scored rows without scores; every planted kind in one of a hundred."""
+    rng = np.random.default_rng(seed)
+    pool = sentences(rng, 60_000)
+
+    def joined(least: int, most: int, separator: str) -> pl.Series:
+        lengths = rng.integers(least, most + 1, rows)
+        said = pl.DataFrame(
+            {"s": pool.gather(rng.integers(0, len(pool), lengths.sum())), "r": np.repeat(np.arange(rows), lengths)}
+        )
+        return said.group_by("r", maintain_order=True).agg(pl.col("s").str.join(separator))["s"]
+
+    text, thought, answer = joined(1, 2, " "), joined(1, 4, " "), joined(2, 6, "\n")
+    a, b = rng.integers(2, 90, rows), rng.integers(2, 90, rows)
+    wrong = rng.random(rows) < PLANTED
+    sums = pl.Series(a).cast(pl.String) + " * " + pl.Series(b).cast(pl.String) + " = "
+    sums = sums + pl.Series(a * b + wrong).cast(pl.String) + "."
+    dice, at = rng.random(rows), pl.int_range(rows, eager=True)
+    place = pl.Series((dice / PLANTED).astype(np.int64))
+    unique = pl.Series([f"{n:x}" for n in range(rows)])
+    frame = pl.DataFrame(
+        {"text": text + " " + unique, "reasoning": thought, "answer": answer, "place": place, "sums": sums}
+    )
+    said, why, kind = pl.col("answer"), pl.col("reasoning"), pl.col("place")
+    planted = [
+        (said.str.slice(0, 40) + " ").repeat_by(9).list.join(""),
+        pl.col("text"),
+        said + " I am sorry, but I cannot help with that.",
+        pl.lit("As an AI language model I have no view. ") + said,
+        pl.lit("Dear [insert name], ") + said,
+        said + " Write to jane.doe@example.org.",
+        said + " The password is pa55-w0rd-4711.",
+        pl.lit("N/A"),
+        pl.lit("# ## ### $$$ 0x1 0x2 0x3 0x4 0x5 0x6 0x7 0x8 0x9 0x10 0x11 0x12 0x13 0x14"),
+        said + " Call +49 30 901820 today.",
+    ]
+    for number, words in enumerate(planted):
+        said = pl.when(kind == number).then(words).otherwise(said)
+    why = pl.when(kind < 30).then(why + " So " + pl.col("sums")).otherwise(why)
+    why = pl.when(kind == 40).then(pl.lit("The answer is water. Because ") + why).otherwise(why)
+    why = pl.when(kind == 41).then(why + " The answer is parsnips.").otherwise(why)
+    said = pl.when(kind == 41).then(pl.lit("deep water")).otherwise(said)
+    frame = frame.with_columns(said.alias("answer"), why.alias("reasoning"))
+    turn = pl.struct(
+        pl.lit("user").alias("role"),
+        pl.col("text").alias("content"),
+        *(pl.lit(None, dtype=pl.String).alias(name) for name in ("tool_calls", "tool_call_id", "name")),
+    )
+    from distill_dagster.curation.texts import json_text
+
+    status = (
+        pl.when(kind == 50).then(pl.lit("truncated")).when(kind == 51).then(pl.lit("failed")).otherwise(pl.lit("ok"))
+    )
+    full = frame.with_columns(
+        pl.concat_list(turn).cast(MESSAGES).alias("messages"),
+        status.alias("status"),
+        json_text(pl.col("answer")).alias("answer"),
+        (pl.lit("p") + unique.str.pad_start(31, "0")).alias("prompt_id"),
+        pl.when(kind == 60).then(pl.lit('"something else"')).when(kind == 61).then(json_text(said)).alias("reference"),
+        pl.lit("all").alias("slice"),
+        pl.lit("synthetic").alias("origin"),
+        pl.lit("teacher").alias("teacher"),
+        pl.lit("text").alias("answer_kind"),
+        pl.Series("agreement", np.round(rng.beta(6, 1, rows), 3)),
+        pl.Series("confidence", np.round(rng.beta(5, 1, rows), 3)),
+        pl.Series("judge_score", np.round(rng.beta(5, 1, rows), 3)),
+        pl.Series("teacher_agreement", rng.choice([0.5, 1.0], rows)),
+        pl.concat_list(pl.lit("c") + unique).alias("completion_ids"),
+        pl.col("text").str.count_matches(r"\S+").cast(pl.Int64).alias("words"),
+        pl.Series("finish_reason", rng.choice(["stop", "length"], rows, p=[0.995, 0.005])),
+        pl.Series("completion_tokens", rng.integers(3, 400, rows)),
+        at.alias("at"),
+    )
+    absent = [pl.lit(None, dtype=dtype).alias(name) for name, dtype in SCORED.items() if name not in full.columns]
+    return full.with_columns(absent).select(*SCORED, "finish_reason", "completion_tokens")
+
+
+def write_corpus(path: Path, rows: int) -> None:
+    """Part by part, as a large table is: the whole of it is never in memory."""
+    parts = []
+    for number, start in enumerate(range(0, rows, 100_000)):
+        part = path.with_name(f"part-{number}.parquet")
+        made = corpus(min(100_000, rows - start), number)
+        made.with_columns((pl.col("prompt_id") + f"{number:03d}").alias("prompt_id")).write_parquet(
+            part, compression="zstd"
+        )
+        parts.append(part)
+    pl.scan_parquet(parts).sink_parquet(path, compression="zstd", row_group_size=BATCH)
+    for part in parts:
+        part.unlink()
+
+
+def rules_of(filters: list[Filter]) -> int:
+    """Every limit is a rule."""
+    several = sum(len(one._broken()) - 1 for one in filters if isinstance(one, Repetition | Prose))
+    bands = sum(getattr(one, "min", None) is not None and getattr(one, "max", None) is not None for one in filters)
+    return len(filters) + several + bands
+
+
+def datatrove_rows_s(rows: list[dict[str, Any]], workers: int) -> tuple[float, float]:
+    """Rows a second with one process on each core, and the share of rows kept; the slowest worker counts."""
+    parts = [rows[n::workers] for n in range(workers)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(_datatrove, parts))
+    return len(rows) / max(seconds for seconds, _ in found), sum(kept for _, kept in found) / len(rows)
+
+
+def _datatrove(rows: list[dict[str, Any]]) -> tuple[float, int]:
+    from datatrove.data import Document
+    from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter, LambdaFilter
+    from datatrove.utils.word_tokenizers import WordTokenizer
+
+    class Spaces(WordTokenizer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__("en")
+
+        def word_tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+        def sent_tokenize(self, text: str) -> list[str]:
+            return [text]
+
+        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+            return [(0, len(text))]
+
+    spaces = Spaces()
+    refusal, boiler = re.compile(texts.REFUSALS), re.compile(texts.BOILERPLATE)
+    conclusion = re.compile(reasoning.CONCLUSION)
+    plain = private.HINTS | {"PHONE": r"(?:\d[-\s().+/]{0,4}){6}\d"}  # Python's re has no Unicode properties
+    hints = {kind: re.compile(pattern) for kind, pattern in plain.items()}
+    equation = re.compile(r"(?<![\w.=+*/-])\d+ [-+*/] \d+ = \d+")
+    first = re.compile(r"[^.!?\n]{0,200}[.!?\n]?")
+
+    def grams(text: str) -> set[tuple[str, ...]]:
+        said = text.lower().split()
+        return set(zip(said, said[1:], said[2:], strict=False))
+
+    def echo(doc: Any) -> bool:
+        said = grams(doc.metadata["answer"])
+        return not said or len(said & grams(doc.metadata["text"])) / len(said) <= 0.8
+
+    def public(doc: Any) -> bool:
+        kinds = [kind for kind, hint in hints.items() if hint.search(doc.text)]
+        return not kinds or not private.found_in(doc.text, kinds)
+
+    def figures(doc: Any) -> bool:
+        row = doc.metadata
+        return bool(
+            row["status"] == "ok"
+            and row["agreement"] >= 0.4
+            and 0.3 <= row["confidence"] <= 0.9999
+            and row["teacher_agreement"] >= 0.4
+            and row["judge_score"] >= 0.2
+            and 2 <= row["completion_tokens"] <= 2000
+            and row["finish_reason"] != "length"
+            and (row["reference"] is None or row["reference"] == row["answer"])
+        )
+
+    pipeline = [
+        LambdaFilter(figures),
+        LambdaFilter(lambda doc: 1 <= len(doc.metadata["text"].split()) <= 400),
+        LambdaFilter(lambda doc: 3 <= len(doc.metadata["reasoning"].split()) <= 600),
+        LambdaFilter(lambda doc: 1 <= len(doc.metadata["answer"].split()) <= 400),
+        LambdaFilter(lambda doc: refusal.search(doc.text.replace("’", "'")) is None),
+        LambdaFilter(lambda doc: boiler.search(doc.metadata["answer"]) is None),
+        LambdaFilter(echo),
+        GopherRepetitionFilter(language=spaces),
+        GopherQualityFilter(min_doc_words=None, max_doc_words=None, language=spaces),
+        LambdaFilter(lambda doc: conclusion.search(first.match(doc.metadata["reasoning"]).group()) is None),  # type: ignore[union-attr]
+        LambdaFilter(lambda doc: conclusion.search(doc.metadata["reasoning"]) is None),
+        LambdaFilter(lambda doc: all(reasoning.holds(e) for e in equation.findall(doc.metadata["reasoning"]))),
+        LambdaFilter(public),
+        LambdaFilter(lambda doc: re.search("[A-Za-z]", doc.metadata["answer"]) is not None),
+    ]
+    documents = [Document(text=row["written"], id=str(n), metadata=row) for n, row in enumerate(rows)]
+    reasoning.holds.cache_clear()
+    started, kept = time.perf_counter(), 0
+    for doc in documents:
+        # Every rule looks at every row, as ours do: which of them it fails is known of each.
+        verdicts = [one.filter(doc) for one in pipeline]
+        kept += all(verdict is True for verdict in verdicts)
+    return time.perf_counter() - started, kept
+
+
+def sampled(path: Path, count: int) -> list[dict[str, Any]]:
+    from distill_dagster.curation.texts import with_texts
+
+    rows = with_texts(pl.scan_parquet(path).head(count).collect())
+    names = ["text", "reasoning", "status", "agreement", "confidence", "teacher_agreement", "judge_score"]
+    names += ["completion_tokens", "finish_reason", "reference", "written"]
+    return rows.select(*names, pl.col("answer_text").alias("answer")).to_dicts()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--rows", type=int, default=None)
+    arguments = parser.parse_args()
+    rows = arguments.rows or (QUICK_ROWS if arguments.quick else ROWS)
+    task = Task.model_validate(TASK | {"curation": {"filters": DECLARED}})
+    about, filters = About.of(task), task.filters
+    peers: dict[str, str] = {}
+    figures: dict[str, float] = {"rows": rows, "filters": len(filters), "rules": rules_of(filters)}
+    with tempfile.TemporaryDirectory() as folder:
+        path, scored = Path(folder) / "candidates.parquet", Path(folder) / "scored.parquet"
+        write_corpus(path, rows)
+        print(f"{rows} rows, {path.stat().st_size / 1e6:.0f} MB", file=sys.stderr)
+        sample = sampled(path, QUICK_SAMPLE if arguments.quick else SAMPLE)
+        mean = sum(len(row["written"].split()) for row in sample) / len(sample)
+        figures["mean_words"] = round(mean, 1)
+        for _ in filter_rows(pl.scan_parquet(path).head(2_000), filters, about):
+            pass  # numba compiles, or reads what it compiled before
+        figures["rows_s"], reasons = timed_filters(path, scored, filters, about, rows)
+        print(f"rows_s {figures['rows_s']:.0f}, peak {peak_mb()} MB", file=sys.stderr)
+        figures["filter_peak_mb"] = peak_mb()
+        if util.find_spec("datatrove"):
+            workers = 2
+            speed, kept = datatrove_rows_s(sample, workers)
+            figures |= {"datatrove_rows_s": round(speed, 1), "datatrove_kept": round(kept, 4)}
+            figures["ratio_datatrove"] = round(figures["rows_s"] / speed, 1)
+            peers["datatrove"] = metadata.version("datatrove")
+        else:
+            peers["datatrove"] = "not installed: pip install datatrove"
+        figures["language_rows_s"] = timed_language(sample)
+        figures |= recut(scored, task, about, rows)
+    figures["peak_mb"] = peak_mb()
+    figures = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
+    print(figures)
+    target = arguments.json or (None if arguments.quick else RESULTS / "filters.json")
+    if target is not None:
+        write_result(target, figures, peers=peers, dropped=reasons)
+
+
+def timed_filters(
+    path: Path, scored: Path, filters: list[Filter], about: About, rows: int
+) -> tuple[float, dict[str, int]]:
+    """Rows a second through all filters; what they scored goes to a file, outside of the time."""
+    import pyarrow.parquet as pq
+
+    spent, reasons, writer = 0.0, Counter[str](), None
+    started = time.perf_counter()
+    for batch in filter_rows(path, filters, about, BATCH):
+        spent += time.perf_counter() - started
+        reasons.update(batch["drop_reason"].fill_null("(kept)").to_list())
+        table = batch.select(list(SCORED)).to_arrow()
+        writer = writer or pq.ParquetWriter(scored, table.schema, compression="zstd")
+        writer.write_table(table)
+        started = time.perf_counter()
+    spent += time.perf_counter() - started
+    if writer is not None:
+        writer.close()
+    if sum(reasons.values()) != rows:
+        raise SystemExit(f"{sum(reasons.values())} of {rows} rows came back")
+    return rows / spent, dict(sorted(reasons.items()))
+
+
+def timed_language(sample: list[dict[str, Any]]) -> float:
+    said = pl.Series([row["written"] for row in sample])
+    texts.languages(said.head(10))
+    started = time.perf_counter()
+    texts.languages(said)
+    return round(len(said) / (time.perf_counter() - started), 1)
+
+
+def recut(scored: Path, task: Task, about: About, rows: int) -> dict[str, float]:
+    """Seconds of a second cut, after a threshold moved; the rows are read anew, as the stage reads them."""
+    found: dict[str, float] = {}
+    kept = []
+    for name, change in (("first_cut_s", {}), ("recut_s", {"min_agreement": 0.7})):
+        spec = CurationSpec(filters=Filters.model_validate(DECLARED | change))
+        started = time.perf_counter()
+        frame = pl.read_parquet(scored).with_columns(pl.col("scores").cast(SCORES))
+        read = time.perf_counter() - started
+        cut = curate(frame, {"no such text"}, [], spec, about)
+        found[name] = time.perf_counter() - started
+        found[name.replace("_s", "_read_s")] = read
+        kept.append(cut.dataset.height)
+        if cut.dataset.height + cut.rejected.height != rows:
+            raise SystemExit("rows were lost")
+        del frame, cut
+    if not kept[1] < kept[0]:
+        raise SystemExit("the higher threshold dropped nothing")
+    figures = {name: round(value, 2) for name, value in found.items()}
+    figures["recut_teacher_calls"] = 0
+    if rows == ROWS:
+        figures["recut_1m_s"] = figures["recut_s"]
+    return figures | {"kept": kept[0], "kept_after": kept[1]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What the reasoning says: before its time, against its answer, or against arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import polars as pl
+from pydantic import Field
+
+from distill_dagster.curation.about import LABELLED, TEXTUAL, About
+from distill_dagster.curation.filters.base import Example, Filter, score, scorer, words
+from distill_dagster.curation.scores import Scorer
+
+_ALL = (*LABELLED, *TEXTUAL, "math", "qa")
+
+
+class AnswerFirst(Filter):
+    """The reasoning begins with the answer ("The answer is 7, because …", or the label itself).
+
+    What follows explains an answer that was there before, so a student learns nothing from it of how to find one.
+    """
+
+    name = "answer_first"
+    reason = "answer_first"
+    suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {key: {} for key in ("math", "classification", "nli")}
+    kept = Example({"reasoning": "Three and four make seven. So the answer is 7.", "answer": 7}, kind="math")
+    dropped = Example({"reasoning": "The answer is 7. For three and four make seven.", "answer": 7}, kind="math")
+
+    reasoned = _ALL
+
+    def scorers(self) -> list[Scorer]:
+        return [scorer("reasoning")]
+
+    def drops(self, about: About) -> pl.Expr:
+        return score("answer_first")
+
+    def detail(self, about: About) -> pl.Expr:
+        return pl.col("reasoning").str.slice(0, 60)
+
+
+class Contradiction(Filter):
+    """The reasoning announces an answer ("The answer is …") that is not the one that was given.
+
+    Numbers are compared as numbers, labels by name, short texts by whether they share a word. Longer ones never are.
+    """
+
+    name = "contradiction"
+    reason = "contradiction"
+    suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {key: {} for key in ("math", "qa", "classification", "nli")}
+    kept = Example({"reasoning": "Three and four make seven. The answer is 7.", "answer": 7}, kind="math")
+    dropped = Example({"reasoning": "Three and four make seven. The answer is 7.", "answer": 12}, kind="math")
+
+    reasoned = _ALL
+
+    def scorers(self) -> list[Scorer]:
+        return [scorer("reasoning")]
+
+    def drops(self, about: About) -> pl.Expr:
+        return score("conclusion").is_not_null()
+
+    def detail(self, about: About) -> pl.Expr:
+        return words("reasoning: ", score("conclusion").str.slice(0, 60), ", answer: ", pl.col("answer"))
+
+
+class Arithmetic(Filter):
+    """An equation between numbers in the reasoning does not hold ("12 + 5 = 18").
+
+    Worked out in fractions by a parser, never by `eval`. Rounded results hold ("10 / 3 = 3.33"); equations with
+    variables, percentages or words between the numbers are not looked at.
+    """
+
+    name = "arithmetic"
+    reason = "arithmetic"
+    short = "max_wrong"
+    suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {"math": {}}
+    kept = Example({"reasoning": "3 * 4 = 12, and 12 + 5 = 17.", "answer": 17}, kind="math")
+    dropped = Example({"reasoning": "3 * 4 = 12, and 12 + 5 = 18.", "answer": 18}, kind="math")
+
+    reasoned = _ALL
+
+    max_wrong: int = Field(default=0, ge=0, description="so many wrong ones are kept")
+
+    def scorers(self) -> list[Scorer]:
+        return [scorer("arithmetic")]
+
+    def drops(self, about: About) -> pl.Expr:
+        return score("wrong_sums") > self.max_wrong
+
+    def detail(self, about: About) -> pl.Expr:
+        return words(score("wrong_sums"), " of ", score("sums"), " wrong: ", score("wrong_sum"))

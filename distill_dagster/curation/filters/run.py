@@ -1,0 +1,99 @@
+"""Row-local filters as one Polars query, and over a file or frame of any size batch by batch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import polars as pl
+
+from distill_dagster.curation.about import About
+from distill_dagster.curation.filters.base import Filter
+from distill_dagster.curation.scores import Scorer, add_scores
+from distill_dagster.tables import SCORED, user_text_expr
+
+BATCH_ROWS = 50_000
+
+
+def marked(rows: pl.DataFrame, filters: Sequence[Filter], about: About) -> pl.DataFrame:
+    """The rows with `drop_reason` and `drop_detail`: of the first filter that drops a row, null for a row that is kept.
+
+    Args:
+        rows: scored candidates (schema SCORED); the scores that the filters read are there.
+    """
+    lazy = rows.lazy()
+    for one in filters:
+        lazy = one.prepared(lazy)
+    hits = [one.drops(about).fill_null(False).alias(_hit(one)) for one in filters]
+    found = lazy.select(hits).collect() if hits else pl.DataFrame()
+    reason, detail = pl.lit(None, dtype=pl.String), pl.lit(None, dtype=pl.String)
+    # From the last to the first, so that the first one stands outermost.
+    for one in reversed(filters):
+        reason = pl.when(pl.col(_hit(one))).then(pl.lit(one.drop_reason)).otherwise(reason)
+        detail = pl.when(pl.col("drop_reason") == one.drop_reason).then(one.detail(about)).otherwise(detail)
+    reasons = found.select(reason.alias("drop_reason")).to_series() if hits else _nothing("drop_reason", rows.height)
+    dropped = reasons.is_not_null()
+    # Only of the rows that are dropped: putting figures into words costs more than comparing them.
+    details = rows.filter(dropped).with_columns(reasons.drop_nulls()).select(detail.cast(pl.String)).to_series()
+    all_details = _nothing("drop_detail", rows.height)
+    if len(details):
+        all_details = all_details.scatter(dropped.arg_true(), details)
+    return rows.with_columns(reasons, all_details)
+
+
+def _nothing(name: str, rows: int) -> pl.Series:
+    return pl.Series(name, [None], dtype=pl.String).new_from_index(0, rows)
+
+
+def _hit(one: Filter) -> str:
+    return f"drops {one.drop_reason}"
+
+
+def filter_rows(
+    source: pl.DataFrame | pl.LazyFrame | Path | str,
+    filters: Sequence[Filter],
+    about: About,
+    batch_rows: int = BATCH_ROWS,
+) -> Iterator[pl.DataFrame]:
+    """Score and filter completions, without Dagster and in memory that is bounded by the batch.
+
+    Args:
+        source: a frame or a Parquet file with `messages` and `answer` (canonical JSON text), and any other column of
+            `tables.SCORED`: those that are not there are null, and `status` is ok. A `scores` column is made anew.
+
+    Yields:
+        batches in the order of the source, each with `scores`, `drop_reason` and `drop_detail`.
+    """
+    from distill_dagster.curation.filters.settings import scorers_of
+
+    lazy = pl.scan_parquet(source) if isinstance(source, Path | str) else source.lazy()
+    scorers = scorers_of(list(filters))
+    whole = _whole(lazy)
+    # One batch ahead: what is Python in one batch runs beside what is not in the other.
+    with ThreadPoolExecutor(2) as pool:
+        ahead: deque[Future[pl.DataFrame]] = deque()
+        for batch in whole.collect_batches(chunk_size=batch_rows, maintain_order=True):
+            ahead.append(pool.submit(_judged, batch, filters, scorers, about))
+            if len(ahead) > 2:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _judged(batch: pl.DataFrame, filters: Sequence[Filter], scorers: list[Scorer], about: About) -> pl.DataFrame:
+    return marked(add_scores(batch, scorers, about), filters, about)
+
+
+def _whole(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """The rows with every column of the scored table."""
+    here = set(rows.collect_schema().names())
+    default = {"status": pl.lit("ok"), "answer_kind": pl.lit("text")}
+    absent = [
+        default.get(name, pl.lit(None)).cast(dtype).alias(name) for name, dtype in SCORED.items() if name not in here
+    ]
+    rows = rows.with_columns(absent)
+    if "words" not in here:
+        rows = rows.with_columns(user_text_expr().str.count_matches(r"\S+").cast(pl.Int64).alias("words"))
+    return rows

@@ -1,0 +1,170 @@
+"""`curation.filters:` of task.yaml, and the filters of a task in their order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+
+from distill_dagster.curation.about import About
+from distill_dagster.curation.filters import agreement, answers, classified, lengths, private, prose, reasoning
+from distill_dagster.curation.filters.base import Filter
+from distill_dagster.curation.filters.own import Own
+from distill_dagster.curation.scores import Scorer
+
+FILTERS: tuple[type[Filter], ...] = (
+    answers.Truncated,
+    answers.Refused,
+    answers.NoAnswer,
+    answers.InvalidAnswer,
+    answers.InvalidLabel,
+    lengths.TooShort,
+    lengths.TooLong,
+    lengths.ReasoningLength,
+    lengths.AnswerLength,
+    lengths.CompletionTokens,
+    answers.Boilerplate,
+    answers.Echo,
+    prose.Language,
+    prose.Repetition,
+    prose.Prose,
+    reasoning.AnswerFirst,
+    reasoning.Contradiction,
+    reasoning.Arithmetic,
+    agreement.Gold,
+    agreement.LowAgreement,
+    agreement.LowConfidence,
+    agreement.HighConfidence,
+    agreement.TeachersDisagree,
+    agreement.LowJudge,
+    agreement.OtherLabel,
+    private.Secrets,
+    private.Pii,
+    classified.Toxicity,
+    classified.Injection,
+)
+"""In the order of application: a row that several would drop names the first of them. One's own come behind these."""
+STEPS = {
+    "contaminated": "The normalized text is that of a golden or dev row.",
+    "duplicate": "The normalized text is that of another row, which is kept.",
+}
+"""What follows the filters and looks at more than one row."""
+_LATER = ("min_judge", "min_teacher_agreement", "target_label", "max_confidence")
+"""Thresholds that came later: not in the hash of the curation settings while they have their defaults."""
+
+
+class Thresholds(BaseModel):
+    """Thresholds of filtered_dataset: changing one re-cuts from stored scores and asks no teacher."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="share of the samples that agree with the candidate"
+    )
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="probability of the candidate in its soft label"
+    )
+    max_confidence: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0, description="with min_confidence a band: what the teacher is surer of is left out"
+    )
+    min_words: Annotated[int, Field(ge=0)] = 1
+    max_words: Annotated[int, Field(ge=1)] = 400
+    min_judge: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="the judge's mean score, where 1 of 5 counts 0 and 5 of 5 counts 1"
+    )
+    min_teacher_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="share of the teachers that gave the candidate's answer, where several answered"
+    )
+    target_label: Literal["keep_answer", "drop_disagreement"] = Field(
+        default="keep_answer", description="of a prompt that was written or imagined for another label than the answer"
+    )
+    preset: Literal["safe", "suited"] = Field(
+        default="safe", description="safe: only what needs no score; suited: all that suits the kind of task"
+    )
+    own: tuple[Own, ...] = Field(default=(), description="filters of one's own, behind the built-in ones")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Thresholds:
+        if self.min_confidence > self.max_confidence:
+            raise ValueError("min_confidence is more than max_confidence")
+        reasons = {one.reason for one in FILTERS} | set(STEPS)
+        for one in self.own:
+            name = one.filter().drop_reason
+            if name in reasons:
+                raise ValueError(f"own: the name {name!r} stands twice, or is a built-in reason")
+            reasons.add(name)
+        return self
+
+    def said(self) -> dict[str, Any]:
+        """All that counts of it. What came later is left out where nothing is said, so no hash moves for it."""
+        plain = Thresholds()
+        said = {name: getattr(self, name) for name in Thresholds.model_fields if name not in ("own", "preset")}
+        said = {name: value for name, value in said.items() if name not in _LATER or value != getattr(plain, name)}
+        if self.preset != plain.preset:
+            said["preset"] = self.preset
+        if self.own:
+            said["own"] = [one.said() for one in self.own]
+        for name in declarable():
+            if (given := getattr(self, name)) is not None:
+                said[name] = given.model_dump(mode="json", exclude_unset=True)
+        return said
+
+
+def declarable() -> dict[str, type[Filter]]:
+    """The filters that have a block of their own in `filters:`, by name."""
+    return {one.name: one for one in FILTERS if not one.keys and not one.essential}
+
+
+def _short(one: type[Filter]) -> BeforeValidator:
+    """`name: true`, `name: false` and a bare value, as a mapping of the filter's fields."""
+
+    def mapping(value: Any) -> Any:
+        if isinstance(value, bool):
+            return {"on": value}
+        if value is None or isinstance(value, dict | Filter) or one.short is None:
+            return value
+        return {one.short: value}
+
+    return BeforeValidator(mapping)
+
+
+if TYPE_CHECKING:
+
+    class Filters(Thresholds):
+        """As it is made below: with one optional block for each filter."""
+else:
+    Filters = create_model(
+        "Filters",
+        __base__=Thresholds,
+        __doc__=Thresholds.__doc__,
+        **{
+            name: (Annotated[one | None, _short(one)], Field(default=None, description=one.__doc__.splitlines()[0]))
+            for name, one in declarable().items()
+        },
+    )
+
+
+def in_order(filters: Filters, about: About) -> list[Filter]:
+    """The filters that are on for a task, in the order in which they are applied."""
+    out: list[Filter] = []
+    for one in FILTERS:
+        given = None if one.keys or one.essential else getattr(filters, one.name)
+        suits = about.kind in one.suits and (about.reasoning or about.kind not in one.reasoned)
+        if one.keys:
+            made = one(**{field: getattr(filters, key) for key, field in one.keys.items()})
+        elif given is not None:
+            made = given.suited_to(about.kind)
+        elif filters.preset == "suited" and suits:
+            made = one.for_kind(about.kind)
+        elif one.by_default or one.essential:
+            made = one()
+        else:
+            continue
+        out += [made] if made.active() else []
+    return out + [one.filter() for one in filters.own]
+
+
+def scorers_of(filters: list[Filter]) -> list[Scorer]:
+    """The scorers that these filters need, each once, in the order of their first use."""
+    found = {one.name: one for each in filters for one in each.scorers()}
+    return list(found.values())

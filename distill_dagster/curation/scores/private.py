@@ -1,0 +1,103 @@
+"""Personal data and secrets: where they might be is found by quick patterns, whether they are by `masking`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection
+
+import polars as pl
+
+from distill_dagster.curation.about import About
+from distill_dagster.curation.scores.base import Scorer
+from distill_dagster.masking import MAX_CHARS, mask
+
+_BETWEEN = r"[\p{Pd}\s().+/~\[\]\u{AD}\u{200B}\u{2060}（）［］⁓∼～／−ー]{0,4}"
+HINTS = {
+    "EMAIL": r"\w@[\w-]",
+    "PHONE": rf"(?:\d{_BETWEEN}){{6}}\d",
+    "IBAN": r"[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11}",
+    "CARD": r"\d(?:[ -]?\d){13}",
+    # A named secret; the marks of keys and of addresses with a password; any token of some length.
+    "SECRET": (
+        r"(?i:(?:pass(?:w(?:or)?d|phrase|code)?|pwd|\bpin|secret|token|(?:api|access|auth|private)[ _-]?key)"
+        r"[\"']?[ \t]{0,4}(?:[:=]{1,2}|\bis\b|\bwas\b)[ \t]{0,4}[\"'`]?\S{0,200}[0-9!@#$%^&*_+=~])"
+        r"|PRIVATE KEY|(?i:bearer[ \t])|://[^/\s]{1,200}@|[A-Za-z0-9_-]{20}|(?i:sig=|accountkey|key-|\d:aa)"
+    ),
+}
+"""What every text with something of a kind contains: of other texts nothing more is asked."""
+NEAR = 100
+_SECRET = re.compile(HINTS["SECRET"])
+REGIONS = ("US", "GB", "DE", "FR")
+SECRET = "SECRET"
+
+
+def masked(text: str, kinds: Collection[str]) -> str:
+    """A text without these kinds of personal data and secrets, however long it is."""
+    return "".join(mask(part, REGIONS, kinds).text for part in _parts(text))
+
+
+def found_in(text: str, kinds: Collection[str]) -> Counter[str]:
+    """How much of each of these kinds is in a text."""
+    counts: Counter[str] = Counter()
+    for part in _parts(text):
+        others = [kind for kind in kinds if kind != SECRET]
+        # Some patterns of detect-secrets take quadratic time: they see what stands around a hint, not all of it.
+        near = [mask(one, (), [SECRET]).counts for one in _around(part)] if SECRET in kinds else []
+        if any(near) and others:  # one may be part of the other: a password within what looks like a mail address
+            counts.update(mask(part, REGIONS, kinds).counts)
+            continue
+        for found in near:
+            counts.update(found)
+        counts.update(mask(part, REGIONS, others).counts if others else {})
+    return counts
+
+
+def _around(text: str) -> list[str]:
+    """What stands near hints of a secret, `NEAR` characters before and behind; near ones together."""
+    spans: list[list[int]] = []
+    for match in _SECRET.finditer(text):
+        start, end = max(0, match.start() - NEAR), match.end() + NEAR
+        if spans and start <= spans[-1][1]:
+            spans[-1][1] = end
+        else:
+            spans.append([start, end])
+    return [text[start:end] for start, end in spans]
+
+
+def _parts(text: str) -> list[str]:
+    """Pieces of a length that `masking` takes in good time, cut at white space where there is any."""
+    parts = []
+    while len(text) > MAX_CHARS:
+        cut = max(text.rfind(sign, MAX_CHARS // 2, MAX_CHARS) for sign in "\n ")
+        cut = cut + 1 if cut > 0 else MAX_CHARS
+        parts.append(text[:cut])
+        text = text[cut:]
+    return [*parts, text]
+
+
+def _private(rows: pl.DataFrame, about: About) -> pl.DataFrame:
+    turns = pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n", ignore_nulls=True)
+    both = rows.select(pl.concat_str(turns, "written", separator="\n\n", ignore_nulls=True).alias("both"))["both"]
+    from distill_dagster.curation.scores.prose import digit_counts  # late: numba
+
+    # Numbers are looked for where there are enough digits: nothing of these kinds has fewer.
+    numbers = digit_counts(both) >= 7
+    some = numbers.any()
+    held = both.set(~numbers, None) if some else both.clear(len(both))
+    hints = pl.DataFrame(
+        {
+            kind: (both if kind in ("EMAIL", SECRET) else held).str.contains(hint).fill_null(False)
+            for kind, hint in HINTS.items()
+        }
+    )
+    rows_hinted = hints.select(pl.any_horizontal(pl.all())).to_series().arg_true()
+    secrets, pii = [0] * rows.height, [None] * rows.height  # type: tuple[list[int], list[str | None]]
+    for row, kinds in zip(rows_hinted, hints[rows_hinted].iter_rows(named=True), strict=True):
+        counts = found_in(both[row], [kind for kind, hinted in kinds.items() if hinted])
+        secrets[row] = counts.pop(SECRET, 0)
+        pii[row] = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) or None
+    return pl.DataFrame({"secrets": secrets, "pii": pii}, schema={"secrets": pl.Int64, "pii": pl.String})
+
+
+PRIVATE = Scorer("private", "1", ("secrets", "pii"), _private)

@@ -1,0 +1,28 @@
+"""Train or validation by a hash of the text: a row keeps its side whatever else comes or goes."""
+
+from __future__ import annotations
+
+import hashlib
+
+import polars as pl
+
+from distill_dagster.curation.texts import json_text
+from distill_dagster.hashing import canonical_json
+
+
+def sides(keys: pl.Series, teachers: pl.Series, share: float, seed: int) -> pl.Series:
+    """`train` or `validation` of each row: the first 32 bits of `content_hash([seed, key])`, against the share.
+
+    Validation tells how well the student follows the teacher: what people answered is all for training.
+    """
+    if not share:
+        return pl.Series("split", ["train"], dtype=pl.String).new_from_index(0, len(keys)).alias("split")
+    start = pl.lit(f"[{canonical_json(seed)},")
+    text = keys.to_frame("key").select(pl.concat_str(start, json_text(pl.col("key")), pl.lit("]"))).to_series()
+    sha = hashlib.sha256
+    found = [int.from_bytes(sha(one.encode()).digest()[:4]) for one in text]
+    below = pl.Series(found, dtype=pl.Int64) < int(share * 16**8)
+    chosen = (
+        pl.when(pl.lit(below) & pl.lit(teachers.is_not_null())).then(pl.lit("validation")).otherwise(pl.lit("train"))
+    )
+    return keys.to_frame("key").select(chosen.alias("split")).to_series()

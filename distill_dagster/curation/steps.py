@@ -1,0 +1,49 @@
+"""What looks at more than one row, behind the filters: each step marks rows that are still kept."""
+
+from __future__ import annotations
+
+import polars as pl
+
+
+def contaminated(rows: pl.DataFrame, held_out: set[str]) -> pl.DataFrame:
+    """Drop kept rows whose `text_key` is that of a golden or dev row (`held_out`)."""
+    keys = pl.Series("text_key", sorted(held_out), dtype=pl.String)
+    hit = pl.col("drop_reason").is_null() & pl.col("text_key").is_in(keys.implode())
+    return _marked(rows, hit, "contaminated", pl.lit("same text as a golden or dev row"))
+
+
+def duplicates(rows: pl.DataFrame) -> pl.DataFrame:
+    """Of kept rows with one `text_key` drop all but their representative, which the detail names.
+
+    It is a human's prompt before one of a log and that before an imagined one, a human's answer before a teacher's
+    (which may be as sure), then the surest, then the first by id.
+    """
+    keys = rows.lazy().select(
+        pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"),
+        "text_key",
+        "drop_reason",
+        (pl.col("origin") != "human").alias("not_human"),
+        (pl.col("origin") != "log").alias("not_log"),
+        pl.col("teacher").is_not_null().alias("taught"),
+        "confidence",
+        "prompt_id",
+        "slice",
+        "answer",
+    )
+    kept = keys.filter(pl.col("drop_reason").is_null())
+    several = kept.filter(pl.col("text_key").is_duplicated())
+    by = ["not_human", "not_log", "taught", "confidence", "prompt_id", "slice", "answer"]
+    ranked = several.sort(by, descending=[False, False, False, True, False, False, False], nulls_last=True)
+    first = pl.col("prompt_id").first().over("text_key")
+    place = pl.int_range(pl.len()).over("text_key")
+    found = ranked.select("row", first.alias("kept_id"), place.alias("place")).filter(pl.col("place") > 0)
+    other = rows.lazy().with_row_index("row").join(found, on="row", how="left", maintain_order="left").collect()
+    hit, detail = pl.col("kept_id").is_not_null(), pl.concat_str(pl.lit("same text as "), "kept_id")
+    return _marked(other, hit, "duplicate", detail).drop("row", "kept_id", "place")
+
+
+def _marked(rows: pl.DataFrame, hit: pl.Expr, reason: str, detail: pl.Expr) -> pl.DataFrame:
+    return rows.with_columns(
+        pl.when(hit).then(pl.lit(reason)).otherwise(pl.col("drop_reason")).alias("drop_reason"),
+        pl.when(hit).then(detail).otherwise(pl.col("drop_detail")).alias("drop_detail"),
+    )
