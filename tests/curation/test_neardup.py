@@ -202,7 +202,12 @@ def test_a_scheme_says_its_chances() -> None:
         find_duplicates(frame("a"), threshold=0)
 
 
-@given(st.integers(1, 30).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1))))))  # fmt: skip
+def edge_lists(nodes: int) -> st.SearchStrategy[tuple[int, list[tuple[int, int]]]]:
+    node = st.integers(0, nodes - 1)
+    return st.tuples(st.just(nodes), st.lists(st.tuples(node, node)))
+
+
+@given(st.integers(1, 30).flatmap(edge_lists))
 def test_components_are_those_of_a_graph(case: tuple[int, list[tuple[int, int]]]) -> None:
     import scipy.sparse
 

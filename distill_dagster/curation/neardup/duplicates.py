@@ -131,12 +131,16 @@ def candidates(keys: Sequence[Array], threads: int = 1) -> tuple[Array, Array]:
 
 
 def _band_pairs(band: Array) -> pl.Series:
-    """Pairs of places with one key, both in one number. Each is paired with the next few of its bucket."""
+    """Pairs of places with one key, both in one number."""
     key = pl.Series("key", band)
     repeated = pl.DataFrame(key).with_row_index("place").filter(pl.col("key").is_duplicated())
     # Key and place in one number: sorted, a bucket is a run in the order of places.
     entry = repeated.select((pl.col("key").cast(pl.UInt64) * 2**32 + pl.col("place")).sort().alias("entry"))["entry"]
-    key, place = entry // 2**32, entry % 2**32
+    return bucket_pairs(entry // 2**32, entry % 2**32)
+
+
+def bucket_pairs(key: pl.Series, place: pl.Series) -> pl.Series:
+    """Pairs left * 2^32 + right of places that follow each other in a bucket. Buckets are runs of equal keys."""
     found = [pl.Series("pair", [], dtype=pl.UInt64)]
     for lag in range(1, BUCKET + 1):
         pairs = (place.shift(lag) * 2**32 + place).filter(key == key.shift(lag)).rename("pair")

@@ -24,6 +24,7 @@ U64 = np.uint64
 _GOLDEN, _MIX_A, _MIX_B = U64(0x9E3779B97F4A7C15), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
 _WORD, _GRAM = U64(0xC2B2AE3D27D4EB4F), U64(0x165667B19E3779F9)
 _S27, _S30, _S31, _S32, _S64 = U64(27), U64(30), U64(31), U64(32), U64(64)
+_S6, _S42, _S63 = U64(6), U64(42), U64(63)  # a bit of a bitmap for the top 22 bits of a hash
 _ONE, _EIGHT, _ZERO = U64(1), U64(8), U64(0)
 
 SEPARATOR, WORD, ALONE, DIGIT = 0, 1, 2, 3
@@ -321,7 +322,7 @@ def common(values: Any, starts: Any, sizes: Any, left: Any, right: Any) -> Any:
 
 @_compiled
 def known_table(known: Any) -> Any:
-    """An open-addressing table of n-gram hashes, and a bit per low bits of a hash that answers most look-ups."""
+    """An open-addressing table of n-gram hashes, and a bitmap that answers most look-ups."""
     capacity = 1024
     while capacity < 2 * known.size:
         capacity *= 2
@@ -332,19 +333,36 @@ def known_table(known: Any) -> Any:
         while index[place] >= 0:
             place = (place + 1) & (capacity - 1)
         table[place], index[place] = known[i], i
-        bit = known[i] >> U64(42)  # the top 22 bits
-        bits[bit >> U64(6)] |= _ONE << (bit & U64(63))
+        bit = known[i] >> _S42
+        bits[bit >> _S6] |= _ONE << (bit & _S63)
     return table, index, bits
 
 
 @_compiled
-def overlaps(
-    data: Any, offsets: Any, classes: Any, lower: Any, ngram: Any, table: Any, index: Any, bits: Any, common_from: Any
-) -> Any:
-    """Which known n-grams each text holds: rows, numbers of n-grams (each once a row), and how many n-grams a row has.
+def _number_of(gram: Any, table: Any, index: Any, last: Any) -> Any:
+    place = np.int64(gram) & last
+    while index[place] >= 0 and table[place] != gram:
+        place = (place + 1) & last
+    return index[place]
 
-    N-grams from number `common_from` on stand in too many items to tell anything: they are not counted at all. The
-    size of a row is only found where it holds a known n-gram, and 0 elsewhere.
+
+@_compiled
+def overlaps(
+    data: Any,
+    offsets: Any,
+    classes: Any,
+    lower: Any,
+    ngram: Any,
+    table: Any,
+    index: Any,
+    bits: Any,
+    common_from: Any,
+) -> Any:
+    """Which known n-grams each text holds: rows and numbers of n-grams, each once a row. Then of each text its exact
+    key, its words, and where it holds a known n-gram how many it has: telling ones and common ones, each once.
+
+    N-grams from number `common_from` on stand in too many items to tell anything, and are not among the hits. A text
+    of fewer words than `ngram` has one n-gram, of all its words.
     """
     rows = offsets.size - 1
     longest = _longest(offsets)
@@ -353,23 +371,19 @@ def overlaps(
     while capacity < 2 * (longest + 1):
         capacity *= 2
     seen, stamps = np.empty(capacity, np.uint64), np.full(capacity, -1, np.int64)
-    sizes, words = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    exact, words = np.empty(rows, np.uint64), np.zeros(rows, np.uint32)
+    telling, commons = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
     hit_rows, hit_grams, hits = np.empty(1024, np.int32), np.empty(1024, np.int32), 0
     last = table.size - 1
     for row in range(rows):
-        count, _ = _tokens(data, offsets[row], offsets[row + 1], classes, lower, tokens)
+        count, exact[row] = _tokens(data, offsets[row], offsets[row + 1], classes, lower, tokens)
         words[row] = count
-        if count < ngram:
-            continue
         found = _grams(tokens, count, ngram, grams)
         known = False
         for i in range(found):
-            bit = grams[i] >> U64(42)
-            if bits[bit >> U64(6)] >> (bit & U64(63)) & _ONE:
-                place = np.int64(grams[i]) & last
-                while index[place] >= 0 and table[place] != grams[i]:
-                    place = (place + 1) & last
-                if index[place] >= 0:
+            bit = grams[i] >> _S42
+            if (bits[bit >> _S6] >> (bit & _S63)) & _ONE:
+                if _number_of(grams[i], table, index, last) >= 0:
                     known = True
                     break
         if not known:
@@ -378,7 +392,6 @@ def overlaps(
         while mask < 2 * found:
             mask *= 2
         mask -= 1
-        size = 0
         for i in range(found):
             place = np.int64(grams[i]) & mask
             while stamps[place] == row and seen[place] != grams[i]:
@@ -386,22 +399,18 @@ def overlaps(
             if stamps[place] == row:
                 continue
             stamps[place], seen[place] = row, grams[i]
-            size += 1
-            place = np.int64(grams[i]) & last
-            while index[place] >= 0 and table[place] != grams[i]:
-                place = (place + 1) & last
-            number = index[place]
+            number = _number_of(grams[i], table, index, last)
             if number >= common_from:
-                size -= 1
-            elif number >= 0:
-                if hits == hit_rows.size:
-                    more = np.empty(2 * hits, np.int32)
-                    more[:hits] = hit_rows
-                    hit_rows = more
-                    more = np.empty(2 * hits, np.int32)
-                    more[:hits] = hit_grams
-                    hit_grams = more
-                hit_rows[hits], hit_grams[hits] = row, number
-                hits += 1
-        sizes[row] = size
-    return hit_rows[:hits].copy(), hit_grams[:hits].copy(), sizes, words
+                commons[row] += 1
+                continue
+            telling[row] += 1
+            if number < 0:
+                continue
+            if hits == hit_rows.size:
+                more_rows, more_grams = np.empty(2 * hits, np.int32), np.empty(2 * hits, np.int32)
+                more_rows[:hits] = hit_rows
+                more_grams[:hits] = hit_grams
+                hit_rows, hit_grams = more_rows, more_grams
+            hit_rows[hits], hit_grams[hits] = row, number
+            hits += 1
+    return hit_rows[:hits].copy(), hit_grams[:hits].copy(), exact, words, telling, commons
