@@ -95,7 +95,7 @@ def decontaminate(
     with opened(source, text, [id_.cast(pl.String).alias("id")], limits) as rows:
         found = _shared(rows, index, ngram, min_overlap, whole_below, scheme.min_words, limits)
         ids = rows.facts()["id"]
-        near = _near(found.filter(pl.col("kind").is_null() | (pl.col("kind") != "exact")), rows, index, scheme, limits)
+        near = _near(found.filter("maybe_near").select("row", "item"), rows, index, scheme, limits)
     near = near.filter(pl.col("similarity") >= threshold)
     near = near.select("row", "item", pl.lit("near").alias("kind"), pl.col("similarity").alias("overlap"))
     hits = pl.concat([found.drop_nulls("kind").select("row", "item", "kind", "overlap"), near])
@@ -117,7 +117,7 @@ def _indexed(items: Rows, ngram: int, scheme: Scheme, limits: Limits) -> _Index:
     postings = pl.DataFrame({"hash": grams.values, "item": item})
     # Items that say the same are one when it comes to how common an n-gram is.
     firsts = pl.DataFrame({"exact": signatures.exact}).select(pl.col("exact").is_first_distinct())["exact"]
-    most = min(max(0.05 * firsts.sum(), 3), 50)
+    most = min(max(int(firsts.to_numpy().sum()) // 20, 3), 50)
     counts = postings.filter(firsts.gather(postings["item"])).group_by("hash").len().sort(pl.col("len") > most, "hash")
     postings = postings.join(counts.with_row_index("gram"), on="hash")
     telling = pl.col("len") <= most
@@ -140,7 +140,8 @@ def _indexed(items: Rows, ngram: int, scheme: Scheme, limits: Limits) -> _Index:
 def _shared(
     rows: Rows, index: _Index, ngram: int, min_overlap: float, whole_below: int, min_words: int, limits: Limits
 ) -> pl.DataFrame:
-    """Pairs `row`, `item` with `kind` and `overlap`; both null where the pair is only a candidate of near."""
+    """Pairs `row`, `item` with `kind` and `overlap`, both null where it is neither exact nor contained, and whether
+    they are `maybe_near`."""
     from distill_dagster.curation.neardup import kernel
 
     def hit(batch: Any) -> tuple[Array, ...]:
@@ -151,13 +152,20 @@ def _shared(
         return out
 
     start = 0
-    found = [pl.DataFrame(schema={"row": pl.UInt32, "item": pl.UInt32, "kind": pl.String, "overlap": pl.Float64})]
+    columns = {"row": pl.UInt32, "item": pl.UInt32, "kind": pl.String, "overlap": pl.Float64, "maybe_near": pl.Boolean}
+    found = [pl.DataFrame(schema=columns)]
     for hit_rows, hit_grams, exact, words, telling, commons in in_threads(hit, rows.texts(), limits.threads):
         facts = pl.DataFrame(
             {"exact": exact, "row_words": words, "row_telling": telling, "row_commons": commons}
         ).with_row_index("row")
         same = facts.select("row", "exact").join(index.exact, on="exact")
-        same = same.select("row", "item", pl.lit("exact").alias("kind"), pl.lit(1.0).alias("overlap"))
+        same = same.select(
+            "row",
+            "item",
+            pl.lit("exact").alias("kind"),
+            pl.lit(1.0).alias("overlap"),
+            pl.lit(False).alias("maybe_near"),
+        )
         hits = pl.DataFrame({"row": hit_rows.astype(np.uint32), "gram": hit_grams.astype(np.uint32)})
         both = hits.join(index.postings, on="gram").group_by("row", "item").len("shared")
         both = both.join(facts.drop("exact"), on="row").join(index.facts, on="item")
@@ -165,12 +173,15 @@ def _shared(
             _share("item", min_overlap, whole_below).alias("item_in_row"),
             _share("row", min_overlap, whole_below).alias("row_in_item"),
         )
-        kind = pl.when(pl.col("item_in_row").is_not_null()).then(pl.lit("item_in_row"))
-        kind = kind.when(pl.col("row_in_item").is_not_null()).then(pl.lit("row_in_item"))
-        both = both.with_columns(kind.alias("kind"), pl.coalesce("item_in_row", "row_in_item").alias("overlap"))
-        maybe_near = 4 * pl.col("shared") >= pl.min_horizontal("row_telling", "item_telling")
-        maybe_near &= pl.min_horizontal("row_words", "item_words") >= min_words
-        both = both.filter(pl.col("kind").is_not_null() | maybe_near).select("row", "item", "kind", "overlap")
+        contained = pl.when(pl.col("item_in_row").is_not_null()).then(pl.lit("item_in_row"))
+        kind = contained.when(pl.col("row_in_item").is_not_null()).then(pl.lit("row_in_item"))
+        near = 4 * pl.col("shared") >= pl.min_horizontal("row_telling", "item_telling")
+        both = both.with_columns(
+            kind.alias("kind"),
+            pl.coalesce("item_in_row", "row_in_item").alias("overlap"),
+            (near & (pl.min_horizontal("row_words", "item_words") >= min_words)).alias("maybe_near"),
+        )
+        both = both.filter(pl.col("kind").is_not_null() | pl.col("maybe_near")).select(list(columns))
         found.append(pl.concat([same, both]).with_columns(pl.col("row") + pl.lit(start, pl.UInt32)))
         start += exact.size
     return pl.concat(found)
@@ -185,10 +196,8 @@ def _share(of: str, min_overlap: float, whole_below: int) -> pl.Expr:
 
 
 def _near(pairs: pl.DataFrame, rows: Rows, index: _Index, scheme: Scheme, limits: Limits) -> pl.DataFrame:
-    """The pairs that are long enough to be near-duplicates, with the exact Jaccard `similarity` of each."""
-    pairs = pairs.select("row", "item").unique().sort("row", "item")
-    items = index.facts.filter(pl.col("item_words") >= scheme.min_words).select("item")
-    pairs = pairs.join(items, on="item", how="semi", maintain_order="left")
+    """The pairs with the exact Jaccard `similarity` of each."""
+    pairs = pairs.sort("row", "item")
     parts = [pairs.clear().with_columns(pl.lit(None, pl.Float64).alias("similarity"))]
     for block in pairs.iter_slices(max(1, limits.verify_rows)):
         places = block["row"].unique().sort()
@@ -201,8 +210,6 @@ def _near(pairs: pl.DataFrame, rows: Rows, index: _Index, scheme: Scheme, limits
         left = places.search_sorted(block["row"]).to_numpy().astype(np.int64)
         right = block["item"].to_numpy().astype(np.int64) + places.len()
         similarity = joined.jaccard(left, right, limits.threads)
-        # A short row of the same words as the start of an item is a matter of containment.
-        long = joined.sizes[left] > max(0, scheme.min_words - scheme.ngram) // 2
-        block = block.with_columns(pl.Series("similarity", np.where(long, similarity, 0.0)))
+        block = block.with_columns(pl.Series("similarity", similarity))
         parts.append(block)
     return pl.concat(parts)

@@ -382,10 +382,9 @@ def overlaps(
         known = False
         for i in range(found):
             bit = grams[i] >> _S42
-            if (bits[bit >> _S6] >> (bit & _S63)) & _ONE:
-                if _number_of(grams[i], table, index, last) >= 0:
-                    known = True
-                    break
+            if (bits[bit >> _S6] >> (bit & _S63)) & _ONE and _number_of(grams[i], table, index, last) >= 0:
+                known = True
+                break
         if not known:
             continue
         mask = 64
