@@ -78,7 +78,7 @@ def decontaminate(
         source, golden: frames, queries or Parquet files. All of golden's n-grams are held in memory, about 100 bytes a
             word; rows are read in batches.
         min_overlap: share of an item's (or a row's) n-grams. N-grams that more than one in 20 items share (and more
-            than 3 items; at most 50) are their template, and count for nothing.
+            than 3 items; at most 10) are a template or stock phrase and count for nothing.
         whole_below: items and rows with fewer words count only if they are contained as a whole.
         threshold: least Jaccard similarity of near-duplicates, of the scheme's shingles and `min_words`. Candidates are
             pairs that share a quarter of the n-grams of the smaller of both; no bands are needed.
@@ -117,8 +117,9 @@ def _indexed(items: Rows, ngram: int, scheme: Scheme, limits: Limits) -> _Index:
     postings = pl.DataFrame({"hash": grams.values, "item": item})
     # Items that say the same are one when it comes to how common an n-gram is.
     firsts = pl.DataFrame({"exact": signatures.exact}).select(pl.col("exact").is_first_distinct())["exact"]
-    most = min(max(int(firsts.to_numpy().sum()) // 20, 3), 50)
+    most = min(max(int(firsts.to_numpy().sum()) // 20, 3), 10)
     counts = postings.filter(firsts.gather(postings["item"])).group_by("hash").len().sort(pl.col("len") > most, "hash")
+    common_from = int((counts["len"] <= most).sum())
     postings = postings.join(counts.with_row_index("gram"), on="hash")
     telling = pl.col("len") <= most
     sizes = postings.group_by("item").agg(
@@ -131,8 +132,8 @@ def _indexed(items: Rows, ngram: int, scheme: Scheme, limits: Limits) -> _Index:
         facts,
         exact.filter(pl.Series(signatures.words) > 0),
         postings.filter(telling).select("gram", "item"),
-        kernel.known_table(counts["hash"].to_numpy()),
-        int((counts["len"] <= most).sum()),
+        kernel.known_table(counts["hash"].to_numpy(), common_from),
+        common_from,
         shingled(items.texts(), scheme.ngram, limits),
     )
 
@@ -190,7 +191,8 @@ def _shared(
 def _share(of: str, min_overlap: float, whole_below: int) -> pl.Expr:
     """The share of the item's or the row's n-grams that both hold, where it says enough, else null."""
     telling, shared = pl.col(f"{of}_telling"), pl.col("shared")
-    whole = (shared == telling) & (pl.col(f"{of}_commons") == 0)
+    # All that is telling of it, and more than a single n-gram where the rest is template.
+    whole = (shared == telling) & ((pl.col(f"{of}_commons") == 0) | (shared > 1))
     enough = (pl.col(f"{of}_words") >= whole_below) & (shared >= min_overlap * telling - 1e-9) & (shared >= LEAST)
     return pl.when(whole | enough).then(shared / telling)
 

@@ -321,8 +321,9 @@ def common(values: Any, starts: Any, sizes: Any, left: Any, right: Any) -> Any:
 
 
 @_compiled
-def known_table(known: Any) -> Any:
-    """An open-addressing table of n-gram hashes, and a bitmap that answers most look-ups."""
+def known_table(known: Any, common_from: Any) -> Any:
+    """An open-addressing table of n-gram hashes, and a bitmap of those before number `common_from`, which answers most
+    look-ups."""
     capacity = 1024
     while capacity < 2 * known.size:
         capacity *= 2
@@ -333,8 +334,9 @@ def known_table(known: Any) -> Any:
         while index[place] >= 0:
             place = (place + 1) & (capacity - 1)
         table[place], index[place] = known[i], i
-        bit = known[i] >> _S42
-        bits[bit >> _S6] |= _ONE << (bit & _S63)
+        if i < common_from:
+            bit = known[i] >> _S42
+            bits[bit >> _S6] |= _ONE << (bit & _S63)
     return table, index, bits
 
 
@@ -359,10 +361,10 @@ def overlaps(
     common_from: Any,
 ) -> Any:
     """Which known n-grams each text holds: rows and numbers of n-grams, each once a row. Then of each text its exact
-    key, its words, and where it holds a known n-gram how many it has: telling ones and common ones, each once.
+    key, its words, and where there is a hit how many n-grams it has: telling ones and common ones, each once.
 
-    N-grams from number `common_from` on stand in too many items to tell anything, and are not among the hits. A text
-    of fewer words than `ngram` has one n-gram, of all its words.
+    N-grams from number `common_from` on stand in too many items to tell anything, and are no hits. A text of fewer
+    words than `ngram` has one n-gram, of all its words.
     """
     rows = offsets.size - 1
     longest = _longest(offsets)
