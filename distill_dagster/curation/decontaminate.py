@@ -7,8 +7,9 @@ Each pair of row and golden item is one hit, with what was found and how much:
     item_in_row  the share of the item's n-grams that the row holds: the item was quoted
     row_in_item  the share of the row's n-grams that the item holds: a part of the item was taken
 
-An item or row under 13 words has to be contained as a whole: half of so few n-grams is an everyday phrase. One under 5
-words (n) is found only as the same words, since a 13-gram, the usual measure (Brown et al. 2020), sees neither.
+An item or row under 13 words has to be contained as a whole, since half of so few n-grams is an everyday phrase, and
+such a row has to be half of the item besides. One under 5 words (n) is found only as the same words. The usual 13-grams
+(Brown et al. 2020) see none of these.
 """
 
 from __future__ import annotations
@@ -171,8 +172,8 @@ def _shared(
         both = hits.join(index.postings, on="gram").group_by("row", "item").len("shared")
         both = both.join(facts.drop("exact"), on="row").join(index.facts, on="item")
         both = both.with_columns(
-            _share("item", min_overlap, whole_below).alias("item_in_row"),
-            _share("row", min_overlap, whole_below).alias("row_in_item"),
+            _share("item", "row", min_overlap, whole_below).alias("item_in_row"),
+            _share("row", "item", min_overlap, whole_below).alias("row_in_item"),
         )
         contained = pl.when(pl.col("item_in_row").is_not_null()).then(pl.lit("item_in_row"))
         kind = contained.when(pl.col("row_in_item").is_not_null()).then(pl.lit("row_in_item"))
@@ -188,11 +189,13 @@ def _shared(
     return pl.concat(found)
 
 
-def _share(of: str, min_overlap: float, whole_below: int) -> pl.Expr:
+def _share(of: str, other: str, min_overlap: float, whole_below: int) -> pl.Expr:
     """The share of the item's or the row's n-grams that both hold, where it says enough, else null."""
     telling, shared = pl.col(f"{of}_telling"), pl.col("shared")
     # All that is telling of it, and more than a single n-gram where the rest is template.
     whole = (shared == telling) & ((pl.col(f"{of}_commons") == 0) | (shared > 1))
+    if of == "row":  # a short row such as "How do I pay?" is in many an item
+        whole &= shared >= min_overlap * pl.col(f"{other}_telling") - 1e-9
     enough = (pl.col(f"{of}_words") >= whole_below) & (shared >= min_overlap * telling - 1e-9) & (shared >= LEAST)
     return pl.when(whole | enough).then(shared / telling)
 

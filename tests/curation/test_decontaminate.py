@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from distill_dagster.curation.decontaminate import decontaminate
 from distill_dagster.curation.neardup.rows import Limits
 from distill_dagster.curation.neardup.text import Scheme
-from tests.support.texts import fold, shingle_set, tables
+from tests.support.texts import exact_key, fold, shingle_set, tables
 
 ONE = Limits(threads=1)
 LONG = "a farmer has twelve cows and sells five of them at the market before noon how many cows are left on the farm"
@@ -40,12 +40,13 @@ def test_every_kind_of_leak_is_named() -> None:
         LONG.upper() + " ",
         LONG.replace("noon", "dusk"),
         f"Here is a riddle that I like. {LONG}? Explain each of your steps in a few simple words, please.",
-        "and sells five of them at the market before noon how many",
+        "and sells five of them at the market before noon how many cows",
         f"Tell me, {SHORT.replace('who', 'WHO')}? And when was it printed for the first time in the north?",
         "who wrote the second book about the old trilogy",
         "a farmer has a dog and sells milk at the market every day",
         "yes",
         "Yes!",
+        "+ yes",
     )
     assert hits(rows, golden(LONG, SHORT, "yes")) == [
         ("r0", "g0", "exact", 1.0),
@@ -54,7 +55,8 @@ def test_every_kind_of_leak_is_named() -> None:
         ("r3", "g0", "row_in_item", 1.0),
         ("r4", "g1", "item_in_row", 1.0),
         ("r7", "g2", "exact", 1.0),
-        ("r8", "g2", "item_in_row", 1.0),
+        ("r8", "g2", "exact", 1.0),
+        ("r9", "g2", "item_in_row", 1.0),
     ]
 
 
@@ -95,22 +97,24 @@ def brute(rows: pl.DataFrame, items: pl.DataFrame) -> dict[tuple[str, str], str]
     def count(text: str) -> int:
         return len(re.findall(r"\w+", fold(text)))
 
-    def contained(part: str, whole: str) -> bool:
-        mine, shared = shingle_set(part, 5), len(shingle_set(part, 5) & shingle_set(whole, 5))
+    def contained(part: str, other: str, least: float = 0.0) -> bool:
+        mine, theirs = shingle_set(part, 5), shingle_set(other, 5)
+        shared = len(mine & theirs)
+        whole = shared == len(mine) and shared >= least * len(theirs)
         enough = count(part) >= 13 and shared >= 0.5 * len(mine) and shared >= 4
-        return bool(mine) and (shared == len(mine) or enough)
+        return bool(mine) and (whole or enough)
 
     found = {}
     for row, text in rows.select("id", "text").iter_rows():
         for item, other in items.select("id", "text").iter_rows():
             a, b = shingle_set(text, 3), shingle_set(other, 3)
-            if fold(text) == fold(other) and a:
+            if exact_key(text) == exact_key(other) and a:
                 found[row, item] = "exact"
             elif min(count(text), count(other)) >= 12 and len(a & b) / len(a | b) >= 0.7:
                 found[row, item] = "near"
             elif contained(other, text):
                 found[row, item] = "item_in_row"
-            elif contained(text, other):
+            elif contained(text, other, 0.5):
                 found[row, item] = "row_in_item"
     return found
 

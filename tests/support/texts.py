@@ -18,6 +18,21 @@ def fold(text: str) -> str:
     return " ".join(folded.split())
 
 
+def exact_key(text: str) -> str:
+    """What exact duplicates share: marks that only end or join sentences are taken out."""
+    folded = fold(text)
+    if not any(c == "_" or unicodedata.category(c)[0] in "LMN" for c in folded):
+        return folded
+    word = r"[0-9a-z_\u0080-\U0010ffff]"
+    telling = re.compile(rf"[,\-.:](?=[0-9])|(?<!{word})[!\-](?={word})")
+    held = {match.start() for match in telling.finditer(folded)}
+    quiet = [
+        i not in held and (c in ".,;:!?'\"()-" or (ord(c) > 127 and unicodedata.category(c)[0] == "P"))
+        for i, c in enumerate(folded)
+    ]
+    return " ".join("".join(" " if q else c for q, c in zip(quiet, folded, strict=True)).split())
+
+
 def shingle_set(text: str, n: int) -> set[tuple[str, ...]]:
     words = re.findall(r"\w+", fold(text))
     n = min(n, len(words))
@@ -36,7 +51,7 @@ def brute_pairs(
     sets = {id_: shingle_set(text, ngram) for id_, text in rows.items()}
     words = {id_: len(re.findall(r"\w+", fold(text))) for id_, text in rows.items()}
     for a, b in itertools.combinations(sorted(rows), 2):
-        if fold(rows[a]) == fold(rows[b]):
+        if exact_key(rows[a]) == exact_key(rows[b]):
             found[a, b] = 1.0
         elif min(words[a], words[b]) >= max(min_words, 1):
             jaccard = len(sets[a] & sets[b]) / len(sets[a] | sets[b])
@@ -74,7 +89,7 @@ def tables(draw: st.DrawFn, most: int = 14) -> pl.DataFrame:
             texts.append(edited(draw(st.sampled_from(texts)), edits))
         else:
             texts.append(draw(st.lists(word, min_size=1, max_size=30)))
-        text = draw(st.sampled_from([" ", "  ", "\n", ", "])).join(texts[-1])
+        text = draw(st.sampled_from([" ", "  ", "\n", ", ", " -"])).join(texts[-1])
         text = draw(st.sampled_from([str, str.upper, str.title]))(text)
         rows.append({"text": text, "rank": draw(st.sampled_from([0, 1, None]))})
     ids = draw(st.permutations(range(len(rows))))

@@ -27,9 +27,6 @@ _S27, _S30, _S31, _S32, _S64 = U64(27), U64(30), U64(31), U64(32), U64(64)
 _S6, _S42, _S63 = U64(6), U64(42), U64(63)  # a bit of a bitmap for the top 22 bits of a hash
 _ONE, _EIGHT, _ZERO = U64(1), U64(8), U64(0)
 
-SEPARATOR, WORD, ALONE, DIGIT = 0, 1, 2, 3
-"""Classes of characters (`text.classes`): between words, in a word, a word by itself, in a word and a number."""
-
 
 def _compiled(function: Callable[..., Any]) -> Any:
     """Compiled without the interpreter's lock, so that threads of one process share the work."""
@@ -70,20 +67,48 @@ def _class_at(data: Any, i: Any, end: Any, classes: Any) -> Any:
 
 
 @_compiled
+def _telling(data: Any, i: Any, begin: Any, end: Any, lower: Any) -> Any:
+    """Whether the mark at `i` says more than where a sentence ends: in a number, or a sign before a word."""
+    if i + 1 >= end:
+        return False
+    mark, follows = data[i], data[i + 1]
+    if 48 <= follows <= 57 and (mark == 44 or mark == 45 or mark == 46 or mark == 58):  # , - . :
+        return True
+    if (mark == 33 or mark == 45) and (lower[follows] > 2 or follows >= 0x80):  # ! -
+        return i == begin or (lower[data[i - 1]] <= 2 and data[i - 1] < 0x80)
+    return False
+
+
+@_compiled
 def _tokens(data: Any, begin: Any, end: Any, classes: Any, lower: Any, out: Any) -> Any:
     """Hashes of a text's words into `out`: how many there are, and a hash of the whole text.
 
-    `lower` gives the lower case of ASCII word characters and 0 for every other byte. The hash of the whole text knows
-    each word and each character between words, white space as one space and none at the ends.
+    `lower` gives the lower case of ASCII word characters, 1 and 2 for white space and quiet marks, and 0 else. The hash
+    of the whole text knows each word and what stands between words: white space and quiet marks as one space, and none
+    at the ends. Of a text without words it knows the quiet marks too.
     """
+    count, whole = _words(data, begin, end, classes, lower, True, out)
+    if count == 0:
+        count, whole = _words(data, begin, end, classes, lower, False, out)
+    return count, whole
+
+
+@_compiled
+def _words(data: Any, begin: Any, end: Any, classes: Any, lower: Any, quiet: Any, out: Any) -> Any:
     count, i = 0, begin
     whole, gap = _GOLDEN, False
     while i < end:
         b = data[i]
-        if b == 32 or 9 <= b <= 13 or 28 <= b <= 31:
+        if lower[b] == 1 or (lower[b] == 2 and quiet and not _telling(data, i, begin, end, lower)):
             gap = True
             i += 1
             continue
+        if b >= 0x80 and quiet:
+            kind, size = _class_at(data, i, end, classes)
+            if kind == 4:
+                gap = True
+                i += size
+                continue
         if gap and whole != _GOLDEN:
             whole = (whole ^ _ONE) * _WORD
             whole ^= whole >> _S32
@@ -91,7 +116,7 @@ def _tokens(data: Any, begin: Any, end: Any, classes: Any, lower: Any, out: Any)
         h, part, shift, first, size = _GOLDEN, _ZERO, _ZERO, i, 1
         while i < end:
             c = lower[data[i]]
-            if c != 0:
+            if c > 2:
                 part |= U64(c) << shift
                 shift += _EIGHT
                 i += 1
@@ -103,7 +128,7 @@ def _tokens(data: Any, begin: Any, end: Any, classes: Any, lower: Any, out: Any)
             if data[i] < 0x80:
                 break
             kind, size = _class_at(data, i, end, classes)
-            if kind == 0 or (kind == 2 and i > first):
+            if kind == 0 or kind == 4 or (kind == 2 and i > first):
                 break
             for j in range(size):
                 part |= U64(data[i + j]) << shift

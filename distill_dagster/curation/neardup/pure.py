@@ -15,7 +15,7 @@ import polars as pl
 
 from distill_dagster.curation.neardup.duplicates import PAIRS, Duplicates, clustered, facts_of
 from distill_dagster.curation.neardup.rows import Limits, Source, opened
-from distill_dagster.curation.neardup.text import NUMBER_PATTERN, WORD_PATTERN, Scheme, folded_expr
+from distill_dagster.curation.neardup.text import NUMBER_PATTERN, WORD_PATTERN, Scheme, folded_expr, key_expr
 
 # A shingle is md5 over its words: fixed, and of 128 bits, so that equal numbers are equal shingles.
 _SHINGLES = """
@@ -77,8 +77,8 @@ def find_duplicates(
         facts = rows.facts()
         folded = [pl.Series("text", batch).to_frame().select(folded_expr(pl.col("text"))) for batch in rows.texts()]
     texts = pl.concat(folded) if folded else pl.DataFrame(schema={"text": pl.String})
-    table = texts.with_row_index("place").with_columns(facts["id"])
-    firsts = table.sort("id").with_columns(pl.col("place").first().over("text").alias("first"))
+    table = texts.with_row_index("place").with_columns(facts["id"], key_expr(pl.col("text")).alias("key"))
+    firsts = table.sort("id").with_columns(pl.col("place").first().over("key").alias("first"))
     repeats = firsts.filter(pl.col("place") != pl.col("first"))
     exact = repeats.select(
         pl.min_horizontal("place", "first").alias("left"),

@@ -10,7 +10,7 @@ import polars as pl
 
 from distill_dagster.curation.neardup.duplicates import PAIRS, Duplicates, clustered, facts_of
 from distill_dagster.curation.neardup.rows import Limits, Source, opened
-from distill_dagster.curation.neardup.text import folded_expr
+from distill_dagster.curation.neardup.text import folded_expr, key_expr
 
 Embed = Callable[[list[str]], np.ndarray[Any, Any]]
 """Texts to float32 (texts, dimensions), each row of length 1."""
@@ -50,7 +50,7 @@ def semantic_duplicates(
             return None
         parts = [pl.Series("text", batch) for batch in rows.texts()]
     texts = pl.DataFrame({"text": pl.concat(parts) if parts else pl.Series([], dtype=pl.String)})
-    folded = texts.with_columns(folded_expr(pl.col("text")).alias("key"), facts["id"]).with_row_index("place")
+    folded = texts.with_columns(key_expr(folded_expr(pl.col("text"))).alias("key"), facts["id"]).with_row_index("place")
     # The row of the smallest id stands for equal texts, and empty ones mean nothing.
     firsts = folded.sort("id").with_columns(pl.col("place").first().over("key").alias("first"))
     repeats = firsts.filter(pl.col("place") != pl.col("first"))

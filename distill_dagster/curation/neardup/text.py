@@ -41,6 +41,13 @@ NUMBER_PATTERN = r"-?\p{Nd}+(?:[.,/]\p{Nd}+)*"
 """A number in a folded text, as `keep_numbers` compares them."""
 
 
+QUIET = ".,;:!?'\"()-"
+"""Marks that end and join sentences. They and those beyond ASCII are no part of the key of exact duplicates, unless
+they tell something: in a number, or as a sign before a word. Symbols such as + = < % always are part of it."""
+_HELD = {mark: chr(0xE000 + n) for n, mark in enumerate(",-.:!")}
+"""Marks that tell something, while the others are taken out. Characters of private use stand in no folded text."""
+
+
 @dataclass(frozen=True)
 class Scheme:
     """How near-duplicates are looked for. Signatures can be compared only under one and the same scheme.
@@ -108,10 +115,26 @@ def folded_expr(text: pl.Expr) -> pl.Expr:
     return normalized.str.replace_many(list(folding), list(folding.values())).str.normalize("NFKC")
 
 
+def key_expr(folded: pl.Expr) -> pl.Expr:
+    """The key of exact duplicates, of a folded text: without quiet marks, unless there is nothing else.
+
+    The kernel's exact keys are hashes of the same.
+    """
+    key = folded
+    for mark in ",-.:":
+        key = key.str.replace_all(rf"\{mark}([0-9])", f"{_HELD[mark]}${{1}}")
+    for mark in "!-":
+        word = r"[0-9a-z_\x{80}-\x{10FFFF}]"
+        key = key.str.replace_all(rf"(^|[^0-9a-z_\x{{80}}-\x{{10FFFF}}])\{mark}({word})", f"${{1}}{_HELD[mark]}${{2}}")
+    key = key.str.replace_all(r"[.,;:!?'\x22()\-\s]|[\p{P}--[\x00-\x7F]]", " ").str.replace_all(" +", " ")
+    key = key.str.strip_chars(" ").str.replace_many(list(_HELD.values()), list(_HELD))
+    return pl.when(folded.str.contains(WORD_PATTERN)).then(key).otherwise(folded)
+
+
 @lru_cache(maxsize=1)
 def classes() -> np.ndarray[Any, Any]:
     """The class of every character below `_END`, as the kernel numbers them: 0 between words, 1 in a word, 2 a word by
-    itself, 3 in a word and in a number."""
+    itself, 3 in a word and in a number, 4 a quiet mark beyond ASCII."""
     import numpy as np
 
     out = np.zeros(_END, np.uint8)
@@ -121,21 +144,27 @@ def classes() -> np.ndarray[Any, Any]:
             out[code] = 3
         elif kind[0] in "LMN" or code == 0x5F:
             out[code] = 1
+        elif kind[0] == "P" and code >= 0x80:
+            out[code] = 4
     for first, last in _ALONE:
         part = out[first : last + 1]
-        part[part > 0] = 2
+        part[(part > 0) & (part < 4)] = 2
     return out
 
 
 @lru_cache(maxsize=1)
 def lower() -> np.ndarray[Any, Any]:
-    """Per byte: the lower case of an ASCII character that is in words, else 0."""
+    """Per byte: the lower case of an ASCII character that is in words; 1 white space, 2 a quiet mark; else 0."""
     import numpy as np
 
     out = np.zeros(256, np.uint8)
     for code in range(128):
         if classes()[code]:
             out[code] = ord(chr(code).lower())
+        elif chr(code).isspace():
+            out[code] = 1
+        elif chr(code) in QUIET:
+            out[code] = 2
     return out
 
 
