@@ -192,17 +192,23 @@ def known_answers(data: Path, figures: dict[str, Any]) -> None:
     """Banking77: test queries that are training queries, and training rows that repeat another."""
     from distill_dagster.curation.decontaminate import decontaminate
     from distill_dagster.curation.neardup.duplicates import find_duplicates
+    from distill_dagster.curation.neardup.text import Scheme
 
     folder = data / "banking77" if (data / "banking77").is_dir() else data
     train, test = (pl.read_csv(folder / f"{name}.csv").with_row_index("id") for name in ("train", "test"))
     hits = decontaminate(train, test).hits
-    exact = hits.filter(pl.col("kind") == "exact")
-    found = find_duplicates(train)
+    leaked = {
+        kind: hits.filter(pl.col("kind") == kind)["golden_id"].n_unique() for kind in ("exact", "near", "item_in_row")
+    }
+    # Two of the 31 differ in a currency sign, which is no exact duplicate to us: short rows are asked for.
+    found, short = find_duplicates(train), find_duplicates(train, scheme=Scheme(min_words=1), threshold=1.0)
     figures |= {
-        "banking77_leaked": exact["golden_id"].n_unique(),
-        "banking77_hits_beyond_exact": hits.filter(pl.col("kind") != "exact")["golden_id"].n_unique(),
-        "banking77_repeated": found.pairs.filter(pl.col("kind") == "exact").height,
-        "banking77_rejected": found.rejected.height,
+        "banking77_leaked": leaked["exact"],
+        "banking77_leaked_near": leaked["near"],
+        "banking77_quoted": leaked["item_in_row"],
+        "banking77_repeated": short.rejected.height,
+        "banking77_repeated_exact": found.pairs.filter(pl.col("kind") == "exact").height,
+        "banking77_near": found.rejected.height,
     }
 
 

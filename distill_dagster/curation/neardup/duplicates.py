@@ -126,17 +126,19 @@ def exact_pairs(exact: Array, ids: pl.Series) -> tuple[pl.DataFrame, Array]:
 
 def candidates(keys: Sequence[Array], threads: int = 1) -> tuple[Array, Array]:
     """Pairs of places that share a key in some band, each once, sorted, left < right."""
-    pairs = pl.concat(list(in_threads(_band_pairs, keys, threads))).unique().sort()
-    return (pairs // 2**32).to_numpy().astype(np.int64), (pairs % 2**32).to_numpy().astype(np.int64)
+    # Two 32-bit numbers in one, sorted by NumPy: several times as quick as a sort or a grouping of a frame.
+    pairs = np.sort(np.concatenate([np.zeros(0, np.uint64), *in_threads(_band_pairs, keys, threads)]))
+    pairs = pairs[np.flatnonzero(np.diff(pairs, prepend=np.uint64(0)))]  # no pair is 0: left < right
+    return (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
-def _band_pairs(band: Array) -> pl.Series:
+def _band_pairs(band: Array) -> Array:
     """Pairs of places with one key, both in one number."""
-    key = pl.Series("key", band)
-    repeated = pl.DataFrame(key).with_row_index("place").filter(pl.col("key").is_duplicated())
-    # Key and place in one number: sorted, a bucket is a run in the order of places.
-    entry = repeated.select((pl.col("key").cast(pl.UInt64) * 2**32 + pl.col("place")).sort().alias("entry"))["entry"]
-    return bucket_pairs(entry // 2**32, entry % 2**32)
+    entry = np.sort((band.astype(np.uint64) << np.uint64(32)) | np.arange(band.size, dtype=np.uint64))
+    frame = pl.DataFrame({"key": (entry >> np.uint64(32)).astype(np.uint32), "place": entry.astype(np.uint32)})
+    key = pl.col("key")
+    shared = frame.filter((key == key.shift(1)) | (key == key.shift(-1)))  # a bucket is a run, in the order of places
+    return bucket_pairs(shared["key"], shared["place"].cast(pl.UInt64)).to_numpy()
 
 
 def bucket_pairs(key: pl.Series, place: pl.Series) -> pl.Series:
