@@ -17,7 +17,7 @@ from distill_dagster.curation.neardup import text as folding
 from distill_dagster.curation.neardup.duplicates import BUCKET, components, find_duplicates
 from distill_dagster.curation.neardup.rows import Limits
 from distill_dagster.curation.neardup.signing import sign
-from distill_dagster.curation.neardup.text import Scheme, folded_expr, key_expr
+from distill_dagster.curation.neardup.text import Scheme, folded_expr, folded_wide, key_expr
 from distill_dagster.tables import normalized_expr
 from tests.support.texts import brute_clusters, brute_pairs, exact_key, tables
 
@@ -122,7 +122,7 @@ def test_marks_that_tell_something_are_part_of_the_text(one: str, other: str) ->
 
 
 @settings(max_examples=300)
-@given(st.lists(st.text("aAßſς\t\u00a0ﬁé\u0301İ三.-3!?(—+,:", max_size=6), max_size=12))
+@given(st.lists(st.text("aAßſςΣ\t\u00a0\u2028ﬁé\u0301İ三각\u1100\u1161½.-3!?(—+,:", max_size=6), max_size=12))
 def test_exact_keys_are_equal_where_keys_are_and_nowhere_else(texts: list[str]) -> None:
     table = frame(*texts)
     keys = table.select(key_expr(folded_expr(pl.col("text"))))["text"].to_list()
@@ -134,6 +134,14 @@ def test_exact_keys_are_equal_where_keys_are_and_nowhere_else(texts: list[str]) 
             assert (one == other) == (hashes[i] == hashes[j]), (texts[i], texts[j])
     normalized = table.select(normalized_expr(pl.col("text")))["text"].to_list()
     assert len(set(zip(normalized, keys, strict=True))) == len(set(normalized))  # what was equal stays so
+
+
+@settings(max_examples=300)
+@given(st.lists(st.text(max_size=8), max_size=8))
+def test_the_quick_way_to_fold_is_the_plain_one(texts: list[str]) -> None:
+    series = pl.Series("text", texts, dtype=pl.String)
+    plain = series.to_frame().select(folded_expr(pl.col("text")))["text"].to_list()
+    assert [" ".join(text.split()) for text in folded_wide(series)] == plain
 
 
 def test_short_rows_are_compared_exactly_only_unless_asked() -> None:

@@ -86,7 +86,7 @@ def test_only_texts_of_candidates_are_wanted_and_checked(tmp_path: Path) -> None
     first = frame(0, LONG, "unlike anything")
     state = DedupState(tmp_path)
     state.add("a", first)
-    new = frame(2, LONG + "!")
+    new = frame(2, LONG + " now")
     with pytest.raises(StateError, match="give their texts"):
         state.add("b", new)
     with pytest.raises(StateError, match="r0 of slice a is not there"):

@@ -18,6 +18,8 @@ BUCKET = 16
 """Rows of one bucket (a band's key) are each compared with so many that follow in the bucket's order, which is by
 content. Up to 17 rows that is all with all; in a hot bucket of thousands, as common phrases make, the work stays linear
 and equal rows stay linked."""
+MERGE = 4_000_000
+"""Candidate pairs that wait to be merged with those of other bands."""
 PAIRS = pl.Schema({"left": pl.UInt32, "right": pl.UInt32, "kind": pl.String, "similarity": pl.Float64})
 """Verified pairs of places; `left` < `right`. `kind` is exact, near or semantic."""
 MEMBERS = pl.Schema(
@@ -126,10 +128,19 @@ def exact_pairs(exact: Array, ids: pl.Series) -> tuple[pl.DataFrame, Array]:
 
 def candidates(keys: Sequence[Array], threads: int = 1) -> tuple[Array, Array]:
     """Pairs of places that share a key in some band, each once, sorted, left < right."""
-    # Two 32-bit numbers in one, sorted by NumPy: several times as quick as a sort or a grouping of a frame.
-    pairs = np.sort(np.concatenate([np.zeros(0, np.uint64), *in_threads(_band_pairs, keys, threads)]))
-    pairs = pairs[np.flatnonzero(np.diff(pairs, prepend=np.uint64(0)))]  # no pair is 0: left < right
+    pairs, waiting = np.zeros(0, np.uint64), [np.zeros(0, np.uint64)]
+    for found in in_threads(_band_pairs, keys, threads):
+        waiting.append(found)
+        if sum(one.size for one in waiting) > MERGE:  # rows that are alike meet in most bands
+            pairs, waiting = _merged([pairs, *waiting]), []
+    pairs = _merged([pairs, *waiting])
     return (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
+def _merged(pairs: list[Array]) -> Array:
+    """Each pair once, sorted. NumPy's sort of plain numbers is several times as quick as that of a frame."""
+    merged = np.sort(np.concatenate(pairs))
+    return merged[np.flatnonzero(np.diff(merged, prepend=np.uint64(0)))]  # no pair is 0: left < right
 
 
 def _band_pairs(band: Array) -> Array:

@@ -103,9 +103,9 @@ def _words(data: Any, begin: Any, end: Any, classes: Any, lower: Any, quiet: Any
             gap = True
             i += 1
             continue
-        if b >= 0x80 and quiet:
+        if b >= 0x80:
             kind, size = _class_at(data, i, end, classes)
-            if kind == 4:
+            if kind == 5 or (kind == 4 and quiet):
                 gap = True
                 i += size
                 continue
@@ -128,7 +128,7 @@ def _words(data: Any, begin: Any, end: Any, classes: Any, lower: Any, quiet: Any
             if data[i] < 0x80:
                 break
             kind, size = _class_at(data, i, end, classes)
-            if kind == 0 or kind == 4 or (kind == 2 and i > first):
+            if kind == 0 or kind > 3 or (kind == 2 and i > first):
                 break
             for j in range(size):
                 part |= U64(data[i + j]) << shift

@@ -132,8 +132,7 @@ def folded(batch: pa.LargeStringArray) -> pa.LargeStringArray:
 
 
 def _folded(batch: pa.LargeStringArray, places: Array) -> pa.LargeStringArray:
-    texts = pl.Series("text", batch.take(pa.array(places)))
-    return texts.to_frame().select(folding.folded_expr(pl.col("text"))).to_series().to_arrow().cast(pa.large_string())
+    return folding.folded_wide(pl.Series("text", batch.take(pa.array(places)))).to_arrow().cast(pa.large_string())
 
 
 def buffers(array: pa.LargeStringArray) -> tuple[Array, Array]:
