@@ -224,6 +224,14 @@ def main() -> None:
         speed(folder, sizes, turns, figures)
         incremental(folder, max(sizes), figures)
         decontaminated(folder, 20_000 if arguments.quick else 200_000, 1_500 if arguments.quick else 15_000, figures)
+        rows = 500 if arguments.quick else 20_000
+        found = run("semantic", folder / f"{min(sizes)}.parquet", rows=rows)
+        figures |= {
+            "semantic_rows": rows,
+            "semantic_s": round(found["seconds"], 2),
+            "semantic_pairs_s": round(found["pairs_seconds"], 2),
+            "semantic_peak_mb": found["peak_mb"],
+        }
     if arguments.data:
         known_answers(arguments.data, figures)
     for key, value in figures.items():

@@ -303,14 +303,37 @@ def decontamination(rows: Path, golden: Path, turns: int) -> dict[str, Any]:
     }
 
 
+def semantic(path: Path, rows: int) -> dict[str, Any]:
+    """MiniLM over the first 20 words of so many rows, then all pairs of them."""
+    import numpy as np
+
+    from distill_dagster.curation.neardup.semantic import close_pairs, semantic_duplicates
+    from distill_dagster.student.predict import SENTENCE_MODEL, Embedder
+
+    table = pl.read_parquet(path, columns=["id", "text"], n_rows=rows)
+    table = table.with_columns(pl.col("text").str.extract(r"^((?:\S+\s*){1,20})"))
+    embedder = Embedder(SENTENCE_MODEL, path.parent / "models")
+    started = time.perf_counter()
+    found = semantic_duplicates(table, embedder.embed)
+    seconds = time.perf_counter() - started
+    assert found is not None
+    vectors = np.random.default_rng(1).normal(size=(rows, 384)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    started = time.perf_counter()
+    close_pairs(vectors, 0.95)
+    return {"seconds": seconds, "pairs_seconds": time.perf_counter() - started, "rejected": found.rejected.height}
+
+
 def main(arguments: Iterable[str]) -> None:
     run, file, *rest = arguments
     options = dict(one.split("=", 1) for one in rest)
     path, ngram = Path(file), int(options.get("ngram", 3))
-    first = warm("ours" if run in ("incremental", "decontamination") else run, ngram, path.parent)
+    first = warm(run if run in RUNS else "ours", ngram, path.parent)
     out: dict[str, Any]
     if run == "incremental":
         out = incremental(path, Path(options["slice"]), ngram)
+    elif run == "semantic":
+        out = semantic(path, int(options["rows"]))
     elif run == "decontamination":
         decontamination(path, Path(options["golden"]), 1)  # the first one compiles
         out = decontamination(path, Path(options["golden"]), int(options.get("turns", 3)))

@@ -32,6 +32,7 @@ HEAVY = (
     "great_expectations",
     "matplotlib",
     "sklearn",
+    "numba",
     "scipy",
     "peft",
     "xllamacpp",

@@ -60,10 +60,9 @@ def _class_at(data: Any, i: Any, end: Any, classes: Any) -> Any:
         return classes[0], 1
     for j in range(1, length):
         code = (code << 6) | np.int64(data[i + j] & 0x3F)
-    # The planes past the table hold ideographs, and past those nothing that is in words.
     if code < classes.size:
         return classes[code], length
-    return (np.uint8(2) if code < 0x40000 else np.uint8(0)), length
+    return np.uint8(0), length
 
 
 @_compiled

@@ -44,8 +44,9 @@ NUMBER_PATTERN = r"-?\p{Nd}+(?:[.,/]\p{Nd}+)*"
 QUIET = ".,;:!?'\"()-"
 """Marks that end and join sentences. They and those beyond ASCII are no part of the key of exact duplicates, unless
 they tell something: in a number, or as a sign before a word. Symbols such as + = < % always are part of it."""
-_HELD = {mark: chr(0xE000 + n) for n, mark in enumerate(",-.:!")}
-"""Marks that tell something, while the others are taken out. Characters of private use stand in no folded text."""
+_HELD = {mark: chr(0xFDD0 + n) for n, mark in enumerate(",-.:!")}
+"""Marks that tell something, while the others are taken out: as code points that Unicode keeps free of characters."""
+_SIGNED = r"0-9a-z_\x{80}-\x{FDCF}\x{FDF0}-\x{10FFFF}"
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,8 @@ def key_expr(folded: pl.Expr) -> pl.Expr:
     The kernel's exact keys are hashes of the same.
     """
     key = folded
-    word = r"[0-9a-z_\x{80}-\x{10FFFF}]"
     for mark in "!-":
-        key = key.str.replace_all(rf"(^|[^0-9a-z_\x{{80}}-\x{{10FFFF}}])\{mark}({word})", f"${{1}}{_HELD[mark]}${{2}}")
+        key = key.str.replace_all(rf"(^|[^{_SIGNED}])\{mark}([{_SIGNED}])", f"${{1}}{_HELD[mark]}${{2}}")
     for mark in ",-.:":
         key = key.str.replace_all(rf"\{mark}([0-9])", f"{_HELD[mark]}${{1}}")
     key = key.str.replace_all(r"[.,;:!?'\x22()\-\s]|[\p{P}--[\x00-\x7F]]", " ").str.replace_all(" +", " ")
