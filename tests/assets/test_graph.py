@@ -34,6 +34,7 @@ HEAVY = (
     "great_expectations",
     "matplotlib",
     "sklearn",
+    "numba",
     "scipy",
     "peft",
     "xllamacpp",

@@ -1,0 +1,350 @@
+"""One measured run of benchmarks/dedup.py in a process of its own: python dedup_runs.py RUN FILE [NAME=VALUE ...]
+
+Prints one JSON object last: seconds, the most memory the process held, and the clusters in a file where asked. All runs
+read the same Parquet file and end with clusters of rows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import polars as pl
+from common import peak_mb
+
+PUNCTUATION = {ord(c): " " for c in "!\"#$%&'()*+,-./:;<=>?@[\\]^`{|}~"}
+THRESHOLD = 0.7
+
+
+def texts_of(path: Path) -> tuple[list[str], list[str]]:
+    frame = pl.read_parquet(path, columns=["id", "text"])
+    return frame["id"].to_list(), frame["text"].to_list()
+
+
+def shingles(text: str, n: int) -> list[str]:
+    words = text.translate(PUNCTUATION).lower().split()
+    return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+class Union:
+    def __init__(self, size: int) -> None:
+        self.parent = list(range(size))
+
+    def find(self, x: int) -> int:
+        while self.parent[x] != x:
+            self.parent[x] = self.parent[self.parent[x]]
+            x = self.parent[x]
+        return x
+
+    def join(self, a: int, b: int) -> None:
+        a, b = self.find(a), self.find(b)
+        self.parent[max(a, b)] = min(a, b)
+
+    def clusters(self, ids: list[str]) -> dict[str, str]:
+        roots = [self.find(n) for n in range(len(ids))]
+        return {ids[n]: ids[root] for n, root in enumerate(roots)}
+
+
+def ours(path: Path, ngram: int) -> dict[str, str]:
+    from distill_dagster.curation.neardup.duplicates import find_duplicates
+    from distill_dagster.curation.neardup.text import Scheme
+
+    found = find_duplicates(path, order=[-pl.col("score")], scheme=Scheme(ngram=ngram), threshold=THRESHOLD)
+    return dict(found.members.select("id", "cluster_id").iter_rows())
+
+
+def pure(path: Path, ngram: int) -> dict[str, str]:
+    """Our own query without compiled code, exact to the last pair."""
+    from distill_dagster.curation.neardup import pure
+    from distill_dagster.curation.neardup.rows import Limits
+    from distill_dagster.curation.neardup.text import Scheme
+
+    limits = Limits(memory_mb=8192)
+    found = pure.find_duplicates(path, scheme=Scheme(ngram=ngram), threshold=THRESHOLD, limits=limits)
+    return dict(found.members.select("id", "cluster_id").iter_rows())
+
+
+def duckdb_minhash(path: Path, ngram: int) -> dict[str, str]:
+    """MinHash in plain DuckDB SQL: one-permutation hashing into 48 bins, bands of two, shingles compared exactly."""
+    import duckdb
+
+    shingle = "hash(" + ", ".join(f"w[i + {n}]" for n in range(ngram)) + ")"
+    query = f"""
+    CREATE TABLE words AS
+    SELECT row_number() OVER () - 1 AS place,
+        string_split_regex(trim(regexp_replace(lower(text), '[^\\w]+', ' ', 'g')), ' ') AS w
+    FROM read_parquet('{path}');
+    CREATE TABLE sets AS
+    SELECT place, list_distinct(list_transform(range(1, len(w) - {ngram} + 2), lambda i: {shingle})) AS s
+    FROM words WHERE len(w) >= 12;
+    CREATE TABLE bands AS
+    SELECT place, bin // 2 AS band, hash(list(least ORDER BY bin)) AS key FROM (
+        SELECT place, h % 48 AS bin, min(h) AS least FROM (SELECT place, unnest(s) AS h FROM sets) GROUP BY place, bin
+    ) GROUP BY place, band;
+    CREATE TABLE pairs AS
+    SELECT DISTINCT a.place AS l, b.place AS r FROM bands a
+    JOIN bands b ON a.band = b.band AND a.key = b.key AND a.place < b.place;
+    """
+    verified = f"""
+    SELECT l, r FROM (
+        SELECT l, r, len(list_intersect(a.s, b.s)) AS common, len(a.s) AS x, len(b.s) AS y
+        FROM pairs JOIN sets a ON a.place = l JOIN sets b ON b.place = r
+    ) WHERE common / (x + y - common) >= {THRESHOLD}
+    """
+    with duckdb.connect() as connection:
+        connection.execute(query)
+        found = connection.sql(verified).fetchall()
+    ids = pl.read_parquet(path, columns=["id"])["id"].to_list()
+    union = Union(len(ids))
+    for left, right in found:
+        union.join(left, right)
+    return union.clusters(ids)
+
+
+def rensa(path: Path, ngram: int) -> dict[str, str]:
+    """128 permutations, 32 bands; every row that shares a band is looked up, its candidates compared exactly."""
+    from rensa import RMinHash, RMinHashLSH
+
+    ids, texts = texts_of(path)
+    rows = [shingles(text, ngram) for text in texts]
+    matrix = RMinHash.digest_matrix_from_token_sets(rows, num_perm=128, seed=42)
+    flags = RMinHashLSH(threshold=THRESHOLD, num_perm=128, num_bands=32).query_duplicate_flags_matrix_one_shot(matrix)
+    flagged = [n for n, flag in enumerate(flags) if flag]
+    sets = {n: set(rows[n]) for n in flagged}
+    hashes = RMinHash.from_token_sets([rows[n] for n in flagged], num_perm=128, seed=42)
+    index = RMinHashLSH(threshold=THRESHOLD, num_perm=128, num_bands=32)
+    index.insert_many(hashes)
+    union = Union(len(ids))
+    for place, candidates in enumerate(index.query_all(hashes)):
+        for other in candidates:
+            if other > place:
+                verify(union, sets, flagged[place], flagged[other])
+    return union.clusters(ids)
+
+
+def datasketch(path: Path, ngram: int) -> dict[str, str]:
+    """128 permutations, bands by the library for the threshold; candidates compared exactly."""
+    from datasketch import MinHash, MinHashLSH
+
+    ids, texts = texts_of(path)
+    rows = [shingles(text, ngram) for text in texts]
+    index = MinHashLSH(threshold=THRESHOLD, num_perm=128)
+    sets: dict[int, set[str]] = {}
+    union = Union(len(ids))
+    encoded = ([shingle.encode() for shingle in row] for row in rows)
+    for place, hashed in enumerate(MinHash.generator(encoded, num_perm=128)):
+        for other in index.query(hashed):
+            for one in (place, other):
+                if one not in sets:
+                    sets[one] = set(rows[one])
+            verify(union, sets, place, other)
+        index.insert(place, hashed, check_duplication=False)
+    return union.clusters(ids)
+
+
+def verify(union: Union, sets: dict[int, set[str]], a: int, b: int) -> None:
+    if union.find(a) == union.find(b):
+        return
+    common = len(sets[a] & sets[b])
+    if common and common / (len(sets[a]) + len(sets[b]) - common) >= THRESHOLD:
+        union.join(a, b)
+
+
+def datatrove(path: Path, ngram: int) -> dict[str, str]:
+    """Its four MinHash steps with two workers; it does not verify candidates.
+
+    Words are split at white space, which is quicker than the spaCy tokenizer that it would use for English.
+    """
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.dedup.minhash import (
+        MinhashConfig,
+        MinhashDedupBuckets,
+        MinhashDedupCluster,
+        MinhashDedupFilter,
+        MinhashDedupSignature,
+    )
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.writers import JsonlWriter
+    from datatrove.utils.word_tokenizers import WordTokenizer
+
+    class Split(WordTokenizer):
+        def word_tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+        def sent_tokenize(self, text: str) -> list[str]:
+            return [text]
+
+        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+            return [(0, len(text))]
+
+    logging.disable(logging.CRITICAL)
+    folder = path.with_suffix(".datatrove")
+    (folder / "rows").mkdir(parents=True)
+    frame = pl.read_parquet(path, columns=["id", "text"])
+    half = (frame.height + 1) // 2
+    for number in range(2):
+        frame.slice(number * half, half).write_ndjson(folder / "rows" / f"{number}.jsonl")
+    config = MinhashConfig(n_grams=ngram, num_buckets=14, hashes_per_bucket=8)
+    reader = JsonlReader(str(folder / "rows"))
+
+    def run(steps: list[Any], tasks: int) -> None:
+        executor = LocalPipelineExecutor(
+            steps, tasks=tasks, workers=2, logging_dir=str(folder / f"logs{tasks}-{len(list(folder.iterdir()))}")
+        )
+        executor.run()
+
+    run([reader, MinhashDedupSignature(str(folder / "signatures"), config, language=Split())], 2)
+    run([MinhashDedupBuckets(str(folder / "signatures"), str(folder / "buckets"), config=config)], config.num_buckets)
+    run([MinhashDedupCluster(str(folder / "buckets"), str(folder / "remove"), config, save_cluster_id=True)], 1)
+    run(
+        [reader, MinhashDedupFilter(str(folder / "remove"), load_cluster_ids=True), JsonlWriter(str(folder / "kept"))],
+        2,
+    )
+    import gzip
+
+    kept: set[str] = set()
+    for file in (folder / "kept").glob("*.gz"):
+        with gzip.open(file, "rt") as handle:
+            kept |= {json.loads(line)["id"] for line in handle}
+    return {id_: "removed" for id_ in frame["id"] if id_ not in kept}
+
+
+RUNS: dict[str, Callable[[Path, int], dict[str, str]]] = {
+    "ours": ours,
+    "pure": pure,
+    "duckdb_minhash": duckdb_minhash,
+    "rensa": rensa,
+    "datasketch": datasketch,
+    "datatrove": datatrove,
+}
+
+
+def warm(run: str, ngram: int, folder: Path) -> float:
+    """Seconds that the first use takes: imports, and compiling where nothing is cached."""
+    if run in ("datatrove", "datasketch", "rensa"):
+        __import__(run)
+        return 0.0
+    tiny = folder / f"tiny-{run}.parquet"
+    text = "one two three four five six seven eight nine ten eleven twelve thirteen é"
+    pl.DataFrame({"id": ["a", "b"], "text": [text, f"{text} more"], "score": [0.0, 1.0]}).write_parquet(tiny)
+    started = time.perf_counter()
+    RUNS[run](tiny, ngram)
+    return time.perf_counter() - started
+
+
+def incremental(accepted: Path, slice_: Path, ngram: int) -> dict[str, Any]:
+    """A slice against accepted rows: seconds, bytes a row of the state, and the share of equal decisions."""
+    from distill_dagster.curation.neardup.duplicates import find_duplicates
+    from distill_dagster.curation.neardup.state import DedupState
+    from distill_dagster.curation.neardup.text import Scheme
+
+    scheme, order = Scheme(ngram=ngram), [-pl.col("score")]
+    seconds, full_seconds, index_seconds = [], [], []
+    folder = accepted.with_suffix(f".state{ngram}")
+    state = DedupState(folder, scheme, THRESHOLD)
+    started = time.perf_counter()
+    state.add("accepted", accepted, order=order)
+    index_seconds.append(time.perf_counter() - started)
+    bytes_row = state.bytes / state.height
+    for _ in range(3):
+        started = time.perf_counter()
+        state.add("new", slice_, accepted, order=order)
+        touched = state.duplicates("new")
+        seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        full = find_duplicates([accepted, slice_], order=order, scheme=scheme, threshold=THRESHOLD)
+        full_seconds.append(time.perf_counter() - started)
+    decided = dict(state.duplicates().members.select("id", pl.struct("cluster_id", "kept")).iter_rows())
+    expected = dict(full.members.select("id", pl.struct("cluster_id", "kept")).iter_rows())
+    differ = sum(decided.get(id_) != expected.get(id_) for id_ in decided.keys() | expected.keys())
+    rows = pl.read_parquet(slice_, columns=["id"])["id"].to_list()
+    differ_new = sum(decided.get(id_) != expected.get(id_) for id_ in rows)
+    return {
+        "seconds": sorted(seconds)[1],
+        "full_seconds": sorted(full_seconds)[1],
+        "index_seconds": index_seconds[0],
+        "state_bytes_row": bytes_row,
+        "equal": 1 - differ_new / len(rows),
+        "equal_all": 1 - differ / full.height,
+        "touched": touched.members.height,
+    }
+
+
+def decontamination(rows: Path, golden: Path, turns: int) -> dict[str, Any]:
+    from distill_dagster.curation.decontaminate import decontaminate
+
+    seconds = []
+    for _ in range(turns):
+        started = time.perf_counter()
+        found = decontaminate(rows, golden)
+        seconds.append(time.perf_counter() - started)
+    facts = pl.read_parquet(rows, columns=["id", "leak"])
+    leaks = facts.drop_nulls("leak")
+    told = leaks.join(found.hits, left_on=["id", "leak"], right_on=["id", "golden_id"], how="semi")
+    words = pl.scan_parquet(golden).select("id", pl.col("text").str.split(" ").list.len().alias("words")).collect()
+    short = leaks.join(words.filter(pl.col("words") < 13), left_on="leak", right_on="id", how="semi")
+    told_short = told.join(words.filter(pl.col("words") < 13), left_on="leak", right_on="id", how="semi")
+    clean = facts.filter(pl.col("leak").is_null())
+    false = clean.filter(pl.col("id").is_in(found.ids.implode())).height
+    return {
+        "seconds": sorted(seconds)[len(seconds) // 2],
+        "rows": facts.height,
+        "recall": told.height / leaks.height,
+        "recall_short": told_short.height / max(short.height, 1),
+        "short_share": (words["words"] < 13).mean(),
+        "false": false / clean.height,
+    }
+
+
+def semantic(path: Path, rows: int) -> dict[str, Any]:
+    """MiniLM over the first 20 words of so many rows, then all pairs of them."""
+    import numpy as np
+
+    from distill_dagster.curation.neardup.semantic import close_pairs, semantic_duplicates
+    from distill_dagster.student.predict import SENTENCE_MODEL, Embedder
+
+    table = pl.read_parquet(path, columns=["id", "text"], n_rows=rows)
+    table = table.with_columns(pl.col("text").str.extract(r"^((?:\S+\s*){1,20})"))
+    embedder = Embedder(SENTENCE_MODEL, path.parent / "models")
+    started = time.perf_counter()
+    found = semantic_duplicates(table, embedder.embed)
+    seconds = time.perf_counter() - started
+    assert found is not None
+    vectors = np.random.default_rng(1).normal(size=(rows, 384)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    started = time.perf_counter()
+    close_pairs(vectors, 0.95)
+    return {"seconds": seconds, "pairs_seconds": time.perf_counter() - started, "rejected": found.rejected.height}
+
+
+def main(arguments: Iterable[str]) -> None:
+    run, file, *rest = arguments
+    options = dict(one.split("=", 1) for one in rest)
+    path, ngram = Path(file), int(options.get("ngram", 3))
+    first = warm(run if run in RUNS else "ours", ngram, path.parent)
+    out: dict[str, Any]
+    if run == "incremental":
+        out = incremental(path, Path(options["slice"]), ngram)
+    elif run == "semantic":
+        out = semantic(path, int(options["rows"]))
+    elif run == "decontamination":
+        decontamination(path, Path(options["golden"]), 1)  # the first one compiles
+        out = decontamination(path, Path(options["golden"]), int(options.get("turns", 3)))
+    else:
+        started = time.perf_counter()
+        clusters = RUNS[run](path, ngram)
+        out = {"seconds": time.perf_counter() - started}
+        if target := options.get("clusters"):
+            Path(target).write_text(json.dumps(clusters))
+    print(json.dumps(out | {"peak_mb": peak_mb(), "first_use_s": round(first, 2)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

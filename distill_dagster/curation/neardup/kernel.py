@@ -1,0 +1,441 @@
+"""The compiled part of duplicate search: from the bytes of texts to hashes, MinHash signatures and exact Jaccard.
+
+Everything here works on the buffers of an Arrow string array, with no Python object per word: tokenising strings is
+most of the cost of finding duplicates. It makes no decisions; which rows are compared and which stay is for the
+queries in `duplicates.py`. Compiled by numba at first use and cached: beside this file, or in the user's cache folder
+where this one is read-only (`NUMBA_CACHE_DIR` moves it). Import it late: numba takes half a second.
+
+Texts are expected as `text.py` folds them. Hashes are our own and fixed: they stand in stored states, so any change
+here that moves one must raise `text.HASH_VERSION`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+U64 = np.uint64
+
+# Odd constants with bits in disorder: of SplitMix64 (Steele, Lea and Flood 2014) and of xxHash (Collet).
+_GOLDEN, _MIX_A, _MIX_B = U64(0x9E3779B97F4A7C15), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
+_WORD, _GRAM = U64(0xC2B2AE3D27D4EB4F), U64(0x165667B19E3779F9)
+_S27, _S30, _S31, _S32, _S64 = U64(27), U64(30), U64(31), U64(32), U64(64)
+_S6, _S42, _S63 = U64(6), U64(42), U64(63)  # a bit of a bitmap for the top 22 bits of a hash
+_ONE, _EIGHT, _ZERO = U64(1), U64(8), U64(0)
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Compiled without the interpreter's lock, so that threads of one process share the work."""
+    try:
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    except RuntimeError:  # no folder to cache in can be written: compiled anew in each process
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@_compiled
+def _mixed(h: Any) -> Any:
+    """SplitMix64's finaliser: every bit of the result depends on every bit of `h`."""
+    h = (h ^ (h >> _S30)) * _MIX_A
+    h = (h ^ (h >> _S27)) * _MIX_B
+    return h ^ (h >> _S31)
+
+
+@_compiled
+def _class_at(data: Any, i: Any, end: Any, classes: Any) -> Any:
+    """Class and length in bytes of the character at `i`. The text is valid UTF-8: Arrow strings are."""
+    b = data[i]
+    if b < 0x80:
+        return classes[b], 1
+    if b < 0xE0:
+        code, length = np.int64(b & 0x1F), 2
+    elif b < 0xF0:
+        code, length = np.int64(b & 0x0F), 3
+    else:
+        code, length = np.int64(b & 0x07), 4
+    if i + length > end:
+        return classes[0], 1
+    for j in range(1, length):
+        code = (code << 6) | np.int64(data[i + j] & 0x3F)
+    if code < classes.size:
+        return classes[code], length
+    return np.uint8(0), length
+
+
+@_compiled
+def _telling(data: Any, i: Any, begin: Any, end: Any, lower: Any) -> Any:
+    """Whether the mark at `i` says more than where a sentence ends: in a number, or a sign before a word."""
+    if i + 1 >= end:
+        return False
+    mark, follows = data[i], data[i + 1]
+    if 48 <= follows <= 57 and (mark == 44 or mark == 45 or mark == 46 or mark == 58):  # , - . :
+        return True
+    if (mark == 33 or mark == 45) and (lower[follows] > 2 or follows >= 0x80):  # ! -
+        return i == begin or (lower[data[i - 1]] <= 2 and data[i - 1] < 0x80)
+    return False
+
+
+@_compiled
+def _tokens(data: Any, begin: Any, end: Any, classes: Any, lower: Any, out: Any) -> Any:
+    """Hashes of a text's words into `out`: how many there are, and a hash of the whole text.
+
+    `lower` gives the lower case of ASCII word characters, 1 and 2 for white space and quiet marks, and 0 else. The hash
+    of the whole text knows each word and what stands between words: white space and quiet marks as one space, and none
+    at the ends. Of a text without words it knows the quiet marks too.
+    """
+    count, whole = _words(data, begin, end, classes, lower, True, out)
+    if count == 0:
+        count, whole = _words(data, begin, end, classes, lower, False, out)
+    return count, whole
+
+
+@_compiled
+def _words(data: Any, begin: Any, end: Any, classes: Any, lower: Any, quiet: Any, out: Any) -> Any:
+    count, i = 0, begin
+    whole, gap = _GOLDEN, False
+    while i < end:
+        b = data[i]
+        if lower[b] == 1 or (lower[b] == 2 and quiet and not _telling(data, i, begin, end, lower)):
+            gap = True
+            i += 1
+            continue
+        if b >= 0x80:
+            kind, size = _class_at(data, i, end, classes)
+            if kind == 5 or (kind == 4 and quiet):
+                gap = True
+                i += size
+                continue
+        if gap and whole != _GOLDEN:
+            whole = (whole ^ _ONE) * _WORD
+            whole ^= whole >> _S32
+        gap = False
+        h, part, shift, first, size = _GOLDEN, _ZERO, _ZERO, i, 1
+        while i < end:
+            c = lower[data[i]]
+            if c > 2:
+                part |= U64(c) << shift
+                shift += _EIGHT
+                i += 1
+                if shift == _S64:
+                    h = (h ^ part) * _WORD
+                    h ^= h >> _S32
+                    part, shift = _ZERO, _ZERO
+                continue
+            if data[i] < 0x80:
+                break
+            kind, size = _class_at(data, i, end, classes)
+            if kind == 0 or kind > 3 or (kind == 2 and i > first):
+                break
+            for j in range(size):
+                part |= U64(data[i + j]) << shift
+                shift += _EIGHT
+                if shift == _S64:
+                    h = (h ^ part) * _WORD
+                    h ^= h >> _S32
+                    part, shift = _ZERO, _ZERO
+            i += size
+            if kind == 2:
+                break
+        if i > first:
+            h = _mixed(((h ^ part) * _WORD) ^ U64(i - first))
+            out[count] = h
+            count += 1
+        else:
+            h = _GRAM
+            for j in range(size if b >= 0x80 else 1):
+                h = (h ^ U64(data[i + j])) * _WORD
+            i += size if b >= 0x80 else 1
+        whole = (whole ^ h) * _WORD
+        whole ^= whole >> _S32
+    return count, _mixed(whole)
+
+
+@_compiled
+def _numbers(data: Any, begin: Any, end: Any, classes: Any) -> Any:
+    """Hash of a text's numbers in their order, with sign, point, comma and stroke; 0 where there is none."""
+    total, i, found = _ZERO, begin, False
+    while i < end:
+        kind, size = _class_at(data, i, end, classes)
+        if kind != 3:
+            i += size
+            continue
+        found = True
+        h = _GOLDEN
+        if i > begin and data[i - 1] == 45:  # a minus
+            h = _mixed(h ^ U64(45))
+        while i < end:
+            kind, size = _class_at(data, i, end, classes)
+            if kind != 3:
+                # A mark belongs to the number if a digit follows it.
+                if data[i] != 44 and data[i] != 46 and data[i] != 47:
+                    break
+                if i + 1 >= end:
+                    break
+                follows, _ = _class_at(data, i + 1, end, classes)
+                if follows != 3:
+                    break
+            for j in range(size):
+                h = _mixed(h ^ U64(data[i + j])) * _WORD
+            i += size
+        total = _mixed(total ^ h) * _GRAM
+    return total | _ONE if found else _ZERO
+
+
+@_compiled
+def _grams(tokens: Any, count: Any, n: Any, out: Any) -> Any:
+    """Hashes of the runs of `n` words into `out`; of a shorter text the run of all its words. How many there are."""
+    if count == 0:
+        return 0
+    width = min(n, count)
+    for i in range(count - width + 1):
+        h = _GOLDEN
+        for j in range(width):
+            h = (h ^ tokens[i + j]) * _GRAM
+            h ^= h >> _S32
+        out[i] = _mixed(h)
+    return count - width + 1
+
+
+@_compiled
+def has_wide(data: Any, offsets: Any) -> Any:
+    """Which texts hold anything but ASCII."""
+    out = np.zeros(offsets.size - 1, np.bool_)
+    for row in range(out.size):
+        wide = np.uint8(0)
+        for i in range(offsets[row], offsets[row + 1]):
+            wide |= data[i]
+        out[row] = wide >= 0x80
+    return out
+
+
+@_compiled
+def _longest(offsets: Any) -> Any:
+    longest = 0
+    for row in range(offsets.size - 1):
+        longest = max(longest, offsets[row + 1] - offsets[row])
+    return longest
+
+
+@_compiled
+def signatures(
+    data: Any,
+    offsets: Any,
+    classes: Any,
+    lower: Any,
+    ngram: Any,
+    seeds: Any,
+    bands: Any,
+    min_words: Any,
+    keep_numbers: Any,
+) -> Any:
+    """Of each text: exact key, number of words, hash of its numbers, and a 32-bit key of each MinHash band.
+
+    MinHash (Broder 1997) over the set of word shingles, one multiply per hash function; a band's key is a hash of the
+    minima of its functions (locality-sensitive hashing, Indyk and Motwani 1998). A text under `min_words` words, or
+    without words, has 0 in all bands and is not to be compared.
+    """
+    rows, functions = offsets.size - 1, seeds.shape[1]
+    exact, words = np.empty(rows, np.uint64), np.zeros(rows, np.uint32)
+    numbers, keys = np.zeros(rows, np.uint64), np.zeros((bands, rows), np.uint32)
+    longest = _longest(offsets)
+    tokens, grams = np.empty(longest + 1, np.uint64), np.empty(longest + 1, np.uint64)
+    least = np.empty(functions, np.uint32)
+    flip, factor = seeds[0], seeds[1]
+    per_band = functions // bands
+    for row in range(rows):
+        begin, end = offsets[row], offsets[row + 1]
+        count, exact[row] = _tokens(data, begin, end, classes, lower, tokens)
+        words[row] = count
+        if keep_numbers:
+            numbers[row] = _numbers(data, begin, end, classes)
+        if count < min_words or count == 0:
+            continue
+        found = _grams(tokens, count, ngram, grams)
+        for f in range(functions):
+            least[f] = np.uint32(0xFFFFFFFF)
+        for i in range(found):
+            x = np.uint32(grams[i] >> _S32)
+            for f in range(functions):
+                value = np.uint32(np.uint32(x ^ flip[f]) * factor[f])
+                least[f] = min(least[f], value)
+        for band in range(bands):
+            h = _GOLDEN + numbers[row]
+            for f in range(band * per_band, (band + 1) * per_band):
+                h = _mixed(h ^ U64(least[f]))
+            keys[band, row] = np.uint32(h >> _S32)
+    return exact, words, numbers, keys
+
+
+@_compiled
+def shingles(data: Any, offsets: Any, classes: Any, lower: Any, ngram: Any) -> Any:
+    """The shingles of each text, each once: values, and where each text's begin and how many they are."""
+    rows = offsets.size - 1
+    starts, sizes = np.zeros(rows, np.int64), np.zeros(rows, np.int32)
+    longest = _longest(offsets)
+    tokens, grams = np.empty(longest + 1, np.uint64), np.empty(longest + 1, np.uint64)
+    capacity = 64
+    while capacity < 2 * (longest + 1):
+        capacity *= 2
+    table, stamps = np.empty(capacity, np.uint64), np.full(capacity, -1, np.int64)
+    values = np.empty(max(1024, data.size // 8), np.uint64)
+    used = 0
+    for row in range(rows):
+        count, _ = _tokens(data, offsets[row], offsets[row + 1], classes, lower, tokens)
+        found = _grams(tokens, count, ngram, grams)
+        if used + found > values.size:
+            more = np.empty(2 * values.size + found, np.uint64)
+            more[:used] = values[:used]
+            values = more
+        starts[row] = used
+        mask = 64
+        while mask < 2 * found:
+            mask *= 2
+        mask -= 1
+        for i in range(found):
+            place = np.int64(grams[i]) & mask
+            while stamps[place] == row and table[place] != grams[i]:
+                place = (place + 1) & mask
+            if stamps[place] != row:
+                stamps[place], table[place] = row, grams[i]
+                values[used] = grams[i]
+                used += 1
+        sizes[row] = used - starts[row]
+    return values[:used].copy(), starts, sizes
+
+
+@_compiled
+def common(values: Any, starts: Any, sizes: Any, left: Any, right: Any) -> Any:
+    """How many shingles the texts of each pair share. Quick where pairs of one left text stand together."""
+    largest = 1
+    for size in sizes:
+        largest = max(largest, size)
+    capacity = 64
+    while capacity < 2 * largest:
+        capacity *= 2
+    table, stamps = np.empty(capacity, np.uint64), np.full(capacity, -1, np.int64)
+    out = np.zeros(left.size, np.int32)
+    current, mask = np.int64(-1), np.int64(0)
+    for pair in range(left.size):
+        a, b = np.int64(left[pair]), np.int64(right[pair])
+        if a != current:
+            current = a
+            mask = np.int64(64)
+            while mask < 2 * sizes[a]:
+                mask *= 2
+            mask -= 1
+            for i in range(starts[a], starts[a] + sizes[a]):
+                place = np.int64(values[i]) & mask
+                while stamps[place] == pair:
+                    place = (place + 1) & mask
+                stamps[place], table[place] = pair, values[i]
+            stamp = pair
+        shared = 0
+        for i in range(starts[b], starts[b] + sizes[b]):
+            place = np.int64(values[i]) & mask
+            while stamps[place] == stamp:
+                if table[place] == values[i]:
+                    shared += 1
+                    break
+                place = (place + 1) & mask
+        out[pair] = shared
+    return out
+
+
+@_compiled
+def known_table(known: Any, common_from: Any) -> Any:
+    """An open-addressing table of n-gram hashes, and a bitmap of those before number `common_from`, which answers most
+    look-ups."""
+    capacity = 1024
+    while capacity < 2 * known.size:
+        capacity *= 2
+    table, index = np.zeros(capacity, np.uint64), np.full(capacity, -1, np.int32)
+    bits = np.zeros(1 << 16, np.uint64)  # 512 KiB: stays in a core's cache
+    for i in range(known.size):
+        place = np.int64(known[i]) & (capacity - 1)
+        while index[place] >= 0:
+            place = (place + 1) & (capacity - 1)
+        table[place], index[place] = known[i], i
+        if i < common_from:
+            bit = known[i] >> _S42
+            bits[bit >> _S6] |= _ONE << (bit & _S63)
+    return table, index, bits
+
+
+@_compiled
+def _number_of(gram: Any, table: Any, index: Any, last: Any) -> Any:
+    place = np.int64(gram) & last
+    while index[place] >= 0 and table[place] != gram:
+        place = (place + 1) & last
+    return index[place]
+
+
+@_compiled
+def overlaps(
+    data: Any,
+    offsets: Any,
+    classes: Any,
+    lower: Any,
+    ngram: Any,
+    table: Any,
+    index: Any,
+    bits: Any,
+    common_from: Any,
+) -> Any:
+    """Which known n-grams each text holds: rows and numbers of n-grams, each once a row. Then of each text its exact
+    key, its words, and where there is a hit how many n-grams it has: telling ones and common ones, each once.
+
+    N-grams from number `common_from` on stand in too many items to tell anything, and are no hits. A text of fewer
+    words than `ngram` has one n-gram, of all its words.
+    """
+    rows = offsets.size - 1
+    longest = _longest(offsets)
+    tokens, grams = np.empty(longest + 1, np.uint64), np.empty(longest + 1, np.uint64)
+    capacity = 64
+    while capacity < 2 * (longest + 1):
+        capacity *= 2
+    seen, stamps = np.empty(capacity, np.uint64), np.full(capacity, -1, np.int64)
+    exact, words = np.empty(rows, np.uint64), np.zeros(rows, np.uint32)
+    telling, commons = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    hit_rows, hit_grams, hits = np.empty(1024, np.int32), np.empty(1024, np.int32), 0
+    last = table.size - 1
+    for row in range(rows):
+        count, exact[row] = _tokens(data, offsets[row], offsets[row + 1], classes, lower, tokens)
+        words[row] = count
+        found = _grams(tokens, count, ngram, grams)
+        known = False
+        for i in range(found):
+            bit = grams[i] >> _S42
+            if (bits[bit >> _S6] >> (bit & _S63)) & _ONE and _number_of(grams[i], table, index, last) >= 0:
+                known = True
+                break
+        if not known:
+            continue
+        mask = 64
+        while mask < 2 * found:
+            mask *= 2
+        mask -= 1
+        for i in range(found):
+            place = np.int64(grams[i]) & mask
+            while stamps[place] == row and seen[place] != grams[i]:
+                place = (place + 1) & mask
+            if stamps[place] == row:
+                continue
+            stamps[place], seen[place] = row, grams[i]
+            number = _number_of(grams[i], table, index, last)
+            if number >= common_from:
+                commons[row] += 1
+                continue
+            telling[row] += 1
+            if number < 0:
+                continue
+            if hits == hit_rows.size:
+                more_rows, more_grams = np.empty(2 * hits, np.int32), np.empty(2 * hits, np.int32)
+                more_rows[:hits] = hit_rows
+                more_grams[:hits] = hit_grams
+                hit_rows, hit_grams = more_rows, more_grams
+            hit_rows[hits], hit_grams[hits] = row, number
+            hits += 1
+    return hit_rows[:hits].copy(), hit_grams[:hits].copy(), exact, words, telling, commons

@@ -1,0 +1,134 @@
+"""Slice by slice gives what one run over everything gives."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill_dagster.curation.neardup.duplicates import Duplicates, find_duplicates
+from distill_dagster.curation.neardup.rows import Limits
+from distill_dagster.curation.neardup.state import DedupState, StateError
+from distill_dagster.curation.neardup.text import Scheme
+from tests.support.texts import tables
+
+ORDER = [pl.col("rank")]
+ONE = Limits(threads=1)
+LONG = "the quick brown fox jumps over the lazy dog while seven wizards watch from a hill near the old mill"
+
+
+def decisions(found: Duplicates) -> list[tuple[str, str, bool]]:
+    return found.members.select("id", "cluster_id", "kept").rows()
+
+
+@settings(max_examples=60)
+@given(tables(most=20), st.lists(st.integers(0, 20), max_size=4), st.booleans(), st.booleans())
+def test_slices_in_any_order_give_the_decisions_of_one_run(
+    tmp_path_factory: pytest.TempPathFactory, table: pl.DataFrame, cuts: list[int], keep_numbers: bool, backwards: bool
+) -> None:
+    scheme = Scheme(bands=64, rows_per_band=2, min_words=4, keep_numbers=keep_numbers)
+    state = DedupState(tmp_path_factory.mktemp("state"), scheme, 0.5)
+    places = sorted({0, table.height, *(cut for cut in cuts if cut < table.height)})
+    slices = [table[start:stop] for start, stop in pairwise(places)]
+    for number, part in enumerate(reversed(slices) if backwards else slices):
+        state.add(f"s{number}", part, table, order=ORDER, limits=ONE)
+    full = find_duplicates(table, order=ORDER, scheme=scheme, threshold=0.5, limits=ONE)
+    again = DedupState(state.folder, scheme, 0.5)  # nothing is kept in memory alone
+    assert decisions(again.duplicates()) == decisions(full)
+    assert again.height == table.height
+
+
+@settings(max_examples=30)
+@given(tables(most=12), tables(most=12))
+def test_a_slice_that_comes_again_or_goes_leaves_no_trace(
+    tmp_path_factory: pytest.TempPathFactory, one: pl.DataFrame, other: pl.DataFrame
+) -> None:
+    scheme = Scheme(bands=64, rows_per_band=2, min_words=4)
+    state = DedupState(tmp_path_factory.mktemp("state"), scheme, 0.5)
+    other = other.with_columns(pl.format("o{}", "id").alias("id"))
+    state.add("a", one, order=ORDER, limits=ONE)
+    state.add("b", other, one, order=ORDER, limits=ONE)
+    changed = one.reverse().head(max(1, one.height // 2)).with_columns(rank=pl.lit(0, pl.Int64))
+    state.add("a", changed, other, order=ORDER, limits=ONE)
+    both = pl.concat([changed, other])
+    full = find_duplicates(both, order=ORDER, scheme=scheme, threshold=0.5, limits=ONE)
+    assert decisions(state.duplicates()) == decisions(full)
+    touched = state.duplicates("a").members
+    clusters = full.members.filter(pl.col("id").is_in(changed["id"].implode()))["cluster_id"].unique()
+    assert (
+        touched["id"].to_list() == full.members.filter(pl.col("cluster_id").is_in(clusters.implode()))["id"].to_list()
+    )
+    state.remove("a")
+    assert decisions(state.duplicates()) == decisions(
+        find_duplicates(other, order=ORDER, scheme=scheme, threshold=0.5, limits=ONE)
+    )
+    assert len([path for path in state.folder.iterdir() if path.name.startswith("part-")]) == 1
+
+
+def frame(start: int, *texts: str) -> pl.DataFrame:
+    return pl.DataFrame({"id": [f"r{start + n}" for n in range(len(texts))], "text": texts})
+
+
+def test_a_better_row_that_comes_later_stands_for_its_cluster(tmp_path: Path) -> None:
+    order = [pl.col("teacher")]
+    first = frame(0, LONG, "unlike").with_columns(teacher=pl.lit(True))
+    state = DedupState(tmp_path)
+    state.add("a", first, order=order)
+    state.add("b", frame(2, LONG + "!").with_columns(teacher=pl.lit(False)), first, order=order)
+    assert decisions(state.duplicates()) == [("r0", "r2", False), ("r2", "r2", True)]
+
+
+def test_only_texts_of_candidates_are_wanted_and_checked(tmp_path: Path) -> None:
+    first = frame(0, LONG, "unlike anything")
+    state = DedupState(tmp_path)
+    state.add("a", first)
+    new = frame(2, LONG + " now")
+    with pytest.raises(StateError, match="give their texts"):
+        state.add("b", new)
+    with pytest.raises(StateError, match="r0 of slice a is not there"):
+        state.add("b", new, first[1:])
+    with pytest.raises(StateError, match="r0 of slice a is not the one"):
+        state.add("b", new, frame(0, "changed", "unlike anything"))
+    assert [part.name for part in state.parts] == ["a"]
+    state.add("b", new, first[:1])
+    assert state.duplicates().rejected["id"].to_list() == ["r2"]
+
+
+def test_a_state_of_another_scheme_or_a_lower_threshold_is_refused(tmp_path: Path) -> None:
+    DedupState(tmp_path, threshold=0.7).add("a", frame(0, LONG, LONG.replace("lazy", "old")))
+    with pytest.raises(StateError, match="another scheme"):
+        DedupState(tmp_path, Scheme(ngram=2))
+    with pytest.raises(StateError, match="holds pairs from a similarity"):
+        DedupState(tmp_path, threshold=0.6)
+    assert DedupState(tmp_path, threshold=0.7).duplicates().rejected.height == 1
+    strict = DedupState(tmp_path, threshold=0.95)  # a higher one re-cuts from what is stored
+    assert strict.duplicates().rejected.height == 0
+    strict.add("b", frame(2, LONG.replace("lazy", "new")), frame(0, LONG, LONG.replace("lazy", "old")))
+    assert strict.duplicates().rejected.height == 0
+    assert DedupState(tmp_path, threshold=0.7).duplicates().rejected.height == 2
+
+
+def test_a_state_that_was_half_written_is_the_one_before(tmp_path: Path) -> None:
+    state = DedupState(tmp_path)
+    state.add("a", frame(0, LONG, LONG))
+    (tmp_path / "part-99.parquet").write_bytes(b"cut off")
+    (tmp_path / "pairs-99.parquet").write_bytes(b"cut off")
+    again = DedupState(tmp_path)
+    assert again.duplicates().rejected["id"].to_list() == ["r1"]
+    again.add("b", frame(2, LONG), frame(0, LONG, LONG))
+    assert again.duplicates().rejected["id"].to_list() == ["r1", "r2"]
+    assert not (tmp_path / "part-99.parquet").exists()
+
+
+def test_a_row_takes_no_more_than_it_should(tmp_path: Path) -> None:
+    from distill_dagster.hashing import content_hash
+
+    texts = [f"{LONG} {content_hash(n)} {content_hash([n])}" for n in range(5000)]
+    table = pl.DataFrame({"id": [content_hash(text)[:32] for text in texts], "text": texts})
+    state = DedupState(tmp_path)
+    state.add("a", table)
+    assert state.bytes / state.height < 150
