@@ -115,6 +115,7 @@ def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[Env]:
             reports=Path(lake.reports),
             endpoint=teacher.endpoint,
             run_id=context.run.run_id,
+            limits=lake.limits(),
             campaign=campaign_of(context.run),
             cap=budget_of(context.run.tags),
         )

@@ -94,6 +94,11 @@ CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         CheckSpec(
             "enough_slices", "At least curation.min_slices slices give rows: today's, or their last good ones.", True
         ),
+        CheckSpec("drop_rates", "No drop reason takes much more or less than in the last good dataset.", True),
+        CheckSpec(
+            "same_distribution", "Labels and lengths are distributed as in the last good dataset (KL divergence).", True
+        ),
+        CheckSpec("floors_met", "Every value with a floor (`balance.floors`) has that many rows."),
         CheckSpec("slices_current", "Every slice gives the rows of today's files."),
         CheckSpec("label_coverage", "Every label has a training row."),
     ),

@@ -137,10 +137,10 @@ STAGES = {
             "filtered_dataset",
             None,
             ("scored_completions", "slice_manifest", "golden_set", "human_examples", "curation_settings"),
-            "1",
+            "2",
             ("duckdb", "polars"),
-            "What the student learns from: filters, rows equal to golden or dev, duplicates, and the split, in "
-            "one query pass over all slices. Beside it the rejected rows, each with one drop reason.",
+            "What the student learns from: filters, leaks of golden or dev, duplicates, caps, and the split, over all "
+            "slices. Beside it the rejected rows, each with one drop reason.",
         ),
         Stage(
             "seed_only_adapter",

@@ -17,8 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from distill_dagster.curation.about import About
+from distill_dagster.curation.balance import BalanceSpec
 from distill_dagster.curation.filters import Filter, Filters, in_order, scorers_of
 from distill_dagster.curation.scores import Scorer, versions
+from distill_dagster.curation.shift import ShiftSpec
+from distill_dagster.curation.stepspecs import DecontaminationSpec, DedupSpec
 from distill_dagster.hashing import content_hash
 from distill_dagster.patterns import pattern_problem
 from distill_dagster.secrets import plain_address
@@ -543,7 +546,16 @@ class CurationSpec(_Model):
     human_weight: Annotated[float, Field(gt=0, le=100)] = Field(
         default=1.0, description="what a row that a person answered counts in training; one of the teacher counts 1"
     )
+    dedup: DedupSpec = DedupSpec()
+    decontamination: DecontaminationSpec = DecontaminationSpec()
+    balance: BalanceSpec = BalanceSpec()
+    shift: ShiftSpec = ShiftSpec()
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    stratify: Literal["label", "slice"] | None = Field(
+        default=None,
+        description="every label, or slice, has its share of validation; by default rows are drawn one by one, and "
+        "none changes its side whatever else comes or goes",
+    )
     min_rows: Annotated[int, Field(ge=1)] = Field(default=20, description="fewer kept rows block training")
     min_slices: Annotated[int, Field(ge=1)] | None = Field(
         default=None,

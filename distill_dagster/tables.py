@@ -182,10 +182,12 @@ LATER = (
     "judge_reasons",
     "judge_error",
     "scores",
+    "cluster_id",
 )
 """Columns that candidates and dataset got later. A table without them is read as one in which they are null, and they
 are part of a data version only where they hold something: what was made before stays as fresh as it was."""
-REJECTED = pl.Schema(dict(SCORED) | {"drop_reason": pl.String, "drop_detail": pl.String})
+REJECTED = pl.Schema(dict(SCORED) | {"drop_reason": pl.String, "drop_detail": pl.String, "cluster_id": pl.String})
+"""`cluster_id` is the prompt that is kept in a duplicate's place."""
 PREDICTIONS = _schema(
     {
         "system": pl.String,

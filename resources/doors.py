@@ -8,6 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from distill_dagster.curation.neardup.rows import Limits
 from distill_dagster.database import with_driver
 from distill_dagster.lake import Lake
 from distill_dagster.taskfiles import TaskFolder, open_task
@@ -33,6 +34,13 @@ class LakeResource(dg.ConfigurableResource):
 
     path: str
     reports: str
+    memory_mb: int = 2048
+    """What DuckDB may take before it spills, and half of it texts that are kept between two readings."""
+    spill: str = ""
+    """The folder for temporary files; empty for the system's."""
+
+    def limits(self) -> Limits:
+        return Limits(memory_mb=self.memory_mb, spill=Path(self.spill) if self.spill else None)
 
     def lake(self) -> Lake:
         return Lake(Path(self.path), Path(self.reports))

@@ -148,7 +148,7 @@ def candidates(
         empty = {n: SCORED[n] for n in ("answer", "soft_labels", "agreement", "confidence")}
         out = out.with_columns([pl.lit(None, dtype=t).alias(n) for n, t in empty.items()])
     words = user_text_expr().str.extract_all(r"\S+").list.len().cast(pl.Int64).alias("words")
-    later = [pl.lit(None, dtype=SCORED[name]).alias(name) for name in LATER]
+    later = [pl.lit(None, dtype=SCORED[name]).alias(name) for name in LATER if name in SCORED]
     out = out.with_columns(words, pl.lit("label").alias("answer_kind"), *later)
     return conform(out, SCORED, ("prompt_id",))
 

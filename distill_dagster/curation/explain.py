@@ -66,7 +66,7 @@ def explained(folder: TaskFolder, lake: Lake, prefix: str) -> dict[str, Any]:
         story["completions"] = [_only(row, _SAMPLE) for row in held_out]
     story["kept"] = [_kept(row) for row in kept]
     story["dropped"] = [_dropped(row) for row in dropped]
-    story["representative"] = next((_kept_id(row) for row in dropped if row["drop_reason"] == "duplicate"), None)
+    story["representative"] = next((row["cluster_id"] for row in dropped if row.get("cluster_id")), None)
     story["duplicates"] = _duplicates(rejected, id_) if kept else []
     state = State(folder, lake).status("filtered_dataset")
     story["dataset"] = {"state": state.state, "why": list(state.why)}
@@ -145,16 +145,19 @@ def _dropped(row: dict[str, Any]) -> dict[str, Any]:
     return _only(row, names)
 
 
-def _kept_id(row: dict[str, Any]) -> str:
-    return str(row["drop_detail"]).removeprefix("same text as ")
-
-
 def _duplicates(rejected: pl.LazyFrame | None, id_: str) -> list[dict[str, Any]]:
     """The rows that were dropped since this one stands for them."""
     if rejected is None:
         return []
-    same = (pl.col("drop_reason") == "duplicate") & (pl.col("drop_detail") == f"same text as {id_}")
-    return rejected.filter(same).select("prompt_id", "slice", "answer", "teacher").sort(pl.all()).collect().to_dicts()
+    if "cluster_id" not in rejected.collect_schema().names():  # written before there were clusters
+        return []
+    return (
+        rejected.filter(pl.col("cluster_id") == id_)
+        .select("prompt_id", "slice", "answer", "teacher")
+        .sort(pl.all())
+        .collect()
+        .to_dicts()
+    )
 
 
 def dropped_rows(lake: Lake, task: str, reason: str, limit: int) -> list[dict[str, Any]]:

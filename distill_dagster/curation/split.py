@@ -6,8 +6,9 @@ import hashlib
 
 import polars as pl
 
+from distill_dagster.curation.balance import stratified
 from distill_dagster.curation.texts import json_text
-from distill_dagster.hashing import canonical_json
+from distill_dagster.hashing import canonical_json, content_hash
 
 
 def sides(keys: pl.Series, teachers: pl.Series, share: float, seed: int) -> pl.Series:
@@ -26,3 +27,13 @@ def sides(keys: pl.Series, teachers: pl.Series, share: float, seed: int) -> pl.S
         pl.when(pl.lit(below) & pl.lit(teachers.is_not_null())).then(pl.lit("validation")).otherwise(pl.lit("train"))
     )
     return keys.to_frame("key").select(chosen.alias("split")).to_series()
+
+
+def stratified_sides(strata: pl.Series, keys: pl.Series, teachers: pl.Series, share: float, seed: int) -> pl.Series:
+    """`train` or `validation` of each row, so that every stratum has its share of what the teacher answered."""
+    frame = pl.DataFrame({"stratum": strata, "key": keys, "taught": teachers.is_not_null()}).with_row_index("row")
+    taught = frame.filter("taught")
+    groups = [content_hash([seed, key]) for key in taught["key"]]
+    side = stratified(taught["stratum"], pl.Series("group", groups, dtype=pl.String), share)
+    chosen = taught.select("row").with_columns(side.alias("chosen")).filter("chosen")["row"]
+    return pl.Series("split", ["train"], dtype=pl.String).new_from_index(0, len(keys)).scatter(chosen, "validation")

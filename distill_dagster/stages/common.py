@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from distill_dagster.checks import CHECKS, Check
+from distill_dagster.curation.neardup.rows import Limits
 from distill_dagster.errors import DistillError
 from distill_dagster.graph import STAGES
 from distill_dagster.lake import Lake, Record, merge_inputs, node, read_folder_record
@@ -35,6 +36,8 @@ class Env:
     reports: Path
     endpoint: Callable[[TeacherSpec], AbstractContextManager[Endpoint]]
     run_id: str = ""
+    limits: Limits | None = None
+    """Memory, threads and spill folder of what compares many rows."""
     campaign: str = ""
     """What a budget of one campaign covers: one command, backfill or refresh."""
     cap: BudgetSpec = NO_CAP
@@ -80,7 +83,7 @@ class Made:
 def blocked_by(asset: str, checks: list[Check]) -> dict[str, Any]:
     """What a record keeps of failed checks that nothing downstream may pass: their names and what they found."""
     blocking = {spec.name for spec in CHECKS[asset] if spec.blocking}
-    failed = [check for check in checks if not check.passed and check.name in blocking]
+    failed = [c for c in checks if not c.passed and c.name in blocking and c.severity == "error"]
     if not failed:
         return {}
     found = [f"{name} {value}" for check in failed for name, value in check.found.items() if value != ""]

@@ -9,18 +9,21 @@ from typing import Any
 import polars as pl
 
 from distill_dagster import plots
-from distill_dagster.checks import dataset_checks, slice_checks, valid_table
+from distill_dagster.checks import Check, dataset_checks, slice_checks, valid_table
 from distill_dagster.curation.about import About
+from distill_dagster.curation.balance import below_floors
 from distill_dagster.curation.dataset import curate
 from distill_dagster.curation.filters import STEPS, Filter
 from distill_dagster.curation.human import human_candidates
 from distill_dagster.curation.scores import add_scores
+from distill_dagster.curation.shift import profile, profile_to_compare, shift_checks
 from distill_dagster.errors import DistillError
 from distill_dagster.kinds import kind_of
 from distill_dagster.selection import SLICE_STAGES
 from distill_dagster.stages import scores
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, blocked_by, sample_rows
 from distill_dagster.state import State
+from distill_dagster.student.sentences import sentence_embeddings
 from distill_dagster.tables import REJECTED, SCORED, data_version
 
 REJECTED_ROWS = "rejected_rows"
@@ -38,13 +41,29 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
     # What people answered is scored here, and nowhere kept: it is little.
     answered = add_scores(human_candidates(people, kind_of(task).answer_kind), task.scorers, about)
     candidates = pl.concat([*frames, answered])
-    cut = curate(candidates, held_out, task.label_names, task.curation, about)
+    before = env.lake.record(env.task_name, "filtered_dataset")
+    cut = curate(
+        candidates,
+        held_out,
+        task.label_names,
+        task.curation,
+        about,
+        items=_held_out_items(env),
+        embed=lambda texts: sentence_embeddings(texts, env.models),
+        limits=env.limits,
+    )
     checks = [
         valid_table("filtered_dataset", cut.dataset),
         *slice_checks(slices, task.curation.wanted_slices(len(slices))),
         *dataset_checks(candidates, cut.dataset, cut.rejected, held_out, task.label_names, task.curation.min_rows),
     ]
+    now = profile(candidates.height, cut.dataset, cut.reasons(), task.has_labels)
+    compared = profile_to_compare(before.extra if before else None)
+    checks += shift_checks(cut.dataset, now, compared, task.curation.shift)
+    short = below_floors(cut.dataset, task.curation.balance)
+    checks.append(Check("floors_met", not short, "warning", {name: f"{n} rows" for name, n in short.items()}))
     extra: dict[str, Any] = {"reasons": cut.reasons(), "candidates": candidates.height}
+    extra |= {"profile": now, "compared_with": compared}
     extra |= {"masked_rows": cut.masked} if cut.masked else {}
     extra |= blocked_by("filtered_dataset", checks)
     # The rejected rows first: whoever sees the dataset finds beside it what was left out.
@@ -65,6 +84,7 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         "train": cut.dataset.filter(pl.col("split") == "train").height,
         "validation": cut.dataset.filter(pl.col("split") == "validation").height,
         "masked_rows": cut.masked,
+        "leaks": Rows(cut.leaks.head(50).to_dicts()),
         "filters": Rows(filters_shown(task.filters, cut.reasons())),
         "drop_reasons": Markdown(plots.markdown_image(drops)),
         "slices": Rows(slices),
@@ -79,6 +99,12 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         same = [json.loads(answer) == label for answer, label in meant.select("answer", "target_label").iter_rows()]
         shown["answered_as_meant"] = f"{sum(same)} of {meant.height} with a target_label"
     return Made(record, shown, checks)
+
+
+def _held_out_items(env: Env) -> pl.DataFrame:
+    """Golden and dev rows by id and text, for decontamination."""
+    rows = [(f"{name}:{row.id}", row.text) for name in ("golden", "dev") for row in getattr(env.folder, name)]
+    return pl.DataFrame(rows, schema={"id": pl.String, "text": pl.String}, orient="row")
 
 
 def _slices(env: Env, reading: Reading) -> tuple[list[pl.DataFrame], list[dict[str, Any]]]:

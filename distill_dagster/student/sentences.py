@@ -30,6 +30,16 @@ def sentence_embedder(spec: TeacherSpec, models_folder: Path) -> Callable[[list[
     return embed
 
 
+def sentence_embeddings(texts: list[str], models_folder: Path) -> np.ndarray:
+    """float32 (texts, 384), each row of length 1.
+
+    Raises:
+        ModelError: the model cannot be found or loaded.
+    """
+    with _one_thread():
+        return _embedder(models_folder).embed(texts)
+
+
 @lru_cache(maxsize=4)
 def _embedded(models_folder: Path, texts: tuple[str, ...]) -> np.ndarray:
     """Kept for the few-shot pool, which every slice looks up anew."""

@@ -88,7 +88,8 @@ def test_each_reason(change: dict[str, Any], reason: str, detail: str) -> None:
 
 
 def test_every_reason_is_tried() -> None:
-    assert {reason for _, reason, _ in DROPS} == set(DROP_REASONS)
+    of_several = {"near_duplicate", "semantic_duplicate", "over_cap"}  # see test_steps.py
+    assert {reason for _, reason, _ in DROPS} == set(DROP_REASONS) - of_several
 
 
 @pytest.mark.parametrize("first", range(len(DROPS)))

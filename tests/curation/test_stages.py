@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from distill_dagster import plots
 from distill_dagster.checks import Check
 from distill_dagster.cli import app
+from distill_dagster.curation.filters import STEPS
 from distill_dagster.curation.scores import prose
 from distill_dagster.stages import curation, teacher
 from distill_dagster.tables import DATASET, SCORED
@@ -114,7 +115,7 @@ def test_the_last_good_rows_of_a_slice_get_the_scores_that_they_lack(run: Run) -
     assert made.record.extra["reasons"]["long"] > 0
     assert made.record.extra["reasons"]["answer_length"] == 0
     shown = made.shown["filters"].rows  # type: ignore[union-attr]
-    assert [row["filter"] for row in shown][-3:] == ["long", "contaminated", "duplicate"]
+    assert [row["filter"] for row in shown][-1 - len(STEPS) :] == ["long", *STEPS]
     assert sum(row["dropped"] for row in shown) == made.record.extra["candidates"] - made.record.rows
 
 

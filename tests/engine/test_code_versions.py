@@ -137,7 +137,10 @@ COMMITTED: dict[str, dict[str, str]] = {
     "golden_completions": {"1": "4a9a081e4ef031fde2432806c788910a21f12ade1b2b0c40f5366ae1689bc5a6"},
     "teacher_completions": {"1": "4a9a081e4ef031fde2432806c788910a21f12ade1b2b0c40f5366ae1689bc5a6"},
     "scored_completions": {"1": "ec1bc26b55143ce74fb193af47b1844bf20a352981638da77487a28b11276056"},
-    "filtered_dataset": {"1": "a0b4f8f5cc9c0157e3c4896e7ef4c1fa741daf2361ebd182829355cbeba842fa"},
+    "filtered_dataset": {
+        "1": "a0b4f8f5cc9c0157e3c4896e7ef4c1fa741daf2361ebd182829355cbeba842fa",
+        "2": "6a98bcea29a4f067f17635c2b352048c85c29296f3e6c4136693b9e44b919148",
+    },
 }
 
 
@@ -155,6 +158,7 @@ def test_the_fixtures_are_not_trivial() -> None:
     assert _scored()["answer"].n_unique() == 4  # three labels and none
     cut = _cut()
     absent = {"truncated", "refused", "too_long", "invalid_label", "invalid_answer"}
+    absent |= {"near_duplicate", "semantic_duplicate", "over_cap"}  # pinned by tests/curation/test_steps.py
     assert set(cut.rejected["drop_reason"]) == set(cut.order) - absent
     assert set(cut.dataset["split"]) == {"train", "validation"}
     assert cut.dataset["teacher"].null_count() == 1

@@ -45,8 +45,11 @@ FILTERS: tuple[type[Filter], ...] = (
 )
 """In the order of application: a row that several would drop names the first of them. One's own come behind these."""
 STEPS = {
-    "contaminated": "The normalized text is that of a golden or dev row.",
+    "contaminated": "The text is that of a golden or dev row, nearly so, or one holds most of the other.",
     "duplicate": "The normalized text is that of another row, which is kept.",
+    "near_duplicate": "Most of its word shingles are those of another row, which is kept.",
+    "semantic_duplicate": "Its embedding is close to that of another row, which is kept.",
+    "over_cap": "A cap of `balance` is reached by rows that come before it.",
 }
 """What follows the filters and looks at more than one row."""
 _LATER = ("min_judge", "min_teacher_agreement", "target_label", "max_confidence")

@@ -1,0 +1,164 @@
+"""The steps behind the filters, as a cut runs them: leaks, near-duplicates, duplicates by meaning, caps, the split."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from distill_dagster.curation.about import About
+from distill_dagster.curation.dataset import Curated, curate
+from distill_dagster.prompts.seeds import prompt_id, user_message
+from distill_dagster.spec import CurationSpec
+from distill_dagster.tables import SCORED, data_version, frame_of, user_text
+from tests.support.kinds import task_of
+
+LABELS = ["refund", "delivery"]
+LONG = "I have been waiting for my parcel for three weeks now and nobody tells me where it is"
+NEARLY = "I have been waiting for my parcel for three weeks now and nobody can tell me where it is"
+OTHER = "my password was refused twice today although I changed it only an hour ago on the phone"
+
+
+def row(text: str, **changes: Any) -> dict[str, Any]:
+    out: dict[str, Any] = dict.fromkeys(SCORED)
+    out |= {"prompt_id": prompt_id(user_message(text)), "slice": "shop", "origin": "human"}
+    out |= {"messages": user_message(text), "teacher": "t", "status": "ok", "answer": '"refund"'}
+    out |= {"answer_kind": "label", "agreement": 1.0, "confidence": 0.9, "words": len(text.split())}
+    return out | {"completion_ids": ["c"]} | changes
+
+
+def cut(rows: list[dict[str, Any]], about: About | None = None, **more: Any) -> Curated:
+    settings = {name: more.pop(name) for name in list(more) if name in CurationSpec.model_fields}
+    spec = CurationSpec.model_validate({"validation_share": 0} | settings)
+    return curate(frame_of(rows, SCORED, ("prompt_id", "slice")), set(), LABELS, spec, about, **more)
+
+
+def kept(found: Curated) -> set[str]:
+    return {user_text(r["messages"]) for r in found.dataset.to_dicts()}
+
+
+def why(found: Curated) -> dict[str, tuple[str, str]]:
+    return {user_text(r["messages"]): (r["drop_reason"], r["drop_detail"]) for r in found.rejected.to_dicts()}
+
+
+def items(*texts: str) -> pl.DataFrame:
+    return pl.DataFrame({"id": [f"golden:g{n}" for n in range(len(texts))], "text": list(texts)})
+
+
+def test_of_near_prompts_the_surest_stays_and_names_the_cluster() -> None:
+    found = cut([row(LONG), row(NEARLY, confidence=0.95), row(OTHER)])
+    assert kept(found) == {NEARLY, OTHER}
+    [gone] = found.rejected.to_dicts()
+    assert gone["drop_reason"] == "near_duplicate"
+    assert gone["cluster_id"] == prompt_id(user_message(NEARLY))
+    assert gone["drop_detail"].startswith(f"like {gone['cluster_id']}, similarity 0.75")
+    person = cut([row(LONG, teacher=None, completion_ids=None, confidence=0.1), row(NEARLY, confidence=1.0)])
+    assert kept(person) == {LONG}, "a person's answer first"
+    assert kept(cut([row(LONG), row(NEARLY)], dedup={"near": False})) == {LONG, NEARLY}
+    assert kept(cut([row(LONG), row(NEARLY)], dedup={"near": {"threshold": 0.95}})) == {LONG, NEARLY}
+
+
+def test_short_texts_and_rows_that_were_dropped_are_near_nothing() -> None:
+    short = [row("can I pay by card"), row("can I pay by cash")]
+    assert cut(short).dataset.height == 2
+    assert cut(short, dedup={"near": {"min_words": 1, "threshold": 0.5}}).dataset.height == 1
+    spec = {"filters": {"min_confidence": 0.5}}
+    assert kept(cut([row(LONG, confidence=0.1), row(NEARLY)], **spec)) == {NEARLY}
+
+
+def test_an_equal_prompt_names_its_representative_too() -> None:
+    found = cut([row(LONG, slice="a"), row(f" {LONG.upper()} ", slice="b", confidence=0.5)])
+    [gone] = found.rejected.to_dicts()
+    assert (gone["drop_reason"], gone["cluster_id"]) == ("duplicate", prompt_id(user_message(LONG)))
+
+
+def test_problems_that_differ_in_a_number_stay() -> None:
+    math = About.of(task_of("math"))
+    one = "A farmer has 12 crates with 40 apples in each and sells half of them on the market"
+    two = one.replace("40", "41")
+    numbers = {"answer": "1", "answer_kind": "number"}
+    assert cut([row(one, **numbers), row(two, **numbers)], math).dataset.height == 2
+    loose = {"near": {"keep_numbers": False, "compare": "prompt"}}
+    assert cut([row(one, **numbers), row(two, **numbers)], math, dedup=loose).dataset.height == 1
+
+
+def test_of_written_answers_prompt_and_answer_are_compared() -> None:
+    about = About.of(task_of("generation"))
+    assert about.matcher is not None
+    first = row(
+        LONG, answer='"We are sorry, it left our house on Monday and is with the carrier now"', answer_kind="text"
+    )
+    other = "No idea. Ask the shop around the corner, perhaps they have seen a parcel of yours lying about somewhere"
+    second = row(NEARLY, answer=f'"{other}"', answer_kind="text")
+    assert cut([first, second], about).dataset.height == 2
+    assert cut([first, second], about, dedup={"near": {"compare": "prompt"}}).dataset.height == 1
+
+
+def test_leaks_of_golden_leave_and_are_named() -> None:
+    quoted = f"hello there, {LONG}, please hurry up"
+    found = cut([row(quoted), row(NEARLY), row(OTHER)], items=items(LONG, "is this it"))
+    assert kept(found) == {OTHER}
+    assert {reason for reason, _ in why(found).values()} == {"contaminated"}
+    assert "of golden:g0, overlap 0." in why(found)[quoted][1]
+    assert "of golden:g0, overlap 0." in why(found)[NEARLY][1]
+    leaked = {(r["prompt_id"], r["golden_id"]) for r in found.leaks.to_dicts()}
+    assert leaked == {(prompt_id(user_message(text)), "golden:g0") for text in (quoted, NEARLY)}
+    assert found.leaks["kind"].is_in(["near", "item_in_row"]).all()
+    assert (found.leaks["overlap"] > 0.5).all()
+    assert kept(cut([row(quoted)], items=items(LONG), decontamination={"on": False})) == {quoted}
+
+
+def test_the_same_meaning_by_embeddings() -> None:
+    places = {LONG: 0, OTHER: 0, "something else": 1}
+
+    def embed(texts: list[str]) -> np.ndarray:
+        return np.eye(2, dtype=np.float32)[[places[text] for text in texts]]
+
+    rows = [row(LONG), row(OTHER, confidence=1.0), row("something else")]
+    found = cut(rows, dedup={"semantic": True}, embed=embed)
+    assert why(found) == {LONG: ("semantic_duplicate", f"like {prompt_id(user_message(OTHER))}, similarity 1.0")}
+    assert cut(rows, embed=embed).dataset.height == 3, "off by default"
+    assert cut(rows, dedup={"semantic": {"most_rows": 2}}, embed=embed).dataset.height == 3
+
+
+def test_caps_come_last() -> None:
+    rows = [row(f"a short refund {n}", confidence=0.5 + n / 100) for n in range(5)]
+    found = cut([*rows, row("a short refund 4 ", confidence=0.99)], balance={"caps": {"label": 2}})
+    assert found.reasons()["over_cap"] == 3
+    assert found.reasons()["duplicate"] == 1
+    assert {detail for _, detail in why(found).values()} >= {"cap of label refund: 2"}
+
+
+def test_a_stratified_split_gives_every_label_its_share() -> None:
+    rows = [row(f"refund number {n}") for n in range(60)]
+    rows += [row(f"delivery number {n}", answer='"delivery"') for n in range(20)]
+    rows += [row(f"of people {n}", teacher=None) for n in range(20)]
+    found = cut(rows, validation_share=0.25, stratify="label").dataset
+    counts = dict(found.filter(pl.col("split") == "validation").group_by("answer").len().iter_rows())
+    assert counts == {'"refund"': 15, '"delivery"': 5}
+    assert found.filter(pl.col("teacher").is_null())["split"].unique().to_list() == ["train"]
+
+
+def test_the_order_of_rows_says_nothing() -> None:
+    rng = random.Random(3)
+    words = "the parcel of my neighbour came late and broken on a rainy day in May with no note".split()  # noqa: SIM905
+    rows = []
+    for n in range(60):
+        text = " ".join(word if rng.random() > 0.1 else rng.choice(words) for word in words)
+        rows.append(row(text, slice=f"s{n}", confidence=round(rng.random(), 1)))
+    settings: dict[str, Any] = {"balance": {"max_rows": 30, "choice": "random"}, "items": items(" ".join(words[:9]))}
+    first = cut(rows, **settings)
+    rng.shuffle(rows)
+    again = curate(
+        pl.DataFrame(rows, schema=SCORED),
+        set(),
+        LABELS,
+        CurationSpec.model_validate({"validation_share": 0, "balance": settings["balance"]}),
+        items=settings["items"],
+    )
+    assert data_version(first.dataset) == data_version(again.dataset)
+    assert data_version(first.rejected) == data_version(again.rejected)
+    assert first.reasons()["near_duplicate"] > 2
+    assert first.dataset.height + first.rejected.height == 60
