@@ -64,7 +64,9 @@ def curate(
     rows = contaminated(rows, held_out)
     rows = duplicates(rows)
     rejected = rows.filter(pl.col("drop_reason").is_not_null()).drop("text_key")
-    kept = rows.filter(pl.col("drop_reason").is_null())
+    here = [name for name in rows.columns if name in DATASET or name in ("text_key", "scores")]
+    kept = rows.select(here).filter(rows["drop_reason"].is_null())
+    del rows  # of a million rows there is one table less at a time
     split = sides(kept["text_key"], kept["teacher"], spec.validation_share, spec.seed)
     kept, masked = masked_rows(kept, filters, about)
     dataset = kept.with_columns(
