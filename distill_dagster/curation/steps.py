@@ -36,10 +36,13 @@ def duplicates(rows: pl.DataFrame) -> pl.DataFrame:
     ranked = several.sort(by, descending=[False, False, False, True, False, False, False], nulls_last=True)
     first = pl.col("prompt_id").first().over("text_key")
     place = pl.int_range(pl.len()).over("text_key")
-    found = ranked.select("row", first.alias("kept_id"), place.alias("place")).filter(pl.col("place") > 0)
-    other = rows.lazy().with_row_index("row").join(found, on="row", how="left", maintain_order="left").collect()
-    hit, detail = pl.col("kept_id").is_not_null(), pl.concat_str(pl.lit("same text as "), "kept_id")
-    return _marked(other, hit, "duplicate", detail).drop("row", "kept_id", "place")
+    found = ranked.select("row", first.alias("kept_id"), place.alias("place")).filter(pl.col("place") > 0).collect()
+    if not found.height:
+        return rows
+    return rows.with_columns(
+        rows["drop_reason"].clone().scatter(found["row"], "duplicate"),
+        rows["drop_detail"].clone().scatter(found["row"], "same text as " + found["kept_id"]),
+    )
 
 
 def _marked(rows: pl.DataFrame, hit: pl.Expr, reason: str, detail: pl.Expr) -> pl.DataFrame:
