@@ -11,7 +11,8 @@ rows_s: rows a second from a Parquet file through `filter_rows`: every score is 
 counts each limit of a filter of several measures as one. ratio_datatrove: the same rules as datatrove's own filters
 (Gopher quality and repetition, with a tokenizer that splits at white space, much quicker than its default) and
 LambdaFilters in Python, on a sample of the same rows, with one worker on each core. recut_1m_s: `curate` over the
-scored rows with another threshold, reading them included; no score is computed, and nobody is there to be asked.
+scored rows with another threshold, reading them included; no score is computed, and nobody is there to be asked. Of
+the peer and of the re-cut the best of three counts, rows_s is of one run.
 language_rows_s: the scorer of language alone, on a sample, one core. load_before and load_after: how many processes
 wanted a core of the machine, ours included; where that is more than its cores, wall times are those of a busy machine.
 """
@@ -46,6 +47,7 @@ from distill_dagster.tables import MESSAGES, SCORED, SCORES
 ROWS, SAMPLE, QUICK_ROWS, QUICK_SAMPLE = 1_000_000, 4_000, 100_000, 1_000
 PLANTED = 0.005
 BATCH = 50_000
+REPEATS = 3
 TASK = {
     "kind": "qa",
     "reasoning": True,
@@ -328,7 +330,7 @@ def main() -> None:
         figures["filter_peak_mb"] = peak_mb()
         if util.find_spec("datatrove"):
             workers = 2
-            speed, kept = datatrove_rows_s(sample, workers)
+            speed, kept = max(datatrove_rows_s(sample, workers) for _ in range(REPEATS))
             figures |= {"datatrove_rows_s": round(speed, 1), "datatrove_kept": round(kept, 4)}
             figures["ratio_datatrove"] = round(figures["rows_s"] / speed, 1)
             peers["datatrove"] = metadata.version("datatrove")
@@ -379,15 +381,17 @@ def recut(scored: Path, task: Task, about: About, rows: int) -> dict[str, float]
     """Seconds of a second cut, after a threshold moved; the rows are read anew, as the stage reads them."""
     found: dict[str, float] = {}
     kept = []
-    for name, change in (("first_cut_s", {}), ("recut_s", {"min_agreement": 0.7})):
+    changed = ("recut_s", {"min_agreement": 0.7})
+    for name, change in (("first_cut_s", {}), *[changed] * REPEATS):
         spec = CurationSpec(filters=Filters.model_validate(DECLARED | change))
         started, cpu = time.perf_counter(), time.process_time()
         frame = pl.read_parquet(scored).with_columns(pl.col("scores").cast(SCORES))
         read = time.perf_counter() - started
         cut = curate(frame, {"no such text"}, [], spec, about)
-        found[name] = time.perf_counter() - started
-        found[name.replace("_s", "_cpu_s")] = time.process_time() - cpu
-        found[name.replace("_s", "_read_s")] = read
+        taken = time.perf_counter() - started
+        if taken < found.get(name, float("inf")):
+            found[name], found[name.replace("_s", "_read_s")] = taken, read
+            found[name.replace("_s", "_cpu_s")] = time.process_time() - cpu
         kept.append(cut.dataset.height)
         if cut.dataset.height + cut.rejected.height != rows:
             raise SystemExit("rows were lost")
@@ -398,7 +402,7 @@ def recut(scored: Path, task: Task, about: About, rows: int) -> dict[str, float]
     figures["recut_teacher_calls"] = 0
     if rows == ROWS:
         figures["recut_1m_s"] = figures["recut_s"]
-    return figures | {"kept": kept[0], "kept_after": kept[1]}
+    return figures | {"kept": kept[0], "kept_after": kept[-1]}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -58,22 +59,26 @@ def curate(
     """
     about = about or About(labels=tuple(labels))
     filters = in_order(spec.filters, about)
-    rows = marked(candidates.select(list(SCORED)), filters, about)
-    rows = rows.with_columns(text_keys(user_texts(rows["messages"])))
-    # Steps look at several rows and run in their order, each over what is still kept; one may take another's place.
-    rows = contaminated(rows, held_out)
-    rows = duplicates(rows)
-    rejected = rows.filter(pl.col("drop_reason").is_not_null()).drop("text_key")
-    here = [name for name in rows.columns if name in DATASET or name in ("text_key", "scores")]
-    kept = rows.select(here).filter(rows["drop_reason"].is_null())
-    del rows  # of a million rows there is one table less at a time
-    split = sides(kept["text_key"], kept["teacher"], spec.validation_share, spec.seed)
-    kept, masked = masked_rows(kept, filters, about)
-    dataset = kept.with_columns(
-        pl.when(pl.col("teacher").is_null()).then(spec.human_weight).otherwise(1.0).alias("weight"),
-        split.alias("split"),
-        with_answers(kept["messages"], targets(kept, about.matcher)),
-    )
+    # What takes Python or one core runs beside what does not.
+    with ThreadPoolExecutor(1) as beside:
+        keys = beside.submit(lambda: text_keys(user_texts(candidates["messages"])))
+        rows = marked(candidates.select(list(SCORED)), filters, about)
+        rows = rows.with_columns(keys.result())
+        # Steps look at several rows and run in their order, each over what is still kept; one may take another's place.
+        rows = contaminated(rows, held_out)
+        rows = duplicates(rows)
+        rejected = rows.filter(pl.col("drop_reason").is_not_null()).drop("text_key")
+        here = [name for name in rows.columns if name in DATASET or name in ("text_key", "scores")]
+        kept = rows.select(here).filter(rows["drop_reason"].is_null())
+        del rows  # of a million rows there is one table less at a time
+        split = beside.submit(sides, kept["text_key"], kept["teacher"], spec.validation_share, spec.seed)
+        kept, masked = masked_rows(kept, filters, about)
+        messages = with_answers(kept["messages"], targets(kept, about.matcher))
+        dataset = kept.with_columns(
+            pl.when(pl.col("teacher").is_null()).then(spec.human_weight).otherwise(1.0).alias("weight"),
+            split.result().alias("split"),
+            messages,
+        )
     return Curated(
         conform(dataset.select(list(DATASET)), DATASET, ("prompt_id", "slice")),
         conform(rejected, REJECTED, ("prompt_id", "slice", "answer", "drop_reason")),
