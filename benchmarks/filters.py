@@ -11,8 +11,8 @@ rows_s: rows a second from a Parquet file through `filter_rows`: every score is 
 counts each limit of a filter of several measures as one. ratio_datatrove: the same rules as datatrove's own filters
 (Gopher quality and repetition, with a tokenizer that splits at white space, much quicker than its default) and
 LambdaFilters in Python, on a sample of the same rows, with one worker on each core. recut_1m_s: `curate` over the
-scored rows with another threshold, reading them included; no score is computed, and nobody is there to be asked. Of
-the peer and of the re-cut the best of three counts, rows_s is of one run.
+scored rows with another threshold, reading them included; no score is computed, and nobody is there to be asked. The
+best of three runs counts, of each.
 language_rows_s: the scorer of language alone, on a sample, one core. load_before and load_after: how many processes
 wanted a core of the machine, ours included; where that is more than its cores, wall times are those of a busy machine.
 """
@@ -323,9 +323,10 @@ def main() -> None:
         for _ in filter_rows(pl.scan_parquet(path).head(2_000), filters, about):
             pass  # numba compiles, or reads what it compiled before
         cpu = time.process_time()
-        figures["rows_s"], reasons = timed_filters(path, scored, filters, about, rows)
+        runs = [timed_filters(path, scored, filters, about, rows) for _ in range(REPEATS)]
+        figures["rows_s"], reasons = max(runs, key=lambda run: run[0])
         # With the writing of the scored table. What a busy machine takes from the wall time, it does not take from it.
-        figures["filter_cpu_s"] = round(time.process_time() - cpu, 1)
+        figures["filter_cpu_s"] = round((time.process_time() - cpu) / REPEATS, 1)
         print(f"rows_s {figures['rows_s']:.0f}, peak {peak_mb()} MB", file=sys.stderr)
         figures["filter_peak_mb"] = peak_mb()
         if util.find_spec("datatrove"):

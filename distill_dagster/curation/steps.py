@@ -8,8 +8,8 @@ import polars as pl
 def contaminated(rows: pl.DataFrame, held_out: set[str]) -> pl.DataFrame:
     """Drop kept rows whose `text_key` is that of a golden or dev row (`held_out`)."""
     keys = pl.Series("text_key", sorted(held_out), dtype=pl.String)
-    hit = pl.col("drop_reason").is_null() & pl.col("text_key").is_in(keys.implode())
-    return _marked(rows, hit, "contaminated", pl.lit("same text as a golden or dev row"))
+    hit = rows.select(pl.col("drop_reason").is_null() & pl.col("text_key").is_in(keys.implode())).to_series()
+    return _marked(rows, hit.arg_true(), "contaminated", "same text as a golden or dev row")
 
 
 def duplicates(rows: pl.DataFrame) -> pl.DataFrame:
@@ -37,16 +37,13 @@ def duplicates(rows: pl.DataFrame) -> pl.DataFrame:
     first = pl.col("prompt_id").first().over("text_key")
     place = pl.int_range(pl.len()).over("text_key")
     found = ranked.select("row", first.alias("kept_id"), place.alias("place")).filter(pl.col("place") > 0).collect()
-    if not found.height:
+    return _marked(rows, found["row"], "duplicate", "same text as " + found["kept_id"])
+
+
+def _marked(rows: pl.DataFrame, at: pl.Series, reason: str, detail: str | pl.Series) -> pl.DataFrame:
+    """The rows, of which those at these places are dropped."""
+    if not len(at):
         return rows
     return rows.with_columns(
-        rows["drop_reason"].clone().scatter(found["row"], "duplicate"),
-        rows["drop_detail"].clone().scatter(found["row"], "same text as " + found["kept_id"]),
-    )
-
-
-def _marked(rows: pl.DataFrame, hit: pl.Expr, reason: str, detail: pl.Expr) -> pl.DataFrame:
-    return rows.with_columns(
-        pl.when(hit).then(pl.lit(reason)).otherwise(pl.col("drop_reason")).alias("drop_reason"),
-        pl.when(hit).then(detail).otherwise(pl.col("drop_detail")).alias("drop_detail"),
+        rows["drop_reason"].clone().scatter(at, reason), rows["drop_detail"].clone().scatter(at, detail)
     )
