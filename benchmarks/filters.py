@@ -11,13 +11,16 @@ rows_s: rows a second from a Parquet file through `filter_rows`: every score is 
 counts each limit of a filter of several measures as one. ratio_datatrove: the same rules as datatrove's own filters
 (Gopher quality and repetition, with a tokenizer that splits at white space, much quicker than its default) and
 LambdaFilters in Python, on a sample of the same rows, with one worker on each core. recut_1m_s: `curate` over the
-scored rows with another threshold, reading them included; no score is computed, and nobody is there to be asked.
-language_rows_s: the scorer of language alone, on a sample, one core.
+scored rows with another threshold, reading them included; no score is computed, and nobody is there to be asked. The
+best of three runs counts, of each.
+language_rows_s: the scorer of language alone, on a sample, one core. load_before and load_after: how many processes
+wanted a core of the machine, ours included; where that is more than its cores, wall times are those of a busy machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import tempfile
@@ -44,6 +47,7 @@ from distill_dagster.tables import MESSAGES, SCORED, SCORES
 ROWS, SAMPLE, QUICK_ROWS, QUICK_SAMPLE = 1_000_000, 4_000, 100_000, 1_000
 PLANTED = 0.005
 BATCH = 50_000
+REPEATS = 3
 TASK = {
     "kind": "qa",
     "reasoning": True,
@@ -307,6 +311,7 @@ def main() -> None:
     task = Task.model_validate(TASK | {"curation": {"filters": DECLARED}})
     about, filters = About.of(task), task.filters
     peers: dict[str, str] = {}
+    load = os.getloadavg()[0]
     figures: dict[str, float] = {"rows": rows, "filters": len(filters), "rules": rules_of(filters)}
     with tempfile.TemporaryDirectory() as folder:
         path, scored = Path(folder) / "candidates.parquet", Path(folder) / "scored.parquet"
@@ -317,12 +322,16 @@ def main() -> None:
         figures["mean_words"] = round(mean, 1)
         for _ in filter_rows(pl.scan_parquet(path).head(2_000), filters, about):
             pass  # numba compiles, or reads what it compiled before
-        figures["rows_s"], reasons = timed_filters(path, scored, filters, about, rows)
+        cpu = time.process_time()
+        runs = [timed_filters(path, scored, filters, about, rows) for _ in range(REPEATS)]
+        figures["rows_s"], reasons = max(runs, key=lambda run: run[0])
+        # With the writing of the scored table. What a busy machine takes from the wall time, it does not take from it.
+        figures["filter_cpu_s"] = round((time.process_time() - cpu) / REPEATS, 1)
         print(f"rows_s {figures['rows_s']:.0f}, peak {peak_mb()} MB", file=sys.stderr)
         figures["filter_peak_mb"] = peak_mb()
         if util.find_spec("datatrove"):
             workers = 2
-            speed, kept = datatrove_rows_s(sample, workers)
+            speed, kept = max(datatrove_rows_s(sample, workers) for _ in range(REPEATS))
             figures |= {"datatrove_rows_s": round(speed, 1), "datatrove_kept": round(kept, 4)}
             figures["ratio_datatrove"] = round(figures["rows_s"] / speed, 1)
             peers["datatrove"] = metadata.version("datatrove")
@@ -330,7 +339,7 @@ def main() -> None:
             peers["datatrove"] = "not installed: pip install datatrove"
         figures["language_rows_s"] = timed_language(sample)
         figures |= recut(scored, task, about, rows)
-    figures["peak_mb"] = peak_mb()
+    figures |= {"peak_mb": peak_mb(), "load_before": load, "load_after": os.getloadavg()[0]}
     figures = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
     print(figures)
     target = arguments.json or (None if arguments.quick else RESULTS / "filters.json")
@@ -373,14 +382,17 @@ def recut(scored: Path, task: Task, about: About, rows: int) -> dict[str, float]
     """Seconds of a second cut, after a threshold moved; the rows are read anew, as the stage reads them."""
     found: dict[str, float] = {}
     kept = []
-    for name, change in (("first_cut_s", {}), ("recut_s", {"min_agreement": 0.7})):
+    changed = ("recut_s", {"min_agreement": 0.7})
+    for name, change in (("first_cut_s", {}), *[changed] * REPEATS):
         spec = CurationSpec(filters=Filters.model_validate(DECLARED | change))
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         frame = pl.read_parquet(scored).with_columns(pl.col("scores").cast(SCORES))
         read = time.perf_counter() - started
         cut = curate(frame, {"no such text"}, [], spec, about)
-        found[name] = time.perf_counter() - started
-        found[name.replace("_s", "_read_s")] = read
+        taken = time.perf_counter() - started
+        if taken < found.get(name, float("inf")):
+            found[name], found[name.replace("_s", "_read_s")] = taken, read
+            found[name.replace("_s", "_cpu_s")] = time.process_time() - cpu
         kept.append(cut.dataset.height)
         if cut.dataset.height + cut.rejected.height != rows:
             raise SystemExit("rows were lost")
@@ -391,7 +403,7 @@ def recut(scored: Path, task: Task, about: About, rows: int) -> dict[str, float]
     figures["recut_teacher_calls"] = 0
     if rows == ROWS:
         figures["recut_1m_s"] = figures["recut_s"]
-    return figures | {"kept": kept[0], "kept_after": kept[1]}
+    return figures | {"kept": kept[0], "kept_after": kept[-1]}
 
 
 if __name__ == "__main__":

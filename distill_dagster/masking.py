@@ -49,6 +49,8 @@ _CARD = re.compile(r"(?<![\d.,/-])\d(?:[ -]?\d){13,18}(?![\d])")
 _ISSUED = re.compile(
     r"4\d{15}(?:\d{3})?|(?:5[1-5]|2[2-7]|35)\d{14}|3[47]\d{13}|3(?:0[0-5]|[689])\d{11}|(?:5[06-9]|6\d)\d{14,17}"
 )
+# Seven digits with signs between them, as every phone number has.
+_NEAR_DIGITS = re.compile(r"(?:\d[^\w=*:;,!?\"'<>]{0,6}[xX]?){6}\d")
 _PEM_END = re.compile(r"END [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}(?:-----)?")
 _RUN = re.compile(r"[A-Za-z0-9_./+=~-]*")
 
@@ -161,8 +163,12 @@ def _phones(text: str, regions: Sequence[str]) -> Iterator[Span]:
 
     if sum(c.isdecimal() for c in text) < 7:
         return
+    rest = text
     for found in PhoneNumberMatcher(text, None, leniency=Leniency.POSSIBLE):
         yield found.start, found.end
+        rest = rest[: found.start] + " " * (found.end - found.start) + rest[found.end :]
+    if not _NEAR_DIGITS.search(rest):  # no other number: each region takes as long as all that was done so far
+        return
     for region in regions:
         for local in PhoneNumberMatcher(text, region, leniency=Leniency.STRICT_GROUPING):
             # A bare run of digits is an order number as often as a phone number.

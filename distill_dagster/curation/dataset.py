@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -78,34 +79,39 @@ def curate(
     """
     about = about or About(labels=tuple(labels))
     filters = in_order(spec.filters, about)
-    rows = marked(candidates.select(list(SCORED)), filters, about)
-    texts = user_texts(rows["messages"])
-    unnamed = pl.lit(None, dtype=pl.String).alias("cluster_id")
-    rows = rows.with_columns(texts.alias("text"), text_keys(texts), unnamed)
-    # Steps look at several rows and run in their order, each over what is still kept; one may take another's place.
-    rows, leaks = contaminated(rows, held_out), pl.DataFrame(schema=LEAKS)
     near, numbers = spec.dedup.near, about.kind == "math"
-    if items is not None and items.height and spec.decontamination.on:
-        rows, leaks = leaking(rows, items, spec.decontamination, numbers, limits)
-    rows = duplicates(rows)
-    if near is not None:
-        keep_numbers = numbers if near.keep_numbers is None else near.keep_numbers
-        rows = near_duplicates(rows, _compared(rows, near.compare, about), near, keep_numbers, limits)
-    if spec.dedup.semantic is not None:
-        assert embed is not None, "dedup.semantic needs sentence embeddings"
-        rows = semantic_duplicates_of(rows, embed, spec.dedup.semantic, limits)
-    if spec.balance.cuts:
-        chosen = balance(rows.filter(pl.col("drop_reason").is_null()), spec.balance, spec.seed, embed)
-        rows = pl.concat([rows.filter(pl.col("drop_reason").is_not_null()), chosen])
-    rejected = rows.filter(pl.col("drop_reason").is_not_null()).drop("text", "text_key")
-    kept = rows.filter(pl.col("drop_reason").is_null())
-    split = _split(kept, spec)
-    kept, masked = masked_rows(kept, filters, about)
-    dataset = kept.with_columns(
-        pl.when(pl.col("teacher").is_null()).then(spec.human_weight).otherwise(1.0).alias("weight"),
-        split.alias("split"),
-        with_answers(kept["messages"], targets(kept, about.matcher)),
-    )
+    # What takes Python or one core runs beside what does not.
+    with ThreadPoolExecutor(1) as beside:
+        texts = user_texts(candidates["messages"]).alias("text")
+        keys = beside.submit(text_keys, texts)
+        rows = marked(candidates.select(list(SCORED)), filters, about)
+        rows = rows.with_columns(texts, keys.result(), pl.lit(None, dtype=pl.String).alias("cluster_id"))
+        # Steps look at several rows and run in their order, each over what is still kept.
+        rows, leaks = contaminated(rows, held_out), pl.DataFrame(schema=LEAKS)
+        if items is not None and items.height and spec.decontamination.on:
+            rows, leaks = leaking(rows, items, spec.decontamination, numbers, limits)
+        rows = duplicates(rows)
+        if near is not None:
+            keep_numbers = numbers if near.keep_numbers is None else near.keep_numbers
+            rows = near_duplicates(rows, _compared(rows, near.compare, about), near, keep_numbers, limits)
+        if spec.dedup.semantic is not None:
+            assert embed is not None, "dedup.semantic needs sentence embeddings"
+            rows = semantic_duplicates_of(rows, embed, spec.dedup.semantic, limits)
+        if spec.balance.cuts:
+            chosen = balance(rows.filter(rows["drop_reason"].is_null()), spec.balance, spec.seed, embed)
+            rows = pl.concat([rows.filter(rows["drop_reason"].is_not_null()), chosen])
+        rejected = rows.filter(pl.col("drop_reason").is_not_null()).drop("text", "text_key")
+        here = [name for name in rows.columns if name in DATASET or name in ("text_key", "scores")]
+        kept = rows.select(here).filter(rows["drop_reason"].is_null())
+        del rows  # of a million rows there is one table less at a time
+        split = beside.submit(_split, kept, spec)
+        kept, masked = masked_rows(kept, filters, about)
+        messages = with_answers(kept["messages"], targets(kept, about.matcher))
+        dataset = kept.with_columns(
+            pl.when(pl.col("teacher").is_null()).then(spec.human_weight).otherwise(1.0).alias("weight"),
+            split.result().alias("split"),
+            messages,
+        )
     return Curated(
         conform(dataset.select(list(DATASET)), DATASET, ("prompt_id", "slice")),
         conform(rejected, REJECTED, ("prompt_id", "slice", "answer", "drop_reason")),

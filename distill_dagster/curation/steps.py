@@ -24,8 +24,9 @@ a teacher's (which may be as sure), then the surest, then the first by id."""
 def contaminated(rows: pl.DataFrame, held_out: set[str]) -> pl.DataFrame:
     """Drop kept rows whose `text_key` is that of a golden or dev row (`held_out`)."""
     keys = pl.Series("text_key", sorted(held_out), dtype=pl.String)
-    hit = _kept() & pl.col("text_key").is_in(keys.implode())
-    return _marked(rows, hit, "contaminated", pl.lit("same text as a golden or dev row"))
+    hit = rows.select(_kept() & pl.col("text_key").is_in(keys.implode())).to_series().arg_true()
+    same = pl.lit("same text as a golden or dev row").alias("why")
+    return _marked(rows, pl.DataFrame({"row": hit}).with_columns(same), "contaminated")
 
 
 def leaking(
@@ -69,8 +70,8 @@ def duplicates(rows: pl.DataFrame) -> pl.DataFrame:
     first = pl.col("prompt_id").first().over("text_key")
     place = pl.int_range(pl.len()).over("text_key")
     found = several.select("row", first.alias("kept_id"), place.alias("place")).filter(pl.col("place") > 0)
-    told = found.select("row", "kept_id", pl.concat_str(pl.lit("same text as "), "kept_id").alias("why")).collect()
-    return _with_reason(rows, told, "duplicate")
+    why = pl.concat_str(pl.lit("same text as "), "kept_id").alias("why")
+    return _marked(rows, found.select("row", "kept_id", why).collect(), "duplicate")
 
 
 def near_duplicates(
@@ -84,7 +85,7 @@ def near_duplicates(
     from distill_dagster.curation.neardup.duplicates import find_duplicates
     from distill_dagster.curation.neardup.text import Scheme
 
-    named = _named(rows.with_columns(texts.alias("compared")))
+    named = _named(rows, texts.alias("compared"))
     scheme = Scheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
     found = find_duplicates(named, text="compared", scheme=scheme, threshold=spec.threshold, limits=limits)
     return _drop_members(rows, named, found, "near_duplicate")
@@ -129,37 +130,30 @@ def _order() -> Sequence[pl.Expr]:
     )
 
 
-def _named(rows: pl.DataFrame) -> pl.DataFrame:
-    """The kept rows with `row`, their place, and an `id` that sorts as they are to be preferred: unique also where a
-    prompt stands in several slices, and the same whatever the order of the rows."""
-    kept = rows.with_row_index("row").filter(_kept())
-    ranks = kept.select("row", *_order()).sort(_ORDER, nulls_last=True).select("row").with_row_index("rank")
-    name = pl.col("rank").cast(pl.String).str.zfill(10).alias("id")
-    return kept.join(ranks.select("row", name), on="row", how="left", maintain_order="left")
+def _named(rows: pl.DataFrame, more: pl.Series | None = None) -> pl.DataFrame:
+    """Of the kept rows `row` (their place), text, prompt and slice, and an `id` that sorts as they are to be preferred:
+    unique also where a prompt stands in several slices, and the same whatever the order of the rows."""
+    narrow = rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), "text", "drop_reason", *_order())
+    narrow = narrow if more is None else narrow.with_columns(more)
+    kept = narrow.filter(_kept()).sort(_ORDER, nulls_last=True).with_row_index("rank")
+    return kept.with_columns(pl.col("rank").cast(pl.String).str.zfill(10).alias("id"))
 
 
 def _drop(rows: pl.DataFrame, named: pl.DataFrame, told: pl.DataFrame, reason: str) -> pl.DataFrame:
     """Mark the rows that `told` names by `id`, with its `why` and, where it has one, its `kept_id`."""
-    return _with_reason(rows, told.join(named.select("id", "row"), on="id", how="left"), reason)
-
-
-def _with_reason(rows: pl.DataFrame, told: pl.DataFrame, reason: str) -> pl.DataFrame:
-    if told.is_empty():
-        return rows
-    wanted = [name for name in ("row", "why", "kept_id") if name in told.columns]
-    both = rows.with_row_index("row").join(told.select(wanted), on="row", how="left", maintain_order="left")
-    marked = _marked(both, pl.col("why").is_not_null(), reason, pl.col("why"))
-    if "kept_id" in wanted:
-        marked = marked.with_columns(pl.coalesce("kept_id", "cluster_id").alias("cluster_id"))
-    return marked.drop(wanted)
+    return _marked(rows, told.join(named.select("id", "row"), on="id", how="left"), reason)
 
 
 def _kept() -> pl.Expr:
     return pl.col("drop_reason").is_null()
 
 
-def _marked(rows: pl.DataFrame, hit: pl.Expr, reason: str, detail: pl.Expr) -> pl.DataFrame:
-    return rows.with_columns(
-        pl.when(hit).then(pl.lit(reason)).otherwise(pl.col("drop_reason")).alias("drop_reason"),
-        pl.when(hit).then(detail).otherwise(pl.col("drop_detail")).alias("drop_detail"),
-    )
+def _marked(rows: pl.DataFrame, told: pl.DataFrame, reason: str) -> pl.DataFrame:
+    """The rows with the reason at the places `row`, and beside it `why` and, where it is there, `kept_id`."""
+    if told.is_empty():
+        return rows
+    at = told["row"]
+    changed = [rows["drop_reason"].scatter(at, reason), rows["drop_detail"].scatter(at, told["why"])]
+    if "kept_id" in told.columns:
+        changed.append(rows["cluster_id"].scatter(at, told["kept_id"]))
+    return rows.with_columns(changed)

@@ -72,7 +72,9 @@ def targets(kept: pl.DataFrame, kind: Kind | None) -> pl.Series:
     frame = kept.select("reasoning").with_columns(words.alias("words"))
     stripped = pl.col("reasoning").str.strip_chars(_SPACE)
     both = pl.concat_str(pl.lit(f"{REASONING} "), stripped, pl.lit(f"\n{ANSWER} "), pl.col("words"))
-    has = pl.col("reasoning").is_not_null() & (pl.col("reasoning") != "")
+    has = (frame["reasoning"].is_not_null() & (frame["reasoning"] != "")).fill_null(False)
+    if has.all():
+        return frame.select(both).to_series()
     return frame.select(pl.when(has).then(both).otherwise(pl.col("words"))).to_series()
 
 

@@ -17,14 +17,14 @@ from distill_dagster.curation.scores import PROSE, add_scores, prose
 from distill_dagster.curation.scores.base import PROSE_FIELDS
 from distill_dagster.curation.scores.private import HINTS, PRIVATE, REGIONS, found_in
 from distill_dagster.curation.scores.reasoning import ARITHMETIC, REASONING, holds
+from distill_dagster.curation.scores.texts import LENGTHS
 from distill_dagster.curation.split import sides
 from distill_dagster.curation.texts import answer_words, json_text, targets, text_keys, user_texts, with_answers
 from distill_dagster.hashing import canonical_json, content_hash
 from distill_dagster.kinds import kind_of
 from distill_dagster.masking import mask
-from distill_dagster.prompts.seeds import user_message
 from distill_dagster.spec import Task
-from distill_dagster.tables import MESSAGES, user_text
+from distill_dagster.tables import MESSAGES, SCORED, conform, data_version, user_text, with_later
 from distill_dagster.taskfiles import normalize
 from tests.engine.test_masking import GITHUB, JWT, PEM, STRIPE
 
@@ -292,4 +292,16 @@ def test_scores_that_are_there_are_not_made_again() -> None:
     assert add_scores(changed, [PROSE], About("generation"), marked, {"prose": "1"})["scores"].struct.field(
         "prose_words"
     ).to_list() == [3, 3, 3]
-    assert user_message("x")
+
+
+def test_a_table_that_was_written_when_there_were_fewer_scores() -> None:
+    rows = pl.concat(example_row(Example({"text": f"text {n}"})) for n in range(3))
+    now = conform(add_scores(rows, [LENGTHS], About()).select(list(SCORED)), SCORED, ("prompt_id",))
+    few = pl.struct(pl.col("scores").struct.field(name) for name in LENGTHS.fields).alias("scores")
+    before = now.with_columns(few)
+    assert before.schema["scores"] != now.schema["scores"]
+    assert with_later(before, SCORED).equals(now)
+    assert data_version(before) == data_version(now)
+    none = conform(rows.select(list(SCORED)), SCORED, ("prompt_id",))
+    assert data_version(none) == data_version(none.drop("scores")) != data_version(now)
+    assert with_later(none.drop("scores"), SCORED).equals(none)

@@ -209,8 +209,8 @@ class Sql(Filter):
         connection = _kept_connection()
         connection.register("seen", frame.to_arrow())
         try:
-            result = connection.sql(f"SELECT _row, (\n{self.sql}\n) AS keep FROM seen ORDER BY _row")
-            keep = pl.DataFrame(result.to_arrow_table())["keep"]
+            result = connection.sql(f"SELECT _row, (\n{self.sql}\n) AS keep FROM seen")
+            keep = pl.DataFrame(result.to_arrow_table()).sort("_row")["keep"]
         except duckdb.Error as error:
             why = f"The filter {self.called} (curation.filters.own) failed: {_first_line(error)}"
             raise DistillError(why) from None

@@ -83,18 +83,19 @@ def _private(rows: pl.DataFrame, about: About) -> pl.DataFrame:
 
     # Numbers are looked for where there are enough digits: nothing of these kinds has fewer.
     numbers = digit_counts(both) >= 7
-    some = numbers.any()
-    held = both.set(~numbers, None) if some else both.clear(len(both))
-    hints = pl.DataFrame(
-        {
-            kind: (both if kind in ("EMAIL", SECRET) else held).str.contains(hint).fill_null(False)
-            for kind, hint in HINTS.items()
-        }
-    )
+    held, rows_held = both.filter(numbers), numbers.arg_true()
+
+    def hinted(kind: str, hint: str) -> pl.Series:
+        if kind in ("EMAIL", SECRET):
+            return both.str.contains(hint).fill_null(False)
+        none = pl.Series([False]).new_from_index(0, rows.height)
+        return none.scatter(rows_held, held.str.contains(hint)) if len(held) else none
+
+    hints = pl.DataFrame({kind: hinted(kind, hint) for kind, hint in HINTS.items()})
     rows_hinted = hints.select(pl.any_horizontal(pl.all())).to_series().arg_true()
     secrets, pii = [0] * rows.height, [None] * rows.height  # type: tuple[list[int], list[str | None]]
     for row, kinds in zip(rows_hinted, hints[rows_hinted].iter_rows(named=True), strict=True):
-        counts = found_in(both[row], [kind for kind, hinted in kinds.items() if hinted])
+        counts = found_in(both[row], [kind for kind, found in kinds.items() if found])
         secrets[row] = counts.pop(SECRET, 0)
         pii[row] = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) or None
     return pl.DataFrame({"secrets": secrets, "pii": pii}, schema={"secrets": pl.Int64, "pii": pl.String})

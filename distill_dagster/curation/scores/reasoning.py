@@ -41,15 +41,17 @@ def _reasoning(rows: pl.DataFrame, about: About) -> pl.DataFrame:
     if about.kind in LABELLED:
         bare = first.str.to_lowercase().str.strip_chars(" \"'`*_#-:\n\t")
         announced = announced | bare.str.starts_with(pl.col("answer_text").str.to_lowercase())
-    begins = rows.select(
-        pl.when(pl.col("reasoning").is_not_null()).then(announced & later).alias("answer_first"),
-        (pl.col("reasoning").str.contains(CONCLUSION) & pl.col("answer_text").is_not_null()).alias("concludes"),
-    )
-    mask = begins["concludes"].fill_null(False)
+    concludes = rows["reasoning"].str.contains(CONCLUSION).fill_null(False)
+    # A label may stand there alone; of other kinds only what announces something somewhere may do so at once.
+    look = rows["reasoning"].is_not_null() if about.kind in LABELLED else concludes
+    held = rows.filter(look).select(announced & later).to_series()
+    begins = pl.Series("answer_first", [False]).new_from_index(0, rows.height).set(rows["reasoning"].is_null(), None)
+    begins = begins.scatter(look.arg_true(), held) if len(held) else begins
+    mask = concludes & rows["answer_text"].is_not_null()
     last = pl.col("reasoning").str.extract_all(_CONCLUDED).list.last().str.extract(_CONCLUDED, 1)
     pairs = rows.filter(mask).select(last, "answer_text").rows()
     other = [c if c is not None and _contradicts(c, a, about) else None for c, a in pairs]
-    return pl.DataFrame([begins["answer_first"], _scattered("conclusion", mask, other, pl.String())])
+    return pl.DataFrame([begins, _scattered("conclusion", mask, other, pl.String())])
 
 
 def _scattered(name: str, mask: pl.Series, values: list[Any], dtype: pl.DataType) -> pl.Series:
