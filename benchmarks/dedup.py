@@ -1,6 +1,7 @@
 """Near-duplicates and decontamination: rows a second, memory, recall and precision, beside other libraries.
 
-Usage: python benchmarks/dedup.py [--quick] [--rows 20000 200000 1000000] [--turns 3] [--data FOLDER] [--json FILE]
+Usage: python benchmarks/dedup.py [--quick] [--data FOLDER] [--json FILE]
+                                  [--rows 20000 200000 1000000] [--turns 3] [--semantic 20000]
 
 The corpora are made up, with planted duplicates and leaks (corpus.py); FOLDER holds train.csv and test.csv of
 Banking77, whose repeated and leaked rows are known. Every run has a process of its own and reads the same Parquet file;
@@ -213,6 +214,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 200_000, 1_000_000])
     parser.add_argument("--turns", type=int, default=3, help="the middle of so many runs; slow peers once")
+    parser.add_argument("--semantic", type=int, default=20_000, help="rows for duplicates by meaning")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--json", type=Path, default=RESULTS / "dedup.json")
     arguments = parser.parse_args()
@@ -224,10 +226,10 @@ def main() -> None:
         speed(folder, sizes, turns, figures)
         incremental(folder, max(sizes), figures)
         decontaminated(folder, 20_000 if arguments.quick else 200_000, 1_500 if arguments.quick else 15_000, figures)
-        rows = 500 if arguments.quick else 20_000
-        found = run("semantic", folder / f"{min(sizes)}.parquet", rows=rows)
+        semantic_rows = 200 if arguments.quick else arguments.semantic
+        found = run("semantic", folder / f"{min(sizes)}.parquet", rows=semantic_rows)
         figures |= {
-            "semantic_rows": rows,
+            "semantic_rows": semantic_rows,
             "semantic_s": round(found["seconds"], 2),
             "semantic_pairs_s": round(found["pairs_seconds"], 2),
             "semantic_peak_mb": found["peak_mb"],
