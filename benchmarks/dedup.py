@@ -42,7 +42,7 @@ def run(what: str, file: Path, **options: Any) -> dict[str, Any]:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode and what in PEERS:
         FAILED.add(what)
-        return {"seconds": float("nan"), "peak_mb": float("nan")}
+        return dict.fromkeys(("seconds", "cpu_seconds", "peak_mb"), float("nan"))
     if done.returncode:
         raise SystemExit(f"failed: {' '.join(command)}")
     out: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -126,6 +126,8 @@ def speed(folder: Path, sizes: list[int], turns: int, figures: dict[str, Any]) -
                         found[one].append(run(one, file, ngram=ngram, clusters=folder / f"{one}.json"))
             seconds = {one: middle(runs, "seconds") for one, runs in found.items()}
             figures[f"rows_s_{name}{suffix}"] = round(rows / seconds["ours"])
+            # Of all threads: what other work on the machine disturbs least.
+            figures[f"cpu_us_row_{name}{suffix}"] = round(middle(found["ours"], "cpu_seconds") / rows * 1e6, 2)
             figures[f"peak_mb_{name}{suffix}"] = max(one["peak_mb"] for one in found["ours"])
             seconds = {one: taken for one, taken in seconds.items() if one not in FAILED}
             for other, taken in seconds.items():
