@@ -72,21 +72,25 @@ def pure(path: Path, ngram: int) -> dict[str, str]:
 
 
 def duckdb_minhash(path: Path, ngram: int) -> dict[str, str]:
-    """MinHash in plain DuckDB SQL: one-permutation hashing into 48 bins, bands of two, shingles compared exactly."""
+    """MinHash in plain DuckDB SQL: one-permutation hashing into 64 bins, bands of four, shingles compared exactly.
+
+    Words are split by `translate`, which is twice as quick as a regular expression.
+    """
     import duckdb
 
     shingle = "hash(" + ", ".join(f"w[i + {n}]" for n in range(ngram)) + ")"
     query = f"""
     CREATE TABLE words AS
-    SELECT row_number() OVER () - 1 AS place,
-        string_split_regex(trim(regexp_replace(lower(text), '[^\\w]+', ' ', 'g')), ' ') AS w
+    SELECT row_number() OVER () - 1 AS place, list_filter(
+        string_split(translate(lower(text), '.,;:!?()-"' || chr(10), '           '), ' '), lambda x: x <> ''
+    ) AS w
     FROM read_parquet('{path}');
     CREATE TABLE sets AS
     SELECT place, list_distinct(list_transform(range(1, len(w) - {ngram} + 2), lambda i: {shingle})) AS s
     FROM words WHERE len(w) >= 12;
     CREATE TABLE bands AS
-    SELECT place, bin // 2 AS band, hash(list(least ORDER BY bin)) AS key FROM (
-        SELECT place, h % 48 AS bin, min(h) AS least FROM (SELECT place, unnest(s) AS h FROM sets) GROUP BY place, bin
+    SELECT place, bin // 4 AS band, hash(list(least ORDER BY bin)) AS key FROM (
+        SELECT place, h % 64 AS bin, min(h) AS least FROM (SELECT place, unnest(s) AS h FROM sets) GROUP BY place, bin
     ) GROUP BY place, band;
     CREATE TABLE pairs AS
     SELECT DISTINCT a.place AS l, b.place AS r FROM bands a
@@ -338,9 +342,9 @@ def main(arguments: Iterable[str]) -> None:
         decontamination(path, Path(options["golden"]), 1)  # the first one compiles
         out = decontamination(path, Path(options["golden"]), int(options.get("turns", 3)))
     else:
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         clusters = RUNS[run](path, ngram)
-        out = {"seconds": time.perf_counter() - started}
+        out = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
         if target := options.get("clusters"):
             Path(target).write_text(json.dumps(clusters))
     print(json.dumps(out | {"peak_mb": peak_mb(), "first_use_s": round(first, 2)}))

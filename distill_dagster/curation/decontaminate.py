@@ -2,7 +2,7 @@
 
 Each pair of row and golden item is one hit, with what was found and how much:
 
-    exact        the same text, but for case, white space and spelling of characters
+    exact        the same text, but for case, white space, quiet marks and spelling of characters
     near         Jaccard similarity of word shingles, verified
     item_in_row  the share of the item's n-grams that the row holds: the item was quoted
     row_in_item  the share of the row's n-grams that the item holds: a part of the item was taken
@@ -82,7 +82,8 @@ def decontaminate(
             than 3 items; at most 10) are a template or stock phrase and count for nothing.
         whole_below: items and rows with fewer words count only if they are contained as a whole.
         threshold: least Jaccard similarity of near-duplicates, of the scheme's shingles and `min_words`. Candidates are
-            pairs that share a quarter of the n-grams of the smaller of both; no bands are needed.
+            pairs that share a quarter of the n-grams of the smaller of both; no bands are needed. A row of an item's
+            words with other numbers is a leak too, whatever the scheme says of numbers.
     """
     scheme, limits = scheme or Scheme(), limits or Limits()
     if not 0 < min_overlap <= 1 or not 0 < threshold <= 1:

@@ -250,6 +250,12 @@ def test_components_are_those_of_a_graph(case: tuple[int, list[tuple[int, int]]]
         assert set(got[members]) == {members.min()}
 
 
+def test_two_rows_of_one_id_are_refused() -> None:
+    table = frame(LONG, LONG, "other").with_columns(pl.lit("same").alias("id"))
+    with pytest.raises(ValueError, match="'same' stands more than once"):
+        find_duplicates(table)
+
+
 def test_an_empty_table_has_no_duplicates(tmp_path: Path) -> None:
     frame().write_parquet(tmp_path / "none.parquet")
     for source in (frame(), frame().lazy(), tmp_path / "none.parquet"):

@@ -69,6 +69,21 @@ def test_a_slice_that_comes_again_or_goes_leaves_no_trace(
     assert len([path for path in state.folder.iterdir() if path.name.startswith("part-")]) == 1
 
 
+def test_many_parts_are_compared_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill_dagster.curation.neardup.state.CHUNK_ROWS", 3)
+    monkeypatch.setattr("distill_dagster.curation.neardup.duplicates.MERGE", 0)
+    words = LONG.split()
+    texts = [" ".join([*words[:n], "other", *words[n + 1 :]]) for n in range(12)] + [LONG] * 4
+    table = pl.DataFrame({"id": [f"r{n:02}" for n in range(16)], "text": texts})
+    state = DedupState(tmp_path, threshold=0.5)
+    for number in range(8):
+        state.add(f"s{number}", table[2 * number : 2 * number + 2], table)
+    monkeypatch.undo()
+    full = find_duplicates(table, threshold=0.5)
+    assert decisions(state.duplicates()) == decisions(full)
+    assert full.rejected.height == 15
+
+
 def frame(start: int, *texts: str) -> pl.DataFrame:
     return pl.DataFrame({"id": [f"r{start + n}" for n in range(len(texts))], "text": texts})
 

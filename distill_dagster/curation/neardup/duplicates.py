@@ -70,7 +70,7 @@ def find_duplicates(
     Args:
         source: a frame, a query or Parquet files.
         text: what is compared: the prompt, or prompt and answer in one text.
-        id: unique in the source.
+        id: unique in the source (`ValueError` where two duplicates share one).
         order: whose smallest row stands for a cluster: `[pl.col("teacher").is_not_null(), -pl.col("confidence")]` for
             people's answers first, then the surest. Nulls come last, and the id decides what is left.
         threshold: least Jaccard similarity of near-duplicates, above 0.
@@ -197,9 +197,15 @@ def clustered(pairs: pl.DataFrame, facts: pl.DataFrame) -> Duplicates:
     Args:
         pairs: schema PAIRS, of places in `facts`.
         facts: `id` and the columns `order_0`, `order_1` and so on of each row.
+
+    Raises:
+        ValueError: two of the rows have the same id.
     """
     linked = pairs.select(pl.concat([pl.col("left"), pl.col("right")]).unique().sort().alias("place"))["place"]
     names = facts[linked]
+    if not names["id"].is_unique().all():
+        twice = names.filter(pl.col("id").is_duplicated())["id"].min()
+        raise ValueError(f"id is not unique: {twice!r} stands more than once. Join it with the slice and the teacher.")
     number = pl.DataFrame({"place": linked}).with_row_index("number")
     edges = (
         pairs.join(number.rename({"place": "left", "number": "a"}), on="left", maintain_order="left")
