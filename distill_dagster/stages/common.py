@@ -157,6 +157,12 @@ class Reading:
         return record
 
 
+def held_out_table(folder: TaskFolder) -> pl.DataFrame:
+    """Golden and dev rows by `id` and `text`, for decontamination."""
+    rows = [(f"{name}:{row.id}", row.text) for name in ("golden", "dev") for row in getattr(folder, name)]
+    return pl.DataFrame(rows, schema={"id": pl.String, "text": pl.String}, orient="row")
+
+
 def sample_rows(frame: pl.DataFrame, columns: list[str], count: int = 5) -> Rows:
     """The first rows for people: messages as their user text, long texts cut, no soft labels."""
     rows = []

@@ -21,7 +21,17 @@ from distill_dagster.errors import DistillError
 from distill_dagster.kinds import kind_of
 from distill_dagster.selection import SLICE_STAGES
 from distill_dagster.stages import scores
-from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, blocked_by, sample_rows
+from distill_dagster.stages.common import (
+    Env,
+    Made,
+    Markdown,
+    Reading,
+    Rows,
+    Shown,
+    blocked_by,
+    held_out_table,
+    sample_rows,
+)
 from distill_dagster.state import State
 from distill_dagster.student.sentences import sentence_embeddings
 from distill_dagster.tables import REJECTED, SCORED, data_version
@@ -48,7 +58,7 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         task.label_names,
         task.curation,
         about,
-        items=_held_out_items(env),
+        items=held_out_table(env.folder),
         embed=lambda texts: sentence_embeddings(texts, env.models),
         limits=env.limits,
     )
@@ -99,12 +109,6 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         same = [json.loads(answer) == label for answer, label in meant.select("answer", "target_label").iter_rows()]
         shown["answered_as_meant"] = f"{sum(same)} of {meant.height} with a target_label"
     return Made(record, shown, checks)
-
-
-def _held_out_items(env: Env) -> pl.DataFrame:
-    """Golden and dev rows by id and text, for decontamination."""
-    rows = [(f"{name}:{row.id}", row.text) for name in ("golden", "dev") for row in getattr(env.folder, name)]
-    return pl.DataFrame(rows, schema={"id": pl.String, "text": pl.String}, orient="row")
 
 
 def _slices(env: Env, reading: Reading) -> tuple[list[pl.DataFrame], list[dict[str, Any]]]:

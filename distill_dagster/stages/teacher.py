@@ -10,6 +10,7 @@ import polars as pl
 from distill_dagster import plots
 from distill_dagster.checks import Check, no_missing_rows, valid_table
 from distill_dagster.curation.candidates import prior_of, scored, uniform_prior, voted_prior, with_imagined
+from distill_dagster.curation.decontaminate import decontaminate
 from distill_dagster.curation.teachers import unsure
 from distill_dagster.lake import node
 from distill_dagster.missing import note
@@ -18,10 +19,11 @@ from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, seed_prom
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import Task
 from distill_dagster.stages import imagine, judge, scores
-from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
+from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, held_out_table, sample_rows
 from distill_dagster.stages.gate import refuse_unless_passed
 from distill_dagster.student.sentences import sentence_embedder
 from distill_dagster.tables import COMPLETIONS, PRIOR, PROMPTS, frame_of
+from distill_dagster.taskfiles import Row
 from distill_dagster.teacher.ask import Asked, Asker, run_ask, together
 from distill_dagster.teacher.client import Endpoint
 from distill_dagster.teacher.terms import terms_checks, terms_of
@@ -30,7 +32,8 @@ from distill_dagster.teacher.terms import terms_checks, terms_of
 def make_prompt_context(env: Env, partition: str | None) -> Made:
     reading = Reading(env, "prompt_context", partition)
     reading.source("human_examples")
-    frame = prompt_context(env.folder.examples, reading.held_out(), context_schema(env.folder.task))
+    held_out, examples = reading.held_out(), env.folder.examples
+    frame = prompt_context(examples, held_out, context_schema(env.folder.task), _leaking(env, examples))
     removed = frame.filter(pl.col("removed").is_not_null())
     found = {"removed": ", ".join(f"{i} ({why})" for i, why in removed.select("id", "removed").iter_rows())}
     checks = [valid_table("prompt_context", frame), Check("no_row_removed", not removed.height, "warning", found)]
@@ -40,6 +43,14 @@ def make_prompt_context(env: Env, partition: str | None) -> Made:
         ["id", "text", "answer" if env.folder.task.answers_are_written else "label"],
     )
     return Made(record, {"rows": frame.height, "removed": removed.height, "sample": rows}, checks)
+
+
+def _leaking(env: Env, examples: list[Row]) -> frozenset[str]:
+    """The ids of examples that hold a golden or dev row, or nearly are one."""
+    rows = pl.DataFrame(
+        [(row.id, row.text) for row in examples], schema={"id": pl.String, "text": pl.String}, orient="row"
+    )
+    return frozenset(decontaminate(rows, held_out_table(env.folder), limits=env.limits).ids)
 
 
 def make_seed_prompts(env: Env, partition: str | None) -> Made:

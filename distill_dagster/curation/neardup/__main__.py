@@ -1,0 +1,19 @@
+"""`python -m distill_dagster.curation.neardup` compiles the kernel, which otherwise the first run waits for."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from distill_dagster.curation.decontaminate import decontaminate
+from distill_dagster.curation.neardup.duplicates import find_duplicates
+
+
+def main() -> None:
+    words = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    rows = pl.DataFrame({"id": ["a", "b"], "text": [words, f"{words} and more"]})
+    find_duplicates(rows)
+    decontaminate(rows, rows)
+
+
+if __name__ == "__main__":
+    main()
