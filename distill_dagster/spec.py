@@ -547,7 +547,9 @@ class CurationSpec(_Model):
         default=1.0, description="what a row that a person answered counts in training; one of the teacher counts 1"
     )
     dedup: DedupSpec = DedupSpec()
-    decontamination: DecontaminationSpec = DecontaminationSpec()
+    decontamination: DecontaminationSpec | None = Field(
+        default=DecontaminationSpec(), description="false: only rows with the very text of a golden or dev row leave"
+    )
     balance: BalanceSpec = BalanceSpec()
     shift: ShiftSpec = ShiftSpec()
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -562,6 +564,11 @@ class CurationSpec(_Model):
         description="fewer slices that give rows (the last good ones count) block training; by default nine in ten",
     )
     seed: int = 0
+
+    @field_validator("decontamination", mode="before")
+    @classmethod
+    def _switched(cls, value: Any) -> Any:
+        return {} if value is True else None if value is False else value
 
     def wanted_slices(self, slices: int) -> int:
         """How many of that many slices have to give rows."""

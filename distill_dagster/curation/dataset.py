@@ -88,7 +88,7 @@ def curate(
         rows = rows.with_columns(texts, keys.result(), pl.lit(None, dtype=pl.String).alias("cluster_id"))
         # Steps look at several rows and run in their order, each over what is still kept.
         rows, leaks = contaminated(rows, held_out), pl.DataFrame(schema=LEAKS)
-        if items is not None and items.height and spec.decontamination.on:
+        if items is not None and items.height and spec.decontamination is not None:
             rows, leaks = leaking(rows, items, spec.decontamination, numbers, limits)
         rows = duplicates(rows)
         if near is not None:

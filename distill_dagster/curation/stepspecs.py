@@ -49,7 +49,6 @@ class DedupSpec(_Block):
 class DecontaminationSpec(_Block):
     """`curation.decontamination`: rows that hold golden or dev rows. Rows with their very text always leave."""
 
-    on: bool = Field(default=True, description="false: only rows with the very text of a golden or dev row leave")
     ngram: Annotated[int, Field(ge=2, le=32)] = Field(default=5, description="words of an n-gram")
     min_overlap: Share = Field(
         default=0.5, description="share of an item's n-grams in a row, or of a row's in an item, that is a leak"

@@ -107,7 +107,7 @@ def test_leaks_of_golden_leave_and_are_named() -> None:
     assert leaked == {(prompt_id(user_message(text)), "golden:g0") for text in (quoted, NEARLY)}
     assert found.leaks["kind"].is_in(["near", "item_in_row"]).all()
     assert (found.leaks["overlap"] > 0.5).all()
-    assert kept(cut([row(quoted)], items=items(LONG), decontamination={"on": False})) == {quoted}
+    assert kept(cut([row(quoted)], items=items(LONG), decontamination=False)) == {quoted}
 
 
 def test_the_same_meaning_by_embeddings() -> None:

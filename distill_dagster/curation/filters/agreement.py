@@ -50,7 +50,7 @@ class LowAgreement(Filter):
     min_agreement: float = Field(default=0.0, ge=0, le=1, description="share of the samples")
 
     def active(self) -> bool:
-        return self.on and self.min_agreement > 0
+        return self.enabled and self.min_agreement > 0
 
     def drops(self, about: About) -> pl.Expr:
         return pl.col("agreement").fill_null(0) < self.min_agreement
@@ -71,7 +71,7 @@ class LowConfidence(Filter):
     min_confidence: float = Field(default=0.0, ge=0, le=1, description="probability of the candidate")
 
     def active(self) -> bool:
-        return self.on and self.min_confidence > 0
+        return self.enabled and self.min_confidence > 0
 
     def drops(self, about: About) -> pl.Expr:
         return pl.col("confidence").fill_null(0) < self.min_confidence
@@ -95,7 +95,7 @@ class HighConfidence(Filter):
     max_confidence: float = Field(default=1.0, ge=0, le=1, description="probability of the candidate")
 
     def active(self) -> bool:
-        return self.on and self.max_confidence < 1
+        return self.enabled and self.max_confidence < 1
 
     def drops(self, about: About) -> pl.Expr:
         return pl.col("teacher").is_not_null() & (pl.col("confidence") > self.max_confidence)
@@ -116,7 +116,7 @@ class TeachersDisagree(Filter):
     min_teacher_agreement: float = Field(default=0.0, ge=0, le=1, description="share of the teachers that answered")
 
     def active(self) -> bool:
-        return self.on and self.min_teacher_agreement > 0
+        return self.enabled and self.min_teacher_agreement > 0
 
     def drops(self, about: About) -> pl.Expr:
         return pl.col("teacher_agreement").fill_null(1) < self.min_teacher_agreement
@@ -137,7 +137,7 @@ class LowJudge(Filter):
     min_judge: float = Field(default=0.0, ge=0, le=1, description="the judge's mean score")
 
     def active(self) -> bool:
-        return self.on and self.min_judge > 0
+        return self.enabled and self.min_judge > 0
 
     def drops(self, about: About) -> pl.Expr:
         return pl.col("teacher").is_not_null() & (pl.col("judge_score").fill_null(0) < self.min_judge)
@@ -171,7 +171,7 @@ class OtherLabel(Filter):
     )
 
     def active(self) -> bool:
-        return self.on and self.target_label == "drop_disagreement"
+        return self.enabled and self.target_label == "drop_disagreement"
 
     def drops(self, about: About) -> pl.Expr:
         return pl.col("answer") != json_text(pl.col("target_label"))

@@ -50,7 +50,7 @@ class Filter(BaseModel):
     kept: ClassVar[Example]
     dropped: ClassVar[Example]
 
-    on: bool = Field(default=True, description="false switches it off; `name: false` does the same")
+    enabled: bool = Field(default=True, description="false switches it off; `name: false` does the same")
 
     @property
     def label(self) -> str:
@@ -82,11 +82,11 @@ class Filter(BaseModel):
 
     def active(self) -> bool:
         """Whether it can drop anything as it is set."""
-        return self.on
+        return self.enabled
 
     def shown(self) -> dict[str, Any]:
         """Its parameters, for people."""
-        values = self.model_dump(mode="json", exclude={"on"})
+        values = self.model_dump(mode="json", exclude={"enabled"})
         return {name: value for name, value in values.items() if value not in (None, [], ())}
 
     @classmethod

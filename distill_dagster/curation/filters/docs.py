@@ -118,7 +118,7 @@ def _example_of(one: type[Filter]) -> Filter:
 def _section(one: type[Filter]) -> str:
     doc = "\n".join(line.strip() for line in (one.__doc__ or "").strip().splitlines())
     parts = [f"\n### {one.name}\n\n{doc}\n"]
-    fields = {name: field for name, field in one.model_fields.items() if name != "on"}
+    fields = {name: field for name, field in one.model_fields.items() if name != "enabled"}
     if fields:
         parts.append("| parameter | default | |\n| --- | --- | --- |")
         for name, field in fields.items():

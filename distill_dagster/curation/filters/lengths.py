@@ -70,7 +70,7 @@ class _Band(Filter):
         return [scorer(self.by)]
 
     def active(self) -> bool:
-        return self.on and (self.min is not None or self.max is not None)
+        return self.enabled and (self.min is not None or self.max is not None)
 
     def drops(self, about: About) -> pl.Expr:
         return outside(score(self.measured), self.min, self.max)

@@ -48,7 +48,7 @@ class Language(Filter):
         return [scorer("language")]
 
     def active(self) -> bool:
-        return self.on and bool(self.allow or self.same)
+        return self.enabled and bool(self.allow or self.same)
 
     def _other(self, name: str) -> pl.Expr:
         sure = score(f"{name}_share") >= self.min_share
@@ -94,7 +94,7 @@ class _Limits(Filter):
         return found + [(score(name) < limit, name, f" < {limit}") for name, limit in below if limit is not None]
 
     def active(self) -> bool:
-        return self.on and bool(self._broken())
+        return self.enabled and bool(self._broken())
 
     def drops(self, about: About) -> pl.Expr:
         broken = pl.any_horizontal(one.fill_null(False) for one, _, _ in self._broken())

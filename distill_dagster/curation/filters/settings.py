@@ -123,7 +123,7 @@ def _short(one: type[Filter]) -> BeforeValidator:
 
     def mapping(value: Any) -> Any:
         if isinstance(value, bool):
-            return {"on": value}
+            return {"enabled": value}
         if value is None or isinstance(value, dict | Filter) or one.short is None:
             return value
         return {one.short: value}
