@@ -11,11 +11,13 @@ import polars as pl
 
 from distill_dagster.curation.about import About
 from distill_dagster.curation.balance import balance
+from distill_dagster.curation.compared import Compared, idents
 from distill_dagster.curation.filters import STEPS, Filter, in_order, marked
 from distill_dagster.curation.masked import masked_rows
 from distill_dagster.curation.split import sides, stratified_sides
 from distill_dagster.curation.steps import (
     LEAKS,
+    NOTHING,
     contaminated,
     duplicates,
     leaking,
@@ -64,6 +66,7 @@ def curate(
     items: pl.DataFrame | None = None,
     embed: Embed | None = None,
     limits: Limits | None = None,
+    compared: Compared = NOTHING,
 ) -> Curated:
     """Cut a dataset from scored candidates. No score is computed here: a changed threshold costs seconds.
 
@@ -76,6 +79,7 @@ def curate(
         items: `id` and `text` of golden and dev rows; without them only equal texts are `contaminated`.
         embed: sentence embeddings, for `dedup.semantic` and the choice `diverse` of `balance` alone.
         limits: memory, threads and spill folder of what compares rows with each other.
+        compared: keeps what comparing found, so that another threshold of a filter compares nothing anew.
     """
     about = about or About(labels=tuple(labels))
     filters = in_order(spec.filters, about)
@@ -86,21 +90,22 @@ def curate(
         keys = beside.submit(text_keys, texts)
         rows = marked(candidates.select(list(SCORED)), filters, about)
         rows = rows.with_columns(texts, keys.result(), pl.lit(None, dtype=pl.String).alias("cluster_id"))
+        rows = rows.with_columns(idents(rows))
         # Steps look at several rows and run in their order, each over what is still kept.
         rows, leaks = contaminated(rows, held_out), pl.DataFrame(schema=LEAKS)
         if items is not None and items.height and spec.decontamination is not None:
-            rows, leaks = leaking(rows, items, spec.decontamination, numbers, limits)
+            rows, leaks = leaking(rows, items, spec.decontamination, numbers, limits, compared)
         rows = duplicates(rows)
         if near is not None:
             keep_numbers = numbers if near.keep_numbers is None else near.keep_numbers
-            rows = near_duplicates(rows, _compared(rows, near.compare, about), near, keep_numbers, limits)
+            rows = near_duplicates(rows, _compared(rows, near.compare, about), near, keep_numbers, limits, compared)
         if spec.dedup.semantic is not None:
             assert embed is not None, "dedup.semantic needs sentence embeddings"
-            rows = semantic_duplicates_of(rows, embed, spec.dedup.semantic, limits)
+            rows = semantic_duplicates_of(rows, embed, spec.dedup.semantic, limits, compared)
         if spec.balance.cuts:
             chosen = balance(rows.filter(rows["drop_reason"].is_null()), spec.balance, spec.seed, embed)
             rows = pl.concat([rows.filter(rows["drop_reason"].is_not_null()), chosen])
-        rejected = rows.filter(pl.col("drop_reason").is_not_null()).drop("text", "text_key")
+        rejected = rows.filter(pl.col("drop_reason").is_not_null()).drop("text", "text_key", "ident")
         here = [name for name in rows.columns if name in DATASET or name in ("text_key", "scores")]
         kept = rows.select(here).filter(rows["drop_reason"].is_null())
         del rows  # of a million rows there is one table less at a time

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from distill_dagster.curation.compared import Compared, clusters_of_kept
 from distill_dagster.curation.stepspecs import DecontaminationSpec, NearSpec, SemanticSpec
 
 if TYPE_CHECKING:
-    from distill_dagster.curation.neardup.duplicates import Duplicates
     from distill_dagster.curation.neardup.rows import Limits
     from distill_dagster.curation.neardup.semantic import Embed
 
 LEAKS = pl.Schema({"prompt_id": pl.String, "slice": pl.String, "golden_id": pl.String, "kind": pl.String})
 """Every hit of decontamination, for the report; `overlap` stands behind it."""
+NOTHING = Compared()
+"""Keeps nothing: everything is compared anew."""
+_PAIRS = {"left": pl.String, "right": pl.String, "kind": pl.String, "similarity": pl.Float64}
 _ORDER = ("not_human", "not_log", "taught", "less_sure", "prompt_id", "slice", "answer")
 """Who stands for a group: a human's prompt before one of a log and that before an imagined one, a human's answer before
 a teacher's (which may be as sure), then the surest, then the first by id."""
@@ -30,36 +33,38 @@ def contaminated(rows: pl.DataFrame, held_out: set[str]) -> pl.DataFrame:
 
 
 def leaking(
-    rows: pl.DataFrame, items: pl.DataFrame, spec: DecontaminationSpec, keep_numbers: bool, limits: Limits | None = None
+    rows: pl.DataFrame,
+    items: pl.DataFrame,
+    spec: DecontaminationSpec,
+    keep_numbers: bool,
+    limits: Limits | None = None,
+    compared: Compared = NOTHING,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Drop kept rows that hold golden or dev rows, or nearly are one (`decontaminate`).
 
     Args:
-        rows: with `text`, the user's turns.
+        rows: with `ident`, and `text`: the user's turns.
         items: `id` and `text` of golden and dev rows.
 
     Returns:
-        the rows, and every hit: LEAKS and `overlap`.
+        the rows, and every hit of kept ones: LEAKS and `overlap`.
     """
-    from distill_dagster.curation.decontaminate import decontaminate
-    from distill_dagster.curation.neardup.text import Scheme
 
-    named = _named(rows)
-    found = decontaminate(
-        named.select("id", "text"),
-        items,
-        ngram=spec.ngram,
-        min_overlap=spec.min_overlap,
-        whole_below=spec.whole_below,
-        threshold=spec.threshold,
-        scheme=Scheme(keep_numbers=keep_numbers),
-        limits=limits,
-    )
-    first = found.hits.group_by("id", maintain_order=True).first()
-    detail = pl.concat_str("kind", pl.lit(" of "), "golden_id", pl.lit(", overlap "), pl.col("overlap").round(2))
-    told = first.select("id", detail.alias("why"))
-    hits = found.hits.join(named.select("id", "prompt_id", "slice"), on="id", how="left", maintain_order="left")
-    return _drop(rows, named, told, "contaminated"), hits.select([*LEAKS, "overlap"])
+    def find() -> pl.DataFrame:
+        from distill_dagster.curation.decontaminate import decontaminate
+        from distill_dagster.curation.neardup.text import Scheme
+
+        scheme = Scheme(keep_numbers=keep_numbers)
+        settings = spec.model_dump()
+        return decontaminate(rows, items, text="text", id="ident", scheme=scheme, limits=limits, **settings).hits
+
+    found = compared.table("leaks", spec.model_dump() | {"keep_numbers": keep_numbers}, find)
+    kept = _kept_rows(rows)
+    hits = found.rename({"id": "ident"}).join(kept, on="ident", maintain_order="left")
+    first = hits.group_by("ident", maintain_order=True).first()
+    why = pl.concat_str("kind", pl.lit(" of "), "golden_id", pl.lit(", overlap "), pl.col("overlap").round(2))
+    told = first.select("row", why.alias("why"))
+    return _marked(rows, told, "contaminated"), hits.select([*LEAKS, "overlap"]).sort(pl.all())
 
 
 def duplicates(rows: pl.DataFrame) -> pl.DataFrame:
@@ -75,47 +80,66 @@ def duplicates(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def near_duplicates(
-    rows: pl.DataFrame, texts: pl.Series, spec: NearSpec, keep_numbers: bool, limits: Limits | None = None
+    rows: pl.DataFrame,
+    texts: pl.Series,
+    spec: NearSpec,
+    keep_numbers: bool,
+    limits: Limits | None = None,
+    compared: Compared = NOTHING,
 ) -> pl.DataFrame:
     """Of kept rows that are near each other drop all but the representative.
 
     Args:
         texts: what is compared, of every row.
     """
-    from distill_dagster.curation.neardup.duplicates import find_duplicates
-    from distill_dagster.curation.neardup.text import Scheme
 
-    named = _named(rows, texts.alias("compared"))
-    scheme = Scheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
-    found = find_duplicates(named, text="compared", scheme=scheme, threshold=spec.threshold, limits=limits)
-    return _drop_members(rows, named, found, "near_duplicate")
+    def find() -> pl.DataFrame:
+        from distill_dagster.curation.neardup.duplicates import find_duplicates
+        from distill_dagster.curation.neardup.text import Scheme
+
+        scheme = Scheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
+        table = rows.select("ident", texts.alias("compared"))
+        return find_duplicates(
+            table, text="compared", id="ident", scheme=scheme, threshold=spec.threshold, limits=limits
+        ).pairs
+
+    pairs = compared.table("near", spec.model_dump() | {"keep_numbers": keep_numbers}, find)
+    return _drop_clusters(rows, pairs, "near_duplicate")
 
 
 def semantic_duplicates_of(
-    rows: pl.DataFrame, embed: Embed, spec: SemanticSpec, limits: Limits | None = None
+    rows: pl.DataFrame, embed: Embed, spec: SemanticSpec, limits: Limits | None = None, compared: Compared = NOTHING
 ) -> pl.DataFrame:
     """Of kept rows whose prompts mean the same drop all but the representative; none of a table beyond `most_rows`."""
-    from distill_dagster.curation.neardup.semantic import semantic_duplicates
 
-    named = _named(rows)
-    found = semantic_duplicates(named, embed, threshold=spec.threshold, most_rows=spec.most_rows, limits=limits)
-    return rows if found is None else _drop_members(rows, named, found, "semantic_duplicate")
+    def find() -> pl.DataFrame:
+        from distill_dagster.curation.neardup.semantic import semantic_duplicates
+
+        table, least, most = rows.select("ident", "text"), spec.threshold, spec.most_rows
+        found = semantic_duplicates(table, embed, id="ident", threshold=least, most_rows=most, limits=limits)
+        return pl.DataFrame(schema=_PAIRS) if found is None else found.pairs
+
+    return _drop_clusters(rows, compared.table("semantic", spec.model_dump(), find), "semantic_duplicate")
 
 
-def _drop_members(rows: pl.DataFrame, named: pl.DataFrame, found: Duplicates, reason: str) -> pl.DataFrame:
-    ids = dict(zip(named["id"], named["prompt_id"], strict=True)) if found.members.height else {}
-    gone = found.rejected
-    told = gone.select(
-        "id",
-        pl.col("cluster_id").replace_strict(ids, return_dtype=pl.String).alias("kept_id"),
-        pl.concat_str(
-            pl.lit("like "),
-            pl.col("like").replace_strict(ids, return_dtype=pl.String),
-            pl.lit(", similarity "),
-            pl.col("similarity").round(2),
-        ).alias("why"),
-    )
-    return _drop(rows, named, told, reason)
+def _drop_clusters(rows: pl.DataFrame, pairs: pl.DataFrame, reason: str) -> pl.DataFrame:
+    if pairs.is_empty():
+        return rows
+    kept = _kept_rows(rows)
+    gone = clusters_of_kept(pairs, kept.select("ident"))
+    for name in ("first", "like"):
+        prompts = kept.select(pl.col("ident").alias(name), pl.col("prompt_id").alias(f"{name}_id"))
+        gone = gone.join(prompts, on=name, how="left", maintain_order="left")
+    similar = pl.concat_str(pl.lit("like "), "like_id", pl.lit(", similarity "), pl.col("similarity").round(2))
+    told = gone.join(kept.select("ident", "row"), on="ident", how="left", maintain_order="left")
+    return _marked(rows, told.select("row", similar.alias("why"), pl.col("first_id").alias("kept_id")), reason)
+
+
+def _kept_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    """Of the kept rows `row` (their place), `ident`, `prompt_id` and `slice`, those to be preferred first."""
+    narrow = rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), "ident", "drop_reason", *_order())
+    kept = narrow.filter(_kept()).sort(*_ORDER, "ident", nulls_last=True)
+    return kept.select("row", "ident", "prompt_id", "slice")
 
 
 def _order() -> Sequence[pl.Expr]:
@@ -128,20 +152,6 @@ def _order() -> Sequence[pl.Expr]:
         pl.col("slice"),
         pl.col("answer"),
     )
-
-
-def _named(rows: pl.DataFrame, more: pl.Series | None = None) -> pl.DataFrame:
-    """Of the kept rows `row` (their place), text, prompt and slice, and an `id` that sorts as they are to be preferred:
-    unique also where a prompt stands in several slices, and the same whatever the order of the rows."""
-    narrow = rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), "text", "drop_reason", *_order())
-    narrow = narrow if more is None else narrow.with_columns(more)
-    kept = narrow.filter(_kept()).sort(_ORDER, nulls_last=True).with_row_index("rank")
-    return kept.with_columns(pl.col("rank").cast(pl.String).str.zfill(10).alias("id"))
-
-
-def _drop(rows: pl.DataFrame, named: pl.DataFrame, told: pl.DataFrame, reason: str) -> pl.DataFrame:
-    """Mark the rows that `told` names by `id`, with its `why` and, where it has one, its `kept_id`."""
-    return _marked(rows, told.join(named.select("id", "row"), on="id", how="left"), reason)
 
 
 def _kept() -> pl.Expr:
