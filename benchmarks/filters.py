@@ -11,8 +11,8 @@ rows_s: rows a second from a Parquet file through `filter_rows`: every score is 
 counts each limit of a filter of several measures as one. ratio_datatrove: the same rules as datatrove's own filters
 (Gopher quality and repetition, with a tokenizer that splits at white space, much quicker than its default) and
 LambdaFilters in Python, on a sample of the same rows, with one worker on each core. recut_1m_s: `curate` over the
-scored rows with another threshold, reading them included; no score is computed, and nobody is there to be asked. The
-best of three runs counts, of each.
+scored rows with another threshold, reading them included, with leaks and near-duplicates as the cut before left them;
+no score is computed, and nobody is there to be asked. The best of three runs counts, of each.
 language_rows_s: the scorer of language alone, on a sample, one core. load_before and load_after: how many processes
 wanted a core of the machine, ours included; where that is more than its cores, wall times are those of a busy machine.
 """
@@ -37,10 +37,12 @@ import polars as pl
 from common import RESULTS, peak_mb, write_result
 
 from distill_dagster.curation.about import About
+from distill_dagster.curation.compared import Compared
 from distill_dagster.curation.dataset import curate
 from distill_dagster.curation.filters import Filter, Filters, filter_rows
 from distill_dagster.curation.filters.prose import Prose, Repetition
 from distill_dagster.curation.scores import private, reasoning, texts
+from distill_dagster.curation.texts import user_texts
 from distill_dagster.spec import CurationSpec, Task
 from distill_dagster.tables import MESSAGES, SCORED, SCORES
 
@@ -48,6 +50,7 @@ ROWS, SAMPLE, QUICK_ROWS, QUICK_SAMPLE = 1_000_000, 4_000, 100_000, 1_000
 PLANTED = 0.005
 BATCH = 50_000
 REPEATS = 3
+GOLDEN = 500
 TASK = {
     "kind": "qa",
     "reasoning": True,
@@ -382,13 +385,16 @@ def recut(scored: Path, task: Task, about: About, rows: int) -> dict[str, float]
     """Seconds of a second cut, after a threshold moved; the rows are read anew, as the stage reads them."""
     found: dict[str, float] = {}
     kept = []
+    compared = Compared(scored.parent / "compared", "the same texts")  # as the stage keeps it from cut to cut
     changed = ("recut_s", {"min_agreement": 0.7})
     for name, change in (("first_cut_s", {}), *[changed] * REPEATS):
         spec = CurationSpec(filters=Filters.model_validate(DECLARED | change))
         started, cpu = time.perf_counter(), time.process_time()
         frame = pl.read_parquet(scored).with_columns(pl.col("scores").cast(SCORES))
         read = time.perf_counter() - started
-        cut = curate(frame, {"no such text"}, [], spec, about)
+        texts = user_texts(frame["messages"][:: max(1, rows // GOLDEN)]).alias("text")
+        items = pl.DataFrame({"id": [f"golden:{n}" for n in range(len(texts))]}).with_columns(texts)
+        cut = curate(frame, {"no such text"}, [], spec, about, items=items, compared=compared)
         taken = time.perf_counter() - started
         if taken < found.get(name, float("inf")):
             found[name], found[name.replace("_s", "_read_s")] = taken, read

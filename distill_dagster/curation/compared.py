@@ -49,12 +49,15 @@ class Compared:
 def idents(rows: pl.DataFrame) -> pl.Series:
     """A name of each candidate that no other has and that is the same in every cut, whatever the order of the rows."""
     who = pl.col("teacher").fill_null("(human)")
-    plain = pl.concat_str("prompt_id", "slice", who, pl.col("answer").fill_null(""), separator="/")
-    named = rows.select(plain.alias("ident"))
-    # Rows that agree in all of this are interchangeable, as two people's equal answers are.
+    named = rows.select(pl.concat_str("prompt_id", "slice", who, separator="/").alias("ident"), "answer")
+    several = named.with_row_index("row").filter(pl.col("ident").is_duplicated())  # two people's answers to one prompt
+    if several.is_empty():
+        return named["ident"]
+    # Rows that agree in their answers too are interchangeable.
+    ranked = several.sort("ident", "answer")
     place = pl.int_range(pl.len()).over("ident")
-    once = pl.when(place == 0).then("ident").otherwise(pl.concat_str("ident", pl.lit("/"), place))
-    return named.select(once.alias("ident"))["ident"]
+    told = ranked.select("row", pl.concat_str("ident", pl.lit("/"), place).alias("ident"))
+    return named["ident"].scatter(told["row"], told["ident"])
 
 
 def clusters_of_kept(pairs: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:

@@ -59,7 +59,9 @@ def leaking(
         return decontaminate(rows, items, text="text", id="ident", scheme=scheme, limits=limits, **settings).hits
 
     found = compared.table("leaks", spec.model_dump() | {"keep_numbers": keep_numbers}, find)
-    kept = _kept_rows(rows)
+    if found.is_empty():
+        return rows, pl.DataFrame(schema=LEAKS).with_columns(found["overlap"])
+    kept = _kept_rows(rows, found["id"])
     hits = found.rename({"id": "ident"}).join(kept, on="ident", maintain_order="left")
     first = hits.group_by("ident", maintain_order=True).first()
     why = pl.concat_str("kind", pl.lit(" of "), "golden_id", pl.lit(", overlap "), pl.col("overlap").round(2))
@@ -125,7 +127,7 @@ def semantic_duplicates_of(
 def _drop_clusters(rows: pl.DataFrame, pairs: pl.DataFrame, reason: str) -> pl.DataFrame:
     if pairs.is_empty():
         return rows
-    kept = _kept_rows(rows)
+    kept = _kept_rows(rows, pl.concat([pairs["left"], pairs["right"]]))
     gone = clusters_of_kept(pairs, kept.select("ident"))
     for name in ("first", "like"):
         prompts = kept.select(pl.col("ident").alias(name), pl.col("prompt_id").alias(f"{name}_id"))
@@ -135,10 +137,12 @@ def _drop_clusters(rows: pl.DataFrame, pairs: pl.DataFrame, reason: str) -> pl.D
     return _marked(rows, told.select("row", similar.alias("why"), pl.col("first_id").alias("kept_id")), reason)
 
 
-def _kept_rows(rows: pl.DataFrame) -> pl.DataFrame:
-    """Of the kept rows `row` (their place), `ident`, `prompt_id` and `slice`, those to be preferred first."""
-    narrow = rows.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), "ident", "drop_reason", *_order())
-    kept = narrow.filter(_kept()).sort(*_ORDER, "ident", nulls_last=True)
+def _kept_rows(rows: pl.DataFrame, only: pl.Series) -> pl.DataFrame:
+    """Of those kept rows `row` (their place), `ident`, `prompt_id` and `slice`, those to be preferred first."""
+    place = pl.int_range(pl.len(), dtype=pl.UInt32).alias("row")
+    narrow = rows.lazy().select(place, "ident", "drop_reason", *_order())
+    named = pl.LazyFrame({"ident": only.unique()})
+    kept = narrow.filter(_kept()).join(named, on="ident", how="semi").collect().sort(*_ORDER, "ident", nulls_last=True)
     return kept.select("row", "ident", "prompt_id", "slice")
 
 
