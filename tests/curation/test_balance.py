@@ -92,7 +92,7 @@ def limit(counts: int | dict[str, int], value: str) -> int | None:
     return counts.get(value) if isinstance(counts, dict) else counts
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(tables(), specs, st.randoms())
 def test_caps_hold_nothing_is_lost_and_the_order_of_rows_says_nothing(
     rows: pl.DataFrame, spec: BalanceSpec, random: Any
@@ -187,7 +187,7 @@ def test_farthest_first_covers_within_twice_the_best_radius() -> None:
     assert farthest_first(np.zeros((0, 3)), 2).tolist() == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 40)), max_size=60), st.floats(0, 0.9))
 def test_the_split_keeps_groups_whole_and_shares_near(rows: list[tuple[str, int]], share: float) -> None:
     frame = pl.DataFrame(

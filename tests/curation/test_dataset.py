@@ -250,7 +250,7 @@ CANDIDATE = st.builds(
 CANDIDATES = st.lists(CANDIDATE, max_size=14, unique_by=lambda row: (row["prompt_id"], row["slice"]))
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(CANDIDATES, st.sampled_from([STRICT, CurationSpec()]), st.randoms(use_true_random=False))
 def test_nothing_is_lost_and_no_order_counts(rows: list[dict[str, Any]], spec: CurationSpec, random: Any) -> None:
     found = cut(*rows, held_out=GOLDEN, spec=spec)

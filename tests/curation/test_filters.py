@@ -263,7 +263,7 @@ def cut(rows: list[dict[str, Any]], block: dict[str, Any]) -> Any:
     return curate(add_scores(frame, scorers_of(rules), ABOUT), set(), [], spec, ABOUT)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(ROWS, st.randoms(use_true_random=False))
 def test_every_row_is_kept_or_dropped_with_one_reason(rows: list[dict[str, Any]], random: Any) -> None:
     found = cut(rows, ALL)
@@ -301,7 +301,7 @@ LOOSER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 def test_a_loosened_threshold_never_drops_more(reason: str, strict: dict[str, Any], loose: dict[str, Any]) -> None:
     hit: list[int] = []
 
-    @settings(max_examples=30)
+    @settings(max_examples=8)
     @given(ROWS)
     def check(rows: list[dict[str, Any]]) -> None:
         before, after = cut(rows, strict), cut(rows, loose)

@@ -43,7 +43,7 @@ def found(table: pl.DataFrame, **more: object) -> dict[tuple[str, str], str]:
     return {(row["left"], row["right"]): row["kind"] for row in pairs.to_dicts()}
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(tables(), st.integers(1, 4), st.sampled_from([0.5, 0.7, 1.0]), st.booleans())
 def test_pairs_and_clusters_are_those_of_brute_force(
     table: pl.DataFrame, ngram: int, threshold: float, keep_numbers: bool
@@ -67,7 +67,7 @@ def test_pairs_and_clusters_are_those_of_brute_force(
     assert got.rejected.height == len(clusters) - len(set(clusters.values()))
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(tables(), st.randoms(use_true_random=False))
 def test_neither_order_nor_threads_nor_batches_nor_the_door_change_anything(table: pl.DataFrame, random) -> None:
     one = find_duplicates(table, scheme=SURE, threshold=0.5, limits=Limits(threads=1))
@@ -121,7 +121,7 @@ def test_marks_that_tell_something_are_part_of_the_text(one: str, other: str) ->
     assert found(frame(one, other)) == {}
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(st.text("aAßſςΣ\t\u00a0\u2028ﬁé\u0301İ三각\u1100\u1161½.-3!?(—+,:", max_size=6), max_size=12))
 def test_exact_keys_are_equal_where_keys_are_and_nowhere_else(texts: list[str]) -> None:
     table = frame(*texts)
@@ -136,7 +136,7 @@ def test_exact_keys_are_equal_where_keys_are_and_nowhere_else(texts: list[str]) 
     assert len(set(zip(normalized, keys, strict=True))) == len(set(normalized))  # what was equal stays so
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(st.text(max_size=8), max_size=8))
 def test_the_quick_way_to_fold_is_the_plain_one(texts: list[str]) -> None:
     series = pl.Series("text", texts, dtype=pl.String)

@@ -17,7 +17,7 @@ from tests.support.texts import brute_pairs, tables
 ONE = Limits(threads=1, memory_mb=256)
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(tables(), st.integers(1, 4), st.sampled_from([0.3, 0.5, 0.7, 1.0]), st.booleans())
 def test_it_finds_every_pair_and_the_kernel_the_same(
     table: pl.DataFrame, ngram: int, threshold: float, keep_numbers: bool

@@ -25,7 +25,7 @@ def decisions(found: Duplicates) -> list[tuple[str, str, bool]]:
     return found.members.select("id", "cluster_id", "kept").rows()
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(tables(most=20), st.lists(st.integers(0, 20), max_size=4), st.booleans(), st.booleans())
 def test_slices_in_any_order_give_the_decisions_of_one_run(
     tmp_path_factory: pytest.TempPathFactory, table: pl.DataFrame, cuts: list[int], keep_numbers: bool, backwards: bool
@@ -42,7 +42,7 @@ def test_slices_in_any_order_give_the_decisions_of_one_run(
     assert again.height == table.height
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(tables(most=12), tables(most=12))
 def test_a_slice_that_comes_again_or_goes_leaves_no_trace(
     tmp_path_factory: pytest.TempPathFactory, one: pl.DataFrame, other: pl.DataFrame

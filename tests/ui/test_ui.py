@@ -30,10 +30,15 @@ pytestmark = [pytest.mark.ui, pytest.mark.timeout(400)]
 
 
 def test_the_graph_shows_every_asset_of_the_task(screen: Screen) -> None:
+    # Dagster draws only what lies in the window, and the whole graph is wide.
+    before = screen.page.viewport_size
+    screen.page.set_viewport_size({"width": 3200, "height": 1600})
     page = screen.open_group()
     for name in sorted({*STAGES, *SOURCES} - {"slice_label_adapter"}):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     expect(page.get_by_role("button", name=re.compile("Materialize")).first).to_be_enabled()
+    if before is not None:
+        page.set_viewport_size(before)
 
 
 def test_an_assets_page_shows_its_materialization(screen: Screen) -> None:
@@ -52,6 +57,7 @@ def test_an_assets_page_shows_passed_and_failed_checks(screen: Screen) -> None:
         expect(page.get_by_text(check.name, exact=True).first).to_be_visible()
     expect(page.get_by_text("Succeeded", exact=True)).to_have_count(len(checks) - 1)
     expect(page.get_by_text("Failed", exact=True).first).to_be_visible()
+    page.get_by_text("enough_rows", exact=True).first.click()
     expect(page.get_by_text("train_rows", exact=True).first).to_be_visible()
 
 
