@@ -21,7 +21,7 @@ from distill_dagster.curation.balance import BalanceSpec
 from distill_dagster.curation.filters import Filter, Filters, in_order, scorers_of
 from distill_dagster.curation.scores import Scorer, versions
 from distill_dagster.curation.shift import ShiftSpec
-from distill_dagster.curation.stepspecs import DecontaminationSpec, DedupSpec
+from distill_dagster.curation.stepspecs import DecontaminationSpec, DedupSpec, switched
 from distill_dagster.hashing import content_hash
 from distill_dagster.patterns import pattern_problem
 from distill_dagster.secrets import plain_address
@@ -534,7 +534,16 @@ class StudentSpec(_Model):
     seed: int = 0
 
 
-BASE_SETTINGS = ("model", "architecture", "revision", "quantization", "dtype", "max_tokens", "answer_tokens")
+BASE_SETTINGS = (
+    "model",
+    "architecture",
+    "revision",
+    "quantization",
+    "dtype",
+    "max_tokens",
+    "answer_tokens",
+    "reasoning",
+)
 """What of a student's settings shapes the answers of its base, the untrained model."""
 
 
@@ -568,7 +577,7 @@ class CurationSpec(_Model):
     @field_validator("decontamination", mode="before")
     @classmethod
     def _switched(cls, value: Any) -> Any:
-        return {} if value is True else None if value is False else value
+        return switched(value)
 
     def wanted_slices(self, slices: int) -> int:
         """How many of that many slices have to give rows."""
@@ -1096,7 +1105,8 @@ class Task(_Model):
         base: dict[str, Any] | None = None
         if self.gate.teacher_over_base is not None:
             student = self.students[self.chosen_student]
-            base = student.model_dump(include=set(BASE_SETTINGS)) | self._shared()
+            # Apart: the task has a setting `reasoning` of its own.
+            base = {"student": student.model_dump(include=set(BASE_SETTINGS))} | self._shared()
             base |= {"instructions": self.instructions, "item": self.item}
         return content_hash({"gate": self.gate.model_dump(), "base": base})
 

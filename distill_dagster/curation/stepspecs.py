@@ -9,6 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+def switched(value: Any) -> Any:
+    """A block that may be switched: true for its defaults, false for none."""
+    return {} if value is True else None if value is False else value
+
+
 class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,7 +48,7 @@ class DedupSpec(_Block):
     @field_validator("near", "semantic", mode="before")
     @classmethod
     def _switched(cls, value: Any) -> Any:
-        return {} if value is True else None if value is False else value
+        return switched(value)
 
 
 class DecontaminationSpec(_Block):

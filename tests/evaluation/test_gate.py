@@ -81,3 +81,14 @@ def test_too_few_answers_say_nothing() -> None:
     assert reaches(found, GateSpec(), 5, 10).passed
     assert reaches(found, GateSpec(), 4, 10, recorded=True).passed, "of a recording nothing is paid for"
     assert not reaches(GateScores("accuracy", Interval(None)), GateSpec(), 0, 10).passed
+
+
+def test_the_gate_is_passed_anew_where_the_base_answers_otherwise() -> None:
+    def gate_hash(**student: Any) -> str:
+        one = {"model": "smollm2-135m-instruct", "architecture": "causal_lm"} | student
+        return task_of("classification", reasoning=True, students={"tiny": one}).gate_hash()
+
+    plain = gate_hash()
+    assert gate_hash(epochs=7) == plain
+    assert gate_hash(reasoning=True) != plain
+    assert gate_hash(max_tokens=64) != plain
