@@ -18,6 +18,7 @@ from distill_dagster.errors import DistillError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from great_expectations import ExpectationSuite
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
@@ -213,14 +214,9 @@ def validate(
     Raises:
         DistillError: an expectation could not be evaluated.
     """
-    import great_expectations as gx
-    import great_expectations.expectations as gxe
-
     batch = _context().data_sources.add_or_update_pandas("lake").add_dataframe_asset(name)
     definition = batch.add_batch_definition_whole_dataframe("all")
-    suite = gx.ExpectationSuite(
-        name=name, expectations=[getattr(gxe, kind)(**arguments) for kind, arguments in expectations]
-    )
+    suite = suite_of(name, expectations)
     wanted: dict[str, Any] = {"result_format": "SUMMARY"}
     if ids is not None:
         wanted["unexpected_index_column_names"] = [ids]
@@ -232,6 +228,15 @@ def validate(
         column = one.expectation_config.kwargs.get("column", "")
         found[f"{one.expectation_config.type} {column}".strip()] = None if one.success else _unexpected(one.result, ids)
     return found
+
+
+def suite_of(name: str, expectations: Sequence[Expectation]) -> ExpectationSuite:
+    import great_expectations as gx
+    import great_expectations.expectations as gxe
+
+    return gx.ExpectationSuite(
+        name=name, expectations=[getattr(gxe, kind)(**arguments) for kind, arguments in expectations]
+    )
 
 
 def _unexpected(result: Any, ids: str | None) -> str:

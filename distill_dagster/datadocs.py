@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from distill_dagster import progress
-from distill_dagster.checks import EXPECTATIONS, plain_columns
+from distill_dagster.checks import EXPECTATIONS, plain_columns, suite_of
 from distill_dagster.lake import Lake, node, swap_folder
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
@@ -31,7 +31,6 @@ def build_data_docs(lake: Lake, task: str, tables: Iterable[tuple[str, str | Non
         target: the folder of the site; its page is `index.html`.
     """
     import great_expectations as gx
-    import great_expectations.expectations as gxe
     from great_expectations.checkpoint import UpdateDataDocsAction
 
     found = [(stage, key) for stage, key in tables if stage in EXPECTATIONS and lake.path(task, stage, key).is_file()]
@@ -54,8 +53,7 @@ def build_data_docs(lake: Lake, task: str, tables: Iterable[tuple[str, str | Non
             name = node(stage, key)
             progress.report("validating tables", number, len(found))
             batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
-            expectations = [getattr(gxe, kind)(**arguments) for kind, arguments in EXPECTATIONS[stage]]
-            suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations))
+            suite = context.suites.add(suite_of(name, EXPECTATIONS[stage]))
             definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
             actions = [UpdateDataDocsAction(name="docs", site_names=[_SITE])]
             checkpoint = gx.Checkpoint(name=name, validation_definitions=[definition], actions=actions)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import polars as pl
 from distill_dagster.curation.neardup.duplicates import components
 from distill_dagster.curation.neardup.text import HASH_VERSION
 from distill_dagster.hashing import content_hash
+from distill_dagster.tables import write_parquet
 
 _KEY = "compared"
 
@@ -33,16 +32,10 @@ class Compared:
             return make()
         key = content_hash([self._version, HASH_VERSION, dict(settings)])
         path = self._folder / f"{name}.parquet"
-        if path.is_file() and pl.read_parquet_metadata(path).get(_KEY) == json.dumps(key):
+        if path.is_file() and pl.read_parquet_metadata(path).get(_KEY) == key:
             return pl.read_parquet(path)
         made = make()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
-        try:
-            made.write_parquet(temporary, metadata={_KEY: json.dumps(key)})
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_parquet(made, path, {_KEY: key})
         return made
 
 

@@ -201,7 +201,7 @@ def make_predictions(env: Env, partition: str | None) -> Made:
     reading.source("golden_set")
     reading.source("student_settings", partition)
     task = env.folder.task
-    spec, settings = task.students[partition], TaskSettings(task.item, task.instructions, task.reasoning)
+    spec, settings = task.students[partition], TaskSettings.of(task)
     kind = kind_of(task)
     items = _items(env, reading.table("filtered_dataset", DATASET))
     rows, teacher = _teacher_rows(env, reading, items)

@@ -69,7 +69,7 @@ def _base_rows(env: Env, kind: Kind, items: list[Item]) -> list[dict[str, object
     from distill_dagster.student.types import TaskSettings
 
     task = env.folder.task
-    settings = TaskSettings(task.item, task.instructions, task.reasoning)
+    settings = TaskSettings.of(task)
     progress.report("predicting with base", 0, 1)
     base = load_predictor(task.students[task.chosen_student], task.labels, settings, env.models)
     return predicted_rows(kind, "base", base, items)

@@ -117,7 +117,7 @@ def _train(
     def fill(folder: Path) -> str:
         nonlocal log
         what = reading.asset.removesuffix("_adapter")
-        settings = TaskSettings(task.item, task.instructions, task.reasoning)
+        settings = TaskSettings.of(task)
         log = train_adapter(spec, task.labels, settings, rows, validation, folder, env.models, epochs, what)
         write_trained_on(folder, rows)
         return folder_hash(folder, leave_out=(TRAINING_LOG, TRAINED_ON, RECORD_FILE))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from distill_dagster.spec import Task
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,10 @@ class TaskSettings:
     instructions: str = ""
     reasoning: bool = False
     """Whether a student that writes its answer writes its reasoning first."""
+
+    @classmethod
+    def of(cls, task: Task) -> TaskSettings:
+        return cls(task.item, task.instructions, task.reasoning)
 
 
 @dataclass(frozen=True)

@@ -115,15 +115,19 @@ def exact_pairs(exact: Array, ids: pl.Series) -> tuple[pl.DataFrame, Array]:
     ranked = repeated.with_columns(ids.gather(repeated["place"]).alias("id")).sort("exact", "id", "place")
     ranked = ranked.with_columns(pl.col("place").first().over("exact").alias("first"))
     more = ranked.filter(pl.col("place") != pl.col("first"))
-    pairs = more.select(
+    stays = np.ones(exact.size, np.bool_)
+    stays[more["place"].to_numpy()] = False
+    return exact_frame(more), np.flatnonzero(stays)
+
+
+def exact_frame(repeats: pl.DataFrame) -> pl.DataFrame:
+    """Exact pairs (schema PAIRS) of repeated rows, by `place`, with the `first` of their text."""
+    return repeats.select(
         pl.min_horizontal("first", "place").alias("left"),
         pl.max_horizontal("first", "place").alias("right"),
         pl.lit("exact").alias("kind"),
         pl.lit(1.0).alias("similarity"),
-    )
-    stays = np.ones(exact.size, np.bool_)
-    stays[more["place"].to_numpy()] = False
-    return pairs.cast(PAIRS), np.flatnonzero(stays)
+    ).cast(PAIRS)
 
 
 def candidates(keys: Sequence[Array], threads: int = 1) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import duckdb
 import polars as pl
 
-from distill_dagster.curation.neardup.duplicates import PAIRS, Duplicates, clustered, facts_of
+from distill_dagster.curation.neardup.duplicates import PAIRS, Duplicates, clustered, exact_frame, facts_of
 from distill_dagster.curation.neardup.rows import Limits, Source, opened
 from distill_dagster.curation.neardup.text import NUMBER_PATTERN, WORD_PATTERN, Scheme, folded_expr, key_expr
 
@@ -80,12 +80,7 @@ def find_duplicates(
     table = texts.with_row_index("place").with_columns(facts["id"], key_expr(pl.col("text")).alias("key"))
     firsts = table.sort("id").with_columns(pl.col("place").first().over("key").alias("first"))
     repeats = firsts.filter(pl.col("place") != pl.col("first"))
-    exact = repeats.select(
-        pl.min_horizontal("place", "first").alias("left"),
-        pl.max_horizontal("place", "first").alias("right"),
-        pl.lit("exact").alias("kind"),
-        pl.lit(1.0).alias("similarity"),
-    ).cast(PAIRS)
+    exact = exact_frame(repeats)
     numbers = pl.col("text").str.extract_all(NUMBER_PATTERN).list.join(" ").alias("numbers")
     compared = (
         firsts.filter(pl.col("place") == pl.col("first"))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from distill_dagster.curation.neardup.duplicates import PAIRS, Duplicates, clustered, facts_of
+from distill_dagster.curation.neardup.duplicates import PAIRS, Duplicates, clustered, exact_frame, facts_of
 from distill_dagster.curation.neardup.rows import Limits, Source, opened
 from distill_dagster.curation.neardup.text import folded_expr, key_expr
 
@@ -54,12 +54,7 @@ def semantic_duplicates(
     # The row of the smallest id stands for equal texts, and empty ones mean nothing.
     firsts = folded.sort("id").with_columns(pl.col("place").first().over("key").alias("first"))
     repeats = firsts.filter(pl.col("place") != pl.col("first"))
-    exact = repeats.select(
-        pl.min_horizontal("place", "first").alias("left"),
-        pl.max_horizontal("place", "first").alias("right"),
-        pl.lit("exact").alias("kind"),
-        pl.lit(1.0).alias("similarity"),
-    ).cast(PAIRS)
+    exact = exact_frame(repeats)
     compared = firsts.filter((pl.col("place") == pl.col("first")) & (pl.col("key") != "")).sort("key")
     close = pl.DataFrame(schema=PAIRS)
     if compared.height > 1:
