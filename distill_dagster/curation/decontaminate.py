@@ -14,6 +14,7 @@ such a row has to be half of the item besides. One under 5 words (n) is found on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,12 @@ Array = np.ndarray[Any, Any]
 KINDS = ("exact", "near", "item_in_row", "row_in_item")
 """A pair is named by the first that holds."""
 HITS = pl.Schema({"id": pl.String, "golden_id": pl.String, "kind": pl.String, "overlap": pl.Float64})
+PAIRS = pl.Schema(
+    {"row": pl.UInt32, "item": pl.UInt32, "kind": pl.String, "overlap": pl.Float64, "maybe_near": pl.Boolean}
+)
+"""`kind` and `overlap` are null where a pair is neither exact nor contained."""
+GROUP_ROWS = 131_072
+"""Rows whose hits are joined to the items at a time."""
 LEAST = 4
 """n-grams that a row and an item must share at least, unless one contains the other as a whole."""
 
@@ -143,8 +150,7 @@ def _indexed(items: Rows, ngram: int, scheme: Scheme, limits: Limits) -> _Index:
 def _shared(
     rows: Rows, index: _Index, ngram: int, min_overlap: float, whole_below: int, min_words: int, limits: Limits
 ) -> pl.DataFrame:
-    """Pairs `row`, `item` with `kind` and `overlap`, both null where it is neither exact nor contained, and whether
-    they are `maybe_near`."""
+    """Pairs (schema PAIRS) of rows and items."""
     from distill_dagster.curation.neardup import kernel
 
     def hit(batch: Any) -> tuple[Array, ...]:
@@ -155,39 +161,61 @@ def _shared(
         return out
 
     start = 0
-    columns = {"row": pl.UInt32, "item": pl.UInt32, "kind": pl.String, "overlap": pl.Float64, "maybe_near": pl.Boolean}
-    found = [pl.DataFrame(schema=columns)]
-    for hit_rows, hit_grams, exact, words, telling, commons in in_threads(hit, rows.texts(), limits.threads):
-        facts = pl.DataFrame(
-            {"exact": exact, "row_words": words, "row_telling": telling, "row_commons": commons}
-        ).with_row_index("row")
-        same = facts.select("row", "exact").join(index.exact, on="exact")
-        same = same.select(
-            "row",
-            "item",
-            pl.lit("exact").alias("kind"),
-            pl.lit(1.0).alias("overlap"),
-            pl.lit(False).alias("maybe_near"),
-        )
-        hits = pl.DataFrame({"row": hit_rows.astype(np.uint32), "gram": hit_grams.astype(np.uint32)})
-        both = hits.join(index.postings, on="gram").group_by("row", "item").len("shared")
-        both = both.join(facts.drop("exact"), on="row").join(index.facts, on="item")
-        both = both.with_columns(
-            _share("item", "row", min_overlap, whole_below).alias("item_in_row"),
-            _share("row", "item", min_overlap, whole_below).alias("row_in_item"),
-        )
-        contained = pl.when(pl.col("item_in_row").is_not_null()).then(pl.lit("item_in_row"))
-        kind = contained.when(pl.col("row_in_item").is_not_null()).then(pl.lit("row_in_item"))
-        near = 4 * pl.col("shared") >= pl.min_horizontal("row_telling", "item_telling")
-        both = both.with_columns(
-            kind.alias("kind"),
-            pl.coalesce("item_in_row", "row_in_item").alias("overlap"),
-            (near & (pl.min_horizontal("row_words", "item_words") >= min_words)).alias("maybe_near"),
-        )
-        both = both.filter(pl.col("kind").is_not_null() | pl.col("maybe_near")).select(list(columns))
-        found.append(pl.concat([same, both]).with_columns(pl.col("row") + pl.lit(start, pl.UInt32)))
-        start += exact.size
+    found = [pl.DataFrame(schema=PAIRS)]
+    for group in _groups(in_threads(hit, rows.texts(), limits.threads)):
+        pairs = _matched(group, index, min_overlap, whole_below, min_words)
+        found.append(pairs.with_columns(pl.col("row") + pl.lit(start, pl.UInt32)))
+        start += group[2].size
     return pl.concat(found)
+
+
+def _groups(batches: Iterator[tuple[Array, ...]]) -> Iterator[tuple[Array, ...]]:
+    """What the kernel found in many batches, as in one: each query over it looks at the whole index."""
+    held: list[tuple[Array, ...]] = []
+    rows = 0
+    for hit_rows, *others in batches:
+        held.append((hit_rows.astype(np.uint32) + np.uint32(rows), *others))
+        rows += others[1].size
+        if rows >= GROUP_ROWS:
+            yield tuple(np.concatenate(column) for column in zip(*held, strict=True))
+            held, rows = [], 0
+    if held:
+        yield tuple(np.concatenate(column) for column in zip(*held, strict=True))
+
+
+def _matched(
+    group: tuple[Array, ...], index: _Index, min_overlap: float, whole_below: int, min_words: int
+) -> pl.DataFrame:
+    """Pairs (schema PAIRS) of a group's rows with items."""
+    hit_rows, hit_grams, exact, words, telling, commons = group
+    facts = pl.DataFrame(
+        {"exact": exact, "row_words": words, "row_telling": telling, "row_commons": commons}
+    ).with_row_index("row")
+    same = facts.select("row", "exact").join(index.exact, on="exact")
+    same = same.select(
+        "row",
+        "item",
+        pl.lit("exact").alias("kind"),
+        pl.lit(1.0).alias("overlap"),
+        pl.lit(False).alias("maybe_near"),
+    )
+    hits = pl.DataFrame({"row": hit_rows, "gram": hit_grams.astype(np.uint32)})
+    both = hits.join(index.postings, on="gram").group_by("row", "item").len("shared")
+    both = both.join(facts.drop("exact"), on="row").join(index.facts, on="item")
+    both = both.with_columns(
+        _share("item", "row", min_overlap, whole_below).alias("item_in_row"),
+        _share("row", "item", min_overlap, whole_below).alias("row_in_item"),
+    )
+    contained = pl.when(pl.col("item_in_row").is_not_null()).then(pl.lit("item_in_row"))
+    kind = contained.when(pl.col("row_in_item").is_not_null()).then(pl.lit("row_in_item"))
+    near = 4 * pl.col("shared") >= pl.min_horizontal("row_telling", "item_telling")
+    both = both.with_columns(
+        kind.alias("kind"),
+        pl.coalesce("item_in_row", "row_in_item").alias("overlap"),
+        (near & (pl.min_horizontal("row_words", "item_words") >= min_words)).alias("maybe_near"),
+    )
+    both = both.filter(pl.col("kind").is_not_null() | pl.col("maybe_near")).select(list(PAIRS))
+    return pl.concat([same, both])
 
 
 def _share(of: str, other: str, min_overlap: float, whole_below: int) -> pl.Expr:

@@ -229,26 +229,23 @@ class DedupState:
 
         It is the order in which one run over everything compares, so this finds every pair that such a run finds.
         """
-        found = [pl.DataFrame(schema={"part": pl.UInt32, "place": pl.UInt32, "new": pl.UInt32})]
         numbers = ["numbers"] if self.scheme.keep_numbers else []
-        for key in self.scheme.keys:
-            mine = new.select(pl.col(key).alias("key"), "exact", "new", *numbers).drop_nulls("key")
-            met = old.select("part", "place", pl.col(key).alias("key"), "exact", *numbers)
-            met = met.filter(pl.col("key").is_in(mine["key"].unique().implode()))
-            if met.is_empty():
-                continue
-            met = met.unique(["key", "exact"], keep="first", maintain_order=True)
-            both = pl.concat([met, mine.filter(pl.col("key").is_in(met["key"].unique().implode()))], how="diagonal")
-            both = both.sort("key", "exact", "part", nulls_last=True)
-            pairs = bucket_pairs(both["key"].cast(pl.UInt64), pl.Series("at", np.arange(both.height, dtype=np.uint64)))
-            one, other = both[pairs // 2**32], both[pairs % 2**32].select(pl.all().name.suffix("_other"))
-            beside = one.hstack(other).filter(pl.col("new").is_null() != pl.col("new_other").is_null())
-            if numbers:
-                beside = beside.filter(pl.col("numbers") == pl.col("numbers_other"))
-            found.append(
-                beside.select(pl.coalesce(name, f"{name}_other").alias(name) for name in ("part", "place", "new"))
-            )
-        return pl.concat(found).unique()
+        mine, met = [], []
+        for band, name in enumerate(self.scheme.keys):
+            key = (pl.lit(band, pl.UInt64) * 2**32 + pl.col(name)).alias("key")
+            asked = new.drop_nulls(name)
+            mine.append(asked.select(key, "exact", "new", *numbers))
+            there = old.filter(pl.col(name).is_in(asked[name].unique().implode()))
+            met.append(there.select("part", "place", key, "exact", *numbers))
+        seen = pl.concat(met).unique(["key", "exact"], keep="first", maintain_order=True)
+        asking = pl.concat(mine).filter(pl.col("key").is_in(seen["key"].unique().implode()))
+        both = pl.concat([seen, asking], how="diagonal").sort("key", "exact", "part", nulls_last=True)
+        pairs = bucket_pairs(both["key"], pl.Series("at", np.arange(both.height, dtype=np.uint64)))
+        one, other = both[pairs // 2**32], both[pairs % 2**32].select(pl.all().name.suffix("_other"))
+        beside = one.hstack(other).filter(pl.col("new").is_null() != pl.col("new_other").is_null())
+        if numbers:
+            beside = beside.filter(pl.col("numbers") == pl.col("numbers_other"))
+        return beside.select(pl.coalesce(name, f"{name}_other").alias(name) for name in ("part", "place", "new")).unique()
 
     def _verified(
         self,
