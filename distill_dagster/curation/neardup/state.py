@@ -245,7 +245,8 @@ class DedupState:
         beside = one.hstack(other).filter(pl.col("new").is_null() != pl.col("new_other").is_null())
         if numbers:
             beside = beside.filter(pl.col("numbers") == pl.col("numbers_other"))
-        return beside.select(pl.coalesce(name, f"{name}_other").alias(name) for name in ("part", "place", "new")).unique()
+        named = ("part", "place", "new")
+        return beside.select(pl.coalesce(name, f"{name}_other").alias(name) for name in named).unique()
 
     def _verified(
         self,
