@@ -7,9 +7,10 @@ train}.jsonl: public data, as shipped with Hsieh et al. 2023, "Distilling Step-b
 seeds and completions as recorded, both by `distill import`; a replay teacher answers them in `teacher_completions`,
 which reads them by the task's own answer pattern. Accuracy is over all questions; one without an answer is wrong.
 
-agree_*: questions on which both teachers have an answer and the two are equal, and how often that answer is right; both
-are read by the letter or the words of an option. cascade_*: the stage's own `cascade` of Llama-3-8B, then PaLM where
-that has no answer. There is one recorded completion of a question, so "where its samples disagree" cannot be shown.
+agree_*: questions that the filter `min_teacher_agreement: 1` keeps of both teachers, and how often the answer is
+right; both are read by the letter or the words of an option. cascade_*: the stage's own `cascade` of Llama-3-8B, then
+PaLM where that has no answer. There is one recorded completion of a question, so "where its samples disagree" cannot be
+shown.
 
 resume_100k_s: wall seconds of `teacher_completions` as a whole, checks and table included, for 100,000 prompts of which
 the store has every answer; the teacher is an address where nothing listens.
@@ -35,11 +36,14 @@ import polars as pl
 import yaml
 from common import RESULTS, peak_mb, write_result
 
+from distill_dagster.curation.about import About
+from distill_dagster.curation.filters import Filters, filter_rows, in_order
 from distill_dagster.hashing import content_hash
 from distill_dagster.kinds import Question, kind_of
 from distill_dagster.lake import Lake
 from distill_dagster.paths import Home
 from distill_dagster.prompts.seeds import prompt_id, user_message
+from distill_dagster.spec import CurationSpec
 from distill_dagster.tables import COMPLETIONS, SCORED
 from distill_dagster.taskfiles import TaskFolder, open_task
 
@@ -151,18 +155,27 @@ def commonsense(home: Home, data: Path, limit: int | None) -> dict[str, float]:
     both = {"llama": teacher("llama"), "palm": teacher("palm")}
     change_task(home, name, answer=OPTION, teacher=None, teachers=both)
     found = answers(home, name)
-    llama, palm = found["llama"], found["palm"]
-    kind = kind_of(open_task(home.tasks, name, home.accepted).task)
-    figures["cqa_accuracy_by_option"] = accuracy(home, name, palm, right)
-    figures["llama_accuracy_by_option"] = accuracy(home, name, llama, right)
-    agree = [i for i in right if palm[i] is not None and llama[i] is not None and kind.equal(palm[i], llama[i])]
-    figures["agree_kept"] = len(agree) / len(right)
-    figures["agree_precision"] = sum(kind.score(palm[i], right[i]) for i in agree) / len(agree)
+    figures["cqa_accuracy_by_option"] = accuracy(home, name, found["palm"], right)
+    figures["llama_accuracy_by_option"] = accuracy(home, name, found["llama"], right)
+    figures |= agreeing(home, name, right)
     change_task(home, name, cascade={})
     found = answers(home, name)
     figures["cascade_strong_share"] = len(found["palm"]) / len(right)
     figures["cascade_accuracy"] = accuracy(home, name, found["candidate"], right)
     return figures
+
+
+def agreeing(home: Home, name: str, right: dict[str, Any]) -> dict[str, float]:
+    """What the filter by agreement of teachers keeps of the scored candidates, and the share of it that is right."""
+    folder, lake = open_task(home.tasks, name, home.accepted), Lake(home.lake, home.reports)
+    about, kind = About.of(folder.task), kind_of(folder.task)
+    filters = in_order(CurationSpec(filters=Filters.model_validate({"min_teacher_agreement": 1.0})), about)
+    kept = []
+    for key in folder.slice_keys():
+        for batch in filter_rows(lake.read(name, "scored_completions", key, SCORED)[0], filters, about):
+            kept += batch.filter(pl.col("drop_reason").is_null()).select("prompt_id", "answer").rows()
+    correct = sum(kind.score(json.loads(answer), right[id_]) for id_, answer in kept)
+    return {"agree_kept": len(kept) / len(right), "agree_precision": correct / len(kept)}
 
 
 def imported(home: Home, name: str, rows: list[dict[str, Any]], place: Path, *more: str) -> None:

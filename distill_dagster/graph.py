@@ -129,7 +129,7 @@ STAGES = {
             "scored_completions",
             "slice",
             ("seed_prompts", "teacher_completions", "teacher_prior"),
-            "1",
+            "2",
             ("polars",),
             "One row per prompt: the candidate answer over all samples, with its scores. No thresholds.",
         ),

@@ -1,42 +1,133 @@
-"""What comparing candidates found, kept for the next cut: texts do not change where a threshold of a filter does."""
+"""What comparing candidates found, kept for the next cut: texts do not change where a threshold of a filter does, and
+where a slice changes, those of the others do not."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
+from filelock import FileLock
 
-from distill_dagster.curation.neardup.duplicates import components
-from distill_dagster.curation.neardup.text import HASH_VERSION
+from distill_dagster.curation.neardup.duplicates import components, find_duplicates
+from distill_dagster.curation.neardup.state import DedupState, StateError
+from distill_dagster.curation.neardup.text import HASH_VERSION, Scheme
 from distill_dagster.hashing import content_hash
 from distill_dagster.tables import write_parquet
 
+if TYPE_CHECKING:
+    from distill_dagster.curation.neardup.rows import Limits
+
 _KEY = "compared"
+SLICE_BY_SLICE = 100_000
+"""Candidates from which on a changed slice alone is compared with what is known of the others. Fewer are all compared
+in half a second, sooner than the files of many slices are read."""
+ANEW = 0.2
+"""The share of rows in changed slices from which on all are compared anew, which is quicker."""
 
 
 class Compared:
-    """Keeps tables below a folder, each under the content that it was made from; without a folder it keeps nothing.
+    """Keeps tables below a folder, each with what it was made from; without a folder it keeps nothing.
 
-    Args:
-        version: of the candidates' texts and of golden: what is kept under another one is made anew.
+    Candidates are told apart by slice: a frame of `ident` (unique), `slice` and the compared `text`.
     """
 
-    def __init__(self, folder: Path | None = None, version: str = "") -> None:
-        self._folder, self._version = folder, version
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
 
-    def table(self, name: str, settings: Mapping[str, Any], make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-        """What `make` gives, or what it gave last time for the same candidates and settings."""
+    def whole(
+        self, name: str, settings: Mapping[str, Any], rows: pl.DataFrame, make: Callable[[pl.DataFrame], pl.DataFrame]
+    ) -> pl.DataFrame:
+        """What `make` finds in the rows, or what it found last time in the same rows with these settings."""
         if self._folder is None:
-            return make()
-        key = content_hash([self._version, HASH_VERSION, dict(settings)])
-        path = self._folder / f"{name}.parquet"
+            return make(rows)
+        path, key = self._folder / f"{name}.parquet", _key({**settings, "slices": contents_by(rows, "slice")})
         if path.is_file() and pl.read_parquet_metadata(path).get(_KEY) == key:
             return pl.read_parquet(path)
-        made = make()
+        made = make(rows)
         write_parquet(made, path, {_KEY: key})
         return made
+
+    def by_slice(
+        self, name: str, settings: Mapping[str, Any], rows: pl.DataFrame, make: Callable[[pl.DataFrame], pl.DataFrame]
+    ) -> pl.DataFrame:
+        """What `make` finds in each row by itself (`id` names it): it is asked for the slices that changed alone."""
+        if self._folder is None:
+            return make(rows)
+        path, key, slices = self._folder / f"{name}.parquet", _key(settings), contents_by(rows, "slice")
+        known = pl.read_parquet_metadata(path) if path.is_file() else {}
+        before: dict[str, str] = json.loads(known["slices"]) if known.get(_KEY) == key else {}
+        if before == slices:
+            return pl.read_parquet(path)
+        same = [name for name, content in slices.items() if before.get(name) == content]
+        stays = pl.col("slice").is_in(same)
+        made = make(rows.filter(~stays))
+        if same:
+            kept = pl.read_parquet(path).join(rows.filter(stays), left_on="id", right_on="ident", how="semi")
+            made = pl.concat([kept, made]).sort("id", maintain_order=True)
+        write_parquet(made, path, {_KEY: key, "slices": json.dumps(slices)})
+        return made
+
+    def near(self, rows: pl.DataFrame, scheme: Scheme, threshold: float, limits: Limits | None = None) -> pl.DataFrame:
+        """Verified pairs of exact and near-duplicates (`Duplicates.pairs`).
+
+        Where there are many rows, a slice that changed is compared through its own bands only, with signatures of all
+        others that were kept (`DedupState`).
+        """
+
+        def find(table: pl.DataFrame) -> pl.DataFrame:
+            return find_duplicates(table, id="ident", scheme=scheme, threshold=threshold, limits=limits).pairs
+
+        if self._folder is None or rows.height < SLICE_BY_SLICE:
+            return self.whole("near", {"scheme": scheme.id, "threshold": threshold}, rows, find)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._folder / ".near.lock"):
+            return self._through_state(rows, scheme, threshold, limits)
+
+    def _through_state(
+        self, rows: pl.DataFrame, scheme: Scheme, threshold: float, limits: Limits | None
+    ) -> pl.DataFrame:
+        assert self._folder is not None
+        folder, noted = self._folder / "near", self._folder / "near" / ".slices.json"
+        slices, before = contents_by(rows, "slice"), {}
+        try:
+            state = DedupState(folder, scheme, threshold)
+            if noted.is_file():
+                before = json.loads(noted.read_text())
+        except StateError:  # another scheme, or a lower threshold
+            shutil.rmtree(folder)
+            state = DedupState(folder, scheme, threshold)
+        there = {part.name for part in state.parts}
+        before = {name: content for name, content in before.items() if name in there}
+        changed = [name for name, content in slices.items() if before.get(name) != content]
+        noted.unlink(missing_ok=True)  # a state that is half-way stands for no contents
+        parts = rows.filter(pl.col("slice").is_in(changed)).partition_by("slice", as_dict=True)
+        if sum(part.height for part in parts.values()) > ANEW * rows.height:
+            everything = rows.partition_by("slice", as_dict=True)
+            state.begin({str(name): part for (name,), part in everything.items()}, id="ident", limits=limits)
+        else:
+            for name in there - slices.keys():
+                state.remove(name)
+            for (name,), part in parts.items():
+                state.add(str(name), part, rows, id="ident", limits=limits)
+        noted.write_text(json.dumps(slices))
+        return state.duplicates().pairs
+
+
+def _key(settings: Mapping[str, Any]) -> str:
+    # Polars' hashes are the same for one version of Polars.
+    return content_hash([HASH_VERSION, pl.__version__, dict(settings)])
+
+
+def contents_by(rows: pl.DataFrame, field: str) -> dict[str, str]:
+    """For each value of a column what stands for all texts of its rows, in any order."""
+    others = [pl.col(name).hash(number) for number, name in enumerate(rows.columns) if name != field]
+    hashed = rows.select(field, pl.sum_horizontal(others).hash().alias("hash"))
+    found = hashed.group_by(field).agg(pl.len(), pl.col("hash").bitwise_xor()).sort(field)
+    return {name: f"{count}-{content:016x}" for name, count, content in found.iter_rows()}
 
 
 def idents(rows: pl.DataFrame) -> pl.Series:

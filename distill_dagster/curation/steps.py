@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from distill_dagster.curation.compared import Compared, clusters_of_kept
+from distill_dagster.curation.decontaminate import decontaminate
+from distill_dagster.curation.neardup.text import Scheme
 from distill_dagster.curation.stepspecs import DecontaminationSpec, NearSpec, SemanticSpec
 
 if TYPE_CHECKING:
@@ -50,15 +52,14 @@ def leaking(
         the rows, and every hit of kept ones: LEAKS and `overlap`.
     """
 
-    def find() -> pl.DataFrame:
-        from distill_dagster.curation.decontaminate import decontaminate
-        from distill_dagster.curation.neardup.text import Scheme
+    settings = spec.model_dump()
 
+    def find(part: pl.DataFrame) -> pl.DataFrame:
         scheme = Scheme(keep_numbers=keep_numbers)
-        settings = spec.model_dump()
-        return decontaminate(rows, items, text="text", id="ident", scheme=scheme, limits=limits, **settings).hits
+        return decontaminate(part, items, text="text", id="ident", scheme=scheme, limits=limits, **settings).hits
 
-    found = compared.table("leaks", spec.model_dump() | {"keep_numbers": keep_numbers}, find)
+    known = settings | {"keep_numbers": keep_numbers, "items": items.select("id", "text").rows()}
+    found = compared.by_slice("leaks", known, rows.select("ident", "slice", "text"), find)
     if found.is_empty():
         return rows, pl.DataFrame(schema=LEAKS).with_columns(found["overlap"])
     kept = _kept_rows(rows, found["id"])
@@ -95,18 +96,9 @@ def near_duplicates(
         texts: what is compared, of every row.
     """
 
-    def find() -> pl.DataFrame:
-        from distill_dagster.curation.neardup.duplicates import find_duplicates
-        from distill_dagster.curation.neardup.text import Scheme
-
-        scheme = Scheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
-        table = rows.select("ident", texts.alias("compared"))
-        return find_duplicates(
-            table, text="compared", id="ident", scheme=scheme, threshold=spec.threshold, limits=limits
-        ).pairs
-
-    pairs = compared.table("near", spec.model_dump() | {"keep_numbers": keep_numbers}, find)
-    return _drop_clusters(rows, pairs, "near_duplicate")
+    scheme = Scheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
+    table = rows.select("ident", "slice", texts.alias("text"))
+    return _drop_clusters(rows, compared.near(table, scheme, spec.threshold, limits), "near_duplicate")
 
 
 def semantic_duplicates_of(
@@ -114,14 +106,15 @@ def semantic_duplicates_of(
 ) -> pl.DataFrame:
     """Of kept rows whose prompts mean the same drop all but the representative; none of a table beyond `most_rows`."""
 
-    def find() -> pl.DataFrame:
+    def find(table: pl.DataFrame) -> pl.DataFrame:
         from distill_dagster.curation.neardup.semantic import semantic_duplicates
 
-        table, least, most = rows.select("ident", "text"), spec.threshold, spec.most_rows
+        least, most = spec.threshold, spec.most_rows
         found = semantic_duplicates(table, embed, id="ident", threshold=least, most_rows=most, limits=limits)
         return pl.DataFrame(schema=_PAIRS) if found is None else found.pairs
 
-    return _drop_clusters(rows, compared.table("semantic", spec.model_dump(), find), "semantic_duplicate")
+    pairs = compared.whole("semantic", spec.model_dump(), rows.select("ident", "slice", "text"), find)
+    return _drop_clusters(rows, pairs, "semantic_duplicate")
 
 
 def _drop_clusters(rows: pl.DataFrame, pairs: pl.DataFrame, reason: str) -> pl.DataFrame:

@@ -18,7 +18,7 @@ def of_several(task: Task, prompts: pl.DataFrame, own: dict[str, pl.DataFrame]) 
 
     In a cascade the last teacher that answered decides. Else the answer that most teachers gave wins, under the kind's
     equality, and of answers that equally many gave the one of the teacher who stands last. The row is that teacher's;
-    `teacher_agreement` is the share of the teachers that answered and gave its answer.
+    `teacher_agreement` is the share of the teachers asked that gave its answer: one without an answer agrees to none.
 
     Args:
         own: scored candidates by teacher, in the order of the task.
@@ -35,8 +35,8 @@ def of_several(task: Task, prompts: pl.DataFrame, own: dict[str, pl.DataFrame]) 
 def _together(kind: Kind, rows: list[dict[str, Any]], cascade: bool) -> dict[str, Any]:
     ids = [id_ for row in rows for id_ in row["completion_ids"] or []] or None
     usable = [row for row in rows if row["status"] == "ok" and row["answer"] is not None]
+    asked = [row for row in rows if row["status"] is not None]
     if not usable:
-        asked = [row for row in rows if row["status"] is not None]
         return (asked or rows)[-1] | {"completion_ids": ids}
     answers = [json.loads(row["answer"]) for row in usable]
     same = [sum(kind.equal(one, other) for other in answers) for one in answers]
@@ -44,7 +44,7 @@ def _together(kind: Kind, rows: list[dict[str, Any]], cascade: bool) -> dict[str
     chosen = usable[best] | {
         "completion_ids": ids,
         "error": None,
-        "teacher_agreement": round(same[best] / len(usable), 6),
+        "teacher_agreement": round(same[best] / len(asked), 6),
     }
     if kind.has_labels and not cascade:
         chosen |= _mean(usable, answers[best])

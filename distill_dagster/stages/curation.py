@@ -19,7 +19,6 @@ from distill_dagster.curation.human import human_candidates
 from distill_dagster.curation.scores import add_scores
 from distill_dagster.curation.shift import profile, profile_to_compare, shift_checks
 from distill_dagster.errors import DistillError
-from distill_dagster.hashing import content_hash
 from distill_dagster.kinds import kind_of
 from distill_dagster.selection import SLICE_STAGES
 from distill_dagster.stages import scores
@@ -63,7 +62,7 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         items=held_out_table(env.folder),
         embed=lambda texts: sentence_embeddings(texts, env.models),
         limits=env.limits,
-        compared=Compared(env.lake.root / env.task_name / ".compared", content_hash(_texts_read(reading))),
+        compared=Compared(env.lake.root / env.task_name / ".compared"),
     )
     checks = [
         valid_table("filtered_dataset", cut.dataset),
@@ -112,13 +111,6 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         same = [json.loads(answer) == label for answer, label in meant.select("answer", "target_label").iter_rows()]
         shown["answered_as_meant"] = f"{sum(same)} of {meant.height} with a target_label"
     return Made(record, shown, checks)
-
-
-def _texts_read(reading: Reading) -> dict[str, Any]:
-    """What was read, but for the cut's settings: the texts that are compared, and those of golden and dev."""
-    task = reading.env.folder.task
-    read = {name: version for name, version in reading.inputs.items() if name != "curation_settings"}
-    return read | {"kind": task.kind, "reasoning": task.reasoning}
 
 
 def _slices(env: Env, reading: Reading) -> tuple[list[pl.DataFrame], list[dict[str, Any]]]:

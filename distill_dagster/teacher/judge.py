@@ -299,6 +299,7 @@ def _picked(judge_: Judge, candidates: pl.DataFrame, completions: pl.DataFrame, 
     """The candidates with the answers that the judge picked; all that hangs on an answer follows it."""
     usable = completions.filter((pl.col("status") == "ok") & pl.col("answer").is_not_null())
     equal = _equal_by(judge_.kind)
+    asked = dict(completions.group_by("prompt_id").agg(pl.col("teacher").n_unique()).iter_rows())
     said: dict[str, list[tuple[str, str | None, str]]] = {}
     columns = ("prompt_id", "answer", "reasoning", "teacher")
     for id_, answer, reasoning, teacher in usable.sort(*ORDER).select(columns).iter_rows():
@@ -318,7 +319,7 @@ def _picked(judge_: Judge, candidates: pl.DataFrame, completions: pl.DataFrame, 
                 "confidence": max(soft.get(judge_.shown(one[0]), 0.0) for one in mine) if soft else row["confidence"],
                 "reasoning": next((reasoning for _, reasoning, _ in mine if reasoning is not None), None),
                 "teacher": row["teacher"] if row["teacher"] in teachers else mine[0][2],
-                "teacher_agreement": len(teachers) / len({one[2] for one in samples}) if several else None,
+                "teacher_agreement": len(teachers) / asked[row["prompt_id"]] if several else None,
             }
         rows.append(row)
     return pl.DataFrame(rows, schema=candidates.schema)

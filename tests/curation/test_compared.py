@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,24 +57,78 @@ def test_names_are_unique_and_the_same_in_any_order() -> None:
     assert sorted(idents(frame[::-1])) == sorted(found)
 
 
+def written(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if not path.name.startswith(".")}
+
+
 def test_a_threshold_compares_nothing_anew(tmp_path: Path) -> None:
     table = frame_of([row(LONG), row(NEARLY, confidence=0.95), row(OTHER, confidence=0.4)], SCORED, ("prompt_id",))
     golden = items("something that nobody asked")
 
-    def cut(version: str, **filters: float) -> Any:
+    def cut(held_out: pl.DataFrame = golden, rows: pl.DataFrame = table, **filters: float) -> Any:
         spec = CurationSpec.model_validate({"validation_share": 0, "filters": filters})
-        return curate(table, set(), LABELS, spec, items=golden, compared=Compared(tmp_path / "kept", version))
+        kept, anew = (
+            curate(rows, set(), LABELS, spec, items=held_out, compared=Compared(folder))
+            for folder in (tmp_path / "kept", None)
+        )
+        assert data_version(kept.dataset) == data_version(anew.dataset)
+        assert data_version(kept.rejected) == data_version(anew.rejected)
+        return kept
 
-    first = cut("v1")
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
-    assert {path.name for path in files} == {"near.parquet", "leaks.parquet"}
-    strict = cut("v1", min_confidence=0.92)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()} == files
+    cut()
+    first = written(tmp_path / "kept")
+    assert first.keys() == {"near.parquet", "leaks.parquet"}
+    strict = cut(min_confidence=0.92)
+    assert written(tmp_path / "kept") == first
     assert strict.reasons()["near_duplicate"] == 0, "the other of the two was dropped before"
-    spec = CurationSpec.model_validate({"validation_share": 0, "filters": {"min_confidence": 0.92}})
-    anew = curate(table, set(), LABELS, spec, items=golden)
-    assert data_version(strict.dataset) == data_version(anew.dataset)
-    assert data_version(strict.rejected) == data_version(anew.rejected)
-    assert data_version(cut("v2").dataset) == data_version(first.dataset)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}.keys() == files.keys()
-    assert all(path.stat().st_mtime_ns != before for path, before in files.items()), "other texts, compared anew"
+    assert cut(items(OTHER)).reasons()["contaminated"] == 1
+    golden_moved = written(tmp_path / "kept")
+    assert golden_moved["near.parquet"] == first["near.parquet"]
+    assert golden_moved["leaks.parquet"] != first["leaks.parquet"]
+    cut(rows=table.with_columns(pl.lit("web").alias("slice")))
+    assert all(time != golden_moved[name] for name, time in written(tmp_path / "kept").items())
+
+
+def test_of_slices_only_the_one_that_changed_is_looked_at_for_leaks(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def find(rows: pl.DataFrame) -> pl.DataFrame:
+        asked.append(sorted(rows["slice"].unique()))
+        return rows.filter(pl.col("text") == LONG).select(pl.col("ident").alias("id"), pl.lit("g").alias("golden_id"))
+
+    def leaks(**texts: str) -> list[str]:
+        rows = pl.DataFrame([{"ident": f"{s}-{t[:8]}", "slice": s, "text": t} for s, t in texts.items()])
+        return list(Compared(tmp_path).by_slice("leaks", {"n": 1}, rows, find)["id"])
+
+    assert leaks(a=LONG, b=OTHER, c=LONG) == [f"a-{LONG[:8]}", f"c-{LONG[:8]}"]
+    assert leaks(a=LONG, b=LONG, c=LONG) == [f"{s}-{LONG[:8]}" for s in "abc"]
+    assert leaks(a=LONG, b=LONG, c=LONG)
+    assert leaks(b=LONG, c=OTHER) == [f"b-{LONG[:8]}"]
+    assert asked == [["a", "b", "c"], ["b"], ["c"]]
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abcde"), tables()), min_size=3, max_size=6), st.data())
+def test_slice_by_slice_the_dataset_is_that_of_one_cut(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, pl.DataFrame]], data: st.DataObject
+) -> None:
+    folder, slices = tmp_path_factory.mktemp("kept"), dict[str, list[dict[str, Any]]]()
+    for name, table in changes:
+        texts = [text or "nothing" for text in table["text"]]
+        slices[name] = [row(text, slice=name, confidence=n / 20) for n, text in enumerate(texts, 1)]
+        if data.draw(st.booleans()) and len(slices) > 1:
+            del slices[next(iter(slices))]
+        frame = frame_of(
+            [one for rows in slices.values() for one in rows], SCORED, ("prompt_id", "slice", "confidence")
+        )
+        dedup = {"near": {"ngram": 1, "min_words": 1, "threshold": data.draw(st.sampled_from([0.5, 0.6]))}}
+        spec = CurationSpec.model_validate({"filters": {"min_confidence": 0.1}, "dedup": dedup})
+        golden = items(" ".join(WORDS[:6]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("distill_dagster.curation.compared.SLICE_BY_SLICE", 0)
+            patch.setattr("distill_dagster.curation.compared.ANEW", data.draw(st.sampled_from([0.0, 0.9])))
+            kept = curate(frame, set(), LABELS, spec, items=golden, compared=Compared(folder))
+        anew = curate(frame, set(), LABELS, spec, items=golden)
+        assert kept.dataset.equals(anew.dataset)
+        assert kept.rejected.equals(anew.rejected)
+        assert kept.leaks.equals(anew.leaks)

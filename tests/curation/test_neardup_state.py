@@ -69,6 +69,37 @@ def test_a_slice_that_comes_again_or_goes_leaves_no_trace(
     assert len([path for path in state.folder.iterdir() if path.name.startswith("part-")]) == 1
 
 
+@settings(max_examples=15)
+@given(st.lists(tables(most=5), min_size=3, max_size=4), st.data())
+def test_any_slices_that_come_and_go_leave_the_decisions_of_one_run(
+    tmp_path_factory: pytest.TempPathFactory, slices: list[pl.DataFrame], data: st.DataObject
+) -> None:
+    scheme = Scheme(bands=64, rows_per_band=2, min_words=4)
+    slices = [one.with_columns(pl.format(f"{n}-{{}}", "id").alias("id")) for n, one in enumerate(slices)]
+    texts = pl.concat(slices)
+    state = DedupState(tmp_path_factory.mktemp("state"), scheme, 0.5)
+    there = {str(n) for n in range(len(slices))}
+    state.begin({str(n): one for n, one in enumerate(slices)}, order=ORDER, limits=ONE)
+    for number in data.draw(st.lists(st.integers(0, len(slices) - 1), max_size=6)):
+        if str(number) in there:
+            state.remove(str(number))
+        else:
+            state.add(str(number), slices[number], texts, order=ORDER, limits=ONE)
+        there ^= {str(number)}
+        left = [one for n, one in enumerate(slices) if str(n) in there]
+        full = find_duplicates(pl.concat([texts.clear(), *left]), order=ORDER, scheme=scheme, threshold=0.5, limits=ONE)
+        assert decisions(state.duplicates()) == decisions(full)
+        assert state.duplicates().pairs.is_unique().all()
+
+
+def test_what_is_near_a_text_stays_so_where_the_row_it_was_found_with_goes(tmp_path: Path) -> None:
+    state = DedupState(tmp_path)
+    slices = {"a": frame(0, LONG), "b": frame(1, LONG), "c": frame(2, f"{LONG} again")}
+    state.begin(slices)
+    state.remove("a")
+    assert decisions(state.duplicates()) == [("r1", "r1", True), ("r2", "r1", False)]
+
+
 def test_many_parts_are_compared_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distill_dagster.curation.neardup.state.CHUNK_ROWS", 3)
     monkeypatch.setattr("distill_dagster.curation.neardup.duplicates.MERGE", 0)

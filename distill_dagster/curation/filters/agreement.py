@@ -113,7 +113,7 @@ class TeachersDisagree(Filter):
     kept = Example({"teacher_agreement": 1.0}, {"min_teacher_agreement": 1})
     dropped = Example({"teacher_agreement": 0.5}, {"min_teacher_agreement": 1})
 
-    min_teacher_agreement: float = Field(default=0.0, ge=0, le=1, description="share of the teachers that answered")
+    min_teacher_agreement: float = Field(default=0.0, ge=0, le=1, description="share of the teachers that were asked")
 
     def active(self) -> bool:
         return self.enabled and self.min_teacher_agreement > 0

@@ -12,7 +12,7 @@ everything. Only the texts of candidates are read again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -132,13 +132,38 @@ class DedupState:
                 pl.lit(part.number, pl.UInt32).alias("left_part"), pl.lit(part.number, pl.UInt32).alias("right_part")
             )
             across = self._across(part, rows, signatures, facts, others, earlier, (text, id), limits)
-            self._write(part, others, self._frame(signatures, facts), [within, across])
+            self._write([(part, self._frame(signatures, facts))], others, [within, across])
+
+    def begin(
+        self,
+        slices: Mapping[str, pl.DataFrame],
+        *,
+        text: str | pl.Expr = "text",
+        id: str | pl.Expr = "id",
+        order: Sequence[pl.Expr] = (),
+        limits: Limits | None = None,
+    ) -> None:
+        """Take in all slices at once, in place of whatever was there: much quicker than one by one."""
+        limits = limits or Limits()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        table = pl.concat(slices.values())
+        with FileLock(self.folder / ".lock"), opened(table, text, facts_of(id, order), limits) as rows:
+            self._read()
+            self._lowest = self.threshold
+            signatures, facts = sign(rows.texts(), self.scheme, limits), rows.facts()
+            pairs = table_pairs(rows, signatures, facts["id"], self.scheme, self.threshold, limits)
+            keys = self._frame(signatures, facts)
+            parts, first = [], 0
+            for number, (name, frame) in enumerate(slices.items(), self._next):
+                parts.append((Part(name, number, frame.height), keys.slice(first, frame.height)))
+                first += frame.height
+            self._write(parts, [], [_in_parts(pairs, [part for part, _ in parts])])
 
     def remove(self, name: str) -> None:
         """Forget the rows of a slice that is no more."""
         with FileLock(self.folder / ".lock"):
             self._read()
-            self._write(None, [part for part in self.parts if part.name != name], None, [])
+            self._write([], [part for part in self.parts if part.name != name], [])
 
     def duplicates(self, touching: str | None = None) -> Duplicates:
         """The decisions on all rows, from all verified pairs.
@@ -220,8 +245,7 @@ class DedupState:
         frames = []
         for part in parts:
             frame = pl.read_parquet(self.folder / part.file, columns=["exact", *numbers, *self.scheme.keys])
-            place = pl.int_range(pl.len(), dtype=pl.UInt32).alias("place")
-            frames.append(frame.select(pl.lit(part.number, pl.UInt32).alias("part"), place, pl.all()))
+            frames.append(frame.select(pl.lit(part.number, pl.UInt32).alias("part"), _place(), pl.all()))
         return pl.concat(frames)
 
     def _candidates(self, new: pl.DataFrame, old: pl.DataFrame) -> pl.DataFrame:
@@ -341,18 +365,56 @@ class DedupState:
         path = self.folder / f"pairs-{self._next}.parquet"
         return pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=STORED)
 
-    def _write(
-        self, part: Part | None, others: list[Part], table: pl.DataFrame | None, pairs: Iterable[pl.DataFrame]
-    ) -> None:
+    def _left(self, others: list[Part]) -> pl.DataFrame:
+        """The pairs that hold once only these parts are there.
+
+        What is near a text was noted with the first row that has it. Where that row goes, another with the same text
+        takes its place.
+        """
+        stay = pl.Series([one.number for one in others], dtype=pl.UInt32)
+        pairs = self._pairs()
+        gone = pl.concat([pairs.select(part=f"{side}_part", place=side) for side in ("left", "right")])
+        gone = gone.filter(~pl.col("part").is_in(stay.implode())).unique()
+        if gone.is_empty():
+            return pairs
+        texts = [part for part in self.parts if part.number in set(gone["part"])]
+        keys = gone.join(self._exact(texts), on=["part", "place"])
+        heirs = self._exact(others).filter(pl.col("exact").is_in(keys["exact"].unique().implode()))
+        heirs = heirs.unique("exact", keep="first", maintain_order=True)
+        moved = keys.join(heirs, on="exact", suffix="_heir").select(
+            one=_row("part", "place"), heir=_row("part_heir", "place_heir")
+        )
+        ends = {"a": ("left_part", "left"), "b": ("right_part", "right")}
+        pairs = pairs.with_columns(_row(part, place).alias(end) for end, (part, place) in ends.items())
+        for end in ends:
+            pairs = pairs.join(moved.rename({"one": end}), on=end, how="left")
+            pairs = pairs.with_columns(pl.coalesce("heir", end).alias(end)).drop("heir")
+        pairs = pairs.filter(pl.col("a") != pl.col("b"))
+        pairs = pairs.with_columns(pl.min_horizontal("a", "b").alias("a"), pl.max_horizontal("a", "b").alias("b"))
+        pairs = pairs.with_columns(
+            column.cast(pl.UInt32).alias(name)
+            for end, (part, place) in ends.items()
+            for column, name in ((pl.col(end) // 2**32, part), (pl.col(end) % 2**32, place))
+        )
+        here = pl.col("left_part").is_in(stay.implode()) & pl.col("right_part").is_in(stay.implode())
+        return pairs.filter(here).select(list(STORED)).unique()
+
+    def _exact(self, parts: list[Part]) -> pl.DataFrame:
+        """`part`, `place` and exact key of the rows of some parts."""
+        frames = [pl.DataFrame(schema={"part": pl.UInt32, "place": pl.UInt32, "exact": pl.UInt64})]
+        for part in parts:
+            frame = pl.read_parquet(self.folder / part.file, columns=["exact"])
+            frames.append(frame.select(pl.lit(part.number, pl.UInt32).alias("part"), _place(), "exact"))
+        return pl.concat(frames)
+
+    def _write(self, added: list[tuple[Part, pl.DataFrame]], others: list[Part], pairs: Iterable[pl.DataFrame]) -> None:
         """All files of the next state, then the manifest, which makes them count; then the old ones go."""
-        stay = [one.number for one in others]
-        kept = self._pairs().filter(pl.col("left_part").is_in(stay) & pl.col("right_part").is_in(stay))
-        merged = pl.concat([kept, *(one.select(list(STORED)) for one in pairs)])
+        merged = pl.concat([self._left(others), *(one.select(list(STORED)) for one in pairs)])
         merged = merged.sort("left_part", "left", "right_part", "right", "kind")
-        parts = [*others, *([part] if part else [])]
-        number = self._next + 1
+        parts = [*others, *(part for part, _ in added)]
+        number = self._next + max(1, len(added))
         write_parquet(merged, self.folder / f"pairs-{number}.parquet", {})
-        if part is not None and table is not None:
+        for part, table in added:
             write_parquet(table, self.folder / part.file, {})
         manifest = {
             "scheme_id": self.scheme.id,
@@ -369,6 +431,26 @@ class DedupState:
         for path in self.folder.iterdir():
             if path.name not in files and not path.name.startswith("."):
                 path.unlink()
+
+
+def _place() -> pl.Expr:
+    return pl.int_range(pl.len(), dtype=pl.UInt32).alias("place")
+
+
+def _row(part: str, place: str) -> pl.Expr:
+    """Part and place in one number, which orders rows as they came."""
+    return pl.col(part).cast(pl.UInt64) * 2**32 + pl.col(place)
+
+
+def _in_parts(pairs: pl.DataFrame, parts: list[Part]) -> pl.DataFrame:
+    """Pairs of places in all parts together (schema PAIRS), as they are stored."""
+    ends = pl.Series([part.rows for part in parts], dtype=pl.UInt32).cum_sum()
+    numbers = pl.Series([part.number for part in parts], dtype=pl.UInt32)
+    for side in ("left", "right"):
+        at = ends.search_sorted(pairs[side], side="right")
+        starts = (ends - pl.Series([part.rows for part in parts], dtype=pl.UInt32)).gather(at)
+        pairs = pairs.with_columns(numbers.gather(at).alias(f"{side}_part"), (pl.col(side) - starts).alias(side))
+    return pairs.select(list(STORED))
 
 
 def _chunks(parts: list[Part]) -> Iterator[list[Part]]:
