@@ -340,7 +340,7 @@ def main(arguments: Iterable[str]) -> None:
         out = semantic(path, int(options["rows"]))
     elif run == "decontamination":
         decontamination(path, Path(options["golden"]), 1)  # the first one compiles
-        out = decontamination(path, Path(options["golden"]), int(options.get("turns", 3)))
+        out = decontamination(path, Path(options["golden"]), int(options.get("turns", 7)))
     else:
         started, used = time.perf_counter(), time.process_time()
         clusters = RUNS[run](path, ngram)
