@@ -1,0 +1,219 @@
+"""What each filter does to a student: Banking77 with 12 intents, an unsure teacher, the quick student, three seeds.
+
+Usage: python benchmarks/filter_ablation.py --data FOLDER [--seeds 3] [--seeds-per-intent 40] [--quick] [--json FILE]
+
+FOLDER holds train.csv and test.csv of Banking77 (Casanueva et al. 2020), split as banking77.py does. The embedded
+teacher answers every seed twice, with the same few examples in all prompts: it is wrong in about one of five. Then
+every filter and step of the curation is applied alone, with what suits the kind or a named threshold, and the student
+(MiniLM with an adapter) is trained on what it leaves and scored on all test queries of these intents, which are golden
+here. A filter that drops nothing is said to drop nothing.
+
+Of each variant: dropped, the share of its rows whose answer is Banking77's own (right), accuracy on golden as the mean
+over the seeds, its standard deviation, and gain over the data without any filter. Where it drops a twentieth of the
+rows or more, control is the accuracy with as many rows left out at random: fewer rows alone cost something. A seed
+decides the order of training, the adapter's first weights and which rows a control leaves out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+from banking77 import build, read
+from common import RESULTS, write_result
+from replay import distill
+
+from distill_dagster.curation.about import About
+from distill_dagster.curation.dataset import curate
+from distill_dagster.curation.filters import FILTERS, in_order
+from distill_dagster.curation.scores import add_scores
+from distill_dagster.lake import Lake
+from distill_dagster.paths import Home
+from distill_dagster.spec import CurationSpec, StudentSpec, Task
+from distill_dagster.stages.students import rows_of_dataset
+from distill_dagster.student.predict import load_predictor
+from distill_dagster.student.sentences import sentence_embeddings
+from distill_dagster.student.train import train_adapter
+from distill_dagster.student.types import TaskSettings
+from distill_dagster.tables import SCORED, user_text
+from distill_dagster.taskfiles import TaskFolder, open_task
+
+TASK = "ablation"
+INTENTS = 12
+PLAIN: dict[str, Any] = {
+    "filters": {"max_words": 400},
+    "dedup": {"near": False},
+    "decontamination": False,
+    "validation_share": 0.0,
+}
+"""Nothing but what a dataset cannot be without: answers that are labels, and each text once."""
+CONTROLLED = 0.05
+"""The share of rows from which on a variant is held against as many rows left out at random."""
+
+
+def variants(kind: str) -> dict[str, dict[str, Any]]:
+    """Settings of `curation` by name: each filter that suits the kind, then thresholds and steps."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in FILTERS:
+        if one.keys or one.essential or kind in one.reasoned:
+            continue
+        if kind in one.suits or one.by_default:
+            found[one.name] = {"filters": {one.name: one.suits.get(kind) or True}}
+    thresholds: dict[str, Any] = {"min_words": [4, 8], "max_words": [20], "min_agreement": [1.0]}
+    thresholds |= {"min_confidence": [0.5, 0.7, 0.9], "max_confidence": [0.95]}
+    for key, values in thresholds.items():
+        found |= {f"{key}_{value:g}": {"filters": {key: value}} for value in values}
+    found |= {
+        "near_duplicate": {"dedup": {"near": True}},
+        "near_duplicate_0.5_from_6_words": {"dedup": {"near": {"threshold": 0.5, "min_words": 6}}},
+        "semantic_duplicate_0.95": {"dedup": {"near": False, "semantic": True}},
+        "semantic_duplicate_0.85": {"dedup": {"near": False, "semantic": {"threshold": 0.85}}},
+        "contaminated": {"decontamination": True},
+        **{f"half_{choice}": {"balance": {"max_rows": 0.5, "choice": choice}} for choice in ("best", "diverse")},
+        "suited": {"filters": {"preset": "suited"}, "dedup": {"near": True}, "decontamination": True},
+    }
+    return found
+
+
+def curation(change: dict[str, Any], rows: int) -> CurationSpec:
+    settings = {**PLAIN, **change}
+    if "balance" in settings:  # a share of the rows
+        settings["balance"] = settings["balance"] | {"max_rows": int(settings["balance"]["max_rows"] * rows)}
+    return CurationSpec.model_validate(settings)
+
+
+def write_task(home: Home, data: Path, per_intent: int) -> None:
+    folder = home.tasks / TASK
+    folder.mkdir(parents=True)
+    build(folder, data, INTENTS, (9, 1, per_intent, 2), 1, TASK)  # dev and golden of the teacher's own gate
+    task = yaml.safe_load((folder / "task.yaml").read_text())
+    task["teacher"] |= {"few_shot": {"per_label": 1, "draws": 2, "seed": 4}, "calibration_items": 3}
+    task |= {"gate": {"teacher_over_base": None}, "default_student": "minilm"}
+    task["students"] = {"minilm": task["students"]["minilm"]}
+    (folder / "task.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+
+
+def candidates(home: Home, folder: TaskFolder) -> pl.DataFrame:
+    """The scored candidates of all slices, with the scores of every filter that is tried."""
+    lake = Lake(home.lake, home.reports)
+    frames = [lake.read(TASK, "scored_completions", key, SCORED)[0] for key in folder.slice_keys()]
+    about = About.of(folder.task)
+    scorers = {
+        scorer.name: scorer
+        for change in variants(folder.task.kind).values()
+        for one in in_order(curation(change, 100).filters, about)
+        for scorer in one.scorers()
+    }
+    return add_scores(pl.concat(frames), list(scorers.values()), about)
+
+
+class Students:
+    """Trains on rows and gives the accuracy on golden."""
+
+    def __init__(self, home: Home, task: Task, golden: pl.DataFrame) -> None:
+        self._task, self._models, self._golden = task, home.models, golden
+        self.trained = 0
+
+    def accuracy(self, dataset: pl.DataFrame, seed: int) -> float:
+        spec: StudentSpec = self._task.students["minilm"].model_copy(update={"seed": seed})
+        settings, labels = TaskSettings.of(self._task), self._task.labels
+        with tempfile.TemporaryDirectory() as name:
+            adapter = Path(name)
+            rows = rows_of_dataset(dataset, "train")
+            train_adapter(spec, labels, settings, rows, [], adapter, self._models)
+            said = load_predictor(spec, labels, settings, self._models, adapter).predict(list(self._golden["text"]))
+        self.trained += 1
+        return float((pl.Series([one.label for one in said]) == self._golden["label"]).mean())
+
+
+def measured(
+    students: Students, right: Callable[[pl.DataFrame], float], whole: pl.DataFrame, kept: pl.DataFrame, seeds: int
+) -> dict[str, float]:
+    """Figures of one variant, against as many rows of the whole at random where it drops enough."""
+    found = [students.accuracy(kept, seed) for seed in range(seeds)]
+    out = {"rows": kept.height, "dropped": whole.height - kept.height, "right": round(right(kept), 4)}
+    out |= {"accuracy": round(statistics.fmean(found), 4)}
+    out |= {"deviation": round(statistics.stdev(found), 4)} if seeds > 1 else {}
+    if out["dropped"] >= CONTROLLED * whole.height:
+        control = [students.accuracy(whole.sample(kept.height, seed=seed), seed) for seed in range(seeds)]
+        out["control"] = round(statistics.fmean(control), 4)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds-per-intent", type=int, default=40)
+    parser.add_argument("--quick", action="store_true", help="few rows, one seed: figures that mean nothing")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    per_intent, seeds = (4, 1) if arguments.quick else (arguments.seeds_per_intent, arguments.seeds)
+    data = arguments.data / "banking77" if (arguments.data / "banking77").is_dir() else arguments.data
+    with tempfile.TemporaryDirectory() as root:
+        home = Home(root=Path(root), tasks=Path(root) / "tasks")
+        write_task(home, data, per_intent)
+        done = distill(home, "backfill", TASK, "--which", "all")
+        if done["failed"]:
+            raise SystemExit(f"failed: {done['failed']}")
+        folder = open_task(home.tasks, TASK, home.accepted)
+        figures = ablation(home, folder, data, seeds)
+    for name, values in figures["variants"].items():
+        print(f"{name:34} " + "  ".join(f"{key} {value}" for key, value in values.items()))
+    target = arguments.json or (None if arguments.quick else RESULTS / "filter_ablation.json")
+    if target is not None:
+        write_result(target, figures)
+
+
+def labelled(path: Path, labels: list[str]) -> pl.DataFrame:
+    """`id`, `text`, `label` of the rows of these intents."""
+    named = {intent.replace("_", " ").replace("?", ""): texts for intent, texts in read(path).items()}
+    rows = [{"text": text, "label": label} for label in labels for text in sorted(set(named[label]))]
+    return pl.DataFrame(rows).with_columns(pl.format(path.stem + ":{}", pl.int_range(pl.len())).alias("id"))
+
+
+def ablation(home: Home, folder: TaskFolder, data: Path, seeds: int) -> dict[str, Any]:
+    scored = candidates(home, folder)
+    about, labels = About.of(folder.task), folder.task.label_names
+    train, golden = (labelled(data / f"{name}.csv", labels) for name in ("train", "test"))
+    truth = dict(train.select("text", "label").iter_rows())
+
+    def cut(change: dict[str, Any]) -> pl.DataFrame:
+        spec, items = curation(change, scored.height), golden.select("id", "text")
+        return curate(scored, set(), labels, spec, about, items=items, embed=embed).dataset
+
+    def embed(texts: list[str]) -> Any:
+        return sentence_embeddings(texts, home.models)
+
+    def right(dataset: pl.DataFrame) -> float:
+        rows = dataset.select("messages", "answer").iter_rows()
+        return statistics.fmean(truth[user_text(messages)] == json.loads(answer) for messages, answer in rows)
+
+    students, started = Students(home, folder.task, golden), time.perf_counter()
+    whole = cut({})
+    found = {"nothing": measured(students, right, whole, whole, seeds)}
+    kept = {name: cut(change) for name, change in variants(folder.task.kind).items()}
+    # What no filter can do: knowing which answers are wrong.
+    true = [truth[user_text(m)] == json.loads(a) for m, a in whole.select("messages", "answer").iter_rows()]
+    kept["only_right_answers"] = whole.filter(pl.Series(true))
+    for name, rows in kept.items():
+        if rows.height == whole.height:
+            found[name] = {"rows": rows.height, "dropped": 0}
+        else:
+            found[name] = measured(students, right, whole, rows, seeds)
+            found[name]["gain"] = round(found[name]["accuracy"] - found["nothing"]["accuracy"], 4)
+        print(f"[{time.perf_counter() - started:6.0f} s] {name}: {found[name]}", file=sys.stderr, flush=True)
+    return {"variants": found, "seeds": seeds, "golden": golden.height, "trainings": students.trained}
+
+
+if __name__ == "__main__":
+    main()
