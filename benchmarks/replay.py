@@ -43,7 +43,6 @@ from distill_dagster.kinds import Question, kind_of
 from distill_dagster.lake import Lake
 from distill_dagster.paths import Home
 from distill_dagster.prompts.seeds import prompt_id, user_message
-from distill_dagster.spec import CurationSpec
 from distill_dagster.tables import COMPLETIONS, SCORED
 from distill_dagster.taskfiles import TaskFolder, open_task
 
@@ -169,7 +168,7 @@ def agreeing(home: Home, name: str, right: dict[str, Any]) -> dict[str, float]:
     """What the filter by agreement of teachers keeps of the scored candidates, and the share of it that is right."""
     folder, lake = open_task(home.tasks, name, home.accepted), Lake(home.lake, home.reports)
     about, kind = About.of(folder.task), kind_of(folder.task)
-    filters = in_order(CurationSpec(filters=Filters.model_validate({"min_teacher_agreement": 1.0})), about)
+    filters = in_order(Filters.model_validate({"min_teacher_agreement": 1.0}), about)
     kept = []
     for key in folder.slice_keys():
         for batch in filter_rows(lake.read(name, "scored_completions", key, SCORED)[0], filters, about):

@@ -33,6 +33,7 @@ class ReportInputs:
     Attributes:
         texts: item id to the text that was answered, for the examples of disagreement.
         dataset: {"kept": {split: rows}, "dropped": {reason: rows}}.
+        leaks: rows that were left out because golden or dev rows stand in them: `text`, `slice`, `why`.
         training: series name to (step, value) points, e.g. "training loss" and "validation loss"; series with the same
             last word share a plot. None where there is no log.
         golden_looks: entries of the log, oldest first, this look included.
@@ -51,6 +52,7 @@ class ReportInputs:
     created_at: str
     texts: Mapping[str, str]
     dataset: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    leaks: Sequence[Mapping[str, str]] = ()
     training: Mapping[str, Sequence[tuple[float, float]]] | None = None
     golden_looks: Sequence[Mapping[str, Any]] = ()
     latency_method: str = "not measured"
@@ -100,6 +102,7 @@ def metrics_json(metrics: Metrics, verdict: Verdict, inputs: ReportInputs) -> di
         "splits": {name: _split(split, metrics) for name, split in metrics.splits.items()},
         "labels": list(metrics.labels),
         "dataset": {part: dict(counts) for part, counts in inputs.dataset.items()},
+        "leaks": [dict(one) for one in inputs.leaks],
         "golden_looks": [dict(look) for look in inputs.golden_looks],
         "settings_hash": inputs.settings_hash,
         "statistics": {

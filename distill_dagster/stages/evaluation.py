@@ -23,8 +23,9 @@ from distill_dagster.prompts.context import context_schema, pool
 from distill_dagster.prompts.imagine import imagine_teacher
 from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, turns_of
 from distill_dagster.stages.common import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
+from distill_dagster.stages.curation import REJECTED_ROWS, read_rejected
 from distill_dagster.stages.students import TRAINING_LOG
-from distill_dagster.tables import COMPLETIONS, DATASET, PREDICTIONS, PRIOR, frame_of, shown_text
+from distill_dagster.tables import COMPLETIONS, DATASET, PREDICTIONS, PRIOR, frame_of, shown_text, user_text
 from distill_dagster.taskfiles import Row
 from distill_dagster.teacher.judge import judge_teacher
 from distill_dagster.teacher.terms import terms_of
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from distill_dagster.student.types import Predictor
 
 WARM_UP = 3
+SHOWN = 300
+"""Characters of a prompt in the report's table of leaks."""
 NOTICE = (
     "The embedded teacher and the smollm2 student share their base, SmolLM2-135M: what is distilled is the teacher's "
     "prompt, its few-shot examples and their averaging, not a larger model (context distillation, Snell et al. 2022). "
@@ -285,6 +288,7 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
         created_at=created,
         texts={row.id: row.text for row in [*env.folder.golden, *env.folder.dev]},
         dataset=_dataset_counts(env, reading),
+        leaks=_leaks(env),
         training=_training(env, partition),
         golden_looks=[look for look in read_golden_looks(looks) if look.get("student") == partition],
         latency_method=(
@@ -332,6 +336,17 @@ def _dataset_counts(env: Env, reading: Reading) -> dict[str, dict[str, int]]:
     frame, _ = env.lake.read(env.task_name, "filtered_dataset", None, DATASET)
     kept = dict(frame.group_by("split").len().sort("split").iter_rows())
     return {"kept": kept, "dropped": {k: n for k, n in record.extra.get("reasons", {}).items() if n}}
+
+
+def _leaks(env: Env) -> list[dict[str, str]]:
+    """What the dataset left out for golden's and dev's sake."""
+    if env.lake.record(env.task_name, "filtered_dataset", REJECTED_ROWS) is None:
+        return []
+    rows = read_rejected(env).filter(pl.col("drop_reason") == "contaminated")
+    return [
+        {"text": user_text(messages)[:SHOWN], "slice": slice_, "why": why}
+        for messages, slice_, why in rows.select("messages", "slice", "drop_detail").iter_rows()
+    ]
 
 
 def _terms(env: Env) -> list[dict[str, Any]]:

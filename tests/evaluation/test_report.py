@@ -228,6 +228,16 @@ def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> Non
     assert roles == ["teacher", "judge"]
 
 
+def test_what_leaked_is_named_row_by_row(tmp_path: Path) -> None:
+    leak = {"slice": "mail", "text": f"Where is it? {EVIL}", "why": "item_in_row of golden:g7, overlap 0.83"}
+    html = _write(tmp_path, _predictions(), replace(INPUTS, leaks=[leak]))
+    assert "1 left out since golden or dev rows stand in them" in html
+    assert "item_in_row of golden:g7, overlap 0.83" in html
+    assert "Where is it? &lt;script&gt;" in html
+    assert json.loads((tmp_path / "metrics.json").read_text())["leaks"] == [leak]
+    assert "golden or dev rows stand in them" not in _write(tmp_path, _predictions(), INPUTS)
+
+
 def test_an_almost_empty_report_is_still_written(tmp_path: Path) -> None:
     predictions = table([row("distilled", "a", "card", "card", slice=None)])
     bare = ReportInputs("mail", "small", "d", "s", "now", {})
