@@ -1,7 +1,4 @@
-"""What every block of `task.yaml` is, and what names in it look like.
-
-Unknown keys are forbidden, so that a misspelt setting is an error and not a silent default.
-"""
+"""What every block of `task.yaml` is, and what names in it look like."""
 
 from __future__ import annotations
 
@@ -16,4 +13,6 @@ ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
 
 
 class Model(BaseModel):
+    """One block. Unknown keys are forbidden, so that a misspelt setting is an error and not a silent default."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
