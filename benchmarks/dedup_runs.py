@@ -176,17 +176,7 @@ def datatrove(path: Path, ngram: int) -> dict[str, str]:
     )
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers import JsonlWriter
-    from datatrove.utils.word_tokenizers import WordTokenizer
-
-    class Split(WordTokenizer):
-        def word_tokenize(self, text: str) -> list[str]:
-            return text.split()
-
-        def sent_tokenize(self, text: str) -> list[str]:
-            return [text]
-
-        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-            return [(0, len(text))]
+    from spaces import Spaces
 
     logging.disable(logging.CRITICAL)
     folder = path.with_suffix(".datatrove")
@@ -204,7 +194,7 @@ def datatrove(path: Path, ngram: int) -> dict[str, str]:
         )
         executor.run()
 
-    run([reader, MinhashDedupSignature(str(folder / "signatures"), config, language=Split())], 2)
+    run([reader, MinhashDedupSignature(str(folder / "signatures"), config, language=Spaces())], 2)
     run([MinhashDedupBuckets(str(folder / "signatures"), str(folder / "buckets"), config=config)], config.num_buckets)
     run([MinhashDedupCluster(str(folder / "buckets"), str(folder / "remove"), config, save_cluster_id=True)], 1)
     run(

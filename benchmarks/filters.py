@@ -221,20 +221,7 @@ def datatrove_rows_s(rows: list[dict[str, Any]], workers: int) -> tuple[float, f
 def _datatrove(rows: list[dict[str, Any]]) -> tuple[float, int]:
     from datatrove.data import Document
     from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter, LambdaFilter
-    from datatrove.utils.word_tokenizers import WordTokenizer
-
-    class Spaces(WordTokenizer):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__("en")
-
-        def word_tokenize(self, text: str) -> list[str]:
-            return text.split()
-
-        def sent_tokenize(self, text: str) -> list[str]:
-            return [text]
-
-        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-            return [(0, len(text))]
+    from spaces import Spaces
 
     spaces = Spaces()
     refusal, boiler = re.compile(texts.REFUSALS), re.compile(texts.BOILERPLATE)

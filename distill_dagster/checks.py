@@ -52,6 +52,7 @@ TERMS = CheckSpec(
 # A check of its own: automation waits for blocking checks that failed, also where they only warn.
 TERMS_KNOWN = CheckSpec("terms_known", "What the provider's terms say of training with its answers is known.")
 NO_MISSING_ROWS = CheckSpec("no_missing_rows", "Every prompt has an answer.")
+LOSS_FELL = CheckSpec("loss_fell", "The training loss ended below where it began.")
 CHECKS: dict[str, tuple[CheckSpec, ...]] = {
     "prompt_context": (
         VALID_TABLE,
@@ -59,12 +60,7 @@ CHECKS: dict[str, tuple[CheckSpec, ...]] = {
     ),
     "seed_prompts": (VALID_TABLE, CheckSpec("target_reached", "A slice with a target has that many prompts.")),
     "teacher_prior": (VALID_TABLE,),
-    "golden_completions": (
-        TERMS,
-        TERMS_KNOWN,
-        VALID_TABLE,
-        CheckSpec("no_missing_rows", "Every prompt has an answer."),
-    ),
+    "golden_completions": (TERMS, TERMS_KNOWN, VALID_TABLE, NO_MISSING_ROWS),
     "teacher_gate": (
         VALID_TABLE,
         CheckSpec(
@@ -73,12 +69,7 @@ CHECKS: dict[str, tuple[CheckSpec, ...]] = {
             blocking=True,
         ),
     ),
-    "teacher_completions": (
-        TERMS,
-        TERMS_KNOWN,
-        VALID_TABLE,
-        CheckSpec("no_missing_rows", "Every prompt has an answer."),
-    ),
+    "teacher_completions": (TERMS, TERMS_KNOWN, VALID_TABLE, NO_MISSING_ROWS),
     "scored_completions": (
         VALID_TABLE,
         CheckSpec("all_judged", "Where there is a judge, every answer that it was shown has its verdict."),
@@ -103,9 +94,9 @@ CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         CheckSpec("slices_current", "Every slice gives the rows of today's files."),
         CheckSpec("label_coverage", "Every label has a training row."),
     ),
-    "seed_only_adapter": (CheckSpec("loss_fell", "The training loss ended below where it began."),),
-    "student_adapter": (CheckSpec("loss_fell", "The training loss ended below where it began."),),
-    "slice_label_adapter": (CheckSpec("loss_fell", "The training loss ended below where it began."),),
+    "seed_only_adapter": (LOSS_FELL,),
+    "student_adapter": (LOSS_FELL,),
+    "slice_label_adapter": (LOSS_FELL,),
     "predictions": (
         VALID_TABLE,
         CheckSpec("complete", "Every system answered every golden and dev item once.", blocking=True),

@@ -36,3 +36,13 @@ def is_gone(name: str) -> bool:
         return f"{process.create_time():.0f}" != began or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def alive(pid: int, started: float | None) -> bool:
+    """Whether the process that started a run at that time is still there, and not another one with its number."""
+    try:
+        process = psutil.Process(pid)
+        later = started is not None and process.create_time() > started
+        return not later and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

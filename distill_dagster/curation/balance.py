@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from distill_dagster.embedding import Embed
 from distill_dagster.hashing import content_hash
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ OVER_CAP = "over_cap"
 """The drop reason of rows that a cap leaves out."""
 Count = Annotated[int, Field(ge=0)]
 Counts = Count | dict[str, Count]
-Embed = Callable[[list[str]], "np.ndarray"]
-"""Texts to float32 (texts, dimensions), each row of length 1."""
 
 
 class BalanceSpec(BaseModel):

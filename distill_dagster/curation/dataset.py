@@ -30,7 +30,7 @@ from distill_dagster.tables import DATASET, REJECTED, SCORED, conform
 
 if TYPE_CHECKING:
     from distill_dagster.curation.neardup.rows import Limits
-    from distill_dagster.curation.neardup.semantic import Embed
+    from distill_dagster.embedding import Embed
 
 
 @dataclass(frozen=True)

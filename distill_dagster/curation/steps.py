@@ -14,7 +14,7 @@ from distill_dagster.curation.stepspecs import DecontaminationSpec, NearSpec, Se
 
 if TYPE_CHECKING:
     from distill_dagster.curation.neardup.rows import Limits
-    from distill_dagster.curation.neardup.semantic import Embed
+    from distill_dagster.embedding import Embed
 
 LEAKS = pl.Schema({"prompt_id": pl.String, "slice": pl.String, "golden_id": pl.String, "kind": pl.String})
 """Every hit of decontamination, for the report; `overlap` stands behind it."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from distill_dagster.embedding import Embed
 from distill_dagster.prompts.context import Example, draws
 from distill_dagster.spec import FewShot
 from distill_dagster.taskfiles import normalize
@@ -12,8 +13,6 @@ from distill_dagster.taskfiles import normalize
 if TYPE_CHECKING:
     import numpy as np
 
-Embed = Callable[[list[str]], "np.ndarray"]
-"""Texts to float32 (texts, dimensions), each row of length 1."""
 DIGITS = 4
 """Similarities are rounded to so many places, so that a machine's last bits do not change a prompt."""
 

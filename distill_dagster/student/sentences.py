@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distill_dagster.embedding import Embed
 from distill_dagster.spec import TeacherSpec
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from distill_dagster.student.predict import Embedder
 
 
-def sentence_embedder(spec: TeacherSpec, models_folder: Path) -> Callable[[list[str]], np.ndarray] | None:
+def sentence_embedder(spec: TeacherSpec, models_folder: Path) -> Embed | None:
     """What `few_shot.nearest` finds examples with, or None where the task does not ask for it. Loads nothing yet.
 
     Calling it raises `ModelError` where the model cannot be found or loaded.

@@ -14,10 +14,11 @@ from typing import Any
 import polars as pl
 
 from distill_dagster import progress
+from distill_dagster.embedding import Embed
 from distill_dagster.errors import TeacherError
 from distill_dagster.hashing import canonical_json, content_hash, strings_hash
 from distill_dagster.kinds import kind_of, read_answer
-from distill_dagster.prompts.choice import Embed, choice_of
+from distill_dagster.prompts.choice import choice_of
 from distill_dagster.prompts.context import Example, draw_labels
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import Task

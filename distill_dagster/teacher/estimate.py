@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
+from distill_dagster.embedding import Embed
 from distill_dagster.hashing import canonical_json, content_hash
-from distill_dagster.prompts.choice import Embed
 from distill_dagster.prompts.context import pool, prompt_context
 from distill_dagster.prompts.imagine import Imaginer, imagine_requests_needed, imagine_teacher
 from distill_dagster.prompts.more_templates import IMAGINE, JUDGE, own_templates

@@ -17,8 +17,8 @@ import dagster as dg
 import psutil
 import pytest
 
-from distill_dagster import runs
 from distill_dagster.checks import EXPECTATIONS
+from distill_dagster.processes import alive
 from tests.e2e.conftest import Complete
 from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Project, file_hashes
 from tests.support.provider import FakeProvider, Fault, Seen
@@ -303,14 +303,14 @@ def test_a_dataset_that_no_longer_passes_is_said_although_nothing_else_is_stale(
 
 def test_only_a_process_that_could_have_started_a_run_counts_as_alive() -> None:
     process = psutil.Process()
-    assert runs._alive(process.pid, time.time())
-    assert not runs._alive(process.pid, process.create_time() - 1), "the number was given to another process since"
+    assert alive(process.pid, time.time())
+    assert not alive(process.pid, process.create_time() - 1), "the number was given to another process since"
     ended = subprocess.Popen([sys.executable, "-c", ""])
     while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-    assert not runs._alive(ended.pid, time.time()), "a process that ended and was not waited for"
+    assert not alive(ended.pid, time.time()), "a process that ended and was not waited for"
     ended.wait()
-    assert not runs._alive(ended.pid, time.time())
+    assert not alive(ended.pid, time.time())
 
 
 @pytest.mark.timeout(180)

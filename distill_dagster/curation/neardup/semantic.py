@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,8 @@ import polars as pl
 from distill_dagster.curation.neardup.duplicates import PAIRS, Duplicates, clustered, exact_frame, facts_of
 from distill_dagster.curation.neardup.rows import Limits, Source, opened
 from distill_dagster.curation.neardup.text import folded_expr, key_expr
+from distill_dagster.embedding import Embed
 
-Embed = Callable[[list[str]], np.ndarray[Any, Any]]
-"""Texts to float32 (texts, dimensions), each row of length 1."""
 MOST_ROWS = 50_000
 """Above it a table is left alone unless asked: embedding takes hours on a laptop, and comparing grows as the square."""
 BLOCK = 2048

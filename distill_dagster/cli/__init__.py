@@ -1,0 +1,56 @@
+"""The `distill` command: drives the assets of a task in the same Dagster instance as the UI."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+import typer
+
+from distill_dagster.cli.imagining import imagine
+from distill_dagster.cli.incoming import batches, import_, inbox
+from distill_dagster.cli.instance import env, ui
+from distill_dagster.cli.looking import check, status, tasks
+from distill_dagster.cli.reports import data_docs, report
+from distill_dagster.cli.rows import explain, filters
+from distill_dagster.cli.running import backfill, refresh, run
+from distill_dagster.cli.spending import estimate, ledger
+from distill_dagster.openmp import settle_waiting
+
+__all__ = ["app"]
+
+# One progress bar, ours; and no remark of a library on optional kernels that a user cannot act on.
+os.environ.setdefault("TQDM_DISABLE", "1")
+settle_waiting()
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+app = typer.Typer(
+    help="Distil a large model into a small student.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # a key may be among them
+)
+# In the order in which `distill --help` lists them.
+COMMANDS: dict[str, Callable[..., None]] = {
+    "tasks": tasks,
+    "check": check,
+    "status": status,
+    "run": run,
+    "refresh": refresh,
+    "backfill": backfill,
+    "estimate": estimate,
+    "ledger": ledger,
+    "inbox": inbox,
+    "batches": batches,
+    "import": import_,
+    "imagine": imagine,
+    "filters": filters,
+    "explain": explain,
+    "report": report,
+    "data-docs": data_docs,
+    "env": env,
+    "ui": ui,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)

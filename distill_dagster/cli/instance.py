@@ -1,0 +1,53 @@
+"""`distill env` and `ui`: the Dagster instance itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from distill_dagster.cli.common import out, problems_shown, show_problem
+from distill_dagster.database import DRIVER, POSTGRES, STORE
+from distill_dagster.errors import InputError
+from distill_dagster.paths import PROJECT, Home
+from distill_dagster.taskfiles import find_tasks
+
+
+def env() -> None:
+    """Print the variables that plain `dagster` and `dg` commands want: `eval "$(distill env)"`."""
+    from distill_dagster import runs
+
+    urls = {name: os.environ[name] for name in (POSTGRES, STORE) if os.environ.get(name)}
+    runs.instance_folder(Home.from_env())
+    for name in ("DAGSTER_HOME", "DISTILL_HOME", "DISTILL_TASKS"):
+        if value := os.environ.get(name):
+            print(f"export {name}={value!r}")
+    for name, value in urls.items():
+        # The shell has the value, and a password is not printed: the shell itself puts the driver in front.
+        driver = f'="{DRIVER}://${{{name}#*://}}"' if value.startswith(("postgres://", "postgresql://")) else ""
+        print(f"export {name}{driver}")
+
+
+def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 3000) -> None:
+    """Start the Dagster webserver and daemon on 127.0.0.1, on the instance that `distill run` uses."""
+    from distill_dagster import runs
+
+    home = Home.from_env()
+    with problems_shown(), runs.open_instance(home) as instance:
+        for folder in find_tasks(home.tasks, home.accepted):
+            try:
+                runs.sync(folder, instance)
+            except InputError as error:
+                for problem in error.problems:
+                    show_problem(problem)
+    command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
+    command += ["-m", "distill_dagster.definitions"]
+    out.print(f"The UI comes up on http://127.0.0.1:{port} in some ten seconds; Ctrl-C stops it.")
+    process = subprocess.Popen(command, cwd=PROJECT)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda number, _: process.send_signal(signal.SIGINT))
+    raise typer.Exit(process.wait())

@@ -1,0 +1,53 @@
+"""`distill report` and `data-docs`: what was found, as pages."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from distill_dagster.cli.common import JsonOption, TaskArgument, chosen_students, open_folder, problems_shown
+from distill_dagster.cli.shown import progress_bar, show_report
+from distill_dagster.errors import DistillError
+from distill_dagster.lake import Lake
+from distill_dagster.paths import Home
+from distill_dagster.state import State
+from distill_dagster.taskfiles import TaskFolder
+
+
+def report(
+    task: TaskArgument = None,
+    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
+) -> None:
+    """Show the latest results and where the reports lie. Runs nothing."""
+    home = Home.from_env()
+    with problems_shown():
+        folder = open_folder(home, task)
+        chosen = chosen_students(folder, students) if students else list(folder.task.students)
+        if not _show_reports(home, folder, chosen):
+            raise DistillError(f"{folder.name} has no report yet. Run `distill run {folder.name}`.")
+
+
+def _show_reports(home: Home, folder: TaskFolder, students: list[str]) -> bool:
+    """Every report that there is; whether there was one."""
+    shown = [show_report(home, folder, student) for student in students]
+    return any(shown)
+
+
+def data_docs(task: TaskArgument = None, as_json: JsonOption = False) -> None:
+    """Build Great Expectations' Data Docs of a task: every table, and what was expected of it. Runs nothing else."""
+    from distill_dagster.datadocs import build_data_docs
+
+    home = Home.from_env()
+    with problems_shown():
+        folder = open_folder(home, task)
+        lake = Lake(home.lake, home.reports)
+        tables = [(one.asset, one.partition) for one in State(folder, lake).all()]
+        target = home.data_docs / folder.name
+        with progress_bar():
+            shown = build_data_docs(lake, folder.name, tables, target)
+        if not shown:
+            raise DistillError(f"{folder.name} has no table yet. Run `distill run {folder.name}`.")
+    page = target / "index.html"
+    typer.echo(json.dumps({"tables": shown, "page": str(page)}) if as_json else f"{shown} tables: {page}")
