@@ -10,12 +10,13 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
 from distill_dagster.hashing import canonical_json
 
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 HASHED = 10_000
 """Rows whose text is made together for a data version."""
 _ESCAPED = {char: canonical_json(char)[1:-1] for char in ('"', "\\", *map(chr, range(0x20)))}
@@ -230,22 +231,23 @@ def conform(frame: pl.DataFrame, schema: pl.Schema, sort_by: tuple[str, ...]) ->
         raise SchemaError(f"a column is not of its declared type: {error}") from error
 
 
-def with_later(frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
+def with_later(frame: Frame, schema: pl.Schema) -> Frame:
     """A table that was written before it had the columns of `LATER`, with them, in the order of the schema."""
-    if "scores" in frame.columns and frame.schema["scores"] != SCORES:
-        frame = frame.with_columns(_all_scores(frame))
-    absent = [name for name in LATER if name in schema and name not in frame.columns]
-    if not absent or "completion_ids" not in frame.columns:
+    here: pl.Schema = frame.collect_schema()
+    if "scores" in here and here["scores"] != SCORES:
+        frame = frame.with_columns(_all_scores(here))
+    absent: list[str] = [name for name in LATER if name in schema and name not in here]
+    if not absent or "completion_ids" not in here:
         return frame
     frame = frame.with_columns(pl.lit(None, dtype=schema[name]).alias(name) for name in absent)
-    return frame.select(list(schema)) if set(frame.columns) == set(schema) else frame
+    return frame.select(list(schema)) if {*here, *absent} == set(schema) else frame
 
 
-def _all_scores(frame: pl.DataFrame) -> pl.Expr:
+def _all_scores(here: pl.Schema) -> pl.Expr:
     """The scores of a table that was written before there were all of today's."""
-    here = {field.name for field in frame.schema["scores"].fields}  # type: ignore[attr-defined]
+    names = {field.name for field in here["scores"].fields}  # type: ignore[attr-defined]
     fields = [
-        (pl.col("scores").struct.field(name) if name in here else pl.lit(None, dtype=dtype)).cast(dtype).alias(name)
+        (pl.col("scores").struct.field(name) if name in names else pl.lit(None, dtype=dtype)).cast(dtype).alias(name)
         for name, dtype in SCORES.to_schema().items()
     ]
     return pl.when(pl.col("scores").is_not_null()).then(pl.struct(fields)).alias("scores")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from filelock import FileLock
 
+from distill_dagster.curation.narrow import Texts
 from distill_dagster.curation.neardup.duplicates import components, find_duplicates
 from distill_dagster.curation.neardup.state import DedupState, StateError
 from distill_dagster.curation.neardup.text import HASH_VERSION, Scheme
@@ -21,6 +22,8 @@ from distill_dagster.tables import write_parquet
 if TYPE_CHECKING:
     from distill_dagster.curation.neardup.rows import Limits
 
+Make = Callable[[pl.LazyFrame], pl.DataFrame]
+"""What is found in `ident`, `slice` and `text`."""
 _KEY = "compared"
 SLICE_BY_SLICE = 100_000
 """Candidates from which on a changed slice alone is compared with what is known of the others. Fewer are all compared
@@ -32,67 +35,62 @@ ANEW = 0.2
 class Compared:
     """Keeps tables below a folder, each with what it was made from; without a folder it keeps nothing.
 
-    Candidates are told apart by slice: a frame of `ident` (unique), `slice` and the compared `text`.
+    Candidates are told apart by slice, and texts are read only where something has to be found in them.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
 
-    def whole(
-        self, name: str, settings: Mapping[str, Any], rows: pl.DataFrame, make: Callable[[pl.DataFrame], pl.DataFrame]
-    ) -> pl.DataFrame:
-        """What `make` finds in the rows, or what it found last time in the same rows with these settings."""
+    def whole(self, name: str, settings: Mapping[str, Any], texts: Texts, make: Make) -> pl.DataFrame:
+        """What `make` finds in the texts, or what it found last time in the same ones with these settings."""
         if self._folder is None:
-            return make(rows)
-        path, key = self._folder / f"{name}.parquet", _key({**settings, "slices": contents_by(rows, "slice")})
+            return make(texts.of())
+        path, key = self._folder / f"{name}.parquet", _key({**settings, "slices": contents_by_slice(texts)})
         if path.is_file() and pl.read_parquet_metadata(path).get(_KEY) == key:
             return pl.read_parquet(path)
-        made = make(rows)
+        made = make(texts.of())
         write_parquet(made, path, {_KEY: key})
         return made
 
-    def by_slice(
-        self, name: str, settings: Mapping[str, Any], rows: pl.DataFrame, make: Callable[[pl.DataFrame], pl.DataFrame]
-    ) -> pl.DataFrame:
-        """What `make` finds in each row by itself (`id` names it): it is asked for the slices that changed alone."""
+    def by_slice(self, name: str, settings: Mapping[str, Any], texts: Texts, make: Make) -> pl.DataFrame:
+        """What `make` finds in each text by itself (`id` names it): it is asked for the slices that changed alone."""
         if self._folder is None:
-            return make(rows)
-        path, key, slices = self._folder / f"{name}.parquet", _key(settings), contents_by(rows, "slice")
+            return make(texts.of())
+        path, key, slices = self._folder / f"{name}.parquet", _key(settings), contents_by_slice(texts)
         known = pl.read_parquet_metadata(path) if path.is_file() else {}
         before: dict[str, str] = json.loads(known["slices"]) if known.get(_KEY) == key else {}
         if before == slices:
             return pl.read_parquet(path)
         same = [name for name, content in slices.items() if before.get(name) == content]
         stays = pl.col("slice").is_in(same)
-        made = make(rows.filter(~stays))
+        made = make(texts.of(~stays))
         if same:
-            kept = pl.read_parquet(path).join(rows.filter(stays), left_on="id", right_on="ident", how="semi")
+            rows = texts.rows.filter(stays)
+            kept = pl.read_parquet(path).join(rows, left_on="id", right_on="ident", how="semi")
             made = pl.concat([kept, made]).sort("id", maintain_order=True)
         write_parquet(made, path, {_KEY: key, "slices": json.dumps(slices)})
         return made
 
-    def near(self, rows: pl.DataFrame, scheme: Scheme, threshold: float, limits: Limits | None = None) -> pl.DataFrame:
+    def near(self, texts: Texts, scheme: Scheme, threshold: float, limits: Limits | None = None) -> pl.DataFrame:
         """Verified pairs of exact and near-duplicates (`Duplicates.pairs`).
 
         Where there are many rows, a slice that changed is compared through its own bands only, with signatures of all
         others that were kept (`DedupState`).
         """
 
-        def find(table: pl.DataFrame) -> pl.DataFrame:
+        def find(table: pl.LazyFrame) -> pl.DataFrame:
             return find_duplicates(table, id="ident", scheme=scheme, threshold=threshold, limits=limits).pairs
 
-        if self._folder is None or rows.height < SLICE_BY_SLICE:
-            return self.whole("near", {"scheme": scheme.id, "threshold": threshold}, rows, find)
+        if self._folder is None or texts.rows.height < SLICE_BY_SLICE:
+            return self.whole("near", {"scheme": scheme.id, "threshold": threshold}, texts, find)
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._folder / ".near.lock"):
-            return self._through_state(rows, scheme, threshold, limits)
+            return self._through_state(texts, scheme, threshold, limits)
 
-    def _through_state(
-        self, rows: pl.DataFrame, scheme: Scheme, threshold: float, limits: Limits | None
-    ) -> pl.DataFrame:
+    def _through_state(self, texts: Texts, scheme: Scheme, threshold: float, limits: Limits | None) -> pl.DataFrame:
         assert self._folder is not None
         folder, noted = self._folder / "near", self._folder / "near" / ".slices.json"
-        slices, before = contents_by(rows, "slice"), {}
+        slices, before = contents_by_slice(texts), {}
         try:
             state = DedupState(folder, scheme, threshold)
             if noted.is_file():
@@ -104,15 +102,14 @@ class Compared:
         before = {name: content for name, content in before.items() if name in there}
         changed = [name for name, content in slices.items() if before.get(name) != content]
         noted.unlink(missing_ok=True)  # a state that is half-way stands for no contents
-        parts = rows.filter(pl.col("slice").is_in(changed)).partition_by("slice", as_dict=True)
-        if sum(part.height for part in parts.values()) > ANEW * rows.height:
-            everything = rows.partition_by("slice", as_dict=True)
-            state.begin({str(name): part for (name,), part in everything.items()}, id="ident", limits=limits)
+        rows = texts.rows["slice"]
+        if int(rows.is_in(changed).sum()) > ANEW * len(rows):
+            state.begin(texts.of(), id="ident", limits=limits)
         else:
             for name in there - slices.keys():
                 state.remove(name)
-            for (name,), part in parts.items():
-                state.add(str(name), part, rows, id="ident", limits=limits)
+            for name in changed:
+                state.add(name, texts.of(pl.col("slice") == name), texts.named, id="ident", limits=limits)
         noted.write_text(json.dumps(slices))
         return state.duplicates().pairs
 
@@ -122,26 +119,12 @@ def _key(settings: Mapping[str, Any]) -> str:
     return content_hash([HASH_VERSION, pl.__version__, dict(settings)])
 
 
-def contents_by(rows: pl.DataFrame, field: str) -> dict[str, str]:
-    """For each value of a column what stands for all texts of its rows, in any order."""
-    others = [pl.col(name).hash(number) for number, name in enumerate(rows.columns) if name != field]
-    hashed = rows.select(field, pl.sum_horizontal(others).hash().alias("hash"))
-    found = hashed.group_by(field).agg(pl.len(), pl.col("hash").bitwise_xor()).sort(field)
+def contents_by_slice(texts: Texts) -> dict[str, str]:
+    """For each slice what stands for all texts of its rows, in any order."""
+    both = pl.sum_horizontal(pl.col("ident").hash(0), pl.col("content").hash(1)).hash()
+    hashed = texts.rows.select("slice", both.alias("hash"))
+    found = hashed.group_by("slice").agg(pl.len(), pl.col("hash").bitwise_xor()).sort("slice")
     return {name: f"{count}-{content:016x}" for name, count, content in found.iter_rows()}
-
-
-def idents(rows: pl.DataFrame) -> pl.Series:
-    """A name of each candidate that no other has and that is the same in every cut, whatever the order of the rows."""
-    who = pl.col("teacher").fill_null("(human)")
-    named = rows.select(pl.concat_str("prompt_id", "slice", who, separator="/").alias("ident"), "answer")
-    several = named.with_row_index("row").filter(pl.col("ident").is_duplicated())  # two people's answers to one prompt
-    if several.is_empty():
-        return named["ident"]
-    # Rows that agree in their answers too are interchangeable.
-    ranked = several.sort("ident", "answer")
-    place = pl.int_range(pl.len()).over("ident")
-    told = ranked.select("row", pl.concat_str("ident", pl.lit("/"), place).alias("ident"))
-    return named["ident"].scatter(told["row"], told["ident"])
 
 
 def clusters_of_kept(pairs: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:

@@ -1,19 +1,25 @@
-"""Filters, duplicates, decontamination and split: from the candidates of all slices to a dataset."""
+"""Filters, duplicates, decontamination and split: from the candidates of all slices to a dataset.
+
+A first pass over the candidates, in batches, applies the filters and leaves a narrow row of each (`narrow`). Steps
+decide over these. A last pass makes the dataset and the rejected rows, part by part (`built`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from distill_dagster.curation.about import About
-from distill_dagster.curation.balance import balance
-from distill_dagster.curation.compared import Compared, idents
-from distill_dagster.curation.filters import STEPS, Filter, in_order, marked
+from distill_dagster.curation.built import built, parts_of
+from distill_dagster.curation.compared import Compared
+from distill_dagster.curation.filters import STEPS, Filter, in_order
 from distill_dagster.curation.masked import masked_rows
+from distill_dagster.curation.narrow import Source, Texts, narrowed, scanned
 from distill_dagster.curation.split import sides, stratified_sides
 from distill_dagster.curation.steps import (
     LEAKS,
@@ -22,11 +28,12 @@ from distill_dagster.curation.steps import (
     duplicates,
     leaking,
     near_duplicates,
+    over_caps,
     semantic_duplicates_of,
 )
-from distill_dagster.curation.texts import targets, text_keys, user_texts, with_answers
+from distill_dagster.curation.texts import targets, user_texts, with_answers
 from distill_dagster.spec import CurationSpec
-from distill_dagster.tables import DATASET, REJECTED, SCORED, conform
+from distill_dagster.tables import DATASET, REJECTED, SCORED
 
 if TYPE_CHECKING:
     from distill_dagster.curation.neardup.rows import Limits
@@ -37,19 +44,34 @@ if TYPE_CHECKING:
 class Curated:
     """The dataset and what was left out of it: candidates in = rows kept + rows rejected.
 
-    `order` has every drop reason that there could be, in the order of application; `masked` counts kept rows whose
-    texts were changed; `leaks` names each hit of decontamination (`steps.LEAKS` and `overlap`).
+    kept, left_out: schemas DATASET and REJECTED, sorted. `dataset` and `rejected` are the same in memory.
+    counts: rows by drop reason; those that are kept have None.
+    order: every drop reason that there could be, in the order of application.
+    masked: kept rows whose texts were changed.
+    leaks: each hit of decontamination (`steps.LEAKS` and `overlap`).
     """
 
-    dataset: pl.DataFrame
-    rejected: pl.DataFrame
+    kept: pl.LazyFrame
+    left_out: pl.LazyFrame
+    counts: Mapping[str | None, int]
     order: tuple[str, ...] = field(default=tuple(STEPS))
     masked: int = 0
     leaks: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LEAKS))
 
+    @cached_property
+    def dataset(self) -> pl.DataFrame:
+        return self.kept.collect(engine="streaming")
+
+    @cached_property
+    def rejected(self) -> pl.DataFrame:
+        return self.left_out.collect(engine="streaming")
+
+    @property
+    def candidates(self) -> int:
+        return sum(self.counts.values())
+
     def reasons(self) -> dict[str, int]:
-        counts = dict(self.rejected.group_by("drop_reason").len().iter_rows())
-        return {reason: counts.get(reason, 0) for reason in self.order}
+        return {reason: self.counts.get(reason, 0) for reason in self.order}
 
 
 def drop_reasons(filters: Sequence[Filter]) -> tuple[str, ...]:
@@ -58,7 +80,7 @@ def drop_reasons(filters: Sequence[Filter]) -> tuple[str, ...]:
 
 
 def curate(
-    candidates: pl.DataFrame,
+    candidates: Source,
     held_out: set[str],
     labels: list[str],
     spec: CurationSpec,
@@ -67,6 +89,7 @@ def curate(
     embed: Embed | None = None,
     limits: Limits | None = None,
     compared: Compared = NOTHING,
+    folder: Path | None = None,
 ) -> Curated:
     """Cut a dataset from scored candidates. No score is computed here: a changed threshold costs seconds.
 
@@ -80,62 +103,78 @@ def curate(
         embed: sentence embeddings, for `dedup.semantic` and the choice `diverse` of `balance` alone.
         limits: memory, threads and spill folder of what compares rows with each other.
         compared: keeps what comparing found, so that another threshold of a filter compares nothing anew.
+        folder: an empty folder for the dataset and the rejected rows, which `kept` and `left_out` read; without one
+            both are in memory.
     """
     about = about or About(labels=tuple(labels))
-    filters = in_order(spec.filters, about)
+    filters, source = in_order(spec.filters, about), scanned(candidates)
     near, numbers = spec.dedup.near, about.kind == "math"
-    # What takes Python or one core runs beside what does not.
-    with ThreadPoolExecutor(1) as beside:
-        texts = user_texts(candidates["messages"]).alias("text")
-        keys = beside.submit(text_keys, texts)
-        rows = marked(candidates.select(list(SCORED)), filters, about)
-        rows = rows.with_columns(texts, keys.result(), pl.lit(None, dtype=pl.String).alias("cluster_id"))
-        rows = rows.with_columns(idents(rows))
-        # Steps look at several rows and run in their order, each over what is still kept.
-        rows, leaks = contaminated(rows, held_out), pl.DataFrame(schema=LEAKS)
-        if items is not None and items.height and spec.decontamination is not None:
-            rows, leaks = leaking(rows, items, spec.decontamination, numbers, limits, compared)
-        rows = duplicates(rows)
-        if near is not None:
-            keep_numbers = numbers if near.keep_numbers is None else near.keep_numbers
-            rows = near_duplicates(rows, _compared(rows, near.compare, about), near, keep_numbers, limits, compared)
-        if spec.dedup.semantic is not None:
-            assert embed is not None, "dedup.semantic needs sentence embeddings"
-            rows = semantic_duplicates_of(rows, embed, spec.dedup.semantic, limits, compared)
-        if spec.balance.cuts:
-            chosen = balance(rows.filter(rows["drop_reason"].is_null()), spec.balance, spec.seed, embed)
-            rows = pl.concat([rows.filter(rows["drop_reason"].is_not_null()), chosen])
-        rejected = rows.filter(pl.col("drop_reason").is_not_null()).drop("text", "text_key", "ident")
-        here = [name for name in rows.columns if name in DATASET or name in ("text_key", "scores")]
-        kept = rows.select(here).filter(rows["drop_reason"].is_null())
-        del rows  # of a million rows there is one table less at a time
-        split = beside.submit(_split, kept, spec)
-        kept, masked = masked_rows(kept, filters, about)
-        messages = with_answers(kept["messages"], targets(kept, about.matcher))
-        dataset = kept.with_columns(
-            pl.when(pl.col("teacher").is_null()).then(spec.human_weight).otherwise(1.0).alias("weight"),
-            split.result().alias("split"),
-            messages,
+
+    def near_text(rows: pl.DataFrame) -> pl.Series:
+        """What near-duplicates are looked for in: the prompt alone, where many have one answer, else both."""
+        prompt = user_texts(rows["messages"]).alias("text")
+        compare = near.compare if near else None
+        if (compare or ("prompt" if about.labels else "prompt_and_answer")) == "prompt":
+            return prompt
+        both = pl.DataFrame([prompt, targets(rows, about.matcher).alias("said")])
+        return both.select(pl.concat_str("text", "said", separator="\n", ignore_nulls=True)).to_series()
+
+    rows = narrowed(source, filters, about, near_text, _more(spec, about))
+    named = rows.select("ident", "prompt_id", "slice", content="text")
+    prompts = Texts(named, source, lambda batch: user_texts(batch["messages"]), ("messages",))
+    # Steps look at several rows and run in their order, each over what is still kept.
+    rows, leaks = contaminated(rows, held_out), pl.DataFrame(schema=LEAKS)
+    if items is not None and items.height and spec.decontamination is not None:
+        rows, leaks = leaking(rows, prompts, items, spec.decontamination, numbers, limits, compared)
+    rows = duplicates(rows)
+    if near is not None:
+        keep_numbers = numbers if near.keep_numbers is None else near.keep_numbers
+        named = rows.select("ident", "prompt_id", "slice", content="compared")
+        texts = Texts(named, source, near_text, ("messages", "answer", "reasoning"))
+        rows = near_duplicates(rows, texts, near, keep_numbers, limits, compared)
+    if spec.dedup.semantic is not None:
+        assert embed is not None, "dedup.semantic needs sentence embeddings"
+        rows = semantic_duplicates_of(rows, prompts, embed, spec.dedup.semantic, limits, compared)
+    if spec.balance.cuts:
+        rows = over_caps(rows, prompts, spec.balance, spec.seed, embed)
+    split = _split(rows, spec)
+
+    def finished(kept: pl.DataFrame) -> pl.DataFrame:
+        kept = masked_rows(kept, filters, about)
+        human = pl.when(pl.col("teacher").is_null())
+        return kept.with_columns(
+            human.then(spec.human_weight).otherwise(1.0).alias("weight"),
+            with_answers(kept["messages"], targets(kept, about.matcher)),
         )
-    return Curated(
-        conform(dataset.select(list(DATASET)), DATASET, ("prompt_id", "slice")),
-        conform(rejected, REJECTED, ("prompt_id", "slice", "answer", "drop_reason")),
-        drop_reasons(filters),
-        masked,
-        leaks,
-    )
+
+    stays, part = rows["drop_reason"].is_null(), parts_of(rows["prompt_id"])
+    masked = int((rows["masks"] & stays).sum())
+    counts = dict(rows.group_by("drop_reason").len().iter_rows())
+    ours = source.select(name for name in SCORED if name in DATASET)
+    why = rows.select("drop_reason", "drop_detail", "cluster_id", part, chosen=~stays)
+    beside = pl.DataFrame([split, rows["masks"], part, stays.alias("chosen")])
+    del rows, named, prompts  # nothing else is needed of the narrow rows
+    by_id = ("prompt_id", "slice")
+    kept = built(ours, beside, DATASET, by_id, folder and folder / "kept", finished)
+    by_why = (*by_id, "answer", "drop_reason")
+    left_out = built(source, why, REJECTED, by_why, folder and folder / "left_out", lambda rows: rows)
+    return Curated(kept, left_out, counts, drop_reasons(filters), masked, leaks)
 
 
-def _compared(rows: pl.DataFrame, compare: str | None, about: About) -> pl.Series:
-    """What near-duplicates are looked for in: the prompt alone, where many have one answer, else both."""
-    if (compare or ("prompt" if about.labels else "prompt_and_answer")) == "prompt":
-        return rows["text"]
-    both = rows.select("text").with_columns(targets(rows, about.matcher).alias("said"))
-    return both.select(pl.concat_str("text", "said", separator="\n", ignore_nulls=True)).to_series()
+def _more(spec: CurationSpec, about: About) -> tuple[str, ...]:
+    """The columns that the steps need for this task besides what they always need."""
+    fields = {*spec.balance.caps, *spec.balance.floors} if spec.balance.cuts else set()
+    answers = about.labels or "label" in fields or spec.stratify == "label"
+    return (*(["answer"] if answers else []), *(["axes"] if fields - {"slice", "label"} else []))
 
 
-def _split(kept: pl.DataFrame, spec: CurationSpec) -> pl.Series:
+def _split(rows: pl.DataFrame, spec: CurationSpec) -> pl.Series:
+    """`train` or `validation` of the kept rows, null for the others."""
+    kept = rows.filter(pl.col("drop_reason").is_null())
     if spec.stratify is None or not spec.validation_share:
-        return sides(kept["text_key"], kept["teacher"], spec.validation_share, spec.seed)
-    strata = kept["slice" if spec.stratify == "slice" else "answer"]
-    return stratified_sides(strata, kept["text_key"], kept["teacher"], spec.validation_share, spec.seed)
+        found = sides(kept["text_key"], kept["teacher"], spec.validation_share, spec.seed)
+    else:
+        strata = kept["slice" if spec.stratify == "slice" else "answer"]
+        found = stratified_sides(strata, kept["text_key"], kept["teacher"], spec.validation_share, spec.seed)
+    none = pl.Series("split", [None], dtype=pl.String).new_from_index(0, rows.height)
+    return none.scatter(rows["drop_reason"].is_null().arg_true(), found)

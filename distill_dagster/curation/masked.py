@@ -15,20 +15,27 @@ from distill_dagster.curation.scores.private import SECRET, masked
 from distill_dagster.hashing import canonical_json
 
 
-def masked_rows(kept: pl.DataFrame, filters: Sequence[Filter], about: About) -> tuple[pl.DataFrame, int]:
-    """The rows with masked prompts, reasoning and answers, and how many were changed.
+def to_mask(filters: Sequence[Filter]) -> pl.Expr:
+    """Whether a scored row's texts are to be masked."""
+    return pl.any_horizontal(pl.lit(False), *(one.found().fill_null(False) for one in _masking(filters)))
+
+
+def _masking(filters: Sequence[Filter]) -> list[Secrets | Pii]:
+    return [one for one in filters if isinstance(one, Secrets | Pii) and one.masks()]
+
+
+def masked_rows(kept: pl.DataFrame, filters: Sequence[Filter], about: About) -> pl.DataFrame:
+    """The rows with masked prompts, reasoning and answers, where the column `masks` (`to_mask`) says so.
 
     Labels, numbers and the names of tools are not touched; a soft label that is a masked answer is left out. The id
     stays that of the prompt as it came.
     """
-    masking = [one for one in filters if isinstance(one, Secrets | Pii) and one.masks()]
-    if not masking:
-        return kept, 0
+    masking = _masking(filters)
     kinds = {kind for one in masking for kind in (one.kinds if isinstance(one, Pii) else (SECRET,))}
-    hit = kept.select(pl.any_horizontal(one.found().fill_null(False) for one in masking)).to_series()
+    hit = kept["masks"]
     rows = hit.arg_true()
     if not len(rows):
-        return kept, 0
+        return kept
     columns = ["messages", "answer", "reasoning", "soft_labels"]
     new = [_row(row, frozenset(kinds), about) for row in kept[rows].select(columns).iter_rows(named=True)]
     changed = {name: pl.Series(name, [row[name] for row in new], dtype=kept.schema[name]) for name in columns}
@@ -36,7 +43,7 @@ def masked_rows(kept: pl.DataFrame, filters: Sequence[Filter], about: About) -> 
     masks = pl.DataFrame({"row": pl.Series(rows, dtype=pl.UInt32), **changed})
     joined = kept.with_columns(marks).join(masks, on="row", how="left", maintain_order="left", suffix=" masked")
     found = [pl.when(pl.lit(hit)).then(pl.col(f"{n} masked")).otherwise(pl.col(n)).alias(n) for n in columns]
-    return joined.with_columns(found).select(kept.columns), len(rows)
+    return joined.with_columns(found).select(kept.columns)
 
 
 def _row(row: dict[str, Any], kinds: frozenset[str], about: About) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from distill_dagster.curation.balance import OVER_CAP, BalanceSpec, balance
 from distill_dagster.curation.compared import Compared, clusters_of_kept
 from distill_dagster.curation.decontaminate import decontaminate
+from distill_dagster.curation.narrow import Texts
 from distill_dagster.curation.neardup.text import Scheme
 from distill_dagster.curation.stepspecs import DecontaminationSpec, NearSpec, SemanticSpec
 
@@ -36,6 +38,7 @@ def contaminated(rows: pl.DataFrame, held_out: set[str]) -> pl.DataFrame:
 
 def leaking(
     rows: pl.DataFrame,
+    texts: Texts,
     items: pl.DataFrame,
     spec: DecontaminationSpec,
     keep_numbers: bool,
@@ -45,7 +48,8 @@ def leaking(
     """Drop kept rows that hold golden or dev rows, or nearly are one (`decontaminate`).
 
     Args:
-        rows: with `ident`, and `text`: the user's turns.
+        rows: with `ident`.
+        texts: the user's turns.
         items: `id` and `text` of golden and dev rows.
 
     Returns:
@@ -54,12 +58,12 @@ def leaking(
 
     settings = spec.model_dump()
 
-    def find(part: pl.DataFrame) -> pl.DataFrame:
+    def find(part: pl.LazyFrame) -> pl.DataFrame:
         scheme = Scheme(keep_numbers=keep_numbers)
         return decontaminate(part, items, text="text", id="ident", scheme=scheme, limits=limits, **settings).hits
 
     known = settings | {"keep_numbers": keep_numbers, "items": items.select("id", "text").rows()}
-    found = compared.by_slice("leaks", known, rows.select("ident", "slice", "text"), find)
+    found = compared.by_slice("leaks", known, texts, find)
     if found.is_empty():
         return rows, pl.DataFrame(schema=LEAKS).with_columns(found["overlap"])
     kept = _kept_rows(rows, found["id"])
@@ -84,37 +88,45 @@ def duplicates(rows: pl.DataFrame) -> pl.DataFrame:
 
 def near_duplicates(
     rows: pl.DataFrame,
-    texts: pl.Series,
+    texts: Texts,
     spec: NearSpec,
     keep_numbers: bool,
     limits: Limits | None = None,
     compared: Compared = NOTHING,
 ) -> pl.DataFrame:
-    """Of kept rows that are near each other drop all but the representative.
-
-    Args:
-        texts: what is compared, of every row.
-    """
-
+    """Of kept rows whose texts are near each other drop all but the representative."""
     scheme = Scheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
-    table = rows.select("ident", "slice", texts.alias("text"))
-    return _drop_clusters(rows, compared.near(table, scheme, spec.threshold, limits), "near_duplicate")
+    return _drop_clusters(rows, compared.near(texts, scheme, spec.threshold, limits), "near_duplicate")
 
 
 def semantic_duplicates_of(
-    rows: pl.DataFrame, embed: Embed, spec: SemanticSpec, limits: Limits | None = None, compared: Compared = NOTHING
+    rows: pl.DataFrame,
+    texts: Texts,
+    embed: Embed,
+    spec: SemanticSpec,
+    limits: Limits | None = None,
+    compared: Compared = NOTHING,
 ) -> pl.DataFrame:
     """Of kept rows whose prompts mean the same drop all but the representative; none of a table beyond `most_rows`."""
 
-    def find(table: pl.DataFrame) -> pl.DataFrame:
+    def find(table: pl.LazyFrame) -> pl.DataFrame:
         from distill_dagster.curation.neardup.semantic import semantic_duplicates
 
         least, most = spec.threshold, spec.most_rows
         found = semantic_duplicates(table, embed, id="ident", threshold=least, most_rows=most, limits=limits)
         return pl.DataFrame(schema=_PAIRS) if found is None else found.pairs
 
-    pairs = compared.whole("semantic", spec.model_dump(), rows.select("ident", "slice", "text"), find)
+    pairs = compared.whole("semantic", spec.model_dump(), texts, find)
     return _drop_clusters(rows, pairs, "semantic_duplicate")
+
+
+def over_caps(rows: pl.DataFrame, texts: Texts, spec: BalanceSpec, seed: int, embed: Embed | None) -> pl.DataFrame:
+    """Drop kept rows that are more than their share (`balance`)."""
+    kept = rows.with_row_index("row").filter(_kept())
+    if spec.choice == "diverse":
+        kept = kept.drop("text").join(texts.of().collect(), on="ident", maintain_order="left")
+    cut = balance(kept, spec, seed, embed).filter(~_kept())
+    return _marked(rows, cut.select("row", pl.col("drop_detail").alias("why")), OVER_CAP)
 
 
 def _drop_clusters(rows: pl.DataFrame, pairs: pl.DataFrame, reason: str) -> pl.DataFrame:

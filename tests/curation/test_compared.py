@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.curation.compared import Compared, clusters_of_kept, idents
+from distill_dagster.curation.compared import Compared, clusters_of_kept
 from distill_dagster.curation.dataset import curate
+from distill_dagster.curation.narrow import Texts, idents
 from distill_dagster.curation.neardup.duplicates import find_duplicates
 from distill_dagster.curation.neardup.text import Scheme
 from distill_dagster.spec import CurationSpec
@@ -92,13 +93,16 @@ def test_a_threshold_compares_nothing_anew(tmp_path: Path) -> None:
 def test_of_slices_only_the_one_that_changed_is_looked_at_for_leaks(tmp_path: Path) -> None:
     asked: list[list[str]] = []
 
-    def find(rows: pl.DataFrame) -> pl.DataFrame:
+    def find(texts: pl.LazyFrame) -> pl.DataFrame:
+        rows = texts.collect()
         asked.append(sorted(rows["slice"].unique()))
         return rows.filter(pl.col("text") == LONG).select(pl.col("ident").alias("id"), pl.lit("g").alias("golden_id"))
 
     def leaks(**texts: str) -> list[str]:
-        rows = pl.DataFrame([{"ident": f"{s}-{t[:8]}", "slice": s, "text": t} for s, t in texts.items()])
-        return list(Compared(tmp_path).by_slice("leaks", {"n": 1}, rows, find)["id"])
+        rows = pl.DataFrame([{"prompt_id": f"{s}-{t[:8]}", "slice": s, "text": t} for s, t in texts.items()])
+        known = rows.select("prompt_id", "slice", ident="prompt_id", content=pl.col("text").hash())
+        seen = Texts(known, rows.lazy(), lambda part: part["text"], ("text",))
+        return list(Compared(tmp_path).by_slice("leaks", {"n": 1}, seen, find)["id"])
 
     assert leaks(a=LONG, b=OTHER, c=LONG) == [f"a-{LONG[:8]}", f"c-{LONG[:8]}"]
     assert leaks(a=LONG, b=LONG, c=LONG) == [f"{s}-{LONG[:8]}" for s in "abc"]

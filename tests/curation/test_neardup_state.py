@@ -79,7 +79,8 @@ def test_any_slices_that_come_and_go_leave_the_decisions_of_one_run(
     texts = pl.concat(slices)
     state = DedupState(tmp_path_factory.mktemp("state"), scheme, 0.5)
     there = {str(n) for n in range(len(slices))}
-    state.begin({str(n): one for n, one in enumerate(slices)}, order=ORDER, limits=ONE)
+    named = pl.concat([one.with_columns(slice=pl.lit(str(n))) for n, one in enumerate(slices)])
+    state.begin(named.sample(fraction=1, shuffle=True, seed=1), order=ORDER, limits=ONE)
     for number in data.draw(st.lists(st.integers(0, len(slices) - 1), max_size=6)):
         if str(number) in there:
             state.remove(str(number))
@@ -95,7 +96,7 @@ def test_any_slices_that_come_and_go_leave_the_decisions_of_one_run(
 def test_what_is_near_a_text_stays_so_where_the_row_it_was_found_with_goes(tmp_path: Path) -> None:
     state = DedupState(tmp_path)
     slices = {"a": frame(0, LONG), "b": frame(1, LONG), "c": frame(2, f"{LONG} again")}
-    state.begin(slices)
+    state.begin(pl.concat([one.with_columns(slice=pl.lit(name)) for name, one in slices.items()]))
     state.remove("a")
     assert decisions(state.duplicates()) == [("r1", "r1", True), ("r2", "r1", False)]
 

@@ -10,7 +10,7 @@
 """
 
 from distill_dagster.curation.filters.base import Example, Filter
-from distill_dagster.curation.filters.run import filter_rows, marked
+from distill_dagster.curation.filters.run import batched, filter_rows, marked
 from distill_dagster.curation.filters.settings import FILTERS, STEPS, Filters, declarable, in_order, scorers_of
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Example",
     "Filter",
     "Filters",
+    "batched",
     "declarable",
     "filter_rows",
     "in_order",

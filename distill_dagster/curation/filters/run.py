@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import polars as pl
 
 from distill_dagster.curation.about import About
 from distill_dagster.curation.filters.base import Filter
-from distill_dagster.curation.scores import Scorer, add_scores
+from distill_dagster.curation.scores import add_scores
 from distill_dagster.tables import SCORED, user_text_expr
 
 BATCH_ROWS = 50_000
@@ -63,27 +63,33 @@ def filter_rows(
         source: a frame or a Parquet file with `messages` and `answer` (canonical JSON text), and any other column of
             `tables.SCORED`: those that are not there are null, and `status` is ok. A `scores` column is made anew.
 
-    Yields:
+    Returns:
         batches in the order of the source, each with `scores`, `drop_reason` and `drop_detail`.
     """
     from distill_dagster.curation.filters.settings import scorers_of
 
     lazy = pl.scan_parquet(source) if isinstance(source, Path | str) else source.lazy()
     scorers = scorers_of(list(filters))
-    whole = _whole(lazy)
+
+    def judged(batch: pl.DataFrame) -> pl.DataFrame:
+        return marked(add_scores(batch, scorers, about), filters, about)
+
+    return batched(_whole(lazy), judged, batch_rows)
+
+
+def batched(
+    rows: pl.LazyFrame, work: Callable[[pl.DataFrame], pl.DataFrame], batch_rows: int = BATCH_ROWS
+) -> Iterator[pl.DataFrame]:
+    """What `work` makes of each batch of a query, in order."""
     # One batch ahead: what is Python in one batch runs beside what is not in the other.
     with ThreadPoolExecutor(2) as pool:
         ahead: deque[Future[pl.DataFrame]] = deque()
-        for batch in whole.collect_batches(chunk_size=batch_rows, maintain_order=True):
-            ahead.append(pool.submit(_judged, batch, filters, scorers, about))
+        for batch in rows.collect_batches(chunk_size=batch_rows, maintain_order=True):
+            ahead.append(pool.submit(work, batch))
             if len(ahead) > 2:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-
-
-def _judged(batch: pl.DataFrame, filters: Sequence[Filter], scorers: list[Scorer], about: About) -> pl.DataFrame:
-    return marked(add_scores(batch, scorers, about), filters, about)
 
 
 def _whole(rows: pl.LazyFrame) -> pl.LazyFrame:

@@ -12,7 +12,7 @@ everything. Only the texts of candidates are read again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -40,6 +40,7 @@ from distill_dagster.errors import DistillError
 from distill_dagster.tables import write_parquet
 
 Array = np.ndarray[Any, Any]
+Texts = Callable[[pl.Series], pl.LazyFrame]
 CHUNK_ROWS = 2_000_000
 """Rows of earlier parts whose keys are in memory at a time (about 100 bytes each)."""
 STORED = pl.Schema(
@@ -52,6 +53,8 @@ STORED = pl.Schema(
         "similarity": pl.Float64,
     }
 )
+
+_ENDS = {"a": ("left_part", "left"), "b": ("right_part", "right")}
 
 
 class StateError(DistillError):
@@ -100,7 +103,7 @@ class DedupState:
         self,
         name: str,
         source: Source,
-        earlier: Source | None = None,
+        earlier: Source | Texts | None = None,
         *,
         text: str | pl.Expr = "text",
         id: str | pl.Expr = "id",
@@ -112,7 +115,8 @@ class DedupState:
         Args:
             source: the slice: all its candidates, not only those that will be kept.
             earlier: where the texts of the other parts are, with the same `text` and `id`; only those of candidates
-                are read. May be left out while there is no other part.
+                are read. It may be a function from wanted ids to a query that gives their rows, and may be left out
+                while there is no other part.
             order: as in `find_duplicates`, the same for all parts.
 
         Raises:
@@ -136,28 +140,37 @@ class DedupState:
 
     def begin(
         self,
-        slices: Mapping[str, pl.DataFrame],
+        source: Source,
         *,
+        slice: str = "slice",
         text: str | pl.Expr = "text",
         id: str | pl.Expr = "id",
         order: Sequence[pl.Expr] = (),
         limits: Limits | None = None,
     ) -> None:
-        """Take in all slices at once, in place of whatever was there: much quicker than one by one."""
+        """Take in all slices at once, in place of whatever was there: much quicker than one by one.
+
+        Args:
+            slice: the column that names the slice of each row.
+        """
         limits = limits or Limits()
         self.folder.mkdir(parents=True, exist_ok=True)
-        table = pl.concat(slices.values())
-        with FileLock(self.folder / ".lock"), opened(table, text, facts_of(id, order), limits) as rows:
+        columns = [*facts_of(id, order), pl.col(slice).cast(pl.String).alias("slice")]
+        with FileLock(self.folder / ".lock"), opened(source, text, columns, limits) as rows:
             self._read()
             self._lowest = self.threshold
             signatures, facts = sign(rows.texts(), self.scheme, limits), rows.facts()
             pairs = table_pairs(rows, signatures, facts["id"], self.scheme, self.threshold, limits)
-            keys = self._frame(signatures, facts)
-            parts, first = [], 0
-            for number, (name, frame) in enumerate(slices.items(), self._next):
-                parts.append((Part(name, number, frame.height), keys.slice(first, frame.height)))
-                first += frame.height
-            self._write(parts, [], [_in_parts(pairs, [part for part, _ in parts])])
+            names = facts["slice"]
+            keys = self._frame(signatures, facts.drop("slice"))
+            del signatures
+            parts = [
+                (Part(name, number, count), keys.filter(names == name))
+                for number, (name, count) in enumerate(
+                    names.to_frame().group_by("slice", maintain_order=True).len().iter_rows(), self._next
+                )
+            ]
+            self._write(parts, [], [_in_parts(pairs, names, [part for part, _ in parts])])
 
     def remove(self, name: str) -> None:
         """Forget the rows of a slice that is no more."""
@@ -210,7 +223,7 @@ class DedupState:
         signatures: Signatures,
         facts: pl.DataFrame,
         others: list[Part],
-        earlier: Source | None,
+        earlier: Source | Texts | None,
         names: tuple[str | pl.Expr, str | pl.Expr],
         limits: Limits,
     ) -> pl.DataFrame:
@@ -277,7 +290,7 @@ class DedupState:
         pairs: pl.DataFrame,
         rows: Rows,
         others: list[Part],
-        earlier: Source | None,
+        earlier: Source | Texts | None,
         names: tuple[str | pl.Expr, str | pl.Expr],
         limits: Limits,
     ) -> pl.DataFrame:
@@ -301,7 +314,7 @@ class DedupState:
         self,
         wanted: pl.DataFrame,
         others: list[Part],
-        earlier: Source | None,
+        earlier: Source | Texts | None,
         names: tuple[str | pl.Expr, str | pl.Expr],
     ) -> pl.Series:
         """The texts of earlier rows, in the order of `wanted`.
@@ -320,7 +333,9 @@ class DedupState:
         if earlier is None:
             raise StateError(f"{self.folder} has earlier slices: give their texts to compare with them (`earlier`).")
         text, id_ = (pl.col(name) if isinstance(name, str) else name for name in names)
-        if isinstance(earlier, pl.DataFrame | pl.LazyFrame):
+        if callable(earlier):
+            there = earlier(rows["id"].unique())
+        elif isinstance(earlier, pl.DataFrame | pl.LazyFrame):
             there = earlier.lazy()
         else:
             there = pl.scan_parquet([earlier] if isinstance(earlier, Path) else list(earlier))
@@ -384,20 +399,13 @@ class DedupState:
         moved = keys.join(heirs, on="exact", suffix="_heir").select(
             one=_row("part", "place"), heir=_row("part_heir", "place_heir")
         )
-        ends = {"a": ("left_part", "left"), "b": ("right_part", "right")}
-        pairs = pairs.with_columns(_row(part, place).alias(end) for end, (part, place) in ends.items())
-        for end in ends:
+        pairs = pairs.with_columns(_row(part, place).alias(end) for end, (part, place) in _ENDS.items())
+        for end in _ENDS:
             pairs = pairs.join(moved.rename({"one": end}), on=end, how="left")
             pairs = pairs.with_columns(pl.coalesce("heir", end).alias(end)).drop("heir")
-        pairs = pairs.filter(pl.col("a") != pl.col("b"))
-        pairs = pairs.with_columns(pl.min_horizontal("a", "b").alias("a"), pl.max_horizontal("a", "b").alias("b"))
-        pairs = pairs.with_columns(
-            column.cast(pl.UInt32).alias(name)
-            for end, (part, place) in ends.items()
-            for column, name in ((pl.col(end) // 2**32, part), (pl.col(end) % 2**32, place))
-        )
+        pairs = _ordered(pairs.filter(pl.col("a") != pl.col("b")))
         here = pl.col("left_part").is_in(stay.implode()) & pl.col("right_part").is_in(stay.implode())
-        return pairs.filter(here).select(list(STORED)).unique()
+        return pairs.filter(here).unique()
 
     def _exact(self, parts: list[Part]) -> pl.DataFrame:
         """`part`, `place` and exact key of the rows of some parts."""
@@ -437,20 +445,32 @@ def _place() -> pl.Expr:
     return pl.int_range(pl.len(), dtype=pl.UInt32).alias("place")
 
 
-def _row(part: str, place: str) -> pl.Expr:
+def _row(part: str, place: str | pl.Expr) -> pl.Expr:
     """Part and place in one number, which orders rows as they came."""
-    return pl.col(part).cast(pl.UInt64) * 2**32 + pl.col(place)
+    return pl.col(part).cast(pl.UInt64) * 2**32 + (pl.col(place) if isinstance(place, str) else place)
 
 
-def _in_parts(pairs: pl.DataFrame, parts: list[Part]) -> pl.DataFrame:
-    """Pairs of places in all parts together (schema PAIRS), as they are stored."""
-    ends = pl.Series([part.rows for part in parts], dtype=pl.UInt32).cum_sum()
-    numbers = pl.Series([part.number for part in parts], dtype=pl.UInt32)
-    for side in ("left", "right"):
-        at = ends.search_sorted(pairs[side], side="right")
-        starts = (ends - pl.Series([part.rows for part in parts], dtype=pl.UInt32)).gather(at)
-        pairs = pairs.with_columns(numbers.gather(at).alias(f"{side}_part"), (pl.col(side) - starts).alias(side))
-    return pairs.select(list(STORED))
+def _in_parts(pairs: pl.DataFrame, names: pl.Series, parts: list[Part]) -> pl.DataFrame:
+    """Pairs of places in all parts together (schema PAIRS), as they are stored.
+
+    Args:
+        names: the part of each place.
+    """
+    numbers = {part.name: part.number for part in parts}
+    part = names.replace_strict(list(numbers), list(numbers.values()), return_dtype=pl.UInt32)
+    within = pl.int_range(pl.len(), dtype=pl.UInt32).over("part")
+    at = pl.DataFrame({"part": part}).select(_row("part", within)).to_series()
+    return _ordered(pairs.with_columns(at.gather(pairs["left"]).alias("a"), at.gather(pairs["right"]).alias("b")))
+
+
+def _ordered(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Pairs of `a` and `b` (`_row`) as they are stored, the earlier row on the left."""
+    pairs = pairs.with_columns(pl.min_horizontal("a", "b").alias("a"), pl.max_horizontal("a", "b").alias("b"))
+    return pairs.with_columns(
+        column.cast(pl.UInt32).alias(name)
+        for end, (part, place) in _ENDS.items()
+        for column, name in ((pl.col(end) // 2**32, part), (pl.col(end) % 2**32, place))
+    ).select(list(STORED))
 
 
 def _chunks(parts: list[Part]) -> Iterator[list[Part]]:
