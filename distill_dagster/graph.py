@@ -137,7 +137,7 @@ STAGES = {
             "filtered_dataset",
             None,
             ("scored_completions", "slice_manifest", "golden_set", "human_examples", "curation_settings"),
-            "2",
+            "3",
             ("duckdb", "polars"),
             "What the student learns from: filters, leaks of golden or dev, duplicates, caps, and the split, over all "
             "slices. Beside it the rejected rows, each with one drop reason.",

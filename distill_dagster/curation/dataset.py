@@ -27,10 +27,12 @@ from distill_dagster.curation.steps import (
     contaminated,
     duplicates,
     leaking,
+    near_as_one,
     near_duplicates,
     over_caps,
     semantic_duplicates_of,
 )
+from distill_dagster.curation.stepspecs import NearSpec
 from distill_dagster.curation.texts import targets, user_texts, with_answers
 from distill_dagster.spec import CurationSpec
 from distill_dagster.tables import DATASET, REJECTED, SCORED
@@ -127,16 +129,18 @@ def curate(
     if items is not None and items.height and spec.decontamination is not None:
         rows, leaks = leaking(rows, prompts, items, spec.decontamination, numbers, limits, compared)
     rows = duplicates(rows)
+    named = rows.select("ident", "prompt_id", "slice", content="compared")
+    texts = Texts(named, source, near_text, ("messages", "answer", "reasoning"))
     if near is not None:
         keep_numbers = numbers if near.keep_numbers is None else near.keep_numbers
-        named = rows.select("ident", "prompt_id", "slice", content="compared")
-        texts = Texts(named, source, near_text, ("messages", "answer", "reasoning"))
         rows = near_duplicates(rows, texts, near, keep_numbers, limits, compared)
     if spec.dedup.semantic is not None:
         assert embed is not None, "dedup.semantic needs sentence embeddings"
         rows = semantic_duplicates_of(rows, prompts, embed, spec.dedup.semantic, limits, compared)
     if spec.balance.cuts:
         rows = over_caps(rows, prompts, spec.balance, spec.seed, embed)
+    if near is None and spec.validation_share:
+        rows = near_as_one(rows, texts, NearSpec(), numbers, limits, compared)
     split = _split(rows, spec)
 
     def finished(kept: pl.DataFrame) -> pl.DataFrame:
@@ -153,7 +157,7 @@ def curate(
     ours = source.select(name for name in SCORED if name in DATASET)
     why = rows.select("drop_reason", "drop_detail", "cluster_id", part, chosen=~stays)
     beside = pl.DataFrame([split, rows["masks"], part, stays.alias("chosen")])
-    del rows, named, prompts  # nothing else is needed of the narrow rows
+    del rows, named, prompts, texts  # nothing else is needed of the narrow rows
     by_id = ("prompt_id", "slice")
     kept = built(ours, beside, DATASET, by_id, folder and folder / "kept", finished)
     by_why = (*by_id, "answer", "drop_reason")

@@ -99,6 +99,24 @@ def near_duplicates(
     return _drop_clusters(rows, compared.near(texts, scheme, spec.threshold, limits), "near_duplicate")
 
 
+def near_as_one(
+    rows: pl.DataFrame,
+    texts: Texts,
+    spec: NearSpec,
+    keep_numbers: bool,
+    limits: Limits | None = None,
+    compared: Compared = NOTHING,
+) -> pl.DataFrame:
+    """The rows with one `text_key` for kept rows that are near each other, so that all are on one side of the split."""
+    scheme = Scheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
+    pairs = compared.near(texts, scheme, spec.threshold, limits)
+    kept = rows.filter(_kept()).select("ident", "text_key").sort("text_key", "ident")
+    gone = clusters_of_kept(pairs, kept.select("ident")).select("ident", "first")
+    first = gone.join(kept.rename({"ident": "first", "text_key": "group"}), on="first").drop("first")
+    joined = rows.join(first, on="ident", how="left", maintain_order="left")
+    return joined.with_columns(pl.coalesce("group", "text_key").alias("text_key")).drop("group")
+
+
 def semantic_duplicates_of(
     rows: pl.DataFrame,
     texts: Texts,

@@ -131,6 +131,21 @@ def test_caps_come_last() -> None:
     assert {detail for _, detail in why(found).values()} >= {"cap of label refund: 2"}
 
 
+def test_rows_that_are_nearly_the_same_stand_on_one_side_of_the_split_where_they_stay() -> None:
+    texts = [
+        " ".join([*(f"word{n}x{i}" for i in range(14)), *tail]) for n in range(40) for tail in ([], ["a"], ["a", "b"])
+    ]
+    rows = [row(text, confidence=0.9) for text in texts]
+    for more in ({}, {"stratify": "slice"}):
+        found = cut(rows, validation_share=0.3, dedup={"near": False}, **more).dataset
+        assert found.height == 120
+        by_cluster: dict[str, set[str]] = {}
+        for one in found.to_dicts():
+            by_cluster.setdefault(user_text(one["messages"]).split()[0], set()).add(one["split"])
+        assert all(len(split) == 1 for split in by_cluster.values())
+        assert {"train", "validation"} == {split for both in by_cluster.values() for split in both}
+
+
 def test_a_stratified_split_gives_every_label_its_share() -> None:
     rows = [row(f"refund number {n}") for n in range(60)]
     rows += [row(f"delivery number {n}", answer='"delivery"') for n in range(20)]

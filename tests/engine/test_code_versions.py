@@ -136,11 +136,10 @@ COMMITTED: dict[str, dict[str, str]] = {
     "teacher_prior": {"1": "23e63cb38a01f5dc270d0b8e5b0efbda8cd19a6162dbf6a5a2fe84e2e9612fdc"},
     "golden_completions": {"1": "4a9a081e4ef031fde2432806c788910a21f12ade1b2b0c40f5366ae1689bc5a6"},
     "teacher_completions": {"1": "4a9a081e4ef031fde2432806c788910a21f12ade1b2b0c40f5366ae1689bc5a6"},
-    "scored_completions": {"1": "ec1bc26b55143ce74fb193af47b1844bf20a352981638da77487a28b11276056"},
-    "filtered_dataset": {
-        "1": "a0b4f8f5cc9c0157e3c4896e7ef4c1fa741daf2361ebd182829355cbeba842fa",
-        "2": "6a98bcea29a4f067f17635c2b352048c85c29296f3e6c4136693b9e44b919148",
-    },
+    # 2: of several teachers one without an answer agrees to none; here there is one teacher.
+    "scored_completions": {"2": "ec1bc26b55143ce74fb193af47b1844bf20a352981638da77487a28b11276056"},
+    # 3: without `dedup.near`, rows that are nearly the same are on one side of the split; here none are.
+    "filtered_dataset": {"3": "6a98bcea29a4f067f17635c2b352048c85c29296f3e6c4136693b9e44b919148"},
 }
 
 
