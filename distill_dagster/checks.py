@@ -7,7 +7,7 @@ artifact's record, so that nothing downstream reads it, from wherever it is star
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from great_expectations import ExpectationSuite
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+
+
+Table = pl.DataFrame | pl.LazyFrame
 
 
 @dataclass(frozen=True)
@@ -170,27 +173,54 @@ def _context() -> Any:
     return context
 
 
-def valid_table(stage: str, frame: pl.DataFrame) -> Check:
+def valid_table(stage: str, frame: Table) -> Check:
     """Great Expectations over one table; what failed names some of the values and the ids of their rows.
+
+    Of a long table it is given the rows that may fail, and the first ones of the rest.
 
     Raises:
         DistillError: an expectation could not be evaluated (which is not the same as failing).
     """
-    ids = next((name for name in IDS if name in frame.columns), None)
-    found = validate(stage, plain_columns(stage, frame), EXPECTATIONS[stage], ids)
+    ids = next((name for name in IDS if name in frame.collect_schema()), None)
+    suspects = [_FAILS[kind](arguments) for kind, arguments in EXPECTATIONS[stage]]
+    first = pl.int_range(pl.len()) < JUDGED
+    rows = plain_columns(stage, frame).filter(pl.any_horizontal(first, *suspects).fill_null(False))
+    found = validate(stage, rows.collect(engine="streaming").to_pandas(), EXPECTATIONS[stage], ids)
     failed = {what: why for what, why in found.items() if why is not None}
-    return Check("valid_table", not failed, found=failed | {"expectations": len(found), "rows": frame.height})
+    return Check("valid_table", not failed, found=failed | {"expectations": len(found), "rows": _height(frame)})
 
 
-def plain_columns(stage: str, frame: pl.DataFrame) -> pd.DataFrame:
+JUDGED = 1_000
+"""Rows of a table that Great Expectations looks at in any case: it takes seconds for a million."""
+_FAILS: dict[str, Callable[[dict[str, Any]], pl.Expr]] = {
+    "ExpectColumnValuesToNotBeNull": lambda asked: pl.col(asked["column"]).is_null(),
+    "ExpectColumnValuesToBeUnique": lambda asked: pl.col(asked["column"]).is_duplicated(),
+    "ExpectCompoundColumnsToBeUnique": lambda asked: pl.struct(asked["column_list"]).is_duplicated(),
+    "ExpectColumnValuesToBeInSet": lambda asked: ~pl.col(asked["column"]).is_in(asked["value_set"]),
+    "ExpectColumnValuesToBeBetween": lambda asked: ~_between(pl.col(asked["column"]), asked),
+    "ExpectColumnValueLengthsToBeBetween": lambda asked: ~_between(pl.col(asked["column"]).str.len_chars(), asked),
+}
+"""For each kind of expectation that `EXPECTATIONS` has, true for every row that may fail it."""
+
+
+def _between(value: pl.Expr, asked: dict[str, Any]) -> pl.Expr:
+    return (value >= asked["min_value"]) & (value <= asked.get("max_value", float("inf")))
+
+
+def plain_columns(stage: str, frame: Table) -> pl.LazyFrame:
     """What the expectations of a stage look at, and the ids; of messages the user turns, as `text`."""
-    plain = frame
-    if "messages" in frame.columns:
+    plain = frame.lazy()
+    if "messages" in plain.collect_schema():
         from distill_dagster.tables import user_text_expr
 
         plain = plain.with_columns(user_text_expr().alias("text"))
-    wanted = _columns(stage) | {name for name in IDS if name in frame.columns}
-    return plain.select(name for name in plain.columns if name in wanted).to_pandas()  # the others would only be copied
+    names = plain.collect_schema().names()
+    wanted = _columns(stage) | set(IDS)
+    return plain.select(name for name in names if name in wanted)  # the others would only be copied
+
+
+def _height(frame: Table) -> int:
+    return int(frame.lazy().select(pl.len()).collect(engine="streaming").item())
 
 
 IDS = ("prompt_id", "item_id", "id")
@@ -247,33 +277,51 @@ def no_missing_rows(missing: int, frame: pl.DataFrame) -> Check:
 
 
 def dataset_checks(
-    candidates: pl.DataFrame,
-    dataset: pl.DataFrame,
-    rejected: pl.DataFrame,
+    candidates: int,
+    dataset: Table,
+    rejected: Table,
     held_out: set[str],
     labels: list[str],
     min_rows: int,
 ) -> list[Check]:
-    """Invariants 1 and 2, and whether there is enough to train on."""
-    from distill_dagster.tables import normalized_expr, user_text_expr
+    """Invariants 1 and 2, and whether there is enough to train on.
 
-    unexplained = rejected["drop_reason"].null_count()
-    balance = {"candidates": candidates.height, "kept": dataset.height, "rejected": rejected.height}
-    texts = dataset.select("prompt_id", normalized_expr(user_text_expr()).alias("key"))
-    leaked = texts.filter(pl.col("key").is_in(sorted(held_out)))["prompt_id"].to_list()
-    train = dataset.filter(pl.col("split") == "train")
-    present = set(train["answer"].str.json_decode(pl.String)) if labels else set[str]()
+    Args:
+        candidates: how many there were.
+    """
+    dataset, reasons = dataset.lazy(), rejected.lazy().select("drop_reason").collect(engine="streaming")["drop_reason"]
+    sides = dataset.select("split").collect(engine="streaming")["split"]
+    train_rows = int((sides == "train").sum())
+    balance = {"candidates": candidates, "kept": len(sides), "rejected": len(reasons)}
+    leaked = _held_out(dataset, held_out)
+    present = set[str]()
+    if labels:
+        train = dataset.filter(pl.col("split") == "train").select(pl.col("answer").unique())
+        present = set(train.collect(engine="streaming")["answer"].str.json_decode(pl.String))
     absent = [label for label in labels if label not in present]
     return [
-        Check("nothing_lost", dataset.height + rejected.height == candidates.height and not unexplained, found=balance),
+        Check("nothing_lost", len(sides) + len(reasons) == candidates and not reasons.null_count(), found=balance),
         Check("no_contamination", not leaked, found={"prompt_ids": ", ".join(leaked[:20])}),
         Check(
             "enough_rows",
-            train.height >= min_rows and (not labels or len(present) >= 2),
-            found={"train_rows": train.height, "min_rows": min_rows, "labels": len(present)},
+            train_rows >= min_rows and (not labels or len(present) >= 2),
+            found={"train_rows": train_rows, "min_rows": min_rows, "labels": len(present)},
         ),
         Check("label_coverage", not absent, "warning", {"labels_without_rows": ", ".join(absent)}),
     ]
+
+
+def _held_out(dataset: pl.LazyFrame, held_out: set[str]) -> list[str]:
+    """The ids of rows with the very text of a golden or dev row."""
+    from distill_dagster.curation.texts import text_keys, user_texts
+
+    keys = pl.Series(sorted(held_out), dtype=pl.String)
+
+    def work(rows: pl.DataFrame) -> pl.DataFrame:
+        return rows.select("prompt_id").filter(text_keys(user_texts(rows["messages"])).is_in(keys.implode()))
+
+    read = dataset.select("prompt_id", "messages").map_batches(work, schema={"prompt_id": pl.String}, streamable=True)
+    return read.collect(engine="streaming")["prompt_id"].to_list()
 
 
 def slice_checks(slices: list[dict[str, Any]], wanted: int) -> list[Check]:

@@ -57,8 +57,8 @@ def build_data_docs(lake: Lake, task: str, tables: Iterable[tuple[str, str | Non
             definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
             actions = [UpdateDataDocsAction(name="docs", site_names=[_SITE])]
             checkpoint = gx.Checkpoint(name=name, validation_definitions=[definition], actions=actions)
-            frame = pl.read_parquet(lake.path(task, stage, key))
-            context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": plain_columns(stage, frame)})
+            rows = plain_columns(stage, pl.scan_parquet(lake.path(task, stage, key))).collect().to_pandas()
+            context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": rows})
         context.build_data_docs(site_names=[_SITE])
         target.parent.mkdir(parents=True, exist_ok=True)
         swap_folder(temporary, target)

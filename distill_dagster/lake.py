@@ -83,11 +83,24 @@ class Lake:
         blocked = record is not None and record.extra.get("blocked")
         return path.parent / LAST_GOOD / path.name if blocked else path
 
-    def read_good(self, task: str, asset: str, partition: str, schema: pl.Schema) -> tuple[pl.DataFrame, Record] | None:
-        """The latest version of a table that passed its blocking checks; None where there is none."""
+    def scan_good(
+        self, task: str, asset: str, partition: str, schema: pl.Schema, folder: Path
+    ) -> tuple[pl.LazyFrame, Record] | None:
+        """The latest version of a table that passed its blocking checks; None where there is none.
+
+        Args:
+            folder: holds on to this version, so that however often the query runs it reads the same rows.
+        """
         path = self._good_path(task, asset, partition)
-        record = _record_of(path)
-        return None if record is None else (_checked(path, schema), record)
+        held = folder / path.name
+        try:
+            os.link(path, held)
+        except FileNotFoundError:
+            return None
+        except OSError:  # another file system
+            shutil.copyfile(path, held)
+        record = _record_of(held)
+        return None if record is None else (_checked(held, schema), record)
 
     def read(self, task: str, asset: str, partition: str | None, schema: pl.Schema) -> tuple[pl.DataFrame, Record]:
         """A table and its record.
@@ -102,9 +115,9 @@ class Lake:
                 f"{task}/{node(asset, partition)} has not been materialized yet. Run `distill run {task}`, or "
                 f"materialize it before the assets that need it."
             )
-        return _checked(self.path(task, asset, partition), schema), record
+        return _checked(self.path(task, asset, partition), schema).collect(), record
 
-    def write(self, task: str, frame: pl.DataFrame, record: Record) -> None:
+    def write(self, task: str, frame: pl.DataFrame | pl.LazyFrame, record: Record) -> None:
         """Write a table. One of a slice that did not pass its checks is written beside its last good version."""
         path = self.path(task, record.asset, record.partition)
         if record.partition is not None and record.extra.get("blocked"):
@@ -137,9 +150,9 @@ def _record_of(path: Path) -> Record | None:
     return Record(**json.loads(pl.read_parquet_metadata(path)[_KEY])) if path.is_file() else None
 
 
-def _checked(path: Path, schema: pl.Schema) -> pl.DataFrame:
-    frame = tables.with_later(pl.read_parquet(path), schema)
-    if dict(frame.schema) != dict(schema):
+def _checked(path: Path, schema: pl.Schema) -> pl.LazyFrame:
+    frame = tables.with_later(pl.scan_parquet(path), schema)
+    if dict(frame.collect_schema()) != dict(schema):
         raise tables.SchemaError(f"{path} does not have the declared schema")
     return frame
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import polars as pl
 
 from distill_dagster.hashing import canonical_json
@@ -253,33 +254,42 @@ def _all_scores(here: pl.Schema) -> pl.Expr:
     return pl.when(pl.col("scores").is_not_null()).then(pl.struct(fields)).alias("scores")
 
 
-def _with_held_scores(frame: pl.DataFrame) -> pl.DataFrame:
-    """Only those scores that hold something: one that came later moves no hash of a table without it."""
-    if "scores" not in frame.columns:
-        return frame
-    scores = frame["scores"].struct.unnest()
-    held = [name for name in scores.columns if scores[name].null_count() < frame.height]
-    if not held:
-        return frame.drop("scores")
-    return frame.with_columns(pl.struct(pl.col("scores").struct.field(name) for name in held).alias("scores"))
-
-
 def frame_of(rows: list[dict[str, object]], schema: pl.Schema, sort_by: tuple[str, ...]) -> pl.DataFrame:
     return conform(pl.DataFrame(rows, schema=schema), schema, sort_by)
 
 
-def data_version(*frames: pl.DataFrame) -> str:
-    """sha256 of canonical content without the volatile columns; never of file bytes."""
+def data_version(*frames: pl.DataFrame | pl.LazyFrame) -> str:
+    """sha256 of canonical content without the volatile columns; never of file bytes. Queries are read in batches."""
     digest = hashlib.sha256()
-    for frame in map(_with_held_scores, frames):
-        later = [c for c in LATER if c in frame.columns and "completion_ids" in frame.columns]
-        empty = [c for c in later if frame[c].null_count() == frame.height]
-        kept = frame.drop([c for c in (*VOLATILE, *empty) if c in frame.columns], strict=False)
-        digest.update(canonical_json(kept.columns).encode())
-        for part in kept.iter_slices(HASHED):
-            row = pl.format("[{}]\n", pl.concat_str([_json(column) for column in part], separator=","))
-            digest.update(part.select(row.str.join()).item().encode())
+    for frame in frames:
+        kept = frame.select(_hashed(frame))
+        digest.update(canonical_json(kept.collect_schema().names()).encode())
+        if isinstance(kept, pl.LazyFrame):
+            parts: Iterator[pl.DataFrame] = iter(kept.collect_batches(chunk_size=HASHED, maintain_order=True))
+        else:
+            parts = kept.iter_slices(HASHED)
+        for part in filter(len, parts):
+            between = [text for column in part for text in (pl.lit(","), pl.lit(_json(column)))]
+            rows = pl.select(pl.concat_str(pl.lit("["), *between[1:], pl.lit("]\n"))).to_series().to_arrow()
+            _, offsets, texts = rows.cast("large_string").buffers()
+            ends = np.frombuffer(offsets, np.int64)[rows.offset : rows.offset + len(rows) + 1]
+            digest.update(memoryview(texts)[ends[0] : ends[-1]])
     return digest.hexdigest()
+
+
+def _hashed(frame: pl.DataFrame | pl.LazyFrame) -> list[pl.Expr]:
+    """The columns that count, of those that came later only those that hold something, and of scores as well: one that
+    came later moves no hash of a table without it."""
+    here = frame.collect_schema()
+    scores: list[str] = [field.name for field in here["scores"].fields] if "scores" in here else []  # type: ignore[attr-defined]
+    later = [name for name in LATER if name in here and name != "scores" and "completion_ids" in here]
+    asked = {name: pl.col(name) for name in later} | {f"scores.{n}": pl.col("scores").struct.field(n) for n in scores}
+    found = frame.lazy().select(column.is_not_null().any().alias(name) for name, column in asked.items())
+    held = found.collect(engine="streaming").row(0, named=True) if asked else {}
+    fields = [pl.col("scores").struct.field(name) for name in scores if held[f"scores.{name}"]]
+    whole = {"scores": pl.struct(fields).alias("scores")} if fields else {}
+    empty = {name for name in later if not held[name]} | (set() if fields else {"scores"})
+    return [whole.get(name, pl.col(name)) for name in here if name not in VOLATILE and name not in empty]
 
 
 def _json(column: pl.Series) -> pl.Series:
@@ -292,15 +302,38 @@ def _json(column: pl.Series) -> pl.Series:
         return ('"' + column + '"').fill_null("null")
     if column.dtype.is_integer():
         return column.cast(pl.String).fill_null("null")
+    if column.dtype.is_float() or column.dtype == pl.Boolean:
+        return pl.Series(canonical_json(column.to_list())[1:-1].split(","))
+    if isinstance(column.dtype, pl.Struct):
+        fields = sorted(column.struct.fields)
+        named = [pl.lit(canonical_json(name) + ":") + _json(column.struct.field(name)) for name in fields]
+        return _enclosed("{", pl.concat_str(named, separator=","), "}", column)
+    if isinstance(column.dtype, pl.List):
+        lengths = column.list.len().fill_null(0)
+        inner = _json(column.filter(lengths > 0).explode())
+        most = len(inner) // len(column)
+        if most and lengths.eq(most).all():  # of every prompt with one turn there are two
+            each = [inner.gather_every(most, place) for place in range(most)]
+            return _enclosed("[", pl.concat_str(map(pl.lit, each), separator=","), "]", column)
+        rows = pl.int_range(len(column), eager=True).repeat_by(lengths).explode().drop_nulls()
+        joined = pl.DataFrame({"row": rows, "text": inner}).group_by("row").agg(pl.col("text").str.join(","))
+        texts = pl.Series([""]).new_from_index(0, len(column)).scatter(joined["row"], joined["text"])
+        return _enclosed("[", pl.lit(texts), "]", column)
     return pl.Series([canonical_json(value) for value in column.to_list()], dtype=pl.String)
 
 
-def write_parquet(frame: pl.DataFrame, path: Path, metadata: Mapping[str, str]) -> None:
+def _enclosed(start: str, texts: pl.Expr, end: str, column: pl.Series) -> pl.Series:
+    """The texts between two brackets where the column has a value, else null."""
+    whole = pl.concat_str(pl.lit(start), texts, pl.lit(end))
+    return pl.select(pl.when(column.is_not_null()).then(whole).otherwise(pl.lit("null"))).to_series()
+
+
+def write_parquet(frame: pl.DataFrame | pl.LazyFrame, path: Path, metadata: Mapping[str, str]) -> None:
     """Write beside the target, then rename: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")  # two processes never share one
     try:
-        frame.write_parquet(temporary, compression="zstd", metadata=dict(metadata))
+        frame.lazy().sink_parquet(temporary, compression="zstd", metadata=dict(metadata), engine="streaming")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -108,11 +108,11 @@ def balance(rows: pl.DataFrame, spec: BalanceSpec, seed: int, embed: Embed | Non
     )
 
 
-def below_floors(rows: pl.DataFrame, spec: BalanceSpec) -> dict[str, int]:
+def below_floors(rows: pl.DataFrame | pl.LazyFrame, spec: BalanceSpec) -> dict[str, int]:
     """Values that have fewer rows than their floor, written `field value`, with the rows that they have."""
     found: dict[str, int] = {}
     for field, counts in sorted(spec.floors.items()):
-        have = rows.select(field_value(field).alias("value"))["value"].drop_nulls()
+        have = rows.lazy().select(field_value(field).alias("value")).collect(engine="streaming")["value"].drop_nulls()
         rows_of = dict(have.value_counts().iter_rows())
         for value, wanted in _each(counts, have):
             if rows_of.get(value, 0) < wanted:

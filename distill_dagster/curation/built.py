@@ -46,7 +46,7 @@ def built(
         return made(rows).select(*schema, rows["part"])
 
     rows = wide.map_batches(work, schema=numbered, streamable=True)
-    if folder is None:
+    if folder is None or not decided["part"].max():
         return conform(rows.drop("part").collect(engine="streaming"), schema, sort_by).lazy()
     unsorted = folder / ".unsorted"
     rows.sink_ipc(pl.PartitionBy(unsorted, key="part", include_key=False), record_batch_size=FLUSHED, mkdir=True)

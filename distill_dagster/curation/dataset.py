@@ -72,6 +72,10 @@ class Curated:
     def candidates(self) -> int:
         return sum(self.counts.values())
 
+    @property
+    def kept_rows(self) -> int:
+        return self.counts.get(None, 0)
+
     def reasons(self) -> dict[str, int]:
         return {reason: self.counts.get(reason, 0) for reason in self.order}
 

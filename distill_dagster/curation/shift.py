@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from distill_dagster.checks import Check, Expectation, validate
-from distill_dagster.tables import user_text_expr
+from distill_dagster.curation.texts import user_texts
 
 BINS = (0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 1_000_000)
 """Lengths are compared in these bins of words; the last one is longer than any text."""
@@ -37,12 +37,15 @@ class ShiftSpec(BaseModel):
     severity: Literal["warning", "error"] = Field(default="warning", description="error: nothing is trained")
 
 
-def profile(candidates: int, dataset: pl.DataFrame, reasons: Mapping[str, int], labels: bool) -> dict[str, Any]:
-    """What the next dataset is compared with: counts alone, small enough for a record."""
-    measured = _measured(dataset)
-    found: dict[str, Any] = {"candidates": candidates, "rows": dataset.height}
+def profile(candidates: int, measured: pl.DataFrame, reasons: Mapping[str, int]) -> dict[str, Any]:
+    """What the next dataset is compared with: counts alone, small enough for a record.
+
+    Args:
+        measured: the dataset as `measures` has it.
+    """
+    found: dict[str, Any] = {"candidates": candidates, "rows": measured.height}
     found["reasons"] = {reason: count for reason, count in reasons.items() if count}
-    if labels:
+    if "label" in measured.columns:
         found["labels"] = dict(measured.group_by("label").len().sort("label").iter_rows())
     for name in ("prompt_words", "answer_words"):
         cut = measured[name].cut(list(BINS[1:-1]), left_closed=True, labels=[str(low) for low in BINS[:-1]])
@@ -51,21 +54,25 @@ def profile(candidates: int, dataset: pl.DataFrame, reasons: Mapping[str, int], 
     return found
 
 
-def _measured(dataset: pl.DataFrame) -> pl.DataFrame:
-    return dataset.select(
-        "prompt_id",
-        label="answer",
-        prompt_words=_words(user_text_expr()),
-        answer_words=_words(pl.col("messages").list.last().struct.field("content")),
-    )
+def measures(dataset: pl.DataFrame | pl.LazyFrame, labels: bool) -> pl.DataFrame:
+    """Of each row of a dataset the words of prompt and answer and, where answers are labels, the `label`."""
+
+    def work(rows: pl.DataFrame) -> pl.DataFrame:
+        answers = rows["messages"].list.last().struct.field("content")
+        counted = pl.DataFrame({"prompt_words": _words(user_texts(rows["messages"])), "answer_words": _words(answers)})
+        return counted.with_columns(rows["answer"].alias("label")) if labels else counted
+
+    schema = {"prompt_words": pl.UInt32, "answer_words": pl.UInt32} | ({"label": pl.String} if labels else {})
+    read = dataset.lazy().select("messages", *(["answer"] if labels else []))
+    return read.map_batches(work, schema=schema, streamable=True).collect(engine="streaming")
 
 
-def _words(text: pl.Expr) -> pl.Expr:
-    return text.str.count_matches(r"\S+").fill_null(0)
+def _words(texts: pl.Series) -> pl.Series:
+    return texts.str.count_matches(r"\S+").fill_null(0)
 
 
 def shift_checks(
-    dataset: pl.DataFrame, now: dict[str, Any], before: dict[str, Any] | None, spec: ShiftSpec
+    measured: pl.DataFrame, now: dict[str, Any], before: dict[str, Any] | None, spec: ShiftSpec
 ) -> list[Check]:
     """`drop_rates` and `same_distribution`, both passed where there is nothing to compare with.
 
@@ -79,7 +86,7 @@ def shift_checks(
     if before is None:
         found = {"compared_with": "nothing: the first good dataset"}
         return [Check(name, True, spec.severity, found) for name in ("drop_rates", "same_distribution")]
-    return [_drop_rates(now, before, spec), _same_distribution(dataset, now, before, spec)]
+    return [_drop_rates(now, before, spec), _same_distribution(measured, now, before, spec)]
 
 
 def _drop_rates(now: dict[str, Any], before: dict[str, Any], spec: ShiftSpec) -> Check:
@@ -92,7 +99,7 @@ def _drop_rates(now: dict[str, Any], before: dict[str, Any], spec: ShiftSpec) ->
     return Check("drop_rates", not found, spec.severity, found)
 
 
-def _same_distribution(dataset: pl.DataFrame, now: dict[str, Any], before: dict[str, Any], spec: ShiftSpec) -> Check:
+def _same_distribution(measured: pl.DataFrame, now: dict[str, Any], before: dict[str, Any], spec: ShiftSpec) -> Check:
     if min(now["rows"], before["rows"]) < LEAST:
         return Check("same_distribution", True, spec.severity, {"compared_with": f"fewer than {LEAST} rows"})
     expectations: list[Expectation] = []
@@ -107,7 +114,7 @@ def _same_distribution(dataset: pl.DataFrame, now: dict[str, Any], before: dict[
         partition = {"bins": list(BINS[first : last + 2]), "weights": _weights(before[name][first : last + 1])}
         allowed = _allowed(len(used), now["rows"], before["rows"], spec)
         expectations.append(_divergence(name, partition, allowed))
-    failed = validate("shift", _measured(dataset).to_pandas(), expectations)
+    failed = validate("shift", measured.to_pandas(), expectations)
     found = {what.split()[-1]: f"{why} nats" for what, why in failed.items() if why is not None}
     return Check("same_distribution", not found, spec.severity, found)
 

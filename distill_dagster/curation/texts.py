@@ -79,11 +79,14 @@ def targets(kept: pl.DataFrame, kind: Kind | None) -> pl.Series:
 
 
 def user_texts(messages: pl.Series) -> pl.Series:
-    """`tables.user_text` of each prompt: at once where each is one turn of the user, as most are."""
-    if len(messages) and messages.list.len().fill_null(0).eq(1).all():
-        turns = messages.explode().struct.unnest()
-        if turns["role"].eq("user").all() and not turns["content"].null_count():
-            return turns["content"].alias("text")
+    """`tables.user_text` of each prompt: at once where each begins with the user's only turn, as most do."""
+    lengths = messages.list.len().fill_null(0)
+    turns = int(lengths[0]) if len(messages) else 0
+    if turns and lengths.eq(turns).all():
+        each = messages.explode().struct
+        asked, texts = each.field("role") == "user", each.field("content").gather_every(turns)
+        if asked.gather_every(turns).all() and asked.sum() == len(messages) and not texts.null_count():
+            return texts.alias("text")
     return messages.to_frame("messages").select(user_text_expr().alias("text")).to_series()
 
 

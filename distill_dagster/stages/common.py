@@ -107,9 +107,9 @@ class Reading:
         self.inputs[node(asset, partition)] = record.data_version
         return frame
 
-    def last_good(self, asset: str, schema: pl.Schema, partition: str) -> pl.DataFrame | None:
-        """The latest version of a slice's table that passed its checks, or None."""
-        found = self.env.lake.read_good(self.env.task_name, asset, partition, schema)
+    def last_good(self, asset: str, schema: pl.Schema, partition: str, folder: Path) -> pl.LazyFrame | None:
+        """The latest version of a slice's table that passed its checks, or None; `folder` holds on to it."""
+        found = self.env.lake.scan_good(self.env.task_name, asset, partition, schema, folder)
         if found is None:
             return None
         self.inputs[node(asset, partition)] = found[1].data_version
@@ -163,10 +163,10 @@ def held_out_table(folder: TaskFolder) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={"id": pl.String, "text": pl.String}, orient="row")
 
 
-def sample_rows(frame: pl.DataFrame, columns: list[str], count: int = 5) -> Rows:
+def sample_rows(frame: pl.DataFrame | pl.LazyFrame, columns: list[str], count: int = 5) -> Rows:
     """The first rows for people: messages as their user text, long texts cut, no soft labels."""
     rows = []
-    for row in frame.head(count).iter_rows(named=True):
+    for row in frame.lazy().head(count).collect().iter_rows(named=True):
         shown = {"text": user_text(row["messages"])} if row.get("messages") else {}
         rows.append({k: _short(v) for k, v in (shown | {c: row[c] for c in columns}).items()})
     return Rows(rows)

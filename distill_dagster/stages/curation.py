@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -13,14 +14,16 @@ from distill_dagster.checks import Check, dataset_checks, slice_checks, valid_ta
 from distill_dagster.curation.about import About
 from distill_dagster.curation.balance import below_floors
 from distill_dagster.curation.compared import Compared
-from distill_dagster.curation.dataset import curate
+from distill_dagster.curation.dataset import Curated, curate
 from distill_dagster.curation.filters import STEPS, Filter
 from distill_dagster.curation.human import human_candidates
+from distill_dagster.curation.neardup.rows import Limits
 from distill_dagster.curation.scores import add_scores
-from distill_dagster.curation.shift import profile, profile_to_compare, shift_checks
+from distill_dagster.curation.shift import measures, profile, profile_to_compare, shift_checks
 from distill_dagster.errors import DistillError
 from distill_dagster.kinds import kind_of
 from distill_dagster.selection import SLICE_STAGES
+from distill_dagster.spec import Task
 from distill_dagster.stages import scores
 from distill_dagster.stages.common import (
     Env,
@@ -48,85 +51,102 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
     task = env.folder.task
     about = About.of(task)
     people = env.folder.human + (env.folder.examples if task.curation.mix_examples else [])
-    frames, slices = _slices(env, reading)
-    # What people answered is scored here, and nowhere kept: it is little.
-    answered = add_scores(human_candidates(people, kind_of(task).answer_kind), task.scorers, about)
-    candidates = pl.concat([*frames, answered])
+    limits = env.limits or Limits()
+    with limits.folder() as temporary:
+        slices, lines = _slices(env, reading, temporary)
+        # What people answered is scored here, and nowhere kept: it is little.
+        answered = add_scores(human_candidates(people, kind_of(task).answer_kind), task.scorers, about)
+        candidates = pl.concat([*slices, answered.lazy()])
+        cut = curate(
+            candidates,
+            held_out,
+            task.label_names,
+            task.curation,
+            about,
+            items=held_out_table(env.folder),
+            embed=lambda texts: sentence_embeddings(texts, env.models),
+            limits=limits,
+            compared=Compared(env.lake.root / env.task_name / ".compared"),
+            folder=temporary,
+        )
+        checks, noted = _checked(env, cut, lines, held_out)
+        # The rejected rows first: whoever sees the dataset finds beside it what was left out.
+        beside = Reading(env, "filtered_dataset", REJECTED_ROWS)
+        beside.inputs = reading.inputs
+        record = reading.record(data_version(cut.kept), cut.kept_rows, **noted)
+        rejected_record = beside.record(data_version(cut.left_out), cut.candidates - cut.kept_rows)
+        env.lake.write(env.task_name, cut.left_out, rejected_record)
+        env.lake.write(env.task_name, cut.kept, record)
+        shown = {"human_examples": len(people)} | _shown(task, cut, candidates) | {"slices": Rows(lines)}
+    return Made(record, shown, checks)
+
+
+def _checked(
+    env: Env, cut: Curated, slices: list[dict[str, Any]], held_out: set[str]
+) -> tuple[list[Check], dict[str, Any]]:
+    """The checks of a dataset, and what its record keeps of it."""
+    task = env.folder.task
     before = env.lake.record(env.task_name, "filtered_dataset")
-    cut = curate(
-        candidates,
-        held_out,
-        task.label_names,
-        task.curation,
-        about,
-        items=held_out_table(env.folder),
-        embed=lambda texts: sentence_embeddings(texts, env.models),
-        limits=env.limits,
-        compared=Compared(env.lake.root / env.task_name / ".compared"),
-    )
     checks = [
-        valid_table("filtered_dataset", cut.dataset),
+        valid_table("filtered_dataset", cut.kept),
         *slice_checks(slices, task.curation.wanted_slices(len(slices))),
-        *dataset_checks(candidates, cut.dataset, cut.rejected, held_out, task.label_names, task.curation.min_rows),
+        *dataset_checks(cut.candidates, cut.kept, cut.left_out, held_out, task.label_names, task.curation.min_rows),
     ]
-    now = profile(candidates.height, cut.dataset, cut.reasons(), task.has_labels)
+    measured = measures(cut.kept, task.has_labels)
+    now = profile(cut.candidates, measured, cut.reasons())
     compared = profile_to_compare(before.extra if before else None)
-    checks += shift_checks(cut.dataset, now, compared, task.curation.shift)
-    short = below_floors(cut.dataset, task.curation.balance)
+    checks += shift_checks(measured, now, compared, task.curation.shift)
+    short = below_floors(cut.kept, task.curation.balance)
     checks.append(Check("floors_met", not short, "warning", {name: f"{n} rows" for name, n in short.items()}))
-    extra: dict[str, Any] = {"reasons": cut.reasons(), "candidates": candidates.height}
-    extra |= {"profile": now, "compared_with": compared}
-    extra |= {"masked_rows": cut.masked} if cut.masked else {}
-    extra |= blocked_by("filtered_dataset", checks)
-    # The rejected rows first: whoever sees the dataset finds beside it what was left out.
-    beside = Reading(env, "filtered_dataset", REJECTED_ROWS)
-    beside.inputs = reading.inputs
-    record = reading.record(data_version(cut.dataset), cut.dataset.height, **extra)
-    rejected_record = beside.record(data_version(cut.rejected), cut.rejected.height)
-    env.lake.write(env.task_name, cut.rejected, rejected_record)
-    env.lake.write(env.task_name, cut.dataset, record)
-    meant = candidates.filter(pl.col("target_label").is_not_null() & pl.col("answer").is_not_null())
+    noted: dict[str, Any] = {"reasons": cut.reasons(), "candidates": cut.candidates}
+    noted |= {"profile": now, "compared_with": compared}
+    noted |= {"masked_rows": cut.masked} if cut.masked else {}
+    return checks, noted | blocked_by("filtered_dataset", checks)
+
+
+def _shown(task: Task, cut: Curated, candidates: pl.LazyFrame) -> dict[str, Shown]:
     dropped = {reason: count for reason, count in cut.reasons().items() if count}
     drops = plots.bar_counts(dropped or cut.reasons(), "Dropped rows by reason", "rows")
+    sides = dict(cut.kept.group_by("split").len().collect(engine="streaming").iter_rows())
     shown: dict[str, Shown] = {
-        "candidates": candidates.height,
-        "human_examples": len(people),
-        "kept": cut.dataset.height,
-        "rejected": cut.rejected.height,
-        "train": cut.dataset.filter(pl.col("split") == "train").height,
-        "validation": cut.dataset.filter(pl.col("split") == "validation").height,
+        "candidates": cut.candidates,
+        "kept": cut.kept_rows,
+        "rejected": cut.candidates - cut.kept_rows,
+        "train": sides.get("train", 0),
+        "validation": sides.get("validation", 0),
         "masked_rows": cut.masked,
         "leaks": Rows(cut.leaks.head(50).to_dicts()),
         "filters": Rows(filters_shown(task.filters, cut.reasons())),
         "drop_reasons": Markdown(plots.markdown_image(drops)),
-        "slices": Rows(slices),
-        "sample": sample_rows(cut.dataset, ["answer", "split", "slice"]),
-        "rejected_sample": sample_rows(cut.rejected, ["answer", "drop_reason", "drop_detail", "slice"], 10),
+        "sample": sample_rows(cut.kept, ["answer", "split", "slice"]),
+        "rejected_sample": sample_rows(cut.left_out, ["answer", "drop_reason", "drop_detail", "slice"], 10),
     }
     if task.has_labels:
-        labels = cut.dataset.group_by("answer").len().sort("answer")
+        labels = cut.kept.group_by("answer").len().sort("answer").collect(engine="streaming")
         balance = plots.bar_counts({json.loads(a): n for a, n in labels.iter_rows()}, "Kept rows by label", "rows")
         shown["label_balance"] = Markdown(plots.markdown_image(balance))
-    if meant.height:
-        same = [json.loads(answer) == label for answer, label in meant.select("answer", "target_label").iter_rows()]
-        shown["answered_as_meant"] = f"{sum(same)} of {meant.height} with a target_label"
-    return Made(record, shown, checks)
+    meant = candidates.filter(pl.col("target_label").is_not_null() & pl.col("answer").is_not_null())
+    counts = meant.group_by("answer", "target_label").len().collect(engine="streaming")
+    if meant_rows := counts["len"].sum():
+        same = sum(rows for answer, label, rows in counts.iter_rows() if json.loads(answer) == label)
+        shown["answered_as_meant"] = f"{same} of {meant_rows} with a target_label"
+    return shown
 
 
-def _slices(env: Env, reading: Reading) -> tuple[list[pl.DataFrame], list[dict[str, Any]]]:
+def _slices(env: Env, reading: Reading, folder: Path) -> tuple[list[pl.LazyFrame], list[dict[str, Any]]]:
     """The candidates of every slice: what it gives now, else its last good rows, else none; and a line on each.
 
     Raises:
         DistillError: no slice gives anything.
     """
-    frames: list[pl.DataFrame] = []
+    frames: list[pl.LazyFrame] = []
     lines: list[dict[str, Any]] = []
     state = State(env.folder, env.lake)
     for key in env.folder.slice_keys():
-        frame = reading.last_good("scored_completions", SCORED, key)
+        frame = reading.last_good("scored_completions", SCORED, key, folder)
         why = [s for s in (state.status(stage, key) for stage in SLICE_STAGES) if s.state != "fresh"]
         blocked = state.record("scored_completions", key)
-        rows = 0 if frame is None else frame.height
+        rows = 0 if frame is None else int(frame.select(pl.len()).collect().item())
         line: dict[str, Any] = {"slice": key, "rows": rows, "gives": "its rows", "why": ""}
         if frame is None:
             line |= {"gives": "nothing"}

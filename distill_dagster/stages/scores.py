@@ -37,7 +37,7 @@ def _samples(completions: pl.DataFrame) -> pl.DataFrame:
     return first.select(*_SAME, "finish_reason", "completion_tokens")
 
 
-def completed(env: Env, key: str, candidates: pl.DataFrame) -> pl.DataFrame:
+def completed(env: Env, key: str, candidates: pl.LazyFrame) -> pl.LazyFrame:
     """The last good rows of a slice with the scores that are read now: an older table may have others."""
     task = env.folder.task
     record = env.lake.good_record(env.task_name, "scored_completions", key)
@@ -45,11 +45,12 @@ def completed(env: Env, key: str, candidates: pl.DataFrame) -> pl.DataFrame:
     lacking = [one for one in task.scorers if known.get(one.name) != one.version]
     if not lacking:
         return candidates
-    scored = add_scores(candidates, lacking, About.of(task))
+    rows = candidates.collect()
+    scored = add_scores(rows, lacking, About.of(task))
     new = {name for one in lacking for name in one.fields}
     fields = [pl.col("new" if name in new else "scores").struct.field(name) for name in SCORES.to_schema()]
-    both = candidates.with_columns(scored["scores"].alias("new"))
-    return both.with_columns(pl.struct(fields).alias("scores")).drop("new")
+    both = rows.with_columns(scored["scores"].alias("new"))
+    return both.with_columns(pl.struct(fields).alias("scores")).drop("new").lazy()
 
 
 def _usable(record: Record | None, task: Task) -> dict[str, str]:

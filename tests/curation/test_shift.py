@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from distill_dagster.checks import Check
-from distill_dagster.curation.shift import ShiftSpec, profile, profile_to_compare, shift_checks
+from distill_dagster.curation.shift import ShiftSpec, measures, profile, profile_to_compare, shift_checks
 from distill_dagster.tables import DATASET, frame_of
 
 
@@ -32,10 +32,10 @@ REASONS = {"duplicate": 5, "low_agreement": 10}
 
 
 def checks(now: pl.DataFrame, reasons: dict[str, int] | None = None, **spec: Any) -> dict[str, Check]:
-    before = json.loads(json.dumps(profile(115, BEFORE, REASONS, labels=True)))  # as a record keeps it
+    before = json.loads(json.dumps(profile(115, measures(BEFORE, True), REASONS)))  # as a record keeps it
     candidates = now.height + sum((REASONS if reasons is None else reasons).values())
-    of_now = profile(candidates, now, REASONS if reasons is None else reasons, labels=True)
-    return {check.name: check for check in shift_checks(now, of_now, before, ShiftSpec(**spec))}
+    of_now = profile(candidates, measures(now, True), REASONS if reasons is None else reasons)
+    return {check.name: check for check in shift_checks(measures(now, True), of_now, before, ShiftSpec(**spec))}
 
 
 def test_the_same_dataset_and_chance_pass() -> None:
@@ -73,15 +73,15 @@ def test_a_reason_that_takes_more_or_less_than_before_is_named() -> None:
 
 
 def test_without_a_profile_or_with_few_rows_nothing_is_said() -> None:
-    of_now = profile(115, BEFORE, REASONS, labels=True)
-    first = shift_checks(BEFORE, of_now, None, ShiftSpec())
+    of_now = profile(115, measures(BEFORE, True), REASONS)
+    first = shift_checks(measures(BEFORE, True), of_now, None, ShiftSpec())
     assert [check.passed for check in first] == [True, True]
     few = dataset((3, "login", "x"))
     assert checks(few, {})["same_distribution"].passed
 
 
 def test_answers_that_are_no_labels_have_lengths_alone() -> None:
-    found = profile(115, BEFORE, {}, labels=False)
+    found = profile(115, measures(BEFORE, False), {})
     assert set(found) == {"candidates", "rows", "reasons", "prompt_words", "answer_words"}
     assert sum(found["prompt_words"]) == sum(found["answer_words"]) == 100
 

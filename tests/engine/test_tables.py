@@ -75,7 +75,7 @@ def test_a_version_is_the_hash_of_every_row_as_canonical_json(rows: list[dict[st
     expected = hashlib.sha256((canonical_json(found.columns) + lines).encode()).hexdigest()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "HASHED", at_once)
-        assert data_version(found) == expected
+        assert data_version(found) == data_version(found.lazy()) == expected
 
 
 def test_two_tables_are_not_one() -> None:
@@ -96,14 +96,14 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "deep" / "t.parquet"
     tables.write_parquet(frame(ROWS), path, {"k": "old"})
     before = path.read_bytes()
-    real = pl.DataFrame.write_parquet
+    real = pl.LazyFrame.sink_parquet
 
-    def half(self: pl.DataFrame, file: Path, **kwargs: Any) -> None:
+    def half(self: pl.LazyFrame, file: Path, **kwargs: Any) -> None:
         real(self, file, **kwargs)
         file.write_bytes(file.read_bytes()[:100])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(pl.DataFrame, "write_parquet", half)
+    monkeypatch.setattr(pl.LazyFrame, "sink_parquet", half)
     with pytest.raises(OSError, match="no space left"):
         tables.write_parquet(frame(ROWS[:1]), path, {"k": "new"})
     assert path.read_bytes() == before
