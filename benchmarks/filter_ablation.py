@@ -1,6 +1,7 @@
 """What each filter does to a student: Banking77 with 12 intents, an unsure teacher, the quick student, three seeds.
 
-Usage: python benchmarks/filter_ablation.py --data FOLDER [--seeds 3] [--seeds-per-intent 40] [--quick] [--json FILE]
+Usage: python benchmarks/filter_ablation.py --data FOLDER [--seeds 3] [--seeds-per-intent 40] [--quick] [--home FOLDER]
+                                            [--json FILE]
 
 FOLDER holds train.csv and test.csv of Banking77 (Casanueva et al. 2020), split as banking77.py does. The embedded
 teacher answers every seed twice, with the same few examples in all prompts: it is wrong in about one of five. Then
@@ -154,14 +155,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seeds-per-intent", type=int, default=40)
+    parser.add_argument("--home", type=Path, help="a folder for the teacher's answers, which another run goes on from")
     parser.add_argument("--quick", action="store_true", help="few rows, one seed: figures that mean nothing")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     per_intent, seeds = (4, 1) if arguments.quick else (arguments.seeds_per_intent, arguments.seeds)
     data = arguments.data / "banking77" if (arguments.data / "banking77").is_dir() else arguments.data
-    with tempfile.TemporaryDirectory() as root:
-        home = Home(root=Path(root), tasks=Path(root) / "tasks")
-        write_task(home, data, per_intent)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = arguments.home or Path(temporary)
+        home = Home(root=root, tasks=root / "tasks")
+        if not (home.tasks / TASK).exists():
+            write_task(home, data, per_intent)
         done = distill(home, "backfill", TASK, "--which", "all")
         if done["failed"]:
             raise SystemExit(f"failed: {done['failed']}")
