@@ -133,7 +133,7 @@ class Students:
             train_adapter(spec, labels, settings, rows, [], adapter, self._models)
             said = load_predictor(spec, labels, settings, self._models, adapter).predict(list(self._golden["text"]))
         self.trained += 1
-        return float((pl.Series([one.label for one in said]) == self._golden["label"]).mean())
+        return int((pl.Series([one.label for one in said]) == self._golden["label"]).sum()) / len(said)
 
 
 def measured(
