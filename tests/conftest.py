@@ -14,12 +14,16 @@ settle_waiting()
 
 
 @pytest.fixture(scope="session")
-def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what all workers of a session use: whoever comes first makes it, under a lock."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def models_folder(shared_folder: Path) -> Path:
     """Converted models, made once per session; DISTILL_TEST_MODELS keeps them between sessions."""
     kept = os.environ.get("DISTILL_TEST_MODELS")
-    base = tmp_path_factory.getbasetemp()
-    # Workers share the models: each is converted once, by whoever comes first.
-    own = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = Path(kept).expanduser() if kept else own / "models"
+    folder = Path(kept).expanduser() if kept else shared_folder / "models"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
