@@ -112,14 +112,14 @@ test-ui: $(SETUP_TEST) ## the tests that drive the web UI in Chromium
 	@[ -n "$(CHROMIUM)" ] || { \
 		echo "These tests need Chromium, and none is on the PATH."; \
 		echo "On Debian and Ubuntu: apt-get install chromium. Elsewhere: make test-ui CHROMIUM=/path/to/it"; exit 1; }
-	@CHROMIUM="$(CHROMIUM)" $(BIN)/pytest -q -m ui
+	@OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(BIN)/pytest -q -m ui
 
 test-services: $(SETUP_TEST) $(SETUP_POSTGRES) ## the tests on a PostgreSQL server, which they start and stop
 	@[ -x "$(POSTGRES_BIN)/initdb" ] && [ -x "$(POSTGRES_BIN)/postgres" ] || { \
 		echo "These tests need PostgreSQL's programs initdb and postgres, and they were not found."; \
 		echo "On Debian and Ubuntu: apt-get install postgresql. Elsewhere: make test-services POSTGRES_BIN=/folder/of/them"; \
 		exit 1; }
-	@POSTGRES_BIN="$(POSTGRES_BIN)" $(BIN)/pytest -q -m services
+	@OMP_NUM_THREADS=1 POSTGRES_BIN="$(POSTGRES_BIN)" $(BIN)/pytest -q -m services
 
 lint: $(SETUP_TEST) ## ruff: rules and format
 	@echo "lint: ruff"
