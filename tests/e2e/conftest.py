@@ -1,12 +1,15 @@
-"""One complete run, made once; every test changes a copy of it."""
+"""One complete run, made once for all workers; every test changes a copy of it."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.e2e.project import Ended, Project, new_project
 from tests.support.provider import FakeProvider
@@ -23,11 +26,23 @@ class Complete:
 
 
 @pytest.fixture(scope="session")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> Complete:
-    with FakeProvider(LABELS) as provider:
-        project = new_project(tmp_path_factory.mktemp("complete"), provider.url)
-        ended = project.run("--student", "one", "--student", "two")
-        return Complete(project, ended, len(provider.requests))
+def complete(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Complete:
+    """What is shared is a copy that no worker opens: databases in use could not be copied from it."""
+    kept = shared_folder / "complete"
+    own = tmp_path_factory.mktemp("complete")
+    with FileLock(f"{kept}.lock"):
+        if kept.exists():
+            said = json.loads((kept / "ended.json").read_text())
+            return Complete(Project(kept).copy(own), Ended(**said["ended"]), said["requests"])
+        with FakeProvider(LABELS) as provider:
+            project = new_project(own, provider.url)
+            ended = project.run("--student", "one", "--student", "two")
+            made = Complete(project, ended, len(provider.requests))
+        temporary = shared_folder / "complete.new"
+        shutil.copytree(own, temporary)
+        (temporary / "ended.json").write_text(json.dumps({"ended": asdict(ended), "requests": made.requests}))
+        temporary.rename(kept)
+        return made
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from tests.support.kind_folder import kind_folder
 from tests.support.provider import FakeProvider
 
 STUDENT: dict[str, Any] = {
-    "model": "smollm2-135m-instruct",
     "architecture": "causal_lm",
     "epochs": 1,
     "batch_size": 4,
@@ -28,8 +27,9 @@ TASK = "a_math"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # two trainings and three rounds of writing: half a minute alone, minutes on a busy machine
-def test_a_math_task_end_to_end(tmp_path: Path, models_folder: Path) -> None:
+@pytest.mark.timeout(900)  # two trainings and three rounds of writing: minutes on a busy machine
+def test_a_math_task_end_to_end(tmp_path: Path, small_smollm2: Path) -> None:
+    """What the student writes is no matter here (tests/student/test_writing.py), so two layers of a model will do."""
     with FakeProvider([]) as provider:
         said = {"two": '{"reasoning": "2 + 2", "answer": 4}'}
         provider.answer = lambda seen: said.get(seen.text.split()[0], '{"reasoning": "6 * 7", "answer": "6 * 7"}')
@@ -38,15 +38,13 @@ def test_a_math_task_end_to_end(tmp_path: Path, models_folder: Path) -> None:
             "math",
             provider.url,
             reasoning=True,
-            students={"tiny": STUDENT},
+            students={"tiny": STUDENT | {"model": str(small_smollm2)}},
             curation={"min_rows": 2, "validation_share": 0.3},
             evaluation={"bootstrap_samples": 100, "latency_items": 1},
         )
         slice_ = {"description": "d", "seeds": [f"two and {n}" for n in range(6)]}
         (folder.path / "slices" / "two.yaml").write_text(yaml.safe_dump(slice_))
         project = Project(tmp_path)
-        project.home.mkdir()
-        (project.home / "models").symlink_to(models_folder)
         ended = project.distill("run", TASK, "--json")
     assert ended.code == 0, ended.err
     assert ended.partitions["eval_report"] == ["tiny"]

@@ -68,7 +68,7 @@ def test_force_and_a_students_own_setting_do_not_wait(project: Project) -> None:
 
 def test_a_budget_stop_keeps_what_came_and_waits_for_a_higher_cap(project: Project, provider: FakeProvider) -> None:
     price = {"input_usd": 1.0, "output_usd": 1.0}
-    project.change_task(teacher={"price": price})
+    project.change_task(teacher={"price": price}, refresh={"min_new_rows": 100})  # training is no matter here
     new = [f"one more refund, number {n}" for n in range(10)]
     project.change_slice("shop", lambda value: value["seeds"].extend(new))
     project.change_task(budget={"tokens": 400})

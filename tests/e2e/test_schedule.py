@@ -40,6 +40,7 @@ def refresh(project: Project, instance: dg.DagsterInstance, force: bool = False)
 def test_a_tick_asks_for_one_run_and_the_run_does_what_distill_refresh_does(
     project: Project, provider: FakeProvider
 ) -> None:
+    project.change_task(students={"two": None})
     project.change_slice("shop", lambda value: value["seeds"].append("where is the refund for my order"))
     repository = build(home_of(project)).get_repository_def()
     with project.instance() as instance:

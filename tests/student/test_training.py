@@ -68,19 +68,6 @@ def causal(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> tup
     return out, train_adapter(SMOLLM2, LABELS, SETTINGS, ROWS, [], out, models_folder, epochs=6)
 
 
-@pytest.fixture(scope="module")
-def small_smollm2(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Path:
-    """The first two layers of SmolLM2 as a model of its own, for tests that need no wits."""
-    import transformers
-
-    source = models.resolve("smollm2-135m-instruct", models_folder).location
-    model = transformers.AutoModelForCausalLM.from_pretrained(source, num_hidden_layers=2, dtype=torch.float32)
-    folder = tmp_path_factory.mktemp("two-layers")
-    model.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize(("kind", "spec"), [("encoder", MINILM), ("causal", SMOLLM2)])
 def test_training_lowers_the_loss_and_beats_the_base(
     kind: str, spec: StudentSpec, models_folder: Path, request: pytest.FixtureRequest
@@ -164,7 +151,7 @@ def test_the_same_seed_gives_the_same_bytes(
 def test_the_same_seed_gives_the_same_causal_bytes(small_smollm2: Path, tmp_path: Path) -> None:
     spec = SMOLLM2.model_copy(update={"model": str(small_smollm2)})
     for name in ("a", "b"):
-        train_adapter(spec, LABELS, SETTINGS, ROWS, [], tmp_path / name, tmp_path, epochs=2)
+        train_adapter(spec, LABELS, SETTINGS, ROWS[:16], [], tmp_path / name, tmp_path, epochs=2)
     file = "adapter_model.safetensors"
     assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 

@@ -1,4 +1,4 @@
-"""`python -m distill_dagster.curation.neardup` compiles the kernel, which otherwise the first run waits for."""
+"""`python -m distill_dagster.curation` compiles the kernels, which otherwise the first run waits for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import polars as pl
 
 from distill_dagster.curation.decontaminate import decontaminate
 from distill_dagster.curation.neardup.duplicates import find_duplicates
+from distill_dagster.curation.scores.prose import digit_counts, echo, prose, word_counts
 
 
 def main() -> None:
@@ -13,6 +14,11 @@ def main() -> None:
     rows = pl.DataFrame({"id": ["a", "b"], "text": [words, f"{words} and more"]})
     find_duplicates(rows)
     decontaminate(rows, rows)
+    texts = rows["text"]
+    prose(texts)
+    word_counts(texts)
+    digit_counts(texts)
+    echo(texts, texts)
 
 
 if __name__ == "__main__":
