@@ -11,8 +11,10 @@ rows_s: rows a second from a Parquet file through `filter_rows`: every score is 
 counts each limit of a filter of several measures as one. ratio_datatrove: the same rules as datatrove's own filters
 (Gopher quality and repetition, with a tokenizer that splits at white space, much quicker than its default) and
 LambdaFilters in Python, on a sample of the same rows, with one worker on each core. recut_1m_s: `curate` over the
-scored rows with another threshold, reading them included, with leaks and near-duplicates as the cut before left them;
-no score is computed, and nobody is there to be asked. The best of three runs counts, of each.
+scored rows with another threshold, from a Parquet file of each of 50 slices to the files of the dataset, with leaks and
+near-duplicates as the cut before left them; no score is computed, and nobody is there to be asked. slice_cut_s: a cut
+after one slice, 2 % of the rows, has new texts. The best of three runs counts, of each. recut_peak_mb and others: the
+most memory that the process of such a cut held, all that it imports included.
 language_rows_s: the scorer of language alone, on a sample, one core. load_before and load_after: how many processes
 wanted a core of the machine, ours included; where that is more than its cores, wall times are those of a busy machine.
 """
@@ -38,19 +40,20 @@ from common import RESULTS, peak_mb, write_result
 
 from distill_dagster.curation.about import About
 from distill_dagster.curation.compared import Compared
-from distill_dagster.curation.dataset import curate
-from distill_dagster.curation.filters import Filter, Filters, filter_rows
+from distill_dagster.curation.dataset import Curated, curate
+from distill_dagster.curation.filters import Filter, filter_rows
 from distill_dagster.curation.filters.prose import Prose, Repetition
 from distill_dagster.curation.scores import private, reasoning, texts
 from distill_dagster.curation.texts import user_texts
-from distill_dagster.spec import CurationSpec, Task
-from distill_dagster.tables import MESSAGES, SCORED, SCORES
+from distill_dagster.spec import Task
+from distill_dagster.tables import MESSAGES, SCORED, SCORES, conform, write_parquet
 
 ROWS, SAMPLE, QUICK_ROWS, QUICK_SAMPLE = 1_000_000, 4_000, 100_000, 1_000
 PLANTED = 0.005
 BATCH = 50_000
 REPEATS = 3
 GOLDEN = 500
+SLICES = 50
 TASK = {
     "kind": "qa",
     "reasoning": True,
@@ -170,7 +173,7 @@ def corpus(rows: int, seed: int) -> pl.DataFrame:
         json_text(pl.col("answer")).alias("answer"),
         (pl.lit("p") + unique.str.pad_start(31, "0")).alias("prompt_id"),
         pl.when(kind == 60).then(pl.lit('"something else"')).when(kind == 61).then(json_text(said)).alias("reference"),
-        pl.lit("all").alias("slice"),
+        pl.format("s{}", at % SLICES).alias("slice"),
         pl.lit("synthetic").alias("origin"),
         pl.lit("teacher").alias("teacher"),
         pl.lit("text").alias("answer_kind"),
@@ -328,7 +331,7 @@ def main() -> None:
         else:
             peers["datatrove"] = "not installed: pip install datatrove"
         figures["language_rows_s"] = timed_language(sample)
-        figures |= recut(scored, task, about, rows)
+        figures |= cuts(scored, rows)
     figures |= {"peak_mb": peak_mb(), "load_before": load, "load_after": os.getloadavg()[0]}
     figures = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
     print(figures)
@@ -368,35 +371,70 @@ def timed_language(sample: list[dict[str, Any]]) -> float:
     return round(len(said) / (time.perf_counter() - started), 1)
 
 
-def recut(scored: Path, task: Task, about: About, rows: int) -> dict[str, float]:
-    """Seconds of a second cut, after a threshold moved; the rows are read anew, as the stage reads them."""
-    found: dict[str, float] = {}
-    kept = []
-    compared = Compared(scored.parent / "compared", "the same texts")  # as the stage keeps it from cut to cut
-    changed = ("recut_s", {"min_agreement": 0.7})
-    for name, change in (("first_cut_s", {}), *[changed] * REPEATS):
-        spec = CurationSpec(filters=Filters.model_validate(DECLARED | change))
+def slices_of(scored: Path, folder: Path) -> None:
+    """The scored rows as the lake has them: a file for each slice, sorted."""
+    rows = pl.scan_parquet(scored).with_columns(pl.col("scores").cast(SCORES))
+    for number in range(SLICES):
+        part = rows.filter(pl.col("slice") == f"s{number}").collect(engine="streaming")
+        write_parquet(conform(part, SCORED, ("prompt_id",)), folder / f"s{number}.parquet", {})
+
+
+def cut(folder: Path, change: dict[str, Any], rows: int) -> dict[str, float]:
+    """Seconds, CPU seconds and peak of one cut, from the files of all slices to those of the dataset."""
+    task = Task.model_validate(TASK | {"curation": {"filters": DECLARED | change}})
+    about, files = About.of(task), sorted((folder / "slices").iterdir())
+    asked = (
+        pl.scan_parquet(files[-1])
+        .select("messages")
+        .collect()["messages"]
+        .gather_every(max(1, rows // SLICES // GOLDEN))
+    )
+    items = pl.DataFrame({"text": user_texts(asked)}).select(
+        pl.format("golden:{}", pl.int_range(pl.len())).alias("id"), "text"
+    )
+
+    def made(source: pl.LazyFrame | list[Path], compared: Compared, into: Path) -> Curated:
+        return curate(source, {"no such text"}, [], task.curation, about, items=items, compared=compared, folder=into)
+
+    with tempfile.TemporaryDirectory(dir=folder) as into:
+        made(
+            pl.scan_parquet(files[0]).head(500), Compared(), Path(into) / "warm"
+        )  # numba reads what it compiled before
         started, cpu = time.perf_counter(), time.process_time()
-        frame = pl.read_parquet(scored).with_columns(pl.col("scores").cast(SCORES))
-        read = time.perf_counter() - started
-        texts = user_texts(frame["messages"][:: max(1, rows // GOLDEN)]).alias("text")
-        items = pl.DataFrame({"id": [f"golden:{n}" for n in range(len(texts))]}).with_columns(texts)
-        cut = curate(frame, {"no such text"}, [], spec, about, items=items, compared=compared)
+        found = made(files, Compared(folder / "compared"), Path(into))
         taken = time.perf_counter() - started
-        if taken < found.get(name, float("inf")):
-            found[name], found[name.replace("_s", "_read_s")] = taken, read
-            found[name.replace("_s", "_cpu_s")] = time.process_time() - cpu
-        kept.append(cut.dataset.height)
-        if cut.dataset.height + cut.rejected.height != rows:
+        if found.candidates != rows:
             raise SystemExit("rows were lost")
-        del frame, cut
-    if not kept[1] < kept[0]:
+        used = time.process_time() - cpu
+        return {"s": taken, "cpu_s": used, "peak_mb": peak_mb(), "kept": found.kept_rows}
+
+
+def cuts(scored: Path, rows: int) -> dict[str, float]:
+    """A first cut, others after a threshold moved, and others after one slice of 50 has new texts; each in a process
+    of its own, and of each kind the quickest and the highest peak."""
+    folder, runs = scored.parent, dict[str, list[dict[str, float]]]()
+    slices_of(scored, folder / "slices")
+    strict = {"min_agreement": 0.7}
+    for number in range(-1, 2 * REPEATS):
+        if number >= REPEATS:
+            path = folder / "slices" / f"s{number}.parquet"
+            said = pl.element().struct.with_fields(pl.field("content") + " Thank you.")
+            write_parquet(pl.read_parquet(path).with_columns(pl.col("messages").list.eval(said)), path, {})
+        kind = "first_cut" if number < 0 else "recut" if number < REPEATS else "slice_cut"
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            run = process.submit(cut, folder, {} if number < 0 else strict, rows).result()
+        print(kind, {name: round(value, 2) for name, value in run.items()}, file=sys.stderr)
+        runs.setdefault(kind, []).append(run)
+    if not runs["recut"][0]["kept"] < runs["first_cut"][0]["kept"]:
         raise SystemExit("the higher threshold dropped nothing")
-    figures = {name: round(value, 2) for name, value in found.items()}
-    figures["recut_teacher_calls"] = 0
+    figures: dict[str, float] = {"recut_teacher_calls": 0}
+    for kind, found in runs.items():
+        best = min(found, key=lambda run: run["s"])
+        figures |= {f"{kind}_s": round(best["s"], 2), f"{kind}_cpu_s": round(best["cpu_s"], 2)}
+        figures[f"{kind}_peak_mb"] = max(run["peak_mb"] for run in found)
     if rows == ROWS:
         figures["recut_1m_s"] = figures["recut_s"]
-    return figures | {"kept": kept[0], "kept_after": kept[-1]}
+    return figures | {"kept": runs["first_cut"][0]["kept"], "kept_after": runs["recut"][0]["kept"]}
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ PART_ROWS = 100_000
 """Rows of a part, which is sorted in memory."""
 FLUSHED = 4_096
 """Rows of a part that wait in memory to be written."""
+GROUP_ROWS = 20_000
+"""Rows that are read of a part at a time."""
 
 
 def parts_of(prompt_ids: pl.Series, rows: int = PART_ROWS) -> pl.Series:
-    """The number of each row's part: every id of a part comes before those of the next, and parts are about equal."""
-    sample = prompt_ids.gather_every(max(1, rows // 1000)).sort()
-    bounds = sample.gather_every(1000)[1:]
+    """The number of each row's part: every id of a part comes before those of the next, whatever the rows' order."""
+    bounds = prompt_ids.sort().gather_every(rows)[1:]
     return bounds.search_sorted(prompt_ids, side="right").alias("part")
 
 
@@ -53,7 +54,9 @@ def built(
     files: list[Path] = []
     for number in sorted(decided.filter("chosen")["part"].unique()):
         part = unsorted / f"part={number}"
-        files.append(folder / f"{number}.arrow")
-        conform(pl.scan_ipc(sorted(part.iterdir())).collect(), schema, sort_by).write_ipc(files[-1])
+        files.append(folder / f"{number}.parquet")
+        # Not as IPC files, of which Polars reads far ahead.
+        whole = conform(pl.scan_ipc(sorted(part.iterdir())).collect(), schema, sort_by)
+        whole.write_parquet(files[-1], compression="uncompressed", statistics=False, row_group_size=GROUP_ROWS)
         shutil.rmtree(part)
-    return pl.scan_ipc(files) if files else pl.LazyFrame(schema=schema)
+    return pl.scan_parquet(files) if files else pl.LazyFrame(schema=schema)

@@ -114,7 +114,44 @@ def curate(
     """
     about = about or About(labels=tuple(labels))
     filters, source = in_order(spec.filters, about), scanned(candidates)
-    near, numbers = spec.dedup.near, about.kind == "math"
+    rows, leaks = _decided(source, held_out, spec, about, items, embed, limits, compared)
+
+    def finished(kept: pl.DataFrame) -> pl.DataFrame:
+        kept = masked_rows(kept, filters, about)
+        human = pl.when(pl.col("teacher").is_null())
+        return kept.with_columns(
+            human.then(spec.human_weight).otherwise(1.0).alias("weight"),
+            with_answers(kept["messages"], targets(kept, about.matcher)),
+        )
+
+    by_id = ("prompt_id", "slice")
+    by_why = (*by_id, "answer", "drop_reason")
+    ours = source.select(name for name in SCORED if name in DATASET)
+    stays = pl.col("drop_reason").is_null()
+    beside = rows.select("split", "masks", "part", chosen=stays)
+    kept = built(ours, beside, DATASET, by_id, folder and folder / "kept", finished)
+    why = rows.select("drop_reason", "drop_detail", "cluster_id", "part", chosen=~stays)
+    left_out = built(source, why, REJECTED, by_why, folder and folder / "left_out", lambda rows: rows)
+    counts = dict(rows.group_by("drop_reason").len().iter_rows())
+    masked = rows.select((pl.col("masks") & stays).sum()).item()
+    return Curated(kept, left_out, counts, drop_reasons(filters), masked, leaks)
+
+
+def _decided(
+    source: pl.LazyFrame,
+    held_out: set[str],
+    spec: CurationSpec,
+    about: About,
+    items: pl.DataFrame | None,
+    embed: Embed | None,
+    limits: Limits | None,
+    compared: Compared,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What becomes of each row, in the order of the source, and every leak.
+
+    The first has `drop_reason`, `drop_detail`, `cluster_id`, `masks`, and `split` and `part` of where a row goes.
+    """
+    filters, near, numbers = in_order(spec.filters, about), spec.dedup.near, about.kind == "math"
 
     def near_text(rows: pl.DataFrame) -> pl.Series:
         """What near-duplicates are looked for in: the prompt alone, where many have one answer, else both."""
@@ -145,28 +182,8 @@ def curate(
         rows = over_caps(rows, prompts, spec.balance, spec.seed, embed)
     if near is None and spec.validation_share:
         rows = near_as_one(rows, texts, NearSpec(), numbers, limits, compared)
-    split = _split(rows, spec)
-
-    def finished(kept: pl.DataFrame) -> pl.DataFrame:
-        kept = masked_rows(kept, filters, about)
-        human = pl.when(pl.col("teacher").is_null())
-        return kept.with_columns(
-            human.then(spec.human_weight).otherwise(1.0).alias("weight"),
-            with_answers(kept["messages"], targets(kept, about.matcher)),
-        )
-
-    stays, part = rows["drop_reason"].is_null(), parts_of(rows["prompt_id"])
-    masked = int((rows["masks"] & stays).sum())
-    counts = dict(rows.group_by("drop_reason").len().iter_rows())
-    ours = source.select(name for name in SCORED if name in DATASET)
-    why = rows.select("drop_reason", "drop_detail", "cluster_id", part, chosen=~stays)
-    beside = pl.DataFrame([split, rows["masks"], part, stays.alias("chosen")])
-    del rows, named, prompts, texts  # nothing else is needed of the narrow rows
-    by_id = ("prompt_id", "slice")
-    kept = built(ours, beside, DATASET, by_id, folder and folder / "kept", finished)
-    by_why = (*by_id, "answer", "drop_reason")
-    left_out = built(source, why, REJECTED, by_why, folder and folder / "left_out", lambda rows: rows)
-    return Curated(kept, left_out, counts, drop_reasons(filters), masked, leaks)
+    decided = rows.select("drop_reason", "drop_detail", "cluster_id", "masks")
+    return decided.with_columns(_split(rows, spec), parts_of(rows["prompt_id"])), leaks
 
 
 def _more(spec: CurationSpec, about: About) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def narrowed(
         )
 
     parts = list(batched(source, work)) or [work(pl.DataFrame(schema=SCORED))]
-    rows = pl.concat(parts).rechunk()
+    rows = pl.concat(parts)
     if "answer" not in more:
         rows = rows.with_columns(_answers(rows["prompt_id"], source))
     return rows.with_columns(idents(rows), pl.lit(None, dtype=pl.String).alias("cluster_id"))
