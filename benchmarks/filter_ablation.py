@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from distill_dagster.curation.about import About
 from distill_dagster.curation.dataset import curate
 from distill_dagster.curation.filters import FILTERS, in_order
 from distill_dagster.curation.scores import add_scores
+from distill_dagster.hashing import content_hash
 from distill_dagster.lake import Lake
 from distill_dagster.paths import Home
 from distill_dagster.spec import CurationSpec, StudentSpec, Task
@@ -118,22 +120,28 @@ def candidates(home: Home, folder: TaskFolder) -> pl.DataFrame:
 
 
 class Students:
-    """Trains on rows and gives the accuracy on golden."""
+    """Trains on rows and gives the accuracy on golden, which is kept for the next time."""
 
     def __init__(self, home: Home, task: Task, golden: pl.DataFrame) -> None:
         self._task, self._models, self._golden = task, home.models, golden
-        self.trained = 0
+        self._kept = home.root / "accuracies"
+        self._kept.mkdir(exist_ok=True)
 
     def accuracy(self, dataset: pl.DataFrame, seed: int) -> float:
         spec: StudentSpec = self._task.students["minilm"].model_copy(update={"seed": seed})
         settings, labels = TaskSettings.of(self._task), self._task.labels
+        rows = rows_of_dataset(dataset, "train")
+        kept = self._kept / content_hash([spec.model_dump(mode="json"), [asdict(one) for one in rows]])
+        if kept.exists():
+            return float(kept.read_text())
         with tempfile.TemporaryDirectory() as name:
             adapter = Path(name)
-            rows = rows_of_dataset(dataset, "train")
             train_adapter(spec, labels, settings, rows, [], adapter, self._models)
             said = load_predictor(spec, labels, settings, self._models, adapter).predict(list(self._golden["text"]))
-        self.trained += 1
-        return int((pl.Series([one.label for one in said]) == self._golden["label"]).sum()) / len(said)
+        right = int((pl.Series([one.label for one in said]) == self._golden["label"]).sum())
+        kept.with_suffix(".writing").write_text(str(right / len(said)))
+        kept.with_suffix(".writing").replace(kept)
+        return right / len(said)
 
 
 def measured(
@@ -155,7 +163,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seeds-per-intent", type=int, default=40)
-    parser.add_argument("--home", type=Path, help="a folder for the teacher's answers, which another run goes on from")
+    parser.add_argument("--home", type=Path, help="a folder for answers and accuracies, which another run goes on from")
     parser.add_argument("--quick", action="store_true", help="few rows, one seed: figures that mean nothing")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -216,7 +224,7 @@ def ablation(home: Home, folder: TaskFolder, data: Path, seeds: int) -> dict[str
             found[name] = measured(students, right, whole, rows, seeds)
             found[name]["gain"] = round(found[name]["accuracy"] - found["nothing"]["accuracy"], 4)
         print(f"[{time.perf_counter() - started:6.0f} s] {name}: {found[name]}", file=sys.stderr, flush=True)
-    return {"variants": found, "seeds": seeds, "golden": golden.height, "trainings": students.trained}
+    return {"variants": found, "seeds": seeds, "golden": golden.height}
 
 
 if __name__ == "__main__":
