@@ -59,7 +59,7 @@ class Compared:
         path, key, slices = self._folder / f"{name}.parquet", _key(settings), contents_by_slice(texts)
         known = pl.read_parquet_metadata(path) if path.is_file() else {}
         before: dict[str, str] = json.loads(known["slices"]) if known.get(_KEY) == key else {}
-        if before == slices:
+        if slices and before == slices:
             return pl.read_parquet(path)
         same = [name for name, content in slices.items() if before.get(name) == content]
         stays = pl.col("slice").is_in(same)

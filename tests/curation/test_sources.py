@@ -1,0 +1,95 @@
+"""The same cut from a frame, a query and Parquet files, in one batch and part or in many."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill_dagster.curation.about import About
+from distill_dagster.curation.built import parts_of
+from distill_dagster.curation.compared import Compared
+from distill_dagster.curation.dataset import Curated, curate
+from distill_dagster.curation.filters import batched
+from distill_dagster.curation.scores import add_scores
+from distill_dagster.spec import CurationSpec
+from distill_dagster.tables import SCORED, data_version, write_parquet
+from tests.curation.test_steps import LABELS, items, row
+from tests.support.kinds import task_of
+
+WORDS = "my parcel came late and wet, write to jane.doe@example.org or nobody".split()  # noqa: SIM905
+SPECS: list[dict[str, Any]] = [
+    {"filters": {"min_confidence": 0.3, "pii": "mask"}, "validation_share": 0.4},
+    {"stratify": "label", "validation_share": 0.5, "balance": {"caps": {"slice": 3}, "floors": {"label": 2}}},
+    {"balance": {"max_rows": 4, "choice": "diverse", "caps": {"tone": 2}}, "dedup": {"semantic": True}},
+]
+
+
+@st.composite
+def candidates(draw: st.DrawFn) -> pl.DataFrame:
+    """Rows of few words, so that prompts are equal or near; people and teachers answer the same ones."""
+    rows = []
+    for _ in range(draw(st.integers(0, 14))):
+        words = draw(st.lists(st.sampled_from(WORDS), min_size=1, max_size=6))
+        changes = {"slice": draw(st.sampled_from("abc")), "teacher": draw(st.sampled_from(["t", None]))}
+        changes |= {"answer": draw(st.sampled_from(['"refund"', '"delivery"', '"wrong"']))}
+        changes |= {"confidence": draw(st.sampled_from([0.2, 0.5, 0.9]))}
+        changes |= {"axes": draw(st.sampled_from([None, '{"tone":"calm"}']))}
+        rows.append(row(" ".join(words), **changes))
+    frame = pl.DataFrame(rows, schema=SCORED).unique(["prompt_id", "slice", "teacher", "answer"], maintain_order=True)
+    task = task_of("classification", curation={"filters": {"pii": "mask"}})
+    return add_scores(frame, task.scorers, About.of(task)).select(list(SCORED)).sort("slice", maintain_order=True)
+
+
+def embed(texts: list[str]) -> Any:
+    import numpy as np
+
+    vectors = np.array([[len(text), text.count("a"), 1.0] for text in texts], dtype=np.float32).reshape(-1, 3)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@settings(max_examples=15)
+@given(candidates(), st.sampled_from(SPECS), st.integers(1, 5))
+def test_every_source_gives_the_same_rows(
+    tmp_path_factory: pytest.TempPathFactory, rows: pl.DataFrame, settings: dict[str, Any], at_once: int
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    dedup = {"near": {"ngram": 1, "min_words": 1, "threshold": 0.6}} | settings.get("dedup", {})
+    spec = CurationSpec.model_validate(settings | {"dedup": dedup})
+
+    def cut(source: Any, **more: Any) -> Curated:
+        return curate(source, {"my"}, LABELS, spec, items=items(" ".join(WORDS[:4])), embed=embed, **more)
+
+    whole = cut(rows)
+    assert whole.candidates == rows.height == whole.dataset.height + whole.rejected.height
+    files = []
+    for (name,), part in rows.partition_by("slice", as_dict=True).items():
+        files.append(folder / f"{name}.parquet")
+        write_parquet(part, files[-1], {})
+    write_parquet(rows, folder / "all.parquet", {})
+    sources = [rows.lazy(), folder / "all.parquet", *([files] if files else [])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill_dagster.curation.narrow.batched", functools.partial(batched, batch_rows=at_once))
+        patch.setattr("distill_dagster.curation.dataset.parts_of", functools.partial(parts_of, rows=at_once))
+        patch.setattr("distill_dagster.curation.built.GROUP_ROWS", at_once)
+        patch.setattr("distill_dagster.curation.compared.SLICE_BY_SLICE", 1)
+        for number, source in enumerate(sources):
+            found = cut(source, folder=folder / str(number), compared=Compared(folder / "compared"))
+            assert found.dataset.equals(whole.dataset)
+            assert found.rejected.equals(whole.rejected)
+            assert found.leaks.equals(whole.leaks)
+            assert (found.reasons(), found.masked) == (whole.reasons(), whole.masked)
+            assert data_version(found.kept) == data_version(whole.dataset)
+            assert data_version(found.left_out) == data_version(whole.rejected)
+
+
+def test_parts_follow_each_other_whatever_the_order() -> None:
+    ids = pl.Series("prompt_id", [f"p{n:02}" for n in (4, 0, 9, 1, 5, 5, 5, 2, 3, 8, 7, 6)])
+    found = pl.DataFrame([ids, parts_of(ids, 4)]).sort("prompt_id")
+    assert found["part"].to_list() == [0] * 4 + [1] * 4 + [2] * 4
+    again = ids.sort()
+    assert pl.DataFrame([again, parts_of(again, 4)]).equals(found)
