@@ -162,7 +162,10 @@ def _decided(
         both = pl.DataFrame([prompt, targets(rows, about.matcher).alias("said")])
         return both.select(pl.concat_str("text", "said", separator="\n", ignore_nulls=True)).to_series()
 
-    rows = narrowed(source, filters, about, near_text, _more(spec, about))
+    def split(keys: pl.Series, teachers: pl.Series) -> pl.Series:
+        return sides(keys, teachers, spec.validation_share, spec.seed)
+
+    rows = narrowed(source, filters, about, near_text, split, _more(spec, about))
     named = rows.select("ident", "prompt_id", "slice", content="text")
     prompts = Texts(named, source, lambda batch: user_texts(batch["messages"]), ("messages",))
     # Steps look at several rows and run in their order, each over what is still kept.
@@ -182,8 +185,11 @@ def _decided(
         rows = over_caps(rows, prompts, spec.balance, spec.seed, embed)
     if near is None and spec.validation_share:
         rows = near_as_one(rows, texts, NearSpec(), numbers, limits, compared)
-    decided = rows.select("drop_reason", "drop_detail", "cluster_id", "masks")
-    return decided.with_columns(_split(rows, spec), parts_of(rows["prompt_id"])), leaks
+        rows = rows.with_columns(split(rows["text_key"], rows["teacher"]))
+    if spec.stratify is not None and spec.validation_share:
+        rows = rows.with_columns(_stratified(rows, spec))
+    rows = rows.with_columns(parts_of(rows["prompt_id"]))
+    return rows.select("drop_reason", "drop_detail", "cluster_id", "masks", "split", "part"), leaks
 
 
 def _more(spec: CurationSpec, about: About) -> tuple[str, ...]:
@@ -193,13 +199,11 @@ def _more(spec: CurationSpec, about: About) -> tuple[str, ...]:
     return (*(["answer"] if answers else []), *(["axes"] if fields - {"slice", "label"} else []))
 
 
-def _split(rows: pl.DataFrame, spec: CurationSpec) -> pl.Series:
-    """`train` or `validation` of the kept rows, null for the others."""
-    kept = rows.filter(pl.col("drop_reason").is_null())
-    if spec.stratify is None or not spec.validation_share:
-        found = sides(kept["text_key"], kept["teacher"], spec.validation_share, spec.seed)
-    else:
-        strata = kept["slice" if spec.stratify == "slice" else "answer"]
-        found = stratified_sides(strata, kept["text_key"], kept["teacher"], spec.validation_share, spec.seed)
+def _stratified(rows: pl.DataFrame, spec: CurationSpec) -> pl.Series:
+    """`split` of the kept rows, so that every stratum has its share; null for the others."""
+    stays = rows["drop_reason"].is_null()
+    kept = rows.filter(stays)
+    strata = kept["slice" if spec.stratify == "slice" else "answer"]
+    found = stratified_sides(strata, kept["text_key"], kept["teacher"], spec.validation_share, spec.seed)
     none = pl.Series("split", [None], dtype=pl.String).new_from_index(0, rows.height)
-    return none.scatter(rows["drop_reason"].is_null().arg_true(), found)
+    return none.scatter(stays.arg_true(), found)
