@@ -14,8 +14,8 @@ PART_ROWS = 100_000
 """Rows of a part, which is sorted in memory."""
 FLUSHED = 4_096
 """Rows of a part that wait in memory to be written."""
-GROUP_ROWS = 20_000
-"""Rows that are read of a part at a time."""
+GROUP_ROWS = 16_384
+"""Rows that are read of a part at a time. Polars reads some such groups ahead, whatever their size."""
 
 
 def parts_of(prompt_ids: pl.Series, rows: int = PART_ROWS) -> pl.Series:
@@ -54,9 +54,8 @@ def built(
     files: list[Path] = []
     for number in sorted(decided.filter("chosen")["part"].unique()):
         part = unsorted / f"part={number}"
-        files.append(folder / f"{number}.parquet")
-        # Not as IPC files, of which Polars reads far ahead.
+        files.append(folder / f"{number}.arrow")
         whole = conform(pl.scan_ipc(sorted(part.iterdir())).collect(), schema, sort_by)
-        whole.write_parquet(files[-1], compression="uncompressed", statistics=False, row_group_size=GROUP_ROWS)
+        whole.write_ipc(files[-1], record_batch_size=GROUP_ROWS)
         shutil.rmtree(part)
-    return pl.scan_parquet(files) if files else pl.LazyFrame(schema=schema)
+    return pl.scan_ipc(files) if files else pl.LazyFrame(schema=schema)
