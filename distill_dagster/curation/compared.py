@@ -110,7 +110,9 @@ class Compared:
                 state.remove(name)
             for name in changed:
                 state.add(name, texts.of(pl.col("slice") == name), texts.named, id="ident", limits=limits)
-        noted.write_text(json.dumps(slices))
+        temporary = noted.with_suffix(".writing")
+        temporary.write_text(json.dumps(slices))
+        temporary.replace(noted)
         return state.duplicates().pairs
 
 

@@ -95,8 +95,7 @@ def near_duplicates(
     compared: Compared = NOTHING,
 ) -> pl.DataFrame:
     """Of kept rows whose texts are near each other drop all but the representative."""
-    scheme = Scheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
-    return _drop_clusters(rows, compared.near(texts, scheme, spec.threshold, limits), "near_duplicate")
+    return _drop_clusters(rows, _near_pairs(texts, spec, keep_numbers, limits, compared), "near_duplicate")
 
 
 def near_as_one(
@@ -108,8 +107,7 @@ def near_as_one(
     compared: Compared = NOTHING,
 ) -> pl.DataFrame:
     """The rows with one `text_key` for kept rows that are near each other, so that all are on one side of the split."""
-    scheme = Scheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
-    pairs = compared.near(texts, scheme, spec.threshold, limits)
+    pairs = _near_pairs(texts, spec, keep_numbers, limits, compared)
     kept = rows.filter(_kept()).select("ident", "text_key").sort("text_key", "ident")
     gone = clusters_of_kept(pairs, kept.select("ident")).select("ident", "first")
     first = gone.join(kept.rename({"ident": "first", "text_key": "group"}), on="first").drop("first")
@@ -145,6 +143,13 @@ def over_caps(rows: pl.DataFrame, texts: Texts, spec: BalanceSpec, seed: int, em
         kept = kept.drop("text").join(texts.of().collect(), on="ident", maintain_order="left")
     cut = balance(kept, spec, seed, embed).filter(~_kept())
     return _marked(rows, cut.select("row", pl.col("drop_detail").alias("why")), OVER_CAP)
+
+
+def _near_pairs(
+    texts: Texts, spec: NearSpec, keep_numbers: bool, limits: Limits | None, compared: Compared
+) -> pl.DataFrame:
+    scheme = Scheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
+    return compared.near(texts, scheme, spec.threshold, limits)
 
 
 def _drop_clusters(rows: pl.DataFrame, pairs: pl.DataFrame, reason: str) -> pl.DataFrame:

@@ -126,7 +126,6 @@ class DedupState:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"), opened(source, text, facts_of(id, order), limits) as rows:
             self._read()  # another process may have added a part
-            part = Part(name, self._next, 0)
             others = [one for one in self.parts if one.name != name]
             signatures = sign(rows.texts(), self.scheme, limits)
             facts = rows.facts()
