@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from distill_dagster.curation.about import About
-from distill_dagster.curation.built import built, parts_of
+from distill_dagster.curation.built import Wanted, built, parts_of
 from distill_dagster.curation.compared import Compared
 from distill_dagster.curation.filters import STEPS, Filter, in_order
 from distill_dagster.curation.masked import masked_rows
@@ -33,9 +33,9 @@ from distill_dagster.curation.steps import (
     semantic_duplicates_of,
 )
 from distill_dagster.curation.stepspecs import NearSpec
-from distill_dagster.curation.texts import targets, user_texts, with_answers
+from distill_dagster.curation.texts import target_columns, targets, user_texts, with_answers
 from distill_dagster.spec import CurationSpec
-from distill_dagster.tables import DATASET, REJECTED, SCORED
+from distill_dagster.tables import DATASET, REJECTED
 
 if TYPE_CHECKING:
     from distill_dagster.curation.neardup.rows import Limits
@@ -126,12 +126,12 @@ def curate(
 
     by_id = ("prompt_id", "slice")
     by_why = (*by_id, "answer", "drop_reason")
-    ours = source.select(name for name in SCORED if name in DATASET)
     stays = pl.col("drop_reason").is_null()
-    beside = rows.select("split", "masks", "part", chosen=stays)
-    kept = built(ours, beside, DATASET, by_id, folder and folder / "kept", finished)
-    why = rows.select("drop_reason", "drop_detail", "cluster_id", "part", chosen=~stays)
-    left_out = built(source, why, REJECTED, by_why, folder and folder / "left_out", lambda rows: rows)
+    tables = [
+        Wanted("kept", stays, DATASET, by_id, finished),
+        Wanted("left_out", ~stays, REJECTED, by_why, lambda rows: rows),
+    ]
+    kept, left_out = built(source, rows, tables, folder)
     counts = dict(rows.group_by("drop_reason").len().iter_rows())
     masked = rows.select((pl.col("masks") & stays).sum()).item()
     return Curated(kept, left_out, counts, drop_reasons(filters), masked, leaks)
@@ -153,19 +153,18 @@ def _decided(
     """
     filters, near, numbers = in_order(spec.filters, about), spec.dedup.near, about.kind == "math"
 
+    compare = (near.compare if near else None) or ("prompt" if about.labels else "prompt_and_answer")
+    said = () if compare == "prompt" else target_columns(about.matcher)
+
     def near_text(rows: pl.DataFrame) -> pl.Series:
         """What near-duplicates are looked for in: the prompt alone, where many have one answer, else both."""
         prompt = user_texts(rows["messages"]).alias("text")
-        compare = near.compare if near else None
-        if (compare or ("prompt" if about.labels else "prompt_and_answer")) == "prompt":
+        if not said:
             return prompt
         both = pl.DataFrame([prompt, targets(rows, about.matcher).alias("said")])
         return both.select(pl.concat_str("text", "said", separator="\n", ignore_nulls=True)).to_series()
 
-    def split(keys: pl.Series, teachers: pl.Series) -> pl.Series:
-        return sides(keys, teachers, spec.validation_share, spec.seed)
-
-    rows = narrowed(source, filters, about, near_text, split, _more(spec, about))
+    rows = narrowed(source, filters, about, said, _more(spec, about))
     named = rows.select("ident", "prompt_id", "slice", content="text")
     prompts = Texts(named, source, lambda batch: user_texts(batch["messages"]), ("messages",))
     # Steps look at several rows and run in their order, each over what is still kept.
@@ -173,8 +172,8 @@ def _decided(
     if items is not None and items.height and spec.decontamination is not None:
         rows, leaks = leaking(rows, prompts, items, spec.decontamination, numbers, limits, compared)
     rows = duplicates(rows)
-    named = rows.select("ident", "prompt_id", "slice", content="compared")
-    texts = Texts(named, source, near_text, ("messages", "answer", "reasoning"))
+    named = rows.select("ident", "prompt_id", "slice", content="said")
+    texts = Texts(named, source, near_text, ("messages", *said))
     if near is not None:
         keep_numbers = numbers if near.keep_numbers is None else near.keep_numbers
         rows = near_duplicates(rows, texts, near, keep_numbers, limits, compared)
@@ -185,10 +184,7 @@ def _decided(
         rows = over_caps(rows, prompts, spec.balance, spec.seed, embed)
     if near is None and spec.validation_share:
         rows = near_as_one(rows, texts, NearSpec(), numbers, limits, compared)
-        rows = rows.with_columns(split(rows["text_key"], rows["teacher"]))
-    if spec.stratify is not None and spec.validation_share:
-        rows = rows.with_columns(_stratified(rows, spec))
-    rows = rows.with_columns(parts_of(rows["prompt_id"]))
+    rows = rows.with_columns(_split(rows, spec), parts_of(rows["prompt_id"]))
     return rows.select("drop_reason", "drop_detail", "cluster_id", "masks", "split", "part"), leaks
 
 
@@ -199,11 +195,15 @@ def _more(spec: CurationSpec, about: About) -> tuple[str, ...]:
     return (*(["answer"] if answers else []), *(["axes"] if fields - {"slice", "label"} else []))
 
 
-def _stratified(rows: pl.DataFrame, spec: CurationSpec) -> pl.Series:
-    """`split` of the kept rows, so that every stratum has its share; null for the others."""
+def _split(rows: pl.DataFrame, spec: CurationSpec) -> pl.Series:
+    """`split` of the kept rows; null for the others."""
     stays = rows["drop_reason"].is_null()
     kept = rows.filter(stays)
-    strata = kept["slice" if spec.stratify == "slice" else "answer"]
-    found = stratified_sides(strata, kept["text_key"], kept["teacher"], spec.validation_share, spec.seed)
+    keys, teachers, share = kept["text_key"], kept["teacher"], spec.validation_share
+    if spec.stratify is None or not share:
+        found = sides(keys, teachers, share, spec.seed)
+    else:
+        strata = kept["slice" if spec.stratify == "slice" else "answer"]
+        found = stratified_sides(strata, keys, teachers, share, spec.seed)
     none = pl.Series("split", [None], dtype=pl.String).new_from_index(0, rows.height)
     return none.scatter(stays.arg_true(), found)

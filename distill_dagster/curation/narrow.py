@@ -62,29 +62,26 @@ def narrowed(
     source: pl.LazyFrame,
     filters: Sequence[Filter],
     about: About,
-    compared: Callable[[pl.DataFrame], pl.Series],
-    split: Callable[[pl.Series, pl.Series], pl.Series],
+    said: Sequence[str] = (),
     more: Sequence[str] = (),
 ) -> pl.DataFrame:
     """A narrow row of each candidate, in the order of the source.
 
     It has what tells candidates apart and puts them in order, `drop_reason` and `drop_detail` of the filters, `masks`
-    (whether its texts are to be masked), `text_key`, `text` and `compared` (hashes of the user's turns and of what
-    near-duplicates are looked for in), what `split` makes of text key and teacher, `ident`, `cluster_id` (null), and
-    `more` columns. `answer` is there where it is one of these, or where another row has the same prompt; else it
-    decides nothing, and is null.
+    (whether its texts are to be masked), `text_key`, `text` (a hash of the user's turns), `said` (a hash of these and
+    of the columns in `said`), `ident`, `cluster_id` (null), and `more` columns. `answer` is there where it is one of
+    these, or where another row has the same prompt; else it decides nothing, and is null.
     """
 
     def work(batch: pl.DataFrame) -> pl.DataFrame:
         text = user_texts(batch["messages"])
-        keys = text_keys(text).alias("text_key")
+        hashes = [text.hash(), *(batch[name].hash(seed) for seed, name in enumerate(said, 1))]
         return marked(batch, filters, about).select(
             *_KEPT,
             *more,
-            keys,
-            split(keys, batch["teacher"]),
-            text.hash().alias("text"),
-            compared(batch).hash().alias("compared"),
+            text_keys(text).alias("text_key"),
+            hashes[0].alias("text"),
+            pl.sum_horizontal(hashes).alias("said"),
             to_mask(filters).alias("masks"),
         )
 

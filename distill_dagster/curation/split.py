@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-
+import duckdb
 import polars as pl
 
 from distill_dagster.curation.balance import stratified
@@ -20,13 +19,14 @@ def sides(keys: pl.Series, teachers: pl.Series, share: float, seed: int) -> pl.S
         return pl.Series("split", ["train"], dtype=pl.String).new_from_index(0, len(keys)).alias("split")
     start = pl.lit(f"[{canonical_json(seed)},")
     text = keys.to_frame("key").select(pl.concat_str(start, json_text(pl.col("key")), pl.lit("]"))).to_series()
-    sha = hashlib.sha256
-    found = [int.from_bytes(sha(one.encode()).digest()[:4]) for one in text]
-    below = pl.Series(found, dtype=pl.Int64) < int(share * 16**8)
-    chosen = (
-        pl.when(pl.lit(below) & pl.lit(teachers.is_not_null())).then(pl.lit("validation")).otherwise(pl.lit("train"))
-    )
-    return keys.to_frame("key").select(chosen.alias("split")).to_series()
+    with duckdb.connect(":memory:") as connection:
+        connection.register("keyed", text.to_frame("key").to_arrow())
+        drawn = connection.sql("SELECT left(sha256(key), 8) AS draw FROM keyed").to_arrow_table()
+    frame = pl.DataFrame(drawn).with_columns(teachers.is_not_null().alias("taught"))
+    # Eight digits of a hash are in the order of the numbers that they stand for.
+    below = pl.col("draw") < f"{int(share * 16**8):08x}"
+    chosen = pl.when(below & pl.col("taught")).then(pl.lit("validation")).otherwise(pl.lit("train"))
+    return frame.select(chosen.alias("split")).to_series()
 
 
 def stratified_sides(strata: pl.Series, keys: pl.Series, teachers: pl.Series, share: float, seed: int) -> pl.Series:

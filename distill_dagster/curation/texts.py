@@ -64,10 +64,15 @@ def _text(answer: Any) -> str:
     return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
 
 
+def target_columns(kind: Kind | None) -> tuple[str, ...]:
+    """What `targets` reads of a row."""
+    return ("answer", "reasoning") if kind and not kind.has_labels and kind.task.reasoning else ("answer",)
+
+
 def targets(kept: pl.DataFrame, kind: Kind | None) -> pl.Series:
     """`Kind.target` of each row, without a call per row; by default an answer's words alone."""
     words = answer_words(kept["answer"])
-    if kind is None or kind.has_labels or not kind.task.reasoning:
+    if "reasoning" not in target_columns(kind):
         return words
     frame = kept.select("reasoning").with_columns(words.alias("words"))
     stripped = pl.col("reasoning").str.strip_chars(_SPACE)

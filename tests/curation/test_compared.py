@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill_dagster.curation.about import About
 from distill_dagster.curation.compared import Compared, clusters_of_kept
 from distill_dagster.curation.dataset import curate
 from distill_dagster.curation.narrow import Texts, idents
@@ -18,6 +20,7 @@ from distill_dagster.curation.neardup.text import Scheme
 from distill_dagster.spec import CurationSpec
 from distill_dagster.tables import SCORED, data_version, frame_of
 from tests.curation.test_steps import LABELS, LONG, NEARLY, OTHER, items, row
+from tests.support.kinds import task_of
 
 WORDS = [f"w{n}" for n in range(14)]
 SCHEME = Scheme(ngram=1, min_words=1)
@@ -88,6 +91,30 @@ def test_a_threshold_compares_nothing_anew(tmp_path: Path) -> None:
     assert golden_moved["leaks.parquet"] != first["leaks.parquet"]
     cut(rows=table.with_columns(pl.lit("web").alias("slice")))
     assert all(time != golden_moved[name] for name, time in written(tmp_path / "kept").items())
+
+
+def test_a_changed_answer_or_reasoning_is_compared_anew(tmp_path: Path) -> None:
+    """Where prompt and answer are compared, each part of what was said counts, and so does that a task reasons."""
+    open_words, other_words = json.dumps(LONG), json.dumps(OTHER)
+    asks = "Where is my parcel now?"
+
+    def near(reasons: bool, rows: list[dict[str, Any]]) -> int:
+        about = About.of(task_of("qa", reasoning=reasons))
+        table = frame_of([one | {"answer_kind": "text"} for one in rows], SCORED, ("prompt_id", "slice"))
+        spec = CurationSpec.model_validate({"validation_share": 0})
+        kept, anew = (
+            curate(table, set(), [], spec, about, compared=Compared(folder)) for folder in (tmp_path / "kept", None)
+        )
+        assert kept.rejected.equals(anew.rejected)
+        return kept.reasons()["near_duplicate"]
+
+    first, same = row(asks, answer=open_words, reasoning=LONG), row(f"{asks} Please", answer=open_words, reasoning=LONG)
+    assert near(True, [first, same]) == 1
+    assert near(True, [first, same | {"answer": other_words}]) == 0
+    assert near(True, [first, same | {"reasoning": OTHER}]) == 0
+    assert near(False, [first, same | {"reasoning": OTHER}]) == 1
+    assert near(True, [first, same | {"reasoning": OTHER}]) == 0
+    assert near(True, [first, same]) == 1
 
 
 def test_of_slices_only_the_one_that_changed_is_looked_at_for_leaks(tmp_path: Path) -> None:
