@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import RESULTS, run_task, write_result
+from common import run_task, wanted, write_result
 
 from distill_dagster.hashing import content_hash
 from distill_dagster.taskfiles import normalize
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--intents", type=int, choices=sorted(SIZES), default=12)
     parser.add_argument("--draws", type=int, default=1, help="few-shot draws; by default 1")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path, default=RESULTS / "banking77.json")
+    parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     count, draws = arguments.intents, arguments.draws
     with tempfile.TemporaryDirectory() as temporary:
@@ -131,7 +131,7 @@ def main() -> None:
         print(f"{name:32} {value}")
     if arguments.quick:
         print("quick: sizes too small to mean anything")
-    write_result(arguments.json, figures)
+    write_result(wanted(arguments, "banking77"), figures)
 
 
 def figures_of(count: int, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -36,8 +37,16 @@ def peak_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
-def write_result(path: Path, figures: dict[str, Any], **more: Any) -> None:
+def wanted(arguments: argparse.Namespace, name: str) -> Path | None:
+    """Where figures go: to `--json`, else among the results; those of a `--quick` run stand for nothing there."""
+    given: Path | None = arguments.json
+    return given or (None if arguments.quick else RESULTS / f"{name}.json")
+
+
+def write_result(path: Path | None, figures: dict[str, Any], **more: Any) -> None:
     """Write figures with date, versions and machine; what stood there before under other names is kept."""
+    if path is None:
+        return
     old = json.loads(path.read_text())["figures"] if path.exists() else {}
     value = {
         "date": datetime.now(UTC).date().isoformat(),

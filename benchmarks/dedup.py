@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import polars as pl
-from common import RESULTS, write_result
+from common import wanted, write_result
 from corpus import write_golden, write_rows
 from dedup_runs import THRESHOLD, shingles
 
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="the middle of so many runs; slow peers once")
     parser.add_argument("--semantic", type=int, default=20_000, help="rows for duplicates by meaning")
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--json", type=Path, default=RESULTS / "dedup.json")
+    parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     os.environ.pop("OMP_NUM_THREADS", None)
     sizes, turns = ([20_000], 1) if arguments.quick else (arguments.rows, arguments.turns)
@@ -241,7 +241,7 @@ def main() -> None:
     for key, value in figures.items():
         print(f"{key:40} {value}")
     versions = {name: metadata.version(name) for name in ("numba", "pyarrow")}
-    write_result(arguments.json, figures, peers=peers(), more_versions=versions)
+    write_result(wanted(arguments, "dedup"), figures, peers=peers(), more_versions=versions)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import RESULTS, peak_mb, run_task, write_result
+from common import peak_mb, run_task, wanted, write_result
 
 from distill_dagster.paths import PROJECT, Home
 from distill_dagster.prompts.context import pool, prompt_context
@@ -75,7 +75,7 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path, default=RESULTS / "demo.json")
+    parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--home", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -93,7 +93,7 @@ def main() -> None:
                 print(f"{student} answers {ratio:.1f} times as fast as the teacher with all draws and a warm cache")
     for name, value in figures.items():
         print(f"{name:34} {value}")
-    write_result(arguments.json, figures)
+    write_result(wanted(arguments, "demo"), figures)
 
 
 def pipeline(root: Path, home: Home) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from common import RESULTS, peak_mb, write_result
+from common import peak_mb, wanted, write_result
 
 from distill_dagster.curation.about import About
 from distill_dagster.curation.compared import Compared
@@ -335,9 +335,7 @@ def main() -> None:
     figures |= {"peak_mb": peak_mb(), "load_before": load, "load_after": os.getloadavg()[0]}
     figures = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
     print(figures)
-    target = arguments.json or (None if arguments.quick else RESULTS / "filters.json")
-    if target is not None:
-        write_result(target, figures, peers=peers, dropped=reasons)
+    write_result(wanted(arguments, "filters"), figures, peers=peers, dropped=reasons)
 
 
 def timed_filters(

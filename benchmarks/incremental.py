@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 from banking77 import read
-from common import RESULTS, write_result
+from common import wanted, write_result
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
@@ -120,7 +120,9 @@ def command(root: Path, *arguments: str) -> tuple[float, dict[str, Any]]:
     environment.pop("DAGSTER_HOME", None)
     started = time.perf_counter()
     call = [sys.executable, "-c", "from distill_dagster.cli import app; app()", *arguments, TASK, "--json"]
-    done = subprocess.run(call, env=environment, cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(call, env=environment, cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"distill {arguments[0]} failed: {done.stdout[-2000:]} {done.stderr[-2000:]}")
     return time.perf_counter() - started, json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -215,7 +217,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--part", choices=("77", "many", "all"), default="all")
     parser.add_argument("--many", type=int, default=1000, help="slices of the second part")
-    parser.add_argument("--json", type=Path, default=RESULTS / "incremental.json")
+    parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     figures: dict[str, Any] = {}
     parts: list[tuple[str, Callable[[Path], dict[str, Any]]]] = [
@@ -231,7 +233,7 @@ def main() -> None:
         print(f"{name:32} {value}")
     if arguments.quick:
         print("quick: sizes too small to mean anything")
-    write_result(arguments.json, figures)
+    write_result(wanted(arguments, "incremental"), figures)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ sys.path.insert(0, str(PROJECT))
 
 import polars as pl  # noqa: E402
 from asking import PRICE, ask, counts, server, write_task  # noqa: E402
-from common import RESULTS, write_result  # noqa: E402
+from common import wanted, write_result  # noqa: E402
 from slow_server import label_of  # noqa: E402
 
 from distill_dagster.hashing import canonical_json  # noqa: E402
@@ -172,7 +172,7 @@ def budget(folder: Path, times: int, rows: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path, default=RESULTS / "teacher_faults.json")
+    parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     quick = arguments.quick
     with tempfile.TemporaryDirectory() as name:
@@ -182,7 +182,7 @@ def main() -> None:
         figures |= kills(folder, 2 if quick else 20, 300 if quick else 1000)
         figures |= budget(folder, 2 if quick else 20, 200 if quick else 600)
     print(figures)
-    write_result(arguments.json, figures)
+    write_result(wanted(arguments, "teacher_faults"), figures)
 
 
 if __name__ == "__main__":

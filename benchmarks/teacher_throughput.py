@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from asking import ask, server, write_task
-from common import RESULTS, write_result
+from common import wanted, write_result
 
 from distill_dagster.spec import BudgetSpec
 from distill_dagster.teacher.store import CompletionStore
@@ -69,7 +69,7 @@ def measured(work: Any, requests: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path, default=RESULTS / "teacher_throughput.json")
+    parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name, server(Path(name), delay=0.2) as address:
@@ -102,7 +102,7 @@ def main() -> None:
                 f"litellm_cpu_ms_c{concurrency}": round(middle["raw"]["cpu_ms"], 2),
             }
     figures["cpu_ms"] = figures["cpu_ms_c256"]
-    write_result(arguments.json, figures)
+    write_result(wanted(arguments, "teacher_throughput"), figures)
 
 
 if __name__ == "__main__":

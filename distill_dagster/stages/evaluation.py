@@ -217,7 +217,7 @@ def make_predictions(env: Env, partition: str | None) -> Made:
     ]
     if env.lake.record(env.task_name, "slice_label_adapter", partition) is not None:
         systems.append(("slice_label", "slice_label_adapter"))
-    if task.has_labels:
+    if task.has_labels and examples:
         systems.append(("centroid", None))
     for number, (system, adapter) in enumerate(systems):
         progress.report(f"predicting with {system}", number, len(systems))

@@ -105,7 +105,7 @@ class NearestPredictor:
     """The label whose embedding is nearest by cosine; probabilities are a softmax of cosine / 0.05."""
 
     def __init__(self, embedder: Embedder, anchors: np.ndarray, labels: list[str]) -> None:
-        """`anchors` is (labels, dimensions), each row of length 1."""
+        """`anchors` is (labels, dimensions), each row of length 1; a row of nan is of a label that is never predicted."""
         self._embedder, self._anchors, self._labels = embedder, anchors, labels
         self.parameters: int = embedder.parameters
         self.bytes: int = embedder.bytes
@@ -116,7 +116,7 @@ class NearestPredictor:
         if not texts:
             return []
         scores = self._embedder.embed(texts, batch_size) @ self._anchors.T / COSINE_TEMPERATURE
-        odds = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+        odds = np.nan_to_num(np.exp(scores.astype(np.float64) - np.nanmax(scores, axis=1, keepdims=True)))
         return [_prediction(self._labels, row.tolist()) for row in odds]
 
 
@@ -138,18 +138,23 @@ def centroid_predictor(
 ) -> Predictor:
     """The nearest class centroid: the mean embedding of each label's examples. A baseline that needs no training.
 
+    A label without an example, as where decontamination took its only one, is never predicted.
+
     Raises:
         ModelError: the model cannot be found or loaded.
-        ValueError: a label has no example.
+        ValueError: no label has an example.
     """
     import numpy as np
 
     names = [label.name for label in labels]
-    if missing := [name for name in names if name not in example_labels]:
-        raise ValueError(f"no example of {', '.join(missing)}")
+    if not set(names) & set(example_labels):
+        raise ValueError("no label has an example")
     embedder = Embedder(model, models_folder)
     vectors = embedder.embed(example_texts)
-    means = np.stack([vectors[[found == name for found in example_labels]].mean(0) for name in names])
+    means = np.full((len(names), vectors.shape[1]), np.nan, dtype=vectors.dtype)
+    for number, name in enumerate(names):
+        if name in example_labels:
+            means[number] = vectors[[found == name for found in example_labels]].mean(0)
     return NearestPredictor(embedder, means / np.linalg.norm(means, axis=1, keepdims=True), names)
 
 

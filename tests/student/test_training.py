@@ -289,8 +289,10 @@ def test_embeddings_and_centroids(models_folder: Path) -> None:
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
     predictor = centroid_predictor([r.text for r in ROWS], [r.answer_label for r in ROWS], LABELS, models_folder)
     assert share_right(predictor.predict, HELD) == 1.0
-    with pytest.raises(ValueError, match="no example of red"):
-        centroid_predictor(["x"], ["blue"], LABELS, models_folder)
+    alone = centroid_predictor(["rye bread"], ["blue"], LABELS, models_folder)
+    assert [found.probs for found in alone.predict(["rye bread", "bent wheel"])] == [{"red": 0.0, "blue": 1.0}] * 2
+    with pytest.raises(ValueError, match="no label has an example"):
+        centroid_predictor([], [], LABELS, models_folder)
 
 
 def test_batches_hold_every_row_once_and_change_with_the_epoch() -> None:
