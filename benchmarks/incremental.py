@@ -10,6 +10,7 @@ The edit's peer is the full run, in the same process.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -161,6 +162,7 @@ def one_of_many(root: Path, data: Path, slices: int) -> dict[str, Any]:
         value["seeds"][0] = fresh(next(i for i in sorted(read(data / "train.csv")) if _key(i) == path.stem))
         path.write_text(yaml.safe_dump(value, allow_unicode=True))
         asked = len(provider.requests)
+        gc.collect()  # what the full run left behind is no part of an edit, which has a process of its own
         edit, edit_s, inside = run(root)
         figures["edit_partitions"] = max(len(edit.partitions[a]) for a in ("seed_prompts", "teacher_completions"))
         figures["edit_made"] = {asset: len(keys) for asset, keys in edit.partitions.items()}

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from distill_dagster.accepted import sync_folder
 from distill_dagster.errors import DistillError, InputError, Problem
@@ -25,10 +25,9 @@ from distill_dagster.inbox import Line, accept, locked, shown_name, slices_of
 from distill_dagster.masking import MAX_CHARS, mask
 from distill_dagster.records import Record, lookup, read_records
 from distill_dagster.spec import REPLAY, REPLAY_NAME, SLICE_KEY, ReplaySpec
-from distill_dagster.taskfiles import DEV, EXAMPLES, GOLDEN, HUMAN, Row, TaskFolder, normalize, read_rows
+from distill_dagster.taskfiles import DEV, EXAMPLES, GOLDEN, HUMAN, Row, Target, TaskFolder, normalize, read_rows
 from distill_dagster.teacher.recorded import FOLDER, Recording, prompt_of, read_recordings
 
-Target = Literal["seeds", "examples", "golden", "dev", "human", "recorded"]
 FILES = {"examples": EXAMPLES, "golden": GOLDEN, "dev": DEV, "human": HUMAN}
 HELD_OUT, DUPLICATE, TOO_LONG = "golden or dev", "duplicate", "too long"
 OTHER_ANSWER = "known with another answer"

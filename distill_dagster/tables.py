@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import polars as pl
 
 from distill_dagster.hashing import canonical_json
@@ -260,6 +259,8 @@ def frame_of(rows: list[dict[str, object]], schema: pl.Schema, sort_by: tuple[st
 
 def data_version(*frames: pl.DataFrame | pl.LazyFrame) -> str:
     """sha256 of canonical content without the volatile columns; never of file bytes. Queries are read in batches."""
+    import numpy as np
+
     digest = hashlib.sha256()
     for frame in frames:
         kept = frame.select(_hashed(frame))

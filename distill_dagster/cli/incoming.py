@@ -13,8 +13,8 @@ from rich.markup import escape
 from distill_dagster.cli.common import JsonOption, TaskArgument, err, open_folder, out, problems_shown
 from distill_dagster.database import store_url
 from distill_dagster.errors import DistillError
-from distill_dagster.importing import Target
 from distill_dagster.paths import Home
+from distill_dagster.taskfiles import Target
 
 
 def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:

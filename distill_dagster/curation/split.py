@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import duckdb
 import polars as pl
 
 from distill_dagster.curation.balance import stratified
@@ -17,6 +16,8 @@ def sides(keys: pl.Series, teachers: pl.Series, share: float, seed: int) -> pl.S
     """
     if not share:
         return pl.Series("split", ["train"], dtype=pl.String).new_from_index(0, len(keys)).alias("split")
+    import duckdb
+
     start = pl.lit(f"[{canonical_json(seed)},")
     text = keys.to_frame("key").select(pl.concat_str(start, json_text(pl.col("key")), pl.lit("]"))).to_series()
     with duckdb.connect(":memory:") as connection:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from distill_dagster.kinds.base import ANSWER, REASONING, REFUSAL, is_refusal
 from distill_dagster.tables import normalized_expr, user_text_expr
@@ -107,6 +105,9 @@ def text_keys(texts: pl.Series) -> pl.Series:
 
 def with_answers(messages: pl.Series, words: pl.Series) -> pl.Series:
     """The messages of each prompt and behind them a turn of the assistant."""
+    import numpy as np
+    import pyarrow as pa
+
     lengths = messages.list.len().fill_null(0).to_numpy().astype(np.int64)
     rows, total = len(lengths), int(lengths.sum())
     given = messages.filter(pl.Series(lengths > 0)).explode().struct.unnest()

@@ -105,7 +105,7 @@ class NearestPredictor:
     """The label whose embedding is nearest by cosine; probabilities are a softmax of cosine / 0.05."""
 
     def __init__(self, embedder: Embedder, anchors: np.ndarray, labels: list[str]) -> None:
-        """`anchors` is (labels, dimensions), each row of length 1; a row of nan is of a label that is never predicted."""
+        """`anchors` is (labels, dimensions), each row of length 1, or nan: that label is never predicted."""
         self._embedder, self._anchors, self._labels = embedder, anchors, labels
         self.parameters: int = embedder.parameters
         self.bytes: int = embedder.bytes

@@ -10,7 +10,7 @@ looks at all of it.
 
 from distill_dagster.taskfiles.check import check_folder
 from distill_dagster.taskfiles.folder import TaskFolder, find_tasks, open_task
-from distill_dagster.taskfiles.reading import DEV, EXAMPLES, GOLDEN, HUMAN, read_rows
+from distill_dagster.taskfiles.reading import DEV, EXAMPLES, GOLDEN, HUMAN, Target, read_rows
 from distill_dagster.taskfiles.rows import Row, Seed, Slice, Turn, normalize
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Row",
     "Seed",
     "Slice",
+    "Target",
     "TaskFolder",
     "Turn",
     "check_folder",

@@ -14,6 +14,8 @@ from distill_dagster.errors import InputError, Problem
 
 UNQUOTED = {"api_base", "api_key_env"}
 """Fields that a key may stand in by mistake: no message repeats what was found there."""
+MOST_NESTED = 100
+"""Lists and mappings of YAML in each other."""
 T = TypeVar("T")
 
 
@@ -62,24 +64,54 @@ def link_problem(path: Path) -> Problem:
     return Problem(path, "symbolic links are not followed.", "Put the file itself into the task folder.")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _UniqueKeys:
     """Safe loading, but a key that stands twice in one mapping is an error instead of the last one winning."""
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        loader: Any = super()
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<`, which the safe loader itself resolves
+                continue
+            key = loader.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            if isinstance(key, str):
+                seen.add(key)
+        found: dict[Any, Any] = loader.construct_mapping(node, deep)
+        return found
 
-def _construct_unique(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<`, which the safe loader itself resolves
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        if isinstance(key, str) and key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
-        if isinstance(key, str):
-            seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+class _Loader(_UniqueKeys, yaml.SafeLoader):
+    """It says best what is wrong."""
 
 
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique)
+_LibYaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _QuickLoader(_UniqueKeys, _LibYaml):
+    """It takes a tenth of the time, and a task may have a thousand slices."""
+
+
+def _loaded(text: str, kind: Any) -> tuple[Any, yaml.Node | None]:
+    loader = kind(text)
+    try:
+        tree = loader.get_single_node()
+        return (loader.construct_document(tree) if tree else None), tree
+    finally:
+        loader.dispose()
+
+
+def _quickly_loaded(text: str) -> tuple[Any, yaml.Node | None]:
+    """Raises: RecursionError: it is nested too deep, on which libyaml might end the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_QuickLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_NESTED:
+            raise RecursionError
+    return _loaded(text, _QuickLoader)
 
 
 def read_yaml(path: Path, problems: list[Problem]) -> tuple[Any, yaml.Node | None]:
@@ -88,12 +120,10 @@ def read_yaml(path: Path, problems: list[Problem]) -> tuple[Any, yaml.Node | Non
     if problems:
         return None, None
     try:
-        loader = _UniqueKeyLoader(text)
         try:
-            tree = loader.get_single_node()
-            return (loader.construct_document(tree) if tree else None), tree
-        finally:
-            loader.dispose()
+            return _quickly_loaded(text)
+        except yaml.YAMLError:
+            return _loaded(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = error.problem or "malformed YAML"

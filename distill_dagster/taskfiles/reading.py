@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -18,6 +18,8 @@ from distill_dagster.taskfiles.rows import Prompt, Row, Seed, Slice
 
 TASK_FILE = "task.yaml"
 EXAMPLES, DEV, GOLDEN, HUMAN = "examples.jsonl", "dev.jsonl", "golden.jsonl", "human.jsonl"
+Target = Literal["seeds", "examples", "golden", "dev", "human", "recorded"]
+"""What records of other programs can become in a task."""
 
 
 def read_task(folder: Path) -> Result[Task]:

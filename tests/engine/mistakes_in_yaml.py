@@ -268,6 +268,15 @@ YAML_MISTAKES = [
         "quotation marks",
     ),
     Mistake(
+        "nested far too deep",
+        write("slices/shop.yaml", SLICE + "  - " + "[" * 300_000 + "]" * 300_000 + "\n"),
+        "slices/shop.yaml",
+        0,
+        None,
+        "nested too deep",
+        "Mend the YAML",
+    ),
+    Mistake(
         "half a surrogate pair",
         write("slices/shop.yaml", SLICE + '  - "\\ud83d"\n'),
         "slices/shop.yaml",

@@ -59,12 +59,13 @@ def test_reports_have_a_folder_of_their_own(lake: Lake) -> None:
 
 def test_what_is_scanned_stays_what_it_was(lake: Lake, tmp_path: Path) -> None:
     assert lake.scan_good("task", "prompt_context", "shop", CONTEXT, tmp_path) is None
-    lake.write("task", context("a"), record(context("a"), "shop"))
+    first = record(context("a"), "shop")
+    lake.write("task", context("a"), first)
     found = lake.scan_good("task", "prompt_context", "shop", CONTEXT, tmp_path)
     assert found is not None
     lake.write("task", context("b", "c"), record(context("b", "c"), "shop"))
     assert found[0].collect().equals(context("a"))
-    assert found[1] == record(context("a"), "shop")
+    assert found[1] == first
 
 
 def fill(text: str, version: str = "v1"):  # type: ignore[no-untyped-def]

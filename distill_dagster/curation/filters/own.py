@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from importlib import metadata
 from threading import local
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import duckdb
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -24,6 +23,9 @@ from distill_dagster.curation.scores import SCORERS, Scorer
 from distill_dagster.curation.texts import answer_words, user_texts
 from distill_dagster.errors import DistillError
 from distill_dagster.tables import SCORES
+
+if TYPE_CHECKING:
+    import duckdb
 
 GROUP = "distill_dagster.filters"
 NAME = r"^[a-z][a-z0-9_]{0,40}$"
@@ -55,6 +57,8 @@ _EMPTY = ("where_clause", "having", "qualify", "sample", "group_expressions", "m
 
 def locked() -> duckdb.DuckDBPyConnection:
     """A DuckDB in memory that reaches nothing else and cannot be opened from within."""
+    import duckdb
+
     return duckdb.connect(
         ":memory:",
         config={
@@ -109,6 +113,8 @@ def columns_of(sql: str) -> frozenset[str]:
     Raises:
         ValueError: it is not one expression over the columns of a row that is true or false; the message says why.
     """
+    import duckdb
+
     query = f"SELECT (\n{sql}\n) AS keep FROM seen"
     with locked() as connection:
         connection.register("seen", pl.DataFrame(schema=SEEN).to_arrow())
@@ -190,6 +196,8 @@ class Sql(Filter):
         return rows.map_batches(self._judged, schema={**schema, self._column: pl.Boolean()}, streamable=True)
 
     def _judged(self, rows: pl.DataFrame) -> pl.DataFrame:
+        import duckdb
+
         named = columns_of(self.sql)
         read = {
             "text": lambda: user_texts(rows["messages"]),

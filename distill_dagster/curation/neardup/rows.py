@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
-import pyarrow as pa
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
 
 Source = pl.DataFrame | pl.LazyFrame | Path | Sequence[Path]
 """A frame, a query, or a list of Parquet files with the same columns."""
@@ -94,6 +96,9 @@ class Rows:
 
     def texts_at(self, places: np.ndarray[Any, Any]) -> Iterator[pa.LargeStringArray]:
         """The texts at these places, which are sorted, a batch at a time."""
+        import numpy as np
+        import pyarrow as pa
+
         start = 0
         for batch in self.texts():
             first, last = np.searchsorted(places, [start, start + len(batch)])
@@ -133,6 +138,8 @@ def opened(source: Source, text: str | pl.Expr, columns: Sequence[str | pl.Expr]
 
 def _large(array: pa.Array) -> pa.LargeStringArray:
     """With offsets of 64 bits, and nulls as empty texts."""
+    import pyarrow as pa
+
     if array.null_count:
         array = array.fill_null("")
     return array.cast(pa.large_string())

@@ -27,7 +27,6 @@ HINTS = {
 }
 """What every text with something of a kind contains: of other texts nothing more is asked."""
 NEAR = 100
-_SECRET = re.compile(HINTS["SECRET"])
 REGIONS = ("US", "GB", "DE", "FR")
 SECRET = "SECRET"
 
@@ -56,7 +55,7 @@ def found_in(text: str, kinds: Collection[str]) -> Counter[str]:
 def _around(text: str) -> list[str]:
     """What stands near hints of a secret, `NEAR` characters before and behind; near ones together."""
     spans: list[list[int]] = []
-    for match in _SECRET.finditer(text):
+    for match in re.finditer(HINTS["SECRET"], text):
         start, end = max(0, match.start() - NEAR), match.end() + NEAR
         if spans and start <= spans[-1][1]:
             spans[-1][1] = end
