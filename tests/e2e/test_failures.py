@@ -214,6 +214,7 @@ def test_a_slice_that_was_never_made_is_left_out_where_enough_others_are_there(
 
 
 def test_a_refresh_goes_around_a_malformed_slice_and_says_so(project: Project, provider: FakeProvider) -> None:
+    project.change_task(refresh={"min_new_rows": 100})  # training is no matter here
     (project.folder / "slices" / "web.yaml").write_text("description: d\nseeds: 7\n")
     project.change_slice("shop", lambda value: value["seeds"].append("one more refund"))
     for command in ("refresh", "backfill"):
