@@ -121,7 +121,7 @@ def test_marks_that_tell_something_are_part_of_the_text(one: str, other: str) ->
     assert found(frame(one, other)) == {}
 
 
-@settings(max_examples=75)
+@settings(max_examples=150)
 @given(st.lists(st.text("aAßſςΣ\t\u00a0\u2028ﬁé\u0301İ三각\u1100\u1161½.-3!?(—+,:", max_size=6), max_size=12))
 def test_exact_keys_are_equal_where_keys_are_and_nowhere_else(texts: list[str]) -> None:
     table = frame(*texts)
@@ -136,7 +136,7 @@ def test_exact_keys_are_equal_where_keys_are_and_nowhere_else(texts: list[str]) 
     assert len(set(zip(normalized, keys, strict=True))) == len(set(normalized))  # what was equal stays so
 
 
-@settings(max_examples=75)
+@settings(max_examples=150)
 @given(st.lists(st.text(max_size=8), max_size=8))
 def test_the_quick_way_to_fold_is_the_plain_one(texts: list[str]) -> None:
     series = pl.Series("text", texts, dtype=pl.String)

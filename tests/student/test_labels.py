@@ -20,7 +20,7 @@ def random_logits(trie: LabelTrie, rows: int = 3, seed: int = 0) -> list[torch.T
     return [torch.randn(rows, len(b.children), generator=chance) * 4 for b in trie.branches]
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(paths=paths_of_tokens, seed=st.integers(0, 100))
 def test_probabilities_sum_to_one(paths: list[tuple[int, ...]], seed: int) -> None:
     trie = LabelTrie(paths, END)
@@ -29,7 +29,7 @@ def test_probabilities_sum_to_one(paths: list[tuple[int, ...]], seed: int) -> No
     torch.testing.assert_close(probs.sum(1), torch.ones(probs.shape[0]))
 
 
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(paths=paths_of_tokens)
 def test_probes_pass_every_branch_and_masses_add_up(paths: list[tuple[int, ...]]) -> None:
     trie = LabelTrie(paths, END)
