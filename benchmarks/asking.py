@@ -23,6 +23,7 @@ from distill_dagster.taskfiles import Slice, TaskFolder
 from distill_dagster.teacher.ask import Asked, Asker, run_ask
 from distill_dagster.teacher.client import endpoint_of
 from distill_dagster.teacher.ledger import Account
+from distill_dagster.teacher.requests import Requests
 from distill_dagster.teacher.store import CompletionStore
 
 HERE = Path(__file__).resolve().parent
@@ -77,5 +78,5 @@ def ask(
     prompts = seed_prompts("all", Slice.model_validate({"description": "d", "seeds": texts}))
     account = Account(folder.name, campaign, "slices", budget)
     examples = pool(prompt_context(folder.examples, set()))
-    asker = Asker(task, Templates({}), examples, endpoint_of(task.teacher), store, None, account)
+    asker = Asker(Requests(task, Templates({}), examples, endpoint_of(task.teacher)), store, account)
     return run_ask(asker, prompts)

@@ -35,29 +35,27 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
     """
     from distill_dagster.student.sentences import sentence_embedder
     from distill_dagster.teacher import loop
-    from distill_dagster.teacher.ask import Asker
     from distill_dagster.teacher.client import attempt
     from distill_dagster.teacher.embedded import SERVERS
-    from distill_dagster.teacher.store import CompletionStore, Response
+    from distill_dagster.teacher.requests import Requests
+    from distill_dagster.teacher.store import Response
 
     folder = open_task(home.tasks, TASK, home.accepted)
     task, examples = folder.task, pool(prompt_context(folder.examples, set()))
     texts = [row.text for row in folder.dev[: items + 1]]
     draws = range(task.teacher.few_shot.draws)
 
-    async def ask_all(asker: Asker, wanted: list[tuple[str, int]]) -> list[Response]:
+    async def ask_all(requests: Requests, wanted: list[tuple[str, int]]) -> list[Response]:
         timeout = task.teacher.timeout_s
-        return [await attempt(asker.endpoint, asker.request(text, draw), timeout) for text, draw in wanted]
+        return [await attempt(requests.endpoint, requests.make(text, draw), timeout) for text, draw in wanted]
 
     def served(wanted: list[tuple[str, int]]) -> list[Response]:
         endpoint, lease = SERVERS.acquire(task.teacher, home.models)
-        with tempfile.TemporaryDirectory() as store:
-            answers, embed = CompletionStore.in_folder(Path(store)), sentence_embedder(task.teacher, home.models)
-            asker = Asker(task, Templates({}), examples, endpoint, answers, embed)
-            try:
-                return loop.run(ask_all(asker, wanted))
-            finally:
-                SERVERS.release(lease)
+        try:
+            embed = sentence_embedder(task.teacher, home.models)
+            return loop.run(ask_all(Requests(task, Templates({}), examples, endpoint, embed), wanted))
+        finally:
+            SERVERS.release(lease)
 
     warm = served([(text, draw) for text in texts for draw in draws])[len(draws) :]  # the first text warms up
     per_text = [warm[i : i + len(draws)] for i in range(0, len(warm), len(draws))]

@@ -220,8 +220,8 @@ def resume(home: Home, count: int) -> dict[str, float]:
     from distill_dagster.stages.common import Env, Reading
     from distill_dagster.stages.gate import PASSED
     from distill_dagster.tables import PREDICTIONS
-    from distill_dagster.teacher.ask import Asker
     from distill_dagster.teacher.client import endpoint_of
+    from distill_dagster.teacher.requests import Requests
     from distill_dagster.teacher.store import FILE, CompletionStore, Response
 
     name = "resumed"
@@ -248,11 +248,11 @@ def resume(home: Home, count: int) -> dict[str, float]:
     lake.write(name, pl.DataFrame(schema=PREDICTIONS), gate.record(PASSED, 0))
     examples = pool(lake.read(name, "prompt_context", None, context_schema(folder.task))[0])
     templates = Templates(folder.templates(), folder.task.kind, folder.task.reasoning)
-    asker = Asker(folder.task, templates, examples, endpoint_of(folder.task.teacher), store)
+    requests = Requests(folder.task, templates, examples, endpoint_of(folder.task.teacher))
     told = Response("x", "stop", [], 20, 1, 0, None, 0.2, 1, "none", "2026-01-01T00:00:00.000+00:00")
     response = json.dumps(asdict(told))
     with sqlite3.connect(home.store / FILE) as database:
-        rows = ((asker.request(text, 0).key, response, told.received_at) for text in texts)
+        rows = ((requests.make(text, 0).key, response, told.received_at) for text in texts)
         database.executemany("INSERT INTO completions (request_key, response, received_at) VALUES (?, ?, ?)", rows)
     figures: dict[str, float] = {}
     with timed(lambda s: figures.update(stage_s=s)):

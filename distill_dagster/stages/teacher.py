@@ -26,6 +26,7 @@ from distill_dagster.tables import COMPLETIONS, PRIOR, PROMPTS, frame_of
 from distill_dagster.taskfiles import Row
 from distill_dagster.teacher.ask import Asked, Asker, run_ask, together
 from distill_dagster.teacher.client import Endpoint
+from distill_dagster.teacher.requests import Requests
 from distill_dagster.teacher.terms import terms_checks, terms_of
 
 
@@ -80,7 +81,8 @@ def _asker(env: Env, reading: Reading, endpoint: Endpoint, task: Task, name: str
     if task.teacher.replayed:
         endpoint = replace(endpoint, recorded=env.folder.recorded(task.teacher))
     origin = f"{env.task_name}/{node(reading.asset, reading.partition)}"
-    return Asker(task, templates, examples, endpoint, env.store, embed, account, name, origin)
+    requests = Requests(task, templates, examples, endpoint, embed)
+    return Asker(requests, env.store, account, name, origin)
 
 
 def _ask(env: Env, reading: Reading, prompts: pl.DataFrame, lone: int = 0) -> Asked:

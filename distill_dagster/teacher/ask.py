@@ -14,23 +14,19 @@ from typing import Any
 import polars as pl
 
 from distill_dagster import progress
-from distill_dagster.embedding import Embed
 from distill_dagster.errors import TeacherError
-from distill_dagster.hashing import canonical_json, content_hash, strings_hash
-from distill_dagster.kinds import kind_of, read_answer
-from distill_dagster.prompts.choice import choice_of
-from distill_dagster.prompts.context import Example, draw_labels
-from distill_dagster.prompts.templates import Templates
-from distill_dagster.spec import Task
+from distill_dagster.hashing import canonical_json, content_hash
+from distill_dagster.kinds import kind_of
 from distill_dagster.tables import COMPLETIONS, conform
 from distill_dagster.teacher import loop, softlabels
 from distill_dagster.teacher.attempts import PermanentTeacherError
-from distill_dagster.teacher.client import Endpoint, Request
+from distill_dagster.teacher.client import Request
 from distill_dagster.teacher.engine import Engine
 from distill_dagster.teacher.ledger import Account
-from distill_dagster.teacher.mould import HOLE, Mould, fits
+from distill_dagster.teacher.requests import Requests
+from distill_dagster.teacher.rows import completions, rounded, summed, told
 from distill_dagster.teacher.store import CompletionStore, Response
-from distill_dagster.teacher.written import Prompt, Writer, asked_in, text_of
+from distill_dagster.teacher.written import Prompt, asked_in, text_of
 
 RESOLVE_SHARE = 0.02
 """Labels that share their beginning are told apart only where they hold more than this share of the mass."""
@@ -40,9 +36,6 @@ CHUNK = 500
 """Requests that are looked up in the store together, and rows that are made into columns together."""
 LARGE = 8
 """So many times the smoke's rows are worth a smoke."""
-MAX_DRAWS = 64
-LABEL_BIAS = 20.0
-"""Lifts a label from e^-20 of the likeliest token to its side, far from where single precision ends."""
 
 
 @dataclass(frozen=True)
@@ -80,97 +73,21 @@ class Asker:
 
     def __init__(
         self,
-        task: Task,
-        templates: Templates,
-        pool: list[Example],
-        endpoint: Endpoint,
+        requests: Requests,
         store: CompletionStore,
-        embed: Embed | None = None,
         account: Account | None = None,
         name: str | None = None,
         origin: str = "",
     ) -> None:
-        """`embed` finds the examples for `few_shot.nearest` alone; `name` is what stands in the column `teacher`;
-        `origin` is for whom it asks, `task/asset[partition]`, in the notes on batches."""
-        self.origin = origin
-        self.task, self.spec, self.templates = task, task.teacher, templates
-        self.name = name or task.teacher.model
-        self.choice = choice_of(pool, draw_labels(task), self.spec.few_shot, embed)
-        self.endpoint = endpoint
-        self.kind = kind_of(task)
-        self.writer = Writer(self.kind, templates, endpoint, self.spec) if task.answers_are_written else None
-        self.engine = Engine(endpoint, self.spec, store, account)
+        """`name` is what stands in the column `teacher`; `origin` is for whom it asks, `task/asset[partition]`, in the
+        notes on batches."""
+        self.requests, self.task, self.spec, self.origin = requests, requests.task, requests.spec, origin
+        self.name = name or self.spec.model
+        self.replayed = requests.endpoint.recorded is not None
+        self.engine = Engine(requests.endpoint, self.spec, store, account)
         self._to_ask = 0
-        self._turns: dict[tuple[str, ...], list[dict[str, str]]] = {}
-        parts = ("text",) if self.spec.api == "text" else ("system", "user")
-        printed = all(templates.prints(part, "text") for part in parts)
-        self._alike = printed and self.choice.shared and endpoint.recorded is None
-        self._moulds: dict[int, Mould] = {}
-        self._samples = list(range(self.spec.requests_per_prompt))
         # Most answers are the bare name of a label, and few of them differ.
-        self._label = lru_cache(maxsize=4096)(partial(softlabels.parse_label, labels=task.label_names))
-
-    def request(self, asked: str | Prompt, sample: int, spelled: str = "") -> Request:
-        """The request for one sample of one prompt; `spelled` is a beginning of a label to go on from."""
-        text, turns = (asked, ()) if isinstance(asked, str) else (asked.text, asked.turns)
-        if not self._alike or turns or spelled or not fits(text):
-            return self._rendered(asked, sample, spelled)
-        if sample not in self._moulds:
-            self._moulds[sample] = Mould(self._rendered(HOLE, sample))
-        return self._moulds[sample].pour(text)
-
-    def _rendered(self, asked: str | Prompt, sample: int, spelled: str = "") -> Request:
-        text = text_of(asked)
-        if self.endpoint.recorded is not None:
-            return self.endpoint.recorded.request(self.endpoint.identity, text, sample)
-        if self.writer is not None:
-            prompt = Prompt(asked) if isinstance(asked, str) else asked
-            return self.writer.request(prompt, self.choice.examples(text, sample), sample)
-        params: dict[str, Any] = {"temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
-        if self.spec.temperature > 0:
-            params["seed"] = sample
-        examples = self.choice.examples(text, sample)
-        values = {
-            "text": text,
-            "examples": examples,
-            "labels": self.task.labels,
-            "instructions": self.task.instructions,
-            "item": self.task.item,
-        }
-        if self.spec.api == "text":
-            if self.spec.soft_labels == "logprobs":
-                params |= {"logprobs": self.spec.top_logprobs}
-            if self.spec.boost_labels:
-                params |= _boosted(softlabels.next_words(self.task.label_names, spelled), sample)
-            rendered = self.templates.part("text", **values)
-            rendered += f" {spelled}" if spelled else ""
-            return Request(self.endpoint.identity, sample, params, prompt=rendered)
-        if self.spec.soft_labels == "logprobs":
-            params |= {"logprobs": True, "top_logprobs": self.spec.top_logprobs}
-        own = {"role": "user", "content": self.templates.part("user", **values)}
-        messages = [*self._shown(examples, values), own]
-        return Request(self.endpoint.identity, sample, params, messages=messages)
-
-    def _shown(self, examples: list[Example], values: dict[str, Any]) -> list[dict[str, str]]:
-        """All before the prompt's own turn: made once for those that share it, which is most of a request's work."""
-        key = tuple(example.id for example in examples)
-        if self.templates.uses("system", "text"):
-            key = (*key, values["text"])
-        if key not in self._turns:
-            if len(self._turns) > MAX_DRAWS:  # the nearest examples: hardly two prompts have the same
-                self._turns.clear()
-            turns = [{"role": "system", "content": self.templates.part("system", **values)}]
-            for example in examples:
-                shown = self.templates.part("user", **(values | {"text": example.text}))
-                turns += [{"role": "user", "content": shown}, {"role": "assistant", "content": example.label}]
-            self._turns[key] = turns
-        return self._turns[key]
-
-    def samples(self, text: str) -> list[int]:
-        """Which samples a prompt wants: so many for each draw; of a replay teacher all that were recorded."""
-        if self.endpoint.recorded is not None:
-            return list(range(max(1, len(self.endpoint.recorded.find(text)))))
-        return self._samples
+        self._label = lru_cache(maxsize=4096)(partial(softlabels.parse_label, labels=self.task.label_names))
 
     def _refuse(self, response: Response) -> None:
         """Not stored: once the server is mended, the same request has to be asked again."""
@@ -186,15 +103,15 @@ class Asker:
         An answer that came and cannot be used (empty, of a wrong form) is asked for anew, `reasks` times: the row is
         the last answer's, with what all of them took.
         """
-        request = request or self.request(asked, sample)
+        request = request or self.requests.make(asked, sample)
         rows: list[dict[str, Any]] = []
         # What was recorded stays as it is, and a batch would take another day.
-        anew = 0 if self.endpoint.recorded is not None or self.spec.mode == "batch" else self.spec.reasks
+        anew = 0 if self.replayed or self.spec.mode == "batch" else self.spec.reasks
         for attempt in range(anew + 1):
             rows.append(await self._sample(asked, sample, replace(request, attempt=attempt) if attempt else request))
             if rows[-1]["status"] != "ok" or rows[-1]["answer"] is not None or self.spec.soft_labels == "logprobs":
                 break
-        return rows[-1] if len(rows) == 1 or rows[-1]["status"] == "failed" else _together(rows)
+        return rows[-1] if len(rows) == 1 or rows[-1]["status"] == "failed" else summed(rows)
 
     async def _sample(self, asked: str | Prompt, sample: int, request: Request) -> dict[str, Any]:
         text = text_of(asked)
@@ -206,63 +123,21 @@ class Asker:
             raise
         except TeacherError as error:
             return {"request_key": request.key, "status": "failed", "error": str(error), "params": request.params}
-        if self.writer is not None:
+        if (writer := self.requests.writer) is not None:
             prompt = Prompt(asked) if isinstance(asked, str) else asked
-            return self._told(request, responses) | self._read(prompt, request, response)
+            return told(request, responses) | writer.read(prompt, request, response)
         answer = max(soft, key=lambda label: soft[label]) if soft else None
         if self.spec.soft_labels == "votes":
             answer = self._label(response.text)
         # A request for a distribution stops after the tokens that decide it: that is no truncation.
         cut = response.finish_reason == "length" and self.spec.soft_labels == "votes" and answer is None
         status = "filtered" if response.finish_reason == "content_filter" else "truncated" if cut else "ok"
-        return self._told(request, responses) | {
+        return told(request, responses) | {
             "status": status,
             "reasoning": response.reasoning,
             "answer": canonical_json(answer) if answer is not None else None,
-            "soft_labels": _rounded(soft),
+            "soft_labels": rounded(soft),
         }
-
-    def _read(self, prompt: Prompt, request: Request, response: Response) -> dict[str, Any]:
-        """Status, reasoning and answer of a written response; `error` says why a received one has no answer."""
-        if response.finish_reason == "content_filter":
-            return {"status": "filtered", "reasoning": response.reasoning}
-        found = read_answer(
-            self.kind,
-            response.text,
-            prompt.question,
-            finish_reason=response.finish_reason,
-            reasoning_content=response.reasoning,
-            tool_calls=response.tool_calls or ([] if request.tools is not None and response.text.strip() else None),
-            stop=self.writer.stop if self.writer is not None and self.spec.api == "text" else None,
-        )
-        return vars(found)
-
-    @staticmethod
-    def _told(request: Request, responses: list[Response]) -> dict[str, Any]:
-        """The columns that are the same for every kind; the first response is the answer's."""
-        response, *more = responses
-        row: dict[str, Any] = {
-            "request_key": request.key,
-            "raw_text": response.text,
-            "finish_reason": response.finish_reason,
-            "prompt_tokens": response.prompt_tokens or 0,
-            "completion_tokens": response.completion_tokens or 0,
-            "cost_usd": response.cost_usd,
-            "latency_s": response.latency_s if response.mode == "online" else None,
-            "mode": response.mode,
-            "model_reported": response.model_reported,
-            "params": request.params,
-            "requests": len(responses),
-            "requested_at": response.received_at,
-            "in_flight": response.in_flight,
-        }
-        for one in more:
-            row["prompt_tokens"] += one.prompt_tokens or 0
-            row["completion_tokens"] += one.completion_tokens or 0
-            row["cost_usd"] = _sum(row["cost_usd"], one.cost_usd)
-            row["latency_s"] = _sum(row["latency_s"], one.latency_s)
-            row["in_flight"] = max(row["in_flight"], one.in_flight)
-        return row
 
     async def _soft_labels(
         self, text: str, sample: int, response: Response, responses: list[Response]
@@ -273,23 +148,17 @@ class Asker:
         mass = softlabels.label_mass(response.positions, labels, ended=response.finish_reason == "stop")
         resolved: set[str] = set()
         for depth in range(RESOLVE_DEPTH if self.spec.resolve_labels else 0):
-            total = sum(mass.labels.values()) + sum(mass.shared.values())
-            split = [s for s, share in mass.shared.items() if share > RESOLVE_SHARE * total and s not in resolved]
+            least = RESOLVE_SHARE * mass.total
+            split = [s for s, share in mass.shared.items() if share > least and s not in resolved]
             if not split:
                 break
             for spelled in split:
-                more = await self.engine.answer(self.request(text, sample, spelled), self._refuse)
+                more = await self.engine.answer(self.requests.make(text, sample, spelled), self._refuse)
                 responses.append(more)
                 resolved.add(spelled)
                 inner = softlabels.label_mass(more.positions, labels, spelled, more.finish_reason == "stop")
-                inside = sum(inner.labels.values()) + sum(inner.shared.values())
-                # What follows the shared part is certain to be one of its labels: its mass is passed on whole.
-                if inside > 0 and not (depth == RESOLVE_DEPTH - 1 and inner.shared):
-                    whole = mass.shared.pop(spelled)
-                    for label, share in inner.labels.items():
-                        mass.labels[label] = mass.labels.get(label, 0.0) + whole * share / inside
-                    for longer, share in inner.shared.items():
-                        mass.shared[longer] = mass.shared.get(longer, 0.0) + whole * share / inside
+                if depth < RESOLVE_DEPTH - 1 or not inner.shared:
+                    mass.resolve(spelled, inner)
         divided = softlabels.divide_shared(mass, labels)
         if self.spec.calibration != "none" and sum(divided.values()) > 0:
             divided = softlabels.floored(divided, response.positions[0])
@@ -308,14 +177,18 @@ class Asker:
         Raises:
             TeacherError: the teacher refuses every request, or fewer than `min_success` of the prompts have an answer.
         """
-        texts = asked_in(prompts, refusals=self.writer is not None)
-        self.choice.look_up([text_of(asked) for asked in texts.values()])
+        texts = asked_in(prompts, refusals=self.requests.writer is not None)
+        self.requests.choice.look_up([text_of(asked) for asked in texts.values()])
         slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
         ids = list(texts)
-        wanted = {i: samples(i) if samples is not None else self.samples(text_of(asked)) for i, asked in texts.items()}
+        of = self.requests.samples
+        wanted = {i: samples(i) if samples is not None else of(text_of(asked)) for i, asked in texts.items()}
         every = sorted({s for chosen in wanted.values() for s in chosen})
         jobs = [(i, s) for part in (ids[:lone], ids[lone:]) for s in every for i in part if s in wanted[i]]
         alone = set(ids[:lone])
+        mode = "replay" if self.replayed else self.spec.mode
+        same = {"teacher": self.name, "answer_kind": kind_of(self.task).answer_kind}
+        same["template_version"] = self.requests.templates.version
         rows: list[dict[str, Any]] = []
         tables: list[pl.DataFrame] = []
         done = 0
@@ -327,7 +200,7 @@ class Asker:
             row["prompt_id"], row["sample_index"], row["slice"] = id_, sample, slices[id_]
             rows.append(row)
             if len(rows) == CHUNK:  # columns hold the same in a fraction of the memory
-                tables.append(self._table(rows))
+                tables.append(completions(rows, mode, same))
                 rows.clear()
             done += 1
             progress.report(self._doing(len(jobs)), done, len(jobs))
@@ -341,7 +214,7 @@ class Asker:
             open_: list[tuple[str, int]] = []
             with _nothing_old_collected():
                 for start in range(0, len(jobs), CHUNK):
-                    asked = [(i, s, self.request(texts[i], s)) for i, s in jobs[start : start + CHUNK]]
+                    asked = [(i, s, self.requests.make(texts[i], s)) for i, s in jobs[start : start + CHUNK]]
                     there = self.engine.preload(request.key for *_, request in asked)
                     for id_, sample, request in asked:
                         if request.key in there:
@@ -349,9 +222,9 @@ class Asker:
                         else:
                             open_.append((id_, sample))
             self._to_ask = len(open_)
-            open_ = await self._smoke(open_, one) if self.endpoint.recorded is None else open_
+            open_ = await self._smoke(open_, one) if not self.replayed else open_
             if self.spec.mode == "batch":
-                await self.engine.prepare([self.request(texts[i], s) for i, s in open_], self.origin)
+                await self.engine.prepare([self.requests.make(texts[i], s) for i, s in open_], self.origin)
             await worker(iter([job for job in open_ if job[0] in alone]))
             work = iter([job for job in open_ if job[0] not in alone])
             width = 1 if self.spec.embedded else self.spec.concurrency
@@ -361,7 +234,7 @@ class Asker:
         finally:
             await self.engine.close()
         asked_ = Asked(
-            conform(pl.concat([*tables, self._table(rows)]), COMPLETIONS, ORDER),
+            conform(pl.concat([*tables, completions(rows, mode, same)]), COMPLETIONS, ORDER),
             self.engine.calls,
             self.engine.cached,
             time.perf_counter() - started,
@@ -384,7 +257,7 @@ class Asker:
         rows = self.spec.smoke_rows
         if not rows or len(jobs) < LARGE * rows:
             return jobs
-        key = content_hash([self.endpoint.identity, self.templates.version, self.task.kind])
+        key = content_hash([self.requests.endpoint.identity, self.requests.templates.version, self.task.kind])
         if self.engine.store.smoked(key):
             return jobs
         first: dict[str, tuple[str, int]] = {}
@@ -412,22 +285,6 @@ class Asker:
         projected = engine.spent_usd / engine.calls * max(self._to_ask, engine.calls)
         return f"asking the teacher (${engine.spent_usd:.2f} of about ${projected:.2f})"
 
-    def _table(self, rows: list[dict[str, Any]]) -> pl.DataFrame:
-        """Rows as a table of completions, with what is the same for all of them."""
-        own = "replay" if self.endpoint.recorded is not None else self.spec.mode
-        same = {"teacher": self.name, "answer_kind": self.kind.answer_kind, "template_version": self.templates.version}
-        every = [row["params"] for row in rows]  # most rows share theirs; held, so that no two ids are equal
-        texts: dict[tuple[int, int | None], str] = {}
-        for row, params in zip(rows, every, strict=True):
-            requests = row.get("requests")
-            if (id(params), requests) not in texts:
-                told = params if requests is None else params | {"requests": requests}
-                texts[id(params), requests] = canonical_json(told)
-            row["params"] = texts[id(params), requests]
-            row["completion_id"] = strings_hash(row["prompt_id"], row["request_key"])[:32]
-        table = pl.DataFrame(rows, schema=COMPLETIONS)
-        return table.with_columns(pl.col("mode").fill_null(own), *(pl.lit(v).alias(name) for name, v in same.items()))
-
     def _check_success(self, asked: Asked, prompts: int) -> None:
         share = asked.usable_prompts / prompts if prompts else 1.0
         if share < self.spec.min_success and not asked.stopped:
@@ -449,19 +306,6 @@ def _nothing_old_collected() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last row, with the tokens, the cost and the seconds of all."""
-    last = dict(rows[-1])
-    for name in ("prompt_tokens", "completion_tokens", "cost_usd", "latency_s", "requests"):
-        last[name] = _sum(*(row[name] for row in rows))
-    return last
-
-
-def _sum(*values: float | None) -> float | None:
-    """None where one of them is unknown."""
-    return None if None in values else sum(value for value in values if value is not None)
-
-
 def together(parts: list[Asked]) -> Asked:
     """What several teachers were asked, as one."""
     if len(parts) == 1:
@@ -477,23 +321,6 @@ def together(parts: list[Asked]) -> Asked:
         None if None in spent else sum(usd or 0.0 for usd in spent),
         next((part.stopped for part in parts if part.stopped), None),
     )
-
-
-def _boosted(words: list[str], sample: int) -> dict[str, Any]:
-    """Parameters for llama.cpp's server: `words` raised alike, and probabilities as they are behind that.
-
-    Of the samplers only the bias and a temperature of 1 act, so the words' probabilities keep their ratios.
-    """
-    bias = [[word, LABEL_BIAS] for word in words]
-    asked = {"logit_bias": bias, "post_sampling_probs": True, "samplers": ["temperature"]}
-    return {"temperature": 1.0, "seed": sample, "extra_body": asked}
-
-
-def _rounded(soft: dict[str, float] | None) -> list[dict[str, Any]] | None:
-    """Rounded to 6 places and without labels that round to nothing: what is stored is what is hashed."""
-    if soft is None:
-        return None
-    return [{"label": k, "prob": round(v, 6)} for k, v in soft.items() if round(v, 6) > 0]
 
 
 def run_ask(asker: Asker, prompts: pl.DataFrame, **kwargs: Any) -> Asked:

@@ -18,11 +18,11 @@ from distill_dagster.prompts.seeds import held_out_keys, labelled_prompts, seed_
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import Task, TeacherSpec
 from distill_dagster.taskfiles import Slice, TaskFolder
-from distill_dagster.teacher.ask import Asker
 from distill_dagster.teacher.client import Endpoint, Request
 from distill_dagster.teacher.embedded import embedded_identity
 from distill_dagster.teacher.judge import Judge, judge_requests_needed, judge_teacher
 from distill_dagster.teacher.price import price_of, worst_case
+from distill_dagster.teacher.requests import Requests
 from distill_dagster.teacher.store import CompletionStore
 from distill_dagster.teacher.written import prompt_of
 
@@ -72,15 +72,15 @@ def estimate(
         recorded = folder.recorded(spec) if spec.replayed else None
         endpoint = Endpoint(spec.model, _identity(spec), recorded=recorded)
         templates = Templates(folder.templates(), task.kind, task.reasoning)
-        asker = Asker(one, templates, examples, endpoint, store, embed_of(spec))
+        asking = Requests(one, templates, examples, endpoint, embed_of(spec))
         if golden:
             held_out = [*labelled_prompts(folder.golden, "golden")["messages"]]
             held_out += [*labelled_prompts(folder.dev, "dev")["messages"]]
-            out.append(_answering(asker, store, name, GOLDEN, held_out, 0))
+            out.append(_answering(asking, store, name, GOLDEN, held_out, 0))
         for key in slices:
             slice_ = folder.slice(key)
             messages = list(seed_prompts(key, slice_, answers=not task.has_labels)["messages"])
-            out.append(_answering(asker, store, name, key, messages, imagine_requests_needed(task, slice_).prompts))
+            out.append(_answering(asking, store, name, key, messages, imagine_requests_needed(task, slice_).prompts))
     for key in slices:
         slice_ = folder.slice(key)
         out += _imagining(folder, key, slice_)
@@ -94,7 +94,7 @@ def _identity(spec: TeacherSpec) -> str:
 
 
 def _answering(
-    asker: Asker,
+    asking: Requests,
     store: CompletionStore,
     name: str,
     key: str,
@@ -102,17 +102,17 @@ def _answering(
     to_come: int,
 ) -> Estimate:
     prompts = [prompt_of(m) for m in messages]
-    asker.choice.look_up([prompt.text for prompt in prompts])
-    requests = {r.key: r for p in prompts for s in asker.samples(p.text) for r in [asker.request(p, s)]}
+    asking.choice.look_up([prompt.text for prompt in prompts])
+    requests = {r.key: r for p in prompts for s in asking.samples(p.text) for r in [asking.make(p, s)]}
     known = store.known(requests)
     # A replay teacher is sent nothing, whether the store has its answer already or not.
-    new = [] if asker.endpoint.recorded is not None else [r for key_, r in requests.items() if key_ not in known]
-    later = to_come * asker.spec.requests_per_prompt
+    new = [] if asking.endpoint.recorded is not None else [r for key_, r in requests.items() if key_ not in known]
+    later = to_come * asking.spec.requests_per_prompt
     likely = new or list(requests.values())
     calls = len(new) + (later if likely else 0)
-    tokens, usd = _cost(asker.spec, new, later, likely)
+    tokens, usd = _cost(asking.spec, new, later, likely)
     seconds = [one.latency_s for one in store.get(sorted(known)[:100]).values() if one.mode == "online"]
-    wall = _wall(asker.spec, calls, tokens, median(seconds) if seconds else None)
+    wall = _wall(asking.spec, calls, tokens, median(seconds) if seconds else None)
     return Estimate(key, name, "answers", len(prompts) + to_come, calls, len(known), tokens, usd, wall)
 
 

@@ -19,6 +19,23 @@ class LabelMass:
     labels: dict[str, float] = field(default_factory=dict)
     shared: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def total(self) -> float:
+        return sum(self.labels.values()) + sum(self.shared.values())
+
+    def resolve(self, spelled: str, inner: LabelMass) -> None:
+        """Divide what is shared under `spelled` as `inner` is, which was found behind it; nothing, where that is empty.
+
+        What follows the shared part is certain to be one of its labels: its mass is passed on whole.
+        """
+        if inner.total <= 0:
+            return
+        whole, total = self.shared.pop(spelled), inner.total
+        for label, mass in inner.labels.items():
+            self.labels[label] = self.labels.get(label, 0.0) + whole * mass / total
+        for longer, mass in inner.shared.items():
+            self.shared[longer] = self.shared.get(longer, 0.0) + whole * mass / total
+
 
 def parse_label(text: str, labels: list[str]) -> str | None:
     """The label that an answer names: all of it, or what its first line begins with, else the only label in it."""

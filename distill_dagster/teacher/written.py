@@ -1,4 +1,4 @@
-"""Requests for answers that are written: by kinds without labels, and labels behind reasoning."""
+"""Asking for answers that are written, and reading them: of kinds without labels, and of labels behind reasoning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from distill_dagster.kinds import Kind, Question, is_refusal, written
+from distill_dagster.kinds import Kind, Question, is_refusal, read_answer, written
 from distill_dagster.kinds.base import ANSWER, REFUSAL
 from distill_dagster.kinds.schemas import strict
 from distill_dagster.prompts.context import Example
@@ -17,6 +17,7 @@ from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import TeacherSpec
 from distill_dagster.tables import transcript, user_text, user_text_expr
 from distill_dagster.teacher.client import Endpoint, Request
+from distill_dagster.teacher.store import Response
 
 _REFUSED = f'{{"{REFUSAL}":'
 """How the canonical JSON of a refusal begins."""
@@ -65,7 +66,7 @@ def asked_in(prompts: pl.DataFrame, refusals: bool) -> dict[str, str | Prompt]:
 
 
 class Writer:
-    """Makes the requests of one task whose answers are written."""
+    """Makes the requests of one task whose answers are written, and reads the responses."""
 
     def __init__(self, kind: Kind, templates: Templates, endpoint: Endpoint, spec: TeacherSpec) -> None:
         self.kind, self.task, self.templates = kind, kind.task, templates
@@ -87,6 +88,21 @@ class Writer:
             rendered = self.templates.part("text", **values, text=text)
             return Request(self.endpoint.identity, sample, params | {"stop": [self.stop]}, prompt=rendered)
         return self._chat(prompt, examples, sample, params)
+
+    def read(self, prompt: Prompt, request: Request, response: Response) -> dict[str, Any]:
+        """Status, reasoning and answer of a response; `error` says why a received one has no answer."""
+        if response.finish_reason == "content_filter":
+            return {"status": "filtered", "reasoning": response.reasoning}
+        found = read_answer(
+            self.kind,
+            response.text,
+            prompt.question,
+            finish_reason=response.finish_reason,
+            reasoning_content=response.reasoning,
+            tool_calls=response.tool_calls or ([] if request.tools is not None and response.text.strip() else None),
+            stop=self.stop if self.spec.api == "text" else None,
+        )
+        return vars(found)
 
     def _chat(self, prompt: Prompt, examples: list[Example], sample: int, params: dict[str, Any]) -> Request:
         tools = self._tools()

@@ -24,6 +24,7 @@ from distill_dagster.tables import PREDICTIONS
 from distill_dagster.taskfiles import TaskFolder
 from distill_dagster.teacher.ask import Asker
 from distill_dagster.teacher.client import Endpoint, endpoint_of
+from distill_dagster.teacher.requests import Requests
 from distill_dagster.teacher.store import CompletionStore
 
 LABELS = ["refund", "delivery", "login"]
@@ -125,8 +126,12 @@ def pass_gate(env: Env) -> None:
     env.lake.write(env.task_name, pl.DataFrame(schema=PREDICTIONS), reading.record(PASSED, 0))
 
 
-def asker_of(folder: TaskFolder, store: CompletionStore) -> Asker:
+def requests_of(folder: TaskFolder) -> Requests:
     task = folder.task
     context = prompt_context(folder.examples, held_out_keys(folder.golden, folder.dev), context_schema(task))
     templates = Templates(folder.templates(), task.kind, task.reasoning)
-    return Asker(task, templates, pool(context), endpoint_of(task.teacher), store)
+    return Requests(task, templates, pool(context), endpoint_of(task.teacher))
+
+
+def asker_of(folder: TaskFolder, store: CompletionStore) -> Asker:
+    return Asker(requests_of(folder), store)

@@ -12,11 +12,11 @@ from distill_dagster.prompts.context import pool, prompt_context
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.spec import TeacherSpec
 from distill_dagster.teacher import loop
-from distill_dagster.teacher.ask import Asker
 from distill_dagster.teacher.client import Endpoint, attempt
 from distill_dagster.teacher.embedded import SERVERS
+from distill_dagster.teacher.requests import Requests
 from distill_dagster.teacher.softlabels import next_words
-from distill_dagster.teacher.store import CompletionStore, Response
+from distill_dagster.teacher.store import Response
 from tests.support.task import small_task
 
 TEXTS = ("the parcel never came", "I want my money back", "lasagna with spinach")
@@ -25,11 +25,10 @@ EMBEDDED = {"model": "embedded/smollm2-135m-instruct", "temperature": 0.0, "max_
 
 def ask(folder: Path, endpoint: Endpoint, **teacher: Any) -> list[Response]:
     task = small_task(folder, teacher=EMBEDDED | teacher)
-    store = CompletionStore.in_folder(folder)
-    asker = Asker(task.task, Templates({}), pool(prompt_context(task.examples, set())), endpoint, store)
+    requests = Requests(task.task, Templates({}), pool(prompt_context(task.examples, set())), endpoint)
 
     async def answers() -> list[Response]:
-        return [await attempt(endpoint, asker.request(text, draw), 60.0) for text in TEXTS for draw in (0, 1)]
+        return [await attempt(endpoint, requests.make(text, draw), 60.0) for text in TEXTS for draw in (0, 1)]
 
     return loop.run(answers())
 

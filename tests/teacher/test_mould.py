@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 from distill_dagster.hashing import content_hash, strings_hash
 from distill_dagster.prompts.context import pool, prompt_context
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.teacher.ask import Asker
 from distill_dagster.teacher.client import endpoint_of
 from distill_dagster.teacher.mould import HOLE, fits
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.teacher.requests import Requests
 from distill_dagster.teacher.written import Prompt
 from tests.support.kind_folder import kind_folder
 from tests.support.kinds import KINDS
-from tests.support.task import asker_of, small_task
+from tests.support.task import requests_of, small_task
 
 URL = "http://127.0.0.1:9/v1"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -46,21 +45,19 @@ PINNED = "0be8b5c62b6fdaa9d581b388fe3074c714b74b887dfb4542f052c743e7eedd96"
 
 
 @contextmanager
-def asker(kind: str, setting: str, templates: dict[str, str] | None = None, **changes: Any) -> Iterator[Asker]:
+def requests(kind: str, setting: str, templates: dict[str, str] | None = None, **changes: Any) -> Iterator[Requests]:
     with TemporaryDirectory() as name:
         changes = {"teacher": SETTINGS[setting], "reasoning": kind in ("math", "qa", "nli")} | changes
         folder = kind_folder(Path(name), kind, URL, **changes)
         for part, source in (templates or {}).items():
             (folder.path / "templates").mkdir(exist_ok=True)
             (folder.path / "templates" / f"{kind}_{part}.j2").write_text(source)
-        store = CompletionStore.in_folder(Path(name) / "store")
-        yield asker_of(folder, store)
-        store.close()
+        yield requests_of(folder)
 
 
-def assert_equal(asker: Asker, asked: str | Prompt) -> None:
+def assert_equal(requests: Requests, asked: str | Prompt) -> None:
     for sample in range(4):
-        made, rendered = asker.request(asked, sample), asker._rendered(asked, sample)
+        made, rendered = requests.make(asked, sample), requests.rendered(asked, sample)
         assert made == rendered
         assert made.key == content_hash(rendered.asked)
         assert made.body() == rendered.body()
@@ -69,7 +66,7 @@ def assert_equal(asker: Asker, asked: str | Prompt) -> None:
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_request_from_a_mould_is_the_one_that_is_rendered(kind: str, setting: str) -> None:
-    with asker(kind, setting) as made:
+    with requests(kind, setting) as made:
 
         @settings(max_examples=25, deadline=None)
         @given(st.text())
@@ -105,7 +102,7 @@ def test_a_request_from_a_mould_is_the_one_that_is_rendered(kind: str, setting: 
     ids=str,
 )
 def test_templates_that_do_more_than_print_the_text_are_rendered(templates: dict[str, str], poured: bool) -> None:
-    with asker("classification", "chat", templates) as made:
+    with requests("classification", "chat", templates) as made:
         for text in [*TEXTS, "Two WORDS"]:
             assert_equal(made, text)
         assert bool(made._moulds) is poured
@@ -118,7 +115,7 @@ def test_a_template_that_reads_no_text() -> None:
 
 
 def test_a_conversation_is_rendered() -> None:
-    with asker("conversation", "chat") as made:
+    with requests("conversation", "chat") as made:
         assert_equal(made, Prompt("one\nthree", (("user", "one"), ("assistant", "two"), ("user", "three"))))
         assert not made._moulds
 
@@ -130,14 +127,12 @@ def test_nearest_examples_are_chosen_for_each_text(tmp_path: Path) -> None:
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
     folder = small_task(tmp_path, teacher={"api": "chat", "api_base": URL, "few_shot": {"nearest": 2}})
-    store = CompletionStore.in_folder(tmp_path)
     task, templates = folder.task, Templates({})
-    made = Asker(task, templates, pool(prompt_context(folder.examples, set())), endpoint_of(task.teacher), store, embed)
+    made = Requests(task, templates, pool(prompt_context(folder.examples, set())), endpoint_of(task.teacher), embed)
     for text in ("refund", "delivery"):
         assert_equal(made, text)
-    one, other = ((made.request(text, 0).messages or [])[:-1] for text in ("refund", "delivery"))
+    one, other = ((made.make(text, 0).messages or [])[:-1] for text in ("refund", "delivery"))
     assert one != other
-    store.close()
 
 
 def test_a_text_that_rendering_would_trim_does_not_fit() -> None:
@@ -156,8 +151,8 @@ def test_keys_are_those_of_what_was_stored_before() -> None:
     keys = []
     for kind in KINDS:
         for setting in SETTINGS:
-            with asker(kind, setting) as made:
-                keys += [made.request(text, sample).key for text in TEXTS[:-1] for sample in range(2)]
+            with requests(kind, setting) as made:
+                keys += [made.make(text, sample).key for text in TEXTS[:-1] for sample in range(2)]
     assert content_hash(keys) == PINNED
 
 

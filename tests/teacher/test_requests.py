@@ -12,8 +12,7 @@ from distill_dagster.errors import TeacherError
 from distill_dagster.spec import TeacherSpec
 from distill_dagster.teacher.attempts import AttemptError
 from distill_dagster.teacher.client import Endpoint, Request, attempt, endpoint_of
-from distill_dagster.teacher.store import CompletionStore
-from tests.support.task import asker_of, small_task
+from tests.support.task import requests_of, small_task
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +23,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def keys(tmp_path: Path, name: str, text: str = "a text", sample: int = 0, **changes: Any) -> str:
     folder = small_task(tmp_path / name, **changes)
-    with_store = CompletionStore.in_folder(tmp_path / name)
-    try:
-        return asker_of(folder, with_store).request(text, sample).key
-    finally:
-        with_store.close()
+    return requests_of(folder).make(text, sample).key
 
 
 @pytest.mark.parametrize(
@@ -54,10 +49,8 @@ def test_what_prompts_share_is_made_once_and_what_they_do_not_share_is_not(tmp_p
     folder = small_task(tmp_path / "a", teacher={"api": "chat", "soft_labels": "votes"})
     (folder.path / "templates").mkdir()
     (folder.path / "templates" / "classification_system.j2").write_text(system)
-    store = CompletionStore.in_folder(tmp_path)
-    asker = asker_of(folder, store)
-    asked = {text: asker.request(text, sample).messages or [] for text in ("one", "two") for sample in (0, 1, 0)}
-    store.close()
+    requests = requests_of(folder)
+    asked = {text: requests.make(text, sample).messages or [] for text in ("one", "two") for sample in (0, 1, 0)}
     for text, messages in asked.items():
         assert messages[0]["content"] == system.replace("{{ text }}", text)
         assert messages[-1]["content"] == text
@@ -100,33 +93,31 @@ def test_a_key_depends_on_text_sample_and_examples(tmp_path: Path) -> None:
 
 def test_a_key_depends_on_the_template(tmp_path: Path) -> None:
     folder = small_task(tmp_path)
-    store = CompletionStore.in_folder(tmp_path)
-    before = asker_of(folder, store)
+    before = requests_of(folder)
     (folder.path / "templates").mkdir()
     (folder.path / "templates" / "classification_text.j2").write_text("{{ text }} ->")
-    after = asker_of(folder, store)
-    assert before.request("x", 0).key != after.request("x", 0).key
+    after = requests_of(folder)
+    assert before.make("x", 0).key != after.make("x", 0).key
     assert before.templates.version != after.templates.version
-    assert after.request("x", 0).prompt == "x ->"
+    assert after.make("x", 0).prompt == "x ->"
 
 
 def test_the_slice_is_in_no_request(tmp_path: Path) -> None:
     for api in ("text", "chat"):
         folder = small_task(tmp_path / api, teacher={"api": api})
-        asked = str(asker_of(folder, CompletionStore.in_folder(tmp_path)).request("a text", 0))
+        asked = str(requests_of(folder).make("a text", 0))
         assert "web" not in asked.lower()
         assert "shop_mail" not in asked
 
 
 def test_both_shapes_of_a_prompt(tmp_path: Path) -> None:
-    store = CompletionStore.in_folder(tmp_path)
-    text = asker_of(small_task(tmp_path / "text"), store).request("two\n  lines", 0, "log")
+    text = requests_of(small_task(tmp_path / "text")).make("two\n  lines", 0, "log")
     assert text.prompt is not None
     assert text.messages is None
     *examples, last = text.prompt.splitlines()
     assert last == "two lines => log"
     assert sorted(line.rpartition(" => ")[2] for line in examples) == ["delivery", "login", "refund"]
-    chat = asker_of(small_task(tmp_path / "chat", teacher={"api": "chat"}), store).request("two\n  lines", 0)
+    chat = requests_of(small_task(tmp_path / "chat", teacher={"api": "chat"})).make("two\n  lines", 0)
     assert chat.prompt is None
     assert chat.messages is not None
     assert [m["role"] for m in chat.messages] == ["system", *["user", "assistant"] * 3, "user"]
