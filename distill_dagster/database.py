@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 
 from distill_dagster.errors import DistillError
 
@@ -48,6 +49,15 @@ def store_url() -> str:
     """The database of the completion store; empty for SQLite in the store's folder."""
     name = store_variable()
     return with_driver(os.environ[name].strip()) if name else ""
+
+
+def insert_if_new(engine: sa.Engine, table: sa.Table) -> sa.Insert:
+    """An insert that leaves a row alone whose key is there already."""
+    if engine.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as into_postgres  # slow to load, and seldom wanted
+
+        return into_postgres(table).on_conflict_do_nothing()
+    return sqlite.insert(table).on_conflict_do_nothing()
 
 
 @contextmanager

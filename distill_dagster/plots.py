@@ -36,7 +36,7 @@ def bar_counts(counts: Mapping[str, float], title: str, xlabel: str = "rows") ->
     bars = axes.barh(range(len(shown)), values, color=COLOURS[0], height=0.7)
     axes.bar_label(bars, fmt="{:,.0f}" if whole else "{:,.3g}", padding=3, fontsize=8, color=_INK)
     axes.set_yticks(range(len(shown)), [_plain(name) for name in shown])
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel(xlabel)
     axes.set_xlim(0, 1.14 * (max(values, default=0) or 1))
     axes.grid(axis="x", color=_GRID, linewidth=0.6)
@@ -153,5 +153,6 @@ def _png(figure: Figure) -> bytes:
     # A palette makes the file a third as large, and nobody sees the difference in flat colours.
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     buffer = io.BytesIO()
-    pixels.quantize(_PALETTE, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    flat = pixels.quantize(_PALETTE, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    flat.save(buffer, format="png", compress_level=6)
     return buffer.getvalue()

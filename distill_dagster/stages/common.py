@@ -107,13 +107,14 @@ class Reading:
         self.inputs[node(asset, partition)] = record.data_version
         return frame
 
-    def last_good(self, asset: str, schema: pl.Schema, partition: str, folder: Path) -> pl.LazyFrame | None:
+    def last_good(
+        self, asset: str, schema: pl.Schema, partition: str, folder: Path
+    ) -> tuple[pl.LazyFrame, Record] | None:
         """The latest version of a slice's table that passed its checks, or None; `folder` holds on to it."""
         found = self.env.lake.scan_good(self.env.task_name, asset, partition, schema, folder)
-        if found is None:
-            return None
-        self.inputs[node(asset, partition)] = found[1].data_version
-        return found[0]
+        if found is not None:
+            self.inputs[node(asset, partition)] = found[1].data_version
+        return found
 
     def _refuse_blocked(self, record: Record) -> None:
         if failed := record.extra.get("blocked"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -13,9 +13,8 @@ from distill_dagster import plots
 from distill_dagster.checks import Check, dataset_checks, slice_checks, valid_table
 from distill_dagster.curation.about import About
 from distill_dagster.curation.balance import below_floors
-from distill_dagster.curation.compared import Compared
-from distill_dagster.curation.dataset import Curated, curate
 from distill_dagster.curation.filters import STEPS, Filter
+from distill_dagster.curation.filters.run import BATCH_ROWS
 from distill_dagster.curation.human import human_candidates
 from distill_dagster.curation.neardup.rows import Limits
 from distill_dagster.curation.scores import add_scores
@@ -40,10 +39,17 @@ from distill_dagster.state import State
 from distill_dagster.student.sentences import sentence_embeddings
 from distill_dagster.tables import REJECTED, SCORED, data_version
 
+if TYPE_CHECKING:
+    from distill_dagster.curation.dataset import Curated
+
 REJECTED_ROWS = "rejected_rows"
 
 
 def make_filtered_dataset(env: Env, partition: str | None) -> Made:
+    # Loaded where it is used: every process that loads the code location would wait for NumPy and pyarrow.
+    from distill_dagster.curation.compared import Compared
+    from distill_dagster.curation.dataset import curate
+
     reading = Reading(env, "filtered_dataset", partition)
     for source in ("slice_manifest", "human_examples", "curation_settings"):
         reading.source(source)
@@ -57,6 +63,9 @@ def make_filtered_dataset(env: Env, partition: str | None) -> Made:
         # What people answered is scored here, and nowhere kept: it is little.
         answered = add_scores(human_candidates(people, kind_of(task).answer_kind), task.scorers, about)
         candidates = pl.concat([*slices, answered.lazy()])
+        if sum(line["rows"] for line in lines) <= BATCH_ROWS:
+            # No more than one batch: held, since every pass would open the files of all slices again.
+            candidates = candidates.collect().lazy()
         cut = curate(
             candidates,
             held_out,
@@ -143,19 +152,19 @@ def _slices(env: Env, reading: Reading, folder: Path) -> tuple[list[pl.LazyFrame
     lines: list[dict[str, Any]] = []
     state = State(env.folder, env.lake)
     for key in env.folder.slice_keys():
-        frame = reading.last_good("scored_completions", SCORED, key, folder)
+        good = reading.last_good("scored_completions", SCORED, key, folder)
         why = [s for s in (state.status(stage, key) for stage in SLICE_STAGES) if s.state != "fresh"]
         blocked = state.record("scored_completions", key)
-        rows = 0 if frame is None else int(frame.select(pl.len()).collect().item())
+        rows = 0 if good is None else good[1].rows
         line: dict[str, Any] = {"slice": key, "rows": rows, "gives": "its rows", "why": ""}
-        if frame is None:
+        if good is None:
             line |= {"gives": "nothing"}
         elif why or (blocked is not None and blocked.extra.get("blocked")):
             line |= {"gives": "its last good rows"}
         if line["gives"] != "its rows":
             line["why"] = f"{why[0].name}: {'; '.join(why[0].why)}"[:300] if why else "did not pass its checks"
         lines.append(line)
-        frames += [] if frame is None else [scores.completed(env, key, frame)]
+        frames += [] if good is None else [scores.completed(env, *good)]
     if not frames:
         raise DistillError(
             f"No slice of {env.task_name} has scored completions yet. Run `distill run {env.task_name}`."

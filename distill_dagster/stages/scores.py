@@ -37,10 +37,9 @@ def _samples(completions: pl.DataFrame) -> pl.DataFrame:
     return first.select(*_SAME, "finish_reason", "completion_tokens")
 
 
-def completed(env: Env, key: str, candidates: pl.LazyFrame) -> pl.LazyFrame:
+def completed(env: Env, candidates: pl.LazyFrame, record: Record) -> pl.LazyFrame:
     """The last good rows of a slice with the scores that are read now: an older table may have others."""
     task = env.folder.task
-    record = env.lake.good_record(env.task_name, "scored_completions", key)
     known = _usable(record, task)
     lacking = [one for one in task.scorers if known.get(one.name) != one.version]
     if not lacking:

@@ -10,7 +10,6 @@ import polars as pl
 from distill_dagster import plots
 from distill_dagster.checks import Check, no_missing_rows, valid_table
 from distill_dagster.curation.candidates import prior_of, scored, uniform_prior, voted_prior, with_imagined
-from distill_dagster.curation.decontaminate import decontaminate
 from distill_dagster.curation.teachers import unsure
 from distill_dagster.lake import node
 from distill_dagster.missing import note
@@ -51,6 +50,8 @@ def _leaking(env: Env, examples: list[Row]) -> frozenset[str]:
     rows = pl.DataFrame(
         [(row.id, row.text) for row in examples], schema={"id": pl.String, "text": pl.String}, orient="row"
     )
+    from distill_dagster.curation.decontaminate import decontaminate  # loads NumPy and pyarrow
+
     return frozenset(decontaminate(rows, held_out_table(env.folder), limits=env.limits).ids)
 
 

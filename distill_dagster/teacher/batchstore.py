@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
+from distill_dagster.database import insert_if_new
 from distill_dagster.processes import elsewhere, is_gone, this_process
 from distill_dagster.teacher.store import CompletionStore
 
@@ -85,12 +85,11 @@ class BatchStore:
         name = uuid.uuid4().hex
         now = datetime.now(UTC).isoformat(timespec="seconds")
         wanted = sorted(set(keys))  # in one order everywhere: two processes wait for each other, and not crosswise
-        postgres = self._engine.dialect.name == "postgresql"
-        insert = postgresql.insert(_REQUESTS) if postgres else sqlite.insert(_REQUESTS)
+        insert = insert_if_new(self._engine, _REQUESTS)
         with self._engine.begin() as connection:
             for start in range(0, len(wanted), _CHUNK):
                 rows = [{"request_key": key, "submission": name} for key in wanted[start : start + _CHUNK]]
-                connection.execute(insert.on_conflict_do_nothing(), rows)
+                connection.execute(insert, rows)
             mine = sa.select(_REQUESTS.c.request_key).where(_REQUESTS.c.submission == name)
             got = sorted(connection.execute(mine).scalars())
             if not got:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from pydantic_core import from_json
-from sqlalchemy.dialects import postgresql, sqlite
 
+from distill_dagster.database import insert_if_new
 from distill_dagster.teacher.ledger import (
     EXPIRY_EVERY_S,
     LEDGER,
@@ -203,15 +203,12 @@ class CompletionStore:
         with (self._engine if rows else self._quick).begin() as connection:
             self._lock(connection)  # decisions on what may be sent see each other
             if rows:
-                connection.execute(self._insert().on_conflict_do_nothing(), rows)
+                connection.execute(insert_if_new(self._engine, _COMPLETIONS), rows)
             settle(connection, ended)
             if wanted and time.monotonic() - self._expired_at > EXPIRY_EVERY_S:
                 expire(connection)
                 self._expired_at = time.monotonic()
             return reserve(connection, wanted, _COMPLETIONS) if wanted else []
-
-    def _insert(self) -> Any:
-        return sqlite.insert(_COMPLETIONS) if self._sqlite else postgresql.insert(_COMPLETIONS)
 
     def spent(self, account: Account, *, month: bool = False) -> Spent:
         """What a campaign of a task, or the task in this calendar month, took so far."""
@@ -239,10 +236,9 @@ class CompletionStore:
             return connection.execute(sa.select(_SMOKES.c.key).where(_SMOKES.c.key == key)).first() is not None
 
     def smoke_passed(self, key: str) -> None:
-        insert = sqlite.insert(_SMOKES) if self._sqlite else postgresql.insert(_SMOKES)
         values = {"key": key, "passed_at": datetime.now(UTC).isoformat(timespec="seconds")}
         with self._engine.begin() as connection:
-            connection.execute(insert.on_conflict_do_nothing(), values)
+            connection.execute(insert_if_new(self._engine, _SMOKES), values)
 
     def count(self) -> int:
         with self._engine.connect() as connection:
