@@ -91,6 +91,7 @@ def test_a_budget_stop_keeps_what_came_and_waits_for_a_higher_cap(project: Proje
 def test_a_budget_of_the_command_holds_for_all_its_runs(project: Project, provider: FakeProvider) -> None:
     """What task.yaml allows is more: the lower cap counts, for the slices together, and only in this command."""
     project.change_task(teacher={"price": {"input_usd": 1.0, "output_usd": 1.0}}, budget={"tokens": 100_000})
+    project.change_task(refresh={"min_new_rows": 100})  # training is no matter here
     for key in ("shop", "web"):
         new = [f"one more refund of the {key}, number {n}" for n in range(5)]
         project.change_slice(key, lambda value, new=new: value["seeds"].extend(new))
