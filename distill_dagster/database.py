@@ -1,54 +1,23 @@
-"""Where the two databases are: Dagster's instance and the completion store, both SQLite files by default.
-
-`DISTILL_POSTGRES_URL` moves both to PostgreSQL; `DISTILL_STORE_URL` places the completion store alone.
-"""
+"""Using the two databases, Dagster's instance and the completion store, wherever `database_urls` says they are."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
+from distill_dagster.database_urls import EXAMPLE, POSTGRES, STORE, postgres_url, store_url, store_variable
 from distill_dagster.errors import DistillError
 
-POSTGRES, STORE = "DISTILL_POSTGRES_URL", "DISTILL_STORE_URL"
-DRIVER = "postgresql+psycopg2"
-EXAMPLE = "postgresql://user:password@host:5432/database"
 LOCK = 0x646973746C  # any fixed number: processes of ours that open the same database meet at it
 PATIENCE_S = 10
 
 
 class DatabaseError(DistillError):
     """A database that cannot be used; its message names the variable and never holds the password."""
-
-
-def with_driver(url: str) -> str:
-    """The URL with the driver that is installed.
-
-    Without one SQLAlchemy takes psycopg2 up to 2.0 and psycopg from 2.1 on; Dagster is made for psycopg2.
-    """
-    scheme, mark, rest = url.partition("://")
-    return f"{DRIVER}://{rest}" if mark and scheme in ("postgresql", "postgres") else url
-
-
-def postgres_url() -> str:
-    """The PostgreSQL database of everything; empty for SQLite files."""
-    return with_driver(os.environ.get(POSTGRES, "").strip())
-
-
-def store_variable() -> str | None:
-    """The variable that says where the completion store is; None for SQLite in the store's folder."""
-    return next((name for name in (STORE, POSTGRES) if os.environ.get(name, "").strip()), None)
-
-
-def store_url() -> str:
-    """The database of the completion store; empty for SQLite in the store's folder."""
-    name = store_variable()
-    return with_driver(os.environ[name].strip()) if name else ""
 
 
 def insert_if_new(engine: sa.Engine, table: sa.Table) -> sa.Insert:

@@ -7,7 +7,7 @@ import dagster as dg
 from assets import task_definitions
 from assets.alerts import alerts_sensor, new_tasks_sensor
 from assets.common import failure
-from distill_dagster.database import store_variable
+from distill_dagster.database_urls import store_variable
 from distill_dagster.errors import DistillError
 from distill_dagster.openmp import settle_waiting
 from distill_dagster.paths import Home

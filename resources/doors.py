@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 
 from distill_dagster.curation.neardup.rows import Limits
-from distill_dagster.database import with_driver
+from distill_dagster.database_urls import with_driver
 from distill_dagster.lake import Lake
 from distill_dagster.taskfiles import TaskFolder, open_task
 from distill_dagster.teacher.store import CompletionStore

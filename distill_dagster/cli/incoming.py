@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from distill_dagster.cli.common import JsonOption, TaskArgument, err, open_folder, out, problems_shown
-from distill_dagster.database import store_url
+from distill_dagster.database_urls import store_url
 from distill_dagster.errors import DistillError
 from distill_dagster.paths import Home
 from distill_dagster.taskfiles import Target

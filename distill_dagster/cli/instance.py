@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from distill_dagster.cli.common import out, problems_shown, show_problem
-from distill_dagster.database import DRIVER, POSTGRES, STORE
+from distill_dagster.database_urls import DRIVER, POSTGRES, STORE
 from distill_dagster.errors import InputError
 from distill_dagster.paths import PROJECT, Home
 from distill_dagster.taskfiles import find_tasks

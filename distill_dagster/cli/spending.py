@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_dagster.cli.common import JsonOption, TaskArgument, open_folder, out, problems_shown
-from distill_dagster.database import store_url
+from distill_dagster.database_urls import store_url
 from distill_dagster.lake import Lake
 from distill_dagster.paths import Home
 from distill_dagster.selection import named_slices

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from distill_dagster import database
+from distill_dagster.database_urls import POSTGRES, postgres_url
 from distill_dagster.paths import PROJECT, Home
 from distill_dagster.processes import alive
 from distill_dagster.tags import HOST_TAG, PID_TAG
@@ -30,9 +31,9 @@ def instance_folder(home: Home) -> None:
     With DISTILL_POSTGRES_URL the file names that variable as storage, never its value. An instance of the user's own
     is left as it is.
     """
-    if url := database.postgres_url():
+    if url := postgres_url():
         # Dagster reads the variable itself, here and in the processes that it starts.
-        os.environ[database.POSTGRES] = url
+        os.environ[POSTGRES] = url
     if not os.environ.get("DAGSTER_HOME"):
         os.environ["DAGSTER_HOME"] = str(home.instance)
     if os.environ["DAGSTER_HOME"] != str(home.instance):

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import dagster as dg
 
-from distill_dagster import database
+from distill_dagster.database_urls import store_url
 from distill_dagster.graph import STAGES, Stage
 from distill_dagster.lake import Lake, node
 from distill_dagster.paths import Home
@@ -102,7 +102,7 @@ class Runner:
         """What this campaign took, by the ledger: records of what was made know nothing of what failed."""
         from resources.doors import CompletionStoreResource
 
-        with CompletionStoreResource(path=str(self.home.store), url=database.store_url()).open() as store:
+        with CompletionStoreResource(path=str(self.home.store), url=store_url()).open() as store:
             taken = store.taken(self.folder.name, self.campaign)
         outcome.teacher_calls, outcome.cost_usd, outcome.reserved_usd = taken.calls, taken.usd, taken.reserved_usd
 

@@ -17,9 +17,9 @@ from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster._serdes import serialize_value
 from typer.testing import CliRunner
 
-from distill_dagster import database
+from distill_dagster import database_urls
 from distill_dagster.cli import app
-from distill_dagster.database import POSTGRES, STORE
+from distill_dagster.database_urls import POSTGRES, STORE
 from distill_dagster.definitions import build
 from distill_dagster.paths import PROJECT, Home
 from distill_dagster.runs import instance_folder
@@ -53,17 +53,17 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     ],
 )
 def test_the_installed_driver_is_named_where_none_is(given: str, used: str) -> None:
-    assert database.with_driver(given) == used
+    assert database_urls.with_driver(given) == used
 
 
 def test_one_variable_moves_both_and_the_store_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (database.postgres_url(), database.store_url()) == ("", "")
+    assert (database_urls.postgres_url(), database_urls.store_url()) == ("", "")
     monkeypatch.setenv(POSTGRES, URL)
-    assert (database.postgres_url(), database.store_url()) == (WITH_DRIVER, WITH_DRIVER)
+    assert (database_urls.postgres_url(), database_urls.store_url()) == (WITH_DRIVER, WITH_DRIVER)
     monkeypatch.setenv(STORE, "sqlite:///answers.db")
-    assert (database.postgres_url(), database.store_url()) == (WITH_DRIVER, "sqlite:///answers.db")
+    assert (database_urls.postgres_url(), database_urls.store_url()) == (WITH_DRIVER, "sqlite:///answers.db")
     monkeypatch.setenv(POSTGRES, " ")
-    assert (database.postgres_url(), database.store_variable()) == ("", STORE)
+    assert (database_urls.postgres_url(), database_urls.store_variable()) == ("", STORE)
 
 
 def test_the_instances_file_names_the_variable_and_goes_back(
@@ -104,7 +104,7 @@ def test_env_sets_the_driver_without_printing_the_password(
     assert "me:" not in printed
     script = [shell, "-c", f'eval "$1"; printenv {POSTGRES}', shell, printed]
     done = subprocess.run(script, env={POSTGRES: given}, capture_output=True, text=True, check=True)
-    assert done.stdout == database.with_driver(given) + "\n"
+    assert done.stdout == database_urls.with_driver(given) + "\n"
 
 
 def test_env_says_nothing_of_databases_where_no_variable_is_set() -> None:

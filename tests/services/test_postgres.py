@@ -15,7 +15,7 @@ from unittest import mock
 import dagster as dg
 import pytest
 
-from distill_dagster.database import POSTGRES, STORE, with_driver
+from distill_dagster.database_urls import POSTGRES, STORE, with_driver
 from distill_dagster.teacher.batchstore import BatchStore
 from distill_dagster.teacher.ledger import Account, Wanted
 from distill_dagster.teacher.price import Worst
