@@ -3,7 +3,7 @@
 Usage: python benchmarks/screenshots.py [--task support_triage] [--student smollm2] [--out docs]
 
 Starts `distill ui` on a free port, opens it in headless Chromium ($CHROMIUM, or `chromium` on the PATH), and writes
-asset-graph.png, asset-page.png, automation.png and report.png. Nothing is materialized.
+asset-graph.png, automation.png and report.png. Nothing is materialized.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from distill_dagster.graph import SOURCES, STAGES
+from distill_dagster.graph import REFRESHES, SOURCES, STAGES
 from distill_dagster.paths import PROJECT, Home
 from tests.support.browser import LOCATION, browsing, serving
 
@@ -52,7 +52,7 @@ def settled(page: Page) -> None:
 
 def asset_graph(page: Page, address: str, task: str, file: Path) -> None:
     """All assets of the task, without what stands around the graph."""
-    page.set_viewport_size({"width": WIDTH, "height": HEIGHT + 300})
+    page.set_viewport_size({"width": WIDTH, "height": HEIGHT + 1000})
     page.goto(f"{address}/locations/{LOCATION}/asset-groups/{task}")
     page.get_by_text("eval_report", exact=True).first.wait_for()
     page.get_by_text("Hide navigation").click()
@@ -60,21 +60,13 @@ def asset_graph(page: Page, address: str, task: str, file: Path) -> None:
     page.get_by_text("eval_report", exact=True).first.wait_for()
     settled(page)
     # Names that do not fit are cut in the middle and not found; none of them is alone at an edge.
-    found = [page.get_by_text(name, exact=True) for name in (*SOURCES, *STAGES)]
+    found = [page.get_by_text(name, exact=True) for name in (*SOURCES, *STAGES, REFRESHES)]
     boxes = [locator.first.bounding_box() for locator in found if locator.count()]
     middles = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in boxes if box]
     left, right = min(x for x, _ in middles) - NODE_X, max(x for x, _ in middles) + NODE_X
     top, bottom = min(y for _, y in middles) - NODE_Y, max(y for _, y in middles) + NODE_Y
     page.screenshot(path=file, clip={"x": left, "y": top, "width": right - left, "height": bottom - top})
     page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
-
-
-def asset_page(page: Page, address: str, task: str, student: str, file: Path) -> None:
-    """What the report's asset shows of its latest materialization."""
-    page.goto(f"{address}/assets/{task}/eval_report?view=partitions&partition={student}")
-    page.get_by_text("verdict", exact=True).first.wait_for()
-    settled(page)
-    page.screenshot(path=file)
 
 
 def automation_page(page: Page, address: str, task: str, file: Path) -> None:
@@ -106,10 +98,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     with serving(ui) as address, browsing(WIDTH, HEIGHT, "--hide-scrollbars") as page:
         asset_graph(page, address, task, arguments.out / "asset-graph.png")
-        asset_page(page, address, task, student, arguments.out / "asset-page.png")
         automation_page(page, address, task, arguments.out / "automation.png")
         report(page, html, arguments.out / "report.png")
-    for name in ("asset-graph", "asset-page", "automation", "report"):
+    for name in ("asset-graph", "automation", "report"):
         print(f"wrote {arguments.out / name}.png")
 
 
