@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from PIL import Image
 
 from distill_dagster import plots
 
@@ -31,6 +33,13 @@ def test_png_of_modest_size(name: str) -> None:
     png = DRAWN[name]()
     assert png.startswith(b"\x89PNG\r\n")
     assert len(png) < 60_000
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_what_is_white_stays_white(name: str) -> None:
+    """A palette that rounds it would show each plot as a box on the page."""
+    image = Image.open(io.BytesIO(DRAWN[name]())).convert("RGB")
+    assert image.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_the_same_data_gives_the_same_bytes_from_several_threads() -> None:
