@@ -238,6 +238,27 @@ def test_what_leaked_is_named_row_by_row(tmp_path: Path) -> None:
     assert "golden or dev rows stand in them" not in _write(tmp_path, _predictions(), INPUTS)
 
 
+@pytest.mark.ui
+def test_long_texts_stay_within_the_page(tmp_path: Path) -> None:
+    from tests.support.browser import browsing
+
+    long = {"slice": "mail", "text": "Where is my parcel? " * 15, "why": "near of golden:g7, overlap 0.83"}
+    unbroken = {"slice": "s" * 63, "text": "x" * 300, "why": f"exact of golden:{'g' * 200}, overlap 1.00"}
+    texts = {f"golden{i}": "text" * 100 for i in range(60)}
+    _write(tmp_path, _predictions(), replace(INPUTS, leaks=[long, unbroken], texts=texts))
+    with browsing(1200, 900) as page:
+        page.goto((tmp_path / "report.html").as_uri())
+        assert not page.get_by_text("near of golden:g7").is_visible()
+        page.get_by_text("2 left out").click()
+        assert page.get_by_text("near of golden:g7").is_visible()
+        sizes = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+        assert sizes[0] == sizes[1]
+        for table in page.locator("main table").all():
+            box = table.bounding_box()
+            assert box is not None
+            assert box["x"] + box["width"] <= 1200 - 60, "the page's own margin"
+
+
 def test_an_almost_empty_report_is_still_written(tmp_path: Path) -> None:
     predictions = table([row("distilled", "a", "card", "card", slice=None)])
     bare = ReportInputs("mail", "small", "d", "s", "now", {})
