@@ -47,11 +47,11 @@ def make_prompt_context(env: Env, partition: str | None) -> Made:
 
 def _leaking(env: Env, examples: list[Row]) -> frozenset[str]:
     """The ids of examples that hold a golden or dev row, or nearly are one."""
+    from distill_dagster.curation.decontaminate import decontaminate  # loads NumPy and pyarrow
+
     rows = pl.DataFrame(
         [(row.id, row.text) for row in examples], schema={"id": pl.String, "text": pl.String}, orient="row"
     )
-    from distill_dagster.curation.decontaminate import decontaminate  # loads NumPy and pyarrow
-
     return frozenset(decontaminate(rows, held_out_table(env.folder), limits=env.limits).ids)
 
 

@@ -199,3 +199,18 @@ def test_a_rows_whole_story(run: Run, distill: Any) -> None:
         found = distill("explain", "shop_mail", wrong)
         assert found.exit_code == 1
         assert says in found.output
+
+
+def test_the_dataset_is_the_same_where_candidates_are_more_than_a_batch(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.update()
+    held, rejected = run.dataset(), curation.read_rejected(run.env)
+    record = run.env.lake.record(run.env.task_name, "filtered_dataset")
+    monkeypatch.setattr(curation, "BATCH_ROWS", 0)
+    made = curation.make_filtered_dataset(run.env, None)
+    assert held.height == 6
+    assert run.dataset().equals(held)
+    assert curation.read_rejected(run.env).equals(rejected)
+    assert record is not None
+    assert made.record.data_version == record.data_version
