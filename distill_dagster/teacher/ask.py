@@ -181,8 +181,7 @@ class Asker:
         self.requests.choice.look_up([text_of(asked) for asked in texts.values()])
         slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
         ids = list(texts)
-        of = self.requests.samples
-        wanted = {i: samples(i) if samples is not None else of(text_of(asked)) for i, asked in texts.items()}
+        wanted = {i: samples(i) if samples else self.requests.samples(text_of(asked)) for i, asked in texts.items()}
         every = sorted({s for chosen in wanted.values() for s in chosen})
         jobs = [(i, s) for part in (ids[:lone], ids[lone:]) for s in every for i in part if s in wanted[i]]
         alone = set(ids[:lone])
@@ -203,7 +202,7 @@ class Asker:
                 tables.append(completions(rows, mode, same))
                 rows.clear()
             done += 1
-            progress.report(self._doing(len(jobs)), done, len(jobs))
+            progress.report(self._doing(), done, len(jobs))
             return row
 
         async def worker(left: Iterator[tuple[str, int]]) -> None:
@@ -275,9 +274,10 @@ class Asker:
                 f"settings or the template; teacher.smoke_rows: 0 goes without a smoke."
             )
         self.engine.store.smoke_passed(key)
-        return [job for job in jobs if job not in set(first.values())]
+        sent = set(first.values())
+        return [job for job in jobs if job not in sent]
 
-    def _doing(self, total: int) -> str:
+    def _doing(self) -> str:
         """What the progress line says: where the price is known, what was spent and what it will come to."""
         engine = self.engine
         if not engine.spent_usd or not engine.calls:

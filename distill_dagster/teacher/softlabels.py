@@ -28,9 +28,9 @@ class LabelMass:
 
         What follows the shared part is certain to be one of its labels: its mass is passed on whole.
         """
-        if inner.total <= 0:
+        if (total := inner.total) <= 0:
             return
-        whole, total = self.shared.pop(spelled), inner.total
+        whole = self.shared.pop(spelled)
         for label, mass in inner.labels.items():
             self.labels[label] = self.labels.get(label, 0.0) + whole * mass / total
         for longer, mass in inner.shared.items():

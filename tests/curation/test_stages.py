@@ -201,9 +201,7 @@ def test_a_rows_whole_story(run: Run, distill: Any) -> None:
         assert says in found.output
 
 
-def test_the_dataset_is_the_same_where_candidates_are_more_than_a_batch(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_dataset_is_the_same_where_candidates_are_not_held(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.update()
     held, rejected = run.dataset(), curation.read_rejected(run.env)
     record = run.env.lake.record(run.env.task_name, "filtered_dataset")
