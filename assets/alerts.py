@@ -8,11 +8,11 @@ from urllib.error import URLError
 
 import dagster as dg
 
-from distill_dagster.alerts import WEBHOOK, Alert, post_alert, write_alert
-from distill_dagster.runs import failure_message
-from distill_dagster.secrets import scrubbed
-from distill_dagster.tags import CAMPAIGN_TAG
-from distill_dagster.taskfiles import find_tasks
+from distill_dagster.core.redaction import scrubbed
+from distill_dagster.operations.alerts import WEBHOOK, Alert, post_alert, write_alert
+from distill_dagster.orchestration import failure_message
+from distill_dagster.orchestration.tags import CAMPAIGN_TAG
+from distill_dagster.tasks import find_tasks
 
 
 def alert_of(context: dg.RunFailureSensorContext) -> Alert | None:

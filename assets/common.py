@@ -10,23 +10,19 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from assets.batch import each_slice
 from assets.conditions import condition_of
-from distill_dagster import progress, secrets
-from distill_dagster.checks import CHECKS, Check
-from distill_dagster.errors import DistillError
-from distill_dagster.graph import ALL_SOURCES, OPTIONAL_SOURCES, Stage, slices_name
-from distill_dagster.sources import source_version
-from distill_dagster.stages.common import Env, Made, Markdown, Rows, Shown
-from distill_dagster.tags import BACKFILL_TAG, CAMPAIGN_TAG, budget_of
-from distill_dagster.taskfiles import TaskFolder
-from distill_dagster.teacher.batches import PendingError
-from resources.doors import (
-    CompletionStoreResource,
-    LakeResource,
-    ModelFolderResource,
-    TaskFoldersResource,
-)
+from assets.range_runs import each_slice
+from distill_dagster.core import progress, redaction
+from distill_dagster.core.checks import Check
+from distill_dagster.core.errors import DistillError
+from distill_dagster.orchestration.tags import BACKFILL_TAG, CAMPAIGN_TAG, budget_of
+from distill_dagster.pipeline.check_catalogue import CHECKS
+from distill_dagster.pipeline.source_versions import source_version
+from distill_dagster.pipeline.stage_table import ALL_SOURCES, OPTIONAL_SOURCES, Stage, slices_name
+from distill_dagster.pipeline.stages.context import Env, Made, Markdown, Rows, Shown
+from distill_dagster.tasks import TaskFolder
+from distill_dagster.teacher.completions.batches import PendingError
+from resources.storage import CompletionStoreResource, LakeResource, ModelFolderResource, TaskFoldersResource
 from resources.teacher import TeacherResource
 
 # Observable sources and check partitions are marked beta or preview; versions are pinned, and a user cannot act on it.
@@ -123,7 +119,7 @@ def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[Env]:
 
 def failure(error: DistillError) -> dg.Failure:
     """What Dagster keeps of an error of the user: its message, which no retry mends, without any secret."""
-    return dg.Failure(description=secrets.scrubbed(str(error)), allow_retries=False)
+    return dg.Failure(description=redaction.scrubbed(str(error)), allow_retries=False)
 
 
 def check_result(key: dg.AssetKey, check: Check) -> dg.AssetCheckResult:
@@ -213,16 +209,16 @@ def stage_asset(
             with environment(context, graph.name) as env, progress.also_to(_every_tenth(context.log.info)):
                 made = make(env, partition)
         except PendingError as error:  # nothing is wrong: it is left out of this run, and so is what needs it
-            why = secrets.scrubbed(str(error))
+            why = redaction.scrubbed(str(error))
             context.log.info(why)
             context.log_event(dg.AssetObservation(graph.key(name), description=why, partition=partition))
             return
         except DistillError as error:
             # A check that failed before anything was made is shown as failed, and not only as an error of the run.
             yield from (check_result(graph.key(name), check) for check in error.checks if check.name in declared)
-            raise failure(error) from (None if secrets.trace_with_secret(error) else error)
+            raise failure(error) from (None if redaction.trace_with_secret(error) else error)
         except Exception as error:
-            if clean := secrets.trace_with_secret(error):
+            if clean := redaction.trace_with_secret(error):
                 raise RuntimeError(clean) from None
             raise
         yield dg.MaterializeResult(

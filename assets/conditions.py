@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
-from distill_dagster.graph import MERGED
+from distill_dagster.pipeline.stage_table import MERGED
 
 A = dg.AutomationCondition
 

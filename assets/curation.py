@@ -5,8 +5,8 @@ from __future__ import annotations
 import dagster as dg
 
 from assets.common import TaskGraph, stage_asset
-from distill_dagster.stages.curation import make_filtered_dataset
-from distill_dagster.tables import DATASET
+from distill_dagster.pipeline.stages.dataset import make_filtered_dataset
+from distill_dagster.tables.schemas import DATASET
 
 _KEPT = ("prompt_id", "slice", "origin", "messages", "answer", "reasoning", "soft_labels", "teacher", "completion_ids")
 _LINEAGE = {name: [("scored_completions", name)] for name in _KEPT}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dagster as dg
 
 from assets.common import TaskGraph, stage_asset
-from distill_dagster.stages.evaluation import make_eval_report, make_predictions
-from distill_dagster.tables import PREDICTIONS
+from distill_dagster.pipeline.stages.evaluation import make_eval_report, make_predictions
+from distill_dagster.tables.schemas import PREDICTIONS
 
 _PREDICTED = {
     "item_id": [("golden_set", "id")],

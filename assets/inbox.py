@@ -4,13 +4,13 @@ import dagster as dg
 
 from assets.common import TaskGraph
 from assets.sensors import INTERVAL_S
-from distill_dagster.errors import DistillError
-from distill_dagster.graph import slices_name
-from distill_dagster.inbox import QUIET_S, Taken, take
-from distill_dagster.sources import source_version
-from distill_dagster.tags import DATA_VERSION_TAG
-from distill_dagster.taskfiles import TaskFolder
-from resources.doors import TaskFoldersResource
+from distill_dagster.core.errors import DistillError
+from distill_dagster.intake.inbox import QUIET_S, Taken, take
+from distill_dagster.orchestration.tags import DATA_VERSION_TAG
+from distill_dagster.pipeline.source_versions import source_version
+from distill_dagster.pipeline.stage_table import slices_name
+from distill_dagster.tasks import TaskFolder
+from resources.storage import TaskFoldersResource
 
 LOCK_S, LIMIT_S = 5.0, 30.0
 """Dagster gives a sensor a minute: what is left lies there at the next tick."""

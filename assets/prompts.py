@@ -5,8 +5,8 @@ from __future__ import annotations
 import dagster as dg
 
 from assets.common import TaskGraph, stage_asset
-from distill_dagster.stages.teacher import make_prompt_context, make_seed_prompts
-from distill_dagster.tables import ANSWERED_CONTEXT, CONTEXT, PROMPTS
+from distill_dagster.pipeline.stages.teacher import make_prompt_context, make_seed_prompts
+from distill_dagster.tables.schemas import ANSWERED_CONTEXT, CONTEXT, PROMPTS
 
 _SEEDS = {"messages": [("slice_files", "seeds")], "prompt_id": [("slice_files", "seeds")]}
 POOL = "teacher"

@@ -7,10 +7,10 @@ from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 from dagster._utils.schedules import is_valid_cron_schedule
 
 from assets.common import TaskGraph
-from distill_dagster.graph import REFRESHES
-from distill_dagster.runs import Outcome, refresh_event
-from distill_dagster.spec import RefreshSpec
-from distill_dagster.tags import run_tags
+from distill_dagster.config import RefreshSpec
+from distill_dagster.orchestration import Outcome, refresh_event
+from distill_dagster.orchestration.tags import run_tags
+from distill_dagster.pipeline.stage_table import REFRESHES
 
 Refresh = Callable[[dg.OpExecutionContext, str, bool], Outcome]
 """Refreshes the named task; the last argument trains however little changed."""

@@ -7,13 +7,13 @@ from pathlib import Path
 import dagster as dg
 
 from assets.common import TaskGraph
-from distill_dagster.errors import InputError
-from distill_dagster.graph import slices_name
-from distill_dagster.runs import slice_changes
-from distill_dagster.sources import source_versions
-from distill_dagster.tags import DATA_VERSION_TAG
-from distill_dagster.taskfiles import TaskFolder
-from resources.doors import TaskFoldersResource
+from distill_dagster.core.errors import InputError
+from distill_dagster.orchestration import slice_changes
+from distill_dagster.orchestration.tags import DATA_VERSION_TAG
+from distill_dagster.pipeline.source_versions import source_versions
+from distill_dagster.pipeline.stage_table import slices_name
+from distill_dagster.tasks import TaskFolder
+from resources.storage import TaskFoldersResource
 
 QUIET_S = 20
 """Files that changed within so many seconds are looked at later: ten edits in a row make one refresh."""

@@ -5,7 +5,11 @@ from __future__ import annotations
 import dagster as dg
 
 from assets.common import TaskGraph, stage_asset
-from distill_dagster.stages.students import make_seed_only_adapter, make_slice_label_adapter, make_student_adapter
+from distill_dagster.pipeline.stages.students import (
+    make_seed_only_adapter,
+    make_slice_label_adapter,
+    make_student_adapter,
+)
 
 POOL = "training"
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dagster as dg
 
 from assets import curation, evaluation, prompts, students, teacher
-from assets.batches import batches_sensor
 from assets.common import TaskGraph, source_assets
 from assets.inbox import inbox_sensor
+from assets.provider_batches import batches_sensor
 from assets.refresh import Refresh, refresh_definitions
 from assets.sensors import sensors
-from distill_dagster.errors import InputError
-from distill_dagster.graph import stages_of
-from distill_dagster.sources import optional_sources, slices_are_labels
-from distill_dagster.spec import RefreshSpec
-from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.config import RefreshSpec
+from distill_dagster.core.errors import InputError
+from distill_dagster.pipeline.source_versions import optional_sources, slices_are_labels
+from distill_dagster.pipeline.stage_table import stages_of
+from distill_dagster.tasks import TaskFolder
 
 
 def task_graph(folder: TaskFolder) -> TaskGraph:

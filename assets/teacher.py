@@ -5,14 +5,14 @@ from __future__ import annotations
 import dagster as dg
 
 from assets.common import TaskGraph, stage_asset
-from distill_dagster.stages.gate import make_teacher_gate
-from distill_dagster.stages.teacher import (
+from distill_dagster.pipeline.stages.gate import make_teacher_gate
+from distill_dagster.pipeline.stages.teacher import (
     make_golden_completions,
     make_scored_completions,
     make_teacher_completions,
     make_teacher_prior,
 )
-from distill_dagster.tables import COMPLETIONS, PREDICTIONS, PRIOR, SCORED
+from distill_dagster.tables.schemas import COMPLETIONS, PREDICTIONS, PRIOR, SCORED
 
 POOL = "teacher"
 _EXAMPLES = [("prompt_context", "text"), ("prompt_context", "label")]

@@ -15,16 +15,16 @@ from typing import Any
 import yaml
 from slow_server import LABELS
 
-from distill_dagster.prompts.context import pool, prompt_context
+from distill_dagster.config import BudgetSpec
+from distill_dagster.prompts.few_shot import pool, prompt_context
 from distill_dagster.prompts.seeds import seed_prompts
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.spec import BudgetSpec
-from distill_dagster.taskfiles import Slice, TaskFolder
-from distill_dagster.teacher.ask import Asked, Asker, run_ask
-from distill_dagster.teacher.client import endpoint_of
-from distill_dagster.teacher.ledger import Account
-from distill_dagster.teacher.requests import Requests
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.tasks import Slice, TaskFolder
+from distill_dagster.teacher.asking.ask import Asked, Asker, run_ask
+from distill_dagster.teacher.asking.requests import Requests
+from distill_dagster.teacher.completions.ledger import Account
+from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.providers.client import endpoint_of
 
 HERE = Path(__file__).resolve().parent
 PRICE = {"input_usd": 1.0, "output_usd": 2.0}

@@ -23,8 +23,8 @@ from typing import Any
 import yaml
 from common import run_task, wanted, write_result
 
-from distill_dagster.hashing import content_hash
-from distill_dagster.taskfiles import normalize
+from distill_dagster.core.hashing import content_hash
+from distill_dagster.tasks import normalize
 
 SLICES = 10
 SIZES = {  # per intent: examples, dev, seeds, golden

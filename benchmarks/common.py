@@ -65,10 +65,11 @@ def write_result(path: Path | None, figures: dict[str, Any], **more: Any) -> Non
 def run_task(root: Path, tasks: Path, task: str, students: list[str]) -> tuple[Any, dict[str, dict[str, Any]]]:
     """Materialize a task below `root`; the outcome, and metrics.json by student."""
     os.environ["DAGSTER_HOME"] = str(root / "instance")
-    from distill_dagster import progress, runs
+    from distill_dagster import orchestration
+    from distill_dagster.core import progress
+    from distill_dagster.core.paths import Home
     from distill_dagster.definitions import build
-    from distill_dagster.paths import Home
-    from distill_dagster.taskfiles import open_task
+    from distill_dagster.tasks import open_task
 
     home = Home(root=root, tasks=tasks)
     started, last = time.perf_counter(), {"at": 0.0}
@@ -81,10 +82,10 @@ def run_task(root: Path, tasks: Path, task: str, students: list[str]) -> tuple[A
     def tell(kind: str, what: str) -> None:
         print(f"[{time.perf_counter() - started:6.0f} s] {kind} {what}", file=sys.stderr, flush=True)
 
-    with runs.open_instance(home) as instance, progress.listening(listen):
+    with orchestration.open_instance(home) as instance, progress.listening(listen):
         folder = open_task(home.tasks, task, home.accepted)
-        runs.sync(folder, instance)
-        outcome = runs.Runner(home, folder, instance, build(home)).run(None, students, tell)
+        orchestration.sync(folder, instance)
+        outcome = orchestration.Runner(home, folder, instance, build(home)).run(None, students, tell)
     if outcome.failed:
         raise SystemExit(f"failed: {outcome.failed}")
     metrics = {s: json.loads((home.report_folder(task, s) / "metrics.json").read_text()) for s in students}

@@ -189,9 +189,9 @@ def decontaminated(folder: Path, rows: int, items: int, figures: dict[str, Any])
 
 def known_answers(data: Path, figures: dict[str, Any]) -> None:
     """Banking77: test queries that are training queries, and training rows that repeat another."""
-    from distill_dagster.curation.decontaminate import decontaminate
-    from distill_dagster.curation.neardup.duplicates import find_duplicates
-    from distill_dagster.curation.neardup.text import Scheme
+    from distill_dagster.curation.dedup.decontaminate import decontaminate
+    from distill_dagster.curation.dedup.duplicates import find_duplicates
+    from distill_dagster.curation.dedup.folding import Scheme
 
     folder = data / "banking77" if (data / "banking77").is_dir() else data
     train, test = (pl.read_csv(folder / f"{name}.csv").with_row_index("id") for name in ("train", "test"))

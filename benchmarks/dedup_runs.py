@@ -53,8 +53,8 @@ class Union:
 
 
 def ours(path: Path, ngram: int) -> dict[str, str]:
-    from distill_dagster.curation.neardup.duplicates import find_duplicates
-    from distill_dagster.curation.neardup.text import Scheme
+    from distill_dagster.curation.dedup.duplicates import find_duplicates
+    from distill_dagster.curation.dedup.folding import Scheme
 
     found = find_duplicates(path, order=[-pl.col("score")], scheme=Scheme(ngram=ngram), threshold=THRESHOLD)
     return dict(found.members.select("id", "cluster_id").iter_rows())
@@ -62,9 +62,9 @@ def ours(path: Path, ngram: int) -> dict[str, str]:
 
 def pure(path: Path, ngram: int) -> dict[str, str]:
     """Our own query without compiled code, exact to the last pair."""
-    from distill_dagster.curation.neardup import pure
-    from distill_dagster.curation.neardup.rows import Limits
-    from distill_dagster.curation.neardup.text import Scheme
+    from distill_dagster.core.limits import Limits
+    from distill_dagster.curation.dedup import pure
+    from distill_dagster.curation.dedup.folding import Scheme
 
     limits = Limits(memory_mb=8192)
     found = pure.find_duplicates(path, scheme=Scheme(ngram=ngram), threshold=THRESHOLD, limits=limits)
@@ -235,9 +235,9 @@ def warm(run: str, ngram: int, folder: Path) -> float:
 
 def incremental(accepted: Path, slice_: Path, ngram: int) -> dict[str, Any]:
     """A slice against accepted rows: seconds, bytes a row of the state, and the share of equal decisions."""
-    from distill_dagster.curation.neardup.duplicates import find_duplicates
-    from distill_dagster.curation.neardup.state import DedupState
-    from distill_dagster.curation.neardup.text import Scheme
+    from distill_dagster.curation.dedup.duplicates import find_duplicates
+    from distill_dagster.curation.dedup.folding import Scheme
+    from distill_dagster.curation.dedup.incremental import DedupState
 
     scheme, order = Scheme(ngram=ngram), [-pl.col("score")]
     seconds, full_seconds, index_seconds = [], [], []
@@ -272,7 +272,7 @@ def incremental(accepted: Path, slice_: Path, ngram: int) -> dict[str, Any]:
 
 
 def decontamination(rows: Path, golden: Path, turns: int) -> dict[str, Any]:
-    from distill_dagster.curation.decontaminate import decontaminate
+    from distill_dagster.curation.dedup.decontaminate import decontaminate
 
     seconds = []
     for _ in range(turns):
@@ -301,7 +301,7 @@ def semantic(path: Path, rows: int) -> dict[str, Any]:
     """MiniLM over the first 20 words of so many rows, then all pairs of them."""
     import numpy as np
 
-    from distill_dagster.curation.neardup.semantic import close_pairs, semantic_duplicates
+    from distill_dagster.curation.dedup.semantic import close_pairs, semantic_duplicates
     from distill_dagster.student.predict import SENTENCE_MODEL, Embedder
 
     table = pl.read_parquet(path, columns=["id", "text"], n_rows=rows)

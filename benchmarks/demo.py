@@ -18,10 +18,10 @@ from typing import Any
 
 from common import peak_mb, run_task, wanted, write_result
 
-from distill_dagster.paths import PROJECT, Home
-from distill_dagster.prompts.context import pool, prompt_context
+from distill_dagster.core.paths import PROJECT, Home
+from distill_dagster.prompts.few_shot import pool, prompt_context
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.taskfiles import open_task
+from distill_dagster.tasks import open_task
 
 TASK = "support_triage"
 COLD_REPEATS = 5
@@ -34,11 +34,11 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
     Finding the nearest examples is not counted; one embedding takes what one answer of `centroid` takes.
     """
     from distill_dagster.student.sentences import sentence_embedder
-    from distill_dagster.teacher import loop
-    from distill_dagster.teacher.client import attempt
-    from distill_dagster.teacher.embedded import SERVERS
-    from distill_dagster.teacher.requests import Requests
-    from distill_dagster.teacher.store import Response
+    from distill_dagster.teacher.asking.requests import Requests
+    from distill_dagster.teacher.providers import event_loop
+    from distill_dagster.teacher.providers.client import attempt
+    from distill_dagster.teacher.providers.embedded import SERVERS
+    from distill_dagster.teacher.providers.exchange import Response
 
     folder = open_task(home.tasks, TASK, home.accepted)
     task, examples = folder.task, pool(prompt_context(folder.examples, set()))
@@ -53,7 +53,7 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
         endpoint, lease = SERVERS.acquire(task.teacher, home.models)
         try:
             embed = sentence_embedder(task.teacher, home.models)
-            return loop.run(ask_all(Requests(task, Templates({}), examples, endpoint, embed), wanted))
+            return event_loop.run(ask_all(Requests(task, Templates({}), examples, endpoint, embed), wanted))
         finally:
             SERVERS.release(lease)
 

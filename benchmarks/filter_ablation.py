@@ -34,21 +34,22 @@ from banking77 import build, read
 from common import RESULTS, write_result
 from replay import distill
 
-from distill_dagster.curation.about import About
+from distill_dagster.config import CurationSpec, StudentSpec, Task
+from distill_dagster.core.hashing import content_hash
+from distill_dagster.core.paths import Home
 from distill_dagster.curation.dataset import curate
 from distill_dagster.curation.filters import FILTERS, in_order
 from distill_dagster.curation.scores import add_scores
-from distill_dagster.hashing import content_hash
-from distill_dagster.lake import Lake
-from distill_dagster.paths import Home
-from distill_dagster.spec import CurationSpec, StudentSpec, Task
-from distill_dagster.stages.students import rows_of_dataset
+from distill_dagster.curation.task_view import About
+from distill_dagster.pipeline.stages.students import rows_of_dataset
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.sentences import sentence_embeddings
 from distill_dagster.student.train import train_adapter
 from distill_dagster.student.types import TaskSettings
-from distill_dagster.tables import SCORED, user_text
-from distill_dagster.taskfiles import TaskFolder, open_task
+from distill_dagster.tables.lake import Lake
+from distill_dagster.tables.messages import user_text
+from distill_dagster.tables.schemas import SCORED
+from distill_dagster.tasks import TaskFolder, open_task
 
 TASK = "ablation"
 INTENTS = 12

@@ -38,15 +38,17 @@ import numpy as np
 import polars as pl
 from common import peak_mb, wanted, write_result
 
-from distill_dagster.curation.about import About
-from distill_dagster.curation.compared import Compared
-from distill_dagster.curation.dataset import Curated, curate
+from distill_dagster.config import Task
+from distill_dagster.curation.dataset import curate
+from distill_dagster.curation.dataset.comparison_cache import Compared
+from distill_dagster.curation.dataset.curate import Curated
 from distill_dagster.curation.filters import Filter, filter_rows
 from distill_dagster.curation.filters.prose import Prose, Repetition
 from distill_dagster.curation.scores import private, reasoning, texts
-from distill_dagster.curation.texts import user_texts
-from distill_dagster.spec import Task
-from distill_dagster.tables import MESSAGES, SCORED, SCORES, conform, write_parquet
+from distill_dagster.curation.task_view import About
+from distill_dagster.curation.text_columns import user_texts
+from distill_dagster.tables.parquet import write_parquet
+from distill_dagster.tables.schemas import MESSAGES, SCORED, SCORES, conform
 
 ROWS, SAMPLE, QUICK_ROWS, QUICK_SAMPLE = 1_000_000, 4_000, 100_000, 1_000
 PLANTED = 0.005
@@ -162,7 +164,7 @@ def corpus(rows: int, seed: int) -> pl.DataFrame:
         pl.col("text").alias("content"),
         *(pl.lit(None, dtype=pl.String).alias(name) for name in ("tool_calls", "tool_call_id", "name")),
     )
-    from distill_dagster.curation.texts import json_text
+    from distill_dagster.curation.text_columns import json_text
 
     status = (
         pl.when(kind == 50).then(pl.lit("truncated")).when(kind == 51).then(pl.lit("failed")).otherwise(pl.lit("ok"))
@@ -286,7 +288,7 @@ def _datatrove(rows: list[dict[str, Any]]) -> tuple[float, int]:
 
 
 def sampled(path: Path, count: int) -> list[dict[str, Any]]:
-    from distill_dagster.curation.texts import with_texts
+    from distill_dagster.curation.text_columns import with_texts
 
     rows = with_texts(pl.scan_parquet(path).head(count).collect())
     names = ["text", "reasoning", "status", "agreement", "confidence", "teacher_agreement", "judge_score"]

@@ -84,10 +84,10 @@ def run(root: Path, backfill: bool = False) -> tuple[Any, float, float]:
     """Everything up to filtered_dataset (or scored_completions): the outcome, its seconds, and those inside steps."""
     import dagster as dg
 
-    from distill_dagster import runs
+    from distill_dagster import orchestration
+    from distill_dagster.core.paths import Home
     from distill_dagster.definitions import build as definitions
-    from distill_dagster.paths import Home
-    from distill_dagster.taskfiles import open_task
+    from distill_dagster.tasks import open_task
 
     home = Home(root=root, tasks=root / "tasks")
     folder = open_task(home.tasks, TASK, home.accepted)
@@ -99,9 +99,9 @@ def run(root: Path, backfill: bool = False) -> tuple[Any, float, float]:
             shown = time.perf_counter()
             print(f"  [{shown - started:4.0f} s] {kind} {what}", flush=True)
 
-    with runs.open_instance(home) as instance:
-        runs.sync(folder, instance)
-        runner = runs.Runner(home, folder, instance, definitions(home))
+    with orchestration.open_instance(home) as instance:
+        orchestration.sync(folder, instance)
+        runner = orchestration.Runner(home, folder, instance, definitions(home))
         outcome = runner.backfill(folder.slice_keys(), tell, False) if backfill else runner.run(None, [], tell)
         wall = time.perf_counter() - started
         if outcome.failed or outcome.blocked:

@@ -36,15 +36,16 @@ import polars as pl
 import yaml
 from common import RESULTS, peak_mb, write_result
 
-from distill_dagster.curation.about import About
+from distill_dagster.core.hashing import content_hash
+from distill_dagster.core.paths import Home
 from distill_dagster.curation.filters import Filters, filter_rows, in_order
-from distill_dagster.hashing import content_hash
+from distill_dagster.curation.task_view import About
 from distill_dagster.kinds import Question, kind_of
-from distill_dagster.lake import Lake
-from distill_dagster.paths import Home
-from distill_dagster.prompts.seeds import prompt_id, user_message
-from distill_dagster.tables import COMPLETIONS, SCORED
-from distill_dagster.taskfiles import TaskFolder, open_task
+from distill_dagster.prompts.seeds import prompt_id
+from distill_dagster.tables.lake import Lake
+from distill_dagster.tables.messages import user_message
+from distill_dagster.tables.schemas import COMPLETIONS, SCORED
+from distill_dagster.tasks import TaskFolder, open_task
 
 STRICT = {"pattern": r"So the answer is \([a-e]\) (?P<answer>.*)\.", "stop": "\n\nQ:", "exact": True}
 OPTION = {"pattern": r"(?s)So the answer is.*?\(.\)(?P<answer>.*?)\.?\s*$", "stop": "Q:", "choices": True}
@@ -214,15 +215,16 @@ def timed(note: Callable[[float], None]) -> Iterator[None]:
 
 def resume(home: Home, count: int) -> dict[str, float]:
     """The stage over `count` prompts, every answer of which is stored; how long it took as a whole and to ask."""
-    from distill_dagster.prompts.context import context_schema, pool
+    from distill_dagster.pipeline.stages import teacher as stage
+    from distill_dagster.pipeline.stages.context import Env, Reading
+    from distill_dagster.pipeline.stages.gate import PASSED
+    from distill_dagster.prompts.few_shot import context_schema, pool
     from distill_dagster.prompts.templates import Templates
-    from distill_dagster.stages import teacher as stage
-    from distill_dagster.stages.common import Env, Reading
-    from distill_dagster.stages.gate import PASSED
-    from distill_dagster.tables import PREDICTIONS
-    from distill_dagster.teacher.client import endpoint_of
-    from distill_dagster.teacher.requests import Requests
-    from distill_dagster.teacher.store import FILE, CompletionStore, Response
+    from distill_dagster.tables.schemas import PREDICTIONS
+    from distill_dagster.teacher.asking.requests import Requests
+    from distill_dagster.teacher.completions.store import FILE, CompletionStore
+    from distill_dagster.teacher.providers.client import endpoint_of
+    from distill_dagster.teacher.providers.exchange import Response
 
     name = "resumed"
     asked = {"model": "openai/none", "api_base": "http://127.0.0.1:9/v1", "max_retries": 0, "concurrency": 64}

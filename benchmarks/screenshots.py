@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from distill_dagster.graph import REFRESHES, SOURCES, STAGES
-from distill_dagster.paths import PROJECT, Home
+from distill_dagster.core.paths import PROJECT, Home
+from distill_dagster.pipeline.stage_table import REFRESHES, SOURCES, STAGES
 from tests.support.browser import LOCATION, browsing, serving
 
 if TYPE_CHECKING:

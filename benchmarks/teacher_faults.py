@@ -27,10 +27,10 @@ from asking import PRICE, ask, counts, server, write_task  # noqa: E402
 from common import wanted, write_result  # noqa: E402
 from slow_server import label_of  # noqa: E402
 
-from distill_dagster.hashing import canonical_json  # noqa: E402
-from distill_dagster.spec import BudgetSpec  # noqa: E402
-from distill_dagster.tables import VOLATILE  # noqa: E402
-from distill_dagster.teacher.store import CompletionStore  # noqa: E402
+from distill_dagster.config import BudgetSpec  # noqa: E402
+from distill_dagster.core.hashing import canonical_json  # noqa: E402
+from distill_dagster.tables.data_versions import VOLATILE  # noqa: E402
+from distill_dagster.teacher.completions.store import CompletionStore  # noqa: E402
 
 SHARE = 0.25
 """Of all requests: one in four ends in a fault."""

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from asking import ask, server, write_task
 from common import wanted, write_result
 
-from distill_dagster.spec import BudgetSpec
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.config import BudgetSpec
+from distill_dagster.teacher.completions.store import CompletionStore
 
 
 def cpu_s() -> float:

@@ -7,19 +7,14 @@ import dagster as dg
 from assets import task_definitions
 from assets.alerts import alerts_sensor, new_tasks_sensor
 from assets.common import failure
-from distill_dagster.database_urls import store_variable
-from distill_dagster.errors import DistillError
-from distill_dagster.openmp import settle_waiting
-from distill_dagster.paths import Home
-from distill_dagster.runs import Outcome, Runner, refresh_task
-from distill_dagster.tags import budget_of
-from distill_dagster.taskfiles import find_tasks, open_task
-from resources.doors import (
-    CompletionStoreResource,
-    LakeResource,
-    ModelFolderResource,
-    TaskFoldersResource,
-)
+from distill_dagster.core.database_urls import store_variable
+from distill_dagster.core.errors import DistillError
+from distill_dagster.core.openmp import settle_waiting
+from distill_dagster.core.paths import Home
+from distill_dagster.orchestration import Outcome, Runner, refresh_task
+from distill_dagster.orchestration.tags import budget_of
+from distill_dagster.tasks import find_tasks, open_task
+from resources.storage import CompletionStoreResource, LakeResource, ModelFolderResource, TaskFoldersResource
 from resources.teacher import TeacherResource
 
 settle_waiting()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from distill_dagster.spec import TeacherSpec
-from distill_dagster.teacher.client import Endpoint, endpoint_of
-from distill_dagster.teacher.embedded import SERVERS
+from distill_dagster.config import TeacherSpec
+from distill_dagster.teacher.providers.client import Endpoint, endpoint_of
+from distill_dagster.teacher.providers.embedded import SERVERS
 
 
 class TeacherResource(dg.ConfigurableResource):

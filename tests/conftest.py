@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from distill_dagster.openmp import settle_waiting
+from distill_dagster.core.openmp import settle_waiting
 
 # As the command line does, before any library loads OpenMP.
 settle_waiting()
@@ -39,7 +39,7 @@ def small_smollm2(shared_folder: Path, models_folder: Path) -> Path:
             import torch
             import transformers
 
-            from distill_dagster.student import models
+            from distill_dagster.core import models
 
             source = models.resolve("smollm2-135m-instruct", models_folder).location
             model = transformers.AutoModelForCausalLM.from_pretrained(source, num_hidden_layers=2, dtype=torch.float32)

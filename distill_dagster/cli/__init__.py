@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 import typer
 
-from distill_dagster.cli.imagining import imagine
-from distill_dagster.cli.incoming import batches, import_, inbox
+from distill_dagster.cli.cost import estimate, ledger
+from distill_dagster.cli.dataset_rows import explain, filters
+from distill_dagster.cli.imagination import imagine
 from distill_dagster.cli.instance import env, ui
-from distill_dagster.cli.looking import check, status, tasks
+from distill_dagster.cli.intake import batches, import_, inbox
+from distill_dagster.cli.materialize import backfill, refresh, run
+from distill_dagster.cli.overview import check, status, tasks
 from distill_dagster.cli.reports import data_docs, report
-from distill_dagster.cli.rows import explain, filters
-from distill_dagster.cli.running import backfill, refresh, run
-from distill_dagster.cli.spending import estimate, ledger
-from distill_dagster.openmp import settle_waiting
+from distill_dagster.core.openmp import settle_waiting
 
 __all__ = ["app"]
 

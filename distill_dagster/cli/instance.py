@@ -10,19 +10,19 @@ from typing import Annotated
 
 import typer
 
-from distill_dagster.cli.common import out, problems_shown, show_problem
-from distill_dagster.database_urls import DRIVER, POSTGRES, STORE
-from distill_dagster.errors import InputError
-from distill_dagster.paths import PROJECT, Home
-from distill_dagster.taskfiles import find_tasks
+from distill_dagster.cli.options import out, problems_shown, show_problem
+from distill_dagster.core.database_urls import DRIVER, POSTGRES, STORE
+from distill_dagster.core.errors import InputError
+from distill_dagster.core.paths import PROJECT, Home
+from distill_dagster.tasks import find_tasks
 
 
 def env() -> None:
     """Print the variables that plain `dagster` and `dg` commands want: `eval "$(distill env)"`."""
-    from distill_dagster import runs
+    from distill_dagster import orchestration
 
     urls = {name: os.environ[name] for name in (POSTGRES, STORE) if os.environ.get(name)}
-    runs.instance_folder(Home.from_env())
+    orchestration.instance_folder(Home.from_env())
     for name in ("DAGSTER_HOME", "DISTILL_HOME", "DISTILL_TASKS"):
         if value := os.environ.get(name):
             print(f"export {name}={value!r}")
@@ -34,13 +34,13 @@ def env() -> None:
 
 def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 3000) -> None:
     """Start the Dagster webserver and daemon on 127.0.0.1, on the instance that `distill run` uses."""
-    from distill_dagster import runs
+    from distill_dagster import orchestration
 
     home = Home.from_env()
-    with problems_shown(), runs.open_instance(home) as instance:
+    with problems_shown(), orchestration.open_instance(home) as instance:
         for folder in find_tasks(home.tasks, home.accepted):
             try:
-                runs.sync(folder, instance)
+                orchestration.sync(folder, instance)
             except InputError as error:
                 for problem in error.problems:
                     show_problem(problem)

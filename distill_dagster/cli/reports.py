@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from distill_dagster.cli.common import JsonOption, TaskArgument, chosen_students, open_folder, problems_shown
-from distill_dagster.cli.shown import progress_bar, show_report
-from distill_dagster.errors import DistillError
-from distill_dagster.lake import Lake
-from distill_dagster.paths import Home
-from distill_dagster.state import State
-from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.cli.options import JsonOption, TaskArgument, chosen_students, open_folder, problems_shown
+from distill_dagster.cli.output import progress_bar, show_report
+from distill_dagster.core.errors import DistillError
+from distill_dagster.core.paths import Home
+from distill_dagster.pipeline.freshness import State
+from distill_dagster.tables.lake import Lake
+from distill_dagster.tasks import TaskFolder
 
 
 def report(
@@ -37,7 +37,7 @@ def _show_reports(home: Home, folder: TaskFolder, students: list[str]) -> bool:
 
 def data_docs(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     """Build Great Expectations' Data Docs of a task: every table, and what was expected of it. Runs nothing else."""
-    from distill_dagster.datadocs import build_data_docs
+    from distill_dagster.operations.data_docs import build_data_docs
 
     home = Home.from_env()
     with problems_shown():

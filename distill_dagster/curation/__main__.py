@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from distill_dagster.curation.decontaminate import decontaminate
-from distill_dagster.curation.neardup.duplicates import find_duplicates
+from distill_dagster.curation.dedup.decontaminate import decontaminate
+from distill_dagster.curation.dedup.duplicates import find_duplicates
 from distill_dagster.curation.scores.prose import digit_counts, echo, prose, word_counts
 
 

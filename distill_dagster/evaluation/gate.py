@@ -6,14 +6,14 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from distill_dagster.checks import Check
+from distill_dagster.core.checks import Check
 from distill_dagster.evaluation.statistics import Interval, bootstrap_sums, percentile_interval
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from distill_dagster.config import EvaluationSpec, GateSpec
     from distill_dagster.kinds import Kind
-    from distill_dagster.spec import EvaluationSpec, GateSpec
 
 CHECK = "teacher_good_enough"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from distill_dagster.errors import DistillError
+from distill_dagster.core.errors import DistillError
 from distill_dagster.evaluation.statistics import (
     Interval,
     accuracy_interval,
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import polars as pl
     from numpy.typing import NDArray
 
+    from distill_dagster.config import EvaluationSpec
     from distill_dagster.kinds import Kind
-    from distill_dagster.spec import EvaluationSpec
 
 TEACHER, BASE, SEED_ONLY, DISTILLED = "teacher", "base", "seed_only", "distilled"
 CENTROID, SLICE_LABEL = "centroid", "slice_label"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distill_dagster.evaluation.format import lower_name_of
 from distill_dagster.evaluation.metrics import (
     BASE,
     CENTROID,
@@ -14,7 +15,6 @@ from distill_dagster.evaluation.metrics import (
     Comparison,
     Metrics,
 )
-from distill_dagster.evaluation.present import lower_name_of
 from distill_dagster.evaluation.statistics import Interval
 
 NAMES = {

@@ -17,7 +17,7 @@ from distill_dagster.kinds.texts import Generated, Reply, Summary
 from distill_dagster.kinds.tools import ToolCalls
 
 if TYPE_CHECKING:
-    from distill_dagster.spec import Task
+    from distill_dagster.config import Task
 
 __all__ = [
     "KINDS",

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from distill_dagster.hashing import canonical_json
+from distill_dagster.core.hashing import canonical_json
 
 if TYPE_CHECKING:
-    from distill_dagster.spec import Task
+    from distill_dagster.config import Task
 
 REASONING, ANSWER = "Reasoning:", "Answer:"
 """The written form of few-shot examples, of base-like models and of students: reasoning first, then the answer."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from distill_dagster.hashing import canonical_json
+from distill_dagster.core.hashing import canonical_json
+from distill_dagster.core.json_schema import answer_problem
+from distill_dagster.core.json_text import json_in
 from distill_dagster.kinds.base import InvalidAnswer, Kind, Question, folded, is_refusal
-from distill_dagster.kinds.schemas import answer_problem
 from distill_dagster.kinds.similarity import bag_f1
-from distill_dagster.kinds.values import json_in
 
 
 class Extraction(Kind):

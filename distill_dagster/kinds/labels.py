@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from distill_dagster.kinds.base import InvalidAnswer, Kind, Question
-from distill_dagster.teacher.softlabels import parse_label
-
-NLI_LABELS = (
-    ("entailment", "if the premise is true, the hypothesis must be true."),
-    ("neutral", "the premise neither makes the hypothesis certain nor rules it out."),
-    ("contradiction", "if the premise is true, the hypothesis must be false."),
-)
 
 
 class Labelled(Kind):
@@ -32,3 +26,25 @@ class Labelled(Kind):
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
     return repr(text if len(text) <= 80 else text[:79] + "…")
+
+
+def parse_label(text: str, labels: list[str]) -> str | None:
+    """The label that an answer names: all of it, or what its first line begins with, else the only label in it."""
+    line = next((part.strip() for part in text.splitlines() if part.strip()), "").casefold()
+    bare = line.strip("\"'`*.-# ")
+    by_length = sorted(labels, key=len, reverse=True)
+    for label in by_length:
+        if label.casefold() in (line, bare):  # `line`, since a label may itself end with such a sign: ".net"
+            return label
+    for label in by_length:
+        if re.match(_word(label), line) or re.match(_word(label), bare):
+            return label
+    named = [label for label in by_length if re.search(_word(label), text.casefold())]
+    # "data loss" names "data loss" alone, although "data" may be a label too.
+    longest = [a for a in named if not any(a != b and re.search(_word(a), b.casefold()) for b in named)]
+    return longest[0] if len(longest) == 1 else None
+
+
+def _word(label: str) -> str:
+    """A pattern of a label as a word of its own; `\\b` would never match at the end of "c++"."""
+    return rf"(?<!\w){re.escape(label.casefold())}(?!\w)"

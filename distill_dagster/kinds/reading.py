@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from distill_dagster.hashing import canonical_json
+from distill_dagster.core.hashing import canonical_json
+from distill_dagster.core.json_text import json_in
+from distill_dagster.core.patterns import last_group
 from distill_dagster.kinds.base import REASONING, REFUSAL, InvalidAnswer, Kind, Question, refusal
-from distill_dagster.kinds.values import json_in
-from distill_dagster.patterns import last_group
 
 _TAGS = ("think", "thinking", "thought", "reasoning", "scratchpad")
 _FENCE = re.compile(r"^\s*```[a-zA-Z]*\s*\n?")

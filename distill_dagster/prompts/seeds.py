@@ -6,14 +6,11 @@ from typing import Any
 
 import polars as pl
 
-from distill_dagster.hashing import canonical_json, content_hash
+from distill_dagster.core.hashing import canonical_json, content_hash
 from distill_dagster.kinds import WANTED_REFUSAL
-from distill_dagster.tables import PROMPTS, frame_of
-from distill_dagster.taskfiles import Row, Seed, Slice, normalize
-
-
-def user_message(text: str) -> list[dict[str, str | None]]:
-    return [{"role": "user", "content": text, "tool_calls": None, "tool_call_id": None, "name": None}]
+from distill_dagster.tables.messages import user_message
+from distill_dagster.tables.schemas import PROMPTS, frame_of
+from distill_dagster.tasks import Row, Seed, Slice
 
 
 def turns_of(prompt: Row | Seed) -> list[dict[str, str | None]]:
@@ -88,8 +85,3 @@ def labelled_prompts(rows: list[Row], source: str) -> pl.DataFrame:
             },
         )
     return frame_of(list(out.values()), PROMPTS, ("prompt_id",))
-
-
-def held_out_keys(golden: list[Row], dev: list[Row]) -> set[str]:
-    """Normalized texts of golden and dev: what may not stand on the training side."""
-    return {normalize(row.text) for row in [*golden, *dev]}

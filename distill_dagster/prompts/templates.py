@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from distill_dagster.errors import DistillError
-from distill_dagster.hashing import content_hash
-from distill_dagster.spec import LABEL_KINDS
+from distill_dagster.config import LABEL_KINDS
+from distill_dagster.core.errors import DistillError
+from distill_dagster.core.hashing import content_hash
 
 PARTS = ("text", "system", "user")
 """For the text API; for the chat API its system turn, and the user's turns of examples and prompt."""

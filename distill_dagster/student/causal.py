@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.student import loading, losses, prompts
-from distill_dagster.student.labels import LabelTrie
+from distill_dagster.student.label_trie import LabelTrie
 from distill_dagster.student.types import TaskSettings, TrainRow
 
 if TYPE_CHECKING:
     import torch
 
-    from distill_dagster.spec import Label, StudentSpec
+    from distill_dagster.config import Label, StudentSpec
 
 _NO_TOKEN = -100
 

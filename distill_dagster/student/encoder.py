@@ -11,13 +11,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_dagster.student import loading, losses, models
+from distill_dagster.core import models
+from distill_dagster.student import loading, losses
 from distill_dagster.student.types import TaskSettings, TrainRow
 
 if TYPE_CHECKING:
     import torch
 
-    from distill_dagster.spec import Label, StudentSpec
+    from distill_dagster.config import Label, StudentSpec
 
 HEAD_FILE = "head.safetensors"
 COSINE_TEMPERATURE = 0.05

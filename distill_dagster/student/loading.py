@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_dagster.student import models
+from distill_dagster.core import models
 
 if TYPE_CHECKING:
-    from distill_dagster.spec import StudentSpec
+    from distill_dagster.config import StudentSpec
 
 CONFIG_FILE = "adapter_config.json"
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill_dagster.spec import StudentSpec
+from distill_dagster.config import StudentSpec
 from distill_dagster.student import loading
 from distill_dagster.student.encoder import COSINE_TEMPERATURE, pooled
+from distill_dagster.student.free_text import WritingStudent
 from distill_dagster.student.train import Student, student_class
 from distill_dagster.student.types import Prediction, Predictor, TaskSettings
-from distill_dagster.student.writing import WritingStudent
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from distill_dagster.spec import Label
+    from distill_dagster.config import Label
 
 SENTENCE_MODEL = "all-minilm-l6-v2"
 

@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill_dagster.embedding import Embed
-from distill_dagster.spec import TeacherSpec
+from distill_dagster.config import TeacherSpec
+from distill_dagster.core.embedding import Embed
 
 if TYPE_CHECKING:
     import numpy as np

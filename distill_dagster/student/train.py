@@ -10,16 +10,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from distill_dagster import progress
-from distill_dagster.errors import DistillError
-from distill_dagster.student import loading, models
+from distill_dagster.core import models, progress
+from distill_dagster.core.errors import DistillError
+from distill_dagster.student import loading
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.encoder import EncoderStudent
+from distill_dagster.student.free_text import WritingStudent
 from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
-from distill_dagster.student.writing import WritingStudent
 
 if TYPE_CHECKING:
-    from distill_dagster.spec import Label, StudentSpec
+    from distill_dagster.config import Label, StudentSpec
 
 Student = CausalStudent | EncoderStudent | WritingStudent
 STUDENTS: dict[str, type[CausalStudent] | type[EncoderStudent]] = {

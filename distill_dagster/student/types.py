@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from distill_dagster.spec import Task
+    from distill_dagster.config import Task
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 
-from distill_dagster.checks import CHECKS
+from distill_dagster.core.paths import PROJECT, Home
 from distill_dagster.definitions import build
-from distill_dagster.graph import OPTIONAL_UPSTREAM, REFRESHES, SOURCES, STAGES
-from distill_dagster.paths import PROJECT, Home
-from distill_dagster.prompts.context import context_schema, prompt_context
+from distill_dagster.pipeline.check_catalogue import CHECKS
+from distill_dagster.pipeline.stage_table import OPTIONAL_UPSTREAM, REFRESHES, SOURCES, STAGES
+from distill_dagster.prompts.few_shot import context_schema, prompt_context
 from tests.support.kind_folder import kind_folder
 from tests.support.task import SLICES, small_task
 

@@ -13,14 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from distill_dagster.curation.balance import (
-    OVER_CAP,
-    BalanceSpec,
-    balance,
-    below_floors,
-    farthest_first,
-    stratified,
-)
+from distill_dagster.config.balance import BalanceSpec
+from distill_dagster.curation.dataset.balance import OVER_CAP, balance, below_floors, farthest_first, stratified
 
 SLICES, LABELS, LEVELS = ("api", "web"), ("refund", "login", "crash"), ("easy", "hard", None)
 SCHEMA = pl.Schema(

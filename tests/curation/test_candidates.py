@@ -7,12 +7,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.curation.candidates import FLOOR, candidates, prior_of, uniform_prior, voted_prior
-from distill_dagster.curation.written import written_candidates
+from distill_dagster.curation.candidates.free_text import written_candidates
+from distill_dagster.curation.candidates.label_answers import candidates
+from distill_dagster.curation.candidates.priors import FLOOR, prior_of, uniform_prior, voted_prior
 from distill_dagster.kinds import kind_of
 from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.tables import COMPLETIONS, PRIOR, SCORED, conform, data_version, frame_of
-from distill_dagster.taskfiles import Slice
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tables.schemas import COMPLETIONS, PRIOR, SCORED, conform, frame_of
+from distill_dagster.tasks import Slice
 from tests.support.kinds import task_of
 
 LABELS = ["refund", "delivery", "login"]

@@ -11,21 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_dagster.curation.about import About
+from distill_dagster.config import Task
+from distill_dagster.core.hashing import canonical_json, content_hash
+from distill_dagster.curation.dataset.split import sides
 from distill_dagster.curation.filters.docs import Example, example_row
 from distill_dagster.curation.scores import PROSE, add_scores, prose
 from distill_dagster.curation.scores.base import PROSE_FIELDS
 from distill_dagster.curation.scores.private import HINTS, PRIVATE, REGIONS, found_in
 from distill_dagster.curation.scores.reasoning import ARITHMETIC, REASONING, holds
 from distill_dagster.curation.scores.texts import LENGTHS
-from distill_dagster.curation.split import sides
-from distill_dagster.curation.texts import answer_words, json_text, targets, text_keys, user_texts, with_answers
-from distill_dagster.hashing import canonical_json, content_hash
+from distill_dagster.curation.task_view import About
+from distill_dagster.curation.text_columns import answer_words, json_text, targets, text_keys, user_texts, with_answers
+from distill_dagster.intake.masking import mask
 from distill_dagster.kinds import kind_of
-from distill_dagster.masking import mask
-from distill_dagster.spec import Task
-from distill_dagster.tables import MESSAGES, SCORED, conform, data_version, user_text, with_later
-from distill_dagster.taskfiles import normalize
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tables.messages import user_text
+from distill_dagster.tables.schemas import MESSAGES, SCORED, conform, with_later
+from distill_dagster.tasks import normalize
 from tests.engine.test_masking import GITHUB, JWT, PEM, STRIPE
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.text('a"\\\n\t \x1f\x01é', max_size=12)

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.curation.about import About
-from distill_dagster.curation.compared import Compared, clusters_of_kept
+from distill_dagster.config import CurationSpec
 from distill_dagster.curation.dataset import curate
-from distill_dagster.curation.narrow import Texts, idents
-from distill_dagster.curation.neardup.duplicates import find_duplicates
-from distill_dagster.curation.neardup.text import Scheme
-from distill_dagster.spec import CurationSpec
-from distill_dagster.tables import SCORED, data_version, frame_of
+from distill_dagster.curation.dataset.comparison_cache import Compared, clusters_of_kept
+from distill_dagster.curation.dataset.slim_rows import Texts, idents
+from distill_dagster.curation.dedup.duplicates import find_duplicates
+from distill_dagster.curation.dedup.folding import Scheme
+from distill_dagster.curation.task_view import About
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tables.schemas import SCORED, frame_of
 from tests.curation.test_steps import LABELS, LONG, NEARLY, OTHER, items, row
 from tests.support.kinds import task_of
 

@@ -9,15 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.checks import dataset_checks
-from distill_dagster.curation.about import About
-from distill_dagster.curation.dataset import Curated, curate, drop_reasons
+from distill_dagster.config import CurationSpec
+from distill_dagster.curation.dataset import curate
+from distill_dagster.curation.dataset.curate import Curated, drop_reasons
+from distill_dagster.curation.dataset.human_rows import human_candidates
+from distill_dagster.curation.dataset.invariants import dataset_checks
 from distill_dagster.curation.filters import in_order
-from distill_dagster.curation.human import human_candidates
-from distill_dagster.prompts.seeds import prompt_id, user_message
-from distill_dagster.spec import CurationSpec
-from distill_dagster.tables import DATASET, REJECTED, SCORED, data_version, frame_of, user_text
-from distill_dagster.taskfiles import Row, normalize
+from distill_dagster.curation.task_view import About
+from distill_dagster.prompts.seeds import prompt_id
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tables.messages import user_message, user_text
+from distill_dagster.tables.schemas import DATASET, REJECTED, SCORED, frame_of
+from distill_dagster.tasks import Row, normalize
 
 LABELS = ["refund", "delivery", "data loss"]
 FILTERS = {"min_agreement": 0.5, "min_confidence": 0.6, "min_words": 2, "max_words": 5, "min_judge": 0.6}

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.curation.decontaminate import decontaminate
-from distill_dagster.curation.neardup.rows import Limits
-from distill_dagster.curation.neardup.text import Scheme
+from distill_dagster.core.limits import Limits
+from distill_dagster.curation.dedup.decontaminate import decontaminate
+from distill_dagster.curation.dedup.folding import Scheme
 from tests.support.texts import exact_key, fold, shingle_set, tables
 
 ONE = Limits(threads=1)

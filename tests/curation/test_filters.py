@@ -12,16 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from distill_dagster.curation.about import About
+from distill_dagster.config import CurationSpec, Task
+from distill_dagster.core.errors import DistillError, InputError
 from distill_dagster.curation.dataset import curate
 from distill_dagster.curation.filters import FILTERS, Filter, Filters, docs, filter_rows, in_order, scorers_of
 from distill_dagster.curation.scores import SCORERS, add_scores
-from distill_dagster.errors import DistillError, InputError
+from distill_dagster.curation.task_view import About
 from distill_dagster.kinds import KINDS
-from distill_dagster.prompts.seeds import prompt_id, user_message
-from distill_dagster.spec import CurationSpec, Task
-from distill_dagster.tables import SCORED, SCORES, data_version, frame_of
-from distill_dagster.taskfiles import TaskFolder, check_folder
+from distill_dagster.prompts.seeds import prompt_id
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tables.messages import user_message
+from distill_dagster.tables.schemas import SCORED, SCORES, frame_of
+from distill_dagster.tasks import TaskFolder, check_folder
 from tests.support.task import TASK, again, merged, small_task
 
 HERE = {"DISTILL_CLASSIFIERS": "shouting=distill_dagster.curation.filters.docs:shouting"}
@@ -228,7 +230,7 @@ THOUGHTS = [
 
 
 def candidate(n: int, text: str, answer: Any, thought: str | None, **more: Any) -> dict[str, Any]:
-    from distill_dagster.hashing import canonical_json
+    from distill_dagster.core.hashing import canonical_json
 
     row: dict[str, Any] = dict.fromkeys(SCORED)
     row |= {"prompt_id": prompt_id(user_message(f"{n} {text}")), "slice": "shop", "origin": "human"}

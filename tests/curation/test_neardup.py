@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.curation.neardup import text as folding
-from distill_dagster.curation.neardup.duplicates import BUCKET, components, find_duplicates
-from distill_dagster.curation.neardup.rows import Limits
-from distill_dagster.curation.neardup.signing import sign
-from distill_dagster.curation.neardup.text import Scheme, folded_expr, folded_wide, key_expr
-from distill_dagster.tables import normalized_expr
+from distill_dagster.core.limits import Limits
+from distill_dagster.curation.dedup import folding
+from distill_dagster.curation.dedup.duplicates import BUCKET, components, find_duplicates
+from distill_dagster.curation.dedup.folding import Scheme, folded_expr, folded_wide, key_expr
+from distill_dagster.curation.dedup.signatures import sign
+from distill_dagster.tables.messages import normalized_expr
 from tests.support.texts import brute_clusters, brute_pairs, exact_key, tables
 
 SURE = Scheme(bands=64, rows_per_band=2, min_words=4)

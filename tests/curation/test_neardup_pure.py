@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.curation.neardup import duplicates, pure
-from distill_dagster.curation.neardup.rows import Limits
-from distill_dagster.curation.neardup.text import Scheme
+from distill_dagster.core.limits import Limits
+from distill_dagster.curation.dedup import duplicates, pure
+from distill_dagster.curation.dedup.folding import Scheme
 from tests.support.texts import brute_pairs, tables
 
 ONE = Limits(threads=1, memory_mb=256)

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from distill_dagster.curation.neardup.rows import Limits
-from distill_dagster.curation.neardup.semantic import BLOCK, close_pairs, semantic_duplicates
+from distill_dagster.core.limits import Limits
+from distill_dagster.curation.dedup.semantic import BLOCK, close_pairs, semantic_duplicates
 from distill_dagster.student.predict import SENTENCE_MODEL, Embedder
 
 TEXTS = [

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.curation.neardup.duplicates import Duplicates, find_duplicates
-from distill_dagster.curation.neardup.rows import Limits
-from distill_dagster.curation.neardup.state import DedupState, StateError
-from distill_dagster.curation.neardup.text import Scheme
+from distill_dagster.core.limits import Limits
+from distill_dagster.curation.dedup.duplicates import Duplicates, find_duplicates
+from distill_dagster.curation.dedup.folding import Scheme
+from distill_dagster.curation.dedup.incremental import DedupState, StateError
 from tests.support.texts import tables
 
 ORDER = [pl.col("rank")]
@@ -172,7 +172,7 @@ def test_a_state_that_was_half_written_is_the_one_before(tmp_path: Path) -> None
 
 
 def test_a_row_takes_no_more_than_it_should(tmp_path: Path) -> None:
-    from distill_dagster.hashing import content_hash
+    from distill_dagster.core.hashing import content_hash
 
     texts = [f"{LONG} {content_hash(n)} {content_hash([n])}" for n in range(5000)]
     table = pl.DataFrame({"id": [content_hash(text)[:32] for text in texts], "text": texts})

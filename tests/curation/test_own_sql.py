@@ -7,9 +7,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from distill_dagster.core.errors import DistillError
 from distill_dagster.curation.filters import Filters, in_order
 from distill_dagster.curation.filters.own import columns_of, locked
-from distill_dagster.errors import DistillError
 from tests.curation.test_filters import ABOUT, candidate, cut
 
 REFUSED = [

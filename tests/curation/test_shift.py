@@ -8,9 +8,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.checks import Check
-from distill_dagster.curation.shift import ShiftSpec, measures, profile, profile_to_compare, shift_checks
-from distill_dagster.tables import DATASET, frame_of
+from distill_dagster.config.shift import ShiftSpec
+from distill_dagster.core.checks import Check
+from distill_dagster.curation.dataset.shift import measures, profile, profile_to_compare, shift_checks
+from distill_dagster.tables.schemas import DATASET, frame_of
 
 
 def dataset(*parts: tuple[int, str, str]) -> pl.DataFrame:

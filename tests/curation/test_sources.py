@@ -10,14 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.curation.about import About
-from distill_dagster.curation.built import parts_of
-from distill_dagster.curation.compared import Compared
-from distill_dagster.curation.dataset import Curated, curate
+from distill_dagster.config import CurationSpec
+from distill_dagster.curation.dataset import curate
+from distill_dagster.curation.dataset.comparison_cache import Compared
+from distill_dagster.curation.dataset.curate import Curated
+from distill_dagster.curation.dataset.write_parts import parts_of
 from distill_dagster.curation.filters import batched
 from distill_dagster.curation.scores import add_scores
-from distill_dagster.spec import CurationSpec
-from distill_dagster.tables import SCORED, data_version, write_parquet
+from distill_dagster.curation.task_view import About
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tables.parquet import write_parquet
+from distill_dagster.tables.schemas import SCORED
 from tests.curation.test_steps import LABELS, items, row
 from tests.support.kinds import task_of
 

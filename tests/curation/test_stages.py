@@ -12,13 +12,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from distill_dagster import plots
-from distill_dagster.checks import Check
 from distill_dagster.cli import app
+from distill_dagster.core import plots
+from distill_dagster.core.checks import Check
 from distill_dagster.curation.filters import STEPS
 from distill_dagster.curation.scores import prose
-from distill_dagster.stages import curation, teacher
-from distill_dagster.tables import DATASET, SCORED
+from distill_dagster.pipeline.stages import dataset, teacher
+from distill_dagster.tables.schemas import DATASET, SCORED
 from tests.engine.test_stages import Run
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, env_of, small_task
@@ -26,7 +26,7 @@ from tests.support.task import LABELS, env_of, small_task
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (teacher, curation):
+    for module in (teacher, dataset):
         monkeypatch.setattr(module, "valid_table", lambda *_: Check("valid_table", True))
     monkeypatch.setattr(plots, "bar_counts", lambda *_: b"")
 
@@ -87,7 +87,7 @@ def test_a_score_is_computed_once_and_a_threshold_runs_no_slice(run: Run, monkey
     set_filters(run, reasoning_words={"min": 8})
     assert run.update() == ["filtered_dataset"]
     assert counted == []
-    rejected = curation.read_rejected(run.env)
+    rejected = dataset.read_rejected(run.env)
     assert set(rejected["drop_reason"]) == {"reasoning_length"}
     assert rejected.height + run.dataset().height == 6
 
@@ -203,12 +203,12 @@ def test_a_rows_whole_story(run: Run, distill: Any) -> None:
 
 def test_the_dataset_is_the_same_where_candidates_are_not_held(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.update()
-    held, rejected = run.dataset(), curation.read_rejected(run.env)
+    held, rejected = run.dataset(), dataset.read_rejected(run.env)
     record = run.env.lake.record(run.env.task_name, "filtered_dataset")
-    monkeypatch.setattr(curation, "BATCH_ROWS", 0)
-    made = curation.make_filtered_dataset(run.env, None)
+    monkeypatch.setattr(dataset, "BATCH_ROWS", 0)
+    made = dataset.make_filtered_dataset(run.env, None)
     assert held.height == 6
     assert run.dataset().equals(held)
-    assert curation.read_rejected(run.env).equals(rejected)
+    assert dataset.read_rejected(run.env).equals(rejected)
     assert record is not None
     assert made.record.data_version == record.data_version

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from distill_dagster.curation.about import About
-from distill_dagster.curation.dataset import Curated, curate
-from distill_dagster.prompts.seeds import prompt_id, user_message
-from distill_dagster.spec import CurationSpec
-from distill_dagster.tables import SCORED, data_version, frame_of, user_text
+from distill_dagster.config import CurationSpec
+from distill_dagster.curation.dataset import curate
+from distill_dagster.curation.dataset.curate import Curated
+from distill_dagster.curation.task_view import About
+from distill_dagster.prompts.seeds import prompt_id
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tables.messages import user_message, user_text
+from distill_dagster.tables.schemas import SCORED, frame_of
 from tests.support.kinds import task_of
 
 LABELS = ["refund", "delivery"]

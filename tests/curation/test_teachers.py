@@ -9,11 +9,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.errors import InputError
-from distill_dagster.stages import teacher as stages
-from distill_dagster.stages.common import Env, Made
-from distill_dagster.tables import COMPLETIONS, SCORED
-from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.core.errors import InputError
+from distill_dagster.pipeline.stages import teacher as stages
+from distill_dagster.pipeline.stages.context import Env, Made
+from distill_dagster.tables.schemas import COMPLETIONS, SCORED
+from distill_dagster.tasks import TaskFolder
 from tests.support.provider import FakeProvider, Seen
 from tests.support.task import LABELS, env_of, pass_gate, small_task
 

@@ -20,9 +20,9 @@ import yaml
 from typer.testing import CliRunner
 
 from distill_dagster.cli import app
-from distill_dagster.lake import Lake, Record
-from distill_dagster.paths import PROJECT
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.core.paths import PROJECT
+from distill_dagster.tables.lake import Lake, Record
+from distill_dagster.teacher.completions.store import CompletionStore
 from tests.support.task import jsonl, merged, small_task
 
 TASK = "shop_mail"

@@ -15,11 +15,11 @@ import yaml
 
 from assets.sensors import QUIET_S, last_change, look
 from assets.task import task_definitions, task_graph
+from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build
-from distill_dagster.graph import slices_name
-from distill_dagster.paths import Home
-from distill_dagster.runs import Outcome
-from distill_dagster.taskfiles import open_task
+from distill_dagster.orchestration import Outcome
+from distill_dagster.pipeline.stage_table import slices_name
+from distill_dagster.tasks import open_task
 from tests.e2e.project import GROUP, TASK, Project
 from tests.support.provider import FakeProvider, Fault, Seen
 from tests.support.task import small_task

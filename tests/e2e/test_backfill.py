@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.teacher.completions.store import CompletionStore
 from tests.e2e.project import GROUP, TASK, Ended, Project
 from tests.support.provider import FakeProvider, Fault, Seen
 

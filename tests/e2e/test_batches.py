@@ -10,10 +10,10 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build
-from distill_dagster.paths import Home
-from distill_dagster.tables import COMPLETIONS
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.tables.schemas import COMPLETIONS
+from distill_dagster.teacher.completions.store import CompletionStore
 from tests.e2e.project import TASK, Project, new_project
 from tests.support.batches import BatchProvider
 from tests.support.provider import FakeProvider

@@ -7,8 +7,8 @@ import shutil
 import polars as pl
 import yaml
 
-from distill_dagster.paths import PROJECT
-from distill_dagster.tables import DATASET
+from distill_dagster.core.paths import PROJECT
+from distill_dagster.tables.schemas import DATASET
 from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, STUDENT_ASSETS, TASK, Project
 from tests.support.provider import FakeProvider
 

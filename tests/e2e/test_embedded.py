@@ -13,8 +13,8 @@ from unittest import mock
 import polars as pl
 import pytest
 
-from distill_dagster.tables import PROMPTS
-from distill_dagster.teacher import embedded
+from distill_dagster.tables.schemas import PROMPTS
+from distill_dagster.teacher.providers import embedded
 from tests.e2e.project import SEEDS, TASK, Ended, Project, new_project
 from tests.support.task import TEXTS, jsonl
 

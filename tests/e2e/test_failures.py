@@ -17,8 +17,8 @@ import dagster as dg
 import psutil
 import pytest
 
-from distill_dagster.checks import EXPECTATIONS
-from distill_dagster.processes import alive
+from distill_dagster.core.processes import alive
+from distill_dagster.tables.validation import EXPECTATIONS
 from tests.e2e.conftest import Complete
 from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Project, file_hashes
 from tests.support.provider import FakeProvider, Fault, Seen

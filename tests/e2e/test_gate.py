@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dagster as dg
 
+from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build
-from distill_dagster.paths import Home
-from distill_dagster.tables import PREDICTIONS
+from distill_dagster.tables.schemas import PREDICTIONS
 from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Project
 from tests.support.provider import FakeProvider
 

@@ -10,8 +10,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.tables import PROMPTS, SCORED, user_text
-from distill_dagster.taskfiles import normalize
+from distill_dagster.tables.messages import user_text
+from distill_dagster.tables.schemas import PROMPTS, SCORED
+from distill_dagster.tasks import normalize
 from tests.e2e.project import SEEDS, TASK, Ended, Project, new_project
 from tests.support.imagining import asked_text, imagines, teacher
 from tests.support.provider import FakeProvider, Fault

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from distill_dagster.tables import COMPLETIONS
+from distill_dagster.tables.schemas import COMPLETIONS
 from tests.e2e.project import SEEDS, TASK, Project
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, jsonl

@@ -11,11 +11,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from distill_dagster import inbox as module
+from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build
-from distill_dagster.graph import slices_name
-from distill_dagster.paths import Home
-from distill_dagster.tables import PROMPTS
+from distill_dagster.intake import inbox as module
+from distill_dagster.pipeline.stage_table import slices_name
+from distill_dagster.tables.schemas import PROMPTS
 from tests.e2e.project import GROUP, SEEDS, TASK, Project
 from tests.support.provider import FakeProvider
 from tests.support.task import jsonl

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from distill_dagster.tables import DATASET, SCORED
+from distill_dagster.tables.schemas import DATASET, SCORED
 from tests.e2e.project import TASK, new_project
 from tests.support.imagining import asked_text, judged, judges, teacher
 from tests.support.provider import FakeProvider, Fault

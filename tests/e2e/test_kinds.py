@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from distill_dagster.tables import COMPLETIONS, DATASET, PREDICTIONS
+from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PREDICTIONS
 from tests.e2e.project import Project
 from tests.support.kind_folder import kind_folder
 from tests.support.provider import FakeProvider

@@ -6,9 +6,9 @@ import dagster as dg
 import pytest
 import yaml
 
+from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build
-from distill_dagster.graph import slices_name
-from distill_dagster.paths import Home
+from distill_dagster.pipeline.stage_table import slices_name
 from tests.e2e.project import GROUP, TASK, Project
 from tests.support.provider import FakeProvider, Fault, Seen
 

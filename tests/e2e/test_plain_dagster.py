@@ -10,11 +10,11 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from distill_dagster.core.paths import PROJECT, Home
 from distill_dagster.definitions import build
-from distill_dagster.graph import SOURCES
-from distill_dagster.paths import PROJECT, Home
-from distill_dagster.sources import source_version
-from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.pipeline.source_versions import source_version
+from distill_dagster.pipeline.stage_table import SOURCES
+from distill_dagster.tasks import TaskFolder
 from tests.e2e.conftest import Complete
 from tests.e2e.project import GROUP, SEED_REQUESTS, TASK, Project
 from tests.support.provider import FakeProvider

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from distill_dagster.paths import PROJECT
+from distill_dagster.core.paths import PROJECT
 from tests.e2e.project import TASK, Project
 from tests.support.provider import FakeProvider
 

@@ -6,9 +6,9 @@ from contextlib import closing
 
 import pytest
 
-from distill_dagster.errors import DistillError
-from distill_dagster.tags import budget_of
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.core.errors import DistillError
+from distill_dagster.orchestration.tags import budget_of
+from distill_dagster.teacher.completions.store import CompletionStore
 from tests.e2e.project import GROUP, TASK, Ended, Project
 from tests.support.provider import FakeProvider
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from distill_dagster.checks import CHECKS
-from distill_dagster.graph import SOURCES, STAGES
-from distill_dagster.lake import node
-from distill_dagster.sources import source_version
-from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.pipeline.check_catalogue import CHECKS
+from distill_dagster.pipeline.source_versions import source_version
+from distill_dagster.pipeline.stage_table import SOURCES, STAGES
+from distill_dagster.tables.lake import node
+from distill_dagster.tasks import TaskFolder
 from tests.e2e.conftest import Complete
 from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, SEEDS, TASK, Project, file_hashes
 from tests.support.provider import FakeProvider

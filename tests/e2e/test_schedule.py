@@ -16,9 +16,9 @@ import pytest
 from filelock import FileLock
 
 from assets.alerts import alert_of, new_tasks_sensor
-from distill_dagster.alerts import WEBHOOK
+from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build
-from distill_dagster.paths import Home
+from distill_dagster.operations.alerts import WEBHOOK
 from tests.e2e.project import TASK, Project
 from tests.support.provider import FakeProvider, Fault
 from tests.support.task import small_task

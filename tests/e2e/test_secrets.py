@@ -15,7 +15,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from distill_dagster.tables import COMPLETIONS
+from distill_dagster.tables.schemas import COMPLETIONS
 from tests.e2e.project import TASK, Ended, Project, new_project
 from tests.e2e.test_schedule import Webhook, tick, webhook
 from tests.support.leaks import leaks

@@ -9,7 +9,7 @@ import sys
 import dagster as dg
 import pytest
 
-from distill_dagster.paths import PROJECT
+from distill_dagster.core.paths import PROJECT
 from tests.e2e.project import GROUP, SEED_REQUESTS, TASK, Project
 from tests.support.provider import FakeProvider
 

@@ -12,19 +12,25 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.curation.candidates import candidates, prior_of
-from distill_dagster.curation.dataset import Curated, curate
-from distill_dagster.curation.human import human_candidates
-from distill_dagster.graph import STAGES
-from distill_dagster.hashing import content_hash
-from distill_dagster.prompts.context import draws, pool, prompt_context
-from distill_dagster.prompts.seeds import held_out_keys, labelled_prompts, seed_prompts
+from distill_dagster.config import CurationSpec, FewShot, Task
+from distill_dagster.core.hashing import content_hash
+from distill_dagster.curation.candidates.label_answers import candidates
+from distill_dagster.curation.candidates.priors import prior_of
+from distill_dagster.curation.dataset import curate
+from distill_dagster.curation.dataset.curate import Curated
+from distill_dagster.curation.dataset.human_rows import human_candidates
+from distill_dagster.kinds.labels import parse_label
+from distill_dagster.pipeline.stage_table import STAGES
+from distill_dagster.prompts.few_shot import draws, pool, prompt_context
+from distill_dagster.prompts.seeds import labelled_prompts, seed_prompts
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.spec import CurationSpec, FewShot, Task
-from distill_dagster.tables import COMPLETIONS, data_version, frame_of
-from distill_dagster.taskfiles import Row, Slice
-from distill_dagster.teacher.client import Endpoint, Request
-from distill_dagster.teacher.softlabels import divide_shared, label_mass, normalize, parse_label
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tables.schemas import COMPLETIONS, frame_of
+from distill_dagster.tasks import Row, Slice
+from distill_dagster.tasks.rows import held_out_keys
+from distill_dagster.teacher.asking.soft_labels import divide_shared, label_mass, normalize
+from distill_dagster.teacher.providers.client import Endpoint
+from distill_dagster.teacher.providers.exchange import Request
 from tests.support.task import TASK, TEXTS
 
 LABELS = list(TEXTS)

@@ -17,12 +17,12 @@ from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster._serdes import serialize_value
 from typer.testing import CliRunner
 
-from distill_dagster import database_urls
 from distill_dagster.cli import app
-from distill_dagster.database_urls import POSTGRES, STORE
+from distill_dagster.core import database_urls
+from distill_dagster.core.database_urls import POSTGRES, STORE
+from distill_dagster.core.paths import PROJECT, Home
 from distill_dagster.definitions import build
-from distill_dagster.paths import PROJECT, Home
-from distill_dagster.runs import instance_folder
+from distill_dagster.orchestration import instance_folder
 from tests.support.task import small_task
 
 PASSWORD = "s3cret"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from distill_dagster.paths import PROJECT
-from distill_dagster.taskfiles import Slice, check_folder
+from distill_dagster.core.paths import PROJECT
+from distill_dagster.tasks import Slice, check_folder
 from tests.support.task import again, merged, small_task
 
 PARTS = {"imagine.md": {"slice", "imagine", "curation"}, "judge.md": {"judge", "curation"}}

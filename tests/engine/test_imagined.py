@@ -7,17 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from distill_dagster.errors import InputError
-from distill_dagster.imagined import (
-    Imagined,
-    Round,
-    append_round,
-    imagined_file,
-    imagined_problems,
-    read_imagined,
-    start_anew,
-    writing,
-)
+from distill_dagster.core.errors import InputError
+from distill_dagster.tasks.imagined import Imagined, Round, imagined_file, imagined_problems, read_imagined
+from distill_dagster.teacher.imagine.log import append_round, start_anew, writing
 
 
 def one(text: str, **changes: object) -> Imagined:

@@ -9,11 +9,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.accepted import accepted_file, read_accepted
-from distill_dagster.errors import DistillError, InputError
-from distill_dagster.importing import Imported, Options, Target, import_file
-from distill_dagster.sources import source_version
-from distill_dagster.taskfiles import TaskFolder, check_folder
+from distill_dagster.core.errors import DistillError, InputError
+from distill_dagster.intake.import_files import Imported, Options, Target, import_file
+from distill_dagster.pipeline.source_versions import source_version
+from distill_dagster.tasks import TaskFolder, check_folder
+from distill_dagster.tasks.accepted import accepted_file, read_accepted
 from tests.e2e.project import file_hashes
 from tests.support.task import jsonl, small_task
 

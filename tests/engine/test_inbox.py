@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from distill_dagster import inbox as module
-from distill_dagster.accepted import accepted_file, append_accepted, read_accepted
-from distill_dagster.errors import DistillError, InputError
-from distill_dagster.inbox import QUIET_S, Taken, take, waiting_s
-from distill_dagster.paths import PROJECT, Home
+from distill_dagster.core.errors import DistillError, InputError
+from distill_dagster.core.paths import PROJECT, Home
+from distill_dagster.intake import inbox as module
+from distill_dagster.intake.accepted import append_accepted
+from distill_dagster.intake.inbox import QUIET_S, Taken, take, waiting_s
+from distill_dagster.pipeline.source_versions import label_of_slice, slices_are_labels, source_version
 from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.sources import label_of_slice, slices_are_labels, source_version
-from distill_dagster.taskfiles import TaskFolder, check_folder, find_tasks, open_task
+from distill_dagster.tasks import TaskFolder, check_folder, find_tasks, open_task
+from distill_dagster.tasks.accepted import accepted_file, read_accepted
 from tests.support.task import jsonl, small_task
 
 NAME = "shop_mail"

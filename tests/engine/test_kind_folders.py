@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from distill_dagster.errors import Problem
-from distill_dagster.sources import source_version
-from distill_dagster.taskfiles import TaskFolder, check_folder
+from distill_dagster.core.errors import Problem
+from distill_dagster.pipeline.source_versions import source_version
+from distill_dagster.tasks import TaskFolder, check_folder
 from tests.support.kind_folder import kind_folder
 from tests.support.kinds import KINDS
 from tests.support.task import merged

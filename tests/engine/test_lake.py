@@ -8,10 +8,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from distill_dagster import lake as lakes
-from distill_dagster.errors import DistillError
-from distill_dagster.lake import Lake, Record, merge_inputs, node
-from distill_dagster.tables import CONTEXT, PRIOR, SchemaError, data_version, frame_of
+from distill_dagster.core.errors import DistillError
+from distill_dagster.tables import lake as lakes
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tables.lake import Lake, Record, merge_inputs, node
+from distill_dagster.tables.schemas import CONTEXT, PRIOR, SchemaError, frame_of
 
 
 @pytest.fixture

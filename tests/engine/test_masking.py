@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from distill_dagster.masking import MAX_CHARS, mask
-from distill_dagster.paths import PROJECT
-from distill_dagster.spec import InboxSpec
-from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.config import InboxSpec
+from distill_dagster.core.paths import PROJECT
+from distill_dagster.intake.masking import MAX_CHARS, mask
+from distill_dagster.tasks import TaskFolder
 
 REGIONS = InboxSpec().phone_regions
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from distill_dagster import missing
-from distill_dagster.lake import Record
-from distill_dagster.spec import BudgetSpec
+from distill_dagster.config import BudgetSpec
+from distill_dagster.pipeline import retry_backoff
+from distill_dagster.tables.lake import Record
 
 CAP = BudgetSpec(usd=1.0, month_usd=10.0)
 
@@ -21,7 +21,7 @@ def after(times: int, stopped: bool = False) -> Record:
     """The record after so many runs in a row with missing rows."""
     found: Record | None = None
     for _ in range(times):
-        found = record(**missing.note(found, 3, stopped, CAP))
+        found = record(**retry_backoff.note(found, 3, stopped, CAP))
     assert found is not None
     return found
 
@@ -32,18 +32,18 @@ def at(found: Record) -> float:
 
 def test_the_first_failure_is_tried_again_at_once_and_later_ones_ever_more_seldom() -> None:
     one, two, three = after(1), after(2), after(3)
-    assert missing.waits(one, CAP, at(one)) is None
-    assert "missing 2 times; asked for again in 60 min" in str(missing.waits(two, CAP, at(two)))
-    assert missing.waits(two, CAP, at(two) + 3600) is None
-    assert missing.waits(three, CAP, at(three) + 3600) is not None
-    assert missing.waits(three, CAP, at(three) + 7200) is None
+    assert retry_backoff.waits(one, CAP, at(one)) is None
+    assert "missing 2 times; asked for again in 60 min" in str(retry_backoff.waits(two, CAP, at(two)))
+    assert retry_backoff.waits(two, CAP, at(two) + 3600) is None
+    assert retry_backoff.waits(three, CAP, at(three) + 3600) is not None
+    assert retry_backoff.waits(three, CAP, at(three) + 7200) is None
     many = after(30)
-    assert missing.waits(many, CAP, at(many) + 86_400) is None
+    assert retry_backoff.waits(many, CAP, at(many) + 86_400) is None
 
 
 def test_a_run_without_missing_rows_begins_anew() -> None:
-    assert missing.note(after(5), 0, False, CAP) == {}
-    assert missing.note(record(missing_rows=0), 2, False, CAP)["missing"]["tries"] == 1
+    assert retry_backoff.note(after(5), 0, False, CAP) == {}
+    assert retry_backoff.note(record(missing_rows=0), 2, False, CAP)["missing"]["tries"] == 1
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def test_a_run_without_missing_rows_begins_anew() -> None:
 )
 def test_after_a_budget_stop_a_cap_has_to_rise(budget: BudgetSpec, waits: bool) -> None:
     stopped = after(1, stopped=True)
-    assert (missing.waits(stopped, budget, at(stopped) + 1e6) is not None) is waits
+    assert (retry_backoff.waits(stopped, budget, at(stopped) + 1e6) is not None) is waits
 
 
 def test_a_new_month_brings_a_new_budget() -> None:
     stopped = after(1, stopped=True)
     stopped.extra["missing"]["month"] = "2020-01"
-    assert missing.waits(stopped, CAP, at(stopped)) is None
+    assert retry_backoff.waits(stopped, CAP, at(stopped)) is None

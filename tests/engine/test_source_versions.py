@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill_dagster.graph import SOURCES
-from distill_dagster.sources import label_of_slice, optional_sources, slices_are_labels, source_version
-from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.pipeline.source_versions import label_of_slice, optional_sources, slices_are_labels, source_version
+from distill_dagster.pipeline.stage_table import SOURCES
+from distill_dagster.tasks import TaskFolder
 from tests.support.task import again, rows_of, small_task
 
 

@@ -10,15 +10,17 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from distill_dagster import plots
-from distill_dagster.checks import Check
-from distill_dagster.errors import DistillError
-from distill_dagster.lake import node
-from distill_dagster.stages import curation, gate, teacher
-from distill_dagster.stages.common import Env, Made
-from distill_dagster.state import State
-from distill_dagster.tables import COMPLETIONS, CONTEXT, DATASET, PRIOR, SCORED, data_version, user_text
-from distill_dagster.taskfiles import normalize
+from distill_dagster.core import plots
+from distill_dagster.core.checks import Check
+from distill_dagster.core.errors import DistillError
+from distill_dagster.pipeline.freshness import State
+from distill_dagster.pipeline.stages import dataset, gate, teacher
+from distill_dagster.pipeline.stages.context import Env, Made
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tables.lake import node
+from distill_dagster.tables.messages import user_text
+from distill_dagster.tables.schemas import COMPLETIONS, CONTEXT, DATASET, PRIOR, SCORED
+from distill_dagster.tasks import normalize
 from tests.support.provider import FakeProvider, Fault, Seen
 from tests.support.task import LABELS, again, env_of, pass_gate, small_task
 
@@ -30,7 +32,7 @@ STAGES: dict[str, Callable[[Env, str | None], Made]] = {
     "seed_prompts": teacher.make_seed_prompts,
     "teacher_completions": teacher.make_teacher_completions,
     "scored_completions": teacher.make_scored_completions,
-    "filtered_dataset": curation.make_filtered_dataset,
+    "filtered_dataset": dataset.make_filtered_dataset,
 }
 
 
@@ -67,7 +69,7 @@ class Run:
 def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Great Expectations and pictures take most of the time; one test has them, the others do without."""
     if getattr(request, "param", True):
-        for module in (teacher, gate, curation):
+        for module in (teacher, gate, dataset):
             monkeypatch.setattr(module, "valid_table", lambda *_: Check("valid_table", True))
         monkeypatch.setattr(plots, "bar_counts", lambda *_: b"")
 
@@ -129,8 +131,8 @@ def test_the_same_files_and_answers_give_the_same_tables(run: Run, tmp_path: Pat
             assert status.record is not None
             assert record.data_version == status.record.data_version, status.name
             assert record.inputs == status.record.inputs
-    mine = curation.read_rejected(run.env)
-    assert data_version(mine) == data_version(curation.read_rejected(second.env))
+    mine = dataset.read_rejected(run.env)
+    assert data_version(mine) == data_version(dataset.read_rejected(second.env))
     assert lake.root != second.env.lake.root
     other.store.close()
 
@@ -151,7 +153,7 @@ def test_no_golden_or_dev_text_is_shown_or_learned_from(run: Run) -> None:
         assert shown
         assert not set(shown) & held_out
     assert not {normalize(user_text(r["messages"])) for r in run.dataset().to_dicts()} & held_out
-    rejected = curation.read_rejected(run.env)
+    rejected = dataset.read_rejected(run.env)
     assert rejected["drop_reason"].to_list() == ["contaminated"]
 
 
@@ -165,7 +167,7 @@ def test_what_people_answered_is_learned_from(run: Run) -> None:
     rows = run.dataset().to_dicts()
     assert len(rows) == 6 + 9
     assert {user_text(r["messages"]): r["answer"] for r in rows if r["teacher"] is None}["I want a REFUND"] == '"login"'
-    [rejected] = curation.read_rejected(run.env).to_dicts()
+    [rejected] = dataset.read_rejected(run.env).to_dicts()
     assert (rejected["drop_reason"], rejected["slice"]) == ("duplicate", "shop")
 
 
@@ -178,7 +180,7 @@ def test_failures_are_counted_and_healed(run: Run) -> None:
     assert record is not None
     assert record.missing_rows == 1
     assert run.stale() == {"teacher_completions[shop]": ("1 rows have no answer yet",)}
-    assert curation.read_rejected(run.env)["drop_reason"].to_list() == ["no_answer"]
+    assert dataset.read_rejected(run.env)["drop_reason"].to_list() == ["no_answer"]
     assert run.update() == ["teacher_completions[shop]"]  # still failing: nothing after it changes
     run.provider.fail = None
     asked = len(run.provider.requests)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill_dagster import graph, state
-from distill_dagster.graph import SOURCES, stages_of
-from distill_dagster.lake import Lake, Record, node
-from distill_dagster.state import State, Status
-from distill_dagster.tables import CONTEXT, write_parquet
-from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.pipeline import freshness, stage_table
+from distill_dagster.pipeline.freshness import State, Status
+from distill_dagster.pipeline.stage_table import SOURCES, stages_of
+from distill_dagster.tables.lake import Lake, Record, node
+from distill_dagster.tables.parquet import write_parquet
+from distill_dagster.tables.schemas import CONTEXT
+from distill_dagster.tasks import TaskFolder
 from tests.support.task import again, small_task
 
 
@@ -140,10 +141,12 @@ def test_a_removed_artifact_is_missing_and_named_below(made: Made) -> None:
 
 
 def test_a_new_code_version(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = dict(graph.STAGES)
+    stages = dict(stage_table.STAGES)
     stages["filtered_dataset"] = replace(stages["filtered_dataset"], code_version="7")
-    monkeypatch.setattr(state, "stages_of", lambda *_: {k: v for k, v in stages.items() if k != "slice_label_adapter"})
-    old = graph.STAGES["filtered_dataset"].code_version
+    monkeypatch.setattr(
+        freshness, "stages_of", lambda *_: {k: v for k, v in stages.items() if k != "slice_label_adapter"}
+    )
+    old = stage_table.STAGES["filtered_dataset"].code_version
     assert made.not_fresh() == {"filtered_dataset": (f"code version {old} became 7",)}
 
 

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_dagster import tables
-from distill_dagster.hashing import canonical_json
-from distill_dagster.prompts.seeds import prompt_id, user_message
-from distill_dagster.tables import COMPLETIONS, PROMPTS, VOLATILE, conform, data_version, frame_of
-from distill_dagster.taskfiles import normalize
+from distill_dagster.core.hashing import canonical_json
+from distill_dagster.prompts.seeds import prompt_id
+from distill_dagster.tables import schemas
+from distill_dagster.tables.data_versions import VOLATILE, data_version
+from distill_dagster.tables.messages import user_message
+from distill_dagster.tables.schemas import COMPLETIONS, PROMPTS, conform, frame_of
+from distill_dagster.tasks import normalize
 
 
 def completion(n: int, **changes: Any) -> dict[str, Any]:
@@ -63,7 +65,10 @@ TYPES: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "number": (pl.Int64, st.integers(-(2**63), 2**63 - 1)),
     "share": (pl.Float64, st.floats(allow_nan=False, allow_infinity=False)),
     "flag": (pl.Boolean, st.booleans()),
-    "soft_labels": (tables.SOFT_LABELS, st.lists(st.fixed_dictionaries({"label": st.text(), "prob": st.floats(0, 1)}))),
+    "soft_labels": (
+        schemas.SOFT_LABELS,
+        st.lists(st.fixed_dictionaries({"label": st.text(), "prob": st.floats(0, 1)})),
+    ),
 }
 VALUES = {name: st.none() | values for name, (_, values) in TYPES.items()}
 
@@ -74,7 +79,7 @@ def test_a_version_is_the_hash_of_every_row_as_canonical_json(rows: list[dict[st
     lines = "".join(canonical_json(row) + "\n" for row in found.rows())
     expected = hashlib.sha256((canonical_json(found.columns) + lines).encode()).hexdigest()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "HASHED", at_once)
+        patch.setattr(schemas, "HASHED", at_once)
         assert data_version(found) == data_version(found.lazy()) == expected
 
 
@@ -84,17 +89,17 @@ def test_two_tables_are_not_one() -> None:
 
 def test_conform_names_what_is_wrong() -> None:
     good = frame(ROWS)
-    with pytest.raises(tables.SchemaError, match="missing: \\['answer'\\]"):
+    with pytest.raises(schemas.SchemaError, match="missing: \\['answer'\\]"):
         conform(good.drop("answer"), COMPLETIONS, ("prompt_id",))
-    with pytest.raises(tables.SchemaError, match="unknown: \\['more'\\]"):
+    with pytest.raises(schemas.SchemaError, match="unknown: \\['more'\\]"):
         conform(good.with_columns(more=1), COMPLETIONS, ("prompt_id",))
-    with pytest.raises(tables.SchemaError, match="declared type"):
+    with pytest.raises(schemas.SchemaError, match="declared type"):
         conform(good.with_columns(prompt_tokens=pl.lit("many")), COMPLETIONS, ("prompt_id",))
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "deep" / "t.parquet"
-    tables.write_parquet(frame(ROWS), path, {"k": "old"})
+    schemas.write_parquet(frame(ROWS), path, {"k": "old"})
     before = path.read_bytes()
     real = pl.LazyFrame.sink_parquet
 
@@ -105,14 +110,14 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(pl.LazyFrame, "sink_parquet", half)
     with pytest.raises(OSError, match="no space left"):
-        tables.write_parquet(frame(ROWS[:1]), path, {"k": "new"})
+        schemas.write_parquet(frame(ROWS[:1]), path, {"k": "new"})
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["t.parquet"]
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
     for name, rows in (("a", ROWS), ("b", ROWS[::-1])):
-        tables.write_parquet(frame(rows), tmp_path / name, {"k": "v"})
+        schemas.write_parquet(frame(rows), tmp_path / name, {"k": "v"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -120,13 +125,15 @@ def test_the_query_and_the_function_fold_every_character_alike() -> None:
     """`normalize` builds the keys of golden and dev, `normalized_expr` those they are compared with."""
     known = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Cs")]
     texts = [f"A {c} b{c}" for c in known]
-    folded = pl.DataFrame({"text": texts}).select(tables.normalized_expr(pl.col("text")))["text"].to_list()
+    folded = pl.DataFrame({"text": texts}).select(schemas.normalized_expr(pl.col("text")))["text"].to_list()
     assert [(c, a) for c, t, a in zip(known, texts, folded, strict=True) if a != normalize(t)] == []
 
 
 @given(st.text(), st.text(alphabet=" \t\n\u3000\u00a0\x1f", min_size=1))
 def test_folding_a_text_ignores_the_white_space_around_and_within(text: str, space: str) -> None:
-    folded = pl.DataFrame({"t": [space + text.replace(" ", space) + space]}).select(tables.normalized_expr(pl.col("t")))
+    folded = pl.DataFrame({"t": [space + text.replace(" ", space) + space]}).select(
+        schemas.normalized_expr(pl.col("t"))
+    )
     assert folded["t"].to_list() == [normalize(text)]
 
 
@@ -136,8 +143,8 @@ def test_user_text_reads_the_user_turns_alone() -> None:
         turns.append({"role": role, "content": content, "tool_calls": None, "tool_call_id": None, "name": None})
     rows = [dict.fromkeys(PROMPTS) | {"prompt_id": "p", "messages": turns}]
     prompts = frame_of(rows, PROMPTS, ("prompt_id",))
-    assert tables.user_text(turns) == "first\nsecond"
-    assert prompts.select(tables.user_text_expr()).item() == "first\nsecond"
+    assert schemas.user_text(turns) == "first\nsecond"
+    assert prompts.select(schemas.user_text_expr()).item() == "first\nsecond"
 
 
 def test_a_prompt_id_reads_messages_and_tools_alone() -> None:

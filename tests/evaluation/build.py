@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import polars as pl
 
+from distill_dagster.config import EvaluationSpec
 from distill_dagster.evaluation.metrics import Metrics, evaluate
-from distill_dagster.spec import EvaluationSpec
-from distill_dagster.tables import PREDICTIONS, frame_of
+from distill_dagster.tables.schemas import PREDICTIONS, frame_of
 
 LABELS = ("refund", "card", "other")
 SPEC = EvaluationSpec(bootstrap_samples=500, seed=3)

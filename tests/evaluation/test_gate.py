@@ -8,11 +8,11 @@ from typing import Any
 import polars as pl
 import pytest
 
+from distill_dagster.config import EvaluationSpec, GateSpec
 from distill_dagster.evaluation.gate import GateScores, gate_scores, reaches
 from distill_dagster.evaluation.statistics import Interval
 from distill_dagster.kinds import kind_of
-from distill_dagster.spec import EvaluationSpec, GateSpec
-from distill_dagster.tables import PREDICTIONS, frame_of
+from distill_dagster.tables.schemas import PREDICTIONS, frame_of
 from tests.support.kinds import task_of
 
 

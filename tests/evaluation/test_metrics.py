@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from distill_dagster.errors import DistillError
+from distill_dagster.config import EvaluationSpec
+from distill_dagster.core.errors import DistillError
 from distill_dagster.evaluation.metrics import (
     NO_ANSWER,
     NO_SLICE,
@@ -30,7 +31,6 @@ from distill_dagster.evaluation.statistics import (
     percentile_interval,
     resample_weights,
 )
-from distill_dagster.spec import EvaluationSpec
 from tests.evaluation.build import LABELS, SPEC, measured, row, table
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from distill_dagster import plots
+from distill_dagster.core import plots
 
 LABELS = [f"label number {i}" for i in range(24)]
 DRAWN = {

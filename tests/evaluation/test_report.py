@@ -14,13 +14,13 @@ import polars as pl
 import pytest
 from sklearn.metrics import f1_score
 
+from distill_dagster.config import TeacherSpec, TermsSpec
+from distill_dagster.evaluation.format import count, dollars, size
 from distill_dagster.evaluation.metrics import evaluate
-from distill_dagster.evaluation.present import count, dollars, size
 from distill_dagster.evaluation.report import ReportInputs, summary_rows, write_report
 from distill_dagster.evaluation.verdict import decide
-from distill_dagster.spec import TeacherSpec, TermsSpec
-from distill_dagster.tables import PREDICTIONS
-from distill_dagster.teacher.terms import terms_of
+from distill_dagster.tables.schemas import PREDICTIONS
+from distill_dagster.teacher.providers.terms import terms_of
 from tests.evaluation.build import LABELS, SPEC, row, table
 
 EVIL = "<script>alert(1)</script>"

@@ -6,9 +6,9 @@ import re
 
 import yaml
 
-from distill_dagster.paths import PROJECT
-from distill_dagster.spec import KIND, Task
-from distill_dagster.taskfiles import Slice
+from distill_dagster.config import KIND, Task
+from distill_dagster.core.paths import PROJECT
+from distill_dagster.tasks import Slice
 
 TEXT = (PROJECT / "docs" / "kinds.md").read_text("utf-8")
 

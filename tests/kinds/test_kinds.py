@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill_dagster.core.json_schema import answer_problem, schema_problem, strict
 from distill_dagster.kinds import InvalidAnswer, Kind, Question, kind_of
-from distill_dagster.kinds.schemas import answer_problem, schema_problem, strict
 from distill_dagster.kinds.similarity import chrf, rouge_l, squad_normalized, token_f1
 from tests.support.kinds import ANSWERS, KINDS, SCHEMA, task_of
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill_dagster.core.paths import PROJECT
 from distill_dagster.kinds import KINDS, Parsed, Question, kind_of, read_answer, written
 from distill_dagster.kinds.reading import is_refusal_text
-from distill_dagster.paths import PROJECT
 from tests.support.kinds import ANSWERS, task_of
 
 SHARED = Path(os.environ.get("DISTILL_SHARED_DATA", PROJECT.parent / "shared" / "data"))

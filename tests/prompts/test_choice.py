@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distill_dagster.prompts.choice import Fixed, Nearest, choice_of
-from distill_dagster.prompts.context import Example, draws
-from distill_dagster.spec import FewShot
+from distill_dagster.config import FewShot
+from distill_dagster.prompts.example_choice import Fixed, Nearest, choice_of
+from distill_dagster.prompts.few_shot import Example, draws
 
 WORDS = ("refund", "delivery", "login", "late", "twice")
 POOL = [

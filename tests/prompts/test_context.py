@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_dagster.prompts.context import Example, draws, left_out, pool, prompt_context
-from distill_dagster.prompts.seeds import held_out_keys, labelled_prompts, seed_prompts
-from distill_dagster.spec import FewShot
-from distill_dagster.tables import data_version
-from distill_dagster.taskfiles import Row, Slice, normalize
+from distill_dagster.config import FewShot
+from distill_dagster.prompts.few_shot import Example, draws, left_out, pool, prompt_context
+from distill_dagster.prompts.seeds import labelled_prompts, seed_prompts
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tasks import Row, Slice, normalize
+from distill_dagster.tasks.rows import held_out_keys
 
 LABELS = ["a", "b", "c"]
 

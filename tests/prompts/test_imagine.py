@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 import yaml
 
-from distill_dagster.errors import TeacherError
-from distill_dagster.hashing import content_hash
-from distill_dagster.imagined import Imagination, Imagined, imagined_file, read_imagined
+from distill_dagster.config import ImagineSpec
+from distill_dagster.core.errors import TeacherError
+from distill_dagster.core.hashing import content_hash
 from distill_dagster.kinds import WANTED_REFUSAL
-from distill_dagster.prompts.imagine import EVOLUTIONS, Imaginer, imagine_requests_needed
-from distill_dagster.prompts.more_templates import IMAGINE, own_templates
+from distill_dagster.prompts.auxiliary_templates import IMAGINE, own_templates
 from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.spec import ImagineSpec
-from distill_dagster.tables import data_version
-from distill_dagster.taskfiles import Slice, TaskFolder
-from distill_dagster.teacher.client import endpoint_of
-from distill_dagster.teacher.imagine import Outcome, imagine
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tasks import Slice, TaskFolder
+from distill_dagster.tasks.imagined import Imagination, Imagined, imagined_file, read_imagined
+from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.imagine.ask import Outcome, imagine
+from distill_dagster.teacher.imagine.plan import EVOLUTIONS, Imaginer, imagine_requests_needed
+from distill_dagster.teacher.providers.client import endpoint_of
 from tests.support.imagining import asked_text, listed, teacher, texts_for
 from tests.support.provider import FakeProvider, Fault
 from tests.support.task import LABELS, small_task

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_dagster.prompts.lists import json_in, texts_in
+from distill_dagster.teacher.imagine.lists import json_in, texts_in
 
 TWO = ["first text", "second text"]
 FORMS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distill_dagster.prompts.near import Known
+from distill_dagster.teacher.imagine.novelty import Known
 
 LONG = "the export of all our invoices to a spreadsheet stops half way and the file has no totals at the end"
 

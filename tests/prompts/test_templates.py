@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from distill_dagster.errors import DistillError
+from distill_dagster.config import Label
+from distill_dagster.core.errors import DistillError
 from distill_dagster.prompts import templates
-from distill_dagster.prompts.context import Example
+from distill_dagster.prompts.few_shot import Example
 from distill_dagster.prompts.templates import NAMES, Templates
-from distill_dagster.spec import Label
 
 VALUES = {
     "text": "my  text\nof two lines ",

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from distill_dagster.database_urls import with_driver
+from distill_dagster.core.database_urls import with_driver
 
 READY_S = 30
 REMEDY = (

@@ -15,11 +15,12 @@ from unittest import mock
 import dagster as dg
 import pytest
 
-from distill_dagster.database_urls import POSTGRES, STORE, with_driver
-from distill_dagster.teacher.batchstore import BatchStore
-from distill_dagster.teacher.ledger import Account, Wanted
-from distill_dagster.teacher.price import Worst
-from distill_dagster.teacher.store import CompletionStore, Response
+from distill_dagster.core.database_urls import POSTGRES, STORE, with_driver
+from distill_dagster.teacher.completions.batch_store import BatchStore
+from distill_dagster.teacher.completions.ledger import Account, Wanted
+from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.providers.exchange import Response
+from distill_dagster.teacher.providers.prices import Worst
 from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Ended, Project, new_project
 from tests.services.conftest import Server
 from tests.support.provider import FakeProvider

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.student.labels import LabelTrie
+from distill_dagster.student.label_trie import LabelTrie
 from distill_dagster.student.losses import soft_loss, soft_targets
 from distill_dagster.student.types import TrainRow
 

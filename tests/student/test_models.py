@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from distill_dagster.errors import ModelError
-from distill_dagster.hashing import file_hash
-from distill_dagster.spec import StudentSpec
-from distill_dagster.student import loading, models
+from distill_dagster.config import StudentSpec
+from distill_dagster.core import models
+from distill_dagster.core.errors import ModelError
+from distill_dagster.core.hashing import file_hash
+from distill_dagster.student import loading
 
 
 def test_a_packaged_name_comes_first(models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill_dagster import progress
-from distill_dagster.errors import DistillError, ModelError
-from distill_dagster.spec import Label, Lora, StudentSpec
-from distill_dagster.student import models, prompts
+from distill_dagster.config import Label, Lora, StudentSpec
+from distill_dagster.core import models, progress
+from distill_dagster.core.errors import DistillError, ModelError
+from distill_dagster.student import prompts
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.predict import centroid_predictor, embed, load_predictor
 from distill_dagster.student.train import LengthBatches, train_adapter

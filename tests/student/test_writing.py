@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from distill_dagster.errors import DistillError
+from distill_dagster.config import Lora, StudentSpec
+from distill_dagster.core.errors import DistillError
 from distill_dagster.kinds import Question, kind_of, read_answer, written
-from distill_dagster.spec import Lora, StudentSpec
-from distill_dagster.stages.evaluation import Item, _predict
-from distill_dagster.stages.students import rows_of_dataset
+from distill_dagster.pipeline.stages.evaluation import Item, _predict
+from distill_dagster.pipeline.stages.students import rows_of_dataset
 from distill_dagster.student.causal import CausalStudent
+from distill_dagster.student.free_text import WritingStudent
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import student_class, train_adapter
 from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
-from distill_dagster.student.writing import WritingStudent
-from distill_dagster.tables import DATASET, frame_of
+from distill_dagster.tables.schemas import DATASET, frame_of
 from tests.support.kinds import task_of
 
 SPEC = StudentSpec(

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from distill_dagster.taskfiles import TaskFolder
+from distill_dagster.tasks import TaskFolder
 from tests.support.kinds import ANSWERS, EXTRA
 from tests.support.task import jsonl, merged
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill_dagster.spec import Task
+from distill_dagster.config import Task
 from tests.support.task import merged
 
 SCHEMA: dict[str, Any] = {

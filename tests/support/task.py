@@ -13,19 +13,19 @@ from typing import Any
 import polars as pl
 import yaml
 
-from distill_dagster.lake import Lake
-from distill_dagster.prompts.context import context_schema, pool, prompt_context
-from distill_dagster.prompts.seeds import held_out_keys
+from distill_dagster.config import TeacherSpec
+from distill_dagster.pipeline.stages.context import Env, Reading
+from distill_dagster.pipeline.stages.gate import PASSED
+from distill_dagster.prompts.few_shot import context_schema, pool, prompt_context
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.spec import TeacherSpec
-from distill_dagster.stages.common import Env, Reading
-from distill_dagster.stages.gate import PASSED
-from distill_dagster.tables import PREDICTIONS
-from distill_dagster.taskfiles import TaskFolder
-from distill_dagster.teacher.ask import Asker
-from distill_dagster.teacher.client import Endpoint, endpoint_of
-from distill_dagster.teacher.requests import Requests
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.tables.lake import Lake
+from distill_dagster.tables.schemas import PREDICTIONS
+from distill_dagster.tasks import TaskFolder
+from distill_dagster.tasks.rows import held_out_keys
+from distill_dagster.teacher.asking.ask import Asker
+from distill_dagster.teacher.asking.requests import Requests
+from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.providers.client import Endpoint, endpoint_of
 
 LABELS = ["refund", "delivery", "login"]
 TEXTS = {

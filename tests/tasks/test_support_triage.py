@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from distill_dagster.paths import PROJECT
-from distill_dagster.taskfiles import TaskFolder, check_folder, normalize
+from distill_dagster.core.paths import PROJECT
+from distill_dagster.tasks import TaskFolder, check_folder, normalize
 
 FOLDER = TaskFolder(PROJECT / "data" / "tasks" / "support_triage")
 
@@ -88,7 +88,7 @@ def test_labels_differ_in_their_first_token(models_folder: Path) -> None:
     """So that one distribution over the next token is a soft label."""
     from transformers import AutoTokenizer
 
-    from distill_dagster.student.models import resolve
+    from distill_dagster.core.models import resolve
 
     tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2-135m-instruct", models_folder).location)
     first = {tokenizer(f" {label}", add_special_tokens=False).input_ids[0] for label in FOLDER.task.label_names}

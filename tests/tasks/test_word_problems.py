@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from distill_dagster.core.paths import PROJECT
 from distill_dagster.kinds.arithmetic import evaluated
-from distill_dagster.paths import PROJECT
-from distill_dagster.taskfiles import TaskFolder, check_folder, normalize
+from distill_dagster.tasks import TaskFolder, check_folder, normalize
 
 FOLDER = TaskFolder(PROJECT / "data" / "tasks" / "word_problems")
 SLICES = {"addition", "subtraction", "groups", "sharing", "money"}

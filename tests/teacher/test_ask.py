@@ -10,14 +10,15 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.curation.candidates import candidates, uniform_prior
-from distill_dagster.errors import DistillError, TeacherError
+from distill_dagster.core.errors import DistillError, TeacherError
+from distill_dagster.curation.candidates.label_answers import candidates
+from distill_dagster.curation.candidates.priors import uniform_prior
 from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.tables import data_version
-from distill_dagster.taskfiles import Slice, TaskFolder
-from distill_dagster.teacher.ask import Asked, run_ask
-from distill_dagster.teacher.attempts import PermanentTeacherError
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tasks import Slice, TaskFolder
+from distill_dagster.teacher.asking.ask import Asked, run_ask
+from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.providers.attempts import PermanentTeacherError
 from tests.support.provider import FakeProvider, Fault, Seen
 from tests.support.task import LABELS, asker_of, small_task
 

@@ -10,16 +10,16 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.curation.candidates import scored
-from distill_dagster.hashing import canonical_json
+from distill_dagster.core.hashing import canonical_json
+from distill_dagster.curation.candidates.score import scored
 from distill_dagster.kinds import WANTED_REFUSAL, kind_of
 from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.tables import PRIOR, PROMPTS, frame_of
-from distill_dagster.taskfiles import TaskFolder, check_folder
-from distill_dagster.teacher.ask import run_ask
-from distill_dagster.teacher.client import Request
-from distill_dagster.teacher.store import CompletionStore
-from distill_dagster.teacher.written import Prompt, asked_in, prompt_of
+from distill_dagster.tables.schemas import PRIOR, PROMPTS, frame_of
+from distill_dagster.tasks import TaskFolder, check_folder
+from distill_dagster.teacher.asking.ask import run_ask
+from distill_dagster.teacher.asking.free_text import Prompt, asked_in, prompt_of
+from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.providers.exchange import Request
 from tests.support.kind_folder import kind_folder
 from tests.support.kinds import ANSWERS, KINDS, SCHEMA
 from tests.support.provider import FakeProvider

@@ -15,18 +15,18 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.errors import TeacherError
-from distill_dagster.paths import PROJECT
+from distill_dagster.config import BudgetSpec, Task, TeacherSpec
+from distill_dagster.core.errors import TeacherError
+from distill_dagster.core.paths import PROJECT
 from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.spec import BudgetSpec, Task, TeacherSpec
-from distill_dagster.tables import data_version
-from distill_dagster.taskfiles import Slice
-from distill_dagster.teacher.ask import Asked, run_ask
-from distill_dagster.teacher.batches import NAME, PendingError, batch_cost, look_after
-from distill_dagster.teacher.batchstore import BatchStore
-from distill_dagster.teacher.client import endpoint_of
-from distill_dagster.teacher.ledger import Account
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tasks import Slice
+from distill_dagster.teacher.asking.ask import Asked, run_ask
+from distill_dagster.teacher.completions.batch_store import BatchStore
+from distill_dagster.teacher.completions.batches import NAME, PendingError, batch_cost, look_after
+from distill_dagster.teacher.completions.ledger import Account
+from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.providers.client import endpoint_of
 from tests.support.batches import BatchProvider
 from tests.support.task import LABELS, TASK, asker_of, merged, small_task
 

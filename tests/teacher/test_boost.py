@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from distill_dagster.prompts.context import pool, prompt_context
+from distill_dagster.config import TeacherSpec
+from distill_dagster.prompts.few_shot import pool, prompt_context
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.spec import TeacherSpec
-from distill_dagster.teacher import loop
-from distill_dagster.teacher.client import Endpoint, attempt
-from distill_dagster.teacher.embedded import SERVERS
-from distill_dagster.teacher.requests import Requests
-from distill_dagster.teacher.softlabels import next_words
-from distill_dagster.teacher.store import Response
+from distill_dagster.teacher.asking.requests import Requests
+from distill_dagster.teacher.asking.soft_labels import next_words
+from distill_dagster.teacher.providers import event_loop
+from distill_dagster.teacher.providers.client import Endpoint, attempt
+from distill_dagster.teacher.providers.embedded import SERVERS
+from distill_dagster.teacher.providers.exchange import Response
 from tests.support.task import small_task
 
 TEXTS = ("the parcel never came", "I want my money back", "lasagna with spinach")
@@ -30,7 +30,7 @@ def ask(folder: Path, endpoint: Endpoint, **teacher: Any) -> list[Response]:
     async def answers() -> list[Response]:
         return [await attempt(endpoint, requests.make(text, draw), 60.0) for text in TEXTS for draw in (0, 1)]
 
-    return loop.run(answers())
+    return event_loop.run(answers())
 
 
 def test_boosted_labels_keep_their_ratios(tmp_path: Path, models_folder: Path) -> None:

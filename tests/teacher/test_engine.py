@@ -19,15 +19,16 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 
-from distill_dagster.errors import TeacherError
-from distill_dagster.spec import BudgetSpec, TeacherSpec
-from distill_dagster.teacher import loop
-from distill_dagster.teacher.attempts import BudgetError, PermanentTeacherError, seconds_to_wait
-from distill_dagster.teacher.client import Request, endpoint_of
-from distill_dagster.teacher.engine import Engine, limits_of
-from distill_dagster.teacher.ledger import Account
-from distill_dagster.teacher.price import worst_case
-from distill_dagster.teacher.store import CompletionStore, Response
+from distill_dagster.config import BudgetSpec, TeacherSpec
+from distill_dagster.core.errors import TeacherError
+from distill_dagster.teacher.completions.engine import Engine, limits_of
+from distill_dagster.teacher.completions.ledger import Account
+from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.providers import event_loop
+from distill_dagster.teacher.providers.attempts import BudgetError, PermanentTeacherError, seconds_to_wait
+from distill_dagster.teacher.providers.client import endpoint_of
+from distill_dagster.teacher.providers.exchange import Request, Response
+from distill_dagster.teacher.providers.prices import worst_case
 from tests.support.provider import FakeProvider, Fault, Seen
 from tests.support.task import LABELS
 
@@ -73,7 +74,7 @@ def answers(engine: Engine, texts: list[str]) -> list[Response | BaseException]:
         await engine.close()
         return found
 
-    return loop.run(ask())
+    return event_loop.run(ask())
 
 
 def came(found: list[Response | BaseException]) -> int:
@@ -98,7 +99,7 @@ def test_another_engine_at_work_on_it_is_waited_for(engine: Make, provider: Fake
     async def both() -> list[Response]:
         return list(await asyncio.gather(one.answer(request("x", one)), two.answer(request("x", two))))
 
-    first, second = loop.run(both())
+    first, second = event_loop.run(both())
     assert first == second
     assert len(provider.requests) == 1
     assert (one.cached, two.cached) == (0, 1)

@@ -12,13 +12,13 @@ import polars as pl
 import pytest
 import yaml
 
-from distill_dagster.spec import TeacherSpec
-from distill_dagster.stages import teacher as stages
-from distill_dagster.stages.common import Env
-from distill_dagster.tables import COMPLETIONS
-from distill_dagster.taskfiles import TaskFolder
-from distill_dagster.teacher.estimate import GOLDEN, Estimate, estimate, total
-from distill_dagster.teacher.price import Price, price_of
+from distill_dagster.config import TeacherSpec
+from distill_dagster.pipeline.stages import teacher as stages
+from distill_dagster.pipeline.stages.context import Env
+from distill_dagster.tables.schemas import COMPLETIONS
+from distill_dagster.tasks import TaskFolder
+from distill_dagster.teacher.asking.estimate import GOLDEN, Estimate, estimate, total
+from distill_dagster.teacher.providers.prices import Price, price_of
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, env_of, pass_gate, small_task
 

@@ -11,19 +11,19 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster import plots
-from distill_dagster.checks import Check
-from distill_dagster.errors import TeacherError, TermsError
+from distill_dagster.core import plots
+from distill_dagster.core.checks import Check
+from distill_dagster.core.errors import TeacherError, TermsError
 from distill_dagster.kinds import kind_of
-from distill_dagster.lake import node
-from distill_dagster.prompts.imagine import imagine_teacher
-from distill_dagster.prompts.more_templates import JUDGE, own_templates
-from distill_dagster.stages import curation, teacher
-from distill_dagster.stages.common import Env, Made
-from distill_dagster.state import State
-from distill_dagster.tables import SCORED, user_text
-from distill_dagster.teacher.client import endpoint_of
-from distill_dagster.teacher.judge import (
+from distill_dagster.pipeline.freshness import State
+from distill_dagster.pipeline.stages import dataset, teacher
+from distill_dagster.pipeline.stages.context import Env, Made
+from distill_dagster.prompts.auxiliary_templates import JUDGE, own_templates
+from distill_dagster.tables.lake import node
+from distill_dagster.tables.messages import user_text
+from distill_dagster.tables.schemas import SCORED
+from distill_dagster.teacher.imagine.plan import imagine_teacher
+from distill_dagster.teacher.judge.judge import (
     Judge,
     _picked,
     differing_answers,
@@ -32,6 +32,7 @@ from distill_dagster.teacher.judge import (
     strict_schema,
     verdict_model,
 )
+from distill_dagster.teacher.providers.client import endpoint_of
 from tests.support.imagining import asked_text, judged, judges
 from tests.support.imagining import teacher as answers
 from tests.support.kinds import task_of
@@ -50,7 +51,7 @@ STAGES: dict[str, Callable[[Env, str | None], Made]] = {
     "teacher_prior": teacher.make_teacher_prior,
     "teacher_completions": teacher.make_teacher_completions,
     "scored_completions": teacher.make_scored_completions,
-    "filtered_dataset": curation.make_filtered_dataset,
+    "filtered_dataset": dataset.make_filtered_dataset,
 }
 
 
@@ -95,7 +96,7 @@ class Run:
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Great Expectations and pictures take most of the time; other tests have them."""
-    for module in (teacher, curation):
+    for module in (teacher, dataset):
         monkeypatch.setattr(module, "valid_table", lambda *_: Check("valid_table", True))
     monkeypatch.setattr(plots, "bar_counts", lambda *_: b"")
 
@@ -201,7 +202,7 @@ def test_the_threshold_stands_in_the_dataset_alone(tmp_path: Path, provider: Fak
     before = len(provider.requests)
     run.change("min_rows: 1", "min_rows: 1\n  filters:\n    min_judge: 0.6")
     assert run.update() == ["filtered_dataset"]
-    [rejected] = curation.read_rejected(run.env).to_dicts()
+    [rejected] = dataset.read_rejected(run.env).to_dicts()
     assert (rejected["drop_reason"], rejected["drop_detail"]) == ("low_judge", "judge score 0.5")
     assert len(provider.requests) == before
 

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.hashing import content_hash, strings_hash
-from distill_dagster.prompts.context import pool, prompt_context
+from distill_dagster.core.hashing import content_hash, strings_hash
+from distill_dagster.prompts.few_shot import pool, prompt_context
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.teacher.client import endpoint_of
-from distill_dagster.teacher.mould import HOLE, fits
-from distill_dagster.teacher.requests import Requests
-from distill_dagster.teacher.written import Prompt
+from distill_dagster.teacher.asking.free_text import Prompt
+from distill_dagster.teacher.asking.request_template import HOLE, fits
+from distill_dagster.teacher.asking.requests import Requests
+from distill_dagster.teacher.providers.client import endpoint_of
 from tests.support.kind_folder import kind_folder
 from tests.support.kinds import KINDS
 from tests.support.task import requests_of, small_task

@@ -14,16 +14,17 @@ import polars as pl
 import pytest
 import yaml
 
-from distill_dagster.errors import InputError, TeacherError
-from distill_dagster.paths import PROJECT
-from distill_dagster.sources import source_version
-from distill_dagster.spec import ReplaySpec, Task, TeacherSpec
-from distill_dagster.stages import teacher as stage
-from distill_dagster.stages.common import Env, Made
-from distill_dagster.tables import COMPLETIONS
-from distill_dagster.taskfiles import TaskFolder, check_folder
-from distill_dagster.teacher.estimate import estimate
-from distill_dagster.teacher.recorded import NOT_RECORDED, Recording, recordings
+from distill_dagster.config import ReplaySpec, Task, TeacherSpec
+from distill_dagster.core.errors import InputError, TeacherError
+from distill_dagster.core.paths import PROJECT
+from distill_dagster.intake.recordings import Recording, recordings
+from distill_dagster.pipeline.source_versions import source_version
+from distill_dagster.pipeline.stages import teacher as stage
+from distill_dagster.pipeline.stages.context import Env, Made
+from distill_dagster.tables.schemas import COMPLETIONS
+from distill_dagster.tasks import TaskFolder, check_folder
+from distill_dagster.teacher.asking.estimate import estimate
+from distill_dagster.teacher.providers.replay import NOT_RECORDED
 from tests.support.task import again, env_of, jsonl, pass_gate, small_task
 
 SHOP = {"I want a refund": "refund", "a delivery arrived broken": "delivery", "login asks twice": "login"}

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from distill_dagster.errors import TeacherError
-from distill_dagster.spec import TeacherSpec
-from distill_dagster.teacher.attempts import AttemptError
-from distill_dagster.teacher.client import Endpoint, Request, attempt, endpoint_of
+from distill_dagster.config import TeacherSpec
+from distill_dagster.core.errors import TeacherError
+from distill_dagster.teacher.providers.attempts import AttemptError
+from distill_dagster.teacher.providers.client import Endpoint, attempt, endpoint_of
+from distill_dagster.teacher.providers.exchange import Request
 from tests.support.task import requests_of, small_task
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import polars as pl
 
 from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.tables import VOLATILE, data_version
-from distill_dagster.taskfiles import Slice, TaskFolder
-from distill_dagster.teacher.ask import Asked, run_ask
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.tables.data_versions import VOLATILE, data_version
+from distill_dagster.tasks import Slice, TaskFolder
+from distill_dagster.teacher.asking.ask import Asked, run_ask
+from distill_dagster.teacher.completions.store import CompletionStore
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, asker_of, small_task
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from distill_dagster.errors import TeacherError
-from distill_dagster.lake import Record
+from distill_dagster.core.errors import TeacherError
+from distill_dagster.core.redaction import credentials, plain_address, scrubbed, trace_with_secret
+from distill_dagster.pipeline.stages.context import Env
 from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.secrets import credentials, plain_address, scrubbed, trace_with_secret
-from distill_dagster.stages.common import Env
-from distill_dagster.tables import data_version
-from distill_dagster.teacher.ask import Asked, run_ask
-from distill_dagster.teacher.client import without_secrets
-from distill_dagster.teacher.store import Response
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tables.lake import Record
+from distill_dagster.teacher.asking.ask import Asked, run_ask
+from distill_dagster.teacher.providers.client import without_secrets
+from distill_dagster.teacher.providers.exchange import Response
 from tests.support.provider import FakeProvider, Fault
 from tests.support.task import LABELS, asker_of, env_of, small_task
 

@@ -8,15 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_dagster.teacher.softlabels import (
-    LabelMass,
-    Position,
-    divide_shared,
-    floored,
-    label_mass,
-    normalize,
-    parse_label,
-)
+from distill_dagster.kinds.labels import parse_label
+from distill_dagster.teacher.asking.soft_labels import LabelMass, divide_shared, floored, label_mass, normalize
+from distill_dagster.teacher.providers.exchange import Position
 
 
 def position(**shares: float) -> Position:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from distill_dagster.teacher.store import LOOKED_UP, CompletionStore, Response
+from distill_dagster.teacher.completions.store import LOOKED_UP, CompletionStore
+from distill_dagster.teacher.providers.exchange import Response
 
 
 def response(text: str = "refund", **changes: object) -> Response:

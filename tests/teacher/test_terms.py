@@ -15,16 +15,16 @@ import yaml
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from pydantic import ValidationError
 
+from distill_dagster.config import Task, TeacherSpec, TermsSpec
+from distill_dagster.core.errors import TermsError
+from distill_dagster.core.paths import PROJECT, Home
 from distill_dagster.definitions import build
-from distill_dagster.errors import TermsError
-from distill_dagster.lake import Record
-from distill_dagster.paths import PROJECT, Home
-from distill_dagster.spec import Task, TeacherSpec, TermsSpec
-from distill_dagster.stages.evaluation import _terms
-from distill_dagster.tables import DATASET, SCORED, frame_of
-from distill_dagster.taskfiles import check_folder
-from distill_dagster.teacher.client import endpoint_of
-from distill_dagster.teacher.terms import TABLE, entry_of, table, terms_checks, terms_of
+from distill_dagster.pipeline.stages.evaluation import _terms
+from distill_dagster.tables.lake import Record
+from distill_dagster.tables.schemas import DATASET, SCORED, frame_of
+from distill_dagster.tasks import check_folder
+from distill_dagster.teacher.providers.client import endpoint_of
+from distill_dagster.teacher.providers.terms import TABLE, entry_of, table, terms_checks, terms_of
 from tests.e2e.project import TASK, Project, new_project
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, env_of, small_task

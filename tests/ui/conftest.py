@@ -13,7 +13,7 @@ import pytest
 import yaml
 from playwright.sync_api import Locator, Page, expect
 
-from distill_dagster.graph import slices_name
+from distill_dagster.pipeline.stage_table import slices_name
 from tests.e2e.project import GROUP, TASK, Project, new_project
 from tests.support.browser import LOCATION, SLOW_MS, browsing, serving
 from tests.support.provider import FakeProvider

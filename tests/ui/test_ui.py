@@ -19,9 +19,9 @@ import dagster as dg
 import pytest
 from playwright.sync_api import expect
 
-from distill_dagster.checks import CHECKS
-from distill_dagster.graph import SOURCES, STAGES
-from distill_dagster.paths import PROJECT
+from distill_dagster.core.paths import PROJECT
+from distill_dagster.pipeline.check_catalogue import CHECKS
+from distill_dagster.pipeline.stage_table import SOURCES, STAGES
 from tests.e2e.project import GROUP, TASK
 from tests.support.browser import LOCATION
 from tests.ui.conftest import Screen

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 import polars as pl
 from pydantic import Field
 
-from distill_dagster.curation.about import About
 from distill_dagster.curation.filters.base import Example, Filter, score, scorer, words
 from distill_dagster.curation.scores import Scorer
-from distill_dagster.curation.texts import json_text
+from distill_dagster.curation.task_view import About
+from distill_dagster.curation.text_columns import json_text
 
 
 class Gold(Filter):

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import polars as pl
 from pydantic import Field
 
-from distill_dagster.curation.about import TEXTUAL, About
+from distill_dagster.core.hashing import canonical_json
 from distill_dagster.curation.filters.base import Example, Filter, score, scorer, words
 from distill_dagster.curation.scores import Scorer
-from distill_dagster.hashing import canonical_json
+from distill_dagster.curation.task_view import TEXTUAL, About
 from distill_dagster.kinds import WANTED_REFUSAL
 
 _SAID = pl.coalesce("error", "status")

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from distill_dagster.curation.about import About
 from distill_dagster.curation.scores import SCORERS, Scorer
+from distill_dagster.curation.task_view import About
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import polars as pl
 from pydantic import Field, field_validator
 
-from distill_dagster.curation.about import About
 from distill_dagster.curation.filters.base import Example, Filter, score, words
 from distill_dagster.curation.scores import Scorer
 from distill_dagster.curation.scores.classifiers import absent, classifier, known
+from distill_dagster.curation.task_view import About
 
 
 class _Classified(Filter):

@@ -13,18 +13,19 @@ from typing import Any
 
 import polars as pl
 
-from distill_dagster.curation.about import LABELLED, About
+from distill_dagster.core.hashing import canonical_json
+from distill_dagster.core.paths import PROJECT
 from distill_dagster.curation.filters.base import Example, Filter
 from distill_dagster.curation.filters.own import COLUMNS
 from distill_dagster.curation.filters.run import marked
 from distill_dagster.curation.filters.settings import FILTERS, STEPS
 from distill_dagster.curation.scores import add_scores
 from distill_dagster.curation.scores.classifiers import VARIABLE
-from distill_dagster.hashing import canonical_json
+from distill_dagster.curation.task_view import LABELLED, About
 from distill_dagster.kinds import KINDS
-from distill_dagster.paths import PROJECT
-from distill_dagster.prompts.seeds import prompt_id, user_message
-from distill_dagster.tables import SCORED, SCORES, frame_of
+from distill_dagster.prompts.seeds import prompt_id
+from distill_dagster.tables.messages import user_message
+from distill_dagster.tables.schemas import SCORED, SCORES, frame_of
 
 PAGE = PROJECT / "docs" / "filters.md"
 BEGIN, END = "<!-- made from the filters: begin -->", "<!-- made from the filters: end -->"

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from distill_dagster.curation.about import About
+from distill_dagster.core.errors import DistillError
 from distill_dagster.curation.filters.base import Filter, score
 from distill_dagster.curation.scores import SCORERS, Scorer
-from distill_dagster.curation.texts import answer_words, user_texts
-from distill_dagster.errors import DistillError
-from distill_dagster.tables import SCORES
+from distill_dagster.curation.task_view import About
+from distill_dagster.curation.text_columns import answer_words, user_texts
+from distill_dagster.tables.schemas import SCORES
 
 if TYPE_CHECKING:
     import duckdb

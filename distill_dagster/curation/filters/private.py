@@ -7,9 +7,9 @@ from typing import Literal
 import polars as pl
 from pydantic import Field
 
-from distill_dagster.curation.about import About
 from distill_dagster.curation.filters.base import Example, Filter, score, scorer, words
 from distill_dagster.curation.scores import Scorer
+from distill_dagster.curation.task_view import About
 
 Kind = Literal["EMAIL", "PHONE", "IBAN", "CARD"]
 PII_KINDS: tuple[Kind, ...] = ("EMAIL", "PHONE", "IBAN", "CARD")

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field, field_validator
 
-from distill_dagster.curation.about import TEXTUAL, About
 from distill_dagster.curation.filters.base import Example, Filter, score, scorer, words
 from distill_dagster.curation.scores import Scorer
+from distill_dagster.curation.task_view import TEXTUAL, About
 
 
 class Language(Filter):

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import polars as pl
 from pydantic import Field
 
-from distill_dagster.curation.about import LABELLED, TEXTUAL, About
 from distill_dagster.curation.filters.base import Example, Filter, score, scorer, words
 from distill_dagster.curation.scores import Scorer
+from distill_dagster.curation.task_view import LABELLED, TEXTUAL, About
 
 _ALL = (*LABELLED, *TEXTUAL, "math", "qa")
 

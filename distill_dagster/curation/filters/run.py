@@ -9,10 +9,11 @@ from pathlib import Path
 
 import polars as pl
 
-from distill_dagster.curation.about import About
 from distill_dagster.curation.filters.base import Filter
 from distill_dagster.curation.scores import add_scores
-from distill_dagster.tables import SCORED, user_text_expr
+from distill_dagster.curation.task_view import About
+from distill_dagster.tables.messages import user_text_expr
+from distill_dagster.tables.schemas import SCORED
 
 BATCH_ROWS = 50_000
 

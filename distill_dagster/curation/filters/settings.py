@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
-from distill_dagster.curation.about import About
 from distill_dagster.curation.filters import agreement, answers, classified, lengths, private, prose, reasoning
 from distill_dagster.curation.filters.base import Filter
 from distill_dagster.curation.filters.own import Own
 from distill_dagster.curation.scores import Scorer
+from distill_dagster.curation.task_view import About
 
 FILTERS: tuple[type[Filter], ...] = (
     answers.Truncated,

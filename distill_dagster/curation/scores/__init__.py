@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from distill_dagster.curation.about import About
 from distill_dagster.curation.scores.base import PROSE_FIELDS, Scorer
 from distill_dagster.curation.scores.gold import GOLD
 from distill_dagster.curation.scores.private import PRIVATE
 from distill_dagster.curation.scores.reasoning import ARITHMETIC, REASONING
 from distill_dagster.curation.scores.texts import BOILER, LANGUAGE, LENGTHS, REFUSAL
-from distill_dagster.curation.texts import with_texts
-from distill_dagster.tables import SCORES
+from distill_dagster.curation.task_view import About
+from distill_dagster.curation.text_columns import with_texts
+from distill_dagster.tables.schemas import SCORES
 
 __all__ = ["SCORERS", "Scorer", "add_scores", "versions"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from distill_dagster.curation.about import About
+from distill_dagster.curation.task_view import About
 
 
 @dataclass(frozen=True)

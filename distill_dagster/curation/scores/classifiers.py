@@ -14,9 +14,9 @@ from importlib import metadata
 
 import polars as pl
 
-from distill_dagster.curation.about import About
+from distill_dagster.core.errors import DistillError
 from distill_dagster.curation.scores.base import Scorer
-from distill_dagster.errors import DistillError
+from distill_dagster.curation.task_view import About
 
 GROUP = "distill_dagster.classifiers"
 VARIABLE = "DISTILL_CLASSIFIERS"

@@ -6,8 +6,8 @@ import json
 
 import polars as pl
 
-from distill_dagster.curation.about import About
 from distill_dagster.curation.scores.base import Scorer
+from distill_dagster.curation.task_view import About
 from distill_dagster.kinds import WANTED_REFUSAL, is_refusal
 
 

@@ -8,9 +8,9 @@ from collections.abc import Collection
 
 import polars as pl
 
-from distill_dagster.curation.about import About
 from distill_dagster.curation.scores.base import Scorer
-from distill_dagster.masking import MAX_CHARS, mask
+from distill_dagster.curation.task_view import About
+from distill_dagster.intake.masking import MAX_CHARS, mask
 
 _BETWEEN = r"[\p{Pd}\s().+/~\[\]\u{AD}\u{200B}\u{2060}（）［］⁓∼～／−ー]{0,4}"
 HINTS = {

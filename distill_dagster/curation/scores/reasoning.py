@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from distill_dagster.curation.about import LABELLED, About
 from distill_dagster.curation.scores.base import Scorer
+from distill_dagster.curation.task_view import LABELLED, About
 from distill_dagster.kinds.arithmetic import MAX_CHARS, NotANumber, evaluated, number_in
 from distill_dagster.kinds.similarity import squad_normalized
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from distill_dagster.curation.about import LABELLED, About
 from distill_dagster.curation.scores.base import Scorer
+from distill_dagster.curation.task_view import LABELLED, About
 
 _VERBS = (
     r"(?:help|assist|comply|provide|fulfill?|do (?:that|this)|support|share|discuss|write|create|generate|answer"

@@ -1,0 +1,57 @@
+"""The sensor that looks after a task's batches, so that no run has to wait for them."""
+
+import dagster as dg
+
+from assets.common import TaskGraph
+from distill_dagster.core.errors import DistillError
+from distill_dagster.teacher.completions.batches import Collected, look_after
+from resources.storage import CompletionStoreResource, TaskFoldersResource
+from resources.teacher import TeacherResource
+
+INTERVAL_S = 60
+_WITH = {"teacher_completions": ["teacher_completions", "scored_completions"]}
+"""What is run for the answers of a batch: the asset that asked, and what joins its run."""
+
+
+def batches_sensor(graph: TaskGraph) -> dg.SensorDefinition:
+    """Only for a teacher in batch mode. It submits nothing by itself, but its runs may: for what came meanwhile."""
+
+    @dg.sensor(
+        name=f"{graph.identifier}_batches",
+        asset_selection=dg.AssetSelection.groups(graph.name),
+        minimum_interval_seconds=INTERVAL_S,
+        default_status=graph.sensor_status,
+        description="Looks at the provider's batches: answers of one that ended go into the store, and what asked for "
+        f"them is run.{graph.stopped}",
+    )
+    def _batches(
+        context: dg.SensorEvaluationContext,
+        tasks: dg.ResourceParam[TaskFoldersResource],
+        store: dg.ResourceParam[CompletionStoreResource],
+        teacher: dg.ResourceParam[TeacherResource],
+    ) -> dg.SensorResult | dg.SkipReason:
+        try:
+            done, open_ = list[Collected](), 0
+            with store.open() as opened:
+                for spec in (one for one in tasks.open(graph.name).task.teacher_specs if one.mode == "batch"):
+                    with teacher.endpoint(spec) as endpoint:
+                        ended, left = look_after(endpoint, spec, opened, graph.name)
+                    done, open_ = [*done, *ended], open_ + len(left)
+        except DistillError as error:
+            return dg.SkipReason(str(error)[:2000])
+        for one in done:
+            context.log.info(str(one))
+        if not done:
+            return dg.SkipReason(f"{open_} batches under way." if open_ else "No batch is under way.")
+        return dg.SensorResult(run_requests=[_run_of(graph, one) for one in done])
+
+    return _batches
+
+
+def _run_of(graph: TaskGraph, done: Collected) -> dg.RunRequest:
+    asset, _, partition = done.submission.origin.removeprefix(f"{graph.name}/").partition("[")
+    return dg.RunRequest(
+        run_key=done.submission.submission,
+        partition_key=partition.removesuffix("]") or None,
+        asset_selection=[graph.key(name) for name in _WITH.get(asset, [asset])],
+    )

@@ -1,0 +1,57 @@
+"""Many slices in one run: each still has a data version, checks and a failure of its own.
+
+Dagster gives all partitions of one run the same data version, and one failing key fails them all. So the first asset of
+such a run does the work of the whole run slice by slice, each in a run of its own within the same process, which share
+the loaded libraries and the warm teacher; the other assets of the outer run have nothing left to do and are skipped.
+A range of one slice, which is what a backfill makes of slices that are not neighbours, is treated alike.
+"""
+
+from contextlib import ExitStack
+
+import dagster as dg
+
+from distill_dagster.core.errors import DistillError
+from distill_dagster.orchestration import pending_in, run_within
+from distill_dagster.orchestration.tags import BACKFILL_TAG, BUDGET_TAGS, run_tags
+
+
+def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
+    """Run the run's selection for each of its slices.
+
+    Raises:
+        dg.Failure: slices failed; it names them. The others are done.
+    """
+    step = context.get_step_execution_context().step.key
+    # The steps of the runs within take the pool's slot in turn; ours would be in their way for ever.
+    context.instance.event_log_storage.free_concurrency_slot_for_step(context.run.run_id, step)
+    tags = run_tags(context.run.run_id)
+    tags |= {tag: value for tag, value in context.run.tags.items() if tag in BUDGET_TAGS.values()}
+    context.instance.add_run_tags(context.run.run_id, tags)  # found to be dead if it is killed
+    if backfill := context.run.tags.get(BACKFILL_TAG):
+        tags[BACKFILL_TAG] = backfill  # a backfill counts what runs of its own made; else it would end as failed
+    assets = sorted(context.run.asset_selection or ()) or None  # so that the list of runs names them
+    failed: list[str] = []
+    keys = list(context.partition_keys)
+    with ExitStack() as held:
+        if any(key.path[-1] == "teacher_completions" for key in context.job_def.asset_layer.executable_asset_keys):
+            try:
+                spec = context.resources.tasks.open(task).task.teacher
+                held.enter_context(context.resources.teacher.endpoint(spec))
+            except DistillError:
+                pass  # each slice says so itself
+        for number, key in enumerate(keys, start=1):
+            try:
+                result = run_within(context.job_def, context.instance, key, assets, tags)
+            except dg.DagsterUnknownPartitionError:
+                context.log.warning(f"{key}: was removed meanwhile ({number} of {len(keys)})")
+                continue
+            if not result.success:
+                failed.append(key)
+            state = "waiting for its batch" if pending_in(result) else "done" if result.success else "failed"
+            context.log.info(f"{key}: {state} ({number} of {len(keys)})")
+    if failed:
+        names = ", ".join(failed)
+        raise dg.Failure(
+            f"{len(failed)} of {len(keys)} slices failed: {names}. Each has a run of its own that says why.",
+            allow_retries=False,
+        )

@@ -1,0 +1,123 @@
+"""`distill estimate` and `ledger`: what teachers will cost, and what they did."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from distill_dagster.cli.options import JsonOption, TaskArgument, open_folder, out, problems_shown
+from distill_dagster.core.database_urls import store_url
+from distill_dagster.core.paths import Home
+from distill_dagster.pipeline.backfill_selection import named_slices
+from distill_dagster.pipeline.freshness import State
+from distill_dagster.tables.lake import Lake
+from distill_dagster.tasks import TaskFolder
+
+if TYPE_CHECKING:
+    from distill_dagster.teacher.asking.estimate import Estimate
+
+
+def estimate(
+    task: TaskArgument = None,
+    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice; may be repeated.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What bringing a task up to date would ask its teachers: requests, tokens, USD and time. Asks nothing.
+
+    Tokens and USD are at most: every answer as long as it may be. USD are unknown where a price is.
+    """
+    home = Home.from_env()
+    with problems_shown():
+        folder = open_folder(home, task)
+        state = State(folder, Lake(home.lake, home.reports))
+        keys = named_slices(folder, slices) if slices else folder.slice_keys()
+        show_estimate(home, folder, state, keys, as_json, golden=not slices)
+
+
+def show_estimate(home: Home, folder: TaskFolder, state: State, keys: list[str], as_json: bool, golden: bool) -> None:
+    """What materializing these slices would ask, slice by slice and teacher by teacher."""
+    from distill_dagster.teacher.asking.estimate import total
+
+    found = _estimated(home, folder, keys, golden)
+    # What is the same in every row would only make the others narrow.
+    several = len({(one.teacher, one.purpose) for one in found}) > 1
+    whom = ("teacher", "for") if several else ()
+    table = Table("slice", "state", *whom, "prompts", "to send", "stored", "tokens at most", "USD at most")
+    for one in found:
+        now = state.status("scored_completions", one.slice).state if one.slice in keys else ""
+        usd = "unknown" if one.usd is None else f"{one.usd:.4f}"
+        counts = f"{one.prompts:,}", f"{one.calls:,}", f"{one.cached:,}", f"{one.tokens:,}", usd
+        table.add_row(escape(one.slice), now, *((escape(one.teacher), one.purpose) if several else ()), *counts)
+    out.print(table)
+    whole = total(found)
+    least = "at least " if any(spec.resolve_labels for spec in folder.task.teacher_specs) else ""
+    usd = "unknown, since a price is" if whole["usd"] is None else f"${whole['usd']:.4f}"
+    wall = "unknown" if whole["wall_s"] is None else f"{whole['wall_s']:.0f} s"
+    out.print(
+        f"{len(keys)} slices: {least}{whole['teacher_calls']} requests to send, {whole['teacher_calls_cached']} "
+        f"answered by the store. At most {whole['tokens']:,} tokens; cost at most {usd}; time {wall}. Nothing was run.",
+        soft_wrap=True,
+    )
+    if as_json:
+        each = {"estimates": [asdict(one) for one in found]}
+        print(json.dumps({"partitions": {"teacher_completions": keys}} | whole | each))
+
+
+def _estimated(home: Home, folder: TaskFolder, keys: list[str], golden: bool) -> list[Estimate]:
+    from distill_dagster.student.sentences import sentence_embedder
+    from distill_dagster.teacher.asking.estimate import estimate
+    from resources.storage import CompletionStoreResource
+
+    with CompletionStoreResource(path=str(home.store), url=store_url()).open() as store:
+        return estimate(folder, store, keys, lambda spec: sentence_embedder(spec, home.models), golden=golden)
+
+
+def ledger(
+    task: TaskArgument = None,
+    parquet: Annotated[Path | None, typer.Option("--parquet", help="Write every row to this file instead.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What was spent on teachers: requests, tokens and USD by month, teacher, purpose and state."""
+    import duckdb
+
+    from distill_dagster.tables.parquet import write_parquet
+    from resources.storage import CompletionStoreResource
+
+    home = Home.from_env()
+    with problems_shown():
+        folder = open_folder(home, task)
+        with CompletionStoreResource(path=str(home.store), url=store_url()).open() as store:
+            rows = store.ledger().filter(task=folder.name)
+        if parquet is not None:
+            write_parquet(rows, parquet, {})
+            out.print(f"{rows.height} rows in {escape(str(parquet))}", soft_wrap=True)
+        with duckdb.connect() as connection:
+            connection.register("ledger", rows.to_arrow())
+            found = connection.sql(_SPENT).fetchall()
+        names = ("month", "teacher", "for", "state", "requests", "tokens", "usd")
+        if parquet is None:
+            table = Table(*names, title=f"{folder.name}: spent on teachers")
+            for row in found:
+                usd = "unknown" if row[-1] is None else f"{row[-1]:.4f}"
+                table.add_row(*(escape(str(value)) for value in row[:4]), f"{row[4]:,}", f"{row[5]:,}", usd)
+            out.print(table)
+        if as_json:
+            print(json.dumps({"task": folder.name, "ledger": [dict(zip(names, row, strict=True)) for row in found]}))
+
+
+_SPENT = """
+WITH taken AS (
+    SELECT *, coalesce(tokens, worst_tokens) AS took,
+        CASE state WHEN 'released' THEN 0 ELSE coalesce(usd, CASE state WHEN 'reserved' THEN worst_usd END) END AS cost
+    FROM ledger
+)
+SELECT month, teacher, purpose, state, count(*), sum(took)::BIGINT,
+    CASE WHEN count(cost) = count(*) THEN sum(cost) END
+FROM taken GROUP BY ALL ORDER BY ALL
+"""

@@ -1,0 +1,73 @@
+"""`distill filters` and `explain`: why rows are in the dataset or not."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from distill_dagster.cli.options import JsonOption, TaskArgument, open_folder, out, problems_shown
+from distill_dagster.core.paths import Home
+from distill_dagster.pipeline.freshness import State
+from distill_dagster.tables.lake import Lake
+
+
+def filters(
+    task: TaskArgument = None,
+    dropped: Annotated[
+        str | None, typer.Option("--dropped", help="Show rows that were dropped with this reason.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many of them.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """The filters of a task in the order of application, and how many rows each dropped from the dataset that is there.
+
+    Runs nothing. docs/filters.md describes every filter.
+    """
+    from distill_dagster.pipeline.row_history import dropped_rows
+    from distill_dagster.pipeline.stages.dataset import filters_shown
+
+    home = Home.from_env()
+    with problems_shown():
+        folder = open_folder(home, task)
+        lake = Lake(home.lake, home.reports)
+        now = State(folder, lake).status("filtered_dataset")
+        extra = now.record.extra if now.record is not None else {}
+        rows = filters_shown(folder.task.filters, extra.get("reasons", {}))
+        table = Table("", "filter", "drop reason", "parameters", "dropped")
+        for row in rows:
+            count = "" if row["dropped"] is None else f"{row['dropped']:,}"
+            cells = (row["order"], row["filter"], row["drop_reason"], row["parameters"])
+            table.add_row(*(escape(str(cell)) for cell in cells), count)
+        out.print(table)
+        masked = f", {extra['masked_rows']:,} of them masked" if "masked_rows" in extra else ""
+        made = "never made" if now.record is None else f"{now.state}, {now.record.rows:,} rows kept{masked}"
+        out.print(f"{folder.name}: filtered_dataset is {made}")
+        found = dropped_rows(lake, folder.name, dropped, limit) if dropped is not None else []
+        for one in found:
+            said = f"{one['drop_detail'] or ''} | {one['text']}"
+            out.print(f"{one['prompt_id'][:12]} [dim]{escape(one['slice'])}[/dim] {escape(said[:200])}", soft_wrap=True)
+        if as_json:
+            more = {"rows": found} if dropped is not None else {}
+            print(json.dumps({"task": folder.name, "state": now.state, "filters": rows} | more))
+
+
+def explain(
+    task: Annotated[str, typer.Argument(help="The task.")],
+    prompt_id: Annotated[str, typer.Argument(help="The id of a prompt, or the beginning of one.")],
+    as_json: JsonOption = False,
+) -> None:
+    """A row's whole story: its prompt, completions and scores, which filter dropped it and why, and where it went."""
+    from distill_dagster.pipeline.row_history import explained, show
+
+    home = Home.from_env()
+    with problems_shown():
+        folder = open_folder(home, task)
+        story = explained(folder, Lake(home.lake, home.reports), prompt_id.lower())
+        if as_json:
+            print(json.dumps(story))
+        else:
+            show(story, folder, out)

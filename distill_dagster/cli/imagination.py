@@ -1,0 +1,113 @@
+"""`distill imagine`: prompts that the teacher imagines."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from distill_dagster.cli.options import (
+    BudgetTokens,
+    BudgetUsd,
+    JsonOption,
+    TaskArgument,
+    cap_of,
+    open_folder,
+    out,
+    problems_shown,
+)
+from distill_dagster.cli.output import end_with, progress_bar, show_failures
+from distill_dagster.core.errors import DistillError, InputError, Problem
+from distill_dagster.core.paths import Home
+from distill_dagster.pipeline.backfill_selection import named_slices
+from distill_dagster.tasks import TaskFolder
+
+
+def imagine(
+    task: TaskArgument = None,
+    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice; may be repeated.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Retire what was imagined before, and ask anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked; run nothing.")] = False,
+    budget_usd: BudgetUsd = None,
+    budget_tokens: BudgetTokens = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let the teacher imagine prompts now, until every slice with a `target` has that many.
+
+    `distill run` does so by itself; this asks for no answers, and asks again where a slice stayed below its target.
+    Exit code 1 where something failed; a slice that stays below its target is no failure.
+    """
+    home = Home.from_env()
+    started = time.perf_counter()
+    with problems_shown():
+        folder, cap = open_folder(home, task), cap_of(budget_usd, budget_tokens)
+        from distill_dagster.tasks.imagined import imagined_file
+        from distill_dagster.teacher.imagine.log import start_anew
+
+        keys = _with_target(folder, slices)
+        if dry_run:
+            _show_imagined(folder, keys, fresh, as_json)
+            return
+        from distill_dagster import orchestration
+        from distill_dagster.definitions import build
+
+        with orchestration.open_instance(home) as instance:
+            if fresh and folder.accepted is not None:
+                for key in keys:
+                    start_anew(imagined_file(folder.accepted, key))
+            orchestration.sync(folder, instance)
+            with progress_bar() as tell:
+                outcome = orchestration.Runner(home, folder, instance, build(home), cap=cap).imagine(keys, tell)
+        outcome.wall_s = time.perf_counter() - started
+        found = _show_imagined(folder, keys, False, False)
+        out.print(
+            f"{folder.name}: {outcome.teacher_calls} requests sent, {outcome.teacher_calls_cached} answered by the "
+            f"store ({outcome.wall_s:.1f} s). `distill run {folder.name}` asks for their answers."
+        )
+        show_failures(outcome)
+        end_with(outcome, as_json, imagined=found)
+
+
+def _with_target(folder: TaskFolder, slices: list[str] | None) -> list[str]:
+    """The named slices, or all that have a target."""
+    keys = named_slices(folder, slices) if slices else folder.slice_keys()
+    found = [key for key in keys if folder.slice(key).target is not None]
+    for key in keys if slices else []:
+        if key not in found:
+            remedy = "Add `target: N` with the number of prompts that it should have."
+            raise InputError([Problem(folder.path / "slices" / f"{key}.yaml", "the slice has no target.", remedy)])
+    if not found:
+        raise DistillError(f"No slice of {folder.name} has a target. Add `target: N` to a file in slices/.")
+    return found
+
+
+def _show_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: bool) -> dict[str, dict[str, int]]:
+    """What slices have and lack to their targets; `fresh`: as if what was imagined before were retired."""
+    from distill_dagster.tasks.imagined import Imagination
+    from distill_dagster.teacher.imagine.plan import imagine_requests_needed
+
+    table = Table("slice", "target", "imagined", "retired", "missing", "requests", "at most")
+    found: dict[str, dict[str, int]] = {}
+    for key in keys:
+        slice_ = folder.slice(key)
+        if fresh:
+            before = slice_.imagination
+            slice_ = slice_.with_imagined(Imagination(retired=before.retired + len(before.prompts)))
+        need, imagined = imagine_requests_needed(folder.task, slice_), slice_.imagination
+        found[key] = {
+            "target": slice_.target or 0,
+            "imagined": len(imagined.prompts),
+            "retired": imagined.retired,
+            "missing": need.prompts,
+            "requests": need.requests,
+            "at_most": need.at_most,
+        }
+        table.add_row(escape(key), *(str(number) for number in found[key].values()))
+    out.print(table)
+    if as_json:
+        print(json.dumps({"imagined": found, "teacher_calls": sum(one["requests"] for one in found.values())}))
+    return found

@@ -1,0 +1,130 @@
+"""`distill inbox`, `batches` and `import`: what comes in from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from distill_dagster.cli.options import JsonOption, TaskArgument, err, open_folder, out, problems_shown
+from distill_dagster.core.database_urls import store_url
+from distill_dagster.core.errors import DistillError
+from distill_dagster.core.paths import Home
+from distill_dagster.tasks import Target
+
+
+def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
+    """Take the new prompts that lie in the task's inbox: `inbox/<task>/*.jsonl`. Asks no teacher.
+
+    Waits some seconds for a file that was just written. Exit code 1 where a file was rejected; the others are taken.
+    """
+    from distill_dagster.intake.inbox import QUIET_S, take, waiting_s
+
+    home = Home.from_env()
+    with problems_shown():
+        folder = open_folder(home, task)
+        place = home.inbox / folder.name
+        place.mkdir(parents=True, exist_ok=True)
+        if wait := waiting_s(place):
+            err.print(f"[dim]a file changed just now; waiting {wait:.0f} s[/dim]")
+            time.sleep(min(wait, QUIET_S) + 0.1)
+        taken = take(folder, place)
+        for one in taken:
+            colour = {"accepted": "green", "rejected": "red"}.get(one.state, "yellow")
+            out.print(f"[{colour}]{one.state}[/{colour}] {escape(str(one))}", soft_wrap=True)
+        accepted: dict[str, int] = {}
+        for key, number in sorted((key, n) for one in taken for key, n in one.accepted.items()):
+            accepted[key] = accepted.get(key, 0) + number
+        new = sum(accepted.values())
+        remark = f" `distill run {folder.name}` asks the teacher for them." if new else ""
+        out.print(f"{folder.name}: {new} prompts accepted from {place}.{remark}", soft_wrap=True)
+        if as_json:
+            files = [{"file": one.file, "state": one.state, "why": one.why, **one.counts()} for one in taken]
+            print(json.dumps({"task": folder.name, "accepted": accepted, "files": files}))
+        if any(one.state == "rejected" for one in taken):
+            raise typer.Exit(1)
+
+
+def batches(
+    task: TaskArgument = None,
+    forget: Annotated[str | None, typer.Option(help="Wait for this one no more; it counts as paid for.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at the batches of a task at the provider, and collect those that ended. Submits nothing."""
+    home = Home.from_env()
+    with problems_shown():
+        folder = open_folder(home, task)
+        from distill_dagster.teacher.completions.batch_store import BatchStore
+        from distill_dagster.teacher.completions.batches import give_up, look_after
+        from distill_dagster.teacher.providers.client import endpoint_of
+        from resources.storage import CompletionStoreResource
+
+        specs = [spec for spec in folder.task.teacher_specs if not spec.free]
+        if not specs:
+            raise DistillError(f"No teacher of {folder.name} is asked at a provider, so there are no batches.")
+        with CompletionStoreResource(path=str(home.store), url=store_url()).open() as store:
+            if forget is not None:
+                if forget not in {one.submission for one in BatchStore(store).open(task=folder.name)}:
+                    raise DistillError(f"{folder.name} has no open batch {forget!r}.")
+                give_up(store, forget)
+                out.print(f"forgotten: {forget}. It counts as paid for, and its requests may be asked anew.")
+            found = [look_after(endpoint_of(spec), spec, store, folder.name) for spec in specs]
+        done, left = [one for ended, _ in found for one in ended], [one for _, open_ in found for one in open_]
+        for one in done:
+            out.print(f"[green]collected[/green] {escape(str(one))}", soft_wrap=True)
+        for waiting in left:
+            id_ = waiting.batch_id or "(being submitted)"
+            what = f"{waiting.origin}: batch {id_}, {waiting.requests} requests, since {waiting.created_at}"
+            out.print(f"[yellow]under way[/yellow] {escape(what)} ({waiting.submission})", soft_wrap=True)
+        answers = sum(one.answers for one in done)
+        remark = f" `distill run {folder.name}` goes on with them." if done else ""
+        out.print(f"{folder.name}: {answers} answers collected, {len(left)} batches under way.{remark}")
+        if as_json:
+            print(json.dumps({"task": folder.name, "collected": answers, "under_way": [s.batch_id for s in left]}))
+
+
+def import_(
+    task: Annotated[str, typer.Argument(help="The task.")],
+    path: Annotated[Path, typer.Argument(help="CSV, JSONL, JSON, Parquet, or a folder of traces.")],
+    target: Annotated[Target, typer.Option("--as", help="What the records become.")],
+    slice_: Annotated[str | None, typer.Option("--slice", help="The slice of all of it.")] = None,
+    slice_field: Annotated[str | None, typer.Option(help="The field that names the slice.")] = None,
+    text_field: Annotated[str | None, typer.Option(help="The field of the prompt: a name or a dotted path.")] = None,
+    label_field: Annotated[str | None, typer.Option(help="The field of the human's answer.")] = None,
+    id_field: Annotated[str | None, typer.Option(help="The field of the id; by default `id`.")] = None,
+    completion_field: Annotated[str | None, typer.Option(help="recorded: the field of the completion.")] = None,
+    reasoning_field: Annotated[str | None, typer.Option(help="The field of the reasoning, where there is one.")] = None,
+    name: Annotated[str | None, typer.Option(help="recorded: a name of its own; by default the file's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be added; write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Import a file into a task, as seeds, labelled rows or recorded completions. The same file twice adds nothing.
+
+    Seeds and recorded completions are masked and stored beside what came through the inbox; labelled rows are appended
+    to the task's own files. Exit code 2 where a record cannot be used: nothing was written then.
+    """
+    from distill_dagster.intake.import_files import Options, import_file
+
+    home = Home.from_env()
+    with problems_shown():
+        folder = open_folder(home, task)
+        fields = (slice_, slice_field, text_field, label_field, id_field, completion_field, reasoning_field, name)
+        done = import_file(folder, path, Options(target, *fields, dry_run), home.inbox / folder.name)
+        would = "would be added" if dry_run else "added"
+        for place, number in done.added.items():
+            out.print(f"[green]{number} {would}[/green] to {escape(place)}", soft_wrap=True)
+        for why, number in done.skipped.items():
+            out.print(f"[yellow]{number} left out[/yellow]: {why}")
+        if done.masked:
+            out.print("masked: " + ", ".join(f"{number} {kind}" for kind, number in done.masked.items()))
+        what = f"{done.count} of {done.records} records of {escape(done.file)}"
+        out.print(f"{folder.name}: {what} {would}.", soft_wrap=True)
+        if done.hint:
+            out.print(escape(done.hint), soft_wrap=True)
+        if as_json:
+            found = {"file": done.file, "as": done.target, "records": done.records, "dry_run": dry_run}
+            print(json.dumps({"task": folder.name, **found, "added": done.added, "skipped": done.skipped}))

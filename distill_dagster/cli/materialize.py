@@ -1,0 +1,156 @@
+"""`distill run`, `refresh` and `backfill`: making what is missing or stale."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from distill_dagster.cli.cost import show_estimate
+from distill_dagster.cli.options import (
+    BudgetTokens,
+    BudgetUsd,
+    JsonOption,
+    TaskArgument,
+    cap_of,
+    chosen_students,
+    err,
+    open_folder,
+    out,
+    problems_shown,
+)
+from distill_dagster.cli.output import end_with, progress_bar, show_failures, show_report
+from distill_dagster.core.errors import DistillError, InputError
+from distill_dagster.core.paths import Home
+from distill_dagster.pipeline.backfill_selection import Lacking, lacking_slices, named_slices, slice_range
+from distill_dagster.pipeline.freshness import State
+from distill_dagster.tables.lake import Lake
+from distill_dagster.tasks import check_folder
+
+
+def run(
+    task: TaskArgument = None,
+    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice; may be repeated.")] = None,
+    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
+    budget_usd: BudgetUsd = None,
+    budget_tokens: BudgetTokens = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Materialize everything that is missing or stale, and show the result."""
+    home = Home.from_env()
+    started = time.perf_counter()
+    with problems_shown():
+        folder, cap = open_folder(home, task), cap_of(budget_usd, budget_tokens)
+        problems = check_folder(folder)
+        if errors := [p for p in problems if p.severity == "error"]:
+            raise InputError(errors)
+        if problems:
+            err.print(f"[yellow]{len(problems)} warnings[/yellow]: `distill check {folder.name}` shows them")
+        chosen = chosen_students(folder, students)
+        keys = named_slices(folder, slices) if slices else None
+        from distill_dagster import orchestration
+        from distill_dagster.definitions import build
+
+        with orchestration.open_instance(home) as instance:
+            orchestration.sync(folder, instance)
+            runner = orchestration.Runner(home, folder, instance, build(home), cap=cap)
+            with progress_bar() as tell:
+                outcome = runner.run(keys, chosen, tell)
+        outcome.wall_s = time.perf_counter() - started
+        if not outcome.runs and not outcome.blocked and not outcome.failed:
+            out.print(f"[green]{folder.name} is up to date: nothing to do[/green] ({outcome.wall_s:.1f} s)")
+        show_failures(outcome)
+        for student in chosen if keys is None else []:
+            show_report(home, folder, student)
+        end_with(outcome, as_json)
+
+
+def refresh(
+    task: TaskArgument = None,
+    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Train however little changed.")] = False,
+    budget_usd: BudgetUsd = None,
+    budget_tokens: BudgetTokens = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a task up to date, as a scheduler would: by default every student that was trained before.
+
+    Compares what is with what every artifact was made from, so no edit is lost whenever it was made. A student is
+    trained anew only where more than `refresh.min_new_rows` rows of the dataset changed, or a setting of it.
+    """
+    home = Home.from_env()
+    started = time.perf_counter()
+    with problems_shown():
+        folder, cap = open_folder(home, task), cap_of(budget_usd, budget_tokens)
+        chosen = chosen_students(folder, students) if students else []
+        from distill_dagster import orchestration
+        from distill_dagster.definitions import build
+
+        with orchestration.open_instance(home) as instance:
+            runner = orchestration.Runner(home, folder, instance, build(home), cap=cap)
+            with progress_bar() as tell:
+                outcome = orchestration.refresh_task(runner, chosen, force, tell)
+            outcome.wall_s = time.perf_counter() - started
+            instance.report_runless_asset_event(orchestration.refresh_event(folder.name, outcome))
+        for name, why in outcome.waiting.items():
+            out.print(f"[dim]waits[/dim] {escape(name)}: {escape(why)}", soft_wrap=True)
+        if not outcome.runs and not outcome.blocked and not outcome.failed:
+            out.print(f"[green]{folder.name}: nothing to refresh[/green] ({outcome.wall_s:.1f} s)")
+        show_failures(outcome)
+        end_with(outcome, as_json)
+
+
+def backfill(
+    task: TaskArgument = None,
+    slices: Annotated[list[str] | None, typer.Option("--slice", help="This slice; may be repeated.")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="From this slice on, in alphabetical order.")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Up to this slice, included.")] = None,
+    lacking: Annotated[
+        Lacking | None, typer.Option("--which", help="Slices by their state; without any option: stale.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked; run nothing.")] = False,
+    budget_usd: BudgetUsd = None,
+    budget_tokens: BudgetTokens = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Materialize slices up to scored_completions: named ones and ranges even if fresh, else those that lack something.
+
+    `--which stale` takes every slice that is not fresh, `missing` what was never made, `failed` where the last run
+    failed, `all` every slice. Waits for the end; the exit code tells whether all went well.
+    """
+    home = Home.from_env()
+    started = time.perf_counter()
+    with problems_shown():
+        folder, cap = open_folder(home, task), cap_of(budget_usd, budget_tokens)
+        if sum((bool(slices), first is not None or last is not None, lacking is not None)) > 1:
+            raise DistillError("Choose slices in one way: --slice, or --from and --to, or --which.")
+        from distill_dagster import orchestration
+        from distill_dagster.definitions import build
+
+        with orchestration.open_instance(home) as instance:
+            orchestration.sync(folder, instance)
+            state = State(folder, Lake(home.lake, home.reports))
+            if slices:
+                keys = named_slices(folder, slices)
+            elif first is not None or last is not None:
+                keys = slice_range(folder, first, last)
+            else:
+                failed = orchestration.failed_slices(folder, instance) if lacking == "failed" else set()
+                keys = lacking_slices(state, lacking or "stale", failed)
+            if dry_run:
+                show_estimate(home, folder, state, keys, as_json, golden=False)
+                return
+            again = lacking in ("failed", "all") or bool(slices or first or last)
+            with progress_bar() as tell:
+                outcome = orchestration.Runner(home, folder, instance, build(home), cap=cap).backfill(keys, tell, again)
+        outcome.wall_s = time.perf_counter() - started
+        made = sum(len(partitions) for partitions in outcome.partitions.values())
+        cached = outcome.teacher_calls_cached
+        out.print(
+            f"{folder.name}: {len(keys)} slices, {made} artifacts made, {outcome.teacher_calls} requests sent, "
+            f"{cached} answered by the store ({outcome.wall_s:.1f} s)"
+        )
+        show_failures(outcome)
+        end_with(outcome, as_json)

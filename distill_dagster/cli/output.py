@@ -1,0 +1,116 @@
+"""What a run shows: a bar while it lasts, what failed, the report, and the exit code at its end."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from distill_dagster.cli.options import err, out
+from distill_dagster.core import progress
+from distill_dagster.core.paths import Home
+from distill_dagster.tasks import TaskFolder
+
+if TYPE_CHECKING:
+    from distill_dagster.orchestration import Outcome
+
+
+WAITING = 3
+"""Exit code of a command that has no answers yet of batches that it submitted; 1 is a failure, 2 bad input."""
+
+
+@contextmanager
+def progress_bar() -> Iterator[Any]:
+    """A bar for the run in hand on a terminal; a line for each finished run elsewhere."""
+    started = time.perf_counter()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+        bar = bars.add_task("", total=None)
+        last: dict[str, Any] = {"what": "", "at": 0.0}
+
+        def told(kind: str, what: str) -> None:
+            if kind == "start":
+                last["what"] = what
+                bars.update(bar, description=escape(what), completed=0, total=None)
+            elif kind == "pending":
+                bars.console.print(f"[yellow]…[/yellow] {escape(what)} [dim]waits for its batch[/dim]")
+            elif kind == "waiting":
+                bars.console.print(f"[yellow]{escape(what)}: waiting for its end[/yellow]")
+            else:
+                mark = "[green]✓[/green]" if kind == "done" else "[red]✗[/red]"
+                bars.console.print(f"{mark} {escape(what)} [dim]{time.perf_counter() - started:.0f} s[/dim]")
+
+        def listen(what: str, done: int, total: int) -> None:
+            bars.update(bar, description=escape(f"{last['what']}: {what}"), completed=done, total=total)
+            if not err.is_terminal and (time.perf_counter() - last["at"] > 20 or done == total):
+                last["at"] = time.perf_counter()
+                err.print(f"  {escape(what)}: {done} of {total}", highlight=False)
+
+        with progress.listening(listen):
+            yield told
+
+
+def show_failures(outcome: Outcome) -> None:
+    """What failed, what waits for a batch, and what is held back by either; a line each."""
+    for name, message in outcome.failed.items():
+        err.print(f"[red]failed[/red] {escape(name)}: {escape(message)}", soft_wrap=True)
+    for name, why in outcome.pending.items():
+        out.print(f"[yellow]waits[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
+    for name, why in outcome.blocked.items():
+        err.print(f"[yellow]held back[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
+
+
+def show_report(home: Home, folder: TaskFolder, student: str) -> bool:
+    """The result table of one student and where its report lies."""
+    path = home.report_folder(folder.name, student) / "metrics.json"
+    if not path.exists():
+        return False
+    metrics = json.loads(path.read_text())
+    rows = metrics["summary"]
+    table = Table(title=f"{folder.name}, student {student}: {metrics['systems']['teacher']['n']} golden items")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "))
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row.values()))
+    out.print(table)
+    out.print(escape(metrics["verdict"]["text"]))
+    if metrics.get("notice"):
+        out.print(f"[dim]{escape(metrics['notice'])}[/dim]")
+    out.print(f"Report: {path.with_name('report.html')}", soft_wrap=True)
+    return True
+
+
+def end_with(outcome: Outcome, as_json: bool, **more: Any) -> None:
+    """The end of a command that ran assets: its JSON object, and its exit code.
+
+    Raises:
+        Exit: something failed, was held back, or waits.
+    """
+    waits = outcome.pending and not (outcome.failed or outcome.blocked)
+    if waits:
+        out.print(
+            "[yellow]Nothing failed; answers are still to come.[/yellow] A provider may take a day for a batch. "
+            "Its sensor goes on with them, or the next `distill refresh` or `distill run`.",
+            soft_wrap=True,
+        )
+    if as_json:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(outcome.as_json() | more | {"peak_mb": round(peak, 1)}))
+    if outcome.failed or outcome.blocked:
+        raise typer.Exit(1)
+    if waits:
+        raise typer.Exit(WAITING)

@@ -1,0 +1,69 @@
+"""How new prompts are taken."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from distill_dagster.config.base import SLICE_KEY, Model
+from distill_dagster.core.patterns import pattern_problem
+
+
+class InboxRule(Model):
+    """Where a prompt goes whose record matches: a slice, and a regular expression to be found in a field."""
+
+    slice: str
+    field: Annotated[str, Field(min_length=1)] | None = Field(default=None, description="by default the text")
+    matches: Annotated[str, Field(min_length=1)]
+
+    @field_validator("slice")
+    @classmethod
+    def _slice_key(cls, value: str) -> str:
+        if not SLICE_KEY.fullmatch(value):
+            raise ValueError(f"a slice matches {SLICE_KEY.pattern}")
+        return value
+
+    @field_validator("matches")
+    @classmethod
+    def _pattern(cls, value: str) -> str:
+        if why := pattern_problem(value):
+            raise ValueError(why)
+        return value
+
+
+class InboxSpec(Model):
+    """How lines of files in the inbox become prompts."""
+
+    text_field: Annotated[str, Field(min_length=1)] = "text"
+    slice_field: Annotated[str, Field(min_length=1)] = "slice"
+    rules: list[InboxRule] = Field(default=[], description="for lines that name no slice; the first that matches")
+    keep_files: bool = Field(
+        default=False, description="keep taken files in done/, unmasked as they came; by default only their summary"
+    )
+    phone_regions: list[str] = Field(
+        default=["US", "GB", "DE", "FR"],
+        description="countries whose national way to write phone numbers is masked too; +49 … always is",
+    )
+
+    @field_validator("phone_regions")
+    @classmethod
+    def _regions(cls, value: list[str]) -> list[str]:
+
+        for region in value:
+            if region not in supported_regions():
+                raise ValueError(f"{region!r} is not a country in two capital letters, such as US or DE")
+        return value
+
+    @model_validator(mode="after")
+    def _two_fields(self) -> InboxSpec:
+        if self.text_field == self.slice_field:
+            raise ValueError("text_field and slice_field name the same field")
+        return self
+
+
+def supported_regions() -> frozenset[str]:
+    """Two-letter countries that `phone_regions` may name."""
+    from phonenumbers import SUPPORTED_REGIONS
+
+    return frozenset(SUPPORTED_REGIONS)

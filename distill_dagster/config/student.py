@@ -1,0 +1,94 @@
+"""Who learns."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distill_dagster.config.answers import LABEL_KINDS
+from distill_dagster.config.base import STUDENT_NAME, Model
+
+
+class Lora(Model):
+    """Low-rank adapters (Hu et al. 2021)."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class StudentSpec(Model):
+    """Who learns: a causal LM that writes the label, or an encoder with a classification head."""
+
+    model: str = Field(description="name of a packaged model, a folder, or a hub id")
+    architecture: Literal["causal_lm", "encoder"]
+    revision: str | None = None
+    lora: Lora = Lora()
+    quantization: Literal["none", "nf4"] = "none"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    epochs: Annotated[int, Field(ge=1, le=200)] = 2
+    seed_only_epochs: Annotated[int, Field(ge=1, le=500)] | None = Field(
+        default=None, description="epochs of seed_only; by default `epochs`"
+    )
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    temperature: Annotated[float, Field(gt=0, le=20)] = Field(default=1.0, description="of the distillation loss")
+    soft_weight: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="1: soft labels alone, 0: the kept label alone"
+    )
+    max_tokens: Annotated[int, Field(ge=8, le=8192)] = Field(
+        default=256, description="of a prompt; longer ones are cut"
+    )
+    answer_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
+        default=256, description="of an answer that is written, with its reasoning: so many are learned and written"
+    )
+    reasoning: bool = Field(
+        default=False,
+        description="of a task with labels and `reasoning: true`: learn to write the teacher's reasoning and the label "
+        "behind it, instead of choosing the label at once",
+    )
+    seed: int = 0
+
+
+BASE_SETTINGS = (
+    "model",
+    "architecture",
+    "revision",
+    "quantization",
+    "dtype",
+    "max_tokens",
+    "answer_tokens",
+    "reasoning",
+)
+"""What of a student's settings shapes the answers of its base, the untrained model."""
+
+
+def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -> None:
+    """Whether a student can learn what a task of this kind, with reasoning or without, has to teach.
+
+    Raises:
+        ValueError: it cannot, or is named badly.
+    """
+    if not STUDENT_NAME.fullmatch(name):
+        raise ValueError(f"student name {name!r} must match {STUDENT_NAME.pattern}")
+    if student.architecture == "encoder" and kind not in LABEL_KINDS:
+        raise ValueError(
+            f"student {name!r} is an encoder, which chooses among labels; kind {kind} wants `architecture: causal_lm`"
+        )
+    if student.reasoning and kind not in LABEL_KINDS:
+        raise ValueError(
+            f"student {name!r}: reasoning is for kinds with labels; of kind {kind} it is learned wherever the "
+            f"task has `reasoning: true`. Leave it out"
+        )
+    if student.reasoning and not reasoning:
+        raise ValueError(
+            f"student {name!r} is to learn reasoning, and the teacher is not asked for it: set "
+            f"`reasoning: true` for the task"
+        )
+    if student.reasoning and student.architecture == "encoder":
+        raise ValueError(
+            f"student {name!r} is an encoder, which writes nothing; reasoning wants `architecture: causal_lm`"
+        )

@@ -1,0 +1,23 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class CheckSpec:
+    name: str
+    description: str
+    blocking: bool = False
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check; `found` names what failed, with some of the failing rows."""
+
+    name: str
+    passed: bool
+    severity: Literal["error", "warning"] = "error"
+    found: dict[str, Any] = field(default_factory=dict)

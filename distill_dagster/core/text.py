@@ -1,0 +1,10 @@
+"""TODO."""
+
+from __future__ import annotations
+
+
+def normalize(text: str) -> str:
+    """The key of exact duplicates; `tables.normalized_expr` is the same as a query."""
+    import unicodedata
+
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split())

@@ -1,0 +1,172 @@
+"""Caps and floors: which of the rows that passed every filter are left out so that none of their kinds outweighs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from distill_dagster.config.balance import BalanceSpec, Counts
+from distill_dagster.core.embedding import Embed
+from distill_dagster.core.hashing import content_hash
+
+if TYPE_CHECKING:
+    import numpy as np
+
+OVER_CAP = "over_cap"
+"""The drop reason of rows that a cap leaves out."""
+
+
+def field_value(field: str) -> pl.Expr:
+    """The value that caps and floors count, from a candidate's columns; null where a row has none."""
+    if field == "slice":
+        return pl.col("slice")
+    if field == "label":
+        return pl.col("answer").str.json_decode(pl.String)
+    # A JSON path would read dots and brackets in the axis' name; the axes are flat objects of texts.
+    axes = pl.Struct({field: pl.String})
+    return pl.col("axes").str.json_decode(axes).struct.field(field)
+
+
+def balance(rows: pl.DataFrame, spec: BalanceSpec, seed: int, embed: Embed | None = None) -> pl.DataFrame:
+    """The rows with `drop_reason` and `drop_detail`: null for those that stay.
+
+    Rows are taken in the order of `choice`, first those that some floor still wants, then the others, each unless one
+    of its caps or `max_rows` is reached. The outcome does not depend on the order of the rows.
+
+    Args:
+        rows: `prompt_id`, `slice`, `teacher` (null: a person answered), `confidence`; `answer` and `axes` where a field
+            needs them; `text` for the choice `diverse`. Ids are unique.
+        seed: of the choice `random`, and of what is equal under the others.
+        embed: for the choice `diverse`.
+    """
+    fields = sorted({*spec.caps, *spec.floors})
+    values = rows.select(field_value(field).alias(f"{place}") for place, field in enumerate(fields))
+    order = _order(rows, values, spec, seed, embed)
+    keys = list(values.rows()) if fields else [()] * rows.height
+    places = {field: place for place, field in enumerate(fields)}
+    floors = {(places[f], v): n for f, counts in spec.floors.items() for v, n in _each(counts, values[f"{places[f]}"])}
+    caps = {(places[f], v): n for f, counts in spec.caps.items() for v, n in _each(counts, values[f"{places[f]}"])}
+    taken: Counter[tuple[int, str]] = Counter()
+    why: list[str | None] = [None] * rows.height
+    kept = [False] * rows.height
+    total = 0
+    for wanted_only in (True, False) if floors else (False,):
+        for row in order:
+            if kept[row]:
+                continue
+            groups = [(place, value) for place, value in enumerate(keys[row]) if value is not None]
+            if wanted_only and not any(taken[g] < floors.get(g, 0) for g in groups):
+                continue
+            full = next((g for g in groups if g in caps and taken[g] >= caps[g]), None)
+            if full is not None:
+                why[row] = f"cap of {fields[full[0]]} {full[1]}: {caps[full]}"
+            elif spec.max_rows is not None and total >= spec.max_rows:
+                why[row] = f"max_rows: {spec.max_rows}"
+            else:
+                kept[row], why[row] = True, None
+                taken.update(groups)
+                total += 1
+    reason = [None if stays else OVER_CAP for stays in kept]
+    return rows.with_columns(
+        pl.Series("drop_reason", reason, dtype=pl.String), pl.Series("drop_detail", why, dtype=pl.String)
+    )
+
+
+def below_floors(rows: pl.DataFrame | pl.LazyFrame, spec: BalanceSpec) -> dict[str, int]:
+    """Values that have fewer rows than their floor, written `field value`, with the rows that they have."""
+    found: dict[str, int] = {}
+    for field, counts in sorted(spec.floors.items()):
+        have = rows.lazy().select(field_value(field).alias("value")).collect(engine="streaming")["value"].drop_nulls()
+        rows_of = dict(have.value_counts().iter_rows())
+        for value, wanted in _each(counts, have):
+            if rows_of.get(value, 0) < wanted:
+                found[f"{field} {value}"] = rows_of.get(value, 0)
+    return found
+
+
+def _each(counts: Counts, values: pl.Series) -> Iterable[tuple[str, int]]:
+    """Every value with its number."""
+    if isinstance(counts, dict):
+        return sorted(counts.items())
+    return [(value, counts) for value in sorted(values.drop_nulls().unique().to_list())]
+
+
+def _order(rows: pl.DataFrame, values: pl.DataFrame, spec: BalanceSpec, seed: int, embed: Embed | None) -> list[int]:
+    """Indexes of the rows, those to be taken first in front."""
+    tie = [content_hash([seed, id_]) for id_ in rows["prompt_id"]]
+    keyed = rows.select("teacher", "confidence").with_columns(pl.Series("tie", tie)).with_row_index("row")
+    first: list[pl.Expr] = [pl.col("teacher").is_not_null()]
+    if spec.choice == "best":
+        first.append(-pl.col("confidence").fill_null(0.0))
+    elif spec.choice == "diverse" and rows.height:
+        assert embed is not None, "the choice `diverse` needs sentence embeddings"
+        keyed = keyed.with_columns(pl.Series("rank", _spread(rows, values, keyed, spec, embed)))
+        first.append(pl.col("rank"))
+    return keyed.sort(*first, "tie")["row"].to_list()
+
+
+def _spread(
+    rows: pl.DataFrame, values: pl.DataFrame, keyed: pl.DataFrame, spec: BalanceSpec, embed: Embed
+) -> list[int]:
+    """The place of each row in the farthest-first order of its group: rows with the same values of all fields."""
+    import numpy as np
+
+    vectors = embed(rows["text"].to_list())
+    caps = [n for counts in spec.caps.values() for n in (counts.values() if isinstance(counts, dict) else [counts])]
+    most = max([*caps, spec.max_rows or 0], default=0)
+    ranks = np.zeros(rows.height, dtype=np.int64)
+    # People's answers first, then by the seeded hash: where the traversal starts, and how ties are broken.
+    grouped = keyed.with_columns(values).sort(pl.col("teacher").is_not_null(), "tie")
+    for members in grouped.group_by(values.columns or [pl.lit(0)], maintain_order=True).agg("row")["row"]:
+        chosen = np.asarray(members.to_list())
+        ranks[chosen[farthest_first(vectors[chosen], min(most or len(chosen), len(chosen)))]] = np.arange(len(chosen))
+    return ranks.tolist()
+
+
+def farthest_first(vectors: np.ndarray, count: int) -> np.ndarray:
+    """Indexes of all rows: `count` of them so that each is farthest from those before it, then the others in order.
+
+    Gonzalez 1985, whose greedy choice covers the points within twice the best possible radius; Sener and Savarese 2018
+    choose training data by it. Takes O(count x rows) dot products and starts with row 0; of rows equally far the
+    first one is taken.
+
+    Args:
+        vectors: float (rows, dimensions), each row of length 1.
+    """
+    import numpy as np
+
+    rows = len(vectors)
+    if not rows:
+        return np.zeros(0, dtype=np.int64)
+    nearest = np.full(rows, -np.inf)  # cosine to the nearest row that was taken
+    taken = np.zeros(rows, dtype=bool)
+    order = []
+    place = 0
+    for _ in range(min(count, rows)):
+        order.append(place)
+        taken[place] = True
+        nearest = np.maximum(nearest, np.round(vectors @ vectors[place], 6))
+        place = int(np.argmin(np.where(taken, np.inf, nearest)))
+    return np.concatenate([np.asarray(order, dtype=np.int64), np.flatnonzero(~taken)])
+
+
+def stratified(strata: pl.Series, groups: pl.Series, share: float) -> pl.Series:
+    """True for the rows of the validation side: about its share of every stratum, and whole groups alone.
+
+    Args:
+        strata: the stratum of each row; null is a stratum of its own.
+        groups: a hash of each row's text, or of what stands for its near-duplicates: rows of one group are on one side.
+            Groups are taken in the order of their hashes, so that a row changes its side only where its stratum's share
+            crosses it.
+    """
+    frame = pl.DataFrame({"stratum": strata, "group": groups})
+    # A group that has rows of several strata counts for the first of them.
+    of_group = frame.group_by("group").agg(pl.col("stratum").min(), pl.len().alias("rows")).sort("stratum", "group")
+    before = pl.col("rows").cum_sum().over("stratum") - pl.col("rows")
+    wanted = pl.col("rows").sum().over("stratum") * share
+    # Taken while that leaves it nearer to its share than without: half of the group still fits.
+    sides = of_group.select("group", side=before + pl.col("rows") / 2 <= wanted)
+    return frame.join(sides, on="group", how="left", maintain_order="left")["side"]

@@ -1,0 +1,224 @@
+"""How texts are folded before they are compared, what counts as a word, and the scheme that hashes stand under."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from distill_dagster.core.hashing import content_hash
+from distill_dagster.tables.messages import normalized_expr
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HASH_VERSION = 1
+"""Raise it with any change to folding, words or hashes: stored states of another version are not read."""
+
+# Scripts written without spaces: each of their letters is a word of its own. (First, last) code points.
+_ALONE = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x3040, 0x30FF),  # Hiragana, Katakana
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),  # Han
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
+_END = 0x40000
+"""No word has a character from here on."""
+_ALONE_CLASS = "".join(f"\\x{{{first:X}}}-\\x{{{last:X}}}" for first, last in _ALONE)
+_LETTERS = rf"[\p{{L}}\p{{M}}\p{{N}}_--[\x{{{_END:X}}}-\x{{{sys.maxunicode:X}}}]]"
+WORD_PATTERN = f"[{_LETTERS}&&[{_ALONE_CLASS}]]|[{_LETTERS}--[{_ALONE_CLASS}]]+"
+"""A word as a regular expression (Rust's syntax) over folded text; `classes` says the same to the kernel."""
+NUMBER_PATTERN = r"-?\p{Nd}+(?:[.,/]\p{Nd}+)*"
+"""A number in a folded text, as `keep_numbers` compares them."""
+
+
+QUIET = ".,;:!?'\"()-"
+"""Marks that end and join sentences. They and those beyond ASCII are no part of the key of exact duplicates, unless
+they tell something: in a number, or as a sign before a word. Symbols such as + = < % always are part of it."""
+_HELD = {mark: chr(0xFDD0 + n) for n, mark in enumerate(",-.:!")}
+"""Marks that tell something, while the others are taken out: as code points that Unicode keeps free of characters."""
+_SIGNED = r"0-9a-z_\x{80}-\x{FDCF}\x{FDF0}-\x{10FFFF}"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How near-duplicates are looked for. Signatures can be compared only under one and the same scheme.
+
+    Args:
+        ngram: words in a shingle. Two find more edited rows, three fewer chance likenesses.
+        bands: keys per row. Two rows become candidates if one key of theirs is the same.
+        rows_per_band: MinHash functions in a key. A pair of Jaccard J becomes a candidate with the probability
+            1 - (1 - J^rows_per_band)^bands.
+        min_words: rows with fewer words are compared exactly only: short texts that differ in one word are alike by
+            any measure of shared words, and often mean different things.
+        keep_numbers: rows whose numbers differ are no duplicates, however alike their words: maths.
+    """
+
+    ngram: int = 3
+    bands: int = 24
+    rows_per_band: int = 4
+    min_words: int = 12
+    keep_numbers: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.ngram <= 32 or self.min_words < 1:
+            raise ValueError("ngram is a number of words from 1 to 32, min_words 1 or more")
+        if not 1 <= self.bands <= 256 or not 1 <= self.rows_per_band <= 32:
+            raise ValueError("bands is a number from 1 to 256, rows_per_band from 1 to 32")
+
+    @property
+    def id(self) -> str:
+        """16 hex digits that stand for all that decides a signature."""
+        return content_hash(
+            {
+                "ngram": self.ngram,
+                "bands": self.bands,
+                "rows_per_band": self.rows_per_band,
+                "min_words": self.min_words,
+                "keep_numbers": self.keep_numbers,
+                "hash_version": HASH_VERSION,
+            }
+        )[:16]
+
+    def chance(self, jaccard: float) -> float:
+        """The probability that a pair of this Jaccard becomes a candidate."""
+        return 1.0 - (1.0 - jaccard**self.rows_per_band) ** self.bands
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the columns of band keys."""
+        return [f"k{band:02}" for band in range(self.bands)]
+
+
+@lru_cache(maxsize=1)
+def _case_folding() -> dict[str, str]:
+    """Characters that stay in lower case and still have another case folding, such as ß and final sigma."""
+    characters = map(chr, range(0x20000))
+    return {c: c.casefold() for c in characters if c.lower() == c != c.casefold()}
+
+
+def folded_expr(text: pl.Expr) -> pl.Expr:
+    """What duplicates are compared in: `tables.normalized_expr`, then Unicode case folding; null is empty.
+
+    Texts with the same normalized key have the same folded one, never the other way about.
+    """
+    folding = _case_folding()
+    normalized = normalized_expr(text.fill_null(""))
+    return normalized.str.replace_many(list(folding), list(folding.values())).str.normalize("NFKC")
+
+
+def folded_wide(texts: pl.Series) -> pl.Series:
+    """`folded_expr` of texts beyond ASCII, five times as quick, and with white space as it is: the kernel folds it.
+
+    Normalizing costs most, and few texts hold a character that it may change.
+    """
+    texts = _changed(texts, _unstable(), pl.col("text").str.normalize("NFKC")).str.to_lowercase()
+    folding = _case_folding()
+    replaced = pl.col("text").str.replace_many(list(folding), list(folding.values()))
+    texts = _changed(texts, f"[{''.join(folding)}]", replaced)
+    return _changed(texts, _unstable(), pl.col("text").str.normalize("NFKC"))
+
+
+def _changed(texts: pl.Series, pattern: str, change: pl.Expr) -> pl.Series:
+    """The texts, changed where the pattern is in them."""
+    places = texts.str.contains(pattern).arg_true()
+    if places.is_empty():
+        return texts
+    part = texts.gather(places).alias("text").to_frame().select(change).to_series()
+    order = pl.Series(range(texts.len()), dtype=pl.UInt32).scatter(places, range(texts.len(), texts.len() + part.len()))
+    return pl.concat([texts, part.alias(texts.name)]).gather(order)
+
+
+@lru_cache(maxsize=1)
+def _unstable() -> str:
+    """A class of all characters that NFKC may change, alone or by what stands before them."""
+    spans: list[list[int]] = []
+    # From 0x30000 on there is no such character but variation selectors, which stay as they are.
+    for code in (*range(0x80, 0xD800), *range(0xE000, 0x30000)):
+        character = chr(code)
+        joins = unicodedata.combining(character) or 0x1100 <= code < 0x1200  # parts of Korean syllables
+        if joins or not unicodedata.is_normalized("NFKC", character):
+            if spans and spans[-1][1] == code - 1:
+                spans[-1][1] = code
+            else:
+                spans.append([code, code])
+    return "[" + "".join(f"\\x{{{first:X}}}-\\x{{{last:X}}}" for first, last in spans) + "]"
+
+
+def key_expr(folded: pl.Expr) -> pl.Expr:
+    """The key of exact duplicates, of a folded text: without quiet marks, unless there is nothing else.
+
+    The kernel's exact keys are hashes of the same.
+    """
+    key = folded
+    for mark in "!-":
+        key = key.str.replace_all(rf"(^|[^{_SIGNED}])\{mark}([{_SIGNED}])", f"${{1}}{_HELD[mark]}${{2}}")
+    for mark in ",-.:":
+        key = key.str.replace_all(rf"\{mark}([0-9])", f"{_HELD[mark]}${{1}}")
+    key = key.str.replace_all(r"[.,;:!?'\x22()\-\s]|[\p{P}--[\x00-\x7F]]", " ").str.replace_all(" +", " ")
+    key = key.str.strip_chars(" ").str.replace_many(list(_HELD.values()), list(_HELD))
+    return pl.when(folded.str.contains(WORD_PATTERN)).then(key).otherwise(folded)
+
+
+@lru_cache(maxsize=1)
+def classes() -> np.ndarray[Any, Any]:
+    """The class of every character below `_END`, as the kernel numbers them: 0 between words, 1 in a word, 2 a word by
+    itself, 3 in a word and in a number, 4 a quiet mark and 5 white space beyond ASCII."""
+    import numpy as np
+
+    out = np.zeros(_END, np.uint8)
+    for code in range(_END):
+        kind = unicodedata.category(chr(code))
+        if kind == "Nd":
+            out[code] = 3
+        elif kind[0] in "LMN" or code == 0x5F:
+            out[code] = 1
+        elif kind[0] == "P" and code >= 0x80:
+            out[code] = 4
+        elif code >= 0x80 and chr(code).isspace():
+            out[code] = 5
+    for first, last in _ALONE:
+        part = out[first : last + 1]
+        part[(part > 0) & (part < 4)] = 2
+    return out
+
+
+@lru_cache(maxsize=1)
+def lower() -> np.ndarray[Any, Any]:
+    """Per byte: the lower case of an ASCII character that is in words; 1 white space, 2 a quiet mark; else 0."""
+    import numpy as np
+
+    out = np.zeros(256, np.uint8)
+    for code in range(128):
+        if classes()[code]:
+            out[code] = ord(chr(code).lower())
+        elif chr(code).isspace():
+            out[code] = 1
+        elif chr(code) in QUIET:
+            out[code] = 2
+    return out
+
+
+@lru_cache(maxsize=8)
+def seeds(functions: int) -> np.ndarray[Any, Any]:
+    """What makes MinHash functions differ, shape (2, functions): fixed, from SplitMix64's sequence."""
+    import numpy as np
+
+    mask, values = (1 << 64) - 1, []
+    for number in range(1, 2 * functions + 1):
+        z = (number * 0x9E3779B97F4A7C15) & mask
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        values.append((z ^ (z >> 31)) >> 32)
+    out = np.array(values, np.uint32).reshape(functions, 2).T.copy()
+    out[1] |= 1  # an odd factor makes the multiplication a permutation
+    return out

@@ -1,0 +1,114 @@
+"""Near-duplicates without compiled code: words by Polars, everything else one DuckDB query.
+
+It needs no numba, and it misses nothing: in place of MinHash it joins on prefixes (Chaudhuri, Ganti and Kaushik 2006;
+Bayardo, Ma and Srikant 2007). If the shingles of two rows are put in one order, rarest first, a pair of Jaccard t or
+more shares one of the first |x| - ceil(t |x|) + 1 of each. So it is what the kernel is tested against, and what to use
+where numba cannot be had; it is several times slower and needs the shingles of all rows on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import duckdb
+import polars as pl
+
+from distill_dagster.core.limits import Limits
+from distill_dagster.curation.dedup.duplicates import PAIRS, Duplicates, clustered, exact_frame, facts_of
+from distill_dagster.curation.dedup.folding import NUMBER_PATTERN, WORD_PATTERN, Scheme, folded_expr, key_expr
+from distill_dagster.curation.dedup.text_rows import Source, opened
+
+# A shingle is md5 over its words: fixed, and of 128 bits, so that equal numbers are equal shingles.
+_SHINGLES = """
+CREATE OR REPLACE TABLE shingles AS
+SELECT DISTINCT place, md5_number(array_to_string(list_slice(words, head, head + width - 1), ' ')) AS shingle
+FROM (
+    SELECT *, unnest(range(1, len(words) - width + 2)) AS head
+    FROM (SELECT *, least(len(words), $ngram) AS width FROM compared)
+)
+"""
+_PAIRS = """
+WITH sizes AS (
+    SELECT place, count(*) AS size FROM shingles GROUP BY place
+), shared AS (
+    -- A shingle of one row alone is the rarest there is and can meet nothing: it only fills its row's prefix.
+    SELECT shingle, count(*) AS rows FROM shingles GROUP BY shingle HAVING count(*) > 1
+), ranked AS (
+    SELECT place, size, shingle, size - count(*) OVER row + row_number() OVER (row ORDER BY rows, shingle) AS rank
+    FROM shingles JOIN shared USING (shingle) JOIN sizes USING (place)
+    WINDOW row AS (PARTITION BY place)
+), prefix AS (
+    SELECT place, size, shingle FROM ranked WHERE rank <= size - ceil($threshold * size - 1e-9) + 1
+), candidates AS (
+    SELECT DISTINCT a.place AS "left", b.place AS "right", a.size AS left_size, b.size AS right_size
+    FROM prefix a JOIN prefix b ON a.shingle = b.shingle AND a.place < b.place
+    WHERE least(a.size, b.size) >= $threshold * greatest(a.size, b.size) - 1e-9
+), counted AS (
+    SELECT "left", "right", left_size, right_size, count(*)::DOUBLE AS common
+    FROM candidates
+    JOIN shingles l ON l.place = "left"
+    JOIN shingles r ON r.place = "right" AND r.shingle = l.shingle
+    GROUP BY ALL
+)
+SELECT "left", "right", common / (left_size + right_size - common) AS similarity
+FROM counted
+WHERE common / (left_size + right_size - common) >= $threshold
+"""
+
+
+def find_duplicates(
+    source: Source,
+    *,
+    text: str | pl.Expr = "text",
+    id: str | pl.Expr = "id",
+    order: Sequence[pl.Expr] = (),
+    scheme: Scheme | None = None,
+    threshold: float = 0.7,
+    limits: Limits | None = None,
+) -> Duplicates:
+    """What `duplicates.find_duplicates` finds, and the near pairs that its signatures miss.
+
+    Of the scheme, bands and rows per band mean nothing here. Memory: `limits.memory_mb` for DuckDB, which spills into
+    `limits.spill`, and the words of all rows.
+    """
+    scheme, limits = scheme or Scheme(), limits or Limits()
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is a similarity above 0 and up to 1, not {threshold}")
+    with opened(source, text, facts_of(id, order), limits) as rows:
+        facts = rows.facts()
+        folded = [pl.Series("text", batch).to_frame().select(folded_expr(pl.col("text"))) for batch in rows.texts()]
+    texts = pl.concat(folded) if folded else pl.DataFrame(schema={"text": pl.String})
+    table = texts.with_row_index("place").with_columns(facts["id"], key_expr(pl.col("text")).alias("key"))
+    firsts = table.sort("id").with_columns(pl.col("place").first().over("key").alias("first"))
+    repeats = firsts.filter(pl.col("place") != pl.col("first"))
+    exact = exact_frame(repeats)
+    numbers = pl.col("text").str.extract_all(NUMBER_PATTERN).list.join(" ").alias("numbers")
+    compared = (
+        firsts.filter(pl.col("place") == pl.col("first"))
+        .select("place", pl.col("text").str.extract_all(WORD_PATTERN).alias("words"), numbers)
+        .filter(pl.col("words").list.len() >= scheme.min_words)
+    )  # fmt: skip
+    near = near_pairs(compared.select("place", "words"), scheme.ngram, threshold, limits)
+    if scheme.keep_numbers:
+        for side in ("left", "right"):
+            of = compared.select(pl.col("place").alias(side), pl.col("numbers").alias(f"{side}_numbers"))
+            near = near.join(of, on=side)
+        near = near.filter(pl.col("left_numbers") == pl.col("right_numbers"))
+    near = near.select("left", "right", pl.lit("near").alias("kind"), "similarity").cast(PAIRS)
+    return clustered(pl.concat([exact, near]), facts)
+
+
+def near_pairs(compared: pl.DataFrame, ngram: int, threshold: float, limits: Limits) -> pl.DataFrame:
+    """Pairs of places (left < right) of Jaccard `threshold` or more, with their `similarity`.
+
+    Args:
+        compared: `place` and `words`, a list of at least one word.
+    """
+    with limits.folder() as folder, duckdb.connect(str(folder / "shingles.duckdb")) as connection:
+        connection.sql(f"SET memory_limit = '{limits.memory_mb}MiB'")
+        connection.sql(f"SET threads = {limits.threads}")
+        connection.sql("SET preserve_insertion_order = false")
+        connection.register("compared", compared.to_arrow())
+        connection.execute(_SHINGLES, {"ngram": ngram})
+        pairs = connection.sql(_PAIRS, params={"threshold": threshold}).to_arrow_table()
+    return pl.DataFrame(pairs).sort("left", "right")

@@ -1,0 +1,161 @@
+"""The kernel over batches of texts, in threads: tables of signatures, and shingles of chosen rows."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from distill_dagster.core.limits import Limits
+from distill_dagster.curation.dedup import folding
+from distill_dagster.curation.dedup.folding import Scheme
+
+Array = np.ndarray[Any, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Signatures:
+    """Of each row: `exact`, a key that exact duplicates share; `words`; `numbers`, a hash of its numbers (0 unless the
+    scheme keeps them apart); `keys`, one array of 32-bit keys per band, 0 where the row is too short to be compared."""
+
+    exact: Array
+    words: Array
+    numbers: Array
+    keys: list[Array]
+
+    @property
+    def height(self) -> int:
+        return self.exact.size
+
+    def frame(self, scheme: Scheme) -> pl.DataFrame:
+        columns = {"exact": self.exact, "words": self.words, "numbers": self.numbers}
+        return pl.DataFrame(columns | dict(zip(scheme.keys, self.keys, strict=True)))
+
+
+@dataclass(frozen=True)
+class Shingles:
+    """The distinct shingles of rows, one after the other: those of row i are `sizes[i]` from `starts[i]` on."""
+
+    values: Array
+    starts: Array
+    sizes: Array
+
+    def jaccard(self, left: Array, right: Array, threads: int = 1) -> Array:
+        """Exact Jaccard of pairs of rows, float64. Pairs of one left row should stand together."""
+        from distill_dagster.curation.dedup import kernel
+
+        def part(bounds: tuple[int, int]) -> Array:
+            a, b = left[slice(*bounds)], right[slice(*bounds)]
+            shared = kernel.common(self.values, self.starts, self.sizes, a, b).astype(np.float64)
+            return shared / np.maximum(self.sizes[a].astype(np.float64) + self.sizes[b] - shared, 1.0)
+
+        step = 65_536
+        bounds = [(start, min(start + step, left.size)) for start in range(0, left.size, step)]
+        parts = list(in_threads(part, bounds, threads))
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def sign(texts: Iterable[pa.LargeStringArray], scheme: Scheme, limits: Limits) -> Signatures:
+    """The signatures of all texts, in order."""
+    from distill_dagster.curation.dedup import kernel
+
+    seeds = folding.seeds(scheme.bands * scheme.rows_per_band)
+
+    def signed(batch: pa.LargeStringArray) -> tuple[Array, ...]:
+        def run(data: Array, offsets: Array) -> tuple[Array, ...]:
+            return kernel.signatures(
+                data,
+                offsets,
+                folding.classes(),
+                folding.lower(),
+                scheme.ngram,
+                seeds,
+                scheme.bands,
+                scheme.min_words,
+                scheme.keep_numbers,
+            )
+
+        data, offsets = buffers(batch)
+        out: tuple[Array, ...] = run(data, offsets)
+        wide = np.flatnonzero(kernel.has_wide(data, offsets))
+        if wide.size:
+            for whole, part in zip(out, run(*buffers(_folded(batch, wide))), strict=True):
+                whole[..., wide] = part
+        return out
+
+    parts = list(in_threads(signed, texts, limits.threads))
+    if not parts:
+        nothing = np.zeros(0, np.uint64)
+        return Signatures(nothing, nothing.astype(np.uint32), nothing, [nothing.astype(np.uint32)] * scheme.bands)
+    exact, words, numbers = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    keys = [np.concatenate([part[3][band] for part in parts]) for band in range(scheme.bands)]
+    return Signatures(exact, words, numbers, keys)
+
+
+def shingled(texts: Iterable[pa.LargeStringArray], ngram: int, limits: Limits) -> Shingles:
+    """The shingles of all texts, in order."""
+    from distill_dagster.curation.dedup import kernel
+
+    def made(batch: pa.LargeStringArray) -> tuple[Array, ...]:
+        return tuple(
+            kernel.shingles(*buffers(folded(batch)), folding.classes(), folding.lower(), ngram),
+        )
+
+    values, starts, sizes, used = [], [], [], 0
+    for batch_values, batch_starts, batch_sizes in in_threads(made, texts, limits.threads):
+        values.append(batch_values)
+        starts.append(batch_starts + used)
+        sizes.append(batch_sizes)
+        used += batch_values.size
+    if not values:
+        return Shingles(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int32))
+    return Shingles(np.concatenate(values), np.concatenate(starts), np.concatenate(sizes))
+
+
+def folded(batch: pa.LargeStringArray) -> pa.LargeStringArray:
+    """The batch with every text that is not plain ASCII folded; the kernel folds ASCII by itself."""
+    from distill_dagster.curation.dedup import kernel
+
+    wide = np.flatnonzero(kernel.has_wide(*buffers(batch)))
+    if not wide.size:
+        return batch
+    order = np.arange(len(batch))
+    order[wide] = len(batch) + np.arange(wide.size)
+    return pa.chunked_array([batch, _folded(batch, wide)]).take(pa.array(order)).combine_chunks()
+
+
+def _folded(batch: pa.LargeStringArray, places: Array) -> pa.LargeStringArray:
+    return folding.folded_wide(pl.Series("text", batch.take(pa.array(places)))).to_arrow().cast(pa.large_string())
+
+
+def buffers(array: pa.LargeStringArray) -> tuple[Array, Array]:
+    """The bytes of all texts and where each begins, without a copy."""
+    _, offsets, data = array.buffers()
+    places = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+    return (np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8)), places
+
+
+def in_threads(work: Callable[[Any], T], items: Iterable[Any], threads: int) -> Iterator[T]:
+    """Results in the order of the items; only a few items more than threads are held at a time."""
+    if threads <= 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > threads + 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for one in waiting:
+                one.cancel()

@@ -1,0 +1,114 @@
+"""Reading the texts of a table in batches: from a frame, a query or Parquet files, with memory bounded by the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from distill_dagster.core.limits import Limits
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+Source = pl.DataFrame | pl.LazyFrame | Path | Sequence[Path]
+"""A frame, a query, or a list of Parquet files with the same columns."""
+BATCH_ROWS = 16_384
+
+
+class Rows:
+    """A table whose rows have places, 0 to `height` - 1, that stay the same however often it is read."""
+
+    def __init__(self, table: pl.DataFrame | list[Path], text: str, columns: Sequence[pl.Expr], limits: Limits) -> None:
+        self._table, self._text, self._columns, self._limits = table, text, columns, limits
+        self._kept: list[pa.LargeStringArray] | None = None
+
+    def facts(self) -> pl.DataFrame:
+        """The columns besides the text, of all rows."""
+        if isinstance(self._table, pl.DataFrame):
+            return self._table.select(self._columns)
+        return pl.scan_parquet(self._table).select(self._columns).collect()
+
+    def texts(self) -> Iterator[pa.LargeStringArray]:
+        """All texts, in order, a batch at a time."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[pa.LargeStringArray] | None = []
+        room = self._limits.memory_mb * 2**20 // 2
+        for batch in self._read():
+            room -= batch.nbytes
+            if kept is not None and room > 0:
+                kept.append(batch)
+            else:
+                kept = None
+            yield batch
+        self._kept = kept
+
+    def _read(self) -> Iterator[pa.LargeStringArray]:
+        size = self._limits.batch_rows
+        if isinstance(self._table, pl.DataFrame):
+            for start in range(0, self._table.height, size):
+                yield _large(self._table[self._text].slice(start, size).to_arrow())
+            return
+        import pyarrow.parquet as pq
+
+        for path in self._table:
+            with pq.ParquetFile(path) as file:
+                # Not Polars: it would make string views, which the kernel cannot read without a copy.
+                for batch in file.iter_batches(batch_size=size, columns=[self._text], use_threads=False):
+                    yield _large(batch.column(0))
+
+    def texts_at(self, places: np.ndarray[Any, Any]) -> Iterator[pa.LargeStringArray]:
+        """The texts at these places, which are sorted, a batch at a time."""
+        import numpy as np
+        import pyarrow as pa
+
+        start = 0
+        for batch in self.texts():
+            first, last = np.searchsorted(places, [start, start + len(batch)])
+            if last > first:
+                yield batch.take(pa.array(places[first:last] - start))
+            start += len(batch)
+
+
+@contextmanager
+def opened(source: Source, text: str | pl.Expr, columns: Sequence[str | pl.Expr], limits: Limits) -> Iterator[Rows]:
+    """The rows of a source. A query is run once and kept in a temporary file, so that rows keep their places.
+
+    Args:
+        text: what is compared: a column, or an expression such as `tables.user_text_expr()`.
+        columns: what else is wanted of a row; expressions must have names of their own.
+    """
+    text = pl.col(text) if isinstance(text, str) else text
+    wanted = [pl.col(c) if isinstance(c, str) else c for c in columns]
+    names = [pl.col(c.meta.output_name()) for c in wanted]
+    selected = [*wanted, text.cast(pl.String).fill_null("").alias("__text")]
+    if isinstance(source, pl.DataFrame):
+        yield Rows(source.select(selected), "__text", names, limits)
+        return
+    if not isinstance(source, pl.LazyFrame):
+        files = [source] if isinstance(source, Path) else list(source)
+        if not files:
+            raise ValueError("no Parquet file to read")
+        if text.meta.is_column():
+            yield Rows(files, text.meta.output_name(), wanted, limits)
+            return
+        source = pl.scan_parquet(files)
+    with limits.folder() as folder:
+        path = folder / "rows.parquet"
+        source.select(selected).sink_parquet(path, compression="lz4", row_group_size=8 * limits.batch_rows)
+        yield Rows([path], "__text", names, limits)
+
+
+def _large(array: pa.Array) -> pa.LargeStringArray:
+    """With offsets of 64 bits, and nulls as empty texts."""
+    import pyarrow as pa
+
+    if array.null_count:
+        array = array.fill_null("")
+    return array.cast(pa.large_string())

@@ -1,0 +1,15 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from distill_dagster.core.checks import Check
+
+
+def complete(predictions: pl.DataFrame) -> Check:
+    held_out = predictions.filter(pl.col("split").is_in(["golden", "dev"]))
+    counts = held_out.group_by("split", "system").len().sort("split", "system")
+    even = counts.group_by("split").agg(pl.col("len").n_unique().alias("n"))["n"].to_list() == [1] * 2
+    found = {f"{split} {system}": n for split, system, n in counts.iter_rows()}
+    return Check("complete", even, found=found)

@@ -1,0 +1,67 @@
+"""Great Expectations' Data Docs: a site with every table of a task, what was expected of it and what it is.
+
+The pages take their style and scripts from public hosts; without a network they are plain, and as true.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+
+from distill_dagster.core import progress
+from distill_dagster.tables.lake import Lake, node, swap_folder
+from distill_dagster.tables.validation import EXPECTATIONS, plain_columns, suite_of
+
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+_SITE = "data_docs"
+
+
+def build_data_docs(lake: Lake, task: str, tables: Iterable[tuple[str, str | None]], target: Path) -> int:
+    """Validate every table that there is, and write the site with the results; returns how many tables it shows.
+
+    The site is written aside and swapped in. Nothing is written where there is no table.
+
+    Args:
+        tables: stages and partitions; those without expectations, or that were never made, are left out.
+        target: the folder of the site; its page is `index.html`.
+    """
+    import great_expectations as gx
+    from great_expectations.checkpoint import UpdateDataDocsAction
+
+    found = [(stage, key) for stage, key in tables if stage in EXPECTATIONS and lake.path(task, stage, key).is_file()]
+    if not found:
+        return 0
+    temporary = target.with_name(f".{target.name}.writing-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    # The library warns of every context that keeps nothing, which is what is wanted here.
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    for name in list(context.get_site_names()):
+        context.delete_data_docs_site(name)
+    backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(temporary)}
+    site = {"class_name": "SiteBuilder", "store_backend": backend, "show_how_to_buttons": False}
+    context.add_data_docs_site(_SITE, site | {"site_index_builder": {"class_name": "DefaultSiteIndexBuilder"}})
+    source = context.data_sources.add_pandas(task)
+    try:
+        for number, (stage, key) in enumerate(found):
+            name = node(stage, key)
+            progress.report("validating tables", number, len(found))
+            batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
+            suite = context.suites.add(suite_of(name, EXPECTATIONS[stage]))
+            definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
+            actions = [UpdateDataDocsAction(name="docs", site_names=[_SITE])]
+            checkpoint = gx.Checkpoint(name=name, validation_definitions=[definition], actions=actions)
+            rows = plain_columns(stage, pl.scan_parquet(lake.path(task, stage, key))).collect().to_pandas()
+            context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": rows})
+        context.build_data_docs(site_names=[_SITE])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        swap_folder(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return len(found)

@@ -1,0 +1,59 @@
+"""One run in this process, and what it says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+from dagster._core.execution.plan.objects import ErrorSource
+
+from distill_dagster.orchestration.tags import CAMPAIGN_TAG
+
+
+def run_within(
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    partition: str | None,
+    assets: Sequence[dg.AssetKey] | None,
+    tags: Mapping[str, str],
+) -> dg.ExecuteInProcessResult:
+    """One run in this process, quiet on the console; a failure is in the result.
+
+    Args:
+        tags: with the campaign, which is the id of the run that this one belongs to, if there is one.
+
+    Raises:
+        DagsterUnknownPartitionError: the slice was removed meanwhile.
+        KeyboardInterrupt: the run was interrupted, or the one it belongs to is being cancelled. Dagster swallows the
+            interrupt of an in-process run; whoever makes many of them has to stop by himself.
+    """
+    result = job.execute_in_process(
+        instance=instance,
+        partition_key=partition,
+        asset_selection=assets,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        tags=tags,
+        raise_on_error=False,
+    )
+    outer = instance.get_run_by_id(tags[CAMPAIGN_TAG])
+    stopped = outer is not None and outer.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    if stopped or any(failure.error_source == ErrorSource.INTERRUPT for failure in failures):
+        raise KeyboardInterrupt
+    return result
+
+
+def pending_in(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, str]:
+    """Which assets a run left out since their batches are not ready, and why: they said so in an observation."""
+    seen = [event.asset_observation_data.asset_observation for event in result.get_asset_observation_events()]
+    return {one.asset_key: one.description or "" for one in seen}
+
+
+def failure_message(error: Any) -> str:
+    """The innermost message of a step's failure, without Dagster's frame around it."""
+    if error is None:
+        return "the step failed; its log is in the UI"
+    while error.cause is not None:
+        error = error.cause
+    return str(error.message).split(": ", 1)[-1].strip()

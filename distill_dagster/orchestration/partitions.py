@@ -1,0 +1,63 @@
+"""What Dagster knows of a task: its slices as partitions, and what is there of each asset."""
+
+from __future__ import annotations
+
+import dagster as dg
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+
+from distill_dagster.core.errors import InputError
+from distill_dagster.orchestration.tags import DATA_VERSION_TAG
+from distill_dagster.pipeline.backfill_selection import SLICE_STAGES
+from distill_dagster.pipeline.source_versions import source_versions
+from distill_dagster.pipeline.stage_table import slices_name
+from distill_dagster.tasks import TaskFolder
+
+
+def slice_changes(folder: TaskFolder, instance: dg.DagsterInstance) -> tuple[list[str], list[str]]:
+    """Slices that are no partitions yet, and partitions that are no slices any more; sorted, since ranges follow the
+    order of insertion."""
+    keys, known = set(folder.slice_keys()), set(instance.get_dynamic_partitions(slices_name(folder.name)))
+    return sorted(keys - known), sorted(known - keys)
+
+
+def sync(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
+    """Slices become partitions, and the user's files are observed, as far as they changed."""
+    new, gone = slice_changes(folder, instance)
+    if new:
+        instance.add_dynamic_partitions(slices_name(folder.name), new)
+    for slice_ in gone:
+        instance.delete_dynamic_partition(slices_name(folder.name), slice_)
+    seen: dict[str, dict[str | None, str]] = {}
+    for source, partition, version in source_versions(folder, list(folder.task.students)):
+        key = dg.AssetKey([folder.name, source])
+        if source not in seen:
+            seen[source] = latest_versions(instance, key, partition is not None, dg.DagsterEventType.ASSET_OBSERVATION)
+        if not isinstance(version, InputError) and seen[source].get(partition) != version:
+            tags = {DATA_VERSION_TAG: version}
+            instance.report_runless_asset_event(dg.AssetObservation(key, partition=partition, tags=tags))
+
+
+def failed_slices(folder: TaskFolder, instance: dg.DagsterInstance) -> set[str]:
+    """Slices of which the last run of any sliced asset failed."""
+    slices = dg.DynamicPartitionsDefinition(name=slices_name(folder.name))
+    keys = instance.get_dynamic_partitions(slices_name(folder.name))
+    found = set()
+    for stage in SLICE_STAGES:
+        known = instance.get_status_by_partition(dg.AssetKey([folder.name, stage]), keys, slices) or {}
+        found |= {key for key, status in known.items() if status == AssetPartitionStatus.FAILED}
+    return found
+
+
+def latest_versions(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partitioned: bool, kind: dg.DagsterEventType
+) -> dict[str | None, str]:
+    """The data version of an asset's latest event, by partition: one query however many there are."""
+    if partitioned:
+        tags = instance.event_log_storage.get_latest_tags_by_partition(key, kind, [DATA_VERSION_TAG])
+        return {partition: found[DATA_VERSION_TAG] for partition, found in tags.items() if DATA_VERSION_TAG in found}
+    fetch = instance.fetch_observations
+    if kind == dg.DagsterEventType.ASSET_MATERIALIZATION:
+        fetch = instance.fetch_materializations
+    latest = fetch(key, limit=1).records
+    event = latest[0].asset_observation or latest[0].asset_materialization if latest else None
+    return {None: version} if event and (version := (event.tags or {}).get(DATA_VERSION_TAG)) else {}

@@ -1,0 +1,77 @@
+"""Bringing a task up to date by itself, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from filelock import FileLock, Timeout
+
+from distill_dagster.core.errors import InputError
+from distill_dagster.orchestration.partitions import sync
+from distill_dagster.orchestration.run_summary import Outcome
+from distill_dagster.orchestration.runner import Event, Runner
+from distill_dagster.pipeline.stage_table import REFRESHES
+from distill_dagster.tables.lake import node
+from distill_dagster.tasks import check_folder, imagined
+
+
+def refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) -> Outcome:
+    """What `distill refresh` and the schedule do: bring a task up to date, and say in Dagster that it was done.
+
+    Args:
+        students: by default those that were trained before, or the task's chosen one.
+
+    Raises:
+        InputError: task.yaml or a JSONL file is malformed. A malformed slice fails alone.
+    """
+    with _alone(runner.home.locks / f"{runner.folder.name}.refresh", tell):
+        return _refresh_task(runner, students, force, tell)
+
+
+@contextmanager
+def _alone(lock: Path, tell: Event) -> Iterator[None]:
+    """Two refreshes of a task would train the same student twice. The second one waits, and finds little to do."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)  # the system frees it when its process ends, however it ends
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        tell("waiting", "another refresh of this task is under way")
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) -> Outcome:
+    folder, lake, instance = runner.folder, runner.lake, runner.instance
+    apart = (folder.path / "slices", folder.accepted, folder.accepted and folder.accepted / imagined.FOLDER)
+    if errors := [p for p in check_folder(folder) if p.severity == "error" and p.file.parent not in apart]:
+        raise InputError(errors)
+    trained = [s for s in folder.task.students if lake.record(folder.name, "student_adapter", s) is not None]
+    sync(folder, instance)
+    return runner.refresh(students or trained or [folder.task.chosen_student], tell, force)
+
+
+def refresh_event(task: str, outcome: Outcome) -> dg.AssetMaterialization:
+    """The event of one refresh: Dagster draws its figures over time, and knows when the last one was."""
+    made = [node(asset, partition) for asset, keys in outcome.partitions.items() for partition in keys]
+    metadata: dict[str, Any] = {
+        "runs": len(outcome.runs),
+        "artifacts": len(made),
+        "made": ", ".join(made[:200]) or "nothing",
+        "teacher_calls": outcome.teacher_calls,
+        "teacher_calls_cached": outcome.teacher_calls_cached,
+        "prompt_tokens": outcome.prompt_tokens,
+        "completion_tokens": outcome.completion_tokens,
+        "cost_usd": "unknown" if outcome.cost_usd is None else outcome.cost_usd,
+        "failed": len(outcome.failed),
+        "waiting": "; ".join(f"{n}: {why}" for n, why in (outcome.waiting | outcome.pending).items()) or "nothing",
+        "wall_s": round(outcome.wall_s, 1),
+    }
+    return dg.AssetMaterialization([task, REFRESHES], metadata=metadata)

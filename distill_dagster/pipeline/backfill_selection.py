@@ -1,0 +1,61 @@
+"""Which slices a backfill takes: by name, by range, or by what they lack."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from distill_dagster.core.errors import InputError, Problem
+from distill_dagster.pipeline.freshness import State
+from distill_dagster.pipeline.stage_table import STAGES
+from distill_dagster.tasks import TaskFolder
+
+Lacking = Literal["stale", "missing", "failed", "all"]
+SLICE_STAGES = tuple(name for name, stage in STAGES.items() if stage.partition == "slice")
+
+
+def named_slices(folder: TaskFolder, slices: list[str]) -> list[str]:
+    """The named slices, each once, in the order of all slices.
+
+    Raises:
+        InputError: there is no such slice.
+    """
+    known = folder.slice_keys()
+    for key in slices:
+        if key not in known:
+            message, remedy = f"there is no slice {key!r}.", f"Known: {', '.join(known)}."
+            raise InputError([Problem(folder.path / "slices", message, remedy)])
+    return [key for key in known if key in slices]
+
+
+def slice_range(folder: TaskFolder, first: str | None, last: str | None) -> list[str]:
+    """All slices from `first` to `last`, both included, in alphabetical order; None leaves that end open.
+
+    Raises:
+        InputError: an end is no slice, or the range is reversed (Dagster's own command then does nothing and says so
+            to nobody).
+    """
+    named_slices(folder, [key for key in (first, last) if key is not None])
+    keys = sorted(folder.slice_keys())
+    start = keys.index(first) if first is not None else 0
+    end = keys.index(last) if last is not None else len(keys) - 1
+    if start > end:
+        message = f"the range from {first!r} to {last!r} is reversed."
+        raise InputError([Problem(folder.path / "slices", message, f"Use --from {last} --to {first}.")])
+    return keys[start : end + 1]
+
+
+def lacking_slices(state: State, what: Lacking, failed: set[str]) -> list[str]:
+    """Slices by their state: `stale` is everything that is not fresh, `missing` what was never made to its end.
+
+    `failed` are the slices whose last run failed, as Dagster knows it.
+    """
+    if what == "all":
+        return list(state.slices)
+    if what == "failed":
+        return [key for key in state.slices if key in failed]
+    out = []
+    for key in state.slices:
+        states = {state.status(stage, key).state for stage in SLICE_STAGES}
+        if states & {"missing", "waiting"} or (what == "stale" and states & {"stale", "malformed"}):
+            out.append(key)
+    return out

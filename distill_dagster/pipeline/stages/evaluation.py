@@ -1,0 +1,379 @@
+"""Stages that compare: every system's answer to every item, and the report."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from distill_dagster.core import plots, progress
+from distill_dagster.core.checks import Check
+from distill_dagster.core.hashing import canonical_json, content_hash
+from distill_dagster.curation.candidates.score import scored
+from distill_dagster.evaluation.predictions_check import complete
+from distill_dagster.kinds import Kind, Question, is_refusal, kind_of, read_answer
+from distill_dagster.pipeline.stages.context import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
+from distill_dagster.pipeline.stages.dataset import REJECTED_ROWS, read_rejected
+from distill_dagster.pipeline.stages.students import TRAINING_LOG
+from distill_dagster.prompts.few_shot import context_schema, pool
+from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, turns_of
+from distill_dagster.tables.messages import shown_text, user_text
+from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PREDICTIONS, PRIOR, frame_of
+from distill_dagster.tables.validation import valid_table
+from distill_dagster.tasks import Row
+from distill_dagster.teacher.imagine.plan import imagine_teacher
+from distill_dagster.teacher.judge.judge import judge_teacher
+from distill_dagster.teacher.providers.terms import terms_of
+
+if TYPE_CHECKING:
+    from distill_dagster.student.types import Predictor
+
+WARM_UP = 3
+SHOWN = 300
+"""Characters of a prompt in the report's table of leaks."""
+NOTICE = (
+    "The embedded teacher and the smollm2 student share their base, SmolLM2-135M: what is distilled is the teacher's "
+    "prompt, its few-shot examples and their averaging, not a larger model (context distillation, Snell et al. 2022). "
+    "A real teacher is one line of task.yaml away."
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that every system answers; `reference` is a label or, of other kinds, any JSON value."""
+
+    id: str
+    split: str
+    slice: str | None
+    prompt_id: str
+    text: str
+    reference: Any
+
+
+def held_out_items(split: str, rows: list[Row]) -> list[Item]:
+    """Golden or dev rows with their human answers."""
+    return [
+        Item(row.id, split, row.slice, prompt_id(turns), shown_text(turns), json.loads(row.answer_json))
+        for row in rows
+        for turns in [turns_of(row)]
+    ]
+
+
+def _items(env: Env, dataset: pl.DataFrame) -> list[Item]:
+    """Golden and dev with their human labels; validation with the teacher's."""
+    held_out = held_out_items("golden", env.folder.golden) + held_out_items("dev", env.folder.dev)
+    validation = dataset.filter(pl.col("split") == "validation")
+    return held_out + [
+        Item(
+            r["prompt_id"],
+            "validation",
+            r["slice"],
+            r["prompt_id"],
+            shown_text(r["messages"][:-1]),
+            json.loads(r["answer"]),
+        )
+        for r in validation.iter_rows(named=True)
+    ]
+
+
+def prediction_row(
+    kind: Kind, system: str, item: Item, answer: Any, confidence: float | None, raw: str | None
+) -> dict[str, Any]:
+    return {
+        "system": system,
+        "item_id": item.id,
+        "split": item.split,
+        "slice": item.slice,
+        "reference": canonical_json(item.reference),
+        "answer": canonical_json(answer) if answer is not None else None,
+        "confidence": confidence,
+        "correct": answer is not None and kind.equal(answer, item.reference),
+        "latency_s": None,
+        "raw_text": raw,
+    }
+
+
+def teacher_candidates(reading: Reading) -> tuple[dict[str, dict[str, Any]], pl.DataFrame]:
+    """The teacher's candidates on golden and dev by prompt id, and the completions that they were chosen from."""
+    completions = reading.table("golden_completions", COMPLETIONS)
+    prior = reading.table("teacher_prior", PRIOR)
+    folder = reading.env.folder
+    prompts = pl.concat([labelled_prompts(folder.golden, "golden"), labelled_prompts(folder.dev, "dev")])
+    prompts = prompts.unique("prompt_id", keep="first", maintain_order=True)
+    found = scored(folder.task, prompts, completions, prior)
+    return {row["prompt_id"]: row for row in found.iter_rows(named=True)}, completions
+
+
+def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The teacher's answers on golden and dev; on validation its answer is the reference."""
+    answers, completions = teacher_candidates(reading)
+    task = env.folder.task
+    kind = kind_of(task)
+    by_prompt = completions.group_by("prompt_id").agg(
+        pl.when((pl.col("in_flight") == 1).all()).then(pl.col("latency_s").sum()).alias("latency_s"),
+        pl.when(pl.col("cost_usd").null_count() == 0).then(pl.col("cost_usd").sum()).alias("cost_usd"),
+        (pl.col("prompt_tokens") + pl.col("completion_tokens")).sum().alias("tokens"),
+    )
+    latency = dict(by_prompt.select("prompt_id", "latency_s").iter_rows())
+    rows = []
+    for item in (i for i in items if i.split != "validation"):
+        found = answers[item.prompt_id]
+        answer = json.loads(found["answer"]) if found["answer"] else None
+        made = prediction_row(kind, "teacher", item, answer, found["confidence"], None)
+        rows.append(made | {"latency_s": latency.get(item.prompt_id)})
+    known = by_prompt["cost_usd"].null_count() == 0 and by_prompt.height > 0
+    facts: dict[str, Any] = {
+        "model": ", ".join(one.model for one in task.teacher_specs),
+        "cost_usd_per_1k": float(by_prompt["cost_usd"].mean()) * 1000 if known else None,  # type: ignore[arg-type]
+        "tokens_per_request": float(by_prompt["tokens"].mean() or 0),  # type: ignore[arg-type]
+    }
+    if task.teacher.embedded and not task.teachers:
+        from distill_dagster.core.models import embedded_gguf, gguf_parameters
+
+        served = embedded_gguf(env.models)
+        facts |= {"bytes": served.stat().st_size, "parameters": gguf_parameters(served)}
+    return rows, facts
+
+
+def predicted_rows(kind: Kind, system: str, predictor: Predictor, items: list[Item]) -> list[dict[str, Any]]:
+    """A student's answers, in batches."""
+    rows = []
+    for item, p in zip(items, predictor.predict([i.text for i in items]), strict=True):
+        if p.probs:
+            rows.append(prediction_row(kind, system, item, p.label, min(1.0, max(p.probs.values())), p.raw_text))
+            continue
+        # Read as the teacher's answers are, so that neither is favoured. A wanted refusal is told from the reference.
+        wanted = Question(item.text, is_refusal(item.reference))
+        read = read_answer(kind, p.raw_text, wanted, stop=f"\n\n{kind.task.item}:")
+        answer = json.loads(read.answer) if read.answer is not None else None
+        rows.append(prediction_row(kind, system, item, answer, None, p.raw_text))
+    return rows
+
+
+def _predict(
+    kind: Kind, system: str, predictor: Predictor, items: list[Item], latency_items: int
+) -> list[dict[str, Any]]:
+    """Answers in batches; latency one by one, after a warm-up, on the first golden items."""
+    rows = predicted_rows(kind, system, predictor, items)
+    golden = [n for n, item in enumerate(items) if item.split == "golden"]
+    for n in (golden * WARM_UP)[:WARM_UP]:
+        predictor.predict([items[n].text])
+    for n in golden[:latency_items]:
+        started = time.perf_counter()
+        predictor.predict([items[n].text])
+        rows[n]["latency_s"] = time.perf_counter() - started
+    return rows
+
+
+@contextmanager
+def _peak_memory() -> Iterator[dict[str, int]]:
+    """The most that this process held within the block above what it held before, sampled 20 times a second.
+
+    Memory that an earlier system left to the allocator is used again unseen, so a later system may show too little.
+    """
+    import psutil
+
+    process, done = psutil.Process(), threading.Event()
+    before, found = process.memory_info().rss, {"bytes": 0}
+
+    def sample() -> None:
+        while not done.wait(0.05):
+            found["bytes"] = max(found["bytes"], process.memory_info().rss - before)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
+def make_predictions(env: Env, partition: str | None) -> Made:
+    from distill_dagster.student.predict import centroid_predictor, load_predictor
+    from distill_dagster.student.types import TaskSettings
+
+    assert partition is not None
+    started = time.perf_counter()
+    reading = Reading(env, "predictions", partition)
+    reading.source("golden_set")
+    reading.source("student_settings", partition)
+    task = env.folder.task
+    spec, settings = task.students[partition], TaskSettings.of(task)
+    kind = kind_of(task)
+    items = _items(env, reading.table("filtered_dataset", DATASET))
+    rows, teacher = _teacher_rows(env, reading, items)
+    facts: dict[str, dict[str, Any]] = {"teacher": teacher}
+    examples = pool(reading.table("prompt_context", context_schema(task)))
+    systems: list[tuple[str, str | None]] = [
+        ("base", None),
+        ("seed_only", "seed_only_adapter"),
+        ("distilled", "student_adapter"),
+    ]
+    if env.lake.record(env.task_name, "slice_label_adapter", partition) is not None:
+        systems.append(("slice_label", "slice_label_adapter"))
+    if task.has_labels and examples:
+        systems.append(("centroid", None))
+    for number, (system, adapter) in enumerate(systems):
+        progress.report(f"predicting with {system}", number, len(systems))
+        with _peak_memory() as peak:
+            if system == "centroid":
+                texts, labels = [e.text for e in examples], [e.label for e in examples]
+                predictor = centroid_predictor(texts, labels, task.labels, env.models)
+            else:
+                folder = reading.folder(adapter, partition) if adapter else None
+                own = spec.model_copy(update={"reasoning": False}) if system == "slice_label" else spec
+                predictor = load_predictor(own, task.labels, settings, env.models, folder)
+            rows += _predict(kind, system, predictor, items, task.evaluation.latency_items)
+        facts[system] = {
+            "model": spec.model if system != "centroid" else "all-minilm-l6-v2",
+            "parameters": predictor.parameters,
+            "bytes": predictor.bytes,
+            "peak_mb": peak["bytes"] / 1e6,
+        }
+        del predictor
+    frame = frame_of(rows, PREDICTIONS, ("split", "system", "item_id"))
+    checks = [valid_table("predictions", frame), complete(frame)]
+    record = reading.write(frame, checks, facts=facts, model_s=time.perf_counter() - started)
+    sample = sample_rows(frame, ["system", "item_id", "reference", "answer", "confidence"], 8)
+    return Made(record, {"rows": frame.height, "systems": len(facts), "sample": sample}, checks)
+
+
+def make_eval_report(env: Env, partition: str | None) -> Made:
+    """The report folder is made aside and swapped in; this look at golden is logged before anybody can read it."""
+    from distill_dagster.evaluation.format import lower_name_of, name_of
+    from distill_dagster.evaluation.looks import append_golden_look, read_golden_looks
+    from distill_dagster.evaluation.metrics import evaluate, metrics_frame
+    from distill_dagster.evaluation.report import ReportInputs, summary_rows, write_report
+    from distill_dagster.evaluation.verdict import decide
+
+    assert partition is not None
+    reading = Reading(env, "eval_report", partition)
+    reading.source("evaluation_settings")
+    predictions = reading.table("predictions", PREDICTIONS, partition)
+    task = env.folder.task
+    predicted = env.lake.record(env.task_name, "predictions", partition)
+    dataset = env.lake.record(env.task_name, "filtered_dataset")
+    assert predicted is not None
+    metrics = evaluate(predictions, predicted.extra["facts"], task.label_names, task.evaluation, kind_of(task))
+    verdict = decide(metrics)
+    settings = content_hash({name: value for name, value in predicted.inputs.items() if "settings" in name})
+    looks = env.reports / env.task_name / "golden_looks.jsonl"
+    created = reading.record("", predictions.height).created_at
+    dataset_version = dataset.data_version if dataset else ""
+    append_golden_look(
+        looks,
+        {
+            "at": created,
+            "student": partition,
+            "run_id": env.run_id,
+            "settings_hash": settings,
+            "dataset_version": dataset_version,
+            "predictions_version": predicted.data_version,
+        },
+    )
+    terms = _terms(env)
+    draws, samples = task.teacher.few_shot.draws, task.teacher.samples
+    asked = f"{draws} draws" if samples == 1 else f"{draws * samples} samples"
+    inputs = ReportInputs(
+        task=env.task_name,
+        student=partition,
+        dataset_version=dataset_version,
+        settings_hash=settings,
+        created_at=created,
+        texts={row.id: row.text for row in [*env.folder.golden, *env.folder.dev]},
+        dataset=_dataset_counts(env, reading),
+        leaks=_leaks(env),
+        training=_training(env, partition),
+        golden_looks=[look for look in read_golden_looks(looks) if look.get("student") == partition],
+        latency_method=(
+            f"The first {task.evaluation.latency_items} golden items one by one, students after {WARM_UP} to warm up; "
+            f"the teacher's is the sum over its {asked}, over HTTP, with a warm cache"
+            + (", without the search for the nearest examples." if task.teacher.few_shot.nearest else ".")
+        ),
+        versions={name: metadata.version(name) for name in ("torch", "transformers", "peft", "litellm", "dagster")},
+        notice=NOTICE if any(one.embedded for one in task.teacher_specs) else None,
+        terms=terms,
+        extra={"summary": summary_rows(metrics)},
+    )
+    target = env.lake.folder(env.task_name, "eval_report", partition)
+
+    def fill(folder: Path) -> str:
+        write_report(folder, predictions, metrics, verdict, inputs)
+        return content_hash([predicted.data_version, reading.inputs["evaluation_settings"]])
+
+    record = env.lake.write_folder(target, lambda version: reading.record(version, predictions.height), fill)
+    intervals = [
+        (name, s.accuracy.value, s.accuracy.low, s.accuracy.high)
+        for name, s in metrics.golden.systems.items()
+        if s.accuracy.value is not None and s.accuracy.low is not None and s.accuracy.high is not None
+    ]
+    png = plots.intervals(intervals, f"{name_of(metrics.metric)} on golden", lower_name_of(metrics.metric))
+    shown: dict[str, Shown] = {
+        "verdict": verdict.text,
+        "report": target / "report.html",
+        metrics.metric: Markdown(plots.markdown_image(png)),
+        "terms": "; ".join(dict.fromkeys(one["summary"] for one in terms)),
+        "summary": Rows([dict(row) for row in summary_rows(metrics)]),
+        **{f"{metrics.metric}_{name}": float(value) for name, value, _, _ in intervals},
+    }
+    from distill_dagster.evaluation.metrics_type import check_metrics_table
+
+    problem = check_metrics_table(metrics_frame(metrics))
+    found = {"problem": problem or "", "notice": NOTICE if any(one.embedded for one in task.teacher_specs) else ""}
+    return Made(record, shown, [Check("metrics_table", problem is None, found=found)])
+
+
+def _dataset_counts(env: Env, reading: Reading) -> dict[str, dict[str, int]]:
+    record = env.lake.record(env.task_name, "filtered_dataset")
+    if record is None:
+        return {}
+    frame, _ = env.lake.read(env.task_name, "filtered_dataset", None, DATASET)
+    kept = dict(frame.group_by("split").len().sort("split").iter_rows())
+    return {"kept": kept, "dropped": {k: n for k, n in record.extra.get("reasons", {}).items() if n}}
+
+
+def _leaks(env: Env) -> list[dict[str, str]]:
+    """What the dataset left out for golden's and dev's sake."""
+    if env.lake.record(env.task_name, "filtered_dataset", REJECTED_ROWS) is None:
+        return []
+    rows = read_rejected(env).filter(pl.col("drop_reason") == "contaminated")
+    return [
+        {"text": user_text(messages)[:SHOWN], "slice": slice_, "why": why}
+        for messages, slice_, why in rows.select("messages", "slice", "drop_detail").iter_rows()
+    ]
+
+
+def _terms(env: Env) -> list[dict[str, Any]]:
+    """The terms of every teacher, and of a judge and of an imaginer of its own where they took part in the dataset."""
+    task, terms = env.folder.task, [terms_of(one).as_json() for one in env.folder.task.teacher_specs]
+    if task.imagine is not None and task.imagine.teacher is not None:
+        found = env.lake.read(env.task_name, "filtered_dataset", None, DATASET)[0]
+        if (found["origin"] == "synthetic").any():
+            terms.append(terms_of(imagine_teacher(task)).as_json("imaginer"))
+    if task.judge is not None:
+        scored_ = (env.lake.record(env.task_name, "scored_completions", key) for key in env.folder.slice_keys())
+        counts = ("teacher_calls", "teacher_calls_cached")
+        if any(record.extra.get(name) for record in scored_ if record is not None for name in counts):
+            terms.append(terms_of(judge_teacher(task)).as_json("judge"))
+    return terms
+
+
+def _training(env: Env, student: str) -> dict[str, list[tuple[float, float]]] | None:
+    path = env.lake.folder(env.task_name, "student_adapter", student) / TRAINING_LOG
+    if not path.exists():
+        return None
+    log = json.loads(path.read_text())
+    curves = {"training loss": [(float(step), float(loss)) for step, _, loss in log["losses"]]}
+    if log["validation"]:
+        per_epoch = log["steps"] / max(log["epochs"], 1)
+        curves["validation loss"] = [((i + 1) * per_epoch, v["loss"]) for i, v in enumerate(log["validation"])]
+    return curves

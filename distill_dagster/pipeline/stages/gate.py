@@ -1,0 +1,103 @@
+"""The gate before slices are paid for: whether the teacher is worth asking, by dev."""
+
+from __future__ import annotations
+
+import json
+
+from distill_dagster.core import progress
+from distill_dagster.core.errors import DistillError
+from distill_dagster.core.hashing import content_hash
+from distill_dagster.evaluation.gate import GateScores, gate_scores, reaches
+from distill_dagster.kinds import Kind, kind_of
+from distill_dagster.pipeline.stages.context import Env, Made, Reading, Shown, blocked_by, sample_rows
+from distill_dagster.pipeline.stages.evaluation import (
+    Item,
+    held_out_items,
+    predicted_rows,
+    prediction_row,
+    teacher_candidates,
+)
+from distill_dagster.tables.data_versions import data_version
+from distill_dagster.tables.schemas import PREDICTIONS, frame_of
+from distill_dagster.tables.validation import valid_table
+
+PASSED = content_hash("passed")
+"""The data version of a gate that was passed: whatever its figures, nothing behind it has to run again."""
+
+
+def make_teacher_gate(env: Env, partition: str | None) -> Made:
+    """The teacher's answers to dev, and those of the untrained student where the two are compared."""
+    reading = Reading(env, "teacher_gate", partition)
+    for source in ("golden_set", "teacher_settings", "gate_settings"):
+        reading.source(source)
+    task = env.folder.task
+    gate, kind = task.gate, kind_of(task)
+    candidates, _ = teacher_candidates(reading)
+    answered = [
+        item
+        for item in held_out_items("dev", env.folder.dev)
+        # What was never answered says nothing of the teacher; a refusal or an unusable answer does.
+        if candidates[item.prompt_id]["status"] not in (None, "failed")
+    ]
+    items = sorted(answered, key=lambda item: content_hash(item.id))[: gate.items]
+    rows = []
+    for item in items:
+        found = candidates[item.prompt_id]
+        answer = json.loads(found["answer"]) if found["answer"] else None
+        rows.append(prediction_row(kind, "teacher", item, answer, found["confidence"], None))
+    if gate.teacher_over_base is not None and items:
+        rows += _base_rows(env, kind, items)
+    frame = frame_of(rows, PREDICTIONS, ("system", "item_id"))
+    scores = gate_scores(kind, frame, task.evaluation)
+    wanted = min(gate.items, len(env.folder.dev))
+    recorded = all(one.replayed for one in task.teacher_specs)
+    check = reaches(scores, gate, answered=len(items), wanted=wanted, recorded=recorded)
+    checks = [valid_table("teacher_gate", frame), check]
+    blocked = blocked_by("teacher_gate", checks)
+    record = reading.record(data_version(frame) if blocked else PASSED, frame.height, **blocked)
+    env.lake.write(env.task_name, frame, record)
+    shown: dict[str, Shown] = {
+        "passed": not blocked,
+        "items": len(items),
+        **_shown(scores),
+        "sample": sample_rows(frame, ["system", "item_id", "reference", "answer", "correct"], 8),
+    }
+    return Made(record, shown, checks)
+
+
+def _base_rows(env: Env, kind: Kind, items: list[Item]) -> list[dict[str, object]]:
+    from distill_dagster.student.predict import load_predictor
+    from distill_dagster.student.types import TaskSettings
+
+    task = env.folder.task
+    settings = TaskSettings.of(task)
+    progress.report("predicting with base", 0, 1)
+    base = load_predictor(task.students[task.chosen_student], task.labels, settings, env.models)
+    return predicted_rows(kind, "base", base, items)
+
+
+def _shown(scores: GateScores) -> dict[str, Shown]:
+    shown: dict[str, Shown] = {"metric": scores.metric}
+    for name, interval in (("teacher", scores.teacher), ("base", scores.base), ("difference", scores.difference)):
+        if interval is not None and interval.value is not None:
+            shown[name] = round(interval.value, 4)
+            shown[f"{name}_interval"] = f"{interval.low:.3f} to {interval.high:.3f}"
+    return shown
+
+
+def refuse_unless_passed(reading: Reading) -> None:
+    """Nothing of a slice is asked before the teacher, with the settings of today, passed the gate.
+
+    Raises:
+        DistillError: it did not pass, was never made, or was passed with other settings of the teacher.
+    """
+    reading.table("teacher_gate", PREDICTIONS)
+    env = reading.env
+    record = env.lake.record(env.task_name, "teacher_gate")
+    reading.source("teacher_settings")
+    if record is not None and record.inputs["teacher_settings"] != reading.inputs["teacher_settings"]:
+        raise DistillError(
+            f"{env.task_name}: the settings of the teacher changed since it passed teacher_gate, so no slice is asked "
+            f"yet. Materialize golden_completions and teacher_gate first, or run `distill run {env.task_name}`, which "
+            f"does so."
+        )

@@ -1,0 +1,146 @@
+"""Stages that train: the distilled student and what it is compared with."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from distill_dagster.core import plots
+from distill_dagster.core.hashing import folder_hash
+from distill_dagster.kinds import kind_of, written
+from distill_dagster.pipeline.dataset_drift import TRAINED_ON, plain_answer, write_trained_on
+from distill_dagster.pipeline.source_versions import label_of_slice
+from distill_dagster.pipeline.stages.context import Env, Made, Markdown, Reading, Shown
+from distill_dagster.prompts.few_shot import context_schema, pool
+from distill_dagster.student.training_check import loss_fell
+from distill_dagster.tables.lake import RECORD_FILE
+from distill_dagster.tables.messages import shown_text, transcript, user_text
+from distill_dagster.tables.schemas import DATASET
+
+if TYPE_CHECKING:
+    from distill_dagster.student.types import TrainingLog, TrainRow
+
+TRAINING_LOG = "training_log.json"
+
+
+def rows_of_dataset(dataset: pl.DataFrame, split: str, reasoning: bool = False) -> list[TrainRow]:
+    """The rows to learn from; with `reasoning` a label is written behind how the teacher came to it."""
+    from distill_dagster.student.types import TrainRow
+
+    kept = dataset.filter(pl.col("split") == split)
+    return [
+        TrainRow(
+            r["prompt_id"],
+            shown_text(r["messages"][:-1]),
+            plain_answer(r["answer"]),
+            {x["label"]: x["prob"] for x in r["soft_labels"] or []},
+            r["weight"],
+            written(r["reasoning"] if reasoning else None, r["messages"][-1]["content"]),
+        )
+        for r in kept.iter_rows(named=True)
+    ]
+
+
+def make_student_adapter(env: Env, partition: str | None) -> Made:
+    reading = Reading(env, "student_adapter", partition)
+    dataset = reading.table("filtered_dataset", DATASET)
+    assert partition is not None
+    reasons = env.folder.task.students[partition].reasoning
+    train, validation = (rows_of_dataset(dataset, split, reasons) for split in ("train", "validation"))
+    return _train(env, reading, train, validation)
+
+
+def make_seed_only_adapter(env: Env, partition: str | None) -> Made:
+    """The human examples alone, with their labels as they are: never from filtered_dataset."""
+    from distill_dagster.student.types import TrainRow
+
+    assert partition is not None
+    reading = Reading(env, "seed_only_adapter", partition)
+    examples = pool(reading.table("prompt_context", context_schema(env.folder.task)))
+    task = env.folder.task
+    if task.has_labels:
+        reasons = task.students[partition].reasoning
+        rows = [
+            TrainRow(e.id, e.text, e.label, target=written(e.reasoning, e.label) if reasons else None) for e in examples
+        ]
+    else:
+        kind = kind_of(task)
+        rows = [
+            TrainRow(
+                e.id,
+                transcript(e.messages) or e.text,
+                plain_answer(e.answer),
+                target=kind.target(e.answer, e.reasoning),
+            )
+            for e in examples
+            if e.answer is not None
+        ]
+    return _train(env, reading, rows, [], env.folder.task.students[partition].seed_only_epochs)
+
+
+def make_slice_label_adapter(env: Env, partition: str | None) -> Made:
+    """The seeds with the label that their slice is named like: what a task without a teacher would have.
+
+    Nobody gave reasons for these, so that such a student always chooses its label.
+    """
+    from distill_dagster.student.types import TrainRow
+
+    reading = Reading(env, "slice_label_adapter", partition)
+    dataset = reading.table("filtered_dataset", DATASET)
+    rows = [
+        TrainRow(r["prompt_id"], user_text(r["messages"]), label)
+        for r in dataset.filter(pl.col("split") == "train").iter_rows(named=True)
+        if (label := label_of_slice(env.folder, r["slice"])) is not None
+    ]
+    return _train(env, reading, rows, [])
+
+
+def _train(
+    env: Env, reading: Reading, rows: list[TrainRow], validation: list[TrainRow], epochs: int | None = None
+) -> Made:
+    from distill_dagster.student.train import train_adapter
+    from distill_dagster.student.types import TaskSettings
+
+    student = reading.partition
+    assert student is not None
+    reading.source("student_settings", student)
+    task = env.folder.task
+    spec = task.students[student]
+    if reading.asset == "slice_label_adapter":
+        spec = spec.model_copy(update={"reasoning": False})
+    started = time.perf_counter()
+    target = env.lake.folder(env.task_name, reading.asset, student)
+    log: TrainingLog | None = None
+
+    def fill(folder: Path) -> str:
+        nonlocal log
+        what = reading.asset.removesuffix("_adapter")
+        settings = TaskSettings.of(task)
+        log = train_adapter(spec, task.labels, settings, rows, validation, folder, env.models, epochs, what)
+        write_trained_on(folder, rows)
+        return folder_hash(folder, leave_out=(TRAINING_LOG, TRAINED_ON, RECORD_FILE))
+
+    record = env.lake.write_folder(
+        target, lambda version: reading.record(version, len(rows), model_s=time.perf_counter() - started), fill
+    )
+    assert log is not None
+    losses = {"training": [(float(step), loss) for step, _, loss in log.losses]}
+    if log.validation:
+        per_epoch = log.steps / max(log.epochs, 1)
+        losses["validation"] = [((i + 1) * per_epoch, v["loss"]) for i, v in enumerate(log.validation)]
+    curve = plots.lines(losses, f"Loss of {reading.asset}, {student}", "step", "loss")
+    shown: dict[str, Shown] = {
+        "rows": len(rows),
+        "epochs": log.epochs,
+        "seconds": round(log.seconds, 1),
+        "tokens_per_s": round(log.tokens_per_s, 1),
+        "peak_mb": round(log.peak_mb, 1),
+        "trainable_parameters": log.trainable_parameters,
+        "total_parameters": log.total_parameters,
+        "adapter": target,
+        "loss": Markdown(plots.markdown_image(curve)),
+    }
+    return Made(record, shown, [loss_fell([loss for _, _, loss in log.losses])])

@@ -1,0 +1,122 @@
+"""All that is wrong in a task folder, found without running anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distill_dagster.config import Task
+from distill_dagster.core.errors import InputError, Problem
+from distill_dagster.core.text import normalize
+from distill_dagster.tasks.accepted import accepted_problems
+from distill_dagster.tasks.folder import TaskFolder, slice_file_problem, slice_files
+from distill_dagster.tasks.imagined import imagined_problems
+from distill_dagster.tasks.reading import (
+    DEV,
+    EXAMPLES,
+    GOLDEN,
+    HUMAN,
+    TASK_FILE,
+    example_problems,
+    read_rows,
+    read_slice,
+    read_task,
+)
+from distill_dagster.tasks.rows import Row
+from distill_dagster.tasks.yaml_files import line_of, link_problem, read_yaml
+
+
+def check_folder(folder: TaskFolder) -> list[Problem]:
+    """Everything that is wrong in a task folder, errors and warnings, without running anything."""
+    result = read_task(folder.path)
+    if result.value is None:
+        return result.problems
+    task, problems = result.value, [*result.problems, *_terms_problems(folder.path / TASK_FILE, task=result.value)]
+    texts: dict[str, list[tuple[Path, int | None, str]]] = {}
+    files = slice_files(folder.path)
+    if (folder.path / "slices").is_symlink():
+        problems.append(link_problem(folder.path / "slices"))
+    elif not files:
+        remedy = "Add slices/<slice>.yaml with a description and seeds."
+        problems.append(Problem(folder.path / "slices", "the task has no slice.", remedy))
+    lower: dict[str, Path] = {}
+    for file in files:
+        if problem := slice_file_problem(folder.path, file):
+            problems.append(problem)
+            continue
+        if twin := lower.get(file.stem.casefold()):
+            problems.append(Problem(file, f"differs from {twin.name} in case alone.", "Rename one."))
+        lower[file.stem.casefold()] = file
+        slice_ = read_slice(file, task)
+        problems += slice_.problems
+        for seed in slice_.value.seeds if slice_.value and not slice_.problems else []:
+            texts.setdefault(normalize(seed.text), []).append((file, None, "seed"))
+    problems += [*accepted_problems(folder.accepted), *imagined_problems(folder.accepted)]
+    held_out: dict[str, str] = {}
+    rows_of: dict[str, list[Row]] = {}
+    for name in (GOLDEN, DEV, EXAMPLES, HUMAN):
+        if name == HUMAN and not (folder.path / HUMAN).exists():
+            continue
+        rows = read_rows(folder.path / name, task, labelled=True)
+        problems += rows.problems
+        rows_of[name] = rows.value or []
+        for row in rows_of[name]:
+            twin_row = held_out.get(normalize(row.text))
+            if name in (GOLDEN, DEV):
+                held_out.setdefault(normalize(row.text), f"{name} row {row.id}")
+            if twin_row is not None and not twin_row.startswith(name):  # one file may well hold the same twice
+                message = f"row {row.id} has the text of {twin_row}."
+                remedy = "It will not be used as an example; better remove it here."
+                if name == DEV:
+                    remedy = "Choices made on dev would be made on golden too; remove it here."
+                problems.append(Problem(folder.path / name, message, remedy, severity="warning"))
+    if not any(p.file == folder.path / EXAMPLES and p.severity == "error" for p in problems):
+        # Counting what is left of a file with broken lines would only name the same mistake again.
+        problems += example_problems(folder.path, task, rows_of.get(EXAMPLES, []))
+    problems += _repeat_warnings(texts, held_out)
+    try:
+        folder.recorded_version()
+        for name, text in folder.templates().items():
+            problems += _template_problems(folder.path / "templates" / f"{name}.j2", text, task)
+    except InputError as error:
+        problems += error.problems
+    return problems
+
+
+def _terms_problems(path: Path, task: Task) -> list[Problem]:
+    """An error where the teacher's terms restrict training and nobody said so, a warning where they are not known."""
+    from distill_dagster.teacher.providers.terms import terms_checks
+
+    several: list[tuple[str, ...]] = [("teachers", name) for name in task.teachers]
+    problems = []
+    for place, spec in zip(several or [("teacher",)], task.teacher_specs, strict=True):
+        failed = [check for check in terms_checks(spec) if not check.passed]
+        at = (*place, "terms" if "terms" in spec.model_fields_set else "model")
+        line = line_of(read_yaml(path, [])[1], at) if failed else None
+        field = ".".join([*place, "terms"])
+        problems += [
+            Problem(path, check.found["terms"], check.found["remedy"], line, field, check.severity) for check in failed
+        ]
+    return problems
+
+
+def _repeat_warnings(texts: dict[str, list[tuple[Path, int | None, str]]], held_out: dict[str, str]) -> list[Problem]:
+    problems = []
+    for key, places in texts.items():
+        if twin := held_out.get(key):
+            remedy = "It is removed as `contaminated` from the training side."
+            problems.append(Problem(places[0][0], f"a seed has the text of {twin}.", remedy, severity="warning"))
+        elif len(places) > 1:
+            remedy = "All but one are removed as `duplicate`."
+            message = f"the seed {key[:40]!r} stands {len(places)} times in this task."
+            problems.append(Problem(places[1][0], message, remedy, severity="warning"))
+    return problems
+
+
+def _template_problems(path: Path, text: str, task: Task) -> list[Problem]:
+    from distill_dagster.prompts import auxiliary_templates, templates
+
+    if path.stem in auxiliary_templates.MORE:
+        found = auxiliary_templates.problems(path.stem, text)
+    else:
+        found = templates.problems(path.stem, text, templates.names_of(task.kind, task.reasoning))
+    return [Problem(path, message, remedy, line=line) for line, message, remedy in found]

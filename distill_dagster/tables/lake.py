@@ -1,0 +1,185 @@
+"""The lake: one Parquet file (or folder) per asset and partition, each with a record of what it was made from.
+
+The record lies inside the Parquet file's own metadata, or beside the files of a folder as `artifact.json`, so that
+content and record change in one rename and can never disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from distill_dagster.core.errors import DistillError
+from distill_dagster.tables import schemas
+
+RECORD_FILE = "artifact.json"
+LAST_GOOD = ".good"
+"""The folder beside the tables of slices that did not pass their checks, with the versions before."""
+_KEY = "distill"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an artifact is, and what it was made from.
+
+    `inputs` maps each upstream artifact, written `asset` or `asset[partition]`, to the data version that was read.
+    """
+
+    asset: str
+    partition: str | None
+    data_version: str
+    code_version: str
+    inputs: dict[str, str]
+    rows: int = 0
+    missing_rows: int = 0
+    created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def node(asset: str, partition: str | None = None) -> str:
+    return asset if partition is None else f"{asset}[{partition}]"
+
+
+class Lake:
+    """Reads and writes the artifacts of all tasks below one folder; reports have a folder of their own."""
+
+    def __init__(self, root: Path, reports: Path) -> None:
+        self.root, self.reports = root, reports
+
+    def path(self, task: str, asset: str, partition: str | None = None) -> Path:
+        """The Parquet file of a table. Unpartitioned assets lie beside the folders of partitioned ones."""
+        base = self.root / task
+        return base / f"{asset}.parquet" if partition is None else base / asset / f"{partition}.parquet"
+
+    def folder(self, task: str, asset: str, partition: str) -> Path:
+        """The folder of an artifact that is not a table: an adapter or a report."""
+        return self.reports / task / partition if asset == "eval_report" else self.root / task / asset / partition
+
+    def record(self, task: str, asset: str, partition: str | None = None) -> Record | None:
+        """The record of a finished artifact, or None where there is none."""
+        path = self.path(task, asset, partition)
+        if (record := _record_of(path)) is not None:
+            return record
+        if partition is not None:
+            return read_folder_record(self.folder(task, asset, partition))
+        return None
+
+    def good_record(self, task: str, asset: str, partition: str) -> Record | None:
+        """The record of the latest version of a table that passed its blocking checks."""
+        return _record_of(self._good_path(task, asset, partition))
+
+    def _good_path(self, task: str, asset: str, partition: str) -> Path:
+        path = self.path(task, asset, partition)
+        record = _record_of(path)
+        blocked = record is not None and record.extra.get("blocked")
+        return path.parent / LAST_GOOD / path.name if blocked else path
+
+    def scan_good(
+        self, task: str, asset: str, partition: str, schema: pl.Schema, folder: Path
+    ) -> tuple[pl.LazyFrame, Record] | None:
+        """The latest version of a table that passed its blocking checks; None where there is none.
+
+        Args:
+            folder: holds on to this version, so that however often the query runs it reads the same rows.
+        """
+        path = self._good_path(task, asset, partition)
+        held = folder / path.name
+        try:
+            os.link(path, held)
+        except FileNotFoundError:
+            return None
+        except OSError:  # another file system
+            shutil.copyfile(path, held)
+        record = _record_of(held)
+        return None if record is None else (_checked(held, schema), record)
+
+    def read(self, task: str, asset: str, partition: str | None, schema: pl.Schema) -> tuple[pl.DataFrame, Record]:
+        """A table and its record.
+
+        Raises:
+            DistillError: the table was never made.
+            SchemaError: it does not have the declared columns.
+        """
+        record = self.record(task, asset, partition)
+        if record is None:
+            raise DistillError(
+                f"{task}/{node(asset, partition)} has not been materialized yet. Run `distill run {task}`, or "
+                f"materialize it before the assets that need it."
+            )
+        return _checked(self.path(task, asset, partition), schema).collect(), record
+
+    def write(self, task: str, frame: pl.DataFrame | pl.LazyFrame, record: Record) -> None:
+        """Write a table. One of a slice that did not pass its checks is written beside its last good version."""
+        path = self.path(task, record.asset, record.partition)
+        if record.partition is not None and record.extra.get("blocked"):
+            before = _record_of(path)
+            if before is not None and not before.extra.get("blocked"):
+                kept = path.parent / LAST_GOOD / path.name
+                kept.parent.mkdir(exist_ok=True)
+                # A copy and not a move: a crash before the new table is in place loses nothing.
+                temporary = kept.with_suffix(f".writing-{os.getpid()}")
+                shutil.copyfile(path, temporary)
+                temporary.replace(kept)
+        schemas.write_parquet(frame, path, {_KEY: json.dumps(asdict(record))})
+
+    def write_folder(self, folder: Path, record: Callable[[str], Record], fill: Callable[[Path], str]) -> Record:
+        """Let `fill` write into a temporary folder and return its data version; add the record; swap it in."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            made = record(fill(temporary))
+            (temporary / RECORD_FILE).write_text(json.dumps(asdict(made), indent=1))
+            swap_folder(temporary, folder)
+            return made
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _record_of(path: Path) -> Record | None:
+    return Record(**json.loads(pl.read_parquet_metadata(path)[_KEY])) if path.is_file() else None
+
+
+def _checked(path: Path, schema: pl.Schema) -> pl.LazyFrame:
+    frame = schemas.with_later(pl.scan_parquet(path), schema)
+    if dict(frame.collect_schema()) != dict(schema):
+        raise schemas.SchemaError(f"{path} does not have the declared schema")
+    return frame
+
+
+def read_folder_record(folder: Path) -> Record | None:
+    try:
+        return Record(**json.loads((folder / RECORD_FILE).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def swap_folder(new: Path, target: Path) -> None:
+    """Put `new` in the place of `target`; a crash in between leaves one of the two complete."""
+    old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex[:8]}")
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def merge_inputs(*parts: Mapping[str, str]) -> dict[str, str]:
+    merged: dict[str, str] = {}
+    for part in parts:
+        merged.update(part)
+    return dict(sorted(merged.items()))

@@ -1,0 +1,204 @@
+"""One file of a task folder at a time, read and checked by itself."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from distill_dagster.config import SLICE_KEY, TASK_NAME, Task
+from distill_dagster.core.errors import Problem
+from distill_dagster.kinds import InvalidAnswer, Question, is_refusal, kind_of
+from distill_dagster.tasks.rows import Prompt, Row, Seed, Slice
+from distill_dagster.tasks.yaml_files import Result, line_of, model_problems, read_text, read_yaml
+
+TASK_FILE = "task.yaml"
+EXAMPLES, DEV, GOLDEN, HUMAN = "examples.jsonl", "dev.jsonl", "golden.jsonl", "human.jsonl"
+Target = Literal["seeds", "examples", "golden", "dev", "human", "recorded"]
+"""What records of other programs can become in a task."""
+
+
+def read_task(folder: Path) -> Result[Task]:
+    """The task.yaml of a folder."""
+    path, problems = folder / TASK_FILE, list[Problem]()
+    if not TASK_NAME.fullmatch(folder.name):
+        remedy = f"Rename the folder to something that matches {TASK_NAME.pattern}."
+        problems.append(Problem(folder, f"{folder.name!r} cannot be a task name.", remedy))
+    value, tree = read_yaml(path, problems)
+    if problems:
+        return Result(None, problems)
+    try:
+        return Result(Task.model_validate(value if value is not None else {}))
+    except ValidationError as error:
+        return Result(None, model_problems(path, error, lambda loc: line_of(tree, loc)))
+
+
+def read_slice(path: Path, task: Task) -> Result[Slice]:
+    """One slice file, with its references in the kind's canonical form."""
+    problems: list[Problem] = []
+    value, tree = read_yaml(path, problems)
+    if problems:
+        return Result(None, problems)
+    try:
+        slice_ = Slice.model_validate(value if value is not None else {})
+    except ValidationError as error:
+        return Result(None, model_problems(path, error, lambda loc: line_of(tree, loc)))
+    ids: dict[str, Seed] = {}
+    seeds: list[Seed] = []
+    if slice_.refusal and task.has_labels:
+        remedy = "Leave it out, or make a label of what is to be refused."
+        message = f"kind {task.kind} answers with labels, and a refusal is none."
+        problems.append(Problem(path, message, remedy, line=line_of(tree, ("refusal",)), field="refusal"))
+    for index, seed in enumerate(slice_.seeds):
+        line = line_of(tree, ("seeds", index))
+        problems += _label_problem(path, line, f"seeds.{index}.target_label", seed.target_label, task)
+        problems += _turns_problem(path, line, f"seeds.{index}.messages", seed, task)
+        name = f"seeds.{index}.reference"
+        if task.has_labels:
+            problems += _label_problem(path, line, name, seed.reference, task)
+        elif seed.reference is not None:
+            answer, found = _answer(path, line, name, seed.reference, seed.text, task)
+            seed, problems = seed.model_copy(update={"reference": answer}), problems + found
+        seeds.append(seed)
+        if seed.id is not None and seed.id in ids:
+            problems.append(_id_problem(path, line, f"seeds.{index}.id", seed.id, ids[seed.id].text == seed.text))
+        if seed.id is not None:
+            ids.setdefault(seed.id, seed)
+    return Result(slice_.model_copy(update={"seeds": seeds}), problems)
+
+
+def read_rows(path: Path, task: Task, labelled: bool) -> Result[list[Row]]:
+    """Rows of a JSONL file; every bad line is named, not only the first."""
+    problems: list[Problem] = []
+    text = read_text(path, problems)
+    rows: list[Row] = []
+    ids: dict[str, Row] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line, object_pairs_hook=_unique_fields)
+        except json.JSONDecodeError as error:
+            remedy = "Write one JSON object on each line."
+            problems.append(Problem(path, f"malformed JSON at column {error.colno}: {error.msg}.", remedy, line=number))
+            continue
+        except (_RepeatedKey, ValueError, RecursionError) as error:  # a number of thousands of digits, endless nesting
+            what = str(error).splitlines()[0] if str(error) else "nested too deep"
+            remedy = "Mend the line: each field once, with a plain value."
+            problems.append(Problem(path, f"{what}.", remedy, line=number))
+            continue
+        try:
+            row = Row.model_validate(value)
+        except ValidationError as error:
+            problems += model_problems(path, error, _always(number))
+            continue
+        row, found = _checked_answer(path, number, row, task, labelled)
+        problems += found
+        if row.slice is not None and not SLICE_KEY.fullmatch(row.slice):
+            remedy = f"A slice matches {SLICE_KEY.pattern}."
+            problems.append(Problem(path, f"{row.slice!r} cannot be a slice.", remedy, line=number, field="slice"))
+        if row.id in ids:
+            problems.append(_id_problem(path, number, "id", row.id, ids[row.id] == row))
+        ids.setdefault(row.id, row)
+        rows.append(row)
+    if not rows and not problems:
+        problems.append(Problem(path, "the file is empty.", "Write one JSON object on each line."))
+    return Result(rows, problems)
+
+
+class _RepeatedKey(Exception):
+    pass
+
+
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for name, times in Counter(name for name, _ in pairs).items():
+        if times > 1:
+            raise _RepeatedKey(f"the field {name!r} stands twice")
+    return dict(pairs)
+
+
+def _always(line: int) -> Callable[[tuple[int | str, ...]], int | None]:
+    return lambda _: line
+
+
+def _checked_answer(path: Path, line: int, row: Row, task: Task, labelled: bool) -> tuple[Row, list[Problem]]:
+    """The row with its answer in canonical form, and what is wrong with it."""
+    problems = _turns_problem(path, line, "messages", row, task)
+    wanted, other = ("label", "answer") if task.has_labels else ("answer", "label")
+    if getattr(row, other) is not None:
+        message = f"kind {task.kind} has no {other!r}."
+        problems.append(Problem(path, message, f"Write {wanted!r} instead.", line=line, field=other))
+    elif labelled and getattr(row, wanted) is None:
+        problems.append(Problem(path, f"the {wanted} is missing.", "Add it.", line=line, field=wanted))
+    if task.has_labels:
+        problems += _label_problem(path, line, "label", row.label, task)
+    elif row.answer is not None:
+        answer, found = _answer(path, line, "answer", row.answer, row.text, task)
+        row, problems = row.model_copy(update={"answer": answer}), problems + found
+    if task.reasoning and path.name == EXAMPLES and row.reasoning is None:
+        remedy = "Write how a person comes to the answer, or set `reasoning: false` in task.yaml."
+        message = "the reasoning is missing, which the teacher is shown."
+        problems.append(Problem(path, message, remedy, line=line, field="reasoning"))
+    return row, problems
+
+
+def _answer(path: Path, line: int | None, name: str, value: Any, text: str, task: Task) -> tuple[Any, list[Problem]]:
+    """An answer of a person in the kind's canonical form, or the problem with it."""
+    if is_refusal(value) and isinstance(value["refusal"], str) and value["refusal"].strip():
+        return value, []
+    try:
+        return kind_of(task).canonical(value, Question(text)), []
+    except InvalidAnswer as why:
+        remedy = f"Write an answer of kind {task.kind}; the kinds are described in docs/kinds.md."
+        return value, [Problem(path, f"{str(why).rstrip('.')}.", remedy, line=line, field=name)]
+
+
+def _id_problem(path: Path, line: int | None, name: str, id_: str, same: bool) -> Problem:
+    what = f"the id {id_!r} stands twice" if same else f"the id {id_!r} is used for two different rows"
+    return Problem(path, f"{what}.", "Give every row an id of its own.", line=line, field=name)
+
+
+def _turns_problem(path: Path, line: int | None, name: str, prompt: Prompt, task: Task) -> list[Problem]:
+    if prompt.messages is None or task.kind == "conversation":
+        return []
+    remedy = "Write the prompt as `text`, or set `kind: conversation` in task.yaml."
+    return [Problem(path, f"kind {task.kind} has no conversations.", remedy, line=line, field=name)]
+
+
+def _label_problem(path: Path, line: int | None, name: str, label: Any, task: Task) -> list[Problem]:
+    if label is None or label in task.label_names:
+        return []
+    if not task.has_labels:
+        return [Problem(path, f"kind {task.kind} has no labels.", "Leave it out.", line=line, field=name)]
+    remedy = f"Use one of: {', '.join(task.label_names[:20])}{', …' if len(task.label_names) > 20 else ''}."
+    return [Problem(path, f"{label!r} is not a label of this task.", remedy, line=line, field=name)]
+
+
+def example_problems(folder: Path, task: Task, rows: list[Row]) -> list[Problem]:
+    """Whether examples.jsonl has as many rows as the teacher is to be shown."""
+    few_shot = task.teacher.few_shot
+    if not task.has_labels:
+        need = max(1, few_shot.nearest or few_shot.per_label)
+        asks = f"teacher.few_shot.{'nearest' if few_shot.nearest else 'per_label'} asks for {need}"
+        message, remedy = f"there are {len(rows)} few-shot examples, {asks}.", "Add examples, or ask for fewer."
+        return [Problem(folder / EXAMPLES, message, remedy)] if len(rows) < need else []
+    need, have = few_shot.per_label, Counter(row.label for row in rows)
+    asks = f"teacher.few_shot.per_label asks for {need}"
+    if few_shot.nearest:
+        need, asks = 1, "every label needs one to be found by teacher.few_shot.nearest"
+    elif task.teacher.calibration == "examples":
+        need, asks = need + 1, f"{asks}, and teacher.calibration for one more that is not in the prompt"
+    return [
+        Problem(
+            folder / EXAMPLES,
+            f"label {label!r} has {have[label]} few-shot examples, {asks}.",
+            "Add examples, or lower per_label.",
+            field="label",
+        )
+        for label in task.label_names
+        if have[label] < max(need, 1)
+    ]

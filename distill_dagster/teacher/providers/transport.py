@@ -1,0 +1,168 @@
+"""Two ways to a teacher: servers at an address of one's own are spoken to directly, everybody else through litellm.
+
+The direct way is the lighter one: OpenAI's protocol over one shared connection pool, without litellm's mapping between
+providers, which costs some 3 ms of CPU for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from distill_dagster.teacher.providers.attempts import AttemptError, FilteredError, of_status, seconds_to_wait
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from distill_dagster.teacher.providers.client import Endpoint
+    from distill_dagster.teacher.providers.exchange import Request
+
+# litellm otherwise asks the network for its price list at import.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+DIRECT = ("openai/", "text-completion-openai/")
+_sessions: dict[int, aiohttp.ClientSession] = {}
+_text_clients: dict[int, Any] = {}
+
+
+def is_direct(endpoint: Endpoint) -> bool:
+    """Whether a server at the user's own address speaks OpenAI's protocol: parameters pass as they are."""
+    return endpoint.api_base is not None and endpoint.model.startswith(DIRECT)
+
+
+async def send(endpoint: Endpoint, request: Request, timeout_s: float) -> dict[str, Any]:
+    """One attempt: the body of the answer, as OpenAI's protocol has it.
+
+    Raises:
+        AttemptError: no answer came; it says what that means for the next attempt.
+        FilteredError: the provider's content filter stopped the prompt.
+    """
+    return await (_direct if is_direct(endpoint) else _through_litellm)(endpoint, request, timeout_s)
+
+
+def _session() -> aiohttp.ClientSession:
+    import aiohttp
+
+    key = id(asyncio.get_running_loop())
+    if key not in _sessions or _sessions[key].closed:
+        # No timeout of its own, and as many connections as the limits let through. Idle ones are dropped before most
+        # servers do it, which would look like a cut connection.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
+        _sessions[key] = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+    return _sessions[key]
+
+
+async def _direct(endpoint: Endpoint, request: Request, timeout_s: float) -> dict[str, Any]:
+    import aiohttp
+
+    assert endpoint.api_base is not None
+    body = {"model": endpoint.model.split("/", 1)[1]} | request.body()
+    url = endpoint.api_base.rstrip("/") + ("/completions" if request.prompt is not None else "/chat/completions")
+    headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            _session().post(url, data=json.dumps(body), headers=headers | {"Content-Type": "application/json"}) as got,
+        ):
+            text = (await got.read()).decode("utf-8", "replace")
+            status, wait = got.status, got.headers.get("Retry-After")
+    except TimeoutError:
+        raise AttemptError(f"timed out after {timeout_s:g} s", retry=True, maybe_billed=True) from None
+    except aiohttp.ClientConnectorError as error:
+        raise AttemptError(f"cannot connect to {error.host}: {error.strerror or 'refused'}", retry=True) from None
+    except (aiohttp.ClientError, OSError) as error:
+        what = f"the connection was cut: {type(error).__name__}"
+        raise AttemptError(what, retry=True, maybe_billed=True) from None
+    if status != 200:
+        raise of_status(status, text, wait)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise AttemptError("the body is no JSON, or was cut", retry=True, maybe_billed=True) from None
+    if not isinstance(value, dict):
+        raise AttemptError("the body holds no answer", retry=True, maybe_billed=True)
+    return value
+
+
+async def _through_litellm(endpoint: Endpoint, request: Request, timeout_s: float) -> dict[str, Any]:
+    import litellm
+
+    litellm.suppress_debug_info = True
+    # The openai client would retry by itself beneath our own retries, unseen by any limit.
+    where: dict[str, Any] = {"model": endpoint.model, "timeout": timeout_s, "num_retries": 0, "max_retries": 0}
+    if endpoint.api_base:
+        where["api_base"] = endpoint.api_base
+    if endpoint.api_key:
+        where["api_key"] = endpoint.api_key
+    params = copy.deepcopy(request.body())  # litellm rewrites some in place, and requests share turns, tools and schema
+    if "tools" in params:
+        # litellm would look whether one of them is of its own gateway, with a package that nothing here needs.
+        params["_skip_mcp_handler"] = True
+    supported = litellm.get_supported_openai_params(endpoint.model)
+    for name in ("seed", "response_format") if supported else ():
+        # litellm would refuse the whole request. Samples still differ by temperature and draw, and what a schema asks
+        # for stands in the prompt too.
+        if name not in supported:
+            params.pop(name, None)
+    ask = litellm.acompletion if request.prompt is None else litellm.atext_completion
+    if endpoint.model.startswith("text-completion-openai/"):
+        where["client"] = _text_client(timeout_s)
+    try:
+        async with asyncio.timeout(timeout_s + 1):
+            raw = await ask(**params, **where)
+    except TimeoutError:
+        raise AttemptError(f"timed out after {timeout_s:g} s", retry=True, maybe_billed=True) from None
+    except litellm.exceptions.ContentPolicyViolationError as error:
+        raise FilteredError(str(error)) from None
+    except Exception as error:
+        raise _of_litellm(error) from None
+    value = raw.model_dump()
+    value["cost_usd"] = (getattr(raw, "_hidden_params", None) or {}).get("response_cost")
+    return value
+
+
+def _text_client(timeout_s: float) -> Any:
+    """litellm opens, and leaks, a connection for each text completion unless it is handed a client."""
+    key = id(asyncio.get_running_loop())
+    if key not in _text_clients:
+        import openai
+
+        _text_clients[key] = openai.AsyncOpenAI(timeout=timeout_s, max_retries=0)
+    return _text_clients[key]
+
+
+def _of_litellm(error: Exception) -> AttemptError | FilteredError:
+    import litellm
+
+    message, status = f"{type(error).__name__}: {error}", getattr(error, "status_code", None)
+    if isinstance(error, litellm.exceptions.Timeout):
+        return AttemptError(f"timed out: {message}", retry=True, maybe_billed=True)
+    if isinstance(error, litellm.exceptions.APIConnectionError):
+        return AttemptError(message, retry=True, maybe_billed=True)
+    if not isinstance(status, int):
+        return AttemptError(message)
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    wait = headers.get("retry-after") if hasattr(headers, "get") else None
+    found = of_status(status, message, wait)
+    if isinstance(found, AttemptError):
+        found.wait_s = seconds_to_wait(wait)
+    return found
+
+
+async def close_all() -> None:
+    """Close the connections of this loop."""
+    session = _sessions.pop(id(asyncio.get_running_loop()), None)
+    if session is not None:
+        await session.close()
+    client = _text_clients.pop(id(asyncio.get_running_loop()), None)
+    if client is not None:
+        await client.close()
+    if "litellm" in sys.modules:
+        import litellm
+
+        with suppress(Exception):
+            await litellm.close_litellm_async_clients()
