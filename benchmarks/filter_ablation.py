@@ -37,7 +37,7 @@ from replay import distill
 from distill_dagster.config import CurationSpec, StudentSpec, Task
 from distill_dagster.core.hashing import content_hash
 from distill_dagster.core.paths import Home
-from distill_dagster.curation.dataset import curate
+from distill_dagster.curation.dataset.curate import curate
 from distill_dagster.curation.filters import FILTERS, in_order
 from distill_dagster.curation.scores import add_scores
 from distill_dagster.curation.task_view import About

@@ -39,9 +39,8 @@ import polars as pl
 from common import peak_mb, wanted, write_result
 
 from distill_dagster.config import Task
-from distill_dagster.curation.dataset import curate
 from distill_dagster.curation.dataset.comparison_cache import Compared
-from distill_dagster.curation.dataset.curate import Curated
+from distill_dagster.curation.dataset.curate import Curated, curate
 from distill_dagster.curation.filters import Filter, filter_rows
 from distill_dagster.curation.filters.prose import Prose, Repetition
 from distill_dagster.curation.scores import private, reasoning, texts

@@ -90,8 +90,8 @@ from pathlib import Path
 sys.path[:0] = [{benchmarks!r}, {project!r}]
 from teacher_faults import TASK, texts_of
 from asking import ask, write_task
-from distill_dagster.spec import BudgetSpec
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.config import BudgetSpec
+from distill_dagster.teacher.completions.store import CompletionStore
 folder = Path(sys.argv[1])
 task = write_task(folder, sys.argv[2], **TASK)
 print("ready", flush=True)

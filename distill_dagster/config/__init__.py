@@ -1,6 +1,6 @@
 """What a user writes in `task.yaml`: parsed, validated, hashed by part. One module for each block; `task` has them all.
 
-from distill_dagster.spec import Task, TeacherSpec
+from distill_dagster.config import Task, TeacherSpec
 """
 
 from distill_dagster.config.answers import KIND, LABEL_KINDS, AnswerSpec, Label, Tool

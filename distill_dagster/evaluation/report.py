@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core import plots
-from distill_dagster.evaluation import format
-from distill_dagster.evaluation.format import summary_rows
+from distill_dagster.evaluation import formatting
+from distill_dagster.evaluation.formatting import summary_rows
 from distill_dagster.evaluation.looks import append_golden_look, read_golden_looks
 from distill_dagster.evaluation.metrics import DISTILLED, Metrics, SplitMetrics, SystemScore, confusion_table
 from distill_dagster.evaluation.verdict import Verdict
 from distill_dagster.tables import schemas
+from distill_dagster.tables.parquet import write_parquet
 
 if TYPE_CHECKING:
     import polars as pl
@@ -72,7 +73,7 @@ def write_report(
         SchemaError: `predictions` does not have the declared columns.
     """
     table = schemas.conform(predictions, schemas.PREDICTIONS, ("system", "split", "item_id"))
-    schemas.write_parquet(table, folder / PREDICTIONS, {})
+    write_parquet(table, folder / PREDICTIONS, {})
     figures = metrics_json(metrics, verdict, inputs)
     (folder / METRICS).write_text(json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     (folder / REPORT).write_text(render_html(table, metrics, verdict, inputs), encoding="utf-8")
@@ -130,7 +131,7 @@ def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Verdict, i
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(format.FILTERS)
+    environment.filters.update(formatting.FILTERS)
     distilled = metrics.golden.systems[DISTILLED]
     map_labels = _mistaken(distilled, metrics.labels)
     return environment.get_template("report.html.j2").render(
@@ -142,8 +143,8 @@ def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Verdict, i
         verdict_title={True: "Worth it", False: "Not worth it", None: "Undecided"}[verdict.worth_it],
         others=[split for name, split in metrics.splits.items() if split is not metrics.golden],
         slices=sorted({name for score in metrics.golden.systems.values() for name in score.per_slice}),
-        mistakes=format.mistakes(distilled),
-        disagreements=format.disagreements(predictions, inputs.texts),
+        mistakes=formatting.mistakes(distilled),
+        disagreements=formatting.disagreements(predictions, inputs.texts),
         tokens={n: f.tokens_per_request for n, f in metrics.facts.items() if f.tokens_per_request is not None},
         map_is_partial=len(map_labels) < len(metrics.labels),
         images=_images(metrics, map_labels, inputs),
@@ -159,7 +160,7 @@ def _images(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInputs) -
     ]
     known = [(n, v, lo, hi) for n, v, lo, hi in rows if v is not None and lo is not None and hi is not None]
     drawn["intervals"] = plots.intervals(
-        known, "", f"{format.lower_name_of(metrics.metric)} on golden, {100 * metrics.confidence:g} % interval"
+        known, "", f"{formatting.lower_name_of(metrics.metric)} on golden, {100 * metrics.confidence:g} % interval"
     )
     if metrics.labels:
         columns, counts = confusion_table(metrics.golden.systems[DISTILLED], metrics.labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distill_dagster.evaluation.format import lower_name_of
+from distill_dagster.evaluation.formatting import lower_name_of
 from distill_dagster.evaluation.metrics import (
     BASE,
     CENTROID,

@@ -20,6 +20,7 @@ import polars as pl
 
 from distill_dagster.core.errors import DistillError
 from distill_dagster.tables import schemas
+from distill_dagster.tables.parquet import write_parquet
 
 RECORD_FILE = "artifact.json"
 LAST_GOOD = ".good"
@@ -129,7 +130,7 @@ class Lake:
                 temporary = kept.with_suffix(f".writing-{os.getpid()}")
                 shutil.copyfile(path, temporary)
                 temporary.replace(kept)
-        schemas.write_parquet(frame, path, {_KEY: json.dumps(asdict(record))})
+        write_parquet(frame, path, {_KEY: json.dumps(asdict(record))})
 
     def write_folder(self, folder: Path, record: Callable[[str], Record], fill: Callable[[Path], str]) -> Record:
         """Let `fill` write into a temporary folder and return its data version; add the record; swap it in."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from distill_dagster.core.hashing import canonical_json, content_hash
-from distill_dagster.tasks import Row, normalize
+from distill_dagster.core.text import normalize
 from distill_dagster.tasks.accepted import Accepted
 from distill_dagster.tasks.imagined import Imagination
 

@@ -147,7 +147,7 @@ def test_the_bundled_task_loads_with_its_job() -> None:
 def test_loading_the_definitions_and_the_command_line_imports_no_heavy_library(tmp_path: Path) -> None:
     two_tasks(tmp_path)
     code = (
-        "import sys, distill_dagster.definitions as d, distill_dagster.cli, distill_dagster.runs\n"
+        "import sys, distill_dagster.definitions as d, distill_dagster.cli, distill_dagster.orchestration\n"
         "assert len(d.defs.resolve_asset_graph().get_all_asset_keys()) > 30\n"
         f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
     )

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_dagster.config import CurationSpec
-from distill_dagster.curation.dataset import curate
 from distill_dagster.curation.dataset.comparison_cache import Compared, clusters_of_kept
+from distill_dagster.curation.dataset.curate import curate
 from distill_dagster.curation.dataset.slim_rows import Texts, idents
 from distill_dagster.curation.dedup.duplicates import find_duplicates
 from distill_dagster.curation.dedup.folding import Scheme
@@ -157,8 +157,10 @@ def test_slice_by_slice_the_dataset_is_that_of_one_cut(
         spec = CurationSpec.model_validate({"filters": {"min_confidence": 0.1}, "dedup": dedup})
         golden = items(" ".join(WORDS[:6]))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("distill_dagster.curation.compared.SLICE_BY_SLICE", 0)
-            patch.setattr("distill_dagster.curation.compared.ANEW", data.draw(st.sampled_from([0.0, 0.9])))
+            patch.setattr("distill_dagster.curation.dataset.comparison_cache.SLICE_BY_SLICE", 0)
+            patch.setattr(
+                "distill_dagster.curation.dataset.comparison_cache.ANEW", data.draw(st.sampled_from([0.0, 0.9]))
+            )
             kept = curate(frame, set(), LABELS, spec, items=golden, compared=Compared(folder))
         anew = curate(frame, set(), LABELS, spec, items=golden)
         assert kept.dataset.equals(anew.dataset)

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_dagster.config import CurationSpec
-from distill_dagster.curation.dataset import curate
-from distill_dagster.curation.dataset.curate import Curated, drop_reasons
+from distill_dagster.curation.dataset.curate import Curated, curate, drop_reasons
 from distill_dagster.curation.dataset.human_rows import human_candidates
 from distill_dagster.curation.dataset.invariants import dataset_checks
 from distill_dagster.curation.filters import in_order

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from distill_dagster.config import CurationSpec, Task
 from distill_dagster.core.errors import DistillError, InputError
-from distill_dagster.curation.dataset import curate
+from distill_dagster.curation.dataset.curate import curate
 from distill_dagster.curation.filters import FILTERS, Filter, Filters, docs, filter_rows, in_order, scorers_of
 from distill_dagster.curation.scores import SCORERS, add_scores
 from distill_dagster.curation.task_view import About

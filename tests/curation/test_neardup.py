@@ -266,7 +266,7 @@ def test_the_kernel_is_imported_late_and_needs_no_folder_to_cache_in(tmp_path: P
     code = """
 import sys
 import polars as pl
-from distill_dagster.curation.neardup.duplicates import find_duplicates
+from distill_dagster.curation.dedup.duplicates import find_duplicates
 assert "numba" not in sys.modules
 table = pl.DataFrame({"id": ["a", "b"], "text": ["one", "One"]})
 assert find_duplicates(table).members.height == 2

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_dagster.config import CurationSpec
-from distill_dagster.curation.dataset import curate
 from distill_dagster.curation.dataset.comparison_cache import Compared
-from distill_dagster.curation.dataset.curate import Curated
+from distill_dagster.curation.dataset.curate import Curated, curate
 from distill_dagster.curation.dataset.write_parts import parts_of
 from distill_dagster.curation.filters import batched
 from distill_dagster.curation.scores import add_scores
@@ -76,10 +75,12 @@ def test_every_source_gives_the_same_rows(
     write_parquet(rows, folder / "all.parquet", {})
     sources = [rows.lazy(), folder / "all.parquet", *([files] if files else [])]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill_dagster.curation.narrow.batched", functools.partial(batched, batch_rows=at_once))
-        patch.setattr("distill_dagster.curation.dataset.parts_of", functools.partial(parts_of, rows=at_once))
-        patch.setattr("distill_dagster.curation.built.GROUP_ROWS", at_once)
-        patch.setattr("distill_dagster.curation.compared.SLICE_BY_SLICE", 1)
+        patch.setattr(
+            "distill_dagster.curation.dataset.slim_rows.batched", functools.partial(batched, batch_rows=at_once)
+        )
+        patch.setattr("distill_dagster.curation.dataset.curate.parts_of", functools.partial(parts_of, rows=at_once))
+        patch.setattr("distill_dagster.curation.dataset.write_parts.GROUP_ROWS", at_once)
+        patch.setattr("distill_dagster.curation.dataset.comparison_cache.SLICE_BY_SLICE", 1)
         for number, source in enumerate(sources):
             found = cut(source, folder=folder / str(number), compared=Compared(folder / "compared"))
             assert found.dataset.equals(whole.dataset)

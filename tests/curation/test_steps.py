@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 
 from distill_dagster.config import CurationSpec
-from distill_dagster.curation.dataset import curate
-from distill_dagster.curation.dataset.curate import Curated
+from distill_dagster.curation.dataset.curate import Curated, curate
 from distill_dagster.curation.task_view import About
 from distill_dagster.prompts.seeds import prompt_id
 from distill_dagster.tables.data_versions import data_version

@@ -131,7 +131,7 @@ def test_a_cascade_by_confidence(tmp_path: Path, providers: dict[str, FakeProvid
 
 
 def test_rows_of_teachers_that_disagree_can_be_dropped(tmp_path: Path, providers: dict[str, FakeProvider]) -> None:
-    from distill_dagster.curation.dataset import curate
+    from distill_dagster.curation.dataset.curate import curate
 
     providers["cheap"].answer = says({"parcel": "delivery", "login": "login", "hello": "login"})
     providers["strong"].answer = says({"parcel": "delivery", "login": "login", "hello": "delivery"})

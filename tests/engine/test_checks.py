@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.pipeline import check_catalogue
+from distill_dagster.tables import validation
 from distill_dagster.tables.schemas import DATASET
 from distill_dagster.tables.validation import EXPECTATIONS, plain_columns, valid_table, validate
 
@@ -41,7 +41,7 @@ def test_of_the_rows_that_may_fail_it_says_the_same(rows: list[dict[str, Any]], 
     said = validate(stage, plain_columns(stage, frame).collect().to_pandas(), EXPECTATIONS[stage], "prompt_id")
     failed = {what: why for what, why in said.items() if why is not None}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check_catalogue, "JUDGED", 1)
+        patch.setattr(validation, "JUDGED", 1)
         found = valid_table(stage, frame.lazy())
     assert found.found == failed | {"expectations": len(said), "rows": len(rows)}
     assert found.passed == (not failed)

@@ -16,8 +16,7 @@ from distill_dagster.config import CurationSpec, FewShot, Task
 from distill_dagster.core.hashing import content_hash
 from distill_dagster.curation.candidates.label_answers import candidates
 from distill_dagster.curation.candidates.priors import prior_of
-from distill_dagster.curation.dataset import curate
-from distill_dagster.curation.dataset.curate import Curated
+from distill_dagster.curation.dataset.curate import Curated, curate
 from distill_dagster.curation.dataset.human_rows import human_candidates
 from distill_dagster.kinds.labels import parse_label
 from distill_dagster.pipeline.stage_table import STAGES

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from distill_dagster.core.hashing import canonical_json
 from distill_dagster.prompts.seeds import prompt_id
-from distill_dagster.tables import schemas
+from distill_dagster.tables import data_versions, schemas
 from distill_dagster.tables.data_versions import VOLATILE, data_version
-from distill_dagster.tables.messages import user_message
+from distill_dagster.tables.messages import normalized_expr, user_message, user_text, user_text_expr
+from distill_dagster.tables.parquet import write_parquet
 from distill_dagster.tables.schemas import COMPLETIONS, PROMPTS, conform, frame_of
 from distill_dagster.tasks import normalize
 
@@ -79,7 +80,7 @@ def test_a_version_is_the_hash_of_every_row_as_canonical_json(rows: list[dict[st
     lines = "".join(canonical_json(row) + "\n" for row in found.rows())
     expected = hashlib.sha256((canonical_json(found.columns) + lines).encode()).hexdigest()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schemas, "HASHED", at_once)
+        patch.setattr(data_versions, "HASHED", at_once)
         assert data_version(found) == data_version(found.lazy()) == expected
 
 
@@ -99,7 +100,7 @@ def test_conform_names_what_is_wrong() -> None:
 
 def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "deep" / "t.parquet"
-    schemas.write_parquet(frame(ROWS), path, {"k": "old"})
+    write_parquet(frame(ROWS), path, {"k": "old"})
     before = path.read_bytes()
     real = pl.LazyFrame.sink_parquet
 
@@ -110,14 +111,14 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(pl.LazyFrame, "sink_parquet", half)
     with pytest.raises(OSError, match="no space left"):
-        schemas.write_parquet(frame(ROWS[:1]), path, {"k": "new"})
+        write_parquet(frame(ROWS[:1]), path, {"k": "new"})
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["t.parquet"]
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
     for name, rows in (("a", ROWS), ("b", ROWS[::-1])):
-        schemas.write_parquet(frame(rows), tmp_path / name, {"k": "v"})
+        write_parquet(frame(rows), tmp_path / name, {"k": "v"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -125,15 +126,13 @@ def test_the_query_and_the_function_fold_every_character_alike() -> None:
     """`normalize` builds the keys of golden and dev, `normalized_expr` those they are compared with."""
     known = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Cs")]
     texts = [f"A {c} b{c}" for c in known]
-    folded = pl.DataFrame({"text": texts}).select(schemas.normalized_expr(pl.col("text")))["text"].to_list()
+    folded = pl.DataFrame({"text": texts}).select(normalized_expr(pl.col("text")))["text"].to_list()
     assert [(c, a) for c, t, a in zip(known, texts, folded, strict=True) if a != normalize(t)] == []
 
 
 @given(st.text(), st.text(alphabet=" \t\n\u3000\u00a0\x1f", min_size=1))
 def test_folding_a_text_ignores_the_white_space_around_and_within(text: str, space: str) -> None:
-    folded = pl.DataFrame({"t": [space + text.replace(" ", space) + space]}).select(
-        schemas.normalized_expr(pl.col("t"))
-    )
+    folded = pl.DataFrame({"t": [space + text.replace(" ", space) + space]}).select(normalized_expr(pl.col("t")))
     assert folded["t"].to_list() == [normalize(text)]
 
 
@@ -143,8 +142,8 @@ def test_user_text_reads_the_user_turns_alone() -> None:
         turns.append({"role": role, "content": content, "tool_calls": None, "tool_call_id": None, "name": None})
     rows = [dict.fromkeys(PROMPTS) | {"prompt_id": "p", "messages": turns}]
     prompts = frame_of(rows, PROMPTS, ("prompt_id",))
-    assert schemas.user_text(turns) == "first\nsecond"
-    assert prompts.select(schemas.user_text_expr()).item() == "first\nsecond"
+    assert user_text(turns) == "first\nsecond"
+    assert prompts.select(user_text_expr()).item() == "first\nsecond"
 
 
 def test_a_prompt_id_reads_messages_and_tools_alone() -> None:

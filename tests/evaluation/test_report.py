@@ -15,7 +15,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from distill_dagster.config import TeacherSpec, TermsSpec
-from distill_dagster.evaluation.format import count, dollars, size
+from distill_dagster.evaluation.formatting import count, dollars, size
 from distill_dagster.evaluation.metrics import evaluate
 from distill_dagster.evaluation.report import ReportInputs, summary_rows, write_report
 from distill_dagster.evaluation.verdict import decide

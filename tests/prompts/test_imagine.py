@@ -250,7 +250,7 @@ DIES = """
 import os, sys
 from pathlib import Path
 from tests.prompts import test_imagine
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster import imagined
 
 left, where = int(sys.argv[3]), sys.argv[4]

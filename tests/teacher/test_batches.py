@@ -201,7 +201,7 @@ def test_a_batch_that_was_made_although_the_answer_was_lost_is_adopted(ask: Ask,
 
 
 def test_many_requests_make_several_batches(ask: Ask, provider: BatchProvider, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill_dagster.teacher.batches.MAX_REQUESTS", 4)
+    monkeypatch.setattr("distill_dagster.teacher.completions.batches.MAX_REQUESTS", 4)
     assert ask().calls == 6
     assert [len(lines) for lines in provider.lines] == [4, 2]
 
@@ -243,9 +243,9 @@ RUN = """
     import sys
     from pathlib import Path
     from distill_dagster.prompts.seeds import seed_prompts
-    from distill_dagster.taskfiles import Slice, TaskFolder
-    from distill_dagster.teacher.ask import run_ask
-    from distill_dagster.teacher.store import CompletionStore
+    from distill_dagster.tasks import Slice, TaskFolder
+    from distill_dagster.teacher.asking.ask import run_ask
+    from distill_dagster.teacher.completions.store import CompletionStore
     from tests.support.task import asker_of
 
     store = CompletionStore.in_folder(Path(sys.argv[2]))

@@ -23,8 +23,8 @@ TOTAL = 2 * len(SEEDS)
 DIES = """
 import os, sys
 from pathlib import Path
-from distill_dagster.taskfiles import TaskFolder
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.tasks import TaskFolder
+from distill_dagster.teacher.completions.store import CompletionStore
 from tests.teacher import test_resume
 
 left = 7

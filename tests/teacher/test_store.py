@@ -117,7 +117,7 @@ def test_two_processes_lose_nothing(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from distill_dagster.teacher.store import CompletionStore
+from distill_dagster.teacher.completions.store import CompletionStore
 from tests.teacher.test_store import response
 store = CompletionStore.in_folder(Path(sys.argv[1]))
 for n in range(100_000):

@@ -50,8 +50,8 @@ REJECTED_ROWS = "rejected_rows"
 
 def make_filtered_dataset(env: Env, partition: str | None) -> Made:
     # Loaded where it is used: every process that loads the code location would wait for NumPy and pyarrow.
-    from distill_dagster.curation.dataset import curate
     from distill_dagster.curation.dataset.comparison_cache import Compared
+    from distill_dagster.curation.dataset.curate import curate
 
     reading = Reading(env, "filtered_dataset", partition)
     for source in ("slice_manifest", "human_examples", "curation_settings"):

@@ -249,7 +249,7 @@ def make_predictions(env: Env, partition: str | None) -> Made:
 
 def make_eval_report(env: Env, partition: str | None) -> Made:
     """The report folder is made aside and swapped in; this look at golden is logged before anybody can read it."""
-    from distill_dagster.evaluation.format import lower_name_of, name_of
+    from distill_dagster.evaluation.formatting import lower_name_of, name_of
     from distill_dagster.evaluation.looks import append_golden_look, read_golden_looks
     from distill_dagster.evaluation.metrics import evaluate, metrics_frame
     from distill_dagster.evaluation.report import ReportInputs, summary_rows, write_report

@@ -11,8 +11,7 @@ from distill_dagster.config import Task
 from distill_dagster.core.checks import Check
 from distill_dagster.pipeline.stages.context import Env, Reading, Shown
 from distill_dagster.prompts.auxiliary_templates import JUDGE, own_templates
-from distill_dagster.teacher.judge import judge
-from distill_dagster.teacher.judge.judge import Judge, Judged, judge_teacher
+from distill_dagster.teacher.judge.judge import Judge, Judged, judge, judge_teacher
 from distill_dagster.teacher.providers.terms import terms_of
 
 

@@ -17,6 +17,7 @@ from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.hashing import canonical_json, content_hash
 from distill_dagster.kinds import kind_of
+from distill_dagster.kinds.labels import parse_label
 from distill_dagster.tables.schemas import COMPLETIONS, conform
 from distill_dagster.teacher.asking import soft_labels
 from distill_dagster.teacher.asking.free_text import Prompt, asked_in, text_of
@@ -88,7 +89,7 @@ class Asker:
         self.engine = Engine(requests.endpoint, self.spec, store, account)
         self._to_ask = 0
         # Most answers are the bare name of a label, and few of them differ.
-        self._label = lru_cache(maxsize=4096)(partial(soft_labels.parse_label, labels=self.task.label_names))
+        self._label = lru_cache(maxsize=4096)(partial(parse_label, labels=self.task.label_names))
 
     def _refuse(self, response: Response) -> None:
         """Not stored: once the server is mended, the same request has to be asked again."""
