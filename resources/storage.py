@@ -8,11 +8,10 @@ from pathlib import Path
 
 import dagster as dg
 
-from distill_dagster.core.database_urls import with_driver
 from distill_dagster.core.limits import Limits
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder, open_task
-from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.completions.store import CompletionStore, open_store
 
 
 class TaskFoldersResource(dg.ConfigurableResource):
@@ -57,13 +56,8 @@ class CompletionStoreResource(dg.ConfigurableResource):
 
     @contextmanager
     def open(self) -> Iterator[CompletionStore]:
-        store = CompletionStore(with_driver(self.url)) if self.url else CompletionStore.in_folder(Path(self.path))
-        try:
-            if self.url:
-                store.take_over(Path(self.path))
+        with open_store(Path(self.path), self.url) as store:
             yield store
-        finally:
-            store.close()
 
 
 class ModelFolderResource(dg.ConfigurableResource):

@@ -72,9 +72,9 @@ def show_estimate(home: Home, folder: TaskFolder, state: State, keys: list[str],
 def _estimated(home: Home, folder: TaskFolder, keys: list[str], golden: bool) -> list[Estimate]:
     from distill_dagster.student.sentences import sentence_embedder
     from distill_dagster.teacher.asking.estimate import estimate
-    from resources.storage import CompletionStoreResource
+    from distill_dagster.teacher.completions.store import open_store
 
-    with CompletionStoreResource(path=str(home.store), url=store_url()).open() as store:
+    with open_store(home.store, store_url()) as store:
         return estimate(folder, store, keys, lambda spec: sentence_embedder(spec, home.models), golden=golden)
 
 
@@ -87,12 +87,12 @@ def ledger(
     import duckdb
 
     from distill_dagster.tables.parquet import write_parquet
-    from resources.storage import CompletionStoreResource
+    from distill_dagster.teacher.completions.store import open_store
 
     home = Home.from_env()
     with problems_shown():
         folder = open_folder(home, task)
-        with CompletionStoreResource(path=str(home.store), url=store_url()).open() as store:
+        with open_store(home.store, store_url()) as store:
             rows = store.ledger().filter(task=folder.name)
         if parquet is not None:
             write_parquet(rows, parquet, {})

@@ -60,13 +60,13 @@ def batches(
         folder = open_folder(home, task)
         from distill_dagster.teacher.completions.batch_store import BatchStore
         from distill_dagster.teacher.completions.batches import give_up, look_after
+        from distill_dagster.teacher.completions.store import open_store
         from distill_dagster.teacher.providers.client import endpoint_of
-        from resources.storage import CompletionStoreResource
 
         specs = [spec for spec in folder.task.teacher_specs if not spec.free]
         if not specs:
             raise DistillError(f"No teacher of {folder.name} is asked at a provider, so there are no batches.")
-        with CompletionStoreResource(path=str(home.store), url=store_url()).open() as store:
+        with open_store(home.store, store_url()) as store:
             if forget is not None:
                 if forget not in {one.submission for one in BatchStore(store).open(task=folder.name)}:
                     raise DistillError(f"{folder.name} has no open batch {forget!r}.")

@@ -26,8 +26,8 @@ from distill_dagster.core.errors import DistillError, InputError
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.backfill_selection import Lacking, lacking_slices, named_slices, slice_range
 from distill_dagster.pipeline.freshness import State
+from distill_dagster.pipeline.task_check import check_folder
 from distill_dagster.tables.lake import Lake
-from distill_dagster.tasks import check_folder
 
 
 def run(

@@ -12,8 +12,9 @@ from distill_dagster.cli.options import JsonOption, TaskArgument, open_folder, o
 from distill_dagster.core.errors import InputError
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.freshness import State
+from distill_dagster.pipeline.task_check import check_folder
 from distill_dagster.tables.lake import Lake
-from distill_dagster.tasks import check_folder, find_tasks
+from distill_dagster.tasks import find_tasks
 
 
 def tasks() -> None:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`curation.balance`: caps and floors."""
 
 from __future__ import annotations
 

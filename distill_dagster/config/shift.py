@@ -1,4 +1,4 @@
-"""TODO."""
+"""`curation.shift`: how far a dataset may be from the last good one."""
 
 from __future__ import annotations
 

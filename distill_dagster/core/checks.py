@@ -1,4 +1,4 @@
-"""TODO."""
+"""The outcome of a check, and its declaration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Files that survive a crash."""
 
 from __future__ import annotations
 

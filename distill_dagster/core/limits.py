@@ -1,4 +1,4 @@
-"""TODO."""
+"""What one step may take of the machine: threads, memory, and where it spills."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distill_dagster.curation.dedup.text_rows import BATCH_ROWS
+BATCH_ROWS = 16_384
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Normalized texts: the key of exact duplicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The check that every system answered every held-out item."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Append accepted prompts to the file of a slice, durable when it returns."""
 
 from __future__ import annotations
 

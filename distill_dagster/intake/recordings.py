@@ -1,4 +1,4 @@
-"""TODO."""
+"""Read recorded completions out of provider logs, traces and files of any declared shape."""
 
 from __future__ import annotations
 

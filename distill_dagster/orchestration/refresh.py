@@ -15,8 +15,9 @@ from distill_dagster.orchestration.partitions import sync
 from distill_dagster.orchestration.run_summary import Outcome
 from distill_dagster.orchestration.runner import Event, Runner
 from distill_dagster.pipeline.stage_table import REFRESHES
+from distill_dagster.pipeline.task_check import check_folder
 from distill_dagster.tables.lake import node
-from distill_dagster.tasks import check_folder, imagined
+from distill_dagster.tasks import imagined
 
 
 def refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) -> Outcome:

@@ -100,9 +100,9 @@ class Runner:
 
     def _sum_up(self, outcome: Outcome) -> None:
         """What this campaign took, by the ledger: records of what was made know nothing of what failed."""
-        from resources.storage import CompletionStoreResource
+        from distill_dagster.teacher.completions.store import open_store
 
-        with CompletionStoreResource(path=str(self.home.store), url=store_url()).open() as store:
+        with open_store(self.home.store, store_url()) as store:
             taken = store.taken(self.folder.name, self.campaign)
         outcome.teacher_calls, outcome.cost_usd, outcome.reserved_usd = taken.calls, taken.usd, taken.reserved_usd
 

@@ -9,6 +9,7 @@ from distill_dagster.core.hashing import content_hash
 from distill_dagster.pipeline.stage_table import ALL_SOURCES, OPTIONAL_SOURCES
 from distill_dagster.prompts.auxiliary_templates import IMAGINE, JUDGE, answering, own_templates
 from distill_dagster.tasks import Row, TaskFolder
+from distill_dagster.teacher.providers.replay import recorded_version
 
 
 def _rows(rows: list[Row]) -> list[str]:
@@ -33,7 +34,7 @@ def source_version(folder: TaskFolder, source: str, partition: str | None = None
         case "human_examples":
             return content_hash({"examples": _rows(folder.examples), "human": _rows(folder.human)})
         case "teacher_settings":
-            settings, recorded = task.teacher_hash(answering(folder.templates())), folder.recorded_version()
+            settings, recorded = task.teacher_hash(answering(folder.templates())), recorded_version(folder)
             return content_hash([settings, recorded]) if recorded is not None else settings
         case "imagine_settings":
             return task.imagine_hash(own_templates(folder.templates(), IMAGINE))

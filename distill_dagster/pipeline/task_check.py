@@ -23,6 +23,7 @@ from distill_dagster.tasks.reading import (
 )
 from distill_dagster.tasks.rows import Row
 from distill_dagster.tasks.yaml_files import line_of, link_problem, read_yaml
+from distill_dagster.teacher.providers.replay import recorded_version
 
 
 def check_folder(folder: TaskFolder) -> list[Problem]:
@@ -74,7 +75,7 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
         problems += example_problems(folder.path, task, rows_of.get(EXAMPLES, []))
     problems += _repeat_warnings(texts, held_out)
     try:
-        folder.recorded_version()
+        recorded_version(folder)
         for name, text in folder.templates().items():
             problems += _template_problems(folder.path / "templates" / f"{name}.j2", text, task)
     except InputError as error:

@@ -1,1 +1,4 @@
-"""From the user's files to prompts: seeds, few-shot examples, templates."""
+"""From the user's files to prompts: seed prompts, few-shot examples, and the templates that a teacher is asked with.
+
+Sending a prompt belongs to `teacher`; templates of students belong to `student`.
+"""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The check that training lowered the loss."""
 
 from __future__ import annotations
 

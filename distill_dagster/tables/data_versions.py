@@ -1,4 +1,4 @@
-"""TODO."""
+"""Data versions: a hash of a table's content, whatever the order or number of processes that made it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The turns of a prompt: building them, and reading them as text, one by one or as a column."""
 
 from __future__ import annotations
 

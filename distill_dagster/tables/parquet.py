@@ -1,4 +1,4 @@
-"""TODO."""
+"""Write Parquet files so that a reader sees the old file or the new one."""
 
 from __future__ import annotations
 

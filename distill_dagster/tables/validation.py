@@ -1,4 +1,4 @@
-"""TODO."""
+"""Great Expectations over each table: what a valid table is, and checking it."""
 
 from __future__ import annotations
 

@@ -2,14 +2,12 @@
 
     folder = open_task(home.tasks, "support_triage", home.accepted)
     folder.task, folder.slice("billing"), folder.golden  # or an InputError that says what is wrong
-    check_folder(folder)  # everything that is wrong, warnings too
 
-`files` reads texts and YAML, `rows` has the models, `reading` reads one file into them, `folder` has the whole, `check`
-looks at all of it.
+`yaml_files` reads texts and YAML, `rows` has the models, `reading` reads one file into them, `folder` has the whole.
+`pipeline.task_check` looks at all of it for `distill check`.
 """
 
 from distill_dagster.core.text import normalize
-from distill_dagster.pipeline.task_check import check_folder
 from distill_dagster.tasks.folder import TaskFolder, find_tasks, open_task
 from distill_dagster.tasks.reading import DEV, EXAMPLES, GOLDEN, HUMAN, Target, read_rows
 from distill_dagster.tasks.rows import Row, Seed, Slice, Turn
@@ -25,7 +23,6 @@ __all__ = [
     "Target",
     "TaskFolder",
     "Turn",
-    "check_folder",
     "find_tasks",
     "normalize",
     "open_task",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from distill_dagster.config import SLICE_KEY, TASK_NAME, ReplaySpec, Task, TeacherSpec
+from distill_dagster.config import SLICE_KEY, TASK_NAME, Task
 from distill_dagster.core.errors import InputError, Problem
-from distill_dagster.core.hashing import content_hash
 from distill_dagster.tasks.accepted import DESCRIPTION, accepted_file, accepted_keys, read_accepted
 from distill_dagster.tasks.imagined import Imagination, imagined_file, read_imagined
 from distill_dagster.tasks.reading import (
@@ -26,11 +24,8 @@ from distill_dagster.tasks.reading import (
 from distill_dagster.tasks.rows import Row, Slice
 from distill_dagster.tasks.yaml_files import link_problem, read_text, value_of
 
-if TYPE_CHECKING:
-    from distill_dagster.teacher.providers.replay import Recorded
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TaskFolder:
     """A task folder and, read once when first needed, what is in it. Properties raise `InputError`.
 
@@ -39,9 +34,6 @@ class TaskFolder:
 
     path: Path
     accepted: Path | None = None
-    _recorded: dict[tuple[str, ReplaySpec | None], Recorded] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     @property
     def name(self) -> str:
@@ -93,20 +85,6 @@ class TaskFolder:
     @cached_property
     def human(self) -> list[Row]:
         return self.rows(HUMAN)
-
-    def recorded(self, spec: TeacherSpec) -> Recorded:
-        """What a replay teacher of this task answers with."""
-        from distill_dagster.teacher.providers.replay import recorded
-
-        key = (spec.model, spec.replay)
-        if key not in self._recorded:
-            self._recorded[key] = recorded(self, spec)
-        return self._recorded[key]
-
-    def recorded_version(self) -> str | None:
-        """Hash of what the task's replay teachers have recorded, parsed; None where every teacher is asked."""
-        versions = [self.recorded(spec).version for spec in self.task.teacher_specs if spec.replayed]
-        return versions[0] if len(versions) == 1 else content_hash(versions) if versions else None
 
     def templates(self) -> dict[str, str]:
         """The user's own templates by name.

@@ -19,11 +19,12 @@ from distill_dagster.curation.filters import FILTERS, Filter, Filters, docs, fil
 from distill_dagster.curation.scores import SCORERS, add_scores
 from distill_dagster.curation.task_view import About
 from distill_dagster.kinds import KINDS
+from distill_dagster.pipeline.task_check import check_folder
 from distill_dagster.prompts.seeds import prompt_id
 from distill_dagster.tables.data_versions import data_version
 from distill_dagster.tables.messages import user_message
 from distill_dagster.tables.schemas import SCORED, SCORES, frame_of
-from distill_dagster.tasks import TaskFolder, check_folder
+from distill_dagster.tasks import TaskFolder
 from tests.support.task import TASK, again, merged, small_task
 
 HERE = {"DISTILL_CLASSIFIERS": "shouting=distill_dagster.curation.filters.docs:shouting"}

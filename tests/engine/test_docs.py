@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from distill_dagster.core.paths import PROJECT
-from distill_dagster.tasks import Slice, check_folder
+from distill_dagster.pipeline.task_check import check_folder
+from distill_dagster.tasks import Slice
 from tests.support.task import again, merged, small_task
 
 PARTS = {"imagine.md": {"slice", "imagine", "curation"}, "judge.md": {"judge", "curation"}}

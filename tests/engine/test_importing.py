@@ -12,8 +12,10 @@ import pytest
 from distill_dagster.core.errors import DistillError, InputError
 from distill_dagster.intake.import_files import Imported, Options, Target, import_file
 from distill_dagster.pipeline.source_versions import source_version
-from distill_dagster.tasks import TaskFolder, check_folder
+from distill_dagster.pipeline.task_check import check_folder
+from distill_dagster.tasks import TaskFolder
 from distill_dagster.tasks.accepted import accepted_file, read_accepted
+from distill_dagster.teacher.providers.replay import recorded
 from tests.e2e.project import file_hashes
 from tests.support.task import jsonl, small_task
 
@@ -209,7 +211,7 @@ def test_recorded_completions_are_masked_and_replayed(place: Place) -> None:
         .replace("openai/fake", "replay/provider-log")
         .replace("logprobs", "votes")
     )
-    found = place.folder.recorded(place.folder.task.teacher)
+    found = recorded(place.folder, place.folder.task.teacher)
     assert [r.completion for r in found.find("i want a  REFUND")] == ["refund"] * 3
     assert [r.completion for r in found.find("mail a.b@example.org")] == ["login"]
     assert len(source_version(place.folder, "teacher_settings")) == 64

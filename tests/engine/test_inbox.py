@@ -20,8 +20,9 @@ from distill_dagster.intake import inbox as module
 from distill_dagster.intake.accepted import append_accepted
 from distill_dagster.intake.inbox import QUIET_S, Taken, take, waiting_s
 from distill_dagster.pipeline.source_versions import label_of_slice, slices_are_labels, source_version
+from distill_dagster.pipeline.task_check import check_folder
 from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.tasks import TaskFolder, check_folder, find_tasks, open_task
+from distill_dagster.tasks import TaskFolder, find_tasks, open_task
 from distill_dagster.tasks.accepted import accepted_file, read_accepted
 from tests.support.task import jsonl, small_task
 

@@ -12,7 +12,8 @@ import yaml
 
 from distill_dagster.core.errors import Problem
 from distill_dagster.pipeline.source_versions import source_version
-from distill_dagster.tasks import TaskFolder, check_folder
+from distill_dagster.pipeline.task_check import check_folder
+from distill_dagster.tasks import TaskFolder
 from tests.support.kind_folder import kind_folder
 from tests.support.kinds import KINDS
 from tests.support.task import merged

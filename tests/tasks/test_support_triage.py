@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from distill_dagster.core.paths import PROJECT
-from distill_dagster.tasks import TaskFolder, check_folder, normalize
+from distill_dagster.pipeline.task_check import check_folder
+from distill_dagster.tasks import TaskFolder, normalize
 
 FOLDER = TaskFolder(PROJECT / "data" / "tasks" / "support_triage")
 

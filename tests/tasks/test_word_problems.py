@@ -7,7 +7,8 @@ from collections import Counter
 
 from distill_dagster.core.paths import PROJECT
 from distill_dagster.kinds.arithmetic import evaluated
-from distill_dagster.tasks import TaskFolder, check_folder, normalize
+from distill_dagster.pipeline.task_check import check_folder
+from distill_dagster.tasks import TaskFolder, normalize
 
 FOLDER = TaskFolder(PROJECT / "data" / "tasks" / "word_problems")
 SLICES = {"addition", "subtraction", "groups", "sharing", "money"}

@@ -13,9 +13,10 @@ import pytest
 from distill_dagster.core.hashing import canonical_json
 from distill_dagster.curation.candidates.score import scored
 from distill_dagster.kinds import WANTED_REFUSAL, kind_of
+from distill_dagster.pipeline.task_check import check_folder
 from distill_dagster.prompts.seeds import seed_prompts
 from distill_dagster.tables.schemas import PRIOR, PROMPTS, frame_of
-from distill_dagster.tasks import TaskFolder, check_folder
+from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.asking.ask import run_ask
 from distill_dagster.teacher.asking.free_text import Prompt, asked_in, prompt_of
 from distill_dagster.teacher.completions.store import CompletionStore

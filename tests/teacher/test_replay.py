@@ -21,8 +21,9 @@ from distill_dagster.intake.recordings import Recording, recordings
 from distill_dagster.pipeline.source_versions import source_version
 from distill_dagster.pipeline.stages import teacher as stage
 from distill_dagster.pipeline.stages.context import Env, Made
+from distill_dagster.pipeline.task_check import check_folder
 from distill_dagster.tables.schemas import COMPLETIONS
-from distill_dagster.tasks import TaskFolder, check_folder
+from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.asking.estimate import estimate
 from distill_dagster.teacher.providers.replay import NOT_RECORDED
 from tests.support.task import again, env_of, jsonl, pass_gate, small_task

@@ -20,9 +20,9 @@ from distill_dagster.core.errors import TermsError
 from distill_dagster.core.paths import PROJECT, Home
 from distill_dagster.definitions import build
 from distill_dagster.pipeline.stages.evaluation import _terms
+from distill_dagster.pipeline.task_check import check_folder
 from distill_dagster.tables.lake import Record
 from distill_dagster.tables.schemas import DATASET, SCORED, frame_of
-from distill_dagster.tasks import check_folder
 from distill_dagster.teacher.providers.client import endpoint_of
 from distill_dagster.teacher.providers.terms import TABLE, entry_of, table, terms_checks, terms_of
 from tests.e2e.project import TASK, Project, new_project

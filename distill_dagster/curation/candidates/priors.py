@@ -1,4 +1,4 @@
-"""TODO."""
+"""Priors: how often the teacher names a label whatever it is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Score the samples of each prompt by the rule of the task's kind: one candidate per prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Checks of the dataset: nothing lost, no contamination, enough rows and slices."""
 
 from __future__ import annotations
 

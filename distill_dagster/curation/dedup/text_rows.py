@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 Source = pl.DataFrame | pl.LazyFrame | Path | Sequence[Path]
 """A frame, a query, or a list of Parquet files with the same columns."""
-BATCH_ROWS = 16_384
 
 
 class Rows:

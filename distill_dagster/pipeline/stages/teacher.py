@@ -39,6 +39,7 @@ from distill_dagster.tasks import Row
 from distill_dagster.teacher.asking.ask import Asked, Asker, run_ask, together
 from distill_dagster.teacher.asking.requests import Requests
 from distill_dagster.teacher.providers.client import Endpoint
+from distill_dagster.teacher.providers.replay import recorded
 from distill_dagster.teacher.providers.terms import terms_checks, terms_of
 
 
@@ -93,7 +94,7 @@ def _asker(env: Env, reading: Reading, endpoint: Endpoint, task: Task, name: str
     embed = sentence_embedder(task.teacher, env.models)
     account = env.account(reading.asset.removesuffix("_completions").removeprefix("teacher_"))
     if task.teacher.replayed:
-        endpoint = replace(endpoint, recorded=env.folder.recorded(task.teacher))
+        endpoint = replace(endpoint, recorded=recorded(env.folder, task.teacher))
     origin = f"{env.task_name}/{node(reading.asset, reading.partition)}"
     requests = Requests(task, templates, examples, endpoint, embed)
     return Asker(requests, env.store, account, name, origin)

@@ -27,6 +27,7 @@ from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.embedded import embedded_identity
 from distill_dagster.teacher.providers.exchange import Request
 from distill_dagster.teacher.providers.prices import price_of, worst_case
+from distill_dagster.teacher.providers.replay import recorded
 
 GOLDEN = "golden and dev"
 
@@ -71,8 +72,8 @@ def estimate(
     task, out = folder.task, list[Estimate]()
     for name, one in task.each_teacher():
         spec = one.teacher
-        recorded = folder.recorded(spec) if spec.replayed else None
-        endpoint = Endpoint(spec.model, _identity(spec), recorded=recorded)
+        answers = recorded(folder, spec) if spec.replayed else None
+        endpoint = Endpoint(spec.model, _identity(spec), recorded=answers)
         templates = Templates(folder.templates(), task.kind, task.reasoning)
         asking = Requests(one, templates, examples, endpoint, embed_of(spec))
         if golden:

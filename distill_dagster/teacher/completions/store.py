@@ -9,6 +9,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from pydantic_core import from_json
 
+from distill_dagster.core.database_urls import with_driver
 from distill_dagster.core.databases import insert_if_new
 from distill_dagster.teacher.completions.ledger import (
     EXPIRY_EVERY_S,
@@ -219,6 +221,23 @@ class CompletionStore:
     def close(self) -> None:
         self._engine.dispose()
         self._quick.dispose()
+
+
+@contextmanager
+def open_store(folder: Path, url: str = "") -> Iterator[CompletionStore]:
+    """The completion store for as long as it is needed.
+
+    Args:
+        folder: where the SQLite store lies.
+        url: a SQLAlchemy URL of another database; it starts with what is in `folder`. Empty for SQLite in `folder`.
+    """
+    store = CompletionStore(with_driver(url)) if url else CompletionStore.in_folder(folder)
+    try:
+        if url:
+            store.take_over(folder)
+        yield store
+    finally:
+        store.close()
 
 
 def _empty(connection: sa.Connection) -> bool:

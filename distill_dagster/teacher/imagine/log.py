@@ -1,4 +1,4 @@
-"""TODO."""
+"""Append rounds of imagined prompts to the file of a slice, one process at a time."""
 
 from __future__ import annotations
 

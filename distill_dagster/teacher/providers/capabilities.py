@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a model takes beside messages: JSON schemas and tools."""
 
 from __future__ import annotations
 

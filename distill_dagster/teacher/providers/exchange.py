@@ -1,4 +1,4 @@
-"""TODO."""
+"""What is sent to a teacher and what comes back: requests and responses."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from distill_dagster.config import REPLAY, ReplaySpec, TeacherSpec
 from distill_dagster.core.errors import InputError, Problem, TeacherError
@@ -81,7 +82,30 @@ def _response(recording: Recording) -> Response:
     )
 
 
+_READ: WeakKeyDictionary[TaskFolder, dict[tuple[str, ReplaySpec | None], Recorded]] = WeakKeyDictionary()
+"""The recordings of each open task folder, read once as the rest of the folder is."""
+
+
 def recorded(folder: TaskFolder, spec: TeacherSpec) -> Recorded:
+    """The recordings of a replay teacher of a task, read once for each open folder.
+
+    Raises:
+        InputError: a file is missing or malformed, or a record cannot be mapped.
+    """
+    read = _READ.setdefault(folder, {})
+    key = (spec.model, spec.replay)
+    if key not in read:
+        read[key] = _read_recorded(folder, spec)
+    return read[key]
+
+
+def recorded_version(folder: TaskFolder) -> str | None:
+    """Hash of what the task's replay teachers have recorded, parsed; None where every teacher is asked."""
+    versions = [recorded(folder, spec).version for spec in folder.task.teacher_specs if spec.replayed]
+    return versions[0] if len(versions) == 1 else content_hash(versions) if versions else None
+
+
+def _read_recorded(folder: TaskFolder, spec: TeacherSpec) -> Recorded:
     """The recordings of a replay teacher of a task.
 
     Raises:
