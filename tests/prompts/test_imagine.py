@@ -251,7 +251,7 @@ import os, sys
 from pathlib import Path
 from tests.prompts import test_imagine
 from distill_dagster.teacher.completions.store import CompletionStore
-from distill_dagster import imagined
+from distill_dagster.teacher.imagine import log as imagined
 
 left, where = int(sys.argv[3]), sys.argv[4]
 commit, append = CompletionStore.commit, imagined._append
