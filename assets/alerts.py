@@ -8,8 +8,8 @@ from urllib.error import URLError
 
 import dagster as dg
 
-from distill_dagster.core.redaction import scrubbed
-from distill_dagster.operations.alerts import WEBHOOK, Alert, post_alert, write_alert
+from distill_dagster.core.redaction import redact
+from distill_dagster.operations.alerts import WEBHOOK_VARIABLE, Alert, post_alert, write_alert
 from distill_dagster.orchestration import failure_message
 from distill_dagster.orchestration.tags import CAMPAIGN_TAG
 from distill_dagster.tasks import find_tasks
@@ -22,11 +22,11 @@ def alert_of(context: dg.RunFailureSensorContext) -> Alert | None:
     if campaign is not None and campaign != run.run_id and context.instance.has_run(campaign):
         return None
     steps = {
-        str(event.step_key): scrubbed(failure_message(event.step_failure_data.error))
+        str(event.step_key): redact(failure_message(event.step_failure_data.error))
         for event in context.get_step_failure_events()
     }
     if not steps and context.failure_event.message:
-        steps = {"run": scrubbed(context.failure_event.message)}
+        steps = {"run": redact(context.failure_event.message)}
     record = context.instance.get_run_record_by_id(run.run_id)
     ended = record.end_time if record and record.end_time else time.time()
     when = datetime.fromtimestamp(ended, UTC).isoformat(timespec="seconds")
@@ -40,7 +40,8 @@ def alerts_sensor(folder: Path) -> dg.SensorDefinition:
         name="alerts",
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=30,
-        description=f"Writes an alert to alerts/ for every run of Dagster's that failed; sends it to {WEBHOOK} if set.",
+        description="Writes an alert to alerts/ for every Dagster run that failed, and "
+        f"sends it to {WEBHOOK_VARIABLE} if that is set.",
     )
     def _alerts(context: dg.RunFailureSensorContext) -> None:
         alert = alert_of(context)
@@ -48,13 +49,13 @@ def alerts_sensor(folder: Path) -> dg.SensorDefinition:
             return
         path = write_alert(folder, alert)
         context.log.info(f"Wrote {path.name}")
-        if url := os.environ.get(WEBHOOK, "").strip():
+        if url := os.environ.get(WEBHOOK_VARIABLE, "").strip():
             try:
                 post_alert(url, alert)
             except Exception as error:  # the address may hold a secret, and http.client's messages quote it
                 plain = isinstance(error, URLError | TimeoutError | ConnectionError)
                 what = str(error) if plain else type(error).__name__
-                raise RuntimeError(f"{WEBHOOK}: {what}. The alert is in {path.name}.") from None
+                raise RuntimeError(f"{WEBHOOK_VARIABLE}: {what}. The alert is in {path.name}.") from None
 
     return _alerts
 

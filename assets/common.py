@@ -13,15 +13,15 @@ import polars as pl
 from assets.conditions import condition_of
 from assets.range_runs import each_slice
 from distill_dagster.core import progress, redaction
-from distill_dagster.core.checks import Check
+from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
 from distill_dagster.orchestration.tags import BACKFILL_TAG, CAMPAIGN_TAG, budget_of
-from distill_dagster.pipeline.check_catalogue import CHECKS
-from distill_dagster.pipeline.source_versions import source_version
-from distill_dagster.pipeline.stage_table import ALL_SOURCES, OPTIONAL_SOURCES, Stage, slices_name
-from distill_dagster.pipeline.stages.context import Env, Made, Markdown, Rows, Shown
+from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
+from distill_dagster.pipeline.source_versions import compute_source_version
+from distill_dagster.pipeline.stage_table import ALL_SOURCES, OPTIONAL_SOURCES, Stage, get_slices_partitions_name
+from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, SampleTable, StageContext, StageResult
 from distill_dagster.tasks import TaskFolder
-from distill_dagster.teacher.completions.batches import PendingError
+from distill_dagster.teacher.completions.batches import BatchPendingError
 from resources.storage import CompletionStoreResource, LakeResource, ModelFolderResource, TaskFoldersResource
 from resources.teacher import TeacherResource
 
@@ -30,7 +30,7 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 REQUIRED = {"tasks", "lake", "store", "models", "teacher"}
-StageFunction = Callable[[Env, str | None], Made]
+StageFunction = Callable[[StageContext, str | None], StageResult]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TaskGraph:
 
     @property
     def slices_def(self) -> dg.DynamicPartitionsDefinition:
-        return dg.DynamicPartitionsDefinition(name=slices_name(self.name))
+        return dg.DynamicPartitionsDefinition(name=get_slices_partitions_name(self.name))
 
     def has(self, source: str) -> bool:
         """Whether a stage of the task reads this source."""
@@ -94,7 +94,7 @@ def campaign_of(run: dg.DagsterRun) -> str:
 
 
 @contextmanager
-def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[Env]:
+def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[StageContext]:
     """The stage environment from the run's resources."""
     resources = context.resources
     tasks: TaskFoldersResource = resources.tasks
@@ -103,7 +103,7 @@ def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[Env]:
     teacher: TeacherResource = resources.teacher
     store_resource: CompletionStoreResource = resources.store
     with store_resource.open() as store:
-        yield Env(
+        yield StageContext(
             folder=tasks.open(task),
             lake=lake.lake(),
             store=store,
@@ -119,10 +119,10 @@ def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[Env]:
 
 def failure(error: DistillError) -> dg.Failure:
     """What Dagster keeps of an error of the user: its message, which no retry mends, without any secret."""
-    return dg.Failure(description=redaction.scrubbed(str(error)), allow_retries=False)
+    return dg.Failure(description=redaction.redact(str(error)), allow_retries=False)
 
 
-def check_result(key: dg.AssetKey, check: Check) -> dg.AssetCheckResult:
+def check_result(key: dg.AssetKey, check: CheckResult) -> dg.AssetCheckResult:
     severity = dg.AssetCheckSeverity.WARN if check.severity == "warning" else dg.AssetCheckSeverity.ERROR
     return dg.AssetCheckResult(
         asset_key=key, check_name=check.name, passed=check.passed, severity=severity, metadata=check.found
@@ -167,7 +167,7 @@ def stage_asset(
 
     sliced = stage.partition == "slice"
     may_be_left = sliced or pool == "teacher"  # for its batches; or a run of many slices makes its tables, see batch.py
-    declared = {check.name for check in CHECKS.get(name, ())}
+    declared = {check.name for check in STAGE_CHECKS.get(name, ())}
     spec = dg.AssetSpec(
         graph.key(name),
         deps=[graph.dep(stage, upstream) for upstream in stage.upstream],
@@ -196,7 +196,7 @@ def stage_asset(
                 blocking=check.blocking,
                 partitions_def=graph.partitions_def(stage.partition),
             )
-            for check in CHECKS.get(name, ())
+            for check in STAGE_CHECKS.get(name, ())
         ],
         pool=pool,
     )
@@ -206,19 +206,22 @@ def stage_asset(
             return
         partition = context.partition_key if context.has_partition_key else None
         try:
-            with environment(context, graph.name) as env, progress.also_to(_every_tenth(context.log.info)):
+            with (
+                environment(context, graph.name) as env,
+                progress.add_progress_listener(_every_tenth(context.log.info)),
+            ):
                 made = make(env, partition)
-        except PendingError as error:  # nothing is wrong: it is left out of this run, and so is what needs it
-            why = redaction.scrubbed(str(error))
+        except BatchPendingError as error:  # nothing is wrong: it is left out of this run, and so is what needs it
+            why = redaction.redact(str(error))
             context.log.info(why)
             context.log_event(dg.AssetObservation(graph.key(name), description=why, partition=partition))
             return
         except DistillError as error:
             # A check that failed before anything was made is shown as failed, and not only as an error of the run.
             yield from (check_result(graph.key(name), check) for check in error.checks if check.name in declared)
-            raise failure(error) from (None if redaction.trace_with_secret(error) else error)
+            raise failure(error) from (None if redaction.redact_traceback(error) else error)
         except Exception as error:
-            if clean := redaction.trace_with_secret(error):
+            if clean := redaction.redact_traceback(error):
                 raise RuntimeError(clean) from None
             raise
         yield dg.MaterializeResult(
@@ -232,7 +235,7 @@ def stage_asset(
     return _asset
 
 
-def _every_tenth(log: Callable[[str], None]) -> progress.Listener:
+def _every_tenth(log: Callable[[str], None]) -> progress.ProgressListener:
     """Write to the run's log at each tenth of the work, not at each step."""
     last: dict[str, int] = {}
 
@@ -245,10 +248,10 @@ def _every_tenth(log: Callable[[str], None]) -> progress.Listener:
     return listen
 
 
-def metadata_value(value: Shown) -> dg.MetadataValue:
+def metadata_value(value: DisplayValue) -> dg.MetadataValue:
     if isinstance(value, Markdown):
         return dg.MetadataValue.md(value.text)
-    if isinstance(value, Rows):
+    if isinstance(value, SampleTable):
         if not value.rows:
             return dg.MetadataValue.text("none")
         schema = dg.TableSchema(columns=[dg.TableColumn(name) for name in value.rows[0]])
@@ -282,9 +285,9 @@ def _observable(graph: TaskGraph, name: str) -> dg.SourceAsset:
         folder: TaskFolder = context.resources.tasks.open(graph.name)
         try:
             if source.partition is None:
-                return dg.DataVersion(source_version(folder, name))
+                return dg.DataVersion(compute_source_version(folder, name))
             keys = folder.slice_keys() if source.partition == "slice" else list(folder.task.students)
-            return dg.DataVersionsByPartition({key: source_version(folder, name, key) for key in keys})
+            return dg.DataVersionsByPartition({key: compute_source_version(folder, name, key) for key in keys})
         except DistillError as error:
             raise failure(error) from None
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
-from distill_dagster.pipeline.stage_table import MERGED
+from distill_dagster.pipeline.stage_table import MERGING_STAGE
 
 A = dg.AutomationCondition
 
@@ -79,6 +79,6 @@ def condition_of(stage: str, key: Callable[[str], dg.AssetKey]) -> dg.Automation
         return slice_follows([key("golden_completions"), key("teacher_gate")])
     if stage in FOLLOWERS:
         return slice_follows()
-    if stage == MERGED:
+    if stage == MERGING_STAGE:
         return content_changed("content_changed", guard=_merging_guard())
     return content_changed("content_changed") if stage in UNPARTITIONED else None

@@ -5,10 +5,10 @@ import dagster as dg
 from assets.common import TaskGraph
 from assets.sensors import INTERVAL_S
 from distill_dagster.core.errors import DistillError
-from distill_dagster.intake.inbox import QUIET_S, Taken, take
+from distill_dagster.intake.inbox import QUIET_S, InboxSummary, process_inbox
 from distill_dagster.orchestration.tags import DATA_VERSION_TAG
-from distill_dagster.pipeline.source_versions import source_version
-from distill_dagster.pipeline.stage_table import slices_name
+from distill_dagster.pipeline.source_versions import compute_source_version
+from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from distill_dagster.tasks import TaskFolder
 from resources.storage import TaskFoldersResource
 
@@ -33,7 +33,7 @@ def inbox_sensor(graph: TaskGraph) -> dg.SensorDefinition:
     ) -> dg.SensorResult | dg.SkipReason:
         try:
             folder = tasks.open(graph.name)
-            taken = take(folder, tasks.inbox_of(graph.name), lock_s=LOCK_S, limit_s=LIMIT_S)
+            taken = process_inbox(folder, tasks.inbox_of(graph.name), lock_s=LOCK_S, limit_s=LIMIT_S)
             for one in taken:
                 context.log.info(str(one))
             return _result(graph, folder, context.instance, taken)
@@ -44,14 +44,14 @@ def inbox_sensor(graph: TaskGraph) -> dg.SensorDefinition:
 
 
 def _result(
-    graph: TaskGraph, folder: TaskFolder, instance: dg.DagsterInstance, taken: list[Taken]
+    graph: TaskGraph, folder: TaskFolder, instance: dg.DagsterInstance, taken: list[InboxSummary]
 ) -> dg.SensorResult | dg.SkipReason:
     """New slices become partitions, and those that grew are observed."""
     told = "; ".join(str(one) for one in taken)[:2000]
     grown = sorted({key for one in taken for key in one.accepted})
     if not grown:
         return dg.SkipReason(told or "Nothing in the inbox.")
-    name = slices_name(graph.name)
+    name = get_slices_partitions_name(graph.name)
     known = set(instance.get_dynamic_partitions(name))
     new = [key for key in grown if key not in known]
     observed = [
@@ -59,7 +59,7 @@ def _result(
             graph.key("slice_files"),
             partition=key,
             metadata={"from the inbox": sum(one.accepted.get(key, 0) for one in taken)},
-            tags={DATA_VERSION_TAG: source_version(folder, "slice_files", key)},
+            tags={DATA_VERSION_TAG: compute_source_version(folder, "slice_files", key)},
         )
         for key in grown
     ]

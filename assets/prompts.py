@@ -6,14 +6,14 @@ import dagster as dg
 
 from assets.common import TaskGraph, stage_asset
 from distill_dagster.pipeline.stages.teacher import make_prompt_context, make_seed_prompts
-from distill_dagster.tables.schemas import ANSWERED_CONTEXT, CONTEXT, PROMPTS
+from distill_dagster.tables.schemas import ANSWERED_PROMPT_CONTEXT, PROMPT_CONTEXT, PROMPTS
 
 _SEEDS = {"messages": [("slice_files", "seeds")], "prompt_id": [("slice_files", "seeds")]}
 POOL = "teacher"
 
 
 def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
-    schema = ANSWERED_CONTEXT if graph.written else CONTEXT
+    schema = ANSWERED_PROMPT_CONTEXT if graph.written else PROMPT_CONTEXT
     context = {name: [("human_examples", name)] for name in schema if name != "removed"}
     return [
         stage_asset(graph, "prompt_context", make_prompt_context, schema=schema, lineage=context),

@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets.common import TaskGraph
 from distill_dagster.core.errors import DistillError
-from distill_dagster.teacher.completions.batches import Collected, look_after
+from distill_dagster.teacher.completions.batches import CollectedBatch, collect_batches
 from resources.storage import CompletionStoreResource, TaskFoldersResource
 from resources.teacher import TeacherResource
 
@@ -31,11 +31,11 @@ def batches_sensor(graph: TaskGraph) -> dg.SensorDefinition:
         teacher: dg.ResourceParam[TeacherResource],
     ) -> dg.SensorResult | dg.SkipReason:
         try:
-            done, open_ = list[Collected](), 0
+            done, open_ = list[CollectedBatch](), 0
             with store.open() as opened:
                 for spec in (one for one in tasks.open(graph.name).task.teacher_specs if one.mode == "batch"):
                     with teacher.endpoint(spec) as endpoint:
-                        ended, left = look_after(endpoint, spec, opened, graph.name)
+                        ended, left = collect_batches(endpoint, spec, opened, graph.name)
                     done, open_ = [*done, *ended], open_ + len(left)
         except DistillError as error:
             return dg.SkipReason(str(error)[:2000])
@@ -48,7 +48,7 @@ def batches_sensor(graph: TaskGraph) -> dg.SensorDefinition:
     return _batches
 
 
-def _run_of(graph: TaskGraph, done: Collected) -> dg.RunRequest:
+def _run_of(graph: TaskGraph, done: CollectedBatch) -> dg.RunRequest:
     asset, _, partition = done.submission.origin.removeprefix(f"{graph.name}/").partition("[")
     return dg.RunRequest(
         run_key=done.submission.submission,

@@ -10,7 +10,7 @@ from assets.common import TaskGraph
 from distill_dagster.config import RefreshSpec
 from distill_dagster.orchestration import Outcome, refresh_event
 from distill_dagster.orchestration.tags import run_tags
-from distill_dagster.pipeline.stage_table import REFRESHES
+from distill_dagster.pipeline.stage_table import REFRESHES_ASSET
 
 Refresh = Callable[[dg.OpExecutionContext, str, bool], Outcome]
 """Refreshes the named task; the last argument trains however little changed."""
@@ -18,7 +18,7 @@ Refresh = Callable[[dg.OpExecutionContext, str, bool], Outcome]
 
 def refresh_definitions(graph: TaskGraph, spec: RefreshSpec, refresh: Refresh) -> dg.Definitions:
     """The job, its schedule, and the asset that has an event for every refresh."""
-    key = graph.key(REFRESHES)
+    key = graph.key(REFRESHES_ASSET)
     age = spec.max_age()
     asset = dg.AssetSpec(
         key,

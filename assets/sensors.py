@@ -10,8 +10,8 @@ from assets.common import TaskGraph
 from distill_dagster.core.errors import InputError
 from distill_dagster.orchestration import slice_changes
 from distill_dagster.orchestration.tags import DATA_VERSION_TAG
-from distill_dagster.pipeline.source_versions import source_versions
-from distill_dagster.pipeline.stage_table import slices_name
+from distill_dagster.pipeline.source_versions import iter_source_versions
+from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from distill_dagster.tasks import TaskFolder
 from resources.storage import TaskFoldersResource
 
@@ -76,7 +76,7 @@ def look(
 ) -> dg.SensorResult | dg.SkipReason:
     """Observations of all that changed since the cursor; a malformed file is named and holds up no other."""
     seen: dict[str, str] = json.loads(cursor) if cursor else {}
-    name, (new, gone) = slices_name(graph.name), slice_changes(folder, instance)
+    name, (new, gone) = get_slices_partitions_name(graph.name), slice_changes(folder, instance)
     requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
     if new:
         requests.append(dg.AddDynamicPartitionsRequest(name, new))
@@ -86,7 +86,7 @@ def look(
     events: list[dg.AssetObservation] = []
     places: list[str] = []
     problems: list[str] = []
-    for source, partition, version in source_versions(folder, graph.students):
+    for source, partition, version in iter_source_versions(folder, graph.students):
         place = f"{source}/{partition or ''}"
         if isinstance(version, InputError):
             problems.append(str(version))

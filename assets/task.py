@@ -12,8 +12,8 @@ from assets.refresh import Refresh, refresh_definitions
 from assets.sensors import sensors
 from distill_dagster.config import RefreshSpec
 from distill_dagster.core.errors import InputError
-from distill_dagster.pipeline.source_versions import optional_sources, slices_are_labels
-from distill_dagster.pipeline.stage_table import stages_of
+from distill_dagster.pipeline.source_versions import has_slices_as_labels, list_optional_sources
+from distill_dagster.pipeline.stage_table import list_stages
 from distill_dagster.tasks import TaskFolder
 
 
@@ -21,10 +21,10 @@ def task_graph(folder: TaskFolder) -> TaskGraph:
     """The outline of a task. A malformed task.yaml still gives its graph: its assets then fail with the message."""
     try:
         task = folder.task
-        stages, free = stages_of(slices_are_labels(folder), optional_sources(folder)), task.free
+        stages, free = list_stages(has_slices_as_labels(folder), list_optional_sources(folder)), task.free
         return TaskGraph(folder.name, stages, list(task.students), task.owners, free, task.answers_are_written)
     except InputError:
-        return TaskGraph(folder.name, stages_of(False), [], [], False)
+        return TaskGraph(folder.name, list_stages(False), [], [], False)
 
 
 def task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:

@@ -12,7 +12,7 @@ from distill_dagster.pipeline.stages.teacher import (
     make_teacher_completions,
     make_teacher_prior,
 )
-from distill_dagster.tables.schemas import COMPLETIONS, PREDICTIONS, PRIOR, SCORED
+from distill_dagster.tables.schemas import COMPLETIONS, PREDICTIONS, SCORED, TEACHER_PRIOR
 
 POOL = "teacher"
 _EXAMPLES = [("prompt_context", "text"), ("prompt_context", "label")]
@@ -41,7 +41,7 @@ _SCORED = {
 
 def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
     return [
-        stage_asset(graph, "teacher_prior", make_teacher_prior, schema=PRIOR, lineage=_PRIOR, pool=POOL),
+        stage_asset(graph, "teacher_prior", make_teacher_prior, schema=TEACHER_PRIOR, lineage=_PRIOR, pool=POOL),
         stage_asset(
             graph, "golden_completions", make_golden_completions, schema=COMPLETIONS, lineage=_GOLDEN, pool=POOL
         ),

@@ -16,15 +16,15 @@ import yaml
 from slow_server import LABELS
 
 from distill_dagster.config import BudgetSpec
-from distill_dagster.prompts.few_shot import pool, prompt_context
-from distill_dagster.prompts.seeds import seed_prompts
+from distill_dagster.prompts.few_shot import build_prompt_context, read_example_pool
+from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.tasks import Slice, TaskFolder
-from distill_dagster.teacher.asking.ask import Asked, Asker, run_ask
-from distill_dagster.teacher.asking.requests import Requests
+from distill_dagster.teacher.asking.ask import Asker, AskResult, run_ask
+from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
-from distill_dagster.teacher.providers.client import endpoint_of
+from distill_dagster.teacher.providers.client import resolve_endpoint
 
 HERE = Path(__file__).resolve().parent
 PRICE = {"input_usd": 1.0, "output_usd": 2.0}
@@ -72,11 +72,11 @@ def write_task(folder: Path, address: str, **teacher: Any) -> TaskFolder:
 
 def ask(
     folder: TaskFolder, store: CompletionStore, texts: list[str], budget: BudgetSpec, campaign: str = "benchmark"
-) -> Asked:
+) -> AskResult:
     """What the stage teacher_completions does, from prompts to a table."""
     task = folder.task
-    prompts = seed_prompts("all", Slice.model_validate({"description": "d", "seeds": texts}))
+    prompts = build_seed_prompts("all", Slice.model_validate({"description": "d", "seeds": texts}))
     account = Account(folder.name, campaign, "slices", budget)
-    examples = pool(prompt_context(folder.examples, set()))
-    asker = Asker(Requests(task, Templates({}), examples, endpoint_of(task.teacher)), store, account)
+    examples = read_example_pool(build_prompt_context(folder.examples, set()))
+    asker = Asker(RequestBuilder(task, Templates({}), examples, resolve_endpoint(task.teacher)), store, account)
     return run_ask(asker, prompts)

@@ -23,8 +23,8 @@ from typing import Any
 import yaml
 from common import run_task, wanted, write_result
 
-from distill_dagster.core.hashing import content_hash
-from distill_dagster.tasks import normalize
+from distill_dagster.core.hashing import hash_content
+from distill_dagster.tasks import normalize_text
 
 SLICES = 10
 SIZES = {  # per intent: examples, dev, seeds, golden
@@ -59,11 +59,11 @@ def build(
     chosen = intents(json.loads((data / "categories.json").read_text()), count)
     names = {c: c.replace("_", " ").replace("?", "") for c in chosen}
     order, (n_examples, n_dev, n_seeds, n_golden) = random.Random(77), sizes
-    held_out = {normalize(t) for c in chosen for t in test[c]}
+    held_out = {normalize_text(t) for c in chosen for t in test[c]}
     files: dict[str, list[dict[str, str]]] = {"examples": [], "dev": [], "golden": []}
     slices: dict[str, list[str]] = defaultdict(list)
     for category in chosen:
-        texts = sorted({t for t in train[category] if normalize(t) not in held_out})
+        texts = sorted({t for t in train[category] if normalize_text(t) not in held_out})
         order.shuffle(texts)
         golden = sorted(set(test[category]))
         order.shuffle(golden)
@@ -77,7 +77,7 @@ def build(
                 number = len(files[file]) + 1
                 files[file].append({"id": f"{file}-{number:04}", "text": text, "label": names[category]})
         for text in texts[n_examples + n_dev : n_examples + n_dev + n_seeds]:
-            slices[f"bucket-{int(content_hash(text)[:8], 16) % SLICES}"].append(text)
+            slices[f"bucket-{int(hash_content(text)[:8], 16) % SLICES}"].append(text)
     for file, rows in files.items():
         order.shuffle(rows)
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]

@@ -82,7 +82,7 @@ def run_task(root: Path, tasks: Path, task: str, students: list[str]) -> tuple[A
     def tell(kind: str, what: str) -> None:
         print(f"[{time.perf_counter() - started:6.0f} s] {kind} {what}", file=sys.stderr, flush=True)
 
-    with orchestration.open_instance(home) as instance, progress.listening(listen):
+    with orchestration.open_instance(home) as instance, progress.listen_to_progress(listen):
         folder = open_task(home.tasks, task, home.accepted)
         orchestration.sync(folder, instance)
         outcome = orchestration.Runner(home, folder, instance, build(home)).run(None, students, tell)

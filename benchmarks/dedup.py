@@ -189,18 +189,18 @@ def decontaminated(folder: Path, rows: int, items: int, figures: dict[str, Any])
 
 def known_answers(data: Path, figures: dict[str, Any]) -> None:
     """Banking77: test queries that are training queries, and training rows that repeat another."""
-    from distill_dagster.curation.dedup.decontaminate import decontaminate
+    from distill_dagster.curation.dedup.decontaminate import find_contamination
     from distill_dagster.curation.dedup.duplicates import find_duplicates
-    from distill_dagster.curation.dedup.folding import Scheme
+    from distill_dagster.curation.dedup.folding import MinHashScheme
 
     folder = data / "banking77" if (data / "banking77").is_dir() else data
     train, test = (pl.read_csv(folder / f"{name}.csv").with_row_index("id") for name in ("train", "test"))
-    hits = decontaminate(train, test).hits
+    hits = find_contamination(train, test).hits
     leaked = {
         kind: hits.filter(pl.col("kind") == kind)["golden_id"].n_unique() for kind in ("exact", "near", "item_in_row")
     }
     # Two of the 31 differ in a currency sign, which is no exact duplicate to us: short rows are asked for.
-    found, short = find_duplicates(train), find_duplicates(train, scheme=Scheme(min_words=1), threshold=1.0)
+    found, short = find_duplicates(train), find_duplicates(train, scheme=MinHashScheme(min_words=1), threshold=1.0)
     figures |= {
         "banking77_leaked": leaked["exact"],
         "banking77_leaked_near": leaked["near"],

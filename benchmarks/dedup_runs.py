@@ -54,20 +54,22 @@ class Union:
 
 def ours(path: Path, ngram: int) -> dict[str, str]:
     from distill_dagster.curation.dedup.duplicates import find_duplicates
-    from distill_dagster.curation.dedup.folding import Scheme
+    from distill_dagster.curation.dedup.folding import MinHashScheme
 
-    found = find_duplicates(path, order=[-pl.col("score")], scheme=Scheme(ngram=ngram), threshold=THRESHOLD)
+    found = find_duplicates(path, order=[-pl.col("score")], scheme=MinHashScheme(ngram=ngram), threshold=THRESHOLD)
     return dict(found.members.select("id", "cluster_id").iter_rows())
 
 
 def pure(path: Path, ngram: int) -> dict[str, str]:
     """Our own query without compiled code, exact to the last pair."""
-    from distill_dagster.core.limits import Limits
+    from distill_dagster.core.limits import ResourceLimits
     from distill_dagster.curation.dedup import pure
-    from distill_dagster.curation.dedup.folding import Scheme
+    from distill_dagster.curation.dedup.folding import MinHashScheme
 
-    limits = Limits(memory_mb=8192)
-    found = pure.find_duplicates(path, scheme=Scheme(ngram=ngram), threshold=THRESHOLD, limits=limits)
+    limits = ResourceLimits(memory_mb=8192)
+    found = pure.find_duplicates_by_prefix_join(
+        path, scheme=MinHashScheme(ngram=ngram), threshold=THRESHOLD, limits=limits
+    )
     return dict(found.members.select("id", "cluster_id").iter_rows())
 
 
@@ -236,10 +238,10 @@ def warm(run: str, ngram: int, folder: Path) -> float:
 def incremental(accepted: Path, slice_: Path, ngram: int) -> dict[str, Any]:
     """A slice against accepted rows: seconds, bytes a row of the state, and the share of equal decisions."""
     from distill_dagster.curation.dedup.duplicates import find_duplicates
-    from distill_dagster.curation.dedup.folding import Scheme
+    from distill_dagster.curation.dedup.folding import MinHashScheme
     from distill_dagster.curation.dedup.incremental import DedupState
 
-    scheme, order = Scheme(ngram=ngram), [-pl.col("score")]
+    scheme, order = MinHashScheme(ngram=ngram), [-pl.col("score")]
     seconds, full_seconds, index_seconds = [], [], []
     folder = accepted.with_suffix(f".state{ngram}")
     state = DedupState(folder, scheme, THRESHOLD)
@@ -272,12 +274,12 @@ def incremental(accepted: Path, slice_: Path, ngram: int) -> dict[str, Any]:
 
 
 def decontamination(rows: Path, golden: Path, turns: int) -> dict[str, Any]:
-    from distill_dagster.curation.dedup.decontaminate import decontaminate
+    from distill_dagster.curation.dedup.decontaminate import find_contamination
 
     seconds = []
     for _ in range(turns):
         started = time.perf_counter()
-        found = decontaminate(rows, golden)
+        found = find_contamination(rows, golden)
         seconds.append(time.perf_counter() - started)
     facts = pl.read_parquet(rows, columns=["id", "leak"])
     leaks = facts.drop_nulls("leak")
@@ -301,20 +303,20 @@ def semantic(path: Path, rows: int) -> dict[str, Any]:
     """MiniLM over the first 20 words of so many rows, then all pairs of them."""
     import numpy as np
 
-    from distill_dagster.curation.dedup.semantic import close_pairs, semantic_duplicates
+    from distill_dagster.curation.dedup.semantic import find_close_pairs, find_semantic_duplicates
     from distill_dagster.student.predict import SENTENCE_MODEL, Embedder
 
     table = pl.read_parquet(path, columns=["id", "text"], n_rows=rows)
     table = table.with_columns(pl.col("text").str.extract(r"^((?:\S+\s*){1,20})"))
     embedder = Embedder(SENTENCE_MODEL, path.parent / "models")
     started = time.perf_counter()
-    found = semantic_duplicates(table, embedder.embed)
+    found = find_semantic_duplicates(table, embedder.embed)
     seconds = time.perf_counter() - started
     assert found is not None
     vectors = np.random.default_rng(1).normal(size=(rows, 384)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     started = time.perf_counter()
-    close_pairs(vectors, 0.95)
+    find_close_pairs(vectors, 0.95)
     return {"seconds": seconds, "pairs_seconds": time.perf_counter() - started, "rejected": found.rejected.height}
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from common import peak_mb, run_task, wanted, write_result
 
-from distill_dagster.core.paths import PROJECT, Home
-from distill_dagster.prompts.few_shot import pool, prompt_context
+from distill_dagster.core.paths import PROJECT_FOLDER, Home
+from distill_dagster.prompts.few_shot import build_prompt_context, read_example_pool
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.tasks import open_task
 
@@ -33,29 +33,31 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
     Warm: the server has answered before, and keeps what prompts share. Cold: a new server, so every token is processed.
     Finding the nearest examples is not counted; one embedding takes what one answer of `centroid` takes.
     """
-    from distill_dagster.student.sentences import sentence_embedder
-    from distill_dagster.teacher.asking.requests import Requests
+    from distill_dagster.student.sentences import make_sentence_embedder
+    from distill_dagster.teacher.asking.requests import RequestBuilder
     from distill_dagster.teacher.providers import event_loop
-    from distill_dagster.teacher.providers.client import attempt
-    from distill_dagster.teacher.providers.embedded import SERVERS
+    from distill_dagster.teacher.providers.client import ask_once
+    from distill_dagster.teacher.providers.embedded import EMBEDDED_SERVERS
     from distill_dagster.teacher.providers.exchange import Response
 
     folder = open_task(home.tasks, TASK, home.accepted)
-    task, examples = folder.task, pool(prompt_context(folder.examples, set()))
+    task, examples = folder.task, read_example_pool(build_prompt_context(folder.examples, set()))
     texts = [row.text for row in folder.dev[: items + 1]]
     draws = range(task.teacher.few_shot.draws)
 
-    async def ask_all(requests: Requests, wanted: list[tuple[str, int]]) -> list[Response]:
+    async def ask_all(requests: RequestBuilder, wanted: list[tuple[str, int]]) -> list[Response]:
         timeout = task.teacher.timeout_s
-        return [await attempt(requests.endpoint, requests.make(text, draw), timeout) for text, draw in wanted]
+        return [await ask_once(requests.endpoint, requests.make(text, draw), timeout) for text, draw in wanted]
 
     def served(wanted: list[tuple[str, int]]) -> list[Response]:
-        endpoint, lease = SERVERS.acquire(task.teacher, home.models)
+        endpoint, lease = EMBEDDED_SERVERS.acquire(task.teacher, home.models)
         try:
-            embed = sentence_embedder(task.teacher, home.models)
-            return event_loop.run(ask_all(Requests(task, Templates({}), examples, endpoint, embed), wanted))
+            embed = make_sentence_embedder(task.teacher, home.models)
+            return event_loop.run_in_loop(
+                ask_all(RequestBuilder(task, Templates({}), examples, endpoint, embed), wanted)
+            )
         finally:
-            SERVERS.release(lease)
+            EMBEDDED_SERVERS.release(lease)
 
     warm = served([(text, draw) for text in texts for draw in draws])[len(draws) :]  # the first text warms up
     per_text = [warm[i : i + len(draws)] for i in range(0, len(warm), len(draws))]
@@ -78,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         root = arguments.home or Path(temporary)
-        home = Home(root=root, tasks=PROJECT / "data" / "tasks")
+        home = Home(root=root, tasks=PROJECT_FOLDER / "data" / "tasks")
         os.environ["DISTILL_HOME"] = str(root)
         figures: dict[str, Any] = {}
         if not arguments.quick:

@@ -35,19 +35,19 @@ from common import RESULTS, write_result
 from replay import distill
 
 from distill_dagster.config import CurationSpec, StudentSpec, Task
-from distill_dagster.core.hashing import content_hash
+from distill_dagster.core.hashing import hash_content
 from distill_dagster.core.paths import Home
-from distill_dagster.curation.dataset.curate import curate
-from distill_dagster.curation.filters import FILTERS, in_order
+from distill_dagster.curation.dataset.curate import curate_dataset
+from distill_dagster.curation.filters import BUILT_IN_FILTERS, select_filters
 from distill_dagster.curation.scores import add_scores
-from distill_dagster.curation.task_view import About
-from distill_dagster.pipeline.stages.students import rows_of_dataset
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.pipeline.stages.students import build_train_rows
 from distill_dagster.student.predict import load_predictor
-from distill_dagster.student.sentences import sentence_embeddings
+from distill_dagster.student.sentences import embed_sentences
 from distill_dagster.student.train import train_adapter
 from distill_dagster.student.types import TaskSettings
 from distill_dagster.tables.lake import Lake
-from distill_dagster.tables.messages import user_text
+from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import SCORED
 from distill_dagster.tasks import TaskFolder, open_task
 
@@ -67,7 +67,7 @@ CONTROLLED = 0.05
 def variants(kind: str) -> dict[str, dict[str, Any]]:
     """Settings of `curation` by name: each filter that suits the kind, then thresholds and steps."""
     found: dict[str, dict[str, Any]] = {}
-    for one in FILTERS:
+    for one in BUILT_IN_FILTERS:
         if one.keys or one.essential or kind in one.reasoned:
             continue
         if kind in one.suits or one.by_default:
@@ -110,11 +110,11 @@ def candidates(home: Home, folder: TaskFolder) -> pl.DataFrame:
     """The scored candidates of all slices, with the scores of every filter that is tried."""
     lake = Lake(home.lake, home.reports)
     frames = [lake.read(TASK, "scored_completions", key, SCORED)[0] for key in folder.slice_keys()]
-    about = About.of(folder.task)
+    about = TaskView.of(folder.task)
     scorers = {
         scorer.name: scorer
         for change in variants(folder.task.kind).values()
-        for one in in_order(curation(change, 100).filters, about)
+        for one in select_filters(curation(change, 100).filters, about)
         for scorer in one.scorers()
     }
     return add_scores(pl.concat(frames), list(scorers.values()), about)
@@ -131,8 +131,8 @@ class Students:
     def accuracy(self, dataset: pl.DataFrame, seed: int) -> float:
         spec: StudentSpec = self._task.students["minilm"].model_copy(update={"seed": seed})
         settings, labels = TaskSettings.of(self._task), self._task.labels
-        rows = rows_of_dataset(dataset, "train")
-        kept = self._kept / content_hash([spec.model_dump(mode="json"), [asdict(one) for one in rows]])
+        rows = build_train_rows(dataset, "train")
+        kept = self._kept / hash_content([spec.model_dump(mode="json"), [asdict(one) for one in rows]])
         if kept.exists():
             return float(kept.read_text())
         with tempfile.TemporaryDirectory() as name:
@@ -196,27 +196,27 @@ def labelled(path: Path, labels: list[str]) -> pl.DataFrame:
 
 def ablation(home: Home, folder: TaskFolder, data: Path, seeds: int) -> dict[str, Any]:
     scored = candidates(home, folder)
-    about, labels = About.of(folder.task), folder.task.label_names
+    about, labels = TaskView.of(folder.task), folder.task.label_names
     train, golden = (labelled(data / f"{name}.csv", labels) for name in ("train", "test"))
     truth = dict(train.select("text", "label").iter_rows())
 
     def cut(change: dict[str, Any]) -> pl.DataFrame:
         spec, items = curation(change, scored.height), golden.select("id", "text")
-        return curate(scored, set(), labels, spec, about, items=items, embed=embed).dataset
+        return curate_dataset(scored, set(), labels, spec, about, items=items, embed=embed).dataset
 
     def embed(texts: list[str]) -> Any:
-        return sentence_embeddings(texts, home.models)
+        return embed_sentences(texts, home.models)
 
     def right(dataset: pl.DataFrame) -> float:
         rows = dataset.select("messages", "answer").iter_rows()
-        return statistics.fmean(truth[user_text(messages)] == json.loads(answer) for messages, answer in rows)
+        return statistics.fmean(truth[get_user_text(messages)] == json.loads(answer) for messages, answer in rows)
 
     students, started = Students(home, folder.task, golden), time.perf_counter()
     whole = cut({})
     found = {"nothing": measured(students, right, whole, whole, seeds)}
     kept = {name: cut(change) for name, change in variants(folder.task.kind).items()}
     # What no filter can do: knowing which answers are wrong.
-    true = [truth[user_text(m)] == json.loads(a) for m, a in whole.select("messages", "answer").iter_rows()]
+    true = [truth[get_user_text(m)] == json.loads(a) for m, a in whole.select("messages", "answer").iter_rows()]
     kept["only_right_answers"] = whole.filter(pl.Series(true))
     for name, rows in kept.items():
         if rows.height == whole.height:

@@ -39,15 +39,15 @@ import polars as pl
 from common import peak_mb, wanted, write_result
 
 from distill_dagster.config import Task
-from distill_dagster.curation.dataset.comparison_cache import Compared
-from distill_dagster.curation.dataset.curate import Curated, curate
+from distill_dagster.curation.dataset.comparison_cache import ComparisonCache
+from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset
 from distill_dagster.curation.filters import Filter, filter_rows
 from distill_dagster.curation.filters.prose import Prose, Repetition
 from distill_dagster.curation.scores import private, reasoning, texts
-from distill_dagster.curation.task_view import About
-from distill_dagster.curation.text_columns import user_texts
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.curation.text_columns import extract_user_texts
 from distill_dagster.tables.parquet import write_parquet
-from distill_dagster.tables.schemas import MESSAGES, SCORED, SCORES, conform
+from distill_dagster.tables.schemas import MESSAGES, SCORED, SCORES, conform_to_schema
 
 ROWS, SAMPLE, QUICK_ROWS, QUICK_SAMPLE = 1_000_000, 4_000, 100_000, 1_000
 PLANTED = 0.005
@@ -163,7 +163,7 @@ def corpus(rows: int, seed: int) -> pl.DataFrame:
         pl.col("text").alias("content"),
         *(pl.lit(None, dtype=pl.String).alias(name) for name in ("tool_calls", "tool_call_id", "name")),
     )
-    from distill_dagster.curation.text_columns import json_text
+    from distill_dagster.curation.text_columns import json_text_expr
 
     status = (
         pl.when(kind == 50).then(pl.lit("truncated")).when(kind == 51).then(pl.lit("failed")).otherwise(pl.lit("ok"))
@@ -171,9 +171,13 @@ def corpus(rows: int, seed: int) -> pl.DataFrame:
     full = frame.with_columns(
         pl.concat_list(turn).cast(MESSAGES).alias("messages"),
         status.alias("status"),
-        json_text(pl.col("answer")).alias("answer"),
+        json_text_expr(pl.col("answer")).alias("answer"),
         (pl.lit("p") + unique.str.pad_start(31, "0")).alias("prompt_id"),
-        pl.when(kind == 60).then(pl.lit('"something else"')).when(kind == 61).then(json_text(said)).alias("reference"),
+        pl.when(kind == 60)
+        .then(pl.lit('"something else"'))
+        .when(kind == 61)
+        .then(json_text_expr(said))
+        .alias("reference"),
         pl.format("s{}", at % SLICES).alias("slice"),
         pl.lit("synthetic").alias("origin"),
         pl.lit("teacher").alias("teacher"),
@@ -228,9 +232,9 @@ def _datatrove(rows: list[dict[str, Any]]) -> tuple[float, int]:
     from spaces import Spaces
 
     spaces = Spaces()
-    refusal, boiler = re.compile(texts.REFUSALS), re.compile(texts.BOILERPLATE)
-    conclusion = re.compile(reasoning.CONCLUSION)
-    plain = private.HINTS | {"PHONE": r"(?:\d[-\s().+/]{0,4}){6}\d"}  # Python's re has no Unicode properties
+    refusal, boiler = re.compile(texts.REFUSAL_PATTERN), re.compile(texts.BOILERPLATE_PATTERN)
+    conclusion = re.compile(reasoning.CONCLUSION_PATTERN)
+    plain = private.KIND_HINTS | {"PHONE": r"(?:\d[-\s().+/]{0,4}){6}\d"}  # Python's re has no Unicode properties
     hints = {kind: re.compile(pattern) for kind, pattern in plain.items()}
     equation = re.compile(r"(?<![\w.=+*/-])\d+ [-+*/] \d+ = \d+")
     first = re.compile(r"[^.!?\n]{0,200}[.!?\n]?")
@@ -245,7 +249,7 @@ def _datatrove(rows: list[dict[str, Any]]) -> tuple[float, int]:
 
     def public(doc: Any) -> bool:
         kinds = [kind for kind, hint in hints.items() if hint.search(doc.text)]
-        return not kinds or not private.found_in(doc.text, kinds)
+        return not kinds or not private.count_personal_data(doc.text, kinds)
 
     def figures(doc: Any) -> bool:
         row = doc.metadata
@@ -272,12 +276,14 @@ def _datatrove(rows: list[dict[str, Any]]) -> tuple[float, int]:
         GopherQualityFilter(min_doc_words=None, max_doc_words=None, language=spaces),
         LambdaFilter(lambda doc: conclusion.search(first.match(doc.metadata["reasoning"]).group()) is None),  # type: ignore[union-attr]
         LambdaFilter(lambda doc: conclusion.search(doc.metadata["reasoning"]) is None),
-        LambdaFilter(lambda doc: all(reasoning.holds(e) for e in equation.findall(doc.metadata["reasoning"]))),
+        LambdaFilter(
+            lambda doc: all(reasoning.is_equation_true(e) for e in equation.findall(doc.metadata["reasoning"]))
+        ),
         LambdaFilter(public),
         LambdaFilter(lambda doc: re.search("[A-Za-z]", doc.metadata["answer"]) is not None),
     ]
     documents = [Document(text=row["written"], id=str(n), metadata=row) for n, row in enumerate(rows)]
-    reasoning.holds.cache_clear()
+    reasoning.is_equation_true.cache_clear()
     started, kept = time.perf_counter(), 0
     for doc in documents:
         # Every rule looks at every row, as ours do: which of them it fails is known of each.
@@ -287,9 +293,9 @@ def _datatrove(rows: list[dict[str, Any]]) -> tuple[float, int]:
 
 
 def sampled(path: Path, count: int) -> list[dict[str, Any]]:
-    from distill_dagster.curation.text_columns import with_texts
+    from distill_dagster.curation.text_columns import add_text_columns
 
-    rows = with_texts(pl.scan_parquet(path).head(count).collect())
+    rows = add_text_columns(pl.scan_parquet(path).head(count).collect())
     names = ["text", "reasoning", "status", "agreement", "confidence", "teacher_agreement", "judge_score"]
     names += ["completion_tokens", "finish_reason", "reference", "written"]
     return rows.select(*names, pl.col("answer_text").alias("answer")).to_dicts()
@@ -303,7 +309,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = arguments.rows or (QUICK_ROWS if arguments.quick else ROWS)
     task = Task.model_validate(TASK | {"curation": {"filters": DECLARED}})
-    about, filters = About.of(task), task.filters
+    about, filters = TaskView.of(task), task.filters
     peers: dict[str, str] = {}
     load = os.getloadavg()[0]
     figures: dict[str, float] = {"rows": rows, "filters": len(filters), "rules": rules_of(filters)}
@@ -340,7 +346,7 @@ def main() -> None:
 
 
 def timed_filters(
-    path: Path, scored: Path, filters: list[Filter], about: About, rows: int
+    path: Path, scored: Path, filters: list[Filter], about: TaskView, rows: int
 ) -> tuple[float, dict[str, int]]:
     """Rows a second through all filters; what they scored goes to a file, outside of the time."""
     import pyarrow.parquet as pq
@@ -364,9 +370,9 @@ def timed_filters(
 
 def timed_language(sample: list[dict[str, Any]]) -> float:
     said = pl.Series([row["written"] for row in sample])
-    texts.languages(said.head(10))
+    texts.detect_languages(said.head(10))
     started = time.perf_counter()
-    texts.languages(said)
+    texts.detect_languages(said)
     return round(len(said) / (time.perf_counter() - started), 1)
 
 
@@ -375,32 +381,34 @@ def slices_of(scored: Path, folder: Path) -> None:
     rows = pl.scan_parquet(scored).with_columns(pl.col("scores").cast(SCORES))
     for number in range(SLICES):
         part = rows.filter(pl.col("slice") == f"s{number}").collect(engine="streaming")
-        write_parquet(conform(part, SCORED, ("prompt_id",)), folder / f"s{number}.parquet", {})
+        write_parquet(conform_to_schema(part, SCORED, ("prompt_id",)), folder / f"s{number}.parquet", {})
 
 
 def cut(folder: Path, change: dict[str, Any], rows: int) -> dict[str, float]:
     """Seconds, CPU seconds and peak of one cut, from the files of all slices to those of the dataset."""
     task = Task.model_validate(TASK | {"curation": {"filters": DECLARED | change}})
-    about, files = About.of(task), sorted((folder / "slices").iterdir())
+    about, files = TaskView.of(task), sorted((folder / "slices").iterdir())
     asked = (
         pl.scan_parquet(files[-1])
         .select("messages")
         .collect()["messages"]
         .gather_every(max(1, rows // SLICES // GOLDEN))
     )
-    items = pl.DataFrame({"text": user_texts(asked)}).select(
+    items = pl.DataFrame({"text": extract_user_texts(asked)}).select(
         pl.format("golden:{}", pl.int_range(pl.len())).alias("id"), "text"
     )
 
-    def made(source: pl.LazyFrame | list[Path], compared: Compared, into: Path) -> Curated:
-        return curate(source, {"no such text"}, [], task.curation, about, items=items, compared=compared, folder=into)
+    def made(source: pl.LazyFrame | list[Path], compared: ComparisonCache, into: Path) -> CuratedDataset:
+        return curate_dataset(
+            source, {"no such text"}, [], task.curation, about, items=items, compared=compared, folder=into
+        )
 
     with tempfile.TemporaryDirectory(dir=folder) as into:
         made(
-            pl.scan_parquet(files[0]).head(500), Compared(), Path(into) / "warm"
+            pl.scan_parquet(files[0]).head(500), ComparisonCache(), Path(into) / "warm"
         )  # numba reads what it compiled before
         started, cpu = time.perf_counter(), time.process_time()
-        found = made(files, Compared(folder / "compared"), Path(into))
+        found = made(files, ComparisonCache(folder / "compared"), Path(into))
         taken = time.perf_counter() - started
         if found.candidates != rows:
             raise SystemExit("rows were lost")

@@ -36,14 +36,14 @@ import polars as pl
 import yaml
 from common import RESULTS, peak_mb, write_result
 
-from distill_dagster.core.hashing import content_hash
+from distill_dagster.core.hashing import hash_content
 from distill_dagster.core.paths import Home
-from distill_dagster.curation.filters import Filters, filter_rows, in_order
-from distill_dagster.curation.task_view import About
-from distill_dagster.kinds import Question, kind_of
-from distill_dagster.prompts.seeds import prompt_id
+from distill_dagster.curation.filters import FilterSettings, filter_rows, select_filters
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.kinds import Question, get_kind
+from distill_dagster.prompts.seeds import compute_prompt_id
 from distill_dagster.tables.lake import Lake
-from distill_dagster.tables.messages import user_message
+from distill_dagster.tables.messages import make_user_message
 from distill_dagster.tables.schemas import COMPLETIONS, SCORED
 from distill_dagster.tasks import TaskFolder, open_task
 
@@ -129,12 +129,12 @@ def answers(home: Home, name: str) -> dict[str, dict[str, Any]]:
 
 
 def accuracy(home: Home, name: str, found: dict[str, Any], right: dict[str, Any]) -> float:
-    kind = kind_of(open_task(home.tasks, name, home.accepted).task)
+    kind = get_kind(open_task(home.tasks, name, home.accepted).task)
     return sum(kind.score(found[id_], right[id_]) for id_ in right) / len(right)
 
 
 def key_of(text: str) -> str:
-    return prompt_id(user_message(text.strip()))
+    return compute_prompt_id(make_user_message(text.strip()))
 
 
 def commonsense(home: Home, data: Path, limit: int | None) -> dict[str, float]:
@@ -143,7 +143,7 @@ def commonsense(home: Home, data: Path, limit: int | None) -> dict[str, float]:
     for row in list(lines(data / "questions.jsonl"))[:limit]:
         options = "\n".join(f"({letter}) {choice}" for letter, choice in zip("abcde", row["choices"], strict=False))
         text = f"{row['question']}\nAnswer Choices:\n{options}"
-        rows.append({"id": row["id"], "text": text, "part": f"part-{int(content_hash(row['id'])[:4], 16) % slices}"})
+        rows.append({"id": row["id"], "text": text, "part": f"part-{int(hash_content(row['id'])[:4], 16) % slices}"})
         right[key_of(text)] = row["answer"]
     name, place = "commonsense", home.root / "files"
     write_task(home, name, kind="qa", reasoning=True, answer=STRICT, teacher=teacher("palm"))
@@ -168,8 +168,8 @@ def commonsense(home: Home, data: Path, limit: int | None) -> dict[str, float]:
 def agreeing(home: Home, name: str, right: dict[str, Any]) -> dict[str, float]:
     """What the filter by agreement of teachers keeps of the scored candidates, and the share of it that is right."""
     folder, lake = open_task(home.tasks, name, home.accepted), Lake(home.lake, home.reports)
-    about, kind = About.of(folder.task), kind_of(folder.task)
-    filters = in_order(Filters.model_validate({"min_teacher_agreement": 1.0}), about)
+    about, kind = TaskView.of(folder.task), get_kind(folder.task)
+    filters = select_filters(FilterSettings.model_validate({"min_teacher_agreement": 1.0}), about)
     kept = []
     for key in folder.slice_keys():
         for batch in filter_rows(lake.read(name, "scored_completions", key, SCORED)[0], filters, about):
@@ -194,7 +194,7 @@ def recorded(home: Home, name: str, path: Path, model: str, limit: int | None) -
 def svamp(home: Home, data: Path, limit: int | None) -> dict[str, float]:
     name = "svamp"
     write_task(home, name, kind="math", reasoning=True, answer=EQUATION, teacher=teacher("palm"))
-    kind = kind_of(open_task(home.tasks, name, home.accepted).task)
+    kind = get_kind(open_task(home.tasks, name, home.accepted).task)
     rows = list(lines(data / "train.jsonl"))[:limit]
     right = {key_of(row["question"]): kind.canonical(row["equation"], Question(row["question"])) for row in rows}
     seeds = [{"id": row["id"], "text": row["question"]} for row in rows]
@@ -216,14 +216,14 @@ def timed(note: Callable[[float], None]) -> Iterator[None]:
 def resume(home: Home, count: int) -> dict[str, float]:
     """The stage over `count` prompts, every answer of which is stored; how long it took as a whole and to ask."""
     from distill_dagster.pipeline.stages import teacher as stage
-    from distill_dagster.pipeline.stages.context import Env, Reading
-    from distill_dagster.pipeline.stages.gate import PASSED
-    from distill_dagster.prompts.few_shot import context_schema, pool
+    from distill_dagster.pipeline.stages.context import StageContext, StageInputs
+    from distill_dagster.pipeline.stages.gate import PASSED_VERSION
+    from distill_dagster.prompts.few_shot import get_context_schema, read_example_pool
     from distill_dagster.prompts.templates import Templates
     from distill_dagster.tables.schemas import PREDICTIONS
-    from distill_dagster.teacher.asking.requests import Requests
-    from distill_dagster.teacher.completions.store import FILE, CompletionStore
-    from distill_dagster.teacher.providers.client import endpoint_of
+    from distill_dagster.teacher.asking.requests import RequestBuilder
+    from distill_dagster.teacher.completions.store import STORE_FILE, CompletionStore
+    from distill_dagster.teacher.providers.client import resolve_endpoint
     from distill_dagster.teacher.providers.exchange import Response
 
     name = "resumed"
@@ -231,7 +231,7 @@ def resume(home: Home, count: int) -> dict[str, float]:
     few = {"per_label": 1, "draws": 1}
     labels = [{"name": label, "description": label} for label in "xy"]
     write_task(home, name, kind="classification", labels=labels, teacher=asked | {"few_shot": few})
-    texts = [f"Ticket {n}: {content_hash(n)[:40]}" for n in range(count)]
+    texts = [f"Ticket {n}: {hash_content(n)[:40]}" for n in range(count)]
     (home.tasks / name / "slices").mkdir()
     value = {"description": "All.", "seeds": texts}
     (home.tasks / name / "slices" / "all.yaml").write_text(json.dumps(value))
@@ -240,20 +240,20 @@ def resume(home: Home, count: int) -> dict[str, float]:
 
     @contextmanager
     def endpoint(spec: Any) -> Iterator[Any]:
-        yield endpoint_of(spec)
+        yield resolve_endpoint(spec)
 
-    env = Env(folder, lake, store, home.models, home.reports, endpoint)
+    env = StageContext(folder, lake, store, home.models, home.reports, endpoint)
     stage.make_prompt_context(env, None)
     stage.make_seed_prompts(env, "all")
-    gate = Reading(env, "teacher_gate", None)  # as it is left by a teacher that passed it
+    gate = StageInputs(env, "teacher_gate", None)  # as it is left by a teacher that passed it
     gate.source("teacher_settings")
-    lake.write(name, pl.DataFrame(schema=PREDICTIONS), gate.record(PASSED, 0))
-    examples = pool(lake.read(name, "prompt_context", None, context_schema(folder.task))[0])
+    lake.write(name, pl.DataFrame(schema=PREDICTIONS), gate.record(PASSED_VERSION, 0))
+    examples = read_example_pool(lake.read(name, "prompt_context", None, get_context_schema(folder.task))[0])
     templates = Templates(folder.templates(), folder.task.kind, folder.task.reasoning)
-    requests = Requests(folder.task, templates, examples, endpoint_of(folder.task.teacher))
+    requests = RequestBuilder(folder.task, templates, examples, resolve_endpoint(folder.task.teacher))
     told = Response("x", "stop", [], 20, 1, 0, None, 0.2, 1, "none", "2026-01-01T00:00:00.000+00:00")
     response = json.dumps(asdict(told))
-    with sqlite3.connect(home.store / FILE) as database:
+    with sqlite3.connect(home.store / STORE_FILE) as database:
         rows = ((requests.make(text, 0).key, response, told.received_at) for text in texts)
         database.executemany("INSERT INTO completions (request_key, response, received_at) VALUES (?, ?, ?)", rows)
     figures: dict[str, float] = {}

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from distill_dagster.core.paths import PROJECT, Home
-from distill_dagster.pipeline.stage_table import REFRESHES, SOURCES, STAGES
+from distill_dagster.core.paths import PROJECT_FOLDER, Home
+from distill_dagster.pipeline.stage_table import REFRESHES_ASSET, SOURCES, STAGES
 from tests.support.browser import LOCATION, browsing, serving
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def ui(port: int) -> subprocess.Popen[bytes]:
     """`distill ui` on what is in DISTILL_HOME."""
     return subprocess.Popen(
         [sys.executable, "-c", "from distill_dagster.cli import app; app()", "ui", "--port", str(port)],
-        cwd=PROJECT,
+        cwd=PROJECT_FOLDER,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -60,7 +60,7 @@ def asset_graph(page: Page, address: str, task: str, file: Path) -> None:
     page.get_by_text("eval_report", exact=True).first.wait_for()
     settled(page)
     # Names that do not fit are cut in the middle and not found; none of them is alone at an edge.
-    found = [page.get_by_text(name, exact=True) for name in (*SOURCES, *STAGES, REFRESHES)]
+    found = [page.get_by_text(name, exact=True) for name in (*SOURCES, *STAGES, REFRESHES_ASSET)]
     boxes = [locator.first.bounding_box() for locator in found if locator.count()]
     middles = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in boxes if box]
     left, right = min(x for x, _ in middles) - NODE_X, max(x for x, _ in middles) + NODE_X
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="support_triage")
     parser.add_argument("--student", default="smollm2")
-    parser.add_argument("--out", type=Path, default=PROJECT / "docs")
+    parser.add_argument("--out", type=Path, default=PROJECT_FOLDER / "docs")
     arguments = parser.parse_args()
     home, task, student = Home.from_env(), arguments.task, arguments.student
     html = home.report_folder(task, student) / "report.html"

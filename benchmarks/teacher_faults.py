@@ -28,8 +28,8 @@ from common import wanted, write_result  # noqa: E402
 from slow_server import label_of  # noqa: E402
 
 from distill_dagster.config import BudgetSpec  # noqa: E402
-from distill_dagster.core.hashing import canonical_json  # noqa: E402
-from distill_dagster.tables.data_versions import VOLATILE  # noqa: E402
+from distill_dagster.core.hashing import to_canonical_json  # noqa: E402
+from distill_dagster.tables.data_versions import VOLATILE_COLUMNS  # noqa: E402
 from distill_dagster.teacher.completions.store import CompletionStore  # noqa: E402
 
 SHARE = 0.25
@@ -44,7 +44,7 @@ def texts_of(rows: int) -> list[str]:
 
 def plain(completions: pl.DataFrame) -> pl.DataFrame:
     """The table without what differs from run to run, and without how often an answer had to be asked for."""
-    kept = [c for c in completions.columns if c not in VOLATILE]
+    kept = [c for c in completions.columns if c not in VOLATILE_COLUMNS]
     asked = ("request_key", "completion_id", "params", "prompt_tokens", "completion_tokens")
     return completions.select(kept).drop(asked)
 
@@ -64,7 +64,7 @@ def faults(folder: Path, rows: int) -> dict[str, Any]:
         asked_again = counts(address)["asked"] - seen["asked"]
         store.close()
     status = dict(stormy.completions["status"].value_counts().iter_rows())
-    right = pl.Series([canonical_json(label_of(text)) for text in texts_of(rows)]).value_counts()
+    right = pl.Series([to_canonical_json(label_of(text)) for text in texts_of(rows)]).value_counts()
     answered = stormy.completions.filter(pl.col("status") == "ok")["answer"].value_counts()
     settled = ledger.filter(pl.col("state") == "settled")
     return {

@@ -7,9 +7,9 @@ import dagster as dg
 from assets import task_definitions
 from assets.alerts import alerts_sensor, new_tasks_sensor
 from assets.common import failure
-from distill_dagster.core.database_urls import store_variable
+from distill_dagster.core.database_urls import find_store_variable
 from distill_dagster.core.errors import DistillError
-from distill_dagster.core.openmp import settle_waiting
+from distill_dagster.core.openmp import limit_openmp_spin
 from distill_dagster.core.paths import Home
 from distill_dagster.orchestration import Outcome, Runner, refresh_task
 from distill_dagster.orchestration.tags import budget_of
@@ -17,12 +17,12 @@ from distill_dagster.tasks import find_tasks, open_task
 from resources.storage import CompletionStoreResource, LakeResource, ModelFolderResource, TaskFoldersResource
 from resources.teacher import TeacherResource
 
-settle_waiting()
+limit_openmp_spin()
 
 
 def build(home: Home) -> dg.Definitions:
     """All tasks below `home.tasks`, working on the folders of `home`."""
-    url = store_variable()
+    url = find_store_variable()
     resources = {
         "tasks": TaskFoldersResource(path=str(home.tasks), accepted=str(home.accepted), inbox=str(home.inbox)),
         "lake": LakeResource(path=str(home.lake), reports=str(home.reports)),

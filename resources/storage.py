@@ -8,7 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from distill_dagster.core.limits import Limits
+from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder, open_task
 from distill_dagster.teacher.completions.store import CompletionStore, open_store
@@ -38,8 +38,8 @@ class LakeResource(dg.ConfigurableResource):
     spill: str = ""
     """The folder for temporary files; empty for the system's."""
 
-    def limits(self) -> Limits:
-        return Limits(memory_mb=self.memory_mb, spill=Path(self.spill) if self.spill else None)
+    def limits(self) -> ResourceLimits:
+        return ResourceLimits(memory_mb=self.memory_mb, spill=Path(self.spill) if self.spill else None)
 
     def lake(self) -> Lake:
         return Lake(Path(self.path), Path(self.reports))

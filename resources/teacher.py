@@ -9,8 +9,8 @@ from pathlib import Path
 import dagster as dg
 
 from distill_dagster.config import TeacherSpec
-from distill_dagster.teacher.providers.client import Endpoint, endpoint_of
-from distill_dagster.teacher.providers.embedded import SERVERS
+from distill_dagster.teacher.providers.client import Endpoint, resolve_endpoint
+from distill_dagster.teacher.providers.embedded import EMBEDDED_SERVERS
 
 
 class TeacherResource(dg.ConfigurableResource):
@@ -21,10 +21,10 @@ class TeacherResource(dg.ConfigurableResource):
     @contextmanager
     def endpoint(self, spec: TeacherSpec) -> Iterator[Endpoint]:
         if not spec.embedded:
-            yield endpoint_of(spec)
+            yield resolve_endpoint(spec)
             return
-        endpoint, lease = SERVERS.acquire(spec, Path(self.models))
+        endpoint, lease = EMBEDDED_SERVERS.acquire(spec, Path(self.models))
         try:
             yield endpoint
         finally:
-            SERVERS.release(lease)
+            EMBEDDED_SERVERS.release(lease)

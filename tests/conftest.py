@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from distill_dagster.core.openmp import settle_waiting
+from distill_dagster.core.openmp import limit_openmp_spin
 
 # As the command line does, before any library loads OpenMP.
-settle_waiting()
+limit_openmp_spin()
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def small_smollm2(shared_folder: Path, models_folder: Path) -> Path:
 
             from distill_dagster.core import models
 
-            source = models.resolve("smollm2-135m-instruct", models_folder).location
+            source = models.resolve_model("smollm2-135m-instruct", models_folder).location
             model = transformers.AutoModelForCausalLM.from_pretrained(source, num_hidden_layers=2, dtype=torch.float32)
             temporary = shared_folder / "two-layers.new"
             model.save_pretrained(temporary)

@@ -16,13 +16,13 @@ from distill_dagster.cli.intake import batches, import_, inbox
 from distill_dagster.cli.materialize import backfill, refresh, run
 from distill_dagster.cli.overview import check, status, tasks
 from distill_dagster.cli.reports import data_docs, report
-from distill_dagster.core.openmp import settle_waiting
+from distill_dagster.core.openmp import limit_openmp_spin
 
 __all__ = ["app"]
 
 # One progress bar, ours; and no remark of a library on optional kernels that a user cannot act on.
 os.environ.setdefault("TQDM_DISABLE", "1")
-settle_waiting()
+limit_openmp_spin()
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 app = typer.Typer(

@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_dagster.cli.options import JsonOption, TaskArgument, open_folder, out, problems_shown
-from distill_dagster.core.database_urls import store_url
+from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.paths import Home
-from distill_dagster.pipeline.backfill_selection import named_slices
-from distill_dagster.pipeline.freshness import State
+from distill_dagster.pipeline.backfill_selection import select_named_slices
+from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
 
@@ -35,14 +35,16 @@ def estimate(
     home = Home.from_env()
     with problems_shown():
         folder = open_folder(home, task)
-        state = State(folder, Lake(home.lake, home.reports))
-        keys = named_slices(folder, slices) if slices else folder.slice_keys()
+        state = TaskState(folder, Lake(home.lake, home.reports))
+        keys = select_named_slices(folder, slices) if slices else folder.slice_keys()
         show_estimate(home, folder, state, keys, as_json, golden=not slices)
 
 
-def show_estimate(home: Home, folder: TaskFolder, state: State, keys: list[str], as_json: bool, golden: bool) -> None:
+def show_estimate(
+    home: Home, folder: TaskFolder, state: TaskState, keys: list[str], as_json: bool, golden: bool
+) -> None:
     """What materializing these slices would ask, slice by slice and teacher by teacher."""
-    from distill_dagster.teacher.asking.estimate import total
+    from distill_dagster.teacher.asking.estimate import sum_estimates
 
     found = _estimated(home, folder, keys, golden)
     # What is the same in every row would only make the others narrow.
@@ -55,7 +57,7 @@ def show_estimate(home: Home, folder: TaskFolder, state: State, keys: list[str],
         counts = f"{one.prompts:,}", f"{one.calls:,}", f"{one.cached:,}", f"{one.tokens:,}", usd
         table.add_row(escape(one.slice), now, *((escape(one.teacher), one.purpose) if several else ()), *counts)
     out.print(table)
-    whole = total(found)
+    whole = sum_estimates(found)
     least = "at least " if any(spec.resolve_labels for spec in folder.task.teacher_specs) else ""
     usd = "unknown, since a price is" if whole["usd"] is None else f"${whole['usd']:.4f}"
     wall = "unknown" if whole["wall_s"] is None else f"{whole['wall_s']:.0f} s"
@@ -70,12 +72,14 @@ def show_estimate(home: Home, folder: TaskFolder, state: State, keys: list[str],
 
 
 def _estimated(home: Home, folder: TaskFolder, keys: list[str], golden: bool) -> list[Estimate]:
-    from distill_dagster.student.sentences import sentence_embedder
-    from distill_dagster.teacher.asking.estimate import estimate
+    from distill_dagster.student.sentences import make_sentence_embedder
+    from distill_dagster.teacher.asking.estimate import estimate_requests
     from distill_dagster.teacher.completions.store import open_store
 
-    with open_store(home.store, store_url()) as store:
-        return estimate(folder, store, keys, lambda spec: sentence_embedder(spec, home.models), golden=golden)
+    with open_store(home.store, get_store_url()) as store:
+        return estimate_requests(
+            folder, store, keys, lambda spec: make_sentence_embedder(spec, home.models), golden=golden
+        )
 
 
 def ledger(
@@ -92,7 +96,7 @@ def ledger(
     home = Home.from_env()
     with problems_shown():
         folder = open_folder(home, task)
-        with open_store(home.store, store_url()) as store:
+        with open_store(home.store, get_store_url()) as store:
             rows = store.ledger().filter(task=folder.name)
         if parquet is not None:
             write_parquet(rows, parquet, {})

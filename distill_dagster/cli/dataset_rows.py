@@ -11,7 +11,7 @@ from rich.table import Table
 
 from distill_dagster.cli.options import JsonOption, TaskArgument, open_folder, out, problems_shown
 from distill_dagster.core.paths import Home
-from distill_dagster.pipeline.freshness import State
+from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.tables.lake import Lake
 
 
@@ -27,16 +27,16 @@ def filters(
 
     Runs nothing. docs/filters.md describes every filter.
     """
-    from distill_dagster.pipeline.row_history import dropped_rows
-    from distill_dagster.pipeline.stages.dataset import filters_shown
+    from distill_dagster.pipeline.row_history import list_dropped_rows
+    from distill_dagster.pipeline.stages.dataset import list_filters
 
     home = Home.from_env()
     with problems_shown():
         folder = open_folder(home, task)
         lake = Lake(home.lake, home.reports)
-        now = State(folder, lake).status("filtered_dataset")
+        now = TaskState(folder, lake).status("filtered_dataset")
         extra = now.record.extra if now.record is not None else {}
-        rows = filters_shown(folder.task.filters, extra.get("reasons", {}))
+        rows = list_filters(folder.task.filters, extra.get("reasons", {}))
         table = Table("", "filter", "drop reason", "parameters", "dropped")
         for row in rows:
             count = "" if row["dropped"] is None else f"{row['dropped']:,}"
@@ -46,7 +46,7 @@ def filters(
         masked = f", {extra['masked_rows']:,} of them masked" if "masked_rows" in extra else ""
         made = "never made" if now.record is None else f"{now.state}, {now.record.rows:,} rows kept{masked}"
         out.print(f"{folder.name}: filtered_dataset is {made}")
-        found = dropped_rows(lake, folder.name, dropped, limit) if dropped is not None else []
+        found = list_dropped_rows(lake, folder.name, dropped, limit) if dropped is not None else []
         for one in found:
             said = f"{one['drop_detail'] or ''} | {one['text']}"
             out.print(f"{one['prompt_id'][:12]} [dim]{escape(one['slice'])}[/dim] {escape(said[:200])}", soft_wrap=True)
@@ -61,13 +61,13 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """A row's whole story: its prompt, completions and scores, which filter dropped it and why, and where it went."""
-    from distill_dagster.pipeline.row_history import explained, show
+    from distill_dagster.pipeline.row_history import print_prompt_history, trace_prompt
 
     home = Home.from_env()
     with problems_shown():
         folder = open_folder(home, task)
-        story = explained(folder, Lake(home.lake, home.reports), prompt_id.lower())
+        story = trace_prompt(folder, Lake(home.lake, home.reports), prompt_id.lower())
         if as_json:
             print(json.dumps(story))
         else:
-            show(story, folder, out)
+            print_prompt_history(story, folder, out)

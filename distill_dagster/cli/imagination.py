@@ -23,7 +23,7 @@ from distill_dagster.cli.options import (
 from distill_dagster.cli.output import end_with, progress_bar, show_failures
 from distill_dagster.core.errors import DistillError, InputError, Problem
 from distill_dagster.core.paths import Home
-from distill_dagster.pipeline.backfill_selection import named_slices
+from distill_dagster.pipeline.backfill_selection import select_named_slices
 from distill_dagster.tasks import TaskFolder
 
 
@@ -45,8 +45,8 @@ def imagine(
     started = time.perf_counter()
     with problems_shown():
         folder, cap = open_folder(home, task), cap_of(budget_usd, budget_tokens)
-        from distill_dagster.tasks.imagined import imagined_file
-        from distill_dagster.teacher.imagine.log import start_anew
+        from distill_dagster.tasks.imagined import get_imagined_path
+        from distill_dagster.teacher.imagine.log import start_new_generation
 
         keys = _with_target(folder, slices)
         if dry_run:
@@ -58,7 +58,7 @@ def imagine(
         with orchestration.open_instance(home) as instance:
             if fresh and folder.accepted is not None:
                 for key in keys:
-                    start_anew(imagined_file(folder.accepted, key))
+                    start_new_generation(get_imagined_path(folder.accepted, key))
             orchestration.sync(folder, instance)
             with progress_bar() as tell:
                 outcome = orchestration.Runner(home, folder, instance, build(home), cap=cap).imagine(keys, tell)
@@ -74,7 +74,7 @@ def imagine(
 
 def _with_target(folder: TaskFolder, slices: list[str] | None) -> list[str]:
     """The named slices, or all that have a target."""
-    keys = named_slices(folder, slices) if slices else folder.slice_keys()
+    keys = select_named_slices(folder, slices) if slices else folder.slice_keys()
     found = [key for key in keys if folder.slice(key).target is not None]
     for key in keys if slices else []:
         if key not in found:
@@ -87,8 +87,8 @@ def _with_target(folder: TaskFolder, slices: list[str] | None) -> list[str]:
 
 def _show_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: bool) -> dict[str, dict[str, int]]:
     """What slices have and lack to their targets; `fresh`: as if what was imagined before were retired."""
-    from distill_dagster.tasks.imagined import Imagination
-    from distill_dagster.teacher.imagine.plan import imagine_requests_needed
+    from distill_dagster.tasks.imagined import ImagineHistory
+    from distill_dagster.teacher.imagine.plan import count_imagine_requests
 
     table = Table("slice", "target", "imagined", "retired", "missing", "requests", "at most")
     found: dict[str, dict[str, int]] = {}
@@ -96,8 +96,8 @@ def _show_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: bo
         slice_ = folder.slice(key)
         if fresh:
             before = slice_.imagination
-            slice_ = slice_.with_imagined(Imagination(retired=before.retired + len(before.prompts)))
-        need, imagined = imagine_requests_needed(folder.task, slice_), slice_.imagination
+            slice_ = slice_.with_imagined(ImagineHistory(retired=before.retired + len(before.prompts)))
+        need, imagined = count_imagine_requests(folder.task, slice_), slice_.imagination
         found[key] = {
             "target": slice_.target or 0,
             "imagined": len(imagined.prompts),

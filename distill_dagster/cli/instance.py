@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from distill_dagster.cli.options import out, problems_shown, show_problem
-from distill_dagster.core.database_urls import DRIVER, POSTGRES, STORE
+from distill_dagster.core.database_urls import POSTGRES_DRIVER, POSTGRES_VARIABLE, STORE_VARIABLE
 from distill_dagster.core.errors import InputError
-from distill_dagster.core.paths import PROJECT, Home
+from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.tasks import find_tasks
 
 
@@ -21,14 +21,16 @@ def env() -> None:
     """Print the variables that plain `dagster` and `dg` commands want: `eval "$(distill env)"`."""
     from distill_dagster import orchestration
 
-    urls = {name: os.environ[name] for name in (POSTGRES, STORE) if os.environ.get(name)}
+    urls = {name: os.environ[name] for name in (POSTGRES_VARIABLE, STORE_VARIABLE) if os.environ.get(name)}
     orchestration.instance_folder(Home.from_env())
     for name in ("DAGSTER_HOME", "DISTILL_HOME", "DISTILL_TASKS"):
         if value := os.environ.get(name):
             print(f"export {name}={value!r}")
     for name, value in urls.items():
         # The shell has the value, and a password is not printed: the shell itself puts the driver in front.
-        driver = f'="{DRIVER}://${{{name}#*://}}"' if value.startswith(("postgres://", "postgresql://")) else ""
+        driver = (
+            f'="{POSTGRES_DRIVER}://${{{name}#*://}}"' if value.startswith(("postgres://", "postgresql://")) else ""
+        )
         print(f"export {name}{driver}")
 
 
@@ -47,7 +49,7 @@ def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 3000)
     command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
     command += ["-m", "distill_dagster.definitions"]
     out.print(f"The UI comes up on http://127.0.0.1:{port} in some ten seconds; Ctrl-C stops it.")
-    process = subprocess.Popen(command, cwd=PROJECT)
+    process = subprocess.Popen(command, cwd=PROJECT_FOLDER)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda number, _: process.send_signal(signal.SIGINT))
     raise typer.Exit(process.wait())

@@ -11,10 +11,10 @@ import typer
 from rich.markup import escape
 
 from distill_dagster.cli.options import JsonOption, TaskArgument, err, open_folder, out, problems_shown
-from distill_dagster.core.database_urls import store_url
+from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.paths import Home
-from distill_dagster.tasks import Target
+from distill_dagster.tasks import ImportTarget
 
 
 def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
@@ -22,17 +22,17 @@ def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
 
     Waits some seconds for a file that was just written. Exit code 1 where a file was rejected; the others are taken.
     """
-    from distill_dagster.intake.inbox import QUIET_S, take, waiting_s
+    from distill_dagster.intake.inbox import QUIET_S, compute_wait_s, process_inbox
 
     home = Home.from_env()
     with problems_shown():
         folder = open_folder(home, task)
         place = home.inbox / folder.name
         place.mkdir(parents=True, exist_ok=True)
-        if wait := waiting_s(place):
+        if wait := compute_wait_s(place):
             err.print(f"[dim]a file changed just now; waiting {wait:.0f} s[/dim]")
             time.sleep(min(wait, QUIET_S) + 0.1)
-        taken = take(folder, place)
+        taken = process_inbox(folder, place)
         for one in taken:
             colour = {"accepted": "green", "rejected": "red"}.get(one.state, "yellow")
             out.print(f"[{colour}]{one.state}[/{colour}] {escape(str(one))}", soft_wrap=True)
@@ -59,20 +59,20 @@ def batches(
     with problems_shown():
         folder = open_folder(home, task)
         from distill_dagster.teacher.completions.batch_store import BatchStore
-        from distill_dagster.teacher.completions.batches import give_up, look_after
+        from distill_dagster.teacher.completions.batches import collect_batches, forget_batch
         from distill_dagster.teacher.completions.store import open_store
-        from distill_dagster.teacher.providers.client import endpoint_of
+        from distill_dagster.teacher.providers.client import resolve_endpoint
 
         specs = [spec for spec in folder.task.teacher_specs if not spec.free]
         if not specs:
             raise DistillError(f"No teacher of {folder.name} is asked at a provider, so there are no batches.")
-        with open_store(home.store, store_url()) as store:
+        with open_store(home.store, get_store_url()) as store:
             if forget is not None:
                 if forget not in {one.submission for one in BatchStore(store).open(task=folder.name)}:
                     raise DistillError(f"{folder.name} has no open batch {forget!r}.")
-                give_up(store, forget)
+                forget_batch(store, forget)
                 out.print(f"forgotten: {forget}. It counts as paid for, and its requests may be asked anew.")
-            found = [look_after(endpoint_of(spec), spec, store, folder.name) for spec in specs]
+            found = [collect_batches(resolve_endpoint(spec), spec, store, folder.name) for spec in specs]
         done, left = [one for ended, _ in found for one in ended], [one for _, open_ in found for one in open_]
         for one in done:
             out.print(f"[green]collected[/green] {escape(str(one))}", soft_wrap=True)
@@ -90,7 +90,7 @@ def batches(
 def import_(
     task: Annotated[str, typer.Argument(help="The task.")],
     path: Annotated[Path, typer.Argument(help="CSV, JSONL, JSON, Parquet, or a folder of traces.")],
-    target: Annotated[Target, typer.Option("--as", help="What the records become.")],
+    target: Annotated[ImportTarget, typer.Option("--as", help="What the records become.")],
     slice_: Annotated[str | None, typer.Option("--slice", help="The slice of all of it.")] = None,
     slice_field: Annotated[str | None, typer.Option(help="The field that names the slice.")] = None,
     text_field: Annotated[str | None, typer.Option(help="The field of the prompt: a name or a dotted path.")] = None,
@@ -107,13 +107,13 @@ def import_(
     Seeds and recorded completions are masked and stored beside what came through the inbox; labelled rows are appended
     to the task's own files. Exit code 2 where a record cannot be used: nothing was written then.
     """
-    from distill_dagster.intake.import_files import Options, import_file
+    from distill_dagster.intake.import_files import ImportOptions, import_file
 
     home = Home.from_env()
     with problems_shown():
         folder = open_folder(home, task)
         fields = (slice_, slice_field, text_field, label_field, id_field, completion_field, reasoning_field, name)
-        done = import_file(folder, path, Options(target, *fields, dry_run), home.inbox / folder.name)
+        done = import_file(folder, path, ImportOptions(target, *fields, dry_run), home.inbox / folder.name)
         would = "would be added" if dry_run else "added"
         for place, number in done.added.items():
             out.print(f"[green]{number} {would}[/green] to {escape(place)}", soft_wrap=True)

@@ -24,9 +24,14 @@ from distill_dagster.cli.options import (
 from distill_dagster.cli.output import end_with, progress_bar, show_failures, show_report
 from distill_dagster.core.errors import DistillError, InputError
 from distill_dagster.core.paths import Home
-from distill_dagster.pipeline.backfill_selection import Lacking, lacking_slices, named_slices, slice_range
-from distill_dagster.pipeline.freshness import State
-from distill_dagster.pipeline.task_check import check_folder
+from distill_dagster.pipeline.backfill_selection import (
+    SliceSelector,
+    select_named_slices,
+    select_slice_range,
+    select_slices_by_state,
+)
+from distill_dagster.pipeline.freshness import TaskState
+from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tables.lake import Lake
 
 
@@ -43,13 +48,13 @@ def run(
     started = time.perf_counter()
     with problems_shown():
         folder, cap = open_folder(home, task), cap_of(budget_usd, budget_tokens)
-        problems = check_folder(folder)
+        problems = check_task_folder(folder)
         if errors := [p for p in problems if p.severity == "error"]:
             raise InputError(errors)
         if problems:
             err.print(f"[yellow]{len(problems)} warnings[/yellow]: `distill check {folder.name}` shows them")
         chosen = chosen_students(folder, students)
-        keys = named_slices(folder, slices) if slices else None
+        keys = select_named_slices(folder, slices) if slices else None
         from distill_dagster import orchestration
         from distill_dagster.definitions import build
 
@@ -108,7 +113,7 @@ def backfill(
     first: Annotated[str | None, typer.Option("--from", help="From this slice on, in alphabetical order.")] = None,
     last: Annotated[str | None, typer.Option("--to", help="Up to this slice, included.")] = None,
     lacking: Annotated[
-        Lacking | None, typer.Option("--which", help="Slices by their state; without any option: stale.")
+        SliceSelector | None, typer.Option("--which", help="Slices by their state; without any option: stale.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked; run nothing.")] = False,
     budget_usd: BudgetUsd = None,
@@ -131,14 +136,14 @@ def backfill(
 
         with orchestration.open_instance(home) as instance:
             orchestration.sync(folder, instance)
-            state = State(folder, Lake(home.lake, home.reports))
+            state = TaskState(folder, Lake(home.lake, home.reports))
             if slices:
-                keys = named_slices(folder, slices)
+                keys = select_named_slices(folder, slices)
             elif first is not None or last is not None:
-                keys = slice_range(folder, first, last)
+                keys = select_slice_range(folder, first, last)
             else:
                 failed = orchestration.failed_slices(folder, instance) if lacking == "failed" else set()
-                keys = lacking_slices(state, lacking or "stale", failed)
+                keys = select_slices_by_state(state, lacking or "stale", failed)
             if dry_run:
                 show_estimate(home, folder, state, keys, as_json, golden=False)
                 return

@@ -40,10 +40,10 @@ def problems_shown() -> Iterator[None]:
             show_problem(problem)
         raise typer.Exit(2) from None
     except DistillError as error:
-        err.print(f"[red]error[/red] {escape(redaction.scrubbed(str(error)))}", soft_wrap=True)
+        err.print(f"[red]error[/red] {escape(redaction.redact(str(error)))}", soft_wrap=True)
         raise typer.Exit(1) from None
     except Exception as error:
-        if clean := redaction.trace_with_secret(error):
+        if clean := redaction.redact_traceback(error):
             err.print(escape(clean), soft_wrap=True)
             raise typer.Exit(1) from None
         raise

@@ -60,7 +60,7 @@ def progress_bar() -> Iterator[Any]:
                 last["at"] = time.perf_counter()
                 err.print(f"  {escape(what)}: {done} of {total}", highlight=False)
 
-        with progress.listening(listen):
+        with progress.listen_to_progress(listen):
             yield told
 
 

@@ -11,8 +11,8 @@ from rich.table import Table
 from distill_dagster.cli.options import JsonOption, TaskArgument, open_folder, out, problems_shown, show_problem
 from distill_dagster.core.errors import InputError
 from distill_dagster.core.paths import Home
-from distill_dagster.pipeline.freshness import State
-from distill_dagster.pipeline.task_check import check_folder
+from distill_dagster.pipeline.freshness import TaskState
+from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import find_tasks
 
@@ -38,7 +38,7 @@ def check(task: TaskArgument = None) -> None:
     home = Home.from_env()
     with problems_shown():
         folder = open_folder(home, task)
-        problems = check_folder(folder)
+        problems = check_task_folder(folder)
         for problem in problems:
             show_problem(problem)
         errors = sum(p.severity == "error" for p in problems)
@@ -52,7 +52,7 @@ def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     home = Home.from_env()
     with problems_shown():
         folder = open_folder(home, task)
-        found = State(folder, Lake(home.lake, home.reports)).all()
+        found = TaskState(folder, Lake(home.lake, home.reports)).all()
         table = Table("artifact", "state", "rows", "why")
         colours = {"fresh": "green", "stale": "yellow", "missing": "red", "waiting": "dim", "malformed": "red"}
         for s in found:

@@ -11,7 +11,7 @@ from distill_dagster.cli.options import JsonOption, TaskArgument, chosen_student
 from distill_dagster.cli.output import progress_bar, show_report
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.paths import Home
-from distill_dagster.pipeline.freshness import State
+from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
 
@@ -43,7 +43,7 @@ def data_docs(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     with problems_shown():
         folder = open_folder(home, task)
         lake = Lake(home.lake, home.reports)
-        tables = [(one.asset, one.partition) for one in State(folder, lake).all()]
+        tables = [(one.asset, one.partition) for one in TaskState(folder, lake).all()]
         target = home.data_docs / folder.name
         with progress_bar():
             shown = build_data_docs(lake, folder.name, tables, target)

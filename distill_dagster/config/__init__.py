@@ -3,9 +3,9 @@
 from distill_dagster.config import Task, TeacherSpec
 """
 
-from distill_dagster.config.answers import KIND, LABEL_KINDS, AnswerSpec, Label, Tool
-from distill_dagster.config.auxiliary_teacher import Asked
-from distill_dagster.config.base import SLICE_KEY, TASK_NAME
+from distill_dagster.config.answers import LABEL_KINDS, AnswerSpec, LabelSpec, TaskKind, ToolSpec
+from distill_dagster.config.auxiliary_teacher import AuxiliaryTeacherSpec
+from distill_dagster.config.base import SLICE_KEY_PATTERN, TASK_NAME_PATTERN
 from distill_dagster.config.budget import BudgetSpec
 from distill_dagster.config.curation import CurationSpec
 from distill_dagster.config.evaluation import EvaluationSpec, GateSpec
@@ -13,38 +13,38 @@ from distill_dagster.config.imagine import ImagineSpec
 from distill_dagster.config.inbox import InboxSpec
 from distill_dagster.config.judge import JudgeSpec
 from distill_dagster.config.refresh import RefreshSpec
-from distill_dagster.config.replay import REPLAY, REPLAY_NAME, ReplaySpec
-from distill_dagster.config.student import Lora, StudentSpec
+from distill_dagster.config.replay import REPLAY_NAME_PATTERN, REPLAY_PREFIX, ReplaySpec
+from distill_dagster.config.student import LoraSpec, StudentSpec
 from distill_dagster.config.task import Task
-from distill_dagster.config.teacher import EMBEDDED, CascadeSpec, FewShot, TeacherSpec
+from distill_dagster.config.teacher import EMBEDDED_PREFIX, CascadeSpec, FewShotSpec, TeacherSpec
 from distill_dagster.config.terms import TermsSpec
 
 __all__ = [
-    "EMBEDDED",
-    "KIND",
+    "EMBEDDED_PREFIX",
     "LABEL_KINDS",
-    "REPLAY",
-    "REPLAY_NAME",
-    "SLICE_KEY",
-    "TASK_NAME",
+    "REPLAY_NAME_PATTERN",
+    "REPLAY_PREFIX",
+    "SLICE_KEY_PATTERN",
+    "TASK_NAME_PATTERN",
     "AnswerSpec",
-    "Asked",
+    "AuxiliaryTeacherSpec",
     "BudgetSpec",
     "CascadeSpec",
     "CurationSpec",
     "EvaluationSpec",
-    "FewShot",
+    "FewShotSpec",
     "GateSpec",
     "ImagineSpec",
     "InboxSpec",
     "JudgeSpec",
-    "Label",
-    "Lora",
+    "LabelSpec",
+    "LoraSpec",
     "RefreshSpec",
     "ReplaySpec",
     "StudentSpec",
     "Task",
+    "TaskKind",
     "TeacherSpec",
     "TermsSpec",
-    "Tool",
+    "ToolSpec",
 ]

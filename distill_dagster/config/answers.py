@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from distill_dagster.config.base import Model
-from distill_dagster.core.patterns import pattern_problem
+from distill_dagster.config.base import ConfigModel
+from distill_dagster.core.patterns import find_pattern_problem
 
-KIND = Literal[
+TaskKind = Literal[
     "classification",
     "nli",
     "extraction",
@@ -23,7 +23,7 @@ KIND = Literal[
     "generation",
 ]
 LABEL_KINDS = ("classification", "nli")
-INSTRUCTIONS = {
+DEFAULT_INSTRUCTIONS = {
     "classification": "Sort the message into one of the categories.",
     "nli": "Say whether the hypothesis follows from the premise.",
     "extraction": "Extract the wanted fields from the text.",
@@ -36,7 +36,7 @@ INSTRUCTIONS = {
 }
 
 
-class Label(Model):
+class LabelSpec(ConfigModel):
     """A category: its name as the models see it, and what belongs to it and what does not."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
@@ -50,7 +50,7 @@ class Label(Model):
         return value
 
 
-class Tool(Model):
+class ToolSpec(ConfigModel):
     """A function that the answer of a `tool_call` task may call."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}$")]
@@ -62,14 +62,14 @@ class Tool(Model):
     @field_validator("parameters")
     @classmethod
     def _schema(cls, value: dict[str, Any]) -> dict[str, Any]:
-        from distill_dagster.core.json_schema import schema_problem
+        from distill_dagster.core.json_schema import find_schema_problem
 
-        if why := schema_problem(value):
+        if why := find_schema_problem(value):
             raise ValueError(why)
         return value
 
 
-class AnswerSpec(Model):
+class AnswerSpec(ConfigModel):
     """How an answer is found in what a model wrote, and when two are equal."""
 
     pattern: str | None = Field(
@@ -89,14 +89,14 @@ class AnswerSpec(Model):
     def _named_group(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        if why := pattern_problem(value):
+        if why := find_pattern_problem(value):
             raise ValueError(why)
         if not re.search(r"\(\?P?<answer>", value):
             raise ValueError("a group `(?P<answer>…)` is wanted: what it holds is the answer")
         return value
 
 
-def default_labels(value: Any, kind: str | None) -> Any:
+def fill_default_labels(value: Any, kind: str | None) -> Any:
     """The labels as written; kind nli has labels of its own."""
 
     if value == [] and kind == "nli":
@@ -104,7 +104,7 @@ def default_labels(value: Any, kind: str | None) -> Any:
     return value
 
 
-def checked_labels(labels: list[Label], kind: str | None) -> list[Label]:
+def check_labels(labels: list[LabelSpec], kind: str | None) -> list[LabelSpec]:
     """Labels as the kind wants them; `kind` is None where the task's is malformed, here and below.
 
     Raises:
@@ -124,13 +124,13 @@ def checked_labels(labels: list[Label], kind: str | None) -> list[Label]:
     return labels
 
 
-def checked_schema(schema: dict[str, Any] | None, kind: str | None) -> dict[str, Any] | None:
+def check_answer_schema(schema: dict[str, Any] | None, kind: str | None) -> dict[str, Any] | None:
     """The JSON schema of an answer, which kind extraction has and no other.
 
     Raises:
         ValueError: it is missing, not wanted, or no schema of an object.
     """
-    from distill_dagster.core.json_schema import schema_problem
+    from distill_dagster.core.json_schema import find_schema_problem
 
     wanted = kind == "extraction"
     if schema is None:
@@ -141,12 +141,12 @@ def checked_schema(schema: dict[str, Any] | None, kind: str | None) -> dict[str,
         raise ValueError("answer_schema is for kind extraction alone")
     if schema.get("type") != "object":
         raise ValueError("the schema of an answer begins with `type: object`")
-    if why := schema_problem(schema):
+    if why := find_schema_problem(schema):
         raise ValueError(why)
     return schema
 
 
-def checked_tools(tools: list[Tool], kind: str | None) -> list[Tool]:
+def check_tools(tools: list[ToolSpec], kind: str | None) -> list[ToolSpec]:
     """Tools, which kind tool_call has and no other.
 
     Raises:

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from distill_dagster.config.base import Model
-from distill_dagster.config.teacher import Price, TeacherSpec
+from distill_dagster.config.base import ConfigModel
+from distill_dagster.config.teacher import PriceSpec, TeacherSpec
 from distill_dagster.config.terms import TermsSpec
 
 
-class Asked(Model):
+class AuxiliaryTeacherSpec(ConfigModel):
     """A model that is asked for something else than the answers: its settings, as in `TeacherSpec`."""
 
     model: str
@@ -29,12 +29,12 @@ class Asked(Model):
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 4
-    price: Price | None = Field(default=None, description="where litellm does not know it, or yours is another")
+    price: PriceSpec | None = Field(default=None, description="where litellm does not know it, or yours is another")
     terms: TermsSpec = Field(default=TermsSpec(), description="on the provider's terms on training with answers")
 
     def teacher(self, of_task: TeacherSpec) -> TeacherSpec:
         """As the engine takes it. An embedded model shares the server that the task's teacher runs on."""
-        spec = TeacherSpec(**{name: getattr(self, name) for name in Asked.model_fields})
+        spec = TeacherSpec(**{name: getattr(self, name) for name in AuxiliaryTeacherSpec.model_fields})
         return spec.model_copy(update={"few_shot": of_task.few_shot}) if spec.model == of_task.model else spec
 
     def asked_settings(self) -> dict[str, Any]:

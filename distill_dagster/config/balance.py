@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Count = Annotated[int, Field(ge=0)]
+RowCount = Annotated[int, Field(ge=0)]
 
 
-Counts = Count | dict[str, Count]
+RowCounts = RowCount | dict[str, RowCount]
 
 
 class BalanceSpec(BaseModel):
@@ -18,10 +18,10 @@ class BalanceSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_rows: Annotated[int, Field(ge=1)] | None = Field(default=None, description="of the whole dataset")
-    caps: dict[str, Counts] = Field(
+    caps: dict[str, RowCounts] = Field(
         default={}, description="by field, the most rows of each value, or a number for each named value"
     )
-    floors: dict[str, Counts] = Field(
+    floors: dict[str, RowCounts] = Field(
         default={}, description="by field, rows of each value that max_rows does not cut; fewer in all warn"
     )
     choice: Literal["best", "random", "diverse"] = Field(
@@ -32,7 +32,7 @@ class BalanceSpec(BaseModel):
 
     @field_validator("caps", "floors")
     @classmethod
-    def _named(cls, value: dict[str, Counts]) -> dict[str, Counts]:
+    def _named(cls, value: dict[str, RowCounts]) -> dict[str, RowCounts]:
         for field in value:
             if not field.strip():
                 raise ValueError("a field has no name; use slice, label, or an axis of `imagine`")

@@ -6,13 +6,13 @@ import re
 
 from pydantic import BaseModel, ConfigDict
 
-TASK_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
-SLICE_KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-STUDENT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
+TASK_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,40}")
+SLICE_KEY_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+STUDENT_NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+VARIABLE_NAME_PATTERN = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
 
 
-class Model(BaseModel):
+class ConfigModel(BaseModel):
     """One block. Unknown keys are forbidden, so that a misspelt setting is an error and not a silent default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distill_dagster.config.base import Model
+from distill_dagster.config.base import ConfigModel
 
 
-class BudgetSpec(Model):
+class BudgetSpec(ConfigModel):
     """Hard caps on what a task may spend on teachers; a request that might go beyond one is not sent."""
 
     usd: Annotated[float, Field(ge=0)] | None = Field(

@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from distill_dagster.config.balance import BalanceSpec
-from distill_dagster.config.base import Model
-from distill_dagster.config.dedup import DecontaminationSpec, DedupSpec, switched
+from distill_dagster.config.base import ConfigModel
+from distill_dagster.config.dedup import DecontaminationSpec, DedupSpec, expand_switch
 from distill_dagster.config.shift import ShiftSpec
-from distill_dagster.curation.filters import Filters
+from distill_dagster.curation.filters import FilterSettings
 
 
-class CurationSpec(Model):
-    filters: Filters = Filters()
+class CurationSpec(ConfigModel):
+    filters: FilterSettings = FilterSettings()
     mix_examples: bool = Field(
         default=True, description="train on examples.jsonl too, beside the teacher's answers; human.jsonl always is"
     )
@@ -44,7 +44,7 @@ class CurationSpec(Model):
     @field_validator("decontamination", mode="before")
     @classmethod
     def _switched(cls, value: Any) -> Any:
-        return switched(value)
+        return expand_switch(value)
 
     def wanted_slices(self, slices: int) -> int:
         """How many of that many slices have to give rows."""

@@ -9,16 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-def switched(value: Any) -> Any:
+def expand_switch(value: Any) -> Any:
     """A block that may be switched: true for its defaults, false for none."""
     return {} if value is True else None if value is False else value
 
 
-class _Block(BaseModel):
+class _StepSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class NearSpec(_Block):
+class NearDuplicateSpec(_StepSpec):
     """Near-duplicates: rows that share most of their word shingles, each pair verified."""
 
     threshold: Share = Field(default=0.7, description="least Jaccard similarity of the sets of word shingles")
@@ -32,26 +32,26 @@ class NearSpec(_Block):
     )
 
 
-class SemanticSpec(_Block):
+class SemanticDuplicateSpec(_StepSpec):
     """Duplicates by meaning: prompts with close sentence embeddings."""
 
     threshold: Share = Field(default=0.95, description="least cosine of the embeddings of two prompts")
     most_rows: Annotated[int, Field(ge=1)] = Field(default=50_000, description="a larger table is not compared")
 
 
-class DedupSpec(_Block):
+class DedupSpec(_StepSpec):
     """`curation.dedup`: which rows stand for others. Equal prompts always count once."""
 
-    near: NearSpec | None = Field(default=NearSpec(), description="false: exact only")
-    semantic: SemanticSpec | None = Field(default=None, description="true: by meaning too")
+    near: NearDuplicateSpec | None = Field(default=NearDuplicateSpec(), description="false: exact only")
+    semantic: SemanticDuplicateSpec | None = Field(default=None, description="true: by meaning too")
 
     @field_validator("near", "semantic", mode="before")
     @classmethod
     def _switched(cls, value: Any) -> Any:
-        return switched(value)
+        return expand_switch(value)
 
 
-class DecontaminationSpec(_Block):
+class DecontaminationSpec(_StepSpec):
     """`curation.decontamination`: rows that hold golden or dev rows. Rows with their very text always leave."""
 
     ngram: Annotated[int, Field(ge=2, le=32)] = Field(default=5, description="words of an n-gram")

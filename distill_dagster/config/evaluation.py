@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distill_dagster.config.base import Model
+from distill_dagster.config.base import ConfigModel
 
 
-class EvaluationSpec(Model):
+class EvaluationSpec(ConfigModel):
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     latency_items: Annotated[int, Field(ge=1, le=10_000)] = 40
@@ -19,7 +19,7 @@ class EvaluationSpec(Model):
     seed: int = 0
 
 
-class GateSpec(Model):
+class GateSpec(ConfigModel):
     """What the teacher has to reach on dev before any slice is paid for."""
 
     teacher_min: Annotated[float, Field(ge=0, le=1)] | None = Field(

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from distill_dagster.config.auxiliary_teacher import Asked
-from distill_dagster.config.base import Model
+from distill_dagster.config.auxiliary_teacher import AuxiliaryTeacherSpec
+from distill_dagster.config.base import ConfigModel
 
 IMAGINE_METHODS = ("grid", "self_instruct", "evolve")
 RESERVED_AXES = ("method", "evolution", "label")
 
 
-class ImagineMethods(Model):
+class ImagineMethodsSpec(ConfigModel):
     """Shares of the ways to imagine a prompt. They need not add up to 1."""
 
     grid: Annotated[float, Field(ge=0)] | None = Field(
@@ -24,10 +24,10 @@ class ImagineMethods(Model):
     evolve: Annotated[float, Field(ge=0)] = 0.3
 
 
-class ImagineSpec(Model):
+class ImagineSpec(ConfigModel):
     """How the teacher imagines prompts for slices whose `target` is more than what they have."""
 
-    methods: ImagineMethods = ImagineMethods()
+    methods: ImagineMethodsSpec = ImagineMethodsSpec()
     axes: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
         default={}, description="difficulty, persona, style, edge_case, or any other: each with its values"
     )
@@ -43,7 +43,9 @@ class ImagineSpec(Model):
         default=5, description="each asks for all that is missing; a slice is also left after two without a new prompt"
     )
     seed: int = 0
-    teacher: Asked | None = Field(default=None, description="who imagines; by default the task's teacher")
+    teacher: AuxiliaryTeacherSpec | None = Field(
+        default=None, description="who imagines; by default the task's teacher"
+    )
 
     @field_validator("teacher", mode="before")
     @classmethod

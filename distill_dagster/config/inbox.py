@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from distill_dagster.config.base import SLICE_KEY, Model
-from distill_dagster.core.patterns import pattern_problem
+from distill_dagster.config.base import SLICE_KEY_PATTERN, ConfigModel
+from distill_dagster.core.patterns import find_pattern_problem
 
 
-class InboxRule(Model):
+class InboxRuleSpec(ConfigModel):
     """Where a prompt goes whose record matches: a slice, and a regular expression to be found in a field."""
 
     slice: str
@@ -20,24 +20,24 @@ class InboxRule(Model):
     @field_validator("slice")
     @classmethod
     def _slice_key(cls, value: str) -> str:
-        if not SLICE_KEY.fullmatch(value):
-            raise ValueError(f"a slice matches {SLICE_KEY.pattern}")
+        if not SLICE_KEY_PATTERN.fullmatch(value):
+            raise ValueError(f"a slice matches {SLICE_KEY_PATTERN.pattern}")
         return value
 
     @field_validator("matches")
     @classmethod
     def _pattern(cls, value: str) -> str:
-        if why := pattern_problem(value):
+        if why := find_pattern_problem(value):
             raise ValueError(why)
         return value
 
 
-class InboxSpec(Model):
+class InboxSpec(ConfigModel):
     """How lines of files in the inbox become prompts."""
 
     text_field: Annotated[str, Field(min_length=1)] = "text"
     slice_field: Annotated[str, Field(min_length=1)] = "slice"
-    rules: list[InboxRule] = Field(default=[], description="for lines that name no slice; the first that matches")
+    rules: list[InboxRuleSpec] = Field(default=[], description="for lines that name no slice; the first that matches")
     keep_files: bool = Field(
         default=False, description="keep taken files in done/, unmasked as they came; by default only their summary"
     )
@@ -51,7 +51,7 @@ class InboxSpec(Model):
     def _regions(cls, value: list[str]) -> list[str]:
 
         for region in value:
-            if region not in supported_regions():
+            if region not in list_phone_regions():
                 raise ValueError(f"{region!r} is not a country in two capital letters, such as US or DE")
         return value
 
@@ -62,7 +62,7 @@ class InboxSpec(Model):
         return self
 
 
-def supported_regions() -> frozenset[str]:
+def list_phone_regions() -> frozenset[str]:
     """Two-letter countries that `phone_regions` may name."""
     from phonenumbers import SUPPORTED_REGIONS
 

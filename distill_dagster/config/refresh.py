@@ -10,10 +10,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from cronsim import CronSim, CronSimError
 from pydantic import Field, field_validator
 
-from distill_dagster.config.base import Model
+from distill_dagster.config.base import ConfigModel
 
 
-class RefreshSpec(Model):
+class RefreshSpec(ConfigModel):
     """When a refresh runs by itself, and when it trains anew."""
 
     cron: str | None = Field(

@@ -7,14 +7,14 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from distill_dagster.config.base import Model
-from distill_dagster.core.patterns import pattern_problem
+from distill_dagster.config.base import ConfigModel
+from distill_dagster.core.patterns import find_pattern_problem
 
-REPLAY = "replay/"
-REPLAY_NAME = re.compile(r"replay/[a-z0-9][a-z0-9._-]{0,62}")
+REPLAY_PREFIX = "replay/"
+REPLAY_NAME_PATTERN = re.compile(r"replay/[a-z0-9][a-z0-9._-]{0,62}")
 
 
-class ReplaySpec(Model):
+class ReplaySpec(ConfigModel):
     """How recorded completions are read. Provider logs, stored completions and chat traces need none of the paths.
 
     A path is dotted (`request.messages.-1.content`) or a JSON pointer.
@@ -50,6 +50,6 @@ class ReplaySpec(Model):
     def _one_group(cls, value: str | None) -> str | None:
         if value is not None and "(" not in value:
             raise ValueError("the pattern has no group; put what is the prompt into parentheses")
-        if value is not None and (why := pattern_problem(value)):
+        if value is not None and (why := find_pattern_problem(value)):
             raise ValueError(why)
         return value

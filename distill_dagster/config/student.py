@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill_dagster.config.answers import LABEL_KINDS
-from distill_dagster.config.base import STUDENT_NAME, Model
+from distill_dagster.config.base import STUDENT_NAME_PATTERN, ConfigModel
 
 
-class Lora(Model):
+class LoraSpec(ConfigModel):
     """Low-rank adapters (Hu et al. 2021)."""
 
     rank: Annotated[int, Field(ge=1, le=512)] = 16
@@ -19,13 +19,13 @@ class Lora(Model):
     target_modules: str | list[str] = "all-linear"
 
 
-class StudentSpec(Model):
+class StudentSpec(ConfigModel):
     """Who learns: a causal LM that writes the label, or an encoder with a classification head."""
 
     model: str = Field(description="name of a packaged model, a folder, or a hub id")
     architecture: Literal["causal_lm", "encoder"]
     revision: str | None = None
-    lora: Lora = Lora()
+    lora: LoraSpec = LoraSpec()
     quantization: Literal["none", "nf4"] = "none"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     epochs: Annotated[int, Field(ge=1, le=200)] = 2
@@ -53,7 +53,7 @@ class StudentSpec(Model):
     seed: int = 0
 
 
-BASE_SETTINGS = (
+BASE_MODEL_SETTINGS = (
     "model",
     "architecture",
     "revision",
@@ -72,8 +72,8 @@ def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -
     Raises:
         ValueError: it cannot, or is named badly.
     """
-    if not STUDENT_NAME.fullmatch(name):
-        raise ValueError(f"student name {name!r} must match {STUDENT_NAME.pattern}")
+    if not STUDENT_NAME_PATTERN.fullmatch(name):
+        raise ValueError(f"student name {name!r} must match {STUDENT_NAME_PATTERN.pattern}")
     if student.architecture == "encoder" and kind not in LABEL_KINDS:
         raise ValueError(
             f"student {name!r} is an encoder, which chooses among labels; kind {kind} wants `architecture: causal_lm`"

@@ -8,18 +8,18 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticKnownError
 
 from distill_dagster.config.answers import (
-    INSTRUCTIONS,
-    KIND,
+    DEFAULT_INSTRUCTIONS,
     LABEL_KINDS,
     AnswerSpec,
-    Label,
-    Tool,
-    checked_labels,
-    checked_schema,
-    checked_tools,
-    default_labels,
+    LabelSpec,
+    TaskKind,
+    ToolSpec,
+    check_answer_schema,
+    check_labels,
+    check_tools,
+    fill_default_labels,
 )
-from distill_dagster.config.base import STUDENT_NAME, Model
+from distill_dagster.config.base import STUDENT_NAME_PATTERN, ConfigModel
 from distill_dagster.config.budget import BudgetSpec
 from distill_dagster.config.curation import CurationSpec
 from distill_dagster.config.evaluation import EvaluationSpec, GateSpec
@@ -27,19 +27,25 @@ from distill_dagster.config.imagine import ImagineSpec
 from distill_dagster.config.inbox import InboxSpec
 from distill_dagster.config.judge import JudgeSpec
 from distill_dagster.config.refresh import RefreshSpec
-from distill_dagster.config.replay import REPLAY
-from distill_dagster.config.student import BASE_SETTINGS, StudentSpec, check_student
-from distill_dagster.config.teacher import EMBEDDED, CascadeSpec, TeacherSpec, checked_teacher, filled_teacher
-from distill_dagster.core.hashing import content_hash
-from distill_dagster.curation.filters import Filter, in_order, scorers_of
-from distill_dagster.curation.scores import Scorer, versions
-from distill_dagster.curation.task_view import About
+from distill_dagster.config.replay import REPLAY_PREFIX
+from distill_dagster.config.student import BASE_MODEL_SETTINGS, StudentSpec, check_student
+from distill_dagster.config.teacher import (
+    EMBEDDED_PREFIX,
+    CascadeSpec,
+    TeacherSpec,
+    check_teacher,
+    fill_teacher_defaults,
+)
+from distill_dagster.core.hashing import hash_content
+from distill_dagster.curation.filters import Filter, collect_scorers, select_filters
+from distill_dagster.curation.scores import Scorer, get_scorer_versions
+from distill_dagster.curation.task_view import TaskView
 
 
-class Task(Model):
+class Task(ConfigModel):
     """All of `task.yaml`."""
 
-    kind: KIND
+    kind: TaskKind
     description: Annotated[str, Field(min_length=1)]
     instructions: Annotated[str, Field(min_length=1)] = Field(
         default=None, validate_default=True, description="what is to be done; each kind has words of its own"
@@ -48,13 +54,13 @@ class Task(Model):
         default="Message", description="what one prompt is called in templates: Ticket, Message, Question"
     )
     owners: list[str] = Field(default=[])
-    labels: list[Label] = Field(default=[], validate_default=True)
+    labels: list[LabelSpec] = Field(default=[], validate_default=True)
     reasoning: bool = Field(default=False, description="ask the teacher for its reasoning before the answer")
     answer: AnswerSpec = AnswerSpec()
     answer_schema: dict[str, Any] | None = Field(
         default=None, validate_default=True, description="kind extraction: JSON schema of an answer"
     )
-    tools: list[Tool] = Field(default=[], validate_default=True)
+    tools: list[ToolSpec] = Field(default=[], validate_default=True)
     teachers: dict[str, TeacherSpec] = Field(
         default={}, description="several teachers by name, instead of `teacher`; the one to trust most stands last"
     )
@@ -76,17 +82,17 @@ class Task(Model):
     @field_validator("instructions", mode="before")
     @classmethod
     def _own_words(cls, value: Any, info: ValidationInfo) -> Any:
-        return INSTRUCTIONS.get(info.data.get("kind", ""), "-") if value is None else value
+        return DEFAULT_INSTRUCTIONS.get(info.data.get("kind", ""), "-") if value is None else value
 
     @field_validator("labels", mode="before")
     @classmethod
     def _default_labels(cls, value: Any, info: ValidationInfo) -> Any:
-        return default_labels(value, info.data.get("kind"))
+        return fill_default_labels(value, info.data.get("kind"))
 
     @field_validator("labels")
     @classmethod
-    def _labels_of_kind(cls, value: list[Label], info: ValidationInfo) -> list[Label]:
-        return checked_labels(value, info.data.get("kind"))
+    def _labels_of_kind(cls, value: list[LabelSpec], info: ValidationInfo) -> list[LabelSpec]:
+        return check_labels(value, info.data.get("kind"))
 
     @field_validator("answer")
     @classmethod
@@ -98,12 +104,12 @@ class Task(Model):
     @field_validator("answer_schema")
     @classmethod
     def _schema_of_extraction(cls, value: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
-        return checked_schema(value, info.data.get("kind"))
+        return check_answer_schema(value, info.data.get("kind"))
 
     @field_validator("tools")
     @classmethod
-    def _tools_of_kind(cls, value: list[Tool], info: ValidationInfo) -> list[Tool]:
-        return checked_tools(value, info.data.get("kind"))
+    def _tools_of_kind(cls, value: list[ToolSpec], info: ValidationInfo) -> list[ToolSpec]:
+        return check_tools(value, info.data.get("kind"))
 
     @field_validator("teachers", mode="before")
     @classmethod
@@ -114,8 +120,8 @@ class Task(Model):
     @classmethod
     def _teacher_names(cls, value: dict[str, TeacherSpec], info: ValidationInfo) -> dict[str, TeacherSpec]:
         for name, one in value.items():
-            if not STUDENT_NAME.fullmatch(name):
-                raise ValueError(f"teacher name {name!r} must match {STUDENT_NAME.pattern}")
+            if not STUDENT_NAME_PATTERN.fullmatch(name):
+                raise ValueError(f"teacher name {name!r} must match {STUDENT_NAME_PATTERN.pattern}")
             if one.calibration != "none":
                 raise ValueError(f"{name}: calibration is for a task with one teacher")
             cls._teacher_of_kind(one, info)
@@ -144,12 +150,12 @@ class Task(Model):
 
     @classmethod
     def _filled(cls, value: Any, info: ValidationInfo) -> Any:
-        return filled_teacher(value, info.data.get("kind"), info.data.get("reasoning"))
+        return fill_teacher_defaults(value, info.data.get("kind"), info.data.get("reasoning"))
 
     @field_validator("teacher")
     @classmethod
     def _teacher_of_kind(cls, value: TeacherSpec, info: ValidationInfo) -> TeacherSpec:
-        return checked_teacher(value, info.data.get("kind"), info.data.get("reasoning"))
+        return check_teacher(value, info.data.get("kind"), info.data.get("reasoning"))
 
     @field_validator("students")
     @classmethod
@@ -176,7 +182,7 @@ class Task(Model):
         imaginer = self.imagine.teacher if self.imagine else None
         models = [one.model for one in self.teacher_specs]
         models += [one.model for one in (imaginer, self.judge) if one is not None]
-        return all(model.startswith((EMBEDDED, REPLAY)) for model in models)
+        return all(model.startswith((EMBEDDED_PREFIX, REPLAY_PREFIX)) for model in models)
 
     @property
     def label_names(self) -> list[str]:
@@ -227,14 +233,14 @@ class Task(Model):
             cascade = self.cascade.model_dump() if self.cascade else None
             each = [[name, one.result_settings()] for name, one in self.teachers.items()]
             asked = {"teachers": each, "cascade": cascade}
-        return content_hash(shared | asked | {"templates": templates})
+        return hash_content(shared | asked | {"templates": templates})
 
     def imagine_hash(self, templates: dict[str, str]) -> str:
         """Hash of everything that shapes a request for new prompts."""
         assert self.imagine is not None
         settings = self.imagine.model_dump(exclude={"teacher"})
         settings["teacher"] = self.imagine.teacher.asked_settings() if self.imagine.teacher else None
-        return content_hash({"description": self.description, "imagine": settings, "templates": templates})
+        return hash_content({"description": self.description, "imagine": settings, "templates": templates})
 
     def judge_hash(self, templates: dict[str, str]) -> str:
         """Hash of everything that shapes a request to the judge, but the rows themselves."""
@@ -243,31 +249,31 @@ class Task(Model):
         settings = self.judge.judge_settings()
         if self.judge.mode == "best_of" and not self.has_labels:
             settings["options"] = "differ as the kind says"  # it came later, and changes what is asked of these alone
-        return content_hash(self._shared() | shown | {"judge": settings, "templates": templates})
+        return hash_content(self._shared() | shown | {"judge": settings, "templates": templates})
 
     def curation_hash(self) -> str:
         curation = self.curation.model_dump(exclude={"filters"}) | {"filters": self.curation.filters.said()}
         named = {"kind": self.kind, "labels": self.label_names} | self._answers()
-        return content_hash(named | {"curation": curation})
+        return hash_content(named | {"curation": curation})
 
     @property
     def filters(self) -> list[Filter]:
         """The filters of the task in the order in which they are applied."""
-        return in_order(self.curation.filters, About.of(self))
+        return select_filters(self.curation.filters, TaskView.of(self))
 
     @property
     def scorers(self) -> list[Scorer]:
         """The scorers that its filters read."""
-        return scorers_of(self.filters)
+        return collect_scorers(self.filters)
 
     @property
     def answers_hash(self) -> str:
         """Hash of what the task says of its answers, which scores may hang on."""
-        return content_hash(self._shared())
+        return hash_content(self._shared())
 
     def score_hash(self) -> str:
         """Hash of which scores are computed, and how: no threshold is in it."""
-        return content_hash(versions(self.scorers))
+        return hash_content(get_scorer_versions(self.scorers))
 
     def student_hash(self, student: str) -> str:
         shared = self._shared() | {"instructions": self.instructions, "item": self.item}
@@ -275,7 +281,7 @@ class Task(Model):
         for name in ("answer_tokens", "reasoning"):
             if settings[name] == StudentSpec.model_fields[name].default:
                 del settings[name]  # it came later: no hash moves for it
-        return content_hash(shared | {"student": settings})
+        return hash_content(shared | {"student": settings})
 
     def gate_hash(self) -> str:
         """Hash of what the teacher has to reach, and of the base that it is compared with."""
@@ -283,10 +289,10 @@ class Task(Model):
         if self.gate.teacher_over_base is not None:
             student = self.students[self.chosen_student]
             # Apart: the task has a setting `reasoning` of its own.
-            base = {"student": student.model_dump(include=set(BASE_SETTINGS))} | self._shared()
+            base = {"student": student.model_dump(include=set(BASE_MODEL_SETTINGS))} | self._shared()
             base |= {"instructions": self.instructions, "item": self.item}
-        return content_hash({"gate": self.gate.model_dump(), "base": base})
+        return hash_content({"gate": self.gate.model_dump(), "base": base})
 
     def evaluation_hash(self) -> str:
         named = {"labels": self.label_names} | ({} if self.has_labels else {"kind": self.kind})
-        return content_hash({"evaluation": self.evaluation.model_dump()} | named | self._answers())
+        return hash_content({"evaluation": self.evaluation.model_dump()} | named | self._answers())

@@ -7,17 +7,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from distill_dagster.config.answers import LABEL_KINDS
-from distill_dagster.config.base import ENV_NAME, Model
-from distill_dagster.config.replay import REPLAY, REPLAY_NAME, ReplaySpec
+from distill_dagster.config.base import VARIABLE_NAME_PATTERN, ConfigModel
+from distill_dagster.config.replay import REPLAY_NAME_PATTERN, REPLAY_PREFIX, ReplaySpec
 from distill_dagster.config.terms import TermsSpec
-from distill_dagster.core.redaction import plain_address
+from distill_dagster.core.redaction import is_plain_url
 
-EMBEDDED = "embedded/"
-WRITTEN_TOKENS = 1024
+EMBEDDED_PREFIX = "embedded/"
+FREE_TEXT_MAX_TOKENS = 1024
 """Default of teacher.max_tokens for answers that are written rather than chosen."""
 
 
-class FewShot(Model):
+class FewShotSpec(ConfigModel):
     """How examples.jsonl becomes few-shot examples. Draw i takes the next `per_label` examples of each label."""
 
     per_label: Annotated[int, Field(ge=0, le=50)] = 3
@@ -30,7 +30,7 @@ class FewShot(Model):
     seed: int = 0
 
 
-class BatchSpec(Model):
+class BatchSpec(ConfigModel):
     """How batches are looked after."""
 
     wait_s: Annotated[float, Field(ge=0)] = Field(
@@ -41,14 +41,14 @@ class BatchSpec(Model):
     )
 
 
-class Price(Model):
+class PriceSpec(ConfigModel):
     """USD per million tokens."""
 
     input_usd: Annotated[float, Field(ge=0)]
     output_usd: Annotated[float, Field(ge=0)]
 
 
-class TeacherSpec(Model):
+class TeacherSpec(ConfigModel):
     """Who answers. `model` is `embedded/smollm2-135m-instruct`, `replay/<name>` or any litellm model id."""
 
     model: str
@@ -91,7 +91,7 @@ class TeacherSpec(Model):
     calibration_items: Annotated[int, Field(ge=1, le=50)] = Field(
         default=3, description="examples of each label for the calibration"
     )
-    few_shot: FewShot = FewShot()
+    few_shot: FewShotSpec = FewShotSpec()
     mode: Literal["online", "batch"] = Field(
         default="online", description="batch: through the provider's batch API, slower and at a lower price"
     )
@@ -107,7 +107,7 @@ class TeacherSpec(Model):
     reasks: Annotated[int, Field(ge=0, le=10)] = Field(
         default=1, description="how often an answer that cannot be used is asked for anew; each is paid for"
     )
-    price: Price | None = Field(default=None, description="where litellm does not know it, or yours is another")
+    price: PriceSpec | None = Field(default=None, description="where litellm does not know it, or yours is another")
     smoke_rows: Annotated[int, Field(ge=0, le=100)] = Field(
         default=8, description="asked first, before many requests are sent; 0 for none"
     )
@@ -119,7 +119,7 @@ class TeacherSpec(Model):
     @field_validator("api_base")
     @classmethod
     def _address_alone(cls, value: str | None) -> str | None:
-        if value is not None and not plain_address(value):
+        if value is not None and not is_plain_url(value):
             raise ValueError(
                 "an address alone is wanted, such as https://host/v1: no user name, password, query or fragment. A key "
                 "belongs into the environment variable that api_key_env names"
@@ -129,7 +129,7 @@ class TeacherSpec(Model):
     @field_validator("api_key_env")
     @classmethod
     def _name_of_variable(cls, value: str | None) -> str | None:
-        if value is not None and not ENV_NAME.fullmatch(value):
+        if value is not None and not VARIABLE_NAME_PATTERN.fullmatch(value):
             raise ValueError(
                 "the name of an environment variable is wanted, in capitals such as OPENAI_API_KEY, and not the key "
                 "itself. If this was a key, take it back at the provider: it has been in a file"
@@ -159,20 +159,20 @@ class TeacherSpec(Model):
             raise ValueError("resolve_labels and boost_labels ask a server several times; they need `mode: online`")
         if self.replay is not None and not self.replayed:
             raise ValueError("replay belongs to a teacher whose model is `replay/<name>`")
-        if self.replayed and not REPLAY_NAME.fullmatch(self.model):
-            raise ValueError(f"a replay teacher's model matches {REPLAY_NAME.pattern}")
+        if self.replayed and not REPLAY_NAME_PATTERN.fullmatch(self.model):
+            raise ValueError(f"a replay teacher's model matches {REPLAY_NAME_PATTERN.pattern}")
         if self.replayed and self.soft_labels != "votes":
             raise ValueError("recorded completions have no log-probabilities; they need `soft_labels: votes`")
         return self
 
     @property
     def embedded(self) -> bool:
-        return self.model.startswith(EMBEDDED)
+        return self.model.startswith(EMBEDDED_PREFIX)
 
     @property
     def replayed(self) -> bool:
         """Its completions were recorded elsewhere: it sends nothing and costs nothing."""
-        return self.model.startswith(REPLAY)
+        return self.model.startswith(REPLAY_PREFIX)
 
     @property
     def free(self) -> bool:
@@ -208,7 +208,7 @@ class TeacherSpec(Model):
         return self.few_shot.draws * self.samples
 
 
-class CascadeSpec(Model):
+class CascadeSpec(ConfigModel):
     """When a teacher counts as unsure of a prompt, so that the next one is asked."""
 
     min_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -219,18 +219,18 @@ class CascadeSpec(Model):
     )
 
 
-def filled_teacher(value: Any, kind: str | None, reasoning: bool | None) -> Any:
+def fill_teacher_defaults(value: Any, kind: str | None, reasoning: bool | None) -> Any:
     """One teacher as written, with the defaults of the task's kind; a name alone is its model."""
     value = {"model": value} if isinstance(value, str) else value
     if isinstance(value, dict) and kind is not None and (kind not in LABEL_KINDS or reasoning):
         # A label is short and gains from averaging over draws; an answer that is written is neither.
-        value = {"max_tokens": WRITTEN_TOKENS, "few_shot": {}} | value
+        value = {"max_tokens": FREE_TEXT_MAX_TOKENS, "few_shot": {}} | value
         if isinstance(value["few_shot"], dict):
             value["few_shot"] = {"draws": 1} | value["few_shot"]
     return value
 
 
-def checked_teacher(spec: TeacherSpec, kind: str | None, reasoning: bool | None) -> TeacherSpec:
+def check_teacher(spec: TeacherSpec, kind: str | None, reasoning: bool | None) -> TeacherSpec:
     """A teacher that can be asked for answers of the kind; `kind` is None where the task's is malformed.
 
     Raises:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distill_dagster.config.base import Model
+from distill_dagster.config.base import ConfigModel
 
 
-class TermsSpec(Model):
+class TermsSpec(ConfigModel):
     """What a task says of the provider's terms on training with the teacher's answers. Never part of a request."""
 
     acknowledged: bool = Field(default=False, description="you have read the terms and may train with the answers")

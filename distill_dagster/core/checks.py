@@ -14,7 +14,7 @@ class CheckSpec:
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckResult:
     """The outcome of one check; `found` names what failed, with some of the failing rows."""
 
     name: str

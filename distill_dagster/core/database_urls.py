@@ -7,31 +7,31 @@ from __future__ import annotations
 
 import os
 
-POSTGRES, STORE = "DISTILL_POSTGRES_URL", "DISTILL_STORE_URL"
-DRIVER = "postgresql+psycopg2"
-EXAMPLE = "postgresql://user:password@host:5432/database"
+POSTGRES_VARIABLE, STORE_VARIABLE = "DISTILL_POSTGRES_URL", "DISTILL_STORE_URL"
+POSTGRES_DRIVER = "postgresql+psycopg2"
+EXAMPLE_URL = "postgresql://user:password@host:5432/database"
 
 
-def with_driver(url: str) -> str:
+def add_driver(url: str) -> str:
     """The URL with the driver that is installed.
 
     Without one SQLAlchemy takes psycopg2 up to 2.0 and psycopg from 2.1 on; Dagster is made for psycopg2.
     """
     scheme, mark, rest = url.partition("://")
-    return f"{DRIVER}://{rest}" if mark and scheme in ("postgresql", "postgres") else url
+    return f"{POSTGRES_DRIVER}://{rest}" if mark and scheme in ("postgresql", "postgres") else url
 
 
-def postgres_url() -> str:
+def get_postgres_url() -> str:
     """The PostgreSQL database of everything; empty for SQLite files."""
-    return with_driver(os.environ.get(POSTGRES, "").strip())
+    return add_driver(os.environ.get(POSTGRES_VARIABLE, "").strip())
 
 
-def store_variable() -> str | None:
+def find_store_variable() -> str | None:
     """The variable that says where the completion store is; None for SQLite in the store's folder."""
-    return next((name for name in (STORE, POSTGRES) if os.environ.get(name, "").strip()), None)
+    return next((name for name in (STORE_VARIABLE, POSTGRES_VARIABLE) if os.environ.get(name, "").strip()), None)
 
 
-def store_url() -> str:
+def get_store_url() -> str:
     """The database of the completion store; empty for SQLite in the store's folder."""
-    name = store_variable()
-    return with_driver(os.environ[name].strip()) if name else ""
+    name = find_store_variable()
+    return add_driver(os.environ[name].strip()) if name else ""

@@ -9,11 +9,18 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-from distill_dagster.core.database_urls import EXAMPLE, POSTGRES, STORE, postgres_url, store_url, store_variable
+from distill_dagster.core.database_urls import (
+    EXAMPLE_URL,
+    POSTGRES_VARIABLE,
+    STORE_VARIABLE,
+    find_store_variable,
+    get_postgres_url,
+    get_store_url,
+)
 from distill_dagster.core.errors import DistillError
 
-LOCK = 0x646973746C  # any fixed number: processes of ours that open the same database meet at it
-PATIENCE_S = 10
+SETUP_LOCK_ID = 0x646973746C  # any fixed number: processes of ours that open the same database meet at it
+CONNECT_TIMEOUT_S = 10
 
 
 class DatabaseError(DistillError):
@@ -30,79 +37,80 @@ def insert_if_new(engine: sa.Engine, table: sa.Table) -> sa.Insert:
 
 
 @contextmanager
-def opening() -> Iterator[None]:
+def prepare_databases() -> Iterator[None]:
     """Around the opening of the Dagster instance: both databases answer, and one process at a time makes the tables.
 
     Raises:
         DatabaseError: a database cannot be used, or (from the block) refused what was wanted.
     """
-    if (name := store_variable()) == STORE and store_url().startswith("postgres"):
-        with _connected(STORE, store_url()):
+    if (name := find_store_variable()) == STORE_VARIABLE and get_store_url().startswith("postgres"):
+        with _connect(STORE_VARIABLE, get_store_url()):
             pass
-    elif name == STORE:
-        _parsed(STORE, store_url())
-    if not (url := postgres_url()):
+    elif name == STORE_VARIABLE:
+        _parse_url(STORE_VARIABLE, get_store_url())
+    if not (url := get_postgres_url()):
         yield
         return
     if importlib.util.find_spec("dagster_postgres") is None:
-        raise _driver_missing(POSTGRES)
+        raise _make_driver_error(POSTGRES_VARIABLE)
     if not url.startswith("postgresql"):
-        raise _malformed(POSTGRES)
+        raise _make_malformed_error(POSTGRES_VARIABLE)
     # On a lock in the database, since the processes may be on different machines. It ends with the transaction.
-    with _connected(POSTGRES, url) as connection, connection.begin():
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+    with _connect(POSTGRES_VARIABLE, url) as connection, connection.begin():
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(SETUP_LOCK_ID)))
         try:
             yield
         except Exception as error:
             cause = error if isinstance(error, sa.exc.SQLAlchemyError) else error.__cause__
             if not isinstance(cause, sa.exc.SQLAlchemyError):
                 raise
-            raise _refused(POSTGRES, sa.make_url(url), cause) from None
+            raise _make_refused_error(POSTGRES_VARIABLE, sa.make_url(url), cause) from None
 
 
 @contextmanager
-def _connected(variable: str, url: str) -> Iterator[sa.Connection]:
-    parsed = _parsed(variable, url)
+def _connect(variable: str, url: str) -> Iterator[sa.Connection]:
+    parsed = _parse_url(variable, url)
     try:
-        engine = sa.create_engine(parsed, poolclass=sa.NullPool, connect_args={"connect_timeout": PATIENCE_S})
+        engine = sa.create_engine(parsed, poolclass=sa.NullPool, connect_args={"connect_timeout": CONNECT_TIMEOUT_S})
     except ModuleNotFoundError:
-        raise _driver_missing(variable) from None
+        raise _make_driver_error(variable) from None
     try:
         connection = engine.connect()
     except sa.exc.SQLAlchemyError as error:
-        raise _refused(variable, parsed, error) from None
+        raise _make_refused_error(variable, parsed, error) from None
     with connection:
         yield connection
 
 
-def _parsed(variable: str, url: str) -> sa.URL:
+def _parse_url(variable: str, url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
         parsed.get_dialect()
     except ModuleNotFoundError:
-        raise _driver_missing(variable) from None
+        raise _make_driver_error(variable) from None
     except (sa.exc.SQLAlchemyError, ValueError):
-        raise _malformed(variable) from None
+        raise _make_malformed_error(variable) from None
     if parsed.host and "@" in parsed.host:  # the rest of a password, which would be shown as the host
-        raise _malformed(variable)
+        raise _make_malformed_error(variable)
     return parsed
 
 
-def _malformed(variable: str) -> DatabaseError:
+def _make_malformed_error(variable: str) -> DatabaseError:
     return DatabaseError(
-        f"{variable} is not the URL of a database. It is {EXAMPLE}, with special characters of the password written as "
+        f"{variable} is not the URL of a database. It is {EXAMPLE_URL}, with special characters of the password "
+        f"written as "
         "%40 for @, %2F for / and so on. Correct the variable, or unset it."
     )
 
 
-def _driver_missing(variable: str) -> DatabaseError:
+def _make_driver_error(variable: str) -> DatabaseError:
     return DatabaseError(
         f"{variable} names a PostgreSQL database, and the packages for it are not installed. Run "
         "`make setup-postgres`, or unset the variable."
     )
 
 
-def _refused(variable: str, url: sa.URL, error: sa.exc.SQLAlchemyError) -> DatabaseError:
+def _make_refused_error(variable: str, url: sa.URL, error: sa.exc.SQLAlchemyError) -> DatabaseError:
     """What the server said, without the password, in one line: libpq's first names the cause."""
     said = str(getattr(error, "orig", None) or error).strip()
     said = " ".join(said.split("\nLINE ")[0].split())

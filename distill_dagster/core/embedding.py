@@ -8,5 +8,5 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-Embed = Callable[[list[str]], "np.ndarray"]
+EmbedFunction = Callable[[list[str]], "np.ndarray"]
 """Texts to float32 (texts, dimensions), each row of length 1."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from distill_dagster.core.checks import Check
+    from distill_dagster.core.checks import CheckResult
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Problem:
 class DistillError(Exception):
     """Anything that a user can mend; shown without a traceback. `checks` failed before the stage made anything."""
 
-    checks: tuple[Check, ...] = ()
+    checks: tuple[CheckResult, ...] = ()
 
 
 class InputError(DistillError):
@@ -52,7 +52,7 @@ class TeacherError(DistillError):
 class TermsError(TeacherError):
     """The terms of a teacher restrict training with its answers, and the task does not acknowledge that."""
 
-    def __init__(self, message: str, checks: Sequence[Check]) -> None:
+    def __init__(self, message: str, checks: Sequence[CheckResult]) -> None:
         super().__init__(message)
         self.checks = tuple(checks)
 

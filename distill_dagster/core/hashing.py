@@ -12,28 +12,28 @@ from typing import Any
 _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def canonical_json(value: Any) -> str:
+def to_canonical_json(value: Any) -> str:
     """JSON with sorted keys, no white space and real Unicode: equal values give equal text."""
     return encode_basestring(value) if type(value) is str else _ENCODER.encode(value)
 
 
-def content_hash(value: Any) -> str:
+def hash_content(value: Any) -> str:
     """sha256 (64 hex digits) of a JSON-like value."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return hashlib.sha256(to_canonical_json(value).encode()).hexdigest()
 
 
-def strings_hash(*values: str) -> str:
+def hash_strings(*values: str) -> str:
     """`content_hash` of a list of strings, in half the time."""
-    return hashlib.sha256(f"[{','.join(map(canonical_json, values))}]".encode()).hexdigest()
+    return hashlib.sha256(f"[{','.join(map(to_canonical_json, values))}]".encode()).hexdigest()
 
 
-def file_hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """sha256 (64 hex digits) of a file's bytes, read in blocks."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def folder_hash(folder: Path, leave_out: tuple[str, ...] = ()) -> str:
+def hash_folder(folder: Path, leave_out: tuple[str, ...] = ()) -> str:
     """Hash of the names and bytes of all files below a folder, but for the names in `leave_out`."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in leave_out)
-    return content_hash([[p.relative_to(folder).as_posix(), file_hash(p)] for p in files])
+    return hash_content([[p.relative_to(folder).as_posix(), hash_file(p)] for p in files])

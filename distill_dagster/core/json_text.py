@@ -6,14 +6,14 @@ import json
 import re
 from typing import Any
 
-_ATTEMPTS = 20
+_MAX_STARTS = 20
 """Places at which JSON is looked for; an answer of nothing but brackets must not take long."""
 _START = re.compile(r"[\[{]")
 
 
-def json_in(text: str) -> Any:
+def find_json(text: str) -> Any:
     """The first JSON object or list in a text, or None where there is none."""
-    for found, _ in zip(_START.finditer(text), range(_ATTEMPTS), strict=False):
+    for found, _ in zip(_START.finditer(text), range(_MAX_STARTS), strict=False):
         try:
             return _DECODER.raw_decode(text, found.start())[0]
         except (ValueError, RecursionError):
@@ -21,8 +21,8 @@ def json_in(text: str) -> Any:
     return None
 
 
-def _no_constant(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant)

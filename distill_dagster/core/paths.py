@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent.parent
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Home:
 
     @classmethod
     def from_env(cls) -> Home:
-        root = Path(os.environ.get("DISTILL_HOME") or PROJECT / "data").expanduser().resolve()
-        tasks = Path(os.environ.get("DISTILL_TASKS") or PROJECT / "data" / "tasks").expanduser().resolve()
+        root = Path(os.environ.get("DISTILL_HOME") or PROJECT_FOLDER / "data").expanduser().resolve()
+        tasks = Path(os.environ.get("DISTILL_TASKS") or PROJECT_FOLDER / "data" / "tasks").expanduser().resolve()
         return cls(root=root, tasks=tasks)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def pattern_problem(pattern: str) -> str | None:
+def find_pattern_problem(pattern: str) -> str | None:
     """Why a text is not a regular expression of that engine (it has no look-around and no backreference), or None."""
     from polars import Series, String
     from polars.exceptions import ComputeError
@@ -17,7 +17,7 @@ def pattern_problem(pattern: str) -> str | None:
     return None
 
 
-def last_group(pattern: str, text: str, group: str) -> tuple[str, int] | None:
+def find_last_group(pattern: str, text: str, group: str) -> tuple[str, int] | None:
     """What a named group holds in the last match, and the character at which that match begins; None without one."""
     from polars import Series
 

@@ -23,107 +23,107 @@ _PALETTE = 64
 _MAX_BARS = 30
 
 
-def bar_counts(counts: Mapping[str, float], title: str, xlabel: str = "rows") -> bytes:
+def plot_counts(counts: Mapping[str, float], title: str, xlabel: str = "rows") -> bytes:
     """Horizontal bars of counts or shares, in the order given. Past 30 bars the smallest are added up as "others"."""
     shown = dict(counts)
     if len(shown) > _MAX_BARS:
         largest = sorted(shown, key=lambda name: -shown[name])[: _MAX_BARS - 1]
         rest = {name: n for name, n in shown.items() if name not in largest}
         shown = {name: shown[name] for name in counts if name in largest} | {f"{len(rest)} others": sum(rest.values())}
-    figure, axes = _axes(5.6, 0.7 + 0.26 * max(len(shown), 1), title)
+    figure, axes = _make_axes(5.6, 0.7 + 0.26 * max(len(shown), 1), title)
     values = list(shown.values())
     whole = all(float(value).is_integer() for value in values)
     bars = axes.barh(range(len(shown)), values, color=COLOURS[0], height=0.7)
     axes.bar_label(bars, fmt="{:,.0f}" if whole else "{:,.3g}", padding=3, fontsize=8, color=_INK)
-    axes.set_yticks(range(len(shown)), [_plain(name) for name in shown])
+    axes.set_yticks(range(len(shown)), [_escape_text(name) for name in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel(xlabel)
     axes.set_xlim(0, 1.14 * (max(values, default=0) or 1))
     axes.grid(axis="x", color=_GRID, linewidth=0.6)
-    return _png(figure)
+    return _render_png(figure)
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, xlabel: str, ylabel: str) -> bytes:
+def plot_lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, xlabel: str, ylabel: str) -> bytes:
     """One line of (x, y) points for each name."""
-    figure, axes = _axes(5.6, 2.8, title)
+    figure, axes = _make_axes(5.6, 2.8, title)
     for i, (name, points) in enumerate(series.items()):
         style = ("-", "--", "-.", ":")[i % 4]
         marker = "o" if len(points) <= 20 else None
         x, y = [p[0] for p in points], [p[1] for p in points]
-        axes.plot(x, y, style, color=COLOURS[i % len(COLOURS)], label=_plain(name), marker=marker, markersize=3.5)
+        axes.plot(x, y, style, color=COLOURS[i % len(COLOURS)], label=_escape_text(name), marker=marker, markersize=3.5)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(color=_GRID, linewidth=0.6)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return _render_png(figure)
 
 
-def confusion(rows: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]], title: str) -> bytes:
+def plot_confusion(rows: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]], title: str) -> bytes:
     """Heat map: row = reference, column = answer, shade = share of the row. Small tables show the counts too."""
     import numpy as np
 
     table = np.asarray(counts, dtype=float).reshape(len(rows), len(columns))
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     side = 0.36 if len(columns) <= 16 else 0.24
-    figure, axes = _axes(2.0 + side * len(columns), 1.7 + side * len(rows), title)
+    figure, axes = _make_axes(2.0 + side * len(columns), 1.7 + side * len(rows), title)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     size = 8 if len(columns) <= 16 else 6
     axes.set_xticks(
         range(len(columns)),
-        [_plain(c) for c in columns],
+        [_escape_text(c) for c in columns],
         rotation=45,
         ha="right",
         fontsize=size,
         rotation_mode="anchor",
     )
-    axes.set_yticks(range(len(rows)), [_plain(r) for r in rows], fontsize=size)
+    axes.set_yticks(range(len(rows)), [_escape_text(r) for r in rows], fontsize=size)
     axes.set_xlabel("answer")
     axes.set_ylabel("reference")
     axes.tick_params(length=0)
     for i, j in np.argwhere(table > 0):
         colour = "white" if share[i, j] > 0.55 else _INK
         axes.text(j, i, f"{table[i, j]:.0f}", ha="center", va="center", fontsize=size - 1, color=colour)
-    return _png(figure)
+    return _render_png(figure)
 
 
-def intervals(rows: Sequence[tuple[str, float, float, float]], title: str, xlabel: str) -> bytes:
+def plot_intervals(rows: Sequence[tuple[str, float, float, float]], title: str, xlabel: str) -> bytes:
     """One dot with its interval for each (name, value, low, high)."""
-    figure, axes = _axes(6.4, 0.95 + 0.34 * max(len(rows), 1), title)
+    figure, axes = _make_axes(6.4, 0.95 + 0.34 * max(len(rows), 1), title)
     for i, (_, value, low, high) in enumerate(rows):
         axes.plot([low, high], [i, i], color=COLOURS[0], linewidth=2.2, solid_capstyle="butt")
         axes.plot([value], [i], "o", color=COLOURS[1], markersize=6, zorder=3)
         text = f"{value:.3f}"
         axes.annotate(text, (value, i), (0, 6), textcoords="offset points", ha="center", fontsize=8, color=_INK)
-    axes.set_yticks(range(len(rows)), [_plain(name) for name, *_ in rows])
+    axes.set_yticks(range(len(rows)), [_escape_text(name) for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.7)
     axes.set_xlabel(xlabel)
     axes.grid(axis="x", color=_GRID, linewidth=0.6)
-    return _png(figure)
+    return _render_png(figure)
 
 
-def data_uri(png: bytes) -> str:
+def to_data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def css_width(png: bytes) -> int:
+def compute_css_width(png: bytes) -> int:
     """Width in CSS pixels (96 to the inch) at which the text of a plot has the size it was made for."""
     return round(int.from_bytes(png[16:20], "big") * 96 / _DPI)
 
 
-def markdown_image(png: bytes, alt: str = "plot") -> str:
+def to_markdown_image(png: bytes, alt: str = "plot") -> str:
     """Markdown that shows the plot without a file. `alt` is cut down to what cannot end the Markdown construct."""
     safe = "".join(c for c in alt if c.isalnum() or c in " ,.-_")
-    return f"![{safe}]({data_uri(png)})"
+    return f"![{safe}]({to_data_uri(png)})"
 
 
-def _axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+def _make_axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     if title:
-        axes.set_title(_plain(title, 90), fontsize=10, color=_INK, loc="left")
+        axes.set_title(_escape_text(title, 90), fontsize=10, color=_INK, loc="left")
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, colors=_INK)
     axes.xaxis.label.set_size(9)
@@ -133,14 +133,14 @@ def _axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _plain(text: str, longest: int = 34) -> str:
+def _escape_text(text: str, longest: int = 34) -> str:
     """Text as it stands: a dollar sign would start mathematics, and an unbalanced formula would raise."""
     one_line = " ".join(text.split())
     cut = one_line if len(one_line) <= longest else one_line[: longest - 1] + "…"
     return cut.replace("$", r"\$")
 
 
-def _png(figure: Figure) -> bytes:
+def _render_png(figure: Figure) -> bytes:
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image

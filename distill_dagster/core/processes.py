@@ -12,23 +12,23 @@ HOST = platform.node()[:60]
 
 
 @lru_cache(maxsize=4)
-def _named(pid: int) -> str:
+def _format_process_name(pid: int) -> str:
     return f"{HOST}:{pid}:{psutil.Process(pid).create_time():.0f}"
 
 
-def this_process() -> str:
+def get_process_name() -> str:
     """This process: host, number and the second in which it began, since numbers come again."""
-    return _named(os.getpid())
+    return _format_process_name(os.getpid())
 
 
-def elsewhere(name: str) -> bool:
+def is_on_other_host(name: str) -> bool:
     """Whether a process is one of another host, of which nothing can be seen from here."""
     return name.rsplit(":", 2)[0] != HOST
 
 
-def is_gone(name: str) -> bool:
+def is_process_gone(name: str) -> bool:
     """Whether a process of this host has ended; of one elsewhere it is not known, and not said."""
-    if elsewhere(name):
+    if is_on_other_host(name):
         return False
     _, pid, began = name.rsplit(":", 2)
     try:
@@ -38,7 +38,7 @@ def is_gone(name: str) -> bool:
         return True
 
 
-def alive(pid: int, started: float | None) -> bool:
+def is_process_alive(pid: int, started: float | None) -> bool:
     """Whether the process that started a run at that time is still there, and not another one with its number."""
     try:
         process = psutil.Process(pid)

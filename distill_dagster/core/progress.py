@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-Listener = Callable[[str, int, int], None]
+ProgressListener = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
 
-_listener: Listener | None = None
+_listener: ProgressListener | None = None
 
 
-def report(what: str, done: int, total: int) -> None:
+def report_progress(what: str, done: int, total: int) -> None:
     if _listener is not None:
         _listener(what, done, total)
 
 
 @contextlib.contextmanager
-def listening(listener: Listener) -> Iterator[None]:
+def listen_to_progress(listener: ProgressListener) -> Iterator[None]:
     """Within this block progress of the whole process goes to `listener`."""
     global _listener
     before, _listener = _listener, listener
@@ -28,7 +28,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def also_to(listener: Listener) -> Iterator[None]:
+def add_progress_listener(listener: ProgressListener) -> Iterator[None]:
     """Within this block progress goes to `listener` and to whoever listened before."""
     outer = _listener
 
@@ -37,5 +37,5 @@ def also_to(listener: Listener) -> Iterator[None]:
         if outer is not None:
             outer(what, done, total)
 
-    with listening(both):
+    with listen_to_progress(both):
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def normalize(text: str) -> str:
+def normalize_text(text: str) -> str:
     """The key of exact duplicates; `tables.normalized_expr` is the same as a query."""
     import unicodedata
 

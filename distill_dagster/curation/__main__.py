@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import polars as pl
 
-from distill_dagster.curation.dedup.decontaminate import decontaminate
+from distill_dagster.curation.dedup.decontaminate import find_contamination
 from distill_dagster.curation.dedup.duplicates import find_duplicates
-from distill_dagster.curation.scores.prose import digit_counts, echo, prose, word_counts
+from distill_dagster.curation.scores.prose import count_digits, count_words, measure_echo, measure_prose
 
 
 def main() -> None:
     words = "one two three four five six seven eight nine ten eleven twelve thirteen"
     rows = pl.DataFrame({"id": ["a", "b"], "text": [words, f"{words} and more"]})
     find_duplicates(rows)
-    decontaminate(rows, rows)
+    find_contamination(rows, rows)
     texts = rows["text"]
-    prose(texts)
-    word_counts(texts)
-    digit_counts(texts)
-    echo(texts, texts)
+    measure_prose(texts)
+    count_words(texts)
+    count_digits(texts)
+    measure_echo(texts, texts)
 
 
 if __name__ == "__main__":

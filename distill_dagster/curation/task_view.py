@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from distill_dagster.kinds import kind_of
+from distill_dagster.kinds import get_kind
 
 if TYPE_CHECKING:
     from distill_dagster.config import Task
     from distill_dagster.kinds import Kind
 
-LABELLED = ("classification", "nli")
-TEXTUAL = ("summarization", "conversation", "generation")
+LABEL_KINDS = ("classification", "nli")
+FREE_TEXT_KINDS = ("summarization", "conversation", "generation")
 
 
 @dataclass(frozen=True)
-class About:
+class TaskView:
     """A task as filters see it. `matcher` compares and writes answers; without one they are labels."""
 
     kind: str = "classification"
@@ -25,5 +25,5 @@ class About:
     matcher: Kind | None = None
 
     @classmethod
-    def of(cls, task: Task) -> About:
-        return cls(task.kind, tuple(task.label_names), task.reasoning, kind_of(task))
+    def of(cls, task: Task) -> TaskView:
+        return cls(task.kind, tuple(task.label_names), task.reasoning, get_kind(task))

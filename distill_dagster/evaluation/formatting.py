@@ -19,7 +19,7 @@ _TEXT_LIMIT = 600
 
 
 @dataclass(frozen=True)
-class Example:
+class ReportExample:
     """An item that one of teacher and distilled got right and the other wrong; answers as they were given."""
 
     item_id: str
@@ -29,22 +29,22 @@ class Example:
     distilled: str
 
 
-def share(value: float | None) -> str:
+def format_share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def interval(value: Interval) -> str:
+def format_interval(value: Interval) -> str:
     """ "0.912 [0.880, 0.941]", without the brackets where there is no interval."""
     if value.low is None or value.high is None:
-        return share(value.value)
-    return f"{share(value.value)} {bounds(value)}"
+        return format_share(value.value)
+    return f"{format_share(value.value)} {format_bounds(value)}"
 
 
-def bounds(value: Interval) -> str:
+def format_bounds(value: Interval) -> str:
     return "" if value.low is None or value.high is None else f"[{value.low:.3f}, {value.high:.3f}]"
 
 
-def points(value: Interval) -> str:
+def format_points(value: Interval) -> str:
     """A difference of shares in percentage points, signed."""
     if value.value is None:
         return "–"
@@ -53,22 +53,22 @@ def points(value: Interval) -> str:
     return f"{100 * value.value:+.1f}{ends}"
 
 
-def percent(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def milliseconds(seconds: float | None) -> str:
+def format_milliseconds(seconds: float | None) -> str:
     if seconds is None:
         return UNKNOWN
     ms = 1000 * seconds
     return f"{ms:.2g} ms" if ms < 10 else f"{ms:,.0f} ms"
 
 
-def megabytes(value: float | None) -> str:
+def format_megabytes(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f} MB"
 
 
-def size(number: int | None) -> str:
+def format_size(number: int | None) -> str:
     """Bytes in decimal units."""
     if number is None:
         return UNKNOWN
@@ -78,7 +78,7 @@ def size(number: int | None) -> str:
     return f"{number} B"
 
 
-def count(number: float | None) -> str:
+def format_count(number: float | None) -> str:
     """A count with its scale: 134,515,008 is "135 M"."""
     if number is None:
         return UNKNOWN
@@ -88,7 +88,7 @@ def count(number: float | None) -> str:
     return f"{number:,.0f}"
 
 
-def dollars(value: float | None) -> str:
+def format_dollars(value: float | None) -> str:
     if value is None:
         return UNKNOWN
     if 0 < value < 0.01:
@@ -96,17 +96,17 @@ def dollars(value: float | None) -> str:
     return f"${value:,.2f}" if value < 1000 else f"${value:,.0f}"
 
 
-def p_value(value: float) -> str:
+def format_p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def brief(value: object) -> str:
+def shorten_value(value: object) -> str:
     """A value of a log entry; of a hash the first 12 digits."""
     text = str(value)
     return text[:12] if len(text) >= 40 and set(text) <= set("0123456789abcdef") else text
 
 
-NAMES = {
+METRIC_NAMES = {
     "accuracy": "Accuracy",
     "macro_f1": "Macro-F1",
     "token_f1": "Token F1",
@@ -116,7 +116,7 @@ NAMES = {
     "exact_match": "Exact match",
     "call_f1": "Call F1",
 }
-MEANINGS = {
+METRIC_MEANINGS = {
     "accuracy": "Share of items whose answer equals the reference.",
     "macro_f1": "Macro-F1 is the mean over the labels that stand as a reference.",
     "token_f1": "Token F1: harmonic mean of precision and recall over words (Rajpurkar et al. 2016).",
@@ -129,35 +129,35 @@ MEANINGS = {
 """What the figures of the kinds are called, and what they mean."""
 
 
-def name_of(metric: str) -> str:
-    return NAMES.get(metric, metric)
+def format_metric_name(metric: str) -> str:
+    return METRIC_NAMES.get(metric, metric)
 
 
-def lower_name_of(metric: str) -> str:
+def format_metric_name_in_sentence(metric: str) -> str:
     """Within a sentence: accuracy, ROUGE-L."""
-    return "accuracy" if metric == "accuracy" else name_of(metric)
+    return "accuracy" if metric == "accuracy" else format_metric_name(metric)
 
 
-FILTERS: dict[str, Callable[..., str]] = {
-    "share": share,
-    "interval": interval,
-    "bounds": bounds,
-    "points": points,
-    "percent": percent,
-    "ms": milliseconds,
-    "mb": megabytes,
-    "size": size,
-    "count": count,
-    "dollars": dollars,
-    "p_value": p_value,
-    "brief": brief,
-    "figure": name_of,
-    "figure_within": lower_name_of,
-    "meaning": lambda metric: MEANINGS.get(metric, ""),
+TEMPLATE_FILTERS: dict[str, Callable[..., str]] = {
+    "share": format_share,
+    "interval": format_interval,
+    "bounds": format_bounds,
+    "points": format_points,
+    "percent": format_percent,
+    "ms": format_milliseconds,
+    "mb": format_megabytes,
+    "size": format_size,
+    "count": format_count,
+    "dollars": format_dollars,
+    "p_value": format_p_value,
+    "brief": shorten_value,
+    "figure": format_metric_name,
+    "figure_within": format_metric_name_in_sentence,
+    "meaning": lambda metric: METRIC_MEANINGS.get(metric, ""),
 }
 
 
-def summary_rows(metrics: Metrics) -> list[dict[str, str]]:
+def build_summary_rows(metrics: Metrics) -> list[dict[str, str]]:
     """The table that the command line prints: one row per system, golden only, every cell a text."""
     rows = []
     for name, score in metrics.golden.systems.items():
@@ -168,15 +168,15 @@ def summary_rows(metrics: Metrics) -> list[dict[str, str]]:
             {
                 "system": name,
                 metrics.metric: "–" if value is None else f"{value:.2f}{ends}",
-                "latency": milliseconds(score.latency.p50),
-                "size": size(facts.bytes),
-                "cost per 1,000": dollars(facts.cost_usd_per_1k),
+                "latency": format_milliseconds(score.latency.p50),
+                "size": format_size(facts.bytes),
+                "cost per 1,000": format_dollars(facts.cost_usd_per_1k),
             }
         )
     return rows
 
 
-def answer_text(answer: str | None) -> str:
+def format_answer(answer: str | None) -> str:
     """A canonical JSON answer as people read it: a label without its quotes, anything else as it stands."""
     if answer is None:
         return "(no answer)"
@@ -187,15 +187,15 @@ def answer_text(answer: str | None) -> str:
     return value if isinstance(value, str) else answer
 
 
-def mistakes(score: SystemScore, most: int = 10) -> list[tuple[str, str, int]]:
+def find_mistakes(score: SystemScore, most: int = 10) -> list[tuple[str, str, int]]:
     """The most frequent (reference, answer, items) of wrong answers."""
     wrong = [cell for cell in score.confusion if cell[0] != cell[1]]
     return sorted(wrong, key=lambda cell: (-cell[2], cell[0], cell[1]))[:most]
 
 
-def disagreements(
+def find_disagreements(
     predictions: pl.DataFrame, texts: Mapping[str, str], most: int = 8
-) -> list[tuple[str, int, list[Example]]]:
+) -> list[tuple[str, int, list[ReportExample]]]:
     """Golden items that only the teacher, or only the distilled student, got right: (which, how many, the first few).
 
     The examples are the first by item id, so that nobody picks them.
@@ -215,12 +215,12 @@ def disagreements(
         for row in rows.head(most).iter_rows(named=True):
             text = texts.get(row["item_id"], "(text not at hand)")
             examples.append(
-                Example(
+                ReportExample(
                     item_id=row["item_id"],
                     text=text if len(text) <= _TEXT_LIMIT else text[:_TEXT_LIMIT] + " …",
-                    reference=answer_text(row["reference"]),
-                    teacher=answer_text(row["answer"]),
-                    distilled=answer_text(row["answer_distilled"]),
+                    reference=format_answer(row["reference"]),
+                    teacher=format_answer(row["answer"]),
+                    distilled=format_answer(row["answer_distilled"]),
                 )
             )
         found.append((title, rows.height, examples))

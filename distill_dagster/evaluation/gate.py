@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from distill_dagster.core.checks import Check
-from distill_dagster.evaluation.statistics import Interval, bootstrap_sums, percentile_interval
+from distill_dagster.core.checks import CheckResult
+from distill_dagster.evaluation.statistics import Interval, compute_bootstrap_sums, compute_percentile_interval
 
 if TYPE_CHECKING:
     import polars as pl
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from distill_dagster.config import EvaluationSpec, GateSpec
     from distill_dagster.kinds import Kind
 
-CHECK = "teacher_good_enough"
+GATE_CHECK = "teacher_good_enough"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class GateScores:
     difference: Interval | None = None
 
 
-def gate_scores(kind: Kind, rows: pl.DataFrame, spec: EvaluationSpec) -> GateScores:
+def compute_gate_scores(kind: Kind, rows: pl.DataFrame, spec: EvaluationSpec) -> GateScores:
     """Scores of the systems `teacher` and `base` in a predictions table, paired by item."""
     import numpy as np
 
@@ -44,17 +44,19 @@ def gate_scores(kind: Kind, rows: pl.DataFrame, spec: EvaluationSpec) -> GateSco
     if compared:
         columns.append([scores["base"][i] for i in items])
     table = np.array(columns, dtype=np.float32).T
-    draws = bootstrap_sums(table, spec.bootstrap_samples, spec.seed) / len(items)
+    draws = compute_bootstrap_sums(table, spec.bootstrap_samples, spec.seed) / len(items)
     means = table.mean(axis=0, dtype=np.float64)
-    teacher = percentile_interval(float(means[0]), draws[:, 0], spec.confidence)
+    teacher = compute_percentile_interval(float(means[0]), draws[:, 0], spec.confidence)
     if not compared:
         return GateScores(kind.metric, teacher)
-    base = percentile_interval(float(means[1]), draws[:, 1], spec.confidence)
-    apart = percentile_interval(float(means[0] - means[1]), draws[:, 0] - draws[:, 1], spec.confidence)
+    base = compute_percentile_interval(float(means[1]), draws[:, 1], spec.confidence)
+    apart = compute_percentile_interval(float(means[0] - means[1]), draws[:, 0] - draws[:, 1], spec.confidence)
     return GateScores(kind.metric, teacher, base, apart)
 
 
-def reaches(scores: GateScores, gate: GateSpec, answered: int, wanted: int, recorded: bool = False) -> Check:
+def build_gate_check(
+    scores: GateScores, gate: GateSpec, answered: int, wanted: int, recorded: bool = False
+) -> CheckResult:
     """The check `teacher_good_enough`: point estimates count, intervals are shown.
 
     Args:
@@ -84,4 +86,4 @@ def reaches(scores: GateScores, gate: GateSpec, answered: int, wanted: int, reco
             "; ".join(why) + ". Mend the teacher's prompt, examples or model; or lower `gate` in task.yaml, where the "
             "slices are to be asked all the same"
         )
-    return Check(CHECK, not why, found=found)
+    return CheckResult(GATE_CHECK, not why, found=found)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from distill_dagster.core.errors import DistillError
 from distill_dagster.evaluation.statistics import (
     Interval,
-    accuracy_interval,
-    bootstrap_sums,
-    difference_interval,
-    mcnemar_exact,
-    paired_permutation,
-    percentile_interval,
-    ratio,
-    unseen_share,
+    bound_unseen_share,
+    compute_accuracy_interval,
+    compute_bootstrap_sums,
+    compute_difference_interval,
+    compute_mcnemar_p_value,
+    compute_percentile_interval,
+    compute_permutation_p_value,
+    divide_or_nan,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TEACHER, BASE, SEED_ONLY, DISTILLED = "teacher", "base", "seed_only", "distilled"
 CENTROID, SLICE_LABEL = "centroid", "slice_label"
-ORDER = (TEACHER, BASE, SEED_ONLY, DISTILLED, CENTROID, SLICE_LABEL)
+SYSTEM_ORDER = (TEACHER, BASE, SEED_ONLY, DISTILLED, CENTROID, SLICE_LABEL)
 """The order in which systems are shown; systems with other names follow by name."""
 GOLDEN = "golden"
 MCNEMAR, PERMUTATION = "McNemar", "paired permutation"
@@ -52,7 +52,7 @@ class SystemFacts:
 
 
 @dataclass(frozen=True)
-class Latency:
+class LatencySummary:
     """Seconds for one item, over the `items` that were timed one by one; `None` where none was."""
 
     items: int
@@ -85,14 +85,14 @@ class SystemScore:
     n: int
     accuracy: Interval
     macro_f1: Interval
-    latency: Latency
+    latency: LatencySummary
     per_slice: dict[str, tuple[int, float]]
     per_label: tuple[LabelScore, ...]
     confusion: tuple[tuple[str, str, int], ...]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SystemComparison:
     """Score of `first` minus `second` on the `n` items both answered, and the items that only one got right, or on
     which it scores higher. `test` names the paired test of the p-value."""
 
@@ -118,7 +118,7 @@ class SplitMetrics:
 
     split: str
     systems: dict[str, SystemScore]
-    comparisons: dict[tuple[str, str], Comparison]
+    comparisons: dict[tuple[str, str], SystemComparison]
 
     @property
     def retention(self) -> Interval:
@@ -145,7 +145,7 @@ class Metrics:
         return self.splits[GOLDEN]
 
 
-def evaluate(
+def compute_metrics(
     predictions: pl.DataFrame,
     facts: Mapping[str, Mapping[str, Any]],
     labels: Sequence[str],
@@ -174,37 +174,37 @@ def evaluate(
 
     rows = predictions.filter(pl.col("reference").is_not_null())
     written = kind if kind is not None and not kind.has_labels else None
-    _consistent(rows, written)
+    _check_consistency(rows, written)
     if rows.filter((pl.col("system") == DISTILLED) & (pl.col("split") == GOLDEN)).is_empty():
         raise DistillError(
             "The distilled student has no answer to a golden item. Put labelled rows into golden.jsonl and "
             "materialize `predictions` again."
         )
-    named = set() if written else {_label(r) for r in rows["reference"].unique()}
+    named = set() if written else {_read_label(r) for r in rows["reference"].unique()}
     known = list(labels) + sorted(named - set(labels))
     splits = {
-        str(split): _split_metrics(str(split), rows.filter(pl.col("split") == split), known, spec, written)
+        str(split): _compute_split_metrics(str(split), rows.filter(pl.col("split") == split), known, spec, written)
         for split in rows["split"].unique().sort()
     }
     costed = {}
     for system, score in splits[GOLDEN].systems.items():
         fact = SystemFacts(**facts.get(system, {}))
         if fact.cost_usd_per_1k is None and system != TEACHER:
-            cost = serving_cost_per_1k(score.latency.mean, spec.student_usd_per_hour)
+            cost = compute_serving_cost_per_1k(score.latency.mean, spec.student_usd_per_hour)
             fact = SystemFacts(**(asdict(fact) | {"cost_usd_per_1k": cost}))
         costed[system] = fact
     figures = (written.metric, written.second) if written else ("accuracy", "macro_f1")
     return Metrics(splits, costed, tuple(known), spec.confidence, spec.bootstrap_samples, spec.seed, *figures)
 
 
-def serving_cost_per_1k(mean_latency_s: float | None, usd_per_hour: float | None) -> float | None:
+def compute_serving_cost_per_1k(mean_latency_s: float | None, usd_per_hour: float | None) -> float | None:
     """US dollars for 1,000 items answered one after the other on a rented machine; None where a part is unknown."""
     if mean_latency_s is None or usd_per_hour is None:
         return None
     return 1000 * mean_latency_s / 3600 * usd_per_hour
 
 
-def confusion_table(score: SystemScore, labels: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+def build_confusion_table(score: SystemScore, labels: Sequence[str]) -> tuple[list[str], list[list[int]]]:
     """Column names (labels, then `NO_ANSWER` where needed) and counts: row = reference, column = answer."""
     columns = list(labels) + [NO_ANSWER] * any(answer == NO_ANSWER for _, answer, _ in score.confusion)
     counts = [[0] * len(columns) for _ in labels]
@@ -214,7 +214,7 @@ def confusion_table(score: SystemScore, labels: Sequence[str]) -> tuple[list[str
     return columns, counts
 
 
-def metrics_frame(metrics: Metrics, split: str = GOLDEN) -> pd.DataFrame:
+def build_metrics_frame(metrics: Metrics, split: str = GOLDEN) -> pd.DataFrame:
     """One row per system: what a table check looks at. Latency in milliseconds, size in bytes, NaN for unknown."""
     import pandas as pd
 
@@ -239,7 +239,7 @@ def metrics_frame(metrics: Metrics, split: str = GOLDEN) -> pd.DataFrame:
     return frame.astype({name: "float64" for name in frame.columns if name != "system"})
 
 
-def _consistent(rows: pl.DataFrame, kind: Kind | None) -> None:
+def _check_consistency(rows: pl.DataFrame, kind: Kind | None) -> None:
     """Raises ValueError where the rows contradict each other."""
     import polars as pl
 
@@ -257,7 +257,7 @@ def _consistent(rows: pl.DataFrame, kind: Kind | None) -> None:
         raise ValueError("predictions: `correct` is not `answer == reference` everywhere")
 
 
-def _label(text: str | None) -> str:
+def _read_label(text: str | None) -> str:
     """The label of a canonical JSON answer; `NO_ANSWER` for anything that is not a JSON string."""
     try:
         value = json.loads(text) if text is not None else None
@@ -267,7 +267,7 @@ def _label(text: str | None) -> str:
 
 
 @dataclass
-class _System:
+class _SystemArrays:
     """One system's rows as arrays over all items of the split; `there` is 0 where it has no row for the item.
 
     `correct` is the score of each item, 0 or 1 where answers are right or wrong; `second` that of the second figure.
@@ -281,7 +281,7 @@ class _System:
     second: NDArray[np.float32]
 
 
-def _split_metrics(
+def _compute_split_metrics(
     split: str, rows: pl.DataFrame, labels: list[str], spec: EvaluationSpec, kind: Kind | None
 ) -> SplitMetrics:
     import numpy as np
@@ -290,10 +290,10 @@ def _split_metrics(
     ids = {item: i for i, item in enumerate(items["item_id"])}
     codes = {label: i for i, label in enumerate(labels)}
     # Without labels all items are of one class, which no answer is: no macro-F1, no confusion.
-    truth = np.array([0 if kind else codes[_label(r)] for r in items["reference"]], dtype=np.int64)
+    truth = np.array([0 if kind else codes[_read_label(r)] for r in items["reference"]], dtype=np.int64)
     slices = [s if s is not None else NO_SLICE for s in items["slice"]]
-    systems = [_arrays(str(name), part, ids, codes, kind) for (name,), part in rows.group_by("system")]
-    systems.sort(key=lambda s: (ORDER.index(s.name) if s.name in ORDER else len(ORDER), s.name))
+    systems = [_build_system_arrays(str(name), part, ids, codes, kind) for (name,), part in rows.group_by("system")]
+    systems.sort(key=lambda s: (SYSTEM_ORDER.index(s.name) if s.name in SYSTEM_ORDER else len(SYSTEM_ORDER), s.name))
 
     # One matrix of per-item contributions for everything, so that all statistics see the same resampled items.
     columns: list[NDArray[np.float32]] = []
@@ -305,25 +305,34 @@ def _split_metrics(
         if kind:
             actual = answered = s.second[:, None]
         block = np.hstack([s.there[:, None], s.correct[:, None], actual, answered, actual * answered])
-        places[s.name] = _append(columns, block)
+        places[s.name] = _append_columns(columns, block)
     pairs = [(a, b) for a in systems if a.name in (DISTILLED, BASE) for b in systems if a is not b]
     for a, b in pairs:
         both = a.there * b.there
-        places[f"{a.name}-{b.name}"] = _append(columns, np.stack([both, a.correct * both, b.correct * both], axis=1))
-    sums = bootstrap_sums(np.hstack(columns).astype(np.float32), spec.bootstrap_samples, spec.seed)
+        places[f"{a.name}-{b.name}"] = _append_columns(
+            columns, np.stack([both, a.correct * both, b.correct * both], axis=1)
+        )
+    sums = compute_bootstrap_sums(np.hstack(columns).astype(np.float32), spec.bootstrap_samples, spec.seed)
 
-    scores = {s.name: _score(s, truth, slices, labels, sums[:, places[s.name]], spec.confidence, kind) for s in systems}
-    compared = {(a.name, b.name): _compare(a, b, sums[:, places[f"{a.name}-{b.name}"]], spec, kind) for a, b in pairs}
+    scores = {
+        s.name: _compute_system_score(s, truth, slices, labels, sums[:, places[s.name]], spec.confidence, kind)
+        for s in systems
+    }
+    compared = {
+        (a.name, b.name): _compare_systems(a, b, sums[:, places[f"{a.name}-{b.name}"]], spec, kind) for a, b in pairs
+    }
     return SplitMetrics(split, scores, compared)
 
 
-def _append(columns: list[NDArray[np.float32]], block: NDArray[np.float32]) -> slice:
+def _append_columns(columns: list[NDArray[np.float32]], block: NDArray[np.float32]) -> slice:
     start = sum(c.shape[1] for c in columns)
     columns.append(block)
     return slice(start, start + block.shape[1])
 
 
-def _arrays(name: str, part: pl.DataFrame, ids: dict[str, int], codes: dict[str, int], kind: Kind | None) -> _System:
+def _build_system_arrays(
+    name: str, part: pl.DataFrame, ids: dict[str, int], codes: dict[str, int], kind: Kind | None
+) -> _SystemArrays:
     import numpy as np
 
     at = np.array([ids[item] for item in part["item_id"]], dtype=np.int64)
@@ -333,7 +342,7 @@ def _arrays(name: str, part: pl.DataFrame, ids: dict[str, int], codes: dict[str,
     second = np.zeros(len(ids), np.float32)
     if kind is None:
         correct[at] = part["correct"].cast(int).to_numpy()
-        answers[at] = [codes.get(_label(a), -1) for a in part["answer"]]
+        answers[at] = [codes.get(_read_label(a), -1) for a in part["answer"]]
     else:
         said = [
             (None if answer is None else json.loads(answer), json.loads(reference))
@@ -342,11 +351,11 @@ def _arrays(name: str, part: pl.DataFrame, ids: dict[str, int], codes: dict[str,
         correct[at] = [kind.score(*pair) for pair in said]
         second[at] = [kind.second_score(*pair) for pair in said] if kind.second else 0
     latencies = part["latency_s"].drop_nulls().drop_nans().to_list()
-    return _System(name, there, correct, answers, latencies, second)
+    return _SystemArrays(name, there, correct, answers, latencies, second)
 
 
-def _score(
-    s: _System,
+def _compute_system_score(
+    s: _SystemArrays,
     truth: NDArray[np.int64],
     slices: list[str],
     labels: list[str],
@@ -363,34 +372,36 @@ def _score(
     for name in sorted(set(names[mask])):
         inside = mask & (names == name)
         per_slice[str(name)] = (int(inside.sum()), float(s.correct[inside].mean()))
-    draws = ratio(sums[:, 1], sums[:, 0])
+    draws = divide_or_nan(sums[:, 1], sums[:, 0])
     if kind is not None:
         mean = float(s.correct[mask].mean()) if n else None
-        main = percentile_interval(mean, draws, level)
-        if _binary(kind):
-            main = accuracy_interval(int(s.correct.sum()), n, draws, level)
+        main = compute_percentile_interval(mean, draws, level)
+        if _is_binary(kind):
+            main = compute_accuracy_interval(int(s.correct.sum()), n, draws, level)
         second = Interval(None)
         if kind.second and n:
-            second = percentile_interval(float(s.second[mask].mean()), ratio(sums[:, 2], sums[:, 0]), level)
-        return SystemScore(s.name, n, main, second, _latency(s.latencies), per_slice, (), ())
+            second = compute_percentile_interval(
+                float(s.second[mask].mean()), divide_or_nan(sums[:, 2], sums[:, 0]), level
+            )
+        return SystemScore(s.name, n, main, second, _summarize_latency(s.latencies), per_slice, (), ())
     cells, items = np.unique(np.stack([truth[mask], s.answers[mask]]), axis=1, return_counts=True)
     confusion = tuple(
         (labels[t], labels[a] if a >= 0 else NO_ANSWER, int(k)) for (t, a), k in zip(cells.T, items, strict=True)
     )
-    accuracy = accuracy_interval(int(s.correct.sum()), n, draws, level)
+    accuracy = compute_accuracy_interval(int(s.correct.sum()), n, draws, level)
     return SystemScore(
         system=s.name,
         n=n,
         accuracy=accuracy,
-        macro_f1=_macro_f1(truth[mask], s.answers[mask], sums[:, 2:], level),
-        latency=_latency(s.latencies),
+        macro_f1=_compute_macro_f1(truth[mask], s.answers[mask], sums[:, 2:], level),
+        latency=_summarize_latency(s.latencies),
         per_slice=per_slice,
-        per_label=_per_label(truth[mask], s.answers[mask], labels),
+        per_label=_compute_label_scores(truth[mask], s.answers[mask], labels),
         confusion=confusion,
     )
 
 
-def _macro_f1(
+def _compute_macro_f1(
     truth: NDArray[np.int64], answers: NDArray[np.int64], sums: NDArray[np.float64], level: float
 ) -> Interval:
     """In a sample the mean is over the labels that were drawn, as it is over those of the split for the value."""
@@ -399,13 +410,17 @@ def _macro_f1(
 
     value = float(f1_score(truth, answers, labels=np.unique(truth), average="macro", zero_division=0.0))
     actual, answered, hits = np.split(sums, 3, axis=1)
-    f1 = ratio(2 * hits, actual + answered)
+    f1 = divide_or_nan(2 * hits, actual + answered)
     f1[actual == 0] = np.nan
     drawn = np.isfinite(f1)
-    return percentile_interval(value, ratio(np.where(drawn, f1, 0).sum(axis=1), drawn.sum(axis=1)), level)
+    return compute_percentile_interval(
+        value, divide_or_nan(np.where(drawn, f1, 0).sum(axis=1), drawn.sum(axis=1)), level
+    )
 
 
-def _per_label(truth: NDArray[np.int64], answers: NDArray[np.int64], labels: list[str]) -> tuple[LabelScore, ...]:
+def _compute_label_scores(
+    truth: NDArray[np.int64], answers: NDArray[np.int64], labels: list[str]
+) -> tuple[LabelScore, ...]:
     rows = []
     for code, label in enumerate(labels):
         actual, answered = int((truth == code).sum()), int((answers == code).sum())
@@ -415,37 +430,43 @@ def _per_label(truth: NDArray[np.int64], answers: NDArray[np.int64], labels: lis
     return tuple(rows)
 
 
-def _latency(values: list[float]) -> Latency:
+def _summarize_latency(values: list[float]) -> LatencySummary:
     import numpy as np
 
     if not values:
-        return Latency(0, None, None, None)
+        return LatencySummary(0, None, None, None)
     p50, p95 = np.percentile(values, [50, 95])
-    return Latency(len(values), float(p50), float(p95), float(np.mean(values)))
+    return LatencySummary(len(values), float(p50), float(p95), float(np.mean(values)))
 
 
-def _binary(kind: Kind | None) -> bool:
+def _is_binary(kind: Kind | None) -> bool:
     """Whether an item's score is 0 or 1: then counts decide, and exact tests and bounds hold."""
     return kind is None or kind.metric == "accuracy"
 
 
-def _compare(a: _System, b: _System, sums: NDArray[np.float64], spec: EvaluationSpec, kind: Kind | None) -> Comparison:
+def _compare_systems(
+    a: _SystemArrays, b: _SystemArrays, sums: NDArray[np.float64], spec: EvaluationSpec, kind: Kind | None
+) -> SystemComparison:
     level = spec.confidence
     both = (a.there * b.there) > 0
     n = int(both.sum())
     first, second = float(a.correct[both].sum()), float(b.correct[both].sum())
     only_first = int((both & (a.correct > b.correct)).sum())
     only_second = int((both & (b.correct > a.correct)).sum())
-    draws = ratio(sums[:, 1] - sums[:, 2], sums[:, 0])
-    if not _binary(kind):
-        apart = percentile_interval((first - second) / n if n else None, draws, level)
-        kept = percentile_interval(first / second if second else None, ratio(sums[:, 1], sums[:, 2]), level)
-        p_value = paired_permutation((a.correct - b.correct)[both], spec.seed)
-        return Comparison(a.name, b.name, n, apart, kept, only_first, only_second, p_value, PERMUTATION)
-    difference = difference_interval(only_first, only_second, n, draws, level)
-    quotient = percentile_interval(first / second if second else None, ratio(sums[:, 1], sums[:, 2]), level)
+    draws = divide_or_nan(sums[:, 1] - sums[:, 2], sums[:, 0])
+    if not _is_binary(kind):
+        apart = compute_percentile_interval((first - second) / n if n else None, draws, level)
+        kept = compute_percentile_interval(
+            first / second if second else None, divide_or_nan(sums[:, 1], sums[:, 2]), level
+        )
+        p_value = compute_permutation_p_value((a.correct - b.correct)[both], spec.seed)
+        return SystemComparison(a.name, b.name, n, apart, kept, only_first, only_second, p_value, PERMUTATION)
+    difference = compute_difference_interval(only_first, only_second, n, draws, level)
+    quotient = compute_percentile_interval(
+        first / second if second else None, divide_or_nan(sums[:, 1], sums[:, 2]), level
+    )
     if second and only_first + only_second == 0:  # no spread to resample: what the difference leaves open
-        open_ = unseen_share(n, level) * n / second
+        open_ = bound_unseen_share(n, level) * n / second
         quotient = Interval(1.0, max(0.0, 1 - open_), 1 + open_)
-    p_value = mcnemar_exact(only_first, only_second)
-    return Comparison(a.name, b.name, n, difference, quotient, only_first, only_second, p_value)
+    p_value = compute_mcnemar_p_value(only_first, only_second)
+    return SystemComparison(a.name, b.name, n, difference, quotient, only_first, only_second, p_value)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-SHARES = ("accuracy", "low", "high")
+SHARE_COLUMNS = ("accuracy", "low", "high")
 """The kind's main figure and its interval; `macro_f1` is its second one, which not every kind has."""
-NULLABLE = ("p50_ms", "p95_ms", "parameters", "bytes", "cost_usd_per_1k")
+NULLABLE_COLUMNS = ("p50_ms", "p95_ms", "parameters", "bytes", "cost_usd_per_1k")
 
 
 def check_metrics_table(frame: pd.DataFrame) -> str | None:
@@ -28,12 +28,12 @@ def check_metrics_table(frame: pd.DataFrame) -> str | None:
     warnings.filterwarnings("ignore", message=".*currently in beta.*")
     from dagster_pandas import PandasColumn, create_dagster_pandas_dataframe_type
 
-    share = [PandasColumn.numeric_column(name, min_value=0.0, max_value=1.0) for name in SHARES]
+    share = [PandasColumn.numeric_column(name, min_value=0.0, max_value=1.0) for name in SHARE_COLUMNS]
     share.append(PandasColumn.numeric_column("macro_f1", min_value=0.0, max_value=1.0, ignore_missing_vals=True))
-    known = [PandasColumn.numeric_column(name, min_value=0.0, ignore_missing_vals=True) for name in NULLABLE]
+    known = [PandasColumn.numeric_column(name, min_value=0.0, ignore_missing_vals=True) for name in NULLABLE_COLUMNS]
     metrics_type = create_dagster_pandas_dataframe_type(
         "MetricsTable", columns=[PandasColumn.string_column("system", unique=True, non_nullable=True), *share, *known]
     )
-    frame = frame.astype(dict.fromkeys(NULLABLE, "float64"))
+    frame = frame.astype(dict.fromkeys(NULLABLE_COLUMNS, "float64"))
     result = metrics_type.type_check(None, frame)
     return None if result.success else str(result.description)

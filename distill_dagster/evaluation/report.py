@@ -10,21 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core import plots
 from distill_dagster.evaluation import formatting
-from distill_dagster.evaluation.formatting import summary_rows
 from distill_dagster.evaluation.looks import append_golden_look, read_golden_looks
-from distill_dagster.evaluation.metrics import DISTILLED, Metrics, SplitMetrics, SystemScore, confusion_table
-from distill_dagster.evaluation.verdict import Verdict
+from distill_dagster.evaluation.metrics import DISTILLED, Metrics, SplitMetrics, SystemScore, build_confusion_table
+from distill_dagster.evaluation.verdict import Recommendation
 from distill_dagster.tables import schemas
 from distill_dagster.tables.parquet import write_parquet
 
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["ReportInputs", "append_golden_look", "metrics_json", "read_golden_looks", "summary_rows", "write_report"]
+__all__ = [
+    "ReportInputs",
+    "append_golden_look",
+    "build_metrics_json",
+    "read_golden_looks",
+    "write_report",
+]
 
-REPORT, METRICS, PREDICTIONS = "report.html", "metrics.json", "predictions.parquet"
+REPORT_FILE, METRICS_FILE, PREDICTIONS_FILE = "report.html", "metrics.json", "predictions.parquet"
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
-_MAP_LABELS = 24
+_MAX_CONFUSION_LABELS = 24
 """Labels in the confusion heat map: with more of them only those with most errors are drawn."""
 
 
@@ -65,21 +70,23 @@ class ReportInputs:
 
 
 def write_report(
-    folder: Path, predictions: pl.DataFrame, metrics: Metrics, verdict: Verdict, inputs: ReportInputs
+    folder: Path, predictions: pl.DataFrame, metrics: Metrics, verdict: Recommendation, inputs: ReportInputs
 ) -> None:
     """Write report.html, metrics.json and predictions.parquet into a folder that exists.
 
     Raises:
         SchemaError: `predictions` does not have the declared columns.
     """
-    table = schemas.conform(predictions, schemas.PREDICTIONS, ("system", "split", "item_id"))
-    write_parquet(table, folder / PREDICTIONS, {})
-    figures = metrics_json(metrics, verdict, inputs)
-    (folder / METRICS).write_text(json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    (folder / REPORT).write_text(render_html(table, metrics, verdict, inputs), encoding="utf-8")
+    table = schemas.conform_to_schema(predictions, schemas.PREDICTIONS, ("system", "split", "item_id"))
+    write_parquet(table, folder / PREDICTIONS_FILE, {})
+    figures = build_metrics_json(metrics, verdict, inputs)
+    (folder / METRICS_FILE).write_text(
+        json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8"
+    )
+    (folder / REPORT_FILE).write_text(render_html(table, metrics, verdict, inputs), encoding="utf-8")
 
 
-def metrics_json(metrics: Metrics, verdict: Verdict, inputs: ReportInputs) -> dict[str, Any]:
+def build_metrics_json(metrics: Metrics, verdict: Recommendation, inputs: ReportInputs) -> dict[str, Any]:
     """The figures as plain JSON. Scores are shares of 1, latencies seconds, costs US dollars; null is unknown."""
     golden = metrics.golden
     systems = {}
@@ -87,7 +94,7 @@ def metrics_json(metrics: Metrics, verdict: Verdict, inputs: ReportInputs) -> di
         systems[name] = {
             "metric": metrics.metric,
             "score": score.accuracy.to_dict(),
-            **_second(score, metrics),
+            **_build_second_score(score, metrics),
             "n": score.n,
             "latency_s": asdict(score.latency),
             **asdict(metrics.facts[name]),
@@ -99,9 +106,9 @@ def metrics_json(metrics: Metrics, verdict: Verdict, inputs: ReportInputs) -> di
         "retention": golden.retention.to_dict(),
         "dataset_version": inputs.dataset_version,
         "verdict": asdict(verdict),
-        "comparisons": _comparisons(golden),
-        "per_slice": {name: _slices(score) for name, score in golden.systems.items()},
-        "splits": {name: _split(split, metrics) for name, split in metrics.splits.items()},
+        "comparisons": _build_comparisons(golden),
+        "per_slice": {name: _build_slices(score) for name, score in golden.systems.items()},
+        "splits": {name: _build_split(split, metrics) for name, split in metrics.splits.items()},
         "labels": list(metrics.labels),
         "dataset": {part: dict(counts) for part, counts in inputs.dataset.items()},
         "leaks": [dict(one) for one in inputs.leaks],
@@ -120,7 +127,7 @@ def metrics_json(metrics: Metrics, verdict: Verdict, inputs: ReportInputs) -> di
     }
 
 
-def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Verdict, inputs: ReportInputs) -> str:
+def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Recommendation, inputs: ReportInputs) -> str:
     """One self-contained page: no script, no reference to anything outside the file, every value escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -131,9 +138,9 @@ def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Verdict, i
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(formatting.FILTERS)
+    environment.filters.update(formatting.TEMPLATE_FILTERS)
     distilled = metrics.golden.systems[DISTILLED]
-    map_labels = _mistaken(distilled, metrics.labels)
+    map_labels = _choose_confusion_labels(distilled, metrics.labels)
     return environment.get_template("report.html.j2").render(
         inputs=inputs,
         verdict=verdict,
@@ -143,15 +150,15 @@ def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Verdict, i
         verdict_title={True: "Worth it", False: "Not worth it", None: "Undecided"}[verdict.worth_it],
         others=[split for name, split in metrics.splits.items() if split is not metrics.golden],
         slices=sorted({name for score in metrics.golden.systems.values() for name in score.per_slice}),
-        mistakes=formatting.mistakes(distilled),
-        disagreements=formatting.disagreements(predictions, inputs.texts),
+        mistakes=formatting.find_mistakes(distilled),
+        disagreements=formatting.find_disagreements(predictions, inputs.texts),
         tokens={n: f.tokens_per_request for n, f in metrics.facts.items() if f.tokens_per_request is not None},
         map_is_partial=len(map_labels) < len(metrics.labels),
-        images=_images(metrics, map_labels, inputs),
+        images=_draw_plots(metrics, map_labels, inputs),
     )
 
 
-def _images(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInputs) -> dict[str, tuple[str, int]]:
+def _draw_plots(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInputs) -> dict[str, tuple[str, int]]:
     """Plots as (data URI, width in CSS pixels); a plot without data is left out."""
     drawn = {}
     rows = [
@@ -159,61 +166,64 @@ def _images(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInputs) -
         for name, score in metrics.golden.systems.items()
     ]
     known = [(n, v, lo, hi) for n, v, lo, hi in rows if v is not None and lo is not None and hi is not None]
-    drawn["intervals"] = plots.intervals(
-        known, "", f"{formatting.lower_name_of(metrics.metric)} on golden, {100 * metrics.confidence:g} % interval"
+    drawn["intervals"] = plots.plot_intervals(
+        known,
+        "",
+        f"{formatting.format_metric_name_in_sentence(metrics.metric)} on golden, "
+        f"{100 * metrics.confidence:g} % interval",
     )
     if metrics.labels:
-        columns, counts = confusion_table(metrics.golden.systems[DISTILLED], metrics.labels)
+        columns, counts = build_confusion_table(metrics.golden.systems[DISTILLED], metrics.labels)
         rows_at = [metrics.labels.index(label) for label in map_labels]
         columns_at = [columns.index(label) for label in map_labels] + list(range(len(metrics.labels), len(columns)))
         cut = [[counts[i][j] for j in columns_at] for i in rows_at]
-        drawn["confusion"] = plots.confusion(map_labels, [columns[j] for j in columns_at], cut, "")
+        drawn["confusion"] = plots.plot_confusion(map_labels, [columns[j] for j in columns_at], cut, "")
     curves: dict[str, dict[str, Sequence[tuple[float, float]]]] = {}
     for name, points in (inputs.training or {}).items():
         if points:
             curves.setdefault((name.split() or [name])[-1], {})[name] = points
     for quantity, series in curves.items():
         label = quantity if len(series) > 1 else next(iter(series))
-        drawn[f"training: {quantity}"] = plots.lines(series, "", "step", label)
+        drawn[f"training: {quantity}"] = plots.plot_lines(series, "", "step", label)
     if inputs.dataset.get("dropped"):
-        drawn["dropped"] = plots.bar_counts(inputs.dataset["dropped"], "", "rows left out, by reason")
-    return {name: (plots.data_uri(png), plots.css_width(png)) for name, png in drawn.items()}
+        drawn["dropped"] = plots.plot_counts(inputs.dataset["dropped"], "", "rows left out, by reason")
+    return {name: (plots.to_data_uri(png), plots.compute_css_width(png)) for name, png in drawn.items()}
 
 
-def _mistaken(score: SystemScore, labels: Sequence[str]) -> list[str]:
+def _choose_confusion_labels(score: SystemScore, labels: Sequence[str]) -> list[str]:
     """The labels of the heat map in the task's order: all, or those with most errors in either direction."""
-    if len(labels) <= _MAP_LABELS:
+    if len(labels) <= _MAX_CONFUSION_LABELS:
         return list(labels)
     errors = dict.fromkeys(labels, 0)
     for reference, answer, items in score.confusion:
         for label in {reference, answer} & errors.keys() if reference != answer else ():
             errors[label] += items
-    most = set(sorted(labels, key=lambda label: -errors[label])[:_MAP_LABELS])
+    most = set(sorted(labels, key=lambda label: -errors[label])[:_MAX_CONFUSION_LABELS])
     return [label for label in labels if label in most]
 
 
-def _comparisons(split: SplitMetrics) -> dict[str, dict[str, Any]]:
+def _build_comparisons(split: SplitMetrics) -> dict[str, dict[str, Any]]:
     return {f"{first} - {second}": c.to_dict() for (first, second), c in split.comparisons.items()}
 
 
-def _slices(score: SystemScore) -> dict[str, dict[str, float]]:
+def _build_slices(score: SystemScore) -> dict[str, dict[str, float]]:
     return {name: {"n": n, "accuracy": accuracy} for name, (n, accuracy) in score.per_slice.items()}
 
 
-def _second(score: SystemScore, metrics: Metrics) -> dict[str, Any]:
+def _build_second_score(score: SystemScore, metrics: Metrics) -> dict[str, Any]:
     return {metrics.second: score.macro_f1.to_dict()} if metrics.second else {}
 
 
-def _split(split: SplitMetrics, metrics: Metrics) -> dict[str, Any]:
+def _build_split(split: SplitMetrics, metrics: Metrics) -> dict[str, Any]:
     systems = {}
     for name, score in split.systems.items():
         systems[name] = {
             "n": score.n,
             metrics.metric: score.accuracy.to_dict(),
-            **_second(score, metrics),
+            **_build_second_score(score, metrics),
             "latency_s": asdict(score.latency),
-            "per_slice": _slices(score),
+            "per_slice": _build_slices(score),
             "per_label": [asdict(label) for label in score.per_label],
             "confusion": [list(cell) for cell in score.confusion],
         }
-    return {"systems": systems, "comparisons": _comparisons(split), "retention": split.retention.to_dict()}
+    return {"systems": systems, "comparisons": _build_comparisons(split), "retention": split.retention.to_dict()}

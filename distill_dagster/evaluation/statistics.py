@@ -26,7 +26,7 @@ class Interval:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
-def resample_weights(items: int, samples: int, seed: int) -> Iterator[NDArray[np.float32]]:
+def draw_resample_weights(items: int, samples: int, seed: int) -> Iterator[NDArray[np.float32]]:
     """How often each item stands in each bootstrap sample, in blocks of shape (samples of the block, items).
 
     Drawing `items` items with replacement (Efron 1979) is all that a statistic made of counts needs to know of a
@@ -45,15 +45,15 @@ def resample_weights(items: int, samples: int, seed: int) -> Iterator[NDArray[np
         yield counts.astype(np.float32)  # exact: a count stays far below 2**24
 
 
-def bootstrap_sums(contributions: NDArray[np.float32], samples: int, seed: int) -> NDArray[np.float64]:
+def compute_bootstrap_sums(contributions: NDArray[np.float32], samples: int, seed: int) -> NDArray[np.float64]:
     """Sums of the contributions (items, columns) over every bootstrap sample: shape (samples, columns)."""
     import numpy as np
 
-    blocks = [weights @ contributions for weights in resample_weights(len(contributions), samples, seed)]
+    blocks = [weights @ contributions for weights in draw_resample_weights(len(contributions), samples, seed)]
     return np.concatenate(blocks).astype(np.float64)
 
 
-def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+def divide_or_nan(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
     """Element-wise quotient; NaN where the divisor is zero."""
     import numpy as np
 
@@ -61,7 +61,7 @@ def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.
         return np.where(below > 0, above / below, np.nan)
 
 
-def percentile_interval(value: float | None, draws: NDArray[np.float64], confidence: float) -> Interval:
+def compute_percentile_interval(value: float | None, draws: NDArray[np.float64], confidence: float) -> Interval:
     """Percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
 
     Samples in which the statistic is not defined (NaN) are left out. The interval is widened to hold `value` where the
@@ -77,7 +77,7 @@ def percentile_interval(value: float | None, draws: NDArray[np.float64], confide
     return Interval(value, min(float(low), value), max(float(high), value))
 
 
-def accuracy_interval(correct: int, items: int, draws: NDArray[np.float64], confidence: float) -> Interval:
+def compute_accuracy_interval(correct: int, items: int, draws: NDArray[np.float64], confidence: float) -> Interval:
     """Percentile bootstrap; the exact binomial interval (Clopper & Pearson 1934) where every item is right or wrong.
 
     There every bootstrap sample is the same, and the percentiles would claim certainty that a few items cannot give.
@@ -88,12 +88,12 @@ def accuracy_interval(correct: int, items: int, draws: NDArray[np.float64], conf
         return Interval(None)
     value = correct / items
     if 0 < correct < items:
-        return percentile_interval(value, draws, confidence)
+        return compute_percentile_interval(value, draws, confidence)
     exact = binomtest(correct, items).proportion_ci(confidence, method="exact")
     return Interval(value, min(float(exact.low), value), max(float(exact.high), value))
 
 
-def difference_interval(
+def compute_difference_interval(
     only_first: int, only_second: int, items: int, draws: NDArray[np.float64], confidence: float
 ) -> Interval:
     """Interval of a paired difference of two accuracies, from the items that only one of both got right.
@@ -105,22 +105,22 @@ def difference_interval(
     if not items:
         return Interval(None)
     value = (only_first - only_second) / items
-    unseen = unseen_share(items, confidence)
+    unseen = bound_unseen_share(items, confidence)
     if only_first + only_second == 0:
         return Interval(0.0, -unseen, unseen)
     if only_first == items:
         return Interval(1.0, 1 - 2 * unseen, 1.0)
     if only_second == items:
         return Interval(-1.0, -1.0, 2 * unseen - 1)
-    return percentile_interval(value, draws, confidence)
+    return compute_percentile_interval(value, draws, confidence)
 
 
-def unseen_share(items: int, confidence: float) -> float:
+def bound_unseen_share(items: int, confidence: float) -> float:
     """The largest share that what was never seen in so many items may have: Clopper & Pearson's upper bound."""
     return float(1 - ((1 - confidence) / 2) ** (1 / items))
 
 
-def mcnemar_exact(only_first: int, only_second: int) -> float:
+def compute_mcnemar_p_value(only_first: int, only_second: int) -> float:
     """Two-sided exact p-value of McNemar's test (1947) from the two discordant counts; 1 where there are none."""
     from scipy.stats import binomtest
 
@@ -129,7 +129,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 
-def paired_permutation(differences: NDArray[np.float32], seed: int, samples: int = 9999) -> float:
+def compute_permutation_p_value(differences: NDArray[np.float32], seed: int, samples: int = 9999) -> float:
     """Two-sided p-value of a mean paired difference: how often random signs give one at least as far from zero.
 
     The sign of each item's difference is as likely + as - where both systems are alike (Fisher 1935). What was seen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distill_dagster.evaluation.formatting import lower_name_of
+from distill_dagster.evaluation.formatting import format_metric_name_in_sentence
 from distill_dagster.evaluation.metrics import (
     BASE,
     CENTROID,
@@ -12,12 +12,12 @@ from distill_dagster.evaluation.metrics import (
     SEED_ONLY,
     SLICE_LABEL,
     TEACHER,
-    Comparison,
     Metrics,
+    SystemComparison,
 )
 from distill_dagster.evaluation.statistics import Interval
 
-NAMES = {
+SYSTEM_NAMES = {
     TEACHER: "the teacher",
     BASE: "the untrained base",
     SEED_ONLY: "the student trained on the human examples alone (seed_only)",
@@ -30,7 +30,7 @@ NOTABLE_GAIN = 0.05
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Recommendation:
     """`worth_it` is None where the items cannot tell; `best_other` is "" where there is nothing to compare with."""
 
     worth_it: bool | None
@@ -38,7 +38,7 @@ class Verdict:
     best_other: str
 
 
-def decide(metrics: Metrics) -> Verdict:
+def recommend(metrics: Metrics) -> Recommendation:
     """Compare the distilled student with the teacher and with the best of all other systems on golden.
 
     A difference is clear where its paired interval leaves out zero and the exact McNemar test agrees at the same
@@ -55,73 +55,77 @@ def decide(metrics: Metrics) -> Verdict:
         if first == DISTILLED and second != TEACHER and c.difference.value is not None
     }
     if not against or own is None:
-        text = f"No verdict: {_scores(metrics, DISTILLED)}, and there is no other system to compare it with."
-        return Verdict(None, f"{text} {_teacher_words(metrics)}".strip(), "")
+        text = f"No verdict: {_format_scores(metrics, DISTILLED)}, and there is no other system to compare it with."
+        return Recommendation(None, f"{text} {_describe_retention(metrics)}".strip(), "")
 
     # The smallest lead decides; between equals the system that takes the least work.
     level = 1 - metrics.confidence
-    better = [name for name, c in against.items() if _clearly_worse(c, level)]
-    best = min(better or against, key=lambda name: (against[name].difference.value or 0.0, _work(name)))
+    better = [name for name, c in against.items() if _is_clearly_worse(c, level)]
+    best = min(better or against, key=lambda name: (against[name].difference.value or 0.0, _rank_effort(name)))
     closest = against[best]
     lead = closest.difference.value or 0.0
-    unclear = [name for name, c in against.items() if not _clearly_better(c, level)]
-    figures = f"{_scores(metrics, DISTILLED, best)}; {_difference(closest, metrics.confidence)}"
-    cause = _cause(metrics, against, level)
+    unclear = [name for name, c in against.items() if not _is_clearly_better(c, level)]
+    figures = f"{_format_scores(metrics, DISTILLED, best)}; {_format_difference(closest, metrics.confidence)}"
+    cause = _explain_result(metrics, against, level)
 
     if not unclear:
         text = f"Yes, distilling was worth it: {figures}."
-        return Verdict(True, _join(text, _teacher_words(metrics), cause), best)
+        return Recommendation(True, _join_sentences(text, _describe_retention(metrics), cause), best)
     if better:
-        text = f"No: {NAMES.get(best, best)} is better than the distilled student; use it instead ({figures})."
-        return Verdict(False, _join(text, cause), best)
-    if lead <= 0 and ((closest.difference.high or 0.0) <= NOTABLE_GAIN or _weak_teacher(metrics, level)):
+        text = f"No: {SYSTEM_NAMES.get(best, best)} is better than the distilled student; use it instead ({figures})."
+        return Recommendation(False, _join_sentences(text, cause), best)
+    if lead <= 0 and ((closest.difference.high or 0.0) <= NOTABLE_GAIN or _is_teacher_weak(metrics, level)):
         text = (
-            f"No: {NAMES.get(best, best)} is at least as good as the distilled student and needs no distilling; use "
+            f"No: {SYSTEM_NAMES.get(best, best)} is at least as good as the distilled student and needs no distilling; use "  # noqa: E501
             f"it instead ({figures})."
         )
-        return Verdict(False, _join(text, cause), best)
+        return Recommendation(False, _join_sentences(text, cause), best)
     nearest = min(unclear, key=lambda name: against[name].difference.value or 0.0)
-    figures = f"{_scores(metrics, DISTILLED, nearest)}; {_difference(against[nearest], metrics.confidence)}"
-    names = NAMES.get(nearest, nearest) if len(unclear) == 1 else f"{', '.join(unclear[:-1])} and {unclear[-1]}"
+    figures = (
+        f"{_format_scores(metrics, DISTILLED, nearest)}; {_format_difference(against[nearest], metrics.confidence)}"
+    )
+    names = SYSTEM_NAMES.get(nearest, nearest) if len(unclear) == 1 else f"{', '.join(unclear[:-1])} and {unclear[-1]}"
     text = f"Too close to call at {closest.n} golden items between the distilled student and {names}: {figures}."
     advice = "Add golden items; until they say otherwise, the system that costs less is the safer choice."
-    return Verdict(None, _join(text, _teacher_words(metrics), cause, advice), best)
+    return Recommendation(None, _join_sentences(text, _describe_retention(metrics), cause, advice), best)
 
 
-def _clearly_better(c: Comparison, level: float) -> bool:
+def _is_clearly_better(c: SystemComparison, level: float) -> bool:
     return (c.difference.low or 0.0) > 0 and c.p_value <= level
 
 
-def _clearly_worse(c: Comparison, level: float) -> bool:
+def _is_clearly_worse(c: SystemComparison, level: float) -> bool:
     return c.difference.high is not None and c.difference.high < 0 and c.p_value <= level
 
 
-def _weak_teacher(metrics: Metrics, level: float) -> bool:
+def _is_teacher_weak(metrics: Metrics, level: float) -> bool:
     c = metrics.golden.comparisons.get((BASE, TEACHER))
-    return c is not None and _clearly_better(c, level)
+    return c is not None and _is_clearly_better(c, level)
 
 
-def _cause(metrics: Metrics, against: dict[str, Comparison], level: float) -> str:
+def _explain_result(metrics: Metrics, against: dict[str, SystemComparison], level: float) -> str:
     """What explains the result: a teacher no better than the base, or slices that teach as much as the teacher."""
     parts = []
     base = metrics.golden.comparisons.get((BASE, TEACHER))
     if base is not None and base.difference.value is not None and base.difference.value >= 0:
-        figures = f"({_scores(metrics, TEACHER, BASE)}; base minus teacher {_points(base.difference)} points)"
-        if _weak_teacher(metrics, level):
+        figures = (
+            f"({_format_scores(metrics, TEACHER, BASE)}; base minus teacher {_format_points(base.difference)} points)"
+        )
+        if _is_teacher_weak(metrics, level):
             parts.append(f"This teacher is weaker than the untrained base {figures}; choose a stronger teacher.")
         else:
             parts.append(f"On these items this teacher scores no higher than the untrained base {figures}.")
     slices = against.get(SLICE_LABEL)
     if slices is not None and (slices.difference.value or 0.0) <= 0:
-        sure = _clearly_worse(slices, level)
+        sure = _is_clearly_worse(slices, level)
         parts.append(
-            f"{'The' if sure else 'On these items the'} teacher added nothing: {NAMES[SLICE_LABEL]}, without a "
-            f"teacher, {'is better' if sure else 'scores no lower'} ({_scores(metrics, SLICE_LABEL, DISTILLED)})."
+            f"{'The' if sure else 'On these items the'} teacher added nothing: {SYSTEM_NAMES[SLICE_LABEL]}, without a "
+            f"teacher, {'is better' if sure else 'scores no lower'} ({_format_scores(metrics, SLICE_LABEL, DISTILLED)})."  # noqa: E501
         )
     return " ".join(parts)
 
 
-def _teacher_words(metrics: Metrics) -> str:
+def _describe_retention(metrics: Metrics) -> str:
     """How much of the teacher is kept, and at what speed."""
     golden = metrics.golden
     kept = golden.retention
@@ -130,49 +134,49 @@ def _teacher_words(metrics: Metrics) -> str:
     low, high = kept.low, kept.high
     interval = "" if low is None or high is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
     share = f"{100 * kept.value:.0f} %{interval}"
-    words = f"The distilled student keeps {share} of the teacher's {lower_name_of(metrics.metric)}"
+    words = f"The distilled student keeps {share} of the teacher's {format_metric_name_in_sentence(metrics.metric)}"
     own, teacher = golden.systems[DISTILLED].latency.p50, golden.systems[TEACHER].latency.p50
     if not own or not teacher:
         return f"{words}; the latency of both was not measured, so nothing is said about speed."
     if teacher >= own:
-        return f"{words} at {_times(teacher / own)} lower median latency ({_seconds(own)} against {_seconds(teacher)})."
-    slower = f"{_times(own / teacher)} higher ({_seconds(own)} against {_seconds(teacher)})"
+        return f"{words} at {_format_factor(teacher / own)} lower median latency ({_format_seconds(own)} against {_format_seconds(teacher)})."  # noqa: E501
+    slower = f"{_format_factor(own / teacher)} higher ({_format_seconds(own)} against {_format_seconds(teacher)})"
     return f"{words}, but its median latency is {slower}."
 
 
-def _scores(metrics: Metrics, *systems: str) -> str:
+def _format_scores(metrics: Metrics, *systems: str) -> str:
     found = metrics.golden.systems
     return ", ".join(f"{name} {found[name].accuracy.value:.3f}" for name in systems)
 
 
-def _work(system: str) -> int:
+def _rank_effort(system: str) -> int:
     order = (BASE, CENTROID, SEED_ONLY, SLICE_LABEL)
     return order.index(system) if system in order else len(order)
 
 
-def _difference(c: Comparison, confidence: float) -> str:
+def _format_difference(c: SystemComparison, confidence: float) -> str:
     return (
-        f"the difference is {_points(c.difference)} points ({100 * confidence:g} % interval over {c.n} golden items, "
-        f"{c.test} p {_p_value(c.p_value)})"
+        f"the difference is {_format_points(c.difference)} points ({100 * confidence:g} % interval over {c.n} golden items, "  # noqa: E501
+        f"{c.test} p {_format_p_value(c.p_value)})"
     )
 
 
-def _points(interval: Interval) -> str:
+def _format_points(interval: Interval) -> str:
     value, low, high = (100 * (v or 0.0) for v in (interval.value, interval.low, interval.high))
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _p_value(p: float) -> str:
+def _format_p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
-def _times(factor: float) -> str:
+def _format_factor(factor: float) -> str:
     return f"{factor:.0f} times" if factor >= 10 else f"{factor:.1f} times"
 
 
-def _seconds(value: float) -> str:
+def _format_seconds(value: float) -> str:
     return f"{1000 * value:.0f} ms" if value < 10 else f"{value:.1f} s"
 
 
-def _join(*parts: str) -> str:
+def _join_sentences(*parts: str) -> str:
     return " ".join(part for part in parts if part)

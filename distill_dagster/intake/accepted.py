@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill_dagster.core.files import sync_folder
-from distill_dagster.tasks.accepted import Accepted, _complete
+from distill_dagster.tasks.accepted import AcceptedPrompt, _is_complete_line
 
 
-def append_accepted(path: Path, rows: Sequence[Accepted]) -> None:
+def append_accepted(path: Path, rows: Sequence[AcceptedPrompt]) -> None:
     """Add prompts at the end, durable when this returns. One writer at a time: the caller holds the inbox's lock."""
     new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b") as handle:
         content = handle.read()
         end = content.rfind(b"\n") + 1
-        if _complete(content[end:]):
+        if _is_complete_line(content[end:]):
             end = len(content)
         handle.truncate(end)
         handle.seek(end)

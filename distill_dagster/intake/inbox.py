@@ -23,28 +23,28 @@ from typing import Any, Literal
 import polars as pl
 from filelock import FileLock, Timeout
 
-from distill_dagster.config import SLICE_KEY, InboxSpec
+from distill_dagster.config import SLICE_KEY_PATTERN, InboxSpec
 from distill_dagster.core.errors import DistillError, InputError, Problem
 from distill_dagster.core.files import sync_folder
-from distill_dagster.core.hashing import content_hash
+from distill_dagster.core.hashing import hash_content
 from distill_dagster.intake.accepted import append_accepted
-from distill_dagster.intake.masking import MAX_CHARS, Masked, mask
-from distill_dagster.tasks import TaskFolder, normalize
-from distill_dagster.tasks.accepted import Accepted, accepted_file, accepted_keys, read_accepted
-from distill_dagster.tasks.rows import held_out_keys
+from distill_dagster.intake.masking import MAX_TEXT_CHARS, MaskedText, mask_text
+from distill_dagster.tasks import TaskFolder, normalize_text
+from distill_dagster.tasks.accepted import AcceptedPrompt, get_accepted_path, list_accepted_slices, read_accepted
+from distill_dagster.tasks.rows import collect_held_out_keys
 
-UNSORTED = "unsorted"
+UNSORTED_SLICE = "unsorted"
 """The slice of prompts that name none and match no rule."""
 QUIET_S = 10
 """A file that changed within so many seconds may still be written to; it is looked at later."""
-MAX_BYTES = 64 * 1024 * 1024
-DONE, REJECTED, LOCK = "done", "rejected", ".lock"
-_UNFINISHED = (".part", ".tmp")
-_KINDS = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "true or false"}
+MAX_FILE_BYTES = 64 * 1024 * 1024
+DONE_FOLDER, REJECTED_FOLDER, LOCK_FILE = "done", "rejected", ".lock"
+_UNFINISHED_SUFFIXES = (".part", ".tmp")
+_JSON_TYPES = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
-class Taken:
+class InboxSummary:
     """What became of one file. `rejected` ones were malformed; `skipped` and `waiting` ones lie where they lay."""
 
     file: str
@@ -78,7 +78,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Line:
+class IncomingPrompt:
     """One record of a file, with all its fields: rules may look at any. An import may have named its slice."""
 
     text: str
@@ -88,7 +88,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class _Content:
+class _FileContent:
     """A file as it was read. `batch` tells it from a later file with its name."""
 
     raw: bytes
@@ -96,7 +96,7 @@ class _Content:
     stamp: tuple[int, int, int]
 
 
-class _Unread(Exception):
+class _SkippedFileError(Exception):
     """Why a file is left where it lies; `waits`: it will be read later."""
 
     def __init__(self, why: str, waits: bool = False) -> None:
@@ -104,14 +104,16 @@ class _Unread(Exception):
         super().__init__(why)
 
 
-def waiting_s(inbox: Path) -> float | None:
+def compute_wait_s(inbox: Path) -> float | None:
     """Seconds until the youngest file in a task's inbox is old enough to be read; None where none has to wait."""
-    files = [p for p in _files(inbox) if p.suffix == ".jsonl" and p.is_file() and not p.is_symlink()]
-    young = [QUIET_S - age for age in map(_age, files) if age < QUIET_S]
+    files = [p for p in _list_files(inbox) if p.suffix == ".jsonl" and p.is_file() and not p.is_symlink()]
+    young = [QUIET_S - age for age in map(_get_age_s, files) if age < QUIET_S]
     return max(young) if young else None
 
 
-def take(folder: TaskFolder, inbox: Path, *, lock_s: float = -1, limit_s: float | None = None) -> list[Taken]:
+def process_inbox(
+    folder: TaskFolder, inbox: Path, *, lock_s: float = -1, limit_s: float | None = None
+) -> list[InboxSummary]:
     """Take every file that lies in a task's inbox.
 
     Args:
@@ -124,16 +126,16 @@ def take(folder: TaskFolder, inbox: Path, *, lock_s: float = -1, limit_s: float 
         InputError: the task's own files are malformed, so that nothing can be compared with them. Nothing was taken.
         DistillError: another process holds the lock.
     """
-    if not inbox.is_dir() or not _files(inbox):
+    if not inbox.is_dir() or not _list_files(inbox):
         return []
-    for place in (inbox, inbox / DONE, inbox / REJECTED):
+    for place in (inbox, inbox / DONE_FOLDER, inbox / REJECTED_FOLDER):
         if place.is_symlink():
             problem = Problem(place, "symbolic links are not followed.", "Put the folder itself there.")
             raise InputError([problem])
-    with locked(inbox, lock_s):
-        taker = _Taker(folder, inbox)
+    with lock_inbox(inbox, lock_s):
+        taker = _InboxProcessor(folder, inbox)
         started, out = time.monotonic(), []
-        for path in _files(inbox):
+        for path in _list_files(inbox):
             if limit_s is not None and time.monotonic() - started > limit_s:
                 break
             try:
@@ -143,36 +145,36 @@ def take(folder: TaskFolder, inbox: Path, *, lock_s: float = -1, limit_s: float 
         return out
 
 
-def accept(
-    folder: TaskFolder, inbox: Path, lines: list[Line], keys: list[str], source: str, dry_run: bool = False
-) -> Taken:
+def accept_prompts(
+    folder: TaskFolder, inbox: Path, lines: list[IncomingPrompt], keys: list[str], source: str, dry_run: bool = False
+) -> InboxSummary:
     """Take prompts that an import read, one key of a slice for each: masked, compared and stored like a file's.
 
     Raises:
         InputError: the task's own files are malformed, so that nothing can be compared with them.
     """
-    with locked(inbox):
-        batch = content_hash([source, os.getpid(), time.time_ns()])[:16]
-        return _Taker(folder, inbox).store(lines, keys, source, batch, dry_run)
+    with lock_inbox(inbox):
+        batch = hash_content([source, os.getpid(), time.time_ns()])[:16]
+        return _InboxProcessor(folder, inbox).store(lines, keys, source, batch, dry_run)
 
 
 @contextmanager
-def locked(inbox: Path, lock_s: float = -1) -> Iterator[None]:
+def lock_inbox(inbox: Path, lock_s: float = -1) -> Iterator[None]:
     """Keep all others from writing what the inbox writes to, for as long as the block lasts."""
     try:
-        with FileLock(inbox / LOCK, timeout=lock_s):
+        with FileLock(inbox / LOCK_FILE, timeout=lock_s):
             yield
     except Timeout:
         raise DistillError(f"Another process is taking the files in {inbox}.") from None
 
 
-def _files(inbox: Path) -> list[Path]:
+def _list_files(inbox: Path) -> list[Path]:
     """What lies in the inbox, by name; names that say that a file is not finished are left out."""
-    found = [p for p in inbox.iterdir() if not p.name.startswith(".") and p.suffix not in _UNFINISHED]
-    return sorted(p for p in found if p.name not in (DONE, REJECTED))
+    found = [p for p in inbox.iterdir() if not p.name.startswith(".") and p.suffix not in _UNFINISHED_SUFFIXES]
+    return sorted(p for p in found if p.name not in (DONE_FOLDER, REJECTED_FOLDER))
 
 
-def _age(path: Path) -> float:
+def _get_age_s(path: Path) -> float:
     """Seconds since a file changed. A clock that runs ahead must not keep a file waiting for ever."""
     try:
         return abs(time.time() - path.lstat().st_mtime)
@@ -180,7 +182,7 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-class _Taker:
+class _InboxProcessor:
     """Takes files into one task; what is held out and what is known is read once."""
 
     def __init__(self, folder: TaskFolder, inbox: Path) -> None:
@@ -188,63 +190,67 @@ class _Taker:
         self.inbox, self.accepted = inbox, folder.accepted
         self.spec: InboxSpec = folder.task.inbox
         rows = [*folder.golden, *folder.dev]
-        self.held_out = held_out_keys(folder.golden, folder.dev) | {normalize(self._mask(r.text).text) for r in rows}
+        self.held_out = collect_held_out_keys(folder.golden, folder.dev) | {
+            normalize_text(self._mask(r.text).text) for r in rows
+        }
         self.known: dict[str, tuple[str, str]] = {}  # by normalized text: the batch it came with, and its slice
         for key in folder.written_slices():
             for seed in folder.slice(key).seeds:
-                self.known[normalize(seed.text)] = ("", key)
-        for key in accepted_keys(self.accepted):
-            for row in read_accepted(accepted_file(self.accepted, key)):
-                self.known.setdefault(normalize(row.text), (row.batch, key))
+                self.known[normalize_text(seed.text)] = ("", key)
+        for key in list_accepted_slices(self.accepted):
+            for row in read_accepted(get_accepted_path(self.accepted, key)):
+                self.known.setdefault(normalize_text(row.text), (row.batch, key))
 
-    def _mask(self, text: str) -> Masked:
-        return mask(text[:MAX_CHARS], self.spec.phone_regions)
+    def _mask(self, text: str) -> MaskedText:
+        return mask_text(text[:MAX_TEXT_CHARS], self.spec.phone_regions)
 
-    def one(self, path: Path) -> Taken:
-        shown = shown_name(path)
+    def one(self, path: Path) -> InboxSummary:
+        shown = sanitize_file_name(path)
         try:
             content = self._read(path)
-        except _Unread as why:
-            return Taken(shown, "waiting" if why.waits else "skipped", str(why))
+        except _SkippedFileError as why:
+            return InboxSummary(shown, "waiting" if why.waits else "skipped", str(why))
         except OSError as error:
-            return Taken(shown, "skipped", f"cannot be read: {error.strerror}")
-        lines, problems = _parse(content.raw, self.spec)
+            return InboxSummary(shown, "skipped", f"cannot be read: {error.strerror}")
+        lines, problems = _parse_file(content.raw, self.spec)
         if problems:
             return self._reject(path, shown, problems, content.raw.count(b"\n") + 1)
-        taken = self.store(lines, slices_of(lines, self.spec), shown, content.batch)
+        taken = self.store(lines, assign_slices(lines, self.spec), shown, content.batch)
         return self._finish(path, content, taken)
 
-    def _read(self, path: Path) -> _Content:
+    def _read(self, path: Path) -> _FileContent:
         if path.is_symlink():
-            raise _Unread("symbolic links are not followed")
+            raise _SkippedFileError("symbolic links are not followed")
         if not path.is_file():
-            raise _Unread("not a file")
+            raise _SkippedFileError("not a file")
         if path.suffix != ".jsonl":
-            raise _Unread("only files that end with .jsonl are read")
-        if (age := _age(path)) < QUIET_S:
-            raise _Unread(f"changed {age:.0f} s ago; looked at after {QUIET_S} quiet seconds", waits=True)
+            raise _SkippedFileError("only files that end with .jsonl are read")
+        if (age := _get_age_s(path)) < QUIET_S:
+            raise _SkippedFileError(f"changed {age:.0f} s ago; looked at after {QUIET_S} quiet seconds", waits=True)
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as handle:
             found = os.fstat(descriptor)
-            if found.st_size > MAX_BYTES:
-                raise _Unread(f"larger than {MAX_BYTES // 1024**2} MB; split it")
-            stamp = _stamp(found)
-            return _Content(handle.read(), content_hash([os.fsencode(path.name).hex(), *stamp])[:16], stamp)
+            if found.st_size > MAX_FILE_BYTES:
+                raise _SkippedFileError(f"larger than {MAX_FILE_BYTES // 1024**2} MB; split it")
+            stamp = _get_stamp(found)
+            return _FileContent(handle.read(), hash_content([os.fsencode(path.name).hex(), *stamp])[:16], stamp)
 
-    def store(self, lines: list[Line], keys: list[str], source: str, batch: str, dry_run: bool = False) -> Taken:
+    def store(
+        self, lines: list[IncomingPrompt], keys: list[str], source: str, batch: str, dry_run: bool = False
+    ) -> InboxSummary:
         """Append what is new; what an interrupted attempt at this very file has stored counts as if it were."""
-        accepted: dict[str, list[Accepted]] = {}
+        accepted: dict[str, list[AcceptedPrompt]] = {}
         counts: Counter[str] = Counter()
         masked_counts: Counter[str] = Counter()
         out: Counter[str] = Counter()
         seen: set[str] = set()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         for line, key in zip(lines, keys, strict=True):
-            if len(line.text) > MAX_CHARS:
+            if len(line.text) > MAX_TEXT_CHARS:
                 out["too_long"] += 1
                 continue
             masked = self._mask(line.text)
-            raw_key, masked_key = normalize(line.text), normalize(masked.text)
+            raw_key, masked_key = normalize_text(line.text), normalize_text(masked.text)
             batch_known, slice_known = self.known.get(masked_key, self.known.get(raw_key, (None, key)))
             if {raw_key, masked_key} & self.held_out:
                 out["held_out"] += 1
@@ -256,23 +262,25 @@ class _Taker:
             masked_counts.update(masked.counts)
             counts[slice_known] += 1
             if batch_known is None:
-                row = Accepted(text=masked.text.strip(), source=source, batch=batch, accepted_at=now, id=line.id)
+                row = AcceptedPrompt(text=masked.text.strip(), source=source, batch=batch, accepted_at=now, id=line.id)
                 accepted.setdefault(key, []).append(row)
         for key, rows in sorted(accepted.items()) if not dry_run else ():
-            append_accepted(accepted_file(self.accepted, key), rows)
-            self.known |= {normalize(row.text): (batch, key) for row in rows}
+            append_accepted(get_accepted_path(self.accepted, key), rows)
+            self.known |= {normalize_text(row.text): (batch, key) for row in rows}
         by_slice, by_kind = dict(sorted(counts.items())), dict(sorted(masked_counts.items()))
-        return Taken(source, "accepted", "", by_slice, by_kind, out["held_out"], out["duplicates"], out["too_long"])
+        return InboxSummary(
+            source, "accepted", "", by_slice, by_kind, out["held_out"], out["duplicates"], out["too_long"]
+        )
 
-    def _finish(self, path: Path, content: _Content, taken: Taken) -> Taken:
+    def _finish(self, path: Path, content: _FileContent, taken: InboxSummary) -> InboxSummary:
         """Write the summary, then take the file away."""
-        if _stamp(path.lstat()) != content.stamp:
-            return Taken(taken.file, "waiting", "written to while it was read; what was there is stored")
-        folder = self.inbox / DONE
+        if _get_stamp(path.lstat()) != content.stamp:
+            return InboxSummary(taken.file, "waiting", "written to while it was read; what was there is stored")
+        folder = self.inbox / DONE_FOLDER
         folder.mkdir(exist_ok=True)
-        target = next(t for t in _names(folder, path) if _is_free(t, content.batch))
+        target = next(t for t in _generate_names(folder, path) if _is_free(t, content.batch))
         summary = {"file": taken.file, "batch": content.batch, **taken.counts()}
-        _write(target.with_name(f"{target.name}.json"), json.dumps(summary, indent=2) + "\n")
+        _write_file(target.with_name(f"{target.name}.json"), json.dumps(summary, indent=2) + "\n")
         if self.spec.keep_files:
             path.rename(target)
         else:
@@ -281,11 +289,11 @@ class _Taker:
         sync_folder(self.inbox)
         return taken
 
-    def _reject(self, path: Path, shown: str, problems: list[str], lines: int) -> Taken:
+    def _reject(self, path: Path, shown: str, problems: list[str], lines: int) -> InboxSummary:
         """Write down what is wrong, then move the file."""
-        folder = self.inbox / REJECTED
+        folder = self.inbox / REJECTED_FOLDER
         folder.mkdir(exist_ok=True)
-        target = next(t for t in _names(folder, path) if not t.exists())
+        target = next(t for t in _generate_names(folder, path) if not t.exists())
         count = f"{len(problems)} of {lines} lines" if lines > 1 else "its line"
         reason = [
             f"{shown} was rejected for {count}. Nothing of it was stored.",
@@ -294,24 +302,26 @@ class _Taker:
             "to a name that ends with .part and rename it when it is complete.",
             "The file beside this one is as it came: it is not masked.",
         ]
-        _write(target.with_name(f"{target.name}.reason.txt"), "\n".join(reason) + "\n")
+        _write_file(target.with_name(f"{target.name}.reason.txt"), "\n".join(reason) + "\n")
         path.rename(target)
         sync_folder(folder)
         sync_folder(self.inbox)
-        return Taken(shown, "rejected", f"{problems[0]} See {REJECTED}/{shown_name(target)}.reason.txt")
+        return InboxSummary(
+            shown, "rejected", f"{problems[0]} See {REJECTED_FOLDER}/{sanitize_file_name(target)}.reason.txt"
+        )
 
 
-def shown_name(path: Path) -> str:
+def sanitize_file_name(path: Path) -> str:
     """A file's name as it may be printed and stored: whoever drops files chooses it."""
     name = os.fsencode(path.name).decode("utf-8", "replace")
-    return mask("".join(c if c.isprintable() else "?" for c in name)[:200]).text
+    return mask_text("".join(c if c.isprintable() else "?" for c in name)[:200]).text
 
 
-def _stamp(found: os.stat_result) -> tuple[int, int, int]:
+def _get_stamp(found: os.stat_result) -> tuple[int, int, int]:
     return (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
-def _names(folder: Path, path: Path) -> Iterator[Path]:
+def _generate_names(folder: Path, path: Path) -> Iterator[Path]:
     """The file's name in another folder, then the same with a number."""
     yield folder / path.name
     number = 1
@@ -333,7 +343,7 @@ def _is_free(target: Path, batch: str) -> bool:
         return False
 
 
-def _write(path: Path, text: str) -> None:
+def _write_file(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644), "w") as handle:
         handle.write(text)
@@ -342,15 +352,15 @@ def _write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _parse(raw: bytes, spec: InboxSpec) -> tuple[list[Line], list[str]]:
+def _parse_file(raw: bytes, spec: InboxSpec) -> tuple[list[IncomingPrompt], list[str]]:
     """The records of a file, and one message for every malformed line."""
-    lines: list[Line] = []
+    lines: list[IncomingPrompt] = []
     problems: list[str] = []
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            lines.append(_record(line, spec))
+            lines.append(_parse_line(line, spec))
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     if not lines and not problems:
@@ -358,7 +368,7 @@ def _parse(raw: bytes, spec: InboxSpec) -> tuple[list[Line], list[str]]:
     return lines, problems
 
 
-def _record(line: bytes, spec: InboxSpec) -> Line:
+def _parse_line(line: bytes, spec: InboxSpec) -> IncomingPrompt:
     name = spec.text_field
     try:
         value = json.loads(line.decode("utf-8"))
@@ -378,7 +388,7 @@ def _record(line: bytes, spec: InboxSpec) -> Line:
         )
     text = value[name]
     if not isinstance(text, str):
-        kind = _KINDS.get(type(text), "null")
+        kind = _JSON_TYPES.get(type(text), "null")
         raise ValueError(f"the field {name!r} is {kind}. Expected: a text. Put it into quotation marks.")
     if not text.strip():
         raise ValueError(f"the field {name!r} is empty. Expected: the prompt's text. Write it, or remove the line.")
@@ -386,23 +396,23 @@ def _record(line: bytes, spec: InboxSpec) -> Line:
         text.encode()
     except UnicodeEncodeError:  # half of a pair, written as an escape
         raise ValueError(f"the field {name!r} has half a character. Expected: Unicode. Mend the escape.") from None
-    return Line(text, value)
+    return IncomingPrompt(text, value)
 
 
-def slices_of(lines: list[Line], spec: InboxSpec) -> list[str]:
+def assign_slices(lines: list[IncomingPrompt], spec: InboxSpec) -> list[str]:
     """The slice of each record: the one it names, else that of the first rule that matches, else `unsorted`."""
     out: list[str | None] = []
     for line in lines:
         named = line.slice or line.fields.get(spec.slice_field)
-        out.append(named if isinstance(named, str) and SLICE_KEY.fullmatch(named) else None)
+        out.append(named if isinstance(named, str) and SLICE_KEY_PATTERN.fullmatch(named) else None)
     for rule in spec.rules:
-        values = [_plain(line.fields.get(rule.field or spec.text_field)) for line in lines]
+        values = [_format_field(line.fields.get(rule.field or spec.text_field)) for line in lines]
         found = pl.Series(values, dtype=pl.String).str.contains(rule.matches).fill_null(False)
         out = [rule.slice if key is None and matches else key for key, matches in zip(out, found, strict=True)]
-    return [key or UNSORTED for key in out]
+    return [key or UNSORTED_SLICE for key in out]
 
 
-def _plain(value: Any) -> str | None:
+def _format_field(value: Any) -> str | None:
     """What a rule looks at: texts, and numbers and truth values as JSON writes them."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()

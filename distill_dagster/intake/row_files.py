@@ -15,12 +15,12 @@ from typing import Any
 
 from distill_dagster.core.errors import InputError, Problem
 
-SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet")
-_TRACES = (".jsonl", ".ndjson", ".json")
+RECORD_SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet")
+_TRACE_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
 @dataclass(frozen=True)
-class Record:
+class SourceRecord:
     """One record, and where it stands: `line` is 1-based; of a Parquet file it is the row."""
 
     value: Any
@@ -31,7 +31,7 @@ class Record:
         return Problem(self.file, message, remedy, line=self.line, field=field)
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: Path) -> list[SourceRecord]:
     """All records of a file, or of the JSON and JSONL files in a folder and the folders below it, by name.
 
     A JSON file is one record, or a list of records; a list of chat messages is one record, a trace.
@@ -40,7 +40,7 @@ def read_records(path: Path) -> list[Record]:
         InputError: something cannot be read; every broken line is named.
     """
     problems: list[Problem] = []
-    records = [record for file in _files(path) for record in _read(file, problems)]
+    records = [record for file in _list_files(path) for record in _read_file(file, problems)]
     if not records and not problems:
         problems.append(Problem(path, "holds no record.", "Put at least one there."))
     if problems:
@@ -48,7 +48,7 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def lookup(value: Any, path: str) -> Any:
+def get_by_path(value: Any, path: str) -> Any:
     """What a dotted path (`request.messages.-1.content`) or JSON pointer (`/request/messages/0`) leads to, else None.
 
     A field whose name holds a dot is found by its whole name first.
@@ -65,24 +65,24 @@ def lookup(value: Any, path: str) -> Any:
     return value
 
 
-def _files(path: Path) -> list[Path]:
+def _list_files(path: Path) -> list[Path]:
     if path.is_symlink():
         raise InputError([Problem(path, "symbolic links are not followed.", "Name the file or folder itself.")])
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.suffix.lower() in _TRACES and not p.name.startswith(".")]
+        found = [p for p in path.rglob("*") if p.suffix.lower() in _TRACE_SUFFIXES and not p.name.startswith(".")]
         return sorted(p for p in found if p.is_file() and not p.is_symlink())
     if not path.is_file():
         raise InputError([Problem(path, "there is no such file or folder.", "Mend the path.")])
-    if path.suffix.lower() not in SUFFIXES:
-        known = ", ".join(SUFFIXES)
+    if path.suffix.lower() not in RECORD_SUFFIXES:
+        known = ", ".join(RECORD_SUFFIXES)
         raise InputError([Problem(path, "of this kind of file nothing is known.", f"Give one that ends with {known}.")])
     return [path]
 
 
-def _read(path: Path, problems: list[Problem]) -> Iterator[Record]:
+def _read_file(path: Path, problems: list[Problem]) -> Iterator[SourceRecord]:
     kind = path.suffix.lower()
     if kind == ".parquet":
-        yield from _parquet(path, problems)
+        yield from _read_parquet(path, problems)
         return
     try:
         content = path.read_bytes()
@@ -94,25 +94,28 @@ def _read(path: Path, problems: list[Problem]) -> Iterator[Record]:
     except OSError as error:
         problems.append(Problem(path, f"cannot be read: {error.strerror}.", "Put a readable file there."))
         return
-    readers: dict[str, Callable[[Path, str, list[Problem]], Iterator[Record]]] = {".csv": _csv, ".json": _json}
-    yield from readers.get(kind, _jsonl)(path, text, problems)
+    readers: dict[str, Callable[[Path, str, list[Problem]], Iterator[SourceRecord]]] = {
+        ".csv": _read_csv,
+        ".json": _read_json,
+    }
+    yield from readers.get(kind, _read_jsonl)(path, text, problems)
 
 
-def _jsonl(path: Path, text: str, problems: list[Problem]) -> Iterator[Record]:
+def _read_jsonl(path: Path, text: str, problems: list[Problem]) -> Iterator[SourceRecord]:
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip() and (found := _parse(path, line, number, problems)) is not None:
-            yield Record(found, path, number)
+        if line.strip() and (found := _parse_json(path, line, number, problems)) is not None:
+            yield SourceRecord(found, path, number)
 
 
-def _json(path: Path, text: str, problems: list[Problem]) -> Iterator[Record]:
-    value = _parse(path, text, None, problems)
+def _read_json(path: Path, text: str, problems: list[Problem]) -> Iterator[SourceRecord]:
+    value = _parse_json(path, text, None, problems)
     if isinstance(value, list) and not (value and all(isinstance(m, dict) and "role" in m for m in value)):
-        yield from (Record(one, path, None) for one in value)
+        yield from (SourceRecord(one, path, None) for one in value)
     elif value is not None:
-        yield Record(value, path, None)
+        yield SourceRecord(value, path, None)
 
 
-def _parse(path: Path, text: str, line: int | None, problems: list[Problem]) -> Any:
+def _parse_json(path: Path, text: str, line: int | None, problems: list[Problem]) -> Any:
     remedy = "Write one JSON object on each line." if line else "Mend the JSON."
     try:
         value = json.loads(text)
@@ -132,7 +135,7 @@ def _parse(path: Path, text: str, line: int | None, problems: list[Problem]) -> 
     return None
 
 
-def _csv(path: Path, text: str, problems: list[Problem]) -> Iterator[Record]:
+def _read_csv(path: Path, text: str, problems: list[Problem]) -> Iterator[SourceRecord]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
@@ -146,13 +149,13 @@ def _csv(path: Path, text: str, problems: list[Problem]) -> Iterator[Record]:
                 message = f"{len(cells)} cells, while the first line names {len(header)} columns."
                 problems.append(Problem(path, message, "Put texts with commas into quotation marks.", line=line))
             elif cells:
-                yield Record(dict(zip(header, cells, strict=True)), path, line)
+                yield SourceRecord(dict(zip(header, cells, strict=True)), path, line)
             line = reader.line_num + 1
     except csv.Error as error:
         problems.append(Problem(path, f"malformed CSV: {error}.", "Mend the line.", line=reader.line_num))
 
 
-def _parquet(path: Path, problems: list[Problem]) -> Iterator[Record]:
+def _read_parquet(path: Path, problems: list[Problem]) -> Iterator[SourceRecord]:
     import polars as pl
 
     try:
@@ -161,4 +164,4 @@ def _parquet(path: Path, problems: list[Problem]) -> Iterator[Record]:
         problems.append(Problem(path, "not a readable Parquet file.", "Write it anew."))
         return
     for number, row in enumerate(frame.iter_rows(named=True), start=1):
-        yield Record(row, path, number)
+        yield SourceRecord(row, path, number)

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from distill_dagster.kinds.base import WANTED_REFUSAL, Choice, InvalidAnswer, Kind, Question, is_refusal, written
-from distill_dagster.kinds.extraction import Extraction
-from distill_dagster.kinds.labels import Labelled
-from distill_dagster.kinds.maths import Maths
-from distill_dagster.kinds.qa import Qa
-from distill_dagster.kinds.reading import Parsed, read_answer
-from distill_dagster.kinds.texts import Generated, Reply, Summary
-from distill_dagster.kinds.tools import ToolCalls
+from distill_dagster.kinds.base import (
+    WANTED_REFUSAL,
+    InvalidAnswerError,
+    Kind,
+    MajorityVote,
+    Question,
+    format_with_reasoning,
+    is_refusal,
+)
+from distill_dagster.kinds.extraction import ExtractionKind
+from distill_dagster.kinds.labels import LabelKind
+from distill_dagster.kinds.maths import MathKind
+from distill_dagster.kinds.qa import QaKind
+from distill_dagster.kinds.reading import ParsedAnswer, read_answer
+from distill_dagster.kinds.texts import ConversationKind, GenerationKind, SummaryKind
+from distill_dagster.kinds.tools import ToolCallKind
 
 if TYPE_CHECKING:
     from distill_dagster.config import Task
@@ -22,30 +30,30 @@ if TYPE_CHECKING:
 __all__ = [
     "KINDS",
     "WANTED_REFUSAL",
-    "Choice",
-    "InvalidAnswer",
+    "InvalidAnswerError",
     "Kind",
-    "Parsed",
+    "MajorityVote",
+    "ParsedAnswer",
     "Question",
+    "format_with_reasoning",
+    "get_kind",
     "is_refusal",
-    "kind_of",
     "read_answer",
-    "written",
 ]
 
 KINDS: dict[str, type[Kind]] = {
-    "classification": Labelled,
-    "nli": Labelled,
-    "extraction": Extraction,
-    "qa": Qa,
-    "math": Maths,
-    "summarization": Summary,
-    "conversation": Reply,
-    "tool_call": ToolCalls,
-    "generation": Generated,
+    "classification": LabelKind,
+    "nli": LabelKind,
+    "extraction": ExtractionKind,
+    "qa": QaKind,
+    "math": MathKind,
+    "summarization": SummaryKind,
+    "conversation": ConversationKind,
+    "tool_call": ToolCallKind,
+    "generation": GenerationKind,
 }
 
 
-def kind_of(task: Task) -> Kind:
+def get_kind(task: Task) -> Kind:
     """The kind of a task, with its settings."""
     return KINDS[task.kind](task)

@@ -24,19 +24,19 @@ _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:/\d+)?")
 _START = re.compile(r"[-+*/(). \d]+")
 
 
-class NotANumber(Exception):
+class NotANumberError(Exception):
     """Why a text is not one number."""
 
 
-def number_in(text: str) -> Fraction:
+def parse_number(text: str) -> Fraction:
     """The number that a short text says: an expression at its beginning, else the only number in it.
 
     Raises:
         NotANumber: there is none, there are several, or it is too large to be meant.
     """
     if len(text) > MAX_CHARS:
-        raise NotANumber(f"longer than {MAX_CHARS} characters")
-    plain = _MONEY.sub("", _boxed(text)).translate(_SIGNS)
+        raise NotANumberError(f"longer than {MAX_CHARS} characters")
+    plain = _MONEY.sub("", _extract_boxed(text)).translate(_SIGNS)
     plain = _ZEROS.sub("", _THOUSANDS.sub("", plain))
     plain = _POWER.sub("**", _TIMES.sub("*", plain)).strip().strip("*").strip()
     for part in reversed(plain.split("=")):  # "48 / 2 = 24": what stands on the right
@@ -44,14 +44,14 @@ def number_in(text: str) -> Fraction:
         written = found.group().rstrip(" .+-*/(") if found else ""
         rest = part.strip()[len(written) :]
         if any(c.isdigit() for c in written) and not any(c.isdigit() for c in rest):
-            return evaluated(written)
+            return evaluate_expression(written)
     numbers = {Fraction(n) for n in _NUMBER.findall(plain) if not n.endswith("/0")}
     if len(numbers) == 1:
         return numbers.pop()
-    raise NotANumber("several numbers" if numbers else "no number")
+    raise NotANumberError("several numbers" if numbers else "no number")
 
 
-def _boxed(text: str) -> str:
+def _extract_boxed(text: str) -> str:
     """What the last \\boxed{…} holds, else the text: mathematics as TeX marks its result."""
     start = text.rfind("\\boxed{")
     if start < 0:
@@ -65,42 +65,42 @@ def _boxed(text: str) -> str:
     return inner
 
 
-def evaluated(text: str) -> Fraction:
+def evaluate_expression(text: str) -> Fraction:
     """The exact value of an expression of numbers, + - * / ** and brackets.
 
     Raises:
         NotANumber: anything else stands in it, it divides by zero, or a number in it is too large.
     """
     if len(text) > MAX_CHARS:
-        raise NotANumber(f"longer than {MAX_CHARS} characters")
+        raise NotANumberError(f"longer than {MAX_CHARS} characters")
     try:
-        return _value(ast.parse(text.strip(), mode="eval").body, text.strip())
+        return _evaluate_node(ast.parse(text.strip(), mode="eval").body, text.strip())
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise NotANumber("not an arithmetic expression") from error
+        raise NotANumberError("not an arithmetic expression") from error
     except ZeroDivisionError as error:
-        raise NotANumber("a division by zero") from error
+        raise NotANumberError("a division by zero") from error
 
 
-def _value(node: ast.expr, text: str) -> Fraction:
+def _evaluate_node(node: ast.expr, text: str) -> Fraction:
     match node:
         case ast.Constant(value=bool()):
-            raise NotANumber("not an arithmetic expression")
+            raise NotANumberError("not an arithmetic expression")
         case ast.Constant(value=int() | float()):
             # The digits as they stand: a float would have rounded them.
             found = ast.get_source_segment(text, node) or ""
             if "e" in found.lower() or "_" in found:
-                raise NotANumber("not a plain number")
-            return _limited(Fraction(found))
+                raise NotANumberError("not a plain number")
+            return _check_size(Fraction(found))
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_value(operand, text)
+            return -_evaluate_node(operand, text)
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return _value(operand, text)
+            return _evaluate_node(operand, text)
         case ast.BinOp(left=left, op=op, right=right):
-            return _limited(_combined(_value(left, text), op, _value(right, text)))
-    raise NotANumber("not an arithmetic expression")
+            return _check_size(_apply_operator(_evaluate_node(left, text), op, _evaluate_node(right, text)))
+    raise NotANumberError("not an arithmetic expression")
 
 
-def _combined(a: Fraction, op: ast.operator, b: Fraction) -> Fraction:
+def _apply_operator(a: Fraction, op: ast.operator, b: Fraction) -> Fraction:
     match op:
         case ast.Add():
             return a + b
@@ -112,12 +112,12 @@ def _combined(a: Fraction, op: ast.operator, b: Fraction) -> Fraction:
             return a / b
         case ast.Pow():
             if b.denominator != 1 or abs(b) > MAX_EXPONENT:
-                raise NotANumber(f"a power that is not whole or above {MAX_EXPONENT}")
+                raise NotANumberError(f"a power that is not whole or above {MAX_EXPONENT}")
             return Fraction(a ** int(b))
-    raise NotANumber("not an arithmetic expression")
+    raise NotANumberError("not an arithmetic expression")
 
 
-def _limited(value: Fraction) -> Fraction:
+def _check_size(value: Fraction) -> Fraction:
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
-        raise NotANumber("a number too large to be meant")
+        raise NotANumberError("a number too large to be meant")
     return value

@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from distill_dagster.core.hashing import canonical_json
+from distill_dagster.core.hashing import to_canonical_json
 
 if TYPE_CHECKING:
     from distill_dagster.config import Task
 
-REASONING, ANSWER = "Reasoning:", "Answer:"
+REASONING_MARK, ANSWER_MARK = "Reasoning:", "Answer:"
 """The written form of few-shot examples, of base-like models and of students: reasoning first, then the answer."""
-REFUSAL = "refusal"
+REFUSAL_KEY = "refusal"
 """The only key of an answer that is a refusal: {"refusal": "I cannot help with that."}."""
-WANTED_REFUSAL = canonical_json({REFUSAL: "wanted"})
+WANTED_REFUSAL = to_canonical_json({REFUSAL_KEY: "wanted"})
 """The reference of a prompt in a slice with `refusal: wanted`: whatever the words of a refusal are, it is right."""
 
 
-class InvalidAnswer(Exception):
+class InvalidAnswerError(Exception):
     """Why what was found is no answer of this kind; the message is a sentence for people."""
 
 
@@ -35,7 +35,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Choice:
+class MajorityVote:
     """The candidate of several samples.
 
     `index` is the sample that stands for it, `agreement` how far the samples agree with it, `votes` the share of each
@@ -94,14 +94,14 @@ class Kind(ABC):
     def second_score(self, answer: Any, reference: Any) -> float:
         raise NotImplementedError(f"{type(self).__name__} has no second figure")
 
-    def choose(self, answers: Sequence[Any]) -> Choice:
+    def choose(self, answers: Sequence[Any]) -> MajorityVote:
         """The candidate of one or more samples: by default the answer that most of them equal, the first of equals."""
-        return majority(answers, self.equal)
+        return find_majority(answers, self.equal)
 
     def text(self, answer: Any) -> str:
         """An answer as it is written behind `Answer:`: in few-shot examples, and by a student."""
         if is_refusal(answer):
-            return str(answer[REFUSAL])
+            return str(answer[REFUSAL_KEY])
         return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
 
     def target(self, answer: str, reasoning: str | None) -> str:
@@ -113,23 +113,23 @@ class Kind(ABC):
         words = self.text(json.loads(answer))
         if self.has_labels:
             return words
-        return written(reasoning if self.task.reasoning else None, words)
+        return format_with_reasoning(reasoning if self.task.reasoning else None, words)
 
 
-def written(reasoning: str | None, answer: str) -> str:
+def format_with_reasoning(reasoning: str | None, answer: str) -> str:
     """The written form: "Reasoning: …" and "Answer: …" below it, or the answer alone."""
-    return f"{REASONING} {reasoning.strip()}\n{ANSWER} {answer}" if reasoning else answer
+    return f"{REASONING_MARK} {reasoning.strip()}\n{ANSWER_MARK} {answer}" if reasoning else answer
 
 
 def is_refusal(answer: Any) -> bool:
-    return isinstance(answer, dict) and list(answer) == [REFUSAL]
+    return isinstance(answer, dict) and list(answer) == [REFUSAL_KEY]
 
 
-def refusal(words: str) -> dict[str, str]:
-    return {REFUSAL: words}
+def make_refusal(words: str) -> dict[str, str]:
+    return {REFUSAL_KEY: words}
 
 
-def majority(answers: Sequence[Any], equal: Any) -> Choice:
+def find_majority(answers: Sequence[Any], equal: Any) -> MajorityVote:
     """The largest group of equal answers. Of groups of one size the one whose first member came first.
 
     "Equal" need not carry over (numbers within a tolerance): an answer joins the first group whose first member it
@@ -144,9 +144,9 @@ def majority(answers: Sequence[Any], equal: Any) -> Choice:
             group.append(index)
     groups.sort(key=lambda g: -len(g))
     votes = tuple((answers[g[0]], len(g) / len(answers)) for g in groups)
-    return Choice(groups[0][0], votes[0][1], votes)
+    return MajorityVote(groups[0][0], votes[0][1], votes)
 
 
-def folded(text: str) -> str:
+def fold_unicode(text: str) -> str:
     """Unicode NFKC with white space folded."""
     return " ".join(unicodedata.normalize("NFKC", text).split())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from distill_dagster.kinds.base import InvalidAnswer, Kind, Question
+from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question
 
 
-class Labelled(Kind):
+class LabelKind(Kind):
     answer_kind = "label"
     second = "macro_f1"
     has_labels = True
@@ -19,11 +19,11 @@ class Labelled(Kind):
     def canonical(self, value: Any, question: Question) -> str:
         label = parse_label(value, self.task.label_names) if isinstance(value, str) else None
         if label is None:
-            raise InvalidAnswer(f"no label is named in {_shown(value)}")
+            raise InvalidAnswerError(f"no label is named in {_format_excerpt(value)}")
         return label
 
 
-def _shown(value: Any) -> str:
+def _format_excerpt(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
     return repr(text if len(text) <= 80 else text[:79] + "…")
 
@@ -37,14 +37,14 @@ def parse_label(text: str, labels: list[str]) -> str | None:
         if label.casefold() in (line, bare):  # `line`, since a label may itself end with such a sign: ".net"
             return label
     for label in by_length:
-        if re.match(_word(label), line) or re.match(_word(label), bare):
+        if re.match(_word_pattern(label), line) or re.match(_word_pattern(label), bare):
             return label
-    named = [label for label in by_length if re.search(_word(label), text.casefold())]
+    named = [label for label in by_length if re.search(_word_pattern(label), text.casefold())]
     # "data loss" names "data loss" alone, although "data" may be a label too.
-    longest = [a for a in named if not any(a != b and re.search(_word(a), b.casefold()) for b in named)]
+    longest = [a for a in named if not any(a != b and re.search(_word_pattern(a), b.casefold()) for b in named)]
     return longest[0] if len(longest) == 1 else None
 
 
-def _word(label: str) -> str:
+def _word_pattern(label: str) -> str:
     """A pattern of a label as a word of its own; `\\b` would never match at the end of "c++"."""
     return rf"(?<!\w){re.escape(label.casefold())}(?!\w)"

@@ -6,14 +6,14 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from distill_dagster.kinds.arithmetic import NotANumber, number_in
-from distill_dagster.kinds.base import InvalidAnswer, Kind, Question
+from distill_dagster.kinds.arithmetic import NotANumberError, parse_number
+from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question
 
-MARKS = ("####", "answer is", "answer:")
+RESULT_MARKS = ("####", "answer is", "answer:")
 """What a result is announced by where a model does not keep to the format; looked for without regard to case."""
 
 
-class Maths(Kind):
+class MathKind(Kind):
     answer_kind = "number"
 
     def schema(self) -> dict[str, Any]:
@@ -22,14 +22,14 @@ class Maths(Kind):
     def canonical(self, value: Any, question: Question) -> int | float:
         """A whole number as int, any other rounded to 12 significant digits."""
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise InvalidAnswer("the answer is not a number")
+            raise InvalidAnswerError("the answer is not a number")
         if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidAnswer("the answer is not a finite number")
+            raise InvalidAnswerError("the answer is not a finite number")
         try:
-            exact = number_in(_announced(value)) if isinstance(value, str) else Fraction(str(value))
+            exact = parse_number(_extract_result(value)) if isinstance(value, str) else Fraction(str(value))
             number = float(exact)
-        except (NotANumber, OverflowError) as error:
-            raise InvalidAnswer(f"the answer is not a number: {error} in {str(value)[:80]!r}") from None
+        except (NotANumberError, OverflowError) as error:
+            raise InvalidAnswerError(f"the answer is not a number: {error} in {str(value)[:80]!r}") from None
         return int(exact) if exact.denominator == 1 else float(f"{number:.12g}")
 
     def _equal(self, first: Any, second: Any) -> bool:
@@ -40,10 +40,10 @@ class Maths(Kind):
             return bool(first == second)
 
 
-def _announced(text: str) -> str:
+def _extract_result(text: str) -> str:
     """What stands behind the last mark on its line, else the whole text."""
     lower = text.lower()
-    end, mark = max((lower.rfind(m), m) for m in MARKS)
+    end, mark = max((lower.rfind(m), m) for m in RESULT_MARKS)
     if end < 0:
         return text
     rest = text[end + len(mark) :].lstrip(" :*")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from distill_dagster.kinds.base import InvalidAnswer, Kind, Question, folded, is_refusal
-from distill_dagster.kinds.similarity import squad_normalized, token_f1
+from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question, fold_unicode, is_refusal
+from distill_dagster.kinds.similarity import compute_token_f1, normalize_squad
 
 _OPTION = re.compile(r"^[ \t]*\(?([A-Za-z])[).:][ \t]+(\S.*)$", flags=re.M)
 _CHOSEN = re.compile(r"\(?([A-Za-z])(?:[).:]|$)[ \t]*")
 
 
-class Qa(Kind):
+class QaKind(Kind):
     """Answers are equal where they are after SQuAD's normalisation (Rajpurkar et al. 2016): exact match.
 
     With `answer.choices` an answer is the text of an option: "(b)", "b" and "(b) a harbour." all mean "a harbour".
@@ -29,26 +29,26 @@ class Qa(Kind):
 
     def canonical(self, value: Any, question: Question) -> str:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise InvalidAnswer("the answer is not a text")
-        text = folded(str(value))
+            raise InvalidAnswerError("the answer is not a text")
+        text = fold_unicode(str(value))
         if self.task.answer.choices:
-            return chosen(text, options(question.text), self.task.answer.exact)
-        if not squad_normalized(text):
-            raise InvalidAnswer("the answer is empty")
+            return match_option(text, find_options(question.text), self.task.answer.exact)
+        if not normalize_squad(text):
+            raise InvalidAnswerError("the answer is empty")
         return text
 
     def _equal(self, first: Any, second: Any) -> bool:
         if self.task.answer.exact:
             return bool(first == second)
-        return squad_normalized(first) == squad_normalized(second)
+        return normalize_squad(first) == normalize_squad(second)
 
     def second_score(self, answer: Any, reference: Any) -> float:
         if answer is None or is_refusal(answer) or is_refusal(reference):
             return self.score(answer, reference)
-        return token_f1(answer, reference)
+        return compute_token_f1(answer, reference)
 
 
-def options(text: str) -> dict[str, str]:
+def find_options(text: str) -> dict[str, str]:
     """The last run of lettered lines, "(a) park" or "A. park", by lower-case letter; they begin with a."""
     found: dict[str, str] = {}
     for letter, words in _OPTION.findall(text):
@@ -56,32 +56,32 @@ def options(text: str) -> dict[str, str]:
         if letter == "a":
             found = {}
         if letter == chr(ord("a") + len(found)):
-            found[letter] = folded(words)
+            found[letter] = fold_unicode(words)
     return found
 
 
-def chosen(text: str, among: dict[str, str], exact: bool = False) -> str:
+def match_option(text: str, among: dict[str, str], exact: bool = False) -> str:
     """The option that an answer means, by its letter or by its words; `exact`: by exactly its words.
 
     Raises:
         InvalidAnswer: the question has no options, or none or several are meant.
     """
     if len(among) < 2:
-        raise InvalidAnswer("the question has no options such as `(a) …` on lines of their own")
+        raise InvalidAnswerError("the question has no options such as `(a) …` on lines of their own")
     if exact and text in among.values():
         return text
     if exact:
-        raise InvalidAnswer(f"{text[:80]!r} is not the text of an option")
+        raise InvalidAnswerError(f"{text[:80]!r} is not the text of an option")
     plain = text.strip().rstrip(".")
     by_letter = _CHOSEN.match(plain)
-    words = [option for option in among.values() if squad_normalized(option) == squad_normalized(plain)]
+    words = [option for option in among.values() if normalize_squad(option) == normalize_squad(plain)]
     if words:  # first: the option "a" or "I" is no letter
         return words[0]
     if by_letter and (option := among.get(by_letter.group(1).lower())):
         return option
-    normalized = f" {squad_normalized(plain)} "
-    held = {option for option in among.values() if f" {squad_normalized(option)} " in normalized}
-    longest = [a for a in held if not any(a != b and squad_normalized(a) in squad_normalized(b) for b in held)]
+    normalized = f" {normalize_squad(plain)} "
+    held = {option for option in among.values() if f" {normalize_squad(option)} " in normalized}
+    longest = [a for a in held if not any(a != b and normalize_squad(a) in normalize_squad(b) for b in held)]
     if len(longest) == 1:
         return longest[0]
-    raise InvalidAnswer(f"{plain[:80]!r} is not one of the options")
+    raise InvalidAnswerError(f"{plain[:80]!r} is not one of the options")

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from distill_dagster.core.hashing import canonical_json
-from distill_dagster.core.json_text import json_in
-from distill_dagster.core.patterns import last_group
-from distill_dagster.kinds.base import REASONING, REFUSAL, InvalidAnswer, Kind, Question, refusal
+from distill_dagster.core.hashing import to_canonical_json
+from distill_dagster.core.json_text import find_json
+from distill_dagster.core.patterns import find_last_group
+from distill_dagster.kinds.base import REASONING_MARK, REFUSAL_KEY, InvalidAnswerError, Kind, Question, make_refusal
 
 _TAGS = ("think", "thinking", "thought", "reasoning", "scratchpad")
 _FENCE = re.compile(r"^\s*```[a-zA-Z]*\s*\n?")
@@ -31,7 +31,7 @@ _REFUSAL = re.compile(
 
 
 @dataclass(frozen=True)
-class Parsed:
+class ParsedAnswer:
     """What one response says. `status` is ok, refused or truncated; `error` says why an ok response has no answer.
 
     `answer` is canonical JSON text.
@@ -57,7 +57,7 @@ def read_answer(
     reasoning_content: str | None = None,
     tool_calls: list[dict[str, Any]] | None = None,
     stop: str | None = None,
-) -> Parsed:
+) -> ParsedAnswer:
     """Read one response.
 
     Reasoning is taken from a provider's `reasoning_content`, from tags such as <think>, from the `reasoning` field of a
@@ -73,36 +73,36 @@ def read_answer(
     for end in (stop, spec.stop):
         if end and end in text:  # the answer ended, and only what follows it was cut
             text, cut = text.split(end, 1)[0], False
-    tagged, rest, open_tag = _untagged(text)
+    tagged, rest, open_tag = _split_reasoning_tags(text)
     notes = [part for part in (reasoning_content, tagged) if part and part.strip()]
     declined = finish_reason == "refusal"
-    found = _Found(None)
+    found = _FoundAnswer(None)
     if not declined and not (open_tag and not rest):
-        found = _found(kind, rest) if tool_calls is None else _Found(tool_calls, rest, complete=True)
+        found = _find_answer(kind, rest) if tool_calls is None else _FoundAnswer(tool_calls, rest, complete=True)
         notes += [found.reasoning] if found.reasoning and found.reasoning.strip() and not notes else []
     reasoning = "\n\n".join(note.strip() for note in notes) or None
     words = rest.strip()
     value = found.value
-    if declined or _is_refused(value, words):
-        named = value[REFUSAL] if isinstance(value, dict) else value
+    if declined or _is_refused_answer(value, words):
+        named = value[REFUSAL_KEY] if isinstance(value, dict) else value
         said = (named if isinstance(named, str) else "").strip() or words or "(no words)"
         if question.refusal_wanted:
-            return Parsed("ok", canonical_json(refusal(said)), reasoning)
-        return Parsed("refused", None, reasoning, f"the teacher refused: {said[:200]}")
+            return ParsedAnswer("ok", to_canonical_json(make_refusal(said)), reasoning)
+        return ParsedAnswer("refused", None, reasoning, f"the teacher refused: {said[:200]}")
     if question.refusal_wanted:
-        return Parsed("ok", None, reasoning, "a refusal is wanted in this slice, and the teacher answered")
+        return ParsedAnswer("ok", None, reasoning, "a refusal is wanted in this slice, and the teacher answered")
     if cut and not found.complete:
-        return Parsed("truncated", None, reasoning, "the answer was cut at max_tokens")
+        return ParsedAnswer("truncated", None, reasoning, "the answer was cut at max_tokens")
     try:
         if value is None:
-            raise InvalidAnswer("no answer was found in the text")
-        return Parsed("ok", canonical_json(kind.canonical(value, question)), reasoning)
-    except InvalidAnswer as why:
-        return Parsed("truncated" if cut else "ok", None, reasoning, str(why))
+            raise InvalidAnswerError("no answer was found in the text")
+        return ParsedAnswer("ok", to_canonical_json(kind.canonical(value, question)), reasoning)
+    except InvalidAnswerError as why:
+        return ParsedAnswer("truncated" if cut else "ok", None, reasoning, str(why))
 
 
-def _is_refused(found: Any, words: str) -> bool:
-    if isinstance(found, dict) and list(found) == [REFUSAL]:
+def _is_refused_answer(found: Any, words: str) -> bool:
+    if isinstance(found, dict) and list(found) == [REFUSAL_KEY]:
         return True
     if isinstance(found, str) and is_refusal_text(found):
         return True
@@ -110,7 +110,7 @@ def _is_refused(found: Any, words: str) -> bool:
     return (found is None or found == [] or isinstance(found, str)) and is_refusal_text(words)
 
 
-def _untagged(text: str) -> tuple[str | None, str, bool]:
+def _split_reasoning_tags(text: str) -> tuple[str | None, str, bool]:
     """(what stands in reasoning tags, the text without it, whether a tag was never closed)."""
     inside: list[str] = []
     open_tag = False
@@ -142,7 +142,7 @@ def _untagged(text: str) -> tuple[str | None, str, bool]:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _FoundAnswer:
     """The answer as it stands in a response, or None; the reasoning that was written with it; whether it ended."""
 
     value: Any
@@ -150,43 +150,45 @@ class _Found:
     complete: bool = False
 
 
-def _whole(kind: Kind, value: dict[str, Any]) -> bool:
+def _is_whole_answer(kind: Kind, value: dict[str, Any]) -> bool:
     """Whether an object is itself an extracted answer, of a schema with a field of the name `answer`."""
     if kind.answer_kind != "object":
         return False
     try:
         kind.canonical(value, Question())
-    except InvalidAnswer:
+    except InvalidAnswerError:
         return False
     return True
 
 
-def _found(kind: Kind, text: str) -> _Found:
+def _find_answer(kind: Kind, text: str) -> _FoundAnswer:
     spec, thinks = kind.task.answer, kind.task.reasoning
     if spec.pattern:
-        match = last_group(spec.pattern, text, "answer")
-        return _Found(None, text) if match is None else _Found(match[0].strip(), text[: match[1]], True)
+        match = find_last_group(spec.pattern, text, "answer")
+        return _FoundAnswer(None, text) if match is None else _FoundAnswer(match[0].strip(), text[: match[1]], True)
     bare = _FENCE.sub("", text).strip()
-    value = json_in(bare) if bare[:1] in ("{", "[") else None
+    value = find_json(bare) if bare[:1] in ("{", "[") else None
     if (
         isinstance(value, dict)
         and "answer" in value
         and set(value) <= {"answer", "reasoning"}
-        and not _whole(kind, value)
+        and not _is_whole_answer(kind, value)
     ):
         reasoning = value.get("reasoning")
-        return _Found(value["answer"], reasoning if isinstance(reasoning, str) else None, True)
-    if isinstance(value, dict) and list(value) == [REFUSAL] and isinstance(value[REFUSAL], str):
-        return _Found(value, None, True)
+        return _FoundAnswer(value["answer"], reasoning if isinstance(reasoning, str) else None, True)
+    if isinstance(value, dict) and list(value) == [REFUSAL_KEY] and isinstance(value[REFUSAL_KEY], str):
+        return _FoundAnswer(value, None, True)
     marked = _ANSWER_LINE.search(text) if thinks or kind.structured else None
     if marked is None:
-        rest = text.strip().removeprefix(REASONING).strip() if thinks else text.strip()
+        rest = text.strip().removeprefix(REASONING_MARK).strip() if thinks else text.strip()
         # Reasoning that never came to an answer line may still end in one ("The answer is 7"): `canonical` looks.
         told = thinks and kind.structured and len(rest.split()) > 3
-        return _Found(rest or None, rest if told else None, value is not None)
-    before = text[: marked.start()].strip().removeprefix(REASONING).strip()
+        return _FoundAnswer(rest or None, rest if told else None, value is not None)
+    before = text[: marked.start()].strip().removeprefix(REASONING_MARK).strip()
     answer, ended = text[marked.end() :].lstrip(), False
     if kind.one_line:
         answer, line_break, _ = answer.partition("\n")
         ended = bool(line_break)
-    return _Found(answer.strip() or None, before or None, ended or (bool(answer) and json_in(answer) is not None))
+    return _FoundAnswer(
+        answer.strip() or None, before or None, ended or (bool(answer) and find_json(answer) is not None)
+    )

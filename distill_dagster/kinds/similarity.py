@@ -13,7 +13,7 @@ MAX_TOKENS = 2000
 CHRF_ORDER, CHRF_BETA = 6, 2
 
 
-def squad_normalized(text: str) -> str:
+def normalize_squad(text: str) -> str:
     """Lower case without punctuation, articles and needless white space (Rajpurkar et al. 2016, SQuAD).
 
     Other than there, signs that carry meaning (% + $ # =) stay.
@@ -23,23 +23,23 @@ def squad_normalized(text: str) -> str:
     return " ".join(word for word in plain.split() if word not in _ARTICLES)
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     return re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower())
 
 
-def _f1(hits: float, first: int, second: int) -> float:
+def _compute_f1(hits: float, first: int, second: int) -> float:
     return 2 * hits / (first + second) if first + second else 1.0
 
 
-def token_f1(first: str, second: str) -> float:
+def compute_token_f1(first: str, second: str) -> float:
     """Harmonic mean of precision and recall over words as bags, as SQuAD measures answers."""
-    a, b = squad_normalized(first).split(), squad_normalized(second).split()
-    return _f1(sum((Counter(a) & Counter(b)).values()), len(a), len(b))
+    a, b = normalize_squad(first).split(), normalize_squad(second).split()
+    return _compute_f1(sum((Counter(a) & Counter(b)).values()), len(a), len(b))
 
 
-def rouge_l(first: str, second: str) -> float:
+def compute_rouge_l(first: str, second: str) -> float:
     """F-measure of the longest common subsequence of words (Lin 2004, with precision and recall weighted alike)."""
-    a, b = _words(first)[:MAX_TOKENS], _words(second)[:MAX_TOKENS]
+    a, b = _split_words(first)[:MAX_TOKENS], _split_words(second)[:MAX_TOKENS]
     row = [0] * (len(b) + 1)
     for word in a:
         diagonal = 0
@@ -47,17 +47,17 @@ def rouge_l(first: str, second: str) -> float:
             above = row[j]
             row[j] = diagonal + 1 if word == other else max(above, row[j - 1])
             diagonal = above
-    return _f1(row[-1], len(a), len(b))
+    return _compute_f1(row[-1], len(a), len(b))
 
 
-def chrf(text: str, reference: str) -> float:
+def compute_chrf(text: str, reference: str) -> float:
     """Character n-gram F-score, n = 1 to 6, recall counting twice as much as precision (Popović 2015)."""
     a, b = ("".join(unicodedata.normalize("NFKC", t).split()) for t in (text, reference))
     if a == b:
         return 1.0
     scores = []
     for n in range(1, CHRF_ORDER + 1):
-        x, y = _grams(a, n), _grams(b, n)
+        x, y = _count_grams(a, n), _count_grams(b, n)
         hits, total_x, total_y = sum((x & y).values()), sum(x.values()), sum(y.values())
         if not total_x and not total_y:
             continue
@@ -67,11 +67,11 @@ def chrf(text: str, reference: str) -> float:
     return sum(scores) / len(scores) if scores else 1.0
 
 
-def _grams(text: str, n: int) -> Counter[str]:
+def _count_grams(text: str, n: int) -> Counter[str]:
     return Counter(text[i : i + n] for i in range(len(text) - n + 1))
 
 
-def bag_f1(first: Iterable[object], second: Iterable[object]) -> float:
+def compute_bag_f1(first: Iterable[object], second: Iterable[object]) -> float:
     """F1 of two bags of hashable things; 1 where both are empty."""
     a, b = Counter(first), Counter(second)
-    return _f1(sum((a & b).values()), sum(a.values()), sum(b.values()))
+    return _compute_f1(sum((a & b).values()), sum(a.values()), sum(b.values()))

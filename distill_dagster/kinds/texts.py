@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from distill_dagster.kinds.base import Choice, InvalidAnswer, Kind, Question, folded, is_refusal
-from distill_dagster.kinds.similarity import chrf, rouge_l, token_f1
+from distill_dagster.kinds.base import InvalidAnswerError, Kind, MajorityVote, Question, fold_unicode, is_refusal
+from distill_dagster.kinds.similarity import compute_chrf, compute_rouge_l, compute_token_f1
 
 
-class FreeText(Kind):
+class FreeTextKind(Kind):
     answer_kind = "text"
     one_line = False
     structured = False
@@ -25,14 +25,14 @@ class FreeText(Kind):
 
     def canonical(self, value: Any, question: Question) -> str:
         if not isinstance(value, str):
-            raise InvalidAnswer("the answer is not a text")
+            raise InvalidAnswerError("the answer is not a text")
         text = "\n".join(line.rstrip() for line in value.strip().splitlines())
         if not text:
-            raise InvalidAnswer("the answer is empty")
+            raise InvalidAnswerError("the answer is empty")
         return text
 
     def _equal(self, first: Any, second: Any) -> bool:
-        return folded(first).casefold() == folded(second).casefold()
+        return fold_unicode(first).casefold() == fold_unicode(second).casefold()
 
     def score(self, answer: Any, reference: Any) -> float:
         if answer is None or is_refusal(answer) or is_refusal(reference):
@@ -42,35 +42,35 @@ class FreeText(Kind):
     def second_score(self, answer: Any, reference: Any) -> float:
         if answer is None or is_refusal(answer) or is_refusal(reference):
             return super().score(answer, reference)
-        return token_f1(answer, reference)
+        return compute_token_f1(answer, reference)
 
-    def choose(self, answers: Sequence[Any]) -> Choice:
+    def choose(self, answers: Sequence[Any]) -> MajorityVote:
         if len(answers) == 1:
-            return Choice(0, 1.0)
+            return MajorityVote(0, 1.0)
         mean = [
             sum(self.second_score(a, b) for j, b in enumerate(answers) if i != j) / (len(answers) - 1)
             for i, a in enumerate(answers)
         ]
         best = max(range(len(answers)), key=lambda i: mean[i])
-        return Choice(best, mean[best])
+        return MajorityVote(best, mean[best])
 
 
-class Summary(FreeText):
+class SummaryKind(FreeTextKind):
     """ROUGE-L against a reference summary."""
 
     metric = "rouge_l"
-    like = staticmethod(rouge_l)
+    like = staticmethod(compute_rouge_l)
 
 
-class Reply(FreeText):
+class ConversationKind(FreeTextKind):
     """The next turn of a conversation."""
 
     metric = "rouge_l"
-    like = staticmethod(rouge_l)
+    like = staticmethod(compute_rouge_l)
 
 
-class Generated(FreeText):
+class GenerationKind(FreeTextKind):
     """Rewrites, drafts, translations: characters are compared, so that word endings and other scripts count."""
 
     metric = "chrf"
-    like = staticmethod(chrf)
+    like = staticmethod(compute_chrf)

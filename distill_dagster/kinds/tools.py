@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill_dagster.core.hashing import canonical_json
-from distill_dagster.core.json_schema import answer_problem
-from distill_dagster.core.json_text import json_in
-from distill_dagster.kinds.base import InvalidAnswer, Kind, Question, is_refusal
-from distill_dagster.kinds.extraction import plain_value
-from distill_dagster.kinds.similarity import bag_f1
+from distill_dagster.core.hashing import to_canonical_json
+from distill_dagster.core.json_schema import find_answer_problem
+from distill_dagster.core.json_text import find_json
+from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question, is_refusal
+from distill_dagster.kinds.extraction import simplify_value
+from distill_dagster.kinds.similarity import compute_bag_f1
 
 
-class ToolCalls(Kind):
+class ToolCallKind(Kind):
     """Equal where the same tools are called with the same arguments, in any order."""
 
     answer_kind = "tool_calls"
@@ -31,32 +31,32 @@ class ToolCalls(Kind):
         return {"type": "array", "items": {"anyOf": calls}}
 
     def canonical(self, value: Any, question: Question) -> list[dict[str, Any]]:
-        found = json_in(value) if isinstance(value, str) else value
+        found = find_json(value) if isinstance(value, str) else value
         calls = [found] if isinstance(found, dict) else found
         if not isinstance(calls, list):
-            raise InvalidAnswer("the answer holds no list of tool calls")
+            raise InvalidAnswerError("the answer holds no list of tool calls")
         return [self._call(call) for call in calls]
 
     def _call(self, call: Any) -> dict[str, Any]:
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-            raise InvalidAnswer("a tool call has no name")
+            raise InvalidAnswerError("a tool call has no name")
         name, arguments = call["name"], call.get("arguments", {})
         if isinstance(arguments, str):  # as providers send them
-            arguments = json_in(arguments)
+            arguments = find_json(arguments)
         tool = next((t for t in self.task.tools if t.name == name), None)
         if tool is None:
-            raise InvalidAnswer(f"{name[:60]!r} is not one of the task's tools")
+            raise InvalidAnswerError(f"{name[:60]!r} is not one of the task's tools")
         if not isinstance(arguments, dict):
-            raise InvalidAnswer(f"the arguments of {name} are not a JSON object")
-        arguments = plain_value(arguments)
-        if why := answer_problem(arguments, tool.parameters):
-            raise InvalidAnswer(f"the arguments of {name} do not fit: {why}")
+            raise InvalidAnswerError(f"the arguments of {name} are not a JSON object")
+        arguments = simplify_value(arguments)
+        if why := find_answer_problem(arguments, tool.parameters):
+            raise InvalidAnswerError(f"the arguments of {name} do not fit: {why}")
         return {"name": name, "arguments": arguments}
 
     def _equal(self, first: Any, second: Any) -> bool:
-        return sorted(map(canonical_json, first)) == sorted(map(canonical_json, second))
+        return sorted(map(to_canonical_json, first)) == sorted(map(to_canonical_json, second))
 
     def second_score(self, answer: Any, reference: Any) -> float:
         if answer is None or is_refusal(answer) or is_refusal(reference):
             return self.score(answer, reference)
-        return bag_f1(map(canonical_json, answer), map(canonical_json, reference))
+        return compute_bag_f1(map(to_canonical_json, answer), map(to_canonical_json, reference))

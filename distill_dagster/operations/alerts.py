@@ -11,9 +11,9 @@ from urllib.error import URLError
 
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-WEBHOOK = "DISTILL_ALERT_WEBHOOK"
+WEBHOOK_VARIABLE = "DISTILL_ALERT_WEBHOOK"
 """The variable with the address that every alert is sent to, as JSON with the field `text`."""
-TIMEOUT_S, TRIES = 3.0, 2
+WEBHOOK_TIMEOUT_S, WEBHOOK_TRIES = 3.0, 2
 """Dagster gives a sensor a minute, in which it may have five failed runs to tell of."""
 
 
@@ -50,7 +50,7 @@ def write_alert(folder: Path, alert: Alert) -> Path:
 
 @retry(
     retry=retry_if_exception_type((URLError, TimeoutError, ConnectionError)),
-    stop=stop_after_attempt(TRIES),
+    stop=stop_after_attempt(WEBHOOK_TRIES),
     wait=wait_exponential(multiplier=0.2, max=2),
     reraise=True,
 )
@@ -62,8 +62,8 @@ def post_alert(url: str, alert: Alert) -> None:
         ValueError: it is not an http address.
     """
     if not url.startswith(("http://", "https://")):
-        raise ValueError(f"{WEBHOOK} wants an http or https address")
+        raise ValueError(f"{WEBHOOK_VARIABLE} wants an http or https address")
     body = json.dumps({"text": alert.text} | asdict(alert)).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+    with urllib.request.urlopen(request, timeout=WEBHOOK_TIMEOUT_S):
         pass

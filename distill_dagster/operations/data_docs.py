@@ -14,11 +14,11 @@ from pathlib import Path
 import polars as pl
 
 from distill_dagster.core import progress
-from distill_dagster.tables.lake import Lake, node, swap_folder
-from distill_dagster.tables.validation import EXPECTATIONS, plain_columns, suite_of
+from distill_dagster.tables.lake import Lake, format_artifact_name, swap_folder
+from distill_dagster.tables.validation import EXPECTATIONS, build_suite, select_expected_columns
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-_SITE = "data_docs"
+_SITE_NAME = "data_docs"
 
 
 def build_data_docs(lake: Lake, task: str, tables: Iterable[tuple[str, str | None]], target: Path) -> int:
@@ -46,20 +46,20 @@ def build_data_docs(lake: Lake, task: str, tables: Iterable[tuple[str, str | Non
         context.delete_data_docs_site(name)
     backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(temporary)}
     site = {"class_name": "SiteBuilder", "store_backend": backend, "show_how_to_buttons": False}
-    context.add_data_docs_site(_SITE, site | {"site_index_builder": {"class_name": "DefaultSiteIndexBuilder"}})
+    context.add_data_docs_site(_SITE_NAME, site | {"site_index_builder": {"class_name": "DefaultSiteIndexBuilder"}})
     source = context.data_sources.add_pandas(task)
     try:
         for number, (stage, key) in enumerate(found):
-            name = node(stage, key)
-            progress.report("validating tables", number, len(found))
+            name = format_artifact_name(stage, key)
+            progress.report_progress("validating tables", number, len(found))
             batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
-            suite = context.suites.add(suite_of(name, EXPECTATIONS[stage]))
+            suite = context.suites.add(build_suite(name, EXPECTATIONS[stage]))
             definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
-            actions = [UpdateDataDocsAction(name="docs", site_names=[_SITE])]
+            actions = [UpdateDataDocsAction(name="docs", site_names=[_SITE_NAME])]
             checkpoint = gx.Checkpoint(name=name, validation_definitions=[definition], actions=actions)
-            rows = plain_columns(stage, pl.scan_parquet(lake.path(task, stage, key))).collect().to_pandas()
+            rows = select_expected_columns(stage, pl.scan_parquet(lake.path(task, stage, key))).collect().to_pandas()
             context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": rows})
-        context.build_data_docs(site_names=[_SITE])
+        context.build_data_docs(site_names=[_SITE_NAME])
         target.parent.mkdir(parents=True, exist_ok=True)
         swap_folder(temporary, target)
     finally:

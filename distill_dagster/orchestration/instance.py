@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import dagster as dg
 
 from distill_dagster.core import databases
-from distill_dagster.core.database_urls import POSTGRES, postgres_url
-from distill_dagster.core.paths import PROJECT, Home
-from distill_dagster.core.processes import alive
+from distill_dagster.core.database_urls import POSTGRES_VARIABLE, get_postgres_url
+from distill_dagster.core.paths import PROJECT_FOLDER, Home
+from distill_dagster.core.processes import is_process_alive
 from distill_dagster.orchestration.tags import HOST_TAG, PID_TAG
 
 POOLS = {"teacher", "training"}
@@ -31,15 +31,15 @@ def instance_folder(home: Home) -> None:
     With DISTILL_POSTGRES_URL the file names that variable as storage, never its value. An instance of the user's own
     is left as it is.
     """
-    if url := postgres_url():
+    if url := get_postgres_url():
         # Dagster reads the variable itself, here and in the processes that it starts.
-        os.environ[POSTGRES] = url
+        os.environ[POSTGRES_VARIABLE] = url
     if not os.environ.get("DAGSTER_HOME"):
         os.environ["DAGSTER_HOME"] = str(home.instance)
     if os.environ["DAGSTER_HOME"] != str(home.instance):
         return
     home.instance.mkdir(parents=True, exist_ok=True)
-    template, there = PROJECT / "dagster.yaml", home.instance / "dagster.yaml"
+    template, there = PROJECT_FOLDER / "dagster.yaml", home.instance / "dagster.yaml"
     wanted = (template.read_text() if template.exists() else "") + (POSTGRES_STORAGE if url else "")
     if wanted and (not there.exists() or there.read_text() != wanted):
         temporary = there.with_suffix(f".{os.getpid()}")  # processes may start at once
@@ -50,7 +50,7 @@ def instance_folder(home: Home) -> None:
 @contextmanager
 def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
     instance_folder(home)
-    with databases.opening():
+    with databases.prepare_databases():
         opened = dg.DagsterInstance.get()
         # Dagster makes a pool at its first use; on PostgreSQL two runs that do so at once fail.
         for pool in POOLS - opened.event_log_storage.get_concurrency_keys():
@@ -65,6 +65,6 @@ def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
     open_runs = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={HOST_TAG: platform.node()})
     for record in instance.get_run_records(open_runs):
         run = record.dagster_run
-        if not alive(int(run.tags[PID_TAG]), record.start_time):
+        if not is_process_alive(int(run.tags[PID_TAG]), record.start_time):
             instance.report_run_failed(run, "The process of this run is gone. `distill run` takes up what it left.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

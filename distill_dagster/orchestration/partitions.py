@@ -8,15 +8,18 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from distill_dagster.core.errors import InputError
 from distill_dagster.orchestration.tags import DATA_VERSION_TAG
 from distill_dagster.pipeline.backfill_selection import SLICE_STAGES
-from distill_dagster.pipeline.source_versions import source_versions
-from distill_dagster.pipeline.stage_table import slices_name
+from distill_dagster.pipeline.source_versions import iter_source_versions
+from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from distill_dagster.tasks import TaskFolder
 
 
 def slice_changes(folder: TaskFolder, instance: dg.DagsterInstance) -> tuple[list[str], list[str]]:
     """Slices that are no partitions yet, and partitions that are no slices any more; sorted, since ranges follow the
     order of insertion."""
-    keys, known = set(folder.slice_keys()), set(instance.get_dynamic_partitions(slices_name(folder.name)))
+    keys, known = (
+        set(folder.slice_keys()),
+        set(instance.get_dynamic_partitions(get_slices_partitions_name(folder.name))),
+    )
     return sorted(keys - known), sorted(known - keys)
 
 
@@ -24,11 +27,11 @@ def sync(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
     """Slices become partitions, and the user's files are observed, as far as they changed."""
     new, gone = slice_changes(folder, instance)
     if new:
-        instance.add_dynamic_partitions(slices_name(folder.name), new)
+        instance.add_dynamic_partitions(get_slices_partitions_name(folder.name), new)
     for slice_ in gone:
-        instance.delete_dynamic_partition(slices_name(folder.name), slice_)
+        instance.delete_dynamic_partition(get_slices_partitions_name(folder.name), slice_)
     seen: dict[str, dict[str | None, str]] = {}
-    for source, partition, version in source_versions(folder, list(folder.task.students)):
+    for source, partition, version in iter_source_versions(folder, list(folder.task.students)):
         key = dg.AssetKey([folder.name, source])
         if source not in seen:
             seen[source] = latest_versions(instance, key, partition is not None, dg.DagsterEventType.ASSET_OBSERVATION)
@@ -39,8 +42,8 @@ def sync(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
 
 def failed_slices(folder: TaskFolder, instance: dg.DagsterInstance) -> set[str]:
     """Slices of which the last run of any sliced asset failed."""
-    slices = dg.DynamicPartitionsDefinition(name=slices_name(folder.name))
-    keys = instance.get_dynamic_partitions(slices_name(folder.name))
+    slices = dg.DynamicPartitionsDefinition(name=get_slices_partitions_name(folder.name))
+    keys = instance.get_dynamic_partitions(get_slices_partitions_name(folder.name))
     found = set()
     for stage in SLICE_STAGES:
         known = instance.get_status_by_partition(dg.AssetKey([folder.name, stage]), keys, slices) or {}

@@ -14,9 +14,9 @@ from distill_dagster.core.errors import InputError
 from distill_dagster.orchestration.partitions import sync
 from distill_dagster.orchestration.run_summary import Outcome
 from distill_dagster.orchestration.runner import Event, Runner
-from distill_dagster.pipeline.stage_table import REFRESHES
-from distill_dagster.pipeline.task_check import check_folder
-from distill_dagster.tables.lake import node
+from distill_dagster.pipeline.stage_table import REFRESHES_ASSET
+from distill_dagster.pipeline.task_check import check_task_folder
+from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tasks import imagined
 
 
@@ -51,8 +51,8 @@ def _alone(lock: Path, tell: Event) -> Iterator[None]:
 
 def _refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) -> Outcome:
     folder, lake, instance = runner.folder, runner.lake, runner.instance
-    apart = (folder.path / "slices", folder.accepted, folder.accepted and folder.accepted / imagined.FOLDER)
-    if errors := [p for p in check_folder(folder) if p.severity == "error" and p.file.parent not in apart]:
+    apart = (folder.path / "slices", folder.accepted, folder.accepted and folder.accepted / imagined.IMAGINED_FOLDER)
+    if errors := [p for p in check_task_folder(folder) if p.severity == "error" and p.file.parent not in apart]:
         raise InputError(errors)
     trained = [s for s in folder.task.students if lake.record(folder.name, "student_adapter", s) is not None]
     sync(folder, instance)
@@ -61,7 +61,7 @@ def _refresh_task(runner: Runner, students: list[str], force: bool, tell: Event)
 
 def refresh_event(task: str, outcome: Outcome) -> dg.AssetMaterialization:
     """The event of one refresh: Dagster draws its figures over time, and knows when the last one was."""
-    made = [node(asset, partition) for asset, keys in outcome.partitions.items() for partition in keys]
+    made = [format_artifact_name(asset, partition) for asset, keys in outcome.partitions.items() for partition in keys]
     metadata: dict[str, Any] = {
         "runs": len(outcome.runs),
         "artifacts": len(made),
@@ -75,4 +75,4 @@ def refresh_event(task: str, outcome: Outcome) -> dg.AssetMaterialization:
         "waiting": "; ".join(f"{n}: {why}" for n, why in (outcome.waiting | outcome.pending).items()) or "nothing",
         "wall_s": round(outcome.wall_s, 1),
     }
-    return dg.AssetMaterialization([task, REFRESHES], metadata=metadata)
+    return dg.AssetMaterialization([task, REFRESHES_ASSET], metadata=metadata)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from distill_dagster.config import BudgetSpec
 from distill_dagster.orchestration.run_summary import Outcome
 from distill_dagster.pipeline import retry_backoff
-from distill_dagster.pipeline.dataset_drift import changed_rows
-from distill_dagster.pipeline.freshness import State, Status
-from distill_dagster.pipeline.stage_table import MERGED
+from distill_dagster.pipeline.dataset_drift import count_changed_rows
+from distill_dagster.pipeline.freshness import ArtifactStatus, TaskState
+from distill_dagster.pipeline.stage_table import MERGING_STAGE
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
 
@@ -25,7 +25,7 @@ class Patience:
     lake: Lake
     cap: BudgetSpec
 
-    def waits(self, status: Status) -> str | None:
+    def waits(self, status: ArtifactStatus) -> str | None:
         """Why a refresh leaves an artifact as it is.
 
         A student: nothing but the dataset changed, and that too little. Answers: nothing but missing rows, and those
@@ -33,13 +33,13 @@ class Patience:
         """
         record = status.record
         if record is not None and len(status.why) == 1:
-            why = retry_backoff.waits(record, self.folder.task.budget.capped(self.cap), time.time())
+            why = retry_backoff.explain_wait(record, self.folder.task.budget.capped(self.cap), time.time())
             if why is not None:
                 return f"{why} (--force)"
         if status.asset not in RETRAINED or status.why != ("filtered_dataset changed",):
             return None
         assert status.partition is not None
-        changed = changed_rows(self.lake, self.folder.name, status.partition)
+        changed = count_changed_rows(self.lake, self.folder.name, status.partition)
         wanted = self.folder.task.refresh.min_new_rows
         if changed is None or changed > wanted:
             return None
@@ -51,11 +51,11 @@ def awaited(needs: dict[str, str | None], outcome: Outcome) -> str | None:
     return next((f"{name} waits for its batch" for name in needs if name in outcome.pending), None)
 
 
-def held_back(state: State, status: Status, needs: dict[str, str | None], outcome: Outcome) -> str | None:
+def held_back(state: TaskState, status: ArtifactStatus, needs: dict[str, str | None], outcome: Outcome) -> str | None:
     """Why an artifact cannot be made now: something upstream failed, or did not pass its checks."""
     for name in needs:
         asset, _, rest = name.partition("[")
-        if status.asset == MERGED and rest and status.state != "waiting":
+        if status.asset == MERGING_STAGE and rest and status.state != "waiting":
             continue  # a slice that failed gives its last good rows, or none
         if name in outcome.failed:
             return f"{name} failed"

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import dagster as dg
 
 from distill_dagster.config import BudgetSpec
-from distill_dagster.core.database_urls import store_url
+from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.paths import Home
 from distill_dagster.orchestration.in_process import failure_message, pending_in, run_within
 from distill_dagster.orchestration.partitions import latest_versions
@@ -18,12 +18,12 @@ from distill_dagster.orchestration.refresh_policy import Patience, awaited, held
 from distill_dagster.orchestration.run_summary import Outcome
 from distill_dagster.orchestration.tags import budget_tags, run_tags
 from distill_dagster.pipeline.backfill_selection import SLICE_STAGES
-from distill_dagster.pipeline.freshness import State, Status
+from distill_dagster.pipeline.freshness import ArtifactStatus, TaskState
 from distill_dagster.pipeline.stage_table import STAGES, Stage
-from distill_dagster.tables.lake import Lake, node
+from distill_dagster.tables.lake import Lake, format_artifact_name
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.completions.ledger import NO_CAP
-from distill_dagster.teacher.imagine.plan import imagine_requests_needed
+from distill_dagster.teacher.imagine.plan import count_imagine_requests
 
 TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
 Event = Callable[[str, str], None]
@@ -45,7 +45,7 @@ class Runner:
         """`campaign`: the id of the run that this one's runs belong to, if there is one; `cap`: what it may spend."""
         self.home, self.folder, self.instance = home, folder, instance
         self.lake = Lake(home.lake, home.reports)
-        self.state = State(folder, self.lake)
+        self.state = TaskState(folder, self.lake)
         self.campaign = campaign or uuid.uuid4().hex
         self.cap = cap
         self._job = defs.resolve_implicit_global_asset_job_def()
@@ -62,19 +62,19 @@ class Runner:
     def backfill(self, slices: list[str], tell: Event, again: bool) -> Outcome:
         """Materialize these slices up to scored_completions, and what they need; `again`: also where they are fresh."""
         self._stages = _with_upstream(SLICE_STAGES, self.state.stages)
-        self._again = {node(stage, key) for stage in SLICE_STAGES for key in slices} if again else set()
+        self._again = {format_artifact_name(stage, key) for stage in SLICE_STAGES for key in slices} if again else set()
         return self.run(slices, [], tell)
 
     def imagine(self, slices: list[str], tell: Event) -> Outcome:
         """Make the prompts of these slices anew, and no more: what they lack to their targets is imagined."""
         self._stages = _with_upstream(["seed_prompts"], self.state.stages)
-        self._again = {node("seed_prompts", key) for key in slices}
+        self._again = {format_artifact_name("seed_prompts", key) for key in slices}
         return self.run(slices, [], tell)
 
     def run(self, slices: list[str] | None, students: list[str], tell: Event) -> Outcome:
         """Materialize what is not fresh. A failed partition does not hold up the others, only what needs it."""
         outcome, started, tried = Outcome(), time.perf_counter(), set[str]()
-        self.state = State(self.folder, self.lake)
+        self.state = TaskState(self.folder, self.lake)
         self._unrecorded = self._missing_events(slices, students)
         with ExitStack() as server:
             holding = False
@@ -102,11 +102,11 @@ class Runner:
         """What this campaign took, by the ledger: records of what was made know nothing of what failed."""
         from distill_dagster.teacher.completions.store import open_store
 
-        with open_store(self.home.store, store_url()) as store:
+        with open_store(self.home.store, get_store_url()) as store:
             taken = store.taken(self.folder.name, self.campaign)
         outcome.teacher_calls, outcome.cost_usd, outcome.reserved_usd = taken.calls, taken.usd, taken.reserved_usd
 
-    def _considered(self, slices: list[str] | None, students: list[str]) -> list[Status]:
+    def _considered(self, slices: list[str] | None, students: list[str]) -> list[ArtifactStatus]:
         return [s for s in self.state.all(students, slices) if self._stages is None or s.asset in self._stages]
 
     def _missing_events(self, slices: list[str] | None, students: list[str]) -> set[str]:
@@ -122,12 +122,14 @@ class Runner:
                 found.add(status.name)
         return found
 
-    def _next(self, slices: list[str] | None, students: list[str], tried: set[str], outcome: Outcome) -> list[Status]:
+    def _next(
+        self, slices: list[str] | None, students: list[str], tried: set[str], outcome: Outcome
+    ) -> list[ArtifactStatus]:
         """The next run: the first artifact that is due and ready, and those of its partition that only wait for it."""
         # Looked at anew each time: what was held back may be due, or fresh, by now.
         outcome.waiting = {}
         outcome.blocked = {name: why for name, why in outcome.blocked.items() if name in tried}
-        batch: list[Status] = []
+        batch: list[ArtifactStatus] = []
         planned: set[str] = set()
         forced = self._unrecorded | self._again
         considered = self._considered(slices, students)
@@ -166,22 +168,22 @@ class Runner:
                 planned.add(status.name)
         return batch
 
-    def _asks(self, status: Status) -> bool:
+    def _asks(self, status: ArtifactStatus) -> bool:
         """Whether a stage will want the teacher's server; seed prompts do where the slice wants imagined ones."""
         if status.asset == "seed_prompts" and status.partition is not None and status.state != "malformed":
-            return bool(imagine_requests_needed(self.folder.task, self.folder.slice(status.partition)).prompts)
+            return bool(count_imagine_requests(self.folder.task, self.folder.slice(status.partition)).prompts)
         return status.asset in TEACHER_STAGES
 
     def _hold_server(self, held: ExitStack) -> None:
         """Keep one use of the embedded server, so that it stays warm between the runs of this command."""
-        from distill_dagster.teacher.providers.embedded import SERVERS
+        from distill_dagster.teacher.providers.embedded import EMBEDDED_SERVERS
 
         spec = self.folder.task.teacher
         if spec.embedded:
-            _, lease = SERVERS.acquire(spec, self.home.models)
-            held.callback(SERVERS.release, lease)
+            _, lease = EMBEDDED_SERVERS.acquire(spec, self.home.models)
+            held.callback(EMBEDDED_SERVERS.release, lease)
 
-    def _execute(self, batch: list[Status], outcome: Outcome, tell: Event) -> None:
+    def _execute(self, batch: list[ArtifactStatus], outcome: Outcome, tell: Event) -> None:
         what = ", ".join(s.name for s in batch)
         tell("start", what)
         try:
@@ -215,7 +217,7 @@ class Runner:
                 outcome.failed[status.name] = failure_message(failures.get(step) or whole)
         tell("pending" if pending else "done" if result.success else "failed", what)
 
-    def _count(self, status: Status, outcome: Outcome) -> None:
+    def _count(self, status: ArtifactStatus, outcome: Outcome) -> None:
         outcome.partitions.setdefault(status.asset, []).append(status.partition)
         record = self.state.record(status.asset, status.partition)
         extra = record.extra if record else {}
@@ -223,7 +225,7 @@ class Runner:
         outcome.model_s += extra.get("model_s", 0.0)
         outcome.prompt_tokens += extra.get("prompt_tokens", 0)
         outcome.completion_tokens += extra.get("completion_tokens", 0)
-        self._unrecorded.discard(node(status.asset, status.partition))
+        self._unrecorded.discard(format_artifact_name(status.asset, status.partition))
 
 
 def _with_upstream(names: Iterable[str], stages: Mapping[str, Stage]) -> set[str]:

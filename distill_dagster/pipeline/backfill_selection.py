@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 from distill_dagster.core.errors import InputError, Problem
-from distill_dagster.pipeline.freshness import State
+from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.stage_table import STAGES
 from distill_dagster.tasks import TaskFolder
 
-Lacking = Literal["stale", "missing", "failed", "all"]
+SliceSelector = Literal["stale", "missing", "failed", "all"]
 SLICE_STAGES = tuple(name for name, stage in STAGES.items() if stage.partition == "slice")
 
 
-def named_slices(folder: TaskFolder, slices: list[str]) -> list[str]:
+def select_named_slices(folder: TaskFolder, slices: list[str]) -> list[str]:
     """The named slices, each once, in the order of all slices.
 
     Raises:
@@ -27,14 +27,14 @@ def named_slices(folder: TaskFolder, slices: list[str]) -> list[str]:
     return [key for key in known if key in slices]
 
 
-def slice_range(folder: TaskFolder, first: str | None, last: str | None) -> list[str]:
+def select_slice_range(folder: TaskFolder, first: str | None, last: str | None) -> list[str]:
     """All slices from `first` to `last`, both included, in alphabetical order; None leaves that end open.
 
     Raises:
         InputError: an end is no slice, or the range is reversed (Dagster's own command then does nothing and says so
             to nobody).
     """
-    named_slices(folder, [key for key in (first, last) if key is not None])
+    select_named_slices(folder, [key for key in (first, last) if key is not None])
     keys = sorted(folder.slice_keys())
     start = keys.index(first) if first is not None else 0
     end = keys.index(last) if last is not None else len(keys) - 1
@@ -44,7 +44,7 @@ def slice_range(folder: TaskFolder, first: str | None, last: str | None) -> list
     return keys[start : end + 1]
 
 
-def lacking_slices(state: State, what: Lacking, failed: set[str]) -> list[str]:
+def select_slices_by_state(state: TaskState, what: SliceSelector, failed: set[str]) -> list[str]:
     """Slices by their state: `stale` is everything that is not fresh, `missing` what was never made to its end.
 
     `failed` are the slices whose last run failed, as Dagster knows it.

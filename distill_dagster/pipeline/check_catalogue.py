@@ -10,8 +10,8 @@ import os
 from typing import TYPE_CHECKING
 
 from distill_dagster.core.checks import CheckSpec
-from distill_dagster.student.training_check import LOSS_FELL
-from distill_dagster.teacher.providers.terms import TERMS, TERMS_KNOWN
+from distill_dagster.student.training_check import LOSS_FELL_CHECK
+from distill_dagster.teacher.providers.terms import TERMS_CHECK, TERMS_KNOWN_CHECK
 
 if TYPE_CHECKING:
     pass
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
 
-VALID_TABLE = CheckSpec(
+VALID_TABLE_CHECK = CheckSpec(
     "valid_table", "Great Expectations: ids unique, nothing null that must not be, values in range.", blocking=True
 )
-NO_MISSING_ROWS = CheckSpec("no_missing_rows", "Every prompt has an answer.")
-CHECKS: dict[str, tuple[CheckSpec, ...]] = {
+NO_MISSING_ROWS_CHECK = CheckSpec("no_missing_rows", "Every prompt has an answer.")
+STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
     "prompt_context": (
-        VALID_TABLE,
+        VALID_TABLE_CHECK,
         CheckSpec("no_row_removed", "No few-shot example repeats another or a golden row."),
     ),
-    "seed_prompts": (VALID_TABLE, CheckSpec("target_reached", "A slice with a target has that many prompts.")),
-    "teacher_prior": (VALID_TABLE,),
-    "golden_completions": (TERMS, TERMS_KNOWN, VALID_TABLE, NO_MISSING_ROWS),
+    "seed_prompts": (VALID_TABLE_CHECK, CheckSpec("target_reached", "A slice with a target has that many prompts.")),
+    "teacher_prior": (VALID_TABLE_CHECK,),
+    "golden_completions": (TERMS_CHECK, TERMS_KNOWN_CHECK, VALID_TABLE_CHECK, NO_MISSING_ROWS_CHECK),
     "teacher_gate": (
-        VALID_TABLE,
+        VALID_TABLE_CHECK,
         CheckSpec(
             "teacher_good_enough",
             "On dev the teacher reaches gate.teacher_min, and the untrained student with gate.teacher_over_base.",
             blocking=True,
         ),
     ),
-    "teacher_completions": (TERMS, TERMS_KNOWN, VALID_TABLE, NO_MISSING_ROWS),
+    "teacher_completions": (TERMS_CHECK, TERMS_KNOWN_CHECK, VALID_TABLE_CHECK, NO_MISSING_ROWS_CHECK),
     "scored_completions": (
-        VALID_TABLE,
+        VALID_TABLE_CHECK,
         CheckSpec("all_judged", "Where there is a judge, every answer that it was shown has its verdict."),
     ),
     "filtered_dataset": (
-        VALID_TABLE,
+        VALID_TABLE_CHECK,
         CheckSpec("nothing_lost", "Rows kept + rows rejected = candidates, each rejected row with one reason.", True),
         CheckSpec("no_contamination", "No golden or dev text is in the dataset.", True),
         CheckSpec(
@@ -64,11 +64,11 @@ CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         CheckSpec("slices_current", "Every slice gives the rows of today's files."),
         CheckSpec("label_coverage", "Every label has a training row."),
     ),
-    "seed_only_adapter": (LOSS_FELL,),
-    "student_adapter": (LOSS_FELL,),
-    "slice_label_adapter": (LOSS_FELL,),
+    "seed_only_adapter": (LOSS_FELL_CHECK,),
+    "student_adapter": (LOSS_FELL_CHECK,),
+    "slice_label_adapter": (LOSS_FELL_CHECK,),
     "predictions": (
-        VALID_TABLE,
+        VALID_TABLE_CHECK,
         CheckSpec("complete", "Every system answered every golden and dev item once.", blocking=True),
     ),
     "eval_report": (

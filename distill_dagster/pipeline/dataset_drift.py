@@ -20,7 +20,7 @@ TRAINED_ON = "trained_on.parquet"
 _SCHEMA = pl.Schema({"prompt_id": pl.String, "answer": pl.String, "weight": pl.Float64})
 
 
-def plain_answer(answer: str) -> str:
+def format_plain_answer(answer: str) -> str:
     """An answer (canonical JSON text) as one text: a label or text as it is, any other as JSON."""
     value = json.loads(answer)
     return value if isinstance(value, str) else answer
@@ -31,7 +31,7 @@ def write_trained_on(folder: Path, rows: Iterable[TrainRow]) -> None:
     pl.DataFrame(values, schema=_SCHEMA, orient="row").write_parquet(folder / TRAINED_ON)
 
 
-def changed_rows(lake: Lake, task: str, student: str) -> int | None:
+def count_changed_rows(lake: Lake, task: str, student: str) -> int | None:
     """Training rows of today's dataset that the student never saw, and those it saw that are gone.
 
     A row with another answer or another weight counts twice: one came, one went. None where it is not known what the
@@ -43,5 +43,5 @@ def changed_rows(lake: Lake, task: str, student: str) -> int | None:
     seen = set(pl.read_parquet(path, schema=_SCHEMA).iter_rows())
     dataset, _ = lake.read(task, "filtered_dataset", None, DATASET)
     train = dataset.filter(pl.col("split") == "train").select("prompt_id", "answer", "weight")
-    now = {(id_, plain_answer(answer), weight) for id_, answer, weight in train.iter_rows()}
+    now = {(id_, format_plain_answer(answer), weight) for id_, answer, weight in train.iter_rows()}
     return len(seen ^ now)

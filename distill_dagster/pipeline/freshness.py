@@ -7,41 +7,41 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill_dagster.core.errors import InputError
-from distill_dagster.pipeline.source_versions import optional_sources, slices_are_labels, source_version
-from distill_dagster.pipeline.stage_table import ALL_SOURCES, MERGED, Stage, stages_of
-from distill_dagster.tables.lake import Lake, Record, node
+from distill_dagster.pipeline.source_versions import compute_source_version, has_slices_as_labels, list_optional_sources
+from distill_dagster.pipeline.stage_table import ALL_SOURCES, MERGING_STAGE, Stage, list_stages
+from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
 from distill_dagster.tasks import TaskFolder
 
 StateName = Literal["fresh", "stale", "missing", "waiting", "malformed"]
 
 
 @dataclass(frozen=True)
-class Status:
+class ArtifactStatus:
     """One artifact. `why` names what changed, or what is wrong in its file; it is empty for a fresh one."""
 
     asset: str
     partition: str | None
     state: StateName
     why: tuple[str, ...] = ()
-    record: Record | None = None
+    record: ArtifactRecord | None = None
 
     @property
     def name(self) -> str:
-        return node(self.asset, self.partition)
+        return format_artifact_name(self.asset, self.partition)
 
 
-class State:
+class TaskState:
     """The state of one task. Files and records are read once, and again after `forget`."""
 
     def __init__(self, folder: TaskFolder, lake: Lake) -> None:
         self.folder, self.lake = folder, lake
-        self.stages = stages_of(slices_are_labels(folder), optional_sources(folder))
+        self.stages = list_stages(has_slices_as_labels(folder), list_optional_sources(folder))
         self.slices = folder.slice_keys()
         self.students = list(folder.task.students)
         self._sources: dict[str, str | None] = {}
         self._malformed: dict[str, InputError] = {}
-        self._records: dict[str, Record | None] = {}
-        self._statuses: dict[str, Status] = {}
+        self._records: dict[str, ArtifactRecord | None] = {}
+        self._statuses: dict[str, ArtifactStatus] = {}
 
     def partitions(self, stage: Stage) -> list[str | None]:
         if stage.partition is None:
@@ -60,12 +60,12 @@ class State:
             else:
                 keys = list(self.slices)
             for key in keys:
-                found[node(name, key)] = self._version(name, key, good=stage.name == MERGED)
+                found[format_artifact_name(name, key)] = self._version(name, key, good=stage.name == MERGING_STAGE)
         return found
 
-    def record(self, asset: str, partition: str | None) -> Record | None:
+    def record(self, asset: str, partition: str | None) -> ArtifactRecord | None:
         """The latest record of an artifact, whether it passed its checks or not."""
-        name = node(asset, partition)
+        name = format_artifact_name(asset, partition)
         if name not in self._records:
             self._records[name] = self.lake.record(self.folder.name, asset, partition)
         return self._records[name]
@@ -76,10 +76,10 @@ class State:
             if good and key is not None and record is not None and record.extra.get("blocked"):
                 record = self.lake.good_record(self.folder.name, name, key)
             return record.data_version if record else None
-        where = node(name, key)
+        where = format_artifact_name(name, key)
         if where not in self._sources:
             try:
-                self._sources[where] = source_version(self.folder, name, key)
+                self._sources[where] = compute_source_version(self.folder, name, key)
             except InputError as error:
                 if key is None:
                     raise
@@ -90,10 +90,10 @@ class State:
     def forget(self, made: Iterable[tuple[str, str | None]]) -> None:
         """Read anew what hangs on artifacts that were just made, or tried."""
         for asset, partition in made:
-            self._records.pop(node(asset, partition), None)
+            self._records.pop(format_artifact_name(asset, partition), None)
             for source in self.stages[asset].upstream:
                 if source in ALL_SOURCES:
-                    self._sources.pop(node(source, partition), None)
+                    self._sources.pop(format_artifact_name(source, partition), None)
             if partition is None:
                 self._statuses.clear()
             # Of other partitions nothing changed but what all of them flow into.
@@ -101,24 +101,26 @@ class State:
                 name: s for name, s in self._statuses.items() if s.partition not in (partition, None, *self.students)
             }
 
-    def status(self, asset: str, partition: str | None = None) -> Status:
+    def status(self, asset: str, partition: str | None = None) -> ArtifactStatus:
         """`waiting`: an upstream artifact is missing. `stale`: what it was made from is not what is there now."""
-        name = node(asset, partition)
+        name = format_artifact_name(asset, partition)
         if name not in self._statuses:
             self._statuses[name] = self._status(asset, partition)
         return self._statuses[name]
 
-    def _status(self, asset: str, partition: str | None) -> Status:
+    def _status(self, asset: str, partition: str | None) -> ArtifactStatus:
         stage = self.stages[asset]
         record = self.record(asset, partition)
         now = self.inputs(stage, partition)
         if wrong := [self._malformed[name] for name in now if name in self._malformed]:
-            return Status(asset, partition, "malformed", tuple(str(p) for e in wrong for p in e.problems), record)
+            return ArtifactStatus(
+                asset, partition, "malformed", tuple(str(p) for e in wrong for p in e.problems), record
+            )
         absent = tuple(f"{name} is missing" for name, version in now.items() if version is None)
         if record is None:
             # The dataset goes without slices that were never made, as long as there is one.
-            waits = absent and not (asset == MERGED and self._only_some_slices(now))
-            return Status(asset, partition, "waiting" if waits else "missing", absent or ("never made",), None)
+            waits = absent and not (asset == MERGING_STAGE and self._only_some_slices(now))
+            return ArtifactStatus(asset, partition, "waiting" if waits else "missing", absent or ("never made",), None)
         why = [
             f"{name} {'is missing' if now[name] is None else 'changed'}"
             for name in now
@@ -130,7 +132,7 @@ class State:
             why.append(f"code version {record.code_version} became {stage.code_version}")
         if record.missing_rows:
             why.append(f"{record.missing_rows} rows have no answer yet")
-        return Status(asset, partition, "stale" if why else "fresh", tuple(why), record)
+        return ArtifactStatus(asset, partition, "stale" if why else "fresh", tuple(why), record)
 
     @staticmethod
     def _only_some_slices(now: dict[str, str | None]) -> bool:
@@ -138,7 +140,7 @@ class State:
         rest = [version for name, version in now.items() if not name.endswith("]")]
         return None not in rest and any(version is not None for version in sliced)
 
-    def all(self, students: list[str] | None = None, slices: list[str] | None = None) -> list[Status]:
+    def all(self, students: list[str] | None = None, slices: list[str] | None = None) -> list[ArtifactStatus]:
         """Every artifact in topological order; only the named students and slices, where any are named."""
         chosen = {"slice": slices, "student": students}
         out = []

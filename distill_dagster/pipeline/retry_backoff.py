@@ -6,13 +6,15 @@ import time
 from typing import Any
 
 from distill_dagster.config import BudgetSpec
-from distill_dagster.tables.lake import Record
-from distill_dagster.teacher.completions.ledger import this_month
+from distill_dagster.tables.lake import ArtifactRecord
+from distill_dagster.teacher.completions.ledger import get_current_month
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 3600.0, 86_400.0
 
 
-def note(before: Record | None, missing_rows: int, stopped: bool, budget: BudgetSpec) -> dict[str, Any]:
+def build_backoff_fields(
+    before: ArtifactRecord | None, missing_rows: int, stopped: bool, budget: BudgetSpec
+) -> dict[str, Any]:
     """What a record keeps of its missing rows: how often in a row some were missing, when, and which caps stopped it.
 
     Args:
@@ -24,11 +26,11 @@ def note(before: Record | None, missing_rows: int, stopped: bool, budget: Budget
     tries = before.extra.get("missing", {}).get("tries", 1) if before is not None and before.missing_rows else 0
     found: dict[str, Any] = {"tries": tries + 1, "at": time.time()}
     if stopped:
-        found |= {"budget": budget.model_dump(), "month": this_month()}
+        found |= {"budget": budget.model_dump(), "month": get_current_month()}
     return {"missing": found}
 
 
-def waits(record: Record, budget: BudgetSpec, now: float) -> str | None:
+def explain_wait(record: ArtifactRecord, budget: BudgetSpec, now: float) -> str | None:
     """Why a refresh does not ask for the missing rows of this artifact yet; None where it does.
 
     After a budget stop only a cap that rose, or for the caps of a month a new one, brings more. After failures the
@@ -41,7 +43,7 @@ def waits(record: Record, budget: BudgetSpec, now: float) -> str | None:
         new = budget.model_dump()
         rose = any(cap is not None and (new[name] is None or new[name] > cap) for name, cap in caps.items())
         monthly = caps["month_usd"] is not None or caps["month_tokens"] is not None
-        if rose or (monthly and found["month"] != this_month()):
+        if rose or (monthly and found["month"] != get_current_month()):
             return None
         return f"{record.missing_rows} rows wait for a higher budget, in task.yaml or of this command"
     if found["tries"] < 2:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distill_dagster.core.errors import InputError
-from distill_dagster.core.hashing import content_hash
+from distill_dagster.core.hashing import hash_content
 from distill_dagster.pipeline.stage_table import ALL_SOURCES, OPTIONAL_SOURCES
-from distill_dagster.prompts.auxiliary_templates import IMAGINE, JUDGE, answering, own_templates
-from distill_dagster.tasks import Row, TaskFolder
+from distill_dagster.prompts.auxiliary_templates import (
+    IMAGINE_TEMPLATES,
+    JUDGE_TEMPLATES,
+    select_answer_templates,
+    select_templates,
+)
+from distill_dagster.tasks import LabelledRow, TaskFolder
 from distill_dagster.teacher.providers.replay import recorded_version
 
 
-def _rows(rows: list[Row]) -> list[str]:
-    return sorted(content_hash(row.said()) for row in rows)
+def _hash_rows(rows: list[LabelledRow]) -> list[str]:
+    return sorted(hash_content(row.said()) for row in rows)
 
 
-def source_version(folder: TaskFolder, source: str, partition: str | None = None) -> str:
+def compute_source_version(folder: TaskFolder, source: str, partition: str | None = None) -> str:
     """The data version of one source.
 
     Raises:
@@ -28,18 +33,21 @@ def source_version(folder: TaskFolder, source: str, partition: str | None = None
             assert partition is not None
             return folder.slice(partition).content_version()
         case "slice_manifest":
-            return content_hash(folder.slice_keys())
+            return hash_content(folder.slice_keys())
         case "golden_set":
-            return content_hash({"golden": _rows(folder.golden), "dev": _rows(folder.dev)})
+            return hash_content({"golden": _hash_rows(folder.golden), "dev": _hash_rows(folder.dev)})
         case "human_examples":
-            return content_hash({"examples": _rows(folder.examples), "human": _rows(folder.human)})
+            return hash_content({"examples": _hash_rows(folder.examples), "human": _hash_rows(folder.human)})
         case "teacher_settings":
-            settings, recorded = task.teacher_hash(answering(folder.templates())), recorded_version(folder)
-            return content_hash([settings, recorded]) if recorded is not None else settings
+            settings, recorded = (
+                task.teacher_hash(select_answer_templates(folder.templates())),
+                recorded_version(folder),
+            )
+            return hash_content([settings, recorded]) if recorded is not None else settings
         case "imagine_settings":
-            return task.imagine_hash(own_templates(folder.templates(), IMAGINE))
+            return task.imagine_hash(select_templates(folder.templates(), IMAGINE_TEMPLATES))
         case "judge_settings":
-            return task.judge_hash(own_templates(folder.templates(), JUDGE))
+            return task.judge_hash(select_templates(folder.templates(), JUDGE_TEMPLATES))
         case "score_settings":
             return task.score_hash()
         case "curation_settings":
@@ -54,28 +62,28 @@ def source_version(folder: TaskFolder, source: str, partition: str | None = None
     raise KeyError(f"{source} is not one of {', '.join(ALL_SOURCES)}")
 
 
-def optional_sources(folder: TaskFolder) -> list[str]:
+def list_optional_sources(folder: TaskFolder) -> list[str]:
     """The optional sources that a task has: those whose part stands in its task.yaml, and needed scores."""
     task = folder.task
     parts = {"imagine_settings": task.imagine, "score_settings": task.scorers, "judge_settings": task.judge}
     return [name for name, part in parts.items() if part]
 
 
-def source_versions(folder: TaskFolder, students: list[str]) -> Iterator[tuple[str, str | None, str | InputError]]:
+def iter_source_versions(folder: TaskFolder, students: list[str]) -> Iterator[tuple[str, str | None, str | InputError]]:
     """Every source by name and partition, with its data version, or with what is wrong in its file."""
-    absent = set(OPTIONAL_SOURCES) - set(optional_sources(folder))
+    absent = set(OPTIONAL_SOURCES) - set(list_optional_sources(folder))
     for source in [source for name, source in ALL_SOURCES.items() if name not in absent]:
         partitions: list[str | None] = [None]
         if source.partition is not None:
             partitions = list(folder.slice_keys() if source.partition == "slice" else students)
         for partition in partitions:
             try:
-                yield source.name, partition, source_version(folder, source.name, partition)
+                yield source.name, partition, compute_source_version(folder, source.name, partition)
             except InputError as error:
                 yield source.name, partition, error
 
 
-def slices_are_labels(folder: TaskFolder) -> bool:
+def has_slices_as_labels(folder: TaskFolder) -> bool:
     """Whether every slice of the user is named like a label: then a slice could be taken for the answer.
 
     A slice that only came through the inbox, such as `unsorted`, does not count: it must not change the graph.
@@ -85,7 +93,7 @@ def slices_are_labels(folder: TaskFolder) -> bool:
     return bool(keys) and all(key in names for key in keys)
 
 
-def label_of_slice(folder: TaskFolder, key: str) -> str | None:
+def find_label_of_slice(folder: TaskFolder, key: str) -> str | None:
     """The label that a slice is named like, where `slices_are_labels`; None for a slice of the inbox."""
     plain = "".join(c for c in key if c.isalnum())
     names = folder.task.label_names

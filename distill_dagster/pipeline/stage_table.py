@@ -195,18 +195,18 @@ STAGES = {
 }
 
 
-REFRESHES = "refreshes"
+REFRESHES_ASSET = "refreshes"
 """The asset that has an event for every refresh."""
-MERGED = "filtered_dataset"
+MERGING_STAGE = "filtered_dataset"
 """Where slices flow together: a slice that fails gives its last good rows, or none, and holds up no other."""
 
 
-def slices_name(task: str) -> str:
+def get_slices_partitions_name(task: str) -> str:
     """The name of a task's dynamic partitions: the graph declares it, and the command line fills it."""
     return f"{task}_slices"
 
 
-def stages_of(slices_are_labels: bool, optional: Iterable[str] = ()) -> dict[str, Stage]:
+def list_stages(slices_are_labels: bool, optional: Iterable[str] = ()) -> dict[str, Stage]:
     """One task's stages.
 
     `slice_label_adapter` exists, and `predictions` reads it, only where slices are labels; `optional` are the

@@ -6,42 +6,42 @@ from pathlib import Path
 
 from distill_dagster.config import Task
 from distill_dagster.core.errors import InputError, Problem
-from distill_dagster.core.text import normalize
-from distill_dagster.tasks.accepted import accepted_problems
-from distill_dagster.tasks.folder import TaskFolder, slice_file_problem, slice_files
-from distill_dagster.tasks.imagined import imagined_problems
+from distill_dagster.core.text import normalize_text
+from distill_dagster.tasks.accepted import find_accepted_problems
+from distill_dagster.tasks.folder import TaskFolder, check_slice_file, list_slice_files
+from distill_dagster.tasks.imagined import find_imagined_problems
 from distill_dagster.tasks.reading import (
-    DEV,
-    EXAMPLES,
-    GOLDEN,
-    HUMAN,
+    DEV_FILE,
+    EXAMPLES_FILE,
+    GOLDEN_FILE,
+    HUMAN_FILE,
     TASK_FILE,
-    example_problems,
+    check_examples,
     read_rows,
     read_slice,
     read_task,
 )
-from distill_dagster.tasks.rows import Row
-from distill_dagster.tasks.yaml_files import line_of, link_problem, read_yaml
+from distill_dagster.tasks.rows import LabelledRow
+from distill_dagster.tasks.yaml_files import find_line, make_link_problem, read_yaml
 from distill_dagster.teacher.providers.replay import recorded_version
 
 
-def check_folder(folder: TaskFolder) -> list[Problem]:
+def check_task_folder(folder: TaskFolder) -> list[Problem]:
     """Everything that is wrong in a task folder, errors and warnings, without running anything."""
     result = read_task(folder.path)
     if result.value is None:
         return result.problems
-    task, problems = result.value, [*result.problems, *_terms_problems(folder.path / TASK_FILE, task=result.value)]
+    task, problems = result.value, [*result.problems, *_find_terms_problems(folder.path / TASK_FILE, task=result.value)]
     texts: dict[str, list[tuple[Path, int | None, str]]] = {}
-    files = slice_files(folder.path)
+    files = list_slice_files(folder.path)
     if (folder.path / "slices").is_symlink():
-        problems.append(link_problem(folder.path / "slices"))
+        problems.append(make_link_problem(folder.path / "slices"))
     elif not files:
         remedy = "Add slices/<slice>.yaml with a description and seeds."
         problems.append(Problem(folder.path / "slices", "the task has no slice.", remedy))
     lower: dict[str, Path] = {}
     for file in files:
-        if problem := slice_file_problem(folder.path, file):
+        if problem := check_slice_file(folder.path, file):
             problems.append(problem)
             continue
         if twin := lower.get(file.stem.casefold()):
@@ -50,49 +50,49 @@ def check_folder(folder: TaskFolder) -> list[Problem]:
         slice_ = read_slice(file, task)
         problems += slice_.problems
         for seed in slice_.value.seeds if slice_.value and not slice_.problems else []:
-            texts.setdefault(normalize(seed.text), []).append((file, None, "seed"))
-    problems += [*accepted_problems(folder.accepted), *imagined_problems(folder.accepted)]
+            texts.setdefault(normalize_text(seed.text), []).append((file, None, "seed"))
+    problems += [*find_accepted_problems(folder.accepted), *find_imagined_problems(folder.accepted)]
     held_out: dict[str, str] = {}
-    rows_of: dict[str, list[Row]] = {}
-    for name in (GOLDEN, DEV, EXAMPLES, HUMAN):
-        if name == HUMAN and not (folder.path / HUMAN).exists():
+    rows_of: dict[str, list[LabelledRow]] = {}
+    for name in (GOLDEN_FILE, DEV_FILE, EXAMPLES_FILE, HUMAN_FILE):
+        if name == HUMAN_FILE and not (folder.path / HUMAN_FILE).exists():
             continue
         rows = read_rows(folder.path / name, task, labelled=True)
         problems += rows.problems
         rows_of[name] = rows.value or []
         for row in rows_of[name]:
-            twin_row = held_out.get(normalize(row.text))
-            if name in (GOLDEN, DEV):
-                held_out.setdefault(normalize(row.text), f"{name} row {row.id}")
+            twin_row = held_out.get(normalize_text(row.text))
+            if name in (GOLDEN_FILE, DEV_FILE):
+                held_out.setdefault(normalize_text(row.text), f"{name} row {row.id}")
             if twin_row is not None and not twin_row.startswith(name):  # one file may well hold the same twice
                 message = f"row {row.id} has the text of {twin_row}."
                 remedy = "It will not be used as an example; better remove it here."
-                if name == DEV:
+                if name == DEV_FILE:
                     remedy = "Choices made on dev would be made on golden too; remove it here."
                 problems.append(Problem(folder.path / name, message, remedy, severity="warning"))
-    if not any(p.file == folder.path / EXAMPLES and p.severity == "error" for p in problems):
+    if not any(p.file == folder.path / EXAMPLES_FILE and p.severity == "error" for p in problems):
         # Counting what is left of a file with broken lines would only name the same mistake again.
-        problems += example_problems(folder.path, task, rows_of.get(EXAMPLES, []))
-    problems += _repeat_warnings(texts, held_out)
+        problems += check_examples(folder.path, task, rows_of.get(EXAMPLES_FILE, []))
+    problems += _find_repeated_seeds(texts, held_out)
     try:
         recorded_version(folder)
         for name, text in folder.templates().items():
-            problems += _template_problems(folder.path / "templates" / f"{name}.j2", text, task)
+            problems += _find_template_problems(folder.path / "templates" / f"{name}.j2", text, task)
     except InputError as error:
         problems += error.problems
     return problems
 
 
-def _terms_problems(path: Path, task: Task) -> list[Problem]:
+def _find_terms_problems(path: Path, task: Task) -> list[Problem]:
     """An error where the teacher's terms restrict training and nobody said so, a warning where they are not known."""
-    from distill_dagster.teacher.providers.terms import terms_checks
+    from distill_dagster.teacher.providers.terms import check_terms
 
     several: list[tuple[str, ...]] = [("teachers", name) for name in task.teachers]
     problems = []
     for place, spec in zip(several or [("teacher",)], task.teacher_specs, strict=True):
-        failed = [check for check in terms_checks(spec) if not check.passed]
+        failed = [check for check in check_terms(spec) if not check.passed]
         at = (*place, "terms" if "terms" in spec.model_fields_set else "model")
-        line = line_of(read_yaml(path, [])[1], at) if failed else None
+        line = find_line(read_yaml(path, [])[1], at) if failed else None
         field = ".".join([*place, "terms"])
         problems += [
             Problem(path, check.found["terms"], check.found["remedy"], line, field, check.severity) for check in failed
@@ -100,7 +100,9 @@ def _terms_problems(path: Path, task: Task) -> list[Problem]:
     return problems
 
 
-def _repeat_warnings(texts: dict[str, list[tuple[Path, int | None, str]]], held_out: dict[str, str]) -> list[Problem]:
+def _find_repeated_seeds(
+    texts: dict[str, list[tuple[Path, int | None, str]]], held_out: dict[str, str]
+) -> list[Problem]:
     problems = []
     for key, places in texts.items():
         if twin := held_out.get(key):
@@ -113,11 +115,13 @@ def _repeat_warnings(texts: dict[str, list[tuple[Path, int | None, str]]], held_
     return problems
 
 
-def _template_problems(path: Path, text: str, task: Task) -> list[Problem]:
+def _find_template_problems(path: Path, text: str, task: Task) -> list[Problem]:
     from distill_dagster.prompts import auxiliary_templates, templates
 
-    if path.stem in auxiliary_templates.MORE:
-        found = auxiliary_templates.problems(path.stem, text)
+    if path.stem in auxiliary_templates.AUXILIARY_TEMPLATES:
+        found = auxiliary_templates.find_auxiliary_template_problems(path.stem, text)
     else:
-        found = templates.problems(path.stem, text, templates.names_of(task.kind, task.reasoning))
+        found = templates.find_template_problems(
+            path.stem, text, templates.get_template_names(task.kind, task.reasoning)
+        )
     return [Problem(path, message, remedy, line=line) for line, message, remedy in found]

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from distill_dagster.config import FewShot
-from distill_dagster.core.embedding import Embed
-from distill_dagster.prompts.few_shot import Example, draws
-from distill_dagster.tasks import normalize
+from distill_dagster.config import FewShotSpec
+from distill_dagster.core.embedding import EmbedFunction
+from distill_dagster.prompts.few_shot import FewShotExample, build_draws
+from distill_dagster.tasks import normalize_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-DIGITS = 4
+SIMILARITY_DIGITS = 4
 """Similarities are rounded to so many places, so that a machine's last bits do not change a prompt."""
 
 
-class Choice(Protocol):
+class ExampleChoice(Protocol):
     """Gives the examples of one sample of a prompt, in prompt order."""
 
     shared: bool
@@ -26,33 +26,35 @@ class Choice(Protocol):
     def look_up(self, texts: Sequence[str]) -> None:
         """Prepare many prompts in one go; optional."""
 
-    def examples(self, text: str, sample: int) -> list[Example]: ...
+    def examples(self, text: str, sample: int) -> list[FewShotExample]: ...
 
 
-def choice_of(pool: list[Example], labels: list[str], few_shot: FewShot, embed: Embed | None) -> Choice:
+def build_example_choice(
+    pool: list[FewShotExample], labels: list[str], few_shot: FewShotSpec, embed: EmbedFunction | None
+) -> ExampleChoice:
     """The choice that a task asks for. `embed` is wanted for `few_shot.nearest` alone."""
     if not few_shot.nearest:
-        return Fixed(draws(pool, labels, few_shot))
+        return FixedExamples(build_draws(pool, labels, few_shot))
     assert embed is not None, "few_shot.nearest needs sentence embeddings"
-    return Nearest(pool, few_shot, embed)
+    return NearestExamples(pool, few_shot, embed)
 
 
-class Fixed:
+class FixedExamples:
     """The same examples before every prompt: a server keeps what it computed for them."""
 
     shared = True
 
-    def __init__(self, draws: list[list[Example]]) -> None:
+    def __init__(self, draws: list[list[FewShotExample]]) -> None:
         self._draws = draws
 
     def look_up(self, texts: Sequence[str]) -> None:
         pass
 
-    def examples(self, text: str, sample: int) -> list[Example]:
+    def examples(self, text: str, sample: int) -> list[FewShotExample]:
         return self._draws[sample % len(self._draws)]
 
 
-class Nearest:
+class NearestExamples:
     """The examples most similar to each prompt, the most similar one last (Liu et al. 2022, KATE).
 
     With several draws they take turns: draw i has the ranks i, i + draws, i + 2 draws, and so on, so that all draws
@@ -61,9 +63,9 @@ class Nearest:
 
     shared = False
 
-    def __init__(self, pool: list[Example], few_shot: FewShot, embed: Embed) -> None:
+    def __init__(self, pool: list[FewShotExample], few_shot: FewShotSpec, embed: EmbedFunction) -> None:
         self._pool = sorted(pool, key=lambda e: e.id)  # ties go to the smaller id
-        self._keys = [normalize(e.text) for e in self._pool]
+        self._keys = [normalize_text(e.text) for e in self._pool]
         self._few_shot, self._embed = few_shot, embed
         self._vectors: np.ndarray | None = None
         self._ranked: dict[str, list[int]] = {}
@@ -76,13 +78,13 @@ class Nearest:
             return
         if self._vectors is None:
             self._vectors = self._embed([e.text for e in self._pool])
-        similar = np.round(self._embed(unknown) @ self._vectors.T, DIGITS)
+        similar = np.round(self._embed(unknown) @ self._vectors.T, SIMILARITY_DIGITS)
         for text, row in zip(unknown, np.argsort(-similar, axis=1, kind="stable").tolist(), strict=True):
-            own = normalize(text)
+            own = normalize_text(text)
             wanted = self._few_shot.nearest * self._few_shot.draws
             self._ranked[text] = [i for i in row if self._keys[i] != own][:wanted]
 
-    def examples(self, text: str, sample: int) -> list[Example]:
+    def examples(self, text: str, sample: int) -> list[FewShotExample]:
         self.look_up([text])
         ranked = self._ranked.get(text, [])
         return [self._pool[i] for i in reversed(ranked[sample % self._few_shot.draws :: self._few_shot.draws])]

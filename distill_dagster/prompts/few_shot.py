@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from distill_dagster.config import FewShot, Task
-from distill_dagster.prompts.seeds import turns_of
-from distill_dagster.tables.schemas import ANSWERED_CONTEXT, CONTEXT, frame_of
-from distill_dagster.tasks import Row, normalize
+from distill_dagster.config import FewShotSpec, Task
+from distill_dagster.prompts.seeds import build_messages
+from distill_dagster.tables.schemas import ANSWERED_PROMPT_CONTEXT, PROMPT_CONTEXT, build_frame
+from distill_dagster.tasks import LabelledRow, normalize_text
 
 
 @dataclass(frozen=True)
-class Example:
+class FewShotExample:
     """A prompt that a person answered: with a label, or (`answer`, canonical JSON) where answers are written."""
 
     id: str
@@ -26,18 +26,21 @@ class Example:
     """The turns of a conversation as (role, content); empty where the prompt is one text."""
 
 
-def context_schema(task: Task) -> pl.Schema:
+def get_context_schema(task: Task) -> pl.Schema:
     """The schema of the pool: answers and reasoning are kept where answers are written."""
-    return ANSWERED_CONTEXT if task.answers_are_written else CONTEXT
+    return ANSWERED_PROMPT_CONTEXT if task.answers_are_written else PROMPT_CONTEXT
 
 
-def draw_labels(task: Task) -> list[str]:
+def get_draw_labels(task: Task) -> list[str]:
     """What draws are balanced over: the labels; a kind without labels has one group, of all examples."""
     return task.label_names or [""]
 
 
-def prompt_context(
-    examples: list[Row], held_out: set[str], schema: pl.Schema = CONTEXT, leaking: frozenset[str] = frozenset()
+def build_prompt_context(
+    examples: list[LabelledRow],
+    held_out: set[str],
+    schema: pl.Schema = PROMPT_CONTEXT,
+    leaking: frozenset[str] = frozenset(),
 ) -> pl.DataFrame:
     """The pool of few-shot examples.
 
@@ -49,22 +52,22 @@ def prompt_context(
     rows: list[dict[str, object]] = []
     found: dict[str, object]
     for row in sorted(examples, key=lambda r: r.id):
-        key = normalize(row.text)
+        key = normalize_text(row.text)
         leaks = key in held_out or row.id in leaking
         removed = "contaminated" if leaks else "duplicate" if key in seen else None
         seen.add(key)
         found = {"id": row.id, "text": row.text.strip(), "label": row.label or "", "removed": removed}
         if "answer" in schema:
             found |= {"answer": row.answer_json, "reasoning": row.reasoning}
-            found["messages"] = turns_of(row) if row.messages else None
+            found["messages"] = build_messages(row) if row.messages else None
         rows.append(found)
-    return frame_of(rows, schema, ("id",))
+    return build_frame(rows, schema, ("id",))
 
 
-def pool(context: pl.DataFrame) -> list[Example]:
+def read_example_pool(context: pl.DataFrame) -> list[FewShotExample]:
     kept = context.filter(pl.col("removed").is_null())
     return [
-        Example(
+        FewShotExample(
             r["id"],
             r["text"],
             r["label"],
@@ -76,7 +79,7 @@ def pool(context: pl.DataFrame) -> list[Example]:
     ]
 
 
-def draws(examples: list[Example], labels: list[str], few_shot: FewShot) -> list[list[Example]]:
+def build_draws(examples: list[FewShotExample], labels: list[str], few_shot: FewShotSpec) -> list[list[FewShotExample]]:
     """The few-shot examples of each draw, in prompt order.
 
     Each label's examples are shuffled once; draw i takes the next `per_label` of them (going round when they run out,
@@ -84,12 +87,12 @@ def draws(examples: list[Example], labels: list[str], few_shot: FewShot) -> list
     averaging over draws steadies what the choice and the order of examples shake.
     """
     order = random.Random(few_shot.seed)
-    by_label: dict[str, list[Example]] = {}
+    by_label: dict[str, list[FewShotExample]] = {}
     for label in labels:
         mine = sorted((e for e in examples if e.label == label), key=lambda e: e.id)
         order.shuffle(mine)
         by_label[label] = mine
-    chosen: list[list[Example]] = []
+    chosen: list[list[FewShotExample]] = []
     for draw in range(few_shot.draws):
         start = draw * few_shot.per_label
         picked = [
@@ -102,7 +105,9 @@ def draws(examples: list[Example], labels: list[str], few_shot: FewShot) -> list
     return chosen
 
 
-def left_out(examples: list[Example], draw: list[Example], labels: list[str], per_label: int) -> list[Example]:
+def choose_calibration_examples(
+    examples: list[FewShotExample], draw: list[FewShotExample], labels: list[str], per_label: int
+) -> list[FewShotExample]:
     """Up to `per_label` examples of each label that are not in a draw: balanced inputs for its calibration."""
     used = {e.id for e in draw}
     free = [e for e in sorted(examples, key=lambda e: e.id) if e.id not in used]

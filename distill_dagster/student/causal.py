@@ -12,9 +12,9 @@ from distill_dagster.student.types import TaskSettings, TrainRow
 if TYPE_CHECKING:
     import torch
 
-    from distill_dagster.config import Label, StudentSpec
+    from distill_dagster.config import LabelSpec, StudentSpec
 
-_NO_TOKEN = -100
+_IGNORE_INDEX = -100
 
 
 class CausalModel:
@@ -32,10 +32,10 @@ class CausalModel:
         self.base = loading.load_base(spec, models_folder, "AutoModelForCausalLM", dtype)
         self.model: Any = self.base.model
         self.tokenizer = self.base.tokenizer
-        self.end = prompts.end_id(self.tokenizer)
+        self.end = prompts.get_end_token_id(self.tokenizer)
 
     def add_adapter(self) -> None:
-        self.model = loading.with_new_adapter(self.model, self.spec, "CAUSAL_LM")
+        self.model = loading.add_new_adapter(self.model, self.spec, "CAUSAL_LM")
 
     def load_adapter(self, folder: Path, merge: bool) -> None:
         """Take the adapter from a folder.
@@ -43,7 +43,7 @@ class CausalModel:
         Raises:
             ModelError: the folder holds no adapter of this model.
         """
-        self.model = loading.with_adapter(self.model, folder, merge).eval()
+        self.model = loading.attach_adapter(self.model, folder, merge).eval()
 
     def to_dtype(self, dtype: Any) -> None:
         self.model.to(dtype)
@@ -94,7 +94,7 @@ class CausalStudent(CausalModel):
     def __init__(
         self,
         spec: StudentSpec,
-        labels: list[Label],
+        labels: list[LabelSpec],
         settings: TaskSettings,
         models_folder: Path,
         dtype: str | None = None,
@@ -102,13 +102,13 @@ class CausalStudent(CausalModel):
         """As `CausalModel`."""
         super().__init__(spec, settings, models_folder, dtype)
         self.labels = [label.name for label in labels]
-        self.trie = LabelTrie([prompts.answer_ids(self.tokenizer, label) for label in self.labels], self.end)
+        self.trie = LabelTrie([prompts.encode_answer(self.tokenizer, label) for label in self.labels], self.end)
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
         """Model inputs with `length` in tokens: the prompt, then the kept label without its end."""
         texts = [row.text for row in rows]
-        starts = prompts.prompt_ids(self.tokenizer, texts, self.settings, self.spec.max_tokens)
-        soft = losses.soft_targets(rows, self.labels, self.spec.temperature)
+        starts = prompts.encode_prompts(self.tokenizer, texts, self.settings, self.spec.max_tokens)
+        soft = losses.build_soft_targets(rows, self.labels, self.spec.temperature)
         items = []
         for row, start, target in zip(rows, starts, soft, strict=True):
             label = self.labels.index(row.answer_label)
@@ -121,7 +121,7 @@ class CausalStudent(CausalModel):
         import torch
 
         paths = [self.trie.paths[item["label"]] for item in items]
-        answers = torch.full((len(items), max(map(len, paths))), _NO_TOKEN)
+        answers = torch.full((len(items), max(map(len, paths))), _IGNORE_INDEX)
         for row, path in enumerate(paths):
             answers[row, -len(path) :] = torch.tensor(path)
         return self._padded([item["ids"] for item in items]) | {
@@ -146,7 +146,7 @@ class CausalStudent(CausalModel):
         hidden = self._hidden(**inputs, use_cache=False).last_hidden_state[:, -answers.shape[1] :]
         logits = self._logits(hidden.flatten(0, 1)).view(*answers.shape, -1)
         hard = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), answers.flatten(), ignore_index=_NO_TOKEN, reduction="none"
+            logits.flatten(0, 1), answers.flatten(), ignore_index=_IGNORE_INDEX, reduction="none"
         ).view(answers.shape)
         total = (1 - self.spec.soft_weight) * hard.sum(1)
         if self.spec.soft_weight > 0:
@@ -168,7 +168,7 @@ class CausalStudent(CausalModel):
             mass = self.trie.masses(batch["soft"][rows], index)
             reached = mass.sum(1)
             target = mass / reached.clamp(min=1e-12)[:, None]
-            part = losses.soft_loss(here, target, self.spec.temperature)
+            part = losses.compute_soft_loss(here, target, self.spec.temperature)
             total = total.index_add(0, torch.tensor(rows, device=total.device), reached * part)
         return total
 
@@ -180,7 +180,7 @@ class CausalStudent(CausalModel):
         """
         import torch
 
-        sequences = prompts.prompt_ids(self.tokenizer, texts, self.settings, self.spec.max_tokens)
+        sequences = prompts.encode_prompts(self.tokenizer, texts, self.settings, self.spec.max_tokens)
         inputs = {name: value.to(self.device) for name, value in self._padded(sequences).items()}
         found: dict[tuple[int, ...], torch.Tensor] = {}
         if len({len(s) for s in sequences}) == 1:  # nothing is padded, and without a mask attention is quicker

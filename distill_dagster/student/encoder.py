@@ -18,14 +18,14 @@ from distill_dagster.student.types import TaskSettings, TrainRow
 if TYPE_CHECKING:
     import torch
 
-    from distill_dagster.config import Label, StudentSpec
+    from distill_dagster.config import LabelSpec, StudentSpec
 
 HEAD_FILE = "head.safetensors"
 COSINE_TEMPERATURE = 0.05
 """Cosines of sentence embeddings lie close together; divided by this they make a usable softmax."""
 
 
-def pooled(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+def mean_pool(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Mean of the last hidden states over real tokens, in float32, each row of length 1: (texts, dimensions)."""
     import torch
 
@@ -40,7 +40,7 @@ class EncoderStudent:
     def __init__(
         self,
         spec: StudentSpec,
-        labels: list[Label],
+        labels: list[LabelSpec],
         settings: TaskSettings,
         models_folder: Path,
         dtype: str | None = None,
@@ -72,7 +72,7 @@ class EncoderStudent:
 
     def add_adapter(self) -> None:
         """An untrained adapter on every linear layer; not on the pooler, which mean pooling does not use."""
-        self.model["encoder"] = loading.with_new_adapter(
+        self.model["encoder"] = loading.add_new_adapter(
             self.model["encoder"], self.spec, "FEATURE_EXTRACTION", exclude=r".*\bpooler\b.*"
         )
 
@@ -84,8 +84,8 @@ class EncoderStudent:
         """
         from safetensors.torch import load_file
 
-        self.model["encoder"] = loading.with_adapter(self.model["encoder"], folder, merge)
-        with models.loading(str(folder)):
+        self.model["encoder"] = loading.attach_adapter(self.model["encoder"], folder, merge)
+        with models.convert_load_errors(str(folder)):
             saved = load_file(folder / HEAD_FILE)
         head = self.model["head"]
         if saved["weight"].shape != head.weight.shape:
@@ -109,7 +109,7 @@ class EncoderStudent:
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
         """Model inputs with `length` in tokens."""
         tokens = self._tokens([row.text for row in rows])
-        soft = losses.soft_targets(rows, self.labels, self.spec.temperature)
+        soft = losses.build_soft_targets(rows, self.labels, self.spec.temperature)
         return [
             {
                 "ids": ids,
@@ -138,16 +138,16 @@ class EncoderStudent:
         """soft_weight * soft loss + (1 - soft_weight) * cross-entropy of every row, shape (rows,), without weight."""
         import torch
 
-        vectors = pooled(self.model["encoder"], batch["input_ids"], batch["attention_mask"])
+        vectors = mean_pool(self.model["encoder"], batch["input_ids"], batch["attention_mask"])
         logits = self.model["head"](vectors)
         share = self.spec.soft_weight
-        soft = losses.soft_loss(logits, batch["soft"], self.spec.temperature)
+        soft = losses.compute_soft_loss(logits, batch["soft"], self.spec.temperature)
         return share * soft + (1 - share) * torch.nn.functional.cross_entropy(logits, batch["label"], reduction="none")
 
     def embed(self, texts: list[str]) -> torch.Tensor:
         """Embeddings of a batch of texts, shape (texts, dimensions), each of length 1."""
         inputs = {name: value.to(self.device) for name, value in self._padded(self._tokens(texts)).items()}
-        return pooled(self.model["encoder"], **inputs)
+        return mean_pool(self.model["encoder"], **inputs)
 
     def log_probs(self, texts: list[str]) -> torch.Tensor:
         """Log-probabilities of the labels for a batch of texts, shape (texts, labels), on the CPU."""

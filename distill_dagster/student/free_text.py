@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_dagster.kinds.base import ANSWER, REASONING
+from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
 from distill_dagster.student import prompts
 from distill_dagster.student.causal import CausalModel
 from distill_dagster.student.types import TaskSettings, TrainRow
@@ -21,12 +21,12 @@ from distill_dagster.student.types import TaskSettings, TrainRow
 if TYPE_CHECKING:
     import torch
 
-    from distill_dagster.config import Label, StudentSpec
+    from distill_dagster.config import LabelSpec, StudentSpec
 
-_NO_TOKEN = -100
+_IGNORE_INDEX = -100
 
 
-class WritingStudent(CausalModel):
+class FreeTextStudent(CausalModel):
     """A causal model that writes answers."""
 
     labels: list[str]
@@ -34,7 +34,7 @@ class WritingStudent(CausalModel):
     def __init__(
         self,
         spec: StudentSpec,
-        labels: list[Label],
+        labels: list[LabelSpec],
         settings: TaskSettings,
         models_folder: Path,
         dtype: str | None = None,
@@ -51,23 +51,23 @@ class WritingStudent(CausalModel):
         items = []
         for row in rows:
             words = row.target or row.answer_label
-            mark = REASONING if words.startswith(REASONING) else ANSWER
+            mark = REASONING_MARK if words.startswith(REASONING_MARK) else ANSWER_MARK
             [start] = self._starts([row.text], mark)
-            target = prompts.answer_ids(self.tokenizer, words.removeprefix(mark).strip(), f"\n{mark}")
+            target = prompts.encode_answer(self.tokenizer, words.removeprefix(mark).strip(), f"\n{mark}")
             target = [*target, self.end][: self.spec.answer_tokens]
             ids = start + target
             items.append({"ids": ids, "length": len(ids), "target": len(target), "weight": row.weight})
         return items
 
     def _starts(self, texts: list[str], mark: str) -> list[list[int]]:
-        return prompts.prompt_ids(self.tokenizer, texts, self.settings, self.spec.max_tokens, f"\n{mark}")
+        return prompts.encode_prompts(self.tokenizer, texts, self.settings, self.spec.max_tokens, f"\n{mark}")
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch, padded on the left; `answers` holds the target tokens in their columns."""
         import torch
 
         padded = self._padded([item["ids"] for item in items])
-        answers = torch.full(padded["input_ids"].shape, _NO_TOKEN)
+        answers = torch.full(padded["input_ids"].shape, _IGNORE_INDEX)
         for row, item in enumerate(items):
             answers[row, -item["target"] :] = padded["input_ids"][row, -item["target"] :]
         return padded | {"answers": answers, "weight": torch.tensor([float(item["weight"]) for item in items])}
@@ -79,7 +79,7 @@ class WritingStudent(CausalModel):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
         hidden = self._hidden(**inputs, use_cache=False).last_hidden_state[:, :-1]
         answers = batch["answers"][:, 1:]
-        learned = answers != _NO_TOKEN
+        learned = answers != _IGNORE_INDEX
         logits = self._logits(hidden[learned])  # of the target's places alone: the whole vocabulary costs much
         each = torch.nn.functional.cross_entropy(logits, answers[learned], reduction="none")
         rows = learned.nonzero()[:, 0]
@@ -102,7 +102,7 @@ class WritingStudent(CausalModel):
         """What the model writes for a batch of texts, with the mark that the prompt ended with; greedy."""
         import torch
 
-        mark = REASONING if self.settings.reasoning else ANSWER
+        mark = REASONING_MARK if self.settings.reasoning else ANSWER_MARK
         padded = self._padded(self._starts(texts, mark))
         width = padded["input_ids"].shape[1]
         with torch.inference_mode():

@@ -12,11 +12,11 @@ from distill_dagster.core import models
 if TYPE_CHECKING:
     from distill_dagster.config import StudentSpec
 
-CONFIG_FILE = "adapter_config.json"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 
 
 @dataclass
-class Base:
+class LoadedBase:
     """A loaded base. `bytes` is the size of its weights on disk; for a model from the hub that of them in memory."""
 
     model: Any
@@ -25,19 +25,19 @@ class Base:
     parameters: int
 
 
-def device() -> str:
+def choose_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def torch_dtype(name: str) -> Any:
+def get_torch_dtype(name: str) -> Any:
     import torch
 
     return getattr(torch, name)
 
 
-def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: str | None = None) -> Base:
+def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: str | None = None) -> LoadedBase:
     """The base model of a student in evaluation mode, on the GPU where there is one.
 
     Raises:
@@ -45,16 +45,16 @@ def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: st
     """
     import transformers
 
-    resolved = models.resolve(spec.model, models_folder, spec.revision)
-    tokenizer = models.from_pretrained(transformers.AutoTokenizer, spec.model, resolved)
+    resolved = models.resolve_model(spec.model, models_folder, spec.revision)
+    tokenizer = models.load_pretrained(transformers.AutoTokenizer, spec.model, resolved)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    options: dict[str, Any] = {"dtype": torch_dtype(dtype or spec.dtype)}
+    options: dict[str, Any] = {"dtype": get_torch_dtype(dtype or spec.dtype)}
     if spec.quantization == "nf4":
-        options |= _nf4(options["dtype"])
-    model = models.from_pretrained(getattr(transformers, auto_class), spec.model, resolved, **options)
+        options |= _build_nf4_options(options["dtype"])
+    model = models.load_pretrained(getattr(transformers, auto_class), spec.model, resolved, **options)
     if spec.quantization == "none":
-        model = model.to(device())
+        model = model.to(choose_device())
     for module in model.modules():
         # bitsandbytes repacks 4-bit weights for CPU inference in the first forward pass without gradients (a
         # validation, say), after which the model can no longer be trained
@@ -62,15 +62,15 @@ def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: st
             module.support_avx512bf16_for_cpu = False
     parameters = sum(p.numel() for p in model.parameters()) if spec.quantization == "none" else model.num_parameters()
     in_memory = sum(p.numel() * p.element_size() for p in model.parameters())
-    return Base(model.eval(), tokenizer, models.weight_bytes(resolved) or in_memory, parameters)
+    return LoadedBase(model.eval(), tokenizer, models.measure_weight_bytes(resolved) or in_memory, parameters)
 
 
-def _nf4(dtype: Any) -> dict[str, Any]:
+def _build_nf4_options(dtype: Any) -> dict[str, Any]:
     """4-bit NormalFloat with double quantization (Dettmers et al. 2023, "QLoRA")."""
     import torch
     from transformers import BitsAndBytesConfig
 
-    on_cpu = device() == "cpu"
+    on_cpu = choose_device() == "cpu"
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -80,7 +80,7 @@ def _nf4(dtype: Any) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": "cpu" if on_cpu else {"": 0}}
 
 
-def with_new_adapter(model: Any, spec: StudentSpec, task_type: str, exclude: str | None = None) -> Any:
+def add_new_adapter(model: Any, spec: StudentSpec, task_type: str, exclude: str | None = None) -> Any:
     """The model with an untrained LoRA adapter in float32 (Hu et al. 2021); modules that match `exclude` get none."""
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -100,7 +100,7 @@ def with_new_adapter(model: Any, spec: StudentSpec, task_type: str, exclude: str
     return get_peft_model(model, config)
 
 
-def with_adapter(model: Any, adapter: Path, merge: bool) -> Any:
+def attach_adapter(model: Any, adapter: Path, merge: bool) -> Any:
     """The model with a trained adapter; `merge` adds it to the weights, which is quicker to run.
 
     Raises:
@@ -108,7 +108,7 @@ def with_adapter(model: Any, adapter: Path, merge: bool) -> Any:
     """
     from peft import PeftModel
 
-    with models.loading(str(adapter)), models.quiet_transformers():
+    with models.convert_load_errors(str(adapter)), models.silence_transformers():
         adapted = PeftModel.from_pretrained(model, str(adapter), use_safetensors=True)
     return adapted.merge_and_unload() if merge else adapted
 
@@ -123,7 +123,7 @@ def save_adapter(model: Any, spec: StudentSpec, folder: Path) -> None:
     # "auto" would ask the hub whether the vocabulary has grown
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
-    file = folder / CONFIG_FILE
+    file = folder / ADAPTER_CONFIG_FILE
     value = json.loads(file.read_text(encoding="utf-8"))
     if isinstance(value.get("target_modules"), list):  # a set in peft: its order changes from process to process
         value["target_modules"] = sorted(value["target_modules"])

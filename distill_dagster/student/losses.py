@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from distill_dagster.student.types import TrainRow
 
 
-def soft_targets(rows: Sequence[TrainRow], labels: list[str], temperature: float) -> torch.Tensor:
+def build_soft_targets(rows: Sequence[TrainRow], labels: list[str], temperature: float) -> torch.Tensor:
     """The teacher's distributions at a temperature, shape (rows, labels); a row without one gets all on its answer.
 
     A teacher gives probabilities p, not logits: p^(1/T), normalised, is what its softmax at temperature T would be.
@@ -34,7 +34,7 @@ def soft_targets(rows: Sequence[TrainRow], labels: list[str], temperature: float
     return (probs / probs.sum(1, keepdim=True)).float()
 
 
-def soft_loss(logits: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
+def compute_soft_loss(logits: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
     """T^2 * KL(target || softmax(logits / T)) for each row; T^2 keeps the gradients' size at any temperature.
 
     `target` is at the same temperature already. Where it is one-hot and T is 1 this is the cross-entropy. Rows of

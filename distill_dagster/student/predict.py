@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 
 from distill_dagster.config import StudentSpec
 from distill_dagster.student import loading
-from distill_dagster.student.encoder import COSINE_TEMPERATURE, pooled
-from distill_dagster.student.free_text import WritingStudent
-from distill_dagster.student.train import Student, student_class
+from distill_dagster.student.encoder import COSINE_TEMPERATURE, mean_pool
+from distill_dagster.student.free_text import FreeTextStudent
+from distill_dagster.student.train import Student, choose_student_class
 from distill_dagster.student.types import Prediction, Predictor, TaskSettings
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from distill_dagster.config import Label
+    from distill_dagster.config import LabelSpec
 
 SENTENCE_MODEL = "all-minilm-l6-v2"
 
 
 def load_predictor(
     spec: StudentSpec,
-    labels: list[Label],
+    labels: list[LabelSpec],
     settings: TaskSettings,
     models_folder: Path,
     adapter: Path | None = None,
@@ -36,13 +36,13 @@ def load_predictor(
         ModelError: the base or the adapter cannot be found or loaded.
     """
     merge = adapter is not None and spec.quantization == "none"
-    student = student_class(spec, labels)(spec, labels, settings, models_folder, "float32" if merge else None)
+    student = choose_student_class(spec, labels)(spec, labels, settings, models_folder, "float32" if merge else None)
     size = student.base.bytes
     if adapter is not None:
         student.load_adapter(adapter, merge)
         size += sum(f.stat().st_size for f in adapter.glob("*.safetensors"))
     if merge:  # added in float32, then rounded once
-        student.to_dtype(loading.torch_dtype(spec.dtype))
+        student.to_dtype(loading.get_torch_dtype(spec.dtype))
     return StudentPredictor(student, size)
 
 
@@ -61,13 +61,13 @@ class StudentPredictor:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            if isinstance(student, WritingStudent):
+            if isinstance(student, FreeTextStudent):
                 words = student.write([texts[i] for i in part])
                 found |= {i: Prediction(text, {}, text) for i, text in zip(part, words, strict=True)}
                 continue
             probs = student.log_probs([texts[i] for i in part]).exp()
             for i, row in zip(part, probs.tolist(), strict=True):
-                found[i] = _prediction(student.labels, row)
+                found[i] = _build_prediction(student.labels, row)
         return [found[i] for i in range(len(texts))]
 
 
@@ -97,11 +97,11 @@ class Embedder:
                 return_tensors="pt",
             ).to(self._model.device)
             with torch.inference_mode():
-                result[part] = pooled(self._model, batch["input_ids"], batch["attention_mask"]).cpu().numpy()
+                result[part] = mean_pool(self._model, batch["input_ids"], batch["attention_mask"]).cpu().numpy()
         return result
 
 
-class NearestPredictor:
+class NearestLabelPredictor:
     """The label whose embedding is nearest by cosine; probabilities are a softmax of cosine / 0.05."""
 
     def __init__(self, embedder: Embedder, anchors: np.ndarray, labels: list[str]) -> None:
@@ -117,10 +117,10 @@ class NearestPredictor:
             return []
         scores = self._embedder.embed(texts, batch_size) @ self._anchors.T / COSINE_TEMPERATURE
         odds = np.nan_to_num(np.exp(scores.astype(np.float64) - np.nanmax(scores, axis=1, keepdims=True)))
-        return [_prediction(self._labels, row.tolist()) for row in odds]
+        return [_build_prediction(self._labels, row.tolist()) for row in odds]
 
 
-def embed(texts: list[str], models_folder: Path, model: str = SENTENCE_MODEL) -> np.ndarray:
+def embed_texts(texts: list[str], models_folder: Path, model: str = SENTENCE_MODEL) -> np.ndarray:
     """Embeddings of texts: float32 (texts, 384 with the default model), each row of length 1.
 
     Raises:
@@ -129,10 +129,10 @@ def embed(texts: list[str], models_folder: Path, model: str = SENTENCE_MODEL) ->
     return Embedder(model, models_folder).embed(texts)
 
 
-def centroid_predictor(
+def build_centroid_predictor(
     example_texts: list[str],
     example_labels: list[str],
-    labels: list[Label],
+    labels: list[LabelSpec],
     models_folder: Path,
     model: str = SENTENCE_MODEL,
 ) -> Predictor:
@@ -155,10 +155,10 @@ def centroid_predictor(
     for number, name in enumerate(names):
         if name in example_labels:
             means[number] = vectors[[found == name for found in example_labels]].mean(0)
-    return NearestPredictor(embedder, means / np.linalg.norm(means, axis=1, keepdims=True), names)
+    return NearestLabelPredictor(embedder, means / np.linalg.norm(means, axis=1, keepdims=True), names)
 
 
-def _prediction(labels: list[str], weights: list[float]) -> Prediction:
+def _build_prediction(labels: list[str], weights: list[float]) -> Prediction:
     total = sum(weights)
     probs = {label: weight / total for label, weight in zip(labels, weights, strict=True)}
     best = max(probs, key=probs.__getitem__)

@@ -15,34 +15,34 @@ from distill_dagster.core.errors import DistillError
 from distill_dagster.student import loading
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.encoder import EncoderStudent
-from distill_dagster.student.free_text import WritingStudent
+from distill_dagster.student.free_text import FreeTextStudent
 from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
 
 if TYPE_CHECKING:
-    from distill_dagster.config import Label, StudentSpec
+    from distill_dagster.config import LabelSpec, StudentSpec
 
-Student = CausalStudent | EncoderStudent | WritingStudent
-STUDENTS: dict[str, type[CausalStudent] | type[EncoderStudent]] = {
+Student = CausalStudent | EncoderStudent | FreeTextStudent
+STUDENT_CLASSES: dict[str, type[CausalStudent] | type[EncoderStudent]] = {
     "causal_lm": CausalStudent,
     "encoder": EncoderStudent,
 }
 
 
-def student_class(spec: StudentSpec, labels: list[Label]) -> type[Student]:
+def choose_student_class(spec: StudentSpec, labels: list[LabelSpec]) -> type[Student]:
     """What learns: without labels to choose from, or with reasoning, an answer is written, which an encoder cannot."""
     if labels and not spec.reasoning:
-        return STUDENTS[spec.architecture]
+        return STUDENT_CLASSES[spec.architecture]
     if spec.architecture != "causal_lm":
         raise DistillError("An encoder chooses among labels and writes nothing. Use `architecture: causal_lm`.")
-    return WritingStudent
+    return FreeTextStudent
 
 
-LABELS_FILE, LOG_FILE = "labels.json", "training_log.json"
+LABELS_FILE, TRAINING_LOG_FILE = "labels.json", "training_log.json"
 
 
 def train_adapter(
     spec: StudentSpec,
-    labels: list[Label],
+    labels: list[LabelSpec],
     settings: TaskSettings,
     rows: list[TrainRow],
     validation: list[TrainRow],
@@ -63,18 +63,18 @@ def train_adapter(
         ModelError: the base cannot be found or loaded.
     """
     names = [label.name for label in labels]
-    _check(rows, validation, names)
-    student = student_class(spec, labels)(spec, labels, settings, models_folder)
+    _check_rows(rows, validation, names)
+    student = choose_student_class(spec, labels)(spec, labels, settings, models_folder)
     log = TrainingLog(rows=len(rows), epochs=epochs or spec.epochs)
     student.add_adapter()
     log.trainable_parameters = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
     log.total_parameters = student.base.parameters + log.trainable_parameters
     _fit(student, rows, validation, log, what)
-    _save(student, labels, log, out)
+    _save_student(student, labels, log, out)
     return log
 
 
-def _check(rows: list[TrainRow], validation: list[TrainRow], names: list[str]) -> None:
+def _check_rows(rows: list[TrainRow], validation: list[TrainRow], names: list[str]) -> None:
     if not rows:
         raise DistillError("There is no row to train on. Lower the thresholds in `curation`, or add prompts.")
     for row in [*rows, *validation]:
@@ -82,7 +82,7 @@ def _check(rows: list[TrainRow], validation: list[TrainRow], names: list[str]) -
             raise DistillError(f"Row {row.prompt_id}: {row.answer_label!r} is not a label of this task. Add it.")
 
 
-class LengthBatches:
+class LengthBatchSampler:
     """Batches of rows of nearly one length, in an order that is new in every epoch and fixed by the seed.
 
     Shuffled, cut into stretches of 16 batches, each sorted by length: little padding, and still random batches.
@@ -119,7 +119,7 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
     mean = sum(item["weight"] for item in items) / len(items) or 1.0
     for item in items:  # of mean 1, so that weights do not act as another learning rate
         item["weight"] /= mean
-    batches = LengthBatches([item["length"] for item in items], spec.batch_size, spec.seed)
+    batches = LengthBatchSampler([item["length"] for item in items], spec.batch_size, spec.seed)
     total = len(batches) * log.epochs
 
     class _Trainer(transformers.Trainer):
@@ -131,7 +131,7 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
 
     class _Watch(transformers.TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            progress.report(f"training {what}", state.global_step, total)
+            progress.report_progress(f"training {what}", state.global_step, total)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:
@@ -139,9 +139,11 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if validation:
-                log.validation.append({"epoch": round(float(state.epoch)), **_validate(student, validation)})
+                log.validation.append(
+                    {"epoch": round(float(state.epoch)), **_compute_validation_scores(student, validation)}
+                )
 
-    with TemporaryDirectory() as scratch, models.quiet_transformers():
+    with TemporaryDirectory() as scratch, models.silence_transformers():
         arguments = transformers.TrainingArguments(
             output_dir=scratch,
             num_train_epochs=log.epochs,
@@ -156,7 +158,7 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
             report_to=[],
             disable_tqdm=True,
             remove_unused_columns=False,
-            use_cpu=loading.device() == "cpu",
+            use_cpu=loading.choose_device() == "cpu",
             seed=spec.seed,
         )
         watch = _Watch()
@@ -168,14 +170,14 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
     log.steps = total
     log.tokens = sum(item["length"] for item in items) * log.epochs
     log.tokens_per_s = round(log.tokens / log.seconds, 1)
-    log.peak_mb = round(_peak_mb(), 1)
+    log.peak_mb = round(_measure_peak_mb(), 1)
 
 
-def _validate(student: Student, rows: list[TrainRow], batch_size: int = 64) -> dict[str, float]:
+def _compute_validation_scores(student: Student, rows: list[TrainRow], batch_size: int = 64) -> dict[str, float]:
     """Mean negative log-likelihood of the kept labels, and agreement: the share of rows where it is most probable."""
     training = student.model.training
     student.model.eval()
-    if isinstance(student, WritingStudent):
+    if isinstance(student, FreeTextStudent):
         found = student.validate(rows)
         student.model.train(training)
         return found
@@ -191,7 +193,7 @@ def _validate(student: Student, rows: list[TrainRow], batch_size: int = 64) -> d
     return {"loss": round(loss / len(rows), 6), "agreement": round(agree / len(rows), 6)}
 
 
-def _peak_mb() -> float:
+def _measure_peak_mb() -> float:
     import sys
 
     import torch
@@ -202,7 +204,7 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def _save(student: Student, labels: list[Label], log: TrainingLog, out: Path) -> None:
+def _save_student(student: Student, labels: list[LabelSpec], log: TrainingLog, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     student.save_adapter(out)
     student.tokenizer.save_pretrained(str(out))
@@ -212,10 +214,10 @@ def _save(student: Student, labels: list[Label], log: TrainingLog, out: Path) ->
         "item": student.settings.item,
         "labels": described,
     }
-    if isinstance(student, WritingStudent):
+    if isinstance(student, FreeTextStudent):
         task["reasoning"] = student.settings.reasoning
     _write_json(out / LABELS_FILE, task)
-    _write_json(out / LOG_FILE, log.to_dict())
+    _write_json(out / TRAINING_LOG_FILE, log.to_dict())
 
 
 def _write_json(path: Path, value: Any) -> None:

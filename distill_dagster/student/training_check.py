@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from distill_dagster.core.checks import Check, CheckSpec
+from distill_dagster.core.checks import CheckResult, CheckSpec
 
-LOSS_FELL = CheckSpec("loss_fell", "The training loss ended below where it began.")
+LOSS_FELL_CHECK = CheckSpec("loss_fell", "The training loss ended below where it began.")
 
 
-def loss_fell(losses: list[float]) -> Check:
+def check_loss_fell(losses: list[float]) -> CheckResult:
     """The mean of the last fifth of the logged losses against the first fifth."""
     if len(losses) < 2:
-        return Check("loss_fell", True, "warning", {"logged_steps": len(losses)})
+        return CheckResult("loss_fell", True, "warning", {"logged_steps": len(losses)})
     part = max(1, len(losses) // 5)
     first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
-    return Check("loss_fell", last < first, "warning", {"first": round(first, 4), "last": round(last, 4)})
+    return CheckResult("loss_fell", last < first, "warning", {"first": round(first, 4), "last": round(last, 4)})

@@ -23,13 +23,13 @@ from distill_dagster.tables import schemas
 from distill_dagster.tables.parquet import write_parquet
 
 RECORD_FILE = "artifact.json"
-LAST_GOOD = ".good"
+LAST_GOOD_FOLDER = ".good"
 """The folder beside the tables of slices that did not pass their checks, with the versions before."""
-_KEY = "distill"
+_METADATA_KEY = "distill"
 
 
 @dataclass(frozen=True)
-class Record:
+class ArtifactRecord:
     """What an artifact is, and what it was made from.
 
     `inputs` maps each upstream artifact, written `asset` or `asset[partition]`, to the data version that was read.
@@ -46,7 +46,7 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def node(asset: str, partition: str | None = None) -> str:
+def format_artifact_name(asset: str, partition: str | None = None) -> str:
     return asset if partition is None else f"{asset}[{partition}]"
 
 
@@ -65,28 +65,28 @@ class Lake:
         """The folder of an artifact that is not a table: an adapter or a report."""
         return self.reports / task / partition if asset == "eval_report" else self.root / task / asset / partition
 
-    def record(self, task: str, asset: str, partition: str | None = None) -> Record | None:
+    def record(self, task: str, asset: str, partition: str | None = None) -> ArtifactRecord | None:
         """The record of a finished artifact, or None where there is none."""
         path = self.path(task, asset, partition)
-        if (record := _record_of(path)) is not None:
+        if (record := _read_file_record(path)) is not None:
             return record
         if partition is not None:
             return read_folder_record(self.folder(task, asset, partition))
         return None
 
-    def good_record(self, task: str, asset: str, partition: str) -> Record | None:
+    def good_record(self, task: str, asset: str, partition: str) -> ArtifactRecord | None:
         """The record of the latest version of a table that passed its blocking checks."""
-        return _record_of(self._good_path(task, asset, partition))
+        return _read_file_record(self._good_path(task, asset, partition))
 
     def _good_path(self, task: str, asset: str, partition: str) -> Path:
         path = self.path(task, asset, partition)
-        record = _record_of(path)
+        record = _read_file_record(path)
         blocked = record is not None and record.extra.get("blocked")
-        return path.parent / LAST_GOOD / path.name if blocked else path
+        return path.parent / LAST_GOOD_FOLDER / path.name if blocked else path
 
     def scan_good(
         self, task: str, asset: str, partition: str, schema: pl.Schema, folder: Path
-    ) -> tuple[pl.LazyFrame, Record] | None:
+    ) -> tuple[pl.LazyFrame, ArtifactRecord] | None:
         """The latest version of a table that passed its blocking checks; None where there is none.
 
         Args:
@@ -100,10 +100,12 @@ class Lake:
             return None
         except OSError:  # another file system
             shutil.copyfile(path, held)
-        record = _record_of(held)
-        return None if record is None else (_checked(held, schema), record)
+        record = _read_file_record(held)
+        return None if record is None else (_scan_checked(held, schema), record)
 
-    def read(self, task: str, asset: str, partition: str | None, schema: pl.Schema) -> tuple[pl.DataFrame, Record]:
+    def read(
+        self, task: str, asset: str, partition: str | None, schema: pl.Schema
+    ) -> tuple[pl.DataFrame, ArtifactRecord]:
         """A table and its record.
 
         Raises:
@@ -113,26 +115,28 @@ class Lake:
         record = self.record(task, asset, partition)
         if record is None:
             raise DistillError(
-                f"{task}/{node(asset, partition)} has not been materialized yet. Run `distill run {task}`, or "
+                f"{task}/{format_artifact_name(asset, partition)} has not been materialized yet. Run `distill run {task}`, or "  # noqa: E501
                 f"materialize it before the assets that need it."
             )
-        return _checked(self.path(task, asset, partition), schema).collect(), record
+        return _scan_checked(self.path(task, asset, partition), schema).collect(), record
 
-    def write(self, task: str, frame: pl.DataFrame | pl.LazyFrame, record: Record) -> None:
+    def write(self, task: str, frame: pl.DataFrame | pl.LazyFrame, record: ArtifactRecord) -> None:
         """Write a table. One of a slice that did not pass its checks is written beside its last good version."""
         path = self.path(task, record.asset, record.partition)
         if record.partition is not None and record.extra.get("blocked"):
-            before = _record_of(path)
+            before = _read_file_record(path)
             if before is not None and not before.extra.get("blocked"):
-                kept = path.parent / LAST_GOOD / path.name
+                kept = path.parent / LAST_GOOD_FOLDER / path.name
                 kept.parent.mkdir(exist_ok=True)
                 # A copy and not a move: a crash before the new table is in place loses nothing.
                 temporary = kept.with_suffix(f".writing-{os.getpid()}")
                 shutil.copyfile(path, temporary)
                 temporary.replace(kept)
-        write_parquet(frame, path, {_KEY: json.dumps(asdict(record))})
+        write_parquet(frame, path, {_METADATA_KEY: json.dumps(asdict(record))})
 
-    def write_folder(self, folder: Path, record: Callable[[str], Record], fill: Callable[[Path], str]) -> Record:
+    def write_folder(
+        self, folder: Path, record: Callable[[str], ArtifactRecord], fill: Callable[[Path], str]
+    ) -> ArtifactRecord:
         """Let `fill` write into a temporary folder and return its data version; add the record; swap it in."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
@@ -147,20 +151,20 @@ class Lake:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _record_of(path: Path) -> Record | None:
-    return Record(**json.loads(pl.read_parquet_metadata(path)[_KEY])) if path.is_file() else None
+def _read_file_record(path: Path) -> ArtifactRecord | None:
+    return ArtifactRecord(**json.loads(pl.read_parquet_metadata(path)[_METADATA_KEY])) if path.is_file() else None
 
 
-def _checked(path: Path, schema: pl.Schema) -> pl.LazyFrame:
-    frame = schemas.with_later(pl.scan_parquet(path), schema)
+def _scan_checked(path: Path, schema: pl.Schema) -> pl.LazyFrame:
+    frame = schemas.add_later_columns(pl.scan_parquet(path), schema)
     if dict(frame.collect_schema()) != dict(schema):
         raise schemas.SchemaError(f"{path} does not have the declared schema")
     return frame
 
 
-def read_folder_record(folder: Path) -> Record | None:
+def read_folder_record(folder: Path) -> ArtifactRecord | None:
     try:
-        return Record(**json.loads((folder / RECORD_FILE).read_text()))
+        return ArtifactRecord(**json.loads((folder / RECORD_FILE).read_text()))
     except FileNotFoundError:
         return None
 

@@ -7,19 +7,19 @@ from collections.abc import Iterable
 import polars as pl
 
 
-def user_text(messages: list[dict[str, str | None]]) -> str:
+def get_user_text(messages: list[dict[str, str | None]]) -> str:
     """The user turns of a prompt, one below the other: what is compared, counted and shown."""
     return "\n".join(m["content"] or "" for m in messages if m["role"] == "user")
 
 
-def shown_text(messages: list[dict[str, str | None]]) -> str:
+def format_messages(messages: list[dict[str, str | None]]) -> str:
     """A prompt as one text: its only user turn as it is, a conversation as turns with their roles."""
     if all(m["role"] == "user" for m in messages):
-        return user_text(messages)
-    return transcript((m["role"] or "", m["content"] or "") for m in messages)
+        return get_user_text(messages)
+    return format_transcript((m["role"] or "", m["content"] or "") for m in messages)
 
 
-def transcript(turns: Iterable[tuple[str, str]]) -> str:
+def format_transcript(turns: Iterable[tuple[str, str]]) -> str:
     """A conversation as one text, for models that know no turns."""
     return "\n".join(f"{role.capitalize()}: {content}" for role, content in turns)
 
@@ -37,5 +37,5 @@ def normalized_expr(text: pl.Expr) -> pl.Expr:
     return folded.str.strip_chars(" ")
 
 
-def user_message(text: str) -> list[dict[str, str | None]]:
+def make_user_message(text: str) -> list[dict[str, str | None]]:
     return [{"role": "user", "content": text, "tool_calls": None, "tool_call_id": None, "name": None}]

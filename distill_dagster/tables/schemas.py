@@ -13,7 +13,7 @@ import polars as pl
 Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
 
-def _schema(columns: dict[str, Any]) -> pl.Schema:
+def _make_schema(columns: dict[str, Any]) -> pl.Schema:
     return pl.Schema(columns)
 
 
@@ -29,9 +29,9 @@ MESSAGES = pl.List(
     )
 )
 SOFT_LABELS = pl.List(pl.Struct({"label": pl.String, "prob": pl.Float64}))
-IDS = pl.List(pl.String)
+ID_LIST = pl.List(pl.String)
 
-PROMPTS = _schema(
+PROMPTS = _make_schema(
     {
         "prompt_id": pl.String,
         "slice": pl.String,
@@ -47,7 +47,7 @@ PROMPTS = _schema(
 )
 """`tools` is for prompts that bring tools of their own, and part of their identity. The tools of a task of kind
 tool_call are in its task.yaml, the same for every prompt, and in every request: they do not stand in each row."""
-COMPLETIONS = _schema(
+COMPLETIONS = _make_schema(
     {
         "completion_id": pl.String,
         "prompt_id": pl.String,
@@ -115,7 +115,7 @@ SCORES = pl.Struct(
     }
 )
 """Scores that have to be computed: only those that a filter of the task reads are, the others are null."""
-SCORED = _schema(
+SCORED = _make_schema(
     {
         "prompt_id": pl.String,
         "slice": pl.String,
@@ -130,7 +130,7 @@ SCORED = _schema(
         "answer_kind": pl.String,
         "reasoning": pl.String,
         "soft_labels": SOFT_LABELS,
-        "completion_ids": IDS,
+        "completion_ids": ID_LIST,
         "agreement": pl.Float64,
         "confidence": pl.Float64,
         "words": pl.Int64,
@@ -145,7 +145,7 @@ SCORED = _schema(
         "scores": SCORES,
     }
 )
-DATASET = _schema(
+DATASET = _make_schema(
     {
         "prompt_id": pl.String,
         "slice": pl.String,
@@ -157,12 +157,12 @@ DATASET = _schema(
         "weight": pl.Float64,
         "split": pl.String,
         "teacher": pl.String,
-        "completion_ids": IDS,
+        "completion_ids": ID_LIST,
         "axes": pl.String,
         "parent_prompt_id": pl.String,
     }
 )
-LATER = (
+LATER_COLUMNS = (
     "teacher_agreement",
     "axes",
     "parent_prompt_id",
@@ -178,7 +178,7 @@ LATER = (
 are part of a data version only where they hold something: what was made before stays as fresh as it was."""
 REJECTED = pl.Schema(dict(SCORED) | {"drop_reason": pl.String, "drop_detail": pl.String, "cluster_id": pl.String})
 """`cluster_id` is the prompt that is kept in a duplicate's place."""
-PREDICTIONS = _schema(
+PREDICTIONS = _make_schema(
     {
         "system": pl.String,
         "item_id": pl.String,
@@ -192,17 +192,19 @@ PREDICTIONS = _schema(
         "raw_text": pl.String,
     }
 )
-CONTEXT = pl.Schema({"id": pl.String, "text": pl.String, "label": pl.String, "removed": pl.String})
-ANSWERED_CONTEXT = pl.Schema(dict(CONTEXT) | {"answer": pl.String, "reasoning": pl.String, "messages": MESSAGES})
+PROMPT_CONTEXT = pl.Schema({"id": pl.String, "text": pl.String, "label": pl.String, "removed": pl.String})
+ANSWERED_PROMPT_CONTEXT = pl.Schema(
+    dict(PROMPT_CONTEXT) | {"answer": pl.String, "reasoning": pl.String, "messages": MESSAGES}
+)
 """The few-shot pool where answers are written: by a kind without labels, or with reasoning."""
-PRIOR = pl.Schema({"sample_index": pl.Int64, "label": pl.String, "prob": pl.Float64, "items": pl.Int64})
+TEACHER_PRIOR = pl.Schema({"sample_index": pl.Int64, "label": pl.String, "prob": pl.Float64, "items": pl.Int64})
 
 
 class SchemaError(Exception):
     """A table does not have the declared columns and types."""
 
 
-def conform(frame: pl.DataFrame, schema: pl.Schema, sort_by: tuple[str, ...]) -> pl.DataFrame:
+def conform_to_schema(frame: pl.DataFrame, schema: pl.Schema, sort_by: tuple[str, ...]) -> pl.DataFrame:
     """The frame with exactly the declared columns, in order, sorted.
 
     Raises:
@@ -217,19 +219,19 @@ def conform(frame: pl.DataFrame, schema: pl.Schema, sort_by: tuple[str, ...]) ->
         raise SchemaError(f"a column is not of its declared type: {error}") from error
 
 
-def with_later(frame: Frame, schema: pl.Schema) -> Frame:
+def add_later_columns(frame: Frame, schema: pl.Schema) -> Frame:
     """A table that was written before it had the columns of `LATER`, with them, in the order of the schema."""
     here: pl.Schema = frame.collect_schema()
     if "scores" in here and here["scores"] != SCORES:
-        frame = frame.with_columns(_all_scores(here))
-    absent: list[str] = [name for name in LATER if name in schema and name not in here]
+        frame = frame.with_columns(_complete_scores_expr(here))
+    absent: list[str] = [name for name in LATER_COLUMNS if name in schema and name not in here]
     if not absent or "completion_ids" not in here:
         return frame
     frame = frame.with_columns(pl.lit(None, dtype=schema[name]).alias(name) for name in absent)
     return frame.select(list(schema)) if {*here, *absent} == set(schema) else frame
 
 
-def _all_scores(here: pl.Schema) -> pl.Expr:
+def _complete_scores_expr(here: pl.Schema) -> pl.Expr:
     """The scores of a table that was written before there were all of today's."""
     names = {field.name for field in here["scores"].fields}  # type: ignore[attr-defined]
     fields = [
@@ -239,5 +241,5 @@ def _all_scores(here: pl.Schema) -> pl.Expr:
     return pl.when(pl.col("scores").is_not_null()).then(pl.struct(fields)).alias("scores")
 
 
-def frame_of(rows: list[dict[str, object]], schema: pl.Schema, sort_by: tuple[str, ...]) -> pl.DataFrame:
-    return conform(pl.DataFrame(rows, schema=schema), schema, sort_by)
+def build_frame(rows: list[dict[str, object]], schema: pl.Schema, sort_by: tuple[str, ...]) -> pl.DataFrame:
+    return conform_to_schema(pl.DataFrame(rows, schema=schema), schema, sort_by)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from distill_dagster.core.checks import Check
+from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
 
 if TYPE_CHECKING:
@@ -22,61 +22,69 @@ Table = pl.DataFrame | pl.LazyFrame
 Expectation = tuple[str, dict[str, Any]]
 
 
-def _unique(*columns: str) -> list[Expectation]:
+def _expect_unique(*columns: str) -> list[Expectation]:
     not_null: list[Expectation] = [("ExpectColumnValuesToNotBeNull", {"column": c}) for c in columns]
     if len(columns) == 1:
         return [*not_null, ("ExpectColumnValuesToBeUnique", {"column": columns[0]})]
     return [*not_null, ("ExpectCompoundColumnsToBeUnique", {"column_list": list(columns)})]
 
 
-def _share(column: str) -> Expectation:
+def _expect_share(column: str) -> Expectation:
     return ("ExpectColumnValuesToBeBetween", {"column": column, "min_value": 0, "max_value": 1})
 
 
-def _one_of(column: str, values: list[str]) -> Expectation:
+def _expect_one_of(column: str, values: list[str]) -> Expectation:
     return ("ExpectColumnValuesToBeInSet", {"column": column, "value_set": values})
 
 
-_STATUS = ["ok", "failed", "refused", "truncated", "filtered"]
+_STATUSES = ["ok", "failed", "refused", "truncated", "filtered"]
 
 
 EXPECTATIONS: dict[str, list[Expectation]] = {
-    "prompt_context": [*_unique("id"), ("ExpectColumnValuesToNotBeNull", {"column": "label"})],
+    "prompt_context": [*_expect_unique("id"), ("ExpectColumnValuesToNotBeNull", {"column": "label"})],
     "seed_prompts": [
-        *_unique("prompt_id"),
+        *_expect_unique("prompt_id"),
         ("ExpectColumnValueLengthsToBeBetween", {"column": "text", "min_value": 1}),
     ],
-    "teacher_prior": [*_unique("sample_index", "label"), _share("prob")],
-    "golden_completions": [*_unique("prompt_id", "teacher", "sample_index"), _one_of("status", _STATUS)],
-    "teacher_gate": [*_unique("system", "item_id"), _one_of("system", ["teacher", "base"])],
+    "teacher_prior": [*_expect_unique("sample_index", "label"), _expect_share("prob")],
+    "golden_completions": [
+        *_expect_unique("prompt_id", "teacher", "sample_index"),
+        _expect_one_of("status", _STATUSES),
+    ],
+    "teacher_gate": [*_expect_unique("system", "item_id"), _expect_one_of("system", ["teacher", "base"])],
     "teacher_completions": [
-        *_unique("prompt_id", "teacher", "sample_index"),
-        _one_of("status", _STATUS),
+        *_expect_unique("prompt_id", "teacher", "sample_index"),
+        _expect_one_of("status", _STATUSES),
         ("ExpectColumnValuesToBeBetween", {"column": "prompt_tokens", "min_value": 0}),
     ],
-    "scored_completions": [*_unique("prompt_id"), _share("agreement"), _share("confidence"), _share("judge_score")],
+    "scored_completions": [
+        *_expect_unique("prompt_id"),
+        _expect_share("agreement"),
+        _expect_share("confidence"),
+        _expect_share("judge_score"),
+    ],
     "filtered_dataset": [
-        *_unique("prompt_id"),
+        *_expect_unique("prompt_id"),
         ("ExpectColumnValuesToNotBeNull", {"column": "answer"}),
-        _one_of("split", ["train", "validation"]),
+        _expect_one_of("split", ["train", "validation"]),
         ("ExpectColumnValuesToBeBetween", {"column": "weight", "min_value": 0}),
     ],
     "predictions": [
-        *_unique("system", "split", "item_id"),
-        _share("confidence"),
-        _one_of("split", ["golden", "dev", "validation"]),
+        *_expect_unique("system", "split", "item_id"),
+        _expect_share("confidence"),
+        _expect_one_of("split", ["golden", "dev", "validation"]),
     ],
 }
 
 
-def _columns(stage: str) -> set[str]:
+def _get_expected_columns(stage: str) -> set[str]:
     """What the expectations of a stage look at."""
     named = [arguments.get("column_list", [arguments.get("column")]) for _, arguments in EXPECTATIONS[stage]]
     return {column for columns in named for column in columns}
 
 
 @lru_cache(maxsize=1)
-def _context() -> Any:
+def _get_gx_context() -> Any:
     """One for the process: making it costs more than a validation."""
     import great_expectations as gx
 
@@ -85,7 +93,7 @@ def _context() -> Any:
     return context
 
 
-def valid_table(stage: str, frame: Table) -> Check:
+def check_table(stage: str, frame: Table) -> CheckResult:
     """Great Expectations over one table; what failed names some of the values and the ids of their rows.
 
     Of a long table it is given the rows that may fail, and the first ones of the rest.
@@ -93,35 +101,37 @@ def valid_table(stage: str, frame: Table) -> Check:
     Raises:
         DistillError: an expectation could not be evaluated (which is not the same as failing).
     """
-    ids = next((name for name in IDS if name in frame.collect_schema()), None)
-    suspects = [_FAILS.get(kind, lambda _: pl.lit(True))(arguments) for kind, arguments in EXPECTATIONS[stage]]
-    first = pl.int_range(pl.len()) < JUDGED
-    rows = plain_columns(stage, frame).filter(pl.any_horizontal(first, *suspects).fill_null(False))
-    found = validate(stage, rows.collect(engine="streaming").to_pandas(), EXPECTATIONS[stage], ids)
+    ids = next((name for name in ID_COLUMNS if name in frame.collect_schema()), None)
+    suspects = [_FAILURE_EXPRS.get(kind, lambda _: pl.lit(True))(arguments) for kind, arguments in EXPECTATIONS[stage]]
+    first = pl.int_range(pl.len()) < ALWAYS_CHECKED_ROWS
+    rows = select_expected_columns(stage, frame).filter(pl.any_horizontal(first, *suspects).fill_null(False))
+    found = validate_table(stage, rows.collect(engine="streaming").to_pandas(), EXPECTATIONS[stage], ids)
     failed = {what: why for what, why in found.items() if why is not None}
-    return Check("valid_table", not failed, found=failed | {"expectations": len(found), "rows": _height(frame)})
+    return CheckResult(
+        "valid_table", not failed, found=failed | {"expectations": len(found), "rows": _count_rows(frame)}
+    )
 
 
-JUDGED = 1_000
+ALWAYS_CHECKED_ROWS = 1_000
 """Rows of a table that Great Expectations looks at in any case: it takes seconds for a million."""
 
 
-_FAILS: dict[str, Callable[[dict[str, Any]], pl.Expr]] = {
+_FAILURE_EXPRS: dict[str, Callable[[dict[str, Any]], pl.Expr]] = {
     "ExpectColumnValuesToNotBeNull": lambda asked: pl.col(asked["column"]).is_null(),
     "ExpectColumnValuesToBeUnique": lambda asked: pl.col(asked["column"]).is_duplicated(),
     "ExpectCompoundColumnsToBeUnique": lambda asked: pl.struct(asked["column_list"]).is_duplicated(),
     "ExpectColumnValuesToBeInSet": lambda asked: ~pl.col(asked["column"]).is_in(asked["value_set"]),
-    "ExpectColumnValuesToBeBetween": lambda asked: ~_between(pl.col(asked["column"]), asked),
-    "ExpectColumnValueLengthsToBeBetween": lambda asked: ~_between(pl.col(asked["column"]).str.len_chars(), asked),
+    "ExpectColumnValuesToBeBetween": lambda asked: ~_between_expr(pl.col(asked["column"]), asked),
+    "ExpectColumnValueLengthsToBeBetween": lambda asked: ~_between_expr(pl.col(asked["column"]).str.len_chars(), asked),
 }
 """By kind of expectation, true for every row that may fail it; of another kind that is the whole table."""
 
 
-def _between(value: pl.Expr, asked: dict[str, Any]) -> pl.Expr:
+def _between_expr(value: pl.Expr, asked: dict[str, Any]) -> pl.Expr:
     return (value >= asked["min_value"]) & (value <= asked.get("max_value", float("inf")))
 
 
-def plain_columns(stage: str, frame: Table) -> pl.LazyFrame:
+def select_expected_columns(stage: str, frame: Table) -> pl.LazyFrame:
     """What the expectations of a stage look at, and the ids; of messages the user turns, as `text`."""
     plain = frame.lazy()
     if "messages" in plain.collect_schema():
@@ -129,19 +139,19 @@ def plain_columns(stage: str, frame: Table) -> pl.LazyFrame:
 
         plain = plain.with_columns(user_text_expr().alias("text"))
     names = plain.collect_schema().names()
-    wanted = _columns(stage) | set(IDS)
+    wanted = _get_expected_columns(stage) | set(ID_COLUMNS)
     return plain.select(name for name in names if name in wanted)  # the others would only be copied
 
 
-def _height(frame: Table) -> int:
+def _count_rows(frame: Table) -> int:
     return int(frame.lazy().select(pl.len()).collect(engine="streaming").item())
 
 
-IDS = ("prompt_id", "item_id", "id")
+ID_COLUMNS = ("prompt_id", "item_id", "id")
 """The columns by which a failing row is named, the first one that a table has."""
 
 
-def validate(
+def validate_table(
     name: str, rows: pd.DataFrame, expectations: Sequence[Expectation], ids: str | None = None
 ) -> dict[str, str | None]:
     """Every expectation by its type and column, with what failed it, or None where it is met.
@@ -149,9 +159,9 @@ def validate(
     Raises:
         DistillError: an expectation could not be evaluated.
     """
-    batch = _context().data_sources.add_or_update_pandas("lake").add_dataframe_asset(name)
+    batch = _get_gx_context().data_sources.add_or_update_pandas("lake").add_dataframe_asset(name)
     definition = batch.add_batch_definition_whole_dataframe("all")
-    suite = suite_of(name, expectations)
+    suite = build_suite(name, expectations)
     wanted: dict[str, Any] = {"result_format": "SUMMARY"}
     if ids is not None:
         wanted["unexpected_index_column_names"] = [ids]
@@ -161,11 +171,13 @@ def validate(
         if (one.exception_info or {}).get("raised_exception") or one.expectation_config is None:
             raise DistillError(f"Great Expectations could not check {name}: {one.exception_info}")
         column = one.expectation_config.kwargs.get("column", "")
-        found[f"{one.expectation_config.type} {column}".strip()] = None if one.success else _unexpected(one.result, ids)
+        found[f"{one.expectation_config.type} {column}".strip()] = (
+            None if one.success else _describe_failure(one.result, ids)
+        )
     return found
 
 
-def suite_of(name: str, expectations: Sequence[Expectation]) -> ExpectationSuite:
+def build_suite(name: str, expectations: Sequence[Expectation]) -> ExpectationSuite:
     import great_expectations as gx
     import great_expectations.expectations as gxe
 
@@ -174,7 +186,7 @@ def suite_of(name: str, expectations: Sequence[Expectation]) -> ExpectationSuite
     )
 
 
-def _unexpected(result: Any, ids: str | None) -> str:
+def _describe_failure(result: Any, ids: str | None) -> str:
     """Some of the values that were not expected, with the ids of their rows; of a whole column, what was observed."""
     values = result.get("partial_unexpected_list")
     if values is None:

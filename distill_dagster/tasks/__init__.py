@@ -7,24 +7,24 @@
 `pipeline.task_check` looks at all of it for `distill check`.
 """
 
-from distill_dagster.core.text import normalize
+from distill_dagster.core.text import normalize_text
 from distill_dagster.tasks.folder import TaskFolder, find_tasks, open_task
-from distill_dagster.tasks.reading import DEV, EXAMPLES, GOLDEN, HUMAN, Target, read_rows
-from distill_dagster.tasks.rows import Row, Seed, Slice, Turn
+from distill_dagster.tasks.reading import DEV_FILE, EXAMPLES_FILE, GOLDEN_FILE, HUMAN_FILE, ImportTarget, read_rows
+from distill_dagster.tasks.rows import LabelledRow, Seed, Slice, Turn
 
 __all__ = [
-    "DEV",
-    "EXAMPLES",
-    "GOLDEN",
-    "HUMAN",
-    "Row",
+    "DEV_FILE",
+    "EXAMPLES_FILE",
+    "GOLDEN_FILE",
+    "HUMAN_FILE",
+    "ImportTarget",
+    "LabelledRow",
     "Seed",
     "Slice",
-    "Target",
     "TaskFolder",
     "Turn",
     "find_tasks",
-    "normalize",
+    "normalize_text",
     "open_task",
     "read_rows",
 ]

@@ -6,23 +6,28 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from distill_dagster.config import SLICE_KEY, TASK_NAME, Task
+from distill_dagster.config import SLICE_KEY_PATTERN, TASK_NAME_PATTERN, Task
 from distill_dagster.core.errors import InputError, Problem
-from distill_dagster.tasks.accepted import DESCRIPTION, accepted_file, accepted_keys, read_accepted
-from distill_dagster.tasks.imagined import Imagination, imagined_file, read_imagined
+from distill_dagster.tasks.accepted import (
+    INBOX_SLICE_DESCRIPTION,
+    get_accepted_path,
+    list_accepted_slices,
+    read_accepted,
+)
+from distill_dagster.tasks.imagined import ImagineHistory, get_imagined_path, read_imagined
 from distill_dagster.tasks.reading import (
-    DEV,
-    EXAMPLES,
-    GOLDEN,
-    HUMAN,
+    DEV_FILE,
+    EXAMPLES_FILE,
+    GOLDEN_FILE,
+    HUMAN_FILE,
     TASK_FILE,
-    example_problems,
+    check_examples,
     read_rows,
     read_slice,
     read_task,
 )
-from distill_dagster.tasks.rows import Row, Slice
-from distill_dagster.tasks.yaml_files import link_problem, read_text, value_of
+from distill_dagster.tasks.rows import LabelledRow, Slice
+from distill_dagster.tasks.yaml_files import make_link_problem, read_text, require_value
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,50 +46,50 @@ class TaskFolder:
 
     @cached_property
     def task(self) -> Task:
-        return value_of(read_task(self.path))
+        return require_value(read_task(self.path))
 
     def slice_keys(self) -> list[str]:
         """All slices, sorted: those of the user's files, and those that only have prompts from the inbox."""
-        return sorted({*self.written_slices(), *accepted_keys(self.accepted)})
+        return sorted({*self.written_slices(), *list_accepted_slices(self.accepted)})
 
     def written_slices(self) -> list[str]:
         """Slice files by name, sorted. A name that cannot be a partition is left out here and named by `check`."""
-        files = slice_files(self.path)
-        return sorted(f.stem for f in files if not slice_file_problem(self.path, f))
+        files = list_slice_files(self.path)
+        return sorted(f.stem for f in files if not check_slice_file(self.path, f))
 
     def slice(self, key: str) -> Slice:
-        rows = read_accepted(accepted_file(self.accepted, key)) if self.accepted else []
+        rows = read_accepted(get_accepted_path(self.accepted, key)) if self.accepted else []
         path = self.path / "slices" / f"{key}.yaml"
         if rows and not (path.is_symlink() or path.exists()):
-            bare = Slice.model_construct(description=DESCRIPTION.format(key=key), seeds=[])
+            bare = Slice.model_construct(description=INBOX_SLICE_DESCRIPTION.format(key=key), seeds=[])
             return bare.with_accepted(rows)
-        imagination = read_imagined(imagined_file(self.accepted, key)) if self.accepted else Imagination()
-        return value_of(read_slice(path, self.task)).with_accepted(rows).with_imagined(imagination)
+        imagination = read_imagined(get_imagined_path(self.accepted, key)) if self.accepted else ImagineHistory()
+        return require_value(read_slice(path, self.task)).with_accepted(rows).with_imagined(imagination)
 
-    def rows(self, file: str, labelled: bool = True) -> list[Row]:
+    def rows(self, file: str, labelled: bool = True) -> list[LabelledRow]:
         path = self.path / file
-        if file == HUMAN and not path.exists():
+        if file == HUMAN_FILE and not path.exists():
             return []
-        return value_of(read_rows(path, self.task, labelled))
+        return require_value(read_rows(path, self.task, labelled))
 
     @cached_property
-    def examples(self) -> list[Row]:
-        rows = self.rows(EXAMPLES)
-        if problems := example_problems(self.path, self.task, rows):
+    def examples(self) -> list[LabelledRow]:
+        rows = self.rows(EXAMPLES_FILE)
+        if problems := check_examples(self.path, self.task, rows):
             raise InputError(problems)
         return rows
 
     @cached_property
-    def dev(self) -> list[Row]:
-        return self.rows(DEV)
+    def dev(self) -> list[LabelledRow]:
+        return self.rows(DEV_FILE)
 
     @cached_property
-    def golden(self) -> list[Row]:
-        return self.rows(GOLDEN)
+    def golden(self) -> list[LabelledRow]:
+        return self.rows(GOLDEN_FILE)
 
     @cached_property
-    def human(self) -> list[Row]:
-        return self.rows(HUMAN)
+    def human(self) -> list[LabelledRow]:
+        return self.rows(HUMAN_FILE)
 
     def templates(self) -> dict[str, str]:
         """The user's own templates by name.
@@ -95,7 +100,7 @@ class TaskFolder:
         folder = self.path / "templates"
         problems: list[Problem] = []
         if folder.is_symlink():
-            problems.append(link_problem(folder))
+            problems.append(make_link_problem(folder))
         files = sorted(folder.glob("*.j2")) if not problems and folder.is_dir() else []
         texts = {f.stem: read_text(f, problems) for f in files}
         if problems:  # falling back to the built-in template would ask the teacher something else than the user wrote
@@ -118,18 +123,18 @@ def open_task(tasks: Path, name: str, accepted: Path) -> TaskFolder:
         InputError: there is no such task, or its name cannot be a task name.
     """
     known = [t.name for t in find_tasks(tasks, accepted)]
-    if not TASK_NAME.fullmatch(name) or name not in known:
+    if not TASK_NAME_PATTERN.fullmatch(name) or name not in known:
         problem = Problem(
             tasks,
             f"there is no task {name!r}.",
             f"Known tasks: {', '.join(known) or 'none'}. A task is a folder "
-            f"with a {TASK_FILE}; its name matches {TASK_NAME.pattern}.",
+            f"with a {TASK_FILE}; its name matches {TASK_NAME_PATTERN.pattern}.",
         )
         raise InputError([problem])
     return TaskFolder(tasks / name, accepted / name)
 
 
-def slice_files(folder: Path) -> list[Path]:
+def list_slice_files(folder: Path) -> list[Path]:
     """All files below slices/ that may be meant as one, sorted."""
     slices = folder / "slices"
     if slices.is_symlink() or not slices.is_dir():
@@ -137,12 +142,14 @@ def slice_files(folder: Path) -> list[Path]:
     return sorted(p for p in slices.rglob("*") if p.suffix in (".yaml", ".yml") and not p.name.startswith("."))
 
 
-def slice_file_problem(folder: Path, file: Path) -> Problem | None:
+def check_slice_file(folder: Path, file: Path) -> Problem | None:
     """Why a file cannot be a slice by its name."""
     name = file.relative_to(folder / "slices").with_suffix("").as_posix()
     if file.suffix != ".yaml":
         return Problem(file, "slice files end with .yaml.", "Rename the file.")
-    if not SLICE_KEY.fullmatch(name):
+    if not SLICE_KEY_PATTERN.fullmatch(name):
         message = f"the slice name {name!r} cannot be a partition."
-        return Problem(file, message, f"Use a name that matches {SLICE_KEY.pattern}: no slash, no capital, no space.")
+        return Problem(
+            file, message, f"Use a name that matches {SLICE_KEY_PATTERN.pattern}: no slash, no capital, no space."
+        )
     return None

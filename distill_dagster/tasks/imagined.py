@@ -16,16 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from distill_dagster.core.errors import InputError, Problem
 
-FOLDER = "imagined"
+IMAGINED_FOLDER = "imagined"
 """Below a task's folder of accepted prompts."""
 _REMEDY = "Mend or remove this line; a line with a prompt may be removed at any time."
 
 
-class _Line(BaseModel):
+class _FileLine(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Imagined(_Line):
+class ImaginedPrompt(_FileLine):
     """One accepted prompt: how it came about and who wrote it."""
 
     kind: Literal["prompt"] = "prompt"
@@ -40,7 +40,7 @@ class Imagined(_Line):
     imagined_at: str
 
 
-class Round(_Line):
+class ImagineRound(_FileLine):
     """The end of a round: requests sent for it, those without an answer, and what of the answers was left out."""
 
     kind: Literal["round"] = "round"
@@ -51,25 +51,25 @@ class Round(_Line):
     ended_at: str
 
 
-class Fresh(_Line):
+class GenerationStart(_FileLine):
     """From here on all is asked anew."""
 
     kind: Literal["fresh"] = "fresh"
     asked_at: str
 
 
-_LINE: TypeAdapter[Imagined | Round | Fresh] = TypeAdapter(
-    Annotated[Imagined | Round | Fresh, Field(discriminator="kind")]
+_LINE_ADAPTER: TypeAdapter[ImaginedPrompt | ImagineRound | GenerationStart] = TypeAdapter(
+    Annotated[ImaginedPrompt | ImagineRound | GenerationStart, Field(discriminator="kind")]
 )
 
 
 @dataclass(frozen=True)
-class Imagination:
+class ImagineHistory:
     """What was imagined for one slice. `prompts` and `rounds` are those of the current generation."""
 
     generation: int = 0
-    prompts: tuple[Imagined, ...] = ()
-    rounds: tuple[Round, ...] = ()
+    prompts: tuple[ImaginedPrompt, ...] = ()
+    rounds: tuple[ImagineRound, ...] = ()
     retired: int = 0
 
     @property
@@ -78,21 +78,21 @@ class Imagination:
         return sum(one.requests for one in self.rounds)
 
 
-def imagined_file(accepted: Path, key: str) -> Path:
+def get_imagined_path(accepted: Path, key: str) -> Path:
     """The file of one slice; `accepted` is the task's folder of accepted prompts."""
-    return accepted / FOLDER / f"{key}.jsonl"
+    return accepted / IMAGINED_FOLDER / f"{key}.jsonl"
 
 
-def read_imagined(path: Path) -> Imagination:
+def read_imagined(path: Path) -> ImagineHistory:
     """What stands in one file; nothing where there is no file.
 
     Raises:
         InputError: lines are broken (all of them are named), or the file cannot be read.
     """
-    return _read(path, _content(path))[0]
+    return _parse_lines(path, _read_content(path))[0]
 
 
-def _content(path: Path) -> bytes:
+def _read_content(path: Path) -> bytes:
     for place in (path, path.parent):
         if place.is_symlink():
             remedy = "Put the file or folder itself there."
@@ -105,12 +105,12 @@ def _content(path: Path) -> bytes:
         raise InputError([Problem(path, f"cannot be read: {error.strerror}.", "Put a readable file there.")]) from error
 
 
-def _read(path: Path, content: bytes) -> tuple[Imagination, int]:
+def _parse_lines(path: Path, content: bytes) -> tuple[ImagineHistory, int]:
     """The imagination, and where the last ended round ends, in bytes."""
     generation = retired = place = end = 0
-    prompts: list[Imagined] = []
-    open_: list[Imagined] = []
-    rounds: list[Round] = []
+    prompts: list[ImaginedPrompt] = []
+    open_: list[ImaginedPrompt] = []
+    rounds: list[ImagineRound] = []
     problems: list[Problem] = []
     lines = content.split(b"\n")
     for number, raw in enumerate(lines, start=1):
@@ -118,15 +118,15 @@ def _read(path: Path, content: bytes) -> tuple[Imagination, int]:
         if not raw.strip():
             continue
         try:
-            line = _LINE.validate_json(raw)
+            line = _LINE_ADAPTER.validate_json(raw)
         except ValidationError as error:
             if number < len(lines):  # the last one has no line break: half a line of a process that was killed
-                problems.append(_broken(path, number, error))
+                problems.append(_make_line_problem(path, number, error))
             continue
-        if isinstance(line, Imagined):
+        if isinstance(line, ImaginedPrompt):
             open_.append(line)
             continue
-        if isinstance(line, Fresh):
+        if isinstance(line, GenerationStart):
             generation, retired = generation + 1, retired + len(prompts)
             prompts, rounds = [], []
         else:
@@ -134,12 +134,12 @@ def _read(path: Path, content: bytes) -> tuple[Imagination, int]:
         open_, end = [], min(place, len(content))
     if problems:
         raise InputError(problems)
-    return Imagination(generation, tuple(prompts), tuple(rounds), retired), end
+    return ImagineHistory(generation, tuple(prompts), tuple(rounds), retired), end
 
 
-def imagined_problems(accepted: Path | None) -> Iterator[Problem]:
+def find_imagined_problems(accepted: Path | None) -> Iterator[Problem]:
     """What is wrong in any of a task's files of imagined prompts."""
-    files = sorted((accepted / FOLDER).glob("*.jsonl")) if accepted is not None else []
+    files = sorted((accepted / IMAGINED_FOLDER).glob("*.jsonl")) if accepted is not None else []
     for path in files:
         try:
             read_imagined(path)
@@ -147,7 +147,7 @@ def imagined_problems(accepted: Path | None) -> Iterator[Problem]:
             yield from error.problems
 
 
-def _broken(path: Path, number: int, error: ValidationError) -> Problem:
+def _make_line_problem(path: Path, number: int, error: ValidationError) -> Problem:
     # Never the input itself: a line that somebody edited may hold anything.
     first = error.errors(include_input=False, include_url=False)[0]
     if first["type"] == "json_invalid":

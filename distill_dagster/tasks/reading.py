@@ -10,124 +10,130 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from distill_dagster.config import SLICE_KEY, TASK_NAME, Task
+from distill_dagster.config import SLICE_KEY_PATTERN, TASK_NAME_PATTERN, Task
 from distill_dagster.core.errors import Problem
-from distill_dagster.kinds import InvalidAnswer, Question, is_refusal, kind_of
-from distill_dagster.tasks.rows import Prompt, Row, Seed, Slice
-from distill_dagster.tasks.yaml_files import Result, line_of, model_problems, read_text, read_yaml
+from distill_dagster.kinds import InvalidAnswerError, Question, get_kind, is_refusal
+from distill_dagster.tasks.rows import LabelledRow, PromptText, Seed, Slice
+from distill_dagster.tasks.yaml_files import ParseResult, convert_validation_error, find_line, read_text, read_yaml
 
 TASK_FILE = "task.yaml"
-EXAMPLES, DEV, GOLDEN, HUMAN = "examples.jsonl", "dev.jsonl", "golden.jsonl", "human.jsonl"
-Target = Literal["seeds", "examples", "golden", "dev", "human", "recorded"]
+EXAMPLES_FILE, DEV_FILE, GOLDEN_FILE, HUMAN_FILE = "examples.jsonl", "dev.jsonl", "golden.jsonl", "human.jsonl"
+ImportTarget = Literal["seeds", "examples", "golden", "dev", "human", "recorded"]
 """What records of other programs can become in a task."""
 
 
-def read_task(folder: Path) -> Result[Task]:
+def read_task(folder: Path) -> ParseResult[Task]:
     """The task.yaml of a folder."""
     path, problems = folder / TASK_FILE, list[Problem]()
-    if not TASK_NAME.fullmatch(folder.name):
-        remedy = f"Rename the folder to something that matches {TASK_NAME.pattern}."
+    if not TASK_NAME_PATTERN.fullmatch(folder.name):
+        remedy = f"Rename the folder to something that matches {TASK_NAME_PATTERN.pattern}."
         problems.append(Problem(folder, f"{folder.name!r} cannot be a task name.", remedy))
     value, tree = read_yaml(path, problems)
     if problems:
-        return Result(None, problems)
+        return ParseResult(None, problems)
     try:
-        return Result(Task.model_validate(value if value is not None else {}))
+        return ParseResult(Task.model_validate(value if value is not None else {}))
     except ValidationError as error:
-        return Result(None, model_problems(path, error, lambda loc: line_of(tree, loc)))
+        return ParseResult(None, convert_validation_error(path, error, lambda loc: find_line(tree, loc)))
 
 
-def read_slice(path: Path, task: Task) -> Result[Slice]:
+def read_slice(path: Path, task: Task) -> ParseResult[Slice]:
     """One slice file, with its references in the kind's canonical form."""
     problems: list[Problem] = []
     value, tree = read_yaml(path, problems)
     if problems:
-        return Result(None, problems)
+        return ParseResult(None, problems)
     try:
         slice_ = Slice.model_validate(value if value is not None else {})
     except ValidationError as error:
-        return Result(None, model_problems(path, error, lambda loc: line_of(tree, loc)))
+        return ParseResult(None, convert_validation_error(path, error, lambda loc: find_line(tree, loc)))
     ids: dict[str, Seed] = {}
     seeds: list[Seed] = []
     if slice_.refusal and task.has_labels:
         remedy = "Leave it out, or make a label of what is to be refused."
         message = f"kind {task.kind} answers with labels, and a refusal is none."
-        problems.append(Problem(path, message, remedy, line=line_of(tree, ("refusal",)), field="refusal"))
+        problems.append(Problem(path, message, remedy, line=find_line(tree, ("refusal",)), field="refusal"))
     for index, seed in enumerate(slice_.seeds):
-        line = line_of(tree, ("seeds", index))
-        problems += _label_problem(path, line, f"seeds.{index}.target_label", seed.target_label, task)
-        problems += _turns_problem(path, line, f"seeds.{index}.messages", seed, task)
+        line = find_line(tree, ("seeds", index))
+        problems += _check_label(path, line, f"seeds.{index}.target_label", seed.target_label, task)
+        problems += _check_messages(path, line, f"seeds.{index}.messages", seed, task)
         name = f"seeds.{index}.reference"
         if task.has_labels:
-            problems += _label_problem(path, line, name, seed.reference, task)
+            problems += _check_label(path, line, name, seed.reference, task)
         elif seed.reference is not None:
-            answer, found = _answer(path, line, name, seed.reference, seed.text, task)
+            answer, found = _canonicalize_answer(path, line, name, seed.reference, seed.text, task)
             seed, problems = seed.model_copy(update={"reference": answer}), problems + found
         seeds.append(seed)
         if seed.id is not None and seed.id in ids:
-            problems.append(_id_problem(path, line, f"seeds.{index}.id", seed.id, ids[seed.id].text == seed.text))
+            problems.append(_make_id_problem(path, line, f"seeds.{index}.id", seed.id, ids[seed.id].text == seed.text))
         if seed.id is not None:
             ids.setdefault(seed.id, seed)
-    return Result(slice_.model_copy(update={"seeds": seeds}), problems)
+    return ParseResult(slice_.model_copy(update={"seeds": seeds}), problems)
 
 
-def read_rows(path: Path, task: Task, labelled: bool) -> Result[list[Row]]:
+def read_rows(path: Path, task: Task, labelled: bool) -> ParseResult[list[LabelledRow]]:
     """Rows of a JSONL file; every bad line is named, not only the first."""
     problems: list[Problem] = []
     text = read_text(path, problems)
-    rows: list[Row] = []
-    ids: dict[str, Row] = {}
+    rows: list[LabelledRow] = []
+    ids: dict[str, LabelledRow] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line, object_pairs_hook=_unique_fields)
+            value = json.loads(line, object_pairs_hook=_reject_repeated_fields)
         except json.JSONDecodeError as error:
             remedy = "Write one JSON object on each line."
             problems.append(Problem(path, f"malformed JSON at column {error.colno}: {error.msg}.", remedy, line=number))
             continue
-        except (_RepeatedKey, ValueError, RecursionError) as error:  # a number of thousands of digits, endless nesting
+        except (
+            _RepeatedFieldError,
+            ValueError,
+            RecursionError,
+        ) as error:  # a number of thousands of digits, endless nesting
             what = str(error).splitlines()[0] if str(error) else "nested too deep"
             remedy = "Mend the line: each field once, with a plain value."
             problems.append(Problem(path, f"{what}.", remedy, line=number))
             continue
         try:
-            row = Row.model_validate(value)
+            row = LabelledRow.model_validate(value)
         except ValidationError as error:
-            problems += model_problems(path, error, _always(number))
+            problems += convert_validation_error(path, error, _return_line(number))
             continue
-        row, found = _checked_answer(path, number, row, task, labelled)
+        row, found = _check_row(path, number, row, task, labelled)
         problems += found
-        if row.slice is not None and not SLICE_KEY.fullmatch(row.slice):
-            remedy = f"A slice matches {SLICE_KEY.pattern}."
+        if row.slice is not None and not SLICE_KEY_PATTERN.fullmatch(row.slice):
+            remedy = f"A slice matches {SLICE_KEY_PATTERN.pattern}."
             problems.append(Problem(path, f"{row.slice!r} cannot be a slice.", remedy, line=number, field="slice"))
         if row.id in ids:
-            problems.append(_id_problem(path, number, "id", row.id, ids[row.id] == row))
+            problems.append(_make_id_problem(path, number, "id", row.id, ids[row.id] == row))
         ids.setdefault(row.id, row)
         rows.append(row)
     if not rows and not problems:
         problems.append(Problem(path, "the file is empty.", "Write one JSON object on each line."))
-    return Result(rows, problems)
+    return ParseResult(rows, problems)
 
 
-class _RepeatedKey(Exception):
+class _RepeatedFieldError(Exception):
     pass
 
 
-def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_repeated_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, times in Counter(name for name, _ in pairs).items():
         if times > 1:
-            raise _RepeatedKey(f"the field {name!r} stands twice")
+            raise _RepeatedFieldError(f"the field {name!r} stands twice")
     return dict(pairs)
 
 
-def _always(line: int) -> Callable[[tuple[int | str, ...]], int | None]:
+def _return_line(line: int) -> Callable[[tuple[int | str, ...]], int | None]:
     return lambda _: line
 
 
-def _checked_answer(path: Path, line: int, row: Row, task: Task, labelled: bool) -> tuple[Row, list[Problem]]:
+def _check_row(
+    path: Path, line: int, row: LabelledRow, task: Task, labelled: bool
+) -> tuple[LabelledRow, list[Problem]]:
     """The row with its answer in canonical form, and what is wrong with it."""
-    problems = _turns_problem(path, line, "messages", row, task)
+    problems = _check_messages(path, line, "messages", row, task)
     wanted, other = ("label", "answer") if task.has_labels else ("answer", "label")
     if getattr(row, other) is not None:
         message = f"kind {task.kind} has no {other!r}."
@@ -135,41 +141,43 @@ def _checked_answer(path: Path, line: int, row: Row, task: Task, labelled: bool)
     elif labelled and getattr(row, wanted) is None:
         problems.append(Problem(path, f"the {wanted} is missing.", "Add it.", line=line, field=wanted))
     if task.has_labels:
-        problems += _label_problem(path, line, "label", row.label, task)
+        problems += _check_label(path, line, "label", row.label, task)
     elif row.answer is not None:
-        answer, found = _answer(path, line, "answer", row.answer, row.text, task)
+        answer, found = _canonicalize_answer(path, line, "answer", row.answer, row.text, task)
         row, problems = row.model_copy(update={"answer": answer}), problems + found
-    if task.reasoning and path.name == EXAMPLES and row.reasoning is None:
+    if task.reasoning and path.name == EXAMPLES_FILE and row.reasoning is None:
         remedy = "Write how a person comes to the answer, or set `reasoning: false` in task.yaml."
         message = "the reasoning is missing, which the teacher is shown."
         problems.append(Problem(path, message, remedy, line=line, field="reasoning"))
     return row, problems
 
 
-def _answer(path: Path, line: int | None, name: str, value: Any, text: str, task: Task) -> tuple[Any, list[Problem]]:
+def _canonicalize_answer(
+    path: Path, line: int | None, name: str, value: Any, text: str, task: Task
+) -> tuple[Any, list[Problem]]:
     """An answer of a person in the kind's canonical form, or the problem with it."""
     if is_refusal(value) and isinstance(value["refusal"], str) and value["refusal"].strip():
         return value, []
     try:
-        return kind_of(task).canonical(value, Question(text)), []
-    except InvalidAnswer as why:
+        return get_kind(task).canonical(value, Question(text)), []
+    except InvalidAnswerError as why:
         remedy = f"Write an answer of kind {task.kind}; the kinds are described in docs/kinds.md."
         return value, [Problem(path, f"{str(why).rstrip('.')}.", remedy, line=line, field=name)]
 
 
-def _id_problem(path: Path, line: int | None, name: str, id_: str, same: bool) -> Problem:
+def _make_id_problem(path: Path, line: int | None, name: str, id_: str, same: bool) -> Problem:
     what = f"the id {id_!r} stands twice" if same else f"the id {id_!r} is used for two different rows"
     return Problem(path, f"{what}.", "Give every row an id of its own.", line=line, field=name)
 
 
-def _turns_problem(path: Path, line: int | None, name: str, prompt: Prompt, task: Task) -> list[Problem]:
+def _check_messages(path: Path, line: int | None, name: str, prompt: PromptText, task: Task) -> list[Problem]:
     if prompt.messages is None or task.kind == "conversation":
         return []
     remedy = "Write the prompt as `text`, or set `kind: conversation` in task.yaml."
     return [Problem(path, f"kind {task.kind} has no conversations.", remedy, line=line, field=name)]
 
 
-def _label_problem(path: Path, line: int | None, name: str, label: Any, task: Task) -> list[Problem]:
+def _check_label(path: Path, line: int | None, name: str, label: Any, task: Task) -> list[Problem]:
     if label is None or label in task.label_names:
         return []
     if not task.has_labels:
@@ -178,14 +186,14 @@ def _label_problem(path: Path, line: int | None, name: str, label: Any, task: Ta
     return [Problem(path, f"{label!r} is not a label of this task.", remedy, line=line, field=name)]
 
 
-def example_problems(folder: Path, task: Task, rows: list[Row]) -> list[Problem]:
+def check_examples(folder: Path, task: Task, rows: list[LabelledRow]) -> list[Problem]:
     """Whether examples.jsonl has as many rows as the teacher is to be shown."""
     few_shot = task.teacher.few_shot
     if not task.has_labels:
         need = max(1, few_shot.nearest or few_shot.per_label)
         asks = f"teacher.few_shot.{'nearest' if few_shot.nearest else 'per_label'} asks for {need}"
         message, remedy = f"there are {len(rows)} few-shot examples, {asks}.", "Add examples, or ask for fewer."
-        return [Problem(folder / EXAMPLES, message, remedy)] if len(rows) < need else []
+        return [Problem(folder / EXAMPLES_FILE, message, remedy)] if len(rows) < need else []
     need, have = few_shot.per_label, Counter(row.label for row in rows)
     asks = f"teacher.few_shot.per_label asks for {need}"
     if few_shot.nearest:
@@ -194,7 +202,7 @@ def example_problems(folder: Path, task: Task, rows: list[Row]) -> list[Problem]
         need, asks = need + 1, f"{asks}, and teacher.calibration for one more that is not in the prompt"
     return [
         Problem(
-            folder / EXAMPLES,
+            folder / EXAMPLES_FILE,
             f"label {label!r} has {have[label]} few-shot examples, {asks}.",
             "Add examples, or lower per_label.",
             field="label",

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from distill_dagster.core.hashing import canonical_json, content_hash
-from distill_dagster.core.text import normalize
-from distill_dagster.tasks.accepted import Accepted
-from distill_dagster.tasks.imagined import Imagination
+from distill_dagster.core.hashing import hash_content, to_canonical_json
+from distill_dagster.core.text import normalize_text
+from distill_dagster.tasks.accepted import AcceptedPrompt
+from distill_dagster.tasks.imagined import ImagineHistory
 
 _TEXT = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
@@ -24,7 +24,7 @@ class Turn(BaseModel):
     content: _TEXT
 
 
-class Prompt(BaseModel):
+class PromptText(BaseModel):
     """A prompt: a text, or the turns of a conversation, of which the user's are then its text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,7 +50,7 @@ class Prompt(BaseModel):
         return value
 
 
-class Row(Prompt):
+class LabelledRow(PromptText):
     """One line of a JSONL file: a prompt and, where a person answered it, the label or answer.
 
     `answer` is any JSON value for kinds without labels, in the kind's canonical form once it is read.
@@ -72,14 +72,14 @@ class Row(Prompt):
     @property
     def answer_json(self) -> str:
         """The label or answer as canonical JSON text."""
-        return canonical_json(self.answer if self.answer is not None else self.label)
+        return to_canonical_json(self.answer if self.answer is not None else self.label)
 
     def said(self) -> dict[str, Any]:
         """All that counts of a row; fields that came later are left out where they are empty, so no hash moves."""
-        return _without_empty(self.model_dump(exclude={"source"}), "answer", "reasoning", "messages")
+        return _drop_empty(self.model_dump(exclude={"source"}), "answer", "reasoning", "messages")
 
 
-class Seed(Prompt):
+class Seed(PromptText):
     """One seed prompt of a slice: a plain string in the YAML, or a mapping with these fields."""
 
     id: str | None = None
@@ -90,10 +90,10 @@ class Seed(Prompt):
 
     def said(self) -> dict[str, Any]:
         """All that counts of a seed, as of a row."""
-        return _without_empty(self.model_dump(exclude={"source"}), "messages")
+        return _drop_empty(self.model_dump(exclude={"source"}), "messages")
 
 
-def _without_empty(value: dict[str, Any], *names: str) -> dict[str, Any]:
+def _drop_empty(value: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: inner for name, inner in value.items() if inner is not None or name not in names}
 
 
@@ -108,23 +108,23 @@ class Slice(BaseModel):
     refusal: Literal["wanted"] | None = Field(
         default=None, description="a safety slice: a refusal is the right answer, and any other is none"
     )
-    _accepted: tuple[Accepted, ...] = PrivateAttr(default=())  # private: nothing that can be written in the YAML
-    _imagination: Imagination = PrivateAttr(default=Imagination())
+    _accepted: tuple[AcceptedPrompt, ...] = PrivateAttr(default=())  # private: nothing that can be written in the YAML
+    _imagination: ImagineHistory = PrivateAttr(default=ImagineHistory())
 
     @property
-    def accepted(self) -> tuple[Accepted, ...]:
+    def accepted(self) -> tuple[AcceptedPrompt, ...]:
         return self._accepted
 
-    def with_accepted(self, rows: Iterable[Accepted]) -> Slice:
+    def with_accepted(self, rows: Iterable[AcceptedPrompt]) -> Slice:
         slice_ = self.model_copy()
         slice_._accepted = tuple(rows)
         return slice_
 
     @property
-    def imagination(self) -> Imagination:
+    def imagination(self) -> ImagineHistory:
         return self._imagination
 
-    def with_imagined(self, imagination: Imagination) -> Slice:
+    def with_imagined(self, imagination: ImagineHistory) -> Slice:
         slice_ = self.model_copy()
         slice_._imagination = imagination
         return slice_
@@ -136,16 +136,16 @@ class Slice(BaseModel):
 
     def content_version(self) -> str:
         """Hash of what the slice says, parsed and canonical: white space, comments and key order do not count."""
-        value = _without_empty(self.model_dump(exclude={"seeds"}), "refusal")
+        value = _drop_empty(self.model_dump(exclude={"seeds"}), "refusal")
         seeds = [seed.said() for seed in self.seeds]
-        value |= {"seeds": sorted(seeds, key=content_hash)}
+        value |= {"seeds": sorted(seeds, key=hash_content)}
         if self.accepted:
             value["accepted"] = sorted({row.text for row in self.accepted})
         if self.imagination.generation:  # not the imagined prompts: the stage that imagines them would never be fresh
             value["generation"] = self.imagination.generation
-        return content_hash(value)
+        return hash_content(value)
 
 
-def held_out_keys(golden: list[Row], dev: list[Row]) -> set[str]:
+def collect_held_out_keys(golden: list[LabelledRow], dev: list[LabelledRow]) -> set[str]:
     """Normalized texts of golden and dev: what may not stand on the training side."""
-    return {normalize(row.text) for row in [*golden, *dev]}
+    return {normalize_text(row.text) for row in [*golden, *dev]}

@@ -12,22 +12,22 @@ from pydantic import ValidationError
 
 from distill_dagster.core.errors import InputError, Problem
 
-UNQUOTED = {"api_base", "api_key_env"}
+SECRET_FIELDS = {"api_base", "api_key_env"}
 """Fields that a key may stand in by mistake: no message repeats what was found there."""
-MOST_NESTED = 100
+MAX_NESTING = 100
 """Lists and mappings of YAML in each other."""
 T = TypeVar("T")
 
 
 @dataclass
-class Result(Generic[T]):
+class ParseResult(Generic[T]):
     """What a file says, as far as it can be read, and what is wrong with it."""
 
     value: T | None
     problems: list[Problem] = field(default_factory=list)
 
 
-def value_of(result: Result[T]) -> T:
+def require_value(result: ParseResult[T]) -> T:
     """What a file says.
 
     Raises:
@@ -42,7 +42,7 @@ def value_of(result: Result[T]) -> T:
 def read_text(path: Path, problems: list[Problem]) -> str:
     """The text of a file; empty where it cannot be read, with the reason added to `problems`."""
     if path.is_symlink():
-        problems.append(link_problem(path))
+        problems.append(make_link_problem(path))
         return ""
     content = b""
     try:
@@ -59,7 +59,7 @@ def read_text(path: Path, problems: list[Problem]) -> str:
     return ""
 
 
-def link_problem(path: Path) -> Problem:
+def make_link_problem(path: Path) -> Problem:
     """What is said of a symbolic link, which might lead out of the folder."""
     return Problem(path, "symbolic links are not followed.", "Put the file itself into the task folder.")
 
@@ -84,18 +84,18 @@ class _UniqueKeys:
         return found
 
 
-class _Loader(_UniqueKeys, yaml.SafeLoader):
+class _StrictLoader(_UniqueKeys, yaml.SafeLoader):
     """It says best what is wrong."""
 
 
-_LibYaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LibYamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _QuickLoader(_UniqueKeys, _LibYaml):
+class _FastLoader(_UniqueKeys, _LibYamlLoader):
     """It takes a tenth of the time, and a task may have a thousand slices."""
 
 
-def _loaded(text: str, kind: Any) -> tuple[Any, yaml.Node | None]:
+def _load_yaml(text: str, kind: Any) -> tuple[Any, yaml.Node | None]:
     loader = kind(text)
     try:
         tree = loader.get_single_node()
@@ -104,14 +104,14 @@ def _loaded(text: str, kind: Any) -> tuple[Any, yaml.Node | None]:
         loader.dispose()
 
 
-def _quickly_loaded(text: str) -> tuple[Any, yaml.Node | None]:
+def _load_yaml_fast(text: str) -> tuple[Any, yaml.Node | None]:
     """Raises: RecursionError: it is nested too deep, on which libyaml might end the process."""
     depth = 0
-    for event in yaml.parse(text, Loader=_QuickLoader):
+    for event in yaml.parse(text, Loader=_FastLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MOST_NESTED:
+        if depth > MAX_NESTING:
             raise RecursionError
-    return _loaded(text, _QuickLoader)
+    return _load_yaml(text, _FastLoader)
 
 
 def read_yaml(path: Path, problems: list[Problem]) -> tuple[Any, yaml.Node | None]:
@@ -121,9 +121,9 @@ def read_yaml(path: Path, problems: list[Problem]) -> tuple[Any, yaml.Node | Non
         return None, None
     try:
         try:
-            return _quickly_loaded(text)
+            return _load_yaml_fast(text)
         except yaml.YAMLError:
-            return _loaded(text, _Loader)
+            return _load_yaml(text, _StrictLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = error.problem or "malformed YAML"
@@ -136,7 +136,7 @@ def read_yaml(path: Path, problems: list[Problem]) -> tuple[Any, yaml.Node | Non
     return None, None
 
 
-def line_of(tree: yaml.Node | None, location: Iterable[int | str]) -> int | None:
+def find_line(tree: yaml.Node | None, location: Iterable[int | str]) -> int | None:
     """The line of the deepest node that a pydantic location leads to."""
     if tree is None:
         return None
@@ -163,7 +163,7 @@ _REMEDIES = {
 }
 
 
-def model_problems(
+def convert_validation_error(
     path: Path, error: ValidationError, line: Callable[[tuple[int | str, ...]], int | None]
 ) -> list[Problem]:
     """What pydantic found, in our words; `line` gives the line of one of its locations."""
@@ -176,7 +176,7 @@ def model_problems(
             "model_type": "a mapping of fields is wanted",
             "model_attributes_type": "a mapping of fields is wanted",
         }.get(item["type"], message[:1].lower() + message[1:])
-        quoted = item["type"] not in ("missing", "extra_forbidden") and not UNQUOTED & set(item["loc"])
+        quoted = item["type"] not in ("missing", "extra_forbidden") and not SECRET_FIELDS & set(item["loc"])
         if quoted and isinstance(item["input"], str | int | float | bool):
             message += f" (found {str(item['input'])[:60]!r})"
         name = ".".join(str(part) for part in item["loc"]) or None

@@ -17,15 +17,15 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 
-from distill_dagster.core.paths import PROJECT, Home
+from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.definitions import build
-from distill_dagster.pipeline.check_catalogue import CHECKS
-from distill_dagster.pipeline.stage_table import OPTIONAL_UPSTREAM, REFRESHES, SOURCES, STAGES
-from distill_dagster.prompts.few_shot import context_schema, prompt_context
+from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
+from distill_dagster.pipeline.stage_table import OPTIONAL_UPSTREAM, REFRESHES_ASSET, SOURCES, STAGES
+from distill_dagster.prompts.few_shot import build_prompt_context, get_context_schema
 from tests.support.kind_folder import kind_folder
 from tests.support.task import SLICES, small_task
 
-ALL = (*STAGES, *SOURCES, REFRESHES)
+ALL = (*STAGES, *SOURCES, REFRESHES_ASSET)
 SNAPSHOT = Path(__file__).with_name("graph.json")
 HEAVY = (
     "torch",
@@ -127,13 +127,13 @@ def test_every_stage_source_and_check_of_the_engine_is_in_the_graph(tmp_path: Pa
     found = described(build(two_tasks(tmp_path)))
     assert {key.removeprefix("labelled/") for key in found if key.startswith("labelled/")} == {*ALL}
     assert {key.removeprefix("plain/") for key in found if key.startswith("plain/")} == {*ALL} - {"slice_label_adapter"}
-    for name, checks in CHECKS.items():
+    for name, checks in STAGE_CHECKS.items():
         shown = [f"{check.name}, blocking" if check.blocking else check.name for check in checks]
         assert sorted(shown) == sorted(found[f"labelled/{name}"]["checks"]), name
 
 
 def test_the_bundled_task_loads_with_its_job() -> None:
-    definitions = build(Home(root=PROJECT / "data", tasks=PROJECT / "data" / "tasks"))
+    definitions = build(Home(root=PROJECT_FOLDER / "data", tasks=PROJECT_FOLDER / "data" / "tasks"))
     keys = {key.path[0] for key in definitions.resolve_asset_graph().get_all_asset_keys()}
     assert "support_triage" in keys
     job = definitions.resolve_job_def("support_triage_slices")
@@ -152,7 +152,7 @@ def test_loading_the_definitions_and_the_command_line_imports_no_heavy_library(t
         f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
     )
     tasks = {"DISTILL_HOME": str(tmp_path / "home"), "DISTILL_TASKS": str(tmp_path / "tasks")}
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)} | tasks
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_FOLDER)} | tasks
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
@@ -162,7 +162,7 @@ def test_loading_the_definitions_and_the_command_line_imports_no_heavy_library(t
 def test_the_command_line_alone_loads_neither_dagster_nor_a_database() -> None:
     """`distill status` needs neither, and would wait for them."""
     code = "import sys, distill_dagster.cli; print(sorted({'dagster', 'sqlalchemy'} & set(sys.modules)))"
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_FOLDER)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
@@ -248,6 +248,6 @@ def test_the_columns_of_the_few_shot_pool_are_those_of_its_table(tmp_path: Path,
     key = dg.AssetKey([folder.name, "prompt_context"])
     metadata = build(home_of(tmp_path)).resolve_asset_graph().get(key).metadata
     shown = [column.name for column in metadata["dagster/column_schema"].columns]
-    table = prompt_context(folder.examples, set(), context_schema(folder.task))
+    table = build_prompt_context(folder.examples, set(), get_context_schema(folder.task))
     assert shown == table.columns
     assert set(metadata["dagster/column_lineage"].deps_by_column) == set(shown) - {"removed"}

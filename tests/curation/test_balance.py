@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from distill_dagster.config.balance import BalanceSpec
-from distill_dagster.curation.dataset.balance import OVER_CAP, balance, below_floors, farthest_first, stratified
+from distill_dagster.curation.dataset.balance import (
+    OVER_CAP,
+    balance_rows,
+    count_below_floors,
+    order_farthest_first,
+    select_stratified,
+)
 
 SLICES, LABELS, LEVELS = ("api", "web"), ("refund", "login", "crash"), ("easy", "hard", None)
 SCHEMA = pl.Schema(
@@ -91,7 +97,7 @@ def limit(counts: int | dict[str, int], value: str) -> int | None:
 def test_caps_hold_nothing_is_lost_and_the_order_of_rows_says_nothing(
     rows: pl.DataFrame, spec: BalanceSpec, random: Any
 ) -> None:
-    cut = balance(rows, spec, 3, embed)
+    cut = balance_rows(rows, spec, 3, embed)
     assert cut.height == rows.height
     assert cut.filter(pl.col("drop_reason").is_null() != pl.col("drop_detail").is_null()).is_empty()
     assert set(cut["drop_reason"]) <= {None, OVER_CAP}
@@ -112,7 +118,7 @@ def test_caps_hold_nothing_is_lost_and_the_order_of_rows_says_nothing(
         assert capped or kept.height == spec.max_rows
     order = list(range(rows.height))
     random.shuffle(order)
-    again = balance(rows[order], spec, 3, embed) if order else cut
+    again = balance_rows(rows[order], spec, 3, embed) if order else cut
     assert again.sort("prompt_id").equals(cut.sort("prompt_id"))
 
 
@@ -125,13 +131,13 @@ def table(*parts: tuple[int, str, str, bool, float]) -> pl.DataFrame:
 
 
 def kept(rows: pl.DataFrame, spec: BalanceSpec, seed: int = 0) -> list[str]:
-    return balance(rows, spec, seed, embed).filter(pl.col("drop_reason").is_null())["prompt_id"].to_list()
+    return balance_rows(rows, spec, seed, embed).filter(pl.col("drop_reason").is_null())["prompt_id"].to_list()
 
 
 def test_people_stay_and_then_the_surest() -> None:
     rows = table((2, "api", "refund", True, 0.0), (4, "api", "refund", False, 0.5))
     assert kept(rows, BalanceSpec(caps={"label": 4})) == ["p0", "p1", "p4", "p5"]
-    details = balance(rows, BalanceSpec(caps={"label": 4}), 0)["drop_detail"].drop_nulls().to_list()
+    details = balance_rows(rows, BalanceSpec(caps={"label": 4}), 0)["drop_detail"].drop_nulls().to_list()
     assert details == ["cap of label refund: 4"] * 2
 
 
@@ -140,11 +146,11 @@ def test_a_floor_is_not_cut_by_max_rows() -> None:
     assert Counter(i in kept(rows, BalanceSpec(max_rows=5)) for i in ("p10", "p11", "p12")) == {False: 3}
     spec = BalanceSpec(max_rows=5, floors={"label": 2})
     assert sorted(kept(rows, spec)) == ["p11", "p12", "p7", "p8", "p9"]
-    assert below_floors(rows, BalanceSpec(floors={"label": {"login": 4, "crash": 1}})) == {
+    assert count_below_floors(rows, BalanceSpec(floors={"label": {"login": 4, "crash": 1}})) == {
         "label login": 3,
         "label crash": 0,
     }
-    assert below_floors(rows, BalanceSpec(floors={"label": 3})) == {}
+    assert count_below_floors(rows, BalanceSpec(floors={"label": 3})) == {}
 
 
 def test_random_depends_on_the_seed_alone() -> None:
@@ -158,7 +164,7 @@ def test_diverse_keeps_one_of_what_is_alike() -> None:
     rows = table((6, "api", "refund", False, 0.9))
     places = {0: 0, 1: 0, 2: 0, 3: 1, 4: 1, 5: 2}  # three heaps
     vectors = np.eye(3, dtype=np.float32)[[places[n] for n in range(6)]]
-    found = balance(rows, BalanceSpec(max_rows=3, choice="diverse"), 0, lambda texts: vectors)
+    found = balance_rows(rows, BalanceSpec(max_rows=3, choice="diverse"), 0, lambda texts: vectors)
     stays = found.with_row_index("n").filter(pl.col("drop_reason").is_null())["n"].to_list()
     assert sorted(places[n] for n in stays) == [0, 1, 2]
 
@@ -168,7 +174,7 @@ def test_farthest_first_covers_within_twice_the_best_radius() -> None:
     rng = np.random.default_rng(5)
     points = rng.normal(size=(12, 3))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
-    order = farthest_first(points, 2)
+    order = order_farthest_first(points, 2)
     assert sorted(order.tolist()) == list(range(12))
     assert order[0] == 0
 
@@ -178,7 +184,7 @@ def test_farthest_first_covers_within_twice_the_best_radius() -> None:
 
     best = min(radius([a, b]) for a in range(12) for b in range(a))
     assert radius(order[:2].tolist()) <= 2 * best
-    assert farthest_first(np.zeros((0, 3)), 2).tolist() == []
+    assert order_farthest_first(np.zeros((0, 3)), 2).tolist() == []
 
 
 @settings(max_examples=50, deadline=None)
@@ -189,7 +195,7 @@ def test_the_split_keeps_groups_whole_and_shares_near(rows: list[tuple[str, int]
         schema={"stratum": pl.String, "group": pl.String},
         orient="row",
     )
-    side = stratified(frame["stratum"], frame["group"], share)
+    side = select_stratified(frame["stratum"], frame["group"], share)
     found = frame.with_columns(side=side)
     assert (found.group_by("group").agg(pl.col("side").n_unique())["side"] == 1).all()
     for (stratum,), part in found.group_by("stratum"):
@@ -200,7 +206,7 @@ def test_the_split_keeps_groups_whole_and_shares_near(rows: list[tuple[str, int]
 
 def test_a_share_of_nothing_takes_nothing() -> None:
     strata = pl.Series(["a"] * 5)
-    assert not stratified(strata, pl.Series([f"g{n}" for n in range(5)]), 0.0).any()
+    assert not select_stratified(strata, pl.Series([f"g{n}" for n in range(5)]), 0.0).any()
 
 
 @pytest.mark.parametrize("wrong", [{"caps": {" ": 1}}, {"caps": {"label": -1}}, {"choice": "some"}, {"max_rows": 0}])

@@ -7,18 +7,23 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.curation.candidates.free_text import written_candidates
-from distill_dagster.curation.candidates.label_answers import candidates
-from distill_dagster.curation.candidates.priors import FLOOR, prior_of, uniform_prior, voted_prior
-from distill_dagster.kinds import kind_of
-from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.tables.data_versions import data_version
-from distill_dagster.tables.schemas import COMPLETIONS, PRIOR, SCORED, conform, frame_of
+from distill_dagster.curation.candidates.free_text import choose_free_text_candidates
+from distill_dagster.curation.candidates.label_answers import choose_label_candidates
+from distill_dagster.curation.candidates.priors import (
+    MIN_LABEL_PROB,
+    build_uniform_prior,
+    estimate_prior,
+    estimate_vote_prior,
+)
+from distill_dagster.kinds import get_kind
+from distill_dagster.prompts.seeds import build_seed_prompts
+from distill_dagster.tables.data_versions import compute_data_version
+from distill_dagster.tables.schemas import COMPLETIONS, SCORED, TEACHER_PRIOR, build_frame, conform_to_schema
 from distill_dagster.tasks import Slice
 from tests.support.kinds import task_of
 
 LABELS = ["refund", "delivery", "login"]
-PROMPTS = seed_prompts(
+PROMPTS = build_seed_prompts(
     "shop", Slice.model_validate({"description": "d", "seeds": [f"text number {n}" for n in range(3)]})
 )
 IDS = PROMPTS["prompt_id"].to_list()
@@ -34,17 +39,19 @@ def sample(prompt: int, index: int, answer: str | None = None, **soft: float) ->
 
 
 def completions(*rows: dict[str, Any]) -> pl.DataFrame:
-    return frame_of(list(rows), COMPLETIONS, ("prompt_id", "sample_index"))
+    return build_frame(list(rows), COMPLETIONS, ("prompt_id", "sample_index"))
 
 
 def prior(*rows: tuple[int, str, float]) -> pl.DataFrame:
-    frame = pl.DataFrame([(*row, 1) for row in rows], schema=PRIOR, orient="row")
-    return conform(frame, PRIOR, ("sample_index", "label"))
+    frame = pl.DataFrame([(*row, 1) for row in rows], schema=TEACHER_PRIOR, orient="row")
+    return conform_to_schema(frame, TEACHER_PRIOR, ("sample_index", "label"))
 
 
 def scored(*rows: dict[str, Any], prior_: pl.DataFrame | None = None) -> dict[int, dict[str, Any]]:
     """The candidates by the number of their prompt."""
-    table = candidates(PROMPTS, completions(*rows), uniform_prior(LABELS, 3) if prior_ is None else prior_, LABELS)
+    table = choose_label_candidates(
+        PROMPTS, completions(*rows), build_uniform_prior(LABELS, 3) if prior_ is None else prior_, LABELS
+    )
     assert dict(table.schema) == dict(SCORED)
     assert table["prompt_id"].to_list() == IDS
     return dict(enumerate(table.to_dicts()))
@@ -90,7 +97,7 @@ def test_a_sample_without_a_prior_is_not_lost() -> None:
     assert soft(rows[0])["login"] == pytest.approx((2 / 3 + 1 / 2) / 2, abs=1e-5)
     assert rows[1]["answer"] == '"login"'
     empty = scored(sample(0, 0, refund=0.25, login=0.75), prior_=prior().clear())
-    assert soft(empty[0]) == pytest.approx({"login": 0.75, "refund": 0.25, "delivery": FLOOR}, abs=2e-6)
+    assert soft(empty[0]) == pytest.approx({"login": 0.75, "refund": 0.25, "delivery": MIN_LABEL_PROB}, abs=2e-6)
 
 
 def test_votes() -> None:
@@ -107,13 +114,13 @@ def test_votes_divided_by_a_prior_that_was_voted() -> None:
     """Of 9 balanced inputs the first draw says refund 7 times, delivery twice and login never; the second has none."""
     said = ["refund"] * 7 + ["delivery"] * 2
     votes = pl.concat([completions(sample(0, 0, label)) for label in said])
-    known = voted_prior(votes, LABELS, draws=2)
+    known = estimate_vote_prior(votes, LABELS, draws=2)
     assert {(s, k): (p, n) for s, k, p, n in known.iter_rows()} == {
         (0, "refund"): (pytest.approx(8 / 12), 9),
         (0, "delivery"): (pytest.approx(3 / 12), 9),
         (0, "login"): (pytest.approx(1 / 12), 9),
     }
-    table = candidates(
+    table = choose_label_candidates(
         PROMPTS,
         completions(
             *[sample(0, 0, "refund"), sample(0, 2, "refund"), sample(0, 4, "delivery")],
@@ -131,13 +138,15 @@ def test_votes_divided_by_a_prior_that_was_voted() -> None:
     assert rows[0]["agreement"] == pytest.approx(1 / 3), "it is still one sample of three that says so"
     # A sample without a prior counts as under a uniform one: 12/8 against 3.
     assert soft(rows[1]) == {"delivery": pytest.approx(3 / 4.5, abs=1e-6), "refund": pytest.approx(1.5 / 4.5, abs=1e-6)}
-    flat = candidates(PROMPTS, completions(*(sample(0, n, "login") for n in range(3))), known, LABELS, votes=True)
+    flat = choose_label_candidates(
+        PROMPTS, completions(*(sample(0, n, "login") for n in range(3))), known, LABELS, votes=True
+    )
     assert soft(flat.to_dicts()[0]) == {"login": 1.0}
 
 
 def test_all_samples_of_a_draw_share_its_votes() -> None:
     asked = completions(sample(0, 0, "refund"), sample(0, 2, "refund"), sample(0, 1, "login"))
-    known = {(s, label): share for s, label, share, _ in voted_prior(asked, LABELS, draws=2).iter_rows()}
+    known = {(s, label): share for s, label, share, _ in estimate_vote_prior(asked, LABELS, draws=2).iter_rows()}
     assert known[0, "refund"] == known[2, "refund"] == pytest.approx(3 / 5)
     assert known[1, "login"] == pytest.approx(2 / 4)
 
@@ -146,7 +155,7 @@ def test_labels_behind_reasoning_are_weighed_alike() -> None:
     task = task_of("classification", reasoning=True)
     known = prior((0, "refund", 0.75), (0, "delivery", 0.25), (1, "refund", 0.75), (1, "delivery", 0.25))
     rows = completions(sample(0, 0, "refund"), sample(0, 1, "refund"), sample(0, 2, "delivery"), sample(1, 0, "refund"))
-    found = written_candidates(kind_of(task), PROMPTS, rows, known).to_dicts()
+    found = choose_free_text_candidates(get_kind(task), PROMPTS, rows, known).to_dicts()
     assert (found[0]["answer"], found[0]["agreement"]) == ('"refund"', pytest.approx(2 / 3, abs=1e-6))
     share = (2 / 0.75) / (2 / 0.75 + 2)  # the third sample has no prior, and one of two labels counts twice
     assert (found[0]["confidence"], soft(found[0])["refund"]) == (pytest.approx(share, abs=1e-6),) * 2
@@ -186,19 +195,19 @@ def test_the_order_of_completions_does_not_count() -> None:
         sample(p, s, refund=0.3 + p / 10 + s / 100, login=0.2, delivery=0.1 * s) for p in range(3) for s in range(3)
     ]
     one, other = (
-        candidates(
+        choose_label_candidates(
             PROMPTS.sample(3, shuffle=True, seed=n),
             pl.concat([completions(r) for r in turned]),
-            uniform_prior(LABELS, 3),
+            build_uniform_prior(LABELS, 3),
             LABELS,
         )
         for n, turned in ((1, rows), (2, rows[::-1]))
     )
-    assert data_version(one) == data_version(other)
+    assert compute_data_version(one) == compute_data_version(other)
 
 
 def test_the_prior_is_the_geometric_mean_of_each_sample() -> None:
-    table = prior_of(
+    table = estimate_prior(
         completions(
             *[sample(0, 0, refund=0.8, delivery=0.1, login=0.1), sample(1, 0, refund=0.2, delivery=0.4, login=0.4)],
             *[sample(0, 1, refund=1.0), sample(2, 1) | {"status": "failed"}, sample(1, 1, "login")],
@@ -208,11 +217,11 @@ def test_the_prior_is_the_geometric_mean_of_each_sample() -> None:
     shares = {(s, label): share for s, label, share, _ in table.iter_rows()}
     total = 0.4 + 0.2 + 0.2  # square roots of 0.16, 0.04, 0.04
     assert [shares[0, label] for label in LABELS] == pytest.approx([0.4 / total, 0.2 / total, 0.2 / total])
-    assert [shares[1, label] for label in LABELS] == pytest.approx([1, FLOOR, FLOOR], rel=1e-3)
+    assert [shares[1, label] for label in LABELS] == pytest.approx([1, MIN_LABEL_PROB, MIN_LABEL_PROB], rel=1e-3)
     assert {(s, n) for s, _, _, n in table.iter_rows()} == {(0, 2), (1, 1)}
 
 
 def test_the_uniform_prior() -> None:
-    table = uniform_prior(LABELS, 2)
+    table = build_uniform_prior(LABELS, 2)
     assert table.height == 6
     assert set(table["prob"]) == {1 / 3}

@@ -12,22 +12,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_dagster.config import Task
-from distill_dagster.core.hashing import canonical_json, content_hash
-from distill_dagster.curation.dataset.split import sides
-from distill_dagster.curation.filters.docs import Example, example_row
-from distill_dagster.curation.scores import PROSE, add_scores, prose
+from distill_dagster.core.hashing import hash_content, to_canonical_json
+from distill_dagster.curation.dataset.split import assign_splits
+from distill_dagster.curation.filters.docs import Example, build_example_row
+from distill_dagster.curation.scores import PROSE_SCORER, add_scores, prose
 from distill_dagster.curation.scores.base import PROSE_FIELDS
-from distill_dagster.curation.scores.private import HINTS, PRIVATE, REGIONS, found_in
-from distill_dagster.curation.scores.reasoning import ARITHMETIC, REASONING, holds
-from distill_dagster.curation.scores.texts import LENGTHS
-from distill_dagster.curation.task_view import About
-from distill_dagster.curation.text_columns import answer_words, json_text, targets, text_keys, user_texts, with_answers
-from distill_dagster.intake.masking import mask
-from distill_dagster.kinds import kind_of
-from distill_dagster.tables.data_versions import data_version
-from distill_dagster.tables.messages import user_text
-from distill_dagster.tables.schemas import MESSAGES, SCORED, conform, with_later
-from distill_dagster.tasks import normalize
+from distill_dagster.curation.scores.private import (
+    DEFAULT_PHONE_REGIONS,
+    KIND_HINTS,
+    PRIVATE_SCORER,
+    count_personal_data,
+)
+from distill_dagster.curation.scores.reasoning import ARITHMETIC_SCORER, REASONING_SCORER, is_equation_true
+from distill_dagster.curation.scores.texts import LENGTHS_SCORER
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.curation.text_columns import (
+    append_answers,
+    build_targets,
+    build_text_keys,
+    extract_answer_texts,
+    extract_user_texts,
+    json_text_expr,
+)
+from distill_dagster.intake.masking import mask_text
+from distill_dagster.kinds import get_kind
+from distill_dagster.tables.data_versions import compute_data_version
+from distill_dagster.tables.messages import get_user_text
+from distill_dagster.tables.schemas import MESSAGES, SCORED, add_later_columns, conform_to_schema
+from distill_dagster.tasks import normalize_text
 from tests.engine.test_masking import GITHUB, JWT, PEM, STRIPE
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.text('a"\\\n\t \x1f\x01é', max_size=12)
@@ -50,10 +62,10 @@ def task(kind: str, **more: Any) -> Task:
 
 
 KINDS = {
-    "generation": kind_of(task("generation")),
-    "thinking": kind_of(task("math", reasoning=True)),
-    "tools": kind_of(task("tool_call", tools=[{"name": "f", "description": "d"}], reasoning=True)),
-    "labels": kind_of(
+    "generation": get_kind(task("generation")),
+    "thinking": get_kind(task("math", reasoning=True)),
+    "tools": get_kind(task("tool_call", tools=[{"name": "f", "description": "d"}], reasoning=True)),
+    "labels": get_kind(
         task("classification", labels=[{"name": n, "description": n} for n in ("a", "b")], reasoning=True)
     ),
 }
@@ -63,30 +75,30 @@ KINDS = {
     st.lists(st.tuples(ANSWER | st.dictionaries(st.just("refusal"), TEXT, min_size=1), TEXT | st.none()), max_size=8)
 )
 def test_the_target_turn_is_that_of_the_kind(rows: list[tuple[Any, str | None]]) -> None:
-    answers = [canonical_json(answer) for answer, _ in rows]
+    answers = [to_canonical_json(answer) for answer, _ in rows]
     frame = pl.DataFrame(
         {"answer": answers, "reasoning": [why for _, why in rows]}, {"answer": pl.String, "reasoning": pl.String}
     )
     for kind in KINDS.values():
-        assert targets(frame, kind).to_list() == [
+        assert build_targets(frame, kind).to_list() == [
             kind.target(a, why) for a, (_, why) in zip(answers, rows, strict=True)
         ]
-    assert answer_words(frame["answer"]).to_list() == [KINDS["generation"].text(json.loads(a)) for a in answers]
+    assert extract_answer_texts(frame["answer"]).to_list() == [KINDS["generation"].text(json.loads(a)) for a in answers]
 
 
 @given(st.lists(TEXT, max_size=8), st.integers(-5, 5), st.sampled_from([0.0, 0.1, 0.5, 0.99]))
 def test_the_split_and_the_keys(texts: list[str], seed: int, share: float) -> None:
     series = pl.Series(texts, dtype=pl.String)
-    assert series.to_frame("t").select(json_text(pl.col("t"))).to_series().to_list() == [
-        canonical_json(t) for t in texts
+    assert series.to_frame("t").select(json_text_expr(pl.col("t"))).to_series().to_list() == [
+        to_canonical_json(t) for t in texts
     ]
-    assert text_keys(series).to_list() == [normalize(text) for text in texts]
+    assert build_text_keys(series).to_list() == [normalize_text(text) for text in texts]
     taught = pl.Series(["t", None] * len(texts), dtype=pl.String).head(len(texts))
     wanted = [
-        "validation" if who and int(content_hash([seed, t])[:8], 16) < int(share * 16**8) else "train"
+        "validation" if who and int(hash_content([seed, t])[:8], 16) < int(share * 16**8) else "train"
         for t, who in zip(texts, taught, strict=True)
     ]
-    assert sides(series, taught, share, seed).to_list() == wanted
+    assert assign_splits(series, taught, share, seed).to_list() == wanted
 
 
 @given(st.lists(TURNS, max_size=6))
@@ -94,9 +106,9 @@ def test_turns(rows: list[list[dict[str, Any]]]) -> None:
     empty: dict[str, Any] = dict.fromkeys(("tool_calls", "tool_call_id", "name"))
     full: list[list[dict[str, Any]]] = [[turn | empty for turn in turns] for turns in rows]
     messages = pl.Series("messages", full, dtype=MESSAGES)
-    assert user_texts(messages).to_list() == [user_text(turns) for turns in full]
+    assert extract_user_texts(messages).to_list() == [get_user_text(turns) for turns in full]
     words = [f"answer {n}" for n in range(len(rows))]
-    with_turn = with_answers(messages, pl.Series(words, dtype=pl.String))
+    with_turn = append_answers(messages, pl.Series(words, dtype=pl.String))
     wanted = [[*turns, {"role": "assistant", "content": w, **empty}] for turns, w in zip(full, words, strict=True)]
     assert with_turn.to_list() == wanted
     assert with_turn.dtype == MESSAGES
@@ -148,29 +160,29 @@ def plain_prose(text: str) -> dict[str, float]:
 
 @given(st.lists(WRITTEN, max_size=5))
 def test_the_kernel_measures_what_the_definitions_say(texts: list[str]) -> None:
-    found = prose.prose(pl.Series(texts, dtype=pl.String)).to_dicts()
+    found = prose.measure_prose(pl.Series(texts, dtype=pl.String)).to_dicts()
     for text, row in zip(texts, found, strict=True):
         wanted = plain_prose(text)
         for name in PROSE_FIELDS:
             if "paragraph" not in name:
                 assert row[name] == pytest.approx(wanted[name], abs=1e-4), (name, text)
-    assert prose.word_counts(pl.Series(texts, dtype=pl.String)).to_list() == [len(text.split()) for text in texts]
+    assert prose.count_words(pl.Series(texts, dtype=pl.String)).to_list() == [len(text.split()) for text in texts]
 
 
 def test_paragraphs_and_many_rows_at_once() -> None:
     twice = "one two\nthree\n\nfour\n\none two\nthree"
-    row = prose.prose(pl.Series([twice]))
+    row = prose.measure_prose(pl.Series([twice]))
     assert row["duplicate_paragraphs"][0] == pytest.approx(1 / 3, abs=1e-4)
     assert row["duplicate_paragraph_chars"][0] == pytest.approx(12 / len(twice), abs=1e-4)
     texts = [f"{n} the cat sat on the cat " * (n % 7) for n in range(1000)]
-    whole = prose.prose(pl.Series(texts))
-    assert whole.equals(pl.concat(prose.prose(pl.Series([text])) for text in texts))
+    whole = prose.measure_prose(pl.Series(texts))
+    assert whole.equals(pl.concat(prose.measure_prose(pl.Series([text])) for text in texts))
 
 
 @given(st.lists(st.tuples(WRITTEN, WRITTEN), max_size=5))
 def test_echo(pairs: list[tuple[str, str]]) -> None:
     said, asked = (pl.Series([pair[n] for pair in pairs], dtype=pl.String) for n in (0, 1))
-    for (answer, prompt), found in zip(pairs, prose.echo(said, asked), strict=True):
+    for (answer, prompt), found in zip(pairs, prose.measure_echo(said, asked), strict=True):
         one, two = ([w.lower().strip("#.-•") for w in text.split()] for text in (answer, prompt))
         if "•" in answer + prompt:
             continue  # a sign of three bytes counts as a letter
@@ -202,16 +214,16 @@ PRIVATE_TEXTS = [
 @pytest.mark.parametrize("text", PRIVATE_TEXTS)
 def test_the_quick_hints_lose_nothing(text: str, around: str) -> None:
     whole = around + text + " " + around
-    row = example_row(Example({"answer": whole}))
-    scores = add_scores(row, [PRIVATE], About("generation"))["scores"][0]
-    counts = mask(whole, REGIONS).counts
+    row = build_example_row(Example({"answer": whole}))
+    scores = add_scores(row, [PRIVATE_SCORER], TaskView("generation"))["scores"][0]
+    counts = mask_text(whole, DEFAULT_PHONE_REGIONS).counts
     assert scores["secrets"] == counts.pop("SECRET", 0)
     assert scores["pii"] == (", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) or None)
 
 
 def test_a_long_text_is_looked_at_in_parts() -> None:
     text = "many words of it " * 2000 + "write to jane@example.org " + "and more words " * 2000
-    assert found_in(text, list(HINTS)) == {"EMAIL": 1}
+    assert count_personal_data(text, list(KIND_HINTS)) == {"EMAIL": 1}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +244,7 @@ def test_a_long_text_is_looked_at_in_parts() -> None:
     ],
 )
 def test_equations(equation: str, wanted: bool | None) -> None:
-    assert holds(equation) is wanted
+    assert is_equation_true(equation) is wanted
 
 
 @pytest.mark.parametrize(
@@ -247,8 +259,8 @@ def test_equations(equation: str, wanted: bool | None) -> None:
     ],
 )
 def test_sums_of_a_reasoning(reasoning: str | None, sums: int | None, wrong: str | None) -> None:
-    row = example_row(Example({"answer": 1, "reasoning": reasoning}, kind="math"))
-    scores = add_scores(row, [ARITHMETIC], About("math", reasoning=True))["scores"][0]
+    row = build_example_row(Example({"answer": 1, "reasoning": reasoning}, kind="math"))
+    scores = add_scores(row, [ARITHMETIC_SCORER], TaskView("math", reasoning=True))["scores"][0]
     assert (scores["sums"], scores["wrong_sum"]) == (sums, wrong)
     assert bool(scores["wrong_sums"]) == (wrong is not None)
 
@@ -272,38 +284,38 @@ LABELS = ("refund", "late delivery")
     ],
 )
 def test_what_reasoning_says(kind: str, reasoning: str, answer: Any, first: bool, other: bool) -> None:
-    row = example_row(Example({"answer": answer, "reasoning": reasoning}, kind=kind))
-    scores = add_scores(row, [REASONING], About(kind, LABELS, reasoning=True))["scores"][0]
+    row = build_example_row(Example({"answer": answer, "reasoning": reasoning}, kind=kind))
+    scores = add_scores(row, [REASONING_SCORER], TaskView(kind, LABELS, reasoning=True))["scores"][0]
     assert (scores["answer_first"], scores["conclusion"] is not None) == (first, other)
 
 
 def test_scores_that_are_there_are_not_made_again() -> None:
-    rows = pl.concat(example_row(Example({"text": f"text {n}", "answer": f"answer {n}"})) for n in range(3))
-    before = add_scores(rows.head(2), [PROSE], About("generation"))
+    rows = pl.concat(build_example_row(Example({"text": f"text {n}", "answer": f"answer {n}"})) for n in range(3))
+    before = add_scores(rows.head(2), [PROSE_SCORER], TaskView("generation"))
     marked = before.with_columns(
         pl.struct(
             (pl.lit(77) if name == "prose_words" else pl.col("scores").struct.field(name)).cast(dtype).alias(name)
             for name, dtype in before.schema["scores"].to_schema().items()  # type: ignore[attr-defined]
         ).alias("scores")
     ).drop("finish_reason", "completion_tokens")
-    again = add_scores(rows, [PROSE], About("generation"), marked, {"prose": PROSE.version})
+    again = add_scores(rows, [PROSE_SCORER], TaskView("generation"), marked, {"prose": PROSE_SCORER.version})
     assert again["scores"].struct.field("prose_words").to_list() == [77, 77, 2]
-    other = add_scores(rows, [PROSE], About("generation"), marked, {"prose": "0"})
+    other = add_scores(rows, [PROSE_SCORER], TaskView("generation"), marked, {"prose": "0"})
     assert other["scores"].struct.field("prose_words").to_list() == [2, 2, 2]
     changed = rows.with_columns(pl.lit('"another answer here"').alias("answer"))
-    assert add_scores(changed, [PROSE], About("generation"), marked, {"prose": "1"})["scores"].struct.field(
+    assert add_scores(changed, [PROSE_SCORER], TaskView("generation"), marked, {"prose": "1"})["scores"].struct.field(
         "prose_words"
     ).to_list() == [3, 3, 3]
 
 
 def test_a_table_that_was_written_when_there_were_fewer_scores() -> None:
-    rows = pl.concat(example_row(Example({"text": f"text {n}"})) for n in range(3))
-    now = conform(add_scores(rows, [LENGTHS], About()).select(list(SCORED)), SCORED, ("prompt_id",))
-    few = pl.struct(pl.col("scores").struct.field(name) for name in LENGTHS.fields).alias("scores")
+    rows = pl.concat(build_example_row(Example({"text": f"text {n}"})) for n in range(3))
+    now = conform_to_schema(add_scores(rows, [LENGTHS_SCORER], TaskView()).select(list(SCORED)), SCORED, ("prompt_id",))
+    few = pl.struct(pl.col("scores").struct.field(name) for name in LENGTHS_SCORER.fields).alias("scores")
     before = now.with_columns(few)
     assert before.schema["scores"] != now.schema["scores"]
-    assert with_later(before, SCORED).equals(now)
-    assert data_version(before) == data_version(now)
-    none = conform(rows.select(list(SCORED)), SCORED, ("prompt_id",))
-    assert data_version(none) == data_version(none.drop("scores")) != data_version(now)
-    assert with_later(none.drop("scores"), SCORED).equals(none)
+    assert add_later_columns(before, SCORED).equals(now)
+    assert compute_data_version(before) == compute_data_version(now)
+    none = conform_to_schema(rows.select(list(SCORED)), SCORED, ("prompt_id",))
+    assert compute_data_version(none) == compute_data_version(none.drop("scores")) != compute_data_version(now)
+    assert add_later_columns(none.drop("scores"), SCORED).equals(none)

@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_dagster.config import CurationSpec
-from distill_dagster.curation.dataset.comparison_cache import Compared, clusters_of_kept
-from distill_dagster.curation.dataset.curate import curate
-from distill_dagster.curation.dataset.slim_rows import Texts, idents
+from distill_dagster.curation.dataset.comparison_cache import ComparisonCache, cluster_kept_rows
+from distill_dagster.curation.dataset.curate import curate_dataset
+from distill_dagster.curation.dataset.slim_rows import CandidateTexts, build_candidate_ids
 from distill_dagster.curation.dedup.duplicates import find_duplicates
-from distill_dagster.curation.dedup.folding import Scheme
-from distill_dagster.curation.task_view import About
-from distill_dagster.tables.data_versions import data_version
-from distill_dagster.tables.schemas import SCORED, frame_of
+from distill_dagster.curation.dedup.folding import MinHashScheme
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.tables.data_versions import compute_data_version
+from distill_dagster.tables.schemas import SCORED, build_frame
 from tests.curation.test_steps import LABELS, LONG, NEARLY, OTHER, items, row
 from tests.support.kinds import task_of
 
 WORDS = [f"w{n}" for n in range(14)]
-SCHEME = Scheme(ngram=1, min_words=1)
+SCHEME = MinHashScheme(ngram=1, min_words=1)
 
 
 @st.composite
@@ -46,7 +46,7 @@ def test_all_pairs_cut_to_the_kept_rows_decide_as_comparing_these_alone(table: p
         return find_duplicates(rows, id="ident", order=[pl.col("order")], scheme=SCHEME, threshold=0.6)
 
     kept = table.filter("kept").sort("order")
-    gone = clusters_of_kept(found(table).pairs, kept.select("ident"))
+    gone = cluster_kept_rows(found(table).pairs, kept.select("ident"))
     alone = found(kept)
     assert sorted(gone["ident"]) == sorted(alone.rejected["id"])
     firsts = dict(alone.rejected.select("id", "cluster_id").iter_rows())
@@ -57,9 +57,9 @@ def test_all_pairs_cut_to_the_kept_rows_decide_as_comparing_these_alone(table: p
 def test_names_are_unique_and_the_same_in_any_order() -> None:
     rows = [row(LONG), row(LONG), row(LONG, slice="web"), row(LONG, teacher=None), row(OTHER, answer=None)]
     frame = pl.DataFrame(rows, schema=SCORED)
-    found = idents(frame)
+    found = build_candidate_ids(frame)
     assert found.n_unique() == 5
-    assert sorted(idents(frame[::-1])) == sorted(found)
+    assert sorted(build_candidate_ids(frame[::-1])) == sorted(found)
 
 
 def written(folder: Path) -> dict[str, int]:
@@ -67,17 +67,17 @@ def written(folder: Path) -> dict[str, int]:
 
 
 def test_a_threshold_compares_nothing_anew(tmp_path: Path) -> None:
-    table = frame_of([row(LONG), row(NEARLY, confidence=0.95), row(OTHER, confidence=0.4)], SCORED, ("prompt_id",))
+    table = build_frame([row(LONG), row(NEARLY, confidence=0.95), row(OTHER, confidence=0.4)], SCORED, ("prompt_id",))
     golden = items("something that nobody asked")
 
     def cut(held_out: pl.DataFrame = golden, rows: pl.DataFrame = table, **filters: float) -> Any:
         spec = CurationSpec.model_validate({"validation_share": 0, "filters": filters})
         kept, anew = (
-            curate(rows, set(), LABELS, spec, items=held_out, compared=Compared(folder))
+            curate_dataset(rows, set(), LABELS, spec, items=held_out, compared=ComparisonCache(folder))
             for folder in (tmp_path / "kept", None)
         )
-        assert data_version(kept.dataset) == data_version(anew.dataset)
-        assert data_version(kept.rejected) == data_version(anew.rejected)
+        assert compute_data_version(kept.dataset) == compute_data_version(anew.dataset)
+        assert compute_data_version(kept.rejected) == compute_data_version(anew.rejected)
         return kept
 
     cut()
@@ -100,11 +100,12 @@ def test_a_changed_answer_or_reasoning_is_compared_anew(tmp_path: Path) -> None:
     asks = "Where is my parcel now?"
 
     def near(reasons: bool, rows: list[dict[str, Any]]) -> int:
-        about = About.of(task_of("qa", reasoning=reasons))
-        table = frame_of([one | {"answer_kind": "text"} for one in rows], SCORED, ("prompt_id", "slice"))
+        about = TaskView.of(task_of("qa", reasoning=reasons))
+        table = build_frame([one | {"answer_kind": "text"} for one in rows], SCORED, ("prompt_id", "slice"))
         spec = CurationSpec.model_validate({"validation_share": 0})
         kept, anew = (
-            curate(table, set(), [], spec, about, compared=Compared(folder)) for folder in (tmp_path / "kept", None)
+            curate_dataset(table, set(), [], spec, about, compared=ComparisonCache(folder))
+            for folder in (tmp_path / "kept", None)
         )
         assert kept.rejected.equals(anew.rejected)
         return kept.reasons()["near_duplicate"]
@@ -129,8 +130,8 @@ def test_of_slices_only_the_one_that_changed_is_looked_at_for_leaks(tmp_path: Pa
     def leaks(**texts: str) -> list[str]:
         rows = pl.DataFrame([{"prompt_id": f"{s}-{t[:8]}", "slice": s, "text": t} for s, t in texts.items()])
         known = rows.select("prompt_id", "slice", ident="prompt_id", content=pl.col("text").hash())
-        seen = Texts(known, rows.lazy(), lambda part: part["text"], ("text",))
-        return list(Compared(tmp_path).by_slice("leaks", {"n": 1}, seen, find)["id"])
+        seen = CandidateTexts(known, rows.lazy(), lambda part: part["text"], ("text",))
+        return list(ComparisonCache(tmp_path).by_slice("leaks", {"n": 1}, seen, find)["id"])
 
     assert leaks(a=LONG, b=OTHER, c=LONG) == [f"a-{LONG[:8]}", f"c-{LONG[:8]}"]
     assert leaks(a=LONG, b=LONG, c=LONG) == [f"{s}-{LONG[:8]}" for s in "abc"]
@@ -150,7 +151,7 @@ def test_slice_by_slice_the_dataset_is_that_of_one_cut(
         slices[name] = [row(text, slice=name, confidence=n / 20) for n, text in enumerate(texts, 1)]
         if data.draw(st.booleans()) and len(slices) > 1:
             del slices[next(iter(slices))]
-        frame = frame_of(
+        frame = build_frame(
             [one for rows in slices.values() for one in rows], SCORED, ("prompt_id", "slice", "confidence")
         )
         dedup = {"near": {"ngram": 1, "min_words": 1, "threshold": data.draw(st.sampled_from([0.5, 0.6]))}}
@@ -161,8 +162,8 @@ def test_slice_by_slice_the_dataset_is_that_of_one_cut(
             patch.setattr(
                 "distill_dagster.curation.dataset.comparison_cache.ANEW", data.draw(st.sampled_from([0.0, 0.9]))
             )
-            kept = curate(frame, set(), LABELS, spec, items=golden, compared=Compared(folder))
-        anew = curate(frame, set(), LABELS, spec, items=golden)
+            kept = curate_dataset(frame, set(), LABELS, spec, items=golden, compared=ComparisonCache(folder))
+        anew = curate_dataset(frame, set(), LABELS, spec, items=golden)
         assert kept.dataset.equals(anew.dataset)
         assert kept.rejected.equals(anew.rejected)
         assert kept.leaks.equals(anew.leaks)

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_dagster.config import CurationSpec
-from distill_dagster.curation.dataset.curate import Curated, curate, drop_reasons
-from distill_dagster.curation.dataset.human_rows import human_candidates
-from distill_dagster.curation.dataset.invariants import dataset_checks
-from distill_dagster.curation.filters import in_order
-from distill_dagster.curation.task_view import About
-from distill_dagster.prompts.seeds import prompt_id
-from distill_dagster.tables.data_versions import data_version
-from distill_dagster.tables.messages import user_message, user_text
-from distill_dagster.tables.schemas import DATASET, REJECTED, SCORED, frame_of
-from distill_dagster.tasks import Row, normalize
+from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset, list_drop_reasons
+from distill_dagster.curation.dataset.human_rows import build_human_candidates
+from distill_dagster.curation.dataset.invariants import check_dataset
+from distill_dagster.curation.filters import select_filters
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.prompts.seeds import compute_prompt_id
+from distill_dagster.tables.data_versions import compute_data_version
+from distill_dagster.tables.messages import get_user_text, make_user_message
+from distill_dagster.tables.schemas import DATASET, REJECTED, SCORED, build_frame
+from distill_dagster.tasks import LabelledRow, normalize_text
 
 LABELS = ["refund", "delivery", "data loss"]
 FILTERS = {"min_agreement": 0.5, "min_confidence": 0.6, "min_words": 2, "max_words": 5, "min_judge": 0.6}
@@ -28,16 +28,16 @@ STRICT = CurationSpec.model_validate(
     {"filters": FILTERS | {"target_label": "drop_disagreement"}, "validation_share": 0.25}
 )
 
-DROP_REASONS = drop_reasons(in_order(STRICT.filters, About(labels=tuple(LABELS))))
+DROP_REASONS = list_drop_reasons(select_filters(STRICT.filters, TaskView(labels=tuple(LABELS))))
 
 
 def scored(text: str, slice_: str = "shop", **changes: Any) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(SCORED)
     row |= {
-        "prompt_id": prompt_id(user_message(text)),
+        "prompt_id": compute_prompt_id(make_user_message(text)),
         "slice": slice_,
         "origin": "human",
-        "messages": user_message(text),
+        "messages": make_user_message(text),
     }
     row |= {"teacher": "t", "status": "ok", "answer": '"refund"', "answer_kind": "label", "agreement": 1.0}
     row |= {"confidence": 0.9, "words": len(text.split()), "completion_ids": ["c"], "judge_score": 0.75}
@@ -46,19 +46,19 @@ def scored(text: str, slice_: str = "shop", **changes: Any) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    return frame_of(rows, SCORED, ("prompt_id", "slice"))
+    return build_frame(rows, SCORED, ("prompt_id", "slice"))
 
 
-def cut(*rows: dict[str, Any], held_out: set[str] = frozenset(), spec: CurationSpec = STRICT) -> Curated:  # type: ignore[assignment]
-    return curate(table(list(rows)), set(held_out), LABELS, spec)
+def cut(*rows: dict[str, Any], held_out: set[str] = frozenset(), spec: CurationSpec = STRICT) -> CuratedDataset:  # type: ignore[assignment]
+    return curate_dataset(table(list(rows)), set(held_out), LABELS, spec)
 
 
-def reasons(curated: Curated) -> dict[str, tuple[str, str | None]]:
+def reasons(curated: CuratedDataset) -> dict[str, tuple[str, str | None]]:
     """By text: the drop reason and its detail."""
-    return {user_text(r["messages"]): (r["drop_reason"], r["drop_detail"]) for r in curated.rejected.to_dicts()}
+    return {get_user_text(r["messages"]): (r["drop_reason"], r["drop_detail"]) for r in curated.rejected.to_dicts()}
 
 
-GOLDEN = {normalize("of golden")}
+GOLDEN = {normalize_text("of golden")}
 DROPS: list[tuple[dict[str, Any], str, str]] = [
     ({"status": "truncated"}, "truncated", "truncated"),
     ({"status": "refused", "error": "the teacher refused: no"}, "refused", "the teacher refused: no"),
@@ -74,8 +74,12 @@ DROPS: list[tuple[dict[str, Any], str, str]] = [
     ({"judge_score": 0.5}, "low_judge", "judge score 0.5"),
     ({"judge_score": None}, "low_judge", "not judged"),
     ({"target_label": "data loss"}, "other_label", 'meant as data loss, answered "refund"'),
-    ({"messages": user_message("OF\u00a0golden\n")}, "contaminated", "same text as a golden or dev row"),
-    ({"messages": user_message("Kept\u3000Text")}, "duplicate", f"same text as {prompt_id(user_message('kept text'))}"),
+    ({"messages": make_user_message("OF\u00a0golden\n")}, "contaminated", "same text as a golden or dev row"),
+    (
+        {"messages": make_user_message("Kept\u3000Text")},
+        "duplicate",
+        f"same text as {compute_prompt_id(make_user_message('kept text'))}",
+    ),
 ]
 
 
@@ -83,7 +87,7 @@ DROPS: list[tuple[dict[str, Any], str, str]] = [
 def test_each_reason(change: dict[str, Any], reason: str, detail: str) -> None:
     row = scored("another text", **({"confidence": 0.8} | change))
     found = cut(scored("kept text"), row, held_out=GOLDEN)
-    assert found.dataset["prompt_id"].to_list() == [prompt_id(user_message("kept text"))]
+    assert found.dataset["prompt_id"].to_list() == [compute_prompt_id(make_user_message("kept text"))]
     [rejected] = found.rejected.to_dicts()
     assert (rejected["drop_reason"], rejected["drop_detail"] or "") == (reason, detail)
     assert found.reasons() == dict.fromkeys(DROP_REASONS, 0) | {reason: 1}
@@ -125,43 +129,46 @@ def test_duplicates_across_slices_keep_the_surest_human_row() -> None:
     ]
     for turned in (rows, rows[::-1]):
         found = cut(*turned)
-        assert sorted(user_text(r["messages"]) for r in found.dataset.to_dicts()) == ["SAME TEXT", "another text"]
-        kept = prompt_id(user_message("SAME TEXT"))
+        assert sorted(get_user_text(r["messages"]) for r in found.dataset.to_dicts()) == ["SAME TEXT", "another text"]
+        kept = compute_prompt_id(make_user_message("SAME TEXT"))
         assert reasons(found) == dict.fromkeys(("Same text", "same  text"), ("duplicate", f"same text as {kept}"))
 
 
 def test_a_human_answer_stands_before_a_teacher_that_is_as_sure() -> None:
-    human = human_candidates([Row(id="h", text="one text", label="data loss", slice="web")])
+    human = build_human_candidates([LabelledRow(id="h", text="one text", label="data loss", slice="web")])
     for slice_ in ("app", "shop", "web"):
         taught = table([scored("one text", slice_, confidence=1.0), scored("one  text", slice_, confidence=1.0)])
         for frames in ([human, taught], [taught, human]):
-            found = curate(pl.concat(frames), set(), LABELS, CurationSpec())
+            found = curate_dataset(pl.concat(frames), set(), LABELS, CurationSpec())
             assert found.dataset.select("answer", "teacher", "slice").rows() == [('"data loss"', None, "web")]
             assert found.rejected["drop_reason"].to_list() == ["duplicate"] * 2
 
 
 def test_human_answers_that_contradict_each_other_are_settled_in_one_way() -> None:
-    rows = [Row(id="1", text="one text", label="refund"), Row(id="2", text="one text", label="data loss")]
+    rows = [
+        LabelledRow(id="1", text="one text", label="refund"),
+        LabelledRow(id="2", text="one text", label="data loss"),
+    ]
     versions = set()
     for turned in (rows, rows[::-1]):
-        found = curate(human_candidates(turned), set(), LABELS, CurationSpec())
+        found = curate_dataset(build_human_candidates(turned), set(), LABELS, CurationSpec())
         assert found.dataset["answer"].to_list() == ['"data loss"']
-        versions.add((data_version(found.dataset), data_version(found.rejected)))
+        versions.add((compute_data_version(found.dataset), compute_data_version(found.rejected)))
     assert len(versions) == 1
 
 
 def test_human_rows_are_for_training() -> None:
-    rows = human_candidates([Row(id=str(n), text=f"text {n}", label="refund") for n in range(50)])
-    dataset = curate(rows, {"text 7"}, LABELS, CurationSpec(validation_share=0.5)).dataset
+    rows = build_human_candidates([LabelledRow(id=str(n), text=f"text {n}", label="refund") for n in range(50)])
+    dataset = curate_dataset(rows, {"text 7"}, LABELS, CurationSpec(validation_share=0.5)).dataset
     assert set(dataset["split"]) == {"train"}
     assert dataset.height == 49
 
 
 def test_human_answers_weigh_what_the_task_says() -> None:
-    people = human_candidates([Row(id="h", text="a refund", label="refund")])
+    people = build_human_candidates([LabelledRow(id="h", text="a refund", label="refund")])
     candidates = pl.concat([table([scored("another refund")]), people])
     spec = STRICT.model_copy(update={"human_weight": 2.5})
-    kept = curate(candidates, set(), LABELS, spec).dataset
+    kept = curate_dataset(candidates, set(), LABELS, spec).dataset
     assert {r["teacher"]: r["weight"] for r in kept.to_dicts()} == {"t": 1.0, None: 2.5}
 
 
@@ -175,7 +182,7 @@ def test_the_same_prompt_in_two_slices_is_kept_once() -> None:
 
 def test_a_dropped_row_does_not_stand_in_the_way_of_its_duplicate() -> None:
     found = cut(scored("One text", agreement=0.1), scored("one text", confidence=0.7))
-    assert user_text(found.dataset.to_dicts()[0]["messages"]) == "one text"
+    assert get_user_text(found.dataset.to_dicts()[0]["messages"]) == "one text"
     assert reasons(found) == {"One text": ("low_agreement", "agreement 0.1")}
 
 
@@ -192,7 +199,7 @@ def test_a_dropped_row_does_not_stand_in_the_way_of_its_duplicate() -> None:
     ],
 )
 def test_contamination_is_seen_through_spelling(text: str) -> None:
-    found = cut(scored(text), scored("où est mon chat"), held_out={normalize("Où est ma carte")})
+    found = cut(scored(text), scored("où est mon chat"), held_out={normalize_text("Où est ma carte")})
     assert {k: v[0] for k, v in reasons(found).items()} == {text: "contaminated"}
 
 
@@ -209,7 +216,7 @@ def test_a_kept_row() -> None:
 
 
 def test_nothing_in_nothing_out() -> None:
-    found = curate(pl.DataFrame(schema=SCORED), set(), LABELS, STRICT)
+    found = curate_dataset(pl.DataFrame(schema=SCORED), set(), LABELS, STRICT)
     assert (found.dataset.height, found.rejected.height) == (0, 0)
     assert dict(found.dataset.schema) == dict(DATASET)
     assert dict(found.rejected.schema) == dict(REJECTED)
@@ -261,19 +268,19 @@ def test_nothing_is_lost_and_no_order_counts(rows: list[dict[str, Any]], spec: C
     assert found.rejected["drop_reason"].null_count() == 0
     keys = [(r["prompt_id"], r["slice"]) for part in (found.dataset, found.rejected) for r in part.to_dicts()]
     assert sorted(keys) == sorted((r["prompt_id"], r["slice"]) for r in rows)
-    texts = [normalize(user_text(r["messages"])) for r in found.dataset.to_dicts()]
+    texts = [normalize_text(get_user_text(r["messages"])) for r in found.dataset.to_dicts()]
     assert len(texts) == len(set(texts))
     assert not set(texts) & GOLDEN
-    checks = {c.name: c.passed for c in dataset_checks(len(rows), found.dataset, found.rejected, GOLDEN, LABELS, 1)}
+    checks = {c.name: c.passed for c in check_dataset(len(rows), found.dataset, found.rejected, GOLDEN, LABELS, 1)}
     assert checks["nothing_lost"]
     assert checks["no_contamination"]
 
     turned = rows.copy()
     random.shuffle(turned)
-    frames = [frame_of([row], SCORED, ("prompt_id",)) for row in turned]  # as they stand, unsorted
-    again = curate(pl.concat(frames) if frames else pl.DataFrame(schema=SCORED), GOLDEN, LABELS, spec)
-    assert data_version(again.dataset) == data_version(found.dataset)
-    assert data_version(again.rejected) == data_version(found.rejected)
+    frames = [build_frame([row], SCORED, ("prompt_id",)) for row in turned]  # as they stand, unsorted
+    again = curate_dataset(pl.concat(frames) if frames else pl.DataFrame(schema=SCORED), GOLDEN, LABELS, spec)
+    assert compute_data_version(again.dataset) == compute_data_version(found.dataset)
+    assert compute_data_version(again.rejected) == compute_data_version(found.rejected)
     assert again.dataset.equals(found.dataset)
 
 
@@ -283,7 +290,7 @@ def test_the_checks_of_a_dataset_can_fail() -> None:
 
     def failed(dataset: pl.DataFrame, rejected: pl.DataFrame, held_out: set[str], min_rows: int) -> set[str]:
         return {
-            c.name for c in dataset_checks(both.height, dataset, rejected, held_out, LABELS, min_rows) if not c.passed
+            c.name for c in check_dataset(both.height, dataset, rejected, held_out, LABELS, min_rows) if not c.passed
         }
 
     assert failed(good.dataset, good.rejected, set(), 2) == {"label_coverage"}

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.core.limits import Limits
-from distill_dagster.curation.dedup.decontaminate import decontaminate
-from distill_dagster.curation.dedup.folding import Scheme
+from distill_dagster.core.limits import ResourceLimits
+from distill_dagster.curation.dedup.decontaminate import find_contamination
+from distill_dagster.curation.dedup.folding import MinHashScheme
 from tests.support.texts import exact_key, fold, shingle_set, tables
 
-ONE = Limits(threads=1)
+ONE = ResourceLimits(threads=1)
 LONG = "a farmer has twelve cows and sells five of them at the market before noon how many cows are left on the farm"
 SHORT = "who wrote the second book of the old trilogy"  # 9 words
 
@@ -31,7 +31,7 @@ def golden(*texts: str) -> pl.DataFrame:
 
 
 def hits(rows: pl.DataFrame, items: pl.DataFrame, **more: object) -> list[tuple[str, str, str, float]]:
-    found = decontaminate(rows, items, **more).hits  # type: ignore[arg-type]
+    found = find_contamination(rows, items, **more).hits  # type: ignore[arg-type]
     return [(row, item, kind, round(overlap, 3)) for row, item, kind, overlap in found.iter_rows()]
 
 
@@ -81,14 +81,14 @@ def test_nothing_to_compare_with_is_no_hit() -> None:
     assert hits(frame(LONG, "", "!"), golden()) == []
     assert hits(frame(), golden(LONG)) == []
     assert hits(frame("", "?"), golden("", "!")) == []
-    found = decontaminate(frame(LONG, LONG), golden(LONG, LONG))
+    found = find_contamination(frame(LONG, LONG), golden(LONG, LONG))
     assert found.hits.height == 4
     assert found.ids.to_list() == ["r0", "r1"]
     assert found.height == 2
     with pytest.raises(ValueError, match="shares"):
-        decontaminate(frame(), golden(), min_overlap=0)
+        find_contamination(frame(), golden(), min_overlap=0)
     with pytest.raises(ValueError, match="ngram"):
-        decontaminate(frame(), golden(), ngram=14)
+        find_contamination(frame(), golden(), ngram=14)
 
 
 def brute(rows: pl.DataFrame, items: pl.DataFrame) -> dict[tuple[str, str], str]:
@@ -124,11 +124,11 @@ def brute(rows: pl.DataFrame, items: pl.DataFrame) -> dict[tuple[str, str], str]
 def test_hits_are_those_of_the_definition(table: pl.DataFrame, pick: random.Random) -> None:
     shuffled = table.sample(fraction=1, shuffle=True, seed=pick.randrange(100))
     items, rows = shuffled[:3], shuffled[3:]
-    got = decontaminate(rows, items, limits=ONE)
+    got = find_contamination(rows, items, limits=ONE)
     assert {(row, item): kind for row, item, kind, _ in got.hits.iter_rows()} == brute(rows, items)
     assert got.hits["overlap"].is_between(0.5, 1).all()
-    again = decontaminate(
-        rows.reverse().lazy(), items, limits=Limits(threads=3, batch_rows=1, verify_rows=1, memory_mb=0)
+    again = find_contamination(
+        rows.reverse().lazy(), items, limits=ResourceLimits(threads=3, batch_rows=1, verify_rows=1, memory_mb=0)
     )
     assert again.hits.equals(got.hits)
 
@@ -143,5 +143,7 @@ def test_planted_leaks_among_many_rows() -> None:
         row = int(place[1:])
         item = pick.choice(items)
         rows[row] = item if len(item.split()) < 5 else f"{rows[row]} {item} {' '.join(pick.choices(vocabulary, k=9))}"
-    found = decontaminate(frame(*rows), golden(*items), scheme=Scheme(min_words=5), limits=Limits(batch_rows=500))
+    found = find_contamination(
+        frame(*rows), golden(*items), scheme=MinHashScheme(min_words=5), limits=ResourceLimits(batch_rows=500)
+    )
     assert set(found.ids) == leaks

@@ -14,16 +14,24 @@ from pydantic import ValidationError
 
 from distill_dagster.config import CurationSpec, Task
 from distill_dagster.core.errors import DistillError, InputError
-from distill_dagster.curation.dataset.curate import curate
-from distill_dagster.curation.filters import FILTERS, Filter, Filters, docs, filter_rows, in_order, scorers_of
+from distill_dagster.curation.dataset.curate import curate_dataset
+from distill_dagster.curation.filters import (
+    BUILT_IN_FILTERS,
+    Filter,
+    FilterSettings,
+    collect_scorers,
+    docs,
+    filter_rows,
+    select_filters,
+)
 from distill_dagster.curation.scores import SCORERS, add_scores
-from distill_dagster.curation.task_view import About
+from distill_dagster.curation.task_view import TaskView
 from distill_dagster.kinds import KINDS
-from distill_dagster.pipeline.task_check import check_folder
-from distill_dagster.prompts.seeds import prompt_id
-from distill_dagster.tables.data_versions import data_version
-from distill_dagster.tables.messages import user_message
-from distill_dagster.tables.schemas import SCORED, SCORES, frame_of
+from distill_dagster.pipeline.task_check import check_task_folder
+from distill_dagster.prompts.seeds import compute_prompt_id
+from distill_dagster.tables.data_versions import compute_data_version
+from distill_dagster.tables.messages import make_user_message
+from distill_dagster.tables.schemas import SCORED, SCORES, build_frame
 from distill_dagster.tasks import TaskFolder
 from tests.support.task import TASK, again, merged, small_task
 
@@ -36,15 +44,15 @@ def classifiers(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize("one", FILTERS, ids=[one.name for one in FILTERS])
+@pytest.mark.parametrize("one", BUILT_IN_FILTERS, ids=[one.name for one in BUILT_IN_FILTERS])
 def test_its_examples(one: type[Filter]) -> None:
-    assert docs.outcome(one, one.kept) == (None, None)
-    reason, detail = docs.outcome(one, one.dropped)
+    assert docs.apply_to_example(one, one.kept) == (None, None)
+    reason, detail = docs.apply_to_example(one, one.dropped)
     assert reason == one.reason
     assert detail
 
 
-@pytest.mark.parametrize("one", FILTERS, ids=[one.name for one in FILTERS])
+@pytest.mark.parametrize("one", BUILT_IN_FILTERS, ids=[one.name for one in BUILT_IN_FILTERS])
 def test_it_says_what_it_is(one: type[Filter]) -> None:
     assert one.__doc__
     assert one.__doc__ != Filter.__doc__
@@ -55,7 +63,11 @@ def test_it_says_what_it_is(one: type[Filter]) -> None:
 
 
 def test_names_and_reasons_are_unique_and_every_score_has_one_scorer() -> None:
-    assert len({one.name for one in FILTERS}) == len({one.reason for one in FILTERS}) == len(FILTERS)
+    assert (
+        len({one.name for one in BUILT_IN_FILTERS})
+        == len({one.reason for one in BUILT_IN_FILTERS})
+        == len(BUILT_IN_FILTERS)
+    )
     fields = [name for one in SCORERS.values() for name in one.fields]
     assert len(fields) == len(set(fields))
     assert {*fields, "toxicity", "injection"} == set(SCORES.to_schema())
@@ -63,25 +75,27 @@ def test_names_and_reasons_are_unique_and_every_score_has_one_scorer() -> None:
 
 def test_the_page_is_what_the_filters_say() -> None:
     stale = "the page is stale: python -m distill_dagster.curation.filters.docs"
-    assert docs.PAGE.read_text(encoding="utf-8") == docs.page(), stale
+    assert docs.FILTERS_PAGE.read_text(encoding="utf-8") == docs.render_filters_page(), stale
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_default_needs_no_score(kind: str) -> None:
     for thinks in (False, True):
-        about = About(kind, reasoning=thinks)
-        names = [one.name for one in in_order(Filters(), about)]
+        about = TaskView(kind, reasoning=thinks)
+        names = [one.name for one in select_filters(FilterSettings(), about)]
         whole = ["truncated", "refused", "no_answer", "invalid_answer", "invalid_label", "too_short", "too_long"]
         assert names == whole
-        assert scorers_of(in_order(Filters(), about)) == []
+        assert collect_scorers(select_filters(FilterSettings(), about)) == []
 
 
 def test_what_suits_a_kind() -> None:
     def suited(kind: str, thinks: bool = False, **more: Any) -> list[str]:
-        rules = in_order(Filters.model_validate({"preset": "suited"} | more), About(kind, reasoning=thinks))
+        rules = select_filters(
+            FilterSettings.model_validate({"preset": "suited"} | more), TaskView(kind, reasoning=thinks)
+        )
         return [one.name for one in rules if one.name not in plain]
 
-    plain = [one.name for one in in_order(Filters(), About())]
+    plain = [one.name for one in select_filters(FilterSettings(), TaskView())]
     assert suited("classification") == []
     assert suited("classification", True) == ["reasoning_words", "repetition", "answer_first", "contradiction"]
     assert suited("math", True)[-1] == "arithmetic"
@@ -90,7 +104,7 @@ def test_what_suits_a_kind() -> None:
 
 
 def one_of(name: str, kind: str = "generation", **block: Any) -> Filter:
-    return next(one for one in in_order(Filters.model_validate(block), About(kind)) if one.name == name)
+    return next(one for one in select_filters(FilterSettings.model_validate(block), TaskView(kind)) if one.name == name)
 
 
 def test_ways_to_say_it() -> None:
@@ -102,8 +116,12 @@ def test_ways_to_say_it() -> None:
     assert one_of("language", language=["en", "de"]).shown()["allow"] == ["en", "de"]
     assert one_of("echo", echo=0.5).shown() == {"max": 0.5}
     assert one_of("pii", pii="mask").masks()
-    assert "truncated" not in [one.name for one in in_order(Filters.model_validate({"truncated": False}), About())]
-    assert "no_answer" in [one.name for one in in_order(Filters.model_validate({"truncated": False}), About())]
+    assert "truncated" not in [
+        one.name for one in select_filters(FilterSettings.model_validate({"truncated": False}), TaskView())
+    ]
+    assert "no_answer" in [
+        one.name for one in select_filters(FilterSettings.model_validate({"truncated": False}), TaskView())
+    ]
 
 
 def test_what_is_not_said_moves_no_hash() -> None:
@@ -155,15 +173,15 @@ def test_mistakes_are_named(tmp_path: Path, block: dict[str, Any], field: str | 
 def test_the_yaml_of_the_page_is_valid(tmp_path: Path) -> None:
     import re
 
-    text = docs.PAGE.read_text(encoding="utf-8")
+    text = docs.FILTERS_PAGE.read_text(encoding="utf-8")
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
     assert len(blocks) == 2
     for number, block in enumerate(blocks):
         folder = small_task(tmp_path / str(number), **block)
-        assert [str(p) for p in check_folder(again(folder)) if p.severity == "error"] == []
+        assert [str(p) for p in check_task_folder(again(folder)) if p.severity == "error"] == []
     code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
     path = tmp_path / "completions.parquet"
-    docs.example_row(docs.Example({})).write_parquet(path)
+    docs.build_example_row(docs.Example({})).write_parquet(path)
     exec(compile(code.replace('"completions.parquet"', repr(str(path))), "page", "exec"), {})
 
 
@@ -176,7 +194,7 @@ def test_the_bundled_tasks_have_the_filters_they_had() -> None:
 
 # -- tables of any content ---------------------------------------------------------------------------------------------
 
-ABOUT = About("generation", reasoning=True)
+ABOUT = TaskView("generation", reasoning=True)
 ALL: dict[str, Any] = {
     "truncated": {"finish": True},
     "refused": True,
@@ -231,12 +249,12 @@ THOUGHTS = [
 
 
 def candidate(n: int, text: str, answer: Any, thought: str | None, **more: Any) -> dict[str, Any]:
-    from distill_dagster.core.hashing import canonical_json
+    from distill_dagster.core.hashing import to_canonical_json
 
     row: dict[str, Any] = dict.fromkeys(SCORED)
-    row |= {"prompt_id": prompt_id(user_message(f"{n} {text}")), "slice": "shop", "origin": "human"}
-    row |= {"messages": user_message(text), "status": "ok", "teacher": "t", "answer_kind": "text"}
-    row |= {"answer": None if answer is None else canonical_json(answer), "reasoning": thought}
+    row |= {"prompt_id": compute_prompt_id(make_user_message(f"{n} {text}")), "slice": "shop", "origin": "human"}
+    row |= {"messages": make_user_message(text), "status": "ok", "teacher": "t", "answer_kind": "text"}
+    row |= {"answer": None if answer is None else to_canonical_json(answer), "reasoning": thought}
     return row | {"completion_ids": ["c"], "words": len(text.split()), "agreement": 1.0, "confidence": 0.5} | more
 
 
@@ -260,10 +278,10 @@ ROWS = st.lists(
 
 
 def cut(rows: list[dict[str, Any]], block: dict[str, Any]) -> Any:
-    spec = CurationSpec(filters=Filters.model_validate(block), validation_share=0.3)
-    frame = frame_of(rows, SCORED, ("prompt_id",))
-    rules = in_order(spec.filters, ABOUT)
-    return curate(add_scores(frame, scorers_of(rules), ABOUT), set(), [], spec, ABOUT)
+    spec = CurationSpec(filters=FilterSettings.model_validate(block), validation_share=0.3)
+    frame = build_frame(rows, SCORED, ("prompt_id",))
+    rules = select_filters(spec.filters, ABOUT)
+    return curate_dataset(add_scores(frame, collect_scorers(rules), ABOUT), set(), [], spec, ABOUT)
 
 
 @settings(max_examples=15)
@@ -279,8 +297,8 @@ def test_every_row_is_kept_or_dropped_with_one_reason(rows: list[dict[str, Any]]
     turned = rows.copy()
     random.shuffle(turned)
     again_ = cut(turned, ALL)
-    assert data_version(again_.dataset) == data_version(found.dataset)
-    assert data_version(again_.rejected) == data_version(found.rejected)
+    assert compute_data_version(again_.dataset) == compute_data_version(found.dataset)
+    assert compute_data_version(again_.rejected) == compute_data_version(found.rejected)
 
 
 LOOSER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -321,10 +339,10 @@ def test_over_a_file_in_batches_of_any_size(tmp_path: Path) -> None:
     rows = [
         candidate(n, TEXTS[n % len(TEXTS)], ANSWERS[n % len(ANSWERS)], THOUGHTS[n % len(THOUGHTS)]) for n in range(200)
     ]
-    frame = frame_of(rows, SCORED, ("prompt_id",))
+    frame = build_frame(rows, SCORED, ("prompt_id",))
     path = tmp_path / "rows.parquet"
     frame.write_parquet(path)
-    rules = in_order(Filters.model_validate(ALL), ABOUT)
+    rules = select_filters(FilterSettings.model_validate(ALL), ABOUT)
     whole = pl.concat(filter_rows(frame, rules, ABOUT))
     assert whole["drop_reason"].n_unique() > 8
     for size in (7, 64, 1000):
@@ -334,13 +352,13 @@ def test_over_a_file_in_batches_of_any_size(tmp_path: Path) -> None:
     kept = few.filter(pl.col("drop_reason").is_null())
     assert few.height == 200
     assert kept.height == 0, "agreement is null, which counts as 0"
-    plain = in_order(Filters.model_validate({"echo": True}), ABOUT)
+    plain = select_filters(FilterSettings.model_validate({"echo": True}), ABOUT)
     reasons = pl.concat(filter_rows(frame.select("messages", "answer"), plain, ABOUT))["drop_reason"]
     assert set(reasons.drop_nulls()) == {"echo", "invalid_answer"}
 
 
 def test_nothing_in_nothing_out() -> None:
-    rules = in_order(Filters.model_validate(ALL), ABOUT)
+    rules = select_filters(FilterSettings.model_validate(ALL), ABOUT)
     assert (
         pl.concat([pl.DataFrame(), *filter_rows(pl.DataFrame(schema=SCORED), rules, ABOUT)], how="diagonal").height == 0
     )
@@ -369,11 +387,13 @@ def test_masked_rows() -> None:
 
 
 def test_a_label_is_never_masked() -> None:
-    about = About("classification", ("mail to a@b.co", "other"))
+    about = TaskView("classification", ("mail to a@b.co", "other"))
     row = candidate(0, "write to x@example.org", "mail to a@b.co", None, answer_kind="label")
-    spec = CurationSpec(filters=Filters.model_validate({"pii": "mask"}))
-    frame = add_scores(frame_of([row], SCORED, ("prompt_id",)), scorers_of(in_order(spec.filters, about)), about)
-    found = curate(frame, set(), list(about.labels), spec, about)
+    spec = CurationSpec(filters=FilterSettings.model_validate({"pii": "mask"}))
+    frame = add_scores(
+        build_frame([row], SCORED, ("prompt_id",)), collect_scorers(select_filters(spec.filters, about)), about
+    )
+    found = curate_dataset(frame, set(), list(about.labels), spec, about)
     assert found.dataset["answer"].to_list() == ['"mail to a@b.co"']
     assert found.dataset["messages"][0][0]["content"] == "write to <EMAIL>"
 
@@ -423,7 +443,7 @@ def test_a_class_from_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     block = {"own": [{"use": "no_parcels", "settings": {"word": "house"}}]}
     rows = [candidate(0, TEXTS[0], ANSWERS[1], None), candidate(1, TEXTS[1], "short and good", None)]
     assert cut(rows, block).reasons()["parcels"] == 1
-    assert Filters.model_validate(block).said()["own"] == [
+    assert FilterSettings.model_validate(block).said()["own"] == [
         {"use": "no_parcels", "settings": {"word": "house"}, "version": "1.2"}
     ]
     for wrong, says in (

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.core.limits import Limits
+from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.curation.dedup import folding
-from distill_dagster.curation.dedup.duplicates import BUCKET, components, find_duplicates
-from distill_dagster.curation.dedup.folding import Scheme, folded_expr, folded_wide, key_expr
-from distill_dagster.curation.dedup.signatures import sign
+from distill_dagster.curation.dedup.duplicates import BUCKET_NEIGHBORS, find_components, find_duplicates
+from distill_dagster.curation.dedup.folding import MinHashScheme, exact_key_expr, fold_non_ascii, folded_expr
+from distill_dagster.curation.dedup.signatures import sign_texts
 from distill_dagster.tables.messages import normalized_expr
 from tests.support.texts import brute_clusters, brute_pairs, exact_key, tables
 
-SURE = Scheme(bands=64, rows_per_band=2, min_words=4)
+SURE = MinHashScheme(bands=64, rows_per_band=2, min_words=4)
 """So many bands that no pair of Jaccard 0.5 is missed (probability 1e-8)."""
 LONG = "the quick brown fox jumps over the lazy dog while seven wizards watch from a hill near the old mill"
 
@@ -48,7 +48,7 @@ def found(table: pl.DataFrame, **more: object) -> dict[tuple[str, str], str]:
 def test_pairs_and_clusters_are_those_of_brute_force(
     table: pl.DataFrame, ngram: int, threshold: float, keep_numbers: bool
 ) -> None:
-    scheme = Scheme(ngram=ngram, bands=64, rows_per_band=2, min_words=4, keep_numbers=keep_numbers)
+    scheme = MinHashScheme(ngram=ngram, bands=64, rows_per_band=2, min_words=4, keep_numbers=keep_numbers)
     got = find_duplicates(table, order=[pl.col("rank")], scheme=scheme, threshold=threshold)
     rows = dict(table.select("id", "text").iter_rows())
     truth = brute_pairs(rows, ngram, threshold, 4, keep_numbers)
@@ -70,9 +70,9 @@ def test_pairs_and_clusters_are_those_of_brute_force(
 @settings(max_examples=15)
 @given(tables(), st.randoms(use_true_random=False))
 def test_neither_order_nor_threads_nor_batches_nor_the_door_change_anything(table: pl.DataFrame, random) -> None:
-    one = find_duplicates(table, scheme=SURE, threshold=0.5, limits=Limits(threads=1))
+    one = find_duplicates(table, scheme=SURE, threshold=0.5, limits=ResourceLimits(threads=1))
     shuffled = table.sample(fraction=1, shuffle=True, seed=random.randrange(1000))
-    small = Limits(threads=3, batch_rows=2, verify_rows=2, memory_mb=0)
+    small = ResourceLimits(threads=3, batch_rows=2, verify_rows=2, memory_mb=0)
     other = find_duplicates(shuffled.lazy(), scheme=SURE, threshold=0.5, limits=small)
     assert one.members.equals(other.members)
     assert one.pairs.equals(other.pairs)
@@ -87,7 +87,7 @@ def test_parquet_files_and_expressions_are_read(tmp_path: Path) -> None:
     assert expected["id"].to_list() == ["r0", "r2"]
     assert find_duplicates(files).members.equals(expected)
     both = pl.concat_str("text", "answer", separator="\n")
-    limits = Limits(spill=tmp_path / "spill")
+    limits = ResourceLimits(spill=tmp_path / "spill")
     got = find_duplicates(files, text=both, id=pl.col("id").str.to_uppercase(), limits=limits).members
     assert got["id"].to_list() == ["R0", "R2"]
     assert list((tmp_path / "spill").iterdir()) == []
@@ -125,10 +125,14 @@ def test_marks_that_tell_something_are_part_of_the_text(one: str, other: str) ->
 @given(st.lists(st.text("aAßſςΣ\t\u00a0\u2028ﬁé\u0301İ三각\u1100\u1161½.-3!?(—+,:", max_size=6), max_size=12))
 def test_exact_keys_are_equal_where_keys_are_and_nowhere_else(texts: list[str]) -> None:
     table = frame(*texts)
-    keys = table.select(key_expr(folded_expr(pl.col("text"))))["text"].to_list()
+    keys = table.select(exact_key_expr(folded_expr(pl.col("text"))))["text"].to_list()
     assert keys == [exact_key(text) for text in texts]
-    limits = Limits(threads=1)
-    hashes = sign([table["text"].to_arrow().cast("large_string")], Scheme(), limits).exact.tolist() if texts else []
+    limits = ResourceLimits(threads=1)
+    hashes = (
+        sign_texts([table["text"].to_arrow().cast("large_string")], MinHashScheme(), limits).exact.tolist()
+        if texts
+        else []
+    )
     for i, one in enumerate(keys):
         for j, other in enumerate(keys):
             assert (one == other) == (hashes[i] == hashes[j]), (texts[i], texts[j])
@@ -141,17 +145,17 @@ def test_exact_keys_are_equal_where_keys_are_and_nowhere_else(texts: list[str]) 
 def test_the_quick_way_to_fold_is_the_plain_one(texts: list[str]) -> None:
     series = pl.Series("text", texts, dtype=pl.String)
     plain = series.to_frame().select(folded_expr(pl.col("text")))["text"].to_list()
-    assert [" ".join(text.split()) for text in folded_wide(series)] == plain
+    assert [" ".join(text.split()) for text in fold_non_ascii(series)] == plain
 
 
 def test_short_rows_are_compared_exactly_only_unless_asked() -> None:
     table = frame("which of these is not a prime number", "which of these is not a prime number x", LONG, LONG + " x")
     assert found(table) == {("r2", "r3"): "near"}
-    assert found(table, scheme=Scheme(min_words=1)) == {("r0", "r1"): "near", ("r2", "r3"): "near"}
+    assert found(table, scheme=MinHashScheme(min_words=1)) == {("r0", "r1"): "near", ("r2", "r3"): "near"}
 
 
 def test_rows_without_words_are_never_near() -> None:
-    assert found(frame("!!!", "???", "!!!"), scheme=Scheme(min_words=1)) == {("r0", "r2"): "exact"}
+    assert found(frame("!!!", "???", "!!!"), scheme=MinHashScheme(min_words=1)) == {("r0", "r2"): "exact"}
 
 
 @pytest.mark.parametrize(
@@ -169,14 +173,14 @@ def test_rows_without_words_are_never_near() -> None:
 )
 def test_maths_rows_with_other_numbers_are_no_duplicates(one: str, other: str, same: bool) -> None:
     table = frame(f"{LONG} and then {one} fall from the tree", f"{LONG} and then {other} fall from the tree")
-    assert bool(found(table, scheme=Scheme(keep_numbers=True), threshold=0.5)) == same
+    assert bool(found(table, scheme=MinHashScheme(keep_numbers=True), threshold=0.5)) == same
     assert found(table, threshold=0.5)
 
 
 def test_numbers_in_another_order_are_other_numbers() -> None:
     table = frame(f"{LONG} 3 cats and 5 dogs", f"{LONG} 5 cats and 3 dogs")
     assert found(table, threshold=0.5) == {("r0", "r1"): "near"}
-    assert found(table, threshold=0.5, scheme=Scheme(keep_numbers=True)) == {}
+    assert found(table, threshold=0.5, scheme=MinHashScheme(keep_numbers=True)) == {}
 
 
 def test_scripts_without_spaces_are_compared_by_letter() -> None:
@@ -198,35 +202,37 @@ def test_words_are_the_same_to_the_kernel_and_to_the_pattern() -> None:
     ]
     table = frame(*texts).with_columns(folded_expr(pl.col("text")))
     count = table.select(pl.col("text").str.extract_all(folding.WORD_PATTERN).list.len())["text"].to_list()
-    signed = sign([frame(*texts)["text"].to_arrow().cast("large_string")], Scheme(), Limits(threads=1))
+    signed = sign_texts(
+        [frame(*texts)["text"].to_arrow().cast("large_string")], MinHashScheme(), ResourceLimits(threads=1)
+    )
     assert signed.words.tolist() == count == [7, 7, 7, 3, 5, 0]
 
 
 def test_a_hot_bucket_stays_linear_and_together() -> None:
     same = [f"{LONG} " + "and so on " * 30 + f"word{n}" for n in range(500)]
     got = find_duplicates(frame(*same))
-    assert got.pairs.height <= len(same) * BUCKET * Scheme().bands
+    assert got.pairs.height <= len(same) * BUCKET_NEIGHBORS * MinHashScheme().bands
     assert got.members["cluster_id"].unique().to_list() == ["r0"]
     assert got.rejected.height == 499
 
 
 def test_hashes_never_move() -> None:
     """They stand in stored states. If this must change, raise HASH_VERSION."""
-    signed = sign([frame(LONG, "Straße 三 3.5!")["text"].to_arrow().cast("large_string")],
-                  Scheme(bands=2, rows_per_band=2, min_words=1, keep_numbers=True), Limits(threads=1))  # fmt: skip
+    signed = sign_texts([frame(LONG, "Straße 三 3.5!")["text"].to_arrow().cast("large_string")],
+                  MinHashScheme(bands=2, rows_per_band=2, min_words=1, keep_numbers=True), ResourceLimits(threads=1))  # fmt: skip # noqa: E501
     assert folding.HASH_VERSION == 1
     assert signed.exact.tolist() == PINNED_EXACT
     assert [key.tolist() for key in signed.keys] == PINNED_KEYS
     assert signed.numbers.tolist() == PINNED_NUMBERS
-    assert Scheme().id == PINNED_SCHEME
+    assert MinHashScheme().id == PINNED_SCHEME
 
 
 def test_a_scheme_says_its_chances() -> None:
-    assert Scheme().chance(0.7) > 0.998
-    assert Scheme().chance(0.2) < 0.05
-    assert Scheme(min_words=5).id != Scheme().id != Scheme(ngram=2).id
+    assert MinHashScheme().chance(0.7) > 0.998
+    assert MinHashScheme().chance(0.2) < 0.05
+    assert MinHashScheme(min_words=5).id != MinHashScheme().id != MinHashScheme(ngram=2).id
     with pytest.raises(ValueError, match="ngram"):
-        Scheme(ngram=0)
+        MinHashScheme(ngram=0)
     with pytest.raises(ValueError, match="threshold"):
         find_duplicates(frame("a"), threshold=0)
 
@@ -242,7 +248,7 @@ def test_components_are_those_of_a_graph(case: tuple[int, list[tuple[int, int]]]
 
     nodes, edges = case
     left, right = [a for a, b in edges if a != b], [b for a, b in edges if a != b]
-    got = components(pl.Series(left, dtype=pl.UInt32), pl.Series(right, dtype=pl.UInt32), nodes).to_numpy()
+    got = find_components(pl.Series(left, dtype=pl.UInt32), pl.Series(right, dtype=pl.UInt32), nodes).to_numpy()
     matrix = scipy.sparse.coo_matrix((np.ones(len(left)), (left, right)), (nodes, nodes))
     _, labels = scipy.sparse.csgraph.connected_components(matrix, directed=False)
     for label in set(labels):

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.core.limits import Limits
+from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.curation.dedup import duplicates, pure
-from distill_dagster.curation.dedup.folding import Scheme
+from distill_dagster.curation.dedup.folding import MinHashScheme
 from tests.support.texts import brute_pairs, tables
 
-ONE = Limits(threads=1, memory_mb=256)
+ONE = ResourceLimits(threads=1, memory_mb=256)
 
 
 @settings(max_examples=20)
@@ -22,8 +22,10 @@ ONE = Limits(threads=1, memory_mb=256)
 def test_it_finds_every_pair_and_the_kernel_the_same(
     table: pl.DataFrame, ngram: int, threshold: float, keep_numbers: bool
 ) -> None:
-    scheme = Scheme(ngram=ngram, bands=128, rows_per_band=1, min_words=4, keep_numbers=keep_numbers)
-    got = pure.find_duplicates(table, order=[pl.col("rank")], scheme=scheme, threshold=threshold, limits=ONE)
+    scheme = MinHashScheme(ngram=ngram, bands=128, rows_per_band=1, min_words=4, keep_numbers=keep_numbers)
+    got = pure.find_duplicates_by_prefix_join(
+        table, order=[pl.col("rank")], scheme=scheme, threshold=threshold, limits=ONE
+    )
     truth = brute_pairs(dict(table.select("id", "text").iter_rows()), ngram, threshold, 4, keep_numbers)
     assert all(truth[left, right] == similarity for left, right, _, similarity in got.pairs.iter_rows())
     kernel = duplicates.find_duplicates(table, order=[pl.col("rank")], scheme=scheme, threshold=threshold, limits=ONE)
@@ -47,7 +49,7 @@ def test_the_usual_scheme_verifies_the_same_pairs(tmp_path: Path) -> None:
                 copy[place] = pick.choice(vocabulary)
             texts.append(" ".join(copy))
     table = pl.DataFrame({"id": [f"r{n:03}" for n in range(len(texts))], "text": texts})
-    exact = pure.find_duplicates(table, limits=ONE).pairs
+    exact = pure.find_duplicates_by_prefix_join(table, limits=ONE).pairs
     kernel = duplicates.find_duplicates(table, limits=ONE).pairs
     both = exact.join(kernel, on=["left", "right", "kind", "similarity"], how="semi")
     assert both.height == kernel.height  # what the kernel verified is true to the last digit
@@ -57,10 +59,10 @@ def test_the_usual_scheme_verifies_the_same_pairs(tmp_path: Path) -> None:
 def test_it_spills_and_cleans_up(tmp_path: Path) -> None:
     texts = [" ".join(f"w{(n * 7 + i) % 9000}" for i in range(120)) for n in range(3000)]
     table = pl.DataFrame({"id": [f"r{n:04}" for n in range(3000)], "text": texts})
-    limits = Limits(threads=1, memory_mb=64, spill=tmp_path)
-    got = pure.find_duplicates(table, limits=limits)
-    assert got.members.equals(pure.find_duplicates(table, limits=Limits(threads=2)).members)
+    limits = ResourceLimits(threads=1, memory_mb=64, spill=tmp_path)
+    got = pure.find_duplicates_by_prefix_join(table, limits=limits)
+    assert got.members.equals(pure.find_duplicates_by_prefix_join(table, limits=ResourceLimits(threads=2)).members)
     assert got.rejected.height > 2000
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="threshold"):
-        pure.find_duplicates(table, threshold=1.5)
+        pure.find_duplicates_by_prefix_join(table, threshold=1.5)

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from distill_dagster.core.limits import Limits
-from distill_dagster.curation.dedup.semantic import BLOCK, close_pairs, semantic_duplicates
+from distill_dagster.core.limits import ResourceLimits
+from distill_dagster.curation.dedup.semantic import BLOCK_ROWS, find_close_pairs, find_semantic_duplicates
 from distill_dagster.student.predict import SENTENCE_MODEL, Embedder
 
 TEXTS = [
@@ -30,7 +30,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
 
 def test_rows_that_mean_the_same_are_found_whatever_their_order(embedder: Embedder, tmp_path: Path) -> None:
     table = pl.DataFrame({"id": [f"r{n}" for n in range(len(TEXTS))], "text": TEXTS, "rank": [1, 0, 0, 1, 0, 0, 0]})
-    found = semantic_duplicates(table, embedder.embed, order=[pl.col("rank")], threshold=0.95)
+    found = find_semantic_duplicates(table, embedder.embed, order=[pl.col("rank")], threshold=0.95)
     assert found is not None
     assert found.members.select("id", "cluster_id", "kind").rows() == [
         ("r0", "r1", "exact"),
@@ -41,8 +41,12 @@ def test_rows_that_mean_the_same_are_found_whatever_their_order(embedder: Embedd
     ]
     assert 0.95 <= found.members.row(1, named=True)["similarity"] < 1
     table.reverse().write_parquet(tmp_path / "rows.parquet")
-    again = semantic_duplicates(
-        tmp_path / "rows.parquet", embedder.embed, order=[pl.col("rank")], threshold=0.95, limits=Limits(batch_rows=2)
+    again = find_semantic_duplicates(
+        tmp_path / "rows.parquet",
+        embedder.embed,
+        order=[pl.col("rank")],
+        threshold=0.95,
+        limits=ResourceLimits(batch_rows=2),
     )
     assert again is not None
     assert again.members.equals(found.members)
@@ -53,17 +57,17 @@ def test_a_large_table_is_left_alone_unless_asked() -> None:
         return np.eye(len(texts), dtype=np.float32)
 
     table = pl.DataFrame({"id": ["a", "b", "c"], "text": ["x", "y", "z"]})
-    assert semantic_duplicates(table, embed, most_rows=2) is None
-    found = semantic_duplicates(table, embed, most_rows=3)
+    assert find_semantic_duplicates(table, embed, most_rows=2) is None
+    found = find_semantic_duplicates(table, embed, most_rows=3)
     assert found is not None
     assert found.members.is_empty()
 
 
 def test_blocks_find_every_pair() -> None:
     pick = np.random.default_rng(2)
-    vectors = pick.normal(size=(BLOCK + 300, 8)).astype(np.float32)
+    vectors = pick.normal(size=(BLOCK_ROWS + 300, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    left, right, cosine = close_pairs(vectors, 0.97)
+    left, right, cosine = find_close_pairs(vectors, 0.97)
     everything = np.round(vectors.astype(np.float64) @ vectors.T.astype(np.float64), 4)
     expected = {(a, b) for a, b in zip(*np.nonzero(np.triu(everything, 1) >= 0.9701), strict=True)}
     got = set(zip(left.tolist(), right.tolist(), strict=True))

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.core.limits import Limits
+from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.curation.dedup.duplicates import Duplicates, find_duplicates
-from distill_dagster.curation.dedup.folding import Scheme
-from distill_dagster.curation.dedup.incremental import DedupState, StateError
+from distill_dagster.curation.dedup.folding import MinHashScheme
+from distill_dagster.curation.dedup.incremental import DedupState, DedupStateError
 from tests.support.texts import tables
 
 ORDER = [pl.col("rank")]
-ONE = Limits(threads=1)
+ONE = ResourceLimits(threads=1)
 LONG = "the quick brown fox jumps over the lazy dog while seven wizards watch from a hill near the old mill"
 
 
@@ -30,7 +30,7 @@ def decisions(found: Duplicates) -> list[tuple[str, str, bool]]:
 def test_slices_in_any_order_give_the_decisions_of_one_run(
     tmp_path_factory: pytest.TempPathFactory, table: pl.DataFrame, cuts: list[int], keep_numbers: bool, backwards: bool
 ) -> None:
-    scheme = Scheme(bands=64, rows_per_band=2, min_words=4, keep_numbers=keep_numbers)
+    scheme = MinHashScheme(bands=64, rows_per_band=2, min_words=4, keep_numbers=keep_numbers)
     state = DedupState(tmp_path_factory.mktemp("state"), scheme, 0.5)
     places = sorted({0, table.height, *(cut for cut in cuts if cut < table.height)})
     slices = [table[start:stop] for start, stop in pairwise(places)]
@@ -47,7 +47,7 @@ def test_slices_in_any_order_give_the_decisions_of_one_run(
 def test_a_slice_that_comes_again_or_goes_leaves_no_trace(
     tmp_path_factory: pytest.TempPathFactory, one: pl.DataFrame, other: pl.DataFrame
 ) -> None:
-    scheme = Scheme(bands=64, rows_per_band=2, min_words=4)
+    scheme = MinHashScheme(bands=64, rows_per_band=2, min_words=4)
     state = DedupState(tmp_path_factory.mktemp("state"), scheme, 0.5)
     other = other.with_columns(pl.format("o{}", "id").alias("id"))
     state.add("a", one, order=ORDER, limits=ONE)
@@ -74,7 +74,7 @@ def test_a_slice_that_comes_again_or_goes_leaves_no_trace(
 def test_any_slices_that_come_and_go_leave_the_decisions_of_one_run(
     tmp_path_factory: pytest.TempPathFactory, slices: list[pl.DataFrame], data: st.DataObject
 ) -> None:
-    scheme = Scheme(bands=64, rows_per_band=2, min_words=4)
+    scheme = MinHashScheme(bands=64, rows_per_band=2, min_words=4)
     slices = [one.with_columns(pl.format(f"{n}-{{}}", "id").alias("id")) for n, one in enumerate(slices)]
     texts = pl.concat(slices)
     state = DedupState(tmp_path_factory.mktemp("state"), scheme, 0.5)
@@ -134,11 +134,11 @@ def test_only_texts_of_candidates_are_wanted_and_checked(tmp_path: Path) -> None
     state = DedupState(tmp_path)
     state.add("a", first)
     new = frame(2, LONG + " now")
-    with pytest.raises(StateError, match="give their texts"):
+    with pytest.raises(DedupStateError, match="give their texts"):
         state.add("b", new)
-    with pytest.raises(StateError, match="r0 of slice a is not there"):
+    with pytest.raises(DedupStateError, match="r0 of slice a is not there"):
         state.add("b", new, first[1:])
-    with pytest.raises(StateError, match="r0 of slice a is not the one"):
+    with pytest.raises(DedupStateError, match="r0 of slice a is not the one"):
         state.add("b", new, frame(0, "changed", "unlike anything"))
     assert [part.name for part in state.parts] == ["a"]
     state.add("b", new, first[:1])
@@ -147,9 +147,9 @@ def test_only_texts_of_candidates_are_wanted_and_checked(tmp_path: Path) -> None
 
 def test_a_state_of_another_scheme_or_a_lower_threshold_is_refused(tmp_path: Path) -> None:
     DedupState(tmp_path, threshold=0.7).add("a", frame(0, LONG, LONG.replace("lazy", "old")))
-    with pytest.raises(StateError, match="another scheme"):
-        DedupState(tmp_path, Scheme(ngram=2))
-    with pytest.raises(StateError, match="holds pairs from a similarity"):
+    with pytest.raises(DedupStateError, match="another scheme"):
+        DedupState(tmp_path, MinHashScheme(ngram=2))
+    with pytest.raises(DedupStateError, match="holds pairs from a similarity"):
         DedupState(tmp_path, threshold=0.6)
     assert DedupState(tmp_path, threshold=0.7).duplicates().rejected.height == 1
     strict = DedupState(tmp_path, threshold=0.95)  # a higher one re-cuts from what is stored
@@ -172,10 +172,10 @@ def test_a_state_that_was_half_written_is_the_one_before(tmp_path: Path) -> None
 
 
 def test_a_row_takes_no_more_than_it_should(tmp_path: Path) -> None:
-    from distill_dagster.core.hashing import content_hash
+    from distill_dagster.core.hashing import hash_content
 
-    texts = [f"{LONG} {content_hash(n)} {content_hash([n])}" for n in range(5000)]
-    table = pl.DataFrame({"id": [content_hash(text)[:32] for text in texts], "text": texts})
+    texts = [f"{LONG} {hash_content(n)} {hash_content([n])}" for n in range(5000)]
+    table = pl.DataFrame({"id": [hash_content(text)[:32] for text in texts], "text": texts})
     state = DedupState(tmp_path)
     state.add("a", table)
     assert state.bytes / state.height < 150

@@ -8,8 +8,8 @@ import duckdb
 import pytest
 
 from distill_dagster.core.errors import DistillError
-from distill_dagster.curation.filters import Filters, in_order
-from distill_dagster.curation.filters.own import columns_of, locked
+from distill_dagster.curation.filters import FilterSettings, select_filters
+from distill_dagster.curation.filters.own import find_sql_columns, open_locked_duckdb
 from tests.curation.test_filters import ABOUT, candidate, cut
 
 REFUSED = [
@@ -53,7 +53,7 @@ def test_it_is_refused_when_it_is_read(sql: str, tmp_path: Path) -> None:
     file, out = tmp_path / "secret.csv", tmp_path / "out.csv"
     file.write_text("a\n1\n")
     with pytest.raises(ValueError, match=r"\S"):
-        columns_of(sql.format(file=file, out=out))
+        find_sql_columns(sql.format(file=file, out=out))
     assert sorted(tmp_path.iterdir()) == [file]
 
 
@@ -81,7 +81,7 @@ def test_the_connection_itself_is_locked(statement: str, tmp_path: Path) -> None
     a_frame_of_python = pl.DataFrame({"a": [1]}).to_arrow()
     file = tmp_path / "secret.csv"
     file.write_text("a\n1\n")
-    with locked() as connection, pytest.raises(duckdb.Error):
+    with open_locked_duckdb() as connection, pytest.raises(duckdb.Error):
         connection.execute(statement.format(file=file, folder=tmp_path)).fetchall()
     assert sorted(tmp_path.iterdir()) == [file]
     assert a_frame_of_python.num_rows == 1
@@ -108,9 +108,9 @@ def test_an_expression_keeps_rows_for_which_it_is_true() -> None:
 
 
 def test_the_scores_it_names_are_computed() -> None:
-    [rule] = in_order(Filters.model_validate({"own": [{"name": "a", "sql": "echo < 0.5 or answer_words > 3"}]}), ABOUT)[
-        -1:
-    ]
+    [rule] = select_filters(
+        FilterSettings.model_validate({"own": [{"name": "a", "sql": "echo < 0.5 or answer_words > 3"}]}), ABOUT
+    )[-1:]
     assert [one.name for one in rule.scorers()] == ["lengths", "echo"]
 
 

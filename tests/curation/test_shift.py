@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 
 from distill_dagster.config.shift import ShiftSpec
-from distill_dagster.core.checks import Check
-from distill_dagster.curation.dataset.shift import measures, profile, profile_to_compare, shift_checks
-from distill_dagster.tables.schemas import DATASET, frame_of
+from distill_dagster.core.checks import CheckResult
+from distill_dagster.curation.dataset.shift import build_profile, check_shift, measure_rows, read_last_good_profile
+from distill_dagster.tables.schemas import DATASET, build_frame
 
 
 def dataset(*parts: tuple[int, str, str]) -> pl.DataFrame:
@@ -25,18 +25,18 @@ def dataset(*parts: tuple[int, str, str]) -> pl.DataFrame:
             ]
             ids = {"prompt_id": f"p{len(rows)}", "answer": json.dumps(label), "messages": turns}
             rows.append(dict.fromkeys(DATASET) | ids)
-    return frame_of(rows, DATASET, ("prompt_id",))
+    return build_frame(rows, DATASET, ("prompt_id",))
 
 
 BEFORE = dataset((60, "refund", "a refund please"), (40, "login", "my login fails again today"))
 REASONS = {"duplicate": 5, "low_agreement": 10}
 
 
-def checks(now: pl.DataFrame, reasons: dict[str, int] | None = None, **spec: Any) -> dict[str, Check]:
-    before = json.loads(json.dumps(profile(115, measures(BEFORE, True), REASONS)))  # as a record keeps it
+def checks(now: pl.DataFrame, reasons: dict[str, int] | None = None, **spec: Any) -> dict[str, CheckResult]:
+    before = json.loads(json.dumps(build_profile(115, measure_rows(BEFORE, True), REASONS)))  # as a record keeps it
     candidates = now.height + sum((REASONS if reasons is None else reasons).values())
-    of_now = profile(candidates, measures(now, True), REASONS if reasons is None else reasons)
-    return {check.name: check for check in shift_checks(measures(now, True), of_now, before, ShiftSpec(**spec))}
+    of_now = build_profile(candidates, measure_rows(now, True), REASONS if reasons is None else reasons)
+    return {check.name: check for check in check_shift(measure_rows(now, True), of_now, before, ShiftSpec(**spec))}
 
 
 def test_the_same_dataset_and_chance_pass() -> None:
@@ -74,15 +74,15 @@ def test_a_reason_that_takes_more_or_less_than_before_is_named() -> None:
 
 
 def test_without_a_profile_or_with_few_rows_nothing_is_said() -> None:
-    of_now = profile(115, measures(BEFORE, True), REASONS)
-    first = shift_checks(measures(BEFORE, True), of_now, None, ShiftSpec())
+    of_now = build_profile(115, measure_rows(BEFORE, True), REASONS)
+    first = check_shift(measure_rows(BEFORE, True), of_now, None, ShiftSpec())
     assert [check.passed for check in first] == [True, True]
     few = dataset((3, "login", "x"))
     assert checks(few, {})["same_distribution"].passed
 
 
 def test_answers_that_are_no_labels_have_lengths_alone() -> None:
-    found = profile(115, measures(BEFORE, False), {})
+    found = build_profile(115, measure_rows(BEFORE, False), {})
     assert set(found) == {"candidates", "rows", "reasons", "prompt_words", "answer_words"}
     assert sum(found["prompt_words"]) == sum(found["answer_words"]) == 100
 
@@ -99,4 +99,4 @@ def test_answers_that_are_no_labels_have_lengths_alone() -> None:
     ],
 )
 def test_the_last_good_profile_is_what_counts(extra: dict[str, Any] | None, wanted: dict[str, Any] | None) -> None:
-    assert profile_to_compare(extra) == wanted
+    assert read_last_good_profile(extra) == wanted

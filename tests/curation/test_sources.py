@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_dagster.config import CurationSpec
-from distill_dagster.curation.dataset.comparison_cache import Compared
-from distill_dagster.curation.dataset.curate import Curated, curate
-from distill_dagster.curation.dataset.write_parts import parts_of
-from distill_dagster.curation.filters import batched
+from distill_dagster.curation.dataset.comparison_cache import ComparisonCache
+from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset
+from distill_dagster.curation.dataset.write_parts import assign_parts
+from distill_dagster.curation.filters import map_in_batches
 from distill_dagster.curation.scores import add_scores
-from distill_dagster.curation.task_view import About
-from distill_dagster.tables.data_versions import data_version
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.parquet import write_parquet
 from distill_dagster.tables.schemas import SCORED
 from tests.curation.test_steps import LABELS, items, row
@@ -44,7 +44,7 @@ def candidates(draw: st.DrawFn) -> pl.DataFrame:
         rows.append(row(" ".join(words), **changes))
     frame = pl.DataFrame(rows, schema=SCORED).unique(["prompt_id", "slice", "teacher", "answer"], maintain_order=True)
     task = task_of("classification", curation={"filters": {"pii": "mask"}})
-    return add_scores(frame, task.scorers, About.of(task)).select(list(SCORED)).sort("slice", maintain_order=True)
+    return add_scores(frame, task.scorers, TaskView.of(task)).select(list(SCORED)).sort("slice", maintain_order=True)
 
 
 def embed(texts: list[str]) -> Any:
@@ -63,8 +63,8 @@ def test_every_source_gives_the_same_rows(
     dedup = {"near": {"ngram": 1, "min_words": 1, "threshold": 0.6}} | settings.get("dedup", {})
     spec = CurationSpec.model_validate(settings | {"dedup": dedup})
 
-    def cut(source: Any, **more: Any) -> Curated:
-        return curate(source, {"my"}, LABELS, spec, items=items(" ".join(WORDS[:4])), embed=embed, **more)
+    def cut(source: Any, **more: Any) -> CuratedDataset:
+        return curate_dataset(source, {"my"}, LABELS, spec, items=items(" ".join(WORDS[:4])), embed=embed, **more)
 
     whole = cut(rows)
     assert whole.candidates == rows.height == whole.dataset.height + whole.rejected.height
@@ -76,24 +76,24 @@ def test_every_source_gives_the_same_rows(
     sources = [rows.lazy(), folder / "all.parquet", *([files] if files else [])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "distill_dagster.curation.dataset.slim_rows.batched", functools.partial(batched, batch_rows=at_once)
+            "distill_dagster.curation.dataset.slim_rows.batched", functools.partial(map_in_batches, batch_rows=at_once)
         )
-        patch.setattr("distill_dagster.curation.dataset.curate.parts_of", functools.partial(parts_of, rows=at_once))
+        patch.setattr("distill_dagster.curation.dataset.curate.parts_of", functools.partial(assign_parts, rows=at_once))
         patch.setattr("distill_dagster.curation.dataset.write_parts.GROUP_ROWS", at_once)
         patch.setattr("distill_dagster.curation.dataset.comparison_cache.SLICE_BY_SLICE", 1)
         for number, source in enumerate(sources):
-            found = cut(source, folder=folder / str(number), compared=Compared(folder / "compared"))
+            found = cut(source, folder=folder / str(number), compared=ComparisonCache(folder / "compared"))
             assert found.dataset.equals(whole.dataset)
             assert found.rejected.equals(whole.rejected)
             assert found.leaks.equals(whole.leaks)
             assert (found.reasons(), found.masked) == (whole.reasons(), whole.masked)
-            assert data_version(found.kept) == data_version(whole.dataset)
-            assert data_version(found.left_out) == data_version(whole.rejected)
+            assert compute_data_version(found.kept) == compute_data_version(whole.dataset)
+            assert compute_data_version(found.left_out) == compute_data_version(whole.rejected)
 
 
 def test_parts_follow_each_other_whatever_the_order() -> None:
     ids = pl.Series("prompt_id", [f"p{n:02}" for n in (4, 0, 9, 1, 5, 5, 5, 2, 3, 8, 7, 6)])
-    found = pl.DataFrame([ids, parts_of(ids, 4)]).sort("prompt_id")
+    found = pl.DataFrame([ids, assign_parts(ids, 4)]).sort("prompt_id")
     assert found["part"].to_list() == [0] * 4 + [1] * 4 + [2] * 4
     again = ids.sort()
-    assert pl.DataFrame([again, parts_of(again, 4)]).equals(found)
+    assert pl.DataFrame([again, assign_parts(again, 4)]).equals(found)

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from distill_dagster.cli import app
 from distill_dagster.core import plots
-from distill_dagster.core.checks import Check
-from distill_dagster.curation.filters import STEPS
+from distill_dagster.core.checks import CheckResult
+from distill_dagster.curation.filters import STEP_REASONS
 from distill_dagster.curation.scores import prose
 from distill_dagster.pipeline.stages import dataset, teacher
 from distill_dagster.tables.schemas import DATASET, SCORED
@@ -27,8 +27,8 @@ from tests.support.task import LABELS, env_of, small_task
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (teacher, dataset):
-        monkeypatch.setattr(module, "valid_table", lambda *_: Check("valid_table", True))
-    monkeypatch.setattr(plots, "bar_counts", lambda *_: b"")
+        monkeypatch.setattr(module, "valid_table", lambda *_: CheckResult("valid_table", True))
+    monkeypatch.setattr(plots, "plot_counts", lambda *_: b"")
 
 
 @pytest.fixture
@@ -82,12 +82,12 @@ def test_a_score_is_computed_once_and_a_threshold_runs_no_slice(run: Run, monkey
     assert words.null_count() == 0
 
     counted: list[int] = []
-    real = prose.word_counts
-    monkeypatch.setattr(prose, "word_counts", lambda texts: counted.append(len(texts)) or real(texts))
+    real = prose.count_words
+    monkeypatch.setattr(prose, "count_words", lambda texts: counted.append(len(texts)) or real(texts))
     set_filters(run, reasoning_words={"min": 8})
     assert run.update() == ["filtered_dataset"]
     assert counted == []
-    rejected = dataset.read_rejected(run.env)
+    rejected = dataset.read_rejected_rows(run.env)
     assert set(rejected["drop_reason"]) == {"reasoning_length"}
     assert rejected.height + run.dataset().height == 6
 
@@ -115,7 +115,7 @@ def test_the_last_good_rows_of_a_slice_get_the_scores_that_they_lack(run: Run) -
     assert made.record.extra["reasons"]["long"] > 0
     assert made.record.extra["reasons"]["answer_length"] == 0
     shown = made.shown["filters"].rows  # type: ignore[union-attr]
-    assert [row["filter"] for row in shown][-1 - len(STEPS) :] == ["long", *STEPS]
+    assert [row["filter"] for row in shown][-1 - len(STEP_REASONS) :] == ["long", *STEP_REASONS]
     assert sum(row["dropped"] for row in shown) == made.record.extra["candidates"] - made.record.rows
 
 
@@ -203,12 +203,12 @@ def test_a_rows_whole_story(run: Run, distill: Any) -> None:
 
 def test_the_dataset_is_the_same_where_candidates_are_not_held(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.update()
-    held, rejected = run.dataset(), dataset.read_rejected(run.env)
+    held, rejected = run.dataset(), dataset.read_rejected_rows(run.env)
     record = run.env.lake.record(run.env.task_name, "filtered_dataset")
     monkeypatch.setattr(dataset, "BATCH_ROWS", 0)
     made = dataset.make_filtered_dataset(run.env, None)
     assert held.height == 6
     assert run.dataset().equals(held)
-    assert dataset.read_rejected(run.env).equals(rejected)
+    assert dataset.read_rejected_rows(run.env).equals(rejected)
     assert record is not None
     assert made.record.data_version == record.data_version

@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 
 from distill_dagster.config import CurationSpec
-from distill_dagster.curation.dataset.curate import Curated, curate
-from distill_dagster.curation.task_view import About
-from distill_dagster.prompts.seeds import prompt_id
-from distill_dagster.tables.data_versions import data_version
-from distill_dagster.tables.messages import user_message, user_text
-from distill_dagster.tables.schemas import SCORED, frame_of
+from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.prompts.seeds import compute_prompt_id
+from distill_dagster.tables.data_versions import compute_data_version
+from distill_dagster.tables.messages import get_user_text, make_user_message
+from distill_dagster.tables.schemas import SCORED, build_frame
 from tests.support.kinds import task_of
 
 LABELS = ["refund", "delivery"]
@@ -25,24 +25,24 @@ OTHER = "my password was refused twice today although I changed it only an hour 
 
 def row(text: str, **changes: Any) -> dict[str, Any]:
     out: dict[str, Any] = dict.fromkeys(SCORED)
-    out |= {"prompt_id": prompt_id(user_message(text)), "slice": "shop", "origin": "human"}
-    out |= {"messages": user_message(text), "teacher": "t", "status": "ok", "answer": '"refund"'}
+    out |= {"prompt_id": compute_prompt_id(make_user_message(text)), "slice": "shop", "origin": "human"}
+    out |= {"messages": make_user_message(text), "teacher": "t", "status": "ok", "answer": '"refund"'}
     out |= {"answer_kind": "label", "agreement": 1.0, "confidence": 0.9, "words": len(text.split())}
     return out | {"completion_ids": ["c"]} | changes
 
 
-def cut(rows: list[dict[str, Any]], about: About | None = None, **more: Any) -> Curated:
+def cut(rows: list[dict[str, Any]], about: TaskView | None = None, **more: Any) -> CuratedDataset:
     settings = {name: more.pop(name) for name in list(more) if name in CurationSpec.model_fields}
     spec = CurationSpec.model_validate({"validation_share": 0} | settings)
-    return curate(frame_of(rows, SCORED, ("prompt_id", "slice")), set(), LABELS, spec, about, **more)
+    return curate_dataset(build_frame(rows, SCORED, ("prompt_id", "slice")), set(), LABELS, spec, about, **more)
 
 
-def kept(found: Curated) -> set[str]:
-    return {user_text(r["messages"]) for r in found.dataset.to_dicts()}
+def kept(found: CuratedDataset) -> set[str]:
+    return {get_user_text(r["messages"]) for r in found.dataset.to_dicts()}
 
 
-def why(found: Curated) -> dict[str, tuple[str, str]]:
-    return {user_text(r["messages"]): (r["drop_reason"], r["drop_detail"]) for r in found.rejected.to_dicts()}
+def why(found: CuratedDataset) -> dict[str, tuple[str, str]]:
+    return {get_user_text(r["messages"]): (r["drop_reason"], r["drop_detail"]) for r in found.rejected.to_dicts()}
 
 
 def items(*texts: str) -> pl.DataFrame:
@@ -54,7 +54,7 @@ def test_of_near_prompts_the_surest_stays_and_names_the_cluster() -> None:
     assert kept(found) == {NEARLY, OTHER}
     [gone] = found.rejected.to_dicts()
     assert gone["drop_reason"] == "near_duplicate"
-    assert gone["cluster_id"] == prompt_id(user_message(NEARLY))
+    assert gone["cluster_id"] == compute_prompt_id(make_user_message(NEARLY))
     assert gone["drop_detail"].startswith(f"like {gone['cluster_id']}, similarity 0.75")
     person = cut([row(LONG, teacher=None, completion_ids=None, confidence=0.1), row(NEARLY, confidence=1.0)])
     assert kept(person) == {LONG}, "a person's answer first"
@@ -73,11 +73,11 @@ def test_short_texts_and_rows_that_were_dropped_are_near_nothing() -> None:
 def test_an_equal_prompt_names_its_representative_too() -> None:
     found = cut([row(LONG, slice="a"), row(f" {LONG.upper()} ", slice="b", confidence=0.5)])
     [gone] = found.rejected.to_dicts()
-    assert (gone["drop_reason"], gone["cluster_id"]) == ("duplicate", prompt_id(user_message(LONG)))
+    assert (gone["drop_reason"], gone["cluster_id"]) == ("duplicate", compute_prompt_id(make_user_message(LONG)))
 
 
 def test_problems_that_differ_in_a_number_stay() -> None:
-    math = About.of(task_of("math"))
+    math = TaskView.of(task_of("math"))
     one = "A farmer has 12 crates with 40 apples in each and sells half of them on the market"
     two = one.replace("40", "41")
     numbers = {"answer": "1", "answer_kind": "number"}
@@ -87,7 +87,7 @@ def test_problems_that_differ_in_a_number_stay() -> None:
 
 
 def test_of_written_answers_prompt_and_answer_are_compared() -> None:
-    about = About.of(task_of("generation"))
+    about = TaskView.of(task_of("generation"))
     assert about.matcher is not None
     first = row(
         LONG, answer='"We are sorry, it left our house on Monday and is with the carrier now"', answer_kind="text"
@@ -106,7 +106,7 @@ def test_leaks_of_golden_leave_and_are_named() -> None:
     assert "of golden:g0, overlap 0." in why(found)[quoted][1]
     assert "of golden:g0, overlap 0." in why(found)[NEARLY][1]
     leaked = {(r["prompt_id"], r["golden_id"]) for r in found.leaks.to_dicts()}
-    assert leaked == {(prompt_id(user_message(text)), "golden:g0") for text in (quoted, NEARLY)}
+    assert leaked == {(compute_prompt_id(make_user_message(text)), "golden:g0") for text in (quoted, NEARLY)}
     assert found.leaks["kind"].is_in(["near", "item_in_row"]).all()
     assert (found.leaks["overlap"] > 0.5).all()
     assert kept(cut([row(quoted)], items=items(LONG), decontamination=False)) == {quoted}
@@ -120,7 +120,9 @@ def test_the_same_meaning_by_embeddings() -> None:
 
     rows = [row(LONG), row(OTHER, confidence=1.0), row("something else")]
     found = cut(rows, dedup={"semantic": True}, embed=embed)
-    assert why(found) == {LONG: ("semantic_duplicate", f"like {prompt_id(user_message(OTHER))}, similarity 1.0")}
+    assert why(found) == {
+        LONG: ("semantic_duplicate", f"like {compute_prompt_id(make_user_message(OTHER))}, similarity 1.0")
+    }
     assert cut(rows, embed=embed).dataset.height == 3, "off by default"
     assert cut(rows, dedup={"semantic": {"most_rows": 2}}, embed=embed).dataset.height == 3
 
@@ -143,7 +145,7 @@ def test_rows_that_are_nearly_the_same_stand_on_one_side_of_the_split_where_they
         assert found.height == 120
         by_cluster: dict[str, set[str]] = {}
         for one in found.to_dicts():
-            by_cluster.setdefault(user_text(one["messages"]).split()[0], set()).add(one["split"])
+            by_cluster.setdefault(get_user_text(one["messages"]).split()[0], set()).add(one["split"])
         assert all(len(split) == 1 for split in by_cluster.values())
         assert {"train", "validation"} == {split for both in by_cluster.values() for split in both}
 
@@ -168,14 +170,14 @@ def test_the_order_of_rows_says_nothing() -> None:
     settings: dict[str, Any] = {"balance": {"max_rows": 30, "choice": "random"}, "items": items(" ".join(words[:9]))}
     first = cut(rows, **settings)
     rng.shuffle(rows)
-    again = curate(
+    again = curate_dataset(
         pl.DataFrame(rows, schema=SCORED),
         set(),
         LABELS,
         CurationSpec.model_validate({"validation_share": 0, "balance": settings["balance"]}),
         items=settings["items"],
     )
-    assert data_version(first.dataset) == data_version(again.dataset)
-    assert data_version(first.rejected) == data_version(again.rejected)
+    assert compute_data_version(first.dataset) == compute_data_version(again.dataset)
+    assert compute_data_version(first.rejected) == compute_data_version(again.rejected)
     assert first.reasons()["near_duplicate"] > 2
     assert first.dataset.height + first.rejected.height == 60

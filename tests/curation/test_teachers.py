@@ -11,7 +11,7 @@ import pytest
 
 from distill_dagster.core.errors import InputError
 from distill_dagster.pipeline.stages import teacher as stages
-from distill_dagster.pipeline.stages.context import Env, Made
+from distill_dagster.pipeline.stages.context import StageContext, StageResult
 from distill_dagster.tables.schemas import COMPLETIONS, SCORED
 from distill_dagster.tasks import TaskFolder
 from tests.support.provider import FakeProvider, Seen
@@ -31,7 +31,9 @@ def settings(provider: FakeProvider, **more: Any) -> dict[str, Any]:
     return plain | {"api_base": provider.url, "max_retries": 0, "terms": {"acknowledged": True}} | more
 
 
-def env(tmp_path: Path, providers: dict[str, FakeProvider], cascade: dict[str, Any] | None, **cheap: Any) -> Env:
+def env(
+    tmp_path: Path, providers: dict[str, FakeProvider], cascade: dict[str, Any] | None, **cheap: Any
+) -> StageContext:
     teachers = {
         "cheap": settings(providers["cheap"], revision="small", **cheap),
         "strong": settings(providers["strong"], revision="large"),
@@ -47,14 +49,14 @@ def env(tmp_path: Path, providers: dict[str, FakeProvider], cascade: dict[str, A
     return env_of(TaskFolder(folder.path), tmp_path / "home")
 
 
-def completions(env: Env) -> Made:
+def completions(env: StageContext) -> StageResult:
     stages.make_prompt_context(env, None)
     stages.make_seed_prompts(env, "shop")
     pass_gate(env)
     return stages.make_teacher_completions(env, "shop")
 
 
-def scored(env: Env) -> dict[str, dict[str, Any]]:
+def scored(env: StageContext) -> dict[str, dict[str, Any]]:
     stages.make_teacher_prior(env, None)
     stages.make_scored_completions(env, "shop")
     frame, _ = env.lake.read(env.task_name, "scored_completions", "shop", SCORED)
@@ -131,7 +133,7 @@ def test_a_cascade_by_confidence(tmp_path: Path, providers: dict[str, FakeProvid
 
 
 def test_rows_of_teachers_that_disagree_can_be_dropped(tmp_path: Path, providers: dict[str, FakeProvider]) -> None:
-    from distill_dagster.curation.dataset.curate import curate
+    from distill_dagster.curation.dataset.curate import curate_dataset
 
     providers["cheap"].answer = says({"parcel": "delivery", "login": "login", "hello": "login"})
     providers["strong"].answer = says({"parcel": "delivery", "login": "login", "hello": "delivery"})
@@ -141,11 +143,11 @@ def test_rows_of_teachers_that_disagree_can_be_dropped(tmp_path: Path, providers
     frame, _ = env_.lake.read(env_.task_name, "scored_completions", "shop", SCORED)
     spec = env_.folder.task.curation
     filters = spec.filters.model_copy(update={"min_teacher_agreement": 0.6})
-    cut = curate(frame, set(), LABELS, spec.model_copy(update={"filters": filters}))
+    cut = curate_dataset(frame, set(), LABELS, spec.model_copy(update={"filters": filters}))
     assert cut.rejected.select("drop_reason", "drop_detail").rows() == [
         ("teachers_disagree", "agreement of teachers 0.5")
     ]
-    assert curate(frame, set(), LABELS, spec).rejected.height == 0
+    assert curate_dataset(frame, set(), LABELS, spec).rejected.height == 0
     env_.store.close()
 
 

@@ -20,8 +20,8 @@ import yaml
 from typer.testing import CliRunner
 
 from distill_dagster.cli import app
-from distill_dagster.core.paths import PROJECT
-from distill_dagster.tables.lake import Lake, Record
+from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.tables.lake import ArtifactRecord, Lake
 from distill_dagster.teacher.completions.store import CompletionStore
 from tests.support.task import jsonl, merged, small_task
 
@@ -111,7 +111,7 @@ class Project:
         with log.open("w") if log else nullcontext(subprocess.PIPE) as out:
             return subprocess.Popen(
                 [sys.executable, "-c", "from distill_dagster.cli import app; app()", *arguments],
-                env=clean | self.environment(PYTHONPATH=str(PROJECT), **environment),
+                env=clean | self.environment(PYTHONPATH=str(PROJECT_FOLDER), **environment),
                 cwd=self.root,
                 stdout=out,
                 stderr=out,
@@ -122,7 +122,7 @@ class Project:
     def instance(self) -> dg.DagsterInstance:
         return dg.DagsterInstance.from_config(str(self.home / "instance"))
 
-    def record(self, asset: str, partition: str | None = None) -> Record:
+    def record(self, asset: str, partition: str | None = None) -> ArtifactRecord:
         found = self.lake.record(TASK, asset, partition)
         assert found is not None, f"{asset}[{partition}] was not made"
         return found

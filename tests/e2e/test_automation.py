@@ -18,7 +18,7 @@ from assets.task import task_definitions, task_graph
 from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build
 from distill_dagster.orchestration import Outcome
-from distill_dagster.pipeline.stage_table import slices_name
+from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from distill_dagster.tasks import open_task
 from tests.e2e.project import GROUP, TASK, Project
 from tests.support.provider import FakeProvider, Fault, Seen
@@ -48,10 +48,10 @@ class Daemon:
             self.seen = found.cursor
             for request in found.dynamic_partitions_requests or []:
                 if isinstance(request, dg.AddDynamicPartitionsRequest):
-                    self.instance.add_dynamic_partitions(slices_name(TASK), list(request.partition_keys))
+                    self.instance.add_dynamic_partitions(get_slices_partitions_name(TASK), list(request.partition_keys))
                 else:
                     for key in request.partition_keys:
-                        self.instance.delete_dynamic_partition(slices_name(TASK), key)
+                        self.instance.delete_dynamic_partition(get_slices_partitions_name(TASK), key)
             for event in found.asset_events:
                 assert isinstance(event, dg.AssetObservation)
                 self.instance.report_runless_asset_event(event)
@@ -176,7 +176,7 @@ def test_slices_come_and_go(daemon: Daemon, project: Project, provider: FakeProv
     assert daemon.settle() == [{name: ["phone"] for name in GROUP}, {"filtered_dataset": [None]}]
     (project.folder / "slices" / "phone.yaml").unlink()
     assert daemon.settle() == [{"filtered_dataset": [None]}]
-    assert daemon.instance.get_dynamic_partitions(slices_name(TASK)) == ["shop", "web"]
+    assert daemon.instance.get_dynamic_partitions(get_slices_partitions_name(TASK)) == ["shop", "web"]
     assert len(provider.requests) == 2
 
 

@@ -7,7 +7,7 @@ import shutil
 import polars as pl
 import yaml
 
-from distill_dagster.core.paths import PROJECT
+from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.tables.schemas import DATASET
 from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, STUDENT_ASSETS, TASK, Project
 from tests.support.provider import FakeProvider
@@ -170,7 +170,7 @@ def test_a_teacher_setting_that_changes_no_request_asks_nobody_and_trains_nothin
 def test_a_template_asks_for_every_row_again(project: Project, provider: FakeProvider) -> None:
     templates = project.folder / "templates"
     templates.mkdir()
-    built_in = PROJECT / "distill_dagster" / "prompts" / "templates" / "classification_text.j2"
+    built_in = PROJECT_FOLDER / "distill_dagster" / "prompts" / "templates" / "classification_text.j2"
     (templates / "classification_text.j2").write_text("Sort.\n" + built_in.read_text())
     project.change_task(curation={"min_rows": 1000})  # what follows is shown elsewhere: hold training back
     ended = project.run()

@@ -122,7 +122,7 @@ def test_the_server_is_gone_afterwards(ran: tuple[Embedded, Ended]) -> None:
     assert found is not None
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", int(found[1])), timeout=5):
         pass
-    assert embedded.SERVERS._servers == {}
+    assert embedded.EMBEDDED_SERVERS._servers == {}
 
 
 def test_no_file_and_no_output_holds_the_key(ran: tuple[Embedded, Ended]) -> None:
@@ -159,5 +159,5 @@ def test_it_imagines_prompts_too(tmp_path: Path, models_folder: Path) -> None:
     assert found["imagined"] + found["missing"] == 2
     table = project.lake.read(TASK, "seed_prompts", "shop", PROMPTS)[0]
     assert table.filter(pl.col("origin") == "synthetic").height == found["imagined"]
-    assert embedded.SERVERS._servers == {}
+    assert embedded.EMBEDDED_SERVERS._servers == {}
     assert one.project.stored_answers() == ended.json["teacher_calls"]

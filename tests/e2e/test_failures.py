@@ -17,7 +17,7 @@ import dagster as dg
 import psutil
 import pytest
 
-from distill_dagster.core.processes import alive
+from distill_dagster.core.processes import is_process_alive
 from distill_dagster.tables.validation import EXPECTATIONS
 from tests.e2e.conftest import Complete
 from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Project, file_hashes
@@ -304,14 +304,14 @@ def test_a_dataset_that_no_longer_passes_is_said_although_nothing_else_is_stale(
 
 def test_only_a_process_that_could_have_started_a_run_counts_as_alive() -> None:
     process = psutil.Process()
-    assert alive(process.pid, time.time())
-    assert not alive(process.pid, process.create_time() - 1), "the number was given to another process since"
+    assert is_process_alive(process.pid, time.time())
+    assert not is_process_alive(process.pid, process.create_time() - 1), "the number was given to another process since"
     ended = subprocess.Popen([sys.executable, "-c", ""])
     while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-    assert not alive(ended.pid, time.time()), "a process that ended and was not waited for"
+    assert not is_process_alive(ended.pid, time.time()), "a process that ended and was not waited for"
     ended.wait()
-    assert not alive(ended.pid, time.time())
+    assert not is_process_alive(ended.pid, time.time())
 
 
 @pytest.mark.timeout(180)

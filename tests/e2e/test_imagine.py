@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.tables.messages import user_text
+from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import PROMPTS, SCORED
-from distill_dagster.tasks import normalize
+from distill_dagster.tasks import normalize_text
 from tests.e2e.project import SEEDS, TASK, Ended, Project, new_project
 from tests.support.imagining import asked_text, imagines, teacher
 from tests.support.provider import FakeProvider, Fault
@@ -124,10 +124,12 @@ def test_no_request_shows_golden_dev_or_the_slices_name(wanting: Project, provid
     imagine(wanting)
     asked = [seen for seen in provider.requests if imagines(seen)]
     assert len(asked) > 30
-    assert normalize(held_out[1]) in {normalize(user_text(row["messages"])) for row in prompts(wanting).to_dicts()}
+    assert normalize_text(held_out[1]) in {
+        normalize_text(get_user_text(row["messages"])) for row in prompts(wanting).to_dicts()
+    }
     for seen in asked:
-        shown = normalize(asked_text(seen))
-        assert not [text for text in held_out if normalize(text) in shown]
+        shown = normalize_text(asked_text(seen))
+        assert not [text for text in held_out if normalize_text(text) in shown]
         assert not re.search(r"\bshop\b", shown)
 
 

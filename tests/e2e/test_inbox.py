@@ -14,7 +14,7 @@ import pytest
 from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build
 from distill_dagster.intake import inbox as module
-from distill_dagster.pipeline.stage_table import slices_name
+from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from distill_dagster.tables.schemas import PROMPTS
 from tests.e2e.project import GROUP, SEEDS, TASK, Project
 from tests.support.provider import FakeProvider
@@ -47,7 +47,7 @@ def sensor_tick(project: Project, instance: dg.DagsterInstance) -> dg.SensorResu
     found: Any = repository.get_sensor_def(f"{TASK}_inbox")(context)
     if isinstance(found, dg.SensorResult):
         for request in found.dynamic_partitions_requests or []:
-            instance.add_dynamic_partitions(slices_name(TASK), list(request.partition_keys))
+            instance.add_dynamic_partitions(get_slices_partitions_name(TASK), list(request.partition_keys))
         for event in found.asset_events:
             assert isinstance(event, dg.AssetObservation)
             instance.report_runless_asset_event(event)
@@ -69,7 +69,7 @@ def test_a_dropped_log_becomes_a_partition_and_only_its_prompts_are_asked_for(
         with project.instance() as instance:
             found = sensor_tick(project, instance)
             assert isinstance(found, dg.SensorResult)
-            assert instance.get_dynamic_partitions(slices_name(TASK)) == ["shop", "web", "unsorted"]
+            assert instance.get_dynamic_partitions(get_slices_partitions_name(TASK)) == ["shop", "web", "unsorted"]
             assert [event.partition for event in found.asset_events] == ["shop", "unsorted"]
             assert MAIL not in str(found.asset_events)
             again = sensor_tick(project, instance)
@@ -88,7 +88,7 @@ def test_a_dropped_log_becomes_a_partition_and_only_its_prompts_are_asked_for(
     for asset in GROUP:
         assert set(ended.partitions[asset]) == {"shop", "unsorted"}
     with project.instance() as instance:
-        assert instance.get_dynamic_partitions(slices_name(TASK)) == ["shop", "web", "unsorted"]
+        assert instance.get_dynamic_partitions(get_slices_partitions_name(TASK)) == ["shop", "web", "unsorted"]
     prompts, _ = project.lake.read(TASK, "seed_prompts", "unsorted", PROMPTS)
     assert set(prompts.select("origin", "source").iter_rows()) == {("log", "day.jsonl")}
     assert project.run("--student", "one").json["runs"] == []

@@ -8,7 +8,7 @@ import yaml
 
 from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build
-from distill_dagster.pipeline.stage_table import slices_name
+from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from tests.e2e.project import GROUP, TASK, Project
 from tests.support.provider import FakeProvider, Fault, Seen
 
@@ -21,7 +21,7 @@ def three(project: Project) -> Project:
     text = yaml.safe_dump({"description": "By phone.", "seeds": ["a refund by phone", "a login by phone"]})
     (project.folder / "slices" / "phone.yaml").write_text(text)
     with project.instance() as instance:
-        instance.add_dynamic_partitions(slices_name(TASK), ["phone"])
+        instance.add_dynamic_partitions(get_slices_partitions_name(TASK), ["phone"])
     return project
 
 
@@ -54,7 +54,7 @@ def test_three_slices_together_then_one_alone(three: Project, provider: FakeProv
     for key in SLICES:
         three.change_slice(key, lambda value: value["seeds"].append("one more refund"))
     with three.instance() as instance:
-        assert instance.get_dynamic_partitions(slices_name(TASK)) == ["shop", "web", "phone"]
+        assert instance.get_dynamic_partitions(get_slices_partitions_name(TASK)) == ["shop", "web", "phone"]
         runs = instance.get_runs_count()
         assert launch(three, instance, "shop", "phone")
         assert instance.get_runs_count() == runs + 4, "one run, and within it one for each slice"
@@ -99,7 +99,7 @@ def test_one_slice_fails_and_the_others_are_made(three: Project, provider: FakeP
         run = instance.get_runs(dg.RunsFilter(tags={"dagster/asset_partition_range_start": "shop"}))[0]
         failure = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records[0]
         assert "1 of 3 slices failed: phone" in str(failure.event_log_entry.dagster_event)
-        partitions = dg.DynamicPartitionsDefinition(name=slices_name(TASK))
+        partitions = dg.DynamicPartitionsDefinition(name=get_slices_partitions_name(TASK))
         status = instance.get_status_by_partition(
             dg.AssetKey([TASK, "teacher_completions"]), ["shop", "web", "phone"], partitions
         )

@@ -10,9 +10,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from distill_dagster.core.paths import PROJECT, Home
+from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.definitions import build
-from distill_dagster.pipeline.source_versions import source_version
+from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.stage_table import SOURCES
 from distill_dagster.tasks import TaskFolder
 from tests.e2e.conftest import Complete
@@ -41,7 +41,7 @@ def test_dg_launch_runs_one_slice_as_distill_run_does(
     launch = [str(Path(sys.executable).with_name("dg")), "launch", "--assets", selection, "--partition", "web"]
     environment = os.environ | exported(project)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(launch, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(launch, cwd=PROJECT_FOLDER, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert provider.texts == ["no login today"] * 2
     assert project.record("teacher_completions", "web").rows == SEED_REQUESTS // 2 + 2
@@ -117,6 +117,6 @@ def test_observing_the_sources_gives_data_versions_and_runs_nothing(
                 for record in found
                 if record.asset_observation is not None
             }
-            wanted = {key: source_version(folder, source.name, key) for key in keys[source.partition]}
+            wanted = {key: compute_source_version(folder, source.name, key) for key in keys[source.partition]}
             assert seen == wanted, source.name
     assert provider.requests == []

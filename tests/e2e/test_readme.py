@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from distill_dagster.core.paths import PROJECT
+from distill_dagster.core.paths import PROJECT_FOLDER
 from tests.e2e.project import TASK, Project
 from tests.support.provider import FakeProvider
 
@@ -23,7 +23,7 @@ ELSEWHERE = {
 
 def commands() -> list[str]:
     """The section's indented lines, without comments, and the commands within its text."""
-    section = re.split(r"^## ", (PROJECT / "README.md").read_text(encoding="utf-8"), flags=re.M)
+    section = re.split(r"^## ", (PROJECT_FOLDER / "README.md").read_text(encoding="utf-8"), flags=re.M)
     text = next(part for part in section if part.startswith("Live with it"))
     lines = re.findall(r"^    (\S.*)$", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)
     typed = [re.split(r"\s+#", line)[0].strip() for line in lines]
@@ -57,6 +57,6 @@ def test_every_command_of_living_with_it_works(project: Project, provider: FakeP
     distill = f"distill() {{ {sys.executable} -c 'from distill_dagster.cli import app; app()' \"$@\"; }}"
     script = "\n".join(["set -e", distill, *shell])
     done = subprocess.run(
-        ["bash", "-c", script], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-c", script], cwd=PROJECT_FOLDER, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,10 +10,10 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from distill_dagster.pipeline.check_catalogue import CHECKS
-from distill_dagster.pipeline.source_versions import source_version
+from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
+from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.stage_table import SOURCES, STAGES
-from distill_dagster.tables.lake import node
+from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tasks import TaskFolder
 from tests.e2e.conftest import Complete
 from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, SEEDS, TASK, Project, file_hashes
@@ -46,7 +46,7 @@ def test_dagster_knows_every_artifact_with_its_data_version(complete: Complete) 
                 chosen = [partition] if partition else None
                 records = dg.AssetRecordsFilter(asset_key=dg.AssetKey([TASK, asset]), asset_partitions=chosen)
                 found = instance.fetch_materializations(records, limit=10).records
-                assert len(found) == 1, node(asset, partition)
+                assert len(found) == 1, format_artifact_name(asset, partition)
                 event = found[0].asset_materialization
                 assert event is not None
                 record = project.record(asset, partition)
@@ -62,10 +62,10 @@ def test_dagster_knows_every_source_with_its_data_version(complete: Complete) ->
                 chosen = [partition] if partition else None
                 records = dg.AssetRecordsFilter(asset_key=dg.AssetKey([TASK, source.name]), asset_partitions=chosen)
                 found = instance.fetch_observations(records, limit=10).records
-                assert len(found) == 1, node(source.name, partition)
+                assert len(found) == 1, format_artifact_name(source.name, partition)
                 event = found[0].asset_observation
                 assert event is not None
-                version = source_version(folder, source.name, partition)
+                version = compute_source_version(folder, source.name, partition)
                 assert (event.tags or {})["dagster/data_version"] == version
 
 
@@ -77,10 +77,15 @@ def test_every_check_is_recorded_for_every_partition_and_passed(complete: Comple
                 assert entry.dagster_event is not None
                 evaluation = entry.dagster_event.asset_check_evaluation_data
                 asset = evaluation.asset_key.path[1]
-                recorded[node(asset, evaluation.partition), evaluation.check_name] += 1
+                recorded[format_artifact_name(asset, evaluation.partition), evaluation.check_name] += 1
                 # One step of training, as here, cannot show that its loss fell.
                 assert evaluation.passed or evaluation.check_name == "loss_fell", (evaluation, evaluation.metadata)
-    wanted = {(node(a, p), check.name): 1 for a, partitions in MADE.items() for p in partitions for check in CHECKS[a]}
+    wanted = {
+        (format_artifact_name(a, p), check.name): 1
+        for a, partitions in MADE.items()
+        for p in partitions
+        for check in STAGE_CHECKS[a]
+    }
     assert recorded == wanted
 
 

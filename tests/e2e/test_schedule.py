@@ -18,7 +18,7 @@ from filelock import FileLock
 from assets.alerts import alert_of, new_tasks_sensor
 from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build
-from distill_dagster.operations.alerts import WEBHOOK
+from distill_dagster.operations.alerts import WEBHOOK_VARIABLE
 from tests.e2e.project import TASK, Project
 from tests.support.provider import FakeProvider, Fault
 from tests.support.task import small_task
@@ -144,7 +144,7 @@ class Webhook:
 @pytest.fixture
 def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
     hook = Webhook()
-    monkeypatch.setenv(WEBHOOK, hook.url)
+    monkeypatch.setenv(WEBHOOK_VARIABLE, hook.url)
     yield hook
     hook.server.shutdown()
     hook.server.server_close()
@@ -177,7 +177,7 @@ def test_an_alert_is_a_file_and_a_call_of_the_webhook(
         assert len(failed) == 1
         tick(project, instance, failed[0].run_id)
         webhook.fail = 99
-        with pytest.raises(RuntimeError, match=WEBHOOK) as raised:
+        with pytest.raises(RuntimeError, match=WEBHOOK_VARIABLE) as raised:
             tick(project, instance, failed[0].run_id)
     assert "sekrit" not in str(raised.value)
     alerts = list((project.home / "alerts").glob("*.md"))

@@ -9,7 +9,7 @@ import sys
 import dagster as dg
 import pytest
 
-from distill_dagster.core.paths import PROJECT
+from distill_dagster.core.paths import PROJECT_FOLDER
 from tests.e2e.project import GROUP, SEED_REQUESTS, TASK, Project
 from tests.support.provider import FakeProvider
 
@@ -34,7 +34,7 @@ def test_two_processes_lose_nothing(project: Project, provider: FakeProvider) ->
     slices = ("shop", "web")
     before = project.stored_answers()
     environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"}
-    environment |= project.environment(PYTHONPATH=str(PROJECT))
+    environment |= project.environment(PYTHONPATH=str(PROJECT_FOLDER))
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", EDIT_AND_BACKFILL, str(project.folder), TASK, key, str(ROUNDS)],

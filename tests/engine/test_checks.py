@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from distill_dagster.tables import validation
 from distill_dagster.tables.schemas import DATASET
-from distill_dagster.tables.validation import EXPECTATIONS, plain_columns, valid_table, validate
+from distill_dagster.tables.validation import EXPECTATIONS, check_table, select_expected_columns, validate_table
 
 ROW = st.fixed_dictionaries(
     {
@@ -38,10 +38,12 @@ def test_of_the_rows_that_may_fail_it_says_the_same(rows: list[dict[str, Any]], 
         "prompt_tokens": pl.Int64,
     }
     frame = pl.DataFrame(rows, schema=types)
-    said = validate(stage, plain_columns(stage, frame).collect().to_pandas(), EXPECTATIONS[stage], "prompt_id")
+    said = validate_table(
+        stage, select_expected_columns(stage, frame).collect().to_pandas(), EXPECTATIONS[stage], "prompt_id"
+    )
     failed = {what: why for what, why in said.items() if why is not None}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "JUDGED", 1)
-        found = valid_table(stage, frame.lazy())
+        patch.setattr(validation, "ALWAYS_CHECKED_ROWS", 1)
+        found = check_table(stage, frame.lazy())
     assert found.found == failed | {"expectations": len(said), "rows": len(rows)}
     assert found.passed == (not failed)

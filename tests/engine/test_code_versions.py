@@ -12,34 +12,40 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.config import CurationSpec, FewShot, Task
-from distill_dagster.core.hashing import content_hash
-from distill_dagster.curation.candidates.label_answers import candidates
-from distill_dagster.curation.candidates.priors import prior_of
-from distill_dagster.curation.dataset.curate import Curated, curate
-from distill_dagster.curation.dataset.human_rows import human_candidates
+from distill_dagster.config import CurationSpec, FewShotSpec, Task
+from distill_dagster.core.hashing import hash_content
+from distill_dagster.curation.candidates.label_answers import choose_label_candidates
+from distill_dagster.curation.candidates.priors import estimate_prior
+from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset
+from distill_dagster.curation.dataset.human_rows import build_human_candidates
 from distill_dagster.kinds.labels import parse_label
 from distill_dagster.pipeline.stage_table import STAGES
-from distill_dagster.prompts.few_shot import draws, pool, prompt_context
-from distill_dagster.prompts.seeds import labelled_prompts, seed_prompts
+from distill_dagster.prompts.few_shot import build_draws, build_prompt_context, read_example_pool
+from distill_dagster.prompts.seeds import build_labelled_prompts, build_seed_prompts
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.tables.data_versions import data_version
-from distill_dagster.tables.schemas import COMPLETIONS, frame_of
-from distill_dagster.tasks import Row, Slice
-from distill_dagster.tasks.rows import held_out_keys
-from distill_dagster.teacher.asking.soft_labels import divide_shared, label_mass, normalize
+from distill_dagster.tables.data_versions import compute_data_version
+from distill_dagster.tables.schemas import COMPLETIONS, build_frame
+from distill_dagster.tasks import LabelledRow, Slice
+from distill_dagster.tasks.rows import collect_held_out_keys
+from distill_dagster.teacher.asking.soft_labels import compute_label_mass, divide_shared, normalize_mass
 from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.exchange import Request
 from tests.support.task import TASK, TEXTS
 
 LABELS = list(TEXTS)
-GOLDEN = [Row(id="g1", text="Refund ME\u00a0please", label="refund"), Row(id="g2", text="held out", label="login")]
+GOLDEN = [
+    LabelledRow(id="g1", text="Refund ME\u00a0please", label="refund"),
+    LabelledRow(id="g2", text="held out", label="login"),
+]
 EXAMPLES = [
-    Row(id=f"{label}{n}", text=f" {text}", label=label)
+    LabelledRow(id=f"{label}{n}", text=f" {text}", label=label)
     for label, texts in TEXTS.items()
     for n, text in enumerate(texts)
 ]
-EXAMPLES += [Row(id="x1", text="refund me PLEASE", label="refund"), Row(id="x2", text="login  FAILS", label="login")]
+EXAMPLES += [
+    LabelledRow(id="x1", text="refund me PLEASE", label="refund"),
+    LabelledRow(id="x2", text="login  FAILS", label="login"),
+]
 SEEDS = [
     {"text": f" {text}!", "target_label": label, "axes": {"tone": "calm"}} for label, t in TEXTS.items() for text in t
 ]
@@ -52,20 +58,20 @@ SLICE = Slice.model_validate(
 
 
 def _context() -> pl.DataFrame:
-    return prompt_context(EXAMPLES, held_out_keys(GOLDEN, []))
+    return build_prompt_context(EXAMPLES, collect_held_out_keys(GOLDEN, []))
 
 
 def _draws() -> list[Any]:
     return [
         [(e.id, e.text, e.label) for e in draw]
-        for draw in draws(pool(_context()), LABELS, FewShot(per_label=2, draws=3))
+        for draw in build_draws(read_example_pool(_context()), LABELS, FewShotSpec(per_label=2, draws=3))
     ]
 
 
 def _completions() -> pl.DataFrame:
     """Two samples of each prompt, with every kind of outcome among them."""
     rows = []
-    for n, prompt in enumerate(seed_prompts("shop", SLICE)["prompt_id"]):
+    for n, prompt in enumerate(build_seed_prompts("shop", SLICE)["prompt_id"]):
         for sample in range(2):
             row: dict[str, Any] = dict.fromkeys(COMPLETIONS)
             status = "failed" if n % 7 == 0 else "truncated" if (n + sample) % 9 == 0 else "ok"
@@ -79,31 +85,33 @@ def _completions() -> pl.DataFrame:
             elif status == "ok":
                 row["answer"] = f'"{LABELS[(n + sample) % 3]}"'
             rows.append(row)
-    return frame_of(rows, COMPLETIONS, ("prompt_id", "sample_index"))
+    return build_frame(rows, COMPLETIONS, ("prompt_id", "sample_index"))
 
 
 def _scored() -> pl.DataFrame:
     completions = _completions()
-    return candidates(seed_prompts("shop", SLICE), completions, prior_of(completions, LABELS), LABELS)
+    return choose_label_candidates(
+        build_seed_prompts("shop", SLICE), completions, estimate_prior(completions, LABELS), LABELS
+    )
 
 
-def _cut() -> Curated:
+def _cut() -> CuratedDataset:
     """Two slices with the same prompts, so that every kept row has a duplicate, and two human answers."""
     filters = {"min_agreement": 0.6, "min_confidence": 0.5, "min_words": 2}
     spec = CurationSpec.model_validate({"filters": filters, "validation_share": 0.6})
-    people = human_candidates([Row(id="1", text="plain text", label="login"), *GOLDEN])
+    people = build_human_candidates([LabelledRow(id="1", text="plain text", label="login"), *GOLDEN])
     both = [_scored(), _scored().with_columns(pl.lit("web").alias("slice")), people]
-    return curate(pl.concat(both), held_out_keys(GOLDEN, []), LABELS, spec)
+    return curate_dataset(pl.concat(both), collect_held_out_keys(GOLDEN, []), LABELS, spec)
 
 
 def _dataset() -> str:
     cut = _cut()
-    return data_version(cut.dataset, cut.rejected)
+    return compute_data_version(cut.dataset, cut.rejected)
 
 
 def _rendered() -> list[str]:
     templates, task = Templates({}), Task.model_validate(TASK)
-    examples = draws(pool(_context()), LABELS, FewShot(per_label=1, draws=1))[0]
+    examples = build_draws(read_example_pool(_context()), LABELS, FewShotSpec(per_label=1, draws=1))[0]
     values = {"text": "a\n text", "examples": examples, "labels": task.labels, "instructions": "Sort.", "item": "Mail"}
     return [templates.render(f"classification_{kind}", **values) for kind in ("text", "system", "user")]
 
@@ -112,7 +120,7 @@ def _read_answers() -> list[Any]:
     """What is read from given tokens and texts."""
     labels = ["card arrival", "card linking", "login"]
     tokens = [[(" card", -0.1), (" login", -2.5)], [(" arrival", -0.2), (" linking", -1.8)]]
-    read = [normalize(divide_shared(label_mass(tokens[:n], labels), labels)) for n in (1, 2)]
+    read = [normalize_mass(divide_shared(compute_label_mass(tokens[:n], labels), labels)) for n in (1, 2)]
     rounded = [{k: round(v, 9) for k, v in shares.items()} for shares in read if shares]
     said = [parse_label(text, labels) for text in ("Card arrival.", "it is login", "card", "login or card linking")]
     return [rounded, said]
@@ -120,19 +128,19 @@ def _read_answers() -> list[Any]:
 
 def _asking() -> str:
     request = Request("id", 1, {"temperature": 0.0}, prompt="p")
-    rows = [Row(id="1", text=" x", label="refund", slice="shop"), Row(id="2", text="y", label="login")]
-    golden = data_version(labelled_prompts(rows, "golden"))
+    rows = [LabelledRow(id="1", text=" x", label="refund", slice="shop"), LabelledRow(id="2", text="y", label="login")]
+    golden = compute_data_version(build_labelled_prompts(rows, "golden"))
     identity = Endpoint("m", "i").identity
-    return content_hash([_draws(), _rendered(), _read_answers(), request.key, golden, identity])
+    return hash_content([_draws(), _rendered(), _read_answers(), request.key, golden, identity])
 
 
 FIXTURES: dict[str, Callable[[], str]] = {
-    "prompt_context": lambda: data_version(_context()),
-    "seed_prompts": lambda: data_version(seed_prompts("shop", SLICE)),
-    "teacher_prior": lambda: content_hash([_asking(), data_version(prior_of(_completions(), LABELS))]),
+    "prompt_context": lambda: compute_data_version(_context()),
+    "seed_prompts": lambda: compute_data_version(build_seed_prompts("shop", SLICE)),
+    "teacher_prior": lambda: hash_content([_asking(), compute_data_version(estimate_prior(_completions(), LABELS))]),
     "golden_completions": _asking,
     "teacher_completions": _asking,
-    "scored_completions": lambda: data_version(_scored()),
+    "scored_completions": lambda: compute_data_version(_scored()),
     "filtered_dataset": _dataset,
 }
 COMMITTED: dict[str, dict[str, str]] = {

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from distill_dagster.cli import app
 from distill_dagster.core import database_urls
-from distill_dagster.core.database_urls import POSTGRES, STORE
-from distill_dagster.core.paths import PROJECT, Home
+from distill_dagster.core.database_urls import POSTGRES_VARIABLE, STORE_VARIABLE
+from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.definitions import build
 from distill_dagster.orchestration import instance_folder
 from tests.support.task import small_task
@@ -33,7 +33,7 @@ WITH_DRIVER = URL.replace("postgresql:", "postgresql+psycopg2:")
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """A home of the test's own, and none of the variables."""
-    for name in (POSTGRES, STORE, "DAGSTER_HOME"):
+    for name in (POSTGRES_VARIABLE, STORE_VARIABLE, "DAGSTER_HOME"):
         monkeypatch.setenv(name, "")  # so that the test's own changes are taken back too
         monkeypatch.delenv(name)
     monkeypatch.setenv("DISTILL_HOME", str(tmp_path / "home"))
@@ -53,32 +53,32 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     ],
 )
 def test_the_installed_driver_is_named_where_none_is(given: str, used: str) -> None:
-    assert database_urls.with_driver(given) == used
+    assert database_urls.add_driver(given) == used
 
 
 def test_one_variable_moves_both_and_the_store_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (database_urls.postgres_url(), database_urls.store_url()) == ("", "")
-    monkeypatch.setenv(POSTGRES, URL)
-    assert (database_urls.postgres_url(), database_urls.store_url()) == (WITH_DRIVER, WITH_DRIVER)
-    monkeypatch.setenv(STORE, "sqlite:///answers.db")
-    assert (database_urls.postgres_url(), database_urls.store_url()) == (WITH_DRIVER, "sqlite:///answers.db")
-    monkeypatch.setenv(POSTGRES, " ")
-    assert (database_urls.postgres_url(), database_urls.store_variable()) == ("", STORE)
+    assert (database_urls.get_postgres_url(), database_urls.get_store_url()) == ("", "")
+    monkeypatch.setenv(POSTGRES_VARIABLE, URL)
+    assert (database_urls.get_postgres_url(), database_urls.get_store_url()) == (WITH_DRIVER, WITH_DRIVER)
+    monkeypatch.setenv(STORE_VARIABLE, "sqlite:///answers.db")
+    assert (database_urls.get_postgres_url(), database_urls.get_store_url()) == (WITH_DRIVER, "sqlite:///answers.db")
+    monkeypatch.setenv(POSTGRES_VARIABLE, " ")
+    assert (database_urls.get_postgres_url(), database_urls.find_store_variable()) == ("", STORE_VARIABLE)
 
 
 def test_the_instances_file_names_the_variable_and_goes_back(
     surroundings: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copied, template = surroundings.instance / "dagster.yaml", (PROJECT / "dagster.yaml").read_text()
+    copied, template = surroundings.instance / "dagster.yaml", (PROJECT_FOLDER / "dagster.yaml").read_text()
     instance_folder(surroundings)
     assert copied.read_text() == template
-    monkeypatch.setenv(POSTGRES, URL)
+    monkeypatch.setenv(POSTGRES_VARIABLE, URL)
     instance_folder(surroundings)
     assert PASSWORD not in copied.read_text()
-    added = {"storage": {"postgres": {"postgres_url": {"env": POSTGRES}}}}
+    added = {"storage": {"postgres": {"postgres_url": {"env": POSTGRES_VARIABLE}}}}
     assert yaml.safe_load(copied.read_text()) == yaml.safe_load(template) | added
-    assert os.environ[POSTGRES] == WITH_DRIVER, "Dagster reads the variable itself"
-    monkeypatch.delenv(POSTGRES)
+    assert os.environ[POSTGRES_VARIABLE] == WITH_DRIVER, "Dagster reads the variable itself"
+    monkeypatch.delenv(POSTGRES_VARIABLE)
     instance_folder(surroundings)
     assert copied.read_text() == template
     assert [path.name for path in surroundings.instance.iterdir()] == ["dagster.yaml"]
@@ -88,7 +88,7 @@ def test_an_instance_of_the_users_own_is_left_alone(
     surroundings: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    monkeypatch.setenv(POSTGRES, URL)
+    monkeypatch.setenv(POSTGRES_VARIABLE, URL)
     instance_folder(surroundings)
     assert not (tmp_path / "dagster.yaml").exists()
     assert not surroundings.instance.exists()
@@ -99,21 +99,21 @@ def test_an_instance_of_the_users_own_is_left_alone(
 def test_env_sets_the_driver_without_printing_the_password(
     shell: str, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(POSTGRES, given)
+    monkeypatch.setenv(POSTGRES_VARIABLE, given)
     printed = CliRunner().invoke(app, ["env"], catch_exceptions=False).stdout
     assert "me:" not in printed
-    script = [shell, "-c", f'eval "$1"; printenv {POSTGRES}', shell, printed]
-    done = subprocess.run(script, env={POSTGRES: given}, capture_output=True, text=True, check=True)
-    assert done.stdout == database_urls.with_driver(given) + "\n"
+    script = [shell, "-c", f'eval "$1"; printenv {POSTGRES_VARIABLE}', shell, printed]
+    done = subprocess.run(script, env={POSTGRES_VARIABLE: given}, capture_output=True, text=True, check=True)
+    assert done.stdout == database_urls.add_driver(given) + "\n"
 
 
 def test_env_says_nothing_of_databases_where_no_variable_is_set() -> None:
     printed = CliRunner().invoke(app, ["env"], catch_exceptions=False).stdout
-    assert POSTGRES not in printed
-    assert STORE not in printed
+    assert POSTGRES_VARIABLE not in printed
+    assert STORE_VARIABLE not in printed
 
 
-@pytest.mark.parametrize("name", [POSTGRES, STORE])
+@pytest.mark.parametrize("name", [POSTGRES_VARIABLE, STORE_VARIABLE])
 def test_what_the_ui_shows_of_the_store_is_the_variables_name(
     name: str, surroundings: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +125,7 @@ def test_what_the_ui_shows_of_the_store_is_the_variables_name(
     assert json.loads(shown)
 
 
-@pytest.mark.parametrize("name", [POSTGRES, STORE])
+@pytest.mark.parametrize("name", [POSTGRES_VARIABLE, STORE_VARIABLE])
 @pytest.mark.parametrize(
     "given",
     [
@@ -150,7 +150,7 @@ def test_a_malformed_url_is_refused_without_the_password(
 def test_a_missing_driver_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg2", None)
     monkeypatch.setitem(sys.modules, "dagster_postgres", None)
-    for name in (POSTGRES, STORE):
+    for name in (POSTGRES_VARIABLE, STORE_VARIABLE):
         with mock.patch.dict(os.environ, {name: URL}):
             said = CliRunner().invoke(app, ["ui"], catch_exceptions=False)
         assert said.exit_code == 1
@@ -161,7 +161,7 @@ def test_a_missing_driver_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPat
 
 def test_the_projects_dagster_yaml_is_accepted_and_means_what_it_says(tmp_path: Path) -> None:
     """A key that Dagster does not know is an error there: loading it is the check of every section."""
-    shutil.copy(PROJECT / "dagster.yaml", tmp_path)
+    shutil.copy(PROJECT_FOLDER / "dagster.yaml", tmp_path)
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert not instance.telemetry_enabled
         assert not instance.nux_enabled

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from distill_dagster.core.paths import PROJECT
-from distill_dagster.pipeline.task_check import check_folder
+from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import Slice
 from tests.support.task import again, merged, small_task
 
@@ -18,7 +18,7 @@ PARTS = {"imagine.md": {"slice", "imagine", "curation"}, "judge.md": {"judge", "
 
 
 def blocks(page: str) -> list[dict[str, Any]]:
-    text = (PROJECT / "docs" / page).read_text(encoding="utf-8")
+    text = (PROJECT_FOLDER / "docs" / page).read_text(encoding="utf-8")
     return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
 
 
@@ -35,7 +35,7 @@ def test_the_yaml_of_a_page_is_valid(page: str, tmp_path: Path) -> None:
         changes = merged(changes, block)
     assert found == PARTS[page]
     folder = small_task(tmp_path, **changes)
-    assert [problem for problem in check_folder(again(folder)) if problem.severity == "error"] == []
+    assert [problem for problem in check_task_folder(again(folder)) if problem.severity == "error"] == []
 
 
 @pytest.mark.parametrize("page", ["budget.md", "teachers.md", "curation.md"])
@@ -49,12 +49,12 @@ def test_every_block_of_a_page_on_teachers_is_valid(page: str, tmp_path: Path) -
             task = yaml.safe_load(path.read_text())
             del task["teacher"]
             path.write_text(yaml.safe_dump(task))
-        problems = [str(p) for p in check_folder(again(folder)) if p.severity == "error"]
+        problems = [str(p) for p in check_task_folder(again(folder)) if p.severity == "error"]
         assert problems == []
 
 
 def test_the_teachers_of_the_readme_are_valid(tmp_path: Path) -> None:
-    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    text = (PROJECT_FOLDER / "README.md").read_text(encoding="utf-8")
     section = text.split("## Use your own teacher")[1].split("## Use your own student")[0]
     first, budget = re.findall(r"```yaml\n(.*?)```", section, flags=re.DOTALL)
     teachers = [yaml.safe_load(one) for one in re.findall(r"^teacher: .*?(?=^teacher:|\Z)", first, re.M | re.S)]

@@ -8,22 +8,28 @@ from pathlib import Path
 import pytest
 
 from distill_dagster.core.errors import InputError
-from distill_dagster.tasks.imagined import Imagined, Round, imagined_file, imagined_problems, read_imagined
-from distill_dagster.teacher.imagine.log import append_round, start_anew, writing
+from distill_dagster.tasks.imagined import (
+    ImaginedPrompt,
+    ImagineRound,
+    find_imagined_problems,
+    get_imagined_path,
+    read_imagined,
+)
+from distill_dagster.teacher.imagine.log import append_round, lock_imagined_file, start_new_generation
 
 
-def one(text: str, **changes: object) -> Imagined:
+def one(text: str, **changes: object) -> ImaginedPrompt:
     values = {"text": text, "method": "grid", "teacher": "t", "template_version": "v", "request_key": "k"}
-    return Imagined.model_validate(values | {"imagined_at": "2026-01-01"} | changes)
+    return ImaginedPrompt.model_validate(values | {"imagined_at": "2026-01-01"} | changes)
 
 
-ROUND = Round(requests=3, failed=1, duplicates=2, near_duplicates=1, ended_at="2026-01-01")
+ROUND = ImagineRound(requests=3, failed=1, duplicates=2, near_duplicates=1, ended_at="2026-01-01")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    file = imagined_file(tmp_path / "accepted" / "shop_mail", "shop")
-    with writing(file):
+    file = get_imagined_path(tmp_path / "accepted" / "shop_mail", "shop")
+    with lock_imagined_file(file):
         append_round(file, [one("a", axes={"persona": "x"}, target_label="refund"), one("b")], ROUND)
     return file
 
@@ -43,11 +49,11 @@ def test_prompts_come_back_as_they_were(path: Path) -> None:
 def test_a_round_counts_whole_or_not_at_all(path: Path, cut: int) -> None:
     """As if the process had been killed while it wrote the second round."""
     before = path.read_bytes()
-    with writing(path):
+    with lock_imagined_file(path):
         append_round(path, [one("c"), one("d")], ROUND)
     path.write_bytes(path.read_bytes()[:-cut])
     assert texts(path) == ["a", "b"]
-    with writing(path):
+    with lock_imagined_file(path):
         append_round(path, [one("e")], ROUND)
     assert texts(path) == ["a", "b", "e"]
     assert path.read_bytes().startswith(before)
@@ -57,22 +63,22 @@ def test_a_round_counts_whole_or_not_at_all(path: Path, cut: int) -> None:
 def test_a_missing_line_break_at_the_end_is_no_loss(path: Path) -> None:
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
     assert texts(path) == ["a", "b"]
-    with writing(path):
+    with lock_imagined_file(path):
         append_round(path, [one("c")], ROUND)
     assert texts(path) == ["a", "b", "c"]
 
 
 def test_fresh_retires_and_keeps(path: Path) -> None:
     before = path.read_bytes()
-    found = start_anew(path)
+    found = start_new_generation(path)
     assert (found.prompts, found.rounds, found.generation, found.retired) == ((), (), 1, 2)
     assert path.read_bytes().startswith(before)
-    with writing(path):
+    with lock_imagined_file(path):
         append_round(path, [one("c")], ROUND)
     assert texts(path) == ["c"]
-    assert start_anew(path).retired == 3
+    assert start_new_generation(path).retired == 3
     new = path.with_name("new.jsonl")
-    assert start_anew(new).generation == 1
+    assert start_new_generation(new).generation == 1
 
 
 def test_a_person_may_remove_a_prompt(path: Path) -> None:
@@ -90,8 +96,8 @@ def test_broken_lines_are_named(path: Path) -> None:
     assert [(p.file, p.line, p.field) for p in caught.value.problems] == [
         (path, 4, None), (path, 5, "method"), (path, 6, None), (path, 7, "text")
     ]  # fmt: skip
-    assert list(imagined_problems(path.parent.parent)) == list(caught.value.problems)
-    with pytest.raises(InputError), writing(path):
+    assert list(find_imagined_problems(path.parent.parent)) == list(caught.value.problems)
+    with pytest.raises(InputError), lock_imagined_file(path):
         append_round(path, [], ROUND)
 
 

@@ -10,12 +10,12 @@ import polars as pl
 import pytest
 
 from distill_dagster.core.errors import DistillError, InputError
-from distill_dagster.intake.import_files import Imported, Options, Target, import_file
-from distill_dagster.pipeline.source_versions import source_version
-from distill_dagster.pipeline.task_check import check_folder
+from distill_dagster.intake.import_files import ImportOptions, ImportSummary, Target, import_file
+from distill_dagster.pipeline.source_versions import compute_source_version
+from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import TaskFolder
-from distill_dagster.tasks.accepted import accepted_file, read_accepted
-from distill_dagster.teacher.providers.replay import recorded
+from distill_dagster.tasks.accepted import get_accepted_path, read_accepted
+from distill_dagster.teacher.providers.replay import load_replay_teacher
 from tests.e2e.project import file_hashes
 from tests.support.task import jsonl, small_task
 
@@ -43,14 +43,14 @@ class Place:
             path.write_text(jsonl(content) if isinstance(content, list) else content)
         return path
 
-    def load(self, path: Path, target: Target, **options: Any) -> Imported:
-        return import_file(self.folder, path, Options(target, **options), self.inbox)
+    def load(self, path: Path, target: Target, **options: Any) -> ImportSummary:
+        return import_file(self.folder, path, ImportOptions(target, **options), self.inbox)
 
     def accepted(self, key: str) -> list[str]:
-        return [row.text for row in read_accepted(accepted_file(self.root / "accepted" / "shop_mail", key))]
+        return [row.text for row in read_accepted(get_accepted_path(self.root / "accepted" / "shop_mail", key))]
 
     def errors(self) -> list[str]:
-        return [str(p) for p in check_folder(self.folder) if p.severity == "error"]
+        return [str(p) for p in check_task_folder(self.folder) if p.severity == "error"]
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_seeds_are_masked_compared_and_never_written_into_the_users_files(place:
     assert done.skipped == {"golden or dev": 1, "duplicate": 1, "too long": 1}
     assert done.masked == {"EMAIL": 1, "SECRET": 1}
     assert place.accepted("fresh-slice") == ["write to <EMAIL>, my key is <SECRET>"]
-    [stored] = read_accepted(accepted_file(place.root / "accepted" / "shop_mail", "fresh-slice"))
+    [stored] = read_accepted(get_accepted_path(place.root / "accepted" / "shop_mail", "fresh-slice"))
     assert stored.id == "7"
     assert file_hashes(place.path) == before
     assert "fresh-slice" in place.folder.slice_keys()
@@ -211,10 +211,10 @@ def test_recorded_completions_are_masked_and_replayed(place: Place) -> None:
         .replace("openai/fake", "replay/provider-log")
         .replace("logprobs", "votes")
     )
-    found = recorded(place.folder, place.folder.task.teacher)
+    found = load_replay_teacher(place.folder, place.folder.task.teacher)
     assert [r.completion for r in found.find("i want a  REFUND")] == ["refund"] * 3
     assert [r.completion for r in found.find("mail a.b@example.org")] == ["login"]
-    assert len(source_version(place.folder, "teacher_settings")) == 64
+    assert len(compute_source_version(place.folder, "teacher_settings")) == 64
 
 
 def test_recorded_completions_that_only_have_an_id(place: Place) -> None:

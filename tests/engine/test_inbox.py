@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 from distill_dagster.core.errors import DistillError, InputError
-from distill_dagster.core.paths import PROJECT, Home
+from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.intake import inbox as module
 from distill_dagster.intake.accepted import append_accepted
-from distill_dagster.intake.inbox import QUIET_S, Taken, take, waiting_s
-from distill_dagster.pipeline.source_versions import label_of_slice, slices_are_labels, source_version
-from distill_dagster.pipeline.task_check import check_folder
-from distill_dagster.prompts.seeds import seed_prompts
+from distill_dagster.intake.inbox import QUIET_S, InboxSummary, compute_wait_s, process_inbox
+from distill_dagster.pipeline.source_versions import compute_source_version, find_label_of_slice, has_slices_as_labels
+from distill_dagster.pipeline.task_check import check_task_folder
+from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.tasks import TaskFolder, find_tasks, open_task
-from distill_dagster.tasks.accepted import accepted_file, read_accepted
+from distill_dagster.tasks.accepted import get_accepted_path, read_accepted
 from tests.support.task import jsonl, small_task
 
 NAME = "shop_mail"
@@ -51,11 +51,11 @@ class Inbox:
         os.utime(path, (time.time() - age_s,) * 2)
         return path
 
-    def take(self) -> list[Taken]:
-        return take(self.folder, self.place)
+    def take(self) -> list[InboxSummary]:
+        return process_inbox(self.folder, self.place)
 
     def texts(self, key: str) -> list[str]:
-        return [row.text for row in read_accepted(accepted_file(self.home.accepted / NAME, key))]
+        return [row.text for row in read_accepted(get_accepted_path(self.home.accepted / NAME, key))]
 
     def left(self) -> list[str]:
         """Every file below the inbox, but the lock."""
@@ -112,22 +112,24 @@ def test_prompts_go_to_the_slice_they_name_then_to_that_of_a_rule_then_to_unsort
 
 def test_accepted_prompts_are_prompts_of_their_slice(make: Callable[..., Inbox]) -> None:
     box = make()
-    before = {key: source_version(box.folder, "slice_files", key) for key in box.folder.slice_keys()}
+    before = {key: compute_source_version(box.folder, "slice_files", key) for key in box.folder.slice_keys()}
     box.drop("day.jsonl", [{"text": "a third refund", "slice": "shop"}, {"text": "what is this"}])
     box.take()
     folder = box.folder
-    assert {key: source_version(folder, "slice_files", key) == before.get(key) for key in folder.slice_keys()} == {
+    assert {
+        key: compute_source_version(folder, "slice_files", key) == before.get(key) for key in folder.slice_keys()
+    } == {
         "shop": False,
         "unsorted": False,
         "web": True,
     }
-    prompts = seed_prompts("shop", folder.slice("shop"))
+    prompts = build_seed_prompts("shop", folder.slice("shop"))
     assert prompts.filter(prompts["origin"] == "log")["source"].to_list() == ["day.jsonl"]
     assert sorted(prompts["origin"].to_list()) == ["human"] * 3 + ["log"]
     unsorted = folder.slice("unsorted")
     assert (unsorted.seeds, [row.text for row in unsorted.accepted]) == ([], ["what is this"])
-    assert seed_prompts("unsorted", unsorted).height == 1
-    assert check_folder(folder) == []
+    assert build_seed_prompts("unsorted", unsorted).height == 1
+    assert check_task_folder(folder) == []
     assert [t.accepted for t in find_tasks(box.home.tasks, box.home.accepted)] == [folder.accepted]
     assert TaskFolder(folder.path).slice_keys() == ["shop", "web"], "without its folder a task is what its files say"
 
@@ -136,13 +138,13 @@ def test_a_version_covers_texts_and_not_their_order_or_file(make: Callable[..., 
     box = make()
     box.drop("a.jsonl", [{"text": "one"}, {"text": "two"}])
     box.take()
-    before = source_version(box.folder, "slice_files", "unsorted")
-    path = accepted_file(box.home.accepted / NAME, "unsorted")
+    before = compute_source_version(box.folder, "slice_files", "unsorted")
+    path = get_accepted_path(box.home.accepted / NAME, "unsorted")
     rows = [json.loads(line) | {"source": "b.jsonl"} for line in path.read_text().splitlines()]
     path.write_text(jsonl(rows[::-1]))
-    assert source_version(box.folder, "slice_files", "unsorted") == before
+    assert compute_source_version(box.folder, "slice_files", "unsorted") == before
     path.write_text(jsonl(rows[:1]))
-    assert source_version(box.folder, "slice_files", "unsorted") != before
+    assert compute_source_version(box.folder, "slice_files", "unsorted") != before
 
 
 def test_secrets_are_masked_and_appear_nowhere(make: Callable[..., Inbox]) -> None:
@@ -267,7 +269,7 @@ def test_only_quiet_finished_plain_files_are_read(make: Callable[..., Inbox], tm
         "pipe.jsonl": "skipped",
         "folder.jsonl": "skipped",
     }
-    assert 0 < (waiting_s(box.place) or 0) <= QUIET_S
+    assert 0 < (compute_wait_s(box.place) or 0) <= QUIET_S
     assert not (box.home.accepted / NAME).exists()
     assert outside.exists()
 
@@ -290,13 +292,13 @@ def test_a_linked_file_of_accepted_prompts_is_not_followed(make: Callable[..., I
     box = make()
     outside = tmp_path / "outside.jsonl"
     outside.write_text("")
-    path = accepted_file(box.home.accepted / NAME, "unsorted")
+    path = get_accepted_path(box.home.accepted / NAME, "unsorted")
     path.parent.mkdir(parents=True)
     path.symlink_to(outside)
     box.drop("a.jsonl", [{"text": "x"}])
     with pytest.raises(InputError, match="symbolic links"):
         box.take()
-    assert [problem.file for problem in check_folder(box.folder)] == [path]
+    assert [problem.file for problem in check_task_folder(box.folder)] == [path]
     assert outside.read_text() == ""
 
 
@@ -314,11 +316,11 @@ def test_half_a_last_line_is_ignored_and_healed(make: Callable[..., Inbox]) -> N
     box = make()
     box.drop("a.jsonl", [{"text": "one"}])
     box.take()
-    path = accepted_file(box.home.accepted / NAME, "unsorted")
+    path = get_accepted_path(box.home.accepted / NAME, "unsorted")
     whole = path.read_bytes()
     path.write_bytes(whole + whole.replace(b"one", b"two")[:-9])
     assert box.texts("unsorted") == ["one"]
-    assert check_folder(box.folder) == []
+    assert check_task_folder(box.folder) == []
     box.drop("b.jsonl", [{"text": "two"}])
     box.take()
     assert box.texts("unsorted") == ["one", "two"]
@@ -335,18 +337,18 @@ def test_a_broken_accepted_file_is_named_with_its_lines(make: Callable[..., Inbo
     box = make()
     box.drop("a.jsonl", [{"text": "one"}])
     box.take()
-    path = accepted_file(box.home.accepted / NAME, "unsorted")
+    path = get_accepted_path(box.home.accepted / NAME, "unsorted")
     row = json.loads(path.read_text())
     path.write_text('{"text": \n' + jsonl([row, row | {"text": " "}, row | {"colour": "AKIAIOSFODNN7EXAMPLE"}]))
     with pytest.raises(InputError) as caught:
-        source_version(box.folder, "slice_files", "unsorted")
+        compute_source_version(box.folder, "slice_files", "unsorted")
     assert [(p.file, p.line, p.field) for p in caught.value.problems] == [
         (path, 1, None),
         (path, 3, "text"),
         (path, 4, "colour"),
     ]
     assert "AKIA" not in str(caught.value)
-    assert check_folder(box.folder) == list(caught.value.problems)
+    assert check_task_folder(box.folder) == list(caught.value.problems)
     box.drop("b.jsonl", [{"text": "two"}])
     with pytest.raises(InputError):
         box.take()
@@ -381,7 +383,7 @@ def test_a_crash_at_any_step_leads_to_no_duplicate_and_the_same_summary(
         if step == "append":  # after the first of two slices
             patch.setattr(module, "append_accepted", append_one_then_die)
         elif step == "summary":
-            patch.setattr(module, "_write", die)
+            patch.setattr(module, "_write_file", die)
         else:
             patch.setattr(Path, "unlink", die)
         with pytest.raises(KeyboardInterrupt):
@@ -404,9 +406,9 @@ def test_a_file_that_grows_while_it_is_read_is_not_taken_away(
             more.write(jsonl([{"text": "two"}]))
         return original(*arguments)
 
-    original = module._parse
+    original = module._parse_file
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_parse", parse)
+        patch.setattr(module, "_parse_file", parse)
         assert [one.state for one in box.take()] == ["waiting"]
     os.utime(path, (time.time() - 60,) * 2)
     [taken] = box.take()
@@ -425,7 +427,7 @@ def test_two_processes_do_not_take_one_file_twice(make: Callable[..., Inbox]) ->
         "print(sum(n for one in take(open_task(tasks, place.name, accepted), place) for n in one.accepted.values()))"
     )
     places = [str(p) for p in (box.home.tasks, box.home.accepted, box.place)]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_FOLDER)}
     both = [
         subprocess.Popen([sys.executable, "-c", code, *places], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -439,8 +441,8 @@ def test_two_processes_do_not_take_one_file_twice(make: Callable[..., Inbox]) ->
 def test_a_held_lock_is_an_error_where_nobody_wants_to_wait(make: Callable[..., Inbox]) -> None:
     box = make()
     box.drop("a.jsonl", [{"text": "one"}])
-    with module.locked(box.place, -1), pytest.raises(DistillError, match="Another process"):
-        take(box.folder, box.place, lock_s=0.05)
+    with module.lock_inbox(box.place, -1), pytest.raises(DistillError, match="Another process"):
+        process_inbox(box.folder, box.place, lock_s=0.05)
     assert box.left() == ["a.jsonl"]
 
 
@@ -458,8 +460,8 @@ def test_slices_of_the_inbox_do_not_make_slices_no_labels(tmp_path: Path) -> Non
     box = Inbox(Home(root=tmp_path / "home", tasks=tmp_path / "tasks"))
     box.drop("a.jsonl", [{"text": "one"}])
     box.take()
-    assert slices_are_labels(box.folder)
-    assert [label_of_slice(box.folder, key) for key in box.folder.slice_keys()] == ["delivery", "refund", None]
+    assert has_slices_as_labels(box.folder)
+    assert [find_label_of_slice(box.folder, key) for key in box.folder.slice_keys()] == ["delivery", "refund", None]
 
 
 def test_no_inbox_is_no_error_and_makes_none(make: Callable[..., Inbox]) -> None:

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from distill_dagster.core.errors import Problem
-from distill_dagster.pipeline.source_versions import source_version
-from distill_dagster.pipeline.task_check import check_folder
+from distill_dagster.pipeline.source_versions import compute_source_version
+from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import TaskFolder
 from tests.support.kind_folder import kind_folder
 from tests.support.kinds import KINDS
@@ -48,7 +48,7 @@ def line(file: str, **fields: Any) -> Change:
 @pytest.mark.parametrize("reasoning", [False, True])
 def test_a_folder_of_each_kind(tmp_path: Path, kind: str, reasoning: bool) -> None:
     folder = kind_folder(tmp_path, kind, "http://127.0.0.1:9", reasoning)
-    assert [str(p) for p in check_folder(folder)] == []
+    assert [str(p) for p in check_task_folder(folder)] == []
     written = reasoning or kind not in ("classification", "nli")
     assert folder.task.teacher.max_tokens == (1024 if written else 16)
     assert folder.task.teacher.few_shot.draws == (1 if written else 3)
@@ -162,7 +162,7 @@ def test_mistakes(
 ) -> None:
     folder = kind_folder(tmp_path, kind, "http://127.0.0.1:9")
     change(folder.path)
-    found = [p for p in check_folder(TaskFolder(folder.path)) if p.severity == "error"]
+    found = [p for p in check_task_folder(TaskFolder(folder.path)) if p.severity == "error"]
     assert found, "the mistake was not seen"
     one: Problem = found[0]
     assert (one.file.name, one.field) == (file, field)
@@ -177,14 +177,14 @@ def test_mistakes(
 def test_examples_want_reasoning_where_it_is_asked_for(tmp_path: Path) -> None:
     folder = kind_folder(tmp_path, "math", "http://127.0.0.1:9", reasoning=True)
     line("examples", answer=3)(folder.path)
-    [problem] = check_folder(TaskFolder(folder.path))
+    [problem] = check_task_folder(TaskFolder(folder.path))
     assert (problem.field, problem.line) == ("reasoning", 4)
 
 
 def test_a_refusal_is_an_answer_of_a_person(tmp_path: Path) -> None:
     folder = kind_folder(tmp_path, "generation", "http://127.0.0.1:9")
     line("golden", answer={"refusal": "I cannot help with that."})(folder.path)
-    assert check_folder(TaskFolder(folder.path)) == []
+    assert check_task_folder(TaskFolder(folder.path)) == []
 
 
 def test_answers_are_read_in_one_form(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_answers_are_read_in_one_form(tmp_path: Path) -> None:
     assert first.golden[-1].answer == 3
     text = (folder.path / "golden.jsonl").read_text()
     (folder.path / "golden.jsonl").write_text(text.replace('"6 / 2"', "3.0"))
-    assert source_version(TaskFolder(folder.path), "golden_set") == source_version(first, "golden_set")
+    assert compute_source_version(TaskFolder(folder.path), "golden_set") == compute_source_version(first, "golden_set")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_setting_reaches_what_reads_it(tmp_path: Path, change: dict[str, Any],
 
     def versions() -> dict[str, str]:
         fresh = TaskFolder(folder.path)
-        return {n: source_version(fresh, n, "tiny" if n == "student_settings" else None) for n in names}
+        return {n: compute_source_version(fresh, n, "tiny" if n == "student_settings" else None) for n in names}
 
     before = versions()
     settings(**change)(folder.path)

@@ -10,9 +10,9 @@ import pytest
 
 from distill_dagster.core.errors import DistillError
 from distill_dagster.tables import lake as lakes
-from distill_dagster.tables.data_versions import data_version
-from distill_dagster.tables.lake import Lake, Record, merge_inputs, node
-from distill_dagster.tables.schemas import CONTEXT, PRIOR, SchemaError, frame_of
+from distill_dagster.tables.data_versions import compute_data_version
+from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name, merge_inputs
+from distill_dagster.tables.schemas import PROMPT_CONTEXT, TEACHER_PRIOR, SchemaError, build_frame
 
 
 @pytest.fixture
@@ -21,12 +21,14 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def context(*ids: str) -> pl.DataFrame:
-    return frame_of([{"id": i, "text": i, "label": "a", "removed": None} for i in ids], CONTEXT, ("id",))
+    return build_frame([{"id": i, "text": i, "label": "a", "removed": None} for i in ids], PROMPT_CONTEXT, ("id",))
 
 
-def record(frame: pl.DataFrame, partition: str | None = None, asset: str = "prompt_context") -> Record:
+def record(frame: pl.DataFrame, partition: str | None = None, asset: str = "prompt_context") -> ArtifactRecord:
     extra = {"reasons": {"duplicate": 1}, "cost": None, "text": 'Ü\n"quoted"'}
-    return Record(asset, partition, data_version(frame), "1", {"golden_set": "v"}, frame.height, 2, extra=extra)
+    return ArtifactRecord(
+        asset, partition, compute_data_version(frame), "1", {"golden_set": "v"}, frame.height, 2, extra=extra
+    )
 
 
 @pytest.mark.parametrize("partition", [None, "shop"])
@@ -34,23 +36,23 @@ def test_table_and_record_come_back(lake: Lake, partition: str | None) -> None:
     frame = context("a", "b")
     written = record(frame, partition)
     lake.write("task", frame, written)
-    read, found = lake.read("task", "prompt_context", partition, CONTEXT)
+    read, found = lake.read("task", "prompt_context", partition, PROMPT_CONTEXT)
     assert read.equals(frame)
     assert found == written
     assert lake.record("task", "prompt_context", partition) == written
-    assert data_version(read) == found.data_version
+    assert compute_data_version(read) == found.data_version
 
 
 def test_what_was_never_made_is_named(lake: Lake) -> None:
     assert lake.record("task", "seed_prompts", "shop") is None
     with pytest.raises(DistillError, match=r"task/seed_prompts\[shop\] has not been materialized.*distill run task"):
-        lake.read("task", "seed_prompts", "shop", CONTEXT)
+        lake.read("task", "seed_prompts", "shop", PROMPT_CONTEXT)
 
 
 def test_another_schema_is_refused(lake: Lake) -> None:
     lake.write("task", context("a"), record(context("a")))
     with pytest.raises(SchemaError, match=r"prompt_context\.parquet"):
-        lake.read("task", "prompt_context", None, PRIOR)
+        lake.read("task", "prompt_context", None, TEACHER_PRIOR)
 
 
 def test_reports_have_a_folder_of_their_own(lake: Lake) -> None:
@@ -59,10 +61,10 @@ def test_reports_have_a_folder_of_their_own(lake: Lake) -> None:
 
 
 def test_what_is_scanned_stays_what_it_was(lake: Lake, tmp_path: Path) -> None:
-    assert lake.scan_good("task", "prompt_context", "shop", CONTEXT, tmp_path) is None
+    assert lake.scan_good("task", "prompt_context", "shop", PROMPT_CONTEXT, tmp_path) is None
     first = record(context("a"), "shop")
     lake.write("task", context("a"), first)
-    found = lake.scan_good("task", "prompt_context", "shop", CONTEXT, tmp_path)
+    found = lake.scan_good("task", "prompt_context", "shop", PROMPT_CONTEXT, tmp_path)
     assert found is not None
     lake.write("task", context("b", "c"), record(context("b", "c"), "shop"))
     assert found[0].collect().equals(context("a"))
@@ -77,8 +79,8 @@ def fill(text: str, version: str = "v1"):  # type: ignore[no-untyped-def]
     return do
 
 
-def made(version: str) -> Record:
-    return Record("student_adapter", "tiny", version, "1", {})
+def made(version: str) -> ArtifactRecord:
+    return ArtifactRecord("student_adapter", "tiny", version, "1", {})
 
 
 def test_a_folder_is_swapped_in_with_its_record(lake: Lake) -> None:
@@ -133,5 +135,5 @@ def test_left_overs_of_a_killed_process_are_cleared_or_ignored(lake: Lake) -> No
 
 
 def test_names_and_inputs() -> None:
-    assert (node("a"), node("a", "b")) == ("a", "a[b]")
+    assert (format_artifact_name("a"), format_artifact_name("a", "b")) == ("a", "a[b]")
     assert list(merge_inputs({"b": "1"}, {"a": "2", "b": "3"}).items()) == [("a", "2"), ("b", "3")]

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from distill_dagster.config import InboxSpec
-from distill_dagster.core.paths import PROJECT
-from distill_dagster.intake.masking import MAX_CHARS, mask
+from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.intake.masking import MAX_TEXT_CHARS, mask_text
 from distill_dagster.tasks import TaskFolder
 
 REGIONS = InboxSpec().phone_regions
@@ -50,10 +50,10 @@ PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEabc\nde+/f==\n-----END RSA PRIVATE K
     ],
 )
 def test_what_must_not_be_stored_is_masked(text: str, masked: str) -> None:
-    found = mask(text, REGIONS)
+    found = mask_text(text, REGIONS)
     assert found.text == masked
     assert sum(found.counts.values()) == masked.count("<")
-    assert mask(found.text, REGIONS).text == found.text
+    assert mask_text(found.text, REGIONS).text == found.text
 
 
 @pytest.mark.parametrize(
@@ -73,22 +73,22 @@ def test_what_must_not_be_stored_is_masked(text: str, masked: str) -> None:
     ],
 )
 def test_what_tickets_are_full_of_stays(text: str) -> None:
-    assert mask(text, REGIONS).text == text
+    assert mask_text(text, REGIONS).text == text
 
 
 def test_no_text_of_the_bundled_task_is_masked() -> None:
-    folder = TaskFolder(PROJECT / "data" / "tasks" / "support_triage")
+    folder = TaskFolder(PROJECT_FOLDER / "data" / "tasks" / "support_triage")
     texts = [seed.text for key in folder.slice_keys() for seed in folder.slice(key).seeds]
     texts += [row.text for row in [*folder.golden, *folder.dev, *folder.examples]]
     assert len(texts) > 900
-    assert [text for text in texts if mask(text, REGIONS).counts] == []
+    assert [text for text in texts if mask_text(text, REGIONS).counts] == []
 
 
 @pytest.mark.parametrize("part", ["eyJ", "://a:", "/", "sk-", "1 ", "+1 2 ", "a@a.", "DE89 1", "password is ", "[~"])
 def test_made_up_texts_take_no_time(part: str) -> None:
-    mask("the first call loads the libraries")
+    mask_text("the first call loads the libraries")
     started = time.perf_counter()
-    mask((part * MAX_CHARS)[:MAX_CHARS], REGIONS)
+    mask_text((part * MAX_TEXT_CHARS)[:MAX_TEXT_CHARS], REGIONS)
     assert time.perf_counter() - started < 5
 
 
@@ -100,4 +100,4 @@ def test_made_up_texts_take_no_time(part: str) -> None:
     ],
 )
 def test_what_overlaps_a_secret_goes_as_a_whole(text: str, rest: str) -> None:
-    assert rest not in mask(text, ["DE"]).text
+    assert rest not in mask_text(text, ["DE"]).text

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill_dagster.pipeline.source_versions import label_of_slice, optional_sources, slices_are_labels, source_version
+from distill_dagster.pipeline.source_versions import (
+    compute_source_version,
+    find_label_of_slice,
+    has_slices_as_labels,
+    list_optional_sources,
+)
 from distill_dagster.pipeline.stage_table import SOURCES
 from distill_dagster.tasks import TaskFolder
 from tests.support.task import again, rows_of, small_task
@@ -24,7 +29,7 @@ def versions(folder: TaskFolder) -> dict[str, str]:
         "student": list(fresh.task.students),
     }
     return {
-        name if key is None else f"{name}[{key}]": source_version(fresh, name, key)
+        name if key is None else f"{name}[{key}]": compute_source_version(fresh, name, key)
         for name, source in SOURCES.items()
         for key in keys[source.partition]
     }
@@ -140,17 +145,17 @@ def test_a_template_changes_the_teacher_settings(tmp_path: Path) -> None:
 
 def test_an_unknown_source_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="teacher_settings"):
-        source_version(small_task(tmp_path), "settings")
+        compute_source_version(small_task(tmp_path), "settings")
 
 
 def test_slices_that_are_named_like_labels(tmp_path: Path) -> None:
     labels = [{"name": name, "description": "d"} for name in ("Card arrival", "web-shop", "rest")]
     folder = small_task(tmp_path, labels=labels)
-    assert not slices_are_labels(folder)
+    assert not has_slices_as_labels(folder)
     for old, new in (("shop", "card_arrival"), ("web", "webshop")):
         (folder.path / "slices" / f"{old}.yaml").rename(folder.path / "slices" / f"{new}.yaml")
-    assert slices_are_labels(folder)
-    assert [label_of_slice(folder, key) for key in folder.slice_keys()] == ["Card arrival", "web-shop"]
+    assert has_slices_as_labels(folder)
+    assert [find_label_of_slice(folder, key) for key in folder.slice_keys()] == ["Card arrival", "web-shop"]
 
 
 def test_the_parts_of_imagining_and_judging_have_versions_of_their_own(tmp_path: Path) -> None:
@@ -159,11 +164,11 @@ def test_the_parts_of_imagining_and_judging_have_versions_of_their_own(tmp_path:
     plain = small_task(tmp_path / "plain")
     before, mine = versions(folder), ("imagine_settings", "judge_settings")
     assert before == versions(plain), "no other source knows them"
-    assert optional_sources(plain) == []
-    assert optional_sources(again(folder)) == list(mine)
+    assert list_optional_sources(plain) == []
+    assert list_optional_sources(again(folder)) == list(mine)
 
     def now() -> list[str]:
-        return [source_version(again(folder), name) for name in mine]
+        return [compute_source_version(again(folder), name) for name in mine]
 
     def differs(*path: str | int, to: object) -> list[bool]:
         old = now()

@@ -11,20 +11,20 @@ import polars as pl
 import pytest
 
 from distill_dagster.core import plots
-from distill_dagster.core.checks import Check
+from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
-from distill_dagster.pipeline.freshness import State
+from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.stages import dataset, gate, teacher
-from distill_dagster.pipeline.stages.context import Env, Made
-from distill_dagster.tables.data_versions import data_version
-from distill_dagster.tables.lake import node
-from distill_dagster.tables.messages import user_text
-from distill_dagster.tables.schemas import COMPLETIONS, CONTEXT, DATASET, PRIOR, SCORED
-from distill_dagster.tasks import normalize
+from distill_dagster.pipeline.stages.context import StageContext, StageResult
+from distill_dagster.tables.data_versions import compute_data_version
+from distill_dagster.tables.lake import format_artifact_name
+from distill_dagster.tables.messages import get_user_text
+from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PROMPT_CONTEXT, SCORED, TEACHER_PRIOR
+from distill_dagster.tasks import normalize_text
 from tests.support.provider import FakeProvider, Fault, Seen
 from tests.support.task import LABELS, again, env_of, pass_gate, small_task
 
-STAGES: dict[str, Callable[[Env, str | None], Made]] = {
+STAGES: dict[str, Callable[[StageContext, str | None], StageResult]] = {
     "prompt_context": teacher.make_prompt_context,
     "teacher_prior": teacher.make_teacher_prior,
     "golden_completions": teacher.make_golden_completions,
@@ -40,15 +40,15 @@ STAGES: dict[str, Callable[[Env, str | None], Made]] = {
 class Run:
     """A task brought up to date again and again; every pass reads its files afresh."""
 
-    env: Env
+    env: StageContext
     provider: FakeProvider
     tmp_path: Path
 
-    def state(self) -> State:
-        return State(again(self.env.folder), self.env.lake)
+    def state(self) -> TaskState:
+        return TaskState(again(self.env.folder), self.env.lake)
 
-    def make(self, asset: str, partition: str | None = None) -> Made:
-        fresh = Env(**(vars(self.env) | {"folder": again(self.env.folder)}))
+    def make(self, asset: str, partition: str | None = None) -> StageResult:
+        fresh = StageContext(**(vars(self.env) | {"folder": again(self.env.folder)}))
         return STAGES[asset](fresh, partition)
 
     def stale(self) -> dict[str, tuple[str, ...]]:
@@ -59,7 +59,7 @@ class Run:
         now = self.state()
         every = [(asset, partition) for asset in STAGES for partition in now.partitions(now.stages[asset])]
         made = [self.make(*one).record for one in every if self.state().status(*one).state != "fresh"]
-        return [node(record.asset, record.partition) for record in made]
+        return [format_artifact_name(record.asset, record.partition) for record in made]
 
     def dataset(self) -> pl.DataFrame:
         return self.env.lake.read(self.env.task_name, "filtered_dataset", None, DATASET)[0]
@@ -70,8 +70,8 @@ def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """Great Expectations and pictures take most of the time; one test has them, the others do without."""
     if getattr(request, "param", True):
         for module in (teacher, gate, dataset):
-            monkeypatch.setattr(module, "valid_table", lambda *_: Check("valid_table", True))
-        monkeypatch.setattr(plots, "bar_counts", lambda *_: b"")
+            monkeypatch.setattr(module, "valid_table", lambda *_: CheckResult("valid_table", True))
+        monkeypatch.setattr(plots, "plot_counts", lambda *_: b"")
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_from_files_to_dataset_and_what_is_asked_after_a_change(run: Run) -> Non
     dataset = run.dataset()
     assert dataset.height == 6
     for row in dataset.iter_rows(named=True):
-        assert json.loads(row["answer"]) in user_text(row["messages"])
+        assert json.loads(row["answer"]) in get_user_text(row["messages"])
     # 6 seeds, 12 golden and dev rows, 3 examples left out of each draw; two draws.
     assert len(run.provider.requests) == 2 * (6 + 12 + 3)
 
@@ -121,7 +121,7 @@ def test_the_same_files_and_answers_give_the_same_tables(run: Run, tmp_path: Pat
     run.update()
     requests = len(run.provider.requests)
     lake, other = run.env.lake, env_of(run.env.folder, tmp_path / "other")
-    second = Run(Env(**(vars(other) | {"store": run.env.store})), run.provider, tmp_path)
+    second = Run(StageContext(**(vars(other) | {"store": run.env.store})), run.provider, tmp_path)
     second.update()
     assert len(run.provider.requests) == requests
     for status in run.state().all(students=[]):
@@ -131,8 +131,8 @@ def test_the_same_files_and_answers_give_the_same_tables(run: Run, tmp_path: Pat
             assert status.record is not None
             assert record.data_version == status.record.data_version, status.name
             assert record.inputs == status.record.inputs
-    mine = dataset.read_rejected(run.env)
-    assert data_version(mine) == data_version(dataset.read_rejected(second.env))
+    mine = dataset.read_rejected_rows(run.env)
+    assert compute_data_version(mine) == compute_data_version(dataset.read_rejected_rows(second.env))
     assert lake.root != second.env.lake.root
     other.store.close()
 
@@ -145,15 +145,15 @@ def test_no_golden_or_dev_text_is_shown_or_learned_from(run: Run) -> None:
     shop.write_text(shop.read_text() + "- 'Tried: login\u00a0fails'\n")
     run.update()
     fresh = again(folder)
-    held_out = {normalize(row.text) for row in [*fresh.golden, *fresh.dev]}
-    context = run.env.lake.read(folder.name, "prompt_context", None, CONTEXT)[0]
+    held_out = {normalize_text(row.text) for row in [*fresh.golden, *fresh.dev]}
+    context = run.env.lake.read(folder.name, "prompt_context", None, PROMPT_CONTEXT)[0]
     assert dict(context.select("id", "removed").iter_rows())["leak"] == "contaminated"
     for seen in run.provider.requests:
-        shown = [normalize(line.rpartition(" => ")[0]) for line in seen.body["prompt"].splitlines()[:-1]]
+        shown = [normalize_text(line.rpartition(" => ")[0]) for line in seen.body["prompt"].splitlines()[:-1]]
         assert shown
         assert not set(shown) & held_out
-    assert not {normalize(user_text(r["messages"])) for r in run.dataset().to_dicts()} & held_out
-    rejected = dataset.read_rejected(run.env)
+    assert not {normalize_text(get_user_text(r["messages"])) for r in run.dataset().to_dicts()} & held_out
+    rejected = dataset.read_rejected_rows(run.env)
     assert rejected["drop_reason"].to_list() == ["contaminated"]
 
 
@@ -166,8 +166,10 @@ def test_what_people_answered_is_learned_from(run: Run) -> None:
     run.update()
     rows = run.dataset().to_dicts()
     assert len(rows) == 6 + 9
-    assert {user_text(r["messages"]): r["answer"] for r in rows if r["teacher"] is None}["I want a REFUND"] == '"login"'
-    [rejected] = dataset.read_rejected(run.env).to_dicts()
+    assert {get_user_text(r["messages"]): r["answer"] for r in rows if r["teacher"] is None}[
+        "I want a REFUND"
+    ] == '"login"'
+    [rejected] = dataset.read_rejected_rows(run.env).to_dicts()
     assert (rejected["drop_reason"], rejected["slice"]) == ("duplicate", "shop")
 
 
@@ -180,7 +182,7 @@ def test_failures_are_counted_and_healed(run: Run) -> None:
     assert record is not None
     assert record.missing_rows == 1
     assert run.stale() == {"teacher_completions[shop]": ("1 rows have no answer yet",)}
-    assert dataset.read_rejected(run.env)["drop_reason"].to_list() == ["no_answer"]
+    assert dataset.read_rejected_rows(run.env)["drop_reason"].to_list() == ["no_answer"]
     assert run.update() == ["teacher_completions[shop]"]  # still failing: nothing after it changes
     run.provider.fail = None
     asked = len(run.provider.requests)
@@ -212,7 +214,7 @@ def test_a_stage_before_its_inputs_says_what_to_run(run: Run) -> None:
 def test_calibration_asks_about_examples_that_are_not_in_the_prompt(run: Run) -> None:
     for asset in ("prompt_context", "teacher_prior"):
         run.make(asset)
-    prior = run.env.lake.read(run.env.task_name, "teacher_prior", None, PRIOR)[0]
+    prior = run.env.lake.read(run.env.task_name, "teacher_prior", None, TEACHER_PRIOR)[0]
     assert prior.group_by("sample_index").agg(pl.col("prob").sum().round(6))["prob"].to_list() == [1.0, 1.0]
     assert set(prior["items"]) == {3}
     for seen in run.provider.requests:
@@ -235,7 +237,7 @@ def test_votes_are_divided_by_how_the_teacher_votes_on_examples(tmp_path: Path) 
         for asset in ("prompt_context", "teacher_prior"):
             run.make(asset)
         assert len(provider.requests) == 3 * 4, "three examples, two draws of two samples"
-        prior = run.env.lake.read(run.env.task_name, "teacher_prior", None, PRIOR)[0]
+        prior = run.env.lake.read(run.env.task_name, "teacher_prior", None, TEACHER_PRIOR)[0]
         shares = {(s, label): (round(p, 6), n) for s, label, p, n in prior.iter_rows()}
         assert [shares[0, label] for label in LABELS] == [shares[2, label] for label in LABELS] == [(0.333333, 6)] * 3
         assert [shares[3, label] for label in LABELS] == [
@@ -247,7 +249,7 @@ def test_votes_are_divided_by_how_the_teacher_votes_on_examples(tmp_path: Path) 
         for asset in ("seed_prompts", "teacher_completions", "scored_completions"):
             run.make(asset, "shop")
         rows = run.env.lake.read(run.env.task_name, "scored_completions", "shop", SCORED)[0].to_dicts()
-        found = {user_text(row["messages"]): {e["label"]: e["prob"] for e in row["soft_labels"]} for row in rows}
+        found = {get_user_text(row["messages"]): {e["label"]: e["prob"] for e in row["soft_labels"]} for row in rows}
         # Two votes of 3 for what stands there, two of 9/7 for refund; plain votes would be a tie.
         assert found["a delivery arrived broken"] == {"delivery": 0.7, "refund": 0.3}
         assert found["I want a refund"] == {"refund": 1.0}

@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from distill_dagster.pipeline import freshness, stage_table
-from distill_dagster.pipeline.freshness import State, Status
-from distill_dagster.pipeline.stage_table import SOURCES, stages_of
-from distill_dagster.tables.lake import Lake, Record, node
+from distill_dagster.pipeline.freshness import ArtifactStatus, TaskState
+from distill_dagster.pipeline.stage_table import SOURCES, list_stages
+from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
 from distill_dagster.tables.parquet import write_parquet
-from distill_dagster.tables.schemas import CONTEXT
+from distill_dagster.tables.schemas import PROMPT_CONTEXT
 from distill_dagster.tasks import TaskFolder
 from tests.support.task import again, small_task
 
@@ -28,15 +28,15 @@ class Made:
             for partition in self.now().partitions(stage):
                 self.make(stage.name, partition)
 
-    def now(self) -> State:
-        return State(again(self.folder), self.lake)
+    def now(self) -> TaskState:
+        return TaskState(again(self.folder), self.lake)
 
     def make(self, asset: str, partition: str | None = None, version: str = "v1", missing: int = 0) -> None:
         now = self.now()
         stage = now.stages[asset]
         inputs = {k: v for k, v in now.inputs(stage, partition).items() if v is not None}
-        record = Record(asset, partition, version, stage.code_version, inputs, missing_rows=missing)
-        self.lake.write(self.folder.name, CONTEXT.to_frame(), record)
+        record = ArtifactRecord(asset, partition, version, stage.code_version, inputs, missing_rows=missing)
+        self.lake.write(self.folder.name, PROMPT_CONTEXT.to_frame(), record)
 
     def remove(self, asset: str, partition: str | None = None) -> None:
         self.lake.path(self.folder.name, asset, partition).unlink()
@@ -51,8 +51,8 @@ def made(tmp_path: Path) -> Made:
 
 
 def test_nothing_is_made(tmp_path: Path) -> None:
-    found = {s.name: s for s in State(small_task(tmp_path), Lake(tmp_path / "l", tmp_path / "r")).all()}
-    assert found["seed_prompts[shop]"] == Status("seed_prompts", "shop", "missing", ("never made",))
+    found = {s.name: s for s in TaskState(small_task(tmp_path), Lake(tmp_path / "l", tmp_path / "r")).all()}
+    assert found["seed_prompts[shop]"] == ArtifactStatus("seed_prompts", "shop", "missing", ("never made",))
     assert found["prompt_context"].state == "missing"
     assert found["teacher_completions[web]"].state == "waiting"
     lacks = ("seed_prompts[web]", "prompt_context", "teacher_gate")
@@ -163,14 +163,14 @@ def test_chosen_students_and_slices(made: Made) -> None:
 
 
 def test_slices_that_are_labels_have_one_more_stage() -> None:
-    plain, labelled = stages_of(False), stages_of(True)
+    plain, labelled = list_stages(False), list_stages(True)
     assert set(labelled) - set(plain) == {"slice_label_adapter"}
     assert "slice_label_adapter" in labelled["predictions"].upstream
     assert list(labelled).index("slice_label_adapter") < list(labelled).index("predictions")
 
 
 def test_every_upstream_is_a_source_or_an_earlier_stage() -> None:
-    for stages in (stages_of(False), stages_of(True)):
+    for stages in (list_stages(False), list_stages(True)):
         seen = set(SOURCES)
         for stage in stages.values():
             assert set(stage.upstream) <= seen, stage.name
@@ -179,6 +179,6 @@ def test_every_upstream_is_a_source_or_an_earlier_stage() -> None:
 
 def test_a_file_without_a_record_is_not_taken_for_an_artifact(tmp_path: Path) -> None:
     lake = Lake(tmp_path / "lake", tmp_path / "reports")
-    path = lake.path("task", "prompt_context").with_name(f".{node('prompt_context')}.parquet.writing-1")
-    write_parquet(CONTEXT.to_frame(), path, {})
+    path = lake.path("task", "prompt_context").with_name(f".{format_artifact_name('prompt_context')}.parquet.writing-1")
+    write_parquet(PROMPT_CONTEXT.to_frame(), path, {})
     assert lake.record("task", "prompt_context") is None

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_dagster.core.hashing import canonical_json
-from distill_dagster.prompts.seeds import prompt_id
+from distill_dagster.core.hashing import to_canonical_json
+from distill_dagster.prompts.seeds import compute_prompt_id
 from distill_dagster.tables import data_versions, schemas
-from distill_dagster.tables.data_versions import VOLATILE, data_version
-from distill_dagster.tables.messages import normalized_expr, user_message, user_text, user_text_expr
+from distill_dagster.tables.data_versions import VOLATILE_COLUMNS, compute_data_version
+from distill_dagster.tables.messages import get_user_text, make_user_message, normalized_expr, user_text_expr
 from distill_dagster.tables.parquet import write_parquet
-from distill_dagster.tables.schemas import COMPLETIONS, PROMPTS, conform, frame_of
-from distill_dagster.tasks import normalize
+from distill_dagster.tables.schemas import COMPLETIONS, PROMPTS, build_frame, conform_to_schema
+from distill_dagster.tasks import normalize_text
 
 
 def completion(n: int, **changes: Any) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def completion(n: int, **changes: Any) -> dict[str, Any]:
 
 
 def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
-    return frame_of(rows, COMPLETIONS, ("prompt_id", "sample_index"))
+    return build_frame(rows, COMPLETIONS, ("prompt_id", "sample_index"))
 
 
 ROWS = [completion(n) for n in range(5)]
@@ -40,25 +40,29 @@ ROWS = [completion(n) for n in range(5)]
 @given(st.permutations(range(5)))
 def test_the_order_of_rows_does_not_count(order: list[int]) -> None:
     turned = frame([ROWS[n] for n in order])
-    assert data_version(turned) == data_version(frame(ROWS))
+    assert compute_data_version(turned) == compute_data_version(frame(ROWS))
     assert turned.equals(frame(ROWS))
 
 
 @pytest.mark.parametrize("column", ["latency_s", "in_flight", "requested_at", "cost_usd", "error"])
 def test_volatile_columns_do_not_count(column: str) -> None:
     value: Any = 9 if COMPLETIONS[column].is_numeric() else "other"
-    assert data_version(frame([completion(0, **{column: value}), *ROWS[1:]])) == data_version(frame(ROWS))
+    assert compute_data_version(frame([completion(0, **{column: value}), *ROWS[1:]])) == compute_data_version(
+        frame(ROWS)
+    )
 
 
-@pytest.mark.parametrize("column", [c for c in COMPLETIONS if c not in (*VOLATILE, "soft_labels")])
+@pytest.mark.parametrize("column", [c for c in COMPLETIONS if c not in (*VOLATILE_COLUMNS, "soft_labels")])
 def test_every_other_column_counts(column: str) -> None:
     value: Any = 9 if COMPLETIONS[column].is_numeric() else "other"
-    assert data_version(frame([completion(0, **{column: value}), *ROWS[1:]])) != data_version(frame(ROWS))
+    assert compute_data_version(frame([completion(0, **{column: value}), *ROWS[1:]])) != compute_data_version(
+        frame(ROWS)
+    )
 
 
 def test_nested_values_count() -> None:
     other = completion(0, soft_labels=[{"label": "refund", "prob": 0.750001}, {"label": "login", "prob": 0.25}])
-    assert data_version(frame([other])) != data_version(frame([completion(0)]))
+    assert compute_data_version(frame([other])) != compute_data_version(frame([completion(0)]))
 
 
 TYPES: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
@@ -77,25 +81,25 @@ VALUES = {name: st.none() | values for name, (_, values) in TYPES.items()}
 @given(st.lists(st.fixed_dictionaries(VALUES), max_size=9), st.integers(1, 4))
 def test_a_version_is_the_hash_of_every_row_as_canonical_json(rows: list[dict[str, Any]], at_once: int) -> None:
     found = pl.DataFrame(rows, schema={name: dtype for name, (dtype, _) in TYPES.items()})
-    lines = "".join(canonical_json(row) + "\n" for row in found.rows())
-    expected = hashlib.sha256((canonical_json(found.columns) + lines).encode()).hexdigest()
+    lines = "".join(to_canonical_json(row) + "\n" for row in found.rows())
+    expected = hashlib.sha256((to_canonical_json(found.columns) + lines).encode()).hexdigest()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_versions, "HASHED", at_once)
-        assert data_version(found) == data_version(found.lazy()) == expected
+        patch.setattr(data_versions, "HASH_BATCH_ROWS", at_once)
+        assert compute_data_version(found) == compute_data_version(found.lazy()) == expected
 
 
 def test_two_tables_are_not_one() -> None:
-    assert data_version(frame(ROWS[:2]), frame(ROWS[2:])) != data_version(frame(ROWS))
+    assert compute_data_version(frame(ROWS[:2]), frame(ROWS[2:])) != compute_data_version(frame(ROWS))
 
 
 def test_conform_names_what_is_wrong() -> None:
     good = frame(ROWS)
     with pytest.raises(schemas.SchemaError, match="missing: \\['answer'\\]"):
-        conform(good.drop("answer"), COMPLETIONS, ("prompt_id",))
+        conform_to_schema(good.drop("answer"), COMPLETIONS, ("prompt_id",))
     with pytest.raises(schemas.SchemaError, match="unknown: \\['more'\\]"):
-        conform(good.with_columns(more=1), COMPLETIONS, ("prompt_id",))
+        conform_to_schema(good.with_columns(more=1), COMPLETIONS, ("prompt_id",))
     with pytest.raises(schemas.SchemaError, match="declared type"):
-        conform(good.with_columns(prompt_tokens=pl.lit("many")), COMPLETIONS, ("prompt_id",))
+        conform_to_schema(good.with_columns(prompt_tokens=pl.lit("many")), COMPLETIONS, ("prompt_id",))
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,13 +131,13 @@ def test_the_query_and_the_function_fold_every_character_alike() -> None:
     known = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Cs")]
     texts = [f"A {c} b{c}" for c in known]
     folded = pl.DataFrame({"text": texts}).select(normalized_expr(pl.col("text")))["text"].to_list()
-    assert [(c, a) for c, t, a in zip(known, texts, folded, strict=True) if a != normalize(t)] == []
+    assert [(c, a) for c, t, a in zip(known, texts, folded, strict=True) if a != normalize_text(t)] == []
 
 
 @given(st.text(), st.text(alphabet=" \t\n\u3000\u00a0\x1f", min_size=1))
 def test_folding_a_text_ignores_the_white_space_around_and_within(text: str, space: str) -> None:
     folded = pl.DataFrame({"t": [space + text.replace(" ", space) + space]}).select(normalized_expr(pl.col("t")))
-    assert folded["t"].to_list() == [normalize(text)]
+    assert folded["t"].to_list() == [normalize_text(text)]
 
 
 def test_user_text_reads_the_user_turns_alone() -> None:
@@ -141,11 +145,20 @@ def test_user_text_reads_the_user_turns_alone() -> None:
     for role, content in (("system", "rules"), ("user", "first"), ("assistant", "answer"), ("user", "second")):
         turns.append({"role": role, "content": content, "tool_calls": None, "tool_call_id": None, "name": None})
     rows = [dict.fromkeys(PROMPTS) | {"prompt_id": "p", "messages": turns}]
-    prompts = frame_of(rows, PROMPTS, ("prompt_id",))
-    assert user_text(turns) == "first\nsecond"
+    prompts = build_frame(rows, PROMPTS, ("prompt_id",))
+    assert get_user_text(turns) == "first\nsecond"
     assert prompts.select(user_text_expr()).item() == "first\nsecond"
 
 
 def test_a_prompt_id_reads_messages_and_tools_alone() -> None:
-    assert prompt_id(user_message("a")) == prompt_id(user_message("a"))
-    assert len({prompt_id(user_message("a")), prompt_id(user_message("b")), prompt_id(user_message("a"), "[]")}) == 3
+    assert compute_prompt_id(make_user_message("a")) == compute_prompt_id(make_user_message("a"))
+    assert (
+        len(
+            {
+                compute_prompt_id(make_user_message("a")),
+                compute_prompt_id(make_user_message("b")),
+                compute_prompt_id(make_user_message("a"), "[]"),
+            }
+        )
+        == 3
+    )

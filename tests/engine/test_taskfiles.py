@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distill_dagster.core.errors import InputError, Problem
-from distill_dagster.pipeline.task_check import check_folder
+from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import TaskFolder, find_tasks, open_task
 from tests.engine.mistakes import ROW, SLICE, Mistake, append, subfolder, templates, write
 from tests.engine.mistakes_in_rows import ROW_MISTAKES
@@ -22,9 +22,9 @@ MISTAKES = [*YAML_MISTAKES, *ROW_MISTAKES]
 @pytest.mark.parametrize("mistake", MISTAKES, ids=[m.name for m in MISTAKES])
 def test_a_mistake_gives_one_problem(mistake: Mistake, tmp_path: Path) -> None:
     folder = small_task(tmp_path, teacher={"few_shot": {"per_label": 3}})
-    assert check_folder(again(folder)) == []
+    assert check_task_folder(again(folder)) == []
     mistake.breaks(folder.path)
-    problems = check_folder(again(folder))
+    problems = check_task_folder(again(folder))
     assert len(problems) == 1, "\n".join(map(str, problems))
     [problem] = problems
     assert problem.severity == "error"
@@ -57,7 +57,7 @@ def test_a_property_raises_the_same_problem(mistake: Mistake, tmp_path: Path) ->
     mistake.breaks(folder.path)
     with pytest.raises(InputError) as caught:
         PROPERTIES[mistake.file](again(folder))
-    expected = check_folder(again(folder))
+    expected = check_task_folder(again(folder))
     assert set(expected) <= set(caught.value.problems)
     assert str(expected[0]) in str(caught.value)
 
@@ -72,20 +72,20 @@ def test_a_template_that_cannot_be_read_is_not_replaced_by_the_built_in_one(tmp_
 def test_every_bad_line_is_named(tmp_path: Path) -> None:
     folder = small_task(tmp_path)
     append("golden.jsonl", 'no json\n{"id": "n", "text": "t", "label": "x"}\n{"id": "m"}\n')(folder.path)
-    problems = check_folder(folder)
+    problems = check_task_folder(folder)
     assert [(p.line, p.field) for p in problems] == [(7, None), (8, "label"), (9, "text")]
 
 
 def test_calibration_wants_an_example_outside_of_the_draw(tmp_path: Path) -> None:
     changes = {"few_shot": {"per_label": 3}, "calibration": "examples"}
-    problems = check_folder(small_task(tmp_path, teacher=changes))
+    problems = check_task_folder(small_task(tmp_path, teacher=changes))
     assert len(problems) == 3
     assert "teacher.calibration for one more" in problems[0].message
 
 
 @pytest.mark.parametrize("name", ["Shop", "1shop", "shop-mail", "shop mail"])
 def test_a_task_name_that_cannot_be_one(name: str, tmp_path: Path) -> None:
-    [problem] = check_folder(small_task(tmp_path, name))
+    [problem] = check_task_folder(small_task(tmp_path, name))
     assert "cannot be a task name" in problem.message
     assert "Rename the folder" in problem.remedy
 
@@ -95,7 +95,7 @@ def test_a_number_is_an_id_but_true_is_not(tmp_path: Path) -> None:
     append("golden.jsonl", ROW.replace('"new"', "17") + "\n")(folder.path)
     assert again(folder).golden[-1].id == "17"
     append("golden.jsonl", ROW.replace('"new"', "true") + "\n")(folder.path)
-    [problem] = check_folder(again(folder))
+    [problem] = check_task_folder(again(folder))
     assert (problem.line, problem.field) == (8, "id")
 
 
@@ -106,7 +106,7 @@ def test_bom_and_crlf_are_read(name: str, tmp_path: Path) -> None:
     path = folder.path / name
     path.write_bytes(codecs.BOM_UTF8 + path.read_bytes().replace(b"\n", b"\r\n"))
     fresh = again(folder)
-    assert check_folder(fresh) == []
+    assert check_task_folder(fresh) == []
     assert (fresh.task, fresh.golden, fresh.examples, fresh.slice("shop")) == before
 
 
@@ -115,7 +115,7 @@ def test_line_separators_inside_a_text_do_not_end_a_row(tmp_path: Path) -> None:
     text = "one\u2028two\u0085three\x0bfour"
     row = json.dumps({"id": "n", "text": text, "label": "login"}, ensure_ascii=False)
     append("golden.jsonl", row + "\n")(folder.path)
-    assert check_folder(folder) == []
+    assert check_task_folder(folder) == []
     assert again(folder).golden[-1].text == text
 
 
@@ -124,14 +124,14 @@ def test_merge_keys_of_yaml_are_understood(tmp_path: Path) -> None:
     write(
         "slices/shop.yaml", "description: d\nseeds:\n  - &a {text: x, target_label: refund}\n  - {<<: *a, text: y}\n"
     )(folder.path)
-    assert check_folder(folder) == []
+    assert check_task_folder(folder) == []
     assert [seed.target_label for seed in folder.slice("shop").seeds] == ["refund", "refund"]
 
 
 def test_yaml_cannot_run_code(tmp_path: Path) -> None:
     folder = small_task(tmp_path)
     write("task.yaml", "kind: !!python/object/apply:os.getcwd []\n")(folder.path)
-    [problem] = check_folder(folder)
+    [problem] = check_task_folder(folder)
     assert "could not determine a constructor" in problem.message
 
 
@@ -148,7 +148,7 @@ def test_warnings_do_not_stop_anything(tmp_path: Path) -> None:
     write("slices/web.yaml", SLICE + "  - the same \n")(folder.path)
     append("examples.jsonl", ROW.replace("some words", "held out: login fails") + "\n")(folder.path)
     append("dev.jsonl", ROW.replace("some words", "held out: delivery to Spain?") + "\n")(folder.path)
-    problems = check_folder(folder)
+    problems = check_task_folder(folder)
     assert len(problems) == 5
     golden = _warning(problems, "seed has the text of golden.jsonl row g-refund-0")
     assert golden.file.name == "shop.yaml"

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import polars as pl
 
 from distill_dagster.config import EvaluationSpec
-from distill_dagster.evaluation.metrics import Metrics, evaluate
-from distill_dagster.tables.schemas import PREDICTIONS, frame_of
+from distill_dagster.evaluation.metrics import Metrics, compute_metrics
+from distill_dagster.tables.schemas import PREDICTIONS, build_frame
 
 LABELS = ("refund", "card", "other")
 SPEC = EvaluationSpec(bootstrap_samples=500, seed=3)
@@ -33,7 +33,7 @@ def row(
 
 
 def table(rows: list[dict[str, object]]) -> pl.DataFrame:
-    return frame_of(rows, PREDICTIONS, ("system", "split", "item_id"))
+    return build_frame(rows, PREDICTIONS, ("system", "split", "item_id"))
 
 
 def patterns(right: Mapping[str, str], seconds: Mapping[str, float] | None = None) -> pl.DataFrame:
@@ -48,7 +48,7 @@ def patterns(right: Mapping[str, str], seconds: Mapping[str, float] | None = Non
 
 
 def measured(right: Mapping[str, str], seconds: Mapping[str, float] | None = None) -> Metrics:
-    return evaluate(patterns(right, seconds), {}, LABELS, SPEC)
+    return compute_metrics(patterns(right, seconds), {}, LABELS, SPEC)
 
 
 def marks(right: int, wrong: int, *, wrong_first: bool = False) -> str:

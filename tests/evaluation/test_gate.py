@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from distill_dagster.config import EvaluationSpec, GateSpec
-from distill_dagster.evaluation.gate import GateScores, gate_scores, reaches
+from distill_dagster.evaluation.gate import GateScores, build_gate_check, compute_gate_scores
 from distill_dagster.evaluation.statistics import Interval
-from distill_dagster.kinds import kind_of
-from distill_dagster.tables.schemas import PREDICTIONS, frame_of
+from distill_dagster.kinds import get_kind
+from distill_dagster.tables.schemas import PREDICTIONS, build_frame
 from tests.support.kinds import task_of
 
 
@@ -28,8 +28,8 @@ def rows(system: str, right: int, items: int = 10) -> list[dict[str, Any]]:
 
 
 def scores(*systems: tuple[str, int]) -> GateScores:
-    frame: pl.DataFrame = frame_of([r for s in systems for r in rows(*s)], PREDICTIONS, ("system", "item_id"))
-    return gate_scores(kind_of(task_of("classification")), frame, EvaluationSpec())
+    frame: pl.DataFrame = build_frame([r for s in systems for r in rows(*s)], PREDICTIONS, ("system", "item_id"))
+    return compute_gate_scores(get_kind(task_of("classification")), frame, EvaluationSpec())
 
 
 def test_scores_of_both_and_their_paired_difference() -> None:
@@ -51,7 +51,7 @@ def test_scores_of_both_and_their_paired_difference() -> None:
 def test_a_teacher_alone_has_no_difference() -> None:
     found = scores(("teacher", 8))
     assert (found.base, found.difference) == (None, None)
-    assert reaches(found, GateSpec(), 10, 10).passed
+    assert build_gate_check(found, GateSpec(), 10, 10).passed
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_teacher_alone_has_no_difference() -> None:
     ],
 )
 def test_what_passes(gate: GateSpec, systems: tuple[tuple[str, int], ...], passes: bool, why: str | None) -> None:
-    check = reaches(scores(*systems), gate, 10, 10)
+    check = build_gate_check(scores(*systems), gate, 10, 10)
     assert (check.passed, check.severity) == (passes, "error")
     assert ("why" in check.found) is not passes
     if why is not None:
@@ -77,10 +77,10 @@ def test_what_passes(gate: GateSpec, systems: tuple[tuple[str, int], ...], passe
 
 def test_too_few_answers_say_nothing() -> None:
     found = scores(("teacher", 10))
-    assert not reaches(found, GateSpec(), 4, 10).passed
-    assert reaches(found, GateSpec(), 5, 10).passed
-    assert reaches(found, GateSpec(), 4, 10, recorded=True).passed, "of a recording nothing is paid for"
-    assert not reaches(GateScores("accuracy", Interval(None)), GateSpec(), 0, 10).passed
+    assert not build_gate_check(found, GateSpec(), 4, 10).passed
+    assert build_gate_check(found, GateSpec(), 5, 10).passed
+    assert build_gate_check(found, GateSpec(), 4, 10, recorded=True).passed, "of a recording nothing is paid for"
+    assert not build_gate_check(GateScores("accuracy", Interval(None)), GateSpec(), 0, 10).passed
 
 
 def test_the_gate_is_passed_anew_where_the_base_answers_otherwise() -> None:

@@ -19,17 +19,17 @@ from distill_dagster.evaluation.metrics import (
     NO_ANSWER,
     NO_SLICE,
     Metrics,
-    confusion_table,
-    evaluate,
-    metrics_frame,
-    serving_cost_per_1k,
+    build_confusion_table,
+    build_metrics_frame,
+    compute_metrics,
+    compute_serving_cost_per_1k,
 )
 from distill_dagster.evaluation.statistics import (
     Interval,
-    bootstrap_sums,
-    mcnemar_exact,
-    percentile_interval,
-    resample_weights,
+    compute_bootstrap_sums,
+    compute_mcnemar_p_value,
+    compute_percentile_interval,
+    draw_resample_weights,
 )
 from tests.evaluation.build import LABELS, SPEC, measured, row, table
 
@@ -42,7 +42,7 @@ def _six_items() -> Metrics:
         row("distilled", f"i{i}", t, a, slice="a" if i < 4 else None, latency_s=None if i > 3 else 0.1 * (i + 1))
         for i, (t, a) in enumerate(zip(truth, answers, strict=True))
     ]
-    return evaluate(table(rows), {}, [*LABELS, "never"], SPEC)
+    return compute_metrics(table(rows), {}, [*LABELS, "never"], SPEC)
 
 
 def test_figures_of_six_items_by_hand() -> None:
@@ -63,7 +63,7 @@ def test_figures_of_six_items_by_hand() -> None:
 
 def test_confusion_has_a_column_for_answers_that_are_no_label() -> None:
     metrics = _six_items()
-    columns, counts = confusion_table(metrics.golden.systems["distilled"], metrics.labels)
+    columns, counts = build_confusion_table(metrics.golden.systems["distilled"], metrics.labels)
     assert columns == ["refund", "card", "other", "never", NO_ANSWER]
     assert counts == [[2, 1, 0, 0, 0], [0, 1, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
 
@@ -77,7 +77,7 @@ def test_latency_counts_only_items_timed_one_by_one() -> None:
 
 
 def test_a_system_that_was_not_timed_has_no_latency_and_no_cost() -> None:
-    metrics = evaluate(
+    metrics = compute_metrics(
         table([row("distilled", "a", "card", "card")]), {}, LABELS, EvaluationSpec(student_usd_per_hour=1.0)
     )
     assert metrics.golden.systems["distilled"].latency.p50 is None
@@ -87,11 +87,11 @@ def test_a_system_that_was_not_timed_has_no_latency_and_no_cost() -> None:
 def test_cost_of_a_student_is_machine_time_but_a_teacher_keeps_its_own() -> None:
     rows = [row(s, "a", "card", "card", latency_s=0.36) for s in ("teacher", "distilled", "base")]
     spec = EvaluationSpec(student_usd_per_hour=2.0)
-    metrics = evaluate(table(rows), {"base": {"cost_usd_per_1k": 7.0}}, LABELS, spec)
+    metrics = compute_metrics(table(rows), {"base": {"cost_usd_per_1k": 7.0}}, LABELS, spec)
     assert metrics.facts["distilled"].cost_usd_per_1k == pytest.approx(0.2)  # 360 s of 2 dollars an hour
     assert metrics.facts["base"].cost_usd_per_1k == 7.0
     assert metrics.facts["teacher"].cost_usd_per_1k is None
-    assert serving_cost_per_1k(0.36, None) is None
+    assert compute_serving_cost_per_1k(0.36, None) is None
 
 
 def test_retention_and_differences_are_paired() -> None:
@@ -121,8 +121,8 @@ def test_comparison_counts_and_mcnemar() -> None:
     assert (c.only_first, c.only_second, c.n) == (4, 0, 10)
     assert c.difference.value == pytest.approx(0.4)
     assert c.p_value == pytest.approx(2 * 0.5**4)
-    assert mcnemar_exact(0, 0) == 1.0
-    assert mcnemar_exact(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
+    assert compute_mcnemar_p_value(0, 0) == 1.0
+    assert compute_mcnemar_p_value(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
 
 
 def test_all_right_is_not_called_certain() -> None:
@@ -141,7 +141,7 @@ def test_a_difference_seen_on_every_item_is_not_called_certain() -> None:
 
 def test_interval_is_that_of_the_binomial() -> None:
     interval = (
-        evaluate(
+        compute_metrics(
             table([row("distilled", f"i{i}", "card", "card" if i < 120 else "other") for i in range(200)]),
             {},
             LABELS,
@@ -158,7 +158,7 @@ def test_interval_is_that_of_the_binomial() -> None:
 def test_seed_decides_the_intervals() -> None:
     rows = table([row("distilled", f"i{i}", "card", "card" if i % 3 else "other") for i in range(97)])
     one, again, other = (
-        evaluate(rows, {}, LABELS, EvaluationSpec(seed=seed, bootstrap_samples=400)) for seed in (1, 1, 2)
+        compute_metrics(rows, {}, LABELS, EvaluationSpec(seed=seed, bootstrap_samples=400)) for seed in (1, 1, 2)
     )
     assert one == again
     assert one.golden.systems["distilled"].macro_f1 != other.golden.systems["distilled"].macro_f1
@@ -166,21 +166,23 @@ def test_seed_decides_the_intervals() -> None:
 
 def test_blocks_do_not_change_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     contributions = np.eye(7, dtype=np.float32)
-    whole = bootstrap_sums(contributions, 50, seed=5)
+    whole = compute_bootstrap_sums(contributions, 50, seed=5)
     monkeypatch.setattr("distill_dagster.evaluation.statistics._CHUNK_CELLS", 7 * 3)
-    assert np.array_equal(whole, bootstrap_sums(contributions, 50, seed=5))
+    assert np.array_equal(whole, compute_bootstrap_sums(contributions, 50, seed=5))
     assert (whole.sum(axis=1) == 7).all()
 
 
 def test_rows_in_any_order_give_the_same_figures() -> None:
     rows = [row(s, f"i{i}", LABELS[i % 3], LABELS[(i * i) % 3]) for s in ("distilled", "base") for i in range(30)]
-    assert evaluate(table(rows), {}, LABELS, SPEC) == evaluate(table(rows[::-1]).reverse(), {}, LABELS, SPEC)
+    assert compute_metrics(table(rows), {}, LABELS, SPEC) == compute_metrics(
+        table(rows[::-1]).reverse(), {}, LABELS, SPEC
+    )
 
 
 def test_systems_are_compared_on_the_items_both_answered() -> None:
     rows = [row("distilled", f"i{i}", "card", "card") for i in range(4)]
     rows += [row("teacher", "i0", "card", "other"), row("teacher", "i1", "card", "card")]
-    golden = evaluate(table(rows), {}, LABELS, SPEC).golden
+    golden = compute_metrics(table(rows), {}, LABELS, SPEC).golden
     assert golden.systems["teacher"].n == 2
     assert golden.comparisons["distilled", "teacher"].n == 2
     assert golden.retention.value == 2.0
@@ -197,22 +199,22 @@ def test_systems_are_compared_on_the_items_both_answered() -> None:
 )
 def test_a_table_that_contradicts_itself_is_refused(rows: list[dict[str, object]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        evaluate(table(rows), {}, LABELS, SPEC)
+        compute_metrics(table(rows), {}, LABELS, SPEC)
 
 
 def test_without_golden_answers_the_remedy_is_named() -> None:
     with pytest.raises(DistillError, match=r"golden\.jsonl"):
-        evaluate(table([row("distilled", "a", "card", "card", split="dev")]), {}, LABELS, SPEC)
+        compute_metrics(table([row("distilled", "a", "card", "card", split="dev")]), {}, LABELS, SPEC)
 
 
 def test_an_unknown_fact_is_an_error() -> None:
     with pytest.raises(TypeError):
-        evaluate(table([row("distilled", "a", "card", "card")]), {"distilled": {"cost": 1}}, LABELS, SPEC)
+        compute_metrics(table([row("distilled", "a", "card", "card")]), {"distilled": {"cost": 1}}, LABELS, SPEC)
 
 
 def test_frame_for_the_table_check() -> None:
     rows = [row("distilled", "a", "card", "card", latency_s=0.02), row("base", "a", "card", "other")]
-    frame = metrics_frame(evaluate(table(rows), {"distilled": {"bytes": 10**9}}, LABELS, SPEC))
+    frame = build_metrics_frame(compute_metrics(table(rows), {"distilled": {"bytes": 10**9}}, LABELS, SPEC))
     assert list(frame.columns) == [
         "system", "accuracy", "low", "high", "macro_f1", "p50_ms", "p95_ms", "parameters", "bytes", "cost_usd_per_1k"
     ]  # fmt: skip
@@ -231,9 +233,9 @@ def test_two_thousand_samples_take_less_than_three_seconds() -> None:
         answers = rng.integers(0, 77, 600)
         rows += [row(system, f"i{i}", labels[i % 77], labels[a]) for i, a in enumerate(answers)]
     frame = table(rows)
-    evaluate(frame, {}, labels, SPEC)  # imports
+    compute_metrics(frame, {}, labels, SPEC)  # imports
     started = time.process_time()
-    evaluate(frame, {}, labels, EvaluationSpec(bootstrap_samples=2000))
+    compute_metrics(frame, {}, labels, EvaluationSpec(bootstrap_samples=2000))
     assert time.process_time() - started < 3 * 2  # processor time of both threads of a small machine
 
 
@@ -250,7 +252,7 @@ def test_intervals_hold_their_value(answers: list[tuple[str, ...]], confidence: 
         row(system, f"i{i}", item[0], item[k + 1]) for i, item in enumerate(answers) for k, system in enumerate(systems)
     ]
     spec = EvaluationSpec(bootstrap_samples=100, confidence=confidence)
-    golden = evaluate(table(rows), {}, LABELS, spec).golden
+    golden = compute_metrics(table(rows), {}, LABELS, spec).golden
     found = [s.accuracy for s in golden.systems.values()] + [s.macro_f1 for s in golden.systems.values()]
     for interval in found:
         assert interval.value is not None
@@ -271,7 +273,7 @@ def test_rows_without_a_reference_are_left_out() -> None:
     blank = frame.with_columns(
         reference=pl.when(pl.col("item_id") == "b").then(None).otherwise(pl.col("reference")), correct=pl.lit(True)
     )
-    assert evaluate(blank, {}, LABELS, SPEC).golden.systems["distilled"].n == 1
+    assert compute_metrics(blank, {}, LABELS, SPEC).golden.systems["distilled"].n == 1
 
 
 def test_macro_f1_interval_against_samples_scored_one_by_one() -> None:
@@ -279,9 +281,9 @@ def test_macro_f1_interval_against_samples_scored_one_by_one() -> None:
     answers = ["card", "card", "card", "refund", *["other"] * 5]
     rows = [row("distilled", f"i{i}", t, a) for i, (t, a) in enumerate(zip(truth, answers, strict=True))]
     spec = EvaluationSpec(bootstrap_samples=200, seed=11)
-    found = evaluate(table(rows), {}, LABELS, spec).golden.systems["distilled"].macro_f1
+    found = compute_metrics(table(rows), {}, LABELS, spec).golden.systems["distilled"].macro_f1
     scores = []
-    for weights in np.vstack(list(resample_weights(9, 200, 11))):
+    for weights in np.vstack(list(draw_resample_weights(9, 200, 11))):
         drawn = np.repeat(np.arange(9), weights.astype(int))
         own, given_ = np.array(truth)[drawn], np.array(answers)[drawn]
         scores.append(f1_score(own, given_, labels=np.unique(own), average="macro", zero_division=0))
@@ -289,6 +291,6 @@ def test_macro_f1_interval_against_samples_scored_one_by_one() -> None:
 
 
 def test_a_biased_statistic_stays_in_its_interval() -> None:
-    assert percentile_interval(0.5, np.full(10, 0.75), 0.95) == Interval(0.5, 0.5, 0.75)
-    assert percentile_interval(0.5, np.array([np.nan, 0.25]), 0.95) == Interval(0.5, 0.25, 0.5)
-    assert percentile_interval(0.5, np.array([np.nan]), 0.95) == Interval(0.5)
+    assert compute_percentile_interval(0.5, np.full(10, 0.75), 0.95) == Interval(0.5, 0.5, 0.75)
+    assert compute_percentile_interval(0.5, np.array([np.nan, 0.25]), 0.95) == Interval(0.5, 0.25, 0.5)
+    assert compute_percentile_interval(0.5, np.array([np.nan]), 0.95) == Interval(0.5)

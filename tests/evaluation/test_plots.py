@@ -15,15 +15,17 @@ from distill_dagster.core import plots
 
 LABELS = [f"label number {i}" for i in range(24)]
 DRAWN = {
-    "bars": lambda: plots.bar_counts({name: i for i, name in enumerate(LABELS)}, "Rows"),
-    "no bars": lambda: plots.bar_counts({}, "Rows"),
-    "zero": lambda: plots.bar_counts({"a": 0}, "Rows"),
-    "shares": lambda: plots.bar_counts({"a": 0.25, "b": 0.75}, "Shares", "probability"),
-    "many bars": lambda: plots.bar_counts({f"{i}": i for i in range(500)}, "Rows"),
-    "lines": lambda: plots.lines({"a": [(i, i % 7) for i in range(2000)], "b": [(3, 1)]}, "Loss", "step", "loss"),
-    "confusion": lambda: plots.confusion(LABELS, [*LABELS, "(no label)"], [[3] * 25] * 24, "Confusion"),
-    "intervals": lambda: plots.intervals([("base", 0.5, 0.4, 0.6), ("one", 1.0, 1.0, 1.0)], "Accuracy", "accuracy"),
-    "formula": lambda: plots.bar_counts({r"$\frac{$": 1, "$a$ b$": 2, "line\nbreak": 3, "退款 🙂": 4}, r"$\bad{$"),
+    "bars": lambda: plots.plot_counts({name: i for i, name in enumerate(LABELS)}, "Rows"),
+    "no bars": lambda: plots.plot_counts({}, "Rows"),
+    "zero": lambda: plots.plot_counts({"a": 0}, "Rows"),
+    "shares": lambda: plots.plot_counts({"a": 0.25, "b": 0.75}, "Shares", "probability"),
+    "many bars": lambda: plots.plot_counts({f"{i}": i for i in range(500)}, "Rows"),
+    "lines": lambda: plots.plot_lines({"a": [(i, i % 7) for i in range(2000)], "b": [(3, 1)]}, "Loss", "step", "loss"),
+    "confusion": lambda: plots.plot_confusion(LABELS, [*LABELS, "(no label)"], [[3] * 25] * 24, "Confusion"),
+    "intervals": lambda: plots.plot_intervals(
+        [("base", 0.5, 0.4, 0.6), ("one", 1.0, 1.0, 1.0)], "Accuracy", "accuracy"
+    ),
+    "formula": lambda: plots.plot_counts({r"$\frac{$": 1, "$a$ b$": 2, "line\nbreak": 3, "退款 🙂": 4}, r"$\bad{$"),
 }
 
 
@@ -57,5 +59,5 @@ def test_no_global_state() -> None:
 
 
 def test_markdown_image_cannot_be_broken_out_of() -> None:
-    text = plots.markdown_image(b"abc", alt="a](http://x) <b>[")
+    text = plots.to_markdown_image(b"abc", alt="a](http://x) <b>[")
     assert text == f"![ahttpx b](data:image/png;base64,{base64.b64encode(b'abc').decode()})"

@@ -15,12 +15,12 @@ import pytest
 from sklearn.metrics import f1_score
 
 from distill_dagster.config import TeacherSpec, TermsSpec
-from distill_dagster.evaluation.formatting import count, dollars, size
-from distill_dagster.evaluation.metrics import evaluate
-from distill_dagster.evaluation.report import ReportInputs, summary_rows, write_report
-from distill_dagster.evaluation.verdict import decide
+from distill_dagster.evaluation.formatting import build_summary_rows, format_count, format_dollars, format_size
+from distill_dagster.evaluation.metrics import compute_metrics
+from distill_dagster.evaluation.report import ReportInputs, write_report
+from distill_dagster.evaluation.verdict import recommend
 from distill_dagster.tables.schemas import PREDICTIONS
-from distill_dagster.teacher.providers.terms import terms_of
+from distill_dagster.teacher.providers.terms import find_terms
 from tests.evaluation.build import LABELS, SPEC, row, table
 
 EVIL = "<script>alert(1)</script>"
@@ -61,8 +61,8 @@ def _predictions(labels: tuple[str, ...] = LABELS) -> pl.DataFrame:
 
 
 def _write(folder: Path, predictions: pl.DataFrame, inputs: ReportInputs, labels: tuple[str, ...] = LABELS) -> str:
-    metrics = evaluate(predictions, FACTS, labels, SPEC)
-    write_report(folder, predictions, metrics, decide(metrics), inputs)
+    metrics = compute_metrics(predictions, FACTS, labels, SPEC)
+    write_report(folder, predictions, metrics, recommend(metrics), inputs)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -130,8 +130,8 @@ def test_every_figure_can_be_recomputed_from_the_predictions(folder: Path) -> No
 
 def test_intervals_and_verdict_can_be_recomputed_too(folder: Path) -> None:
     figures = json.loads((folder / "metrics.json").read_text())
-    again = evaluate(pl.read_parquet(folder / "predictions.parquet"), FACTS, figures["labels"], SPEC)
-    assert figures["verdict"]["text"] == decide(again).text
+    again = compute_metrics(pl.read_parquet(folder / "predictions.parquet"), FACTS, figures["labels"], SPEC)
+    assert figures["verdict"]["text"] == recommend(again).text
     for system, score in again.golden.systems.items():
         assert figures["systems"][system]["score"] == score.accuracy.to_dict()
 
@@ -209,7 +209,7 @@ def test_texts_labels_and_answers_are_escaped(tmp_path: Path) -> None:
 
 def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> None:
     said = TermsSpec.model_validate({"acknowledged": True, "note": EVIL})
-    terms = terms_of(TeacherSpec(model="anthropic/claude-sonnet-4-5", terms=said)).as_json()
+    terms = find_terms(TeacherSpec(model="anthropic/claude-sonnet-4-5", terms=said)).as_json()
     html = _write(tmp_path, _predictions(), replace(INPUTS, terms=[terms]))
     text = re.sub(r"\s+", " ", html)
     assert "restrict training with its answers; the task acknowledges it." in text
@@ -220,7 +220,7 @@ def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> Non
     assert (told["restricts"], told["acknowledged"], told["note"]) == ("yes", True, EVIL)
     assert told["clauses"][0]["url"] == "https://www.anthropic.com/legal/aup"
     assert "Terms of the teacher" not in _write(tmp_path, _predictions(), INPUTS)
-    judge = terms_of(TeacherSpec(model="openai/gpt-4o", terms=TermsSpec(acknowledged=True))).as_json("judge")
+    judge = find_terms(TeacherSpec(model="openai/gpt-4o", terms=TermsSpec(acknowledged=True))).as_json("judge")
     both = _write(tmp_path, _predictions(), replace(INPUTS, terms=[terms, judge]))
     assert "Terms of the teacher and of others that were asked" in both
     assert "Answers were judged. The terms of OpenAI" in both
@@ -288,7 +288,7 @@ def test_the_same_input_gives_the_same_files(tmp_path: Path) -> None:
 
 
 def test_summary_rows() -> None:
-    rows = {r["system"]: r for r in summary_rows(evaluate(_predictions(), FACTS, LABELS, SPEC))}
+    rows = {r["system"]: r for r in build_summary_rows(compute_metrics(_predictions(), FACTS, LABELS, SPEC))}
     assert list(rows) == ["teacher", "base", "seed_only", "distilled", "centroid"]
     assert re.fullmatch(r"0\.\d\d \[0\.\d\d, [01]\.\d\d\]", rows["distilled"]["accuracy"])
     assert rows["distilled"]["size"] == "90.9 MB"
@@ -297,6 +297,6 @@ def test_summary_rows() -> None:
 
 
 def test_units() -> None:
-    assert [count(v) for v in (None, 0, 9_999, 134_515_008, 7e9)] == ["unknown", "0", "9,999", "135 M", "7 B"]
-    assert [size(v) for v in (None, 12, 23_000, 98_000_000)] == ["unknown", "12 B", "23 kB", "98 MB"]
-    assert [dollars(v) for v in (None, 0.0, 0.00051, 12_000)] == ["unknown", "$0.00", "$0.00051", "$12,000"]
+    assert [format_count(v) for v in (None, 0, 9_999, 134_515_008, 7e9)] == ["unknown", "0", "9,999", "135 M", "7 B"]
+    assert [format_size(v) for v in (None, 12, 23_000, 98_000_000)] == ["unknown", "12 B", "23 kB", "98 MB"]
+    assert [format_dollars(v) for v in (None, 0.0, 0.00051, 12_000)] == ["unknown", "$0.00", "$0.00051", "$12,000"]

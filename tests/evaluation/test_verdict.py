@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from distill_dagster.evaluation.verdict import Verdict, decide
+from distill_dagster.evaluation.verdict import Recommendation, recommend
 from tests.evaluation.build import marks, measured
 
 
-def _decide(**right: int | str) -> Verdict:
+def _decide(**right: int | str) -> Recommendation:
     """Number of right answers of 200 (the wrong ones last), or a pattern."""
-    return decide(measured({s: r if isinstance(r, str) else marks(r, 200 - r) for s, r in right.items()}))
+    return recommend(measured({s: r if isinstance(r, str) else marks(r, 200 - r) for s, r in right.items()}))
 
 
 def test_worth_it() -> None:
@@ -19,7 +19,7 @@ def test_worth_it() -> None:
         {s: marks(r, 200 - r) for s, r in right.items()},
         {"teacher": 0.5, "distilled": 0.02, "base": 0.02, "seed_only": 0.02, "centroid": 0.01},
     )
-    verdict = decide(metrics)
+    verdict = recommend(metrics)
     assert verdict.worth_it is True
     assert verdict.best_other == "seed_only"
     assert verdict.text.startswith("Yes")
@@ -33,8 +33,8 @@ def test_a_slower_student_is_not_called_faster() -> None:
         {"teacher": marks(190, 10), "base": marks(100, 100), "distilled": marks(180, 20)},
         {"teacher": 0.01, "distilled": 0.02},
     )
-    assert "2.0 times higher" in decide(metrics).text
-    assert "lower" not in decide(metrics).text
+    assert "2.0 times higher" in recommend(metrics).text
+    assert "lower" not in recommend(metrics).text
 
 
 def test_without_latency_nothing_is_said_about_speed() -> None:
@@ -92,7 +92,7 @@ def test_slices_that_teach_more_than_the_teacher() -> None:
 
 def test_too_close_to_call() -> None:
     close = {"teacher": "1" * 38 + "00", "distilled": "1" * 35 + "0" * 5, "base": "0" * 7 + "1" * 33}
-    verdict = decide(measured(close))
+    verdict = recommend(measured(close))
     assert verdict.worth_it is None
     assert verdict.text.startswith("Too close to call at 40 golden items")
     assert verdict.best_other == "base"
@@ -123,12 +123,12 @@ def test_a_clearly_better_system_wins_over_a_larger_but_unclear_difference() -> 
 @pytest.mark.parametrize("items", [1, 3, 4])
 def test_a_handful_of_items_decides_nothing(items: int) -> None:
     for own, other in (("1", "0"), ("0", "1"), ("1", "1")):
-        verdict = decide(measured({"teacher": "1" * items, "distilled": own * items, "base": other * items}))
+        verdict = recommend(measured({"teacher": "1" * items, "distilled": own * items, "base": other * items}))
         assert verdict.worth_it is None
 
 
 def test_nothing_to_compare_with() -> None:
     verdict = _decide(teacher=190, distilled=180)
-    assert verdict == Verdict(None, verdict.text, "")
+    assert verdict == Recommendation(None, verdict.text, "")
     assert "no other system" in verdict.text
     assert "keeps 95 %" in verdict.text

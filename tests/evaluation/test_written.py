@@ -10,16 +10,17 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.evaluation.metrics import PERMUTATION, Metrics, evaluate, metrics_frame
+from distill_dagster.evaluation.formatting import build_summary_rows
+from distill_dagster.evaluation.metrics import PERMUTATION, Metrics, build_metrics_frame, compute_metrics
 from distill_dagster.evaluation.metrics_type import check_metrics_table
-from distill_dagster.evaluation.report import ReportInputs, metrics_json, summary_rows, write_report
-from distill_dagster.evaluation.statistics import paired_permutation
-from distill_dagster.evaluation.verdict import decide
-from distill_dagster.kinds import Kind, kind_of
+from distill_dagster.evaluation.report import ReportInputs, build_metrics_json, write_report
+from distill_dagster.evaluation.statistics import compute_permutation_p_value
+from distill_dagster.evaluation.verdict import recommend
+from distill_dagster.kinds import Kind, get_kind
 from tests.evaluation.build import SPEC, row, table
 from tests.support.kinds import task_of
 
-MATH, TEXT = kind_of(task_of("math")), kind_of(task_of("summarization"))
+MATH, TEXT = get_kind(task_of("math")), get_kind(task_of("summarization"))
 REFERENCE = "the old house is red"
 CLOSE, FAR = "the old house was red", "nothing of it"
 
@@ -37,7 +38,7 @@ def measured(kind: Kind, answers: dict[str, list[Any]], reference: Any) -> Metri
         for system, said in answers.items()
         for i, answer in enumerate(said)
     ]
-    return evaluate(table(rows), {}, [], SPEC, kind)
+    return compute_metrics(table(rows), {}, [], SPEC, kind)
 
 
 def test_numbers_are_right_or_wrong_within_the_tolerance() -> None:
@@ -63,15 +64,15 @@ def test_texts_have_a_share_of_likeness() -> None:
     assert pair.difference.value == pytest.approx(0.8)
     assert pair.p_value == pytest.approx(2 / 2**8, abs=0.004), "all of eight signs alike"
     assert found.golden.retention.value == pytest.approx(0.8)
-    assert decide(found).worth_it is True
-    assert "of the teacher's ROUGE-L" in decide(found).text
+    assert recommend(found).worth_it is True
+    assert "of the teacher's ROUGE-L" in recommend(found).text
 
 
 def test_the_permutation_test_counts_all_signs() -> None:
     import numpy as np
 
-    assert paired_permutation(np.zeros(5, np.float32), 0) == 1
-    found = paired_permutation(np.array([0.5, 0.5, 0.5, -0.1], np.float32), 0, samples=40_000)
+    assert compute_permutation_p_value(np.zeros(5, np.float32), 0) == 1
+    found = compute_permutation_p_value(np.array([0.5, 0.5, 0.5, -0.1], np.float32), 0, samples=40_000)
     assert found == pytest.approx(4 / 16, abs=0.01), "sums of 1.4 and 1.6, of either sign"
 
 
@@ -88,23 +89,23 @@ def test_the_report_speaks_of_the_kinds_figures(tmp_path: Path, kind: Kind) -> N
         for i, answer in enumerate(said)
     ]
     inputs = ReportInputs("t", "s", "v", "h", "now", {"g000": "<script>alert(1)</script>"})
-    write_report(tmp_path, table(rows), metrics, decide(metrics), inputs)
+    write_report(tmp_path, table(rows), metrics, recommend(metrics), inputs)
     html = (tmp_path / "report.html").read_text()
     assert "<script" not in html
     assert ("ROUGE-L" in html) == (kind is TEXT)
     for absent in ("By label", "Macro-F1", "confusion", "centroid"):
         assert absent not in html
-    figures = metrics_json(metrics, decide(metrics), inputs)
+    figures = build_metrics_json(metrics, recommend(metrics), inputs)
     assert figures["systems"]["distilled"]["metric"] == kind.metric
     assert ("token_f1" in figures["systems"]["distilled"]) == (kind is TEXT)
     assert figures["splits"]["golden"]["systems"]["base"][kind.metric] == figures["systems"]["base"]["score"]
-    assert check_metrics_table(metrics_frame(metrics)) is None
-    assert kind.metric in summary_rows(metrics)[0]
-    again = evaluate(pl.read_parquet(tmp_path / "predictions.parquet"), {}, [], SPEC, kind)
+    assert check_metrics_table(build_metrics_frame(metrics)) is None
+    assert kind.metric in build_summary_rows(metrics)[0]
+    again = compute_metrics(pl.read_parquet(tmp_path / "predictions.parquet"), {}, [], SPEC, kind)
     assert replace(again, facts={}) == replace(metrics, facts={}), "every figure follows from the table"
 
 
 def test_a_table_that_contradicts_itself() -> None:
     wrong = answered(MATH, "distilled", "a", 7, 7.0) | {"correct": False}
     with pytest.raises(ValueError, match="the kind's equality"):
-        evaluate(table([wrong]), {}, [], SPEC, MATH)
+        compute_metrics(table([wrong]), {}, [], SPEC, MATH)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_dagster.kinds.arithmetic import MAX_CHARS, NotANumber, evaluated, number_in
+from distill_dagster.kinds.arithmetic import MAX_CHARS, NotANumberError, evaluate_expression, parse_number
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ from distill_dagster.kinds.arithmetic import MAX_CHARS, NotANumber, evaluated, n
     ],
 )
 def test_values(text: str, value: int | Fraction) -> None:
-    assert number_in(text) == value
+    assert parse_number(text) == value
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,16 @@ def test_values(text: str, value: int | Fraction) -> None:
     ],
 )
 def test_what_is_not_one_number(text: str, why: str) -> None:
-    with pytest.raises(NotANumber, match=why):
-        number_in(text)
+    with pytest.raises(NotANumberError, match=why):
+        parse_number(text)
 
 
 @pytest.mark.parametrize(
     "text", ["__import__('os')", "(lambda: 1)()", "[1][0]", "True", "1 if 1 else 2", "1e9", "1_000", "a", "1 < 2", "1j"]
 )
 def test_nothing_but_arithmetic_is_taken(text: str) -> None:
-    with pytest.raises(NotANumber):
-        evaluated(text)
+    with pytest.raises(NotANumberError):
+        evaluate_expression(text)
 
 
 numbers = st.integers(0, 999).map(str)
@@ -82,8 +82,8 @@ expressions = st.recursive(
 @given(expressions.filter(lambda text: len(text) <= MAX_CHARS))
 def test_as_python_counts(text: str) -> None:
     try:
-        found = evaluated(text)
-    except NotANumber:
+        found = evaluate_expression(text)
+    except NotANumberError:
         assert abs(eval(text)) > 2**900, "generated above: digits, brackets, + - *"
         return
     assert found == eval(text)
@@ -92,7 +92,7 @@ def test_as_python_counts(text: str) -> None:
 @given(st.text(max_size=220) | st.text("0123456789+-*/().=$, x^{}\\boxed", max_size=220))
 def test_any_text_is_a_number_or_a_reason(text: str) -> None:
     try:
-        found = number_in(text)
-    except NotANumber:
+        found = parse_number(text)
+    except NotANumberError:
         return
     assert isinstance(found, Fraction)

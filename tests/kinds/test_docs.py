@@ -6,11 +6,11 @@ import re
 
 import yaml
 
-from distill_dagster.config import KIND, Task
-from distill_dagster.core.paths import PROJECT
+from distill_dagster.config import Task, TaskKind
+from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.tasks import Slice
 
-TEXT = (PROJECT / "docs" / "kinds.md").read_text("utf-8")
+TEXT = (PROJECT_FOLDER / "docs" / "kinds.md").read_text("utf-8")
 
 
 def test_every_yaml_is_valid() -> None:
@@ -22,5 +22,5 @@ def test_every_yaml_is_valid() -> None:
 
 
 def test_every_kind_is_described() -> None:
-    for kind in KIND.__args__:
+    for kind in TaskKind.__args__:
         assert f"| `{kind}` |" in TEXT

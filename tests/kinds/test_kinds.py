@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_dagster.core.json_schema import answer_problem, schema_problem, strict
-from distill_dagster.kinds import InvalidAnswer, Kind, Question, kind_of
-from distill_dagster.kinds.similarity import chrf, rouge_l, squad_normalized, token_f1
+from distill_dagster.core.json_schema import find_answer_problem, find_schema_problem, is_strict_schema
+from distill_dagster.kinds import InvalidAnswerError, Kind, Question, get_kind
+from distill_dagster.kinds.similarity import compute_chrf, compute_rouge_l, compute_token_f1, normalize_squad
 from tests.support.kinds import ANSWERS, KINDS, SCHEMA, task_of
 
 OPTIONS = Question("Where is the ship?\nAnswer Choices:\n(a) park\n(b) a harbour\n(c) harbour master\n(d) I\n")
@@ -20,7 +20,7 @@ NONE = Question()
 
 
 def kind(name: str, **changes: Any) -> Kind:
-    return kind_of(task_of(name, **changes))
+    return get_kind(task_of(name, **changes))
 
 
 def canonical(name: str, value: Any, question: Question = NONE, **changes: Any) -> Any:
@@ -39,8 +39,8 @@ def test_every_kind_takes_its_answer_in_one_form(name: str) -> None:
     if one.second and one.second != "macro_f1":
         assert one.second_score(answer, answer) == 1
         assert one.second_score(None, answer) == 0
-    assert answer_problem(answer, one.schema()) is None, "what the provider is asked for fits"
-    assert schema_problem(one.schema()) is None
+    assert find_answer_problem(answer, one.schema()) is None, "what the provider is asked for fits"
+    assert find_schema_problem(one.schema()) is None
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -78,7 +78,7 @@ def test_a_refusal_equals_refusals_alone(name: str) -> None:
     ],
 )
 def test_what_is_no_answer_has_a_reason(name: str, value: Any, why: str) -> None:
-    with pytest.raises(InvalidAnswer, match=why):
+    with pytest.raises(InvalidAnswerError, match=why):
         canonical(name, value)
 
 
@@ -101,9 +101,9 @@ def test_options_are_meant_by_letter_or_by_words() -> None:
     assert canonical("qa", "(c) harbour master", OPTIONS, **one) == "harbour master"
     assert canonical("qa", "I", OPTIONS, **one) == "I", "an option of one letter"
     for text in ("(e)", "nowhere", "park or harbour"):
-        with pytest.raises(InvalidAnswer, match="not one of the options"):
+        with pytest.raises(InvalidAnswerError, match="not one of the options"):
             canonical("qa", text, OPTIONS, **one)
-    with pytest.raises(InvalidAnswer, match="no options"):
+    with pytest.raises(InvalidAnswerError, match="no options"):
         canonical("qa", "b", Question("Where?"), **one)
 
 
@@ -111,7 +111,7 @@ def test_free_answers_are_equal_after_normalisation() -> None:
     assert kind("qa").equal("The Eiffel Tower.", "eiffel  tower")
     assert not kind("qa").equal("Eiffel Tower", "Tower")
     assert kind("qa").second_score("the tower of Pisa", "Pisa tower") == pytest.approx(0.8)
-    assert squad_normalized("C# is 5% of it!") == "c# is 5% of it"
+    assert normalize_squad("C# is 5% of it!") == "c# is 5% of it"
 
 
 def test_extracted_objects() -> None:
@@ -169,18 +169,18 @@ def test_a_choice_is_one_of_the_samples(samples: list[Any]) -> None:
 
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_likeness_is_a_share_and_one_for_the_same(a: str, b: str) -> None:
-    for like in (token_f1, rouge_l, chrf):
+    for like in (compute_token_f1, compute_rouge_l, compute_chrf):
         assert 0 <= like(a, b) <= 1
         assert like(a, a) == 1
-    assert rouge_l(a, b) == rouge_l(b, a)
+    assert compute_rouge_l(a, b) == compute_rouge_l(b, a)
 
 
 def test_likeness_of_known_pairs() -> None:
-    assert rouge_l("the cat sat", "the cat was here") == pytest.approx(4 / 7)
-    assert token_f1("cat sat", "sat cat") == 1
-    assert rouge_l("cat sat", "sat cat") == pytest.approx(0.5)
-    assert 0 < chrf("Häuser", "Haus") < 1
-    assert chrf("", "Haus") == 0
+    assert compute_rouge_l("the cat sat", "the cat was here") == pytest.approx(4 / 7)
+    assert compute_token_f1("cat sat", "sat cat") == 1
+    assert compute_rouge_l("cat sat", "sat cat") == pytest.approx(0.5)
+    assert 0 < compute_chrf("Häuser", "Haus") < 1
+    assert compute_chrf("", "Haus") == 0
 
 
 @given(
@@ -193,25 +193,27 @@ def test_any_value_is_an_answer_or_has_a_reason(value: Any) -> None:
         one = kind(name)
         try:
             found = one.canonical(value, Question())
-        except InvalidAnswer:
+        except InvalidAnswerError:
             continue
         assert one.canonical(found, Question()) == found
         assert one.equal(found, json.loads(json.dumps(found)))
 
 
 def test_schemas_of_users() -> None:
-    assert schema_problem(SCHEMA) is None
-    assert strict({"type": "object", "properties": {"a": {}}, "required": ["a"], "additionalProperties": False})
-    assert not strict(SCHEMA), "`colours` may be left out"
+    assert find_schema_problem(SCHEMA) is None
+    assert is_strict_schema(
+        {"type": "object", "properties": {"a": {}}, "required": ["a"], "additionalProperties": False}
+    )
+    assert not is_strict_schema(SCHEMA), "`colours` may be left out"
     for schema, why in (
         ({"type": "objekt"}, "not a JSON schema at type"),
         ({"type": "object", "properties": {"a": {"$ref": "https://example.com/x"}}}, "leads out of the schema"),
         ({"type": "object", "patternProperties": {"(a+)+": {}}}, "patternProperties is not taken"),
         ({"type": "string", "pattern": "(?=a)"}, "look-around"),
     ):
-        assert why in (schema_problem(schema) or ""), schema
+        assert why in (find_schema_problem(schema) or ""), schema
     property_named_so = {"type": "object", "properties": {"pattern": {"type": "string"}, "$id": {"type": "string"}}}
-    assert schema_problem(property_named_so) is None
-    assert answer_problem("b", {"type": "string", "pattern": "^(a|aa)+$"}) is not None
-    assert answer_problem("a" * 5000 + "b", {"type": "string", "pattern": "^(a|aa)+$"}) is not None, "at once"
-    assert "cannot be applied" in (answer_problem(1, {"$ref": "#/$defs/none"}) or "")
+    assert find_schema_problem(property_named_so) is None
+    assert find_answer_problem("b", {"type": "string", "pattern": "^(a|aa)+$"}) is not None
+    assert find_answer_problem("a" * 5000 + "b", {"type": "string", "pattern": "^(a|aa)+$"}) is not None, "at once"
+    assert "cannot be applied" in (find_answer_problem(1, {"$ref": "#/$defs/none"}) or "")

@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_dagster.core.paths import PROJECT
-from distill_dagster.kinds import KINDS, Parsed, Question, kind_of, read_answer, written
+from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.kinds import KINDS, ParsedAnswer, Question, format_with_reasoning, get_kind, read_answer
 from distill_dagster.kinds.reading import is_refusal_text
 from tests.support.kinds import ANSWERS, task_of
 
-SHARED = Path(os.environ.get("DISTILL_SHARED_DATA", PROJECT.parent / "shared" / "data"))
+SHARED = Path(os.environ.get("DISTILL_SHARED_DATA", PROJECT_FOLDER.parent / "shared" / "data"))
 
 NONE = Question()
 
 
 def read(
     kind: str, text: str, question: Question = NONE, task: dict[str, Any] | None = None, **response: Any
-) -> Parsed:
-    return read_answer(kind_of(task_of(kind, **(task or {}))), text, question, **response)
+) -> ParsedAnswer:
+    return read_answer(get_kind(task_of(kind, **(task or {}))), text, question, **response)
 
 
 THINKS: dict[str, Any] = {"reasoning": True}
@@ -47,7 +47,7 @@ THINKS: dict[str, Any] = {"reasoning": True}
     ],
 )
 def test_reasoning_from_wherever_it_stands(text: str, response: dict[str, Any], reasoning: str) -> None:
-    assert read("math", text, task=THINKS, **response) == Parsed("ok", "42", reasoning)
+    assert read("math", text, task=THINKS, **response) == ParsedAnswer("ok", "42", reasoning)
 
 
 def test_an_answer_at_the_end_of_the_reasoning() -> None:
@@ -58,10 +58,10 @@ def test_an_answer_at_the_end_of_the_reasoning() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("thinks", [False, True])
 def test_every_kind_reads_what_it_writes(kind: str, thinks: bool) -> None:
-    one = kind_of(task_of(kind, reasoning=thinks))
+    one = get_kind(task_of(kind, reasoning=thinks))
     reasoning = "Because of this.\nAnd that." if thinks else None
-    text = written(reasoning, one.text(ANSWERS[kind]))
-    assert read_answer(one, text, Question()) == Parsed(
+    text = format_with_reasoning(reasoning, one.text(ANSWERS[kind]))
+    assert read_answer(one, text, Question()) == ParsedAnswer(
         "ok", json.dumps(ANSWERS[kind], sort_keys=True, separators=(",", ":")), reasoning
     )
     wrapped = json.dumps({"reasoning": reasoning, "answer": ANSWERS[kind]} if thinks else {"answer": ANSWERS[kind]})
@@ -71,7 +71,7 @@ def test_every_kind_reads_what_it_writes(kind: str, thinks: bool) -> None:
 def test_calls_of_the_provider() -> None:
     calls = [{"name": "find_order", "arguments": '{"number": 7}'}]
     found = read("tool_call", "", tool_calls=calls, reasoning_content="An order.")
-    assert found == Parsed("ok", '[{"arguments":{"number":7},"name":"find_order"}]', "An order.")
+    assert found == ParsedAnswer("ok", '[{"arguments":{"number":7},"name":"find_order"}]', "An order.")
     assert read("tool_call", "I look it up.", tool_calls=calls).reasoning == "I look it up."
     assert read("tool_call", "Hello!", tool_calls=[]).answer == "[]", "tools were offered, and none fits"
     assert read("tool_call", "I can't help with that.", tool_calls=[]).status == "refused"
@@ -111,7 +111,7 @@ def test_where_a_refusal_is_wanted_it_is_the_right_answer(kind: str) -> None:
     found = read(kind, "I'm sorry, but I can't help with that.", wanted)
     assert found.status == "ok"
     assert json.loads(found.answer or "") == {"refusal": "I'm sorry, but I can't help with that."}
-    answered = read(kind, kind_of(task_of(kind)).text(ANSWERS[kind]), wanted)
+    answered = read(kind, get_kind(task_of(kind)).text(ANSWERS[kind]), wanted)
     assert (answered.status, answered.answer) == ("ok", None)
     assert "a refusal is wanted" in (answered.error or "")
 
@@ -146,7 +146,7 @@ def test_a_pattern_of_the_task() -> None:
     task = {"answer": {"pattern": r"The answer is \(?(?P<answer>.*?)\)?\.(?:\s|$)", "stop": "\n\nQ:"}, **THINKS}
     raw = "He has 7 rows. 7 * 36 is 252. The answer is (7 * 36).\n\nQ: And? A: The answer is (9)."
     found = read("math", raw, task=task, finish_reason="length")
-    assert found == Parsed("ok", "252", "He has 7 rows. 7 * 36 is 252.")
+    assert found == ParsedAnswer("ok", "252", "He has 7 rows. 7 * 36 is 252.")
     assert read("math", "no such sentence", task=task).error == "no answer was found in the text"
 
 
@@ -163,7 +163,7 @@ def test_any_text_is_read_or_has_a_reason(text: str) -> None:
 @pytest.mark.parametrize(("split", "accuracy"), [("train", 0.7325), ("test", 0.74)])
 def test_recorded_sums(split: str, accuracy: float) -> None:
     task = {"answer": {"pattern": r"The answer is (?P<answer>\(.*?\))\.(?:\s|$)", "stop": "\n\nQ:"}, **THINKS}
-    kind = kind_of(task_of("math", **task))
+    kind = get_kind(task_of("math", **task))
     rows = {r["id"]: r for r in _rows(f"svamp/{split}.jsonl")}
     right = 0
     for row in _rows(f"svamp/completions-palm-{split}.jsonl"):
@@ -184,7 +184,7 @@ def test_recorded_sums(split: str, accuracy: float) -> None:
 )
 def test_recorded_choices(spec: dict[str, Any], accuracy: float) -> None:
     """With exact texts the figure that the data are known for; the letter alone saves answers with other words."""
-    kind = kind_of(task_of("qa", answer=spec | {"stop": "\n\nQ:", "choices": True}, **THINKS))
+    kind = get_kind(task_of("qa", answer=spec | {"stop": "\n\nQ:", "choices": True}, **THINKS))
     rows = {r["id"]: r for r in _rows("commonsenseqa/questions.jsonl")}
     right = 0
     for row in _rows("commonsenseqa/completions-palm.jsonl"):

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distill_dagster.config import FewShot
-from distill_dagster.prompts.example_choice import Fixed, Nearest, choice_of
-from distill_dagster.prompts.few_shot import Example, draws
+from distill_dagster.config import FewShotSpec
+from distill_dagster.prompts.example_choice import FixedExamples, NearestExamples, build_example_choice
+from distill_dagster.prompts.few_shot import FewShotExample, build_draws
 
 WORDS = ("refund", "delivery", "login", "late", "twice")
 POOL = [
-    Example("e1", "refund twice", "refund"),
-    Example("e2", "refund late", "refund"),
-    Example("e3", "delivery late", "delivery"),
-    Example("e4", "delivery", "delivery"),
-    Example("e5", "login twice", "login"),
+    FewShotExample("e1", "refund twice", "refund"),
+    FewShotExample("e2", "refund late", "refund"),
+    FewShotExample("e3", "delivery late", "delivery"),
+    FewShotExample("e4", "delivery", "delivery"),
+    FewShotExample("e5", "login twice", "login"),
 ]
 
 
@@ -25,11 +25,11 @@ def embed(texts: list[str]) -> np.ndarray:
     return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
 
 
-def nearest(pool: list[Example] = POOL, **few_shot: int) -> Nearest:
-    return Nearest(pool, FewShot(**few_shot), embed)
+def nearest(pool: list[FewShotExample] = POOL, **few_shot: int) -> NearestExamples:
+    return NearestExamples(pool, FewShotSpec(**few_shot), embed)
 
 
-def ids(found: list[Example]) -> list[str]:
+def ids(found: list[FewShotExample]) -> list[str]:
     return [example.id for example in found]
 
 
@@ -59,7 +59,7 @@ def test_looking_up_many_embeds_each_once() -> None:
         seen.append(texts)
         return embed(texts)
 
-    choice = Nearest(POOL, FewShot(nearest=2, draws=1), counting)
+    choice = NearestExamples(POOL, FewShotSpec(nearest=2, draws=1), counting)
     choice.look_up(["a refund", "a login", "a refund"])
     for text in ("a refund", "a login"):
         assert len(choice.examples(text, 0)) == 2
@@ -70,12 +70,12 @@ def test_an_empty_pool_gives_no_examples() -> None:
     assert nearest([], nearest=3, draws=1).examples("a refund", 0) == []
 
 
-@pytest.mark.parametrize("few_shot", [FewShot(per_label=1, draws=2), FewShot(nearest=2, draws=1)])
-def test_the_choice_follows_the_settings(few_shot: FewShot) -> None:
+@pytest.mark.parametrize("few_shot", [FewShotSpec(per_label=1, draws=2), FewShotSpec(nearest=2, draws=1)])
+def test_the_choice_follows_the_settings(few_shot: FewShotSpec) -> None:
     labels = ["refund", "delivery", "login"]
-    choice = choice_of(POOL, labels, few_shot, embed)
+    choice = build_example_choice(POOL, labels, few_shot, embed)
     if few_shot.nearest:
-        assert isinstance(choice, Nearest)
+        assert isinstance(choice, NearestExamples)
     else:
-        assert isinstance(choice, Fixed)
-        assert choice.examples("anything", 1) == draws(POOL, labels, few_shot)[1]
+        assert isinstance(choice, FixedExamples)
+        assert choice.examples("anything", 1) == build_draws(POOL, labels, few_shot)[1]

@@ -17,17 +17,17 @@ import yaml
 
 from distill_dagster.config import ImagineSpec
 from distill_dagster.core.errors import TeacherError
-from distill_dagster.core.hashing import content_hash
+from distill_dagster.core.hashing import hash_content
 from distill_dagster.kinds import WANTED_REFUSAL
-from distill_dagster.prompts.auxiliary_templates import IMAGINE, own_templates
-from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.tables.data_versions import data_version
+from distill_dagster.prompts.auxiliary_templates import IMAGINE_TEMPLATES, select_templates
+from distill_dagster.prompts.seeds import build_seed_prompts
+from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tasks import Slice, TaskFolder
-from distill_dagster.tasks.imagined import Imagination, Imagined, imagined_file, read_imagined
+from distill_dagster.tasks.imagined import ImaginedPrompt, ImagineHistory, get_imagined_path, read_imagined
 from distill_dagster.teacher.completions.store import CompletionStore
-from distill_dagster.teacher.imagine.ask import Outcome, imagine
-from distill_dagster.teacher.imagine.plan import EVOLUTIONS, Imaginer, imagine_requests_needed
-from distill_dagster.teacher.providers.client import endpoint_of
+from distill_dagster.teacher.imagine.ask import ImagineResult, imagine_prompts
+from distill_dagster.teacher.imagine.plan import EVOLUTIONS, Imaginer, count_imagine_requests
+from distill_dagster.teacher.providers.client import resolve_endpoint
 from tests.support.imagining import asked_text, listed, teacher, texts_for
 from tests.support.provider import FakeProvider, Fault
 from tests.support.task import LABELS, small_task
@@ -51,21 +51,23 @@ class Slices:
         task = folder.task
         if spec:
             task = task.model_copy(update={"imagine": ImagineSpec.model_validate(spec)})
-        own = own_templates(folder.templates(), IMAGINE)
+        own = select_templates(folder.templates(), IMAGINE_TEMPLATES)
         held_out = [*folder.golden, *folder.dev]
-        return Imaginer(task, "shop", folder.slice("shop"), held_out, own, endpoint_of(task.teacher).identity)
+        return Imaginer(task, "shop", folder.slice("shop"), held_out, own, resolve_endpoint(task.teacher).identity)
 
     @property
     def file(self) -> Path:
         assert self.folder.accepted is not None
-        return imagined_file(self.folder.accepted, "shop")
+        return get_imagined_path(self.folder.accepted, "shop")
 
-    def imagine(self, **spec: Any) -> Outcome:
+    def imagine(self, **spec: Any) -> ImagineResult:
         imaginer = self.imaginer(**spec)
-        return imagine(imaginer, self.file, endpoint_of(imaginer.teacher), self.store)
+        return imagine_prompts(imaginer, self.file, resolve_endpoint(imaginer.teacher), self.store)
 
     def version(self) -> str:
-        return data_version(seed_prompts("shop", TaskFolder(self.folder.path, self.folder.accepted).slice("shop")))
+        return compute_data_version(
+            build_seed_prompts("shop", TaskFolder(self.folder.path, self.folder.accepted).slice("shop"))
+        )
 
 
 def slices_in(root: Path, url: str, target: int = 13, **teacher_: Any) -> Slices:
@@ -91,7 +93,7 @@ def slices(tmp_path: Path, provider: FakeProvider) -> Iterator[Slices]:
 
 def test_methods_come_in_their_shares_and_every_value_equally_often(slices: Slices) -> None:
     imaginer = slices.imaginer(axes=AXES, per_request=1)
-    jobs = imaginer.jobs(Imagination(), 60)
+    jobs = imaginer.jobs(ImagineHistory(), 60)
     assert Counter(job.method for job in jobs) == {"grid": 24, "self_instruct": 18, "evolve": 18}
     assert Counter(job.method for job in jobs[:10]) == {"grid": 4, "self_instruct": 3, "evolve": 3}
     grid = [job for job in jobs if job.method == "grid"]
@@ -106,24 +108,24 @@ def test_methods_come_in_their_shares_and_every_value_equally_often(slices: Slic
 
 def test_a_request_follows_from_its_number(slices: Slices) -> None:
     imaginer = slices.imaginer(axes=AXES, per_request=2)
-    jobs = imaginer.jobs(Imagination(), 40)
-    assert jobs == slices.imaginer(axes=AXES, per_request=2).jobs(Imagination(), 40)
-    assert [job.count for job in imaginer.jobs(Imagination(), 5)] == [2, 2, 1]
+    jobs = imaginer.jobs(ImagineHistory(), 40)
+    assert jobs == slices.imaginer(axes=AXES, per_request=2).jobs(ImagineHistory(), 40)
+    assert [job.count for job in imaginer.jobs(ImagineHistory(), 5)] == [2, 2, 1]
     keys = {imaginer.request(job, 0).key for job in jobs}
     assert len(keys) == 20
     assert not keys & {imaginer.request(job, 1).key for job in jobs}, "a new generation asks differently"
-    assert jobs != slices.imaginer(axes=AXES, per_request=2, seed=1).jobs(Imagination(), 40)
+    assert jobs != slices.imaginer(axes=AXES, per_request=2, seed=1).jobs(ImagineHistory(), 40)
 
 
 def test_without_axes_the_grid_is_left_out(slices: Slices) -> None:
-    assert {job.method for job in slices.imaginer().jobs(Imagination(), 60)} == {"self_instruct", "evolve"}
+    assert {job.method for job in slices.imaginer().jobs(ImagineHistory(), 60)} == {"self_instruct", "evolve"}
     only = slices.imaginer(axes=AXES, methods={"self_instruct": 0, "evolve": 0})
-    assert {job.method for job in only.jobs(Imagination(), 60)} == {"grid"}
+    assert {job.method for job in only.jobs(ImagineHistory(), 60)} == {"grid"}
 
 
 def test_what_the_model_sees(slices: Slices) -> None:
     imaginer = slices.imaginer(axes=AXES, per_request=3)
-    by_method = {job.method: job for job in reversed(imaginer.jobs(Imagination(), 30))}
+    by_method = {job.method: job for job in reversed(imaginer.jobs(ImagineHistory(), 30))}
     shown = {name: asked(imaginer.request(job, 0)) for name, job in by_method.items()}
     for text in shown.values():
         assert "Sort messages to a shop." in text
@@ -151,7 +153,7 @@ def test_a_template_of_the_users_own(slices: Slices) -> None:
     folder.mkdir()
     (folder / "imagine_self_instruct.j2").write_text("{{ count }} for {{ label.name }}, please")
     after = slices.imaginer(methods={"evolve": 0})
-    job = after.jobs(Imagination(), 1)[0]
+    job = after.jobs(ImagineHistory(), 1)[0]
     assert job.label is not None
     assert asked(after.request(job, 0)) == f"1 for {job.label.name}, please"
     assert after.templates.version != before.templates.version
@@ -197,7 +199,7 @@ def test_later_rounds_show_and_evolve_what_was_imagined(slices: Slices, provider
     provider.answer = lambda seen: listed(seen, texts_for(seen)[:2])
     outcome = slices.imagine(per_request=4, examples=6)
     assert outcome.rounds > 1
-    ids = {row["prompt_id"] for row in seed_prompts("shop", slices.imaginer().slice).to_dicts()}
+    ids = {row["prompt_id"] for row in build_seed_prompts("shop", slices.imaginer().slice).to_dicts()}
     parents = {one.parent_prompt_id for one in outcome.imagination.prompts} - {None}
     assert parents <= ids
     assert len(parents) > 3, "more parents than there are seeds"
@@ -233,16 +235,16 @@ def test_a_refused_key_stops_at_once(slices: Slices, provider: FakeProvider) -> 
 
 def test_what_is_needed(slices: Slices) -> None:
     imaginer = slices.imaginer()
-    need = imagine_requests_needed(imaginer.task, imaginer.slice)
+    need = count_imagine_requests(imaginer.task, imaginer.slice)
     assert (need.prompts, need.requests, need.at_most) == (10, 3, 15)
     none = imaginer.slice.model_copy(update={"target": None})
-    assert imagine_requests_needed(imaginer.task, none).at_most == 0
-    had = Imagined(text="new", method="grid", teacher="t", template_version="v", request_key="k", imagined_at="x")
-    some = imaginer.slice.with_imagined(Imagination(prompts=(had, replace_text(had, "I want a refund"))))
-    assert imagine_requests_needed(imaginer.task, some).prompts == 9, "a prompt that is also a seed counts once"
+    assert count_imagine_requests(imaginer.task, none).at_most == 0
+    had = ImaginedPrompt(text="new", method="grid", teacher="t", template_version="v", request_key="k", imagined_at="x")
+    some = imaginer.slice.with_imagined(ImagineHistory(prompts=(had, replace_text(had, "I want a refund"))))
+    assert count_imagine_requests(imaginer.task, some).prompts == 9, "a prompt that is also a seed counts once"
 
 
-def replace_text(one: Imagined, text: str) -> Imagined:
+def replace_text(one: ImaginedPrompt, text: str) -> ImaginedPrompt:
     return one.model_copy(update={"text": text})
 
 
@@ -331,12 +333,12 @@ def test_two_processes_fill_a_slice_once(tmp_path: Path, provider: FakeProvider)
 def test_the_built_in_requests_stay_the_same(slices: Slices) -> None:
     """A round that was cut short asks again for what was not received: its answered requests must keep their keys."""
     imaginer = slices.imaginer(axes=AXES, per_request=2)
-    keys = [imaginer.request(job, 0).key for job in imaginer.jobs(Imagination(), 20)]
-    assert content_hash(keys) == "6c15710bead2d64117581850702695cc8d005f1977e1b193708da998c141989c"
+    keys = [imaginer.request(job, 0).key for job in imaginer.jobs(ImagineHistory(), 20)]
+    assert hash_content(keys) == "6c15710bead2d64117581850702695cc8d005f1977e1b193708da998c141989c"
 
 
 def test_an_imagined_prompt_of_a_safety_slice_wants_a_refusal_too() -> None:
     slice_ = Slice.model_validate({"description": "d", "seeds": ["a"], "refusal": "wanted"})
-    made = Imagined(text="b", method="grid", teacher="t", template_version="v", request_key="k", imagined_at="x")
-    table = seed_prompts("shop", slice_.with_imagined(Imagination(prompts=(made,))))
+    made = ImaginedPrompt(text="b", method="grid", teacher="t", template_version="v", request_key="k", imagined_at="x")
+    table = build_seed_prompts("shop", slice_.with_imagined(ImagineHistory(prompts=(made,))))
     assert table["reference"].to_list() == [WANTED_REFUSAL] * 2

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_dagster.teacher.imagine.lists import json_in, texts_in
+from distill_dagster.teacher.imagine.lists import parse_texts, read_outer_json
 
 TWO = ["first text", "second text"]
 FORMS = {
@@ -29,59 +29,59 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form(form: str) -> None:
-    assert texts_in(FORMS[form], 5, cut=form == "cut JSON") == TWO
+    assert parse_texts(FORMS[form], 5, cut=form == "cut JSON") == TWO
 
 
 def test_json_within_a_text_is_a_part_of_it() -> None:
     texts = ['the body {"a": 1} is refused', 'and ["b"] too']
-    assert texts_in(f"1. {texts[0]}\n2. {texts[1]}", 2) == texts
-    assert texts_in(texts[0], 1) == [texts[0]]
+    assert parse_texts(f"1. {texts[0]}\n2. {texts[1]}", 2) == texts
+    assert parse_texts(texts[0], 1) == [texts[0]]
 
 
 def test_json_that_was_cut_before_its_first_text_holds_none() -> None:
-    assert texts_in('{"prompts": "fi', 2, cut=True) == []
-    assert texts_in('{"prompts": ["fi', 2, cut=True) == []
-    assert texts_in(r'["a \q", "b", "c', 3, cut=True) == ["b"]
+    assert parse_texts('{"prompts": "fi', 2, cut=True) == []
+    assert parse_texts('{"prompts": ["fi', 2, cut=True) == []
+    assert parse_texts(r'["a \q", "b", "c', 3, cut=True) == ["b"]
 
 
 def test_no_more_than_asked_and_no_half_text() -> None:
-    assert texts_in("1. a b\n2. c d\n3. e f", 2) == ["a b", "c d"]
-    assert texts_in("1. a b\n2. c d\n3. e", 5, cut=True) == ["a b", "c d"]
+    assert parse_texts("1. a b\n2. c d\n3. e f", 2) == ["a b", "c d"]
+    assert parse_texts("1. a b\n2. c d\n3. e", 5, cut=True) == ["a b", "c d"]
 
 
 def test_one_text_may_have_many_lines() -> None:
-    assert texts_in("Dear all,\n\nit is broken.\n", 1) == ["Dear all,\n\nit is broken."]
-    assert texts_in("1. Dear all,\nit is broken.\n2. x", 2) == ["Dear all,\nit is broken.", "x"]
+    assert parse_texts("Dear all,\n\nit is broken.\n", 1) == ["Dear all,\n\nit is broken."]
+    assert parse_texts("1. Dear all,\nit is broken.\n2. x", 2) == ["Dear all,\nit is broken.", "x"]
 
 
 def test_signs_without_a_word_are_no_text() -> None:
-    assert texts_in('["", "…", "?", 7, null, ["x"]]', 9) == []
-    assert texts_in("---\n1. \n2. ***", 9) == []
-    assert texts_in("", 3) == []
+    assert parse_texts('["", "…", "?", 7, null, ["x"]]', 9) == []
+    assert parse_texts("---\n1. \n2. ***", 9) == []
+    assert parse_texts("", 3) == []
 
 
 def test_a_refusal_is_no_text() -> None:
-    assert texts_in("I'm sorry, but I can't help with that.", 3) == []
+    assert parse_texts("I'm sorry, but I can't help with that.", 3) == []
 
 
 def test_half_a_surrogate_pair_can_be_stored() -> None:
-    assert texts_in(r'["a\ud83d", "b"]', 2) == ["a?", "b"]
-    assert texts_in(r'["a\ud83d", "b', 2, cut=True) == ["a?"]
-    assert json_in(r'{"a\ud83d": {"b": ["\ude00"]}}') == {"a?": {"b": ["?"]}}
+    assert parse_texts(r'["a\ud83d", "b"]', 2) == ["a?", "b"]
+    assert parse_texts(r'["a\ud83d", "b', 2, cut=True) == ["a?"]
+    assert read_outer_json(r'{"a\ud83d": {"b": ["\ude00"]}}') == {"a?": {"b": ["?"]}}
 
 
 def test_quotation_marks_inside_stay() -> None:
-    assert texts_in('1. "Save" does nothing, "Print" works', 1) == ['"Save" does nothing, "Print" works']
+    assert parse_texts('1. "Save" does nothing, "Print" works', 1) == ['"Save" does nothing, "Print" works']
 
 
 @given(st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1), min_size=1, max_size=5))
 def test_json_comes_back_as_it_was(texts: list[str]) -> None:
-    assert texts_in(json.dumps({"prompts": texts}), 5) == texts
-    assert json_in(f"so: {json.dumps(texts)}") == texts
+    assert parse_texts(json.dumps({"prompts": texts}), 5) == texts
+    assert read_outer_json(f"so: {json.dumps(texts)}") == texts
 
 
 @given(st.text() | st.text('[]{}"\\,:1. a\n`'), st.integers(1, 5), st.booleans())
 def test_any_answer_is_read_without_an_error(text: str, count: int, cut: bool) -> None:
-    found = texts_in(text, count, cut)
+    found = parse_texts(text, count, cut)
     assert len(found) <= count
     assert all(one == one.strip() and one for one in found)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from distill_dagster.config import Label
+from distill_dagster.config import LabelSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.prompts import templates
-from distill_dagster.prompts.few_shot import Example
-from distill_dagster.prompts.templates import NAMES, Templates
+from distill_dagster.prompts.few_shot import FewShotExample
+from distill_dagster.prompts.templates import CLASSIFICATION_TEMPLATES, Templates
 
 VALUES = {
     "text": "my  text\nof two lines ",
-    "examples": [Example("1", "first\nexample", "refund")],
-    "labels": [Label(name="refund", description="money back"), Label(name="login", description="signing in")],
+    "examples": [FewShotExample("1", "first\nexample", "refund")],
+    "labels": [LabelSpec(name="refund", description="money back"), LabelSpec(name="login", description="signing in")],
     "instructions": "Sort it.",
     "item": "Ticket",
 }
@@ -31,8 +31,8 @@ def test_the_built_in_templates() -> None:
         "Sort it.\n\nCategories:\n- refund: money back\n- login: signing in\n\n"
         "Answer with the name of one category and nothing else."
     )
-    for name in NAMES:
-        assert templates.problems(name, templates._built_in(name)) == []
+    for name in CLASSIFICATION_TEMPLATES:
+        assert templates.find_template_problems(name, templates._read_built_in(name)) == []
 
 
 @pytest.mark.parametrize(
@@ -73,13 +73,13 @@ def test_what_cannot_be_rendered_names_the_template_and_the_remedy(source: str) 
 
 def test_problems_are_found_without_rendering() -> None:
     assert (
-        templates.problems(
+        templates.find_template_problems(
             "classification_user", "{{ text | one_line }}{% for l in labels %}{{ loop.index }}{% endfor %}"
         )
         == []
     )
-    assert templates.problems("classification_user", "{% set a = 1 %}{{ a }} {{ range(2) }}") == []
-    [(line, message, remedy)] = templates.problems("classification_user", "{{ text }}\n\n{{ textt }}")
+    assert templates.find_template_problems("classification_user", "{% set a = 1 %}{{ a }} {{ range(2) }}") == []
+    [(line, message, remedy)] = templates.find_template_problems("classification_user", "{{ text }}\n\n{{ textt }}")
     assert (line, message) == (3, "'textt' is not a variable of templates.")
     assert "text, examples" in remedy
 
@@ -87,7 +87,9 @@ def test_problems_are_found_without_rendering() -> None:
 def test_an_own_template_changes_the_version_and_another_name_does_not() -> None:
     built_in = Templates({})
     assert Templates({"classification_user": "{{ text }}!"}).version != built_in.version
-    assert Templates({"classification_user": templates._built_in("classification_user")}).version == built_in.version
+    assert (
+        Templates({"classification_user": templates._read_built_in("classification_user")}).version == built_in.version
+    )
     assert Templates({"other": "x"}).version == built_in.version
     assert len(built_in.version) == 12
 

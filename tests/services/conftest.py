@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from distill_dagster.core.database_urls import with_driver
+from distill_dagster.core.database_urls import add_driver
 
 READY_S = 30
 REMEDY = (
@@ -40,7 +40,7 @@ class Server:
 
     def rows(self, database: str, query: str) -> list[tuple[Any, ...]]:
         """What a statement returns; each is its own transaction, none at all for CREATE DATABASE."""
-        engine = sa.create_engine(with_driver(self.url(database)), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        engine = sa.create_engine(add_driver(self.url(database)), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
         with engine.connect() as connection:
             result = connection.execute(sa.text(query))
             return [tuple(row) for row in result] if result.returns_rows else []

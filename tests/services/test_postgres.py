@@ -15,12 +15,12 @@ from unittest import mock
 import dagster as dg
 import pytest
 
-from distill_dagster.core.database_urls import POSTGRES, STORE, with_driver
+from distill_dagster.core.database_urls import POSTGRES_VARIABLE, STORE_VARIABLE, add_driver
 from distill_dagster.teacher.completions.batch_store import BatchStore
-from distill_dagster.teacher.completions.ledger import Account, Wanted
+from distill_dagster.teacher.completions.ledger import Account, Reservation
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.exchange import Response
-from distill_dagster.teacher.providers.prices import Worst
+from distill_dagster.teacher.providers.prices import WorstCase
 from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Ended, Project, new_project
 from tests.services.conftest import Server
 from tests.support.provider import FakeProvider
@@ -70,7 +70,7 @@ def files_with(text: str, folder: Path) -> list[Path]:
 def test_a_run_leaves_everything_in_postgresql_and_a_second_one_asks_nothing(
     server: Server, database: str, project: Project, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(POSTGRES, server.url(database))
+    monkeypatch.setenv(POSTGRES_VARIABLE, server.url(database))
     first = project.run("--student", "one")
     assert list(first.json["failed"]) == ["filtered_dataset"], first.err
     assert set(first.partitions) == {*DATASET, "seed_only_adapter"}, "which needs no dataset"
@@ -86,7 +86,7 @@ def test_a_run_leaves_everything_in_postgresql_and_a_second_one_asks_nothing(
     assert len(provider.requests) == first.json["teacher_calls"]
 
     copied = project.home / "instance" / "dagster.yaml"
-    assert f"env: {POSTGRES}" in copied.read_text()
+    assert f"env: {POSTGRES_VARIABLE}" in copied.read_text()
     assert files_with(server.password, project.home) == []
     dump = "SELECT table_to_xml(oid, true, false, '')::text FROM pg_class WHERE relkind = 'r' AND relnamespace = "
     rows = server.rows(database, dump + "'public'::regnamespace")
@@ -97,7 +97,7 @@ def test_a_run_leaves_everything_in_postgresql_and_a_second_one_asks_nothing(
 def test_processes_that_start_together_on_an_empty_database_lose_nothing(
     server: Server, database: str, project: Project, provider: FakeProvider
 ) -> None:
-    environment = {POSTGRES: server.url(database)}
+    environment = {POSTGRES_VARIABLE: server.url(database)}
     started = {key: project.start("backfill", TASK, "--slice", key, "--json", **environment) for key in ("shop", "web")}
     try:
         for key, process in started.items():
@@ -130,7 +130,7 @@ def test_stores_that_open_together_on_an_empty_database_all_work(server: Server)
     for number in range(5):
         server.rows("postgres", f"CREATE DATABASE together_{number}")
         with ThreadPoolExecutor(8) as threads:
-            url = with_driver(server.url(f"together_{number}"))
+            url = add_driver(server.url(f"together_{number}"))
             assert list(threads.map(count, [url] * 8)) == [0] * 8
 
 
@@ -142,13 +142,13 @@ def test_a_new_store_takes_over_what_is_in_the_old_one(
     for key, response in given.items():
         old.put(key, response)
     account = Account(TASK, "c", "slices")
-    old.commit({}, (), [Wanted("asked", account, "t", Worst(5, 0.1), 0.0, mode="batch")])
+    old.commit({}, (), [Reservation("asked", account, "t", WorstCase(5, 0.1), 0.0, mode="batch")])
     assert BatchStore(old).claim(["asked"], "t", f"{TASK}/teacher_completions[shop]") is not None
     notes = BatchStore(old).open()
     old.close()
-    monkeypatch.setenv(POSTGRES, server.url(database))
+    monkeypatch.setenv(POSTGRES_VARIABLE, server.url(database))
     assert project.distill("backfill", TASK, "--dry-run").code == 0
-    new = CompletionStore(with_driver(server.url(database)))
+    new = CompletionStore(add_driver(server.url(database)))
     assert new.get(given) == given
     assert new.spent(account).reserved_tokens == 5
     assert BatchStore(new).open() == notes
@@ -176,17 +176,17 @@ def test_a_database_that_cannot_be_used_is_named_without_the_password(
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-        for name in (POSTGRES, STORE):
+        for name in (POSTGRES_VARIABLE, STORE_VARIABLE):
             address = f"postgresql://me:s3cret@127.0.0.1:{port}/answers"
             said = refused(project, provider=provider, **{name: address})
             assert f"{name} cannot be used: postgresql+psycopg2://***@127.0.0.1:{port}/answers" in said
             assert "Connection refused" in said
             assert "unset it" in said
             assert "s3cret" not in said
-    said = refused(project, provider=provider, **{POSTGRES: server.url(database, password="s3cret")})
+    said = refused(project, provider=provider, **{POSTGRES_VARIABLE: server.url(database, password="s3cret")})
     assert "password authentication failed" in said
     assert "s3cret" not in said
-    said = refused(project, provider=provider, **{POSTGRES: server.url("nowhere")})
+    said = refused(project, provider=provider, **{POSTGRES_VARIABLE: server.url("nowhere")})
     assert '"nowhere" does not exist' in said
     assert server.password not in said
     assert not (project.home / "lake").exists()
@@ -197,23 +197,23 @@ def test_a_user_who_may_not_make_tables_is_told_so(
 ) -> None:
     server.rows("postgres", "CREATE USER guest PASSWORD 's3cret'")
     server.rows(database, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # as it is by default from PostgreSQL 15 on
-    said = refused(project, provider=provider, **{POSTGRES: server.url(database, "guest", "s3cret")})
+    said = refused(project, provider=provider, **{POSTGRES_VARIABLE: server.url(database, "guest", "s3cret")})
     assert "permission denied for schema public" in said
-    assert POSTGRES in said
+    assert POSTGRES_VARIABLE in said
     assert "s3cret" not in said
 
 
 def test_the_store_alone_moves_by_its_own_variable_and_stays_by_it(
     server: Server, database: str, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(STORE, server.url(database))
+    monkeypatch.setenv(STORE_VARIABLE, server.url(database))
     assert project.distill("backfill", TASK, "--dry-run").code == 0
     assert server.rows(database, "SELECT count(*) FROM completions") == [(0,)]
     assert (project.home / "instance" / "history" / "runs.db").exists()
     server.rows(database, "DROP TABLE completions")
 
-    monkeypatch.setenv(POSTGRES, server.url(database))
-    monkeypatch.setenv(STORE, f"sqlite:///{project.root / 'kept.db'}")
+    monkeypatch.setenv(POSTGRES_VARIABLE, server.url(database))
+    monkeypatch.setenv(STORE_VARIABLE, f"sqlite:///{project.root / 'kept.db'}")
     assert project.distill("backfill", TASK, "--dry-run").code == 0
     assert (project.root / "kept.db").exists()
     tables = {name for (name,) in server.rows(database, "SELECT tablename FROM pg_tables")}

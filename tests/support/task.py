@@ -14,18 +14,18 @@ import polars as pl
 import yaml
 
 from distill_dagster.config import TeacherSpec
-from distill_dagster.pipeline.stages.context import Env, Reading
-from distill_dagster.pipeline.stages.gate import PASSED
-from distill_dagster.prompts.few_shot import context_schema, pool, prompt_context
+from distill_dagster.pipeline.stages.context import StageContext, StageInputs
+from distill_dagster.pipeline.stages.gate import PASSED_VERSION
+from distill_dagster.prompts.few_shot import build_prompt_context, get_context_schema, read_example_pool
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tables.schemas import PREDICTIONS
 from distill_dagster.tasks import TaskFolder
-from distill_dagster.tasks.rows import held_out_keys
+from distill_dagster.tasks.rows import collect_held_out_keys
 from distill_dagster.teacher.asking.ask import Asker
-from distill_dagster.teacher.asking.requests import Requests
+from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.completions.store import CompletionStore
-from distill_dagster.teacher.providers.client import Endpoint, endpoint_of
+from distill_dagster.teacher.providers.client import Endpoint, resolve_endpoint
 
 LABELS = ["refund", "delivery", "login"]
 TEXTS = {
@@ -110,27 +110,31 @@ def again(folder: TaskFolder) -> TaskFolder:
 
 @contextmanager
 def _endpoint(spec: TeacherSpec) -> Iterator[Endpoint]:
-    yield endpoint_of(spec)
+    yield resolve_endpoint(spec)
 
 
-def env_of(folder: TaskFolder, home: Path) -> Env:
+def env_of(folder: TaskFolder, home: Path) -> StageContext:
     """The doors of a stage, all below `home`. The caller closes the store."""
     store = CompletionStore.in_folder(home / "store")
-    return Env(folder, Lake(home / "lake", home / "reports"), store, home / "models", home / "reports", _endpoint)
+    return StageContext(
+        folder, Lake(home / "lake", home / "reports"), store, home / "models", home / "reports", _endpoint
+    )
 
 
-def pass_gate(env: Env) -> None:
+def pass_gate(env: StageContext) -> None:
     """What is left of a gate that the teacher passed, with today's settings, for tests that ask slices alone."""
-    reading = Reading(replace(env, folder=again(env.folder)), "teacher_gate", None)
+    reading = StageInputs(replace(env, folder=again(env.folder)), "teacher_gate", None)
     reading.source("teacher_settings")
-    env.lake.write(env.task_name, pl.DataFrame(schema=PREDICTIONS), reading.record(PASSED, 0))
+    env.lake.write(env.task_name, pl.DataFrame(schema=PREDICTIONS), reading.record(PASSED_VERSION, 0))
 
 
-def requests_of(folder: TaskFolder) -> Requests:
+def requests_of(folder: TaskFolder) -> RequestBuilder:
     task = folder.task
-    context = prompt_context(folder.examples, held_out_keys(folder.golden, folder.dev), context_schema(task))
+    context = build_prompt_context(
+        folder.examples, collect_held_out_keys(folder.golden, folder.dev), get_context_schema(task)
+    )
     templates = Templates(folder.templates(), task.kind, task.reasoning)
-    return Requests(task, templates, pool(context), endpoint_of(task.teacher))
+    return RequestBuilder(task, templates, read_example_pool(context), resolve_endpoint(task.teacher))
 
 
 def asker_of(folder: TaskFolder, store: CompletionStore) -> Asker:

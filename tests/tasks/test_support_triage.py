@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from distill_dagster.core.paths import PROJECT
-from distill_dagster.pipeline.task_check import check_folder
-from distill_dagster.tasks import TaskFolder, normalize
+from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.pipeline.task_check import check_task_folder
+from distill_dagster.tasks import TaskFolder, normalize_text
 
-FOLDER = TaskFolder(PROJECT / "data" / "tasks" / "support_triage")
+FOLDER = TaskFolder(PROJECT_FOLDER / "data" / "tasks" / "support_triage")
 
 
 def _seeds() -> list[str]:
@@ -20,12 +20,12 @@ def _seeds() -> list[str]:
 
 
 def _shingles(text: str) -> set[str]:
-    words = re.findall(r"\w+", normalize(text))
+    words = re.findall(r"\w+", normalize_text(text))
     return {" ".join(words[i : i + 2]) for i in range(len(words) - 1)} or set(words)
 
 
 def test_no_problem_and_no_warning() -> None:
-    assert [str(p) for p in check_folder(FOLDER)] == []
+    assert [str(p) for p in check_task_folder(FOLDER)] == []
 
 
 def test_sizes() -> None:
@@ -89,8 +89,8 @@ def test_labels_differ_in_their_first_token(models_folder: Path) -> None:
     """So that one distribution over the next token is a soft label."""
     from transformers import AutoTokenizer
 
-    from distill_dagster.core.models import resolve
+    from distill_dagster.core.models import resolve_model
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2-135m-instruct", models_folder).location)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2-135m-instruct", models_folder).location)
     first = {tokenizer(f" {label}", add_special_tokens=False).input_ids[0] for label in FOLDER.task.label_names}
     assert len(first) == len(FOLDER.task.labels)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from distill_dagster.core.paths import PROJECT
-from distill_dagster.kinds.arithmetic import evaluated
-from distill_dagster.pipeline.task_check import check_folder
-from distill_dagster.tasks import TaskFolder, normalize
+from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.kinds.arithmetic import evaluate_expression
+from distill_dagster.pipeline.task_check import check_task_folder
+from distill_dagster.tasks import TaskFolder, normalize_text
 
-FOLDER = TaskFolder(PROJECT / "data" / "tasks" / "word_problems")
+FOLDER = TaskFolder(PROJECT_FOLDER / "data" / "tasks" / "word_problems")
 SLICES = {"addition", "subtraction", "groups", "sharing", "money"}
 
 
 def test_no_problem_and_no_warning() -> None:
-    assert [str(p) for p in check_folder(FOLDER)] == []
+    assert [str(p) for p in check_task_folder(FOLDER)] == []
 
 
 def test_sizes() -> None:
@@ -31,7 +31,7 @@ def test_reasoning_comes_to_the_answer() -> None:
         sums = re.findall(r"(\d+ [-+*/] \d+) = (\d+)", row.reasoning or "")
         assert sums, row.id
         for sum_, result in sums:
-            assert evaluated(sum_) == int(result), row.id
+            assert evaluate_expression(sum_) == int(result), row.id
         assert int(sums[-1][1]) == row.answer, row.id
 
 
@@ -48,6 +48,6 @@ def test_one_step_of_the_slice_gives_the_answer() -> None:
 
 
 def test_no_number_problem_stands_twice() -> None:
-    texts = [normalize(s.text) for key in FOLDER.slice_keys() for s in FOLDER.slice(key).seeds]
-    texts += [normalize(row.text) for row in [*FOLDER.examples, *FOLDER.dev, *FOLDER.golden]]
+    texts = [normalize_text(s.text) for key in FOLDER.slice_keys() for s in FOLDER.slice(key).seeds]
+    texts += [normalize_text(row.text) for row in [*FOLDER.examples, *FOLDER.dev, *FOLDER.golden]]
     assert len(texts) == len(set(texts)) == 145

@@ -11,12 +11,12 @@ import polars as pl
 import pytest
 
 from distill_dagster.core.errors import DistillError, TeacherError
-from distill_dagster.curation.candidates.label_answers import candidates
-from distill_dagster.curation.candidates.priors import uniform_prior
-from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.tables.data_versions import data_version
+from distill_dagster.curation.candidates.label_answers import choose_label_candidates
+from distill_dagster.curation.candidates.priors import build_uniform_prior
+from distill_dagster.prompts.seeds import build_seed_prompts
+from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tasks import Slice, TaskFolder
-from distill_dagster.teacher.asking.ask import Asked, run_ask
+from distill_dagster.teacher.asking.ask import AskResult, run_ask
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.attempts import PermanentTeacherError
 from tests.support.provider import FakeProvider, Fault, Seen
@@ -40,11 +40,11 @@ def provider() -> Iterator[FakeProvider]:
 
 
 def prompts(*texts: str) -> pl.DataFrame:
-    return seed_prompts("shop", Slice.model_validate({"description": "d", "seeds": list(texts)}))
+    return build_seed_prompts("shop", Slice.model_validate({"description": "d", "seeds": list(texts)}))
 
 
 TEXTS = ("a refund please", "my delivery", "the login")
-Ask = Callable[..., Asked]
+Ask = Callable[..., AskResult]
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def ask(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> Ask:
     """Ask the provider for texts with a teacher of these settings; every call has an asker of its own."""
     calls = iter(range(100))
 
-    def do(texts: tuple[str, ...] = TEXTS, lone: int = 0, labels: list[str] = LABELS, **teacher: Any) -> Asked:
+    def do(texts: tuple[str, ...] = TEXTS, lone: int = 0, labels: list[str] = LABELS, **teacher: Any) -> AskResult:
         named = [{"name": label, "description": "d"} for label in labels]
         teacher = {"api_base": provider.url, "max_retries": 0} | teacher
         folder = small_task(tmp_path / str(next(calls)), labels=named, teacher=teacher)
@@ -69,7 +69,7 @@ def ask(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> Ask:
     return do
 
 
-def answers(asked: Asked) -> dict[str, str | None]:
+def answers(asked: AskResult) -> dict[str, str | None]:
     return dict(asked.completions.filter(pl.col("sample_index") == 0).select("prompt_id", "answer").iter_rows())
 
 
@@ -110,7 +110,7 @@ def test_what_is_stored_is_not_asked_again(ask: Ask, provider: FakeProvider, mod
     third = ask((*TEXTS, "one more"), **mode, concurrency=1)
     assert (third.calls, third.cached) == (0, 8)
     assert len(provider.requests) == 8
-    assert data_version(third.completions) == data_version(again.completions)
+    assert compute_data_version(third.completions) == compute_data_version(again.completions)
     assert third.completions.equals(again.completions)
     kept = again.completions.filter(pl.col("prompt_id").is_in(first.completions["prompt_id"].to_list()))
     assert kept.equals(first.completions)
@@ -125,7 +125,7 @@ def test_what_passes_is_retried(ask: Ask, provider: FakeProvider, mode: dict[str
     asked = ask(**mode, max_retries=2)
     assert (asked.calls, len(provider.requests), asked.missing_rows) == (12, 12, 0)
     assert asked.completions["status"].unique().to_list() == ["ok"]
-    assert data_version(asked.completions) == data_version(ask(**mode).completions)
+    assert compute_data_version(asked.completions) == compute_data_version(ask(**mode).completions)
 
 
 @by_api
@@ -230,7 +230,9 @@ def test_votes_of_samples(ask: Ask, provider: FakeProvider, mode: dict[str, str]
     assert asked.completions["answer"].to_list() == ['"refund"', '"login"', '"refund"']
     assert asked.completions["soft_labels"].to_list() == [None] * 3
     assert "logprobs" not in provider.requests[0].body
-    [row] = candidates(prompts("some text"), asked.completions, uniform_prior(LABELS, 3), LABELS).to_dicts()
+    [row] = choose_label_candidates(
+        prompts("some text"), asked.completions, build_uniform_prior(LABELS, 3), LABELS
+    ).to_dicts()
     assert (row["answer"], row["agreement"], row["confidence"]) == ('"refund"', pytest.approx(2 / 3), 0.666667)
     assert soft(row) == {"refund": 0.666667, "login": 0.333333}
 
@@ -359,7 +361,7 @@ def test_an_answer_that_is_of_no_use_is_asked_for_anew(
     assert store.count() == len(TEXTS) + 2
     again = ask(api="chat", soft_labels="votes", few_shot={"draws": 1}, reasks=3)
     assert again.calls == 0
-    assert data_version(again.completions) == data_version(asked.completions)
+    assert compute_data_version(again.completions) == compute_data_version(asked.completions)
     fewer = ask(api="chat", soft_labels="votes", few_shot={"draws": 1}, reasks=0)
     assert (fewer.calls, fewer.completions["answer"].null_count()) == (0, 1)
 

@@ -10,15 +10,15 @@ from typing import Any
 import polars as pl
 import pytest
 
-from distill_dagster.core.hashing import canonical_json
-from distill_dagster.curation.candidates.score import scored
-from distill_dagster.kinds import WANTED_REFUSAL, kind_of
-from distill_dagster.pipeline.task_check import check_folder
-from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.tables.schemas import PRIOR, PROMPTS, frame_of
+from distill_dagster.core.hashing import to_canonical_json
+from distill_dagster.curation.candidates.score import choose_candidates
+from distill_dagster.kinds import WANTED_REFUSAL, get_kind
+from distill_dagster.pipeline.task_check import check_task_folder
+from distill_dagster.prompts.seeds import build_seed_prompts
+from distill_dagster.tables.schemas import PROMPTS, TEACHER_PRIOR, build_frame
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.asking.ask import run_ask
-from distill_dagster.teacher.asking.free_text import Prompt, asked_in, prompt_of
+from distill_dagster.teacher.asking.free_text import AskedPrompt, build_asked_prompt, read_asked_prompts
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.exchange import Request
 from tests.support.kind_folder import kind_folder
@@ -43,14 +43,14 @@ def provider() -> Iterator[FakeProvider]:
 
 
 def asked(folder: TaskFolder, store: CompletionStore, key: str = "one") -> pl.DataFrame:
-    prompts = seed_prompts(key, folder.slice(key), answers=not folder.task.has_labels)
+    prompts = build_seed_prompts(key, folder.slice(key), answers=not folder.task.has_labels)
     return run_ask(asker_of(folder, store), prompts).completions
 
 
 def candidates(folder: TaskFolder, store: CompletionStore, key: str = "one") -> list[dict[str, Any]]:
-    prompts = seed_prompts(key, folder.slice(key), answers=not folder.task.has_labels)
+    prompts = build_seed_prompts(key, folder.slice(key), answers=not folder.task.has_labels)
     completions = run_ask(asker_of(folder, store), prompts).completions
-    return scored(folder.task, prompts, completions, PRIOR.to_frame()).to_dicts()
+    return choose_candidates(folder.task, prompts, completions, TEACHER_PRIOR.to_frame()).to_dicts()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,8 +59,8 @@ def test_every_kind_with_reasoning(
     tmp_path: Path, provider: FakeProvider, store: CompletionStore, kind: str, api: str
 ) -> None:
     folder = kind_folder(tmp_path, kind, provider.url, reasoning=True, teacher={"api": api})
-    assert check_folder(folder) == []
-    text = kind_of(folder.task).text(json.loads(canonical_json(ANSWERS[kind])))
+    assert check_task_folder(folder) == []
+    text = get_kind(folder.task).text(json.loads(to_canonical_json(ANSWERS[kind])))
     wrapped = json.dumps({"reasoning": "Because.", "answer": ANSWERS[kind]})
     # A base-like model goes on with the next item.
     ran_on = f" Because.\nAnswer: {text}\n\nMessage: another\nReasoning: x\nAnswer: none"
@@ -70,7 +70,7 @@ def test_every_kind_with_reasoning(
     for row in rows:
         assert (row["status"], row["error"], row["reasoning"]) == ("ok", None, "Because.")
         assert json.loads(row["answer"]) == ANSWERS[kind]
-        assert row["answer_kind"] == kind_of(folder.task).answer_kind
+        assert row["answer_kind"] == get_kind(folder.task).answer_kind
     body = provider.requests[0].body
     if api == "text":
         assert body["prompt"].endswith("\nReasoning:")
@@ -100,7 +100,7 @@ def test_a_schema_is_sent_where_the_provider_takes_one(
     folder = kind_folder(tmp_path, kind, provider.url, teacher=teacher)
     free = kind in ("summarization", "conversation", "generation")
     provider.answer = lambda seen: (
-        kind_of(folder.task).text(ANSWERS[kind]) if free else json.dumps({"answer": ANSWERS[kind]})
+        get_kind(folder.task).text(ANSWERS[kind]) if free else json.dumps({"answer": ANSWERS[kind]})
     )
     if kind == "tool_call":
         [call] = ANSWERS[kind]
@@ -184,8 +184,8 @@ def test_a_safety_slice_wants_refusals(tmp_path: Path, provider: FakeProvider, s
     path = folder.path / "slices" / "one.yaml"
     path.write_text(path.read_text() + "refusal: wanted\n")
     folder = TaskFolder(folder.path)
-    assert check_folder(folder) == []
-    assert seed_prompts("one", folder.slice("one"), answers=True)["reference"].to_list() == [WANTED_REFUSAL] * 2
+    assert check_task_folder(folder) == []
+    assert build_seed_prompts("one", folder.slice("one"), answers=True)["reference"].to_list() == [WANTED_REFUSAL] * 2
     sorry = "I'm sorry, but I can't help with that."
     provider.answer = lambda seen: sorry if "first" in seen.text else "Here it is."
     by_text = {row["messages"][0]["content"]: row for row in candidates(folder, store)}
@@ -208,7 +208,7 @@ def test_conversations_keep_their_turns(tmp_path: Path, provider: FakeProvider, 
     ]
     (folder.path / "slices" / "one.yaml").write_text(json.dumps({"description": "d", "seeds": [{"messages": turns}]}))
     folder = TaskFolder(folder.path)
-    assert check_folder(folder) == []
+    assert check_task_folder(folder) == []
     provider.answer = lambda seen: "Of course."
     [row] = candidates(folder, store)
     sent = provider.requests[0].body["messages"]
@@ -247,8 +247,11 @@ def test_what_a_table_of_prompts_asks(refusals: bool) -> None:
         dict.fromkeys(PROMPTS) | {"prompt_id": id_, "messages": messages, "reference": references.get(id_)}
         for id_, messages in turns.items()
     ]
-    found = asked_in(frame_of(rows, PROMPTS, ("prompt_id",)), refusals)
-    assert {id_: asked if isinstance(asked, Prompt) else Prompt(asked) for id_, asked in found.items()} == {
-        id_: prompt_of(messages, references.get(id_) if refusals else None) for id_, messages in turns.items()
+    found = read_asked_prompts(build_frame(rows, PROMPTS, ("prompt_id",)), refusals)
+    assert {id_: asked if isinstance(asked, AskedPrompt) else AskedPrompt(asked) for id_, asked in found.items()} == {
+        id_: build_asked_prompt(messages, references.get(id_) if refusals else None) for id_, messages in turns.items()
     }
-    assert {id_ for id_, asked in found.items() if isinstance(asked, Prompt)} == {"several", *(["wanted"] * refusals)}
+    assert {id_ for id_, asked in found.items() if isinstance(asked, AskedPrompt)} == {
+        "several",
+        *(["wanted"] * refusals),
+    }

@@ -17,21 +17,26 @@ import pytest
 
 from distill_dagster.config import BudgetSpec, Task, TeacherSpec
 from distill_dagster.core.errors import TeacherError
-from distill_dagster.core.paths import PROJECT
-from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.tables.data_versions import data_version
+from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.prompts.seeds import build_seed_prompts
+from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tasks import Slice
-from distill_dagster.teacher.asking.ask import Asked, run_ask
+from distill_dagster.teacher.asking.ask import AskResult, run_ask
 from distill_dagster.teacher.completions.batch_store import BatchStore
-from distill_dagster.teacher.completions.batches import NAME, PendingError, batch_cost, look_after
+from distill_dagster.teacher.completions.batches import (
+    SUBMISSION_KEY,
+    BatchPendingError,
+    collect_batches,
+    compute_batch_cost,
+)
 from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
-from distill_dagster.teacher.providers.client import endpoint_of
+from distill_dagster.teacher.providers.client import resolve_endpoint
 from tests.support.batches import BatchProvider
 from tests.support.task import LABELS, TASK, asker_of, merged, small_task
 
 TEXTS = ("a refund please", "my delivery", "the login")
-Ask = Callable[..., Asked]
+Ask = Callable[..., AskResult]
 
 
 @pytest.fixture
@@ -56,10 +61,10 @@ def settings(provider: BatchProvider, **teacher: Any) -> dict[str, Any]:
 def ask(tmp_path: Path, provider: BatchProvider, store: CompletionStore) -> Ask:
     calls = iter(range(100))
 
-    def do(texts: tuple[str, ...] = TEXTS, **teacher: Any) -> Asked:
+    def do(texts: tuple[str, ...] = TEXTS, **teacher: Any) -> AskResult:
         folder = small_task(tmp_path / str(next(calls)), teacher=settings(provider, **teacher))
         slice_ = Slice.model_validate({"description": "d", "seeds": list(texts)})
-        return run_ask(asker_of(folder, store), seed_prompts("shop", slice_))
+        return run_ask(asker_of(folder, store), build_seed_prompts("shop", slice_))
 
     return do
 
@@ -82,7 +87,7 @@ def test_one_batch_answers_what_the_store_does_not_have(
     assert {line["url"] for line in lines} == {"/v1/completions" if api == "text" else "/v1/chat/completions"}
     assert sorted(provider.asked) == sorted(asked.completions["request_key"])
     [made] = provider.batches.values()
-    assert list(made["metadata"]) == [NAME]
+    assert list(made["metadata"]) == [SUBMISSION_KEY]
 
     more = ask(TEXTS, api=api)
     assert (more.calls, more.cached) == (2, 4)
@@ -90,7 +95,7 @@ def test_one_batch_answers_what_the_store_does_not_have(
     again = ask(TEXTS, api=api)
     assert (again.calls, again.cached) == (0, 6)
     assert len(provider.batches) == 2
-    assert data_version(again.completions) == data_version(more.completions)
+    assert compute_data_version(again.completions) == compute_data_version(more.completions)
     assert not any(call == "POST /chat/completions" for call in provider.calls)
 
 
@@ -151,9 +156,9 @@ def test_a_run_need_not_wait_and_what_came_meanwhile_is_found(
     ask: Ask, provider: BatchProvider, store: CompletionStore
 ) -> None:
     provider.polls = None
-    with pytest.raises(PendingError, match="under way; 0 of 6"):
+    with pytest.raises(BatchPendingError, match="under way; 0 of 6"):
         ask(batch={"wait_s": 0})
-    with pytest.raises(PendingError):
+    with pytest.raises(BatchPendingError):
         ask(batch={"wait_s": 0})
     assert len(provider.batches) == 1
     provider.end("batch_0")
@@ -166,7 +171,7 @@ def test_a_run_need_not_wait_and_what_came_meanwhile_is_found(
 def test_two_slices_with_the_same_prompt_share_its_line(ask: Ask, provider: BatchProvider) -> None:
     provider.polls = None
     for texts in (TEXTS[:2], TEXTS[1:]):
-        with pytest.raises(PendingError):
+        with pytest.raises(BatchPendingError):
             ask(texts, batch={"wait_s": 0})
     assert len(provider.asked) == len(set(provider.asked)) == 6
     for id_ in list(provider.batches):
@@ -233,10 +238,10 @@ def test_prices_of_batches_are_the_lists_and_else_unknown() -> None:
 
     known = litellm.model_cost["gpt-4o-mini"]
     expected = 1000 * known["input_cost_per_token_batches"] + 10 * known["output_cost_per_token_batches"]
-    assert batch_cost(spec_of("openai/gpt-4o-mini"), 1000, 10) == pytest.approx(expected)
+    assert compute_batch_cost(spec_of("openai/gpt-4o-mini"), 1000, 10) == pytest.approx(expected)
     assert expected < 1000 * known["input_cost_per_token"] + 10 * known["output_cost_per_token"]
-    assert batch_cost(spec_of("openai/nobody-knows"), 1000, 10) is None
-    assert batch_cost(spec_of("openai/gpt-4o-mini"), None, 10) is None
+    assert compute_batch_cost(spec_of("openai/nobody-knows"), 1000, 10) is None
+    assert compute_batch_cost(spec_of("openai/gpt-4o-mini"), None, 10) is None
 
 
 RUN = """
@@ -262,7 +267,7 @@ def test_a_killed_process_neither_loses_nor_doubles_a_batch(
     """`file`: the upload is under way; `create`: the batch is not made yet; `created`: it is, and nobody was told."""
     folder = small_task(tmp_path / "killed", teacher=settings(provider))
     command = [sys.executable, "-c", textwrap.dedent(RUN), str(folder.path), str(tmp_path / "store"), *TEXTS]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_FOLDER)}
     process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     provider.polls = None
     reached: list[bool] = []
@@ -306,7 +311,7 @@ def test_two_processes_at_once_ask_once(tmp_path: Path, provider: BatchProvider,
     provider.polls = 6
     folder = small_task(tmp_path / "both", teacher=settings(provider))
     command = [sys.executable, "-c", textwrap.dedent(RUN), str(folder.path), str(tmp_path / "store"), *TEXTS]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_FOLDER)}
     started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     ended = [process.communicate(timeout=90)[0].split() for process in started]
     assert [missing for missing, _ in ended] == ["0", "0"]
@@ -323,27 +328,27 @@ def test_another_database_goes_on_with_the_batches_under_way(
     teacher = settings(provider, batch={"wait_s": 0, "poll_s": 0.05}, price=price)
     folder = small_task(tmp_path / "moved", teacher=teacher)
     account = Account("shop_mail", "c1", "slices", BudgetSpec(month_usd=1.0))
-    prompts = seed_prompts("shop", Slice.model_validate({"description": "d", "seeds": list(TEXTS)}))
+    prompts = build_seed_prompts("shop", Slice.model_validate({"description": "d", "seeds": list(TEXTS)}))
 
-    def ask_from(store: CompletionStore) -> Asked:
+    def ask_from(store: CompletionStore) -> AskResult:
         asker = asker_of(folder, store)
         asker.engine.account = account
         asker.origin = "shop_mail/teacher_completions[shop]"
         return run_ask(asker, prompts)
 
-    with pytest.raises(PendingError):
+    with pytest.raises(BatchPendingError):
         ask_from(store)
     new = CompletionStore(f"sqlite:///{tmp_path / 'new.db'}")
     new.take_over(tmp_path / "store")
     assert new.spent(account, month=True) == store.spent(account, month=True)
     assert new.spent(account).reserved_tokens > 0
     [submission] = BatchStore(new).open(task="shop_mail")
-    with pytest.raises(PendingError):
+    with pytest.raises(BatchPendingError):
         ask_from(new)
     assert len(provider.batches) == 1, "nothing is submitted twice"
     provider.end(str(submission.batch_id))
     spec = folder.task.teacher
-    [done], left = look_after(endpoint_of(spec), spec, new, "shop_mail")
+    [done], left = collect_batches(resolve_endpoint(spec), spec, new, "shop_mail")
     assert (done.answers, left) == (6, [])
     assert ask_from(new).calls == 0
     assert (new.spent(account).reserved_tokens, new.spent(account).usd > 0) == (0, True)

@@ -9,13 +9,13 @@ import pytest
 from pydantic import ValidationError
 
 from distill_dagster.config import TeacherSpec
-from distill_dagster.prompts.few_shot import pool, prompt_context
+from distill_dagster.prompts.few_shot import build_prompt_context, read_example_pool
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.teacher.asking.requests import Requests
-from distill_dagster.teacher.asking.soft_labels import next_words
+from distill_dagster.teacher.asking.requests import RequestBuilder
+from distill_dagster.teacher.asking.soft_labels import list_next_words
 from distill_dagster.teacher.providers import event_loop
-from distill_dagster.teacher.providers.client import Endpoint, attempt
-from distill_dagster.teacher.providers.embedded import SERVERS
+from distill_dagster.teacher.providers.client import Endpoint, ask_once
+from distill_dagster.teacher.providers.embedded import EMBEDDED_SERVERS
 from distill_dagster.teacher.providers.exchange import Response
 from tests.support.task import small_task
 
@@ -25,22 +25,24 @@ EMBEDDED = {"model": "embedded/smollm2-135m-instruct", "temperature": 0.0, "max_
 
 def ask(folder: Path, endpoint: Endpoint, **teacher: Any) -> list[Response]:
     task = small_task(folder, teacher=EMBEDDED | teacher)
-    requests = Requests(task.task, Templates({}), pool(prompt_context(task.examples, set())), endpoint)
+    requests = RequestBuilder(
+        task.task, Templates({}), read_example_pool(build_prompt_context(task.examples, set())), endpoint
+    )
 
     async def answers() -> list[Response]:
-        return [await attempt(endpoint, requests.make(text, draw), 60.0) for text in TEXTS for draw in (0, 1)]
+        return [await ask_once(endpoint, requests.make(text, draw), 60.0) for text in TEXTS for draw in (0, 1)]
 
-    return event_loop.run(answers())
+    return event_loop.run_in_loop(answers())
 
 
 def test_boosted_labels_keep_their_ratios(tmp_path: Path, models_folder: Path) -> None:
     spec = TeacherSpec(model=EMBEDDED["model"], few_shot={"draws": 2})  # type: ignore[arg-type]
-    endpoint, lease = SERVERS.acquire(spec, models_folder)
+    endpoint, lease = EMBEDDED_SERVERS.acquire(spec, models_folder)
     try:
         plain = ask(tmp_path / "plain", endpoint, top_logprobs=5000)
         boosted = ask(tmp_path / "boosted", endpoint, top_logprobs=10, boost_labels=True)
     finally:
-        SERVERS.release(lease)
+        EMBEDDED_SERVERS.release(lease)
     tokens, compared = [" refund", " delivery", " login"], 0
     for before, behind in zip(plain, boosted, strict=True):
         whole, few = dict(before.positions[0]), dict(behind.positions[0])
@@ -54,10 +56,10 @@ def test_boosted_labels_keep_their_ratios(tmp_path: Path, models_folder: Path) -
 
 def test_next_words() -> None:
     labels = ["card lost", "card", "cardboard box", "top-up failed"]
-    assert next_words(labels) == [" card", " cardboard", " top-up"]
-    assert next_words(labels, "card") == ["\n", " lost", "board"], "a label that is finished ends its line"
-    assert next_words(labels, "top") == ["-up"]
-    assert next_words(labels, "nothing") == []
+    assert list_next_words(labels) == [" card", " cardboard", " top-up"]
+    assert list_next_words(labels, "card") == ["\n", " lost", "board"], "a label that is finished ends its line"
+    assert list_next_words(labels, "top") == ["-up"]
+    assert list_next_words(labels, "nothing") == []
 
 
 def test_only_a_text_api_with_probabilities_takes_it() -> None:

@@ -21,14 +21,14 @@ import sqlalchemy as sa
 
 from distill_dagster.config import BudgetSpec, TeacherSpec
 from distill_dagster.core.errors import TeacherError
-from distill_dagster.teacher.completions.engine import Engine, limits_of
+from distill_dagster.teacher.completions.engine import CompletionEngine, get_limits
 from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers import event_loop
-from distill_dagster.teacher.providers.attempts import BudgetError, PermanentTeacherError, seconds_to_wait
-from distill_dagster.teacher.providers.client import endpoint_of
+from distill_dagster.teacher.providers.attempts import BudgetError, PermanentTeacherError, parse_retry_after
+from distill_dagster.teacher.providers.client import resolve_endpoint
 from distill_dagster.teacher.providers.exchange import Request, Response
-from distill_dagster.teacher.providers.prices import worst_case
+from distill_dagster.teacher.providers.prices import compute_worst_case
 from tests.support.provider import FakeProvider, Fault, Seen
 from tests.support.task import LABELS
 
@@ -48,24 +48,26 @@ def store(tmp_path: Path) -> Iterator[CompletionStore]:
     store.close()
 
 
-Make = Callable[..., Engine]
+Make = Callable[..., CompletionEngine]
 
 
 @pytest.fixture
 def engine(provider: FakeProvider, store: CompletionStore) -> Make:
-    def make(budget: BudgetSpec | None = None, campaign: str = "c1", **teacher: Any) -> Engine:
+    def make(budget: BudgetSpec | None = None, campaign: str = "c1", **teacher: Any) -> CompletionEngine:
         spec = TeacherSpec(model="openai/fake", api_base=provider.url, price=PRICE, **({"max_retries": 0} | teacher))
-        return Engine(endpoint_of(spec), spec, store, Account("t", campaign, "test", budget or BudgetSpec()))
+        return CompletionEngine(
+            resolve_endpoint(spec), spec, store, Account("t", campaign, "test", budget or BudgetSpec())
+        )
 
     return make
 
 
-def request(text: str, engine: Engine, sample: int = 0) -> Request:
+def request(text: str, engine: CompletionEngine, sample: int = 0) -> Request:
     messages = [{"role": "user", "content": text}]
     return Request(engine.endpoint.identity, sample, {"temperature": 0.0, "max_tokens": 4}, messages=messages)
 
 
-def answers(engine: Engine, texts: list[str]) -> list[Response | BaseException]:
+def answers(engine: CompletionEngine, texts: list[str]) -> list[Response | BaseException]:
     """Ask for all of them at once."""
 
     async def ask() -> list[Response | BaseException]:
@@ -74,7 +76,7 @@ def answers(engine: Engine, texts: list[str]) -> list[Response | BaseException]:
         await engine.close()
         return found
 
-    return event_loop.run(ask())
+    return event_loop.run_in_loop(ask())
 
 
 def came(found: list[Response | BaseException]) -> int:
@@ -99,7 +101,7 @@ def test_another_engine_at_work_on_it_is_waited_for(engine: Make, provider: Fake
     async def both() -> list[Response]:
         return list(await asyncio.gather(one.answer(request("x", one)), two.answer(request("x", two))))
 
-    first, second = event_loop.run(both())
+    first, second = event_loop.run_in_loop(both())
     assert first == second
     assert len(provider.requests) == 1
     assert (one.cached, two.cached) == (0, 1)
@@ -116,7 +118,7 @@ def test_a_cap_is_never_passed_and_the_rest_follows_when_it_is_raised(
     with closing(CompletionStore.in_folder(tmp_path / "capped")) as other:
         account = Account("t", "c1", "test", BudgetSpec(**{cap: total / 2}))
         spec = everything.spec
-        half = Engine(endpoint_of(spec), spec, other, account)
+        half = CompletionEngine(resolve_endpoint(spec), spec, other, account)
         found = answers(half, texts)
         spent = other.spent(account, month=cap.startswith("month"))
         used = spent.usd if cap.endswith("usd") else spent.tokens
@@ -127,7 +129,9 @@ def test_a_cap_is_never_passed_and_the_rest_follows_when_it_is_raised(
         assert len(stopped) == 60 - came(found)
         assert f"budget.{cap}" in str(stopped[0])
         asked = len(provider.requests)
-        raised = Engine(endpoint_of(spec), spec, other, replace(account, budget=BudgetSpec(**{cap: total * 2})))
+        raised = CompletionEngine(
+            resolve_endpoint(spec), spec, other, replace(account, budget=BudgetSpec(**{cap: total * 2}))
+        )
         assert came(answers(raised, texts)) == 60
         assert len(provider.requests) - asked == 60 - came(found)
 
@@ -149,7 +153,7 @@ def test_a_campaign_begins_anew_and_a_month_goes_on(engine: Make) -> None:
 def test_a_usd_cap_wants_a_price(provider: FakeProvider, store: CompletionStore) -> None:
     spec = TeacherSpec(model="openai/fake", api_base=provider.url)
     with pytest.raises(TeacherError, match=r"price is not known.*teacher\.price"):
-        Engine(endpoint_of(spec), spec, store, Account("t", "c", "p", BudgetSpec(usd=1)))
+        CompletionEngine(resolve_endpoint(spec), spec, store, Account("t", "c", "p", BudgetSpec(usd=1)))
     assert provider.requests == []
 
 
@@ -221,7 +225,7 @@ def test_no_credit_left_stops_at_once(engine: Make, provider: FakeProvider) -> N
 def test_overload_halves_what_is_asked_at_a_time_and_it_recovers(engine: Make, provider: FakeProvider) -> None:
     provider.fail = lambda seen, before: Fault(429) if before == 0 and seen.text.startswith("busy") else None
     one = engine(concurrency=16, max_retries=3)
-    limits = limits_of(one.endpoint, one.spec)
+    limits = get_limits(one.endpoint, one.spec)
     assert came(answers(one, [f"busy {n}" for n in range(4)])) == 4
     assert limits.width < 16
     assert came(answers(one, [f"fine {n}" for n in range(200)])) == 200
@@ -243,10 +247,10 @@ def test_what_the_teacher_asks_to_wait_is_waited(engine: Make, provider: FakePro
 
 
 def test_dates_and_nonsense_to_wait_for() -> None:
-    assert seconds_to_wait("1.5") == 1.5
-    assert seconds_to_wait("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert seconds_to_wait("soon") is None
-    assert seconds_to_wait(None) is None
+    assert parse_retry_after("1.5") == 1.5
+    assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert parse_retry_after("soon") is None
+    assert parse_retry_after(None) is None
 
 
 def test_requests_per_minute(engine: Make, provider: FakeProvider) -> None:
@@ -258,7 +262,7 @@ def test_requests_per_minute(engine: Make, provider: FakeProvider) -> None:
 
 def test_tokens_per_minute(engine: Make, provider: FakeProvider) -> None:
     one = engine(concurrency=64)
-    tokens = worst_case(request("10", one), one.price).tokens
+    tokens = compute_worst_case(request("10", one), one.price).tokens
     slow = engine(tokens_per_minute=600 * tokens, concurrency=64, timeout_s=59)  # ten a second, 150 at once
     started = time.monotonic()
     assert came(answers(slow, [str(n) for n in range(10, 170)])) == 160
@@ -275,7 +279,7 @@ other_process(*sys.argv[1:])
 def other_process(url: str, folder: str, text: str) -> None:
     spec = TeacherSpec(model="openai/fake", api_base=url, price=PRICE)  # type: ignore[arg-type]
     store = CompletionStore.in_folder(Path(folder))
-    engine = Engine(endpoint_of(spec), spec, store, Account("t", "c1", "test"))
+    engine = CompletionEngine(resolve_endpoint(spec), spec, store, Account("t", "c1", "test"))
     print(came(answers(engine, [text])), engine.calls, engine.cached)
 
 
@@ -327,14 +331,14 @@ def test_reservations_of_another_host_hold_until_their_lease_ends(engine: Make, 
         connection.execute(sa.text("UPDATE ledger SET state = 'reserved', owner = 'elsewhere:1:1', usd = NULL"))
     assert store.spent(one.account).reserved_usd > 0
     fresh = CompletionStore(str(store._engine.url))
-    two = Engine(one.endpoint, one.spec, fresh, one.account)
+    two = CompletionEngine(one.endpoint, one.spec, fresh, one.account)
     assert came(answers(two, ["y"])) == 1
     assert states(store) == {"reserved": 1, "settled": 1}
     with store._engine.begin() as connection:
         connection.execute(sa.text("UPDATE ledger SET lease_until = 1 WHERE state = 'reserved'"))
     fresh.close()
     again = CompletionStore(str(store._engine.url))
-    assert came(answers(Engine(one.endpoint, one.spec, again, one.account), ["z"])) == 1
+    assert came(answers(CompletionEngine(one.endpoint, one.spec, again, one.account), ["z"])) == 1
     again.close()
     assert states(store) == {"lost": 1, "settled": 2}
 

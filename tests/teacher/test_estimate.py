@@ -14,11 +14,11 @@ import yaml
 
 from distill_dagster.config import TeacherSpec
 from distill_dagster.pipeline.stages import teacher as stages
-from distill_dagster.pipeline.stages.context import Env
+from distill_dagster.pipeline.stages.context import StageContext
 from distill_dagster.tables.schemas import COMPLETIONS
 from distill_dagster.tasks import TaskFolder
-from distill_dagster.teacher.asking.estimate import GOLDEN, Estimate, estimate, total
-from distill_dagster.teacher.providers.prices import Price, price_of
+from distill_dagster.teacher.asking.estimate import GOLDEN_AND_DEV, Estimate, estimate_requests, sum_estimates
+from distill_dagster.teacher.providers.prices import TokenPrice, find_price
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, env_of, pass_gate, small_task
 
@@ -32,7 +32,7 @@ def provider() -> Iterator[FakeProvider]:
 
 
 @pytest.fixture
-def env(tmp_path: Path, provider: FakeProvider) -> Iterator[Env]:
+def env(tmp_path: Path, provider: FakeProvider) -> Iterator[StageContext]:
     teacher = {"api_base": provider.url, "price": PRICE, "requests_per_minute": 120, "api": "chat"}
     folder = small_task(tmp_path, teacher=teacher | {"soft_labels": "votes", "few_shot": {"draws": 2}})
     env = env_of(TaskFolder(folder.path, tmp_path / "accepted"), tmp_path / "home")
@@ -40,14 +40,14 @@ def env(tmp_path: Path, provider: FakeProvider) -> Iterator[Env]:
     env.store.close()
 
 
-def estimated(env: Env, **more: Any) -> list[Estimate]:
+def estimated(env: StageContext, **more: Any) -> list[Estimate]:
     folder = TaskFolder(env.folder.path, env.folder.accepted)
-    return estimate(folder, env.store, folder.slice_keys(), lambda _: None, **more)
+    return estimate_requests(folder, env.store, folder.slice_keys(), lambda _: None, **more)
 
 
-def test_what_is_asked_and_what_it_costs_at_most(env: Env, provider: FakeProvider) -> None:
+def test_what_is_asked_and_what_it_costs_at_most(env: StageContext, provider: FakeProvider) -> None:
     before = {one.slice: one for one in estimated(env, golden=True)}
-    assert list(before) == [GOLDEN, "shop", "web"]
+    assert list(before) == [GOLDEN_AND_DEV, "shop", "web"]
     shop = before["shop"]
     assert (shop.prompts, shop.calls, shop.cached, shop.purpose) == (3, 6, 0, "answers")
     assert shop.wall_s == 3.0  # six at 120 a minute
@@ -66,15 +66,15 @@ def test_what_is_asked_and_what_it_costs_at_most(env: Env, provider: FakeProvide
     assert (after.calls, after.cached, after.tokens, after.usd, after.wall_s) == (0, 6, 0, 0.0, 0.0)
 
 
-def test_all_together(env: Env) -> None:
+def test_all_together(env: StageContext) -> None:
     found = estimated(env, golden=True)
-    whole = total(found)
+    whole = sum_estimates(found)
     assert whole["teacher_calls"] == sum(one.calls for one in found)
     assert whole["usd"] == pytest.approx(sum(one.usd or 0 for one in found))
     assert whole["wall_s"] == sum(one.wall_s or 0 for one in found)
 
 
-def change(env: Env, **changes: Any) -> None:
+def change(env: StageContext, **changes: Any) -> None:
     path = env.folder.path / "task.yaml"
     task = yaml.safe_load(path.read_text())
     for name, value in changes.items():
@@ -82,15 +82,15 @@ def change(env: Env, **changes: Any) -> None:
     path.write_text(yaml.safe_dump(task, sort_keys=False))
 
 
-def test_without_a_price_and_a_limit_nothing_is_guessed(env: Env) -> None:
+def test_without_a_price_and_a_limit_nothing_is_guessed(env: StageContext) -> None:
     change(env, teacher={"price": None, "requests_per_minute": None})
     found = estimated(env)
     assert {(one.usd, one.wall_s) for one in found} == {(None, None)}
     assert all(one.tokens > 0 for one in found)
-    assert total(found)["usd"] is None
+    assert sum_estimates(found)["usd"] is None
 
 
-def test_prompts_to_be_imagined_and_the_judge_count(env: Env) -> None:
+def test_prompts_to_be_imagined_and_the_judge_count(env: StageContext) -> None:
     change(env, imagine={"per_request": 2, "max_rounds": 3}, judge={"model": "openai/gpt-4o-mini"})
     change(env, judge={"rubric": [{"name": "clear", "description": "Is it clear?"}]})
     path = env.folder.path / "slices" / "shop.yaml"
@@ -120,13 +120,13 @@ def test_prices_are_those_of_litellm_or_declared(model: str, more: dict[str, Any
     import litellm
 
     spec = TeacherSpec(model=model, **more)
-    price = price_of(spec)
+    price = find_price(spec)
     assert (price is not None) is known
     if price is not None and "price" not in more:
         theirs = litellm.cost_per_token(model=model, prompt_tokens=10**6, completion_tokens=10**6)
         assert (price.input_usd, price.output_usd) == pytest.approx(theirs)
     if price is not None and "price" in more:
-        assert price == Price(2.0, 8.0)
+        assert price == TokenPrice(2.0, 8.0)
 
 
 def test_a_server_of_ones_own_is_priced_without_litellm() -> None:

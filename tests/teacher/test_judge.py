@@ -12,27 +12,27 @@ import polars as pl
 import pytest
 
 from distill_dagster.core import plots
-from distill_dagster.core.checks import Check
+from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import TeacherError, TermsError
-from distill_dagster.kinds import kind_of
-from distill_dagster.pipeline.freshness import State
+from distill_dagster.kinds import get_kind
+from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.stages import dataset, teacher
-from distill_dagster.pipeline.stages.context import Env, Made
-from distill_dagster.prompts.auxiliary_templates import JUDGE, own_templates
-from distill_dagster.tables.lake import node
-from distill_dagster.tables.messages import user_text
+from distill_dagster.pipeline.stages.context import StageContext, StageResult
+from distill_dagster.prompts.auxiliary_templates import JUDGE_TEMPLATES, select_templates
+from distill_dagster.tables.lake import format_artifact_name
+from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import SCORED
-from distill_dagster.teacher.imagine.plan import imagine_teacher
+from distill_dagster.teacher.imagine.plan import get_imagine_teacher
 from distill_dagster.teacher.judge.judge import (
     Judge,
-    _picked,
-    differing_answers,
-    judge_requests_needed,
-    judge_teacher,
-    strict_schema,
-    verdict_model,
+    _apply_picks,
+    build_score_model,
+    count_judge_requests,
+    find_differing_answers,
+    get_judge_teacher,
+    make_strict_schema,
 )
-from distill_dagster.teacher.providers.client import endpoint_of
+from distill_dagster.teacher.providers.client import resolve_endpoint
 from tests.support.imagining import asked_text, judged, judges
 from tests.support.imagining import teacher as answers
 from tests.support.kinds import task_of
@@ -45,7 +45,7 @@ RUBRIC = [
 ]
 JUDGE_SPEC: dict[str, Any] = {"model": "openai/judge", "rubric": RUBRIC, "max_retries": 0}
 JUDGE_SPEC["response_format"] = "json_schema"
-STAGES: dict[str, Callable[[Env, str | None], Made]] = {
+STAGES: dict[str, Callable[[StageContext, str | None], StageResult]] = {
     "prompt_context": teacher.make_prompt_context,
     "seed_prompts": teacher.make_seed_prompts,
     "teacher_prior": teacher.make_teacher_prior,
@@ -71,8 +71,8 @@ class Run:
         assert old in text
         path.write_text(text.replace(old, new))
 
-    def now(self) -> State:
-        return State(again(self.env.folder), self.env.lake)
+    def now(self) -> TaskState:
+        return TaskState(again(self.env.folder), self.env.lake)
 
     def update(self) -> list[str]:
         """Make what is not fresh, in order; the names of what was made."""
@@ -81,13 +81,13 @@ class Run:
         for asset, make in STAGES.items():
             partition = "shop" if self.now().stages[asset].partition else None
             if self.now().status(asset, partition).state != "fresh":
-                make(Env(**(vars(self.env) | {"folder": again(self.env.folder)})), partition)
-                made.append(node(asset, partition))
+                make(StageContext(**(vars(self.env) | {"folder": again(self.env.folder)})), partition)
+                made.append(format_artifact_name(asset, partition))
         return made
 
     def scored(self) -> dict[str, dict[str, Any]]:
         frame = self.env.lake.read(self.env.task_name, "scored_completions", "shop", SCORED)[0]
-        return {user_text(row["messages"]): row for row in frame.to_dicts()}
+        return {get_user_text(row["messages"]): row for row in frame.to_dicts()}
 
     def judging(self) -> list[Seen]:
         return [seen for seen in self.provider.requests if judges(seen)]
@@ -97,8 +97,8 @@ class Run:
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Great Expectations and pictures take most of the time; other tests have them."""
     for module in (teacher, dataset):
-        monkeypatch.setattr(module, "valid_table", lambda *_: Check("valid_table", True))
-    monkeypatch.setattr(plots, "bar_counts", lambda *_: b"")
+        monkeypatch.setattr(module, "valid_table", lambda *_: CheckResult("valid_table", True))
+    monkeypatch.setattr(plots, "plot_counts", lambda *_: b"")
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_the_threshold_stands_in_the_dataset_alone(tmp_path: Path, provider: Fak
     before = len(provider.requests)
     run.change("min_rows: 1", "min_rows: 1\n  filters:\n    min_judge: 0.6")
     assert run.update() == ["filtered_dataset"]
-    [rejected] = dataset.read_rejected(run.env).to_dicts()
+    [rejected] = dataset.read_rejected_rows(run.env).to_dicts()
     assert (rejected["drop_reason"], rejected["drop_detail"]) == ("low_judge", "judge score 0.5")
     assert len(provider.requests) == before
 
@@ -306,7 +306,7 @@ def test_an_answer_that_is_no_label_can_be_picked(tmp_path: Path) -> None:
     row: dict[str, Any] = dict.fromkeys(SCORED) | {"prompt_id": "p", "answer": '{"total":7}', "agreement": 0.5}
     row |= {"teacher": "t0", "teacher_agreement": 0.5}
     row |= {"soft_labels": [{"label": '{"total": 7}', "prob": 0.6}, {"label": '{"total": 8}', "prob": 0.4}]}
-    picked = _picked(
+    picked = _apply_picks(
         Judge(task, {}, "identity"), pl.DataFrame([row], schema=SCORED), completions, {"p": '{"total":8}'}
     ).to_dicts()[0]
     assert (picked["answer"], picked["confidence"], picked["reasoning"]) == ('{"total":8}', 0.4, "r1")
@@ -316,7 +316,7 @@ def test_an_answer_that_is_no_label_can_be_picked(tmp_path: Path) -> None:
 def test_what_a_judge_needs(tmp_path: Path) -> None:
     def needed(name: str, mode: str | None, **teacher_: Any) -> tuple[int, int]:
         judge_spec = JUDGE_SPEC | {"mode": mode} if mode else None
-        return judge_requests_needed(small_task(tmp_path / name, judge=judge_spec, teacher=teacher_).task, 10)
+        return count_judge_requests(small_task(tmp_path / name, judge=judge_spec, teacher=teacher_).task, 10)
 
     assert needed("none", None) == (0, 0)
     assert needed("score", "score") == (10, 20)
@@ -334,26 +334,26 @@ def test_answers_that_the_kind_calls_equal_are_one_option(tmp_path: Path) -> Non
     math = task_of("math", answer={"tolerance": 0.01}, judge=JUDGE_SPEC | {"mode": "best_of"})
     rows = [("same", n, "ok", text) for n, text in enumerate(["18", "18.001", "18"])]
     rows += [("two", n, "ok", text) for n, text in enumerate(["18", "19", "18.001", "19"])]
-    found = differing_answers(kind_of(math), samples_of(rows))
+    found = find_differing_answers(get_kind(math), samples_of(rows))
     assert {id_: set(options) for id_, options in found.items()} == {"two": {"18", "19"}}
     qa = [("p", n, "ok", json.dumps(text)) for n, text in enumerate(["The Nile", "nile", "the Rhine"])]
-    assert set(differing_answers(kind_of(task_of("qa")), samples_of(qa))["p"]) == {'"The Nile"', '"the Rhine"'}
+    assert set(find_differing_answers(get_kind(task_of("qa")), samples_of(qa))["p"]) == {'"The Nile"', '"the Rhine"'}
 
     row: dict[str, Any] = dict.fromkeys(SCORED) | {"prompt_id": "two", "answer": "18.001", "agreement": 0.5}
     frame = pl.DataFrame([row | {"teacher": "t"}], schema=SCORED)
     judge_ = Judge(math, {}, "identity")
-    same = _picked(judge_, frame, samples_of(rows), {"two": "18"}).to_dicts()[0]
+    same = _apply_picks(judge_, frame, samples_of(rows), {"two": "18"}).to_dicts()[0]
     assert same["answer"] == "18.001", "what was picked is what stands there"
-    other = _picked(judge_, frame, samples_of(rows), {"two": "19"}).to_dicts()[0]
+    other = _apply_picks(judge_, frame, samples_of(rows), {"two": "19"}).to_dicts()[0]
     assert (other["answer"], other["agreement"]) == ("19", 0.5)
-    back = _picked(judge_, frame.with_columns(pl.lit("19").alias("answer")), samples_of(rows), {"two": "18"})
+    back = _apply_picks(judge_, frame.with_columns(pl.lit("19").alias("answer")), samples_of(rows), {"two": "18"})
     assert (back["answer"][0], back["agreement"][0]) == ("18", 0.5), "both of its writings count"
 
 
 def test_the_order_of_options_says_nothing_of_the_samples(tmp_path: Path) -> None:
     rows = [(f"p{n}", sample, "ok", f'"{label}"') for n in range(40) for sample, label in enumerate(("a", "b", "b"))]
     rows += [("same", 0, "ok", '"a"'), ("same", 1, "ok", '"a"'), ("failed", 0, "failed", None)]
-    found = differing_answers(kind_of(small_task(tmp_path).task), samples_of(rows))
+    found = find_differing_answers(get_kind(small_task(tmp_path).task), samples_of(rows))
     assert len(found) == 40
     first = [answers_[0] for answers_ in found.values()]
     assert 10 < first.count('"a"') < 30
@@ -364,16 +364,20 @@ def test_a_schema_for_strict_mode(tmp_path: Path) -> None:
     folder = small_task(tmp_path, judge=JUDGE_SPEC | {"api_base": "http://127.0.0.1:9"})
     task = folder.task
     assert task.judge is not None
-    schema = strict_schema(verdict_model(task.judge, None).model_json_schema())
+    schema = make_strict_schema(build_score_model(task.judge, None).model_json_schema())
     [one] = schema["$defs"].values()
     assert one["properties"]["score"] == {"type": "integer", "enum": [1, 2, 3, 4, 5]}
     assert one["additionalProperties"] is schema["additionalProperties"] is False
-    assert strict_schema(verdict_model(task.judge, 3).model_json_schema())["properties"]["best"]["enum"] == [1, 2, 3]
+    assert make_strict_schema(build_score_model(task.judge, 3).model_json_schema())["properties"]["best"]["enum"] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_more_turns_and_other_answers_are_shown_in_words(tmp_path: Path) -> None:
     folder = small_task(tmp_path, judge=JUDGE_SPEC | {"api_base": "http://127.0.0.1:9"})
-    judge = Judge(folder.task, own_templates({}, JUDGE), "identity")
+    judge = Judge(folder.task, select_templates({}, JUDGE_TEMPLATES), "identity")
     turns = [{"role": role, "content": f"says {role}"} for role in ("user", "assistant", "user")]
     row = {"messages": turns, "answer": '{"total":7}', "reasoning": "3 and 4"}
     request = judge.request(row)
@@ -394,10 +398,10 @@ def test_whoever_else_is_asked_has_a_price_limits_and_terms_of_its_own(tmp_path:
     def spec(name: str, **more: Any) -> Any:
         parts = {"judge": {"rubric": RUBRIC} | asked | more, "imagine": {"teacher": asked | more}}
         task = small_task(tmp_path / name, **{part: parts[part]}).task
-        return judge_teacher(task) if part == "judge" else imagine_teacher(task)
+        return get_judge_teacher(task) if part == "judge" else get_imagine_teacher(task)
 
     plain = spec("plain")
     assert (plain.price.output_usd, plain.requests_per_minute, plain.tokens_per_minute) == (2.0, 7, 900)
     with pytest.raises(TermsError, match="Nothing was asked"):
-        endpoint_of(plain)
-    assert endpoint_of(spec("acknowledged", terms={"acknowledged": True})).model == "openai/gpt-4o-mini"
+        resolve_endpoint(plain)
+    assert resolve_endpoint(spec("acknowledged", terms={"acknowledged": True})).model == "openai/gpt-4o-mini"

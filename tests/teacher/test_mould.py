@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.core.hashing import content_hash, strings_hash
-from distill_dagster.prompts.few_shot import pool, prompt_context
+from distill_dagster.core.hashing import hash_content, hash_strings
+from distill_dagster.prompts.few_shot import build_prompt_context, read_example_pool
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.teacher.asking.free_text import Prompt
-from distill_dagster.teacher.asking.request_template import HOLE, fits
-from distill_dagster.teacher.asking.requests import Requests
-from distill_dagster.teacher.providers.client import endpoint_of
+from distill_dagster.teacher.asking.free_text import AskedPrompt
+from distill_dagster.teacher.asking.request_template import PLACEHOLDER, can_render
+from distill_dagster.teacher.asking.requests import RequestBuilder
+from distill_dagster.teacher.providers.client import resolve_endpoint
 from tests.support.kind_folder import kind_folder
 from tests.support.kinds import KINDS
 from tests.support.task import requests_of, small_task
@@ -39,13 +39,15 @@ TEXTS = [
     " é",
     "",
     " \n",
-    HOLE[:9],
+    PLACEHOLDER[:9],
 ]
 PINNED = "0be8b5c62b6fdaa9d581b388fe3074c714b74b887dfb4542f052c743e7eedd96"
 
 
 @contextmanager
-def requests(kind: str, setting: str, templates: dict[str, str] | None = None, **changes: Any) -> Iterator[Requests]:
+def requests(
+    kind: str, setting: str, templates: dict[str, str] | None = None, **changes: Any
+) -> Iterator[RequestBuilder]:
     with TemporaryDirectory() as name:
         changes = {"teacher": SETTINGS[setting], "reasoning": kind in ("math", "qa", "nli")} | changes
         folder = kind_folder(Path(name), kind, URL, **changes)
@@ -55,11 +57,11 @@ def requests(kind: str, setting: str, templates: dict[str, str] | None = None, *
         yield requests_of(folder)
 
 
-def assert_equal(requests: Requests, asked: str | Prompt) -> None:
+def assert_equal(requests: RequestBuilder, asked: str | AskedPrompt) -> None:
     for sample in range(4):
         made, rendered = requests.make(asked, sample), requests.rendered(asked, sample)
         assert made == rendered
-        assert made.key == content_hash(rendered.asked)
+        assert made.key == hash_content(rendered.asked)
         assert made.body() == rendered.body()
 
 
@@ -116,7 +118,7 @@ def test_a_template_that_reads_no_text() -> None:
 
 def test_a_conversation_is_rendered() -> None:
     with requests("conversation", "chat") as made:
-        assert_equal(made, Prompt("one\nthree", (("user", "one"), ("assistant", "two"), ("user", "three"))))
+        assert_equal(made, AskedPrompt("one\nthree", (("user", "one"), ("assistant", "two"), ("user", "three"))))
         assert not made._moulds
 
 
@@ -128,7 +130,13 @@ def test_nearest_examples_are_chosen_for_each_text(tmp_path: Path) -> None:
 
     folder = small_task(tmp_path, teacher={"api": "chat", "api_base": URL, "few_shot": {"nearest": 2}})
     task, templates = folder.task, Templates({})
-    made = Requests(task, templates, pool(prompt_context(folder.examples, set())), endpoint_of(task.teacher), embed)
+    made = RequestBuilder(
+        task,
+        templates,
+        read_example_pool(build_prompt_context(folder.examples, set())),
+        resolve_endpoint(task.teacher),
+        embed,
+    )
     for text in ("refund", "delivery"):
         assert_equal(made, text)
     one, other = ((made.make(text, 0).messages or [])[:-1] for text in ("refund", "delivery"))
@@ -136,7 +144,7 @@ def test_nearest_examples_are_chosen_for_each_text(tmp_path: Path) -> None:
 
 
 def test_a_text_that_rendering_would_trim_does_not_fit() -> None:
-    assert [fits(text) for text in ("x", " x", "x\n", "", "\u2003", "x\x1f")] == [
+    assert [can_render(text) for text in ("x", " x", "x\n", "", "\u2003", "x\x1f")] == [
         True,
         True,
         False,
@@ -153,9 +161,9 @@ def test_keys_are_those_of_what_was_stored_before() -> None:
         for setting in SETTINGS:
             with requests(kind, setting) as made:
                 keys += [made.make(text, sample).key for text in TEXTS[:-1] for sample in range(2)]
-    assert content_hash(keys) == PINNED
+    assert hash_content(keys) == PINNED
 
 
 @given(st.lists(st.text()))
 def test_the_hash_of_strings(values: list[str]) -> None:
-    assert strings_hash(*values) == content_hash(values)
+    assert hash_strings(*values) == hash_content(values)

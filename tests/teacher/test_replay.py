@@ -16,15 +16,15 @@ import yaml
 
 from distill_dagster.config import ReplaySpec, Task, TeacherSpec
 from distill_dagster.core.errors import InputError, TeacherError
-from distill_dagster.core.paths import PROJECT
-from distill_dagster.intake.recordings import Recording, recordings
-from distill_dagster.pipeline.source_versions import source_version
+from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.intake.recordings import Recording, parse_recordings
+from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.stages import teacher as stage
-from distill_dagster.pipeline.stages.context import Env, Made
-from distill_dagster.pipeline.task_check import check_folder
+from distill_dagster.pipeline.stages.context import StageContext, StageResult
+from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tables.schemas import COMPLETIONS
 from distill_dagster.tasks import TaskFolder
-from distill_dagster.teacher.asking.estimate import estimate
+from distill_dagster.teacher.asking.estimate import estimate_requests
 from distill_dagster.teacher.providers.replay import NOT_RECORDED
 from tests.support.task import again, env_of, jsonl, pass_gate, small_task
 
@@ -55,8 +55,8 @@ class Home:
         path.parent.mkdir(exist_ok=True)
         path.write_text(jsonl(rows))
 
-    def completions(self, slice_: str = "shop") -> tuple[pl.DataFrame, Made]:
-        env: Env = replace(self.env, folder=TaskFolder(self.folder.path, self.folder.accepted))
+    def completions(self, slice_: str = "shop") -> tuple[pl.DataFrame, StageResult]:
+        env: StageContext = replace(self.env, folder=TaskFolder(self.folder.path, self.folder.accepted))
         stage.make_prompt_context(env, None)
         stage.make_seed_prompts(env, slice_)
         pass_gate(env)
@@ -95,7 +95,7 @@ def test_recorded_completions_are_a_teachers_answers_and_nothing_is_sent(home: H
     assert made.record.missing_rows == 0
     assert home.completions()[1].record.data_version == made.record.data_version
     assert home.env.store.count() == 3
-    [found] = estimate(again(home.folder), home.env.store, ["web"], lambda _: None)
+    [found] = estimate_requests(again(home.folder), home.env.store, ["web"], lambda _: None)
     assert (found.prompts, found.calls) == (3, 0)
 
 
@@ -129,11 +129,11 @@ def test_an_edited_recording_changes_its_own_rows_alone(home: Home) -> None:
     rows = [plain(text, label) for text, label in SHOP.items()]
     home.record(rows)
     before, made = home.completions()
-    version = source_version(again(home.folder), "teacher_settings")
+    version = compute_source_version(again(home.folder), "teacher_settings")
     home.record([{"completion": r["completion"], "prompt": f" {r['prompt']} "} for r in reversed(rows)])
-    assert source_version(again(home.folder), "teacher_settings") == version
+    assert compute_source_version(again(home.folder), "teacher_settings") == version
     home.record([*rows[:2], plain("login asks twice", "refund")])
-    assert source_version(again(home.folder), "teacher_settings") != version
+    assert compute_source_version(again(home.folder), "teacher_settings") != version
     after, changed = home.completions()
     assert changed.record.data_version != made.record.data_version
     same = before.join(after, on=["prompt_id", "request_key", "answer"])
@@ -225,7 +225,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_that_are_understood_as_they_are(shape: str) -> None:
-    [found] = recordings(SHAPES[shape], ReplaySpec())
+    [found] = parse_recordings(SHAPES[shape], ReplaySpec())
     assert (found.prompt, found.completion) == ("q", "a")
     if "text" not in shape and shape != "messages and completion":
         assert found.reasoning == "because"
@@ -233,7 +233,7 @@ def test_shapes_that_are_understood_as_they_are(shape: str) -> None:
         assert found.model == "m"
     if shape in ("request and response", "anthropic", "responses", "lines of a batch"):
         assert (found.prompt_tokens, found.completion_tokens) == (7, 3)
-    assert recordings(found.as_json(), ReplaySpec()) == [replace(found)]
+    assert parse_recordings(found.as_json(), ReplaySpec()) == [replace(found)]
 
 
 CALL = [{"name": "look", "arguments": '{"at":1}'}]
@@ -254,15 +254,15 @@ CALLS = {
 
 @pytest.mark.parametrize("shape", CALLS)
 def test_tool_calls_are_recorded_too(shape: str) -> None:
-    [found] = recordings(CALLS[shape], ReplaySpec())
+    [found] = parse_recordings(CALLS[shape], ReplaySpec())
     assert (found.completion, found.tool_calls) == ("", CALL)
-    assert recordings(found.as_json(), ReplaySpec()) == [found]
+    assert parse_recordings(found.as_json(), ReplaySpec()) == [found]
 
 
 def test_several_choices_and_calls_that_failed() -> None:
     two = CHAT | {"messages": ASKED, "choices": [{"message": {"content": c}} for c in "ab"]}
-    assert [r.completion for r in recordings(two, ReplaySpec())] == ["a", "b"]
-    assert recordings({"request": {"messages": ASKED}, "response": {"error": {"code": 500}}}, ReplaySpec()) == []
+    assert [r.completion for r in parse_recordings(two, ReplaySpec())] == ["a", "b"]
+    assert parse_recordings({"request": {"messages": ASKED}, "response": {"error": {"code": 500}}}, ReplaySpec()) == []
 
 
 def test_a_declaration_maps_anything_else() -> None:
@@ -276,7 +276,7 @@ def test_a_declaration_maps_anything_else() -> None:
             "prompt_pattern": "Ticket: (.*)",
         }
     )
-    assert recordings(record, spec) == [Recording("refund", "my refund", reasoning="money", model="m")]
+    assert parse_recordings(record, spec) == [Recording("refund", "my refund", reasoning="money", model="m")]
 
 
 def test_what_cannot_be_read_is_named_with_its_line(home: Home) -> None:
@@ -287,10 +287,10 @@ def test_what_cannot_be_read_is_named_with_its_line(home: Home) -> None:
         home.completions()
     assert [(p.line, p.field) for p in caught.value.problems] == [(4, None)]
     home.record([plain("a", "refund"), {"prompt": "b"}, {"completion": "c"}])
-    problems = [p for p in check_folder(again(home.folder)) if p.severity == "error"]
+    problems = [p for p in check_task_folder(again(home.folder)) if p.severity == "error"]
     assert [(p.file, p.line, p.field) for p in problems] == [(path, 2, "completion"), (path, 3, "prompt")]
     path.unlink()
-    [problem] = [p for p in check_folder(again(home.folder)) if p.severity == "error"]
+    [problem] = [p for p in check_task_folder(again(home.folder)) if p.severity == "error"]
     assert "are missing" in problem.message
     assert "distill import shop_mail FILE --as recorded --name logs" in problem.remedy
 
@@ -322,7 +322,7 @@ def test_a_wrong_declaration_is_refused(home: Home, teacher: dict[str, Any], mes
 
 @pytest.mark.parametrize("page", ["replay", "batch"])
 def test_every_teacher_on_the_pages_is_valid(page: str) -> None:
-    text = (PROJECT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    text = (PROJECT_FOLDER / "docs" / f"{page}.md").read_text(encoding="utf-8")
     blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, flags=re.M)]
     teachers = [yaml.safe_load(block)["teacher"] for block in blocks if "teacher:\n" in block]
     assert len(teachers) >= 2

@@ -11,7 +11,7 @@ import pytest
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.teacher.providers.attempts import AttemptError
-from distill_dagster.teacher.providers.client import Endpoint, attempt, endpoint_of
+from distill_dagster.teacher.providers.client import Endpoint, ask_once, resolve_endpoint
 from distill_dagster.teacher.providers.exchange import Request
 from tests.support.task import requests_of, small_task
 
@@ -133,33 +133,34 @@ def spec(**changes: Any) -> TeacherSpec:
 
 def test_a_key_goes_to_an_address_of_ones_own_only_by_name() -> None:
     own = "http://127.0.0.1:9/v1"
-    assert endpoint_of(spec(api_base=own)).api_key == "no-key"
-    assert endpoint_of(spec(api_base=own, api_key_env="MY_KEY")).api_key == "sk-of-mine"
-    assert endpoint_of(spec(api_key_env="MY_KEY")).api_key == "sk-of-mine"
-    assert endpoint_of(spec()).api_key is None  # litellm takes the provider's own
+    assert resolve_endpoint(spec(api_base=own)).api_key == "no-key"
+    assert resolve_endpoint(spec(api_base=own, api_key_env="MY_KEY")).api_key == "sk-of-mine"
+    assert resolve_endpoint(spec(api_key_env="MY_KEY")).api_key == "sk-of-mine"
+    assert resolve_endpoint(spec()).api_key is None  # litellm takes the provider's own
 
 
 def test_the_model_of_an_endpoint() -> None:
-    assert endpoint_of(spec()).model == "text-completion-openai/fake"
-    assert endpoint_of(spec(api="chat")).model == "openai/fake"
-    assert endpoint_of(spec(model="anthropic/x", api="chat")).model == "anthropic/x"
+    assert resolve_endpoint(spec()).model == "text-completion-openai/fake"
+    assert resolve_endpoint(spec(api="chat")).model == "openai/fake"
+    assert resolve_endpoint(spec(model="anthropic/x", api="chat")).model == "anthropic/x"
     assert (
-        endpoint_of(spec()).identity == endpoint_of(spec(api_base="http://127.0.0.1:9", api_key_env="MY_KEY")).identity
+        resolve_endpoint(spec()).identity
+        == resolve_endpoint(spec(api_base="http://127.0.0.1:9", api_key_env="MY_KEY")).identity
     )
-    assert endpoint_of(spec()).identity != endpoint_of(spec(revision="r")).identity
+    assert resolve_endpoint(spec()).identity != resolve_endpoint(spec(revision="r")).identity
 
 
 def test_a_missing_key_is_said_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(TeacherError, match=r"MY_KEY, which is not set\. Set it, or mend teacher\.api_key_env"):
-        endpoint_of(spec(api_key_env="MY_KEY"))
+        resolve_endpoint(spec(api_key_env="MY_KEY"))
     with pytest.raises(TeacherError, match="OPENAI_API_KEY, which is not set"):
-        endpoint_of(spec())
+        resolve_endpoint(spec())
 
 
 def test_an_endpoint_does_not_show_its_key() -> None:
-    endpoint = endpoint_of(spec(api_key_env="MY_KEY"))
+    endpoint = resolve_endpoint(spec(api_key_env="MY_KEY"))
     assert "sk-of-mine" not in f"{endpoint!r} {endpoint}"
 
 
@@ -178,6 +179,6 @@ def test_a_seed_is_sent_only_to_providers_that_know_it(model: str, sent: bool, m
         "i", 3, {"temperature": 0.5, "max_tokens": 4, "seed": 3}, messages=[{"role": "user", "content": "x"}]
     )
     with pytest.raises(AttemptError, match="enough"):
-        asyncio.run(attempt(Endpoint(model, "i"), request, 5.0))
+        asyncio.run(ask_once(Endpoint(model, "i"), request, 5.0))
     assert ("seed" in caught) is sent
     assert caught["temperature"] == 0.5

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import polars as pl
 
-from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.tables.data_versions import VOLATILE, data_version
+from distill_dagster.prompts.seeds import build_seed_prompts
+from distill_dagster.tables.data_versions import VOLATILE_COLUMNS, compute_data_version
 from distill_dagster.tasks import Slice, TaskFolder
-from distill_dagster.teacher.asking.ask import Asked, run_ask
+from distill_dagster.teacher.asking.ask import AskResult, run_ask
 from distill_dagster.teacher.completions.store import CompletionStore
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, asker_of, small_task
@@ -43,10 +43,10 @@ test_resume.ask(TaskFolder(Path(sys.argv[1])), Path(sys.argv[2]))
 """
 
 
-def ask(folder: TaskFolder, store_folder: Path) -> Asked:
+def ask(folder: TaskFolder, store_folder: Path) -> AskResult:
     store = CompletionStore.in_folder(store_folder)
     try:
-        prompts = seed_prompts("shop", Slice.model_validate({"description": "d", "seeds": SEEDS}))
+        prompts = build_seed_prompts("shop", Slice.model_validate({"description": "d", "seeds": SEEDS}))
         return run_ask(asker_of(folder, store), prompts)
     finally:
         store.close()
@@ -73,6 +73,6 @@ def test_a_killed_run_is_taken_up(tmp_path: Path) -> None:
 
         undisturbed = ask(folder, tmp_path / "another store")
         assert undisturbed.calls == TOTAL
-    volatile = [c for c in VOLATILE if c in resumed.completions.columns]
+    volatile = [c for c in VOLATILE_COLUMNS if c in resumed.completions.columns]
     assert resumed.completions.drop(volatile).equals(undisturbed.completions.drop(volatile))
-    assert data_version(resumed.completions) == data_version(undisturbed.completions)
+    assert compute_data_version(resumed.completions) == compute_data_version(undisturbed.completions)

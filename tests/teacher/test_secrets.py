@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from distill_dagster.core.errors import TeacherError
-from distill_dagster.core.redaction import credentials, plain_address, scrubbed, trace_with_secret
-from distill_dagster.pipeline.stages.context import Env
-from distill_dagster.prompts.seeds import seed_prompts
-from distill_dagster.tables.data_versions import data_version
-from distill_dagster.tables.lake import Record
-from distill_dagster.teacher.asking.ask import Asked, run_ask
-from distill_dagster.teacher.providers.client import without_secrets
+from distill_dagster.core.redaction import is_plain_url, list_credentials, redact, redact_traceback
+from distill_dagster.pipeline.stages.context import StageContext
+from distill_dagster.prompts.seeds import build_seed_prompts
+from distill_dagster.tables.data_versions import compute_data_version
+from distill_dagster.tables.lake import ArtifactRecord
+from distill_dagster.teacher.asking.ask import AskResult, run_ask
+from distill_dagster.teacher.providers.client import redact_response
 from distill_dagster.teacher.providers.exchange import Response
 from tests.support.provider import FakeProvider, Fault
 from tests.support.task import LABELS, asker_of, env_of, small_task
@@ -30,16 +30,18 @@ def provider() -> Iterator[FakeProvider]:
         yield provider
 
 
-def env(tmp_path: Path, provider: FakeProvider, **teacher: object) -> Env:
+def env(tmp_path: Path, provider: FakeProvider, **teacher: object) -> StageContext:
     settings = {"api_base": provider.url, "api_key_env": "MY_TEACHER", "max_retries": 1, "min_success": 0.3} | teacher
     return env_of(small_task(tmp_path, teacher=settings), tmp_path / "home")
 
 
-def asked_and_written(env: Env) -> Asked:
+def asked_and_written(env: StageContext) -> AskResult:
     """Ask for one slice and write the table, with its record, where a stage would."""
-    asked = run_ask(asker_of(env.folder, env.store), seed_prompts("shop", env.folder.slice("shop")))
+    asked = run_ask(asker_of(env.folder, env.store), build_seed_prompts("shop", env.folder.slice("shop")))
     errors = asked.completions["error"].to_list()
-    record = Record("teacher_completions", "shop", data_version(asked.completions), "1", {}, extra={"errors": errors})
+    record = ArtifactRecord(
+        "teacher_completions", "shop", compute_data_version(asked.completions), "1", {}, extra={"errors": errors}
+    )
     env.lake.write(env.task_name, asked.completions, record)
     return asked
 
@@ -110,7 +112,7 @@ def answer(*tokens: str, text: str | None = None) -> Response:
 
 
 def test_a_key_in_pieces_is_not_stored() -> None:
-    clean = without_secrets(answer(" refund", "\n", SECRET[:7], SECRET[7:15], SECRET[15:]), [SECRET])
+    clean = redact_response(answer(" refund", "\n", SECRET[:7], SECRET[7:15], SECRET[15:]), [SECRET])
     assert clean.text == " refund\n***"
     assert SECRET not in "".join(position[0][0] for position in clean.positions)
     assert SECRET[7:15] not in json.dumps(clean.positions)
@@ -118,12 +120,12 @@ def test_a_key_in_pieces_is_not_stored() -> None:
 
 def test_an_answer_without_a_key_is_stored_as_it_came() -> None:
     response = answer(" refund", " key", " no-key")
-    assert without_secrets(response, [SECRET]) is response
+    assert redact_response(response, [SECRET]) is response
 
 
 def test_a_key_that_an_answer_was_cut_in() -> None:
-    assert without_secrets(answer(text=f"it is {SECRET[:12]}"), [SECRET]).text == "it is ***"
-    assert without_secrets(answer(text=f"it is {SECRET[:5]}"), [SECRET]).text == f"it is {SECRET[:5]}"
+    assert redact_response(answer(text=f"it is {SECRET[:12]}"), [SECRET]).text == "it is ***"
+    assert redact_response(answer(text=f"it is {SECRET[:5]}"), [SECRET]).text == f"it is {SECRET[:5]}"
 
 
 @pytest.mark.parametrize(
@@ -139,25 +141,25 @@ def test_a_key_that_an_answer_was_cut_in() -> None:
 )
 def test_a_secret_by_its_place(text: str) -> None:
     """Also one that this process does not know."""
-    assert SECRET not in scrubbed(text)
-    assert "***" in scrubbed(text)
+    assert SECRET not in redact(text)
+    assert "***" in redact(text)
 
 
 def test_a_secret_in_another_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", 'a/b+c"d e&f1234\n')
     for spelled in ("a%2Fb%2Bc%22d%20e%26f1234", "a%2Fb%2Bc%22d+e%26f1234", 'a/b+c\\"d e&f1234', 'a/b+c"d e&f1234'):
-        assert scrubbed(f"<{spelled}>") == "<***>"
+        assert redact(f"<{spelled}>") == "<***>"
     monkeypatch.setenv("DB_URL", "postgresql://me:p%40ss-9876@host/db")
-    assert scrubbed("p@ss-9876 p%40ss-9876 bWU6cEBzcy05ODc2") == "*** *** ***"
+    assert redact("p@ss-9876 p%40ss-9876 bWU6cEBzcy05ODc2") == "*** *** ***"
 
 
 def test_words_are_left_in_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that is named like a secret and holds a word must not change what a teacher says."""
     monkeypatch.setenv("PRIMARY_KEY", "customers")
     monkeypatch.setenv("OTHER_KEY", SECRET)
-    assert "customers" not in credentials()
-    assert SECRET in credentials()
-    assert scrubbed("customers") == "***", "a message may lose a word"
+    assert "customers" not in list_credentials()
+    assert SECRET in list_credentials()
+    assert redact("customers") == "***", "a message may lose a word"
 
 
 def test_a_secret_in_an_error_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,12 +174,12 @@ def test_a_secret_in_an_error_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatc
         except KeyError as error:
             return error
 
-    clean = trace_with_secret(raised())
+    clean = redact_traceback(raised())
     assert clean is not None
     assert "deep down: ***" in clean
     assert "on top" in clean
     assert SECRET not in clean
-    assert trace_with_secret(ValueError("nothing")) is None
+    assert redact_traceback(ValueError("nothing")) is None
 
 
 @pytest.mark.parametrize(
@@ -194,4 +196,4 @@ def test_a_secret_in_an_error_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_an_address_alone(address: str, plain: bool) -> None:
-    assert plain_address(address) is plain
+    assert is_plain_url(address) is plain

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_dagster.kinds.labels import parse_label
-from distill_dagster.teacher.asking.soft_labels import LabelMass, divide_shared, floored, label_mass, normalize
+from distill_dagster.teacher.asking.soft_labels import (
+    LabelMass,
+    compute_label_mass,
+    divide_shared,
+    fill_missing_mass,
+    normalize_mass,
+)
 from distill_dagster.teacher.providers.exchange import Position
 
 
@@ -19,7 +25,7 @@ def position(**shares: float) -> Position:
 
 
 def mass(positions: list[Position], labels: list[str], **kwargs: object) -> tuple[dict[str, float], dict[str, float]]:
-    found = label_mass(positions, labels, **kwargs)  # type: ignore[arg-type]
+    found = compute_label_mass(positions, labels, **kwargs)  # type: ignore[arg-type]
     return ({k: round(v, 9) for k, v in found.labels.items()}, {k: round(v, 9) for k, v in found.shared.items()})
 
 
@@ -46,7 +52,7 @@ def test_a_fragment_of_three_letters_says_nothing_but_a_whole_word_does() -> Non
 
 
 def test_labels_behind_the_tokens_that_were_sent_get_the_least_likely_ones_probability() -> None:
-    assert floored({"a": 0.5, "b": 0.0}, [("a", math.log(0.5)), ("x", math.log(0.125))]) == pytest.approx(
+    assert fill_missing_mass({"a": 0.5, "b": 0.0}, [("a", math.log(0.5)), ("x", math.log(0.125))]) == pytest.approx(
         {"a": 0.5, "b": 0.125}
     )
 
@@ -65,14 +71,14 @@ def test_labels_that_share_their_first_token_are_told_apart_by_the_next() -> Non
 
 
 def test_what_is_cut_before_labels_part_is_shared() -> None:
-    found = label_mass([position(_card=0.8, _login=0.2)], CARDS)
+    found = compute_label_mass([position(_card=0.8, _login=0.2)], CARDS)
     assert found.labels == pytest.approx({"login": 0.2})
     assert found.shared == pytest.approx({"card": 0.8})
     assert divide_shared(found, CARDS) == pytest.approx({"card arrival": 0.4, "card linking": 0.4, "login": 0.2})
 
 
 def test_a_branch_that_was_not_taken_stays_shared() -> None:
-    found = label_mass([position(_login=0.6, _card=0.4)], CARDS)
+    found = compute_label_mass([position(_login=0.6, _card=0.4)], CARDS)
     assert found.labels == pytest.approx({"login": 0.6})
     assert found.shared == pytest.approx({"card": 0.4})
 
@@ -90,23 +96,23 @@ DATA = ["data loss", "data", "login"]
 @pytest.mark.parametrize("end", ["\n", ".", "</s>"])
 def test_a_label_that_another_begins_with(end: str) -> None:
     tokens = [position(_data=1.0), [(end, math.log(0.75)), (" loss", math.log(0.25))]]
-    found = label_mass(tokens, DATA)
+    found = compute_label_mass(tokens, DATA)
     assert found.labels == pytest.approx({"data": 0.75, "data loss": 0.25})
 
 
 def test_an_answer_that_ended_is_the_short_label_and_one_that_was_cut_may_be_both() -> None:
     tokens = [position(_data=0.9, _login=0.1)]
-    assert divide_shared(label_mass(tokens, DATA, ended=True), DATA) == pytest.approx(
+    assert divide_shared(compute_label_mass(tokens, DATA, ended=True), DATA) == pytest.approx(
         {"data": 0.9, "data loss": 0, "login": 0.1}
     )
-    assert divide_shared(label_mass(tokens, DATA), DATA) == pytest.approx(
+    assert divide_shared(compute_label_mass(tokens, DATA), DATA) == pytest.approx(
         {"data": 0.45, "data loss": 0.45, "login": 0.1}
     )
 
 
 def test_a_folded_label_may_be_longer_than_the_label() -> None:
     assert mass([[("Straße", -0.0)], [("n", -0.0)]], ["Straße", "login"])[0] == {"Straße": 1.0}
-    assert label_mass([[("STRASSE,", -0.0)]], ["Straße", "login"]).labels == {"Straße": 1.0}
+    assert compute_label_mass([[("STRASSE,", -0.0)]], ["Straße", "login"]).labels == {"Straße": 1.0}
 
 
 def test_words_that_only_begin_like_a_label_have_no_mass() -> None:
@@ -137,7 +143,7 @@ def answers(draw: st.DrawFn) -> list[Position]:
 @given(answers(), LABELS, st.booleans())
 def test_mass_is_never_made(positions: list[Position], labels: list[str], ended: bool) -> None:
     given_ = sum(math.exp(lp) for _, lp in positions[0])
-    found = label_mass(positions, labels, ended=ended)
+    found = compute_label_mass(positions, labels, ended=ended)
     total = sum(found.labels.values()) + sum(found.shared.values())
     assert total <= given_ + 1e-9
     assert set(found.labels) <= set(labels)
@@ -149,7 +155,7 @@ def test_mass_is_never_made(positions: list[Position], labels: list[str], ended:
 
 @given(st.dictionaries(WORDS, st.floats(0, 1), min_size=1))
 def test_normalized_shares_add_up_to_one(shares: dict[str, float]) -> None:
-    found = normalize(shares)
+    found = normalize_mass(shares)
     if sum(shares.values()) > 1e-9:
         assert found is not None
         assert sum(found.values()) == pytest.approx(1)
@@ -159,8 +165,8 @@ def test_normalized_shares_add_up_to_one(shares: dict[str, float]) -> None:
 
 
 def test_nothing_is_no_distribution() -> None:
-    assert normalize(divide_shared(LabelMass(), ["a", "b"])) is None
-    assert normalize({}) is None
+    assert normalize_mass(divide_shared(LabelMass(), ["a", "b"])) is None
+    assert normalize_mass({}) is None
 
 
 @pytest.mark.parametrize(

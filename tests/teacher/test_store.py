@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from distill_dagster.teacher.completions.store import LOOKED_UP, CompletionStore
+from distill_dagster.teacher.completions.store import KEYS_PER_LOOKUP, CompletionStore
 from distill_dagster.teacher.providers.exchange import Response
 
 
@@ -46,7 +46,7 @@ def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_more_keys_than_one_query_takes(tmp_path: Path) -> None:
     store = CompletionStore.in_folder(tmp_path)
-    stored = {f"key {n} 'é\"": response(str(n)) for n in range(LOOKED_UP + 10)}
+    stored = {f"key {n} 'é\"": response(str(n)) for n in range(KEYS_PER_LOOKUP + 10)}
     store.commit(stored)
     assert store.get([*stored, "other"]) == stored
     assert store.known([*stored, "other"]) == set(stored)

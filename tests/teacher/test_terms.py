@@ -17,14 +17,20 @@ from pydantic import ValidationError
 
 from distill_dagster.config import Task, TeacherSpec, TermsSpec
 from distill_dagster.core.errors import TermsError
-from distill_dagster.core.paths import PROJECT, Home
+from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.definitions import build
-from distill_dagster.pipeline.stages.evaluation import _terms
-from distill_dagster.pipeline.task_check import check_folder
-from distill_dagster.tables.lake import Record
-from distill_dagster.tables.schemas import DATASET, SCORED, frame_of
-from distill_dagster.teacher.providers.client import endpoint_of
-from distill_dagster.teacher.providers.terms import TABLE, entry_of, table, terms_checks, terms_of
+from distill_dagster.pipeline.stages.evaluation import _collect_terms
+from distill_dagster.pipeline.task_check import check_task_folder
+from distill_dagster.tables.lake import ArtifactRecord
+from distill_dagster.tables.schemas import DATASET, SCORED, build_frame
+from distill_dagster.teacher.providers.client import resolve_endpoint
+from distill_dagster.teacher.providers.terms import (
+    TERMS_FILE,
+    check_terms,
+    find_terms,
+    find_terms_entry,
+    load_terms_table,
+)
 from tests.e2e.project import TASK, Project, new_project
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, env_of, small_task
@@ -46,27 +52,29 @@ def provider() -> Iterator[FakeProvider]:
 
 
 def test_every_entry_has_its_source() -> None:
-    names = [entry.name for entry in table()]
+    names = [entry.name for entry in load_terms_table()]
     assert len(set(names)) == len(names)
-    for entry in table():
+    for entry in load_terms_table():
         assert entry.providers or entry.models, entry.name
         for clause in entry.clauses:
             assert clause.url.startswith("https://"), entry.name
             assert clause.source, entry.name
             assert date(2026, 11, 1) <= clause.date_read <= date.today(), entry.name
             assert "  " not in clause.quote, entry.name
-    assert [one for one in yaml.safe_load(TABLE.read_text()) if not isinstance(one["restricts"], str)] == []
+    assert [one for one in yaml.safe_load(TERMS_FILE.read_text()) if not isinstance(one["restricts"], str)] == []
 
 
 def test_copies_in_repositories_are_pinned() -> None:
-    sources = [clause.source for entry in table() for clause in entry.clauses if "github.com" in clause.source]
+    sources = [
+        clause.source for entry in load_terms_table() for clause in entry.clauses if "github.com" in clause.source
+    ]
     assert sources
     assert all(re.search(r"/blob/[0-9a-f]{40}/", source) for source in sources)
 
 
 def test_the_page_of_the_documentation_shows_the_whole_table() -> None:
-    page = " ".join((PROJECT / "docs" / "terms.md").read_text().split())
-    for entry in table():
+    page = " ".join((PROJECT_FOLDER / "docs" / "terms.md").read_text().split())
+    for entry in load_terms_table():
         for clause in entry.clauses:
             assert clause.quote in page, entry.name
             assert clause.url in page, entry.name
@@ -130,7 +138,7 @@ def test_the_page_of_the_documentation_shows_the_whole_table() -> None:
     ],
 )
 def test_which_entry_a_model_falls_under(model: str, name: str | None) -> None:
-    entry = entry_of(TeacherSpec(model=model))
+    entry = find_terms_entry(TeacherSpec(model=model))
     assert (entry.name if entry else None) == name
 
 
@@ -145,7 +153,7 @@ def test_which_entry_a_model_falls_under(model: str, name: str | None) -> None:
     ],
 )
 def test_a_server_that_speaks_like_openai_is_not_openai(model: str, base: str | None, restricts: str) -> None:
-    assert terms_of(TeacherSpec(model=model, api_base=base)).restricts == restricts
+    assert find_terms(TeacherSpec(model=model, api_base=base)).restricts == restricts
 
 
 def test_the_embedded_model_stands_under_the_licence_that_is_quoted() -> None:
@@ -157,13 +165,13 @@ def test_the_embedded_model_stands_under_the_licence_that_is_quoted() -> None:
     [weights] = [file for file in package.files or [] if file.name.endswith(".gguf")]
     assert GGUFReader(package.locate_file(weights)).fields["general.license"].contents() == "apache-2.0"
     licence = " ".join(str(package.read_text("LICENSE")).split())
-    entry = entry_of(TeacherSpec(model="embedded/smollm2-135m-instruct"))
+    entry = find_terms_entry(TeacherSpec(model="embedded/smollm2-135m-instruct"))
     assert entry is not None
     assert entry.clauses[0].quote in licence
 
 
 def failed(*specs: TeacherSpec) -> list[tuple[str, str]]:
-    return [(check.name, check.severity) for check in terms_checks(*specs) if not check.passed]
+    return [(check.name, check.severity) for check in check_terms(*specs) if not check.passed]
 
 
 STOPPED, UNKNOWN = [("terms_acknowledged", "error")], [("terms_known", "warning")]
@@ -173,7 +181,7 @@ def test_what_is_said_of_each_teacher() -> None:
     embedded, unknown = TeacherSpec(model="embedded/smollm2-135m-instruct"), "cohere/command-r-plus"
     assert failed(embedded) == []
     assert failed(TeacherSpec(model=RESTRICTING)) == STOPPED
-    found = terms_checks(TeacherSpec(model=RESTRICTING))[0].found
+    found = check_terms(TeacherSpec(model=RESTRICTING))[0].found
     assert "without prior authorization from Anthropic" in json.dumps(found, ensure_ascii=False)
     assert failed(TeacherSpec(model=RESTRICTING, terms=TermsSpec(acknowledged=True))) == []
     assert failed(TeacherSpec(model=unknown)) == UNKNOWN
@@ -184,7 +192,7 @@ def test_what_is_said_of_each_teacher() -> None:
 
 def test_the_tasks_own_statement() -> None:
     own = TermsSpec.model_validate(OWN | {"note": "our lawyers agree"})
-    terms = terms_of(TeacherSpec(model="cohere/command-r-plus", terms=own))
+    terms = find_terms(TeacherSpec(model="cohere/command-r-plus", terms=own))
     assert (terms.restricts, terms.declared_in, terms.note) == ("no", "task.yaml", "our lawyers agree")
     assert terms.clauses[0]["quote"] == "Use answers as you like."
     assert json.loads(json.dumps(terms.as_json())) == terms.as_json()
@@ -231,18 +239,18 @@ def test_terms_are_no_part_of_what_is_asked() -> None:
 def test_no_endpoint_is_handed_out_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-0123456789")
     with pytest.raises(TermsError, match="Nothing was asked") as caught:
-        endpoint_of(TeacherSpec(model=RESTRICTING))
+        resolve_endpoint(TeacherSpec(model=RESTRICTING))
     assert "terms: {acknowledged: true}" in str(caught.value)
     assert "https://www.anthropic.com/legal/aup" in str(caught.value)
-    endpoint_of(TeacherSpec(model=RESTRICTING, terms=TermsSpec(acknowledged=True)))
+    resolve_endpoint(TeacherSpec(model=RESTRICTING, terms=TermsSpec(acknowledged=True)))
 
 
 def test_check_names_it(tmp_path: Path) -> None:
-    [problem] = check_folder(small_task(tmp_path / "a", teacher={"terms": None}))
+    [problem] = check_task_folder(small_task(tmp_path / "a", teacher={"terms": None}))
     assert (problem.severity, problem.field) == ("error", "teacher.terms")
     assert problem.line is not None
     assert "model: openai/fake" in problem.file.read_text().splitlines()[problem.line - 1]
-    [problem] = check_folder(
+    [problem] = check_task_folder(
         small_task(
             tmp_path / "b",
             teacher={"model": "cohere/command-r", "api": "chat", "terms": None} | {"soft_labels": "votes"},
@@ -250,7 +258,7 @@ def test_check_names_it(tmp_path: Path) -> None:
     )
     assert problem.severity == "warning"
     assert "url, quote, date_read" in problem.remedy
-    assert check_folder(small_task(tmp_path / "c")) == []
+    assert check_task_folder(small_task(tmp_path / "c")) == []
 
 
 def checks_of(instance: dg.DagsterInstance, asset: str, name: str = "terms_acknowledged") -> list[tuple[str, str]]:
@@ -317,11 +325,11 @@ def test_a_report_carries_the_terms_of_those_who_took_part(tmp_path: Path) -> No
     def roles(origin: str, judged: int) -> list[tuple[str, str]]:
         row = dict.fromkeys(DATASET) | {"prompt_id": "p", "origin": origin, "weight": 1.0}
         for asset, frame, partition, extra in (
-            ("filtered_dataset", frame_of([row], DATASET, ("prompt_id",)), None, {}),
-            ("scored_completions", frame_of([], SCORED, ("prompt_id",)), "web", {"teacher_calls_cached": judged}),
+            ("filtered_dataset", build_frame([row], DATASET, ("prompt_id",)), None, {}),
+            ("scored_completions", build_frame([], SCORED, ("prompt_id",)), "web", {"teacher_calls_cached": judged}),
         ):
-            env.lake.write(env.task_name, frame, Record(asset, partition, "v", "1", {}, extra=extra))
-        return [(one["role"], one["teacher"]) for one in _terms(env)]
+            env.lake.write(env.task_name, frame, ArtifactRecord(asset, partition, "v", "1", {}, extra=extra))
+        return [(one["role"], one["teacher"]) for one in _collect_terms(env)]
 
     teacher = ("teacher", "openai/fake")
     assert roles("human", 0) == [teacher]

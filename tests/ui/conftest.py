@@ -13,7 +13,7 @@ import pytest
 import yaml
 from playwright.sync_api import Locator, Page, expect
 
-from distill_dagster.pipeline.stage_table import slices_name
+from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from tests.e2e.project import GROUP, TASK, Project, new_project
 from tests.support.browser import LOCATION, SLOW_MS, browsing, serving
 from tests.support.provider import FakeProvider
@@ -91,7 +91,7 @@ class Screen:
         for asset in GROUP:
             key = dg.AssetKey([TASK, asset])
             found = self.instance.event_log_storage.get_latest_tags_by_partition(key, MADE, [tag])
-            slices = self.instance.get_dynamic_partitions(slices_name(TASK))
+            slices = self.instance.get_dynamic_partitions(get_slices_partitions_name(TASK))
             if {k: v[tag] for k, v in found.items()} != {k: self.project.record(asset, k).data_version for k in slices}:
                 return False
         return True

@@ -19,8 +19,8 @@ import dagster as dg
 import pytest
 from playwright.sync_api import expect
 
-from distill_dagster.core.paths import PROJECT
-from distill_dagster.pipeline.check_catalogue import CHECKS
+from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.stage_table import SOURCES, STAGES
 from tests.e2e.project import GROUP, TASK
 from tests.support.browser import LOCATION
@@ -54,7 +54,7 @@ def test_an_assets_page_shows_its_materialization(screen: Screen) -> None:
 
 def test_an_assets_page_shows_passed_and_failed_checks(screen: Screen) -> None:
     page = screen.open(f"assets/{TASK}/filtered_dataset?view=checks")
-    checks = CHECKS["filtered_dataset"]
+    checks = STAGE_CHECKS["filtered_dataset"]
     for check in checks:
         expect(page.get_by_text(check.name, exact=True).first).to_be_visible()
     expect(page.get_by_text("Succeeded", exact=True)).to_have_count(len(checks) - 1)
@@ -121,12 +121,12 @@ def test_a_backfill_from_the_command_line_is_run_by_the_daemon_of_the_ui(screen:
     """As the README says it, in a shell with the environment of `distill env`."""
     screen.project.change_slice("app", lambda value: value["seeds"].append("no login by app"))
     before, asked = screen.events(), len(screen.provider.requests)
-    environment = os.environ | screen.project.environment() | {"PYTHONPATH": str(PROJECT)}
+    environment = os.environ | screen.project.environment() | {"PYTHONPATH": str(PROJECT_FOLDER)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     distill = shlex.join([sys.executable, "-c", "from distill_dagster.cli import app; app()", "env"])
     command = f'eval "$({distill})"; dagster job backfill -j {TASK}_slices --partitions app,phone --noprompt'
     done = subprocess.run(
-        ["bash", "-c", command], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-c", command], cwd=PROJECT_FOLDER, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.search(r"backfill job `(\w+)`", done.stdout)

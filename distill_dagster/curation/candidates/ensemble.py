@@ -8,13 +8,13 @@ from typing import Any
 import polars as pl
 
 from distill_dagster.config import CascadeSpec, Task
-from distill_dagster.curation.candidates.priors import uniform_prior
-from distill_dagster.curation.candidates.score import scored
-from distill_dagster.kinds import Kind, kind_of
-from distill_dagster.tables.schemas import SCORED, frame_of
+from distill_dagster.curation.candidates.priors import build_uniform_prior
+from distill_dagster.curation.candidates.score import choose_candidates
+from distill_dagster.kinds import Kind, get_kind
+from distill_dagster.tables.schemas import SCORED, build_frame
 
 
-def of_several(task: Task, prompts: pl.DataFrame, own: dict[str, pl.DataFrame]) -> pl.DataFrame:
+def combine_teachers(task: Task, prompts: pl.DataFrame, own: dict[str, pl.DataFrame]) -> pl.DataFrame:
     """One scored row per prompt from each teacher's own candidates.
 
     In a cascade the last teacher that answered decides. Else the answer that most teachers gave wins, under the kind's
@@ -24,16 +24,16 @@ def of_several(task: Task, prompts: pl.DataFrame, own: dict[str, pl.DataFrame]) 
     Args:
         own: scored candidates by teacher, in the order of the task.
     """
-    kind = kind_of(task)
+    kind = get_kind(task)
     by_prompt: dict[str, list[dict[str, Any]]] = {id_: [] for id_ in prompts["prompt_id"]}
     for frame in own.values():
         for row in frame.iter_rows(named=True):
             by_prompt[row["prompt_id"]].append(row)
-    rows = [_together(kind, rows, cascade=task.cascade is not None) for rows in by_prompt.values()]
-    return frame_of(rows, SCORED, ("prompt_id",))
+    rows = [_combine_rows(kind, rows, cascade=task.cascade is not None) for rows in by_prompt.values()]
+    return build_frame(rows, SCORED, ("prompt_id",))
 
 
-def _together(kind: Kind, rows: list[dict[str, Any]], cascade: bool) -> dict[str, Any]:
+def _combine_rows(kind: Kind, rows: list[dict[str, Any]], cascade: bool) -> dict[str, Any]:
     ids = [id_ for row in rows for id_ in row["completion_ids"] or []] or None
     usable = [row for row in rows if row["status"] == "ok" and row["answer"] is not None]
     asked = [row for row in rows if row["status"] is not None]
@@ -48,11 +48,11 @@ def _together(kind: Kind, rows: list[dict[str, Any]], cascade: bool) -> dict[str
         "teacher_agreement": round(same[best] / len(asked), 6),
     }
     if kind.has_labels and not cascade:
-        chosen |= _mean(usable, answers[best])
+        chosen |= _average_soft_labels(usable, answers[best])
     return chosen
 
 
-def _mean(rows: list[dict[str, Any]], answer: Any) -> dict[str, Any]:
+def _average_soft_labels(rows: list[dict[str, Any]], answer: Any) -> dict[str, Any]:
     """The mean of the teachers' soft labels, and what it gives the answer; nothing where a teacher has none."""
     if any(not row["soft_labels"] for row in rows):
         return {}
@@ -65,14 +65,16 @@ def _mean(rows: list[dict[str, Any]], answer: Any) -> dict[str, Any]:
     return {"soft_labels": soft, "confidence": round(mean.get(answer, 0.0), 6)}
 
 
-def unsure(task: Task, cascade: CascadeSpec, prompts: pl.DataFrame, completions: pl.DataFrame) -> pl.DataFrame:
+def find_unsure_prompts(
+    task: Task, cascade: CascadeSpec, prompts: pl.DataFrame, completions: pl.DataFrame
+) -> pl.DataFrame:
     """The prompts of which one teacher is unsure: its samples disagree, it is not confident, or it gave no answer.
 
     Args:
         task: the task as if it had that teacher alone.
     """
-    prior = uniform_prior(task.label_names, task.teacher.requests_per_prompt)
-    found = scored(task, prompts, completions, prior)
+    prior = build_uniform_prior(task.label_names, task.teacher.requests_per_prompt)
+    found = choose_candidates(task, prompts, completions, prior)
     sure = found.filter(
         pl.col("answer").is_not_null()
         & (pl.col("status") == "ok")

@@ -7,15 +7,15 @@ from typing import Any
 
 import polars as pl
 
-from distill_dagster.curation.candidates.priors import vote_weights
-from distill_dagster.kinds import Choice, Kind, is_refusal
-from distill_dagster.tables.messages import user_text
-from distill_dagster.tables.schemas import SCORED, frame_of
+from distill_dagster.curation.candidates.priors import compute_vote_weights
+from distill_dagster.kinds import Kind, MajorityVote, is_refusal
+from distill_dagster.tables.messages import get_user_text
+from distill_dagster.tables.schemas import SCORED, build_frame
 
-_COPIED = ("prompt_id", "slice", "origin", "messages", "target_label", "reference")
+_COPIED_COLUMNS = ("prompt_id", "slice", "origin", "messages", "target_label", "reference")
 
 
-def written_candidates(
+def choose_free_text_candidates(
     kind: Kind, prompts: pl.DataFrame, completions: pl.DataFrame, prior: pl.DataFrame | None = None
 ) -> pl.DataFrame:
     """One scored row per prompt, with the reasoning of the very sample whose answer is the candidate.
@@ -27,20 +27,20 @@ def written_candidates(
     Args:
         prior: of labels named behind reasoning: their votes are divided by it, as in `candidates`.
     """
-    weights = vote_weights(prior) if prior is not None else None
+    weights = compute_vote_weights(prior) if prior is not None else None
     samples: dict[str, list[dict[str, Any]]] = {}
     for row in completions.sort("prompt_id", "sample_index").iter_rows(named=True):
         samples.setdefault(row["prompt_id"], []).append(row)
     rows = [
-        {name: prompt[name] for name in _COPIED}
-        | _candidate(kind, prompt, samples.get(prompt["prompt_id"], []), weights)
+        {name: prompt[name] for name in _COPIED_COLUMNS}
+        | _choose_candidate(kind, prompt, samples.get(prompt["prompt_id"], []), weights)
         for prompt in prompts.iter_rows(named=True)
     ]
     empty = dict.fromkeys(SCORED)
-    return frame_of([empty | row for row in rows], SCORED, ("prompt_id",))
+    return build_frame([empty | row for row in rows], SCORED, ("prompt_id",))
 
 
-def _candidate(
+def _choose_candidate(
     kind: Kind, prompt: dict[str, Any], samples: list[dict[str, Any]], weights: dict[tuple[int, str], float] | None
 ) -> dict[str, Any]:
     usable = [s for s in samples if s["status"] == "ok" and s["answer"] is not None]
@@ -52,7 +52,7 @@ def _candidate(
         "reasoning": first["reasoning"] if first else None,
         "completion_ids": [s["completion_id"] for s in samples] or None,
         "answer_kind": kind.answer_kind,
-        "words": len(user_text(prompt["messages"]).split()),
+        "words": len(get_user_text(prompt["messages"]).split()),
     }
     if not usable:
         return out
@@ -60,7 +60,7 @@ def _candidate(
     choice = kind.choose(answers)
     confidence = choice.agreement
     if weights is not None and not any(is_refusal(answer) for answer in answers):
-        choice, confidence = _weighed(kind, answers, [s["sample_index"] for s in usable], weights)
+        choice, confidence = _choose_by_weight(kind, answers, [s["sample_index"] for s in usable], weights)
     chosen = usable[choice.index]
     votes = [{"label": kind.text(a), "prob": round(share, 6)} for a, share in choice.votes] if len(usable) > 1 else []
     return out | {
@@ -72,9 +72,9 @@ def _candidate(
     }
 
 
-def _weighed(
+def _choose_by_weight(
     kind: Kind, labels: list[str], samples: list[int], weights: dict[tuple[int, str], float]
-) -> tuple[Choice, float]:
+) -> tuple[MajorityVote, float]:
     """The label whose weighed votes are most, of equals the first in the task, and its share of them.
 
     Its agreement is the share of the samples that name it, whatever their votes weigh.
@@ -86,4 +86,4 @@ def _weighed(
     total = sum(mass.values())
     votes = sorted(((label, weight / total) for label, weight in mass.items() if weight), key=lambda vote: -vote[1])
     best, share = votes[0]
-    return Choice(labels.index(best), labels.count(best) / len(labels), tuple(votes)), share
+    return MajorityVote(labels.index(best), labels.count(best) / len(labels), tuple(votes)), share

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import polars as pl
 
-from distill_dagster.core.hashing import canonical_json
-from distill_dagster.curation.candidates.priors import FLOOR, _long
+from distill_dagster.core.hashing import to_canonical_json
+from distill_dagster.curation.candidates.priors import MIN_LABEL_PROB, _expand_soft_labels
 from distill_dagster.tables.messages import user_text_expr
-from distill_dagster.tables.schemas import LATER, SCORED, conform
+from distill_dagster.tables.schemas import LATER_COLUMNS, SCORED, conform_to_schema
 
 
-def candidates(
+def choose_label_candidates(
     prompts: pl.DataFrame, completions: pl.DataFrame, prior: pl.DataFrame, labels: list[str], *, votes: bool = False
 ) -> pl.DataFrame:
     """One scored row per prompt: samples' soft labels divided by the prior, renormalised and averaged.
@@ -27,14 +27,16 @@ def candidates(
     parts = []
     if soft.height:
         corrected = (
-            _long(soft, labels)
+            _expand_soft_labels(soft, labels)
             # A draw without a prior (no example was left out of it) is not corrected: an inner join would lose it.
             .join(
                 prior.select("sample_index", "label", pl.col("prob").alias("prior")),
                 on=["sample_index", "label"],
                 how="left",
             )
-            .with_columns((pl.col("prob") / pl.col("prior").fill_null(1.0).clip(lower_bound=FLOOR)).alias("prob"))
+            .with_columns(
+                (pl.col("prob") / pl.col("prior").fill_null(1.0).clip(lower_bound=MIN_LABEL_PROB)).alias("prob")
+            )
         )
         total = pl.col("prob").sum().over("prompt_id", "sample_index")
         parts.append(corrected.select("prompt_id", "sample_index", "label", pl.col("prob") / total))
@@ -52,26 +54,26 @@ def candidates(
         said = (pl.col("label") == pl.col("said")).cast(pl.Float64)
         parts.append(each.select("prompt_id", "sample_index", "label", (said * pl.col("counts")).alias("prob")))
     out = prompts.select("prompt_id", "slice", "origin", "messages", "target_label", "reference")
-    out = out.join(_by_prompt(completions), on="prompt_id", how="left")
+    out = out.join(_summarize_prompts(completions), on="prompt_id", how="left")
     if parts:
-        out = out.join(_best(pl.concat(parts), labels), on="prompt_id", how="left")
+        out = out.join(_choose_labels(pl.concat(parts), labels), on="prompt_id", how="left")
     else:
         empty = {n: SCORED[n] for n in ("answer", "soft_labels", "agreement", "confidence")}
         out = out.with_columns([pl.lit(None, dtype=t).alias(n) for n, t in empty.items()])
     words = user_text_expr().str.extract_all(r"\S+").list.len().cast(pl.Int64).alias("words")
-    later = [pl.lit(None, dtype=SCORED[name]).alias(name) for name in LATER if name in SCORED]
+    later = [pl.lit(None, dtype=SCORED[name]).alias(name) for name in LATER_COLUMNS if name in SCORED]
     out = out.with_columns(words, pl.lit("label").alias("answer_kind"), *later)
-    return conform(out, SCORED, ("prompt_id",))
+    return conform_to_schema(out, SCORED, ("prompt_id",))
 
 
-def with_imagined(candidates: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
+def add_imagined_columns(candidates: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
     """The candidates with `axes` and `parent_prompt_id` of the prompts that were imagined."""
     imagined = prompts.filter(pl.col("origin") == "synthetic").select("prompt_id", "axes", "parent_prompt_id")
     joined = candidates.drop("axes", "parent_prompt_id").join(imagined, on="prompt_id", how="left")
-    return conform(joined, SCORED, ("prompt_id",))
+    return conform_to_schema(joined, SCORED, ("prompt_id",))
 
 
-def _by_prompt(completions: pl.DataFrame) -> pl.DataFrame:
+def _summarize_prompts(completions: pl.DataFrame) -> pl.DataFrame:
     """Status, error and ids over the samples of each prompt: ok where any sample is ok."""
     first = completions.sort("prompt_id", "sample_index")
     return first.group_by("prompt_id", maintain_order=True).agg(
@@ -86,7 +88,7 @@ def _by_prompt(completions: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _best(long: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
+def _choose_labels(long: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
     order = pl.DataFrame({"label": labels, "place": range(len(labels))})
     ranked = long.join(order, on="label")
     said = (
@@ -106,5 +108,5 @@ def _best(long: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
         .group_by("prompt_id")
         .agg((pl.col("said") == pl.col("label")).mean().alias("agreement"))
     )
-    quoted = pl.col("label").replace_strict({label: canonical_json(label) for label in labels}).alias("answer")
+    quoted = pl.col("label").replace_strict({label: to_canonical_json(label) for label in labels}).alias("answer")
     return best.join(agreement, on="prompt_id").select("prompt_id", quoted, "confidence", "soft_labels", "agreement")

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import polars as pl
 
-from distill_dagster.tables.schemas import PRIOR, conform
+from distill_dagster.tables.schemas import TEACHER_PRIOR, conform_to_schema
 
-FLOOR = 1e-6
+MIN_LABEL_PROB = 1e-6
 """What a label that got no probability counts as: the place to which stored probabilities are rounded."""
 
 
-def uniform_prior(labels: list[str], samples: int) -> pl.DataFrame:
+def build_uniform_prior(labels: list[str], samples: int) -> pl.DataFrame:
     """The prior that changes nothing: a teacher without calibration."""
     rows = [(s, label, 1 / len(labels), 0) for s in range(samples) for label in labels]
-    return conform(pl.DataFrame(rows, schema=PRIOR, orient="row"), PRIOR, ("sample_index", "label"))
+    return conform_to_schema(
+        pl.DataFrame(rows, schema=TEACHER_PRIOR, orient="row"), TEACHER_PRIOR, ("sample_index", "label")
+    )
 
 
-def prior_of(completions: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
+def estimate_prior(completions: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
     """The teacher's geometric mean answer per draw over inputs that are balanced over labels.
 
     Zhao et al. 2021 divide by the answer to a content-free input; examples left out of the draw are inputs of the
     task's own domain, which on the bundled task works better (figures in benchmarks/results).
     """
     ok = completions.filter((pl.col("status") == "ok") & pl.col("soft_labels").is_not_null())
-    long = _long(ok, labels)
+    long = _expand_soft_labels(ok, labels)
     mean = long.group_by("sample_index", "label").agg(
         pl.col("prob").log().mean().exp(), pl.len().cast(pl.Int64).alias("items")
     )
     total = pl.col("prob").sum().over("sample_index")
-    return conform(mean.with_columns((pl.col("prob") / total).round(9)), PRIOR, ("sample_index", "label"))
+    return conform_to_schema(
+        mean.with_columns((pl.col("prob") / total).round(9)), TEACHER_PRIOR, ("sample_index", "label")
+    )
 
 
-def voted_prior(completions: pl.DataFrame, labels: list[str], draws: int) -> pl.DataFrame:
+def estimate_vote_prior(completions: pl.DataFrame, labels: list[str], draws: int) -> pl.DataFrame:
     """The share of votes that each label gets per draw over inputs that are balanced over labels.
 
     The contextual calibration of Zhao et al. 2021 for a teacher of whom no probabilities are known: its samples' votes
@@ -50,12 +54,14 @@ def voted_prior(completions: pl.DataFrame, labels: list[str], draws: int) -> pl.
     each = totals.join(pl.DataFrame({"label": labels}), how="cross").join(counted, on=["draw", "label"], how="left")
     share = (pl.col("votes").fill_null(0) + 1) / (pl.col("items") + len(labels))
     found = voted.select("sample_index", "draw").unique().join(each.with_columns(share.alias("prob")), on="draw")
-    return conform(
-        found.select("sample_index", "label", pl.col("prob").round(9), "items"), PRIOR, ("sample_index", "label")
+    return conform_to_schema(
+        found.select("sample_index", "label", pl.col("prob").round(9), "items"),
+        TEACHER_PRIOR,
+        ("sample_index", "label"),
     )
 
 
-def vote_weights(prior: pl.DataFrame) -> dict[tuple[int, str], float]:
+def compute_vote_weights(prior: pl.DataFrame) -> dict[tuple[int, str], float]:
     """What a vote of a sample for a label counts: the less, the more often the teacher names the label anyway.
 
     A sample that has no prior is not in it, and its votes count as under a uniform one: as many as there are labels.
@@ -63,7 +69,7 @@ def vote_weights(prior: pl.DataFrame) -> dict[tuple[int, str], float]:
     return {(sample, label): 1 / share for sample, label, share in prior.select("sample_index", "label", "prob").rows()}
 
 
-def _long(ok: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
+def _expand_soft_labels(ok: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
     """One row per completion and label, with the floor for labels that were not stored."""
     keys = ok.select("prompt_id", "sample_index").join(pl.DataFrame({"label": labels}), how="cross")
     given = (
@@ -73,4 +79,4 @@ def _long(ok: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
         .select("prompt_id", "sample_index", "label", "prob")
     )
     joined = keys.join(given, on=["prompt_id", "sample_index", "label"], how="left")
-    return joined.with_columns(pl.col("prob").fill_null(0.0).clip(lower_bound=FLOOR))
+    return joined.with_columns(pl.col("prob").fill_null(0.0).clip(lower_bound=MIN_LABEL_PROB))

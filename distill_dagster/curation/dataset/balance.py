@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from distill_dagster.config.balance import BalanceSpec, Counts
-from distill_dagster.core.embedding import Embed
-from distill_dagster.core.hashing import content_hash
+from distill_dagster.config.balance import BalanceSpec, RowCounts
+from distill_dagster.core.embedding import EmbedFunction
+from distill_dagster.core.hashing import hash_content
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,7 @@ OVER_CAP = "over_cap"
 """The drop reason of rows that a cap leaves out."""
 
 
-def field_value(field: str) -> pl.Expr:
+def field_value_expr(field: str) -> pl.Expr:
     """The value that caps and floors count, from a candidate's columns; null where a row has none."""
     if field == "slice":
         return pl.col("slice")
@@ -30,7 +30,7 @@ def field_value(field: str) -> pl.Expr:
     return pl.col("axes").str.json_decode(axes).struct.field(field)
 
 
-def balance(rows: pl.DataFrame, spec: BalanceSpec, seed: int, embed: Embed | None = None) -> pl.DataFrame:
+def balance_rows(rows: pl.DataFrame, spec: BalanceSpec, seed: int, embed: EmbedFunction | None = None) -> pl.DataFrame:
     """The rows with `drop_reason` and `drop_detail`: null for those that stay.
 
     Rows are taken in the order of `choice`, first those that some floor still wants, then the others, each unless one
@@ -43,12 +43,16 @@ def balance(rows: pl.DataFrame, spec: BalanceSpec, seed: int, embed: Embed | Non
         embed: for the choice `diverse`.
     """
     fields = sorted({*spec.caps, *spec.floors})
-    values = rows.select(field_value(field).alias(f"{place}") for place, field in enumerate(fields))
-    order = _order(rows, values, spec, seed, embed)
+    values = rows.select(field_value_expr(field).alias(f"{place}") for place, field in enumerate(fields))
+    order = _rank_rows(rows, values, spec, seed, embed)
     keys = list(values.rows()) if fields else [()] * rows.height
     places = {field: place for place, field in enumerate(fields)}
-    floors = {(places[f], v): n for f, counts in spec.floors.items() for v, n in _each(counts, values[f"{places[f]}"])}
-    caps = {(places[f], v): n for f, counts in spec.caps.items() for v, n in _each(counts, values[f"{places[f]}"])}
+    floors = {
+        (places[f], v): n for f, counts in spec.floors.items() for v, n in _list_counts(counts, values[f"{places[f]}"])
+    }
+    caps = {
+        (places[f], v): n for f, counts in spec.caps.items() for v, n in _list_counts(counts, values[f"{places[f]}"])
+    }
     taken: Counter[tuple[int, str]] = Counter()
     why: list[str | None] = [None] * rows.height
     kept = [False] * rows.height
@@ -75,41 +79,45 @@ def balance(rows: pl.DataFrame, spec: BalanceSpec, seed: int, embed: Embed | Non
     )
 
 
-def below_floors(rows: pl.DataFrame | pl.LazyFrame, spec: BalanceSpec) -> dict[str, int]:
+def count_below_floors(rows: pl.DataFrame | pl.LazyFrame, spec: BalanceSpec) -> dict[str, int]:
     """Values that have fewer rows than their floor, written `field value`, with the rows that they have."""
     found: dict[str, int] = {}
     for field, counts in sorted(spec.floors.items()):
-        have = rows.lazy().select(field_value(field).alias("value")).collect(engine="streaming")["value"].drop_nulls()
+        have = (
+            rows.lazy().select(field_value_expr(field).alias("value")).collect(engine="streaming")["value"].drop_nulls()
+        )
         rows_of = dict(have.value_counts().iter_rows())
-        for value, wanted in _each(counts, have):
+        for value, wanted in _list_counts(counts, have):
             if rows_of.get(value, 0) < wanted:
                 found[f"{field} {value}"] = rows_of.get(value, 0)
     return found
 
 
-def _each(counts: Counts, values: pl.Series) -> Iterable[tuple[str, int]]:
+def _list_counts(counts: RowCounts, values: pl.Series) -> Iterable[tuple[str, int]]:
     """Every value with its number."""
     if isinstance(counts, dict):
         return sorted(counts.items())
     return [(value, counts) for value in sorted(values.drop_nulls().unique().to_list())]
 
 
-def _order(rows: pl.DataFrame, values: pl.DataFrame, spec: BalanceSpec, seed: int, embed: Embed | None) -> list[int]:
+def _rank_rows(
+    rows: pl.DataFrame, values: pl.DataFrame, spec: BalanceSpec, seed: int, embed: EmbedFunction | None
+) -> list[int]:
     """Indexes of the rows, those to be taken first in front."""
-    tie = [content_hash([seed, id_]) for id_ in rows["prompt_id"]]
+    tie = [hash_content([seed, id_]) for id_ in rows["prompt_id"]]
     keyed = rows.select("teacher", "confidence").with_columns(pl.Series("tie", tie)).with_row_index("row")
     first: list[pl.Expr] = [pl.col("teacher").is_not_null()]
     if spec.choice == "best":
         first.append(-pl.col("confidence").fill_null(0.0))
     elif spec.choice == "diverse" and rows.height:
         assert embed is not None, "the choice `diverse` needs sentence embeddings"
-        keyed = keyed.with_columns(pl.Series("rank", _spread(rows, values, keyed, spec, embed)))
+        keyed = keyed.with_columns(pl.Series("rank", _rank_diverse(rows, values, keyed, spec, embed)))
         first.append(pl.col("rank"))
     return keyed.sort(*first, "tie")["row"].to_list()
 
 
-def _spread(
-    rows: pl.DataFrame, values: pl.DataFrame, keyed: pl.DataFrame, spec: BalanceSpec, embed: Embed
+def _rank_diverse(
+    rows: pl.DataFrame, values: pl.DataFrame, keyed: pl.DataFrame, spec: BalanceSpec, embed: EmbedFunction
 ) -> list[int]:
     """The place of each row in the farthest-first order of its group: rows with the same values of all fields."""
     import numpy as np
@@ -122,11 +130,13 @@ def _spread(
     grouped = keyed.with_columns(values).sort(pl.col("teacher").is_not_null(), "tie")
     for members in grouped.group_by(values.columns or [pl.lit(0)], maintain_order=True).agg("row")["row"]:
         chosen = np.asarray(members.to_list())
-        ranks[chosen[farthest_first(vectors[chosen], min(most or len(chosen), len(chosen)))]] = np.arange(len(chosen))
+        ranks[chosen[order_farthest_first(vectors[chosen], min(most or len(chosen), len(chosen)))]] = np.arange(
+            len(chosen)
+        )
     return ranks.tolist()
 
 
-def farthest_first(vectors: np.ndarray, count: int) -> np.ndarray:
+def order_farthest_first(vectors: np.ndarray, count: int) -> np.ndarray:
     """Indexes of all rows: `count` of them so that each is farthest from those before it, then the others in order.
 
     Gonzalez 1985, whose greedy choice covers the points within twice the best possible radius; Sener and Savarese 2018
@@ -153,7 +163,7 @@ def farthest_first(vectors: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([np.asarray(order, dtype=np.int64), np.flatnonzero(~taken)])
 
 
-def stratified(strata: pl.Series, groups: pl.Series, share: float) -> pl.Series:
+def select_stratified(strata: pl.Series, groups: pl.Series, share: float) -> pl.Series:
     """True for the rows of the validation side: about its share of every stratum, and whole groups alone.
 
     Args:

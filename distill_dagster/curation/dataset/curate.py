@@ -15,35 +15,35 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from distill_dagster.config import CurationSpec
-from distill_dagster.config.dedup import NearSpec
-from distill_dagster.curation.dataset.comparison_cache import Compared
-from distill_dagster.curation.dataset.mask import masked_rows
-from distill_dagster.curation.dataset.slim_rows import Source, Texts, narrowed, scanned
-from distill_dagster.curation.dataset.split import sides, stratified_sides
+from distill_dagster.config.dedup import NearDuplicateSpec
+from distill_dagster.curation.dataset.comparison_cache import ComparisonCache
+from distill_dagster.curation.dataset.mask import mask_rows
+from distill_dagster.curation.dataset.slim_rows import CandidateSource, CandidateTexts, build_slim_rows, scan_candidates
+from distill_dagster.curation.dataset.split import assign_splits, assign_stratified_splits
 from distill_dagster.curation.dataset.steps import (
-    LEAKS,
-    NOTHING,
-    contaminated,
-    duplicates,
-    leaking,
-    near_as_one,
-    near_duplicates,
-    over_caps,
-    semantic_duplicates_of,
+    LEAK_SCHEMA,
+    NO_CACHE,
+    drop_contaminated,
+    drop_duplicates,
+    drop_leaks,
+    drop_near_duplicates,
+    drop_over_caps,
+    drop_semantic_duplicates,
+    merge_near_duplicates,
 )
-from distill_dagster.curation.dataset.write_parts import Wanted, built, parts_of
-from distill_dagster.curation.filters import STEPS, Filter, in_order
-from distill_dagster.curation.task_view import About
-from distill_dagster.curation.text_columns import target_columns, targets, user_texts, with_answers
+from distill_dagster.curation.dataset.write_parts import TableParts, assign_parts, write_tables
+from distill_dagster.curation.filters import STEP_REASONS, Filter, select_filters
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.curation.text_columns import append_answers, build_targets, extract_user_texts, list_target_columns
 from distill_dagster.tables.schemas import DATASET, REJECTED
 
 if TYPE_CHECKING:
-    from distill_dagster.core.embedding import Embed
-    from distill_dagster.core.limits import Limits
+    from distill_dagster.core.embedding import EmbedFunction
+    from distill_dagster.core.limits import ResourceLimits
 
 
 @dataclass(frozen=True)
-class Curated:
+class CuratedDataset:
     """The dataset and what was left out of it: candidates in = rows kept + rows rejected.
 
     kept, left_out: schemas DATASET and REJECTED, sorted. `dataset` and `rejected` are the same in memory.
@@ -56,9 +56,9 @@ class Curated:
     kept: pl.LazyFrame
     left_out: pl.LazyFrame
     counts: Mapping[str | None, int]
-    order: tuple[str, ...] = field(default=tuple(STEPS))
+    order: tuple[str, ...] = field(default=tuple(STEP_REASONS))
     masked: int = 0
-    leaks: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LEAKS))
+    leaks: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LEAK_SCHEMA))
 
     @cached_property
     def dataset(self) -> pl.DataFrame:
@@ -80,23 +80,23 @@ class Curated:
         return {reason: self.counts.get(reason, 0) for reason in self.order}
 
 
-def drop_reasons(filters: Sequence[Filter]) -> tuple[str, ...]:
+def list_drop_reasons(filters: Sequence[Filter]) -> tuple[str, ...]:
     """The reasons of these filters and of the steps behind them, in the order of application."""
-    return (*(one.drop_reason for one in filters), *STEPS)
+    return (*(one.drop_reason for one in filters), *STEP_REASONS)
 
 
-def curate(
-    candidates: Source,
+def curate_dataset(
+    candidates: CandidateSource,
     held_out: set[str],
     labels: list[str],
     spec: CurationSpec,
-    about: About | None = None,
+    about: TaskView | None = None,
     items: pl.DataFrame | None = None,
-    embed: Embed | None = None,
-    limits: Limits | None = None,
-    compared: Compared = NOTHING,
+    embed: EmbedFunction | None = None,
+    limits: ResourceLimits | None = None,
+    compared: ComparisonCache = NO_CACHE,
     folder: Path | None = None,
-) -> Curated:
+) -> CuratedDataset:
     """Cut a dataset from scored candidates. No score is computed here: a changed threshold costs seconds.
 
     Args:
@@ -112,98 +112,98 @@ def curate(
         folder: an empty folder for the dataset and the rejected rows, which `kept` and `left_out` read; without one
             both are in memory.
     """
-    about = about or About(labels=tuple(labels))
-    filters, source = in_order(spec.filters, about), scanned(candidates)
-    rows, leaks = _decided(source, held_out, spec, about, items, embed, limits, compared)
+    about = about or TaskView(labels=tuple(labels))
+    filters, source = select_filters(spec.filters, about), scan_candidates(candidates)
+    rows, leaks = _decide_rows(source, held_out, spec, about, items, embed, limits, compared)
 
     def finished(kept: pl.DataFrame) -> pl.DataFrame:
-        kept = masked_rows(kept, filters, about)
+        kept = mask_rows(kept, filters, about)
         human = pl.when(pl.col("teacher").is_null())
         return kept.with_columns(
             human.then(spec.human_weight).otherwise(1.0).alias("weight"),
-            with_answers(kept["messages"], targets(kept, about.matcher)),
+            append_answers(kept["messages"], build_targets(kept, about.matcher)),
         )
 
     by_id = ("prompt_id", "slice")
     by_why = (*by_id, "answer", "drop_reason")
     stays = pl.col("drop_reason").is_null()
     tables = [
-        Wanted("kept", stays, DATASET, by_id, finished),
-        Wanted("left_out", ~stays, REJECTED, by_why, lambda rows: rows),
+        TableParts("kept", stays, DATASET, by_id, finished),
+        TableParts("left_out", ~stays, REJECTED, by_why, lambda rows: rows),
     ]
-    kept, left_out = built(source, rows, tables, folder)
+    kept, left_out = write_tables(source, rows, tables, folder)
     counts = dict(rows.group_by("drop_reason").len().iter_rows())
     masked = rows.select((pl.col("masks") & stays).sum()).item()
-    return Curated(kept, left_out, counts, drop_reasons(filters), masked, leaks)
+    return CuratedDataset(kept, left_out, counts, list_drop_reasons(filters), masked, leaks)
 
 
-def _decided(
+def _decide_rows(
     source: pl.LazyFrame,
     held_out: set[str],
     spec: CurationSpec,
-    about: About,
+    about: TaskView,
     items: pl.DataFrame | None,
-    embed: Embed | None,
-    limits: Limits | None,
-    compared: Compared,
+    embed: EmbedFunction | None,
+    limits: ResourceLimits | None,
+    compared: ComparisonCache,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What becomes of each row, in the order of the source, and every leak.
 
     The first has `drop_reason`, `drop_detail`, `cluster_id`, `masks`, and `split` and `part` of where a row goes.
     """
-    filters, near, numbers = in_order(spec.filters, about), spec.dedup.near, about.kind == "math"
+    filters, near, numbers = select_filters(spec.filters, about), spec.dedup.near, about.kind == "math"
 
     compare = (near.compare if near else None) or ("prompt" if about.labels else "prompt_and_answer")
-    said = () if compare == "prompt" else target_columns(about.matcher)
+    said = () if compare == "prompt" else list_target_columns(about.matcher)
 
     def near_text(rows: pl.DataFrame) -> pl.Series:
         """What near-duplicates are looked for in: the prompt alone, where many have one answer, else both."""
-        prompt = user_texts(rows["messages"]).alias("text")
+        prompt = extract_user_texts(rows["messages"]).alias("text")
         if not said:
             return prompt
-        both = pl.DataFrame([prompt, targets(rows, about.matcher).alias("said")])
+        both = pl.DataFrame([prompt, build_targets(rows, about.matcher).alias("said")])
         return both.select(pl.concat_str("text", "said", separator="\n", ignore_nulls=True)).to_series()
 
-    rows = narrowed(source, filters, about, said, _more(spec, about))
+    rows = build_slim_rows(source, filters, about, said, _extra_columns(spec, about))
     named = rows.select("ident", "prompt_id", "slice", content="text")
-    prompts = Texts(named, source, lambda batch: user_texts(batch["messages"]), ("messages",))
+    prompts = CandidateTexts(named, source, lambda batch: extract_user_texts(batch["messages"]), ("messages",))
     # Steps look at several rows and run in their order, each over what is still kept.
-    rows, leaks = contaminated(rows, held_out), pl.DataFrame(schema=LEAKS)
+    rows, leaks = drop_contaminated(rows, held_out), pl.DataFrame(schema=LEAK_SCHEMA)
     if items is not None and items.height and spec.decontamination is not None:
-        rows, leaks = leaking(rows, prompts, items, spec.decontamination, numbers, limits, compared)
-    rows = duplicates(rows)
+        rows, leaks = drop_leaks(rows, prompts, items, spec.decontamination, numbers, limits, compared)
+    rows = drop_duplicates(rows)
     named = rows.select("ident", "prompt_id", "slice", content="said")
-    texts = Texts(named, source, near_text, ("messages", *said))
+    texts = CandidateTexts(named, source, near_text, ("messages", *said))
     if near is not None:
         keep_numbers = numbers if near.keep_numbers is None else near.keep_numbers
-        rows = near_duplicates(rows, texts, near, keep_numbers, limits, compared)
+        rows = drop_near_duplicates(rows, texts, near, keep_numbers, limits, compared)
     if spec.dedup.semantic is not None:
         assert embed is not None, "dedup.semantic needs sentence embeddings"
-        rows = semantic_duplicates_of(rows, prompts, embed, spec.dedup.semantic, limits, compared)
+        rows = drop_semantic_duplicates(rows, prompts, embed, spec.dedup.semantic, limits, compared)
     if spec.balance.cuts:
-        rows = over_caps(rows, prompts, spec.balance, spec.seed, embed)
+        rows = drop_over_caps(rows, prompts, spec.balance, spec.seed, embed)
     if near is None and spec.validation_share:
-        rows = near_as_one(rows, texts, NearSpec(), numbers, limits, compared)
-    rows = rows.with_columns(_split(rows, spec), parts_of(rows["prompt_id"]))
+        rows = merge_near_duplicates(rows, texts, NearDuplicateSpec(), numbers, limits, compared)
+    rows = rows.with_columns(_assign_splits(rows, spec), assign_parts(rows["prompt_id"]))
     return rows.select("drop_reason", "drop_detail", "cluster_id", "masks", "split", "part"), leaks
 
 
-def _more(spec: CurationSpec, about: About) -> tuple[str, ...]:
+def _extra_columns(spec: CurationSpec, about: TaskView) -> tuple[str, ...]:
     """The columns that the steps need for this task besides what they always need."""
     fields = {*spec.balance.caps, *spec.balance.floors} if spec.balance.cuts else set()
     answers = about.labels or "label" in fields or spec.stratify == "label"
     return (*(["answer"] if answers else []), *(["axes"] if fields - {"slice", "label"} else []))
 
 
-def _split(rows: pl.DataFrame, spec: CurationSpec) -> pl.Series:
+def _assign_splits(rows: pl.DataFrame, spec: CurationSpec) -> pl.Series:
     """`split` of the kept rows; null for the others."""
     stays = rows["drop_reason"].is_null()
     kept = rows.filter(stays)
     keys, teachers, share = kept["text_key"], kept["teacher"], spec.validation_share
     if spec.stratify is None or not share:
-        found = sides(keys, teachers, share, spec.seed)
+        found = assign_splits(keys, teachers, share, spec.seed)
     else:
         strata = kept["slice" if spec.stratify == "slice" else "answer"]
-        found = stratified_sides(strata, keys, teachers, share, spec.seed)
+        found = assign_stratified_splits(strata, keys, teachers, share, spec.seed)
     none = pl.Series("split", [None], dtype=pl.String).new_from_index(0, rows.height)
     return none.scatter(stays.arg_true(), found)

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import polars as pl
 
-from distill_dagster.prompts.seeds import prompt_id, turns_of
-from distill_dagster.tables.schemas import SCORED, frame_of
-from distill_dagster.tasks import Row
+from distill_dagster.prompts.seeds import build_messages, compute_prompt_id
+from distill_dagster.tables.schemas import SCORED, build_frame
+from distill_dagster.tasks import LabelledRow
 
-SLICE = "(human)"
+HUMAN_SLICE = "(human)"
 """What stands for the slice of a row that has none; it cannot be the key of one."""
 
 
-def human_candidates(rows: list[Row], answer_kind: str = "label") -> pl.DataFrame:
+def build_human_candidates(rows: list[LabelledRow], answer_kind: str = "label") -> pl.DataFrame:
     """One scored row per human answer: agreement and confidence are 1, teacher and soft labels are empty.
 
     Of equal texts curation keeps the surest candidate, so a human answer wins over the teacher's.
     """
     out: list[dict[str, object]] = []
     for row in rows:
-        messages = turns_of(row)
+        messages = build_messages(row)
         empty: dict[str, object] = dict.fromkeys(SCORED)
         out.append(
             empty
             | {
-                "prompt_id": prompt_id(messages),
-                "slice": row.slice or SLICE,
+                "prompt_id": compute_prompt_id(messages),
+                "slice": row.slice or HUMAN_SLICE,
                 "origin": "human",
                 "messages": messages,
                 "reference": row.label if row.answer is None else row.answer_json,
@@ -39,4 +39,4 @@ def human_candidates(rows: list[Row], answer_kind: str = "label") -> pl.DataFram
                 "words": len(row.text.split()),
             }
         )
-    return frame_of(out, SCORED, ("prompt_id",))
+    return build_frame(out, SCORED, ("prompt_id",))

@@ -6,18 +6,18 @@ from typing import Any
 
 import polars as pl
 
-from distill_dagster.core.checks import Check
+from distill_dagster.core.checks import CheckResult
 from distill_dagster.tables.validation import Table
 
 
-def dataset_checks(
+def check_dataset(
     candidates: int,
     dataset: Table,
     rejected: Table,
     held_out: set[str],
     labels: list[str],
     min_rows: int,
-) -> list[Check]:
+) -> list[CheckResult]:
     """Invariants 1 and 2, and whether there is enough to train on.
 
     Args:
@@ -27,44 +27,48 @@ def dataset_checks(
     sides = dataset.select("split").collect(engine="streaming")["split"]
     train_rows = int((sides == "train").sum())
     balance = {"candidates": candidates, "kept": len(sides), "rejected": len(reasons)}
-    leaked = _held_out(dataset, held_out)
+    leaked = _find_held_out_rows(dataset, held_out)
     present = set[str]()
     if labels:
         train = dataset.filter(pl.col("split") == "train").select(pl.col("answer").unique())
         present = set(train.collect(engine="streaming")["answer"].str.json_decode(pl.String))
     absent = [label for label in labels if label not in present]
     return [
-        Check("nothing_lost", len(sides) + len(reasons) == candidates and not reasons.null_count(), found=balance),
-        Check("no_contamination", not leaked, found={"prompt_ids": ", ".join(leaked[:20])}),
-        Check(
+        CheckResult(
+            "nothing_lost", len(sides) + len(reasons) == candidates and not reasons.null_count(), found=balance
+        ),
+        CheckResult("no_contamination", not leaked, found={"prompt_ids": ", ".join(leaked[:20])}),
+        CheckResult(
             "enough_rows",
             train_rows >= min_rows and (not labels or len(present) >= 2),
             found={"train_rows": train_rows, "min_rows": min_rows, "labels": len(present)},
         ),
-        Check("label_coverage", not absent, "warning", {"labels_without_rows": ", ".join(absent)}),
+        CheckResult("label_coverage", not absent, "warning", {"labels_without_rows": ", ".join(absent)}),
     ]
 
 
-def _held_out(dataset: pl.LazyFrame, held_out: set[str]) -> list[str]:
+def _find_held_out_rows(dataset: pl.LazyFrame, held_out: set[str]) -> list[str]:
     """The ids of rows with the very text of a golden or dev row."""
-    from distill_dagster.curation.text_columns import text_keys, user_texts
+    from distill_dagster.curation.text_columns import build_text_keys, extract_user_texts
 
     keys = pl.Series(sorted(held_out), dtype=pl.String)
 
     def work(rows: pl.DataFrame) -> pl.DataFrame:
-        return rows.select("prompt_id").filter(text_keys(user_texts(rows["messages"])).is_in(keys.implode()))
+        return rows.select("prompt_id").filter(
+            build_text_keys(extract_user_texts(rows["messages"])).is_in(keys.implode())
+        )
 
     read = dataset.select("prompt_id", "messages").map_batches(work, schema={"prompt_id": pl.String}, streamable=True)
     return read.collect(engine="streaming")["prompt_id"].to_list()
 
 
-def slice_checks(slices: list[dict[str, Any]], wanted: int) -> list[Check]:
+def check_slices(slices: list[dict[str, Any]], wanted: int) -> list[CheckResult]:
     """Whether enough slices give rows; `slices` has one line each with `slice`, `gives` and `why`."""
     silent = [line["slice"] for line in slices if line["gives"] == "nothing"]
     behind = [f"{line['slice']}: {line['why']}" for line in slices if line["gives"] != "its rows"]
     giving = len(slices) - len(silent)
     found = {"slices_with_rows": giving, "min_slices": wanted, "slices_without_rows": ", ".join(silent)}
     return [
-        Check("enough_slices", giving >= wanted, found=found),
-        Check("slices_current", not behind, "warning", {"slices": "\n".join(behind[:50])}),
+        CheckResult("enough_slices", giving >= wanted, found=found),
+        CheckResult("slices_current", not behind, "warning", {"slices": "\n".join(behind[:50])}),
     ]

@@ -9,21 +9,21 @@ from typing import Any
 import polars as pl
 
 from distill_dagster.config.shift import ShiftSpec
-from distill_dagster.core.checks import Check
-from distill_dagster.curation.text_columns import user_texts
-from distill_dagster.tables.validation import Expectation, validate
+from distill_dagster.core.checks import CheckResult
+from distill_dagster.curation.text_columns import extract_user_texts
+from distill_dagster.tables.validation import Expectation, validate_table
 
-BINS = (0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 1_000_000)
+LENGTH_BINS = (0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 1_000_000)
 """Lengths are compared in these bins of words; the last one is longer than any text."""
-TAIL = 0.01
+TAIL_WEIGHT = 0.01
 """What a value that was never seen counts as: without it a single new label would be infinitely far."""
-CHANCE = 0.999
+CHANCE_QUANTILE = 0.999
 """A divergence that equal sources exceed once in a thousand times or less says something."""
-LEAST = 30
+MIN_SHIFT_ROWS = 30
 """Fewer rows than these, before or now, say nothing."""
 
 
-def profile(candidates: int, measured: pl.DataFrame, reasons: Mapping[str, int]) -> dict[str, Any]:
+def build_profile(candidates: int, measured: pl.DataFrame, reasons: Mapping[str, int]) -> dict[str, Any]:
     """What the next dataset is compared with: counts alone, small enough for a record.
 
     Args:
@@ -34,18 +34,22 @@ def profile(candidates: int, measured: pl.DataFrame, reasons: Mapping[str, int])
     if "label" in measured.columns:
         found["labels"] = dict(measured.group_by("label").len().sort("label").iter_rows())
     for name in ("prompt_words", "answer_words"):
-        cut = measured[name].cut(list(BINS[1:-1]), left_closed=True, labels=[str(low) for low in BINS[:-1]])
+        cut = measured[name].cut(
+            list(LENGTH_BINS[1:-1]), left_closed=True, labels=[str(low) for low in LENGTH_BINS[:-1]]
+        )
         counts = dict(cut.cast(pl.String).value_counts().iter_rows())
-        found[name] = [counts.get(str(low), 0) for low in BINS[:-1]]
+        found[name] = [counts.get(str(low), 0) for low in LENGTH_BINS[:-1]]
     return found
 
 
-def measures(dataset: pl.DataFrame | pl.LazyFrame, labels: bool) -> pl.DataFrame:
+def measure_rows(dataset: pl.DataFrame | pl.LazyFrame, labels: bool) -> pl.DataFrame:
     """Of each row of a dataset the words of prompt and answer and, where answers are labels, the `label`."""
 
     def work(rows: pl.DataFrame) -> pl.DataFrame:
         answers = rows["messages"].list.last().struct.field("content")
-        counted = pl.DataFrame({"prompt_words": _words(user_texts(rows["messages"])), "answer_words": _words(answers)})
+        counted = pl.DataFrame(
+            {"prompt_words": _count_words(extract_user_texts(rows["messages"])), "answer_words": _count_words(answers)}
+        )
         return counted.with_columns(rows["answer"].alias("label")) if labels else counted
 
     schema = {"prompt_words": pl.UInt32, "answer_words": pl.UInt32} | ({"label": pl.String} if labels else {})
@@ -53,13 +57,13 @@ def measures(dataset: pl.DataFrame | pl.LazyFrame, labels: bool) -> pl.DataFrame
     return read.map_batches(work, schema=schema, streamable=True).collect(engine="streaming")
 
 
-def _words(texts: pl.Series) -> pl.Series:
+def _count_words(texts: pl.Series) -> pl.Series:
     return texts.str.count_matches(r"\S+").fill_null(0)
 
 
-def shift_checks(
+def check_shift(
     measured: pl.DataFrame, now: dict[str, Any], before: dict[str, Any] | None, spec: ShiftSpec
-) -> list[Check]:
+) -> list[CheckResult]:
     """`drop_rates` and `same_distribution`, both passed where there is nothing to compare with.
 
     The divergences are Great Expectations' over the table. Allowed is what the spec allows, or what chance does to two
@@ -71,60 +75,67 @@ def shift_checks(
     """
     if before is None:
         found = {"compared_with": "nothing: the first good dataset"}
-        return [Check(name, True, spec.severity, found) for name in ("drop_rates", "same_distribution")]
-    return [_drop_rates(now, before, spec), _same_distribution(measured, now, before, spec)]
+        return [CheckResult(name, True, spec.severity, found) for name in ("drop_rates", "same_distribution")]
+    return [_check_drop_rates(now, before, spec), _check_distribution(measured, now, before, spec)]
 
 
-def _drop_rates(now: dict[str, Any], before: dict[str, Any], spec: ShiftSpec) -> Check:
+def _check_drop_rates(now: dict[str, Any], before: dict[str, Any], spec: ShiftSpec) -> CheckResult:
     found: dict[str, Any] = {}
-    if min(now["candidates"], before["candidates"]) >= LEAST:
+    if min(now["candidates"], before["candidates"]) >= MIN_SHIFT_ROWS:
         for reason in sorted({*now["reasons"], *before["reasons"]}):
             was, is_ = (p["reasons"].get(reason, 0) / p["candidates"] for p in (before, now))
             if abs(is_ - was) > spec.max_drop_change:
                 found[reason] = f"{was:.1%} of the candidates before, {is_:.1%} now"
-    return Check("drop_rates", not found, spec.severity, found)
+    return CheckResult("drop_rates", not found, spec.severity, found)
 
 
-def _same_distribution(measured: pl.DataFrame, now: dict[str, Any], before: dict[str, Any], spec: ShiftSpec) -> Check:
-    if min(now["rows"], before["rows"]) < LEAST:
-        return Check("same_distribution", True, spec.severity, {"compared_with": f"fewer than {LEAST} rows"})
+def _check_distribution(
+    measured: pl.DataFrame, now: dict[str, Any], before: dict[str, Any], spec: ShiftSpec
+) -> CheckResult:
+    if min(now["rows"], before["rows"]) < MIN_SHIFT_ROWS:
+        return CheckResult(
+            "same_distribution", True, spec.severity, {"compared_with": f"fewer than {MIN_SHIFT_ROWS} rows"}
+        )
     expectations: list[Expectation] = []
     if "labels" in now and "labels" in before:
         counts = before["labels"]
-        partition = {"values": list(counts), "weights": _weights(list(counts.values()))}
-        allowed = _allowed(len({*counts, *now["labels"]}), now["rows"], before["rows"], spec)
-        expectations.append(_divergence("label", partition, allowed))
+        partition = {"values": list(counts), "weights": _normalize_counts(list(counts.values()))}
+        allowed = _compute_allowed(len({*counts, *now["labels"]}), now["rows"], before["rows"], spec)
+        expectations.append(_expect_divergence("label", partition, allowed))
     for name in ("prompt_words", "answer_words"):
         used = [n for n, pair in enumerate(zip(now[name], before[name], strict=True)) if any(pair)]
         first, last = used[0], used[-1]
-        partition = {"bins": list(BINS[first : last + 2]), "weights": _weights(before[name][first : last + 1])}
-        allowed = _allowed(len(used), now["rows"], before["rows"], spec)
-        expectations.append(_divergence(name, partition, allowed))
-    failed = validate("shift", measured.to_pandas(), expectations)
+        partition = {
+            "bins": list(LENGTH_BINS[first : last + 2]),
+            "weights": _normalize_counts(before[name][first : last + 1]),
+        }
+        allowed = _compute_allowed(len(used), now["rows"], before["rows"], spec)
+        expectations.append(_expect_divergence(name, partition, allowed))
+    failed = validate_table("shift", measured.to_pandas(), expectations)
     found = {what.split()[-1]: f"{why} nats" for what, why in failed.items() if why is not None}
-    return Check("same_distribution", not found, spec.severity, found)
+    return CheckResult("same_distribution", not found, spec.severity, found)
 
 
-def _divergence(column: str, partition: dict[str, Any], allowed: float) -> Expectation:
+def _expect_divergence(column: str, partition: dict[str, Any], allowed: float) -> Expectation:
     arguments: dict[str, Any] = {"column": column, "partition_object": partition, "threshold": allowed}
-    arguments["tail_weight_holdout"] = TAIL
+    arguments["tail_weight_holdout"] = TAIL_WEIGHT
     if "bins" in partition:
-        arguments["internal_weight_holdout"] = TAIL
+        arguments["internal_weight_holdout"] = TAIL_WEIGHT
     return ("ExpectColumnKLDivergenceToBeLessThan", arguments)
 
 
-def _weights(counts: list[int]) -> list[float]:
+def _normalize_counts(counts: list[int]) -> list[float]:
     return [count / sum(counts) for count in counts]
 
 
-def _allowed(values: int, now: int, before: int, spec: ShiftSpec) -> float:
+def _compute_allowed(values: int, now: int, before: int, spec: ShiftSpec) -> float:
     from scipy.stats import chi2
 
-    chance = chi2.ppf(CHANCE, max(values - 1, 1)) * (1 / now + 1 / before) / 2
+    chance = chi2.ppf(CHANCE_QUANTILE, max(values - 1, 1)) * (1 / now + 1 / before) / 2
     return max(spec.max_divergence, float(chance))
 
 
-def profile_to_compare(extra: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def read_last_good_profile(extra: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The profile of the last good dataset, from what the latest record keeps: its own, or that which it was compared
     with, where it did not pass its checks."""
     if extra is None:

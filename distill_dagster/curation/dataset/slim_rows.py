@@ -8,20 +8,20 @@ from pathlib import Path
 
 import polars as pl
 
-from distill_dagster.curation.dataset.mask import to_mask
-from distill_dagster.curation.filters import Filter, batched, marked
-from distill_dagster.curation.task_view import About
-from distill_dagster.curation.text_columns import text_keys, user_texts
-from distill_dagster.tables.schemas import SCORED, with_later
+from distill_dagster.curation.dataset.mask import needs_mask_expr
+from distill_dagster.curation.filters import Filter, map_in_batches, mark_dropped
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.curation.text_columns import build_text_keys, extract_user_texts
+from distill_dagster.tables.schemas import SCORED, add_later_columns
 
-Source = pl.DataFrame | pl.LazyFrame | Path | Sequence[Path]
+CandidateSource = pl.DataFrame | pl.LazyFrame | Path | Sequence[Path]
 """Scored candidates (schema SCORED): a frame, Parquet files, or a query, which is run more than once and has to give
 its rows in the same order each time."""
-_KEPT = ("prompt_id", "slice", "origin", "teacher", "confidence", "drop_reason", "drop_detail")
+_SLIM_COLUMNS = ("prompt_id", "slice", "origin", "teacher", "confidence", "drop_reason", "drop_detail")
 
 
 @dataclass(frozen=True)
-class Texts:
+class CandidateTexts:
     """The texts of candidates, which are computed when they are asked for.
 
     rows: of each candidate `ident` (a unique name), `prompt_id`, `slice`, and `content`, a hash of its text.
@@ -50,18 +50,18 @@ class Texts:
         return rows.select("slice", self.text(rows).alias("text"))
 
 
-def scanned(source: Source) -> pl.LazyFrame:
+def scan_candidates(source: CandidateSource) -> pl.LazyFrame:
     """A source as a query of the columns of SCORED."""
     if isinstance(source, pl.DataFrame | pl.LazyFrame):
         return source.lazy().select(list(SCORED))
     files = [source] if isinstance(source, Path) else list(source)
-    return with_later(pl.scan_parquet(files), SCORED).select(list(SCORED))
+    return add_later_columns(pl.scan_parquet(files), SCORED).select(list(SCORED))
 
 
-def narrowed(
+def build_slim_rows(
     source: pl.LazyFrame,
     filters: Sequence[Filter],
-    about: About,
+    about: TaskView,
     said: Sequence[str] = (),
     more: Sequence[str] = (),
 ) -> pl.DataFrame:
@@ -74,25 +74,25 @@ def narrowed(
     """
 
     def work(batch: pl.DataFrame) -> pl.DataFrame:
-        text = user_texts(batch["messages"])
+        text = extract_user_texts(batch["messages"])
         hashes = [text.hash(), *(batch[name].hash(seed) for seed, name in enumerate(said, 1))]
-        return marked(batch, filters, about).select(
-            *_KEPT,
+        return mark_dropped(batch, filters, about).select(
+            *_SLIM_COLUMNS,
             *more,
-            text_keys(text).alias("text_key"),
+            build_text_keys(text).alias("text_key"),
             hashes[0].alias("text"),
             pl.sum_horizontal(hashes).alias("said"),
-            to_mask(filters).alias("masks"),
+            needs_mask_expr(filters).alias("masks"),
         )
 
-    parts = list(batched(source, work)) or [work(pl.DataFrame(schema=SCORED))]
+    parts = list(map_in_batches(source, work)) or [work(pl.DataFrame(schema=SCORED))]
     rows = pl.concat(parts)
     if "answer" not in more:
-        rows = rows.with_columns(_answers(rows["prompt_id"], source))
-    return rows.with_columns(idents(rows), pl.lit(None, dtype=pl.String).alias("cluster_id"))
+        rows = rows.with_columns(_read_repeated_answers(rows["prompt_id"], source))
+    return rows.with_columns(build_candidate_ids(rows), pl.lit(None, dtype=pl.String).alias("cluster_id"))
 
 
-def _answers(prompts: pl.Series, source: pl.LazyFrame) -> pl.Series:
+def _read_repeated_answers(prompts: pl.Series, source: pl.LazyFrame) -> pl.Series:
     """The answers of prompts that are there more than once."""
     several = prompts.is_duplicated()
     answers = pl.Series("answer", [None], dtype=pl.String).new_from_index(0, len(prompts))
@@ -103,7 +103,7 @@ def _answers(prompts: pl.Series, source: pl.LazyFrame) -> pl.Series:
     return answers.scatter(several.arg_true(), found["answer"])
 
 
-def idents(rows: pl.DataFrame) -> pl.Series:
+def build_candidate_ids(rows: pl.DataFrame) -> pl.Series:
     """A name of each candidate that no other has and that is the same in every cut, whatever the order of the rows."""
     who = pl.col("teacher").fill_null("(human)")
     named = rows.select(pl.concat_str("prompt_id", "slice", who, separator="/").alias("ident"), "answer")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import polars as pl
 
-from distill_dagster.core.hashing import canonical_json, content_hash
-from distill_dagster.curation.dataset.balance import stratified
-from distill_dagster.curation.text_columns import json_text
+from distill_dagster.core.hashing import hash_content, to_canonical_json
+from distill_dagster.curation.dataset.balance import select_stratified
+from distill_dagster.curation.text_columns import json_text_expr
 
 
-def sides(keys: pl.Series, teachers: pl.Series, share: float, seed: int) -> pl.Series:
+def assign_splits(keys: pl.Series, teachers: pl.Series, share: float, seed: int) -> pl.Series:
     """`train` or `validation` of each row: the first 32 bits of `content_hash([seed, key])`, against the share.
 
     Validation tells how well the student follows the teacher: what people answered is all for training.
@@ -18,8 +18,8 @@ def sides(keys: pl.Series, teachers: pl.Series, share: float, seed: int) -> pl.S
         return pl.Series("split", ["train"], dtype=pl.String).new_from_index(0, len(keys)).alias("split")
     import duckdb
 
-    start = pl.lit(f"[{canonical_json(seed)},")
-    text = keys.to_frame("key").select(pl.concat_str(start, json_text(pl.col("key")), pl.lit("]"))).to_series()
+    start = pl.lit(f"[{to_canonical_json(seed)},")
+    text = keys.to_frame("key").select(pl.concat_str(start, json_text_expr(pl.col("key")), pl.lit("]"))).to_series()
     with duckdb.connect(":memory:") as connection:
         connection.register("keyed", text.to_frame("key").to_arrow())
         drawn = connection.sql("SELECT left(sha256(key), 8) AS draw FROM keyed").to_arrow_table()
@@ -30,11 +30,13 @@ def sides(keys: pl.Series, teachers: pl.Series, share: float, seed: int) -> pl.S
     return frame.select(chosen.alias("split")).to_series()
 
 
-def stratified_sides(strata: pl.Series, keys: pl.Series, teachers: pl.Series, share: float, seed: int) -> pl.Series:
+def assign_stratified_splits(
+    strata: pl.Series, keys: pl.Series, teachers: pl.Series, share: float, seed: int
+) -> pl.Series:
     """`train` or `validation` of each row, so that every stratum has its share of what the teacher answered."""
     frame = pl.DataFrame({"stratum": strata, "key": keys, "taught": teachers.is_not_null()}).with_row_index("row")
     taught = frame.filter("taught")
-    groups = [content_hash([seed, key]) for key in taught["key"]]
-    side = stratified(taught["stratum"], pl.Series("group", groups, dtype=pl.String), share)
+    groups = [hash_content([seed, key]) for key in taught["key"]]
+    side = select_stratified(taught["stratum"], pl.Series("group", groups, dtype=pl.String), share)
     chosen = taught.select("row").with_columns(side.alias("chosen")).filter("chosen")["row"]
     return pl.Series("split", ["train"], dtype=pl.String).new_from_index(0, len(keys)).scatter(chosen, "validation")

@@ -8,43 +8,43 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from distill_dagster.config.balance import BalanceSpec
-from distill_dagster.config.dedup import DecontaminationSpec, NearSpec, SemanticSpec
-from distill_dagster.curation.dataset.balance import OVER_CAP, balance
-from distill_dagster.curation.dataset.comparison_cache import Compared, clusters_of_kept
-from distill_dagster.curation.dataset.slim_rows import Texts
-from distill_dagster.curation.dedup.decontaminate import decontaminate
-from distill_dagster.curation.dedup.folding import Scheme
+from distill_dagster.config.dedup import DecontaminationSpec, NearDuplicateSpec, SemanticDuplicateSpec
+from distill_dagster.curation.dataset.balance import OVER_CAP, balance_rows
+from distill_dagster.curation.dataset.comparison_cache import ComparisonCache, cluster_kept_rows
+from distill_dagster.curation.dataset.slim_rows import CandidateTexts
+from distill_dagster.curation.dedup.decontaminate import find_contamination
+from distill_dagster.curation.dedup.folding import MinHashScheme
 
 if TYPE_CHECKING:
-    from distill_dagster.core.embedding import Embed
-    from distill_dagster.core.limits import Limits
+    from distill_dagster.core.embedding import EmbedFunction
+    from distill_dagster.core.limits import ResourceLimits
 
-LEAKS = pl.Schema({"prompt_id": pl.String, "slice": pl.String, "golden_id": pl.String, "kind": pl.String})
+LEAK_SCHEMA = pl.Schema({"prompt_id": pl.String, "slice": pl.String, "golden_id": pl.String, "kind": pl.String})
 """Every hit of decontamination, for the report; `overlap` stands behind it."""
-NOTHING = Compared()
+NO_CACHE = ComparisonCache()
 """Keeps nothing: everything is compared anew."""
-_PAIRS = {"left": pl.String, "right": pl.String, "kind": pl.String, "similarity": pl.Float64}
-_ORDER = ("not_human", "not_log", "taught", "less_sure", "prompt_id", "slice", "answer")
+_PAIR_SCHEMA = {"left": pl.String, "right": pl.String, "kind": pl.String, "similarity": pl.Float64}
+_PREFERENCE_COLUMNS = ("not_human", "not_log", "taught", "less_sure", "prompt_id", "slice", "answer")
 """Who stands for a group: a human's prompt before one of a log and that before an imagined one, a human's answer before
 a teacher's (which may be as sure), then the surest, then the first by id."""
 
 
-def contaminated(rows: pl.DataFrame, held_out: set[str]) -> pl.DataFrame:
+def drop_contaminated(rows: pl.DataFrame, held_out: set[str]) -> pl.DataFrame:
     """Drop kept rows whose `text_key` is that of a golden or dev row (`held_out`)."""
     keys = pl.Series("text_key", sorted(held_out), dtype=pl.String)
-    hit = rows.select(_kept() & pl.col("text_key").is_in(keys.implode())).to_series().arg_true()
+    hit = rows.select(_is_kept_expr() & pl.col("text_key").is_in(keys.implode())).to_series().arg_true()
     same = pl.lit("same text as a golden or dev row").alias("why")
-    return _marked(rows, pl.DataFrame({"row": hit}).with_columns(same), "contaminated")
+    return _set_drop_reason(rows, pl.DataFrame({"row": hit}).with_columns(same), "contaminated")
 
 
-def leaking(
+def drop_leaks(
     rows: pl.DataFrame,
-    texts: Texts,
+    texts: CandidateTexts,
     items: pl.DataFrame,
     spec: DecontaminationSpec,
     keep_numbers: bool,
-    limits: Limits | None = None,
-    compared: Compared = NOTHING,
+    limits: ResourceLimits | None = None,
+    compared: ComparisonCache = NO_CACHE,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Drop kept rows that hold golden or dev rows, or nearly are one (`decontaminate`).
 
@@ -60,122 +60,133 @@ def leaking(
     settings = spec.model_dump()
 
     def find(part: pl.LazyFrame) -> pl.DataFrame:
-        scheme = Scheme(keep_numbers=keep_numbers)
-        return decontaminate(part, items, text="text", id="ident", scheme=scheme, limits=limits, **settings).hits
+        scheme = MinHashScheme(keep_numbers=keep_numbers)
+        return find_contamination(part, items, text="text", id="ident", scheme=scheme, limits=limits, **settings).hits
 
     known = settings | {"keep_numbers": keep_numbers, "items": items.select("id", "text").rows()}
     found = compared.by_slice("leaks", known, texts, find)
     if found.is_empty():
-        return rows, pl.DataFrame(schema=LEAKS).with_columns(found["overlap"])
-    kept = _kept_rows(rows, found["id"])
+        return rows, pl.DataFrame(schema=LEAK_SCHEMA).with_columns(found["overlap"])
+    kept = _select_kept_rows(rows, found["id"])
     hits = found.rename({"id": "ident"}).join(kept, on="ident", maintain_order="left")
     first = hits.group_by("ident", maintain_order=True).first()
     why = pl.concat_str("kind", pl.lit(" of "), "golden_id", pl.lit(", overlap "), pl.col("overlap").round(2))
     told = first.select("row", why.alias("why"))
-    return _marked(rows, told, "contaminated"), hits.select([*LEAKS, "overlap"]).sort(pl.all())
+    return _set_drop_reason(rows, told, "contaminated"), hits.select([*LEAK_SCHEMA, "overlap"]).sort(pl.all())
 
 
-def duplicates(rows: pl.DataFrame) -> pl.DataFrame:
+def drop_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
     """Of kept rows with one `text_key` drop all but their representative, which the detail and `cluster_id` name."""
-    keys = rows.lazy().select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), "text_key", *_order())
+    keys = rows.lazy().select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), "text_key", *_preference_exprs())
     kept = keys.filter(pl.lit(rows["drop_reason"].is_null()))
-    several = kept.filter(pl.col("text_key").is_duplicated()).sort(_ORDER, nulls_last=True)
+    several = kept.filter(pl.col("text_key").is_duplicated()).sort(_PREFERENCE_COLUMNS, nulls_last=True)
     first = pl.col("prompt_id").first().over("text_key")
     place = pl.int_range(pl.len()).over("text_key")
     found = several.select("row", first.alias("kept_id"), place.alias("place")).filter(pl.col("place") > 0)
     why = pl.concat_str(pl.lit("same text as "), "kept_id").alias("why")
-    return _marked(rows, found.select("row", "kept_id", why).collect(), "duplicate")
+    return _set_drop_reason(rows, found.select("row", "kept_id", why).collect(), "duplicate")
 
 
-def near_duplicates(
+def drop_near_duplicates(
     rows: pl.DataFrame,
-    texts: Texts,
-    spec: NearSpec,
+    texts: CandidateTexts,
+    spec: NearDuplicateSpec,
     keep_numbers: bool,
-    limits: Limits | None = None,
-    compared: Compared = NOTHING,
+    limits: ResourceLimits | None = None,
+    compared: ComparisonCache = NO_CACHE,
 ) -> pl.DataFrame:
     """Of kept rows whose texts are near each other drop all but the representative."""
-    return _drop_clusters(rows, _near_pairs(texts, spec, keep_numbers, limits, compared), "near_duplicate")
+    return _drop_clusters(rows, _find_near_pairs(texts, spec, keep_numbers, limits, compared), "near_duplicate")
 
 
-def near_as_one(
+def merge_near_duplicates(
     rows: pl.DataFrame,
-    texts: Texts,
-    spec: NearSpec,
+    texts: CandidateTexts,
+    spec: NearDuplicateSpec,
     keep_numbers: bool,
-    limits: Limits | None = None,
-    compared: Compared = NOTHING,
+    limits: ResourceLimits | None = None,
+    compared: ComparisonCache = NO_CACHE,
 ) -> pl.DataFrame:
     """The rows with one `text_key` for kept rows that are near each other, so that all are on one side of the split."""
-    pairs = _near_pairs(texts, spec, keep_numbers, limits, compared)
-    kept = rows.filter(_kept()).select("ident", "text_key").sort("text_key", "ident")
-    gone = clusters_of_kept(pairs, kept.select("ident")).select("ident", "first")
+    pairs = _find_near_pairs(texts, spec, keep_numbers, limits, compared)
+    kept = rows.filter(_is_kept_expr()).select("ident", "text_key").sort("text_key", "ident")
+    gone = cluster_kept_rows(pairs, kept.select("ident")).select("ident", "first")
     first = gone.join(kept.rename({"ident": "first", "text_key": "group"}), on="first").drop("first")
     joined = rows.join(first, on="ident", how="left", maintain_order="left")
     return joined.with_columns(pl.coalesce("group", "text_key").alias("text_key")).drop("group")
 
 
-def semantic_duplicates_of(
+def drop_semantic_duplicates(
     rows: pl.DataFrame,
-    texts: Texts,
-    embed: Embed,
-    spec: SemanticSpec,
-    limits: Limits | None = None,
-    compared: Compared = NOTHING,
+    texts: CandidateTexts,
+    embed: EmbedFunction,
+    spec: SemanticDuplicateSpec,
+    limits: ResourceLimits | None = None,
+    compared: ComparisonCache = NO_CACHE,
 ) -> pl.DataFrame:
     """Of kept rows whose prompts mean the same drop all but the representative; none of a table beyond `most_rows`."""
 
     def find(table: pl.LazyFrame) -> pl.DataFrame:
-        from distill_dagster.curation.dedup.semantic import semantic_duplicates
+        from distill_dagster.curation.dedup.semantic import find_semantic_duplicates
 
         least, most = spec.threshold, spec.most_rows
-        found = semantic_duplicates(table, embed, id="ident", threshold=least, most_rows=most, limits=limits)
-        return pl.DataFrame(schema=_PAIRS) if found is None else found.pairs
+        found = find_semantic_duplicates(table, embed, id="ident", threshold=least, most_rows=most, limits=limits)
+        return pl.DataFrame(schema=_PAIR_SCHEMA) if found is None else found.pairs
 
     pairs = compared.whole("semantic", spec.model_dump(), texts, find)
     return _drop_clusters(rows, pairs, "semantic_duplicate")
 
 
-def over_caps(rows: pl.DataFrame, texts: Texts, spec: BalanceSpec, seed: int, embed: Embed | None) -> pl.DataFrame:
+def drop_over_caps(
+    rows: pl.DataFrame, texts: CandidateTexts, spec: BalanceSpec, seed: int, embed: EmbedFunction | None
+) -> pl.DataFrame:
     """Drop kept rows that are more than their share (`balance`)."""
-    kept = rows.with_row_index("row").filter(_kept())
+    kept = rows.with_row_index("row").filter(_is_kept_expr())
     if spec.choice == "diverse":
         kept = kept.drop("text").join(texts.of().collect(), on="ident", maintain_order="left")
-    cut = balance(kept, spec, seed, embed).filter(~_kept())
-    return _marked(rows, cut.select("row", pl.col("drop_detail").alias("why")), OVER_CAP)
+    cut = balance_rows(kept, spec, seed, embed).filter(~_is_kept_expr())
+    return _set_drop_reason(rows, cut.select("row", pl.col("drop_detail").alias("why")), OVER_CAP)
 
 
-def _near_pairs(
-    texts: Texts, spec: NearSpec, keep_numbers: bool, limits: Limits | None, compared: Compared
+def _find_near_pairs(
+    texts: CandidateTexts,
+    spec: NearDuplicateSpec,
+    keep_numbers: bool,
+    limits: ResourceLimits | None,
+    compared: ComparisonCache,
 ) -> pl.DataFrame:
-    scheme = Scheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
+    scheme = MinHashScheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
     return compared.near(texts, scheme, spec.threshold, limits)
 
 
 def _drop_clusters(rows: pl.DataFrame, pairs: pl.DataFrame, reason: str) -> pl.DataFrame:
     if pairs.is_empty():
         return rows
-    kept = _kept_rows(rows, pl.concat([pairs["left"], pairs["right"]]))
-    gone = clusters_of_kept(pairs, kept.select("ident"))
+    kept = _select_kept_rows(rows, pl.concat([pairs["left"], pairs["right"]]))
+    gone = cluster_kept_rows(pairs, kept.select("ident"))
     for name in ("first", "like"):
         prompts = kept.select(pl.col("ident").alias(name), pl.col("prompt_id").alias(f"{name}_id"))
         gone = gone.join(prompts, on=name, how="left", maintain_order="left")
     similar = pl.concat_str(pl.lit("like "), "like_id", pl.lit(", similarity "), pl.col("similarity").round(2))
     told = gone.join(kept.select("ident", "row"), on="ident", how="left", maintain_order="left")
-    return _marked(rows, told.select("row", similar.alias("why"), pl.col("first_id").alias("kept_id")), reason)
+    return _set_drop_reason(rows, told.select("row", similar.alias("why"), pl.col("first_id").alias("kept_id")), reason)
 
 
-def _kept_rows(rows: pl.DataFrame, only: pl.Series) -> pl.DataFrame:
+def _select_kept_rows(rows: pl.DataFrame, only: pl.Series) -> pl.DataFrame:
     """Of those kept rows `row` (their place), `ident`, `prompt_id` and `slice`, those to be preferred first."""
     place = pl.int_range(pl.len(), dtype=pl.UInt32).alias("row")
-    narrow = rows.lazy().select(place, "ident", "drop_reason", *_order())
+    narrow = rows.lazy().select(place, "ident", "drop_reason", *_preference_exprs())
     named = pl.LazyFrame({"ident": only.unique()})
-    kept = narrow.filter(_kept()).join(named, on="ident", how="semi").collect().sort(*_ORDER, "ident", nulls_last=True)
+    kept = (
+        narrow.filter(_is_kept_expr())
+        .join(named, on="ident", how="semi")
+        .collect()
+        .sort(*_PREFERENCE_COLUMNS, "ident", nulls_last=True)
+    )
     return kept.select("row", "ident", "prompt_id", "slice")
 
 
-def _order() -> Sequence[pl.Expr]:
+def _preference_exprs() -> Sequence[pl.Expr]:
     return (
         (pl.col("origin") != "human").alias("not_human"),
         (pl.col("origin") != "log").alias("not_log"),
@@ -187,11 +198,11 @@ def _order() -> Sequence[pl.Expr]:
     )
 
 
-def _kept() -> pl.Expr:
+def _is_kept_expr() -> pl.Expr:
     return pl.col("drop_reason").is_null()
 
 
-def _marked(rows: pl.DataFrame, told: pl.DataFrame, reason: str) -> pl.DataFrame:
+def _set_drop_reason(rows: pl.DataFrame, told: pl.DataFrame, reason: str) -> pl.DataFrame:
     """The rows with the reason at the places `row`, and beside it `why` and, where it is there, `kept_id`."""
     if told.is_empty():
         return rows

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import polars as pl
 
-from distill_dagster.tables.schemas import conform
+from distill_dagster.tables.schemas import conform_to_schema
 
 PART_ROWS = 100_000
 """Rows of a part, which is sorted in memory."""
-WORKERS = 2
+SORT_WORKERS = 2
 """Parts that are sorted at a time: while one is written, another is read."""
-FLUSHED = 4_096
+SINK_BATCH_ROWS = 4_096
 """Rows of a part that wait in memory to be written."""
-GROUP_ROWS = 16_384
+READ_BATCH_ROWS = 16_384
 """Rows that are read of a part at a time. Polars reads some such groups ahead, whatever their size."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TableParts:
     """A table to build of some rows of a source.
 
     chosen: which, by the columns that were decided.
@@ -48,17 +48,17 @@ class Wanted:
         return self.made(rows).select(*self.schema, rows["part"])
 
     def conform(self, rows: pl.DataFrame) -> pl.DataFrame:
-        return conform(rows, self.schema, self.sort_by)
+        return conform_to_schema(rows, self.schema, self.sort_by)
 
 
-def parts_of(prompt_ids: pl.Series, rows: int = PART_ROWS) -> pl.Series:
+def assign_parts(prompt_ids: pl.Series, rows: int = PART_ROWS) -> pl.Series:
     """The number of each row's part: every id of a part comes before those of the next, whatever the rows' order."""
     bounds = prompt_ids.sort().gather_every(rows)[1:]
     return bounds.search_sorted(prompt_ids, side="right").alias("part")
 
 
-def built(
-    source: pl.LazyFrame, decided: pl.DataFrame, tables: Sequence[Wanted], folder: Path | None
+def write_tables(
+    source: pl.LazyFrame, decided: pl.DataFrame, tables: Sequence[TableParts], folder: Path | None
 ) -> list[pl.LazyFrame]:
     """Each table, conform with its schema and sorted.
 
@@ -74,7 +74,7 @@ def built(
     sinks = [
         each.sink_ipc(
             pl.PartitionBy(unsorted / table.name, key="part", include_key=False),
-            record_batch_size=FLUSHED,
+            record_batch_size=SINK_BATCH_ROWS,
             mkdir=True,
             lazy=True,
         )
@@ -82,20 +82,20 @@ def built(
     ]
     pl.collect_all(sinks, engine="streaming")
 
-    def part_sorted(table: Wanted, number: int) -> Path:
+    def part_sorted(table: TableParts, number: int) -> Path:
         part, path = unsorted / table.name / f"part={number}", folder / table.name / f"{number}.arrow"
         whole = table.conform(pl.scan_ipc(sorted(part.iterdir())).collect())
-        whole.write_ipc(path, record_batch_size=GROUP_ROWS)
+        whole.write_ipc(path, record_batch_size=READ_BATCH_ROWS)
         remover.submit(shutil.rmtree, part)
         return path
 
-    def parts_sorted(pool: ThreadPoolExecutor, table: Wanted) -> list[Future[Path]]:
+    def parts_sorted(pool: ThreadPoolExecutor, table: TableParts) -> list[Future[Path]]:
         (folder / table.name).mkdir()
         numbers = sorted(decided.filter(table.chosen)["part"].unique())
         return [pool.submit(part_sorted, table, number) for number in numbers]
 
     # Removing waits for the disk, not for a core.
-    with ThreadPoolExecutor(1) as remover, ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(1) as remover, ThreadPoolExecutor(SORT_WORKERS) as pool:
         futures = [parts_sorted(pool, table) for table in tables]
         files = [[one.result() for one in each] for each in futures]
     return [

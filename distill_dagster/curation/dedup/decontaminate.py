@@ -21,23 +21,30 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from distill_dagster.core.limits import Limits
+from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.curation.dedup import folding
-from distill_dagster.curation.dedup.folding import Scheme
-from distill_dagster.curation.dedup.signatures import Shingles, buffers, folded, in_threads, shingled, sign
-from distill_dagster.curation.dedup.text_rows import Rows, Source, opened
+from distill_dagster.curation.dedup.folding import MinHashScheme
+from distill_dagster.curation.dedup.signatures import (
+    Shingles,
+    fold_batch,
+    get_buffers,
+    map_in_threads,
+    shingle_texts,
+    sign_texts,
+)
+from distill_dagster.curation.dedup.text_rows import TextRows, TextSource, open_rows
 
 Array = np.ndarray[Any, Any]
-KINDS = ("exact", "near", "item_in_row", "row_in_item")
+HIT_KINDS = ("exact", "near", "item_in_row", "row_in_item")
 """A pair is named by the first that holds."""
-HITS = pl.Schema({"id": pl.String, "golden_id": pl.String, "kind": pl.String, "overlap": pl.Float64})
-PAIRS = pl.Schema(
+HIT_SCHEMA = pl.Schema({"id": pl.String, "golden_id": pl.String, "kind": pl.String, "overlap": pl.Float64})
+OVERLAP_SCHEMA = pl.Schema(
     {"row": pl.UInt32, "item": pl.UInt32, "kind": pl.String, "overlap": pl.Float64, "maybe_near": pl.Boolean}
 )
 """`kind` and `overlap` are null where a pair is neither exact nor contained."""
-GROUP_ROWS = 131_072
+JOIN_ROWS = 131_072
 """Rows whose hits are joined to the items at a time."""
-LEAST = 4
+MIN_SHARED_NGRAMS = 4
 """n-grams that a row and an item must share at least, unless one contains the other as a whole."""
 
 
@@ -55,7 +62,7 @@ class Contamination:
 
 
 @dataclass(frozen=True)
-class _Index:
+class _NgramIndex:
     """The golden items' n-grams: the telling ones numbered first, then those that stand in too many items."""
 
     facts: pl.DataFrame  # item, golden_id, item_words, item_telling, item_commons
@@ -66,9 +73,9 @@ class _Index:
     shingles: Shingles
 
 
-def decontaminate(
-    source: Source,
-    golden: Source,
+def find_contamination(
+    source: TextSource,
+    golden: TextSource,
     *,
     text: str | pl.Expr = "text",
     id: str | pl.Expr = "id",
@@ -78,8 +85,8 @@ def decontaminate(
     min_overlap: float = 0.5,
     whole_below: int = 13,
     threshold: float = 0.7,
-    scheme: Scheme | None = None,
-    limits: Limits | None = None,
+    scheme: MinHashScheme | None = None,
+    limits: ResourceLimits | None = None,
 ) -> Contamination:
     """Find the rows of a table that leak golden (or dev) items. Compare user turns only, without template text.
 
@@ -93,36 +100,36 @@ def decontaminate(
             pairs that share a quarter of the n-grams of the smaller of both; no bands are needed. A row of an item's
             words with other numbers is a leak too, whatever the scheme says of numbers.
     """
-    scheme, limits = scheme or Scheme(), limits or Limits()
+    scheme, limits = scheme or MinHashScheme(), limits or ResourceLimits()
     if not 0 < min_overlap <= 1 or not 0 < threshold <= 1:
         raise ValueError("min_overlap and threshold are shares above 0 and up to 1")
     if not 1 <= ngram <= 32 or whole_below < ngram:
         raise ValueError("ngram is a number of words from 1 to 32, whole_below no less than that")
     id_ = pl.col(id) if isinstance(id, str) else id
     golden_id_ = pl.col(golden_id) if isinstance(golden_id, str) else golden_id
-    with opened(golden, golden_text, [golden_id_.cast(pl.String).alias("golden_id")], limits) as items:
-        index = _indexed(items, ngram, scheme, limits)
-    with opened(source, text, [id_.cast(pl.String).alias("id")], limits) as rows:
-        found = _shared(rows, index, ngram, min_overlap, whole_below, scheme.min_words, limits)
+    with open_rows(golden, golden_text, [golden_id_.cast(pl.String).alias("golden_id")], limits) as items:
+        index = _build_index(items, ngram, scheme, limits)
+    with open_rows(source, text, [id_.cast(pl.String).alias("id")], limits) as rows:
+        found = _find_overlaps(rows, index, ngram, min_overlap, whole_below, scheme.min_words, limits)
         ids = rows.facts()["id"]
-        near = _near(found.filter("maybe_near").select("row", "item"), rows, index, scheme, limits)
+        near = _measure_similarity(found.filter("maybe_near").select("row", "item"), rows, index, scheme, limits)
     near = near.filter(pl.col("similarity") >= threshold)
     near = near.select("row", "item", pl.lit("near").alias("kind"), pl.col("similarity").alias("overlap"))
     hits = pl.concat([found.drop_nulls("kind").select("row", "item", "kind", "overlap"), near])
     hits = hits.with_columns(
         ids.gather(hits["row"]).alias("id"),
         index.facts["golden_id"].gather(hits["item"]).alias("golden_id"),
-        pl.col("kind").replace_strict(list(KINDS), range(len(KINDS)), return_dtype=pl.UInt8).alias("first"),
+        pl.col("kind").replace_strict(list(HIT_KINDS), range(len(HIT_KINDS)), return_dtype=pl.UInt8).alias("first"),
     )
     hits = hits.sort("id", "first", "golden_id").unique(["row", "item"], keep="first", maintain_order=True)
-    return Contamination(ids.len(), hits.select(list(HITS)))
+    return Contamination(ids.len(), hits.select(list(HIT_SCHEMA)))
 
 
-def _indexed(items: Rows, ngram: int, scheme: Scheme, limits: Limits) -> _Index:
+def _build_index(items: TextRows, ngram: int, scheme: MinHashScheme, limits: ResourceLimits) -> _NgramIndex:
     from distill_dagster.curation.dedup import kernel
 
-    signatures = sign(items.texts(), Scheme(bands=1, rows_per_band=1, min_words=1), limits)
-    grams = shingled(items.texts(), ngram, limits)
+    signatures = sign_texts(items.texts(), MinHashScheme(bands=1, rows_per_band=1, min_words=1), limits)
+    grams = shingle_texts(items.texts(), ngram, limits)
     item = np.repeat(np.arange(signatures.height, dtype=np.uint32), grams.sizes)
     postings = pl.DataFrame({"hash": grams.values, "item": item})
     # Items that say the same are one when it comes to how common an n-gram is.
@@ -138,54 +145,66 @@ def _indexed(items: Rows, ngram: int, scheme: Scheme, limits: Limits) -> _Index:
     facts = items.facts().with_row_index("item").with_columns(pl.Series("item_words", signatures.words))
     facts = facts.join(sizes, on="item", how="left", maintain_order="left")
     exact = pl.DataFrame({"exact": signatures.exact, "item": np.arange(signatures.height, dtype=np.uint32)})
-    return _Index(
+    return _NgramIndex(
         facts,
         exact.filter(pl.Series(signatures.words) > 0),
         postings.filter(telling).select("gram", "item"),
-        kernel.known_table(counts["hash"].to_numpy(), common_from),
+        kernel.build_ngram_table(counts["hash"].to_numpy(), common_from),
         common_from,
-        shingled(items.texts(), scheme.ngram, limits),
+        shingle_texts(items.texts(), scheme.ngram, limits),
     )
 
 
-def _shared(
-    rows: Rows, index: _Index, ngram: int, min_overlap: float, whole_below: int, min_words: int, limits: Limits
+def _find_overlaps(
+    rows: TextRows,
+    index: _NgramIndex,
+    ngram: int,
+    min_overlap: float,
+    whole_below: int,
+    min_words: int,
+    limits: ResourceLimits,
 ) -> pl.DataFrame:
     """Pairs (schema PAIRS) of rows and items."""
     from distill_dagster.curation.dedup import kernel
 
     def hit(batch: Any) -> tuple[Array, ...]:
-        data, offsets = buffers(folded(batch))
-        out: tuple[Array, ...] = kernel.overlaps(
-            data, offsets, folding.classes(), folding.lower(), ngram, *index.table, index.common_from
+        data, offsets = get_buffers(fold_batch(batch))
+        out: tuple[Array, ...] = kernel.find_overlaps(
+            data,
+            offsets,
+            folding.build_character_classes(),
+            folding.build_lowercase_table(),
+            ngram,
+            *index.table,
+            index.common_from,
         )
         return out
 
     start = 0
-    found = [pl.DataFrame(schema=PAIRS)]
-    for group in _groups(in_threads(hit, rows.texts(), limits.threads)):
-        pairs = _matched(group, index, min_overlap, whole_below, min_words)
+    found = [pl.DataFrame(schema=OVERLAP_SCHEMA)]
+    for group in _group_batches(map_in_threads(hit, rows.texts(), limits.threads)):
+        pairs = _match_items(group, index, min_overlap, whole_below, min_words)
         found.append(pairs.with_columns(pl.col("row") + pl.lit(start, pl.UInt32)))
         start += group[2].size
     return pl.concat(found)
 
 
-def _groups(batches: Iterator[tuple[Array, ...]]) -> Iterator[tuple[Array, ...]]:
+def _group_batches(batches: Iterator[tuple[Array, ...]]) -> Iterator[tuple[Array, ...]]:
     """What the kernel found in many batches, as in one: each query over it looks at the whole index."""
     held: list[tuple[Array, ...]] = []
     rows = 0
     for hit_rows, *others in batches:
         held.append((hit_rows.astype(np.uint32) + np.uint32(rows), *others))
         rows += others[1].size
-        if rows >= GROUP_ROWS:
+        if rows >= JOIN_ROWS:
             yield tuple(np.concatenate(column) for column in zip(*held, strict=True))
             held, rows = [], 0
     if held:
         yield tuple(np.concatenate(column) for column in zip(*held, strict=True))
 
 
-def _matched(
-    group: tuple[Array, ...], index: _Index, min_overlap: float, whole_below: int, min_words: int
+def _match_items(
+    group: tuple[Array, ...], index: _NgramIndex, min_overlap: float, whole_below: int, min_words: int
 ) -> pl.DataFrame:
     """Pairs (schema PAIRS) of a group's rows with items."""
     hit_rows, hit_grams, exact, words, telling, commons = group
@@ -204,8 +223,8 @@ def _matched(
     both = hits.join(index.postings, on="gram").group_by("row", "item").len("shared")
     both = both.join(facts.drop("exact"), on="row").join(index.facts, on="item")
     both = both.with_columns(
-        _share("item", "row", min_overlap, whole_below).alias("item_in_row"),
-        _share("row", "item", min_overlap, whole_below).alias("row_in_item"),
+        _share_expr("item", "row", min_overlap, whole_below).alias("item_in_row"),
+        _share_expr("row", "item", min_overlap, whole_below).alias("row_in_item"),
     )
     contained = pl.when(pl.col("item_in_row").is_not_null()).then(pl.lit("item_in_row"))
     kind = contained.when(pl.col("row_in_item").is_not_null()).then(pl.lit("row_in_item"))
@@ -215,28 +234,34 @@ def _matched(
         pl.coalesce("item_in_row", "row_in_item").alias("overlap"),
         (near & (pl.min_horizontal("row_words", "item_words") >= min_words)).alias("maybe_near"),
     )
-    both = both.filter(pl.col("kind").is_not_null() | pl.col("maybe_near")).select(list(PAIRS))
+    both = both.filter(pl.col("kind").is_not_null() | pl.col("maybe_near")).select(list(OVERLAP_SCHEMA))
     return pl.concat([same, both])
 
 
-def _share(of: str, other: str, min_overlap: float, whole_below: int) -> pl.Expr:
+def _share_expr(of: str, other: str, min_overlap: float, whole_below: int) -> pl.Expr:
     """The share of the item's or the row's n-grams that both hold, where it says enough, else null."""
     telling, shared = pl.col(f"{of}_telling"), pl.col("shared")
     # All that is telling of it, and more than a single n-gram where the rest is template.
     whole = (shared == telling) & ((pl.col(f"{of}_commons") == 0) | (shared > 1))
     if of == "row":  # a short row such as "How do I pay?" is in many an item
         whole &= shared >= min_overlap * pl.col(f"{other}_telling") - 1e-9
-    enough = (pl.col(f"{of}_words") >= whole_below) & (shared >= min_overlap * telling - 1e-9) & (shared >= LEAST)
+    enough = (
+        (pl.col(f"{of}_words") >= whole_below)
+        & (shared >= min_overlap * telling - 1e-9)
+        & (shared >= MIN_SHARED_NGRAMS)
+    )
     return pl.when(whole | enough).then(shared / telling)
 
 
-def _near(pairs: pl.DataFrame, rows: Rows, index: _Index, scheme: Scheme, limits: Limits) -> pl.DataFrame:
+def _measure_similarity(
+    pairs: pl.DataFrame, rows: TextRows, index: _NgramIndex, scheme: MinHashScheme, limits: ResourceLimits
+) -> pl.DataFrame:
     """The pairs with the exact Jaccard `similarity` of each."""
     pairs = pairs.sort("row", "item")
     parts = [pairs.clear().with_columns(pl.lit(None, pl.Float64).alias("similarity"))]
     for block in pairs.iter_slices(max(1, limits.verify_rows)):
         places = block["row"].unique().sort()
-        mine = shingled(rows.texts_at(places.to_numpy()), scheme.ngram, limits)
+        mine = shingle_texts(rows.texts_at(places.to_numpy()), scheme.ngram, limits)
         joined = Shingles(
             np.concatenate([mine.values, index.shingles.values]),
             np.concatenate([mine.starts, index.shingles.starts + mine.values.size]),

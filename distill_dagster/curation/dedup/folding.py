@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from distill_dagster.core.hashing import content_hash
+from distill_dagster.core.hashing import hash_content
 from distill_dagster.tables.messages import normalized_expr
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ HASH_VERSION = 1
 """Raise it with any change to folding, words or hashes: stored states of another version are not read."""
 
 # Scripts written without spaces: each of their letters is a word of its own. (First, last) code points.
-_ALONE = (
+_UNSPACED_SCRIPTS = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Myanmar
     (0x1780, 0x17FF),  # Khmer
@@ -31,26 +31,26 @@ _ALONE = (
     (0xF900, 0xFAFF),
     (0x20000, 0x3FFFF),
 )
-_END = 0x40000
+_CODE_POINT_END = 0x40000
 """No word has a character from here on."""
-_ALONE_CLASS = "".join(f"\\x{{{first:X}}}-\\x{{{last:X}}}" for first, last in _ALONE)
-_LETTERS = rf"[\p{{L}}\p{{M}}\p{{N}}_--[\x{{{_END:X}}}-\x{{{sys.maxunicode:X}}}]]"
-WORD_PATTERN = f"[{_LETTERS}&&[{_ALONE_CLASS}]]|[{_LETTERS}--[{_ALONE_CLASS}]]+"
+_UNSPACED_CLASS = "".join(f"\\x{{{first:X}}}-\\x{{{last:X}}}" for first, last in _UNSPACED_SCRIPTS)
+_LETTERS = rf"[\p{{L}}\p{{M}}\p{{N}}_--[\x{{{_CODE_POINT_END:X}}}-\x{{{sys.maxunicode:X}}}]]"
+WORD_PATTERN = f"[{_LETTERS}&&[{_UNSPACED_CLASS}]]|[{_LETTERS}--[{_UNSPACED_CLASS}]]+"
 """A word as a regular expression (Rust's syntax) over folded text; `classes` says the same to the kernel."""
 NUMBER_PATTERN = r"-?\p{Nd}+(?:[.,/]\p{Nd}+)*"
 """A number in a folded text, as `keep_numbers` compares them."""
 
 
-QUIET = ".,;:!?'\"()-"
+QUIET_MARKS = ".,;:!?'\"()-"
 """Marks that end and join sentences. They and those beyond ASCII are no part of the key of exact duplicates, unless
 they tell something: in a number, or as a sign before a word. Symbols such as + = < % always are part of it."""
-_HELD = {mark: chr(0xFDD0 + n) for n, mark in enumerate(",-.:!")}
+_PLACEHOLDERS = {mark: chr(0xFDD0 + n) for n, mark in enumerate(",-.:!")}
 """Marks that tell something, while the others are taken out: as code points that Unicode keeps free of characters."""
-_SIGNED = r"0-9a-z_\x{80}-\x{FDCF}\x{FDF0}-\x{10FFFF}"
+_WORD_CHARACTERS = r"0-9a-z_\x{80}-\x{FDCF}\x{FDF0}-\x{10FFFF}"
 
 
 @dataclass(frozen=True)
-class Scheme:
+class MinHashScheme:
     """How near-duplicates are looked for. Signatures can be compared only under one and the same scheme.
 
     Args:
@@ -78,7 +78,7 @@ class Scheme:
     @property
     def id(self) -> str:
         """16 hex digits that stand for all that decides a signature."""
-        return content_hash(
+        return hash_content(
             {
                 "ngram": self.ngram,
                 "bands": self.bands,
@@ -100,7 +100,7 @@ class Scheme:
 
 
 @lru_cache(maxsize=1)
-def _case_folding() -> dict[str, str]:
+def _build_case_folding() -> dict[str, str]:
     """Characters that stay in lower case and still have another case folding, such as ß and final sigma."""
     characters = map(chr, range(0x20000))
     return {c: c.casefold() for c in characters if c.lower() == c != c.casefold()}
@@ -111,24 +111,24 @@ def folded_expr(text: pl.Expr) -> pl.Expr:
 
     Texts with the same normalized key have the same folded one, never the other way about.
     """
-    folding = _case_folding()
+    folding = _build_case_folding()
     normalized = normalized_expr(text.fill_null(""))
     return normalized.str.replace_many(list(folding), list(folding.values())).str.normalize("NFKC")
 
 
-def folded_wide(texts: pl.Series) -> pl.Series:
+def fold_non_ascii(texts: pl.Series) -> pl.Series:
     """`folded_expr` of texts beyond ASCII, five times as quick, and with white space as it is: the kernel folds it.
 
     Normalizing costs most, and few texts hold a character that it may change.
     """
-    texts = _changed(texts, _unstable(), pl.col("text").str.normalize("NFKC")).str.to_lowercase()
-    folding = _case_folding()
+    texts = _change_matching(texts, _build_unstable_pattern(), pl.col("text").str.normalize("NFKC")).str.to_lowercase()
+    folding = _build_case_folding()
     replaced = pl.col("text").str.replace_many(list(folding), list(folding.values()))
-    texts = _changed(texts, f"[{''.join(folding)}]", replaced)
-    return _changed(texts, _unstable(), pl.col("text").str.normalize("NFKC"))
+    texts = _change_matching(texts, f"[{''.join(folding)}]", replaced)
+    return _change_matching(texts, _build_unstable_pattern(), pl.col("text").str.normalize("NFKC"))
 
 
-def _changed(texts: pl.Series, pattern: str, change: pl.Expr) -> pl.Series:
+def _change_matching(texts: pl.Series, pattern: str, change: pl.Expr) -> pl.Series:
     """The texts, changed where the pattern is in them."""
     places = texts.str.contains(pattern).arg_true()
     if places.is_empty():
@@ -139,7 +139,7 @@ def _changed(texts: pl.Series, pattern: str, change: pl.Expr) -> pl.Series:
 
 
 @lru_cache(maxsize=1)
-def _unstable() -> str:
+def _build_unstable_pattern() -> str:
     """A class of all characters that NFKC may change, alone or by what stands before them."""
     spans: list[list[int]] = []
     # From 0x30000 on there is no such character but variation selectors, which stay as they are.
@@ -154,29 +154,31 @@ def _unstable() -> str:
     return "[" + "".join(f"\\x{{{first:X}}}-\\x{{{last:X}}}" for first, last in spans) + "]"
 
 
-def key_expr(folded: pl.Expr) -> pl.Expr:
+def exact_key_expr(folded: pl.Expr) -> pl.Expr:
     """The key of exact duplicates, of a folded text: without quiet marks, unless there is nothing else.
 
     The kernel's exact keys are hashes of the same.
     """
     key = folded
     for mark in "!-":
-        key = key.str.replace_all(rf"(^|[^{_SIGNED}])\{mark}([{_SIGNED}])", f"${{1}}{_HELD[mark]}${{2}}")
+        key = key.str.replace_all(
+            rf"(^|[^{_WORD_CHARACTERS}])\{mark}([{_WORD_CHARACTERS}])", f"${{1}}{_PLACEHOLDERS[mark]}${{2}}"
+        )
     for mark in ",-.:":
-        key = key.str.replace_all(rf"\{mark}([0-9])", f"{_HELD[mark]}${{1}}")
+        key = key.str.replace_all(rf"\{mark}([0-9])", f"{_PLACEHOLDERS[mark]}${{1}}")
     key = key.str.replace_all(r"[.,;:!?'\x22()\-\s]|[\p{P}--[\x00-\x7F]]", " ").str.replace_all(" +", " ")
-    key = key.str.strip_chars(" ").str.replace_many(list(_HELD.values()), list(_HELD))
+    key = key.str.strip_chars(" ").str.replace_many(list(_PLACEHOLDERS.values()), list(_PLACEHOLDERS))
     return pl.when(folded.str.contains(WORD_PATTERN)).then(key).otherwise(folded)
 
 
 @lru_cache(maxsize=1)
-def classes() -> np.ndarray[Any, Any]:
+def build_character_classes() -> np.ndarray[Any, Any]:
     """The class of every character below `_END`, as the kernel numbers them: 0 between words, 1 in a word, 2 a word by
     itself, 3 in a word and in a number, 4 a quiet mark and 5 white space beyond ASCII."""
     import numpy as np
 
-    out = np.zeros(_END, np.uint8)
-    for code in range(_END):
+    out = np.zeros(_CODE_POINT_END, np.uint8)
+    for code in range(_CODE_POINT_END):
         kind = unicodedata.category(chr(code))
         if kind == "Nd":
             out[code] = 3
@@ -186,30 +188,30 @@ def classes() -> np.ndarray[Any, Any]:
             out[code] = 4
         elif code >= 0x80 and chr(code).isspace():
             out[code] = 5
-    for first, last in _ALONE:
+    for first, last in _UNSPACED_SCRIPTS:
         part = out[first : last + 1]
         part[(part > 0) & (part < 4)] = 2
     return out
 
 
 @lru_cache(maxsize=1)
-def lower() -> np.ndarray[Any, Any]:
+def build_lowercase_table() -> np.ndarray[Any, Any]:
     """Per byte: the lower case of an ASCII character that is in words; 1 white space, 2 a quiet mark; else 0."""
     import numpy as np
 
     out = np.zeros(256, np.uint8)
     for code in range(128):
-        if classes()[code]:
+        if build_character_classes()[code]:
             out[code] = ord(chr(code).lower())
         elif chr(code).isspace():
             out[code] = 1
-        elif chr(code) in QUIET:
+        elif chr(code) in QUIET_MARKS:
             out[code] = 2
     return out
 
 
 @lru_cache(maxsize=8)
-def seeds(functions: int) -> np.ndarray[Any, Any]:
+def build_minhash_seeds(functions: int) -> np.ndarray[Any, Any]:
     """What makes MinHash functions differ, shape (2, functions): fixed, from SplitMix64's sequence."""
     import numpy as np
 

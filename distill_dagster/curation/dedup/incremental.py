@@ -24,27 +24,27 @@ import pyarrow as pa
 from filelock import FileLock
 
 from distill_dagster.core.errors import DistillError
-from distill_dagster.core.limits import Limits
+from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.curation.dedup.duplicates import (
     Duplicates,
-    bucket_pairs,
-    clustered,
-    components,
-    exact_pairs,
-    facts_of,
-    sorted_orders,
-    table_pairs,
+    build_order_exprs,
+    cluster_pairs,
+    find_components,
+    find_exact_pairs,
+    find_pairs,
+    list_order_columns,
+    pair_bucket_neighbors,
 )
-from distill_dagster.curation.dedup.folding import Scheme
-from distill_dagster.curation.dedup.signatures import Signatures, folded, shingled, sign
-from distill_dagster.curation.dedup.text_rows import Rows, Source, opened
+from distill_dagster.curation.dedup.folding import MinHashScheme
+from distill_dagster.curation.dedup.signatures import Signatures, fold_batch, shingle_texts, sign_texts
+from distill_dagster.curation.dedup.text_rows import TextRows, TextSource, open_rows
 from distill_dagster.tables.parquet import write_parquet
 
 Array = np.ndarray[Any, Any]
-Texts = Callable[[pl.Series], pl.LazyFrame]
-CHUNK_ROWS = 2_000_000
+TextLoader = Callable[[pl.Series], pl.LazyFrame]
+KEY_CHUNK_ROWS = 2_000_000
 """Rows of earlier parts whose keys are in memory at a time (about 100 bytes each)."""
-STORED = pl.Schema(
+STORED_PAIR_SCHEMA = pl.Schema(
     {
         "left_part": pl.UInt32,
         "left": pl.UInt32,
@@ -55,15 +55,15 @@ STORED = pl.Schema(
     }
 )
 
-_ENDS = {"a": ("left_part", "left"), "b": ("right_part", "right")}
+_PAIR_ENDS = {"a": ("left_part", "left"), "b": ("right_part", "right")}
 
 
-class StateError(DistillError):
+class DedupStateError(DistillError):
     """The state cannot be used with what is asked of it."""
 
 
 @dataclass(frozen=True)
-class Part:
+class StatePart:
     """The rows of one slice. `number` is never used again, so a pair that names it names these very rows."""
 
     name: str
@@ -86,8 +86,8 @@ class DedupState:
         StateError: the state was made under another scheme, or with a higher threshold.
     """
 
-    def __init__(self, folder: Path, scheme: Scheme | None = None, threshold: float = 0.7) -> None:
-        self.folder, self.scheme, self.threshold = folder, scheme or Scheme(), threshold
+    def __init__(self, folder: Path, scheme: MinHashScheme | None = None, threshold: float = 0.7) -> None:
+        self.folder, self.scheme, self.threshold = folder, scheme or MinHashScheme(), threshold
         self._read()
 
     @property
@@ -103,13 +103,13 @@ class DedupState:
     def add(
         self,
         name: str,
-        source: Source,
-        earlier: Source | Texts | None = None,
+        source: TextSource,
+        earlier: TextSource | TextLoader | None = None,
         *,
         text: str | pl.Expr = "text",
         id: str | pl.Expr = "id",
         order: Sequence[pl.Expr] = (),
-        limits: Limits | None = None,
+        limits: ResourceLimits | None = None,
     ) -> None:
         """Take in the rows of a slice, in place of what was there under its name.
 
@@ -123,15 +123,15 @@ class DedupState:
         Raises:
             StateError: a text that is needed is not in `earlier`, or is not the one that was added.
         """
-        limits = limits or Limits()
+        limits = limits or ResourceLimits()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"), opened(source, text, facts_of(id, order), limits) as rows:
+        with FileLock(self.folder / ".lock"), open_rows(source, text, build_order_exprs(id, order), limits) as rows:
             self._read()  # another process may have added a part
             others = [one for one in self.parts if one.name != name]
-            signatures = sign(rows.texts(), self.scheme, limits)
+            signatures = sign_texts(rows.texts(), self.scheme, limits)
             facts = rows.facts()
-            part = Part(name, self._next, facts.height)
-            within = table_pairs(rows, signatures, facts["id"], self.scheme, self._lowest, limits)
+            part = StatePart(name, self._next, facts.height)
+            within = find_pairs(rows, signatures, facts["id"], self.scheme, self._lowest, limits)
             within = within.with_columns(
                 pl.lit(part.number, pl.UInt32).alias("left_part"), pl.lit(part.number, pl.UInt32).alias("right_part")
             )
@@ -140,37 +140,37 @@ class DedupState:
 
     def begin(
         self,
-        source: Source,
+        source: TextSource,
         *,
         slice: str = "slice",
         text: str | pl.Expr = "text",
         id: str | pl.Expr = "id",
         order: Sequence[pl.Expr] = (),
-        limits: Limits | None = None,
+        limits: ResourceLimits | None = None,
     ) -> None:
         """Take in all slices at once, in place of whatever was there: much quicker than one by one.
 
         Args:
             slice: the column that names the slice of each row.
         """
-        limits = limits or Limits()
+        limits = limits or ResourceLimits()
         self.folder.mkdir(parents=True, exist_ok=True)
-        columns = [*facts_of(id, order), pl.col(slice).cast(pl.String).alias("slice")]
-        with FileLock(self.folder / ".lock"), opened(source, text, columns, limits) as rows:
+        columns = [*build_order_exprs(id, order), pl.col(slice).cast(pl.String).alias("slice")]
+        with FileLock(self.folder / ".lock"), open_rows(source, text, columns, limits) as rows:
             self._read()
             self._lowest = self.threshold
-            signatures, facts = sign(rows.texts(), self.scheme, limits), rows.facts()
-            pairs = table_pairs(rows, signatures, facts["id"], self.scheme, self.threshold, limits)
+            signatures, facts = sign_texts(rows.texts(), self.scheme, limits), rows.facts()
+            pairs = find_pairs(rows, signatures, facts["id"], self.scheme, self.threshold, limits)
             names = facts["slice"]
             keys = self._frame(signatures, facts.drop("slice"))
             del signatures
             parts = [
-                (Part(name, number, count), keys.filter(names == name))
+                (StatePart(name, number, count), keys.filter(names == name))
                 for number, (name, count) in enumerate(
                     names.to_frame().group_by("slice", maintain_order=True).len().iter_rows(), self._next
                 )
             ]
-            self._write(parts, [], [_in_parts(pairs, names, [part for part, _ in parts])])
+            self._write(parts, [], [_assign_parts(pairs, names, [part for part, _ in parts])])
 
     def remove(self, name: str) -> None:
         """Forget the rows of a slice that is no more."""
@@ -197,16 +197,16 @@ class DedupState:
         pairs = pairs.select("left", "right", "kind", "similarity")
         if touching is not None:
             part = next(one for one in self.parts if one.name == touching)
-            root = components(pairs["left"], pairs["right"], self.height)
+            root = find_components(pairs["left"], pairs["right"], self.height)
             roots = root.slice(first[part.number], part.rows).unique()
             pairs = pairs.filter(root.gather(pairs["left"]).is_in(roots.implode()))
-        return clustered(pairs, self._facts())
+        return cluster_pairs(pairs, self._facts())
 
     def _facts(self) -> pl.DataFrame:
         if not self.parts:
             return pl.DataFrame(schema={"id": pl.String})
         files = [self.folder / part.file for part in self.parts]
-        names = sorted_orders(pl.DataFrame(schema=pl.read_parquet_schema(files[0])))
+        names = list_order_columns(pl.DataFrame(schema=pl.read_parquet_schema(files[0])))
         return pl.scan_parquet(files).select("id", *names).collect()
 
     def _frame(self, signatures: Signatures, facts: pl.DataFrame) -> pl.DataFrame:
@@ -218,26 +218,26 @@ class DedupState:
 
     def _across(
         self,
-        part: Part,
-        rows: Rows,
+        part: StatePart,
+        rows: TextRows,
         signatures: Signatures,
         facts: pl.DataFrame,
-        others: list[Part],
-        earlier: Source | Texts | None,
+        others: list[StatePart],
+        earlier: TextSource | TextLoader | None,
         names: tuple[str | pl.Expr, str | pl.Expr],
-        limits: Limits,
+        limits: ResourceLimits,
     ) -> pl.DataFrame:
         """Verified pairs of a new part's rows with those of other parts."""
-        _, first = exact_pairs(signatures.exact, facts["id"])
+        _, first = find_exact_pairs(signatures.exact, facts["id"])
         new = self._frame(signatures, facts)[first].with_columns(pl.Series("new", first, dtype=pl.UInt32))
         exact, near = [], []
-        for chunk in _chunks(others):
+        for chunk in _chunk_parts(others):
             old = self._keys(chunk)
             same = old.select("part", "place", "exact").join(new.select("exact", "new"), on="exact")
             exact.append(same.unique("exact", keep="first", maintain_order=True))
             near.append(self._candidates(new, old))
         if not exact:
-            return pl.DataFrame(schema=STORED)
+            return pl.DataFrame(schema=STORED_PAIR_SCHEMA)
         known = pl.concat(exact).unique("exact", keep="first", maintain_order=True)
         # A row whose text was seen before is linked to it, and to others through it.
         pairs = pl.concat(near).join(known.select("new"), on="new", how="anti").unique()
@@ -252,13 +252,13 @@ class DedupState:
             "similarity",
         )
 
-    def _keys(self, parts: list[Part]) -> pl.DataFrame:
+    def _keys(self, parts: list[StatePart]) -> pl.DataFrame:
         """Exact and band keys of the rows of some parts, with `part` and `place` in it."""
         numbers = ["numbers"] if self.scheme.keep_numbers else []
         frames = []
         for part in parts:
             frame = pl.read_parquet(self.folder / part.file, columns=["exact", *numbers, *self.scheme.keys])
-            frames.append(frame.select(pl.lit(part.number, pl.UInt32).alias("part"), _place(), pl.all()))
+            frames.append(frame.select(pl.lit(part.number, pl.UInt32).alias("part"), _place_expr(), pl.all()))
         return pl.concat(frames)
 
     def _candidates(self, new: pl.DataFrame, old: pl.DataFrame) -> pl.DataFrame:
@@ -277,7 +277,7 @@ class DedupState:
         seen = pl.concat(met).unique(["key", "exact"], keep="first", maintain_order=True)
         asking = pl.concat(mine).filter(pl.col("key").is_in(seen["key"].unique().implode()))
         both = pl.concat([seen, asking], how="diagonal").sort("key", "exact", "part", nulls_last=True)
-        pairs = bucket_pairs(both["key"], pl.Series("at", np.arange(both.height, dtype=np.uint64)))
+        pairs = pair_bucket_neighbors(both["key"], pl.Series("at", np.arange(both.height, dtype=np.uint64)))
         one, other = both[pairs // 2**32], both[pairs % 2**32].select(pl.all().name.suffix("_other"))
         beside = one.hstack(other).filter(pl.col("new").is_null() != pl.col("new_other").is_null())
         if numbers:
@@ -288,11 +288,11 @@ class DedupState:
     def _verified(
         self,
         pairs: pl.DataFrame,
-        rows: Rows,
-        others: list[Part],
-        earlier: Source | Texts | None,
+        rows: TextRows,
+        others: list[StatePart],
+        earlier: TextSource | TextLoader | None,
         names: tuple[str | pl.Expr, str | pl.Expr],
-        limits: Limits,
+        limits: ResourceLimits,
     ) -> pl.DataFrame:
         """The pairs whose exact Jaccard similarity reaches the threshold, with `kind` and `similarity`."""
         checked = [pl.DataFrame(schema=dict(pairs.schema) | {"kind": pl.String, "similarity": pl.Float64})]
@@ -300,8 +300,8 @@ class DedupState:
             wanted = block.select("part", "place").unique().sort("part", "place")
             old = self._texts(wanted, others, earlier, names)
             places = block["new"].unique().sort()
-            texts = chain(rows.texts_at(places.to_numpy()), _batches(old, limits.batch_rows))
-            shingles = shingled(texts, self.scheme.ngram, limits)
+            texts = chain(rows.texts_at(places.to_numpy()), _split_batches(old, limits.batch_rows))
+            shingles = shingle_texts(texts, self.scheme.ngram, limits)
             right = places.search_sorted(block["new"]).to_numpy().astype(np.int64)
             numbered = wanted.with_row_index("at", places.len())
             left = block.join(numbered, on=["part", "place"], how="left", maintain_order="left")["at"]
@@ -313,8 +313,8 @@ class DedupState:
     def _texts(
         self,
         wanted: pl.DataFrame,
-        others: list[Part],
-        earlier: Source | Texts | None,
+        others: list[StatePart],
+        earlier: TextSource | TextLoader | None,
         names: tuple[str | pl.Expr, str | pl.Expr],
     ) -> pl.Series:
         """The texts of earlier rows, in the order of `wanted`.
@@ -331,7 +331,9 @@ class DedupState:
             return pl.Series("text", [], dtype=pl.String)
         rows = pl.concat(known)
         if earlier is None:
-            raise StateError(f"{self.folder} has earlier slices: give their texts to compare with them (`earlier`).")
+            raise DedupStateError(
+                f"{self.folder} has earlier slices: give their texts to compare with them (`earlier`)."
+            )
         text, id_ = (pl.col(name) if isinstance(name, str) else name for name in names)
         if callable(earlier):
             there = earlier(rows["id"].unique())
@@ -345,42 +347,46 @@ class DedupState:
             id_.cast(pl.String).alias("id"), text.cast(pl.String).fill_null("").alias("text")
         ).collect()
         joined = rows.join(texts.unique("id"), on="id", how="left", maintain_order="left")
-        now = sign([_arrow(joined["text"].fill_null(""))], Scheme(bands=1, rows_per_band=1), Limits(threads=1)).exact
+        now = sign_texts(
+            [_to_folded_arrow(joined["text"].fill_null(""))],
+            MinHashScheme(bands=1, rows_per_band=1),
+            ResourceLimits(threads=1),
+        ).exact
         wrong = joined.filter(pl.col("text").is_null() | (pl.col("exact") != pl.Series(now)))
         if not wrong.is_empty():
             id_of, name = wrong.select("id", "name").row(0)
             what = "is not there" if wrong["text"].is_null()[0] else "is not the one that was added"
-            raise StateError(
+            raise DedupStateError(
                 f"The text of row {id_of} of slice {name} {what}. Add the slice to {self.folder} again, or remove it."
             )
         return joined["text"]
 
     def _read(self) -> None:
         path = self.folder / "manifest.json"
-        self.parts: list[Part] = []
+        self.parts: list[StatePart] = []
         self._next, self._lowest = 0, self.threshold
         if not path.exists():
             return
         manifest = json.loads(path.read_text())
         if manifest["scheme_id"] != self.scheme.id:
-            raise StateError(
+            raise DedupStateError(
                 f"{self.folder} was made under another scheme ({manifest['scheme']}). Remove the folder and add all "
                 "slices again, or use another folder."
             )
         self._lowest = manifest["threshold"]
         if self.threshold < self._lowest:
-            raise StateError(
+            raise DedupStateError(
                 f"{self.folder} holds pairs from a similarity of {self._lowest} on, not from {self.threshold}. Remove "
                 "the folder and add all slices again, or use another folder."
             )
         self._next = manifest["next"]
-        self.parts = [Part(**part) for part in manifest["parts"]]
+        self.parts = [StatePart(**part) for part in manifest["parts"]]
 
     def _pairs(self) -> pl.DataFrame:
         path = self.folder / f"pairs-{self._next}.parquet"
-        return pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=STORED)
+        return pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=STORED_PAIR_SCHEMA)
 
-    def _left(self, others: list[Part]) -> pl.DataFrame:
+    def _left(self, others: list[StatePart]) -> pl.DataFrame:
         """The pairs that hold once only these parts are there.
 
         What is near a text was noted with the first row that has it. Where that row goes, another with the same text
@@ -397,27 +403,31 @@ class DedupState:
         heirs = self._exact(others).filter(pl.col("exact").is_in(keys["exact"].unique().implode()))
         heirs = heirs.unique("exact", keep="first", maintain_order=True)
         moved = keys.join(heirs, on="exact", suffix="_heir").select(
-            one=_row("part", "place"), heir=_row("part_heir", "place_heir")
+            one=_row_number_expr("part", "place"), heir=_row_number_expr("part_heir", "place_heir")
         )
-        pairs = pairs.with_columns(_row(part, place).alias(end) for end, (part, place) in _ENDS.items())
-        for end in _ENDS:
+        pairs = pairs.with_columns(
+            _row_number_expr(part, place).alias(end) for end, (part, place) in _PAIR_ENDS.items()
+        )
+        for end in _PAIR_ENDS:
             pairs = pairs.join(moved.rename({"one": end}), on=end, how="left")
             pairs = pairs.with_columns(pl.coalesce("heir", end).alias(end)).drop("heir")
-        pairs = _ordered(pairs.filter(pl.col("a") != pl.col("b")))
+        pairs = _order_pairs(pairs.filter(pl.col("a") != pl.col("b")))
         here = pl.col("left_part").is_in(stay.implode()) & pl.col("right_part").is_in(stay.implode())
         return pairs.filter(here).unique()
 
-    def _exact(self, parts: list[Part]) -> pl.DataFrame:
+    def _exact(self, parts: list[StatePart]) -> pl.DataFrame:
         """`part`, `place` and exact key of the rows of some parts."""
         frames = [pl.DataFrame(schema={"part": pl.UInt32, "place": pl.UInt32, "exact": pl.UInt64})]
         for part in parts:
             frame = pl.read_parquet(self.folder / part.file, columns=["exact"])
-            frames.append(frame.select(pl.lit(part.number, pl.UInt32).alias("part"), _place(), "exact"))
+            frames.append(frame.select(pl.lit(part.number, pl.UInt32).alias("part"), _place_expr(), "exact"))
         return pl.concat(frames)
 
-    def _write(self, added: list[tuple[Part, pl.DataFrame]], others: list[Part], pairs: Iterable[pl.DataFrame]) -> None:
+    def _write(
+        self, added: list[tuple[StatePart, pl.DataFrame]], others: list[StatePart], pairs: Iterable[pl.DataFrame]
+    ) -> None:
         """All files of the next state, then the manifest, which makes them count; then the old ones go."""
-        merged = pl.concat([self._left(others), *(one.select(list(STORED)) for one in pairs)])
+        merged = pl.concat([self._left(others), *(one.select(list(STORED_PAIR_SCHEMA)) for one in pairs)])
         merged = merged.sort("left_part", "left", "right_part", "right", "kind")
         parts = [*others, *(part for part, _ in added)]
         number = self._next + max(1, len(added))
@@ -441,16 +451,16 @@ class DedupState:
                 path.unlink()
 
 
-def _place() -> pl.Expr:
+def _place_expr() -> pl.Expr:
     return pl.int_range(pl.len(), dtype=pl.UInt32).alias("place")
 
 
-def _row(part: str, place: str | pl.Expr) -> pl.Expr:
+def _row_number_expr(part: str, place: str | pl.Expr) -> pl.Expr:
     """Part and place in one number, which orders rows as they came."""
     return pl.col(part).cast(pl.UInt64) * 2**32 + (pl.col(place) if isinstance(place, str) else place)
 
 
-def _in_parts(pairs: pl.DataFrame, names: pl.Series, parts: list[Part]) -> pl.DataFrame:
+def _assign_parts(pairs: pl.DataFrame, names: pl.Series, parts: list[StatePart]) -> pl.DataFrame:
     """Pairs of places in all parts together (schema PAIRS), as they are stored.
 
     Args:
@@ -459,24 +469,24 @@ def _in_parts(pairs: pl.DataFrame, names: pl.Series, parts: list[Part]) -> pl.Da
     numbers = {part.name: part.number for part in parts}
     part = names.replace_strict(list(numbers), list(numbers.values()), return_dtype=pl.UInt32)
     within = pl.int_range(pl.len(), dtype=pl.UInt32).over("part")
-    at = pl.DataFrame({"part": part}).select(_row("part", within)).to_series()
-    return _ordered(pairs.with_columns(at.gather(pairs["left"]).alias("a"), at.gather(pairs["right"]).alias("b")))
+    at = pl.DataFrame({"part": part}).select(_row_number_expr("part", within)).to_series()
+    return _order_pairs(pairs.with_columns(at.gather(pairs["left"]).alias("a"), at.gather(pairs["right"]).alias("b")))
 
 
-def _ordered(pairs: pl.DataFrame) -> pl.DataFrame:
+def _order_pairs(pairs: pl.DataFrame) -> pl.DataFrame:
     """Pairs of `a` and `b` (`_row`) as they are stored, the earlier row on the left."""
     pairs = pairs.with_columns(pl.min_horizontal("a", "b").alias("a"), pl.max_horizontal("a", "b").alias("b"))
     return pairs.with_columns(
         column.cast(pl.UInt32).alias(name)
-        for end, (part, place) in _ENDS.items()
+        for end, (part, place) in _PAIR_ENDS.items()
         for column, name in ((pl.col(end) // 2**32, part), (pl.col(end) % 2**32, place))
-    ).select(list(STORED))
+    ).select(list(STORED_PAIR_SCHEMA))
 
 
-def _chunks(parts: list[Part]) -> Iterator[list[Part]]:
-    chunk: list[Part] = []
+def _chunk_parts(parts: list[StatePart]) -> Iterator[list[StatePart]]:
+    chunk: list[StatePart] = []
     for part in parts:
-        if chunk and sum(one.rows for one in chunk) + part.rows > CHUNK_ROWS:
+        if chunk and sum(one.rows for one in chunk) + part.rows > KEY_CHUNK_ROWS:
             yield chunk
             chunk = []
         chunk.append(part)
@@ -484,10 +494,10 @@ def _chunks(parts: list[Part]) -> Iterator[list[Part]]:
         yield chunk
 
 
-def _arrow(texts: pl.Series) -> pa.LargeStringArray:
-    return folded(texts.to_arrow().cast(pa.large_string()))
+def _to_folded_arrow(texts: pl.Series) -> pa.LargeStringArray:
+    return fold_batch(texts.to_arrow().cast(pa.large_string()))
 
 
-def _batches(texts: pl.Series, size: int) -> Iterator[pa.LargeStringArray]:
+def _split_batches(texts: pl.Series, size: int) -> Iterator[pa.LargeStringArray]:
     for start in range(0, texts.len(), size):
         yield texts.slice(start, size).to_arrow().cast(pa.large_string())

@@ -28,7 +28,7 @@ _S6, _S20, _S42, _S63, _LOW22 = U64(6), U64(20), U64(42), U64(63), U64((1 << 22)
 _ONE, _EIGHT, _ZERO = U64(1), U64(8), U64(0)
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def _compile(function: Callable[..., Any]) -> Any:
     """Compiled without the interpreter's lock, so that threads of one process share the work."""
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
@@ -36,16 +36,16 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
-@_compiled
-def _mixed(h: Any) -> Any:
+@_compile
+def _mix_bits(h: Any) -> Any:
     """SplitMix64's finaliser: every bit of the result depends on every bit of `h`."""
     h = (h ^ (h >> _S30)) * _MIX_A
     h = (h ^ (h >> _S27)) * _MIX_B
     return h ^ (h >> _S31)
 
 
-@_compiled
-def _class_at(data: Any, i: Any, end: Any, classes: Any) -> Any:
+@_compile
+def _read_character_class(data: Any, i: Any, end: Any, classes: Any) -> Any:
     """Class and length in bytes of the character at `i`. The text is valid UTF-8: Arrow strings are."""
     b = data[i]
     if b < 0x80:
@@ -65,8 +65,8 @@ def _class_at(data: Any, i: Any, end: Any, classes: Any) -> Any:
     return np.uint8(0), length
 
 
-@_compiled
-def _telling(data: Any, i: Any, begin: Any, end: Any, lower: Any) -> Any:
+@_compile
+def _is_significant_mark(data: Any, i: Any, begin: Any, end: Any, lower: Any) -> Any:
     """Whether the mark at `i` says more than where a sentence ends: in a number, or a sign before a word."""
     if i + 1 >= end:
         return False
@@ -78,32 +78,32 @@ def _telling(data: Any, i: Any, begin: Any, end: Any, lower: Any) -> Any:
     return False
 
 
-@_compiled
-def _tokens(data: Any, begin: Any, end: Any, classes: Any, lower: Any, out: Any) -> Any:
+@_compile
+def _hash_text(data: Any, begin: Any, end: Any, classes: Any, lower: Any, out: Any) -> Any:
     """Hashes of a text's words into `out`: how many there are, and a hash of the whole text.
 
     `lower` gives the lower case of ASCII word characters, 1 and 2 for white space and quiet marks, and 0 else. The hash
     of the whole text knows each word and what stands between words: white space and quiet marks as one space, and none
     at the ends. Of a text without words it knows the quiet marks too.
     """
-    count, whole = _words(data, begin, end, classes, lower, True, out)
+    count, whole = _hash_words(data, begin, end, classes, lower, True, out)
     if count == 0:
-        count, whole = _words(data, begin, end, classes, lower, False, out)
+        count, whole = _hash_words(data, begin, end, classes, lower, False, out)
     return count, whole
 
 
-@_compiled
-def _words(data: Any, begin: Any, end: Any, classes: Any, lower: Any, quiet: Any, out: Any) -> Any:
+@_compile
+def _hash_words(data: Any, begin: Any, end: Any, classes: Any, lower: Any, quiet: Any, out: Any) -> Any:
     count, i = 0, begin
     whole, gap = _GOLDEN, False
     while i < end:
         b = data[i]
-        if lower[b] == 1 or (lower[b] == 2 and quiet and not _telling(data, i, begin, end, lower)):
+        if lower[b] == 1 or (lower[b] == 2 and quiet and not _is_significant_mark(data, i, begin, end, lower)):
             gap = True
             i += 1
             continue
         if b >= 0x80:
-            kind, size = _class_at(data, i, end, classes)
+            kind, size = _read_character_class(data, i, end, classes)
             if kind == 5 or (kind == 4 and quiet):
                 gap = True
                 i += size
@@ -126,7 +126,7 @@ def _words(data: Any, begin: Any, end: Any, classes: Any, lower: Any, quiet: Any
                 continue
             if data[i] < 0x80:
                 break
-            kind, size = _class_at(data, i, end, classes)
+            kind, size = _read_character_class(data, i, end, classes)
             if kind == 0 or kind > 3 or (kind == 2 and i > first):
                 break
             for j in range(size):
@@ -140,7 +140,7 @@ def _words(data: Any, begin: Any, end: Any, classes: Any, lower: Any, quiet: Any
             if kind == 2:
                 break
         if i > first:
-            h = _mixed(((h ^ part) * _WORD) ^ U64(i - first))
+            h = _mix_bits(((h ^ part) * _WORD) ^ U64(i - first))
             out[count] = h
             count += 1
         else:
@@ -150,42 +150,42 @@ def _words(data: Any, begin: Any, end: Any, classes: Any, lower: Any, quiet: Any
             i += size if b >= 0x80 else 1
         whole = (whole ^ h) * _WORD
         whole ^= whole >> _S32
-    return count, _mixed(whole)
+    return count, _mix_bits(whole)
 
 
-@_compiled
-def _numbers(data: Any, begin: Any, end: Any, classes: Any) -> Any:
+@_compile
+def _hash_numbers(data: Any, begin: Any, end: Any, classes: Any) -> Any:
     """Hash of a text's numbers in their order, with sign, point, comma and stroke; 0 where there is none."""
     total, i, found = _ZERO, begin, False
     while i < end:
-        kind, size = _class_at(data, i, end, classes)
+        kind, size = _read_character_class(data, i, end, classes)
         if kind != 3:
             i += size
             continue
         found = True
         h = _GOLDEN
         if i > begin and data[i - 1] == 45:  # a minus
-            h = _mixed(h ^ U64(45))
+            h = _mix_bits(h ^ U64(45))
         while i < end:
-            kind, size = _class_at(data, i, end, classes)
+            kind, size = _read_character_class(data, i, end, classes)
             if kind != 3:
                 # A mark belongs to the number if a digit follows it.
                 if data[i] != 44 and data[i] != 46 and data[i] != 47:
                     break
                 if i + 1 >= end:
                     break
-                follows, _ = _class_at(data, i + 1, end, classes)
+                follows, _ = _read_character_class(data, i + 1, end, classes)
                 if follows != 3:
                     break
             for j in range(size):
-                h = _mixed(h ^ U64(data[i + j])) * _WORD
+                h = _mix_bits(h ^ U64(data[i + j])) * _WORD
             i += size
-        total = _mixed(total ^ h) * _GRAM
+        total = _mix_bits(total ^ h) * _GRAM
     return total | _ONE if found else _ZERO
 
 
-@_compiled
-def _grams(tokens: Any, count: Any, n: Any, out: Any) -> Any:
+@_compile
+def _hash_ngrams(tokens: Any, count: Any, n: Any, out: Any) -> Any:
     """Hashes of the runs of `n` words into `out`; of a shorter text the run of all its words. How many there are."""
     if count == 0:
         return 0
@@ -195,12 +195,12 @@ def _grams(tokens: Any, count: Any, n: Any, out: Any) -> Any:
         for j in range(width):
             h = (h ^ tokens[i + j]) * _GRAM
             h ^= h >> _S32
-        out[i] = _mixed(h)
+        out[i] = _mix_bits(h)
     return count - width + 1
 
 
-@_compiled
-def has_wide(data: Any, offsets: Any) -> Any:
+@_compile
+def find_non_ascii(data: Any, offsets: Any) -> Any:
     """Which texts hold anything but ASCII."""
     out = np.zeros(offsets.size - 1, np.bool_)
     for row in range(out.size):
@@ -211,16 +211,16 @@ def has_wide(data: Any, offsets: Any) -> Any:
     return out
 
 
-@_compiled
-def _longest(offsets: Any) -> Any:
+@_compile
+def _find_longest(offsets: Any) -> Any:
     longest = 0
     for row in range(offsets.size - 1):
         longest = max(longest, offsets[row + 1] - offsets[row])
     return longest
 
 
-@_compiled
-def signatures(
+@_compile
+def compute_signatures(
     data: Any,
     offsets: Any,
     classes: Any,
@@ -240,20 +240,20 @@ def signatures(
     rows, functions = offsets.size - 1, seeds.shape[1]
     exact, words = np.empty(rows, np.uint64), np.zeros(rows, np.uint32)
     numbers, keys = np.zeros(rows, np.uint64), np.zeros((bands, rows), np.uint32)
-    longest = _longest(offsets)
+    longest = _find_longest(offsets)
     tokens, grams = np.empty(longest + 1, np.uint64), np.empty(longest + 1, np.uint64)
     least = np.empty(functions, np.uint32)
     flip, factor = seeds[0], seeds[1]
     per_band = functions // bands
     for row in range(rows):
         begin, end = offsets[row], offsets[row + 1]
-        count, exact[row] = _tokens(data, begin, end, classes, lower, tokens)
+        count, exact[row] = _hash_text(data, begin, end, classes, lower, tokens)
         words[row] = count
         if keep_numbers:
-            numbers[row] = _numbers(data, begin, end, classes)
+            numbers[row] = _hash_numbers(data, begin, end, classes)
         if count < min_words or count == 0:
             continue
-        found = _grams(tokens, count, ngram, grams)
+        found = _hash_ngrams(tokens, count, ngram, grams)
         for f in range(functions):
             least[f] = np.uint32(0xFFFFFFFF)
         for i in range(found):
@@ -264,17 +264,17 @@ def signatures(
         for band in range(bands):
             h = _GOLDEN + numbers[row]
             for f in range(band * per_band, (band + 1) * per_band):
-                h = _mixed(h ^ U64(least[f]))
+                h = _mix_bits(h ^ U64(least[f]))
             keys[band, row] = np.uint32(h >> _S32)
     return exact, words, numbers, keys
 
 
-@_compiled
-def shingles(data: Any, offsets: Any, classes: Any, lower: Any, ngram: Any) -> Any:
+@_compile
+def compute_shingles(data: Any, offsets: Any, classes: Any, lower: Any, ngram: Any) -> Any:
     """The shingles of each text, each once: values, and where each text's begin and how many they are."""
     rows = offsets.size - 1
     starts, sizes = np.zeros(rows, np.int64), np.zeros(rows, np.int32)
-    longest = _longest(offsets)
+    longest = _find_longest(offsets)
     tokens, grams = np.empty(longest + 1, np.uint64), np.empty(longest + 1, np.uint64)
     capacity = 64
     while capacity < 2 * (longest + 1):
@@ -283,8 +283,8 @@ def shingles(data: Any, offsets: Any, classes: Any, lower: Any, ngram: Any) -> A
     values = np.empty(max(1024, data.size // 8), np.uint64)
     used = 0
     for row in range(rows):
-        count, _ = _tokens(data, offsets[row], offsets[row + 1], classes, lower, tokens)
-        found = _grams(tokens, count, ngram, grams)
+        count, _ = _hash_text(data, offsets[row], offsets[row + 1], classes, lower, tokens)
+        found = _hash_ngrams(tokens, count, ngram, grams)
         if used + found > values.size:
             more = np.empty(2 * values.size + found, np.uint64)
             more[:used] = values[:used]
@@ -306,8 +306,8 @@ def shingles(data: Any, offsets: Any, classes: Any, lower: Any, ngram: Any) -> A
     return values[:used].copy(), starts, sizes
 
 
-@_compiled
-def common(values: Any, starts: Any, sizes: Any, left: Any, right: Any) -> Any:
+@_compile
+def count_common_shingles(values: Any, starts: Any, sizes: Any, left: Any, right: Any) -> Any:
     """How many shingles the texts of each pair share. Quick where pairs of one left text stand together."""
     largest = 1
     for size in sizes:
@@ -344,8 +344,8 @@ def common(values: Any, starts: Any, sizes: Any, left: Any, right: Any) -> Any:
     return out
 
 
-@_compiled
-def known_table(known: Any, common_from: Any) -> Any:
+@_compile
+def build_ngram_table(known: Any, common_from: Any) -> Any:
     """An open-addressing table of n-gram hashes, and a bitmap of those before number `common_from`, which answers most
     look-ups."""
     capacity = 1024
@@ -364,23 +364,23 @@ def known_table(known: Any, common_from: Any) -> Any:
     return table, index, bits
 
 
-@_compiled
-def _may_be_known(gram: Any, bits: Any) -> Any:
+@_compile
+def _may_contain(gram: Any, bits: Any) -> Any:
     """A Bloom filter of two bits (Bloom 1970): of n-grams of 15,000 items one in a hundred others passes."""
     one, other = gram >> _S42, (gram >> _S20) & _LOW22
     return (bits[one >> _S6] >> (one & _S63)) & (bits[other >> _S6] >> (other & _S63)) & _ONE
 
 
-@_compiled
-def _number_of(gram: Any, table: Any, index: Any, last: Any) -> Any:
+@_compile
+def _find_ngram(gram: Any, table: Any, index: Any, last: Any) -> Any:
     place = np.int64(gram) & last
     while index[place] >= 0 and table[place] != gram:
         place = (place + 1) & last
     return index[place]
 
 
-@_compiled
-def overlaps(
+@_compile
+def find_overlaps(
     data: Any,
     offsets: Any,
     classes: Any,
@@ -398,7 +398,7 @@ def overlaps(
     words than `ngram` has one n-gram, of all its words.
     """
     rows = offsets.size - 1
-    longest = _longest(offsets)
+    longest = _find_longest(offsets)
     tokens, grams = np.empty(longest + 1, np.uint64), np.empty(longest + 1, np.uint64)
     capacity = 64
     while capacity < 2 * (longest + 1):
@@ -409,12 +409,12 @@ def overlaps(
     hit_rows, hit_grams, hits = np.empty(1024, np.int32), np.empty(1024, np.int32), 0
     last = table.size - 1
     for row in range(rows):
-        count, exact[row] = _tokens(data, offsets[row], offsets[row + 1], classes, lower, tokens)
+        count, exact[row] = _hash_text(data, offsets[row], offsets[row + 1], classes, lower, tokens)
         words[row] = count
-        found = _grams(tokens, count, ngram, grams)
+        found = _hash_ngrams(tokens, count, ngram, grams)
         known = False
         for i in range(found):
-            if _may_be_known(grams[i], bits) and _number_of(grams[i], table, index, last) >= 0:
+            if _may_contain(grams[i], bits) and _find_ngram(grams[i], table, index, last) >= 0:
                 known = True
                 break
         if not known:
@@ -430,7 +430,7 @@ def overlaps(
             if stamps[place] == row:
                 continue
             stamps[place], seen[place] = row, grams[i]
-            number = _number_of(grams[i], table, index, last)
+            number = _find_ngram(grams[i], table, index, last)
             if number >= common_from:
                 commons[row] += 1
                 continue

@@ -13,13 +13,25 @@ from collections.abc import Sequence
 import duckdb
 import polars as pl
 
-from distill_dagster.core.limits import Limits
-from distill_dagster.curation.dedup.duplicates import PAIRS, Duplicates, clustered, exact_frame, facts_of
-from distill_dagster.curation.dedup.folding import NUMBER_PATTERN, WORD_PATTERN, Scheme, folded_expr, key_expr
-from distill_dagster.curation.dedup.text_rows import Source, opened
+from distill_dagster.core.limits import ResourceLimits
+from distill_dagster.curation.dedup.duplicates import (
+    PAIR_SCHEMA,
+    Duplicates,
+    build_exact_pairs,
+    build_order_exprs,
+    cluster_pairs,
+)
+from distill_dagster.curation.dedup.folding import (
+    NUMBER_PATTERN,
+    WORD_PATTERN,
+    MinHashScheme,
+    exact_key_expr,
+    folded_expr,
+)
+from distill_dagster.curation.dedup.text_rows import TextSource, open_rows
 
 # A shingle is md5 over its words: fixed, and of 128 bits, so that equal numbers are equal shingles.
-_SHINGLES = """
+_SHINGLES_SQL = """
 CREATE OR REPLACE TABLE shingles AS
 SELECT DISTINCT place, md5_number(array_to_string(list_slice(words, head, head + width - 1), ' ')) AS shingle
 FROM (
@@ -27,7 +39,7 @@ FROM (
     FROM (SELECT *, least(len(words), $ngram) AS width FROM compared)
 )
 """
-_PAIRS = """
+_PAIRS_SQL = """
 WITH sizes AS (
     SELECT place, count(*) AS size FROM shingles GROUP BY place
 ), shared AS (
@@ -56,49 +68,49 @@ WHERE common / (left_size + right_size - common) >= $threshold
 """
 
 
-def find_duplicates(
-    source: Source,
+def find_duplicates_by_prefix_join(
+    source: TextSource,
     *,
     text: str | pl.Expr = "text",
     id: str | pl.Expr = "id",
     order: Sequence[pl.Expr] = (),
-    scheme: Scheme | None = None,
+    scheme: MinHashScheme | None = None,
     threshold: float = 0.7,
-    limits: Limits | None = None,
+    limits: ResourceLimits | None = None,
 ) -> Duplicates:
     """What `duplicates.find_duplicates` finds, and the near pairs that its signatures miss.
 
     Of the scheme, bands and rows per band mean nothing here. Memory: `limits.memory_mb` for DuckDB, which spills into
     `limits.spill`, and the words of all rows.
     """
-    scheme, limits = scheme or Scheme(), limits or Limits()
+    scheme, limits = scheme or MinHashScheme(), limits or ResourceLimits()
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is a similarity above 0 and up to 1, not {threshold}")
-    with opened(source, text, facts_of(id, order), limits) as rows:
+    with open_rows(source, text, build_order_exprs(id, order), limits) as rows:
         facts = rows.facts()
         folded = [pl.Series("text", batch).to_frame().select(folded_expr(pl.col("text"))) for batch in rows.texts()]
     texts = pl.concat(folded) if folded else pl.DataFrame(schema={"text": pl.String})
-    table = texts.with_row_index("place").with_columns(facts["id"], key_expr(pl.col("text")).alias("key"))
+    table = texts.with_row_index("place").with_columns(facts["id"], exact_key_expr(pl.col("text")).alias("key"))
     firsts = table.sort("id").with_columns(pl.col("place").first().over("key").alias("first"))
     repeats = firsts.filter(pl.col("place") != pl.col("first"))
-    exact = exact_frame(repeats)
+    exact = build_exact_pairs(repeats)
     numbers = pl.col("text").str.extract_all(NUMBER_PATTERN).list.join(" ").alias("numbers")
     compared = (
         firsts.filter(pl.col("place") == pl.col("first"))
         .select("place", pl.col("text").str.extract_all(WORD_PATTERN).alias("words"), numbers)
         .filter(pl.col("words").list.len() >= scheme.min_words)
     )  # fmt: skip
-    near = near_pairs(compared.select("place", "words"), scheme.ngram, threshold, limits)
+    near = join_near_pairs(compared.select("place", "words"), scheme.ngram, threshold, limits)
     if scheme.keep_numbers:
         for side in ("left", "right"):
             of = compared.select(pl.col("place").alias(side), pl.col("numbers").alias(f"{side}_numbers"))
             near = near.join(of, on=side)
         near = near.filter(pl.col("left_numbers") == pl.col("right_numbers"))
-    near = near.select("left", "right", pl.lit("near").alias("kind"), "similarity").cast(PAIRS)
-    return clustered(pl.concat([exact, near]), facts)
+    near = near.select("left", "right", pl.lit("near").alias("kind"), "similarity").cast(PAIR_SCHEMA)
+    return cluster_pairs(pl.concat([exact, near]), facts)
 
 
-def near_pairs(compared: pl.DataFrame, ngram: int, threshold: float, limits: Limits) -> pl.DataFrame:
+def join_near_pairs(compared: pl.DataFrame, ngram: int, threshold: float, limits: ResourceLimits) -> pl.DataFrame:
     """Pairs of places (left < right) of Jaccard `threshold` or more, with their `similarity`.
 
     Args:
@@ -109,6 +121,6 @@ def near_pairs(compared: pl.DataFrame, ngram: int, threshold: float, limits: Lim
         connection.sql(f"SET threads = {limits.threads}")
         connection.sql("SET preserve_insertion_order = false")
         connection.register("compared", compared.to_arrow())
-        connection.execute(_SHINGLES, {"ngram": ngram})
-        pairs = connection.sql(_PAIRS, params={"threshold": threshold}).to_arrow_table()
+        connection.execute(_SHINGLES_SQL, {"ngram": ngram})
+        pairs = connection.sql(_PAIRS_SQL, params={"threshold": threshold}).to_arrow_table()
     return pl.DataFrame(pairs).sort("left", "right")

@@ -8,29 +8,35 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from distill_dagster.core.embedding import Embed
-from distill_dagster.core.limits import Limits
-from distill_dagster.curation.dedup.duplicates import PAIRS, Duplicates, clustered, exact_frame, facts_of
-from distill_dagster.curation.dedup.folding import folded_expr, key_expr
-from distill_dagster.curation.dedup.text_rows import Source, opened
+from distill_dagster.core.embedding import EmbedFunction
+from distill_dagster.core.limits import ResourceLimits
+from distill_dagster.curation.dedup.duplicates import (
+    PAIR_SCHEMA,
+    Duplicates,
+    build_exact_pairs,
+    build_order_exprs,
+    cluster_pairs,
+)
+from distill_dagster.curation.dedup.folding import exact_key_expr, folded_expr
+from distill_dagster.curation.dedup.text_rows import TextSource, open_rows
 
-MOST_ROWS = 50_000
+MAX_SEMANTIC_ROWS = 50_000
 """Above it a table is left alone unless asked: embedding takes hours on a laptop, and comparing grows as the square."""
-BLOCK = 2048
-DIGITS = 4
+BLOCK_ROWS = 2048
+COSINE_DIGITS = 4
 """Similarities are rounded to so many places, so that a machine's last bits do not change a decision."""
 
 
-def semantic_duplicates(
-    source: Source,
-    embed: Embed,
+def find_semantic_duplicates(
+    source: TextSource,
+    embed: EmbedFunction,
     *,
     text: str | pl.Expr = "text",
     id: str | pl.Expr = "id",
     order: Sequence[pl.Expr] = (),
     threshold: float = 0.95,
-    most_rows: int = MOST_ROWS,
-    limits: Limits | None = None,
+    most_rows: int = MAX_SEMANTIC_ROWS,
+    limits: ResourceLimits | None = None,
 ) -> Duplicates | None:
     """Clusters of rows whose embeddings have a cosine of `threshold` or more; None for a table of more rows than asked.
 
@@ -41,25 +47,27 @@ def semantic_duplicates(
         embed: such as `Embedder(SENTENCE_MODEL, models_folder).embed` of `distill_dagster.student.predict`.
         most_rows: of how many rows a table is still compared.
     """
-    limits = limits or Limits()
+    limits = limits or ResourceLimits()
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is a similarity above 0 and up to 1, not {threshold}")
-    with opened(source, text, facts_of(id, order), limits) as rows:
+    with open_rows(source, text, build_order_exprs(id, order), limits) as rows:
         facts = rows.facts()
         if facts.height > most_rows:
             return None
         parts = [pl.Series("text", batch) for batch in rows.texts()]
     texts = pl.DataFrame({"text": pl.concat(parts) if parts else pl.Series([], dtype=pl.String)})
-    folded = texts.with_columns(key_expr(folded_expr(pl.col("text"))).alias("key"), facts["id"]).with_row_index("place")
+    folded = texts.with_columns(exact_key_expr(folded_expr(pl.col("text"))).alias("key"), facts["id"]).with_row_index(
+        "place"
+    )
     # The row of the smallest id stands for equal texts, and empty ones mean nothing.
     firsts = folded.sort("id").with_columns(pl.col("place").first().over("key").alias("first"))
     repeats = firsts.filter(pl.col("place") != pl.col("first"))
-    exact = exact_frame(repeats)
+    exact = build_exact_pairs(repeats)
     compared = firsts.filter((pl.col("place") == pl.col("first")) & (pl.col("key") != "")).sort("key")
-    close = pl.DataFrame(schema=PAIRS)
+    close = pl.DataFrame(schema=PAIR_SCHEMA)
     if compared.height > 1:
         vectors = np.ascontiguousarray(embed(compared["text"].to_list()), dtype=np.float32)
-        left, right, similarity = close_pairs(vectors, threshold)
+        left, right, similarity = find_close_pairs(vectors, threshold)
         a, b = (compared["place"].gather(places) for places in (left, right))
         close = pl.DataFrame({"a": a, "b": b, "similarity": similarity}).select(
             pl.min_horizontal("a", "b").alias("left"),
@@ -67,17 +75,17 @@ def semantic_duplicates(
             pl.lit("semantic").alias("kind"),
             "similarity",
         )
-    return clustered(pl.concat([exact, close.cast(PAIRS)]), facts)
+    return cluster_pairs(pl.concat([exact, close.cast(PAIR_SCHEMA)]), facts)
 
 
-def close_pairs(vectors: np.ndarray[Any, Any], threshold: float) -> tuple[np.ndarray[Any, Any], ...]:
+def find_close_pairs(vectors: np.ndarray[Any, Any], threshold: float) -> tuple[np.ndarray[Any, Any], ...]:
     """Pairs of rows (left < right) of unit length whose cosine is `threshold` or more, and their cosines, rounded."""
     lefts, rights, cosines = [], [], []
-    for top in range(0, len(vectors), BLOCK):
-        for start in range(top, len(vectors), BLOCK):
-            block = vectors[top : top + BLOCK] @ vectors[start : start + BLOCK].T
-            left, right = np.nonzero(block >= threshold - 10.0**-DIGITS)
-            cosine = np.minimum(np.round(block[left, right].astype(np.float64), DIGITS), 1.0)
+    for top in range(0, len(vectors), BLOCK_ROWS):
+        for start in range(top, len(vectors), BLOCK_ROWS):
+            block = vectors[top : top + BLOCK_ROWS] @ vectors[start : start + BLOCK_ROWS].T
+            left, right = np.nonzero(block >= threshold - 10.0**-COSINE_DIGITS)
+            cosine = np.minimum(np.round(block[left, right].astype(np.float64), COSINE_DIGITS), 1.0)
             keep = (left + top < right + start) & (cosine >= threshold)
             lefts.append(left[keep] + top)
             rights.append(right[keep] + start)

@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from distill_dagster.core.limits import Limits
+from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.curation.dedup import folding
-from distill_dagster.curation.dedup.folding import Scheme
+from distill_dagster.curation.dedup.folding import MinHashScheme
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Signatures:
     def height(self) -> int:
         return self.exact.size
 
-    def frame(self, scheme: Scheme) -> pl.DataFrame:
+    def frame(self, scheme: MinHashScheme) -> pl.DataFrame:
         columns = {"exact": self.exact, "words": self.words, "numbers": self.numbers}
         return pl.DataFrame(columns | dict(zip(scheme.keys, self.keys, strict=True)))
 
@@ -53,28 +53,28 @@ class Shingles:
 
         def part(bounds: tuple[int, int]) -> Array:
             a, b = left[slice(*bounds)], right[slice(*bounds)]
-            shared = kernel.common(self.values, self.starts, self.sizes, a, b).astype(np.float64)
+            shared = kernel.count_common_shingles(self.values, self.starts, self.sizes, a, b).astype(np.float64)
             return shared / np.maximum(self.sizes[a].astype(np.float64) + self.sizes[b] - shared, 1.0)
 
         step = 65_536
         bounds = [(start, min(start + step, left.size)) for start in range(0, left.size, step)]
-        parts = list(in_threads(part, bounds, threads))
+        parts = list(map_in_threads(part, bounds, threads))
         return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def sign(texts: Iterable[pa.LargeStringArray], scheme: Scheme, limits: Limits) -> Signatures:
+def sign_texts(texts: Iterable[pa.LargeStringArray], scheme: MinHashScheme, limits: ResourceLimits) -> Signatures:
     """The signatures of all texts, in order."""
     from distill_dagster.curation.dedup import kernel
 
-    seeds = folding.seeds(scheme.bands * scheme.rows_per_band)
+    seeds = folding.build_minhash_seeds(scheme.bands * scheme.rows_per_band)
 
     def signed(batch: pa.LargeStringArray) -> tuple[Array, ...]:
         def run(data: Array, offsets: Array) -> tuple[Array, ...]:
-            return kernel.signatures(
+            return kernel.compute_signatures(
                 data,
                 offsets,
-                folding.classes(),
-                folding.lower(),
+                folding.build_character_classes(),
+                folding.build_lowercase_table(),
                 scheme.ngram,
                 seeds,
                 scheme.bands,
@@ -82,15 +82,15 @@ def sign(texts: Iterable[pa.LargeStringArray], scheme: Scheme, limits: Limits) -
                 scheme.keep_numbers,
             )
 
-        data, offsets = buffers(batch)
+        data, offsets = get_buffers(batch)
         out: tuple[Array, ...] = run(data, offsets)
-        wide = np.flatnonzero(kernel.has_wide(data, offsets))
+        wide = np.flatnonzero(kernel.find_non_ascii(data, offsets))
         if wide.size:
-            for whole, part in zip(out, run(*buffers(_folded(batch, wide))), strict=True):
+            for whole, part in zip(out, run(*get_buffers(_fold_rows(batch, wide))), strict=True):
                 whole[..., wide] = part
         return out
 
-    parts = list(in_threads(signed, texts, limits.threads))
+    parts = list(map_in_threads(signed, texts, limits.threads))
     if not parts:
         nothing = np.zeros(0, np.uint64)
         return Signatures(nothing, nothing.astype(np.uint32), nothing, [nothing.astype(np.uint32)] * scheme.bands)
@@ -99,17 +99,22 @@ def sign(texts: Iterable[pa.LargeStringArray], scheme: Scheme, limits: Limits) -
     return Signatures(exact, words, numbers, keys)
 
 
-def shingled(texts: Iterable[pa.LargeStringArray], ngram: int, limits: Limits) -> Shingles:
+def shingle_texts(texts: Iterable[pa.LargeStringArray], ngram: int, limits: ResourceLimits) -> Shingles:
     """The shingles of all texts, in order."""
     from distill_dagster.curation.dedup import kernel
 
     def made(batch: pa.LargeStringArray) -> tuple[Array, ...]:
         return tuple(
-            kernel.shingles(*buffers(folded(batch)), folding.classes(), folding.lower(), ngram),
+            kernel.compute_shingles(
+                *get_buffers(fold_batch(batch)),
+                folding.build_character_classes(),
+                folding.build_lowercase_table(),
+                ngram,
+            ),
         )
 
     values, starts, sizes, used = [], [], [], 0
-    for batch_values, batch_starts, batch_sizes in in_threads(made, texts, limits.threads):
+    for batch_values, batch_starts, batch_sizes in map_in_threads(made, texts, limits.threads):
         values.append(batch_values)
         starts.append(batch_starts + used)
         sizes.append(batch_sizes)
@@ -119,30 +124,30 @@ def shingled(texts: Iterable[pa.LargeStringArray], ngram: int, limits: Limits) -
     return Shingles(np.concatenate(values), np.concatenate(starts), np.concatenate(sizes))
 
 
-def folded(batch: pa.LargeStringArray) -> pa.LargeStringArray:
+def fold_batch(batch: pa.LargeStringArray) -> pa.LargeStringArray:
     """The batch with every text that is not plain ASCII folded; the kernel folds ASCII by itself."""
     from distill_dagster.curation.dedup import kernel
 
-    wide = np.flatnonzero(kernel.has_wide(*buffers(batch)))
+    wide = np.flatnonzero(kernel.find_non_ascii(*get_buffers(batch)))
     if not wide.size:
         return batch
     order = np.arange(len(batch))
     order[wide] = len(batch) + np.arange(wide.size)
-    return pa.chunked_array([batch, _folded(batch, wide)]).take(pa.array(order)).combine_chunks()
+    return pa.chunked_array([batch, _fold_rows(batch, wide)]).take(pa.array(order)).combine_chunks()
 
 
-def _folded(batch: pa.LargeStringArray, places: Array) -> pa.LargeStringArray:
-    return folding.folded_wide(pl.Series("text", batch.take(pa.array(places)))).to_arrow().cast(pa.large_string())
+def _fold_rows(batch: pa.LargeStringArray, places: Array) -> pa.LargeStringArray:
+    return folding.fold_non_ascii(pl.Series("text", batch.take(pa.array(places)))).to_arrow().cast(pa.large_string())
 
 
-def buffers(array: pa.LargeStringArray) -> tuple[Array, Array]:
+def get_buffers(array: pa.LargeStringArray) -> tuple[Array, Array]:
     """The bytes of all texts and where each begins, without a copy."""
     _, offsets, data = array.buffers()
     places = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
     return (np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8)), places
 
 
-def in_threads(work: Callable[[Any], T], items: Iterable[Any], threads: int) -> Iterator[T]:
+def map_in_threads(work: Callable[[Any], T], items: Iterable[Any], threads: int) -> Iterator[T]:
     """Results in the order of the items; only a few items more than threads are held at a time."""
     if threads <= 1:
         yield from map(work, items)

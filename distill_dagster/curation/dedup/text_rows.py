@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from distill_dagster.core.limits import Limits
+from distill_dagster.core.limits import ResourceLimits
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-Source = pl.DataFrame | pl.LazyFrame | Path | Sequence[Path]
+TextSource = pl.DataFrame | pl.LazyFrame | Path | Sequence[Path]
 """A frame, a query, or a list of Parquet files with the same columns."""
 
 
-class Rows:
+class TextRows:
     """A table whose rows have places, 0 to `height` - 1, that stay the same however often it is read."""
 
-    def __init__(self, table: pl.DataFrame | list[Path], text: str, columns: Sequence[pl.Expr], limits: Limits) -> None:
+    def __init__(
+        self, table: pl.DataFrame | list[Path], text: str, columns: Sequence[pl.Expr], limits: ResourceLimits
+    ) -> None:
         self._table, self._text, self._columns, self._limits = table, text, columns, limits
         self._kept: list[pa.LargeStringArray] | None = None
 
@@ -52,7 +54,7 @@ class Rows:
         size = self._limits.batch_rows
         if isinstance(self._table, pl.DataFrame):
             for start in range(0, self._table.height, size):
-                yield _large(self._table[self._text].slice(start, size).to_arrow())
+                yield _to_large_strings(self._table[self._text].slice(start, size).to_arrow())
             return
         import pyarrow.parquet as pq
 
@@ -60,7 +62,7 @@ class Rows:
             with pq.ParquetFile(path) as file:
                 # Not Polars: it would make string views, which the kernel cannot read without a copy.
                 for batch in file.iter_batches(batch_size=size, columns=[self._text], use_threads=False):
-                    yield _large(batch.column(0))
+                    yield _to_large_strings(batch.column(0))
 
     def texts_at(self, places: np.ndarray[Any, Any]) -> Iterator[pa.LargeStringArray]:
         """The texts at these places, which are sorted, a batch at a time."""
@@ -76,7 +78,9 @@ class Rows:
 
 
 @contextmanager
-def opened(source: Source, text: str | pl.Expr, columns: Sequence[str | pl.Expr], limits: Limits) -> Iterator[Rows]:
+def open_rows(
+    source: TextSource, text: str | pl.Expr, columns: Sequence[str | pl.Expr], limits: ResourceLimits
+) -> Iterator[TextRows]:
     """The rows of a source. A query is run once and kept in a temporary file, so that rows keep their places.
 
     Args:
@@ -88,23 +92,23 @@ def opened(source: Source, text: str | pl.Expr, columns: Sequence[str | pl.Expr]
     names = [pl.col(c.meta.output_name()) for c in wanted]
     selected = [*wanted, text.cast(pl.String).fill_null("").alias("__text")]
     if isinstance(source, pl.DataFrame):
-        yield Rows(source.select(selected), "__text", names, limits)
+        yield TextRows(source.select(selected), "__text", names, limits)
         return
     if not isinstance(source, pl.LazyFrame):
         files = [source] if isinstance(source, Path) else list(source)
         if not files:
             raise ValueError("no Parquet file to read")
         if text.meta.is_column():
-            yield Rows(files, text.meta.output_name(), wanted, limits)
+            yield TextRows(files, text.meta.output_name(), wanted, limits)
             return
         source = pl.scan_parquet(files)
     with limits.folder() as folder:
         path = folder / "rows.parquet"
         source.select(selected).sink_parquet(path, compression="lz4", row_group_size=8 * limits.batch_rows)
-        yield Rows([path], "__text", names, limits)
+        yield TextRows([path], "__text", names, limits)
 
 
-def _large(array: pa.Array) -> pa.LargeStringArray:
+def _to_large_strings(array: pa.Array) -> pa.LargeStringArray:
     """With offsets of 64 bits, and nulls as empty texts."""
     import pyarrow as pa
 

@@ -9,20 +9,27 @@
 `base` has the one base class, `settings` the block of task.yaml and the order, `run` the query.
 """
 
-from distill_dagster.curation.filters.base import Example, Filter
-from distill_dagster.curation.filters.run import batched, filter_rows, marked
-from distill_dagster.curation.filters.settings import FILTERS, STEPS, Filters, declarable, in_order, scorers_of
+from distill_dagster.curation.filters.base import Filter, FilterExample
+from distill_dagster.curation.filters.run import filter_rows, map_in_batches, mark_dropped
+from distill_dagster.curation.filters.settings import (
+    BUILT_IN_FILTERS,
+    STEP_REASONS,
+    FilterSettings,
+    collect_scorers,
+    list_declarable_filters,
+    select_filters,
+)
 
 __all__ = [
-    "FILTERS",
-    "STEPS",
-    "Example",
+    "BUILT_IN_FILTERS",
+    "STEP_REASONS",
     "Filter",
-    "Filters",
-    "batched",
-    "declarable",
+    "FilterExample",
+    "FilterSettings",
+    "collect_scorers",
     "filter_rows",
-    "in_order",
-    "marked",
-    "scorers_of",
+    "list_declarable_filters",
+    "map_in_batches",
+    "mark_dropped",
+    "select_filters",
 ]

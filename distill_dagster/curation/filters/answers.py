@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import polars as pl
 from pydantic import Field
 
-from distill_dagster.core.hashing import canonical_json
-from distill_dagster.curation.filters.base import Example, Filter, score, scorer, words
+from distill_dagster.core.hashing import to_canonical_json
+from distill_dagster.curation.filters.base import Filter, FilterExample, detail_expr, get_scorer, score_expr
 from distill_dagster.curation.scores import Scorer
-from distill_dagster.curation.task_view import TEXTUAL, About
+from distill_dagster.curation.task_view import FREE_TEXT_KINDS, TaskView
 from distill_dagster.kinds import WANTED_REFUSAL
 
-_SAID = pl.coalesce("error", "status")
+_ERROR_EXPR = pl.coalesce("error", "status")
 
 
 class Truncated(Filter):
@@ -27,22 +27,22 @@ class Truncated(Filter):
     reason = "truncated"
     short = "finish"
     by_default = True
-    suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {key: {"finish": True} for key in TEXTUAL}
-    kept = Example({"answer": "All of it."})
-    dropped = Example({"answer": None, "status": "truncated", "error": "the answer was cut at max_tokens"})
+    suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {key: {"finish": True} for key in FREE_TEXT_KINDS}
+    kept = FilterExample({"answer": "All of it."})
+    dropped = FilterExample({"answer": None, "status": "truncated", "error": "the answer was cut at max_tokens"})
 
     finish: bool = Field(default=False, description="drop readable answers too where the finish reason is `length`")
 
     def scorers(self) -> list[Scorer]:
-        return [scorer("sample")] if self.finish else []
+        return [get_scorer("sample")] if self.finish else []
 
-    def drops(self, about: About) -> pl.Expr:
+    def drops(self, about: TaskView) -> pl.Expr:
         cut = pl.col("status") == "truncated"
-        return cut | (score("finish_reason") == "length").fill_null(False) if self.finish else cut
+        return cut | (score_expr("finish_reason") == "length").fill_null(False) if self.finish else cut
 
-    def detail(self, about: About) -> pl.Expr:
-        cut = pl.when(pl.col("status") == "truncated").then(_SAID)
-        return cut.otherwise(pl.lit("finish reason length")) if self.finish else _SAID
+    def detail(self, about: TaskView) -> pl.Expr:
+        cut = pl.when(pl.col("status") == "truncated").then(_ERROR_EXPR)
+        return cut.otherwise(pl.lit("finish reason length")) if self.finish else _ERROR_EXPR
 
 
 class Refused(Filter):
@@ -55,22 +55,28 @@ class Refused(Filter):
     reason = "refused"
     short = "phrases"
     by_default = True
-    suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {key: {"phrases": True} for key in (*TEXTUAL, "qa", "math")}
-    kept = Example({"answer": "Here is the letter.", "reasoning": None}, {"phrases": True})
-    dropped = Example({"answer": "Well. I cannot help with that."}, {"phrases": True})
+    suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        key: {"phrases": True} for key in (*FREE_TEXT_KINDS, "qa", "math")
+    }
+    kept = FilterExample({"answer": "Here is the letter.", "reasoning": None}, {"phrases": True})
+    dropped = FilterExample({"answer": "Well. I cannot help with that."}, {"phrases": True})
 
     phrases: bool = Field(default=False, description="look for the phrases of a refusal in answers and reasoning")
 
     def scorers(self) -> list[Scorer]:
-        return [scorer("refusal")] if self.phrases else []
+        return [get_scorer("refusal")] if self.phrases else []
 
-    def drops(self, about: About) -> pl.Expr:
+    def drops(self, about: TaskView) -> pl.Expr:
         unwanted = pl.col("reference").ne_missing(WANTED_REFUSAL)
         declined = pl.col("status") == "refused"
-        return unwanted & (declined | score("refusal").is_not_null()) if self.phrases else unwanted & declined
+        return unwanted & (declined | score_expr("refusal").is_not_null()) if self.phrases else unwanted & declined
 
-    def detail(self, about: About) -> pl.Expr:
-        return pl.when(pl.col("status") == "refused").then(_SAID).otherwise(score("refusal")) if self.phrases else _SAID
+    def detail(self, about: TaskView) -> pl.Expr:
+        return (
+            pl.when(pl.col("status") == "refused").then(_ERROR_EXPR).otherwise(score_expr("refusal"))
+            if self.phrases
+            else _ERROR_EXPR
+        )
 
 
 class NoAnswer(Filter):
@@ -79,14 +85,14 @@ class NoAnswer(Filter):
     name = "no_answer"
     reason = "no_answer"
     essential = True
-    kept = Example({})
-    dropped = Example({"answer": None, "status": "failed", "error": "timeout"})
+    kept = FilterExample({})
+    dropped = FilterExample({"answer": None, "status": "failed", "error": "timeout"})
 
-    def drops(self, about: About) -> pl.Expr:
+    def drops(self, about: TaskView) -> pl.Expr:
         return pl.col("status").ne_missing("ok")
 
-    def detail(self, about: About) -> pl.Expr:
-        return _SAID
+    def detail(self, about: TaskView) -> pl.Expr:
+        return _ERROR_EXPR
 
 
 class InvalidAnswer(Filter):
@@ -95,13 +101,15 @@ class InvalidAnswer(Filter):
     name = "invalid_answer"
     reason = "invalid_answer"
     essential = True
-    kept = Example({"answer": 12}, kind="math")
-    dropped = Example({"answer": None, "error": "the answer is not a number: no number in 'a dozen'"}, kind="math")
+    kept = FilterExample({"answer": 12}, kind="math")
+    dropped = FilterExample(
+        {"answer": None, "error": "the answer is not a number: no number in 'a dozen'"}, kind="math"
+    )
 
-    def drops(self, about: About) -> pl.Expr:
+    def drops(self, about: TaskView) -> pl.Expr:
         return pl.col("answer").is_null() & (pl.col("answer_kind") != "label")
 
-    def detail(self, about: About) -> pl.Expr:
+    def detail(self, about: TaskView) -> pl.Expr:
         return pl.col("error")
 
 
@@ -111,15 +119,15 @@ class InvalidLabel(Filter):
     name = "invalid_label"
     reason = "invalid_label"
     essential = True
-    kept = Example({"answer": "refund"}, kind="classification", labels=("refund", "login"))
-    dropped = Example({"answer": "Refunds"}, kind="classification", labels=("refund", "login"))
+    kept = FilterExample({"answer": "refund"}, kind="classification", labels=("refund", "login"))
+    dropped = FilterExample({"answer": "Refunds"}, kind="classification", labels=("refund", "login"))
 
-    def drops(self, about: About) -> pl.Expr:
-        labels = pl.Series([canonical_json(label) for label in about.labels], dtype=pl.String)
+    def drops(self, about: TaskView) -> pl.Expr:
+        labels = pl.Series([to_canonical_json(label) for label in about.labels], dtype=pl.String)
         none = pl.col("answer").is_null() | ~pl.col("answer").is_in(labels.implode())
         return (pl.col("answer_kind") == "label") & none
 
-    def detail(self, about: About) -> pl.Expr:
+    def detail(self, about: TaskView) -> pl.Expr:
         return pl.coalesce("answer", "error")
 
 
@@ -131,18 +139,18 @@ class Boilerplate(Filter):
 
     name = "boilerplate"
     reason = "boilerplate"
-    suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {key: {} for key in (*TEXTUAL, "qa")}
-    kept = Example({"answer": "Dear Ms Lee, your parcel left on Monday."})
-    dropped = Example({"answer": "Dear [insert name], your parcel left on Monday."})
+    suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {key: {} for key in (*FREE_TEXT_KINDS, "qa")}
+    kept = FilterExample({"answer": "Dear Ms Lee, your parcel left on Monday."})
+    dropped = FilterExample({"answer": "Dear [insert name], your parcel left on Monday."})
 
     def scorers(self) -> list[Scorer]:
-        return [scorer("boilerplate")]
+        return [get_scorer("boilerplate")]
 
-    def drops(self, about: About) -> pl.Expr:
-        return score("boilerplate").is_not_null()
+    def drops(self, about: TaskView) -> pl.Expr:
+        return score_expr("boilerplate").is_not_null()
 
-    def detail(self, about: About) -> pl.Expr:
-        return score("boilerplate")
+    def detail(self, about: TaskView) -> pl.Expr:
+        return score_expr("boilerplate")
 
 
 class Echo(Filter):
@@ -160,16 +168,18 @@ class Echo(Filter):
         "summarization": {"max": 0.98},
         "qa": {},
     }
-    kept = Example({"text": "Where is my parcel, it was sent on Monday?", "answer": "It arrives on Friday at noon."})
-    dropped = Example({"text": "Where is my parcel?", "answer": "where is my parcel"})
+    kept = FilterExample(
+        {"text": "Where is my parcel, it was sent on Monday?", "answer": "It arrives on Friday at noon."}
+    )
+    dropped = FilterExample({"text": "Where is my parcel?", "answer": "where is my parcel"})
 
     max: float = Field(default=0.8, ge=0, le=1, description="the largest share that is kept")
 
     def scorers(self) -> list[Scorer]:
-        return [scorer("echo")]
+        return [get_scorer("echo")]
 
-    def drops(self, about: About) -> pl.Expr:
-        return score("echo") > self.max
+    def drops(self, about: TaskView) -> pl.Expr:
+        return score_expr("echo") > self.max
 
-    def detail(self, about: About) -> pl.Expr:
-        return words("echo ", score("echo"))
+    def detail(self, about: TaskView) -> pl.Expr:
+        return detail_expr("echo ", score_expr("echo"))

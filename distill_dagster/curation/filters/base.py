@@ -10,11 +10,11 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
 from distill_dagster.curation.scores import SCORERS, Scorer
-from distill_dagster.curation.task_view import About
+from distill_dagster.curation.task_view import TaskView
 
 
 @dataclass(frozen=True)
-class Example:
+class FilterExample:
     """A candidate for the documentation, and for a test: what is not said is as in a good row."""
 
     row: Mapping[str, Any]
@@ -47,8 +47,8 @@ class Filter(BaseModel):
     """On where the task says nothing. Only what needs no score, so that nobody's tables have to be made anew."""
     keys: ClassVar[Mapping[str, str]] = {}
     """Settings that stand directly in `filters:`, as `min_words` does, and the field that each sets."""
-    kept: ClassVar[Example]
-    dropped: ClassVar[Example]
+    kept: ClassVar[FilterExample]
+    dropped: ClassVar[FilterExample]
 
     enabled: bool = Field(default=True, description="false switches it off; `name: false` does the same")
 
@@ -65,10 +65,10 @@ class Filter(BaseModel):
         """The scorers whose scores it reads."""
         return []
 
-    def drops(self, about: About) -> pl.Expr:
+    def drops(self, about: TaskView) -> pl.Expr:
         raise NotImplementedError(type(self).__name__)
 
-    def detail(self, about: About) -> pl.Expr:
+    def detail(self, about: TaskView) -> pl.Expr:
         """The figures that made it drop a row."""
         return pl.lit(None, dtype=pl.String)
 
@@ -100,21 +100,21 @@ class Filter(BaseModel):
         return self.model_copy(update={name: v for name, v in values.items() if name not in self.model_fields_set})
 
 
-def score(name: str) -> pl.Expr:
+def score_expr(name: str) -> pl.Expr:
     """One of `tables.SCORES`."""
     return pl.col("scores").struct.field(name)
 
 
-def scorer(name: str) -> Scorer:
+def get_scorer(name: str) -> Scorer:
     return SCORERS[name]
 
 
-def words(*parts: str | pl.Expr) -> pl.Expr:
+def detail_expr(*parts: str | pl.Expr) -> pl.Expr:
     """A detail: texts and expressions one behind the other; null where one of them is."""
     return pl.concat_str([pl.lit(part) if isinstance(part, str) else part.cast(pl.String) for part in parts])
 
 
-def outside(value: pl.Expr, least: float | None, most: float | None) -> pl.Expr:
+def outside_expr(value: pl.Expr, least: float | None, most: float | None) -> pl.Expr:
     """Whether a value is below or above a band."""
     found = pl.lit(False)
     if least is not None:

@@ -8,9 +8,16 @@ from typing import Any, ClassVar
 import polars as pl
 from pydantic import Field, model_validator
 
-from distill_dagster.curation.filters.base import Example, Filter, outside, score, scorer, words
+from distill_dagster.curation.filters.base import (
+    Filter,
+    FilterExample,
+    detail_expr,
+    get_scorer,
+    outside_expr,
+    score_expr,
+)
 from distill_dagster.curation.scores import Scorer
-from distill_dagster.curation.task_view import TEXTUAL, About
+from distill_dagster.curation.task_view import FREE_TEXT_KINDS, TaskView
 
 
 class TooShort(Filter):
@@ -20,16 +27,16 @@ class TooShort(Filter):
     reason = "too_short"
     by_default = True
     keys: ClassVar[Mapping[str, str]] = {"min_words": "min_words"}
-    kept = Example({"text": "Where is it?"}, {"min_words": 2})
-    dropped = Example({"text": "Hello"}, {"min_words": 2})
+    kept = FilterExample({"text": "Where is it?"}, {"min_words": 2})
+    dropped = FilterExample({"text": "Hello"}, {"min_words": 2})
 
     min_words: int = Field(default=1, ge=0, description="words of the user's turns")
 
-    def drops(self, about: About) -> pl.Expr:
+    def drops(self, about: TaskView) -> pl.Expr:
         return pl.col("words") < self.min_words
 
-    def detail(self, about: About) -> pl.Expr:
-        return words(pl.col("words"), " words")
+    def detail(self, about: TaskView) -> pl.Expr:
+        return detail_expr(pl.col("words"), " words")
 
 
 class TooLong(Filter):
@@ -39,19 +46,19 @@ class TooLong(Filter):
     reason = "too_long"
     by_default = True
     keys: ClassVar[Mapping[str, str]] = {"max_words": "max_words"}
-    kept = Example({"text": "Where is it?"}, {"max_words": 3})
-    dropped = Example({"text": "Where on earth is it?"}, {"max_words": 3})
+    kept = FilterExample({"text": "Where is it?"}, {"max_words": 3})
+    dropped = FilterExample({"text": "Where on earth is it?"}, {"max_words": 3})
 
     max_words: int = Field(default=400, ge=1, description="words of the user's turns")
 
-    def drops(self, about: About) -> pl.Expr:
+    def drops(self, about: TaskView) -> pl.Expr:
         return pl.col("words") > self.max_words
 
-    def detail(self, about: About) -> pl.Expr:
-        return words(pl.col("words"), " words")
+    def detail(self, about: TaskView) -> pl.Expr:
+        return detail_expr(pl.col("words"), " words")
 
 
-class _Band(Filter):
+class _LengthFilter(Filter):
     short = "max"
     measured: ClassVar[str]
     unit: ClassVar[str] = " words"
@@ -61,25 +68,25 @@ class _Band(Filter):
     max: int | None = Field(default=None, ge=1, description="the most that is kept")
 
     @model_validator(mode="after")
-    def _band(self) -> _Band:
+    def _band(self) -> _LengthFilter:
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError("min is more than max")
         return self
 
     def scorers(self) -> list[Scorer]:
-        return [scorer(self.by)]
+        return [get_scorer(self.by)]
 
     def active(self) -> bool:
         return self.enabled and (self.min is not None or self.max is not None)
 
-    def drops(self, about: About) -> pl.Expr:
-        return outside(score(self.measured), self.min, self.max)
+    def drops(self, about: TaskView) -> pl.Expr:
+        return outside_expr(score_expr(self.measured), self.min, self.max)
 
-    def detail(self, about: About) -> pl.Expr:
-        return words(score(self.measured), self.unit)
+    def detail(self, about: TaskView) -> pl.Expr:
+        return detail_expr(score_expr(self.measured), self.unit)
 
 
-class ReasoningLength(_Band):
+class ReasoningLength(_LengthFilter):
     """The reasoning has fewer or more words than the band. A row without reasoning is kept."""
 
     name = "reasoning_words"
@@ -89,11 +96,11 @@ class ReasoningLength(_Band):
     suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         key: {"min": 3, "max": 600} for key in ("math", "qa", "classification", "nli")
     }
-    kept = Example({"reasoning": "Three times four is twelve."}, {"min": 4})
-    dropped = Example({"reasoning": "It is so."}, {"min": 4})
+    kept = FilterExample({"reasoning": "Three times four is twelve."}, {"min": 4})
+    dropped = FilterExample({"reasoning": "It is so."}, {"min": 4})
 
 
-class AnswerLength(_Band):
+class AnswerLength(_LengthFilter):
     """The answer has fewer or more words than the band."""
 
     name = "answer_words"
@@ -101,13 +108,13 @@ class AnswerLength(_Band):
     measured = "answer_words"
     suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "qa": {"min": 1, "max": 200},
-        **{key: {"min": 2, "max": 1500} for key in TEXTUAL},
+        **{key: {"min": 2, "max": 1500} for key in FREE_TEXT_KINDS},
     }
-    kept = Example({"answer": "Two words."}, {"min": 2, "max": 3})
-    dropped = Example({"answer": "These are more than three."}, {"min": 2, "max": 3})
+    kept = FilterExample({"answer": "Two words."}, {"min": 2, "max": 3})
+    dropped = FilterExample({"answer": "These are more than three."}, {"min": 2, "max": 3})
 
 
-class CompletionTokens(_Band):
+class CompletionTokens(_LengthFilter):
     """The completion has fewer or more tokens than the band, as its teacher counted them: reasoning and answer."""
 
     name = "completion_tokens"
@@ -115,5 +122,5 @@ class CompletionTokens(_Band):
     measured = "completion_tokens"
     unit = " tokens"
     by = "sample"
-    kept = Example({"completion_tokens": 40}, {"max": 100})
-    dropped = Example({"completion_tokens": 140}, {"max": 100})
+    kept = FilterExample({"completion_tokens": 40}, {"max": 100})
+    dropped = FilterExample({"completion_tokens": 140}, {"max": 100})

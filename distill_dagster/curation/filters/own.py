@@ -18,27 +18,27 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from distill_dagster.core.errors import DistillError
-from distill_dagster.curation.filters.base import Filter, score
+from distill_dagster.curation.filters.base import Filter, score_expr
 from distill_dagster.curation.scores import SCORERS, Scorer
-from distill_dagster.curation.task_view import About
-from distill_dagster.curation.text_columns import answer_words, user_texts
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.curation.text_columns import extract_answer_texts, extract_user_texts
 from distill_dagster.tables.schemas import SCORES
 
 if TYPE_CHECKING:
     import duckdb
 
-GROUP = "distill_dagster.filters"
-NAME = r"^[a-z][a-z0-9_]{0,40}$"
-COLUMNS = {
+FILTER_ENTRY_POINTS = "distill_dagster.filters"
+FILTER_NAME_PATTERN = r"^[a-z][a-z0-9_]{0,40}$"
+SQL_COLUMNS = {
     **dict.fromkeys(("prompt_id", "slice", "origin", "text", "answer", "answer_json", "reasoning"), pl.String),
     **dict.fromkeys(("reference", "target_label", "teacher"), pl.String),
     "words": pl.Int64,
     **dict.fromkeys(("agreement", "confidence", "teacher_agreement", "judge_score"), pl.Float64),
 }
 """What an expression may name, beside every score: `answer` is the answer's words, `text` the user's turns."""
-SEEN = pl.Schema({**COLUMNS, **SCORES.to_schema()})
+SQL_SCHEMA = pl.Schema({**SQL_COLUMNS, **SCORES.to_schema()})
 # What an expression consists of; all other classes of DuckDB's parser look beyond the row, or are placeholders.
-_CLASSES = frozenset(
+_ALLOWED_CLASSES = frozenset(
     (
         "BETWEEN",
         "CASE",
@@ -52,10 +52,10 @@ _CLASSES = frozenset(
         "OPERATOR",
     )
 ) | {"TYPE"}
-_EMPTY = ("where_clause", "having", "qualify", "sample", "group_expressions", "modifiers")
+_FORBIDDEN_CLAUSES = ("where_clause", "having", "qualify", "sample", "group_expressions", "modifiers")
 
 
-def locked() -> duckdb.DuckDBPyConnection:
+def open_locked_duckdb() -> duckdb.DuckDBPyConnection:
     """A DuckDB in memory that reaches nothing else and cannot be opened from within."""
     import duckdb
 
@@ -74,40 +74,40 @@ def locked() -> duckdb.DuckDBPyConnection:
     )
 
 
-_THREAD = local()
+_THREAD_LOCAL = local()
 
 
-def _kept_connection() -> duckdb.DuckDBPyConnection:
+def _get_thread_connection() -> duckdb.DuckDBPyConnection:
     """One for each thread: making it takes longer than most expressions over a batch."""
-    if not hasattr(_THREAD, "connection"):
-        _THREAD.connection = locked()
-    connection: duckdb.DuckDBPyConnection = _THREAD.connection
+    if not hasattr(_THREAD_LOCAL, "connection"):
+        _THREAD_LOCAL.connection = open_locked_duckdb()
+    connection: duckdb.DuckDBPyConnection = _THREAD_LOCAL.connection
     return connection
 
 
 @cache
-def _functions() -> frozenset[str]:
+def _list_pure_functions() -> frozenset[str]:
     """Functions of one row that always give the same for the same."""
     query = """
         SELECT function_name FROM duckdb_functions() GROUP BY 1
         HAVING bool_and(function_type = 'scalar' AND coalesce(stability, 'CONSISTENT') = 'CONSISTENT')
     """
-    with locked() as connection:
+    with open_locked_duckdb() as connection:
         return frozenset(name for (name,) in connection.sql(query).fetchall())
 
 
-def _parts(node: Any) -> Iterator[dict[str, Any]]:
+def _iterate_nodes(node: Any) -> Iterator[dict[str, Any]]:
     if isinstance(node, dict):
         yield node
         for value in node.values():
-            yield from _parts(value)
+            yield from _iterate_nodes(value)
     elif isinstance(node, list):
         for value in node:
-            yield from _parts(value)
+            yield from _iterate_nodes(value)
 
 
 @lru_cache(maxsize=256)
-def columns_of(sql: str) -> frozenset[str]:
+def find_sql_columns(sql: str) -> frozenset[str]:
     """The columns that an expression names.
 
     Raises:
@@ -116,58 +116,62 @@ def columns_of(sql: str) -> frozenset[str]:
     import duckdb
 
     query = f"SELECT (\n{sql}\n) AS keep FROM seen"
-    with locked() as connection:
-        connection.register("seen", pl.DataFrame(schema=SEEN).to_arrow())
+    with open_locked_duckdb() as connection:
+        connection.register("seen", pl.DataFrame(schema=SQL_SCHEMA).to_arrow())
         try:
             serialized = connection.execute("SELECT json_serialize_sql($1)", [query]).fetchall()[0][0]
         except duckdb.Error as error:
-            raise ValueError(f"not an expression of DuckDB's SQL: {_first_line(error)}") from None
+            raise ValueError(f"not an expression of DuckDB's SQL: {_get_first_line(error)}") from None
         tree = json.loads(serialized)
         if tree.get("error"):
             raise ValueError(f"not an expression of DuckDB's SQL: {tree.get('error_message', '')}".splitlines()[0])
-        found = _checked(tree)
+        found = _check_expression(tree)
         try:
             result = connection.sql(query)
             kind, rows = str(result.types[0]), len(result.fetchall())
         except duckdb.Error as error:
-            raise ValueError(f"DuckDB does not take it: {_first_line(error)}") from None
+            raise ValueError(f"DuckDB does not take it: {_get_first_line(error)}") from None
     if kind != "BOOLEAN" or rows:
         raise ValueError(f"the expression must be true or false for each row; it is of type {kind}")
     return found
 
 
-def _checked(tree: dict[str, Any]) -> frozenset[str]:
+def _check_expression(tree: dict[str, Any]) -> frozenset[str]:
     statements = tree["statements"]
     node = statements[0]["node"] if len(statements) == 1 else {}
     table = node.get("from_table", {})
     plain = table.get("type") == "BASE_TABLE" and table.get("table_name") == "seen" and not table.get("schema_name")
-    more = any(node.get(name) for name in _EMPTY) or node.get("cte_map", {}).get("map")
+    more = any(node.get(name) for name in _FORBIDDEN_CLAUSES) or node.get("cte_map", {}).get("map")
     if node.get("type") != "SELECT_NODE" or not plain or more or len(node["select_list"]) != 1:
         raise ValueError("write one expression and nothing else: no second statement, no FROM, no WHERE")
     names: set[str] = set()
-    for part in _parts(node["select_list"]):
+    for part in _iterate_nodes(node["select_list"]):
         kind = part.get("class")
         if kind is None:
             continue
-        if kind not in _CLASSES:
+        if kind not in _ALLOWED_CLASSES:
             raise ValueError(f"an expression looks at one row alone: {str(kind).lower()} is not allowed")
         if kind == "FUNCTION":
             name = str(part["function_name"]).lower()
-            if part.get("schema") or part.get("catalog") or (name not in _functions() and not part.get("is_operator")):
+            if (
+                part.get("schema")
+                or part.get("catalog")
+                or (name not in _list_pure_functions() and not part.get("is_operator"))
+            ):
                 raise ValueError(f"the function {name}() is unknown, looks at several rows, or may change its result")
         if kind == "COLUMN_REF":
             name = ".".join(part["column_names"]).lower()
-            if name not in SEEN:  # also what looks like a column and is none, such as current_date
-                raise ValueError(f"there is no column {name!r}; there are {', '.join(SEEN)}")
+            if name not in SQL_SCHEMA:  # also what looks like a column and is none, such as current_date
+                raise ValueError(f"there is no column {name!r}; there are {', '.join(SQL_SCHEMA)}")
             names.add(name)
     return frozenset(names)
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-class Sql(Filter):
+class SqlFilter(Filter):
     """Keeps the rows for which a SQL expression is true; where it is false or null they are dropped."""
 
     called: str
@@ -185,7 +189,7 @@ class Sql(Filter):
         return {"sql": self.sql}
 
     def scorers(self) -> list[Scorer]:
-        return [one for one in SCORERS.values() if set(one.fields) & columns_of(self.sql)]
+        return [one for one in SCORERS.values() if set(one.fields) & find_sql_columns(self.sql)]
 
     @property
     def _column(self) -> str:
@@ -198,54 +202,54 @@ class Sql(Filter):
     def _judged(self, rows: pl.DataFrame) -> pl.DataFrame:
         import duckdb
 
-        named = columns_of(self.sql)
+        named = find_sql_columns(self.sql)
         read = {
-            "text": lambda: user_texts(rows["messages"]),
-            "answer": lambda: answer_words(rows["answer"]),
+            "text": lambda: extract_user_texts(rows["messages"]),
+            "answer": lambda: extract_answer_texts(rows["answer"]),
             "answer_json": lambda: rows["answer"],
         }
         seen = {
             name: read[name]()
             if name in read
             else rows[name]
-            if name in COLUMNS
-            else rows.select(score(name)).to_series()
-            for name in SEEN
+            if name in SQL_COLUMNS
+            else rows.select(score_expr(name)).to_series()
+            for name in SQL_SCHEMA
             if name.lower() in named
         }
         frame = pl.DataFrame({"_row": pl.Series(range(rows.height), dtype=pl.Int64), **seen})
-        connection = _kept_connection()
+        connection = _get_thread_connection()
         connection.register("seen", frame.to_arrow())
         try:
             result = connection.sql(f"SELECT _row, (\n{self.sql}\n) AS keep FROM seen")
             keep = pl.DataFrame(result.to_arrow_table()).sort("_row")["keep"]
         except duckdb.Error as error:
-            why = f"The filter {self.called} (curation.filters.own) failed: {_first_line(error)}"
+            why = f"The filter {self.called} (curation.filters.own) failed: {_get_first_line(error)}"
             raise DistillError(why) from None
         finally:
             connection.unregister("seen")
         return rows.with_columns(keep.cast(pl.Boolean).fill_null(False).alias(self._column))
 
-    def drops(self, about: About) -> pl.Expr:
+    def drops(self, about: TaskView) -> pl.Expr:
         return ~pl.col(self._column)
 
-    def detail(self, about: About) -> pl.Expr:
+    def detail(self, about: TaskView) -> pl.Expr:
         return pl.lit(f"not: {self.sql}" if len(self.sql) <= 200 else f"not: {self.sql[:199]}…")
 
 
-class Own(BaseModel):
+class CustomFilterSpec(BaseModel):
     """A filter of one's own: `name` with `sql`, or `use` with `settings`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(pattern=NAME)] | None = Field(
+    name: Annotated[str, Field(pattern=FILTER_NAME_PATTERN)] | None = Field(
         default=None, description="also the drop reason of its rows; small letters, digits and _"
     )
     sql: Annotated[str, Field(min_length=1, max_length=2000)] | None = Field(
         default=None, description="one expression of DuckDB's SQL that is true for the rows to keep"
     )
     use: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
-        default=None, description=f"a class of an installed package: an entry point in the group {GROUP}"
+        default=None, description=f"a class of an installed package: an entry point in the group {FILTER_ENTRY_POINTS}"
     )
     settings: dict[str, Any] = Field(default={}, description="of the class")
 
@@ -254,19 +258,19 @@ class Own(BaseModel):
     def _named(cls, value: Any) -> Any:
         import re
 
-        if isinstance(value, str) and not re.fullmatch(NAME, value):
-            raise ValueError(f"a name matches {NAME}")
+        if isinstance(value, str) and not re.fullmatch(FILTER_NAME_PATTERN, value):
+            raise ValueError(f"a name matches {FILTER_NAME_PATTERN}")
         return value
 
     @field_validator("sql")
     @classmethod
     def _expression(cls, value: str | None) -> str | None:
         if value is not None:
-            columns_of(value)
+            find_sql_columns(value)
         return value
 
     @model_validator(mode="after")
-    def _whole(self) -> Own:
+    def _whole(self) -> CustomFilterSpec:
         if (self.sql is None) == (self.use is None):
             raise ValueError("a filter of one's own has either `sql` or `use`")
         if self.sql is not None and (self.name is None or self.settings):
@@ -282,11 +286,11 @@ class Own(BaseModel):
             ValueError: no installed package has that class, or its settings are not what it takes.
         """
         if self.sql is not None:
-            return Sql(called=self.name or "", sql=self.sql)
-        found = {one.name: one for one in metadata.entry_points(group=GROUP)}
+            return SqlFilter(called=self.name or "", sql=self.sql)
+        found = {one.name: one for one in metadata.entry_points(group=FILTER_ENTRY_POINTS)}
         if self.use not in found:
             raise ValueError(
-                f"no installed package has a filter {self.use!r} (entry points of the group {GROUP}: "
+                f"no installed package has a filter {self.use!r} (entry points of the group {FILTER_ENTRY_POINTS}: "
                 f"{', '.join(sorted(found)) or 'none'})"
             )
         try:
@@ -305,6 +309,6 @@ class Own(BaseModel):
         """All that counts of it, with the version of the package that it is from."""
         said = self.model_dump(mode="json", exclude_defaults=True)
         if self.use is not None:
-            dist = {one.name: one for one in metadata.entry_points(group=GROUP)}[self.use].dist
+            dist = {one.name: one for one in metadata.entry_points(group=FILTER_ENTRY_POINTS)}[self.use].dist
             said["version"] = dist.version if dist is not None else None
         return said

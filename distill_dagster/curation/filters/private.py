@@ -7,15 +7,15 @@ from typing import Literal
 import polars as pl
 from pydantic import Field
 
-from distill_dagster.curation.filters.base import Example, Filter, score, scorer, words
+from distill_dagster.curation.filters.base import Filter, FilterExample, detail_expr, get_scorer, score_expr
 from distill_dagster.curation.scores import Scorer
-from distill_dagster.curation.task_view import About
+from distill_dagster.curation.task_view import TaskView
 
-Kind = Literal["EMAIL", "PHONE", "IBAN", "CARD"]
-PII_KINDS: tuple[Kind, ...] = ("EMAIL", "PHONE", "IBAN", "CARD")
+PiiKind = Literal["EMAIL", "PHONE", "IBAN", "CARD"]
+PII_KINDS: tuple[PiiKind, ...] = ("EMAIL", "PHONE", "IBAN", "CARD")
 
 
-class _Private(Filter):
+class _PrivateDataFilter(Filter):
     short = "action"
 
     action: Literal["drop", "mask"] = Field(
@@ -23,7 +23,7 @@ class _Private(Filter):
     )
 
     def scorers(self) -> list[Scorer]:
-        return [scorer("private")]
+        return [get_scorer("private")]
 
     def masks(self) -> bool:
         return self.action == "mask"
@@ -31,26 +31,26 @@ class _Private(Filter):
     def found(self) -> pl.Expr:
         raise NotImplementedError
 
-    def drops(self, about: About) -> pl.Expr:
+    def drops(self, about: TaskView) -> pl.Expr:
         return pl.lit(False) if self.masks() else self.found()
 
 
-class Secrets(_Private):
+class Secrets(_PrivateDataFilter):
     """A key, token or password stands in the prompt, the reasoning or the answer (detect-secrets and more patterns)."""
 
     name = "secrets"
     reason = "secret"
-    kept = Example({"answer": "Set the variable to your key, and keep the key to yourself."})
-    dropped = Example({"answer": "Sign in, the password is pa55-of-the-p4rcel, and look."})
+    kept = FilterExample({"answer": "Set the variable to your key, and keep the key to yourself."})
+    dropped = FilterExample({"answer": "Sign in, the password is pa55-of-the-p4rcel, and look."})
 
     def found(self) -> pl.Expr:
-        return score("secrets") > 0
+        return score_expr("secrets") > 0
 
-    def detail(self, about: About) -> pl.Expr:
-        return words(score("secrets"), " found")
+    def detail(self, about: TaskView) -> pl.Expr:
+        return detail_expr(score_expr("secrets"), " found")
 
 
-class Pii(_Private):
+class Pii(_PrivateDataFilter):
     """Personal data stands in the prompt, the reasoning or the answer: mail addresses, phone numbers, IBANs, cards.
 
     Found by formats and check digits (phonenumbers, python-stdnum). Names and street addresses are not found.
@@ -58,13 +58,13 @@ class Pii(_Private):
 
     name = "pii"
     reason = "personal_data"
-    kept = Example({"answer": "Write to the address on your invoice."})
-    dropped = Example({"answer": "Write to jane.doe@example.org for help."})
+    kept = FilterExample({"answer": "Write to the address on your invoice."})
+    dropped = FilterExample({"answer": "Write to jane.doe@example.org for help."})
 
-    kinds: tuple[Kind, ...] = Field(default=PII_KINDS, min_length=1, description="what is looked for")
+    kinds: tuple[PiiKind, ...] = Field(default=PII_KINDS, min_length=1, description="what is looked for")
 
     def found(self) -> pl.Expr:
-        return score("pii").str.contains("|".join(self.kinds))
+        return score_expr("pii").str.contains("|".join(self.kinds))
 
-    def detail(self, about: About) -> pl.Expr:
-        return score("pii")
+    def detail(self, about: TaskView) -> pl.Expr:
+        return score_expr("pii")

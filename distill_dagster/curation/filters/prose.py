@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field, field_validator
 
-from distill_dagster.curation.filters.base import Example, Filter, score, scorer, words
+from distill_dagster.curation.filters.base import Filter, FilterExample, detail_expr, get_scorer, score_expr
 from distill_dagster.curation.scores import Scorer
-from distill_dagster.curation.task_view import TEXTUAL, About
+from distill_dagster.curation.task_view import FREE_TEXT_KINDS, TaskView
 
 
 class Language(Filter):
@@ -23,8 +23,12 @@ class Language(Filter):
     name = "language"
     reason = "language"
     short = "allow"
-    kept = Example({"text": "Where is my parcel, please?", "answer": "It left our house on Monday."}, {"allow": ["en"]})
-    dropped = Example({"text": "Where is my parcel?", "answer": "Das Paket ist noch nicht da."}, {"allow": ["en"]})
+    kept = FilterExample(
+        {"text": "Where is my parcel, please?", "answer": "It left our house on Monday."}, {"allow": ["en"]}
+    )
+    dropped = FilterExample(
+        {"text": "Where is my parcel?", "answer": "Das Paket ist noch nicht da."}, {"allow": ["en"]}
+    )
 
     allow: tuple[str, ...] = Field(default=(), description="languages that are kept, such as [en, de]; empty: any")
     of: Literal["both", "prompt", "answer"] = Field(default="both", description="what has to be in one of them")
@@ -45,37 +49,37 @@ class Language(Filter):
         return value
 
     def scorers(self) -> list[Scorer]:
-        return [scorer("language")]
+        return [get_scorer("language")]
 
     def active(self) -> bool:
         return self.enabled and bool(self.allow or self.same)
 
     def _other(self, name: str) -> pl.Expr:
-        sure = score(f"{name}_share") >= self.min_share
+        sure = score_expr(f"{name}_share") >= self.min_share
         allowed = pl.Series(list(self.allow), dtype=pl.String).implode()
-        return sure & ~score(name).is_in(allowed) if self.allow else pl.lit(False)
+        return sure & ~score_expr(name).is_in(allowed) if self.allow else pl.lit(False)
 
-    def drops(self, about: About) -> pl.Expr:
+    def drops(self, about: TaskView) -> pl.Expr:
         names = {"both": ("prompt_language", "answer_language"), "prompt": ("prompt_language",)}
         found = pl.any_horizontal(
             self._other(name).fill_null(False) for name in names.get(self.of, ("answer_language",))
         )
         if self.same:
-            shares = pl.min_horizontal(score("prompt_language_share"), score("answer_language_share"))
-            two = score("prompt_language").is_not_null() & score("answer_language").is_not_null()
-            other = score("prompt_language") != score("answer_language")
+            shares = pl.min_horizontal(score_expr("prompt_language_share"), score_expr("answer_language_share"))
+            two = score_expr("prompt_language").is_not_null() & score_expr("answer_language").is_not_null()
+            other = score_expr("prompt_language") != score_expr("answer_language")
             found = found | (two & other & (shares >= self.min_share)).fill_null(False)
         return found
 
-    def detail(self, about: About) -> pl.Expr:
+    def detail(self, about: TaskView) -> pl.Expr:
         shown = [
-            words(f"{what} ", score(f"{what}_language"), " ", score(f"{what}_language_share").round(2))
+            detail_expr(f"{what} ", score_expr(f"{what}_language"), " ", score_expr(f"{what}_language_share").round(2))
             for what in ("prompt", "answer")
         ]
         return pl.concat_str(shown, separator=", ", ignore_nulls=True)
 
 
-class _Limits(Filter):
+class _ProseFilter(Filter):
     """A filter of several measures, each with a limit of its own; the first that is passed is the detail."""
 
     above: ClassVar[tuple[str, ...]] = ()
@@ -84,29 +88,29 @@ class _Limits(Filter):
     min_words: int = Field(default=0, ge=0, description="texts with fewer words are kept: of those nothing can be said")
 
     def scorers(self) -> list[Scorer]:
-        return [scorer("prose")]
+        return [get_scorer("prose")]
 
     def _broken(self) -> list[tuple[pl.Expr, str, str]]:
         """(whether it is broken, the measure, the sign and limit) of each limit."""
         above = [(name, getattr(self, name)) for name in self.above]
         below = [(name, getattr(self, field)) for field, name in self.below.items()]
-        found = [(score(name) > limit, name, f" > {limit}") for name, limit in above if limit is not None]
-        return found + [(score(name) < limit, name, f" < {limit}") for name, limit in below if limit is not None]
+        found = [(score_expr(name) > limit, name, f" > {limit}") for name, limit in above if limit is not None]
+        return found + [(score_expr(name) < limit, name, f" < {limit}") for name, limit in below if limit is not None]
 
     def active(self) -> bool:
         return self.enabled and bool(self._broken())
 
-    def drops(self, about: About) -> pl.Expr:
+    def drops(self, about: TaskView) -> pl.Expr:
         broken = pl.any_horizontal(one.fill_null(False) for one, _, _ in self._broken())
-        return broken & (score("prose_words") >= self.min_words)
+        return broken & (score_expr("prose_words") >= self.min_words)
 
-    def detail(self, about: About) -> pl.Expr:
+    def detail(self, about: TaskView) -> pl.Expr:
         return pl.coalesce(
-            pl.when(one).then(words(f"{name} ", score(name), sign)) for one, name, sign in self._broken()
+            pl.when(one).then(detail_expr(f"{name} ", score_expr(name), sign)) for one, name, sign in self._broken()
         )
 
 
-class Repetition(_Limits):
+class Repetition(_ProseFilter):
     """The text repeats itself: lines, paragraphs or n-grams of words, by the rules of Gopher (Rae et al. 2021).
 
     Each limit is the largest share that is kept, of lines or of characters; null leaves a rule out. `top_n_gram` is
@@ -117,7 +121,7 @@ class Repetition(_Limits):
     name = "repetition"
     reason = "repetition"
     suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        **{key: {} for key in TEXTUAL},
+        **{key: {} for key in FREE_TEXT_KINDS},
         # Steps of a calculation look alike: "12 - 3 = 9", "9 - 3 = 6".
         **{key: {"top_2_gram": 0.4, "top_3_gram": 0.3} for key in ("math", "qa", "classification", "nli")},
     }
@@ -126,8 +130,8 @@ class Repetition(_Limits):
         *(f"top_{n}_gram" for n in (2, 3, 4)),
         *(f"duplicate_{n}_grams" for n in (5, 6, 7, 8, 9, 10)),
     )
-    kept = Example({"answer": "Your parcel left on Monday and should arrive within the week."}, {"min_words": 5})
-    dropped = Example({"answer": "I am sure. " * 12})
+    kept = FilterExample({"answer": "Your parcel left on Monday and should arrive within the week."}, {"min_words": 5})
+    dropped = FilterExample({"answer": "I am sure. " * 12})
 
     min_words: int = Field(
         default=20, ge=0, description="texts with fewer words are kept: of those nothing can be said"
@@ -147,7 +151,7 @@ class Repetition(_Limits):
     duplicate_10_grams: float | None = Field(default=0.1, ge=0, le=1, description="share of characters")
 
 
-class Prose(_Limits):
+class Prose(_ProseFilter):
     """The text does not look like prose: Gopher's rules of quality (Rae et al. 2021).
 
     For longer texts; `min_stop_words` counts how many of eight frequent English words occur. null leaves a rule out.
@@ -165,8 +169,10 @@ class Prose(_Limits):
         "min_alphabetic_words": "alphabetic_words",
         "min_stop_words": "stop_words",
     }
-    kept = Example({"answer": "The parcel that you sent to the old house has come back to us with a note of the post."})
-    dropped = Example(
+    kept = FilterExample(
+        {"answer": "The parcel that you sent to the old house has come back to us with a note of the post."}
+    )
+    dropped = FilterExample(
         {"answer": "# # # $$$ 0x00 0x01 0x02 0x03 0x04 0x05 0x06 0x07 0x08 0x09 ... ### #### 0x10 0x11 1"}
     )
 

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import polars as pl
 from pydantic import Field
 
-from distill_dagster.curation.filters.base import Example, Filter, score, scorer, words
+from distill_dagster.curation.filters.base import Filter, FilterExample, detail_expr, get_scorer, score_expr
 from distill_dagster.curation.scores import Scorer
-from distill_dagster.curation.task_view import LABELLED, TEXTUAL, About
+from distill_dagster.curation.task_view import FREE_TEXT_KINDS, LABEL_KINDS, TaskView
 
-_ALL = (*LABELLED, *TEXTUAL, "math", "qa")
+_ALL_KINDS = (*LABEL_KINDS, *FREE_TEXT_KINDS, "math", "qa")
 
 
 class AnswerFirst(Filter):
@@ -24,18 +24,18 @@ class AnswerFirst(Filter):
     name = "answer_first"
     reason = "answer_first"
     suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {key: {} for key in ("math", "classification", "nli")}
-    kept = Example({"reasoning": "Three and four make seven. So the answer is 7.", "answer": 7}, kind="math")
-    dropped = Example({"reasoning": "The answer is 7. For three and four make seven.", "answer": 7}, kind="math")
+    kept = FilterExample({"reasoning": "Three and four make seven. So the answer is 7.", "answer": 7}, kind="math")
+    dropped = FilterExample({"reasoning": "The answer is 7. For three and four make seven.", "answer": 7}, kind="math")
 
-    reasoned = _ALL
+    reasoned = _ALL_KINDS
 
     def scorers(self) -> list[Scorer]:
-        return [scorer("reasoning")]
+        return [get_scorer("reasoning")]
 
-    def drops(self, about: About) -> pl.Expr:
-        return score("answer_first")
+    def drops(self, about: TaskView) -> pl.Expr:
+        return score_expr("answer_first")
 
-    def detail(self, about: About) -> pl.Expr:
+    def detail(self, about: TaskView) -> pl.Expr:
         return pl.col("reasoning").str.slice(0, 60)
 
 
@@ -48,19 +48,19 @@ class Contradiction(Filter):
     name = "contradiction"
     reason = "contradiction"
     suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {key: {} for key in ("math", "qa", "classification", "nli")}
-    kept = Example({"reasoning": "Three and four make seven. The answer is 7.", "answer": 7}, kind="math")
-    dropped = Example({"reasoning": "Three and four make seven. The answer is 7.", "answer": 12}, kind="math")
+    kept = FilterExample({"reasoning": "Three and four make seven. The answer is 7.", "answer": 7}, kind="math")
+    dropped = FilterExample({"reasoning": "Three and four make seven. The answer is 7.", "answer": 12}, kind="math")
 
-    reasoned = _ALL
+    reasoned = _ALL_KINDS
 
     def scorers(self) -> list[Scorer]:
-        return [scorer("reasoning")]
+        return [get_scorer("reasoning")]
 
-    def drops(self, about: About) -> pl.Expr:
-        return score("conclusion").is_not_null()
+    def drops(self, about: TaskView) -> pl.Expr:
+        return score_expr("conclusion").is_not_null()
 
-    def detail(self, about: About) -> pl.Expr:
-        return words("reasoning: ", score("conclusion").str.slice(0, 60), ", answer: ", pl.col("answer"))
+    def detail(self, about: TaskView) -> pl.Expr:
+        return detail_expr("reasoning: ", score_expr("conclusion").str.slice(0, 60), ", answer: ", pl.col("answer"))
 
 
 class Arithmetic(Filter):
@@ -74,18 +74,18 @@ class Arithmetic(Filter):
     reason = "arithmetic"
     short = "max_wrong"
     suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {"math": {}}
-    kept = Example({"reasoning": "3 * 4 = 12, and 12 + 5 = 17.", "answer": 17}, kind="math")
-    dropped = Example({"reasoning": "3 * 4 = 12, and 12 + 5 = 18.", "answer": 18}, kind="math")
+    kept = FilterExample({"reasoning": "3 * 4 = 12, and 12 + 5 = 17.", "answer": 17}, kind="math")
+    dropped = FilterExample({"reasoning": "3 * 4 = 12, and 12 + 5 = 18.", "answer": 18}, kind="math")
 
-    reasoned = _ALL
+    reasoned = _ALL_KINDS
 
     max_wrong: int = Field(default=0, ge=0, description="so many wrong ones are kept")
 
     def scorers(self) -> list[Scorer]:
-        return [scorer("arithmetic")]
+        return [get_scorer("arithmetic")]
 
-    def drops(self, about: About) -> pl.Expr:
-        return score("wrong_sums") > self.max_wrong
+    def drops(self, about: TaskView) -> pl.Expr:
+        return score_expr("wrong_sums") > self.max_wrong
 
-    def detail(self, about: About) -> pl.Expr:
-        return words(score("wrong_sums"), " of ", score("sums"), " wrong: ", score("wrong_sum"))
+    def detail(self, about: TaskView) -> pl.Expr:
+        return detail_expr(score_expr("wrong_sums"), " of ", score_expr("sums"), " wrong: ", score_expr("wrong_sum"))

@@ -11,14 +11,14 @@ import polars as pl
 
 from distill_dagster.curation.filters.base import Filter
 from distill_dagster.curation.scores import add_scores
-from distill_dagster.curation.task_view import About
+from distill_dagster.curation.task_view import TaskView
 from distill_dagster.tables.messages import user_text_expr
 from distill_dagster.tables.schemas import SCORED
 
-BATCH_ROWS = 50_000
+FILTER_BATCH_ROWS = 50_000
 
 
-def marked(rows: pl.DataFrame, filters: Sequence[Filter], about: About) -> pl.DataFrame:
+def mark_dropped(rows: pl.DataFrame, filters: Sequence[Filter], about: TaskView) -> pl.DataFrame:
     """The rows with `drop_reason` and `drop_detail`: of the first filter that drops a row, null for a row that is kept.
 
     Args:
@@ -27,36 +27,38 @@ def marked(rows: pl.DataFrame, filters: Sequence[Filter], about: About) -> pl.Da
     lazy = rows.lazy()
     for one in filters:
         lazy = one.prepared(lazy)
-    hits = [one.drops(about).fill_null(False).alias(_hit(one)) for one in filters]
+    hits = [one.drops(about).fill_null(False).alias(_hit_column(one)) for one in filters]
     found = lazy.select(hits).collect() if hits else pl.DataFrame()
     reason, detail = pl.lit(None, dtype=pl.String), pl.lit(None, dtype=pl.String)
     # From the last to the first, so that the first one stands outermost.
     for one in reversed(filters):
-        reason = pl.when(pl.col(_hit(one))).then(pl.lit(one.drop_reason)).otherwise(reason)
+        reason = pl.when(pl.col(_hit_column(one))).then(pl.lit(one.drop_reason)).otherwise(reason)
         detail = pl.when(pl.col("drop_reason") == one.drop_reason).then(one.detail(about)).otherwise(detail)
-    reasons = found.select(reason.alias("drop_reason")).to_series() if hits else _nothing("drop_reason", rows.height)
+    reasons = (
+        found.select(reason.alias("drop_reason")).to_series() if hits else _null_series("drop_reason", rows.height)
+    )
     dropped = reasons.is_not_null()
     # Only of the rows that are dropped: putting figures into words costs more than comparing them.
     details = rows.filter(dropped).with_columns(reasons.drop_nulls()).select(detail.cast(pl.String)).to_series()
-    all_details = _nothing("drop_detail", rows.height)
+    all_details = _null_series("drop_detail", rows.height)
     if len(details):
         all_details = all_details.scatter(dropped.arg_true(), details)
     return rows.with_columns(reasons, all_details)
 
 
-def _nothing(name: str, rows: int) -> pl.Series:
+def _null_series(name: str, rows: int) -> pl.Series:
     return pl.Series(name, [None], dtype=pl.String).new_from_index(0, rows)
 
 
-def _hit(one: Filter) -> str:
+def _hit_column(one: Filter) -> str:
     return f"drops {one.drop_reason}"
 
 
 def filter_rows(
     source: pl.DataFrame | pl.LazyFrame | Path | str,
     filters: Sequence[Filter],
-    about: About,
-    batch_rows: int = BATCH_ROWS,
+    about: TaskView,
+    batch_rows: int = FILTER_BATCH_ROWS,
 ) -> Iterator[pl.DataFrame]:
     """Score and filter completions, without Dagster and in memory that is bounded by the batch.
 
@@ -67,19 +69,19 @@ def filter_rows(
     Returns:
         batches in the order of the source, each with `scores`, `drop_reason` and `drop_detail`.
     """
-    from distill_dagster.curation.filters.settings import scorers_of
+    from distill_dagster.curation.filters.settings import collect_scorers
 
     lazy = pl.scan_parquet(source) if isinstance(source, Path | str) else source.lazy()
-    scorers = scorers_of(list(filters))
+    scorers = collect_scorers(list(filters))
 
     def judged(batch: pl.DataFrame) -> pl.DataFrame:
-        return marked(add_scores(batch, scorers, about), filters, about)
+        return mark_dropped(add_scores(batch, scorers, about), filters, about)
 
-    return batched(_whole(lazy), judged, batch_rows)
+    return map_in_batches(_complete_columns(lazy), judged, batch_rows)
 
 
-def batched(
-    rows: pl.LazyFrame, work: Callable[[pl.DataFrame], pl.DataFrame], batch_rows: int = BATCH_ROWS
+def map_in_batches(
+    rows: pl.LazyFrame, work: Callable[[pl.DataFrame], pl.DataFrame], batch_rows: int = FILTER_BATCH_ROWS
 ) -> Iterator[pl.DataFrame]:
     """What `work` makes of each batch of a query, in order."""
     # One batch ahead: what is Python in one batch runs beside what is not in the other.
@@ -93,7 +95,7 @@ def batched(
             yield ahead.popleft().result()
 
 
-def _whole(rows: pl.LazyFrame) -> pl.LazyFrame:
+def _complete_columns(rows: pl.LazyFrame) -> pl.LazyFrame:
     """The rows with every column of the scored table."""
     here = set(rows.collect_schema().names())
     default = {"status": pl.lit("ok"), "answer_kind": pl.lit("text")}

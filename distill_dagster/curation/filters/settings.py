@@ -8,11 +8,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from distill_dagster.curation.filters import agreement, answers, classified, lengths, private, prose, reasoning
 from distill_dagster.curation.filters.base import Filter
-from distill_dagster.curation.filters.own import Own
+from distill_dagster.curation.filters.own import CustomFilterSpec
 from distill_dagster.curation.scores import Scorer
-from distill_dagster.curation.task_view import About
+from distill_dagster.curation.task_view import TaskView
 
-FILTERS: tuple[type[Filter], ...] = (
+BUILT_IN_FILTERS: tuple[type[Filter], ...] = (
     answers.Truncated,
     answers.Refused,
     answers.NoAnswer,
@@ -31,20 +31,20 @@ FILTERS: tuple[type[Filter], ...] = (
     reasoning.AnswerFirst,
     reasoning.Contradiction,
     reasoning.Arithmetic,
-    agreement.Gold,
+    agreement.ReferenceMismatch,
     agreement.LowAgreement,
     agreement.LowConfidence,
     agreement.HighConfidence,
     agreement.TeachersDisagree,
-    agreement.LowJudge,
-    agreement.OtherLabel,
+    agreement.LowJudgeScore,
+    agreement.TargetLabelMismatch,
     private.Secrets,
     private.Pii,
     classified.Toxicity,
     classified.Injection,
 )
 """In the order of application: a row that several would drop names the first of them. One's own come behind these."""
-STEPS = {
+STEP_REASONS = {
     "contaminated": "The text is that of a golden or dev row, nearly so, or one holds most of the other.",
     "duplicate": "The normalized text is that of another row, which is kept.",
     "near_duplicate": "Most of its word shingles are those of another row, which is kept.",
@@ -56,7 +56,7 @@ _LATER = ("min_judge", "min_teacher_agreement", "target_label", "max_confidence"
 """Thresholds that came later: not in the hash of the curation settings while they have their defaults."""
 
 
-class Thresholds(BaseModel):
+class FilterThresholds(BaseModel):
     """Thresholds of filtered_dataset: changing one re-cuts from stored scores and asks no teacher."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,13 +84,13 @@ class Thresholds(BaseModel):
     preset: Literal["safe", "suited"] = Field(
         default="safe", description="safe: only what needs no score; suited: all that suits the kind of task"
     )
-    own: tuple[Own, ...] = Field(default=(), description="filters of one's own, behind the built-in ones")
+    own: tuple[CustomFilterSpec, ...] = Field(default=(), description="filters of one's own, behind the built-in ones")
 
     @model_validator(mode="after")
-    def _consistent(self) -> Thresholds:
+    def _consistent(self) -> FilterThresholds:
         if self.min_confidence > self.max_confidence:
             raise ValueError("min_confidence is more than max_confidence")
-        reasons = {one.reason for one in FILTERS} | set(STEPS)
+        reasons = {one.reason for one in BUILT_IN_FILTERS} | set(STEP_REASONS)
         for one in self.own:
             name = one.filter().drop_reason
             if name in reasons:
@@ -100,25 +100,25 @@ class Thresholds(BaseModel):
 
     def said(self) -> dict[str, Any]:
         """All that counts of it. What came later is left out where nothing is said, so no hash moves for it."""
-        plain = Thresholds()
-        said = {name: getattr(self, name) for name in Thresholds.model_fields if name not in ("own", "preset")}
+        plain = FilterThresholds()
+        said = {name: getattr(self, name) for name in FilterThresholds.model_fields if name not in ("own", "preset")}
         said = {name: value for name, value in said.items() if name not in _LATER or value != getattr(plain, name)}
         if self.preset != plain.preset:
             said["preset"] = self.preset
         if self.own:
             said["own"] = [one.said() for one in self.own]
-        for name in declarable():
+        for name in list_declarable_filters():
             if (given := getattr(self, name)) is not None:
                 said[name] = given.model_dump(mode="json", exclude_unset=True)
         return said
 
 
-def declarable() -> dict[str, type[Filter]]:
+def list_declarable_filters() -> dict[str, type[Filter]]:
     """The filters that have a block of their own in `filters:`, by name."""
-    return {one.name: one for one in FILTERS if not one.keys and not one.essential}
+    return {one.name: one for one in BUILT_IN_FILTERS if not one.keys and not one.essential}
 
 
-def _short(one: type[Filter]) -> BeforeValidator:
+def _expand_shorthand(one: type[Filter]) -> BeforeValidator:
     """`name: true`, `name: false` and a bare value, as a mapping of the filter's fields."""
 
     def mapping(value: Any) -> Any:
@@ -133,24 +133,27 @@ def _short(one: type[Filter]) -> BeforeValidator:
 
 if TYPE_CHECKING:
 
-    class Filters(Thresholds):
+    class FilterSettings(FilterThresholds):
         """As it is made below: with one optional block for each filter."""
 else:
-    Filters = create_model(
+    FilterSettings = create_model(
         "Filters",
-        __base__=Thresholds,
-        __doc__=Thresholds.__doc__,
+        __base__=FilterThresholds,
+        __doc__=FilterThresholds.__doc__,
         **{
-            name: (Annotated[one | None, _short(one)], Field(default=None, description=one.__doc__.splitlines()[0]))
-            for name, one in declarable().items()
+            name: (
+                Annotated[one | None, _expand_shorthand(one)],
+                Field(default=None, description=one.__doc__.splitlines()[0]),
+            )
+            for name, one in list_declarable_filters().items()
         },
     )
 
 
-def in_order(filters: Filters, about: About) -> list[Filter]:
+def select_filters(filters: FilterSettings, about: TaskView) -> list[Filter]:
     """The filters that are on for a task, in the order in which they are applied."""
     out: list[Filter] = []
-    for one in FILTERS:
+    for one in BUILT_IN_FILTERS:
         given = None if one.keys or one.essential else getattr(filters, one.name)
         suits = about.kind in one.suits and (about.reasoning or about.kind not in one.reasoned)
         if one.keys:
@@ -167,7 +170,7 @@ def in_order(filters: Filters, about: About) -> list[Filter]:
     return out + [one.filter() for one in filters.own]
 
 
-def scorers_of(filters: list[Filter]) -> list[Scorer]:
+def collect_scorers(filters: list[Filter]) -> list[Scorer]:
     """The scorers that these filters need, each once, in the order of their first use."""
     found = {one.name: one for each in filters for one in each.scorers()}
     return list(found.values())

@@ -11,48 +11,60 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from distill_dagster.curation.scores.base import PROSE_FIELDS, Scorer
-from distill_dagster.curation.scores.gold import GOLD
-from distill_dagster.curation.scores.private import PRIVATE
-from distill_dagster.curation.scores.reasoning import ARITHMETIC, REASONING
-from distill_dagster.curation.scores.texts import BOILER, LANGUAGE, LENGTHS, REFUSAL
-from distill_dagster.curation.task_view import About
-from distill_dagster.curation.text_columns import with_texts
+from distill_dagster.curation.scores.gold import GOLD_SCORER
+from distill_dagster.curation.scores.private import PRIVATE_SCORER
+from distill_dagster.curation.scores.reasoning import ARITHMETIC_SCORER, REASONING_SCORER
+from distill_dagster.curation.scores.texts import BOILERPLATE_SCORER, LANGUAGE_SCORER, LENGTHS_SCORER, REFUSAL_SCORER
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.curation.text_columns import add_text_columns
 from distill_dagster.tables.schemas import SCORES
 
-__all__ = ["SCORERS", "Scorer", "add_scores", "versions"]
+__all__ = ["SCORERS", "Scorer", "add_scores", "get_scorer_versions"]
 
-BATCH_ROWS = 50_000
-
-
-def _prose(rows: pl.DataFrame, about: About) -> pl.DataFrame:
-    from distill_dagster.curation.scores.prose import prose  # late: numba
-
-    return prose(rows["written"])
+SCORING_BATCH_ROWS = 50_000
 
 
-def _echo(rows: pl.DataFrame, about: About) -> pl.DataFrame:
-    from distill_dagster.curation.scores.prose import echo
+def _score_prose(rows: pl.DataFrame, about: TaskView) -> pl.DataFrame:
+    from distill_dagster.curation.scores.prose import measure_prose  # late: numba
 
-    return echo(rows["answer_text"], rows["text"]).to_frame()
+    return measure_prose(rows["written"])
 
 
-def _sample(rows: pl.DataFrame, about: About) -> pl.DataFrame:
+def _score_echo(rows: pl.DataFrame, about: TaskView) -> pl.DataFrame:
+    from distill_dagster.curation.scores.prose import measure_echo
+
+    return measure_echo(rows["answer_text"], rows["text"]).to_frame()
+
+
+def _copy_completion_fields(rows: pl.DataFrame, about: TaskView) -> pl.DataFrame:
     """Of the completion that the candidate is: not of the texts, so the stage brings it along where it knows it."""
     names = {"finish_reason": pl.String, "completion_tokens": pl.Int64}
     held = [pl.col(n) if n in rows.columns else pl.lit(None, dtype=t).alias(n) for n, t in names.items()]
     return rows.with_columns(held).select(list(names))  # a literal alone would be one row
 
 
-PROSE = Scorer("prose", "1", PROSE_FIELDS, _prose)
-ECHO = Scorer("echo", "1", ("echo",), _echo)
-SAMPLE = Scorer("sample", "1", ("finish_reason", "completion_tokens"), _sample)
+PROSE_SCORER = Scorer("prose", "1", PROSE_FIELDS, _score_prose)
+ECHO_SCORER = Scorer("echo", "1", ("echo",), _score_echo)
+SAMPLE_SCORER = Scorer("sample", "1", ("finish_reason", "completion_tokens"), _copy_completion_fields)
 SCORERS = {
     one.name: one
-    for one in (LENGTHS, SAMPLE, REFUSAL, BOILER, ECHO, LANGUAGE, PROSE, REASONING, ARITHMETIC, GOLD, PRIVATE)
+    for one in (
+        LENGTHS_SCORER,
+        SAMPLE_SCORER,
+        REFUSAL_SCORER,
+        BOILERPLATE_SCORER,
+        ECHO_SCORER,
+        LANGUAGE_SCORER,
+        PROSE_SCORER,
+        REASONING_SCORER,
+        ARITHMETIC_SCORER,
+        GOLD_SCORER,
+        PRIVATE_SCORER,
+    )
 }
 
 
-def versions(scorers: Sequence[Scorer]) -> dict[str, str]:
+def get_scorer_versions(scorers: Sequence[Scorer]) -> dict[str, str]:
     """The version of each by name, as a record keeps them."""
     return {one.name: one.version for one in scorers}
 
@@ -60,7 +72,7 @@ def versions(scorers: Sequence[Scorer]) -> dict[str, str]:
 def add_scores(
     rows: pl.DataFrame,
     scorers: Sequence[Scorer],
-    about: About,
+    about: TaskView,
     before: pl.DataFrame | None = None,
     before_versions: Mapping[str, str] | None = None,
 ) -> pl.DataFrame:
@@ -74,9 +86,11 @@ def add_scores(
     if not scorers:
         return rows.with_columns(pl.lit(None, dtype=SCORES).alias("scores"))
     known = before_versions or {}
-    old = [one for one in scorers if before is not None and known.get(one.name) == one.version and one is not SAMPLE]
+    old = [
+        one for one in scorers if before is not None and known.get(one.name) == one.version and one is not SAMPLE_SCORER
+    ]
     if before is None or not old:
-        return _finished(rows, _scored(rows, scorers, about))
+        return _add_scores_column(rows, _run_scorers(rows, scorers, about))
     keys = ["prompt_id", "answer", "reasoning", "reference"]
     stored = before.select(*keys, pl.col("scores").alias("stored")).unique(keys, keep="any")
     joined = rows.drop("scores").join(stored, on=keys, how="left", nulls_equal=True, maintain_order="left")
@@ -88,21 +102,21 @@ def add_scores(
             continue
         fields = [name for one in cached for name in one.fields]
         kept = part["stored"].struct.unnest().select(fields)
-        fresh = _scored(part, [one for one in scorers if one not in cached], about)
+        fresh = _run_scorers(part, [one for one in scorers if one not in cached], about)
         at = pl.Series("at", mask.arg_true())
         parts.append(pl.concat([at.to_frame(), kept, fresh], how="horizontal"))
-    values = pl.concat(parts, how="diagonal").sort("at").drop("at") if parts else _scored(rows, scorers, about)
-    return _finished(rows, values)
+    values = pl.concat(parts, how="diagonal").sort("at").drop("at") if parts else _run_scorers(rows, scorers, about)
+    return _add_scores_column(rows, values)
 
 
-def _scored(rows: pl.DataFrame, scorers: Sequence[Scorer], about: About) -> pl.DataFrame:
+def _run_scorers(rows: pl.DataFrame, scorers: Sequence[Scorer], about: TaskView) -> pl.DataFrame:
     """The fields of these scorers, batch by batch, so that no more texts are held twice than a batch has."""
     schema = pl.Schema(dict(SCORES.to_schema().items()))
     fields = [name for one in scorers for name in one.fields]
     empty = pl.DataFrame(schema={name: schema[name] for name in fields})
     out = [empty] if fields else []
-    for batch in rows.iter_slices(BATCH_ROWS) if rows.height else ():
-        texts = with_texts(batch)
+    for batch in rows.iter_slices(SCORING_BATCH_ROWS) if rows.height else ():
+        texts = add_text_columns(batch)
         parts = [one.run(texts, about).select(one.fields) for one in scorers]
         if parts:
             wide = pl.concat(parts, how="horizontal")
@@ -110,7 +124,7 @@ def _scored(rows: pl.DataFrame, scorers: Sequence[Scorer], about: About) -> pl.D
     return pl.concat(out) if out else pl.DataFrame()
 
 
-def _finished(rows: pl.DataFrame, values: pl.DataFrame) -> pl.DataFrame:
+def _add_scores_column(rows: pl.DataFrame, values: pl.DataFrame) -> pl.DataFrame:
     fields = [
         (values[name] if name in values.columns else pl.Series(name, [None] * rows.height, dtype=dtype)).alias(name)
         for name, dtype in SCORES.to_schema().items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from distill_dagster.curation.task_view import About
+from distill_dagster.curation.task_view import TaskView
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Scorer:
     name: str
     version: str
     fields: tuple[str, ...]
-    run: Callable[[pl.DataFrame, About], pl.DataFrame]
+    run: Callable[[pl.DataFrame, TaskView], pl.DataFrame]
 
 
 PROSE_FIELDS = (

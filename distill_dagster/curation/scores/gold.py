@@ -7,14 +7,14 @@ import json
 import polars as pl
 
 from distill_dagster.curation.scores.base import Scorer
-from distill_dagster.curation.task_view import About
+from distill_dagster.curation.task_view import TaskView
 from distill_dagster.kinds import WANTED_REFUSAL, is_refusal
 
 
-def _gold(rows: pl.DataFrame, about: About) -> pl.DataFrame:
+def _score_gold(rows: pl.DataFrame, about: TaskView) -> pl.DataFrame:
     known = rows.select(pl.col("reference").is_not_null() & pl.col("answer").is_not_null()).to_series()
     found = [
-        _score(answer, reference, about)
+        _compare_to_reference(answer, reference, about)
         for answer, reference in rows.filter(known).select("answer", "reference").iter_rows()
     ]
     empty = pl.Series("gold", [None] * rows.height, dtype=pl.Float64)
@@ -22,7 +22,7 @@ def _gold(rows: pl.DataFrame, about: About) -> pl.DataFrame:
     return gold.to_frame()
 
 
-def _score(answer: str, reference: str, about: About) -> float:
+def _compare_to_reference(answer: str, reference: str, about: TaskView) -> float:
     if about.matcher is None or about.matcher.has_labels:  # the reference is the label as it is
         return float(json.loads(answer) == reference)
     if reference == WANTED_REFUSAL:
@@ -30,4 +30,4 @@ def _score(answer: str, reference: str, about: About) -> float:
     return round(about.matcher.score(json.loads(answer), json.loads(reference)), 4)
 
 
-GOLD = Scorer("gold", "1", ("gold",), _gold)
+GOLD_SCORER = Scorer("gold", "1", ("gold",), _score_gold)

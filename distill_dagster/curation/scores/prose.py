@@ -19,24 +19,24 @@ from distill_dagster.curation.scores.base import PROSE_FIELDS
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 """Of English: Gopher's list."""
-CHUNK = 256
+KERNEL_CHUNK_ROWS = 256
 _BASE = np.uint64(0x100000001B3)
 _START = np.uint64(0xCBF29CE484222325)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-_ONE_AT_A_TIME = Lock()
+_KERNEL_LOCK = Lock()
 """numba's own threads end the process where two threads start a parallel kernel at once."""
 
 
-def _packed(word: str) -> int:
+def _pack_word(word: str) -> int:
     """The bytes of a short word as one number, as the kernel has it."""
     return int.from_bytes(word.encode(), "big")
 
 
-_STOPS = np.array([_packed(word) for word in STOP_WORDS], dtype=np.uint64)
+_PACKED_STOP_WORDS = np.array([_pack_word(word) for word in STOP_WORDS], dtype=np.uint64)
 
 
 @nb.njit(cache=True, inline="always")
-def _slot(table: Any, stamps: Any, stamp: int, mask: int, key: Any) -> Any:
+def _find_slot(table: Any, stamps: Any, stamp: int, mask: int, key: Any) -> Any:
     """Where a key is, or could be put, in an open table whose entries of an older stamp do not count."""
     at = ((key ^ (key >> np.uint64(29))) * _MIX) >> np.uint64(20)
     i = np.int64(at) & mask
@@ -46,7 +46,7 @@ def _slot(table: Any, stamps: Any, stamp: int, mask: int, key: Any) -> Any:
 
 
 @nb.njit(cache=True)
-def _tokens(data: Any, start: int, end: int, stops: Any, word: Any, length: Any) -> tuple[int, int, int, int]:
+def _hash_words(data: Any, start: int, end: int, stops: Any, word: Any, length: Any) -> tuple[int, int, int, int]:
     """Hash and length of each word of a text. (words, characters, words with a letter, which stop words, as bits)"""
     n, chars, alphabetic, found = 0, 0, 0, 0
     i = start
@@ -81,7 +81,7 @@ def _tokens(data: Any, start: int, end: int, stops: Any, word: Any, length: Any)
 
 
 @nb.njit(cache=True)
-def _folded(data: Any, start: int, end: int, word: Any) -> int:
+def _hash_folded_words(data: Any, start: int, end: int, word: Any) -> int:
     """Hash of each word of a text in lower case, without signs at its beginning and end. (words)"""
     n = 0
     i = start
@@ -106,7 +106,7 @@ def _folded(data: Any, start: int, end: int, word: Any) -> int:
 
 
 @nb.njit(cache=True)
-def _parts(data: Any, start: int, end: int, table: Any, stamps: Any, stamp: int, mask: int, out: Any) -> int:
+def _count_lines(data: Any, start: int, end: int, table: Any, stamps: Any, stamp: int, mask: int, out: Any) -> int:
     """Lines and paragraphs: how many there are, repeat another, and how long those are. Empty lines are none."""
     for k in range(8):
         out[k] = 0
@@ -119,7 +119,7 @@ def _parts(data: Any, start: int, end: int, table: Any, stamps: Any, stamp: int,
         if b == 10:
             if size > 0:
                 out[0] += 1
-                i0 = _slot(table, stamps, stamp, mask, line)
+                i0 = _find_slot(table, stamps, stamp, mask, line)
                 if stamps[i0] == stamp:
                     out[1] += 1
                     out[2] += size
@@ -131,7 +131,7 @@ def _parts(data: Any, start: int, end: int, table: Any, stamps: Any, stamp: int,
             if (breaks >= 2 or i == end) and para_size > 0:
                 out[5] += 1
                 key = para ^ _MIX  # no paragraph is taken for a line
-                i0 = _slot(table, stamps, stamp, mask, key)
+                i0 = _find_slot(table, stamps, stamp, mask, key)
                 if stamps[i0] == stamp:
                     out[6] += 1
                     out[7] += para_size
@@ -167,7 +167,7 @@ def _parts(data: Any, start: int, end: int, table: Any, stamps: Any, stamp: int,
 
 
 @nb.njit(cache=True)
-def _one(
+def _measure_text(
     data: Any,
     start: int,
     end: int,
@@ -180,14 +180,14 @@ def _one(
     out: Any,
 ) -> int:
     word, gram, length, before = scratch[0], scratch[1], scratch[2], scratch[3]
-    n, chars, alphabetic, found = _tokens(data, start, end, stops, word, length)
+    n, chars, alphabetic, found = _hash_words(data, start, end, stops, word, length)
     mask = 63
     while mask < 2 * (n + 8):
         mask = mask * 2 + 1
     parts = np.empty(8, np.int64)
     # A text has no more lines and paragraphs than words: each has one at least.
     mask4 = mask * 2 + 1
-    stamp = _parts(data, start, end, table, stamps, stamp, mask4, parts)
+    stamp = _count_lines(data, start, end, table, stamps, stamp, mask4, parts)
     for k in range(out.shape[0]):
         out[k] = 0.0
     out[0] = n
@@ -210,7 +210,7 @@ def _one(
         if size <= 4:
             most, widest = np.int64(1), np.int64(0)
             for k in range(n - size + 1):
-                i = _slot(table, stamps, stamp, mask, gram[k])
+                i = _find_slot(table, stamps, stamp, mask, gram[k])
                 if stamps[i] == stamp:
                     counts[i] += 1
                     c = counts[i]
@@ -225,7 +225,7 @@ def _one(
         else:
             k, said = 0, np.int64(0)
             while k < n - size + 1:
-                i = _slot(table, stamps, stamp, mask, gram[k])
+                i = _find_slot(table, stamps, stamp, mask, gram[k])
                 if stamps[i] == stamp:
                     said += np.int64(before[k + size] - before[k])
                     k += size
@@ -258,10 +258,10 @@ def _one(
 
 
 @nb.njit(cache=True, parallel=True, nogil=True)
-def _prose(offsets: Any, data: Any, stops: Any, out: Any) -> None:
+def _measure_texts(offsets: Any, data: Any, stops: Any, out: Any) -> None:
     rows = offsets.shape[0] - 1
-    for chunk in nb.prange((rows + CHUNK - 1) // CHUNK):
-        first, last = chunk * CHUNK, min(rows, (chunk + 1) * CHUNK)
+    for chunk in nb.prange((rows + KERNEL_CHUNK_ROWS - 1) // KERNEL_CHUNK_ROWS):
+        first, last = chunk * KERNEL_CHUNK_ROWS, min(rows, (chunk + 1) * KERNEL_CHUNK_ROWS)
         longest = 0
         for r in range(first, last):
             longest = max(longest, offsets[r + 1] - offsets[r])
@@ -273,14 +273,16 @@ def _prose(offsets: Any, data: Any, stops: Any, out: Any) -> None:
         table, counts, stamps = np.empty(size, np.uint64), np.empty(size, np.int64), np.zeros(size, np.int64)
         stamp = 1
         for r in range(first, last):
-            stamp = _one(data, offsets[r], offsets[r + 1], stops, scratch, table, counts, stamps, stamp, out[r])
+            stamp = _measure_text(
+                data, offsets[r], offsets[r + 1], stops, scratch, table, counts, stamps, stamp, out[r]
+            )
 
 
 @nb.njit(cache=True, parallel=True, nogil=True)
-def _counts(offsets: Any, data: Any, out: Any) -> None:
+def _count_words(offsets: Any, data: Any, out: Any) -> None:
     rows = offsets.shape[0] - 1
-    for chunk in nb.prange((rows + CHUNK - 1) // CHUNK):
-        for r in range(chunk * CHUNK, min(rows, (chunk + 1) * CHUNK)):
+    for chunk in nb.prange((rows + KERNEL_CHUNK_ROWS - 1) // KERNEL_CHUNK_ROWS):
+        for r in range(chunk * KERNEL_CHUNK_ROWS, min(rows, (chunk + 1) * KERNEL_CHUNK_ROWS)):
             inside, n = False, 0
             for i in range(offsets[r], offsets[r + 1]):
                 space = data[i] <= 32
@@ -290,10 +292,10 @@ def _counts(offsets: Any, data: Any, out: Any) -> None:
 
 
 @nb.njit(cache=True, parallel=True, nogil=True)
-def _digits(offsets: Any, data: Any, out: Any) -> None:
+def _count_digits(offsets: Any, data: Any, out: Any) -> None:
     rows = offsets.shape[0] - 1
-    for chunk in nb.prange((rows + CHUNK - 1) // CHUNK):
-        for r in range(chunk * CHUNK, min(rows, (chunk + 1) * CHUNK)):
+    for chunk in nb.prange((rows + KERNEL_CHUNK_ROWS - 1) // KERNEL_CHUNK_ROWS):
+        for r in range(chunk * KERNEL_CHUNK_ROWS, min(rows, (chunk + 1) * KERNEL_CHUNK_ROWS)):
             n = 0
             for i in range(offsets[r], offsets[r + 1]):
                 n += 48 <= data[i] <= 57
@@ -301,10 +303,10 @@ def _digits(offsets: Any, data: Any, out: Any) -> None:
 
 
 @nb.njit(cache=True, parallel=True, nogil=True)
-def _echo(offsets: Any, data: Any, offsets2: Any, data2: Any, out: Any, n: int, short: int) -> None:
+def _measure_echoes(offsets: Any, data: Any, offsets2: Any, data2: Any, out: Any, n: int, short: int) -> None:
     rows = offsets.shape[0] - 1
-    for chunk in nb.prange((rows + CHUNK - 1) // CHUNK):
-        first, last = chunk * CHUNK, min(rows, (chunk + 1) * CHUNK)
+    for chunk in nb.prange((rows + KERNEL_CHUNK_ROWS - 1) // KERNEL_CHUNK_ROWS):
+        first, last = chunk * KERNEL_CHUNK_ROWS, min(rows, (chunk + 1) * KERNEL_CHUNK_ROWS)
         longest = 0
         for r in range(first, last):
             longest = max(longest, offsets[r + 1] - offsets[r], offsets2[r + 1] - offsets2[r])
@@ -315,8 +317,8 @@ def _echo(offsets: Any, data: Any, offsets2: Any, data2: Any, out: Any, n: int, 
             size *= 2
         table, stamps = np.empty(size, np.uint64), np.zeros(size, np.int64)
         for r in range(first, last):
-            words = _folded(data, offsets[r], offsets[r + 1], said)
-            given = _folded(data2, offsets2[r], offsets2[r + 1], asked)
+            words = _hash_folded_words(data, offsets[r], offsets[r + 1], said)
+            given = _hash_folded_words(data2, offsets2[r], offsets2[r + 1], asked)
             same = words == given and words > 0
             for k in range(words):
                 same = same and said[k] == asked[k]
@@ -332,56 +334,56 @@ def _echo(offsets: Any, data: Any, offsets2: Any, data2: Any, out: Any, n: int, 
                 key = _START
                 for j in range(n):
                     key = (key ^ (asked[k + j] + _MIX)) * _BASE
-                i = _slot(table, stamps, stamp, mask, key)
+                i = _find_slot(table, stamps, stamp, mask, key)
                 table[i], stamps[i] = key, stamp
             found = 0
             for k in range(words - n + 1):
                 key = _START
                 for j in range(n):
                     key = (key ^ (said[k + j] + _MIX)) * _BASE
-                found += stamps[_slot(table, stamps, stamp, mask, key)] == stamp
+                found += stamps[_find_slot(table, stamps, stamp, mask, key)] == stamp
             out[r] = found / (words - n + 1)
 
 
-def prose(texts: pl.Series) -> pl.DataFrame:
+def measure_prose(texts: pl.Series) -> pl.DataFrame:
     """One row for each text, with `PROSE_FIELDS`; a null is an empty text."""
-    offsets, data = _buffers(texts)
+    offsets, data = _get_buffers(texts)
     out = np.empty((len(texts), len(PROSE_FIELDS)), np.float64)
-    with _ONE_AT_A_TIME:
-        _prose(offsets, data, _STOPS, out)
+    with _KERNEL_LOCK:
+        _measure_texts(offsets, data, _PACKED_STOP_WORDS, out)
     return pl.DataFrame(np.round(out, 4), schema=list(PROSE_FIELDS), orient="row")
 
 
-def word_counts(texts: pl.Series) -> pl.Series:
+def count_words(texts: pl.Series) -> pl.Series:
     """How many words each text has; a null has none of its own and stays null."""
-    offsets, data = _buffers(texts)
+    offsets, data = _get_buffers(texts)
     out = np.empty(len(texts), np.int64)
-    with _ONE_AT_A_TIME:
-        _counts(offsets, data, out)
+    with _KERNEL_LOCK:
+        _count_words(offsets, data, out)
     return pl.Series(out).set(texts.is_null(), None)
 
 
-def digit_counts(texts: pl.Series) -> pl.Series:
+def count_digits(texts: pl.Series) -> pl.Series:
     """How many of the digits 0 to 9 each text has."""
-    offsets, data = _buffers(texts)
+    offsets, data = _get_buffers(texts)
     out = np.empty(len(texts), np.int64)
-    with _ONE_AT_A_TIME:
-        _digits(offsets, data, out)
+    with _KERNEL_LOCK:
+        _count_digits(offsets, data, out)
     return pl.Series(out)
 
 
-def echo(said: pl.Series, asked: pl.Series, n: int = 3, short: int = 8) -> pl.Series:
+def measure_echo(said: pl.Series, asked: pl.Series, n: int = 3, short: int = 8) -> pl.Series:
     """The share of n-grams of what was said that stand in what was asked; words in lower case, without signs around.
 
     A text of fewer than `short` words has none, but one that says all of what was asked and nothing else has 1.
     """
     out = np.empty(len(said), np.float64)
-    with _ONE_AT_A_TIME:
-        _echo(*_buffers(said), *_buffers(asked), out, n, short)
+    with _KERNEL_LOCK:
+        _measure_echoes(*_get_buffers(said), *_get_buffers(asked), out, n, short)
     return pl.Series("echo", np.round(out, 4)).fill_nan(None)
 
 
-def _buffers(texts: pl.Series) -> tuple[Any, Any]:
+def _get_buffers(texts: pl.Series) -> tuple[Any, Any]:
     """Offsets and bytes of a string column, as Arrow has them."""
     array = texts.fill_null("").rechunk().to_arrow()
     _, offsets, data = array.buffers()

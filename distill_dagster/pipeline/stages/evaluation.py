@@ -15,31 +15,39 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from distill_dagster.core import plots, progress
-from distill_dagster.core.checks import Check
-from distill_dagster.core.hashing import canonical_json, content_hash
-from distill_dagster.curation.candidates.score import scored
-from distill_dagster.evaluation.predictions_check import complete
-from distill_dagster.kinds import Kind, Question, is_refusal, kind_of, read_answer
-from distill_dagster.pipeline.stages.context import Env, Made, Markdown, Reading, Rows, Shown, sample_rows
-from distill_dagster.pipeline.stages.dataset import REJECTED_ROWS, read_rejected
+from distill_dagster.core.checks import CheckResult
+from distill_dagster.core.hashing import hash_content, to_canonical_json
+from distill_dagster.curation.candidates.score import choose_candidates
+from distill_dagster.evaluation.predictions_check import check_predictions_complete
+from distill_dagster.kinds import Kind, Question, get_kind, is_refusal, read_answer
+from distill_dagster.pipeline.stages.context import (
+    DisplayValue,
+    Markdown,
+    SampleTable,
+    StageContext,
+    StageInputs,
+    StageResult,
+    sample_rows,
+)
+from distill_dagster.pipeline.stages.dataset import REJECTED_ROWS, read_rejected_rows
 from distill_dagster.pipeline.stages.students import TRAINING_LOG
-from distill_dagster.prompts.few_shot import context_schema, pool
-from distill_dagster.prompts.seeds import labelled_prompts, prompt_id, turns_of
-from distill_dagster.tables.messages import shown_text, user_text
-from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PREDICTIONS, PRIOR, frame_of
-from distill_dagster.tables.validation import valid_table
-from distill_dagster.tasks import Row
-from distill_dagster.teacher.imagine.plan import imagine_teacher
-from distill_dagster.teacher.judge.judge import judge_teacher
-from distill_dagster.teacher.providers.terms import terms_of
+from distill_dagster.prompts.few_shot import get_context_schema, read_example_pool
+from distill_dagster.prompts.seeds import build_labelled_prompts, build_messages, compute_prompt_id
+from distill_dagster.tables.messages import format_messages, get_user_text
+from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PREDICTIONS, TEACHER_PRIOR, build_frame
+from distill_dagster.tables.validation import check_table
+from distill_dagster.tasks import LabelledRow
+from distill_dagster.teacher.imagine.plan import get_imagine_teacher
+from distill_dagster.teacher.judge.judge import get_judge_teacher
+from distill_dagster.teacher.providers.terms import find_terms
 
 if TYPE_CHECKING:
     from distill_dagster.student.types import Predictor
 
-WARM_UP = 3
-SHOWN = 300
+WARM_UP_CALLS = 3
+MAX_LEAK_CHARS = 300
 """Characters of a prompt in the report's table of leaks."""
-NOTICE = (
+SHARED_BASE_NOTICE = (
     "The embedded teacher and the smollm2 student share their base, SmolLM2-135M: what is distilled is the teacher's "
     "prompt, its few-shot examples and their averaging, not a larger model (context distillation, Snell et al. 2022). "
     "A real teacher is one line of task.yaml away."
@@ -47,7 +55,7 @@ NOTICE = (
 
 
 @dataclass(frozen=True)
-class Item:
+class EvaluationItem:
     """One thing that every system answers; `reference` is a label or, of other kinds, any JSON value."""
 
     id: str
@@ -58,42 +66,44 @@ class Item:
     reference: Any
 
 
-def held_out_items(split: str, rows: list[Row]) -> list[Item]:
+def build_held_out_items(split: str, rows: list[LabelledRow]) -> list[EvaluationItem]:
     """Golden or dev rows with their human answers."""
     return [
-        Item(row.id, split, row.slice, prompt_id(turns), shown_text(turns), json.loads(row.answer_json))
+        EvaluationItem(
+            row.id, split, row.slice, compute_prompt_id(turns), format_messages(turns), json.loads(row.answer_json)
+        )
         for row in rows
-        for turns in [turns_of(row)]
+        for turns in [build_messages(row)]
     ]
 
 
-def _items(env: Env, dataset: pl.DataFrame) -> list[Item]:
+def _build_items(env: StageContext, dataset: pl.DataFrame) -> list[EvaluationItem]:
     """Golden and dev with their human labels; validation with the teacher's."""
-    held_out = held_out_items("golden", env.folder.golden) + held_out_items("dev", env.folder.dev)
+    held_out = build_held_out_items("golden", env.folder.golden) + build_held_out_items("dev", env.folder.dev)
     validation = dataset.filter(pl.col("split") == "validation")
     return held_out + [
-        Item(
+        EvaluationItem(
             r["prompt_id"],
             "validation",
             r["slice"],
             r["prompt_id"],
-            shown_text(r["messages"][:-1]),
+            format_messages(r["messages"][:-1]),
             json.loads(r["answer"]),
         )
         for r in validation.iter_rows(named=True)
     ]
 
 
-def prediction_row(
-    kind: Kind, system: str, item: Item, answer: Any, confidence: float | None, raw: str | None
+def build_prediction_row(
+    kind: Kind, system: str, item: EvaluationItem, answer: Any, confidence: float | None, raw: str | None
 ) -> dict[str, Any]:
     return {
         "system": system,
         "item_id": item.id,
         "split": item.split,
         "slice": item.slice,
-        "reference": canonical_json(item.reference),
-        "answer": canonical_json(answer) if answer is not None else None,
+        "reference": to_canonical_json(item.reference),
+        "answer": to_canonical_json(answer) if answer is not None else None,
         "confidence": confidence,
         "correct": answer is not None and kind.equal(answer, item.reference),
         "latency_s": None,
@@ -101,22 +111,24 @@ def prediction_row(
     }
 
 
-def teacher_candidates(reading: Reading) -> tuple[dict[str, dict[str, Any]], pl.DataFrame]:
+def read_teacher_candidates(reading: StageInputs) -> tuple[dict[str, dict[str, Any]], pl.DataFrame]:
     """The teacher's candidates on golden and dev by prompt id, and the completions that they were chosen from."""
     completions = reading.table("golden_completions", COMPLETIONS)
-    prior = reading.table("teacher_prior", PRIOR)
+    prior = reading.table("teacher_prior", TEACHER_PRIOR)
     folder = reading.env.folder
-    prompts = pl.concat([labelled_prompts(folder.golden, "golden"), labelled_prompts(folder.dev, "dev")])
+    prompts = pl.concat([build_labelled_prompts(folder.golden, "golden"), build_labelled_prompts(folder.dev, "dev")])
     prompts = prompts.unique("prompt_id", keep="first", maintain_order=True)
-    found = scored(folder.task, prompts, completions, prior)
+    found = choose_candidates(folder.task, prompts, completions, prior)
     return {row["prompt_id"]: row for row in found.iter_rows(named=True)}, completions
 
 
-def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _build_teacher_rows(
+    env: StageContext, reading: StageInputs, items: list[EvaluationItem]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The teacher's answers on golden and dev; on validation its answer is the reference."""
-    answers, completions = teacher_candidates(reading)
+    answers, completions = read_teacher_candidates(reading)
     task = env.folder.task
-    kind = kind_of(task)
+    kind = get_kind(task)
     by_prompt = completions.group_by("prompt_id").agg(
         pl.when((pl.col("in_flight") == 1).all()).then(pl.col("latency_s").sum()).alias("latency_s"),
         pl.when(pl.col("cost_usd").null_count() == 0).then(pl.col("cost_usd").sum()).alias("cost_usd"),
@@ -127,7 +139,7 @@ def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[d
     for item in (i for i in items if i.split != "validation"):
         found = answers[item.prompt_id]
         answer = json.loads(found["answer"]) if found["answer"] else None
-        made = prediction_row(kind, "teacher", item, answer, found["confidence"], None)
+        made = build_prediction_row(kind, "teacher", item, answer, found["confidence"], None)
         rows.append(made | {"latency_s": latency.get(item.prompt_id)})
     known = by_prompt["cost_usd"].null_count() == 0 and by_prompt.height > 0
     facts: dict[str, Any] = {
@@ -136,35 +148,35 @@ def _teacher_rows(env: Env, reading: Reading, items: list[Item]) -> tuple[list[d
         "tokens_per_request": float(by_prompt["tokens"].mean() or 0),  # type: ignore[arg-type]
     }
     if task.teacher.embedded and not task.teachers:
-        from distill_dagster.core.models import embedded_gguf, gguf_parameters
+        from distill_dagster.core.models import count_gguf_parameters, make_embedded_gguf
 
-        served = embedded_gguf(env.models)
-        facts |= {"bytes": served.stat().st_size, "parameters": gguf_parameters(served)}
+        served = make_embedded_gguf(env.models)
+        facts |= {"bytes": served.stat().st_size, "parameters": count_gguf_parameters(served)}
     return rows, facts
 
 
-def predicted_rows(kind: Kind, system: str, predictor: Predictor, items: list[Item]) -> list[dict[str, Any]]:
+def predict_rows(kind: Kind, system: str, predictor: Predictor, items: list[EvaluationItem]) -> list[dict[str, Any]]:
     """A student's answers, in batches."""
     rows = []
     for item, p in zip(items, predictor.predict([i.text for i in items]), strict=True):
         if p.probs:
-            rows.append(prediction_row(kind, system, item, p.label, min(1.0, max(p.probs.values())), p.raw_text))
+            rows.append(build_prediction_row(kind, system, item, p.label, min(1.0, max(p.probs.values())), p.raw_text))
             continue
         # Read as the teacher's answers are, so that neither is favoured. A wanted refusal is told from the reference.
         wanted = Question(item.text, is_refusal(item.reference))
         read = read_answer(kind, p.raw_text, wanted, stop=f"\n\n{kind.task.item}:")
         answer = json.loads(read.answer) if read.answer is not None else None
-        rows.append(prediction_row(kind, system, item, answer, None, p.raw_text))
+        rows.append(build_prediction_row(kind, system, item, answer, None, p.raw_text))
     return rows
 
 
-def _predict(
-    kind: Kind, system: str, predictor: Predictor, items: list[Item], latency_items: int
+def _predict_and_time(
+    kind: Kind, system: str, predictor: Predictor, items: list[EvaluationItem], latency_items: int
 ) -> list[dict[str, Any]]:
     """Answers in batches; latency one by one, after a warm-up, on the first golden items."""
-    rows = predicted_rows(kind, system, predictor, items)
+    rows = predict_rows(kind, system, predictor, items)
     golden = [n for n, item in enumerate(items) if item.split == "golden"]
-    for n in (golden * WARM_UP)[:WARM_UP]:
+    for n in (golden * WARM_UP_CALLS)[:WARM_UP_CALLS]:
         predictor.predict([items[n].text])
     for n in golden[:latency_items]:
         started = time.perf_counter()
@@ -174,7 +186,7 @@ def _predict(
 
 
 @contextmanager
-def _peak_memory() -> Iterator[dict[str, int]]:
+def _track_peak_memory() -> Iterator[dict[str, int]]:
     """The most that this process held within the block above what it held before, sampled 20 times a second.
 
     Memory that an earlier system left to the allocator is used again unseen, so a later system may show too little.
@@ -197,22 +209,22 @@ def _peak_memory() -> Iterator[dict[str, int]]:
         thread.join()
 
 
-def make_predictions(env: Env, partition: str | None) -> Made:
-    from distill_dagster.student.predict import centroid_predictor, load_predictor
+def make_predictions(env: StageContext, partition: str | None) -> StageResult:
+    from distill_dagster.student.predict import build_centroid_predictor, load_predictor
     from distill_dagster.student.types import TaskSettings
 
     assert partition is not None
     started = time.perf_counter()
-    reading = Reading(env, "predictions", partition)
+    reading = StageInputs(env, "predictions", partition)
     reading.source("golden_set")
     reading.source("student_settings", partition)
     task = env.folder.task
     spec, settings = task.students[partition], TaskSettings.of(task)
-    kind = kind_of(task)
-    items = _items(env, reading.table("filtered_dataset", DATASET))
-    rows, teacher = _teacher_rows(env, reading, items)
+    kind = get_kind(task)
+    items = _build_items(env, reading.table("filtered_dataset", DATASET))
+    rows, teacher = _build_teacher_rows(env, reading, items)
     facts: dict[str, dict[str, Any]] = {"teacher": teacher}
-    examples = pool(reading.table("prompt_context", context_schema(task)))
+    examples = read_example_pool(reading.table("prompt_context", get_context_schema(task)))
     systems: list[tuple[str, str | None]] = [
         ("base", None),
         ("seed_only", "seed_only_adapter"),
@@ -223,16 +235,16 @@ def make_predictions(env: Env, partition: str | None) -> Made:
     if task.has_labels and examples:
         systems.append(("centroid", None))
     for number, (system, adapter) in enumerate(systems):
-        progress.report(f"predicting with {system}", number, len(systems))
-        with _peak_memory() as peak:
+        progress.report_progress(f"predicting with {system}", number, len(systems))
+        with _track_peak_memory() as peak:
             if system == "centroid":
                 texts, labels = [e.text for e in examples], [e.label for e in examples]
-                predictor = centroid_predictor(texts, labels, task.labels, env.models)
+                predictor = build_centroid_predictor(texts, labels, task.labels, env.models)
             else:
                 folder = reading.folder(adapter, partition) if adapter else None
                 own = spec.model_copy(update={"reasoning": False}) if system == "slice_label" else spec
                 predictor = load_predictor(own, task.labels, settings, env.models, folder)
-            rows += _predict(kind, system, predictor, items, task.evaluation.latency_items)
+            rows += _predict_and_time(kind, system, predictor, items, task.evaluation.latency_items)
         facts[system] = {
             "model": spec.model if system != "centroid" else "all-minilm-l6-v2",
             "parameters": predictor.parameters,
@@ -240,32 +252,36 @@ def make_predictions(env: Env, partition: str | None) -> Made:
             "peak_mb": peak["bytes"] / 1e6,
         }
         del predictor
-    frame = frame_of(rows, PREDICTIONS, ("split", "system", "item_id"))
-    checks = [valid_table("predictions", frame), complete(frame)]
+    frame = build_frame(rows, PREDICTIONS, ("split", "system", "item_id"))
+    checks = [check_table("predictions", frame), check_predictions_complete(frame)]
     record = reading.write(frame, checks, facts=facts, model_s=time.perf_counter() - started)
     sample = sample_rows(frame, ["system", "item_id", "reference", "answer", "confidence"], 8)
-    return Made(record, {"rows": frame.height, "systems": len(facts), "sample": sample}, checks)
+    return StageResult(record, {"rows": frame.height, "systems": len(facts), "sample": sample}, checks)
 
 
-def make_eval_report(env: Env, partition: str | None) -> Made:
+def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     """The report folder is made aside and swapped in; this look at golden is logged before anybody can read it."""
-    from distill_dagster.evaluation.formatting import lower_name_of, name_of
+    from distill_dagster.evaluation.formatting import (
+        build_summary_rows,
+        format_metric_name,
+        format_metric_name_in_sentence,
+    )
     from distill_dagster.evaluation.looks import append_golden_look, read_golden_looks
-    from distill_dagster.evaluation.metrics import evaluate, metrics_frame
-    from distill_dagster.evaluation.report import ReportInputs, summary_rows, write_report
-    from distill_dagster.evaluation.verdict import decide
+    from distill_dagster.evaluation.metrics import build_metrics_frame, compute_metrics
+    from distill_dagster.evaluation.report import ReportInputs, write_report
+    from distill_dagster.evaluation.verdict import recommend
 
     assert partition is not None
-    reading = Reading(env, "eval_report", partition)
+    reading = StageInputs(env, "eval_report", partition)
     reading.source("evaluation_settings")
     predictions = reading.table("predictions", PREDICTIONS, partition)
     task = env.folder.task
     predicted = env.lake.record(env.task_name, "predictions", partition)
     dataset = env.lake.record(env.task_name, "filtered_dataset")
     assert predicted is not None
-    metrics = evaluate(predictions, predicted.extra["facts"], task.label_names, task.evaluation, kind_of(task))
-    verdict = decide(metrics)
-    settings = content_hash({name: value for name, value in predicted.inputs.items() if "settings" in name})
+    metrics = compute_metrics(predictions, predicted.extra["facts"], task.label_names, task.evaluation, get_kind(task))
+    verdict = recommend(metrics)
+    settings = hash_content({name: value for name, value in predicted.inputs.items() if "settings" in name})
     looks = env.reports / env.task_name / "golden_looks.jsonl"
     created = reading.record("", predictions.height).created_at
     dataset_version = dataset.data_version if dataset else ""
@@ -280,7 +296,7 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
             "predictions_version": predicted.data_version,
         },
     )
-    terms = _terms(env)
+    terms = _collect_terms(env)
     draws, samples = task.teacher.few_shot.draws, task.teacher.samples
     asked = f"{draws} draws" if samples == 1 else f"{draws * samples} samples"
     inputs = ReportInputs(
@@ -290,25 +306,25 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
         settings_hash=settings,
         created_at=created,
         texts={row.id: row.text for row in [*env.folder.golden, *env.folder.dev]},
-        dataset=_dataset_counts(env, reading),
-        leaks=_leaks(env),
-        training=_training(env, partition),
+        dataset=_count_dataset_rows(env, reading),
+        leaks=_read_leaks(env),
+        training=_read_training_curves(env, partition),
         golden_looks=[look for look in read_golden_looks(looks) if look.get("student") == partition],
         latency_method=(
-            f"The first {task.evaluation.latency_items} golden items one by one, students after {WARM_UP} to warm up; "
+            f"The first {task.evaluation.latency_items} golden items one by one, students after {WARM_UP_CALLS} to warm up; "  # noqa: E501
             f"the teacher's is the sum over its {asked}, over HTTP, with a warm cache"
             + (", without the search for the nearest examples." if task.teacher.few_shot.nearest else ".")
         ),
         versions={name: metadata.version(name) for name in ("torch", "transformers", "peft", "litellm", "dagster")},
-        notice=NOTICE if any(one.embedded for one in task.teacher_specs) else None,
+        notice=SHARED_BASE_NOTICE if any(one.embedded for one in task.teacher_specs) else None,
         terms=terms,
-        extra={"summary": summary_rows(metrics)},
+        extra={"summary": build_summary_rows(metrics)},
     )
     target = env.lake.folder(env.task_name, "eval_report", partition)
 
     def fill(folder: Path) -> str:
         write_report(folder, predictions, metrics, verdict, inputs)
-        return content_hash([predicted.data_version, reading.inputs["evaluation_settings"]])
+        return hash_content([predicted.data_version, reading.inputs["evaluation_settings"]])
 
     record = env.lake.write_folder(target, lambda version: reading.record(version, predictions.height), fill)
     intervals = [
@@ -316,23 +332,28 @@ def make_eval_report(env: Env, partition: str | None) -> Made:
         for name, s in metrics.golden.systems.items()
         if s.accuracy.value is not None and s.accuracy.low is not None and s.accuracy.high is not None
     ]
-    png = plots.intervals(intervals, f"{name_of(metrics.metric)} on golden", lower_name_of(metrics.metric))
-    shown: dict[str, Shown] = {
+    png = plots.plot_intervals(
+        intervals, f"{format_metric_name(metrics.metric)} on golden", format_metric_name_in_sentence(metrics.metric)
+    )
+    shown: dict[str, DisplayValue] = {
         "verdict": verdict.text,
         "report": target / "report.html",
-        metrics.metric: Markdown(plots.markdown_image(png)),
+        metrics.metric: Markdown(plots.to_markdown_image(png)),
         "terms": "; ".join(dict.fromkeys(one["summary"] for one in terms)),
-        "summary": Rows([dict(row) for row in summary_rows(metrics)]),
+        "summary": SampleTable([dict(row) for row in build_summary_rows(metrics)]),
         **{f"{metrics.metric}_{name}": float(value) for name, value, _, _ in intervals},
     }
     from distill_dagster.evaluation.metrics_type import check_metrics_table
 
-    problem = check_metrics_table(metrics_frame(metrics))
-    found = {"problem": problem or "", "notice": NOTICE if any(one.embedded for one in task.teacher_specs) else ""}
-    return Made(record, shown, [Check("metrics_table", problem is None, found=found)])
+    problem = check_metrics_table(build_metrics_frame(metrics))
+    found = {
+        "problem": problem or "",
+        "notice": SHARED_BASE_NOTICE if any(one.embedded for one in task.teacher_specs) else "",
+    }
+    return StageResult(record, shown, [CheckResult("metrics_table", problem is None, found=found)])
 
 
-def _dataset_counts(env: Env, reading: Reading) -> dict[str, dict[str, int]]:
+def _count_dataset_rows(env: StageContext, reading: StageInputs) -> dict[str, dict[str, int]]:
     record = env.lake.record(env.task_name, "filtered_dataset")
     if record is None:
         return {}
@@ -341,33 +362,33 @@ def _dataset_counts(env: Env, reading: Reading) -> dict[str, dict[str, int]]:
     return {"kept": kept, "dropped": {k: n for k, n in record.extra.get("reasons", {}).items() if n}}
 
 
-def _leaks(env: Env) -> list[dict[str, str]]:
+def _read_leaks(env: StageContext) -> list[dict[str, str]]:
     """What the dataset left out for golden's and dev's sake."""
     if env.lake.record(env.task_name, "filtered_dataset", REJECTED_ROWS) is None:
         return []
-    rows = read_rejected(env).filter(pl.col("drop_reason") == "contaminated")
+    rows = read_rejected_rows(env).filter(pl.col("drop_reason") == "contaminated")
     return [
-        {"text": user_text(messages)[:SHOWN], "slice": slice_, "why": why}
+        {"text": get_user_text(messages)[:MAX_LEAK_CHARS], "slice": slice_, "why": why}
         for messages, slice_, why in rows.select("messages", "slice", "drop_detail").iter_rows()
     ]
 
 
-def _terms(env: Env) -> list[dict[str, Any]]:
+def _collect_terms(env: StageContext) -> list[dict[str, Any]]:
     """The terms of every teacher, and of a judge and of an imaginer of its own where they took part in the dataset."""
-    task, terms = env.folder.task, [terms_of(one).as_json() for one in env.folder.task.teacher_specs]
+    task, terms = env.folder.task, [find_terms(one).as_json() for one in env.folder.task.teacher_specs]
     if task.imagine is not None and task.imagine.teacher is not None:
         found = env.lake.read(env.task_name, "filtered_dataset", None, DATASET)[0]
         if (found["origin"] == "synthetic").any():
-            terms.append(terms_of(imagine_teacher(task)).as_json("imaginer"))
+            terms.append(find_terms(get_imagine_teacher(task)).as_json("imaginer"))
     if task.judge is not None:
         scored_ = (env.lake.record(env.task_name, "scored_completions", key) for key in env.folder.slice_keys())
         counts = ("teacher_calls", "teacher_calls_cached")
         if any(record.extra.get(name) for record in scored_ if record is not None for name in counts):
-            terms.append(terms_of(judge_teacher(task)).as_json("judge"))
+            terms.append(find_terms(get_judge_teacher(task)).as_json("judge"))
     return terms
 
 
-def _training(env: Env, student: str) -> dict[str, list[tuple[float, float]]] | None:
+def _read_training_curves(env: StageContext, student: str) -> dict[str, list[tuple[float, float]]] | None:
     path = env.lake.folder(env.task_name, "student_adapter", student) / TRAINING_LOG
     if not path.exists():
         return None

@@ -6,78 +6,85 @@ import json
 
 from distill_dagster.core import progress
 from distill_dagster.core.errors import DistillError
-from distill_dagster.core.hashing import content_hash
-from distill_dagster.evaluation.gate import GateScores, gate_scores, reaches
-from distill_dagster.kinds import Kind, kind_of
-from distill_dagster.pipeline.stages.context import Env, Made, Reading, Shown, blocked_by, sample_rows
-from distill_dagster.pipeline.stages.evaluation import (
-    Item,
-    held_out_items,
-    predicted_rows,
-    prediction_row,
-    teacher_candidates,
+from distill_dagster.core.hashing import hash_content
+from distill_dagster.evaluation.gate import GateScores, build_gate_check, compute_gate_scores
+from distill_dagster.kinds import Kind, get_kind
+from distill_dagster.pipeline.stages.context import (
+    DisplayValue,
+    StageContext,
+    StageInputs,
+    StageResult,
+    build_blocked_fields,
+    sample_rows,
 )
-from distill_dagster.tables.data_versions import data_version
-from distill_dagster.tables.schemas import PREDICTIONS, frame_of
-from distill_dagster.tables.validation import valid_table
+from distill_dagster.pipeline.stages.evaluation import (
+    EvaluationItem,
+    build_held_out_items,
+    build_prediction_row,
+    predict_rows,
+    read_teacher_candidates,
+)
+from distill_dagster.tables.data_versions import compute_data_version
+from distill_dagster.tables.schemas import PREDICTIONS, build_frame
+from distill_dagster.tables.validation import check_table
 
-PASSED = content_hash("passed")
+PASSED_VERSION = hash_content("passed")
 """The data version of a gate that was passed: whatever its figures, nothing behind it has to run again."""
 
 
-def make_teacher_gate(env: Env, partition: str | None) -> Made:
+def make_teacher_gate(env: StageContext, partition: str | None) -> StageResult:
     """The teacher's answers to dev, and those of the untrained student where the two are compared."""
-    reading = Reading(env, "teacher_gate", partition)
+    reading = StageInputs(env, "teacher_gate", partition)
     for source in ("golden_set", "teacher_settings", "gate_settings"):
         reading.source(source)
     task = env.folder.task
-    gate, kind = task.gate, kind_of(task)
-    candidates, _ = teacher_candidates(reading)
+    gate, kind = task.gate, get_kind(task)
+    candidates, _ = read_teacher_candidates(reading)
     answered = [
         item
-        for item in held_out_items("dev", env.folder.dev)
+        for item in build_held_out_items("dev", env.folder.dev)
         # What was never answered says nothing of the teacher; a refusal or an unusable answer does.
         if candidates[item.prompt_id]["status"] not in (None, "failed")
     ]
-    items = sorted(answered, key=lambda item: content_hash(item.id))[: gate.items]
+    items = sorted(answered, key=lambda item: hash_content(item.id))[: gate.items]
     rows = []
     for item in items:
         found = candidates[item.prompt_id]
         answer = json.loads(found["answer"]) if found["answer"] else None
-        rows.append(prediction_row(kind, "teacher", item, answer, found["confidence"], None))
+        rows.append(build_prediction_row(kind, "teacher", item, answer, found["confidence"], None))
     if gate.teacher_over_base is not None and items:
-        rows += _base_rows(env, kind, items)
-    frame = frame_of(rows, PREDICTIONS, ("system", "item_id"))
-    scores = gate_scores(kind, frame, task.evaluation)
+        rows += _predict_with_base(env, kind, items)
+    frame = build_frame(rows, PREDICTIONS, ("system", "item_id"))
+    scores = compute_gate_scores(kind, frame, task.evaluation)
     wanted = min(gate.items, len(env.folder.dev))
     recorded = all(one.replayed for one in task.teacher_specs)
-    check = reaches(scores, gate, answered=len(items), wanted=wanted, recorded=recorded)
-    checks = [valid_table("teacher_gate", frame), check]
-    blocked = blocked_by("teacher_gate", checks)
-    record = reading.record(data_version(frame) if blocked else PASSED, frame.height, **blocked)
+    check = build_gate_check(scores, gate, answered=len(items), wanted=wanted, recorded=recorded)
+    checks = [check_table("teacher_gate", frame), check]
+    blocked = build_blocked_fields("teacher_gate", checks)
+    record = reading.record(compute_data_version(frame) if blocked else PASSED_VERSION, frame.height, **blocked)
     env.lake.write(env.task_name, frame, record)
-    shown: dict[str, Shown] = {
+    shown: dict[str, DisplayValue] = {
         "passed": not blocked,
         "items": len(items),
-        **_shown(scores),
+        **_build_gate_metadata(scores),
         "sample": sample_rows(frame, ["system", "item_id", "reference", "answer", "correct"], 8),
     }
-    return Made(record, shown, checks)
+    return StageResult(record, shown, checks)
 
 
-def _base_rows(env: Env, kind: Kind, items: list[Item]) -> list[dict[str, object]]:
+def _predict_with_base(env: StageContext, kind: Kind, items: list[EvaluationItem]) -> list[dict[str, object]]:
     from distill_dagster.student.predict import load_predictor
     from distill_dagster.student.types import TaskSettings
 
     task = env.folder.task
     settings = TaskSettings.of(task)
-    progress.report("predicting with base", 0, 1)
+    progress.report_progress("predicting with base", 0, 1)
     base = load_predictor(task.students[task.chosen_student], task.labels, settings, env.models)
-    return predicted_rows(kind, "base", base, items)
+    return predict_rows(kind, "base", base, items)
 
 
-def _shown(scores: GateScores) -> dict[str, Shown]:
-    shown: dict[str, Shown] = {"metric": scores.metric}
+def _build_gate_metadata(scores: GateScores) -> dict[str, DisplayValue]:
+    shown: dict[str, DisplayValue] = {"metric": scores.metric}
     for name, interval in (("teacher", scores.teacher), ("base", scores.base), ("difference", scores.difference)):
         if interval is not None and interval.value is not None:
             shown[name] = round(interval.value, 4)
@@ -85,7 +92,7 @@ def _shown(scores: GateScores) -> dict[str, Shown]:
     return shown
 
 
-def refuse_unless_passed(reading: Reading) -> None:
+def require_passed_gate(reading: StageInputs) -> None:
     """Nothing of a slice is asked before the teacher, with the settings of today, passed the gate.
 
     Raises:

@@ -8,18 +8,18 @@ from typing import Any
 import polars as pl
 
 from distill_dagster.config import Task
-from distill_dagster.core.checks import Check
+from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
-from distill_dagster.pipeline.stages.context import Env, Rows, Shown
-from distill_dagster.prompts.auxiliary_templates import IMAGINE, own_templates
+from distill_dagster.pipeline.stages.context import DisplayValue, SampleTable, StageContext
+from distill_dagster.prompts.auxiliary_templates import IMAGINE_TEMPLATES, select_templates
 from distill_dagster.tasks import Slice
-from distill_dagster.tasks.imagined import imagined_file
-from distill_dagster.teacher.imagine.ask import Outcome, imagine
-from distill_dagster.teacher.imagine.plan import Imaginer, imagine_requests_needed, imagine_teacher
-from distill_dagster.teacher.providers.terms import terms_of
+from distill_dagster.tasks.imagined import get_imagined_path
+from distill_dagster.teacher.imagine.ask import ImagineResult, imagine_prompts
+from distill_dagster.teacher.imagine.plan import Imaginer, count_imagine_requests, get_imagine_teacher
+from distill_dagster.teacher.providers.terms import find_terms
 
 
-def imagined_for(env: Env, key: str, slice_: Slice) -> tuple[Slice, Outcome | None]:
+def imagine_for_slice(env: StageContext, key: str, slice_: Slice) -> tuple[Slice, ImagineResult | None]:
     """The slice with what was imagined for it. Asks, and starts a server, only where its target is not reached.
 
     Raises:
@@ -27,19 +27,21 @@ def imagined_for(env: Env, key: str, slice_: Slice) -> tuple[Slice, Outcome | No
         TeacherError: the teacher refuses every request.
     """
     folder, task = env.folder, env.folder.task
-    if not imagine_requests_needed(task, slice_).prompts:
+    if not count_imagine_requests(task, slice_).prompts:
         return slice_, None
     if folder.accepted is None:
         raise DistillError(f"{folder.name} was opened without a folder for accepted prompts; nothing can be imagined.")
-    own = own_templates(folder.templates(), IMAGINE)
+    own = select_templates(folder.templates(), IMAGINE_TEMPLATES)
     held_out = [*folder.golden, *folder.dev]
-    with env.endpoint(imagine_teacher(task)) as endpoint:
+    with env.endpoint(get_imagine_teacher(task)) as endpoint:
         imaginer = Imaginer(task, key, slice_, held_out, own, endpoint.identity)
-        outcome = imagine(imaginer, imagined_file(folder.accepted, key), endpoint, env.store, env.account("imagine"))
+        outcome = imagine_prompts(
+            imaginer, get_imagined_path(folder.accepted, key), endpoint, env.store, env.account("imagine")
+        )
     return slice_.with_imagined(outcome.imagination), outcome
 
 
-def recorded(outcome: Outcome | None) -> dict[str, Any]:
+def build_imagine_record(outcome: ImagineResult | None) -> dict[str, Any]:
     """What the record of seed_prompts keeps of the asking."""
     if outcome is None:
         return {}
@@ -54,17 +56,19 @@ def recorded(outcome: Outcome | None) -> dict[str, Any]:
     }
 
 
-def target_reached(slice_: Slice, frame: pl.DataFrame, outcome: Outcome | None) -> Check:
+def check_target_reached(slice_: Slice, frame: pl.DataFrame, outcome: ImagineResult | None) -> CheckResult:
     """A warning, and no more: what is missing after all rounds is asked for again only when something changed."""
     target = slice_.target or 0
     found: dict[str, Any] = {"target": slice_.target or "none", "prompts": frame.height}
     if outcome is not None and outcome.missing:
         found |= {"missing": outcome.missing, "rounds": outcome.rounds}
         found["errors"] = "; ".join(f"{n} × {e}" for e, n in Counter(outcome.errors).most_common(5))
-    return Check("target_reached", frame.height >= target, "warning", found)
+    return CheckResult("target_reached", frame.height >= target, "warning", found)
 
 
-def shown(task: Task, slice_: Slice, frame: pl.DataFrame, outcome: Outcome | None) -> dict[str, Shown]:
+def build_imagine_metadata(
+    task: Task, slice_: Slice, frame: pl.DataFrame, outcome: ImagineResult | None
+) -> dict[str, DisplayValue]:
     """Counts by method and axis, and what was rejected, for people; nothing where nothing was imagined."""
     imagination = slice_.imagination
     if not imagination.prompts and outcome is None:
@@ -75,14 +79,16 @@ def shown(task: Task, slice_: Slice, frame: pl.DataFrame, outcome: Outcome | Non
         by.update((axis, value) for axis, value in one.axes.items())
         if one.target_label is not None:
             by["target_label", one.target_label] += 1
-    made: dict[str, Shown] = {
+    made: dict[str, DisplayValue] = {
         "target": slice_.target or "none",
-        "terms": terms_of(imagine_teacher(task)).summary,
+        "terms": find_terms(get_imagine_teacher(task)).summary,
         "imagined": len(imagination.prompts),
         "retired": imagination.retired,
         "rejected_duplicates": sum(one.duplicates for one in imagination.rounds),
         "rejected_near_duplicates": sum(one.near_duplicates for one in imagination.rounds),
-        "imagined_by": Rows([{"axis": axis, "value": value, "prompts": n} for (axis, value), n in sorted(by.items())]),
+        "imagined_by": SampleTable(
+            [{"axis": axis, "value": value, "prompts": n} for (axis, value), n in sorted(by.items())]
+        ),
     }
     if outcome is not None:
         made |= {

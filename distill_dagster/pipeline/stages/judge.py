@@ -8,25 +8,27 @@ from typing import Any
 import polars as pl
 
 from distill_dagster.config import Task
-from distill_dagster.core.checks import Check
-from distill_dagster.pipeline.stages.context import Env, Reading, Shown
-from distill_dagster.prompts.auxiliary_templates import JUDGE, own_templates
-from distill_dagster.teacher.judge.judge import Judge, Judged, judge, judge_teacher
-from distill_dagster.teacher.providers.terms import terms_of
+from distill_dagster.core.checks import CheckResult
+from distill_dagster.pipeline.stages.context import DisplayValue, StageContext, StageInputs
+from distill_dagster.prompts.auxiliary_templates import JUDGE_TEMPLATES, select_templates
+from distill_dagster.teacher.judge.judge import Judge, JudgeResult, get_judge_teacher, judge_candidates
+from distill_dagster.teacher.providers.terms import find_terms
 
 
-def judged(env: Env, reading: Reading, candidates: pl.DataFrame, completions: pl.DataFrame) -> Judged | None:
+def judge_slice(
+    env: StageContext, reading: StageInputs, candidates: pl.DataFrame, completions: pl.DataFrame
+) -> JudgeResult | None:
     """The candidates with their verdicts; None where the task has no judge."""
     task = env.folder.task
     if task.judge is None:
         return None
     reading.source("judge_settings")
-    with env.endpoint(judge_teacher(task)) as endpoint:
-        judge_ = Judge(task, own_templates(env.folder.templates(), JUDGE), endpoint.identity)
-        return judge(judge_, candidates, completions, endpoint, env.store, env.account("judge"))
+    with env.endpoint(get_judge_teacher(task)) as endpoint:
+        judge_ = Judge(task, select_templates(env.folder.templates(), JUDGE_TEMPLATES), endpoint.identity)
+        return judge_candidates(judge_, candidates, completions, endpoint, env.store, env.account("judge"))
 
 
-def recorded(found: Judged | None) -> dict[str, Any]:
+def build_judge_record(found: JudgeResult | None) -> dict[str, Any]:
     """What the record of scored_completions keeps of the asking."""
     if found is None:
         return {}
@@ -40,21 +42,21 @@ def recorded(found: Judged | None) -> dict[str, Any]:
     }
 
 
-def all_judged(found: Judged | None) -> Check:
+def check_all_judged(found: JudgeResult | None) -> CheckResult:
     """A warning where a verdict is missing: one that never came is asked for next time."""
     if found is None:
-        return Check("all_judged", True, "warning", {"judge": "none"})
+        return CheckResult("all_judged", True, "warning", {"judge": "none"})
     said = found.candidates["judge_error"].drop_nulls().to_list()
     errors = "; ".join(f"{n} × {e}" for e, n in Counter(said).most_common(5))
     counts = {"asked": found.asked, "without_an_answer": found.failed, "of_another_form": found.malformed}
-    return Check("all_judged", not (found.failed or found.malformed), "warning", counts | {"errors": errors})
+    return CheckResult("all_judged", not (found.failed or found.malformed), "warning", counts | {"errors": errors})
 
 
-def shown(task: Task, found: Judged | None) -> dict[str, Shown]:
+def build_judge_metadata(task: Task, found: JudgeResult | None) -> dict[str, DisplayValue]:
     """What a person should see of it."""
     if found is None:
         return {}
-    terms: dict[str, Shown] = {"terms": terms_of(judge_teacher(task)).summary} if found.asked else {}
+    terms: dict[str, DisplayValue] = {"terms": find_terms(get_judge_teacher(task)).summary} if found.asked else {}
     mean = found.candidates["judge_score"].mean()
     return terms | {
         "judged": found.asked,

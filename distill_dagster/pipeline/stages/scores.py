@@ -7,14 +7,16 @@ from typing import Any
 import polars as pl
 
 from distill_dagster.config import Task
-from distill_dagster.curation.scores import add_scores, versions
-from distill_dagster.curation.task_view import About
-from distill_dagster.pipeline.stages.context import Env, Reading, Shown
-from distill_dagster.tables.lake import Record
-from distill_dagster.tables.schemas import SCORED, SCORES, conform
+from distill_dagster.curation.scores import add_scores, get_scorer_versions
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.pipeline.stages.context import DisplayValue, StageContext, StageInputs
+from distill_dagster.tables.lake import ArtifactRecord
+from distill_dagster.tables.schemas import SCORED, SCORES, conform_to_schema
 
 
-def added(env: Env, reading: Reading, candidates: pl.DataFrame, completions: pl.DataFrame) -> pl.DataFrame:
+def add_task_scores(
+    env: StageContext, reading: StageInputs, candidates: pl.DataFrame, completions: pl.DataFrame
+) -> pl.DataFrame:
     """The candidates with their scores. None is computed twice by one version."""
     task = env.folder.task
     if not task.scorers:
@@ -22,48 +24,52 @@ def added(env: Env, reading: Reading, candidates: pl.DataFrame, completions: pl.
     reading.source("score_settings")
     record = env.lake.record(env.task_name, reading.asset, reading.partition)
     before = env.lake.read(env.task_name, reading.asset, reading.partition, SCORED)[0] if record else None
-    rows = candidates.join(_samples(completions), on=_SAME, how="left", nulls_equal=True, maintain_order="left")
-    scored = add_scores(rows, task.scorers, About.of(task), before, _usable(record, task))
-    return conform(scored.drop("finish_reason", "completion_tokens"), SCORED, ("prompt_id",))
+    rows = candidates.join(
+        _select_chosen_samples(completions), on=_SAMPLE_KEY, how="left", nulls_equal=True, maintain_order="left"
+    )
+    scored = add_scores(rows, task.scorers, TaskView.of(task), before, _find_usable_scorers(record, task))
+    return conform_to_schema(scored.drop("finish_reason", "completion_tokens"), SCORED, ("prompt_id",))
 
 
-_SAME = ("prompt_id", "answer", "reasoning")
+_SAMPLE_KEY = ("prompt_id", "answer", "reasoning")
 
 
-def _samples(completions: pl.DataFrame) -> pl.DataFrame:
+def _select_chosen_samples(completions: pl.DataFrame) -> pl.DataFrame:
     """Finish reason and tokens of the first completion with the candidate's answer and reasoning."""
     ok = completions.filter((pl.col("status") == "ok") & pl.col("answer").is_not_null())
-    first = ok.sort("prompt_id", "sample_index", "completion_id").unique(_SAME, keep="first", maintain_order=True)
-    return first.select(*_SAME, "finish_reason", "completion_tokens")
+    first = ok.sort("prompt_id", "sample_index", "completion_id").unique(_SAMPLE_KEY, keep="first", maintain_order=True)
+    return first.select(*_SAMPLE_KEY, "finish_reason", "completion_tokens")
 
 
-def completed(env: Env, candidates: pl.LazyFrame, record: Record) -> pl.LazyFrame:
+def fill_missing_scores(env: StageContext, candidates: pl.LazyFrame, record: ArtifactRecord) -> pl.LazyFrame:
     """The last good rows of a slice with the scores that are read now: an older table may have others."""
     task = env.folder.task
-    known = _usable(record, task)
+    known = _find_usable_scorers(record, task)
     lacking = [one for one in task.scorers if known.get(one.name) != one.version]
     if not lacking:
         return candidates
     rows = candidates.collect()
-    scored = add_scores(rows, lacking, About.of(task))
+    scored = add_scores(rows, lacking, TaskView.of(task))
     new = {name for one in lacking for name in one.fields}
     fields = [pl.col("new" if name in new else "scores").struct.field(name) for name in SCORES.to_schema()]
     both = rows.with_columns(scored["scores"].alias("new"))
     return both.with_columns(pl.struct(fields).alias("scores")).drop("new").lazy()
 
 
-def _usable(record: Record | None, task: Task) -> dict[str, str]:
+def _find_usable_scorers(record: ArtifactRecord | None, task: Task) -> dict[str, str]:
     """The scorers by version whose stored scores still hold."""
     if record is None or record.extra.get("scored_for") != task.answers_hash:
         return {}
     return dict(record.extra.get("scorers", {}))
 
 
-def recorded(task: Task) -> dict[str, Any]:
+def build_scores_record(task: Task) -> dict[str, Any]:
     """What the record of scored_completions keeps of the scorers."""
-    return {"scorers": versions(task.scorers), "scored_for": task.answers_hash} if task.scorers else {}
+    return {"scorers": get_scorer_versions(task.scorers), "scored_for": task.answers_hash} if task.scorers else {}
 
 
-def shown(task: Task) -> dict[str, Shown]:
+def build_scores_metadata(task: Task) -> dict[str, DisplayValue]:
     """What a person should see of them."""
-    return {"scorers": ", ".join(f"{n} {v}" for n, v in versions(task.scorers).items())} if task.scorers else {}
+    return (
+        {"scorers": ", ".join(f"{n} {v}" for n, v in get_scorer_versions(task.scorers).items())} if task.scorers else {}
+    )

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from distill_dagster.core import plots
-from distill_dagster.core.hashing import folder_hash
-from distill_dagster.kinds import kind_of, written
-from distill_dagster.pipeline.dataset_drift import TRAINED_ON, plain_answer, write_trained_on
-from distill_dagster.pipeline.source_versions import label_of_slice
-from distill_dagster.pipeline.stages.context import Env, Made, Markdown, Reading, Shown
-from distill_dagster.prompts.few_shot import context_schema, pool
-from distill_dagster.student.training_check import loss_fell
+from distill_dagster.core.hashing import hash_folder
+from distill_dagster.kinds import format_with_reasoning, get_kind
+from distill_dagster.pipeline.dataset_drift import TRAINED_ON, format_plain_answer, write_trained_on
+from distill_dagster.pipeline.source_versions import find_label_of_slice
+from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, StageContext, StageInputs, StageResult
+from distill_dagster.prompts.few_shot import get_context_schema, read_example_pool
+from distill_dagster.student.training_check import check_loss_fell
 from distill_dagster.tables.lake import RECORD_FILE
-from distill_dagster.tables.messages import shown_text, transcript, user_text
+from distill_dagster.tables.messages import format_messages, format_transcript, get_user_text
 from distill_dagster.tables.schemas import DATASET
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TRAINING_LOG = "training_log.json"
 
 
-def rows_of_dataset(dataset: pl.DataFrame, split: str, reasoning: bool = False) -> list[TrainRow]:
+def build_train_rows(dataset: pl.DataFrame, split: str, reasoning: bool = False) -> list[TrainRow]:
     """The rows to learn from; with `reasoning` a label is written behind how the teacher came to it."""
     from distill_dagster.student.types import TrainRow
 
@@ -34,73 +34,74 @@ def rows_of_dataset(dataset: pl.DataFrame, split: str, reasoning: bool = False) 
     return [
         TrainRow(
             r["prompt_id"],
-            shown_text(r["messages"][:-1]),
-            plain_answer(r["answer"]),
+            format_messages(r["messages"][:-1]),
+            format_plain_answer(r["answer"]),
             {x["label"]: x["prob"] for x in r["soft_labels"] or []},
             r["weight"],
-            written(r["reasoning"] if reasoning else None, r["messages"][-1]["content"]),
+            format_with_reasoning(r["reasoning"] if reasoning else None, r["messages"][-1]["content"]),
         )
         for r in kept.iter_rows(named=True)
     ]
 
 
-def make_student_adapter(env: Env, partition: str | None) -> Made:
-    reading = Reading(env, "student_adapter", partition)
+def make_student_adapter(env: StageContext, partition: str | None) -> StageResult:
+    reading = StageInputs(env, "student_adapter", partition)
     dataset = reading.table("filtered_dataset", DATASET)
     assert partition is not None
     reasons = env.folder.task.students[partition].reasoning
-    train, validation = (rows_of_dataset(dataset, split, reasons) for split in ("train", "validation"))
-    return _train(env, reading, train, validation)
+    train, validation = (build_train_rows(dataset, split, reasons) for split in ("train", "validation"))
+    return _train_student(env, reading, train, validation)
 
 
-def make_seed_only_adapter(env: Env, partition: str | None) -> Made:
+def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageResult:
     """The human examples alone, with their labels as they are: never from filtered_dataset."""
     from distill_dagster.student.types import TrainRow
 
     assert partition is not None
-    reading = Reading(env, "seed_only_adapter", partition)
-    examples = pool(reading.table("prompt_context", context_schema(env.folder.task)))
+    reading = StageInputs(env, "seed_only_adapter", partition)
+    examples = read_example_pool(reading.table("prompt_context", get_context_schema(env.folder.task)))
     task = env.folder.task
     if task.has_labels:
         reasons = task.students[partition].reasoning
         rows = [
-            TrainRow(e.id, e.text, e.label, target=written(e.reasoning, e.label) if reasons else None) for e in examples
+            TrainRow(e.id, e.text, e.label, target=format_with_reasoning(e.reasoning, e.label) if reasons else None)
+            for e in examples
         ]
     else:
-        kind = kind_of(task)
+        kind = get_kind(task)
         rows = [
             TrainRow(
                 e.id,
-                transcript(e.messages) or e.text,
-                plain_answer(e.answer),
+                format_transcript(e.messages) or e.text,
+                format_plain_answer(e.answer),
                 target=kind.target(e.answer, e.reasoning),
             )
             for e in examples
             if e.answer is not None
         ]
-    return _train(env, reading, rows, [], env.folder.task.students[partition].seed_only_epochs)
+    return _train_student(env, reading, rows, [], env.folder.task.students[partition].seed_only_epochs)
 
 
-def make_slice_label_adapter(env: Env, partition: str | None) -> Made:
+def make_slice_label_adapter(env: StageContext, partition: str | None) -> StageResult:
     """The seeds with the label that their slice is named like: what a task without a teacher would have.
 
     Nobody gave reasons for these, so that such a student always chooses its label.
     """
     from distill_dagster.student.types import TrainRow
 
-    reading = Reading(env, "slice_label_adapter", partition)
+    reading = StageInputs(env, "slice_label_adapter", partition)
     dataset = reading.table("filtered_dataset", DATASET)
     rows = [
-        TrainRow(r["prompt_id"], user_text(r["messages"]), label)
+        TrainRow(r["prompt_id"], get_user_text(r["messages"]), label)
         for r in dataset.filter(pl.col("split") == "train").iter_rows(named=True)
-        if (label := label_of_slice(env.folder, r["slice"])) is not None
+        if (label := find_label_of_slice(env.folder, r["slice"])) is not None
     ]
-    return _train(env, reading, rows, [])
+    return _train_student(env, reading, rows, [])
 
 
-def _train(
-    env: Env, reading: Reading, rows: list[TrainRow], validation: list[TrainRow], epochs: int | None = None
-) -> Made:
+def _train_student(
+    env: StageContext, reading: StageInputs, rows: list[TrainRow], validation: list[TrainRow], epochs: int | None = None
+) -> StageResult:
     from distill_dagster.student.train import train_adapter
     from distill_dagster.student.types import TaskSettings
 
@@ -121,7 +122,7 @@ def _train(
         settings = TaskSettings.of(task)
         log = train_adapter(spec, task.labels, settings, rows, validation, folder, env.models, epochs, what)
         write_trained_on(folder, rows)
-        return folder_hash(folder, leave_out=(TRAINING_LOG, TRAINED_ON, RECORD_FILE))
+        return hash_folder(folder, leave_out=(TRAINING_LOG, TRAINED_ON, RECORD_FILE))
 
     record = env.lake.write_folder(
         target, lambda version: reading.record(version, len(rows), model_s=time.perf_counter() - started), fill
@@ -131,8 +132,8 @@ def _train(
     if log.validation:
         per_epoch = log.steps / max(log.epochs, 1)
         losses["validation"] = [((i + 1) * per_epoch, v["loss"]) for i, v in enumerate(log.validation)]
-    curve = plots.lines(losses, f"Loss of {reading.asset}, {student}", "step", "loss")
-    shown: dict[str, Shown] = {
+    curve = plots.plot_lines(losses, f"Loss of {reading.asset}, {student}", "step", "loss")
+    shown: dict[str, DisplayValue] = {
         "rows": len(rows),
         "epochs": log.epochs,
         "seconds": round(log.seconds, 1),
@@ -141,6 +142,6 @@ def _train(
         "trainable_parameters": log.trainable_parameters,
         "total_parameters": log.total_parameters,
         "adapter": target,
-        "loss": Markdown(plots.markdown_image(curve)),
+        "loss": Markdown(plots.to_markdown_image(curve)),
     }
-    return Made(record, shown, [loss_fell([loss for _, _, loss in log.losses])])
+    return StageResult(record, shown, [check_loss_fell([loss for _, _, loss in log.losses])])

@@ -15,15 +15,20 @@ import polars as pl
 
 from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
-from distill_dagster.core.hashing import canonical_json, content_hash
-from distill_dagster.kinds import kind_of
+from distill_dagster.core.hashing import hash_content, to_canonical_json
+from distill_dagster.kinds import get_kind
 from distill_dagster.kinds.labels import parse_label
-from distill_dagster.tables.schemas import COMPLETIONS, conform
+from distill_dagster.tables.schemas import COMPLETIONS, conform_to_schema
 from distill_dagster.teacher.asking import soft_labels
-from distill_dagster.teacher.asking.free_text import Prompt, asked_in, text_of
-from distill_dagster.teacher.asking.requests import Requests
-from distill_dagster.teacher.asking.response_columns import completions, rounded, summed, told
-from distill_dagster.teacher.completions.engine import Engine
+from distill_dagster.teacher.asking.free_text import AskedPrompt, get_asked_text, read_asked_prompts
+from distill_dagster.teacher.asking.requests import RequestBuilder
+from distill_dagster.teacher.asking.response_columns import (
+    build_completions,
+    build_response_columns,
+    round_soft_labels,
+    sum_attempts,
+)
+from distill_dagster.teacher.completions.engine import CompletionEngine
 from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers import event_loop
@@ -33,15 +38,15 @@ from distill_dagster.teacher.providers.exchange import Request, Response
 RESOLVE_SHARE = 0.02
 """Labels that share their beginning are told apart only where they hold more than this share of the mass."""
 RESOLVE_DEPTH = 6
-ORDER = ("prompt_id", "teacher", "sample_index")
-CHUNK = 500
+COMPLETIONS_ORDER = ("prompt_id", "teacher", "sample_index")
+CHUNK_ROWS = 500
 """Requests that are looked up in the store together, and rows that are made into columns together."""
-LARGE = 8
+SMOKE_FROM_FACTOR = 8
 """So many times the smoke's rows are worth a smoke."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskResult:
     """Completions of a table of prompts, and what they took."""
 
     completions: pl.DataFrame
@@ -75,7 +80,7 @@ class Asker:
 
     def __init__(
         self,
-        requests: Requests,
+        requests: RequestBuilder,
         store: CompletionStore,
         account: Account | None = None,
         name: str | None = None,
@@ -86,7 +91,7 @@ class Asker:
         self.requests, self.task, self.spec, self.origin = requests, requests.task, requests.spec, origin
         self.name = name or self.spec.model
         self.replayed = requests.endpoint.recorded is not None
-        self.engine = Engine(requests.endpoint, self.spec, store, account)
+        self.engine = CompletionEngine(requests.endpoint, self.spec, store, account)
         self._to_ask = 0
         # Most answers are the bare name of a label, and few of them differ.
         self._label = lru_cache(maxsize=4096)(partial(parse_label, labels=self.task.label_names))
@@ -99,7 +104,7 @@ class Asker:
                 f"server send them."
             )
 
-    async def sample(self, asked: str | Prompt, sample: int, request: Request | None = None) -> dict[str, Any]:
+    async def sample(self, asked: str | AskedPrompt, sample: int, request: Request | None = None) -> dict[str, Any]:
         """One sample of one prompt as the answer's columns of a completions row; `request` saves making it again.
 
         An answer that came and cannot be used (empty, of a wrong form) is asked for anew, `reasks` times: the row is
@@ -113,10 +118,10 @@ class Asker:
             rows.append(await self._sample(asked, sample, replace(request, attempt=attempt) if attempt else request))
             if rows[-1]["status"] != "ok" or rows[-1]["answer"] is not None or self.spec.soft_labels == "logprobs":
                 break
-        return rows[-1] if len(rows) == 1 or rows[-1]["status"] == "failed" else summed(rows)
+        return rows[-1] if len(rows) == 1 or rows[-1]["status"] == "failed" else sum_attempts(rows)
 
-    async def _sample(self, asked: str | Prompt, sample: int, request: Request) -> dict[str, Any]:
-        text = text_of(asked)
+    async def _sample(self, asked: str | AskedPrompt, sample: int, request: Request) -> dict[str, Any]:
+        text = get_asked_text(asked)
         try:
             response = await self.engine.answer(request, self._refuse)
             responses = [response]
@@ -126,19 +131,19 @@ class Asker:
         except TeacherError as error:
             return {"request_key": request.key, "status": "failed", "error": str(error), "params": request.params}
         if (writer := self.requests.writer) is not None:
-            prompt = Prompt(asked) if isinstance(asked, str) else asked
-            return told(request, responses) | writer.read(prompt, request, response)
+            prompt = AskedPrompt(asked) if isinstance(asked, str) else asked
+            return build_response_columns(request, responses) | writer.read(prompt, request, response)
         answer = max(soft, key=lambda label: soft[label]) if soft else None
         if self.spec.soft_labels == "votes":
             answer = self._label(response.text)
         # A request for a distribution stops after the tokens that decide it: that is no truncation.
         cut = response.finish_reason == "length" and self.spec.soft_labels == "votes" and answer is None
         status = "filtered" if response.finish_reason == "content_filter" else "truncated" if cut else "ok"
-        return told(request, responses) | {
+        return build_response_columns(request, responses) | {
             "status": status,
             "reasoning": response.reasoning,
-            "answer": canonical_json(answer) if answer is not None else None,
-            "soft_labels": rounded(soft),
+            "answer": to_canonical_json(answer) if answer is not None else None,
+            "soft_labels": round_soft_labels(soft),
         }
 
     async def _soft_labels(
@@ -147,7 +152,7 @@ class Asker:
         if self.spec.soft_labels != "logprobs":
             return None
         labels = self.task.label_names
-        mass = soft_labels.label_mass(response.positions, labels, ended=response.finish_reason == "stop")
+        mass = soft_labels.compute_label_mass(response.positions, labels, ended=response.finish_reason == "stop")
         resolved: set[str] = set()
         for depth in range(RESOLVE_DEPTH if self.spec.resolve_labels else 0):
             least = RESOLVE_SHARE * mass.total
@@ -158,17 +163,17 @@ class Asker:
                 more = await self.engine.answer(self.requests.make(text, sample, spelled), self._refuse)
                 responses.append(more)
                 resolved.add(spelled)
-                inner = soft_labels.label_mass(more.positions, labels, spelled, more.finish_reason == "stop")
+                inner = soft_labels.compute_label_mass(more.positions, labels, spelled, more.finish_reason == "stop")
                 if depth < RESOLVE_DEPTH - 1 or not inner.shared:
                     mass.resolve(spelled, inner)
         divided = soft_labels.divide_shared(mass, labels)
         if self.spec.calibration != "none" and sum(divided.values()) > 0:
-            divided = soft_labels.floored(divided, response.positions[0])
-        return soft_labels.normalize(divided)
+            divided = soft_labels.fill_missing_mass(divided, response.positions[0])
+        return soft_labels.normalize_mass(divided)
 
     async def ask(
         self, prompts: pl.DataFrame, samples: Callable[[str], list[int]] | None = None, lone: int = 0
-    ) -> Asked:
+    ) -> AskResult:
         """Ask for every sample of every prompt, sample by sample: prompts that share a prefix follow each other.
 
         Args:
@@ -179,16 +184,18 @@ class Asker:
         Raises:
             TeacherError: the teacher refuses every request, or fewer than `min_success` of the prompts have an answer.
         """
-        texts = asked_in(prompts, refusals=self.requests.writer is not None)
-        self.requests.choice.look_up([text_of(asked) for asked in texts.values()])
+        texts = read_asked_prompts(prompts, refusals=self.requests.writer is not None)
+        self.requests.choice.look_up([get_asked_text(asked) for asked in texts.values()])
         slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
         ids = list(texts)
-        wanted = {i: samples(i) if samples else self.requests.samples(text_of(asked)) for i, asked in texts.items()}
+        wanted = {
+            i: samples(i) if samples else self.requests.samples(get_asked_text(asked)) for i, asked in texts.items()
+        }
         every = sorted({s for chosen in wanted.values() for s in chosen})
         jobs = [(i, s) for part in (ids[:lone], ids[lone:]) for s in every for i in part if s in wanted[i]]
         alone = set(ids[:lone])
         mode = "replay" if self.replayed else self.spec.mode
-        same = {"teacher": self.name, "answer_kind": kind_of(self.task).answer_kind}
+        same = {"teacher": self.name, "answer_kind": get_kind(self.task).answer_kind}
         same["template_version"] = self.requests.templates.version
         rows: list[dict[str, Any]] = []
         tables: list[pl.DataFrame] = []
@@ -200,11 +207,11 @@ class Asker:
             row = await self.sample(texts[id_], sample, request)
             row["prompt_id"], row["sample_index"], row["slice"] = id_, sample, slices[id_]
             rows.append(row)
-            if len(rows) == CHUNK:  # columns hold the same in a fraction of the memory
-                tables.append(completions(rows, mode, same))
+            if len(rows) == CHUNK_ROWS:  # columns hold the same in a fraction of the memory
+                tables.append(build_completions(rows, mode, same))
                 rows.clear()
             done += 1
-            progress.report(self._doing(), done, len(jobs))
+            progress.report_progress(self._doing(), done, len(jobs))
             return row
 
         async def worker(left: Iterator[tuple[str, int]]) -> None:
@@ -213,9 +220,9 @@ class Asker:
 
         try:
             open_: list[tuple[str, int]] = []
-            with _nothing_old_collected():
-                for start in range(0, len(jobs), CHUNK):
-                    asked = [(i, s, self.requests.make(texts[i], s)) for i, s in jobs[start : start + CHUNK]]
+            with _freeze_garbage_collector():
+                for start in range(0, len(jobs), CHUNK_ROWS):
+                    asked = [(i, s, self.requests.make(texts[i], s)) for i, s in jobs[start : start + CHUNK_ROWS]]
                     there = self.engine.preload(request.key for *_, request in asked)
                     for id_, sample, request in asked:
                         if request.key in there:
@@ -234,8 +241,10 @@ class Asker:
                     group.create_task(worker(work))
         finally:
             await self.engine.close()
-        asked_ = Asked(
-            conform(pl.concat([*tables, completions(rows, mode, same)]), COMPLETIONS, ORDER),
+        asked_ = AskResult(
+            conform_to_schema(
+                pl.concat([*tables, build_completions(rows, mode, same)]), COMPLETIONS, COMPLETIONS_ORDER
+            ),
             self.engine.calls,
             self.engine.cached,
             time.perf_counter() - started,
@@ -256,9 +265,9 @@ class Asker:
             TeacherError: too few of the answers are usable.
         """
         rows = self.spec.smoke_rows
-        if not rows or len(jobs) < LARGE * rows:
+        if not rows or len(jobs) < SMOKE_FROM_FACTOR * rows:
             return jobs
-        key = content_hash([self.requests.endpoint.identity, self.requests.templates.version, self.task.kind])
+        key = hash_content([self.requests.endpoint.identity, self.requests.templates.version, self.task.kind])
         if self.engine.store.smoked(key):
             return jobs
         first: dict[str, tuple[str, int]] = {}
@@ -287,7 +296,7 @@ class Asker:
         projected = engine.spent_usd / engine.calls * max(self._to_ask, engine.calls)
         return f"asking the teacher (${engine.spent_usd:.2f} of about ${projected:.2f})"
 
-    def _check_success(self, asked: Asked, prompts: int) -> None:
+    def _check_success(self, asked: AskResult, prompts: int) -> None:
         share = asked.usable_prompts / prompts if prompts else 1.0
         if share < self.spec.min_success and not asked.stopped:
             first = asked.completions.filter(pl.col("error").is_not_null())["error"].head(1).to_list()
@@ -299,7 +308,7 @@ class Asker:
 
 
 @contextmanager
-def _nothing_old_collected() -> Iterator[None]:
+def _freeze_garbage_collector() -> Iterator[None]:
     """The garbage collector leaves alone what is there now: short-lived rows would have it look at all of it often."""
     gc.freeze()
     try:
@@ -308,13 +317,13 @@ def _nothing_old_collected() -> Iterator[None]:
         gc.unfreeze()
 
 
-def together(parts: list[Asked]) -> Asked:
+def merge_results(parts: list[AskResult]) -> AskResult:
     """What several teachers were asked, as one."""
     if len(parts) == 1:
         return parts[0]
     spent = [part.spent_usd for part in parts]
-    return Asked(
-        pl.concat([part.completions for part in parts]).sort(ORDER),
+    return AskResult(
+        pl.concat([part.completions for part in parts]).sort(COMPLETIONS_ORDER),
         sum(part.calls for part in parts),
         sum(part.cached for part in parts),
         sum(part.seconds for part in parts),
@@ -325,6 +334,6 @@ def together(parts: list[Asked]) -> Asked:
     )
 
 
-def run_ask(asker: Asker, prompts: pl.DataFrame, **kwargs: Any) -> Asked:
+def run_ask(asker: Asker, prompts: pl.DataFrame, **kwargs: Any) -> AskResult:
     """`Asker.ask` from synchronous code."""
-    return event_loop.run(asker.ask(prompts, **kwargs))
+    return event_loop.run_in_loop(asker.ask(prompts, **kwargs))

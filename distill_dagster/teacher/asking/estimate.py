@@ -10,26 +10,26 @@ from dataclasses import dataclass
 from statistics import median
 
 from distill_dagster.config import Task, TeacherSpec
-from distill_dagster.core.embedding import Embed
-from distill_dagster.core.hashing import canonical_json, content_hash
-from distill_dagster.prompts.auxiliary_templates import IMAGINE, JUDGE, own_templates
-from distill_dagster.prompts.few_shot import pool, prompt_context
-from distill_dagster.prompts.seeds import labelled_prompts, seed_prompts
+from distill_dagster.core.embedding import EmbedFunction
+from distill_dagster.core.hashing import hash_content, to_canonical_json
+from distill_dagster.prompts.auxiliary_templates import IMAGINE_TEMPLATES, JUDGE_TEMPLATES, select_templates
+from distill_dagster.prompts.few_shot import build_prompt_context, read_example_pool
+from distill_dagster.prompts.seeds import build_labelled_prompts, build_seed_prompts
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.tasks import Slice, TaskFolder
-from distill_dagster.tasks.rows import held_out_keys
-from distill_dagster.teacher.asking.free_text import prompt_of
-from distill_dagster.teacher.asking.requests import Requests
+from distill_dagster.tasks.rows import collect_held_out_keys
+from distill_dagster.teacher.asking.free_text import build_asked_prompt
+from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.completions.store import CompletionStore
-from distill_dagster.teacher.imagine.plan import Imaginer, imagine_requests_needed, imagine_teacher
-from distill_dagster.teacher.judge.judge import Judge, judge_requests_needed, judge_teacher
+from distill_dagster.teacher.imagine.plan import Imaginer, count_imagine_requests, get_imagine_teacher
+from distill_dagster.teacher.judge.judge import Judge, count_judge_requests, get_judge_teacher
 from distill_dagster.teacher.providers.client import Endpoint
-from distill_dagster.teacher.providers.embedded import embedded_identity
+from distill_dagster.teacher.providers.embedded import find_embedded_identity
 from distill_dagster.teacher.providers.exchange import Request
-from distill_dagster.teacher.providers.prices import price_of, worst_case
-from distill_dagster.teacher.providers.replay import recorded
+from distill_dagster.teacher.providers.prices import compute_worst_case, find_price
+from distill_dagster.teacher.providers.replay import load_replay_teacher
 
-GOLDEN = "golden and dev"
+GOLDEN_AND_DEV = "golden and dev"
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Estimate:
 
 
 Messages = list[dict[str, str | None]]
-EmbedOf = Callable[[TeacherSpec], Embed | None]
+EmbedOf = Callable[[TeacherSpec], EmbedFunction | None]
 
 
-def estimate(
+def estimate_requests(
     folder: TaskFolder, store: CompletionStore, slices: list[str], embed_of: EmbedOf, *, golden: bool = False
 ) -> list[Estimate]:
     """The requests that materializing these slices would send; with `golden` also those of golden and dev.
@@ -68,43 +68,47 @@ def estimate(
         InputError: a file of the task is malformed.
         TeacherError: there is no such embedded teacher.
     """
-    examples = pool(prompt_context(folder.examples, held_out_keys(folder.golden, folder.dev)))
+    examples = read_example_pool(
+        build_prompt_context(folder.examples, collect_held_out_keys(folder.golden, folder.dev))
+    )
     task, out = folder.task, list[Estimate]()
     for name, one in task.each_teacher():
         spec = one.teacher
-        answers = recorded(folder, spec) if spec.replayed else None
-        endpoint = Endpoint(spec.model, _identity(spec), recorded=answers)
+        answers = load_replay_teacher(folder, spec) if spec.replayed else None
+        endpoint = Endpoint(spec.model, _find_identity(spec), recorded=answers)
         templates = Templates(folder.templates(), task.kind, task.reasoning)
-        asking = Requests(one, templates, examples, endpoint, embed_of(spec))
+        asking = RequestBuilder(one, templates, examples, endpoint, embed_of(spec))
         if golden:
-            held_out = [*labelled_prompts(folder.golden, "golden")["messages"]]
-            held_out += [*labelled_prompts(folder.dev, "dev")["messages"]]
-            out.append(_answering(asking, store, name, GOLDEN, held_out, 0))
+            held_out = [*build_labelled_prompts(folder.golden, "golden")["messages"]]
+            held_out += [*build_labelled_prompts(folder.dev, "dev")["messages"]]
+            out.append(_estimate_answers(asking, store, name, GOLDEN_AND_DEV, held_out, 0))
         for key in slices:
             slice_ = folder.slice(key)
-            messages = list(seed_prompts(key, slice_, answers=not task.has_labels)["messages"])
-            out.append(_answering(asking, store, name, key, messages, imagine_requests_needed(task, slice_).prompts))
+            messages = list(build_seed_prompts(key, slice_, answers=not task.has_labels)["messages"])
+            out.append(
+                _estimate_answers(asking, store, name, key, messages, count_imagine_requests(task, slice_).prompts)
+            )
     for key in slices:
         slice_ = folder.slice(key)
-        out += _imagining(folder, key, slice_)
-        out += _judging(task, key, slice_)
+        out += _estimate_imagining(folder, key, slice_)
+        out += _estimate_judging(task, key, slice_)
     return out
 
 
-def _identity(spec: TeacherSpec) -> str:
+def _find_identity(spec: TeacherSpec) -> str:
     """Found without a server and without a key."""
-    return embedded_identity(spec) if spec.embedded else content_hash(spec.identity())
+    return find_embedded_identity(spec) if spec.embedded else hash_content(spec.identity())
 
 
-def _answering(
-    asking: Requests,
+def _estimate_answers(
+    asking: RequestBuilder,
     store: CompletionStore,
     name: str,
     key: str,
     messages: Iterable[list[dict[str, str | None]]],
     to_come: int,
 ) -> Estimate:
-    prompts = [prompt_of(m) for m in messages]
+    prompts = [build_asked_prompt(m) for m in messages]
     asking.choice.look_up([prompt.text for prompt in prompts])
     requests = {r.key: r for p in prompts for s in asking.samples(p.text) for r in [asking.make(p, s)]}
     known = store.known(requests)
@@ -113,17 +117,21 @@ def _answering(
     later = to_come * asking.spec.requests_per_prompt
     likely = new or list(requests.values())
     calls = len(new) + (later if likely else 0)
-    tokens, usd = _cost(asking.spec, new, later, likely)
+    tokens, usd = _estimate_cost(asking.spec, new, later, likely)
     seconds = [one.latency_s for one in store.get(sorted(known)[:100]).values() if one.mode == "online"]
-    wall = _wall(asking.spec, calls, tokens, median(seconds) if seconds else None)
+    wall = _estimate_seconds(asking.spec, calls, tokens, median(seconds) if seconds else None)
     return Estimate(key, name, "answers", len(prompts) + to_come, calls, len(known), tokens, usd, wall)
 
 
-def _cost(spec: TeacherSpec, requests: list[Request], more: int, alike: list[Request]) -> tuple[int, float | None]:
+def _estimate_cost(
+    spec: TeacherSpec, requests: list[Request], more: int, alike: list[Request]
+) -> tuple[int, float | None]:
     """Tokens and USD of requests at worst, and of so many more that are like those of `alike`."""
-    price = price_of(spec)
-    worst = [worst_case(request, price, exact=not spec.free) for request in requests]
-    like = worst or ([worst_case(request, price, exact=not spec.free) for request in alike[:20]] if more else [])
+    price = find_price(spec)
+    worst = [compute_worst_case(request, price, exact=not spec.free) for request in requests]
+    like = worst or (
+        [compute_worst_case(request, price, exact=not spec.free) for request in alike[:20]] if more else []
+    )
     tokens = sum(one.tokens for one in worst) + more * round(sum(one.tokens for one in like) / max(1, len(like)))
     if price is None:
         return tokens, None
@@ -131,7 +139,7 @@ def _cost(spec: TeacherSpec, requests: list[Request], more: int, alike: list[Req
     return tokens, round(usd, 6)
 
 
-def _wall(spec: TeacherSpec, calls: int, tokens: int, latency_s: float | None) -> float | None:
+def _estimate_seconds(spec: TeacherSpec, calls: int, tokens: int, latency_s: float | None) -> float | None:
     """Seconds by the declared limits, and by what the teacher took before; None where neither is known."""
     known: list[float] = []
     if spec.requests_per_minute:
@@ -143,38 +151,40 @@ def _wall(spec: TeacherSpec, calls: int, tokens: int, latency_s: float | None) -
     return round(max(known), 1) if known else 0.0 if not calls else None
 
 
-def _imagining(folder: TaskFolder, key: str, slice_: Slice) -> Iterator[Estimate]:
+def _estimate_imagining(folder: TaskFolder, key: str, slice_: Slice) -> Iterator[Estimate]:
     task = folder.task
-    need = imagine_requests_needed(task, slice_)
+    need = count_imagine_requests(task, slice_)
     if not need.prompts:
         return
-    spec = imagine_teacher(task)
-    own = own_templates(folder.templates(), IMAGINE)
-    imaginer = Imaginer(task, key, slice_, [*folder.golden, *folder.dev], own, _identity(spec))
+    spec = get_imagine_teacher(task)
+    own = select_templates(folder.templates(), IMAGINE_TEMPLATES)
+    imaginer = Imaginer(task, key, slice_, [*folder.golden, *folder.dev], own, _find_identity(spec))
     jobs = imaginer.jobs(slice_.imagination, need.prompts)
     requests = [imaginer.request(job, slice_.imagination.generation) for job in jobs]
-    tokens, usd = _cost(spec, requests, need.at_most - len(requests), requests)
-    wall = _wall(spec, need.at_most, tokens, None)
+    tokens, usd = _estimate_cost(spec, requests, need.at_most - len(requests), requests)
+    wall = _estimate_seconds(spec, need.at_most, tokens, None)
     yield Estimate(key, spec.model, "imagining", need.prompts, need.at_most, 0, tokens, usd, wall)
 
 
-def _judging(task: Task, key: str, slice_: Slice) -> Iterator[Estimate]:
+def _estimate_judging(task: Task, key: str, slice_: Slice) -> Iterator[Estimate]:
     if task.judge is None:
         return
-    spec = judge_teacher(task)
-    judge = Judge(task, own_templates({}, JUDGE), _identity(spec))
-    frame = seed_prompts(key, slice_, answers=not task.has_labels)
-    prompts = frame.height + imagine_requests_needed(task, slice_).prompts
-    _, calls = judge_requests_needed(task, prompts)
+    spec = get_judge_teacher(task)
+    judge = Judge(task, select_templates({}, JUDGE_TEMPLATES), _find_identity(spec))
+    frame = build_seed_prompts(key, slice_, answers=not task.has_labels)
+    prompts = frame.height + count_imagine_requests(task, slice_).prompts
+    _, calls = count_judge_requests(task, prompts)
     # The answers are not there yet: as long as the teacher may make them.
-    answer = canonical_json("word " * task.teacher.max_tokens)
+    answer = to_canonical_json("word " * task.teacher.max_tokens)
     rows = [{"messages": m, "answer": answer, "reasoning": None} for m in frame["messages"].head(20)]
     alike = [judge.request(row) for row in rows]
-    tokens, usd = _cost(spec, [], calls if alike else 0, alike)
-    yield Estimate(key, spec.model, "judging", prompts, calls, 0, tokens, usd, _wall(spec, calls, tokens, None))
+    tokens, usd = _estimate_cost(spec, [], calls if alike else 0, alike)
+    yield Estimate(
+        key, spec.model, "judging", prompts, calls, 0, tokens, usd, _estimate_seconds(spec, calls, tokens, None)
+    )
 
 
-def total(found: list[Estimate]) -> dict[str, float | int | None]:
+def sum_estimates(found: list[Estimate]) -> dict[str, float | int | None]:
     """All together; USD are unknown where one of them is, seconds add up since slices follow each other."""
     usd = [one.usd for one in found if one.calls]
     wall = [one.wall_s for one in found if one.calls]

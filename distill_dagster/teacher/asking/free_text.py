@@ -9,22 +9,22 @@ from typing import Any
 import polars as pl
 
 from distill_dagster.config import TeacherSpec
-from distill_dagster.core.json_schema import strict
-from distill_dagster.kinds import Kind, Question, is_refusal, read_answer, written
-from distill_dagster.kinds.base import ANSWER, REFUSAL
-from distill_dagster.prompts.few_shot import Example
+from distill_dagster.core.json_schema import is_strict_schema
+from distill_dagster.kinds import Kind, Question, format_with_reasoning, is_refusal, read_answer
+from distill_dagster.kinds.base import ANSWER_MARK, REFUSAL_KEY
+from distill_dagster.prompts.few_shot import FewShotExample
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.tables.messages import transcript, user_text, user_text_expr
+from distill_dagster.tables.messages import format_transcript, get_user_text, user_text_expr
 from distill_dagster.teacher.providers.capabilities import takes_schema, takes_tools
 from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.exchange import Request, Response
 
-_REFUSED = f'{{"{REFUSAL}":'
+_REFUSAL_PREFIX = f'{{"{REFUSAL_KEY}":'
 """How the canonical JSON of a refusal begins."""
 
 
 @dataclass(frozen=True)
-class Prompt:
+class AskedPrompt:
     """What is asked: a text, or the turns of a conversation as (role, content)."""
 
     text: str
@@ -36,36 +36,36 @@ class Prompt:
         return Question(self.text, self.refusal_wanted)
 
 
-def prompt_of(messages: list[dict[str, Any]], reference: str | None = None) -> Prompt:
+def build_asked_prompt(messages: list[dict[str, Any]], reference: str | None = None) -> AskedPrompt:
     """The prompt of a row of a prompts table."""
     turns = tuple((m["role"], m["content"] or "") for m in messages)
     alone = len(turns) == 1
-    wanted = reference is not None and reference.startswith(_REFUSED) and is_refusal(json.loads(reference))
-    return Prompt(user_text(messages), () if alone else turns, wanted)
+    wanted = reference is not None and reference.startswith(_REFUSAL_PREFIX) and is_refusal(json.loads(reference))
+    return AskedPrompt(get_user_text(messages), () if alone else turns, wanted)
 
 
-def text_of(asked: str | Prompt) -> str:
+def get_asked_text(asked: str | AskedPrompt) -> str:
     """The text of what is asked; of a conversation its user's turns."""
     return asked if isinstance(asked, str) else asked.text
 
 
-def asked_in(prompts: pl.DataFrame, refusals: bool) -> dict[str, str | Prompt]:
+def read_asked_prompts(prompts: pl.DataFrame, refusals: bool) -> dict[str, str | AskedPrompt]:
     """What the rows of a prompts table ask, by prompt_id: a text, or as `prompt_of` where there is more to it.
 
     `refusals`: a reference may say that a refusal is wanted.
     """
     alone = pl.col("messages").list.len() == 1
     if refusals:
-        alone &= ~pl.col("reference").str.starts_with(_REFUSED).fill_null(False)
+        alone &= ~pl.col("reference").str.starts_with(_REFUSAL_PREFIX).fill_null(False)
     text, messages = pl.when(alone).then(user_text_expr()), pl.when(~alone).then(pl.col("messages"))
     rows = prompts.select("prompt_id", text.alias("text"), messages.alias("messages"), "reference").iter_rows()
     return {
-        id_: text if text is not None else prompt_of(messages, reference if refusals else None)
+        id_: text if text is not None else build_asked_prompt(messages, reference if refusals else None)
         for id_, text, messages, reference in rows
     }
 
 
-class Writer:
+class FreeTextAsker:
     """Makes the requests of one task whose answers are written, and reads the responses."""
 
     def __init__(self, kind: Kind, templates: Templates, endpoint: Endpoint, spec: TeacherSpec) -> None:
@@ -77,19 +77,19 @@ class Writer:
         """What a base-like model runs on with behind its answer: the next item."""
         return f"\n\n{self.task.item}:"
 
-    def request(self, prompt: Prompt, examples: list[Example], sample: int) -> Request:
+    def request(self, prompt: AskedPrompt, examples: list[FewShotExample], sample: int) -> Request:
         """The request for one sample of one prompt, few-shot examples with their reasoning before it."""
         params: dict[str, Any] = {"temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
         if self.spec.temperature > 0:
             params["seed"] = sample
         if self.spec.api == "text":
-            text = transcript(prompt.turns) or prompt.text
+            text = format_transcript(prompt.turns) or prompt.text
             values = self._values([self._shown(e) for e in examples], "")
             rendered = self.templates.part("text", **values, text=text)
             return Request(self.endpoint.identity, sample, params | {"stop": [self.stop]}, prompt=rendered)
         return self._chat(prompt, examples, sample, params)
 
-    def read(self, prompt: Prompt, request: Request, response: Response) -> dict[str, Any]:
+    def read(self, prompt: AskedPrompt, request: Request, response: Response) -> dict[str, Any]:
         """Status, reasoning and answer of a response; `error` says why a received one has no answer."""
         if response.finish_reason == "content_filter":
             return {"status": "filtered", "reasoning": response.reasoning}
@@ -104,7 +104,9 @@ class Writer:
         )
         return vars(found)
 
-    def _chat(self, prompt: Prompt, examples: list[Example], sample: int, params: dict[str, Any]) -> Request:
+    def _chat(
+        self, prompt: AskedPrompt, examples: list[FewShotExample], sample: int, params: dict[str, Any]
+    ) -> Request:
         tools = self._tools()
         structured = tools is None and (self.kind.structured or self.task.reasoning)
         schema = self._schema() if structured else None
@@ -120,7 +122,7 @@ class Writer:
             messages += self._turns(example.text, example.messages, values)
             messages.append({"role": "assistant", "content": self._reply(example, structured)})
         messages += self._turns(prompt.text, prompt.turns, values)
-        response_format = _response_format(schema) if schema is not None and by_provider else None
+        response_format = _build_response_format(schema) if schema is not None and by_provider else None
         return Request(
             self.endpoint.identity, sample, params, messages=messages, tools=tools, response_format=response_format
         )
@@ -141,16 +143,16 @@ class Writer:
             "format": format_,
         }
 
-    def _answer(self, example: Example) -> Any:
+    def _answer(self, example: FewShotExample) -> Any:
         return json.loads(example.answer) if example.answer is not None else example.label
 
-    def _shown(self, example: Example) -> dict[str, str]:
+    def _shown(self, example: FewShotExample) -> dict[str, str]:
         answer = self.kind.text(self._answer(example))
         reasoning = example.reasoning if self.task.reasoning else None
-        said = written(reasoning, answer) if reasoning else f"{ANSWER} {answer}"
-        return {"text": transcript(example.messages) or example.text, "written": said}
+        said = format_with_reasoning(reasoning, answer) if reasoning else f"{ANSWER_MARK} {answer}"
+        return {"text": format_transcript(example.messages) or example.text, "written": said}
 
-    def _reply(self, example: Example, structured: bool) -> str:
+    def _reply(self, example: FewShotExample, structured: bool) -> str:
         answer = self._answer(example)
         if not structured or is_refusal(answer):
             return self.kind.text(answer)
@@ -179,5 +181,8 @@ class Writer:
         return f"Answer with one JSON object and nothing else: {fields} It fits this JSON schema:\n{text}"
 
 
-def _response_format(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": strict(schema), "schema": schema}}
+def _build_response_format(schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "strict": is_strict_schema(schema), "schema": schema},
+    }

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from distill_dagster.kinds.labels import _word
+from distill_dagster.kinds.labels import _word_pattern
 from distill_dagster.teacher.providers.exchange import Position
 
 SHORTEST_FRAGMENT = 4
@@ -38,17 +38,17 @@ class LabelMass:
             self.shared[longer] = self.shared.get(longer, 0.0) + whole * mass / total
 
 
-def _candidates(text: str, labels: list[str]) -> list[str]:
+def _find_possible_labels(text: str, labels: list[str]) -> list[str]:
     """Labels that a spelling so far can still become; a finished label may be followed by a non-word character."""
     folded = text.casefold()
     found = [label for label in labels if label.casefold().startswith(folded)]
     if found:
         return found
-    ended = [x for x in labels if re.match(_word(x), folded)]
+    ended = [x for x in labels if re.match(_word_pattern(x), folded)]
     return [max(ended, key=len)] if ended else []
 
 
-def _spellings(position: Position, labels: list[str], prefix: str) -> dict[str, tuple[str, list[str]]]:
+def _find_spellings(position: Position, labels: list[str], prefix: str) -> dict[str, tuple[str, list[str]]]:
     """Tokens of one place that spell labels: token -> (text so far, labels that it begins).
 
     Of the tokens that a label begins with only the longest count: where " notifications" is a token of its own, " not"
@@ -59,7 +59,7 @@ def _spellings(position: Position, labels: list[str], prefix: str) -> dict[str, 
     longest: dict[str, int] = {}
     for token, _ in position:
         text = prefix + token if prefix.strip() else (prefix + token).lstrip()
-        matching = _candidates(text, labels) if text.strip() else []
+        matching = _find_possible_labels(text, labels) if text.strip() else []
         if len(text.strip()) < SHORTEST_FRAGMENT:
             # " not" and " can" begin words of every kind: a fragment so short says nothing, a whole word does.
             matching = [x for x in matching if re.match(re.escape(text.strip()) + r"\b", x, re.IGNORECASE)]
@@ -74,7 +74,9 @@ def _spellings(position: Position, labels: list[str], prefix: str) -> dict[str, 
     return kept
 
 
-def label_mass(positions: list[Position], labels: list[str], spelled: str = "", ended: bool = False) -> LabelMass:
+def compute_label_mass(
+    positions: list[Position], labels: list[str], spelled: str = "", ended: bool = False
+) -> LabelMass:
     """Distribute the probability of each token spelling over the labels that it begins.
 
     Walks along the taken tokens; at each place the other tokens branch off to labels of their own. All spellings of a
@@ -85,7 +87,7 @@ def label_mass(positions: list[Position], labels: list[str], spelled: str = "", 
     mass, prefix, path = LabelMass(), spelled, 1.0
     for index, position in enumerate(positions):
         taken, last = position[0][0], index == len(positions) - 1
-        spellings = _spellings(position, labels, prefix)
+        spellings = _find_spellings(position, labels, prefix)
         for token, logprob in dict(position).items():
             text, found = spellings.get(token, ("", []))
             here = path * math.exp(logprob)
@@ -107,13 +109,13 @@ def divide_shared(mass: LabelMass, labels: list[str]) -> dict[str, float]:
     """Labels' mass, with what is shared divided equally among the labels that it may become."""
     out = {label: mass.labels.get(label, 0.0) for label in labels}
     for text, shared in mass.shared.items():
-        found = _candidates(text, labels)
+        found = _find_possible_labels(text, labels)
         for label in found:
             out[label] += shared / len(found)
     return out
 
 
-def next_words(labels: list[str], spelled: str = "") -> list[str]:
+def list_next_words(labels: list[str], spelled: str = "") -> list[str]:
     """What an answer that begins with `spelled` goes on with if it names a label: a word, or a part of one.
 
     A line break stands for the end of the label that `spelled` is, where longer labels begin with it too.
@@ -124,7 +126,7 @@ def next_words(labels: list[str], spelled: str = "") -> list[str]:
     return sorted(words)
 
 
-def floored(mass: dict[str, float], position: Position) -> dict[str, float]:
+def fill_missing_mass(mass: dict[str, float], position: Position) -> dict[str, float]:
     """Labels without mass get the probability of the least likely token that was sent: theirs is at most that.
 
     Without it a label would drop out wherever it falls behind the tokens that a provider lists, and a division by the
@@ -134,7 +136,7 @@ def floored(mass: dict[str, float], position: Position) -> dict[str, float]:
     return {label: value or least for label, value in mass.items()}
 
 
-def normalize(mass: dict[str, float]) -> dict[str, float] | None:
+def normalize_mass(mass: dict[str, float]) -> dict[str, float] | None:
     """Probabilities that add up to 1, or None where no label has any mass."""
     total = sum(mass.values())
     return {label: value / total for label, value in mass.items()} if total > 1e-9 else None

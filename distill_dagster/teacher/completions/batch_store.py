@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from distill_dagster.core.databases import insert_if_new
-from distill_dagster.core.processes import elsewhere, is_gone, this_process
+from distill_dagster.core.processes import get_process_name, is_on_other_host, is_process_gone
 from distill_dagster.teacher.completions.store import CompletionStore
 
 _METADATA = sa.MetaData()
@@ -34,8 +34,8 @@ _REQUESTS = sa.Table(
     sa.Column("submission", sa.String(32), nullable=False, index=True),
     sa.Column("error", sa.Text),
 )
-TABLES = (_BATCHES, _REQUESTS)
-_CHUNK = 500
+BATCH_TABLES = (_BATCHES, _REQUESTS)
+_KEYS_PER_QUERY = 500
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Submission:
         """Whether the process that was about to submit it still lives; one on another machine is taken to."""
         if not self.owner:
             return False
-        if elsewhere(self.owner):
+        if is_on_other_host(self.owner):
             age = datetime.now(UTC) - datetime.fromisoformat(self.created_at)
-            return age.total_seconds() < _ELSEWHERE_S
-        return not is_gone(self.owner)
+            return age.total_seconds() < _REMOTE_GRACE_S
+        return not is_process_gone(self.owner)
 
 
-_ELSEWHERE_S = 3600
+_REMOTE_GRACE_S = 3600
 """After so many seconds a submission of another machine that never got its batch id is looked into."""
 
 
@@ -74,7 +74,7 @@ class BatchStore:
 
     def __init__(self, store: CompletionStore) -> None:
         self._engine = store.database
-        store.make_tables(*TABLES)
+        store.make_tables(*BATCH_TABLES)
 
     def claim(self, keys: Iterable[str], teacher: str, origin: str) -> tuple[Submission, list[str]] | None:
         """Note that these requests are about to be submitted; those that are in an open batch already are left out.
@@ -87,14 +87,14 @@ class BatchStore:
         wanted = sorted(set(keys))  # in one order everywhere: two processes wait for each other, and not crosswise
         insert = insert_if_new(self._engine, _REQUESTS)
         with self._engine.begin() as connection:
-            for start in range(0, len(wanted), _CHUNK):
-                rows = [{"request_key": key, "submission": name} for key in wanted[start : start + _CHUNK]]
+            for start in range(0, len(wanted), _KEYS_PER_QUERY):
+                rows = [{"request_key": key, "submission": name} for key in wanted[start : start + _KEYS_PER_QUERY]]
                 connection.execute(insert, rows)
             mine = sa.select(_REQUESTS.c.request_key).where(_REQUESTS.c.submission == name)
             got = sorted(connection.execute(mine).scalars())
             if not got:
                 return None
-            made = Submission(name, None, teacher, origin, this_process(), len(got), now, None)
+            made = Submission(name, None, teacher, origin, get_process_name(), len(got), now, None)
             connection.execute(_BATCHES.insert().values(**vars(made)))
         return made, got
 
@@ -113,8 +113,8 @@ class BatchStore:
         """Give some of its requests free again: they will not be submitted with it."""
         gone = sorted(keys)
         with self._engine.begin() as connection:
-            for start in range(0, len(gone), _CHUNK):
-                some = _REQUESTS.c.request_key.in_(gone[start : start + _CHUNK])
+            for start in range(0, len(gone), _KEYS_PER_QUERY):
+                some = _REQUESTS.c.request_key.in_(gone[start : start + _KEYS_PER_QUERY])
                 connection.execute(_REQUESTS.delete().where(_REQUESTS.c.submission == submission, some))
 
     def forget(self, submission: str) -> None:
@@ -159,15 +159,15 @@ class BatchStore:
         errors = {row.request_key: row.error for row in found if row.error is not None}
         told = list(errors)
         with self._engine.begin() as connection:
-            for start in range(0, len(told), _CHUNK):
-                some = _REQUESTS.c.request_key.in_(told[start : start + _CHUNK])
+            for start in range(0, len(told), _KEYS_PER_QUERY):
+                some = _REQUESTS.c.request_key.in_(told[start : start + _KEYS_PER_QUERY])
                 connection.execute(_REQUESTS.delete().where(some))
         return errors
 
     def _among(self, keys: Iterable[str], *columns: sa.Column[Any]) -> list[sa.Row[Any]]:
         wanted, out = sorted(set(keys)), list[sa.Row[Any]]()
         with self._engine.connect() as connection:
-            for start in range(0, len(wanted), _CHUNK):
-                some = _REQUESTS.c.request_key.in_(wanted[start : start + _CHUNK])
+            for start in range(0, len(wanted), _KEYS_PER_QUERY):
+                some = _REQUESTS.c.request_key.in_(wanted[start : start + _KEYS_PER_QUERY])
                 out += connection.execute(sa.select(*columns).where(some))
         return out

@@ -18,39 +18,39 @@ from typing import Any
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core import progress, redaction
 from distill_dagster.core.errors import TeacherError
-from distill_dagster.core.hashing import content_hash
+from distill_dagster.core.hashing import hash_content
 from distill_dagster.teacher.completions.batch_store import BatchStore, Submission
-from distill_dagster.teacher.completions.ledger import Account, Settled, Wanted
+from distill_dagster.teacher.completions.ledger import Account, Reservation, Settlement
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers import event_loop
 from distill_dagster.teacher.providers.attempts import BudgetError
-from distill_dagster.teacher.providers.client import Endpoint, response_of, scrubbed, without_secrets
+from distill_dagster.teacher.providers.client import Endpoint, parse_response, redact_error, redact_response
 from distill_dagster.teacher.providers.exchange import Request, Response
-from distill_dagster.teacher.providers.prices import Price, price_of, worst_case
+from distill_dagster.teacher.providers.prices import TokenPrice, compute_worst_case, find_price
 
-NAME = "distill_submission"
+SUBMISSION_KEY = "distill_submission"
 """The key of a batch's metadata under which our name of it stands."""
-PROVIDERS = ("openai", "azure", "hosted_vllm", "litellm_proxy")
+BATCH_PROVIDERS = ("openai", "azure", "hosted_vllm", "litellm_proxy")
 """Those with OpenAI's batch API whose batches litellm can list too, which surviving a kill needs."""
-MAX_REQUESTS, MAX_BYTES = 50_000, 100 * 1024 * 1024
+MAX_BATCH_REQUESTS, MAX_BATCH_BYTES = 50_000, 100 * 1024 * 1024
 """Of one batch: as many requests as OpenAI takes, and half of the bytes."""
-SLOWEST = 10
+MAX_POLL_FACTOR = 10
 """Polling slows down to so many times its first pause."""
-PAGE = 100
-LOOK_AGAIN_S = 0.05
-_WITHOUT_ANSWER = {
+PAGE_SIZE = 100
+RESUBMIT_PAUSE_S = 0.05
+_MISSING_REASONS = {
     "completed": "the batch ended without an answer to this",
     "expired": "the batch expired before this was answered; the next run asks again",
     "cancelled": "the batch was cancelled before this was answered; the next run asks again",
 }
 
 
-class PendingError(TeacherError):
+class BatchPendingError(TeacherError):
     """Batches are under way and not ready. Nothing is lost: whoever looks later finds their answers."""
 
 
 @dataclass(frozen=True)
-class Collected:
+class CollectedBatch:
     """A batch that ended: how many answers came, and how many did not."""
 
     submission: Submission
@@ -64,7 +64,7 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class _Line:
+class _ResultLine:
     """One line of a batch's result: an answer, or why there is none."""
 
     key: str
@@ -72,28 +72,28 @@ class _Line:
     error: str
 
 
-def look_after(
+def collect_batches(
     endpoint: Endpoint, spec: TeacherSpec, store: CompletionStore, task: str
-) -> tuple[list[Collected], list[Submission]]:
+) -> tuple[list[CollectedBatch], list[Submission]]:
     """Collect a task's batches that ended, submitting nothing; and those that are under way.
 
     Raises:
         TeacherError: the provider cannot be asked.
     """
-    batches = Batches(endpoint, spec, store)
+    batches = BatchRunner(endpoint, spec, store)
     if not batches.notes.open(endpoint.identity, task):
         return [], []
-    return event_loop.run(batches.collect(task)), batches.notes.open(endpoint.identity, task)
+    return event_loop.run_in_loop(batches.collect(task)), batches.notes.open(endpoint.identity, task)
 
 
-def give_up(store: CompletionStore, submission: str) -> None:
+def forget_batch(store: CompletionStore, submission: str) -> None:
     """Wait for a batch no more. Its worst case counts as spent, since the provider may answer and bill it."""
     notes = BatchStore(store)
-    store.commit({}, [Settled(_ledger_id(submission, key), "lost") for key in notes.keys(submission)])
+    store.commit({}, [Settlement(_build_ledger_id(submission, key), "lost") for key in notes.keys(submission)])
     notes.forget(submission)
 
 
-class Batches:
+class BatchRunner:
     """The batches of one teacher: submitting, looking after, and collecting them."""
 
     def __init__(
@@ -102,7 +102,7 @@ class Batches:
         spec: TeacherSpec,
         store: CompletionStore,
         account: Account | None = None,
-        price: Price | None = None,
+        price: TokenPrice | None = None,
     ) -> None:
         """`account` is who pays, and `price` what is reserved by: the one for online requests, which is no less."""
         self.endpoint, self.spec, self.store = endpoint, spec, store
@@ -134,7 +134,7 @@ class Batches:
             rest = {key: request for key, request in wanted.items() if key not in stored and key not in errors}
             if not rest:
                 return errors
-            for part in _parts({key: self._line(request) for key, request in rest.items()}):
+            for part in _split_into_batches({key: self._line(request) for key, request in rest.items()}):
                 if claimed := self.notes.claim(part, self.endpoint.identity, origin):
                     submission, keys = claimed
                     keys, over = self._reserve(submission, [rest[key] for key in keys])
@@ -145,7 +145,7 @@ class Batches:
                         what = "Raise it, in task.yaml or of the command, and run again: what was submitted is kept."
                         raise BudgetError(f"{over}. {what}")
             await self._wait(list(rest), until)
-            await asyncio.sleep(LOOK_AGAIN_S)  # what somebody asks online just now is in no batch
+            await asyncio.sleep(RESUBMIT_PAUSE_S)  # what somebody asks online just now is in no batch
 
     def _reserve(self, submission: Submission, requests: list[Request]) -> tuple[list[str], str]:
         """Reserve the worst case of each; those that may be submitted, and why others may not.
@@ -154,14 +154,14 @@ class Batches:
         """
         exact = self.account.budget.any
         wanted = [
-            Wanted(
+            Reservation(
                 request.key,
                 self.account,
                 self.spec.model,
-                worst_case(request, self.price, exact=exact),
+                compute_worst_case(request, self.price, exact=exact),
                 0.0,
                 mode="batch",
-                id=_ledger_id(submission.submission, request.key),
+                id=_build_ledger_id(submission.submission, request.key),
             )
             for request in requests
         ]
@@ -177,17 +177,17 @@ class Batches:
     def _forget(self, submission: Submission) -> None:
         """It was never submitted: nothing of it is paid for."""
         keys = self.notes.keys(submission.submission)
-        self.store.commit({}, [Settled(_ledger_id(submission.submission, key), "released") for key in keys])
+        self.store.commit({}, [Settlement(_build_ledger_id(submission.submission, key), "released") for key in keys])
         self.notes.forget(submission.submission)
 
-    async def collect(self, task: str | None = None) -> list[Collected]:
+    async def collect(self, task: str | None = None) -> list[CollectedBatch]:
         """Look once at every open batch, of one task or of all; the answers of those that ended go into the store.
 
         Raises:
             TeacherError: the provider cannot be asked.
         """
         await self._adopt()
-        looked: list[Collected] = []
+        looked: list[CollectedBatch] = []
         for submission in self.notes.open(self.endpoint.identity, task):
             if submission.batch_id is not None:
                 _, done = await self._look(submission)
@@ -213,12 +213,12 @@ class Batches:
         found: dict[str, str] = {}
         after: str | None = None
         while True:
-            page = await self._call(litellm.alist_batches, after=after, limit=PAGE)
+            page = await self._call(litellm.alist_batches, after=after, limit=PAGE_SIZE)
             batches = list(page.data if hasattr(page, "data") else page["data"])
             for batch in batches:
-                if name := (batch.metadata or {}).get(NAME):
+                if name := (batch.metadata or {}).get(SUBMISSION_KEY):
                     found[name] = batch.id
-            if len(batches) < PAGE or batches[-1].id == after:
+            if len(batches) < PAGE_SIZE or batches[-1].id == after:
                 return found
             after = batches[-1].id
 
@@ -243,7 +243,7 @@ class Batches:
             completion_window="24h",
             endpoint=self._url,
             input_file_id=file.id,
-            metadata={NAME: name},
+            metadata={SUBMISSION_KEY: name},
         )
         return str(batch.id)
 
@@ -262,17 +262,17 @@ class Batches:
                     return  # its process died: `run` looks for it
             if not (held := self.notes.holding(keys)):
                 return
-            progress.report("waiting for the batch", min(done, total), total)
+            progress.report_progress("waiting for the batch", min(done, total), total)
             if time.monotonic() + pause > until:
                 batches = "1 batch" if len(held) == 1 else f"{len(held)} batches"
-                raise PendingError(
+                raise BatchPendingError(
                     f"{batches} of {self.spec.model} under way; {done} of {total} requests are answered so far. "
                     f"Nothing is lost: `distill batches` shows and collects them, and the next run goes on with them."
                 )
             await asyncio.sleep(pause)
-            pause = min(1.5 * pause, SLOWEST * self.spec.batch.poll_s)
+            pause = min(1.5 * pause, MAX_POLL_FACTOR * self.spec.batch.poll_s)
 
-    async def _look(self, submission: Submission) -> tuple[int, Collected | None]:
+    async def _look(self, submission: Submission) -> tuple[int, CollectedBatch | None]:
         """How many of its requests are answered; and, if it ended, what was collected."""
         import litellm
 
@@ -282,17 +282,17 @@ class Batches:
         if batch.status == "failed":
             told = [str(error.message) for error in (batch.errors.data if batch.errors else None) or []]
             why = "the batch was refused: " + ("; ".join(told[:3]) or "no reason was given")
-            return answered, self._store(submission, "failed", [], scrubbed(why, self.endpoint))
-        if batch.status not in _WITHOUT_ANSWER:
+            return answered, self._store(submission, "failed", [], redact_error(why, self.endpoint))
+        if batch.status not in _MISSING_REASONS:
             return answered, None
-        lines: list[_Line] = []
+        lines: list[_ResultLine] = []
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id:
                 content = await self._call(litellm.afile_content, file_id=file_id)
                 lines += self._lines(content.content)
-        return answered, self._store(submission, batch.status, lines, _WITHOUT_ANSWER[batch.status])
+        return answered, self._store(submission, batch.status, lines, _MISSING_REASONS[batch.status])
 
-    def _store(self, submission: Submission, status: str, lines: list[_Line], missing: str) -> Collected:
+    def _store(self, submission: Submission, status: str, lines: list[_ResultLine], missing: str) -> CollectedBatch:
         """Answers first, then the note: an answer is durable before its batch counts as collected."""
         keys, errors = set(self.notes.keys(submission.submission)), dict[str, str]()
         answers: dict[str, Response] = {}
@@ -300,26 +300,26 @@ class Batches:
             if line.response is not None:
                 answers[line.key] = line.response
             else:
-                errors[line.key] = scrubbed(line.error, self.endpoint)
+                errors[line.key] = redact_error(line.error, self.endpoint)
         ended = [self._ended(submission, key, answers.get(key)) for key in sorted(keys)]
         self.store.commit(answers, ended)
         stored = self.store.known(keys)
         errors = {key: errors.get(key, missing) for key in keys if key not in stored}
         self.notes.collected(submission.submission, errors)
-        return Collected(submission, status, len(answers), len(errors))
+        return CollectedBatch(submission, status, len(answers), len(errors))
 
-    def _ended(self, submission: Submission, key: str, response: Response | None) -> Settled:
+    def _ended(self, submission: Submission, key: str, response: Response | None) -> Settlement:
         """What a request of a batch came to: a line that failed or expired is not paid for."""
-        name = _ledger_id(submission.submission, key)
+        name = _build_ledger_id(submission.submission, key)
         if response is None:
-            return Settled(name, "released")
+            return Settlement(name, "released")
         prompt, answer = response.prompt_tokens or 0, response.completion_tokens or 0
         usd = response.cost_usd
-        if usd is None and (price := self.price or price_of(self.spec)) is not None:
+        if usd is None and (price := self.price or find_price(self.spec)) is not None:
             usd = price.of(prompt, answer)  # the cap holds, whatever the batch's own price is
-        return Settled(name, "settled", prompt + answer, usd)
+        return Settlement(name, "settled", prompt + answer, usd)
 
-    def _lines(self, content: bytes) -> Iterator[_Line]:
+    def _lines(self, content: bytes) -> Iterator[_ResultLine]:
         for text in content.decode("utf-8", "replace").splitlines():
             if not text.strip():
                 continue
@@ -330,19 +330,19 @@ class Batches:
                 error = value.get("error") or body.get("error")
                 if error or status != 200:
                     said = error.get("message") or error.get("code") if isinstance(error, dict) else error
-                    yield _Line(key, None, f"{said or 'no reason was given'} (status {status})")
+                    yield _ResultLine(key, None, f"{said or 'no reason was given'} (status {status})")
                 else:
                     yield self._answer(key, body)
             except (ValueError, KeyError, TypeError, AttributeError, IndexError):
                 continue  # a line that cannot be read answers nothing: its request is told to have no answer
 
-    def _answer(self, key: str, body: dict[str, Any]) -> _Line:
-        found = without_secrets(response_of(body, 0.0, 0), redaction.credentials())
-        cost = batch_cost(self.spec, found.prompt_tokens, found.completion_tokens)
+    def _answer(self, key: str, body: dict[str, Any]) -> _ResultLine:
+        found = redact_response(parse_response(body, 0.0, 0), redaction.list_credentials())
+        cost = compute_batch_cost(self.spec, found.prompt_tokens, found.completion_tokens)
         response = replace(found, cost_usd=cost, mode="batch")
         if self.spec.soft_labels == "logprobs" and response.text and not response.positions:
-            return _Line(key, None, "no token log-probabilities came; set `soft_labels: votes` in task.yaml")
-        return _Line(key, response, "")
+            return _ResultLine(key, None, "no token log-probabilities came; set `soft_labels: votes` in task.yaml")
+        return _ResultLine(key, response, "")
 
     def _line(self, request: Request) -> str:
         """One line of a batch file: the request as the provider's own API takes it."""
@@ -371,9 +371,9 @@ class Batches:
             provider = str(litellm.get_llm_provider(self.spec.model)[1])
         except Exception:
             provider = self.spec.model.partition("/")[0]
-        if provider not in PROVIDERS:
+        if provider not in BATCH_PROVIDERS:
             raise TeacherError(
-                f"There is no batch API for {self.spec.model}: batch mode is for {', '.join(PROVIDERS)}. Set "
+                f"There is no batch API for {self.spec.model}: batch mode is for {', '.join(BATCH_PROVIDERS)}. Set "
                 f"`mode: online` in task.yaml."
             )
         return provider
@@ -397,7 +397,7 @@ class Batches:
         # Creating a batch is not repeated here: a cut connection may have made it. `_submit` looks.
         attempts = 1 if call is litellm.acreate_batch else self.spec.max_retries + 1
         retrying = AsyncRetrying(
-            retry=retry_if_exception(_worth_retrying),
+            retry=retry_if_exception(_is_retryable),
             stop=stop_after_attempt(attempts),
             wait=wait_random_exponential(multiplier=0.5, max=30),
             reraise=True,
@@ -406,21 +406,21 @@ class Batches:
             return await retrying(call, **arguments, **where)
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
-            raise TeacherError(scrubbed(f"The batch API of {self.spec.model}: {what}", self.endpoint)) from None
+            raise TeacherError(redact_error(f"The batch API of {self.spec.model}: {what}", self.endpoint)) from None
 
 
-def _ledger_id(submission: str, key: str) -> str:
+def _build_ledger_id(submission: str, key: str) -> str:
     """A request's entry in the ledger: whoever collects a batch knows it, also in another process."""
-    return content_hash([submission, key])[:32]
+    return hash_content([submission, key])[:32]
 
 
-def batch_cost(spec: TeacherSpec, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
+def compute_batch_cost(spec: TeacherSpec, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
     """USD by the declared price, else by litellm's list of prices for batches; None without either: never a guess."""
     import litellm
 
     model = spec.model
     if spec.price is not None and prompt_tokens is not None and completion_tokens is not None:
-        return Price(spec.price.input_usd, spec.price.output_usd).of(prompt_tokens, completion_tokens)
+        return TokenPrice(spec.price.input_usd, spec.price.output_usd).of(prompt_tokens, completion_tokens)
     found = litellm.model_cost.get(model) or litellm.model_cost.get(model.partition("/")[2]) or {}
     prices = found.get("input_cost_per_token_batches"), found.get("output_cost_per_token_batches")
     if prompt_tokens is None or completion_tokens is None or prices[0] is None or prices[1] is None:
@@ -428,17 +428,17 @@ def batch_cost(spec: TeacherSpec, prompt_tokens: int | None, completion_tokens: 
     return prompt_tokens * float(prices[0]) + completion_tokens * float(prices[1])
 
 
-def _worth_retrying(error: BaseException) -> bool:
+def _is_retryable(error: BaseException) -> bool:
     status = getattr(error, "status_code", None)
     return status is None or status in (408, 409, 429) or int(status) >= 500
 
 
-def _parts(lines: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def _split_into_batches(lines: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Request lines in parts that one batch may hold."""
     part, size = dict[str, str](), 0
     for key, line in lines.items():
         length = len(line.encode()) + 1
-        if part and (len(part) == MAX_REQUESTS or size + length > MAX_BYTES):
+        if part and (len(part) == MAX_BATCH_REQUESTS or size + length > MAX_BATCH_BYTES):
             yield part
             part, size = {}, 0
         part[key] = line

@@ -12,27 +12,32 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core.errors import TeacherError
-from distill_dagster.core.hashing import content_hash
-from distill_dagster.core.redaction import credentials
-from distill_dagster.teacher.completions.batches import Batches
-from distill_dagster.teacher.completions.ledger import Account, Settled, Verdict, Wanted
+from distill_dagster.core.hashing import hash_content
+from distill_dagster.core.redaction import list_credentials
+from distill_dagster.teacher.completions.batches import BatchRunner
+from distill_dagster.teacher.completions.ledger import Account, Decision, Reservation, Settlement
 from distill_dagster.teacher.completions.store import CompletionStore
-from distill_dagster.teacher.providers.attempts import AttemptError, BudgetError, FilteredError, PermanentTeacherError
-from distill_dagster.teacher.providers.client import Endpoint, attempt, filtered_response, scrubbed
+from distill_dagster.teacher.providers.attempts import (
+    AttemptError,
+    BudgetError,
+    ContentFilterError,
+    PermanentTeacherError,
+)
+from distill_dagster.teacher.providers.client import Endpoint, ask_once, build_filtered_response, redact_error
 from distill_dagster.teacher.providers.exchange import Request, Response
-from distill_dagster.teacher.providers.prices import Worst, price_of, worst_case
-from distill_dagster.teacher.providers.rate_limits import Limits
+from distill_dagster.teacher.providers.prices import WorstCase, compute_worst_case, find_price
+from distill_dagster.teacher.providers.rate_limits import ProviderLimits
 
-Refuse = Callable[[Response], None]
+ResponseCheck = Callable[[Response], None]
 """Raises a `TeacherError` for a response that must not be stored: asking again may bring another."""
-PATIENCE = 4
+OVERLOAD_RETRY_FACTOR = 4
 """Overload is no fault of the request: it is sent again so many times as often as after other errors."""
-LONGEST_WAIT_S = 600.0
-LOOK_AGAIN_S = 0.25
-_backoff = wait_random_exponential(multiplier=0.5, max=30)
+MAX_RETRY_AFTER_S = 600.0
+SETTLEMENT_POLL_S = 0.25
+_compute_backoff = wait_random_exponential(multiplier=0.5, max=30)
 
 
-class Books:
+class StoreWriter:
     """The store, seen from the event loop: what is to be written while a write is under way joins the next one.
 
     One transaction for many answers is what makes hundreds of durable answers a second possible.
@@ -41,21 +46,21 @@ class Books:
     def __init__(self, store: CompletionStore) -> None:
         self._store = store
         self._answers: dict[str, Response] = {}
-        self._ended: list[Settled] = []
-        self._wanted: list[Wanted] = []
-        self._waiting: list[tuple[asyncio.Future[Verdict | None], int | None]] = []
+        self._ended: list[Settlement] = []
+        self._wanted: list[Reservation] = []
+        self._waiting: list[tuple[asyncio.Future[Decision | None], int | None]] = []
         self._writing: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "store")
         self._changed = asyncio.Event()
 
-    async def reserve(self, wanted: Wanted) -> Verdict:
+    async def reserve(self, wanted: Reservation) -> Decision:
         """Whether an attempt may be sent; where it may, it is in the ledger."""
         self._wanted.append(wanted)
         verdict = await self._written(len(self._wanted) - 1)
         assert verdict is not None
         return verdict
 
-    async def settle(self, ended: Settled, key: str | None = None, response: Response | None = None) -> None:
+    async def settle(self, ended: Settlement, key: str | None = None, response: Response | None = None) -> None:
         """Write down how an attempt ended, with its answer if one came. On return both are durable."""
         if key is not None and response is not None:
             self._answers[key] = response
@@ -72,10 +77,10 @@ class Books:
         """Wait until something was settled, here or, for all we know, elsewhere."""
         self._changed.clear()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), LOOK_AGAIN_S)
+            await asyncio.wait_for(self._changed.wait(), SETTLEMENT_POLL_S)
 
-    async def _written(self, place: int | None) -> Verdict | None:
-        mine: asyncio.Future[Verdict | None] = asyncio.get_running_loop().create_future()
+    async def _written(self, place: int | None) -> Decision | None:
+        mine: asyncio.Future[Decision | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((mine, place))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
@@ -104,18 +109,18 @@ class Books:
         self._thread.shutdown()
 
 
-_limits: dict[str, Limits] = {}
+_limits_by_teacher: dict[str, ProviderLimits] = {}
 _in_flight: dict[str, asyncio.Future[Response]] = {}
 
 
-def limits_of(endpoint: Endpoint, spec: TeacherSpec) -> Limits:
+def get_limits(endpoint: Endpoint, spec: TeacherSpec) -> ProviderLimits:
     """The limits of a teacher: one for all that ask it from this process, be it for other slices or other stages."""
     declared = {"concurrency", "requests_per_minute", "tokens_per_minute", "api_key_env"}
-    key = content_hash([endpoint.model, endpoint.api_base, spec.embedded, spec.model_dump(include=declared)])
-    return _limits.setdefault(key, Limits(spec))
+    key = hash_content([endpoint.model, endpoint.api_base, spec.embedded, spec.model_dump(include=declared)])
+    return _limits_by_teacher.setdefault(key, ProviderLimits(spec))
 
 
-class Engine:
+class CompletionEngine:
     """Answers requests to one teacher, within the loop of `teacher.loop.run`; it counts what it took."""
 
     def __init__(
@@ -124,7 +129,7 @@ class Engine:
         """`account` is who pays; without one there is no cap."""
         self.endpoint, self.spec, self.store = endpoint, spec, store
         self.account = account or Account("", "", "")
-        self._books: Books | None = None
+        self._books: StoreWriter | None = None
         self._found: dict[str, Response] = {}
         self._missing: set[str] = set()
         self._hidden: list[str] = []
@@ -135,7 +140,7 @@ class Engine:
         self.spent_usd = 0.0
         """What the requests sent by this engine cost, as far as their price is known."""
         self.unknown_costs = 0
-        self.price = price_of(spec) if self.account.budget.in_usd or not spec.embedded else None
+        self.price = find_price(spec) if self.account.budget.in_usd or not spec.embedded else None
         self._exact = self.account.budget.any or spec.tokens_per_minute is not None
         if self.account.budget.in_usd and self.price is None and not spec.free:
             raise TeacherError(
@@ -172,7 +177,7 @@ class Engine:
         """
         keys = {request.key for request in requests}
         new = keys - self.store.known(keys)
-        batches = Batches(self.endpoint, self.spec, self.store, self.account, self.price)
+        batches = BatchRunner(self.endpoint, self.spec, self.store, self.account, self.price)
         try:
             self._batched = await batches.run(requests, origin)
         finally:
@@ -184,7 +189,7 @@ class Engine:
             self.spent_usd += response.cost_usd or 0.0
             self.unknown_costs += response.cost_usd is None
 
-    async def answer(self, request: Request, refuse: Refuse | None = None) -> Response:
+    async def answer(self, request: Request, refuse: ResponseCheck | None = None) -> Response:
         """The stored answer, else a new one that is stored before it is returned.
 
         Raises:
@@ -204,7 +209,7 @@ class Engine:
             return found
         if self.endpoint.recorded is not None:
             response = self.endpoint.recorded.answer(request)
-            books = self._books = self._books or Books(self.store)
+            books = self._books = self._books or StoreWriter(self.store)
             await books.keep(key, response)
             return response
         if self._batched is not None:
@@ -224,18 +229,18 @@ class Engine:
         finally:
             del _in_flight[key]
 
-    async def _ask(self, request: Request, key: str, refuse: Refuse | None) -> Response:
+    async def _ask(self, request: Request, key: str, refuse: ResponseCheck | None) -> Response:
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, AttemptError) and error.retry),
-            stop=_Enough(self.spec.max_retries),
-            wait=_wait,
+            stop=_StopRetrying(self.spec.max_retries),
+            wait=_compute_wait,
             reraise=True,
         )
-        worst = worst_case(request, self.price, exact=self._exact)
+        worst = compute_worst_case(request, self.price, exact=self._exact)
         try:
             return await retrying(self._attempt, request, key, worst, refuse)
         except AttemptError as error:
-            message = scrubbed(str(error), self.endpoint)
+            message = redact_error(str(error), self.endpoint)
             if error.permanent:
                 self._stopped = PermanentTeacherError(message)
                 raise self._stopped from None
@@ -244,27 +249,27 @@ class Engine:
             self._stopped = error
             raise
 
-    async def _attempt(self, request: Request, key: str, worst: Worst, refuse: Refuse | None) -> Response:
-        books = self._books = self._books or Books(self.store)
-        limits = limits_of(self.endpoint, self.spec)
+    async def _attempt(self, request: Request, key: str, worst: WorstCase, refuse: ResponseCheck | None) -> Response:
+        books = self._books = self._books or StoreWriter(self.store)
+        limits = get_limits(self.endpoint, self.spec)
         async with limits.slot(worst.tokens):
-            wanted = Wanted(key, self.account, self.spec.model, worst, self.spec.timeout_s)
+            wanted = Reservation(key, self.account, self.spec.model, worst, self.spec.timeout_s)
             if (there := await self._granted(books, wanted)) is not None:
                 self.cached += 1
                 return there
             self.calls += 1
-            in_full = Settled(wanted.id, "lost")
+            in_full = Settlement(wanted.id, "lost")
             try:
-                hidden = self._hidden = self._hidden or credentials()
-                response = await attempt(self.endpoint, request, self.spec.timeout_s, limits.busy, hidden)
-            except FilteredError as error:
-                response = filtered_response(str(error))
+                hidden = self._hidden = self._hidden or list_credentials()
+                response = await ask_once(self.endpoint, request, self.spec.timeout_s, limits.busy, hidden)
+            except ContentFilterError as error:
+                response = build_filtered_response(str(error))
             except AttemptError as error:
                 if error.overload:
                     limits.overloaded(error.wait_s)
                 if error.maybe_billed:
                     self.spent_usd += worst.usd or 0.0
-                await books.settle(in_full if error.maybe_billed else Settled(wanted.id, "released"))
+                await books.settle(in_full if error.maybe_billed else Settlement(wanted.id, "released"))
                 raise
             except BaseException:  # cancelled: the teacher may be at work on it
                 await asyncio.shield(books.settle(in_full))
@@ -274,7 +279,7 @@ class Engine:
             cost = self._cost(response)
             # Without a count of its tokens the cap can only hold if the request counts in full.
             counted = response.prompt_tokens is not None or response.finish_reason == "content_filter"
-            ended = Settled(wanted.id, "settled", tokens, cost) if counted else in_full
+            ended = Settlement(wanted.id, "settled", tokens, cost) if counted else in_full
             self.spent_usd += cost or 0.0
             self.unknown_costs += cost is None
             self.prompt_tokens += response.prompt_tokens or 0
@@ -302,7 +307,7 @@ class Engine:
             return None
         return self.price.of(response.prompt_tokens, response.completion_tokens or 0)
 
-    async def _granted(self, books: Books, wanted: Wanted) -> Response | None:
+    async def _granted(self, books: StoreWriter, wanted: Reservation) -> Response | None:
         """Wait until an attempt may be sent; the answer where it came meanwhile.
 
         Raises:
@@ -331,19 +336,19 @@ class Engine:
             self._books = None
 
 
-class _Enough:
+class _StopRetrying:
     """Stops one request after `max_retries` errors, or several times as many refusals for overload."""
 
     def __init__(self, max_retries: int) -> None:
-        self._left = {False: max_retries, True: max_retries * PATIENCE}
+        self._left = {False: max_retries, True: max_retries * OVERLOAD_RETRY_FACTOR}
 
     def __call__(self, state: RetryCallState) -> bool:
         error: Any = state.outcome.exception() if state.outcome else None
         self._left[error.overload] -= 1
-        return self._left[error.overload] < 0 or (error.wait_s or 0.0) > LONGEST_WAIT_S
+        return self._left[error.overload] < 0 or (error.wait_s or 0.0) > MAX_RETRY_AFTER_S
 
 
-def _wait(state: RetryCallState) -> float:
+def _compute_wait(state: RetryCallState) -> float:
     """Seconds: a random wait that grows with each attempt, and no less than the teacher asks for."""
     error: Any = state.outcome.exception() if state.outcome else None
-    return max(_backoff(state), error.wait_s or 0.0)
+    return max(_compute_backoff(state), error.wait_s or 0.0)

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from distill_dagster.config import BudgetSpec
-from distill_dagster.core.processes import is_gone, this_process
-from distill_dagster.teacher.providers.prices import Worst
+from distill_dagster.core.processes import get_process_name, is_process_gone
+from distill_dagster.teacher.providers.prices import WorstCase
 
 METADATA = sa.MetaData()
 LEDGER = sa.Table(
@@ -45,7 +45,7 @@ LEDGER = sa.Table(
 )
 NO_CAP = BudgetSpec()
 LEASE_SLACK_S = 60.0
-EXPIRY_EVERY_S = 10.0
+EXPIRY_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,20 @@ class Account:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Reservation:
     """One attempt that wants to be sent."""
 
     key: str
     account: Account
     teacher: str
-    worst: Worst
+    worst: WorstCase
     lease_s: float
     mode: str = "online"
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """`granted`; `stored`, the answer came meanwhile; `elsewhere`, another process asks the same just now; `full`, what
     is reserved leaves no room, and may when it is settled; `over`, the cap is reached."""
 
@@ -81,7 +81,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Spent:
+class BudgetUsage:
     """What was settled, and what is reserved beyond it. USD are those of requests with a known price."""
 
     usd: float
@@ -91,7 +91,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Taken:
+class Spending:
     """What a campaign took: every attempt that was sent, whatever became of the partition that sent it.
 
     `usd` counts what is under way in full, as the caps do, and is None where a price is unknown; `reserved_usd` is the
@@ -104,7 +104,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Settled:
+class Settlement:
     """How an attempt ended. In full: its worst case is taken as spent."""
 
     id: str
@@ -113,11 +113,11 @@ class Settled:
     usd: float | None = None
 
 
-def this_month() -> str:
+def get_current_month() -> str:
     return datetime.now(UTC).strftime("%Y-%m")
 
 
-def spent(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Spent:
+def sum_budget_usage(connection: sa.Connection, where: sa.ColumnElement[bool]) -> BudgetUsage:
     """What the ledger's rows that match took."""
     open_ = LEDGER.c.state == "reserved"
     columns = [
@@ -129,10 +129,10 @@ def spent(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Spent:
         for taken in (LEDGER.c.usd, LEDGER.c.tokens)
     ]
     usd, tokens, reserved_usd, reserved_tokens = connection.execute(sa.select(*done, *columns).where(where)).one()
-    return Spent(float(usd), int(tokens), float(reserved_usd), int(reserved_tokens))
+    return BudgetUsage(float(usd), int(tokens), float(reserved_usd), int(reserved_tokens))
 
 
-def taken(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Taken:
+def sum_spending(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Spending:
     """Attempts and USD of the ledger's rows that match. What was released cost nothing, known price or not."""
     open_ = sa.case((LEDGER.c.state == "reserved", LEDGER.c.worst_usd))
     usd = sa.case(
@@ -140,31 +140,31 @@ def taken(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Taken:
     )
     columns = sa.func.count(), sa.func.count(usd), sa.func.sum(usd), sa.func.sum(open_)
     calls, known, whole, reserved = connection.execute(sa.select(*columns).where(where)).one()
-    return Taken(int(calls), float(whole or 0.0) if known == calls else None, float(reserved or 0.0))
+    return Spending(int(calls), float(whole or 0.0) if known == calls else None, float(reserved or 0.0))
 
 
-def in_campaign(account: Account) -> sa.ColumnElement[bool]:
+def build_campaign_filter(account: Account) -> sa.ColumnElement[bool]:
     return sa.and_(LEDGER.c.campaign == account.campaign, LEDGER.c.task == account.task)
 
 
-def in_month(account: Account) -> sa.ColumnElement[bool]:
-    return sa.and_(LEDGER.c.task == account.task, LEDGER.c.month == this_month())
+def build_month_filter(account: Account) -> sa.ColumnElement[bool]:
+    return sa.and_(LEDGER.c.task == account.task, LEDGER.c.month == get_current_month())
 
 
-def expire(connection: sa.Connection) -> None:
+def expire_leases(connection: sa.Connection) -> None:
     """Settle reservations whose lease ran out, or whose process is known to be dead: in full."""
     open_ = sa.and_(LEDGER.c.state == "reserved", LEDGER.c.mode != "batch")
     owners = connection.scalars(sa.select(LEDGER.c.owner).where(open_).distinct())
-    dead = [owner for owner in owners if is_gone(owner)]
+    dead = [owner for owner in owners if is_process_gone(owner)]
     late = sa.and_(open_, sa.or_(LEDGER.c.lease_until < time.time(), LEDGER.c.owner.in_(dead)))
-    connection.execute(sa.update(LEDGER).where(late).values(_in_full()))
+    connection.execute(sa.update(LEDGER).where(late).values(_build_lost_values()))
 
 
-def _in_full() -> dict[str, Any]:
+def _build_lost_values() -> dict[str, Any]:
     return {"state": "lost", "tokens": LEDGER.c.worst_tokens, "usd": LEDGER.c.worst_usd}
 
 
-def reserve(connection: sa.Connection, wanted: Sequence[Wanted], stored: sa.Table) -> list[Verdict]:
+def reserve_attempts(connection: sa.Connection, wanted: Sequence[Reservation], stored: sa.Table) -> list[Decision]:
     """Decide on each, and write down those that are granted. The caller's transaction holds the write lock."""
     keys = sorted({one.key for one in wanted})
     known, elsewhere = set[str](), set[str]()
@@ -172,28 +172,28 @@ def reserve(connection: sa.Connection, wanted: Sequence[Wanted], stored: sa.Tabl
         chunk = keys[start : start + 500]
         known |= set(connection.scalars(sa.select(stored.c.request_key).where(stored.c.request_key.in_(chunk))))
         asked = sa.select(LEDGER.c.request_key).where(
-            LEDGER.c.request_key.in_(chunk), LEDGER.c.state == "reserved", LEDGER.c.owner != this_process()
+            LEDGER.c.request_key.in_(chunk), LEDGER.c.state == "reserved", LEDGER.c.owner != get_process_name()
         )
         elsewhere |= set(connection.scalars(asked))
-    rooms: dict[tuple[str, str, BudgetSpec], _Room] = {}
+    rooms: dict[tuple[str, str, BudgetSpec], _BudgetRoom] = {}
     verdicts, rows = [], []
-    now, month = datetime.now(UTC).isoformat(timespec="milliseconds"), this_month()
+    now, month = datetime.now(UTC).isoformat(timespec="milliseconds"), get_current_month()
     for one in wanted:
         if one.key in known:
-            verdicts.append(Verdict("stored"))
+            verdicts.append(Decision("stored"))
             continue
         if one.key in elsewhere:
-            verdicts.append(Verdict("elsewhere"))
+            verdicts.append(Decision("elsewhere"))
             continue
         account = one.account
         if account.budget.any:
             place = (account.task, account.campaign, account.budget)
             if place not in rooms:
-                rooms[place] = _Room(connection, account)
+                rooms[place] = _BudgetRoom(connection, account)
             if (verdict := rooms[place].take(one.worst)) is not None:
                 verdicts.append(verdict)
                 continue
-        verdicts.append(Verdict("granted"))
+        verdicts.append(Decision("granted"))
         rows.append(
             {
                 "id": one.id,
@@ -207,7 +207,7 @@ def reserve(connection: sa.Connection, wanted: Sequence[Wanted], stored: sa.Tabl
                 "state": "reserved",
                 "worst_tokens": one.worst.tokens,
                 "worst_usd": one.worst.usd,
-                "owner": this_process(),
+                "owner": get_process_name(),
                 "lease_until": time.time() + one.lease_s + LEASE_SLACK_S,
                 "reserved_at": now,
             }
@@ -217,43 +217,45 @@ def reserve(connection: sa.Connection, wanted: Sequence[Wanted], stored: sa.Tabl
     return verdicts
 
 
-class _Room:
+class _BudgetRoom:
     """What the caps of an account still leave, within one transaction."""
 
     def __init__(self, connection: sa.Connection, account: Account) -> None:
-        budget, self._scopes = account.budget, list[tuple[str, Spent, float | None, int | None]]()
+        budget, self._scopes = account.budget, list[tuple[str, BudgetUsage, float | None, int | None]]()
         if budget.usd is not None or budget.tokens is not None:
-            self._scopes.append(("", spent(connection, in_campaign(account)), budget.usd, budget.tokens))
+            self._scopes.append(
+                ("", sum_budget_usage(connection, build_campaign_filter(account)), budget.usd, budget.tokens)
+            )
         if budget.month_usd is not None or budget.month_tokens is not None:
-            month = spent(connection, in_month(account))
+            month = sum_budget_usage(connection, build_month_filter(account))
             self._scopes.append(("month_", month, budget.month_usd, budget.month_tokens))
         self._usd, self._tokens = 0.0, 0
 
-    def take(self, worst: Worst) -> Verdict | None:
+    def take(self, worst: WorstCase) -> Decision | None:
         """None where there is room, which is then taken."""
         for name, now, cap_usd, cap_tokens in self._scopes:
             if cap_usd is not None:
                 usd = worst.usd or 0.0
-                if verdict := _over(f"{name}usd", cap_usd, now.usd, now.reserved_usd + self._usd, usd):
+                if verdict := _check_cap(f"{name}usd", cap_usd, now.usd, now.reserved_usd + self._usd, usd):
                     return verdict
             if cap_tokens is not None:
                 reserved = now.reserved_tokens + self._tokens
-                if verdict := _over(f"{name}tokens", cap_tokens, now.tokens, reserved, worst.tokens):
+                if verdict := _check_cap(f"{name}tokens", cap_tokens, now.tokens, reserved, worst.tokens):
                     return verdict
         self._usd += worst.usd or 0.0
         self._tokens += worst.tokens
         return None
 
 
-def _over(name: str, cap: float, settled: float, reserved: float, wanted: float) -> Verdict | None:
+def _check_cap(name: str, cap: float, settled: float, reserved: float, wanted: float) -> Decision | None:
     tiny = 1e-9  # sums of floats
     if settled + wanted > cap + tiny:
         why = f"budget.{name} is {cap:g}, of which {settled:g} is spent; the next request may take {wanted:g}"
-        return Verdict("over", why)
-    return Verdict("full") if settled + reserved + wanted > cap + tiny else None
+        return Decision("over", why)
+    return Decision("full") if settled + reserved + wanted > cap + tiny else None
 
 
-def settle(connection: sa.Connection, ended: Sequence[Settled]) -> None:
+def settle_attempts(connection: sa.Connection, ended: Sequence[Settlement]) -> None:
     """Write down how attempts ended."""
     rows = [{"i": one.id, "s": one.state, "t": one.tokens, "u": one.usd} for one in ended if one.state != "lost"]
     if rows:
@@ -265,6 +267,6 @@ def settle(connection: sa.Connection, ended: Sequence[Settled]) -> None:
         )
     if lost := [{"i": one.id} for one in ended if one.state == "lost"]:
         connection.execute(
-            sa.update(LEDGER).where(LEDGER.c.id == sa.bindparam("i")).values(_in_full()),
+            sa.update(LEDGER).where(LEDGER.c.id == sa.bindparam("i")).values(_build_lost_values()),
             lost,
         )

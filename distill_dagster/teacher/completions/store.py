@@ -18,34 +18,34 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from pydantic_core import from_json
 
-from distill_dagster.core.database_urls import with_driver
+from distill_dagster.core.database_urls import add_driver
 from distill_dagster.core.databases import insert_if_new
 from distill_dagster.teacher.completions.ledger import (
-    EXPIRY_EVERY_S,
+    EXPIRY_INTERVAL_S,
     LEDGER,
     Account,
-    Settled,
-    Spent,
-    Taken,
-    Verdict,
-    Wanted,
-    expire,
-    in_campaign,
-    in_month,
-    reserve,
-    settle,
-    spent,
-    taken,
+    BudgetUsage,
+    Decision,
+    Reservation,
+    Settlement,
+    Spending,
+    build_campaign_filter,
+    build_month_filter,
+    expire_leases,
+    reserve_attempts,
+    settle_attempts,
+    sum_budget_usage,
+    sum_spending,
 )
 from distill_dagster.teacher.providers.exchange import Response
 
 if TYPE_CHECKING:
     import polars as pl
 
-FILE = "completions.db"
+STORE_FILE = "completions.db"
 LEDGER_LOCK = 0x6C6564676572
 """PostgreSQL's lock around decisions on what may be sent; any fixed number."""
-LOOKED_UP = 2000
+KEYS_PER_LOOKUP = 2000
 """Keys in one query."""
 _METADATA = sa.MetaData()
 _COMPLETIONS = sa.Table(
@@ -74,8 +74,8 @@ class CompletionStore:
         self._quick = sa.create_engine(url, connect_args=arguments) if self._sqlite else self._engine
         self._expired_at = 0.0
         if self._sqlite:
-            sa.event.listen(self._engine, "connect", _sqlite_pragmas)
-            sa.event.listen(self._quick, "connect", _quick_pragmas)
+            sa.event.listen(self._engine, "connect", _set_sqlite_pragmas)
+            sa.event.listen(self._quick, "connect", _set_quick_pragmas)
         self.make_tables(_COMPLETIONS, _SMOKES, LEDGER)
 
     def make_tables(self, *tables: sa.Table) -> None:
@@ -93,7 +93,7 @@ class CompletionStore:
     @classmethod
     def in_folder(cls, folder: Path) -> CompletionStore:
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(f"sqlite:///{folder / FILE}")
+        return cls(f"sqlite:///{folder / STORE_FILE}")
 
     @property
     def database(self) -> sa.Engine:
@@ -107,22 +107,22 @@ class CompletionStore:
         under way, whose answers are collected from here on. Reservations that stand in the ledger come along as they
         are: end what still works on the old store before.
         """
-        from distill_dagster.teacher.completions.batch_store import TABLES
+        from distill_dagster.teacher.completions.batch_store import BATCH_TABLES
 
-        if not (folder / FILE).exists():
+        if not (folder / STORE_FILE).exists():
             return
         with self._engine.connect() as connection:
-            if not _empty(connection):
+            if not _is_empty(connection):
                 return
-        self.make_tables(*TABLES)
+        self.make_tables(*BATCH_TABLES)
         old = CompletionStore.in_folder(folder)
         try:
-            old.make_tables(*TABLES)
+            old.make_tables(*BATCH_TABLES)
             with old._engine.connect() as reading, self._engine.begin() as writing:
                 self._lock(writing)
-                if not _empty(writing):
+                if not _is_empty(writing):
                     return  # another process was first
-                for table in (_COMPLETIONS, _SMOKES, LEDGER, *TABLES):
+                for table in (_COMPLETIONS, _SMOKES, LEDGER, *BATCH_TABLES):
                     for chunk in reading.execute(sa.select(table)).mappings().partitions(500):
                         writing.execute(sa.insert(table), [dict(row) for row in chunk])
         finally:
@@ -138,7 +138,7 @@ class CompletionStore:
     def get(self, keys: Iterable[str]) -> dict[str, Response]:
         """The stored answers among `keys`."""
         rows = self._rows(keys, _COMPLETIONS.c.request_key, _COMPLETIONS.c.response)
-        return {key: _parse(response) for key, response in rows}
+        return {key: _parse_stored(response) for key, response in rows}
 
     def known(self, keys: Iterable[str]) -> set[str]:
         """Those of `keys` that have an answer."""
@@ -149,8 +149,8 @@ class CompletionStore:
         # One value that holds many keys: a parameter for each would cost more than the look-up.
         unpack = sa.func.json_each if self._sqlite else sa.func.json_array_elements_text
         with self._engine.connect() as connection:
-            for start in range(0, len(wanted), LOOKED_UP):
-                listed = unpack(sa.literal(wanted[start : start + LOOKED_UP], sa.JSON)).table_valued("value")
+            for start in range(0, len(wanted), KEYS_PER_LOOKUP):
+                listed = unpack(sa.literal(wanted[start : start + KEYS_PER_LOOKUP], sa.JSON)).table_valued("value")
                 among = _COMPLETIONS.c.request_key.in_(sa.select(listed.c.value))
                 yield from connection.execute(sa.select(*columns).where(among)).all()
 
@@ -159,8 +159,8 @@ class CompletionStore:
         self.commit({key: response})
 
     def commit(
-        self, answers: Mapping[str, Response], ended: Sequence[Settled] = (), wanted: Sequence[Wanted] = ()
-    ) -> list[Verdict]:
+        self, answers: Mapping[str, Response], ended: Sequence[Settlement] = (), wanted: Sequence[Reservation] = ()
+    ) -> list[Decision]:
         """Store answers, settle attempts and decide on new ones, all in one transaction.
 
         On return the answers survive a crash of the machine. Where another process was first with the same request,
@@ -178,21 +178,23 @@ class CompletionStore:
             self._lock(connection)  # decisions on what may be sent see each other
             if rows:
                 connection.execute(insert_if_new(self._engine, _COMPLETIONS), rows)
-            settle(connection, ended)
-            if wanted and time.monotonic() - self._expired_at > EXPIRY_EVERY_S:
-                expire(connection)
+            settle_attempts(connection, ended)
+            if wanted and time.monotonic() - self._expired_at > EXPIRY_INTERVAL_S:
+                expire_leases(connection)
                 self._expired_at = time.monotonic()
-            return reserve(connection, wanted, _COMPLETIONS) if wanted else []
+            return reserve_attempts(connection, wanted, _COMPLETIONS) if wanted else []
 
-    def spent(self, account: Account, *, month: bool = False) -> Spent:
+    def spent(self, account: Account, *, month: bool = False) -> BudgetUsage:
         """What a campaign of a task, or the task in this calendar month, took so far."""
         with self._engine.connect() as connection:
-            return spent(connection, in_month(account) if month else in_campaign(account))
+            return sum_budget_usage(
+                connection, build_month_filter(account) if month else build_campaign_filter(account)
+            )
 
-    def taken(self, task: str, campaign: str) -> Taken:
+    def taken(self, task: str, campaign: str) -> Spending:
         """What all runs of a campaign sent, and what it cost."""
         with self._engine.connect() as connection:
-            return taken(connection, in_campaign(Account(task, campaign, "")))
+            return sum_spending(connection, build_campaign_filter(Account(task, campaign, "")))
 
     def ledger(self) -> pl.DataFrame:
         """All of the ledger, the newest attempt last."""
@@ -231,7 +233,7 @@ def open_store(folder: Path, url: str = "") -> Iterator[CompletionStore]:
         folder: where the SQLite store lies.
         url: a SQLAlchemy URL of another database; it starts with what is in `folder`. Empty for SQLite in `folder`.
     """
-    store = CompletionStore(with_driver(url)) if url else CompletionStore.in_folder(folder)
+    store = CompletionStore(add_driver(url)) if url else CompletionStore.in_folder(folder)
     try:
         if url:
             store.take_over(folder)
@@ -240,12 +242,12 @@ def open_store(folder: Path, url: str = "") -> Iterator[CompletionStore]:
         store.close()
 
 
-def _empty(connection: sa.Connection) -> bool:
+def _is_empty(connection: sa.Connection) -> bool:
     """Whether nothing was asked from this database yet."""
     return all(connection.execute(sa.select(table).limit(1)).first() is None for table in (_COMPLETIONS, LEDGER))
 
 
-def _sqlite_pragmas(connection: Any, _: Any) -> None:
+def _set_sqlite_pragmas(connection: Any, _: Any) -> None:
     for left in range(100, -1, -1):
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -257,12 +259,12 @@ def _sqlite_pragmas(connection: Any, _: Any) -> None:
     connection.execute("PRAGMA synchronous=FULL")
 
 
-def _quick_pragmas(connection: Any, record: Any) -> None:
-    _sqlite_pragmas(connection, record)
+def _set_quick_pragmas(connection: Any, record: Any) -> None:
+    _set_sqlite_pragmas(connection, record)
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
-def _parse(text: str) -> Response:
+def _parse_stored(text: str) -> Response:
     value = from_json(text)
     if value["positions"]:
         value["positions"] = [[(token, logprob) for token, logprob in position] for position in value["positions"]]

@@ -15,7 +15,7 @@ _REFUSAL = re.compile(
 _QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
 
 
-def json_in(text: str) -> Any:
+def read_outer_json(text: str) -> Any:
     """The JSON value that a text is or holds: alone, in a fenced block, or between other words; None without one."""
     fenced = _FENCE.search(text)
     for part in (text, fenced.group(1) if fenced else ""):
@@ -23,44 +23,46 @@ def json_in(text: str) -> Any:
             start, end = part.find(opening), part.rfind(closing)
             if 0 <= start < end and not (opening == "[" and 0 <= part.find("{") < start):
                 try:
-                    return _whole(json.loads(part[start : end + 1], strict=False))
+                    return _replace_surrogates(json.loads(part[start : end + 1], strict=False))
                 except (ValueError, RecursionError):
                     continue
     return None
 
 
-def _whole(value: Any) -> Any:
+def _replace_surrogates(value: Any) -> Any:
     """A JSON value without halves of surrogate pairs, which JSON can escape and nothing can store."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, list):
-        return [_whole(part) for part in value]
-    return {_whole(k): _whole(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return [_replace_surrogates(part) for part in value]
+    return (
+        {_replace_surrogates(k): _replace_surrogates(v) for k, v in value.items()} if isinstance(value, dict) else value
+    )
 
 
-def texts_in(text: str, count: int, cut: bool = False) -> list[str]:
+def parse_texts(text: str, count: int, cut: bool = False) -> list[str]:
     """The texts that an answer lists, at most `count`.
 
     Args:
         cut: the answer ended at the limit of tokens: what it ends with is half a text and left out.
     """
-    return [kept for found in _found(text.strip(), count, cut) if (kept := _plain(found))][:count]
+    return [kept for found in _list_texts(text.strip(), count, cut) if (kept := _strip_decoration(found))][:count]
 
 
-def _found(text: str, count: int, cut: bool) -> list[str]:
+def _list_texts(text: str, count: int, cut: bool) -> list[str]:
     lines = text.splitlines()
     # A numbered text may well hold some JSON.
     numbered = any(_MARK.match(line) for line in lines) and not text.startswith(("{", "[", "```"))
-    value = None if numbered else json_in(text)
+    value = None if numbered else read_outer_json(text)
     if isinstance(value, dict):
         lists = [part for part in value.values() if isinstance(part, list)]
         value = lists[0] if lists else [part for part in value.values() if isinstance(part, str)] or None
     if isinstance(value, list):
-        return [found for item in value if (found := _text_of(item))]
+        return [found for item in value if (found := _find_item_text(item))]
     body = text.split("\n", 1)[1] if text.startswith("```") and "\n" in text else text
     if body.startswith(("{", "[")):  # JSON that was cut: its complete strings, without the key before the list
         inside = body.partition("[")[2]
-        return [_unquoted(found.group()) for found in _STRING.finditer(inside)]
+        return [_decode_string(found.group()) for found in _STRING.finditer(inside)]
     lines = body.splitlines()
     items: list[str] = []
     open_ = False
@@ -81,21 +83,21 @@ def _found(text: str, count: int, cut: bool) -> list[str]:
     return items[:-1] if cut else items
 
 
-def _unquoted(string: str) -> str:
+def _decode_string(string: str) -> str:
     """A JSON string as its text; empty where an escape in it is none."""
     try:
-        return str(_whole(json.loads(string, strict=False)))
+        return str(_replace_surrogates(json.loads(string, strict=False)))
     except ValueError:
         return ""
 
 
-def _text_of(item: Any) -> str:
+def _find_item_text(item: Any) -> str:
     if isinstance(item, dict):
         item = next((part for part in item.values() if isinstance(part, str)), "")
     return item if isinstance(item, str) else ""
 
 
-def _plain(text: str) -> str:
+def _strip_decoration(text: str) -> str:
     """Without quotation marks or emphasis around all of it; empty where there is no word in it."""
     text = text.strip()
     for sign in ("**", "__"):

@@ -10,14 +10,23 @@ from pathlib import Path
 
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.files import sync_folder
-from distill_dagster.tasks.imagined import Fresh, Imagination, Imagined, Round, _content, _Line, _read, read_imagined
+from distill_dagster.tasks.imagined import (
+    GenerationStart,
+    ImaginedPrompt,
+    ImagineHistory,
+    ImagineRound,
+    _FileLine,
+    _parse_lines,
+    _read_content,
+    read_imagined,
+)
 
-LOCK_S = 600.0
+LOCK_TIMEOUT_S = 600.0
 """Another process may be imagining for the same slice; what it brings need not be asked again."""
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def lock_imagined_file(path: Path) -> Iterator[None]:
     """Alone with one slice's file, across processes.
 
     Raises:
@@ -27,33 +36,33 @@ def writing(path: Path) -> Iterator[None]:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(path.with_name(f".{path.stem}.lock"), timeout=LOCK_S):
+        with FileLock(path.with_name(f".{path.stem}.lock"), timeout=LOCK_TIMEOUT_S):
             yield
     except Timeout:
         raise DistillError(
-            f"Another process has been imagining prompts for {path.stem} for {LOCK_S / 60:.0f} minutes. Wait for its "
+            f"Another process has been imagining prompts for {path.stem} for {LOCK_TIMEOUT_S / 60:.0f} minutes. Wait for its "  # noqa: E501
             f"end and run this again; what it accepts is not asked for again."
         ) from None
 
 
-def append_round(path: Path, prompts: Sequence[Imagined], ended: Round) -> None:
+def append_round(path: Path, prompts: Sequence[ImaginedPrompt], ended: ImagineRound) -> None:
     """Add a round at the end, durable when this returns. The caller is within `writing`."""
-    _append(path, [*prompts, ended])
+    _append_lines(path, [*prompts, ended])
 
 
-def start_anew(path: Path) -> Imagination:
+def start_new_generation(path: Path) -> ImagineHistory:
     """Retire all prompts of a slice and begin a new generation; what was asked for before is asked differently then."""
-    with writing(path):
-        _append(path, [Fresh(asked_at=now())])
+    with lock_imagined_file(path):
+        _append_lines(path, [GenerationStart(asked_at=get_timestamp())])
         return read_imagined(path)
 
 
-def now() -> str:
+def get_timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _append(path: Path, lines: Sequence[_Line]) -> None:
-    _, end = _read(path, _content(path))
+def _append_lines(path: Path, lines: Sequence[_FileLine]) -> None:
+    _, end = _parse_lines(path, _read_content(path))
     new = not path.exists()
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b") as handle:
         handle.truncate(end)  # prompts of a round that never ended

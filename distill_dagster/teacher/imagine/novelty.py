@@ -6,20 +6,20 @@ import re
 from collections import Counter
 from typing import Literal
 
-from distill_dagster.tasks import normalize
+from distill_dagster.tasks import normalize_text
 
-SHORT_WORDS = 12
+MIN_NEAR_WORDS = 12
 """Texts with fewer words share their 3-grams by chance: of them only equal ones are repeats."""
 _WORD = re.compile(r"\w+")
 Repeat = Literal["duplicate", "near_duplicate"]
 
 
-def words_of(text: str) -> tuple[str, ...]:
+def split_words(text: str) -> tuple[str, ...]:
     """The words of a text without case and punctuation."""
-    return tuple(_WORD.findall(normalize(text)))
+    return tuple(_WORD.findall(normalize_text(text)))
 
 
-class Known:
+class SeenPrompts:
     """Texts that are there already, and whether another one repeats one of them.
 
     Equal words are a duplicate. From 12 words on, so is a Jaccard similarity of word 3-grams of `threshold` or more
@@ -35,9 +35,9 @@ class Known:
             self.add(text)
 
     def add(self, text: str) -> None:
-        words = words_of(text)
-        self._exact.add(words or normalize(text))
-        grams = _grams(words)
+        words = split_words(text)
+        self._exact.add(words or normalize_text(text))
+        grams = _build_grams(words)
         if not grams:
             return
         for gram in grams:
@@ -46,10 +46,10 @@ class Known:
 
     def repeats(self, text: str) -> Repeat | None:
         """How a text repeats a known one, or None where it is new."""
-        words = words_of(text)
-        if (words or normalize(text)) in self._exact:
+        words = split_words(text)
+        if (words or normalize_text(text)) in self._exact:
             return "duplicate"
-        grams = _grams(words)
+        grams = _build_grams(words)
         shared = Counter(place for gram in grams for place in self._by_gram.get(gram, ()))
         for place, both in shared.items():
             if both / (len(grams) + self._sizes[place] - both) >= self._threshold:
@@ -57,7 +57,7 @@ class Known:
         return None
 
 
-def _grams(words: tuple[str, ...]) -> set[tuple[str, ...]]:
-    if len(words) < SHORT_WORDS:
+def _build_grams(words: tuple[str, ...]) -> set[tuple[str, ...]]:
+    if len(words) < MIN_NEAR_WORDS:
         return set()
     return {words[n : n + 3] for n in range(len(words) - 2)}

@@ -21,29 +21,29 @@ from pydantic import ValidationError, create_model
 from distill_dagster.config import JudgeSpec, Task, TeacherSpec
 from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
-from distill_dagster.core.hashing import canonical_json, content_hash
-from distill_dagster.kinds import Kind, kind_of
-from distill_dagster.kinds.base import majority
-from distill_dagster.prompts.auxiliary_templates import JUDGE, MoreTemplates
-from distill_dagster.tables.messages import shown_text
-from distill_dagster.teacher.completions.engine import Engine
+from distill_dagster.core.hashing import hash_content, to_canonical_json
+from distill_dagster.kinds import Kind, get_kind
+from distill_dagster.kinds.base import find_majority
+from distill_dagster.prompts.auxiliary_templates import JUDGE_TEMPLATES, AuxiliaryTemplates
+from distill_dagster.tables.messages import format_messages
+from distill_dagster.teacher.completions.engine import CompletionEngine
 from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
-from distill_dagster.teacher.imagine.lists import json_in
+from distill_dagster.teacher.imagine.lists import read_outer_json
 from distill_dagster.teacher.providers import event_loop
 from distill_dagster.teacher.providers.attempts import PermanentTeacherError
 from distill_dagster.teacher.providers.capabilities import takes_schema
 from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.exchange import Request, Response
 
-ATTEMPTS = 2
+JUDGE_ATTEMPTS = 2
 """Samples of the judge for one row: the second one where the first has not the declared form."""
-REASON_CHARS = 1000
-ORDER = ("prompt_id", "sample_index", "teacher")
+MAX_REASON_CHARS = 1000
+SAMPLE_ORDER = ("prompt_id", "sample_index", "teacher")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JudgeScore:
     """What the judge said of one candidate. `error` without an answer is `failed`; one of another form is not."""
 
     scores: dict[str, int] | None = None
@@ -61,7 +61,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgeResult:
     """The candidates with their verdicts, and what these took."""
 
     candidates: pl.DataFrame
@@ -76,7 +76,7 @@ class Judged:
     seconds: float
 
 
-def judge_teacher(task: Task) -> TeacherSpec:
+def get_judge_teacher(task: Task) -> TeacherSpec:
     """The judge as the engine takes it."""
     assert task.judge is not None
     return task.judge.teacher(task.teacher)
@@ -88,8 +88,8 @@ class Judge:
     def __init__(self, task: Task, own_templates: dict[str, str], identity: str) -> None:
         assert task.judge is not None
         self.task, self.spec, self.identity = task, task.judge, identity
-        self.teacher, self.kind = judge_teacher(task), kind_of(task)
-        self.templates = MoreTemplates(own_templates, JUDGE)
+        self.teacher, self.kind = get_judge_teacher(task), get_kind(task)
+        self.templates = AuxiliaryTemplates(own_templates, JUDGE_TEMPLATES)
         self.structured = self.spec.api == "chat" and takes_schema(self.spec.model, self.spec.response_format)
 
     def request(self, row: dict[str, Any], options: list[str] | None = None, sample: int = 0) -> Request:
@@ -99,7 +99,7 @@ class Judge:
             "instructions": self.task.instructions,
             "item": self.task.item,
             "labels": self.task.labels,
-            "text": shown_text(row["messages"]),
+            "text": format_messages(row["messages"]),
             "answer": None if options else self.shown(row["answer"]),
             "reasoning": None if options else row["reasoning"],
             "options": [self.shown(option) for option in options or []],
@@ -114,8 +114,8 @@ class Judge:
             return Request(self.identity, sample, params, prompt=f"{text}\n")
         form = None
         if self.structured:
-            model = verdict_model(self.spec, len(options) if options else None)
-            schema = {"name": "verdict", "strict": True, "schema": strict_schema(model.model_json_schema())}
+            model = build_score_model(self.spec, len(options) if options else None)
+            schema = {"name": "verdict", "strict": True, "schema": make_strict_schema(model.model_json_schema())}
             form = {"type": "json_schema", "json_schema": schema}
         messages = [{"role": "user", "content": text}]
         return Request(self.identity, sample, params, messages=messages, response_format=form)
@@ -124,20 +124,20 @@ class Judge:
         """An answer, given as canonical JSON text, as its kind writes it."""
         return self.kind.text(json.loads(answer))
 
-    def read(self, text: str, options: int | None) -> Verdict | None:
+    def read(self, text: str, options: int | None) -> JudgeScore | None:
         """The verdict that an answer holds, or None where it has not the declared form."""
-        value = json_in(text)
+        value = read_outer_json(text)
         try:
-            found = verdict_model(self.spec, options).model_validate(value).model_dump()
+            found = build_score_model(self.spec, options).model_validate(value).model_dump()
         except ValidationError:
             return None
         if options:
-            return Verdict(best=found["best"] - 1, reasons={"best": found["reason"][:REASON_CHARS]})
-        reasons = {name: one["reason"][:REASON_CHARS] for name, one in found.items()}
-        return Verdict({name: one["score"] for name, one in found.items()}, reasons)
+            return JudgeScore(best=found["best"] - 1, reasons={"best": found["reason"][:MAX_REASON_CHARS]})
+        reasons = {name: one["reason"][:MAX_REASON_CHARS] for name, one in found.items()}
+        return JudgeScore({name: one["score"] for name, one in found.items()}, reasons)
 
 
-def verdict_model(spec: JudgeSpec, options: int | None) -> Any:
+def build_score_model(spec: JudgeSpec, options: int | None) -> Any:
     """The form of an answer: reason and score for each criterion, or the number of the best option with a reason."""
     if options:
         best = pydantic_field(ge=1, le=options)
@@ -147,7 +147,7 @@ def verdict_model(spec: JudgeSpec, options: int | None) -> Any:
     return create_model("Verdict", **fields)
 
 
-def strict_schema(schema: dict[str, Any]) -> dict[str, Any]:
+def make_strict_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """A pydantic schema as providers' strict mode wants it: no further properties, no ranges, numbers enumerated."""
 
     def strict(part: Any) -> Any:
@@ -164,7 +164,7 @@ def strict_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def differing_answers(kind: Kind, completions: pl.DataFrame) -> dict[str, list[str]]:
+def find_differing_answers(kind: Kind, completions: pl.DataFrame) -> dict[str, list[str]]:
     """The different answers of the usable samples, of prompts that have more than one under the kind's equality.
 
     Of equal ones that differ in writing (a tolerance, upper case) the first stands for all. Their order is that of a
@@ -172,37 +172,37 @@ def differing_answers(kind: Kind, completions: pl.DataFrame) -> dict[str, list[s
     """
     usable = completions.filter((pl.col("status") == "ok") & pl.col("answer").is_not_null())
     found: dict[str, list[str]] = {}
-    for id_, answer in usable.sort(*ORDER).select("prompt_id", "answer").iter_rows():
+    for id_, answer in usable.sort(*SAMPLE_ORDER).select("prompt_id", "answer").iter_rows():
         found.setdefault(id_, []).append(answer)
     out: dict[str, list[str]] = {}
     for id_, answers in found.items():
-        groups = majority(list(dict.fromkeys(answers)), _equal_by(kind)).votes
+        groups = find_majority(list(dict.fromkeys(answers)), _make_equality(kind)).votes
         if len(groups) > 1:
-            out[id_] = sorted((answer for answer, _ in groups), key=lambda answer: content_hash([id_, answer]))
+            out[id_] = sorted((answer for answer, _ in groups), key=lambda answer: hash_content([id_, answer]))
     return out
 
 
-def _equal_by(kind: Kind) -> Callable[[str, str], bool]:
+def _make_equality(kind: Kind) -> Callable[[str, str], bool]:
     """The kind's equality, of answers given as canonical JSON texts."""
     return lambda one, other: one == other or kind.equal(json.loads(one), json.loads(other))
 
 
-def judge_requests_needed(task: Task, prompts: int) -> tuple[int, int]:
+def count_judge_requests(task: Task, prompts: int) -> tuple[int, int]:
     """The least and the most requests to the judge for so many prompts that have an answer."""
     samples = sum(one.requests_per_prompt for one in task.teacher_specs)
     if task.judge is None or (task.judge.mode == "best_of" and samples == 1):
         return 0, 0
-    return (prompts if task.judge.mode == "score" else 0), prompts * ATTEMPTS
+    return (prompts if task.judge.mode == "score" else 0), prompts * JUDGE_ATTEMPTS
 
 
-def judge(
+def judge_candidates(
     judge_: Judge,
     candidates: pl.DataFrame,
     completions: pl.DataFrame,
     endpoint: Endpoint,
     store: CompletionStore,
     account: Account | None = None,
-) -> Judged:
+) -> JudgeResult:
     """Ask the judge about the candidates of one slice.
 
     Args:
@@ -212,46 +212,46 @@ def judge(
     Raises:
         TeacherError: the judge refuses every request, or fewer than `min_success` of the rows have an answer.
     """
-    return event_loop.run(_judge(judge_, candidates, completions, endpoint, store, account))
+    return event_loop.run_in_loop(_judge_async(judge_, candidates, completions, endpoint, store, account))
 
 
-async def _judge(
+async def _judge_async(
     judge_: Judge,
     candidates: pl.DataFrame,
     completions: pl.DataFrame,
     endpoint: Endpoint,
     store: CompletionStore,
     account: Account | None = None,
-) -> Judged:
-    engine = Engine(endpoint, judge_.teacher, store, account)
+) -> JudgeResult:
+    engine = CompletionEngine(endpoint, judge_.teacher, store, account)
     answered = candidates.filter((pl.col("status") == "ok") & pl.col("answer").is_not_null())
     rows = list(answered.iter_rows(named=True))
     options: dict[str, list[str]] = {}
     if judge_.spec.mode == "best_of":
-        options = differing_answers(judge_.kind, completions)
+        options = find_differing_answers(judge_.kind, completions)
         rows = [row for row in rows if row["prompt_id"] in options]
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[str, JudgeScore] = {}
     responses: list[Response] = []
     started = time.perf_counter()
 
-    async def one(row: dict[str, Any]) -> Verdict:
+    async def one(row: dict[str, Any]) -> JudgeScore:
         choices = options.get(row["prompt_id"])
-        for sample in range(ATTEMPTS):
+        for sample in range(JUDGE_ATTEMPTS):
             try:
                 response = await engine.answer(judge_.request(row, choices, sample))
             except PermanentTeacherError:
                 raise
             except TeacherError as error:
-                return Verdict(error=str(error), failed=True)
+                return JudgeScore(error=str(error), failed=True)
             responses.append(response)
             if verdict := judge_.read(response.text, len(choices) if choices else None):
                 return verdict
-        return Verdict(error=f"{ATTEMPTS} answers of the judge have not the declared form")
+        return JudgeScore(error=f"{JUDGE_ATTEMPTS} answers of the judge have not the declared form")
 
     async def worker(work: Iterator[dict[str, Any]]) -> None:
         for row in work:
             verdicts[row["prompt_id"]] = await one(row)
-            progress.report("asking the judge", len(verdicts), len(rows))
+            progress.report_progress("asking the judge", len(verdicts), len(rows))
 
     work = iter(rows)
     try:
@@ -268,9 +268,9 @@ async def _judge(
             f"What was answered is stored and will not be asked again."
         )
     picked = {id_: options[id_][v.best] for id_, v in verdicts.items() if v.best is not None}
-    out = _picked(judge_, candidates, completions, picked) if picked else candidates
-    return Judged(
-        _with_verdicts(out, verdicts, judge_.spec.model),
+    out = _apply_picks(judge_, candidates, completions, picked) if picked else candidates
+    return JudgeResult(
+        _add_scores(out, verdicts, judge_.spec.model),
         len(rows),
         len(failures),
         sum(v.error is not None and not v.failed for v in verdicts.values()),
@@ -283,27 +283,29 @@ async def _judge(
     )
 
 
-def _with_verdicts(candidates: pl.DataFrame, verdicts: dict[str, Verdict], model: str) -> pl.DataFrame:
+def _add_scores(candidates: pl.DataFrame, verdicts: dict[str, JudgeScore], model: str) -> pl.DataFrame:
     columns: dict[str, list[Any]] = {n: [] for n in candidates.columns if n.startswith("judge")}
     for id_ in candidates["prompt_id"]:
         verdict = verdicts.get(id_)
-        said = verdict or Verdict()
+        said = verdict or JudgeScore()
         columns["judge"].append(model if verdict else None)
         columns["judge_score"].append(said.score)
-        columns["judge_scores"].append(canonical_json(said.scores) if said.scores else None)
-        columns["judge_reasons"].append(canonical_json(said.reasons) if said.reasons else None)
+        columns["judge_scores"].append(to_canonical_json(said.scores) if said.scores else None)
+        columns["judge_reasons"].append(to_canonical_json(said.reasons) if said.reasons else None)
         columns["judge_error"].append(said.error)
     return candidates.with_columns(pl.Series(name, v, candidates.schema[name]) for name, v in columns.items())
 
 
-def _picked(judge_: Judge, candidates: pl.DataFrame, completions: pl.DataFrame, picked: dict[str, str]) -> pl.DataFrame:
+def _apply_picks(
+    judge_: Judge, candidates: pl.DataFrame, completions: pl.DataFrame, picked: dict[str, str]
+) -> pl.DataFrame:
     """The candidates with the answers that the judge picked; all that hangs on an answer follows it."""
     usable = completions.filter((pl.col("status") == "ok") & pl.col("answer").is_not_null())
-    equal = _equal_by(judge_.kind)
+    equal = _make_equality(judge_.kind)
     asked = dict(completions.group_by("prompt_id").agg(pl.col("teacher").n_unique()).iter_rows())
     said: dict[str, list[tuple[str, str | None, str]]] = {}
     columns = ("prompt_id", "answer", "reasoning", "teacher")
-    for id_, answer, reasoning, teacher in usable.sort(*ORDER).select(columns).iter_rows():
+    for id_, answer, reasoning, teacher in usable.sort(*SAMPLE_ORDER).select(columns).iter_rows():
         said.setdefault(id_, []).append((answer, reasoning, teacher))
     rows = []
     for row in candidates.iter_rows(named=True):

@@ -8,12 +8,12 @@ from time import time
 
 from distill_dagster.core.errors import TeacherError
 
-OVERLOAD = {429, 503, 529}
-RETRIED = OVERLOAD | {408, 409, 500, 502, 504}
-MAYBE_BILLED = {408, 504}
-PERMANENT = {401, 402, 404}
-OUT_OF_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "credit balance is too low")
-FILTERED = ("content_filter", "content_policy_violation")
+OVERLOAD_STATUSES = {429, 503, 529}
+RETRIED_STATUSES = OVERLOAD_STATUSES | {408, 409, 500, 502, 504}
+MAYBE_BILLED_STATUSES = {408, 504}
+PERMANENT_STATUSES = {401, 402, 404}
+OUT_OF_CREDIT_MESSAGES = ("insufficient_quota", "billing_hard_limit_reached", "credit balance is too low")
+CONTENT_FILTER_CODES = ("content_filter", "content_policy_violation")
 
 
 class PermanentTeacherError(TeacherError):
@@ -46,28 +46,28 @@ class AttemptError(Exception):
         self.permanent, self.wait_s = permanent, wait_s
 
 
-class FilteredError(Exception):
+class ContentFilterError(Exception):
     """The provider will not answer this prompt: its content filter stopped it."""
 
 
-def of_status(status: int, body: str, retry_after: str | None = None) -> AttemptError | FilteredError:
+def classify_status(status: int, body: str, retry_after: str | None = None) -> AttemptError | ContentFilterError:
     """What an HTTP status other than 200 means."""
-    message = f"HTTP {status}: {_said(body)}"
+    message = f"HTTP {status}: {_read_error_message(body)}"
     lowered = body.casefold()
-    if status == 400 and any(word in lowered for word in FILTERED):
-        return FilteredError(message)
-    permanent = status in PERMANENT or any(word in lowered for word in OUT_OF_CREDIT)
+    if status == 400 and any(word in lowered for word in CONTENT_FILTER_CODES):
+        return ContentFilterError(message)
+    permanent = status in PERMANENT_STATUSES or any(word in lowered for word in OUT_OF_CREDIT_MESSAGES)
     return AttemptError(
         message,
-        retry=status in RETRIED and not permanent,
-        overload=status in OVERLOAD and not permanent,
-        maybe_billed=status in MAYBE_BILLED,
+        retry=status in RETRIED_STATUSES and not permanent,
+        overload=status in OVERLOAD_STATUSES and not permanent,
+        maybe_billed=status in MAYBE_BILLED_STATUSES,
         permanent=permanent,
-        wait_s=seconds_to_wait(retry_after),
+        wait_s=parse_retry_after(retry_after),
     )
 
 
-def _said(body: str) -> str:
+def _read_error_message(body: str) -> str:
     """The message of an error's body, however the provider wraps it."""
     try:
         value = json.loads(body)
@@ -78,7 +78,7 @@ def _said(body: str) -> str:
     return str(message or error)[:400]
 
 
-def seconds_to_wait(retry_after: str | None) -> float | None:
+def parse_retry_after(retry_after: str | None) -> float | None:
     """The seconds of a Retry-After header: a number, or a date (RFC 9110, 10.2.3)."""
     if not retry_after:
         return None

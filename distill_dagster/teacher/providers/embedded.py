@@ -9,13 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from distill_dagster.config import EMBEDDED, TeacherSpec
+from distill_dagster.config import EMBEDDED_PREFIX, TeacherSpec
 from distill_dagster.core.errors import ModelError, TeacherError
-from distill_dagster.core.openmp import settle_waiting
+from distill_dagster.core.openmp import limit_openmp_spin
 from distill_dagster.teacher.providers.client import Endpoint
 
-SLOT_TOKENS = 4096
-MODELS = ("smollm2-135m-instruct",)
+TOKENS_PER_SLOT = 4096
+EMBEDDED_MODELS = ("smollm2-135m-instruct",)
 
 
 class EmbeddedServer:
@@ -32,7 +32,7 @@ class EmbeddedServer:
         self.endpoint: Endpoint | None = None
 
     def start(self) -> Endpoint:
-        settle_waiting()
+        limit_openmp_spin()
         import xllamacpp
 
         key = secrets.token_urlsafe(32)
@@ -43,7 +43,7 @@ class EmbeddedServer:
         params.port = 0
         params.api_keys = [key]
         params.n_parallel = self._slots
-        params.n_ctx = SLOT_TOKENS * self._slots
+        params.n_ctx = TOKENS_PER_SLOT * self._slots
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
         params.n_gpu_layers = 0
         # Without flash attention llama.cpp's CPU path takes a third less time on prompts of a thousand tokens.
@@ -67,21 +67,23 @@ class EmbeddedServer:
         self.stop()
 
 
-def embedded_identity(spec: TeacherSpec) -> str:
+def find_embedded_identity(spec: TeacherSpec) -> str:
     """What stands for an embedded teacher in every request_key: the sha256 of its weights.
 
     Raises:
         TeacherError: no embedded model of that name.
     """
-    from distill_dagster.core.models import PACKAGED
+    from distill_dagster.core.models import PACKAGED_MODELS
 
-    name = spec.model.removeprefix(EMBEDDED)
-    if name not in MODELS:
-        raise TeacherError(f"There is no embedded model {name!r}. Use {EMBEDDED}{MODELS[0]} in task.yaml.")
-    return PACKAGED[name].sha256
+    name = spec.model.removeprefix(EMBEDDED_PREFIX)
+    if name not in EMBEDDED_MODELS:
+        raise TeacherError(
+            f"There is no embedded model {name!r}. Use {EMBEDDED_PREFIX}{EMBEDDED_MODELS[0]} in task.yaml."
+        )
+    return PACKAGED_MODELS[name].sha256
 
 
-class SharedServers:
+class EmbeddedServerPool:
     """Embedded servers of this process, counted by use: many runs of one command share a warm server.
 
     A server starts with its first user and stops with its last; whoever runs many things holds one use throughout.
@@ -97,15 +99,15 @@ class SharedServers:
         Raises:
             TeacherError: no embedded model of that name, or the server did not start.
         """
-        from distill_dagster.core.models import embedded_gguf
+        from distill_dagster.core.models import make_embedded_gguf
 
-        name, identity = spec.model.removeprefix(EMBEDDED), embedded_identity(spec)
+        name, identity = spec.model.removeprefix(EMBEDDED_PREFIX), find_embedded_identity(spec)
         slots = spec.few_shot.draws
         key = (name, slots)
         with self._lock:
             if key not in self._servers:
                 try:
-                    server = EmbeddedServer(embedded_gguf(models_folder), identity, slots)
+                    server = EmbeddedServer(make_embedded_gguf(models_folder), identity, slots)
                     server.start()
                 except (ImportError, ModelError, RuntimeError) as error:
                     raise TeacherError(
@@ -128,4 +130,4 @@ class SharedServers:
                 server.stop()
 
 
-SERVERS = SharedServers()
+EMBEDDED_SERVERS = EmbeddedServerPool()

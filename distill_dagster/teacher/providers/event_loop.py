@@ -17,7 +17,7 @@ _loop: asyncio.AbstractEventLoop | None = None
 _owner = 0
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
+def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in the process's loop and wait for it; an interrupt cancels it.
 
     The first error of a group is raised as itself: what else failed beside it was stopped by it.
@@ -30,7 +30,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         finally:
             ended.set()
 
-    future = asyncio.run_coroutine_threadsafe(telling(), _running())
+    future = asyncio.run_coroutine_threadsafe(telling(), _get_loop())
     try:
         while True:
             # Not for ever in one piece: a signal that another thread received is looked at in between.
@@ -46,20 +46,20 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _running() -> asyncio.AbstractEventLoop:
+def _get_loop() -> asyncio.AbstractEventLoop:
     global _loop, _owner
     with _lock:
         if _loop is None or _owner != os.getpid():  # a forked process has no thread that runs it
             _loop, _owner = asyncio.new_event_loop(), os.getpid()
             threading.Thread(target=_loop.run_forever, name="teacher", daemon=True).start()
-            atexit.register(_close, _loop)
+            atexit.register(_close_loop, _loop)
         return _loop
 
 
-def _close(loop: asyncio.AbstractEventLoop) -> None:
-    from distill_dagster.teacher.providers.transport import close_all
+def _close_loop(loop: asyncio.AbstractEventLoop) -> None:
+    from distill_dagster.teacher.providers.transport import close_connections
 
     if _owner == os.getpid():
         with suppress(Exception):
-            asyncio.run_coroutine_threadsafe(close_all(), loop).result(timeout=5)
+            asyncio.run_coroutine_threadsafe(close_connections(), loop).result(timeout=5)
         loop.call_soon_threadsafe(loop.stop)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from distill_dagster.core.hashing import content_hash
+from distill_dagster.core.hashing import hash_content
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Request:
     @cached_property
     def key(self) -> str:
         """request_key: the hash of what is asked. `Mould` works it out from what many requests share."""
-        return content_hash(self.asked)
+        return hash_content(self.asked)
 
     def body(self) -> dict[str, Any]:
         """What is sent, without the model: parameters, and the prompt or the messages."""

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.config import TeacherSpec
-from distill_dagster.core.hashing import canonical_json
-from distill_dagster.teacher.providers.transport import DIRECT
+from distill_dagster.core.hashing import to_canonical_json
+from distill_dagster.teacher.providers.transport import DIRECT_PREFIXES
 
 if TYPE_CHECKING:
     from distill_dagster.teacher.providers.exchange import Request
 
-MARGIN = 1.25
+TOKEN_MARGIN = 1.25
 """Prompt tokens are counted with one tokenizer; others may need more for the same text."""
-PER_MESSAGE = 8
+TOKENS_PER_MESSAGE = 8
 
 
 @dataclass(frozen=True)
-class Price:
+class TokenPrice:
     """USD per million tokens."""
 
     input_usd: float
@@ -34,29 +34,29 @@ class Price:
         return (prompt_tokens * self.input_usd + completion_tokens * self.output_usd) / 1e6
 
 
-def price_of(spec: TeacherSpec) -> Price | None:
+def find_price(spec: TeacherSpec) -> TokenPrice | None:
     """The declared price, else the one in litellm's list, else None: never a guess.
 
     The embedded teacher and a replay cost nothing. A 0 in the list is no price either: it stands there for models that
     one hosts oneself.
     """
     if spec.price is not None:
-        return Price(spec.price.input_usd, spec.price.output_usd)
+        return TokenPrice(spec.price.input_usd, spec.price.output_usd)
     if spec.free:
-        return Price(0.0, 0.0)
-    own_server = spec.api_base is not None and spec.model.startswith(DIRECT)
-    return _in_list(spec.model) or (None if own_server else _by_litellm(spec.model))
+        return TokenPrice(0.0, 0.0)
+    own_server = spec.api_base is not None and spec.model.startswith(DIRECT_PREFIXES)
+    return _find_listed_price(spec.model) or (None if own_server else _find_litellm_price(spec.model))
 
 
-def _in_list(model: str) -> Price | None:
+def _find_listed_price(model: str) -> TokenPrice | None:
     """The price of a model that litellm's list has by this name, or by it without its provider."""
-    prices = _list()
+    prices = _load_price_list()
     entry = prices.get(model) or prices.get(model.partition("/")[2]) or {}
-    return _known(entry.get("input_cost_per_token"), entry.get("output_cost_per_token"))
+    return _build_price(entry.get("input_cost_per_token"), entry.get("output_cost_per_token"))
 
 
 @lru_cache(maxsize=1)
-def _list() -> dict[str, Any]:
+def _load_price_list() -> dict[str, Any]:
     """The list as it lies in litellm's package: importing litellm for it would take seconds."""
     spec = find_spec("litellm")
     if spec is None or spec.origin is None:
@@ -67,7 +67,7 @@ def _list() -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _by_litellm(model: str) -> Price | None:
+def _find_litellm_price(model: str) -> TokenPrice | None:
     """The price by litellm's own way to find it, which knows regions and versions in names."""
     import litellm
 
@@ -75,24 +75,24 @@ def _by_litellm(model: str) -> Price | None:
         input_usd, output_usd = litellm.cost_per_token(model=model, prompt_tokens=1, completion_tokens=1)
     except Exception:  # the list does not know the model; which error says so changed between versions
         return None
-    return _known(input_usd, output_usd)
+    return _build_price(input_usd, output_usd)
 
 
-def _known(input_usd: float | None, output_usd: float | None) -> Price | None:
+def _build_price(input_usd: float | None, output_usd: float | None) -> TokenPrice | None:
     if not input_usd and not output_usd:
         return None
-    return Price(round((input_usd or 0.0) * 1e6, 6), round((output_usd or 0.0) * 1e6, 6))
+    return TokenPrice(round((input_usd or 0.0) * 1e6, 6), round((output_usd or 0.0) * 1e6, 6))
 
 
 @dataclass(frozen=True)
-class Worst:
+class WorstCase:
     """The most that a request can take: its prompt's tokens and as many as it may answer, hidden reasoning included."""
 
     tokens: int
     usd: float | None
 
 
-def worst_case(request: Request, price: Price | None, *, exact: bool = True) -> Worst:
+def compute_worst_case(request: Request, price: TokenPrice | None, *, exact: bool = True) -> WorstCase:
     """What to reserve for a request.
 
     Args:
@@ -100,20 +100,20 @@ def worst_case(request: Request, price: Price | None, *, exact: bool = True) -> 
     """
     texts = [request.prompt] if request.prompt is not None else [m.get("content") or "" for m in request.messages or []]
     extra = [value for value in (request.tools, request.response_format) if value]
-    texts += [canonical_json(value) for value in extra]
+    texts += [to_canonical_json(value) for value in extra]
     whole = "\n".join(str(text) for text in texts if text)
-    counted = _tokens(whole) if exact else math.ceil(len(whole.encode()) / 3)
-    prompt = math.ceil(counted * MARGIN) + PER_MESSAGE * (len(texts) + 1)
+    counted = _count_tokens(whole) if exact else math.ceil(len(whole.encode()) / 3)
+    prompt = math.ceil(counted * TOKEN_MARGIN) + TOKENS_PER_MESSAGE * (len(texts) + 1)
     answer = int(request.params.get("max_tokens") or request.params.get("max_completion_tokens") or 4096)
-    return Worst(prompt + answer, price.of(prompt, answer) if price is not None else None)
+    return WorstCase(prompt + answer, price.of(prompt, answer) if price is not None else None)
 
 
-def _tokens(text: str) -> int:
-    return len(_encoding().encode(text, disallowed_special=()))
+def _count_tokens(text: str) -> int:
+    return len(_load_encoding().encode(text, disallowed_special=()))
 
 
 @lru_cache(maxsize=1)
-def _encoding() -> Any:
+def _load_encoding() -> Any:
     from litellm.litellm_core_utils.default_encoding import encoding  # comes with litellm: tiktoken would load it
 
     return encoding

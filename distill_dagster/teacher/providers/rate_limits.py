@@ -12,21 +12,21 @@ from aiolimiter import AsyncLimiter
 
 from distill_dagster.config import TeacherSpec
 
-SHRINK = 0.5
-GROWTH = 0.1
+SHRINK_FACTOR = 0.5
+GROWTH_RATE = 0.1
 """By a tenth of itself while as many requests as it allows come back: from a half to the whole in some 8 rounds."""
-SETTLE_S = 1.0
+SHRINK_COOLDOWN_S = 1.0
 """Refusals of requests that were sent before the last shrinking tell nothing new."""
 
 
-def _per_minute(limit: int | None, buckets: int) -> AsyncLimiter | None:
+def _build_rate_limiter(limit: int | None, buckets: int) -> AsyncLimiter | None:
     if limit is None:
         return None
     burst = max(1.0, limit / buckets)
     return AsyncLimiter(burst, 60 * burst / limit)
 
 
-class Limits:
+class ProviderLimits:
     """Bounded concurrency that halves on overload and recovers (additive increase, multiplicative decrease, as TCP
     does: Chiu and Jain 1989), and the declared requests and tokens per minute."""
 
@@ -37,8 +37,8 @@ class Limits:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._closed_until = self._shrunk_at = 0.0
         # A bucket of a whole minute would let twice the limit through in the first one: all at once, and as it drains.
-        self._requests = _per_minute(spec.requests_per_minute, buckets=20)
-        self._tokens = _per_minute(spec.tokens_per_minute, buckets=4)
+        self._requests = _build_rate_limiter(spec.requests_per_minute, buckets=20)
+        self._tokens = _build_rate_limiter(spec.tokens_per_minute, buckets=4)
 
     @asynccontextmanager
     async def slot(self, tokens: int) -> AsyncIterator[None]:
@@ -82,11 +82,11 @@ class Limits:
         now = time.monotonic()
         if wait_s:
             self._closed_until = max(self._closed_until, now + wait_s)
-        if now - self._shrunk_at > SETTLE_S:
-            self.width, self._shrunk_at = max(1.0, self.width * SHRINK), now
+        if now - self._shrunk_at > SHRINK_COOLDOWN_S:
+            self.width, self._shrunk_at = max(1.0, self.width * SHRINK_FACTOR), now
 
     def answered(self) -> None:
         """An answer came: a little more at a time, up to the declared concurrency."""
         if self.width < self.most:
-            self.width = min(float(self.most), self.width + GROWTH + 1 / self.width)
+            self.width = min(float(self.most), self.width + GROWTH_RATE + 1 / self.width)
             self._wake()

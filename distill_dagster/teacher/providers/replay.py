@@ -13,17 +13,17 @@ from functools import cached_property
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from distill_dagster.config import REPLAY, ReplaySpec, TeacherSpec
+from distill_dagster.config import REPLAY_PREFIX, ReplaySpec, TeacherSpec
 from distill_dagster.core.errors import InputError, Problem, TeacherError
-from distill_dagster.core.hashing import content_hash
-from distill_dagster.intake.recordings import FOLDER, Recording, read_recordings
-from distill_dagster.tasks import TaskFolder, normalize
+from distill_dagster.core.hashing import hash_content
+from distill_dagster.intake.recordings import RECORDED_FOLDER, Recording, read_recordings
+from distill_dagster.tasks import TaskFolder, normalize_text
 from distill_dagster.teacher.providers.exchange import Request, Response
 
 NOT_RECORDED = "no recorded completion"
 
 
-class Recorded:
+class ReplayTeacher:
     """The completions of one replay teacher, by prompt; several of one prompt are its samples, in their order."""
 
     def __init__(self, entries: Mapping[str, list[Recording]], mask: Callable[[str], str]) -> None:
@@ -32,11 +32,11 @@ class Recorded:
 
     @cached_property
     def version(self) -> str:
-        return content_hash({key: [r.version for r in found] for key, found in self._entries.items()})
+        return hash_content({key: [r.version for r in found] for key, found in self._entries.items()})
 
     def find(self, text: str) -> list[Recording]:
-        key = normalize(text)
-        return self._entries.get(key) or self._entries.get(normalize(self._mask(text))) or []
+        key = normalize_text(text)
+        return self._entries.get(key) or self._entries.get(normalize_text(self._mask(text))) or []
 
     def sample(self, text: str, sample: int) -> Recording | None:
         found = self.find(text)
@@ -58,10 +58,10 @@ class Recorded:
         found = self.sample((request.messages or [{}])[-1].get("content", ""), request.sample_index)
         if found is None:
             raise TeacherError(NOT_RECORDED)
-        return _response(found)
+        return _build_response(found)
 
 
-def _response(recording: Recording) -> Response:
+def _build_response(recording: Recording) -> Response:
     """As if it had just been received; `in_flight` 0 tells that nothing was, so that its latency is not measured."""
     received = datetime.now(UTC) if recording.created is None else datetime.fromtimestamp(recording.created, UTC)
     return Response(
@@ -82,11 +82,11 @@ def _response(recording: Recording) -> Response:
     )
 
 
-_READ: WeakKeyDictionary[TaskFolder, dict[tuple[str, ReplaySpec | None], Recorded]] = WeakKeyDictionary()
+_READ: WeakKeyDictionary[TaskFolder, dict[tuple[str, ReplaySpec | None], ReplayTeacher]] = WeakKeyDictionary()
 """The recordings of each open task folder, read once as the rest of the folder is."""
 
 
-def recorded(folder: TaskFolder, spec: TeacherSpec) -> Recorded:
+def load_replay_teacher(folder: TaskFolder, spec: TeacherSpec) -> ReplayTeacher:
     """The recordings of a replay teacher of a task, read once for each open folder.
 
     Raises:
@@ -101,35 +101,35 @@ def recorded(folder: TaskFolder, spec: TeacherSpec) -> Recorded:
 
 def recorded_version(folder: TaskFolder) -> str | None:
     """Hash of what the task's replay teachers have recorded, parsed; None where every teacher is asked."""
-    versions = [recorded(folder, spec).version for spec in folder.task.teacher_specs if spec.replayed]
-    return versions[0] if len(versions) == 1 else content_hash(versions) if versions else None
+    versions = [load_replay_teacher(folder, spec).version for spec in folder.task.teacher_specs if spec.replayed]
+    return versions[0] if len(versions) == 1 else hash_content(versions) if versions else None
 
 
-def _read_recorded(folder: TaskFolder, spec: TeacherSpec) -> Recorded:
+def _read_recorded(folder: TaskFolder, spec: TeacherSpec) -> ReplayTeacher:
     """The recordings of a replay teacher of a task.
 
     Raises:
         InputError: a file is missing or malformed, or a record cannot be mapped.
     """
-    from distill_dagster.intake.masking import MAX_CHARS, mask
+    from distill_dagster.intake.masking import MAX_TEXT_CHARS, mask_text
 
     replay = spec.replay or ReplaySpec()
-    texts = _texts_by_id(folder) if replay.match == "id" else {}
+    texts = _collect_texts_by_id(folder) if replay.match == "id" else {}
     entries: dict[str, list[Recording]] = {}
-    for name in replay.files or [f"{FOLDER}/{spec.model.removeprefix(REPLAY)}.jsonl"]:
-        for recording in read_recordings(recorded_path(folder, name), replay):
+    for name in replay.files or [f"{RECORDED_FOLDER}/{spec.model.removeprefix(REPLAY_PREFIX)}.jsonl"]:
+        for recording in read_recordings(find_recorded_path(folder, name), replay):
             if replay.match == "id":
                 key = texts.get(recording.id or "")
             else:
                 long = recording.conversation if replay.match == "conversation" else None
                 key = long or recording.prompt
             if key is not None:
-                entries.setdefault(normalize(key), []).append(recording)
+                entries.setdefault(normalize_text(key), []).append(recording)
     regions = folder.task.inbox.phone_regions
-    return Recorded(entries, lambda text: mask(text[:MAX_CHARS], regions).text)
+    return ReplayTeacher(entries, lambda text: mask_text(text[:MAX_TEXT_CHARS], regions).text)
 
 
-def recorded_path(folder: TaskFolder, name: str) -> Path:
+def find_recorded_path(folder: TaskFolder, name: str) -> Path:
     """Where a recorded file lies: in the task folder, else where an import put it."""
     places = [folder.path / name, *([folder.accepted / name] if folder.accepted else [])]
     for place in places:
@@ -142,7 +142,7 @@ def recorded_path(folder: TaskFolder, name: str) -> Path:
     raise InputError([Problem(places[0], "the recorded completions are missing.", remedy)])
 
 
-def _texts_by_id(folder: TaskFolder) -> dict[str, str]:
+def _collect_texts_by_id(folder: TaskFolder) -> dict[str, str]:
     """What the task calls by an id: its seeds, imported prompts, and labelled rows."""
     out = {row.id: row.text for rows in (folder.examples, folder.dev, folder.golden) for row in rows}
     for key in folder.slice_keys():

@@ -18,26 +18,26 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from distill_dagster.config import TeacherSpec
-from distill_dagster.core.checks import Check, CheckSpec
+from distill_dagster.core.checks import CheckResult, CheckSpec
 from distill_dagster.core.errors import TermsError
 
-TABLE = Path(__file__).with_name("terms.yaml")
+TERMS_FILE = Path(__file__).with_name("terms.yaml")
 OPENAI_HOST = "api.openai.com"
-Role = Literal["teacher", "imaginer", "judge"]
+ModelRole = Literal["teacher", "imaginer", "judge"]
 """What a model does for a dataset: answers, writes its prompts, or scores and picks answers."""
-_SHAPED = ("openai", "text-completion-openai")
+_OPENAI_PREFIXES = ("openai", "text-completion-openai")
 """Prefixes that also mean "a server that speaks like OpenAI": with an address of its own it is somebody else's."""
-REMEDY = (
+TERMS_REMEDY = (
     "Read the quoted terms where they are published. If you may train with the answers, write "
     "`terms: {acknowledged: true}` below `teacher` in task.yaml; otherwise choose another teacher."
 )
-REMEDY_UNKNOWN = (
+UNKNOWN_TERMS_REMEDY = (
     "Read the provider's terms or the model's licence, and write what they say below `teacher.terms` in task.yaml: "
     "restricts, url, quote, date_read; or `acknowledged: true` alone."
 )
 
 
-class Clause(BaseModel):
+class TermsClause(BaseModel):
     """One quotation: `url` is where the provider publishes it, `source` the copy that was read on `date_read`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,7 +50,7 @@ class Clause(BaseModel):
     date_read: date
 
 
-class Entry(BaseModel):
+class TermsEntry(BaseModel):
     """A row of the table; the comment in terms.yaml says what its fields mean."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,7 +59,7 @@ class Entry(BaseModel):
     restricts: Literal["yes", "no"]
     providers: list[str] = []
     models: str | None = None
-    clauses: Annotated[list[Clause], Field(min_length=1)]
+    clauses: Annotated[list[TermsClause], Field(min_length=1)]
     remark: str | None = None
 
     def fits(self, provider: str, model: str) -> bool:
@@ -67,7 +67,7 @@ class Entry(BaseModel):
 
 
 @dataclass(frozen=True)
-class Terms:
+class ProviderTerms:
     """The fact that every card carries. `declared_in` is "table", "task.yaml", or None where nothing is known."""
 
     teacher: str
@@ -98,37 +98,37 @@ class Terms:
         seen = "the task acknowledges it" if self.acknowledged else "the task does not acknowledge it"
         return f"The terms of {whose} restrict training with its answers{by}; {seen}."
 
-    def as_json(self, role: Role = "teacher") -> dict[str, Any]:
+    def as_json(self, role: ModelRole = "teacher") -> dict[str, Any]:
         """For metrics.json, metadata and release cards: plain JSON values, and what the model was asked for."""
         value = asdict(self) | {"summary": self.summary, "clauses": [dict(clause) for clause in self.clauses]}
         return {"role": role} | {name: value[name] for name in ("summary", *asdict(self))}
 
 
 @cache
-def table() -> tuple[Entry, ...]:
+def load_terms_table() -> tuple[TermsEntry, ...]:
     """All entries of terms.yaml."""
-    return tuple(Entry.model_validate(row) for row in yaml.safe_load(TABLE.read_text(encoding="utf-8")))
+    return tuple(TermsEntry.model_validate(row) for row in yaml.safe_load(TERMS_FILE.read_text(encoding="utf-8")))
 
 
-def entry_of(spec: TeacherSpec) -> Entry | None:
+def find_terms_entry(spec: TeacherSpec) -> TermsEntry | None:
     """The entry for a teacher: by litellm's prefix, or by the model's name wherever it is served.
 
     Of several that fit, one that restricts wins: a Gemma behind the Gemini API stands under both.
     """
     provider, _, rest = spec.model.partition("/")
     provider, model = (provider, rest) if rest else ("", spec.model)
-    if provider in _SHAPED and spec.api_base and urlsplit(spec.api_base).hostname != OPENAI_HOST:
+    if provider in _OPENAI_PREFIXES and spec.api_base and urlsplit(spec.api_base).hostname != OPENAI_HOST:
         provider = ""
-    found = [entry for entry in table() if entry.fits(provider.lower(), model.lower())]
+    found = [entry for entry in load_terms_table() if entry.fits(provider.lower(), model.lower())]
     return next((entry for entry in found if entry.restricts == "yes"), found[0] if found else None)
 
 
-def terms_of(spec: TeacherSpec) -> Terms:
+def find_terms(spec: TeacherSpec) -> ProviderTerms:
     """What is known of a teacher's terms. What the task states stands before the table, as the newer reading.
 
     A restriction that the table knows has to be acknowledged even where the task states that there is none.
     """
-    said, entry = spec.terms, entry_of(spec)
+    said, entry = spec.terms, find_terms_entry(spec)
     wants = said.restricts == "yes" or (entry is not None and entry.restricts == "yes")
     common: dict[str, Any] = {
         "teacher": spec.model,
@@ -140,16 +140,16 @@ def terms_of(spec: TeacherSpec) -> Terms:
     if said.restricts is not None:
         clause = {"document": None, "dated": None, "url": said.url, "source": said.url, "quote": said.quote}
         clauses = (clause | {"date_read": str(said.date_read)},)
-        return Terms(restricts=said.restricts, declared_in="task.yaml", clauses=clauses, remark=None, **common)
+        return ProviderTerms(restricts=said.restricts, declared_in="task.yaml", clauses=clauses, remark=None, **common)
     if entry is None:
-        return Terms(restricts="unknown", declared_in=None, clauses=(), remark=None, **common)
+        return ProviderTerms(restricts="unknown", declared_in=None, clauses=(), remark=None, **common)
     quoted = tuple(clause.model_dump(mode="json") for clause in entry.clauses)
-    return Terms(restricts=entry.restricts, declared_in="table", clauses=quoted, remark=entry.remark, **common)
+    return ProviderTerms(restricts=entry.restricts, declared_in="table", clauses=quoted, remark=entry.remark, **common)
 
 
-def terms_checks(*specs: TeacherSpec) -> list[Check]:
+def check_terms(*specs: TeacherSpec) -> list[CheckResult]:
     """The checks `terms_acknowledged`, which blocks, and `terms_known`, which warns, for all teachers of a task."""
-    every = [terms_of(spec) for spec in specs]
+    every = [find_terms(spec) for spec in specs]
     stopped = [terms for terms in every if terms.stops]
     unclear = [terms for terms in every if terms.restricts == "unknown" and not terms.acknowledged]
     said = {"terms": " ".join(terms.summary for terms in every)}
@@ -159,26 +159,28 @@ def terms_checks(*specs: TeacherSpec) -> list[Check]:
         for clause in terms.clauses
     }
     return [
-        Check(TERMS.name, not stopped, found=said | quotes | ({"remedy": REMEDY} if stopped else {})),
-        Check(TERMS_KNOWN.name, not unclear, "warning", said | ({"remedy": REMEDY_UNKNOWN} if unclear else {})),
+        CheckResult(TERMS_CHECK.name, not stopped, found=said | quotes | ({"remedy": TERMS_REMEDY} if stopped else {})),
+        CheckResult(
+            TERMS_KNOWN_CHECK.name, not unclear, "warning", said | ({"remedy": UNKNOWN_TERMS_REMEDY} if unclear else {})
+        ),
     ]
 
 
-def demand_acknowledgement(*specs: TeacherSpec) -> None:
+def require_acknowledgement(*specs: TeacherSpec) -> None:
     """Called by whoever is about to ask: nothing is asked under terms that nobody acknowledged.
 
     Raises:
         TermsError: the terms of a teacher restrict training with its answers, and task.yaml does not acknowledge it.
     """
-    checks = terms_checks(*specs)
+    checks = check_terms(*specs)
     if checks[0].passed:
         return
     found = checks[0].found
     quotes = [f"“{text}” ({where})" for where, text in found.items() if where not in ("terms", "remedy")]
-    raise TermsError(f"{found['terms']} Nothing was asked. {' '.join(quotes)} {REMEDY}", checks)
+    raise TermsError(f"{found['terms']} Nothing was asked. {' '.join(quotes)} {TERMS_REMEDY}", checks)
 
 
-TERMS = CheckSpec(
+TERMS_CHECK = CheckSpec(
     "terms_acknowledged",
     "Where the provider's terms restrict training with its answers, task.yaml acknowledges it (`teacher.terms`). "
     "Stands before the first request.",
@@ -187,4 +189,4 @@ TERMS = CheckSpec(
 
 
 # A check of its own: automation waits for blocking checks that failed, also where they only warn.
-TERMS_KNOWN = CheckSpec("terms_known", "What the provider's terms say of training with its answers is known.")
+TERMS_KNOWN_CHECK = CheckSpec("terms_known", "What the provider's terms say of training with its answers is known.")

@@ -14,7 +14,12 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from distill_dagster.teacher.providers.attempts import AttemptError, FilteredError, of_status, seconds_to_wait
+from distill_dagster.teacher.providers.attempts import (
+    AttemptError,
+    ContentFilterError,
+    classify_status,
+    parse_retry_after,
+)
 
 if TYPE_CHECKING:
     import aiohttp
@@ -24,27 +29,27 @@ if TYPE_CHECKING:
 
 # litellm otherwise asks the network for its price list at import.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-DIRECT = ("openai/", "text-completion-openai/")
+DIRECT_PREFIXES = ("openai/", "text-completion-openai/")
 _sessions: dict[int, aiohttp.ClientSession] = {}
 _text_clients: dict[int, Any] = {}
 
 
 def is_direct(endpoint: Endpoint) -> bool:
     """Whether a server at the user's own address speaks OpenAI's protocol: parameters pass as they are."""
-    return endpoint.api_base is not None and endpoint.model.startswith(DIRECT)
+    return endpoint.api_base is not None and endpoint.model.startswith(DIRECT_PREFIXES)
 
 
-async def send(endpoint: Endpoint, request: Request, timeout_s: float) -> dict[str, Any]:
+async def send_request(endpoint: Endpoint, request: Request, timeout_s: float) -> dict[str, Any]:
     """One attempt: the body of the answer, as OpenAI's protocol has it.
 
     Raises:
         AttemptError: no answer came; it says what that means for the next attempt.
         FilteredError: the provider's content filter stopped the prompt.
     """
-    return await (_direct if is_direct(endpoint) else _through_litellm)(endpoint, request, timeout_s)
+    return await (_send_direct if is_direct(endpoint) else _send_through_litellm)(endpoint, request, timeout_s)
 
 
-def _session() -> aiohttp.ClientSession:
+def _get_session() -> aiohttp.ClientSession:
     import aiohttp
 
     key = id(asyncio.get_running_loop())
@@ -56,7 +61,7 @@ def _session() -> aiohttp.ClientSession:
     return _sessions[key]
 
 
-async def _direct(endpoint: Endpoint, request: Request, timeout_s: float) -> dict[str, Any]:
+async def _send_direct(endpoint: Endpoint, request: Request, timeout_s: float) -> dict[str, Any]:
     import aiohttp
 
     assert endpoint.api_base is not None
@@ -66,7 +71,9 @@ async def _direct(endpoint: Endpoint, request: Request, timeout_s: float) -> dic
     try:
         async with (
             asyncio.timeout(timeout_s),
-            _session().post(url, data=json.dumps(body), headers=headers | {"Content-Type": "application/json"}) as got,
+            _get_session().post(
+                url, data=json.dumps(body), headers=headers | {"Content-Type": "application/json"}
+            ) as got,
         ):
             text = (await got.read()).decode("utf-8", "replace")
             status, wait = got.status, got.headers.get("Retry-After")
@@ -78,7 +85,7 @@ async def _direct(endpoint: Endpoint, request: Request, timeout_s: float) -> dic
         what = f"the connection was cut: {type(error).__name__}"
         raise AttemptError(what, retry=True, maybe_billed=True) from None
     if status != 200:
-        raise of_status(status, text, wait)
+        raise classify_status(status, text, wait)
     try:
         value = json.loads(text)
     except ValueError:
@@ -88,7 +95,7 @@ async def _direct(endpoint: Endpoint, request: Request, timeout_s: float) -> dic
     return value
 
 
-async def _through_litellm(endpoint: Endpoint, request: Request, timeout_s: float) -> dict[str, Any]:
+async def _send_through_litellm(endpoint: Endpoint, request: Request, timeout_s: float) -> dict[str, Any]:
     import litellm
 
     litellm.suppress_debug_info = True
@@ -110,22 +117,22 @@ async def _through_litellm(endpoint: Endpoint, request: Request, timeout_s: floa
             params.pop(name, None)
     ask = litellm.acompletion if request.prompt is None else litellm.atext_completion
     if endpoint.model.startswith("text-completion-openai/"):
-        where["client"] = _text_client(timeout_s)
+        where["client"] = _get_text_client(timeout_s)
     try:
         async with asyncio.timeout(timeout_s + 1):
             raw = await ask(**params, **where)
     except TimeoutError:
         raise AttemptError(f"timed out after {timeout_s:g} s", retry=True, maybe_billed=True) from None
     except litellm.exceptions.ContentPolicyViolationError as error:
-        raise FilteredError(str(error)) from None
+        raise ContentFilterError(str(error)) from None
     except Exception as error:
-        raise _of_litellm(error) from None
+        raise _classify_litellm_error(error) from None
     value = raw.model_dump()
     value["cost_usd"] = (getattr(raw, "_hidden_params", None) or {}).get("response_cost")
     return value
 
 
-def _text_client(timeout_s: float) -> Any:
+def _get_text_client(timeout_s: float) -> Any:
     """litellm opens, and leaks, a connection for each text completion unless it is handed a client."""
     key = id(asyncio.get_running_loop())
     if key not in _text_clients:
@@ -135,7 +142,7 @@ def _text_client(timeout_s: float) -> Any:
     return _text_clients[key]
 
 
-def _of_litellm(error: Exception) -> AttemptError | FilteredError:
+def _classify_litellm_error(error: Exception) -> AttemptError | ContentFilterError:
     import litellm
 
     message, status = f"{type(error).__name__}: {error}", getattr(error, "status_code", None)
@@ -147,13 +154,13 @@ def _of_litellm(error: Exception) -> AttemptError | FilteredError:
         return AttemptError(message)
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     wait = headers.get("retry-after") if hasattr(headers, "get") else None
-    found = of_status(status, message, wait)
+    found = classify_status(status, message, wait)
     if isinstance(found, AttemptError):
-        found.wait_s = seconds_to_wait(wait)
+        found.wait_s = parse_retry_after(wait)
     return found
 
 
-async def close_all() -> None:
+async def close_connections() -> None:
     """Close the connections of this loop."""
     session = _sessions.pop(id(asyncio.get_running_loop()), None)
     if session is not None:
