@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from distill_dagster.config import Task
 from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.curation.dataset.split import assign_splits
-from distill_dagster.curation.filters.docs import Example, build_example_row
+from distill_dagster.curation.filters.docs import FilterExample, build_example_row
 from distill_dagster.curation.scores import PROSE_SCORER, add_scores, prose
 from distill_dagster.curation.scores.base import PROSE_FIELDS
 from distill_dagster.curation.scores.private import (
@@ -214,7 +214,7 @@ PRIVATE_TEXTS = [
 @pytest.mark.parametrize("text", PRIVATE_TEXTS)
 def test_the_quick_hints_lose_nothing(text: str, around: str) -> None:
     whole = around + text + " " + around
-    row = build_example_row(Example({"answer": whole}))
+    row = build_example_row(FilterExample({"answer": whole}))
     scores = add_scores(row, [PRIVATE_SCORER], TaskView("generation"))["scores"][0]
     counts = mask_text(whole, DEFAULT_PHONE_REGIONS).counts
     assert scores["secrets"] == counts.pop("SECRET", 0)
@@ -259,7 +259,7 @@ def test_equations(equation: str, wanted: bool | None) -> None:
     ],
 )
 def test_sums_of_a_reasoning(reasoning: str | None, sums: int | None, wrong: str | None) -> None:
-    row = build_example_row(Example({"answer": 1, "reasoning": reasoning}, kind="math"))
+    row = build_example_row(FilterExample({"answer": 1, "reasoning": reasoning}, kind="math"))
     scores = add_scores(row, [ARITHMETIC_SCORER], TaskView("math", reasoning=True))["scores"][0]
     assert (scores["sums"], scores["wrong_sum"]) == (sums, wrong)
     assert bool(scores["wrong_sums"]) == (wrong is not None)
@@ -284,13 +284,13 @@ LABELS = ("refund", "late delivery")
     ],
 )
 def test_what_reasoning_says(kind: str, reasoning: str, answer: Any, first: bool, other: bool) -> None:
-    row = build_example_row(Example({"answer": answer, "reasoning": reasoning}, kind=kind))
+    row = build_example_row(FilterExample({"answer": answer, "reasoning": reasoning}, kind=kind))
     scores = add_scores(row, [REASONING_SCORER], TaskView(kind, LABELS, reasoning=True))["scores"][0]
     assert (scores["answer_first"], scores["conclusion"] is not None) == (first, other)
 
 
 def test_scores_that_are_there_are_not_made_again() -> None:
-    rows = pl.concat(build_example_row(Example({"text": f"text {n}", "answer": f"answer {n}"})) for n in range(3))
+    rows = pl.concat(build_example_row(FilterExample({"text": f"text {n}", "answer": f"answer {n}"})) for n in range(3))
     before = add_scores(rows.head(2), [PROSE_SCORER], TaskView("generation"))
     marked = before.with_columns(
         pl.struct(
@@ -309,7 +309,7 @@ def test_scores_that_are_there_are_not_made_again() -> None:
 
 
 def test_a_table_that_was_written_when_there_were_fewer_scores() -> None:
-    rows = pl.concat(build_example_row(Example({"text": f"text {n}"})) for n in range(3))
+    rows = pl.concat(build_example_row(FilterExample({"text": f"text {n}"})) for n in range(3))
     now = conform_to_schema(add_scores(rows, [LENGTHS_SCORER], TaskView()).select(list(SCORED)), SCORED, ("prompt_id",))
     few = pl.struct(pl.col("scores").struct.field(name) for name in LENGTHS_SCORER.fields).alias("scores")
     before = now.with_columns(few)

@@ -158,9 +158,10 @@ def test_slice_by_slice_the_dataset_is_that_of_one_cut(
         spec = CurationSpec.model_validate({"filters": {"min_confidence": 0.1}, "dedup": dedup})
         golden = items(" ".join(WORDS[:6]))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("distill_dagster.curation.dataset.comparison_cache.SLICE_BY_SLICE", 0)
+            patch.setattr("distill_dagster.curation.dataset.comparison_cache.INCREMENTAL_MIN_ROWS", 0)
             patch.setattr(
-                "distill_dagster.curation.dataset.comparison_cache.ANEW", data.draw(st.sampled_from([0.0, 0.9]))
+                "distill_dagster.curation.dataset.comparison_cache.FULL_COMPARE_SHARE",
+                data.draw(st.sampled_from([0.0, 0.9])),
             )
             kept = curate_dataset(frame, set(), LABELS, spec, items=golden, compared=ComparisonCache(folder))
         anew = curate_dataset(frame, set(), LABELS, spec, items=golden)

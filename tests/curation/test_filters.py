@@ -35,7 +35,7 @@ from distill_dagster.tables.schemas import SCORED, SCORES, build_frame
 from distill_dagster.tasks import TaskFolder
 from tests.support.task import TASK, again, merged, small_task
 
-HERE = {"DISTILL_CLASSIFIERS": "shouting=distill_dagster.curation.filters.docs:shouting"}
+HERE = {"DISTILL_CLASSIFIERS": "shouting=distill_dagster.curation.filters.docs:score_capitals"}
 
 
 @pytest.fixture(autouse=True)
@@ -181,13 +181,13 @@ def test_the_yaml_of_the_page_is_valid(tmp_path: Path) -> None:
         assert [str(p) for p in check_task_folder(again(folder)) if p.severity == "error"] == []
     code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
     path = tmp_path / "completions.parquet"
-    docs.build_example_row(docs.Example({})).write_parquet(path)
+    docs.build_example_row(docs.FilterExample({})).write_parquet(path)
     exec(compile(code.replace('"completions.parquet"', repr(str(path))), "page", "exec"), {})
 
 
 def test_the_bundled_tasks_have_the_filters_they_had() -> None:
     for name in ("support_triage", "word_problems"):
-        task = TaskFolder(docs.PROJECT / "data" / "tasks" / name).task
+        task = TaskFolder(docs.PROJECT_FOLDER / "data" / "tasks" / name).task
         assert task.scorers == []
         assert set(task.curation.filters.said()) == {"min_agreement", "min_confidence", "min_words", "max_words"}
 

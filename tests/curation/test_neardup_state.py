@@ -102,8 +102,8 @@ def test_what_is_near_a_text_stays_so_where_the_row_it_was_found_with_goes(tmp_p
 
 
 def test_many_parts_are_compared_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill_dagster.curation.dedup.incremental.CHUNK_ROWS", 3)
-    monkeypatch.setattr("distill_dagster.curation.dedup.duplicates.MERGE", 0)
+    monkeypatch.setattr("distill_dagster.curation.dedup.incremental.KEY_CHUNK_ROWS", 3)
+    monkeypatch.setattr("distill_dagster.curation.dedup.duplicates.MAX_PENDING_PAIRS", 0)
     words = LONG.split()
     texts = [" ".join([*words[:n], "other", *words[n + 1 :]]) for n in range(12)] + [LONG] * 4
     table = pl.DataFrame({"id": [f"r{n:02}" for n in range(16)], "text": texts})

@@ -76,11 +76,14 @@ def test_every_source_gives_the_same_rows(
     sources = [rows.lazy(), folder / "all.parquet", *([files] if files else [])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "distill_dagster.curation.dataset.slim_rows.batched", functools.partial(map_in_batches, batch_rows=at_once)
+            "distill_dagster.curation.dataset.slim_rows.map_in_batches",
+            functools.partial(map_in_batches, batch_rows=at_once),
         )
-        patch.setattr("distill_dagster.curation.dataset.curate.parts_of", functools.partial(assign_parts, rows=at_once))
-        patch.setattr("distill_dagster.curation.dataset.write_parts.GROUP_ROWS", at_once)
-        patch.setattr("distill_dagster.curation.dataset.comparison_cache.SLICE_BY_SLICE", 1)
+        patch.setattr(
+            "distill_dagster.curation.dataset.curate.assign_parts", functools.partial(assign_parts, rows=at_once)
+        )
+        patch.setattr("distill_dagster.curation.dataset.write_parts.READ_BATCH_ROWS", at_once)
+        patch.setattr("distill_dagster.curation.dataset.comparison_cache.INCREMENTAL_MIN_ROWS", 1)
         for number, source in enumerate(sources):
             found = cut(source, folder=folder / str(number), compared=ComparisonCache(folder / "compared"))
             assert found.dataset.equals(whole.dataset)

@@ -27,7 +27,7 @@ from tests.support.task import LABELS, env_of, small_task
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (teacher, dataset):
-        monkeypatch.setattr(module, "valid_table", lambda *_: CheckResult("valid_table", True))
+        monkeypatch.setattr(module, "check_table", lambda *_: CheckResult("valid_table", True))
     monkeypatch.setattr(plots, "plot_counts", lambda *_: b"")
 
 
@@ -205,7 +205,7 @@ def test_the_dataset_is_the_same_where_candidates_are_not_held(run: Run, monkeyp
     run.update()
     held, rejected = run.dataset(), dataset.read_rejected_rows(run.env)
     record = run.env.lake.record(run.env.task_name, "filtered_dataset")
-    monkeypatch.setattr(dataset, "BATCH_ROWS", 0)
+    monkeypatch.setattr(dataset, "FILTER_BATCH_ROWS", 0)
     made = dataset.make_filtered_dataset(run.env, None)
     assert held.height == 6
     assert run.dataset().equals(held)

@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 
 from distill_dagster.core.errors import DistillError, InputError
-from distill_dagster.intake.import_files import ImportOptions, ImportSummary, Target, import_file
+from distill_dagster.intake.import_files import ImportOptions, ImportSummary, import_file
 from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.task_check import check_task_folder
-from distill_dagster.tasks import TaskFolder
+from distill_dagster.tasks import ImportTarget, TaskFolder
 from distill_dagster.tasks.accepted import get_accepted_path, read_accepted
 from distill_dagster.teacher.providers.replay import load_replay_teacher
 from tests.e2e.project import file_hashes
@@ -43,7 +43,7 @@ class Place:
             path.write_text(jsonl(content) if isinstance(content, list) else content)
         return path
 
-    def load(self, path: Path, target: Target, **options: Any) -> ImportSummary:
+    def load(self, path: Path, target: ImportTarget, **options: Any) -> ImportSummary:
         return import_file(self.folder, path, ImportOptions(target, **options), self.inbox)
 
     def accepted(self, key: str) -> list[str]:
@@ -111,7 +111,7 @@ def test_seeds_out_of_chat_traces_and_by_the_rules_of_the_inbox(place: Place) ->
 
 
 @pytest.mark.parametrize(("target", "name"), [(t, f"{t}.jsonl") for t in ("examples", "golden", "dev", "human")])
-def test_labelled_rows_are_appended_to_the_tasks_own_file(place: Place, target: Target, name: str) -> None:
+def test_labelled_rows_are_appended_to_the_tasks_own_file(place: Place, target: ImportTarget, name: str) -> None:
     path = place.path / name
     before = path.read_text() if path.exists() else ""
     if before:
@@ -227,7 +227,7 @@ def test_a_dry_run_writes_nothing(place: Place) -> None:
     rows = place.file("a.jsonl", [{"text": "new", "label": "refund", "completion": "refund", "prompt": "new"}])
     (place.inbox / ".lock").touch()
     before = file_hashes(place.root)
-    targets: list[Target] = ["seeds", "examples", "golden", "recorded"]
+    targets: list[ImportTarget] = ["seeds", "examples", "golden", "recorded"]
     assert [place.load(rows, target, dry_run=True).count for target in targets] == [1, 1, 1, 1]
     assert file_hashes(place.root) == before
 
@@ -242,7 +242,9 @@ def test_a_dry_run_writes_nothing(place: Place) -> None:
         ("recorded", {"name": "../x"}, "cannot be the name"),
     ],
 )
-def test_options_that_do_not_go_together(place: Place, target: Target, options: dict[str, str], message: str) -> None:
+def test_options_that_do_not_go_together(
+    place: Place, target: ImportTarget, options: dict[str, str], message: str
+) -> None:
     with pytest.raises(DistillError, match=message):
         place.load(place.file("a.jsonl", [{"text": "a"}]), target, **options)
 

@@ -70,7 +70,7 @@ def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """Great Expectations and pictures take most of the time; one test has them, the others do without."""
     if getattr(request, "param", True):
         for module in (teacher, gate, dataset):
-            monkeypatch.setattr(module, "valid_table", lambda *_: CheckResult("valid_table", True))
+            monkeypatch.setattr(module, "check_table", lambda *_: CheckResult("valid_table", True))
         monkeypatch.setattr(plots, "plot_counts", lambda *_: b"")
 
 
@@ -198,7 +198,7 @@ def test_a_dataset_that_is_too_small_is_kept_back(run: Run) -> None:
     record = run.env.lake.record(run.env.task_name, "filtered_dataset")
     assert record is not None
     assert record.extra["blocked"] == ["enough_rows"]
-    reading = teacher.Reading(run.env, "student_adapter", "tiny")
+    reading = teacher.StageInputs(run.env, "student_adapter", "tiny")
     with pytest.raises(DistillError, match=r"filtered_dataset did not pass its blocking check enough_rows"):
         reading.table("filtered_dataset", DATASET)
 

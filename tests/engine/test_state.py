@@ -144,7 +144,7 @@ def test_a_new_code_version(made: Made, monkeypatch: pytest.MonkeyPatch) -> None
     stages = dict(stage_table.STAGES)
     stages["filtered_dataset"] = replace(stages["filtered_dataset"], code_version="7")
     monkeypatch.setattr(
-        freshness, "stages_of", lambda *_: {k: v for k, v in stages.items() if k != "slice_label_adapter"}
+        freshness, "list_stages", lambda *_: {k: v for k, v in stages.items() if k != "slice_label_adapter"}
     )
     old = stage_table.STAGES["filtered_dataset"].code_version
     assert made.not_fresh() == {"filtered_dataset": (f"code version {old} became 7",)}

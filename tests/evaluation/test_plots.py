@@ -52,8 +52,8 @@ def test_the_same_data_gives_the_same_bytes_from_several_threads() -> None:
 
 def test_no_global_state() -> None:
     code = (
-        "import sys; from distill_dagster import plots; assert 'matplotlib' not in sys.modules; "
-        "plots.lines({'a': [(0, 1)]}, '', 'x', 'y'); assert 'matplotlib.pyplot' not in sys.modules"
+        "import sys; from distill_dagster.core import plots; assert 'matplotlib' not in sys.modules; "
+        "plots.plot_lines({'a': [(0, 1)]}, '', 'x', 'y'); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

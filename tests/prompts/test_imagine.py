@@ -256,7 +256,7 @@ from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.imagine import log as imagined
 
 left, where = int(sys.argv[3]), sys.argv[4]
-commit, append = CompletionStore.commit, imagined._append
+commit, append = CompletionStore.commit, imagined._append_lines
 
 def commit_and_die(self, answers, ended=(), wanted=()):
     global left
@@ -275,7 +275,7 @@ def append_and_die(path, lines):
     if where == "written":
         os._exit(9)
 
-CompletionStore.commit, imagined._append = commit_and_die, append_and_die
+CompletionStore.commit, imagined._append_lines = commit_and_die, append_and_die
 test_imagine.slices_again(Path(sys.argv[1]), sys.argv[2]).imagine(**test_imagine.SPEC)
 """
 SPEC: dict[str, Any] = {"axes": AXES, "per_request": 1}

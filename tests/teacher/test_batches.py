@@ -206,7 +206,7 @@ def test_a_batch_that_was_made_although_the_answer_was_lost_is_adopted(ask: Ask,
 
 
 def test_many_requests_make_several_batches(ask: Ask, provider: BatchProvider, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill_dagster.teacher.completions.batches.MAX_REQUESTS", 4)
+    monkeypatch.setattr("distill_dagster.teacher.completions.batches.MAX_BATCH_REQUESTS", 4)
     assert ask().calls == 6
     assert [len(lines) for lines in provider.lines] == [4, 2]
 
@@ -247,7 +247,7 @@ def test_prices_of_batches_are_the_lists_and_else_unknown() -> None:
 RUN = """
     import sys
     from pathlib import Path
-    from distill_dagster.prompts.seeds import seed_prompts
+    from distill_dagster.prompts.seeds import build_seed_prompts
     from distill_dagster.tasks import Slice, TaskFolder
     from distill_dagster.teacher.asking.ask import run_ask
     from distill_dagster.teacher.completions.store import CompletionStore
@@ -255,7 +255,7 @@ RUN = """
 
     store = CompletionStore.in_folder(Path(sys.argv[2]))
     slice_ = Slice.model_validate({"description": "d", "seeds": sys.argv[3:]})
-    asked = run_ask(asker_of(TaskFolder(Path(sys.argv[1])), store), seed_prompts("shop", slice_))
+    asked = run_ask(asker_of(TaskFolder(Path(sys.argv[1])), store), build_seed_prompts("shop", slice_))
     print(asked.missing_rows, asked.calls)
 """
 

@@ -132,8 +132,8 @@ def test_prices_are_those_of_litellm_or_declared(model: str, more: dict[str, Any
 def test_a_server_of_ones_own_is_priced_without_litellm() -> None:
     code = (
         "import sys; from distill_dagster.config import TeacherSpec;"
-        "from distill_dagster.teacher.providers.prices import price_of;"
-        "print(price_of(TeacherSpec(model='openai/gpt-4o', api_base='http://x/v1')), 'litellm' in sys.modules)"
+        "from distill_dagster.teacher.providers.prices import find_price;"
+        "print(find_price(TeacherSpec(model='openai/gpt-4o', api_base='http://x/v1')), 'litellm' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert said.stdout.split()[-1] == "False"

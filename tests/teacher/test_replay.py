@@ -67,7 +67,7 @@ class Home:
     def answers(self, slice_: str = "shop") -> dict[str, list[str | None]]:
         """The answers by prompt text."""
         frame, _ = self.completions(slice_)
-        prompts = stage.seed_prompts(slice_, again(self.folder).slice(slice_))
+        prompts = stage.build_seed_prompts(slice_, again(self.folder).slice(slice_))
         texts = {row["prompt_id"]: row["messages"][0]["content"] for row in prompts.iter_rows(named=True)}
         out: dict[str, list[str | None]] = {}
         for row in frame.sort("prompt_id", "sample_index").iter_rows(named=True):

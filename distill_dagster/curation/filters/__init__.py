@@ -1,8 +1,8 @@
 """Filters: declarations in task.yaml, each a small class with one drop reason; see docs/filters.md.
 
-    from distill_dagster.curation.filters import Filters, filter_rows, in_order
+    from distill_dagster.curation.filters import FilterSettings, filter_rows, select_filters
 
-    rules = in_order(Filters(repetition=True, language="en"), about)
+    rules = select_filters(FilterSettings(repetition=True, language="en"), about)
     for batch in filter_rows("completions.parquet", rules, about):
         ...
 

@@ -67,7 +67,7 @@ def score_capitals(texts: list[str]) -> list[float]:
 
 
 def _register_example_classifier() -> None:
-    os.environ.setdefault(CLASSIFIER_VARIABLE, "shouting=distill_dagster.curation.filters.docs:shouting")
+    os.environ.setdefault(CLASSIFIER_VARIABLE, "shouting=distill_dagster.curation.filters.docs:score_capitals")
 
 
 def apply_to_example(one: type[Filter], example: FilterExample) -> tuple[str | None, str | None]:
