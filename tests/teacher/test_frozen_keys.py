@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from distill_dagster.prompts.imagine import Imaginer
-from distill_dagster.teacher.client import Request
-from distill_dagster.teacher.judge import Judge
-from distill_dagster.teacher.recorded import Recorded, Recording
-from distill_dagster.teacher.requests import Requests
-from distill_dagster.teacher.written import Prompt
+from distill_dagster.intake.recordings import Recording
+from distill_dagster.teacher.asking.free_text import AskedPrompt
+from distill_dagster.teacher.asking.requests import RequestBuilder
+from distill_dagster.teacher.imagine.plan import Imaginer
+from distill_dagster.teacher.judge.judge import Judge
+from distill_dagster.teacher.providers.exchange import Request
+from distill_dagster.teacher.providers.replay import ReplayTeacher
 from tests.support.kind_folder import kind_folder
 from tests.support.task import requests_of, small_task
 
@@ -44,14 +45,14 @@ def free_text(folder: Path, kind: str, sample: int = 0, reasoning: bool = False,
 def conversation(folder: Path) -> Request:
     made = kind_folder(folder, "conversation", URL)
     turns = (("system", "Be short."), ("user", "one"), ("assistant", "two"), ("user", "three"))
-    return requests_of(made).make(Prompt("one\nthree", turns), 0)
+    return requests_of(made).make(AskedPrompt("one\nthree", turns), 0)
 
 
 def replayed(folder: Path) -> Request:
     made = requests_of(small_task(folder, teacher={"api": "chat", "soft_labels": "votes"}))
-    recorded = Recorded({TEXT.casefold().replace("\n", " "): [Recording("refund", model="m")]}, lambda text: text)
+    recorded = ReplayTeacher({TEXT.casefold().replace("\n", " "): [Recording("refund", model="m")]}, lambda text: text)
     endpoint = dataclasses.replace(made.endpoint, recorded=recorded)
-    return Requests(made.task, made.templates, [], endpoint).make(TEXT, 0)
+    return RequestBuilder(made.task, made.templates, [], endpoint).make(TEXT, 0)
 
 
 def attempted(folder: Path) -> Request:
