@@ -10,19 +10,19 @@ import dagster as dg
 
 from distill_dagster.core.redaction import redact
 from distill_dagster.operations.alerts import WEBHOOK_VARIABLE, Alert, post_alert, write_alert
-from distill_dagster.orchestration import failure_message
+from distill_dagster.orchestration import get_failure_message
 from distill_dagster.orchestration.tags import CAMPAIGN_TAG
 from distill_dagster.tasks import find_tasks
 
 
-def alert_of(context: dg.RunFailureSensorContext) -> Alert | None:
+def build_alert(context: dg.RunFailureSensorContext) -> Alert | None:
     """The alert on a failed run; None for a run within another one, which tells of it itself."""
     run = context.dagster_run
     campaign = run.tags.get(CAMPAIGN_TAG)
     if campaign is not None and campaign != run.run_id and context.instance.has_run(campaign):
         return None
     steps = {
-        str(event.step_key): redact(failure_message(event.step_failure_data.error))
+        str(event.step_key): redact(get_failure_message(event.step_failure_data.error))
         for event in context.get_step_failure_events()
     }
     if not steps and context.failure_event.message:
@@ -33,7 +33,7 @@ def alert_of(context: dg.RunFailureSensorContext) -> Alert | None:
     return Alert(run.run_id, run.job_name, when, run.tags.get("dagster/partition"), steps)
 
 
-def alerts_sensor(folder: Path) -> dg.SensorDefinition:
+def build_alerts_sensor(folder: Path) -> dg.SensorDefinition:
     """Writes an alert for every failed run below `folder`, and sends it where DISTILL_ALERT_WEBHOOK says."""
 
     @dg.run_failure_sensor(
@@ -44,7 +44,7 @@ def alerts_sensor(folder: Path) -> dg.SensorDefinition:
         f"sends it to {WEBHOOK_VARIABLE} if that is set.",
     )
     def _alerts(context: dg.RunFailureSensorContext) -> None:
-        alert = alert_of(context)
+        alert = build_alert(context)
         if alert is None:
             return
         path = write_alert(folder, alert)
@@ -60,7 +60,7 @@ def alerts_sensor(folder: Path) -> dg.SensorDefinition:
     return _alerts
 
 
-def new_tasks_sensor(tasks: Path, loaded: set[str]) -> dg.SensorDefinition:
+def build_task_folders_sensor(tasks: Path, loaded: set[str]) -> dg.SensorDefinition:
     """Says when a task folder came or went since the code location was loaded."""
 
     @dg.sensor(

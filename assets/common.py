@@ -10,12 +10,12 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from assets.conditions import condition_of
-from assets.range_runs import each_slice
+from assets.conditions import get_condition
+from assets.range_runs import run_each_slice
 from distill_dagster.core import progress, redaction
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
-from distill_dagster.orchestration.tags import BACKFILL_TAG, CAMPAIGN_TAG, budget_of
+from distill_dagster.orchestration.tags import BACKFILL_TAG, CAMPAIGN_TAG, read_budget_tags
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.stage_table import ALL_SOURCES, OPTIONAL_SOURCES, Stage, get_slices_partitions_name
@@ -88,13 +88,13 @@ class TaskGraph:
         return dg.AssetDep(self.key(upstream))
 
 
-def campaign_of(run: dg.DagsterRun) -> str:
+def get_campaign(run: dg.DagsterRun) -> str:
     """The scope of a budget: all runs of a backfill, of a command or of a refresh, and a run with its retries."""
     return run.tags.get(BACKFILL_TAG) or run.tags.get(CAMPAIGN_TAG) or run.root_run_id or run.run_id
 
 
 @contextmanager
-def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[StageContext]:
+def open_stage_context(context: dg.AssetExecutionContext, task: str) -> Iterator[StageContext]:
     """The stage environment from the run's resources."""
     resources = context.resources
     tasks: TaskFoldersResource = resources.tasks
@@ -112,24 +112,24 @@ def environment(context: dg.AssetExecutionContext, task: str) -> Iterator[StageC
             endpoint=teacher.endpoint,
             run_id=context.run.run_id,
             limits=lake.limits(),
-            campaign=campaign_of(context.run),
-            cap=budget_of(context.run.tags),
+            campaign=get_campaign(context.run),
+            cap=read_budget_tags(context.run.tags),
         )
 
 
-def failure(error: DistillError) -> dg.Failure:
+def to_failure(error: DistillError) -> dg.Failure:
     """What Dagster keeps of an error of the user: its message, which no retry mends, without any secret."""
     return dg.Failure(description=redaction.redact(str(error)), allow_retries=False)
 
 
-def check_result(key: dg.AssetKey, check: CheckResult) -> dg.AssetCheckResult:
+def to_check_result(key: dg.AssetKey, check: CheckResult) -> dg.AssetCheckResult:
     severity = dg.AssetCheckSeverity.WARN if check.severity == "warning" else dg.AssetCheckSeverity.ERROR
     return dg.AssetCheckResult(
         asset_key=key, check_name=check.name, passed=check.passed, severity=severity, metadata=check.found
     )
 
 
-def stage_asset(
+def build_stage_asset(
     graph: TaskGraph,
     name: str,
     make: StageFunction,
@@ -178,7 +178,7 @@ def stage_asset(
         description=stage.description,
         code_version=stage.code_version,
         metadata=metadata,
-        automation_condition=condition_of(name, graph.key),
+        automation_condition=get_condition(name, graph.key),
         skippable=may_be_left,
     )
 
@@ -202,13 +202,13 @@ def stage_asset(
     )
     def _asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         if sliced and not context.has_partition_key:  # a range, be it of one slice
-            each_slice(context, graph.name)
+            run_each_slice(context, graph.name)
             return
         partition = context.partition_key if context.has_partition_key else None
         try:
             with (
-                environment(context, graph.name) as env,
-                progress.add_progress_listener(_every_tenth(context.log.info)),
+                open_stage_context(context, graph.name) as env,
+                progress.add_progress_listener(_log_each_tenth(context.log.info)),
             ):
                 made = make(env, partition)
         except BatchPendingError as error:  # nothing is wrong: it is left out of this run, and so is what needs it
@@ -218,8 +218,8 @@ def stage_asset(
             return
         except DistillError as error:
             # A check that failed before anything was made is shown as failed, and not only as an error of the run.
-            yield from (check_result(graph.key(name), check) for check in error.checks if check.name in declared)
-            raise failure(error) from (None if redaction.redact_traceback(error) else error)
+            yield from (to_check_result(graph.key(name), check) for check in error.checks if check.name in declared)
+            raise to_failure(error) from (None if redaction.redact_traceback(error) else error)
         except Exception as error:
             if clean := redaction.redact_traceback(error):
                 raise RuntimeError(clean) from None
@@ -227,15 +227,15 @@ def stage_asset(
         yield dg.MaterializeResult(
             asset_key=graph.key(name),
             data_version=dg.DataVersion(made.record.data_version),
-            metadata={name: metadata_value(value) for name, value in made.shown.items()}
+            metadata={name: to_metadata_value(value) for name, value in made.shown.items()}
             | {"dagster/row_count": made.record.rows},
-            check_results=[check_result(graph.key(name), check) for check in made.checks],
+            check_results=[to_check_result(graph.key(name), check) for check in made.checks],
         )
 
     return _asset
 
 
-def _every_tenth(log: Callable[[str], None]) -> progress.ProgressListener:
+def _log_each_tenth(log: Callable[[str], None]) -> progress.ProgressListener:
     """Write to the run's log at each tenth of the work, not at each step."""
     last: dict[str, int] = {}
 
@@ -248,7 +248,7 @@ def _every_tenth(log: Callable[[str], None]) -> progress.ProgressListener:
     return listen
 
 
-def metadata_value(value: DisplayValue) -> dg.MetadataValue:
+def to_metadata_value(value: DisplayValue) -> dg.MetadataValue:
     if isinstance(value, Markdown):
         return dg.MetadataValue.md(value.text)
     if isinstance(value, SampleTable):
@@ -265,12 +265,12 @@ def metadata_value(value: DisplayValue) -> dg.MetadataValue:
     return dg.MetadataValue.text(value) if isinstance(value, str) else dg.MetadataValue.path(value)
 
 
-def source_assets(graph: TaskGraph) -> list[dg.SourceAsset]:
+def build_source_assets(graph: TaskGraph) -> list[dg.SourceAsset]:
     """The user's files as observable assets: observing them reads and hashes, and runs nothing else."""
-    return [_observable(graph, name) for name in ALL_SOURCES if name not in OPTIONAL_SOURCES or graph.has(name)]
+    return [_build_source_asset(graph, name) for name in ALL_SOURCES if name not in OPTIONAL_SOURCES or graph.has(name)]
 
 
-def _observable(graph: TaskGraph, name: str) -> dg.SourceAsset:
+def _build_source_asset(graph: TaskGraph, name: str) -> dg.SourceAsset:
     source = ALL_SOURCES[name]
     partitions = graph.partitions_def(source.partition)
 
@@ -289,6 +289,6 @@ def _observable(graph: TaskGraph, name: str) -> dg.SourceAsset:
             keys = folder.slice_keys() if source.partition == "slice" else list(folder.task.students)
             return dg.DataVersionsByPartition({key: compute_source_version(folder, name, key) for key in keys})
         except DistillError as error:
-            raise failure(error) from None
+            raise to_failure(error) from None
 
     return _observe

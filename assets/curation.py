@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets.common import TaskGraph, stage_asset
+from assets.common import TaskGraph, build_stage_asset
 from distill_dagster.pipeline.stages.dataset import make_filtered_dataset
 from distill_dagster.tables.schemas import DATASET
 
@@ -12,5 +12,5 @@ _KEPT = ("prompt_id", "slice", "origin", "messages", "answer", "reasoning", "sof
 _LINEAGE = {name: [("scored_completions", name)] for name in _KEPT}
 
 
-def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
-    return [stage_asset(graph, "filtered_dataset", make_filtered_dataset, schema=DATASET, lineage=_LINEAGE)]
+def build_assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
+    return [build_stage_asset(graph, "filtered_dataset", make_filtered_dataset, schema=DATASET, lineage=_LINEAGE)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets.common import TaskGraph, stage_asset
+from assets.common import TaskGraph, build_stage_asset
 from distill_dagster.pipeline.stages.evaluation import make_eval_report, make_predictions
 from distill_dagster.tables.schemas import PREDICTIONS
 
@@ -16,8 +16,10 @@ _PREDICTED = {
 }
 
 
-def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
+def build_assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
     return [
-        stage_asset(graph, "predictions", make_predictions, schema=PREDICTIONS, lineage=_PREDICTED, pool="training"),
-        stage_asset(graph, "eval_report", make_eval_report),
+        build_stage_asset(
+            graph, "predictions", make_predictions, schema=PREDICTIONS, lineage=_PREDICTED, pool="training"
+        ),
+        build_stage_asset(graph, "eval_report", make_eval_report),
     ]

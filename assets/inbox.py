@@ -16,7 +16,7 @@ LOCK_S, LIMIT_S = 5.0, 30.0
 """Dagster gives a sensor a minute: what is left lies there at the next tick."""
 
 
-def inbox_sensor(graph: TaskGraph) -> dg.SensorDefinition:
+def build_inbox_sensor(graph: TaskGraph) -> dg.SensorDefinition:
     """It runs from the start only where asking the teacher is free, as the other sensors do."""
 
     @dg.sensor(
@@ -36,14 +36,14 @@ def inbox_sensor(graph: TaskGraph) -> dg.SensorDefinition:
             taken = process_inbox(folder, tasks.inbox_of(graph.name), lock_s=LOCK_S, limit_s=LIMIT_S)
             for one in taken:
                 context.log.info(str(one))
-            return _result(graph, folder, context.instance, taken)
+            return _build_result(graph, folder, context.instance, taken)
         except DistillError as error:
             return dg.SkipReason(str(error)[:2000])
 
     return _inbox
 
 
-def _result(
+def _build_result(
     graph: TaskGraph, folder: TaskFolder, instance: dg.DagsterInstance, taken: list[InboxSummary]
 ) -> dg.SensorResult | dg.SkipReason:
     """New slices become partitions, and those that grew are observed."""

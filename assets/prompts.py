@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets.common import TaskGraph, stage_asset
+from assets.common import TaskGraph, build_stage_asset
 from distill_dagster.pipeline.stages.teacher import make_prompt_context, make_seed_prompts
 from distill_dagster.tables.schemas import ANSWERED_PROMPT_CONTEXT, PROMPT_CONTEXT, PROMPTS
 
@@ -12,12 +12,12 @@ _SEEDS = {"messages": [("slice_files", "seeds")], "prompt_id": [("slice_files", 
 POOL = "teacher"
 
 
-def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
+def build_assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
     schema = ANSWERED_PROMPT_CONTEXT if graph.written else PROMPT_CONTEXT
     context = {name: [("human_examples", name)] for name in schema if name != "removed"}
     return [
-        stage_asset(graph, "prompt_context", make_prompt_context, schema=schema, lineage=context),
-        stage_asset(
+        build_stage_asset(graph, "prompt_context", make_prompt_context, schema=schema, lineage=context),
+        build_stage_asset(
             graph,
             "seed_prompts",
             make_seed_prompts,

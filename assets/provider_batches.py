@@ -9,11 +9,11 @@ from resources.storage import CompletionStoreResource, TaskFoldersResource
 from resources.teacher import TeacherResource
 
 INTERVAL_S = 60
-_WITH = {"teacher_completions": ["teacher_completions", "scored_completions"]}
+_RUN_WITH = {"teacher_completions": ["teacher_completions", "scored_completions"]}
 """What is run for the answers of a batch: the asset that asked, and what joins its run."""
 
 
-def batches_sensor(graph: TaskGraph) -> dg.SensorDefinition:
+def build_batches_sensor(graph: TaskGraph) -> dg.SensorDefinition:
     """Only for a teacher in batch mode. It submits nothing by itself, but its runs may: for what came meanwhile."""
 
     @dg.sensor(
@@ -43,15 +43,15 @@ def batches_sensor(graph: TaskGraph) -> dg.SensorDefinition:
             context.log.info(str(one))
         if not done:
             return dg.SkipReason(f"{open_} batches under way." if open_ else "No batch is under way.")
-        return dg.SensorResult(run_requests=[_run_of(graph, one) for one in done])
+        return dg.SensorResult(run_requests=[_build_run_request(graph, one) for one in done])
 
     return _batches
 
 
-def _run_of(graph: TaskGraph, done: CollectedBatch) -> dg.RunRequest:
+def _build_run_request(graph: TaskGraph, done: CollectedBatch) -> dg.RunRequest:
     asset, _, partition = done.submission.origin.removeprefix(f"{graph.name}/").partition("[")
     return dg.RunRequest(
         run_key=done.submission.submission,
         partition_key=partition.removesuffix("]") or None,
-        asset_selection=[graph.key(name) for name in _WITH.get(asset, [asset])],
+        asset_selection=[graph.key(name) for name in _RUN_WITH.get(asset, [asset])],
     )

@@ -11,11 +11,11 @@ from contextlib import ExitStack
 import dagster as dg
 
 from distill_dagster.core.errors import DistillError
-from distill_dagster.orchestration import pending_in, run_within
-from distill_dagster.orchestration.tags import BACKFILL_TAG, BUDGET_TAGS, run_tags
+from distill_dagster.orchestration import find_pending_assets, run_in_process
+from distill_dagster.orchestration.tags import BACKFILL_TAG, BUDGET_TAGS, build_run_tags
 
 
-def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
+def run_each_slice(context: dg.AssetExecutionContext, task: str) -> None:
     """Run the run's selection for each of its slices.
 
     Raises:
@@ -24,7 +24,7 @@ def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
     step = context.get_step_execution_context().step.key
     # The steps of the runs within take the pool's slot in turn; ours would be in their way for ever.
     context.instance.event_log_storage.free_concurrency_slot_for_step(context.run.run_id, step)
-    tags = run_tags(context.run.run_id)
+    tags = build_run_tags(context.run.run_id)
     tags |= {tag: value for tag, value in context.run.tags.items() if tag in BUDGET_TAGS.values()}
     context.instance.add_run_tags(context.run.run_id, tags)  # found to be dead if it is killed
     if backfill := context.run.tags.get(BACKFILL_TAG):
@@ -41,13 +41,13 @@ def each_slice(context: dg.AssetExecutionContext, task: str) -> None:
                 pass  # each slice says so itself
         for number, key in enumerate(keys, start=1):
             try:
-                result = run_within(context.job_def, context.instance, key, assets, tags)
+                result = run_in_process(context.job_def, context.instance, key, assets, tags)
             except dg.DagsterUnknownPartitionError:
                 context.log.warning(f"{key}: was removed meanwhile ({number} of {len(keys)})")
                 continue
             if not result.success:
                 failed.append(key)
-            state = "waiting for its batch" if pending_in(result) else "done" if result.success else "failed"
+            state = "waiting for its batch" if find_pending_assets(result) else "done" if result.success else "failed"
             context.log.info(f"{key}: {state} ({number} of {len(keys)})")
     if failed:
         names = ", ".join(failed)

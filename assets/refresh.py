@@ -8,15 +8,15 @@ from dagster._utils.schedules import is_valid_cron_schedule
 
 from assets.common import TaskGraph
 from distill_dagster.config import RefreshSpec
-from distill_dagster.orchestration import Outcome, refresh_event
-from distill_dagster.orchestration.tags import run_tags
+from distill_dagster.orchestration import RunSummary, build_refresh_event
+from distill_dagster.orchestration.tags import build_run_tags
 from distill_dagster.pipeline.stage_table import REFRESHES_ASSET
 
-Refresh = Callable[[dg.OpExecutionContext, str, bool], Outcome]
+Refresh = Callable[[dg.OpExecutionContext, str, bool], RunSummary]
 """Refreshes the named task; the last argument trains however little changed."""
 
 
-def refresh_definitions(graph: TaskGraph, spec: RefreshSpec, refresh: Refresh) -> dg.Definitions:
+def build_refresh_definitions(graph: TaskGraph, spec: RefreshSpec, refresh: Refresh) -> dg.Definitions:
     """The job, its schedule, and the asset that has an event for every refresh."""
     key = graph.key(REFRESHES_ASSET)
     age = spec.max_age()
@@ -36,9 +36,11 @@ def refresh_definitions(graph: TaskGraph, spec: RefreshSpec, refresh: Refresh) -
         description="Compares what is with what every artifact was made from, and makes what is not fresh.",
     )
     def _refresh(context: dg.OpExecutionContext) -> None:
-        context.instance.add_run_tags(context.run_id, run_tags(context.run_id))  # found to be dead if it is killed
+        context.instance.add_run_tags(
+            context.run_id, build_run_tags(context.run_id)
+        )  # found to be dead if it is killed
         outcome = refresh(context, graph.name, context.op_config["force"])
-        context.log_event(refresh_event(graph.name, outcome))
+        context.log_event(build_refresh_event(graph.name, outcome))
         problems = [f"failed: {name}: {why}" for name, why in outcome.failed.items()]
         problems += [f"held back: {name}: {why}" for name, why in outcome.blocked.items()]
         if problems:

@@ -8,7 +8,7 @@ import dagster as dg
 
 from assets.common import TaskGraph
 from distill_dagster.core.errors import InputError
-from distill_dagster.orchestration import slice_changes
+from distill_dagster.orchestration import find_slice_changes
 from distill_dagster.orchestration.tags import DATA_VERSION_TAG
 from distill_dagster.pipeline.source_versions import iter_source_versions
 from distill_dagster.pipeline.stage_table import get_slices_partitions_name
@@ -20,7 +20,7 @@ QUIET_S = 20
 INTERVAL_S = 30
 
 
-def sensors(graph: TaskGraph) -> list[dg.SensorDefinition]:
+def build_sensors(graph: TaskGraph) -> list[dg.SensorDefinition]:
     """Both sensors of a task. They run from the start only where asking the teacher is free."""
     conditions = dg.AutomationConditionSensorDefinition(
         name=f"{graph.identifier}_automation",
@@ -30,10 +30,10 @@ def sensors(graph: TaskGraph) -> list[dg.SensorDefinition]:
         description="Runs what a change of content calls for, from seed prompts to the filtered dataset."
         + graph.stopped,
     )
-    return [_files_sensor(graph), conditions]
+    return [_build_files_sensor(graph), conditions]
 
 
-def _files_sensor(graph: TaskGraph) -> dg.SensorDefinition:
+def _build_files_sensor(graph: TaskGraph) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{graph.identifier}_files",
         minimum_interval_seconds=INTERVAL_S,
@@ -50,14 +50,14 @@ def _files_sensor(graph: TaskGraph) -> dg.SensorDefinition:
             folder = tasks.open(graph.name)
         except InputError as error:
             return dg.SkipReason(str(error)[:2000])
-        if (age := abs(time.time() - last_change(folder.path, folder.accepted))) < QUIET_S:
+        if (age := abs(time.time() - get_last_change(folder.path, folder.accepted))) < QUIET_S:
             return dg.SkipReason(f"A file changed {age:.0f} s ago; looked at after {QUIET_S} quiet seconds.")
-        return look(graph, folder, context.instance, context.cursor)
+        return observe_changes(graph, folder, context.instance, context.cursor)
 
     return _files
 
 
-def last_change(folder: Path, accepted: Path | None = None) -> float:
+def get_last_change(folder: Path, accepted: Path | None = None) -> float:
     """When a file of the task, or one of its folders, last changed: seconds since the epoch."""
     places = [
         folder,
@@ -71,12 +71,12 @@ def last_change(folder: Path, accepted: Path | None = None) -> float:
     return max(path.lstat().st_mtime for path in places if path.exists())
 
 
-def look(
+def observe_changes(
     graph: TaskGraph, folder: TaskFolder, instance: dg.DagsterInstance, cursor: str | None
 ) -> dg.SensorResult | dg.SkipReason:
     """Observations of all that changed since the cursor; a malformed file is named and holds up no other."""
     seen: dict[str, str] = json.loads(cursor) if cursor else {}
-    name, (new, gone) = get_slices_partitions_name(graph.name), slice_changes(folder, instance)
+    name, (new, gone) = get_slices_partitions_name(graph.name), find_slice_changes(folder, instance)
     requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
     if new:
         requests.append(dg.AddDynamicPartitionsRequest(name, new))

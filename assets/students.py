@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets.common import TaskGraph, stage_asset
+from assets.common import TaskGraph, build_stage_asset
 from distill_dagster.pipeline.stages.students import (
     make_seed_only_adapter,
     make_slice_label_adapter,
@@ -14,11 +14,11 @@ from distill_dagster.pipeline.stages.students import (
 POOL = "training"
 
 
-def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
+def build_assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
     made = [
-        stage_asset(graph, "seed_only_adapter", make_seed_only_adapter, pool=POOL),
-        stage_asset(graph, "student_adapter", make_student_adapter, pool=POOL),
+        build_stage_asset(graph, "seed_only_adapter", make_seed_only_adapter, pool=POOL),
+        build_stage_asset(graph, "student_adapter", make_student_adapter, pool=POOL),
     ]
     if "slice_label_adapter" in graph.stages:
-        made.append(stage_asset(graph, "slice_label_adapter", make_slice_label_adapter, pool=POOL))
+        made.append(build_stage_asset(graph, "slice_label_adapter", make_slice_label_adapter, pool=POOL))
     return made

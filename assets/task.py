@@ -5,11 +5,11 @@ from __future__ import annotations
 import dagster as dg
 
 from assets import curation, evaluation, prompts, students, teacher
-from assets.common import TaskGraph, source_assets
-from assets.inbox import inbox_sensor
-from assets.provider_batches import batches_sensor
-from assets.refresh import Refresh, refresh_definitions
-from assets.sensors import sensors
+from assets.common import TaskGraph, build_source_assets
+from assets.inbox import build_inbox_sensor
+from assets.provider_batches import build_batches_sensor
+from assets.refresh import Refresh, build_refresh_definitions
+from assets.sensors import build_sensors
 from distill_dagster.config import RefreshSpec
 from distill_dagster.core.errors import InputError
 from distill_dagster.pipeline.source_versions import has_slices_as_labels, list_optional_sources
@@ -17,7 +17,7 @@ from distill_dagster.pipeline.stage_table import list_stages
 from distill_dagster.tasks import TaskFolder
 
 
-def task_graph(folder: TaskFolder) -> TaskGraph:
+def build_task_graph(folder: TaskFolder) -> TaskGraph:
     """The outline of a task. A malformed task.yaml still gives its graph: its assets then fail with the message."""
     try:
         task = folder.task
@@ -27,16 +27,16 @@ def task_graph(folder: TaskFolder) -> TaskGraph:
         return TaskGraph(folder.name, list_stages(False), [], [], False)
 
 
-def task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
+def build_task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
     """`refresh` does the work of the schedule. What can call a paid teacher by itself is stopped at first."""
-    graph = task_graph(folder)
+    graph = build_task_graph(folder)
     try:
         spec, batched = folder.task.refresh, any(one.mode == "batch" for one in folder.task.teacher_specs)
     except InputError:
         spec, batched = RefreshSpec(cron=None), False
-    made = [module.assets(graph) for module in (prompts, teacher, curation, students, evaluation)]
+    made = [module.build_assets(graph) for module in (prompts, teacher, curation, students, evaluation)]
     own = dg.Definitions(
-        assets=[*source_assets(graph), *(asset for group in made for asset in group)],
+        assets=[*build_source_assets(graph), *(asset for group in made for asset in group)],
         jobs=[
             dg.define_asset_job(
                 f"{graph.identifier}_slices",
@@ -44,6 +44,6 @@ def task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
                 description="seed_prompts to scored_completions of one slice.",
             )
         ],
-        sensors=[*sensors(graph), inbox_sensor(graph), *([batches_sensor(graph)] if batched else [])],
+        sensors=[*build_sensors(graph), build_inbox_sensor(graph), *([build_batches_sensor(graph)] if batched else [])],
     )
-    return dg.Definitions.merge(own, refresh_definitions(graph, spec, refresh))
+    return dg.Definitions.merge(own, build_refresh_definitions(graph, spec, refresh))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets.common import TaskGraph, stage_asset
+from assets.common import TaskGraph, build_stage_asset
 from distill_dagster.pipeline.stages.gate import make_teacher_gate
 from distill_dagster.pipeline.stages.teacher import (
     make_golden_completions,
@@ -39,18 +39,18 @@ _SCORED = {
 }
 
 
-def assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
+def build_assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
     return [
-        stage_asset(graph, "teacher_prior", make_teacher_prior, schema=TEACHER_PRIOR, lineage=_PRIOR, pool=POOL),
-        stage_asset(
+        build_stage_asset(graph, "teacher_prior", make_teacher_prior, schema=TEACHER_PRIOR, lineage=_PRIOR, pool=POOL),
+        build_stage_asset(
             graph, "golden_completions", make_golden_completions, schema=COMPLETIONS, lineage=_GOLDEN, pool=POOL
         ),
         # Like training: it loads a student's model.
-        stage_asset(graph, "teacher_gate", make_teacher_gate, schema=PREDICTIONS, lineage=_GATE, pool="training"),
-        stage_asset(
+        build_stage_asset(graph, "teacher_gate", make_teacher_gate, schema=PREDICTIONS, lineage=_GATE, pool="training"),
+        build_stage_asset(
             graph, "teacher_completions", make_teacher_completions, schema=COMPLETIONS, lineage=_ASKED, pool=POOL
         ),
-        stage_asset(
+        build_stage_asset(
             graph,
             "scored_completions",
             make_scored_completions,

@@ -68,7 +68,7 @@ def run_task(root: Path, tasks: Path, task: str, students: list[str]) -> tuple[A
     from distill_dagster import orchestration
     from distill_dagster.core import progress
     from distill_dagster.core.paths import Home
-    from distill_dagster.definitions import build
+    from distill_dagster.definitions import build_definitions
     from distill_dagster.tasks import open_task
 
     home = Home(root=root, tasks=tasks)
@@ -84,8 +84,8 @@ def run_task(root: Path, tasks: Path, task: str, students: list[str]) -> tuple[A
 
     with orchestration.open_instance(home) as instance, progress.listen_to_progress(listen):
         folder = open_task(home.tasks, task, home.accepted)
-        orchestration.sync(folder, instance)
-        outcome = orchestration.Runner(home, folder, instance, build(home)).run(None, students, tell)
+        orchestration.sync_task(folder, instance)
+        outcome = orchestration.Runner(home, folder, instance, build_definitions(home)).run(None, students, tell)
     if outcome.failed:
         raise SystemExit(f"failed: {outcome.failed}")
     metrics = {s: json.loads((home.report_folder(task, s) / "metrics.json").read_text()) for s in students}

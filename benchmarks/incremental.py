@@ -86,7 +86,7 @@ def run(root: Path, backfill: bool = False) -> tuple[Any, float, float]:
 
     from distill_dagster import orchestration
     from distill_dagster.core.paths import Home
-    from distill_dagster.definitions import build as definitions
+    from distill_dagster.definitions import build_definitions as definitions
     from distill_dagster.tasks import open_task
 
     home = Home(root=root, tasks=root / "tasks")
@@ -100,7 +100,7 @@ def run(root: Path, backfill: bool = False) -> tuple[Any, float, float]:
             print(f"  [{shown - started:4.0f} s] {kind} {what}", flush=True)
 
     with orchestration.open_instance(home) as instance:
-        orchestration.sync(folder, instance)
+        orchestration.sync_task(folder, instance)
         runner = orchestration.Runner(home, folder, instance, definitions(home))
         outcome = runner.backfill(folder.slice_keys(), tell, False) if backfill else runner.run(None, [], tell)
         wall = time.perf_counter() - started

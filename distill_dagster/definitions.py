@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets import task_definitions
-from assets.alerts import alerts_sensor, new_tasks_sensor
-from assets.common import failure
+from assets import build_task_definitions
+from assets.alerts import build_alerts_sensor, build_task_folders_sensor
+from assets.common import to_failure
 from distill_dagster.core.database_urls import find_store_variable
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.openmp import limit_openmp_spin
 from distill_dagster.core.paths import Home
-from distill_dagster.orchestration import Outcome, Runner, refresh_task
-from distill_dagster.orchestration.tags import budget_of
+from distill_dagster.orchestration import Runner, RunSummary, refresh_task
+from distill_dagster.orchestration.tags import read_budget_tags
 from distill_dagster.tasks import find_tasks, open_task
 from resources.storage import CompletionStoreResource, LakeResource, ModelFolderResource, TaskFoldersResource
 from resources.teacher import TeacherResource
@@ -20,7 +20,7 @@ from resources.teacher import TeacherResource
 limit_openmp_spin()
 
 
-def build(home: Home) -> dg.Definitions:
+def build_definitions(home: Home) -> dg.Definitions:
     """All tasks below `home.tasks`, working on the folders of `home`."""
     url = find_store_variable()
     resources = {
@@ -32,21 +32,24 @@ def build(home: Home) -> dg.Definitions:
     }
     folders = find_tasks(home.tasks, home.accepted)
 
-    def refresh(context: dg.OpExecutionContext, task: str, force: bool) -> Outcome:
+    def refresh(context: dg.OpExecutionContext, task: str, force: bool) -> RunSummary:
         folder = open_task(home.tasks, task, home.accepted)
         # Definitions of its own: a student or a slice may have come since the code location was loaded.
         try:
-            cap = budget_of(context.run.tags)
-            runner = Runner(home, folder, context.instance, build(home), context.run_id, cap)
+            cap = read_budget_tags(context.run.tags)
+            runner = Runner(home, folder, context.instance, build_definitions(home), context.run_id, cap)
             return refresh_task(runner, [], force, lambda kind, what: context.log.info(f"{kind}: {what}"))
         except DistillError as error:
-            raise failure(error) from None
+            raise to_failure(error) from None
 
-    tasks = [task_definitions(folder, refresh) for folder in folders]
+    tasks = [build_task_definitions(folder, refresh) for folder in folders]
     # One process per run: the steps of a run share the loaded libraries and the warm embedded server.
-    watching = [alerts_sensor(home.alerts), new_tasks_sensor(home.tasks, {folder.name for folder in folders})]
+    watching = [
+        build_alerts_sensor(home.alerts),
+        build_task_folders_sensor(home.tasks, {folder.name for folder in folders}),
+    ]
     shared = dg.Definitions(resources=resources, executor=dg.in_process_executor, sensors=watching)
     return dg.Definitions.merge(shared, *tasks)
 
 
-defs = build(Home.from_env())
+defs = build_definitions(Home.from_env())

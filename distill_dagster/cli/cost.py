@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from distill_dagster.cli.options import JsonOption, TaskArgument, open_folder, out, problems_shown
+from distill_dagster.cli.options import JsonOption, TaskArgument, open_task_folder, out, show_problems
 from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.backfill_selection import select_named_slices
@@ -33,20 +33,20 @@ def estimate(
     Tokens and USD are at most: every answer as long as it may be. USD are unknown where a price is.
     """
     home = Home.from_env()
-    with problems_shown():
-        folder = open_folder(home, task)
+    with show_problems():
+        folder = open_task_folder(home, task)
         state = TaskState(folder, Lake(home.lake, home.reports))
         keys = select_named_slices(folder, slices) if slices else folder.slice_keys()
-        show_estimate(home, folder, state, keys, as_json, golden=not slices)
+        print_estimate(home, folder, state, keys, as_json, golden=not slices)
 
 
-def show_estimate(
+def print_estimate(
     home: Home, folder: TaskFolder, state: TaskState, keys: list[str], as_json: bool, golden: bool
 ) -> None:
     """What materializing these slices would ask, slice by slice and teacher by teacher."""
     from distill_dagster.teacher.asking.estimate import sum_estimates
 
-    found = _estimated(home, folder, keys, golden)
+    found = _run_estimate(home, folder, keys, golden)
     # What is the same in every row would only make the others narrow.
     several = len({(one.teacher, one.purpose) for one in found}) > 1
     whom = ("teacher", "for") if several else ()
@@ -71,7 +71,7 @@ def show_estimate(
         print(json.dumps({"partitions": {"teacher_completions": keys}} | whole | each))
 
 
-def _estimated(home: Home, folder: TaskFolder, keys: list[str], golden: bool) -> list[Estimate]:
+def _run_estimate(home: Home, folder: TaskFolder, keys: list[str], golden: bool) -> list[Estimate]:
     from distill_dagster.student.sentences import make_sentence_embedder
     from distill_dagster.teacher.asking.estimate import estimate_requests
     from distill_dagster.teacher.completions.store import open_store
@@ -94,8 +94,8 @@ def ledger(
     from distill_dagster.teacher.completions.store import open_store
 
     home = Home.from_env()
-    with problems_shown():
-        folder = open_folder(home, task)
+    with show_problems():
+        folder = open_task_folder(home, task)
         with open_store(home.store, get_store_url()) as store:
             rows = store.ledger().filter(task=folder.name)
         if parquet is not None:
@@ -103,7 +103,7 @@ def ledger(
             out.print(f"{rows.height} rows in {escape(str(parquet))}", soft_wrap=True)
         with duckdb.connect() as connection:
             connection.register("ledger", rows.to_arrow())
-            found = connection.sql(_SPENT).fetchall()
+            found = connection.sql(_SPENDING_QUERY).fetchall()
         names = ("month", "teacher", "for", "state", "requests", "tokens", "usd")
         if parquet is None:
             table = Table(*names, title=f"{folder.name}: spent on teachers")
@@ -115,7 +115,7 @@ def ledger(
             print(json.dumps({"task": folder.name, "ledger": [dict(zip(names, row, strict=True)) for row in found]}))
 
 
-_SPENT = """
+_SPENDING_QUERY = """
 WITH taken AS (
     SELECT *, coalesce(tokens, worst_tokens) AS took,
         CASE state WHEN 'released' THEN 0 ELSE coalesce(usd, CASE state WHEN 'reserved' THEN worst_usd END) END AS cost

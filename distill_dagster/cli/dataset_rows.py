@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from distill_dagster.cli.options import JsonOption, TaskArgument, open_folder, out, problems_shown
+from distill_dagster.cli.options import JsonOption, TaskArgument, open_task_folder, out, show_problems
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.tables.lake import Lake
@@ -31,8 +31,8 @@ def filters(
     from distill_dagster.pipeline.stages.dataset import list_filters
 
     home = Home.from_env()
-    with problems_shown():
-        folder = open_folder(home, task)
+    with show_problems():
+        folder = open_task_folder(home, task)
         lake = Lake(home.lake, home.reports)
         now = TaskState(folder, lake).status("filtered_dataset")
         extra = now.record.extra if now.record is not None else {}
@@ -64,8 +64,8 @@ def explain(
     from distill_dagster.pipeline.row_history import print_prompt_history, trace_prompt
 
     home = Home.from_env()
-    with problems_shown():
-        folder = open_folder(home, task)
+    with show_problems():
+        folder = open_task_folder(home, task)
         story = trace_prompt(folder, Lake(home.lake, home.reports), prompt_id.lower())
         if as_json:
             print(json.dumps(story))

@@ -15,12 +15,12 @@ from distill_dagster.cli.options import (
     BudgetUsd,
     JsonOption,
     TaskArgument,
-    cap_of,
-    open_folder,
+    build_cap,
+    open_task_folder,
     out,
-    problems_shown,
+    show_problems,
 )
-from distill_dagster.cli.output import end_with, progress_bar, show_failures
+from distill_dagster.cli.output import finish_command, print_failures, show_progress
 from distill_dagster.core.errors import DistillError, InputError, Problem
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.backfill_selection import select_named_slices
@@ -43,36 +43,38 @@ def imagine(
     """
     home = Home.from_env()
     started = time.perf_counter()
-    with problems_shown():
-        folder, cap = open_folder(home, task), cap_of(budget_usd, budget_tokens)
+    with show_problems():
+        folder, cap = open_task_folder(home, task), build_cap(budget_usd, budget_tokens)
         from distill_dagster.tasks.imagined import get_imagined_path
         from distill_dagster.teacher.imagine.log import start_new_generation
 
-        keys = _with_target(folder, slices)
+        keys = _select_slices_with_target(folder, slices)
         if dry_run:
-            _show_imagined(folder, keys, fresh, as_json)
+            _print_imagined(folder, keys, fresh, as_json)
             return
         from distill_dagster import orchestration
-        from distill_dagster.definitions import build
+        from distill_dagster.definitions import build_definitions
 
         with orchestration.open_instance(home) as instance:
             if fresh and folder.accepted is not None:
                 for key in keys:
                     start_new_generation(get_imagined_path(folder.accepted, key))
-            orchestration.sync(folder, instance)
-            with progress_bar() as tell:
-                outcome = orchestration.Runner(home, folder, instance, build(home), cap=cap).imagine(keys, tell)
+            orchestration.sync_task(folder, instance)
+            with show_progress() as tell:
+                outcome = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap).imagine(
+                    keys, tell
+                )
         outcome.wall_s = time.perf_counter() - started
-        found = _show_imagined(folder, keys, False, False)
+        found = _print_imagined(folder, keys, False, False)
         out.print(
             f"{folder.name}: {outcome.teacher_calls} requests sent, {outcome.teacher_calls_cached} answered by the "
             f"store ({outcome.wall_s:.1f} s). `distill run {folder.name}` asks for their answers."
         )
-        show_failures(outcome)
-        end_with(outcome, as_json, imagined=found)
+        print_failures(outcome)
+        finish_command(outcome, as_json, imagined=found)
 
 
-def _with_target(folder: TaskFolder, slices: list[str] | None) -> list[str]:
+def _select_slices_with_target(folder: TaskFolder, slices: list[str] | None) -> list[str]:
     """The named slices, or all that have a target."""
     keys = select_named_slices(folder, slices) if slices else folder.slice_keys()
     found = [key for key in keys if folder.slice(key).target is not None]
@@ -85,7 +87,7 @@ def _with_target(folder: TaskFolder, slices: list[str] | None) -> list[str]:
     return found
 
 
-def _show_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: bool) -> dict[str, dict[str, int]]:
+def _print_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: bool) -> dict[str, dict[str, int]]:
     """What slices have and lack to their targets; `fresh`: as if what was imagined before were retired."""
     from distill_dagster.tasks.imagined import ImagineHistory
     from distill_dagster.teacher.imagine.plan import count_imagine_requests

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from distill_dagster.cli.options import out, problems_shown, show_problem
+from distill_dagster.cli.options import out, print_problem, show_problems
 from distill_dagster.core.database_urls import POSTGRES_DRIVER, POSTGRES_VARIABLE, STORE_VARIABLE
 from distill_dagster.core.errors import InputError
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
@@ -22,7 +22,7 @@ def env() -> None:
     from distill_dagster import orchestration
 
     urls = {name: os.environ[name] for name in (POSTGRES_VARIABLE, STORE_VARIABLE) if os.environ.get(name)}
-    orchestration.instance_folder(Home.from_env())
+    orchestration.prepare_instance_folder(Home.from_env())
     for name in ("DAGSTER_HOME", "DISTILL_HOME", "DISTILL_TASKS"):
         if value := os.environ.get(name):
             print(f"export {name}={value!r}")
@@ -39,13 +39,13 @@ def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 3000)
     from distill_dagster import orchestration
 
     home = Home.from_env()
-    with problems_shown(), orchestration.open_instance(home) as instance:
+    with show_problems(), orchestration.open_instance(home) as instance:
         for folder in find_tasks(home.tasks, home.accepted):
             try:
-                orchestration.sync(folder, instance)
+                orchestration.sync_task(folder, instance)
             except InputError as error:
                 for problem in error.problems:
-                    show_problem(problem)
+                    print_problem(problem)
     command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
     command += ["-m", "distill_dagster.definitions"]
     out.print(f"The UI comes up on http://127.0.0.1:{port} in some ten seconds; Ctrl-C stops it.")

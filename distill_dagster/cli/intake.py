@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from distill_dagster.cli.options import JsonOption, TaskArgument, err, open_folder, out, problems_shown
+from distill_dagster.cli.options import JsonOption, TaskArgument, err, open_task_folder, out, show_problems
 from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.paths import Home
@@ -25,8 +25,8 @@ def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     from distill_dagster.intake.inbox import QUIET_S, compute_wait_s, process_inbox
 
     home = Home.from_env()
-    with problems_shown():
-        folder = open_folder(home, task)
+    with show_problems():
+        folder = open_task_folder(home, task)
         place = home.inbox / folder.name
         place.mkdir(parents=True, exist_ok=True)
         if wait := compute_wait_s(place):
@@ -56,8 +56,8 @@ def batches(
 ) -> None:
     """Look at the batches of a task at the provider, and collect those that ended. Submits nothing."""
     home = Home.from_env()
-    with problems_shown():
-        folder = open_folder(home, task)
+    with show_problems():
+        folder = open_task_folder(home, task)
         from distill_dagster.teacher.completions.batch_store import BatchStore
         from distill_dagster.teacher.completions.batches import collect_batches, forget_batch
         from distill_dagster.teacher.completions.store import open_store
@@ -110,8 +110,8 @@ def import_(
     from distill_dagster.intake.import_files import ImportOptions, import_file
 
     home = Home.from_env()
-    with problems_shown():
-        folder = open_folder(home, task)
+    with show_problems():
+        folder = open_task_folder(home, task)
         fields = (slice_, slice_field, text_field, label_field, id_field, completion_field, reasoning_field, name)
         done = import_file(folder, path, ImportOptions(target, *fields, dry_run), home.inbox / folder.name)
         would = "would be added" if dry_run else "added"

@@ -8,20 +8,20 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from distill_dagster.cli.cost import show_estimate
+from distill_dagster.cli.cost import print_estimate
 from distill_dagster.cli.options import (
     BudgetTokens,
     BudgetUsd,
     JsonOption,
     TaskArgument,
-    cap_of,
-    chosen_students,
+    build_cap,
+    choose_students,
     err,
-    open_folder,
+    open_task_folder,
     out,
-    problems_shown,
+    show_problems,
 )
-from distill_dagster.cli.output import end_with, progress_bar, show_failures, show_report
+from distill_dagster.cli.output import finish_command, print_failures, print_report, show_progress
 from distill_dagster.core.errors import DistillError, InputError
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.backfill_selection import (
@@ -46,30 +46,30 @@ def run(
     """Materialize everything that is missing or stale, and show the result."""
     home = Home.from_env()
     started = time.perf_counter()
-    with problems_shown():
-        folder, cap = open_folder(home, task), cap_of(budget_usd, budget_tokens)
+    with show_problems():
+        folder, cap = open_task_folder(home, task), build_cap(budget_usd, budget_tokens)
         problems = check_task_folder(folder)
         if errors := [p for p in problems if p.severity == "error"]:
             raise InputError(errors)
         if problems:
             err.print(f"[yellow]{len(problems)} warnings[/yellow]: `distill check {folder.name}` shows them")
-        chosen = chosen_students(folder, students)
+        chosen = choose_students(folder, students)
         keys = select_named_slices(folder, slices) if slices else None
         from distill_dagster import orchestration
-        from distill_dagster.definitions import build
+        from distill_dagster.definitions import build_definitions
 
         with orchestration.open_instance(home) as instance:
-            orchestration.sync(folder, instance)
-            runner = orchestration.Runner(home, folder, instance, build(home), cap=cap)
-            with progress_bar() as tell:
+            orchestration.sync_task(folder, instance)
+            runner = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap)
+            with show_progress() as tell:
                 outcome = runner.run(keys, chosen, tell)
         outcome.wall_s = time.perf_counter() - started
         if not outcome.runs and not outcome.blocked and not outcome.failed:
             out.print(f"[green]{folder.name} is up to date: nothing to do[/green] ({outcome.wall_s:.1f} s)")
-        show_failures(outcome)
+        print_failures(outcome)
         for student in chosen if keys is None else []:
-            show_report(home, folder, student)
-        end_with(outcome, as_json)
+            print_report(home, folder, student)
+        finish_command(outcome, as_json)
 
 
 def refresh(
@@ -87,24 +87,24 @@ def refresh(
     """
     home = Home.from_env()
     started = time.perf_counter()
-    with problems_shown():
-        folder, cap = open_folder(home, task), cap_of(budget_usd, budget_tokens)
-        chosen = chosen_students(folder, students) if students else []
+    with show_problems():
+        folder, cap = open_task_folder(home, task), build_cap(budget_usd, budget_tokens)
+        chosen = choose_students(folder, students) if students else []
         from distill_dagster import orchestration
-        from distill_dagster.definitions import build
+        from distill_dagster.definitions import build_definitions
 
         with orchestration.open_instance(home) as instance:
-            runner = orchestration.Runner(home, folder, instance, build(home), cap=cap)
-            with progress_bar() as tell:
+            runner = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap)
+            with show_progress() as tell:
                 outcome = orchestration.refresh_task(runner, chosen, force, tell)
             outcome.wall_s = time.perf_counter() - started
-            instance.report_runless_asset_event(orchestration.refresh_event(folder.name, outcome))
+            instance.report_runless_asset_event(orchestration.build_refresh_event(folder.name, outcome))
         for name, why in outcome.waiting.items():
             out.print(f"[dim]waits[/dim] {escape(name)}: {escape(why)}", soft_wrap=True)
         if not outcome.runs and not outcome.blocked and not outcome.failed:
             out.print(f"[green]{folder.name}: nothing to refresh[/green] ({outcome.wall_s:.1f} s)")
-        show_failures(outcome)
-        end_with(outcome, as_json)
+        print_failures(outcome)
+        finish_command(outcome, as_json)
 
 
 def backfill(
@@ -127,29 +127,31 @@ def backfill(
     """
     home = Home.from_env()
     started = time.perf_counter()
-    with problems_shown():
-        folder, cap = open_folder(home, task), cap_of(budget_usd, budget_tokens)
+    with show_problems():
+        folder, cap = open_task_folder(home, task), build_cap(budget_usd, budget_tokens)
         if sum((bool(slices), first is not None or last is not None, lacking is not None)) > 1:
             raise DistillError("Choose slices in one way: --slice, or --from and --to, or --which.")
         from distill_dagster import orchestration
-        from distill_dagster.definitions import build
+        from distill_dagster.definitions import build_definitions
 
         with orchestration.open_instance(home) as instance:
-            orchestration.sync(folder, instance)
+            orchestration.sync_task(folder, instance)
             state = TaskState(folder, Lake(home.lake, home.reports))
             if slices:
                 keys = select_named_slices(folder, slices)
             elif first is not None or last is not None:
                 keys = select_slice_range(folder, first, last)
             else:
-                failed = orchestration.failed_slices(folder, instance) if lacking == "failed" else set()
+                failed = orchestration.find_failed_slices(folder, instance) if lacking == "failed" else set()
                 keys = select_slices_by_state(state, lacking or "stale", failed)
             if dry_run:
-                show_estimate(home, folder, state, keys, as_json, golden=False)
+                print_estimate(home, folder, state, keys, as_json, golden=False)
                 return
             again = lacking in ("failed", "all") or bool(slices or first or last)
-            with progress_bar() as tell:
-                outcome = orchestration.Runner(home, folder, instance, build(home), cap=cap).backfill(keys, tell, again)
+            with show_progress() as tell:
+                outcome = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap).backfill(
+                    keys, tell, again
+                )
         outcome.wall_s = time.perf_counter() - started
         made = sum(len(partitions) for partitions in outcome.partitions.values())
         cached = outcome.teacher_calls_cached
@@ -157,5 +159,5 @@ def backfill(
             f"{folder.name}: {len(keys)} slices, {made} artifacts made, {outcome.teacher_calls} requests sent, "
             f"{cached} answered by the store ({outcome.wall_s:.1f} s)"
         )
-        show_failures(outcome)
-        end_with(outcome, as_json)
+        print_failures(outcome)
+        finish_command(outcome, as_json)

@@ -31,13 +31,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 @contextmanager
-def problems_shown() -> Iterator[None]:
+def show_problems() -> Iterator[None]:
     """Problems of the user are shown as messages, one a line, without a traceback."""
     try:
         yield
     except InputError as error:
         for problem in error.problems:
-            show_problem(problem)
+            print_problem(problem)
         raise typer.Exit(2) from None
     except DistillError as error:
         err.print(f"[red]error[/red] {escape(redaction.redact(str(error)))}", soft_wrap=True)
@@ -49,13 +49,13 @@ def problems_shown() -> Iterator[None]:
         raise
 
 
-def show_problem(problem: Problem) -> None:
+def print_problem(problem: Problem) -> None:
     """One line on stderr: an error or a warning."""
     colour = "red" if problem.severity == "error" else "yellow"
     err.print(f"[{colour}]{problem.severity}[/{colour}] {escape(str(problem))}", soft_wrap=True)
 
 
-def open_folder(home: Home, task: str | None) -> TaskFolder:
+def open_task_folder(home: Home, task: str | None) -> TaskFolder:
     """The task that is named, or the only one.
 
     Raises:
@@ -71,7 +71,7 @@ def open_folder(home: Home, task: str | None) -> TaskFolder:
     return known[0]
 
 
-def chosen_students(folder: TaskFolder, chosen: list[str] | None) -> list[str]:
+def choose_students(folder: TaskFolder, chosen: list[str] | None) -> list[str]:
     """The students that are named, or the task's chosen one.
 
     Raises:
@@ -87,7 +87,7 @@ def chosen_students(folder: TaskFolder, chosen: list[str] | None) -> list[str]:
     return chosen or [folder.task.chosen_student]
 
 
-def cap_of(usd: float | None, tokens: int | None) -> BudgetSpec:
+def build_cap(usd: float | None, tokens: int | None) -> BudgetSpec:
     """What a command may spend on teachers, besides what task.yaml allows."""
     for option, value in (("--budget-usd", usd), ("--budget-tokens", tokens)):
         if value is not None and not value >= 0:  # nan too

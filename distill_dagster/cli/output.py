@@ -20,15 +20,15 @@ from distill_dagster.core.paths import Home
 from distill_dagster.tasks import TaskFolder
 
 if TYPE_CHECKING:
-    from distill_dagster.orchestration import Outcome
+    from distill_dagster.orchestration import RunSummary
 
 
-WAITING = 3
+EXIT_PENDING = 3
 """Exit code of a command that has no answers yet of batches that it submitted; 1 is a failure, 2 bad input."""
 
 
 @contextmanager
-def progress_bar() -> Iterator[Any]:
+def show_progress() -> Iterator[Any]:
     """A bar for the run in hand on a terminal; a line for each finished run elsewhere."""
     started = time.perf_counter()
     columns = (
@@ -64,7 +64,7 @@ def progress_bar() -> Iterator[Any]:
             yield told
 
 
-def show_failures(outcome: Outcome) -> None:
+def print_failures(outcome: RunSummary) -> None:
     """What failed, what waits for a batch, and what is held back by either; a line each."""
     for name, message in outcome.failed.items():
         err.print(f"[red]failed[/red] {escape(name)}: {escape(message)}", soft_wrap=True)
@@ -74,7 +74,7 @@ def show_failures(outcome: Outcome) -> None:
         err.print(f"[yellow]held back[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
 
 
-def show_report(home: Home, folder: TaskFolder, student: str) -> bool:
+def print_report(home: Home, folder: TaskFolder, student: str) -> bool:
     """The result table of one student and where its report lies."""
     path = home.report_folder(folder.name, student) / "metrics.json"
     if not path.exists():
@@ -94,7 +94,7 @@ def show_report(home: Home, folder: TaskFolder, student: str) -> bool:
     return True
 
 
-def end_with(outcome: Outcome, as_json: bool, **more: Any) -> None:
+def finish_command(outcome: RunSummary, as_json: bool, **more: Any) -> None:
     """The end of a command that ran assets: its JSON object, and its exit code.
 
     Raises:
@@ -113,4 +113,4 @@ def end_with(outcome: Outcome, as_json: bool, **more: Any) -> None:
     if outcome.failed or outcome.blocked:
         raise typer.Exit(1)
     if waits:
-        raise typer.Exit(WAITING)
+        raise typer.Exit(EXIT_PENDING)

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from distill_dagster.cli.options import JsonOption, TaskArgument, open_folder, out, problems_shown, show_problem
+from distill_dagster.cli.options import JsonOption, TaskArgument, open_task_folder, out, print_problem, show_problems
 from distill_dagster.core.errors import InputError
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.freshness import TaskState
@@ -36,11 +36,11 @@ def tasks() -> None:
 def check(task: TaskArgument = None) -> None:
     """Validate a task folder without running it. Exit code 2 where there is an error."""
     home = Home.from_env()
-    with problems_shown():
-        folder = open_folder(home, task)
+    with show_problems():
+        folder = open_task_folder(home, task)
         problems = check_task_folder(folder)
         for problem in problems:
-            show_problem(problem)
+            print_problem(problem)
         errors = sum(p.severity == "error" for p in problems)
         out.print(f"{folder.name}: {errors} errors, {len(problems) - errors} warnings")
         if errors:
@@ -50,8 +50,8 @@ def check(task: TaskArgument = None) -> None:
 def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     """What is fresh, stale or missing, and why."""
     home = Home.from_env()
-    with problems_shown():
-        folder = open_folder(home, task)
+    with show_problems():
+        folder = open_task_folder(home, task)
         found = TaskState(folder, Lake(home.lake, home.reports)).all()
         table = Table("artifact", "state", "rows", "why")
         colours = {"fresh": "green", "stale": "yellow", "missing": "red", "waiting": "dim", "malformed": "red"}

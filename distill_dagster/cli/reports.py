@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from distill_dagster.cli.options import JsonOption, TaskArgument, chosen_students, open_folder, problems_shown
-from distill_dagster.cli.output import progress_bar, show_report
+from distill_dagster.cli.options import JsonOption, TaskArgument, choose_students, open_task_folder, show_problems
+from distill_dagster.cli.output import print_report, show_progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.freshness import TaskState
@@ -22,16 +22,16 @@ def report(
 ) -> None:
     """Show the latest results and where the reports lie. Runs nothing."""
     home = Home.from_env()
-    with problems_shown():
-        folder = open_folder(home, task)
-        chosen = chosen_students(folder, students) if students else list(folder.task.students)
-        if not _show_reports(home, folder, chosen):
+    with show_problems():
+        folder = open_task_folder(home, task)
+        chosen = choose_students(folder, students) if students else list(folder.task.students)
+        if not _print_reports(home, folder, chosen):
             raise DistillError(f"{folder.name} has no report yet. Run `distill run {folder.name}`.")
 
 
-def _show_reports(home: Home, folder: TaskFolder, students: list[str]) -> bool:
+def _print_reports(home: Home, folder: TaskFolder, students: list[str]) -> bool:
     """Every report that there is; whether there was one."""
-    shown = [show_report(home, folder, student) for student in students]
+    shown = [print_report(home, folder, student) for student in students]
     return any(shown)
 
 
@@ -40,12 +40,12 @@ def data_docs(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     from distill_dagster.operations.data_docs import build_data_docs
 
     home = Home.from_env()
-    with problems_shown():
-        folder = open_folder(home, task)
+    with show_problems():
+        folder = open_task_folder(home, task)
         lake = Lake(home.lake, home.reports)
         tables = [(one.asset, one.partition) for one in TaskState(folder, lake).all()]
         target = home.data_docs / folder.name
-        with progress_bar():
+        with show_progress():
             shown = build_data_docs(lake, folder.name, tables, target)
         if not shown:
             raise DistillError(f"{folder.name} has no table yet. Run `distill run {folder.name}`.")

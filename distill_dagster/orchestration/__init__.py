@@ -3,25 +3,25 @@
 Part of the composition root, with `cli` and `definitions.py`: no other modules of the engine import Dagster.
 """
 
-from distill_dagster.orchestration.in_process import failure_message, pending_in, run_within
-from distill_dagster.orchestration.instance import instance_folder, open_instance
-from distill_dagster.orchestration.partitions import failed_slices, slice_changes, sync
-from distill_dagster.orchestration.refresh import refresh_event, refresh_task
-from distill_dagster.orchestration.run_summary import Outcome
-from distill_dagster.orchestration.runner import Event, Runner
+from distill_dagster.orchestration.in_process import find_pending_assets, get_failure_message, run_in_process
+from distill_dagster.orchestration.instance import open_instance, prepare_instance_folder
+from distill_dagster.orchestration.partitions import find_failed_slices, find_slice_changes, sync_task
+from distill_dagster.orchestration.refresh import build_refresh_event, refresh_task
+from distill_dagster.orchestration.run_summary import RunSummary
+from distill_dagster.orchestration.runner import RunListener, Runner
 
 __all__ = [
-    "Event",
-    "Outcome",
+    "RunListener",
+    "RunSummary",
     "Runner",
-    "failed_slices",
-    "failure_message",
-    "instance_folder",
+    "build_refresh_event",
+    "find_failed_slices",
+    "find_pending_assets",
+    "find_slice_changes",
+    "get_failure_message",
     "open_instance",
-    "pending_in",
-    "refresh_event",
+    "prepare_instance_folder",
     "refresh_task",
-    "run_within",
-    "slice_changes",
-    "sync",
+    "run_in_process",
+    "sync_task",
 ]

@@ -11,7 +11,7 @@ from dagster._core.execution.plan.objects import ErrorSource
 from distill_dagster.orchestration.tags import CAMPAIGN_TAG
 
 
-def run_within(
+def run_in_process(
     job: dg.JobDefinition,
     instance: dg.DagsterInstance,
     partition: str | None,
@@ -44,13 +44,13 @@ def run_within(
     return result
 
 
-def pending_in(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, str]:
+def find_pending_assets(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, str]:
     """Which assets a run left out since their batches are not ready, and why: they said so in an observation."""
     seen = [event.asset_observation_data.asset_observation for event in result.get_asset_observation_events()]
     return {one.asset_key: one.description or "" for one in seen}
 
 
-def failure_message(error: Any) -> str:
+def get_failure_message(error: Any) -> str:
     """The innermost message of a step's failure, without Dagster's frame around it."""
     if error is None:
         return "the step failed; its log is in the UI"

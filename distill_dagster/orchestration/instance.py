@@ -25,7 +25,7 @@ storage:
 """
 
 
-def instance_folder(home: Home) -> None:
+def prepare_instance_folder(home: Home) -> None:
     """Make the instance's folder, with the project's dagster.yaml, and point DAGSTER_HOME at it unless it is set.
 
     With DISTILL_POSTGRES_URL the file names that variable as storage, never its value. An instance of the user's own
@@ -49,18 +49,18 @@ def instance_folder(home: Home) -> None:
 
 @contextmanager
 def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
-    instance_folder(home)
+    prepare_instance_folder(home)
     with databases.prepare_databases():
         opened = dg.DagsterInstance.get()
         # Dagster makes a pool at its first use; on PostgreSQL two runs that do so at once fail.
         for pool in POOLS - opened.event_log_storage.get_concurrency_keys():
             opened.event_log_storage.initialize_concurrency_limit_to_default(pool)
     with opened as instance:
-        _bury_dead_runs(instance)
+        _fail_dead_runs(instance)
         yield instance
 
 
-def _bury_dead_runs(instance: dg.DagsterInstance) -> None:
+def _fail_dead_runs(instance: dg.DagsterInstance) -> None:
     """Runs of a killed `distill` stay STARTED and keep their pool's slot: without this the next run waits for ever."""
     open_runs = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={HOST_TAG: platform.node()})
     for record in instance.get_run_records(open_runs):

@@ -13,7 +13,7 @@ from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from distill_dagster.tasks import TaskFolder
 
 
-def slice_changes(folder: TaskFolder, instance: dg.DagsterInstance) -> tuple[list[str], list[str]]:
+def find_slice_changes(folder: TaskFolder, instance: dg.DagsterInstance) -> tuple[list[str], list[str]]:
     """Slices that are no partitions yet, and partitions that are no slices any more; sorted, since ranges follow the
     order of insertion."""
     keys, known = (
@@ -23,9 +23,9 @@ def slice_changes(folder: TaskFolder, instance: dg.DagsterInstance) -> tuple[lis
     return sorted(keys - known), sorted(known - keys)
 
 
-def sync(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
+def sync_task(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
     """Slices become partitions, and the user's files are observed, as far as they changed."""
-    new, gone = slice_changes(folder, instance)
+    new, gone = find_slice_changes(folder, instance)
     if new:
         instance.add_dynamic_partitions(get_slices_partitions_name(folder.name), new)
     for slice_ in gone:
@@ -34,13 +34,15 @@ def sync(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
     for source, partition, version in iter_source_versions(folder, list(folder.task.students)):
         key = dg.AssetKey([folder.name, source])
         if source not in seen:
-            seen[source] = latest_versions(instance, key, partition is not None, dg.DagsterEventType.ASSET_OBSERVATION)
+            seen[source] = get_latest_versions(
+                instance, key, partition is not None, dg.DagsterEventType.ASSET_OBSERVATION
+            )
         if not isinstance(version, InputError) and seen[source].get(partition) != version:
             tags = {DATA_VERSION_TAG: version}
             instance.report_runless_asset_event(dg.AssetObservation(key, partition=partition, tags=tags))
 
 
-def failed_slices(folder: TaskFolder, instance: dg.DagsterInstance) -> set[str]:
+def find_failed_slices(folder: TaskFolder, instance: dg.DagsterInstance) -> set[str]:
     """Slices of which the last run of any sliced asset failed."""
     slices = dg.DynamicPartitionsDefinition(name=get_slices_partitions_name(folder.name))
     keys = instance.get_dynamic_partitions(get_slices_partitions_name(folder.name))
@@ -51,7 +53,7 @@ def failed_slices(folder: TaskFolder, instance: dg.DagsterInstance) -> set[str]:
     return found
 
 
-def latest_versions(
+def get_latest_versions(
     instance: dg.DagsterInstance, key: dg.AssetKey, partitioned: bool, kind: dg.DagsterEventType
 ) -> dict[str | None, str]:
     """The data version of an asset's latest event, by partition: one query however many there are."""

@@ -11,16 +11,16 @@ import dagster as dg
 from filelock import FileLock, Timeout
 
 from distill_dagster.core.errors import InputError
-from distill_dagster.orchestration.partitions import sync
-from distill_dagster.orchestration.run_summary import Outcome
-from distill_dagster.orchestration.runner import Event, Runner
+from distill_dagster.orchestration.partitions import sync_task
+from distill_dagster.orchestration.run_summary import RunSummary
+from distill_dagster.orchestration.runner import RunListener, Runner
 from distill_dagster.pipeline.stage_table import REFRESHES_ASSET
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tasks import imagined
 
 
-def refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) -> Outcome:
+def refresh_task(runner: Runner, students: list[str], force: bool, tell: RunListener) -> RunSummary:
     """What `distill refresh` and the schedule do: bring a task up to date, and say in Dagster that it was done.
 
     Args:
@@ -29,12 +29,12 @@ def refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) 
     Raises:
         InputError: task.yaml or a JSONL file is malformed. A malformed slice fails alone.
     """
-    with _alone(runner.home.locks / f"{runner.folder.name}.refresh", tell):
+    with _lock_refresh(runner.home.locks / f"{runner.folder.name}.refresh", tell):
         return _refresh_task(runner, students, force, tell)
 
 
 @contextmanager
-def _alone(lock: Path, tell: Event) -> Iterator[None]:
+def _lock_refresh(lock: Path, tell: RunListener) -> Iterator[None]:
     """Two refreshes of a task would train the same student twice. The second one waits, and finds little to do."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock)  # the system frees it when its process ends, however it ends
@@ -49,17 +49,17 @@ def _alone(lock: Path, tell: Event) -> Iterator[None]:
         held.release()
 
 
-def _refresh_task(runner: Runner, students: list[str], force: bool, tell: Event) -> Outcome:
+def _refresh_task(runner: Runner, students: list[str], force: bool, tell: RunListener) -> RunSummary:
     folder, lake, instance = runner.folder, runner.lake, runner.instance
     apart = (folder.path / "slices", folder.accepted, folder.accepted and folder.accepted / imagined.IMAGINED_FOLDER)
     if errors := [p for p in check_task_folder(folder) if p.severity == "error" and p.file.parent not in apart]:
         raise InputError(errors)
     trained = [s for s in folder.task.students if lake.record(folder.name, "student_adapter", s) is not None]
-    sync(folder, instance)
+    sync_task(folder, instance)
     return runner.refresh(students or trained or [folder.task.chosen_student], tell, force)
 
 
-def refresh_event(task: str, outcome: Outcome) -> dg.AssetMaterialization:
+def build_refresh_event(task: str, outcome: RunSummary) -> dg.AssetMaterialization:
     """The event of one refresh: Dagster draws its figures over time, and knows when the last one was."""
     made = [format_artifact_name(asset, partition) for asset, keys in outcome.partitions.items() for partition in keys]
     metadata: dict[str, Any] = {

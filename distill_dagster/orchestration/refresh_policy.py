@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from distill_dagster.config import BudgetSpec
-from distill_dagster.orchestration.run_summary import Outcome
+from distill_dagster.orchestration.run_summary import RunSummary
 from distill_dagster.pipeline import retry_backoff
 from distill_dagster.pipeline.dataset_drift import count_changed_rows
 from distill_dagster.pipeline.freshness import ArtifactStatus, TaskState
@@ -14,11 +14,11 @@ from distill_dagster.pipeline.stage_table import MERGING_STAGE
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
 
-RETRAINED = {"student_adapter", "slice_label_adapter", "predictions"}
+RETRAINING_ASSETS = {"student_adapter", "slice_label_adapter", "predictions"}
 
 
 @dataclass(frozen=True)
-class Patience:
+class RefreshPolicy:
     """How a refresh leaves things as they are for a while; `cap`: what its command may spend."""
 
     folder: TaskFolder
@@ -36,7 +36,7 @@ class Patience:
             why = retry_backoff.explain_wait(record, self.folder.task.budget.capped(self.cap), time.time())
             if why is not None:
                 return f"{why} (--force)"
-        if status.asset not in RETRAINED or status.why != ("filtered_dataset changed",):
+        if status.asset not in RETRAINING_ASSETS or status.why != ("filtered_dataset changed",):
             return None
         assert status.partition is not None
         changed = count_changed_rows(self.lake, self.folder.name, status.partition)
@@ -46,12 +46,14 @@ class Patience:
         return f"{changed} rows changed since it was trained; more than {wanted} are wanted (--force)"
 
 
-def awaited(needs: dict[str, str | None], outcome: Outcome) -> str | None:
+def explain_pending(needs: dict[str, str | None], outcome: RunSummary) -> str | None:
     """For what an artifact waits that comes with a batch: made now, it would be made again as soon as that ends."""
     return next((f"{name} waits for its batch" for name in needs if name in outcome.pending), None)
 
 
-def held_back(state: TaskState, status: ArtifactStatus, needs: dict[str, str | None], outcome: Outcome) -> str | None:
+def explain_blocked(
+    state: TaskState, status: ArtifactStatus, needs: dict[str, str | None], outcome: RunSummary
+) -> str | None:
     """Why an artifact cannot be made now: something upstream failed, or did not pass its checks."""
     for name in needs:
         asset, _, rest = name.partition("[")

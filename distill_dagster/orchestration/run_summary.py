@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass
-class Outcome:
+class RunSummary:
     """What one command did.
 
     Calls and USD are those of its campaign's ledger, so that they count what failed or stopped at the budget too; the

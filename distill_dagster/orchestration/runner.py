@@ -12,11 +12,11 @@ import dagster as dg
 from distill_dagster.config import BudgetSpec
 from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.paths import Home
-from distill_dagster.orchestration.in_process import failure_message, pending_in, run_within
-from distill_dagster.orchestration.partitions import latest_versions
-from distill_dagster.orchestration.refresh_policy import Patience, awaited, held_back
-from distill_dagster.orchestration.run_summary import Outcome
-from distill_dagster.orchestration.tags import budget_tags, run_tags
+from distill_dagster.orchestration.in_process import find_pending_assets, get_failure_message, run_in_process
+from distill_dagster.orchestration.partitions import get_latest_versions
+from distill_dagster.orchestration.refresh_policy import RefreshPolicy, explain_blocked, explain_pending
+from distill_dagster.orchestration.run_summary import RunSummary
+from distill_dagster.orchestration.tags import build_budget_tags, build_run_tags
 from distill_dagster.pipeline.backfill_selection import SLICE_STAGES
 from distill_dagster.pipeline.freshness import ArtifactStatus, TaskState
 from distill_dagster.pipeline.stage_table import STAGES, Stage
@@ -26,7 +26,7 @@ from distill_dagster.teacher.completions.ledger import NO_CAP
 from distill_dagster.teacher.imagine.plan import count_imagine_requests
 
 TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
-Event = Callable[[str, str], None]
+RunListener = Callable[[str, str], None]
 """Called with ("start" | "done" | "failed" | "pending" | "waiting", what)."""
 
 
@@ -52,28 +52,28 @@ class Runner:
         self._unrecorded: set[str] = set()
         self._stages: set[str] | None = None
         self._again: set[str] = set()
-        self._patience: Patience | None = None
+        self._patience: RefreshPolicy | None = None
 
-    def refresh(self, students: list[str], tell: Event, force: bool) -> Outcome:
+    def refresh(self, students: list[str], tell: RunListener, force: bool) -> RunSummary:
         """As `run`, but a student waits while no more than `refresh.min_new_rows` rows of its dataset changed."""
-        self._patience = None if force else Patience(self.folder, self.lake, self.cap)
+        self._patience = None if force else RefreshPolicy(self.folder, self.lake, self.cap)
         return self.run(None, students, tell)
 
-    def backfill(self, slices: list[str], tell: Event, again: bool) -> Outcome:
+    def backfill(self, slices: list[str], tell: RunListener, again: bool) -> RunSummary:
         """Materialize these slices up to scored_completions, and what they need; `again`: also where they are fresh."""
-        self._stages = _with_upstream(SLICE_STAGES, self.state.stages)
+        self._stages = _add_upstream(SLICE_STAGES, self.state.stages)
         self._again = {format_artifact_name(stage, key) for stage in SLICE_STAGES for key in slices} if again else set()
         return self.run(slices, [], tell)
 
-    def imagine(self, slices: list[str], tell: Event) -> Outcome:
+    def imagine(self, slices: list[str], tell: RunListener) -> RunSummary:
         """Make the prompts of these slices anew, and no more: what they lack to their targets is imagined."""
-        self._stages = _with_upstream(["seed_prompts"], self.state.stages)
+        self._stages = _add_upstream(["seed_prompts"], self.state.stages)
         self._again = {format_artifact_name("seed_prompts", key) for key in slices}
         return self.run(slices, [], tell)
 
-    def run(self, slices: list[str] | None, students: list[str], tell: Event) -> Outcome:
+    def run(self, slices: list[str] | None, students: list[str], tell: RunListener) -> RunSummary:
         """Materialize what is not fresh. A failed partition does not hold up the others, only what needs it."""
-        outcome, started, tried = Outcome(), time.perf_counter(), set[str]()
+        outcome, started, tried = RunSummary(), time.perf_counter(), set[str]()
         self.state = TaskState(self.folder, self.lake)
         self._unrecorded = self._missing_events(slices, students)
         with ExitStack() as server:
@@ -98,7 +98,7 @@ class Runner:
         outcome.wall_s = time.perf_counter() - started
         return outcome
 
-    def _sum_up(self, outcome: Outcome) -> None:
+    def _sum_up(self, outcome: RunSummary) -> None:
         """What this campaign took, by the ledger: records of what was made know nothing of what failed."""
         from distill_dagster.teacher.completions.store import open_store
 
@@ -117,13 +117,13 @@ class Runner:
                 continue
             if status.asset not in known:
                 key, kind = dg.AssetKey([self.folder.name, status.asset]), dg.DagsterEventType.ASSET_MATERIALIZATION
-                known[status.asset] = latest_versions(self.instance, key, status.partition is not None, kind)
+                known[status.asset] = get_latest_versions(self.instance, key, status.partition is not None, kind)
             if known[status.asset].get(status.partition) != status.record.data_version:
                 found.add(status.name)
         return found
 
     def _next(
-        self, slices: list[str] | None, students: list[str], tried: set[str], outcome: Outcome
+        self, slices: list[str] | None, students: list[str], tried: set[str], outcome: RunSummary
     ) -> list[ArtifactStatus]:
         """The next run: the first artifact that is due and ready, and those of its partition that only wait for it."""
         # Looked at anew each time: what was held back may be due, or fresh, by now.
@@ -147,10 +147,10 @@ class Runner:
                 outcome.waiting[status.name] = waits
                 continue
             needs = self.state.inputs(self.state.stages[status.asset], status.partition)
-            if why := awaited(needs, outcome):
+            if why := explain_pending(needs, outcome):
                 outcome.pending[status.name] = why
                 continue
-            if why := held_back(self.state, status, needs, outcome):
+            if why := explain_blocked(self.state, status, needs, outcome):
                 outcome.blocked[status.name] = why
                 continue
             if not batch:
@@ -183,13 +183,13 @@ class Runner:
             _, lease = EMBEDDED_SERVERS.acquire(spec, self.home.models)
             held.callback(EMBEDDED_SERVERS.release, lease)
 
-    def _execute(self, batch: list[ArtifactStatus], outcome: Outcome, tell: Event) -> None:
+    def _execute(self, batch: list[ArtifactStatus], outcome: RunSummary, tell: RunListener) -> None:
         what = ", ".join(s.name for s in batch)
         tell("start", what)
         try:
             assets = [dg.AssetKey([self.folder.name, s.asset]) for s in batch]
-            tags = run_tags(self.campaign) | budget_tags(self.cap)
-            result = run_within(self._job, self.instance, batch[0].partition, assets, tags)
+            tags = build_run_tags(self.campaign) | build_budget_tags(self.cap)
+            result = run_in_process(self._job, self.instance, batch[0].partition, assets, tags)
         except dg.DagsterUnknownPartitionError:
             outcome.failed |= {s.name: "its slice was removed meanwhile" for s in batch}
             tell("failed", what)
@@ -201,7 +201,7 @@ class Runner:
         # A run may fail without a step that did: the instance's database, say, was gone for a moment.
         whole = next((e.job_failure_data.error for e in result.all_events if e.is_run_failure), None)
         made = {event.asset_key for event in result.get_asset_materialization_events()}
-        pending = pending_in(result)
+        pending = find_pending_assets(result)
         self.state.forget((status.asset, status.partition) for status in batch)
         for status in batch:
             key = dg.AssetKey([self.folder.name, status.asset])
@@ -209,15 +209,15 @@ class Runner:
             needs = self.state.inputs(self.state.stages[status.asset], status.partition)
             if key in made:
                 self._count(status, outcome)
-            elif why := pending.get(key) or awaited(needs, outcome):
+            elif why := pending.get(key) or explain_pending(needs, outcome):
                 outcome.pending[status.name] = why
-            elif step not in failures and (why := held_back(self.state, status, needs, outcome)):
+            elif step not in failures and (why := explain_blocked(self.state, status, needs, outcome)):
                 outcome.blocked[status.name] = why  # Dagster left it out, since a step before it failed
             else:
-                outcome.failed[status.name] = failure_message(failures.get(step) or whole)
+                outcome.failed[status.name] = get_failure_message(failures.get(step) or whole)
         tell("pending" if pending else "done" if result.success else "failed", what)
 
-    def _count(self, status: ArtifactStatus, outcome: Outcome) -> None:
+    def _count(self, status: ArtifactStatus, outcome: RunSummary) -> None:
         outcome.partitions.setdefault(status.asset, []).append(status.partition)
         record = self.state.record(status.asset, status.partition)
         extra = record.extra if record else {}
@@ -228,7 +228,7 @@ class Runner:
         self._unrecorded.discard(format_artifact_name(status.asset, status.partition))
 
 
-def _with_upstream(names: Iterable[str], stages: Mapping[str, Stage]) -> set[str]:
+def _add_upstream(names: Iterable[str], stages: Mapping[str, Stage]) -> set[str]:
     """The named stages and all that they are made from."""
     found, open_ = set[str](), list(names)
     while open_:

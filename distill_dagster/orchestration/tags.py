@@ -22,13 +22,13 @@ BUDGET_TAGS = {"usd": "distill/budget_usd", "tokens": "distill/budget_tokens"}
 PID_TAG, HOST_TAG = "distill/pid", "distill/host"
 
 
-def budget_tags(cap: BudgetSpec) -> dict[str, str]:
+def build_budget_tags(cap: BudgetSpec) -> dict[str, str]:
     """A campaign's own caps as tags, which each of its runs carries."""
     caps = {tag: getattr(cap, name) for name, tag in BUDGET_TAGS.items()}
     return {tag: str(value) for tag, value in caps.items() if value is not None}
 
 
-def budget_of(tags: Mapping[str, str]) -> BudgetSpec:
+def read_budget_tags(tags: Mapping[str, str]) -> BudgetSpec:
     """The caps that a run's tags carry.
 
     Raises:
@@ -41,6 +41,6 @@ def budget_of(tags: Mapping[str, str]) -> BudgetSpec:
         raise DistillError(f"The run's tags name no budget: {told}. Give USD and whole tokens, 0 or more.") from None
 
 
-def run_tags(campaign: str) -> dict[str, str]:
+def build_run_tags(campaign: str) -> dict[str, str]:
     """Tags of a run in this process, by which it is found to be dead once the process is gone."""
     return {PID_TAG: str(os.getpid()), HOST_TAG: platform.node(), CAMPAIGN_TAG: campaign}

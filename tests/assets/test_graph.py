@@ -18,7 +18,7 @@ import pytest
 from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
-from distill_dagster.definitions import build
+from distill_dagster.definitions import build_definitions
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.stage_table import OPTIONAL_UPSTREAM, REFRESHES_ASSET, SOURCES, STAGES
 from distill_dagster.prompts.few_shot import build_prompt_context, get_context_schema
@@ -117,14 +117,14 @@ def dependency(dep: dg.AssetDep) -> str:
 
 
 def test_the_graph_is_the_one_that_was_reviewed(tmp_path: Path) -> None:
-    found = described(build(two_tasks(tmp_path)))
+    found = described(build_definitions(two_tasks(tmp_path)))
     if os.environ.get("UPDATE_SNAPSHOT"):
         SNAPSHOT.write_text(json.dumps(found, indent=1) + "\n")
     assert found == json.loads(SNAPSHOT.read_text()), "UPDATE_SNAPSHOT=1 writes it anew, where the change is meant"
 
 
 def test_every_stage_source_and_check_of_the_engine_is_in_the_graph(tmp_path: Path) -> None:
-    found = described(build(two_tasks(tmp_path)))
+    found = described(build_definitions(two_tasks(tmp_path)))
     assert {key.removeprefix("labelled/") for key in found if key.startswith("labelled/")} == {*ALL}
     assert {key.removeprefix("plain/") for key in found if key.startswith("plain/")} == {*ALL} - {"slice_label_adapter"}
     for name, checks in STAGE_CHECKS.items():
@@ -133,7 +133,7 @@ def test_every_stage_source_and_check_of_the_engine_is_in_the_graph(tmp_path: Pa
 
 
 def test_the_bundled_task_loads_with_its_job() -> None:
-    definitions = build(Home(root=PROJECT_FOLDER / "data", tasks=PROJECT_FOLDER / "data" / "tasks"))
+    definitions = build_definitions(Home(root=PROJECT_FOLDER / "data", tasks=PROJECT_FOLDER / "data" / "tasks"))
     keys = {key.path[0] for key in definitions.resolve_asset_graph().get_all_asset_keys()}
     assert "support_triage" in keys
     job = definitions.resolve_job_def("support_triage_slices")
@@ -182,7 +182,7 @@ def test_a_malformed_task_fails_alone_and_with_its_message(tmp_path: Path, how: 
     bad = small_task(tmp_path, "bad").path / "task.yaml"
     BROKEN[how](bad)
     home = home_of(tmp_path)
-    definitions = build(home)
+    definitions = build_definitions(home)
     found = described(definitions)
     assert {key.split("/")[0] for key in found} == {"good", "bad"}
     job = definitions.resolve_implicit_global_asset_job_def()
@@ -205,7 +205,7 @@ def test_a_task_that_imagines_and_judges_has_two_more_sources(tmp_path: Path) ->
     rubric = [{"name": "correct", "description": "it fits"}]
     small_task(tmp_path, "judged", imagine={"per_request": 2}, judge={"model": "openai/judge", "rubric": rubric})
     small_task(tmp_path, "plain")
-    found = described(build(home_of(tmp_path)))
+    found = described(build_definitions(home_of(tmp_path)))
     for source, (stage, upstream) in OPTIONAL_UPSTREAM.items():
         if source == "score_settings":
             continue
@@ -220,7 +220,7 @@ def test_a_task_that_imagines_and_judges_has_two_more_sources(tmp_path: Path) ->
 def test_a_task_whose_filters_read_scores_has_a_source_more(tmp_path: Path) -> None:
     small_task(tmp_path, "scored", curation={"filters": {"echo": True, "min_agreement": 0.5}})
     small_task(tmp_path, "plain", curation={"filters": {"min_agreement": 0.5}})
-    found = described(build(home_of(tmp_path)))
+    found = described(build_definitions(home_of(tmp_path)))
     plain = {dep.replace("plain/", "scored/") for dep in found["plain/scored_completions"]["deps"]}
     assert set(found["scored/scored_completions"]["deps"]) - plain == {"scored/score_settings"}
     assert found["scored/score_settings"]["observable"]
@@ -237,7 +237,7 @@ def test_a_paid_judge_or_imaginer_stops_automation_at_first(tmp_path: Path) -> N
     }
     for name, changes in settings.items():
         small_task(tmp_path, name, teacher=embedded, **changes)
-    definitions = build(home_of(tmp_path))
+    definitions = build_definitions(home_of(tmp_path))
     running = {s.name for s in definitions.sensors or () if s.default_status == dg.DefaultSensorStatus.RUNNING}
     assert {f"{name}_automation" for name in settings} & running == {"free_automation"}
 
@@ -246,7 +246,7 @@ def test_a_paid_judge_or_imaginer_stops_automation_at_first(tmp_path: Path) -> N
 def test_the_columns_of_the_few_shot_pool_are_those_of_its_table(tmp_path: Path, kind: str, reasoning: bool) -> None:
     folder = kind_folder(tmp_path, kind, "http://127.0.0.1:9", reasoning)
     key = dg.AssetKey([folder.name, "prompt_context"])
-    metadata = build(home_of(tmp_path)).resolve_asset_graph().get(key).metadata
+    metadata = build_definitions(home_of(tmp_path)).resolve_asset_graph().get(key).metadata
     shown = [column.name for column in metadata["dagster/column_schema"].columns]
     table = build_prompt_context(folder.examples, set(), get_context_schema(folder.task))
     assert shown == table.columns

@@ -13,11 +13,11 @@ import dagster as dg
 import pytest
 import yaml
 
-from assets.sensors import QUIET_S, last_change, look
-from assets.task import task_definitions, task_graph
+from assets.sensors import QUIET_S, get_last_change, observe_changes
+from assets.task import build_task_definitions, build_task_graph
 from distill_dagster.core.paths import Home
-from distill_dagster.definitions import build
-from distill_dagster.orchestration import Outcome
+from distill_dagster.definitions import build_definitions
+from distill_dagster.orchestration import RunSummary
 from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from distill_dagster.tasks import open_task
 from tests.e2e.project import GROUP, TASK, Project
@@ -39,11 +39,11 @@ class Daemon:
 
     def __post_init__(self) -> None:
         self.home = Home(root=self.project.home, tasks=self.project.root / "tasks")
-        self.defs = build(self.home)
+        self.defs = build_definitions(self.home)
 
     def observe(self) -> dg.SensorResult | dg.SkipReason:
         folder = open_task(self.home.tasks, TASK, self.home.accepted)
-        found = look(task_graph(folder), folder, self.instance, self.seen)
+        found = observe_changes(build_task_graph(folder), folder, self.instance, self.seen)
         if isinstance(found, dg.SensorResult):
             self.seen = found.cursor
             for request in found.dynamic_partitions_requests or []:
@@ -204,7 +204,7 @@ def test_a_new_slice_that_fails_holds_up_no_other(daemon: Daemon, project: Proje
 
 
 def test_files_are_left_alone_until_they_are_quiet(project: Project) -> None:
-    repository = build(Home(root=project.home, tasks=project.root / "tasks")).get_repository_def()
+    repository = build_definitions(Home(root=project.home, tasks=project.root / "tasks")).get_repository_def()
     sensor = repository.get_sensor_def(f"{TASK}_files")
     resources = repository.get_top_level_resources()
 
@@ -220,7 +220,7 @@ def test_files_are_left_alone_until_they_are_quiet(project: Project) -> None:
     long_ago = time.time() - QUIET_S - 5
     for path in [project.folder, *project.folder.rglob("*")]:
         os.utime(path, (long_ago, long_ago))
-    assert last_change(project.folder) == pytest.approx(long_ago, abs=2)
+    assert get_last_change(project.folder) == pytest.approx(long_ago, abs=2)
     assert isinstance(evaluate(), dg.SensorResult)
 
 
@@ -230,7 +230,7 @@ def test_only_a_free_teacher_is_asked_by_itself(tmp_path: Any) -> None:
         ("openai/gpt-4o-mini", dg.DefaultSensorStatus.STOPPED),
     ):
         folder = small_task(tmp_path / model.replace("/", "-"), teacher={"model": model})
-        definitions = task_definitions(folder, lambda *_: Outcome())
+        definitions = build_task_definitions(folder, lambda *_: RunSummary())
         found = list(definitions.sensors or [])
         assert {s.default_status for s in found} == {status}  # type: ignore[union-attr]
         schedules = [s.default_status.value for s in definitions.schedules or []]  # type: ignore[union-attr]

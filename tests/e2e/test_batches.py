@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from distill_dagster.core.paths import Home
-from distill_dagster.definitions import build
+from distill_dagster.definitions import build_definitions
 from distill_dagster.tables.schemas import COMPLETIONS
 from distill_dagster.teacher.completions.store import CompletionStore
 from tests.e2e.project import TASK, Project, new_project
@@ -34,7 +34,9 @@ def ungated(tmp_path: Path, batches: BatchProvider) -> Project:
 @pytest.fixture
 def project(ungated: Project, batches: BatchProvider) -> Project:
     """Its teacher passed the gate, online: of slices nothing was asked yet."""
-    job = build(Home(root=ungated.home, tasks=ungated.root / "tasks")).resolve_implicit_global_asset_job_def()
+    job = build_definitions(
+        Home(root=ungated.home, tasks=ungated.root / "tasks")
+    ).resolve_implicit_global_asset_job_def()
     first = ("prompt_context", "teacher_prior", "golden_completions", "teacher_gate")
     (ungated.home / "instance").mkdir(parents=True)
     with FakeProvider(LABELS) as online, ungated.instance() as instance:
@@ -46,7 +48,7 @@ def project(ungated: Project, batches: BatchProvider) -> Project:
 
 
 def tick(project: Project, instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
-    definitions = build(Home(root=project.home, tasks=project.root / "tasks"))
+    definitions = build_definitions(Home(root=project.home, tasks=project.root / "tasks"))
     repository = definitions.get_repository_def()
     resources = {name: definitions.resources[name] for name in ("tasks", "store", "teacher")}  # type: ignore[index]
     context = dg.build_sensor_context(instance, repository_def=repository, resources=resources)
@@ -96,10 +98,10 @@ def test_a_run_submits_somebody_collects_and_the_next_run_goes_on(
 
 def test_the_sensor_ships_stopped_and_is_there_in_batch_mode_alone(project: Project) -> None:
     home = Home(root=project.home, tasks=project.root / "tasks")
-    sensor = build(home).get_repository_def().get_sensor_def(f"{TASK}_batches")
+    sensor = build_definitions(home).get_repository_def().get_sensor_def(f"{TASK}_batches")
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
     project.change_task(teacher={"mode": "online"})
-    assert not build(home).get_repository_def().has_sensor_def(f"{TASK}_batches")
+    assert not build_definitions(home).get_repository_def().has_sensor_def(f"{TASK}_batches")
 
 
 def test_a_budget_holds_for_batches_and_a_forgotten_one_counts_as_spent(

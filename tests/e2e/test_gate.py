@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from distill_dagster.core.paths import Home
-from distill_dagster.definitions import build
+from distill_dagster.definitions import build_definitions
 from distill_dagster.tables.schemas import PREDICTIONS
 from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Project
 from tests.support.provider import FakeProvider
@@ -61,7 +61,9 @@ def test_a_passed_gate_has_one_version_whatever_its_figures(project: Project, pr
 def test_no_slice_is_asked_with_settings_that_passed_no_gate(project: Project, provider: FakeProvider) -> None:
     """As from the UI, where somebody materializes a slice alone."""
     project.change_task(teacher={"few_shot": {"seed": 9}})
-    job = build(Home(root=project.home, tasks=project.root / "tasks")).resolve_implicit_global_asset_job_def()
+    job = build_definitions(
+        Home(root=project.home, tasks=project.root / "tasks")
+    ).resolve_implicit_global_asset_job_def()
     with project.instance() as instance:
         result = job.execute_in_process(
             instance=instance,

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from distill_dagster.core.paths import Home
-from distill_dagster.definitions import build
+from distill_dagster.definitions import build_definitions
 from distill_dagster.intake import inbox as module
 from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from distill_dagster.tables.schemas import PROMPTS
@@ -41,7 +41,7 @@ def drop(project: Project, name: str, rows: list[dict[str, Any]], age_s: float =
 
 def sensor_tick(project: Project, instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
     """The sensor as the daemon runs it, and what the daemon does with its result."""
-    repository = build(Home(root=project.home, tasks=project.root / "tasks")).get_repository_def()
+    repository = build_definitions(Home(root=project.home, tasks=project.root / "tasks")).get_repository_def()
     resources = {"tasks": repository.get_top_level_resources()["tasks"]}
     context = dg.build_sensor_context(instance, repository_def=repository, resources=resources)
     found: Any = repository.get_sensor_def(f"{TASK}_inbox")(context)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from distill_dagster.core.paths import Home
-from distill_dagster.definitions import build
+from distill_dagster.definitions import build_definitions
 from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from tests.e2e.project import GROUP, TASK, Project
 from tests.support.provider import FakeProvider, Fault, Seen
@@ -27,7 +27,9 @@ def three(project: Project) -> Project:
 
 def launch(project: Project, instance: dg.DagsterInstance, first: str, last: str, *assets: str, **tags: str) -> bool:
     """One run of a range, as a backfill by a single run and `dg launch --partition-range` make it."""
-    job = build(Home(root=project.home, tasks=project.root / "tasks")).resolve_implicit_global_asset_job_def()
+    job = build_definitions(
+        Home(root=project.home, tasks=project.root / "tasks")
+    ).resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
         instance=instance,
         asset_selection=[dg.AssetKey([TASK, name]) for name in assets or sorted(GROUP)],
@@ -120,7 +122,7 @@ def test_one_slice_fails_and_the_others_are_made(three: Project, provider: FakeP
 def test_a_run_that_starts_at_the_teacher_does_not_wait_for_itself(three: Project, provider: FakeProvider) -> None:
     """The step of the outer run holds the only slot of the teacher's pool."""
     three.change_task(teacher={"few_shot": {"draws": 3}})
-    job = build(Home(root=three.home, tasks=three.root / "tasks")).resolve_implicit_global_asset_job_def()
+    job = build_definitions(Home(root=three.home, tasks=three.root / "tasks")).resolve_implicit_global_asset_job_def()
     first = [dg.AssetKey([TASK, name]) for name in ("golden_completions", "teacher_gate")]
     with three.instance() as instance:
         assert job.execute_in_process(instance=instance, asset_selection=first).success

@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
-from distill_dagster.definitions import build
+from distill_dagster.definitions import build_definitions
 from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.stage_table import SOURCES
 from distill_dagster.tasks import TaskFolder
@@ -22,7 +22,7 @@ from tests.support.provider import FakeProvider
 
 @pytest.fixture
 def definitions(fresh: Project) -> dg.Definitions:
-    return build(Home(root=fresh.home, tasks=fresh.root / "tasks"))
+    return build_definitions(Home(root=fresh.home, tasks=fresh.root / "tasks"))
 
 
 def exported(project: Project) -> dict[str, str]:

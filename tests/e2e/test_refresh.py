@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from distill_dagster.core.errors import DistillError
-from distill_dagster.orchestration.tags import budget_of
+from distill_dagster.orchestration.tags import read_budget_tags
 from distill_dagster.teacher.completions.store import CompletionStore
 from tests.e2e.project import GROUP, TASK, Ended, Project
 from tests.support.provider import FakeProvider
@@ -125,5 +125,5 @@ def test_a_budget_that_is_none_is_refused_before_anything_runs(project: Project)
         assert ended.code == 1
         assert f"{option} is {value}" in ended.err
     with pytest.raises(DistillError, match="distill/budget_usd is 'much'"):
-        budget_of({"distill/budget_usd": "much"})
-    assert budget_of({"distill/budget_tokens": "7", "other": "x"}).tokens == 7
+        read_budget_tags({"distill/budget_usd": "much"})
+    assert read_budget_tags({"distill/budget_tokens": "7", "other": "x"}).tokens == 7

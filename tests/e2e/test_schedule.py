@@ -15,9 +15,9 @@ import dagster as dg
 import pytest
 from filelock import FileLock
 
-from assets.alerts import alert_of, new_tasks_sensor
+from assets.alerts import build_alert, build_task_folders_sensor
 from distill_dagster.core.paths import Home
-from distill_dagster.definitions import build
+from distill_dagster.definitions import build_definitions
 from distill_dagster.operations.alerts import WEBHOOK_VARIABLE
 from tests.e2e.project import TASK, Project
 from tests.support.provider import FakeProvider, Fault
@@ -32,7 +32,7 @@ def home_of(project: Project) -> Home:
 
 
 def refresh(project: Project, instance: dg.DagsterInstance, force: bool = False) -> dg.ExecuteInProcessResult:
-    job = build(home_of(project)).resolve_job_def(f"{TASK}_refresh")
+    job = build_definitions(home_of(project)).resolve_job_def(f"{TASK}_refresh")
     config = {"ops": {f"{TASK}_refresh_all": {"config": {"force": force}}}} | QUIET
     return job.execute_in_process(instance=instance, run_config=config, raise_on_error=False)
 
@@ -42,7 +42,7 @@ def test_a_tick_asks_for_one_run_and_the_run_does_what_distill_refresh_does(
 ) -> None:
     project.change_task(students={"two": None})
     project.change_slice("shop", lambda value: value["seeds"].append("where is the refund for my order"))
-    repository = build(home_of(project)).get_repository_def()
+    repository = build_definitions(home_of(project)).get_repository_def()
     with project.instance() as instance:
         schedule = repository.get_schedule_def(f"{TASK}_refresh_schedule")
         assert schedule.cron_schedule == "0 3 * * *"
@@ -69,7 +69,7 @@ def test_a_tick_asks_for_one_run_and_the_run_does_what_distill_refresh_does(
 
 
 def test_a_tick_is_skipped_while_the_refresh_before_is_under_way(project: Project) -> None:
-    repository = build(home_of(project)).get_repository_def()
+    repository = build_definitions(home_of(project)).get_repository_def()
     with project.instance() as instance:
         schedule = repository.get_schedule_def(f"{TASK}_refresh_schedule")
         job = repository.get_job(f"{TASK}_refresh")
@@ -107,7 +107,7 @@ def test_a_refresh_that_fails_says_what_failed(project: Project, provider: FakeP
         assert not result.success
         failed = [run for run in instance.get_runs() if run.status == dg.DagsterRunStatus.FAILURE]
         assert len(failed) == 2, "the refresh, and the run of the slice within it"
-        alerts = [alert for run in failed if (alert := alert_of(failure(instance, run.run_id))) is not None]
+        alerts = [alert for run in failed if (alert := build_alert(failure(instance, run.run_id))) is not None]
         assert [alert.run_id for alert in alerts] == [result.run_id], "one failure is told once"
     assert "teacher_completions[shop]" in alerts[0].text
     assert "held back: scored_completions[shop]" in alerts[0].text
@@ -161,7 +161,7 @@ def failure(instance: dg.DagsterInstance, run_id: str) -> dg.RunFailureSensorCon
 
 
 def tick(project: Project, instance: dg.DagsterInstance, run_id: str) -> Any:
-    sensor = build(home_of(project)).get_repository_def().get_sensor_def("alerts")
+    sensor = build_definitions(home_of(project)).get_repository_def().get_sensor_def("alerts")
     return sensor(failure(instance, run_id))  # type: ignore[operator]
 
 
@@ -191,7 +191,7 @@ def test_an_alert_is_a_file_and_a_call_of_the_webhook(
 
 def test_a_task_folder_that_is_not_loaded_is_named(tmp_path: Path) -> None:
     small_task(tmp_path, "one")
-    sensor = new_tasks_sensor(tmp_path / "tasks", {"one", "old"})
+    sensor = build_task_folders_sensor(tmp_path / "tasks", {"one", "old"})
     small_task(tmp_path, "two")
     found = sensor(dg.build_sensor_context())  # type: ignore[operator]
     assert isinstance(found, dg.SkipReason)

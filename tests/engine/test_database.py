@@ -21,8 +21,8 @@ from distill_dagster.cli import app
 from distill_dagster.core import database_urls
 from distill_dagster.core.database_urls import POSTGRES_VARIABLE, STORE_VARIABLE
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
-from distill_dagster.definitions import build
-from distill_dagster.orchestration import instance_folder
+from distill_dagster.definitions import build_definitions
+from distill_dagster.orchestration import prepare_instance_folder
 from tests.support.task import small_task
 
 PASSWORD = "s3cret"
@@ -70,16 +70,16 @@ def test_the_instances_file_names_the_variable_and_goes_back(
     surroundings: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied, template = surroundings.instance / "dagster.yaml", (PROJECT_FOLDER / "dagster.yaml").read_text()
-    instance_folder(surroundings)
+    prepare_instance_folder(surroundings)
     assert copied.read_text() == template
     monkeypatch.setenv(POSTGRES_VARIABLE, URL)
-    instance_folder(surroundings)
+    prepare_instance_folder(surroundings)
     assert PASSWORD not in copied.read_text()
     added = {"storage": {"postgres": {"postgres_url": {"env": POSTGRES_VARIABLE}}}}
     assert yaml.safe_load(copied.read_text()) == yaml.safe_load(template) | added
     assert os.environ[POSTGRES_VARIABLE] == WITH_DRIVER, "Dagster reads the variable itself"
     monkeypatch.delenv(POSTGRES_VARIABLE)
-    instance_folder(surroundings)
+    prepare_instance_folder(surroundings)
     assert copied.read_text() == template
     assert [path.name for path in surroundings.instance.iterdir()] == ["dagster.yaml"]
 
@@ -89,7 +89,7 @@ def test_an_instance_of_the_users_own_is_left_alone(
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv(POSTGRES_VARIABLE, URL)
-    instance_folder(surroundings)
+    prepare_instance_folder(surroundings)
     assert not (tmp_path / "dagster.yaml").exists()
     assert not surroundings.instance.exists()
 
@@ -119,7 +119,7 @@ def test_what_the_ui_shows_of_the_store_is_the_variables_name(
 ) -> None:
     monkeypatch.setenv(name, URL)
     small_task(tmp_path)
-    shown = serialize_value(RepositorySnap.from_def(build(surroundings).get_repository_def()))
+    shown = serialize_value(RepositorySnap.from_def(build_definitions(surroundings).get_repository_def()))
     assert name in shown
     assert PASSWORD not in shown
     assert json.loads(shown)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from distill_dagster.config import Task, TeacherSpec, TermsSpec
 from distill_dagster.core.errors import TermsError
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
-from distill_dagster.definitions import build
+from distill_dagster.definitions import build_definitions
 from distill_dagster.pipeline.stages.evaluation import _collect_terms
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tables.lake import ArtifactRecord
@@ -272,7 +272,7 @@ def checks_of(instance: dg.DagsterInstance, asset: str, name: str = "terms_ackno
 
 
 def materialize(project: Project, instance: dg.DagsterInstance, *assets: str) -> dg.ExecuteInProcessResult:
-    definitions = build(Home(root=project.home, tasks=project.root / "tasks"))
+    definitions = build_definitions(Home(root=project.home, tasks=project.root / "tasks"))
     job = definitions.resolve_implicit_global_asset_job_def()
     keys = [dg.AssetKey([TASK, asset]) for asset in assets]
     return job.execute_in_process(instance=instance, asset_selection=keys, raise_on_error=False)
