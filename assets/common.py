@@ -1,4 +1,4 @@
-"""What all assets of a task share: names, partitions, and the step from a stage function to an asset."""
+"""Turn stage functions into assets: names, partitions, checks, metadata and errors."""
 
 import re
 import warnings
@@ -18,14 +18,14 @@ from distill_dagster.core.errors import DistillError
 from distill_dagster.orchestration.tags import BACKFILL_TAG, CAMPAIGN_TAG, read_budget_tags
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.source_versions import compute_source_version
-from distill_dagster.pipeline.stage_table import ALL_SOURCES, OPTIONAL_SOURCES, Stage, get_slices_partitions_name
+from distill_dagster.pipeline.stage_table import SOURCES, Stage, get_slices_partitions_name
 from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, SampleTable, StageContext, StageResult
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.completions.batches import BatchPendingError
 from resources.storage import CompletionStoreResource, LakeResource, ModelFolderResource, TaskFoldersResource
 from resources.teacher import TeacherResource
 
-# Observable sources and check partitions are marked beta or preview; versions are pinned, and a user cannot act on it.
+# Observable sources and check partitions are beta or preview in Dagster. Versions are pinned; users cannot act on it.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
@@ -35,20 +35,20 @@ StageFunction = Callable[[StageContext, str | None], StageResult]
 
 @dataclass(frozen=True)
 class TaskGraph:
-    """The names of one task in Dagster. Built from the outline of its files; the assets read them anew."""
+    """The names of one task in Dagster, built when the code location loads. Assets read the files again when they run."""
 
     name: str
     stages: dict[str, Stage]
     students: list[str]
     owners: list[str]
     free: bool
-    """Asking the teacher costs nothing: only then does anything ask it by itself from the start."""
+    """Asking the teacher costs nothing, so sensors and the schedule are on from the start."""
     written: bool = False
-    """Answers are written, with reasoning or without labels: few-shot examples have columns for them."""
+    """Answers are free text or have reasoning, so few-shot examples have columns for them."""
 
     @property
     def identifier(self) -> str:
-        """The name for jobs and sensors, which know fewer characters."""
+        """The task name for jobs and sensors, which allow fewer characters."""
         return re.sub(r"[^A-Za-z0-9_]", "_", self.name)
 
     @property
@@ -61,14 +61,14 @@ class TaskGraph:
 
     @property
     def stopped(self) -> str:
-        """What a description adds where something is stopped at first."""
-        return "" if self.free else " Stopped until you start it: the teacher costs money."
+        """The note for descriptions of sensors that are off at first."""
+        return "" if self.free else " Off until you start it, because the teacher costs money."
 
     @property
     def slices_def(self) -> dg.DynamicPartitionsDefinition:
         return dg.DynamicPartitionsDefinition(name=get_slices_partitions_name(self.name))
 
-    def has(self, source: str) -> bool:
+    def has_source(self, source: str) -> bool:
         """Whether a stage of the task reads this source."""
         return any(source in stage.upstream for stage in self.stages.values())
 
@@ -78,24 +78,25 @@ class TaskGraph:
         return dg.StaticPartitionsDefinition(self.students) if partition == "student" else None
 
     def key(self, asset: str) -> dg.AssetKey:
+        """The asset key of a stage or source of this task."""
         return dg.AssetKey([self.name, asset])
 
-    def dep(self, stage: Stage, upstream: str) -> dg.AssetDep:
-        """A dependency: same partition to same partition, else every partition of the upstream asset."""
-        other = (ALL_SOURCES.get(upstream) or self.stages[upstream]).partition
+    def build_dep(self, stage: Stage, upstream: str) -> dg.AssetDep:
+        """Build a dependency: on the same partition, or on all partitions if the two are partitioned differently."""
+        other = (SOURCES.get(upstream) or self.stages[upstream]).partition
         if other is not None and other != stage.partition:
             return dg.AssetDep(self.key(upstream), partition_mapping=dg.AllPartitionMapping())
         return dg.AssetDep(self.key(upstream))
 
 
 def get_campaign(run: dg.DagsterRun) -> str:
-    """The scope of a budget: all runs of a backfill, of a command or of a refresh, and a run with its retries."""
+    """Return the campaign of a run: all runs of a backfill, command or refresh, or a run with its retries."""
     return run.tags.get(BACKFILL_TAG) or run.tags.get(CAMPAIGN_TAG) or run.root_run_id or run.run_id
 
 
 @contextmanager
 def open_stage_context(context: dg.AssetExecutionContext, task: str) -> Iterator[StageContext]:
-    """The stage environment from the run's resources."""
+    """Open what a stage needs from the run's resources."""
     resources = context.resources
     tasks: TaskFoldersResource = resources.tasks
     lake: LakeResource = resources.lake
@@ -118,11 +119,12 @@ def open_stage_context(context: dg.AssetExecutionContext, task: str) -> Iterator
 
 
 def to_failure(error: DistillError) -> dg.Failure:
-    """What Dagster keeps of an error of the user: its message, which no retry mends, without any secret."""
+    """Convert a user error: its message without secrets, and no retries, since a retry cannot fix it."""
     return dg.Failure(description=redaction.redact(str(error)), allow_retries=False)
 
 
 def to_check_result(key: dg.AssetKey, check: CheckResult) -> dg.AssetCheckResult:
+    """Convert the result of a check to Dagster's."""
     severity = dg.AssetCheckSeverity.WARN if check.severity == "warning" else dg.AssetCheckSeverity.ERROR
     return dg.AssetCheckResult(
         asset_key=key, check_name=check.name, passed=check.passed, severity=severity, metadata=check.found
@@ -138,14 +140,15 @@ def build_stage_asset(
     lineage: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     pool: str | None = None,
 ) -> dg.AssetsDefinition:
-    """One asset of the graph.
+    """Build one asset from a stage function.
+
+    The checks of the stage run in the same step, on the table just written. Each partition has its own results.
 
     Args:
-        make: the stage function; a `DistillError` of it fails the step with its message and is not retried.
-        schema: the columns that the UI shows; `lineage` maps a column to (upstream asset, column) pairs.
-        pool: the concurrency pool: `teacher` or `training`.
-
-    The checks of the stage run in the same step, on what was just written; each partition has its own results.
+        make: The stage function. A `DistillError` fails the step with its message and is not retried.
+        schema: The columns that the UI shows.
+        lineage: Maps a column to pairs of (upstream asset, column).
+        pool: The concurrency pool, `teacher` or `training`.
     """
     stage = graph.stages[name]
     code = dg.LocalFileCodeReference(
@@ -166,11 +169,12 @@ def build_stage_asset(
         )
 
     sliced = stage.partition == "slice"
-    may_be_left = sliced or pool == "teacher"  # for its batches; or a run of many slices makes its tables, see batch.py
+    # Its batch may not have ended, or inner runs make its partitions (see range_runs.py).
+    is_skippable = sliced or pool == "teacher"
     declared = {check.name for check in STAGE_CHECKS.get(name, ())}
     spec = dg.AssetSpec(
         graph.key(name),
-        deps=[graph.dep(stage, upstream) for upstream in stage.upstream],
+        deps=[graph.build_dep(stage, upstream) for upstream in stage.upstream],
         partitions_def=graph.partitions_def(stage.partition),
         group_name=graph.name,
         kinds=set(stage.kinds),
@@ -179,13 +183,13 @@ def build_stage_asset(
         code_version=stage.code_version,
         metadata=metadata,
         automation_condition=get_condition(name, graph.key),
-        skippable=may_be_left,
+        skippable=is_skippable,
     )
 
     @dg.multi_asset(
         name=graph.key(name).to_python_identifier(),
         specs=[spec],
-        can_subset=may_be_left,  # otherwise its checks would have to be reported all the same
+        can_subset=is_skippable,  # otherwise Dagster requires results of its checks even if it is skipped
         backfill_policy=dg.BackfillPolicy.single_run() if sliced else None,
         required_resource_keys=REQUIRED,
         check_specs=[
@@ -201,7 +205,7 @@ def build_stage_asset(
         pool=pool,
     )
     def _asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
-        if sliced and not context.has_partition_key:  # a range, be it of one slice
+        if sliced and not context.has_partition_key:  # a partition range, even of length one
             run_each_slice(context, graph.name)
             return
         partition = context.partition_key if context.has_partition_key else None
@@ -211,13 +215,13 @@ def build_stage_asset(
                 progress.add_progress_listener(_log_each_tenth(context.log.info)),
             ):
                 made = make(env, partition)
-        except BatchPendingError as error:  # nothing is wrong: it is left out of this run, and so is what needs it
+        except BatchPendingError as error:  # not a failure: skip the asset and what needs it in this run
             why = redaction.redact(str(error))
             context.log.info(why)
             context.log_event(dg.AssetObservation(graph.key(name), description=why, partition=partition))
             return
         except DistillError as error:
-            # A check that failed before anything was made is shown as failed, and not only as an error of the run.
+            # Report a check that failed before anything was made as a failed check, not only as an error of the run.
             yield from (to_check_result(graph.key(name), check) for check in error.checks if check.name in declared)
             raise to_failure(error) from (None if redaction.redact_traceback(error) else error)
         except Exception as error:
@@ -236,7 +240,7 @@ def build_stage_asset(
 
 
 def _log_each_tenth(log: Callable[[str], None]) -> progress.ProgressListener:
-    """Write to the run's log at each tenth of the work, not at each step."""
+    """Build a listener that logs at each tenth of the work, not at each step."""
     last: dict[str, int] = {}
 
     def listen(what: str, done: int, total: int) -> None:
@@ -249,6 +253,7 @@ def _log_each_tenth(log: Callable[[str], None]) -> progress.ProgressListener:
 
 
 def to_metadata_value(value: DisplayValue) -> dg.MetadataValue:
+    """Convert a display value to Dagster's metadata."""
     if isinstance(value, Markdown):
         return dg.MetadataValue.md(value.text)
     if isinstance(value, SampleTable):
@@ -266,12 +271,14 @@ def to_metadata_value(value: DisplayValue) -> dg.MetadataValue:
 
 
 def build_source_assets(graph: TaskGraph) -> list[dg.SourceAsset]:
-    """The user's files as observable assets: observing them reads and hashes, and runs nothing else."""
-    return [_build_source_asset(graph, name) for name in ALL_SOURCES if name not in OPTIONAL_SOURCES or graph.has(name)]
+    """Build the user's files as observable assets. Observing them reads and hashes them and runs nothing else."""
+    return [
+        _build_source_asset(graph, name) for name, s in SOURCES.items() if s.feature is None or graph.has_source(name)
+    ]
 
 
 def _build_source_asset(graph: TaskGraph, name: str) -> dg.SourceAsset:
-    source = ALL_SOURCES[name]
+    source = SOURCES[name]
     partitions = graph.partitions_def(source.partition)
 
     @dg.observable_source_asset(

@@ -1,4 +1,4 @@
-"""All assets of one task."""
+"""All definitions of one task: assets, jobs, sensors and schedule."""
 
 from __future__ import annotations
 
@@ -12,31 +12,35 @@ from assets.refresh import Refresh, build_refresh_definitions
 from assets.sensors import build_sensors
 from distill_dagster.config import RefreshSpec
 from distill_dagster.core.errors import InputError
-from distill_dagster.pipeline.source_versions import has_slices_as_labels, list_optional_sources
+from distill_dagster.pipeline.source_versions import list_features
 from distill_dagster.pipeline.stage_table import list_stages
 from distill_dagster.tasks import TaskFolder
 
 
 def build_task_graph(folder: TaskFolder) -> TaskGraph:
-    """The outline of a task. A malformed task.yaml still gives its graph: its assets then fail with the message."""
+    """Build the graph of a task. A malformed task.yaml still gives a graph, whose assets fail with the message."""
     try:
         task = folder.task
-        stages, free = list_stages(has_slices_as_labels(folder), list_optional_sources(folder)), task.free
+        stages, free = list_stages(list_features(folder)), task.free
         return TaskGraph(folder.name, stages, list(task.students), task.owners, free, task.answers_are_written)
     except InputError:
-        return TaskGraph(folder.name, list_stages(False), [], [], False)
+        return TaskGraph(folder.name, list_stages(), [], [], False)
 
 
 def build_task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
-    """`refresh` does the work of the schedule. What can call a paid teacher by itself is stopped at first."""
+    """Build the definitions of a task. Anything that could call a paid teacher by itself is off at first.
+
+    Args:
+        refresh: Does the work of the schedule.
+    """
     graph = build_task_graph(folder)
     try:
-        spec, batched = folder.task.refresh, any(one.mode == "batch" for one in folder.task.teacher_specs)
+        spec, has_batches = folder.task.refresh, any(one.mode == "batch" for one in folder.task.teacher_specs)
     except InputError:
-        spec, batched = RefreshSpec(cron=None), False
-    made = [module.build_assets(graph) for module in (prompts, teacher, curation, students, evaluation)]
+        spec, has_batches = RefreshSpec(cron=None), False
+    groups = [module.build_assets(graph) for module in (prompts, teacher, curation, students, evaluation)]
     own = dg.Definitions(
-        assets=[*build_source_assets(graph), *(asset for group in made for asset in group)],
+        assets=[*build_source_assets(graph), *(asset for group in groups for asset in group)],
         jobs=[
             dg.define_asset_job(
                 f"{graph.identifier}_slices",
@@ -44,6 +48,10 @@ def build_task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitio
                 description="seed_prompts to scored_completions of one slice.",
             )
         ],
-        sensors=[*build_sensors(graph), build_inbox_sensor(graph), *([build_batches_sensor(graph)] if batched else [])],
+        sensors=[
+            *build_sensors(graph),
+            build_inbox_sensor(graph),
+            *([build_batches_sensor(graph)] if has_batches else []),
+        ],
     )
     return dg.Definitions.merge(own, build_refresh_definitions(graph, spec, refresh))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
-from distill_dagster.pipeline.stage_table import REFRESHES_ASSET, SOURCES, STAGES
+from distill_dagster.pipeline.stage_table import REFRESHES_ASSET, STAGES, list_sources
 from tests.support.browser import LOCATION, browsing, serving
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def asset_graph(page: Page, address: str, task: str, file: Path) -> None:
     page.get_by_text("eval_report", exact=True).first.wait_for()
     settled(page)
     # Names that do not fit are cut in the middle and not found; none of them is alone at an edge.
-    found = [page.get_by_text(name, exact=True) for name in (*SOURCES, *STAGES, REFRESHES_ASSET)]
+    found = [page.get_by_text(name, exact=True) for name in (*list_sources(), *STAGES, REFRESHES_ASSET)]
     boxes = [locator.first.bounding_box() for locator in found if locator.count()]
     middles = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in boxes if box]
     left, right = min(x for x, _ in middles) - NODE_X, max(x for x, _ in middles) + NODE_X

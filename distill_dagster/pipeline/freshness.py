@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill_dagster.core.errors import InputError
-from distill_dagster.pipeline.source_versions import compute_source_version, has_slices_as_labels, list_optional_sources
-from distill_dagster.pipeline.stage_table import ALL_SOURCES, MERGING_STAGE, Stage, list_stages
+from distill_dagster.pipeline.source_versions import compute_source_version, list_features
+from distill_dagster.pipeline.stage_table import MERGING_STAGE, SOURCES, Stage, list_stages
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
 from distill_dagster.tasks import TaskFolder
 
@@ -35,7 +35,7 @@ class TaskState:
 
     def __init__(self, folder: TaskFolder, lake: Lake) -> None:
         self.folder, self.lake = folder, lake
-        self.stages = list_stages(has_slices_as_labels(folder), list_optional_sources(folder))
+        self.stages = list_stages(list_features(folder))
         self.slices = folder.slice_keys()
         self.students = list(folder.task.students)
         self._sources: dict[str, str | None] = {}
@@ -52,7 +52,7 @@ class TaskState:
         """Upstream nodes with their current data versions; None where one was never made."""
         found: dict[str, str | None] = {}
         for name in stage.upstream:
-            upstream = ALL_SOURCES.get(name) or self.stages[name]
+            upstream = SOURCES.get(name) or self.stages[name]
             if upstream.partition is None:
                 keys: list[str | None] = [None]
             elif upstream.partition == stage.partition:
@@ -71,7 +71,7 @@ class TaskState:
         return self._records[name]
 
     def _version(self, name: str, key: str | None, good: bool) -> str | None:
-        if name not in ALL_SOURCES:
+        if name not in SOURCES:
             record = self.record(name, key)
             if good and key is not None and record is not None and record.extra.get("blocked"):
                 record = self.lake.good_record(self.folder.name, name, key)
@@ -92,7 +92,7 @@ class TaskState:
         for asset, partition in made:
             self._records.pop(format_artifact_name(asset, partition), None)
             for source in self.stages[asset].upstream:
-                if source in ALL_SOURCES:
+                if source in SOURCES:
                     self._sources.pop(format_artifact_name(source, partition), None)
             if partition is None:
                 self._statuses.clear()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from distill_dagster.config import Task
 from distill_dagster.core.errors import InputError
 from distill_dagster.core.hashing import hash_content
-from distill_dagster.pipeline.stage_table import ALL_SOURCES, OPTIONAL_SOURCES
+from distill_dagster.curation.filters import collect_task_scorers, list_filter_hash_fields
+from distill_dagster.curation.scores import get_scorer_versions
+from distill_dagster.pipeline.stage_table import SOURCES, Feature, list_sources
 from distill_dagster.prompts.auxiliary_templates import (
     IMAGINE_TEMPLATES,
     JUDGE_TEMPLATES,
@@ -19,6 +22,22 @@ from distill_dagster.teacher.providers.replay import recorded_version
 
 def _hash_rows(rows: list[LabelledRow]) -> list[str]:
     return sorted(hash_content(row.said()) for row in rows)
+
+
+def hash_answer_settings(task: Task) -> str:
+    """Hash of the settings that define what an answer is. Stored scores hold while it stays the same."""
+    return hash_content(task.answer_settings())
+
+
+def hash_score_settings(task: Task) -> str:
+    """Hash of the scores that are computed and of their versions. It does not change with a threshold."""
+    return hash_content(get_scorer_versions(collect_task_scorers(task)))
+
+
+def hash_curation_settings(task: Task) -> str:
+    """Hash of everything that decides which candidates become rows of the dataset."""
+    curation = task.curation.model_dump(exclude={"filters"})
+    return hash_content(task.answer_settings() | {"curation": curation, "filters": list_filter_hash_fields(task)})
 
 
 def compute_source_version(folder: TaskFolder, source: str, partition: str | None = None) -> str:
@@ -49,9 +68,9 @@ def compute_source_version(folder: TaskFolder, source: str, partition: str | Non
         case "judge_settings":
             return task.judge_hash(select_templates(folder.templates(), JUDGE_TEMPLATES))
         case "score_settings":
-            return task.score_hash()
+            return hash_score_settings(task)
         case "curation_settings":
-            return task.curation_hash()
+            return hash_curation_settings(task)
         case "gate_settings":
             return task.gate_hash()
         case "evaluation_settings":
@@ -59,20 +78,24 @@ def compute_source_version(folder: TaskFolder, source: str, partition: str | Non
         case "student_settings":
             assert partition is not None
             return task.student_hash(partition)
-    raise KeyError(f"{source} is not one of {', '.join(ALL_SOURCES)}")
+    raise KeyError(f"{source} is not one of {', '.join(SOURCES)}")
 
 
-def list_optional_sources(folder: TaskFolder) -> list[str]:
-    """The optional sources that a task has: those whose part stands in its task.yaml, and needed scores."""
+def list_features(folder: TaskFolder) -> set[Feature]:
+    """The features of a task, which decide on the sources and stages of its graph."""
     task = folder.task
-    parts = {"imagine_settings": task.imagine, "score_settings": task.scorers, "judge_settings": task.judge}
-    return [name for name, part in parts.items() if part]
+    parts: dict[Feature, object] = {
+        "imagine": task.imagine,
+        "judge": task.judge,
+        "scores": collect_task_scorers(task),
+        "slice_labels": has_slices_as_labels(folder),
+    }
+    return {feature for feature, part in parts.items() if part}
 
 
 def iter_source_versions(folder: TaskFolder, students: list[str]) -> Iterator[tuple[str, str | None, str | InputError]]:
     """Every source by name and partition, with its data version, or with what is wrong in its file."""
-    absent = set(OPTIONAL_SOURCES) - set(list_optional_sources(folder))
-    for source in [source for name, source in ALL_SOURCES.items() if name not in absent]:
+    for source in list_sources(list_features(folder)).values():
         partitions: list[str | None] = [None]
         if source.partition is not None:
             partitions = list(folder.slice_keys() if source.partition == "slice" else students)

@@ -1,21 +1,28 @@
-"""The stages and what each is made from: one table for the Dagster graph, for `distill status` and for the records."""
+"""The stages and what each is made from: one table for the Dagster graph, `distill status` and the records."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Partition = Literal["slice", "student"] | None
+Feature = Literal["imagine", "judge", "scores", "slice_labels"]
+"""A part of a task that adds sources, inputs or a stage to its graph.
+
+`imagine` and `judge` are the blocks of that name in task.yaml. `scores`: its filters read scores. `slice_labels`: every
+slice is named like a label.
+"""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A part of the user's files, observed by content."""
+    """A part of the user's files, observed by content. Only tasks with its `feature` have it."""
 
     name: str
     partition: Partition
     description: str
+    feature: Feature | None = None
 
 
 @dataclass(frozen=True)
@@ -28,16 +35,22 @@ class Stage:
     code_version: str
     kinds: tuple[str, ...]
     description: str
+    purpose: str | None = None
+    """What the ledger books its teacher calls under; None for a stage that asks no teacher."""
+    feature: Feature | None = None
+    """Only tasks with this feature have the stage."""
+    feature_upstream: Mapping[Feature, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    """Further inputs in tasks with a feature."""
 
 
 SOURCES = {
-    s.name: s
-    for s in (
+    source.name: source
+    for source in (
         Source(
             "slice_files",
             "slice",
-            "The user's slices/<slice>.yaml: description, seed prompts, target; and prompts accepted from the inbox. "
-            "Its data version is the hash of the parsed content, not of bytes.",
+            "The user's slices/<slice>.yaml (description, seed prompts, target), and prompts accepted from the inbox. "
+            "Its data version is the hash of the parsed content, not of the bytes.",
         ),
         Source("slice_manifest", None, "The names of all slices: a removed slice leaves the dataset."),
         Source("golden_set", None, "golden.jsonl and dev.jsonl: human-labelled rows, never trained on."),
@@ -47,39 +60,38 @@ SOURCES = {
         Source("gate_settings", None, "`gate:` in task.yaml, and the student that the teacher is compared with."),
         Source("evaluation_settings", None, "The part of task.yaml that the report reads."),
         Source("student_settings", "student", "The part of task.yaml that one student reads."),
-    )
-}
-
-OPTIONAL_SOURCES = {
-    s.name: s
-    for s in (
-        Source("imagine_settings", None, "`imagine:` in task.yaml, and its templates: how new prompts are imagined."),
         Source(
-            "score_settings", None, "Which scores the filters of task.yaml read, by name and version; no threshold."
+            "imagine_settings",
+            None,
+            "`imagine:` in task.yaml, and its templates: how new prompts are imagined.",
+            feature="imagine",
         ),
-        Source("judge_settings", None, "`judge:` in task.yaml, and its templates: the rubric and who judges."),
+        Source(
+            "score_settings",
+            None,
+            "Which scores the filters of task.yaml read, by name and version; no threshold.",
+            feature="scores",
+        ),
+        Source(
+            "judge_settings",
+            None,
+            "`judge:` in task.yaml, and its templates: the rubric and who judges.",
+            feature="judge",
+        ),
     )
 }
-"""Sources of tasks that have that part in their task.yaml."""
-OPTIONAL_UPSTREAM = {
-    "imagine_settings": ("seed_prompts", ("teacher_gate", "imagine_settings")),
-    "score_settings": ("scored_completions", ("score_settings",)),
-    "judge_settings": ("scored_completions", ("judge_settings",)),
-}
-"""What a stage is made from beside, in a task that has the source: imagining is paid for, and waits for the gate."""
-ALL_SOURCES = SOURCES | OPTIONAL_SOURCES
 
 STAGES = {
-    s.name: s
-    for s in (
+    stage.name: stage
+    for stage in (
         Stage(
             "prompt_context",
             None,
             ("human_examples", "golden_set"),
             "1",
             ("polars", "parquet"),
-            "What every teacher prompt shares: the pool of few-shot examples, without repeats and without rows equal "
-            "to golden or dev. Also all that `seed_only` learns from.",
+            "The pool of few-shot examples that all teacher prompts share, without duplicates and without rows that "
+            "repeat golden or dev. `seed_only` learns from these rows alone.",
         ),
         Stage(
             "teacher_prior",
@@ -87,8 +99,9 @@ STAGES = {
             ("prompt_context", "teacher_settings"),
             "1",
             ("litellm", "polars"),
-            "The teacher's mean answer to examples left out of each draw: its prejudice, by which soft labels are "
-            "divided (contextual calibration, Zhao et al. 2021).",
+            "The teacher's mean answer to examples left out of each draw. It measures the teacher's bias; soft labels "
+            "are divided by it (contextual calibration, Zhao et al. 2021).",
+            purpose="prior",
         ),
         Stage(
             "golden_completions",
@@ -96,7 +109,8 @@ STAGES = {
             ("golden_set", "prompt_context", "teacher_settings"),
             "1",
             ("litellm", "polars"),
-            "The teacher's answers on golden and dev, asked once for all students and before any slice is paid for.",
+            "The teacher's answers on golden and dev, asked once for all students, before any slice is paid for.",
+            purpose="golden",
         ),
         Stage(
             "teacher_gate",
@@ -104,9 +118,8 @@ STAGES = {
             ("golden_completions", "teacher_prior", "golden_set", "teacher_settings", "gate_settings"),
             "1",
             ("polars", "parquet"),
-            "The teacher against `gate.teacher_min` and against the untrained student, on dev: stands before every "
-            "slice that is paid for. Its data version is the same whenever it is passed, so that slices stay as they "
-            "are where golden or dev change.",
+            "Compares the teacher with `gate.teacher_min` and with the untrained student on dev, before any slice is "
+            "paid for. Every pass has the same data version, so that slices stay fresh when golden or dev change.",
         ),
         Stage(
             "seed_prompts",
@@ -114,8 +127,11 @@ STAGES = {
             ("slice_files", "teacher_settings"),
             "1",
             ("polars", "parquet"),
-            "The prompts of one slice, as the teacher and the student will see them: the user's, those of the inbox, "
-            "and where the slice has a `target` those that the teacher imagined.",
+            "The prompts of one slice, as the teacher and the student see them: the user's, those from the inbox and, "
+            "for a slice with a `target`, those that the teacher imagined.",
+            purpose="imagine",
+            # Imagining is paid for, and waits for the gate.
+            feature_upstream={"imagine": ("teacher_gate", "imagine_settings")},
         ),
         Stage(
             "teacher_completions",
@@ -124,6 +140,7 @@ STAGES = {
             "1",
             ("litellm", "polars"),
             "Every sample of the teacher for the prompts of one slice: answer, soft labels, tokens, cost.",
+            purpose="slices",
         ),
         Stage(
             "scored_completions",
@@ -132,6 +149,8 @@ STAGES = {
             "2",
             ("polars",),
             "One row per prompt: the candidate answer over all samples, with its scores. No thresholds.",
+            purpose="judge",
+            feature_upstream={"scores": ("score_settings",), "judge": ("judge_settings",)},
         ),
         Stage(
             "filtered_dataset",
@@ -139,8 +158,8 @@ STAGES = {
             ("scored_completions", "slice_manifest", "golden_set", "human_examples", "curation_settings"),
             "3",
             ("duckdb", "polars"),
-            "What the student learns from: filters, leaks of golden or dev, duplicates, caps, and the split, over all "
-            "slices. Beside it the rejected rows, each with one drop reason.",
+            "What the student learns from: all slices after filters, leak removal, deduplication, caps and the split. "
+            "The rejected rows are stored next to it, each with one drop reason.",
         ),
         Stage(
             "seed_only_adapter",
@@ -148,7 +167,7 @@ STAGES = {
             ("prompt_context", "student_settings"),
             "1",
             ("pytorch", "huggingface"),
-            "The comparison: the same student trained on the human examples alone.",
+            "The baseline: the same student trained on the human examples alone.",
         ),
         Stage(
             "student_adapter",
@@ -164,7 +183,9 @@ STAGES = {
             ("filtered_dataset", "student_settings"),
             "1",
             ("pytorch", "huggingface"),
-            "Where slices are labels: the same student trained on the seeds with their slice's label, no teacher.",
+            "Only where slices are named like labels: the same student trained on the seeds with their slice's label, "
+            "without a teacher.",
+            feature="slice_labels",
         ),
         Stage(
             "predictions",
@@ -182,6 +203,7 @@ STAGES = {
             "1",
             ("polars", "parquet"),
             "Every system's answer to every golden, dev and validation item.",
+            feature_upstream={"slice_labels": ("slice_label_adapter",)},
         ),
         Stage(
             "eval_report",
@@ -189,7 +211,7 @@ STAGES = {
             ("predictions", "evaluation_settings"),
             "1",
             ("html",),
-            "Metrics with intervals, the verdict in words, and one HTML file that opens offline.",
+            "Metrics with intervals, the recommendation in words, and one HTML file that opens offline.",
         ),
     )
 }
@@ -198,7 +220,7 @@ STAGES = {
 REFRESHES_ASSET = "refreshes"
 """The asset that has an event for every refresh."""
 MERGING_STAGE = "filtered_dataset"
-"""Where slices flow together: a slice that fails gives its last good rows, or none, and holds up no other."""
+"""The stage that merges all slices. A slice that fails gives its last good rows, or none, and delays no other slice."""
 
 
 def get_slices_partitions_name(task: str) -> str:
@@ -206,27 +228,18 @@ def get_slices_partitions_name(task: str) -> str:
     return f"{task}_slices"
 
 
-def list_stages(slices_are_labels: bool, optional: Iterable[str] = ()) -> dict[str, Stage]:
-    """One task's stages.
+def list_sources(features: Collection[Feature] = ()) -> dict[str, Source]:
+    """The sources of a task with these features, by name."""
+    return {name: s for name, s in SOURCES.items() if s.feature is None or s.feature in features}
 
-    `slice_label_adapter` exists, and `predictions` reads it, only where slices are labels; `optional` are the
-    `OPTIONAL_SOURCES` that the task has.
-    """
-    stages = dict(STAGES)
-    for source in optional:
-        name, upstream = OPTIONAL_UPSTREAM[source]
-        stages[name] = replace(stages[name], upstream=(*stages[name].upstream, *upstream))
-    extra = stages.pop("slice_label_adapter")
-    if not slices_are_labels:
-        return stages
-    predictions = stages["predictions"]
-    upstream = (*predictions.upstream, extra.name)
-    changed = Stage(
-        "predictions", "student", upstream, predictions.code_version, predictions.kinds, predictions.description
-    )
-    return {
-        **{n: s for n, s in stages.items() if n not in ("predictions", "eval_report")},
-        extra.name: extra,
-        "predictions": changed,
-        "eval_report": stages["eval_report"],
-    }
+
+def list_stages(features: Collection[Feature] = ()) -> dict[str, Stage]:
+    """The stages of a task with these features by name, in topological order, each with all its inputs."""
+    stages = {}
+    for name, stage in STAGES.items():
+        if stage.feature is None or stage.feature in features:
+            more = [
+                input_ for feature, names in stage.feature_upstream.items() if feature in features for input_ in names
+            ]
+            stages[name] = replace(stage, upstream=(*stage.upstream, *more))
+    return stages

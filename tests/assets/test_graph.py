@@ -20,12 +20,12 @@ from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.definitions import build_definitions
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
-from distill_dagster.pipeline.stage_table import OPTIONAL_UPSTREAM, REFRESHES_ASSET, SOURCES, STAGES
+from distill_dagster.pipeline.stage_table import REFRESHES_ASSET, STAGES, list_sources
 from distill_dagster.prompts.few_shot import build_prompt_context, get_context_schema
 from tests.support.kind_folder import kind_folder
 from tests.support.task import SLICES, small_task
 
-ALL = (*STAGES, *SOURCES, REFRESHES_ASSET)
+ALL = (*STAGES, *list_sources(), REFRESHES_ASSET)
 SNAPSHOT = Path(__file__).with_name("graph.json")
 HEAVY = (
     "torch",
@@ -206,9 +206,9 @@ def test_a_task_that_imagines_and_judges_has_two_more_sources(tmp_path: Path) ->
     small_task(tmp_path, "judged", imagine={"per_request": 2}, judge={"model": "openai/judge", "rubric": rubric})
     small_task(tmp_path, "plain")
     found = described(build_definitions(home_of(tmp_path)))
-    for source, (stage, upstream) in OPTIONAL_UPSTREAM.items():
-        if source == "score_settings":
-            continue
+    more = {"seed_prompts": ("teacher_gate", "imagine_settings"), "scored_completions": ("judge_settings",)}
+    for stage, upstream in more.items():
+        source = upstream[-1]
         plain = {dep.replace("plain/", "judged/") for dep in found[f"plain/{stage}"]["deps"]}
         assert set(found[f"judged/{stage}"]["deps"]) - plain == {f"judged/{name}" for name in upstream}
         assert (found[f"judged/{stage}"]["pools"], found[f"plain/{stage}"]["pools"]) == ("teacher", "")

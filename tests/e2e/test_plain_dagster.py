@@ -13,7 +13,7 @@ import pytest
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.definitions import build_definitions
 from distill_dagster.pipeline.source_versions import compute_source_version
-from distill_dagster.pipeline.stage_table import SOURCES
+from distill_dagster.pipeline.stage_table import list_sources
 from distill_dagster.tasks import TaskFolder
 from tests.e2e.conftest import Complete
 from tests.e2e.project import GROUP, SEED_REQUESTS, TASK, Project
@@ -105,12 +105,12 @@ def test_observing_the_sources_gives_data_versions_and_runs_nothing(
     keys: dict[str | None, list[str | None]] = {None: [None], "slice": ["shop", "web"], "student": ["one", "two"]}
     graph = definitions.resolve_asset_graph()
     sources = [key for key in graph.get_all_asset_keys() if graph.get(key).is_observable]
-    assert {key.path[1] for key in sources} == set(SOURCES)
+    assert {key.path[1] for key in sources} == set(list_sources())
     with dg.instance_for_test() as instance:
         instance.add_dynamic_partitions(f"{TASK}_slices", ["shop", "web"])
         job = definitions.resolve_implicit_global_asset_job_def()
         assert job.execute_in_process(instance=instance, asset_selection=sources).success
-        for source in SOURCES.values():
+        for source in list_sources().values():
             found = instance.fetch_observations(dg.AssetKey([TASK, source.name]), limit=10).records
             seen = {
                 record.asset_observation.partition: (record.asset_observation.tags or {})["dagster/data_version"]

@@ -12,7 +12,7 @@ import polars as pl
 
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.source_versions import compute_source_version
-from distill_dagster.pipeline.stage_table import SOURCES, STAGES
+from distill_dagster.pipeline.stage_table import STAGES, list_sources
 from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tasks import TaskFolder
 from tests.e2e.conftest import Complete
@@ -57,7 +57,7 @@ def test_dagster_knows_every_artifact_with_its_data_version(complete: Complete) 
 def test_dagster_knows_every_source_with_its_data_version(complete: Complete) -> None:
     folder = TaskFolder(complete.project.folder)
     with complete.project.instance() as instance:
-        for source in SOURCES.values():
+        for source in list_sources().values():
             for partition in KEYS[source.partition]:
                 chosen = [partition] if partition else None
                 records = dg.AssetRecordsFilter(asset_key=dg.AssetKey([TASK, source.name]), asset_partitions=chosen)

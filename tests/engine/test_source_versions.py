@@ -13,9 +13,9 @@ from distill_dagster.pipeline.source_versions import (
     compute_source_version,
     find_label_of_slice,
     has_slices_as_labels,
-    list_optional_sources,
+    list_features,
 )
-from distill_dagster.pipeline.stage_table import SOURCES
+from distill_dagster.pipeline.stage_table import list_sources
 from distill_dagster.tasks import TaskFolder
 from tests.support.task import again, rows_of, small_task
 
@@ -30,7 +30,7 @@ def versions(folder: TaskFolder) -> dict[str, str]:
     }
     return {
         name if key is None else f"{name}[{key}]": compute_source_version(fresh, name, key)
-        for name, source in SOURCES.items()
+        for name, source in list_sources().items()
         for key in keys[source.partition]
     }
 
@@ -164,8 +164,8 @@ def test_the_parts_of_imagining_and_judging_have_versions_of_their_own(tmp_path:
     plain = small_task(tmp_path / "plain")
     before, mine = versions(folder), ("imagine_settings", "judge_settings")
     assert before == versions(plain), "no other source knows them"
-    assert list_optional_sources(plain) == []
-    assert list_optional_sources(again(folder)) == list(mine)
+    assert list_features(plain) == set()
+    assert list_features(again(folder)) == {"imagine", "judge"}
 
     def now() -> list[str]:
         return [compute_source_version(again(folder), name) for name in mine]
@@ -193,7 +193,7 @@ def test_the_parts_of_imagining_and_judging_have_versions_of_their_own(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["min_judge", "target_label"])
-def test_filters_that_came_later_count_once_they_are_used(tmp_path: Path, name: str) -> None:
+def test_a_threshold_counts_once_it_is_not_its_default(tmp_path: Path, name: str) -> None:
     rubric = [{"name": "correct", "description": "it fits"}]
     folder = small_task(tmp_path, judge={"model": "openai/j", "rubric": rubric})
     before = versions(folder)

@@ -95,6 +95,8 @@ def test_from_files_to_dataset_and_what_is_asked_after_a_change(run: Run) -> Non
         assert json.loads(row["answer"]) in get_user_text(row["messages"])
     # 6 seeds, 12 golden and dev rows, 3 examples left out of each draw; two draws.
     assert len(run.provider.requests) == 2 * (6 + 12 + 3)
+    purposes = dict(run.env.store.ledger()["purpose"].value_counts().iter_rows())
+    assert purposes == {"slices": 2 * 6, "golden": 2 * 12, "prior": 2 * 3}
 
     # A seed more: its prompt alone is asked for, and only what follows from it is made again.
     shop = run.env.folder.path / "slices" / "shop.yaml"

@@ -10,7 +10,7 @@ import yaml
 
 from distill_dagster.pipeline import freshness, stage_table
 from distill_dagster.pipeline.freshness import ArtifactStatus, TaskState
-from distill_dagster.pipeline.stage_table import SOURCES, list_stages
+from distill_dagster.pipeline.stage_table import list_sources, list_stages
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
 from distill_dagster.tables.parquet import write_parquet
 from distill_dagster.tables.schemas import PROMPT_CONTEXT
@@ -163,15 +163,15 @@ def test_chosen_students_and_slices(made: Made) -> None:
 
 
 def test_slices_that_are_labels_have_one_more_stage() -> None:
-    plain, labelled = list_stages(False), list_stages(True)
+    plain, labelled = list_stages(), list_stages({"slice_labels"})
     assert set(labelled) - set(plain) == {"slice_label_adapter"}
     assert "slice_label_adapter" in labelled["predictions"].upstream
     assert list(labelled).index("slice_label_adapter") < list(labelled).index("predictions")
 
 
 def test_every_upstream_is_a_source_or_an_earlier_stage() -> None:
-    for stages in (list_stages(False), list_stages(True)):
-        seen = set(SOURCES)
+    for stages in (list_stages(), list_stages({"slice_labels"})):
+        seen = set(list_sources())
         for stage in stages.values():
             assert set(stage.upstream) <= seen, stage.name
             seen.add(stage.name)

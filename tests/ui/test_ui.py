@@ -21,7 +21,7 @@ from playwright.sync_api import expect
 
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
-from distill_dagster.pipeline.stage_table import SOURCES, STAGES
+from distill_dagster.pipeline.stage_table import STAGES, list_sources
 from tests.e2e.project import GROUP, TASK
 from tests.support.browser import LOCATION
 from tests.ui.conftest import Screen
@@ -36,7 +36,7 @@ def test_the_graph_shows_every_asset_of_the_task(screen: Screen) -> None:
     page = screen.open_group()
     for _ in range(3):
         page.get_by_role("button", name="zoom_out").click()
-    for name in sorted({*STAGES, *SOURCES} - {"slice_label_adapter"}):
+    for name in sorted({*STAGES, *list_sources()} - {"slice_label_adapter"}):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     expect(page.get_by_role("button", name=re.compile("Materialize")).first).to_be_enabled()
     if before is not None:

@@ -49,10 +49,6 @@ class StageContext:
     def budget(self) -> BudgetSpec:
         return self.folder.task.budget.capped(self.cap)
 
-    def account(self, purpose: str) -> Account:
-        """Who pays for what a stage asks a teacher."""
-        return Account(self.task_name, self.campaign or self.run_id, purpose, self.budget)
-
     @property
     def task_name(self) -> str:
         return self.folder.name
@@ -98,6 +94,13 @@ class StageInputs:
     def __init__(self, env: StageContext, asset: str, partition: str | None) -> None:
         self.env, self.asset, self.partition = env, asset, partition
         self.inputs: dict[str, str] = {}
+
+    @property
+    def account(self) -> Account:
+        """What the ledger books the stage's teacher calls under."""
+        purpose = STAGES[self.asset].purpose
+        assert purpose is not None, f"{self.asset} asks no teacher"
+        return Account(self.env.task_name, self.env.campaign or self.env.run_id, purpose, self.env.budget)
 
     def source(self, name: str, partition: str | None = None) -> None:
         """Note the version of a source, before its content is used: both come from the same cached parse."""

@@ -10,7 +10,7 @@ import polars as pl
 from distill_dagster.config import Task
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
-from distill_dagster.pipeline.stages.context import DisplayValue, SampleTable, StageContext
+from distill_dagster.pipeline.stages.context import DisplayValue, SampleTable, StageInputs
 from distill_dagster.prompts.auxiliary_templates import IMAGINE_TEMPLATES, select_templates
 from distill_dagster.tasks import Slice
 from distill_dagster.tasks.imagined import get_imagined_path
@@ -19,14 +19,14 @@ from distill_dagster.teacher.imagine.plan import Imaginer, count_imagine_request
 from distill_dagster.teacher.providers.terms import find_terms
 
 
-def imagine_for_slice(env: StageContext, key: str, slice_: Slice) -> tuple[Slice, ImagineResult | None]:
+def imagine_for_slice(reading: StageInputs, key: str, slice_: Slice) -> tuple[Slice, ImagineResult | None]:
     """The slice with what was imagined for it. Asks, and starts a server, only where its target is not reached.
 
     Raises:
         DistillError: the target is not reached and there is no place for accepted prompts.
         TeacherError: the teacher refuses every request.
     """
-    folder, task = env.folder, env.folder.task
+    env, folder, task = reading.env, reading.env.folder, reading.env.folder.task
     if not count_imagine_requests(task, slice_).prompts:
         return slice_, None
     if folder.accepted is None:
@@ -36,7 +36,7 @@ def imagine_for_slice(env: StageContext, key: str, slice_: Slice) -> tuple[Slice
     with env.endpoint(get_imagine_teacher(task)) as endpoint:
         imaginer = Imaginer(task, key, slice_, held_out, own, endpoint.identity)
         outcome = imagine_prompts(
-            imaginer, get_imagined_path(folder.accepted, key), endpoint, env.store, env.account("imagine")
+            imaginer, get_imagined_path(folder.accepted, key), endpoint, env.store, reading.account
         )
     return slice_.with_imagined(outcome.imagination), outcome
 

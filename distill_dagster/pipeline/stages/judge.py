@@ -25,7 +25,7 @@ def judge_slice(
     reading.source("judge_settings")
     with env.endpoint(get_judge_teacher(task)) as endpoint:
         judge_ = Judge(task, select_templates(env.folder.templates(), JUDGE_TEMPLATES), endpoint.identity)
-        return judge_candidates(judge_, candidates, completions, endpoint, env.store, env.account("judge"))
+        return judge_candidates(judge_, candidates, completions, endpoint, env.store, reading.account)
 
 
 def build_judge_record(found: JudgeResult | None) -> dict[str, Any]:

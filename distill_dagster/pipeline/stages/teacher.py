@@ -86,7 +86,7 @@ def make_seed_prompts(env: StageContext, partition: str | None) -> StageResult:
     if env.folder.task.imagine is not None:
         require_passed_gate(reading)
         reading.source("imagine_settings")
-    slice_, outcome = imagine.imagine_for_slice(env, partition, env.folder.slice(partition))
+    slice_, outcome = imagine.imagine_for_slice(reading, partition, env.folder.slice(partition))
     frame = build_seed_prompts(partition, slice_, answers=not env.folder.task.has_labels)
     checks = [check_table("seed_prompts", frame), imagine.check_target_reached(slice_, frame, outcome)]
     missing = outcome.missing_rows if outcome else 0
@@ -103,12 +103,11 @@ def _build_asker(
     examples = read_example_pool(reading.table("prompt_context", get_context_schema(task)))
     templates = Templates(env.folder.templates(), task.kind, task.reasoning)
     embed = make_sentence_embedder(task.teacher, env.models)
-    account = env.account(reading.asset.removesuffix("_completions").removeprefix("teacher_"))
     if task.teacher.replayed:
         endpoint = replace(endpoint, recorded=load_replay_teacher(env.folder, task.teacher))
     origin = f"{env.task_name}/{format_artifact_name(reading.asset, reading.partition)}"
     requests = RequestBuilder(task, templates, examples, endpoint, embed)
-    return Asker(requests, env.store, account, name, origin)
+    return Asker(requests, env.store, reading.account, name, origin)
 
 
 def _ask_teachers(env: StageContext, reading: StageInputs, prompts: pl.DataFrame, lone: int = 0) -> AskResult:
