@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK, REFUSAL_KEY, is_refusal
+from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
+from distill_dagster.kinds.refusals import REFUSAL_KEY, is_refusal
 from distill_dagster.tables.messages import normalized_expr, user_text_expr
 
 if TYPE_CHECKING:

@@ -9,17 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from distill_dagster.core.hashing import to_canonical_json
+from distill_dagster.kinds.refusals import REFUSAL_KEY, is_refusal
 
 if TYPE_CHECKING:
     from distill_dagster.config import Task
 
 REASONING_MARK, ANSWER_MARK = "Reasoning:", "Answer:"
 """The written form of few-shot examples, of base-like models and of students: reasoning first, then the answer."""
-REFUSAL_KEY = "refusal"
-"""The only key of an answer that is a refusal: {"refusal": "I cannot help with that."}."""
-WANTED_REFUSAL = to_canonical_json({REFUSAL_KEY: "wanted"})
-"""The reference of a prompt in a slice with `refusal: wanted`: whatever the words of a refusal are, it is right."""
 
 
 class InvalidAnswerError(Exception):
@@ -119,14 +115,6 @@ class Kind(ABC):
 def format_with_reasoning(reasoning: str | None, answer: str) -> str:
     """The written form: "Reasoning: …" and "Answer: …" below it, or the answer alone."""
     return f"{REASONING_MARK} {reasoning.strip()}\n{ANSWER_MARK} {answer}" if reasoning else answer
-
-
-def is_refusal(answer: Any) -> bool:
-    return isinstance(answer, dict) and list(answer) == [REFUSAL_KEY]
-
-
-def make_refusal(words: str) -> dict[str, str]:
-    return {REFUSAL_KEY: words}
 
 
 def find_majority(answers: Sequence[Any], equal: Any) -> MajorityVote:

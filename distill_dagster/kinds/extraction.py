@@ -8,7 +8,8 @@ from typing import Any
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.json_schema import find_answer_problem
 from distill_dagster.core.json_text import find_json
-from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question, fold_unicode, is_refusal
+from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question, fold_unicode
+from distill_dagster.kinds.refusals import is_refusal
 from distill_dagster.kinds.similarity import compute_bag_f1
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question, fold_unicode, is_refusal
+from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question, fold_unicode
+from distill_dagster.kinds.refusals import is_refusal
 from distill_dagster.kinds.similarity import compute_token_f1, normalize_squad
 
 _OPTION = re.compile(r"^[ \t]*\(?([A-Za-z])[).:][ \t]+(\S.*)$", flags=re.M)

@@ -9,25 +9,12 @@ from typing import Any
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.json_text import find_json
 from distill_dagster.core.patterns import find_last_group
-from distill_dagster.kinds.base import REASONING_MARK, REFUSAL_KEY, InvalidAnswerError, Kind, Question, make_refusal
+from distill_dagster.kinds.base import REASONING_MARK, InvalidAnswerError, Kind, Question
+from distill_dagster.kinds.refusals import REFUSAL_KEY, is_refusal, is_refusal_text, make_refusal
 
 _TAGS = ("think", "thinking", "thought", "reasoning", "scratchpad")
 _FENCE = re.compile(r"^\s*```[a-zA-Z]*\s*\n?")
 _ANSWER_LINE = re.compile(r"^[ \t]*(?:\*\*)?answer(?:\*\*)?[ \t]*:(?:\*\*)?[ \t]*", re.I | re.M)
-_VERBS = (
-    "help|assist|comply|provide|fulfil|fulfill|do that|do this|support|share|discuss|write|create|generate|give|answer"
-    "|engage|participate|continue with|offer|advise|facilitate|encourage|tell you how"
-)
-_CANNOT = r"(?:can'?t|cannot|can not|could not|won'?t|will not|unable to|not able to|must decline|have to decline)"
-_APOLOGY = (
-    r"(?:(?:i'?m|i am|we'?re|we are)\s+)?(?:(?:very|so|really|truly)\s+)?"
-    r"(?:sorry|afraid|unfortunately|my apologies|i apologi[sz]e)\b[^.!?\n]{0,60}?"
-)
-_REFUSAL = re.compile(
-    rf"\W{{0,3}}(?:{_APOLOGY})?(?:\bas an? [^.!?\n]{{0,40}}?,\s*)?\b(?:(?:i|we)\s*(?:'m|am|'re|are)?\s+)?{_CANNOT}"
-    rf"(?:\s+(?:to|be able to|in good conscience|knowingly|really|even)\b){{0,3}}\s+(?:{_VERBS})\b",
-    re.I,
-)
 
 
 @dataclass(frozen=True)
@@ -41,11 +28,6 @@ class ParsedAnswer:
     answer: str | None = None
     reasoning: str | None = None
     error: str | None = None
-
-
-def is_refusal_text(text: str) -> bool:
-    """Whether a text begins as models decline. Known phrases only: a refusal in other words counts as an answer."""
-    return bool(_REFUSAL.match(text.strip()[:300].replace("’", "'")))
 
 
 def read_answer(
@@ -102,7 +84,7 @@ def read_answer(
 
 
 def _is_refused_answer(found: Any, words: str) -> bool:
-    if isinstance(found, dict) and list(found) == [REFUSAL_KEY]:
+    if is_refusal(found):
         return True
     if isinstance(found, str) and is_refusal_text(found):
         return True

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from distill_dagster.kinds.base import InvalidAnswerError, Kind, MajorityVote, Question, fold_unicode, is_refusal
+from distill_dagster.kinds.base import InvalidAnswerError, Kind, MajorityVote, Question, fold_unicode
+from distill_dagster.kinds.refusals import is_refusal
 from distill_dagster.kinds.similarity import compute_chrf, compute_rouge_l, compute_token_f1
 
 

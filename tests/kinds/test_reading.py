@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.kinds import KINDS, ParsedAnswer, Question, format_with_reasoning, get_kind, read_answer
-from distill_dagster.kinds.reading import is_refusal_text
+from distill_dagster.kinds.refusals import is_refusal_text
 from tests.support.kinds import ANSWERS, task_of
 
 SHARED = Path(os.environ.get("DISTILL_SHARED_DATA", PROJECT_FOLDER.parent / "shared" / "data"))

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_dagster.teacher.imagine.lists import parse_texts, read_outer_json
+from distill_dagster.core.json_text import find_json
+from distill_dagster.teacher.imagine.lists import parse_texts
 
 TWO = ["first text", "second text"]
 FORMS = {
@@ -67,7 +68,7 @@ def test_a_refusal_is_no_text() -> None:
 def test_half_a_surrogate_pair_can_be_stored() -> None:
     assert parse_texts(r'["a\ud83d", "b"]', 2) == ["a?", "b"]
     assert parse_texts(r'["a\ud83d", "b', 2, cut=True) == ["a?"]
-    assert read_outer_json(r'{"a\ud83d": {"b": ["\ude00"]}}') == {"a?": {"b": ["?"]}}
+    assert find_json(r'{"a\ud83d": {"b": ["\ude00"]}}') == {"a?": {"b": ["?"]}}
 
 
 def test_quotation_marks_inside_stay() -> None:
@@ -77,7 +78,7 @@ def test_quotation_marks_inside_stay() -> None:
 @given(st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1), min_size=1, max_size=5))
 def test_json_comes_back_as_it_was(texts: list[str]) -> None:
     assert parse_texts(json.dumps({"prompts": texts}), 5) == texts
-    assert read_outer_json(f"so: {json.dumps(texts)}") == texts
+    assert find_json(f"so: {json.dumps(texts)}") == texts
 
 
 @given(st.text() | st.text('[]{}"\\,:1. a\n`'), st.integers(1, 5), st.booleans())

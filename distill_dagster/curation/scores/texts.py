@@ -7,20 +7,11 @@ from typing import Any
 
 import polars as pl
 
+from distill_dagster.config.answers import LABEL_KINDS
 from distill_dagster.curation.scores.base import Scorer
-from distill_dagster.curation.task_view import LABEL_KINDS, TaskView
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.kinds.refusals import REFUSAL_ANYWHERE
 
-_VERBS = (
-    r"(?:help|assist|comply|provide|fulfill?|do (?:that|this)|support|share|discuss|write|create|generate|answer"
-    r"|engage)"
-)
-_CANNOT = r"(?:can(?:'t|not| not)|won't|will not|am unable to|am not able to|must decline to)"
-REFUSAL_PATTERN = (
-    rf"(?i)(?:sorry|afraid)\b[^.!?\n]{{0,60}}\b(?:I|we) {_CANNOT}[^.!?\n]{{0,40}}"
-    rf"|\b(?:I|we) {_CANNOT}(?: \w+)? {_VERBS}\b"
-    r"|\b(?:goes|is) against (?:my|our) (?:guidelines|policies|policy|programming)\b"
-)
-"""Sentences in which models decline, wherever they stand; apostrophes are straight ones."""
 BOILERPLATE_PATTERN = (
     r"(?i)\bas an? (?:AI|artificial intelligence|large language|language) (?:language )?(?:model|assistant)\b"
     r"|\bmy (?:knowledge cut-?off|training data)\b|\blorem ipsum\b|\[(?:insert|your|name|date|company)[^\]\n]{0,40}\]"
@@ -39,7 +30,7 @@ def _score_lengths(rows: pl.DataFrame, about: TaskView) -> pl.DataFrame:
 
 def _find_refusals(rows: pl.DataFrame, about: TaskView) -> pl.DataFrame:
     plain = pl.col("written").str.replace_all("’", "'", literal=True)
-    return rows.select(plain.str.extract(f"({REFUSAL_PATTERN})", 1).alias("refusal"))
+    return rows.select(plain.str.extract(f"({REFUSAL_ANYWHERE})", 1).alias("refusal"))
 
 
 def _find_boilerplate(rows: pl.DataFrame, about: TaskView) -> pl.DataFrame:

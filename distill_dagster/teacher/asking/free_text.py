@@ -11,7 +11,8 @@ import polars as pl
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core.json_schema import is_strict_schema
 from distill_dagster.kinds import Kind, Question, format_with_reasoning, is_refusal, read_answer
-from distill_dagster.kinds.base import ANSWER_MARK, REFUSAL_KEY
+from distill_dagster.kinds.base import ANSWER_MARK
+from distill_dagster.kinds.refusals import REFUSAL_KEY
 from distill_dagster.prompts.few_shot import FewShotExample
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.tables.messages import format_transcript, get_user_text, user_text_expr

@@ -6,38 +6,12 @@ import json
 import re
 from typing import Any
 
-_FENCE = re.compile(r"```[a-zA-Z]*\n(.*?)(?:```|\Z)", re.DOTALL)
+from distill_dagster.core.json_text import iterate_json, replace_surrogates
+from distill_dagster.kinds.refusals import is_refusal_text
+
 _MARK = re.compile(r"^\s*(?:\(?\d{1,3}[.):]|[-*•])\s+(.*)$")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
-_REFUSAL = re.compile(
-    r"(i'm sorry|i am sorry, but|sorry, but i|i (can't|cannot|can not|won't) (help|assist|do|write|provide)|as an ai)"
-)
 _QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
-
-
-def read_outer_json(text: str) -> Any:
-    """The JSON value that a text is or holds: alone, in a fenced block, or between other words; None without one."""
-    fenced = _FENCE.search(text)
-    for part in (text, fenced.group(1) if fenced else ""):
-        for opening, closing in ("{}", "[]"):
-            start, end = part.find(opening), part.rfind(closing)
-            if 0 <= start < end and not (opening == "[" and 0 <= part.find("{") < start):
-                try:
-                    return _replace_surrogates(json.loads(part[start : end + 1], strict=False))
-                except (ValueError, RecursionError):
-                    continue
-    return None
-
-
-def _replace_surrogates(value: Any) -> Any:
-    """A JSON value without halves of surrogate pairs, which JSON can escape and nothing can store."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [_replace_surrogates(part) for part in value]
-    return (
-        {_replace_surrogates(k): _replace_surrogates(v) for k, v in value.items()} if isinstance(value, dict) else value
-    )
 
 
 def parse_texts(text: str, count: int, cut: bool = False) -> list[str]:
@@ -53,7 +27,7 @@ def _list_texts(text: str, count: int, cut: bool) -> list[str]:
     lines = text.splitlines()
     # A numbered text may well hold some JSON.
     numbered = any(_MARK.match(line) for line in lines) and not text.startswith(("{", "[", "```"))
-    value = None if numbered else read_outer_json(text)
+    value = None if numbered else _find_value(text)
     if isinstance(value, dict):
         lists = [part for part in value.values() if isinstance(part, list)]
         value = lists[0] if lists else [part for part in value.values() if isinstance(part, str)] or None
@@ -74,7 +48,7 @@ def _list_texts(text: str, count: int, cut: bool) -> list[str]:
             open_ = False
         elif open_:
             items[-1] += f"\n{line.strip()}"
-    if not items and _REFUSAL.match(body.strip().lower().replace("’", "'")):
+    if not items and is_refusal_text(body):
         return []
     if not items and count == 1:
         items = [body]
@@ -83,10 +57,18 @@ def _list_texts(text: str, count: int, cut: bool) -> list[str]:
     return items[:-1] if cut else items
 
 
+def _find_value(text: str) -> Any:
+    """The JSON value in a text. Several objects, one after another, are a list."""
+    values = list(iterate_json(text))
+    if len(values) > 1 and all(isinstance(value, dict) for value in values):
+        return values
+    return values[0] if values else None
+
+
 def _decode_string(string: str) -> str:
     """A JSON string as its text; empty where an escape in it is none."""
     try:
-        return str(_replace_surrogates(json.loads(string, strict=False)))
+        return str(replace_surrogates(json.loads(string, strict=False)))
     except ValueError:
         return ""
 

@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from distill_dagster.config import JudgeSpec, Task, TeacherSpec
 from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.hashing import hash_content, to_canonical_json
+from distill_dagster.core.json_text import iterate_json
 from distill_dagster.kinds import Kind, get_kind
 from distill_dagster.kinds.base import find_majority
 from distill_dagster.prompts.auxiliary_templates import JUDGE_TEMPLATES, AuxiliaryTemplates
@@ -29,7 +31,6 @@ from distill_dagster.tables.messages import format_messages
 from distill_dagster.teacher.completions.engine import CompletionEngine
 from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
-from distill_dagster.teacher.imagine.lists import read_outer_json
 from distill_dagster.teacher.providers import event_loop
 from distill_dagster.teacher.providers.attempts import PermanentTeacherError
 from distill_dagster.teacher.providers.capabilities import takes_schema
@@ -126,15 +127,18 @@ class Judge:
 
     def read(self, text: str, options: int | None) -> JudgeScore | None:
         """The verdict that an answer holds, or None where it has not the declared form."""
-        value = read_outer_json(text)
-        try:
-            found = build_score_model(self.spec, options).model_validate(value).model_dump()
-        except ValidationError:
-            return None
-        if options:
-            return JudgeScore(best=found["best"] - 1, reasons={"best": found["reason"][:MAX_REASON_CHARS]})
-        reasons = {name: one["reason"][:MAX_REASON_CHARS] for name, one in found.items()}
-        return JudgeScore({name: one["score"] for name, one in found.items()}, reasons)
+        model = build_score_model(self.spec, options)
+        for value in iterate_json(text):
+            with suppress(ValidationError):
+                return _to_judge_score(model.model_validate(value).model_dump(), options)
+        return None
+
+
+def _to_judge_score(found: dict[str, Any], options: int | None) -> JudgeScore:
+    if options:
+        return JudgeScore(best=found["best"] - 1, reasons={"best": found["reason"][:MAX_REASON_CHARS]})
+    reasons = {name: one["reason"][:MAX_REASON_CHARS] for name, one in found.items()}
+    return JudgeScore({name: one["score"] for name, one in found.items()}, reasons)
 
 
 def build_score_model(spec: JudgeSpec, options: int | None) -> Any:
