@@ -14,7 +14,8 @@ from pathlib import Path
 import polars as pl
 
 from distill_dagster.core import progress
-from distill_dagster.tables.lake import Lake, format_artifact_name, swap_folder
+from distill_dagster.core.files import get_temporary_path, swap_folder
+from distill_dagster.tables.lake import Lake, format_artifact_name
 from distill_dagster.tables.validation import EXPECTATIONS, build_suite, select_expected_columns
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
@@ -36,7 +37,7 @@ def build_data_docs(lake: Lake, task: str, tables: Iterable[tuple[str, str | Non
     found = [(stage, key) for stage, key in tables if stage in EXPECTATIONS and lake.path(task, stage, key).is_file()]
     if not found:
         return 0
-    temporary = target.with_name(f".{target.name}.writing-{os.getpid()}")
+    temporary = get_temporary_path(target)
     shutil.rmtree(temporary, ignore_errors=True)
     # The library warns of every context that keeps nothing, which is what is wanted here.
     logging.getLogger("great_expectations").setLevel(logging.ERROR)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from typing import Any
 import polars as pl
 
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.files import get_temporary_path, restore_folder, swap_folder
 from distill_dagster.tables import schemas
 from distill_dagster.tables.parquet import write_parquet
 
@@ -129,7 +129,7 @@ class Lake:
                 kept = path.parent / LAST_GOOD_FOLDER / path.name
                 kept.parent.mkdir(exist_ok=True)
                 # A copy and not a move: a crash before the new table is in place loses nothing.
-                temporary = kept.with_suffix(f".writing-{os.getpid()}")
+                temporary = get_temporary_path(kept)
                 shutil.copyfile(path, temporary)
                 temporary.replace(kept)
         write_parquet(frame, path, {_METADATA_KEY: json.dumps(asdict(record))})
@@ -139,7 +139,7 @@ class Lake:
     ) -> ArtifactRecord:
         """Let `fill` write into a temporary folder and return its data version; add the record; swap it in."""
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
+        temporary = get_temporary_path(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
@@ -163,24 +163,17 @@ def _scan_checked(path: Path, schema: pl.Schema) -> pl.LazyFrame:
 
 
 def read_folder_record(folder: Path) -> ArtifactRecord | None:
-    try:
-        return ArtifactRecord(**json.loads((folder / RECORD_FILE).read_text()))
-    except FileNotFoundError:
-        return None
+    """The record in the folder of an artifact, or None where there is none.
 
-
-def swap_folder(new: Path, target: Path) -> None:
-    """Put `new` in the place of `target`; a crash in between leaves one of the two complete."""
-    old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex[:8]}")
-    if target.exists():
-        target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    A folder that a killed process moved aside is put back first.
+    """
+    for _ in range(2):
+        try:
+            return ArtifactRecord(**json.loads((folder / RECORD_FILE).read_text()))
+        except FileNotFoundError:
+            if not restore_folder(folder):
+                break
+    return None
 
 
 def merge_inputs(*parts: Mapping[str, str]) -> dict[str, str]:

@@ -1,41 +1,68 @@
-"""The turns of a prompt: building them, and reading them as text, one by one or as a column."""
+"""The turns of a prompt: one type for them, and ways to build, split and read them, one by one or as a column."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
 
 import polars as pl
 
 
-def get_user_text(messages: list[dict[str, str | None]]) -> str:
-    """The user turns of a prompt, one below the other: what is compared, counted and shown."""
-    return "\n".join(m["content"] or "" for m in messages if m["role"] == "user")
+class Message(TypedDict):
+    """One turn of a conversation, as every table stores it (`schemas.MESSAGES`). `tool_calls` is JSON."""
+
+    role: str
+    content: str | None
+    tool_calls: str | None
+    tool_call_id: str | None
+    name: str | None
 
 
-def format_messages(messages: list[dict[str, str | None]]) -> str:
-    """A prompt as one text: its only user turn as it is, a conversation as turns with their roles."""
-    if all(m["role"] == "user" for m in messages):
+def make_message(role: str, content: str | None) -> Message:
+    """A turn without tool calls."""
+    return {"role": role, "content": content, "tool_calls": None, "tool_call_id": None, "name": None}
+
+
+def make_user_message(text: str) -> list[Message]:
+    """A prompt with one turn, the user's."""
+    return [make_message("user", text)]
+
+
+def get_user_text(messages: Iterable[Message]) -> str:
+    """The user turns of a prompt, one per line: the text that is compared and counted."""
+    return "\n".join(message["content"] or "" for message in messages if message["role"] == "user")
+
+
+def format_messages(messages: Sequence[Message]) -> str:
+    """A prompt as one text: only user turns as they are, any other conversation with the role before each turn."""
+    if all(message["role"] == "user" for message in messages):
         return get_user_text(messages)
-    return format_transcript((m["role"] or "", m["content"] or "") for m in messages)
+    return format_transcript((message["role"], message["content"] or "") for message in messages)
+
+
+def append_answer(messages: Sequence[Message], answer: str | None) -> list[Message]:
+    """The turns of a prompt and the assistant's answer after them."""
+    return [*messages, make_message("assistant", answer)]
+
+
+def split_answer(messages: Sequence[Message]) -> tuple[list[Message], str | None]:
+    """The opposite of `append_answer`: the turns of the prompt, and the answer in the last turn."""
+    return list(messages[:-1]), messages[-1]["content"]
 
 
 def format_transcript(turns: Iterable[tuple[str, str]]) -> str:
-    """A conversation as one text, for models that know no turns."""
+    """A conversation, given as roles and contents, as one text for models that know no turns."""
     return "\n".join(f"{role.capitalize()}: {content}" for role, content in turns)
 
 
 def user_text_expr(column: str = "messages") -> pl.Expr:
-    """`user_text` as a Polars expression."""
+    """`get_user_text` as a Polars expression."""
     role, content = pl.element().struct.field("role"), pl.element().struct.field("content")
     return pl.col(column).list.eval(content.filter(role == "user")).list.join("\n")
 
 
 def normalized_expr(text: pl.Expr) -> pl.Expr:
-    """The key of exact duplicates: Unicode NFKC, lower case, white space folded."""
+    """`core.text.normalize_text` as a Polars expression: NFKC, lower case, white space folded."""
     # Python's str.split() takes U+001C to U+001F for white space as well; the regular expression does not.
     folded = text.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[\s\x1c-\x1f]+", " ")
     return folded.str.strip_chars(" ")
-
-
-def make_user_message(text: str) -> list[dict[str, str | None]]:
-    return [{"role": "user", "content": text, "tool_calls": None, "tool_call_id": None, "name": None}]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
 
+from distill_dagster.core.files import get_temporary_path
+
 
 def write_parquet(frame: pl.DataFrame | pl.LazyFrame, path: Path, metadata: Mapping[str, str]) -> None:
     """Write beside the target, then rename: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")  # two processes never share one
+    temporary = get_temporary_path(path)
     try:
         frame.lazy().sink_parquet(temporary, compression="zstd", metadata=dict(metadata), engine="streaming")
         temporary.replace(path)

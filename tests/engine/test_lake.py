@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from distill_dagster.core.errors import DistillError
-from distill_dagster.tables import lake as lakes
+from distill_dagster.core.files import get_temporary_path
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name, merge_inputs
 from distill_dagster.tables.schemas import PROMPT_CONTEXT, TEACHER_PRIOR, SchemaError, build_frame
@@ -125,13 +125,23 @@ def test_a_swap_that_fails_puts_the_old_folder_back(lake: Lake, monkeypatch: pyt
 
 def test_left_overs_of_a_killed_process_are_cleared_or_ignored(lake: Lake) -> None:
     folder = lake.folder("task", "student_adapter", "tiny")
-    left = folder.with_name(f".tiny.writing-{lakes.os.getpid()}")
+    left = get_temporary_path(folder)
     left.mkdir(parents=True)
     (left / "weights").write_text("half")
     assert lake.record("task", "student_adapter", "tiny") is None
     lake.write_folder(folder, made, fill("new"))
     assert sorted(p.name for p in folder.iterdir()) == ["artifact.json", "weights"]
     assert json.loads((folder / "artifact.json").read_text())["data_version"] == "v1"
+
+
+def test_a_folder_that_a_killed_process_moved_aside_is_found_again(lake: Lake) -> None:
+    folder = lake.folder("task", "student_adapter", "tiny")
+    lake.write_folder(folder, made, fill("old", "old"))
+    folder.rename(folder.with_name(".tiny.old-0a1b2c3d"))
+    found = lake.record("task", "student_adapter", "tiny")
+    assert found is not None
+    assert (found.data_version, (folder / "weights").read_text()) == ("old", "old")
+    assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
 
 
 def test_names_and_inputs() -> None:
