@@ -1,4 +1,4 @@
-"""The sensors of the whole code location: alerts on failed runs, and task folders that are not loaded yet."""
+"""The sensors of the whole code location: alerts about failed runs, and task folders that are not loaded yet."""
 
 import os
 import time
@@ -12,11 +12,11 @@ from distill_dagster.core.redaction import redact
 from distill_dagster.operations.alerts import WEBHOOK_VARIABLE, Alert, post_alert, write_alert
 from distill_dagster.orchestration import get_failure_message
 from distill_dagster.orchestration.tags import CAMPAIGN_TAG
-from distill_dagster.tasks import find_tasks
+from distill_dagster.pipeline.open_task import find_tasks
 
 
 def build_alert(context: dg.RunFailureSensorContext) -> Alert | None:
-    """The alert on a failed run; None for a run within another one, which tells of it itself."""
+    """Build the alert about a failed run, or return None for an inner run, whose outer run reports the failure."""
     run = context.dagster_run
     campaign = run.tags.get(CAMPAIGN_TAG)
     if campaign is not None and campaign != run.run_id and context.instance.has_run(campaign):
@@ -34,7 +34,7 @@ def build_alert(context: dg.RunFailureSensorContext) -> Alert | None:
 
 
 def build_alerts_sensor(folder: Path) -> dg.SensorDefinition:
-    """Writes an alert for every failed run below `folder`, and sends it where DISTILL_ALERT_WEBHOOK says."""
+    """Build the sensor that writes an alert about each failed run, and sends it to the webhook if one is set."""
 
     @dg.run_failure_sensor(
         name="alerts",
@@ -52,7 +52,7 @@ def build_alerts_sensor(folder: Path) -> dg.SensorDefinition:
         if url := os.environ.get(WEBHOOK_VARIABLE, "").strip():
             try:
                 post_alert(url, alert)
-            except Exception as error:  # the address may hold a secret, and http.client's messages quote it
+            except Exception as error:  # messages of http.client quote the URL, which may hold a secret
                 plain = isinstance(error, URLError | TimeoutError | ConnectionError)
                 what = str(error) if plain else type(error).__name__
                 raise RuntimeError(f"{WEBHOOK_VARIABLE}: {what}. The alert is in {path.name}.") from None
@@ -61,23 +61,24 @@ def build_alerts_sensor(folder: Path) -> dg.SensorDefinition:
 
 
 def build_task_folders_sensor(tasks: Path, loaded: set[str]) -> dg.SensorDefinition:
-    """Says when a task folder came or went since the code location was loaded."""
+    """Build the sensor that reports task folders added or removed since the code location was loaded."""
 
     @dg.sensor(
         name="task_folders",
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=60,
-        description="Looks for task folders that are not loaded. To load a new one: Deployment > Code locations > "
+        description="Reports task folders that are not loaded. To load a new one: Deployment > Code locations > "
         "Reload.",
     )
     def _task_folders(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        there = {folder.name for folder in find_tasks(tasks, tasks)}
-        new, gone = sorted(there - loaded), sorted(loaded - there)
+        present = {folder.name for folder in find_tasks(tasks, tasks)}
+        new, gone = sorted(present - loaded), sorted(loaded - present)
         if not new and not gone:
             return dg.SkipReason("All task folders are loaded.")
-        what = [f"new: {', '.join(new)}"] * bool(new) + [f"gone: {', '.join(gone)}"] * bool(gone)
+        changes = [f"new: {', '.join(new)}"] * bool(new) + [f"removed: {', '.join(gone)}"] * bool(gone)
         return dg.SkipReason(
-            f"Task folders changed ({'; '.join(what)}). Reload the code location: Deployment > Code locations > Reload."
+            f"Task folders changed ({'; '.join(changes)}). Reload the code location: "
+            "Deployment > Code locations > Reload."
         )
 
     return _task_folders

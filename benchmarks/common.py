@@ -69,7 +69,7 @@ def run_task(root: Path, tasks: Path, task: str, students: list[str]) -> tuple[A
     from distill_dagster.core import progress
     from distill_dagster.core.paths import Home
     from distill_dagster.definitions import build_definitions
-    from distill_dagster.tasks import open_task
+    from distill_dagster.pipeline.open_task import open_task
 
     home = Home(root=root, tasks=tasks)
     started, last = time.perf_counter(), {"at": 0.0}

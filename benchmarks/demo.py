@@ -19,9 +19,9 @@ from typing import Any
 from common import peak_mb, run_task, wanted, write_result
 
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
+from distill_dagster.pipeline.open_task import open_task
 from distill_dagster.prompts.few_shot import build_prompt_context, read_example_pool
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.tasks import open_task
 
 TASK = "support_triage"
 COLD_REPEATS = 5

@@ -38,9 +38,10 @@ from distill_dagster.config import CurationSpec, StudentSpec, Task
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.core.paths import Home
 from distill_dagster.curation.dataset.curate import curate_dataset
-from distill_dagster.curation.filters import BUILT_IN_FILTERS, select_filters
+from distill_dagster.curation.filters import BUILT_IN_FILTERS, FilterSettings, select_filters
 from distill_dagster.curation.scores import add_scores
 from distill_dagster.curation.task_view import TaskView
+from distill_dagster.pipeline.open_task import open_task
 from distill_dagster.pipeline.stages.students import build_train_rows
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.sentences import embed_sentences
@@ -49,7 +50,7 @@ from distill_dagster.student.types import TaskSettings
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import SCORED
-from distill_dagster.tasks import TaskFolder, open_task
+from distill_dagster.tasks import TaskFolder
 
 TASK = "ablation"
 INTENTS = 12
@@ -110,11 +111,11 @@ def candidates(home: Home, folder: TaskFolder) -> pl.DataFrame:
     """The scored candidates of all slices, with the scores of every filter that is tried."""
     lake = Lake(home.lake, home.reports)
     frames = [lake.read(TASK, "scored_completions", key, SCORED)[0] for key in folder.slice_keys()]
-    about = TaskView.of(folder.task)
+    about = TaskView.from_task(folder.task)
     scorers = {
         scorer.name: scorer
         for change in variants(folder.task.kind).values()
-        for one in select_filters(curation(change, 100).filters, about)
+        for one in select_filters(FilterSettings.model_validate(curation(change, 100).filters), about)
         for scorer in one.scorers()
     }
     return add_scores(pl.concat(frames), list(scorers.values()), about)
@@ -196,7 +197,7 @@ def labelled(path: Path, labels: list[str]) -> pl.DataFrame:
 
 def ablation(home: Home, folder: TaskFolder, data: Path, seeds: int) -> dict[str, Any]:
     scored = candidates(home, folder)
-    about, labels = TaskView.of(folder.task), folder.task.label_names
+    about, labels = TaskView.from_task(folder.task), folder.task.label_names
     train, golden = (labelled(data / f"{name}.csv", labels) for name in ("train", "test"))
     truth = dict(train.select("text", "label").iter_rows())
 

@@ -41,7 +41,7 @@ from common import peak_mb, wanted, write_result
 from distill_dagster.config import Task
 from distill_dagster.curation.dataset.comparison_cache import ComparisonCache
 from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset
-from distill_dagster.curation.filters import Filter, filter_rows
+from distill_dagster.curation.filters import Filter, filter_rows, select_task_filters
 from distill_dagster.curation.filters.prose import Prose, Repetition
 from distill_dagster.curation.scores import private, reasoning, texts
 from distill_dagster.curation.task_view import TaskView
@@ -309,7 +309,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = arguments.rows or (QUICK_ROWS if arguments.quick else ROWS)
     task = Task.model_validate(TASK | {"curation": {"filters": DECLARED}})
-    about, filters = TaskView.of(task), task.filters
+    about, filters = TaskView.from_task(task), select_task_filters(task)
     peers: dict[str, str] = {}
     load = os.getloadavg()[0]
     figures: dict[str, float] = {"rows": rows, "filters": len(filters), "rules": rules_of(filters)}
@@ -387,7 +387,7 @@ def slices_of(scored: Path, folder: Path) -> None:
 def cut(folder: Path, change: dict[str, Any], rows: int) -> dict[str, float]:
     """Seconds, CPU seconds and peak of one cut, from the files of all slices to those of the dataset."""
     task = Task.model_validate(TASK | {"curation": {"filters": DECLARED | change}})
-    about, files = TaskView.of(task), sorted((folder / "slices").iterdir())
+    about, files = TaskView.from_task(task), sorted((folder / "slices").iterdir())
     asked = (
         pl.scan_parquet(files[-1])
         .select("messages")

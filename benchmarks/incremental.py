@@ -87,7 +87,7 @@ def run(root: Path, backfill: bool = False) -> tuple[Any, float, float]:
     from distill_dagster import orchestration
     from distill_dagster.core.paths import Home
     from distill_dagster.definitions import build_definitions as definitions
-    from distill_dagster.tasks import open_task
+    from distill_dagster.pipeline.open_task import open_task
 
     home = Home(root=root, tasks=root / "tasks")
     folder = open_task(home.tasks, TASK, home.accepted)

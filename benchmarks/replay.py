@@ -41,11 +41,12 @@ from distill_dagster.core.paths import Home
 from distill_dagster.curation.filters import FilterSettings, filter_rows, select_filters
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.kinds import Question, get_kind
+from distill_dagster.pipeline.open_task import open_task
 from distill_dagster.prompts.seeds import compute_prompt_id
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tables.messages import make_user_message
 from distill_dagster.tables.schemas import COMPLETIONS, SCORED
-from distill_dagster.tasks import TaskFolder, open_task
+from distill_dagster.tasks import TaskFolder
 
 STRICT = {"pattern": r"So the answer is \([a-e]\) (?P<answer>.*)\.", "stop": "\n\nQ:", "exact": True}
 OPTION = {"pattern": r"(?s)So the answer is.*?\(.\)(?P<answer>.*?)\.?\s*$", "stop": "Q:", "choices": True}
@@ -168,7 +169,7 @@ def commonsense(home: Home, data: Path, limit: int | None) -> dict[str, float]:
 def agreeing(home: Home, name: str, right: dict[str, Any]) -> dict[str, float]:
     """What the filter by agreement of teachers keeps of the scored candidates, and the share of it that is right."""
     folder, lake = open_task(home.tasks, name, home.accepted), Lake(home.lake, home.reports)
-    about, kind = TaskView.of(folder.task), get_kind(folder.task)
+    about, kind = TaskView.from_task(folder.task), get_kind(folder.task)
     filters = select_filters(FilterSettings.model_validate({"min_teacher_agreement": 1.0}), about)
     kept = []
     for key in folder.slice_keys():
@@ -196,7 +197,7 @@ def svamp(home: Home, data: Path, limit: int | None) -> dict[str, float]:
     write_task(home, name, kind="math", reasoning=True, answer=EQUATION, teacher=teacher("palm"))
     kind = get_kind(open_task(home.tasks, name, home.accepted).task)
     rows = list(lines(data / "train.jsonl"))[:limit]
-    right = {key_of(row["question"]): kind.canonical(row["equation"], Question(row["question"])) for row in rows}
+    right = {key_of(row["question"]): kind.canonicalize(row["equation"], Question(row["question"])) for row in rows}
     seeds = [{"id": row["id"], "text": row["question"]} for row in rows]
     imported(home, name, seeds, home.root / "files", "--slice", "train")
     recorded(home, name, data / "completions-palm-train.jsonl", "palm", limit)
@@ -246,8 +247,8 @@ def resume(home: Home, count: int) -> dict[str, float]:
     stage.make_prompt_context(env, None)
     stage.make_seed_prompts(env, "all")
     gate = StageInputs(env, "teacher_gate", None)  # as it is left by a teacher that passed it
-    gate.source("teacher_settings")
-    lake.write(name, pl.DataFrame(schema=PREDICTIONS), gate.record(PASSED_VERSION, 0))
+    gate.note_source("teacher_settings")
+    lake.write(name, pl.DataFrame(schema=PREDICTIONS), ArtifactRecord("teacher_gate", None, PASSED_VERSION, gate.stage.code_version, gate.versions))
     examples = read_example_pool(lake.read(name, "prompt_context", None, get_context_schema(folder.task))[0])
     templates = Templates(folder.templates(), folder.task.kind, folder.task.reasoning)
     requests = RequestBuilder(folder.task, templates, examples, resolve_endpoint(folder.task.teacher))

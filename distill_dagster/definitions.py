@@ -1,4 +1,4 @@
-"""The code location: every task folder becomes one group of assets. Importing this loads no model library."""
+"""The Dagster code location: every task folder becomes one group of assets. Importing it loads no model library."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import dagster as dg
 
 from assets import build_task_definitions
 from assets.alerts import build_alerts_sensor, build_task_folders_sensor
-from assets.common import to_failure
+from assets.stage_asset import to_failure
 from distill_dagster.core.database_urls import find_store_variable
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.openmp import limit_openmp_spin
 from distill_dagster.core.paths import Home
 from distill_dagster.orchestration import Runner, RunSummary, refresh_task
 from distill_dagster.orchestration.tags import read_budget_tags
-from distill_dagster.tasks import find_tasks, open_task
+from distill_dagster.pipeline.open_task import find_tasks, open_task
 from resources.storage import CompletionStoreResource, LakeResource, ModelFolderResource, TaskFoldersResource
 from resources.teacher import TeacherResource
 
@@ -21,7 +21,7 @@ limit_openmp_spin()
 
 
 def build_definitions(home: Home) -> dg.Definitions:
-    """All tasks below `home.tasks`, working on the folders of `home`."""
+    """Build the definitions of all tasks below `home.tasks`, which work on the folders of `home`."""
     url = find_store_variable()
     resources = {
         "tasks": TaskFoldersResource(path=str(home.tasks), accepted=str(home.accepted), inbox=str(home.inbox)),
@@ -34,7 +34,7 @@ def build_definitions(home: Home) -> dg.Definitions:
 
     def refresh(context: dg.OpExecutionContext, task: str, force: bool) -> RunSummary:
         folder = open_task(home.tasks, task, home.accepted)
-        # Definitions of its own: a student or a slice may have come since the code location was loaded.
+        # Build the definitions again: a student or slice may be new since the code location was loaded.
         try:
             cap = read_budget_tags(context.run.tags)
             runner = Runner(home, folder, context.instance, build_definitions(home), context.run_id, cap)

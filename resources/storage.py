@@ -1,4 +1,4 @@
-"""Small resources that say where things are. All of them default to one `Home`."""
+"""Dagster resources for files and databases: task folders, lake, completion store and model folder."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 import dagster as dg
 
 from distill_dagster.core.limits import ResourceLimits
+from distill_dagster.pipeline.open_task import open_task
 from distill_dagster.tables.lake import Lake
-from distill_dagster.tasks import TaskFolder, open_task
+from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.completions.store import CompletionStore, open_store
 
 
 class TaskFoldersResource(dg.ConfigurableResource):
-    """The user's files: task folders, the inbox for new prompts, and what was accepted from it."""
+    """The user's files: task folders, the inbox for new prompts, and the prompts accepted from it."""
 
     path: str
     accepted: str
@@ -29,14 +30,14 @@ class TaskFoldersResource(dg.ConfigurableResource):
 
 
 class LakeResource(dg.ConfigurableResource):
-    """Where tables and adapters lie, and below `reports` the reports: `<reports>/<task>/<student>/`."""
+    """The folders of tables and adapters, and of reports (`<reports>/<task>/<student>/`)."""
 
     path: str
     reports: str
     memory_mb: int = 2048
-    """What DuckDB may take before it spills, and half of it texts that are kept between two readings."""
+    """Memory that DuckDB may use before it spills to disk. Half of it may hold texts between two passes."""
     spill: str = ""
-    """The folder for temporary files; empty for the system's."""
+    """The folder for temporary files. Empty: the system's."""
 
     def limits(self) -> ResourceLimits:
         return ResourceLimits(memory_mb=self.memory_mb, spill=Path(self.spill) if self.spill else None)
@@ -46,9 +47,9 @@ class LakeResource(dg.ConfigurableResource):
 
 
 class CompletionStoreResource(dg.ConfigurableResource):
-    """Every received answer of a teacher. `url` is a SQLAlchemy URL; empty for SQLite in `path`.
+    """The store of all received answers. `url` is a SQLAlchemy URL; empty means SQLite in `path`.
 
-    A new database at `url` starts with what is in `path`: answers, ledger, notes on batches.
+    A new database at `url` starts with a copy of what is in `path`: answers, ledger and batches.
     """
 
     path: str
@@ -61,6 +62,6 @@ class CompletionStoreResource(dg.ConfigurableResource):
 
 
 class ModelFolderResource(dg.ConfigurableResource):
-    """Where converted base models lie."""
+    """The folder of converted base models."""
 
     path: str

@@ -1,4 +1,4 @@
-"""`distill filters` and `explain`: why rows are in the dataset or not."""
+"""`distill filters` and `explain`: why a row is in the dataset, or why not."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from rich.table import Table
 
 from distill_dagster.cli.options import JsonOption, TaskArgument, open_task_folder, out, show_problems
 from distill_dagster.core.paths import Home
+from distill_dagster.curation.filters import select_task_filters
 from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.tables.lake import Lake
 
 
 def filters(
     task: TaskArgument = None,
-    dropped: Annotated[
-        str | None, typer.Option("--dropped", help="Show rows that were dropped with this reason.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many of them.")] = 20,
+    dropped: Annotated[str | None, typer.Option("--dropped", help="Show rows dropped for this reason.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows to show.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
-    """The filters of a task in the order of application, and how many rows each dropped from the dataset that is there.
+    """List the filters of a task in their order, with the number of rows that each dropped.
 
     Runs nothing. docs/filters.md describes every filter.
     """
@@ -36,7 +35,7 @@ def filters(
         lake = Lake(home.lake, home.reports)
         now = TaskState(folder, lake).status("filtered_dataset")
         extra = now.record.extra if now.record is not None else {}
-        rows = list_filters(folder.task.filters, extra.get("reasons", {}))
+        rows = list_filters(select_task_filters(folder.task), extra.get("reasons", {}))
         table = Table("", "filter", "drop reason", "parameters", "dropped")
         for row in rows:
             count = "" if row["dropped"] is None else f"{row['dropped']:,}"
@@ -57,10 +56,10 @@ def filters(
 
 def explain(
     task: Annotated[str, typer.Argument(help="The task.")],
-    prompt_id: Annotated[str, typer.Argument(help="The id of a prompt, or the beginning of one.")],
+    prompt_id: Annotated[str, typer.Argument(help="The id of a prompt, or the first characters of one.")],
     as_json: JsonOption = False,
 ) -> None:
-    """A row's whole story: its prompt, completions and scores, which filter dropped it and why, and where it went."""
+    """Show the history of one row: prompt, completions, scores, and which filter dropped it and why."""
     from distill_dagster.pipeline.row_history import print_prompt_history, trace_prompt
 
     home = Home.from_env()

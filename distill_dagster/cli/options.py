@@ -1,4 +1,4 @@
-"""What commands share: options, the task that is meant, and problems as messages."""
+"""Options that commands share, finding the task that is meant, and printing problems as messages."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from distill_dagster.config import BudgetSpec
 from distill_dagster.core import redaction
 from distill_dagster.core.errors import DistillError, InputError, Problem
 from distill_dagster.core.paths import Home
-from distill_dagster.tasks import TaskFolder, find_tasks, open_task
+from distill_dagster.pipeline.open_task import find_tasks, open_task
+from distill_dagster.tasks import TaskFolder
 
 out, err = Console(), Console(stderr=True)
 
-TaskArgument = Annotated[str | None, typer.Argument(help="The task; may be left out where there is only one.")]
+TaskArgument = Annotated[str | None, typer.Argument(help="The task. Optional if there is only one.")]
 BudgetUsd = Annotated[
     float | None,
-    typer.Option(help="USD that this command may spend on teachers; `budget.usd` in task.yaml counts where lower."),
+    typer.Option(help="Cap in USD for this command. The lower of it and `budget.usd` in task.yaml applies."),
 ]
 BudgetTokens = Annotated[
     int | None,
-    typer.Option(help="The same in tokens of prompts and answers, beside `budget.tokens`."),
+    typer.Option(help="Cap in tokens (prompts and answers). The lower of it and `budget.tokens` applies."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object last.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Also print one JSON object, as the last line.")]
 
 
 @contextmanager
 def show_problems() -> Iterator[None]:
-    """Problems of the user are shown as messages, one a line, without a traceback."""
+    """Print errors that a user can fix as messages, one per line and without a traceback, then exit."""
     try:
         yield
     except InputError as error:
@@ -50,32 +51,32 @@ def show_problems() -> Iterator[None]:
 
 
 def print_problem(problem: Problem) -> None:
-    """One line on stderr: an error or a warning."""
+    """Print an error or a warning as one line on stderr."""
     colour = "red" if problem.severity == "error" else "yellow"
     err.print(f"[{colour}]{problem.severity}[/{colour}] {escape(str(problem))}", soft_wrap=True)
 
 
 def open_task_folder(home: Home, task: str | None) -> TaskFolder:
-    """The task that is named, or the only one.
+    """Open the named task, or the only one.
 
     Raises:
-        InputError: there is no such task, or none is named and there are several.
+        InputError: There is no such task, or several exist and none is named.
     """
     if task is not None:
         return open_task(home.tasks, task, home.accepted)
     known = find_tasks(home.tasks, home.accepted)
     if len(known) != 1:
         names = ", ".join(t.name for t in known) or "none"
-        problem = Problem(home.tasks, "name a task.", f"Known tasks: {names}.")
+        problem = Problem(home.tasks, "no task is named.", f"Name one of: {names}.")
         raise InputError([problem])
     return known[0]
 
 
 def choose_students(folder: TaskFolder, chosen: list[str] | None) -> list[str]:
-    """The students that are named, or the task's chosen one.
+    """Return the named students, or the task's default student.
 
     Raises:
-        InputError: there is no such student.
+        InputError: There is no such student.
     """
     known = list(folder.task.students)
     for name in chosen or []:
@@ -88,8 +89,12 @@ def choose_students(folder: TaskFolder, chosen: list[str] | None) -> list[str]:
 
 
 def build_cap(usd: float | None, tokens: int | None) -> BudgetSpec:
-    """What a command may spend on teachers, besides what task.yaml allows."""
+    """Build the cap of one command from its options.
+
+    Raises:
+        DistillError: A value is negative or not a number.
+    """
     for option, value in (("--budget-usd", usd), ("--budget-tokens", tokens)):
         if value is not None and not value >= 0:  # nan too
-            raise DistillError(f"{option} is {value}; give what this command may spend, 0 or more.")
+            raise DistillError(f"{option} is {value}. Give 0 or more.")
     return BudgetSpec(usd=usd, tokens=tokens)

@@ -1,4 +1,4 @@
-"""`distill tasks`, `check` and `status`: what is there."""
+"""`distill tasks`, `check` and `status`: list tasks, validate one, and show what is up to date."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from distill_dagster.cli.options import JsonOption, TaskArgument, open_task_fold
 from distill_dagster.core.errors import InputError
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.freshness import TaskState
+from distill_dagster.pipeline.open_task import find_tasks
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tables.lake import Lake
-from distill_dagster.tasks import find_tasks
 
 
 def tasks() -> None:
@@ -34,7 +34,7 @@ def tasks() -> None:
 
 
 def check(task: TaskArgument = None) -> None:
-    """Validate a task folder without running it. Exit code 2 where there is an error."""
+    """Validate a task folder without running anything. Exits with code 2 if there is an error."""
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
@@ -48,7 +48,7 @@ def check(task: TaskArgument = None) -> None:
 
 
 def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
-    """What is fresh, stale or missing, and why."""
+    """Show which artifacts are fresh, stale or missing, and why."""
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)

@@ -1,4 +1,4 @@
-"""How candidates become a dataset; filters and steps have declarations of their own in `curation`."""
+"""`curation` of task.yaml: how scored candidates become a dataset."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from distill_dagster.config.balance import BalanceSpec
 from distill_dagster.config.base import ConfigModel
 from distill_dagster.config.dedup import DecontaminationSpec, DedupSpec, expand_switch
 from distill_dagster.config.shift import ShiftSpec
-from distill_dagster.curation.filters import FilterSettings
 
 
 class CurationSpec(ConfigModel):
-    filters: FilterSettings = FilterSettings()
+    filters: dict[str, Any] = Field(
+        default={}, description="thresholds and filters by name; `curation.filters.settings` validates them"
+    )
     mix_examples: bool = Field(
         default=True, description="train on examples.jsonl too, beside the teacher's answers; human.jsonl always is"
     )

@@ -37,9 +37,6 @@ from distill_dagster.config.teacher import (
     fill_teacher_defaults,
 )
 from distill_dagster.core.hashing import hash_content
-from distill_dagster.curation.filters import Filter, collect_scorers, select_filters
-from distill_dagster.curation.scores import Scorer, get_scorer_versions
-from distill_dagster.curation.task_view import TaskView
 
 
 class Task(ConfigModel):
@@ -170,12 +167,6 @@ class Task(ConfigModel):
             raise ValueError(f"default_student {self.default_student!r} is not one of {', '.join(self.students)}")
         return self
 
-    @model_validator(mode="after")
-    def _judged(self) -> Task:
-        if self.curation.filters.min_judge and (self.judge is None or self.judge.mode != "score"):
-            raise ValueError("curation.filters.min_judge needs a `judge` with `mode: score`")
-        return self
-
     @property
     def free(self) -> bool:
         """Whether everybody that is asked is embedded or a replay and costs nothing."""
@@ -201,7 +192,8 @@ class Task(ConfigModel):
         """Whether the teacher writes an answer, with its reasoning or of a kind without labels, or names a label."""
         return not self.has_labels or self.reasoning
 
-    def _shared(self) -> dict[str, Any]:
+    def answer_settings(self) -> dict[str, Any]:
+        """The settings that define what an answer is, for hashes: kind, labels and the shape of an answer."""
         return {"kind": self.kind, "labels": [label.model_dump() for label in self.labels]} | self._answers()
 
     def _answers(self) -> dict[str, Any]:
@@ -227,7 +219,7 @@ class Task(ConfigModel):
 
     def teacher_hash(self, templates: dict[str, str]) -> str:
         """Hash of everything that shapes a teacher request or how its answer is read."""
-        shared = self._shared() | {"instructions": self.instructions, "item": self.item}
+        shared = self.answer_settings() | {"instructions": self.instructions, "item": self.item}
         asked: dict[str, Any] = {"teacher": self.teacher.result_settings()}
         if self.teachers:
             cascade = self.cascade.model_dump() if self.cascade else None
@@ -249,34 +241,10 @@ class Task(ConfigModel):
         settings = self.judge.judge_settings()
         if self.judge.mode == "best_of" and not self.has_labels:
             settings["options"] = "differ as the kind says"  # it came later, and changes what is asked of these alone
-        return hash_content(self._shared() | shown | {"judge": settings, "templates": templates})
-
-    def curation_hash(self) -> str:
-        curation = self.curation.model_dump(exclude={"filters"}) | {"filters": self.curation.filters.said()}
-        named = {"kind": self.kind, "labels": self.label_names} | self._answers()
-        return hash_content(named | {"curation": curation})
-
-    @property
-    def filters(self) -> list[Filter]:
-        """The filters of the task in the order in which they are applied."""
-        return select_filters(self.curation.filters, TaskView.of(self))
-
-    @property
-    def scorers(self) -> list[Scorer]:
-        """The scorers that its filters read."""
-        return collect_scorers(self.filters)
-
-    @property
-    def answers_hash(self) -> str:
-        """Hash of what the task says of its answers, which scores may hang on."""
-        return hash_content(self._shared())
-
-    def score_hash(self) -> str:
-        """Hash of which scores are computed, and how: no threshold is in it."""
-        return hash_content(get_scorer_versions(self.scorers))
+        return hash_content(self.answer_settings() | shown | {"judge": settings, "templates": templates})
 
     def student_hash(self, student: str) -> str:
-        shared = self._shared() | {"instructions": self.instructions, "item": self.item}
+        shared = self.answer_settings() | {"instructions": self.instructions, "item": self.item}
         settings = self.students[student].model_dump()
         for name in ("answer_tokens", "reasoning"):
             if settings[name] == StudentSpec.model_fields[name].default:
@@ -289,7 +257,7 @@ class Task(ConfigModel):
         if self.gate.teacher_over_base is not None:
             student = self.students[self.chosen_student]
             # Apart: the task has a setting `reasoning` of its own.
-            base = {"student": student.model_dump(include=set(BASE_MODEL_SETTINGS))} | self._shared()
+            base = {"student": student.model_dump(include=set(BASE_MODEL_SETTINGS))} | self.answer_settings()
             base |= {"instructions": self.instructions, "item": self.item}
         return hash_content({"gate": self.gate.model_dump(), "base": base})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from distill_dagster.config import Task
 from distill_dagster.core.errors import InputError
@@ -37,7 +38,11 @@ def hash_score_settings(task: Task) -> str:
 def hash_curation_settings(task: Task) -> str:
     """Hash of everything that decides which candidates become rows of the dataset."""
     curation = task.curation.model_dump(exclude={"filters"})
-    return hash_content(task.answer_settings() | {"curation": curation, "filters": list_filter_hash_fields(task)})
+    # A label's description changes what is asked, not which rows are kept.
+    return hash_content(
+        task.answer_settings()
+        | {"labels": task.label_names, "curation": curation, "filters": list_filter_hash_fields(task)}
+    )
 
 
 def compute_source_version(folder: TaskFolder, source: str, partition: str | None = None) -> str:
@@ -81,16 +86,22 @@ def compute_source_version(folder: TaskFolder, source: str, partition: str | Non
     raise KeyError(f"{source} is not one of {', '.join(SOURCES)}")
 
 
+def has_feature(folder: TaskFolder, feature: Feature) -> bool:
+    """Whether a task has a feature, which adds sources, inputs or a stage to its graph."""
+    match feature:
+        case "imagine":
+            return folder.task.imagine is not None
+        case "judge":
+            return folder.task.judge is not None
+        case "scores":
+            return bool(collect_task_scorers(folder.task))
+        case "slice_labels":
+            return has_slices_as_labels(folder)
+
+
 def list_features(folder: TaskFolder) -> set[Feature]:
-    """The features of a task, which decide on the sources and stages of its graph."""
-    task = folder.task
-    parts: dict[Feature, object] = {
-        "imagine": task.imagine,
-        "judge": task.judge,
-        "scores": collect_task_scorers(task),
-        "slice_labels": has_slices_as_labels(folder),
-    }
-    return {feature for feature, part in parts.items() if part}
+    """All features of a task."""
+    return {feature for feature in get_args(Feature) if has_feature(folder, feature)}
 
 
 def iter_source_versions(folder: TaskFolder, students: list[str]) -> Iterator[tuple[str, str | None, str | InputError]]:

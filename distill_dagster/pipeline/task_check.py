@@ -7,6 +7,7 @@ from pathlib import Path
 from distill_dagster.config import Task
 from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.core.text import normalize_text
+from distill_dagster.curation.filters import find_filter_problems
 from distill_dagster.tasks.accepted import find_accepted_problems
 from distill_dagster.tasks.folder import TaskFolder, check_slice_file, list_slice_files
 from distill_dagster.tasks.imagined import find_imagined_problems
@@ -31,7 +32,8 @@ def check_task_folder(folder: TaskFolder) -> list[Problem]:
     result = read_task(folder.path)
     if result.value is None:
         return result.problems
-    task, problems = result.value, [*result.problems, *_find_terms_problems(folder.path / TASK_FILE, task=result.value)]
+    task, path = result.value, folder.path / TASK_FILE
+    problems = [*result.problems, *find_filter_problems(path, task), *_find_terms_problems(path, task)]
     texts: dict[str, list[tuple[Path, int | None, str]]] = {}
     files = list_slice_files(folder.path)
     if (folder.path / "slices").is_symlink():
@@ -79,7 +81,7 @@ def check_task_folder(folder: TaskFolder) -> list[Problem]:
         for name, text in folder.templates().items():
             problems += _find_template_problems(folder.path / "templates" / f"{name}.j2", text, task)
     except InputError as error:
-        problems += error.problems
+        problems += [problem for problem in error.problems if problem not in problems]
     return problems
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from distill_dagster.config import SLICE_KEY_PATTERN, TASK_NAME_PATTERN, Task
+from distill_dagster.config import SLICE_KEY_PATTERN, Task
 from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.tasks.accepted import (
     INBOX_SLICE_DESCRIPTION,
@@ -34,11 +35,15 @@ from distill_dagster.tasks.yaml_files import make_link_problem, read_text, requi
 class TaskFolder:
     """A task folder and, read once when first needed, what is in it. Properties raise `InputError`.
 
-    `accepted` is the folder of what came through the inbox; without it a task has what is in its own folder.
+    Attributes:
+        accepted: the folder of prompts that came through the inbox; without it a task has its own folder alone.
+        find_problems: validates blocks of task.yaml that are plain data for this package, such as
+            `curation.filters`. `pipeline.open_task` sets it.
     """
 
     path: Path
     accepted: Path | None = None
+    find_problems: Callable[[Path, Task], list[Problem]] = lambda _path, _task: []
 
     @property
     def name(self) -> str:
@@ -46,7 +51,10 @@ class TaskFolder:
 
     @cached_property
     def task(self) -> Task:
-        return require_value(read_task(self.path))
+        task = require_value(read_task(self.path))
+        if problems := self.find_problems(self.path / TASK_FILE, task):
+            raise InputError(problems)
+        return task
 
     def slice_keys(self) -> list[str]:
         """All slices, sorted: those of the user's files, and those that only have prompts from the inbox."""
@@ -106,32 +114,6 @@ class TaskFolder:
         if problems:  # falling back to the built-in template would ask the teacher something else than the user wrote
             raise InputError(problems)
         return texts
-
-
-def find_tasks(tasks: Path, accepted: Path) -> list[TaskFolder]:
-    """All folders below `tasks` that hold a task.yaml, sorted by name; `accepted` is where the inbox puts prompts."""
-    if not tasks.is_dir():
-        return []
-    found = [p for p in sorted(tasks.iterdir()) if (p / TASK_FILE).is_file() and not p.is_symlink()]
-    return [TaskFolder(p, accepted / p.name) for p in found]
-
-
-def open_task(tasks: Path, name: str, accepted: Path) -> TaskFolder:
-    """The folder of one task; `accepted` is where the inbox puts prompts of all tasks.
-
-    Raises:
-        InputError: there is no such task, or its name cannot be a task name.
-    """
-    known = [t.name for t in find_tasks(tasks, accepted)]
-    if not TASK_NAME_PATTERN.fullmatch(name) or name not in known:
-        problem = Problem(
-            tasks,
-            f"there is no task {name!r}.",
-            f"Known tasks: {', '.join(known) or 'none'}. A task is a folder "
-            f"with a {TASK_FILE}; its name matches {TASK_NAME_PATTERN.pattern}.",
-        )
-        raise InputError([problem])
-    return TaskFolder(tasks / name, accepted / name)
 
 
 def list_slice_files(folder: Path) -> list[Path]:

@@ -159,7 +159,7 @@ def _canonicalize_answer(
     if is_refusal(value) and isinstance(value["refusal"], str) and value["refusal"].strip():
         return value, []
     try:
-        return get_kind(task).canonical(value, Question(text)), []
+        return get_kind(task).canonicalize(value, Question(text)), []
     except InvalidAnswerError as why:
         remedy = f"Write an answer of kind {task.kind}; the kinds are described in docs/kinds.md."
         return value, [Problem(path, f"{str(why).rstrip('.')}.", remedy, line=line, field=name)]

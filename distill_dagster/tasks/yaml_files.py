@@ -164,22 +164,32 @@ _REMEDIES = {
 
 
 def convert_validation_error(
-    path: Path, error: ValidationError, line: Callable[[tuple[int | str, ...]], int | None]
+    path: Path,
+    error: ValidationError,
+    line: Callable[[tuple[int | str, ...]], int | None],
+    block: tuple[str, ...] = (),
 ) -> list[Problem]:
-    """What pydantic found, in our words; `line` gives the line of one of its locations."""
+    """Pydantic's errors as problems of the file at `path`.
+
+    Args:
+        line: returns the line of a location in the file.
+        block: the location of the validated block in the file, where it is not the whole file.
+    """
     problems = []
     for item in error.errors():
+        location = (*block, *item["loc"])
         message = item["msg"].removeprefix("Value error, ").rstrip(".")
         message = {
             "extra_forbidden": "an unknown field",
             "string_pattern_mismatch": "the text is empty",
+            "dict_type": "a mapping of fields is wanted",
             "model_type": "a mapping of fields is wanted",
             "model_attributes_type": "a mapping of fields is wanted",
         }.get(item["type"], message[:1].lower() + message[1:])
         quoted = item["type"] not in ("missing", "extra_forbidden") and not SECRET_FIELDS & set(item["loc"])
         if quoted and isinstance(item["input"], str | int | float | bool):
             message += f" (found {str(item['input'])[:60]!r})"
-        name = ".".join(str(part) for part in item["loc"]) or None
+        name = ".".join(str(part) for part in location) or None
         remedy = _REMEDIES.get(item["type"], "Mend the value; the README lists the fields.")
-        problems.append(Problem(path, f"{message}.", remedy, line=line(item["loc"]), field=name))
+        problems.append(Problem(path, f"{message}.", remedy, line=line(location), field=name))
     return problems

@@ -13,7 +13,7 @@ from distill_dagster.config import CurationSpec
 from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset, list_drop_reasons
 from distill_dagster.curation.dataset.human_rows import build_human_candidates
 from distill_dagster.curation.dataset.invariants import check_dataset
-from distill_dagster.curation.filters import select_filters
+from distill_dagster.curation.filters import FilterSettings, select_filters
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.prompts.seeds import compute_prompt_id
 from distill_dagster.tables.data_versions import compute_data_version
@@ -28,7 +28,9 @@ STRICT = CurationSpec.model_validate(
     {"filters": FILTERS | {"target_label": "drop_disagreement"}, "validation_share": 0.25}
 )
 
-DROP_REASONS = list_drop_reasons(select_filters(STRICT.filters, TaskView(labels=tuple(LABELS))))
+DROP_REASONS = list_drop_reasons(
+    select_filters(FilterSettings.model_validate(STRICT.filters), TaskView(labels=tuple(LABELS)))
+)
 
 
 def scored(text: str, slice_: str = "shop", **changes: Any) -> dict[str, Any]:

@@ -20,13 +20,17 @@ from distill_dagster.curation.filters import (
     Filter,
     FilterSettings,
     collect_scorers,
+    collect_task_scorers,
     docs,
     filter_rows,
+    list_filter_hash_fields,
     select_filters,
+    select_task_filters,
 )
 from distill_dagster.curation.scores import SCORERS, add_scores
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.kinds import KINDS
+from distill_dagster.pipeline.source_versions import hash_curation_settings
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.prompts.seeds import compute_prompt_id
 from distill_dagster.tables.data_versions import compute_data_version
@@ -35,6 +39,7 @@ from distill_dagster.tables.schemas import SCORED, SCORES, build_frame
 from distill_dagster.tasks import TaskFolder
 from tests.support.task import TASK, again, merged, small_task
 
+DEFAULT_FILTERS = ["truncated", "refused", "no_answer", "invalid_answer", "invalid_label", "too_short", "too_long"]
 HERE = {"DISTILL_CLASSIFIERS": "shouting=distill_dagster.curation.filters.docs:score_capitals"}
 
 
@@ -83,8 +88,7 @@ def test_the_default_needs_no_score(kind: str) -> None:
     for thinks in (False, True):
         about = TaskView(kind, reasoning=thinks)
         names = [one.name for one in select_filters(FilterSettings(), about)]
-        whole = ["truncated", "refused", "no_answer", "invalid_answer", "invalid_label", "too_short", "too_long"]
-        assert names == whole
+        assert names == DEFAULT_FILTERS
         assert collect_scorers(select_filters(FilterSettings(), about)) == []
 
 
@@ -124,14 +128,17 @@ def test_ways_to_say_it() -> None:
     ]
 
 
-def test_what_is_not_said_moves_no_hash() -> None:
-    """The hash of the curation settings as it was before there were other filters than thresholds."""
-    plain = Task.model_validate(TASK)
-    assert set(plain.curation.filters.said()) == {"min_agreement", "min_confidence", "min_words", "max_words"}
-    hashes = {plain.curation_hash()}
-    for block in ({"echo": True}, {"echo": 0.5}, {"echo": False}, {"preset": "suited"}, {"max_confidence": 0.9}):
-        hashes.add(Task.model_validate(merged(TASK, {"curation": {"filters": block}})).curation_hash())
-    assert len(hashes) == 6
+def hash_with(filters: dict[str, Any]) -> str:
+    return hash_curation_settings(Task.model_validate(merged(TASK, {"curation": {"filters": filters}})))
+
+
+def test_the_settings_hash_changes_only_with_the_filters_that_apply() -> None:
+    plain = hash_with({})
+    for same in ({"echo": False}, {"max_confidence": 1.0}, {"min_words": 1}, {"target_label": "keep_answer"}):
+        assert hash_with(same) == plain
+    others: list[dict[str, Any]] = [{"echo": True}, {"echo": 0.5}, {"max_confidence": 0.9}, {"truncated": False}]
+    assert len({plain, *map(hash_with, others)}) == len(others) + 1
+    assert hash_with({"echo": True}) == hash_with({"echo": {"max": 0.8}})
 
 
 @pytest.mark.parametrize(
@@ -188,8 +195,9 @@ def test_the_yaml_of_the_page_is_valid(tmp_path: Path) -> None:
 def test_the_bundled_tasks_have_the_filters_they_had() -> None:
     for name in ("support_triage", "word_problems"):
         task = TaskFolder(docs.PROJECT_FOLDER / "data" / "tasks" / name).task
-        assert task.scorers == []
-        assert set(task.curation.filters.said()) == {"min_agreement", "min_confidence", "min_words", "max_words"}
+        assert collect_task_scorers(task) == []
+        names = [one.name for one in select_task_filters(task)]
+        assert names == [*DEFAULT_FILTERS, *(name for name in ("low_agreement", "low_confidence") if name in names)]
 
 
 # -- tables of any content ---------------------------------------------------------------------------------------------
@@ -278,9 +286,9 @@ ROWS = st.lists(
 
 
 def cut(rows: list[dict[str, Any]], block: dict[str, Any]) -> Any:
-    spec = CurationSpec(filters=FilterSettings.model_validate(block), validation_share=0.3)
+    spec = CurationSpec(filters=block, validation_share=0.3)
     frame = build_frame(rows, SCORED, ("prompt_id",))
-    rules = select_filters(spec.filters, ABOUT)
+    rules = select_filters(FilterSettings.model_validate(spec.filters), ABOUT)
     return curate_dataset(add_scores(frame, collect_scorers(rules), ABOUT), set(), [], spec, ABOUT)
 
 
@@ -389,9 +397,11 @@ def test_masked_rows() -> None:
 def test_a_label_is_never_masked() -> None:
     about = TaskView("classification", ("mail to a@b.co", "other"))
     row = candidate(0, "write to x@example.org", "mail to a@b.co", None, answer_kind="label")
-    spec = CurationSpec(filters=FilterSettings.model_validate({"pii": "mask"}))
+    spec = CurationSpec(filters={"pii": "mask"})
     frame = add_scores(
-        build_frame([row], SCORED, ("prompt_id",)), collect_scorers(select_filters(spec.filters, about)), about
+        build_frame([row], SCORED, ("prompt_id",)),
+        collect_scorers(select_filters(FilterSettings.model_validate(spec.filters), about)),
+        about,
     )
     found = curate_dataset(frame, set(), list(about.labels), spec, about)
     assert found.dataset["answer"].to_list() == ['"mail to a@b.co"']
@@ -443,9 +453,9 @@ def test_a_class_from_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     block = {"own": [{"use": "no_parcels", "settings": {"word": "house"}}]}
     rows = [candidate(0, TEXTS[0], ANSWERS[1], None), candidate(1, TEXTS[1], "short and good", None)]
     assert cut(rows, block).reasons()["parcels"] == 1
-    assert FilterSettings.model_validate(block).said()["own"] == [
-        {"use": "no_parcels", "settings": {"word": "house"}, "version": "1.2"}
-    ]
+    task = Task.model_validate(merged(TASK, {"curation": {"filters": block}}))
+    used = {"use": "no_parcels", "settings": {"word": "house"}, "version": "1.2"}
+    assert list_filter_hash_fields(task)[-1] == used
     for wrong, says in (
         ({"use": "no_parcels", "settings": {"wrd": 1}}, "settings.wrd"),
         ({"use": "other"}, "no subclass"),

@@ -14,7 +14,7 @@ from distill_dagster.config import CurationSpec
 from distill_dagster.curation.dataset.comparison_cache import ComparisonCache
 from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset
 from distill_dagster.curation.dataset.write_parts import assign_parts
-from distill_dagster.curation.filters import map_in_batches
+from distill_dagster.curation.filters import collect_task_scorers, map_in_batches
 from distill_dagster.curation.scores import add_scores
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.tables.data_versions import compute_data_version
@@ -44,7 +44,11 @@ def candidates(draw: st.DrawFn) -> pl.DataFrame:
         rows.append(row(" ".join(words), **changes))
     frame = pl.DataFrame(rows, schema=SCORED).unique(["prompt_id", "slice", "teacher", "answer"], maintain_order=True)
     task = task_of("classification", curation={"filters": {"pii": "mask"}})
-    return add_scores(frame, task.scorers, TaskView.of(task)).select(list(SCORED)).sort("slice", maintain_order=True)
+    return (
+        add_scores(frame, collect_task_scorers(task), TaskView.from_task(task))
+        .select(list(SCORED))
+        .sort("slice", maintain_order=True)
+    )
 
 
 def embed(texts: list[str]) -> Any:

@@ -18,8 +18,8 @@ from assets.task import build_task_definitions, build_task_graph
 from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build_definitions
 from distill_dagster.orchestration import RunSummary
+from distill_dagster.pipeline.open_task import open_task
 from distill_dagster.pipeline.stage_table import get_slices_partitions_name
-from distill_dagster.tasks import open_task
 from tests.e2e.project import GROUP, TASK, Project
 from tests.support.provider import FakeProvider, Fault, Seen
 from tests.support.task import small_task

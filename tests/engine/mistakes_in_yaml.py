@@ -116,10 +116,10 @@ YAML_MISTAKES = [
         "threshold without a judge",
         append("task.yaml", "curation: {filters: {min_judge: 0.5}}\n"),
         "task.yaml",
-        1,
-        None,
+        29,
+        "curation.filters.min_judge",
         "min_judge needs a `judge`",
-        "Mend the value",
+        "Add the block `judge`",
     ),
     Mistake(
         "unknown template variable of imagining",

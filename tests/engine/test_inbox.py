@@ -19,10 +19,11 @@ from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.intake import inbox as module
 from distill_dagster.intake.accepted import append_accepted
 from distill_dagster.intake.inbox import QUIET_S, InboxSummary, compute_wait_s, process_inbox
+from distill_dagster.pipeline.open_task import find_tasks, open_task
 from distill_dagster.pipeline.source_versions import compute_source_version, find_label_of_slice, has_slices_as_labels
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.prompts.seeds import build_seed_prompts
-from distill_dagster.tasks import TaskFolder, find_tasks, open_task
+from distill_dagster.tasks import TaskFolder
 from distill_dagster.tasks.accepted import get_accepted_path, read_accepted
 from tests.support.task import jsonl, small_task
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from distill_dagster.core.errors import InputError, Problem
+from distill_dagster.pipeline.open_task import find_tasks, open_task
 from distill_dagster.pipeline.task_check import check_task_folder
-from distill_dagster.tasks import TaskFolder, find_tasks, open_task
+from distill_dagster.tasks import TaskFolder
 from tests.engine.mistakes import ROW, SLICE, Mistake, append, subfolder, templates, write
 from tests.engine.mistakes_in_rows import ROW_MISTAKES
 from tests.engine.mistakes_in_yaml import YAML_MISTAKES

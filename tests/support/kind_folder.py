@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from distill_dagster.pipeline.open_task import build_task_folder
 from distill_dagster.tasks import TaskFolder
 from tests.support.kinds import ANSWERS, EXTRA
 from tests.support.task import jsonl, merged
@@ -50,4 +51,4 @@ def kind_folder(tmp_path: Path, kind: str, url: str, reasoning: bool = False, **
         if reasoning and file == "examples":
             rows = [row | {"reasoning": "It says so."} for row in rows]
         (path / f"{file}.jsonl").write_text(jsonl(rows))
-    return TaskFolder(path)
+    return build_task_folder(path)

@@ -14,6 +14,7 @@ import polars as pl
 import yaml
 
 from distill_dagster.config import TeacherSpec
+from distill_dagster.pipeline.open_task import build_task_folder
 from distill_dagster.pipeline.stages.context import StageContext, StageInputs
 from distill_dagster.pipeline.stages.gate import PASSED_VERSION
 from distill_dagster.prompts.few_shot import build_prompt_context, get_context_schema, read_example_pool
@@ -100,12 +101,12 @@ def small_task(tmp_path: Path, name: str = "shop_mail", **changes: Any) -> TaskF
     (path / "examples.jsonl").write_text(jsonl(rows_of("e", "example:", 3)))
     (path / "dev.jsonl").write_text(jsonl(rows_of("d", "tried:", 2)))
     (path / "golden.jsonl").write_text(jsonl(rows_of("g", "held out:", 2)))
-    return TaskFolder(path)
+    return build_task_folder(path)
 
 
 def again(folder: TaskFolder) -> TaskFolder:
     """The same folder, read afresh."""
-    return TaskFolder(folder.path, folder.accepted)
+    return build_task_folder(folder.path, folder.accepted)
 
 
 @contextmanager
@@ -123,9 +124,10 @@ def env_of(folder: TaskFolder, home: Path) -> StageContext:
 
 def pass_gate(env: StageContext) -> None:
     """What is left of a gate that the teacher passed, with today's settings, for tests that ask slices alone."""
-    reading = StageInputs(replace(env, folder=again(env.folder)), "teacher_gate", None)
-    reading.source("teacher_settings")
-    env.lake.write(env.task_name, pl.DataFrame(schema=PREDICTIONS), reading.record(PASSED_VERSION, 0))
+    inputs = StageInputs(replace(env, folder=again(env.folder)), "teacher_gate", None)
+    inputs.note_source("teacher_settings")
+    record = ArtifactRecord("teacher_gate", None, PASSED_VERSION, inputs.stage.code_version, inputs.versions)
+    env.lake.write(env.task_name, pl.DataFrame(schema=PREDICTIONS), record)
 
 
 def requests_of(folder: TaskFolder) -> RequestBuilder:

@@ -32,7 +32,7 @@ from distill_dagster.curation.dataset.steps import (
     merge_near_duplicates,
 )
 from distill_dagster.curation.dataset.write_parts import TableParts, assign_parts, write_tables
-from distill_dagster.curation.filters import STEP_REASONS, Filter, select_filters
+from distill_dagster.curation.filters import STEP_REASONS, Filter, FilterSettings, select_filters
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.curation.text_columns import append_answers, build_targets, extract_user_texts, list_target_columns
 from distill_dagster.tables.schemas import DATASET, REJECTED
@@ -113,8 +113,9 @@ def curate_dataset(
             both are in memory.
     """
     about = about or TaskView(labels=tuple(labels))
-    filters, source = select_filters(spec.filters, about), scan_candidates(candidates)
-    rows, leaks = _decide_rows(source, held_out, spec, about, items, embed, limits, compared)
+    filters = select_filters(FilterSettings.model_validate(spec.filters), about)
+    source = scan_candidates(candidates)
+    rows, leaks = _decide_rows(source, filters, held_out, spec, about, items, embed, limits, compared)
 
     def finished(kept: pl.DataFrame) -> pl.DataFrame:
         kept = mask_rows(kept, filters, about)
@@ -139,6 +140,7 @@ def curate_dataset(
 
 def _decide_rows(
     source: pl.LazyFrame,
+    filters: Sequence[Filter],
     held_out: set[str],
     spec: CurationSpec,
     about: TaskView,
@@ -151,8 +153,7 @@ def _decide_rows(
 
     The first has `drop_reason`, `drop_detail`, `cluster_id`, `masks`, and `split` and `part` of where a row goes.
     """
-    filters, near, numbers = select_filters(spec.filters, about), spec.dedup.near, about.kind == "math"
-
+    near, numbers = spec.dedup.near, about.kind == "math"
     compare = (near.compare if near else None) or ("prompt" if about.labels else "prompt_and_answer")
     said = () if compare == "prompt" else list_target_columns(about.matcher)
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import polars as pl
 
+from distill_dagster.config.answers import LABEL_KINDS
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.curation.filters import Filter
 from distill_dagster.curation.filters.private import Pii, Secrets
 from distill_dagster.curation.scores.private import SECRET_KIND, mask_long_text
-from distill_dagster.curation.task_view import LABEL_KINDS, TaskView
+from distill_dagster.curation.task_view import TaskView
 
 
 def needs_mask_expr(filters: Sequence[Filter]) -> pl.Expr:

@@ -16,8 +16,12 @@ from distill_dagster.curation.filters.settings import (
     STEP_REASONS,
     FilterSettings,
     collect_scorers,
+    collect_task_scorers,
+    find_filter_problems,
     list_declarable_filters,
+    list_filter_hash_fields,
     select_filters,
+    select_task_filters,
 )
 
 __all__ = [
@@ -27,9 +31,13 @@ __all__ = [
     "FilterExample",
     "FilterSettings",
     "collect_scorers",
+    "collect_task_scorers",
     "filter_rows",
+    "find_filter_problems",
     "list_declarable_filters",
+    "list_filter_hash_fields",
     "map_in_batches",
     "mark_dropped",
     "select_filters",
+    "select_task_filters",
 ]

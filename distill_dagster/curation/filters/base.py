@@ -89,6 +89,10 @@ class Filter(BaseModel):
         values = self.model_dump(mode="json", exclude={"enabled"})
         return {name: value for name, value in values.items() if value not in (None, [], ())}
 
+    def hash_fields(self) -> dict[str, Any]:
+        """Everything that decides which rows the filter drops, for the hash of the curation settings."""
+        return {"reason": self.drop_reason} | self.model_dump(mode="json")
+
     @classmethod
     def for_kind(cls, kind: str) -> Self:
         """With the values that suit a kind of task."""

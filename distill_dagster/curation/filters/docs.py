@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from distill_dagster.config.answers import LABEL_KINDS
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.curation.filters.base import Filter, FilterExample
@@ -21,7 +22,7 @@ from distill_dagster.curation.filters.run import mark_dropped
 from distill_dagster.curation.filters.settings import BUILT_IN_FILTERS, STEP_REASONS
 from distill_dagster.curation.scores import add_scores
 from distill_dagster.curation.scores.classifiers import CLASSIFIER_VARIABLE
-from distill_dagster.curation.task_view import LABEL_KINDS, TaskView
+from distill_dagster.curation.task_view import TaskView
 from distill_dagster.kinds import KINDS
 from distill_dagster.prompts.seeds import compute_prompt_id
 from distill_dagster.tables.messages import make_user_message

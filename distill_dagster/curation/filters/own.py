@@ -305,10 +305,10 @@ class CustomFilterSpec(BaseModel):
             raise ValueError(f"{self.use!r} is no subclass of distill_dagster.curation.filters.base.Filter")
         return made
 
-    def said(self) -> dict[str, Any]:
-        """All that counts of it, with the version of the package that it is from."""
-        said = self.model_dump(mode="json", exclude_defaults=True)
+    def hash_fields(self) -> dict[str, Any]:
+        """The settings and, for a class, the version of its package, for the hash of the curation settings."""
+        fields = self.model_dump(mode="json", exclude_defaults=True)
         if self.use is not None:
-            dist = {one.name: one for one in metadata.entry_points(group=FILTER_ENTRY_POINTS)}[self.use].dist
-            said["version"] = dist.version if dist is not None else None
-        return said
+            package = {one.name: one for one in metadata.entry_points(group=FILTER_ENTRY_POINTS)}[self.use].dist
+            fields["version"] = package.version if package is not None else None
+        return fields

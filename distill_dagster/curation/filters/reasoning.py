@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import polars as pl
 from pydantic import Field
 
+from distill_dagster.config.answers import LABEL_KINDS
 from distill_dagster.curation.filters.base import Filter, FilterExample, detail_expr, get_scorer, score_expr
 from distill_dagster.curation.scores import Scorer
-from distill_dagster.curation.task_view import FREE_TEXT_KINDS, LABEL_KINDS, TaskView
+from distill_dagster.curation.task_view import FREE_TEXT_KINDS, TaskView
 
 _ALL_KINDS = (*LABEL_KINDS, *FREE_TEXT_KINDS, "math", "qa")
 

@@ -1,16 +1,20 @@
-"""`curation.filters:` of task.yaml, and the filters of a task in their order."""
+"""`curation.filters` of task.yaml: its settings, their validation, and the filters of a task in order."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from distill_dagster.config import Task
+from distill_dagster.core.errors import Problem
 from distill_dagster.curation.filters import agreement, answers, classified, lengths, private, prose, reasoning
 from distill_dagster.curation.filters.base import Filter
 from distill_dagster.curation.filters.own import CustomFilterSpec
 from distill_dagster.curation.scores import Scorer
 from distill_dagster.curation.task_view import TaskView
+from distill_dagster.tasks.yaml_files import convert_validation_error, find_line, read_yaml
 
 BUILT_IN_FILTERS: tuple[type[Filter], ...] = (
     answers.Truncated,
@@ -52,8 +56,7 @@ STEP_REASONS = {
     "over_cap": "A cap of `balance` is reached by rows that come before it.",
 }
 """What follows the filters and looks at more than one row."""
-_LATER = ("min_judge", "min_teacher_agreement", "target_label", "max_confidence")
-"""Thresholds that came later: not in the hash of the curation settings while they have their defaults."""
+_BLOCK = ("curation", "filters")
 
 
 class FilterThresholds(BaseModel):
@@ -98,20 +101,6 @@ class FilterThresholds(BaseModel):
             reasons.add(name)
         return self
 
-    def said(self) -> dict[str, Any]:
-        """All that counts of it. What came later is left out where nothing is said, so no hash moves for it."""
-        plain = FilterThresholds()
-        said = {name: getattr(self, name) for name in FilterThresholds.model_fields if name not in ("own", "preset")}
-        said = {name: value for name, value in said.items() if name not in _LATER or value != getattr(plain, name)}
-        if self.preset != plain.preset:
-            said["preset"] = self.preset
-        if self.own:
-            said["own"] = [one.said() for one in self.own]
-        for name in list_declarable_filters():
-            if (given := getattr(self, name)) is not None:
-                said[name] = given.model_dump(mode="json", exclude_unset=True)
-        return said
-
 
 def list_declarable_filters() -> dict[str, type[Filter]]:
     """The filters that have a block of their own in `filters:`, by name."""
@@ -152,6 +141,10 @@ else:
 
 def select_filters(filters: FilterSettings, about: TaskView) -> list[Filter]:
     """The filters that are on for a task, in the order in which they are applied."""
+    return [*_select_built_in(filters, about), *(one.filter() for one in filters.own)]
+
+
+def _select_built_in(filters: FilterSettings, about: TaskView) -> list[Filter]:
     out: list[Filter] = []
     for one in BUILT_IN_FILTERS:
         given = None if one.keys or one.essential else getattr(filters, one.name)
@@ -167,7 +160,43 @@ def select_filters(filters: FilterSettings, about: TaskView) -> list[Filter]:
         else:
             continue
         out += [made] if made.active() else []
-    return out + [one.filter() for one in filters.own]
+    return out
+
+
+def select_task_filters(task: Task) -> list[Filter]:
+    """The filters of a task in the order in which they are applied.
+
+    Raises:
+        ValidationError: the block `curation.filters` is malformed; `find_filter_problems` names the line.
+    """
+    return select_filters(FilterSettings.model_validate(task.curation.filters), TaskView.from_task(task))
+
+
+def collect_task_scorers(task: Task) -> list[Scorer]:
+    """The scorers that the filters of a task need."""
+    return collect_scorers(select_task_filters(task))
+
+
+def list_filter_hash_fields(task: Task) -> list[dict[str, Any]]:
+    """Everything that decides which rows the filters of a task drop. A setting at its default counts as if unset."""
+    settings = FilterSettings.model_validate(task.curation.filters)
+    built_in = _select_built_in(settings, TaskView.from_task(task))
+    return [*(one.hash_fields() for one in built_in), *(one.hash_fields() for one in settings.own)]
+
+
+def find_filter_problems(path: Path, task: Task) -> list[Problem]:
+    """Everything that is wrong in the block `curation.filters` of the task.yaml at `path`."""
+    try:
+        settings = FilterSettings.model_validate(task.curation.filters)
+    except ValidationError as error:
+        tree = read_yaml(path, [])[1]
+        return convert_validation_error(path, error, lambda location: find_line(tree, location), _BLOCK)
+    if settings.min_judge and (task.judge is None or task.judge.mode != "score"):
+        name = (*_BLOCK, "min_judge")
+        message = "min_judge needs a `judge` with `mode: score`."
+        remedy = "Add the block `judge`, or remove min_judge."
+        return [Problem(path, message, remedy, find_line(read_yaml(path, [])[1], name), ".".join(name))]
+    return []
 
 
 def collect_scorers(filters: list[Filter]) -> list[Scorer]:

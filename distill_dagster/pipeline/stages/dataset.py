@@ -18,7 +18,7 @@ from distill_dagster.curation.dataset.balance import count_below_floors
 from distill_dagster.curation.dataset.human_rows import build_human_candidates
 from distill_dagster.curation.dataset.invariants import check_dataset, check_slices
 from distill_dagster.curation.dataset.shift import build_profile, check_shift, measure_rows, read_last_good_profile
-from distill_dagster.curation.filters import STEP_REASONS, Filter
+from distill_dagster.curation.filters import STEP_REASONS, Filter, collect_task_scorers, select_task_filters
 from distill_dagster.curation.filters.run import FILTER_BATCH_ROWS
 from distill_dagster.curation.scores import add_scores
 from distill_dagster.curation.task_view import TaskView
@@ -53,18 +53,20 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
     from distill_dagster.curation.dataset.comparison_cache import ComparisonCache
     from distill_dagster.curation.dataset.curate import curate_dataset
 
-    reading = StageInputs(env, "filtered_dataset", partition)
+    inputs = StageInputs(env, "filtered_dataset", partition)
     for source in ("slice_manifest", "human_examples", "curation_settings"):
-        reading.source(source)
-    held_out = reading.held_out()
+        inputs.note_source(source)
+    held_out = inputs.read_held_out_keys()
     task = env.folder.task
-    about = TaskView.of(task)
+    about = TaskView.from_task(task)
     people = env.folder.human + (env.folder.examples if task.curation.mix_examples else [])
     limits = env.limits or ResourceLimits()
     with limits.folder() as temporary:
-        slices, lines = _read_slices(env, reading, temporary)
+        slices, lines = _read_slices(env, inputs, temporary)
         # What people answered is scored here, and nowhere kept: it is little.
-        answered = add_scores(build_human_candidates(people, get_kind(task).answer_kind), task.scorers, about)
+        answered = add_scores(
+            build_human_candidates(people, get_kind(task).answer_kind), collect_task_scorers(task), about
+        )
         candidates = pl.concat([*slices, answered.lazy()])
         if sum(line["rows"] for line in lines) <= FILTER_BATCH_ROWS:
             # No more than one batch: held, since every pass would open the files of all slices again.
@@ -84,9 +86,9 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
         checks, noted = _check_dataset(env, cut, lines, held_out)
         # The rejected rows first: whoever sees the dataset finds beside it what was left out.
         beside = StageInputs(env, "filtered_dataset", REJECTED_ROWS)
-        beside.inputs = reading.inputs
-        record = reading.record(compute_data_version(cut.kept), cut.kept_rows, **noted)
-        rejected_record = beside.record(compute_data_version(cut.left_out), cut.candidates - cut.kept_rows)
+        beside.versions = inputs.versions
+        record = inputs.build_record(compute_data_version(cut.kept), cut.kept_rows, **noted)
+        rejected_record = beside.build_record(compute_data_version(cut.left_out), cut.candidates - cut.kept_rows)
         env.lake.write(env.task_name, cut.left_out, rejected_record)
         env.lake.write(env.task_name, cut.kept, record)
         shown = (
@@ -130,7 +132,7 @@ def _build_metadata(task: Task, cut: CuratedDataset, candidates: pl.LazyFrame) -
         "validation": sides.get("validation", 0),
         "masked_rows": cut.masked,
         "leaks": SampleTable(cut.leaks.head(50).to_dicts()),
-        "filters": SampleTable(list_filters(task.filters, cut.reasons())),
+        "filters": SampleTable(list_filters(select_task_filters(task), cut.reasons())),
         "drop_reasons": Markdown(plots.to_markdown_image(drops)),
         "sample": sample_rows(cut.kept, ["answer", "split", "slice"]),
         "rejected_sample": sample_rows(cut.left_out, ["answer", "drop_reason", "drop_detail", "slice"], 10),
@@ -148,7 +150,7 @@ def _build_metadata(task: Task, cut: CuratedDataset, candidates: pl.LazyFrame) -
 
 
 def _read_slices(
-    env: StageContext, reading: StageInputs, folder: Path
+    env: StageContext, inputs: StageInputs, folder: Path
 ) -> tuple[list[pl.LazyFrame], list[dict[str, Any]]]:
     """The candidates of every slice: what it gives now, else its last good rows, else none; and a line on each.
 
@@ -159,7 +161,7 @@ def _read_slices(
     lines: list[dict[str, Any]] = []
     state = TaskState(env.folder, env.lake)
     for key in env.folder.slice_keys():
-        good = reading.last_good("scored_completions", SCORED, key, folder)
+        good = inputs.scan_last_good("scored_completions", SCORED, key, folder)
         why = [s for s in (state.status(stage, key) for stage in SLICE_STAGES) if s.state != "fresh"]
         blocked = state.record("scored_completions", key)
         rows = 0 if good is None else good[1].rows
