@@ -1,4 +1,7 @@
-"""The graph: one file per stage, thin. What the assets do stands in `distill_dagster.pipeline.stages`."""
+"""The asset graph: one thin file per group of stages, plus sensors, schedule and automation.
+
+An asset names its keys, partitions, schema, lineage and pool. What it does is in `distill_dagster.pipeline.stages`.
+"""
 
 from assets.task import build_task_definitions
 

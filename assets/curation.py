@@ -1,10 +1,11 @@
-"""filtered_dataset, with rejected_rows beside it."""
+"""The asset filtered_dataset."""
 
 from __future__ import annotations
 
 import dagster as dg
 
-from assets.common import TaskGraph, build_stage_asset
+from assets.stage_asset import build_stage_asset
+from assets.task_graph import TaskGraph
 from distill_dagster.pipeline.stages.dataset import make_filtered_dataset
 from distill_dagster.tables.schemas import DATASET
 

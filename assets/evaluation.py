@@ -1,10 +1,11 @@
-"""predictions and eval_report."""
+"""The assets predictions and eval_report."""
 
 from __future__ import annotations
 
 import dagster as dg
 
-from assets.common import TaskGraph, build_stage_asset
+from assets.stage_asset import build_stage_asset
+from assets.task_graph import TaskGraph
 from distill_dagster.pipeline.stages.evaluation import make_eval_report, make_predictions
 from distill_dagster.tables.schemas import PREDICTIONS
 

@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from assets.common import TaskGraph
 from assets.sensors import INTERVAL_S
+from assets.task_graph import TaskGraph
 from distill_dagster.core.errors import DistillError
 from distill_dagster.intake.inbox import QUIET_S, InboxSummary, process_inbox
 from distill_dagster.orchestration.tags import DATA_VERSION_TAG
@@ -13,18 +13,18 @@ from distill_dagster.tasks import TaskFolder
 from resources.storage import TaskFoldersResource
 
 LOCK_S, LIMIT_S = 5.0, 30.0
-"""Dagster gives a sensor a minute: what is left lies there at the next tick."""
+"""Dagster allows a sensor one minute. Files that are left over wait for the next tick."""
 
 
 def build_inbox_sensor(graph: TaskGraph) -> dg.SensorDefinition:
-    """It runs from the start only where asking the teacher is free, as the other sensors do."""
+    """Build the sensor. Like the others it is on from the start only if asking the teacher is free."""
 
     @dg.sensor(
         name=f"{graph.identifier}_inbox",
         minimum_interval_seconds=INTERVAL_S,
         default_status=graph.sensor_status,
         description=(
-            f"Takes new prompts from inbox/{graph.name}/*.jsonl, once a file did not change for {QUIET_S} s: masks "
+            f"Takes new prompts from inbox/{graph.name}/*.jsonl when a file has not changed for {QUIET_S} s, masks "
             f"them and sorts them into slices. It asks no teacher; the automation sensor does.{graph.stopped}"
         ),
     )
@@ -46,11 +46,11 @@ def build_inbox_sensor(graph: TaskGraph) -> dg.SensorDefinition:
 def _build_result(
     graph: TaskGraph, folder: TaskFolder, instance: dg.DagsterInstance, taken: list[InboxSummary]
 ) -> dg.SensorResult | dg.SkipReason:
-    """New slices become partitions, and those that grew are observed."""
-    told = "; ".join(str(one) for one in taken)[:2000]
+    """Add new slices as partitions and report an observation for each slice that grew."""
+    summary = "; ".join(str(one) for one in taken)[:2000]
     grown = sorted({key for one in taken for key in one.accepted})
     if not grown:
-        return dg.SkipReason(told or "Nothing in the inbox.")
+        return dg.SkipReason(summary or "Nothing in the inbox.")
     name = get_slices_partitions_name(graph.name)
     known = set(instance.get_dynamic_partitions(name))
     new = [key for key in grown if key not in known]

@@ -1,10 +1,11 @@
-"""seed_prompts and prompt_context."""
+"""The assets seed_prompts and prompt_context."""
 
 from __future__ import annotations
 
 import dagster as dg
 
-from assets.common import TaskGraph, build_stage_asset
+from assets.stage_asset import build_stage_asset
+from assets.task_graph import TaskGraph
 from distill_dagster.pipeline.stages.teacher import make_prompt_context, make_seed_prompts
 from distill_dagster.tables.schemas import ANSWERED_PROMPT_CONTEXT, PROMPT_CONTEXT, PROMPTS
 
@@ -23,6 +24,6 @@ def build_assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
             make_seed_prompts,
             schema=PROMPTS,
             lineage=_SEEDS,
-            pool=POOL if graph.has("imagine_settings") else None,
+            pool=POOL if graph.has_source("imagine_settings") else None,
         ),
     ]

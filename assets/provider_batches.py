@@ -1,8 +1,8 @@
-"""The sensor that looks after a task's batches, so that no run has to wait for them."""
+"""The sensor that collects a task's provider batches, so that no run has to wait for them."""
 
 import dagster as dg
 
-from assets.common import TaskGraph
+from assets.task_graph import TaskGraph
 from distill_dagster.core.errors import DistillError
 from distill_dagster.teacher.completions.batches import CollectedBatch, collect_batches
 from resources.storage import CompletionStoreResource, TaskFoldersResource
@@ -10,19 +10,19 @@ from resources.teacher import TeacherResource
 
 INTERVAL_S = 60
 _RUN_WITH = {"teacher_completions": ["teacher_completions", "scored_completions"]}
-"""What is run for the answers of a batch: the asset that asked, and what joins its run."""
+"""The assets to run when a batch of this asset ends. Other assets run alone."""
 
 
 def build_batches_sensor(graph: TaskGraph) -> dg.SensorDefinition:
-    """Only for a teacher in batch mode. It submits nothing by itself, but its runs may: for what came meanwhile."""
+    """Build the sensor, for a task with a teacher in batch mode. It submits nothing, but the runs it starts may."""
 
     @dg.sensor(
         name=f"{graph.identifier}_batches",
         asset_selection=dg.AssetSelection.groups(graph.name),
         minimum_interval_seconds=INTERVAL_S,
         default_status=graph.sensor_status,
-        description="Looks at the provider's batches: answers of one that ended go into the store, and what asked for "
-        f"them is run.{graph.stopped}",
+        description="Checks the provider's batches. When one has ended, stores its answers and runs what asked for "
+        f"them.{graph.stopped}",
     )
     def _batches(
         context: dg.SensorEvaluationContext,
@@ -31,18 +31,18 @@ def build_batches_sensor(graph: TaskGraph) -> dg.SensorDefinition:
         teacher: dg.ResourceParam[TeacherResource],
     ) -> dg.SensorResult | dg.SkipReason:
         try:
-            done, open_ = list[CollectedBatch](), 0
+            done, open_count = list[CollectedBatch](), 0
             with store.open() as opened:
                 for spec in (one for one in tasks.open(graph.name).task.teacher_specs if one.mode == "batch"):
                     with teacher.endpoint(spec) as endpoint:
-                        ended, left = collect_batches(endpoint, spec, opened, graph.name)
-                    done, open_ = [*done, *ended], open_ + len(left)
+                        ended, still_open = collect_batches(endpoint, spec, opened, graph.name)
+                    done, open_count = [*done, *ended], open_count + len(still_open)
         except DistillError as error:
             return dg.SkipReason(str(error)[:2000])
         for one in done:
             context.log.info(str(one))
         if not done:
-            return dg.SkipReason(f"{open_} batches under way." if open_ else "No batch is under way.")
+            return dg.SkipReason(f"{open_count} batches are open." if open_count else "No batch is open.")
         return dg.SensorResult(run_requests=[_build_run_request(graph, one) for one in done])
 
     return _batches

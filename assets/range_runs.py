@@ -1,9 +1,9 @@
-"""Many slices in one run: each still has a data version, checks and a failure of its own.
+"""Runs over a range of slices, with a data version, checks and failures for each slice.
 
 Dagster gives all partitions of one run the same data version, and one failing key fails them all. So the first asset of
-such a run does the work of the whole run slice by slice, each in a run of its own within the same process, which share
-the loaded libraries and the warm teacher; the other assets of the outer run have nothing left to do and are skipped.
-A range of one slice, which is what a backfill makes of slices that are not neighbours, is treated alike.
+such a run starts an inner run for each slice, in the same process. Inner runs share the loaded libraries and the warm
+teacher. The other assets of the outer run are skipped. A range of one slice, which a backfill makes from slices that
+are not adjacent, works the same way.
 """
 
 from contextlib import ExitStack
@@ -16,20 +16,20 @@ from distill_dagster.orchestration.tags import BACKFILL_TAG, BUDGET_TAGS, build_
 
 
 def run_each_slice(context: dg.AssetExecutionContext, task: str) -> None:
-    """Run the run's selection for each of its slices.
+    """Start an inner run of the run's selection for each of its slices.
 
     Raises:
-        dg.Failure: slices failed; it names them. The others are done.
+        dg.Failure: Slices failed; the message names them. The others are done.
     """
     step = context.get_step_execution_context().step.key
-    # The steps of the runs within take the pool's slot in turn; ours would be in their way for ever.
+    # Release our pool slot: the inner runs need it, and holding it would deadlock.
     context.instance.event_log_storage.free_concurrency_slot_for_step(context.run.run_id, step)
     tags = build_run_tags(context.run.run_id)
     tags |= {tag: value for tag, value in context.run.tags.items() if tag in BUDGET_TAGS.values()}
-    context.instance.add_run_tags(context.run.run_id, tags)  # found to be dead if it is killed
+    context.instance.add_run_tags(context.run.run_id, tags)  # with these a killed run is found to be dead
     if backfill := context.run.tags.get(BACKFILL_TAG):
-        tags[BACKFILL_TAG] = backfill  # a backfill counts what runs of its own made; else it would end as failed
-    assets = sorted(context.run.asset_selection or ()) or None  # so that the list of runs names them
+        tags[BACKFILL_TAG] = backfill  # a backfill counts only runs with its tag, and would end as failed
+    assets = sorted(context.run.asset_selection or ()) or None  # the list of runs names them
     failed: list[str] = []
     keys = list(context.partition_keys)
     with ExitStack() as held:
@@ -38,12 +38,12 @@ def run_each_slice(context: dg.AssetExecutionContext, task: str) -> None:
                 spec = context.resources.tasks.open(task).task.teacher
                 held.enter_context(context.resources.teacher.endpoint(spec))
             except DistillError:
-                pass  # each slice says so itself
+                pass  # the run of each slice reports it
         for number, key in enumerate(keys, start=1):
             try:
                 result = run_in_process(context.job_def, context.instance, key, assets, tags)
             except dg.DagsterUnknownPartitionError:
-                context.log.warning(f"{key}: was removed meanwhile ({number} of {len(keys)})")
+                context.log.warning(f"{key}: has been removed ({number} of {len(keys)})")
                 continue
             if not result.success:
                 failed.append(key)
@@ -52,6 +52,6 @@ def run_each_slice(context: dg.AssetExecutionContext, task: str) -> None:
     if failed:
         names = ", ".join(failed)
         raise dg.Failure(
-            f"{len(failed)} of {len(keys)} slices failed: {names}. Each has a run of its own that says why.",
+            f"{len(failed)} of {len(keys)} slices failed: {names}. Each has its own run, which says why.",
             allow_retries=False,
         )

@@ -1,4 +1,7 @@
-"""The schedule of a task: observes, regenerates what automation left, and alone trains and reports by itself."""
+"""The refresh of a task: its job, its schedule, and the asset that records each refresh.
+
+It makes what automation left over. It is the only thing that trains and reports without a person.
+"""
 
 from collections.abc import Callable
 
@@ -6,18 +9,18 @@ import dagster as dg
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 from dagster._utils.schedules import is_valid_cron_schedule
 
-from assets.common import TaskGraph
+from assets.task_graph import TaskGraph
 from distill_dagster.config import RefreshSpec
 from distill_dagster.orchestration import RunSummary, build_refresh_event
 from distill_dagster.orchestration.tags import build_run_tags
 from distill_dagster.pipeline.stage_table import REFRESHES_ASSET
 
 Refresh = Callable[[dg.OpExecutionContext, str, bool], RunSummary]
-"""Refreshes the named task; the last argument trains however little changed."""
+"""Refreshes the named task. The last argument: train even if few rows changed."""
 
 
 def build_refresh_definitions(graph: TaskGraph, spec: RefreshSpec, refresh: Refresh) -> dg.Definitions:
-    """The job, its schedule, and the asset that has an event for every refresh."""
+    """Build the job, its schedule, and the asset that has one event per refresh."""
     key = graph.key(REFRESHES_ASSET)
     age = spec.max_age()
     asset = dg.AssetSpec(
@@ -25,40 +28,40 @@ def build_refresh_definitions(graph: TaskGraph, spec: RefreshSpec, refresh: Refr
         group_name=graph.name,
         kinds={"dagster"},
         owners=graph.owners,
-        description=f"One event for every refresh, by the schedule or by `distill refresh {graph.name}`: what it made, "
-        "how many requests and tokens it took, what they cost. Overdue where none came for too long.",
+        description=f"One event per refresh, by the schedule or by `distill refresh {graph.name}`: what it made, "
+        "requests, tokens and cost. Overdue if there has been none for too long.",
         freshness_policy=dg.FreshnessPolicy.time_window(fail_window=age) if age else None,
     )
 
     @dg.op(
         name=f"{graph.identifier}_refresh_all",
-        config_schema={"force": dg.Field(bool, default_value=False, description="Train, however few rows changed.")},
-        description="Compares what is with what every artifact was made from, and makes what is not fresh.",
+        config_schema={"force": dg.Field(bool, default_value=False, description="Train even if few rows changed.")},
+        description="Compares today's files with what each artifact was made from, and makes what is not fresh.",
     )
     def _refresh(context: dg.OpExecutionContext) -> None:
         context.instance.add_run_tags(
             context.run_id, build_run_tags(context.run_id)
-        )  # found to be dead if it is killed
+        )  # with these a killed run is found to be dead
         outcome = refresh(context, graph.name, context.op_config["force"])
         context.log_event(build_refresh_event(graph.name, outcome))
         problems = [f"failed: {name}: {why}" for name, why in outcome.failed.items()]
-        problems += [f"held back: {name}: {why}" for name, why in outcome.blocked.items()]
+        problems += [f"blocked: {name}: {why}" for name, why in outcome.blocked.items()]
         if problems:
             raise dg.Failure("\n".join(problems), allow_retries=False)
 
     @dg.job(
         name=f"{graph.identifier}_refresh",
         executor_def=dg.in_process_executor,
-        description=f"As `distill refresh {graph.name}`: everything that is not fresh, students included. Each "
-        "artifact is made in a run of its own.",
+        description=f"As `distill refresh {graph.name}`: makes everything that is not fresh, students included. Each "
+        "artifact has its own run.",
     )
     def _job() -> None:
         _refresh()
 
     def _tick(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        under_way = dg.RunsFilter(job_name=_job.name, statuses=IN_PROGRESS_RUN_STATUSES)
-        if running := context.instance.get_run_ids(under_way, limit=1):
-            return dg.SkipReason(f"The refresh before is still under way: run {running[0]}.")
+        running_filter = dg.RunsFilter(job_name=_job.name, statuses=IN_PROGRESS_RUN_STATUSES)
+        if running := context.instance.get_run_ids(running_filter, limit=1):
+            return dg.SkipReason(f"The previous refresh is still running: run {running[0]}.")
         return dg.RunRequest()
 
     rows = f"more than {spec.min_new_rows} rows" if spec.min_new_rows else "any row"
@@ -72,8 +75,8 @@ def build_refresh_definitions(graph: TaskGraph, spec: RefreshSpec, refresh: Refr
                 cron_schedule=spec.cron,
                 execution_timezone=spec.timezone,
                 default_status=graph.schedule_status,
-                description=f"Brings the task up to date, whatever automation left, and trains where {rows} of a "
-                f"student's dataset changed.{graph.stopped}",
+                description=f"Makes what automation left over, and trains students if {rows} of their dataset "
+                f"changed.{graph.stopped}",
             )
         )
     return dg.Definitions(assets=[asset], jobs=[_job], schedules=schedules)

@@ -1,4 +1,4 @@
-"""The sensors of one task: one sees the user's edits, the other runs what they call for."""
+"""The sensors of one task: one observes the user's files, the other runs what a change requires."""
 
 import json
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets.common import TaskGraph
+from assets.task_graph import TaskGraph
 from distill_dagster.core.errors import InputError
 from distill_dagster.orchestration import find_slice_changes
 from distill_dagster.orchestration.tags import DATA_VERSION_TAG
@@ -16,18 +16,18 @@ from distill_dagster.tasks import TaskFolder
 from resources.storage import TaskFoldersResource
 
 QUIET_S = 20
-"""Files that changed within so many seconds are looked at later: ten edits in a row make one refresh."""
+"""Seconds without a change before files are observed, so that ten edits in a row cause one refresh."""
 INTERVAL_S = 30
 
 
 def build_sensors(graph: TaskGraph) -> list[dg.SensorDefinition]:
-    """Both sensors of a task. They run from the start only where asking the teacher is free."""
+    """Build both sensors of a task. They are on from the start only if asking the teacher is free."""
     conditions = dg.AutomationConditionSensorDefinition(
         name=f"{graph.identifier}_automation",
         target=dg.AssetSelection.groups(graph.name),
         default_status=graph.sensor_status,
         minimum_interval_seconds=INTERVAL_S,
-        description="Runs what a change of content calls for, from seed prompts to the filtered dataset."
+        description="Runs what a change of content requires, from seed prompts to the filtered dataset."
         + graph.stopped,
     )
     return [_build_files_sensor(graph), conditions]
@@ -39,8 +39,8 @@ def _build_files_sensor(graph: TaskGraph) -> dg.SensorDefinition:
         minimum_interval_seconds=INTERVAL_S,
         default_status=graph.sensor_status,
         description=(
-            "Sees the task's files: slices become partitions and leave again, and changed content is observed, "
-            f"once nothing changed for {QUIET_S} s."
+            "Watches the task's files. Adds and removes slices as partitions and observes changed content, "
+            f"when nothing has changed for {QUIET_S} s."
         ),
     )
     def _files(
@@ -51,14 +51,16 @@ def _build_files_sensor(graph: TaskGraph) -> dg.SensorDefinition:
         except InputError as error:
             return dg.SkipReason(str(error)[:2000])
         if (age := abs(time.time() - get_last_change(folder.path, folder.accepted))) < QUIET_S:
-            return dg.SkipReason(f"A file changed {age:.0f} s ago; looked at after {QUIET_S} quiet seconds.")
+            return dg.SkipReason(
+                f"A file changed {age:.0f} s ago. Files are observed after {QUIET_S} s without a change."
+            )
         return observe_changes(graph, folder, context.instance, context.cursor)
 
     return _files
 
 
 def get_last_change(folder: Path, accepted: Path | None = None) -> float:
-    """When a file of the task, or one of its folders, last changed: seconds since the epoch."""
+    """Return when a file or folder of the task last changed, in seconds since the epoch."""
     places = [
         folder,
         *folder.glob("*"),
@@ -74,14 +76,14 @@ def get_last_change(folder: Path, accepted: Path | None = None) -> float:
 def observe_changes(
     graph: TaskGraph, folder: TaskFolder, instance: dg.DagsterInstance, cursor: str | None
 ) -> dg.SensorResult | dg.SkipReason:
-    """Observations of all that changed since the cursor; a malformed file is named and holds up no other."""
+    """Observe everything that changed since the cursor. A malformed file is named and does not block the others."""
     seen: dict[str, str] = json.loads(cursor) if cursor else {}
-    name, (new, gone) = get_slices_partitions_name(graph.name), find_slice_changes(folder, instance)
+    name, (new, removed) = get_slices_partitions_name(graph.name), find_slice_changes(folder, instance)
     requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
     if new:
         requests.append(dg.AddDynamicPartitionsRequest(name, new))
-    if gone:
-        requests.append(dg.DeleteDynamicPartitionsRequest(name, gone))
+    if removed:
+        requests.append(dg.DeleteDynamicPartitionsRequest(name, removed))
     now: dict[str, str] = {}
     events: list[dg.AssetObservation] = []
     places: list[str] = []
@@ -100,13 +102,13 @@ def observe_changes(
             events.append(dg.AssetObservation(graph.key(source), partition=partition, tags=tags))
     if problems and not events and not requests:
         return dg.SkipReason("Malformed: " + "; ".join(sorted(set(problems)))[:2000])
-    # Shown with the tick, which starts no run itself; Dagster would call it an empty result.
-    said = [f"new slices: {', '.join(new)}"] if new else []
-    said += [f"slices gone: {', '.join(gone)}"] if gone else []
-    said += [f"observed: {', '.join(places)}"] if places else []
+    # A tick that starts no run shows this text instead of "empty result".
+    notes = [f"new slices: {', '.join(new)}"] if new else []
+    notes += [f"removed slices: {', '.join(removed)}"] if removed else []
+    notes += [f"observed: {', '.join(places)}"] if places else []
     return dg.SensorResult(
         asset_events=events,
         dynamic_partitions_requests=requests,
         cursor=json.dumps(now, sort_keys=True),
-        skip_reason="; ".join(said)[:2000] if events or requests else "Nothing changed.",
+        skip_reason="; ".join(notes)[:2000] if events or requests else "Nothing changed.",
     )

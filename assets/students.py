@@ -1,10 +1,11 @@
-"""seed_only_adapter, student_adapter and, where slices are labels, slice_label_adapter."""
+"""The assets seed_only_adapter, student_adapter and, if all slices are named like labels, slice_label_adapter."""
 
 from __future__ import annotations
 
 import dagster as dg
 
-from assets.common import TaskGraph, build_stage_asset
+from assets.stage_asset import build_stage_asset
+from assets.task_graph import TaskGraph
 from distill_dagster.pipeline.stages.students import (
     make_seed_only_adapter,
     make_slice_label_adapter,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dagster as dg
 
 from assets import curation, evaluation, prompts, students, teacher
-from assets.common import TaskGraph, build_source_assets
 from assets.inbox import build_inbox_sensor
 from assets.provider_batches import build_batches_sensor
 from assets.refresh import Refresh, build_refresh_definitions
 from assets.sensors import build_sensors
+from assets.stage_asset import build_source_assets
+from assets.task_graph import TaskGraph
 from distill_dagster.config import RefreshSpec
 from distill_dagster.core.errors import InputError
 from distill_dagster.pipeline.source_versions import list_features

@@ -1,10 +1,11 @@
-"""teacher_prior, golden_completions, teacher_gate, teacher_completions and scored_completions."""
+"""The assets teacher_prior, golden_completions, teacher_gate, teacher_completions and scored_completions."""
 
 from __future__ import annotations
 
 import dagster as dg
 
-from assets.common import TaskGraph, build_stage_asset
+from assets.stage_asset import build_stage_asset
+from assets.task_graph import TaskGraph
 from distill_dagster.pipeline.stages.gate import make_teacher_gate
 from distill_dagster.pipeline.stages.teacher import (
     make_golden_completions,
@@ -45,7 +46,7 @@ def build_assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
         build_stage_asset(
             graph, "golden_completions", make_golden_completions, schema=COMPLETIONS, lineage=_GOLDEN, pool=POOL
         ),
-        # Like training: it loads a student's model.
+        # In the training pool because it loads a student's model.
         build_stage_asset(graph, "teacher_gate", make_teacher_gate, schema=PREDICTIONS, lineage=_GATE, pool="training"),
         build_stage_asset(
             graph, "teacher_completions", make_teacher_completions, schema=COMPLETIONS, lineage=_ASKED, pool=POOL
@@ -56,6 +57,6 @@ def build_assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
             make_scored_completions,
             schema=SCORED,
             lineage=_SCORED,
-            pool=POOL if graph.has("judge_settings") else None,
+            pool=POOL if graph.has_source("judge_settings") else None,
         ),
     ]

@@ -1,1 +1,4 @@
-"""The doors to the outside, as Dagster resources: task folders, lake, completion store, model folder, teacher."""
+"""Dagster resources: task folders, lake, completion store, model folder and teacher.
+
+A resource holds configuration and opens what the engine needs. Logic belongs to `distill_dagster`.
+"""

@@ -1,4 +1,4 @@
-"""The teacher endpoint: a provider's, or the embedded server, started for its first user and stopped after its last."""
+"""The Dagster resource for teachers: a provider's endpoint, or the embedded server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distill_dagster.teacher.providers.embedded import EMBEDDED_SERVERS
 
 
 class TeacherResource(dg.ConfigurableResource):
-    """Hands out the endpoint of a teacher for as long as it is needed."""
+    """Opens the endpoint of a teacher. The embedded server starts for its first user and stops after its last."""
 
     models: str
 

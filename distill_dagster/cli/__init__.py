@@ -1,4 +1,7 @@
-"""The `distill` command: drives the assets of a task in the same Dagster instance as the UI."""
+"""The `distill` command: it materializes the assets of a task in the Dagster instance that the UI shows.
+
+A command reads options, calls the packages below and prints. Logic that anything else could need does not belong here.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from distill_dagster.core.openmp import limit_openmp_spin
 
 __all__ = ["app"]
 
-# One progress bar, ours; and no remark of a library on optional kernels that a user cannot act on.
+# Show our own progress bar only, and hide hints about optional kernels that a user cannot act on.
 os.environ.setdefault("TQDM_DISABLE", "1")
 limit_openmp_spin()
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -29,9 +32,9 @@ app = typer.Typer(
     help="Distil a large model into a small student.",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_show_locals=False,  # a key may be among them
+    pretty_exceptions_show_locals=False,  # local variables may hold a key
 )
-# In the order in which `distill --help` lists them.
+# `distill --help` lists the commands in this order.
 COMMANDS: dict[str, Callable[..., None]] = {
     "tasks": tasks,
     "check": check,

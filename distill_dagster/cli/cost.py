@@ -1,4 +1,4 @@
-"""`distill estimate` and `ledger`: what teachers will cost, and what they did."""
+"""`distill estimate` and `ledger`: what teachers will cost, and what they have cost."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 def estimate(
     task: TaskArgument = None,
-    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice; may be repeated.")] = None,
+    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice. Can be repeated.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What bringing a task up to date would ask its teachers: requests, tokens, USD and time. Asks nothing.
+    """Estimate what it takes to bring a task up to date: requests, tokens, USD and time. Sends nothing.
 
-    Tokens and USD are at most: every answer as long as it may be. USD are unknown where a price is.
+    Tokens and USD are upper bounds: they assume that every answer has its maximum length. USD are unknown if a price
+    is unknown.
     """
     home = Home.from_env()
     with show_problems():
@@ -43,11 +44,11 @@ def estimate(
 def print_estimate(
     home: Home, folder: TaskFolder, state: TaskState, keys: list[str], as_json: bool, golden: bool
 ) -> None:
-    """What materializing these slices would ask, slice by slice and teacher by teacher."""
+    """Print what it takes to materialize these slices, by slice and teacher."""
     from distill_dagster.teacher.asking.estimate import sum_estimates
 
     found = _run_estimate(home, folder, keys, golden)
-    # What is the same in every row would only make the others narrow.
+    # Leave out columns whose value is the same in every row.
     several = len({(one.teacher, one.purpose) for one in found}) > 1
     whom = ("teacher", "for") if several else ()
     table = Table("slice", "state", *whom, "prompts", "to send", "stored", "tokens at most", "USD at most")
@@ -59,11 +60,12 @@ def print_estimate(
     out.print(table)
     whole = sum_estimates(found)
     least = "at least " if any(spec.resolve_labels for spec in folder.task.teacher_specs) else ""
-    usd = "unknown, since a price is" if whole["usd"] is None else f"${whole['usd']:.4f}"
+    usd = "unknown (a price is unknown)" if whole["usd"] is None else f"${whole['usd']:.4f}"
     wall = "unknown" if whole["wall_s"] is None else f"{whole['wall_s']:.0f} s"
     out.print(
         f"{len(keys)} slices: {least}{whole['teacher_calls']} requests to send, {whole['teacher_calls_cached']} "
-        f"answered by the store. At most {whole['tokens']:,} tokens; cost at most {usd}; time {wall}. Nothing was run.",
+        f"answered by the store. At most {whole['tokens']:,} tokens; cost at most {usd}; time {wall}. "
+        "Nothing was sent.",
         soft_wrap=True,
     )
     if as_json:
@@ -84,10 +86,10 @@ def _run_estimate(home: Home, folder: TaskFolder, keys: list[str], golden: bool)
 
 def ledger(
     task: TaskArgument = None,
-    parquet: Annotated[Path | None, typer.Option("--parquet", help="Write every row to this file instead.")] = None,
+    parquet: Annotated[Path | None, typer.Option("--parquet", help="Write all rows to this file instead.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What was spent on teachers: requests, tokens and USD by month, teacher, purpose and state."""
+    """Show what was spent on teachers: requests, tokens and USD by month, teacher, purpose and state."""
     import duckdb
 
     from distill_dagster.tables.parquet import write_parquet

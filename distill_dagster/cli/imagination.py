@@ -1,4 +1,4 @@
-"""`distill imagine`: prompts that the teacher imagines."""
+"""`distill imagine`: let the teacher imagine prompts."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from distill_dagster.tasks import TaskFolder
 
 def imagine(
     task: TaskArgument = None,
-    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice; may be repeated.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Retire what was imagined before, and ask anew.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked; run nothing.")] = False,
+    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice. Can be repeated.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Retire the prompts imagined so far and start again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked and run nothing.")] = False,
     budget_usd: BudgetUsd = None,
     budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let the teacher imagine prompts now, until every slice with a `target` has that many.
+    """Let the teacher imagine prompts until every slice with a `target` has that many.
 
-    `distill run` does so by itself; this asks for no answers, and asks again where a slice stayed below its target.
-    Exit code 1 where something failed; a slice that stays below its target is no failure.
+    `distill run` does this too. This command asks for no answers, and asks again for slices below their target.
+    Exits with code 1 if something fails; a slice that stays below its target is not a failure.
     """
     home = Home.from_env()
     started = time.perf_counter()
@@ -75,12 +75,17 @@ def imagine(
 
 
 def _select_slices_with_target(folder: TaskFolder, slices: list[str] | None) -> list[str]:
-    """The named slices, or all that have a target."""
+    """Return the named slices, or all slices with a target.
+
+    Raises:
+        InputError: A named slice has no target.
+        DistillError: No slice has one.
+    """
     keys = select_named_slices(folder, slices) if slices else folder.slice_keys()
     found = [key for key in keys if folder.slice(key).target is not None]
     for key in keys if slices else []:
         if key not in found:
-            remedy = "Add `target: N` with the number of prompts that it should have."
+            remedy = "Add `target: N`, the number of prompts it should have."
             raise InputError([Problem(folder.path / "slices" / f"{key}.yaml", "the slice has no target.", remedy)])
     if not found:
         raise DistillError(f"No slice of {folder.name} has a target. Add `target: N` to a file in slices/.")
@@ -88,7 +93,11 @@ def _select_slices_with_target(folder: TaskFolder, slices: list[str] | None) -> 
 
 
 def _print_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: bool) -> dict[str, dict[str, int]]:
-    """What slices have and lack to their targets; `fresh`: as if what was imagined before were retired."""
+    """Print how many prompts slices have and need.
+
+    Args:
+        fresh: Count as if the prompts imagined so far were retired.
+    """
     from distill_dagster.tasks.imagined import ImagineHistory
     from distill_dagster.teacher.imagine.plan import count_imagine_requests
 

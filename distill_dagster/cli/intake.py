@@ -1,4 +1,4 @@
-"""`distill inbox`, `batches` and `import`: what comes in from elsewhere."""
+"""`distill inbox`, `batches` and `import`: take in prompts, answers of provider batches, and files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from distill_dagster.tasks import ImportTarget
 
 
 def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
-    """Take the new prompts that lie in the task's inbox: `inbox/<task>/*.jsonl`. Asks no teacher.
+    """Take new prompts from the task's inbox, `inbox/<task>/*.jsonl`. Asks no teacher.
 
-    Waits some seconds for a file that was just written. Exit code 1 where a file was rejected; the others are taken.
+    Waits some seconds if a file has just been written. Exits with code 1 if a file is rejected; the other files are
+    still taken.
     """
     from distill_dagster.intake.inbox import QUIET_S, compute_wait_s, process_inbox
 
@@ -30,7 +31,7 @@ def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
         place = home.inbox / folder.name
         place.mkdir(parents=True, exist_ok=True)
         if wait := compute_wait_s(place):
-            err.print(f"[dim]a file changed just now; waiting {wait:.0f} s[/dim]")
+            err.print(f"[dim]a file has just changed; waiting {wait:.0f} s[/dim]")
             time.sleep(min(wait, QUIET_S) + 0.1)
         taken = process_inbox(folder, place)
         for one in taken:
@@ -51,10 +52,10 @@ def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
 
 def batches(
     task: TaskArgument = None,
-    forget: Annotated[str | None, typer.Option(help="Wait for this one no more; it counts as paid for.")] = None,
+    forget: Annotated[str | None, typer.Option(help="Stop waiting for this batch. It counts as paid for.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at the batches of a task at the provider, and collect those that ended. Submits nothing."""
+    """Check the task's batches at the provider and collect those that have ended. Submits nothing."""
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
@@ -65,13 +66,13 @@ def batches(
 
         specs = [spec for spec in folder.task.teacher_specs if not spec.free]
         if not specs:
-            raise DistillError(f"No teacher of {folder.name} is asked at a provider, so there are no batches.")
+            raise DistillError(f"{folder.name} has no batches: none of its teachers is a provider's.")
         with open_store(home.store, get_store_url()) as store:
             if forget is not None:
                 if forget not in {one.submission for one in BatchStore(store).open(task=folder.name)}:
                     raise DistillError(f"{folder.name} has no open batch {forget!r}.")
                 forget_batch(store, forget)
-                out.print(f"forgotten: {forget}. It counts as paid for, and its requests may be asked anew.")
+                out.print(f"forgotten: {forget}. It counts as paid for, and its requests can be sent again.")
             found = [collect_batches(resolve_endpoint(spec), spec, store, folder.name) for spec in specs]
         done, left = [one for ended, _ in found for one in ended], [one for _, open_ in found for one in open_]
         for one in done:
@@ -81,7 +82,7 @@ def batches(
             what = f"{waiting.origin}: batch {id_}, {waiting.requests} requests, since {waiting.created_at}"
             out.print(f"[yellow]under way[/yellow] {escape(what)} ({waiting.submission})", soft_wrap=True)
         answers = sum(one.answers for one in done)
-        remark = f" `distill run {folder.name}` goes on with them." if done else ""
+        remark = f" `distill run {folder.name}` continues with them." if done else ""
         out.print(f"{folder.name}: {answers} answers collected, {len(left)} batches under way.{remark}")
         if as_json:
             print(json.dumps({"task": folder.name, "collected": answers, "under_way": [s.batch_id for s in left]}))
@@ -91,21 +92,21 @@ def import_(
     task: Annotated[str, typer.Argument(help="The task.")],
     path: Annotated[Path, typer.Argument(help="CSV, JSONL, JSON, Parquet, or a folder of traces.")],
     target: Annotated[ImportTarget, typer.Option("--as", help="What the records become.")],
-    slice_: Annotated[str | None, typer.Option("--slice", help="The slice of all of it.")] = None,
+    slice_: Annotated[str | None, typer.Option("--slice", help="The slice of all records.")] = None,
     slice_field: Annotated[str | None, typer.Option(help="The field that names the slice.")] = None,
-    text_field: Annotated[str | None, typer.Option(help="The field of the prompt: a name or a dotted path.")] = None,
-    label_field: Annotated[str | None, typer.Option(help="The field of the human's answer.")] = None,
-    id_field: Annotated[str | None, typer.Option(help="The field of the id; by default `id`.")] = None,
-    completion_field: Annotated[str | None, typer.Option(help="recorded: the field of the completion.")] = None,
-    reasoning_field: Annotated[str | None, typer.Option(help="The field of the reasoning, where there is one.")] = None,
-    name: Annotated[str | None, typer.Option(help="recorded: a name of its own; by default the file's.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be added; write nothing.")] = False,
+    text_field: Annotated[str | None, typer.Option(help="The field of the prompt, as a name or dotted path.")] = None,
+    label_field: Annotated[str | None, typer.Option(help="The field of the human answer.")] = None,
+    id_field: Annotated[str | None, typer.Option(help="The field of the id. Default: `id`.")] = None,
+    completion_field: Annotated[str | None, typer.Option(help="For recorded: the field of the completion.")] = None,
+    reasoning_field: Annotated[str | None, typer.Option(help="The field of the reasoning, if there is one.")] = None,
+    name: Annotated[str | None, typer.Option(help="For recorded: its name. Default: the file name.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be added and write nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Import a file into a task, as seeds, labelled rows or recorded completions. The same file twice adds nothing.
+    """Import a file as seeds, labelled rows or recorded completions. Importing it again adds nothing.
 
-    Seeds and recorded completions are masked and stored beside what came through the inbox; labelled rows are appended
-    to the task's own files. Exit code 2 where a record cannot be used: nothing was written then.
+    Seeds and recorded completions are masked and stored next to the prompts from the inbox. Labelled rows are
+    appended to the task's own files. Exits with code 2 if a record cannot be used; then nothing is written.
     """
     from distill_dagster.intake.import_files import ImportOptions, import_file
 

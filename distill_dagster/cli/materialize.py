@@ -1,4 +1,4 @@
-"""`distill run`, `refresh` and `backfill`: making what is missing or stale."""
+"""`distill run`, `refresh` and `backfill`: materialize what is missing or stale."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from distill_dagster.tables.lake import Lake
 
 def run(
     task: TaskArgument = None,
-    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice; may be repeated.")] = None,
-    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
+    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice. Can be repeated.")] = None,
+    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student. Can be repeated.")] = None,
     budget_usd: BudgetUsd = None,
     budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
@@ -74,16 +74,16 @@ def run(
 
 def refresh(
     task: TaskArgument = None,
-    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Train however little changed.")] = False,
+    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student. Can be repeated.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Train even if few rows changed.")] = False,
     budget_usd: BudgetUsd = None,
     budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a task up to date, as a scheduler would: by default every student that was trained before.
+    """Bring a task up to date as the schedule does. Default: every student that has been trained before.
 
-    Compares what is with what every artifact was made from, so no edit is lost whenever it was made. A student is
-    trained anew only where more than `refresh.min_new_rows` rows of the dataset changed, or a setting of it.
+    Compares today's files with what each artifact was made from, so no edit is missed. A student is trained again
+    only if one of its settings or more than `refresh.min_new_rows` rows of the dataset changed.
     """
     home = Home.from_env()
     started = time.perf_counter()
@@ -100,7 +100,7 @@ def refresh(
             outcome.wall_s = time.perf_counter() - started
             instance.report_runless_asset_event(orchestration.build_refresh_event(folder.name, outcome))
         for name, why in outcome.waiting.items():
-            out.print(f"[dim]waits[/dim] {escape(name)}: {escape(why)}", soft_wrap=True)
+            out.print(f"[dim]waiting[/dim] {escape(name)}: {escape(why)}", soft_wrap=True)
         if not outcome.runs and not outcome.blocked and not outcome.failed:
             out.print(f"[green]{folder.name}: nothing to refresh[/green] ({outcome.wall_s:.1f} s)")
         print_failures(outcome)
@@ -109,28 +109,29 @@ def refresh(
 
 def backfill(
     task: TaskArgument = None,
-    slices: Annotated[list[str] | None, typer.Option("--slice", help="This slice; may be repeated.")] = None,
-    first: Annotated[str | None, typer.Option("--from", help="From this slice on, in alphabetical order.")] = None,
-    last: Annotated[str | None, typer.Option("--to", help="Up to this slice, included.")] = None,
+    slices: Annotated[list[str] | None, typer.Option("--slice", help="This slice. Can be repeated.")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="First slice of a range, in alphabetical order.")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Last slice of the range, included.")] = None,
     lacking: Annotated[
-        SliceSelector | None, typer.Option("--which", help="Slices by their state; without any option: stale.")
+        SliceSelector | None,
+        typer.Option("--which", help="Select slices by state. Default without other options: stale."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked; run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked and run nothing.")] = False,
     budget_usd: BudgetUsd = None,
     budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Materialize slices up to scored_completions: named ones and ranges even if fresh, else those that lack something.
+    """Materialize slices up to scored_completions: named slices and ranges even if fresh, else those that need it.
 
-    `--which stale` takes every slice that is not fresh, `missing` what was never made, `failed` where the last run
-    failed, `all` every slice. Waits for the end; the exit code tells whether all went well.
+    `--which stale` selects slices that are not fresh, `missing` those never made, `failed` those whose last run
+    failed, `all` every slice. Waits until all runs end; the exit code says whether they succeeded.
     """
     home = Home.from_env()
     started = time.perf_counter()
     with show_problems():
         folder, cap = open_task_folder(home, task), build_cap(budget_usd, budget_tokens)
         if sum((bool(slices), first is not None or last is not None, lacking is not None)) > 1:
-            raise DistillError("Choose slices in one way: --slice, or --from and --to, or --which.")
+            raise DistillError("Select slices in one way only: --slice, or --from and --to, or --which.")
         from distill_dagster import orchestration
         from distill_dagster.definitions import build_definitions
 

@@ -1,4 +1,4 @@
-"""What a run shows: a bar while it lasts, what failed, the report, and the exit code at its end."""
+"""Print what a run does: a progress bar, failures, the report, and the exit code at the end."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 EXIT_PENDING = 3
-"""Exit code of a command that has no answers yet of batches that it submitted; 1 is a failure, 2 bad input."""
+"""Exit code of a command whose provider batches have not ended yet. 1 is a failure, 2 is bad input."""
 
 
 @contextmanager
 def show_progress() -> Iterator[Any]:
-    """A bar for the run in hand on a terminal; a line for each finished run elsewhere."""
+    """Show a bar for the current run on a terminal, and a line per finished run elsewhere."""
     started = time.perf_counter()
     columns = (
         SpinnerColumn(),
@@ -42,14 +42,14 @@ def show_progress() -> Iterator[Any]:
         bar = bars.add_task("", total=None)
         last: dict[str, Any] = {"what": "", "at": 0.0}
 
-        def told(kind: str, what: str) -> None:
+        def tell(kind: str, what: str) -> None:
             if kind == "start":
                 last["what"] = what
                 bars.update(bar, description=escape(what), completed=0, total=None)
             elif kind == "pending":
-                bars.console.print(f"[yellow]…[/yellow] {escape(what)} [dim]waits for its batch[/dim]")
+                bars.console.print(f"[yellow]…[/yellow] {escape(what)} [dim]is waiting for its batch[/dim]")
             elif kind == "waiting":
-                bars.console.print(f"[yellow]{escape(what)}: waiting for its end[/yellow]")
+                bars.console.print(f"[yellow]{escape(what)}: waiting until it ends[/yellow]")
             else:
                 mark = "[green]✓[/green]" if kind == "done" else "[red]✗[/red]"
                 bars.console.print(f"{mark} {escape(what)} [dim]{time.perf_counter() - started:.0f} s[/dim]")
@@ -61,21 +61,21 @@ def show_progress() -> Iterator[Any]:
                 err.print(f"  {escape(what)}: {done} of {total}", highlight=False)
 
         with progress.listen_to_progress(listen):
-            yield told
+            yield tell
 
 
 def print_failures(outcome: RunSummary) -> None:
-    """What failed, what waits for a batch, and what is held back by either; a line each."""
+    """Print one line for each artifact that failed, waits for a batch, or is blocked by one of those."""
     for name, message in outcome.failed.items():
         err.print(f"[red]failed[/red] {escape(name)}: {escape(message)}", soft_wrap=True)
     for name, why in outcome.pending.items():
-        out.print(f"[yellow]waits[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
+        out.print(f"[yellow]waiting[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
     for name, why in outcome.blocked.items():
-        err.print(f"[yellow]held back[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
+        err.print(f"[yellow]blocked[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
 
 
 def print_report(home: Home, folder: TaskFolder, student: str) -> bool:
-    """The result table of one student and where its report lies."""
+    """Print the result table of one student and the path of its report. Returns False if there is no report."""
     path = home.report_folder(folder.name, student) / "metrics.json"
     if not path.exists():
         return False
@@ -95,21 +95,21 @@ def print_report(home: Home, folder: TaskFolder, student: str) -> bool:
 
 
 def finish_command(outcome: RunSummary, as_json: bool, **more: Any) -> None:
-    """The end of a command that ran assets: its JSON object, and its exit code.
+    """End a command that ran assets: print its JSON object and set the exit code.
 
     Raises:
-        Exit: something failed, was held back, or waits.
+        Exit: Something failed, is blocked, or waits for a batch.
     """
     waits = outcome.pending and not (outcome.failed or outcome.blocked)
     if waits:
         out.print(
-            "[yellow]Nothing failed; answers are still to come.[/yellow] A provider may take a day for a batch. "
-            "Its sensor goes on with them, or the next `distill refresh` or `distill run`.",
+            "[yellow]Nothing failed, but some answers have not arrived yet.[/yellow] A provider may take a day for a "
+            "batch. Its sensor continues when it ends, and so does the next `distill refresh` or `distill run`.",
             soft_wrap=True,
         )
     if as_json:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps(outcome.as_json() | more | {"peak_mb": round(peak, 1)}))
+        print(json.dumps(outcome.to_json() | more | {"peak_mb": round(peak, 1)}))
     if outcome.failed or outcome.blocked:
         raise typer.Exit(1)
     if waits:

@@ -1,4 +1,4 @@
-"""`distill report` and `data-docs`: what was found, as pages."""
+"""`distill report` and `data-docs`: show results and build pages about them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from distill_dagster.tasks import TaskFolder
 
 def report(
     task: TaskArgument = None,
-    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student; may be repeated.")] = None,
+    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student. Can be repeated.")] = None,
 ) -> None:
-    """Show the latest results and where the reports lie. Runs nothing."""
+    """Show the latest results and the paths of the reports. Runs nothing."""
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
@@ -30,13 +30,13 @@ def report(
 
 
 def _print_reports(home: Home, folder: TaskFolder, students: list[str]) -> bool:
-    """Every report that there is; whether there was one."""
+    """Print every report that exists. Returns False if there is none."""
     shown = [print_report(home, folder, student) for student in students]
     return any(shown)
 
 
 def data_docs(task: TaskArgument = None, as_json: JsonOption = False) -> None:
-    """Build Great Expectations' Data Docs of a task: every table, and what was expected of it. Runs nothing else."""
+    """Build Great Expectations' Data Docs: every table of a task with its expectations. Runs nothing else."""
     from distill_dagster.operations.data_docs import build_data_docs
 
     home = Home.from_env()

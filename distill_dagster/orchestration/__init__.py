@@ -1,6 +1,7 @@
-"""Driving the assets from the command line: the same assets, in the same Dagster instance as the UI, in this process.
+"""Run the assets of a task from this process, in the Dagster instance that the UI shows.
 
-Part of the composition root, with `cli` and `definitions.py`: no other modules of the engine import Dagster.
+What belongs here needs Dagster: runs, partitions, tags, the refresh. What is stale is decided in `pipeline`. Only this
+package, `definitions.py`, `cli` and `evaluation.metrics_type` import Dagster.
 """
 
 from distill_dagster.orchestration.in_process import find_pending_assets, get_failure_message, run_in_process

@@ -1,4 +1,4 @@
-"""One run in this process, and what it says of itself."""
+"""Execute one Dagster run in this process and read its result."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def run_in_process(
     assets: Sequence[dg.AssetKey] | None,
     tags: Mapping[str, str],
 ) -> dg.ExecuteInProcessResult:
-    """One run in this process, quiet on the console; a failure is in the result.
+    """Execute one run in this process without console output. The result says whether it failed.
 
     Args:
-        tags: with the campaign, which is the id of the run that this one belongs to, if there is one.
+        tags: Must hold the campaign tag: the id of the outer run, if there is one.
 
     Raises:
-        DagsterUnknownPartitionError: the slice was removed meanwhile.
-        KeyboardInterrupt: the run was interrupted, or the one it belongs to is being cancelled. Dagster swallows the
-            interrupt of an in-process run; whoever makes many of them has to stop by himself.
+        DagsterUnknownPartitionError: The slice was removed meanwhile.
+        KeyboardInterrupt: The run was interrupted, or its outer run is being cancelled. Dagster swallows the
+            interrupt of an in-process run, so callers that start many runs rely on this exception to stop.
     """
     result = job.execute_in_process(
         instance=instance,
@@ -45,15 +45,15 @@ def run_in_process(
 
 
 def find_pending_assets(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, str]:
-    """Which assets a run left out since their batches are not ready, and why: they said so in an observation."""
+    """Return the assets that a run skipped because their batch has not ended, with the reason."""
     seen = [event.asset_observation_data.asset_observation for event in result.get_asset_observation_events()]
     return {one.asset_key: one.description or "" for one in seen}
 
 
 def get_failure_message(error: Any) -> str:
-    """The innermost message of a step's failure, without Dagster's frame around it."""
+    """Return the innermost message of a step failure, without Dagster's wrapping."""
     if error is None:
-        return "the step failed; its log is in the UI"
+        return "the step failed; see its log in the UI"
     while error.cause is not None:
         error = error.cause
     return str(error.message).split(": ", 1)[-1].strip()

@@ -1,4 +1,4 @@
-"""The Dagster instance: the UI's, in a folder of its own or on PostgreSQL."""
+"""Open the Dagster instance that the UI uses: a local folder or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ storage:
 
 
 def prepare_instance_folder(home: Home) -> None:
-    """Make the instance's folder, with the project's dagster.yaml, and point DAGSTER_HOME at it unless it is set.
+    """Create the instance folder with the project's dagster.yaml, and set DAGSTER_HOME to it unless it is set already.
 
-    With DISTILL_POSTGRES_URL the file names that variable as storage, never its value. An instance of the user's own
-    is left as it is.
+    With DISTILL_POSTGRES_URL the file names that variable as storage, never its value. An instance that the user
+    configured stays as it is.
     """
     if url := get_postgres_url():
         # Dagster reads the variable itself, here and in the processes that it starts.
@@ -39,20 +39,21 @@ def prepare_instance_folder(home: Home) -> None:
     if os.environ["DAGSTER_HOME"] != str(home.instance):
         return
     home.instance.mkdir(parents=True, exist_ok=True)
-    template, there = PROJECT_FOLDER / "dagster.yaml", home.instance / "dagster.yaml"
-    wanted = (template.read_text() if template.exists() else "") + (POSTGRES_STORAGE if url else "")
-    if wanted and (not there.exists() or there.read_text() != wanted):
-        temporary = there.with_suffix(f".{os.getpid()}")  # processes may start at once
-        temporary.write_text(wanted)
-        temporary.replace(there)
+    template, target = PROJECT_FOLDER / "dagster.yaml", home.instance / "dagster.yaml"
+    content = (template.read_text() if template.exists() else "") + (POSTGRES_STORAGE if url else "")
+    if content and (not target.exists() or target.read_text() != content):
+        temporary = target.with_suffix(f".{os.getpid()}")  # several processes may start at once
+        temporary.write_text(content)
+        temporary.replace(target)
 
 
 @contextmanager
 def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
+    """Open the instance, with its pools created and runs of dead processes marked as failed."""
     prepare_instance_folder(home)
     with databases.prepare_databases():
         opened = dg.DagsterInstance.get()
-        # Dagster makes a pool at its first use; on PostgreSQL two runs that do so at once fail.
+        # Dagster creates a pool on first use. On PostgreSQL two runs that do so at the same time fail.
         for pool in POOLS - opened.event_log_storage.get_concurrency_keys():
             opened.event_log_storage.initialize_concurrency_limit_to_default(pool)
     with opened as instance:
@@ -61,10 +62,10 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
 
 
 def _fail_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Runs of a killed `distill` stay STARTED and keep their pool's slot: without this the next run waits for ever."""
+    """Mark runs of a killed `distill` as failed. They stay STARTED and hold a pool slot, so the next run would hang."""
     open_runs = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={HOST_TAG: platform.node()})
     for record in instance.get_run_records(open_runs):
         run = record.dagster_run
         if not is_process_alive(int(run.tags[PID_TAG]), record.start_time):
-            instance.report_run_failed(run, "The process of this run is gone. `distill run` takes up what it left.")
+            instance.report_run_failed(run, "The process of this run has ended. `distill run` will resume it.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

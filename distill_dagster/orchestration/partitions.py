@@ -1,4 +1,4 @@
-"""What Dagster knows of a task: its slices as partitions, and what is there of each asset."""
+"""Keep Dagster in step with a task's files: slices as partitions, and observed data versions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from distill_dagster.tasks import TaskFolder
 
 
 def find_slice_changes(folder: TaskFolder, instance: dg.DagsterInstance) -> tuple[list[str], list[str]]:
-    """Slices that are no partitions yet, and partitions that are no slices any more; sorted, since ranges follow the
-    order of insertion."""
+    """Return new slices and removed slices, compared with Dagster's partitions.
+
+    Both are sorted: Dagster's partition ranges follow the order of insertion.
+    """
     keys, known = (
         set(folder.slice_keys()),
         set(instance.get_dynamic_partitions(get_slices_partitions_name(folder.name))),
@@ -24,26 +26,26 @@ def find_slice_changes(folder: TaskFolder, instance: dg.DagsterInstance) -> tupl
 
 
 def sync_task(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
-    """Slices become partitions, and the user's files are observed, as far as they changed."""
+    """Add and remove partitions to match the slices, and report an observation for each changed file."""
     new, gone = find_slice_changes(folder, instance)
     if new:
         instance.add_dynamic_partitions(get_slices_partitions_name(folder.name), new)
-    for slice_ in gone:
-        instance.delete_dynamic_partition(get_slices_partitions_name(folder.name), slice_)
+    for key in gone:
+        instance.delete_dynamic_partition(get_slices_partitions_name(folder.name), key)
     seen: dict[str, dict[str | None, str]] = {}
     for source, partition, version in iter_source_versions(folder, list(folder.task.students)):
-        key = dg.AssetKey([folder.name, source])
+        asset_key = dg.AssetKey([folder.name, source])
         if source not in seen:
             seen[source] = get_latest_versions(
-                instance, key, partition is not None, dg.DagsterEventType.ASSET_OBSERVATION
+                instance, asset_key, partition is not None, dg.DagsterEventType.ASSET_OBSERVATION
             )
         if not isinstance(version, InputError) and seen[source].get(partition) != version:
             tags = {DATA_VERSION_TAG: version}
-            instance.report_runless_asset_event(dg.AssetObservation(key, partition=partition, tags=tags))
+            instance.report_runless_asset_event(dg.AssetObservation(asset_key, partition=partition, tags=tags))
 
 
 def find_failed_slices(folder: TaskFolder, instance: dg.DagsterInstance) -> set[str]:
-    """Slices of which the last run of any sliced asset failed."""
+    """Return slices for which the last run of any of their assets failed."""
     slices = dg.DynamicPartitionsDefinition(name=get_slices_partitions_name(folder.name))
     keys = instance.get_dynamic_partitions(get_slices_partitions_name(folder.name))
     found = set()
@@ -56,7 +58,7 @@ def find_failed_slices(folder: TaskFolder, instance: dg.DagsterInstance) -> set[
 def get_latest_versions(
     instance: dg.DagsterInstance, key: dg.AssetKey, partitioned: bool, kind: dg.DagsterEventType
 ) -> dict[str | None, str]:
-    """The data version of an asset's latest event, by partition: one query however many there are."""
+    """Return the data version of an asset's latest event by partition, with one query."""
     if partitioned:
         tags = instance.event_log_storage.get_latest_tags_by_partition(key, kind, [DATA_VERSION_TAG])
         return {partition: found[DATA_VERSION_TAG] for partition, found in tags.items() if DATA_VERSION_TAG in found}

@@ -1,4 +1,4 @@
-"""Bringing a task up to date by itself, one at a time."""
+"""Refresh a task: what `distill refresh` and the schedule do, one refresh at a time."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from distill_dagster.tasks import imagined
 
 
 def refresh_task(runner: Runner, students: list[str], force: bool, tell: RunListener) -> RunSummary:
-    """What `distill refresh` and the schedule do: bring a task up to date, and say in Dagster that it was done.
+    """Bring a task up to date.
 
     Args:
-        students: by default those that were trained before, or the task's chosen one.
+        students: Default: those that have been trained before, or else the task's default student.
+        force: Train even if few rows changed, and ask again for missing rows at once.
 
     Raises:
         InputError: task.yaml or a JSONL file is malformed. A malformed slice fails alone.
@@ -35,13 +36,13 @@ def refresh_task(runner: Runner, students: list[str], force: bool, tell: RunList
 
 @contextmanager
 def _lock_refresh(lock: Path, tell: RunListener) -> Iterator[None]:
-    """Two refreshes of a task would train the same student twice. The second one waits, and finds little to do."""
+    """Hold the task's refresh lock: two refreshes at once would train the same student twice."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock)  # the system frees it when its process ends, however it ends
+    held = FileLock(lock)  # the system releases it when the process ends, however it ends
     try:
         held.acquire(timeout=0)
     except Timeout:
-        tell("waiting", "another refresh of this task is under way")
+        tell("waiting", "another refresh of this task is running")
         held.acquire()
     try:
         yield
@@ -60,7 +61,7 @@ def _refresh_task(runner: Runner, students: list[str], force: bool, tell: RunLis
 
 
 def build_refresh_event(task: str, outcome: RunSummary) -> dg.AssetMaterialization:
-    """The event of one refresh: Dagster draws its figures over time, and knows when the last one was."""
+    """Build the event that records one refresh; Dagster plots its figures over time."""
     made = [format_artifact_name(asset, partition) for asset, keys in outcome.partitions.items() for partition in keys]
     metadata: dict[str, Any] = {
         "runs": len(outcome.runs),

@@ -1,4 +1,4 @@
-"""Why an artifact that is due is not made now: it may wait, it waits for a batch, or something before it failed."""
+"""Decide which artifacts that are not fresh are left alone for now, and explain why."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ RETRAINING_ASSETS = {"student_adapter", "slice_label_adapter", "predictions"}
 
 @dataclass(frozen=True)
 class RefreshPolicy:
-    """How a refresh leaves things as they are for a while; `cap`: what its command may spend."""
+    """When a refresh leaves an artifact alone for a while.
+
+    Args:
+        cap: What the command may spend.
+    """
 
     folder: TaskFolder
     lake: Lake
     cap: BudgetSpec
 
-    def waits(self, status: ArtifactStatus) -> str | None:
-        """Why a refresh leaves an artifact as it is.
+    def explain_wait(self, status: ArtifactStatus) -> str | None:
+        """Say why a refresh leaves an artifact alone, or return None.
 
-        A student: nothing but the dataset changed, and that too little. Answers: nothing but missing rows, and those
-        are not to be asked for yet.
+        A student waits while only its dataset changed, by few rows. Answers wait while only rows are missing and their
+        back-off has not ended.
         """
         record = status.record
         if record is not None and len(status.why) == 1:
@@ -40,29 +44,29 @@ class RefreshPolicy:
             return None
         assert status.partition is not None
         changed = count_changed_rows(self.lake, self.folder.name, status.partition)
-        wanted = self.folder.task.refresh.min_new_rows
-        if changed is None or changed > wanted:
+        limit = self.folder.task.refresh.min_new_rows
+        if changed is None or changed > limit:
             return None
-        return f"{changed} rows changed since it was trained; more than {wanted} are wanted (--force)"
+        return f"{changed} rows changed since it was trained; it is trained after more than {limit} (or with --force)"
 
 
 def explain_pending(needs: dict[str, str | None], outcome: RunSummary) -> str | None:
-    """For what an artifact waits that comes with a batch: made now, it would be made again as soon as that ends."""
+    """Say which input waits for a batch. Made now, the artifact would be made again when the batch ends."""
     return next((f"{name} waits for its batch" for name in needs if name in outcome.pending), None)
 
 
 def explain_blocked(
     state: TaskState, status: ArtifactStatus, needs: dict[str, str | None], outcome: RunSummary
 ) -> str | None:
-    """Why an artifact cannot be made now: something upstream failed, or did not pass its checks."""
+    """Say why an artifact cannot be made now: an input failed, is blocked, or did not pass its checks."""
     for name in needs:
         asset, _, rest = name.partition("[")
         if status.asset == MERGING_STAGE and rest and status.state != "waiting":
-            continue  # a slice that failed gives its last good rows, or none
+            continue  # a failed slice contributes its last good rows, or none
         if name in outcome.failed:
             return f"{name} failed"
         if name in outcome.blocked:
-            return f"{name} is held back"
+            return f"{name} is blocked"
         if asset in state.stages:
             record = state.record(asset, rest.removesuffix("]") or None)
             if record is not None and record.extra.get("blocked"):

@@ -1,4 +1,4 @@
-"""What one command did."""
+"""The summary of one command: runs, artifacts, failures, and what it spent."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 class RunSummary:
     """What one command did.
 
-    Calls and USD are those of its campaign's ledger, so that they count what failed or stopped at the budget too; the
-    rest is added up over what was made.
+    `teacher_calls`, `cost_usd` and `reserved_usd` come from the ledger of its campaign, so they include failed
+    requests. The other figures are sums over the artifacts that were made.
     """
 
     runs: list[str] = field(default_factory=list)
@@ -20,7 +20,7 @@ class RunSummary:
     blocked: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
     pending: dict[str, str] = field(default_factory=dict)
-    """What waits for answers of a batch, or for what does."""
+    """Artifacts that wait for a provider batch, directly or through an input."""
     teacher_calls: int = 0
     teacher_calls_cached: int = 0
     prompt_tokens: int = 0
@@ -30,7 +30,7 @@ class RunSummary:
     model_s: float = 0.0
     wall_s: float = 0.0
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
             "runs": self.runs,
             "partitions": self.partitions,

@@ -133,10 +133,10 @@ def test_with_too_few_slices_nothing_is_trained_and_only_their_missing_rows_are_
     assert ended.json["blocked"] == {
         "scored_completions[shop]": "teacher_completions[shop] failed",
         "student_adapter[one]": "filtered_dataset did not pass enough_slices",
-        "predictions[one]": "student_adapter[one] is held back",
-        "eval_report[one]": "predictions[one] is held back",
+        "predictions[one]": "student_adapter[one] is blocked",
+        "eval_report[one]": "predictions[one] is blocked",
     }
-    assert "held back student_adapter" in ended.err
+    assert "blocked student_adapter" in ended.err
     asked = len(provider.requests)
     assert asked == HELD_OUT_REQUESTS + SEED_REQUESTS + 2
 
@@ -272,7 +272,7 @@ def test_a_blocking_check_holds_training_back(fresh: Project, provider: FakeProv
     assert list(ended.json["failed"]) == ["filtered_dataset"]
     assert "enough_rows" in ended.json["failed"]["filtered_dataset"]
     assert ended.json["blocked"]["student_adapter[one]"] == "filtered_dataset did not pass enough_rows"
-    assert "held back" in ended.err
+    assert "blocked" in ended.err
     assert ended.partitions["filtered_dataset"] == [None]
     assert not {"student_adapter", "predictions", "eval_report"} & set(ended.partitions)
     assert "did not pass enough_rows" in " ".join(fresh.distill("status").out.split())

@@ -110,7 +110,7 @@ def test_a_refresh_that_fails_says_what_failed(project: Project, provider: FakeP
         alerts = [alert for run in failed if (alert := build_alert(failure(instance, run.run_id))) is not None]
         assert [alert.run_id for alert in alerts] == [result.run_id], "one failure is told once"
     assert "teacher_completions[shop]" in alerts[0].text
-    assert "held back: scored_completions[shop]" in alerts[0].text
+    assert "blocked: scored_completions[shop]" in alerts[0].text
 
 
 class Webhook:
@@ -195,5 +195,5 @@ def test_a_task_folder_that_is_not_loaded_is_named(tmp_path: Path) -> None:
     small_task(tmp_path, "two")
     found = sensor(dg.build_sensor_context())  # type: ignore[operator]
     assert isinstance(found, dg.SkipReason)
-    assert "new: two; gone: old" in str(found.skip_message)
+    assert "new: two; removed: old" in str(found.skip_message)
     assert "Reload" in str(found.skip_message)

@@ -1,10 +1,8 @@
 """Turn stage functions into assets: names, partitions, checks, metadata and errors."""
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
@@ -12,81 +10,26 @@ import polars as pl
 
 from assets.conditions import get_condition
 from assets.range_runs import run_each_slice
+from assets.task_graph import TaskGraph
 from distill_dagster.core import progress, redaction
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
 from distill_dagster.orchestration.tags import BACKFILL_TAG, CAMPAIGN_TAG, read_budget_tags
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.source_versions import compute_source_version
-from distill_dagster.pipeline.stage_table import SOURCES, Stage, get_slices_partitions_name
+from distill_dagster.pipeline.stage_table import SOURCES
 from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, SampleTable, StageContext, StageResult
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.completions.batches import BatchPendingError
 from resources.storage import CompletionStoreResource, LakeResource, ModelFolderResource, TaskFoldersResource
 from resources.teacher import TeacherResource
 
-# Observable sources and check partitions are beta or preview in Dagster. Versions are pinned; users cannot act on it.
+# Observable sources and check partitions are beta or preview in Dagster. Versions are pinned: users need no warning.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 REQUIRED = {"tasks", "lake", "store", "models", "teacher"}
 StageFunction = Callable[[StageContext, str | None], StageResult]
-
-
-@dataclass(frozen=True)
-class TaskGraph:
-    """The names of one task in Dagster, built when the code location loads. Assets read the files again when they run."""
-
-    name: str
-    stages: dict[str, Stage]
-    students: list[str]
-    owners: list[str]
-    free: bool
-    """Asking the teacher costs nothing, so sensors and the schedule are on from the start."""
-    written: bool = False
-    """Answers are free text or have reasoning, so few-shot examples have columns for them."""
-
-    @property
-    def identifier(self) -> str:
-        """The task name for jobs and sensors, which allow fewer characters."""
-        return re.sub(r"[^A-Za-z0-9_]", "_", self.name)
-
-    @property
-    def sensor_status(self) -> dg.DefaultSensorStatus:
-        return dg.DefaultSensorStatus.RUNNING if self.free else dg.DefaultSensorStatus.STOPPED
-
-    @property
-    def schedule_status(self) -> dg.DefaultScheduleStatus:
-        return dg.DefaultScheduleStatus.RUNNING if self.free else dg.DefaultScheduleStatus.STOPPED
-
-    @property
-    def stopped(self) -> str:
-        """The note for descriptions of sensors that are off at first."""
-        return "" if self.free else " Off until you start it, because the teacher costs money."
-
-    @property
-    def slices_def(self) -> dg.DynamicPartitionsDefinition:
-        return dg.DynamicPartitionsDefinition(name=get_slices_partitions_name(self.name))
-
-    def has_source(self, source: str) -> bool:
-        """Whether a stage of the task reads this source."""
-        return any(source in stage.upstream for stage in self.stages.values())
-
-    def partitions_def(self, partition: str | None) -> dg.PartitionsDefinition | None:
-        if partition == "slice":
-            return self.slices_def
-        return dg.StaticPartitionsDefinition(self.students) if partition == "student" else None
-
-    def key(self, asset: str) -> dg.AssetKey:
-        """The asset key of a stage or source of this task."""
-        return dg.AssetKey([self.name, asset])
-
-    def build_dep(self, stage: Stage, upstream: str) -> dg.AssetDep:
-        """Build a dependency: on the same partition, or on all partitions if the two are partitioned differently."""
-        other = (SOURCES.get(upstream) or self.stages[upstream]).partition
-        if other is not None and other != stage.partition:
-            return dg.AssetDep(self.key(upstream), partition_mapping=dg.AllPartitionMapping())
-        return dg.AssetDep(self.key(upstream))
 
 
 def get_campaign(run: dg.DagsterRun) -> str:
