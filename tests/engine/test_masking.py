@@ -8,7 +8,7 @@ import pytest
 
 from distill_dagster.config import InboxSpec
 from distill_dagster.core.paths import PROJECT_FOLDER
-from distill_dagster.intake.masking import MAX_TEXT_CHARS, mask_text
+from distill_dagster.intake.masking import WINDOW_CHARS, mask_id, mask_json, mask_text
 from distill_dagster.tasks import TaskFolder
 
 REGIONS = InboxSpec().phone_regions
@@ -85,10 +85,10 @@ def test_no_text_of_the_bundled_task_is_masked() -> None:
 
 
 @pytest.mark.parametrize("part", ["eyJ", "://a:", "/", "sk-", "1 ", "+1 2 ", "a@a.", "DE89 1", "password is ", "[~"])
-def test_made_up_texts_take_no_time(part: str) -> None:
+def test_crafted_texts_take_little_time(part: str) -> None:
     mask_text("the first call loads the libraries")
     started = time.perf_counter()
-    mask_text((part * MAX_TEXT_CHARS)[:MAX_TEXT_CHARS], REGIONS)
+    mask_text((part * WINDOW_CHARS)[:WINDOW_CHARS], REGIONS)
     assert time.perf_counter() - started < 5
 
 
@@ -101,3 +101,45 @@ def test_made_up_texts_take_no_time(part: str) -> None:
 )
 def test_what_overlaps_a_secret_goes_as_a_whole(text: str, rest: str) -> None:
     assert rest not in mask_text(text, ["DE"]).text
+
+
+@pytest.mark.parametrize("place", [0, 5_990, 9_995, 12_000, 29_970])
+@pytest.mark.parametrize("value", ["jane.doe@example.org", "+49 171 2345678", "4111 1111 1111 1111", GITHUB, PEM])
+def test_a_value_in_a_long_text_is_masked_wherever_it_is(value: str, place: int) -> None:
+    words = "some words in a row, "
+    before = (words * 2_000)[:place].rsplit(" ", 1)[0] + " " if place else ""
+    masked = mask_text(f"{before}{value} {words * 500}", REGIONS)
+    assert masked.text.startswith(f"{before}<")
+    assert masked.text.endswith(f"> {words * 500}")
+    assert sum(masked.counts.values()) == 1
+
+
+def test_a_secret_that_is_longer_than_a_window_goes_as_a_whole() -> None:
+    key = "-----BEGIN RSA PRIVATE KEY-----\n" + "MIIEabc+/f\n" * 5_000 + "-----END RSA PRIVATE KEY-----"
+    token = "eyJhbGciOiJIUzI1NiJ9." + "a1B2" * 10_000
+    assert mask_text(f"see {key} and {token} here").text == "see <SECRET> and <SECRET> here"
+
+
+@pytest.mark.parametrize("part", ["BEGIN RSA PRIVATE KEY ", "eyJ", "a@a.", "1 "])
+def test_a_long_text_takes_time_that_grows_with_its_length_alone(part: str) -> None:
+    mask_text("the first call loads the libraries")
+    started = time.perf_counter()
+    mask_text((part * 60_000)[:60_000], REGIONS)
+    assert time.perf_counter() - started < 30
+
+
+def test_every_text_of_a_json_value_is_masked() -> None:
+    value = {"name": "a@b.org", "rows": [{"phone": "+49 171 2345678"}, 4111111111111111, 7, True, None], "a@b.org": 1}
+    assert mask_json(value, lambda text: mask_text(text, REGIONS).text) == {
+        "name": "<EMAIL>",
+        "rows": [{"phone": "<PHONE>"}, "<CARD>", 7, True, None],
+        "a@b.org": 1,
+    }
+
+
+def test_an_id_with_personal_data_is_stored_as_a_hash() -> None:
+    assert mask_id("ticket-17") == "ticket-17"
+    first, second = mask_id("a@b.org"), mask_id("c@b.org")
+    assert first == mask_id("a@b.org")
+    assert first != second
+    assert first.startswith("masked-")
