@@ -1,4 +1,4 @@
-"""All figures of a report, computed from one predictions table and a few facts about each system."""
+"""Compute all figures of a report from one predictions table and a few facts about each system."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TEACHER, BASE, SEED_ONLY, DISTILLED = "teacher", "base", "seed_only", "distilled"
 CENTROID, SLICE_LABEL = "centroid", "slice_label"
 SYSTEM_ORDER = (TEACHER, BASE, SEED_ONLY, DISTILLED, CENTROID, SLICE_LABEL)
-"""The order in which systems are shown; systems with other names follow by name."""
+"""The order in which systems are shown. Systems with other names follow, sorted by name."""
 GOLDEN = "golden"
 MCNEMAR, PERMUTATION = "McNemar", "paired permutation"
 NO_SLICE = "(no slice)"
@@ -41,7 +41,7 @@ NO_ANSWER = "(no label)"
 
 @dataclass(frozen=True)
 class SystemFacts:
-    """What a system is and costs; `None` means unknown, never zero. `bytes` is on disk, `peak_mb` is 10^6 bytes."""
+    """What a system is and costs. None means unknown, never zero. `bytes` is the size on disk, `peak_mb` 10^6 bytes."""
 
     model: str | None = None
     parameters: int | None = None
@@ -53,7 +53,7 @@ class SystemFacts:
 
 @dataclass(frozen=True)
 class LatencySummary:
-    """Seconds for one item, over the `items` that were timed one by one; `None` where none was."""
+    """Seconds per item, over the `items` that were timed one by one. None if no item was timed."""
 
     items: int
     p50: float | None
@@ -63,7 +63,10 @@ class LatencySummary:
 
 @dataclass(frozen=True)
 class LabelScore:
-    """`n` items have this label. Precision is None where it was never answered, recall where it never stands."""
+    """Precision and recall of one label. Precision is None if no answer has the label, recall if no reference has it.
+
+    `n` counts the items whose reference is the label, `answered` those whose answer is.
+    """
 
     label: str
     n: int
@@ -74,17 +77,17 @@ class LabelScore:
 
 @dataclass(frozen=True)
 class SystemScore:
-    """One system on one split. `confusion` holds (reference, answer, items) for the cells that are not zero.
+    """One system on one split. `confusion` has (reference, answer, items) for each cell that is not zero.
 
-    `accuracy` is the mean of the kind's score (`Metrics.metric`: accuracy, ROUGE-L, …), `macro_f1` its second figure
-    (`Metrics.second`: macro-F1, token F1, …), undefined where a kind has none. Kinds without labels have no
-    `per_label` and no `confusion`.
+    `score` is the mean of the kind's score (`Metrics.metric`: accuracy, ROUGE-L, …). `second_score` is its second
+    figure (`Metrics.second_metric`: macro-F1, token F1, …), undefined for kinds without one. `per_slice` maps a slice
+    to its items and their mean score. `per_label` and `confusion` are empty for kinds without labels.
     """
 
     system: str
     n: int
-    accuracy: Interval
-    macro_f1: Interval
+    score: Interval
+    second_score: Interval
     latency: LatencySummary
     per_slice: dict[str, tuple[int, float]]
     per_label: tuple[LabelScore, ...]
@@ -93,8 +96,11 @@ class SystemScore:
 
 @dataclass(frozen=True)
 class SystemComparison:
-    """Score of `first` minus `second` on the `n` items both answered, and the items that only one got right, or on
-    which it scores higher. `test` names the paired test of the p-value."""
+    """Score of `first` minus score of `second` on the `n` items that both answered.
+
+    `only_first` and `only_second` count the items that only one system got right, or on which it scores higher.
+    `test` names the paired test of the p-value.
+    """
 
     first: str
     second: str
@@ -114,7 +120,7 @@ class SystemComparison:
 
 @dataclass(frozen=True)
 class SplitMetrics:
-    """All systems on one split, and `distilled` and `base` against the others on the same resampled items."""
+    """All systems on one split. `distilled` and `base` are compared with the others on the same resampled items."""
 
     split: str
     systems: dict[str, SystemScore]
@@ -122,14 +128,14 @@ class SplitMetrics:
 
     @property
     def retention(self) -> Interval:
-        """Accuracy of the distilled student divided by the teacher's; undefined without a teacher."""
+        """Score of the distilled student divided by the teacher's. Undefined without a teacher."""
         pair = self.comparisons.get((DISTILLED, TEACHER))
         return pair.ratio if pair else Interval(None)
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Figures of every split, with the settings they were made with."""
+    """Figures of every split, and the settings they were computed with."""
 
     splits: dict[str, SplitMetrics]
     facts: dict[str, SystemFacts]
@@ -138,7 +144,7 @@ class Metrics:
     bootstrap_samples: int
     seed: int
     metric: str = "accuracy"
-    second: str | None = "macro_f1"
+    second_metric: str | None = "macro_f1"
 
     @property
     def golden(self) -> SplitMetrics:
@@ -154,36 +160,36 @@ def compute_metrics(
 ) -> Metrics:
     """Compute every figure of the report.
 
-    Without a kind, and for kinds with labels, the figures are accuracy and macro-F1; for others the mean of the kind's
-    score and of its second score, worked out from answer and reference of every row.
+    For kinds with labels, and without a kind, the figures are accuracy and macro-F1. For other kinds they are the means
+    of the kind's score and second score, computed from answer and reference of every row. Macro-F1 is the mean over the
+    labels that are a reference in the split. Rows without a reference are left out.
 
-    Macro-F1 is the mean over the labels that stand as a reference in the split. Rows without a reference are left out.
-    Where `facts` has no cost for a system other than the teacher and `spec.student_usd_per_hour` is set, its cost is
-    that of the machine answering one item after the other.
+    If `facts` has no cost for a system other than the teacher and `spec.student_usd_per_hour` is set, its cost is that
+    of the machine answering one item after the other.
 
     Args:
-        predictions: a `tables.PREDICTIONS` table.
+        predictions: a table with the schema `PREDICTIONS`.
         facts: for each system, any of the fields of `SystemFacts`.
         labels: the task's label names, in the order in which they are shown.
 
     Raises:
-        DistillError: no distilled answer on a golden item with a reference.
+        DistillError: there is no distilled answer to a golden item with a reference.
         ValueError: the table contradicts itself (an item twice, two references, a wrong `correct`).
     """
     import polars as pl
 
     rows = predictions.filter(pl.col("reference").is_not_null())
-    written = kind if kind is not None and not kind.has_labels else None
-    _check_consistency(rows, written)
+    unlabelled = kind if kind is not None and not kind.has_labels else None
+    _check_consistency(rows, unlabelled)
     if rows.filter((pl.col("system") == DISTILLED) & (pl.col("split") == GOLDEN)).is_empty():
         raise DistillError(
-            "The distilled student has no answer to a golden item. Put labelled rows into golden.jsonl and "
-            "materialize `predictions` again."
+            "The distilled student answered no golden item. Add labelled rows to golden.jsonl and materialize "
+            "`predictions` again."
         )
-    named = set() if written else {_read_label(r) for r in rows["reference"].unique()}
+    named = set() if unlabelled else {_read_label(r) for r in rows["reference"].unique()}
     known = list(labels) + sorted(named - set(labels))
     splits = {
-        str(split): _compute_split_metrics(str(split), rows.filter(pl.col("split") == split), known, spec, written)
+        str(split): _compute_split_metrics(str(split), rows.filter(pl.col("split") == split), known, spec, unlabelled)
         for split in rows["split"].unique().sort()
     }
     costed = {}
@@ -193,19 +199,19 @@ def compute_metrics(
             cost = compute_serving_cost_per_1k(score.latency.mean, spec.student_usd_per_hour)
             fact = SystemFacts(**(asdict(fact) | {"cost_usd_per_1k": cost}))
         costed[system] = fact
-    figures = (written.metric, written.second) if written else ("accuracy", "macro_f1")
-    return Metrics(splits, costed, tuple(known), spec.confidence, spec.bootstrap_samples, spec.seed, *figures)
+    names = (unlabelled.metric, unlabelled.second_metric) if unlabelled else ("accuracy", "macro_f1")
+    return Metrics(splits, costed, tuple(known), spec.confidence, spec.bootstrap_samples, spec.seed, *names)
 
 
 def compute_serving_cost_per_1k(mean_latency_s: float | None, usd_per_hour: float | None) -> float | None:
-    """US dollars for 1,000 items answered one after the other on a rented machine; None where a part is unknown."""
+    """US dollars for 1,000 items answered one after the other on a rented machine, or None if a part is unknown."""
     if mean_latency_s is None or usd_per_hour is None:
         return None
     return 1000 * mean_latency_s / 3600 * usd_per_hour
 
 
 def build_confusion_table(score: SystemScore, labels: Sequence[str]) -> tuple[list[str], list[list[int]]]:
-    """Column names (labels, then `NO_ANSWER` where needed) and counts: row = reference, column = answer."""
+    """Column names (labels, then `NO_ANSWER` if needed) and counts: one row per reference, one column per answer."""
     columns = list(labels) + [NO_ANSWER] * any(answer == NO_ANSWER for _, answer, _ in score.confusion)
     counts = [[0] * len(columns) for _ in labels]
     at = {name: i for i, name in enumerate(columns)}
@@ -215,21 +221,21 @@ def build_confusion_table(score: SystemScore, labels: Sequence[str]) -> tuple[li
 
 
 def build_metrics_frame(metrics: Metrics, split: str = GOLDEN) -> pd.DataFrame:
-    """One row per system: what a table check looks at. Latency in milliseconds, size in bytes, NaN for unknown."""
+    """One row per system, for `check_metrics_table`. Latency in milliseconds, size in bytes, NaN for unknown."""
     import pandas as pd
 
     rows = []
-    for system, score in metrics.splits[split].systems.items():
-        facts = metrics.facts.get(system, SystemFacts())
+    for name, system in metrics.splits[split].systems.items():
+        facts = metrics.facts.get(name, SystemFacts())
         rows.append(
             {
-                "system": system,
-                "accuracy": score.accuracy.value,
-                "low": score.accuracy.low,
-                "high": score.accuracy.high,
-                "macro_f1": score.macro_f1.value,
-                "p50_ms": None if score.latency.p50 is None else 1000 * score.latency.p50,
-                "p95_ms": None if score.latency.p95 is None else 1000 * score.latency.p95,
+                "system": name,
+                "score": system.score.value,
+                "low": system.score.low,
+                "high": system.score.high,
+                "second_score": system.second_score.value,
+                "p50_ms": None if system.latency.p50 is None else 1000 * system.latency.p50,
+                "p95_ms": None if system.latency.p95 is None else 1000 * system.latency.p95,
                 "parameters": facts.parameters,
                 "bytes": facts.bytes,
                 "cost_usd_per_1k": facts.cost_usd_per_1k,
@@ -240,25 +246,25 @@ def build_metrics_frame(metrics: Metrics, split: str = GOLDEN) -> pd.DataFrame:
 
 
 def _check_consistency(rows: pl.DataFrame, kind: Kind | None) -> None:
-    """Raises ValueError where the rows contradict each other."""
+    """Raise ValueError if the rows contradict each other."""
     import polars as pl
 
     if rows.select("system", "split", "item_id").is_duplicated().any():
-        raise ValueError("predictions: a system answers the same item twice")
+        raise ValueError("predictions: a system has two answers to the same item")
     if rows.group_by("split", "item_id").agg(pl.col("reference").n_unique()).filter(pl.col("reference") > 1).height:
         raise ValueError("predictions: one item has two references")
     if kind is not None:
         for answer, reference, correct in rows.select("answer", "reference", "correct").iter_rows():
-            if correct != (answer is not None and kind.equal(json.loads(answer), json.loads(reference))):
-                raise ValueError("predictions: `correct` is not what the kind's equality says everywhere")
+            if correct != (answer is not None and kind.are_equal(json.loads(answer), json.loads(reference))):
+                raise ValueError("predictions: some `correct` contradicts the kind's equality")
         return
     right = (pl.col("answer") == pl.col("reference")).fill_null(False)
     if rows.filter(pl.col("correct").is_null() | (pl.col("correct") != right)).height:
-        raise ValueError("predictions: `correct` is not `answer == reference` everywhere")
+        raise ValueError("predictions: some `correct` is not `answer == reference`")
 
 
 def _read_label(text: str | None) -> str:
-    """The label of a canonical JSON answer; `NO_ANSWER` for anything that is not a JSON string."""
+    """The label of a canonical JSON answer, or `NO_ANSWER` for anything that is not a JSON string."""
     try:
         value = json.loads(text) if text is not None else None
     except json.JSONDecodeError:
@@ -268,17 +274,18 @@ def _read_label(text: str | None) -> str:
 
 @dataclass
 class _SystemArrays:
-    """One system's rows as arrays over all items of the split; `there` is 0 where it has no row for the item.
+    """One system's rows as arrays over all items of the split.
 
-    `correct` is the score of each item, 0 or 1 where answers are right or wrong; `second` that of the second figure.
+    `present` is 1 if the system has a row for the item, else 0. `scores` has the score of each item: 0 or 1 if answers
+    are right or wrong. `answers` has the index of each answer's label, or -1.
     """
 
     name: str
-    there: NDArray[np.float32]
-    correct: NDArray[np.float32]
+    present: NDArray[np.float32]
+    scores: NDArray[np.float32]
     answers: NDArray[np.int64]
     latencies: list[float]
-    second: NDArray[np.float32]
+    second_scores: NDArray[np.float32]
 
 
 def _compute_split_metrics(
@@ -289,28 +296,28 @@ def _compute_split_metrics(
     items = rows.unique("item_id").sort("item_id")
     ids = {item: i for i, item in enumerate(items["item_id"])}
     codes = {label: i for i, label in enumerate(labels)}
-    # Without labels all items are of one class, which no answer is: no macro-F1, no confusion.
+    # Kinds without labels: all items have one class, which no answer has. There is no macro-F1 and no confusion.
     truth = np.array([0 if kind else codes[_read_label(r)] for r in items["reference"]], dtype=np.int64)
     slices = [s if s is not None else NO_SLICE for s in items["slice"]]
     systems = [_build_system_arrays(str(name), part, ids, codes, kind) for (name,), part in rows.group_by("system")]
     systems.sort(key=lambda s: (SYSTEM_ORDER.index(s.name) if s.name in SYSTEM_ORDER else len(SYSTEM_ORDER), s.name))
 
-    # One matrix of per-item contributions for everything, so that all statistics see the same resampled items.
+    # One matrix with the contributions of each item, so that all statistics use the same resampled items.
     columns: list[NDArray[np.float32]] = []
-    present = np.unique(truth)
+    classes = np.unique(truth)
     places: dict[str, slice] = {}
     for s in systems:
-        actual = (truth[:, None] == present) * s.there[:, None]
-        answered = (s.answers[:, None] == present) * s.there[:, None]
+        actual = (truth[:, None] == classes) * s.present[:, None]
+        answered = (s.answers[:, None] == classes) * s.present[:, None]
         if kind:
-            actual = answered = s.second[:, None]
-        block = np.hstack([s.there[:, None], s.correct[:, None], actual, answered, actual * answered])
+            actual = answered = s.second_scores[:, None]
+        block = np.hstack([s.present[:, None], s.scores[:, None], actual, answered, actual * answered])
         places[s.name] = _append_columns(columns, block)
     pairs = [(a, b) for a in systems if a.name in (DISTILLED, BASE) for b in systems if a is not b]
     for a, b in pairs:
-        both = a.there * b.there
+        both = a.present * b.present
         places[f"{a.name}-{b.name}"] = _append_columns(
-            columns, np.stack([both, a.correct * both, b.correct * both], axis=1)
+            columns, np.stack([both, a.scores * both, b.scores * both], axis=1)
         )
     sums = compute_bootstrap_sums(np.hstack(columns).astype(np.float32), spec.bootstrap_samples, spec.seed)
 
@@ -336,22 +343,21 @@ def _build_system_arrays(
     import numpy as np
 
     at = np.array([ids[item] for item in part["item_id"]], dtype=np.int64)
-    there, correct = np.zeros(len(ids), np.float32), np.zeros(len(ids), np.float32)
+    present, scores, second_scores = (np.zeros(len(ids), np.float32) for _ in range(3))
     answers = np.full(len(ids), -1, dtype=np.int64)
-    there[at] = 1
-    second = np.zeros(len(ids), np.float32)
+    present[at] = 1
     if kind is None:
-        correct[at] = part["correct"].cast(int).to_numpy()
-        answers[at] = [codes.get(_read_label(a), -1) for a in part["answer"]]
+        scores[at] = part["correct"].cast(int).to_numpy()
+        answers[at] = [codes.get(_read_label(answer), -1) for answer in part["answer"]]
     else:
-        said = [
+        pairs = [
             (None if answer is None else json.loads(answer), json.loads(reference))
             for answer, reference in part.select("answer", "reference").iter_rows()
         ]
-        correct[at] = [kind.score(*pair) for pair in said]
-        second[at] = [kind.second_score(*pair) for pair in said] if kind.second else 0
+        scores[at] = [kind.score(*pair) for pair in pairs]
+        second_scores[at] = [kind.score_second(*pair) for pair in pairs] if kind.second_metric else 0
     latencies = part["latency_s"].drop_nulls().drop_nans().to_list()
-    return _SystemArrays(name, there, correct, answers, latencies, second)
+    return _SystemArrays(name, present, scores, answers, latencies, second_scores)
 
 
 def _compute_system_score(
@@ -365,46 +371,44 @@ def _compute_system_score(
 ) -> SystemScore:
     import numpy as np
 
-    mask = s.there > 0
+    mask = s.present > 0
     n = int(mask.sum())
     per_slice = {}
     names = np.array(slices, dtype=object)
     for name in sorted(set(names[mask])):
         inside = mask & (names == name)
-        per_slice[str(name)] = (int(inside.sum()), float(s.correct[inside].mean()))
+        per_slice[str(name)] = (int(inside.sum()), float(s.scores[inside].mean()))
     draws = divide_or_nan(sums[:, 1], sums[:, 0])
+    if _is_binary(kind):
+        score = compute_accuracy_interval(int(s.scores.sum()), n, draws, level)
+    else:
+        score = compute_percentile_interval(float(s.scores[mask].mean()) if n else None, draws, level)
+    latency = _summarize_latency(s.latencies)
     if kind is not None:
-        mean = float(s.correct[mask].mean()) if n else None
-        main = compute_percentile_interval(mean, draws, level)
-        if _is_binary(kind):
-            main = compute_accuracy_interval(int(s.correct.sum()), n, draws, level)
-        second = Interval(None)
-        if kind.second and n:
-            second = compute_percentile_interval(
-                float(s.second[mask].mean()), divide_or_nan(sums[:, 2], sums[:, 0]), level
-            )
-        return SystemScore(s.name, n, main, second, _summarize_latency(s.latencies), per_slice, (), ())
+        second_score = Interval(None)
+        if kind.second_metric and n:
+            mean = float(s.second_scores[mask].mean())
+            second_score = compute_percentile_interval(mean, divide_or_nan(sums[:, 2], sums[:, 0]), level)
+        return SystemScore(s.name, n, score, second_score, latency, per_slice, (), ())
     cells, items = np.unique(np.stack([truth[mask], s.answers[mask]]), axis=1, return_counts=True)
-    confusion = tuple(
-        (labels[t], labels[a] if a >= 0 else NO_ANSWER, int(k)) for (t, a), k in zip(cells.T, items, strict=True)
-    )
-    accuracy = compute_accuracy_interval(int(s.correct.sum()), n, draws, level)
     return SystemScore(
         system=s.name,
         n=n,
-        accuracy=accuracy,
-        macro_f1=_compute_macro_f1(truth[mask], s.answers[mask], sums[:, 2:], level),
-        latency=_summarize_latency(s.latencies),
+        score=score,
+        second_score=_compute_macro_f1(truth[mask], s.answers[mask], sums[:, 2:], level),
+        latency=latency,
         per_slice=per_slice,
         per_label=_compute_label_scores(truth[mask], s.answers[mask], labels),
-        confusion=confusion,
+        confusion=tuple(
+            (labels[t], labels[a] if a >= 0 else NO_ANSWER, int(k)) for (t, a), k in zip(cells.T, items, strict=True)
+        ),
     )
 
 
 def _compute_macro_f1(
     truth: NDArray[np.int64], answers: NDArray[np.int64], sums: NDArray[np.float64], level: float
 ) -> Interval:
-    """In a sample the mean is over the labels that were drawn, as it is over those of the split for the value."""
+    """Macro-F1 of the split. Each bootstrap sample averages F1 over the labels that are a reference in it."""
     import numpy as np
     from sklearn.metrics import f1_score
 
@@ -440,7 +444,7 @@ def _summarize_latency(values: list[float]) -> LatencySummary:
 
 
 def _is_binary(kind: Kind | None) -> bool:
-    """Whether an item's score is 0 or 1: then counts decide, and exact tests and bounds hold."""
+    """Whether every item scores 0 or 1. Then exact tests and bounds apply."""
     return kind is None or kind.metric == "accuracy"
 
 
@@ -448,25 +452,22 @@ def _compare_systems(
     a: _SystemArrays, b: _SystemArrays, sums: NDArray[np.float64], spec: EvaluationSpec, kind: Kind | None
 ) -> SystemComparison:
     level = spec.confidence
-    both = (a.there * b.there) > 0
+    both = (a.present * b.present) > 0
     n = int(both.sum())
-    first, second = float(a.correct[both].sum()), float(b.correct[both].sum())
-    only_first = int((both & (a.correct > b.correct)).sum())
-    only_second = int((both & (b.correct > a.correct)).sum())
+    first, second = float(a.scores[both].sum()), float(b.scores[both].sum())
+    only_first = int((both & (a.scores > b.scores)).sum())
+    only_second = int((both & (b.scores > a.scores)).sum())
     draws = divide_or_nan(sums[:, 1] - sums[:, 2], sums[:, 0])
-    if not _is_binary(kind):
-        apart = compute_percentile_interval((first - second) / n if n else None, draws, level)
-        kept = compute_percentile_interval(
-            first / second if second else None, divide_or_nan(sums[:, 1], sums[:, 2]), level
-        )
-        p_value = compute_permutation_p_value((a.correct - b.correct)[both], spec.seed)
-        return SystemComparison(a.name, b.name, n, apart, kept, only_first, only_second, p_value, PERMUTATION)
-    difference = compute_difference_interval(only_first, only_second, n, draws, level)
-    quotient = compute_percentile_interval(
+    ratio = compute_percentile_interval(
         first / second if second else None, divide_or_nan(sums[:, 1], sums[:, 2]), level
     )
-    if second and only_first + only_second == 0:  # no spread to resample: what the difference leaves open
-        open_ = bound_unseen_share(n, level) * n / second
-        quotient = Interval(1.0, max(0.0, 1 - open_), 1 + open_)
+    if not _is_binary(kind):
+        difference = compute_percentile_interval((first - second) / n if n else None, draws, level)
+        p_value = compute_permutation_p_value((a.scores - b.scores)[both], spec.seed)
+        return SystemComparison(a.name, b.name, n, difference, ratio, only_first, only_second, p_value, PERMUTATION)
+    difference = compute_difference_interval(only_first, only_second, n, draws, level)
+    if second and only_first + only_second == 0:  # resampling shows no spread: use the bound that the difference has
+        margin = bound_unseen_share(n, level) * n / second
+        ratio = Interval(1.0, max(0.0, 1 - margin), 1 + margin)
     p_value = compute_mcnemar_p_value(only_first, only_second)
-    return SystemComparison(a.name, b.name, n, difference, quotient, only_first, only_second, p_value)
+    return SystemComparison(a.name, b.name, n, difference, ratio, only_first, only_second, p_value)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from distill_dagster.kinds.base import InvalidAnswerError, Kind, MajorityVote, Question, format_with_reasoning
+from distill_dagster.kinds.classification import LabelKind
 from distill_dagster.kinds.extraction import ExtractionKind
-from distill_dagster.kinds.labels import LabelKind
+from distill_dagster.kinds.free_text import ConversationKind, GenerationKind, SummaryKind
 from distill_dagster.kinds.maths import MathKind
 from distill_dagster.kinds.qa import QaKind
 from distill_dagster.kinds.reading import ParsedAnswer, read_answer
 from distill_dagster.kinds.refusals import WANTED_REFUSAL, is_refusal
-from distill_dagster.kinds.texts import ConversationKind, GenerationKind, SummaryKind
-from distill_dagster.kinds.tools import ToolCallKind
+from distill_dagster.kinds.tool_call import ToolCallKind
 
 if TYPE_CHECKING:
     from distill_dagster.config import Task

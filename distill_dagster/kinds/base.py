@@ -50,7 +50,7 @@ class Kind(ABC):
     """The column of that name: label, number, text, object, tool_calls."""
     metric: str = "accuracy"
     """What a report measures: the mean of `score` over items."""
-    second: str | None = None
+    second_metric: str | None = None
     """A second figure beside it, the mean of `second_score`; None where there is none."""
     has_labels = False
     """Answers are labels of the task: soft labels, encoder students and confusion tables make sense."""
@@ -63,50 +63,50 @@ class Kind(ABC):
         self.task = task
 
     @abstractmethod
-    def schema(self) -> dict[str, Any]:
+    def build_schema(self) -> dict[str, Any]:
         """The JSON schema of an answer alone, without reasoning."""
 
     @abstractmethod
-    def canonical(self, value: Any, question: Question) -> Any:
+    def canonicalize(self, value: Any, question: Question) -> Any:
         """The answer that was found, a text or a JSON value, in its one canonical form.
 
         Raises:
             InvalidAnswer: it is none.
         """
 
-    def equal(self, first: Any, second: Any) -> bool:
+    def are_equal(self, first: Any, second: Any) -> bool:
         """Whether two canonical answers say the same. All refusals do, and no refusal says what an answer says."""
         if is_refusal(first) or is_refusal(second):
             return is_refusal(first) and is_refusal(second)
-        return self._equal(first, second)
+        return self._are_equal(first, second)
 
-    def _equal(self, first: Any, second: Any) -> bool:
+    def _are_equal(self, first: Any, second: Any) -> bool:
         return bool(first == second)
 
     def score(self, answer: Any, reference: Any) -> float:
         """How good an answer is, 0 to 1: `metric` for one item. None, no answer, scores 0."""
-        return float(answer is not None and self.equal(answer, reference))
+        return float(answer is not None and self.are_equal(answer, reference))
 
-    def second_score(self, answer: Any, reference: Any) -> float:
+    def score_second(self, answer: Any, reference: Any) -> float:
         raise NotImplementedError(f"{type(self).__name__} has no second figure")
 
-    def choose(self, answers: Sequence[Any]) -> MajorityVote:
+    def choose_candidate(self, answers: Sequence[Any]) -> MajorityVote:
         """The candidate of one or more samples: by default the answer that most of them equal, the first of equals."""
-        return find_majority(answers, self.equal)
+        return find_majority(answers, self.are_equal)
 
-    def text(self, answer: Any) -> str:
+    def format_answer(self, answer: Any) -> str:
         """An answer as it is written behind `Answer:`: in few-shot examples, and by a student."""
         if is_refusal(answer):
             return str(answer[REFUSAL_KEY])
         return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
 
-    def target(self, answer: str, reasoning: str | None) -> str:
+    def format_target(self, answer: str, reasoning: str | None) -> str:
         """What a student learns to write for an answer (canonical JSON text), with its reasoning where the task has it.
 
         Kinds with labels have students that choose one: of these the label alone. A student that asks for reasoning
         (`students.<name>.reasoning`) puts it before the label by itself.
         """
-        words = self.text(json.loads(answer))
+        words = self.format_answer(json.loads(answer))
         if self.has_labels:
             return words
         return format_with_reasoning(reasoning if self.task.reasoning else None, words)

@@ -18,22 +18,22 @@ class ExtractionKind(Kind):
 
     answer_kind = "object"
     metric = "field_f1"
-    second = "exact_match"
+    second_metric = "exact_match"
     one_line = False
 
-    def schema(self) -> dict[str, Any]:
+    def build_schema(self) -> dict[str, Any]:
         return dict(self.task.answer_schema or {})
 
-    def canonical(self, value: Any, question: Question) -> Any:
+    def canonicalize(self, value: Any, question: Question) -> Any:
         found = find_json(value) if isinstance(value, str) else value
         if found is None:
             raise InvalidAnswerError("the answer holds no JSON object")
         plain = simplify_value(found)
-        if why := find_answer_problem(plain, self.schema()):
+        if why := find_answer_problem(plain, self.build_schema()):
             raise InvalidAnswerError(f"the answer does not fit answer_schema: {why}")
         return plain
 
-    def _equal(self, first: Any, second: Any) -> bool:
+    def _are_equal(self, first: Any, second: Any) -> bool:
         return to_canonical_json(_fold_value(first)) == to_canonical_json(_fold_value(second))
 
     def score(self, answer: Any, reference: Any) -> float:
@@ -41,7 +41,7 @@ class ExtractionKind(Kind):
             return super().score(answer, reference)
         return compute_bag_f1(_walk_fields(_fold_value(answer)), _walk_fields(_fold_value(reference)))
 
-    def second_score(self, answer: Any, reference: Any) -> float:
+    def score_second(self, answer: Any, reference: Any) -> float:
         return super().score(answer, reference)
 
 

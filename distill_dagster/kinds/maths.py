@@ -16,10 +16,10 @@ RESULT_MARKS = ("####", "answer is", "answer:")
 class MathKind(Kind):
     answer_kind = "number"
 
-    def schema(self) -> dict[str, Any]:
+    def build_schema(self) -> dict[str, Any]:
         return {"type": "number"}
 
-    def canonical(self, value: Any, question: Question) -> int | float:
+    def canonicalize(self, value: Any, question: Question) -> int | float:
         """A whole number as int, any other rounded to 12 significant digits."""
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise InvalidAnswerError("the answer is not a number")
@@ -32,7 +32,7 @@ class MathKind(Kind):
             raise InvalidAnswerError(f"the answer is not a number: {error} in {str(value)[:80]!r}") from None
         return int(exact) if exact.denominator == 1 else float(f"{number:.12g}")
 
-    def _equal(self, first: Any, second: Any) -> bool:
+    def _are_equal(self, first: Any, second: Any) -> bool:
         tolerance = self.task.answer.tolerance
         try:
             return math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance)

@@ -23,12 +23,12 @@ class QaKind(Kind):
 
     def __init__(self, task: Any) -> None:
         super().__init__(task)
-        self.second = None if task.answer.choices else "token_f1"
+        self.second_metric = None if task.answer.choices else "token_f1"
 
-    def schema(self) -> dict[str, Any]:
+    def build_schema(self) -> dict[str, Any]:
         return {"type": "string"}
 
-    def canonical(self, value: Any, question: Question) -> str:
+    def canonicalize(self, value: Any, question: Question) -> str:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise InvalidAnswerError("the answer is not a text")
         text = fold_unicode(str(value))
@@ -38,12 +38,12 @@ class QaKind(Kind):
             raise InvalidAnswerError("the answer is empty")
         return text
 
-    def _equal(self, first: Any, second: Any) -> bool:
+    def _are_equal(self, first: Any, second: Any) -> bool:
         if self.task.answer.exact:
             return bool(first == second)
         return normalize_squad(first) == normalize_squad(second)
 
-    def second_score(self, answer: Any, reference: Any) -> float:
+    def score_second(self, answer: Any, reference: Any) -> float:
         if answer is None or is_refusal(answer) or is_refusal(reference):
             return self.score(answer, reference)
         return compute_token_f1(answer, reference)

@@ -78,7 +78,7 @@ def read_answer(
     try:
         if value is None:
             raise InvalidAnswerError("no answer was found in the text")
-        return ParsedAnswer("ok", to_canonical_json(kind.canonical(value, question)), reasoning)
+        return ParsedAnswer("ok", to_canonical_json(kind.canonicalize(value, question)), reasoning)
     except InvalidAnswerError as why:
         return ParsedAnswer("truncated" if cut else "ok", None, reasoning, str(why))
 
@@ -137,7 +137,7 @@ def _is_whole_answer(kind: Kind, value: dict[str, Any]) -> bool:
     if kind.answer_kind != "object":
         return False
     try:
-        kind.canonical(value, Question())
+        kind.canonicalize(value, Question())
     except InvalidAnswerError:
         return False
     return True

@@ -81,7 +81,7 @@ def test_the_target_turn_is_that_of_the_kind(rows: list[tuple[Any, str | None]])
     )
     for kind in KINDS.values():
         assert build_targets(frame, kind).to_list() == [
-            kind.target(a, why) for a, (_, why) in zip(answers, rows, strict=True)
+            kind.format_target(a, why) for a, (_, why) in zip(answers, rows, strict=True)
         ]
     assert extract_answer_texts(frame["answer"]).to_list() == [KINDS["generation"].text(json.loads(a)) for a in answers]
 

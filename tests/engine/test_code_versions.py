@@ -18,7 +18,7 @@ from distill_dagster.curation.candidates.label_answers import choose_label_candi
 from distill_dagster.curation.candidates.priors import estimate_prior
 from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset
 from distill_dagster.curation.dataset.human_rows import build_human_candidates
-from distill_dagster.kinds.labels import parse_label
+from distill_dagster.kinds.classification import parse_label
 from distill_dagster.pipeline.stage_table import STAGES
 from distill_dagster.prompts.few_shot import build_draws, build_prompt_context, read_example_pool
 from distill_dagster.prompts.seeds import build_labelled_prompts, build_seed_prompts

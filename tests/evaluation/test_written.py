@@ -26,7 +26,7 @@ CLOSE, FAR = "the old house was red", "nothing of it"
 
 
 def answered(kind: Kind, system: str, item: str, reference: Any, answer: Any, **more: Any) -> dict[str, Any]:
-    correct = answer is not None and kind.equal(answer, reference)
+    correct = answer is not None and kind.are_equal(answer, reference)
     found = row(system, item, "", None, **more)
     said = {"reference": json.dumps(reference), "answer": None if answer is None else json.dumps(answer)}
     return found | said | {"correct": correct, "confidence": None}
@@ -45,9 +45,9 @@ def test_numbers_are_right_or_wrong_within_the_tolerance() -> None:
     third = 1 / 3
     found = measured(MATH, {"distilled": [0.33333333, 0.3, None, third], "teacher": [third, third, 1, 2]}, third)
     distilled = found.golden.systems["distilled"]
-    assert (found.metric, found.second) == ("accuracy", None)
-    assert distilled.accuracy.value == 0.5
-    assert distilled.macro_f1.value is None
+    assert (found.metric, found.second_metric) == ("accuracy", None)
+    assert distilled.score.value == 0.5
+    assert distilled.second_score.value is None
     assert (distilled.per_label, distilled.confusion, found.labels) == ((), (), ())
     pair = found.golden.comparisons["distilled", "teacher"]
     assert (pair.only_first, pair.only_second, pair.test) == (1, 1, "McNemar")
@@ -55,10 +55,10 @@ def test_numbers_are_right_or_wrong_within_the_tolerance() -> None:
 
 def test_texts_have_a_share_of_likeness() -> None:
     found = measured(TEXT, {"distilled": [CLOSE] * 8, "base": [FAR] * 8, "teacher": [REFERENCE] * 8}, REFERENCE)
-    assert (found.metric, found.second) == ("rouge_l", "token_f1")
+    assert (found.metric, found.second_metric) == ("rouge_l", "token_f1")
     distilled = found.golden.systems["distilled"]
-    assert distilled.accuracy.value == pytest.approx(0.8)
-    assert distilled.macro_f1.value == pytest.approx(0.75)
+    assert distilled.score.value == pytest.approx(0.8)
+    assert distilled.second_score.value == pytest.approx(0.75)
     pair = found.golden.comparisons["distilled", "base"]
     assert (pair.only_first, pair.only_second, pair.test) == (8, 0, PERMUTATION)
     assert pair.difference.value == pytest.approx(0.8)

@@ -24,33 +24,33 @@ def kind(name: str, **changes: Any) -> Kind:
 
 
 def canonical(name: str, value: Any, question: Question = NONE, **changes: Any) -> Any:
-    return kind(name, **changes).canonical(value, question)
+    return kind(name, **changes).canonicalize(value, question)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_takes_its_answer_in_one_form(name: str) -> None:
     one, answer = kind(name), ANSWERS[name]
-    found = one.canonical(answer, Question())
+    found = one.canonicalize(answer, Question())
     assert found == answer
-    assert one.canonical(one.text(answer), Question()) == answer, "as it is written in an example"
-    assert one.equal(answer, answer)
+    assert one.canonicalize(one.format_answer(answer), Question()) == answer, "as it is written in an example"
+    assert one.are_equal(answer, answer)
     assert one.score(answer, answer) == 1
     assert one.score(None, answer) == 0
-    if one.second and one.second != "macro_f1":
-        assert one.second_score(answer, answer) == 1
-        assert one.second_score(None, answer) == 0
-    assert find_answer_problem(answer, one.schema()) is None, "what the provider is asked for fits"
-    assert find_schema_problem(one.schema()) is None
+    if one.second_metric and one.second_metric != "macro_f1":
+        assert one.score_second(answer, answer) == 1
+        assert one.score_second(None, answer) == 0
+    assert find_answer_problem(answer, one.build_schema()) is None, "what the provider is asked for fits"
+    assert find_schema_problem(one.build_schema()) is None
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_refusal_equals_refusals_alone(name: str) -> None:
     one, no = kind(name), {"refusal": "No."}
-    assert one.equal(no, {"refusal": "I cannot."})
-    assert not one.equal(no, ANSWERS[name])
+    assert one.are_equal(no, {"refusal": "I cannot."})
+    assert not one.are_equal(no, ANSWERS[name])
     assert one.score(no, ANSWERS[name]) == one.score(ANSWERS[name], no) == 0
     assert one.score(no, {"refusal": "wanted"}) == 1
-    assert one.text(no) == "No."
+    assert one.format_answer(no) == "No."
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_numbers_are_equal_within_the_tolerance() -> None:
     assert isinstance(canonical("math", 3.0), int)
     assert canonical("math", "So the answer is 12 apples.\nDone") == 12
     assert canonical("math", "Steps.\n#### 1,200") == 1200
-    assert kind("math").equal(0.3333333, 0.33333333)
-    assert not kind("math").equal(0.33, 0.34)
-    assert kind("math", answer={"tolerance": 0.01}).equal(0.33, 0.335)
-    assert not kind("math").equal(10**400, 10**400 + 1)
+    assert kind("math").are_equal(0.3333333, 0.33333333)
+    assert not kind("math").are_equal(0.33, 0.34)
+    assert kind("math", answer={"tolerance": 0.01}).are_equal(0.33, 0.335)
+    assert not kind("math").are_equal(10**400, 10**400 + 1)
 
 
 def test_options_are_meant_by_letter_or_by_words() -> None:
@@ -108,9 +108,9 @@ def test_options_are_meant_by_letter_or_by_words() -> None:
 
 
 def test_free_answers_are_equal_after_normalisation() -> None:
-    assert kind("qa").equal("The Eiffel Tower.", "eiffel  tower")
-    assert not kind("qa").equal("Eiffel Tower", "Tower")
-    assert kind("qa").second_score("the tower of Pisa", "Pisa tower") == pytest.approx(0.8)
+    assert kind("qa").are_equal("The Eiffel Tower.", "eiffel  tower")
+    assert not kind("qa").are_equal("Eiffel Tower", "Tower")
+    assert kind("qa").score_second("the tower of Pisa", "Pisa tower") == pytest.approx(0.8)
     assert normalize_squad("C# is 5% of it!") == "c# is 5% of it"
 
 
@@ -119,39 +119,39 @@ def test_extracted_objects() -> None:
     assert (
         canonical("extraction", 'Here: ```json\n{"item": " chair ", "count": 2.0}\n``` done') == ANSWERS["extraction"]
     )
-    assert one.equal({"item": "a  chair", "count": 1}, {"count": 1, "item": "a chair"})
-    assert not one.equal({"item": "chair", "count": 1}, {"item": "chair", "count": 2})
+    assert one.are_equal({"item": "a  chair", "count": 1}, {"count": 1, "item": "a chair"})
+    assert not one.are_equal({"item": "chair", "count": 1}, {"item": "chair", "count": 2})
     found = {"item": "chair", "count": 2, "colours": ["red", "blue"]}
     assert one.score(found, {"item": "chair", "count": 3, "colours": ["blue", "green"]}) == pytest.approx(0.5)
     assert one.score(found, found | {"colours": ["blue", "red"]}) == 1
-    assert one.second_score(found, found | {"colours": ["blue", "red"]}) == 0, "lists have an order for an exact match"
+    assert one.score_second(found, found | {"colours": ["blue", "red"]}) == 0, "lists have an order for an exact match"
 
 
 def test_tool_calls_have_no_order_but_arguments_count() -> None:
     one, a, b = kind("tool_call"), ANSWERS["tool_call"][0], {"name": "open_ticket", "arguments": {}}
-    assert one.canonical('{"name": "open_ticket"}', Question()) == [b]
-    assert one.canonical([{"name": "find_order", "arguments": '{"number": 7.0}'}], Question()) == [a]
-    assert one.canonical("[]", Question()) == [], "no tool fits"
-    assert one.equal([a, b], [b, a])
-    assert not one.equal([a], [a, a])
-    assert one.second_score([a], [a, b]) == pytest.approx(2 / 3)
+    assert one.canonicalize('{"name": "open_ticket"}', Question()) == [b]
+    assert one.canonicalize([{"name": "find_order", "arguments": '{"number": 7.0}'}], Question()) == [a]
+    assert one.canonicalize("[]", Question()) == [], "no tool fits"
+    assert one.are_equal([a, b], [b, a])
+    assert not one.are_equal([a], [a, a])
+    assert one.score_second([a], [a, b]) == pytest.approx(2 / 3)
 
 
 def test_the_majority_stands_for_the_samples() -> None:
-    choice = kind("math").choose([7, 8, 8.0000001, 9])
+    choice = kind("math").choose_candidate([7, 8, 8.0000001, 9])
     assert (choice.index, choice.agreement) == (1, 0.5)
     assert choice.votes == ((8, 0.5), (7, 0.25), (9, 0.25))
-    assert kind("math").choose([7, 8]).index == 0, "the first of equals"
-    assert kind("qa").choose(["Rome", "the Rome", "Paris"]).agreement == pytest.approx(2 / 3)
+    assert kind("math").choose_candidate([7, 8]).index == 0, "the first of equals"
+    assert kind("qa").choose_candidate(["Rome", "the Rome", "Paris"]).agreement == pytest.approx(2 / 3)
 
 
 def test_the_medoid_stands_for_texts() -> None:
     texts = ["buy a blue car", "the old house is red", "the old house was red", "the old house was painted red"]
-    choice = kind("generation").choose(texts)
+    choice = kind("generation").choose_candidate(texts)
     assert texts[choice.index] == "the old house was red"
     assert 0 < choice.agreement < 1
     assert choice.votes == ()
-    assert kind("summarization").choose(["one"]).agreement == 1
+    assert kind("summarization").choose_candidate(["one"]).agreement == 1
 
 
 answers = st.sampled_from(["7", "7.0", 7, "8", 8.5])
@@ -160,9 +160,9 @@ answers = st.sampled_from(["7", "7.0", 7, "8", 8.5])
 @given(st.lists(answers, min_size=1, max_size=9))
 def test_a_choice_is_one_of_the_samples(samples: list[Any]) -> None:
     one = kind("math")
-    found = [one.canonical(s, Question()) for s in samples]
-    choice = one.choose(found)
-    assert choice.agreement == sum(one.equal(found[choice.index], f) for f in found) / len(found)
+    found = [one.canonicalize(s, Question()) for s in samples]
+    choice = one.choose_candidate(found)
+    assert choice.agreement == sum(one.are_equal(found[choice.index], f) for f in found) / len(found)
     assert sum(share for _, share in choice.votes) == pytest.approx(1)
     assert choice.agreement == max(share for _, share in choice.votes)
 
@@ -192,11 +192,11 @@ def test_any_value_is_an_answer_or_has_a_reason(value: Any) -> None:
     for name in KINDS:
         one = kind(name)
         try:
-            found = one.canonical(value, Question())
+            found = one.canonicalize(value, Question())
         except InvalidAnswerError:
             continue
-        assert one.canonical(found, Question()) == found
-        assert one.equal(found, json.loads(json.dumps(found)))
+        assert one.canonicalize(found, Question()) == found
+        assert one.are_equal(found, json.loads(json.dumps(found)))
 
 
 def test_schemas_of_users() -> None:

@@ -60,7 +60,7 @@ def test_an_answer_at_the_end_of_the_reasoning() -> None:
 def test_every_kind_reads_what_it_writes(kind: str, thinks: bool) -> None:
     one = get_kind(task_of(kind, reasoning=thinks))
     reasoning = "Because of this.\nAnd that." if thinks else None
-    text = format_with_reasoning(reasoning, one.text(ANSWERS[kind]))
+    text = format_with_reasoning(reasoning, one.format_answer(ANSWERS[kind]))
     assert read_answer(one, text, Question()) == ParsedAnswer(
         "ok", json.dumps(ANSWERS[kind], sort_keys=True, separators=(",", ":")), reasoning
     )
@@ -111,7 +111,7 @@ def test_where_a_refusal_is_wanted_it_is_the_right_answer(kind: str) -> None:
     found = read(kind, "I'm sorry, but I can't help with that.", wanted)
     assert found.status == "ok"
     assert json.loads(found.answer or "") == {"refusal": "I'm sorry, but I can't help with that."}
-    answered = read(kind, get_kind(task_of(kind)).text(ANSWERS[kind]), wanted)
+    answered = read(kind, get_kind(task_of(kind)).format_answer(ANSWERS[kind]), wanted)
     assert (answered.status, answered.answer) == ("ok", None)
     assert "a refusal is wanted" in (answered.error or "")
 
@@ -168,8 +168,8 @@ def test_recorded_sums(split: str, accuracy: float) -> None:
     right = 0
     for row in _rows(f"svamp/completions-palm-{split}.jsonl"):
         found = read_answer(kind, row["completion"], Question())
-        gold = kind.canonical(rows[row["id"]]["equation"], Question())
-        right += found.answer is not None and kind.equal(json.loads(found.answer), gold)
+        gold = kind.canonicalize(rows[row["id"]]["equation"], Question())
+        right += found.answer is not None and kind.are_equal(json.loads(found.answer), gold)
     assert right / len(rows) == pytest.approx(accuracy, abs=1e-9)
 
 
@@ -191,7 +191,7 @@ def test_recorded_choices(spec: dict[str, Any], accuracy: float) -> None:
         asked = rows[row["id"]]
         options = "\n".join(f"({letter}) {text}" for letter, text in zip("abcde", asked["choices"], strict=True))
         found = read_answer(kind, row["completion"], Question(f"{asked['question']}\n{options}"))
-        right += found.answer is not None and kind.equal(json.loads(found.answer), asked["answer"])
+        right += found.answer is not None and kind.are_equal(json.loads(found.answer), asked["answer"])
     assert right / len(rows) == pytest.approx(accuracy, abs=0.0005)
 
 

@@ -37,7 +37,7 @@ PAIRS = [(2, 3), (4, 1), (5, 2), (3, 3)]
 
 
 def row(a: int, b: int) -> TrainRow:
-    target = KIND.target(str(a + b), f"{a} + {b} = {a + b}.")
+    target = KIND.format_target(str(a + b), f"{a} + {b} = {a + b}.")
     return TrainRow(f"{a}{b}", f"{a} pens and {b} pens?", str(a + b), target=target)
 
 

@@ -60,7 +60,7 @@ def test_every_kind_with_reasoning(
 ) -> None:
     folder = kind_folder(tmp_path, kind, provider.url, reasoning=True, teacher={"api": api})
     assert check_task_folder(folder) == []
-    text = get_kind(folder.task).text(json.loads(to_canonical_json(ANSWERS[kind])))
+    text = get_kind(folder.task).format_answer(json.loads(to_canonical_json(ANSWERS[kind])))
     wrapped = json.dumps({"reasoning": "Because.", "answer": ANSWERS[kind]})
     # A base-like model goes on with the next item.
     ran_on = f" Because.\nAnswer: {text}\n\nMessage: another\nReasoning: x\nAnswer: none"
@@ -100,7 +100,7 @@ def test_a_schema_is_sent_where_the_provider_takes_one(
     folder = kind_folder(tmp_path, kind, provider.url, teacher=teacher)
     free = kind in ("summarization", "conversation", "generation")
     provider.answer = lambda seen: (
-        get_kind(folder.task).text(ANSWERS[kind]) if free else json.dumps({"answer": ANSWERS[kind]})
+        get_kind(folder.task).format_answer(ANSWERS[kind]) if free else json.dumps({"answer": ANSWERS[kind]})
     )
     if kind == "tool_call":
         [call] = ANSWERS[kind]

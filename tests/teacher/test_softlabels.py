@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_dagster.kinds.labels import parse_label
+from distill_dagster.kinds.classification import parse_label
 from distill_dagster.teacher.asking.soft_labels import (
     LabelMass,
     compute_label_mass,

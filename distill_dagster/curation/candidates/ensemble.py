@@ -40,7 +40,7 @@ def _combine_rows(kind: Kind, rows: list[dict[str, Any]], cascade: bool) -> dict
     if not usable:
         return (asked or rows)[-1] | {"completion_ids": ids}
     answers = [json.loads(row["answer"]) for row in usable]
-    same = [sum(kind.equal(one, other) for other in answers) for one in answers]
+    same = [sum(kind.are_equal(one, other) for other in answers) for one in answers]
     best = len(usable) - 1 if cascade else max(range(len(usable)), key=lambda n: (same[n], n))
     chosen = usable[best] | {
         "completion_ids": ids,

@@ -57,12 +57,12 @@ def _choose_candidate(
     if not usable:
         return out
     answers = [json.loads(s["answer"]) for s in usable]
-    choice = kind.choose(answers)
+    choice = kind.choose_candidate(answers)
     confidence = choice.agreement
     if weights is not None and not any(is_refusal(answer) for answer in answers):
         choice, confidence = _choose_by_weight(kind, answers, [s["sample_index"] for s in usable], weights)
     chosen = usable[choice.index]
-    votes = [{"label": kind.text(a), "prob": round(share, 6)} for a, share in choice.votes] if len(usable) > 1 else []
+    votes = [{"label": kind.format_answer(a), "prob": round(share, 6)} for a, share in choice.votes] if len(usable) > 1 else []
     return out | {
         "answer": chosen["answer"],
         "reasoning": chosen["reasoning"],

@@ -105,17 +105,17 @@ def build_prediction_row(
         "reference": to_canonical_json(item.reference),
         "answer": to_canonical_json(answer) if answer is not None else None,
         "confidence": confidence,
-        "correct": answer is not None and kind.equal(answer, item.reference),
+        "correct": answer is not None and kind.are_equal(answer, item.reference),
         "latency_s": None,
         "raw_text": raw,
     }
 
 
-def read_teacher_candidates(reading: StageInputs) -> tuple[dict[str, dict[str, Any]], pl.DataFrame]:
+def read_teacher_candidates(inputs: StageInputs) -> tuple[dict[str, dict[str, Any]], pl.DataFrame]:
     """The teacher's candidates on golden and dev by prompt id, and the completions that they were chosen from."""
-    completions = reading.table("golden_completions", COMPLETIONS)
-    prior = reading.table("teacher_prior", TEACHER_PRIOR)
-    folder = reading.env.folder
+    completions = inputs.read_table("golden_completions", COMPLETIONS)
+    prior = inputs.read_table("teacher_prior", TEACHER_PRIOR)
+    folder = inputs.env.folder
     prompts = pl.concat([build_labelled_prompts(folder.golden, "golden"), build_labelled_prompts(folder.dev, "dev")])
     prompts = prompts.unique("prompt_id", keep="first", maintain_order=True)
     found = choose_candidates(folder.task, prompts, completions, prior)
@@ -123,10 +123,10 @@ def read_teacher_candidates(reading: StageInputs) -> tuple[dict[str, dict[str, A
 
 
 def _build_teacher_rows(
-    env: StageContext, reading: StageInputs, items: list[EvaluationItem]
+    env: StageContext, inputs: StageInputs, items: list[EvaluationItem]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The teacher's answers on golden and dev; on validation its answer is the reference."""
-    answers, completions = read_teacher_candidates(reading)
+    answers, completions = read_teacher_candidates(inputs)
     task = env.folder.task
     kind = get_kind(task)
     by_prompt = completions.group_by("prompt_id").agg(
@@ -215,16 +215,16 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
 
     assert partition is not None
     started = time.perf_counter()
-    reading = StageInputs(env, "predictions", partition)
-    reading.source("golden_set")
-    reading.source("student_settings", partition)
+    inputs = StageInputs(env, "predictions", partition)
+    inputs.note_source("golden_set")
+    inputs.note_source("student_settings", partition)
     task = env.folder.task
     spec, settings = task.students[partition], TaskSettings.of(task)
     kind = get_kind(task)
-    items = _build_items(env, reading.table("filtered_dataset", DATASET))
-    rows, teacher = _build_teacher_rows(env, reading, items)
+    items = _build_items(env, inputs.read_table("filtered_dataset", DATASET))
+    rows, teacher = _build_teacher_rows(env, inputs, items)
     facts: dict[str, dict[str, Any]] = {"teacher": teacher}
-    examples = read_example_pool(reading.table("prompt_context", get_context_schema(task)))
+    examples = read_example_pool(inputs.read_table("prompt_context", get_context_schema(task)))
     systems: list[tuple[str, str | None]] = [
         ("base", None),
         ("seed_only", "seed_only_adapter"),
@@ -241,7 +241,7 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
                 texts, labels = [e.text for e in examples], [e.label for e in examples]
                 predictor = build_centroid_predictor(texts, labels, task.labels, env.models)
             else:
-                folder = reading.folder(adapter, partition) if adapter else None
+                folder = inputs.find_folder(adapter, partition) if adapter else None
                 own = spec.model_copy(update={"reasoning": False}) if system == "slice_label" else spec
                 predictor = load_predictor(own, task.labels, settings, env.models, folder)
             rows += _predict_and_time(kind, system, predictor, items, task.evaluation.latency_items)
@@ -254,7 +254,7 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
         del predictor
     frame = build_frame(rows, PREDICTIONS, ("split", "system", "item_id"))
     checks = [check_table("predictions", frame), check_predictions_complete(frame)]
-    record = reading.write(frame, checks, facts=facts, model_s=time.perf_counter() - started)
+    record = inputs.write_table(frame, checks, facts=facts, model_s=time.perf_counter() - started)
     sample = sample_rows(frame, ["system", "item_id", "reference", "answer", "confidence"], 8)
     return StageResult(record, {"rows": frame.height, "systems": len(facts), "sample": sample}, checks)
 
@@ -272,9 +272,9 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     from distill_dagster.evaluation.verdict import recommend
 
     assert partition is not None
-    reading = StageInputs(env, "eval_report", partition)
-    reading.source("evaluation_settings")
-    predictions = reading.table("predictions", PREDICTIONS, partition)
+    inputs = StageInputs(env, "eval_report", partition)
+    inputs.note_source("evaluation_settings")
+    predictions = inputs.read_table("predictions", PREDICTIONS, partition)
     task = env.folder.task
     predicted = env.lake.record(env.task_name, "predictions", partition)
     dataset = env.lake.record(env.task_name, "filtered_dataset")
@@ -283,7 +283,7 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     verdict = recommend(metrics)
     settings = hash_content({name: value for name, value in predicted.inputs.items() if "settings" in name})
     looks = env.reports / env.task_name / "golden_looks.jsonl"
-    created = reading.record("", predictions.height).created_at
+    created = inputs.build_record("", predictions.height).created_at
     dataset_version = dataset.data_version if dataset else ""
     append_golden_look(
         looks,
@@ -299,14 +299,14 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     terms = _collect_terms(env)
     draws, samples = task.teacher.few_shot.draws, task.teacher.samples
     asked = f"{draws} draws" if samples == 1 else f"{draws * samples} samples"
-    inputs = ReportInputs(
+    report_inputs = ReportInputs(
         task=env.task_name,
         student=partition,
         dataset_version=dataset_version,
         settings_hash=settings,
         created_at=created,
         texts={row.id: row.text for row in [*env.folder.golden, *env.folder.dev]},
-        dataset=_count_dataset_rows(env, reading),
+        dataset=_count_dataset_rows(env, inputs),
         leaks=_read_leaks(env),
         training=_read_training_curves(env, partition),
         golden_looks=[look for look in read_golden_looks(looks) if look.get("student") == partition],
@@ -323,14 +323,14 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     target = env.lake.folder(env.task_name, "eval_report", partition)
 
     def fill(folder: Path) -> str:
-        write_report(folder, predictions, metrics, verdict, inputs)
-        return hash_content([predicted.data_version, reading.inputs["evaluation_settings"]])
+        write_report(folder, predictions, metrics, verdict, report_inputs)
+        return hash_content([predicted.data_version, inputs.versions["evaluation_settings"]])
 
-    record = env.lake.write_folder(target, lambda version: reading.record(version, predictions.height), fill)
+    record = env.lake.write_folder(target, lambda version: inputs.build_record(version, predictions.height), fill)
     intervals = [
-        (name, s.accuracy.value, s.accuracy.low, s.accuracy.high)
+        (name, s.score.value, s.score.low, s.score.high)
         for name, s in metrics.golden.systems.items()
-        if s.accuracy.value is not None and s.accuracy.low is not None and s.accuracy.high is not None
+        if s.score.value is not None and s.score.low is not None and s.score.high is not None
     ]
     png = plots.plot_intervals(
         intervals, f"{format_metric_name(metrics.metric)} on golden", format_metric_name_in_sentence(metrics.metric)
@@ -353,7 +353,7 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     return StageResult(record, shown, [CheckResult("metrics_table", problem is None, found=found)])
 
 
-def _count_dataset_rows(env: StageContext, reading: StageInputs) -> dict[str, dict[str, int]]:
+def _count_dataset_rows(env: StageContext, inputs: StageInputs) -> dict[str, dict[str, int]]:
     record = env.lake.record(env.task_name, "filtered_dataset")
     if record is None:
         return {}

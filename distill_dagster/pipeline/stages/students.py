@@ -45,12 +45,12 @@ def build_train_rows(dataset: pl.DataFrame, split: str, reasoning: bool = False)
 
 
 def make_student_adapter(env: StageContext, partition: str | None) -> StageResult:
-    reading = StageInputs(env, "student_adapter", partition)
-    dataset = reading.table("filtered_dataset", DATASET)
+    inputs = StageInputs(env, "student_adapter", partition)
+    dataset = inputs.read_table("filtered_dataset", DATASET)
     assert partition is not None
     reasons = env.folder.task.students[partition].reasoning
     train, validation = (build_train_rows(dataset, split, reasons) for split in ("train", "validation"))
-    return _train_student(env, reading, train, validation)
+    return _train_student(env, inputs, train, validation)
 
 
 def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageResult:
@@ -58,8 +58,8 @@ def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageRes
     from distill_dagster.student.types import TrainRow
 
     assert partition is not None
-    reading = StageInputs(env, "seed_only_adapter", partition)
-    examples = read_example_pool(reading.table("prompt_context", get_context_schema(env.folder.task)))
+    inputs = StageInputs(env, "seed_only_adapter", partition)
+    examples = read_example_pool(inputs.read_table("prompt_context", get_context_schema(env.folder.task)))
     task = env.folder.task
     if task.has_labels:
         reasons = task.students[partition].reasoning
@@ -74,12 +74,12 @@ def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageRes
                 e.id,
                 format_transcript(e.messages) or e.text,
                 format_plain_answer(e.answer),
-                target=kind.target(e.answer, e.reasoning),
+                target=kind.format_target(e.answer, e.reasoning),
             )
             for e in examples
             if e.answer is not None
         ]
-    return _train_student(env, reading, rows, [], env.folder.task.students[partition].seed_only_epochs)
+    return _train_student(env, inputs, rows, [], env.folder.task.students[partition].seed_only_epochs)
 
 
 def make_slice_label_adapter(env: StageContext, partition: str | None) -> StageResult:
@@ -89,50 +89,50 @@ def make_slice_label_adapter(env: StageContext, partition: str | None) -> StageR
     """
     from distill_dagster.student.types import TrainRow
 
-    reading = StageInputs(env, "slice_label_adapter", partition)
-    dataset = reading.table("filtered_dataset", DATASET)
+    inputs = StageInputs(env, "slice_label_adapter", partition)
+    dataset = inputs.read_table("filtered_dataset", DATASET)
     rows = [
         TrainRow(r["prompt_id"], get_user_text(r["messages"]), label)
         for r in dataset.filter(pl.col("split") == "train").iter_rows(named=True)
         if (label := find_label_of_slice(env.folder, r["slice"])) is not None
     ]
-    return _train_student(env, reading, rows, [])
+    return _train_student(env, inputs, rows, [])
 
 
 def _train_student(
-    env: StageContext, reading: StageInputs, rows: list[TrainRow], validation: list[TrainRow], epochs: int | None = None
+    env: StageContext, inputs: StageInputs, rows: list[TrainRow], validation: list[TrainRow], epochs: int | None = None
 ) -> StageResult:
     from distill_dagster.student.train import train_adapter
     from distill_dagster.student.types import TaskSettings
 
-    student = reading.partition
+    student = inputs.partition
     assert student is not None
-    reading.source("student_settings", student)
+    inputs.note_source("student_settings", student)
     task = env.folder.task
     spec = task.students[student]
-    if reading.asset == "slice_label_adapter":
+    if inputs.asset == "slice_label_adapter":
         spec = spec.model_copy(update={"reasoning": False})
     started = time.perf_counter()
-    target = env.lake.folder(env.task_name, reading.asset, student)
+    target = env.lake.folder(env.task_name, inputs.asset, student)
     log: TrainingLog | None = None
 
     def fill(folder: Path) -> str:
         nonlocal log
-        what = reading.asset.removesuffix("_adapter")
+        what = inputs.asset.removesuffix("_adapter")
         settings = TaskSettings.of(task)
         log = train_adapter(spec, task.labels, settings, rows, validation, folder, env.models, epochs, what)
         write_trained_on(folder, rows)
         return hash_folder(folder, leave_out=(TRAINING_LOG, TRAINED_ON, RECORD_FILE))
 
     record = env.lake.write_folder(
-        target, lambda version: reading.record(version, len(rows), model_s=time.perf_counter() - started), fill
+        target, lambda version: inputs.build_record(version, len(rows), model_s=time.perf_counter() - started), fill
     )
     assert log is not None
     losses = {"training": [(float(step), loss) for step, _, loss in log.losses]}
     if log.validation:
         per_epoch = log.steps / max(log.epochs, 1)
         losses["validation"] = [((i + 1) * per_epoch, v["loss"]) for i, v in enumerate(log.validation)]
-    curve = plots.plot_lines(losses, f"Loss of {reading.asset}, {student}", "step", "loss")
+    curve = plots.plot_lines(losses, f"Loss of {inputs.asset}, {student}", "step", "loss")
     shown: dict[str, DisplayValue] = {
         "rows": len(rows),
         "epochs": log.epochs,

@@ -17,7 +17,7 @@ from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.kinds import get_kind
-from distill_dagster.kinds.labels import parse_label
+from distill_dagster.kinds.classification import parse_label
 from distill_dagster.tables.schemas import COMPLETIONS, conform_to_schema
 from distill_dagster.teacher.asking import soft_labels
 from distill_dagster.teacher.asking.free_text import AskedPrompt, get_asked_text, read_asked_prompts

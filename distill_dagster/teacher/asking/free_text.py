@@ -148,7 +148,7 @@ class FreeTextAsker:
         return json.loads(example.answer) if example.answer is not None else example.label
 
     def _shown(self, example: FewShotExample) -> dict[str, str]:
-        answer = self.kind.text(self._answer(example))
+        answer = self.kind.format_answer(self._answer(example))
         reasoning = example.reasoning if self.task.reasoning else None
         said = format_with_reasoning(reasoning, answer) if reasoning else f"{ANSWER_MARK} {answer}"
         return {"text": format_transcript(example.messages) or example.text, "written": said}
@@ -156,13 +156,13 @@ class FreeTextAsker:
     def _reply(self, example: FewShotExample, structured: bool) -> str:
         answer = self._answer(example)
         if not structured or is_refusal(answer):
-            return self.kind.text(answer)
+            return self.kind.format_answer(answer)
         reasoning = {"reasoning": example.reasoning} if self.task.reasoning else {}
         return json.dumps(reasoning | {"answer": answer}, ensure_ascii=False)
 
     def _schema(self) -> dict[str, Any]:
         reasoning = {"reasoning": {"type": "string"}} if self.task.reasoning else {}
-        fields = reasoning | {"answer": self.kind.schema()}
+        fields = reasoning | {"answer": self.kind.build_schema()}
         return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
 
     def _tools(self) -> list[dict[str, Any]] | None:

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from distill_dagster.kinds.labels import _word_pattern
+from distill_dagster.kinds.classification import make_word_pattern
 from distill_dagster.teacher.providers.exchange import Position
 
 SHORTEST_FRAGMENT = 4
@@ -44,7 +44,7 @@ def _find_possible_labels(text: str, labels: list[str]) -> list[str]:
     found = [label for label in labels if label.casefold().startswith(folded)]
     if found:
         return found
-    ended = [x for x in labels if re.match(_word_pattern(x), folded)]
+    ended = [x for x in labels if re.match(make_word_pattern(x), folded)]
     return [max(ended, key=len)] if ended else []
 
 

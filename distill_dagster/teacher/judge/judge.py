@@ -123,7 +123,7 @@ class Judge:
 
     def shown(self, answer: str) -> str:
         """An answer, given as canonical JSON text, as its kind writes it."""
-        return self.kind.text(json.loads(answer))
+        return self.kind.format_answer(json.loads(answer))
 
     def read(self, text: str, options: int | None) -> JudgeScore | None:
         """The verdict that an answer holds, or None where it has not the declared form."""
@@ -188,7 +188,7 @@ def find_differing_answers(kind: Kind, completions: pl.DataFrame) -> dict[str, l
 
 def _make_equality(kind: Kind) -> Callable[[str, str], bool]:
     """The kind's equality, of answers given as canonical JSON texts."""
-    return lambda one, other: one == other or kind.equal(json.loads(one), json.loads(other))
+    return lambda one, other: one == other or kind.are_equal(json.loads(one), json.loads(other))
 
 
 def count_judge_requests(task: Task, prompts: int) -> tuple[int, int]:

@@ -17,9 +17,9 @@ class ToolCallKind(Kind):
     """Equal where the same tools are called with the same arguments, in any order."""
 
     answer_kind = "tool_calls"
-    second = "call_f1"
+    second_metric = "call_f1"
 
-    def schema(self) -> dict[str, Any]:
+    def build_schema(self) -> dict[str, Any]:
         calls = [
             {
                 "type": "object",
@@ -31,7 +31,7 @@ class ToolCallKind(Kind):
         ]
         return {"type": "array", "items": {"anyOf": calls}}
 
-    def canonical(self, value: Any, question: Question) -> list[dict[str, Any]]:
+    def canonicalize(self, value: Any, question: Question) -> list[dict[str, Any]]:
         found = find_json(value) if isinstance(value, str) else value
         calls = [found] if isinstance(found, dict) else found
         if not isinstance(calls, list):
@@ -54,10 +54,10 @@ class ToolCallKind(Kind):
             raise InvalidAnswerError(f"the arguments of {name} do not fit: {why}")
         return {"name": name, "arguments": arguments}
 
-    def _equal(self, first: Any, second: Any) -> bool:
+    def _are_equal(self, first: Any, second: Any) -> bool:
         return sorted(map(to_canonical_json, first)) == sorted(map(to_canonical_json, second))
 
-    def second_score(self, answer: Any, reference: Any) -> float:
+    def score_second(self, answer: Any, reference: Any) -> float:
         if answer is None or is_refusal(answer) or is_refusal(reference):
             return self.score(answer, reference)
         return compute_bag_f1(map(to_canonical_json, answer), map(to_canonical_json, reference))

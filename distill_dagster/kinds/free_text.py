@@ -18,13 +18,13 @@ class FreeTextKind(Kind):
     answer_kind = "text"
     one_line = False
     structured = False
-    second = "token_f1"
+    second_metric = "token_f1"
     like: Callable[[str, str], float]
 
-    def schema(self) -> dict[str, Any]:
+    def build_schema(self) -> dict[str, Any]:
         return {"type": "string", "minLength": 1}
 
-    def canonical(self, value: Any, question: Question) -> str:
+    def canonicalize(self, value: Any, question: Question) -> str:
         if not isinstance(value, str):
             raise InvalidAnswerError("the answer is not a text")
         text = "\n".join(line.rstrip() for line in value.strip().splitlines())
@@ -32,7 +32,7 @@ class FreeTextKind(Kind):
             raise InvalidAnswerError("the answer is empty")
         return text
 
-    def _equal(self, first: Any, second: Any) -> bool:
+    def _are_equal(self, first: Any, second: Any) -> bool:
         return fold_unicode(first).casefold() == fold_unicode(second).casefold()
 
     def score(self, answer: Any, reference: Any) -> float:
@@ -40,16 +40,16 @@ class FreeTextKind(Kind):
             return super().score(answer, reference)
         return type(self).like(answer, reference)
 
-    def second_score(self, answer: Any, reference: Any) -> float:
+    def score_second(self, answer: Any, reference: Any) -> float:
         if answer is None or is_refusal(answer) or is_refusal(reference):
             return super().score(answer, reference)
         return compute_token_f1(answer, reference)
 
-    def choose(self, answers: Sequence[Any]) -> MajorityVote:
+    def choose_candidate(self, answers: Sequence[Any]) -> MajorityVote:
         if len(answers) == 1:
             return MajorityVote(0, 1.0)
         mean = [
-            sum(self.second_score(a, b) for j, b in enumerate(answers) if i != j) / (len(answers) - 1)
+            sum(self.score_second(a, b) for j, b in enumerate(answers) if i != j) / (len(answers) - 1)
             for i, a in enumerate(answers)
         ]
         best = max(range(len(answers)), key=lambda i: mean[i])

@@ -10,13 +10,13 @@ from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question
 
 class LabelKind(Kind):
     answer_kind = "label"
-    second = "macro_f1"
+    second_metric = "macro_f1"
     has_labels = True
 
-    def schema(self) -> dict[str, Any]:
+    def build_schema(self) -> dict[str, Any]:
         return {"type": "string", "enum": self.task.label_names}
 
-    def canonical(self, value: Any, question: Question) -> str:
+    def canonicalize(self, value: Any, question: Question) -> str:
         label = parse_label(value, self.task.label_names) if isinstance(value, str) else None
         if label is None:
             raise InvalidAnswerError(f"no label is named in {_format_excerpt(value)}")
@@ -37,14 +37,14 @@ def parse_label(text: str, labels: list[str]) -> str | None:
         if label.casefold() in (line, bare):  # `line`, since a label may itself end with such a sign: ".net"
             return label
     for label in by_length:
-        if re.match(_word_pattern(label), line) or re.match(_word_pattern(label), bare):
+        if re.match(make_word_pattern(label), line) or re.match(make_word_pattern(label), bare):
             return label
-    named = [label for label in by_length if re.search(_word_pattern(label), text.casefold())]
+    named = [label for label in by_length if re.search(make_word_pattern(label), text.casefold())]
     # "data loss" names "data loss" alone, although "data" may be a label too.
-    longest = [a for a in named if not any(a != b and re.search(_word_pattern(a), b.casefold()) for b in named)]
+    longest = [a for a in named if not any(a != b and re.search(make_word_pattern(a), b.casefold()) for b in named)]
     return longest[0] if len(longest) == 1 else None
 
 
-def _word_pattern(label: str) -> str:
+def make_word_pattern(label: str) -> str:
     """A pattern of a label as a word of its own; `\\b` would never match at the end of "c++"."""
     return rf"(?<!\w){re.escape(label.casefold())}(?!\w)"
