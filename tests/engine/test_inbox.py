@@ -423,7 +423,7 @@ def test_two_processes_do_not_take_one_file_twice(make: Callable[..., Inbox]) ->
         box.drop(f"{n}.jsonl", [{"text": f"prompt {n} {m}"} for m in range(50)])
     code = (
         "import sys; from pathlib import Path\n"
-        "from distill_dagster.intake.inbox import process_inbox; from distill_dagster.tasks import open_task\n"
+        "from distill_dagster.intake.inbox import process_inbox; from distill_dagster.pipeline.open_task import open_task\n"
         "tasks, accepted, place = map(Path, sys.argv[1:])\n"
         "print(sum(n for one in process_inbox(open_task(tasks, place.name, accepted), place) for n in one.accepted.values()))"  # noqa: E501
     )

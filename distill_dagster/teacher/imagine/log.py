@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from distill_dagster.core.errors import DistillError
-from distill_dagster.core.files import sync_folder
+from distill_dagster.core.files import append_durably
 from distill_dagster.tasks.imagined import (
     GenerationStart,
     ImaginedPrompt,
     ImagineHistory,
+    ImagineLine,
     ImagineRound,
-    _FileLine,
-    _parse_lines,
-    _read_content,
     read_imagined,
+    read_imagined_until,
 )
 
 LOCK_TIMEOUT_S = 600.0
@@ -61,18 +59,6 @@ def get_timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _append_lines(path: Path, lines: Sequence[_FileLine]) -> None:
-    _, end = _parse_lines(path, _read_content(path))
-    new = not path.exists()
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b") as handle:
-        handle.truncate(end)  # prompts of a round that never ended
-        before = handle.read()
-        if before and not before.endswith(b"\n"):
-            handle.write(b"\n")
-        for line in lines:
-            handle.write(line.model_dump_json().encode() + b"\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    if new:
-        for folder in (path.parent, path.parent.parent, path.parent.parent.parent):
-            sync_folder(folder)
+def _append_lines(path: Path, lines: Sequence[ImagineLine]) -> None:
+    _, end = read_imagined_until(path)  # prompts after it belong to a round that never ended
+    append_durably(path, b"".join(line.model_dump_json().encode() + b"\n" for line in lines), keep_until=end)
