@@ -61,8 +61,8 @@ def assert_equal(requests: RequestBuilder, asked: str | AskedPrompt) -> None:
     for sample in range(4):
         made, rendered = requests.make(asked, sample), requests.rendered(asked, sample)
         assert made == rendered
-        assert made.key == hash_content(rendered.asked)
-        assert made.body() == rendered.body()
+        assert made.key == hash_content(rendered.key_fields)
+        assert made.build_body() == rendered.build_body()
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

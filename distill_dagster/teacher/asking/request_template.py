@@ -32,7 +32,7 @@ class RequestTemplate:
     def __init__(self, request: Request) -> None:
         """`request` is that for the text `HOLE`."""
         self._request = request
-        shared, *rest = _PLACEHOLDERS.split(to_canonical_json(request.asked))
+        shared, *rest = _PLACEHOLDERS.split(to_canonical_json(request.key_fields))
         self._begun = hashlib.sha256(shared.encode())
         self._rest = [
             (hole == _FOLDED_PLACEHOLDER, after.encode()) for hole, after in zip(rest[::2], rest[1::2], strict=True)
@@ -57,8 +57,13 @@ class RequestTemplate:
             for i in self._own:
                 content = messages[i]["content"].replace(PLACEHOLDER, text).replace(_FOLDED_PLACEHOLDER, folded)
                 messages[i] = {"role": messages[i]["role"], "content": content}
-        made = Request(
-            like.identity, like.sample_index, like.params, prompt, messages, like.tools, like.response_format
+        return Request(
+            like.identity,
+            like.sample_index,
+            like.params,
+            prompt,
+            messages,
+            like.tools,
+            like.response_format,
+            known_key=digest.hexdigest(),
         )
-        made.__dict__["key"] = digest.hexdigest()  # where the cached property looks
-        return made

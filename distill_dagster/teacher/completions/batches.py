@@ -349,7 +349,7 @@ class BatchRunner:
         import litellm
 
         model = litellm.get_llm_provider(self.spec.model)[0]
-        body: dict[str, Any] = {"model": model} | request.body()
+        body: dict[str, Any] = {"model": model} | request.build_body()
         if "seed" not in (litellm.get_supported_openai_params(self.endpoint.model) or ["seed"]):
             body.pop("seed", None)
         line = {"custom_id": request.key, "method": "POST", "url": self._url, "body": body}

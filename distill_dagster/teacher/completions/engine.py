@@ -17,6 +17,7 @@ from distill_dagster.core.redaction import list_credentials
 from distill_dagster.teacher.completions.batches import BatchRunner
 from distill_dagster.teacher.completions.ledger import Account, Decision, Reservation, Settlement
 from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.completions.usage import Usage
 from distill_dagster.teacher.providers.attempts import (
     AttemptError,
     BudgetError,
@@ -152,6 +153,23 @@ class CompletionEngine:
     def spent(self) -> float | None:
         """USD that this engine's requests cost; None where a price is unknown."""
         return None if self.unknown_costs else self.spent_usd
+
+    @property
+    def width(self) -> int:
+        """How many requests may be under way at the same time."""
+        return 1 if self.spec.embedded else self.spec.concurrency
+
+    def usage(self, seconds: float = 0.0) -> Usage:
+        """What this engine took so far; `seconds` is the time that the caller measured."""
+        return Usage(
+            self.calls,
+            self.cached,
+            self.prompt_tokens,
+            self.completion_tokens,
+            self.spent,
+            seconds,
+            self.over_budget,
+        )
 
     @property
     def over_budget(self) -> str | None:
@@ -293,7 +311,7 @@ class CompletionEngine:
                 await books.settle(ended)
                 raise
             if cost is not None and response.cost_usd is None and not self.spec.embedded:
-                response = response.costing(cost)
+                response = response.with_cost(cost)
             await books.settle(ended, key, response)
             return response
 

@@ -1,9 +1,8 @@
-"""What is sent to a teacher and what comes back: requests and responses."""
+"""A request to a teacher and its response."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 from distill_dagster.core.hashing import hash_content
@@ -11,7 +10,7 @@ from distill_dagster.core.hashing import hash_content
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to ask. Exactly one of `prompt` (text API) and `messages` (chat API) is set."""
+    """One request to a teacher. Exactly one of `prompt` (text API) and `messages` (chat API) is set."""
 
     identity: str
     sample_index: int
@@ -21,39 +20,41 @@ class Request:
     tools: list[dict[str, Any]] | None = None
     response_format: dict[str, Any] | None = None
     attempt: int = 0
-    """More than 0 where the same is asked anew, since the answer before was of no use: a request of its own."""
+    """More than 0 when the same request is sent again because its answer was unusable. It has a key of its own."""
+    known_key: InitVar[str | None] = None
+    """The key, if the caller computed it from the same fields. `dataclasses.replace` computes it again."""
+    key: str = field(init=False)
+    """request_key: the hash of `key_fields`."""
+
+    def __post_init__(self, known_key: str | None) -> None:
+        object.__setattr__(self, "key", known_key or hash_content(self.key_fields))
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """All that shapes the answer, and nothing of where, when or for whom it is asked."""
-        asked: dict[str, Any] = {"prompt": self.prompt, "messages": self.messages}
-        asked |= {"tools": self.tools, "response_format": self.response_format}
-        asked |= {"attempt": self.attempt} if self.attempt else {}
-        return asked | {"teacher": self.identity, "params": self.params, "sample": self.sample_index}
+    def key_fields(self) -> dict[str, Any]:
+        """Everything that shapes the answer, without where, when or for whom the request is sent."""
+        fields: dict[str, Any] = {"prompt": self.prompt, "messages": self.messages}
+        fields |= {"tools": self.tools, "response_format": self.response_format}
+        fields |= {"attempt": self.attempt} if self.attempt else {}
+        return fields | {"teacher": self.identity, "params": self.params, "sample": self.sample_index}
 
-    @cached_property
-    def key(self) -> str:
-        """request_key: the hash of what is asked. `Mould` works it out from what many requests share."""
-        return hash_content(self.asked)
-
-    def body(self) -> dict[str, Any]:
-        """What is sent, without the model: parameters, and the prompt or the messages."""
-        asked: dict[str, Any] = {"messages": self.messages} if self.messages is not None else {"prompt": self.prompt}
+    def build_body(self) -> dict[str, Any]:
+        """The body to send, without the model: the parameters, and the prompt or the messages."""
+        body: dict[str, Any] = {"messages": self.messages} if self.messages is not None else {"prompt": self.prompt}
         if self.tools is not None:
-            asked["tools"] = self.tools
+            body["tools"] = self.tools
         if self.response_format is not None:
-            asked["response_format"] = self.response_format
+            body["response_format"] = self.response_format
         extra = self.params.get("extra_body") or {}
-        return asked | {name: value for name, value in self.params.items() if name != "extra_body"} | extra
+        return body | {name: value for name, value in self.params.items() if name != "extra_body"} | extra
 
 
 @dataclass(slots=True)  # frozen would take four times as long to make, and one is made of each stored answer
 class Response:
-    """What came back for one request, as received: soft labels are read from it later, not stored instead of it.
+    """The response to one request, as received. Soft labels are read from it later and do not replace it.
 
-    `positions` holds, per token of the answer, the likeliest tokens with natural log-probabilities, the taken one
-    first. `latency_s` is seconds on the wire, with `in_flight` requests of ours under way at the start. `mode` is how
-    it came: online, batch (its latency is not measured), or replay.
+    `positions` holds, for each token of the answer, the likeliest tokens with their natural log-probabilities; the
+    first is the token that was chosen. `latency_s` is seconds on the wire, while `in_flight` requests of this process
+    were under way. `mode` is online, batch (latency is not measured) or replay.
     """
 
     text: str
@@ -71,10 +72,10 @@ class Response:
     tool_calls: list[dict[str, Any]] | None = None
     mode: str = "online"
 
-    def costing(self, usd: float) -> Response:
-        """The same, with what it cost."""
+    def with_cost(self, usd: float) -> Response:
+        """The same response with its cost in USD."""
         return replace(self, cost_usd=usd)
 
 
 Position = list[tuple[str, float]]
-"""The likeliest tokens at one place of an answer with their natural log-probabilities; the first is the one taken."""
+"""The likeliest tokens at one place of an answer, with natural log-probabilities; the first is the chosen one."""

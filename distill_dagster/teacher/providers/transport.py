@@ -65,7 +65,7 @@ async def _send_direct(endpoint: Endpoint, request: Request, timeout_s: float) -
     import aiohttp
 
     assert endpoint.api_base is not None
-    body = {"model": endpoint.model.split("/", 1)[1]} | request.body()
+    body = {"model": endpoint.model.split("/", 1)[1]} | request.build_body()
     url = endpoint.api_base.rstrip("/") + ("/completions" if request.prompt is not None else "/chat/completions")
     headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
     try:
@@ -105,7 +105,9 @@ async def _send_through_litellm(endpoint: Endpoint, request: Request, timeout_s:
         where["api_base"] = endpoint.api_base
     if endpoint.api_key:
         where["api_key"] = endpoint.api_key
-    params = copy.deepcopy(request.body())  # litellm rewrites some in place, and requests share turns, tools and schema
+    params = copy.deepcopy(
+        request.build_body()
+    )  # litellm rewrites some in place, and requests share turns, tools and schema
     if "tools" in params:
         # litellm would look whether one of them is of its own gateway, with a package that nothing here needs.
         params["_skip_mcp_handler"] = True
