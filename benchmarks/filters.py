@@ -39,13 +39,15 @@ import polars as pl
 from common import peak_mb, wanted, write_result
 
 from distill_dagster.config import Task
+from distill_dagster.config.inbox import DEFAULT_PHONE_REGIONS
 from distill_dagster.curation.dataset.comparison_cache import ComparisonCache
 from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset
 from distill_dagster.curation.filters import Filter, filter_rows, select_task_filters
 from distill_dagster.curation.filters.prose import Prose, Repetition
-from distill_dagster.curation.scores import private, reasoning, texts
+from distill_dagster.curation.scores import arithmetic, boilerplate, language, personal_data, reasoning
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.curation.text_columns import extract_user_texts
+from distill_dagster.kinds import refusals
 from distill_dagster.tables.parquet import write_parquet
 from distill_dagster.tables.schemas import MESSAGES, SCORED, SCORES, conform_to_schema
 
@@ -232,9 +234,9 @@ def _datatrove(rows: list[dict[str, Any]]) -> tuple[float, int]:
     from spaces import Spaces
 
     spaces = Spaces()
-    refusal, boiler = re.compile(texts.REFUSAL_PATTERN), re.compile(texts.BOILERPLATE_PATTERN)
+    refusal, boiler = re.compile(refusals.REFUSAL_ANYWHERE), re.compile(boilerplate.BOILERPLATE_PATTERN)
     conclusion = re.compile(reasoning.CONCLUSION_PATTERN)
-    plain = private.KIND_HINTS | {"PHONE": r"(?:\d[-\s().+/]{0,4}){6}\d"}  # Python's re has no Unicode properties
+    plain = personal_data.KIND_HINTS | {"PHONE": r"(?:\d[-\s().+/]{0,4}){6}\d"}  # Python's re has no Unicode properties
     hints = {kind: re.compile(pattern) for kind, pattern in plain.items()}
     equation = re.compile(r"(?<![\w.=+*/-])\d+ [-+*/] \d+ = \d+")
     first = re.compile(r"[^.!?\n]{0,200}[.!?\n]?")
@@ -249,7 +251,7 @@ def _datatrove(rows: list[dict[str, Any]]) -> tuple[float, int]:
 
     def public(doc: Any) -> bool:
         kinds = [kind for kind, hint in hints.items() if hint.search(doc.text)]
-        return not kinds or not private.count_personal_data(doc.text, kinds)
+        return not kinds or not personal_data.count_personal_data(doc.text, kinds, DEFAULT_PHONE_REGIONS)
 
     def figures(doc: Any) -> bool:
         row = doc.metadata
@@ -277,13 +279,13 @@ def _datatrove(rows: list[dict[str, Any]]) -> tuple[float, int]:
         LambdaFilter(lambda doc: conclusion.search(first.match(doc.metadata["reasoning"]).group()) is None),  # type: ignore[union-attr]
         LambdaFilter(lambda doc: conclusion.search(doc.metadata["reasoning"]) is None),
         LambdaFilter(
-            lambda doc: all(reasoning.is_equation_true(e) for e in equation.findall(doc.metadata["reasoning"]))
+            lambda doc: all(arithmetic.is_equation_true(e) for e in equation.findall(doc.metadata["reasoning"]))
         ),
         LambdaFilter(public),
         LambdaFilter(lambda doc: re.search("[A-Za-z]", doc.metadata["answer"]) is not None),
     ]
     documents = [Document(text=row["written"], id=str(n), metadata=row) for n, row in enumerate(rows)]
-    reasoning.is_equation_true.cache_clear()
+    arithmetic.is_equation_true.cache_clear()
     started, kept = time.perf_counter(), 0
     for doc in documents:
         # Every rule looks at every row, as ours do: which of them it fails is known of each.
@@ -370,9 +372,9 @@ def timed_filters(
 
 def timed_language(sample: list[dict[str, Any]]) -> float:
     said = pl.Series([row["written"] for row in sample])
-    texts.detect_languages(said.head(10))
+    language.detect_languages(said.head(10))
     started = time.perf_counter()
-    texts.detect_languages(said)
+    language.detect_languages(said)
     return round(len(said) / (time.perf_counter() - started), 1)
 
 

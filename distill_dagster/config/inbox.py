@@ -32,6 +32,9 @@ class InboxRuleSpec(ConfigModel):
         return value
 
 
+DEFAULT_PHONE_REGIONS = ("US", "GB", "DE", "FR")
+
+
 class InboxSpec(ConfigModel):
     """How lines of files in the inbox become prompts."""
 
@@ -42,8 +45,8 @@ class InboxSpec(ConfigModel):
         default=False, description="keep taken files in done/, unmasked as they came; by default only their summary"
     )
     phone_regions: list[str] = Field(
-        default=["US", "GB", "DE", "FR"],
-        description="countries whose national way to write phone numbers is masked too; +49 … always is",
+        default=[*DEFAULT_PHONE_REGIONS],
+        description="countries whose national phone numbers are recognised everywhere; +49 … always is",
     )
 
     @field_validator("phone_regions")

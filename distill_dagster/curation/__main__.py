@@ -6,7 +6,7 @@ import polars as pl
 
 from distill_dagster.curation.dedup.decontaminate import find_contamination
 from distill_dagster.curation.dedup.duplicates import find_duplicates
-from distill_dagster.curation.scores.prose import count_digits, count_words, measure_echo, measure_prose
+from distill_dagster.curation.scores.kernel import count_digits, count_words, measure_echo, measure_prose
 
 
 def main() -> None:

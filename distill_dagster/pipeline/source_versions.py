@@ -41,7 +41,12 @@ def hash_curation_settings(task: Task) -> str:
     # A label's description changes what is asked, not which rows are kept.
     return hash_content(
         task.answer_settings()
-        | {"labels": task.label_names, "curation": curation, "filters": list_filter_hash_fields(task)}
+        | {
+            "labels": task.label_names,
+            "curation": curation,
+            "filters": list_filter_hash_fields(task),
+            "scorers": get_scorer_versions(collect_task_scorers(task)),  # people's answers are scored with the dataset
+        }
     )
 
 

@@ -12,19 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_dagster.config import Task
+from distill_dagster.config.inbox import DEFAULT_PHONE_REGIONS
 from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.curation.dataset.split import assign_splits
 from distill_dagster.curation.filters.docs import FilterExample, build_example_row
-from distill_dagster.curation.scores import PROSE_SCORER, add_scores, prose
-from distill_dagster.curation.scores.base import PROSE_FIELDS
-from distill_dagster.curation.scores.private import (
-    DEFAULT_PHONE_REGIONS,
-    KIND_HINTS,
-    PRIVATE_SCORER,
-    count_personal_data,
-)
-from distill_dagster.curation.scores.reasoning import ARITHMETIC_SCORER, REASONING_SCORER, is_equation_true
-from distill_dagster.curation.scores.texts import LENGTHS_SCORER
+from distill_dagster.curation.scores import add_scores, bind_scorer, kernel
+from distill_dagster.curation.scores.arithmetic import ARITHMETIC_SCORER, is_equation_true
+from distill_dagster.curation.scores.personal_data import KIND_HINTS, PERSONAL_DATA_SCORER, count_personal_data
+from distill_dagster.curation.scores.prose import PROSE_FIELDS, PROSE_SCORER
+from distill_dagster.curation.scores.reasoning import REASONING_SCORER
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.curation.text_columns import (
     append_answers,
@@ -36,9 +32,8 @@ from distill_dagster.curation.text_columns import (
 )
 from distill_dagster.intake.masking import mask_text
 from distill_dagster.kinds import get_kind
-from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.messages import get_user_text
-from distill_dagster.tables.schemas import MESSAGES, SCORED, add_later_columns, conform_to_schema
+from distill_dagster.tables.schemas import MESSAGES
 from distill_dagster.tasks import normalize_text
 from tests.engine.test_masking import GITHUB, JWT, PEM, STRIPE
 
@@ -83,7 +78,9 @@ def test_the_target_turn_is_that_of_the_kind(rows: list[tuple[Any, str | None]])
         assert build_targets(frame, kind).to_list() == [
             kind.format_target(a, why) for a, (_, why) in zip(answers, rows, strict=True)
         ]
-    assert extract_answer_texts(frame["answer"]).to_list() == [KINDS["generation"].text(json.loads(a)) for a in answers]
+    assert extract_answer_texts(frame["answer"]).to_list() == [
+        KINDS["generation"].format_answer(json.loads(a)) for a in answers
+    ]
 
 
 @given(st.lists(TEXT, max_size=8), st.integers(-5, 5), st.sampled_from([0.0, 0.1, 0.5, 0.99]))
@@ -160,29 +157,29 @@ def plain_prose(text: str) -> dict[str, float]:
 
 @given(st.lists(WRITTEN, max_size=5))
 def test_the_kernel_measures_what_the_definitions_say(texts: list[str]) -> None:
-    found = prose.measure_prose(pl.Series(texts, dtype=pl.String)).to_dicts()
+    found = kernel.measure_prose(pl.Series(texts, dtype=pl.String)).to_dicts()
     for text, row in zip(texts, found, strict=True):
         wanted = plain_prose(text)
         for name in PROSE_FIELDS:
             if "paragraph" not in name:
                 assert row[name] == pytest.approx(wanted[name], abs=1e-4), (name, text)
-    assert prose.count_words(pl.Series(texts, dtype=pl.String)).to_list() == [len(text.split()) for text in texts]
+    assert kernel.count_words(pl.Series(texts, dtype=pl.String)).to_list() == [len(text.split()) for text in texts]
 
 
 def test_paragraphs_and_many_rows_at_once() -> None:
     twice = "one two\nthree\n\nfour\n\none two\nthree"
-    row = prose.measure_prose(pl.Series([twice]))
+    row = kernel.measure_prose(pl.Series([twice]))
     assert row["duplicate_paragraphs"][0] == pytest.approx(1 / 3, abs=1e-4)
     assert row["duplicate_paragraph_chars"][0] == pytest.approx(12 / len(twice), abs=1e-4)
     texts = [f"{n} the cat sat on the cat " * (n % 7) for n in range(1000)]
-    whole = prose.measure_prose(pl.Series(texts))
-    assert whole.equals(pl.concat(prose.measure_prose(pl.Series([text])) for text in texts))
+    whole = kernel.measure_prose(pl.Series(texts))
+    assert whole.equals(pl.concat(kernel.measure_prose(pl.Series([text])) for text in texts))
 
 
 @given(st.lists(st.tuples(WRITTEN, WRITTEN), max_size=5))
 def test_echo(pairs: list[tuple[str, str]]) -> None:
     said, asked = (pl.Series([pair[n] for pair in pairs], dtype=pl.String) for n in (0, 1))
-    for (answer, prompt), found in zip(pairs, prose.measure_echo(said, asked), strict=True):
+    for (answer, prompt), found in zip(pairs, kernel.measure_echo(said, asked), strict=True):
         one, two = ([w.lower().strip("#.-•") for w in text.split()] for text in (answer, prompt))
         if "•" in answer + prompt:
             continue  # a sign of three bytes counts as a letter
@@ -215,7 +212,7 @@ PRIVATE_TEXTS = [
 def test_the_quick_hints_lose_nothing(text: str, around: str) -> None:
     whole = around + text + " " + around
     row = build_example_row(FilterExample({"answer": whole}))
-    scores = add_scores(row, [PRIVATE_SCORER], TaskView("generation"))["scores"][0]
+    scores = add_scores(row, [PERSONAL_DATA_SCORER], TaskView("generation"))["scores"][0]
     counts = mask_text(whole, DEFAULT_PHONE_REGIONS).counts
     assert scores["secrets"] == counts.pop("SECRET", 0)
     assert scores["pii"] == (", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) or None)
@@ -223,7 +220,20 @@ def test_the_quick_hints_lose_nothing(text: str, around: str) -> None:
 
 def test_a_long_text_is_looked_at_in_parts() -> None:
     text = "many words of it " * 2000 + "write to jane@example.org " + "and more words " * 2000
-    assert count_personal_data(text, list(KIND_HINTS)) == {"EMAIL": 1}
+    assert count_personal_data(text, list(KIND_HINTS), ()) == {"EMAIL": 1}
+
+
+def test_national_phone_numbers_are_found_by_the_phone_regions_of_the_task() -> None:
+    rows = build_example_row(FilterExample({"answer": "Ring 03-3224-5000 for help."}))
+    for regions, count in (("US", "DE"), None), (("JP",), "1 PHONE"):
+        about = TaskView("generation", phone_regions=regions)
+        assert add_scores(rows, [PERSONAL_DATA_SCORER], about)["scores"][0]["pii"] == count
+
+
+def test_a_change_of_phone_regions_is_another_version_of_the_scorer() -> None:
+    japan, germany = TaskView(phone_regions=("JP",)), TaskView(phone_regions=("DE",))
+    assert bind_scorer(PERSONAL_DATA_SCORER, japan).version != bind_scorer(PERSONAL_DATA_SCORER, germany).version
+    assert bind_scorer(PROSE_SCORER, japan) == PROSE_SCORER
 
 
 @pytest.mark.parametrize(
@@ -306,16 +316,3 @@ def test_scores_that_are_there_are_not_made_again() -> None:
     assert add_scores(changed, [PROSE_SCORER], TaskView("generation"), marked, {"prose": "1"})["scores"].struct.field(
         "prose_words"
     ).to_list() == [3, 3, 3]
-
-
-def test_a_table_that_was_written_when_there_were_fewer_scores() -> None:
-    rows = pl.concat(build_example_row(FilterExample({"text": f"text {n}"})) for n in range(3))
-    now = conform_to_schema(add_scores(rows, [LENGTHS_SCORER], TaskView()).select(list(SCORED)), SCORED, ("prompt_id",))
-    few = pl.struct(pl.col("scores").struct.field(name) for name in LENGTHS_SCORER.fields).alias("scores")
-    before = now.with_columns(few)
-    assert before.schema["scores"] != now.schema["scores"]
-    assert add_later_columns(before, SCORED).equals(now)
-    assert compute_data_version(before) == compute_data_version(now)
-    none = conform_to_schema(rows.select(list(SCORED)), SCORED, ("prompt_id",))
-    assert compute_data_version(none) == compute_data_version(none.drop("scores")) != compute_data_version(now)
-    assert add_later_columns(none.drop("scores"), SCORED).equals(none)

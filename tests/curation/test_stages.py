@@ -16,7 +16,7 @@ from distill_dagster.cli import app
 from distill_dagster.core import plots
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.curation.filters import STEP_REASONS
-from distill_dagster.curation.scores import prose
+from distill_dagster.curation.scores import kernel
 from distill_dagster.pipeline.stages import dataset, teacher
 from distill_dagster.tables.schemas import DATASET, SCORED
 from tests.engine.test_stages import Run
@@ -82,8 +82,8 @@ def test_a_score_is_computed_once_and_a_threshold_runs_no_slice(run: Run, monkey
     assert words.null_count() == 0
 
     counted: list[int] = []
-    real = prose.count_words
-    monkeypatch.setattr(prose, "count_words", lambda texts: counted.append(len(texts)) or real(texts))
+    real = kernel.count_words
+    monkeypatch.setattr(kernel, "count_words", lambda texts: counted.append(len(texts)) or real(texts))
     set_filters(run, reasoning_words={"min": 8})
     assert run.update() == ["filtered_dataset"]
     assert counted == []

@@ -12,7 +12,7 @@ from distill_dagster.core.errors import Problem
 from distill_dagster.curation.filters import agreement, answers, classified, lengths, private, prose, reasoning
 from distill_dagster.curation.filters.base import Filter
 from distill_dagster.curation.filters.own import CustomFilterSpec
-from distill_dagster.curation.scores import Scorer
+from distill_dagster.curation.scores import Scorer, bind_scorer
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.tasks.yaml_files import convert_validation_error, find_line, read_yaml
 
@@ -173,8 +173,9 @@ def select_task_filters(task: Task) -> list[Filter]:
 
 
 def collect_task_scorers(task: Task) -> list[Scorer]:
-    """The scorers that the filters of a task need."""
-    return collect_scorers(select_task_filters(task))
+    """The scorers that the filters of a task need, each with the task's settings in its version."""
+    about = TaskView.from_task(task)
+    return [bind_scorer(scorer, about) for scorer in collect_scorers(select_task_filters(task))]
 
 
 def list_filter_hash_fields(task: Task) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a scorer is: a function from texts to columns, with a version, and nothing of thresholds."""
+"""What a scorer is: a function from rows to score columns, with a version and without thresholds."""
 
 from __future__ import annotations
 
@@ -12,33 +12,21 @@ from distill_dagster.curation.task_view import TaskView
 
 @dataclass(frozen=True)
 class Scorer:
-    """One way to score rows. What it gives depends on the rows and the task alone.
+    """One way to score rows. The result depends on the rows and the task alone.
 
     Args:
-        version: raise it where what it gives changes; stored scores of another version are worked out anew.
-        fields: what it gives, of `tables.SCORES`.
-        run: from the rows with `texts.with_texts` to a frame of these fields, row by row.
+        name: its name in records and in filters.
+        version: raise it when the results change. Scores of another version are computed again.
+        fields: the scores that it computes, of `tables.schemas.SCORES`.
+        run: takes rows with the columns of `text_columns.add_text_columns`, and returns a frame with one row for each
+            and these fields.
+        reads_rows_only: false if `run` reads columns that are not part of a candidate. Its scores are never reused.
+        uses_phone_regions: whether the result depends on the phone regions of the task.
     """
 
     name: str
     version: str
     fields: tuple[str, ...]
     run: Callable[[pl.DataFrame, TaskView], pl.DataFrame]
-
-
-PROSE_FIELDS = (
-    "prose_words",
-    "duplicate_lines",
-    "duplicate_line_chars",
-    "duplicate_paragraphs",
-    "duplicate_paragraph_chars",
-    *(f"top_{n}_gram" for n in (2, 3, 4)),
-    *(f"duplicate_{n}_grams" for n in (5, 6, 7, 8, 9, 10)),
-    "mean_word_length",
-    "hashes",
-    "ellipses",
-    "bullet_lines",
-    "ellipsis_lines",
-    "alphabetic_words",
-    "stop_words",
-)
+    reads_rows_only: bool = True
+    uses_phone_regions: bool = False
