@@ -6,7 +6,7 @@ import dagster as dg
 
 from assets.stage_asset import build_stage_asset
 from assets.task_graph import TaskGraph
-from distill_dagster.pipeline.stages.teacher import make_prompt_context, make_seed_prompts
+from distill_dagster.pipeline.stages.prompts import make_prompt_context, make_seed_prompts
 from distill_dagster.tables.schemas import ANSWERED_PROMPT_CONTEXT, PROMPT_CONTEXT, PROMPTS
 
 _SEEDS = {"messages": [("slice_files", "seeds")], "prompt_id": [("slice_files", "seeds")]}

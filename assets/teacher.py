@@ -7,9 +7,9 @@ import dagster as dg
 from assets.stage_asset import build_stage_asset
 from assets.task_graph import TaskGraph
 from distill_dagster.pipeline.stages.gate import make_teacher_gate
+from distill_dagster.pipeline.stages.scores import make_scored_completions
 from distill_dagster.pipeline.stages.teacher import (
     make_golden_completions,
-    make_scored_completions,
     make_teacher_completions,
     make_teacher_prior,
 )

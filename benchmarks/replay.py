@@ -43,7 +43,7 @@ from distill_dagster.curation.task_view import TaskView
 from distill_dagster.kinds import Question, get_kind
 from distill_dagster.pipeline.open_task import open_task
 from distill_dagster.prompts.seeds import compute_prompt_id
-from distill_dagster.tables.lake import Lake
+from distill_dagster.tables.lake import ArtifactRecord, Lake
 from distill_dagster.tables.messages import make_user_message
 from distill_dagster.tables.schemas import COMPLETIONS, SCORED
 from distill_dagster.tasks import TaskFolder
@@ -216,6 +216,7 @@ def timed(note: Callable[[float], None]) -> Iterator[None]:
 
 def resume(home: Home, count: int) -> dict[str, float]:
     """The stage over `count` prompts, every answer of which is stored; how long it took as a whole and to ask."""
+    from distill_dagster.pipeline.stages import prompts
     from distill_dagster.pipeline.stages import teacher as stage
     from distill_dagster.pipeline.stages.context import StageContext, StageInputs
     from distill_dagster.pipeline.stages.gate import PASSED_VERSION
@@ -244,11 +245,15 @@ def resume(home: Home, count: int) -> dict[str, float]:
         yield resolve_endpoint(spec)
 
     env = StageContext(folder, lake, store, home.models, home.reports, endpoint)
-    stage.make_prompt_context(env, None)
-    stage.make_seed_prompts(env, "all")
+    prompts.make_prompt_context(env, None)
+    prompts.make_seed_prompts(env, "all")
     gate = StageInputs(env, "teacher_gate", None)  # as it is left by a teacher that passed it
     gate.note_source("teacher_settings")
-    lake.write(name, pl.DataFrame(schema=PREDICTIONS), ArtifactRecord("teacher_gate", None, PASSED_VERSION, gate.stage.code_version, gate.versions))
+    lake.write(
+        name,
+        pl.DataFrame(schema=PREDICTIONS),
+        ArtifactRecord("teacher_gate", None, PASSED_VERSION, gate.stage.code_version, gate.versions),
+    )
     examples = read_example_pool(lake.read(name, "prompt_context", None, get_context_schema(folder.task))[0])
     templates = Templates(folder.templates(), folder.task.kind, folder.task.reasoning)
     requests = RequestBuilder(folder.task, templates, examples, resolve_endpoint(folder.task.teacher))

@@ -29,7 +29,7 @@ STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         CheckSpec("no_row_removed", "No few-shot example repeats another or a golden row."),
     ),
     "seed_prompts": (VALID_TABLE_CHECK, CheckSpec("target_reached", "A slice with a target has that many prompts.")),
-    "teacher_prior": (VALID_TABLE_CHECK,),
+    "teacher_prior": (VALID_TABLE_CHECK, NO_MISSING_ROWS_CHECK),
     "golden_completions": (TERMS_CHECK, TERMS_KNOWN_CHECK, VALID_TABLE_CHECK, NO_MISSING_ROWS_CHECK),
     "teacher_gate": (
         VALID_TABLE_CHECK,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Literal
 
 Partition = Literal["slice", "student"] | None
@@ -41,6 +42,11 @@ class Stage:
     """Only tasks with this feature have the stage."""
     feature_upstream: Mapping[Feature, tuple[str, ...]] = field(default_factory=dict, hash=False)
     """Further inputs in tasks with a feature."""
+
+    def list_upstream(self, features: Collection[Feature]) -> tuple[str, ...]:
+        """The sources and stages that it reads in a task with these features."""
+        further = (names for feature, names in self.feature_upstream.items() if feature in features)
+        return (*self.upstream, *chain.from_iterable(further))
 
 
 SOURCES = {
@@ -131,7 +137,7 @@ STAGES = {
             "for a slice with a `target`, those that the teacher imagined.",
             purpose="imagine",
             # Imagining is paid for, and waits for the gate.
-            feature_upstream={"imagine": ("teacher_gate", "imagine_settings")},
+            feature_upstream={"imagine": ("teacher_gate", "golden_set", "imagine_settings")},
         ),
         Stage(
             "teacher_completions",
@@ -146,7 +152,7 @@ STAGES = {
             "scored_completions",
             "slice",
             ("seed_prompts", "teacher_completions", "teacher_prior"),
-            "2",
+            "3",
             ("polars",),
             "One row per prompt: the candidate answer over all samples, with its scores. No thresholds.",
             purpose="judge",
@@ -156,7 +162,7 @@ STAGES = {
             "filtered_dataset",
             None,
             ("scored_completions", "slice_manifest", "golden_set", "human_examples", "curation_settings"),
-            "3",
+            "4",
             ("duckdb", "polars"),
             "What the student learns from: all slices after filters, leak removal, deduplication, caps and the split. "
             "The rejected rows are stored next to it, each with one drop reason.",
@@ -235,11 +241,8 @@ def list_sources(features: Collection[Feature] = ()) -> dict[str, Source]:
 
 def list_stages(features: Collection[Feature] = ()) -> dict[str, Stage]:
     """The stages of a task with these features by name, in topological order, each with all its inputs."""
-    stages = {}
-    for name, stage in STAGES.items():
-        if stage.feature is None or stage.feature in features:
-            more = [
-                input_ for feature, names in stage.feature_upstream.items() if feature in features for input_ in names
-            ]
-            stages[name] = replace(stage, upstream=(*stage.upstream, *more))
-    return stages
+    return {
+        name: replace(stage, upstream=stage.list_upstream(features))
+        for name, stage in STAGES.items()
+        if stage.feature is None or stage.feature in features
+    }

@@ -206,7 +206,7 @@ def test_a_task_that_imagines_and_judges_has_two_more_sources(tmp_path: Path) ->
     small_task(tmp_path, "judged", imagine={"per_request": 2}, judge={"model": "openai/judge", "rubric": rubric})
     small_task(tmp_path, "plain")
     found = described(build_definitions(home_of(tmp_path)))
-    more = {"seed_prompts": ("teacher_gate", "imagine_settings"), "scored_completions": ("judge_settings",)}
+    more = {"seed_prompts": ("teacher_gate", "golden_set", "imagine_settings"), "scored_completions": ("judge_settings",)}
     for stage, upstream in more.items():
         source = upstream[-1]
         plain = {dep.replace("plain/", "judged/") for dep in found[f"plain/{stage}"]["deps"]}

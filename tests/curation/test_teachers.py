@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from distill_dagster.core.errors import InputError
+from distill_dagster.pipeline.stages import prompts, scores
 from distill_dagster.pipeline.stages import teacher as stages
 from distill_dagster.pipeline.stages.context import StageContext, StageResult
 from distill_dagster.tables.schemas import COMPLETIONS, SCORED
@@ -50,15 +51,15 @@ def env(
 
 
 def completions(env: StageContext) -> StageResult:
-    stages.make_prompt_context(env, None)
-    stages.make_seed_prompts(env, "shop")
+    prompts.make_prompt_context(env, None)
+    prompts.make_seed_prompts(env, "shop")
     pass_gate(env)
     return stages.make_teacher_completions(env, "shop")
 
 
 def scored(env: StageContext) -> dict[str, dict[str, Any]]:
     stages.make_teacher_prior(env, None)
-    stages.make_scored_completions(env, "shop")
+    scores.make_scored_completions(env, "shop")
     frame, _ = env.lake.read(env.task_name, "scored_completions", "shop", SCORED)
     return {row["messages"][0]["content"]: row for row in frame.iter_rows(named=True)}
 

@@ -14,7 +14,7 @@ from distill_dagster.core import plots
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
 from distill_dagster.pipeline.freshness import TaskState
-from distill_dagster.pipeline.stages import dataset, gate, teacher
+from distill_dagster.pipeline.stages import dataset, gate, prompts, scores, teacher
 from distill_dagster.pipeline.stages.context import StageContext, StageResult
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.lake import format_artifact_name
@@ -25,13 +25,13 @@ from tests.support.provider import FakeProvider, Fault, Seen
 from tests.support.task import LABELS, again, env_of, pass_gate, small_task
 
 STAGES: dict[str, Callable[[StageContext, str | None], StageResult]] = {
-    "prompt_context": teacher.make_prompt_context,
+    "prompt_context": prompts.make_prompt_context,
     "teacher_prior": teacher.make_teacher_prior,
     "golden_completions": teacher.make_golden_completions,
     "teacher_gate": gate.make_teacher_gate,
-    "seed_prompts": teacher.make_seed_prompts,
+    "seed_prompts": prompts.make_seed_prompts,
     "teacher_completions": teacher.make_teacher_completions,
-    "scored_completions": teacher.make_scored_completions,
+    "scored_completions": scores.make_scored_completions,
     "filtered_dataset": dataset.make_filtered_dataset,
 }
 
@@ -69,7 +69,7 @@ class Run:
 def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Great Expectations and pictures take most of the time; one test has them, the others do without."""
     if getattr(request, "param", True):
-        for module in (teacher, gate, dataset):
+        for module in (prompts, teacher, scores, gate, dataset):
             monkeypatch.setattr(module, "check_table", lambda *_: CheckResult("valid_table", True))
         monkeypatch.setattr(plots, "plot_counts", lambda *_: b"")
 
@@ -200,9 +200,9 @@ def test_a_dataset_that_is_too_small_is_kept_back(run: Run) -> None:
     record = run.env.lake.record(run.env.task_name, "filtered_dataset")
     assert record is not None
     assert record.extra["blocked"] == ["enough_rows"]
-    reading = teacher.StageInputs(run.env, "student_adapter", "tiny")
+    inputs = teacher.StageInputs(run.env, "student_adapter", "tiny")
     with pytest.raises(DistillError, match=r"filtered_dataset did not pass its blocking check enough_rows"):
-        reading.table("filtered_dataset", DATASET)
+        inputs.read_table("filtered_dataset", DATASET)
 
 
 def test_a_stage_before_its_inputs_says_what_to_run(run: Run) -> None:

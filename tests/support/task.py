@@ -19,7 +19,7 @@ from distill_dagster.pipeline.stages.context import StageContext, StageInputs
 from distill_dagster.pipeline.stages.gate import PASSED_VERSION
 from distill_dagster.prompts.few_shot import build_prompt_context, get_context_schema, read_example_pool
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.tables.lake import Lake
+from distill_dagster.tables.lake import ArtifactRecord, Lake
 from distill_dagster.tables.schemas import PREDICTIONS
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.tasks.rows import collect_held_out_keys

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from distill_dagster.config import TeacherSpec
+from distill_dagster.pipeline.stages import prompts
 from distill_dagster.pipeline.stages import teacher as stages
 from distill_dagster.pipeline.stages.context import StageContext
 from distill_dagster.tables.schemas import COMPLETIONS
@@ -52,8 +53,8 @@ def test_what_is_asked_and_what_it_costs_at_most(env: StageContext, provider: Fa
     assert (shop.prompts, shop.calls, shop.cached, shop.purpose) == (3, 6, 0, "answers")
     assert shop.wall_s == 3.0  # six at 120 a minute
     assert provider.requests == []
-    stages.make_prompt_context(env, None)
-    stages.make_seed_prompts(env, "shop")
+    prompts.make_prompt_context(env, None)
+    prompts.make_seed_prompts(env, "shop")
     pass_gate(env)
     made = stages.make_teacher_completions(env, "shop")
     assert made.record.extra["teacher_calls"] == shop.calls

@@ -16,7 +16,7 @@ from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import TeacherError, TermsError
 from distill_dagster.kinds import get_kind
 from distill_dagster.pipeline.freshness import TaskState
-from distill_dagster.pipeline.stages import dataset, teacher
+from distill_dagster.pipeline.stages import dataset, prompts, scores, teacher
 from distill_dagster.pipeline.stages.context import StageContext, StageResult
 from distill_dagster.prompts.auxiliary_templates import JUDGE_TEMPLATES, select_templates
 from distill_dagster.tables.lake import format_artifact_name
@@ -46,11 +46,11 @@ RUBRIC = [
 JUDGE_SPEC: dict[str, Any] = {"model": "openai/judge", "rubric": RUBRIC, "max_retries": 0}
 JUDGE_SPEC["response_format"] = "json_schema"
 STAGES: dict[str, Callable[[StageContext, str | None], StageResult]] = {
-    "prompt_context": teacher.make_prompt_context,
-    "seed_prompts": teacher.make_seed_prompts,
+    "prompt_context": prompts.make_prompt_context,
+    "seed_prompts": prompts.make_seed_prompts,
     "teacher_prior": teacher.make_teacher_prior,
     "teacher_completions": teacher.make_teacher_completions,
-    "scored_completions": teacher.make_scored_completions,
+    "scored_completions": scores.make_scored_completions,
     "filtered_dataset": dataset.make_filtered_dataset,
 }
 

@@ -19,6 +19,7 @@ from distill_dagster.core.errors import InputError, TeacherError
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.intake.recordings import Recording, parse_recordings
 from distill_dagster.pipeline.source_versions import compute_source_version
+from distill_dagster.pipeline.stages import prompts
 from distill_dagster.pipeline.stages import teacher as stage
 from distill_dagster.pipeline.stages.context import StageContext, StageResult
 from distill_dagster.pipeline.task_check import check_task_folder
@@ -57,8 +58,8 @@ class Home:
 
     def completions(self, slice_: str = "shop") -> tuple[pl.DataFrame, StageResult]:
         env: StageContext = replace(self.env, folder=TaskFolder(self.folder.path, self.folder.accepted))
-        stage.make_prompt_context(env, None)
-        stage.make_seed_prompts(env, slice_)
+        prompts.make_prompt_context(env, None)
+        prompts.make_seed_prompts(env, slice_)
         pass_gate(env)
         made = stage.make_teacher_completions(env, slice_)
         frame, _ = env.lake.read(env.task_name, "teacher_completions", slice_, COMPLETIONS)

@@ -230,7 +230,7 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
         ("seed_only", "seed_only_adapter"),
         ("distilled", "student_adapter"),
     ]
-    if env.lake.record(env.task_name, "slice_label_adapter", partition) is not None:
+    if "slice_label_adapter" in inputs.upstream:
         systems.append(("slice_label", "slice_label_adapter"))
     if task.has_labels and examples:
         systems.append(("centroid", None))
@@ -266,10 +266,10 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         format_metric_name,
         format_metric_name_in_sentence,
     )
-    from distill_dagster.evaluation.looks import append_golden_look, read_golden_looks
+    from distill_dagster.evaluation.golden_looks import append_golden_look, read_golden_looks
     from distill_dagster.evaluation.metrics import build_metrics_frame, compute_metrics
+    from distill_dagster.evaluation.recommendation import recommend
     from distill_dagster.evaluation.report import ReportInputs, write_report
-    from distill_dagster.evaluation.verdict import recommend
 
     assert partition is not None
     inputs = StageInputs(env, "eval_report", partition)
@@ -343,7 +343,7 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         "summary": SampleTable([dict(row) for row in build_summary_rows(metrics)]),
         **{f"{metrics.metric}_{name}": float(value) for name, value, _, _ in intervals},
     }
-    from distill_dagster.evaluation.metrics_type import check_metrics_table
+    from distill_dagster.evaluation.metrics_table import check_metrics_table
 
     problem = check_metrics_table(build_metrics_frame(metrics))
     found = {

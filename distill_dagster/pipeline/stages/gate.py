@@ -34,12 +34,12 @@ PASSED_VERSION = hash_content("passed")
 
 def make_teacher_gate(env: StageContext, partition: str | None) -> StageResult:
     """The teacher's answers to dev, and those of the untrained student where the two are compared."""
-    reading = StageInputs(env, "teacher_gate", partition)
+    inputs = StageInputs(env, "teacher_gate", partition)
     for source in ("golden_set", "teacher_settings", "gate_settings"):
-        reading.source(source)
+        inputs.note_source(source)
     task = env.folder.task
     gate, kind = task.gate, get_kind(task)
-    candidates, _ = read_teacher_candidates(reading)
+    candidates, _ = read_teacher_candidates(inputs)
     answered = [
         item
         for item in build_held_out_items("dev", env.folder.dev)
@@ -61,7 +61,7 @@ def make_teacher_gate(env: StageContext, partition: str | None) -> StageResult:
     check = build_gate_check(scores, gate, answered=len(items), wanted=wanted, recorded=recorded)
     checks = [check_table("teacher_gate", frame), check]
     blocked = build_blocked_fields("teacher_gate", checks)
-    record = reading.record(compute_data_version(frame) if blocked else PASSED_VERSION, frame.height, **blocked)
+    record = inputs.build_record(compute_data_version(frame) if blocked else PASSED_VERSION, frame.height, **blocked)
     env.lake.write(env.task_name, frame, record)
     shown: dict[str, DisplayValue] = {
         "passed": not blocked,
@@ -92,17 +92,17 @@ def _build_gate_metadata(scores: GateScores) -> dict[str, DisplayValue]:
     return shown
 
 
-def require_passed_gate(reading: StageInputs) -> None:
+def require_passed_gate(inputs: StageInputs) -> None:
     """Nothing of a slice is asked before the teacher, with the settings of today, passed the gate.
 
     Raises:
         DistillError: it did not pass, was never made, or was passed with other settings of the teacher.
     """
-    reading.table("teacher_gate", PREDICTIONS)
-    env = reading.env
+    inputs.read_table("teacher_gate", PREDICTIONS)
+    env = inputs.env
     record = env.lake.record(env.task_name, "teacher_gate")
-    reading.source("teacher_settings")
-    if record is not None and record.inputs["teacher_settings"] != reading.inputs["teacher_settings"]:
+    inputs.note_source("teacher_settings")
+    if record is not None and record.inputs["teacher_settings"] != inputs.versions["teacher_settings"]:
         raise DistillError(
             f"{env.task_name}: the settings of the teacher changed since it passed teacher_gate, so no slice is asked "
             f"yet. Materialize golden_completions and teacher_gate first, or run `distill run {env.task_name}`, which "

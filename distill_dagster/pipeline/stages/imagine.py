@@ -19,14 +19,14 @@ from distill_dagster.teacher.imagine.plan import Imaginer, count_imagine_request
 from distill_dagster.teacher.providers.terms import find_terms
 
 
-def imagine_for_slice(reading: StageInputs, key: str, slice_: Slice) -> tuple[Slice, ImagineResult | None]:
+def imagine_for_slice(inputs: StageInputs, key: str, slice_: Slice) -> tuple[Slice, ImagineResult | None]:
     """The slice with what was imagined for it. Asks, and starts a server, only where its target is not reached.
 
     Raises:
         DistillError: the target is not reached and there is no place for accepted prompts.
         TeacherError: the teacher refuses every request.
     """
-    env, folder, task = reading.env, reading.env.folder, reading.env.folder.task
+    env, folder, task = inputs.env, inputs.env.folder, inputs.env.folder.task
     if not count_imagine_requests(task, slice_).prompts:
         return slice_, None
     if folder.accepted is None:
@@ -36,7 +36,7 @@ def imagine_for_slice(reading: StageInputs, key: str, slice_: Slice) -> tuple[Sl
     with env.endpoint(get_imagine_teacher(task)) as endpoint:
         imaginer = Imaginer(task, key, slice_, held_out, own, endpoint.identity)
         outcome = imagine_prompts(
-            imaginer, get_imagined_path(folder.accepted, key), endpoint, env.store, reading.account
+            imaginer, get_imagined_path(folder.accepted, key), endpoint, env.store, inputs.account
         )
     return slice_.with_imagined(outcome.imagination), outcome
 

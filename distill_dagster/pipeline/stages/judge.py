@@ -16,16 +16,16 @@ from distill_dagster.teacher.providers.terms import find_terms
 
 
 def judge_slice(
-    env: StageContext, reading: StageInputs, candidates: pl.DataFrame, completions: pl.DataFrame
+    env: StageContext, inputs: StageInputs, candidates: pl.DataFrame, completions: pl.DataFrame
 ) -> JudgeResult | None:
     """The candidates with their verdicts; None where the task has no judge."""
     task = env.folder.task
     if task.judge is None:
         return None
-    reading.source("judge_settings")
+    inputs.note_source("judge_settings")
     with env.endpoint(get_judge_teacher(task)) as endpoint:
         judge_ = Judge(task, select_templates(env.folder.templates(), JUDGE_TEMPLATES), endpoint.identity)
-        return judge_candidates(judge_, candidates, completions, endpoint, env.store, reading.account)
+        return judge_candidates(judge_, candidates, completions, endpoint, env.store, inputs.account)
 
 
 def build_judge_record(found: JudgeResult | None) -> dict[str, Any]:
