@@ -1,4 +1,4 @@
-"""Figures as text for people: what is unknown is called unknown, never zero."""
+"""Format figures for people. An unknown figure is shown as unknown, never as zero."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"
 _TEXT_LIMIT = 600
-"""Characters of a text that an example shows."""
+"""How many characters of a text an example shows."""
 
 
 @dataclass(frozen=True)
 class ReportExample:
-    """An item that one of teacher and distilled got right and the other wrong; answers as they were given."""
+    """An item that only one of teacher and distilled got right, with both answers."""
 
     item_id: str
     text: str
@@ -79,7 +79,7 @@ def format_size(number: int | None) -> str:
 
 
 def format_count(number: float | None) -> str:
-    """A count with its scale: 134,515,008 is "135 M"."""
+    """A count with its scale, for example "135 M" for 134,515,008."""
     if number is None:
         return UNKNOWN
     for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e4)):
@@ -101,7 +101,7 @@ def format_p_value(value: float) -> str:
 
 
 def shorten_value(value: object) -> str:
-    """A value of a log entry; of a hash the first 12 digits."""
+    """A value of a log entry as text. Hashes are cut to 12 digits."""
     text = str(value)
     return text[:12] if len(text) >= 40 and set(text) <= set("0123456789abcdef") else text
 
@@ -118,15 +118,15 @@ METRIC_NAMES = {
 }
 METRIC_MEANINGS = {
     "accuracy": "Share of items whose answer equals the reference.",
-    "macro_f1": "Macro-F1 is the mean over the labels that stand as a reference.",
+    "macro_f1": "Macro-F1: mean F1 over the labels that are a reference.",
     "token_f1": "Token F1: harmonic mean of precision and recall over words (Rajpurkar et al. 2016).",
-    "rouge_l": "ROUGE-L: F-measure of the longest common subsequence of words (Lin 2004), 0 where there is no answer.",
-    "chrf": "chrF: F-score of character n-grams (Popović 2015), 0 where there is no answer.",
-    "field_f1": "Field F1: F1 over pairs of field and value, 0 where there is no valid answer.",
+    "rouge_l": "ROUGE-L: F-measure of the longest common subsequence of words (Lin 2004), 0 without an answer.",
+    "chrf": "chrF: F-score of character n-grams (Popović 2015), 0 without an answer.",
+    "field_f1": "Field F1: F1 over pairs of field and value, 0 without a valid answer.",
     "exact_match": "Exact match: share of items with every field right.",
     "call_f1": "Call F1: F1 over calls, each with all its arguments.",
 }
-"""What the figures of the kinds are called, and what they mean."""
+"""What the figures mean, as sentences of the report."""
 
 
 def format_metric_name(metric: str) -> str:
@@ -134,7 +134,7 @@ def format_metric_name(metric: str) -> str:
 
 
 def format_metric_name_in_sentence(metric: str) -> str:
-    """Within a sentence: accuracy, ROUGE-L."""
+    """A metric's name within a sentence: accuracy, ROUGE-L."""
     return "accuracy" if metric == "accuracy" else format_metric_name(metric)
 
 
@@ -158,17 +158,17 @@ TEMPLATE_FILTERS: dict[str, Callable[..., str]] = {
 
 
 def build_summary_rows(metrics: Metrics) -> list[dict[str, str]]:
-    """The table that the command line prints: one row per system, golden only, every cell a text."""
+    """The table that the command line prints: one row per system, golden only, every cell a string."""
     rows = []
-    for name, score in metrics.golden.systems.items():
+    for name, system in metrics.golden.systems.items():
         facts = metrics.facts.get(name, SystemFacts())
-        value, low, high = score.accuracy.value, score.accuracy.low, score.accuracy.high
+        value, low, high = system.score.value, system.score.low, system.score.high
         ends = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
         rows.append(
             {
                 "system": name,
                 metrics.metric: "–" if value is None else f"{value:.2f}{ends}",
-                "latency": format_milliseconds(score.latency.p50),
+                "latency": format_milliseconds(system.latency.p50),
                 "size": format_size(facts.bytes),
                 "cost per 1,000": format_dollars(facts.cost_usd_per_1k),
             }
@@ -177,7 +177,7 @@ def build_summary_rows(metrics: Metrics) -> list[dict[str, str]]:
 
 
 def format_answer(answer: str | None) -> str:
-    """A canonical JSON answer as people read it: a label without its quotes, anything else as it stands."""
+    """A canonical JSON answer for people: a string without its quotes, any other value as JSON."""
     if answer is None:
         return "(no answer)"
     try:
@@ -188,7 +188,7 @@ def format_answer(answer: str | None) -> str:
 
 
 def find_mistakes(score: SystemScore, most: int = 10) -> list[tuple[str, str, int]]:
-    """The most frequent (reference, answer, items) of wrong answers."""
+    """The most frequent wrong answers as (reference, answer, items)."""
     wrong = [cell for cell in score.confusion if cell[0] != cell[1]]
     return sorted(wrong, key=lambda cell: (-cell[2], cell[0], cell[1]))[:most]
 
@@ -196,9 +196,9 @@ def find_mistakes(score: SystemScore, most: int = 10) -> list[tuple[str, str, in
 def find_disagreements(
     predictions: pl.DataFrame, texts: Mapping[str, str], most: int = 8
 ) -> list[tuple[str, int, list[ReportExample]]]:
-    """Golden items that only the teacher, or only the distilled student, got right: (which, how many, the first few).
+    """Golden items that only the teacher, or only the distilled student, got right: (title, count, examples).
 
-    The examples are the first by item id, so that nobody picks them.
+    The examples are the first by item id, so they are not hand-picked.
     """
     import polars as pl
 
@@ -208,12 +208,12 @@ def find_disagreements(
         for name in (TEACHER, DISTILLED)
     ]
     joined = sides[0].join(sides[1].drop("reference"), on="item_id", suffix="_distilled").sort("item_id")
-    found = []
+    groups = []
     for title, by_teacher in (("Only the teacher is right", True), ("Only the distilled student is right", False)):
         rows = joined.filter((pl.col("correct") == by_teacher) & (pl.col("correct_distilled") != by_teacher))
         examples = []
         for row in rows.head(most).iter_rows(named=True):
-            text = texts.get(row["item_id"], "(text not at hand)")
+            text = texts.get(row["item_id"], "(text not available)")
             examples.append(
                 ReportExample(
                     item_id=row["item_id"],
@@ -223,5 +223,5 @@ def find_disagreements(
                     distilled=format_answer(row["answer_distilled"]),
                 )
             )
-        found.append((title, rows.height, examples))
-    return found
+        groups.append((title, rows.height, examples))
+    return groups

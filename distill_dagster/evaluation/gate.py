@@ -1,4 +1,4 @@
-"""Whether a teacher is worth asking: its score on dev against a bound and against the untrained student."""
+"""The teacher gate: compare the teacher's score on dev with a minimum and with the untrained student."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GATE_CHECK = "teacher_good_enough"
 
 @dataclass(frozen=True)
 class GateScores:
-    """Mean scores on dev, 0 to 1, with bootstrap intervals; `base` and `difference` where the two were compared."""
+    """Mean scores on dev, 0 to 1, with bootstrap intervals. `base` and `difference` are None if base was not asked."""
 
     metric: str
     teacher: Interval
@@ -29,13 +29,13 @@ class GateScores:
 
 
 def compute_gate_scores(kind: Kind, rows: pl.DataFrame, spec: EvaluationSpec) -> GateScores:
-    """Scores of the systems `teacher` and `base` in a predictions table, paired by item."""
+    """Score the systems `teacher` and `base` of a predictions table, paired by item."""
     import numpy as np
 
     scores: dict[str, dict[str, float]] = {"teacher": {}, "base": {}}
     for system, item, answer, reference in rows.select("system", "item_id", "answer", "reference").iter_rows():
-        said = json.loads(answer) if answer is not None else None
-        scores[system][item] = kind.score(said, json.loads(reference))
+        parsed = json.loads(answer) if answer is not None else None
+        scores[system][item] = kind.score(parsed, json.loads(reference))
     items = sorted(scores["teacher"])
     if not items:
         return GateScores(kind.metric, Interval(None))
@@ -57,24 +57,25 @@ def compute_gate_scores(kind: Kind, rows: pl.DataFrame, spec: EvaluationSpec) ->
 def build_gate_check(
     scores: GateScores, gate: GateSpec, answered: int, wanted: int, recorded: bool = False
 ) -> CheckResult:
-    """The check `teacher_good_enough`: point estimates count, intervals are shown.
+    """Build the check `teacher_good_enough`. Point estimates decide, intervals are only shown.
 
     Args:
-        answered: rows of dev that the teacher answered, of the `wanted` ones. With fewer than half nothing is known,
-            which stops a teacher that is asked, and lets one pass that is only `recorded`.
+        answered: the number of dev rows that the teacher answered.
+        wanted: the number of dev rows that it should answer. If it answered fewer than half, the check fails.
+        recorded: the teacher is a recording, so no money is spent. Then too few answers do not fail the check.
     """
     value, why = scores.teacher.value, []
     if value is None or 2 * answered < wanted:
         if not recorded:
-            why.append(f"only {answered} of {wanted} dev rows were answered: run again, or mend what failed there")
+            why.append(f"only {answered} of {wanted} dev rows have an answer: fix what failed there, and run again")
     else:
         if gate.teacher_min is not None and value < gate.teacher_min:
             why.append(f"gate.teacher_min is {gate.teacher_min}")
         gained = scores.difference.value if scores.difference else None
-        # A sum of float32 may miss a bound that it meets: 1e-6 is less than any item counts.
+        # A sum of float32 may be just below a bound that it reaches. One item always counts for more than 1e-6.
         if gained is not None and gate.teacher_over_base is not None and gained < gate.teacher_over_base - 1e-6:
             why.append(
-                f"the untrained student scores {scores.base.value:.4g} there, and gate.teacher_over_base is "  # type: ignore[union-attr]
+                f"the untrained student scores {scores.base.value:.4g} on dev, and gate.teacher_over_base is "  # type: ignore[union-attr]
                 f"{gate.teacher_over_base:g}: there is nothing to distil"
             )
     found: dict[str, str | float | int] = {"items": answered, "metric": scores.metric}
@@ -83,7 +84,7 @@ def build_gate_check(
             found[name] = round(interval.value, 4)
     if why:
         found["why"] = (
-            "; ".join(why) + ". Mend the teacher's prompt, examples or model; or lower `gate` in task.yaml, where the "
-            "slices are to be asked all the same"
+            "; ".join(why) + ". Fix the teacher's prompt, examples or model. To ask the slices anyway, lower `gate` in "
+            "task.yaml"
         )
-    return CheckResult(GATE_CHECK, not why, found=found)
+    return CheckResult(GATE_CHECK, not why, details=found)

@@ -1,4 +1,4 @@
-"""The report of one student: one HTML file that opens offline, the figures as JSON, and the predictions behind them."""
+"""Write the report of one student: an HTML file that opens offline, the figures as JSON, and the predictions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core import plots
 from distill_dagster.evaluation import formatting
-from distill_dagster.evaluation.looks import append_golden_look, read_golden_looks
+from distill_dagster.evaluation.golden_looks import append_golden_look, read_golden_looks
 from distill_dagster.evaluation.metrics import DISTILLED, Metrics, SplitMetrics, SystemScore, build_confusion_table
-from distill_dagster.evaluation.verdict import Recommendation
+from distill_dagster.evaluation.recommendation import Recommendation
 from distill_dagster.tables import schemas
 from distill_dagster.tables.parquet import write_parquet
 
@@ -30,26 +30,26 @@ __all__ = [
 REPORT_FILE, METRICS_FILE, PREDICTIONS_FILE = "report.html", "metrics.json", "predictions.parquet"
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _MAX_CONFUSION_LABELS = 24
-"""Labels in the confusion heat map: with more of them only those with most errors are drawn."""
+"""Labels in the confusion heat map. If a task has more, only those with most errors are drawn."""
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """All that a report says besides the figures.
+    """Everything in a report except the figures.
 
     Attributes:
-        texts: item id to the text that was answered, for the examples of disagreement.
+        texts: item id to its text, for the examples of disagreement.
         dataset: {"kept": {split: rows}, "dropped": {reason: rows}}.
-        leaks: rows that were left out because golden or dev rows stand in them: `text`, `slice`, `why`.
-        training: series name to (step, value) points, e.g. "training loss" and "validation loss"; series with the same
-            last word share a plot. None where there is no log.
-        golden_looks: entries of the log, oldest first, this look included.
+        leaks: rows that were left out because they contain golden or dev rows: `text`, `slice`, `why`.
+        training: series name to (step, value) points, e.g. "training loss" and "validation loss". Series with the same
+            last word share a plot. None if there is no log.
+        golden_looks: entries of the log, oldest first, including this look.
         latency_method: one sentence on how latency was measured.
         versions: package name to version.
-        notice: what a reader must know before the figures, e.g. that teacher and student share their base.
-        terms: for each teacher, and a judge and an imaginer that took part, what is known of its provider's terms, as
-            `Terms.as_json` gives it.
-        extra: further top-level keys of metrics.json; the keys of this module win.
+        notice: what a reader needs to know before the figures, e.g. that teacher and student share their base.
+        terms: the provider's terms of each teacher, and of a judge and an imaginer that took part, as
+            `ProviderTerms.as_json` returns them.
+        extra: further top-level keys of metrics.json. The keys of this module win.
     """
 
     task: str
@@ -72,7 +72,7 @@ class ReportInputs:
 def write_report(
     folder: Path, predictions: pl.DataFrame, metrics: Metrics, verdict: Recommendation, inputs: ReportInputs
 ) -> None:
-    """Write report.html, metrics.json and predictions.parquet into a folder that exists.
+    """Write report.html, metrics.json and predictions.parquet into an existing folder.
 
     Raises:
         SchemaError: `predictions` does not have the declared columns.
@@ -87,16 +87,16 @@ def write_report(
 
 
 def build_metrics_json(metrics: Metrics, verdict: Recommendation, inputs: ReportInputs) -> dict[str, Any]:
-    """The figures as plain JSON. Scores are shares of 1, latencies seconds, costs US dollars; null is unknown."""
+    """The figures as plain JSON. Scores are shares of 1, latencies seconds, costs US dollars. Null means unknown."""
     golden = metrics.golden
     systems = {}
-    for name, score in golden.systems.items():
+    for name, system in golden.systems.items():
         systems[name] = {
             "metric": metrics.metric,
-            "score": score.accuracy.to_dict(),
-            **_build_second_score(score, metrics),
-            "n": score.n,
-            "latency_s": asdict(score.latency),
+            "score": system.score.to_dict(),
+            **_build_second_score(system, metrics),
+            "n": system.n,
+            "latency_s": asdict(system.latency),
             **asdict(metrics.facts[name]),
         }
     return dict(inputs.extra) | {
@@ -107,11 +107,11 @@ def build_metrics_json(metrics: Metrics, verdict: Recommendation, inputs: Report
         "dataset_version": inputs.dataset_version,
         "verdict": asdict(verdict),
         "comparisons": _build_comparisons(golden),
-        "per_slice": {name: _build_slices(score) for name, score in golden.systems.items()},
+        "per_slice": {name: _build_slices(system) for name, system in golden.systems.items()},
         "splits": {name: _build_split(split, metrics) for name, split in metrics.splits.items()},
         "labels": list(metrics.labels),
         "dataset": {part: dict(counts) for part, counts in inputs.dataset.items()},
-        "leaks": [dict(one) for one in inputs.leaks],
+        "leaks": [dict(leak) for leak in inputs.leaks],
         "golden_looks": [dict(look) for look in inputs.golden_looks],
         "settings_hash": inputs.settings_hash,
         "statistics": {
@@ -128,7 +128,7 @@ def build_metrics_json(metrics: Metrics, verdict: Recommendation, inputs: Report
 
 
 def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Recommendation, inputs: ReportInputs) -> str:
-    """One self-contained page: no script, no reference to anything outside the file, every value escaped."""
+    """Render one self-contained page: no script, no reference to other files, every value escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -159,11 +159,10 @@ def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Recommenda
 
 
 def _draw_plots(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInputs) -> dict[str, tuple[str, int]]:
-    """Plots as (data URI, width in CSS pixels); a plot without data is left out."""
+    """Plots as (data URI, width in CSS pixels). Plots without data are left out."""
     drawn = {}
     rows = [
-        (name, score.accuracy.value, score.accuracy.low, score.accuracy.high)
-        for name, score in metrics.golden.systems.items()
+        (name, score.score.value, score.score.low, score.score.high) for name, score in metrics.golden.systems.items()
     ]
     known = [(n, v, lo, hi) for n, v, lo, hi in rows if v is not None and lo is not None and hi is not None]
     drawn["intervals"] = plots.plot_intervals(
@@ -191,7 +190,7 @@ def _draw_plots(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInput
 
 
 def _choose_confusion_labels(score: SystemScore, labels: Sequence[str]) -> list[str]:
-    """The labels of the heat map in the task's order: all, or those with most errors in either direction."""
+    """Labels of the heat map in the task's order: all, or those with most errors as reference or as answer."""
     if len(labels) <= _MAX_CONFUSION_LABELS:
         return list(labels)
     errors = dict.fromkeys(labels, 0)
@@ -206,24 +205,27 @@ def _build_comparisons(split: SplitMetrics) -> dict[str, dict[str, Any]]:
     return {f"{first} - {second}": c.to_dict() for (first, second), c in split.comparisons.items()}
 
 
-def _build_slices(score: SystemScore) -> dict[str, dict[str, float]]:
-    return {name: {"n": n, "accuracy": accuracy} for name, (n, accuracy) in score.per_slice.items()}
+def _build_slices(system: SystemScore) -> dict[str, dict[str, float]]:
+    # `accuracy` is the older name of `score`; scripts read it whatever the kind's metric is.
+    return {name: {"n": n, "score": score, "accuracy": score} for name, (n, score) in system.per_slice.items()}
 
 
-def _build_second_score(score: SystemScore, metrics: Metrics) -> dict[str, Any]:
-    return {metrics.second: score.macro_f1.to_dict()} if metrics.second else {}
+def _build_second_score(system: SystemScore, metrics: Metrics) -> dict[str, Any]:
+    return {metrics.second_metric: system.second_score.to_dict()} if metrics.second_metric else {}
 
 
 def _build_split(split: SplitMetrics, metrics: Metrics) -> dict[str, Any]:
     systems = {}
-    for name, score in split.systems.items():
+    for name, system in split.systems.items():
         systems[name] = {
-            "n": score.n,
-            metrics.metric: score.accuracy.to_dict(),
-            **_build_second_score(score, metrics),
-            "latency_s": asdict(score.latency),
-            "per_slice": _build_slices(score),
-            "per_label": [asdict(label) for label in score.per_label],
-            "confusion": [list(cell) for cell in score.confusion],
+            "n": system.n,
+            "metric": metrics.metric,
+            "score": system.score.to_dict(),
+            metrics.metric: system.score.to_dict(),
+            **_build_second_score(system, metrics),
+            "latency_s": asdict(system.latency),
+            "per_slice": _build_slices(system),
+            "per_label": [asdict(label) for label in system.per_label],
+            "confusion": [list(cell) for cell in system.confusion],
         }
     return {"systems": systems, "comparisons": _build_comparisons(split), "retention": split.retention.to_dict()}

@@ -1,4 +1,4 @@
-"""Intervals and paired tests on per-item results. Every function works on arrays of one entry (row) per item."""
+"""Confidence intervals and paired tests on per-item results. Arrays have one entry (row) per item."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CHUNK_CELLS = 4_000_000
-"""Items times samples that are drawn at a time: bounds the memory at some tens of megabytes."""
+"""Items times samples that are drawn at once. It bounds the memory at some tens of megabytes."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its interval. `None` where it is not defined (a ratio to zero, no item)."""
+    """A figure and its interval. None if it is undefined (a ratio to zero, no item)."""
 
     value: float | None
     low: float | None = None
@@ -27,11 +27,10 @@ class Interval:
 
 
 def draw_resample_weights(items: int, samples: int, seed: int) -> Iterator[NDArray[np.float32]]:
-    """How often each item stands in each bootstrap sample, in blocks of shape (samples of the block, items).
+    """Draw how often each item is in each bootstrap sample (Efron 1979), in blocks of shape (samples, items).
 
-    Drawing `items` items with replacement (Efron 1979) is all that a statistic made of counts needs to know of a
-    sample, and one block times a matrix of per-item contributions gives those counts for every system at once. Since
-    all systems share the weights, differences and ratios of them are paired.
+    A block times a matrix of per-item contributions gives the counts of every system at once. All systems share the
+    weights, so their differences and ratios are paired.
     """
     import numpy as np
 
@@ -42,11 +41,11 @@ def draw_resample_weights(items: int, samples: int, seed: int) -> Iterator[NDArr
         drawn = rng.integers(0, items, size=(rows, items))
         drawn += np.arange(rows)[:, None] * items
         counts = np.bincount(drawn.ravel(), minlength=rows * items).reshape(rows, items)
-        yield counts.astype(np.float32)  # exact: a count stays far below 2**24
+        yield counts.astype(np.float32)  # exact, since counts stay far below 2**24
 
 
 def compute_bootstrap_sums(contributions: NDArray[np.float32], samples: int, seed: int) -> NDArray[np.float64]:
-    """Sums of the contributions (items, columns) over every bootstrap sample: shape (samples, columns)."""
+    """Sum contributions (items, columns) over every bootstrap sample. Returns shape (samples, columns)."""
     import numpy as np
 
     blocks = [weights @ contributions for weights in draw_resample_weights(len(contributions), samples, seed)]
@@ -54,7 +53,7 @@ def compute_bootstrap_sums(contributions: NDArray[np.float32], samples: int, see
 
 
 def divide_or_nan(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Element-wise quotient; NaN where the divisor is zero."""
+    """Divide element by element. NaN where the divisor is zero."""
     import numpy as np
 
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -64,8 +63,8 @@ def divide_or_nan(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDA
 def compute_percentile_interval(value: float | None, draws: NDArray[np.float64], confidence: float) -> Interval:
     """Percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
 
-    Samples in which the statistic is not defined (NaN) are left out. The interval is widened to hold `value` where the
-    statistic is biased in small samples, as macro-F1 and ratios are.
+    Samples in which the statistic is undefined (NaN) are left out. Some statistics, such as macro-F1 and ratios, are
+    biased in small samples; then the interval is widened to include `value`.
     """
     import numpy as np
 
@@ -78,9 +77,9 @@ def compute_percentile_interval(value: float | None, draws: NDArray[np.float64],
 
 
 def compute_accuracy_interval(correct: int, items: int, draws: NDArray[np.float64], confidence: float) -> Interval:
-    """Percentile bootstrap; the exact binomial interval (Clopper & Pearson 1934) where every item is right or wrong.
+    """Percentile bootstrap. If no item or every item is right, the exact binomial interval (Clopper & Pearson 1934).
 
-    There every bootstrap sample is the same, and the percentiles would claim certainty that a few items cannot give.
+    In that case every bootstrap sample is the same, and percentiles would show more certainty than the items give.
     """
     from scipy.stats import binomtest
 
@@ -96,11 +95,11 @@ def compute_accuracy_interval(correct: int, items: int, draws: NDArray[np.float6
 def compute_difference_interval(
     only_first: int, only_second: int, items: int, draws: NDArray[np.float64], confidence: float
 ) -> Interval:
-    """Interval of a paired difference of two accuracies, from the items that only one of both got right.
+    """Interval of a paired difference of two accuracies, from the items that only one of the two got right.
 
-    Percentile bootstrap, but where no item tells the two apart, or all do in the same direction, every sample is the
-    same: then from the exact binomial bound on the share of the kind of item that was not seen, since a difference
-    moves by at most that share (from 0), or twice that share (from 1 or -1).
+    This is a percentile bootstrap with one exception. If no item separates the two, or every item does in the same
+    direction, all samples are the same. Then the interval follows from the exact binomial bound on the share of unseen
+    items. The difference moves by at most that share from 0, and by at most twice that share from 1 or -1.
     """
     if not items:
         return Interval(None)
@@ -116,12 +115,12 @@ def compute_difference_interval(
 
 
 def bound_unseen_share(items: int, confidence: float) -> float:
-    """The largest share that what was never seen in so many items may have: Clopper & Pearson's upper bound."""
+    """Upper bound of the share of something that was seen in none of `items` items (Clopper & Pearson 1934)."""
     return float(1 - ((1 - confidence) / 2) ** (1 / items))
 
 
 def compute_mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value of McNemar's test (1947) from the two discordant counts; 1 where there are none."""
+    """Two-sided exact p-value of McNemar's test (1947) from the two discordant counts. 1 if both are zero."""
     from scipy.stats import binomtest
 
     if only_first + only_second == 0:
@@ -130,10 +129,11 @@ def compute_mcnemar_p_value(only_first: int, only_second: int) -> float:
 
 
 def compute_permutation_p_value(differences: NDArray[np.float32], seed: int, samples: int = 9999) -> float:
-    """Two-sided p-value of a mean paired difference: how often random signs give one at least as far from zero.
+    """Two-sided p-value of a mean paired difference, by random signs (Fisher 1935).
 
-    The sign of each item's difference is as likely + as - where both systems are alike (Fisher 1935). What was seen
-    counts as one of the draws (Phipson and Smyth 2010), so that p is never 0; 1 where nothing differs.
+    If both systems are equally good, each item's difference is as likely positive as negative. The p-value is the share
+    of draws whose mean is at least as far from zero as the observed mean. The observation counts as one draw (Phipson
+    and Smyth 2010), so p is never 0. It is 1 if no item differs.
     """
     import numpy as np
 

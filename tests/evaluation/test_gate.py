@@ -1,4 +1,4 @@
-"""The gate before slices are paid for: what it compares, and what it says."""
+"""The teacher gate: what it compares, and its check."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.support.kinds import task_of
 
 
 def rows(system: str, right: int, items: int = 10) -> list[dict[str, Any]]:
-    """Of so many items the first `right` ones are answered rightly, and the last one not at all."""
-    said = ["refund" if n < right else "delivery" for n in range(items)]
-    answers = [json.dumps(answer) if n < items - 1 else None for n, answer in enumerate(said)]
+    """The first `right` items have the right answer, the last item has none."""
+    labels = ["refund" if n < right else "delivery" for n in range(items)]
+    answers = [json.dumps(answer) if n < items - 1 else None for n, answer in enumerate(labels)]
     empty = dict.fromkeys(PREDICTIONS)
     return [
         empty | {"system": system, "item_id": f"d{n}", "split": "dev", "reference": '"refund"', "answer": answer}
@@ -69,21 +69,21 @@ def test_a_teacher_alone_has_no_difference() -> None:
 def test_what_passes(gate: GateSpec, systems: tuple[tuple[str, int], ...], passes: bool, why: str | None) -> None:
     check = build_gate_check(scores(*systems), gate, 10, 10)
     assert (check.passed, check.severity) == (passes, "error")
-    assert ("why" in check.found) is not passes
+    assert ("why" in check.details) is not passes
     if why is not None:
-        assert why in check.found["why"]
-        assert "task.yaml" in check.found["why"]
+        assert why in check.details["why"]
+        assert "task.yaml" in check.details["why"]
 
 
-def test_too_few_answers_say_nothing() -> None:
+def test_too_few_answers_do_not_pass() -> None:
     found = scores(("teacher", 10))
     assert not build_gate_check(found, GateSpec(), 4, 10).passed
     assert build_gate_check(found, GateSpec(), 5, 10).passed
-    assert build_gate_check(found, GateSpec(), 4, 10, recorded=True).passed, "of a recording nothing is paid for"
+    assert build_gate_check(found, GateSpec(), 4, 10, recorded=True).passed, "a recording costs nothing"
     assert not build_gate_check(GateScores("accuracy", Interval(None)), GateSpec(), 0, 10).passed
 
 
-def test_the_gate_is_passed_anew_where_the_base_answers_otherwise() -> None:
+def test_settings_that_change_the_answers_of_the_base_change_the_gate() -> None:
     def gate_hash(**student: Any) -> str:
         one = {"model": "smollm2-135m-instruct", "architecture": "causal_lm"} | student
         return task_of("classification", reasoning=True, students={"tiny": one}).gate_hash()

@@ -49,9 +49,9 @@ def test_figures_of_six_items_by_hand() -> None:
     score = _six_items().golden.systems["distilled"]
 
     assert score.n == 6
-    assert score.accuracy.value == 3 / 6
-    # F1: refund 2·2/(3+3), card 2·1/(2+2), other 0; "never" stands nowhere and does not pull the mean down.
-    assert score.macro_f1.value == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert score.score.value == 3 / 6
+    # F1: refund 2·2/(3+3), card 2·1/(2+2), other 0; "never" is no reference and does not pull the mean down.
+    assert score.second_score.value == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
     assert score.per_slice == {"a": (4, 3 / 4), NO_SLICE: (2, 0.0)}
     assert [(s.label, s.n, s.answered, s.precision, s.recall) for s in score.per_label] == [
         ("refund", 3, 3, 2 / 3, 2 / 3),
@@ -61,7 +61,7 @@ def test_figures_of_six_items_by_hand() -> None:
     ]
 
 
-def test_confusion_has_a_column_for_answers_that_are_no_label() -> None:
+def test_confusion_has_a_column_for_answers_that_are_not_labels() -> None:
     metrics = _six_items()
     columns, counts = build_confusion_table(metrics.golden.systems["distilled"], metrics.labels)
     assert columns == ["refund", "card", "other", "never", NO_ANSWER]
@@ -126,7 +126,7 @@ def test_comparison_counts_and_mcnemar() -> None:
 
 
 def test_all_right_is_not_called_certain() -> None:
-    interval = measured({"distilled": "1" * 10}).golden.systems["distilled"].accuracy
+    interval = measured({"distilled": "1" * 10}).golden.systems["distilled"].score
     assert interval.value == interval.high == 1.0
     assert interval.low == pytest.approx(0.025 ** (1 / 10))  # Clopper-Pearson, all of 10 right
 
@@ -148,7 +148,7 @@ def test_interval_is_that_of_the_binomial() -> None:
             EvaluationSpec(bootstrap_samples=20_000),
         )
         .golden.systems["distilled"]
-        .accuracy
+        .score
     )
     half = 1.96 * math.sqrt(0.6 * 0.4 / 200)
     assert interval.low == pytest.approx(0.6 - half, abs=0.006)
@@ -161,7 +161,7 @@ def test_seed_decides_the_intervals() -> None:
         compute_metrics(rows, {}, LABELS, EvaluationSpec(seed=seed, bootstrap_samples=400)) for seed in (1, 1, 2)
     )
     assert one == again
-    assert one.golden.systems["distilled"].macro_f1 != other.golden.systems["distilled"].macro_f1
+    assert one.golden.systems["distilled"].second_score != other.golden.systems["distilled"].second_score
 
 
 def test_blocks_do_not_change_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def test_systems_are_compared_on_the_items_both_answered() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([row("distilled", "a", "card", "card")] * 2, "same item twice"),
+        ([row("distilled", "a", "card", "card")] * 2, "two answers to the same item"),
         ([row("distilled", "a", "card", "card"), row("base", "a", "other", "card")], "two references"),
         ([row("distilled", "a", "card", "other", correct=True)], "`correct`"),
         ([row("distilled", "a", "card", "card", correct=None)], "`correct`"),
@@ -216,7 +216,7 @@ def test_frame_for_the_table_check() -> None:
     rows = [row("distilled", "a", "card", "card", latency_s=0.02), row("base", "a", "card", "other")]
     frame = build_metrics_frame(compute_metrics(table(rows), {"distilled": {"bytes": 10**9}}, LABELS, SPEC))
     assert list(frame.columns) == [
-        "system", "accuracy", "low", "high", "macro_f1", "p50_ms", "p95_ms", "parameters", "bytes", "cost_usd_per_1k"
+        "system", "score", "low", "high", "second_score", "p50_ms", "p95_ms", "parameters", "bytes", "cost_usd_per_1k"
     ]  # fmt: skip
     assert frame["system"].tolist() == ["base", "distilled"]
     assert frame["p50_ms"].tolist()[1] == pytest.approx(20)
@@ -253,7 +253,7 @@ def test_intervals_hold_their_value(answers: list[tuple[str, ...]], confidence: 
     ]
     spec = EvaluationSpec(bootstrap_samples=100, confidence=confidence)
     golden = compute_metrics(table(rows), {}, LABELS, spec).golden
-    found = [s.accuracy for s in golden.systems.values()] + [s.macro_f1 for s in golden.systems.values()]
+    found = [s.score for s in golden.systems.values()] + [s.second_score for s in golden.systems.values()]
     for interval in found:
         assert interval.value is not None
         assert interval.low is not None
@@ -281,7 +281,7 @@ def test_macro_f1_interval_against_samples_scored_one_by_one() -> None:
     answers = ["card", "card", "card", "refund", *["other"] * 5]
     rows = [row("distilled", f"i{i}", t, a) for i, (t, a) in enumerate(zip(truth, answers, strict=True))]
     spec = EvaluationSpec(bootstrap_samples=200, seed=11)
-    found = compute_metrics(table(rows), {}, LABELS, spec).golden.systems["distilled"].macro_f1
+    found = compute_metrics(table(rows), {}, LABELS, spec).golden.systems["distilled"].second_score
     scores = []
     for weights in np.vstack(list(draw_resample_weights(9, 200, 11))):
         drawn = np.repeat(np.arange(9), weights.astype(int))

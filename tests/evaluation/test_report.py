@@ -17,8 +17,8 @@ from sklearn.metrics import f1_score
 from distill_dagster.config import TeacherSpec, TermsSpec
 from distill_dagster.evaluation.formatting import build_summary_rows, format_count, format_dollars, format_size
 from distill_dagster.evaluation.metrics import compute_metrics
+from distill_dagster.evaluation.recommendation import recommend
 from distill_dagster.evaluation.report import ReportInputs, write_report
-from distill_dagster.evaluation.verdict import recommend
 from distill_dagster.tables.schemas import PREDICTIONS
 from distill_dagster.teacher.providers.terms import find_terms
 from tests.evaluation.build import LABELS, SPEC, row, table
@@ -104,6 +104,7 @@ def test_every_figure_can_be_recomputed_from_the_predictions(folder: Path) -> No
         accuracy[str(split), str(system)] = value
         assert found["n"] == len(truth)
         assert found["accuracy"]["value"] == pytest.approx(value)
+        assert (found["metric"], found["score"]) == ("accuracy", found["accuracy"])
         f1 = f1_score(truth, answers, labels=sorted(set(truth)), average="macro", zero_division=0)
         assert found["macro_f1"]["value"] == pytest.approx(f1)
         seconds = part["latency_s"].drop_nulls().to_numpy()
@@ -112,7 +113,11 @@ def test_every_figure_can_be_recomputed_from_the_predictions(folder: Path) -> No
             expected = np.percentile(seconds, q) if len(seconds) else None
             assert found["latency_s"][name] == (None if expected is None else pytest.approx(expected))
         for slice_, own in found["per_slice"].items():
-            assert own["accuracy"] == pytest.approx(part.filter(pl.col("slice") == slice_)["correct"].mean())
+            assert (
+                own["score"]
+                == own["accuracy"]
+                == pytest.approx(part.filter(pl.col("slice") == slice_)["correct"].mean())
+            )
         assert sum(items for *_, items in found["confusion"]) == len(truth)
         if split == "golden":
             main = figures["systems"][system]
@@ -133,7 +138,7 @@ def test_intervals_and_verdict_can_be_recomputed_too(folder: Path) -> None:
     again = compute_metrics(pl.read_parquet(folder / "predictions.parquet"), FACTS, figures["labels"], SPEC)
     assert figures["verdict"]["text"] == recommend(again).text
     for system, score in again.golden.systems.items():
-        assert figures["systems"][system]["score"] == score.accuracy.to_dict()
+        assert figures["systems"][system]["score"] == score.score.to_dict()
 
 
 class _Page(HTMLParser):
@@ -222,7 +227,7 @@ def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> Non
     assert "Terms of the teacher" not in _write(tmp_path, _predictions(), INPUTS)
     judge = find_terms(TeacherSpec(model="openai/gpt-4o", terms=TermsSpec(acknowledged=True))).as_json("judge")
     both = _write(tmp_path, _predictions(), replace(INPUTS, terms=[terms, judge]))
-    assert "Terms of the teacher and of others that were asked" in both
+    assert "Terms of the teacher and of other models that were asked" in both
     assert "Answers were judged. The terms of OpenAI" in both
     roles = [one["role"] for one in json.loads((tmp_path / "metrics.json").read_text())["terms"]]
     assert roles == ["teacher", "judge"]
@@ -231,11 +236,11 @@ def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> Non
 def test_what_leaked_is_named_row_by_row(tmp_path: Path) -> None:
     leak = {"slice": "mail", "text": f"Where is it? {EVIL}", "why": "item_in_row of golden:g7, overlap 0.83"}
     html = _write(tmp_path, _predictions(), replace(INPUTS, leaks=[leak]))
-    assert "1 left out since golden or dev rows stand in them" in html
+    assert "1 row left out because of golden or dev rows in them" in html
     assert "item_in_row of golden:g7, overlap 0.83" in html
     assert "Where is it? &lt;script&gt;" in html
     assert json.loads((tmp_path / "metrics.json").read_text())["leaks"] == [leak]
-    assert "golden or dev rows stand in them" not in _write(tmp_path, _predictions(), INPUTS)
+    assert "because of golden or dev rows" not in _write(tmp_path, _predictions(), INPUTS)
 
 
 @pytest.mark.ui
@@ -249,7 +254,7 @@ def test_long_texts_stay_within_the_page(tmp_path: Path) -> None:
     with browsing(1200, 900) as page:
         page.goto((tmp_path / "report.html").as_uri())
         assert not page.get_by_text("near of golden:g7").is_visible()
-        page.get_by_text("2 left out").click()
+        page.get_by_text("2 rows left out").click()
         assert page.get_by_text("near of golden:g7").is_visible()
         sizes = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
         assert sizes[0] == sizes[1]
@@ -264,8 +269,8 @@ def test_an_almost_empty_report_is_still_written(tmp_path: Path) -> None:
     bare = ReportInputs("mail", "small", "d", "s", "now", {})
     html = _write(tmp_path, predictions, bare)
     assert "No verdict" in html
-    assert "No training log was kept." in html
-    assert "None was logged." in html
+    assert "There is no training log." in html
+    assert "The log is empty." in html
     assert "Please note." not in html
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert figures["retention"] == {"value": None, "low": None, "high": None}

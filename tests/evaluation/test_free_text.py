@@ -1,4 +1,4 @@
-"""Figures of kinds without labels: worked out from answers and references, by the kind's own score."""
+"""Figures of kinds without labels, computed by the kind's own score."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 from distill_dagster.evaluation.formatting import build_summary_rows
 from distill_dagster.evaluation.metrics import PERMUTATION, Metrics, build_metrics_frame, compute_metrics
-from distill_dagster.evaluation.metrics_type import check_metrics_table
+from distill_dagster.evaluation.metrics_table import check_metrics_table
+from distill_dagster.evaluation.recommendation import recommend
 from distill_dagster.evaluation.report import ReportInputs, build_metrics_json, write_report
 from distill_dagster.evaluation.statistics import compute_permutation_p_value
-from distill_dagster.evaluation.verdict import recommend
 from distill_dagster.kinds import Kind, get_kind
 from tests.evaluation.build import SPEC, row, table
 from tests.support.kinds import task_of
@@ -28,15 +28,15 @@ CLOSE, FAR = "the old house was red", "nothing of it"
 def answered(kind: Kind, system: str, item: str, reference: Any, answer: Any, **more: Any) -> dict[str, Any]:
     correct = answer is not None and kind.are_equal(answer, reference)
     found = row(system, item, "", None, **more)
-    said = {"reference": json.dumps(reference), "answer": None if answer is None else json.dumps(answer)}
-    return found | said | {"correct": correct, "confidence": None}
+    values = {"reference": json.dumps(reference), "answer": None if answer is None else json.dumps(answer)}
+    return found | values | {"correct": correct, "confidence": None}
 
 
 def measured(kind: Kind, answers: dict[str, list[Any]], reference: Any) -> Metrics:
     rows = [
         answered(kind, system, f"g{i:03d}", reference, answer)
-        for system, said in answers.items()
-        for i, answer in enumerate(said)
+        for system, given in answers.items()
+        for i, answer in enumerate(given)
     ]
     return compute_metrics(table(rows), {}, [], SPEC, kind)
 
@@ -53,7 +53,7 @@ def test_numbers_are_right_or_wrong_within_the_tolerance() -> None:
     assert (pair.only_first, pair.only_second, pair.test) == (1, 1, "McNemar")
 
 
-def test_texts_have_a_share_of_likeness() -> None:
+def test_texts_score_their_similarity() -> None:
     found = measured(TEXT, {"distilled": [CLOSE] * 8, "base": [FAR] * 8, "teacher": [REFERENCE] * 8}, REFERENCE)
     assert (found.metric, found.second_metric) == ("rouge_l", "token_f1")
     distilled = found.golden.systems["distilled"]
@@ -77,7 +77,7 @@ def test_the_permutation_test_counts_all_signs() -> None:
 
 
 @pytest.mark.parametrize("kind", [MATH, TEXT], ids=["math", "summarization"])
-def test_the_report_speaks_of_the_kinds_figures(tmp_path: Path, kind: Kind) -> None:
+def test_the_report_names_the_figures_of_the_kind(tmp_path: Path, kind: Kind) -> None:
     answers: dict[str, list[Any]] = {"distilled": [7, 8], "base": [7, 9], "teacher": [7, 7]}
     reference: Any = 7
     if kind is TEXT:
@@ -85,8 +85,8 @@ def test_the_report_speaks_of_the_kinds_figures(tmp_path: Path, kind: Kind) -> N
     metrics = measured(kind, answers, reference)
     rows = [
         answered(kind, system, f"g{i:03d}", reference, answer)
-        for system, said in answers.items()
-        for i, answer in enumerate(said)
+        for system, given in answers.items()
+        for i, answer in enumerate(given)
     ]
     inputs = ReportInputs("t", "s", "v", "h", "now", {"g000": "<script>alert(1)</script>"})
     write_report(tmp_path, table(rows), metrics, recommend(metrics), inputs)
@@ -99,6 +99,9 @@ def test_the_report_speaks_of_the_kinds_figures(tmp_path: Path, kind: Kind) -> N
     assert figures["systems"]["distilled"]["metric"] == kind.metric
     assert ("token_f1" in figures["systems"]["distilled"]) == (kind is TEXT)
     assert figures["splits"]["golden"]["systems"]["base"][kind.metric] == figures["systems"]["base"]["score"]
+    base = figures["splits"]["golden"]["systems"]["base"]
+    assert (base["metric"], base["score"]) == (kind.metric, figures["systems"]["base"]["score"])
+    assert figures["per_slice"]["base"]["mail"]["score"] == pytest.approx(base["score"]["value"])
     assert check_metrics_table(build_metrics_frame(metrics)) is None
     assert kind.metric in build_summary_rows(metrics)[0]
     again = compute_metrics(pl.read_parquet(tmp_path / "predictions.parquet"), {}, [], SPEC, kind)

@@ -1,4 +1,4 @@
-"""Was it worth it? The answer in words, whatever the figures are."""
+"""Recommend which system to use, in words: was distilling worth it?"""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SYSTEM_NAMES = {
     SLICE_LABEL: "the student trained on slice names (slice_label)",
 }
 NOTABLE_GAIN = 0.05
-"""Accuracy. A system that distilled does not beat is called as good only where a gain of this size is ruled out."""
+"""A gain in score. A system counts as equal to distilled only if a larger gain of distilled is ruled out."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """`worth_it` is None where the items cannot tell; `best_other` is "" where there is nothing to compare with."""
+    """`worth_it` is None if the items cannot decide. `best_other` is "" if there is no other system."""
 
     worth_it: bool | None
     text: str
@@ -41,14 +41,17 @@ class Recommendation:
 def recommend(metrics: Metrics) -> Recommendation:
     """Compare the distilled student with the teacher and with the best of all other systems on golden.
 
-    A difference is clear where its paired interval leaves out zero and the exact McNemar test agrees at the same
-    level. Distilling was worth it where the student is clearly better than every other system. It was not where
-    another is clearly better, or scores no lower while a gain of `NOTABLE_GAIN` can be ruled out (or the teacher is
-    clearly below the untrained base): then the cheaper system is the answer. All else is too close to call. A teacher
-    no better than the base, and slices that teach as much as the teacher, are named in each case.
+    A difference is clear if its paired interval excludes zero and the paired test agrees at the same level.
+
+    - Worth it: the student is clearly better than every other system.
+    - Not worth it: another system is clearly better. Or another system scores no lower, and either a gain of
+      `NOTABLE_GAIN` is ruled out or the teacher is clearly below the untrained base.
+    - Undecided: everything else.
+
+    The text also names a teacher that is no better than the base, and slice names that teach as much as the teacher.
     """
     golden = metrics.golden
-    own = golden.systems[DISTILLED].accuracy.value
+    own = golden.systems[DISTILLED].score.value
     against = {
         second: c
         for (first, second), c in golden.comparisons.items()
@@ -58,7 +61,7 @@ def recommend(metrics: Metrics) -> Recommendation:
         text = f"No verdict: {_format_scores(metrics, DISTILLED)}, and there is no other system to compare it with."
         return Recommendation(None, f"{text} {_describe_retention(metrics)}".strip(), "")
 
-    # The smallest lead decides; between equals the system that takes the least work.
+    # The smallest lead decides. Of systems with equal leads, the one with the least effort counts.
     level = 1 - metrics.confidence
     better = [name for name, c in against.items() if _is_clearly_worse(c, level)]
     best = min(better or against, key=lambda name: (against[name].difference.value or 0.0, _rank_effort(name)))
@@ -86,7 +89,7 @@ def recommend(metrics: Metrics) -> Recommendation:
     )
     names = SYSTEM_NAMES.get(nearest, nearest) if len(unclear) == 1 else f"{', '.join(unclear[:-1])} and {unclear[-1]}"
     text = f"Too close to call at {closest.n} golden items between the distilled student and {names}: {figures}."
-    advice = "Add golden items; until they say otherwise, the system that costs less is the safer choice."
+    advice = "Add golden items. Until they decide, the cheaper system is the safer choice."
     return Recommendation(None, _join_sentences(text, _describe_retention(metrics), cause, advice), best)
 
 
@@ -104,7 +107,7 @@ def _is_teacher_weak(metrics: Metrics, level: float) -> bool:
 
 
 def _explain_result(metrics: Metrics, against: dict[str, SystemComparison], level: float) -> str:
-    """What explains the result: a teacher no better than the base, or slices that teach as much as the teacher."""
+    """Name the cause: a teacher no better than the base, or slice names that teach as much as the teacher."""
     parts = []
     base = metrics.golden.comparisons.get((BASE, TEACHER))
     if base is not None and base.difference.value is not None and base.difference.value >= 0:
@@ -117,16 +120,17 @@ def _explain_result(metrics: Metrics, against: dict[str, SystemComparison], leve
             parts.append(f"On these items this teacher scores no higher than the untrained base {figures}.")
     slices = against.get(SLICE_LABEL)
     if slices is not None and (slices.difference.value or 0.0) <= 0:
-        sure = _is_clearly_worse(slices, level)
+        is_clear = _is_clearly_worse(slices, level)
+        subject, result = ("The", "is better") if is_clear else ("On these items the", "scores no lower")
         parts.append(
-            f"{'The' if sure else 'On these items the'} teacher added nothing: {SYSTEM_NAMES[SLICE_LABEL]}, without a "
-            f"teacher, {'is better' if sure else 'scores no lower'} ({_format_scores(metrics, SLICE_LABEL, DISTILLED)})."  # noqa: E501
+            f"{subject} teacher added nothing: {SYSTEM_NAMES[SLICE_LABEL]}, without a teacher, {result} "
+            f"({_format_scores(metrics, SLICE_LABEL, DISTILLED)})."
         )
     return " ".join(parts)
 
 
 def _describe_retention(metrics: Metrics) -> str:
-    """How much of the teacher is kept, and at what speed."""
+    """How much of the teacher's score the student keeps, and at what speed."""
     golden = metrics.golden
     kept = golden.retention
     if kept.value is None:
@@ -137,16 +141,16 @@ def _describe_retention(metrics: Metrics) -> str:
     words = f"The distilled student keeps {share} of the teacher's {format_metric_name_in_sentence(metrics.metric)}"
     own, teacher = golden.systems[DISTILLED].latency.p50, golden.systems[TEACHER].latency.p50
     if not own or not teacher:
-        return f"{words}; the latency of both was not measured, so nothing is said about speed."
+        return f"{words}. Their speed is not compared, since the latency of at least one was not measured."
     if teacher >= own:
         return f"{words} at {_format_factor(teacher / own)} lower median latency ({_format_seconds(own)} against {_format_seconds(teacher)})."  # noqa: E501
     slower = f"{_format_factor(own / teacher)} higher ({_format_seconds(own)} against {_format_seconds(teacher)})"
     return f"{words}, but its median latency is {slower}."
 
 
-def _format_scores(metrics: Metrics, *systems: str) -> str:
-    found = metrics.golden.systems
-    return ", ".join(f"{name} {found[name].accuracy.value:.3f}" for name in systems)
+def _format_scores(metrics: Metrics, *names: str) -> str:
+    scores = metrics.golden.systems
+    return ", ".join(f"{name} {scores[name].score.value:.3f}" for name in names)
 
 
 def _rank_effort(system: str) -> int:

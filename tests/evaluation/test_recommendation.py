@@ -1,10 +1,10 @@
-"""The verdict in words, case by case."""
+"""The recommendation in words, case by case."""
 
 from __future__ import annotations
 
 import pytest
 
-from distill_dagster.evaluation.verdict import Recommendation, recommend
+from distill_dagster.evaluation.recommendation import Recommendation, recommend
 from tests.evaluation.build import marks, measured
 
 
@@ -37,8 +37,8 @@ def test_a_slower_student_is_not_called_faster() -> None:
     assert "lower" not in recommend(metrics).text
 
 
-def test_without_latency_nothing_is_said_about_speed() -> None:
-    assert "nothing is said about speed" in _decide(teacher=190, base=100, distilled=180).text
+def test_without_latency_speed_is_not_compared() -> None:
+    assert "Their speed is not compared" in _decide(teacher=190, base=100, distilled=180).text
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_base_better_than_the_teacher() -> None:
     assert "choose a stronger teacher" in verdict.text
 
 
-def test_base_equal_to_the_teacher_is_said_without_calling_it_weaker() -> None:
+def test_a_base_equal_to_the_teacher_is_named_but_not_called_better() -> None:
     verdict = _decide(teacher=150, base=150, distilled=190)
     assert verdict.worth_it is True
     assert "scores no higher than the untrained base" in verdict.text
@@ -83,7 +83,7 @@ def test_base_equal_to_the_teacher_is_said_without_calling_it_weaker() -> None:
     assert "choose a stronger teacher" not in verdict.text
 
 
-def test_slices_that_teach_more_than_the_teacher() -> None:
+def test_slice_names_that_teach_more_than_the_teacher() -> None:
     verdict = _decide(teacher=160, base=100, distilled=150, slice_label=190)
     assert verdict.worth_it is False
     assert verdict.best_other == "slice_label"
@@ -99,7 +99,7 @@ def test_too_close_to_call() -> None:
 
 
 def test_a_clear_lead_over_the_best_only_is_too_close_when_another_is_not_clear() -> None:
-    # base is 14 items behind and never right alone; centroid is 15 behind, but often right where distilled is wrong.
+    # base is 14 items behind and never right alone. centroid is 15 behind, but often right where distilled is wrong.
     distilled = marks(160, 40)
     base = marks(146, 54)
     centroid = "0" * 55 + "1" * 105 + "1" * 40

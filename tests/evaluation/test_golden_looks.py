@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distill_dagster.evaluation.looks import append_golden_look, read_golden_looks
+from distill_dagster.evaluation.golden_looks import append_golden_look, read_golden_looks
 
 
 def test_entries_are_only_ever_added(tmp_path: Path) -> None:
