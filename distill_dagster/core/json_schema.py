@@ -1,4 +1,4 @@
-"""JSON schemas of users: checked once, and applied without the network and without endless regular expressions."""
+"""Check JSON schemas that users write, and apply them without network access and in linear time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _FORBIDDEN_KEYWORDS = {
 
 
 def find_schema_problem(schema: dict[str, Any]) -> str | None:
-    """What is wrong with a JSON schema (draft 2020-12), as a sentence, or None."""
+    """Return what is wrong with a JSON schema (draft 2020-12), or None."""
     import jsonschema
 
     for path, node in _walk_nodes(schema, ""):
         for name, remedy in _FORBIDDEN_KEYWORDS.items():
             if name in node and not path.endswith("/properties"):
-                return f"{name} is not taken; {remedy}"
+                return f"{name} is not supported; {remedy}"
         target = node.get("$ref")
         if isinstance(target, str) and not target.startswith("#"):
-            return f"$ref {target!r} leads out of the schema; put the part under $defs"
+            return f"$ref {target!r} points outside the schema; put that part under $defs"
         pattern = node.get("pattern")
         if isinstance(pattern, str) and not path.endswith("/properties") and (why := _find_pattern_problem(pattern)):
             return why
@@ -38,17 +38,17 @@ def find_schema_problem(schema: dict[str, Any]) -> str | None:
 
 
 def find_answer_problem(value: Any, schema: dict[str, Any]) -> str | None:
-    """Why a value does not fit a schema that `schema_problem` found nothing in, or None."""
+    """Return why a value does not fit a schema, or None. The schema must have passed `find_schema_problem`."""
     import jsonschema
 
     try:
-        error = jsonschema.exceptions.best_match(_make_validator(to_canonical_json(schema)).iter_errors(value))
-    except Exception as error_:  # a $ref to nowhere shows only here
-        return f"the schema cannot be applied: {str(error_)[:200]}"
-    if error is None:
+        worst = jsonschema.exceptions.best_match(_make_validator(to_canonical_json(schema)).iter_errors(value))
+    except Exception as error:  # a $ref without a target fails only here
+        return f"the schema cannot be applied: {str(error)[:200]}"
+    if worst is None:
         return None
-    place = ".".join(str(p) for p in error.absolute_path)
-    return f"{f'{place}: ' if place else ''}{error.message[:200]}"
+    place = ".".join(str(part) for part in worst.absolute_path)
+    return f"{f'{place}: ' if place else ''}{worst.message[:200]}"
 
 
 @lru_cache(maxsize=64)
@@ -58,9 +58,9 @@ def _make_validator(text: str) -> Any:
     import jsonschema
     from referencing import Registry
 
-    # The registry retrieves nothing; `pattern` runs in linear time.
-    own = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _validate_pattern})
-    return own(json.loads(text), registry=Registry())
+    # The registry retrieves nothing, and `pattern` runs in linear time.
+    validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _validate_pattern})
+    return validator(json.loads(text), registry=Registry())
 
 
 def _validate_pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
@@ -89,7 +89,7 @@ def _walk_nodes(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def is_strict_schema(schema: Any) -> bool:
-    """Whether every object names all its properties as required and allows no other: what strict providers demand."""
+    """Whether every object requires all its properties and allows no others, as providers' strict mode demands."""
     return all(
         node.get("additionalProperties") is False and set(node.get("required", [])) == set(node.get("properties", {}))
         for _, node in _walk_nodes(schema, "")

@@ -1,6 +1,7 @@
-"""Kinds of tasks: what an answer is, how it is read, when two are equal, and what a report measures.
+"""Kinds of tasks: what an answer is, how it is read, when two answers are equal, and what a report measures.
 
-One class per kind; a new one is a class here and its templates in `prompts/templates`.
+One file per kind. A new kind is a class here, an entry in `KINDS`, and its templates in `prompts/templates`. How a
+teacher is asked belongs to `teacher.asking`; the texts that a student learns from are formatted here, by the kind.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from distill_dagster.kinds.base import InvalidAnswerError, Kind, MajorityVote, Question, format_with_reasoning
 from distill_dagster.kinds.classification import LabelKind
+from distill_dagster.kinds.conversation import ConversationKind
 from distill_dagster.kinds.extraction import ExtractionKind
-from distill_dagster.kinds.free_text import ConversationKind, GenerationKind, SummaryKind
+from distill_dagster.kinds.generation import GenerationKind
 from distill_dagster.kinds.maths import MathKind
 from distill_dagster.kinds.qa import QaKind
 from distill_dagster.kinds.reading import ParsedAnswer, read_answer
 from distill_dagster.kinds.refusals import WANTED_REFUSAL, is_refusal
+from distill_dagster.kinds.summarization import SummaryKind
 from distill_dagster.kinds.tool_call import ToolCallKind
 
 if TYPE_CHECKING:
@@ -48,5 +51,5 @@ KINDS: dict[str, type[Kind]] = {
 
 
 def get_kind(task: Task) -> Kind:
-    """The kind of a task, with its settings."""
+    """Return the kind of a task, with the task's settings."""
     return KINDS[task.kind](task)

@@ -1,4 +1,4 @@
-"""Numbers and arithmetic as models write them, worked out exactly and never by `eval`.
+"""Parse numbers and arithmetic as models write them. Results are exact, and `eval` is never used.
 
 "7 * 36", "(10 - (3 + 6))", "$1,250.50", "48 / 2 = 24", "36 marbles", "\\boxed{12}": each is one number.
 """
@@ -12,7 +12,7 @@ from fractions import Fraction
 MAX_CHARS = 200
 MAX_EXPONENT = 64
 MAX_BITS = 1000
-"""Of a numerator or denominator: what is larger than 10^300 no float can hold, and no answer is."""
+"""The largest numerator or denominator, in bits: about 10^300, the limit of a float."""
 
 _SIGNS = str.maketrans({"×": "*", "·": "*", "⋅": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")"})
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -25,21 +25,21 @@ _START = re.compile(r"[-+*/(). \d]+")
 
 
 class NotANumberError(Exception):
-    """Why a text is not one number."""
+    """A text is not one number. The message says why."""
 
 
 def parse_number(text: str) -> Fraction:
-    """The number that a short text says: an expression at its beginning, else the only number in it.
+    """Parse the number in a short text: the expression that it begins with, or else the only number in it.
 
     Raises:
-        NotANumber: there is none, there are several, or it is too large to be meant.
+        NotANumberError: the text has no number or several, or a number that is too large.
     """
     if len(text) > MAX_CHARS:
         raise NotANumberError(f"longer than {MAX_CHARS} characters")
     plain = _MONEY.sub("", _extract_boxed(text)).translate(_SIGNS)
     plain = _ZEROS.sub("", _THOUSANDS.sub("", plain))
     plain = _POWER.sub("**", _TIMES.sub("*", plain)).strip().strip("*").strip()
-    for part in reversed(plain.split("=")):  # "48 / 2 = 24": what stands on the right
+    for part in reversed(plain.split("=")):  # "48 / 2 = 24": the right-hand side
         found = _START.match(part.strip())
         written = found.group().rstrip(" .+-*/(") if found else ""
         rest = part.strip()[len(written) :]
@@ -52,7 +52,7 @@ def parse_number(text: str) -> Fraction:
 
 
 def _extract_boxed(text: str) -> str:
-    """What the last \\boxed{…} holds, else the text: mathematics as TeX marks its result."""
+    """Return the content of the last \\boxed{…}, TeX's mark of a result, or the whole text."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return text
@@ -66,10 +66,10 @@ def _extract_boxed(text: str) -> str:
 
 
 def evaluate_expression(text: str) -> Fraction:
-    """The exact value of an expression of numbers, + - * / ** and brackets.
+    """Return the exact value of an expression of numbers, + - * / ** and brackets.
 
     Raises:
-        NotANumber: anything else stands in it, it divides by zero, or a number in it is too large.
+        NotANumberError: the expression contains anything else, divides by zero, or has a number that is too large.
     """
     if len(text) > MAX_CHARS:
         raise NotANumberError(f"longer than {MAX_CHARS} characters")
@@ -86,7 +86,7 @@ def _evaluate_node(node: ast.expr, text: str) -> Fraction:
         case ast.Constant(value=bool()):
             raise NotANumberError("not an arithmetic expression")
         case ast.Constant(value=int() | float()):
-            # The digits as they stand: a float would have rounded them.
+            # Read the digits from the source: a float would have rounded them.
             found = ast.get_source_segment(text, node) or ""
             if "e" in found.lower() or "_" in found:
                 raise NotANumberError("not a plain number")
@@ -119,5 +119,5 @@ def _apply_operator(a: Fraction, op: ast.operator, b: Fraction) -> Fraction:
 
 def _check_size(value: Fraction) -> Fraction:
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
-        raise NotANumberError("a number too large to be meant")
+        raise NotANumberError("a number is too large")
     return value

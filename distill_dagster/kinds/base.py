@@ -1,11 +1,11 @@
-"""What a kind of task knows about its answers, and nothing of who is asked or how."""
+"""The base class of kinds: what a kind of task knows about its answers."""
 
 from __future__ import annotations
 
 import json
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,19 @@ if TYPE_CHECKING:
     from distill_dagster.config import Task
 
 REASONING_MARK, ANSWER_MARK = "Reasoning:", "Answer:"
-"""The written form of few-shot examples, of base-like models and of students: reasoning first, then the answer."""
+"""Reasoning first, then the answer: the form of few-shot examples, of raw completions and of what students write."""
 
 
 class InvalidAnswerError(Exception):
-    """Why what was found is no answer of this kind; the message is a sentence for people."""
+    """A value is not an answer of this kind. The message says why, as a phrase for the `error` column."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What an answer is read against: the prompt's text, which may hold options to choose from."""
+    """What an answer is read against.
+
+    `text` is the prompt, which may list options to choose from. `refusal_wanted`: only a refusal is a right answer.
+    """
 
     text: str = ""
     refusal_wanted: bool = False
@@ -32,10 +35,10 @@ class Question:
 
 @dataclass(frozen=True)
 class MajorityVote:
-    """The candidate of several samples.
+    """The candidate among several samples.
 
-    `index` is the sample that stands for it, `agreement` how far the samples agree with it, `votes` the share of each
-    distinct answer (empty for free texts, of which hardly two are equal).
+    `index` is the position of the chosen sample. `agreement` says how far the samples agree with it, 0 to 1. `votes`
+    has each distinct answer with its share, the most frequent first; it is empty for free texts, which rarely repeat.
     """
 
     index: int
@@ -44,38 +47,38 @@ class MajorityVote:
 
 
 class Kind(ABC):
-    """One kind of task, with the settings of one task. Answers are plain JSON values, canonical after `canonical`."""
+    """One kind of task, with the settings of one task. Answers are JSON values as `canonicalize` returns them."""
 
     answer_kind: str
-    """The column of that name: label, number, text, object, tool_calls."""
+    """The value of the `answer_kind` column: label, number, text, object or tool_calls."""
     metric: str = "accuracy"
-    """What a report measures: the mean of `score` over items."""
+    """The name of what a report measures: the mean of `score` over items."""
     second_metric: str | None = None
-    """A second figure beside it, the mean of `second_score`; None where there is none."""
+    """The name of a second figure, the mean of `score_second`; None for kinds without one."""
     has_labels = False
-    """Answers are labels of the task: soft labels, encoder students and confusion tables make sense."""
+    """Answers are labels of the task, so soft labels, encoder students and confusion tables make sense."""
     one_line = True
-    """An answer ends with its line: what a model writes below it is not read."""
+    """An answer ends with its line. What a model writes below it is ignored."""
     structured = True
-    """Asked for as JSON even where no reasoning is wanted; else an answer without reasoning is the plain text."""
+    """The teacher is asked for JSON even without reasoning. Otherwise an answer without reasoning is plain text."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
 
     @abstractmethod
     def build_schema(self) -> dict[str, Any]:
-        """The JSON schema of an answer alone, without reasoning."""
+        """Return the JSON schema of an answer, without reasoning."""
 
     @abstractmethod
     def canonicalize(self, value: Any, question: Question) -> Any:
-        """The answer that was found, a text or a JSON value, in its one canonical form.
+        """Return a text or a JSON value that a model gave as an answer in this kind's canonical form.
 
         Raises:
-            InvalidAnswer: it is none.
+            InvalidAnswerError: the value is not an answer of this kind.
         """
 
     def are_equal(self, first: Any, second: Any) -> bool:
-        """Whether two canonical answers say the same. All refusals do, and no refusal says what an answer says."""
+        """Whether two canonical answers are equal. All refusals are equal; a refusal never equals an answer."""
         if is_refusal(first) or is_refusal(second):
             return is_refusal(first) and is_refusal(second)
         return self._are_equal(first, second)
@@ -84,27 +87,31 @@ class Kind(ABC):
         return bool(first == second)
 
     def score(self, answer: Any, reference: Any) -> float:
-        """How good an answer is, 0 to 1: `metric` for one item. None, no answer, scores 0."""
+        """Score an answer against a reference, 0 to 1: `metric` for one item. A missing answer (None) scores 0."""
         return float(answer is not None and self.are_equal(answer, reference))
 
     def score_second(self, answer: Any, reference: Any) -> float:
-        raise NotImplementedError(f"{type(self).__name__} has no second figure")
+        """Score an answer against a reference, 0 to 1: `second_metric` for one item."""
+        raise NotImplementedError(f"{type(self).__name__} has no second metric")
 
     def choose_candidate(self, answers: Sequence[Any]) -> MajorityVote:
-        """The candidate of one or more samples: by default the answer that most of them equal, the first of equals."""
+        """Choose the candidate among samples: by default the most frequent answer, the first one on a tie."""
         return find_majority(answers, self.are_equal)
 
     def format_answer(self, answer: Any) -> str:
-        """An answer as it is written behind `Answer:`: in few-shot examples, and by a student."""
+        """Format an answer as the text that follows `Answer:` in few-shot examples and in students' output."""
         if is_refusal(answer):
             return str(answer[REFUSAL_KEY])
         return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
 
     def format_target(self, answer: str, reasoning: str | None) -> str:
-        """What a student learns to write for an answer (canonical JSON text), with its reasoning where the task has it.
+        """Format what a student learns to write: the answer, after its reasoning where the task has reasoning.
 
-        Kinds with labels have students that choose one: of these the label alone. A student that asks for reasoning
-        (`students.<name>.reasoning`) puts it before the label by itself.
+        Students of kinds with labels choose one, so their target is the label alone. A student with
+        `students.<name>.reasoning` puts the reasoning before the label itself.
+
+        Args:
+            answer: canonical JSON text.
         """
         words = self.format_answer(json.loads(answer))
         if self.has_labels:
@@ -113,19 +120,19 @@ class Kind(ABC):
 
 
 def format_with_reasoning(reasoning: str | None, answer: str) -> str:
-    """The written form: "Reasoning: …" and "Answer: …" below it, or the answer alone."""
+    """Format "Reasoning: …" with "Answer: …" below it, or the answer alone where there is no reasoning."""
     return f"{REASONING_MARK} {reasoning.strip()}\n{ANSWER_MARK} {answer}" if reasoning else answer
 
 
-def find_majority(answers: Sequence[Any], equal: Any) -> MajorityVote:
-    """The largest group of equal answers. Of groups of one size the one whose first member came first.
+def find_majority(answers: Sequence[Any], are_equal: Callable[[Any, Any], bool]) -> MajorityVote:
+    """Find the largest group of equal answers; on a tie, the group whose first member came first.
 
-    "Equal" need not carry over (numbers within a tolerance): an answer joins the first group whose first member it
-    equals.
+    Equality need not be transitive (numbers within a tolerance), so an answer joins the first group whose first member
+    it equals.
     """
     groups: list[list[int]] = []
     for index, answer in enumerate(answers):
-        group = next((g for g in groups if equal(answers[g[0]], answer)), None)
+        group = next((g for g in groups if are_equal(answers[g[0]], answer)), None)
         if group is None:
             groups.append([index])
         else:
@@ -136,5 +143,5 @@ def find_majority(answers: Sequence[Any], equal: Any) -> MajorityVote:
 
 
 def fold_unicode(text: str) -> str:
-    """Unicode NFKC with white space folded."""
+    """Normalize to Unicode NFKC and collapse white space to single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).split())

@@ -1,4 +1,4 @@
-"""Kinds whose answer is one of the task's labels: classification, and natural language inference."""
+"""Classification and natural language inference (nli): an answer is one of the task's labels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question
 
 
 class LabelKind(Kind):
+    """Equal where the label is the same; the second metric, macro-F1, is computed over all items."""
+
     answer_kind = "label"
     second_metric = "macro_f1"
     has_labels = True
@@ -29,7 +31,7 @@ def _format_excerpt(value: Any) -> str:
 
 
 def parse_label(text: str, labels: list[str]) -> str | None:
-    """The label that an answer names: all of it, or what its first line begins with, else the only label in it."""
+    """Find the label that a text names: as its first line, at the start of that line, or as its only label."""
     line = next((part.strip() for part in text.splitlines() if part.strip()), "").casefold()
     bare = line.strip("\"'`*.-# ")
     by_length = sorted(labels, key=len, reverse=True)
@@ -46,5 +48,5 @@ def parse_label(text: str, labels: list[str]) -> str | None:
 
 
 def make_word_pattern(label: str) -> str:
-    """A pattern of a label as a word of its own; `\\b` would never match at the end of "c++"."""
+    """Make a pattern that matches a label as a whole word. `\\b` would never match at the end of "c++"."""
     return rf"(?<!\w){re.escape(label.casefold())}(?!\w)"

@@ -1,4 +1,4 @@
-"""extraction: a JSON value by the task's `answer_schema`."""
+"""Extraction: an answer is a JSON value that fits the task's `answer_schema`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distill_dagster.kinds.similarity import compute_bag_f1
 
 
 class ExtractionKind(Kind):
-    """Scored by F1 over fields: pairs of a path and a value, where a list's elements have no order."""
+    """Scored by F1 over fields, which are pairs of a path and a value. The order of a list does not count."""
 
     answer_kind = "object"
     metric = "field_f1"
@@ -46,7 +46,7 @@ class ExtractionKind(Kind):
 
 
 def simplify_value(value: Any) -> Any:
-    """White space at the ends of texts removed, and 3.0 written as 3: one form for what means the same."""
+    """Strip texts and write 3.0 as 3, so that values with the same meaning have one form."""
     if isinstance(value, dict):
         return {str(name): simplify_value(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -71,5 +71,5 @@ def _walk_fields(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for inner in value:
             yield from _walk_fields(inner, f"{path}[]")
-    elif value is not None:  # a field that is null says as much as one that is left out
+    elif value is not None:  # a field that is null counts like one that is left out
         yield path, to_canonical_json(value)

@@ -1,7 +1,7 @@
-"""Kinds that answer with a text: summarization, conversation, generation.
+"""The base class of kinds whose answer is a free text: summarization, conversation and generation.
 
-Of several samples the medoid is the candidate: the text most like all the others, so that no outlier stands for them
-(as in minimum Bayes risk decoding, Kumar and Byrne 2004). Its agreement is its mean likeness to the others.
+The candidate among several samples is the medoid, the text most similar to all the others, so that no outlier is
+chosen (as in minimum Bayes risk decoding, Kumar and Byrne 2004). Its agreement is its mean similarity to the others.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from typing import Any
 
 from distill_dagster.kinds.base import InvalidAnswerError, Kind, MajorityVote, Question, fold_unicode
 from distill_dagster.kinds.refusals import is_refusal
-from distill_dagster.kinds.similarity import compute_chrf, compute_rouge_l, compute_token_f1
+from distill_dagster.kinds.similarity import compute_token_f1
 
 
 class FreeTextKind(Kind):
+    """Equal except for case and white space."""
+
     answer_kind = "text"
     one_line = False
     structured = False
     second_metric = "token_f1"
-    like: Callable[[str, str], float]
+    similarity: Callable[[str, str], float]
+    """How similar a text is to a reference, 0 to 1."""
 
     def build_schema(self) -> dict[str, Any]:
         return {"type": "string", "minLength": 1}
@@ -38,7 +41,7 @@ class FreeTextKind(Kind):
     def score(self, answer: Any, reference: Any) -> float:
         if answer is None or is_refusal(answer) or is_refusal(reference):
             return super().score(answer, reference)
-        return type(self).like(answer, reference)
+        return type(self).similarity(answer, reference)
 
     def score_second(self, answer: Any, reference: Any) -> float:
         if answer is None or is_refusal(answer) or is_refusal(reference):
@@ -54,24 +57,3 @@ class FreeTextKind(Kind):
         ]
         best = max(range(len(answers)), key=lambda i: mean[i])
         return MajorityVote(best, mean[best])
-
-
-class SummaryKind(FreeTextKind):
-    """ROUGE-L against a reference summary."""
-
-    metric = "rouge_l"
-    like = staticmethod(compute_rouge_l)
-
-
-class ConversationKind(FreeTextKind):
-    """The next turn of a conversation."""
-
-    metric = "rouge_l"
-    like = staticmethod(compute_rouge_l)
-
-
-class GenerationKind(FreeTextKind):
-    """Rewrites, drafts, translations: characters are compared, so that word endings and other scripts count."""
-
-    metric = "chrf"
-    like = staticmethod(compute_chrf)

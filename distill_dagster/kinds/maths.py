@@ -1,4 +1,4 @@
-"""math: the answer is one number, written as such or as arithmetic."""
+"""Math: an answer is one number, written as a number or as arithmetic."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from distill_dagster.kinds.arithmetic import NotANumberError, parse_number
 from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question
 
 RESULT_MARKS = ("####", "answer is", "answer:")
-"""What a result is announced by where a model does not keep to the format; looked for without regard to case."""
+"""What precedes a result where a model ignores the format; case does not matter."""
 
 
 class MathKind(Kind):
+    """Equal within `answer.tolerance`."""
+
     answer_kind = "number"
 
     def build_schema(self) -> dict[str, Any]:
         return {"type": "number"}
 
     def canonicalize(self, value: Any, question: Question) -> int | float:
-        """A whole number as int, any other rounded to 12 significant digits."""
+        """Return a whole number as int, and any other rounded to 12 significant digits."""
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise InvalidAnswerError("the answer is not a number")
         if isinstance(value, float) and not math.isfinite(value):
@@ -36,12 +38,12 @@ class MathKind(Kind):
         tolerance = self.task.answer.tolerance
         try:
             return math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance)
-        except OverflowError:  # whole numbers that no float can hold
+        except OverflowError:  # whole numbers too large for a float
             return bool(first == second)
 
 
 def _extract_result(text: str) -> str:
-    """What stands behind the last mark on its line, else the whole text."""
+    """Return what follows the last mark on its line, or the whole text."""
     lower = text.lower()
     end, mark = max((lower.rfind(m), m) for m in RESULT_MARKS)
     if end < 0:

@@ -1,4 +1,4 @@
-"""qa: a short free answer, or the text of one of the options that stand in the question."""
+"""Question answering (qa): an answer is a short text, or the text of one of the options that the question lists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHOSEN = re.compile(r"\(?([A-Za-z])(?:[).:]|$)[ \t]*")
 
 
 class QaKind(Kind):
-    """Answers are equal where they are after SQuAD's normalisation (Rajpurkar et al. 2016): exact match.
+    """Equal after SQuAD's normalization (Rajpurkar et al. 2016).
 
     With `answer.choices` an answer is the text of an option: "(b)", "b" and "(b) a harbour." all mean "a harbour".
     """
@@ -50,7 +50,7 @@ class QaKind(Kind):
 
 
 def find_options(text: str) -> dict[str, str]:
-    """The last run of lettered lines, "(a) park" or "A. park", by lower-case letter; they begin with a."""
+    """Find the last run of lettered lines, "(a) park" or "A. park", that begins with a; keys are lower-case letters."""
     found: dict[str, str] = {}
     for letter, words in _OPTION.findall(text):
         letter = letter.lower()
@@ -61,27 +61,27 @@ def find_options(text: str) -> dict[str, str]:
     return found
 
 
-def match_option(text: str, among: dict[str, str], exact: bool = False) -> str:
-    """The option that an answer means, by its letter or by its words; `exact`: by exactly its words.
+def match_option(text: str, options: dict[str, str], exact: bool = False) -> str:
+    """Return the option that an answer names by its letter or by its words; with `exact`, by its exact words only.
 
     Raises:
-        InvalidAnswer: the question has no options, or none or several are meant.
+        InvalidAnswerError: the question has no options, or the answer names none or several of them.
     """
-    if len(among) < 2:
+    if len(options) < 2:
         raise InvalidAnswerError("the question has no options such as `(a) …` on lines of their own")
-    if exact and text in among.values():
+    if exact and text in options.values():
         return text
     if exact:
         raise InvalidAnswerError(f"{text[:80]!r} is not the text of an option")
     plain = text.strip().rstrip(".")
     by_letter = _CHOSEN.match(plain)
-    words = [option for option in among.values() if normalize_squad(option) == normalize_squad(plain)]
-    if words:  # first: the option "a" or "I" is no letter
+    words = [option for option in options.values() if normalize_squad(option) == normalize_squad(plain)]
+    if words:  # before letters: an option may be "a" or "I"
         return words[0]
-    if by_letter and (option := among.get(by_letter.group(1).lower())):
+    if by_letter and (option := options.get(by_letter.group(1).lower())):
         return option
     normalized = f" {normalize_squad(plain)} "
-    held = {option for option in among.values() if f" {normalize_squad(option)} " in normalized}
+    held = {option for option in options.values() if f" {normalize_squad(option)} " in normalized}
     longest = [a for a in held if not any(a != b and normalize_squad(a) in normalize_squad(b) for b in held)]
     if len(longest) == 1:
         return longest[0]

@@ -1,4 +1,4 @@
-"""From what a model wrote to reasoning and answer, or to the reason why there is none."""
+"""Read reasoning and answer out of what a model wrote, or the reason why there is no answer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _ANSWER_LINE = re.compile(r"^[ \t]*(?:\*\*)?answer(?:\*\*)?[ \t]*:(?:\*\*)?[ \t]
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """What one response says. `status` is ok, refused or truncated; `error` says why an ok response has no answer.
+    """What was read from one response.
 
-    `answer` is canonical JSON text.
+    `status` is ok, refused or truncated. `answer` is canonical JSON text. `error` says why a response has no answer.
     """
 
     status: str
@@ -42,18 +42,19 @@ def read_answer(
 ) -> ParsedAnswer:
     """Read one response.
 
-    Reasoning is taken from a provider's `reasoning_content`, from tags such as <think>, from the `reasoning` field of a
-    structured answer, from what stands before the match of `answer.pattern`, or from what stands before `Answer:`. The
-    text is cut at `stop` (by default the task's `answer.stop`) first, where a raw completion runs on.
+    Reasoning comes from a provider's `reasoning_content`, from tags such as <think>, from the `reasoning` field of a
+    structured answer, or from the text before the match of `answer.pattern` or before `Answer:`. Where a question wants
+    a refusal, a refusal is the answer, and anything else is an error.
 
-    `tool_calls` are those of the provider; an empty list where tools were offered and none was called.
-
-    In a slice that wants refusals one is the right answer, and anything else is none.
+    Args:
+        finish_reason: the provider's; "length" means that the text was cut, "refusal" that the model declined.
+        tool_calls: the provider's; an empty list where tools were offered and none was called.
+        stop: cut the text here first, where a raw completion runs on. The task's `answer.stop` always applies.
     """
     spec = kind.task.answer
     cut = finish_reason == "length"
     for end in (stop, spec.stop):
-        if end and end in text:  # the answer ended, and only what follows it was cut
+        if end and end in text:  # the answer is complete; only what follows it was cut
             text, cut = text.split(end, 1)[0], False
     tagged, rest, open_tag = _split_reasoning_tags(text)
     notes = [part for part in (reasoning_content, tagged) if part and part.strip()]
@@ -66,11 +67,11 @@ def read_answer(
     words = rest.strip()
     value = found.value
     if declined or _is_refused_answer(value, words):
-        named = value[REFUSAL_KEY] if isinstance(value, dict) else value
-        said = (named if isinstance(named, str) else "").strip() or words or "(no words)"
+        stated = value[REFUSAL_KEY] if isinstance(value, dict) else value
+        refusal = (stated if isinstance(stated, str) else "").strip() or words or "(no words)"
         if question.refusal_wanted:
-            return ParsedAnswer("ok", to_canonical_json(make_refusal(said)), reasoning)
-        return ParsedAnswer("refused", None, reasoning, f"the teacher refused: {said[:200]}")
+            return ParsedAnswer("ok", to_canonical_json(make_refusal(refusal)), reasoning)
+        return ParsedAnswer("refused", None, reasoning, f"the teacher refused: {refusal[:200]}")
     if question.refusal_wanted:
         return ParsedAnswer("ok", None, reasoning, "a refusal is wanted in this slice, and the teacher answered")
     if cut and not found.complete:
@@ -83,17 +84,15 @@ def read_answer(
         return ParsedAnswer("truncated" if cut else "ok", None, reasoning, str(why))
 
 
-def _is_refused_answer(found: Any, words: str) -> bool:
-    if is_refusal(found):
+def _is_refused_answer(value: Any, words: str) -> bool:
+    if is_refusal(value) or (isinstance(value, str) and is_refusal_text(value)):
         return True
-    if isinstance(found, str) and is_refusal_text(found):
-        return True
-    # A number or an object that was found is an answer, whatever the sentence before it apologises for.
-    return (found is None or found == [] or isinstance(found, str)) and is_refusal_text(words)
+    # A number or an object is an answer, even after an apology.
+    return (value is None or value == [] or isinstance(value, str)) and is_refusal_text(words)
 
 
 def _split_reasoning_tags(text: str) -> tuple[str | None, str, bool]:
-    """(what stands in reasoning tags, the text without it, whether a tag was never closed)."""
+    """Return the content of reasoning tags, the text without them, and whether a tag was never closed."""
     inside: list[str] = []
     open_tag = False
     for tag in _TAGS:
@@ -115,7 +114,7 @@ def _split_reasoning_tags(text: str) -> tuple[str | None, str, bool]:
                 break
     if not inside and not open_tag:
         return None, text, False
-    # <answer>…</answer> is what such models put the rest into
+    # Models that use reasoning tags put the answer into <answer>…</answer>.
     lower = text.lower()
     begin, close = lower.find("<answer>"), lower.find("</answer>")
     if 0 <= begin < close:
@@ -125,7 +124,7 @@ def _split_reasoning_tags(text: str) -> tuple[str | None, str, bool]:
 
 @dataclass(frozen=True)
 class _FoundAnswer:
-    """The answer as it stands in a response, or None; the reasoning that was written with it; whether it ended."""
+    """The answer as written in a response, or None; the reasoning written with it; whether the answer is complete."""
 
     value: Any
     reasoning: str | None = None
@@ -133,7 +132,7 @@ class _FoundAnswer:
 
 
 def _is_whole_answer(kind: Kind, value: dict[str, Any]) -> bool:
-    """Whether an object is itself an extracted answer, of a schema with a field of the name `answer`."""
+    """Whether an object is itself an extracted answer: its schema may have a field named `answer`."""
     if kind.answer_kind != "object":
         return False
     try:
@@ -163,9 +162,9 @@ def _find_answer(kind: Kind, text: str) -> _FoundAnswer:
     marked = _ANSWER_LINE.search(text) if thinks or kind.structured else None
     if marked is None:
         rest = text.strip().removeprefix(REASONING_MARK).strip() if thinks else text.strip()
-        # Reasoning that never came to an answer line may still end in one ("The answer is 7"): `canonical` looks.
-        told = thinks and kind.structured and len(rest.split()) > 3
-        return _FoundAnswer(rest or None, rest if told else None, value is not None)
+        # Reasoning without an answer line may still end in an answer ("The answer is 7"): `canonicalize` looks for it.
+        is_reasoning = thinks and kind.structured and len(rest.split()) > 3
+        return _FoundAnswer(rest or None, rest if is_reasoning else None, value is not None)
     before = text[: marked.start()].strip().removeprefix(REASONING_MARK).strip()
     answer, ended = text[marked.end() :].lstrip(), False
     if kind.one_line:

@@ -1,4 +1,4 @@
-"""Refusals: the answer that stands for one, and the phrases by which a text is recognized as one.
+"""Refusals: the answer that represents one, and the phrases that identify a text as one.
 
 The phrases are English. A refusal in other words counts as an answer.
 """
@@ -48,7 +48,7 @@ def is_refusal(answer: Any) -> bool:
 
 
 def make_refusal(words: str) -> dict[str, str]:
-    """Return the answer that stands for a refusal in these words."""
+    """Return the answer that represents a refusal in these words."""
     return {REFUSAL_KEY: words}
 
 

@@ -1,4 +1,4 @@
-"""How alike two texts are, 0 to 1: token F1, ROUGE-L and chrF."""
+"""Similarity of two texts, 0 to 1: token F1, ROUGE-L and chrF."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterable
 
 _ARTICLES = {"a", "an", "the"}
 MAX_TOKENS = 2000
-"""ROUGE-L takes time with the product of both lengths: of longer texts the beginning counts."""
+"""ROUGE-L takes time proportional to the product of both lengths, so only this many words of a text count."""
 CHRF_ORDER, CHRF_BETA = 6, 2
 
 
 def normalize_squad(text: str) -> str:
-    """Lower case without punctuation, articles and needless white space (Rajpurkar et al. 2016, SQuAD).
+    """Lower the case and drop punctuation, articles and extra white space (Rajpurkar et al. 2016, SQuAD).
 
-    Other than there, signs that carry meaning (% + $ # =) stay.
+    Unlike SQuAD, this keeps signs that carry meaning (% + $ # =).
     """
     folded = unicodedata.normalize("NFKC", text).lower()
     plain = "".join(c for c in folded if unicodedata.category(c)[0] != "P" or c in "%#")
@@ -32,13 +32,13 @@ def _compute_f1(hits: float, first: int, second: int) -> float:
 
 
 def compute_token_f1(first: str, second: str) -> float:
-    """Harmonic mean of precision and recall over words as bags, as SQuAD measures answers."""
+    """Return F1 over bags of words, as SQuAD measures answers."""
     a, b = normalize_squad(first).split(), normalize_squad(second).split()
     return _compute_f1(sum((Counter(a) & Counter(b)).values()), len(a), len(b))
 
 
 def compute_rouge_l(first: str, second: str) -> float:
-    """F-measure of the longest common subsequence of words (Lin 2004, with precision and recall weighted alike)."""
+    """Return F1 of the longest common subsequence of words (Lin 2004, precision and recall weighted equally)."""
     a, b = _split_words(first)[:MAX_TOKENS], _split_words(second)[:MAX_TOKENS]
     row = [0] * (len(b) + 1)
     for word in a:
@@ -51,7 +51,7 @@ def compute_rouge_l(first: str, second: str) -> float:
 
 
 def compute_chrf(text: str, reference: str) -> float:
-    """Character n-gram F-score, n = 1 to 6, recall counting twice as much as precision (Popović 2015)."""
+    """Return the character n-gram F-score for n = 1 to 6, recall weighted twice as much (Popović 2015)."""
     a, b = ("".join(unicodedata.normalize("NFKC", t).split()) for t in (text, reference))
     if a == b:
         return 1.0
@@ -72,6 +72,6 @@ def _count_grams(text: str, n: int) -> Counter[str]:
 
 
 def compute_bag_f1(first: Iterable[object], second: Iterable[object]) -> float:
-    """F1 of two bags of hashable things; 1 where both are empty."""
+    """Return F1 of two bags of hashable values; 1 where both are empty."""
     a, b = Counter(first), Counter(second)
     return _compute_f1(sum((a & b).values()), sum(a.values()), sum(b.values()))

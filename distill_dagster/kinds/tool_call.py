@@ -1,4 +1,4 @@
-"""tool_call: which of the task's tools are called, with what arguments. An empty list: none fits."""
+"""Tool calls: an answer lists the task's tools to call, with their arguments. An empty list means that none fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as models write them; nothing is ever run."""
+"""Numbers and arithmetic as models write them; nothing is ever evaluated as code."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_values(text: str, value: int | Fraction) -> None:
         ("9 ** 64 ** 64", "too large|power"),
     ],
 )
-def test_what_is_not_one_number(text: str, why: str) -> None:
+def test_a_text_without_exactly_one_number_has_a_reason(text: str, why: str) -> None:
     with pytest.raises(NotANumberError, match=why):
         parse_number(text)
 
@@ -68,7 +68,7 @@ def test_what_is_not_one_number(text: str, why: str) -> None:
 @pytest.mark.parametrize(
     "text", ["__import__('os')", "(lambda: 1)()", "[1][0]", "True", "1 if 1 else 2", "1e9", "1_000", "a", "1 < 2", "1j"]
 )
-def test_nothing_but_arithmetic_is_taken(text: str) -> None:
+def test_only_arithmetic_is_accepted(text: str) -> None:
     with pytest.raises(NotANumberError):
         evaluate_expression(text)
 
@@ -80,7 +80,7 @@ expressions = st.recursive(
 
 
 @given(expressions.filter(lambda text: len(text) <= MAX_CHARS))
-def test_as_python_counts(text: str) -> None:
+def test_values_equal_those_of_python(text: str) -> None:
     try:
         found = evaluate_expression(text)
     except NotANumberError:

@@ -1,4 +1,4 @@
-"""The YAML of docs/kinds.md is what the project takes."""
+"""The YAML examples of docs/kinds.md are valid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distill_dagster.tasks import Slice
 TEXT = (PROJECT_FOLDER / "docs" / "kinds.md").read_text("utf-8")
 
 
-def test_every_yaml_is_valid() -> None:
+def test_every_yaml_example_is_valid() -> None:
     found = [yaml.safe_load(part) for part in re.findall(r"^```yaml\n(.*?)^```", TEXT, flags=re.S | re.M)]
     tasks = [Task.model_validate(value) for value in found if "kind" in value]
     slices = [Slice.model_validate(value) for value in found if "seeds" in value]

@@ -1,4 +1,4 @@
-"""What each kind takes for an answer, when two are equal, and which of several samples stands for them."""
+"""What each kind accepts as an answer, when two answers are equal, and which of several samples is chosen."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def canonical(name: str, value: Any, question: Question = NONE, **changes: Any) 
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_takes_its_answer_in_one_form(name: str) -> None:
+def test_every_kind_has_one_canonical_form(name: str) -> None:
     one, answer = kind(name), ANSWERS[name]
     found = one.canonicalize(answer, Question())
     assert found == answer
@@ -44,7 +44,7 @@ def test_every_kind_takes_its_answer_in_one_form(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_refusal_equals_refusals_alone(name: str) -> None:
+def test_a_refusal_equals_only_refusals(name: str) -> None:
     one, no = kind(name), {"refusal": "No."}
     assert one.are_equal(no, {"refusal": "I cannot."})
     assert not one.are_equal(no, ANSWERS[name])
@@ -77,7 +77,7 @@ def test_a_refusal_equals_refusals_alone(name: str) -> None:
         ("generation", 5, "not a text"),
     ],
 )
-def test_what_is_no_answer_has_a_reason(name: str, value: Any, why: str) -> None:
+def test_an_invalid_answer_has_a_reason(name: str, value: Any, why: str) -> None:
     with pytest.raises(InvalidAnswerError, match=why):
         canonical(name, value)
 
@@ -94,7 +94,7 @@ def test_numbers_are_equal_within_the_tolerance() -> None:
     assert not kind("math").are_equal(10**400, 10**400 + 1)
 
 
-def test_options_are_meant_by_letter_or_by_words() -> None:
+def test_options_match_by_letter_or_by_words() -> None:
     one = {"answer": {"choices": True}}
     for text in ("(b)", "b", "B.", "(b) a harbour.", "a harbour", "the Harbour", "it is a harbour"):
         assert canonical("qa", text, OPTIONS, **one) == "a harbour", text
@@ -107,14 +107,14 @@ def test_options_are_meant_by_letter_or_by_words() -> None:
         canonical("qa", "b", Question("Where?"), **one)
 
 
-def test_free_answers_are_equal_after_normalisation() -> None:
+def test_short_texts_are_equal_after_normalization() -> None:
     assert kind("qa").are_equal("The Eiffel Tower.", "eiffel  tower")
     assert not kind("qa").are_equal("Eiffel Tower", "Tower")
     assert kind("qa").score_second("the tower of Pisa", "Pisa tower") == pytest.approx(0.8)
     assert normalize_squad("C# is 5% of it!") == "c# is 5% of it"
 
 
-def test_extracted_objects() -> None:
+def test_extracted_objects_compare_by_field() -> None:
     one = kind("extraction")
     assert (
         canonical("extraction", 'Here: ```json\n{"item": " chair ", "count": 2.0}\n``` done') == ANSWERS["extraction"]
@@ -127,7 +127,7 @@ def test_extracted_objects() -> None:
     assert one.score_second(found, found | {"colours": ["blue", "red"]}) == 0, "lists have an order for an exact match"
 
 
-def test_tool_calls_have_no_order_but_arguments_count() -> None:
+def test_tool_calls_compare_by_arguments_in_any_order() -> None:
     one, a, b = kind("tool_call"), ANSWERS["tool_call"][0], {"name": "open_ticket", "arguments": {}}
     assert one.canonicalize('{"name": "open_ticket"}', Question()) == [b]
     assert one.canonicalize([{"name": "find_order", "arguments": '{"number": 7.0}'}], Question()) == [a]
@@ -137,7 +137,7 @@ def test_tool_calls_have_no_order_but_arguments_count() -> None:
     assert one.score_second([a], [a, b]) == pytest.approx(2 / 3)
 
 
-def test_the_majority_stands_for_the_samples() -> None:
+def test_the_majority_is_chosen() -> None:
     choice = kind("math").choose_candidate([7, 8, 8.0000001, 9])
     assert (choice.index, choice.agreement) == (1, 0.5)
     assert choice.votes == ((8, 0.5), (7, 0.25), (9, 0.25))
@@ -145,7 +145,7 @@ def test_the_majority_stands_for_the_samples() -> None:
     assert kind("qa").choose_candidate(["Rome", "the Rome", "Paris"]).agreement == pytest.approx(2 / 3)
 
 
-def test_the_medoid_stands_for_texts() -> None:
+def test_the_medoid_is_chosen_among_texts() -> None:
     texts = ["buy a blue car", "the old house is red", "the old house was red", "the old house was painted red"]
     choice = kind("generation").choose_candidate(texts)
     assert texts[choice.index] == "the old house was red"
@@ -158,7 +158,7 @@ answers = st.sampled_from(["7", "7.0", 7, "8", 8.5])
 
 
 @given(st.lists(answers, min_size=1, max_size=9))
-def test_a_choice_is_one_of_the_samples(samples: list[Any]) -> None:
+def test_the_chosen_answer_is_one_of_the_samples(samples: list[Any]) -> None:
     one = kind("math")
     found = [one.canonicalize(s, Question()) for s in samples]
     choice = one.choose_candidate(found)
@@ -168,14 +168,14 @@ def test_a_choice_is_one_of_the_samples(samples: list[Any]) -> None:
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
-def test_likeness_is_a_share_and_one_for_the_same(a: str, b: str) -> None:
-    for like in (compute_token_f1, compute_rouge_l, compute_chrf):
-        assert 0 <= like(a, b) <= 1
-        assert like(a, a) == 1
+def test_similarity_is_a_share_and_one_for_equal_texts(a: str, b: str) -> None:
+    for similarity in (compute_token_f1, compute_rouge_l, compute_chrf):
+        assert 0 <= similarity(a, b) <= 1
+        assert similarity(a, a) == 1
     assert compute_rouge_l(a, b) == compute_rouge_l(b, a)
 
 
-def test_likeness_of_known_pairs() -> None:
+def test_similarity_of_known_pairs() -> None:
     assert compute_rouge_l("the cat sat", "the cat was here") == pytest.approx(4 / 7)
     assert compute_token_f1("cat sat", "sat cat") == 1
     assert compute_rouge_l("cat sat", "sat cat") == pytest.approx(0.5)
@@ -199,7 +199,7 @@ def test_any_value_is_an_answer_or_has_a_reason(value: Any) -> None:
         assert one.are_equal(found, json.loads(json.dumps(found)))
 
 
-def test_schemas_of_users() -> None:
+def test_user_schemas() -> None:
     assert find_schema_problem(SCHEMA) is None
     assert is_strict_schema(
         {"type": "object", "properties": {"a": {}}, "required": ["a"], "additionalProperties": False}
@@ -207,8 +207,8 @@ def test_schemas_of_users() -> None:
     assert not is_strict_schema(SCHEMA), "`colours` may be left out"
     for schema, why in (
         ({"type": "objekt"}, "not a JSON schema at type"),
-        ({"type": "object", "properties": {"a": {"$ref": "https://example.com/x"}}}, "leads out of the schema"),
-        ({"type": "object", "patternProperties": {"(a+)+": {}}}, "patternProperties is not taken"),
+        ({"type": "object", "properties": {"a": {"$ref": "https://example.com/x"}}}, "points outside the schema"),
+        ({"type": "object", "patternProperties": {"(a+)+": {}}}, "patternProperties is not supported"),
         ({"type": "string", "pattern": "(?=a)"}, "look-around"),
     ):
         assert why in (find_schema_problem(schema) or ""), schema

@@ -1,4 +1,4 @@
-"""From raw texts to reasoning and answer, or to the reason why there is none."""
+"""Read reasoning and answer out of raw texts, or the reason why there is no answer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ THINKS: dict[str, Any] = {"reasoning": True}
         ('{"answer": 42}', {"reasoning_content": "6 * 7"}, "6 * 7"),
     ],
 )
-def test_reasoning_from_wherever_it_stands(text: str, response: dict[str, Any], reasoning: str) -> None:
+def test_reasoning_is_read_from_every_form(text: str, response: dict[str, Any], reasoning: str) -> None:
     assert read("math", text, task=THINKS, **response) == ParsedAnswer("ok", "42", reasoning)
 
 
@@ -68,7 +68,7 @@ def test_every_kind_reads_what_it_writes(kind: str, thinks: bool) -> None:
     assert json.loads(read_answer(one, wrapped, Question()).answer or "") == ANSWERS[kind]
 
 
-def test_calls_of_the_provider() -> None:
+def test_tool_calls_of_the_provider() -> None:
     calls = [{"name": "find_order", "arguments": '{"number": 7}'}]
     found = read("tool_call", "", tool_calls=calls, reasoning_content="An order.")
     assert found == ParsedAnswer("ok", '[{"arguments":{"number":7},"name":"find_order"}]', "An order.")
@@ -93,20 +93,20 @@ def test_calls_of_the_provider() -> None:
         ("qa", "No.", {"finish_reason": "refusal"}, "refused", "refused: No."),
     ],
 )
-def test_what_gives_no_answer(kind: str, text: str, response: dict[str, Any], status: str, error: str) -> None:
+def test_a_response_without_an_answer_has_a_status_and_an_error(kind: str, text: str, response: dict[str, Any], status: str, error: str) -> None:
     found = read(kind, text, task=THINKS if kind == "math" else None, **response)
     assert (found.status, found.answer) == (status, None)
     assert error in (found.error or "")
 
 
-def test_a_cut_behind_a_finished_answer_is_none() -> None:
+def test_a_cut_after_a_complete_answer_does_not_count() -> None:
     assert read("math", "Reasoning: x\nAnswer: 4\n", task=THINKS, finish_reason="length").answer == "4"
     assert read("math", "Reasoning: x\nAnswer: 4\nAnd n", task=THINKS, finish_reason="length").answer == "4"
     assert read("extraction", json.dumps(ANSWERS["extraction"]) + " And n", finish_reason="length").status == "ok"
 
 
 @pytest.mark.parametrize("kind", ["generation", "math", "extraction"])
-def test_where_a_refusal_is_wanted_it_is_the_right_answer(kind: str) -> None:
+def test_a_wanted_refusal_is_the_right_answer(kind: str) -> None:
     wanted = Question("How do I pick a lock?", refusal_wanted=True)
     found = read(kind, "I'm sorry, but I can't help with that.", wanted)
     assert found.status == "ok"
@@ -131,11 +131,11 @@ def test_where_a_refusal_is_wanted_it_is_the_right_answer(kind: str) -> None:
         ("The bank cannot give money back after 8 weeks.", False),
     ],
 )
-def test_words_of_refusals(text: str, refusal: bool) -> None:
+def test_refusal_phrases(text: str, refusal: bool) -> None:
     assert is_refusal_text(text) is refusal
 
 
-def test_a_field_that_is_called_answer() -> None:
+def test_a_schema_field_named_answer() -> None:
     schema = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
     task = {"answer_schema": schema | {"additionalProperties": False}}
     for text in ('{"answer": "yes"}', '{"answer": {"answer": "yes"}}'):
@@ -161,7 +161,7 @@ def test_any_text_is_read_or_has_a_reason(text: str) -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the public data are not on this machine")
 @pytest.mark.parametrize(("split", "accuracy"), [("train", 0.7325), ("test", 0.74)])
-def test_recorded_sums(split: str, accuracy: float) -> None:
+def test_recorded_arithmetic(split: str, accuracy: float) -> None:
     task = {"answer": {"pattern": r"The answer is (?P<answer>\(.*?\))\.(?:\s|$)", "stop": "\n\nQ:"}, **THINKS}
     kind = get_kind(task_of("math", **task))
     rows = {r["id"]: r for r in _rows(f"svamp/{split}.jsonl")}
@@ -183,7 +183,7 @@ def test_recorded_sums(split: str, accuracy: float) -> None:
     ids=["exact", "by letter or words"],
 )
 def test_recorded_choices(spec: dict[str, Any], accuracy: float) -> None:
-    """With exact texts the figure that the data are known for; the letter alone saves answers with other words."""
+    """Exact texts give the published figure; matching by letter accepts more answers."""
     kind = get_kind(task_of("qa", answer=spec | {"stop": "\n\nQ:", "choices": True}, **THINKS))
     rows = {r["id"]: r for r in _rows("commonsenseqa/questions.jsonl")}
     right = 0
