@@ -128,7 +128,7 @@ def test_votes_divided_by_a_prior_that_was_voted() -> None:
         ),
         prior(*[(s, label, share) for s in (0, 2, 4) for _, label, share, _ in known.rows()]),
         LABELS,
-        votes=True,
+        correct_votes=True,
     )
     rows = dict(enumerate(table.to_dicts()))
     # Two votes of 12/8 against one of 12/3: the label that is hardly ever said wins.
@@ -139,7 +139,7 @@ def test_votes_divided_by_a_prior_that_was_voted() -> None:
     # A sample without a prior counts as under a uniform one: 12/8 against 3.
     assert soft(rows[1]) == {"delivery": pytest.approx(3 / 4.5, abs=1e-6), "refund": pytest.approx(1.5 / 4.5, abs=1e-6)}
     flat = choose_label_candidates(
-        PROMPTS, completions(*(sample(0, n, "login") for n in range(3))), known, LABELS, votes=True
+        PROMPTS, completions(*(sample(0, n, "login") for n in range(3))), known, LABELS, correct_votes=True
     )
     assert soft(flat.to_dicts()[0]) == {"login": 1.0}
 

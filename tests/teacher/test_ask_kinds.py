@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from distill_dagster.core.hashing import to_canonical_json
-from distill_dagster.curation.candidates.score import choose_candidates
+from distill_dagster.curation.candidates.choose import choose_candidates
 from distill_dagster.kinds import WANTED_REFUSAL, get_kind
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.prompts.seeds import build_seed_prompts
@@ -43,12 +43,12 @@ def provider() -> Iterator[FakeProvider]:
 
 
 def asked(folder: TaskFolder, store: CompletionStore, key: str = "one") -> pl.DataFrame:
-    prompts = build_seed_prompts(key, folder.slice(key), answers=not folder.task.has_labels)
+    prompts = build_seed_prompts(key, folder.read_slice(key), answers=not folder.task.has_labels)
     return run_ask(asker_of(folder, store), prompts).completions
 
 
 def candidates(folder: TaskFolder, store: CompletionStore, key: str = "one") -> list[dict[str, Any]]:
-    prompts = build_seed_prompts(key, folder.slice(key), answers=not folder.task.has_labels)
+    prompts = build_seed_prompts(key, folder.read_slice(key), answers=not folder.task.has_labels)
     completions = run_ask(asker_of(folder, store), prompts).completions
     return choose_candidates(folder.task, prompts, completions, TEACHER_PRIOR.to_frame()).to_dicts()
 
@@ -185,7 +185,7 @@ def test_a_safety_slice_wants_refusals(tmp_path: Path, provider: FakeProvider, s
     path.write_text(path.read_text() + "refusal: wanted\n")
     folder = TaskFolder(folder.path)
     assert check_task_folder(folder) == []
-    assert build_seed_prompts("one", folder.slice("one"), answers=True)["reference"].to_list() == [WANTED_REFUSAL] * 2
+    assert build_seed_prompts("one", folder.read_slice("one"), answers=True)["reference"].to_list() == [WANTED_REFUSAL] * 2
     sorry = "I'm sorry, but I can't help with that."
     provider.answer = lambda seen: sorry if "first" in seen.text else "Here it is."
     by_text = {row["messages"][0]["content"]: row for row in candidates(folder, store)}

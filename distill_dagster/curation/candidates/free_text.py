@@ -1,4 +1,4 @@
-"""Candidates of written answers: which of several samples stands for a prompt, under the kind's own equality."""
+"""Candidates of written answers: choose one of several samples under the equality of the kind."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ _COPIED_COLUMNS = ("prompt_id", "slice", "origin", "messages", "target_label", "
 def choose_free_text_candidates(
     kind: Kind, prompts: pl.DataFrame, completions: pl.DataFrame, prior: pl.DataFrame | None = None
 ) -> pl.DataFrame:
-    """One scored row per prompt, with the reasoning of the very sample whose answer is the candidate.
+    """Choose one candidate per prompt, with the reasoning of the sample that it comes from.
 
-    The answer that most usable samples equal wins, and of free texts the medoid (`kinds`); `agreement` is the share of
-    equal samples, or the medoid's mean likeness to the others, and `confidence` is the same: 1 for a lone sample, which
-    says nothing of how sure it is. The shares of several answers are kept as soft labels by the answer's text.
+    The most frequent answer among usable samples wins, or the medoid of free texts (see `kinds`). `agreement` is the
+    share of equal samples, or the medoid's mean similarity to the others. `confidence` equals it unless votes are
+    weighted. It is 1 for a single sample, which says nothing about how sure the teacher is. `soft_labels` has the share
+    of each answer by its text.
 
     Args:
-        prior: of labels named behind reasoning: their votes are divided by it, as in `candidates`.
+        prior: for labels that follow a reasoning: their votes are divided by it (schema TEACHER_PRIOR).
+
+    Returns:
+        Schema SCORED, one row per prompt.
     """
     weights = compute_vote_weights(prior) if prior is not None else None
     samples: dict[str, list[dict[str, Any]]] = {}
@@ -43,43 +47,51 @@ def choose_free_text_candidates(
 def _choose_candidate(
     kind: Kind, prompt: dict[str, Any], samples: list[dict[str, Any]], weights: dict[tuple[int, str], float] | None
 ) -> dict[str, Any]:
-    usable = [s for s in samples if s["status"] == "ok" and s["answer"] is not None]
-    first = usable[0] if usable else next((s for s in samples if s["status"] == "ok"), samples[0] if samples else None)
+    """The columns of one prompt's candidate that come from its samples."""
+    usable = [sample for sample in samples if sample["status"] == "ok" and sample["answer"] is not None]
+    ok = (sample for sample in samples if sample["status"] == "ok")
+    first = usable[0] if usable else next(ok, samples[0] if samples else None)
+    errors = (sample["error"] for sample in samples if sample["error"] is not None)
     out: dict[str, Any] = {
         "teacher": first["teacher"] if first else None,
         "status": first["status"] if first else None,
-        "error": next((s["error"] for s in samples if s["error"] is not None), None) if not usable else None,
+        "error": next(errors, None) if not usable else None,
         "reasoning": first["reasoning"] if first else None,
-        "completion_ids": [s["completion_id"] for s in samples] or None,
+        "completion_ids": [sample["completion_id"] for sample in samples] or None,
         "answer_kind": kind.answer_kind,
         "words": len(get_user_text(prompt["messages"]).split()),
     }
     if not usable:
         return out
-    answers = [json.loads(s["answer"]) for s in usable]
-    choice = kind.choose_candidate(answers)
-    confidence = choice.agreement
+    answers = [json.loads(sample["answer"]) for sample in usable]
+    vote = kind.choose_candidate(answers)
+    confidence = vote.agreement
     if weights is not None and not any(is_refusal(answer) for answer in answers):
-        choice, confidence = _choose_by_weight(kind, answers, [s["sample_index"] for s in usable], weights)
-    chosen = usable[choice.index]
-    votes = [{"label": kind.format_answer(a), "prob": round(share, 6)} for a, share in choice.votes] if len(usable) > 1 else []
+        indices = [sample["sample_index"] for sample in usable]
+        vote, confidence = _choose_by_weight(kind.task.label_names, answers, indices, weights)
+    chosen = usable[vote.index]
+    soft_labels = [{"label": kind.format_answer(answer), "prob": round(share, 6)} for answer, share in vote.votes]
     return out | {
         "answer": chosen["answer"],
         "reasoning": chosen["reasoning"],
-        "agreement": round(choice.agreement, 6),
+        "agreement": round(vote.agreement, 6),
         "confidence": round(confidence, 6),
-        "soft_labels": votes or None,
+        "soft_labels": soft_labels if len(usable) > 1 and soft_labels else None,
     }
 
 
 def _choose_by_weight(
-    kind: Kind, labels: list[str], samples: list[int], weights: dict[tuple[int, str], float]
+    names: list[str], labels: list[str], samples: list[int], weights: dict[tuple[int, str], float]
 ) -> tuple[MajorityVote, float]:
-    """The label whose weighed votes are most, of equals the first in the task, and its share of them.
+    """The label with the largest weight of votes, and its share of all weight. On a tie the first in the task wins.
 
-    Its agreement is the share of the samples that name it, whatever their votes weigh.
+    The agreement is the share of the samples that name the label, without weights.
+
+    Args:
+        names: all labels of the task.
+        labels: the label that each sample names.
+        samples: the index of each sample.
     """
-    names = kind.task.label_names
     mass = dict.fromkeys(names, 0.0)
     for label, sample in zip(labels, samples, strict=True):
         mass[label] += weights.get((sample, label), float(len(names)))

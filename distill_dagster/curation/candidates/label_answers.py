@@ -1,25 +1,36 @@
-"""From samples to candidates: one answer per prompt, with scores and without thresholds."""
+"""Candidates of label tasks: average soft labels or votes over samples, after calibration by the prior."""
 
 from __future__ import annotations
 
 import polars as pl
 
 from distill_dagster.core.hashing import to_canonical_json
-from distill_dagster.curation.candidates.priors import MIN_LABEL_PROB, _expand_soft_labels
+from distill_dagster.curation.candidates.priors import MIN_LABEL_PROB, expand_soft_labels
 from distill_dagster.tables.messages import user_text_expr
-from distill_dagster.tables.schemas import LATER_COLUMNS, SCORED, conform_to_schema
+from distill_dagster.tables.schemas import SCORED, conform_to_schema
 
 
 def choose_label_candidates(
-    prompts: pl.DataFrame, completions: pl.DataFrame, prior: pl.DataFrame, labels: list[str], *, votes: bool = False
+    prompts: pl.DataFrame,
+    completions: pl.DataFrame,
+    prior: pl.DataFrame,
+    labels: list[str],
+    *,
+    correct_votes: bool = False,
 ) -> pl.DataFrame:
-    """One scored row per prompt: samples' soft labels divided by the prior, renormalised and averaged.
+    """Choose one candidate per prompt: divide the soft labels of each sample by the prior, normalize and average them.
 
-    With `votes` the prior corrects the shares of the samples' votes instead: one vote divided by a prior is still that
-    one vote, so it is their sum that is divided and renormalised.
+    `agreement` is the share of usable samples whose own answer is the candidate. `confidence` is the candidate's
+    probability. On a tie, the label that comes first in the task wins.
 
-    `agreement` is the share of usable samples whose own answer is the candidate's; `confidence` is the candidate's
-    probability. Ties go to the label that comes first in the task.
+    Args:
+        prior: schema TEACHER_PRIOR.
+        labels: all labels of the task, in its order.
+        correct_votes: the prior corrects the votes of samples without soft labels. A single vote divided by its prior
+            is still one vote, so the sum of the votes is divided and normalized.
+
+    Returns:
+        Schema SCORED, one row per prompt.
     """
     ok = completions.filter((pl.col("status") == "ok") & pl.col("answer").is_not_null())
     soft = ok.filter(pl.col("soft_labels").is_not_null())
@@ -27,8 +38,8 @@ def choose_label_candidates(
     parts = []
     if soft.height:
         corrected = (
-            _expand_soft_labels(soft, labels)
-            # A draw without a prior (no example was left out of it) is not corrected: an inner join would lose it.
+            expand_soft_labels(soft, labels)
+            # A draw without a prior (it uses all examples) is not corrected. An inner join would lose it.
             .join(
                 prior.select("sample_index", "label", pl.col("prob").alias("prior")),
                 on=["sample_index", "label"],
@@ -41,42 +52,36 @@ def choose_label_candidates(
         total = pl.col("prob").sum().over("prompt_id", "sample_index")
         parts.append(corrected.select("prompt_id", "sample_index", "label", pl.col("prob") / total))
     if voted.height:
-        answers = voted.select("prompt_id", "sample_index", pl.col("answer").str.json_decode(pl.String).alias("said"))
-        counts = pl.lit(1.0)
-        if votes:
+        answers = voted.select("prompt_id", "sample_index", pl.col("answer").str.json_decode(pl.String).alias("voted"))
+        vote_weight = pl.lit(1.0)
+        if correct_votes:
             answers = answers.join(
-                prior.select("sample_index", pl.col("label").alias("said"), (1 / pl.col("prob")).alias("weight")),
-                on=["sample_index", "said"],
+                prior.select("sample_index", pl.col("label").alias("voted"), (1 / pl.col("prob")).alias("weight")),
+                on=["sample_index", "voted"],
                 how="left",
             ).with_columns(pl.col("weight").fill_null(float(len(labels))))
-            counts = pl.col("weight") / pl.col("weight").mean().over("prompt_id")
-        each = answers.with_columns(counts.alias("counts")).join(pl.DataFrame({"label": labels}), how="cross")
-        said = (pl.col("label") == pl.col("said")).cast(pl.Float64)
-        parts.append(each.select("prompt_id", "sample_index", "label", (said * pl.col("counts")).alias("prob")))
+            vote_weight = pl.col("weight") / pl.col("weight").mean().over("prompt_id")
+        votes = answers.with_columns(vote_weight.alias("weight")).join(pl.DataFrame({"label": labels}), how="cross")
+        is_vote = (pl.col("label") == pl.col("voted")).cast(pl.Float64)
+        parts.append(votes.select("prompt_id", "sample_index", "label", (is_vote * pl.col("weight")).alias("prob")))
     out = prompts.select("prompt_id", "slice", "origin", "messages", "target_label", "reference")
     out = out.join(_summarize_prompts(completions), on="prompt_id", how="left")
     if parts:
         out = out.join(_choose_labels(pl.concat(parts), labels), on="prompt_id", how="left")
     else:
-        empty = {n: SCORED[n] for n in ("answer", "soft_labels", "agreement", "confidence")}
-        out = out.with_columns([pl.lit(None, dtype=t).alias(n) for n, t in empty.items()])
+        names = ("answer", "soft_labels", "agreement", "confidence")
+        out = out.with_columns([pl.lit(None, dtype=SCORED[name]).alias(name) for name in names])
     words = user_text_expr().str.extract_all(r"\S+").list.len().cast(pl.Int64).alias("words")
-    later = [pl.lit(None, dtype=SCORED[name]).alias(name) for name in LATER_COLUMNS if name in SCORED]
-    out = out.with_columns(words, pl.lit("label").alias("answer_kind"), *later)
+    out = out.with_columns(words, pl.lit("label").alias("answer_kind"))
+    empty = [pl.lit(None, dtype=dtype).alias(name) for name, dtype in SCORED.items() if name not in out.columns]
+    out = out.with_columns(empty)
     return conform_to_schema(out, SCORED, ("prompt_id",))
 
 
-def add_imagined_columns(candidates: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
-    """The candidates with `axes` and `parent_prompt_id` of the prompts that were imagined."""
-    imagined = prompts.filter(pl.col("origin") == "synthetic").select("prompt_id", "axes", "parent_prompt_id")
-    joined = candidates.drop("axes", "parent_prompt_id").join(imagined, on="prompt_id", how="left")
-    return conform_to_schema(joined, SCORED, ("prompt_id",))
-
-
 def _summarize_prompts(completions: pl.DataFrame) -> pl.DataFrame:
-    """Status, error and ids over the samples of each prompt: ok where any sample is ok."""
-    first = completions.sort("prompt_id", "sample_index")
-    return first.group_by("prompt_id", maintain_order=True).agg(
+    """Status, error, reasoning and ids of each prompt over its samples. The status is ok if any sample is ok."""
+    ordered = completions.sort("prompt_id", "sample_index")
+    return ordered.group_by("prompt_id", maintain_order=True).agg(
         pl.col("teacher").first(),
         pl.when((pl.col("status") == "ok").any())
         .then(pl.lit("ok"))
@@ -89,12 +94,17 @@ def _summarize_prompts(completions: pl.DataFrame) -> pl.DataFrame:
 
 
 def _choose_labels(long: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
+    """The best label of each prompt with its confidence, agreement and soft labels.
+
+    Args:
+        long: `prompt_id`, `sample_index`, `label` and `prob`, one row per sample and label.
+    """
     order = pl.DataFrame({"label": labels, "place": range(len(labels))})
     ranked = long.join(order, on="label")
-    said = (
+    votes = (
         ranked.sort(["prompt_id", "sample_index", "prob", "place"], descending=[False, False, True, False])
         .group_by("prompt_id", "sample_index", maintain_order=True)
-        .agg(pl.col("label").first().alias("said"))
+        .agg(pl.col("label").first().alias("voted"))
     )
     mean = ranked.group_by("prompt_id", "label", "place").agg(pl.col("prob").mean().round(6))
     mean = mean.sort(["prompt_id", "prob", "place"], descending=[False, True, False])
@@ -104,9 +114,9 @@ def _choose_labels(long: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
         pl.struct("label", "prob").filter(pl.col("prob") > 0).alias("soft_labels"),
     )
     agreement = (
-        said.join(best.select("prompt_id", "label"), on="prompt_id")
+        votes.join(best.select("prompt_id", "label"), on="prompt_id")
         .group_by("prompt_id")
-        .agg((pl.col("said") == pl.col("label")).mean().alias("agreement"))
+        .agg((pl.col("voted") == pl.col("label")).mean().alias("agreement"))
     )
     quoted = pl.col("label").replace_strict({label: to_canonical_json(label) for label in labels}).alias("answer")
     return best.join(agreement, on="prompt_id").select("prompt_id", quoted, "confidence", "soft_labels", "agreement")

@@ -1,4 +1,4 @@
-"""Priors: how often the teacher names a label whatever it is asked."""
+"""Priors: how often a teacher names each label, whatever the prompt. They calibrate soft labels and votes."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ import polars as pl
 from distill_dagster.tables.schemas import TEACHER_PRIOR, conform_to_schema
 
 MIN_LABEL_PROB = 1e-6
-"""What a label that got no probability counts as: the place to which stored probabilities are rounded."""
+"""The probability of a label without one. Stored probabilities are rounded to this precision."""
 
 
 def build_uniform_prior(labels: list[str], samples: int) -> pl.DataFrame:
-    """The prior that changes nothing: a teacher without calibration."""
-    rows = [(s, label, 1 / len(labels), 0) for s in range(samples) for label in labels]
+    """The prior of a teacher without calibration: it changes nothing."""
+    rows = [(sample, label, 1 / len(labels), 0) for sample in range(samples) for label in labels]
     return conform_to_schema(
         pl.DataFrame(rows, schema=TEACHER_PRIOR, orient="row"), TEACHER_PRIOR, ("sample_index", "label")
     )
 
 
 def estimate_prior(completions: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
-    """The teacher's geometric mean answer per draw over inputs that are balanced over labels.
+    """The geometric mean of the teacher's soft labels per few-shot draw, over prompts balanced over the labels.
 
-    Zhao et al. 2021 divide by the answer to a content-free input; examples left out of the draw are inputs of the
-    task's own domain, which on the bundled task works better (figures in benchmarks/results).
+    Zhao et al. 2021 divide by the answer to a content-free input. Here the inputs are the examples that are not part of
+    the draw. They come from the task's own domain, which works better on the bundled task (see benchmarks/results).
+
+    Args:
+        completions: answers to the examples, schema COMPLETIONS.
+
+    Returns:
+        Schema TEACHER_PRIOR: per sample and label the probability, and the number of examples in `items`.
     """
     ok = completions.filter((pl.col("status") == "ok") & pl.col("soft_labels").is_not_null())
-    long = _expand_soft_labels(ok, labels)
+    long = expand_soft_labels(ok, labels)
     mean = long.group_by("sample_index", "label").agg(
         pl.col("prob").log().mean().exp(), pl.len().cast(pl.Int64).alias("items")
     )
@@ -36,41 +42,46 @@ def estimate_prior(completions: pl.DataFrame, labels: list[str]) -> pl.DataFrame
 
 
 def estimate_vote_prior(completions: pl.DataFrame, labels: list[str], draws: int) -> pl.DataFrame:
-    """The share of votes that each label gets per draw over inputs that are balanced over labels.
+    """The share of votes that each label gets per few-shot draw, over prompts balanced over the labels.
 
-    The contextual calibration of Zhao et al. 2021 for a teacher of whom no probabilities are known: its samples' votes
-    on the same balanced inputs as `prior_of` takes. Each label starts with one vote (Laplace's rule of succession; as
-    add-one smoothing in Manning, Raghavan and Schütze 2008, section 13.2), so that a label that was never voted for
-    can be divided by, and few votes say little. Sample i is one of draw i modulo `draws`; all of a draw share its
-    votes.
+    This is the contextual calibration of Zhao et al. 2021 for a teacher without probabilities. It counts the votes of
+    its samples on the examples that `estimate_prior` uses. Each label starts with one vote (add-one smoothing; Manning,
+    Raghavan and Schütze 2008, section 13.2), so that no share is 0 and a few votes change little.
+
+    Args:
+        draws: sample i belongs to draw i modulo `draws`. All samples of a draw share its votes.
+
+    Returns:
+        Schema TEACHER_PRIOR.
     """
     voted = completions.filter((pl.col("status") == "ok") & pl.col("answer").is_not_null()).select(
         pl.col("sample_index"),
         (pl.col("sample_index") % draws).alias("draw"),
         pl.col("answer").str.json_decode(pl.String).alias("label"),
     )
-    counted = voted.group_by("draw", "label").len("votes")
+    counts = voted.group_by("draw", "label").len("votes")
     totals = voted.group_by("draw").agg(pl.len().cast(pl.Int64).alias("items"))
-    each = totals.join(pl.DataFrame({"label": labels}), how="cross").join(counted, on=["draw", "label"], how="left")
+    shares = totals.join(pl.DataFrame({"label": labels}), how="cross").join(counts, on=["draw", "label"], how="left")
     share = (pl.col("votes").fill_null(0) + 1) / (pl.col("items") + len(labels))
-    found = voted.select("sample_index", "draw").unique().join(each.with_columns(share.alias("prob")), on="draw")
+    samples = voted.select("sample_index", "draw").unique()
+    prior = samples.join(shares.with_columns(share.alias("prob")), on="draw")
     return conform_to_schema(
-        found.select("sample_index", "label", pl.col("prob").round(9), "items"),
+        prior.select("sample_index", "label", pl.col("prob").round(9), "items"),
         TEACHER_PRIOR,
         ("sample_index", "label"),
     )
 
 
 def compute_vote_weights(prior: pl.DataFrame) -> dict[tuple[int, str], float]:
-    """What a vote of a sample for a label counts: the less, the more often the teacher names the label anyway.
+    """The weight of a vote by sample and label: 1 divided by the label's prior.
 
-    A sample that has no prior is not in it, and its votes count as under a uniform one: as many as there are labels.
+    A sample without a prior has no entry. Its votes weigh as under a uniform prior: the number of labels.
     """
     return {(sample, label): 1 / share for sample, label, share in prior.select("sample_index", "label", "prob").rows()}
 
 
-def _expand_soft_labels(ok: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
-    """One row per completion and label, with the floor for labels that were not stored."""
+def expand_soft_labels(ok: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
+    """One row per completion and label, in `prob`. Labels that are not stored get `MIN_LABEL_PROB`."""
     keys = ok.select("prompt_id", "sample_index").join(pl.DataFrame({"label": labels}), how="cross")
     given = (
         ok.select("prompt_id", "sample_index", "soft_labels")

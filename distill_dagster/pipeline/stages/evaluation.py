@@ -17,7 +17,7 @@ import polars as pl
 from distill_dagster.core import plots, progress
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.hashing import hash_content, to_canonical_json
-from distill_dagster.curation.candidates.score import choose_candidates
+from distill_dagster.curation.candidates.choose import choose_candidates
 from distill_dagster.evaluation.predictions_check import check_predictions_complete
 from distill_dagster.kinds import Kind, Question, get_kind, is_refusal, read_answer
 from distill_dagster.pipeline.stages.context import (
@@ -276,8 +276,8 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     inputs.note_source("evaluation_settings")
     predictions = inputs.read_table("predictions", PREDICTIONS, partition)
     task = env.folder.task
-    predicted = env.lake.record(env.task_name, "predictions", partition)
-    dataset = env.lake.record(env.task_name, "filtered_dataset")
+    predicted = env.lake.read_record(env.task_name, "predictions", partition)
+    dataset = env.lake.read_record(env.task_name, "filtered_dataset")
     assert predicted is not None
     metrics = compute_metrics(predictions, predicted.extra["facts"], task.label_names, task.evaluation, get_kind(task))
     verdict = recommend(metrics)
@@ -320,7 +320,7 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         terms=terms,
         extra={"summary": build_summary_rows(metrics)},
     )
-    target = env.lake.folder(env.task_name, "eval_report", partition)
+    target = env.lake.get_folder(env.task_name, "eval_report", partition)
 
     def fill(folder: Path) -> str:
         write_report(folder, predictions, metrics, verdict, report_inputs)
@@ -350,11 +350,11 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         "problem": problem or "",
         "notice": SHARED_BASE_NOTICE if any(one.embedded for one in task.teacher_specs) else "",
     }
-    return StageResult(record, shown, [CheckResult("metrics_table", problem is None, found=found)])
+    return StageResult(record, shown, [CheckResult("metrics_table", problem is None, details=found)])
 
 
 def _count_dataset_rows(env: StageContext, inputs: StageInputs) -> dict[str, dict[str, int]]:
-    record = env.lake.record(env.task_name, "filtered_dataset")
+    record = env.lake.read_record(env.task_name, "filtered_dataset")
     if record is None:
         return {}
     frame, _ = env.lake.read(env.task_name, "filtered_dataset", None, DATASET)
@@ -364,7 +364,7 @@ def _count_dataset_rows(env: StageContext, inputs: StageInputs) -> dict[str, dic
 
 def _read_leaks(env: StageContext) -> list[dict[str, str]]:
     """What the dataset left out for golden's and dev's sake."""
-    if env.lake.record(env.task_name, "filtered_dataset", REJECTED_ROWS) is None:
+    if env.lake.read_record(env.task_name, "filtered_dataset", REJECTED_ROWS) is None:
         return []
     rows = read_rejected_rows(env).filter(pl.col("drop_reason") == "contaminated")
     return [
@@ -381,7 +381,7 @@ def _collect_terms(env: StageContext) -> list[dict[str, Any]]:
         if (found["origin"] == "synthetic").any():
             terms.append(find_terms(get_imagine_teacher(task)).as_json("imaginer"))
     if task.judge is not None:
-        scored_ = (env.lake.record(env.task_name, "scored_completions", key) for key in env.folder.slice_keys())
+        scored_ = (env.lake.read_record(env.task_name, "scored_completions", key) for key in env.folder.list_slice_keys())
         counts = ("teacher_calls", "teacher_calls_cached")
         if any(record.extra.get(name) for record in scored_ if record is not None for name in counts):
             terms.append(find_terms(get_judge_teacher(task)).as_json("judge"))
@@ -389,7 +389,7 @@ def _collect_terms(env: StageContext) -> list[dict[str, Any]]:
 
 
 def _read_training_curves(env: StageContext, student: str) -> dict[str, list[tuple[float, float]]] | None:
-    path = env.lake.folder(env.task_name, "student_adapter", student) / TRAINING_LOG
+    path = env.lake.get_folder(env.task_name, "student_adapter", student) / TRAINING_LOG
     if not path.exists():
         return None
     log = json.loads(path.read_text())

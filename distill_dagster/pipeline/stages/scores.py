@@ -9,8 +9,7 @@ import polars as pl
 
 from distill_dagster.config import Task
 from distill_dagster.core import plots
-from distill_dagster.curation.candidates.label_answers import add_imagined_columns
-from distill_dagster.curation.candidates.score import choose_candidates
+from distill_dagster.curation.candidates.choose import add_imagined_columns, choose_candidates
 from distill_dagster.curation.filters import collect_task_scorers
 from distill_dagster.curation.scores import add_scores, get_scorer_versions
 from distill_dagster.curation.task_view import TaskView
@@ -77,7 +76,7 @@ def add_task_scores(
     if not scorers:
         return candidates
     inputs.note_source("score_settings")
-    record = env.lake.record(env.task_name, inputs.asset, inputs.partition)
+    record = env.lake.read_record(env.task_name, inputs.asset, inputs.partition)
     before = env.lake.read(env.task_name, inputs.asset, inputs.partition, SCORED)[0] if record else None
     rows = candidates.join(
         _select_chosen_samples(completions), on=_SAMPLE_KEY, how="left", nulls_equal=True, maintain_order="left"

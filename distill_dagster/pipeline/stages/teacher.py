@@ -9,7 +9,7 @@ import polars as pl
 from distill_dagster.config import Task
 from distill_dagster.core import plots
 from distill_dagster.core.checks import CheckResult
-from distill_dagster.curation.candidates.ensemble import find_unsure_prompts
+from distill_dagster.curation.candidates.cascade import find_unsure_prompts
 from distill_dagster.curation.candidates.priors import build_uniform_prior, estimate_prior, estimate_vote_prior
 from distill_dagster.pipeline.stages.context import (
     DisplayValue,
@@ -166,7 +166,7 @@ def _build_asker(
     inputs: StageInputs, endpoint: Endpoint, task: Task, examples: list[FewShotExample], name: str | None = None
 ) -> Asker:
     env = inputs.env
-    templates = Templates(env.folder.templates(), task.kind, task.reasoning)
+    templates = Templates(env.folder.read_templates(), task.kind, task.reasoning)
     embed = make_sentence_embedder(task.teacher, env.models)
     if task.teacher.replayed:
         endpoint = replace(endpoint, recorded=load_replay_teacher(env.folder, task.teacher))
