@@ -124,12 +124,22 @@ def test_every_package_says_what_belongs_there() -> None:
     assert packages == []
 
 
-def test_no_two_public_classes_share_a_name() -> None:
-    classes = sorted(
+def repeated_names(*kinds: type[ast.stmt]) -> dict[str, list[str]]:
+    """Public names that are defined in several modules. A command of the CLI may be named like what it does."""
+    found = sorted(
         (node.name, module)
         for module, path in modules()
         for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        if isinstance(node, kinds) and isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if not node.name.startswith("_") and room_of(module) != "cli"
     )
-    named = {name: [module for _, module in group] for name, group in groupby(classes, key=lambda pair: pair[0])}
-    assert {name: where for name, where in named.items() if len(where) > 1} == {}
+    named = {name: [module for _, module in group] for name, group in groupby(found, key=lambda pair: pair[0])}
+    return {name: where for name, where in named.items() if len(where) > 1}
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    assert repeated_names(ast.ClassDef) == {}
+
+
+def test_no_two_public_functions_share_a_name() -> None:
+    assert repeated_names(ast.FunctionDef, ast.AsyncFunctionDef) == {}
