@@ -6,6 +6,7 @@ from pathlib import Path
 
 from distill_dagster.config import Task
 from distill_dagster.core.errors import InputError, Problem
+from distill_dagster.core.files import make_symlink_problem
 from distill_dagster.core.text import normalize_text
 from distill_dagster.curation.filters import find_filter_problems
 from distill_dagster.tasks.accepted import find_accepted_problems
@@ -23,7 +24,7 @@ from distill_dagster.tasks.reading import (
     read_task,
 )
 from distill_dagster.tasks.rows import LabelledRow
-from distill_dagster.tasks.yaml_files import find_line, make_link_problem, read_yaml
+from distill_dagster.tasks.yaml_files import find_line, read_yaml
 from distill_dagster.teacher.providers.replay import recorded_version
 
 
@@ -37,7 +38,7 @@ def check_task_folder(folder: TaskFolder) -> list[Problem]:
     texts: dict[str, list[tuple[Path, int | None, str]]] = {}
     files = list_slice_files(folder.path)
     if (folder.path / "slices").is_symlink():
-        problems.append(make_link_problem(folder.path / "slices"))
+        problems.append(make_symlink_problem(folder.path / "slices"))
     elif not files:
         remedy = "Add slices/<slice>.yaml with a description and seeds."
         problems.append(Problem(folder.path / "slices", "the task has no slice.", remedy))
@@ -78,7 +79,7 @@ def check_task_folder(folder: TaskFolder) -> list[Problem]:
     problems += _find_repeated_seeds(texts, held_out)
     try:
         recorded_version(folder)
-        for name, text in folder.templates().items():
+        for name, text in folder.read_templates().items():
             problems += _find_template_problems(folder.path / "templates" / f"{name}.j2", text, task)
     except InputError as error:
         problems += [problem for problem in error.problems if problem not in problems]
@@ -97,7 +98,8 @@ def _find_terms_problems(path: Path, task: Task) -> list[Problem]:
         line = find_line(read_yaml(path, [])[1], at) if failed else None
         field = ".".join([*place, "terms"])
         problems += [
-            Problem(path, check.found["terms"], check.found["remedy"], line, field, check.severity) for check in failed
+            Problem(path, check.details["terms"], check.details["remedy"], line, field, check.severity)
+            for check in failed
         ]
     return problems
 

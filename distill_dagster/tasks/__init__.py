@@ -1,9 +1,10 @@
-"""Reading a task folder: strict, with file, line, field and remedy for everything that is wrong.
+"""Read a task folder strictly: each problem names its file, line, field and remedy.
 
     folder = TaskFolder(Path("data/tasks/support_triage"))
-    folder.task, folder.slice("billing"), folder.golden  # or an InputError that says what is wrong
+    folder.task, folder.read_slice("billing"), folder.golden  # or an InputError with all problems
 
-`yaml_files` reads texts and YAML, `rows` has the models, `reading` reads one file into them, `folder` has the whole.
+`yaml_files` reads texts and YAML, `rows` has the models, `reading` reads one file into them, `folder` is the whole.
+The prompts that came in later are in `accepted` and `imagined`; nothing here writes a file or asks a teacher.
 `pipeline.open_task` finds and opens the tasks of a project, and `pipeline.task_check` checks the whole of one.
 """
 

@@ -1,4 +1,4 @@
-"""A task folder, and finding it."""
+"""A task folder as a whole."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from distill_dagster.config import SLICE_KEY_PATTERN, Task
 from distill_dagster.core.errors import InputError, Problem
+from distill_dagster.core.files import make_symlink_problem
 from distill_dagster.tasks.accepted import (
     INBOX_SLICE_DESCRIPTION,
     get_accepted_path,
@@ -28,12 +29,14 @@ from distill_dagster.tasks.reading import (
     read_task,
 )
 from distill_dagster.tasks.rows import LabelledRow, Slice
-from distill_dagster.tasks.yaml_files import make_link_problem, read_text, require_value
+from distill_dagster.tasks.yaml_files import read_text, require_value
 
 
 @dataclass(frozen=True, eq=False)
 class TaskFolder:
-    """A task folder and, read once when first needed, what is in it. Properties raise `InputError`.
+    """A task folder. Its properties are read once, when they are first needed.
+
+    All of it raises `InputError` where a file has problems.
 
     Attributes:
         accepted: the folder of prompts that came through the inbox; without it a task has its own folder alone.
@@ -56,25 +59,32 @@ class TaskFolder:
             raise InputError(problems)
         return task
 
-    def slice_keys(self) -> list[str]:
-        """All slices, sorted: those of the user's files, and those that only have prompts from the inbox."""
-        return sorted({*self.written_slices(), *list_accepted_slices(self.accepted)})
+    def list_slice_keys(self) -> list[str]:
+        """The keys of all slices, sorted: those with a file, and those that only have prompts from the inbox."""
+        return sorted({*self.list_written_slice_keys(), *list_accepted_slices(self.accepted)})
 
-    def written_slices(self) -> list[str]:
-        """Slice files by name, sorted. A name that cannot be a partition is left out here and named by `check`."""
+    def list_written_slice_keys(self) -> list[str]:
+        """The keys of all slices with a file, sorted. `distill check` names the files that cannot be a partition."""
         files = list_slice_files(self.path)
-        return sorted(f.stem for f in files if not check_slice_file(self.path, f))
+        return sorted(file.stem for file in files if not check_slice_file(self.path, file))
 
-    def slice(self, key: str) -> Slice:
-        rows = read_accepted(get_accepted_path(self.accepted, key)) if self.accepted else []
+    def read_slice(self, key: str) -> Slice:
+        """The slice `key` with its accepted and imagined prompts."""
+        accepted = read_accepted(get_accepted_path(self.accepted, key)) if self.accepted else []
         path = self.path / "slices" / f"{key}.yaml"
-        if rows and not (path.is_symlink() or path.exists()):
-            bare = Slice.model_construct(description=INBOX_SLICE_DESCRIPTION.format(key=key), seeds=[])
-            return bare.with_accepted(rows)
+        if accepted and not (path.is_symlink() or path.exists()):
+            description = INBOX_SLICE_DESCRIPTION.format(key=key)
+            return Slice.model_construct(description=description, seeds=[], accepted=tuple(accepted))
         imagination = read_imagined(get_imagined_path(self.accepted, key)) if self.accepted else ImagineHistory()
-        return require_value(read_slice(path, self.task)).with_accepted(rows).with_imagined(imagination)
+        content = require_value(read_slice(path, self.task))
+        return content.model_copy(update={"accepted": tuple(accepted), "imagination": imagination})
 
-    def rows(self, file: str, labelled: bool = True) -> list[LabelledRow]:
+    def read_rows(self, file: str, labelled: bool = True) -> list[LabelledRow]:
+        """The rows of a JSONL file of this folder; `human.jsonl` may be missing.
+
+        Args:
+            labelled: whether each row needs a label or answer.
+        """
         path = self.path / file
         if file == HUMAN_FILE and not path.exists():
             return []
@@ -82,24 +92,24 @@ class TaskFolder:
 
     @cached_property
     def examples(self) -> list[LabelledRow]:
-        rows = self.rows(EXAMPLES_FILE)
+        rows = self.read_rows(EXAMPLES_FILE)
         if problems := check_examples(self.path, self.task, rows):
             raise InputError(problems)
         return rows
 
     @cached_property
     def dev(self) -> list[LabelledRow]:
-        return self.rows(DEV_FILE)
+        return self.read_rows(DEV_FILE)
 
     @cached_property
     def golden(self) -> list[LabelledRow]:
-        return self.rows(GOLDEN_FILE)
+        return self.read_rows(GOLDEN_FILE)
 
     @cached_property
     def human(self) -> list[LabelledRow]:
-        return self.rows(HUMAN_FILE)
+        return self.read_rows(HUMAN_FILE)
 
-    def templates(self) -> dict[str, str]:
+    def read_templates(self) -> dict[str, str]:
         """The user's own templates by name.
 
         Raises:
@@ -108,16 +118,16 @@ class TaskFolder:
         folder = self.path / "templates"
         problems: list[Problem] = []
         if folder.is_symlink():
-            problems.append(make_link_problem(folder))
+            problems.append(make_symlink_problem(folder))
         files = sorted(folder.glob("*.j2")) if not problems and folder.is_dir() else []
-        texts = {f.stem: read_text(f, problems) for f in files}
-        if problems:  # falling back to the built-in template would ask the teacher something else than the user wrote
+        texts = {file.stem: read_text(file, problems) for file in files}
+        if problems:  # with the built-in template the teacher would be asked something that the user did not write
             raise InputError(problems)
         return texts
 
 
 def list_slice_files(folder: Path) -> list[Path]:
-    """All files below slices/ that may be meant as one, sorted."""
+    """All YAML files below slices/, sorted. `check_slice_file` tells which of them are slices."""
     slices = folder / "slices"
     if slices.is_symlink() or not slices.is_dir():
         return []
@@ -125,7 +135,7 @@ def list_slice_files(folder: Path) -> list[Path]:
 
 
 def check_slice_file(folder: Path, file: Path) -> Problem | None:
-    """Why a file cannot be a slice by its name."""
+    """The problem with the name of a slice file, if there is one."""
     name = file.relative_to(folder / "slices").with_suffix("").as_posix()
     if file.suffix != ".yaml":
         return Problem(file, "slice files end with .yaml.", "Rename the file.")

@@ -1,4 +1,4 @@
-"""One file of a task folder at a time, read and checked by itself."""
+"""Read and check each file of a task folder."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pydantic import ValidationError
 from distill_dagster.config import SLICE_KEY_PATTERN, TASK_NAME_PATTERN, Task
 from distill_dagster.core.errors import Problem
 from distill_dagster.kinds import InvalidAnswerError, Question, get_kind, is_refusal
-from distill_dagster.tasks.rows import LabelledRow, PromptText, Seed, Slice
+from distill_dagster.tasks.rows import LabelledRow, PromptText, Seed, Slice, SliceFile
 from distill_dagster.tasks.yaml_files import ParseResult, convert_validation_error, find_line, read_text, read_yaml
 
 TASK_FILE = "task.yaml"
 EXAMPLES_FILE, DEV_FILE, GOLDEN_FILE, HUMAN_FILE = "examples.jsonl", "dev.jsonl", "golden.jsonl", "human.jsonl"
 ImportTarget = Literal["seeds", "examples", "golden", "dev", "human", "recorded"]
-"""What records of other programs can become in a task."""
+"""What `distill import` can turn records into."""
 
 
 def read_task(folder: Path) -> ParseResult[Task]:
-    """The task.yaml of a folder."""
+    """Read the task.yaml of a folder."""
     path, problems = folder / TASK_FILE, list[Problem]()
     if not TASK_NAME_PATTERN.fullmatch(folder.name):
         remedy = f"Rename the folder to something that matches {TASK_NAME_PATTERN.pattern}."
@@ -38,22 +38,22 @@ def read_task(folder: Path) -> ParseResult[Task]:
 
 
 def read_slice(path: Path, task: Task) -> ParseResult[Slice]:
-    """One slice file, with its references in the kind's canonical form."""
+    """Read one slice file, with its references in the canonical form of the kind."""
     problems: list[Problem] = []
     value, tree = read_yaml(path, problems)
     if problems:
         return ParseResult(None, problems)
     try:
-        slice_ = Slice.model_validate(value if value is not None else {})
+        content = SliceFile.model_validate(value if value is not None else {})
     except ValidationError as error:
         return ParseResult(None, convert_validation_error(path, error, lambda loc: find_line(tree, loc)))
     ids: dict[str, Seed] = {}
     seeds: list[Seed] = []
-    if slice_.refusal and task.has_labels:
-        remedy = "Leave it out, or make a label of what is to be refused."
-        message = f"kind {task.kind} answers with labels, and a refusal is none."
+    if content.refusal and task.has_labels:
+        remedy = "Remove it, or add a label for prompts to refuse."
+        message = f"kind {task.kind} answers with labels, and a refusal is not a label."
         problems.append(Problem(path, message, remedy, line=find_line(tree, ("refusal",)), field="refusal"))
-    for index, seed in enumerate(slice_.seeds):
+    for index, seed in enumerate(content.seeds):
         line = find_line(tree, ("seeds", index))
         problems += _check_label(path, line, f"seeds.{index}.target_label", seed.target_label, task)
         problems += _check_messages(path, line, f"seeds.{index}.messages", seed, task)
@@ -61,18 +61,18 @@ def read_slice(path: Path, task: Task) -> ParseResult[Slice]:
         if task.has_labels:
             problems += _check_label(path, line, name, seed.reference, task)
         elif seed.reference is not None:
-            answer, found = _canonicalize_answer(path, line, name, seed.reference, seed.text, task)
-            seed, problems = seed.model_copy(update={"reference": answer}), problems + found
+            answer, more = _canonicalize_answer(path, line, name, seed.reference, seed.text, task)
+            seed, problems = seed.model_copy(update={"reference": answer}), problems + more
         seeds.append(seed)
         if seed.id is not None and seed.id in ids:
             problems.append(_make_id_problem(path, line, f"seeds.{index}.id", seed.id, ids[seed.id].text == seed.text))
         if seed.id is not None:
             ids.setdefault(seed.id, seed)
-    return ParseResult(slice_.model_copy(update={"seeds": seeds}), problems)
+    return ParseResult(Slice.model_construct(**dict(content) | {"seeds": seeds}), problems)
 
 
 def read_rows(path: Path, task: Task, labelled: bool) -> ParseResult[list[LabelledRow]]:
-    """Rows of a JSONL file; every bad line is named, not only the first."""
+    """Read the rows of a JSONL file. There is a problem for each bad line, not only for the first."""
     problems: list[Problem] = []
     text = read_text(path, problems)
     rows: list[LabelledRow] = []
@@ -86,22 +86,18 @@ def read_rows(path: Path, task: Task, labelled: bool) -> ParseResult[list[Labell
             remedy = "Write one JSON object on each line."
             problems.append(Problem(path, f"malformed JSON at column {error.colno}: {error.msg}.", remedy, line=number))
             continue
-        except (
-            _RepeatedFieldError,
-            ValueError,
-            RecursionError,
-        ) as error:  # a number of thousands of digits, endless nesting
-            what = str(error).splitlines()[0] if str(error) else "nested too deep"
-            remedy = "Mend the line: each field once, with a plain value."
-            problems.append(Problem(path, f"{what}.", remedy, line=number))
+        except (ValueError, RecursionError) as error:  # a duplicate field, a huge number, deep nesting
+            reason = str(error).splitlines()[0] if str(error) else "nested too deep"
+            remedy = "Fix the line: write each field once, with a plain value."
+            problems.append(Problem(path, f"{reason}.", remedy, line=number))
             continue
         try:
             row = LabelledRow.model_validate(value)
         except ValidationError as error:
             problems += convert_validation_error(path, error, _return_line(number))
             continue
-        row, found = _check_row(path, number, row, task, labelled)
-        problems += found
+        row, more = _check_row(path, number, row, task, labelled)
+        problems += more
         if row.slice is not None and not SLICE_KEY_PATTERN.fullmatch(row.slice):
             remedy = f"A slice matches {SLICE_KEY_PATTERN.pattern}."
             problems.append(Problem(path, f"{row.slice!r} cannot be a slice.", remedy, line=number, field="slice"))
@@ -114,14 +110,14 @@ def read_rows(path: Path, task: Task, labelled: bool) -> ParseResult[list[Labell
     return ParseResult(rows, problems)
 
 
-class _RepeatedFieldError(Exception):
+class _RepeatedFieldError(ValueError):
     pass
 
 
 def _reject_repeated_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, times in Counter(name for name, _ in pairs).items():
         if times > 1:
-            raise _RepeatedFieldError(f"the field {name!r} stands twice")
+            raise _RepeatedFieldError(f"duplicate field {name!r}")
     return dict(pairs)
 
 
@@ -132,22 +128,22 @@ def _return_line(line: int) -> Callable[[tuple[int | str, ...]], int | None]:
 def _check_row(
     path: Path, line: int, row: LabelledRow, task: Task, labelled: bool
 ) -> tuple[LabelledRow, list[Problem]]:
-    """The row with its answer in canonical form, and what is wrong with it."""
+    """The row with its answer in canonical form, and the problems in it."""
     problems = _check_messages(path, line, "messages", row, task)
-    wanted, other = ("label", "answer") if task.has_labels else ("answer", "label")
+    field, other = ("label", "answer") if task.has_labels else ("answer", "label")
     if getattr(row, other) is not None:
         message = f"kind {task.kind} has no {other!r}."
-        problems.append(Problem(path, message, f"Write {wanted!r} instead.", line=line, field=other))
-    elif labelled and getattr(row, wanted) is None:
-        problems.append(Problem(path, f"the {wanted} is missing.", "Add it.", line=line, field=wanted))
+        problems.append(Problem(path, message, f"Write {field!r} instead.", line=line, field=other))
+    elif labelled and getattr(row, field) is None:
+        problems.append(Problem(path, f"the {field} is missing.", "Add it.", line=line, field=field))
     if task.has_labels:
         problems += _check_label(path, line, "label", row.label, task)
     elif row.answer is not None:
-        answer, found = _canonicalize_answer(path, line, "answer", row.answer, row.text, task)
-        row, problems = row.model_copy(update={"answer": answer}), problems + found
+        answer, more = _canonicalize_answer(path, line, "answer", row.answer, row.text, task)
+        row, problems = row.model_copy(update={"answer": answer}), problems + more
     if task.reasoning and path.name == EXAMPLES_FILE and row.reasoning is None:
-        remedy = "Write how a person comes to the answer, or set `reasoning: false` in task.yaml."
-        message = "the reasoning is missing, which the teacher is shown."
+        remedy = "Write how a person finds the answer, or set `reasoning: false` in task.yaml."
+        message = "the reasoning is missing, which is shown to the teacher."
         problems.append(Problem(path, message, remedy, line=line, field="reasoning"))
     return row, problems
 
@@ -155,7 +151,7 @@ def _check_row(
 def _canonicalize_answer(
     path: Path, line: int | None, name: str, value: Any, text: str, task: Task
 ) -> tuple[Any, list[Problem]]:
-    """An answer of a person in the kind's canonical form, or the problem with it."""
+    """A person's answer in the canonical form of the kind, or the problem with it."""
     if is_refusal(value) and isinstance(value["refusal"], str) and value["refusal"].strip():
         return value, []
     try:
@@ -166,8 +162,8 @@ def _canonicalize_answer(
 
 
 def _make_id_problem(path: Path, line: int | None, name: str, id_: str, same: bool) -> Problem:
-    what = f"the id {id_!r} stands twice" if same else f"the id {id_!r} is used for two different rows"
-    return Problem(path, f"{what}.", "Give every row an id of its own.", line=line, field=name)
+    message = f"duplicate id {id_!r}" if same else f"the id {id_!r} is used for two different rows"
+    return Problem(path, f"{message}.", "Give each row its own id.", line=line, field=name)
 
 
 def _check_messages(path: Path, line: int | None, name: str, prompt: PromptText, task: Task) -> list[Problem]:
@@ -181,32 +177,32 @@ def _check_label(path: Path, line: int | None, name: str, label: Any, task: Task
     if label is None or label in task.label_names:
         return []
     if not task.has_labels:
-        return [Problem(path, f"kind {task.kind} has no labels.", "Leave it out.", line=line, field=name)]
+        return [Problem(path, f"kind {task.kind} has no labels.", "Remove it.", line=line, field=name)]
     remedy = f"Use one of: {', '.join(task.label_names[:20])}{', …' if len(task.label_names) > 20 else ''}."
     return [Problem(path, f"{label!r} is not a label of this task.", remedy, line=line, field=name)]
 
 
 def check_examples(folder: Path, task: Task, rows: list[LabelledRow]) -> list[Problem]:
-    """Whether examples.jsonl has as many rows as the teacher is to be shown."""
+    """Problems where examples.jsonl has fewer rows than the prompts of the teacher need."""
     few_shot = task.teacher.few_shot
     if not task.has_labels:
         need = max(1, few_shot.nearest or few_shot.per_label)
         asks = f"teacher.few_shot.{'nearest' if few_shot.nearest else 'per_label'} asks for {need}"
         message, remedy = f"there are {len(rows)} few-shot examples, {asks}.", "Add examples, or ask for fewer."
         return [Problem(folder / EXAMPLES_FILE, message, remedy)] if len(rows) < need else []
-    need, have = few_shot.per_label, Counter(row.label for row in rows)
+    need, counts = few_shot.per_label, Counter(row.label for row in rows)
     asks = f"teacher.few_shot.per_label asks for {need}"
     if few_shot.nearest:
-        need, asks = 1, "every label needs one to be found by teacher.few_shot.nearest"
+        need, asks = 1, "teacher.few_shot.nearest needs one of each label"
     elif task.teacher.calibration == "examples":
-        need, asks = need + 1, f"{asks}, and teacher.calibration for one more that is not in the prompt"
+        need, asks = need + 1, f"{asks}, and teacher.calibration for one more outside of the prompt"
     return [
         Problem(
             folder / EXAMPLES_FILE,
-            f"label {label!r} has {have[label]} few-shot examples, {asks}.",
+            f"label {label!r} has {counts[label]} few-shot examples, {asks}.",
             "Add examples, or lower per_label.",
             field="label",
         )
         for label in task.label_names
-        if have[label] < max(need, 1)
+        if counts[label] < max(need, 1)
     ]

@@ -1,11 +1,10 @@
-"""What rows, seeds and slices are, as models."""
+"""The models of a task folder: labelled rows, seed prompts and slices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.core.text import normalize_text
@@ -25,7 +24,7 @@ class Turn(BaseModel):
 
 
 class PromptText(BaseModel):
-    """A prompt: a text, or the turns of a conversation, of which the user's are then its text."""
+    """A prompt: one text, or the turns of a conversation. The text of a conversation is that of its user turns."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,14 +45,14 @@ class PromptText(BaseModel):
         if value is not None:
             roles = [turn.role for turn in value]
             if roles[-1] != "user" or "system" in roles[1:]:
-                raise ValueError("the last turn is the user's, and a system turn can only be the first")
+                raise ValueError("the last turn must be the user's, and only the first turn may be a system turn")
         return value
 
 
 class LabelledRow(PromptText):
-    """One line of a JSONL file: a prompt and, where a person answered it, the label or answer.
+    """One line of a JSONL file of a task: a prompt and, where a person answered it, the label or answer.
 
-    `answer` is any JSON value for kinds without labels, in the kind's canonical form once it is read.
+    Kinds without labels have an `answer`: any JSON value, in the canonical form of the kind once the row is read.
     """
 
     id: Annotated[str, Field(min_length=1, max_length=200)]
@@ -74,9 +73,9 @@ class LabelledRow(PromptText):
         """The label or answer as canonical JSON text."""
         return to_canonical_json(self.answer if self.answer is not None else self.label)
 
-    def said(self) -> dict[str, Any]:
-        """All that counts of a row; fields that came later are left out where they are empty, so no hash moves."""
-        return _drop_empty(self.model_dump(exclude={"source"}), "answer", "reasoning", "messages")
+    def get_hashed_fields(self) -> dict[str, Any]:
+        """The fields that a data version covers: all but the source."""
+        return self.model_dump(exclude={"source"})
 
 
 class Seed(PromptText):
@@ -88,17 +87,13 @@ class Seed(PromptText):
     axes: dict[str, str] = {}
     source: str | None = None
 
-    def said(self) -> dict[str, Any]:
-        """All that counts of a seed, as of a row."""
-        return _drop_empty(self.model_dump(exclude={"source"}), "messages")
+    def get_hashed_fields(self) -> dict[str, Any]:
+        """The fields that a data version covers: all but the source."""
+        return self.model_dump(exclude={"source"})
 
 
-def _drop_empty(value: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: inner for name, inner in value.items() if inner is not None or name not in names}
-
-
-class Slice(BaseModel):
-    """One `slices/<slice>.yaml`, and the prompts that came to this slice through the inbox or were imagined for it."""
+class SliceFile(BaseModel):
+    """The content of one `slices/<slice>.yaml`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -106,46 +101,35 @@ class Slice(BaseModel):
     seeds: Annotated[list[Seed], Field(min_length=1)]
     target: Annotated[int, Field(ge=1)] | None = None
     refusal: Literal["wanted"] | None = Field(
-        default=None, description="a safety slice: a refusal is the right answer, and any other is none"
+        default=None, description="a safety slice: a refusal is the only right answer"
     )
-    _accepted: tuple[AcceptedPrompt, ...] = PrivateAttr(default=())  # private: nothing that can be written in the YAML
-    _imagination: ImagineHistory = PrivateAttr(default=ImagineHistory())
-
-    @property
-    def accepted(self) -> tuple[AcceptedPrompt, ...]:
-        return self._accepted
-
-    def with_accepted(self, rows: Iterable[AcceptedPrompt]) -> Slice:
-        slice_ = self.model_copy()
-        slice_._accepted = tuple(rows)
-        return slice_
-
-    @property
-    def imagination(self) -> ImagineHistory:
-        return self._imagination
-
-    def with_imagined(self, imagination: ImagineHistory) -> Slice:
-        slice_ = self.model_copy()
-        slice_._imagination = imagination
-        return slice_
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _plain_strings(cls, value: Any) -> Any:
         return [{"text": s} if isinstance(s, str) else s for s in value] if isinstance(value, list) else value
 
-    def content_version(self) -> str:
-        """Hash of what the slice says, parsed and canonical: white space, comments and key order do not count."""
-        value = _drop_empty(self.model_dump(exclude={"seeds"}), "refusal")
-        seeds = [seed.said() for seed in self.seeds]
-        value |= {"seeds": sorted(seeds, key=hash_content)}
-        if self.accepted:
-            value["accepted"] = sorted({row.text for row in self.accepted})
-        if self.imagination.generation:  # not the imagined prompts: the stage that imagines them would never be fresh
-            value["generation"] = self.imagination.generation
+
+class Slice(SliceFile):
+    """A slice: its file, the prompts that came through the inbox or an import, and those that a teacher imagined."""
+
+    accepted: tuple[AcceptedPrompt, ...] = ()
+    imagination: ImagineHistory = ImagineHistory()
+
+    def with_imagined(self, imagination: ImagineHistory) -> Slice:
+        """This slice with other imagined prompts."""
+        return self.model_copy(update={"imagination": imagination})
+
+    def compute_content_version(self) -> str:
+        """Hash of the parsed content: white space, comments and the order of keys and prompts do not count."""
+        value = self.model_dump(include={"description", "target", "refusal"})
+        value["seeds"] = sorted((seed.get_hashed_fields() for seed in self.seeds), key=hash_content)
+        value["accepted"] = sorted({prompt.text for prompt in self.accepted})
+        # Not the imagined prompts: the stage that imagines them would never be fresh.
+        value["generation"] = self.imagination.generation
         return hash_content(value)
 
 
 def collect_held_out_keys(golden: list[LabelledRow], dev: list[LabelledRow]) -> set[str]:
-    """Normalized texts of golden and dev: what may not stand on the training side."""
+    """Normalized texts of golden and dev rows, which must not be used for training."""
     return {normalize_text(row.text) for row in [*golden, *dev]}

@@ -1,4 +1,4 @@
-"""Texts and YAML of a task folder, read so that whatever is wrong has its file, line, field and remedy."""
+"""Read text and YAML files; every problem names its file, line, field and remedy."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ import yaml
 from pydantic import ValidationError
 
 from distill_dagster.core.errors import InputError, Problem
+from distill_dagster.core.files import make_symlink_problem
 
 SECRET_FIELDS = {"api_base", "api_key_env"}
-"""Fields that a key may stand in by mistake: no message repeats what was found there."""
+"""Fields that may contain an API key by mistake: no message repeats their value."""
 MAX_NESTING = 100
-"""Lists and mappings of YAML in each other."""
+"""How deep lists and mappings of a YAML file may be nested."""
 T = TypeVar("T")
 
 
 @dataclass
 class ParseResult(Generic[T]):
-    """What a file says, as far as it can be read, and what is wrong with it."""
+    """The content of a file, as far as it can be read, and the problems in it."""
 
     value: T | None
     problems: list[Problem] = field(default_factory=list)
 
 
 def require_value(result: ParseResult[T]) -> T:
-    """What a file says.
+    """The content of a file.
 
     Raises:
-        InputError: something is wrong with it that is more than a warning.
+        InputError: the file has problems that are more than warnings.
     """
     errors = [p for p in result.problems if p.severity == "error"]
     if errors or result.value is None:
@@ -40,16 +41,16 @@ def require_value(result: ParseResult[T]) -> T:
 
 
 def read_text(path: Path, problems: list[Problem]) -> str:
-    """The text of a file; empty where it cannot be read, with the reason added to `problems`."""
+    """The text of a file. If it cannot be read, the text is empty and `problems` gets the reason."""
     if path.is_symlink():
-        problems.append(make_link_problem(path))
+        problems.append(make_symlink_problem(path))
         return ""
     content = b""
     try:
         content = path.read_bytes()
         return content.decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
-        problems.append(Problem(path, "the file is missing.", "Add it; the README shows what belongs into it."))
+        problems.append(Problem(path, "the file is missing.", "Add it; the README shows what belongs in it."))
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         remedy = "Save the file as UTF-8."
@@ -59,13 +60,8 @@ def read_text(path: Path, problems: list[Problem]) -> str:
     return ""
 
 
-def make_link_problem(path: Path) -> Problem:
-    """What is said of a symbolic link, which might lead out of the folder."""
-    return Problem(path, "symbolic links are not followed.", "Put the file itself into the task folder.")
-
-
 class _UniqueKeys:
-    """Safe loading, but a key that stands twice in one mapping is an error instead of the last one winning."""
+    """Safe loading in which a duplicate key in a mapping is an error; by default the last one wins."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         loader: Any = super()
@@ -75,24 +71,22 @@ class _UniqueKeys:
                 continue
             key = loader.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             if isinstance(key, str):
                 seen.add(key)
-        found: dict[Any, Any] = loader.construct_mapping(node, deep)
-        return found
+        mapping: dict[Any, Any] = loader.construct_mapping(node, deep)
+        return mapping
 
 
 class _StrictLoader(_UniqueKeys, yaml.SafeLoader):
-    """It says best what is wrong."""
+    """The loader with the best error messages."""
 
 
 _LibYamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _FastLoader(_UniqueKeys, _LibYamlLoader):
-    """It takes a tenth of the time, and a task may have a thousand slices."""
+    """The loader that takes a tenth of the time: a task may have a thousand slices."""
 
 
 def _load_yaml(text: str, kind: Any) -> tuple[Any, yaml.Node | None]:
@@ -105,7 +99,11 @@ def _load_yaml(text: str, kind: Any) -> tuple[Any, yaml.Node | None]:
 
 
 def _load_yaml_fast(text: str) -> tuple[Any, yaml.Node | None]:
-    """Raises: RecursionError: it is nested too deep, on which libyaml might end the process."""
+    """As `_load_yaml`, with libyaml.
+
+    Raises:
+        RecursionError: the text is nested too deep, which could make libyaml end the process.
+    """
     depth = 0
     for event in yaml.parse(text, Loader=_FastLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -115,7 +113,7 @@ def _load_yaml_fast(text: str) -> tuple[Any, yaml.Node | None]:
 
 
 def read_yaml(path: Path, problems: list[Problem]) -> tuple[Any, yaml.Node | None]:
-    """What a YAML file says, and its nodes, which know their lines; what is wrong is added to `problems`."""
+    """The content of a YAML file and its node tree, which knows the lines. Problems are added to `problems`."""
     text = read_text(path, problems)
     if problems:
         return None, None
@@ -126,13 +124,13 @@ def read_yaml(path: Path, problems: list[Problem]) -> tuple[Any, yaml.Node | Non
             return _load_yaml(text, _StrictLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        what = error.problem or "malformed YAML"
-        remedy = "Mend the YAML; texts with `:` or `#` want quotation marks."
-        problems.append(Problem(path, f"{what}.", remedy, line=mark.line + 1 if mark else None))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: `2024-02-30` without quotation marks
-        what = str(error).splitlines()[0] if str(error) else "nested too deep"
-        remedy = "Mend the YAML; put texts that look like dates or numbers into quotation marks."
-        problems.append(Problem(path, f"malformed YAML: {what}.", remedy))
+        message = error.problem or "malformed YAML"
+        remedy = "Fix the YAML; quote texts that contain `:` or `#`."
+        problems.append(Problem(path, f"{message}.", remedy, line=mark.line + 1 if mark else None))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an unquoted `2024-02-30`
+        reason = str(error).splitlines()[0] if str(error) else "nested too deep"
+        remedy = "Fix the YAML; quote texts that look like dates or numbers."
+        problems.append(Problem(path, f"malformed YAML: {reason}.", remedy))
     return None, None
 
 
@@ -143,10 +141,10 @@ def find_line(tree: yaml.Node | None, location: Iterable[int | str]) -> int | No
     line, current = tree.start_mark.line + 1, tree
     for step in location:
         if isinstance(current, yaml.MappingNode):
-            found = next(((k, v) for k, v in current.value if k.value == str(step)), None)
-            if found is None:
+            entry = next(((key, value) for key, value in current.value if key.value == str(step)), None)
+            if entry is None:
                 break
-            line, current = found[0].start_mark.line + 1, found[1]
+            line, current = entry[0].start_mark.line + 1, entry[1]
         elif isinstance(current, yaml.SequenceNode) and isinstance(step, int) and step < len(current.value):
             current = current.value[step]
             line = current.start_mark.line + 1
@@ -154,12 +152,12 @@ def find_line(tree: yaml.Node | None, location: Iterable[int | str]) -> int | No
 
 
 _REMEDIES = {
-    "extra_forbidden": "Remove it, or mend its spelling.",
+    "extra_forbidden": "Remove it, or fix its spelling.",
     "missing": "Add it.",
     "too_short": "Add at least one.",
     "string_too_short": "Write some text.",
     "string_pattern_mismatch": "Write some text.",
-    "string_type": "Put texts that look like numbers, dates or yes and no into quotation marks.",
+    "string_type": "Quote texts that look like numbers, dates or yes and no.",
 }
 
 
@@ -182,14 +180,14 @@ def convert_validation_error(
         message = {
             "extra_forbidden": "an unknown field",
             "string_pattern_mismatch": "the text is empty",
-            "dict_type": "a mapping of fields is wanted",
-            "model_type": "a mapping of fields is wanted",
-            "model_attributes_type": "a mapping of fields is wanted",
+            "dict_type": "not a mapping of fields",
+            "model_type": "not a mapping of fields",
+            "model_attributes_type": "not a mapping of fields",
         }.get(item["type"], message[:1].lower() + message[1:])
         quoted = item["type"] not in ("missing", "extra_forbidden") and not SECRET_FIELDS & set(item["loc"])
         if quoted and isinstance(item["input"], str | int | float | bool):
             message += f" (found {str(item['input'])[:60]!r})"
         name = ".".join(str(part) for part in location) or None
-        remedy = _REMEDIES.get(item["type"], "Mend the value; the README lists the fields.")
+        remedy = _REMEDIES.get(item["type"], "Fix the value; the README lists the fields.")
         problems.append(Problem(path, f"{message}.", remedy, line=line(location), field=name))
     return problems

@@ -41,8 +41,8 @@ ROW_MISTAKES = [
         "golden.jsonl",
         7,
         None,
-        "a mapping of fields is wanted",
-        "Mend the value",
+        "not a mapping of fields",
+        "Fix the value",
     ),
     Mistake(
         "endless number",
@@ -59,7 +59,7 @@ ROW_MISTAKES = [
         "dev.jsonl",
         7,
         None,
-        "the field 'id' stands twice",
+        "duplicate field 'id'",
         "each field once",
     ),
     Mistake(
@@ -69,7 +69,7 @@ ROW_MISTAKES = [
         7,
         "text",
         "valid string",
-        "Mend the value",
+        "Fix the value",
     ),
     Mistake(
         "unknown label",
@@ -116,7 +116,7 @@ ROW_MISTAKES = [
         "unknown field",
         "spelling",
     ),
-    Mistake("row twice", repeat_line("golden.jsonl"), "golden.jsonl", 7, "id", "stands twice", "id of its own"),
+    Mistake("row twice", repeat_line("golden.jsonl"), "golden.jsonl", 7, "id", "duplicate id", "its own id"),
     Mistake(
         "id reused",
         append("golden.jsonl", ROW.replace("new", "g-login-0") + "\n"),
@@ -124,7 +124,7 @@ ROW_MISTAKES = [
         7,
         "id",
         "'g-login-0' is used for two different rows",
-        "id of its own",
+        "its own id",
     ),
     Mistake(
         "slice of a row",

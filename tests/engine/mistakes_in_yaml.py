@@ -17,7 +17,7 @@ YAML_MISTAKES = [
         31,
         "inbox.rules.0.matches",
         "look-around",
-        "Mend the value",
+        "Fix the value",
     ),
     Mistake(
         "inbox slice",
@@ -26,7 +26,7 @@ YAML_MISTAKES = [
         31,
         "inbox.rules.0.slice",
         "a slice matches",
-        "Mend the value",
+        "Fix the value",
     ),
     Mistake(
         "inbox unknown field",
@@ -44,7 +44,7 @@ YAML_MISTAKES = [
         29,
         "inbox",
         "name the same field",
-        "Mend the value",
+        "Fix the value",
     ),
     Mistake(
         "inbox phone region",
@@ -53,7 +53,7 @@ YAML_MISTAKES = [
         29,
         "inbox.phone_regions",
         "'Germany' is not a country",
-        "Mend the value",
+        "Fix the value",
     ),
     Mistake(
         "grid without axes",
@@ -62,7 +62,7 @@ YAML_MISTAKES = [
         29,
         "imagine",
         "methods.grid needs `axes`",
-        "Mend the value",
+        "Fix the value",
     ),
     Mistake(
         "no method",
@@ -71,7 +71,7 @@ YAML_MISTAKES = [
         29,
         "imagine",
         "one share must be more than 0",
-        "Mend the value",
+        "Fix the value",
     ),
     Mistake(
         "reserved axis",
@@ -80,7 +80,7 @@ YAML_MISTAKES = [
         29,
         "imagine",
         "axis 'label'",
-        "Mend the value",
+        "Fix the value",
     ),
     Mistake(
         "axis without values",
@@ -110,7 +110,7 @@ YAML_MISTAKES = [
         31,
         "judge.rubric",
         "'a' stands twice",
-        "Mend the value",
+        "Fix the value",
     ),
     Mistake(
         "threshold without a judge",
@@ -137,7 +137,7 @@ YAML_MISTAKES = [
         3,
         None,
         "expected",
-        "Mend the YAML",
+        "Fix the YAML",
     ),
     Mistake(
         "tab in yaml",
@@ -146,7 +146,7 @@ YAML_MISTAKES = [
         3,
         None,
         "\\t",
-        "Mend the YAML",
+        "Fix the YAML",
     ),
     Mistake("missing task", lambda p: (p / "task.yaml").unlink(), "task.yaml", 0, None, "missing", "Add it"),
     Mistake(
@@ -155,8 +155,8 @@ YAML_MISTAKES = [
         "task.yaml",
         29,
         None,
-        "'description' stands twice",
-        "Mend the YAML",
+        "duplicate key 'description'",
+        "Fix the YAML",
     ),
     Mistake(
         "unknown field",
@@ -183,7 +183,7 @@ YAML_MISTAKES = [
         14,
         "teacher.max_tokens",
         "greater than or equal to 1 (found '0')",
-        "Mend the value",
+        "Fix the value",
     ),
     Mistake(
         "missing field",
@@ -200,8 +200,8 @@ YAML_MISTAKES = [
         "task.yaml",
         1,
         None,
-        "a mapping of fields is wanted",
-        "Mend the value",
+        "not a mapping of fields",
+        "Fix the value",
     ),
     Mistake(
         "empty task file",
@@ -220,7 +220,7 @@ YAML_MISTAKES = [
         1,
         None,
         "mapping values are not allowed",
-        "quotation marks",
+        "quote texts",
     ),
     Mistake(
         "empty slice",
@@ -256,7 +256,7 @@ YAML_MISTAKES = [
         4,
         "seeds.1.text",
         "valid string (found '404')",
-        "quotation marks",
+        "quote texts",
     ),
     Mistake(
         "impossible date",
@@ -265,7 +265,7 @@ YAML_MISTAKES = [
         0,
         None,
         "malformed YAML",
-        "quotation marks",
+        "Quote texts",
     ),
     Mistake(
         "nested far too deep",
@@ -274,7 +274,7 @@ YAML_MISTAKES = [
         0,
         None,
         "nested too deep",
-        "Mend the YAML",
+        "Fix the YAML",
     ),
     Mistake(
         "half a surrogate pair",
@@ -283,7 +283,7 @@ YAML_MISTAKES = [
         3,
         "seeds.0.text",
         "valid string",
-        "Mend the value",
+        "Fix the value",
     ),
     Mistake(
         "label of a seed",
@@ -300,8 +300,8 @@ YAML_MISTAKES = [
         "slices/shop.yaml",
         4,
         "seeds.1.id",
-        "'a' stands twice",
-        "id of its own",
+        "duplicate id 'a'",
+        "its own id",
     ),
     Mistake(
         "seed id reused",
@@ -310,7 +310,7 @@ YAML_MISTAKES = [
         4,
         "seeds.1.id",
         "two different rows",
-        "id of its own",
+        "its own id",
     ),
     Mistake(
         "unknown field of a seed",
@@ -358,7 +358,7 @@ YAML_MISTAKES = [
         "Add slices/",
     ),
     Mistake(
-        "linked slices", link("slices"), "slices", 0, None, "symbolic links are not followed", "Put the file itself"
+        "linked slices", link("slices"), "slices", 0, None, "symbolic links are not followed", "Put the file or folder itself"
     ),
     Mistake(
         "linked slice",
@@ -367,7 +367,7 @@ YAML_MISTAKES = [
         0,
         None,
         "symbolic links are not followed",
-        "Put the file itself",
+        "Put the file or folder itself",
     ),
     # templates
     Mistake(

@@ -108,31 +108,31 @@ def test_prompts_go_to_the_slice_they_name_then_to_that_of_a_rule_then_to_unsort
     assert box.texts("shop") == ["named"]
     assert box.texts("web") == ["in my Browser"]
     assert box.texts("unsorted") == ["nothing", "half a pair beside it"]
-    assert box.folder.slice_keys() == ["new-area", "numbers", "phone", "shop", "unsorted", "web"]
+    assert box.folder.list_slice_keys() == ["new-area", "numbers", "phone", "shop", "unsorted", "web"]
 
 
 def test_accepted_prompts_are_prompts_of_their_slice(make: Callable[..., Inbox]) -> None:
     box = make()
-    before = {key: compute_source_version(box.folder, "slice_files", key) for key in box.folder.slice_keys()}
+    before = {key: compute_source_version(box.folder, "slice_files", key) for key in box.folder.list_slice_keys()}
     box.drop("day.jsonl", [{"text": "a third refund", "slice": "shop"}, {"text": "what is this"}])
     box.take()
     folder = box.folder
     assert {
-        key: compute_source_version(folder, "slice_files", key) == before.get(key) for key in folder.slice_keys()
+        key: compute_source_version(folder, "slice_files", key) == before.get(key) for key in folder.list_slice_keys()
     } == {
         "shop": False,
         "unsorted": False,
         "web": True,
     }
-    prompts = build_seed_prompts("shop", folder.slice("shop"))
+    prompts = build_seed_prompts("shop", folder.read_slice("shop"))
     assert prompts.filter(prompts["origin"] == "log")["source"].to_list() == ["day.jsonl"]
     assert sorted(prompts["origin"].to_list()) == ["human"] * 3 + ["log"]
-    unsorted = folder.slice("unsorted")
+    unsorted = folder.read_slice("unsorted")
     assert (unsorted.seeds, [row.text for row in unsorted.accepted]) == ([], ["what is this"])
     assert build_seed_prompts("unsorted", unsorted).height == 1
     assert check_task_folder(folder) == []
     assert [t.accepted for t in find_tasks(box.home.tasks, box.home.accepted)] == [folder.accepted]
-    assert TaskFolder(folder.path).slice_keys() == ["shop", "web"], "without its folder a task is what its files say"
+    assert TaskFolder(folder.path).list_slice_keys() == ["shop", "web"], "without its folder a task is what its files say"
 
 
 def test_a_version_covers_texts_and_not_their_order_or_file(make: Callable[..., Inbox]) -> None:
@@ -331,7 +331,7 @@ def test_half_a_last_line_is_ignored_and_healed(make: Callable[..., Inbox]) -> N
     box.take()
     assert box.texts("unsorted") == ["one", "two", "three"]
     path.write_bytes(whole[:20])
-    assert box.folder.slice_keys() == ["shop", "web"], "a slice with half a prompt is none"
+    assert box.folder.list_slice_keys() == ["shop", "web"], "a slice with half a prompt is none"
 
 
 def test_a_broken_accepted_file_is_named_with_its_lines(make: Callable[..., Inbox]) -> None:
@@ -462,7 +462,7 @@ def test_slices_of_the_inbox_do_not_make_slices_no_labels(tmp_path: Path) -> Non
     box.drop("a.jsonl", [{"text": "one"}])
     box.take()
     assert has_slices_as_labels(box.folder)
-    assert [find_label_of_slice(box.folder, key) for key in box.folder.slice_keys()] == ["delivery", "refund", None]
+    assert [find_label_of_slice(box.folder, key) for key in box.folder.list_slice_keys()] == ["delivery", "refund", None]
 
 
 def test_no_inbox_is_no_error_and_makes_none(make: Callable[..., Inbox]) -> None:

@@ -150,7 +150,7 @@ MISTAKES: list[tuple[str, Change, str, str | None, str, str]] = [
         slice_of(seeds=[{"messages": [{"role": "assistant", "content": "a"}], "text": "a"}]),
         "one.yaml",
         "seeds.0.messages",
-        "the last turn is the user's",
+        "the last turn must be the user's",
         "Fix",
     ),
 ]

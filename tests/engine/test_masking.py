@@ -78,7 +78,7 @@ def test_what_tickets_are_full_of_stays(text: str) -> None:
 
 def test_no_text_of_the_bundled_task_is_masked() -> None:
     folder = TaskFolder(PROJECT_FOLDER / "data" / "tasks" / "support_triage")
-    texts = [seed.text for key in folder.slice_keys() for seed in folder.slice(key).seeds]
+    texts = [seed.text for key in folder.list_slice_keys() for seed in folder.read_slice(key).seeds]
     texts += [row.text for row in [*folder.golden, *folder.dev, *folder.examples]]
     assert len(texts) > 900
     assert [text for text in texts if mask_text(text, REGIONS).counts] == []

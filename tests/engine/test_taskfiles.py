@@ -39,12 +39,12 @@ def test_a_mistake_gives_one_problem(mistake: Mistake, tmp_path: Path) -> None:
 
 PROPERTIES = {
     "task.yaml": lambda f: f.task,
-    "slices/shop.yaml": lambda f: f.slice("shop"),
+    "slices/shop.yaml": lambda f: f.read_slice("shop"),
     "examples.jsonl": lambda f: f.examples,
     "dev.jsonl": lambda f: f.dev,
     "golden.jsonl": lambda f: f.golden,
     "human.jsonl": lambda f: f.human,
-    "templates": lambda f: f.templates(),
+    "templates": lambda f: f.read_templates(),
 }
 
 
@@ -67,7 +67,7 @@ def test_a_template_that_cannot_be_read_is_not_replaced_by_the_built_in_one(tmp_
     folder = small_task(tmp_path)
     templates("classification_text.j2", b"\xff")(folder.path)
     with pytest.raises(InputError, match=r"classification_text\.j2"):
-        folder.templates()
+        folder.read_templates()
 
 
 def test_every_bad_line_is_named(tmp_path: Path) -> None:
@@ -103,12 +103,12 @@ def test_a_number_is_an_id_but_true_is_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["golden.jsonl", "examples.jsonl", "slices/shop.yaml", "task.yaml"])
 def test_bom_and_crlf_are_read(name: str, tmp_path: Path) -> None:
     folder = small_task(tmp_path)
-    before = (folder.task, folder.golden, folder.examples, folder.slice("shop"))
+    before = (folder.task, folder.golden, folder.examples, folder.read_slice("shop"))
     path = folder.path / name
     path.write_bytes(codecs.BOM_UTF8 + path.read_bytes().replace(b"\n", b"\r\n"))
     fresh = again(folder)
     assert check_task_folder(fresh) == []
-    assert (fresh.task, fresh.golden, fresh.examples, fresh.slice("shop")) == before
+    assert (fresh.task, fresh.golden, fresh.examples, fresh.read_slice("shop")) == before
 
 
 def test_line_separators_inside_a_text_do_not_end_a_row(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_merge_keys_of_yaml_are_understood(tmp_path: Path) -> None:
         "slices/shop.yaml", "description: d\nseeds:\n  - &a {text: x, target_label: refund}\n  - {<<: *a, text: y}\n"
     )(folder.path)
     assert check_task_folder(folder) == []
-    assert [seed.target_label for seed in folder.slice("shop").seeds] == ["refund", "refund"]
+    assert [seed.target_label for seed in folder.read_slice("shop").seeds] == ["refund", "refund"]
 
 
 def test_yaml_cannot_run_code(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_warnings_do_not_stop_anything(tmp_path: Path) -> None:
     assert "duplicate" in repeated.remedy
     assert _warning(problems, "row new has the text of golden.jsonl row g-login-0").file.name == "examples.jsonl"
     fresh = again(folder)
-    assert len(fresh.slice("shop").seeds) == 3
+    assert len(fresh.read_slice("shop").seeds) == 3
     assert len(fresh.examples) == 10
 
 
@@ -183,4 +183,4 @@ def test_slice_keys_leave_out_what_cannot_be_a_partition(tmp_path: Path) -> None
     subfolder(folder.path)
     write("slices/Big.yaml", SLICE + "  - a\n")(folder.path)
     write("slices/.hidden.yaml", SLICE + "  - a\n")(folder.path)
-    assert TaskFolder(folder.path).slice_keys() == ["shop", "web"]
+    assert TaskFolder(folder.path).list_slice_keys() == ["shop", "web"]

@@ -16,7 +16,7 @@ FOLDER = TaskFolder(PROJECT_FOLDER / "data" / "tasks" / "support_triage")
 
 
 def _seeds() -> list[str]:
-    return [seed.text for key in FOLDER.slice_keys() for seed in FOLDER.slice(key).seeds]
+    return [seed.text for key in FOLDER.list_slice_keys() for seed in FOLDER.read_slice(key).seeds]
 
 
 def _shingles(text: str) -> set[str]:
@@ -31,7 +31,7 @@ def test_no_problem_and_no_warning() -> None:
 def test_sizes() -> None:
     task = FOLDER.task
     assert len(task.labels) == 12
-    assert len(FOLDER.slice_keys()) >= 8
+    assert len(FOLDER.list_slice_keys()) >= 8
     assert len(_seeds()) >= 360
     for rows, least in ((FOLDER.examples, 9), (FOLDER.dev, 8), (FOLDER.golden, 20)):
         counts = Counter(row.label for row in rows)
@@ -44,7 +44,7 @@ def test_slices_say_nothing_about_the_label() -> None:
     by_slice: dict[str, Counter[str]] = {}
     for row in FOLDER.golden:
         by_slice.setdefault(row.slice or "", Counter())[row.label or ""] += 1
-    assert set(by_slice) == set(FOLDER.slice_keys())
+    assert set(by_slice) == set(FOLDER.list_slice_keys())
     for counts in by_slice.values():
         assert len(counts) >= 10
         assert max(counts.values()) <= 0.25 * sum(counts.values())

@@ -19,7 +19,7 @@ def test_no_problem_and_no_warning() -> None:
 
 
 def test_sizes() -> None:
-    assert set(FOLDER.slice_keys()) == SLICES
+    assert set(FOLDER.list_slice_keys()) == SLICES
     for rows, least in ((FOLDER.examples, 2), (FOLDER.dev, 4), (FOLDER.golden, 8)):
         counts = Counter(row.slice for row in rows)
         assert set(counts) == SLICES
@@ -48,6 +48,6 @@ def test_one_step_of_the_slice_gives_the_answer() -> None:
 
 
 def test_no_number_problem_stands_twice() -> None:
-    texts = [normalize_text(s.text) for key in FOLDER.slice_keys() for s in FOLDER.slice(key).seeds]
+    texts = [normalize_text(s.text) for key in FOLDER.list_slice_keys() for s in FOLDER.read_slice(key).seeds]
     texts += [normalize_text(row.text) for row in [*FOLDER.examples, *FOLDER.dev, *FOLDER.golden]]
     assert len(texts) == len(set(texts)) == 145
