@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class CheckSpec:
+    """The declaration of a check. If a blocking check fails, nothing downstream reads the artifact."""
+
     name: str
     description: str
     blocking: bool = False
@@ -15,9 +17,9 @@ class CheckSpec:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The outcome of one check; `found` names what failed, with some of the failing rows."""
+    """The outcome of one check. `details` names what failed, with some of the failing rows."""
 
     name: str
     passed: bool
     severity: Literal["error", "warning"] = "error"
-    found: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)

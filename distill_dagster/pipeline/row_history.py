@@ -17,7 +17,6 @@ from distill_dagster.curation.filters import select_task_filters
 from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tables.messages import format_messages, user_text_expr
-from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PROMPTS, REJECTED, SCORED, add_later_columns
 from distill_dagster.tasks import TaskFolder
 
 REJECTED_ROWS = "rejected_rows"
@@ -42,12 +41,12 @@ def trace_prompt(folder: TaskFolder, lake: Lake, prefix: str) -> dict[str, Any]:
     task, id_ = folder.name, _find_prompt_id(folder, lake, prefix)
     dataset = _scan_table(lake, task, "filtered_dataset", None)
     rejected = _scan_table(lake, task, "filtered_dataset", REJECTED_ROWS)
-    kept, dropped = _find_rows(dataset, id_, DATASET), _find_rows(rejected, id_, REJECTED)
+    kept, dropped = _find_rows(dataset, id_), _find_rows(rejected, id_)
     prompts: list[dict[str, Any]] = []
-    for key in folder.slice_keys():
-        found = _find_rows(_scan_table(lake, task, "seed_prompts", key), id_, PROMPTS)
+    for key in folder.list_slice_keys():
+        found = _find_rows(_scan_table(lake, task, "seed_prompts", key), id_)
         prompts += [_describe_in_slice(lake, task, key, row, id_) for row in found]
-    held_out = _find_rows(_scan_table(lake, task, "golden_completions", None), id_, COMPLETIONS)
+    held_out = _find_rows(_scan_table(lake, task, "golden_completions", None), id_)
     messages = next((row["messages"] for row in (*prompts, *dropped) if row.get("messages")), None)
     if messages is None and kept:
         messages = kept[0]["messages"][:-1]
@@ -75,7 +74,7 @@ def _find_prompt_id(folder: TaskFolder, lake: Lake, prefix: str) -> str:
             f"{prefix!r} is no beginning of a prompt id: {MIN_PREFIX_CHARS} or more of the digits 0 to 9 and a to f, as "  # noqa: E501
             f"`distill filters {folder.name} --dropped REASON` shows them."
         )
-    places: list[tuple[str, str | None]] = [("seed_prompts", key) for key in folder.slice_keys()]
+    places: list[tuple[str, str | None]] = [("seed_prompts", key) for key in folder.list_slice_keys()]
     places += [("filtered_dataset", None), ("filtered_dataset", REJECTED_ROWS), ("golden_completions", None)]
     ids: set[str] = set()
     for asset, partition in places:
@@ -97,14 +96,14 @@ def _has_prefix_expr(prefix: str) -> pl.Expr:
 
 
 def _scan_table(lake: Lake, task: str, asset: str, partition: str | None) -> pl.LazyFrame | None:
-    path: Path = lake.path(task, asset, partition)
+    path: Path = lake.get_path(task, asset, partition)
     return pl.scan_parquet(path) if path.is_file() else None
 
 
-def _find_rows(frame: pl.LazyFrame | None, id_: str, schema: pl.Schema) -> list[dict[str, Any]]:
+def _find_rows(frame: pl.LazyFrame | None, id_: str) -> list[dict[str, Any]]:
     if frame is None:
         return []
-    return add_later_columns(frame.filter(pl.col("prompt_id") == id_).collect(), schema).to_dicts()
+    return frame.filter(pl.col("prompt_id") == id_).collect().to_dicts()
 
 
 def _describe_in_slice(lake: Lake, task: str, key: str, prompt: dict[str, Any], id_: str) -> dict[str, Any]:
@@ -112,9 +111,9 @@ def _describe_in_slice(lake: Lake, task: str, key: str, prompt: dict[str, Any], 
     out = {name: prompt[name] for name in ("slice", "origin", "messages")}
     more = ("target_label", "reference", "axes", "parent_prompt_id", "source")
     out |= {name: prompt[name] for name in more if prompt[name] is not None}
-    completions = _find_rows(_scan_table(lake, task, "teacher_completions", key), id_, COMPLETIONS)
+    completions = _find_rows(_scan_table(lake, task, "teacher_completions", key), id_)
     out["completions"] = [_pick_fields(row, _COMPLETION_FIELDS) for row in completions]
-    scored = _find_rows(_scan_table(lake, task, "scored_completions", key), id_, SCORED)
+    scored = _find_rows(_scan_table(lake, task, "scored_completions", key), id_)
     out["candidate"] = _format_candidate(scored[0]) if scored else None
     return out
 

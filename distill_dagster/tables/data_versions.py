@@ -1,4 +1,8 @@
-"""Data versions: a hash of a table's content, whatever the order or number of processes that made it."""
+"""Data versions: a hash of a table's content, whatever the order or number of processes that made it.
+
+`_encode_json` writes whole columns as canonical JSON. A property test,
+`test_a_version_is_the_hash_of_every_row_as_canonical_json`, compares it with `core.hashing.to_canonical_json`.
+"""
 
 from __future__ import annotations
 
@@ -8,61 +12,45 @@ from collections.abc import Iterator
 import polars as pl
 
 from distill_dagster.core.hashing import to_canonical_json
-from distill_dagster.tables.schemas import LATER_COLUMNS
 
+VOLATILE_COLUMNS = ("latency_s", "in_flight", "requested_at", "cost_usd", "source", "error", "judge_error")
+"""Columns that are not part of a data version. The text of an error may contain times or an address; that a row failed
+is in `status`."""
 HASH_BATCH_ROWS = 10_000
-"""Rows whose text is made together for a data version."""
-
-
+"""Rows that are encoded at a time."""
 _JSON_ESCAPES = {char: to_canonical_json(char)[1:-1] for char in ('"', "\\", *map(chr, range(0x20)))}
-"""What JSON escapes in a text."""
-
-
+"""The characters that JSON escapes, and how."""
 _ESCAPE_PATTERN = r'["\\\x00-\x1f]'
 
 
-VOLATILE_COLUMNS = ("latency_s", "in_flight", "requested_at", "cost_usd", "source", "error", "judge_error")
-"""Not part of a data version. An error's text may hold seconds or an address; that a row failed is in `status`."""
-
-
 def compute_data_version(*frames: pl.DataFrame | pl.LazyFrame) -> str:
-    """sha256 of canonical content without the volatile columns; never of file bytes. Queries are read in batches."""
+    """sha256 (64 hex digits) of the canonical content of tables without their volatile columns; never of file bytes.
+
+    Lazy frames are read in batches.
+    """
     import numpy as np
 
     digest = hashlib.sha256()
     for frame in frames:
-        kept = frame.select(_select_hashed_columns(frame))
-        digest.update(to_canonical_json(kept.collect_schema().names()).encode())
-        if isinstance(kept, pl.LazyFrame):
-            parts: Iterator[pl.DataFrame] = iter(kept.collect_batches(chunk_size=HASH_BATCH_ROWS, maintain_order=True))
+        stable = frame.select(pl.exclude(VOLATILE_COLUMNS))
+        digest.update(to_canonical_json(stable.collect_schema().names()).encode())
+        if isinstance(stable, pl.LazyFrame):
+            parts: Iterator[pl.DataFrame] = iter(
+                stable.collect_batches(chunk_size=HASH_BATCH_ROWS, maintain_order=True)
+            )
         else:
-            parts = kept.iter_slices(HASH_BATCH_ROWS)
+            parts = stable.iter_slices(HASH_BATCH_ROWS)
         for part in filter(len, parts):
-            between = [text for column in part for text in (pl.lit(","), pl.lit(_encode_json(column)))]
-            rows = pl.select(pl.concat_str(pl.lit("["), *between[1:], pl.lit("]\n"))).to_series().to_arrow()
+            fields = [("" if number == 0 else ",", column) for number, column in enumerate(part)]
+            rows = pl.select(_join_fields("[", fields, "]\n")).to_series().to_arrow()
             _, offsets, texts = rows.cast("large_string").buffers()
             ends = np.frombuffer(offsets, np.int64)[rows.offset : rows.offset + len(rows) + 1]
             digest.update(memoryview(texts)[ends[0] : ends[-1]])
     return digest.hexdigest()
 
 
-def _select_hashed_columns(frame: pl.DataFrame | pl.LazyFrame) -> list[pl.Expr]:
-    """The columns that count, of those that came later only those that hold something, and of scores as well: one that
-    came later moves no hash of a table without it."""
-    here = frame.collect_schema()
-    scores: list[str] = [field.name for field in here["scores"].fields] if "scores" in here else []  # type: ignore[attr-defined]
-    later = [name for name in LATER_COLUMNS if name in here and name != "scores" and "completion_ids" in here]
-    asked = {name: pl.col(name) for name in later} | {f"scores.{n}": pl.col("scores").struct.field(n) for n in scores}
-    found = frame.lazy().select(column.is_not_null().any().alias(name) for name, column in asked.items())
-    held = found.collect(engine="streaming").row(0, named=True) if asked else {}
-    fields = [pl.col("scores").struct.field(name) for name in scores if held[f"scores.{name}"]]
-    whole = {"scores": pl.struct(fields).alias("scores")} if fields else {}
-    empty = {name for name in later if not held[name]} | (set() if fields else {"scores"})
-    return [whole.get(name, pl.col(name)) for name in here if name not in VOLATILE_COLUMNS and name not in empty]
-
-
 def _encode_json(column: pl.Series) -> pl.Series:
-    """Each value of a column as `canonical_json` writes it."""
+    """Each value of a column as `to_canonical_json` writes it."""
     if column.null_count() == len(column):
         return pl.Series(["null"]).new_from_index(0, len(column))
     if column.dtype == pl.String:
@@ -74,24 +62,50 @@ def _encode_json(column: pl.Series) -> pl.Series:
     if column.dtype.is_float() or column.dtype == pl.Boolean:
         return pl.Series(to_canonical_json(column.to_list())[1:-1].split(","))
     if isinstance(column.dtype, pl.Struct):
-        fields = sorted(column.struct.fields)
-        named = [pl.lit(to_canonical_json(name) + ":") + _encode_json(column.struct.field(name)) for name in fields]
-        return _enclose("{", pl.concat_str(named, separator=","), "}", column)
+        names = sorted(column.struct.fields)
+        fields = [
+            (("" if number == 0 else ",") + to_canonical_json(name) + ":", column.struct.field(name))
+            for number, name in enumerate(names)
+        ]
+        return _null_like(column, _join_fields("{", fields, "}"))
     if isinstance(column.dtype, pl.List):
         lengths = column.list.len().fill_null(0)
-        inner = _encode_json(column.filter(lengths > 0).explode())
-        most = len(inner) // len(column)
-        if most and lengths.eq(most).all():  # of every prompt with one turn there are two
-            each = [inner.gather_every(most, place) for place in range(most)]
-            return _enclose("[", pl.concat_str(map(pl.lit, each), separator=","), "]", column)
+        items = _encode_json(column.filter(lengths > 0).explode())
+        length = len(items) // len(column)
+        if length and lengths.eq(length).all():  # quick for lists of one length, such as prompts with one turn
+            places = [items.gather_every(length, place) for place in range(length)]
+            return _null_like(column, pl.concat_str(pl.lit("["), *_separate(map(pl.lit, places)), pl.lit("]")))
         rows = pl.int_range(len(column), eager=True).repeat_by(lengths).explode().drop_nulls()
-        joined = pl.DataFrame({"row": rows, "text": inner}).group_by("row").agg(pl.col("text").str.join(","))
+        joined = pl.DataFrame({"row": rows, "text": items}).group_by("row").agg(pl.col("text").str.join(","))
         texts = pl.Series([""]).new_from_index(0, len(column)).scatter(joined["row"], joined["text"])
-        return _enclose("[", pl.lit(texts), "]", column)
+        return _null_like(column, pl.concat_str(pl.lit("["), pl.lit(texts), pl.lit("]")))
     return pl.Series([to_canonical_json(value) for value in column.to_list()], dtype=pl.String)
 
 
-def _enclose(start: str, texts: pl.Expr, end: str, column: pl.Series) -> pl.Series:
-    """The texts between two brackets where the column has a value, else null."""
-    whole = pl.concat_str(pl.lit(start), texts, pl.lit(end))
-    return pl.select(pl.when(column.is_not_null()).then(whole).otherwise(pl.lit("null"))).to_series()
+def _join_fields(start: str, fields: list[tuple[str, pl.Series]], end: str) -> pl.Expr:
+    """The encoded values of several columns in one text per row, each after its prefix.
+
+    Columns without any value become a part of the literals between the others: most scores of a table are such.
+    """
+    parts: list[pl.Expr] = []
+    literal = start
+    for prefix, column in fields:
+        literal += prefix
+        if column.null_count() == len(column):
+            literal += "null"
+        else:
+            parts += [pl.lit(literal), pl.lit(_encode_json(column))]
+            literal = ""
+    rows = len(fields[0][1]) if fields else 0
+    if not parts:
+        return pl.lit(pl.Series([literal + end]).new_from_index(0, rows))
+    return pl.concat_str(*parts, pl.lit(literal + end))
+
+
+def _separate(parts: Iterator[pl.Expr]) -> list[pl.Expr]:
+    return [expr for part in parts for expr in (pl.lit(","), part)][1:]
+
+
+def _null_like(column: pl.Series, texts: pl.Expr) -> pl.Series:
+    """The texts where the column has a value, else `null`."""
+    return pl.select(pl.when(column.is_not_null()).then(texts).otherwise(pl.lit("null"))).to_series()

@@ -1,7 +1,7 @@
 """The lake: one Parquet file (or folder) per asset and partition, each with a record of what it was made from.
 
-The record lies inside the Parquet file's own metadata, or beside the files of a folder as `artifact.json`, so that
-content and record change in one rename and can never disagree.
+The record is in the metadata of the Parquet file, or in `artifact.json` in the folder. Content and record change in one
+rename, so they always agree.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import polars as pl
 
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.files import get_temporary_path, restore_folder, swap_folder
-from distill_dagster.tables import schemas
 from distill_dagster.tables.parquet import write_parquet
+from distill_dagster.tables.schemas import SchemaError
 
 RECORD_FILE = "artifact.json"
 LAST_GOOD_FOLDER = ".good"
-"""The folder beside the tables of slices that did not pass their checks, with the versions before."""
+"""The folder that keeps the last good versions of slices whose newest table failed its checks."""
 _METADATA_KEY = "distill"
 
 
@@ -32,7 +32,8 @@ _METADATA_KEY = "distill"
 class ArtifactRecord:
     """What an artifact is, and what it was made from.
 
-    `inputs` maps each upstream artifact, written `asset` or `asset[partition]`, to the data version that was read.
+    `inputs` maps the name of each upstream artifact (see `format_artifact_name`) to the data version that was read.
+    `missing_rows` counts prompts without an answer. `extra` holds figures of the stage.
     """
 
     asset: str
@@ -47,6 +48,7 @@ class ArtifactRecord:
 
 
 def format_artifact_name(asset: str, partition: str | None = None) -> str:
+    """The name of an artifact: `asset` or `asset[partition]`."""
     return asset if partition is None else f"{asset}[{partition}]"
 
 
@@ -56,30 +58,30 @@ class Lake:
     def __init__(self, root: Path, reports: Path) -> None:
         self.root, self.reports = root, reports
 
-    def path(self, task: str, asset: str, partition: str | None = None) -> Path:
-        """The Parquet file of a table. Unpartitioned assets lie beside the folders of partitioned ones."""
+    def get_path(self, task: str, asset: str, partition: str | None = None) -> Path:
+        """The Parquet file of a table. Unpartitioned tables are next to the folders of partitioned ones."""
         base = self.root / task
         return base / f"{asset}.parquet" if partition is None else base / asset / f"{partition}.parquet"
 
-    def folder(self, task: str, asset: str, partition: str) -> Path:
+    def get_folder(self, task: str, asset: str, partition: str) -> Path:
         """The folder of an artifact that is not a table: an adapter or a report."""
         return self.reports / task / partition if asset == "eval_report" else self.root / task / asset / partition
 
-    def record(self, task: str, asset: str, partition: str | None = None) -> ArtifactRecord | None:
-        """The record of a finished artifact, or None where there is none."""
-        path = self.path(task, asset, partition)
+    def read_record(self, task: str, asset: str, partition: str | None = None) -> ArtifactRecord | None:
+        """The record of a finished artifact, or None if there is none."""
+        path = self.get_path(task, asset, partition)
         if (record := _read_file_record(path)) is not None:
             return record
         if partition is not None:
-            return read_folder_record(self.folder(task, asset, partition))
+            return read_folder_record(self.get_folder(task, asset, partition))
         return None
 
-    def good_record(self, task: str, asset: str, partition: str) -> ArtifactRecord | None:
+    def read_good_record(self, task: str, asset: str, partition: str) -> ArtifactRecord | None:
         """The record of the latest version of a table that passed its blocking checks."""
-        return _read_file_record(self._good_path(task, asset, partition))
+        return _read_file_record(self._get_good_path(task, asset, partition))
 
-    def _good_path(self, task: str, asset: str, partition: str) -> Path:
-        path = self.path(task, asset, partition)
+    def _get_good_path(self, task: str, asset: str, partition: str) -> Path:
+        path = self.get_path(task, asset, partition)
         record = _read_file_record(path)
         blocked = record is not None and record.extra.get("blocked")
         return path.parent / LAST_GOOD_FOLDER / path.name if blocked else path
@@ -87,21 +89,21 @@ class Lake:
     def scan_good(
         self, task: str, asset: str, partition: str, schema: pl.Schema, folder: Path
     ) -> tuple[pl.LazyFrame, ArtifactRecord] | None:
-        """The latest version of a table that passed its blocking checks; None where there is none.
+        """The latest version of a table that passed its blocking checks, or None if there is none.
 
         Args:
-            folder: holds on to this version, so that however often the query runs it reads the same rows.
+            folder: keeps a link to this version, so that the query reads the same rows each time it runs.
         """
-        path = self._good_path(task, asset, partition)
-        held = folder / path.name
+        path = self._get_good_path(task, asset, partition)
+        kept = folder / path.name
         try:
-            os.link(path, held)
+            os.link(path, kept)
         except FileNotFoundError:
             return None
         except OSError:  # another file system
-            shutil.copyfile(path, held)
-        record = _read_file_record(held)
-        return None if record is None else (_scan_checked(held, schema), record)
+            shutil.copyfile(path, kept)
+        record = _read_file_record(kept)
+        return None if record is None else (_scan_checked(kept, schema), record)
 
     def read(
         self, task: str, asset: str, partition: str | None, schema: pl.Schema
@@ -109,26 +111,26 @@ class Lake:
         """A table and its record.
 
         Raises:
-            DistillError: the table was never made.
+            DistillError: the table does not exist.
             SchemaError: it does not have the declared columns.
         """
-        record = self.record(task, asset, partition)
+        record = self.read_record(task, asset, partition)
         if record is None:
             raise DistillError(
-                f"{task}/{format_artifact_name(asset, partition)} has not been materialized yet. Run `distill run {task}`, or "  # noqa: E501
-                f"materialize it before the assets that need it."
+                f"{task}/{format_artifact_name(asset, partition)} has not been materialized yet. Run "
+                f"`distill run {task}`, or materialize it before the assets that read it."
             )
-        return _scan_checked(self.path(task, asset, partition), schema).collect(), record
+        return _scan_checked(self.get_path(task, asset, partition), schema).collect(), record
 
     def write(self, task: str, frame: pl.DataFrame | pl.LazyFrame, record: ArtifactRecord) -> None:
-        """Write a table. One of a slice that did not pass its checks is written beside its last good version."""
-        path = self.path(task, record.asset, record.partition)
+        """Write a table with its record. If a slice fails its blocking checks, its last good version is kept."""
+        path = self.get_path(task, record.asset, record.partition)
         if record.partition is not None and record.extra.get("blocked"):
             before = _read_file_record(path)
             if before is not None and not before.extra.get("blocked"):
                 kept = path.parent / LAST_GOOD_FOLDER / path.name
                 kept.parent.mkdir(exist_ok=True)
-                # A copy and not a move: a crash before the new table is in place loses nothing.
+                # A copy, not a move: a crash before the new table is in place loses nothing.
                 temporary = get_temporary_path(kept)
                 shutil.copyfile(path, temporary)
                 temporary.replace(kept)
@@ -137,16 +139,21 @@ class Lake:
     def write_folder(
         self, folder: Path, record: Callable[[str], ArtifactRecord], fill: Callable[[Path], str]
     ) -> ArtifactRecord:
-        """Let `fill` write into a temporary folder and return its data version; add the record; swap it in."""
+        """Write a folder with its record, all or nothing.
+
+        Args:
+            record: makes the record from the data version.
+            fill: writes the files into a temporary folder and returns their data version.
+        """
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = get_temporary_path(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            made = record(fill(temporary))
-            (temporary / RECORD_FILE).write_text(json.dumps(asdict(made), indent=1))
+            finished = record(fill(temporary))
+            (temporary / RECORD_FILE).write_text(json.dumps(asdict(finished), indent=1))
             swap_folder(temporary, folder)
-            return made
+            return finished
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -156,9 +163,11 @@ def _read_file_record(path: Path) -> ArtifactRecord | None:
 
 
 def _scan_checked(path: Path, schema: pl.Schema) -> pl.LazyFrame:
-    frame = schemas.add_later_columns(pl.scan_parquet(path), schema)
+    frame = pl.scan_parquet(path)
     if dict(frame.collect_schema()) != dict(schema):
-        raise schemas.SchemaError(f"{path} does not have the declared schema")
+        raise SchemaError(
+            f"{path} does not have the columns that this version declares: another version wrote it. Run `distill run`."
+        )
     return frame
 
 
@@ -177,6 +186,7 @@ def read_folder_record(folder: Path) -> ArtifactRecord | None:
 
 
 def merge_inputs(*parts: Mapping[str, str]) -> dict[str, str]:
+    """The inputs of several reads together, sorted by name."""
     merged: dict[str, str] = {}
     for part in parts:
         merged.update(part)

@@ -1,4 +1,4 @@
-"""Write Parquet files so that a reader sees the old file or the new one."""
+"""Write Parquet files in one rename."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distill_dagster.core.files import get_temporary_path
 
 
 def write_parquet(frame: pl.DataFrame | pl.LazyFrame, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write beside the target, then rename: a reader sees the old file or the new one, never a part."""
+    """Write a table with its metadata. A reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = get_temporary_path(path)
     try:

@@ -1,21 +1,14 @@
-"""The tables between stages: schemas declared once, checked at both ends, hashed by content.
+"""Schemas of the tables that stages write, checked when a table is written and when it is read.
 
-Parquet with Zstd, written to a temporary name and then renamed. Rows are sorted by id before they are written, so
-the same content gives the same data version whatever the order or number of processes that made it.
+Rows are sorted by id before they are written, so equal content gives equal files and data versions, whatever the order
+or number of processes.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
 import polars as pl
 
-Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
-
-
-def _make_schema(columns: dict[str, Any]) -> pl.Schema:
-    return pl.Schema(columns)
-
+from distill_dagster.core.errors import DistillError
 
 MESSAGES = pl.List(
     pl.Struct(
@@ -28,10 +21,12 @@ MESSAGES = pl.List(
         }
     )
 )
+"""The turns of a prompt; `messages.Message` is one of them in Python."""
 SOFT_LABELS = pl.List(pl.Struct({"label": pl.String, "prob": pl.Float64}))
+"""A distribution over answers."""
 ID_LIST = pl.List(pl.String)
 
-PROMPTS = _make_schema(
+PROMPTS = pl.Schema(
     {
         "prompt_id": pl.String,
         "slice": pl.String,
@@ -45,9 +40,9 @@ PROMPTS = _make_schema(
         "source": pl.String,
     }
 )
-"""`tools` is for prompts that bring tools of their own, and part of their identity. The tools of a task of kind
-tool_call are in its task.yaml, the same for every prompt, and in every request: they do not stand in each row."""
-COMPLETIONS = _make_schema(
+"""One row per prompt. `tools` is for prompts with tools of their own, and part of their identity. The tools of a
+task of kind tool_call are in task.yaml and are the same for every prompt, so they are not repeated in each row."""
+COMPLETIONS = pl.Schema(
     {
         "completion_id": pl.String,
         "prompt_id": pl.String,
@@ -75,6 +70,7 @@ COMPLETIONS = _make_schema(
         "requested_at": pl.String,
     }
 )
+"""One row per prompt, teacher and sample. `answer` is canonical JSON; `cost_usd` is null if the price is unknown."""
 SCORES = pl.Struct(
     {
         "reasoning_words": pl.Int64,
@@ -114,8 +110,8 @@ SCORES = pl.Struct(
         "injection": pl.Float64,
     }
 )
-"""Scores that have to be computed: only those that a filter of the task reads are, the others are null."""
-SCORED = _make_schema(
+"""Scores of a candidate's texts. Only those that a filter of the task reads are computed; the others are null."""
+SCORED = pl.Schema(
     {
         "prompt_id": pl.String,
         "slice": pl.String,
@@ -145,7 +141,8 @@ SCORED = _make_schema(
         "scores": SCORES,
     }
 )
-DATASET = _make_schema(
+"""One row per prompt: the candidate answer over all its completions. `agreement` and `confidence` are shares."""
+DATASET = pl.Schema(
     {
         "prompt_id": pl.String,
         "slice": pl.String,
@@ -162,23 +159,10 @@ DATASET = _make_schema(
         "parent_prompt_id": pl.String,
     }
 )
-LATER_COLUMNS = (
-    "teacher_agreement",
-    "axes",
-    "parent_prompt_id",
-    "judge",
-    "judge_score",
-    "judge_scores",
-    "judge_reasons",
-    "judge_error",
-    "scores",
-    "cluster_id",
-)
-"""Columns that candidates and dataset got later. A table without them is read as one in which they are null, and they
-are part of a data version only where they hold something: what was made before stays as fresh as it was."""
+"""One row per kept candidate. The last turn of `messages` is the answer."""
 REJECTED = pl.Schema(dict(SCORED) | {"drop_reason": pl.String, "drop_detail": pl.String, "cluster_id": pl.String})
-"""`cluster_id` is the prompt that is kept in a duplicate's place."""
-PREDICTIONS = _make_schema(
+"""One row per rejected candidate. For a duplicate, `cluster_id` is the prompt that is kept instead."""
+PREDICTIONS = pl.Schema(
     {
         "system": pl.String,
         "item_id": pl.String,
@@ -192,20 +176,23 @@ PREDICTIONS = _make_schema(
         "raw_text": pl.String,
     }
 )
+"""One row per system and item of a split: the answer, and whether it is correct."""
 PROMPT_CONTEXT = pl.Schema({"id": pl.String, "text": pl.String, "label": pl.String, "removed": pl.String})
+"""The few-shot pool. `removed` says why an example is not used."""
 ANSWERED_PROMPT_CONTEXT = pl.Schema(
     dict(PROMPT_CONTEXT) | {"answer": pl.String, "reasoning": pl.String, "messages": MESSAGES}
 )
-"""The few-shot pool where answers are written: by a kind without labels, or with reasoning."""
+"""The few-shot pool of tasks whose answers are written: kinds without labels, or tasks with reasoning."""
 TEACHER_PRIOR = pl.Schema({"sample_index": pl.Int64, "label": pl.String, "prob": pl.Float64, "items": pl.Int64})
+"""The teacher's mean answer to the calibration examples: a distribution over labels for each sample."""
 
 
-class SchemaError(Exception):
+class SchemaError(DistillError):
     """A table does not have the declared columns and types."""
 
 
 def conform_to_schema(frame: pl.DataFrame, schema: pl.Schema, sort_by: tuple[str, ...]) -> pl.DataFrame:
-    """The frame with exactly the declared columns, in order, sorted.
+    """The frame with the declared columns in their order, cast to their types and sorted.
 
     Raises:
         SchemaError: a column is missing, unknown, or cannot be cast to its declared type.
@@ -219,27 +206,10 @@ def conform_to_schema(frame: pl.DataFrame, schema: pl.Schema, sort_by: tuple[str
         raise SchemaError(f"a column is not of its declared type: {error}") from error
 
 
-def add_later_columns(frame: Frame, schema: pl.Schema) -> Frame:
-    """A table that was written before it had the columns of `LATER`, with them, in the order of the schema."""
-    here: pl.Schema = frame.collect_schema()
-    if "scores" in here and here["scores"] != SCORES:
-        frame = frame.with_columns(_complete_scores_expr(here))
-    absent: list[str] = [name for name in LATER_COLUMNS if name in schema and name not in here]
-    if not absent or "completion_ids" not in here:
-        return frame
-    frame = frame.with_columns(pl.lit(None, dtype=schema[name]).alias(name) for name in absent)
-    return frame.select(list(schema)) if {*here, *absent} == set(schema) else frame
-
-
-def _complete_scores_expr(here: pl.Schema) -> pl.Expr:
-    """The scores of a table that was written before there were all of today's."""
-    names = {field.name for field in here["scores"].fields}  # type: ignore[attr-defined]
-    fields = [
-        (pl.col("scores").struct.field(name) if name in names else pl.lit(None, dtype=dtype)).cast(dtype).alias(name)
-        for name, dtype in SCORES.to_schema().items()
-    ]
-    return pl.when(pl.col("scores").is_not_null()).then(pl.struct(fields)).alias("scores")
-
-
 def build_frame(rows: list[dict[str, object]], schema: pl.Schema, sort_by: tuple[str, ...]) -> pl.DataFrame:
+    """A table from rows as dictionaries, as `conform_to_schema` returns it.
+
+    Raises:
+        SchemaError: as for `conform_to_schema`.
+    """
     return conform_to_schema(pl.DataFrame(rows, schema=schema), schema, sort_by)

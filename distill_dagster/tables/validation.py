@@ -1,7 +1,8 @@
-"""Great Expectations over each table: what a valid table is, and checking it."""
+"""Validate tables with Great Expectations: what each stage's table must look like, and the check of it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -10,16 +11,21 @@ import polars as pl
 
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
+from distill_dagster.tables.messages import user_text_expr
 
 if TYPE_CHECKING:
     import pandas as pd
     from great_expectations import ExpectationSuite
 
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
 Table = pl.DataFrame | pl.LazyFrame
-
-
 Expectation = tuple[str, dict[str, Any]]
+"""An expectation's class name in Great Expectations, and its arguments."""
+ID_COLUMNS = ("prompt_id", "item_id", "id")
+"""Columns that identify a failing row: the first one that a table has."""
+ALWAYS_CHECKED_ROWS = 1_000
+"""Great Expectations always sees this many first rows of a table. A million rows would take it seconds."""
 
 
 def _expect_unique(*columns: str) -> list[Expectation]:
@@ -38,8 +44,6 @@ def _expect_one_of(column: str, values: list[str]) -> Expectation:
 
 
 _STATUSES = ["ok", "failed", "refused", "truncated", "filtered"]
-
-
 EXPECTATIONS: dict[str, list[Expectation]] = {
     "prompt_context": [*_expect_unique("id"), ("ExpectColumnValuesToNotBeNull", {"column": "label"})],
     "seed_prompts": [
@@ -75,17 +79,86 @@ EXPECTATIONS: dict[str, list[Expectation]] = {
         _expect_one_of("split", ["golden", "dev", "validation"]),
     ],
 }
+"""The expectations of each stage's table. `text` is made from `messages`: see `select_expected_columns`."""
+
+
+def check_table(stage: str, frame: Table) -> CheckResult:
+    """Check a stage's table against its expectations. A failure names some values and the ids of their rows.
+
+    Of a long table Great Expectations sees the rows that may fail and the first `ALWAYS_CHECKED_ROWS`.
+
+    Raises:
+        DistillError: an expectation could not be evaluated, which is not the same as failing.
+    """
+    id_column = next((name for name in ID_COLUMNS if name in frame.collect_schema()), None)
+    suspects = [_FAILURE_EXPRS.get(kind, lambda _: pl.lit(True))(arguments) for kind, arguments in EXPECTATIONS[stage]]
+    is_first = pl.int_range(pl.len()) < ALWAYS_CHECKED_ROWS
+    rows = select_expected_columns(stage, frame).filter(pl.any_horizontal(is_first, *suspects).fill_null(False))
+    outcomes = validate_table(stage, rows.collect(engine="streaming").to_pandas(), EXPECTATIONS[stage], id_column)
+    failed = {name: reason for name, reason in outcomes.items() if reason is not None}
+    counts = {"expectations": len(outcomes), "rows": _count_rows(frame)}
+    return CheckResult("valid_table", not failed, details=failed | counts)
+
+
+_FAILURE_EXPRS: dict[str, Callable[[dict[str, Any]], pl.Expr]] = {
+    "ExpectColumnValuesToNotBeNull": lambda given: pl.col(given["column"]).is_null(),
+    "ExpectColumnValuesToBeUnique": lambda given: pl.col(given["column"]).is_duplicated(),
+    "ExpectCompoundColumnsToBeUnique": lambda given: pl.struct(given["column_list"]).is_duplicated(),
+    "ExpectColumnValuesToBeInSet": lambda given: ~pl.col(given["column"]).is_in(given["value_set"]),
+    "ExpectColumnValuesToBeBetween": lambda given: ~_between_expr(pl.col(given["column"]), given),
+    "ExpectColumnValueLengthsToBeBetween": lambda given: ~_between_expr(pl.col(given["column"]).str.len_chars(), given),
+}
+"""For each kind of expectation, true for every row that may fail it. Other kinds need the whole table."""
+
+
+def _between_expr(value: pl.Expr, given: dict[str, Any]) -> pl.Expr:
+    return (value >= given["min_value"]) & (value <= given.get("max_value", float("inf")))
+
+
+def select_expected_columns(stage: str, frame: Table) -> pl.LazyFrame:
+    """The columns that a stage's expectations read, and the ids. `text` is the user turns of `messages`."""
+    rows = frame.lazy()
+    if "messages" in rows.collect_schema():
+        rows = rows.with_columns(user_text_expr().alias("text"))
+    needed = _get_expected_columns(stage) | set(ID_COLUMNS)
+    return rows.select(name for name in rows.collect_schema().names() if name in needed)
 
 
 def _get_expected_columns(stage: str) -> set[str]:
-    """What the expectations of a stage look at."""
-    named = [arguments.get("column_list", [arguments.get("column")]) for _, arguments in EXPECTATIONS[stage]]
-    return {column for columns in named for column in columns}
+    lists = [arguments.get("column_list", [arguments.get("column")]) for _, arguments in EXPECTATIONS[stage]]
+    return {column for columns in lists for column in columns}
+
+
+def _count_rows(frame: Table) -> int:
+    return int(frame.lazy().select(pl.len()).collect(engine="streaming").item())
+
+
+def validate_table(
+    name: str, rows: pd.DataFrame, expectations: Sequence[Expectation], id_column: str | None = None
+) -> dict[str, str | None]:
+    """Evaluate expectations. Returns for each, by type and column, why it failed, or None where it is met.
+
+    Raises:
+        DistillError: an expectation could not be evaluated.
+    """
+    asset = _get_gx_context().data_sources.add_or_update_pandas("lake").add_dataframe_asset(name)
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": rows})
+    result_format: dict[str, Any] = {"result_format": "SUMMARY"}
+    if id_column is not None:
+        result_format["unexpected_index_column_names"] = [id_column]
+    outcomes: dict[str, str | None] = {}
+    for result in batch.validate(build_suite(name, expectations), result_format=result_format).results:
+        config = result.expectation_config
+        if (result.exception_info or {}).get("raised_exception") or config is None:
+            raise DistillError(f"Great Expectations could not check {name}: {result.exception_info}")
+        key = f"{config.type} {config.kwargs.get('column', '')}".strip()
+        outcomes[key] = None if result.success else _describe_failure(result.result, id_column)
+    return outcomes
 
 
 @lru_cache(maxsize=1)
 def _get_gx_context() -> Any:
-    """One for the process: making it costs more than a validation."""
+    """One context per process: creating it takes longer than a validation."""
     import great_expectations as gx
 
     context = gx.get_context(mode="ephemeral")
@@ -93,91 +166,8 @@ def _get_gx_context() -> Any:
     return context
 
 
-def check_table(stage: str, frame: Table) -> CheckResult:
-    """Great Expectations over one table; what failed names some of the values and the ids of their rows.
-
-    Of a long table it is given the rows that may fail, and the first ones of the rest.
-
-    Raises:
-        DistillError: an expectation could not be evaluated (which is not the same as failing).
-    """
-    ids = next((name for name in ID_COLUMNS if name in frame.collect_schema()), None)
-    suspects = [_FAILURE_EXPRS.get(kind, lambda _: pl.lit(True))(arguments) for kind, arguments in EXPECTATIONS[stage]]
-    first = pl.int_range(pl.len()) < ALWAYS_CHECKED_ROWS
-    rows = select_expected_columns(stage, frame).filter(pl.any_horizontal(first, *suspects).fill_null(False))
-    found = validate_table(stage, rows.collect(engine="streaming").to_pandas(), EXPECTATIONS[stage], ids)
-    failed = {what: why for what, why in found.items() if why is not None}
-    return CheckResult(
-        "valid_table", not failed, found=failed | {"expectations": len(found), "rows": _count_rows(frame)}
-    )
-
-
-ALWAYS_CHECKED_ROWS = 1_000
-"""Rows of a table that Great Expectations looks at in any case: it takes seconds for a million."""
-
-
-_FAILURE_EXPRS: dict[str, Callable[[dict[str, Any]], pl.Expr]] = {
-    "ExpectColumnValuesToNotBeNull": lambda asked: pl.col(asked["column"]).is_null(),
-    "ExpectColumnValuesToBeUnique": lambda asked: pl.col(asked["column"]).is_duplicated(),
-    "ExpectCompoundColumnsToBeUnique": lambda asked: pl.struct(asked["column_list"]).is_duplicated(),
-    "ExpectColumnValuesToBeInSet": lambda asked: ~pl.col(asked["column"]).is_in(asked["value_set"]),
-    "ExpectColumnValuesToBeBetween": lambda asked: ~_between_expr(pl.col(asked["column"]), asked),
-    "ExpectColumnValueLengthsToBeBetween": lambda asked: ~_between_expr(pl.col(asked["column"]).str.len_chars(), asked),
-}
-"""By kind of expectation, true for every row that may fail it; of another kind that is the whole table."""
-
-
-def _between_expr(value: pl.Expr, asked: dict[str, Any]) -> pl.Expr:
-    return (value >= asked["min_value"]) & (value <= asked.get("max_value", float("inf")))
-
-
-def select_expected_columns(stage: str, frame: Table) -> pl.LazyFrame:
-    """What the expectations of a stage look at, and the ids; of messages the user turns, as `text`."""
-    plain = frame.lazy()
-    if "messages" in plain.collect_schema():
-        from distill_dagster.tables.messages import user_text_expr
-
-        plain = plain.with_columns(user_text_expr().alias("text"))
-    names = plain.collect_schema().names()
-    wanted = _get_expected_columns(stage) | set(ID_COLUMNS)
-    return plain.select(name for name in names if name in wanted)  # the others would only be copied
-
-
-def _count_rows(frame: Table) -> int:
-    return int(frame.lazy().select(pl.len()).collect(engine="streaming").item())
-
-
-ID_COLUMNS = ("prompt_id", "item_id", "id")
-"""The columns by which a failing row is named, the first one that a table has."""
-
-
-def validate_table(
-    name: str, rows: pd.DataFrame, expectations: Sequence[Expectation], ids: str | None = None
-) -> dict[str, str | None]:
-    """Every expectation by its type and column, with what failed it, or None where it is met.
-
-    Raises:
-        DistillError: an expectation could not be evaluated.
-    """
-    batch = _get_gx_context().data_sources.add_or_update_pandas("lake").add_dataframe_asset(name)
-    definition = batch.add_batch_definition_whole_dataframe("all")
-    suite = build_suite(name, expectations)
-    wanted: dict[str, Any] = {"result_format": "SUMMARY"}
-    if ids is not None:
-        wanted["unexpected_index_column_names"] = [ids]
-    result = definition.get_batch({"dataframe": rows}).validate(suite, result_format=wanted)
-    found: dict[str, str | None] = {}
-    for one in result.results:
-        if (one.exception_info or {}).get("raised_exception") or one.expectation_config is None:
-            raise DistillError(f"Great Expectations could not check {name}: {one.exception_info}")
-        column = one.expectation_config.kwargs.get("column", "")
-        found[f"{one.expectation_config.type} {column}".strip()] = (
-            None if one.success else _describe_failure(one.result, ids)
-        )
-    return found
-
-
 def build_suite(name: str, expectations: Sequence[Expectation]) -> ExpectationSuite:
+    """The expectations as an object of Great Expectations."""
     import great_expectations as gx
     import great_expectations.expectations as gxe
 
@@ -186,11 +176,12 @@ def build_suite(name: str, expectations: Sequence[Expectation]) -> ExpectationSu
     )
 
 
-def _describe_failure(result: Any, ids: str | None) -> str:
-    """Some of the values that were not expected, with the ids of their rows; of a whole column, what was observed."""
+def _describe_failure(result: Any, id_column: str | None) -> str:
+    """Some unexpected values with the ids of their rows; for a whole column, the observed value."""
     values = result.get("partial_unexpected_list")
     if values is None:
         return f"observed {result.get('observed_value')}"
-    rows = [row[ids] for row in result.get("partial_unexpected_index_list") or [] if ids in row]
-    shown = f"{result.get('unexpected_count', len(values))} rows, such as {values[:5]}"
-    return f"{shown}; {ids} {', '.join(str(row) for row in rows[:20])}"[:600] if rows else shown[:300]
+    rows = result.get("partial_unexpected_index_list") or []
+    ids = [row[id_column] for row in rows if id_column in row]
+    text = f"{result.get('unexpected_count', len(values))} rows, such as {values[:5]}"
+    return f"{text}; {id_column} {', '.join(str(value) for value in ids[:20])}"[:600] if ids else text[:300]

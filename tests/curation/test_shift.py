@@ -49,8 +49,8 @@ def test_labels_that_moved_are_named() -> None:
     moved = dataset((10, "refund", "a refund please"), (90, "login", "my login fails again today"))
     found = checks(moved)["same_distribution"]
     assert (found.passed, found.severity) == (False, "warning")
-    assert "label" in found.found
-    assert "nats" in found.found["label"]
+    assert "label" in found.details
+    assert "nats" in found.details["label"]
     assert checks(moved, severity="error")["same_distribution"].severity == "error"
     assert checks(moved, max_divergence=5)["same_distribution"].passed
 
@@ -59,18 +59,18 @@ def test_a_new_label_and_longer_texts_are_seen() -> None:
     new = dataset(
         (55, "refund", "a refund please"), (15, "login", "my login fails again today"), (30, "crash", "it crashes")
     )
-    assert "label" in checks(new)["same_distribution"].found
+    assert "label" in checks(new)["same_distribution"].details
     longer = dataset((60, "refund", "a refund please " * 30), (40, "login", "my login fails again today"))
-    assert set(checks(longer)["same_distribution"].found) == {"prompt_words"}
+    assert set(checks(longer)["same_distribution"].details) == {"prompt_words"}
 
 
 def test_a_reason_that_takes_more_or_less_than_before_is_named() -> None:
     found = checks(BEFORE, {"duplicate": 5, "low_agreement": 60})["drop_rates"]
     assert not found.passed
-    assert found.found == {"low_agreement": "8.7% of the candidates before, 36.4% now"}
+    assert found.details == {"low_agreement": "8.7% of the candidates before, 36.4% now"}
     assert checks(BEFORE, {"duplicate": 5, "low_agreement": 60}, max_drop_change=0.3)["drop_rates"].passed
     gone = checks(BEFORE, {"duplicate": 5}, max_drop_change=0.05)["drop_rates"]
-    assert gone.found == {"low_agreement": "8.7% of the candidates before, 0.0% now"}
+    assert gone.details == {"low_agreement": "8.7% of the candidates before, 0.0% now"}
 
 
 def test_without_a_profile_or_with_few_rows_nothing_is_said() -> None:

@@ -45,5 +45,5 @@ def test_of_the_rows_that_may_fail_it_says_the_same(rows: list[dict[str, Any]], 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation, "ALWAYS_CHECKED_ROWS", 1)
         found = check_table(stage, frame.lazy())
-    assert found.found == failed | {"expectations": len(said), "rows": len(rows)}
+    assert found.details == failed | {"expectations": len(said), "rows": len(rows)}
     assert found.passed == (not failed)

@@ -39,12 +39,12 @@ def test_table_and_record_come_back(lake: Lake, partition: str | None) -> None:
     read, found = lake.read("task", "prompt_context", partition, PROMPT_CONTEXT)
     assert read.equals(frame)
     assert found == written
-    assert lake.record("task", "prompt_context", partition) == written
+    assert lake.read_record("task", "prompt_context", partition) == written
     assert compute_data_version(read) == found.data_version
 
 
 def test_what_was_never_made_is_named(lake: Lake) -> None:
-    assert lake.record("task", "seed_prompts", "shop") is None
+    assert lake.read_record("task", "seed_prompts", "shop") is None
     with pytest.raises(DistillError, match=r"task/seed_prompts\[shop\] has not been materialized.*distill run task"):
         lake.read("task", "seed_prompts", "shop", PROMPT_CONTEXT)
 
@@ -56,8 +56,8 @@ def test_another_schema_is_refused(lake: Lake) -> None:
 
 
 def test_reports_have_a_folder_of_their_own(lake: Lake) -> None:
-    assert lake.folder("task", "eval_report", "tiny") == lake.reports / "task" / "tiny"
-    assert lake.folder("task", "student_adapter", "tiny") == lake.root / "task" / "student_adapter" / "tiny"
+    assert lake.get_folder("task", "eval_report", "tiny") == lake.reports / "task" / "tiny"
+    assert lake.get_folder("task", "student_adapter", "tiny") == lake.root / "task" / "student_adapter" / "tiny"
 
 
 def test_what_is_scanned_stays_what_it_was(lake: Lake, tmp_path: Path) -> None:
@@ -84,17 +84,17 @@ def made(version: str) -> ArtifactRecord:
 
 
 def test_a_folder_is_swapped_in_with_its_record(lake: Lake) -> None:
-    folder = lake.folder("task", "student_adapter", "tiny")
+    folder = lake.get_folder("task", "student_adapter", "tiny")
     for text in ("old", "new"):
         assert lake.write_folder(folder, made, fill(text, text)).data_version == text
-        found = lake.record("task", "student_adapter", "tiny")
+        found = lake.read_record("task", "student_adapter", "tiny")
         assert found is not None
         assert (found.data_version, (folder / "weights").read_text()) == (text, text)
         assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
 
 
 def test_a_crash_while_a_folder_is_filled_leaves_the_old_one(lake: Lake) -> None:
-    folder = lake.folder("task", "student_adapter", "tiny")
+    folder = lake.get_folder("task", "student_adapter", "tiny")
     lake.write_folder(folder, made, fill("old"))
 
     def crash(new: Path) -> str:
@@ -108,7 +108,7 @@ def test_a_crash_while_a_folder_is_filled_leaves_the_old_one(lake: Lake) -> None
 
 
 def test_a_swap_that_fails_puts_the_old_folder_back(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = lake.folder("task", "student_adapter", "tiny")
+    folder = lake.get_folder("task", "student_adapter", "tiny")
     lake.write_folder(folder, made, fill("old"))
     real = Path.rename
 
@@ -124,21 +124,21 @@ def test_a_swap_that_fails_puts_the_old_folder_back(lake: Lake, monkeypatch: pyt
 
 
 def test_left_overs_of_a_killed_process_are_cleared_or_ignored(lake: Lake) -> None:
-    folder = lake.folder("task", "student_adapter", "tiny")
+    folder = lake.get_folder("task", "student_adapter", "tiny")
     left = get_temporary_path(folder)
     left.mkdir(parents=True)
     (left / "weights").write_text("half")
-    assert lake.record("task", "student_adapter", "tiny") is None
+    assert lake.read_record("task", "student_adapter", "tiny") is None
     lake.write_folder(folder, made, fill("new"))
     assert sorted(p.name for p in folder.iterdir()) == ["artifact.json", "weights"]
     assert json.loads((folder / "artifact.json").read_text())["data_version"] == "v1"
 
 
 def test_a_folder_that_a_killed_process_moved_aside_is_found_again(lake: Lake) -> None:
-    folder = lake.folder("task", "student_adapter", "tiny")
+    folder = lake.get_folder("task", "student_adapter", "tiny")
     lake.write_folder(folder, made, fill("old", "old"))
     folder.rename(folder.with_name(".tiny.old-0a1b2c3d"))
-    found = lake.record("task", "student_adapter", "tiny")
+    found = lake.read_record("task", "student_adapter", "tiny")
     assert found is not None
     assert (found.data_version, (folder / "weights").read_text()) == ("old", "old")
     assert [p.name for p in folder.parent.iterdir()] == ["tiny"]

@@ -74,6 +74,12 @@ TYPES: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
         schemas.SOFT_LABELS,
         st.lists(st.fixed_dictionaries({"label": st.text(), "prob": st.floats(0, 1)})),
     ),
+    "scores": (
+        pl.Struct({"words": pl.Int64, "unused": pl.String, "language": pl.String}),
+        st.fixed_dictionaries(
+            {"words": st.none() | st.integers(0, 9), "unused": st.none(), "language": st.none() | st.text()}
+        ),
+    ),
 }
 VALUES = {name: st.none() | values for name, (_, values) in TYPES.items()}
 

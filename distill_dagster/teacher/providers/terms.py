@@ -159,7 +159,7 @@ def check_terms(*specs: TeacherSpec) -> list[CheckResult]:
         for clause in terms.clauses
     }
     return [
-        CheckResult(TERMS_CHECK.name, not stopped, found=said | quotes | ({"remedy": TERMS_REMEDY} if stopped else {})),
+        CheckResult(TERMS_CHECK.name, not stopped, details=said | quotes | ({"remedy": TERMS_REMEDY} if stopped else {})),
         CheckResult(
             TERMS_KNOWN_CHECK.name, not unclear, "warning", said | ({"remedy": UNKNOWN_TERMS_REMEDY} if unclear else {})
         ),
@@ -175,7 +175,7 @@ def require_acknowledgement(*specs: TeacherSpec) -> None:
     checks = check_terms(*specs)
     if checks[0].passed:
         return
-    found = checks[0].found
+    found = checks[0].details
     quotes = [f"“{text}” ({where})" for where, text in found.items() if where not in ("terms", "remedy")]
     raise TermsError(f"{found['terms']} Nothing was asked. {' '.join(quotes)} {TERMS_REMEDY}", checks)
 
