@@ -32,6 +32,7 @@ app = typer.Typer(
     help="Distil a large model into a small student.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",  # paragraphs are wrapped at the width of the terminal
     pretty_exceptions_show_locals=False,  # local variables may hold a key
 )
 # `distill --help` lists the commands in this order.

@@ -37,7 +37,7 @@ def estimate(
     with show_problems():
         folder = open_task_folder(home, task)
         state = TaskState(folder, Lake(home.lake, home.reports))
-        keys = select_named_slices(folder, slices) if slices else folder.slice_keys()
+        keys = select_named_slices(folder, slices) if slices else folder.list_slice_keys()
         print_estimate(home, folder, state, keys, as_json, golden=not slices)
 
 

@@ -81,8 +81,8 @@ def _select_slices_with_target(folder: TaskFolder, slices: list[str] | None) -> 
         InputError: A named slice has no target.
         DistillError: No slice has one.
     """
-    keys = select_named_slices(folder, slices) if slices else folder.slice_keys()
-    found = [key for key in keys if folder.slice(key).target is not None]
+    keys = select_named_slices(folder, slices) if slices else folder.list_slice_keys()
+    found = [key for key in keys if folder.read_slice(key).target is not None]
     for key in keys if slices else []:
         if key not in found:
             remedy = "Add `target: N`, the number of prompts it should have."
@@ -104,7 +104,7 @@ def _print_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: b
     table = Table("slice", "target", "imagined", "retired", "missing", "requests", "at most")
     found: dict[str, dict[str, int]] = {}
     for key in keys:
-        slice_ = folder.slice(key)
+        slice_ = folder.read_slice(key)
         if fresh:
             before = slice_.imagination
             slice_ = slice_.with_imagined(ImagineHistory(retired=before.retired + len(before.prompts)))

@@ -25,7 +25,7 @@ def tasks() -> None:
         try:
             task = folder.task
             students = ", ".join(task.students)
-            numbers = str(len(task.labels)), str(len(folder.slice_keys()))
+            numbers = str(len(task.labels)), str(len(folder.list_slice_keys()))
             teachers = ", ".join(one.model for one in task.teacher_specs)
             table.add_row(escape(folder.name), task.kind, *numbers, escape(students), escape(teachers))
         except InputError as error:
