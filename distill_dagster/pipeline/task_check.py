@@ -9,6 +9,7 @@ from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.core.files import make_symlink_problem
 from distill_dagster.core.text import normalize_text
 from distill_dagster.curation.filters import find_filter_problems
+from distill_dagster.prompts.templates import AUXILIARY_TEMPLATES, find_template_problems, get_template_names
 from distill_dagster.tasks.accepted import find_accepted_problems
 from distill_dagster.tasks.folder import TaskFolder, check_slice_file, list_slice_files
 from distill_dagster.tasks.imagined import find_imagined_problems
@@ -26,6 +27,7 @@ from distill_dagster.tasks.reading import (
 from distill_dagster.tasks.rows import LabelledRow
 from distill_dagster.tasks.yaml_files import find_line, read_yaml
 from distill_dagster.teacher.providers.replay import recorded_version
+from distill_dagster.teacher.providers.terms import check_terms
 
 
 def check_task_folder(folder: TaskFolder) -> list[Problem]:
@@ -88,8 +90,6 @@ def check_task_folder(folder: TaskFolder) -> list[Problem]:
 
 def _find_terms_problems(path: Path, task: Task) -> list[Problem]:
     """An error where the teacher's terms restrict training and nobody said so, a warning where they are not known."""
-    from distill_dagster.teacher.providers.terms import check_terms
-
     several: list[tuple[str, ...]] = [("teachers", name) for name in task.teachers]
     problems = []
     for place, spec in zip(several or [("teacher",)], task.teacher_specs, strict=True):
@@ -120,12 +120,6 @@ def _find_repeated_seeds(
 
 
 def _find_template_problems(path: Path, text: str, task: Task) -> list[Problem]:
-    from distill_dagster.prompts import auxiliary_templates, templates
-
-    if path.stem in auxiliary_templates.AUXILIARY_TEMPLATES:
-        found = auxiliary_templates.find_auxiliary_template_problems(path.stem, text)
-    else:
-        found = templates.find_template_problems(
-            path.stem, text, templates.get_template_names(task.kind, task.reasoning)
-        )
-    return [Problem(path, message, remedy, line=line) for line, message, remedy in found]
+    names = (*get_template_names(task.kind, task.reasoning), *AUXILIARY_TEMPLATES)
+    problems = find_template_problems(path.stem, text, names)
+    return [Problem(path, message, remedy, line=line) for line, message, remedy in problems]

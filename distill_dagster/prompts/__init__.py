@@ -1,4 +1,4 @@
-"""From the user's files to prompts: seed prompts, few-shot examples, and the templates that a teacher is asked with.
+"""Turn the user's files into prompts: seed prompts, few-shot examples, and the templates of requests to a teacher.
 
-Sending a prompt belongs to `teacher`; templates of students belong to `student`.
+Building and sending requests belongs to `teacher`. How a student sees a prompt belongs to `student`.
 """

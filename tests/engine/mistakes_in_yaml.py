@@ -256,7 +256,7 @@ YAML_MISTAKES = [
         4,
         "seeds.1.text",
         "valid string (found '404')",
-        "quote texts",
+        "Quote texts",
     ),
     Mistake(
         "impossible date",
@@ -265,7 +265,7 @@ YAML_MISTAKES = [
         0,
         None,
         "malformed YAML",
-        "Quote texts",
+        "quote texts",
     ),
     Mistake(
         "nested far too deep",

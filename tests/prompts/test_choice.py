@@ -34,22 +34,22 @@ def ids(found: list[FewShotExample]) -> list[str]:
 
 
 def test_the_nearest_come_and_the_most_similar_is_last() -> None:
-    assert ids(nearest(nearest=3, draws=1).examples("my refund is late", 0)) == ["e3", "e1", "e2"]
+    assert ids(nearest(nearest=3, draws=1).choose("my refund is late", 0)) == ["e3", "e1", "e2"]
 
 
 def test_draws_take_turns_so_that_all_are_about_as_near() -> None:
     choice = nearest(nearest=2, draws=2)
-    assert ids(choice.examples("my refund is late", 0)) == ["e3", "e2"]
-    assert ids(choice.examples("my refund is late", 1)) == ["e4", "e1"]
+    assert ids(choice.choose("my refund is late", 0)) == ["e3", "e2"]
+    assert ids(choice.choose("my refund is late", 1)) == ["e4", "e1"]
 
 
 def test_an_example_with_the_prompts_own_text_is_left_out() -> None:
-    assert "e2" not in ids(nearest(nearest=5, draws=1).examples("  Refund  LATE ", 0))
+    assert "e2" not in ids(nearest(nearest=5, draws=1).choose("  Refund  LATE ", 0))
 
 
 def test_ties_go_to_the_smaller_id_whatever_the_order_of_the_pool() -> None:
     for pool in (POOL, POOL[::-1]):
-        assert ids(nearest(pool, nearest=2, draws=1).examples("twice", 0)) == ["e5", "e1"]
+        assert ids(nearest(pool, nearest=2, draws=1).choose("twice", 0)) == ["e5", "e1"]
 
 
 def test_looking_up_many_embeds_each_once() -> None:
@@ -60,14 +60,14 @@ def test_looking_up_many_embeds_each_once() -> None:
         return embed(texts)
 
     choice = NearestExamples(POOL, FewShotSpec(nearest=2, draws=1), counting)
-    choice.look_up(["a refund", "a login", "a refund"])
+    choice.prepare(["a refund", "a login", "a refund"])
     for text in ("a refund", "a login"):
-        assert len(choice.examples(text, 0)) == 2
+        assert len(choice.choose(text, 0)) == 2
     assert seen == [[example.text for example in POOL], ["a refund", "a login"]]
 
 
 def test_an_empty_pool_gives_no_examples() -> None:
-    assert nearest([], nearest=3, draws=1).examples("a refund", 0) == []
+    assert nearest([], nearest=3, draws=1).choose("a refund", 0) == []
 
 
 @pytest.mark.parametrize("few_shot", [FewShotSpec(per_label=1, draws=2), FewShotSpec(nearest=2, draws=1)])
@@ -78,4 +78,4 @@ def test_the_choice_follows_the_settings(few_shot: FewShotSpec) -> None:
         assert isinstance(choice, NearestExamples)
     else:
         assert isinstance(choice, FixedExamples)
-        assert choice.examples("anything", 1) == build_draws(POOL, labels, few_shot)[1]
+        assert choice.choose("anything", 1) == build_draws(POOL, labels, few_shot)[1]

@@ -19,8 +19,8 @@ from distill_dagster.config import ImagineSpec
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.kinds import WANTED_REFUSAL
-from distill_dagster.prompts.auxiliary_templates import IMAGINE_TEMPLATES, select_templates
 from distill_dagster.prompts.seeds import build_seed_prompts
+from distill_dagster.prompts.templates import IMAGINE_TEMPLATES, select_templates
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tasks import Slice, TaskFolder
 from distill_dagster.tasks.imagined import ImaginedPrompt, ImagineHistory, get_imagined_path, read_imagined
@@ -51,9 +51,9 @@ class Slices:
         task = folder.task
         if spec:
             task = task.model_copy(update={"imagine": ImagineSpec.model_validate(spec)})
-        own = select_templates(folder.templates(), IMAGINE_TEMPLATES)
+        own = select_templates(folder.read_templates(), IMAGINE_TEMPLATES)
         held_out = [*folder.golden, *folder.dev]
-        return Imaginer(task, "shop", folder.slice("shop"), held_out, own, resolve_endpoint(task.teacher).identity)
+        return Imaginer(task, "shop", folder.read_slice("shop"), held_out, own, resolve_endpoint(task.teacher).identity)
 
     @property
     def file(self) -> Path:
@@ -66,7 +66,7 @@ class Slices:
 
     def version(self) -> str:
         return compute_data_version(
-            build_seed_prompts("shop", TaskFolder(self.folder.path, self.folder.accepted).slice("shop"))
+            build_seed_prompts("shop", TaskFolder(self.folder.path, self.folder.accepted).read_slice("shop"))
         )
 
 

@@ -32,7 +32,7 @@ def test_the_built_in_templates() -> None:
         "Answer with the name of one category and nothing else."
     )
     for name in CLASSIFICATION_TEMPLATES:
-        assert templates.find_template_problems(name, templates._read_built_in(name)) == []
+        assert templates.find_template_problems(name, templates.read_built_in_template(name)) == []
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,8 @@ def test_an_own_template_changes_the_version_and_another_name_does_not() -> None
     built_in = Templates({})
     assert Templates({"classification_user": "{{ text }}!"}).version != built_in.version
     assert (
-        Templates({"classification_user": templates._read_built_in("classification_user")}).version == built_in.version
+        Templates({"classification_user": templates.read_built_in_template("classification_user")}).version
+        == built_in.version
     )
     assert Templates({"other": "x"}).version == built_in.version
     assert len(built_in.version) == 12
