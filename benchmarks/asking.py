@@ -1,4 +1,4 @@
-"""What the benchmarks of the teacher stage share: a server in a process of its own, and a task that asks it."""
+"""Shared by the benchmarks of the teacher stage: a server in its own process, and a task that asks it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PRICE = {"input_usd": 1.0, "output_usd": 2.0}
 
 @contextmanager
 def server(folder: Path, **options: float) -> Iterator[str]:
-    """The address of a slow server, for as long as the block lasts."""
+    """Run a slow server and yield its address."""
     port_file = folder / f"port-{time.monotonic_ns()}"
     flags = [f"--{name}={value}" for name, value in options.items()]
     process = subprocess.Popen([sys.executable, str(HERE / "slow_server.py"), str(port_file), *flags])
@@ -51,7 +51,7 @@ def counts(address: str) -> dict[str, Any]:
 
 
 def write_task(folder: Path, address: str, **teacher: Any) -> TaskFolder:
-    """A task of four labels that asks the server by chat, with one sample for each prompt."""
+    """Write a task with four labels that asks the server by chat, with one sample per prompt."""
     path = folder / "tasks" / "asking"
     (path / "slices").mkdir(parents=True, exist_ok=True)
     settings = {"model": "openai/slow", "api_base": f"{address}/v1", "few_shot": {"draws": 1, "per_label": 1}}
@@ -73,7 +73,7 @@ def write_task(folder: Path, address: str, **teacher: Any) -> TaskFolder:
 def ask(
     folder: TaskFolder, store: CompletionStore, texts: list[str], budget: BudgetSpec, campaign: str = "benchmark"
 ) -> AskResult:
-    """What the stage teacher_completions does, from prompts to a table."""
+    """Do what the stage teacher_completions does, from prompts to a table."""
     task = folder.task
     prompts = build_seed_prompts("all", Slice.model_validate({"description": "d", "seeds": texts}))
     account = Account(folder.name, campaign, "slices", budget)

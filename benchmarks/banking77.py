@@ -3,9 +3,9 @@
 Usage: python benchmarks/banking77.py --data FOLDER [--intents 12] [--quick] [--json FILE]
 
 FOLDER holds train.csv and test.csv with the columns text and category. Slices are hash buckets, not intents. Examples
-and dev are drawn from train, other train texts are the unlabelled seeds, and a stratified sample of test is golden.
-With 12 intents they are the first of each first word, in the order of categories.json. With 77, labels share first
-tokens, and the teacher is asked again behind the shared part.
+and dev are drawn from train, the other train texts are the unlabelled seeds, and a stratified sample of test is golden.
+The 12 intents are the first with each first word, in the order of categories.json. With 77 intents labels share first
+tokens, and the teacher is asked again after the shared part.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def intents(categories: list[str], count: int) -> list[str]:
 def build(
     folder: Path, data: Path, count: int, sizes: tuple[int, int, int, int], draws: int, task: str
 ) -> dict[str, int]:
-    """Write the task folder; the number of rows in each file."""
+    """Write the task folder and return the number of rows in each file."""
     train, test = read(data / "train.csv"), read(data / "test.csv")
     chosen = intents(json.loads((data / "categories.json").read_text()), count)
     names = {c: c.replace("_", " ").replace("?", "") for c in chosen}
@@ -93,7 +93,7 @@ def build(
         "item": "Message",
         "labels": [{"name": name, "description": name} for name in names.values()],
     }
-    # Chosen on train, with 12 intents: on dev the same examples for all reach 0.81 to 0.85 (one to three of each
+    # Chosen on train with 12 intents: on dev, shared examples reach 0.81 to 0.85 (one to three of each
     # label), the six nearest 0.94. A prompt with an example of each of 77 would be ten times as long.
     settings["teacher"]["few_shot"] = {"nearest": 10 if count > 12 else 6, "draws": draws}
     settings["teacher"]["calibration_items"] = 1 if count > 12 else 5
@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--intents", type=int, choices=sorted(SIZES), default=12)
-    parser.add_argument("--draws", type=int, default=1, help="few-shot draws; by default 1")
+    parser.add_argument("--draws", type=int, default=1, help="few-shot draws (default: 1)")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
@@ -130,7 +130,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:32} {value}")
     if arguments.quick:
-        print("quick: sizes too small to mean anything")
+        print("quick: these sizes are too small for real figures")
     write_result(wanted(arguments, "banking77"), figures)
 
 

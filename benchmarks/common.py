@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine, the result file, and running a task in a folder of its own."""
+"""Shared by all benchmarks: the machine, the result file, and running a task in its own folder."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def machine() -> dict[str, Any]:
 
 
 def peak_mb() -> float:
-    """The most memory this process ever held, in MiB."""
+    """Return the peak memory of this process in MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says of a process begins with the memory of the one that started it
+    if status.exists():  # getrusage starts with the memory of the parent process
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return round(int(peak.split()[1]) / 1024, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def wanted(arguments: argparse.Namespace, name: str) -> Path | None:
-    """Where figures go: to `--json`, else among the results; those of a `--quick` run stand for nothing there."""
+    """Return where figures go: `--json`, else the results folder. A `--quick` run writes nothing there."""
     given: Path | None = arguments.json
     return given or (None if arguments.quick else RESULTS / f"{name}.json")
 
 
 def write_result(path: Path | None, figures: dict[str, Any], **more: Any) -> None:
-    """Write figures with date, versions and machine; what stood there before under other names is kept."""
+    """Write figures with date, versions and machine. Figures in the file under other names are kept."""
     if path is None:
         return
     old = json.loads(path.read_text())["figures"] if path.exists() else {}
@@ -63,7 +63,7 @@ def write_result(path: Path | None, figures: dict[str, Any], **more: Any) -> Non
 
 
 def run_task(root: Path, tasks: Path, task: str, students: list[str]) -> tuple[Any, dict[str, dict[str, Any]]]:
-    """Materialize a task below `root`; the outcome, and metrics.json by student."""
+    """Materialize a task below `root`. Returns the run summary, and metrics.json by student."""
     os.environ["DAGSTER_HOME"] = str(root / "instance")
     from distill_dagster import orchestration
     from distill_dagster.core import progress

@@ -1,7 +1,7 @@
-"""Made-up corpora of instruction and response with planted duplicates and planted leaks, whose truth is known.
+"""Generate instruction corpora with planted duplicates and leaks, so that the truth is known.
 
-Words are drawn by Zipf's law from 30,000, and a third of the sentences begin with one of 400 everyday phrases, so rows
-that have nothing to do with each other share common n-grams, as real ones do.
+Words are drawn by Zipf's law from 30,000, and a third of the sentences begin with one of 400 common phrases. So
+unrelated rows share common n-grams, as real rows do.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ BATCH = 50_000
 
 
 class Writer:
-    """Draws texts; the same seed gives the same ones."""
+    """Draws texts. The same seed gives the same texts."""
 
     def __init__(self, seed: int) -> None:
         self.pick = np.random.default_rng(seed)
-        fixed = np.random.default_rng(7)  # all corpora share their language
+        fixed = np.random.default_rng(7)  # all corpora share one language
         letters = np.array(list("etaoinshrdlucmfwygpbvk"))
         lengths = np.clip(fixed.poisson(4, WORDS) + 1, 1, 14)
         self.words = ["".join(fixed.choice(letters, size)) for size in lengths]
@@ -60,7 +60,7 @@ class Writer:
 
 
 def text_of(words: list[str], pick: np.random.Generator) -> str:
-    """Words as sentences: a capital, a comma or full stop now and then."""
+    """Join words to sentences, with capitals, commas and full stops."""
     out = []
     for start in range(0, len(words), 11):
         sentence = " ".join(words[start : start + 11])

@@ -1,9 +1,9 @@
-"""The bundled task from an empty home, as `make demo` runs it: figures, time, memory, and latency as deployed.
+"""Run the bundled task in an empty home, as `make demo` does: figures, time, memory, and latency as deployed.
 
 Usage: python benchmarks/demo.py [--quick] [--json FILE] [--home FOLDER]
 
-The peer of every student is the teacher in the same run. `--home` keeps what is generated; by default it is removed.
-`--quick` measures the latency of the teacher and of the bases alone.
+Every student is compared with the teacher of the same run. `--home` keeps the generated files; the default removes
+them. `--quick` measures only the latency of the teacher and the bases.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ COLD_REPEATS = 5
 
 
 def teacher_latency(home: Home, items: int) -> dict[str, Any]:
-    """Seconds for one answer of the embedded teacher, asked one by one over HTTP, store not used.
+    """Measure seconds per answer of the embedded teacher, asked one by one over HTTP without the store.
 
-    Warm: the server has answered before, and keeps what prompts share. Cold: a new server, so every token is processed.
-    Finding the nearest examples is not counted; one embedding takes what one answer of `centroid` takes.
+    Warm: the server has answered before and caches what prompts share. Cold: a new server processes every token.
+    Finding the nearest examples is not counted; one embedding takes as long as one answer of `centroid`.
     """
     from distill_dagster.student.sentences import make_sentence_embedder
     from distill_dagster.teacher.asking.requests import RequestBuilder
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def pipeline(root: Path, home: Home) -> dict[str, Any]:
-    """The demo's default student from nothing, then the other one on top."""
+    """Train the default student from an empty home, then the other student."""
     started = time.perf_counter()
     outcome, metrics = run_task(root, home.tasks, TASK, ["smollm2"])
     wall = time.perf_counter() - started

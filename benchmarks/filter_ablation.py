@@ -1,18 +1,17 @@
-"""What each filter does to a student: Banking77 with 12 intents, an unsure teacher, the quick student, three seeds.
+"""Measure the effect of each filter on a student: Banking77 with 12 intents, a weak teacher, MiniLM, three seeds.
 
 Usage: python benchmarks/filter_ablation.py --data FOLDER [--seeds 3] [--seeds-per-intent 40] [--quick] [--home FOLDER]
                                             [--json FILE]
 
 FOLDER holds train.csv and test.csv of Banking77 (Casanueva et al. 2020), split as banking77.py does. The embedded
-teacher answers every seed twice, with the same few examples in all prompts: it is wrong in about one of five. Then
-every filter and step of the curation is applied alone, with what suits the kind or a named threshold, and the student
-(MiniLM with an adapter) is trained on what it leaves and scored on all test queries of these intents, which are golden
-here. A filter that drops nothing is said to drop nothing.
+teacher answers every seed twice, with the same few examples in all prompts. About one answer in five is wrong. Then
+every filter and step of the curation is applied alone, with the values that suit the kind or a named threshold. The
+student (MiniLM with an adapter) is trained on the remaining rows and scored on all test queries of these intents.
 
-Of each variant: dropped, the share of its rows whose answer is Banking77's own (right), accuracy on golden as the mean
-over the seeds, its standard deviation, and gain over the data without any filter. Where it drops a twentieth of the
-rows or more, control is the accuracy with as many rows left out at random: fewer rows alone cost something. A seed
-decides the order of training, the adapter's first weights and which rows a control leaves out.
+Figures per variant: dropped rows, the share of kept rows with Banking77's own answer (right), accuracy on golden as the
+mean over the seeds, its standard deviation, and the gain over data without filters. If a variant drops a twentieth of
+the rows or more, control is the accuracy with as many rows dropped at random, because fewer rows alone cost accuracy. A
+seed sets the order of training, the adapter's first weights and the rows that a control drops.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ CONTROLLED = 0.05
 
 
 def variants(kind: str) -> dict[str, dict[str, Any]]:
-    """Settings of `curation` by name: each filter that suits the kind, then thresholds and steps."""
+    """Return settings of `curation` by name: each filter that suits the kind, then thresholds and steps."""
     found: dict[str, dict[str, Any]] = {}
     for one in BUILT_IN_FILTERS:
         if one.keys or one.essential or kind in one.reasoned:
@@ -99,7 +98,7 @@ def curation(change: dict[str, Any], rows: int) -> CurationSpec:
 def write_task(home: Home, data: Path, per_intent: int) -> None:
     folder = home.tasks / TASK
     folder.mkdir(parents=True)
-    build(folder, data, INTENTS, (9, 1, per_intent, 2), 1, TASK)  # dev and golden of the teacher's own gate
+    build(folder, data, INTENTS, (9, 1, per_intent, 2), 1, TASK)  # dev and golden for the gate
     task = yaml.safe_load((folder / "task.yaml").read_text())
     task["teacher"] |= {"few_shot": {"per_label": 1, "draws": 2, "seed": 4}, "calibration_items": 3}
     task |= {"gate": {"teacher_over_base": None}, "default_student": "minilm"}
@@ -108,9 +107,9 @@ def write_task(home: Home, data: Path, per_intent: int) -> None:
 
 
 def candidates(home: Home, folder: TaskFolder) -> pl.DataFrame:
-    """The scored candidates of all slices, with the scores of every filter that is tried."""
+    """Return the scored candidates of all slices, with the scores that the tried filters need."""
     lake = Lake(home.lake, home.reports)
-    frames = [lake.read(TASK, "scored_completions", key, SCORED)[0] for key in folder.slice_keys()]
+    frames = [lake.read(TASK, "scored_completions", key, SCORED)[0] for key in folder.list_slice_keys()]
     about = TaskView.from_task(folder.task)
     scorers = {
         scorer.name: scorer
@@ -122,7 +121,7 @@ def candidates(home: Home, folder: TaskFolder) -> pl.DataFrame:
 
 
 class Students:
-    """Trains on rows and gives the accuracy on golden, which is kept for the next time."""
+    """Trains on rows and returns the accuracy on golden, which is cached."""
 
     def __init__(self, home: Home, task: Task, golden: pl.DataFrame) -> None:
         self._task, self._models, self._golden = task, home.models, golden
@@ -149,7 +148,7 @@ class Students:
 def measured(
     students: Students, right: Callable[[pl.DataFrame], float], whole: pl.DataFrame, kept: pl.DataFrame, seeds: int
 ) -> dict[str, float]:
-    """Figures of one variant, against as many rows of the whole at random where it drops enough."""
+    """Measure one variant, and a random control of the same size if it drops enough rows."""
     found = [students.accuracy(kept, seed) for seed in range(seeds)]
     out = {"rows": kept.height, "dropped": whole.height - kept.height, "right": round(right(kept), 4)}
     out |= {"accuracy": round(statistics.fmean(found), 4)}
@@ -165,8 +164,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seeds-per-intent", type=int, default=40)
-    parser.add_argument("--home", type=Path, help="a folder for answers and accuracies, which another run goes on from")
-    parser.add_argument("--quick", action="store_true", help="few rows, one seed: figures that mean nothing")
+    parser.add_argument("--home", type=Path, help="a folder for answers and accuracies, to continue from")
+    parser.add_argument("--quick", action="store_true", help="few rows and one seed, too few for real figures")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     per_intent, seeds = (4, 1) if arguments.quick else (arguments.seeds_per_intent, arguments.seeds)
@@ -189,7 +188,7 @@ def main() -> None:
 
 
 def labelled(path: Path, labels: list[str]) -> pl.DataFrame:
-    """`id`, `text`, `label` of the rows of these intents."""
+    """Read `id`, `text` and `label` of the rows of these intents."""
     named = {intent.replace("_", " ").replace("?", ""): texts for intent, texts in read(path).items()}
     rows = [{"text": text, "label": label} for label in labels for text in sorted(set(named[label]))]
     return pl.DataFrame(rows).with_columns(pl.format(path.stem + ":{}", pl.int_range(pl.len())).alias("id"))
@@ -216,7 +215,7 @@ def ablation(home: Home, folder: TaskFolder, data: Path, seeds: int) -> dict[str
     whole = cut({})
     found = {"nothing": measured(students, right, whole, whole, seeds)}
     kept = {name: cut(change) for name, change in variants(folder.task.kind).items()}
-    # What no filter can do: knowing which answers are wrong.
+    # The upper bound: knowing which answers are wrong.
     true = [truth[get_user_text(m)] == json.loads(a) for m, a in whole.select("messages", "answer").iter_rows()]
     kept["only_right_answers"] = whole.filter(pl.Series(true))
     for name, rows in kept.items():

@@ -1,10 +1,10 @@
-"""What an edit costs: one of 77 slices changes, nothing changes, and a thousand slices at once.
+"""Measure what an edit costs: one of 77 slices changes, nothing changes, and a thousand slices at once.
 
 Usage: python benchmarks/incremental.py --data FOLDER [--quick] [--part 77|many|all] [--many 1000] [--json FILE]
 
-FOLDER holds Banking77's train.csv and test.csv. Every intent is a slice of its own; the teacher is a local HTTP server
-that answers with the gold label and counts requests. Up to and including filtered_dataset; training is stated apart.
-The edit's peer is the full run, in the same process.
+FOLDER holds Banking77's train.csv and test.csv. Every intent is a slice. The teacher is a local HTTP server that
+answers with the gold label and counts requests. Runs go up to filtered_dataset, without training. An edit is compared
+with the full run in the same process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write_rows(path: Path, rows: list[tuple[str, str]]) -> None:
 
 
 def build(folder: Path, data: Path, slices: int, url: str) -> tuple[dict[str, str], Callable[[str], str]]:
-    """Write a task with one slice per intent; the gold label of every text, and a text that is in no slice yet."""
+    """Write a task with one slice per intent. Returns the gold label of every text, and makes texts in no slice yet."""
     train, test = read(data / "train.csv"), read(data / "test.csv")
     intents = sorted(train)[:slices]
     names = {intent: intent.replace("_", " ").replace("?", "") for intent in intents}
@@ -81,7 +81,7 @@ def write_task(folder: Path, labels: list[str], url: str) -> None:
 
 
 def run(root: Path, backfill: bool = False) -> tuple[Any, float, float]:
-    """Everything up to filtered_dataset (or scored_completions): the outcome, its seconds, and those inside steps."""
+    """Run up to filtered_dataset (or scored_completions). Returns the summary, seconds, and seconds inside steps."""
     import dagster as dg
 
     from distill_dagster import orchestration
@@ -102,7 +102,7 @@ def run(root: Path, backfill: bool = False) -> tuple[Any, float, float]:
     with orchestration.open_instance(home) as instance:
         orchestration.sync_task(folder, instance)
         runner = orchestration.Runner(home, folder, instance, definitions(home))
-        outcome = runner.backfill(folder.slice_keys(), tell, False) if backfill else runner.run(None, [], tell)
+        outcome = runner.backfill(folder.list_slice_keys(), tell, False) if backfill else runner.run(None, [], tell)
         wall = time.perf_counter() - started
         if outcome.failed or outcome.blocked:
             raise SystemExit(f"failed: {outcome.failed} {outcome.blocked}")
@@ -115,7 +115,7 @@ def run(root: Path, backfill: bool = False) -> tuple[Any, float, float]:
 
 
 def command(root: Path, *arguments: str) -> tuple[float, dict[str, Any]]:
-    """A `distill` command in a process of its own: seconds from start to end, and its JSON."""
+    """Run a `distill` command in its own process. Returns seconds from start to end, and its JSON."""
     environment = os.environ | {"DISTILL_HOME": str(root), "DISTILL_TASKS": str(root / "tasks")}
     environment |= {"PYTHONPATH": str(PROJECT)}
     environment.pop("DAGSTER_HOME", None)
@@ -128,7 +128,7 @@ def command(root: Path, *arguments: str) -> tuple[float, dict[str, Any]]:
 
 
 def import_seconds() -> float:
-    """Loading the code location in a fresh interpreter; the best of three."""
+    """Measure seconds to load the code location in a new interpreter, the best of three."""
     times = []
     for _ in range(3):
         started = time.perf_counter()
@@ -139,7 +139,7 @@ def import_seconds() -> float:
 
 
 def one_of_many(root: Path, data: Path, slices: int) -> dict[str, Any]:
-    """The full run, one edited seed, and no edit at all."""
+    """Measure the full run, one edited seed, and no edit."""
     gold: dict[str, str] = {}
 
     def answer(seen: Seen) -> str:
@@ -162,7 +162,7 @@ def one_of_many(root: Path, data: Path, slices: int) -> dict[str, Any]:
         value["seeds"][0] = fresh(next(i for i in sorted(read(data / "train.csv")) if _key(i) == path.stem))
         path.write_text(yaml.safe_dump(value, allow_unicode=True))
         asked = len(provider.requests)
-        gc.collect()  # what the full run left behind is no part of an edit, which has a process of its own
+        gc.collect()  # an edit usually has its own process, without the garbage of the full run
         edit, edit_s, inside = run(root)
         figures["edit_partitions"] = max(len(edit.partitions[a]) for a in ("seed_prompts", "teacher_completions"))
         figures["edit_made"] = {asset: len(keys) for asset, keys in edit.partitions.items()}
@@ -185,7 +185,7 @@ def _key(intent: str) -> str:
 
 
 def many(root: Path, slices: int) -> dict[str, Any]:
-    """A backfill of so many slices, then one edit."""
+    """Measure a backfill of this many slices, then one edit."""
     labels = ["refund", "delivery", "login"]
     with FakeProvider([], answer=lambda seen: labels[len(seen.text) % 3]) as provider:
         folder = root / "tasks" / TASK
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--part", choices=("77", "many", "all"), default="all")
-    parser.add_argument("--many", type=int, default=1000, help="slices of the second part")
+    parser.add_argument("--many", type=int, default=1000, help="number of slices in the second part")
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     figures: dict[str, Any] = {}
@@ -234,7 +234,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:32} {value}")
     if arguments.quick:
-        print("quick: sizes too small to mean anything")
+        print("quick: these sizes are too small for real figures")
     write_result(wanted(arguments, "incremental"), figures)
 
 

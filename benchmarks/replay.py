@@ -1,19 +1,18 @@
-"""Recorded teachers through the real stage: PaLM and Llama-3-8B on CommonsenseQA, PaLM on SVAMP; and resuming.
+"""Run recorded teachers through the real stage: PaLM and Llama-3-8B on CommonsenseQA, PaLM on SVAMP. Measure resuming.
 
 Usage: python benchmarks/replay.py --data FOLDER [--quick] [--json FILE]
 
 FOLDER holds commonsenseqa/{questions,completions-palm,completions-llama3-8b}.jsonl and svamp/{train,completions-palm-
-train}.jsonl: public data, as shipped with Hsieh et al. 2023, "Distilling Step-by-Step!". Questions are imported as
-seeds and completions as recorded, both by `distill import`; a replay teacher answers them in `teacher_completions`,
-which reads them by the task's own answer pattern. Accuracy is over all questions; one without an answer is wrong.
+train}.jsonl: public data, as shipped with Hsieh et al. 2023, "Distilling Step-by-Step!". `distill import` reads
+questions as seeds and completions as recorded. A replay teacher answers them in `teacher_completions`, which uses the task's own
+answer pattern. Accuracy is over all questions; a question without an answer is wrong.
 
-agree_*: questions that the filter `min_teacher_agreement: 1` keeps of both teachers, and how often the answer is
-right; both are read by the letter or the words of an option. cascade_*: the stage's own `cascade` of Llama-3-8B, then
-PaLM where that has no answer. There is one recorded completion of a question, so "where its samples disagree" cannot be
-shown.
+agree_*: questions kept by the filter `min_teacher_agreement: 1` with both teachers, and how often the answer is right.
+Both are read by the letter or the words of an option. cascade_*: the stage's own `cascade` of Llama-3-8B, then PaLM if
+that has no answer. There is one recorded completion per question, so a cascade by disagreement cannot be shown.
 
-resume_100k_s: wall seconds of `teacher_completions` as a whole, checks and table included, for 100,000 prompts of which
-the store has every answer; the teacher is an address where nothing listens.
+resume_100k_s: wall seconds of the whole stage `teacher_completions`, with checks and table, for 100,000 prompts that
+the store answers. The teacher is an address where no server listens.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def write_task(home: Home, name: str, **settings: Any) -> Path:
-    """A task folder that has all but prompts. Its few labelled rows are ours: nothing of the data is in them."""
+    """Write a task folder without prompts. Its few labelled rows are not from the data."""
     folder = home.tasks / name
     task = {
         "description": "Recorded completions of a public data set.",
@@ -95,7 +94,7 @@ def change_task(home: Home, name: str, **settings: Any) -> None:
 
 
 def distill(home: Home, *arguments: str) -> dict[str, Any]:
-    """The `distill` command, in this process; the JSON object that it prints last."""
+    """Run `distill` in this process and return the JSON object that it prints last."""
     from distill_dagster.cli import app
 
     where = {"DISTILL_HOME": home.root, "DISTILL_TASKS": home.tasks, "DAGSTER_HOME": home.instance}
@@ -114,12 +113,12 @@ def teacher(name: str) -> dict[str, Any]:
 
 
 def answers(home: Home, name: str) -> dict[str, dict[str, Any]]:
-    """Answers by prompt_id, None where there is none: in teacher_completions by teacher, and of the candidates."""
+    """Return answers by prompt_id (None without one): of each teacher in teacher_completions, and of the candidates."""
     done = distill(home, "backfill", name, "--which", "all")
     if done["teacher_calls"] or done["failed"]:
         raise SystemExit(f"{name}: {done['teacher_calls']} requests were sent, failed: {done['failed']}")
     lake, out = Lake(home.lake, home.reports), dict[str, dict[str, Any]]()
-    for key in open_task(home.tasks, name, home.accepted).slice_keys():
+    for key in open_task(home.tasks, name, home.accepted).list_slice_keys():
         frame, _ = lake.read(name, "teacher_completions", key, COMPLETIONS)
         first = frame.filter(pl.col("sample_index") == 0).select("teacher", "prompt_id", "answer")
         scored, _ = lake.read(name, "scored_completions", key, SCORED)
@@ -167,12 +166,12 @@ def commonsense(home: Home, data: Path, limit: int | None) -> dict[str, float]:
 
 
 def agreeing(home: Home, name: str, right: dict[str, Any]) -> dict[str, float]:
-    """What the filter by agreement of teachers keeps of the scored candidates, and the share of it that is right."""
+    """Measure what the filter by teacher agreement keeps, and the share that is right."""
     folder, lake = open_task(home.tasks, name, home.accepted), Lake(home.lake, home.reports)
     about, kind = TaskView.from_task(folder.task), get_kind(folder.task)
     filters = select_filters(FilterSettings.model_validate({"min_teacher_agreement": 1.0}), about)
     kept = []
-    for key in folder.slice_keys():
+    for key in folder.list_slice_keys():
         for batch in filter_rows(lake.read(name, "scored_completions", key, SCORED)[0], filters, about):
             kept += batch.filter(pl.col("drop_reason").is_null()).select("prompt_id", "answer").rows()
     correct = sum(kind.score(json.loads(answer), right[id_]) for id_, answer in kept)
@@ -215,13 +214,13 @@ def timed(note: Callable[[float], None]) -> Iterator[None]:
 
 
 def resume(home: Home, count: int) -> dict[str, float]:
-    """The stage over `count` prompts, every answer of which is stored; how long it took as a whole and to ask."""
+    """Run the stage over `count` prompts with stored answers, and measure the seconds in total and for asking."""
     from distill_dagster.pipeline.stages import prompts
     from distill_dagster.pipeline.stages import teacher as stage
     from distill_dagster.pipeline.stages.context import StageContext, StageInputs
     from distill_dagster.pipeline.stages.gate import PASSED_VERSION
     from distill_dagster.prompts.few_shot import get_context_schema, read_example_pool
-    from distill_dagster.prompts.templates import Templates
+    from distill_dagster.prompts.templates import Templates, get_template_names
     from distill_dagster.tables.schemas import PREDICTIONS
     from distill_dagster.teacher.asking.requests import RequestBuilder
     from distill_dagster.teacher.completions.store import STORE_FILE, CompletionStore
@@ -247,7 +246,7 @@ def resume(home: Home, count: int) -> dict[str, float]:
     env = StageContext(folder, lake, store, home.models, home.reports, endpoint)
     prompts.make_prompt_context(env, None)
     prompts.make_seed_prompts(env, "all")
-    gate = StageInputs(env, "teacher_gate", None)  # as it is left by a teacher that passed it
+    gate = StageInputs(env, "teacher_gate", None)  # as after a teacher that passed
     gate.note_source("teacher_settings")
     lake.write(
         name,
@@ -255,7 +254,7 @@ def resume(home: Home, count: int) -> dict[str, float]:
         ArtifactRecord("teacher_gate", None, PASSED_VERSION, gate.stage.code_version, gate.versions),
     )
     examples = read_example_pool(lake.read(name, "prompt_context", None, get_context_schema(folder.task))[0])
-    templates = Templates(folder.templates(), folder.task.kind, folder.task.reasoning)
+    templates = Templates(folder.read_templates(), get_template_names(folder.task.kind, folder.task.reasoning))
     requests = RequestBuilder(folder.task, templates, examples, resolve_endpoint(folder.task.teacher))
     told = Response("x", "stop", [], 20, 1, 0, None, 0.2, 1, "none", "2026-01-01T00:00:00.000+00:00")
     response = json.dumps(asdict(told))
@@ -274,7 +273,7 @@ def resume(home: Home, count: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true", help="300 questions of each set, 2,000 resumed: under a minute")
+    parser.add_argument("--quick", action="store_true", help="300 questions per set, 2,000 resumed: under a minute")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
     limit, count = (300, 2000) if arguments.quick else (None, RESUMED)

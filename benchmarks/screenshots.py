@@ -1,4 +1,4 @@
-"""The pictures of the documentation, from what is in DISTILL_HOME (`data/` by default) after `make demo`.
+"""Take the pictures of the docs from DISTILL_HOME (default: `data/`) after `make demo`.
 
 Usage: python benchmarks/screenshots.py [--task support_triage] [--student smollm2] [--out docs]
 
@@ -29,7 +29,7 @@ NODE_X, NODE_Y = 80, 60
 
 
 def ui(port: int) -> subprocess.Popen[bytes]:
-    """`distill ui` on what is in DISTILL_HOME."""
+    """Start `distill ui` with DISTILL_HOME."""
     return subprocess.Popen(
         [sys.executable, "-c", "from distill_dagster.cli import app; app()", "ui", "--port", str(port)],
         cwd=PROJECT_FOLDER,
@@ -40,7 +40,7 @@ def ui(port: int) -> subprocess.Popen[bytes]:
 
 
 def settled(page: Page) -> None:
-    """Wait until two pictures in a row are the same: the graph is drawn, and nothing moves or loads any more."""
+    """Wait until two pictures in a row are equal: the graph is drawn, and nothing moves or loads."""
     last = b""
     for _ in range(40):
         page.wait_for_timeout(750)
@@ -51,15 +51,15 @@ def settled(page: Page) -> None:
 
 
 def asset_graph(page: Page, address: str, task: str, file: Path) -> None:
-    """All assets of the task, without what stands around the graph."""
+    """Take a picture of the asset graph without the page around it."""
     page.set_viewport_size({"width": WIDTH, "height": HEIGHT + 1000})
     page.goto(f"{address}/locations/{LOCATION}/asset-groups/{task}")
     page.get_by_text("eval_report", exact=True).first.wait_for()
     page.get_by_text("Hide navigation").click()
-    page.reload()  # the graph is fitted to the width of the window when it is opened
+    page.reload()  # the graph fits the window only when the page opens
     page.get_by_text("eval_report", exact=True).first.wait_for()
     settled(page)
-    # Names that do not fit are cut in the middle and not found; none of them is alone at an edge.
+    # Names that do not fit are cut in the middle and not found. None of them is alone at an edge.
     found = [page.get_by_text(name, exact=True) for name in (*list_sources(), *STAGES, REFRESHES_ASSET)]
     boxes = [locator.first.bounding_box() for locator in found if locator.count()]
     middles = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in boxes if box]
@@ -70,7 +70,7 @@ def asset_graph(page: Page, address: str, task: str, file: Path) -> None:
 
 
 def automation_page(page: Page, address: str, task: str, file: Path) -> None:
-    """The sensors of the task, with their states and descriptions."""
+    """Take a picture of the task's sensors with their states and descriptions."""
     page.goto(f"{address}/automation")
     page.get_by_text(f"{task}_automation").first.wait_for()
     settled(page)
@@ -78,7 +78,7 @@ def automation_page(page: Page, address: str, task: str, file: Path) -> None:
 
 
 def report(page: Page, path: Path, file: Path) -> None:
-    """The upper part of the report, as it opens without a network."""
+    """Take a picture of the upper part of the report, opened without a network."""
     page.set_viewport_size({"width": 1200, "height": HEIGHT})
     page.goto(path.as_uri())
     settled(page)

@@ -1,8 +1,8 @@
-"""An OpenAI-compatible chat server that answers after a while, and fails as often as it is told to: for benchmarks.
+"""An OpenAI-compatible chat server for benchmarks, with a delay and a given share of failures.
 
 Usage: python benchmarks/slow_server.py PORT_FILE [--delay 0.2] [--faults SHARE] [--seed 0]
 
-It counts what it is asked: GET /counts. The answer to a text is always the same label, so that tables can be compared.
+It counts requests: GET /counts. A text always gets the same label, so that tables can be compared.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ HANG_S = 3.0
 
 
 def label_of(text: str) -> str:
-    """The right answer to a text."""
+    """Return the right answer to a text."""
     return LABELS[int(hashlib.sha256(text.encode()).hexdigest(), 16) % len(LABELS)]
 
 
 class Server:
-    """Counts requests by text and by what became of them."""
+    """Answers requests, and counts them by text and result."""
 
     def __init__(self, delay: float, faults: float, seed: int) -> None:
         self.delay, self.faults = delay, faults

@@ -1,11 +1,10 @@
-"""What a bad day of a provider costs: faults at random, kills at random, and a budget for half of it all.
+"""Measure what a provider's bad day costs: random faults, random kills, and a budget for half of the requests.
 
 Usage: python benchmarks/teacher_faults.py [--quick] [--json FILE]
 
-Three parts, each against a real server in a process of its own that counts what it is asked and what it answered:
-faults (429 with and without Retry-After, 500, 503, hangs, cut connections, cut JSON, empty answers, wrong schemas,
-refusals), the peer being the same prompts without faults; `kill -9` of the asking process at random moments; and a cap
-of half of what everything costs.
+Three parts, each with a real server in its own process that counts requests and answers: faults (429 with and without
+Retry-After, 500, 503, hangs, cut connections, cut JSON, empty answers, wrong schemas, refusals), compared with the same
+prompts without faults; `kill -9` of the asking process at random moments; and a cap of half of the full cost.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def texts_of(rows: int) -> list[str]:
 
 
 def plain(completions: pl.DataFrame) -> pl.DataFrame:
-    """The table without what differs from run to run, and without how often an answer had to be asked for."""
+    """Return the table without columns that differ between runs, and without the number of attempts."""
     kept = [c for c in completions.columns if c not in VOLATILE_COLUMNS]
     asked = ("request_key", "completion_id", "params", "prompt_tokens", "completion_tokens")
     return completions.select(kept).drop(asked)
@@ -75,7 +74,7 @@ def faults(folder: Path, rows: int) -> dict[str, Any]:
         # A request that the server saw has its row in the ledger, and a prompt that was asked for has one in the table.
         "accounted": round(min(stormy.completions.height / rows, ledger.height / max(1, seen["asked"])), 4),
         "open_reservations": ledger.filter(pl.col("state") == "reserved").height,
-        # Answers that came whole, less those that are kept: asked for twice although they were there.
+        # Complete answers minus stored answers: asked twice although they had arrived.
         "paid_twice": settled.height - stored + asked_again,
         "same_table": plain(stormy.completions).equals(plain(calm.completions)),
         "same_again": again.calls == 0 and plain(again.completions).equals(plain(stormy.completions)),
@@ -115,14 +114,14 @@ def kills(folder: Path, times: int, rows: int) -> dict[str, Any]:
             time.sleep(chance.uniform(0.0, 0.1 * rows / WIDTH))
             child.kill()
             child.wait()
-            time.sleep(0.3)  # the server ends what it had begun
+            time.sleep(0.3)  # the server finishes open requests
             store = CompletionStore.in_folder(place / "store")
             ledger, stored, before = store.ledger(), store.count(), counts(address)["asked"]
             open_ = ledger.filter(pl.col("state") == "reserved").height
             task = write_task(place, address, **TASK)
             asked = ask(task, store, texts_of(rows), BudgetSpec())
             after = counts(address)["asked"]
-            again = after - rows  # every prompt has to be asked for once
+            again = after - rows  # every prompt must be asked once
             repeated, in_flight = repeated + again, in_flight + open_
             worst = max(worst, again / open_ if open_ else float(again > 0))
             clean = CompletionStore.in_folder(place / "clean")

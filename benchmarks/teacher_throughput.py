@@ -1,9 +1,10 @@
-"""Requests a second of the whole teacher stage, over raw `litellm.acompletion`, against a server that takes 200 ms.
+"""Measure requests per second of the teacher stage, against raw `litellm.acompletion`, with a server that takes 200 ms.
 
 Usage: python benchmarks/teacher_throughput.py [--quick] [--json FILE]
 
-The stage: requests rendered and hashed, ledger and budget, limits, answers durable in the store before they are used,
-parsing, the table. The peer: the same messages through litellm with as many at a time, answers thrown away.
+The stage renders and hashes requests, uses ledger, budget and limits, stores answers durably before it uses them,
+parses them and builds the table. The peer sends the same messages through litellm, as many at a time, and drops the
+answers.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from distill_dagster.teacher.completions.store import CompletionStore
 
 
 def cpu_s() -> float:
-    """Seconds of processor time of this process, all its threads."""
+    """Return seconds of processor time of this process, over all threads."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
@@ -59,7 +60,7 @@ async def raw(address: str, texts: list[str], concurrency: int) -> None:
 
 
 def measured(work: Any, requests: int) -> dict[str, float]:
-    """Requests a second, and milliseconds of processor time of this process for each."""
+    """Measure requests per second, and milliseconds of processor time of this process per request."""
     before, started = cpu_s(), time.perf_counter()
     work()
     wall = time.perf_counter() - started
@@ -78,7 +79,7 @@ def main() -> None:
         for concurrency in (64, 256):
             requests = concurrency * (5 if arguments.quick else 15)
             found: dict[str, list[dict[str, float]]] = {"stage": [], "raw": []}
-            for turn in range(1 if arguments.quick else 3):  # in turns, so that both see the same machine
+            for turn in range(1 if arguments.quick else 3):  # alternate, so that both see the same machine
                 texts = [f"{concurrency}-{turn}-{n}: where is my order" for n in range(requests)]
                 peer = measured(lambda t=texts, c=concurrency: asyncio.run(raw(address, t, c)), requests)
                 task = write_task(folder, address, concurrency=concurrency, requests_per_minute=10**6)
