@@ -1,4 +1,4 @@
-"""What an answer is: the kinds of task, labels, tools, and how an answer is found in a text."""
+"""Settings that define an answer: the kind of task, labels, tools, and how an answer is found in a text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from distill_dagster.config.base import ConfigModel
+from distill_dagster.core.json_schema import find_schema_problem
 from distill_dagster.core.patterns import find_pattern_problem
 
 TaskKind = Literal[
@@ -23,6 +24,11 @@ TaskKind = Literal[
     "generation",
 ]
 LABEL_KINDS = ("classification", "nli")
+NLI_LABELS = (
+    ("entailment", "if the premise is true, the hypothesis must be true."),
+    ("neutral", "the premise neither makes the hypothesis certain nor rules it out."),
+    ("contradiction", "if the premise is true, the hypothesis must be false."),
+)
 DEFAULT_INSTRUCTIONS = {
     "classification": "Sort the message into one of the categories.",
     "nli": "Say whether the hypothesis follows from the premise.",
@@ -37,16 +43,16 @@ DEFAULT_INSTRUCTIONS = {
 
 
 class LabelSpec(ConfigModel):
-    """A category: its name as the models see it, and what belongs to it and what does not."""
+    """A category: its name as models see it, and a description of what belongs to it."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
     description: Annotated[str, Field(min_length=1)]
 
     @field_validator("name")
     @classmethod
-    def _trimmed(cls, value: str) -> str:
+    def _check_spaces(cls, value: str) -> str:
         if value != value.strip() or "\n" in value:
-            raise ValueError("a label has no space at its ends and no line break")
+            raise ValueError("a label must not start or end with a space, nor contain a line break")
         return value
 
 
@@ -61,110 +67,101 @@ class ToolSpec(ConfigModel):
 
     @field_validator("parameters")
     @classmethod
-    def _schema(cls, value: dict[str, Any]) -> dict[str, Any]:
-        from distill_dagster.core.json_schema import find_schema_problem
-
-        if why := find_schema_problem(value):
-            raise ValueError(why)
+    def _check_schema(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if problem := find_schema_problem(value):
+            raise ValueError(problem)
         return value
 
 
 class AnswerSpec(ConfigModel):
-    """How an answer is found in what a model wrote, and when two are equal."""
+    """How an answer is found in the text of a model, and when two answers are equal."""
 
     pattern: str | None = Field(
         default=None, description="a regular expression with a group `answer`; its last match counts"
     )
     stop: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="what a raw completion runs on with: the text before it counts"
+        default=None,
+        description="text after which a raw completion goes on; the answer is before it",
     )
     choices: bool = Field(default=False, description="kind qa: the answer is one of the lettered options of the prompt")
-    exact: bool = Field(default=False, description="kind qa: answers are equal only where every character is")
+    exact: bool = Field(default=False, description="kind qa: two answers are equal only if every character is")
     tolerance: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=1e-6, description="kind math: numbers are equal within this, relative or absolute"
+        default=1e-6, description="kind math: largest difference of equal numbers, relative or absolute"
     )
 
     @field_validator("pattern")
     @classmethod
-    def _named_group(cls, value: str | None) -> str | None:
+    def _check_pattern(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        if why := find_pattern_problem(value):
-            raise ValueError(why)
+        if problem := find_pattern_problem(value):
+            raise ValueError(problem)
         if not re.search(r"\(\?P?<answer>", value):
-            raise ValueError("a group `(?P<answer>…)` is wanted: what it holds is the answer")
+            raise ValueError("the pattern needs a group `(?P<answer>…)`: the text that it matches is the answer")
         return value
 
 
-def fill_default_labels(value: Any, kind: str | None) -> Any:
-    """The labels as written; kind nli has labels of its own."""
-
-    if value == [] and kind == "nli":
-        return [{"name": name, "description": description} for name, description in NLI_LABELS]
-    return value
-
-
-def check_labels(labels: list[LabelSpec], kind: str | None) -> list[LabelSpec]:
-    """Labels as the kind wants them; `kind` is None where the task's is malformed, here and below.
+def check_labels(labels: list[LabelSpec], kind: TaskKind) -> None:
+    """Check that a kind has labels if it needs them, and none otherwise.
 
     Raises:
-        ValueError: they are missing or too few, one stands twice, or the kind has none.
+        ValueError: labels are missing, too few, duplicate or not allowed.
     """
-    if kind is not None and kind not in LABEL_KINDS and labels:
-        raise ValueError(f"kind {kind} has no labels")
-    if kind in LABEL_KINDS and not labels:
+    if kind not in LABEL_KINDS:
+        if labels:
+            raise ValueError(f"kind {kind} has no labels")
+        return
+    if not labels:
         raise PydanticCustomError("missing", "field required")
-    if kind in LABEL_KINDS and len(labels) < 2:
+    if len(labels) < 2:
         raise PydanticCustomError("too_short", "list should have at least 2 items after validation, not 1")
     seen: set[str] = set()
     for label in labels:
         if label.name.casefold() in seen:
-            raise ValueError(f"label {label.name!r} stands twice")
+            raise ValueError(f"duplicate label {label.name!r}")
         seen.add(label.name.casefold())
-    return labels
 
 
-def check_answer_schema(schema: dict[str, Any] | None, kind: str | None) -> dict[str, Any] | None:
-    """The JSON schema of an answer, which kind extraction has and no other.
+def check_answer_options(answer: AnswerSpec, kind: TaskKind) -> None:
+    """Check that options of kind qa are set for that kind only.
 
     Raises:
-        ValueError: it is missing, not wanted, or no schema of an object.
+        ValueError: another kind sets one.
     """
-    from distill_dagster.core.json_schema import find_schema_problem
+    if (answer.choices or answer.exact) and kind != "qa":
+        raise ValueError("answer.choices and answer.exact are for kind qa only")
 
-    wanted = kind == "extraction"
+
+def check_answer_schema(schema: dict[str, Any] | None, kind: TaskKind) -> None:
+    """Check the JSON schema of an answer, which kind extraction needs and no other kind has.
+
+    Raises:
+        ValueError: it is missing, not allowed, or not a schema of an object.
+    """
+    if kind != "extraction":
+        if schema is not None:
+            raise ValueError("answer_schema is for kind extraction only")
+        return
     if schema is None:
-        if wanted:
-            raise PydanticCustomError("missing", "kind extraction wants the JSON schema of an answer")
-        return None
-    if not wanted:
-        raise ValueError("answer_schema is for kind extraction alone")
+        raise PydanticCustomError("missing", "kind extraction needs the JSON schema of an answer")
     if schema.get("type") != "object":
         raise ValueError("the schema of an answer begins with `type: object`")
-    if why := find_schema_problem(schema):
-        raise ValueError(why)
-    return schema
+    if problem := find_schema_problem(schema):
+        raise ValueError(problem)
 
 
-def check_tools(tools: list[ToolSpec], kind: str | None) -> list[ToolSpec]:
-    """Tools, which kind tool_call has and no other.
+def check_tools(tools: list[ToolSpec], kind: TaskKind) -> None:
+    """Check the tools, which kind tool_call needs and no other kind has.
 
     Raises:
-        ValueError: they are missing or not wanted, or one stands twice.
+        ValueError: they are missing, not allowed, or two share a name.
     """
-    wanted = kind == "tool_call"
-    if wanted and not tools:
-        raise PydanticCustomError("missing", "kind tool_call wants the tools that may be called")
-    if tools and not wanted:
-        raise ValueError("tools are for kind tool_call alone")
+    if kind != "tool_call":
+        if tools:
+            raise ValueError("tools are for kind tool_call only")
+        return
+    if not tools:
+        raise PydanticCustomError("missing", "kind tool_call needs the tools that may be called")
     names = [tool.name for tool in tools]
     if len(set(names)) < len(names):
-        raise ValueError("a tool's name stands twice")
-    return tools
-
-
-NLI_LABELS = (
-    ("entailment", "if the premise is true, the hypothesis must be true."),
-    ("neutral", "the premise neither makes the hypothesis certain nor rules it out."),
-    ("contradiction", "if the premise is true, the hypothesis must be false."),
-)
+        raise ValueError("two tools share a name")

@@ -1,4 +1,4 @@
-"""What every block of `task.yaml` is, and what names in it look like."""
+"""The base class of every block of `task.yaml`, and patterns of names."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ VARIABLE_NAME_PATTERN = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
 
 
 class ConfigModel(BaseModel):
-    """One block. Unknown keys are forbidden, so that a misspelt setting is an error and not a silent default."""
+    """One block of settings. Unknown keys are errors, so a misspelt setting never becomes a silent default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,4 @@
-"""What a task may spend on teachers."""
+"""Settings of a task's budget for teachers."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from distill_dagster.config.base import ConfigModel
 
 
 class BudgetSpec(ConfigModel):
-    """Hard caps on what a task may spend on teachers; a request that might go beyond one is not sent."""
+    """Hard caps on a task's spending on teachers. A request that might exceed one is not sent."""
 
     usd: Annotated[float, Field(ge=0)] | None = Field(
-        default=None, description="of one campaign: one command, backfill or refresh"
+        default=None, description="cap of one campaign: one command, backfill or refresh"
     )
     tokens: Annotated[int, Field(ge=0)] | None = None
-    month_usd: Annotated[float, Field(ge=0)] | None = Field(default=None, description="of a calendar month (UTC)")
+    month_usd: Annotated[float, Field(ge=0)] | None = Field(default=None, description="cap of a calendar month (UTC)")
     month_tokens: Annotated[int, Field(ge=0)] | None = None
 
     @property
-    def in_usd(self) -> bool:
+    def has_usd_cap(self) -> bool:
+        """Whether a cap is in USD: then every price must be known."""
         return self.usd is not None or self.month_usd is not None
 
     @property
-    def any(self) -> bool:
+    def has_caps(self) -> bool:
+        """Whether there is any cap."""
         return self != BudgetSpec()
 
-    def capped(self, other: BudgetSpec) -> BudgetSpec:
-        """The lower cap of the two, each by itself."""
+    def lower_to(self, other: BudgetSpec) -> BudgetSpec:
+        """The lower of both budgets, cap by cap."""
         lower = {}
         for name in BudgetSpec.model_fields:
-            known = [cap for cap in (getattr(self, name), getattr(other, name)) if cap is not None]
-            lower[name] = min(known) if known else None
+            caps = [cap for cap in (getattr(self, name), getattr(other, name)) if cap is not None]
+            lower[name] = min(caps, default=None)
         return BudgetSpec(**lower)

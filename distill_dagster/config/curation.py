@@ -47,6 +47,6 @@ class CurationSpec(ConfigModel):
     def _switched(cls, value: Any) -> Any:
         return expand_switch(value)
 
-    def wanted_slices(self, slices: int) -> int:
+    def compute_min_slices(self, slices: int) -> int:
         """How many of that many slices have to give rows."""
         return min(slices, self.min_slices) if self.min_slices is not None else math.ceil(0.9 * slices)

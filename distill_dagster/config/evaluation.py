@@ -1,4 +1,4 @@
-"""How systems are compared, and what the teacher has to reach before."""
+"""Settings of the evaluation, and of the gate that the teacher passes before slices are paid for."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from distill_dagster.config.base import ConfigModel
 
 
 class EvaluationSpec(ConfigModel):
+    """How systems are compared."""
+
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     latency_items: Annotated[int, Field(ge=1, le=10_000)] = 40
     student_usd_per_hour: Annotated[float, Field(ge=0)] | None = Field(
-        default=None, description="price of the machine that serves the student; without it the cost is unknown"
+        default=None,
+        description="price of the machine that serves the student; without it its cost is unknown",
     )
     seed: int = 0
 
 
 class GateSpec(ConfigModel):
-    """What the teacher has to reach on dev before any slice is paid for."""
+    """Scores that the teacher must reach on dev before any slice is sent to it."""
 
     teacher_min: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        default=None, description="least score of the teacher on dev, in the metric of the kind"
+        default=None, description="lowest score of the teacher on dev, in the metric of the kind"
     )
     teacher_over_base: Annotated[float, Field(ge=-1, le=1)] | None = Field(
         default=0.0,
-        description="the teacher's score on dev is at least so much above that of the untrained student; null: the "
-        "two are not compared, and no student model is loaded",
+        description="how far the teacher's score on dev must be above that of the untrained student; null: they are "
+        "not compared, and no student model is loaded",
     )
-    items: Annotated[int, Field(ge=1)] = Field(
-        default=200, description="how many rows of dev are compared, where it has more"
-    )
+    items: Annotated[int, Field(ge=1)] = Field(default=200, description="largest number of dev rows that are compared")

@@ -1,4 +1,4 @@
-"""How prompts are imagined."""
+"""Settings of imagining prompts."""
 
 from __future__ import annotations
 
@@ -15,56 +15,58 @@ RESERVED_AXES = ("method", "evolution", "label")
 
 
 class ImagineMethodsSpec(ConfigModel):
-    """Shares of the ways to imagine a prompt. They need not add up to 1."""
+    """Shares of the methods that imagine prompts. They need not add up to 1."""
 
     grid: Annotated[float, Field(ge=0)] | None = Field(
-        default=None, description="from a cell of the axes; by default 0.4, or nothing where there are no axes"
+        default=None, description="from a combination of values of the axes; by default 0.4, or 0 without axes"
     )
     self_instruct: Annotated[float, Field(ge=0)] = 0.3
     evolve: Annotated[float, Field(ge=0)] = 0.3
 
 
 class ImagineSpec(ConfigModel):
-    """How the teacher imagines prompts for slices whose `target` is more than what they have."""
+    """How a teacher imagines prompts for slices with fewer prompts than their `target`."""
 
     methods: ImagineMethodsSpec = ImagineMethodsSpec()
     axes: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
-        default={}, description="difficulty, persona, style, edge_case, or any other: each with its values"
+        default={}, description="difficulty, persona, style, edge_case or any other name, each with its values"
     )
     per_request: Annotated[int, Field(ge=1, le=100)] = 4
-    examples: Annotated[int, Field(ge=0, le=50)] = Field(default=6, description="prompts shown for self_instruct")
+    examples: Annotated[int, Field(ge=0, le=50)] = Field(default=6, description="examples in a self_instruct request")
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    max_chars: Annotated[int, Field(ge=1, le=100_000)] = Field(default=4000, description="of one imagined prompt")
+    max_chars: Annotated[int, Field(ge=1, le=100_000)] = Field(default=4000, description="longest imagined prompt")
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.7, description="Jaccard similarity of word 3-grams from which a longer text repeats another"
+        default=0.7,
+        description="Jaccard similarity of word 3-grams from which a longer text is a near-duplicate",
     )
     max_rounds: Annotated[int, Field(ge=1, le=100)] = Field(
-        default=5, description="each asks for all that is missing; a slice is also left after two without a new prompt"
+        default=5,
+        description="each round asks for all missing prompts; two rounds without a new prompt end a slice earlier",
     )
     seed: int = 0
     teacher: AuxiliaryTeacherSpec | None = Field(
-        default=None, description="who imagines; by default the task's teacher"
+        default=None, description="the model that imagines; by default the task's teacher"
     )
 
     @field_validator("teacher", mode="before")
     @classmethod
-    def _short_teacher(cls, value: Any) -> Any:
+    def _expand_teacher(cls, value: Any) -> Any:
         return {"model": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _consistent(self) -> ImagineSpec:
+    def _check_methods(self) -> ImagineSpec:
         for name in self.axes:
             if name in RESERVED_AXES or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,40}", name):
                 raise ValueError(f"axis {name!r}: use a name such as edge_case, and none of {', '.join(RESERVED_AXES)}")
         if self.methods.grid and not self.axes:
             raise ValueError("methods.grid needs `axes`")
-        if not any(self.shares().values()):
-            raise ValueError("methods: one share must be more than 0")
+        if not any(self.compute_shares().values()):
+            raise ValueError("methods: at least one share must be above 0")
         return self
 
-    def shares(self) -> dict[str, float]:
-        """The share of each method, `IMAGINE_METHODS` in order; they add up to 1 unless all are 0."""
+    def compute_shares(self) -> dict[str, float]:
+        """The share of each method, in the order of `IMAGINE_METHODS`. They add up to 1, unless all are 0."""
         grid = self.methods.grid if self.methods.grid is not None else 0.4 * bool(self.axes)
         given = dict(zip(IMAGINE_METHODS, (grid, self.methods.self_instruct, self.methods.evolve), strict=True))
         total = sum(given.values()) or 1.0

@@ -1,4 +1,4 @@
-"""How new prompts are taken."""
+"""Settings of the inbox."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distill_dagster.core.patterns import find_pattern_problem
 
 
 class InboxRuleSpec(ConfigModel):
-    """Where a prompt goes whose record matches: a slice, and a regular expression to be found in a field."""
+    """Sends a prompt to a slice if a regular expression matches a field of its record."""
 
     slice: str
     field: Annotated[str, Field(min_length=1)] | None = Field(default=None, description="by default the text")
@@ -19,16 +19,16 @@ class InboxRuleSpec(ConfigModel):
 
     @field_validator("slice")
     @classmethod
-    def _slice_key(cls, value: str) -> str:
+    def _check_slice(cls, value: str) -> str:
         if not SLICE_KEY_PATTERN.fullmatch(value):
-            raise ValueError(f"a slice matches {SLICE_KEY_PATTERN.pattern}")
+            raise ValueError(f"a slice key must match {SLICE_KEY_PATTERN.pattern}")
         return value
 
     @field_validator("matches")
     @classmethod
-    def _pattern(cls, value: str) -> str:
-        if why := find_pattern_problem(value):
-            raise ValueError(why)
+    def _check_pattern(cls, value: str) -> str:
+        if problem := find_pattern_problem(value):
+            raise ValueError(problem)
         return value
 
 
@@ -40,9 +40,9 @@ class InboxSpec(ConfigModel):
 
     text_field: Annotated[str, Field(min_length=1)] = "text"
     slice_field: Annotated[str, Field(min_length=1)] = "slice"
-    rules: list[InboxRuleSpec] = Field(default=[], description="for lines that name no slice; the first that matches")
+    rules: list[InboxRuleSpec] = Field(default=[], description="for lines without a slice; the first match applies")
     keep_files: bool = Field(
-        default=False, description="keep taken files in done/, unmasked as they came; by default only their summary"
+        default=False, description="keep processed files in done/, unmasked; by default only their summary is kept"
     )
     phone_regions: list[str] = Field(
         default=[*DEFAULT_PHONE_REGIONS],
@@ -51,15 +51,15 @@ class InboxSpec(ConfigModel):
 
     @field_validator("phone_regions")
     @classmethod
-    def _regions(cls, value: list[str]) -> list[str]:
+    def _check_regions(cls, value: list[str]) -> list[str]:
 
         for region in value:
             if region not in list_phone_regions():
-                raise ValueError(f"{region!r} is not a country in two capital letters, such as US or DE")
+                raise ValueError(f"{region!r} is not a country code such as US or DE")
         return value
 
     @model_validator(mode="after")
-    def _two_fields(self) -> InboxSpec:
+    def _check_fields(self) -> InboxSpec:
         if self.text_field == self.slice_field:
             raise ValueError("text_field and slice_field name the same field")
         return self

@@ -1,4 +1,4 @@
-"""Who judges the answers, and by what."""
+"""Settings of the judge."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ class CriterionSpec(ConfigModel):
 
 
 class JudgeSpec(AuxiliaryTeacherSpec):
-    """A second model that scores every candidate by a rubric, or picks the best of differing samples."""
+    """A second model that scores every candidate by a rubric, or picks the best of different samples."""
 
     mode: Literal["score", "best_of"] = Field(
-        default="score", description="score: 1 to 5 per criterion, with a reason; best_of: which of the samples to keep"
+        default="score", description="score: 1 to 5 per criterion, with a reason; best_of: choose the sample to keep"
     )
     rubric: Annotated[list[CriterionSpec], Field(min_length=1)]
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 1000
     min_success: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.9, description="share of answers below which the asset fails instead of passing on partial results"
+        default=0.9, description="the asset fails if a smaller share of answers is usable"
     )
 
     @field_validator("rubric")
     @classmethod
-    def _unique(cls, value: list[CriterionSpec]) -> list[CriterionSpec]:
-        for n, one in enumerate(value):
-            if one.name in [other.name for other in value[:n]]:
-                raise ValueError(f"criterion {one.name!r} stands twice")
+    def _check_names(cls, value: list[CriterionSpec]) -> list[CriterionSpec]:
+        names = [criterion.name for criterion in value]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise ValueError(f"duplicate criterion {name!r}")
         return value
 
-    def judge_settings(self) -> dict[str, Any]:
-        """The settings that can change what the judge says."""
-        return self.asked_settings() | self.model_dump(include={"mode", "rubric", "temperature", "max_tokens"})
+    def dump_request_settings(self) -> dict[str, Any]:
+        """The settings that can change the judge's answers, for hashes."""
+        return super().dump_request_settings() | self.model_dump(
+            include={"mode", "rubric", "temperature", "max_tokens"}
+        )

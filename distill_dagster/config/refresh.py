@@ -1,4 +1,4 @@
-"""When a task is brought up to date by itself."""
+"""Settings of automatic refreshes."""
 
 from __future__ import annotations
 
@@ -14,48 +14,50 @@ from distill_dagster.config.base import ConfigModel
 
 
 class RefreshSpec(ConfigModel):
-    """When a refresh runs by itself, and when it trains anew."""
+    """When a refresh runs automatically, and when it trains a student again."""
 
     cron: str | None = Field(
-        default="0 3 * * *", description="when the schedule refreshes: minute, hour, day, month, weekday; null: never"
+        default="0 3 * * *",
+        description="when the schedule refreshes: minute, hour, day, month, weekday; null: never",
     )
     timezone: str = "UTC"
     min_new_rows: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="a student is trained anew where more rows than this came, went or changed"
+        default=0, description="a student is trained again if more rows than this were added, removed or changed"
     )
     max_age_hours: Annotated[float, Field(ge=1 / 60, le=100_000)] | None = Field(
-        default=None, description="the last refresh is overdue after this; by default twice the longest wait of `cron`"
+        default=None,
+        description="age of an overdue refresh; by default twice the longest interval of `cron`",
     )
 
     @field_validator("cron")
     @classmethod
-    def _five_fields(cls, value: str | None) -> str | None:
+    def _check_cron(cls, value: str | None) -> str | None:
         if value is None:
             return None
         try:
-            if len(value.split()) != 5:  # a sixth field would be seconds, which Dagster does not know
-                raise CronSimError("five fields are wanted")
+            if len(value.split()) != 5:  # a sixth field is seconds, which Dagster does not support
+                raise CronSimError("it needs five fields")
             CronSim(value, datetime(2026, 1, 1))
             days, weekdays = value.upper().split()[2], value.upper().split()[4]
             if "W" in days or ("L" in days and "/" in days) or "L" in weekdays:
-                raise CronSimError("W and L of a weekday are not known here")
+                raise CronSimError("W, and L in a weekday, are not supported")
         except CronSimError as error:
             raise ValueError(
-                f"not a cron expression: {str(error).lower()}; every night at three is 0 3 * * *"
+                f"not a cron expression: {str(error).lower()}; use for example 0 3 * * * for 3:00 every night"
             ) from None
         return value
 
     @field_validator("timezone")
     @classmethod
-    def _known_zone(cls, value: str) -> str:
+    def _check_timezone(cls, value: str) -> str:
         try:
             ZoneInfo(value)
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError("not a time zone; use a name such as UTC or Europe/Berlin") from None
         return value
 
-    def max_age(self) -> timedelta | None:
-        """After what time the last refresh is overdue; None where nothing refreshes by itself."""
+    def compute_max_age(self) -> timedelta | None:
+        """The age at which the last refresh is overdue, or None if nothing refreshes automatically."""
         if self.max_age_hours is not None:
             return timedelta(hours=self.max_age_hours)
         if self.cron is None:

@@ -1,4 +1,4 @@
-"""Teachers whose completions were recorded elsewhere."""
+"""Settings of replay teachers, whose completions were recorded elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPLAY_NAME_PATTERN = re.compile(r"replay/[a-z0-9][a-z0-9._-]{0,62}")
 
 
 class ReplaySpec(ConfigModel):
-    """How recorded completions are read. Provider logs, stored completions and chat traces need none of the paths.
+    """How recorded completions are read. Known formats need no paths: provider logs, stored completions, chat traces.
 
     A path is dotted (`request.messages.-1.content`) or a JSON pointer.
     """
@@ -25,8 +25,8 @@ class ReplaySpec(ConfigModel):
     )
     match: Literal["text", "conversation", "id"] = Field(
         default="text",
-        description="how a prompt finds its completion: by the last user turn, by all of them, or by the id that a "
-        "seed, an imported prompt or a labelled row has",
+        description="how a prompt finds its completion: by its last user turn, by all turns, or by the id of its "
+        "seed, imported prompt or labelled row",
     )
     prompt: str | None = None
     completion: str | None = None
@@ -34,22 +34,22 @@ class ReplaySpec(ConfigModel):
     model: str | None = None
     id: str | None = None
     prompt_pattern: str | None = Field(
-        default=None, description="a regular expression whose first group is the prompt within the recorded one"
+        default=None, description="a regular expression whose first group is the prompt in the recorded text"
     )
 
     @field_validator("files")
     @classmethod
-    def _inside(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if not name.strip() or name.startswith("/") or ".." in name.split("/") or "\\" in name:
-                raise ValueError(f"{name!r} is not a path below the task folder, such as recorded/log.jsonl")
+                raise ValueError(f"{name!r} is not a path in the task folder, such as recorded/log.jsonl")
         return value
 
     @field_validator("prompt_pattern")
     @classmethod
-    def _one_group(cls, value: str | None) -> str | None:
+    def _check_pattern(cls, value: str | None) -> str | None:
         if value is not None and "(" not in value:
-            raise ValueError("the pattern has no group; put what is the prompt into parentheses")
-        if value is not None and (why := find_pattern_problem(value)):
-            raise ValueError(why)
+            raise ValueError("the pattern has no group; put the part that is the prompt in parentheses")
+        if value is not None and (problem := find_pattern_problem(value)):
+            raise ValueError(problem)
         return value

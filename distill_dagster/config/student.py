@@ -1,4 +1,4 @@
-"""Who learns."""
+"""Settings of students."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class LoraSpec(ConfigModel):
 
 
 class StudentSpec(ConfigModel):
-    """Who learns: a causal LM that writes the label, or an encoder with a classification head."""
+    """A student: a causal LM that writes its answer, or an encoder with a classification head."""
 
-    model: str = Field(description="name of a packaged model, a folder, or a hub id")
+    model: str = Field(description="name of a packaged model, a folder, or a Hugging Face id")
     architecture: Literal["causal_lm", "encoder"]
     revision: str | None = None
     lora: LoraSpec = LoraSpec()
@@ -37,18 +37,18 @@ class StudentSpec(ConfigModel):
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
     temperature: Annotated[float, Field(gt=0, le=20)] = Field(default=1.0, description="of the distillation loss")
     soft_weight: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5, description="1: soft labels alone, 0: the kept label alone"
+        default=0.5, description="1: learn soft labels only, 0: learn the chosen label only"
     )
     max_tokens: Annotated[int, Field(ge=8, le=8192)] = Field(
-        default=256, description="of a prompt; longer ones are cut"
+        default=256, description="longest prompt in tokens; longer ones are cut"
     )
     answer_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
-        default=256, description="of an answer that is written, with its reasoning: so many are learned and written"
+        default=256, description="longest written answer in tokens, with its reasoning, in training and prediction"
     )
     reasoning: bool = Field(
         default=False,
-        description="of a task with labels and `reasoning: true`: learn to write the teacher's reasoning and the label "
-        "behind it, instead of choosing the label at once",
+        description="for a task with labels and `reasoning: true`: learn to write the teacher's reasoning and then "
+        "the label, instead of choosing the label at once",
     )
     seed: int = 0
 
@@ -63,32 +63,35 @@ BASE_MODEL_SETTINGS = (
     "answer_tokens",
     "reasoning",
 )
-"""What of a student's settings shapes the answers of its base, the untrained model."""
+"""A student's settings that change the answers of its base, the untrained model."""
 
 
 def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -> None:
-    """Whether a student can learn what a task of this kind, with reasoning or without, has to teach.
+    """Check that a student can learn the answers of a task.
+
+    Args:
+        reasoning: whether the teacher is asked for its reasoning.
 
     Raises:
-        ValueError: it cannot, or is named badly.
+        ValueError: it cannot, or its name is not allowed.
     """
     if not STUDENT_NAME_PATTERN.fullmatch(name):
         raise ValueError(f"student name {name!r} must match {STUDENT_NAME_PATTERN.pattern}")
     if student.architecture == "encoder" and kind not in LABEL_KINDS:
         raise ValueError(
-            f"student {name!r} is an encoder, which chooses among labels; kind {kind} wants `architecture: causal_lm`"
+            f"student {name!r} is an encoder, which chooses among labels; kind {kind} needs `architecture: causal_lm`"
         )
     if student.reasoning and kind not in LABEL_KINDS:
         raise ValueError(
-            f"student {name!r}: reasoning is for kinds with labels; of kind {kind} it is learned wherever the "
-            f"task has `reasoning: true`. Leave it out"
+            f"student {name!r}: reasoning is for kinds with labels; a student of kind {kind} learns it if the task "
+            f"has `reasoning: true`. Leave it out"
         )
     if student.reasoning and not reasoning:
         raise ValueError(
-            f"student {name!r} is to learn reasoning, and the teacher is not asked for it: set "
-            f"`reasoning: true` for the task"
+            f"student {name!r} cannot learn reasoning that the teacher is not asked for: set `reasoning: true` "
+            f"for the task"
         )
     if student.reasoning and student.architecture == "encoder":
         raise ValueError(
-            f"student {name!r} is an encoder, which writes nothing; reasoning wants `architecture: causal_lm`"
+            f"student {name!r} is an encoder, which writes nothing; reasoning needs `architecture: causal_lm`"
         )

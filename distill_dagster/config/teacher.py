@@ -1,4 +1,4 @@
-"""Who answers, and how it is asked."""
+"""Settings of the teachers that answer prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distill_dagster.config.answers import LABEL_KINDS
+from distill_dagster.config.answers import LABEL_KINDS, TaskKind
 from distill_dagster.config.base import VARIABLE_NAME_PATTERN, ConfigModel
 from distill_dagster.config.replay import REPLAY_NAME_PATTERN, REPLAY_PREFIX, ReplaySpec
 from distill_dagster.config.terms import TermsSpec
@@ -14,42 +14,43 @@ from distill_dagster.core.redaction import is_plain_url
 
 EMBEDDED_PREFIX = "embedded/"
 FREE_TEXT_MAX_TOKENS = 1024
-"""Default of teacher.max_tokens for answers that are written rather than chosen."""
+"""Default of `teacher.max_tokens` for answers that are written, not chosen from labels."""
 
 
 class FewShotSpec(ConfigModel):
-    """How examples.jsonl becomes few-shot examples. Draw i takes the next `per_label` examples of each label."""
+    """How examples.jsonl becomes few-shot examples. Each draw takes the next `per_label` examples of each label."""
 
     per_label: Annotated[int, Field(ge=0, le=50)] = 3
     nearest: Annotated[int, Field(ge=0, le=200)] = Field(
         default=0,
-        description="so many examples that are nearest to the prompt, found by sentence embeddings, instead of "
-        "per_label: for many labels, or where shared examples say little about a prompt",
+        description="number of examples nearest to the prompt by sentence embedding, used instead of per_label: for "
+        "many labels, or if shared examples help little",
     )
     draws: Annotated[int, Field(ge=1, le=32)] = 3
     seed: int = 0
 
 
 class BatchSpec(ConfigModel):
-    """How batches are looked after."""
+    """How a run waits for the provider's batches."""
 
     wait_s: Annotated[float, Field(ge=0)] = Field(
-        default=90_000, description="how long a run waits for its batches: 25 hours; 0 leaves them to the sensor"
+        default=90_000,
+        description="how long a run waits for its batches (25 hours); 0 leaves them to the sensor",
     )
     poll_s: Annotated[float, Field(gt=0)] = Field(
-        default=30, description="first pause between looks; it grows to ten times as much"
+        default=30, description="first pause between polls; it grows to ten times as much"
     )
 
 
 class PriceSpec(ConfigModel):
-    """USD per million tokens."""
+    """A price in USD per million tokens."""
 
     input_usd: Annotated[float, Field(ge=0)]
     output_usd: Annotated[float, Field(ge=0)]
 
 
 class TeacherSpec(ConfigModel):
-    """Who answers. `model` is `embedded/smollm2-135m-instruct`, `replay/<name>` or any litellm model id."""
+    """A teacher. `model` is `embedded/smollm2-135m-instruct`, `replay/<name>` or any litellm model id."""
 
     model: str
     api: Literal["chat", "text"] = Field(
@@ -60,187 +61,186 @@ class TeacherSpec(ConfigModel):
     revision: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     samples: Annotated[int, Field(ge=1, le=64)] = Field(
-        default=1, description="answers asked for with each draw of few-shot examples; several want a temperature"
+        default=1, description="answers per draw of few-shot examples; more than one needs a temperature above 0"
     )
     max_tokens: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        default=16, description="of an answer; by default 1024 where one is written: with reasoning, or without labels"
+        default=16, description="longest answer; by default 1024 for written answers: with reasoning, or without labels"
     )
     response_format: Literal["auto", "json_schema", "prompt"] = Field(
         default="auto",
-        description="how a written answer gets its JSON schema (chat API): by the provider's response_format, in the "
-        "prompt, or the first where litellm knows that the model takes it; tools likewise",
+        description="how a written answer gets its JSON schema (chat API): json_schema by the provider's "
+        "response_format, prompt by instructions, auto by json_schema if litellm knows that the model supports it; "
+        "tools likewise",
     )
     soft_labels: Literal["logprobs", "votes"] = Field(
-        default="votes", description="token log-probabilities where the provider gives them, else the samples' votes"
+        default="votes",
+        description="logprobs: from token log-probabilities, if the provider returns them; votes: from the samples",
     )
     top_logprobs: Annotated[int, Field(ge=1, le=5000)] = 20
     boost_labels: bool = Field(
         default=False,
-        description="raise the labels' tokens by a logit bias, so that however unlikely a label is, it is among the "
-        "top_logprobs; llama.cpp servers only (text API), which report probabilities behind the bias",
+        description="add a logit bias to the labels' tokens, so that even an unlikely label is among the "
+        "top_logprobs; llama.cpp servers only (text API), which report probabilities after the bias",
     )
     resolve_labels: bool = Field(
         default=False,
-        description="labels that share their first tokens: ask again behind the shared part (text API only)",
+        description="for labels that share their first tokens: ask again after the shared part (text API only)",
     )
     calibration: Literal["none", "examples"] = Field(
         default="none",
-        description="divide soft labels, or the samples' votes, by the teacher's mean answer to examples left out of "
-        "the draw",
+        description="divide soft labels, or the samples' votes, by the teacher's mean answer to examples that are not "
+        "in the draw",
     )
     calibration_items: Annotated[int, Field(ge=1, le=50)] = Field(
-        default=3, description="examples of each label for the calibration"
+        default=3, description="examples per label for the calibration"
     )
     few_shot: FewShotSpec = FewShotSpec()
     mode: Literal["online", "batch"] = Field(
-        default="online", description="batch: through the provider's batch API, slower and at a lower price"
+        default="online", description="batch: use the provider's batch API, which is slower and less expensive"
     )
     batch: BatchSpec = BatchSpec()
-    replay: ReplaySpec | None = Field(default=None, description="for `replay/<name>`: where its completions lie")
+    replay: ReplaySpec | None = Field(default=None, description="for `replay/<name>`: how its completions are read")
     concurrency: Annotated[int, Field(ge=1, le=512)] = 8
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="of prompts and answers; an answer counts as max_tokens"
+        default=None, description="tokens of prompts and answers; an answer counts as max_tokens"
     )
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 4
     reasks: Annotated[int, Field(ge=0, le=10)] = Field(
-        default=1, description="how often an answer that cannot be used is asked for anew; each is paid for"
+        default=1, description="how often an unusable answer is asked for again; each is paid for"
     )
-    price: PriceSpec | None = Field(default=None, description="where litellm does not know it, or yours is another")
+    price: PriceSpec | None = Field(
+        default=None, description="for a model that litellm does not know, or your own price"
+    )
     smoke_rows: Annotated[int, Field(ge=0, le=100)] = Field(
-        default=8, description="asked first, before many requests are sent; 0 for none"
+        default=8, description="rows that are asked first, before many requests are sent; 0 for none"
     )
     min_success: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.9, description="share of answers below which the asset fails instead of passing on partial results"
+        default=0.9, description="the asset fails if a smaller share of answers is usable"
     )
-    terms: TermsSpec = Field(default=TermsSpec(), description="on the provider's terms on training with answers")
+    terms: TermsSpec = Field(default=TermsSpec(), description="the provider's terms on training with answers")
 
     @field_validator("api_base")
     @classmethod
-    def _address_alone(cls, value: str | None) -> str | None:
+    def _check_address(cls, value: str | None) -> str | None:
         if value is not None and not is_plain_url(value):
             raise ValueError(
-                "an address alone is wanted, such as https://host/v1: no user name, password, query or fragment. A key "
-                "belongs into the environment variable that api_key_env names"
+                "use an address such as https://host/v1, without user name, password, query or fragment. Put the key "
+                "in the environment variable that api_key_env names"
             )
         return value
 
     @field_validator("api_key_env")
     @classmethod
-    def _name_of_variable(cls, value: str | None) -> str | None:
+    def _check_variable(cls, value: str | None) -> str | None:
         if value is not None and not VARIABLE_NAME_PATTERN.fullmatch(value):
             raise ValueError(
-                "the name of an environment variable is wanted, in capitals such as OPENAI_API_KEY, and not the key "
-                "itself. If this was a key, take it back at the provider: it has been in a file"
+                "use the name of an environment variable in capitals, such as OPENAI_API_KEY, not the key itself. If "
+                "this was a key, revoke it at the provider: it has been in a file"
             )
         return value
 
     @model_validator(mode="after")
-    def _consistent(self) -> TeacherSpec:
+    def _check_combinations(self) -> TeacherSpec:
         if self.samples > 1 and self.temperature == 0:
-            raise ValueError("several samples want a temperature above 0, such as 0.7: at 0 all of them are the same")
+            raise ValueError("several samples need a temperature above 0, such as 0.7: at 0 all of them are the same")
         if self.samples > 1 and self.soft_labels == "logprobs":
             raise ValueError("soft_labels: logprobs reads the whole distribution from one sample; leave samples out")
         if self.resolve_labels and self.api != "text":
-            raise ValueError("resolve_labels continues a half-written answer, which needs `api: text`")
+            raise ValueError("resolve_labels continues an unfinished answer, which needs `api: text`")
         if self.boost_labels and (self.api, self.soft_labels) != ("text", "logprobs"):
             raise ValueError("boost_labels needs `api: text` and `soft_labels: logprobs`")
-        if self.votes_corrected and self.requests_per_prompt == 1:
+        if self.has_corrected_votes and self.requests_per_prompt == 1:
             raise ValueError(
                 "calibration corrects probabilities or the shares of votes: set `soft_labels: logprobs`, or several "
                 "`samples` or `few_shot.draws`"
             )
-        if self.calibration != "none" and self.replayed:
+        if self.calibration != "none" and self.is_replay:
             raise ValueError("calibration asks the teacher about examples, which a replay teacher cannot answer")
-        if self.mode == "batch" and self.free:
+        if self.mode == "batch" and self.is_free:
             raise ValueError("mode: batch is for a provider with a batch API; an embedded or replay teacher has none")
         if self.mode == "batch" and (self.resolve_labels or self.boost_labels):
-            raise ValueError("resolve_labels and boost_labels ask a server several times; they need `mode: online`")
-        if self.replay is not None and not self.replayed:
-            raise ValueError("replay belongs to a teacher whose model is `replay/<name>`")
-        if self.replayed and not REPLAY_NAME_PATTERN.fullmatch(self.model):
-            raise ValueError(f"a replay teacher's model matches {REPLAY_NAME_PATTERN.pattern}")
-        if self.replayed and self.soft_labels != "votes":
+            raise ValueError("resolve_labels and boost_labels send requests in steps; they need `mode: online`")
+        if self.replay is not None and not self.is_replay:
+            raise ValueError("replay is for a teacher whose model is `replay/<name>`")
+        if self.is_replay and not REPLAY_NAME_PATTERN.fullmatch(self.model):
+            raise ValueError(f"the model of a replay teacher must match {REPLAY_NAME_PATTERN.pattern}")
+        if self.is_replay and self.soft_labels != "votes":
             raise ValueError("recorded completions have no log-probabilities; they need `soft_labels: votes`")
         return self
 
     @property
-    def embedded(self) -> bool:
+    def is_embedded(self) -> bool:
+        """Whether the model runs on this machine, in a server that the project starts."""
         return self.model.startswith(EMBEDDED_PREFIX)
 
     @property
-    def replayed(self) -> bool:
-        """Its completions were recorded elsewhere: it sends nothing and costs nothing."""
+    def is_replay(self) -> bool:
+        """Whether its completions were recorded elsewhere: it sends nothing and costs nothing."""
         return self.model.startswith(REPLAY_PREFIX)
 
     @property
-    def free(self) -> bool:
-        """Whether asking costs nothing: then the task may run by itself from the start."""
-        return self.embedded or self.replayed
+    def is_free(self) -> bool:
+        """Whether asking costs nothing."""
+        return self.is_embedded or self.is_replay
 
-    def identity(self) -> dict[str, Any]:
-        """All that can change an answer: in every request_key. Not where it is asked, how fast or how often."""
+    def dump_identity(self) -> dict[str, Any]:
+        """The model and its revision, which are part of every `request_key`. Address, limits and price are not."""
         return {"model": self.model, "revision": self.revision}
 
-    def result_settings(self) -> dict[str, Any]:
-        """The settings that can change the teacher's tables (not its limits, address or key).
+    def dump_result_settings(self) -> dict[str, Any]:
+        """The settings that can change the teacher's tables, for hashes: not limits, address, key or price.
 
-        Settings that came later are left out while they have their default: no hash moves for them. What a replay
-        teacher has recorded is a source of its own, by content: see `sources`.
+        The completions of a replay teacher have a data version of their own.
         """
-        how = {"api_base", "api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s"}
-        how |= {"max_retries", "price", "smoke_rows", "min_success", "terms", "mode", "batch", "replay"}
-        settings = self.model_dump(exclude=how)
-        for name in ("samples", "response_format", "reasks"):
-            if settings[name] == type(self).model_fields[name].default:
-                del settings[name]
-        return settings
+        other = {"api_base", "api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s"}
+        other |= {"max_retries", "price", "smoke_rows", "min_success", "terms", "mode", "batch", "replay"}
+        return self.model_dump(exclude=other)
 
     @property
-    def votes_corrected(self) -> bool:
-        """Whether a prior corrects votes rather than probabilities."""
+    def has_corrected_votes(self) -> bool:
+        """Whether the calibration corrects votes, not probabilities."""
         return self.calibration != "none" and self.soft_labels == "votes"
 
     @property
     def requests_per_prompt(self) -> int:
-        """Sample i of a prompt has the few-shot examples of draw i modulo `draws`."""
+        """The number of samples of a prompt. Sample i has the few-shot examples of draw `i % draws`."""
         return self.few_shot.draws * self.samples
 
 
 class CascadeSpec(ConfigModel):
-    """When a teacher counts as unsure of a prompt, so that the next one is asked."""
+    """When a teacher's answer is uncertain, so that the next teacher is asked."""
 
     min_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=1.0, description="its samples agree less than this; with one sample they always do"
+        default=1.0, description="uncertain if the samples agree less; one sample always agrees"
     )
     min_confidence: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="its soft label gives its answer less than this"
+        default=0.0, description="uncertain if the soft label gives the answer less probability"
     )
 
 
-def fill_teacher_defaults(value: Any, kind: str | None, reasoning: bool | None) -> Any:
-    """One teacher as written, with the defaults of the task's kind; a name alone is its model."""
+def fill_teacher_defaults(value: Any, kind: Any, reasoning: bool) -> Any:
+    """A teacher as written in task.yaml, with the defaults of the task's kind. A name alone is its model."""
     value = {"model": value} if isinstance(value, str) else value
     if isinstance(value, dict) and kind is not None and (kind not in LABEL_KINDS or reasoning):
-        # A label is short and gains from averaging over draws; an answer that is written is neither.
+        # A label is short and gains from averaging over draws. A written answer is long and does not.
         value = {"max_tokens": FREE_TEXT_MAX_TOKENS, "few_shot": {}} | value
         if isinstance(value["few_shot"], dict):
             value["few_shot"] = {"draws": 1} | value["few_shot"]
     return value
 
 
-def check_teacher(spec: TeacherSpec, kind: str | None, reasoning: bool | None) -> TeacherSpec:
-    """A teacher that can be asked for answers of the kind; `kind` is None where the task's is malformed.
+def check_teacher(spec: TeacherSpec, kind: TaskKind, reasoning: bool) -> None:
+    """Check that a teacher can be asked for the answers of a task.
 
     Raises:
-        ValueError: a setting wants answers that are labels.
+        ValueError: a setting needs answers that are labels.
     """
-    if kind is not None and spec.soft_labels == "logprobs" and (kind not in LABEL_KINDS or reasoning):
+    if spec.soft_labels == "logprobs" and (kind not in LABEL_KINDS or reasoning):
         raise ValueError(
-            "soft_labels: logprobs reads a label from the first tokens; it wants a kind with labels "
+            "soft_labels: logprobs reads a label from the first tokens; it needs a kind with labels "
             f"({' or '.join(LABEL_KINDS)}) and no `reasoning`. Leave it out, and set `samples` for votes"
         )
-    if kind is not None and spec.calibration != "none" and kind not in LABEL_KINDS:
+    if spec.calibration != "none" and kind not in LABEL_KINDS:
         raise ValueError(f"calibration is for kinds with labels ({' or '.join(LABEL_KINDS)})")
-    return spec

@@ -1,4 +1,4 @@
-"""What a task says of the terms under which a teacher answers."""
+"""Settings about the terms under which a provider answers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from distill_dagster.config.base import ConfigModel
 
 
 class TermsSpec(ConfigModel):
-    """What a task says of the provider's terms on training with the teacher's answers. Never part of a request."""
+    """The provider's terms on training with the teacher's answers. Never part of a request."""
 
     acknowledged: bool = Field(default=False, description="you have read the terms and may train with the answers")
     restricts: Literal["yes", "no"] | None = Field(
-        default=None, description="do they restrict training with answers; wants url, quote and date_read with it"
+        default=None, description="whether the terms restrict training with answers; needs url, quote and date_read"
     )
     url: Annotated[str, Field(max_length=2000)] | None = None
     quote: Annotated[str, Field(min_length=10, max_length=5000)] | None = Field(
@@ -27,28 +27,26 @@ class TermsSpec(ConfigModel):
 
     @field_validator("restricts", mode="before")
     @classmethod
-    def _yaml_yes(cls, value: Any) -> Any:
-        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value  # YAML reads yes and no so
+    def _expand_boolean(cls, value: Any) -> Any:
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
     @field_validator("url")
     @classmethod
-    def _web_address(cls, value: str | None) -> str | None:
+    def _check_url(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"https?://[^\s/]+\S*", value):
-            raise ValueError("the address of the terms begins with https://")
+            raise ValueError("the address of the terms must begin with http:// or https://")
         return value
 
     @field_validator("date_read")
     @classmethod
-    def _not_to_come(cls, value: date | None) -> date | None:
-        if value is not None and value > date.today() + timedelta(days=1):  # a day: the clock of another zone
-            raise ValueError("the day on which the terms were read is still to come")
+    def _check_date(cls, value: date | None) -> date | None:
+        if value is not None and value > date.today() + timedelta(days=1):  # one day for other time zones
+            raise ValueError("the date on which the terms were read is in the future")
         return value
 
     @model_validator(mode="after")
-    def _whole(self) -> TermsSpec:
-        told = (self.restricts, self.url, self.quote, self.date_read)
-        if any(told) and not all(told):
-            raise ValueError(
-                "a statement on terms wants restricts, url, quote and date_read; without them it is unknown"
-            )
+    def _check_statement(self) -> TermsSpec:
+        statement = (self.restricts, self.url, self.quote, self.date_read)
+        if any(statement) and not all(statement):
+            raise ValueError("a statement on terms needs restricts, url, quote and date_read")
         return self

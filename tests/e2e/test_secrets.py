@@ -210,9 +210,9 @@ def test_an_address_from_the_environment(
 @pytest.mark.parametrize(
     ("setting", "remedy"),
     [
-        ({"api_base": f"http://me:{PASSWORD}@127.0.0.1:9/v1"}, "an address alone is wanted"),
-        ({"api_base": f"http://127.0.0.1:9/v1?api-key={TOKEN}"}, "an address alone is wanted"),
-        ({"api_key_env": KEY}, "the name of an environment variable is wanted"),
+        ({"api_base": f"http://me:{PASSWORD}@127.0.0.1:9/v1"}, "use an address such as"),
+        ({"api_base": f"http://127.0.0.1:9/v1?api-key={TOKEN}"}, "use an address such as"),
+        ({"api_key_env": KEY}, "use the name of an environment variable"),
         ({"api_key": KEY}, "unknown field"),
         ({"api_base": [KEY]}, "valid string"),
     ],

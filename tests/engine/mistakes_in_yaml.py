@@ -25,7 +25,7 @@ YAML_MISTAKES = [
         "task.yaml",
         31,
         "inbox.rules.0.slice",
-        "a slice matches",
+        "a slice key must match",
         "Fix the value",
     ),
     Mistake(
@@ -70,7 +70,7 @@ YAML_MISTAKES = [
         "task.yaml",
         29,
         "imagine",
-        "one share must be more than 0",
+        "at least one share must be above 0",
         "Fix the value",
     ),
     Mistake(
@@ -109,7 +109,7 @@ YAML_MISTAKES = [
         "task.yaml",
         31,
         "judge.rubric",
-        "'a' stands twice",
+        "duplicate criterion 'a'",
         "Fix the value",
     ),
     Mistake(

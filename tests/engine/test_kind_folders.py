@@ -57,7 +57,7 @@ def test_a_folder_of_each_kind(tmp_path: Path, kind: str, reasoning: bool) -> No
 MISTAKES: list[tuple[str, Change, str, str | None, str, str]] = [
     ("math", settings(labels=[{"name": "a", "description": "a"}] * 2), "task.yaml", "labels", "has no labels", "Fix"),
     ("classification", settings(labels=None), "task.yaml", "labels", "field required", "Add it"),
-    ("extraction", settings(answer_schema=None), "task.yaml", "answer_schema", "wants the JSON schema", "Add it"),
+    ("extraction", settings(answer_schema=None), "task.yaml", "answer_schema", "needs the JSON schema", "Add it"),
     ("extraction", settings(answer_schema={"type": "array"}), "task.yaml", "answer_schema", "type: object", "Fix"),
     (
         "extraction",
@@ -68,9 +68,9 @@ MISTAKES: list[tuple[str, Change, str, str | None, str, str]] = [
         "Fix",
     ),
     ("math", settings(answer_schema={"type": "object"}), "task.yaml", "answer_schema", "for kind extraction", "Fix"),
-    ("tool_call", settings(tools=None), "task.yaml", "tools", "wants the tools", "Add it"),
+    ("tool_call", settings(tools=None), "task.yaml", "tools", "needs the tools", "Add it"),
     ("math", settings(tools=[{"name": "a", "description": "a"}]), "task.yaml", "tools", "for kind tool_call", "Fix"),
-    ("math", settings(answer={"choices": True}), "task.yaml", "answer", "for kind qa alone", "Fix"),
+    ("math", settings(answer={"choices": True}), "task.yaml", "answer", "for kind qa only", "Fix"),
     ("math", settings(answer={"pattern": "is (.*)"}), "task.yaml", "answer.pattern", "a group", "Fix"),
     ("math", settings(answer={"pattern": "(?=a)(?P<answer>b)"}), "task.yaml", "answer.pattern", "look-around", "Fix"),
     ("math", settings(teacher={"soft_labels": "logprobs"}), "task.yaml", "teacher", "a kind with labels", "Fix"),

@@ -19,10 +19,9 @@ from distill_dagster.config import Task, TeacherSpec, TermsSpec
 from distill_dagster.core.errors import TermsError
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.definitions import build_definitions
-from distill_dagster.pipeline.stages.evaluation import _collect_terms
+from distill_dagster.pipeline.model_terms import list_model_terms
+from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.task_check import check_task_folder
-from distill_dagster.tables.lake import ArtifactRecord
-from distill_dagster.tables.schemas import DATASET, SCORED, build_frame
 from distill_dagster.teacher.providers.client import resolve_endpoint
 from distill_dagster.teacher.providers.terms import (
     TERMS_FILE,
@@ -33,7 +32,7 @@ from distill_dagster.teacher.providers.terms import (
 )
 from tests.e2e.project import TASK, Project, new_project
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS, env_of, small_task
+from tests.support.task import LABELS, small_task
 
 OWN = {
     "restricts": "no",
@@ -181,7 +180,7 @@ def test_what_is_said_of_each_teacher() -> None:
     embedded, unknown = TeacherSpec(model="embedded/smollm2-135m-instruct"), "cohere/command-r-plus"
     assert failed(embedded) == []
     assert failed(TeacherSpec(model=RESTRICTING)) == STOPPED
-    found = check_terms(TeacherSpec(model=RESTRICTING))[0].found
+    found = check_terms(TeacherSpec(model=RESTRICTING))[0].details
     assert "without prior authorization from Anthropic" in json.dumps(found, ensure_ascii=False)
     assert failed(TeacherSpec(model=RESTRICTING, terms=TermsSpec(acknowledged=True))) == []
     assert failed(TeacherSpec(model=unknown)) == UNKNOWN
@@ -208,11 +207,11 @@ def test_the_tasks_own_statement() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"restricts": "no"}, "wants restricts, url, quote and date_read"),
-        (OWN | {"quote": None}, "wants restricts, url, quote and date_read"),
-        ({"url": "https://own.example"}, "wants restricts, url, quote and date_read"),
-        (OWN | {"url": "own.example/terms"}, "begins with https"),
-        (OWN | {"date_read": "2999-01-01"}, "still to come"),
+        ({"restricts": "no"}, "needs restricts, url, quote and date_read"),
+        (OWN | {"quote": None}, "needs restricts, url, quote and date_read"),
+        ({"url": "https://own.example"}, "needs restricts, url, quote and date_read"),
+        (OWN | {"url": "own.example/terms"}, "must begin with http"),
+        (OWN | {"date_read": "2999-01-01"}, "in the future"),
         (OWN | {"restricts": "perhaps"}, "'yes' or 'no'"),
         ({"acknowledge": True}, "Extra inputs"),
     ],
@@ -231,9 +230,9 @@ def test_terms_are_no_part_of_what_is_asked() -> None:
     }
     bare = Task.model_validate(task | {"teacher": {"model": "openai/x"}})
     said = Task.model_validate(task | {"teacher": {"model": "openai/x", "terms": {"acknowledged": True, "note": "n"}}})
-    assert bare.teacher_hash({}) == said.teacher_hash({})
-    assert bare.teacher.identity() == said.teacher.identity()
-    assert "terms" not in bare.teacher.result_settings()
+    assert bare.hash_teacher_settings({}) == said.hash_teacher_settings({})
+    assert bare.teacher.dump_identity() == said.teacher.dump_identity()
+    assert "terms" not in bare.teacher.dump_result_settings()
 
 
 def test_no_endpoint_is_handed_out_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,30 +311,29 @@ def test_the_command_is_stopped_before_the_first_call(tmp_path: Path, provider: 
     assert provider.requests == []
 
 
-def test_a_report_carries_the_terms_of_those_who_took_part(tmp_path: Path) -> None:
-    """An imaginer of its own where prompts of it are in the dataset, a judge where it was asked."""
-    told = {"api_base": "http://127.0.0.1:9"}
+def test_terms_are_listed_for_every_model_that_a_task_asks(tmp_path: Path) -> None:
+    base = {"api_base": "http://127.0.0.1:9"}
     folder = small_task(
         tmp_path,
-        imagine={"teacher": {"model": "openai/dreamer"} | told},
-        judge={"model": "openai/judge", "rubric": [{"name": "fits", "description": "it fits"}]} | told,
+        imagine={"teacher": {"model": "openai/dreamer"} | base},
+        judge={"model": "openai/judge", "rubric": [{"name": "fits", "description": "it fits"}]} | base,
     )
-    env = env_of(folder, tmp_path / "home")
+    assert [(terms["role"], terms["teacher"]) for terms in list_model_terms(folder.task)] == [
+        ("teacher", "openai/fake"),
+        ("imaginer", "openai/dreamer"),
+        ("judge", "openai/judge"),
+    ]
 
-    def roles(origin: str, judged: int) -> list[tuple[str, str]]:
-        row = dict.fromkeys(DATASET) | {"prompt_id": "p", "origin": origin, "weight": 1.0}
-        for asset, frame, partition, extra in (
-            ("filtered_dataset", build_frame([row], DATASET, ("prompt_id",)), None, {}),
-            ("scored_completions", build_frame([], SCORED, ("prompt_id",)), "web", {"teacher_calls_cached": judged}),
-        ):
-            env.lake.write(env.task_name, frame, ArtifactRecord(asset, partition, "v", "1", {}, extra=extra))
-        return [(one["role"], one["teacher"]) for one in _collect_terms(env)]
 
-    teacher = ("teacher", "openai/fake")
-    assert roles("human", 0) == [teacher]
-    assert roles("synthetic", 0) == [teacher, ("imaginer", "openai/dreamer")]
-    assert roles("synthetic", 3) == [teacher, ("imaginer", "openai/dreamer"), ("judge", "openai/judge")]
-    env.store.close()
+def test_the_report_is_stale_when_the_terms_of_a_model_change(tmp_path: Path) -> None:
+    silent = small_task(tmp_path / "silent", teacher={"terms": {"acknowledged": False}})
+    agreed = small_task(tmp_path / "agreed", teacher={"terms": {"acknowledged": True, "note": "agreed in writing"}})
+    versions = [
+        [compute_source_version(folder, f"{part}_settings") for part in ("evaluation", "teacher")]
+        for folder in (silent, agreed)
+    ]
+    assert versions[0][0] != versions[1][0]
+    assert versions[0][1] == versions[1][1], "terms are part of no request"
 
 
 def test_unknown_terms_warn_and_let_pass(tmp_path: Path, provider: FakeProvider) -> None:
