@@ -4,8 +4,8 @@ Usage: python benchmarks/replay.py --data FOLDER [--quick] [--json FILE]
 
 FOLDER holds commonsenseqa/{questions,completions-palm,completions-llama3-8b}.jsonl and svamp/{train,completions-palm-
 train}.jsonl: public data, as shipped with Hsieh et al. 2023, "Distilling Step-by-Step!". `distill import` reads
-questions as seeds and completions as recorded. A replay teacher answers them in `teacher_completions`, which uses the task's own
-answer pattern. Accuracy is over all questions; a question without an answer is wrong.
+questions as seeds and completions as recorded. A replay teacher answers them in `teacher_completions`, which uses the
+task's own answer pattern. Accuracy is over all questions; a question without an answer is wrong.
 
 agree_*: questions kept by the filter `min_teacher_agreement: 1` with both teachers, and how often the answer is right.
 Both are read by the letter or the words of an option. cascade_*: the stage's own `cascade` of Llama-3-8B, then PaLM if
@@ -222,6 +222,7 @@ def resume(home: Home, count: int) -> dict[str, float]:
     from distill_dagster.prompts.few_shot import get_context_schema, read_example_pool
     from distill_dagster.prompts.templates import Templates, get_template_names
     from distill_dagster.tables.schemas import PREDICTIONS
+    from distill_dagster.teacher.asking.asked_prompt import AskedPrompt
     from distill_dagster.teacher.asking.requests import RequestBuilder
     from distill_dagster.teacher.completions.store import STORE_FILE, CompletionStore
     from distill_dagster.teacher.providers.client import resolve_endpoint
@@ -259,7 +260,7 @@ def resume(home: Home, count: int) -> dict[str, float]:
     told = Response("x", "stop", [], 20, 1, 0, None, 0.2, 1, "none", "2026-01-01T00:00:00.000+00:00")
     response = json.dumps(asdict(told))
     with sqlite3.connect(home.store / STORE_FILE) as database:
-        rows = ((requests.make(text, 0).key, response, told.received_at) for text in texts)
+        rows = ((requests.build(AskedPrompt(text), 0).key, response, told.received_at) for text in texts)
         database.executemany("INSERT INTO completions (request_key, response, received_at) VALUES (?, ?, ?)", rows)
     figures: dict[str, float] = {}
     with timed(lambda s: figures.update(stage_s=s)):
