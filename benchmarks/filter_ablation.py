@@ -68,10 +68,10 @@ def variants(kind: str) -> dict[str, dict[str, Any]]:
     """Return settings of `curation` by name: each filter that suits the kind, then thresholds and steps."""
     found: dict[str, dict[str, Any]] = {}
     for one in BUILT_IN_FILTERS:
-        if one.keys or one.essential or kind in one.reasoned:
+        if one.defaults.threshold or one.defaults.always_on or kind in one.defaults.reasoning_kinds:
             continue
-        if kind in one.suits or one.by_default:
-            found[one.name] = {"filters": {one.name: one.suits.get(kind) or True}}
+        if kind in one.defaults.kinds or one.defaults.on_by_default:
+            found[one.name] = {"filters": {one.name: one.defaults.kinds.get(kind) or True}}
     thresholds: dict[str, Any] = {"min_words": [4, 8], "max_words": [20], "min_agreement": [1.0]}
     thresholds |= {"min_confidence": [0.5, 0.7, 0.9], "max_confidence": [0.95]}
     for key, values in thresholds.items():
@@ -115,7 +115,7 @@ def candidates(home: Home, folder: TaskFolder) -> pl.DataFrame:
         scorer.name: scorer
         for change in variants(folder.task.kind).values()
         for one in select_filters(FilterSettings.model_validate(curation(change, 100).filters), about)
-        for scorer in one.scorers()
+        for scorer in one.list_scorers()
     }
     return add_scores(pl.concat(frames), list(scorers.values()), about)
 
@@ -130,7 +130,7 @@ class Students:
 
     def accuracy(self, dataset: pl.DataFrame, seed: int) -> float:
         spec: StudentSpec = self._task.students["minilm"].model_copy(update={"seed": seed})
-        settings, labels = TaskSettings.of(self._task), self._task.labels
+        settings, labels = TaskSettings.from_task(self._task), self._task.labels
         rows = build_train_rows(dataset, "train")
         kept = self._kept / hash_content([spec.model_dump(mode="json"), [asdict(one) for one in rows]])
         if kept.exists():

@@ -13,13 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_dagster.core.errors import DistillError
-from distill_dagster.curation.filters import select_task_filters
+from distill_dagster.curation.filters import list_parameters, select_task_filters
 from distill_dagster.pipeline.freshness import TaskState
+from distill_dagster.pipeline.stage_table import REJECTED_ROWS
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tables.messages import format_messages, user_text_expr
 from distill_dagster.tasks import TaskFolder
 
-REJECTED_ROWS = "rejected_rows"
 _COMPLETION_FIELDS: tuple[str, ...] = (
     *("completion_id", "teacher", "sample_index", "status", "error", "answer", "reasoning", "raw_text"),
     *("finish_reason", "prompt_tokens", "completion_tokens", "cost_usd", "model_reported", "mode"),
@@ -225,7 +225,7 @@ def _format_outcome(story: dict[str, Any], folder: TaskFolder) -> Iterator[str]:
     if state["state"] in ("missing", "waiting"):
         yield f"The dataset was not made yet. `distill run {escape(folder.name)}` makes it."
         return
-    parameters = {one.drop_reason: one.shown() for one in select_task_filters(folder.task)}
+    parameters = {each.reason: list_parameters(each) for each in select_task_filters(folder.task)}
     for one in story["kept"]:
         weight = f", weight {one['weight']:g}" if one["weight"] != 1 else ""
         who = escape(one["teacher"]) if "teacher" in one else "a person"

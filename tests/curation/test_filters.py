@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from distill_dagster.config import CurationSpec, Task
 from distill_dagster.core.errors import DistillError, InputError
 from distill_dagster.curation.dataset.curate import curate_dataset
+from distill_dagster.curation.dataset.mask import mask_rows
 from distill_dagster.curation.filters import (
     BUILT_IN_FILTERS,
     Filter,
@@ -24,6 +26,8 @@ from distill_dagster.curation.filters import (
     docs,
     filter_rows,
     list_filter_hash_fields,
+    list_parameters,
+    mark_dropped,
     select_filters,
     select_task_filters,
 )
@@ -40,6 +44,7 @@ from distill_dagster.tasks import TaskFolder
 from tests.support.task import TASK, again, merged, small_task
 
 DEFAULT_FILTERS = ["truncated", "refused", "no_answer", "invalid_answer", "invalid_label", "too_short", "too_long"]
+LONG_PROMPT_KINDS = ("summarization", "extraction", "qa", "conversation", "generation")
 HERE = {"DISTILL_CLASSIFIERS": "shouting=distill_dagster.curation.filters.docs:score_capitals"}
 
 
@@ -62,9 +67,9 @@ def test_it_says_what_it_is(one: type[Filter]) -> None:
     assert one.__doc__
     assert one.__doc__ != Filter.__doc__
     assert all(field.description for field in one.model_fields.values())
-    assert set(one.suits) <= set(KINDS)
-    for kind in one.suits:
-        assert one.for_kind(kind).active()
+    assert set(one.defaults.kinds) <= set(KINDS)
+    for kind, values in one.defaults.kinds.items():
+        assert one(**(dict(one.dropped.settings) | dict(values))).is_active(), kind
 
 
 def test_names_and_reasons_are_unique_and_every_score_has_one_scorer() -> None:
@@ -88,7 +93,7 @@ def test_the_default_needs_no_score(kind: str) -> None:
     for thinks in (False, True):
         about = TaskView(kind, reasoning=thinks)
         names = [one.name for one in select_filters(FilterSettings(), about)]
-        assert names == DEFAULT_FILTERS
+        assert names == (DEFAULT_FILTERS[:-1] if kind in LONG_PROMPT_KINDS else DEFAULT_FILTERS)
         assert collect_scorers(select_filters(FilterSettings(), about)) == []
 
 
@@ -112,14 +117,14 @@ def one_of(name: str, kind: str = "generation", **block: Any) -> Filter:
 
 
 def test_ways_to_say_it() -> None:
-    assert one_of("repetition", repetition=True).shown()["top_2_gram"] == 0.2
-    assert one_of("repetition", "math", repetition=True).shown()["top_2_gram"] == 0.4
-    assert one_of("repetition", "math", repetition={"top_2_gram": 0.3}).shown()["top_2_gram"] == 0.3
-    assert one_of("repetition", "math", repetition={"top_4_gram": None}).shown()["top_3_gram"] == 0.3
-    assert one_of("language", language="en").shown()["allow"] == ["en"]
-    assert one_of("language", language=["en", "de"]).shown()["allow"] == ["en", "de"]
-    assert one_of("echo", echo=0.5).shown() == {"max": 0.5}
-    assert one_of("pii", pii="mask").masks()
+    assert list_parameters(one_of("repetition", repetition=True))["top_2_gram"] == 0.2
+    assert list_parameters(one_of("repetition", "math", repetition=True))["top_2_gram"] == 0.4
+    assert list_parameters(one_of("repetition", "math", repetition={"top_2_gram": 0.3}))["top_2_gram"] == 0.3
+    assert list_parameters(one_of("repetition", "math", repetition={"top_4_gram": None}))["top_3_gram"] == 0.3
+    assert list_parameters(one_of("language", language="en"))["allow"] == ["en"]
+    assert list_parameters(one_of("language", language=["en", "de"]))["allow"] == ["en", "de"]
+    assert list_parameters(one_of("echo", echo=0.5)) == {"max": 0.5}
+    assert one_of("pii", pii="mask").action == "mask"
     assert "truncated" not in [
         one.name for one in select_filters(FilterSettings.model_validate({"truncated": False}), TaskView())
     ]
@@ -156,11 +161,11 @@ def test_the_settings_hash_changes_only_with_the_filters_that_apply() -> None:
         ({"no_answer": False}, "no_answer", "unknown field"),
         ({"own": [{"name": "a", "sql": "words >"}]}, "own.0.sql", "not an expression"),
         ({"own": [{"name": "A b", "sql": "words > 1"}]}, "own.0.name", "a name matches"),
-        ({"own": [{"sql": "words > 1"}]}, "own.0", "wants a `name`"),
+        ({"own": [{"sql": "words > 1"}]}, "own.0", "needs a `name`"),
         ({"own": [{"name": "a"}]}, "own.0", "either `sql` or `use`"),
         ({"own": [{"use": "nobody"}]}, "own.0", "no installed package has a filter 'nobody'"),
         ({"own": [{"name": "echo", "sql": "words > 1"}]}, None, "built-in reason"),
-        ({"own": [{"name": "a", "sql": "words > 1"}, {"name": "a", "sql": "words > 2"}]}, None, "stands twice"),
+        ({"own": [{"name": "a", "sql": "words > 1"}, {"name": "a", "sql": "words > 2"}]}, None, "is a duplicate"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, block: dict[str, Any], field: str | None, says: str) -> None:
@@ -394,6 +399,38 @@ def test_masked_rows() -> None:
     assert (card.masked, card.rejected.height) == (0, 0)
 
 
+def test_long_documents_are_kept_by_default_and_a_limit_drops_them() -> None:
+    """A task of documents is not emptied by a limit that nobody set."""
+    document = " ".join(f"word{n}" for n in range(800))
+    frame = build_frame([candidate(0, document, "In short: words.", None)], SCORED, ("prompt_id",))
+    for kind in KINDS:
+        about = TaskView(kind)
+        filters = [select_filters(FilterSettings.model_validate(block), about) for block in ({}, {"max_words": 500})]
+        reasons = [mark_dropped(frame, each, about)["drop_reason"][0] for each in filters]
+        assert reasons == ([None, "too_long"] if kind in LONG_PROMPT_KINDS else ["too_long", "too_long"]), kind
+
+
+def test_masking_reaches_every_value_of_an_answer() -> None:
+    """A field `name` is a value like any other; only tools are called by their name."""
+    mail = "jane.doe@example.org"
+    person = {"name": f"Jane, {mail}", "home": {"name": mail, "notes": [{"name": mail}]}, "age": 40}
+    calls = [{"name": "send_mail", "arguments": {"name": mail, "to": [{"name": mail}]}}]
+    filters = select_filters(FilterSettings.model_validate({"pii": "mask"}), TaskView("extraction"))
+
+    def mask(answer: Any, kind: str) -> Any:
+        frame = build_frame([candidate(0, "Who?", answer, None)], SCORED, ("prompt_id",))
+        return json.loads(mask_rows(frame.with_columns(masks=pl.lit(True)), filters, TaskView(kind))["answer"][0])
+
+    assert mask(person, "extraction") == {
+        "name": "Jane, <EMAIL>",
+        "home": {"name": "<EMAIL>", "notes": [{"name": "<EMAIL>"}]},
+        "age": 40,
+    }
+    assert mask(calls, "tool_call") == [
+        {"name": "send_mail", "arguments": {"name": "<EMAIL>", "to": [{"name": "<EMAIL>"}]}}
+    ]
+
+
 def test_a_label_is_never_masked() -> None:
     about = TaskView("classification", ("mail to a@b.co", "other"))
     row = candidate(0, "write to x@example.org", "mail to a@b.co", None, answer_kind="label")
@@ -441,7 +478,7 @@ def test_a_class_from_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "    name = 'no_parcels'\n"
         "    reason = 'parcels'\n"
         "    word: str = 'parcel'\n"
-        "    def drops(self, about):\n"
+        "    def drop_expr(self, about):\n"
         "        return pl.col('answer').str.contains(self.word)\n"
         "class Other: pass\n"
     )
@@ -458,7 +495,7 @@ def test_a_class_from_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list_filter_hash_fields(task)[-1] == used
     for wrong, says in (
         ({"use": "no_parcels", "settings": {"wrd": 1}}, "settings.wrd"),
-        ({"use": "other"}, "no subclass"),
+        ({"use": "other"}, "not a subclass"),
     ):
         folder = small_task(tmp_path / says.split(".")[0], curation={"filters": {"own": [wrong]}})
         with pytest.raises(InputError, match=says):

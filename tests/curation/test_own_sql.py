@@ -9,7 +9,7 @@ import pytest
 
 from distill_dagster.core.errors import DistillError
 from distill_dagster.curation.filters import FilterSettings, select_filters
-from distill_dagster.curation.filters.own import find_sql_columns, open_locked_duckdb
+from distill_dagster.curation.filters.sql import find_sql_columns, open_locked_duckdb
 from tests.curation.test_filters import ABOUT, candidate, cut
 
 REFUSED = [
@@ -111,7 +111,7 @@ def test_the_scores_it_names_are_computed() -> None:
     [rule] = select_filters(
         FilterSettings.model_validate({"own": [{"name": "a", "sql": "echo < 0.5 or answer_words > 3"}]}), ABOUT
     )[-1:]
-    assert [one.name for one in rule.scorers()] == ["lengths", "echo"]
+    assert [one.name for one in rule.list_scorers()] == ["lengths", "echo"]
 
 
 def test_an_expression_that_fails_over_a_row_names_itself() -> None:

@@ -110,16 +110,16 @@ class ComparisonCache:
         noted.unlink(missing_ok=True)  # a state that is half-way stands for no contents
         rows = texts.rows["slice"]
         if int(rows.is_in(changed).sum()) > FULL_COMPARE_SHARE * len(rows):
-            state.begin(texts.of(), id="ident", limits=limits)
+            state.add_all_slices(texts.of(), id="ident", limits=limits)
         else:
             for name in there - slices.keys():
-                state.remove(name)
+                state.remove_slice(name)
             for name in changed:
-                state.add(name, texts.of(pl.col("slice") == name), texts.named, id="ident", limits=limits)
+                state.add_slice(name, texts.of(pl.col("slice") == name), texts.named, id="ident", limits=limits)
         temporary = noted.with_suffix(".writing")
         temporary.write_text(json.dumps(slices))
         temporary.replace(noted)
-        return state.duplicates().pairs
+        return state.read_duplicates().pairs
 
 
 def _hash_settings(settings: Mapping[str, Any]) -> str:

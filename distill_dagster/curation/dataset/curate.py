@@ -82,7 +82,7 @@ class CuratedDataset:
 
 def list_drop_reasons(filters: Sequence[Filter]) -> tuple[str, ...]:
     """The reasons of these filters and of the steps behind them, in the order of application."""
-    return (*(one.drop_reason for one in filters), *STEP_REASONS)
+    return (*(one.reason for one in filters), *STEP_REASONS)
 
 
 def curate_dataset(

@@ -35,13 +35,13 @@ def check_dataset(
     absent = [label for label in labels if label not in present]
     return [
         CheckResult(
-            "nothing_lost", len(sides) + len(reasons) == candidates and not reasons.null_count(), found=balance
+            "nothing_lost", len(sides) + len(reasons) == candidates and not reasons.null_count(), details=balance
         ),
-        CheckResult("no_contamination", not leaked, found={"prompt_ids": ", ".join(leaked[:20])}),
+        CheckResult("no_contamination", not leaked, details={"prompt_ids": ", ".join(leaked[:20])}),
         CheckResult(
             "enough_rows",
             train_rows >= min_rows and (not labels or len(present) >= 2),
-            found={"train_rows": train_rows, "min_rows": min_rows, "labels": len(present)},
+            details={"train_rows": train_rows, "min_rows": min_rows, "labels": len(present)},
         ),
         CheckResult("label_coverage", not absent, "warning", {"labels_without_rows": ", ".join(absent)}),
     ]
@@ -69,6 +69,6 @@ def check_slices(slices: list[dict[str, Any]], wanted: int) -> list[CheckResult]
     giving = len(slices) - len(silent)
     found = {"slices_with_rows": giving, "min_slices": wanted, "slices_without_rows": ", ".join(silent)}
     return [
-        CheckResult("enough_slices", giving >= wanted, found=found),
+        CheckResult("enough_slices", giving >= wanted, details=found),
         CheckResult("slices_current", not behind, "warning", {"slices": "\n".join(behind[:50])}),
     ]

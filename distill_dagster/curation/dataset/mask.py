@@ -1,9 +1,9 @@
-"""Kept rows with personal data or secrets replaced by what they are, where the task masks instead of dropping."""
+"""Mask personal data and secrets in kept rows, for filters with `action: mask`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
@@ -11,64 +11,76 @@ import polars as pl
 from distill_dagster.config.answers import LABEL_KINDS
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.curation.filters import Filter
-from distill_dagster.curation.filters.private import Pii, Secrets
-from distill_dagster.curation.scores.private import SECRET_KIND, mask_long_text
+from distill_dagster.curation.filters.pii import Pii
+from distill_dagster.curation.filters.private_data_filter import PrivateDataFilter
+from distill_dagster.curation.scores.personal_data import SECRET_KIND
 from distill_dagster.curation.task_view import TaskView
+from distill_dagster.intake.masking import mask_json, mask_text
+
+MaskText = Callable[[str], str]
 
 
 def needs_mask_expr(filters: Sequence[Filter]) -> pl.Expr:
-    """Whether a scored row's texts are to be masked."""
-    return pl.any_horizontal(pl.lit(False), *(one.found().fill_null(False) for one in _select_masking(filters)))
+    """Whether the texts of a scored row are to be masked."""
+    return pl.any_horizontal(pl.lit(False), *(one.found_expr().fill_null(False) for one in _select_masking(filters)))
 
 
-def _select_masking(filters: Sequence[Filter]) -> list[Secrets | Pii]:
-    return [one for one in filters if isinstance(one, Secrets | Pii) and one.masks()]
+def _select_masking(filters: Sequence[Filter]) -> list[PrivateDataFilter]:
+    return [one for one in filters if isinstance(one, PrivateDataFilter) and one.action == "mask"]
 
 
 def mask_rows(kept: pl.DataFrame, filters: Sequence[Filter], about: TaskView) -> pl.DataFrame:
-    """The rows with masked prompts, reasoning and answers, where the column `masks` (`to_mask`) says so.
+    """Mask prompts, reasoning and answers of the rows whose column `masks` (`needs_mask_expr`) is true.
 
-    Labels, numbers and the names of tools are not touched; a soft label that is a masked answer is left out. The id
-    stays that of the prompt as it came.
+    Every text is masked but labels and the names of tools. A number is masked where it is personal data by itself.
+    Soft labels leave a row whose answer changed. `prompt_id` stays that of the prompt as it came.
     """
+    masked = kept["masks"].arg_true()
+    if not len(masked):
+        return kept
     masking = _select_masking(filters)
     kinds = {kind for one in masking for kind in (one.kinds if isinstance(one, Pii) else (SECRET_KIND,))}
-    hit = kept["masks"]
-    rows = hit.arg_true()
-    if not len(rows):
-        return kept
+
+    def mask(text: str) -> str:
+        return mask_text(text, about.phone_regions, kinds).text
+
     columns = ["messages", "answer", "reasoning", "soft_labels"]
-    new = [_mask_row(row, frozenset(kinds), about) for row in kept[rows].select(columns).iter_rows(named=True)]
-    changed = {name: pl.Series(name, [row[name] for row in new], dtype=kept.schema[name]) for name in columns}
-    marks = pl.Series("row", range(kept.height), dtype=pl.UInt32)
-    masks = pl.DataFrame({"row": pl.Series(rows, dtype=pl.UInt32), **changed})
-    joined = kept.with_columns(marks).join(masks, on="row", how="left", maintain_order="left", suffix=" masked")
-    found = [pl.when(pl.lit(hit)).then(pl.col(f"{n} masked")).otherwise(pl.col(n)).alias(n) for n in columns]
-    return joined.with_columns(found).select(kept.columns)
+    rows = [_mask_row(row, mask, about.kind) for row in kept[masked].select(columns).iter_rows(named=True)]
+    series = [pl.Series(name, [row[name] for row in rows], dtype=kept.schema[name]) for name in columns]
+    new = pl.DataFrame(series).with_columns(masked.alias("row"))
+    places = kept.with_row_index("row").join(new, on="row", how="left", maintain_order="left", suffix=" masked")
+    changed = [pl.when("masks").then(pl.col(f"{name} masked")).otherwise(pl.col(name)).alias(name) for name in columns]
+    return places.with_columns(changed).select(kept.columns)
 
 
-def _mask_row(row: dict[str, Any], kinds: frozenset[str], about: TaskView) -> dict[str, Any]:
+def _mask_row(row: dict[str, Any], mask: MaskText, kind: str) -> dict[str, Any]:
     answer = row["answer"]
-    if about.kind not in LABEL_KINDS and answer is not None:
-        answer = to_canonical_json(_mask_json(json.loads(answer), kinds))
+    if kind not in LABEL_KINDS and answer is not None:
+        value = json.loads(answer)
+        answer = to_canonical_json(_mask_calls(value, mask) if kind == "tool_call" else mask_json(value, mask))
     return {
-        "messages": [turn | {"content": _mask_text(turn["content"], kinds)} for turn in row["messages"]],
+        "messages": [_mask_turn(turn, mask) for turn in row["messages"]],
         "answer": answer,
-        "reasoning": _mask_text(row["reasoning"], kinds),
-        "soft_labels": row["soft_labels"] if about.kind in LABEL_KINDS or answer == row["answer"] else None,
+        "reasoning": None if row["reasoning"] is None else mask(row["reasoning"]),
+        "soft_labels": row["soft_labels"] if answer == row["answer"] else None,
     }
 
 
-def _mask_text(text: str | None, kinds: frozenset[str]) -> str | None:
-    return None if text is None else mask_long_text(text, kinds)
+def _mask_turn(turn: dict[str, Any], mask: MaskText) -> dict[str, Any]:
+    content, calls = turn["content"], turn.get("tool_calls")
+    masked: dict[str, Any] = {"content": None if content is None else mask(content)}
+    if calls is not None:
+        masked["tool_calls"] = to_canonical_json(_mask_calls(json.loads(calls), mask))
+    return turn | masked
 
 
-def _mask_json(value: Any, kinds: frozenset[str]) -> Any:
-    """A JSON value with its texts masked, keys apart."""
-    if isinstance(value, str):
-        return mask_long_text(value, kinds)
-    if isinstance(value, list):
-        return [_mask_json(one, kinds) for one in value]
-    if isinstance(value, dict):
-        return {name: one if name == "name" else _mask_json(one, kinds) for name, one in value.items()}
-    return value
+def _mask_calls(calls: Any, mask: MaskText) -> Any:
+    """Tool calls with everything masked but the names of the tools."""
+    if not isinstance(calls, list):
+        return mask_json(calls, mask)
+    return [
+        {key: value if key == "name" else mask_json(value, mask) for key, value in call.items()}
+        if isinstance(call, dict)
+        else mask_json(call, mask)
+        for call in calls
+    ]

@@ -12,7 +12,7 @@ from distill_dagster.curation.dataset.mask import needs_mask_expr
 from distill_dagster.curation.filters import Filter, map_in_batches, mark_dropped
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.curation.text_columns import build_text_keys, extract_user_texts
-from distill_dagster.tables.schemas import SCORED, add_later_columns
+from distill_dagster.tables.schemas import SCORED
 
 CandidateSource = pl.DataFrame | pl.LazyFrame | Path | Sequence[Path]
 """Scored candidates (schema SCORED): a frame, Parquet files, or a query, which is run more than once and has to give
@@ -55,7 +55,7 @@ def scan_candidates(source: CandidateSource) -> pl.LazyFrame:
     if isinstance(source, pl.DataFrame | pl.LazyFrame):
         return source.lazy().select(list(SCORED))
     files = [source] if isinstance(source, Path) else list(source)
-    return add_later_columns(pl.scan_parquet(files), SCORED).select(list(SCORED))
+    return pl.scan_parquet(files).select(list(SCORED))
 
 
 def build_slim_rows(

@@ -1,25 +1,26 @@
-"""Filters: declarations in task.yaml, each a small class with one drop reason; see docs/filters.md.
+"""Filters: rules over one scored candidate, one file each, named like the filter in task.yaml; see docs/filters.md.
 
     from distill_dagster.curation.filters import FilterSettings, filter_rows, select_filters
 
-    rules = select_filters(FilterSettings(repetition=True, language="en"), about)
-    for batch in filter_rows("completions.parquet", rules, about):
+    filters = select_filters(FilterSettings(repetition=True, language="en"), task_view)
+    for batch in filter_rows("completions.parquet", filters, task_view):
         ...
 
-`base` has the one base class, `settings` the block of task.yaml and the order, `run` the query.
+`base` is the base class, `catalogue` the order, `settings` the block `curation.filters`, `run` the query. What a filter
+needs to compute is a score and belongs to `curation.scores`. Steps that compare rows belong to `curation.dataset`.
 """
 
-from distill_dagster.curation.filters.base import Filter, FilterExample
+from distill_dagster.curation.filters.base import Filter, FilterDefaults, FilterExample, score_expr
+from distill_dagster.curation.filters.catalogue import BUILT_IN_FILTERS, STEP_REASONS
 from distill_dagster.curation.filters.run import filter_rows, map_in_batches, mark_dropped
 from distill_dagster.curation.filters.settings import (
-    BUILT_IN_FILTERS,
-    STEP_REASONS,
     FilterSettings,
     collect_scorers,
     collect_task_scorers,
     find_filter_problems,
     list_declarable_filters,
     list_filter_hash_fields,
+    list_parameters,
     select_filters,
     select_task_filters,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "BUILT_IN_FILTERS",
     "STEP_REASONS",
     "Filter",
+    "FilterDefaults",
     "FilterExample",
     "FilterSettings",
     "collect_scorers",
@@ -36,8 +38,10 @@ __all__ = [
     "find_filter_problems",
     "list_declarable_filters",
     "list_filter_hash_fields",
+    "list_parameters",
     "map_in_batches",
     "mark_dropped",
+    "score_expr",
     "select_filters",
     "select_task_filters",
 ]

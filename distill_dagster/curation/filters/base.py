@@ -1,10 +1,10 @@
-"""What a filter is: a small class with parameters, one reason, and an expression that is true for rows to drop."""
+"""The base class of filters: one rule over a scored row, with one drop reason."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,10 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from distill_dagster.curation.scores import SCORERS, Scorer
 from distill_dagster.curation.task_view import TaskView
 
+FilterValues = Mapping[str, Mapping[str, Any]]
+"""By kind of task, values of a filter's fields."""
+
 
 @dataclass(frozen=True)
 class FilterExample:
-    """A candidate for the documentation, and for a test: what is not said is as in a good row."""
+    """A candidate for the documentation and for a test. Columns that `row` omits are as in a good row."""
 
     row: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -23,89 +26,69 @@ class FilterExample:
     labels: tuple[str, ...] = ()
 
 
-class Filter(BaseModel):
-    """One rule over scored candidates. A subclass is declared in task.yaml under its `name`, its fields are what may be
-    set there, and its docstring stands in docs/filters.md.
+@dataclass(frozen=True)
+class FilterDefaults:
+    """When a filter is on where task.yaml does not mention it, and with which values.
 
-    `drops` and `detail` are Polars expressions over the columns of `tables.SCORED` and `score(…)`; null drops nothing.
+    Attributes:
+        kinds: the kinds of task that `preset: suited` turns the filter on for, with the values that suit each. Of a
+            filter with a `threshold` they are the defaults, whatever the preset.
+        reasoning_kinds: of these kinds, `preset: suited` turns the filter on only where the task has reasoning. Their
+            answers alone are too short to judge.
+        always_on: no setting turns the filter off, since no student can learn from the rows that it drops.
+        on_by_default: on without any setting. Only filters without scorers may be: a score makes tables stale.
+        threshold: the setting in `filters:` that sets the field of this name. The filter has no block of its own.
+        bare_value: the field that a bare value sets, such as `language: [en]`.
+    """
+
+    kinds: FilterValues = field(default_factory=dict)
+    reasoning_kinds: tuple[str, ...] = ("classification", "nli", "math")
+    always_on: bool = False
+    on_by_default: bool = False
+    threshold: str | None = None
+    bare_value: str | None = None
+
+
+class Filter(BaseModel):
+    """One rule over scored candidates.
+
+    A subclass is declared in task.yaml under its `name`. Its fields are the settings, and its docstring is printed in
+    docs/filters.md. `kept` and `dropped` are examples for the docs and the tests; built-in filters have both.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: ClassVar[str]
     reason: ClassVar[str]
-    """What a dropped row gives as its drop reason."""
-    short: ClassVar[str | None] = None
-    """The field that a bare value sets: `language: [en]`."""
-    suits: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """The kinds of task that `preset: suited` switches it on for, and the values that suit them."""
-    reasoned: ClassVar[tuple[str, ...]] = ("classification", "nli", "math")
-    """Of these kinds `preset: suited` takes it only where the task has reasoning: an answer alone is no text."""
-    essential: ClassVar[bool] = False
-    """Always on: nothing could be learned from what it drops, so nobody can switch it off."""
-    by_default: ClassVar[bool] = False
-    """On where the task says nothing. Only what needs no score, so that nobody's tables have to be made anew."""
-    keys: ClassVar[Mapping[str, str]] = {}
-    """Settings that stand directly in `filters:`, as `min_words` does, and the field that each sets."""
+    """The drop reason of the rows that it drops."""
+    defaults: ClassVar[FilterDefaults] = FilterDefaults()
     kept: ClassVar[FilterExample]
     dropped: ClassVar[FilterExample]
 
-    enabled: bool = Field(default=True, description="false switches it off; `name: false` does the same")
+    enabled: bool = Field(default=True, description="false turns the filter off; `name: false` does the same")
 
-    @property
-    def label(self) -> str:
-        """Its name in tables for people."""
-        return self.name
+    def is_active(self) -> bool:
+        """Whether the filter can drop or change anything with its settings."""
+        return self.enabled
 
-    @property
-    def drop_reason(self) -> str:
-        return self.reason
-
-    def scorers(self) -> list[Scorer]:
+    def list_scorers(self) -> list[Scorer]:
         """The scorers whose scores it reads."""
         return []
 
-    def drops(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, about: TaskView) -> pl.Expr:
+        """True for the rows to drop; null counts as false.
+
+        The expression reads columns of `tables.schemas.SCORED`, and scores by `score_expr`.
+        """
         raise NotImplementedError(type(self).__name__)
 
-    def detail(self, about: TaskView) -> pl.Expr:
-        """The figures that made it drop a row."""
+    def detail_expr(self, about: TaskView) -> pl.Expr:
+        """The figures behind a dropped row, as text."""
         return pl.lit(None, dtype=pl.String)
-
-    def prepared(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """The rows with columns of its own that `drops` reads."""
-        return rows
-
-    def masks(self) -> bool:
-        """Whether it changes the texts of rows instead of dropping them."""
-        return False
-
-    def active(self) -> bool:
-        """Whether it can drop anything as it is set."""
-        return self.enabled
-
-    def shown(self) -> dict[str, Any]:
-        """Its parameters, for people."""
-        values = self.model_dump(mode="json", exclude={"enabled"})
-        return {name: value for name, value in values.items() if value not in (None, [], ())}
-
-    def hash_fields(self) -> dict[str, Any]:
-        """Everything that decides which rows the filter drops, for the hash of the curation settings."""
-        return {"reason": self.drop_reason} | self.model_dump(mode="json")
-
-    @classmethod
-    def for_kind(cls, kind: str) -> Self:
-        """With the values that suit a kind of task."""
-        return cls(**cls.suits.get(kind, {}))
-
-    def suited_to(self, kind: str) -> Self:
-        """With the values that suit a kind of task, but for those that were set."""
-        values = self.suits.get(kind, {})
-        return self.model_copy(update={name: v for name, v in values.items() if name not in self.model_fields_set})
 
 
 def score_expr(name: str) -> pl.Expr:
-    """One of `tables.SCORES`."""
+    """One of `tables.schemas.SCORES`."""
     return pl.col("scores").struct.field(name)
 
 
@@ -113,16 +96,21 @@ def get_scorer(name: str) -> Scorer:
     return SCORERS[name]
 
 
-def detail_expr(*parts: str | pl.Expr) -> pl.Expr:
-    """A detail: texts and expressions one behind the other; null where one of them is."""
+def concat_expr(*parts: str | pl.Expr) -> pl.Expr:
+    """Texts and expressions joined to one text; null where one of them is null."""
     return pl.concat_str([pl.lit(part) if isinstance(part, str) else part.cast(pl.String) for part in parts])
 
 
 def outside_expr(value: pl.Expr, least: float | None, most: float | None) -> pl.Expr:
-    """Whether a value is below or above a band."""
-    found = pl.lit(False)
+    """Whether a value is below `least` or above `most`."""
+    outside = pl.lit(False)
     if least is not None:
-        found = found | (value < least)
+        outside = outside | (value < least)
     if most is not None:
-        found = found | (value > most)
-    return found
+        outside = outside | (value > most)
+    return outside
+
+
+def error_expr() -> pl.Expr:
+    """What went wrong with the completion of a candidate without an answer."""
+    return pl.coalesce("error", "status")

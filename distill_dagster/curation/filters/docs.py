@@ -1,6 +1,6 @@
-"""The part of docs/filters.md that is made from the filters themselves.
+"""Generate the reference of filters in docs/filters.md from the filters themselves.
 
-python -m distill_dagster.curation.filters.docs        # writes it anew; a test fails where it is stale
+python -m distill_dagster.curation.filters.docs        # a test fails while the page is stale
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from distill_dagster.config.answers import LABEL_KINDS
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.curation.filters.base import Filter, FilterExample
-from distill_dagster.curation.filters.own import SQL_COLUMNS
+from distill_dagster.curation.filters.catalogue import BUILT_IN_FILTERS, STEP_REASONS
 from distill_dagster.curation.filters.run import mark_dropped
-from distill_dagster.curation.filters.settings import BUILT_IN_FILTERS, STEP_REASONS
+from distill_dagster.curation.filters.sql import SQL_COLUMNS
 from distill_dagster.curation.scores import add_scores
 from distill_dagster.curation.scores.classifiers import CLASSIFIER_VARIABLE
 from distill_dagster.curation.task_view import TaskView
@@ -29,7 +29,7 @@ from distill_dagster.tables.messages import make_user_message
 from distill_dagster.tables.schemas import SCORED, SCORES, build_frame
 
 FILTERS_PAGE = PROJECT_FOLDER / "docs" / "filters.md"
-BEGIN_MARK, END_MARK = "<!-- made from the filters: begin -->", "<!-- made from the filters: end -->"
+BEGIN_MARK, END_MARK = "<!-- generated from the filters: begin -->", "<!-- generated from the filters: end -->"
 EXAMPLE_DEFAULTS: Mapping[str, Any] = {
     "text": "Where is my parcel?",
     "answer": "It left our house on Monday.",
@@ -38,11 +38,11 @@ EXAMPLE_DEFAULTS: Mapping[str, Any] = {
     "agreement": 1.0,
     "confidence": 0.9,
 }
-"""What an example has where it says nothing else."""
+"""The columns of an example that its row omits."""
 
 
 def build_example_row(example: FilterExample) -> pl.DataFrame:
-    """An example as one candidate (schema SCORED), with `finish_reason` and `completion_tokens` beside."""
+    """An example as one candidate: schema SCORED, with `finish_reason` and `completion_tokens`."""
     given = dict(EXAMPLE_DEFAULTS) | dict(example.row)
     messages = make_user_message(given.pop("text"))
     beside = {"finish_reason": given.pop("finish_reason", None)}
@@ -63,7 +63,7 @@ def build_example_row(example: FilterExample) -> pl.DataFrame:
 
 
 def score_capitals(texts: list[str]) -> list[float]:
-    """The classifier of the examples: the share of capitals."""
+    """The classifier of the examples: the share of capital letters."""
     return [sum(sign.isupper() for sign in text) / max(1, len(text)) for text in texts]
 
 
@@ -72,17 +72,17 @@ def _register_example_classifier() -> None:
 
 
 def apply_to_example(one: type[Filter], example: FilterExample) -> tuple[str | None, str | None]:
-    """(drop reason, detail) that a filter gives an example, scores and all."""
+    """Drop reason and detail that a filter gives an example, after its scores are computed."""
     _register_example_classifier()
     rule = one(**example.settings)
     about = TaskView(example.kind, example.labels, reasoning=example.row.get("reasoning") is not None)
-    rows = add_scores(build_example_row(example), rule.scorers(), about)
+    rows = add_scores(build_example_row(example), rule.list_scorers(), about)
     found = mark_dropped(rows, [rule], about)
     return found["drop_reason"][0], found["drop_detail"][0]
 
 
 def render_filter_reference() -> str:
-    """The generated part of the page."""
+    """The generated part of the page, as Markdown."""
     _register_example_classifier()
     parts = ["| | filter | drop reason | on | score |", "| --- | --- | --- | --- | --- |"]
     for number, one in enumerate(BUILT_IN_FILTERS, start=1):
@@ -100,17 +100,20 @@ def render_filter_reference() -> str:
 
 
 def _describe_when_on(one: type[Filter]) -> str:
-    if one.essential:
+    defaults = one.defaults
+    if defaults.always_on:
         return "always"
-    if one.keys:
-        return f"by `{next(iter(one.keys))}`"
-    suits = ", ".join(one.suits)
-    preset = f"`suited`: {suits}" if suits else "where declared"
-    return f"by default; more with {preset}" if one.by_default and suits else "by default" if one.by_default else preset
+    if defaults.threshold is not None:
+        return f"by `{defaults.threshold}`"
+    kinds = ", ".join(defaults.kinds)
+    preset = f"`suited`: {kinds}" if kinds else "where declared"
+    if not defaults.on_by_default:
+        return preset
+    return f"by default; more with {preset}" if kinds else "by default"
 
 
 def _list_scores(one: type[Filter]) -> str:
-    return ", ".join(f"`{score.name}`" for score in _build_dropping_filter(one).scorers())
+    return ", ".join(f"`{scorer.name}`" for scorer in _build_dropping_filter(one).list_scorers())
 
 
 def _build_dropping_filter(one: type[Filter]) -> Filter:
@@ -125,12 +128,12 @@ def _render_section(one: type[Filter]) -> str:
         parts.append("| parameter | default | |\n| --- | --- | --- |")
         for name, field in fields.items():
             default = "" if field.is_required() else f"`{json.dumps(_to_json_value(field.default))}`"
-            shown = f"`{name}`" + (" (a bare value sets it)" if name == one.short else "")
+            shown = f"`{name}`" + (" (a bare value sets it)" if name == one.defaults.bare_value else "")
             parts.append(f"| {shown} | {default} | {field.description or ''} |")
         parts.append("")
-    for kind, values in one.suits.items():
+    for kind, values in one.defaults.kinds.items():
         if values:
-            parts.append(f"- of kind {kind}: {', '.join(f'`{n}: {json.dumps(v)}`' for n, v in values.items())}")
+            parts.append(f"- for kind {kind}: {', '.join(f'`{n}: {json.dumps(v)}`' for n, v in values.items())}")
     for word, example in (("kept", one.kept), ("dropped", one.dropped)):
         detail = apply_to_example(one, example)[1]
         settings = f" with `{json.dumps(dict(example.settings))}`" if example.settings else ""
@@ -153,7 +156,7 @@ def _format_example(example: FilterExample) -> str:
 
 
 def render_filters_page() -> str:
-    """docs/filters.md with its generated part made anew; what stands around it is written by hand."""
+    """docs/filters.md with its generated part from the filters of now; the rest is written by hand."""
     text = FILTERS_PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN_MARK)
     _, _, after = rest.partition(END_MARK)

@@ -9,58 +9,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from distill_dagster.config import Task
 from distill_dagster.core.errors import Problem
-from distill_dagster.curation.filters import agreement, answers, classified, lengths, private, prose, reasoning
 from distill_dagster.curation.filters.base import Filter
-from distill_dagster.curation.filters.own import CustomFilterSpec
+from distill_dagster.curation.filters.catalogue import BUILT_IN_FILTERS, STEP_REASONS
+from distill_dagster.curation.filters.custom import CustomFilterSpec
 from distill_dagster.curation.scores import Scorer, bind_scorer
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.tasks.yaml_files import convert_validation_error, find_line, read_yaml
 
-BUILT_IN_FILTERS: tuple[type[Filter], ...] = (
-    answers.Truncated,
-    answers.Refused,
-    answers.NoAnswer,
-    answers.InvalidAnswer,
-    answers.InvalidLabel,
-    lengths.TooShort,
-    lengths.TooLong,
-    lengths.ReasoningLength,
-    lengths.AnswerLength,
-    lengths.CompletionTokens,
-    answers.Boilerplate,
-    answers.Echo,
-    prose.Language,
-    prose.Repetition,
-    prose.Prose,
-    reasoning.AnswerFirst,
-    reasoning.Contradiction,
-    reasoning.Arithmetic,
-    agreement.ReferenceMismatch,
-    agreement.LowAgreement,
-    agreement.LowConfidence,
-    agreement.HighConfidence,
-    agreement.TeachersDisagree,
-    agreement.LowJudgeScore,
-    agreement.TargetLabelMismatch,
-    private.Secrets,
-    private.Pii,
-    classified.Toxicity,
-    classified.Injection,
-)
-"""In the order of application: a row that several would drop names the first of them. One's own come behind these."""
-STEP_REASONS = {
-    "contaminated": "The text is that of a golden or dev row, nearly so, or one holds most of the other.",
-    "duplicate": "The normalized text is that of another row, which is kept.",
-    "near_duplicate": "Most of its word shingles are those of another row, which is kept.",
-    "semantic_duplicate": "Its embedding is close to that of another row, which is kept.",
-    "over_cap": "A cap of `balance` is reached by rows that come before it.",
-}
-"""What follows the filters and looks at more than one row."""
 _BLOCK = ("curation", "filters")
 
 
 class FilterThresholds(BaseModel):
-    """Thresholds of filtered_dataset: changing one re-cuts from stored scores and asks no teacher."""
+    """The settings that are not a block of one filter. A change cuts the dataset again from stored scores."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,105 +31,125 @@ class FilterThresholds(BaseModel):
         default=0.0, description="probability of the candidate in its soft label"
     )
     max_confidence: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=1.0, description="with min_confidence a band: what the teacher is surer of is left out"
+        default=1.0, description="leaves out what the teacher is surer of"
     )
-    min_words: Annotated[int, Field(ge=0)] = 1
-    max_words: Annotated[int, Field(ge=1)] = 400
+    min_words: Annotated[int, Field(ge=0)] = Field(default=1, description="words of a prompt")
+    max_words: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="words of a prompt; by default 400 for the kinds classification, nli, math and tool_call, and no "
+        "limit for the others",
+    )
     min_judge: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="the judge's mean score, where 1 of 5 counts 0 and 5 of 5 counts 1"
     )
     min_teacher_agreement: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="share of the teachers that gave the candidate's answer, where several answered"
+        default=0.0, description="share of several teachers that gave the candidate's answer"
     )
     target_label: Literal["keep_answer", "drop_disagreement"] = Field(
-        default="keep_answer", description="of a prompt that was written or imagined for another label than the answer"
+        default="keep_answer",
+        description="what happens to a prompt that was written or imagined for another label than the answer",
     )
     preset: Literal["safe", "suited"] = Field(
-        default="safe", description="safe: only what needs no score; suited: all that suits the kind of task"
+        default="safe",
+        description="safe: only the filters that need no score; suited: all filters that suit the kind of task",
     )
-    own: tuple[CustomFilterSpec, ...] = Field(default=(), description="filters of one's own, behind the built-in ones")
+    own: tuple[CustomFilterSpec, ...] = Field(
+        default=(), description="filters of your own, applied after the built-in ones"
+    )
 
     @model_validator(mode="after")
-    def _consistent(self) -> FilterThresholds:
+    def _check_consistency(self) -> FilterThresholds:
         if self.min_confidence > self.max_confidence:
             raise ValueError("min_confidence is more than max_confidence")
-        reasons = {one.reason for one in BUILT_IN_FILTERS} | set(STEP_REASONS)
-        for one in self.own:
-            name = one.filter().drop_reason
+        reasons = {built_in.reason for built_in in BUILT_IN_FILTERS} | set(STEP_REASONS)
+        for spec in self.own:
+            name = spec.build_filter().reason
             if name in reasons:
-                raise ValueError(f"own: the name {name!r} stands twice, or is a built-in reason")
+                raise ValueError(f"own: the name {name!r} is a duplicate, or a built-in reason")
             reasons.add(name)
         return self
 
 
 def list_declarable_filters() -> dict[str, type[Filter]]:
     """The filters that have a block of their own in `filters:`, by name."""
-    return {one.name: one for one in BUILT_IN_FILTERS if not one.keys and not one.essential}
+    return {
+        built_in.name: built_in
+        for built_in in BUILT_IN_FILTERS
+        if built_in.defaults.threshold is None and not built_in.defaults.always_on
+    }
 
 
-def _expand_shorthand(one: type[Filter]) -> BeforeValidator:
-    """`name: true`, `name: false` and a bare value, as a mapping of the filter's fields."""
+def _expand_shorthand(built_in: type[Filter]) -> BeforeValidator:
+    """Turns `name: true`, `name: false` and a bare value into a mapping of the filter's fields."""
 
-    def mapping(value: Any) -> Any:
+    def expand(value: Any) -> Any:
         if isinstance(value, bool):
             return {"enabled": value}
-        if value is None or isinstance(value, dict | Filter) or one.short is None:
+        if value is None or isinstance(value, dict | Filter) or built_in.defaults.bare_value is None:
             return value
-        return {one.short: value}
+        return {built_in.defaults.bare_value: value}
 
-    return BeforeValidator(mapping)
+    return BeforeValidator(expand)
 
 
 if TYPE_CHECKING:
 
     class FilterSettings(FilterThresholds):
-        """As it is made below: with one optional block for each filter."""
+        """`curation.filters`: the thresholds, and one optional block for each declarable filter."""
 else:
     FilterSettings = create_model(
-        "Filters",
+        "FilterSettings",
         __base__=FilterThresholds,
         __doc__=FilterThresholds.__doc__,
         **{
             name: (
-                Annotated[one | None, _expand_shorthand(one)],
-                Field(default=None, description=one.__doc__.splitlines()[0]),
+                Annotated[built_in | None, _expand_shorthand(built_in)],
+                Field(default=None, description=built_in.__doc__.splitlines()[0]),
             )
-            for name, one in list_declarable_filters().items()
+            for name, built_in in list_declarable_filters().items()
         },
     )
 
 
-def select_filters(filters: FilterSettings, about: TaskView) -> list[Filter]:
-    """The filters that are on for a task, in the order in which they are applied."""
-    return [*_select_built_in(filters, about), *(one.filter() for one in filters.own)]
+def select_filters(settings: FilterSettings, about: TaskView) -> list[Filter]:
+    """The filters that are on for a task, in the order of application."""
+    return [*_select_built_in(settings, about), *(spec.build_filter() for spec in settings.own)]
 
 
-def _select_built_in(filters: FilterSettings, about: TaskView) -> list[Filter]:
-    out: list[Filter] = []
-    for one in BUILT_IN_FILTERS:
-        given = None if one.keys or one.essential else getattr(filters, one.name)
-        suits = about.kind in one.suits and (about.reasoning or about.kind not in one.reasoned)
-        if one.keys:
-            made = one(**{field: getattr(filters, key) for key, field in one.keys.items()})
-        elif given is not None:
-            made = given.suited_to(about.kind)
-        elif filters.preset == "suited" and suits:
-            made = one.for_kind(about.kind)
-        elif one.by_default or one.essential:
-            made = one()
-        else:
-            continue
-        out += [made] if made.active() else []
-    return out
+def _select_built_in(settings: FilterSettings, about: TaskView) -> list[Filter]:
+    built = [_build_filter(built_in, settings, about) for built_in in BUILT_IN_FILTERS]
+    return [each for each in built if each is not None and each.is_active()]
+
+
+def _build_filter(built_in: type[Filter], settings: FilterSettings, about: TaskView) -> Filter | None:
+    """A filter with its settings, and values that suit the kind of task for all others; None where it is off."""
+    defaults = built_in.defaults
+    suited = defaults.kinds.get(about.kind, {})
+    if defaults.threshold is not None:
+        value = getattr(settings, defaults.threshold)
+        return built_in(**suited) if value is None else built_in(**{defaults.threshold: value})
+    declared: Filter | None = None if defaults.always_on else getattr(settings, built_in.name)
+    if declared is not None:
+        unset = {name: value for name, value in suited.items() if name not in declared.model_fields_set}
+        return declared.model_copy(update=unset)
+    suits = about.kind in defaults.kinds and (about.reasoning or about.kind not in defaults.reasoning_kinds)
+    if settings.preset == "suited" and suits:
+        return built_in(**suited)
+    return built_in() if defaults.on_by_default or defaults.always_on else None
 
 
 def select_task_filters(task: Task) -> list[Filter]:
-    """The filters of a task in the order in which they are applied.
+    """The filters of a task in the order of application.
 
     Raises:
         ValidationError: the block `curation.filters` is malformed; `find_filter_problems` names the line.
     """
     return select_filters(FilterSettings.model_validate(task.curation.filters), TaskView.from_task(task))
+
+
+def collect_scorers(filters: list[Filter]) -> list[Scorer]:
+    """The scorers that these filters need, each once, in the order of their first use."""
+    return list({scorer.name: scorer for each in filters for scorer in each.list_scorers()}.values())
 
 
 def collect_task_scorers(task: Task) -> list[Scorer]:
@@ -178,11 +158,20 @@ def collect_task_scorers(task: Task) -> list[Scorer]:
     return [bind_scorer(scorer, about) for scorer in collect_scorers(select_task_filters(task))]
 
 
+def list_parameters(each: Filter) -> dict[str, Any]:
+    """The settings of a filter that are not empty, as JSON values."""
+    values = each.model_dump(mode="json", exclude={"enabled"})
+    return {name: value for name, value in values.items() if value not in (None, [], ())}
+
+
 def list_filter_hash_fields(task: Task) -> list[dict[str, Any]]:
     """Everything that decides which rows the filters of a task drop. A setting at its default counts as if unset."""
     settings = FilterSettings.model_validate(task.curation.filters)
     built_in = _select_built_in(settings, TaskView.from_task(task))
-    return [*(one.hash_fields() for one in built_in), *(one.hash_fields() for one in settings.own)]
+    return [
+        *({"reason": each.reason} | each.model_dump(mode="json") for each in built_in),
+        *(spec.hash_fields() for spec in settings.own),
+    ]
 
 
 def find_filter_problems(path: Path, task: Task) -> list[Problem]:
@@ -198,9 +187,3 @@ def find_filter_problems(path: Path, task: Task) -> list[Problem]:
         remedy = "Add the block `judge`, or remove min_judge."
         return [Problem(path, message, remedy, find_line(read_yaml(path, [])[1], name), ".".join(name))]
     return []
-
-
-def collect_scorers(filters: list[Filter]) -> list[Scorer]:
-    """The scorers that these filters need, each once, in the order of their first use."""
-    found = {one.name: one for each in filters for one in each.scorers()}
-    return list(found.values())

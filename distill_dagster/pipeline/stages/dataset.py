@@ -18,13 +18,21 @@ from distill_dagster.curation.dataset.balance import count_below_floors
 from distill_dagster.curation.dataset.human_rows import build_human_candidates
 from distill_dagster.curation.dataset.invariants import check_dataset, check_slices
 from distill_dagster.curation.dataset.shift import build_profile, check_shift, measure_rows, read_last_good_profile
-from distill_dagster.curation.filters import STEP_REASONS, Filter, collect_task_scorers, select_task_filters
+from distill_dagster.curation.filters import (
+    STEP_REASONS,
+    Filter,
+    collect_task_scorers,
+    list_parameters,
+    select_task_filters,
+)
+from distill_dagster.curation.filters.private_data_filter import PrivateDataFilter
 from distill_dagster.curation.filters.run import FILTER_BATCH_ROWS
 from distill_dagster.curation.scores import add_scores
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.kinds import get_kind
 from distill_dagster.pipeline.backfill_selection import SLICE_STAGES
 from distill_dagster.pipeline.freshness import TaskState
+from distill_dagster.pipeline.stage_table import REJECTED_ROWS
 from distill_dagster.pipeline.stages import scores
 from distill_dagster.pipeline.stages.context import (
     DisplayValue,
@@ -39,13 +47,11 @@ from distill_dagster.pipeline.stages.context import (
 )
 from distill_dagster.student.sentences import embed_sentences
 from distill_dagster.tables.data_versions import compute_data_version
-from distill_dagster.tables.schemas import REJECTED, SCORED
+from distill_dagster.tables.schemas import SCORED
 from distill_dagster.tables.validation import check_table
 
 if TYPE_CHECKING:
     from distill_dagster.curation.dataset.curate import CuratedDataset
-
-REJECTED_ROWS = "rejected_rows"
 
 
 def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResult:
@@ -61,7 +67,7 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
     about = TaskView.from_task(task)
     people = env.folder.human + (env.folder.examples if task.curation.mix_examples else [])
     limits = env.limits or ResourceLimits()
-    with limits.folder() as temporary:
+    with limits.make_folder() as temporary:
         slices, lines = _read_slices(env, inputs, temporary)
         # What people answered is scored here, and nowhere kept: it is little.
         answered = add_scores(
@@ -102,10 +108,10 @@ def _check_dataset(
 ) -> tuple[list[CheckResult], dict[str, Any]]:
     """The checks of a dataset, and what its record keeps of it."""
     task = env.folder.task
-    before = env.lake.record(env.task_name, "filtered_dataset")
+    before = env.lake.read_record(env.task_name, "filtered_dataset")
     checks = [
         check_table("filtered_dataset", cut.kept),
-        *check_slices(slices, task.curation.wanted_slices(len(slices))),
+        *check_slices(slices, task.curation.compute_min_slices(len(slices))),
         *check_dataset(cut.candidates, cut.kept, cut.left_out, held_out, task.label_names, task.curation.min_rows),
     ]
     measured = measure_rows(cut.kept, task.has_labels)
@@ -160,7 +166,7 @@ def _read_slices(
     frames: list[pl.LazyFrame] = []
     lines: list[dict[str, Any]] = []
     state = TaskState(env.folder, env.lake)
-    for key in env.folder.slice_keys():
+    for key in env.folder.list_slice_keys():
         good = inputs.scan_last_good("scored_completions", SCORED, key, folder)
         why = [s for s in (state.status(stage, key) for stage in SLICE_STAGES) if s.state != "fresh"]
         blocked = state.record("scored_completions", key)
@@ -183,7 +189,7 @@ def _read_slices(
 
 def list_filters(filters: Sequence[Filter], counts: Mapping[str, int]) -> list[dict[str, Any]]:
     """The filters and steps in order, with their parameters and, where a dataset was made, what each dropped."""
-    each = [(one.label, one.drop_reason, _format_parameters(one), one.masks()) for one in filters]
+    each = [(one.name, one.reason, _format_parameters(one), _is_masking(one)) for one in filters]
     each += [(name, name, "", False) for name in STEP_REASONS]
     return [
         {
@@ -197,9 +203,9 @@ def list_filters(filters: Sequence[Filter], counts: Mapping[str, int]) -> list[d
     ]
 
 
+def _is_masking(one: Filter) -> bool:
+    return isinstance(one, PrivateDataFilter) and one.action == "mask"
+
+
 def _format_parameters(one: Filter) -> str:
-    return ", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in one.shown().items())
-
-
-def read_rejected_rows(env: StageContext) -> pl.DataFrame:
-    return env.lake.read(env.task_name, "filtered_dataset", REJECTED_ROWS, REJECTED)[0]
+    return ", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in list_parameters(one).items())
