@@ -1,4 +1,8 @@
-"""Read recorded completions out of provider logs, traces and files of any declared shape."""
+"""Read recorded completions from provider logs, stored completions, chat traces and files of a declared shape.
+
+Logs of OpenAI and Anthropic are understood as they are. `teacher.replay` in task.yaml, or the options of an import, say
+where the parts of any other record are.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,19 @@ from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.intake.row_files import get_by_path, read_records
 
 RECORDED_FOLDER = "recorded"
-"""Where recorded files lie: in the task folder, or beside the prompts from the inbox."""
+"""The folder of recorded files, in the task folder or next to the prompts from the inbox."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One recorded completion. `prompt` is the last user turn, `conversation` all of them where there are several."""
+    """One recorded completion.
+
+    Attributes:
+        prompt: the last user turn.
+        conversation: all user turns, one per line, if there are several.
+        created: seconds since 1970.
+        tool_calls: each with `name`, and `arguments` as JSON text.
+    """
 
     completion: str
     prompt: str | None = None
@@ -35,27 +46,27 @@ class Recording:
     created: float | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """What an import writes: it is read back as it is."""
+    def to_json(self) -> dict[str, Any]:
+        """The record that an import writes. Reading it gives this recording again."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @cached_property
     def version(self) -> str:
-        """Hash of what an answer made of it holds, not of when it was received."""
-        left_out = ("prompt", "conversation", "id", "created")
-        return hash_content({name: value for name, value in asdict(self).items() if name not in left_out})
+        """Hash of the fields that become part of an answer, without the time."""
+        excluded = ("prompt", "conversation", "id", "created")
+        return hash_content({name: value for name, value in asdict(self).items() if name not in excluded})
 
 
 def read_recordings(path: Path, replay: ReplaySpec) -> list[Recording]:
-    """All recordings of a file or folder. A record of a call that failed has none.
+    """Read all recordings of a file or folder. The record of a failed call has none.
 
     Raises:
-        InputError: records that cannot be mapped, each with its line.
+        InputError: records cannot be read. Each is named with its line.
     """
     if path.is_dir():
         return _read_uncached(path, replay)
-    found = path.lstat()  # each slice's stage reads anew, in one process: what did not change is not parsed again
-    return _read_cached(path, (found.st_ino, found.st_mtime_ns, found.st_size), replay)
+    stat = path.lstat()  # the stages of all slices read it in one process: parse an unchanged file once
+    return _read_cached(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size), replay)
 
 
 @lru_cache(maxsize=4)
@@ -64,20 +75,20 @@ def _read_cached(path: Path, stamp: tuple[int, int, int], replay: ReplaySpec) ->
 
 
 def _read_uncached(path: Path, replay: ReplaySpec) -> list[Recording]:
-    out: list[Recording] = []
+    recordings: list[Recording] = []
     problems: list[Problem] = []
     for record in read_records(path):
         try:
-            out += parse_recordings(record.value, replay)
+            recordings += parse_recordings(record.value, replay)
         except _UnmappedError as error:
-            problems.append(record.problem(str(error), error.remedy, error.field))
+            problems.append(record.make_problem(str(error), error.remedy, error.field))
     if problems:
         raise InputError(problems)
-    return out
+    return recordings
 
 
 def find_last_user_turn(value: Any) -> str | None:
-    """The last user turn of a log or trace; None where there are no messages."""
+    """The last user turn of a log or trace, or None."""
     record = {"messages": value} if isinstance(value, list) else _to_dict(value)
     messages = _find_messages(_unwrap_part(record, "request")) or _find_messages(record)
     turns = [_join_text(m.get("content")) for m in messages if m.get("role") == "user"]
@@ -85,23 +96,31 @@ def find_last_user_turn(value: Any) -> str | None:
 
 
 class _UnmappedError(ValueError):
+    """A part of a record was not found, with the field and the remedy of the problem."""
+
     def __init__(self, message: str, field: str, remedy: str = "") -> None:
         self.field = field
         option = "text" if field == "prompt" else field
-        self.remedy = remedy or f"Say where it is: `replay.{field}` in task.yaml, or --{option}-field of an import."
+        self.remedy = remedy or f"Name its place: `replay.{field}` in task.yaml, or --{option}-field of an import."
         super().__init__(message)
 
 
 def parse_recordings(value: Any, replay: ReplaySpec) -> list[Recording]:
-    """The completions in one record; more than one where a request asked for several."""
+    """The completions in one record; several if the request asked for several.
+
+    Raises:
+        ValueError: the record has no completion, or neither a prompt nor an id.
+    """
     record = {"messages": value} if isinstance(value, list) else value
     request, response = _unwrap_part(record, "request"), _unwrap_part(record, "response")
     messages = _find_messages(request) or _find_messages(record)
-    said = list(_find_choices(record, response, replay))
-    if not said and messages and messages[-1].get("role") == "assistant" and replay.completion is None:
+    choices = list(_find_choices(record, response, replay))
+    if not choices and messages and messages[-1].get("role") == "assistant" and replay.completion is None:
         last, messages = messages[-1], messages[:-1]
-        said = [_RecordedChoice(_join_text(last.get("content")), _find_reasoning(last), None, _read_tool_calls(last))]
-    if not said:
+        choices = [
+            _RecordedChoice(_join_text(last.get("content")), _find_reasoning(last), None, _read_tool_calls(last))
+        ]
+    if not choices:
         if _is_failed(record, response):
             return []
         raise _UnmappedError("no completion was found.", "completion")
@@ -116,32 +135,32 @@ def parse_recordings(value: Any, replay: ReplaySpec) -> list[Recording]:
     if prompt is None and id_ is None:
         raise _UnmappedError("neither a prompt nor an id was found.", "prompt")
     usage = _to_dict(response.get("usage"))
-    long = _to_string(record.get("conversation")) or ("\n".join(turns) if len(turns) > 1 else None)
+    conversation = _to_string(record.get("conversation")) or ("\n".join(turns) if len(turns) > 1 else None)
     return [
         Recording(
-            completion=one.text,
+            completion=choice.text,
             prompt=prompt,
-            conversation=long,
+            conversation=conversation,
             id=str(id_) if id_ is not None else None,
-            reasoning=one.reasoning or None,
+            reasoning=choice.reasoning or None,
             model=_to_string(get_by_path(record, replay.model) if replay.model else response.get("model")),
-            finish_reason=one.finish or _to_string(record.get("finish_reason")),
+            finish_reason=choice.finish or _to_string(record.get("finish_reason")),
             prompt_tokens=_find_count(usage, "prompt_tokens", "input_tokens", record),
-            # The usage of several choices is that of all; none of them alone.
+            # The usage of several choices is that of all together, not of one of them.
             completion_tokens=_find_count(usage, "completion_tokens", "output_tokens", record)
-            if len(said) == 1
+            if len(choices) == 1
             else None,
-            cost_usd=_to_number(record.get("cost_usd")) if len(said) == 1 else None,
+            cost_usd=_to_number(record.get("cost_usd")) if len(choices) == 1 else None,
             created=_to_number(response.get("created", response.get("created_at"))),
-            tool_calls=one.calls,
+            tool_calls=choice.calls,
         )
-        for one in said
+        for choice in choices
     ]
 
 
 @dataclass(frozen=True)
 class _RecordedChoice:
-    """What one choice of a response says."""
+    """One choice of a response."""
 
     text: str
     reasoning: str | None = None
@@ -150,20 +169,20 @@ class _RecordedChoice:
 
 
 def _find_choices(record: dict[str, Any], response: dict[str, Any], replay: ReplaySpec) -> Iterator[_RecordedChoice]:
-    """Where the declaration or a known shape says that the completion is."""
+    """The choices at the declared place, or in a known shape."""
     reasoning = _to_string(get_by_path(record, replay.reasoning)) if replay.reasoning else None
     if replay.completion:
-        if (found := _read_mapped(record, replay.completion, "completion")) is not None:
-            yield _RecordedChoice(found, reasoning)
+        if (text := _read_mapped(record, replay.completion, "completion")) is not None:
+            yield _RecordedChoice(text, reasoning)
         return
     for choice in response.get("choices") or []:  # chat and text completions
         if isinstance(choice, dict):
             message = _to_dict(choice.get("message"))
             text = _join_text(message.get("content") if message else choice.get("text"))
-            declined = None if text else _to_string(message.get("refusal"))
-            finish = "refusal" if declined else _to_string(choice.get("finish_reason"))
+            refusal = None if text else _to_string(message.get("refusal"))
+            finish = "refusal" if refusal else _to_string(choice.get("finish_reason"))
             yield _RecordedChoice(
-                text or declined or "", reasoning or _find_reasoning(message), finish, _read_tool_calls(message)
+                text or refusal or "", reasoning or _find_reasoning(message), finish, _read_tool_calls(message)
             )
     if response.get("choices"):
         return
@@ -177,8 +196,8 @@ def _find_choices(record: dict[str, Any], response: dict[str, Any], replay: Repl
     if isinstance(response.get("content"), list):  # Anthropic's Messages
         reasons = {"end_turn": "stop", "max_tokens": "length", "refusal": "refusal"}
         finish = reasons.get(str(response.get("stop_reason")))
-        used = [p for p in response["content"] if isinstance(p, dict) and p.get("type") == "tool_use"]
-        calls = [{"function": {"name": p.get("name"), "arguments": p.get("input")}} for p in used]
+        tool_parts = [p for p in response["content"] if isinstance(p, dict) and p.get("type") == "tool_use"]
+        calls = [{"function": {"name": p.get("name"), "arguments": p.get("input")}} for p in tool_parts]
         text = _join_text(response["content"])
         yield _RecordedChoice(
             text, reasoning or _find_reasoning(response), finish, _read_tool_calls({"tool_calls": calls})
@@ -193,16 +212,16 @@ def _find_choices(record: dict[str, Any], response: dict[str, Any], replay: Repl
 
 
 def _read_tool_calls(message: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The tool calls of a message by name and arguments, these as JSON text."""
-    out = []
+    """The tool calls of a message: the name, and the arguments as JSON text."""
+    named = []
     calls = message.get("tool_calls")
     for call in calls if isinstance(calls, list) else []:
         function = _to_dict(_to_dict(call).get("function")) or _to_dict(call)
         arguments = function.get("arguments")
-        said = arguments if isinstance(arguments, str) else to_canonical_json(arguments or {})
+        text = arguments if isinstance(arguments, str) else to_canonical_json(arguments or {})
         if _is_text(function.get("name")):
-            out.append({"name": str(function["name"]), "arguments": said or "{}"})
-    return out or None
+            named.append({"name": str(function["name"]), "arguments": text or "{}"})
+    return named or None
 
 
 def _is_failed(record: dict[str, Any], response: dict[str, Any]) -> bool:
@@ -210,7 +229,7 @@ def _is_failed(record: dict[str, Any], response: dict[str, Any]) -> bool:
 
 
 def _unwrap_part(record: dict[str, Any], name: str) -> dict[str, Any]:
-    """The request or response of a log, out of the envelope of a batch file; else the record itself."""
+    """The request or response of a log, without the envelope of a batch file, or else the record itself."""
     part = record.get(name)
     if name == "request" and part is None and isinstance(record.get("body"), dict):
         part = record["body"]
@@ -221,16 +240,16 @@ def _unwrap_part(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _find_messages(request: dict[str, Any]) -> list[dict[str, Any]]:
     for name in ("messages", "input"):
-        found = request.get(name)
-        if isinstance(found, dict):
-            found = found.get("data")  # OpenAI's list of a stored completion's messages
-        if isinstance(found, list):
-            return [m for m in found if isinstance(m, dict)]
+        messages = request.get(name)
+        if isinstance(messages, dict):
+            messages = messages.get("data")  # OpenAI's list of the messages of a stored completion
+        if isinstance(messages, list):
+            return [message for message in messages if isinstance(message, dict)]
     return []
 
 
 def _join_text(content: Any) -> str:
-    """Plain, or in parts of which those of text count."""
+    """The text of a message: the content itself, or its text parts."""
     if isinstance(content, list):
         parts = [p for p in content if isinstance(p, dict) and p.get("type") not in ("thinking", "tool_use")]
         return "".join(str(part["text"]) for part in parts if isinstance(part.get("text"), str))
@@ -248,20 +267,20 @@ def _find_reasoning(message: dict[str, Any]) -> str | None:
 
 
 def _read_mapped(record: dict[str, Any], path: str, field: str) -> str | None:
-    found = get_by_path(record, path)
-    if found is None:
-        raise _UnmappedError(f"there is nothing at {path!r}.", field, f"Mend the path of the {field}, or the record.")
-    if isinstance(found, str | list):
-        return _join_text(found)
-    raise _UnmappedError(f"what stands at {path!r} is no text.", field, f"Mend the path of the {field}.")
+    value = get_by_path(record, path)
+    if value is None:
+        raise _UnmappedError(f"there is nothing at {path!r}.", field, f"Fix the path of the {field}, or the record.")
+    if isinstance(value, str | list):
+        return _join_text(value)
+    raise _UnmappedError(f"the value at {path!r} is not a text.", field, f"Fix the path of the {field}.")
 
 
 def _extract_prompt(text: str, pattern: str) -> str:
     import polars as pl
 
-    # The engine of Polars takes linear time on any text; the first group, or all that was found.
-    found = pl.Series([text], dtype=pl.String).str.extract(pattern, 1).item()
-    return text if found is None else str(found)
+    # The regular expressions of Polars take linear time on any text.
+    group = pl.Series([text], dtype=pl.String).str.extract(pattern, 1).item()
+    return text if group is None else str(group)
 
 
 def _to_dict(value: Any) -> dict[str, Any]:
@@ -283,7 +302,7 @@ def _to_number(value: Any) -> float | None:
 
 
 def _find_count(usage: dict[str, Any], name: str, other: str, record: dict[str, Any]) -> int | None:
-    for found in (usage.get(name), usage.get(other), record.get(name)):
-        if isinstance(found, int) and not isinstance(found, bool):
-            return found
+    for count in (usage.get(name), usage.get(other), record.get(name)):
+        if isinstance(count, int) and not isinstance(count, bool):
+            return count
     return None

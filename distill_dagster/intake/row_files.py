@@ -1,6 +1,6 @@
-"""Records of files that other programs wrote: CSV, JSONL, JSON, Parquet, or a folder of traces.
+"""Read the records of files that other programs wrote: CSV, JSONL, JSON, Parquet, or a folder of traces.
 
-Strict about what cannot be read, with file and line; what a record means is for others to say.
+Everything that cannot be read is a problem with file and line. What the fields of a record mean is up to the caller.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_dagster.core.errors import InputError, Problem
+from distill_dagster.core.files import refuse_symlink
 
 RECORD_SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet")
 _TRACE_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -21,37 +22,38 @@ _TRACE_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """One record, and where it stands: `line` is 1-based; of a Parquet file it is the row."""
+    """One record and its place. `line` is 1-based: the row in a Parquet file, None in a JSON file."""
 
     value: Any
     file: Path
     line: int | None
 
-    def problem(self, message: str, remedy: str, field: str | None = None) -> Problem:
+    def make_problem(self, message: str, remedy: str, field: str | None = None) -> Problem:
+        """A problem with the place of this record."""
         return Problem(self.file, message, remedy, line=self.line, field=field)
 
 
 def read_records(path: Path) -> list[SourceRecord]:
-    """All records of a file, or of the JSON and JSONL files in a folder and the folders below it, by name.
+    """Read all records of a file, or of the JSON and JSONL files in a folder and its subfolders, sorted by name.
 
-    A JSON file is one record, or a list of records; a list of chat messages is one record, a trace.
+    A JSON file contains one record or a list of records. A list of chat messages is one record: a trace.
 
     Raises:
-        InputError: something cannot be read; every broken line is named.
+        InputError: something cannot be read. Each broken line is named.
     """
     problems: list[Problem] = []
     records = [record for file in _list_files(path) for record in _read_file(file, problems)]
     if not records and not problems:
-        problems.append(Problem(path, "holds no record.", "Put at least one there."))
+        problems.append(Problem(path, "contains no record.", "Add at least one."))
     if problems:
         raise InputError(problems)
     return records
 
 
 def get_by_path(value: Any, path: str) -> Any:
-    """What a dotted path (`request.messages.-1.content`) or JSON pointer (`/request/messages/0`) leads to, else None.
+    """The value at a dotted path (`request.messages.-1.content`) or JSON pointer (`/request/messages/0`), or None.
 
-    A field whose name holds a dot is found by its whole name first.
+    A field whose name contains a dot is found by its whole name first.
     """
     if isinstance(value, dict) and path in value:
         return value[path]
@@ -66,16 +68,15 @@ def get_by_path(value: Any, path: str) -> Any:
 
 
 def _list_files(path: Path) -> list[Path]:
-    if path.is_symlink():
-        raise InputError([Problem(path, "symbolic links are not followed.", "Name the file or folder itself.")])
+    refuse_symlink(path)
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.suffix.lower() in _TRACE_SUFFIXES and not p.name.startswith(".")]
-        return sorted(p for p in found if p.is_file() and not p.is_symlink())
+        files = [p for p in path.rglob("*") if p.suffix.lower() in _TRACE_SUFFIXES and not p.name.startswith(".")]
+        return sorted(file for file in files if file.is_file() and not file.is_symlink())
     if not path.is_file():
-        raise InputError([Problem(path, "there is no such file or folder.", "Mend the path.")])
+        raise InputError([Problem(path, "there is no such file or folder.", "Fix the path.")])
     if path.suffix.lower() not in RECORD_SUFFIXES:
-        known = ", ".join(RECORD_SUFFIXES)
-        raise InputError([Problem(path, "of this kind of file nothing is known.", f"Give one that ends with {known}.")])
+        suffixes = ", ".join(RECORD_SUFFIXES)
+        raise InputError([Problem(path, "unsupported file type.", f"Use a file that ends with {suffixes}.")])
     return [path]
 
 
@@ -103,31 +104,31 @@ def _read_file(path: Path, problems: list[Problem]) -> Iterator[SourceRecord]:
 
 def _read_jsonl(path: Path, text: str, problems: list[Problem]) -> Iterator[SourceRecord]:
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip() and (found := _parse_json(path, line, number, problems)) is not None:
-            yield SourceRecord(found, path, number)
+        if line.strip() and (value := _parse_json(path, line, number, problems)) is not None:
+            yield SourceRecord(value, path, number)
 
 
 def _read_json(path: Path, text: str, problems: list[Problem]) -> Iterator[SourceRecord]:
     value = _parse_json(path, text, None, problems)
     if isinstance(value, list) and not (value and all(isinstance(m, dict) and "role" in m for m in value)):
-        yield from (SourceRecord(one, path, None) for one in value)
+        yield from (SourceRecord(item, path, None) for item in value)
     elif value is not None:
         yield SourceRecord(value, path, None)
 
 
 def _parse_json(path: Path, text: str, line: int | None, problems: list[Problem]) -> Any:
-    remedy = "Write one JSON object on each line." if line else "Mend the JSON."
+    remedy = "Write one JSON object on each line." if line else "Fix the JSON."
     try:
         value = json.loads(text)
-        # Half of a surrogate pair can be neither stored nor written.
+        # An unpaired surrogate can be neither stored nor written.
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         where = line + error.lineno - 1 if line else error.lineno
         problems.append(Problem(path, f"malformed JSON at column {error.colno}: {error.msg}.", remedy, line=where))
-    except (ValueError, RecursionError) as error:  # half a character, a number of thousands of digits, endless nesting
-        what = "half a character in an escape" if isinstance(error, UnicodeEncodeError) else "unreadable JSON"
-        problems.append(Problem(path, f"{what}.", remedy, line=line))
+    except (ValueError, RecursionError) as error:  # also a huge number or deep nesting
+        message = "contains an unpaired surrogate." if isinstance(error, UnicodeEncodeError) else "unreadable JSON."
+        problems.append(Problem(path, message, remedy, line=line))
     else:
         if isinstance(value, dict | list):
             return value
@@ -140,19 +141,19 @@ def _read_csv(path: Path, text: str, problems: list[Problem]) -> Iterator[Source
     try:
         header = next(reader, [])
         if len(set(header)) < len(header) or not all(name.strip() for name in header):
-            remedy = "Give every column a name of its own in the first line."
-            problems.append(Problem(path, "a column has no name, or one that stands twice.", remedy, line=1))
+            remedy = "Give each column its own name in the first line."
+            problems.append(Problem(path, "a column name is empty or duplicate.", remedy, line=1))
             return
         line = reader.line_num + 1
         for cells in reader:
             if cells and len(cells) != len(header):
                 message = f"{len(cells)} cells, while the first line names {len(header)} columns."
-                problems.append(Problem(path, message, "Put texts with commas into quotation marks.", line=line))
+                problems.append(Problem(path, message, "Quote texts that contain commas.", line=line))
             elif cells:
                 yield SourceRecord(dict(zip(header, cells, strict=True)), path, line)
             line = reader.line_num + 1
     except csv.Error as error:
-        problems.append(Problem(path, f"malformed CSV: {error}.", "Mend the line.", line=reader.line_num))
+        problems.append(Problem(path, f"malformed CSV: {error}.", "Fix the line.", line=reader.line_num))
 
 
 def _read_parquet(path: Path, problems: list[Problem]) -> Iterator[SourceRecord]:
@@ -161,7 +162,7 @@ def _read_parquet(path: Path, problems: list[Problem]) -> Iterator[SourceRecord]
     try:
         frame = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError):
-        problems.append(Problem(path, "not a readable Parquet file.", "Write it anew."))
+        problems.append(Problem(path, "not a readable Parquet file.", "Write the file again."))
         return
     for number, row in enumerate(frame.iter_rows(named=True), start=1):
         yield SourceRecord(row, path, number)

@@ -88,17 +88,19 @@ def test_seeds_are_masked_compared_and_never_written_into_the_users_files(place:
         {"text": f"write to a.b@example.org, my key is {KEY}", "id": 7},
         {"text": held_out.upper()},
         {"text": "I want a refund"},
-        {"text": "x" * 20_000},
+        {"text": "long words " * 2_000 + "me@example.org", "id": "me@example.org"},
     ]
     done = place.load(place.file("log.jsonl", rows), "seeds", slice="fresh-slice")
-    assert done.added == {"slice fresh-slice": 1}
-    assert done.skipped == {"golden or dev": 1, "duplicate": 1, "too long": 1}
-    assert done.masked == {"EMAIL": 1, "SECRET": 1}
-    assert place.accepted("fresh-slice") == ["write to <EMAIL>, my key is <SECRET>"]
-    [stored] = read_accepted(get_accepted_path(place.root / "accepted" / "shop_mail", "fresh-slice"))
+    assert done.added == {"slice fresh-slice": 2}
+    assert done.skipped == {"golden or dev": 1, "duplicate": 1}
+    assert done.masked == {"EMAIL": 2, "SECRET": 1}
+    words = "long words " * 2_000
+    assert place.accepted("fresh-slice") == ["write to <EMAIL>, my key is <SECRET>", f"{words}<EMAIL>"]
+    [stored, other] = read_accepted(get_accepted_path(place.root / "accepted" / "shop_mail", "fresh-slice"))
     assert stored.id == "7"
+    assert (other.id or "").startswith("masked-"), "an id may be a mail address"
     assert file_hashes(place.path) == before
-    assert "fresh-slice" in place.folder.slice_keys()
+    assert "fresh-slice" in place.folder.list_slice_keys()
     assert place.errors() == []
 
 
@@ -159,15 +161,15 @@ def test_what_is_wrong_is_named_with_its_line_and_nothing_is_written(place: Plac
     ("name", "content", "message"),
     [
         ("a.csv", "a,b\n1\n", "1 cells, while the first line names 2 columns"),
-        ("a.csv", "a,a\n1,2\n", "stands twice"),
+        ("a.csv", "a,a\n1,2\n", "empty or duplicate"),
         ("a.csv", 'a,b\n"1,2\n', "malformed CSV"),
         ("a.jsonl", '{"text": "x"}\n{"text"\n', "malformed JSON at column 8"),
         ("a.jsonl", "7\n", "not an object"),
-        ("a.jsonl", '{"text": "\\ud800"}\n', "half a character"),
-        ("a.jsonl", "", "holds no record"),
+        ("a.jsonl", '{"text": "\\ud800"}\n', "unpaired surrogate"),
+        ("a.jsonl", "", "contains no record"),
         ("a.json", "{", "malformed JSON"),
         ("a.parquet.jsonl", "PAR1", "malformed JSON"),
-        ("a.xlsx", "x", "nothing is known"),
+        ("a.xlsx", "x", "unsupported file type"),
         ("a.jsonl", '{"label": "refund"}\n', "Name its field with --text-field. The record has: label"),
         ("a.jsonl", '{"text": 7}\n', "the text is missing"),
     ],
@@ -190,17 +192,17 @@ def test_recorded_completions_are_masked_and_replayed(place: Place) -> None:
         {"prompt": "I want a refund", "completion": "refund"},
         {"prompt": "I want a refund", "completion": "refund"},
         {"prompt": "mail a.b@example.org", "completion": "login", "reasoning": f"their key is {KEY}"},
-        {"prompt": "long", "completion": "y" * 20_000},
+        {"prompt": "words " * 3_000 + "c@example.org", "completion": "delivery"},
+        {"prompt": "call", "completion": '{"to": "c\\u0040example.org"}'},
     ]
     path = place.file("Provider Log.jsonl", rows)
     done = place.load(path, "recorded")
-    assert done.added == {"recorded/provider-log.jsonl": 3}
-    assert done.skipped == {"too long": 1}
-    assert done.masked == {"EMAIL": 1, "SECRET": 1}
+    assert done.added == {"recorded/provider-log.jsonl": 5}
+    assert done.masked == {"EMAIL": 3, "SECRET": 1}
     assert "replay/provider-log" in done.hint
     stored = place.root / "accepted" / "shop_mail" / "recorded" / "provider-log.jsonl"
     assert KEY not in stored.read_text()
-    assert "example.org" not in stored.read_text()
+    assert "example.org" not in stored.read_text(), "neither at the end of a long text nor behind an escape"
     assert place.load(path, "recorded").added == {}
     more = place.file("Provider Log.jsonl", [*rows, rows[0]])
     assert place.load(more, "recorded").added == {"recorded/provider-log.jsonl": 1}
@@ -214,6 +216,8 @@ def test_recorded_completions_are_masked_and_replayed(place: Place) -> None:
     found = load_replay_teacher(place.folder, place.folder.task.teacher)
     assert [r.completion for r in found.find("i want a  REFUND")] == ["refund"] * 3
     assert [r.completion for r in found.find("mail a.b@example.org")] == ["login"]
+    assert [r.completion for r in found.find("words " * 3_000 + "c@example.org")] == ["delivery"]
+    assert found.find("words " * 3_000 + "another ending") == [], "a long prompt is compared to its end"
     assert len(compute_source_version(place.folder, "teacher_settings")) == 64
 
 

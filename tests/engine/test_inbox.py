@@ -132,7 +132,9 @@ def test_accepted_prompts_are_prompts_of_their_slice(make: Callable[..., Inbox])
     assert build_seed_prompts("unsorted", unsorted).height == 1
     assert check_task_folder(folder) == []
     assert [t.accepted for t in find_tasks(box.home.tasks, box.home.accepted)] == [folder.accepted]
-    assert TaskFolder(folder.path).list_slice_keys() == ["shop", "web"], "without its folder a task is what its files say"
+    assert TaskFolder(folder.path).list_slice_keys() == ["shop", "web"], (
+        "without its folder a task is what its files say"
+    )
 
 
 def test_a_version_covers_texts_and_not_their_order_or_file(make: Callable[..., Inbox]) -> None:
@@ -207,7 +209,7 @@ def test_held_out_texts_are_refused_and_known_ones_are_duplicates(make: Callable
         (b'{"text": {}}', "is an object"),
         (b'{"text": " \\n"}', "is empty"),
         (b'{"text": "\xff"}', "invalid UTF-8 at byte 11"),
-        (b'{"text": "\\ud800"}', "half a character"),
+        (b'{"text": "\\ud800"}', "unpaired surrogate"),
         (b'{"text": ' + b"9" * 5000 + b"}", "unreadable JSON"),
         (b"[" * 100_000, "unreadable JSON"),
     ],
@@ -384,7 +386,7 @@ def test_a_crash_at_any_step_leads_to_no_duplicate_and_the_same_summary(
         if step == "append":  # after the first of two slices
             patch.setattr(module, "append_accepted", append_one_then_die)
         elif step == "summary":
-            patch.setattr(module, "_write_file", die)
+            patch.setattr(module, "write_atomically", die)
         else:
             patch.setattr(Path, "unlink", die)
         with pytest.raises(KeyboardInterrupt):
@@ -423,7 +425,8 @@ def test_two_processes_do_not_take_one_file_twice(make: Callable[..., Inbox]) ->
         box.drop(f"{n}.jsonl", [{"text": f"prompt {n} {m}"} for m in range(50)])
     code = (
         "import sys; from pathlib import Path\n"
-        "from distill_dagster.intake.inbox import process_inbox; from distill_dagster.pipeline.open_task import open_task\n"
+        "from distill_dagster.intake.inbox import process_inbox\n"
+        "from distill_dagster.pipeline.open_task import open_task\n"
         "tasks, accepted, place = map(Path, sys.argv[1:])\n"
         "print(sum(n for one in process_inbox(open_task(tasks, place.name, accepted), place) for n in one.accepted.values()))"  # noqa: E501
     )
@@ -447,11 +450,13 @@ def test_a_held_lock_is_an_error_where_nobody_wants_to_wait(make: Callable[..., 
     assert box.left() == ["a.jsonl"]
 
 
-def test_a_text_that_is_too_long_is_counted_and_left_out(make: Callable[..., Inbox]) -> None:
+def test_a_long_text_is_taken_and_masked_to_its_end(make: Callable[..., Inbox]) -> None:
     box = make()
-    box.drop("a.jsonl", [{"text": "x" * 10_001}, {"text": "y"}])
+    words = "some words " * 4_000
+    box.drop("a.jsonl", [{"text": f"{words}from jane@example.org"}, {"text": f"{words}and more"}])
     [taken] = box.take()
-    assert (taken.too_long, taken.accepted) == (1, {"unsorted": 1})
+    assert (taken.accepted, taken.masked) == ({"unsorted": 2}, {"EMAIL": 1})
+    assert box.texts("unsorted") == [f"{words}from <EMAIL>", f"{words}and more"]
 
 
 def test_slices_of_the_inbox_do_not_make_slices_no_labels(tmp_path: Path) -> None:
@@ -462,7 +467,11 @@ def test_slices_of_the_inbox_do_not_make_slices_no_labels(tmp_path: Path) -> Non
     box.drop("a.jsonl", [{"text": "one"}])
     box.take()
     assert has_slices_as_labels(box.folder)
-    assert [find_label_of_slice(box.folder, key) for key in box.folder.list_slice_keys()] == ["delivery", "refund", None]
+    assert [find_label_of_slice(box.folder, key) for key in box.folder.list_slice_keys()] == [
+        "delivery",
+        "refund",
+        None,
+    ]
 
 
 def test_no_inbox_is_no_error_and_makes_none(make: Callable[..., Inbox]) -> None:

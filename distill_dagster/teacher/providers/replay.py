@@ -1,8 +1,7 @@
-"""The replay teacher: completions that were recorded elsewhere answer as any other teacher would.
+"""The replay teacher: it answers with recorded completions, which `intake.recordings` reads.
 
-Provider logs, OpenAI's stored completions and chat traces are understood as they are; a small declaration
-(`teacher.replay` in task.yaml) maps whatever else there is. A prompt is found by its own text or its id: the few-shot
-examples that stood around it when it was asked do not count.
+A prompt is matched by its own text or its id. The system prompt and the few-shot examples of the recorded request are
+ignored.
 """
 
 from __future__ import annotations
@@ -15,54 +14,66 @@ from weakref import WeakKeyDictionary
 
 from distill_dagster.config import REPLAY_PREFIX, ReplaySpec, TeacherSpec
 from distill_dagster.core.errors import InputError, Problem, TeacherError
+from distill_dagster.core.files import refuse_symlink
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.core.text import normalize_text
+from distill_dagster.intake.masking import mask_id, mask_text
 from distill_dagster.intake.recordings import RECORDED_FOLDER, Recording, read_recordings
-from distill_dagster.tasks import TaskFolder, normalize_text
+from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.providers.exchange import Request, Response
 
 NOT_RECORDED = "no recorded completion"
 
 
 class ReplayTeacher:
-    """The completions of one replay teacher, by prompt; several of one prompt are its samples, in their order."""
+    """The completions of one replay teacher by prompt. Several completions of a prompt are its samples."""
 
     def __init__(self, entries: Mapping[str, list[Recording]], mask: Callable[[str], str]) -> None:
-        """`mask` is how an import masked the prompts: a text with a mail address is found by what stands there now."""
+        """Keep the recordings.
+
+        Args:
+            entries: the recordings by normalized prompt.
+            mask: masks a prompt as an import does, so that a prompt with personal data matches its masked recording.
+        """
         self._entries, self._mask = entries, mask
 
     @cached_property
     def version(self) -> str:
-        return hash_content({key: [r.version for r in found] for key, found in self._entries.items()})
+        """Hash of all recordings."""
+        versions = {key: [recording.version for recording in group] for key, group in self._entries.items()}
+        return hash_content(versions)
 
     def find(self, text: str) -> list[Recording]:
+        """The recordings of a prompt, one for each sample."""
         key = normalize_text(text)
         return self._entries.get(key) or self._entries.get(normalize_text(self._mask(text))) or []
 
-    def sample(self, text: str, sample: int) -> Recording | None:
-        found = self.find(text)
-        return found[sample] if sample < len(found) else None
+    def find_sample(self, text: str, sample: int) -> Recording | None:
+        """The recording of one sample of a prompt."""
+        recordings = self.find(text)
+        return recordings[sample] if sample < len(recordings) else None
 
-    def request(self, identity: str, text: str, sample: int) -> Request:
-        """What stands for a sample of a prompt, whatever was shown when it was recorded. A changed recording is
-        another request."""
-        found = self.sample(text, sample)
-        asked = [{"role": "user", "content": text}]
-        return Request(identity, sample, {"recorded": found and found.version}, messages=asked)
+    def build_request(self, identity: str, text: str, sample: int) -> Request:
+        """The request for a sample of a prompt. Its key covers the prompt and the recording, and changes with both."""
+        recording = self.find_sample(text, sample)
+        messages = [{"role": "user", "content": text}]
+        return Request(identity, sample, {"recorded": recording and recording.version}, messages=messages)
 
     def answer(self, request: Request) -> Response:
-        """The recording that a request is for.
+        """Answer a request with its recording.
 
         Raises:
-            TeacherError: there is none.
+            TeacherError: there is no recording of it.
         """
-        found = self.sample((request.messages or [{}])[-1].get("content", ""), request.sample_index)
-        if found is None:
+        text = (request.messages or [{}])[-1].get("content", "")
+        recording = self.find_sample(text, request.sample_index)
+        if recording is None:
             raise TeacherError(NOT_RECORDED)
-        return _build_response(found)
+        return _build_response(recording)
 
 
 def _build_response(recording: Recording) -> Response:
-    """As if it had just been received; `in_flight` 0 tells that nothing was, so that its latency is not measured."""
+    """The response of a recording. `in_flight` is 0: nothing was sent, so the latency is not a measurement."""
     received = datetime.now(UTC) if recording.created is None else datetime.fromtimestamp(recording.created, UTC)
     return Response(
         text=recording.completion,
@@ -83,11 +94,11 @@ def _build_response(recording: Recording) -> Response:
 
 
 _READ: WeakKeyDictionary[TaskFolder, dict[tuple[str, ReplaySpec | None], ReplayTeacher]] = WeakKeyDictionary()
-"""The recordings of each open task folder, read once as the rest of the folder is."""
+"""The replay teachers of each open task folder, read once like the rest of the folder."""
 
 
 def load_replay_teacher(folder: TaskFolder, spec: TeacherSpec) -> ReplayTeacher:
-    """The recordings of a replay teacher of a task, read once for each open folder.
+    """Load a replay teacher of a task, once for each open folder.
 
     Raises:
         InputError: a file is missing or malformed, or a record cannot be mapped.
@@ -99,20 +110,13 @@ def load_replay_teacher(folder: TaskFolder, spec: TeacherSpec) -> ReplayTeacher:
     return read[key]
 
 
-def recorded_version(folder: TaskFolder) -> str | None:
-    """Hash of what the task's replay teachers have recorded, parsed; None where every teacher is asked."""
-    versions = [load_replay_teacher(folder, spec).version for spec in folder.task.teacher_specs if spec.replayed]
+def compute_recorded_version(folder: TaskFolder) -> str | None:
+    """Hash of the parsed recordings of all replay teachers of a task, or None if it has no replay teacher."""
+    versions = [load_replay_teacher(folder, spec).version for spec in folder.task.teacher_specs if spec.is_replay]
     return versions[0] if len(versions) == 1 else hash_content(versions) if versions else None
 
 
 def _read_recorded(folder: TaskFolder, spec: TeacherSpec) -> ReplayTeacher:
-    """The recordings of a replay teacher of a task.
-
-    Raises:
-        InputError: a file is missing or malformed, or a record cannot be mapped.
-    """
-    from distill_dagster.intake.masking import MAX_TEXT_CHARS, mask_text
-
     replay = spec.replay or ReplaySpec()
     texts = _collect_texts_by_id(folder) if replay.match == "id" else {}
     entries: dict[str, list[Recording]] = {}
@@ -121,32 +125,36 @@ def _read_recorded(folder: TaskFolder, spec: TeacherSpec) -> ReplayTeacher:
             if replay.match == "id":
                 key = texts.get(recording.id or "")
             else:
-                long = recording.conversation if replay.match == "conversation" else None
-                key = long or recording.prompt
+                conversation = recording.conversation if replay.match == "conversation" else None
+                key = conversation or recording.prompt
             if key is not None:
                 entries.setdefault(normalize_text(key), []).append(recording)
     regions = folder.task.inbox.phone_regions
-    return ReplayTeacher(entries, lambda text: mask_text(text[:MAX_TEXT_CHARS], regions).text)
+    return ReplayTeacher(entries, lambda text: mask_text(text, regions).text)
 
 
 def find_recorded_path(folder: TaskFolder, name: str) -> Path:
-    """Where a recorded file lies: in the task folder, else where an import put it."""
+    """The path of a recorded file: in the task folder, or where an import wrote it.
+
+    Raises:
+        InputError: there is no such file, or it is behind a symbolic link.
+    """
     places = [folder.path / name, *([folder.accepted / name] if folder.accepted else [])]
     for place in places:
-        for part in (place, *place.parents[: len(Path(name).parts) - 1]):
-            if part.is_symlink():
-                raise InputError([Problem(part, "symbolic links are not followed.", "Put the file itself there.")])
+        refuse_symlink(place, *place.parents[: len(Path(name).parts) - 1])
         if place.exists():
             return place
-    remedy = f"Put it there, or `distill import {folder.name} FILE --as recorded --name {Path(name).stem}`."
+    remedy = f"Put the file there, or run `distill import {folder.name} FILE --as recorded --name {Path(name).stem}`."
     raise InputError([Problem(places[0], "the recorded completions are missing.", remedy)])
 
 
 def _collect_texts_by_id(folder: TaskFolder) -> dict[str, str]:
-    """What the task calls by an id: its seeds, imported prompts, and labelled rows."""
-    out = {row.id: row.text for rows in (folder.examples, folder.dev, folder.golden) for row in rows}
-    for key in folder.slice_keys():
-        slice_ = folder.slice(key)
-        out |= {seed.id: seed.text for seed in slice_.seeds if seed.id is not None}
-        out |= {row.id: row.text for row in slice_.accepted if row.id is not None}
-    return out
+    """The texts of a task by their ids: of seeds, imported prompts and labelled rows."""
+    texts = {row.id: row.text for rows in (folder.examples, folder.dev, folder.golden) for row in rows}
+    for key in folder.list_slice_keys():
+        content = folder.read_slice(key)
+        texts |= {seed.id: seed.text for seed in content.seeds if seed.id is not None}
+        texts |= {prompt.id: prompt.text for prompt in content.accepted if prompt.id is not None}
+    regions = folder.task.inbox.phone_regions
+    # An import stores an id with personal data as a hash.
+    return texts | {mask_id(id_, regions): text for id_, text in texts.items()}
