@@ -58,7 +58,7 @@ def faults(folder: Path, rows: int) -> dict[str, Any]:
         started = time.perf_counter()
         stormy = ask(write_task(folder, address, **TASK), store, texts_of(rows), BudgetSpec())
         wall = time.perf_counter() - started
-        seen, ledger, stored = counts(address), store.ledger(), store.count()
+        seen, ledger, stored = counts(address), store.read_ledger(), store.count()
         again = ask(write_task(folder, address, **TASK), store, texts_of(rows), BudgetSpec())
         asked_again = counts(address)["asked"] - seen["asked"]
         store.close()
@@ -77,7 +77,7 @@ def faults(folder: Path, rows: int) -> dict[str, Any]:
         # Complete answers minus stored answers: asked twice although they had arrived.
         "paid_twice": settled.height - stored + asked_again,
         "same_table": plain(stormy.completions).equals(plain(calm.completions)),
-        "same_again": again.calls == 0 and plain(again.completions).equals(plain(stormy.completions)),
+        "same_again": again.usage.calls == 0 and plain(again.completions).equals(plain(stormy.completions)),
         "right_answers": sorted(answered.rows()) == sorted(right.rows()),
         "faults_wall_s": round(wall, 1),
     }
@@ -116,7 +116,7 @@ def kills(folder: Path, times: int, rows: int) -> dict[str, Any]:
             child.wait()
             time.sleep(0.3)  # the server finishes open requests
             store = CompletionStore.in_folder(place / "store")
-            ledger, stored, before = store.ledger(), store.count(), counts(address)["asked"]
+            ledger, stored, before = store.read_ledger(), store.count(), counts(address)["asked"]
             open_ = ledger.filter(pl.col("state") == "reserved").height
             task = write_task(place, address, **TASK)
             asked = ask(task, store, texts_of(rows), BudgetSpec())

@@ -99,7 +99,7 @@ def ledger(
     with show_problems():
         folder = open_task_folder(home, task)
         with open_store(home.store, get_store_url()) as store:
-            rows = store.ledger().filter(task=folder.name)
+            rows = store.read_ledger().filter(task=folder.name)
         if parquet is not None:
             write_parquet(rows, parquet, {})
             out.print(f"{rows.height} rows in {escape(str(parquet))}", soft_wrap=True)

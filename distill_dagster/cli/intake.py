@@ -44,7 +44,7 @@ def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
         remark = f" `distill run {folder.name}` asks the teacher for them." if new else ""
         out.print(f"{folder.name}: {new} prompts accepted from {place}.{remark}", soft_wrap=True)
         if as_json:
-            files = [{"file": one.file, "state": one.state, "why": one.why, **one.counts()} for one in taken]
+            files = [{"file": one.file, "state": one.state, "why": one.why, **one.get_counts()} for one in taken]
             print(json.dumps({"task": folder.name, "accepted": accepted, "files": files}))
         if any(one.state == "rejected" for one in taken):
             raise typer.Exit(1)
@@ -64,12 +64,12 @@ def batches(
         from distill_dagster.teacher.completions.store import open_store
         from distill_dagster.teacher.providers.client import resolve_endpoint
 
-        specs = [spec for spec in folder.task.teacher_specs if not spec.free]
+        specs = [spec for spec in folder.task.teacher_specs if not spec.is_free]
         if not specs:
             raise DistillError(f"{folder.name} has no batches: none of its teachers is a provider's.")
         with open_store(home.store, get_store_url()) as store:
             if forget is not None:
-                if forget not in {one.submission for one in BatchStore(store).open(task=folder.name)}:
+                if forget not in {one.submission for one in BatchStore(store).list_open(task=folder.name)}:
                     raise DistillError(f"{folder.name} has no open batch {forget!r}.")
                 forget_batch(store, forget)
                 out.print(f"forgotten: {forget}. It counts as paid for, and its requests can be sent again.")

@@ -110,7 +110,7 @@ class Runner:
         from distill_dagster.teacher.completions.store import open_store
 
         with open_store(self.home.store, get_store_url()) as store:
-            taken = store.taken(self.folder.name, self.campaign)
+            taken = store.sum_spending(self.folder.name, self.campaign)
         outcome.teacher_calls, outcome.cost_usd, outcome.reserved_usd = taken.calls, taken.usd, taken.reserved_usd
 
     def _list_statuses(self, slices: list[str] | None, students: list[str]) -> list[ArtifactStatus]:
@@ -178,7 +178,7 @@ class Runner:
     def _needs_server(self, status: ArtifactStatus) -> bool:
         """Say whether a stage asks the teacher. Seed prompts do if the slice needs imagined ones."""
         if status.asset == "seed_prompts" and status.partition is not None and status.state != "malformed":
-            return bool(count_imagine_requests(self.folder.task, self.folder.slice(status.partition)).prompts)
+            return bool(count_imagine_requests(self.folder.task, self.folder.read_slice(status.partition)).prompts)
         return status.asset in TEACHER_STAGES
 
     def _hold_server(self, held: ExitStack) -> None:
@@ -186,7 +186,7 @@ class Runner:
         from distill_dagster.teacher.providers.embedded import EMBEDDED_SERVERS
 
         spec = self.folder.task.teacher
-        if spec.embedded:
+        if spec.is_embedded:
             _, lease = EMBEDDED_SERVERS.acquire(spec, self.home.models)
             held.callback(EMBEDDED_SERVERS.release, lease)
 

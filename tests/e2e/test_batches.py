@@ -116,13 +116,13 @@ def test_a_budget_holds_for_batches_and_a_forgotten_one_counts_as_spent(
     ended = project.distill("backfill", TASK, "--slice", "shop", "--json")
     assert len(batches.batches) == 1
     store = CompletionStore.in_folder(project.home / "store")
-    ledger = store.ledger().filter(pl.col("purpose") != "golden")
+    ledger = store.read_ledger().filter(pl.col("purpose") != "golden")
     assert set(ledger["mode"]) == {"batch"}
     assert set(ledger["state"]) == {"reserved"}
     assert ended.json["cost_usd"] == ended.json["reserved_usd"] == pytest.approx(ledger["worst_usd"].sum())
     batches.end("batch_0")
     assert project.distill("batches", TASK, "--json").json["collected"] == 12
-    ledger = store.ledger().filter(pl.col("purpose") != "golden")
+    ledger = store.read_ledger().filter(pl.col("purpose") != "golden")
     assert set(ledger["state"]) == {"settled"}
     assert 0 < ledger["usd"].sum() < ledger["worst_usd"].sum()
 
@@ -131,7 +131,7 @@ def test_a_budget_holds_for_batches_and_a_forgotten_one_counts_as_spent(
     name = listed.out.split("(")[-1].split(")")[0] if "(" in listed.out else ""
     assert project.distill("batches", TASK, "--forget", "nothing").code == 1
     assert project.distill("batches", TASK, "--forget", name, "--json").json["under_way"] == []
-    assert sorted(set(store.ledger()["state"])) == ["lost", "settled"]
+    assert sorted(set(store.read_ledger()["state"])) == ["lost", "settled"]
     store.close()
 
 

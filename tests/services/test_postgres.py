@@ -144,18 +144,18 @@ def test_a_new_store_takes_over_what_is_in_the_old_one(
     account = Account(TASK, "c", "slices")
     old.commit({}, (), [Reservation("asked", account, "t", WorstCase(5, 0.1), 0.0, mode="batch")])
     assert BatchStore(old).claim(["asked"], "t", f"{TASK}/teacher_completions[shop]") is not None
-    notes = BatchStore(old).open()
+    notes = BatchStore(old).list_open()
     old.close()
     monkeypatch.setenv(POSTGRES_VARIABLE, server.url(database))
     assert project.distill("backfill", TASK, "--dry-run").code == 0
     new = CompletionStore(add_driver(server.url(database)))
     assert new.get(given) == given
-    assert new.spent(account).reserved_tokens == 5
-    assert BatchStore(new).open() == notes
-    assert BatchStore(new).keys(notes[0].submission) == ["asked"]
+    assert new.sum_budget_usage(account).reserved_tokens == 5
+    assert BatchStore(new).list_open() == notes
+    assert BatchStore(new).list_keys(notes[0].submission) == ["asked"]
     server.rows(database, "DELETE FROM completions WHERE request_key <> '7'")
     assert project.distill("backfill", TASK, "--dry-run").code == 0
-    assert new.known(given) == {"7"}, "only a store without any answer"
+    assert new.find_stored_keys(given) == {"7"}, "only a store without any answer"
     new.close()
 
 

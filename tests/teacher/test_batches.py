@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import sqlalchemy as sa
 
 from distill_dagster.config import BudgetSpec, Task, TeacherSpec
 from distill_dagster.core.errors import TeacherError
@@ -21,19 +23,20 @@ from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tasks import Slice
-from distill_dagster.teacher.asking.ask import AskResult, run_ask
+from distill_dagster.teacher.asking.ask import Asker, AskResult, run_ask
+from distill_dagster.teacher.completions.batch_files import compute_batch_cost
 from distill_dagster.teacher.completions.batch_store import BatchStore
 from distill_dagster.teacher.completions.batches import (
     SUBMISSION_KEY,
     BatchPendingError,
     collect_batches,
-    compute_batch_cost,
 )
-from distill_dagster.teacher.completions.ledger import Account
+from distill_dagster.teacher.completions.ledger import LEDGER, Account
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.client import resolve_endpoint
 from tests.support.batches import BatchProvider
-from tests.support.task import LABELS, TASK, asker_of, merged, small_task
+from tests.support.provider import FakeProvider
+from tests.support.task import LABELS, TASK, asker_of, merged, requests_of, small_task
 
 TEXTS = ("a refund please", "my delivery", "the login")
 Ask = Callable[..., AskResult]
@@ -52,6 +55,12 @@ def provider() -> Iterator[BatchProvider]:
         yield provider
 
 
+@pytest.fixture
+def online() -> Iterator[FakeProvider]:
+    with FakeProvider(LABELS) as online:
+        yield online
+
+
 def settings(provider: BatchProvider, **teacher: Any) -> dict[str, Any]:
     base: dict[str, Any] = {"mode": "batch", "batch": {"poll_s": 0.05}, "max_retries": 0, "min_success": 0.0}
     return merged(base | {"api_base": provider.url}, teacher)
@@ -61,10 +70,13 @@ def settings(provider: BatchProvider, **teacher: Any) -> dict[str, Any]:
 def ask(tmp_path: Path, provider: BatchProvider, store: CompletionStore) -> Ask:
     calls = iter(range(100))
 
-    def do(texts: tuple[str, ...] = TEXTS, **teacher: Any) -> AskResult:
+    def do(
+        texts: tuple[str, ...] = TEXTS, origin: str = "", account: Account | None = None, **teacher: Any
+    ) -> AskResult:
         folder = small_task(tmp_path / str(next(calls)), teacher=settings(provider, **teacher))
         slice_ = Slice.model_validate({"description": "d", "seeds": list(texts)})
-        return run_ask(asker_of(folder, store), build_seed_prompts("shop", slice_))
+        asker = Asker(requests_of(folder), store, account, origin=origin)
+        return run_ask(asker, build_seed_prompts("shop", slice_))
 
     return do
 
@@ -75,13 +87,13 @@ def test_one_batch_answers_what_the_store_does_not_have(
 ) -> None:
     provider.polls = 3
     asked = ask(TEXTS[:2], api=api)
-    assert (asked.calls, asked.cached) == (4, 0)
+    assert (asked.usage.calls, asked.usage.cached) == (4, 0)
     assert set(asked.completions["mode"]) == {"batch"}
     assert asked.completions["latency_s"].null_count() == 4
     assert asked.completions["cost_usd"].null_count() == 4
     assert set(asked.completions["status"]) == {"ok"}
     assert {json.loads(a) for a in asked.completions["answer"]} == {"refund", "delivery"}
-    assert asked.prompt_tokens > 0
+    assert asked.usage.prompt_tokens > 0
     [lines] = provider.lines
     assert {line["body"]["model"] for line in lines} == {"fake"}
     assert {line["url"] for line in lines} == {"/v1/completions" if api == "text" else "/v1/chat/completions"}
@@ -90,10 +102,10 @@ def test_one_batch_answers_what_the_store_does_not_have(
     assert list(made["metadata"]) == [SUBMISSION_KEY]
 
     more = ask(TEXTS, api=api)
-    assert (more.calls, more.cached) == (2, 4)
+    assert (more.usage.calls, more.usage.cached) == (2, 4)
     assert len(provider.lines[1]) == 2
     again = ask(TEXTS, api=api)
-    assert (again.calls, again.cached) == (0, 6)
+    assert (again.usage.calls, again.usage.cached) == (0, 6)
     assert len(provider.batches) == 2
     assert compute_data_version(again.completions) == compute_data_version(more.completions)
     assert not any(call == "POST /chat/completions" for call in provider.calls)
@@ -102,12 +114,12 @@ def test_one_batch_answers_what_the_store_does_not_have(
 def test_the_same_requests_as_online_and_none_is_asked_twice(ask: Ask, provider: BatchProvider) -> None:
     asked = ask()
     online = ask(mode="online")
-    assert (online.calls, online.cached) == (0, 6)
+    assert (online.usage.calls, online.usage.cached) == (0, 6)
     assert set(online.completions["mode"]) == {"batch"}
     assert list(online.completions["request_key"]) == list(asked.completions["request_key"])
     base = merged(TASK, {"teacher": {"soft_labels": "votes"}})
     [plain, batched] = [Task.model_validate(merged(base, {"teacher": t})) for t in ({}, {"mode": "batch"})]
-    assert plain.teacher_hash({}) == batched.teacher_hash({})
+    assert plain.hash_teacher_settings({}) == batched.hash_teacher_settings({})
 
 
 def test_a_failed_line_is_a_failed_row_and_is_asked_again_the_next_time(ask: Ask, provider: BatchProvider) -> None:
@@ -138,7 +150,7 @@ def test_a_cancelled_batch_and_lines_that_never_came(ask: Ask, provider: BatchPr
     provider.polls = None
     provider.on_create = lambda batch: batch.update(status="cancelled")
     assert set(ask().completions["error"]) == {
-        "the batch was cancelled before this was answered; the next run asks again"
+        "the batch was cancelled before this request was answered; the next run asks again"
     }
     provider.polls, provider.on_create = 1, lambda batch: None
     assert ask().missing_rows == 0
@@ -165,7 +177,48 @@ def test_a_run_need_not_wait_and_what_came_meanwhile_is_found(
     asked = ask(batch={"wait_s": 0})
     assert asked.missing_rows == 0
     assert len(provider.batches) == 1
-    assert BatchStore(store).open() == []
+    assert BatchStore(store).list_open() == []
+
+
+def test_a_batch_left_from_an_earlier_setting_is_named_with_the_command_that_collects_it(
+    tmp_path: Path, ask: Ask, provider: BatchProvider, online: FakeProvider, store: CompletionStore
+) -> None:
+    """`mode: batch` was removed from task.yaml while a batch was open."""
+    provider.polls = None
+    with pytest.raises(BatchPendingError):
+        ask(TEXTS[:2], batch={"wait_s": 0}, origin="shop_mail/teacher_completions[shop]")
+    [left] = BatchStore(store).list_open()
+    for owner in (None, "another-host:1:1"):  # it does not matter which process submitted it
+        if owner is not None:
+            with store.database.begin() as connection:
+                connection.execute(sa.update(LEDGER).values(owner=owner))
+        started = time.monotonic()
+        with pytest.raises(BatchPendingError) as caught:
+            ask(mode="online", api_base=online.url)
+        assert time.monotonic() - started < 10
+        message = str(caught.value)
+        assert "`distill batches shop_mail`" in message
+        assert left.submission in message
+        assert "shop_mail/teacher_completions[shop]" in message
+    assert online.texts == [TEXTS[2]] * 2, "the prompt that is in no batch was asked once, and its answers are stored"
+    provider.end("batch_0")
+    spec = small_task(tmp_path / "spec", teacher=settings(provider, mode="online")).task.teacher
+    [done], _ = collect_batches(resolve_endpoint(spec), spec, store, "shop_mail")
+    assert done.answers == 4
+    asked = ask(mode="online")
+    assert (asked.usage.calls, asked.usage.cached, asked.missing_rows) == (0, 6, 0)
+
+
+def test_a_cap_ends_the_submitting_and_not_the_run(ask: Ask, provider: BatchProvider) -> None:
+    asked = ask(account=Account("t", "c1", "slices", BudgetSpec(tokens=100)))
+    assert asked.usage.stopped is not None
+    assert "budget.tokens" in asked.usage.stopped
+    usable = asked.completions.filter(pl.col("status") == "ok").height
+    assert 0 < usable < 6
+    assert usable == len(provider.asked)
+    more = ask(account=Account("t", "c1", "slices", BudgetSpec(tokens=20_000)))
+    assert (more.usage.stopped, more.missing_rows, more.usage.cached) == (None, 0, usable)
+    assert len(provider.asked) == len(set(provider.asked)) == 6
 
 
 def test_two_slices_with_the_same_prompt_share_its_line(ask: Ask, provider: BatchProvider) -> None:
@@ -176,7 +229,7 @@ def test_two_slices_with_the_same_prompt_share_its_line(ask: Ask, provider: Batc
     assert len(provider.asked) == len(set(provider.asked)) == 6
     for id_ in list(provider.batches):
         provider.end(id_)
-    assert ask(TEXTS).calls == 0
+    assert ask(TEXTS).usage.calls == 0
 
 
 def test_overload_is_retried_and_a_refused_key_is_not_shown(
@@ -206,8 +259,8 @@ def test_a_batch_that_was_made_although_the_answer_was_lost_is_adopted(ask: Ask,
 
 
 def test_many_requests_make_several_batches(ask: Ask, provider: BatchProvider, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill_dagster.teacher.completions.batches.MAX_BATCH_REQUESTS", 4)
-    assert ask().calls == 6
+    monkeypatch.setattr("distill_dagster.teacher.completions.batch_files.MAX_BATCH_REQUESTS", 4)
+    assert ask().usage.calls == 6
     assert [len(lines) for lines in provider.lines] == [4, 2]
 
 
@@ -256,7 +309,7 @@ RUN = """
     store = CompletionStore.in_folder(Path(sys.argv[2]))
     slice_ = Slice.model_validate({"description": "d", "seeds": sys.argv[3:]})
     asked = run_ask(asker_of(TaskFolder(Path(sys.argv[1])), store), build_seed_prompts("shop", slice_))
-    print(asked.missing_rows, asked.calls)
+    print(asked.missing_rows, asked.usage.calls)
 """
 
 
@@ -295,16 +348,16 @@ def test_a_killed_process_neither_loses_nor_doubles_a_batch(
     assert reached
     assert process.returncode == -signal.SIGKILL
     assert len(provider.batches) == (0 if moment in ("file", "create") else 1)
-    [note] = BatchStore(store).open()
+    [note] = BatchStore(store).list_open()
     assert (note.batch_id is None) == (moment != "polling")
-    assert not note.submitting
+    assert not note.is_submitting
 
     provider.calls, provider.polls = [], 2
     asked = ask()
     assert asked.missing_rows == 0
     assert len(provider.batches) == 1
     assert len(provider.asked) == len(set(provider.asked)) == 6
-    assert BatchStore(store).open() == []
+    assert BatchStore(store).list_open() == []
 
 
 def test_two_processes_at_once_ask_once(tmp_path: Path, provider: BatchProvider, store: CompletionStore) -> None:
@@ -340,9 +393,9 @@ def test_another_database_goes_on_with_the_batches_under_way(
         ask_from(store)
     new = CompletionStore(f"sqlite:///{tmp_path / 'new.db'}")
     new.take_over(tmp_path / "store")
-    assert new.spent(account, month=True) == store.spent(account, month=True)
-    assert new.spent(account).reserved_tokens > 0
-    [submission] = BatchStore(new).open(task="shop_mail")
+    assert new.sum_budget_usage(account, month=True) == store.sum_budget_usage(account, month=True)
+    assert new.sum_budget_usage(account).reserved_tokens > 0
+    [submission] = BatchStore(new).list_open(task="shop_mail")
     with pytest.raises(BatchPendingError):
         ask_from(new)
     assert len(provider.batches) == 1, "nothing is submitted twice"
@@ -350,8 +403,8 @@ def test_another_database_goes_on_with_the_batches_under_way(
     spec = folder.task.teacher
     [done], left = collect_batches(resolve_endpoint(spec), spec, new, "shop_mail")
     assert (done.answers, left) == (6, [])
-    assert ask_from(new).calls == 0
-    assert (new.spent(account).reserved_tokens, new.spent(account).usd > 0) == (0, True)
+    assert ask_from(new).usage.calls == 0
+    assert (new.sum_budget_usage(account).reserved_tokens, new.sum_budget_usage(account).usd > 0) == (0, True)
     new.take_over(tmp_path / "store")
-    assert BatchStore(new).open() == [], "a store that was used takes nothing more"
+    assert BatchStore(new).list_open() == [], "a store that was used takes nothing more"
     new.close()

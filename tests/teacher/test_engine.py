@@ -84,7 +84,7 @@ def came(found: list[Response | BaseException]) -> int:
 
 
 def states(store: CompletionStore) -> dict[str, int]:
-    return dict(store.ledger()["state"].value_counts().iter_rows())
+    return dict(store.read_ledger()["state"].value_counts().iter_rows())
 
 
 def test_the_same_request_at_once_is_sent_once(engine: Make, provider: FakeProvider) -> None:
@@ -120,7 +120,7 @@ def test_a_cap_is_never_passed_and_the_rest_follows_when_it_is_raised(
         spec = everything.spec
         half = CompletionEngine(resolve_endpoint(spec), spec, other, account)
         found = answers(half, texts)
-        spent = other.spent(account, month=cap.startswith("month"))
+        spent = other.sum_budget_usage(account, month=cap.startswith("month"))
         used = spent.usd if cap.endswith("usd") else spent.tokens
         assert used <= total / 2
         assert (spent.reserved_usd, spent.reserved_tokens) == (0, 0)
@@ -167,7 +167,7 @@ def test_what_may_have_been_billed_is_settled_in_full(
     one = engine(timeout_s=0.4)
     found = answers(one, ["slow", "cut", "busy", "fine"])
     assert came(found) == 1
-    rows = {row["request_key"]: row for row in store.ledger().iter_rows(named=True)}
+    rows = {row["request_key"]: row for row in store.read_ledger().iter_rows(named=True)}
     for text, state in {"slow": "lost", "cut": "lost", "busy": "released", "fine": "settled"}.items():
         asked = request(text, one)
         row = rows[asked.key]
@@ -188,9 +188,9 @@ def test_a_server_that_counts_no_tokens_cannot_pass_a_cap(
     one = engine(BudgetSpec(tokens=200))
     found = answers(one, [f"number {n}" for n in range(30)])
     assert 0 < came(found) < 30
-    spent = store.spent(one.account)
+    spent = store.sum_budget_usage(one.account)
     assert 100 < spent.tokens <= 200
-    assert spent.tokens == store.ledger()["worst_tokens"].sum()
+    assert spent.tokens == store.read_ledger()["worst_tokens"].sum()
     assert one.spent is None, "what it cost is not known"
 
 
@@ -200,7 +200,7 @@ def test_every_attempt_is_in_the_ledger(engine: Make, provider: FakeProvider, st
     assert came(answers(one, ["x"])) == 1
     assert one.calls == 3
     assert states(store) == {"released": 2, "settled": 1}
-    ledger = store.ledger()
+    ledger = store.read_ledger()
     assert ledger["request_key"].n_unique() == 1
     assert ledger["task"].to_list() == ["t"] * 3
 
@@ -319,9 +319,9 @@ def test_reservations_of_a_killed_process_are_settled_in_full(
     mine = engine()
     assert came(answers(mine, ["shared"])) == 1
     assert states(store) == {"lost": 1, "settled": 1}
-    lost = store.ledger().filter(pl.col("state") == "lost").row(0, named=True)
+    lost = store.read_ledger().filter(pl.col("state") == "lost").row(0, named=True)
     assert lost["usd"] == lost["worst_usd"] > 0
-    assert store.spent(mine.account).usd == pytest.approx(lost["usd"] + mine.spent_usd)
+    assert store.sum_budget_usage(mine.account).usd == pytest.approx(lost["usd"] + mine.spent_usd)
 
 
 def test_reservations_of_another_host_hold_until_their_lease_ends(engine: Make, store: CompletionStore) -> None:
@@ -329,7 +329,7 @@ def test_reservations_of_another_host_hold_until_their_lease_ends(engine: Make, 
     assert came(answers(one, ["x"])) == 1
     with store._engine.begin() as connection:
         connection.execute(sa.text("UPDATE ledger SET state = 'reserved', owner = 'elsewhere:1:1', usd = NULL"))
-    assert store.spent(one.account).reserved_usd > 0
+    assert store.sum_budget_usage(one.account).reserved_usd > 0
     fresh = CompletionStore(str(store._engine.url))
     two = CompletionEngine(one.endpoint, one.spec, fresh, one.account)
     assert came(answers(two, ["y"])) == 1
@@ -360,7 +360,7 @@ def test_the_ledger_can_be_queried_by_duckdb(tmp_path: Path, engine: Make, store
     import duckdb
 
     assert came(answers(engine(), ["a", "b"])) == 2
-    ledger = store.ledger()
+    ledger = store.read_ledger()
     spent, requests = duckdb.sql("SELECT sum(usd), count(*) FROM ledger WHERE state = 'settled'").fetchall()[0]
     assert requests == ledger.height == 2
-    assert spent == pytest.approx(store.spent(Account("t", "c1", "")).usd)
+    assert spent == pytest.approx(store.sum_budget_usage(Account("t", "c1", "")).usd)

@@ -10,6 +10,7 @@ import pytest
 
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core.errors import TeacherError
+from distill_dagster.teacher.asking.asked_prompt import AskedPrompt
 from distill_dagster.teacher.providers.attempts import AttemptError
 from distill_dagster.teacher.providers.client import Endpoint, ask_once, resolve_endpoint
 from distill_dagster.teacher.providers.exchange import Request
@@ -24,7 +25,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def keys(tmp_path: Path, name: str, text: str = "a text", sample: int = 0, **changes: Any) -> str:
     folder = small_task(tmp_path / name, **changes)
-    return requests_of(folder).make(text, sample).key
+    return requests_of(folder).build(AskedPrompt(text), sample).key
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,11 @@ def test_what_prompts_share_is_made_once_and_what_they_do_not_share_is_not(tmp_p
     (folder.path / "templates").mkdir()
     (folder.path / "templates" / "classification_system.j2").write_text(system)
     requests = requests_of(folder)
-    asked = {text: requests.make(text, sample).messages or [] for text in ("one", "two") for sample in (0, 1, 0)}
+    asked = {
+        text: requests.build(AskedPrompt(text), sample).messages or []
+        for text in ("one", "two")
+        for sample in (0, 1, 0)
+    }
     for text, messages in asked.items():
         assert messages[0]["content"] == system.replace("{{ text }}", text)
         assert messages[-1]["content"] == text
@@ -98,27 +103,27 @@ def test_a_key_depends_on_the_template(tmp_path: Path) -> None:
     (folder.path / "templates").mkdir()
     (folder.path / "templates" / "classification_text.j2").write_text("{{ text }} ->")
     after = requests_of(folder)
-    assert before.make("x", 0).key != after.make("x", 0).key
+    assert before.build(AskedPrompt("x"), 0).key != after.build(AskedPrompt("x"), 0).key
     assert before.templates.version != after.templates.version
-    assert after.make("x", 0).prompt == "x ->"
+    assert after.build(AskedPrompt("x"), 0).prompt == "x ->"
 
 
 def test_the_slice_is_in_no_request(tmp_path: Path) -> None:
     for api in ("text", "chat"):
         folder = small_task(tmp_path / api, teacher={"api": api})
-        asked = str(requests_of(folder).make("a text", 0))
+        asked = str(requests_of(folder).build(AskedPrompt("a text"), 0))
         assert "web" not in asked.lower()
         assert "shop_mail" not in asked
 
 
 def test_both_shapes_of_a_prompt(tmp_path: Path) -> None:
-    text = requests_of(small_task(tmp_path / "text")).make("two\n  lines", 0, "log")
+    text = requests_of(small_task(tmp_path / "text")).build(AskedPrompt("two\n  lines"), 0, "log")
     assert text.prompt is not None
     assert text.messages is None
     *examples, last = text.prompt.splitlines()
     assert last == "two lines => log"
     assert sorted(line.rpartition(" => ")[2] for line in examples) == ["delivery", "login", "refund"]
-    chat = requests_of(small_task(tmp_path / "chat", teacher={"api": "chat"})).make("two\n  lines", 0)
+    chat = requests_of(small_task(tmp_path / "chat", teacher={"api": "chat"})).build(AskedPrompt("two\n  lines"), 0)
     assert chat.prompt is None
     assert chat.messages is not None
     assert [m["role"] for m in chat.messages] == ["system", *["user", "assistant"] * 3, "user"]
@@ -153,7 +158,7 @@ def test_the_model_of_an_endpoint() -> None:
 def test_a_missing_key_is_said_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.delenv("MY_KEY")
-    with pytest.raises(TeacherError, match=r"MY_KEY, which is not set\. Set it, or mend teacher\.api_key_env"):
+    with pytest.raises(TeacherError, match=r"MY_KEY, which is not set\. Set it, or fix teacher\.api_key_env"):
         resolve_endpoint(spec(api_key_env="MY_KEY"))
     with pytest.raises(TeacherError, match="OPENAI_API_KEY, which is not set"):
         resolve_endpoint(spec())

@@ -62,17 +62,17 @@ def test_a_killed_run_is_taken_up(tmp_path: Path) -> None:
         paid = len(provider.requests)
         store = CompletionStore.in_folder(tmp_path / "store")
         stored = store.count()
-        open_ = store.ledger().filter(pl.col("state") == "reserved").height
+        open_ = store.read_ledger().filter(pl.col("state") == "reserved").height
         store.close()
         assert least <= stored < TOTAL
         assert stored <= paid <= stored + open_ <= stored + folder.task.teacher.concurrency
 
         resumed = ask(folder, tmp_path / "store")
-        assert (resumed.calls, resumed.cached) == (TOTAL - stored, stored)
+        assert (resumed.usage.calls, resumed.usage.cached) == (TOTAL - stored, stored)
         assert len(provider.requests) == paid + TOTAL - stored
 
         undisturbed = ask(folder, tmp_path / "another store")
-        assert undisturbed.calls == TOTAL
+        assert undisturbed.usage.calls == TOTAL
     volatile = [c for c in VOLATILE_COLUMNS if c in resumed.completions.columns]
     assert resumed.completions.drop(volatile).equals(undisturbed.completions.drop(volatile))
     assert compute_data_version(resumed.completions) == compute_data_version(undisturbed.completions)

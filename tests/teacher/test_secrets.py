@@ -16,8 +16,8 @@ from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.teacher.asking.ask import AskResult, run_ask
-from distill_dagster.teacher.providers.client import redact_response
 from distill_dagster.teacher.providers.exchange import Response
+from distill_dagster.teacher.providers.responses import redact_response
 from tests.support.provider import FakeProvider, Fault
 from tests.support.task import LABELS, asker_of, env_of, small_task
 
@@ -37,7 +37,7 @@ def env(tmp_path: Path, provider: FakeProvider, **teacher: object) -> StageConte
 
 def asked_and_written(env: StageContext) -> AskResult:
     """Ask for one slice and write the table, with its record, where a stage would."""
-    asked = run_ask(asker_of(env.folder, env.store), build_seed_prompts("shop", env.folder.slice("shop")))
+    asked = run_ask(asker_of(env.folder, env.store), build_seed_prompts("shop", env.folder.read_slice("shop")))
     errors = asked.completions["error"].to_list()
     record = ArtifactRecord(
         "teacher_completions", "shop", compute_data_version(asked.completions), "1", {}, extra={"errors": errors}

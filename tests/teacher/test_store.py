@@ -49,7 +49,7 @@ def test_more_keys_than_one_query_takes(tmp_path: Path) -> None:
     stored = {f"key {n} 'é\"": response(str(n)) for n in range(KEYS_PER_LOOKUP + 10)}
     store.commit(stored)
     assert store.get([*stored, "other"]) == stored
-    assert store.known([*stored, "other"]) == set(stored)
+    assert store.find_stored_keys([*stored, "other"]) == set(stored)
     assert store.get([]) == {}
     store.close()
 

@@ -75,7 +75,7 @@ def require_success(
     setting: str,
     first_error: object = None,
 ) -> None:
-    """Raise one error where too few items have an answer. A budget stop is no failure, so it raises nothing.
+    """Raise one error if too few items have an answer. A budget stop is not a failure, so it raises nothing.
 
     Args:
         answered: items with an answer.
@@ -86,8 +86,11 @@ def require_success(
         first_error: the first error, for the message.
 
     Raises:
+        BatchPendingError: an open batch contains one of the requests.
         TeacherError: the share of answered items is below `min_success`, and no budget cap explains it.
     """
+    if engine.pending is not None:
+        raise engine.pending
     if not total or engine.over_budget or isinstance(first_error, BudgetError) or answered / total >= min_success:
         return
     raise TeacherError(

@@ -1,9 +1,9 @@
-"""Which requests are in which provider's batch: in the completion store's database, so that all processes share it."""
+"""Notes on provider batches and the requests in them, in the completion store's database."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -36,13 +36,15 @@ _REQUESTS = sa.Table(
 )
 BATCH_TABLES = (_BATCHES, _REQUESTS)
 _KEYS_PER_QUERY = 500
+_REMOTE_GRACE_S = 3600
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One batch of ours. `batch_id` is the provider's, None until it is known to be there.
+    """One batch that this project submits. `batch_id` is the provider's id, None until it is known.
 
-    `teacher` is the identity hash, `origin` is `task/asset[partition]`; `owner` is the process that submits it.
+    `submission` is the name of the batch, `teacher` the identity hash, `origin` is `task/asset[partition]`, and
+    `owner` is the process that submits the batch.
     """
 
     submission: str
@@ -55,8 +57,8 @@ class Submission:
     collected_at: str | None
 
     @property
-    def submitting(self) -> bool:
-        """Whether the process that was about to submit it still lives; one on another machine is taken to."""
+    def is_submitting(self) -> bool:
+        """Whether the process that submits it is alive. On another host it is assumed alive for an hour."""
         if not self.owner:
             return False
         if is_on_other_host(self.owner):
@@ -65,66 +67,60 @@ class Submission:
         return not is_process_gone(self.owner)
 
 
-_REMOTE_GRACE_S = 3600
-"""After so many seconds a submission of another machine that never got its batch id is looked into."""
-
-
 class BatchStore:
-    """Submissions, and the requests that each has claimed. A request is in one open batch at most."""
+    """Submissions, and the requests that each of them claims. A request is in one open batch at most."""
 
     def __init__(self, store: CompletionStore) -> None:
         self._engine = store.database
-        store.make_tables(*BATCH_TABLES)
+        store.create_tables(*BATCH_TABLES)
 
     def claim(self, keys: Iterable[str], teacher: str, origin: str) -> tuple[Submission, list[str]] | None:
-        """Note that these requests are about to be submitted; those that are in an open batch already are left out.
+        """Note that this process is about to submit these requests, without those that an open batch contains.
 
         Returns:
-            The submission and its requests; None where nothing is left. Durable on return.
+            The submission and its requests, or None if no request is left. The note is durable on return.
         """
         name = uuid.uuid4().hex
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        wanted = sorted(set(keys))  # in one order everywhere: two processes wait for each other, and not crosswise
+        wanted = sorted(set(keys))  # the same order everywhere, so that two processes cannot deadlock
         insert = insert_if_new(self._engine, _REQUESTS)
         with self._engine.begin() as connection:
-            for start in range(0, len(wanted), _KEYS_PER_QUERY):
-                rows = [{"request_key": key, "submission": name} for key in wanted[start : start + _KEYS_PER_QUERY]]
-                connection.execute(insert, rows)
-            mine = sa.select(_REQUESTS.c.request_key).where(_REQUESTS.c.submission == name)
-            got = sorted(connection.execute(mine).scalars())
-            if not got:
+            for chunk in _split_keys(wanted):
+                connection.execute(insert, [{"request_key": key, "submission": name} for key in chunk])
+            own = sa.select(_REQUESTS.c.request_key).where(_REQUESTS.c.submission == name)
+            claimed = sorted(connection.execute(own).scalars())
+            if not claimed:
                 return None
-            made = Submission(name, None, teacher, origin, get_process_name(), len(got), now, None)
-            connection.execute(_BATCHES.insert().values(**vars(made)))
-        return made, got
+            submission = Submission(name, None, teacher, origin, get_process_name(), len(claimed), now, None)
+            connection.execute(_BATCHES.insert().values(**vars(submission)))
+        return submission, claimed
 
-    def submitted(self, submission: str, batch_id: str) -> None:
-        """The provider has it, and calls it by this id."""
+    def note_submitted(self, submission: str, batch_id: str) -> None:
+        """Note that the provider has the batch, under this id."""
         with self._engine.begin() as connection:
             named = _BATCHES.update().where(_BATCHES.c.submission == submission)
             connection.execute(named.values(batch_id=batch_id))
 
     def abandon(self, submission: str) -> None:
-        """This process will not submit it any more, and does not know whether it did."""
+        """Note that this process stops submitting the batch and does not know whether the provider has it."""
         with self._engine.begin() as connection:
             connection.execute(_BATCHES.update().where(_BATCHES.c.submission == submission).values(owner=""))
 
     def release(self, submission: str, keys: Iterable[str]) -> None:
-        """Give some of its requests free again: they will not be submitted with it."""
-        gone = sorted(keys)
+        """Release some requests of a batch that is not submitted yet. Other batches may claim them."""
         with self._engine.begin() as connection:
-            for start in range(0, len(gone), _KEYS_PER_QUERY):
-                some = _REQUESTS.c.request_key.in_(gone[start : start + _KEYS_PER_QUERY])
-                connection.execute(_REQUESTS.delete().where(_REQUESTS.c.submission == submission, some))
+            for chunk in _split_keys(sorted(keys)):
+                own = _REQUESTS.c.submission == submission
+                connection.execute(_REQUESTS.delete().where(own, _REQUESTS.c.request_key.in_(chunk)))
 
     def forget(self, submission: str) -> None:
-        """Give its requests free: it was never submitted, or the user does not want it any more."""
+        """Delete the note and release its requests: the batch was never submitted, or the user gave it up."""
         with self._engine.begin() as connection:
             connection.execute(_REQUESTS.delete().where(_REQUESTS.c.submission == submission))
             connection.execute(_BATCHES.delete().where(_BATCHES.c.submission == submission))
 
-    def collected(self, submission: str, errors: Mapping[str, str]) -> None:
-        """Its answers are in the store; `errors` says of each other request why it has none."""
+    def note_collected(self, submission: str, errors: Mapping[str, str]) -> None:
+        """Note that the store has the answers of a batch. `errors` has the reason for each missing answer."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         own = _REQUESTS.c.submission == submission
         with self._engine.begin() as connection:
@@ -134,40 +130,43 @@ class BatchStore:
             named = _BATCHES.update().where(_BATCHES.c.submission == submission)
             connection.execute(named.values(collected_at=now))
 
-    def open(self, teacher: str | None = None, task: str | None = None) -> list[Submission]:
-        """What is not collected yet, oldest first: of one teacher, or of one task."""
+    def list_open(self, teacher: str | None = None, task: str | None = None) -> list[Submission]:
+        """The submissions of one teacher or one task that are not collected yet, oldest first."""
         query = sa.select(_BATCHES).where(_BATCHES.c.collected_at.is_(None)).order_by(_BATCHES.c.created_at)
         if teacher is not None:
             query = query.where(_BATCHES.c.teacher == teacher)
         with self._engine.connect() as connection:
-            found = [Submission(**row) for row in connection.execute(query).mappings()]
-        return [one for one in found if task is None or one.origin.startswith(f"{task}/")]
+            submissions = [Submission(**row) for row in connection.execute(query).mappings()]
+        return [each for each in submissions if task is None or each.origin.startswith(f"{task}/")]
 
-    def keys(self, submission: str) -> list[str]:
+    def list_keys(self, submission: str) -> list[str]:
+        """The requests of a submission."""
         with self._engine.connect() as connection:
-            mine = sa.select(_REQUESTS.c.request_key).where(_REQUESTS.c.submission == submission)
-            return sorted(connection.execute(mine).scalars())
+            own = sa.select(_REQUESTS.c.request_key).where(_REQUESTS.c.submission == submission)
+            return sorted(connection.execute(own).scalars())
 
-    def holding(self, keys: Iterable[str]) -> set[str]:
-        """The submissions that hold any of these requests and have not said why it failed."""
-        rows = self._among(keys, _REQUESTS.c.submission, _REQUESTS.c.error)
+    def find_submissions(self, keys: Iterable[str]) -> set[str]:
+        """The names of the open submissions that contain any of these requests."""
+        rows = self._select(keys, _REQUESTS.c.submission, _REQUESTS.c.error)
         return {row.submission for row in rows if row.error is None}
 
     def take_errors(self, keys: Iterable[str]) -> dict[str, str]:
-        """Why requests have no answer. Told once: whoever asks again after that submits them anew."""
-        found = self._among(keys, _REQUESTS.c.request_key, _REQUESTS.c.error)
-        errors = {row.request_key: row.error for row in found if row.error is not None}
-        told = list(errors)
+        """Return why requests have no answer, and delete these notes: the next run submits the requests again."""
+        rows = self._select(keys, _REQUESTS.c.request_key, _REQUESTS.c.error)
+        errors = {row.request_key: row.error for row in rows if row.error is not None}
         with self._engine.begin() as connection:
-            for start in range(0, len(told), _KEYS_PER_QUERY):
-                some = _REQUESTS.c.request_key.in_(told[start : start + _KEYS_PER_QUERY])
-                connection.execute(_REQUESTS.delete().where(some))
+            for chunk in _split_keys(list(errors)):
+                connection.execute(_REQUESTS.delete().where(_REQUESTS.c.request_key.in_(chunk)))
         return errors
 
-    def _among(self, keys: Iterable[str], *columns: sa.Column[Any]) -> list[sa.Row[Any]]:
-        wanted, out = sorted(set(keys)), list[sa.Row[Any]]()
+    def _select(self, keys: Iterable[str], *columns: sa.Column[Any]) -> list[sa.Row[Any]]:
+        rows = list[sa.Row[Any]]()
         with self._engine.connect() as connection:
-            for start in range(0, len(wanted), _KEYS_PER_QUERY):
-                some = _REQUESTS.c.request_key.in_(wanted[start : start + _KEYS_PER_QUERY])
-                out += connection.execute(sa.select(*columns).where(some))
-        return out
+            for chunk in _split_keys(sorted(set(keys))):
+                rows += connection.execute(sa.select(*columns).where(_REQUESTS.c.request_key.in_(chunk)))
+        return rows
+
+
+def _split_keys(keys: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(keys), _KEYS_PER_QUERY):
+        yield keys[start : start + _KEYS_PER_QUERY]

@@ -1,57 +1,59 @@
 """Batch mode: requests go to the provider's batch API, which answers within a day at a lower price.
 
-A batch is noted in the completion store's database before it is sent, with the requests in it, and again with the
-provider's id after. A process that is killed in between leaves a note without an id: whoever comes next looks among
-the provider's batches for the one that carries our name, and adopts it or submits anew. So none is lost and none is
-sent twice.
+Before a batch is sent, the completion store's database notes it and its requests; afterwards it notes the provider's
+id. If the process is killed in between, the note has no id. The next process then looks for a batch with the name of
+the note at the provider, and adopts it or submits it again. So no batch is lost, and none is sent twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from distill_dagster.config import TeacherSpec
-from distill_dagster.core import progress, redaction
+from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.teacher.completions.batch_files import (
+    ResultLine,
+    build_request_line,
+    get_batch_url,
+    parse_result_lines,
+    split_into_batches,
+)
 from distill_dagster.teacher.completions.batch_store import BatchStore, Submission
 from distill_dagster.teacher.completions.ledger import Account, Reservation, Settlement
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers import event_loop
-from distill_dagster.teacher.providers.attempts import BudgetError
-from distill_dagster.teacher.providers.client import Endpoint, parse_response, redact_error, redact_response
+from distill_dagster.teacher.providers.client import Endpoint, redact_error
 from distill_dagster.teacher.providers.exchange import Request, Response
 from distill_dagster.teacher.providers.prices import TokenPrice, compute_worst_case, find_price
 
 SUBMISSION_KEY = "distill_submission"
-"""The key of a batch's metadata under which our name of it stands."""
+"""The metadata key of a batch that holds the name of its submission."""
 BATCH_PROVIDERS = ("openai", "azure", "hosted_vllm", "litellm_proxy")
-"""Those with OpenAI's batch API whose batches litellm can list too, which surviving a kill needs."""
-MAX_BATCH_REQUESTS, MAX_BATCH_BYTES = 50_000, 100 * 1024 * 1024
-"""Of one batch: as many requests as OpenAI takes, and half of the bytes."""
+"""Providers with OpenAI's batch API whose batches litellm can also list. Surviving a kill needs the list."""
 MAX_POLL_FACTOR = 10
-"""Polling slows down to so many times its first pause."""
+"""Polling slows down to this many times its first pause."""
 PAGE_SIZE = 100
 RESUBMIT_PAUSE_S = 0.05
 _MISSING_REASONS = {
-    "completed": "the batch ended without an answer to this",
-    "expired": "the batch expired before this was answered; the next run asks again",
-    "cancelled": "the batch was cancelled before this was answered; the next run asks again",
+    "completed": "the batch ended without an answer to this request",
+    "expired": "the batch expired before this request was answered; the next run asks again",
+    "cancelled": "the batch was cancelled before this request was answered; the next run asks again",
 }
 
 
 class BatchPendingError(TeacherError):
-    """Batches are under way and not ready. Nothing is lost: whoever looks later finds their answers."""
+    """Batches are not ready yet. Nothing is lost: a later run finds their answers."""
 
 
 @dataclass(frozen=True)
 class CollectedBatch:
-    """A batch that ended: how many answers came, and how many did not."""
+    """A batch that ended, with the number of requests that have an answer and of those that have none."""
 
     submission: Submission
     status: str
@@ -59,42 +61,51 @@ class CollectedBatch:
     failed: int
 
     def __str__(self) -> str:
-        told = f"{self.answers} answers" + (f", {self.failed} without one" if self.failed else "")
-        return f"{self.submission.origin}: batch {self.submission.batch_id} {self.status}: {told}"
-
-
-@dataclass(frozen=True)
-class _ResultLine:
-    """One line of a batch's result: an answer, or why there is none."""
-
-    key: str
-    response: Response | None
-    error: str
+        counts = f"{self.answers} answers" + (f", {self.failed} without one" if self.failed else "")
+        return f"{self.submission.origin}: batch {self.submission.batch_id} {self.status}: {counts}"
 
 
 def collect_batches(
     endpoint: Endpoint, spec: TeacherSpec, store: CompletionStore, task: str
 ) -> tuple[list[CollectedBatch], list[Submission]]:
-    """Collect a task's batches that ended, submitting nothing; and those that are under way.
+    """Collect the batches of a task that ended. Submits nothing.
+
+    Returns:
+        The collected batches, and the submissions that are still open.
 
     Raises:
-        TeacherError: the provider cannot be asked.
+        TeacherError: the provider cannot be reached, or refuses.
     """
-    batches = BatchRunner(endpoint, spec, store)
-    if not batches.notes.open(endpoint.identity, task):
+    runner = BatchRunner(endpoint, spec, store)
+    if not runner.notes.list_open(endpoint.identity, task):
         return [], []
-    return event_loop.run_in_loop(batches.collect(task)), batches.notes.open(endpoint.identity, task)
+    return event_loop.run_in_loop(runner.collect(task)), runner.notes.list_open(endpoint.identity, task)
 
 
 def forget_batch(store: CompletionStore, submission: str) -> None:
-    """Wait for a batch no more. Its worst case counts as spent, since the provider may answer and bill it."""
+    """Give up a batch. Its worst case counts as spent, since the provider may still answer and bill it."""
     notes = BatchStore(store)
-    store.commit({}, [Settlement(_build_ledger_id(submission, key), "lost") for key in notes.keys(submission)])
+    store.commit({}, [Settlement(_build_ledger_id(submission, key), "lost") for key in notes.list_keys(submission)])
     notes.forget(submission)
 
 
+def describe_open_batch(store: CompletionStore, key: str, model: str) -> str | None:
+    """Name the open batch that contains a request, and the commands that end the wait. None if there is no batch."""
+    notes = BatchStore(store)
+    names = notes.find_submissions([key])
+    batch = next((submission for submission in notes.list_open() if submission.submission in names), None)
+    if batch is None:
+        return None
+    command = f"distill batches {batch.origin.partition('/')[0]}".strip()
+    return (
+        f"An open batch of {model} contains this request ({batch.origin or 'unknown origin'}, {batch.requests} "
+        f"requests, since {batch.created_at}), so it is not sent again. Collect the batch with `{command}`, or give it "
+        f"up with `{command} --forget {batch.submission}`; then run again."
+    )
+
+
 class BatchRunner:
-    """The batches of one teacher: submitting, looking after, and collecting them."""
+    """Submits, polls and collects the batches of one teacher."""
 
     def __init__(
         self,
@@ -104,56 +115,86 @@ class BatchRunner:
         account: Account | None = None,
         price: TokenPrice | None = None,
     ) -> None:
-        """`account` is who pays, and `price` what is reserved by: the one for online requests, which is no less."""
+        """`account` pays. `price` sets what is reserved: the online price, which is not below the batch price."""
         self.endpoint, self.spec, self.store = endpoint, spec, store
         self.account, self.price = account or Account("", "", ""), price
         self.notes = BatchStore(store)
         self.submitted = 0
+        self.stopped: str | None = None
+        """The budget cap that kept requests from being submitted, or None."""
 
     async def run(self, requests: Sequence[Request], origin: str) -> dict[str, str]:
-        """Submit what neither the store nor an open batch has, and wait for all of it for `batch.wait_s` at most.
+        """Submit the requests that have no answer and are in no open batch; wait at most `batch.wait_s` for all.
+
+        At a budget cap it submits what fits and waits for that, which may make room for more. If requests remain,
+        `stopped` says which cap it was.
 
         Args:
-            origin: `task/asset[partition]`, for which it is asked.
+            origin: `task/asset[partition]` that asks.
 
         Returns:
-            By request_key, why a request has no answer. All others have theirs in the store.
+            By request_key, the reason why a request has no answer. All other requests have an answer in the store,
+            or were not submitted because of `stopped`.
 
         Raises:
-            PendingError: the batches are not ready yet.
+            BatchPendingError: the batches are not ready yet.
             TeacherError: the provider has no batch API, or refuses.
         """
-        self._provider()
+        self._get_provider()
         wanted, errors = {request.key: request for request in requests}, dict[str, str]()
-        until = time.monotonic() + self.spec.batch.wait_s
+        deadline = time.monotonic() + self.spec.batch.wait_s
         while True:
             await self.collect()
-            stored = self.store.known(wanted)
-            # Failures of a batch that nobody waited for are told now, and asked again the next time.
+            stored = self.store.find_stored_keys(wanted)
+            # Report each failure of an earlier batch once; the next run submits these requests again.
             errors |= self.notes.take_errors(key for key in wanted if key not in stored)
             rest = {key: request for key, request in wanted.items() if key not in stored and key not in errors}
-            if not rest:
+            self.stopped = await self._submit_rest(rest, origin)
+            if not rest or (self.stopped and not self.notes.find_submissions(rest)):
                 return errors
-            for part in _split_into_batches({key: self._line(request) for key, request in rest.items()}):
-                if claimed := self.notes.claim(part, self.endpoint.identity, origin):
-                    submission, keys = claimed
-                    keys, over = self._reserve(submission, [rest[key] for key in keys])
-                    if keys:
-                        await self._submit(submission, [part[key] for key in keys])
-                        self.submitted += len(keys)
-                    if over:
-                        what = "Raise it, in task.yaml or of the command, and run again: what was submitted is kept."
-                        raise BudgetError(f"{over}. {what}")
-            await self._wait(list(rest), until)
-            await asyncio.sleep(RESUBMIT_PAUSE_S)  # what somebody asks online just now is in no batch
+            await self._wait(list(rest), deadline)
+            await asyncio.sleep(RESUBMIT_PAUSE_S)  # a request that is under way online is in no batch
+
+    async def collect(self, task: str | None = None) -> list[CollectedBatch]:
+        """Look once at each open batch, of one task or of all, and store the answers of those that ended.
+
+        Raises:
+            TeacherError: the provider cannot be reached, or refuses.
+        """
+        await self._adopt()
+        collected: list[CollectedBatch] = []
+        for submission in self.notes.list_open(self.endpoint.identity, task):
+            if submission.batch_id is not None:
+                _, batch = await self._poll(submission)
+                collected += [batch] if batch else []
+        return collected
+
+    async def _submit_rest(self, requests: dict[str, Request], origin: str) -> str | None:
+        """Submit the requests that no open batch contains. Returns the budget cap that ended this, or None."""
+        lines = {key: build_request_line(self.endpoint, self.spec, request) for key, request in requests.items()}
+        for part in split_into_batches(lines):
+            if not (claimed := self.notes.claim(part, self.endpoint.identity, origin)):
+                continue
+            submission, keys = claimed
+            keys, refusal = self._reserve(submission, [requests[key] for key in keys])
+            if keys:
+                await self._submit(submission, [part[key] for key in keys])
+                self.submitted += len(keys)
+            if refusal:
+                remedy = "Raise the cap in task.yaml or of the command, and run again. Stored answers are kept."
+                return f"{refusal}. {remedy}"
+        return None
 
     def _reserve(self, submission: Submission, requests: list[Request]) -> tuple[list[str], str]:
-        """Reserve the worst case of each; those that may be submitted, and why others may not.
+        """Reserve the worst case of each request.
 
-        The others are given free, and so are those that somebody asks online just now: their answer is waited for.
+        It releases the requests that do not fit, and those that are under way online.
+
+        Returns:
+            The requests that may be submitted, and the reason if the budget refused others.
         """
-        exact = self.account.budget.any
-        wanted = [
+        exact = self.account.budget.has_caps
+        reservations = [
             Reservation(
                 request.key,
                 self.account,
@@ -165,75 +206,29 @@ class BatchRunner:
             )
             for request in requests
         ]
-        verdicts = dict(zip((one.key for one in wanted), self.store.commit({}, (), wanted), strict=True))
-        granted = [key for key, verdict in verdicts.items() if verdict.kind == "granted"]
-        self.notes.release(submission.submission, verdicts.keys() - set(granted))
+        decided = self.store.commit({}, (), reservations)
+        decisions = {reservation.key: decision for reservation, decision in zip(reservations, decided, strict=True)}
+        granted = [key for key, decision in decisions.items() if decision.kind == "granted"]
+        self.notes.release(submission.submission, decisions.keys() - set(granted))
         if not granted:
             self.notes.forget(submission.submission)
-        refused = [verdict for verdict in verdicts.values() if verdict.kind in ("over", "full")]
-        why = next((verdict.why for verdict in refused if verdict.why), "the budget is reserved by requests under way")
-        return granted, why if refused else ""
-
-    def _forget(self, submission: Submission) -> None:
-        """It was never submitted: nothing of it is paid for."""
-        keys = self.notes.keys(submission.submission)
-        self.store.commit({}, [Settlement(_build_ledger_id(submission.submission, key), "released") for key in keys])
-        self.notes.forget(submission.submission)
-
-    async def collect(self, task: str | None = None) -> list[CollectedBatch]:
-        """Look once at every open batch, of one task or of all; the answers of those that ended go into the store.
-
-        Raises:
-            TeacherError: the provider cannot be asked.
-        """
-        await self._adopt()
-        looked: list[CollectedBatch] = []
-        for submission in self.notes.open(self.endpoint.identity, task):
-            if submission.batch_id is not None:
-                _, done = await self._look(submission)
-                looked += [done] if done else []
-        return looked
-
-    async def _adopt(self) -> None:
-        """Find out what became of batches whose process died before it knew their id."""
-        left = [s for s in self.notes.open(self.endpoint.identity) if s.batch_id is None and not s.submitting]
-        if not left:
-            return
-        there = await self._named()
-        for submission in left:
-            if batch_id := there.get(submission.submission):
-                self.notes.submitted(submission.submission, batch_id)
-            else:
-                self._forget(submission)
-
-    async def _named(self) -> dict[str, str]:
-        """The provider's ids of batches, by our names of them."""
-        import litellm
-
-        found: dict[str, str] = {}
-        after: str | None = None
-        while True:
-            page = await self._call(litellm.alist_batches, after=after, limit=PAGE_SIZE)
-            batches = list(page.data if hasattr(page, "data") else page["data"])
-            for batch in batches:
-                if name := (batch.metadata or {}).get(SUBMISSION_KEY):
-                    found[name] = batch.id
-            if len(batches) < PAGE_SIZE or batches[-1].id == after:
-                return found
-            after = batches[-1].id
+        refusals = [decision for decision in decisions.values() if decision.kind in ("over", "full")]
+        reasons = (refusal.reason for refusal in refusals if refusal.reason)
+        return granted, next(reasons, "requests under way reserve the rest of the budget") if refusals else ""
 
     async def _submit(self, submission: Submission, lines: list[str]) -> None:
         try:
-            batch_id = await self._created(submission.submission, lines)
-        except BaseException:  # refused, cut off or interrupted: it may have reached the provider all the same
+            batch_id = await self._create(submission.submission, lines)
+        except BaseException:  # refused, cut off or interrupted: the provider may have it all the same
             self.notes.abandon(submission.submission)
             await self._adopt()
-            if any(one.submission == submission.submission for one in self.notes.open()):
+            if any(each.submission == submission.submission for each in self.notes.list_open()):
                 return
             raise
-        self.notes.submitted(submission.submission, batch_id)
+        self.notes.note_submitted(submission.submission, batch_id)
 
-    async def _created(self, name: str, lines: list[str]) -> str:
+    async def _create(self, name: str, lines: list[str]) -> str:
+        """Upload the lines and create the batch. Returns the provider's id."""
         import litellm
 
         content = "".join(f"{line}\n" for line in lines).encode()
@@ -241,129 +236,133 @@ class BatchRunner:
         batch = await self._call(
             litellm.acreate_batch,
             completion_window="24h",
-            endpoint=self._url,
+            endpoint=get_batch_url(self.spec),
             input_file_id=file.id,
             metadata={SUBMISSION_KEY: name},
         )
         return str(batch.id)
 
-    async def _wait(self, keys: list[str], until: float) -> None:
-        """Until no open batch holds any of these requests."""
+    async def _adopt(self) -> None:
+        """Find out what became of the batches whose process died before it noted their id."""
+        orphans = [
+            submission
+            for submission in self.notes.list_open(self.endpoint.identity)
+            if submission.batch_id is None and not submission.is_submitting
+        ]
+        if not orphans:
+            return
+        batch_ids = await self._list_named_batches()
+        for submission in orphans:
+            if batch_id := batch_ids.get(submission.submission):
+                self.notes.note_submitted(submission.submission, batch_id)
+            else:
+                self._release_unsubmitted(submission)
+
+    async def _list_named_batches(self) -> dict[str, str]:
+        """The provider's ids of batches, by the names of their submissions."""
+        import litellm
+
+        batch_ids: dict[str, str] = {}
+        after: str | None = None
+        while True:
+            page = await self._call(litellm.alist_batches, after=after, limit=PAGE_SIZE)
+            batches = list(page.data if hasattr(page, "data") else page["data"])
+            for batch in batches:
+                if name := (batch.metadata or {}).get(SUBMISSION_KEY):
+                    batch_ids[name] = batch.id
+            if len(batches) < PAGE_SIZE or batches[-1].id == after:
+                return batch_ids
+            after = batches[-1].id
+
+    def _release_unsubmitted(self, submission: Submission) -> None:
+        """Release the requests of a batch that the provider never received. They cost nothing."""
+        keys = self.notes.list_keys(submission.submission)
+        self.store.commit({}, [Settlement(_build_ledger_id(submission.submission, key), "released") for key in keys])
+        self.notes.forget(submission.submission)
+
+    async def _wait(self, keys: list[str], deadline: float) -> None:
+        """Wait until no open batch contains any of these requests.
+
+        Raises:
+            BatchPendingError: the deadline comes first.
+        """
         pause = self.spec.batch.poll_s
-        while held := self.notes.holding(keys):
-            done, total = 0, len(keys)
-            for submission in self.notes.open(self.endpoint.identity):
-                if submission.submission not in held:
+        while names := self.notes.find_submissions(keys):
+            answered = 0
+            for submission in self.notes.list_open(self.endpoint.identity):
+                if submission.submission not in names:
                     continue
                 if submission.batch_id is not None:
-                    answered, _ = await self._look(submission)
-                    done += answered
-                elif not submission.submitting:
-                    return  # its process died: `run` looks for it
-            if not (held := self.notes.holding(keys)):
+                    answered += (await self._poll(submission))[0]
+                elif not submission.is_submitting:
+                    return  # its process died; `run` adopts it
+            if not (names := self.notes.find_submissions(keys)):
                 return
-            progress.report_progress("waiting for the batch", min(done, total), total)
-            if time.monotonic() + pause > until:
-                batches = "1 batch" if len(held) == 1 else f"{len(held)} batches"
+            progress.report_progress("waiting for the batch", min(answered, len(keys)), len(keys))
+            if time.monotonic() + pause > deadline:
+                batches = "1 batch" if len(names) == 1 else f"{len(names)} batches"
                 raise BatchPendingError(
-                    f"{batches} of {self.spec.model} under way; {done} of {total} requests are answered so far. "
-                    f"Nothing is lost: `distill batches` shows and collects them, and the next run goes on with them."
+                    f"{batches} of {self.spec.model} under way; {answered} of {len(keys)} requests are answered so "
+                    f"far. Nothing is lost: `distill batches` shows and collects them, and the next run continues."
                 )
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, MAX_POLL_FACTOR * self.spec.batch.poll_s)
 
-    async def _look(self, submission: Submission) -> tuple[int, CollectedBatch | None]:
-        """How many of its requests are answered; and, if it ended, what was collected."""
+    async def _poll(self, submission: Submission) -> tuple[int, CollectedBatch | None]:
+        """Return how many requests of a batch are answered; collect the batch if it ended."""
         import litellm
 
         batch = await self._call(litellm.aretrieve_batch, batch_id=submission.batch_id)
         counts = batch.request_counts
         answered = int(counts.completed if counts is not None else 0)
         if batch.status == "failed":
-            told = [str(error.message) for error in (batch.errors.data if batch.errors else None) or []]
-            why = "the batch was refused: " + ("; ".join(told[:3]) or "no reason was given")
-            return answered, self._store(submission, "failed", [], redact_error(why, self.endpoint))
+            messages = [str(error.message) for error in (batch.errors.data if batch.errors else None) or []]
+            reason = "the batch was refused: " + ("; ".join(messages[:3]) or "no reason was given")
+            return answered, self._store(submission, "failed", [], redact_error(reason, self.endpoint))
         if batch.status not in _MISSING_REASONS:
             return answered, None
-        lines: list[_ResultLine] = []
+        lines: list[ResultLine] = []
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id:
                 content = await self._call(litellm.afile_content, file_id=file_id)
-                lines += self._lines(content.content)
+                lines += parse_result_lines(content.content, self.spec)
         return answered, self._store(submission, batch.status, lines, _MISSING_REASONS[batch.status])
 
-    def _store(self, submission: Submission, status: str, lines: list[_ResultLine], missing: str) -> CollectedBatch:
-        """Answers first, then the note: an answer is durable before its batch counts as collected."""
-        keys, errors = set(self.notes.keys(submission.submission)), dict[str, str]()
+    def _store(self, submission: Submission, status: str, lines: list[ResultLine], missing: str) -> CollectedBatch:
+        """Store the answers, then note the batch as collected, so that a crash in between loses nothing.
+
+        Args:
+            missing: the reason for requests that no line mentions.
+        """
+        keys, errors = set(self.notes.list_keys(submission.submission)), dict[str, str]()
         answers: dict[str, Response] = {}
         for line in (line for line in lines if line.key in keys):
             if line.response is not None:
                 answers[line.key] = line.response
             else:
                 errors[line.key] = redact_error(line.error, self.endpoint)
-        ended = [self._ended(submission, key, answers.get(key)) for key in sorted(keys)]
-        self.store.commit(answers, ended)
-        stored = self.store.known(keys)
+        self.store.commit(answers, [self._settle(submission, key, answers.get(key)) for key in sorted(keys)])
+        stored = self.store.find_stored_keys(keys)
         errors = {key: errors.get(key, missing) for key in keys if key not in stored}
-        self.notes.collected(submission.submission, errors)
+        self.notes.note_collected(submission.submission, errors)
         return CollectedBatch(submission, status, len(answers), len(errors))
 
-    def _ended(self, submission: Submission, key: str, response: Response | None) -> Settlement:
-        """What a request of a batch came to: a line that failed or expired is not paid for."""
-        name = _build_ledger_id(submission.submission, key)
+    def _settle(self, submission: Submission, key: str, response: Response | None) -> Settlement:
+        """What a request of a batch cost. A line that failed or expired costs nothing."""
+        ledger_id = _build_ledger_id(submission.submission, key)
         if response is None:
-            return Settlement(name, "released")
+            return Settlement(ledger_id, "released")
         prompt, answer = response.prompt_tokens or 0, response.completion_tokens or 0
         usd = response.cost_usd
         if usd is None and (price := self.price or find_price(self.spec)) is not None:
-            usd = price.of(prompt, answer)  # the cap holds, whatever the batch's own price is
-        return Settlement(name, "settled", prompt + answer, usd)
+            usd = price.compute_cost(prompt, answer)  # so that a cap holds if the batch price is unknown
+        return Settlement(ledger_id, "settled", prompt + answer, usd)
 
-    def _lines(self, content: bytes) -> Iterator[_ResultLine]:
-        for text in content.decode("utf-8", "replace").splitlines():
-            if not text.strip():
-                continue
-            try:
-                value = json.loads(text)
-                key, response = str(value["custom_id"]), value.get("response") or {}
-                body, status = response.get("body") or {}, int(response.get("status_code") or 0)
-                error = value.get("error") or body.get("error")
-                if error or status != 200:
-                    said = error.get("message") or error.get("code") if isinstance(error, dict) else error
-                    yield _ResultLine(key, None, f"{said or 'no reason was given'} (status {status})")
-                else:
-                    yield self._answer(key, body)
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-                continue  # a line that cannot be read answers nothing: its request is told to have no answer
-
-    def _answer(self, key: str, body: dict[str, Any]) -> _ResultLine:
-        found = redact_response(parse_response(body, 0.0, 0), redaction.list_credentials())
-        cost = compute_batch_cost(self.spec, found.prompt_tokens, found.completion_tokens)
-        response = replace(found, cost_usd=cost, mode="batch")
-        if self.spec.soft_labels == "logprobs" and response.text and not response.positions:
-            return _ResultLine(key, None, "no token log-probabilities came; set `soft_labels: votes` in task.yaml")
-        return _ResultLine(key, response, "")
-
-    def _line(self, request: Request) -> str:
-        """One line of a batch file: the request as the provider's own API takes it."""
-        import litellm
-
-        model = litellm.get_llm_provider(self.spec.model)[0]
-        body: dict[str, Any] = {"model": model} | request.build_body()
-        if "seed" not in (litellm.get_supported_openai_params(self.endpoint.model) or ["seed"]):
-            body.pop("seed", None)
-        line = {"custom_id": request.key, "method": "POST", "url": self._url, "body": body}
-        return json.dumps(line, ensure_ascii=False)
-
-    @property
-    def _url(self) -> str:
-        return "/v1/completions" if self.spec.api == "text" else "/v1/chat/completions"
-
-    def _provider(self) -> str:
-        """The teacher's provider as litellm calls it.
+    def _get_provider(self) -> str:
+        """The teacher's provider, as litellm calls it.
 
         Raises:
-            TeacherError: it has no batch API that litellm speaks.
+            TeacherError: it has no batch API that litellm supports.
         """
         import litellm
 
@@ -379,22 +378,22 @@ class BatchRunner:
         return provider
 
     async def _call(self, call: Any, **arguments: Any) -> Any:
-        """One call of litellm's, with the teacher's address and key, retried where the provider is overloaded.
+        """Call litellm with the teacher's address and key, and retry if the provider is overloaded.
 
         Raises:
-            TeacherError: it failed; the message holds no key.
+            TeacherError: the call failed; the message contains no key.
         """
         import litellm
         from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
         litellm.suppress_debug_info = True
-        where: dict[str, Any] = {"custom_llm_provider": self._provider(), "timeout": self.spec.timeout_s}
-        where["max_retries"] = 0
+        target: dict[str, Any] = {"custom_llm_provider": self._get_provider(), "timeout": self.spec.timeout_s}
+        target["max_retries"] = 0
         if self.endpoint.api_base:
-            where["api_base"] = self.endpoint.api_base
+            target["api_base"] = self.endpoint.api_base
         if self.endpoint.api_key:
-            where["api_key"] = self.endpoint.api_key
-        # Creating a batch is not repeated here: a cut connection may have made it. `_submit` looks.
+            target["api_key"] = self.endpoint.api_key
+        # Do not retry the creation of a batch: a cut connection may have created it. `_submit` looks for it.
         attempts = 1 if call is litellm.acreate_batch else self.spec.max_retries + 1
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_retryable),
@@ -403,45 +402,17 @@ class BatchRunner:
             reraise=True,
         )
         try:
-            return await retrying(call, **arguments, **where)
+            return await retrying(call, **arguments, **target)
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            raise TeacherError(redact_error(f"The batch API of {self.spec.model}: {what}", self.endpoint)) from None
+            message = f"The batch API of {self.spec.model}: {type(error).__name__}: {error}"
+            raise TeacherError(redact_error(message, self.endpoint)) from None
 
 
 def _build_ledger_id(submission: str, key: str) -> str:
-    """A request's entry in the ledger: whoever collects a batch knows it, also in another process."""
+    """The ledger id of a request in a batch. Any process that collects the batch can compute it."""
     return hash_content([submission, key])[:32]
-
-
-def compute_batch_cost(spec: TeacherSpec, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-    """USD by the declared price, else by litellm's list of prices for batches; None without either: never a guess."""
-    import litellm
-
-    model = spec.model
-    if spec.price is not None and prompt_tokens is not None and completion_tokens is not None:
-        return TokenPrice(spec.price.input_usd, spec.price.output_usd).of(prompt_tokens, completion_tokens)
-    found = litellm.model_cost.get(model) or litellm.model_cost.get(model.partition("/")[2]) or {}
-    prices = found.get("input_cost_per_token_batches"), found.get("output_cost_per_token_batches")
-    if prompt_tokens is None or completion_tokens is None or prices[0] is None or prices[1] is None:
-        return None
-    return prompt_tokens * float(prices[0]) + completion_tokens * float(prices[1])
 
 
 def _is_retryable(error: BaseException) -> bool:
     status = getattr(error, "status_code", None)
     return status is None or status in (408, 409, 429) or int(status) >= 500
-
-
-def _split_into_batches(lines: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Request lines in parts that one batch may hold."""
-    part, size = dict[str, str](), 0
-    for key, line in lines.items():
-        length = len(line.encode()) + 1
-        if part and (len(part) == MAX_BATCH_REQUESTS or size + length > MAX_BATCH_BYTES):
-            yield part
-            part, size = {}, 0
-        part[key] = line
-        size += length
-    if part:
-        yield part

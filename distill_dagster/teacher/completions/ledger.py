@@ -1,8 +1,8 @@
-"""The ledger: what every attempt at a request may cost at most, and what it cost in the end.
+"""The ledger: what each attempt at a request may cost at most, and what it cost in the end.
 
-In the completion store's database, so that all runs and processes share it. The worst case is reserved before a request
-is sent and settled when it ended. Reservations carry a lease: those of a process that died are settled in full, since
-the teacher may have been paid: at once where the process ran on this host, else when the lease ran out.
+The ledger is a table in the completion store's database, so all runs and processes share it. The worst case of a
+request is reserved before it is sent and settled when it ends. A reservation has a lease. If its process dies, it is
+settled in full, because the teacher may bill the request: at once on this host, otherwise when the lease expires.
 """
 
 from __future__ import annotations
@@ -46,11 +46,14 @@ LEDGER = sa.Table(
 NO_CAP = BudgetSpec()
 LEASE_SLACK_S = 60.0
 EXPIRY_INTERVAL_S = 10.0
+KEYS_PER_QUERY = 500
+ROUNDING_ERROR = 1e-9
+"""Sums of floats may pass a cap by this much."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """Who pays for a request: the task, the campaign that it belongs to, what it is asked for, and the caps."""
+    """Who pays for a request: the task, the campaign it belongs to, the purpose of the request, and the caps."""
 
     task: str
     campaign: str
@@ -60,7 +63,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Reservation:
-    """One attempt that wants to be sent."""
+    """One attempt at a request that asks for permission to be sent."""
 
     key: str
     account: Account
@@ -73,16 +76,23 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Decision:
-    """`granted`; `stored`, the answer came meanwhile; `elsewhere`, another process asks the same just now; `full`, what
-    is reserved leaves no room, and may when it is settled; `over`, the cap is reached."""
+    """Whether an attempt may be sent.
 
-    kind: Literal["granted", "stored", "elsewhere", "full", "over"]
-    why: str = ""
+    - `granted`: the attempt may be sent.
+    - `stored`: the store has the answer by now.
+    - `elsewhere`: another process is sending the same request.
+    - `batch`: an open batch contains the same request.
+    - `full`: reservations leave no room; there may be room when they are settled.
+    - `over`: the cap is reached.
+    """
+
+    kind: Literal["granted", "stored", "elsewhere", "batch", "full", "over"]
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class BudgetUsage:
-    """What was settled, and what is reserved beyond it. USD are those of requests with a known price."""
+    """What is settled, and what is reserved on top of it. USD cover the requests with a known price."""
 
     usd: float
     tokens: int
@@ -92,10 +102,10 @@ class BudgetUsage:
 
 @dataclass(frozen=True)
 class Spending:
-    """What a campaign took: every attempt that was sent, whatever became of the partition that sent it.
+    """The calls and the cost of a campaign, over all attempts that were sent.
 
-    `usd` counts what is under way in full, as the caps do, and is None where a price is unknown; `reserved_usd` is the
-    part of it that is under way (batches), or what is known of it.
+    `usd` counts open reservations in full, as the caps do, and is None where a price is unknown. `reserved_usd` is the
+    part of it that is still open (batches), as far as its price is known.
     """
 
     calls: int
@@ -105,7 +115,7 @@ class Spending:
 
 @dataclass(frozen=True)
 class Settlement:
-    """How an attempt ended. In full: its worst case is taken as spent."""
+    """How an attempt ended. The state `lost` counts the worst case as spent."""
 
     id: str
     state: Literal["settled", "lost", "released"]
@@ -114,159 +124,170 @@ class Settlement:
 
 
 def get_current_month() -> str:
+    """The calendar month in UTC, as `2026-01`."""
     return datetime.now(UTC).strftime("%Y-%m")
 
 
-def sum_budget_usage(connection: sa.Connection, where: sa.ColumnElement[bool]) -> BudgetUsage:
-    """What the ledger's rows that match took."""
-    open_ = LEDGER.c.state == "reserved"
-    columns = [
-        sa.func.coalesce(sa.func.sum(sa.case((open_, wanted), else_=0)), 0)
-        for wanted in (LEDGER.c.worst_usd, LEDGER.c.worst_tokens)
-    ]
-    done = [
-        sa.func.coalesce(sa.func.sum(sa.case((open_, 0), else_=sa.func.coalesce(taken, 0))), 0)
-        for taken in (LEDGER.c.usd, LEDGER.c.tokens)
-    ]
-    usd, tokens, reserved_usd, reserved_tokens = connection.execute(sa.select(*done, *columns).where(where)).one()
-    return BudgetUsage(float(usd), int(tokens), float(reserved_usd), int(reserved_tokens))
-
-
-def sum_spending(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Spending:
-    """Attempts and USD of the ledger's rows that match. What was released cost nothing, known price or not."""
-    open_ = sa.case((LEDGER.c.state == "reserved", LEDGER.c.worst_usd))
-    usd = sa.case(
-        (LEDGER.c.state == "released", 0.0), (LEDGER.c.state == "reserved", LEDGER.c.worst_usd), else_=LEDGER.c.usd
-    )
-    columns = sa.func.count(), sa.func.count(usd), sa.func.sum(usd), sa.func.sum(open_)
-    calls, known, whole, reserved = connection.execute(sa.select(*columns).where(where)).one()
-    return Spending(int(calls), float(whole or 0.0) if known == calls else None, float(reserved or 0.0))
-
-
 def build_campaign_filter(account: Account) -> sa.ColumnElement[bool]:
+    """The condition for the ledger rows of the account's campaign."""
     return sa.and_(LEDGER.c.campaign == account.campaign, LEDGER.c.task == account.task)
 
 
 def build_month_filter(account: Account) -> sa.ColumnElement[bool]:
+    """The condition for the ledger rows of the account's task in this month."""
     return sa.and_(LEDGER.c.task == account.task, LEDGER.c.month == get_current_month())
 
 
+def sum_budget_usage(connection: sa.Connection, where: sa.ColumnElement[bool]) -> BudgetUsage:
+    """Sum what the matching ledger rows count against a cap."""
+    is_open = LEDGER.c.state == "reserved"
+    reserved = [
+        sa.func.coalesce(sa.func.sum(sa.case((is_open, column), else_=0)), 0)
+        for column in (LEDGER.c.worst_usd, LEDGER.c.worst_tokens)
+    ]
+    settled = [
+        sa.func.coalesce(sa.func.sum(sa.case((is_open, 0), else_=sa.func.coalesce(column, 0))), 0)
+        for column in (LEDGER.c.usd, LEDGER.c.tokens)
+    ]
+    usd, tokens, reserved_usd, reserved_tokens = connection.execute(sa.select(*settled, *reserved).where(where)).one()
+    return BudgetUsage(float(usd), int(tokens), float(reserved_usd), int(reserved_tokens))
+
+
+def sum_spending(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Spending:
+    """Count the attempts of the matching ledger rows and sum their USD. Released attempts cost nothing."""
+    reserved_usd = sa.case((LEDGER.c.state == "reserved", LEDGER.c.worst_usd))
+    usd = sa.case(
+        (LEDGER.c.state == "released", 0.0), (LEDGER.c.state == "reserved", LEDGER.c.worst_usd), else_=LEDGER.c.usd
+    )
+    columns = sa.func.count(), sa.func.count(usd), sa.func.sum(usd), sa.func.sum(reserved_usd)
+    calls, priced, total, reserved = connection.execute(sa.select(*columns).where(where)).one()
+    return Spending(int(calls), float(total or 0.0) if priced == calls else None, float(reserved or 0.0))
+
+
 def expire_leases(connection: sa.Connection) -> None:
-    """Settle reservations whose lease ran out, or whose process is known to be dead: in full."""
-    open_ = sa.and_(LEDGER.c.state == "reserved", LEDGER.c.mode != "batch")
-    owners = connection.scalars(sa.select(LEDGER.c.owner).where(open_).distinct())
+    """Settle in full the reservations whose lease expired or whose process is dead. Batches have no lease."""
+    is_open = sa.and_(LEDGER.c.state == "reserved", LEDGER.c.mode != "batch")
+    owners = connection.scalars(sa.select(LEDGER.c.owner).where(is_open).distinct())
     dead = [owner for owner in owners if is_process_gone(owner)]
-    late = sa.and_(open_, sa.or_(LEDGER.c.lease_until < time.time(), LEDGER.c.owner.in_(dead)))
-    connection.execute(sa.update(LEDGER).where(late).values(_build_lost_values()))
+    expired = sa.and_(is_open, sa.or_(LEDGER.c.lease_until < time.time(), LEDGER.c.owner.in_(dead)))
+    connection.execute(sa.update(LEDGER).where(expired).values(_build_lost_values()))
+
+
+def reserve_attempts(
+    connection: sa.Connection, reservations: Sequence[Reservation], completions: sa.Table
+) -> list[Decision]:
+    """Decide on each attempt and write the granted reservations. The caller's transaction holds the write lock.
+
+    Args:
+        completions: the table of stored answers.
+    """
+    blocked = _find_blocked(connection, {reservation.key for reservation in reservations}, completions)
+    rooms: dict[tuple[str, str, BudgetSpec], _BudgetRoom] = {}
+    decisions, rows = [], []
+    now, month = datetime.now(UTC).isoformat(timespec="milliseconds"), get_current_month()
+    for reservation in reservations:
+        account, refusal = reservation.account, blocked.get(reservation.key)
+        if refusal is None and account.budget.has_caps:
+            place = (account.task, account.campaign, account.budget)
+            if place not in rooms:
+                rooms[place] = _BudgetRoom(connection, account)
+            refusal = rooms[place].take(reservation.worst)
+        decisions.append(refusal or Decision("granted"))
+        if refusal is not None:
+            continue
+        rows.append(
+            {
+                "id": reservation.id,
+                "request_key": reservation.key,
+                "task": account.task,
+                "campaign": account.campaign,
+                "month": month,
+                "teacher": reservation.teacher[:200],
+                "purpose": account.purpose,
+                "mode": reservation.mode,
+                "state": "reserved",
+                "worst_tokens": reservation.worst.tokens,
+                "worst_usd": reservation.worst.usd,
+                "owner": get_process_name(),
+                "lease_until": time.time() + reservation.lease_s + LEASE_SLACK_S,
+                "reserved_at": now,
+            }
+        )
+    if rows:
+        connection.execute(sa.insert(LEDGER), rows)
+    return decisions
+
+
+def settle_attempts(connection: sa.Connection, settlements: Sequence[Settlement]) -> None:
+    """Write how attempts ended."""
+    known = [{"i": s.id, "s": s.state, "t": s.tokens, "u": s.usd} for s in settlements if s.state != "lost"]
+    if known:
+        connection.execute(
+            sa.update(LEDGER)
+            .where(LEDGER.c.id == sa.bindparam("i"))
+            .values(state=sa.bindparam("s"), tokens=sa.bindparam("t"), usd=sa.bindparam("u")),
+            known,
+        )
+    if lost := [{"i": settlement.id} for settlement in settlements if settlement.state == "lost"]:
+        connection.execute(
+            sa.update(LEDGER).where(LEDGER.c.id == sa.bindparam("i")).values(_build_lost_values()),
+            lost,
+        )
 
 
 def _build_lost_values() -> dict[str, Any]:
     return {"state": "lost", "tokens": LEDGER.c.worst_tokens, "usd": LEDGER.c.worst_usd}
 
 
-def reserve_attempts(connection: sa.Connection, wanted: Sequence[Reservation], stored: sa.Table) -> list[Decision]:
-    """Decide on each, and write down those that are granted. The caller's transaction holds the write lock."""
-    keys = sorted({one.key for one in wanted})
-    known, elsewhere = set[str](), set[str]()
-    for start in range(0, len(keys), 500):
-        chunk = keys[start : start + 500]
-        known |= set(connection.scalars(sa.select(stored.c.request_key).where(stored.c.request_key.in_(chunk))))
-        asked = sa.select(LEDGER.c.request_key).where(
-            LEDGER.c.request_key.in_(chunk), LEDGER.c.state == "reserved", LEDGER.c.owner != get_process_name()
-        )
-        elsewhere |= set(connection.scalars(asked))
-    rooms: dict[tuple[str, str, BudgetSpec], _BudgetRoom] = {}
-    verdicts, rows = [], []
-    now, month = datetime.now(UTC).isoformat(timespec="milliseconds"), get_current_month()
-    for one in wanted:
-        if one.key in known:
-            verdicts.append(Decision("stored"))
-            continue
-        if one.key in elsewhere:
-            verdicts.append(Decision("elsewhere"))
-            continue
-        account = one.account
-        if account.budget.any:
-            place = (account.task, account.campaign, account.budget)
-            if place not in rooms:
-                rooms[place] = _BudgetRoom(connection, account)
-            if (verdict := rooms[place].take(one.worst)) is not None:
-                verdicts.append(verdict)
-                continue
-        verdicts.append(Decision("granted"))
-        rows.append(
-            {
-                "id": one.id,
-                "request_key": one.key,
-                "task": account.task,
-                "campaign": account.campaign,
-                "month": month,
-                "teacher": one.teacher[:200],
-                "purpose": account.purpose,
-                "mode": one.mode,
-                "state": "reserved",
-                "worst_tokens": one.worst.tokens,
-                "worst_usd": one.worst.usd,
-                "owner": get_process_name(),
-                "lease_until": time.time() + one.lease_s + LEASE_SLACK_S,
-                "reserved_at": now,
-            }
-        )
-    if rows:
-        connection.execute(sa.insert(LEDGER), rows)
-    return verdicts
+def _find_blocked(connection: sa.Connection, keys: set[str], completions: sa.Table) -> dict[str, Decision]:
+    """The keys that must not be sent: answered, in an open batch, or under way in another process."""
+    listed, blocked = sorted(keys), dict[str, Decision]()
+    for start in range(0, len(listed), KEYS_PER_QUERY):
+        chunk = listed[start : start + KEYS_PER_QUERY]
+        is_open = sa.and_(LEDGER.c.request_key.in_(chunk), LEDGER.c.state == "reserved")
+        for key, owner, mode in connection.execute(
+            sa.select(LEDGER.c.request_key, LEDGER.c.owner, LEDGER.c.mode).where(is_open)
+        ):
+            if mode == "batch":  # also a batch of this process: its answer is still to come
+                blocked[key] = Decision("batch")
+            elif owner != get_process_name():
+                blocked.setdefault(key, Decision("elsewhere"))
+        answered = connection.scalars(sa.select(completions.c.request_key).where(completions.c.request_key.in_(chunk)))
+        blocked |= dict.fromkeys(answered, Decision("stored"))
+    return blocked
 
 
 class _BudgetRoom:
-    """What the caps of an account still leave, within one transaction."""
+    """What the caps of an account still allow, within one transaction."""
 
     def __init__(self, connection: sa.Connection, account: Account) -> None:
         budget, self._scopes = account.budget, list[tuple[str, BudgetUsage, float | None, int | None]]()
         if budget.usd is not None or budget.tokens is not None:
-            self._scopes.append(
-                ("", sum_budget_usage(connection, build_campaign_filter(account)), budget.usd, budget.tokens)
-            )
+            campaign = sum_budget_usage(connection, build_campaign_filter(account))
+            self._scopes.append(("", campaign, budget.usd, budget.tokens))
         if budget.month_usd is not None or budget.month_tokens is not None:
             month = sum_budget_usage(connection, build_month_filter(account))
             self._scopes.append(("month_", month, budget.month_usd, budget.month_tokens))
         self._usd, self._tokens = 0.0, 0
 
     def take(self, worst: WorstCase) -> Decision | None:
-        """None where there is room, which is then taken."""
-        for name, now, cap_usd, cap_tokens in self._scopes:
+        """Take room for one request. Returns the refusal if there is no room."""
+        for name, usage, cap_usd, cap_tokens in self._scopes:
             if cap_usd is not None:
                 usd = worst.usd or 0.0
-                if verdict := _check_cap(f"{name}usd", cap_usd, now.usd, now.reserved_usd + self._usd, usd):
-                    return verdict
+                if refusal := _check_cap(f"{name}usd", cap_usd, usage.usd, usage.reserved_usd + self._usd, usd):
+                    return refusal
             if cap_tokens is not None:
-                reserved = now.reserved_tokens + self._tokens
-                if verdict := _check_cap(f"{name}tokens", cap_tokens, now.tokens, reserved, worst.tokens):
-                    return verdict
+                reserved = usage.reserved_tokens + self._tokens
+                if refusal := _check_cap(f"{name}tokens", cap_tokens, usage.tokens, reserved, worst.tokens):
+                    return refusal
         self._usd += worst.usd or 0.0
         self._tokens += worst.tokens
         return None
 
 
 def _check_cap(name: str, cap: float, settled: float, reserved: float, wanted: float) -> Decision | None:
-    tiny = 1e-9  # sums of floats
-    if settled + wanted > cap + tiny:
-        why = f"budget.{name} is {cap:g}, of which {settled:g} is spent; the next request may take {wanted:g}"
-        return Decision("over", why)
-    return Decision("full") if settled + reserved + wanted > cap + tiny else None
-
-
-def settle_attempts(connection: sa.Connection, ended: Sequence[Settlement]) -> None:
-    """Write down how attempts ended."""
-    rows = [{"i": one.id, "s": one.state, "t": one.tokens, "u": one.usd} for one in ended if one.state != "lost"]
-    if rows:
-        connection.execute(
-            sa.update(LEDGER)
-            .where(LEDGER.c.id == sa.bindparam("i"))
-            .values(state=sa.bindparam("s"), tokens=sa.bindparam("t"), usd=sa.bindparam("u")),
-            rows,
-        )
-    if lost := [{"i": one.id} for one in ended if one.state == "lost"]:
-        connection.execute(
-            sa.update(LEDGER).where(LEDGER.c.id == sa.bindparam("i")).values(_build_lost_values()),
-            lost,
-        )
+    if settled + wanted > cap + ROUNDING_ERROR:
+        reason = f"budget.{name} is {cap:g}, of which {settled:g} is spent; the next request may take {wanted:g}"
+        return Decision("over", reason)
+    return Decision("full") if settled + reserved + wanted > cap + ROUNDING_ERROR else None

@@ -1,6 +1,6 @@
-"""The completion store: every received answer, by request_key, durable before it is used.
+"""The completion store: every received answer by its request_key, durable before it is used.
 
-The only mutable database of the project: SQLAlchemy over SQLite (WAL) by default, PostgreSQL by URL.
+It is the only mutable database of the project: SQLite in WAL mode by default, PostgreSQL by URL.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 STORE_FILE = "completions.db"
 LEDGER_LOCK = 0x6C6564676572
-"""PostgreSQL's lock around decisions on what may be sent; any fixed number."""
+"""The advisory lock that PostgreSQL takes around decisions on what may be sent. Any fixed number will do."""
 KEYS_PER_LOOKUP = 2000
-"""Keys in one query."""
+"""Keys per query."""
 _METADATA = sa.MetaData()
 _COMPLETIONS = sa.Table(
     "completions",
@@ -64,25 +64,24 @@ _SMOKES = sa.Table(
 
 
 class CompletionStore:
-    """Answers by request_key. Safe for several processes; a first answer is never overwritten."""
+    """Answers by request_key. Safe for several processes. The first answer to a request is never overwritten."""
 
     def __init__(self, url: str) -> None:
         arguments = {"timeout": 60} if url.startswith("sqlite") else {}
         self._engine = sa.create_engine(url, connect_args=arguments)
         self._sqlite = self._engine.dialect.name == "sqlite"
-        # What is only reserved need not survive a power failure: no wait for the disk.
+        # Reservations need not survive a power failure, so they do not wait for the disk.
         self._quick = sa.create_engine(url, connect_args=arguments) if self._sqlite else self._engine
         self._expired_at = 0.0
         if self._sqlite:
             sa.event.listen(self._engine, "connect", _set_sqlite_pragmas)
             sa.event.listen(self._quick, "connect", _set_quick_pragmas)
-        self.make_tables(_COMPLETIONS, _SMOKES, LEDGER)
+        self.create_tables(_COMPLETIONS, _SMOKES, LEDGER)
 
-    def make_tables(self, *tables: sa.Table) -> None:
-        """Make tables of this database, with their indexes, as far as they are not there."""
+    def create_tables(self, *tables: sa.Table) -> None:
+        """Create the tables and indexes that do not exist yet."""
         with self._engine.begin() as connection:
-            # In the database, not by asking first whether the table is there: two processes may start at once. IF NOT
-            # EXISTS does not cover that on PostgreSQL.
+            # IF NOT EXISTS, because two processes may start at once. On PostgreSQL that needs a lock, too.
             if not self._sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LEDGER_LOCK)))
             for table in tables:
@@ -92,20 +91,20 @@ class CompletionStore:
 
     @classmethod
     def in_folder(cls, folder: Path) -> CompletionStore:
+        """Open the SQLite store in a folder; create both if they do not exist."""
         folder.mkdir(parents=True, exist_ok=True)
         return cls(f"sqlite:///{folder / STORE_FILE}")
 
     @property
     def database(self) -> sa.Engine:
-        """The database itself, for what belongs beside the answers: which of them are asked for in batches."""
+        """The database, for tables next to the answers, such as the requests in open batches."""
         return self._engine
 
     def take_over(self, folder: Path) -> None:
-        """While this store is empty: copy what the SQLite store in `folder` has, so that nothing is paid for twice.
+        """Copy the SQLite store in `folder` into this store if this one is empty, so that nothing is paid for twice.
 
-        Beside the answers: the ledger, so that a month's budget goes on; what passed a smoke; and the notes on batches
-        under way, whose answers are collected from here on. Reservations that stand in the ledger come along as they
-        are: end what still works on the old store before.
+        It copies the answers, the ledger, the passed smokes and the notes on open batches, whose answers are collected
+        from here on. Open reservations are copied as they are, so stop all runs on the old store first.
         """
         from distill_dagster.teacher.completions.batch_store import BATCH_TABLES
 
@@ -114,10 +113,10 @@ class CompletionStore:
         with self._engine.connect() as connection:
             if not _is_empty(connection):
                 return
-        self.make_tables(*BATCH_TABLES)
+        self.create_tables(*BATCH_TABLES)
         old = CompletionStore.in_folder(folder)
         try:
-            old.make_tables(*BATCH_TABLES)
+            old.create_tables(*BATCH_TABLES)
             with old._engine.connect() as reading, self._engine.begin() as writing:
                 self._lock(writing)
                 if not _is_empty(writing):
@@ -129,7 +128,7 @@ class CompletionStore:
             old.close()
 
     def _lock(self, connection: sa.Connection) -> None:
-        """One writer at a time, from here to the end of the transaction: no two wait for each other crosswise."""
+        """Allow one writer until the end of the transaction, so that no two transactions deadlock."""
         if self._sqlite:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
@@ -137,16 +136,16 @@ class CompletionStore:
 
     def get(self, keys: Iterable[str]) -> dict[str, Response]:
         """The stored answers among `keys`."""
-        rows = self._rows(keys, _COMPLETIONS.c.request_key, _COMPLETIONS.c.response)
+        rows = self._select(keys, _COMPLETIONS.c.request_key, _COMPLETIONS.c.response)
         return {key: _parse_stored(response) for key, response in rows}
 
-    def known(self, keys: Iterable[str]) -> set[str]:
-        """Those of `keys` that have an answer."""
-        return {key for (key,) in self._rows(keys, _COMPLETIONS.c.request_key)}
+    def find_stored_keys(self, keys: Iterable[str]) -> set[str]:
+        """The keys among `keys` that have an answer."""
+        return {key for (key,) in self._select(keys, _COMPLETIONS.c.request_key)}
 
-    def _rows(self, keys: Iterable[str], *columns: sa.Column[Any]) -> Iterator[Any]:
+    def _select(self, keys: Iterable[str], *columns: sa.Column[Any]) -> Iterator[Any]:
         wanted = sorted(set(keys))
-        # One value that holds many keys: a parameter for each would cost more than the look-up.
+        # One JSON parameter with many keys: a parameter per key would cost more than the lookup.
         unpack = sa.func.json_each if self._sqlite else sa.func.json_array_elements_text
         with self._engine.connect() as connection:
             for start in range(0, len(wanted), KEYS_PER_LOOKUP):
@@ -155,16 +154,22 @@ class CompletionStore:
                 yield from connection.execute(sa.select(*columns).where(among)).all()
 
     def put(self, key: str, response: Response) -> None:
-        """Store one answer; on return it survives a crash of this process."""
+        """Store one answer. It is durable on return."""
         self.commit({key: response})
 
     def commit(
-        self, answers: Mapping[str, Response], ended: Sequence[Settlement] = (), wanted: Sequence[Reservation] = ()
+        self,
+        answers: Mapping[str, Response],
+        settlements: Sequence[Settlement] = (),
+        reservations: Sequence[Reservation] = (),
     ) -> list[Decision]:
-        """Store answers, settle attempts and decide on new ones, all in one transaction.
+        """Store answers, settle attempts and decide on new ones in one transaction.
 
-        On return the answers survive a crash of the machine. Where another process was first with the same request,
-        its answer stands. The verdicts are in the order of `wanted`.
+        On return the answers survive a crash of the machine. If the store already has an answer to a request, that
+        answer is kept.
+
+        Returns:
+            The decisions, in the order of `reservations`.
         """
         rows = [
             {
@@ -175,29 +180,28 @@ class CompletionStore:
             for key, response in answers.items()
         ]
         with (self._engine if rows else self._quick).begin() as connection:
-            self._lock(connection)  # decisions on what may be sent see each other
+            self._lock(connection)  # so that decisions see each other
             if rows:
                 connection.execute(insert_if_new(self._engine, _COMPLETIONS), rows)
-            settle_attempts(connection, ended)
-            if wanted and time.monotonic() - self._expired_at > EXPIRY_INTERVAL_S:
+            settle_attempts(connection, settlements)
+            if reservations and time.monotonic() - self._expired_at > EXPIRY_INTERVAL_S:
                 expire_leases(connection)
                 self._expired_at = time.monotonic()
-            return reserve_attempts(connection, wanted, _COMPLETIONS) if wanted else []
+            return reserve_attempts(connection, reservations, _COMPLETIONS) if reservations else []
 
-    def spent(self, account: Account, *, month: bool = False) -> BudgetUsage:
-        """What a campaign of a task, or the task in this calendar month, took so far."""
+    def sum_budget_usage(self, account: Account, *, month: bool = False) -> BudgetUsage:
+        """What counts against the caps of a campaign, or of the task in this calendar month."""
+        where = build_month_filter(account) if month else build_campaign_filter(account)
         with self._engine.connect() as connection:
-            return sum_budget_usage(
-                connection, build_month_filter(account) if month else build_campaign_filter(account)
-            )
+            return sum_budget_usage(connection, where)
 
-    def taken(self, task: str, campaign: str) -> Spending:
-        """What all runs of a campaign sent, and what it cost."""
+    def sum_spending(self, task: str, campaign: str) -> Spending:
+        """The calls and the cost of all runs of a campaign."""
         with self._engine.connect() as connection:
             return sum_spending(connection, build_campaign_filter(Account(task, campaign, "")))
 
-    def ledger(self) -> pl.DataFrame:
-        """All of the ledger, the newest attempt last."""
+    def read_ledger(self) -> pl.DataFrame:
+        """The whole ledger, the newest attempt last."""
         import polars as pl
 
         types = {sa.String: pl.String, sa.Integer: pl.Int64, sa.Float: pl.Float64}
@@ -206,32 +210,35 @@ class CompletionStore:
         columns = {c.name: types[type(c.type)] for c in LEDGER.columns}
         return pl.DataFrame(rows, schema=columns).sort("reserved_at", "id")
 
-    def smoked(self, key: str) -> bool:
-        """Whether a smoke of this teacher and template passed before."""
+    def has_passed_smoke(self, key: str) -> bool:
+        """Whether a smoke of this teacher and template has passed."""
         with self._engine.connect() as connection:
             return connection.execute(sa.select(_SMOKES.c.key).where(_SMOKES.c.key == key)).first() is not None
 
-    def smoke_passed(self, key: str) -> None:
+    def note_passed_smoke(self, key: str) -> None:
+        """Remember that a smoke of this teacher and template has passed."""
         values = {"key": key, "passed_at": datetime.now(UTC).isoformat(timespec="seconds")}
         with self._engine.begin() as connection:
             connection.execute(insert_if_new(self._engine, _SMOKES), values)
 
     def count(self) -> int:
+        """The number of stored answers."""
         with self._engine.connect() as connection:
             return connection.execute(sa.select(sa.func.count()).select_from(_COMPLETIONS)).scalar_one()
 
     def close(self) -> None:
+        """Close all connections."""
         self._engine.dispose()
         self._quick.dispose()
 
 
 @contextmanager
 def open_store(folder: Path, url: str = "") -> Iterator[CompletionStore]:
-    """The completion store for as long as it is needed.
+    """Open the completion store for the duration of a block.
 
     Args:
-        folder: where the SQLite store lies.
-        url: a SQLAlchemy URL of another database; it starts with what is in `folder`. Empty for SQLite in `folder`.
+        folder: the folder of the SQLite store.
+        url: the SQLAlchemy URL of another database, which takes over the content of `folder`. Empty for SQLite.
     """
     store = CompletionStore(add_driver(url)) if url else CompletionStore.in_folder(folder)
     try:
@@ -243,17 +250,17 @@ def open_store(folder: Path, url: str = "") -> Iterator[CompletionStore]:
 
 
 def _is_empty(connection: sa.Connection) -> bool:
-    """Whether nothing was asked from this database yet."""
+    """Whether this database has neither answers nor ledger rows."""
     return all(connection.execute(sa.select(table).limit(1)).first() is None for table in (_COMPLETIONS, LEDGER))
 
 
 def _set_sqlite_pragmas(connection: Any, _: Any) -> None:
-    for left in range(100, -1, -1):
+    for retries_left in range(100, -1, -1):
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             break
-        except sqlite3.OperationalError:  # another process is making this file: SQLite's timeout does not count here
-            if not left:
+        except sqlite3.OperationalError:  # another process creates this file; SQLite's timeout does not apply here
+            if not retries_left:
                 raise
             time.sleep(0.05)
     connection.execute("PRAGMA synchronous=FULL")

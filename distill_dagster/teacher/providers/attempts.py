@@ -1,4 +1,4 @@
-"""What may become of one attempt at a request, and what that means for the next one and for the bill."""
+"""The ways in which one attempt at a request can fail, and what each means for retries and for the bill."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ CONTENT_FILTER_CODES = ("content_filter", "content_policy_violation")
 
 
 class PermanentTeacherError(TeacherError):
-    """No request to this teacher can succeed (key refused, model unknown): the others are not sent."""
+    """No request to this teacher can succeed (key refused, model unknown). No further request is sent."""
 
 
 class BudgetError(TeacherError):
-    """A cap is reached: nothing more is sent, what was answered stays."""
+    """A budget cap is reached. Nothing more is sent; stored answers are kept."""
 
 
 class AttemptError(Exception):
-    """One attempt that brought no answer.
+    """One attempt without an answer.
 
-    `retry` tells whether the same may be sent again, `overload` that the teacher wants less at a time, `wait_s` how
-    long it asks to wait, `maybe_billed` that the teacher may have worked, and been paid, although nothing came.
+    Attributes:
+        retry: the request may be sent again.
+        overload: the teacher is overloaded; send fewer requests at the same time.
+        maybe_billed: the teacher may have worked, and bill the request, although no answer came.
+        permanent: no request to this teacher can succeed.
+        wait_s: seconds to wait before the next attempt, if the teacher says so.
     """
 
     def __init__(
@@ -47,11 +51,11 @@ class AttemptError(Exception):
 
 
 class ContentFilterError(Exception):
-    """The provider will not answer this prompt: its content filter stopped it."""
+    """The content filter of the provider rejected the prompt. Asking again would not help."""
 
 
 def classify_status(status: int, body: str, retry_after: str | None = None) -> AttemptError | ContentFilterError:
-    """What an HTTP status other than 200 means."""
+    """Return the error that an HTTP status other than 200 means."""
     message = f"HTTP {status}: {_read_error_message(body)}"
     lowered = body.casefold()
     if status == 400 and any(word in lowered for word in CONTENT_FILTER_CODES):
@@ -68,7 +72,7 @@ def classify_status(status: int, body: str, retry_after: str | None = None) -> A
 
 
 def _read_error_message(body: str) -> str:
-    """The message of an error's body, however the provider wraps it."""
+    """Read the message from the body of an error, whose form depends on the provider."""
     try:
         value = json.loads(body)
     except ValueError:
@@ -79,7 +83,7 @@ def _read_error_message(body: str) -> str:
 
 
 def parse_retry_after(retry_after: str | None) -> float | None:
-    """The seconds of a Retry-After header: a number, or a date (RFC 9110, 10.2.3)."""
+    """Read the seconds from a Retry-After header: a number or a date (RFC 9110, 10.2.3). None if it is unreadable."""
     if not retry_after:
         return None
     try:

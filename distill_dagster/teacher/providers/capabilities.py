@@ -1,4 +1,4 @@
-"""What a model takes beside messages: JSON schemas and tools."""
+"""Whether a model accepts JSON schemas and tools."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 
 @lru_cache(maxsize=64)
 def takes_schema(model: str, setting: str) -> bool:
-    """Whether a model is sent a JSON schema as `response_format`; "auto": where litellm knows that it takes one."""
+    """Whether to send a JSON schema as `response_format`. With "auto", litellm decides whether the model takes one."""
     if setting != "auto":
         return setting == "json_schema"
     import litellm
@@ -17,7 +17,7 @@ def takes_schema(model: str, setting: str) -> bool:
 
 @lru_cache(maxsize=64)
 def takes_tools(model: str, setting: str) -> bool:
-    """Whether a model is sent tools as such; "auto": where litellm knows that it calls them."""
+    """Whether to send tools as such. With "auto", litellm decides whether the model calls tools."""
     if setting != "auto":
         return setting == "json_schema"
     import litellm

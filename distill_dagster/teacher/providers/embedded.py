@@ -1,4 +1,4 @@
-"""The embedded teacher: a small model served by llama.cpp in this process, spoken to over HTTP like any other."""
+"""The embedded teacher: a small model that llama.cpp serves in this process, over HTTP like any other teacher."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ EMBEDDED_MODELS = ("smollm2-135m-instruct",)
 
 
 class EmbeddedServer:
-    """llama.cpp's HTTP server on a free loopback port, with a key made for this server alone.
+    """llama.cpp's HTTP server on a free loopback port, with a key of its own.
 
-    `slots` requests keep their own prompt cache: one slot for each draw keeps every draw's examples cached. Prompts
-    are worked off one at a time on the CPU, so more slots cost memory but no time.
+    Each of the `slots` has a prompt cache. With one slot per draw, the few-shot examples of every draw stay cached.
+    The CPU processes one prompt at a time, so more slots cost memory but no time.
     """
 
     def __init__(self, gguf: Path, identity: str, slots: int, threads: int | None = None) -> None:
@@ -32,6 +32,7 @@ class EmbeddedServer:
         self.endpoint: Endpoint | None = None
 
     def start(self) -> Endpoint:
+        """Start the server and return its endpoint."""
         limit_openmp_spin()
         import xllamacpp
 
@@ -46,7 +47,7 @@ class EmbeddedServer:
         params.n_ctx = TOKENS_PER_SLOT * self._slots
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
         params.n_gpu_layers = 0
-        # Without flash attention llama.cpp's CPU path takes a third less time on prompts of a thousand tokens.
+        # On the CPU, llama.cpp is a third faster without flash attention on prompts of a thousand tokens.
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.ui = False
         params.verbosity = -1
@@ -57,7 +58,7 @@ class EmbeddedServer:
         return self.endpoint
 
     def stop(self) -> None:
-        """The server ends when its last reference goes."""
+        """Stop the server by dropping the last reference to it."""
         self._server = self.endpoint = None
 
     def __enter__(self) -> Endpoint:
@@ -68,10 +69,10 @@ class EmbeddedServer:
 
 
 def find_embedded_identity(spec: TeacherSpec) -> str:
-    """What stands for an embedded teacher in every request_key: the sha256 of its weights.
+    """The identity of an embedded teacher in every request_key: the sha256 of its weights.
 
     Raises:
-        TeacherError: no embedded model of that name.
+        TeacherError: there is no embedded model of that name.
     """
     from distill_dagster.core.models import PACKAGED_MODELS
 
@@ -84,9 +85,9 @@ def find_embedded_identity(spec: TeacherSpec) -> str:
 
 
 class EmbeddedServerPool:
-    """Embedded servers of this process, counted by use: many runs of one command share a warm server.
+    """The embedded servers of this process, with a count of their users, so that runs share a warm server.
 
-    A server starts with its first user and stops with its last; whoever runs many things holds one use throughout.
+    A server starts with its first user and stops with its last. To keep it warm over many runs, acquire it first.
     """
 
     def __init__(self) -> None:
@@ -94,10 +95,10 @@ class EmbeddedServerPool:
         self._servers: dict[tuple[str, int], tuple[EmbeddedServer, int]] = {}
 
     def acquire(self, spec: TeacherSpec, models_folder: Path) -> tuple[Endpoint, tuple[str, int]]:
-        """The endpoint of an embedded teacher, and what to `release` afterwards.
+        """Return the endpoint of an embedded teacher, and the key to `release` afterwards.
 
         Raises:
-            TeacherError: no embedded model of that name, or the server did not start.
+            TeacherError: there is no embedded model of that name, or the server does not start.
         """
         from distill_dagster.core.models import make_embedded_gguf
 
@@ -121,6 +122,7 @@ class EmbeddedServerPool:
             return server.endpoint, key
 
     def release(self, key: tuple[str, int]) -> None:
+        """Give up one use of a server. The last one stops it."""
         with self._lock:
             server, uses = self._servers[key]
             if uses > 1:

@@ -1,4 +1,4 @@
-"""The event loop in which all requests of a process are sent: limits and connections are shared by all that ask."""
+"""The event loop that sends all requests of this process, so that they share limits and connections."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _owner = 0
 
 
 def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in the process's loop and wait for it; an interrupt cancels it.
+    """Run a coroutine in the event loop of the process and wait for it. An interrupt cancels it.
 
-    The first error of a group is raised as itself: what else failed beside it was stopped by it.
+    If several tasks of a group fail, the first error is raised; it cancelled the others.
     """
     ended = threading.Event()
 
-    async def telling() -> T:
+    async def run_and_signal() -> T:
         try:
             return await work
         finally:
             ended.set()
 
-    future = asyncio.run_coroutine_threadsafe(telling(), _get_loop())
+    future = asyncio.run_coroutine_threadsafe(run_and_signal(), _get_loop())
     try:
         while True:
-            # Not for ever in one piece: a signal that another thread received is looked at in between.
+            # Wait in short pieces, so that the main thread can handle signals in between.
             wait([future], timeout=0.5)
             if future.done():
                 return future.result()
@@ -42,14 +42,14 @@ def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
     except BaseException:
         if not future.done():
             future.cancel()
-            ended.wait(timeout=10)  # what it writes on its way out, such as what was spent
+            ended.wait(timeout=10)  # so that it can still write, for example what was spent
         raise
 
 
 def _get_loop() -> asyncio.AbstractEventLoop:
     global _loop, _owner
     with _lock:
-        if _loop is None or _owner != os.getpid():  # a forked process has no thread that runs it
+        if _loop is None or _owner != os.getpid():  # a forked process does not have the thread of the loop
             _loop, _owner = asyncio.new_event_loop(), os.getpid()
             threading.Thread(target=_loop.run_forever, name="teacher", daemon=True).start()
             atexit.register(_close_loop, _loop)

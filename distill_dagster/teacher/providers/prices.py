@@ -1,4 +1,4 @@
-"""What a request costs: before it is sent, at worst, and when its answer came."""
+"""The price of a model, and the most that a request can cost."""
 
 from __future__ import annotations
 
@@ -18,38 +18,37 @@ if TYPE_CHECKING:
     from distill_dagster.teacher.providers.exchange import Request
 
 TOKEN_MARGIN = 1.25
-"""Prompt tokens are counted with one tokenizer; others may need more for the same text."""
+"""A safety factor: the tokenizer of the model may need more tokens than the one that counts here."""
 TOKENS_PER_MESSAGE = 8
 
 
 @dataclass(frozen=True)
 class TokenPrice:
-    """USD per million tokens."""
+    """The price of a model, in USD per million tokens."""
 
     input_usd: float
     output_usd: float
 
-    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """USD."""
+    def compute_cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """The cost of a request in USD."""
         return (prompt_tokens * self.input_usd + completion_tokens * self.output_usd) / 1e6
 
 
 def find_price(spec: TeacherSpec) -> TokenPrice | None:
-    """The declared price, else the one in litellm's list, else None: never a guess.
+    """Return the declared price, else the price in litellm's list, else None. It never guesses.
 
-    The embedded teacher and a replay cost nothing. A 0 in the list is no price either: it stands there for models that
-    one hosts oneself.
+    The embedded teacher and a replay cost nothing. A price of 0 in the list is ignored: it marks self-hosted models.
     """
     if spec.price is not None:
         return TokenPrice(spec.price.input_usd, spec.price.output_usd)
-    if spec.free:
+    if spec.is_free:
         return TokenPrice(0.0, 0.0)
     own_server = spec.api_base is not None and spec.model.startswith(DIRECT_PREFIXES)
     return _find_listed_price(spec.model) or (None if own_server else _find_litellm_price(spec.model))
 
 
 def _find_listed_price(model: str) -> TokenPrice | None:
-    """The price of a model that litellm's list has by this name, or by it without its provider."""
+    """Look up a model in litellm's list, by its name with or without the provider."""
     prices = _load_price_list()
     entry = prices.get(model) or prices.get(model.partition("/")[2]) or {}
     return _build_price(entry.get("input_cost_per_token"), entry.get("output_cost_per_token"))
@@ -57,7 +56,7 @@ def _find_listed_price(model: str) -> TokenPrice | None:
 
 @lru_cache(maxsize=1)
 def _load_price_list() -> dict[str, Any]:
-    """The list as it lies in litellm's package: importing litellm for it would take seconds."""
+    """Read the list from litellm's package without importing litellm, which takes seconds."""
     spec = find_spec("litellm")
     if spec is None or spec.origin is None:
         return {}
@@ -68,12 +67,12 @@ def _load_price_list() -> dict[str, Any]:
 
 @lru_cache(maxsize=64)
 def _find_litellm_price(model: str) -> TokenPrice | None:
-    """The price by litellm's own way to find it, which knows regions and versions in names."""
+    """Ask litellm, which understands regions and versions in model names."""
     import litellm
 
     try:
         input_usd, output_usd = litellm.cost_per_token(model=model, prompt_tokens=1, completion_tokens=1)
-    except Exception:  # the list does not know the model; which error says so changed between versions
+    except Exception:  # the model is unknown; the type of the error depends on the version of litellm
         return None
     return _build_price(input_usd, output_usd)
 
@@ -86,17 +85,17 @@ def _build_price(input_usd: float | None, output_usd: float | None) -> TokenPric
 
 @dataclass(frozen=True)
 class WorstCase:
-    """The most that a request can take: its prompt's tokens and as many as it may answer, hidden reasoning included."""
+    """The most that a request can take: its prompt and the longest possible answer, with hidden reasoning."""
 
     tokens: int
     usd: float | None
 
 
 def compute_worst_case(request: Request, price: TokenPrice | None, *, exact: bool = True) -> WorstCase:
-    """What to reserve for a request.
+    """Compute what to reserve for a request.
 
     Args:
-        exact: count the prompt's tokens; otherwise they are guessed from its length, for where nothing depends on it.
+        exact: count the tokens of the prompt. Otherwise estimate them from its length, which is enough without a cap.
     """
     texts = [request.prompt] if request.prompt is not None else [m.get("content") or "" for m in request.messages or []]
     extra = [value for value in (request.tools, request.response_format) if value]
@@ -105,7 +104,7 @@ def compute_worst_case(request: Request, price: TokenPrice | None, *, exact: boo
     counted = _count_tokens(whole) if exact else math.ceil(len(whole.encode()) / 3)
     prompt = math.ceil(counted * TOKEN_MARGIN) + TOKENS_PER_MESSAGE * (len(texts) + 1)
     answer = int(request.params.get("max_tokens") or request.params.get("max_completion_tokens") or 4096)
-    return WorstCase(prompt + answer, price.of(prompt, answer) if price is not None else None)
+    return WorstCase(prompt + answer, price.compute_cost(prompt, answer) if price is not None else None)
 
 
 def _count_tokens(text: str) -> int:
@@ -114,6 +113,6 @@ def _count_tokens(text: str) -> int:
 
 @lru_cache(maxsize=1)
 def _load_encoding() -> Any:
-    from litellm.litellm_core_utils.default_encoding import encoding  # comes with litellm: tiktoken would load it
+    from litellm.litellm_core_utils.default_encoding import encoding  # part of litellm; tiktoken would download it
 
     return encoding

@@ -1,4 +1,4 @@
-"""How much is asked of a teacher at a time: shared by all that ask it from this process."""
+"""Limits on the requests to one provider: concurrency that adapts to overload, requests and tokens per minute."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from distill_dagster.config import TeacherSpec
 
 SHRINK_FACTOR = 0.5
 GROWTH_RATE = 0.1
-"""By a tenth of itself while as many requests as it allows come back: from a half to the whole in some 8 rounds."""
+"""The concurrency grows by about a tenth per round of answers: from a half to the whole in some 8 rounds."""
 SHRINK_COOLDOWN_S = 1.0
-"""Refusals of requests that were sent before the last shrinking tell nothing new."""
+"""Ignore refusals of requests that were sent before the concurrency last shrank."""
 
 
 def _build_rate_limiter(limit: int | None, buckets: int) -> AsyncLimiter | None:
@@ -27,22 +27,25 @@ def _build_rate_limiter(limit: int | None, buckets: int) -> AsyncLimiter | None:
 
 
 class ProviderLimits:
-    """Bounded concurrency that halves on overload and recovers (additive increase, multiplicative decrease, as TCP
-    does: Chiu and Jain 1989), and the declared requests and tokens per minute."""
+    """Limits that all requests of this process to one provider share.
+
+    The concurrency halves on overload and recovers (additive increase, multiplicative decrease, as in TCP: Chiu and
+    Jain 1989). The declared requests and tokens per minute hold as well.
+    """
 
     def __init__(self, spec: TeacherSpec) -> None:
-        self.most = 1 if spec.embedded else spec.concurrency
-        self.width = float(self.most)
+        self.max_width = 1 if spec.is_embedded else spec.concurrency
+        self.width = float(self.max_width)
         self.busy = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._closed_until = self._shrunk_at = 0.0
-        # A bucket of a whole minute would let twice the limit through in the first one: all at once, and as it drains.
+        # A bucket for a whole minute would allow twice the limit in the first minute: the full bucket and its refill.
         self._requests = _build_rate_limiter(spec.requests_per_minute, buckets=20)
         self._tokens = _build_rate_limiter(spec.tokens_per_minute, buckets=4)
 
     @asynccontextmanager
-    async def slot(self, tokens: int) -> AsyncIterator[None]:
-        """Wait for a place, for a request of so many tokens at most."""
+    async def acquire_slot(self, tokens: int) -> AsyncIterator[None]:
+        """Wait until a request of at most `tokens` tokens may be sent, and hold its slot for the block."""
         await self._enter()
         try:
             while (wait := self._closed_until - time.monotonic()) > 0:
@@ -63,7 +66,7 @@ class ProviderLimits:
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            await turn  # whoever wakes us has counted us in
+            await turn  # `_wake` has counted this request
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.busy -= 1
@@ -77,16 +80,16 @@ class ProviderLimits:
                 self.busy += 1
                 turn.set_result(None)
 
-    def overloaded(self, wait_s: float | None) -> None:
-        """The teacher refused for overload: fewer at a time, and none before it wants to be asked again."""
+    def note_overload(self, wait_s: float | None) -> None:
+        """Note a refusal for overload: halve the concurrency, and send nothing for `wait_s` seconds."""
         now = time.monotonic()
         if wait_s:
             self._closed_until = max(self._closed_until, now + wait_s)
         if now - self._shrunk_at > SHRINK_COOLDOWN_S:
             self.width, self._shrunk_at = max(1.0, self.width * SHRINK_FACTOR), now
 
-    def answered(self) -> None:
-        """An answer came: a little more at a time, up to the declared concurrency."""
-        if self.width < self.most:
-            self.width = min(float(self.most), self.width + GROWTH_RATE + 1 / self.width)
+    def note_answer(self) -> None:
+        """Note an answer: raise the concurrency a little, up to the declared one."""
+        if self.width < self.max_width:
+            self.width = min(float(self.max_width), self.width + GROWTH_RATE + 1 / self.width)
             self._wake()

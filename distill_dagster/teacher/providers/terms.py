@@ -159,7 +159,9 @@ def check_terms(*specs: TeacherSpec) -> list[CheckResult]:
         for clause in terms.clauses
     }
     return [
-        CheckResult(TERMS_CHECK.name, not stopped, details=said | quotes | ({"remedy": TERMS_REMEDY} if stopped else {})),
+        CheckResult(
+            TERMS_CHECK.name, not stopped, details=said | quotes | ({"remedy": TERMS_REMEDY} if stopped else {})
+        ),
         CheckResult(
             TERMS_KNOWN_CHECK.name, not unclear, "warning", said | ({"remedy": UNKNOWN_TERMS_REMEDY} if unclear else {})
         ),

@@ -1,7 +1,7 @@
-"""Two ways to a teacher: servers at an address of one's own are spoken to directly, everybody else through litellm.
+"""Send a request: directly to OpenAI-compatible servers at the user's own address, through litellm to all others.
 
-The direct way is the lighter one: OpenAI's protocol over one shared connection pool, without litellm's mapping between
-providers, which costs some 3 ms of CPU for each request.
+The direct way uses one shared connection pool. It saves litellm's mapping between providers, which costs some 3 ms of
+CPU per request.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from distill_dagster.teacher.providers.client import Endpoint
     from distill_dagster.teacher.providers.exchange import Request
 
-# litellm otherwise asks the network for its price list at import.
+# Otherwise litellm downloads its price list at import.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 DIRECT_PREFIXES = ("openai/", "text-completion-openai/")
 _sessions: dict[int, aiohttp.ClientSession] = {}
@@ -35,16 +35,16 @@ _text_clients: dict[int, Any] = {}
 
 
 def is_direct(endpoint: Endpoint) -> bool:
-    """Whether a server at the user's own address speaks OpenAI's protocol: parameters pass as they are."""
+    """Whether the endpoint is an OpenAI-compatible server at the user's own address. It gets parameters unchanged."""
     return endpoint.api_base is not None and endpoint.model.startswith(DIRECT_PREFIXES)
 
 
 async def send_request(endpoint: Endpoint, request: Request, timeout_s: float) -> dict[str, Any]:
-    """One attempt: the body of the answer, as OpenAI's protocol has it.
+    """Send a request once and return the body of the answer, in the form of OpenAI's protocol.
 
     Raises:
-        AttemptError: no answer came; it says what that means for the next attempt.
-        FilteredError: the provider's content filter stopped the prompt.
+        AttemptError: no answer came; the error says whether to retry.
+        ContentFilterError: the provider's content filter rejected the prompt.
     """
     return await (_send_direct if is_direct(endpoint) else _send_through_litellm)(endpoint, request, timeout_s)
 
@@ -54,8 +54,8 @@ def _get_session() -> aiohttp.ClientSession:
 
     key = id(asyncio.get_running_loop())
     if key not in _sessions or _sessions[key].closed:
-        # No timeout of its own, and as many connections as the limits let through. Idle ones are dropped before most
-        # servers do it, which would look like a cut connection.
+        # No timeout and no limit of connections here: the caller has both. Close idle connections before most servers
+        # do, because a connection that the server closes looks like a cut one.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
         _sessions[key] = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
     return _sessions[key]
@@ -89,9 +89,9 @@ async def _send_direct(endpoint: Endpoint, request: Request, timeout_s: float) -
     try:
         value = json.loads(text)
     except ValueError:
-        raise AttemptError("the body is no JSON, or was cut", retry=True, maybe_billed=True) from None
+        raise AttemptError("the response is not JSON, or was cut off", retry=True, maybe_billed=True) from None
     if not isinstance(value, dict):
-        raise AttemptError("the body holds no answer", retry=True, maybe_billed=True)
+        raise AttemptError("the response contains no answer", retry=True, maybe_billed=True)
     return value
 
 
@@ -99,7 +99,7 @@ async def _send_through_litellm(endpoint: Endpoint, request: Request, timeout_s:
     import litellm
 
     litellm.suppress_debug_info = True
-    # The openai client would retry by itself beneath our own retries, unseen by any limit.
+    # Without these the openai client retries on its own, and no limit sees it.
     where: dict[str, Any] = {"model": endpoint.model, "timeout": timeout_s, "num_retries": 0, "max_retries": 0}
     if endpoint.api_base:
         where["api_base"] = endpoint.api_base
@@ -109,12 +109,12 @@ async def _send_through_litellm(endpoint: Endpoint, request: Request, timeout_s:
         request.build_body()
     )  # litellm rewrites some in place, and requests share turns, tools and schema
     if "tools" in params:
-        # litellm would look whether one of them is of its own gateway, with a package that nothing here needs.
+        # Otherwise litellm looks for tools of its own gateway, with a package that is not installed.
         params["_skip_mcp_handler"] = True
     supported = litellm.get_supported_openai_params(endpoint.model)
     for name in ("seed", "response_format") if supported else ():
-        # litellm would refuse the whole request. Samples still differ by temperature and draw, and what a schema asks
-        # for stands in the prompt too.
+        # litellm would refuse the whole request. Samples still differ by temperature and draw, and the prompt contains
+        # the schema as well.
         if name not in supported:
             params.pop(name, None)
     ask = litellm.acompletion if request.prompt is None else litellm.atext_completion
@@ -135,7 +135,7 @@ async def _send_through_litellm(endpoint: Endpoint, request: Request, timeout_s:
 
 
 def _get_text_client(timeout_s: float) -> Any:
-    """litellm opens, and leaks, a connection for each text completion unless it is handed a client."""
+    """Return a client for text completions. Without one, litellm opens and leaks a connection per request."""
     key = id(asyncio.get_running_loop())
     if key not in _text_clients:
         import openai
@@ -163,7 +163,7 @@ def _classify_litellm_error(error: Exception) -> AttemptError | ContentFilterErr
 
 
 async def close_connections() -> None:
-    """Close the connections of this loop."""
+    """Close the connections of this event loop."""
     session = _sessions.pop(id(asyncio.get_running_loop()), None)
     if session is not None:
         await session.close()
