@@ -61,15 +61,14 @@ def ours(path: Path, ngram: int) -> dict[str, str]:
 
 
 def pure(path: Path, ngram: int) -> dict[str, str]:
-    """Our own query without compiled code, exact to the last pair."""
+    """The DuckDB query without compiled code, which finds every pair."""
+    from dedup_prefix_join import find_duplicates_by_prefix_join
+
     from distill_dagster.core.limits import ResourceLimits
-    from distill_dagster.curation.dedup import pure
     from distill_dagster.curation.dedup.folding import MinHashScheme
 
     limits = ResourceLimits(memory_mb=8192)
-    found = pure.find_duplicates_by_prefix_join(
-        path, scheme=MinHashScheme(ngram=ngram), threshold=THRESHOLD, limits=limits
-    )
+    found = find_duplicates_by_prefix_join(path, scheme=MinHashScheme(ngram=ngram), threshold=THRESHOLD, limits=limits)
     return dict(found.members.select("id", "cluster_id").iter_rows())
 
 
@@ -246,18 +245,18 @@ def incremental(accepted: Path, slice_: Path, ngram: int) -> dict[str, Any]:
     folder = accepted.with_suffix(f".state{ngram}")
     state = DedupState(folder, scheme, THRESHOLD)
     started = time.perf_counter()
-    state.add("accepted", accepted, order=order)
+    state.add_slice("accepted", accepted, order=order)
     index_seconds.append(time.perf_counter() - started)
-    bytes_row = state.bytes / state.height
+    bytes_row = state.size_bytes / state.height
     for _ in range(3):
         started = time.perf_counter()
-        state.add("new", slice_, accepted, order=order)
-        touched = state.duplicates("new")
+        state.add_slice("new", slice_, accepted, order=order)
+        touched = state.read_duplicates("new")
         seconds.append(time.perf_counter() - started)
         started = time.perf_counter()
         full = find_duplicates([accepted, slice_], order=order, scheme=scheme, threshold=THRESHOLD)
         full_seconds.append(time.perf_counter() - started)
-    decided = dict(state.duplicates().members.select("id", pl.struct("cluster_id", "kept")).iter_rows())
+    decided = dict(state.read_duplicates().members.select("id", pl.struct("cluster_id", "kept")).iter_rows())
     expected = dict(full.members.select("id", pl.struct("cluster_id", "kept")).iter_rows())
     differ = sum(decided.get(id_) != expected.get(id_) for id_ in decided.keys() | expected.keys())
     rows = pl.read_parquet(slice_, columns=["id"])["id"].to_list()
@@ -304,11 +303,11 @@ def semantic(path: Path, rows: int) -> dict[str, Any]:
     import numpy as np
 
     from distill_dagster.curation.dedup.semantic import find_close_pairs, find_semantic_duplicates
-    from distill_dagster.student.predict import SENTENCE_MODEL, Embedder
+    from distill_dagster.student.sentences import SentenceEmbedder
 
     table = pl.read_parquet(path, columns=["id", "text"], n_rows=rows)
     table = table.with_columns(pl.col("text").str.extract(r"^((?:\S+\s*){1,20})"))
-    embedder = Embedder(SENTENCE_MODEL, path.parent / "models")
+    embedder = SentenceEmbedder(path.parent / "models")
     started = time.perf_counter()
     found = find_semantic_duplicates(table, embedder.embed)
     seconds = time.perf_counter() - started

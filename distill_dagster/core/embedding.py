@@ -1,4 +1,4 @@
-"""What finds texts of like meaning: a model that somebody else has loaded, or will when it is first called."""
+"""The type of a function that embeds sentences. Its owner loads the model, at the latest on the first call."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ if TYPE_CHECKING:
     import numpy as np
 
 EmbedFunction = Callable[[list[str]], "np.ndarray"]
-"""Texts to float32 (texts, dimensions), each row of length 1."""
+"""Returns a float32 array (texts, dimensions) for a list of texts. Each row has length 1."""

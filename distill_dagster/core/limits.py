@@ -1,4 +1,4 @@
-"""What one step may take of the machine: threads, memory, and where it spills."""
+"""Limits on threads and memory of one step, and the folder it spills to."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ DEFAULT_BATCH_ROWS = 16_384
 
 @dataclass(frozen=True)
 class ResourceLimits:
-    """What the work may take.
+    """Limits on the resources of one step. Results never depend on them.
 
     Args:
-        threads: of the kernel; by default one per core. Results never depend on it.
-        batch_rows: texts in memory at a time, per thread.
-        verify_rows: rows whose shingles are in memory at a time (about 8 bytes a word).
-        memory_mb: DuckDB's memory limit, past which it spills. Texts that take less than half of it stay in memory
-            between the two times they are read.
-        spill: the folder for temporary files, by default the system's.
+        threads: threads of compiled code; by default one per core.
+        batch_rows: number of texts in memory at a time, per thread.
+        verify_rows: number of rows whose shingles are in memory at a time (about 8 bytes per word).
+        memory_mb: DuckDB's memory limit in MiB; above it, DuckDB spills. Texts that take less than half of it are read
+            once and stay in memory.
+        spill: folder for temporary files; by default the system's.
     """
 
     threads: int = field(
@@ -34,8 +34,8 @@ class ResourceLimits:
     spill: Path | None = None
 
     @contextmanager
-    def folder(self) -> Iterator[Path]:
-        """An empty temporary folder in the spill folder."""
+    def make_folder(self) -> Iterator[Path]:
+        """Make an empty temporary folder in the spill folder, and remove it at the end."""
         if self.spill is not None:
             self.spill.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="dedup-", dir=self.spill) as name:

@@ -1,4 +1,4 @@
-"""`python -m distill_dagster.curation` compiles the kernels, which otherwise the first run waits for."""
+"""`python -m distill_dagster.curation` compiles the kernels, so that the first run does not wait for it."""
 
 from __future__ import annotations
 

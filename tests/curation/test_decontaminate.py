@@ -1,4 +1,4 @@
-"""Planted leaks of every kind are found and named; what only looks like one is not."""
+"""Every kind of planted leak is found and named; rows that only look like a leak are not."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ def test_half_of_a_long_item_counts_and_less_does_not() -> None:
     assert [hit[0] for hit in hits(frame(half, less), golden(LONG), min_overlap=0.35)] == ["r0", "r1"]
 
 
-def test_a_template_that_the_items_share_is_no_leak() -> None:
+def test_a_template_shared_by_the_items_is_no_leak() -> None:
     template = "please read the following message of a customer and say what the customer wants from us today:"
     bodies = [f"item{n} one{n} two{n} three{n} four{n} five{n} six{n} and seven{n} eight{n}" for n in range(40)]
     items = golden(*(f"{template} {body}" for body in bodies))
     rows = frame(f"{template} nothing of that at all is here", f"{template} {bodies[3]}", f"so {bodies[5]}")
-    # r2 holds only what is telling of item 5
+    # r2 contains only the rare n-grams of item 5
     assert [hit[:2] for hit in hits(rows, items)] == [("r1", "g3"), ("r2", "g5")]
 
 
-def test_nothing_to_compare_with_is_no_hit() -> None:
+def test_empty_tables_and_texts_have_no_hits() -> None:
     assert hits(frame(LONG, "", "!"), golden()) == []
     assert hits(frame(), golden(LONG)) == []
     assert hits(frame("", "?"), golden("", "!")) == []
@@ -85,14 +85,14 @@ def test_nothing_to_compare_with_is_no_hit() -> None:
     assert found.hits.height == 4
     assert found.ids.to_list() == ["r0", "r1"]
     assert found.height == 2
-    with pytest.raises(ValueError, match="shares"):
+    with pytest.raises(ValueError, match="min_overlap"):
         find_contamination(frame(), golden(), min_overlap=0)
     with pytest.raises(ValueError, match="ngram"):
         find_contamination(frame(), golden(), ngram=14)
 
 
 def brute(rows: pl.DataFrame, items: pl.DataFrame) -> dict[tuple[str, str], str]:
-    """The definition, pair by pair; no n-gram is common among fewer than four items."""
+    """The definition applied to each pair. With fewer than four items, no n-gram is common."""
 
     def count(text: str) -> int:
         return len(re.findall(r"\w+", fold(text)))
@@ -121,7 +121,7 @@ def brute(rows: pl.DataFrame, items: pl.DataFrame) -> dict[tuple[str, str], str]
 
 @settings(max_examples=40)
 @given(tables(most=12), st.randoms(use_true_random=False))
-def test_hits_are_those_of_the_definition(table: pl.DataFrame, pick: random.Random) -> None:
+def test_hits_match_the_definition(table: pl.DataFrame, pick: random.Random) -> None:
     shuffled = table.sample(fraction=1, shuffle=True, seed=pick.randrange(100))
     items, rows = shuffled[:3], shuffled[3:]
     got = find_contamination(rows, items, limits=ONE)

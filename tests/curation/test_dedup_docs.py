@@ -1,4 +1,4 @@
-"""The examples of docs/dedup.md run as they stand, one after the other, and print what they say."""
+"""The examples of docs/dedup.md run one after the other and print what the page says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 DOCS = Path(__file__).parents[2] / "docs" / "dedup.md"
 
 
-def test_examples_run_and_print_what_they_say() -> None:
+def test_the_examples_run_and_print_the_documented_results() -> None:
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
     assert len(blocks) == 5
     code = "\n".join(blocks)
@@ -19,10 +19,10 @@ def test_examples_run_and_print_what_they_say() -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, str(DOCS), "exec"), names)
-    said = re.findall(r"^print.*# (\[.*\])$", code, re.MULTILINE)
-    assert said == ["['a']", "['a', 'b']"]
+    documented = re.findall(r"^print.*# (\[.*\])$", code, re.MULTILINE)
+    assert documented == ["['a']", "['a', 'b']"]
     lines = printed.getvalue().splitlines()
-    assert [line for line in lines if line.startswith("[")] == said
+    assert [line for line in lines if line.startswith("[")] == documented
     assert names["close"] is not None
     assert names["state"].height == 3
     assert set(names["leaks"].hits.columns) == {"id", "golden_id", "kind", "overlap"}

@@ -1,4 +1,4 @@
-"""Small tables of texts with near-duplicates in them, and the plainest possible way to find these."""
+"""Small tables of texts with near-duplicates, and brute force to find them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def fold(text: str) -> str:
 
 
 def exact_key(text: str) -> str:
-    """What exact duplicates share: marks that only end or join sentences are taken out."""
+    """The key that exact duplicates share: marks that only end or join sentences are removed."""
     folded = fold(text)
     if not any(c == "_" or unicodedata.category(c)[0] in "LMN" for c in folded):
         return folded
     word = r"[0-9a-z_\u0080-\U0010ffff]"
-    telling = re.compile(rf"[,\-.:](?=[0-9])|(?<!{word})[!\-](?={word})")
-    held = {match.start() for match in telling.finditer(folded)}
+    significant = re.compile(rf"[,\-.:](?=[0-9])|(?<!{word})[!\-](?={word})")
+    kept_places = {match.start() for match in significant.finditer(folded)}
     quiet = [
-        i not in held and (c in ".,;:!?'\"()-" or (ord(c) > 127 and unicodedata.category(c)[0] == "P"))
+        i not in kept_places and (c in ".,;:!?'\"()-" or (ord(c) > 127 and unicodedata.category(c)[0] == "P"))
         for i, c in enumerate(folded)
     ]
     return " ".join("".join(" " if q else c for q, c in zip(quiet, folded, strict=True)).split())
@@ -61,12 +61,12 @@ def brute_pairs(
 
 
 def brute_clusters(ids: list[str], pairs: dict[tuple[str, str], float]) -> dict[str, frozenset[str]]:
-    """By id, its cluster, of two or more."""
+    """The cluster of each id in a cluster of two or more."""
     clusters = {id_: {id_} for id_ in ids}
     for a, b in pairs:
         joined = clusters[a] | clusters[b]
-        for one in joined:
-            clusters[one] = joined
+        for member in joined:
+            clusters[member] = joined
     return {id_: frozenset(cluster) for id_, cluster in clusters.items() if len(cluster) > 1}
 
 

@@ -1,13 +1,14 @@
-"""Duplicates in tables of texts: exact, near (MinHash, verified by exact Jaccard) and by meaning.
+"""Duplicates in tables of texts (exact, near and semantic), and rows that leak evaluation items.
 
-    text.py        how texts are folded, what a word is, and the scheme that hashes stand under
-    rows.py        reading texts in batches from a frame, a query or Parquet files
-    kernel.py      compiled: bytes of texts to hashes, signatures and Jaccard
-    signing.py     the kernel over batches in threads
-    duplicates.py  candidate pairs, verified pairs, clusters, representatives: Polars queries
-    state.py       the same slice by slice, against all that was seen before
-    pure.py        the same pairs without compiled code: one DuckDB query, exact to the last pair
-    semantic.py    pairs by sentence embeddings
+Everything here works on any Polars frame, query or Parquet file, without tasks, stages or Dagster (docs/dedup.md).
+Which rows leave a dataset is not decided here but in `curation.dataset`. The kernel is imported at first use.
 
-Nothing here knows of tasks, stages or Dagster. The kernel is imported at first use.
+    folding.py        text normalization, words, and the settings that hashes depend on (`MinHashScheme`)
+    text_rows.py      read texts in batches from a frame, a query or Parquet files
+    kernel.py         compiled by numba: from bytes of texts to hashes, MinHash signatures and exact Jaccard
+    signatures.py     run the kernel over batches in threads
+    duplicates.py     exact and near-duplicates of one table: candidate pairs, verified pairs, clusters
+    incremental.py    the same slice by slice, against all rows seen before
+    semantic.py       pairs of rows with close sentence embeddings
+    decontaminate.py  rows that contain golden or dev items
 """

@@ -1,28 +1,26 @@
-"""Duplicates of one table: candidate pairs, verified pairs, clusters and who stands for each, as Polars queries."""
+"""Exact and near-duplicates of one table: candidate pairs, verified pairs, clusters and their representatives."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.curation.dedup.folding import MinHashScheme
-from distill_dagster.curation.dedup.signatures import Signatures, map_in_threads, shingle_texts, sign_texts
+from distill_dagster.curation.dedup.signatures import Array, Signatures, map_in_threads, shingle_texts, sign_texts
 from distill_dagster.curation.dedup.text_rows import TextRows, TextSource, open_rows
 
-Array = np.ndarray[Any, Any]
 BUCKET_NEIGHBORS = 16
-"""Rows of one bucket (a band's key) are each compared with so many that follow in the bucket's order, which is by
-content. Up to 17 rows that is all with all; in a hot bucket of thousands, as common phrases make, the work stays linear
-and equal rows stay linked."""
+"""Each row of a bucket (rows that share a band's key) is compared with this number of rows that follow it. A bucket is
+ordered by content. Up to 17 rows, all are compared with all. In a bucket of thousands, which a common phrase makes, the
+work stays linear and equal rows stay linked."""
 MAX_PENDING_PAIRS = 4_000_000
-"""Candidate pairs that wait to be merged with those of other bands."""
+"""Candidate pairs in memory before they are merged with those of other bands."""
 PAIR_SCHEMA = pl.Schema({"left": pl.UInt32, "right": pl.UInt32, "kind": pl.String, "similarity": pl.Float64})
-"""Verified pairs of places; `left` < `right`. `kind` is exact, near or semantic."""
+"""Verified pairs of row places, `left` < `right`. `kind` is exact, near or semantic."""
 MEMBER_SCHEMA = pl.Schema(
     {
         "id": pl.String,
@@ -37,11 +35,11 @@ MEMBER_SCHEMA = pl.Schema(
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What was found in a table of `height` rows.
+    """The duplicates in a table of `height` rows.
 
-    members: one row for each row in a cluster of two or more, sorted by id. `cluster_id` is the id of the row that
-        stands for the cluster, which alone is `kept`. `like` is the most similar row that this one was verified
-        against, with `kind` and `similarity` (1 for exact).
+    members: all rows in clusters of two or more, sorted by id (`MEMBER_SCHEMA`). `cluster_id` is the id of the
+        cluster's representative, the only row with `kept`. `like` is the id of the most similar row, with `kind` and
+        `similarity` (1 for exact).
     pairs: every verified pair: left, right (ids, left < right), kind, similarity.
     """
 
@@ -51,7 +49,7 @@ class Duplicates:
 
     @property
     def rejected(self) -> pl.DataFrame:
-        """The rows to leave out."""
+        """The rows to drop."""
         return self.members.filter(~pl.col("kept"))
 
 
@@ -65,29 +63,34 @@ def find_duplicates(
     threshold: float = 0.7,
     limits: ResourceLimits | None = None,
 ) -> Duplicates:
-    """Exact and near-duplicates by MinHash-LSH (Broder 1997; Leskovec, Rajaraman and Ullman, ch. 3), each near pair
-    verified by the exact Jaccard similarity of word shingles. The same whatever the order of the rows or the threads.
+    """Find exact and near-duplicates by MinHash-LSH (Broder 1997; Leskovec, Rajaraman and Ullman, ch. 3).
+
+    Near pairs are verified by the exact Jaccard similarity of their word shingles. The result does not depend on the
+    order of the rows or the number of threads.
 
     Args:
         source: a frame, a query or Parquet files.
-        text: what is compared: the prompt, or prompt and answer in one text.
-        id: unique in the source (`ValueError` where two duplicates share one).
-        order: whose smallest row stands for a cluster: `[pl.col("teacher").is_not_null(), -pl.col("confidence")]` for
-            people's answers first, then the surest. Nulls come last, and the id decides what is left.
-        threshold: least Jaccard similarity of near-duplicates, above 0.
+        text: the text to compare: the prompt, or prompt and answer in one text.
+        id: a unique id of the row.
+        order: the smallest row by these expressions represents a cluster, then the smallest id. Nulls come last.
+            `[pl.col("teacher").is_not_null(), -pl.col("confidence")]` prefers people's answers, then high confidence.
+        threshold: lowest Jaccard similarity of near-duplicates, above 0 and up to 1.
+
+    Raises:
+        ValueError: two duplicates have the same id, or the threshold is out of range.
     """
     scheme, limits = scheme or MinHashScheme(), limits or ResourceLimits()
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is a similarity above 0 and up to 1, not {threshold}")
+        raise ValueError(f"threshold must be above 0 and at most 1, not {threshold}")
     with open_rows(source, text, build_order_exprs(id, order), limits) as rows:
-        signatures = sign_texts(rows.texts(), scheme, limits)
-        facts = rows.facts()
-        pairs = find_pairs(rows, signatures, facts["id"], scheme, threshold, limits)
-    return cluster_pairs(pairs, facts)
+        signatures = sign_texts(rows.iter_texts(), scheme, limits)
+        ranking = rows.read_columns()
+        pairs = find_pairs(rows, signatures, ranking["id"], scheme, threshold, limits)
+    return cluster_pairs(pairs, ranking)
 
 
 def build_order_exprs(id_: str | pl.Expr, order: Sequence[pl.Expr]) -> list[pl.Expr]:
-    """The columns that decide who stands for a cluster."""
+    """The columns that decide which row represents a cluster: `id`, `order_0`, `order_1` and so on."""
     id_ = pl.col(id_) if isinstance(id_, str) else id_
     ranks = [rank.alias(f"order_{n}") for n, rank in enumerate(order)]
     return [id_.cast(pl.String).alias("id"), *ranks]
@@ -101,9 +104,9 @@ def find_pairs(
     threshold: float,
     limits: ResourceLimits,
 ) -> pl.DataFrame:
-    """All verified pairs of a table, schema PAIRS."""
+    """All verified pairs of a table (`PAIR_SCHEMA`)."""
     exact, first = find_exact_pairs(signatures.exact, ids)
-    # One row of each exact text goes on, in the order of content: what follows does not depend on the rows' order.
+    # Continue with one row per exact text, ordered by content, so that the result does not depend on the rows' order.
     places = first[np.argsort(signatures.exact[first])]
     places = places[signatures.words[places] >= np.uint32(max(scheme.min_words, 1))]
     left, right = find_candidate_pairs([keys[places] for keys in signatures.keys], limits.threads)
@@ -115,19 +118,19 @@ def find_pairs(
 
 
 def find_exact_pairs(exact: Array, ids: pl.Series) -> tuple[pl.DataFrame, Array]:
-    """Each repeated row with the first (by id) of its text, and the places of all first rows."""
+    """The pairs of each repeated row with the first row (by id) of its text, and the places of all first rows."""
     frame = pl.DataFrame({"exact": exact}).with_row_index("place")
     repeated = frame.filter(pl.col("exact").is_duplicated())
     ranked = repeated.with_columns(ids.gather(repeated["place"]).alias("id")).sort("exact", "id", "place")
     ranked = ranked.with_columns(pl.col("place").first().over("exact").alias("first"))
-    more = ranked.filter(pl.col("place") != pl.col("first"))
-    stays = np.ones(exact.size, np.bool_)
-    stays[more["place"].to_numpy()] = False
-    return build_exact_pairs(more), np.flatnonzero(stays)
+    repeats = ranked.filter(pl.col("place") != pl.col("first"))
+    is_first = np.ones(exact.size, np.bool_)
+    is_first[repeats["place"].to_numpy()] = False
+    return build_exact_pairs(repeats), np.flatnonzero(is_first)
 
 
 def build_exact_pairs(repeats: pl.DataFrame) -> pl.DataFrame:
-    """Exact pairs (schema PAIRS) of repeated rows, by `place`, with the `first` of their text."""
+    """Exact pairs (`PAIR_SCHEMA`) of repeated rows: `place`, and the place of the `first` row with their text."""
     return repeats.select(
         pl.min_horizontal("first", "place").alias("left"),
         pl.max_horizontal("first", "place").alias("right"),
@@ -137,33 +140,36 @@ def build_exact_pairs(repeats: pl.DataFrame) -> pl.DataFrame:
 
 
 def find_candidate_pairs(keys: Sequence[Array], threads: int = 1) -> tuple[Array, Array]:
-    """Pairs of places that share a key in some band, each once, sorted, left < right."""
+    """The distinct pairs of places that share a key in any band, sorted, left < right."""
     pairs, waiting = np.zeros(0, np.uint64), [np.zeros(0, np.uint64)]
     for found in map_in_threads(_find_band_pairs, keys, threads):
         waiting.append(found)
-        if sum(one.size for one in waiting) > MAX_PENDING_PAIRS:  # rows that are alike meet in most bands
+        if sum(one.size for one in waiting) > MAX_PENDING_PAIRS:  # similar rows share keys in most bands
             pairs, waiting = _merge_pairs([pairs, *waiting]), []
     pairs = _merge_pairs([pairs, *waiting])
     return (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 def _merge_pairs(pairs: list[Array]) -> Array:
-    """Each pair once, sorted. NumPy's sort of plain numbers is several times as quick as that of a frame."""
+    """The distinct pairs, sorted. NumPy sorts plain numbers several times as fast as Polars sorts a frame."""
     merged = np.sort(np.concatenate(pairs))
-    return merged[np.flatnonzero(np.diff(merged, prepend=np.uint64(0)))]  # no pair is 0: left < right
+    return merged[np.flatnonzero(np.diff(merged, prepend=np.uint64(0)))]  # no pair is 0, since left < right
 
 
 def _find_band_pairs(band: Array) -> Array:
-    """Pairs of places with one key, both in one number."""
+    """Pairs of places with the same key, each as one number (`pair_bucket_neighbors`)."""
     entry = np.sort((band.astype(np.uint64) << np.uint64(32)) | np.arange(band.size, dtype=np.uint64))
     frame = pl.DataFrame({"key": (entry >> np.uint64(32)).astype(np.uint32), "place": entry.astype(np.uint32)})
     key = pl.col("key")
-    shared = frame.filter((key == key.shift(1)) | (key == key.shift(-1)))  # a bucket is a run, in the order of places
+    shared = frame.filter((key == key.shift(1)) | (key == key.shift(-1)))  # a bucket is a run of equal keys
     return pair_bucket_neighbors(shared["key"], shared["place"].cast(pl.UInt64)).to_numpy()
 
 
 def pair_bucket_neighbors(key: pl.Series, place: pl.Series) -> pl.Series:
-    """Pairs left * 2^32 + right of places that follow each other in a bucket. Buckets are runs of equal keys."""
+    """Pairs of places within `BUCKET_NEIGHBORS` of each other in a bucket, as left * 2^32 + right.
+
+    Buckets are runs of equal keys.
+    """
     found = [pl.Series("pair", [], dtype=pl.UInt64)]
     for lag in range(1, BUCKET_NEIGHBORS + 1):
         pairs = (place.shift(lag) * 2**32 + place).filter(key == key.shift(lag)).rename("pair")
@@ -176,15 +182,15 @@ def pair_bucket_neighbors(key: pl.Series, place: pl.Series) -> pl.Series:
 def verify_pairs(
     rows: TextRows, left: Array, right: Array, scheme: MinHashScheme, threshold: float, limits: ResourceLimits
 ) -> pl.DataFrame:
-    """The pairs whose exact Jaccard similarity reaches the threshold. Texts are read again, and only these rows'."""
+    """The pairs whose exact Jaccard similarity reaches the threshold. Only the texts of these rows are read again."""
     parts = [pl.DataFrame(schema=PAIR_SCHEMA)]
     start = 0
     while start < left.size:
         stop = _find_block_end(left, right, start, limits.verify_rows)
         a, b = left[start:stop], right[start:stop]
         places = np.unique(np.concatenate([a, b]))
-        found = shingle_texts(rows.texts_at(places), scheme.ngram, limits)
-        jaccard = found.jaccard(np.searchsorted(places, a), np.searchsorted(places, b), limits.threads)
+        found = shingle_texts(rows.iter_texts_at(places), scheme.ngram, limits)
+        jaccard = found.compute_jaccard(np.searchsorted(places, a), np.searchsorted(places, b), limits.threads)
         near = jaccard >= threshold
         low, high = np.minimum(a, b)[near], np.maximum(a, b)[near]
         columns = {"left": low.astype(np.uint32), "right": high.astype(np.uint32), "similarity": jaccard[near]}
@@ -194,7 +200,7 @@ def verify_pairs(
 
 
 def _find_block_end(left: Array, right: Array, start: int, most: int) -> int:
-    """Where a block of pairs from `start` on ends that has at most so many rows; it has one pair at least."""
+    """The end of a block of pairs from `start` on with at most `most` distinct rows, but at least one pair."""
     if 2 * (left.size - start) <= most:
         return left.size
     stop = left.size
@@ -203,21 +209,21 @@ def _find_block_end(left: Array, right: Array, start: int, most: int) -> int:
     return stop
 
 
-def cluster_pairs(pairs: pl.DataFrame, facts: pl.DataFrame) -> Duplicates:
-    """Clusters of verified pairs, and of each the row that stands for it.
+def cluster_pairs(pairs: pl.DataFrame, ranking: pl.DataFrame) -> Duplicates:
+    """Join verified pairs to clusters and choose a representative for each.
 
     Args:
-        pairs: schema PAIRS, of places in `facts`.
-        facts: `id` and the columns `order_0`, `order_1` and so on of each row.
+        pairs: `PAIR_SCHEMA`, with places in `ranking`.
+        ranking: the columns of `build_order_exprs` for each row.
 
     Raises:
         ValueError: two of the rows have the same id.
     """
     linked = pairs.select(pl.concat([pl.col("left"), pl.col("right")]).unique().sort().alias("place"))["place"]
-    names = facts[linked]
+    names = ranking[linked]
     if not names["id"].is_unique().all():
-        twice = names.filter(pl.col("id").is_duplicated())["id"].min()
-        raise ValueError(f"id is not unique: {twice!r} stands more than once. Join it with the slice and the teacher.")
+        repeated = names.filter(pl.col("id").is_duplicated())["id"].min()
+        raise ValueError(f"Duplicate id: {repeated!r}. Make ids unique, for example with the slice and the teacher.")
     number = pl.DataFrame({"place": linked}).with_row_index("number")
     edges = (
         pairs.join(number.rename({"place": "left", "number": "a"}), on="left", maintain_order="left")
@@ -225,14 +231,14 @@ def cluster_pairs(pairs: pl.DataFrame, facts: pl.DataFrame) -> Duplicates:
     )  # fmt: skip
     a, b = edges["a"], edges["b"]
     ranked = names.with_columns(find_components(a, b, linked.len()).alias("component"))
-    ranked = ranked.sort("component", *list_order_columns(facts), "id", nulls_last=True)
+    ranked = ranked.sort("component", *list_order_columns(ranking), "id", nulls_last=True)
     ranked = ranked.with_columns(pl.col("id").first().over("component").alias("cluster_id"))
     ids = names["id"]
     of_ids = edges.select(ids.gather(a).alias("from"), ids.gather(b).alias("to"), "kind", "similarity")
     both = pl.concat(
         [of_ids, of_ids.select(pl.col("to").alias("from"), pl.col("from").alias("to"), "kind", "similarity")]
     )
-    # exact, near, semantic: in the order of the alphabet, and of how much they say
+    # The alphabetical order exact, near, semantic is also the order from strong to weak evidence.
     best = both.sort("from", "kind", -pl.col("similarity"), "to").group_by("from", maintain_order=True).first()
     members = (
         ranked.join(best.rename({"from": "id", "to": "like"}), on="id", how="left")
@@ -245,19 +251,20 @@ def cluster_pairs(pairs: pl.DataFrame, facts: pl.DataFrame) -> Duplicates:
         "kind",
         "similarity",
     )
-    return Duplicates(facts.height, members, named.sort("left", "right", "kind"))
+    return Duplicates(ranking.height, members, named.sort("left", "right", "kind"))
 
 
-def list_order_columns(facts: pl.DataFrame) -> list[str]:
-    names = [name for name in facts.columns if name.startswith("order_")]
+def list_order_columns(ranking: pl.DataFrame) -> list[str]:
+    """The columns `order_0`, `order_1` and so on, in numeric order."""
+    names = [name for name in ranking.columns if name.startswith("order_")]
     return sorted(names, key=lambda name: int(name.removeprefix("order_")))
 
 
 def find_components(left: pl.Series, right: pl.Series, nodes: int) -> pl.Series:
-    """The connected component of each node, by its smallest node: union-find in rounds.
+    """The connected component of each node, named by its smallest node. Union-find in rounds.
 
-    In each round every root that an edge joins to a smaller one goes below the smallest of these, then all nodes take
-    the root of their root until nothing moves. At least half of the roots that still have edges go away in a round.
+    In each round, every root moves below the smallest root that an edge joins it to. Then all nodes take the root of
+    their root until nothing changes. A round removes at least half of the roots that still have edges.
     """
     root = pl.Series("root", np.arange(nodes, dtype=np.uint32))
     edges = pl.DataFrame({"a": left, "b": right})

@@ -1,4 +1,4 @@
-"""How texts are folded before they are compared, what counts as a word, and the scheme that hashes stand under."""
+"""Text folding before a comparison, the definition of a word, and the settings that hashes depend on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 HASH_VERSION = 1
-"""Raise it with any change to folding, words or hashes: stored states of another version are not read."""
+"""Raise it with any change to folding, words or hashes. Stored states of another version are not read."""
 
-# Scripts written without spaces: each of their letters is a word of its own. (First, last) code points.
+# Scripts written without spaces: each letter counts as a word. (First, last) code points.
 _UNSPACED_SCRIPTS = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Myanmar
@@ -32,35 +32,32 @@ _UNSPACED_SCRIPTS = (
     (0x20000, 0x3FFFF),
 )
 _CODE_POINT_END = 0x40000
-"""No word has a character from here on."""
+"""Characters from this code point on are never part of a word."""
 _UNSPACED_CLASS = "".join(f"\\x{{{first:X}}}-\\x{{{last:X}}}" for first, last in _UNSPACED_SCRIPTS)
 _LETTERS = rf"[\p{{L}}\p{{M}}\p{{N}}_--[\x{{{_CODE_POINT_END:X}}}-\x{{{sys.maxunicode:X}}}]]"
 WORD_PATTERN = f"[{_LETTERS}&&[{_UNSPACED_CLASS}]]|[{_LETTERS}--[{_UNSPACED_CLASS}]]+"
-"""A word as a regular expression (Rust's syntax) over folded text; `classes` says the same to the kernel."""
-NUMBER_PATTERN = r"-?\p{Nd}+(?:[.,/]\p{Nd}+)*"
-"""A number in a folded text, as `keep_numbers` compares them."""
-
-
+"""A word in folded text as a regular expression (Rust's syntax). `build_character_classes` is the kernel's version."""
 QUIET_MARKS = ".,;:!?'\"()-"
-"""Marks that end and join sentences. They and those beyond ASCII are no part of the key of exact duplicates, unless
-they tell something: in a number, or as a sign before a word. Symbols such as + = < % always are part of it."""
+"""Punctuation that ends and joins sentences. Together with punctuation beyond ASCII it is not part of the key of exact
+duplicates, unless it is significant: within a number, or as a sign before a word. Symbols such as + = < % always are
+part of the key."""
 _PLACEHOLDERS = {mark: chr(0xFDD0 + n) for n, mark in enumerate(",-.:!")}
-"""Marks that tell something, while the others are taken out: as code points that Unicode keeps free of characters."""
+"""Code points without characters that replace significant marks while the other marks are removed."""
 _WORD_CHARACTERS = r"0-9a-z_\x{80}-\x{FDCF}\x{FDF0}-\x{10FFFF}"
 
 
 @dataclass(frozen=True)
 class MinHashScheme:
-    """How near-duplicates are looked for. Signatures can be compared only under one and the same scheme.
+    """Settings of near-duplicate search. Only signatures of the same scheme can be compared.
 
     Args:
-        ngram: words in a shingle. Two find more edited rows, three fewer chance likenesses.
-        bands: keys per row. Two rows become candidates if one key of theirs is the same.
-        rows_per_band: MinHash functions in a key. A pair of Jaccard J becomes a candidate with the probability
-            1 - (1 - J^rows_per_band)^bands.
-        min_words: rows with fewer words are compared exactly only: short texts that differ in one word are alike by
-            any measure of shared words, and often mean different things.
-        keep_numbers: rows whose numbers differ are no duplicates, however alike their words: maths.
+        ngram: number of words in a shingle. Two find more edited rows; three find fewer pairs that are alike by chance.
+        bands: number of keys per row. Two rows become candidates if they share a key.
+        rows_per_band: number of MinHash functions per key. A pair with Jaccard similarity J becomes a candidate with
+            the probability 1 - (1 - J^rows_per_band)^bands.
+        min_words: rows with fewer words are only compared exactly. Short texts that differ in one word share most of
+            their words, but often mean different things.
+        keep_numbers: rows with different numbers are never near-duplicates. Use it for maths.
     """
 
     ngram: int = 3
@@ -71,13 +68,13 @@ class MinHashScheme:
 
     def __post_init__(self) -> None:
         if not 1 <= self.ngram <= 32 or self.min_words < 1:
-            raise ValueError("ngram is a number of words from 1 to 32, min_words 1 or more")
+            raise ValueError("ngram must be from 1 to 32, and min_words at least 1")
         if not 1 <= self.bands <= 256 or not 1 <= self.rows_per_band <= 32:
-            raise ValueError("bands is a number from 1 to 256, rows_per_band from 1 to 32")
+            raise ValueError("bands must be from 1 to 256, and rows_per_band from 1 to 32")
 
     @property
     def id(self) -> str:
-        """16 hex digits that stand for all that decides a signature."""
+        """16 hex digits: a hash of everything that a signature depends on."""
         return hash_content(
             {
                 "ngram": self.ngram,
@@ -89,27 +86,27 @@ class MinHashScheme:
             }
         )[:16]
 
-    def chance(self, jaccard: float) -> float:
-        """The probability that a pair of this Jaccard becomes a candidate."""
+    def compute_recall(self, jaccard: float) -> float:
+        """The probability that a pair with this Jaccard similarity becomes a candidate."""
         return 1.0 - (1.0 - jaccard**self.rows_per_band) ** self.bands
 
     @property
-    def keys(self) -> list[str]:
-        """Names of the columns of band keys."""
+    def key_columns(self) -> list[str]:
+        """The names of the columns with band keys."""
         return [f"k{band:02}" for band in range(self.bands)]
 
 
 @lru_cache(maxsize=1)
 def _build_case_folding() -> dict[str, str]:
-    """Characters that stay in lower case and still have another case folding, such as ß and final sigma."""
+    """Lower-case characters whose case folding differs from them, such as ß and final sigma."""
     characters = map(chr, range(0x20000))
     return {c: c.casefold() for c in characters if c.lower() == c != c.casefold()}
 
 
 def folded_expr(text: pl.Expr) -> pl.Expr:
-    """What duplicates are compared in: `tables.normalized_expr`, then Unicode case folding; null is empty.
+    """The text in which duplicates are compared: `messages.normalized_expr`, then Unicode case folding. Null is empty.
 
-    Texts with the same normalized key have the same folded one, never the other way about.
+    Texts that are equal under `normalized_expr` are equal here too; the opposite does not hold.
     """
     folding = _build_case_folding()
     normalized = normalized_expr(text.fill_null(""))
@@ -117,9 +114,9 @@ def folded_expr(text: pl.Expr) -> pl.Expr:
 
 
 def fold_non_ascii(texts: pl.Series) -> pl.Series:
-    """`folded_expr` of texts beyond ASCII, five times as quick, and with white space as it is: the kernel folds it.
+    """`folded_expr` of texts beyond ASCII, five times as fast. White space stays as it is, since the kernel folds it.
 
-    Normalizing costs most, and few texts hold a character that it may change.
+    Normalization takes most of the time, so only texts with a character that it may change are normalized.
     """
     texts = _change_matching(texts, _build_unstable_pattern(), pl.col("text").str.normalize("NFKC")).str.to_lowercase()
     folding = _build_case_folding()
@@ -129,7 +126,7 @@ def fold_non_ascii(texts: pl.Series) -> pl.Series:
 
 
 def _change_matching(texts: pl.Series, pattern: str, change: pl.Expr) -> pl.Series:
-    """The texts, changed where the pattern is in them."""
+    """The texts with `change` applied to those that match the pattern."""
     places = texts.str.contains(pattern).arg_true()
     if places.is_empty():
         return texts
@@ -140,9 +137,9 @@ def _change_matching(texts: pl.Series, pattern: str, change: pl.Expr) -> pl.Seri
 
 @lru_cache(maxsize=1)
 def _build_unstable_pattern() -> str:
-    """A class of all characters that NFKC may change, alone or by what stands before them."""
+    """A character class with all characters that NFKC may change, alone or after another character."""
     spans: list[list[int]] = []
-    # From 0x30000 on there is no such character but variation selectors, which stay as they are.
+    # From 0x30000 on, NFKC changes no character.
     for code in (*range(0x80, 0xD800), *range(0xE000, 0x30000)):
         character = chr(code)
         joins = unicodedata.combining(character) or 0x1100 <= code < 0x1200  # parts of Korean syllables
@@ -155,9 +152,9 @@ def _build_unstable_pattern() -> str:
 
 
 def exact_key_expr(folded: pl.Expr) -> pl.Expr:
-    """The key of exact duplicates, of a folded text: without quiet marks, unless there is nothing else.
+    """The key of exact duplicates for a folded text: without quiet marks, unless the text has no words.
 
-    The kernel's exact keys are hashes of the same.
+    The kernel's exact keys are hashes of this key.
     """
     key = folded
     for mark in "!-":
@@ -173,8 +170,11 @@ def exact_key_expr(folded: pl.Expr) -> pl.Expr:
 
 @lru_cache(maxsize=1)
 def build_character_classes() -> np.ndarray[Any, Any]:
-    """The class of every character below `_END`, as the kernel numbers them: 0 between words, 1 in a word, 2 a word by
-    itself, 3 in a word and in a number, 4 a quiet mark and 5 white space beyond ASCII."""
+    """The class of each character below `_CODE_POINT_END`, by the numbers that the kernel uses.
+
+    0 between words, 1 part of a word, 2 a word of its own, 3 part of a word and of a number, 4 a quiet mark beyond
+    ASCII, 5 white space beyond ASCII.
+    """
     import numpy as np
 
     out = np.zeros(_CODE_POINT_END, np.uint8)
@@ -196,7 +196,7 @@ def build_character_classes() -> np.ndarray[Any, Any]:
 
 @lru_cache(maxsize=1)
 def build_lowercase_table() -> np.ndarray[Any, Any]:
-    """Per byte: the lower case of an ASCII character that is in words; 1 white space, 2 a quiet mark; else 0."""
+    """Per byte: the lower case of an ASCII word character, 1 for white space, 2 for a quiet mark, otherwise 0."""
     import numpy as np
 
     out = np.zeros(256, np.uint8)
@@ -212,7 +212,7 @@ def build_lowercase_table() -> np.ndarray[Any, Any]:
 
 @lru_cache(maxsize=8)
 def build_minhash_seeds(functions: int) -> np.ndarray[Any, Any]:
-    """What makes MinHash functions differ, shape (2, functions): fixed, from SplitMix64's sequence."""
+    """The constants of the MinHash functions, shape (2, functions). They are fixed: SplitMix64's sequence."""
     import numpy as np
 
     mask, values = (1 << 64) - 1, []
@@ -222,5 +222,5 @@ def build_minhash_seeds(functions: int) -> np.ndarray[Any, Any]:
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
         values.append((z ^ (z >> 31)) >> 32)
     out = np.array(values, np.uint32).reshape(functions, 2).T.copy()
-    out[1] |= 1  # an odd factor makes the multiplication a permutation
+    out[1] |= 1  # an odd factor makes the multiplication a permutation of the 32-bit numbers
     return out

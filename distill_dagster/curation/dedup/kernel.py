@@ -1,12 +1,12 @@
 """The compiled part of duplicate search: from the bytes of texts to hashes, MinHash signatures and exact Jaccard.
 
-Everything here works on the buffers of an Arrow string array, with no Python object per word: tokenising strings is
-most of the cost of finding duplicates. It makes no decisions; which rows are compared and which stay is for the
-queries in `duplicates.py`. Compiled by numba at first use and cached: beside this file, or in the user's cache folder
-where this one is read-only (`NUMBA_CACHE_DIR` moves it). Import it late: numba takes half a second.
+The functions read the buffers of an Arrow string array and create no Python object per word, since tokenizing takes
+most of the time of duplicate search. They make no decisions: the queries in `duplicates.py` choose which rows to
+compare and which to keep. numba compiles them at first use and caches the result next to this file, or in the user's
+cache folder if this one is read-only (`NUMBA_CACHE_DIR` changes it). Import it late: numba takes half a second.
 
-Texts are expected as `text.py` folds them. Hashes are our own and fixed: they stand in stored states, so any change
-here that moves one must raise `text.HASH_VERSION`.
+Texts must be folded as in `folding.py`. The hashes are fixed, since stored states contain them: a change here that
+changes a hash must raise `folding.HASH_VERSION`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ from typing import Any
 import numba
 import numpy as np
 
-Array = np.ndarray[Any, Any]
 U64 = np.uint64
 
-# Odd constants with bits in disorder: of SplitMix64 (Steele, Lea and Flood 2014) and of xxHash (Collet).
+# Odd constants with well-mixed bits, from SplitMix64 (Steele, Lea and Flood 2014) and xxHash (Collet).
 _GOLDEN, _MIX_A, _MIX_B = U64(0x9E3779B97F4A7C15), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
 _WORD, _GRAM = U64(0xC2B2AE3D27D4EB4F), U64(0x165667B19E3779F9)
 _S27, _S30, _S31, _S32, _S64 = U64(27), U64(30), U64(31), U64(32), U64(64)
-_S6, _S20, _S42, _S63, _LOW22 = U64(6), U64(20), U64(42), U64(63), U64((1 << 22) - 1)  # bits of a bitmap for 22 bits
+_S6, _S20, _S42, _S63, _LOW22 = U64(6), U64(20), U64(42), U64(63), U64((1 << 22) - 1)  # for a bitmap of 2^22 bits
 _ONE, _EIGHT, _ZERO = U64(1), U64(8), U64(0)
 
 
 def _compile(function: Callable[..., Any]) -> Any:
-    """Compiled without the interpreter's lock, so that threads of one process share the work."""
+    """Compile a function that releases the interpreter's lock, so that threads of one process share the work."""
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder to cache in can be written: compiled anew in each process
+    except RuntimeError:  # no cache folder is writable: compile again in each process
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
@@ -46,7 +45,7 @@ def _mix_bits(h: Any) -> Any:
 
 @_compile
 def _read_character_class(data: Any, i: Any, end: Any, classes: Any) -> Any:
-    """Class and length in bytes of the character at `i`. The text is valid UTF-8: Arrow strings are."""
+    """The class and the length in bytes of the character at `i`. Arrow strings are valid UTF-8."""
     b = data[i]
     if b < 0x80:
         return classes[b], 1
@@ -67,7 +66,7 @@ def _read_character_class(data: Any, i: Any, end: Any, classes: Any) -> Any:
 
 @_compile
 def _is_significant_mark(data: Any, i: Any, begin: Any, end: Any, lower: Any) -> Any:
-    """Whether the mark at `i` says more than where a sentence ends: in a number, or a sign before a word."""
+    """Whether the mark at `i` is more than punctuation: part of a number, or a sign before a word."""
     if i + 1 >= end:
         return False
     mark, follows = data[i], data[i + 1]
@@ -80,11 +79,11 @@ def _is_significant_mark(data: Any, i: Any, begin: Any, end: Any, lower: Any) ->
 
 @_compile
 def _hash_text(data: Any, begin: Any, end: Any, classes: Any, lower: Any, out: Any) -> Any:
-    """Hashes of a text's words into `out`: how many there are, and a hash of the whole text.
+    """Write the hashes of a text's words to `out`. Returns the number of words and a hash of the whole text.
 
-    `lower` gives the lower case of ASCII word characters, 1 and 2 for white space and quiet marks, and 0 else. The hash
-    of the whole text knows each word and what stands between words: white space and quiet marks as one space, and none
-    at the ends. Of a text without words it knows the quiet marks too.
+    `lower` maps ASCII word characters to lower case, white space to 1, quiet marks to 2 and all else to 0. The hash of
+    the whole text covers words and the characters between them. White space and quiet marks count as one space between
+    words, and as nothing at both ends. In a text without words, quiet marks count as themselves.
     """
     count, whole = _hash_words(data, begin, end, classes, lower, True, out)
     if count == 0:
@@ -94,6 +93,7 @@ def _hash_text(data: Any, begin: Any, end: Any, classes: Any, lower: Any, out: A
 
 @_compile
 def _hash_words(data: Any, begin: Any, end: Any, classes: Any, lower: Any, quiet: Any, out: Any) -> Any:
+    """As `_hash_text`. `quiet` says whether quiet marks count as white space."""
     count, i = 0, begin
     whole, gap = _GOLDEN, False
     while i < end:
@@ -155,7 +155,7 @@ def _hash_words(data: Any, begin: Any, end: Any, classes: Any, lower: Any, quiet
 
 @_compile
 def _hash_numbers(data: Any, begin: Any, end: Any, classes: Any) -> Any:
-    """Hash of a text's numbers in their order, with sign, point, comma and stroke; 0 where there is none."""
+    """A hash of a text's numbers in order, with their minus, point, comma and slash; 0 for a text without numbers."""
     total, i, found = _ZERO, begin, False
     while i < end:
         kind, size = _read_character_class(data, i, end, classes)
@@ -164,12 +164,12 @@ def _hash_numbers(data: Any, begin: Any, end: Any, classes: Any) -> Any:
             continue
         found = True
         h = _GOLDEN
-        if i > begin and data[i - 1] == 45:  # a minus
+        if i > begin and data[i - 1] == 45:  # minus
             h = _mix_bits(h ^ U64(45))
         while i < end:
             kind, size = _read_character_class(data, i, end, classes)
             if kind != 3:
-                # A mark belongs to the number if a digit follows it.
+                # A mark is part of the number if a digit follows it.
                 if data[i] != 44 and data[i] != 46 and data[i] != 47:
                     break
                 if i + 1 >= end:
@@ -186,7 +186,7 @@ def _hash_numbers(data: Any, begin: Any, end: Any, classes: Any) -> Any:
 
 @_compile
 def _hash_ngrams(tokens: Any, count: Any, n: Any, out: Any) -> Any:
-    """Hashes of the runs of `n` words into `out`; of a shorter text the run of all its words. How many there are."""
+    """Write the hashes of all n-grams to `out`, return their number. A shorter text has one n-gram of all its words."""
     if count == 0:
         return 0
     width = min(n, count)
@@ -201,7 +201,7 @@ def _hash_ngrams(tokens: Any, count: Any, n: Any, out: Any) -> Any:
 
 @_compile
 def find_non_ascii(data: Any, offsets: Any) -> Any:
-    """Which texts hold anything but ASCII."""
+    """A mask of the texts with characters beyond ASCII."""
     out = np.zeros(offsets.size - 1, np.bool_)
     for row in range(out.size):
         wide = np.uint8(0)
@@ -213,6 +213,7 @@ def find_non_ascii(data: Any, offsets: Any) -> Any:
 
 @_compile
 def _find_longest(offsets: Any) -> Any:
+    """The length in bytes of the longest text."""
     longest = 0
     for row in range(offsets.size - 1):
         longest = max(longest, offsets[row + 1] - offsets[row])
@@ -231,11 +232,11 @@ def compute_signatures(
     min_words: Any,
     keep_numbers: Any,
 ) -> Any:
-    """Of each text: exact key, number of words, hash of its numbers, and a 32-bit key of each MinHash band.
+    """For each text: the exact key, the number of words, a hash of its numbers, and a 32-bit key of each MinHash band.
 
-    MinHash (Broder 1997) over the set of word shingles, one multiply per hash function; a band's key is a hash of the
-    minima of its functions (locality-sensitive hashing, Indyk and Motwani 1998). A text under `min_words` words, or
-    without words, has 0 in all bands and is not to be compared.
+    MinHash (Broder 1997) works on the set of word shingles, with one multiplication per hash function. A band's key is
+    a hash of the minima of its functions (locality-sensitive hashing, Indyk and Motwani 1998). A text with fewer than
+    `min_words` words, or without words, has 0 in all bands and must not be compared.
     """
     rows, functions = offsets.size - 1, seeds.shape[1]
     exact, words = np.empty(rows, np.uint64), np.zeros(rows, np.uint32)
@@ -271,7 +272,7 @@ def compute_signatures(
 
 @_compile
 def compute_shingles(data: Any, offsets: Any, classes: Any, lower: Any, ngram: Any) -> Any:
-    """The shingles of each text, each once: values, and where each text's begin and how many they are."""
+    """The distinct shingles of all texts in one array, with the start and the number of those of each text."""
     rows = offsets.size - 1
     starts, sizes = np.zeros(rows, np.int64), np.zeros(rows, np.int32)
     longest = _find_longest(offsets)
@@ -308,7 +309,7 @@ def compute_shingles(data: Any, offsets: Any, classes: Any, lower: Any, ngram: A
 
 @_compile
 def count_common_shingles(values: Any, starts: Any, sizes: Any, left: Any, right: Any) -> Any:
-    """How many shingles the texts of each pair share. Quick where pairs of one left text stand together."""
+    """The number of shingles that the texts of each pair share. It is fastest if equal left texts are adjacent."""
     largest = 1
     for size in sizes:
         largest = max(largest, size)
@@ -346,8 +347,10 @@ def count_common_shingles(values: Any, starts: Any, sizes: Any, left: Any, right
 
 @_compile
 def build_ngram_table(known: Any, common_from: Any) -> Any:
-    """An open-addressing table of n-gram hashes, and a bitmap of those before number `common_from`, which answers most
-    look-ups."""
+    """An open-addressing table of n-gram hashes, and a Bloom filter of the n-grams before number `common_from`.
+
+    Returns hashes and n-gram numbers by slot, and the bits of the filter, which answers most look-ups.
+    """
     capacity = 1024
     while capacity < 2 * known.size:
         capacity *= 2
@@ -366,13 +369,14 @@ def build_ngram_table(known: Any, common_from: Any) -> Any:
 
 @_compile
 def _may_contain(gram: Any, bits: Any) -> Any:
-    """A Bloom filter of two bits (Bloom 1970): of n-grams of 15,000 items one in a hundred others passes."""
+    """Look up a Bloom filter of two bits (Bloom 1970). With the n-grams of 15,000 items, 1 % of other n-grams pass."""
     one, other = gram >> _S42, (gram >> _S20) & _LOW22
     return (bits[one >> _S6] >> (one & _S63)) & (bits[other >> _S6] >> (other & _S63)) & _ONE
 
 
 @_compile
 def _find_ngram(gram: Any, table: Any, index: Any, last: Any) -> Any:
+    """The number of an n-gram, or -1. `last` is the size of the table minus 1."""
     place = np.int64(gram) & last
     while index[place] >= 0 and table[place] != gram:
         place = (place + 1) & last
@@ -391,11 +395,14 @@ def find_overlaps(
     bits: Any,
     common_from: Any,
 ) -> Any:
-    """Which known n-grams each text holds: rows and numbers of n-grams, each once a row. Then of each text its exact
-    key, its words, and where there is a hit how many n-grams it has: telling ones and common ones, each once.
+    """Find the known n-grams in each text.
 
-    N-grams from number `common_from` on stand in too many items to tell anything, and are no hits. A text of fewer
-    words than `ngram` has one n-gram, of all its words.
+    N-grams from number `common_from` on occur in too many items to be evidence, and are no hits. A text with fewer
+    words than `ngram` has one n-gram of all its words.
+
+    Returns:
+        The row and the n-gram number of each hit, distinct per row. Then for each text: its exact key, its number of
+        words, and, if it has a hit, its numbers of distinct rare and common n-grams.
     """
     rows = offsets.size - 1
     longest = _find_longest(offsets)
@@ -405,7 +412,7 @@ def find_overlaps(
         capacity *= 2
     seen, stamps = np.empty(capacity, np.uint64), np.full(capacity, -1, np.int64)
     exact, words = np.empty(rows, np.uint64), np.zeros(rows, np.uint32)
-    telling, commons = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    rare, commons = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
     hit_rows, hit_grams, hits = np.empty(1024, np.int32), np.empty(1024, np.int32), 0
     last = table.size - 1
     for row in range(rows):
@@ -434,7 +441,7 @@ def find_overlaps(
             if number >= common_from:
                 commons[row] += 1
                 continue
-            telling[row] += 1
+            rare[row] += 1
             if number < 0:
                 continue
             if hits == hit_rows.size:
@@ -444,4 +451,4 @@ def find_overlaps(
                 hit_rows, hit_grams = more_rows, more_grams
             hit_rows[hits], hit_grams[hits] = row, number
             hits += 1
-    return hit_rows[:hits].copy(), hit_grams[:hits].copy(), exact, words, telling, commons
+    return hit_rows[:hits].copy(), hit_grams[:hits].copy(), exact, words, rare, commons

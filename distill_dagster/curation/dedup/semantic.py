@@ -1,4 +1,4 @@
-"""Duplicates by meaning: rows whose sentence embeddings are close (SemDeDup, Abbas et al. 2023), block by block."""
+"""Semantic duplicates: rows with close sentence embeddings (SemDeDup, Abbas et al. 2023), compared in blocks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from distill_dagster.curation.dedup.folding import exact_key_expr, folded_expr
 from distill_dagster.curation.dedup.text_rows import TextSource, open_rows
 
 MAX_SEMANTIC_ROWS = 50_000
-"""Above it a table is left alone unless asked: embedding takes hours on a laptop, and comparing grows as the square."""
+"""The default limit on rows. Embedding more takes hours on a laptop, and comparing takes quadratic time."""
 BLOCK_ROWS = 2048
 COSINE_DIGITS = 4
-"""Similarities are rounded to so many places, so that a machine's last bits do not change a decision."""
+"""Similarities are rounded to this number of digits, so that results are the same on every machine."""
 
 
 def find_semantic_duplicates(
@@ -38,28 +38,34 @@ def find_semantic_duplicates(
     most_rows: int = MAX_SEMANTIC_ROWS,
     limits: ResourceLimits | None = None,
 ) -> Duplicates | None:
-    """Clusters of rows whose embeddings have a cosine of `threshold` or more; None for a table of more rows than asked.
+    """Find clusters of rows whose embeddings have a cosine similarity of `threshold` or more.
 
-    Every pair is compared, so nothing is missed. Memory: the embeddings (1.5 KB a row with 384 dimensions) and one
-    block of similarities. Equal texts are embedded once.
+    Every pair is compared, so none is missed. Equal texts are embedded once. Memory: the embeddings (1.5 KB per row
+    with 384 dimensions) and one block of similarities. For `text`, `id` and `order` see `find_duplicates`.
 
     Args:
-        embed: such as `Embedder(SENTENCE_MODEL, models_folder).embed` of `distill_dagster.student.predict`.
-        most_rows: of how many rows a table is still compared.
+        embed: embeds texts, such as the method `embed` of a sentence model in `distill_dagster.student`.
+        most_rows: the largest table that is compared.
+
+    Returns:
+        None if the table has more than `most_rows` rows.
+
+    Raises:
+        ValueError: two duplicates have the same id, or the threshold is out of range.
     """
     limits = limits or ResourceLimits()
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is a similarity above 0 and up to 1, not {threshold}")
+        raise ValueError(f"threshold must be above 0 and at most 1, not {threshold}")
     with open_rows(source, text, build_order_exprs(id, order), limits) as rows:
-        facts = rows.facts()
-        if facts.height > most_rows:
+        ranking = rows.read_columns()
+        if ranking.height > most_rows:
             return None
-        parts = [pl.Series("text", batch) for batch in rows.texts()]
+        parts = [pl.Series("text", batch) for batch in rows.iter_texts()]
     texts = pl.DataFrame({"text": pl.concat(parts) if parts else pl.Series([], dtype=pl.String)})
-    folded = texts.with_columns(exact_key_expr(folded_expr(pl.col("text"))).alias("key"), facts["id"]).with_row_index(
+    folded = texts.with_columns(exact_key_expr(folded_expr(pl.col("text"))).alias("key"), ranking["id"]).with_row_index(
         "place"
     )
-    # The row of the smallest id stands for equal texts, and empty ones mean nothing.
+    # The row with the smallest id represents equal texts. Empty texts are only compared exactly.
     firsts = folded.sort("id").with_columns(pl.col("place").first().over("key").alias("first"))
     repeats = firsts.filter(pl.col("place") != pl.col("first"))
     exact = build_exact_pairs(repeats)
@@ -75,11 +81,11 @@ def find_semantic_duplicates(
             pl.lit("semantic").alias("kind"),
             "similarity",
         )
-    return cluster_pairs(pl.concat([exact, close.cast(PAIR_SCHEMA)]), facts)
+    return cluster_pairs(pl.concat([exact, close.cast(PAIR_SCHEMA)]), ranking)
 
 
 def find_close_pairs(vectors: np.ndarray[Any, Any], threshold: float) -> tuple[np.ndarray[Any, Any], ...]:
-    """Pairs of rows (left < right) of unit length whose cosine is `threshold` or more, and their cosines, rounded."""
+    """Pairs of unit vectors (left < right) whose cosine is `threshold` or more: left, right and the rounded cosines."""
     lefts, rights, cosines = [], [], []
     for top in range(0, len(vectors), BLOCK_ROWS):
         for start in range(top, len(vectors), BLOCK_ROWS):

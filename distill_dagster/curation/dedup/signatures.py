@@ -1,4 +1,4 @@
-"""The kernel over batches of texts, in threads: tables of signatures, and shingles of chosen rows."""
+"""Run the kernel over batches of texts in threads: signatures of all rows, and shingles of selected rows."""
 
 from __future__ import annotations
 
@@ -22,8 +22,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Signatures:
-    """Of each row: `exact`, a key that exact duplicates share; `words`; `numbers`, a hash of its numbers (0 unless the
-    scheme keeps them apart); `keys`, one array of 32-bit keys per band, 0 where the row is too short to be compared."""
+    """The signatures of a table, as arrays with one entry per row.
+
+    exact: a 64-bit key that exact duplicates share.
+    words: the number of words.
+    numbers: a hash of the numbers in the text; 0 unless the scheme has `keep_numbers`.
+    keys: one array of 32-bit keys per band; 0 where the row is too short to be compared.
+    """
 
     exact: Array
     words: Array
@@ -34,41 +39,41 @@ class Signatures:
     def height(self) -> int:
         return self.exact.size
 
-    def frame(self, scheme: MinHashScheme) -> pl.DataFrame:
+    def to_frame(self, scheme: MinHashScheme) -> pl.DataFrame:
         columns = {"exact": self.exact, "words": self.words, "numbers": self.numbers}
-        return pl.DataFrame(columns | dict(zip(scheme.keys, self.keys, strict=True)))
+        return pl.DataFrame(columns | dict(zip(scheme.key_columns, self.keys, strict=True)))
 
 
 @dataclass(frozen=True)
 class Shingles:
-    """The distinct shingles of rows, one after the other: those of row i are `sizes[i]` from `starts[i]` on."""
+    """The distinct shingles of all rows in one array. Those of row i are the `sizes[i]` values from `starts[i]` on."""
 
     values: Array
     starts: Array
     sizes: Array
 
-    def jaccard(self, left: Array, right: Array, threads: int = 1) -> Array:
-        """Exact Jaccard of pairs of rows, float64. Pairs of one left row should stand together."""
+    def compute_jaccard(self, left: Array, right: Array, threads: int = 1) -> Array:
+        """The exact Jaccard similarity of pairs of rows, float64. It is fastest if equal left rows are adjacent."""
         from distill_dagster.curation.dedup import kernel
 
-        def part(bounds: tuple[int, int]) -> Array:
+        def compute_part(bounds: tuple[int, int]) -> Array:
             a, b = left[slice(*bounds)], right[slice(*bounds)]
             shared = kernel.count_common_shingles(self.values, self.starts, self.sizes, a, b).astype(np.float64)
             return shared / np.maximum(self.sizes[a].astype(np.float64) + self.sizes[b] - shared, 1.0)
 
         step = 65_536
         bounds = [(start, min(start + step, left.size)) for start in range(0, left.size, step)]
-        parts = list(map_in_threads(part, bounds, threads))
+        parts = list(map_in_threads(compute_part, bounds, threads))
         return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def sign_texts(texts: Iterable[pa.LargeStringArray], scheme: MinHashScheme, limits: ResourceLimits) -> Signatures:
-    """The signatures of all texts, in order."""
+    """Compute the signatures of all texts, in order."""
     from distill_dagster.curation.dedup import kernel
 
     seeds = folding.build_minhash_seeds(scheme.bands * scheme.rows_per_band)
 
-    def signed(batch: pa.LargeStringArray) -> tuple[Array, ...]:
+    def sign_batch(batch: pa.LargeStringArray) -> tuple[Array, ...]:
         def run(data: Array, offsets: Array) -> tuple[Array, ...]:
             return kernel.compute_signatures(
                 data,
@@ -90,7 +95,7 @@ def sign_texts(texts: Iterable[pa.LargeStringArray], scheme: MinHashScheme, limi
                 whole[..., wide] = part
         return out
 
-    parts = list(map_in_threads(signed, texts, limits.threads))
+    parts = list(map_in_threads(sign_batch, texts, limits.threads))
     if not parts:
         nothing = np.zeros(0, np.uint64)
         return Signatures(nothing, nothing.astype(np.uint32), nothing, [nothing.astype(np.uint32)] * scheme.bands)
@@ -100,10 +105,10 @@ def sign_texts(texts: Iterable[pa.LargeStringArray], scheme: MinHashScheme, limi
 
 
 def shingle_texts(texts: Iterable[pa.LargeStringArray], ngram: int, limits: ResourceLimits) -> Shingles:
-    """The shingles of all texts, in order."""
+    """Compute the shingles of all texts, in order."""
     from distill_dagster.curation.dedup import kernel
 
-    def made(batch: pa.LargeStringArray) -> tuple[Array, ...]:
+    def shingle_batch(batch: pa.LargeStringArray) -> tuple[Array, ...]:
         return tuple(
             kernel.compute_shingles(
                 *get_buffers(fold_batch(batch)),
@@ -114,7 +119,7 @@ def shingle_texts(texts: Iterable[pa.LargeStringArray], ngram: int, limits: Reso
         )
 
     values, starts, sizes, used = [], [], [], 0
-    for batch_values, batch_starts, batch_sizes in map_in_threads(made, texts, limits.threads):
+    for batch_values, batch_starts, batch_sizes in map_in_threads(shingle_batch, texts, limits.threads):
         values.append(batch_values)
         starts.append(batch_starts + used)
         sizes.append(batch_sizes)
@@ -125,7 +130,7 @@ def shingle_texts(texts: Iterable[pa.LargeStringArray], ngram: int, limits: Reso
 
 
 def fold_batch(batch: pa.LargeStringArray) -> pa.LargeStringArray:
-    """The batch with every text that is not plain ASCII folded; the kernel folds ASCII by itself."""
+    """Fold every text of a batch that is not plain ASCII. The kernel folds ASCII itself."""
     from distill_dagster.curation.dedup import kernel
 
     wide = np.flatnonzero(kernel.find_non_ascii(*get_buffers(batch)))
@@ -141,14 +146,14 @@ def _fold_rows(batch: pa.LargeStringArray, places: Array) -> pa.LargeStringArray
 
 
 def get_buffers(array: pa.LargeStringArray) -> tuple[Array, Array]:
-    """The bytes of all texts and where each begins, without a copy."""
+    """The bytes of all texts and the offset of each text, without a copy."""
     _, offsets, data = array.buffers()
     places = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
     return (np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8)), places
 
 
 def map_in_threads(work: Callable[[Any], T], items: Iterable[Any], threads: int) -> Iterator[T]:
-    """Results in the order of the items; only a few items more than threads are held at a time."""
+    """Apply a function to items in threads. Results come in order; about `threads` items are in memory at a time."""
     if threads <= 1:
         yield from map(work, items)
         return
@@ -162,5 +167,5 @@ def map_in_threads(work: Callable[[Any], T], items: Iterable[Any], threads: int)
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for one in waiting:
-                one.cancel()
+            for future in waiting:
+                future.cancel()

@@ -1,4 +1,4 @@
-"""Reading the texts of a table in batches: from a frame, a query or Parquet files, with memory bounded by the batch."""
+"""Read the texts of a table in batches, from a frame, a query or Parquet files. A batch bounds the memory in use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TextSource = pl.DataFrame | pl.LazyFrame | Path | Sequence[Path]
 
 
 class TextRows:
-    """A table whose rows have places, 0 to `height` - 1, that stay the same however often it is read."""
+    """A table that can be read several times. Its rows have the same places, from 0 on, each time."""
 
     def __init__(
         self, table: pl.DataFrame | list[Path], text: str, columns: Sequence[pl.Expr], limits: ResourceLimits
@@ -28,14 +28,14 @@ class TextRows:
         self._table, self._text, self._columns, self._limits = table, text, columns, limits
         self._kept: list[pa.LargeStringArray] | None = None
 
-    def facts(self) -> pl.DataFrame:
-        """The columns besides the text, of all rows."""
+    def read_columns(self) -> pl.DataFrame:
+        """The columns other than the text, of all rows."""
         if isinstance(self._table, pl.DataFrame):
             return self._table.select(self._columns)
         return pl.scan_parquet(self._table).select(self._columns).collect()
 
-    def texts(self) -> Iterator[pa.LargeStringArray]:
-        """All texts, in order, a batch at a time."""
+    def iter_texts(self) -> Iterator[pa.LargeStringArray]:
+        """All texts, in order, one batch at a time."""
         if self._kept is not None:
             yield from self._kept
             return
@@ -60,17 +60,17 @@ class TextRows:
 
         for path in self._table:
             with pq.ParquetFile(path) as file:
-                # Not Polars: it would make string views, which the kernel cannot read without a copy.
+                # Polars would return string views, which the kernel cannot read without a copy.
                 for batch in file.iter_batches(batch_size=size, columns=[self._text], use_threads=False):
                     yield _to_large_strings(batch.column(0))
 
-    def texts_at(self, places: np.ndarray[Any, Any]) -> Iterator[pa.LargeStringArray]:
-        """The texts at these places, which are sorted, a batch at a time."""
+    def iter_texts_at(self, places: np.ndarray[Any, Any]) -> Iterator[pa.LargeStringArray]:
+        """The texts at these places (sorted), one batch at a time."""
         import numpy as np
         import pyarrow as pa
 
         start = 0
-        for batch in self.texts():
+        for batch in self.iter_texts():
             first, last = np.searchsorted(places, [start, start + len(batch)])
             if last > first:
                 yield batch.take(pa.array(places[first:last] - start))
@@ -81,35 +81,38 @@ class TextRows:
 def open_rows(
     source: TextSource, text: str | pl.Expr, columns: Sequence[str | pl.Expr], limits: ResourceLimits
 ) -> Iterator[TextRows]:
-    """The rows of a source. A query is run once and kept in a temporary file, so that rows keep their places.
+    """Open a source for reading. A query runs once, into a temporary file, so that its rows keep their places.
 
     Args:
-        text: what is compared: a column, or an expression such as `tables.user_text_expr()`.
-        columns: what else is wanted of a row; expressions must have names of their own.
+        text: the text to compare: a column, or an expression such as `messages.user_text_expr()`.
+        columns: the other columns to read. Expressions must have distinct names.
+
+    Raises:
+        ValueError: the list of Parquet files is empty.
     """
     text = pl.col(text) if isinstance(text, str) else text
-    wanted = [pl.col(c) if isinstance(c, str) else c for c in columns]
-    names = [pl.col(c.meta.output_name()) for c in wanted]
-    selected = [*wanted, text.cast(pl.String).fill_null("").alias("__text")]
+    others = [pl.col(column) if isinstance(column, str) else column for column in columns]
+    names = [pl.col(column.meta.output_name()) for column in others]
+    selected = [*others, text.cast(pl.String).fill_null("").alias("__text")]
     if isinstance(source, pl.DataFrame):
         yield TextRows(source.select(selected), "__text", names, limits)
         return
     if not isinstance(source, pl.LazyFrame):
         files = [source] if isinstance(source, Path) else list(source)
         if not files:
-            raise ValueError("no Parquet file to read")
+            raise ValueError("The list of Parquet files is empty.")
         if text.meta.is_column():
-            yield TextRows(files, text.meta.output_name(), wanted, limits)
+            yield TextRows(files, text.meta.output_name(), others, limits)
             return
         source = pl.scan_parquet(files)
-    with limits.folder() as folder:
+    with limits.make_folder() as folder:
         path = folder / "rows.parquet"
         source.select(selected).sink_parquet(path, compression="lz4", row_group_size=8 * limits.batch_rows)
         yield TextRows([path], "__text", names, limits)
 
 
 def _to_large_strings(array: pa.Array) -> pa.LargeStringArray:
-    """With offsets of 64 bits, and nulls as empty texts."""
+    """The array with offsets of 64 bits and with empty texts in place of nulls."""
     import pyarrow as pa
 
     if array.null_count:

@@ -1,9 +1,9 @@
-"""Near-duplicates without compiled code: words by Polars, everything else one DuckDB query.
+"""Near-duplicates without compiled code: words by Polars, the rest one DuckDB query. The reference for recall.
 
-It needs no numba, and it misses nothing: in place of MinHash it joins on prefixes (Chaudhuri, Ganti and Kaushik 2006;
-Bayardo, Ma and Srikant 2007). If the shingles of two rows are put in one order, rarest first, a pair of Jaccard t or
-more shares one of the first |x| - ceil(t |x|) + 1 of each. So it is what the kernel is tested against, and what to use
-where numba cannot be had; it is several times slower and needs the shingles of all rows on disk.
+It finds every pair. In place of MinHash it joins on prefixes (Chaudhuri, Ganti and Kaushik 2006; Bayardo, Ma and
+Srikant 2007). If the shingles of two rows are sorted, rarest first, a pair with Jaccard t or more shares one of the
+first |x| - ceil(t |x|) + 1 shingles of each row. It is several times slower than the kernel and needs the shingles of
+all rows on disk.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from distill_dagster.curation.dedup.duplicates import (
     cluster_pairs,
 )
 from distill_dagster.curation.dedup.folding import (
-    NUMBER_PATTERN,
     WORD_PATTERN,
     MinHashScheme,
     exact_key_expr,
@@ -30,7 +29,9 @@ from distill_dagster.curation.dedup.folding import (
 )
 from distill_dagster.curation.dedup.text_rows import TextSource, open_rows
 
-# A shingle is md5 over its words: fixed, and of 128 bits, so that equal numbers are equal shingles.
+NUMBER_PATTERN = r"-?\p{Nd}+(?:[.,/]\p{Nd}+)*"
+"""A number in a folded text, as `MinHashScheme.keep_numbers` compares them."""
+# A shingle is the md5 of its words. It has 128 bits, so equal hashes mean equal shingles.
 _SHINGLES_SQL = """
 CREATE OR REPLACE TABLE shingles AS
 SELECT DISTINCT place, md5_number(array_to_string(list_slice(words, head, head + width - 1), ' ')) AS shingle
@@ -43,7 +44,7 @@ _PAIRS_SQL = """
 WITH sizes AS (
     SELECT place, count(*) AS size FROM shingles GROUP BY place
 ), shared AS (
-    -- A shingle of one row alone is the rarest there is and can meet nothing: it only fills its row's prefix.
+    -- A shingle of a single row is the rarest and joins nothing: it only takes a place in its row's prefix.
     SELECT shingle, count(*) AS rows FROM shingles GROUP BY shingle HAVING count(*) > 1
 ), ranked AS (
     SELECT place, size, shingle, size - count(*) OVER row + row_number() OVER (row ORDER BY rows, shingle) AS rank
@@ -78,19 +79,21 @@ def find_duplicates_by_prefix_join(
     threshold: float = 0.7,
     limits: ResourceLimits | None = None,
 ) -> Duplicates:
-    """What `duplicates.find_duplicates` finds, and the near pairs that its signatures miss.
+    """As `duplicates.find_duplicates`, with the near pairs that its signatures miss.
 
-    Of the scheme, bands and rows per band mean nothing here. Memory: `limits.memory_mb` for DuckDB, which spills into
-    `limits.spill`, and the words of all rows.
+    `bands` and `rows_per_band` of the scheme have no effect. DuckDB uses at most `limits.memory_mb` and spills into
+    `limits.spill`. The words of all rows are in memory too.
     """
     scheme, limits = scheme or MinHashScheme(), limits or ResourceLimits()
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is a similarity above 0 and up to 1, not {threshold}")
+        raise ValueError(f"threshold must be above 0 and at most 1, not {threshold}")
     with open_rows(source, text, build_order_exprs(id, order), limits) as rows:
-        facts = rows.facts()
-        folded = [pl.Series("text", batch).to_frame().select(folded_expr(pl.col("text"))) for batch in rows.texts()]
+        ranking = rows.read_columns()
+        folded = [
+            pl.Series("text", batch).to_frame().select(folded_expr(pl.col("text"))) for batch in rows.iter_texts()
+        ]
     texts = pl.concat(folded) if folded else pl.DataFrame(schema={"text": pl.String})
-    table = texts.with_row_index("place").with_columns(facts["id"], exact_key_expr(pl.col("text")).alias("key"))
+    table = texts.with_row_index("place").with_columns(ranking["id"], exact_key_expr(pl.col("text")).alias("key"))
     firsts = table.sort("id").with_columns(pl.col("place").first().over("key").alias("first"))
     repeats = firsts.filter(pl.col("place") != pl.col("first"))
     exact = build_exact_pairs(repeats)
@@ -107,16 +110,16 @@ def find_duplicates_by_prefix_join(
             near = near.join(of, on=side)
         near = near.filter(pl.col("left_numbers") == pl.col("right_numbers"))
     near = near.select("left", "right", pl.lit("near").alias("kind"), "similarity").cast(PAIR_SCHEMA)
-    return cluster_pairs(pl.concat([exact, near]), facts)
+    return cluster_pairs(pl.concat([exact, near]), ranking)
 
 
 def join_near_pairs(compared: pl.DataFrame, ngram: int, threshold: float, limits: ResourceLimits) -> pl.DataFrame:
-    """Pairs of places (left < right) of Jaccard `threshold` or more, with their `similarity`.
+    """Pairs of places (left < right) with a Jaccard similarity of `threshold` or more, and this `similarity`.
 
     Args:
         compared: `place` and `words`, a list of at least one word.
     """
-    with limits.folder() as folder, duckdb.connect(str(folder / "shingles.duckdb")) as connection:
+    with limits.make_folder() as folder, duckdb.connect(str(folder / "shingles.duckdb")) as connection:
         connection.sql(f"SET memory_limit = '{limits.memory_mb}MiB'")
         connection.sql(f"SET threads = {limits.threads}")
         connection.sql("SET preserve_insertion_order = false")

@@ -1,4 +1,4 @@
-"""Duplicates by meaning, with the packaged MiniLM."""
+"""Semantic duplicates, with the packaged MiniLM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.curation.dedup.semantic import BLOCK_ROWS, find_close_pairs, find_semantic_duplicates
-from distill_dagster.student.predict import SENTENCE_MODEL, Embedder
+from distill_dagster.student.sentences import SentenceEmbedder
 
 TEXTS = [
     "How do I get my money back?",
@@ -24,11 +24,11 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    return Embedder(SENTENCE_MODEL, tmp_path_factory.mktemp("models"))
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> SentenceEmbedder:
+    return SentenceEmbedder(tmp_path_factory.mktemp("models"))
 
 
-def test_rows_that_mean_the_same_are_found_whatever_their_order(embedder: Embedder, tmp_path: Path) -> None:
+def test_rows_with_the_same_meaning_are_found_in_any_order(embedder: SentenceEmbedder, tmp_path: Path) -> None:
     table = pl.DataFrame({"id": [f"r{n}" for n in range(len(TEXTS))], "text": TEXTS, "rank": [1, 0, 0, 1, 0, 0, 0]})
     found = find_semantic_duplicates(table, embedder.embed, order=[pl.col("rank")], threshold=0.95)
     assert found is not None
@@ -52,7 +52,7 @@ def test_rows_that_mean_the_same_are_found_whatever_their_order(embedder: Embedd
     assert again.members.equals(found.members)
 
 
-def test_a_large_table_is_left_alone_unless_asked() -> None:
+def test_a_table_above_the_limit_is_not_compared() -> None:
     def embed(texts: list[str]) -> np.ndarray:
         return np.eye(len(texts), dtype=np.float32)
 
@@ -63,7 +63,7 @@ def test_a_large_table_is_left_alone_unless_asked() -> None:
     assert found.members.is_empty()
 
 
-def test_blocks_find_every_pair() -> None:
+def test_comparing_in_blocks_finds_every_pair() -> None:
     pick = np.random.default_rng(2)
     vectors = pick.normal(size=(BLOCK_ROWS + 300, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

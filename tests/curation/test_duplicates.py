@@ -1,8 +1,9 @@
-"""Exact and near-duplicates of one table, against the plainest way to find them."""
+"""Exact and near-duplicates of one table, compared with brute force."""
 
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from distill_dagster.tables.messages import normalized_expr
 from tests.support.texts import brute_clusters, brute_pairs, exact_key, tables
 
 SURE = MinHashScheme(bands=64, rows_per_band=2, min_words=4)
-"""So many bands that no pair of Jaccard 0.5 is missed (probability 1e-8)."""
+"""Enough bands to find every pair with Jaccard 0.5 (it misses one with probability 1e-8)."""
 LONG = "the quick brown fox jumps over the lazy dog while seven wizards watch from a hill near the old mill"
 
 PINNED_EXACT = [7785765683550083596, 12602918401394811191]
@@ -69,9 +70,9 @@ def test_pairs_and_clusters_are_those_of_brute_force(
 
 @settings(max_examples=15)
 @given(tables(), st.randoms(use_true_random=False))
-def test_neither_order_nor_threads_nor_batches_nor_the_door_change_anything(table: pl.DataFrame, random) -> None:
+def test_order_threads_batches_and_source_change_nothing(table: pl.DataFrame, shuffler: random.Random) -> None:
     one = find_duplicates(table, scheme=SURE, threshold=0.5, limits=ResourceLimits(threads=1))
-    shuffled = table.sample(fraction=1, shuffle=True, seed=random.randrange(1000))
+    shuffled = table.sample(fraction=1, shuffle=True, seed=shuffler.randrange(1000))
     small = ResourceLimits(threads=3, batch_rows=2, verify_rows=2, memory_mb=0)
     other = find_duplicates(shuffled.lazy(), scheme=SURE, threshold=0.5, limits=small)
     assert one.members.equals(other.members)
@@ -93,7 +94,7 @@ def test_parquet_files_and_expressions_are_read(tmp_path: Path) -> None:
     assert list((tmp_path / "spill").iterdir()) == []
 
 
-def test_exact_duplicates_differ_in_case_white_space_quiet_marks_and_spelling_of_characters_alone() -> None:
+def test_exact_duplicates_may_differ_in_case_white_space_quiet_marks_and_unicode_spelling() -> None:
     table = frame(
         "Straße  ins\tTal", "STRASSE ins Tal ", "strasse ins tal +", "ﬁne", "FINE", "ΟΔΟΣ", "οδοσ", "x\u2028y", "x y",
         "é", "e\u0301", "a\x1cb", "A B", "", "  ", "\u2014", "\u2013", "a\u2014b!", "a-b", "(yes.)", "Yes?",
@@ -117,13 +118,13 @@ def test_exact_duplicates_differ_in_case_white_space_quiet_marks_and_spelling_of
         ("10:30", "10 30"),
     ],
 )
-def test_marks_that_tell_something_are_part_of_the_text(one: str, other: str) -> None:
+def test_significant_marks_are_part_of_the_exact_key(one: str, other: str) -> None:
     assert found(frame(one, other)) == {}
 
 
 @settings(max_examples=150)
 @given(st.lists(st.text("aAßſςΣ\t\u00a0\u2028ﬁé\u0301İ三각\u1100\u1161½.-3!?(—+,:", max_size=6), max_size=12))
-def test_exact_keys_are_equal_where_keys_are_and_nowhere_else(texts: list[str]) -> None:
+def test_exact_hashes_are_equal_exactly_where_the_keys_are(texts: list[str]) -> None:
     table = frame(*texts)
     keys = table.select(exact_key_expr(folded_expr(pl.col("text"))))["text"].to_list()
     assert keys == [exact_key(text) for text in texts]
@@ -137,18 +138,18 @@ def test_exact_keys_are_equal_where_keys_are_and_nowhere_else(texts: list[str]) 
         for j, other in enumerate(keys):
             assert (one == other) == (hashes[i] == hashes[j]), (texts[i], texts[j])
     normalized = table.select(normalized_expr(pl.col("text")))["text"].to_list()
-    assert len(set(zip(normalized, keys, strict=True))) == len(set(normalized))  # what was equal stays so
+    assert len(set(zip(normalized, keys, strict=True))) == len(set(normalized))  # texts that were equal stay equal
 
 
 @settings(max_examples=150)
 @given(st.lists(st.text(max_size=8), max_size=8))
-def test_the_quick_way_to_fold_is_the_plain_one(texts: list[str]) -> None:
+def test_fast_folding_equals_plain_folding(texts: list[str]) -> None:
     series = pl.Series("text", texts, dtype=pl.String)
     plain = series.to_frame().select(folded_expr(pl.col("text")))["text"].to_list()
     assert [" ".join(text.split()) for text in fold_non_ascii(series)] == plain
 
 
-def test_short_rows_are_compared_exactly_only_unless_asked() -> None:
+def test_short_rows_are_only_compared_exactly_by_default() -> None:
     table = frame("which of these is not a prime number", "which of these is not a prime number x", LONG, LONG + " x")
     assert found(table) == {("r2", "r3"): "near"}
     assert found(table, scheme=MinHashScheme(min_words=1)) == {("r0", "r1"): "near", ("r2", "r3"): "near"}
@@ -166,7 +167,7 @@ def test_rows_without_words_are_never_near() -> None:
         ("3.5 apples", "35 apples", False),
         ("-3 apples", "3 apples", False),
         ("1/2 apples", "1/3 apples", False),
-        ("3 apples", "٣ apples", False),  # another script: no number that is known to be the same
+        ("3 apples", "٣ apples", False),  # digits of another script count as another number
         ("３ apples", "3 apples.", True),  # full width is the same digit
         ("three apples", "3 apples", False),
     ],
@@ -191,7 +192,7 @@ def test_scripts_without_spaces_are_compared_by_letter() -> None:
     assert found(table, threshold=0.5) == {("r0", "r1"): "near"}
 
 
-def test_words_are_the_same_to_the_kernel_and_to_the_pattern() -> None:
+def test_the_kernel_and_the_pattern_agree_on_words() -> None:
     texts = [
         "ab_c—d éx ٣.٥ -3,500",
         "ไทย กขค x",
@@ -208,7 +209,7 @@ def test_words_are_the_same_to_the_kernel_and_to_the_pattern() -> None:
     assert signed.words.tolist() == count == [7, 7, 7, 3, 5, 0]
 
 
-def test_a_hot_bucket_stays_linear_and_together() -> None:
+def test_a_large_bucket_takes_linear_work_and_stays_one_cluster() -> None:
     same = [f"{LONG} " + "and so on " * 30 + f"word{n}" for n in range(500)]
     got = find_duplicates(frame(*same))
     assert got.pairs.height <= len(same) * BUCKET_NEIGHBORS * MinHashScheme().bands
@@ -216,8 +217,8 @@ def test_a_hot_bucket_stays_linear_and_together() -> None:
     assert got.rejected.height == 499
 
 
-def test_hashes_never_move() -> None:
-    """They stand in stored states. If this must change, raise HASH_VERSION."""
+def test_hashes_are_fixed() -> None:
+    """Stored states contain them. If this test must change, raise HASH_VERSION."""
     signed = sign_texts([frame(LONG, "Straße 三 3.5!")["text"].to_arrow().cast("large_string")],
                   MinHashScheme(bands=2, rows_per_band=2, min_words=1, keep_numbers=True), ResourceLimits(threads=1))  # fmt: skip # noqa: E501
     assert folding.HASH_VERSION == 1
@@ -227,9 +228,9 @@ def test_hashes_never_move() -> None:
     assert MinHashScheme().id == PINNED_SCHEME
 
 
-def test_a_scheme_says_its_chances() -> None:
-    assert MinHashScheme().chance(0.7) > 0.998
-    assert MinHashScheme().chance(0.2) < 0.05
+def test_a_scheme_computes_its_recall_and_checks_its_settings() -> None:
+    assert MinHashScheme().compute_recall(0.7) > 0.998
+    assert MinHashScheme().compute_recall(0.2) < 0.05
     assert MinHashScheme(min_words=5).id != MinHashScheme().id != MinHashScheme(ngram=2).id
     with pytest.raises(ValueError, match="ngram"):
         MinHashScheme(ngram=0)
@@ -256,10 +257,30 @@ def test_components_are_those_of_a_graph(case: tuple[int, list[tuple[int, int]]]
         assert set(got[members]) == {members.min()}
 
 
-def test_two_rows_of_one_id_are_refused() -> None:
+def test_duplicate_ids_are_refused() -> None:
     table = frame(LONG, LONG, "other").with_columns(pl.lit("same").alias("id"))
-    with pytest.raises(ValueError, match="'same' stands more than once"):
+    with pytest.raises(ValueError, match="Duplicate id: 'same'"):
         find_duplicates(table)
+
+
+def test_the_default_scheme_finds_nearly_all_pairs_of_brute_force() -> None:
+    """300 texts, with copies of every similarity from 0.4 to 1."""
+    pick = random.Random(5)
+    vocabulary = [f"w{n}" for n in range(4000)]
+    texts: list[str] = []
+    for _ in range(60):
+        words = pick.choices(vocabulary, k=60)
+        for edits in range(5):
+            copy = list(words)
+            for place in pick.sample(range(60), edits):
+                copy[place] = pick.choice(vocabulary)
+            texts.append(" ".join(copy))
+    table = frame(*texts)
+    scheme = MinHashScheme()
+    truth = brute_pairs(dict(table.select("id", "text").iter_rows()), scheme.ngram, 0.7, scheme.min_words)
+    pairs = find_duplicates(table, scheme=scheme, threshold=0.7).pairs
+    assert all(truth[left, right] == similarity for left, right, _, similarity in pairs.iter_rows())
+    assert len(truth) >= pairs.height >= 0.99 * len(truth) > 200
 
 
 def test_an_empty_table_has_no_duplicates(tmp_path: Path) -> None:
@@ -268,7 +289,7 @@ def test_an_empty_table_has_no_duplicates(tmp_path: Path) -> None:
         assert find_duplicates(source).members.is_empty()
 
 
-def test_the_kernel_is_imported_late_and_needs_no_folder_to_cache_in(tmp_path: Path) -> None:
+def test_the_kernel_is_imported_at_first_use_and_needs_no_writable_cache(tmp_path: Path) -> None:
     code = """
 import sys
 import polars as pl
