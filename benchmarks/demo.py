@@ -34,6 +34,7 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
     Finding the nearest examples is not counted; one embedding takes as long as one answer of `centroid`.
     """
     from distill_dagster.student.sentences import make_sentence_embedder
+    from distill_dagster.teacher.asking.asked_prompt import AskedPrompt
     from distill_dagster.teacher.asking.requests import RequestBuilder
     from distill_dagster.teacher.providers import event_loop
     from distill_dagster.teacher.providers.client import ask_once
@@ -47,7 +48,9 @@ def teacher_latency(home: Home, items: int) -> dict[str, Any]:
 
     async def ask_all(requests: RequestBuilder, wanted: list[tuple[str, int]]) -> list[Response]:
         timeout = task.teacher.timeout_s
-        return [await ask_once(requests.endpoint, requests.make(text, draw), timeout) for text, draw in wanted]
+        return [
+            await ask_once(requests.endpoint, requests.build(AskedPrompt(text), draw), timeout) for text, draw in wanted
+        ]
 
     def served(wanted: list[tuple[str, int]]) -> list[Response]:
         endpoint, lease = EMBEDDED_SERVERS.acquire(task.teacher, home.models)

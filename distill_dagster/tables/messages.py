@@ -37,7 +37,7 @@ def format_messages(messages: Sequence[Message]) -> str:
     """A prompt as one text: only user turns as they are, any other conversation with the role before each turn."""
     if all(message["role"] == "user" for message in messages):
         return get_user_text(messages)
-    return format_transcript((message["role"], message["content"] or "") for message in messages)
+    return format_transcript(messages)
 
 
 def append_answer(messages: Sequence[Message], answer: str | None) -> list[Message]:
@@ -50,9 +50,9 @@ def split_answer(messages: Sequence[Message]) -> tuple[list[Message], str | None
     return list(messages[:-1]), messages[-1]["content"]
 
 
-def format_transcript(turns: Iterable[tuple[str, str]]) -> str:
-    """A conversation, given as roles and contents, as one text for models that know no turns."""
-    return "\n".join(f"{role.capitalize()}: {content}" for role, content in turns)
+def format_transcript(messages: Iterable[Message]) -> str:
+    """A conversation as one text for models that know no turns, with the role before each turn."""
+    return "\n".join(f"{message['role'].capitalize()}: {message['content'] or ''}" for message in messages)
 
 
 def user_text_expr(column: str = "messages") -> pl.Expr:

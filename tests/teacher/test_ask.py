@@ -10,17 +10,19 @@ from typing import Any
 import polars as pl
 import pytest
 
+from distill_dagster.config import BudgetSpec
 from distill_dagster.core.errors import DistillError, TeacherError
 from distill_dagster.curation.candidates.label_answers import choose_label_candidates
 from distill_dagster.curation.candidates.priors import build_uniform_prior
 from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tasks import Slice, TaskFolder
-from distill_dagster.teacher.asking.ask import AskResult, run_ask
+from distill_dagster.teacher.asking.ask import Asker, AskResult, run_ask
+from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.attempts import PermanentTeacherError
 from tests.support.provider import FakeProvider, Fault, Seen
-from tests.support.task import LABELS, asker_of, small_task
+from tests.support.task import LABELS, asker_of, requests_of, small_task
 
 MODES = [{"api": "text"}, {"api": "chat"}]
 by_api = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["api"])
@@ -85,7 +87,7 @@ def test_answers_and_their_distributions(ask: Ask, provider: FakeProvider, mode:
         row["prompt_id"]: f'"{next(x for x in LABELS if x in row["messages"][0]["content"])}"'
         for row in table.iter_rows(named=True)
     }
-    assert (asked.calls, asked.cached, asked.missing_rows) == (6, 0, 0)
+    assert (asked.usage.calls, asked.usage.cached, asked.missing_rows) == (6, 0, 0)
     assert {seen.path for seen in provider.requests} == {
         "/v1/completions" if mode["api"] == "text" else "/v1/chat/completions"
     }
@@ -106,9 +108,9 @@ def test_answers_and_their_distributions(ask: Ask, provider: FakeProvider, mode:
 def test_what_is_stored_is_not_asked_again(ask: Ask, provider: FakeProvider, mode: dict[str, str]) -> None:
     first = ask(**mode)
     again = ask((*TEXTS, "one more"), **mode)
-    assert (again.calls, again.cached) == (2, 6)
+    assert (again.usage.calls, again.usage.cached) == (2, 6)
     third = ask((*TEXTS, "one more"), **mode, concurrency=1)
-    assert (third.calls, third.cached) == (0, 8)
+    assert (third.usage.calls, third.usage.cached) == (0, 8)
     assert len(provider.requests) == 8
     assert compute_data_version(third.completions) == compute_data_version(again.completions)
     assert third.completions.equals(again.completions)
@@ -123,7 +125,7 @@ def test_what_is_stored_is_not_asked_again(ask: Ask, provider: FakeProvider, mod
 def test_what_passes_is_retried(ask: Ask, provider: FakeProvider, mode: dict[str, str], fault: Fault) -> None:
     provider.fail = lambda seen, before: fault if before == 0 else None
     asked = ask(**mode, max_retries=2)
-    assert (asked.calls, len(provider.requests), asked.missing_rows) == (12, 12, 0)
+    assert (asked.usage.calls, len(provider.requests), asked.missing_rows) == (12, 12, 0)
     assert asked.completions["status"].unique().to_list() == ["ok"]
     assert compute_data_version(asked.completions) == compute_data_version(ask(**mode).completions)
 
@@ -135,9 +137,9 @@ def test_what_passes_is_retried(ask: Ask, provider: FakeProvider, mode: dict[str
         (Fault(500), "on purpose"),
         (Fault(429), "HTTP 429: on purpose"),
         (Fault(400), "HTTP 400: on purpose"),
-        (Fault(200, "{no json"), "no JSON"),
-        (Fault(200, "{}"), "holds no answer"),
-        (Fault(200, '{"choices": []}'), "holds no answer"),
+        (Fault(200, "{no json"), "is not JSON"),
+        (Fault(200, "{}"), "contains no answer"),
+        (Fault(200, '{"choices": []}'), "contains no answer"),
         (Fault(pause_s=1.0), "timed out"),
     ],
     ids=["500", "429", "400", "malformed", "empty", "no choices", "hang"],
@@ -154,7 +156,7 @@ def test_a_row_that_keeps_failing_is_missing(
     assert (failed[0]["answer"], failed[0]["soft_labels"], failed[0]["latency_s"]) == (None, None, None)
     provider.fail = None
     healed = ask(**mode, few_shot={"draws": 1})
-    assert (healed.calls, healed.cached, healed.missing_rows) == (1, 2, 0)
+    assert (healed.usage.calls, healed.usage.cached, healed.missing_rows) == (1, 2, 0)
 
 
 def test_a_request_that_is_wrong_is_not_retried(ask: Ask, provider: FakeProvider) -> None:
@@ -171,7 +173,7 @@ def test_a_prompt_that_misses_one_of_its_samples_is_missing(ask: Ask, provider: 
     assert asked.missing_rows == 1
     assert asked.usable_prompts == 3
     provider.fail = None
-    assert ask().calls == 1
+    assert ask().usage.calls == 1
 
 
 @by_api
@@ -197,7 +199,7 @@ def test_too_few_answers_are_an_error_that_keeps_what_came(
         TeacherError, match=r"Only 67% of 3 prompts have an answer.*min_success is 90%.*on purpose"
     ) as caught:
         ask()
-    assert "will not be asked again" in str(caught.value)
+    assert "Stored answers are not asked for again" in str(caught.value)
     assert store.count() == 4
     assert ask(min_success=2 / 3).missing_rows == 1
 
@@ -208,7 +210,7 @@ def test_no_log_probabilities(ask: Ask, provider: FakeProvider, mode: dict[str, 
     with pytest.raises(TeacherError, match=r"sent no token log-probabilities\. Set `soft_labels: votes` in task\.yaml"):
         ask(**mode)
     provider.logprobs = True  # the server was mended: what it sent before must not stand in the way
-    assert ask(**mode).calls == 6
+    assert ask(**mode).usage.calls == 6
 
 
 def test_an_empty_answer_is_an_answer(ask: Ask, provider: FakeProvider) -> None:
@@ -216,7 +218,7 @@ def test_an_empty_answer_is_an_answer(ask: Ask, provider: FakeProvider) -> None:
     asked = ask()
     assert asked.completions["status"].unique().to_list() == ["ok"]
     assert asked.completions["answer"].null_count() == 6
-    assert ask().calls == 0
+    assert ask().usage.calls == 0
 
 
 @by_api
@@ -268,11 +270,11 @@ def test_labels_that_share_their_beginning_are_asked_for_again(ask: Ask, provide
         seen = next(s for s in mine if s.body["prompt"].endswith(" =>"))
         expected = provider.probabilities(seen.text, seen.body["prompt"])
         assert soft(row) == pytest.approx(expected, abs=2e-6)
-    assert asked.calls == len(provider.requests) > 2
+    assert asked.usage.calls == len(provider.requests) > 2
     told = [json.loads(params)["requests"] for params in asked.completions["params"]]
-    assert sum(told) == asked.calls
+    assert sum(told) == asked.usage.calls
     repeated = ask(("a card arrival", "words"), labels=CARDS, resolve_labels=True, **settings)
-    assert repeated.calls == 0
+    assert repeated.usage.calls == 0
     assert repeated.completions.equals(asked.completions)
 
 
@@ -281,7 +283,7 @@ def test_labels_that_share_their_beginning_share_what_is_not_resolved(ask: Ask, 
     asked = ask(("a card arrival",), labels=CARDS, few_shot={"draws": 1}, max_tokens=1)
     [row] = asked.completions.to_dicts()
     shares = soft(row)
-    assert asked.calls == 1
+    assert asked.usage.calls == 1
     assert shares["card arrival"] == pytest.approx(shares["card linking"], abs=2e-6)
     assert shares["card arrival"] == pytest.approx((1 - shares["login"]) / 3, abs=2e-6)
 
@@ -291,7 +293,7 @@ def test_an_answer_that_never_resolves_is_counted_once(ask: Ask, provider: FakeP
     provider.labels = ["card zzz", "login"]
     asked = ask(("a text with card zzz",), labels=CARDS, resolve_labels=True, few_shot={"draws": 1}, max_tokens=1)
     [row] = asked.completions.to_dicts()
-    assert asked.calls == 2
+    assert asked.usage.calls == 2
     assert '"requests":2' in row["params"]
     assert row["completion_tokens"] == 2
 
@@ -301,7 +303,7 @@ def test_half_a_character_is_stored_and_written(ask: Ask, provider: FakeProvider
     asked = ask(api="chat", soft_labels="votes")
     asked.completions.write_parquet(tmp_path / "t.parquet")
     assert set(asked.completions["raw_text"]) == {"refund ?"}
-    assert ask(api="chat", soft_labels="votes").calls == 0
+    assert ask(api="chat", soft_labels="votes").usage.calls == 0
 
 
 def test_the_first_prompts_are_asked_alone(ask: Ask, provider: FakeProvider) -> None:
@@ -324,7 +326,7 @@ def test_only_wanted_samples_are_asked(tmp_path: Path, provider: FakeProvider, s
 def test_no_prompts_ask_nothing(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
     folder: TaskFolder = small_task(tmp_path, teacher={"api_base": provider.url})
     asked = run_ask(asker_of(folder, store), prompts("x").clear())
-    assert (asked.completions.height, asked.calls, asked.missing_rows) == (0, 0, 0)
+    assert (asked.completions.height, asked.usage.calls, asked.missing_rows) == (0, 0, 0)
 
 
 def test_a_template_that_fails_is_named(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
@@ -341,9 +343,7 @@ def test_nobody_listens(ask: Ask, provider: FakeProvider) -> None:
         ask(api_base="http://127.0.0.1:1/v1")
 
 
-def test_an_answer_that_is_of_no_use_is_asked_for_anew(
-    ask: Ask, provider: FakeProvider, store: CompletionStore
-) -> None:
+def test_an_unusable_answer_is_asked_for_again(ask: Ask, provider: FakeProvider, store: CompletionStore) -> None:
     times: dict[str, int] = {}
 
     def answer(seen: Seen) -> str:
@@ -352,7 +352,7 @@ def test_an_answer_that_is_of_no_use_is_asked_for_anew(
 
     provider.answer = answer
     asked = ask(api="chat", soft_labels="votes", few_shot={"draws": 1}, reasks=3)
-    assert asked.calls == len(TEXTS) + 2
+    assert asked.usage.calls == len(TEXTS) + 2
     assert asked.completions["answer"].null_count() == 0
     row = asked.completions.filter(pl.col("answer") == '"login"').row(0, named=True)
     one = asked.completions.filter(pl.col("answer") == '"refund"').row(0, named=True)
@@ -360,17 +360,17 @@ def test_an_answer_that_is_of_no_use_is_asked_for_anew(
     assert row["prompt_tokens"] > 2 * one["prompt_tokens"]
     assert store.count() == len(TEXTS) + 2
     again = ask(api="chat", soft_labels="votes", few_shot={"draws": 1}, reasks=3)
-    assert again.calls == 0
+    assert again.usage.calls == 0
     assert compute_data_version(again.completions) == compute_data_version(asked.completions)
     fewer = ask(api="chat", soft_labels="votes", few_shot={"draws": 1}, reasks=0)
-    assert (fewer.calls, fewer.completions["answer"].null_count()) == (0, 1)
+    assert (fewer.usage.calls, fewer.completions["answer"].null_count()) == (0, 1)
 
 
-def test_a_smoke_stops_what_would_bring_nothing(ask: Ask, provider: FakeProvider, store: CompletionStore) -> None:
+def test_a_failed_smoke_test_stops_the_other_requests(ask: Ask, provider: FakeProvider, store: CompletionStore) -> None:
     texts = tuple(f"the login number {n}" for n in range(80))
     settings: dict[str, Any] = {"api": "chat", "soft_labels": "votes", "few_shot": {"draws": 1}, "reasks": 0}
     provider.answer = lambda seen: "I would rather talk about the weather"
-    with pytest.raises(TeacherError, match=r"smoke of 8 rows brought 0 usable answers.*72 requests were not sent"):
+    with pytest.raises(TeacherError, match=r"smoke test of 8 rows returned 0 usable answers.*72 requests"):
         ask(texts, **settings)
     assert len(provider.requests) == 8
     assert store.count() == 8
@@ -378,16 +378,36 @@ def test_a_smoke_stops_what_would_bring_nothing(ask: Ask, provider: FakeProvider
         ask(tuple(f"{text}, please" for text in texts), **settings)
     assert len(provider.requests) == 16
     provider.answer = lambda seen: "login"
-    assert ask(tuple(f"{text}, now" for text in texts), **settings).calls == 80
+    assert ask(tuple(f"{text}, now" for text in texts), **settings).usage.calls == 80
     provider.answer = lambda seen: "the weather"  # it passed once: nothing stops this teacher and template any more
-    assert ask(tuple(f"{text} again" for text in texts), **settings).calls == 80
+    assert ask(tuple(f"{text} again" for text in texts), **settings).usage.calls == 80
 
 
-def test_seven_of_eight_are_enough_and_a_smoke_can_be_left_out(ask: Ask, provider: FakeProvider) -> None:
+def test_a_budget_stop_in_the_smoke_test_is_no_fault_of_the_template(
+    tmp_path: Path, provider: FakeProvider, store: CompletionStore
+) -> None:
+    texts = tuple(f"the login number {n}" for n in range(80))
+    settings = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "few_shot": {"draws": 1}}
+
+    def ask_with(name: str, tokens: int) -> AskResult:
+        folder = small_task(tmp_path / name, teacher=settings | {"max_retries": 0, "concurrency": 1})
+        account = Account("t", "c", "slices", BudgetSpec(tokens=tokens))
+        return run_ask(Asker(requests_of(folder), store, account), prompts(*texts))
+
+    stopped = ask_with("low", 500)
+    sent = len(provider.requests)
+    assert 0 < sent < 8, "the cap is reached within the smoke test"
+    assert "budget.tokens" in str(stopped.usage.stopped)
+    assert stopped.missing_rows == 80 - sent
+    enough = ask_with("high", 1_000_000)
+    assert (enough.missing_rows, enough.usage.calls, enough.usage.cached) == (0, 80 - sent, sent)
+
+
+def test_seven_of_eight_are_enough_and_a_smoke_test_can_be_left_out(ask: Ask, provider: FakeProvider) -> None:
     texts = tuple(f"the login number {n}" for n in range(80))
     settings: dict[str, Any] = {"api": "chat", "soft_labels": "votes", "few_shot": {"draws": 1}, "reasks": 0}
     provider.answer = lambda seen: "no" if len(provider.requests) <= 80 else "login"
-    assert ask(texts, smoke_rows=0, **settings).calls == 80
+    assert ask(texts, smoke_rows=0, **settings).usage.calls == 80
     first: list[str] = []
 
     def one_in_eight(seen: Seen) -> str:
@@ -395,4 +415,4 @@ def test_seven_of_eight_are_enough_and_a_smoke_can_be_left_out(ask: Ask, provide
         return "no" if len(first) == 1 else "login"
 
     provider.answer = one_in_eight
-    assert ask(tuple(f"{text} again" for text in texts), **settings).calls == 80
+    assert ask(tuple(f"{text} again" for text in texts), **settings).usage.calls == 80

@@ -15,10 +15,11 @@ from distill_dagster.curation.candidates.choose import choose_candidates
 from distill_dagster.kinds import WANTED_REFUSAL, get_kind
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.prompts.seeds import build_seed_prompts
+from distill_dagster.tables.messages import make_message
 from distill_dagster.tables.schemas import PROMPTS, TEACHER_PRIOR, build_frame
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.asking.ask import run_ask
-from distill_dagster.teacher.asking.free_text import AskedPrompt, build_asked_prompt, read_asked_prompts
+from distill_dagster.teacher.asking.asked_prompt import build_asked_prompt, read_asked_prompts
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.exchange import Request
 from tests.support.kind_folder import kind_folder
@@ -185,7 +186,9 @@ def test_a_safety_slice_wants_refusals(tmp_path: Path, provider: FakeProvider, s
     path.write_text(path.read_text() + "refusal: wanted\n")
     folder = TaskFolder(folder.path)
     assert check_task_folder(folder) == []
-    assert build_seed_prompts("one", folder.read_slice("one"), answers=True)["reference"].to_list() == [WANTED_REFUSAL] * 2
+    assert (
+        build_seed_prompts("one", folder.read_slice("one"), answers=True)["reference"].to_list() == [WANTED_REFUSAL] * 2
+    )
     sorry = "I'm sorry, but I can't help with that."
     provider.answer = lambda seen: sorry if "first" in seen.text else "Here it is."
     by_text = {row["messages"][0]["content"]: row for row in candidates(folder, store)}
@@ -231,9 +234,7 @@ def test_tools_and_schema_are_part_of_a_request_and_nothing_else_moved() -> None
 
 @pytest.mark.parametrize("refusals", [False, True])
 def test_what_a_table_of_prompts_asks(refusals: bool) -> None:
-    def turn(role: str, content: str | None) -> dict[str, str | None]:
-        return {"role": role, "content": content, "tool_calls": None, "tool_call_id": None, "name": None}
-
+    turn = make_message
     turns = {
         "one": [turn("user", "a text\n")],
         "empty": [turn("user", None)],
@@ -248,10 +249,8 @@ def test_what_a_table_of_prompts_asks(refusals: bool) -> None:
         for id_, messages in turns.items()
     ]
     found = read_asked_prompts(build_frame(rows, PROMPTS, ("prompt_id",)), refusals)
-    assert {id_: asked if isinstance(asked, AskedPrompt) else AskedPrompt(asked) for id_, asked in found.items()} == {
+    assert found == {
         id_: build_asked_prompt(messages, references.get(id_) if refusals else None) for id_, messages in turns.items()
     }
-    assert {id_ for id_, asked in found.items() if isinstance(asked, AskedPrompt)} == {
-        "several",
-        *(["wanted"] * refusals),
-    }
+    assert [id_ for id_, prompt in found.items() if prompt.messages] == ["several"]
+    assert [id_ for id_, prompt in found.items() if prompt.refusal_wanted] == ["wanted"] * refusals

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from distill_dagster.config import TeacherSpec
 from distill_dagster.prompts.few_shot import build_prompt_context, read_example_pool
 from distill_dagster.prompts.templates import Templates
+from distill_dagster.teacher.asking.asked_prompt import AskedPrompt
 from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.asking.soft_labels import list_next_words
 from distill_dagster.teacher.providers import event_loop
@@ -30,7 +31,9 @@ def ask(folder: Path, endpoint: Endpoint, **teacher: Any) -> list[Response]:
     )
 
     async def answers() -> list[Response]:
-        return [await ask_once(endpoint, requests.make(text, draw), 60.0) for text in TEXTS for draw in (0, 1)]
+        return [
+            await ask_once(endpoint, requests.build(AskedPrompt(text), draw), 60.0) for text in TEXTS for draw in (0, 1)
+        ]
 
     return event_loop.run_in_loop(answers())
 

@@ -43,7 +43,7 @@ def env(tmp_path: Path, provider: FakeProvider) -> Iterator[StageContext]:
 
 def estimated(env: StageContext, **more: Any) -> list[Estimate]:
     folder = TaskFolder(env.folder.path, env.folder.accepted)
-    return estimate_requests(folder, env.store, folder.slice_keys(), lambda _: None, **more)
+    return estimate_requests(folder, env.store, folder.list_slice_keys(), lambda _: None, **more)
 
 
 def test_what_is_asked_and_what_it_costs_at_most(env: StageContext, provider: FakeProvider) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from distill_dagster.intake.recordings import Recording
-from distill_dagster.teacher.asking.free_text import AskedPrompt
+from distill_dagster.tables.messages import make_message
+from distill_dagster.teacher.asking.asked_prompt import AskedPrompt, build_asked_prompt
 from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.imagine.plan import Imaginer
-from distill_dagster.teacher.judge.judge import Judge
+from distill_dagster.teacher.judge.requests import Judge
 from distill_dagster.teacher.providers.exchange import Request
 from distill_dagster.teacher.providers.replay import ReplayTeacher
 from tests.support.kind_folder import kind_folder
@@ -33,26 +34,26 @@ SAMPLED = {"samples": 2, "temperature": 0.7}
 
 def labels(folder: Path, sample: int = 0, spelled: str = "", **teacher: Any) -> Request:
     """A request for labels."""
-    return requests_of(small_task(folder, teacher=teacher)).make(TEXT, sample, spelled)
+    return requests_of(small_task(folder, teacher=teacher)).build(AskedPrompt(TEXT), sample, spelled)
 
 
 def free_text(folder: Path, kind: str, sample: int = 0, reasoning: bool = False, **teacher: Any) -> Request:
     """A request for an answer of a kind without labels, or behind reasoning."""
     made = kind_folder(folder, kind, URL, reasoning, teacher={"few_shot": {"per_label": 1, "draws": 2}} | teacher)
-    return requests_of(made).make(TEXT, sample)
+    return requests_of(made).build(AskedPrompt(TEXT), sample)
 
 
 def conversation(folder: Path) -> Request:
     made = kind_folder(folder, "conversation", URL)
     turns = (("system", "Be short."), ("user", "one"), ("assistant", "two"), ("user", "three"))
-    return requests_of(made).make(AskedPrompt("one\nthree", turns), 0)
+    return requests_of(made).build(build_asked_prompt([make_message(*turn) for turn in turns]), 0)
 
 
 def replayed(folder: Path) -> Request:
     made = requests_of(small_task(folder, teacher={"api": "chat", "soft_labels": "votes"}))
     recorded = ReplayTeacher({TEXT.casefold().replace("\n", " "): [Recording("refund", model="m")]}, lambda text: text)
     endpoint = dataclasses.replace(made.endpoint, recorded=recorded)
-    return RequestBuilder(made.task, made.templates, [], endpoint).make(TEXT, 0)
+    return RequestBuilder(made.task, made.templates, [], endpoint).build(AskedPrompt(TEXT), 0)
 
 
 def attempted(folder: Path) -> Request:
@@ -61,17 +62,17 @@ def attempted(folder: Path) -> Request:
 
 def judged(folder: Path, options: list[str] | None = None, **judge: Any) -> Request:
     task = small_task(folder, judge=JUDGE | judge).task
-    return Judge(task, {}, "judge-identity").request(ROW, options, 0)
+    return Judge(task, {}, "judge-identity").build_request(ROW, options, 0)
 
 
 def imagined(folder: Path, method: str, **imagine: Any) -> Request:
     axes = {"difficulty": ["easy", "tricky"], "persona": ["student", "clerk"]}
     teacher = {"api": "chat", "soft_labels": "votes", "response_format": "json_schema"}
     made = small_task(folder, teacher=teacher, imagine={"axes": axes, "seed": 3} | imagine)
-    slice_ = made.slice("shop").model_copy(update={"target": 50})
+    slice_ = made.read_slice("shop").model_copy(update={"target": 50})
     imaginer = Imaginer(made.task, "shop", slice_, [*made.golden, *made.dev], {}, "imaginer-identity")
-    jobs = imaginer.jobs(slice_.imagination, 47)
-    return imaginer.request(next(job for job in jobs if job.method == method), slice_.imagination.generation)
+    jobs = imaginer.plan_jobs(slice_.imagination, 47)
+    return imaginer.build_request(next(job for job in jobs if job.method == method), slice_.imagination.generation)
 
 
 CASES: dict[str, tuple[Callable[[Path], Request], str]] = {

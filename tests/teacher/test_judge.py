@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,26 @@ from typing import Any
 import polars as pl
 import pytest
 
+from distill_dagster.config import BudgetSpec
 from distill_dagster.core import plots
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import TeacherError, TermsError
 from distill_dagster.kinds import get_kind
 from distill_dagster.pipeline.freshness import TaskState
+from distill_dagster.pipeline.retry_backoff import explain_wait
 from distill_dagster.pipeline.stages import dataset, prompts, scores, teacher
 from distill_dagster.pipeline.stages.context import StageContext, StageResult
-from distill_dagster.prompts.auxiliary_templates import JUDGE_TEMPLATES, select_templates
+from distill_dagster.prompts.templates import JUDGE_TEMPLATES, select_templates
 from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import SCORED
+from distill_dagster.teacher.completions.ledger import NO_CAP
 from distill_dagster.teacher.imagine.plan import get_imagine_teacher
-from distill_dagster.teacher.judge.judge import (
+from distill_dagster.teacher.judge.best_of import apply_choices, find_differing_answers
+from distill_dagster.teacher.judge.requests import (
     Judge,
-    _apply_picks,
     build_score_model,
     count_judge_requests,
-    find_differing_answers,
     get_judge_teacher,
     make_strict_schema,
 )
@@ -64,6 +67,8 @@ class Run:
         folder = small_task(root, **({"teacher": settings, "curation": filters} | changes))
         (folder.path / "slices" / "web.yaml").unlink()
         self.env, self.provider = env_of(folder, root / "home"), provider
+        self.caps: dict[str, BudgetSpec] = {}
+        """Caps of the campaign by stage."""
 
     def change(self, old: str, new: str) -> None:
         path = self.env.folder.path / "task.yaml"
@@ -81,7 +86,8 @@ class Run:
         for asset, make in STAGES.items():
             partition = "shop" if self.now().stages[asset].partition else None
             if self.now().status(asset, partition).state != "fresh":
-                make(StageContext(**(vars(self.env) | {"folder": again(self.env.folder)})), partition)
+                changes = {"folder": again(self.env.folder), "campaign": asset, "cap": self.caps.get(asset, NO_CAP)}
+                make(StageContext(**(vars(self.env) | changes)), partition)
                 made.append(format_artifact_name(asset, partition))
         return made
 
@@ -128,7 +134,7 @@ def test_scores_and_reasons_stand_beside_the_candidate(tmp_path: Path, provider:
     assert json.loads(row["judge_scores"]) == {"correct": 2, "only_one": 4}
     assert json.loads(row["judge_reasons"])["correct"] == "because of correct"
     assert (row["judge"], row["judge_error"], row["answer"]) == ("openai/judge", None, '"delivery"')
-    record = run.env.lake.record(run.env.task_name, "scored_completions", "shop")
+    record = run.env.lake.read_record(run.env.task_name, "scored_completions", "shop")
     assert record is not None
     assert (record.extra["teacher_calls"], record.missing_rows) == (3, 0)
     assert len(run.judging()) == 3
@@ -173,9 +179,9 @@ def test_a_task_without_a_judge_stays_fresh_and_one_that_gets_one_is_scored_anew
     run = Run(tmp_path, provider)
     run.update()
     assert "judge_settings" not in run.now().stages["scored_completions"].upstream
-    before = run.env.lake.record(run.env.task_name, "scored_completions", "shop")
+    before = run.env.lake.read_record(run.env.task_name, "scored_completions", "shop")
     # A table from before there were judges.
-    path = run.env.lake.path(run.env.task_name, "scored_completions", "shop")
+    path = run.env.lake.get_path(run.env.task_name, "scored_completions", "shop")
     table, record = run.env.lake.read(run.env.task_name, "scored_completions", "shop", SCORED)
     old = table.drop([name for name in SCORED if name.startswith("judge") or name in ("axes", "parent_prompt_id")])
     run.env.lake.write(run.env.task_name, old, record)
@@ -190,7 +196,7 @@ def test_a_task_without_a_judge_stays_fresh_and_one_that_gets_one_is_scored_anew
     assert run.update() == ["scored_completions[shop]", "filtered_dataset"]
     task.write_text(task.read_text().replace(f"judge: {part}\n", ""))
     assert run.update() == ["scored_completions[shop]", "filtered_dataset"]
-    after = run.env.lake.record(run.env.task_name, "scored_completions", "shop")
+    after = run.env.lake.read_record(run.env.task_name, "scored_completions", "shop")
     assert before is not None
     assert after is not None
     assert after.data_version == before.data_version
@@ -222,12 +228,46 @@ def test_a_verdict_that_never_came_is_asked_for_next_time(tmp_path: Path, provid
     assert run.scored()["login asks twice"]["judge_score"] == 0.875
 
 
+def test_a_budget_stop_keeps_the_scores_and_the_rest_waits_for_a_higher_cap(
+    tmp_path: Path, provider: FakeProvider
+) -> None:
+    run = Run(tmp_path, provider, **judging(provider))
+    run.update()
+    slice_file = run.env.folder.path / "slices" / "shop.yaml"
+    slice_file.write_text(slice_file.read_text() + "- refund the lamp\n- login on a lamp\n- delivery of a lamp\n")
+    run.caps["scored_completions"] = BudgetSpec(tokens=0)
+    judged_before = len(run.judging())
+    run.update()
+    scores = {text: row["judge_score"] for text, row in run.scored().items()}
+    assert scores == {
+        "I want a refund": 0.875,
+        "a delivery arrived broken": 0.5,
+        "login asks twice": 0.875,
+        "refund the lamp": None,
+        "login on a lamp": None,
+        "delivery of a lamp": None,
+    }, "half of the rows is far below judge.min_success, and no failure"
+    assert len(run.judging()) == judged_before
+    record = run.env.lake.read_record(run.env.task_name, "scored_completions", "shop")
+    assert record is not None
+    assert record.missing_rows == 3
+    assert record.extra["missing"]["budget"]["tokens"] == 0
+    waiting = explain_wait(record, BudgetSpec(tokens=0), time.time())
+    assert waiting == "3 rows wait for a higher budget, in task.yaml or of this command"
+    assert explain_wait(record, BudgetSpec(tokens=10), time.time()) is None
+
+    run.caps.clear()
+    assert run.update() == ["scored_completions[shop]", "filtered_dataset"]
+    assert len(run.judging()) == judged_before + 3
+    assert run.scored()["refund the lamp"]["judge_score"] == 0.875
+
+
 def test_too_few_verdicts_fail_the_stage(tmp_path: Path, provider: FakeProvider) -> None:
     run = Run(tmp_path, provider, **judging(provider))
     provider.fail = lambda seen, _: Fault(500) if judges(seen) and "asks twice" in asked_text(seen) else None
-    with pytest.raises(TeacherError, match=r"Only 67% of 3 rows have an answer of the judge openai/judge; judge\.min"):
+    with pytest.raises(TeacherError, match=r"Only 67% of 3 rows have an answer from openai/judge; judge\.min"):
         run.update()
-    assert run.env.lake.record(run.env.task_name, "scored_completions", "shop") is None
+    assert run.env.lake.read_record(run.env.task_name, "scored_completions", "shop") is None
 
 
 BAD = {
@@ -253,7 +293,7 @@ def test_an_answer_of_another_form_is_asked_for_once_more(tmp_path: Path, provid
     assert len(run.judging()) == 5
     rows = run.scored()
     assert rows["I want a refund"]["judge_score"] == 0.875
-    assert rows["a delivery arrived broken"]["judge_error"] == "2 answers of the judge have not the declared form"
+    assert rows["a delivery arrived broken"]["judge_error"] == "2 answers of the judge do not fit the declared form"
     assert run.update() == [], "both answers are stored: asking again would bring the same"
 
 
@@ -306,8 +346,8 @@ def test_an_answer_that_is_no_label_can_be_picked(tmp_path: Path) -> None:
     row: dict[str, Any] = dict.fromkeys(SCORED) | {"prompt_id": "p", "answer": '{"total":7}', "agreement": 0.5}
     row |= {"teacher": "t0", "teacher_agreement": 0.5}
     row |= {"soft_labels": [{"label": '{"total": 7}', "prob": 0.6}, {"label": '{"total": 8}', "prob": 0.4}]}
-    picked = _apply_picks(
-        Judge(task, {}, "identity"), pl.DataFrame([row], schema=SCORED), completions, {"p": '{"total":8}'}
+    picked = apply_choices(
+        get_kind(task), pl.DataFrame([row], schema=SCORED), completions, {"p": '{"total":8}'}
     ).to_dicts()[0]
     assert (picked["answer"], picked["confidence"], picked["reasoning"]) == ('{"total":8}', 0.4, "r1")
     assert (picked["teacher"], picked["teacher_agreement"]) == ("t1", 0.5)
@@ -341,12 +381,12 @@ def test_answers_that_the_kind_calls_equal_are_one_option(tmp_path: Path) -> Non
 
     row: dict[str, Any] = dict.fromkeys(SCORED) | {"prompt_id": "two", "answer": "18.001", "agreement": 0.5}
     frame = pl.DataFrame([row | {"teacher": "t"}], schema=SCORED)
-    judge_ = Judge(math, {}, "identity")
-    same = _apply_picks(judge_, frame, samples_of(rows), {"two": "18"}).to_dicts()[0]
+    kind = get_kind(math)
+    same = apply_choices(kind, frame, samples_of(rows), {"two": "18"}).to_dicts()[0]
     assert same["answer"] == "18.001", "what was picked is what stands there"
-    other = _apply_picks(judge_, frame, samples_of(rows), {"two": "19"}).to_dicts()[0]
+    other = apply_choices(kind, frame, samples_of(rows), {"two": "19"}).to_dicts()[0]
     assert (other["answer"], other["agreement"]) == ("19", 0.5)
-    back = _apply_picks(judge_, frame.with_columns(pl.lit("19").alias("answer")), samples_of(rows), {"two": "18"})
+    back = apply_choices(kind, frame.with_columns(pl.lit("19").alias("answer")), samples_of(rows), {"two": "18"})
     assert (back["answer"][0], back["agreement"][0]) == ("18", 0.5), "both of its writings count"
 
 
@@ -380,13 +420,13 @@ def test_more_turns_and_other_answers_are_shown_in_words(tmp_path: Path) -> None
     judge = Judge(folder.task, select_templates({}, JUDGE_TEMPLATES), "identity")
     turns = [{"role": role, "content": f"says {role}"} for role in ("user", "assistant", "user")]
     row = {"messages": turns, "answer": '{"total":7}', "reasoning": "3 and 4"}
-    request = judge.request(row)
+    request = judge.build_request(row)
     assert request.messages is not None
     text = request.messages[0]["content"]
     assert "User: says user\nAssistant: says assistant\nUser: says user" in text
     assert '<<<\n{"total": 7}\n>>>' in text
     assert "<<<\n3 and 4\n>>>" in text
-    assert judge.request(row).key != judge.request(row, None, 1).key
+    assert judge.build_request(row).key != judge.build_request(row, None, 1).key
 
 
 @pytest.mark.parametrize("part", ["judge", "imagine"])

@@ -68,7 +68,7 @@ class Home:
     def answers(self, slice_: str = "shop") -> dict[str, list[str | None]]:
         """The answers by prompt text."""
         frame, _ = self.completions(slice_)
-        prompts = stage.build_seed_prompts(slice_, again(self.folder).slice(slice_))
+        prompts = stage.build_seed_prompts(slice_, again(self.folder).read_slice(slice_))
         texts = {row["prompt_id"]: row["messages"][0]["content"] for row in prompts.iter_rows(named=True)}
         out: dict[str, list[str | None]] = {}
         for row in frame.sort("prompt_id", "sample_index").iter_rows(named=True):
@@ -234,7 +234,7 @@ def test_shapes_that_are_understood_as_they_are(shape: str) -> None:
         assert found.model == "m"
     if shape in ("request and response", "anthropic", "responses", "lines of a batch"):
         assert (found.prompt_tokens, found.completion_tokens) == (7, 3)
-    assert parse_recordings(found.as_json(), ReplaySpec()) == [replace(found)]
+    assert parse_recordings(found.to_json(), ReplaySpec()) == [replace(found)]
 
 
 CALL = [{"name": "look", "arguments": '{"at":1}'}]
@@ -257,7 +257,7 @@ CALLS = {
 def test_tool_calls_are_recorded_too(shape: str) -> None:
     [found] = parse_recordings(CALLS[shape], ReplaySpec())
     assert (found.completion, found.tool_calls) == ("", CALL)
-    assert parse_recordings(found.as_json(), ReplaySpec()) == [found]
+    assert parse_recordings(found.to_json(), ReplaySpec()) == [found]
 
 
 def test_several_choices_and_calls_that_failed() -> None:

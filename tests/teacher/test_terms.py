@@ -194,7 +194,7 @@ def test_the_tasks_own_statement() -> None:
     terms = find_terms(TeacherSpec(model="cohere/command-r-plus", terms=own))
     assert (terms.restricts, terms.declared_in, terms.note) == ("no", "task.yaml", "our lawyers agree")
     assert terms.clauses[0]["quote"] == "Use answers as you like."
-    assert json.loads(json.dumps(terms.as_json())) == terms.as_json()
+    assert json.loads(json.dumps(terms.to_json())) == terms.to_json()
     assert failed(TeacherSpec(model="cohere/command-r-plus", terms=own)) == []
     yes = TermsSpec.model_validate(OWN | {"restricts": True})  # what YAML makes of a bare yes
     assert failed(TeacherSpec(model="cohere/command-r-plus", terms=yes)) == STOPPED

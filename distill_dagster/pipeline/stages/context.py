@@ -17,14 +17,16 @@ from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.retry_backoff import build_backoff_fields
 from distill_dagster.pipeline.source_versions import compute_source_version, has_feature
-from distill_dagster.pipeline.stage_table import SOURCES, STAGES
+from distill_dagster.pipeline.stage_table import MERGING_STAGE, REJECTED_ROWS, SOURCES, STAGES
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name, read_folder_record
 from distill_dagster.tables.messages import get_user_text
+from distill_dagster.tables.schemas import REJECTED
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.tasks.rows import collect_held_out_keys
 from distill_dagster.teacher.completions.ledger import NO_CAP, Account
 from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.completions.usage import Usage
 from distill_dagster.teacher.providers.client import Endpoint
 
 MAX_CELL_CHARS = 160
@@ -59,7 +61,7 @@ class StageContext:
     @property
     def budget(self) -> BudgetSpec:
         """The caps that apply: the lower of the campaign's and the task's."""
-        return self.folder.task.budget.capped(self.cap)
+        return self.folder.task.budget.lower_to(self.cap)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def build_blocked_fields(asset: str, checks: list[CheckResult]) -> dict[str, Any
     failed = [check for check in checks if not check.passed and check.name in blocking and check.severity == "error"]
     if not failed:
         return {}
-    details = [f"{name} {value}" for check in failed for name, value in check.found.items() if value != ""]
+    details = [f"{name} {value}" for check in failed for name, value in check.details.items() if value != ""]
     return {"blocked": [check.name for check in failed], "blocked_found": "; ".join(details)[:MAX_BLOCKED_CHARS]}
 
 
@@ -136,6 +138,17 @@ class StageInputs:
         self._note(asset, partition, record.data_version)
         return frame
 
+    def read_rejected_rows(self) -> pl.DataFrame:
+        """Read the rows that the dataset leaves out.
+
+        Raises:
+            DistillError: the dataset was never made.
+        """
+        assert self.stage.reads_rejected_rows, f"{self.asset} reads rejected rows, which the stage table does not say"
+        frame, record = self.env.lake.read(self.env.task_name, MERGING_STAGE, REJECTED_ROWS, REJECTED)
+        self.versions[format_artifact_name(MERGING_STAGE, REJECTED_ROWS)] = record.data_version
+        return frame
+
     def scan_last_good(
         self, asset: str, schema: pl.Schema, partition: str, folder: Path
     ) -> tuple[pl.LazyFrame, ArtifactRecord] | None:
@@ -151,7 +164,7 @@ class StageInputs:
         Raises:
             DistillError: it was never made.
         """
-        path = self.env.lake.folder(self.env.task_name, asset, partition)
+        path = self.env.lake.get_folder(self.env.task_name, asset, partition)
         record = read_folder_record(path)
         if record is None:
             self.env.lake.read(self.env.task_name, asset, partition, pl.Schema({}))  # raises with a remedy
@@ -183,18 +196,21 @@ class StageInputs:
         frame: pl.DataFrame,
         checks: list[CheckResult],
         missing_rows: int = 0,
-        stopped: str | None = None,
+        usage: Usage | None = None,
         **extra: Any,
     ) -> ArtifactRecord:
         """Write the stage's table. Its record keeps failed blocking checks, and when missing rows are asked for again.
 
         Args:
             missing_rows: rows that a teacher has not answered yet.
-            stopped: why asking ended early, if a budget cap was reached.
+            usage: what the stage's teacher calls took, and the budget cap that stopped them.
         """
-        before = self.env.lake.record(self.env.task_name, self.asset, self.partition)
+        before = self.env.lake.read_record(self.env.task_name, self.asset, self.partition)
         extra |= build_blocked_fields(self.asset, checks)
-        extra |= build_backoff_fields(before, missing_rows, stopped is not None, self.env.budget)
+        if usage is not None:
+            extra = usage.record_fields() | extra
+        stopped = usage is not None and usage.stopped is not None
+        extra |= build_backoff_fields(before, missing_rows, stopped, self.env.budget)
         record = self.build_record(compute_data_version(frame), frame.height, missing_rows, **extra)
         self.env.lake.write(self.env.task_name, frame, record)
         return record
@@ -210,6 +226,8 @@ class StageInputs:
             if partition is None or partition == self.stage.partition:
                 node = format_artifact_name(name, None if partition is None else self.partition)
                 assert node in self.versions, f"{self.asset} declares the input {node} and does not read it"
+        rejected = format_artifact_name(MERGING_STAGE, REJECTED_ROWS)
+        assert (rejected in self.versions) == self.stage.reads_rejected_rows
 
     def _refuse_blocked(self, record: ArtifactRecord) -> None:
         if failed := record.extra.get("blocked"):

@@ -39,7 +39,7 @@ def make_prompt_context(env: StageContext, partition: str | None) -> StageResult
     no_row_removed = CheckResult("no_row_removed", not removed.height, "warning", {"removed": reasons})
     checks = [check_table("prompt_context", frame), no_row_removed]
     record = inputs.write_table(frame, checks)
-    answer = "answer" if task.answers_are_written else "label"
+    answer = "answer" if task.has_written_answers else "label"
     sample = sample_rows(frame.filter(pl.col("removed").is_null()), ["id", "text", answer])
     return StageResult(record, {"rows": frame.height, "removed": removed.height, "sample": sample}, checks)
 
@@ -69,11 +69,11 @@ def make_seed_prompts(env: StageContext, partition: str | None) -> StageResult:
         require_passed_gate(inputs)
         inputs.note_source("imagine_settings")
         inputs.note_source("golden_set")  # a golden or dev row is never shown to the imaginer
-    slice_, outcome = imagine.imagine_for_slice(inputs, partition, env.folder.slice(partition))
+    slice_, imagined = imagine.imagine_for_slice(inputs, partition, env.folder.read_slice(partition))
     frame = build_seed_prompts(partition, slice_, answers=not env.folder.task.has_labels)
-    checks = [check_table("seed_prompts", frame), imagine.check_target_reached(slice_, frame, outcome)]
-    missing = outcome.missing_rows if outcome else 0
-    record = inputs.write_table(frame, checks, missing, **imagine.build_imagine_record(outcome))
+    checks = [check_table("seed_prompts", frame), imagine.check_target_reached(slice_, frame, imagined)]
+    missing, usage = (imagined.missing_rows, imagined.usage) if imagined else (0, None)
+    record = inputs.write_table(frame, checks, missing, usage, **imagine.build_imagine_record(imagined))
     sample = sample_rows(frame.sort(pl.col("origin") != "synthetic"), ["prompt_id", "origin", "target_label", "axes"])
     shown: dict[str, DisplayValue] = {"rows": frame.height, "description": slice_.description, "sample": sample}
-    return StageResult(record, shown | imagine.build_imagine_metadata(env.folder.task, slice_, frame, outcome), checks)
+    return StageResult(record, shown | imagine.build_imagine_metadata(env.folder.task, slice_, imagined), checks)

@@ -36,7 +36,7 @@ def make_scored_completions(env: StageContext, partition: str | None) -> StageRe
     Reads: seed_prompts, teacher_completions, teacher_prior, and its own previous table to reuse scores.
     Writes: SCORED.
     Asks a teacher: only in tasks with `judge`.
-    Re-runs when: one of these, score_settings or judge_settings changes, or verdicts of the judge are missing.
+    Re-runs when: one of these, score_settings or judge_settings changes, or answers of the judge are missing.
     """
     inputs = StageInputs(env, "scored_completions", partition)
     prompts = inputs.read_table("seed_prompts", PROMPTS, partition)
@@ -44,11 +44,11 @@ def make_scored_completions(env: StageContext, partition: str | None) -> StageRe
     prior = inputs.read_table("teacher_prior", TEACHER_PRIOR)
     task = env.folder.task
     frame = add_imagined_columns(choose_candidates(task, prompts, completions, prior), prompts)
-    verdicts = judge.judge_slice(env, inputs, frame, completions)
-    frame = add_task_scores(env, inputs, verdicts.candidates if verdicts else frame, completions)
-    checks = [check_table("scored_completions", frame), judge.check_all_judged(verdicts)]
-    extra = judge.build_judge_record(verdicts) | build_scores_record(task)
-    record = inputs.write_table(frame, checks, verdicts.failed if verdicts else 0, **extra)
+    judged = judge.judge_slice(inputs, frame, completions)
+    frame = add_task_scores(inputs, judged.candidates if judged else frame, completions)
+    checks = [check_table("scored_completions", frame), judge.check_all_judged(judged)]
+    missing, usage = (judged.failed, judged.usage) if judged else (0, None)
+    record = inputs.write_table(frame, checks, missing, usage, **build_scores_record(task))
     shown: dict[str, DisplayValue] = {
         "rows": frame.height,
         "without_answer": frame["answer"].null_count(),
@@ -64,14 +64,12 @@ def make_scored_completions(env: StageContext, partition: str | None) -> StageRe
         pairs = targeted.select("answer", "target_label").iter_rows()
         hits = sum(json.loads(answer) == label for answer, label in pairs)
         shown["answered_as_meant"] = f"{hits} of {targeted.height}"
-    return StageResult(record, shown | judge.build_judge_metadata(task, verdicts) | build_scores_metadata(task), checks)
+    return StageResult(record, shown | judge.build_judge_metadata(task, judged) | build_scores_metadata(task), checks)
 
 
-def add_task_scores(
-    env: StageContext, inputs: StageInputs, candidates: pl.DataFrame, completions: pl.DataFrame
-) -> pl.DataFrame:
+def add_task_scores(inputs: StageInputs, candidates: pl.DataFrame, completions: pl.DataFrame) -> pl.DataFrame:
     """The candidates with their scores. A score that the same scorer version computed before is reused."""
-    task = env.folder.task
+    env, task = inputs.env, inputs.env.folder.task
     scorers = collect_task_scorers(task)
     if not scorers:
         return candidates

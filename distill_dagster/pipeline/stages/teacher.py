@@ -29,14 +29,15 @@ from distill_dagster.prompts.few_shot import (
     read_example_pool,
 )
 from distill_dagster.prompts.seeds import build_labelled_prompts, compute_prompt_id
-from distill_dagster.prompts.templates import Templates
+from distill_dagster.prompts.templates import Templates, get_template_names
 from distill_dagster.student.sentences import make_sentence_embedder
 from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.messages import make_user_message
-from distill_dagster.tables.schemas import PROMPTS, build_frame
+from distill_dagster.tables.schemas import COMPLETIONS, PROMPTS, build_frame
 from distill_dagster.tables.validation import check_table
 from distill_dagster.teacher.asking.ask import Asker, AskResult, merge_results, run_ask
 from distill_dagster.teacher.asking.requests import RequestBuilder
+from distill_dagster.teacher.completions.usage import Usage
 from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.replay import load_replay_teacher
 from distill_dagster.teacher.providers.terms import check_terms, find_terms
@@ -55,7 +56,7 @@ def make_teacher_prior(env: StageContext, partition: str | None) -> StageResult:
     task = env.folder.task
     spec, labels = task.teacher, task.label_names
     examples = read_example_pool(inputs.read_table("prompt_context", get_context_schema(task)))
-    result: AskResult | None = None
+    result = AskResult(pl.DataFrame(schema=COMPLETIONS), Usage())
     if spec.calibration == "none":
         prior = build_uniform_prior(labels, spec.few_shot.draws)
     else:
@@ -63,29 +64,14 @@ def make_teacher_prior(env: StageContext, partition: str | None) -> StageResult:
         with env.endpoint(spec) as endpoint:
             asker = _build_asker(inputs, endpoint, task, examples)
             result = run_ask(asker, prompts, samples=lambda id_: samples[id_])
-        if spec.votes_corrected:
+        if spec.has_corrected_votes:
             prior = estimate_vote_prior(result.completions, labels, spec.few_shot.draws)
         else:
             prior = estimate_prior(result.completions, labels)
     checks = [check_table("teacher_prior", prior), check_missing_rows(result)]
-    record = inputs.write_table(
-        prior,
-        checks,
-        result.missing_rows if result else 0,
-        result.stopped if result else None,
-        teacher_calls=result.calls if result else 0,
-        teacher_calls_cached=result.cached if result else 0,
-        spent_usd=result.spent_usd if result else None,
-        model_s=result.seconds if result else 0.0,
-    )
-    shown: dict[str, DisplayValue] = {
-        "rows": prior.height,
-        "teacher_calls": result.calls if result else 0,
-        "teacher_calls_cached": result.cached if result else 0,
-        "missing_rows": result.missing_rows if result else 0,
-    }
-    if result and result.stopped:
-        shown["stopped"] = result.stopped
+    record = inputs.write_table(prior, checks, result.missing_rows, result.usage)
+    shown: dict[str, DisplayValue] = {"rows": prior.height, "missing_rows": result.missing_rows}
+    shown |= result.usage.metadata()
     if prior.height:
         by_label = prior.group_by("label").agg(pl.col("prob").mean().round(4)).sort("prob", descending=True)
         title = "The teacher's mean answer to balanced examples"
@@ -151,7 +137,7 @@ def _ask_teachers(inputs: StageInputs, prompts: pl.DataFrame, lone: int = 0) -> 
     inputs.note_source("teacher_settings")
     whole, remaining = inputs.env.folder.task, prompts
     results: list[AskResult] = []
-    for name, task in whole.each_teacher():
+    for name, task in whole.list_teachers():
         if results and not remaining.height:
             break
         examples = read_example_pool(inputs.read_table("prompt_context", get_context_schema(task)))
@@ -166,9 +152,9 @@ def _build_asker(
     inputs: StageInputs, endpoint: Endpoint, task: Task, examples: list[FewShotExample], name: str | None = None
 ) -> Asker:
     env = inputs.env
-    templates = Templates(env.folder.read_templates(), task.kind, task.reasoning)
+    templates = Templates(env.folder.read_templates(), get_template_names(task.kind, task.reasoning))
     embed = make_sentence_embedder(task.teacher, env.models)
-    if task.teacher.replayed:
+    if task.teacher.is_replay:
         endpoint = replace(endpoint, recorded=load_replay_teacher(env.folder, task.teacher))
     origin = f"{env.task_name}/{format_artifact_name(inputs.asset, inputs.partition)}"
     requests = RequestBuilder(task, templates, examples, endpoint, embed)
@@ -184,34 +170,17 @@ def _write_completions(inputs: StageInputs, result: AskResult) -> StageResult:
         check_table(inputs.asset, frame),
         check_missing_rows(result),
     ]
-    record = inputs.write_table(
-        frame,
-        checks,
-        result.missing_rows,
-        result.stopped,
-        teacher_calls=result.calls,
-        teacher_calls_cached=result.cached,
-        cost_usd=cost,
-        spent_usd=result.spent_usd,
-        prompt_tokens=result.prompt_tokens,
-        completion_tokens=result.completion_tokens,
-        model_s=result.seconds,
-    )
-    shown: dict[str, DisplayValue] = {
-        "rows": frame.height,
-        "missing_rows": result.missing_rows,
-        "teacher_calls": result.calls,
-        "teacher_calls_cached": result.cached,
+    record = inputs.write_table(frame, checks, result.missing_rows, result.usage, cost_usd=cost)
+    shown: dict[str, DisplayValue] = {"rows": frame.height, "missing_rows": result.missing_rows}
+    shown |= result.usage.metadata()
+    shown |= {
         "prompt_tokens": int(frame["prompt_tokens"].sum() or 0),
         "completion_tokens": int(frame["completion_tokens"].sum() or 0),
         "cost_usd": "unknown" if cost is None else cost,
-        "spent_usd": "unknown" if result.spent_usd is None else result.spent_usd,
         "median_latency_s": round(float(frame["latency_s"].median() or 0.0), 4),  # type: ignore[arg-type]
         "terms": "; ".join(dict.fromkeys(find_terms(spec).summary for spec in task.teacher_specs)),
         "sample": sample_rows(frame, ["prompt_id", "sample_index", "status", "answer", "raw_text"]),
     }
-    if result.stopped:
-        shown["stopped"] = result.stopped
     if task.teachers:
         shown["teachers"] = _count_by_teacher(frame)
     return StageResult(record, shown, checks)
@@ -230,10 +199,8 @@ def _count_by_teacher(frame: pl.DataFrame) -> SampleTable:
     return SampleTable(counts.to_dicts())
 
 
-def check_missing_rows(result: AskResult | None) -> CheckResult:
+def check_missing_rows(result: AskResult) -> CheckResult:
     """A warning where a prompt has no answer yet, with the most common errors."""
-    if result is None:
-        return CheckResult("no_missing_rows", True, "warning", {"missing_rows": 0, "errors": ""})
     failed = result.completions.filter(pl.col("error").is_not_null())
     errors = failed["error"].value_counts(sort=True).head(5)
     details = {"missing_rows": result.missing_rows, "errors": "; ".join(f"{n} × {e}" for e, n in errors.iter_rows())}

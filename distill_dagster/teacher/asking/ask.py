@@ -1,15 +1,14 @@
-"""Asking the teacher for a table of prompts: what is stored is not asked, what is asked is stored before it is used."""
+"""Asking a teacher for a table of prompts: stored answers are not asked again, new ones are stored before use."""
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -18,65 +17,68 @@ from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.kinds import get_kind
 from distill_dagster.kinds.classification import parse_label
-from distill_dagster.tables.schemas import COMPLETIONS, conform_to_schema
 from distill_dagster.teacher.asking import soft_labels
-from distill_dagster.teacher.asking.free_text import AskedPrompt, get_asked_text, read_asked_prompts
+from distill_dagster.teacher.asking.asked_prompt import AskedPrompt, read_asked_prompts
 from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.asking.response_columns import (
-    build_completions,
+    CHUNK_ROWS,
+    COMPLETIONS_ORDER,
+    CompletionRows,
     build_response_columns,
     round_soft_labels,
     sum_attempts,
 )
+from distill_dagster.teacher.completions.ask_all import ask_all, require_success
 from distill_dagster.teacher.completions.engine import CompletionEngine
 from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.completions.usage import Usage
 from distill_dagster.teacher.providers import event_loop
 from distill_dagster.teacher.providers.attempts import PermanentTeacherError
 from distill_dagster.teacher.providers.exchange import Request, Response
 
 RESOLVE_SHARE = 0.02
-"""Labels that share their beginning are told apart only where they hold more than this share of the mass."""
+"""Labels with the same beginning are asked for again if their common share of the mass is larger."""
 RESOLVE_DEPTH = 6
-COMPLETIONS_ORDER = ("prompt_id", "teacher", "sample_index")
-CHUNK_ROWS = 500
-"""Requests that are looked up in the store together, and rows that are made into columns together."""
+"""How many times an answer is asked for again to tell such labels apart."""
 SMOKE_FROM_FACTOR = 8
-"""So many times the smoke's rows are worth a smoke."""
+"""A smoke test takes place if there are at least this many times `smoke_rows` requests."""
+MAX_ERROR_CHARS = 200
+"""Characters of an unusable answer in an error message."""
 
 
 @dataclass(frozen=True)
 class AskResult:
-    """Completions of a table of prompts, and what they took."""
+    """The completions of a table of prompts, and what they took."""
 
     completions: pl.DataFrame
-    calls: int
-    cached: int
-    seconds: float
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    """Tokens of the requests that were sent, without those that the store answered."""
-    spent_usd: float | None = 0.0
-    """What those requests cost; None where a price is unknown."""
-    stopped: str | None = None
-    """Why nothing more was sent, where a cap was reached: what came until then stands in the table."""
+    usage: Usage
 
     @property
     def missing_rows(self) -> int:
-        """Prompts of which a sample was not received: asking again may bring it.
+        """The number of prompts with a sample that was not received. Asking again may return it.
 
-        An answer that was cut or filtered was received; it is stored, and asking again would bring the same.
+        A truncated or filtered answer was received. It is stored, and asking again would return the same.
         """
         return self.completions.filter(pl.col("status") == "failed")["prompt_id"].n_unique()
 
     @property
     def usable_prompts(self) -> int:
-        """Prompts with at least one usable sample."""
+        """The number of prompts with at least one usable sample."""
         return self.completions.filter(pl.col("status") == "ok")["prompt_id"].n_unique()
 
 
+class AskJob(NamedTuple):
+    """One sample of one prompt to ask for."""
+
+    prompt_id: str
+    slice: str
+    prompt: AskedPrompt
+    sample: int
+
+
 class Asker:
-    """Everything that asking needs, for one task."""
+    """Asks one teacher for one table of prompts. Each table needs an asker of its own."""
 
     def __init__(
         self,
@@ -86,69 +88,206 @@ class Asker:
         name: str | None = None,
         origin: str = "",
     ) -> None:
-        """`name` is what stands in the column `teacher`; `origin` is for whom it asks, `task/asset[partition]`, in the
-        notes on batches."""
+        """Prepare to ask the teacher that `requests` is for.
+
+        Args:
+            account: who pays; without one there is no cap.
+            name: the value of the column `teacher`; by default the model.
+            origin: `task/asset[partition]` for the notes on batches.
+        """
         self.requests, self.task, self.spec, self.origin = requests, requests.task, requests.spec, origin
         self.name = name or self.spec.model
         self.replayed = requests.endpoint.recorded is not None
         self.engine = CompletionEngine(requests.endpoint, self.spec, store, account)
-        self._to_ask = 0
-        # Most answers are the bare name of a label, and few of them differ.
-        self._label = lru_cache(maxsize=4096)(partial(parse_label, labels=self.task.label_names))
+        self._rows = CompletionRows(
+            "replay" if self.replayed else self.spec.mode,
+            {
+                "teacher": self.name,
+                "answer_kind": get_kind(self.task).answer_kind,
+                "template_version": requests.templates.version,
+            },
+        )
+        self._done = self._all_jobs = self._jobs_to_send = 0
+        # Most answers are the bare name of a label, so there are few different ones.
+        self._parse_label = lru_cache(maxsize=4096)(partial(parse_label, labels=self.task.label_names))
 
-    def _refuse(self, response: Response) -> None:
-        """Not stored: once the server is mended, the same request has to be asked again."""
-        if self.spec.soft_labels == "logprobs" and response.text and not response.positions:
-            raise PermanentTeacherError(  # the next answer would have none either, and would be paid for too
-                f"{self.spec.model} sent no token log-probabilities. Set `soft_labels: votes` in task.yaml, or let the "
-                f"server send them."
-            )
+    async def ask(
+        self, prompts: pl.DataFrame, samples: Callable[[str], list[int]] | None = None, lone: int = 0
+    ) -> AskResult:
+        """Ask for every sample of every prompt, sample by sample, so that requests with the same prefix are neighbors.
 
-    async def sample(self, asked: str | AskedPrompt, sample: int, request: Request | None = None) -> dict[str, Any]:
-        """One sample of one prompt as the answer's columns of a completions row; `request` saves making it again.
+        Args:
+            prompts: a table with the schema PROMPTS.
+            samples: the sample indexes to ask for, by prompt_id; by default all of them.
+            lone: the first `lone` prompts are asked one by one, which measures the latency of a single request.
 
-        An answer that came and cannot be used (empty, of a wrong form) is asked for anew, `reasks` times: the row is
-        the last answer's, with what all of them took.
+        Raises:
+            TeacherError: the teacher refuses every request, the smoke test failed, or fewer than `min_success` of the
+                prompts have an answer. A budget stop raises nothing: the rows that were not asked are `failed`.
         """
-        request = request or self.requests.make(asked, sample)
+        started = time.perf_counter()
+        jobs = self._plan_jobs(prompts, samples, lone)
+        self._all_jobs = len(jobs)
+        lone_ids = set(prompts["prompt_id"].head(lone))
+        try:
+            jobs = await self._answer_from_store(jobs)
+            self._jobs_to_send = len(jobs)
+            jobs = await self._run_smoke_test(jobs)
+            if self.spec.mode == "batch":
+                await self.engine.submit_batches(
+                    [self.requests.build(job.prompt, job.sample) for job in jobs], self.origin
+                )
+            await ask_all(self.engine, [job for job in jobs if job.prompt_id in lone_ids], self._ask_job, width=1)
+            await ask_all(self.engine, [job for job in jobs if job.prompt_id not in lone_ids], self._ask_job)
+        finally:
+            await self.engine.close()
+        result = AskResult(self._rows.build(), self.engine.usage(time.perf_counter() - started))
+        errors = result.completions["error"].drop_nulls().head(1)
+        require_success(
+            self.engine,
+            result.usable_prompts,
+            prompts["prompt_id"].n_unique(),
+            self.spec.min_success,
+            items="prompts",
+            setting="teacher.min_success",
+            first_error=errors.item() if len(errors) else None,
+        )
+        return result
+
+    def _plan_jobs(self, prompts: pl.DataFrame, samples: Callable[[str], list[int]] | None, lone: int) -> list[AskJob]:
+        """All jobs in the order in which they are asked: lone prompts first, then sample by sample."""
+        by_id = read_asked_prompts(prompts, refusals=self.requests.free_text is not None)
+        self.requests.choice.prepare([prompt.text for prompt in by_id.values()])
+        slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
+        wanted = {
+            id_: samples(id_) if samples else self.requests.list_samples(prompt.text) for id_, prompt in by_id.items()
+        }
+        ids, numbers = list(by_id), sorted({number for chosen in wanted.values() for number in chosen})
+        return [
+            AskJob(id_, slices[id_], by_id[id_], number)
+            for part in (ids[:lone], ids[lone:])
+            for number in numbers
+            for id_ in part
+            if number in wanted[id_]
+        ]
+
+    async def _answer_from_store(self, jobs: list[AskJob]) -> list[AskJob]:
+        """Answer the jobs whose answers are stored, and return the others."""
+        remaining: list[AskJob] = []
+        with _freeze_garbage_collector():
+            for start in range(0, len(jobs), CHUNK_ROWS):
+                chunk = [(job, self.requests.build(job.prompt, job.sample)) for job in jobs[start : start + CHUNK_ROWS]]
+                stored = self.engine.preload(request.key for _, request in chunk)
+                for job, request in chunk:
+                    if request.key in stored:
+                        await self._ask_row(job, request)
+                    else:
+                        remaining.append(job)
+        return remaining
+
+    async def _run_smoke_test(self, jobs: list[AskJob]) -> list[AskJob]:
+        """Ask for a few rows before many, once per teacher and template, and return the other jobs.
+
+        A budget stop decides nothing: the smoke test neither passes nor fails, and runs again the next time.
+
+        Raises:
+            TeacherError: too few of the answers are usable.
+        """
+        rows = self.spec.smoke_rows
+        if self.replayed or not rows or len(jobs) < SMOKE_FROM_FACTOR * rows:
+            return jobs
+        key = hash_content([self.requests.endpoint.identity, self.requests.templates.version, self.task.kind])
+        if self.engine.store.has_passed_smoke(key):
+            return jobs
+        first: dict[str, AskJob] = {}
+        for job in jobs:
+            if len(first) < rows:
+                first.setdefault(job.prompt_id, job)
+        sent = list(first.values())
+        answers = [row for row in await ask_all(self.engine, sent, self._ask_row) if isinstance(row, dict)]
+        remaining = [job for job in jobs if first.get(job.prompt_id) is not job]
+        if self.engine.over_budget or self.engine.pending:
+            return remaining
+        unusable = [row for row in answers if row["status"] != "ok" or row.get("answer") is None]
+        if len(unusable) > len(sent) // 8:
+            example = unusable[0].get("error") or repr((unusable[0].get("raw_text") or "")[:MAX_ERROR_CHARS])
+            raise TeacherError(
+                f"The smoke test of {len(sent)} rows returned {len(sent) - len(unusable)} usable answers from "
+                f"{self.spec.model}, so the other {len(remaining)} requests were not sent. One unusable answer: "
+                f"{example}. Fix the teacher's settings or the template, or set teacher.smoke_rows: 0 to skip the test."
+            )
+        self.engine.store.note_passed_smoke(key)
+        return remaining
+
+    async def _ask_job(self, job: AskJob) -> None:
+        await self._ask_row(job)
+
+    async def _ask_row(self, job: AskJob, request: Request | None = None) -> dict[str, Any]:
+        """Ask for one job and add its row to the table; `request` is its request, if it was built before."""
+        row = await self.ask_sample(job.prompt, job.sample, request)
+        row["prompt_id"], row["sample_index"], row["slice"] = job.prompt_id, job.sample, job.slice
+        self._rows.add(row)
+        self._done += 1
+        progress.report_progress(self._describe_progress(), self._done, self._all_jobs)
+        return row
+
+    async def ask_sample(self, prompt: AskedPrompt, sample: int, request: Request | None = None) -> dict[str, Any]:
+        """Ask for one sample of one prompt, and return the answer's columns of its completions row.
+
+        An answer that is received and unusable (empty, of a wrong form) is asked for again, up to `reasks` times. The
+        row is that of the last answer, with the tokens, cost and seconds of all.
+        """
+        request = request or self.requests.build(prompt, sample)
         rows: list[dict[str, Any]] = []
-        # What was recorded stays as it is, and a batch would take another day.
-        anew = 0 if self.replayed or self.spec.mode == "batch" else self.spec.reasks
-        for attempt in range(anew + 1):
-            rows.append(await self._sample(asked, sample, replace(request, attempt=attempt) if attempt else request))
+        # A recording never changes, and a batch would take another day.
+        reasks = 0 if self.replayed or self.spec.mode == "batch" else self.spec.reasks
+        for attempt in range(reasks + 1):
+            rows.append(await self._ask_once(prompt, sample, replace(request, attempt=attempt) if attempt else request))
             if rows[-1]["status"] != "ok" or rows[-1]["answer"] is not None or self.spec.soft_labels == "logprobs":
                 break
         return rows[-1] if len(rows) == 1 or rows[-1]["status"] == "failed" else sum_attempts(rows)
 
-    async def _sample(self, asked: str | AskedPrompt, sample: int, request: Request) -> dict[str, Any]:
-        text = get_asked_text(asked)
+    async def _ask_once(self, prompt: AskedPrompt, sample: int, request: Request) -> dict[str, Any]:
         try:
-            response = await self.engine.answer(request, self._refuse)
+            response = await self.engine.answer(request, self._refuse_without_logprobs)
             responses = [response]
-            soft = await self._soft_labels(text, sample, response, responses)
+            shares = await self._read_soft_labels(prompt, sample, response, responses)
         except PermanentTeacherError:
             raise
         except TeacherError as error:
             return {"request_key": request.key, "status": "failed", "error": str(error), "params": request.params}
-        if (writer := self.requests.writer) is not None:
-            prompt = AskedPrompt(asked) if isinstance(asked, str) else asked
-            return build_response_columns(request, responses) | writer.read(prompt, request, response)
-        answer = max(soft, key=lambda label: soft[label]) if soft else None
+        columns = build_response_columns(request, responses)
+        if self.requests.free_text is not None:
+            return columns | self.requests.free_text.read_response(prompt, request, response)
+        answer = max(shares, key=lambda label: shares[label]) if shares else None
         if self.spec.soft_labels == "votes":
-            answer = self._label(response.text)
-        # A request for a distribution stops after the tokens that decide it: that is no truncation.
-        cut = response.finish_reason == "length" and self.spec.soft_labels == "votes" and answer is None
-        status = "filtered" if response.finish_reason == "content_filter" else "truncated" if cut else "ok"
-        return build_response_columns(request, responses) | {
+            answer = self._parse_label(response.text)
+        # A request for a distribution ends after the tokens that decide it, so its length says nothing.
+        truncated = response.finish_reason == "length" and self.spec.soft_labels == "votes" and answer is None
+        status = "filtered" if response.finish_reason == "content_filter" else "truncated" if truncated else "ok"
+        return columns | {
             "status": status,
             "reasoning": response.reasoning,
             "answer": to_canonical_json(answer) if answer is not None else None,
-            "soft_labels": round_soft_labels(soft),
+            "soft_labels": round_soft_labels(shares),
         }
 
-    async def _soft_labels(
-        self, text: str, sample: int, response: Response, responses: list[Response]
+    def _refuse_without_logprobs(self, response: Response) -> None:
+        """Refuse, and do not store, a response without the log-probabilities that were asked for.
+
+        The next response would have none either and would be paid for too, so nothing more is sent. After a fix of the
+        server, the same request can be sent again.
+        """
+        if self.spec.soft_labels == "logprobs" and response.text and not response.positions:
+            raise PermanentTeacherError(
+                f"{self.spec.model} sent no token log-probabilities. Set `soft_labels: votes` in task.yaml, or make "
+                f"the server send them."
+            )
+
+    async def _read_soft_labels(
+        self, prompt: AskedPrompt, sample: int, response: Response, responses: list[Response]
     ) -> dict[str, float] | None:
+        """The distribution over labels in a response, or None if there is none. Further responses go to `responses`."""
         if self.spec.soft_labels != "logprobs":
             return None
         labels = self.task.label_names
@@ -156,160 +295,34 @@ class Asker:
         resolved: set[str] = set()
         for depth in range(RESOLVE_DEPTH if self.spec.resolve_labels else 0):
             least = RESOLVE_SHARE * mass.total
-            split = [s for s, share in mass.shared.items() if share > least and s not in resolved]
-            if not split:
+            unresolved = [text for text, share in mass.shared.items() if share > least and text not in resolved]
+            if not unresolved:
                 break
-            for spelled in split:
-                more = await self.engine.answer(self.requests.make(text, sample, spelled), self._refuse)
+            for spelled in unresolved:
+                request = self.requests.build(prompt, sample, spelled)
+                more = await self.engine.answer(request, self._refuse_without_logprobs)
                 responses.append(more)
                 resolved.add(spelled)
                 inner = soft_labels.compute_label_mass(more.positions, labels, spelled, more.finish_reason == "stop")
                 if depth < RESOLVE_DEPTH - 1 or not inner.shared:
                     mass.resolve(spelled, inner)
-        divided = soft_labels.divide_shared(mass, labels)
-        if self.spec.calibration != "none" and sum(divided.values()) > 0:
-            divided = soft_labels.fill_missing_mass(divided, response.positions[0])
-        return soft_labels.normalize_mass(divided)
+        shares = soft_labels.divide_shared(mass, labels)
+        if self.spec.calibration != "none" and sum(shares.values()) > 0:
+            shares = soft_labels.fill_missing_mass(shares, response.positions[0])
+        return soft_labels.normalize_mass(shares)
 
-    async def ask(
-        self, prompts: pl.DataFrame, samples: Callable[[str], list[int]] | None = None, lone: int = 0
-    ) -> AskResult:
-        """Ask for every sample of every prompt, sample by sample: prompts that share a prefix follow each other.
-
-        Args:
-            prompts: a prompts table.
-            samples: which samples a prompt wants; by default all of them.
-            lone: the first `lone` prompts are asked one by one, so that their latency is that of a lone request.
-
-        Raises:
-            TeacherError: the teacher refuses every request, or fewer than `min_success` of the prompts have an answer.
-        """
-        texts = read_asked_prompts(prompts, refusals=self.requests.writer is not None)
-        self.requests.choice.look_up([get_asked_text(asked) for asked in texts.values()])
-        slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
-        ids = list(texts)
-        wanted = {
-            i: samples(i) if samples else self.requests.samples(get_asked_text(asked)) for i, asked in texts.items()
-        }
-        every = sorted({s for chosen in wanted.values() for s in chosen})
-        jobs = [(i, s) for part in (ids[:lone], ids[lone:]) for s in every for i in part if s in wanted[i]]
-        alone = set(ids[:lone])
-        mode = "replay" if self.replayed else self.spec.mode
-        same = {"teacher": self.name, "answer_kind": get_kind(self.task).answer_kind}
-        same["template_version"] = self.requests.templates.version
-        rows: list[dict[str, Any]] = []
-        tables: list[pl.DataFrame] = []
-        done = 0
-        started = time.perf_counter()
-
-        async def one(id_: str, sample: int, request: Request | None = None) -> dict[str, Any]:
-            nonlocal done
-            row = await self.sample(texts[id_], sample, request)
-            row["prompt_id"], row["sample_index"], row["slice"] = id_, sample, slices[id_]
-            rows.append(row)
-            if len(rows) == CHUNK_ROWS:  # columns hold the same in a fraction of the memory
-                tables.append(build_completions(rows, mode, same))
-                rows.clear()
-            done += 1
-            progress.report_progress(self._doing(), done, len(jobs))
-            return row
-
-        async def worker(left: Iterator[tuple[str, int]]) -> None:
-            for id_, sample in left:
-                await one(id_, sample)
-
-        try:
-            open_: list[tuple[str, int]] = []
-            with _freeze_garbage_collector():
-                for start in range(0, len(jobs), CHUNK_ROWS):
-                    asked = [(i, s, self.requests.make(texts[i], s)) for i, s in jobs[start : start + CHUNK_ROWS]]
-                    there = self.engine.preload(request.key for *_, request in asked)
-                    for id_, sample, request in asked:
-                        if request.key in there:
-                            await one(id_, sample, request)
-                        else:
-                            open_.append((id_, sample))
-            self._to_ask = len(open_)
-            open_ = await self._smoke(open_, one) if not self.replayed else open_
-            if self.spec.mode == "batch":
-                await self.engine.prepare([self.requests.make(texts[i], s) for i, s in open_], self.origin)
-            await worker(iter([job for job in open_ if job[0] in alone]))
-            work = iter([job for job in open_ if job[0] not in alone])
-            width = 1 if self.spec.embedded else self.spec.concurrency
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(width, len(open_))):
-                    group.create_task(worker(work))
-        finally:
-            await self.engine.close()
-        asked_ = AskResult(
-            conform_to_schema(
-                pl.concat([*tables, build_completions(rows, mode, same)]), COMPLETIONS, COMPLETIONS_ORDER
-            ),
-            self.engine.calls,
-            self.engine.cached,
-            time.perf_counter() - started,
-            self.engine.prompt_tokens,
-            self.engine.completion_tokens,
-            self.engine.spent,
-            self.engine.over_budget,
-        )
-        self._check_success(asked_, len(texts))
-        return asked_
-
-    async def _smoke(
-        self, jobs: list[tuple[str, int]], one: Callable[[str, int], Awaitable[dict[str, Any]]]
-    ) -> list[tuple[str, int]]:
-        """Ask for a few rows before many, once per teacher and template; the jobs that are left.
-
-        Raises:
-            TeacherError: too few of the answers are usable.
-        """
-        rows = self.spec.smoke_rows
-        if not rows or len(jobs) < SMOKE_FROM_FACTOR * rows:
-            return jobs
-        key = hash_content([self.requests.endpoint.identity, self.requests.templates.version, self.task.kind])
-        if self.engine.store.smoked(key):
-            return jobs
-        first: dict[str, tuple[str, int]] = {}
-        for job in jobs:
-            if len(first) < rows:
-                first.setdefault(job[0], job)
-        answers = await asyncio.gather(*(one(*job) for job in first.values()))
-        usable = sum(row["status"] == "ok" and row.get("answer") is not None for row in answers)
-        if usable < len(first) - len(first) // 8:
-            bad = next(row for row in answers if row["status"] != "ok" or row.get("answer") is None)
-            said = bad.get("error") or repr((bad.get("raw_text") or "")[:200])
-            raise TeacherError(
-                f"The smoke of {len(first)} rows brought {usable} usable answers of {self.spec.model}; the other "
-                f"{len(jobs) - len(first)} requests were not sent. One of the others: {said}. Mend the teacher's "
-                f"settings or the template; teacher.smoke_rows: 0 goes without a smoke."
-            )
-        self.engine.store.smoke_passed(key)
-        sent = set(first.values())
-        return [job for job in jobs if job not in sent]
-
-    def _doing(self) -> str:
-        """What the progress line says: where the price is known, what was spent and what it will come to."""
+    def _describe_progress(self) -> str:
+        """The text of the progress line. With a known price it says what was spent and what all of it will cost."""
         engine = self.engine
         if not engine.spent_usd or not engine.calls:
             return "asking the teacher"
-        projected = engine.spent_usd / engine.calls * max(self._to_ask, engine.calls)
+        projected = engine.spent_usd / engine.calls * max(self._jobs_to_send, engine.calls)
         return f"asking the teacher (${engine.spent_usd:.2f} of about ${projected:.2f})"
-
-    def _check_success(self, asked: AskResult, prompts: int) -> None:
-        share = asked.usable_prompts / prompts if prompts else 1.0
-        if share < self.spec.min_success and not asked.stopped:
-            first = asked.completions.filter(pl.col("error").is_not_null())["error"].head(1).to_list()
-            raise TeacherError(
-                f"Only {share:.0%} of {prompts} prompts have an answer of {self.spec.model}; min_success is "
-                f"{self.spec.min_success:.0%}. First error: {first[0] if first else 'none'}. What was answered is "
-                f"stored and will not be asked again."
-            )
 
 
 @contextmanager
 def _freeze_garbage_collector() -> Iterator[None]:
-    """The garbage collector leaves alone what is there now: short-lived rows would have it look at all of it often."""
+    """Exclude all existing objects from garbage collection, which many short-lived rows would trigger often."""
     gc.freeze()
     try:
         yield
@@ -317,21 +330,12 @@ def _freeze_garbage_collector() -> Iterator[None]:
         gc.unfreeze()
 
 
-def merge_results(parts: list[AskResult]) -> AskResult:
-    """What several teachers were asked, as one."""
-    if len(parts) == 1:
-        return parts[0]
-    spent = [part.spent_usd for part in parts]
-    return AskResult(
-        pl.concat([part.completions for part in parts]).sort(COMPLETIONS_ORDER),
-        sum(part.calls for part in parts),
-        sum(part.cached for part in parts),
-        sum(part.seconds for part in parts),
-        sum(part.prompt_tokens for part in parts),
-        sum(part.completion_tokens for part in parts),
-        None if None in spent else sum(usd or 0.0 for usd in spent),
-        next((part.stopped for part in parts if part.stopped), None),
-    )
+def merge_results(results: list[AskResult]) -> AskResult:
+    """The results of several teachers as one."""
+    if len(results) == 1:
+        return results[0]
+    completions = pl.concat([result.completions for result in results]).sort(COMPLETIONS_ORDER)
+    return AskResult(completions, sum((result.usage for result in results), Usage()))
 
 
 def run_ask(asker: Asker, prompts: pl.DataFrame, **kwargs: Any) -> AskResult:

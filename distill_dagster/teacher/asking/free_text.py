@@ -1,73 +1,28 @@
-"""Asking for answers that are written, and reading them: of kinds without labels, and of labels behind reasoning."""
+"""Requests for answers that are free text, and reading these answers.
+
+Free text are the answers of kinds without labels, and labels that follow a reasoning.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
-
-import polars as pl
 
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core.json_schema import is_strict_schema
-from distill_dagster.kinds import Kind, Question, format_with_reasoning, is_refusal, read_answer
+from distill_dagster.kinds import Kind, format_with_reasoning, is_refusal, read_answer
 from distill_dagster.kinds.base import ANSWER_MARK
-from distill_dagster.kinds.refusals import REFUSAL_KEY
 from distill_dagster.prompts.few_shot import FewShotExample
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.tables.messages import format_transcript, get_user_text, user_text_expr
+from distill_dagster.tables.messages import Message, format_transcript
+from distill_dagster.teacher.asking.asked_prompt import AskedPrompt
 from distill_dagster.teacher.providers.capabilities import takes_schema, takes_tools
 from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.exchange import Request, Response
 
-_REFUSAL_PREFIX = f'{{"{REFUSAL_KEY}":'
-"""How the canonical JSON of a refusal begins."""
-
-
-@dataclass(frozen=True)
-class AskedPrompt:
-    """What is asked: a text, or the turns of a conversation as (role, content)."""
-
-    text: str
-    turns: tuple[tuple[str, str], ...] = ()
-    refusal_wanted: bool = False
-
-    @property
-    def question(self) -> Question:
-        return Question(self.text, self.refusal_wanted)
-
-
-def build_asked_prompt(messages: list[dict[str, Any]], reference: str | None = None) -> AskedPrompt:
-    """The prompt of a row of a prompts table."""
-    turns = tuple((m["role"], m["content"] or "") for m in messages)
-    alone = len(turns) == 1
-    wanted = reference is not None and reference.startswith(_REFUSAL_PREFIX) and is_refusal(json.loads(reference))
-    return AskedPrompt(get_user_text(messages), () if alone else turns, wanted)
-
-
-def get_asked_text(asked: str | AskedPrompt) -> str:
-    """The text of what is asked; of a conversation its user's turns."""
-    return asked if isinstance(asked, str) else asked.text
-
-
-def read_asked_prompts(prompts: pl.DataFrame, refusals: bool) -> dict[str, str | AskedPrompt]:
-    """What the rows of a prompts table ask, by prompt_id: a text, or as `prompt_of` where there is more to it.
-
-    `refusals`: a reference may say that a refusal is wanted.
-    """
-    alone = pl.col("messages").list.len() == 1
-    if refusals:
-        alone &= ~pl.col("reference").str.starts_with(_REFUSAL_PREFIX).fill_null(False)
-    text, messages = pl.when(alone).then(user_text_expr()), pl.when(~alone).then(pl.col("messages"))
-    rows = prompts.select("prompt_id", text.alias("text"), messages.alias("messages"), "reference").iter_rows()
-    return {
-        id_: text if text is not None else build_asked_prompt(messages, reference if refusals else None)
-        for id_, text, messages, reference in rows
-    }
-
 
 class FreeTextAsker:
-    """Makes the requests of one task whose answers are written, and reads the responses."""
+    """Builds the requests of one task whose answers are free text, and reads the responses."""
 
     def __init__(self, kind: Kind, templates: Templates, endpoint: Endpoint, spec: TeacherSpec) -> None:
         self.kind, self.task, self.templates = kind, kind.task, templates
@@ -75,26 +30,26 @@ class FreeTextAsker:
 
     @property
     def stop(self) -> str:
-        """What a base-like model runs on with behind its answer: the next item."""
+        """Where an answer ends in the text API: a base model goes on with the next item."""
         return f"\n\n{self.task.item}:"
 
-    def request(self, prompt: AskedPrompt, examples: list[FewShotExample], sample: int) -> Request:
-        """The request for one sample of one prompt, few-shot examples with their reasoning before it."""
+    def build_request(self, prompt: AskedPrompt, examples: list[FewShotExample], sample: int) -> Request:
+        """The request for one sample of one prompt, after few-shot examples with their reasoning."""
         params: dict[str, Any] = {"temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
         if self.spec.temperature > 0:
             params["seed"] = sample
         if self.spec.api == "text":
-            text = format_transcript(prompt.turns) or prompt.text
-            values = self._values([self._shown(e) for e in examples], "")
-            rendered = self.templates.part("text", **values, text=text)
+            text = format_transcript(prompt.messages) or prompt.text
+            values = self._build_values([self._format_example(e) for e in examples], "")
+            rendered = self.templates.render_part("text", **values, text=text)
             return Request(self.endpoint.identity, sample, params | {"stop": [self.stop]}, prompt=rendered)
-        return self._chat(prompt, examples, sample, params)
+        return self._build_chat_request(prompt, examples, sample, params)
 
-    def read(self, prompt: AskedPrompt, request: Request, response: Response) -> dict[str, Any]:
-        """Status, reasoning and answer of a response; `error` says why a received one has no answer."""
+    def read_response(self, prompt: AskedPrompt, request: Request, response: Response) -> dict[str, Any]:
+        """The columns status, reasoning, answer and error of a response. `error` says why it contains no answer."""
         if response.finish_reason == "content_filter":
             return {"status": "filtered", "reasoning": response.reasoning}
-        found = read_answer(
+        answer = read_answer(
             self.kind,
             response.text,
             prompt.question,
@@ -103,37 +58,39 @@ class FreeTextAsker:
             tool_calls=response.tool_calls or ([] if request.tools is not None and response.text.strip() else None),
             stop=self.stop if self.spec.api == "text" else None,
         )
-        return vars(found)
+        return vars(answer)
 
-    def _chat(
+    def _build_chat_request(
         self, prompt: AskedPrompt, examples: list[FewShotExample], sample: int, params: dict[str, Any]
     ) -> Request:
-        tools = self._tools()
+        tools = self._build_tools()
         structured = tools is None and (self.kind.structured or self.task.reasoning)
-        schema = self._schema() if structured else None
+        schema = self._build_schema() if structured else None
         by_provider = schema is not None and takes_schema(self.endpoint.model, self.spec.response_format)
-        # A turn with tool calls would have to be followed by their results: examples of calls stand in the system turn.
-        told = self.task.kind == "tool_call"
-        values = self._values([self._shown(e) for e in examples] if told else [], self._format(schema, by_provider))
+        # A turn with tool calls must be followed by their results, so examples of calls go into the system turn.
+        in_system_turn = self.task.kind == "tool_call"
+        formatted = [self._format_example(e) for e in examples] if in_system_turn else []
+        values = self._build_values(formatted, self._describe_format(schema, by_provider))
         values["tools"] = [] if tools else self.task.tools
-        system = self.templates.part("system", **values, text=prompt.text)
-        own = [content for role, content in prompt.turns if role == "system"]
-        messages = [{"role": "system", "content": "\n\n".join([system, *own])}]
-        for example in [] if told else examples:
-            messages += self._turns(example.text, example.messages, values)
-            messages.append({"role": "assistant", "content": self._reply(example, structured)})
-        messages += self._turns(prompt.text, prompt.turns, values)
+        system = self.templates.render_part("system", **values, text=prompt.text)
+        own = [message["content"] or "" for message in prompt.messages if message["role"] == "system"]
+        turns = [{"role": "system", "content": "\n\n".join([system, *own])}]
+        for example in [] if in_system_turn else examples:
+            turns += self._build_turns(example.text, example.messages, values)
+            turns.append({"role": "assistant", "content": self._format_reply(example, structured)})
+        turns += self._build_turns(prompt.text, prompt.messages, values)
         response_format = _build_response_format(schema) if schema is not None and by_provider else None
         return Request(
-            self.endpoint.identity, sample, params, messages=messages, tools=tools, response_format=response_format
+            self.endpoint.identity, sample, params, messages=turns, tools=tools, response_format=response_format
         )
 
-    def _turns(self, text: str, turns: tuple[tuple[str, str], ...], values: dict[str, Any]) -> list[dict[str, str]]:
-        if not turns:
-            return [{"role": "user", "content": self.templates.part("user", **values, text=text)}]
-        return [{"role": role, "content": content} for role, content in turns if role != "system"]
+    def _build_turns(self, text: str, messages: tuple[Message, ...], values: dict[str, Any]) -> list[dict[str, str]]:
+        """The turns of a prompt or an example, without system turns; a single text as the user template shows it."""
+        if not messages:
+            return [{"role": "user", "content": self.templates.render_part("user", **values, text=text)}]
+        return [{"role": m["role"], "content": m["content"] or ""} for m in messages if m["role"] != "system"]
 
-    def _values(self, examples: list[dict[str, str]], format_: str) -> dict[str, Any]:
+    def _build_values(self, examples: list[dict[str, str]], format_: str) -> dict[str, Any]:
         return {
             "examples": examples,
             "labels": self.task.labels,
@@ -144,33 +101,34 @@ class FreeTextAsker:
             "format": format_,
         }
 
-    def _answer(self, example: FewShotExample) -> Any:
+    @staticmethod
+    def _get_answer(example: FewShotExample) -> Any:
         return json.loads(example.answer) if example.answer is not None else example.label
 
-    def _shown(self, example: FewShotExample) -> dict[str, str]:
-        answer = self.kind.format_answer(self._answer(example))
+    def _format_example(self, example: FewShotExample) -> dict[str, str]:
+        answer = self.kind.format_answer(self._get_answer(example))
         reasoning = example.reasoning if self.task.reasoning else None
-        said = format_with_reasoning(reasoning, answer) if reasoning else f"{ANSWER_MARK} {answer}"
-        return {"text": format_transcript(example.messages) or example.text, "written": said}
+        written = format_with_reasoning(reasoning, answer) if reasoning else f"{ANSWER_MARK} {answer}"
+        return {"text": format_transcript(example.messages) or example.text, "written": written}
 
-    def _reply(self, example: FewShotExample, structured: bool) -> str:
-        answer = self._answer(example)
+    def _format_reply(self, example: FewShotExample, structured: bool) -> str:
+        answer = self._get_answer(example)
         if not structured or is_refusal(answer):
             return self.kind.format_answer(answer)
         reasoning = {"reasoning": example.reasoning} if self.task.reasoning else {}
         return json.dumps(reasoning | {"answer": answer}, ensure_ascii=False)
 
-    def _schema(self) -> dict[str, Any]:
+    def _build_schema(self) -> dict[str, Any]:
         reasoning = {"reasoning": {"type": "string"}} if self.task.reasoning else {}
         fields = reasoning | {"answer": self.kind.build_schema()}
         return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
 
-    def _tools(self) -> list[dict[str, Any]] | None:
+    def _build_tools(self) -> list[dict[str, Any]] | None:
         if self.task.kind != "tool_call" or not takes_tools(self.endpoint.model, self.spec.response_format):
             return None
         return [{"type": "function", "function": tool.model_dump()} for tool in self.task.tools]
 
-    def _format(self, schema: dict[str, Any] | None, by_provider: bool) -> str:
+    def _describe_format(self, schema: dict[str, Any] | None, by_provider: bool) -> str:
         if schema is None:
             return ""
         fields = "`answer` is the answer alone."

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from distill_dagster.core.hashing import hash_content, hash_strings
 from distill_dagster.prompts.few_shot import build_prompt_context, read_example_pool
 from distill_dagster.prompts.templates import Templates
-from distill_dagster.teacher.asking.free_text import AskedPrompt
+from distill_dagster.tables.messages import make_message
+from distill_dagster.teacher.asking.asked_prompt import AskedPrompt, build_asked_prompt
 from distill_dagster.teacher.asking.request_template import PLACEHOLDER, can_render
 from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.providers.client import resolve_endpoint
@@ -57,9 +58,9 @@ def requests(
         yield requests_of(folder)
 
 
-def assert_equal(requests: RequestBuilder, asked: str | AskedPrompt) -> None:
+def assert_equal(requests: RequestBuilder, prompt: AskedPrompt) -> None:
     for sample in range(4):
-        made, rendered = requests.make(asked, sample), requests.rendered(asked, sample)
+        made, rendered = requests.build(prompt, sample), requests.render(prompt, sample)
         assert made == rendered
         assert made.key == hash_content(rendered.key_fields)
         assert made.build_body() == rendered.build_body()
@@ -73,12 +74,12 @@ def test_a_request_from_a_mould_is_the_one_that_is_rendered(kind: str, setting: 
         @settings(max_examples=25, deadline=None)
         @given(st.text())
         def check(text: str) -> None:
-            assert_equal(made, text)
+            assert_equal(made, AskedPrompt(text))
 
         check()
-        assert made._moulds
+        assert made._request_templates
         for text in TEXTS:
-            assert_equal(made, text)
+            assert_equal(made, AskedPrompt(text))
 
 
 @pytest.mark.parametrize(
@@ -106,20 +107,21 @@ def test_a_request_from_a_mould_is_the_one_that_is_rendered(kind: str, setting: 
 def test_templates_that_do_more_than_print_the_text_are_rendered(templates: dict[str, str], poured: bool) -> None:
     with requests("classification", "chat", templates) as made:
         for text in [*TEXTS, "Two WORDS"]:
-            assert_equal(made, text)
-        assert bool(made._moulds) is poured
+            assert_equal(made, AskedPrompt(text))
+        assert bool(made._request_templates) is poured
 
 
 def test_a_template_that_reads_no_text() -> None:
     own = Templates({"classification_user": "{{ item }}"})
-    assert own.prints("user", "text")
-    assert not own.prints("system", "labels")
+    assert own.only_prints("user", "text")
+    assert not own.only_prints("system", "labels")
 
 
 def test_a_conversation_is_rendered() -> None:
     with requests("conversation", "chat") as made:
-        assert_equal(made, AskedPrompt("one\nthree", (("user", "one"), ("assistant", "two"), ("user", "three"))))
-        assert not made._moulds
+        turns = (("user", "one"), ("assistant", "two"), ("user", "three"))
+        assert_equal(made, build_asked_prompt([make_message(*turn) for turn in turns]))
+        assert not made._request_templates
 
 
 def test_nearest_examples_are_chosen_for_each_text(tmp_path: Path) -> None:
@@ -138,8 +140,8 @@ def test_nearest_examples_are_chosen_for_each_text(tmp_path: Path) -> None:
         embed,
     )
     for text in ("refund", "delivery"):
-        assert_equal(made, text)
-    one, other = ((made.make(text, 0).messages or [])[:-1] for text in ("refund", "delivery"))
+        assert_equal(made, AskedPrompt(text))
+    one, other = ((made.build(AskedPrompt(text), 0).messages or [])[:-1] for text in ("refund", "delivery"))
     assert one != other
 
 
@@ -160,7 +162,7 @@ def test_keys_are_those_of_what_was_stored_before() -> None:
     for kind in KINDS:
         for setting in SETTINGS:
             with requests(kind, setting) as made:
-                keys += [made.make(text, sample).key for text in TEXTS[:-1] for sample in range(2)]
+                keys += [made.build(AskedPrompt(text), sample).key for text in TEXTS[:-1] for sample in range(2)]
     assert hash_content(keys) == PINNED
 
 
