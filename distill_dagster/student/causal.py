@@ -1,4 +1,4 @@
-"""Causal language models as students: what all of them share, and the one that writes a label."""
+"""Causal language models as students: what all of them share, and the student that chooses a label."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.student import loading, losses, prompts
+from distill_dagster.student.label_predictions import LabelPredictions
 from distill_dagster.student.label_trie import LabelTrie
 from distill_dagster.student.types import TaskSettings, TrainRow
 
@@ -18,12 +19,12 @@ _IGNORE_INDEX = -100
 
 
 class CausalModel:
-    """A base model with its tokenizer; `model` may be wrapped in adapters later."""
+    """A base model with its tokenizer. Adapters may wrap `model` later."""
 
     def __init__(
         self, spec: StudentSpec, settings: TaskSettings, models_folder: Path, dtype: str | None = None
     ) -> None:
-        """Load the base in `dtype`, by default that of the spec.
+        """Load the base in `dtype`, by default the spec's.
 
         Raises:
             ModelError: the model cannot be found or loaded.
@@ -35,13 +36,14 @@ class CausalModel:
         self.end = prompts.get_end_token_id(self.tokenizer)
 
     def add_adapter(self) -> None:
+        """Add an untrained adapter."""
         self.model = loading.add_new_adapter(self.model, self.spec, "CAUSAL_LM")
 
     def load_adapter(self, folder: Path, merge: bool) -> None:
-        """Take the adapter from a folder.
+        """Load the adapter from a folder.
 
         Raises:
-            ModelError: the folder holds no adapter of this model.
+            ModelError: the folder has no adapter of this model.
         """
         self.model = loading.attach_adapter(self.model, folder, merge).eval()
 
@@ -49,13 +51,14 @@ class CausalModel:
         self.model.to(dtype)
 
     def save_adapter(self, folder: Path) -> None:
+        """Write the adapter to a folder."""
         loading.save_adapter(self.model, self.spec, folder)
 
     @property
     def device(self) -> Any:
         return self.model.device
 
-    def _padded(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
+    def _pad(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
         import torch
 
         width = max(map(len, sequences))
@@ -66,13 +69,13 @@ class CausalModel:
             mask[row, width - len(sequence) :] = 1
         return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
-    def _hidden(self, **inputs: Any) -> Any:
-        """Output of the model below the language head: logits are made only where they are needed."""
+    def _compute_hidden(self, **inputs: Any) -> Any:
+        """Output of the model below the language head, so that logits are computed only where they are needed."""
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         return model.base_model(**inputs)
 
-    def _logits(self, hidden: torch.Tensor, tokens: tuple[int, ...] | None = None) -> torch.Tensor:
-        """Logits of hidden states (positions, dimensions), over the whole vocabulary or these tokens alone."""
+    def _compute_logits(self, hidden: torch.Tensor, tokens: tuple[int, ...] | None = None) -> torch.Tensor:
+        """Logits of hidden states (positions, dimensions), for the whole vocabulary or for these tokens only."""
         import torch
 
         config, head = self.model.config, self.model.get_output_embeddings()
@@ -81,15 +84,15 @@ class CausalModel:
         else:
             logits = head(hidden.to(head.weight.dtype)).float()
             logits = logits if tokens is None else logits[:, list(tokens)]
-        # what Cohere, Granite and Gemma do behind their heads
+        # Cohere, Granite and Gemma scale or cap the logits after their heads.
         logits = logits * (getattr(config, "logit_scale", None) or 1.0)
         logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-class CausalStudent(CausalModel):
-    """A causal model that writes one of the labels of a task."""
+class CausalStudent(LabelPredictions, CausalModel):
+    """A causal model that chooses one of the labels of a task."""
 
     def __init__(
         self,
@@ -105,7 +108,7 @@ class CausalStudent(CausalModel):
         self.trie = LabelTrie([prompts.encode_answer(self.tokenizer, label) for label in self.labels], self.end)
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
-        """Model inputs with `length` in tokens: the prompt, then the kept label without its end."""
+        """Build model inputs: the prompt, then the row's label without the end token. `length` is in tokens."""
         texts = [row.text for row in rows]
         starts = prompts.encode_prompts(self.tokenizer, texts, self.settings, self.spec.max_tokens)
         soft = losses.build_soft_targets(rows, self.labels, self.spec.temperature)
@@ -117,94 +120,96 @@ class CausalStudent(CausalModel):
         return items
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch, padded on the left: answers end in the last column, so logits are asked for there alone."""
+        """Build a batch, padded on the left. Answers end in the last column, so logits are needed only there."""
         import torch
 
         paths = [self.trie.paths[item["label"]] for item in items]
         answers = torch.full((len(items), max(map(len, paths))), _IGNORE_INDEX)
         for row, path in enumerate(paths):
             answers[row, -len(path) :] = torch.tensor(path)
-        return self._padded([item["ids"] for item in items]) | {
+        return self._pad([item["ids"] for item in items]) | {
             "answers": answers,
             "label": torch.tensor([item["label"] for item in items]),
             "soft": torch.stack([item["soft"] for item in items]),
             "weight": torch.tensor([float(item["weight"]) for item in items]),
         }
 
-    def loss(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The loss of every row, shape (rows,), without its weight.
+    def compute_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The loss of every row, shape (rows,), not yet weighted.
 
-        (1 - soft_weight) * negative log-likelihood of the kept label over the whole vocabulary, plus soft_weight *
-        the soft loss at the branches on the kept label's path. By the chain rule the divergence of two distributions
-        over labels is the sum of their divergences at all branches, each weighted by the teacher's probability of
-        coming there; branches off the path would need further forward passes and are left out.
+        It is (1 - soft_weight) * the negative log-likelihood of the row's label over the whole vocabulary, plus
+        soft_weight * the soft loss at the branches on the path of that label. By the chain rule, the divergence of two
+        distributions over labels is the sum of their divergences at all branches. Each is weighted by the teacher's
+        probability of reaching the branch. Branches off the path are left out: they need more forward passes.
         """
         import torch
 
         answers = batch["answers"]
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
-        hidden = self._hidden(**inputs, use_cache=False).last_hidden_state[:, -answers.shape[1] :]
-        logits = self._logits(hidden.flatten(0, 1)).view(*answers.shape, -1)
+        hidden = self._compute_hidden(**inputs, use_cache=False).last_hidden_state[:, -answers.shape[1] :]
+        logits = self._compute_logits(hidden.flatten(0, 1)).view(*answers.shape, -1)
         hard = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), answers.flatten(), ignore_index=_IGNORE_INDEX, reduction="none"
         ).view(answers.shape)
         total = (1 - self.spec.soft_weight) * hard.sum(1)
         if self.spec.soft_weight > 0:
-            total = total + self.spec.soft_weight * self._soft(logits, batch)
+            total = total + self.spec.soft_weight * self._compute_soft_loss(logits, batch)
         return total
 
-    def _soft(self, logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+    def _compute_soft_loss(self, logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
         import torch
 
         columns, labels = logits.shape[1], batch["label"].tolist()
         total = torch.zeros(len(labels), device=logits.device)
         for index, branch in enumerate(self.trie.branches):
-            below = {label for group in branch.labels for label in group}
-            rows = [row for row, label in enumerate(labels) if label in below]
+            members = {label for group in branch.labels for label in group}
+            rows = [row for row, label in enumerate(labels) if label in members]
             if not rows:
                 continue
             column = [columns - len(self.trie.paths[labels[row]]) + len(branch.prefix) for row in rows]
-            here = logits[rows, column][:, list(branch.children)]
-            mass = self.trie.masses(batch["soft"][rows], index)
+            student_logits = logits[rows, column][:, list(branch.children)]
+            mass = self.trie.sum_by_child(batch["soft"][rows], index)
             reached = mass.sum(1)
             target = mass / reached.clamp(min=1e-12)[:, None]
-            part = losses.compute_soft_loss(here, target, self.spec.temperature)
-            total = total.index_add(0, torch.tensor(rows, device=total.device), reached * part)
+            loss = losses.compute_soft_loss(student_logits, target, self.spec.temperature)
+            total = total.index_add(0, torch.tensor(rows, device=total.device), reached * loss)
         return total
 
-    def log_probs(self, texts: list[str]) -> torch.Tensor:
+    def compute_log_probs(self, texts: list[str]) -> torch.Tensor:
         """Log-probabilities of the labels for a batch of texts, shape (texts, labels), on the CPU.
 
-        One forward pass over the prompts; where labels share their first tokens, a short one more for each shared
-        beginning, on the prompts' cached keys and values.
+        This takes one forward pass over the prompts. Labels that share their first tokens take one more short pass for
+        each shared prefix, on the cached keys and values of the prompts.
         """
         import torch
 
         sequences = prompts.encode_prompts(self.tokenizer, texts, self.settings, self.spec.max_tokens)
-        inputs = {name: value.to(self.device) for name, value in self._padded(sequences).items()}
-        found: dict[tuple[int, ...], torch.Tensor] = {}
-        if len({len(s) for s in sequences}) == 1:  # nothing is padded, and without a mask attention is quicker
+        inputs = {name: value.to(self.device) for name, value in self._pad(sequences).items()}
+        states: dict[tuple[int, ...], torch.Tensor] = {}
+        if len({len(s) for s in sequences}) == 1:  # without padding no mask is needed, and attention is faster
             inputs = {"input_ids": inputs["input_ids"]}
-        cached = not self.trie.one_choice
+        cached = not self.trie.has_one_choice
         with torch.inference_mode():
-            out = self._hidden(**inputs, use_cache=cached)
-            found[()] = out.last_hidden_state[:, -1]
+            out = self._compute_hidden(**inputs, use_cache=cached)
+            states[()] = out.last_hidden_state[:, -1]
             if cached:
-                self._follow(inputs, out.past_key_values, found)
-            logits = [self._logits(found[branch.prefix], branch.children) for branch in self.trie.branches]
-            return self.trie.log_probs(logits).cpu()
+                self._add_probed_states(inputs, out.past_key_values, states)
+            logits = [self._compute_logits(states[branch.prefix], branch.children) for branch in self.trie.branches]
+            return self.trie.compute_log_probs(logits).cpu()
 
-    def _follow(self, inputs: dict[str, torch.Tensor], cache: Any, found: dict[tuple[int, ...], torch.Tensor]) -> None:
-        """Add the hidden states behind every beginning of the probes; the cache is cut back after each probe."""
+    def _add_probed_states(
+        self, inputs: dict[str, torch.Tensor], cache: Any, states: dict[tuple[int, ...], torch.Tensor]
+    ) -> None:
+        """Add the hidden state after every prefix of the probes. The cache is cut back after each probe."""
         import torch
 
         rows, width = inputs["input_ids"].shape
         mask = inputs.get("attention_mask")
         if mask is None:
             mask = torch.ones((rows, width), dtype=torch.long, device=self.device)
-        for probe in self.trie.probes():
+        for probe in self.trie.find_probes():
             ids = torch.tensor(probe, device=self.device).expand(rows, -1)
-            out = self._hidden(
+            out = self._compute_hidden(
                 input_ids=ids,
                 attention_mask=torch.cat([mask, torch.ones_like(ids)], dim=1),
                 position_ids=mask.sum(1, keepdim=True) + torch.arange(len(probe), device=self.device),
@@ -212,5 +217,5 @@ class CausalStudent(CausalModel):
                 use_cache=True,
             )
             for end in range(1, len(probe) + 1):
-                found.setdefault(probe[:end], out.last_hidden_state[:, end - 1])
+                states.setdefault(probe[:end], out.last_hidden_state[:, end - 1])
             cache.crop(-len(probe))

@@ -1,9 +1,9 @@
 """An encoder student: mean-pooled sentence embeddings (Reimers and Gurevych 2019) under a linear head.
 
-The head starts as the embeddings of the label descriptions, so an untrained student is exactly the base: the label
-whose description is nearest. Sentence encoders are trained through their mean, and it tells far more than the vector
-of the first token, which ready-made classification models read. PEFT keeps the encoder's adapter; the head, `weight`
-(labels, dimensions) and `bias` (labels), lies beside it in head.safetensors.
+The head starts as the embeddings of the label descriptions. So an untrained student is exactly the base, which predicts
+the label with the nearest description. The mean is used since sentence encoders are trained through it; it holds far
+more than the vector of the first token. PEFT saves the encoder's adapter. The head is saved next to it in
+head.safetensors: `weight` (labels, dimensions) and `bias` (labels).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core import models
 from distill_dagster.student import loading, losses
+from distill_dagster.student.label_predictions import LabelPredictions
 from distill_dagster.student.types import TaskSettings, TrainRow
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
 HEAD_FILE = "head.safetensors"
 COSINE_TEMPERATURE = 0.05
-"""Cosines of sentence embeddings lie close together; divided by this they make a usable softmax."""
+"""Cosines of sentence embeddings are close to each other. Divided by this, they give a useful softmax."""
 
 
 def mean_pool(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Mean of the last hidden states over real tokens, in float32, each row of length 1: (texts, dimensions)."""
+    """Mean of the last hidden states over real tokens: float32 (texts, dimensions), each row of length 1."""
     import torch
 
     hidden = model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
@@ -34,7 +35,7 @@ def mean_pool(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor)
     return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
 
-class EncoderStudent:
+class EncoderStudent(LabelPredictions):
     """An encoder, its tokenizer and the head over a task's labels."""
 
     def __init__(
@@ -45,7 +46,7 @@ class EncoderStudent:
         models_folder: Path,
         dtype: str | None = None,
     ) -> None:
-        """Load the encoder in `dtype`, by default that of the spec. Its head holds the label descriptions.
+        """Load the encoder in `dtype`, by default the spec's. The head starts as the label descriptions.
 
         Raises:
             ModelError: the model cannot be found or loaded.
@@ -56,7 +57,7 @@ class EncoderStudent:
         self.labels = [label.name for label in labels]
         self.base = loading.load_base(spec, models_folder, "AutoModel", dtype)
         self.tokenizer = self.base.tokenizer
-        # Trainer wants one module that holds all that is trained
+        # Trainer needs one module with all trained weights.
         self.model = torch.nn.ModuleDict({"encoder": self.base.model})
         with torch.no_grad():
             described = self.embed([f"{label.name}: {label.description}" for label in labels])
@@ -71,16 +72,16 @@ class EncoderStudent:
         return self.model["encoder"].device
 
     def add_adapter(self) -> None:
-        """An untrained adapter on every linear layer; not on the pooler, which mean pooling does not use."""
+        """Add an untrained adapter to every linear layer except the pooler, which mean pooling does not use."""
         self.model["encoder"] = loading.add_new_adapter(
             self.model["encoder"], self.spec, "FEATURE_EXTRACTION", exclude=r".*\bpooler\b.*"
         )
 
     def load_adapter(self, folder: Path, merge: bool) -> None:
-        """Take the adapter and the head from a folder.
+        """Load the adapter and the head from a folder.
 
         Raises:
-            ModelError: the folder holds no adapter of this model.
+            ModelError: the folder has no adapter of this model.
         """
         from safetensors.torch import load_file
 
@@ -97,18 +98,19 @@ class EncoderStudent:
         self.model["encoder"].to(dtype)
 
     def save_adapter(self, folder: Path) -> None:
+        """Write the adapter and the head to a folder."""
         from safetensors.torch import save_file
 
         loading.save_adapter(self.model["encoder"], self.spec, folder)
         head = {name: value.detach().cpu().contiguous() for name, value in self.model["head"].state_dict().items()}
         save_file(head, folder / HEAD_FILE)
 
-    def _tokens(self, texts: list[str]) -> list[list[int]]:
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
         return list(self.tokenizer(texts, truncation=True, max_length=self.spec.max_tokens)["input_ids"])
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
-        """Model inputs with `length` in tokens."""
-        tokens = self._tokens([row.text for row in rows])
+        """Build model inputs. `length` is in tokens."""
+        tokens = self._tokenize([row.text for row in rows])
         soft = losses.build_soft_targets(rows, self.labels, self.spec.temperature)
         return [
             {
@@ -122,20 +124,24 @@ class EncoderStudent:
         ]
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Build a padded batch."""
         import torch
 
-        return self._padded([item["ids"] for item in items]) | {
+        return self._pad([item["ids"] for item in items]) | {
             "label": torch.tensor([item["label"] for item in items]),
             "soft": torch.stack([item["soft"] for item in items]),
             "weight": torch.tensor([float(item["weight"]) for item in items]),
         }
 
-    def _padded(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
+    def _pad(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
         padded = self.tokenizer.pad({"input_ids": sequences}, return_tensors="pt")
         return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
 
-    def loss(self, batch: dict[str, Any]) -> torch.Tensor:
-        """soft_weight * soft loss + (1 - soft_weight) * cross-entropy of every row, shape (rows,), without weight."""
+    def compute_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The loss of every row, shape (rows,), not yet weighted.
+
+        It is soft_weight * soft loss + (1 - soft_weight) * cross-entropy.
+        """
         import torch
 
         vectors = mean_pool(self.model["encoder"], batch["input_ids"], batch["attention_mask"])
@@ -146,10 +152,10 @@ class EncoderStudent:
 
     def embed(self, texts: list[str]) -> torch.Tensor:
         """Embeddings of a batch of texts, shape (texts, dimensions), each of length 1."""
-        inputs = {name: value.to(self.device) for name, value in self._padded(self._tokens(texts)).items()}
+        inputs = {name: value.to(self.device) for name, value in self._pad(self._tokenize(texts)).items()}
         return mean_pool(self.model["encoder"], **inputs)
 
-    def log_probs(self, texts: list[str]) -> torch.Tensor:
+    def compute_log_probs(self, texts: list[str]) -> torch.Tensor:
         """Log-probabilities of the labels for a batch of texts, shape (texts, labels), on the CPU."""
         import torch
 

@@ -1,4 +1,4 @@
-"""Labels as paths of tokens: a distribution over them without a bias to short labels."""
+"""A prefix tree of labels in tokens. It gives a distribution over labels without a bias to short ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Branch:
-    """A point where labels part: behind `prefix`, one of `children` (token ids) follows.
+    """A point where labels differ: after `prefix`, one of `children` (token ids) follows.
 
     `labels[c]` are the indices of the labels below child c.
     """
@@ -25,10 +25,10 @@ class Branch:
 class LabelTrie:
     """The prefix tree of labels in tokens.
 
-    Only nodes with several children are choices, so P(label) is the product, over the branches on its path, of the
-    softmax over that branch's children. It is a distribution by construction: forced tokens cost nothing and a label
-    of many tokens is not at a disadvantage. Every path ends with the end token, which tells a label from a longer one
-    that begins with it.
+    Only nodes with several children are choices. P(label) is a product over the branches on its path: at each, the
+    softmax over the children. This is a distribution by construction. Forced tokens cost nothing, so labels with many
+    tokens have no disadvantage. Every path ends with the end token, which separates a label from a longer one with the
+    same prefix.
     """
 
     def __init__(self, paths: Sequence[Sequence[int]], end: int) -> None:
@@ -67,16 +67,16 @@ class LabelTrie:
                 self.steps[label].append((index, child))
 
     @property
-    def one_choice(self) -> bool:
-        """Whether all labels part at their first token, so that one forward pass tells them all."""
+    def has_one_choice(self) -> bool:
+        """Whether all labels differ in their first token, so that one forward pass is enough."""
         return len(self.branches) == 1 and not self.branches[0].prefix
 
-    def probes(self) -> list[tuple[int, ...]]:
-        """Token sequences that together pass all branches: the prefixes that no longer prefix continues."""
+    def find_probes(self) -> list[tuple[int, ...]]:
+        """Token sequences that together visit all branches: the prefixes that no other prefix extends."""
         prefixes = [branch.prefix for branch in self.branches]
         return [p for p in prefixes if not any(len(o) > len(p) and o[: len(p)] == p for o in prefixes)]
 
-    def log_probs(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    def compute_log_probs(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
         """Log-probability of every label, shape (rows, labels).
 
         `logits[b]` has the shape (rows, children of branch b).
@@ -91,8 +91,8 @@ class LabelTrie:
             columns.append(torch.stack(parts).sum(0) if parts else torch.zeros(rows))
         return torch.stack(columns, dim=1)
 
-    def masses(self, probs: torch.Tensor, branch: int) -> torch.Tensor:
-        """A distribution over labels, shape (rows, labels), summed over the labels below each child of a branch."""
+    def sum_by_child(self, probs: torch.Tensor, branch: int) -> torch.Tensor:
+        """Sum a distribution over labels, shape (rows, labels), over the labels below each child of a branch."""
         import torch
 
         groups = self.branches[branch].labels

@@ -1,4 +1,4 @@
-"""Loading a student's base model, in full or quantized precision, and its adapters."""
+"""Load a student's base model, in full or quantized precision, and its adapters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 
 @dataclass
 class LoadedBase:
-    """A loaded base. `bytes` is the size of its weights on disk; for a model from the hub that of them in memory."""
+    """A loaded base. `bytes` is the size of its weights on disk, or in memory for a model from the hub."""
 
     model: Any
     tokenizer: Any
@@ -26,19 +26,21 @@ class LoadedBase:
 
 
 def choose_device() -> str:
+    """Return "cuda" if there is a GPU, else "cpu"."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def get_torch_dtype(name: str) -> Any:
+    """The torch dtype of this name."""
     import torch
 
     return getattr(torch, name)
 
 
 def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: str | None = None) -> LoadedBase:
-    """The base model of a student in evaluation mode, on the GPU where there is one.
+    """Load the base model of a student in evaluation mode, on the GPU if there is one.
 
     Raises:
         ModelError: the model cannot be found or loaded.
@@ -56,8 +58,8 @@ def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: st
     if spec.quantization == "none":
         model = model.to(choose_device())
     for module in model.modules():
-        # bitsandbytes repacks 4-bit weights for CPU inference in the first forward pass without gradients (a
-        # validation, say), after which the model can no longer be trained
+        # In the first forward pass without gradients, such as a validation, bitsandbytes repacks 4-bit weights for
+        # inference on a CPU. After that the model cannot be trained.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     parameters = sum(p.numel() for p in model.parameters()) if spec.quantization == "none" else model.num_parameters()
@@ -66,7 +68,7 @@ def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: st
 
 
 def _build_nf4_options(dtype: Any) -> dict[str, Any]:
-    """4-bit NormalFloat with double quantization (Dettmers et al. 2023, "QLoRA")."""
+    """Options for 4-bit NormalFloat with double quantization (Dettmers et al. 2023, "QLoRA")."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -81,7 +83,7 @@ def _build_nf4_options(dtype: Any) -> dict[str, Any]:
 
 
 def add_new_adapter(model: Any, spec: StudentSpec, task_type: str, exclude: str | None = None) -> Any:
-    """The model with an untrained LoRA adapter in float32 (Hu et al. 2021); modules that match `exclude` get none."""
+    """Add an untrained LoRA adapter in float32 (Hu et al. 2021). Modules that match `exclude` get none."""
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
@@ -101,10 +103,10 @@ def add_new_adapter(model: Any, spec: StudentSpec, task_type: str, exclude: str 
 
 
 def attach_adapter(model: Any, adapter: Path, merge: bool) -> Any:
-    """The model with a trained adapter; `merge` adds it to the weights, which is quicker to run.
+    """Add a trained adapter to a model. `merge` adds it to the weights, which makes inference faster.
 
     Raises:
-        ModelError: the folder is not an adapter, or not one of this model.
+        ModelError: the folder has no adapter, or one of another model.
     """
     from peft import PeftModel
 
@@ -114,17 +116,17 @@ def attach_adapter(model: Any, adapter: Path, merge: bool) -> Any:
 
 
 def save_adapter(model: Any, spec: StudentSpec, folder: Path) -> None:
-    """Write adapter_model.safetensors and adapter_config.json: the same bytes for the same adapter.
+    """Write adapter_model.safetensors and adapter_config.json. The same adapter gives the same bytes.
 
-    The config names the base as the spec does, which means the same on every machine, and not by its local path.
+    The config names the base as the spec does, not by its local path, so it is valid on every machine.
     """
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = spec.model, spec.revision
-    # "auto" would ask the hub whether the vocabulary has grown
+    # "auto" would ask the hub whether the vocabulary is larger.
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     file = folder / ADAPTER_CONFIG_FILE
     value = json.loads(file.read_text(encoding="utf-8"))
-    if isinstance(value.get("target_modules"), list):  # a set in peft: its order changes from process to process
+    if isinstance(value.get("target_modules"), list):  # peft stores a set, in an order that changes with the process
         value["target_modules"] = sorted(value["target_modules"])
     file.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")

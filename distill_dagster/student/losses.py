@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def build_soft_targets(rows: Sequence[TrainRow], labels: list[str], temperature: float) -> torch.Tensor:
-    """The teacher's distributions at a temperature, shape (rows, labels); a row without one gets all on its answer.
+    """The teacher's distributions at a temperature, shape (rows, labels). A row without one is one-hot on its answer.
 
-    A teacher gives probabilities p, not logits: p^(1/T), normalised, is what its softmax at temperature T would be.
+    A teacher gives probabilities p, not logits. Normalized p^(1/T) equals its softmax at temperature T.
 
     Raises:
         ValueError: a row names a label that is not one of `labels`, or its probabilities are negative or all zero.
@@ -35,10 +35,10 @@ def build_soft_targets(rows: Sequence[TrainRow], labels: list[str], temperature:
 
 
 def compute_soft_loss(logits: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 * KL(target || softmax(logits / T)) for each row; T^2 keeps the gradients' size at any temperature.
+    """T^2 * KL(target || softmax(logits / T)) for each row; T^2 keeps the size of the gradients.
 
-    `target` is at the same temperature already. Where it is one-hot and T is 1 this is the cross-entropy. Rows of
-    zeros (a branch that the teacher never reaches) give 0.
+    `target` already has this temperature. If it is one-hot and T is 1, this is the cross-entropy. Rows of zeros (a
+    branch that the teacher never reaches) give 0.
     """
     import torch
 

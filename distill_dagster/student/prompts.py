@@ -3,8 +3,8 @@
     Ticket: My app closes when I open a photo.
     Category: crash<end of text>
 
-No instructions and no examples: a student learns the task from its rows, and every token costs latency. The text is
-cut where prompt and answer would be longer than allowed, never the template.
+The prompt has no instructions and no examples. A student learns the task from its rows, and every token costs latency.
+If the prompt is too long, the text is cut, never the template.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LABEL_CUE = "\nCategory:"
+"""The end of a prompt that asks for a label."""
 
 
 def encode_prompts(
@@ -24,27 +25,27 @@ def encode_prompts(
     texts: list[str],
     settings: TaskSettings,
     max_tokens: int,
-    ask_for: str = LABEL_CUE,
+    cue: str = LABEL_CUE,
 ) -> list[list[int]]:
-    """Token ids of the prompts, each at most `max_tokens` long, ready for the answer to follow."""
-    ask = _encode_text(tokenizer, ask_for)
+    """Token ids of the prompts, each at most `max_tokens` long. The answer follows directly."""
+    cue_ids = _encode_text(tokenizer, cue)
     start = _get_start_token_ids(tokenizer)
     bodies = tokenizer([f"{settings.item}: {text.strip()}" for text in texts], add_special_tokens=False)["input_ids"]
-    room = max(1, max_tokens - len(ask) - len(start))
-    return [start + body[:room] + ask for body in bodies]
+    room = max(1, max_tokens - len(cue_ids) - len(start))
+    return [start + body[:room] + cue_ids for body in bodies]
 
 
-def encode_answer(tokenizer: PreTrainedTokenizerBase, label: str, ask_for: str = LABEL_CUE) -> list[int]:
-    """Token ids of a label, or of any answer, as it stands behind the prompt, without the end of text.
+def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str, cue: str = LABEL_CUE) -> list[int]:
+    """Token ids of a label or any other answer after the prompt, without the end token.
 
-    Cut from the tokens of the whole phrase: some tokenizers write a word differently at the beginning of a text.
+    They are cut from the tokens of cue and answer together, since some tokenizers encode the first word differently.
     """
-    ask, both = _encode_text(tokenizer, ask_for), _encode_text(tokenizer, f"{ask_for} {label}")
-    return both[len(ask) :] if both[: len(ask)] == ask else _encode_text(tokenizer, f" {label}")
+    cue_ids, both = _encode_text(tokenizer, cue), _encode_text(tokenizer, f"{cue} {answer}")
+    return both[len(cue_ids) :] if both[: len(cue_ids)] == cue_ids else _encode_text(tokenizer, f" {answer}")
 
 
 def get_end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends an answer."""
+    """The id of the token that ends an answer."""
     value = tokenizer.eos_token_id
     return int(value if value is not None else tokenizer.pad_token_id)
 
@@ -54,6 +55,6 @@ def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _get_start_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-text token, for tokenizers that put one."""
+    """The beginning-of-text token, for tokenizers that add one."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []

@@ -1,4 +1,4 @@
-"""Sentence embeddings for the teacher's stage: the pinned MiniLM, loaded once in a process."""
+"""Sentence embeddings, for few-shot examples, near-duplicates and the centroid baseline."""
 
 from __future__ import annotations
 
@@ -8,19 +8,58 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill_dagster.config import TeacherSpec
+from distill_dagster.config import StudentSpec, TeacherSpec
 from distill_dagster.core.embedding import EmbedFunction
+from distill_dagster.student import loading
+from distill_dagster.student.encoder import mean_pool
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from distill_dagster.student.predict import Embedder
+SENTENCE_MODEL = "all-minilm-l6-v2"
+
+
+class SentenceEmbedder:
+    """Mean-pooled, normalized sentence embeddings of an encoder (Reimers and Gurevych 2019)."""
+
+    def __init__(
+        self, models_folder: Path, model: str = SENTENCE_MODEL, revision: str | None = None, max_tokens: int = 256
+    ) -> None:
+        """Load the encoder.
+
+        Raises:
+            ModelError: the model cannot be found or loaded.
+        """
+        spec = StudentSpec(model=model, architecture="encoder", revision=revision)
+        base = loading.load_base(spec, models_folder, "AutoModel")
+        self._model, self._tokenizer, self._max_tokens = base.model, base.tokenizer, max_tokens
+        self.parameters, self.bytes = base.parameters, base.bytes
+
+    def embed(self, texts: list[str], batch_size: int = 64) -> np.ndarray:
+        """Embeddings of texts: float32 (texts, dimensions), each row of length 1."""
+        import numpy as np
+        import torch
+
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        result = np.zeros((len(texts), self._model.config.hidden_size), dtype=np.float32)
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            batch = self._tokenizer(
+                [texts[i] for i in part],
+                padding=True,
+                truncation=True,
+                max_length=self._max_tokens,
+                return_tensors="pt",
+            ).to(self._model.device)
+            with torch.inference_mode():
+                result[part] = mean_pool(self._model, batch["input_ids"], batch["attention_mask"]).cpu().numpy()
+        return result
 
 
 def make_sentence_embedder(spec: TeacherSpec, models_folder: Path) -> EmbedFunction | None:
-    """What `few_shot.nearest` finds examples with, or None where the task does not ask for it. Loads nothing yet.
+    """The function that finds examples for `few_shot.nearest`, or None if the task does not use it.
 
-    Calling it raises `ModelError` where the model cannot be found or loaded.
+    The model is loaded on the first call, which raises `ModelError` if it cannot be found or loaded.
     """
     if not spec.few_shot.nearest:
         return None
@@ -32,7 +71,7 @@ def make_sentence_embedder(spec: TeacherSpec, models_folder: Path) -> EmbedFunct
 
 
 def embed_sentences(texts: list[str], models_folder: Path) -> np.ndarray:
-    """float32 (texts, 384), each row of length 1.
+    """Embeddings of texts: float32 (texts, 384), each row of length 1. The model stays loaded in this process.
 
     Raises:
         ModelError: the model cannot be found or loaded.
@@ -43,22 +82,22 @@ def embed_sentences(texts: list[str], models_folder: Path) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _embed_cached(models_folder: Path, texts: tuple[str, ...]) -> np.ndarray:
-    """Kept for the few-shot pool, which every slice looks up anew."""
-    with _limit_to_one_thread():
-        return _load_embedder(models_folder).embed(list(texts))
+    """The cache is for the few-shot pool, which every slice needs again."""
+    return embed_sentences(list(texts), models_folder)
 
 
 @lru_cache(maxsize=1)
-def _load_embedder(models_folder: Path) -> Embedder:
-    from distill_dagster.student.predict import SENTENCE_MODEL, Embedder
-
-    return Embedder(SENTENCE_MODEL, models_folder)
+def _load_embedder(models_folder: Path) -> SentenceEmbedder:
+    return SentenceEmbedder(models_folder)
 
 
 @contextmanager
 def _limit_to_one_thread() -> Iterator[None]:
-    """One thread: a second one would count against the embedded teacher's in the OpenMP library that both share,
-    which lets threads sleep between any two steps as soon as all of them outnumber the cores."""
+    """Run torch in one thread within this block.
+
+    The embedded teacher uses the same OpenMP library. If all threads together outnumber the cores, OpenMP lets them
+    sleep between any two steps.
+    """
     import torch
 
     before = torch.get_num_threads()

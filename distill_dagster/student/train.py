@@ -1,4 +1,4 @@
-"""Training a student's adapter with LoRA: the same loop for causal models and encoders."""
+"""Train a student's adapter with LoRA. All architectures share one loop."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from distill_dagster.student import loading
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.free_text import FreeTextStudent
-from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
+from distill_dagster.student.types import TRAINING_LOG_FILE, TaskSettings, TrainingLog, TrainRow
 
 if TYPE_CHECKING:
     from distill_dagster.config import LabelSpec, StudentSpec
 
+LABELS_FILE = "labels.json"
 Student = CausalStudent | EncoderStudent | FreeTextStudent
 STUDENT_CLASSES: dict[str, type[CausalStudent] | type[EncoderStudent]] = {
     "causal_lm": CausalStudent,
@@ -29,15 +30,16 @@ STUDENT_CLASSES: dict[str, type[CausalStudent] | type[EncoderStudent]] = {
 
 
 def choose_student_class(spec: StudentSpec, labels: list[LabelSpec]) -> type[Student]:
-    """What learns: without labels to choose from, or with reasoning, an answer is written, which an encoder cannot."""
+    """The class of a student: a free-text student without labels or with reasoning, else one that chooses a label.
+
+    Raises:
+        DistillError: an encoder would have to write free text.
+    """
     if labels and not spec.reasoning:
         return STUDENT_CLASSES[spec.architecture]
     if spec.architecture != "causal_lm":
-        raise DistillError("An encoder chooses among labels and writes nothing. Use `architecture: causal_lm`.")
+        raise DistillError("An encoder chooses a label and cannot write text. Use `architecture: causal_lm`.")
     return FreeTextStudent
-
-
-LABELS_FILE, TRAINING_LOG_FILE = "labels.json", "training_log.json"
 
 
 def train_adapter(
@@ -51,15 +53,18 @@ def train_adapter(
     epochs: int | None = None,
     what: str = "student",
 ) -> TrainingLog:
-    """Train a LoRA adapter and write it to the folder `out`, which is made if it is not there.
+    """Train a LoRA adapter and write it to the folder `out`, which is created if needed.
 
     `out` gets adapter_model.safetensors, adapter_config.json, the tokenizer, labels.json, training_log.json and, for an
-    encoder, head.safetensors. On one machine the same rows, settings and seed give the same adapter bytes. `epochs`
-    replaces that of the spec, `what` names the training in progress reports. Nothing is chosen on `validation`: its
-    loss and agreement are only logged.
+    encoder, head.safetensors. On one machine the same rows, settings and seed give the same adapter bytes.
+
+    Args:
+        validation: rows whose loss and agreement are logged. They influence nothing.
+        epochs: replaces the epochs of the spec.
+        what: the name of the training in progress reports.
 
     Raises:
-        DistillError: there is no row, or a row's answer is not a label.
+        DistillError: there are no rows, or a row's answer is not a label.
         ModelError: the base cannot be found or loaded.
     """
     names = [label.name for label in labels]
@@ -76,16 +81,19 @@ def train_adapter(
 
 def _check_rows(rows: list[TrainRow], validation: list[TrainRow], names: list[str]) -> None:
     if not rows:
-        raise DistillError("There is no row to train on. Lower the thresholds in `curation`, or add prompts.")
+        raise DistillError("There are no rows to train on. Lower the thresholds in `curation`, or add prompts.")
     for row in [*rows, *validation]:
         if names and row.answer_label not in names:
-            raise DistillError(f"Row {row.prompt_id}: {row.answer_label!r} is not a label of this task. Add it.")
+            raise DistillError(
+                f"Row {row.prompt_id}: {row.answer_label!r} is not a label of this task. Add it to `labels`."
+            )
 
 
 class LengthBatchSampler:
-    """Batches of rows of nearly one length, in an order that is new in every epoch and fixed by the seed.
+    """Batches of rows of similar length. The order changes with each epoch and is fixed by the seed.
 
-    Shuffled, cut into stretches of 16 batches, each sorted by length: little padding, and still random batches.
+    Rows are shuffled and cut into blocks of 16 batches, and each block is sorted by length. So batches are random and
+    have little padding.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
@@ -97,16 +105,16 @@ class LengthBatchSampler:
     def __iter__(self) -> Iterator[list[int]]:
         import random
 
-        chance = random.Random(f"{self.seed}/{self.epoch}")
+        rng = random.Random(f"{self.seed}/{self.epoch}")
         self.epoch += 1
         order = list(range(len(self.lengths)))
-        chance.shuffle(order)
-        stretch = 16 * self.batch_size
+        rng.shuffle(order)
+        block = 16 * self.batch_size
         batches = []
-        for start in range(0, len(order), stretch):
-            part = sorted(order[start : start + stretch], key=lambda i: self.lengths[i])
+        for start in range(0, len(order), block):
+            part = sorted(order[start : start + block], key=lambda i: self.lengths[i])
             batches += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
-        chance.shuffle(batches)
+        rng.shuffle(batches)
         return iter(batches)
 
 
@@ -117,7 +125,7 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
     spec = student.spec
     items = student.encode(rows)
     mean = sum(item["weight"] for item in items) / len(items) or 1.0
-    for item in items:  # of mean 1, so that weights do not act as another learning rate
+    for item in items:  # a mean of 1, so that weights do not change the learning rate
         item["weight"] /= mean
     batches = LengthBatchSampler([item["length"] for item in items], spec.batch_size, spec.seed)
     total = len(batches) * log.epochs
@@ -127,9 +135,9 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
             return torch.utils.data.DataLoader(items, batch_sampler=batches, collate_fn=student.collate)
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-            return (student.loss(inputs) * inputs["weight"]).mean()
+            return (student.compute_loss(inputs) * inputs["weight"]).mean()
 
-    class _Watch(transformers.TrainerCallback):
+    class _TrainingWatcher(transformers.TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             progress.report_progress(f"training {what}", state.global_step, total)
 
@@ -161,8 +169,8 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
             use_cpu=loading.choose_device() == "cpu",
             seed=spec.seed,
         )
-        watch = _Watch()
-        trainer = _Trainer(model=student.model, args=arguments, train_dataset=items, callbacks=[watch])
+        watcher = _TrainingWatcher()
+        trainer = _Trainer(model=student.model, args=arguments, train_dataset=items, callbacks=[watcher])
         trainer.remove_callback(transformers.PrinterCallback)
         start = time.perf_counter()
         trainer.train()
@@ -173,24 +181,12 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
     log.peak_mb = round(_measure_peak_mb(), 1)
 
 
-def _compute_validation_scores(student: Student, rows: list[TrainRow], batch_size: int = 64) -> dict[str, float]:
-    """Mean negative log-likelihood of the kept labels, and agreement: the share of rows where it is most probable."""
-    training = student.model.training
+def _compute_validation_scores(student: Student, rows: list[TrainRow]) -> dict[str, float]:
+    is_training = student.model.training
     student.model.eval()
-    if isinstance(student, FreeTextStudent):
-        found = student.validate(rows)
-        student.model.train(training)
-        return found
-    loss, agree = 0.0, 0
-    order = sorted(rows, key=lambda row: len(row.text))
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        for row, log_probs in zip(part, student.log_probs([row.text for row in part]).tolist(), strict=True):
-            kept = student.labels.index(row.answer_label)
-            loss -= log_probs[kept]
-            agree += log_probs[kept] == max(log_probs)
-    student.model.train(training)
-    return {"loss": round(loss / len(rows), 6), "agreement": round(agree / len(rows), 6)}
+    scores = student.compute_validation_scores(rows)
+    student.model.train(is_training)
+    return scores
 
 
 def _measure_peak_mb() -> float:
@@ -208,15 +204,12 @@ def _save_student(student: Student, labels: list[LabelSpec], log: TrainingLog, o
     out.mkdir(parents=True, exist_ok=True)
     student.save_adapter(out)
     student.tokenizer.save_pretrained(str(out))
-    described = [label.model_dump() for label in labels]
     task: dict[str, Any] = {
         "architecture": student.spec.architecture,
         "item": student.settings.item,
-        "labels": described,
+        "labels": [label.model_dump() for label in labels],
     }
-    if isinstance(student, FreeTextStudent):
-        task["reasoning"] = student.settings.reasoning
-    _write_json(out / LABELS_FILE, task)
+    _write_json(out / LABELS_FILE, task | student.get_saved_settings())
     _write_json(out / TRAINING_LOG_FILE, log.to_dict())
 
 

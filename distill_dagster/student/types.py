@@ -1,4 +1,4 @@
-"""What goes into a student and what comes out of it."""
+"""Inputs and outputs of students."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ if TYPE_CHECKING:
     from distill_dagster.config import Task
 
 
+TRAINING_LOG_FILE = "training_log.json"
+"""The file in an adapter's folder that holds its `TrainingLog`."""
+
+
 @dataclass(frozen=True)
 class TaskSettings:
-    """The parts of a task that shape a student's input: what one prompt is called, and what is to be done with it."""
+    """The settings of a task that shape a student's input. `item` is what one prompt is called."""
 
     item: str = "Message"
     instructions: str = ""
     reasoning: bool = False
-    """Whether a student that writes its answer writes its reasoning first."""
+    """Whether a student that writes free text writes its reasoning before its answer."""
 
     @classmethod
-    def of(cls, task: Task) -> TaskSettings:
+    def from_task(cls, task: Task) -> TaskSettings:
         return cls(task.item, task.instructions, task.reasoning)
 
 
@@ -27,8 +31,8 @@ class TaskSettings:
 class TrainRow:
     """One row to learn from.
 
-    `soft` maps labels to the teacher's probabilities (labels left out have none; empty: the answer alone counts).
-    `weight` multiplies the row's loss. `target` is all that a student writes that does not choose a label.
+    `soft` maps labels to the teacher's probabilities; missing labels have probability 0. If it is empty, only the
+    answer counts. `weight` multiplies the row's loss. `target` is the full text that a student of free text writes.
     """
 
     prompt_id: str
@@ -41,9 +45,10 @@ class TrainRow:
 
 @dataclass(frozen=True)
 class Prediction:
-    """`probs` holds every label in the task's order and sums to 1; `raw_text` is what the model would write.
+    """A student's answer to one text.
 
-    An answer that was written and not chosen has no `probs`, and `label` is its raw text.
+    `probs` has every label in the task's order and sums to 1. `raw_text` is what the model would write. For free text,
+    `probs` is empty and `label` is the raw text.
     """
 
     label: str
@@ -52,25 +57,25 @@ class Prediction:
 
 
 class Predictor(Protocol):
-    """A model that is ready to answer.
+    """A model that is ready to predict.
 
-    `parameters` counts the deployed weights, `bytes` is the size on disk of the base's weights file and the adapter.
+    `parameters` counts the deployed weights. `bytes` is the size on disk of the base's weights and the adapter.
     """
 
     parameters: int
     bytes: int
 
     def predict(self, texts: list[str], batch_size: int = 32) -> list[Prediction]:
-        """One prediction for each text, in order."""
+        """Return one prediction per text, in order."""
         ...
 
 
 @dataclass
 class TrainingLog:
-    """How a training went. `losses` are (step, epoch, mean loss since the entry before); `validation` is per epoch.
+    """Figures of a training. `losses` are (step, epoch, mean loss since the previous entry). `validation` is per epoch.
 
-    `tokens` counts what was read in training without padding; `peak_mb` is the most memory the whole process ever
-    held (on a GPU: that torch held there), in MiB.
+    `tokens` counts the tokens read in training without padding. `peak_mb` is the peak memory of the process in MiB; on
+    a GPU, that of torch on the GPU.
     """
 
     losses: list[tuple[int, float, float]] = field(default_factory=list)

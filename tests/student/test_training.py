@@ -14,7 +14,8 @@ from distill_dagster.core import models, progress
 from distill_dagster.core.errors import DistillError, ModelError
 from distill_dagster.student import prompts
 from distill_dagster.student.causal import CausalStudent
-from distill_dagster.student.predict import build_centroid_predictor, embed_texts, load_predictor
+from distill_dagster.student.predict import build_centroid_predictor, load_predictor
+from distill_dagster.student.sentences import embed_sentences
 from distill_dagster.student.train import LengthBatchSampler, train_adapter
 from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
 
@@ -164,10 +165,10 @@ def test_labels_that_share_tokens_are_scored_like_whole_sequences(small_smollm2:
     labels = [LabelSpec(name=name, description="x") for name in names]
     spec = SMOLLM2.model_copy(update={"model": str(small_smollm2)})
     student = CausalStudent(spec, labels, SETTINGS, tmp_path)
-    assert not student.trie.one_choice
+    assert not student.trie.has_one_choice
     assert len(student.trie.branches) >= 3
     texts = ["close it", "I want my money back, and quickly please", "who may see this?"]
-    found = student.log_probs(texts)
+    found = student.compute_log_probs(texts)
     torch.testing.assert_close(found.exp().sum(1), torch.ones(3))
     for row, text in enumerate(texts):
         start = prompts.encode_prompts(student.tokenizer, [text], SETTINGS, 256)[0]
@@ -176,7 +177,7 @@ def test_labels_that_share_tokens_are_scored_like_whole_sequences(small_smollm2:
             ids = torch.tensor([start + list(branch.prefix)])
             with torch.no_grad():
                 logits.append(student.model(input_ids=ids).logits[:, -1, list(branch.children)])
-        torch.testing.assert_close(student.trie.log_probs(logits)[0], found[row], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(student.trie.compute_log_probs(logits)[0], found[row], atol=1e-3, rtol=1e-3)
 
 
 def test_the_causal_loss_of_one_hot_rows_is_the_likelihood(small_smollm2: Path, tmp_path: Path) -> None:
@@ -192,10 +193,10 @@ def test_the_causal_loss_of_one_hot_rows_is_the_likelihood(small_smollm2: Path, 
             )
         ]
         with torch.no_grad():
-            loss = student.loss(student.collate(student.encode(rows)))
+            loss = student.compute_loss(student.collate(student.encode(rows)))
         for i, row in enumerate(rows):
             if soft_weight:
-                expected = -student.log_probs([row.text])[0, i]
+                expected = -student.compute_log_probs([row.text])[0, i]
             else:
                 start = prompts.encode_prompts(student.tokenizer, [row.text], SETTINGS, 256)[0]
                 path = student.trie.paths[i]
@@ -219,7 +220,7 @@ def test_nf4_trains_two_steps_on_a_cpu(
 
 
 def test_row_weights_count(models_folder: Path, tmp_path: Path) -> None:
-    """Rows of weight 0 with wrong answers do no harm."""
+    """Wrong answers in rows of weight 0 have no effect."""
     other = {"red": "blue", "blue": "red"}
     wrong = [TrainRow("w" + row.prompt_id, row.text, other[row.answer_label], weight=0.0) for row in ROWS]
     train_adapter(MINILM, LABELS, SETTINGS, ROWS + wrong, [], tmp_path, models_folder, epochs=4)
@@ -245,15 +246,15 @@ def test_predictions_do_not_depend_on_the_batch(causal: tuple[Path, TrainingLog]
     assert predictor.predict([]) == []
 
 
-def test_progress_is_told(models_folder: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    with progress.listen_to_progress(lambda *step: told.append(step)):
+def test_progress_is_reported(models_folder: Path, tmp_path: Path) -> None:
+    steps: list[tuple[str, int, int]] = []
+    with progress.listen_to_progress(lambda *step: steps.append(step)):
         train_adapter(MINILM, LABELS, SETTINGS, ROWS[:16], [], tmp_path, models_folder, epochs=1, what="seed_only")
-    assert told == [("training seed_only", 1, 2), ("training seed_only", 2, 2)]
+    assert steps == [("training seed_only", 1, 2), ("training seed_only", 2, 2)]
 
 
 def test_nothing_to_learn_from_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DistillError, match="no row"):
+    with pytest.raises(DistillError, match="no rows"):
         train_adapter(MINILM, LABELS, SETTINGS, [], [], tmp_path, tmp_path)
     with pytest.raises(DistillError, match="'green' is not a label"):
         train_adapter(MINILM, LABELS, SETTINGS, [TrainRow("p", "t", "green")], [], tmp_path, tmp_path)
@@ -284,7 +285,7 @@ def test_long_texts_are_cut_and_the_question_stays(models_folder: Path) -> None:
 def test_embeddings_and_centroids(models_folder: Path) -> None:
     import numpy as np
 
-    vectors = embed_texts(["rye bread", "a loaf of bread", "bent wheel"], models_folder)
+    vectors = embed_sentences(["rye bread", "a loaf of bread", "bent wheel"], models_folder)
     assert vectors.shape == (3, 384)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)

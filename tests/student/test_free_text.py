@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from distill_dagster.config import LoraSpec, StudentSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.kinds import Question, format_with_reasoning, get_kind, read_answer
-from distill_dagster.pipeline.stages.evaluation import EvaluationItem, _predict_and_time
+from distill_dagster.pipeline.stages.predictions import EvaluationItem, _predict_and_time
 from distill_dagster.pipeline.stages.students import build_train_rows
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.free_text import FreeTextStudent
@@ -76,8 +76,8 @@ def test_only_the_target_is_learned(models_folder: Path) -> None:
         prompt = student.tokenizer.decode(item["ids"][: -item["target"]])
         assert prompt.endswith("\nReasoning:" if number == 0 else "\nAnswer:")
     with torch.inference_mode():
-        together = student.loss(batch)
-        alone = [student.loss(student.collate([item]))[0] for item in items]
+        together = student.compute_loss(batch)
+        alone = [student.compute_loss(student.collate([item]))[0] for item in items]
     assert torch.allclose(together, torch.stack(alone), atol=1e-3)
     cut = student.encode([TrainRow("x", "t", "a", target="word " * 100)])[0]
     assert cut["target"] == SPEC.answer_tokens
@@ -150,5 +150,7 @@ def test_where_a_student_cannot_learn_reasoning(kind: str, reasoning: bool, arch
 def test_no_hash_moves_for_students_that_do_not_ask_for_it() -> None:
     plain, asks = task_of("nli", reasoning=True), {"tiny": {"reasoning": True}}
     off = task_of("nli", reasoning=True, students={"tiny": {"reasoning": False}})
-    assert plain.student_hash("tiny") == off.student_hash("tiny")
-    assert plain.student_hash("tiny") != task_of("nli", reasoning=True, students=asks).student_hash("tiny")
+    assert plain.hash_student_settings("tiny") == off.hash_student_settings("tiny")
+    assert plain.hash_student_settings("tiny") != task_of("nli", reasoning=True, students=asks).hash_student_settings(
+        "tiny"
+    )

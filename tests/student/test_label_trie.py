@@ -24,7 +24,7 @@ def random_logits(trie: LabelTrie, rows: int = 3, seed: int = 0) -> list[torch.T
 @given(paths=paths_of_tokens, seed=st.integers(0, 100))
 def test_probabilities_sum_to_one(paths: list[tuple[int, ...]], seed: int) -> None:
     trie = LabelTrie(paths, END)
-    probs = trie.log_probs(random_logits(trie, seed=seed)).exp()
+    probs = trie.compute_log_probs(random_logits(trie, seed=seed)).exp()
     assert probs.shape[1] == len(paths)
     torch.testing.assert_close(probs.sum(1), torch.ones(probs.shape[0]))
 
@@ -33,33 +33,33 @@ def test_probabilities_sum_to_one(paths: list[tuple[int, ...]], seed: int) -> No
 @given(paths=paths_of_tokens)
 def test_probes_pass_every_branch_and_masses_add_up(paths: list[tuple[int, ...]]) -> None:
     trie = LabelTrie(paths, END)
-    probes = trie.probes()
+    probes = trie.find_probes()
     assert all(any(probe[: len(b.prefix)] == b.prefix for probe in probes) for b in trie.branches)
     probs = torch.full((1, len(paths)), 1 / len(paths))
     for index, branch in enumerate(trie.branches):
         below = sum(path[: len(branch.prefix)] == branch.prefix for path in trie.paths)
-        torch.testing.assert_close(trie.masses(probs, index).sum(), torch.tensor(below / len(paths)))
+        torch.testing.assert_close(trie.sum_by_child(probs, index).sum(), torch.tensor(below / len(paths)))
 
 
 def test_forced_tokens_cost_nothing() -> None:
     trie = LabelTrie([(5, 7, 8, 9), (6,)], END)
-    assert trie.one_choice
-    probs = trie.log_probs([torch.zeros(1, 2)]).exp()
+    assert trie.has_one_choice
+    probs = trie.compute_log_probs([torch.zeros(1, 2)]).exp()
     torch.testing.assert_close(probs, torch.tensor([[0.5, 0.5]]))
 
 
 def test_a_label_that_begins_another_ends_with_the_end_token() -> None:
     trie = LabelTrie([(5,), (5, 6), (7,)], END)
-    assert not trie.one_choice
+    assert not trie.has_one_choice
     assert [b.children for b in trie.branches] == [(5, 7), (END, 6)]
     root, deeper = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.2, 0.8]]).log()
-    torch.testing.assert_close(trie.log_probs([root, deeper]).exp(), torch.tensor([[0.15, 0.6, 0.25]]))
+    torch.testing.assert_close(trie.compute_log_probs([root, deeper]).exp(), torch.tensor([[0.15, 0.6, 0.25]]))
 
 
 def test_a_shared_first_token_is_no_choice() -> None:
     trie = LabelTrie([(5, 1), (5, 2)], END)
     assert [(b.prefix, b.children) for b in trie.branches] == [((5,), (1, 2))]
-    assert not trie.one_choice
+    assert not trie.has_one_choice
 
 
 @pytest.mark.parametrize("paths", [[], [()], [(1,), (1,)]])
