@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from distill_dagster.config import BudgetSpec
 from distill_dagster.core import plots
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
 from distill_dagster.pipeline.freshness import TaskState
+from distill_dagster.pipeline.stage_table import MERGING_STAGE, REJECTED_ROWS
 from distill_dagster.pipeline.stages import dataset, gate, prompts, scores, teacher
 from distill_dagster.pipeline.stages.context import StageContext, StageResult
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.messages import get_user_text
-from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PROMPT_CONTEXT, SCORED, TEACHER_PRIOR
+from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PROMPT_CONTEXT, REJECTED, SCORED, TEACHER_PRIOR
 from distill_dagster.tasks import normalize_text
 from tests.support.provider import FakeProvider, Fault, Seen
 from tests.support.task import LABELS, again, env_of, pass_gate, small_task
@@ -34,6 +36,10 @@ STAGES: dict[str, Callable[[StageContext, str | None], StageResult]] = {
     "scored_completions": scores.make_scored_completions,
     "filtered_dataset": dataset.make_filtered_dataset,
 }
+
+
+def read_rejected_rows(env: StageContext) -> pl.DataFrame:
+    return env.lake.read(env.task_name, MERGING_STAGE, REJECTED_ROWS, REJECTED)[0]
 
 
 @dataclass
@@ -95,7 +101,7 @@ def test_from_files_to_dataset_and_what_is_asked_after_a_change(run: Run) -> Non
         assert json.loads(row["answer"]) in get_user_text(row["messages"])
     # 6 seeds, 12 golden and dev rows, 3 examples left out of each draw; two draws.
     assert len(run.provider.requests) == 2 * (6 + 12 + 3)
-    purposes = dict(run.env.store.ledger()["purpose"].value_counts().iter_rows())
+    purposes = dict(run.env.store.read_ledger()["purpose"].value_counts().iter_rows())
     assert purposes == {"slices": 2 * 6, "golden": 2 * 12, "prior": 2 * 3}
 
     # A seed more: its prompt alone is asked for, and only what follows from it is made again.
@@ -128,13 +134,13 @@ def test_the_same_files_and_answers_give_the_same_tables(run: Run, tmp_path: Pat
     assert len(run.provider.requests) == requests
     for status in run.state().all(students=[]):
         if status.asset in STAGES:
-            record = second.env.lake.record(run.env.task_name, status.asset, status.partition)
+            record = second.env.lake.read_record(run.env.task_name, status.asset, status.partition)
             assert record is not None
             assert status.record is not None
             assert record.data_version == status.record.data_version, status.name
             assert record.inputs == status.record.inputs
-    mine = dataset.read_rejected_rows(run.env)
-    assert compute_data_version(mine) == compute_data_version(dataset.read_rejected_rows(second.env))
+    mine = read_rejected_rows(run.env)
+    assert compute_data_version(mine) == compute_data_version(read_rejected_rows(second.env))
     assert lake.root != second.env.lake.root
     other.store.close()
 
@@ -155,7 +161,7 @@ def test_no_golden_or_dev_text_is_shown_or_learned_from(run: Run) -> None:
         assert shown
         assert not set(shown) & held_out
     assert not {normalize_text(get_user_text(r["messages"])) for r in run.dataset().to_dicts()} & held_out
-    rejected = dataset.read_rejected_rows(run.env)
+    rejected = read_rejected_rows(run.env)
     assert rejected["drop_reason"].to_list() == ["contaminated"]
 
 
@@ -171,7 +177,7 @@ def test_what_people_answered_is_learned_from(run: Run) -> None:
     assert {get_user_text(r["messages"]): r["answer"] for r in rows if r["teacher"] is None}[
         "I want a REFUND"
     ] == '"login"'
-    [rejected] = dataset.read_rejected_rows(run.env).to_dicts()
+    [rejected] = read_rejected_rows(run.env).to_dicts()
     assert (rejected["drop_reason"], rejected["slice"]) == ("duplicate", "shop")
 
 
@@ -180,11 +186,11 @@ def test_failures_are_counted_and_healed(run: Run) -> None:
     task.write_text(task.read_text().replace("max_retries: 1", "max_retries: 0\n  min_success: 0.5"))
     run.provider.fail = lambda seen, _: Fault(500) if seen.text == "login asks twice" else None
     run.update()
-    record = run.env.lake.record(run.env.task_name, "teacher_completions", "shop")
+    record = run.env.lake.read_record(run.env.task_name, "teacher_completions", "shop")
     assert record is not None
     assert record.missing_rows == 1
     assert run.stale() == {"teacher_completions[shop]": ("1 rows have no answer yet",)}
-    assert dataset.read_rejected_rows(run.env)["drop_reason"].to_list() == ["no_answer"]
+    assert read_rejected_rows(run.env)["drop_reason"].to_list() == ["no_answer"]
     assert run.update() == ["teacher_completions[shop]"]  # still failing: nothing after it changes
     run.provider.fail = None
     asked = len(run.provider.requests)
@@ -197,7 +203,7 @@ def test_a_dataset_that_is_too_small_is_kept_back(run: Run) -> None:
     task = run.env.folder.path / "task.yaml"
     task.write_text(task.read_text().replace("min_rows: 3", "min_rows: 30"))
     run.update()
-    record = run.env.lake.record(run.env.task_name, "filtered_dataset")
+    record = run.env.lake.read_record(run.env.task_name, "filtered_dataset")
     assert record is not None
     assert record.extra["blocked"] == ["enough_rows"]
     inputs = teacher.StageInputs(run.env, "student_adapter", "tiny")
@@ -221,6 +227,22 @@ def test_calibration_asks_about_examples_that_are_not_in_the_prompt(run: Run) ->
     assert set(prior["items"]) == {3}
     for seen in run.provider.requests:
         assert seen.text not in "".join(seen.body["prompt"].splitlines()[:-1])
+
+
+def test_a_prior_from_part_of_the_examples_is_asked_for_again(run: Run) -> None:
+    run.make("prompt_context")
+    whole, run.env = run.env, replace(run.env, cap=BudgetSpec(tokens=100))
+    result = run.make("teacher_prior")
+    sent = len(run.provider.requests)
+    assert 0 < sent < 6, "the cap is reached within the calibration"
+    assert 0 < result.record.missing_rows <= 3
+    assert "budget.tokens" in str(result.shown["stopped"])
+    assert [check.passed for check in result.checks if check.name == "no_missing_rows"] == [False]
+    assert any("have no answer yet" in why for why in run.stale()["teacher_prior"])
+    run.env = whole
+    assert run.make("teacher_prior").record.missing_rows == 0
+    assert len(run.provider.requests) == 6
+    assert "teacher_prior" not in run.stale()
 
 
 def test_votes_are_divided_by_how_the_teacher_votes_on_examples(tmp_path: Path) -> None:
