@@ -214,7 +214,7 @@ def test_texts_labels_and_answers_are_escaped(tmp_path: Path) -> None:
 
 def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> None:
     said = TermsSpec.model_validate({"acknowledged": True, "note": EVIL})
-    terms = find_terms(TeacherSpec(model="anthropic/claude-sonnet-4-5", terms=said)).as_json()
+    terms = find_terms(TeacherSpec(model="anthropic/claude-sonnet-4-5", terms=said)).to_json()
     html = _write(tmp_path, _predictions(), replace(INPUTS, terms=[terms]))
     text = re.sub(r"\s+", " ", html)
     assert "restrict training with its answers; the task acknowledges it." in text
@@ -225,7 +225,7 @@ def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> Non
     assert (told["restricts"], told["acknowledged"], told["note"]) == ("yes", True, EVIL)
     assert told["clauses"][0]["url"] == "https://www.anthropic.com/legal/aup"
     assert "Terms of the teacher" not in _write(tmp_path, _predictions(), INPUTS)
-    judge = find_terms(TeacherSpec(model="openai/gpt-4o", terms=TermsSpec(acknowledged=True))).as_json("judge")
+    judge = find_terms(TeacherSpec(model="openai/gpt-4o", terms=TermsSpec(acknowledged=True))).to_json("judge")
     both = _write(tmp_path, _predictions(), replace(INPUTS, terms=[terms, judge]))
     assert "Terms of the teacher and of other models that were asked" in both
     assert "Answers were judged. The terms of OpenAI" in both

@@ -1,7 +1,7 @@
-"""A provider's terms on training another model with its answers: what is known of them, from where, and who said so.
+"""A provider's terms on training another model with its answers: what they say, and where that was read.
 
-`terms.yaml` beside this file holds what was read; a task may add to it (`teacher.terms`). Nothing here is advice: the
-quotations are there to be read, and a person answers for the use.
+The quotations are in `terms.yaml` next to this file. A task may add its own (`teacher.terms`). This is not legal
+advice: read the terms, and take responsibility for the use.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ OPENAI_HOST = "api.openai.com"
 ModelRole = Literal["teacher", "imaginer", "judge"]
 """What a model does for a dataset: answers, writes its prompts, or scores and picks answers."""
 _OPENAI_PREFIXES = ("openai", "text-completion-openai")
-"""Prefixes that also mean "a server that speaks like OpenAI": with an address of its own it is somebody else's."""
+"""Prefixes that with another address than OpenAI's only mean an OpenAI-compatible server."""
 TERMS_REMEDY = (
     "Read the quoted terms where they are published. If you may train with the answers, write "
-    "`terms: {acknowledged: true}` below `teacher` in task.yaml; otherwise choose another teacher."
+    "`terms: {acknowledged: true}` under `teacher` in task.yaml; otherwise choose another teacher."
 )
 UNKNOWN_TERMS_REMEDY = (
-    "Read the provider's terms or the model's licence, and write what they say below `teacher.terms` in task.yaml: "
+    "Read the provider's terms or the model's licence, and write what they say under `teacher.terms` in task.yaml: "
     "restricts, url, quote, date_read; or `acknowledged: true` alone."
 )
 
 
 class TermsClause(BaseModel):
-    """One quotation: `url` is where the provider publishes it, `source` the copy that was read on `date_read`."""
+    """One quotation. The provider publishes it at `url`; the copy at `source` was read on `date_read`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,7 +51,7 @@ class TermsClause(BaseModel):
 
 
 class TermsEntry(BaseModel):
-    """A row of the table; the comment in terms.yaml says what its fields mean."""
+    """An entry of terms.yaml, whose comment explains the fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,13 +62,14 @@ class TermsEntry(BaseModel):
     clauses: Annotated[list[TermsClause], Field(min_length=1)]
     remark: str | None = None
 
-    def fits(self, provider: str, model: str) -> bool:
+    def matches(self, provider: str, model: str) -> bool:
+        """Whether the terms apply to a model, by its provider or by its own name. Both are in lower case."""
         return provider in self.providers or (self.models is not None and re.search(self.models, model) is not None)
 
 
 @dataclass(frozen=True)
 class ProviderTerms:
-    """The fact that every card carries. `declared_in` is "table", "task.yaml", or None where nothing is known."""
+    """What is known about the terms of one teacher. `declared_in` is None if nothing is known."""
 
     teacher: str
     restricts: Literal["yes", "no", "unknown"]
@@ -81,66 +82,68 @@ class ProviderTerms:
     note: str | None
 
     @property
-    def stops(self) -> bool:
-        """Whether nothing may be asked yet."""
+    def blocks_asking(self) -> bool:
+        """Whether the teacher must not be asked before the task acknowledges its terms."""
         return self.wants_acknowledgement and not self.acknowledged
 
     @property
     def summary(self) -> str:
-        """One sentence for people."""
+        """One sentence for reports and messages."""
         if self.restricts == "unknown":
-            said = f"The terms of {self.teacher} on training with its answers are not known here"
-            return f"{said}; the task acknowledges them." if self.acknowledged else f"{said}."
-        whose = f"{self.provider} ({self.teacher})" if self.provider else self.teacher
-        by = ", as task.yaml states" if self.declared_in == "task.yaml" else ""
+            unknown = f"The terms of {self.teacher} on training with its answers are not known here"
+            return f"{unknown}; the task acknowledges them." if self.acknowledged else f"{unknown}."
+        owner = f"{self.provider} ({self.teacher})" if self.provider else self.teacher
+        source = ", as task.yaml states" if self.declared_in == "task.yaml" else ""
         if self.restricts == "no":
-            return f"The terms of {whose} do not restrict training with its answers{by}."
-        seen = "the task acknowledges it" if self.acknowledged else "the task does not acknowledge it"
-        return f"The terms of {whose} restrict training with its answers{by}; {seen}."
+            return f"The terms of {owner} do not restrict training with its answers{source}."
+        state = "the task acknowledges it" if self.acknowledged else "the task does not acknowledge it"
+        return f"The terms of {owner} restrict training with its answers{source}; {state}."
 
-    def as_json(self, role: ModelRole = "teacher") -> dict[str, Any]:
-        """For metrics.json, metadata and release cards: plain JSON values, and what the model was asked for."""
+    def to_json(self, role: ModelRole = "teacher") -> dict[str, Any]:
+        """Plain JSON values for metrics.json, metadata and release cards, with the role of the model."""
         value = asdict(self) | {"summary": self.summary, "clauses": [dict(clause) for clause in self.clauses]}
         return {"role": role} | {name: value[name] for name in ("summary", *asdict(self))}
 
 
 @cache
 def load_terms_table() -> tuple[TermsEntry, ...]:
-    """All entries of terms.yaml."""
+    """Read all entries of terms.yaml."""
     return tuple(TermsEntry.model_validate(row) for row in yaml.safe_load(TERMS_FILE.read_text(encoding="utf-8")))
 
 
 def find_terms_entry(spec: TeacherSpec) -> TermsEntry | None:
-    """The entry for a teacher: by litellm's prefix, or by the model's name wherever it is served.
+    """Find the entry for a teacher, by litellm's prefix or by the model's name, whoever serves it.
 
-    Of several that fit, one that restricts wins: a Gemma behind the Gemini API stands under both.
+    If several entries match, one that restricts wins. A Gemma model behind the Gemini API, for example, matches two.
     """
     provider, _, rest = spec.model.partition("/")
     provider, model = (provider, rest) if rest else ("", spec.model)
     if provider in _OPENAI_PREFIXES and spec.api_base and urlsplit(spec.api_base).hostname != OPENAI_HOST:
         provider = ""
-    found = [entry for entry in load_terms_table() if entry.fits(provider.lower(), model.lower())]
-    return next((entry for entry in found if entry.restricts == "yes"), found[0] if found else None)
+    matching = [entry for entry in load_terms_table() if entry.matches(provider.lower(), model.lower())]
+    return next((entry for entry in matching if entry.restricts == "yes"), matching[0] if matching else None)
 
 
 def find_terms(spec: TeacherSpec) -> ProviderTerms:
-    """What is known of a teacher's terms. What the task states stands before the table, as the newer reading.
+    """Find a teacher's terms. A statement of the task takes precedence over the table, because it is newer.
 
-    A restriction that the table knows has to be acknowledged even where the task states that there is none.
+    If the table knows a restriction, the task must acknowledge it even if it states that there is none.
     """
-    said, entry = spec.terms, find_terms_entry(spec)
-    wants = said.restricts == "yes" or (entry is not None and entry.restricts == "yes")
+    stated, entry = spec.terms, find_terms_entry(spec)
+    needs_acknowledgement = stated.restricts == "yes" or (entry is not None and entry.restricts == "yes")
     common: dict[str, Any] = {
         "teacher": spec.model,
-        "acknowledged": said.acknowledged,
-        "wants_acknowledgement": wants,
+        "acknowledged": stated.acknowledged,
+        "wants_acknowledgement": needs_acknowledgement,
         "provider": entry.name if entry else None,
-        "note": said.note,
+        "note": stated.note,
     }
-    if said.restricts is not None:
-        clause = {"document": None, "dated": None, "url": said.url, "source": said.url, "quote": said.quote}
-        clauses = (clause | {"date_read": str(said.date_read)},)
-        return ProviderTerms(restricts=said.restricts, declared_in="task.yaml", clauses=clauses, remark=None, **common)
+    if stated.restricts is not None:
+        clause = {"document": None, "dated": None, "url": stated.url, "source": stated.url, "quote": stated.quote}
+        clauses = (clause | {"date_read": str(stated.date_read)},)
+        return ProviderTerms(
+            restricts=stated.restricts, declared_in="task.yaml", clauses=clauses, remark=None, **common
+        )
     if entry is None:
         return ProviderTerms(restricts="unknown", declared_in=None, clauses=(), remark=None, **common)
     quoted = tuple(clause.model_dump(mode="json") for clause in entry.clauses)
@@ -148,11 +151,11 @@ def find_terms(spec: TeacherSpec) -> ProviderTerms:
 
 
 def check_terms(*specs: TeacherSpec) -> list[CheckResult]:
-    """The checks `terms_acknowledged`, which blocks, and `terms_known`, which warns, for all teachers of a task."""
-    every = [find_terms(spec) for spec in specs]
-    stopped = [terms for terms in every if terms.stops]
-    unclear = [terms for terms in every if terms.restricts == "unknown" and not terms.acknowledged]
-    said = {"terms": " ".join(terms.summary for terms in every)}
+    """Run the checks `terms_acknowledged` (blocking) and `terms_known` (a warning) on all teachers of a task."""
+    all_terms = [find_terms(spec) for spec in specs]
+    stopped = [terms for terms in all_terms if terms.blocks_asking]
+    unclear = [terms for terms in all_terms if terms.restricts == "unknown" and not terms.acknowledged]
+    summaries = {"terms": " ".join(terms.summary for terms in all_terms)}
     quotes = {
         f"{clause['document'] or 'terms'}, {clause['url']}, read on {clause['date_read']}": clause["quote"] or ""
         for terms in stopped
@@ -160,26 +163,29 @@ def check_terms(*specs: TeacherSpec) -> list[CheckResult]:
     }
     return [
         CheckResult(
-            TERMS_CHECK.name, not stopped, details=said | quotes | ({"remedy": TERMS_REMEDY} if stopped else {})
+            TERMS_CHECK.name, not stopped, details=summaries | quotes | ({"remedy": TERMS_REMEDY} if stopped else {})
         ),
         CheckResult(
-            TERMS_KNOWN_CHECK.name, not unclear, "warning", said | ({"remedy": UNKNOWN_TERMS_REMEDY} if unclear else {})
+            TERMS_KNOWN_CHECK.name,
+            not unclear,
+            "warning",
+            summaries | ({"remedy": UNKNOWN_TERMS_REMEDY} if unclear else {}),
         ),
     ]
 
 
 def require_acknowledgement(*specs: TeacherSpec) -> None:
-    """Called by whoever is about to ask: nothing is asked under terms that nobody acknowledged.
+    """Raise an error if a teacher must not be asked. Call this before any request.
 
     Raises:
-        TermsError: the terms of a teacher restrict training with its answers, and task.yaml does not acknowledge it.
+        TermsError: the terms of a teacher restrict training with its answers, and task.yaml does not acknowledge that.
     """
     checks = check_terms(*specs)
     if checks[0].passed:
         return
-    found = checks[0].details
-    quotes = [f"“{text}” ({where})" for where, text in found.items() if where not in ("terms", "remedy")]
-    raise TermsError(f"{found['terms']} Nothing was asked. {' '.join(quotes)} {TERMS_REMEDY}", checks)
+    details = checks[0].details
+    quotes = [f"“{text}” ({where})" for where, text in details.items() if where not in ("terms", "remedy")]
+    raise TermsError(f"{details['terms']} Nothing was asked. {' '.join(quotes)} {TERMS_REMEDY}", checks)
 
 
 TERMS_CHECK = CheckSpec(
