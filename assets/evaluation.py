@@ -6,7 +6,8 @@ import dagster as dg
 
 from assets.stage_asset import build_stage_asset
 from assets.task_graph import TaskGraph
-from distill_dagster.pipeline.stages.evaluation import make_eval_report, make_predictions
+from distill_dagster.pipeline.stages.eval_report import make_eval_report
+from distill_dagster.pipeline.stages.predictions import make_predictions
 from distill_dagster.tables.schemas import PREDICTIONS
 
 _PREDICTED = {

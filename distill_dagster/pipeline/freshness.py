@@ -8,7 +8,7 @@ from typing import Literal
 
 from distill_dagster.core.errors import InputError
 from distill_dagster.pipeline.source_versions import compute_source_version, list_features
-from distill_dagster.pipeline.stage_table import MERGING_STAGE, SOURCES, Stage, list_stages
+from distill_dagster.pipeline.stage_table import MERGING_STAGE, REJECTED_ROWS, SOURCES, Stage, list_stages
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
 from distill_dagster.tasks import TaskFolder
 
@@ -36,7 +36,7 @@ class TaskState:
     def __init__(self, folder: TaskFolder, lake: Lake) -> None:
         self.folder, self.lake = folder, lake
         self.stages = list_stages(list_features(folder))
-        self.slices = folder.slice_keys()
+        self.slices = folder.list_slice_keys()
         self.students = list(folder.task.students)
         self._sources: dict[str, str | None] = {}
         self._malformed: dict[str, InputError] = {}
@@ -61,20 +61,23 @@ class TaskState:
                 keys = list(self.slices)
             for key in keys:
                 found[format_artifact_name(name, key)] = self._version(name, key, good=stage.name == MERGING_STAGE)
+        if stage.reads_rejected_rows:
+            rejected = self.lake.read_record(self.folder.name, MERGING_STAGE, REJECTED_ROWS)
+            found[format_artifact_name(MERGING_STAGE, REJECTED_ROWS)] = rejected.data_version if rejected else None
         return found
 
     def record(self, asset: str, partition: str | None) -> ArtifactRecord | None:
         """The latest record of an artifact, whether it passed its checks or not."""
         name = format_artifact_name(asset, partition)
         if name not in self._records:
-            self._records[name] = self.lake.record(self.folder.name, asset, partition)
+            self._records[name] = self.lake.read_record(self.folder.name, asset, partition)
         return self._records[name]
 
     def _version(self, name: str, key: str | None, good: bool) -> str | None:
         if name not in SOURCES:
             record = self.record(name, key)
             if good and key is not None and record is not None and record.extra.get("blocked"):
-                record = self.lake.good_record(self.folder.name, name, key)
+                record = self.lake.read_good_record(self.folder.name, name, key)
             return record.data_version if record else None
         where = format_artifact_name(name, key)
         if where not in self._sources:

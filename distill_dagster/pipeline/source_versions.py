@@ -10,24 +10,25 @@ from distill_dagster.core.errors import InputError
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.curation.filters import collect_task_scorers, list_filter_hash_fields
 from distill_dagster.curation.scores import get_scorer_versions
+from distill_dagster.pipeline.model_terms import list_model_terms
 from distill_dagster.pipeline.stage_table import SOURCES, Feature, list_sources
-from distill_dagster.prompts.auxiliary_templates import (
+from distill_dagster.prompts.templates import (
     IMAGINE_TEMPLATES,
     JUDGE_TEMPLATES,
     select_answer_templates,
     select_templates,
 )
 from distill_dagster.tasks import LabelledRow, TaskFolder
-from distill_dagster.teacher.providers.replay import recorded_version
+from distill_dagster.teacher.providers.replay import compute_recorded_version
 
 
 def _hash_rows(rows: list[LabelledRow]) -> list[str]:
-    return sorted(hash_content(row.said()) for row in rows)
+    return sorted(hash_content(row.get_hashed_fields()) for row in rows)
 
 
 def hash_answer_settings(task: Task) -> str:
     """Hash of the settings that define what an answer is. Stored scores hold while it stays the same."""
-    return hash_content(task.answer_settings())
+    return hash_content(task.dump_answer_settings())
 
 
 def hash_score_settings(task: Task) -> str:
@@ -40,7 +41,7 @@ def hash_curation_settings(task: Task) -> str:
     curation = task.curation.model_dump(exclude={"filters"})
     # A label's description changes what is asked, not which rows are kept.
     return hash_content(
-        task.answer_settings()
+        task.dump_answer_settings()
         | {
             "labels": task.label_names,
             "curation": curation,
@@ -60,34 +61,35 @@ def compute_source_version(folder: TaskFolder, source: str, partition: str | Non
     match source:
         case "slice_files":
             assert partition is not None
-            return folder.slice(partition).content_version()
+            return folder.read_slice(partition).compute_content_version()
         case "slice_manifest":
-            return hash_content(folder.slice_keys())
+            return hash_content(folder.list_slice_keys())
         case "golden_set":
             return hash_content({"golden": _hash_rows(folder.golden), "dev": _hash_rows(folder.dev)})
         case "human_examples":
             return hash_content({"examples": _hash_rows(folder.examples), "human": _hash_rows(folder.human)})
         case "teacher_settings":
             settings, recorded = (
-                task.teacher_hash(select_answer_templates(folder.templates())),
-                recorded_version(folder),
+                task.hash_teacher_settings(select_answer_templates(folder.read_templates())),
+                compute_recorded_version(folder),
             )
             return hash_content([settings, recorded]) if recorded is not None else settings
         case "imagine_settings":
-            return task.imagine_hash(select_templates(folder.templates(), IMAGINE_TEMPLATES))
+            return task.hash_imagine_settings(select_templates(folder.read_templates(), IMAGINE_TEMPLATES))
         case "judge_settings":
-            return task.judge_hash(select_templates(folder.templates(), JUDGE_TEMPLATES))
+            return task.hash_judge_settings(select_templates(folder.read_templates(), JUDGE_TEMPLATES))
         case "score_settings":
             return hash_score_settings(task)
         case "curation_settings":
             return hash_curation_settings(task)
         case "gate_settings":
-            return task.gate_hash()
+            return task.hash_gate_settings()
         case "evaluation_settings":
-            return task.evaluation_hash()
+            # The report quotes the terms.
+            return hash_content([task.hash_evaluation_settings(), list_model_terms(task)])
         case "student_settings":
             assert partition is not None
-            return task.student_hash(partition)
+            return task.hash_student_settings(partition)
     raise KeyError(f"{source} is not one of {', '.join(SOURCES)}")
 
 
@@ -114,7 +116,7 @@ def iter_source_versions(folder: TaskFolder, students: list[str]) -> Iterator[tu
     for source in list_sources(list_features(folder)).values():
         partitions: list[str | None] = [None]
         if source.partition is not None:
-            partitions = list(folder.slice_keys() if source.partition == "slice" else students)
+            partitions = list(folder.list_slice_keys() if source.partition == "slice" else students)
         for partition in partitions:
             try:
                 yield source.name, partition, compute_source_version(folder, source.name, partition)
@@ -128,7 +130,7 @@ def has_slices_as_labels(folder: TaskFolder) -> bool:
     A slice that only came through the inbox, such as `unsorted`, does not count: it must not change the graph.
     """
     names = {"".join(c for c in label.casefold() if c.isalnum()) for label in folder.task.label_names}
-    keys = ["".join(c for c in key if c.isalnum()) for key in folder.written_slices()]
+    keys = ["".join(c for c in key if c.isalnum()) for key in folder.list_written_slice_keys()]
     return bool(keys) and all(key in names for key in keys)
 
 

@@ -42,6 +42,8 @@ class Stage:
     """Only tasks with this feature have the stage."""
     feature_upstream: Mapping[Feature, tuple[str, ...]] = field(default_factory=dict, hash=False)
     """Further inputs in tasks with a feature."""
+    reads_rejected_rows: bool = False
+    """It also reads the rejected rows next to the dataset, which can change while the dataset stays the same."""
 
     def list_upstream(self, features: Collection[Feature]) -> tuple[str, ...]:
         """The sources and stages that it reads in a task with these features."""
@@ -204,6 +206,7 @@ STAGES = {
                 "golden_set",
                 "golden_completions",
                 "teacher_prior",
+                "teacher_settings",
                 "student_settings",
             ),
             "1",
@@ -214,10 +217,11 @@ STAGES = {
         Stage(
             "eval_report",
             "student",
-            ("predictions", "evaluation_settings"),
-            "1",
+            ("predictions", "filtered_dataset", "student_adapter", "golden_set", "evaluation_settings"),
+            "2",
             ("html",),
             "Metrics with intervals, the recommendation in words, and one HTML file that opens offline.",
+            reads_rejected_rows=True,
         ),
     )
 }
@@ -225,6 +229,8 @@ STAGES = {
 
 REFRESHES_ASSET = "refreshes"
 """The asset that has an event for every refresh."""
+REJECTED_ROWS = "rejected_rows"
+"""The table next to the dataset with the rows that it leaves out, stored like a partition of the dataset."""
 MERGING_STAGE = "filtered_dataset"
 """The stage that merges all slices. A slice that fails gives its last good rows, or none, and delays no other slice."""
 

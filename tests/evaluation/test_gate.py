@@ -86,7 +86,7 @@ def test_too_few_answers_do_not_pass() -> None:
 def test_settings_that_change_the_answers_of_the_base_change_the_gate() -> None:
     def gate_hash(**student: Any) -> str:
         one = {"model": "smollm2-135m-instruct", "architecture": "causal_lm"} | student
-        return task_of("classification", reasoning=True, students={"tiny": one}).gate_hash()
+        return task_of("classification", reasoning=True, students={"tiny": one}).hash_gate_settings()
 
     plain = gate_hash()
     assert gate_hash(epochs=7) == plain

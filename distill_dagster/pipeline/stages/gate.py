@@ -17,7 +17,7 @@ from distill_dagster.pipeline.stages.context import (
     build_blocked_fields,
     sample_rows,
 )
-from distill_dagster.pipeline.stages.evaluation import (
+from distill_dagster.pipeline.stages.predictions import (
     EvaluationItem,
     build_held_out_items,
     build_prediction_row,
@@ -57,7 +57,7 @@ def make_teacher_gate(env: StageContext, partition: str | None) -> StageResult:
     frame = build_frame(rows, PREDICTIONS, ("system", "item_id"))
     scores = compute_gate_scores(kind, frame, task.evaluation)
     wanted = min(gate.items, len(env.folder.dev))
-    recorded = all(one.replayed for one in task.teacher_specs)
+    recorded = all(one.is_replay for one in task.teacher_specs)
     check = build_gate_check(scores, gate, answered=len(items), wanted=wanted, recorded=recorded)
     checks = [check_table("teacher_gate", frame), check]
     blocked = build_blocked_fields("teacher_gate", checks)
@@ -77,7 +77,7 @@ def _predict_with_base(env: StageContext, kind: Kind, items: list[EvaluationItem
     from distill_dagster.student.types import TaskSettings
 
     task = env.folder.task
-    settings = TaskSettings.of(task)
+    settings = TaskSettings.from_task(task)
     progress.report_progress("predicting with base", 0, 1)
     base = load_predictor(task.students[task.chosen_student], task.labels, settings, env.models)
     return predict_rows(kind, "base", base, items)
@@ -100,7 +100,7 @@ def require_passed_gate(inputs: StageInputs) -> None:
     """
     inputs.read_table("teacher_gate", PREDICTIONS)
     env = inputs.env
-    record = env.lake.record(env.task_name, "teacher_gate")
+    record = env.lake.read_record(env.task_name, "teacher_gate")
     inputs.note_source("teacher_settings")
     if record is not None and record.inputs["teacher_settings"] != inputs.versions["teacher_settings"]:
         raise DistillError(

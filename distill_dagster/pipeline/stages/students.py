@@ -1,10 +1,10 @@
-"""Stages that train: the distilled student and what it is compared with."""
+"""The stages that train: the distilled student, and the students that it is compared with."""
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -15,36 +15,43 @@ from distill_dagster.pipeline.dataset_drift import TRAINED_ON, format_plain_answ
 from distill_dagster.pipeline.source_versions import find_label_of_slice
 from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, StageContext, StageInputs, StageResult
 from distill_dagster.prompts.few_shot import get_context_schema, read_example_pool
+from distill_dagster.student.train import train_adapter
 from distill_dagster.student.training_check import check_loss_fell
+from distill_dagster.student.types import TRAINING_LOG_FILE, TaskSettings, TrainingLog, TrainRow
 from distill_dagster.tables.lake import RECORD_FILE
-from distill_dagster.tables.messages import format_messages, format_transcript, get_user_text
+from distill_dagster.tables.messages import format_messages, format_transcript, get_user_text, split_answer
 from distill_dagster.tables.schemas import DATASET
 
-if TYPE_CHECKING:
-    from distill_dagster.student.types import TrainingLog, TrainRow
-
-TRAINING_LOG = "training_log.json"
+LossCurves = dict[str, list[tuple[float, float]]]
+"""(step, loss) by name: `training` and, if there are validation rows, `validation`."""
 
 
 def build_train_rows(dataset: pl.DataFrame, split: str, reasoning: bool = False) -> list[TrainRow]:
-    """The rows to learn from; with `reasoning` a label is written behind how the teacher came to it."""
-    from distill_dagster.student.types import TrainRow
-
-    kept = dataset.filter(pl.col("split") == split)
-    return [
-        TrainRow(
-            r["prompt_id"],
-            format_messages(r["messages"][:-1]),
-            format_plain_answer(r["answer"]),
-            {x["label"]: x["prob"] for x in r["soft_labels"] or []},
-            r["weight"],
-            format_with_reasoning(r["reasoning"] if reasoning else None, r["messages"][-1]["content"]),
+    """The rows of a split as training rows. With `reasoning`, the target has the teacher's reasoning before a label."""
+    rows = []
+    for row in dataset.filter(pl.col("split") == split).iter_rows(named=True):
+        messages, answer = split_answer(row["messages"])
+        rows.append(
+            TrainRow(
+                row["prompt_id"],
+                format_messages(messages),
+                format_plain_answer(row["answer"]),
+                {entry["label"]: entry["prob"] for entry in row["soft_labels"] or []},
+                row["weight"],
+                format_with_reasoning(row["reasoning"] if reasoning else None, answer or ""),
+            )
         )
-        for r in kept.iter_rows(named=True)
-    ]
+    return rows
 
 
 def make_student_adapter(env: StageContext, partition: str | None) -> StageResult:
+    """Train the distilled student.
+
+    Reads: filtered_dataset.
+    Writes: a folder with the adapter, its training log, and the rows that it was trained on.
+    Asks a teacher: no.
+    Re-runs when: filtered_dataset or student_settings changes.
+    """
     inputs = StageInputs(env, "student_adapter", partition)
     dataset = inputs.read_table("filtered_dataset", DATASET)
     assert partition is not None
@@ -54,9 +61,13 @@ def make_student_adapter(env: StageContext, partition: str | None) -> StageResul
 
 
 def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageResult:
-    """The human examples alone, with their labels as they are: never from filtered_dataset."""
-    from distill_dagster.student.types import TrainRow
+    """Train the same student on the human examples alone, with their answers as they are.
 
+    Reads: prompt_context.
+    Writes: a folder like that of student_adapter.
+    Asks a teacher: no.
+    Re-runs when: prompt_context or student_settings changes.
+    """
     assert partition is not None
     inputs = StageInputs(env, "seed_only_adapter", partition)
     examples = read_example_pool(inputs.read_table("prompt_context", get_context_schema(env.folder.task)))
@@ -83,12 +94,13 @@ def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageRes
 
 
 def make_slice_label_adapter(env: StageContext, partition: str | None) -> StageResult:
-    """The seeds with the label that their slice is named like: what a task without a teacher would have.
+    """Train the same student on seeds with the label that their slice is named like, which needs no teacher.
 
-    Nobody gave reasons for these, so that such a student always chooses its label.
+    Reads: filtered_dataset, for its prompts.
+    Writes: a folder like that of student_adapter.
+    Asks a teacher: no.
+    Re-runs when: filtered_dataset or student_settings changes.
     """
-    from distill_dagster.student.types import TrainRow
-
     inputs = StageInputs(env, "slice_label_adapter", partition)
     dataset = inputs.read_table("filtered_dataset", DATASET)
     rows = [
@@ -102,37 +114,30 @@ def make_slice_label_adapter(env: StageContext, partition: str | None) -> StageR
 def _train_student(
     env: StageContext, inputs: StageInputs, rows: list[TrainRow], validation: list[TrainRow], epochs: int | None = None
 ) -> StageResult:
-    from distill_dagster.student.train import train_adapter
-    from distill_dagster.student.types import TaskSettings
-
     student = inputs.partition
     assert student is not None
     inputs.note_source("student_settings", student)
     task = env.folder.task
     spec = task.students[student]
     if inputs.asset == "slice_label_adapter":
-        spec = spec.model_copy(update={"reasoning": False})
+        spec = spec.model_copy(update={"reasoning": False})  # slice names come without reasoning
     started = time.perf_counter()
-    target = env.lake.folder(env.task_name, inputs.asset, student)
+    target = env.lake.get_folder(env.task_name, inputs.asset, student)
     log: TrainingLog | None = None
 
     def fill(folder: Path) -> str:
         nonlocal log
         what = inputs.asset.removesuffix("_adapter")
-        settings = TaskSettings.of(task)
+        settings = TaskSettings.from_task(task)
         log = train_adapter(spec, task.labels, settings, rows, validation, folder, env.models, epochs, what)
         write_trained_on(folder, rows)
-        return hash_folder(folder, leave_out=(TRAINING_LOG, TRAINED_ON, RECORD_FILE))
+        return hash_folder(folder, leave_out=(TRAINING_LOG_FILE, TRAINED_ON, RECORD_FILE))
 
     record = env.lake.write_folder(
         target, lambda version: inputs.build_record(version, len(rows), model_s=time.perf_counter() - started), fill
     )
     assert log is not None
-    losses = {"training": [(float(step), loss) for step, _, loss in log.losses]}
-    if log.validation:
-        per_epoch = log.steps / max(log.epochs, 1)
-        losses["validation"] = [((i + 1) * per_epoch, v["loss"]) for i, v in enumerate(log.validation)]
-    curve = plots.plot_lines(losses, f"Loss of {inputs.asset}, {student}", "step", "loss")
+    curve = plots.plot_lines(build_loss_curves(target), f"Loss of {inputs.asset}, {student}", "step", "loss")
     shown: dict[str, DisplayValue] = {
         "rows": len(rows),
         "epochs": log.epochs,
@@ -145,3 +150,16 @@ def _train_student(
         "loss": Markdown(plots.to_markdown_image(curve)),
     }
     return StageResult(record, shown, [check_loss_fell([loss for _, _, loss in log.losses])])
+
+
+def build_loss_curves(adapter: Path) -> LossCurves:
+    """The loss curves of a training, from the log in the adapter's folder. Empty without a log."""
+    path = adapter / TRAINING_LOG_FILE
+    if not path.exists():
+        return {}
+    log = json.loads(path.read_text(encoding="utf-8"))
+    curves = {"training": [(float(step), float(loss)) for step, _, loss in log["losses"]]}
+    if log["validation"]:
+        steps_per_epoch = log["steps"] / max(log["epochs"], 1)
+        curves["validation"] = [((i + 1) * steps_per_epoch, v["loss"]) for i, v in enumerate(log["validation"])]
+    return curves

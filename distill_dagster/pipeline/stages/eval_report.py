@@ -1,0 +1,153 @@
+"""The stage that computes the figures of one student and writes its report."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from distill_dagster.core import plots
+from distill_dagster.core.checks import CheckResult
+from distill_dagster.core.hashing import hash_content
+from distill_dagster.evaluation.formatting import (
+    build_summary_rows,
+    format_metric_name,
+    format_metric_name_in_sentence,
+)
+from distill_dagster.evaluation.golden_looks import append_golden_look, read_golden_looks
+from distill_dagster.evaluation.metrics import build_metrics_frame, compute_metrics
+from distill_dagster.evaluation.metrics_table import check_metrics_table
+from distill_dagster.evaluation.recommendation import recommend
+from distill_dagster.evaluation.report import ReportInputs, write_report
+from distill_dagster.kinds import get_kind
+from distill_dagster.pipeline.model_terms import list_model_terms
+from distill_dagster.pipeline.stages.context import (
+    DisplayValue,
+    Markdown,
+    SampleTable,
+    StageContext,
+    StageInputs,
+    StageResult,
+)
+from distill_dagster.pipeline.stages.students import build_loss_curves
+from distill_dagster.tables.lake import ArtifactRecord
+from distill_dagster.tables.messages import get_user_text
+from distill_dagster.tables.schemas import DATASET, PREDICTIONS
+
+MAX_LEAK_CHARS = 300
+"""Characters of a prompt in the report's table of leaks."""
+VERSIONED_PACKAGES = ("torch", "transformers", "peft", "litellm", "dagster")
+SHARED_BASE_NOTICE = (
+    "The embedded teacher and the smollm2 student have the same base model, SmolLM2-135M. The student learns from the "
+    "teacher's prompt, its few-shot examples and their average, not from a larger model (context distillation, Snell "
+    "et al. 2022). To use a real teacher, change one line of task.yaml."
+)
+
+
+def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
+    """Compare all systems, log this look at golden, and then swap in the report folder.
+
+    Reads: predictions, filtered_dataset with its rejected rows, student_adapter's log, golden.jsonl and dev.jsonl.
+    Writes: a folder with report.html, metrics.json and predictions.parquet (PREDICTIONS).
+    Asks a teacher: no.
+    Re-runs when: one of these or evaluation_settings changes; the settings include the providers' terms.
+    """
+    assert partition is not None
+    inputs = StageInputs(env, "eval_report", partition)
+    for source in ("evaluation_settings", "golden_set"):
+        inputs.note_source(source)
+    predictions = inputs.read_table("predictions", PREDICTIONS, partition)
+    dataset = inputs.read_table("filtered_dataset", DATASET)
+    leaks = _read_leaks(inputs)
+    training = build_loss_curves(inputs.find_folder("student_adapter", partition))
+    task = env.folder.task
+    record = env.lake.read_record(env.task_name, "predictions", partition)
+    dataset_record = env.lake.read_record(env.task_name, "filtered_dataset")
+    assert record is not None
+    assert dataset_record is not None
+
+    metrics = compute_metrics(predictions, record.extra["facts"], task.label_names, task.evaluation, get_kind(task))
+    recommendation = recommend(metrics)
+    settings = hash_content({name: version for name, version in record.inputs.items() if "settings" in name})
+    looks = env.reports / env.task_name / "golden_looks.jsonl"
+    created = inputs.build_record("", predictions.height).created_at
+    append_golden_look(
+        looks,
+        {
+            "at": created,
+            "student": partition,
+            "run_id": env.run_id,
+            "settings_hash": settings,
+            "dataset_version": inputs.versions["filtered_dataset"],
+            "predictions_version": record.data_version,
+        },
+    )
+    terms = [t for t in list_model_terms(task) if t["role"] != "imaginer" or _has_synthetic_rows(dataset)]
+    notice = SHARED_BASE_NOTICE if any(teacher.is_embedded for teacher in task.teacher_specs) else None
+    summary = build_summary_rows(metrics)
+    report_inputs = ReportInputs(
+        task=env.task_name,
+        student=partition,
+        dataset_version=inputs.versions["filtered_dataset"],
+        settings_hash=settings,
+        created_at=created,
+        texts={row.id: row.text for row in [*env.folder.golden, *env.folder.dev]},
+        dataset=_count_dataset_rows(dataset, dataset_record),
+        leaks=leaks,
+        training={f"{name} loss": points for name, points in training.items()},
+        golden_looks=[look for look in read_golden_looks(looks) if look.get("student") == partition],
+        latency_method=record.extra.get("latency_method", "The method was not recorded."),
+        versions={name: metadata.version(name) for name in VERSIONED_PACKAGES},
+        notice=notice,
+        terms=terms,
+        extra={"summary": summary},
+    )
+    target = env.lake.get_folder(env.task_name, "eval_report", partition)
+
+    def fill(folder: Path) -> str:
+        write_report(folder, predictions, metrics, recommendation, report_inputs)
+        return hash_content(inputs.versions)
+
+    report_record = env.lake.write_folder(
+        target, lambda version: inputs.build_record(version, predictions.height), fill
+    )
+    intervals = [
+        (name, system.score.value, system.score.low, system.score.high)
+        for name, system in metrics.golden.systems.items()
+        if system.score.value is not None and system.score.low is not None and system.score.high is not None
+    ]
+    png = plots.plot_intervals(
+        intervals, f"{format_metric_name(metrics.metric)} on golden", format_metric_name_in_sentence(metrics.metric)
+    )
+    shown: dict[str, DisplayValue] = {
+        "verdict": recommendation.text,
+        "report": target / "report.html",
+        metrics.metric: Markdown(plots.to_markdown_image(png)),
+        "terms": "; ".join(dict.fromkeys(entry["summary"] for entry in terms)),
+        "summary": SampleTable([dict(row) for row in summary]),
+        **{f"{metrics.metric}_{name}": float(value) for name, value, _, _ in intervals},
+    }
+    problem = check_metrics_table(build_metrics_frame(metrics))
+    details = {"problem": problem or "", "notice": notice or ""}
+    return StageResult(report_record, shown, [CheckResult("metrics_table", problem is None, details=details)])
+
+
+def _has_synthetic_rows(dataset: pl.DataFrame) -> bool:
+    return bool((dataset["origin"] == "synthetic").any())
+
+
+def _count_dataset_rows(dataset: pl.DataFrame, record: ArtifactRecord) -> dict[str, dict[str, int]]:
+    """Kept rows by split, and dropped rows by reason."""
+    kept = dict(dataset.group_by("split").len().sort("split").iter_rows())
+    return {"kept": kept, "dropped": {reason: n for reason, n in record.extra.get("reasons", {}).items() if n}}
+
+
+def _read_leaks(inputs: StageInputs) -> list[dict[str, Any]]:
+    """The rows that the dataset leaves out because they repeat golden or dev."""
+    rows = inputs.read_rejected_rows().filter(pl.col("drop_reason") == "contaminated")
+    return [
+        {"text": get_user_text(messages)[:MAX_LEAK_CHARS], "slice": slice_key, "why": why}
+        for messages, slice_key, why in rows.select("messages", "slice", "drop_detail").iter_rows()
+    ]

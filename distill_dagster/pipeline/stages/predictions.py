@@ -1,0 +1,257 @@
+"""The stage that predicts: the answer of every system to every golden, dev and validation item."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from distill_dagster.config import Task
+from distill_dagster.core import progress
+from distill_dagster.core.hashing import to_canonical_json
+from distill_dagster.core.models import count_gguf_parameters, make_embedded_gguf
+from distill_dagster.curation.candidates.choose import choose_candidates
+from distill_dagster.evaluation.predictions_check import check_predictions_complete
+from distill_dagster.kinds import Kind, Question, get_kind, is_refusal, read_answer
+from distill_dagster.pipeline.stages.context import StageContext, StageInputs, StageResult, sample_rows
+from distill_dagster.prompts.few_shot import get_context_schema, read_example_pool
+from distill_dagster.prompts.seeds import build_labelled_prompts, build_messages, compute_prompt_id
+from distill_dagster.student.predict import build_centroid_predictor, load_predictor
+from distill_dagster.student.sentences import SENTENCE_MODEL
+from distill_dagster.student.types import Predictor, TaskSettings
+from distill_dagster.tables.messages import format_messages, split_answer
+from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PREDICTIONS, TEACHER_PRIOR, build_frame
+from distill_dagster.tables.validation import check_table
+from distill_dagster.tasks import LabelledRow
+
+WARM_UP_CALLS = 3
+"""Calls to a student before its latency is measured."""
+
+
+@dataclass(frozen=True)
+class EvaluationItem:
+    """One question that every system answers. `reference` is a label or, for kinds without labels, any JSON value."""
+
+    id: str
+    split: str
+    slice: str | None
+    prompt_id: str
+    text: str
+    reference: Any
+
+
+def build_held_out_items(split: str, rows: list[LabelledRow]) -> list[EvaluationItem]:
+    """Golden or dev rows with their human answers."""
+    return [_build_held_out_item(split, row) for row in rows]
+
+
+def _build_held_out_item(split: str, row: LabelledRow) -> EvaluationItem:
+    messages = build_messages(row)
+    prompt_id, text = compute_prompt_id(messages), format_messages(messages)
+    return EvaluationItem(row.id, split, row.slice, prompt_id, text, json.loads(row.answer_json))
+
+
+def _build_validation_item(row: dict[str, Any]) -> EvaluationItem:
+    messages, _ = split_answer(row["messages"])
+    text = format_messages(messages)
+    return EvaluationItem(
+        row["prompt_id"], "validation", row["slice"], row["prompt_id"], text, json.loads(row["answer"])
+    )
+
+
+def _build_items(env: StageContext, dataset: pl.DataFrame) -> list[EvaluationItem]:
+    """Golden and dev with their human answers, and validation with the teacher's."""
+    validation = dataset.filter(pl.col("split") == "validation")
+    return [
+        *build_held_out_items("golden", env.folder.golden),
+        *build_held_out_items("dev", env.folder.dev),
+        *(_build_validation_item(row) for row in validation.iter_rows(named=True)),
+    ]
+
+
+def build_prediction_row(
+    kind: Kind, system: str, item: EvaluationItem, answer: Any, confidence: float | None, raw: str | None
+) -> dict[str, Any]:
+    """One row of the predictions table, without its latency."""
+    return {
+        "system": system,
+        "item_id": item.id,
+        "split": item.split,
+        "slice": item.slice,
+        "reference": to_canonical_json(item.reference),
+        "answer": to_canonical_json(answer) if answer is not None else None,
+        "confidence": confidence,
+        "correct": answer is not None and kind.are_equal(answer, item.reference),
+        "latency_s": None,
+        "raw_text": raw,
+    }
+
+
+def read_teacher_candidates(inputs: StageInputs) -> tuple[dict[str, dict[str, Any]], pl.DataFrame]:
+    """Read the teacher's candidates on golden and dev by prompt id, and the completions that they come from."""
+    completions = inputs.read_table("golden_completions", COMPLETIONS)
+    prior = inputs.read_table("teacher_prior", TEACHER_PRIOR)
+    folder = inputs.env.folder
+    prompts = pl.concat([build_labelled_prompts(folder.golden, "golden"), build_labelled_prompts(folder.dev, "dev")])
+    prompts = prompts.unique("prompt_id", keep="first", maintain_order=True)
+    candidates = choose_candidates(folder.task, prompts, completions, prior)
+    return {row["prompt_id"]: row for row in candidates.iter_rows(named=True)}, completions
+
+
+def _build_teacher_rows(
+    env: StageContext, inputs: StageInputs, items: list[EvaluationItem]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The teacher's answers on golden and dev, and its facts. On validation its answer is the reference."""
+    candidates, completions = read_teacher_candidates(inputs)
+    task = env.folder.task
+    kind = get_kind(task)
+    by_prompt = completions.group_by("prompt_id").agg(
+        pl.when((pl.col("in_flight") == 1).all()).then(pl.col("latency_s").sum()).alias("latency_s"),
+        pl.when(pl.col("cost_usd").null_count() == 0).then(pl.col("cost_usd").sum()).alias("cost_usd"),
+        (pl.col("prompt_tokens") + pl.col("completion_tokens")).sum().alias("tokens"),
+    )
+    latency = dict(by_prompt.select("prompt_id", "latency_s").iter_rows())
+    rows = []
+    for item in (i for i in items if i.split != "validation"):
+        candidate = candidates[item.prompt_id]
+        answer = json.loads(candidate["answer"]) if candidate["answer"] else None
+        row = build_prediction_row(kind, "teacher", item, answer, candidate["confidence"], None)
+        rows.append(row | {"latency_s": latency.get(item.prompt_id)})
+    is_cost_known = by_prompt["cost_usd"].null_count() == 0 and by_prompt.height > 0
+    facts: dict[str, Any] = {
+        "model": ", ".join(teacher.model for teacher in task.teacher_specs),
+        "cost_usd_per_1k": float(by_prompt["cost_usd"].mean()) * 1000 if is_cost_known else None,  # type: ignore[arg-type]
+        "tokens_per_request": float(by_prompt["tokens"].mean() or 0),  # type: ignore[arg-type]
+    }
+    if task.teacher.is_embedded and not task.teachers:
+        served = make_embedded_gguf(env.models)
+        facts |= {"bytes": served.stat().st_size, "parameters": count_gguf_parameters(served)}
+    return rows, facts
+
+
+def predict_rows(kind: Kind, system: str, predictor: Predictor, items: list[EvaluationItem]) -> list[dict[str, Any]]:
+    """Predict all items with a student, in batches. An answer that it writes is parsed like a teacher's."""
+    rows = []
+    for item, p in zip(items, predictor.predict([i.text for i in items]), strict=True):
+        if p.probs:
+            rows.append(build_prediction_row(kind, system, item, p.label, min(1.0, max(p.probs.values())), p.raw_text))
+            continue
+        question = Question(item.text, is_refusal(item.reference))  # the reference says whether to refuse
+        parsed = read_answer(kind, p.raw_text, question, stop=f"\n\n{kind.task.item}:")
+        answer = json.loads(parsed.answer) if parsed.answer is not None else None
+        rows.append(build_prediction_row(kind, system, item, answer, None, p.raw_text))
+    return rows
+
+
+def _predict_and_time(
+    kind: Kind, system: str, predictor: Predictor, items: list[EvaluationItem], latency_items: int
+) -> list[dict[str, Any]]:
+    """Predict all items in batches. Then time the first golden items one by one, after a warm-up."""
+    rows = predict_rows(kind, system, predictor, items)
+    golden = [n for n, item in enumerate(items) if item.split == "golden"]
+    for n in (golden * WARM_UP_CALLS)[:WARM_UP_CALLS]:
+        predictor.predict([items[n].text])
+    for n in golden[:latency_items]:
+        started = time.perf_counter()
+        predictor.predict([items[n].text])
+        rows[n]["latency_s"] = time.perf_counter() - started
+    return rows
+
+
+@contextmanager
+def _track_peak_memory() -> Iterator[dict[str, int]]:
+    """Track by how many bytes the memory of this process grows at most within the block, 20 times per second.
+
+    Memory that an earlier system left to the allocator is reused without growth, so a later system may show too little.
+    """
+    import psutil
+
+    process, done = psutil.Process(), threading.Event()
+    before, peak = process.memory_info().rss, {"bytes": 0}
+
+    def sample() -> None:
+        while not done.wait(0.05):
+            peak["bytes"] = max(peak["bytes"], process.memory_info().rss - before)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+def make_predictions(env: StageContext, partition: str | None) -> StageResult:
+    """Ask every system for every item, and measure latency and memory.
+
+    Reads: golden.jsonl, dev.jsonl, filtered_dataset, golden_completions, teacher_prior, prompt_context, the adapters.
+    Writes: PREDICTIONS.
+    Asks a teacher: no, its answers are in golden_completions.
+    Re-runs when: one of these, teacher_settings or student_settings changes; not for `evaluation.latency_items`.
+    """
+    assert partition is not None
+    started = time.perf_counter()
+    inputs = StageInputs(env, "predictions", partition)
+    for source in ("golden_set", "teacher_settings"):
+        inputs.note_source(source)
+    inputs.note_source("student_settings", partition)
+    task = env.folder.task
+    spec, settings = task.students[partition], TaskSettings.from_task(task)
+    kind = get_kind(task)
+    items = _build_items(env, inputs.read_table("filtered_dataset", DATASET))
+    rows, teacher = _build_teacher_rows(env, inputs, items)
+    facts: dict[str, dict[str, Any]] = {"teacher": teacher}
+    examples = read_example_pool(inputs.read_table("prompt_context", get_context_schema(task)))
+    systems: list[tuple[str, str | None]] = [
+        ("base", None),
+        ("seed_only", "seed_only_adapter"),
+        ("distilled", "student_adapter"),
+    ]
+    if "slice_label_adapter" in inputs.upstream:
+        systems.append(("slice_label", "slice_label_adapter"))
+    if task.has_labels and examples:
+        systems.append(("centroid", None))
+    for number, (system, adapter) in enumerate(systems):
+        progress.report_progress(f"predicting with {system}", number, len(systems))
+        with _track_peak_memory() as peak:
+            if system == "centroid":
+                texts, labels = [e.text for e in examples], [e.label for e in examples]
+                predictor = build_centroid_predictor(texts, labels, task.labels, env.models)
+            else:
+                folder = inputs.find_folder(adapter, partition) if adapter else None
+                own = spec.model_copy(update={"reasoning": False}) if system == "slice_label" else spec
+                predictor = load_predictor(own, task.labels, settings, env.models, folder)
+            rows += _predict_and_time(kind, system, predictor, items, task.evaluation.latency_items)
+        facts[system] = {
+            "model": spec.model if system != "centroid" else SENTENCE_MODEL,
+            "parameters": predictor.parameters,
+            "bytes": predictor.bytes,
+            "peak_mb": peak["bytes"] / 1e6,
+        }
+        del predictor
+    frame = build_frame(rows, PREDICTIONS, ("split", "system", "item_id"))
+    checks = [check_table("predictions", frame), check_predictions_complete(frame)]
+    model_s = time.perf_counter() - started
+    record = inputs.write_table(
+        frame, checks, facts=facts, model_s=model_s, latency_method=_describe_latency_method(task)
+    )
+    sample = sample_rows(frame, ["system", "item_id", "reference", "answer", "confidence"], 8)
+    return StageResult(record, {"rows": frame.height, "systems": len(facts), "sample": sample}, checks)
+
+
+def _describe_latency_method(task: Task) -> str:
+    """How latency was measured, for the report."""
+    few_shot, samples = task.teacher.few_shot, task.teacher.samples
+    requests = f"{few_shot.draws} draws" if samples == 1 else f"{few_shot.draws * samples} samples"
+    search = ", without the search for the nearest examples" if few_shot.nearest else ""
+    return (
+        f"The first {task.evaluation.latency_items} golden items one by one, students after {WARM_UP_CALLS} calls to "
+        f"warm up. The teacher's latency is the sum over its {requests}, over HTTP, with a warm cache{search}."
+    )
