@@ -65,15 +65,16 @@ def batches(
         from distill_dagster.teacher.providers.client import resolve_endpoint
 
         specs = [spec for spec in folder.task.teacher_specs if not spec.is_free]
-        if not specs:
-            raise DistillError(f"{folder.name} has no batches: none of its teachers is a provider's.")
         with open_store(home.store, get_store_url()) as store:
+            if not specs and not BatchStore(store).list_open(task=folder.name):
+                raise DistillError(f"{folder.name} has no batches: none of its teachers is a provider's.")
             if forget is not None:
                 if forget not in {one.submission for one in BatchStore(store).list_open(task=folder.name)}:
                     raise DistillError(f"{folder.name} has no open batch {forget!r}.")
                 forget_batch(store, forget)
                 out.print(f"forgotten: {forget}. It counts as paid for, and its requests can be sent again.")
             found = [collect_batches(resolve_endpoint(spec), spec, store, folder.name) for spec in specs]
+            all_open = BatchStore(store).list_open(task=folder.name)
         done, left = [one for ended, _ in found for one in ended], [one for _, open_ in found for one in open_]
         for one in done:
             out.print(f"[green]collected[/green] {escape(str(one))}", soft_wrap=True)
@@ -81,6 +82,16 @@ def batches(
             id_ = waiting.batch_id or "(being submitted)"
             what = f"{waiting.origin}: batch {id_}, {waiting.requests} requests, since {waiting.created_at}"
             out.print(f"[yellow]under way[/yellow] {escape(what)} ({waiting.submission})", soft_wrap=True)
+        left_over = [batch for batch in all_open if batch not in left]
+        for batch in left_over:
+            what = f"{batch.origin}: batch {batch.batch_id}, {batch.requests} requests, since {batch.created_at}"
+            remedy = f"`distill batches {folder.name} --forget {batch.submission}` gives it up."
+            out.print(
+                f"[yellow]left over[/yellow] {escape(what)}. task.yaml no longer has its teacher, so it cannot be "
+                f"collected. Restore the teacher to collect it. {escape(remedy)}",
+                soft_wrap=True,
+            )
+        left += left_over
         answers = sum(one.answers for one in done)
         remark = f" `distill run {folder.name}` continues with them." if done else ""
         out.print(f"{folder.name}: {answers} answers collected, {len(left)} batches under way.{remark}")

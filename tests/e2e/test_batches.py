@@ -110,7 +110,10 @@ def test_a_budget_holds_for_batches_and_a_forgotten_one_counts_as_spent(
     price = {"price": {"input_usd": 1.0, "output_usd": 1.0}}
     project.change_task(teacher=price, budget={"usd": 0.000001})
     ended = project.distill("backfill", TASK, "--which", "all", "--json")
-    assert "budget.usd" in ended.json["failed"]["teacher_completions[shop]"]
+    assert ended.json["failed"] == {}, "a cap ends the asking and is no failure"
+    record = project.lake.read_record(TASK, "teacher_completions", "shop")
+    assert record is not None
+    assert record.missing_rows == 6
     assert batches.batches == {}
     project.change_task(budget={"usd": 10.0})
     ended = project.distill("backfill", TASK, "--slice", "shop", "--json")
@@ -133,6 +136,30 @@ def test_a_budget_holds_for_batches_and_a_forgotten_one_counts_as_spent(
     assert project.distill("batches", TASK, "--forget", name, "--json").json["under_way"] == []
     assert sorted(set(store.read_ledger()["state"])) == ["lost", "settled"]
     store.close()
+
+
+def test_an_open_batch_of_an_earlier_setting_is_named_and_not_waited_for(
+    project: Project, batches: BatchProvider
+) -> None:
+    assert project.distill("backfill", TASK, "--which", "all", "--json").code == 3
+    project.change_task(teacher={"mode": "online"})
+    ended = project.distill("backfill", TASK, "--which", "all", "--json")
+    assert (ended.code, ended.json["failed"], ended.json["teacher_calls"]) == (3, {}, 0)
+    assert f"`distill batches {TASK}`" in ended.json["pending"]["teacher_completions[web]"]
+    for id_ in batches.batches:
+        batches.end(id_)
+    assert project.distill("batches", TASK, "--json").json["collected"] == 24
+    ended = project.distill("backfill", TASK, "--which", "all", "--json")
+    assert (ended.code, ended.json["teacher_calls"], len(batches.batches)) == (0, 0, 2)
+
+
+def test_a_batch_of_a_teacher_that_the_task_no_longer_has_is_listed(project: Project, batches: BatchProvider) -> None:
+    assert project.distill("backfill", TASK, "--slice", "shop", "--json").code == 3
+    project.change_task(teacher={"model": "openai/another"})
+    listed = project.distill("batches", TASK, "--json")
+    assert listed.json["under_way"] == ["batch_0"]
+    assert "left over" in listed.out
+    assert "--forget" in listed.out
 
 
 def test_what_was_made_stays_until_the_answers_of_a_batch_are_there(ungated: Project, batches: BatchProvider) -> None:
