@@ -93,7 +93,7 @@ def slices(tmp_path: Path, provider: FakeProvider) -> Iterator[Slices]:
 
 def test_methods_come_in_their_shares_and_every_value_equally_often(slices: Slices) -> None:
     imaginer = slices.imaginer(axes=AXES, per_request=1)
-    jobs = imaginer.jobs(ImagineHistory(), 60)
+    jobs = imaginer.plan_jobs(ImagineHistory(), 60)
     assert Counter(job.method for job in jobs) == {"grid": 24, "self_instruct": 18, "evolve": 18}
     assert Counter(job.method for job in jobs[:10]) == {"grid": 4, "self_instruct": 3, "evolve": 3}
     grid = [job for job in jobs if job.method == "grid"]
@@ -108,25 +108,25 @@ def test_methods_come_in_their_shares_and_every_value_equally_often(slices: Slic
 
 def test_a_request_follows_from_its_number(slices: Slices) -> None:
     imaginer = slices.imaginer(axes=AXES, per_request=2)
-    jobs = imaginer.jobs(ImagineHistory(), 40)
-    assert jobs == slices.imaginer(axes=AXES, per_request=2).jobs(ImagineHistory(), 40)
-    assert [job.count for job in imaginer.jobs(ImagineHistory(), 5)] == [2, 2, 1]
-    keys = {imaginer.request(job, 0).key for job in jobs}
+    jobs = imaginer.plan_jobs(ImagineHistory(), 40)
+    assert jobs == slices.imaginer(axes=AXES, per_request=2).plan_jobs(ImagineHistory(), 40)
+    assert [job.count for job in imaginer.plan_jobs(ImagineHistory(), 5)] == [2, 2, 1]
+    keys = {imaginer.build_request(job, 0).key for job in jobs}
     assert len(keys) == 20
-    assert not keys & {imaginer.request(job, 1).key for job in jobs}, "a new generation asks differently"
-    assert jobs != slices.imaginer(axes=AXES, per_request=2, seed=1).jobs(ImagineHistory(), 40)
+    assert not keys & {imaginer.build_request(job, 1).key for job in jobs}, "a new generation asks differently"
+    assert jobs != slices.imaginer(axes=AXES, per_request=2, seed=1).plan_jobs(ImagineHistory(), 40)
 
 
 def test_without_axes_the_grid_is_left_out(slices: Slices) -> None:
-    assert {job.method for job in slices.imaginer().jobs(ImagineHistory(), 60)} == {"self_instruct", "evolve"}
+    assert {job.method for job in slices.imaginer().plan_jobs(ImagineHistory(), 60)} == {"self_instruct", "evolve"}
     only = slices.imaginer(axes=AXES, methods={"self_instruct": 0, "evolve": 0})
-    assert {job.method for job in only.jobs(ImagineHistory(), 60)} == {"grid"}
+    assert {job.method for job in only.plan_jobs(ImagineHistory(), 60)} == {"grid"}
 
 
 def test_what_the_model_sees(slices: Slices) -> None:
     imaginer = slices.imaginer(axes=AXES, per_request=3)
-    by_method = {job.method: job for job in reversed(imaginer.jobs(ImagineHistory(), 30))}
-    shown = {name: asked(imaginer.request(job, 0)) for name, job in by_method.items()}
+    by_method = {job.method: job for job in reversed(imaginer.plan_jobs(ImagineHistory(), 30))}
+    shown = {name: asked(imaginer.build_request(job, 0)) for name, job in by_method.items()}
     for text in shown.values():
         assert "Sort messages to a shop." in text
         assert "Where they come from: The shop." in text
@@ -153,9 +153,9 @@ def test_a_template_of_the_users_own(slices: Slices) -> None:
     folder.mkdir()
     (folder / "imagine_self_instruct.j2").write_text("{{ count }} for {{ label.name }}, please")
     after = slices.imaginer(methods={"evolve": 0})
-    job = after.jobs(ImagineHistory(), 1)[0]
+    job = after.plan_jobs(ImagineHistory(), 1)[0]
     assert job.label is not None
-    assert asked(after.request(job, 0)) == f"1 for {job.label.name}, please"
+    assert asked(after.build_request(job, 0)) == f"1 for {job.label.name}, please"
     assert after.templates.version != before.templates.version
 
 
@@ -178,7 +178,7 @@ def test_a_prompt_for_the_text_api_begins_the_list(tmp_path: Path, provider: Fak
     assert outcome.missing == 0
     assert {seen.path for seen in provider.requests} == {"/v1/completions"}
     assert all(seen.body["prompt"].endswith("\n\n1.") for seen in provider.requests)
-    assert all(not one.text.startswith("1") or " wants " in one.text for one in outcome.imagination.prompts)
+    assert all(not one.text.startswith("1") or " wants " in one.text for one in outcome.history.prompts)
 
 
 def test_repeats_within_the_slice_are_left_out_and_counted(slices: Slices, provider: FakeProvider) -> None:
@@ -187,8 +187,8 @@ def test_repeats_within_the_slice_are_left_out_and_counted(slices: Slices, provi
     odd = ["i want a REFUND!", f"{long} sadly", "brand new", "Brand  new."]
     provider.answer = lambda seen: json.dumps([*odd, *texts_for(seen)][:4])
     outcome = slices.imagine(max_rounds=1)
-    [ended] = outcome.imagination.rounds
-    assert [one.text for one in outcome.imagination.prompts] == ["brand new"]
+    [ended] = outcome.history.rounds
+    assert [one.text for one in outcome.history.prompts] == ["brand new"]
     assert (ended.requests, ended.duplicates, ended.near_duplicates) == (3, 7, 3)
     assert outcome.missing == 10
     assert outcome.missing_rows == 0, "received answers: asking again by itself would loop"
@@ -200,7 +200,7 @@ def test_later_rounds_show_and_evolve_what_was_imagined(slices: Slices, provider
     outcome = slices.imagine(per_request=4, examples=6)
     assert outcome.rounds > 1
     ids = {row["prompt_id"] for row in build_seed_prompts("shop", slices.imaginer().slice).to_dicts()}
-    parents = {one.parent_prompt_id for one in outcome.imagination.prompts} - {None}
+    parents = {one.parent_prompt_id for one in outcome.history.prompts} - {None}
     assert parents <= ids
     assert len(parents) > 3, "more parents than there are seeds"
 
@@ -301,7 +301,7 @@ def test_a_killed_run_repeats_no_received_answer(tmp_path: Path, after: int, whe
 
         outcome = slices.imagine(**SPEC)
         assert outcome.missing == 0
-        assert outcome.calls == 10 - stored
+        assert outcome.usage.calls == 10 - stored
         assert len(provider.requests) == sent + 10 - stored
         undisturbed = slices_in(tmp_path / "other", provider.url)
         undisturbed.imagine(**SPEC)
@@ -316,7 +316,7 @@ def test_two_processes_fill_a_slice_once(tmp_path: Path, provider: FakeProvider)
     slices = slices_in(tmp_path, provider.url)
     code = (
         "import sys; from pathlib import Path; from tests.prompts import test_imagine as t;"
-        "print(t.slices_again(Path(sys.argv[1]), sys.argv[2]).imagine(**t.SPEC).calls)"
+        "print(t.slices_again(Path(sys.argv[1]), sys.argv[2]).imagine(**t.SPEC).usage.calls)"
     )
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", code, str(tmp_path), slices.folder.name]
@@ -333,7 +333,7 @@ def test_two_processes_fill_a_slice_once(tmp_path: Path, provider: FakeProvider)
 def test_the_built_in_requests_stay_the_same(slices: Slices) -> None:
     """A round that was cut short asks again for what was not received: its answered requests must keep their keys."""
     imaginer = slices.imaginer(axes=AXES, per_request=2)
-    keys = [imaginer.request(job, 0).key for job in imaginer.jobs(ImagineHistory(), 20)]
+    keys = [imaginer.build_request(job, 0).key for job in imaginer.plan_jobs(ImagineHistory(), 20)]
     assert hash_content(keys) == "6c15710bead2d64117581850702695cc8d005f1977e1b193708da998c141989c"
 
 

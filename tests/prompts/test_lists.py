@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_dagster.core.json_text import find_json
-from distill_dagster.teacher.imagine.lists import parse_texts
+from distill_dagster.teacher.imagine.parsing import parse_texts
 
 TWO = ["first text", "second text"]
 FORMS = {

@@ -1,4 +1,4 @@
-"""The judge: what it is shown, what is stored of it, what happens where it fails."""
+"""The judge: what it sees, what is stored, and what happens when it fails."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from distill_dagster.core.errors import TeacherError, TermsError
 from distill_dagster.kinds import get_kind
 from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.retry_backoff import explain_wait
+from distill_dagster.pipeline.stage_table import REJECTED_ROWS
 from distill_dagster.pipeline.stages import dataset, prompts, scores, teacher
 from distill_dagster.pipeline.stages.context import StageContext, StageResult
 from distill_dagster.prompts.templates import JUDGE_TEMPLATES, select_templates
 from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.messages import get_user_text
-from distill_dagster.tables.schemas import SCORED
+from distill_dagster.tables.schemas import REJECTED, SCORED
 from distill_dagster.teacher.completions.ledger import NO_CAP
 from distill_dagster.teacher.imagine.plan import get_imagine_teacher
 from distill_dagster.teacher.judge.best_of import apply_choices, find_differing_answers
@@ -123,7 +124,7 @@ def judging(provider: FakeProvider, **changes: Any) -> dict[str, Any]:
     return {"judge": JUDGE_SPEC | {"api_base": provider.url} | changes}
 
 
-def test_scores_and_reasons_stand_beside_the_candidate(tmp_path: Path, provider: FakeProvider) -> None:
+def test_scores_and_reasons_are_columns_of_the_candidate(tmp_path: Path, provider: FakeProvider) -> None:
     run = Run(tmp_path, provider, **judging(provider))
     run.update()
     rows = run.scored()
@@ -141,7 +142,7 @@ def test_scores_and_reasons_stand_beside_the_candidate(tmp_path: Path, provider:
     assert run.update() == []
 
 
-def test_what_the_judge_sees(tmp_path: Path, provider: FakeProvider) -> None:
+def test_the_judge_sees_the_prompt_the_answer_and_the_rubric(tmp_path: Path, provider: FakeProvider) -> None:
     run = Run(tmp_path, provider, description="Sort messages.", **judging(provider))
     run.update()
     [seen] = [seen for seen in run.judging() if "login asks twice" in asked_text(seen)]
@@ -157,36 +158,27 @@ def test_what_the_judge_sees(tmp_path: Path, provider: FakeProvider) -> None:
     assert (seen.body["temperature"], seen.body["max_tokens"]) == (0.0, 1000)
 
 
-def test_a_changed_rubric_asks_the_judge_alone(tmp_path: Path, provider: FakeProvider) -> None:
+def test_a_changed_rubric_asks_only_the_judge(tmp_path: Path, provider: FakeProvider) -> None:
     run = Run(tmp_path, provider, **judging(provider))
     run.update()
     before = len(provider.requests)
     run.change("the category fits", "the category is right")
-    assert run.update() == ["scored_completions[shop]"], "the same scores: the wave ends here"
+    assert run.update() == ["scored_completions[shop]"], "the same scores: nothing after it runs"
     assert all(judges(seen) for seen in provider.requests[before:])
     assert len(provider.requests) == before + 3
     run.change("the category is right", "the category fits")
     assert run.update() == ["scored_completions[shop]"]
     assert len(provider.requests) == before + 3, "answered by the store"
-    # Where it is asked, and how fast, changes nothing.
+    # Address and limits change nothing.
     run.change("  model: openai/judge", "  model: openai/judge\n  timeout_s: 7")
     assert run.update() == []
 
 
-def test_a_task_without_a_judge_stays_fresh_and_one_that_gets_one_is_scored_anew(
-    tmp_path: Path, provider: FakeProvider
-) -> None:
+def test_adding_and_removing_a_judge_scores_again(tmp_path: Path, provider: FakeProvider) -> None:
     run = Run(tmp_path, provider)
     run.update()
     assert "judge_settings" not in run.now().stages["scored_completions"].upstream
     before = run.env.lake.read_record(run.env.task_name, "scored_completions", "shop")
-    # A table from before there were judges.
-    path = run.env.lake.get_path(run.env.task_name, "scored_completions", "shop")
-    table, record = run.env.lake.read(run.env.task_name, "scored_completions", "shop", SCORED)
-    old = table.drop([name for name in SCORED if name.startswith("judge") or name in ("axes", "parent_prompt_id")])
-    run.env.lake.write(run.env.task_name, old, record)
-    assert "judge_score" not in pl.read_parquet_schema(path)
-    assert run.update() == []
     assert run.scored()["I want a refund"]["judge_score"] is None
 
     task = run.env.folder.path / "task.yaml"
@@ -202,18 +194,19 @@ def test_a_task_without_a_judge_stays_fresh_and_one_that_gets_one_is_scored_anew
     assert after.data_version == before.data_version
 
 
-def test_the_threshold_stands_in_the_dataset_alone(tmp_path: Path, provider: FakeProvider) -> None:
+def test_a_changed_threshold_rebuilds_only_the_dataset(tmp_path: Path, provider: FakeProvider) -> None:
     run = Run(tmp_path, provider, **judging(provider))
     run.update()
     before = len(provider.requests)
     run.change("min_rows: 1", "min_rows: 1\n  filters:\n    min_judge: 0.6")
     assert run.update() == ["filtered_dataset"]
-    [rejected] = dataset.read_rejected_rows(run.env).to_dicts()
+    rejected_rows = run.env.lake.read(run.env.task_name, "filtered_dataset", REJECTED_ROWS, REJECTED)[0]
+    [rejected] = rejected_rows.to_dicts()
     assert (rejected["drop_reason"], rejected["drop_detail"]) == ("low_judge", "judge score 0.5")
     assert len(provider.requests) == before
 
 
-def test_a_verdict_that_never_came_is_asked_for_next_time(tmp_path: Path, provider: FakeProvider) -> None:
+def test_a_failed_request_is_asked_for_next_time(tmp_path: Path, provider: FakeProvider) -> None:
     run = Run(tmp_path, provider, **judging(provider, min_success=0.5))
     provider.fail = lambda seen, _: Fault(500) if judges(seen) and "asks twice" in asked_text(seen) else None
     run.update()
@@ -262,7 +255,7 @@ def test_a_budget_stop_keeps_the_scores_and_the_rest_waits_for_a_higher_cap(
     assert run.scored()["refund the lamp"]["judge_score"] == 0.875
 
 
-def test_too_few_verdicts_fail_the_stage(tmp_path: Path, provider: FakeProvider) -> None:
+def test_too_few_scores_fail_the_stage(tmp_path: Path, provider: FakeProvider) -> None:
     run = Run(tmp_path, provider, **judging(provider))
     provider.fail = lambda seen, _: Fault(500) if judges(seen) and "asks twice" in asked_text(seen) else None
     with pytest.raises(TeacherError, match=r"Only 67% of 3 rows have an answer from openai/judge; judge\.min"):
@@ -280,7 +273,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_an_answer_of_another_form_is_asked_for_once_more(tmp_path: Path, provider: FakeProvider, bad: str) -> None:
+def test_an_answer_that_does_not_fit_the_form_is_asked_for_once_more(
+    tmp_path: Path, provider: FakeProvider, bad: str
+) -> None:
     run = Run(tmp_path, provider, **judging(provider, temperature=0.5))
     # The first sample of one row is bad, both of another one.
     provider.answer = lambda seen: (
@@ -294,10 +289,10 @@ def test_an_answer_of_another_form_is_asked_for_once_more(tmp_path: Path, provid
     rows = run.scored()
     assert rows["I want a refund"]["judge_score"] == 0.875
     assert rows["a delivery arrived broken"]["judge_error"] == "2 answers of the judge do not fit the declared form"
-    assert run.update() == [], "both answers are stored: asking again would bring the same"
+    assert run.update() == [], "both answers are stored: asking again would return the same"
 
 
-def test_a_verdict_between_other_words_is_read(tmp_path: Path, provider: FakeProvider) -> None:
+def test_scores_between_other_words_are_read(tmp_path: Path, provider: FakeProvider) -> None:
     run = Run(tmp_path, provider, **judging(provider, response_format="prompt"))
     provider.answer = lambda seen: f"Let me see.\n```json\n{answer(seen)}\n```" if judges(seen) else answer(seen)
     run.update()
@@ -306,7 +301,7 @@ def test_a_verdict_between_other_words_is_read(tmp_path: Path, provider: FakePro
 
 
 def samples(seen: Seen) -> str:
-    """Of two draws the first says login, the second what stands in the text; the judge prefers what stands there."""
+    """The first of two draws answers login, the second the label in the text, which the judge prefers."""
     if not judges(seen):
         return answers(seen) if seen.body["seed"] else "login"
     text = asked_text(seen)
@@ -324,7 +319,7 @@ def test_the_best_of_differing_samples_becomes_the_candidate(tmp_path: Path, pro
     assert {text: row["answer"] for text, row in rows.items()} == {
         "I want a refund": '"refund"', "a delivery arrived broken": '"delivery"', "login asks twice": '"login"'
     }  # fmt: skip
-    assert len(run.judging()) == 2, "where the samples agree nobody is asked"
+    assert len(run.judging()) == 2, "no request where the samples agree"
     row = rows["a delivery arrived broken"]
     assert (row["agreement"], row["confidence"], row["judge_score"]) == (0.5, 0.5, None)
     assert json.loads(row["judge_reasons"]) == {"best": "it says so"}
@@ -333,7 +328,7 @@ def test_the_best_of_differing_samples_becomes_the_candidate(tmp_path: Path, pro
     assert run.update() == []
 
 
-def test_an_answer_that_is_no_label_can_be_picked(tmp_path: Path) -> None:
+def test_an_answer_without_labels_can_be_chosen(tmp_path: Path) -> None:
     schema = {"type": "object", "properties": {"total": {"type": "integer"}}}
     judge_spec = JUDGE_SPEC | {"mode": "best_of", "api_base": "http://127.0.0.1:9"}
     changes: dict[str, Any] = {"kind": "extraction", "labels": None, "answer_schema": schema, "judge": judge_spec}
@@ -353,7 +348,7 @@ def test_an_answer_that_is_no_label_can_be_picked(tmp_path: Path) -> None:
     assert (picked["teacher"], picked["teacher_agreement"]) == ("t1", 0.5)
 
 
-def test_what_a_judge_needs(tmp_path: Path) -> None:
+def test_count_judge_requests(tmp_path: Path) -> None:
     def needed(name: str, mode: str | None, **teacher_: Any) -> tuple[int, int]:
         judge_spec = JUDGE_SPEC | {"mode": mode} if mode else None
         return count_judge_requests(small_task(tmp_path / name, judge=judge_spec, teacher=teacher_).task, 10)
@@ -369,8 +364,8 @@ def samples_of(rows: list[tuple[str, int, str, str | None]]) -> pl.DataFrame:
     return table.with_columns(pl.lit(None, pl.String).alias("reasoning"), pl.lit("t").alias("teacher"))
 
 
-def test_answers_that_the_kind_calls_equal_are_one_option(tmp_path: Path) -> None:
-    """A sum within its tolerance and an answer of other case and articles: nobody pays to tell those apart."""
+def test_equal_answers_of_the_kind_are_one_option(tmp_path: Path) -> None:
+    """A number within the tolerance, and a text that differs in case and articles: no request compares those."""
     math = task_of("math", answer={"tolerance": 0.01}, judge=JUDGE_SPEC | {"mode": "best_of"})
     rows = [("same", n, "ok", text) for n, text in enumerate(["18", "18.001", "18"])]
     rows += [("two", n, "ok", text) for n, text in enumerate(["18", "19", "18.001", "19"])]
@@ -383,14 +378,14 @@ def test_answers_that_the_kind_calls_equal_are_one_option(tmp_path: Path) -> Non
     frame = pl.DataFrame([row | {"teacher": "t"}], schema=SCORED)
     kind = get_kind(math)
     same = apply_choices(kind, frame, samples_of(rows), {"two": "18"}).to_dicts()[0]
-    assert same["answer"] == "18.001", "what was picked is what stands there"
+    assert same["answer"] == "18.001", "the choice equals the candidate"
     other = apply_choices(kind, frame, samples_of(rows), {"two": "19"}).to_dicts()[0]
     assert (other["answer"], other["agreement"]) == ("19", 0.5)
     back = apply_choices(kind, frame.with_columns(pl.lit("19").alias("answer")), samples_of(rows), {"two": "18"})
-    assert (back["answer"][0], back["agreement"][0]) == ("18", 0.5), "both of its writings count"
+    assert (back["answer"][0], back["agreement"][0]) == ("18", 0.5), "both spellings count"
 
 
-def test_the_order_of_options_says_nothing_of_the_samples(tmp_path: Path) -> None:
+def test_the_order_of_options_does_not_depend_on_the_samples(tmp_path: Path) -> None:
     rows = [(f"p{n}", sample, "ok", f'"{label}"') for n in range(40) for sample, label in enumerate(("a", "b", "b"))]
     rows += [("same", 0, "ok", '"a"'), ("same", 1, "ok", '"a"'), ("failed", 0, "failed", None)]
     found = find_differing_answers(get_kind(small_task(tmp_path).task), samples_of(rows))
@@ -400,7 +395,7 @@ def test_the_order_of_options_says_nothing_of_the_samples(tmp_path: Path) -> Non
     assert all(sorted(answers_) == ['"a"', '"b"'] for answers_ in found.values())
 
 
-def test_a_schema_for_strict_mode(tmp_path: Path) -> None:
+def test_the_schema_fits_strict_mode(tmp_path: Path) -> None:
     folder = small_task(tmp_path, judge=JUDGE_SPEC | {"api_base": "http://127.0.0.1:9"})
     task = folder.task
     assert task.judge is not None
@@ -415,7 +410,7 @@ def test_a_schema_for_strict_mode(tmp_path: Path) -> None:
     ]
 
 
-def test_more_turns_and_other_answers_are_shown_in_words(tmp_path: Path) -> None:
+def test_conversations_and_objects_are_shown_as_text(tmp_path: Path) -> None:
     folder = small_task(tmp_path, judge=JUDGE_SPEC | {"api_base": "http://127.0.0.1:9"})
     judge = Judge(folder.task, select_templates({}, JUDGE_TEMPLATES), "identity")
     turns = [{"role": role, "content": f"says {role}"} for role in ("user", "assistant", "user")]
@@ -430,7 +425,7 @@ def test_more_turns_and_other_answers_are_shown_in_words(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("part", ["judge", "imagine"])
-def test_whoever_else_is_asked_has_a_price_limits_and_terms_of_its_own(tmp_path: Path, part: str) -> None:
+def test_judge_and_imaginer_have_their_own_price_limits_and_terms(tmp_path: Path, part: str) -> None:
     price = {"input_usd": 1.0, "output_usd": 2.0}
     asked: dict[str, Any] = {"model": "openai/gpt-4o-mini", "api_key_env": "HOME", "price": price}
     asked |= {"requests_per_minute": 7, "tokens_per_minute": 900}

@@ -1,4 +1,5 @@
-"""Imagining prompts: the plan of what to ask for, reading and comparing the answers, and the log of accepted prompts.
+"""Imagining prompts: a teacher writes new prompts for a slice until the slice has its target.
 
-Prompts that people write or that come through the inbox belong to `tasks` and `intake`.
+The plan of what to ask for, the parsing and comparing of answers, the asking itself, and the log of accepted prompts
+are here. Prompts that people write or that come through the inbox belong to `tasks` and `intake`.
 """

@@ -1,67 +1,63 @@
-"""Asking for new prompts, round after round, until a slice has its target: what of the answers is accepted."""
+"""Ask for new prompts, round after round, until a slice has its target, and accept the new ones."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.tasks.imagined import ImaginedPrompt, ImagineHistory, ImagineRound, read_imagined
+from distill_dagster.teacher.completions.ask_all import ask_all, count_unanswered
 from distill_dagster.teacher.completions.engine import CompletionEngine
 from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.completions.usage import Usage
 from distill_dagster.teacher.imagine.log import append_round, get_timestamp, lock_imagined_file
 from distill_dagster.teacher.imagine.novelty import Repeat, SeenPrompts
 from distill_dagster.teacher.imagine.plan import ImagineJob, Imaginer, collect_different_texts, collect_texts
 from distill_dagster.teacher.providers import event_loop
-from distill_dagster.teacher.providers.attempts import PermanentTeacherError
 from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.exchange import Request, Response
 
 MAX_IDLE_ROUNDS = 2
-"""So many rounds in a row without a new prompt, and a slice is left as it is."""
+"""After this many rounds in a row without a new prompt, the slice stays below its target."""
 
 
 @dataclass(frozen=True)
 class ImagineResult:
-    """What a slice has after imagining, and what that took.
+    """What a slice has after imagining, and what the asking took.
 
-    Tokens and cost are those of the requests that were sent; the cost is None where a price is unknown.
+    `missing` counts the prompts below the target. `failed` counts the requests of the last round without an answer.
     """
 
-    imagination: ImagineHistory
+    history: ImagineHistory
     missing: int
     rounds: int = 0
     failed: int = 0
     errors: tuple[str, ...] = ()
-    calls: int = 0
-    cached: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    spent_usd: float | None = 0.0
-    seconds: float = 0.0
+    usage: Usage = field(default_factory=Usage)
 
     @property
     def missing_rows(self) -> int:
-        """Prompts that asking again may bring: a request had no answer. A slice that was left as it is has none."""
+        """Prompts that asking again may bring: those that are missing because a request had no answer."""
         return self.missing if self.failed else 0
 
 
 def imagine_prompts(
     imaginer: Imaginer, path: Path, endpoint: Endpoint, store: CompletionStore, account: Account | None = None
 ) -> ImagineResult:
-    """Ask until the slice has its target; accepted prompts are durable in the file at `path` before they are used.
+    """Ask until the slice has its target. Accepted prompts are durable in the file at `path` before they are used.
 
-    A slice that brings nothing new in two rounds, or has had `max_rounds`, is left as it is.
+    Asking ends early after `MAX_IDLE_ROUNDS` rounds without a new prompt, after `max_rounds`, or at a budget cap.
 
     Raises:
         PermanentTeacherError: the teacher refuses every request.
-        DistillError: another process is at this slice and does not come to an end.
+        DistillError: another process imagines for this slice and does not end.
     """
     with lock_imagined_file(path):
         return event_loop.run_in_loop(_imagine_async(imaginer, path, endpoint, store, account))
@@ -71,83 +67,64 @@ async def _imagine_async(
     imaginer: Imaginer, path: Path, endpoint: Endpoint, store: CompletionStore, account: Account | None
 ) -> ImagineResult:
     engine = CompletionEngine(endpoint, imaginer.teacher, store, account)
-    imagination = read_imagined(path)  # another process may have been faster
-    slice_, target = imaginer.slice, imaginer.slice.target or 0
+    history = read_imagined(path)  # another process may have added prompts since the slice was read
     errors: list[str] = []
     rounds = idle = failed = 0
     started = time.perf_counter()
     try:
         while rounds < imaginer.spec.max_rounds and idle < MAX_IDLE_ROUNDS:
-            missing = target - len(collect_different_texts(slice_.with_imagined(imagination)))
-            if missing <= 0:
+            missing = _count_missing(imaginer, history)
+            if not missing:
                 break
-            jobs = imaginer.jobs(imagination, missing)
-            got = await _ask_round(imaginer, engine, jobs, imagination.generation)
+            jobs = imaginer.plan_jobs(history, missing)
+            requests = [imaginer.build_request(job, history.generation) for job in jobs]
+            report = partial(progress.report_progress, "imagining prompts")
+            answers = await ask_all(engine, requests, engine.answer, report=report)
             rounds += 1
-            failed = sum(isinstance(answer, TeacherError) for _, answer in got)
-            errors += [str(answer) for _, answer in got if isinstance(answer, TeacherError)]
+            failed = count_unanswered(answers)
+            errors += [str(answer) for answer in answers if isinstance(answer, TeacherError)]
             if failed == len(jobs):
-                break  # the same requests are sent next time
-            accepted, ended = _accept_new(imaginer, imagination, jobs, got)
+                break  # the next run sends the same requests
+            accepted, ended = _accept_new(imaginer, history, jobs, requests, answers)
             append_round(path, accepted, ended)
-            imagination = read_imagined(path)
+            history = read_imagined(path)
             idle = 0 if accepted else idle + 1
+            if engine.over_budget:
+                break
     finally:
         await engine.close()
     return ImagineResult(
-        imagination,
-        max(0, target - len(collect_different_texts(slice_.with_imagined(imagination)))),
+        history,
+        _count_missing(imaginer, history),
         rounds,
         failed,
         tuple(errors),
-        engine.calls,
-        engine.cached,
-        engine.prompt_tokens,
-        engine.completion_tokens,
-        engine.spent,
-        time.perf_counter() - started,
+        engine.usage(time.perf_counter() - started),
     )
 
 
-async def _ask_round(
-    imaginer: Imaginer, engine: CompletionEngine, jobs: list[ImagineJob], generation: int
-) -> list[tuple[Request, Response | TeacherError]]:
-    requests = [imaginer.request(job, generation) for job in jobs]
-    answers: dict[int, Response | TeacherError] = {}
-
-    async def worker(work: Iterator[tuple[int, Request]]) -> None:
-        for n, request in work:
-            try:
-                answers[n] = await engine.answer(request)
-            except PermanentTeacherError:
-                raise
-            except TeacherError as error:
-                answers[n] = error
-            progress.report_progress("imagining prompts", len(answers), len(requests))
-
-    work = iter(enumerate(requests))
-    async with asyncio.TaskGroup() as group:
-        for _ in range(1 if imaginer.teacher.embedded else imaginer.teacher.concurrency):
-            group.create_task(worker(work))
-    return [(request, answers[n]) for n, request in enumerate(requests)]
+def _count_missing(imaginer: Imaginer, history: ImagineHistory) -> int:
+    present = len(collect_different_texts(imaginer.slice.with_imagined(history)))
+    return max(0, (imaginer.slice.target or 0) - present)
 
 
 def _accept_new(
     imaginer: Imaginer,
-    imagination: ImagineHistory,
-    jobs: list[ImagineJob],
-    got: list[tuple[Request, Response | TeacherError]],
+    history: ImagineHistory,
+    jobs: Sequence[ImagineJob],
+    requests: Sequence[Request],
+    answers: Sequence[Response | TeacherError],
 ) -> tuple[list[ImaginedPrompt], ImagineRound]:
-    """What of a round is new within the slice, in the order of its requests."""
-    known = SeenPrompts(imaginer.spec.near_duplicate, collect_texts(imaginer.slice, imagination))
+    """Accept the texts of a round that are new in the slice, in the order of its requests."""
+    seen = SeenPrompts(imaginer.spec.near_duplicate, collect_texts(imaginer.slice, history))
     repeats: Counter[Repeat] = Counter()
     accepted: list[ImaginedPrompt] = []
-    for job, (request, answer) in zip(jobs, got, strict=True):
-        for text in imaginer.listed(job, answer) if isinstance(answer, Response) else []:
-            if repeat := known.repeats(text):
+    for job, request, answer in zip(jobs, requests, answers, strict=True):
+        for text in imaginer.read_texts(job, answer) if isinstance(answer, Response) else []:
+            if repeat := seen.find_repeat(text):
                 repeats[repeat] += 1
                 continue
-            known.add(text)
+            seen.add(text)
             accepted.append(
                 ImaginedPrompt(
                     text=text,
@@ -161,10 +138,9 @@ def _accept_new(
                     imagined_at=get_timestamp(),
                 )
             )
-    failed = sum(isinstance(answer, TeacherError) for _, answer in got)
     ended = ImagineRound(
         requests=len(jobs),
-        failed=failed,
+        failed=count_unanswered(answers),
         duplicates=repeats["duplicate"],
         near_duplicates=repeats["near_duplicate"],
         ended_at=get_timestamp(),

@@ -1,4 +1,4 @@
-"""Append rounds of imagined prompts to the file of a slice, one process at a time."""
+"""Append rounds of imagined prompts to the file of a slice, one process at a time. `tasks.imagined` reads the file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from distill_dagster.core.errors import DistillError
-from distill_dagster.core.files import append_durably
+from distill_dagster.core.files import append_durably, lock_file
 from distill_dagster.tasks.imagined import (
     GenerationStart,
     ImaginedPrompt,
@@ -20,45 +19,41 @@ from distill_dagster.tasks.imagined import (
 )
 
 LOCK_TIMEOUT_S = 600.0
-"""Another process may be imagining for the same slice; what it brings need not be asked again."""
+"""How long to wait while another process imagines for the same slice. Its prompts need not be asked for again."""
 
 
 @contextmanager
 def lock_imagined_file(path: Path) -> Iterator[None]:
-    """Alone with one slice's file, across processes.
+    """Hold the lock of one slice's file, across processes.
 
     Raises:
-        DistillError: another process has been at it for `LOCK_S` seconds.
+        DistillError: another process held the lock for `LOCK_TIMEOUT_S` seconds.
     """
-    from filelock import FileLock, Timeout
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path.with_name(f".{path.stem}.lock"), timeout=LOCK_TIMEOUT_S):
-            yield
-    except Timeout:
-        raise DistillError(
-            f"Another process has been imagining prompts for {path.stem} for {LOCK_TIMEOUT_S / 60:.0f} minutes. Wait for its "  # noqa: E501
-            f"end and run this again; what it accepts is not asked for again."
-        ) from None
+    busy = (
+        f"Another process has been imagining prompts for {path.stem} for {LOCK_TIMEOUT_S / 60:.0f} minutes. Wait until "
+        f"it ends and run this again. Prompts that it accepts are not asked for again."
+    )
+    with lock_file(path.with_name(f".{path.stem}.lock"), LOCK_TIMEOUT_S, busy):
+        yield
 
 
 def append_round(path: Path, prompts: Sequence[ImaginedPrompt], ended: ImagineRound) -> None:
-    """Add a round at the end, durable when this returns. The caller is within `writing`."""
+    """Append a round, durable when this returns. The caller holds `lock_imagined_file`."""
     _append_lines(path, [*prompts, ended])
 
 
 def start_new_generation(path: Path) -> ImagineHistory:
-    """Retire all prompts of a slice and begin a new generation; what was asked for before is asked differently then."""
+    """Retire all prompts of a slice and begin a new generation, whose requests differ from all earlier ones."""
     with lock_imagined_file(path):
         _append_lines(path, [GenerationStart(asked_at=get_timestamp())])
         return read_imagined(path)
 
 
 def get_timestamp() -> str:
+    """Return the current time in UTC, ISO 8601 with seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _append_lines(path: Path, lines: Sequence[ImagineLine]) -> None:
-    _, end = read_imagined_until(path)  # prompts after it belong to a round that never ended
+    _, end = read_imagined_until(path)  # lines after it belong to a round that never ended
     append_durably(path, b"".join(line.model_dump_json().encode() + b"\n" for line in lines), keep_until=end)

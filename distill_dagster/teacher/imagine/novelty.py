@@ -1,40 +1,42 @@
-"""Near-duplicates within one slice, found while its prompts are imagined."""
+"""Find repeats within one slice while its prompts are imagined: duplicates and near-duplicates."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Literal
 
-from distill_dagster.tasks import normalize_text
+from distill_dagster.core.text import normalize_text
 
 MIN_NEAR_WORDS = 12
-"""Texts with fewer words share their 3-grams by chance: of them only equal ones are repeats."""
+"""Texts with fewer words share 3-grams by chance, so only equal ones are repeats."""
 _WORD = re.compile(r"\w+")
 Repeat = Literal["duplicate", "near_duplicate"]
 
 
 def split_words(text: str) -> tuple[str, ...]:
-    """The words of a text without case and punctuation."""
+    """Return the words of a text, without case and punctuation."""
     return tuple(_WORD.findall(normalize_text(text)))
 
 
 class SeenPrompts:
-    """Texts that are there already, and whether another one repeats one of them.
+    """The texts of a slice, to find out whether another text repeats one of them.
 
-    Equal words are a duplicate. From 12 words on, so is a Jaccard similarity of word 3-grams of `threshold` or more
-    (Broder 1997), computed exactly; candidates are found by the 3-grams they share.
+    A text with equal words is a duplicate. From `MIN_NEAR_WORDS` words on, it is a near-duplicate if its word 3-grams
+    have a Jaccard similarity of `threshold` or more (Broder 1997). The similarity is exact, not an estimate.
     """
 
-    def __init__(self, threshold: float, texts: list[str] | None = None) -> None:
+    def __init__(self, threshold: float, texts: Iterable[str] = ()) -> None:
         self._threshold = threshold
         self._exact: set[tuple[str, ...] | str] = set()
         self._sizes: list[int] = []
         self._by_gram: dict[tuple[str, ...], list[int]] = {}
-        for text in texts or []:
+        for text in texts:
             self.add(text)
 
     def add(self, text: str) -> None:
+        """Add a text."""
         words = split_words(text)
         self._exact.add(words or normalize_text(text))
         grams = _build_grams(words)
@@ -44,8 +46,8 @@ class SeenPrompts:
             self._by_gram.setdefault(gram, []).append(len(self._sizes))
         self._sizes.append(len(grams))
 
-    def repeats(self, text: str) -> Repeat | None:
-        """How a text repeats a known one, or None where it is new."""
+    def find_repeat(self, text: str) -> Repeat | None:
+        """Return how a text repeats an added one, or None if it is new."""
         words = split_words(text)
         if (words or normalize_text(text)) in self._exact:
             return "duplicate"

@@ -1,9 +1,9 @@
-"""Imagining prompts: what is asked for, and in which order; `teacher.imagine` asks.
+"""Plan the requests for imagined prompts: what each asks for, and in which order.
 
-Three ways, in the shares that task.yaml gives: a grid of axes (taxonomy-driven), new prompts after examples of the
-slice (Self-Instruct, Wang et al. 2023), and prompts that grow out of one that is there (Evol-Instruct, Xu et al. 2023).
-What the n-th request of a generation asks for follows from the seed, the slice and what it has; so a run that was
-killed builds the same requests again, and the completion store answers those that were received.
+task.yaml sets the shares of three methods: a grid of axes (taxonomy-driven), new prompts modeled on examples of the
+slice (Self-Instruct, Wang et al. 2023), and prompts that evolve an existing one (Evol-Instruct, Xu et al. 2023). The
+seed, the slice and its prompts determine the n-th request of a generation. So a run after a killed one builds the
+same requests, and the completion store answers those that were received.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 from distill_dagster.config import ImagineSpec, LabelSpec, Task, TeacherSpec
 from distill_dagster.core.hashing import hash_content
-from distill_dagster.prompts.auxiliary_templates import IMAGINE_TEMPLATES, AuxiliaryTemplates
 from distill_dagster.prompts.seeds import build_messages, compute_prompt_id
+from distill_dagster.prompts.templates import IMAGINE_TEMPLATES, Templates
 from distill_dagster.tables.messages import make_user_message
 from distill_dagster.tasks import LabelledRow, Slice
 from distill_dagster.tasks.imagined import ImagineHistory
-from distill_dagster.teacher.imagine.lists import parse_texts
 from distill_dagster.teacher.imagine.novelty import SeenPrompts
+from distill_dagster.teacher.imagine.parsing import parse_texts
 from distill_dagster.teacher.providers.capabilities import takes_schema
 from distill_dagster.teacher.providers.exchange import Request, Response
 
@@ -34,7 +34,7 @@ EVOLUTIONS = {
 }
 """Evol-Instruct's in-depth evolution (deepening, constraints) and in-breadth evolution (a rarer case)."""
 GENERATION_STEP = 1_000_000
-"""What a generation adds to the sample_index of its requests: they differ from all that were sent before."""
+"""A generation adds this to the sample_index of its requests, so that they differ from all earlier ones."""
 PROMPTS_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"prompts": {"type": "array", "items": {"type": "string"}}},
@@ -45,10 +45,9 @@ PROMPTS_SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ImagineNeed:
-    """What a slice lacks to its target: prompts, and the requests for them.
+    """The prompts that a slice needs to reach its target, and the requests for them.
 
-    `requests` is what it takes where every text is new and accepted, `at_most` what is sent before the slice is left
-    as it is.
+    `requests` is their number if every text is accepted. `at_most` is the number after which asking ends anyway.
     """
 
     prompts: int
@@ -58,7 +57,11 @@ class ImagineNeed:
 
 @dataclass(frozen=True)
 class ImagineJob:
-    """What one request asks for."""
+    """What one request asks for: `count` new prompts, by one method.
+
+    `number` is the request's place in its generation. `parent` is the prompt that `evolve` starts from, `examples` are
+    those that `self_instruct` shows.
+    """
 
     number: int
     method: str
@@ -71,26 +74,27 @@ class ImagineJob:
 
 @dataclass(frozen=True)
 class PoolPrompt:
-    """A prompt that the slice has."""
+    """A prompt of the slice that requests may show."""
 
     id: str
     text: str
     target_label: str | None
-    imagined: bool
+    is_imagined: bool
 
 
 def get_imagine_spec(task: Task) -> ImagineSpec:
+    """Return the settings of imagining, by default those of an empty `imagine:`."""
     return task.imagine or ImagineSpec()
 
 
 def get_imagine_teacher(task: Task) -> TeacherSpec:
-    """Who imagines: the task's teacher unless `imagine.teacher` names another."""
+    """Return the settings of the imagining model: the task's teacher, unless `imagine.teacher` names another."""
     own = get_imagine_spec(task).teacher
-    return own.teacher(task.teacher) if own is not None else task.teacher
+    return own.to_teacher_spec(task.teacher) if own is not None else task.teacher
 
 
 def count_imagine_requests(task: Task, slice_: Slice) -> ImagineNeed:
-    """What imagining would ask for a slice; nothing where it has no target or has reached it."""
+    """Count the requests that imagining needs for a slice; none if it has no target or has reached it."""
     missing = max(0, (slice_.target or 0) - len(collect_different_texts(slice_)))
     spec = get_imagine_spec(task)
     requests = -(-missing // spec.per_request)
@@ -98,17 +102,17 @@ def count_imagine_requests(task: Task, slice_: Slice) -> ImagineNeed:
 
 
 def collect_different_texts(slice_: Slice) -> set[str]:
-    """The different prompts of a slice."""
+    """Collect the texts of a slice without exact duplicates."""
     return {text.strip() for text in collect_texts(slice_, slice_.imagination)}
 
 
-def collect_texts(slice_: Slice, imagination: ImagineHistory) -> list[str]:
-    own = [one.text for one in slice_.seeds] + [one.text for one in slice_.accepted]
-    return own + [one.text for one in imagination.prompts]
+def collect_texts(slice_: Slice, history: ImagineHistory) -> list[str]:
+    """Collect the texts of all prompts of a slice, with the imagined ones of `history`."""
+    return [prompt.text for prompt in (*slice_.seeds, *slice_.accepted, *history.prompts)]
 
 
 class Imaginer:
-    """All that shapes the requests for one slice."""
+    """Plans and builds the requests for one slice, and reads the answers."""
 
     def __init__(
         self,
@@ -119,80 +123,92 @@ class Imaginer:
         own_templates: dict[str, str],
         identity: str,
     ) -> None:
-        """`held_out`: golden and dev rows; a prompt that equals or nearly repeats one is never shown.
+        """Prepare for one slice.
 
-        `identity`: the teacher's, as in `Endpoint.identity`.
+        Args:
+            key: the name of the slice. It only seeds the order of requests and is in none of them.
+            held_out: golden and dev rows. A prompt that equals or nearly repeats one is never shown.
+            own_templates: the task's own templates by name.
+            identity: that of the imagining model's endpoint, as in `Endpoint.identity`.
         """
         self.task, self.key, self.slice, self.identity = task, key, slice_, identity
         self.spec, self.teacher = get_imagine_spec(task), get_imagine_teacher(task)
-        self.templates = AuxiliaryTemplates(own_templates, IMAGINE_TEMPLATES)
+        self.templates = Templates(own_templates, IMAGINE_TEMPLATES)
         takes = takes_schema(self.teacher.model, self.teacher.response_format)
         self.structured = self.teacher.api == "chat" and takes
         self._held_out = SeenPrompts(self.spec.near_duplicate, [row.text for row in held_out])
 
-    def pool(self, imagination: ImagineHistory) -> list[PoolPrompt]:
-        """The prompts that may be shown, sorted by id."""
-        given = [
-            (compute_prompt_id(build_messages(one)), one.text, one.target_label, False) for one in self.slice.seeds
+    def list_pool(self, history: ImagineHistory) -> list[PoolPrompt]:
+        """List the prompts that requests may show, sorted by id."""
+        prompts = [
+            PoolPrompt(compute_prompt_id(build_messages(seed)), seed.text.strip(), seed.target_label, False)
+            for seed in self.slice.seeds
         ]
-        given += [(_compute_text_id(one.text), one.text, None, False) for one in self.slice.accepted]
-        given += [(_compute_text_id(one.text), one.text, one.target_label, True) for one in imagination.prompts]
-        found: dict[str, PoolPrompt] = {}
-        for id_, text, label, imagined in given:
-            if id_ not in found and not self._held_out.repeats(text):
-                found[id_] = PoolPrompt(id_, text.strip(), label, imagined)
-        return [found[id_] for id_ in sorted(found)]
+        prompts += [
+            PoolPrompt(_compute_text_id(accepted.text), accepted.text.strip(), None, False)
+            for accepted in self.slice.accepted
+        ]
+        prompts += [
+            PoolPrompt(_compute_text_id(imagined.text), imagined.text.strip(), imagined.target_label, True)
+            for imagined in history.prompts
+        ]
+        pool: dict[str, PoolPrompt] = {}
+        for prompt in prompts:
+            if prompt.id not in pool and not self._held_out.find_repeat(prompt.text):
+                pool[prompt.id] = prompt
+        return [pool[id_] for id_ in sorted(pool)]
 
-    def jobs(self, imagination: ImagineHistory, missing: int) -> list[ImagineJob]:
-        """The requests of one round, which ask for `missing` prompts together."""
-        first, size = imagination.requests, self.spec.per_request
+    def plan_jobs(self, history: ImagineHistory, missing: int) -> list[ImagineJob]:
+        """Plan the requests of one round, which together ask for `missing` prompts."""
+        first, size = history.requests, self.spec.per_request
         requests = -(-missing // size)
-        pool = self.pool(imagination)
-        turns = islice(self._turns(bool(pool)), first, first + requests)
+        pool = self.list_pool(history)
+        turns = islice(self._iterate_methods(can_evolve=bool(pool)), first, first + requests)
         return [
-            self._job(first + n, method, times, min(size, missing - n * size), pool, imagination.generation)
+            self._plan_job(first + n, method, times, min(size, missing - n * size), pool, history.generation)
             for n, (method, times) in enumerate(turns)
         ]
 
-    def _turns(self, evolves: bool) -> Iterator[tuple[str, Counter[str]]]:
-        """The endless sequence of methods by their shares, with how often each came before."""
-        shares = self.spec.shares()
+    def _iterate_methods(self, can_evolve: bool) -> Iterator[tuple[str, Counter[str]]]:
+        """Yield methods without end, in their shares, with how often each came before."""
+        shares = self.spec.compute_shares()
         credit, times = dict.fromkeys(shares, 0.0), Counter[str]()
         while True:
             for name, share in shares.items():
                 credit[name] += share
             name = max(shares, key=lambda name: round(credit[name], 9))
             credit[name] -= 1
-            yield (name if evolves or name != "evolve" else "self_instruct"), Counter(times)
+            yield (name if can_evolve or name != "evolve" else "self_instruct"), Counter(times)
             times[name] += 1
 
-    def _job(
+    def _plan_job(
         self, number: int, method: str, times: Counter[str], count: int, pool: list[PoolPrompt], generation: int
     ) -> ImagineJob:
         seed = [self.spec.seed, self.key, generation]
         if method == "evolve":
-            by_id = {one.id: one for one in pool}
+            by_id = {prompt.id: prompt for prompt in pool}
             parent = by_id[_pick_in_turn(list(by_id), times["evolve"], *seed, "parent")]
-            label = next((one for one in self.task.labels if one.name == parent.target_label), None)
+            label = next((label for label in self.task.labels if label.name == parent.target_label), None)
             axes = {"evolution": _pick_in_turn(list(EVOLUTIONS), times["evolve"], *seed, "evolution")}
             return ImagineJob(number, method, count, axes, label, parent)
         label = None
         if self.task.labels:
-            names = {one.name: one for one in self.task.labels}
-            label = names[_pick_in_turn(list(names), times["grid"] + times["self_instruct"], *seed, "label")]
+            by_name = {label.name: label for label in self.task.labels}
+            label = by_name[_pick_in_turn(list(by_name), times["grid"] + times["self_instruct"], *seed, "label")]
         if method == "grid":
             axes = {name: _pick_in_turn(values, times["grid"], *seed, name) for name, values in self.spec.axes.items()}
             return ImagineJob(number, method, count, axes, label)
-        # Self-Instruct shows mostly what people wrote, and some of what was imagined since.
+        # Self-Instruct shows mostly prompts that people wrote, and some imagined ones.
         shuffled = random.Random(hash_content([*seed, "examples", number]))
-        imagined = [one.text for one in pool if one.imagined]
-        human = [one.text for one in pool if not one.imagined]
-        some = shuffled.sample(imagined, min(len(imagined), self.spec.examples // 3))
-        some += shuffled.sample(human, min(len(human), self.spec.examples - len(some)))
-        shuffled.shuffle(some)
-        return ImagineJob(number, method, count, {}, label, None, tuple(some))
+        imagined = [prompt.text for prompt in pool if prompt.is_imagined]
+        human = [prompt.text for prompt in pool if not prompt.is_imagined]
+        examples = shuffled.sample(imagined, min(len(imagined), self.spec.examples // 3))
+        examples += shuffled.sample(human, min(len(human), self.spec.examples - len(examples)))
+        shuffled.shuffle(examples)
+        return ImagineJob(number, method, count, {}, label, None, tuple(examples))
 
-    def request(self, job: ImagineJob, generation: int) -> Request:
+    def build_request(self, job: ImagineJob, generation: int) -> Request:
+        """Build the request for a job of a generation."""
         sample = generation * GENERATION_STEP + job.number
         params: dict[str, Any] = {"temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
         if self.spec.temperature > 0:
@@ -213,16 +229,16 @@ class Imaginer:
         text = self.templates.render(f"imagine_{job.method}", **values)
         if self.teacher.api == "text":
             return Request(self.identity, sample, params, prompt=f"{text}\n\n1.")
-        schema = {"type": "json_schema", "json_schema": {"name": "prompts", "strict": True, "schema": PROMPTS_SCHEMA}}
         messages = [{"role": "user", "content": text}]
-        form = schema if self.structured else None
-        return Request(self.identity, sample, params, messages=messages, response_format=form)
+        schema = {"type": "json_schema", "json_schema": {"name": "prompts", "strict": True, "schema": PROMPTS_SCHEMA}}
+        response_format = schema if self.structured else None
+        return Request(self.identity, sample, params, messages=messages, response_format=response_format)
 
-    def listed(self, job: ImagineJob, response: Response) -> list[str]:
-        """The texts of an answer."""
+    def read_texts(self, job: ImagineJob, response: Response) -> list[str]:
+        """Read the texts in an answer, without those that are longer than `max_chars`."""
         text = f"1. {response.text.lstrip()}" if self.teacher.api == "text" else response.text
-        found = parse_texts(text, job.count, cut=response.finish_reason == "length")
-        return [one for one in found if len(one) <= self.spec.max_chars]
+        texts = parse_texts(text, job.count, cut=response.finish_reason == "length")
+        return [item for item in texts if len(item) <= self.spec.max_chars]
 
 
 def _compute_text_id(text: str) -> str:
@@ -230,7 +246,7 @@ def _compute_text_id(text: str) -> str:
 
 
 def _pick_in_turn(values: Sequence[str], n: int, *seed: Any) -> str:
-    """The n-th of an endless sequence in which every value comes once before any comes again, in shuffled order."""
+    """Return the n-th item of an endless sequence of shuffled blocks, each of which has every value once."""
     block, place = divmod(n, len(values))
     order = list(values)
     random.Random(hash_content([*seed, block])).shuffle(order)

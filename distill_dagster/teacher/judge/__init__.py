@@ -1,4 +1,5 @@
-"""The judge: a second model that scores answers by a rubric, or picks the best of several.
+"""The judge: a second model that scores candidates by a rubric, or chooses the best of differing samples.
 
-Filters that use a judge's score belong to `curation.filters`.
+Requests, reading the judge's answers, and asking for the candidates of a slice are here. The filter on the judge's
+score belongs to `curation.filters`.
 """

@@ -1,4 +1,4 @@
-"""Reading texts out of what a model wrote: JSON where it is JSON, else numbered lists, else lines."""
+"""Parse the texts that a model listed: as JSON, as a numbered list or bullets, or as lines."""
 
 from __future__ import annotations
 
@@ -15,38 +15,39 @@ _QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
 
 
 def parse_texts(text: str, count: int, cut: bool = False) -> list[str]:
-    """The texts that an answer lists, at most `count`.
+    """Parse the texts that an answer lists, at most `count`.
 
     Args:
-        cut: the answer ended at the limit of tokens: what it ends with is half a text and left out.
+        cut: the answer ended at the token limit, so its last text is incomplete and left out.
     """
-    return [kept for found in _list_texts(text.strip(), count, cut) if (kept := _strip_decoration(found))][:count]
+    plain = (_strip_decoration(item) for item in _list_texts(text.strip(), count, cut))
+    return [item for item in plain if item][:count]
 
 
 def _list_texts(text: str, count: int, cut: bool) -> list[str]:
     lines = text.splitlines()
-    # A numbered text may well hold some JSON.
+    # A numbered text may contain JSON.
     numbered = any(_MARK.match(line) for line in lines) and not text.startswith(("{", "[", "```"))
     value = None if numbered else _find_value(text)
     if isinstance(value, dict):
         lists = [part for part in value.values() if isinstance(part, list)]
         value = lists[0] if lists else [part for part in value.values() if isinstance(part, str)] or None
     if isinstance(value, list):
-        return [found for item in value if (found := _find_item_text(item))]
+        return [_find_item_text(item) for item in value]
     body = text.split("\n", 1)[1] if text.startswith("```") and "\n" in text else text
-    if body.startswith(("{", "[")):  # JSON that was cut: its complete strings, without the key before the list
+    if body.startswith(("{", "[")):  # incomplete JSON: its complete strings, without the key before the list
         inside = body.partition("[")[2]
-        return [_decode_string(found.group()) for found in _STRING.finditer(inside)]
+        return [_decode_string(match.group()) for match in _STRING.finditer(inside)]
     lines = body.splitlines()
     items: list[str] = []
-    open_ = False
+    in_item = False
     for line in lines:
         if marked := _MARK.match(line):
             items.append(marked.group(1))
-            open_ = True
+            in_item = True
         elif not line.strip():
-            open_ = False
-        elif open_:
+            in_item = False
+        elif in_item:
             items[-1] += f"\n{line.strip()}"
     if not items and is_refusal_text(body):
         return []
@@ -58,7 +59,7 @@ def _list_texts(text: str, count: int, cut: bool) -> list[str]:
 
 
 def _find_value(text: str) -> Any:
-    """The JSON value in a text. Several objects, one after another, are a list."""
+    """Find the JSON value in a text. Several objects, one after another, count as a list."""
     values = list(iterate_json(text))
     if len(values) > 1 and all(isinstance(value, dict) for value in values):
         return values
@@ -66,7 +67,7 @@ def _find_value(text: str) -> Any:
 
 
 def _decode_string(string: str) -> str:
-    """A JSON string as its text; empty where an escape in it is none."""
+    """Decode a JSON string; return an empty text if it has an invalid escape."""
     try:
         return str(replace_surrogates(json.loads(string, strict=False)))
     except ValueError:
@@ -80,7 +81,7 @@ def _find_item_text(item: Any) -> str:
 
 
 def _strip_decoration(text: str) -> str:
-    """Without quotation marks or emphasis around all of it; empty where there is no word in it."""
+    """Strip quotation marks or emphasis around the whole text. Return an empty text if it has no word."""
     text = text.strip()
     for sign in ("**", "__"):
         if text.startswith(sign) and text.endswith(sign) and len(text) > 2 * len(sign):
