@@ -402,7 +402,7 @@ def cut(folder: Path, change: dict[str, Any], rows: int) -> dict[str, float]:
 
     def made(source: pl.LazyFrame | list[Path], compared: ComparisonCache, into: Path) -> CuratedDataset:
         return curate_dataset(
-            source, {"no such text"}, [], task.curation, about, items=items, compared=compared, folder=into
+            source, {"no such text"}, [], task.curation, about, items=items, cache=compared, folder=into
         )
 
     with tempfile.TemporaryDirectory(dir=folder) as into:

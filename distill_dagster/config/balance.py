@@ -1,10 +1,12 @@
-"""`curation.balance`: caps and floors."""
+"""`curation.balance` of task.yaml: caps and floors."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from distill_dagster.config.base import ConfigModel
 
 RowCount = Annotated[int, Field(ge=0)]
 
@@ -12,32 +14,32 @@ RowCount = Annotated[int, Field(ge=0)]
 RowCounts = RowCount | dict[str, RowCount]
 
 
-class BalanceSpec(BaseModel):
+class BalanceSpec(ConfigModel):
     """`curation.balance` of task.yaml. A field is `slice`, `label`, or the name of an axis of imagined prompts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_rows: Annotated[int, Field(ge=1)] | None = Field(default=None, description="of the whole dataset")
     caps: dict[str, RowCounts] = Field(
         default={}, description="by field, the most rows of each value, or a number for each named value"
     )
     floors: dict[str, RowCounts] = Field(
-        default={}, description="by field, rows of each value that max_rows does not cut; fewer in all warn"
+        default={},
+        description="by field, rows of each value that max_rows does not cut; a check warns of values with fewer",
     )
     choice: Literal["best", "random", "diverse"] = Field(
         default="best",
-        description="what stays where rows are cut: the surest ones, any, or those farthest from each other by their "
-        "embeddings. Rows that people answered always come first",
+        description="the rows that stay: those with the highest confidence, random ones, or those with the most "
+        "different embeddings. Rows that people answered always come first",
     )
 
     @field_validator("caps", "floors")
     @classmethod
-    def _named(cls, value: dict[str, RowCounts]) -> dict[str, RowCounts]:
+    def _check_names(cls, value: dict[str, RowCounts]) -> dict[str, RowCounts]:
         for field in value:
             if not field.strip():
                 raise ValueError("a field has no name; use slice, label, or an axis of `imagine`")
         return value
 
     @property
-    def cuts(self) -> bool:
+    def has_limits(self) -> bool:
+        """Whether it can leave out rows."""
         return self.max_rows is not None or bool(self.caps)

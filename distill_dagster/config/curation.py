@@ -14,39 +14,46 @@ from distill_dagster.config.shift import ShiftSpec
 
 
 class CurationSpec(ConfigModel):
+    """`curation` of task.yaml. A change cuts the dataset again and asks no teacher."""
+
     filters: dict[str, Any] = Field(
         default={}, description="thresholds and filters by name; `curation.filters.settings` validates them"
     )
     mix_examples: bool = Field(
-        default=True, description="train on examples.jsonl too, beside the teacher's answers; human.jsonl always is"
+        default=True,
+        description="train on examples.jsonl too, next to the teacher's answers; human.jsonl is always included",
     )
     human_weight: Annotated[float, Field(gt=0, le=100)] = Field(
-        default=1.0, description="what a row that a person answered counts in training; one of the teacher counts 1"
+        default=1.0,
+        description="the weight in training of a row that a person answered; a row of the teacher has weight 1",
     )
     dedup: DedupSpec = DedupSpec()
     decontamination: DecontaminationSpec | None = Field(
-        default=DecontaminationSpec(), description="false: only rows with the very text of a golden or dev row leave"
+        default=DecontaminationSpec(),
+        description="false: only rows with exactly the text of a golden or dev row are dropped",
     )
     balance: BalanceSpec = BalanceSpec()
     shift: ShiftSpec = ShiftSpec()
-    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="share of the teacher's rows that measure how well the student follows it"
+    )
     stratify: Literal["label", "slice"] | None = Field(
         default=None,
-        description="every label, or slice, has its share of validation; by default rows are drawn one by one, and "
-        "none changes its side whatever else comes or goes",
+        description="gives every label, or slice, the same share of validation; by default each row is drawn by itself "
+        "and keeps its side when other rows come or go",
     )
     min_rows: Annotated[int, Field(ge=1)] = Field(default=20, description="fewer kept rows block training")
     min_slices: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="fewer slices that give rows (the last good ones count) block training; by default nine in ten",
+        description="fewer slices with rows, current or last good ones, block training; by default 90% of the slices",
     )
     seed: int = 0
 
     @field_validator("decontamination", mode="before")
     @classmethod
-    def _switched(cls, value: Any) -> Any:
+    def _expand_switch(cls, value: Any) -> Any:
         return expand_switch(value)
 
     def compute_min_slices(self, slices: int) -> int:
-        """How many of that many slices have to give rows."""
+        """The least number of slices with rows, of this number of slices."""
         return min(slices, self.min_slices) if self.min_slices is not None else math.ceil(0.9 * slices)

@@ -1,22 +1,22 @@
-"""`curation.shift`: how far a dataset may be from the last good one."""
+"""`curation.shift` of task.yaml."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from distill_dagster.config.base import ConfigModel
 
 
-class ShiftSpec(BaseModel):
-    """`curation.shift` of task.yaml: how far a dataset may be from the last good one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ShiftSpec(ConfigModel):
+    """The largest allowed difference of a dataset from the last good one."""
 
     max_drop_change: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.1, description="by how much the share of candidates that one drop reason takes may rise or fall"
+        default=0.1, description="the most that a drop reason's share of the candidates may rise or fall"
     )
     max_divergence: Annotated[float, Field(ge=0)] = Field(
         default=0.1,
-        description="Kullback-Leibler divergence of labels, or of lengths, in nats; what chance may do is free",
+        description="Kullback-Leibler divergence of labels, or of lengths, in nats; chance is always allowed",
     )
-    severity: Literal["warning", "error"] = Field(default="warning", description="error: nothing is trained")
+    severity: Literal["warning", "error"] = Field(default="warning", description="error blocks training")

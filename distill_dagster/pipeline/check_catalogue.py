@@ -47,7 +47,7 @@ STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
     "filtered_dataset": (
         VALID_TABLE_CHECK,
         CheckSpec("nothing_lost", "Rows kept + rows rejected = candidates, each rejected row with one reason.", True),
-        CheckSpec("no_contamination", "No golden or dev text is in the dataset.", True),
+        CheckSpec("no_contamination", "No row of the dataset is a golden or dev text, nor nearly one.", True),
         CheckSpec(
             "enough_rows",
             "At least curation.min_rows training rows, and of labels two or more.",

@@ -1,4 +1,4 @@
-"""From samples to candidates, with answers worked out by hand."""
+"""From samples to candidates, compared with results computed by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IDS = PROMPTS["prompt_id"].to_list()
 
 
 def sample(prompt: int, index: int, answer: str | None = None, **soft: float) -> dict[str, Any]:
-    """One completion: with soft labels where there are any, else with an answer alone."""
+    """One completion, with soft labels if there are any, otherwise with only an answer."""
     row: dict[str, Any] = dict.fromkeys(COMPLETIONS)
     said = answer or (max(soft, key=lambda k: soft[k]) if soft else None)
     row |= {"completion_id": f"c{prompt}{index}", "prompt_id": IDS[prompt], "sample_index": index, "status": "ok"}
@@ -48,7 +48,7 @@ def prior(*rows: tuple[int, str, float]) -> pl.DataFrame:
 
 
 def scored(*rows: dict[str, Any], prior_: pl.DataFrame | None = None) -> dict[int, dict[str, Any]]:
-    """The candidates by the number of their prompt."""
+    """The candidates by the number of the prompt."""
     table = choose_label_candidates(
         PROMPTS, completions(*rows), build_uniform_prior(LABELS, 3) if prior_ is None else prior_, LABELS
     )
@@ -110,8 +110,8 @@ def test_votes() -> None:
     assert soft(rows[0]) == {"login": 0.666667, "refund": 0.333333}
 
 
-def test_votes_divided_by_a_prior_that_was_voted() -> None:
-    """Of 9 balanced inputs the first draw says refund 7 times, delivery twice and login never; the second has none."""
+def test_votes_are_divided_by_the_vote_prior() -> None:
+    """On 9 balanced prompts draw 0 answers refund 7 times, delivery twice and login never; draw 1 has none."""
     said = ["refund"] * 7 + ["delivery"] * 2
     votes = pl.concat([completions(sample(0, 0, label)) for label in said])
     known = estimate_vote_prior(votes, LABELS, draws=2)
@@ -151,7 +151,7 @@ def test_all_samples_of_a_draw_share_its_votes() -> None:
     assert known[1, "login"] == pytest.approx(2 / 4)
 
 
-def test_labels_behind_reasoning_are_weighed_alike() -> None:
+def test_labels_after_reasoning_are_weighted_the_same_way() -> None:
     task = task_of("classification", reasoning=True)
     known = prior((0, "refund", 0.75), (0, "delivery", 0.25), (1, "refund", 0.75), (1, "delivery", 0.25))
     rows = completions(sample(0, 0, "refund"), sample(0, 1, "refund"), sample(0, 2, "delivery"), sample(1, 0, "refund"))
@@ -162,7 +162,7 @@ def test_labels_behind_reasoning_are_weighed_alike() -> None:
     assert (found[1]["answer"], found[1]["confidence"], found[1]["soft_labels"]) == ('"refund"', 1.0, None)
 
 
-def test_ties_go_to_the_label_that_stands_first_in_the_task() -> None:
+def test_ties_go_to_the_first_label_of_the_task() -> None:
     rows = scored(
         *[sample(0, 0, "login"), sample(0, 1, "delivery")],
         *[sample(1, 0, login=0.5, refund=0.5), sample(1, 1, refund=0.5, login=0.5)],
@@ -172,7 +172,7 @@ def test_ties_go_to_the_label_that_stands_first_in_the_task() -> None:
     assert [rows[n]["agreement"] for n in range(3)] == [0.5, 1.0, 1.0]
 
 
-def test_agreement_is_of_usable_samples() -> None:
+def test_agreement_counts_usable_samples_only() -> None:
     failed = sample(0, 2) | {"status": "failed", "error": "timeout"}
     unclear = sample(0, 1)
     row = scored(sample(0, 0, refund=0.9, login=0.1), unclear, failed)[0]

@@ -1,4 +1,4 @@
-"""What is done to whole columns gives what the plain functions give row by row."""
+"""Functions over whole columns give the same results as the plain functions row by row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from distill_dagster.config import Task
 from distill_dagster.config.inbox import DEFAULT_PHONE_REGIONS
 from distill_dagster.core.hashing import hash_content, to_canonical_json
+from distill_dagster.curation.dataset.mask import mask_rows
 from distill_dagster.curation.dataset.split import assign_splits
+from distill_dagster.curation.filters import FilterSettings, select_filters
 from distill_dagster.curation.filters.docs import FilterExample, build_example_row
 from distill_dagster.curation.scores import add_scores, bind_scorer, kernel
 from distill_dagster.curation.scores.arithmetic import ARITHMETIC_SCORER, is_equation_true
@@ -69,7 +71,7 @@ KINDS = {
 @given(
     st.lists(st.tuples(ANSWER | st.dictionaries(st.just("refusal"), TEXT, min_size=1), TEXT | st.none()), max_size=8)
 )
-def test_the_target_turn_is_that_of_the_kind(rows: list[tuple[Any, str | None]]) -> None:
+def test_targets_and_answer_texts_are_those_of_the_kind(rows: list[tuple[Any, str | None]]) -> None:
     answers = [to_canonical_json(answer) for answer, _ in rows]
     frame = pl.DataFrame(
         {"answer": answers, "reasoning": [why for _, why in rows]}, {"answer": pl.String, "reasoning": pl.String}
@@ -84,7 +86,7 @@ def test_the_target_turn_is_that_of_the_kind(rows: list[tuple[Any, str | None]])
 
 
 @given(st.lists(TEXT, max_size=8), st.integers(-5, 5), st.sampled_from([0.0, 0.1, 0.5, 0.99]))
-def test_the_split_and_the_keys(texts: list[str], seed: int, share: float) -> None:
+def test_json_texts_text_keys_and_splits(texts: list[str], seed: int, share: float) -> None:
     series = pl.Series(texts, dtype=pl.String)
     assert series.to_frame("t").select(json_text_expr(pl.col("t"))).to_series().to_list() == [
         to_canonical_json(t) for t in texts
@@ -99,7 +101,7 @@ def test_the_split_and_the_keys(texts: list[str], seed: int, share: float) -> No
 
 
 @given(st.lists(TURNS, max_size=6))
-def test_turns(rows: list[list[dict[str, Any]]]) -> None:
+def test_user_texts_and_appended_answers(rows: list[list[dict[str, Any]]]) -> None:
     empty: dict[str, Any] = dict.fromkeys(("tool_calls", "tool_call_id", "name"))
     full: list[list[dict[str, Any]]] = [[turn | empty for turn in turns] for turns in rows]
     messages = pl.Series("messages", full, dtype=MESSAGES)
@@ -118,7 +120,7 @@ WRITTEN = st.lists(st.tuples(WORDY, st.sampled_from([" ", "\n", "\n\n", "  "])),
 
 
 def plain_prose(text: str) -> dict[str, float]:
-    """The definitions, word for word."""
+    """The definitions in plain Python."""
     words, chars = text.split(), len(text)
     out = dict.fromkeys(PROSE_FIELDS, 0.0)
     if not words:
@@ -156,7 +158,7 @@ def plain_prose(text: str) -> dict[str, float]:
 
 
 @given(st.lists(WRITTEN, max_size=5))
-def test_the_kernel_measures_what_the_definitions_say(texts: list[str]) -> None:
+def test_the_kernel_matches_the_definitions(texts: list[str]) -> None:
     found = kernel.measure_prose(pl.Series(texts, dtype=pl.String)).to_dicts()
     for text, row in zip(texts, found, strict=True):
         wanted = plain_prose(text)
@@ -209,7 +211,7 @@ PRIVATE_TEXTS = [
     "around", ["", "there is much to say of this and more of that. " * 30], ids=["alone", "within"]
 )
 @pytest.mark.parametrize("text", PRIVATE_TEXTS)
-def test_the_quick_hints_lose_nothing(text: str, around: str) -> None:
+def test_the_hints_miss_nothing_that_masking_finds(text: str, around: str) -> None:
     whole = around + text + " " + around
     row = build_example_row(FilterExample({"answer": whole}))
     scores = add_scores(row, [PERSONAL_DATA_SCORER], TaskView("generation"))["scores"][0]
@@ -218,7 +220,7 @@ def test_the_quick_hints_lose_nothing(text: str, around: str) -> None:
     assert scores["pii"] == (", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) or None)
 
 
-def test_a_long_text_is_looked_at_in_parts() -> None:
+def test_a_long_text_is_searched_whole() -> None:
     text = "many words of it " * 2000 + "write to jane@example.org " + "and more words " * 2000
     assert count_personal_data(text, list(KIND_HINTS), ()) == {"EMAIL": 1}
 
@@ -228,6 +230,14 @@ def test_national_phone_numbers_are_found_by_the_phone_regions_of_the_task() -> 
     for regions, count in (("US", "DE"), None), (("JP",), "1 PHONE"):
         about = TaskView("generation", phone_regions=regions)
         assert add_scores(rows, [PERSONAL_DATA_SCORER], about)["scores"][0]["pii"] == count
+
+
+def test_national_phone_numbers_are_masked_by_the_phone_regions_of_the_task() -> None:
+    filters = select_filters(FilterSettings.model_validate({"pii": "mask"}), TaskView("generation"))
+    rows = build_example_row(FilterExample({"answer": "Ring 03-3224-5000 for help."})).with_columns(masks=True)
+    for regions, answer in (("US",), "Ring 03-3224-5000 for help."), (("JP",), "Ring <PHONE> for help."):
+        about = TaskView("generation", phone_regions=regions)
+        assert json.loads(mask_rows(rows, filters, about)["answer"][0]) == answer
 
 
 def test_a_change_of_phone_regions_is_another_version_of_the_scorer() -> None:
@@ -268,7 +278,7 @@ def test_equations(equation: str, wanted: bool | None) -> None:
         (None, None, None),
     ],
 )
-def test_sums_of_a_reasoning(reasoning: str | None, sums: int | None, wrong: str | None) -> None:
+def test_equations_in_a_reasoning(reasoning: str | None, sums: int | None, wrong: str | None) -> None:
     row = build_example_row(FilterExample({"answer": 1, "reasoning": reasoning}, kind="math"))
     scores = add_scores(row, [ARITHMETIC_SCORER], TaskView("math", reasoning=True))["scores"][0]
     assert (scores["sums"], scores["wrong_sum"]) == (sums, wrong)
@@ -293,13 +303,13 @@ LABELS = ("refund", "late delivery")
         ("generation", "The answer is a poem about the sky and all below it.", "Roses are red.", False, False),
     ],
 )
-def test_what_reasoning_says(kind: str, reasoning: str, answer: Any, first: bool, other: bool) -> None:
+def test_faults_of_reasoning(kind: str, reasoning: str, answer: Any, first: bool, other: bool) -> None:
     row = build_example_row(FilterExample({"answer": answer, "reasoning": reasoning}, kind=kind))
     scores = add_scores(row, [REASONING_SCORER], TaskView(kind, LABELS, reasoning=True))["scores"][0]
     assert (scores["answer_first"], scores["conclusion"] is not None) == (first, other)
 
 
-def test_scores_that_are_there_are_not_made_again() -> None:
+def test_stored_scores_are_kept() -> None:
     rows = pl.concat(build_example_row(FilterExample({"text": f"text {n}", "answer": f"answer {n}"})) for n in range(3))
     before = add_scores(rows.head(2), [PROSE_SCORER], TaskView("generation"))
     marked = before.with_columns(

@@ -73,7 +73,7 @@ def test_a_threshold_compares_nothing_anew(tmp_path: Path) -> None:
     def cut(held_out: pl.DataFrame = golden, rows: pl.DataFrame = table, **filters: float) -> Any:
         spec = CurationSpec.model_validate({"validation_share": 0, "filters": filters})
         kept, anew = (
-            curate_dataset(rows, set(), LABELS, spec, items=held_out, compared=ComparisonCache(folder))
+            curate_dataset(rows, set(), LABELS, spec, items=held_out, cache=ComparisonCache(folder))
             for folder in (tmp_path / "kept", None)
         )
         assert compute_data_version(kept.dataset) == compute_data_version(anew.dataset)
@@ -85,8 +85,8 @@ def test_a_threshold_compares_nothing_anew(tmp_path: Path) -> None:
     assert first.keys() == {"near.parquet", "leaks.parquet"}
     strict = cut(min_confidence=0.92)
     assert written(tmp_path / "kept") == first
-    assert strict.reasons()["near_duplicate"] == 0, "the other of the two was dropped before"
-    assert cut(items(OTHER)).reasons()["contaminated"] == 1
+    assert strict.count_reasons()["near_duplicate"] == 0, "the other of the two was dropped before"
+    assert cut(items(OTHER)).count_reasons()["contaminated"] == 1
     golden_moved = written(tmp_path / "kept")
     assert golden_moved["near.parquet"] == first["near.parquet"]
     assert golden_moved["leaks.parquet"] != first["leaks.parquet"]
@@ -100,15 +100,15 @@ def test_a_changed_answer_or_reasoning_is_compared_anew(tmp_path: Path) -> None:
     asks = "Where is my parcel now?"
 
     def near(reasons: bool, rows: list[dict[str, Any]]) -> int:
-        about = TaskView.of(task_of("qa", reasoning=reasons))
+        about = TaskView.from_task(task_of("qa", reasoning=reasons))
         table = build_frame([one | {"answer_kind": "text"} for one in rows], SCORED, ("prompt_id", "slice"))
         spec = CurationSpec.model_validate({"validation_share": 0})
         kept, anew = (
-            curate_dataset(table, set(), [], spec, about, compared=ComparisonCache(folder))
+            curate_dataset(table, set(), [], spec, about, cache=ComparisonCache(folder))
             for folder in (tmp_path / "kept", None)
         )
         assert kept.rejected.equals(anew.rejected)
-        return kept.reasons()["near_duplicate"]
+        return kept.count_reasons()["near_duplicate"]
 
     first, same = row(asks, answer=open_words, reasoning=LONG), row(f"{asks} Please", answer=open_words, reasoning=LONG)
     assert near(True, [first, same]) == 1
@@ -131,7 +131,7 @@ def test_of_slices_only_the_one_that_changed_is_looked_at_for_leaks(tmp_path: Pa
         rows = pl.DataFrame([{"prompt_id": f"{s}-{t[:8]}", "slice": s, "text": t} for s, t in texts.items()])
         known = rows.select("prompt_id", "slice", ident="prompt_id", content=pl.col("text").hash())
         seen = CandidateTexts(known, rows.lazy(), lambda part: part["text"], ("text",))
-        return list(ComparisonCache(tmp_path).by_slice("leaks", {"n": 1}, seen, find)["id"])
+        return list(ComparisonCache(tmp_path).find_by_slice("leaks", {"n": 1}, seen, find)["id"])
 
     assert leaks(a=LONG, b=OTHER, c=LONG) == [f"a-{LONG[:8]}", f"c-{LONG[:8]}"]
     assert leaks(a=LONG, b=LONG, c=LONG) == [f"{s}-{LONG[:8]}" for s in "abc"]
@@ -163,7 +163,7 @@ def test_slice_by_slice_the_dataset_is_that_of_one_cut(
                 "distill_dagster.curation.dataset.comparison_cache.FULL_COMPARE_SHARE",
                 data.draw(st.sampled_from([0.0, 0.9])),
             )
-            kept = curate_dataset(frame, set(), LABELS, spec, items=golden, compared=ComparisonCache(folder))
+            kept = curate_dataset(frame, set(), LABELS, spec, items=golden, cache=ComparisonCache(folder))
         anew = curate_dataset(frame, set(), LABELS, spec, items=golden)
         assert kept.dataset.equals(anew.dataset)
         assert kept.rejected.equals(anew.rejected)

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_dagster.config import CurationSpec
+from distill_dagster.config.dedup import DecontaminationSpec
+from distill_dagster.core.checks import CheckResult
 from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset, list_drop_reasons
 from distill_dagster.curation.dataset.human_rows import build_human_candidates
-from distill_dagster.curation.dataset.invariants import check_dataset
+from distill_dagster.curation.dataset.invariants import check_contamination, check_dataset
 from distill_dagster.curation.filters import FilterSettings, select_filters
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.prompts.seeds import compute_prompt_id
@@ -92,7 +94,7 @@ def test_each_reason(change: dict[str, Any], reason: str, detail: str) -> None:
     assert found.dataset["prompt_id"].to_list() == [compute_prompt_id(make_user_message("kept text"))]
     [rejected] = found.rejected.to_dicts()
     assert (rejected["drop_reason"], rejected["drop_detail"] or "") == (reason, detail)
-    assert found.reasons() == dict.fromkeys(DROP_REASONS, 0) | {reason: 1}
+    assert found.count_reasons() == dict.fromkeys(DROP_REASONS, 0) | {reason: 1}
 
 
 def test_every_reason_is_tried() -> None:
@@ -273,9 +275,9 @@ def test_nothing_is_lost_and_no_order_counts(rows: list[dict[str, Any]], spec: C
     texts = [normalize_text(get_user_text(r["messages"])) for r in found.dataset.to_dicts()]
     assert len(texts) == len(set(texts))
     assert not set(texts) & GOLDEN
-    checks = {c.name: c.passed for c in check_dataset(len(rows), found.dataset, found.rejected, GOLDEN, LABELS, 1)}
+    checks = {c.name: c.passed for c in check_dataset(len(rows), found.dataset, found.rejected, LABELS, 1)}
     assert checks["nothing_lost"]
-    assert checks["no_contamination"]
+    assert check_contamination(found.dataset, GOLDEN).passed
 
     turned = rows.copy()
     random.shuffle(turned)
@@ -290,15 +292,30 @@ def test_the_checks_of_a_dataset_can_fail() -> None:
     good = cut(scored("one text"), scored("another text", answer='"delivery"'), spec=CurationSpec(validation_share=0))
     both = table([scored("one text"), scored("another text")])
 
-    def failed(dataset: pl.DataFrame, rejected: pl.DataFrame, held_out: set[str], min_rows: int) -> set[str]:
-        return {
-            c.name for c in check_dataset(both.height, dataset, rejected, held_out, LABELS, min_rows) if not c.passed
-        }
+    def failed(dataset: pl.DataFrame, min_rows: int) -> set[str]:
+        checks = check_dataset(both.height, dataset, good.rejected, LABELS, min_rows)
+        return {check.name for check in checks if not check.passed}
 
-    assert failed(good.dataset, good.rejected, set(), 2) == {"label_coverage"}
-    assert failed(good.dataset.head(1), good.rejected, set(), 1) == {"nothing_lost", "enough_rows", "label_coverage"}
-    assert failed(good.dataset, good.rejected, {"one text"}, 2) == {"no_contamination", "label_coverage"}
-    assert failed(good.dataset, good.rejected, set(), 3) == {"enough_rows", "label_coverage"}
+    assert failed(good.dataset, 2) == {"label_coverage"}
+    assert failed(good.dataset.head(1), 1) == {"nothing_lost", "enough_rows", "label_coverage"}
+    assert failed(good.dataset, 3) == {"enough_rows", "label_coverage"}
+
+
+def test_the_check_of_contamination_sees_equal_and_nearly_equal_texts() -> None:
+    long = "my parcel came three days late and the box was wet so I want all of my money back at once please"
+    dataset = cut(scored("one text"), scored(long), spec=CurationSpec(validation_share=0)).dataset
+    spec = DecontaminationSpec()
+
+    def check(item: str, held_out: set[str] = frozenset(), spec: DecontaminationSpec | None = spec) -> CheckResult:
+        items = pl.DataFrame({"id": ["golden:1"], "text": [item]})
+        return check_contamination(dataset, set(held_out), items, spec)
+
+    assert check("something else").passed
+    assert not check("something else", {"one text"}).passed
+    near = check(long.replace("at once please", "at once now"))
+    assert not near.passed
+    assert "like golden:1" in str(near.details["prompt_ids"])
+    assert check(long.replace("at once please", "at once now"), spec=None).passed, "the task turned it off"
 
 
 def test_what_people_answered_needs_no_judge() -> None:

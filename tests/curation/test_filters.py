@@ -304,7 +304,7 @@ def test_every_row_is_kept_or_dropped_with_one_reason(rows: list[dict[str, Any]]
     assert found.dataset.height + found.rejected.height == len(rows)
     assert found.rejected["drop_reason"].null_count() == 0
     assert set(found.rejected["drop_reason"]) <= set(found.order)
-    assert sum(found.reasons().values()) == found.rejected.height
+    assert sum(found.count_reasons().values()) == found.rejected.height
     ids = [*found.dataset["prompt_id"], *found.rejected["prompt_id"]]
     assert sorted(ids) == sorted(row["prompt_id"] for row in rows)
     turned = rows.copy()
@@ -339,8 +339,8 @@ def test_a_loosened_threshold_never_drops_more(reason: str, strict: dict[str, An
     @given(ROWS)
     def check(rows: list[dict[str, Any]]) -> None:
         before, after = cut(rows, strict), cut(rows, loose)
-        assert after.reasons()[reason] <= before.reasons()[reason] if reason in after.order else True
-        hit.append(before.reasons()[reason])
+        assert after.count_reasons()[reason] <= before.count_reasons()[reason] if reason in after.order else True
+        hit.append(before.count_reasons()[reason])
         old = set(before.rejected.filter(pl.col("drop_reason") == reason)["prompt_id"])
         assert set(after.rejected.filter(pl.col("drop_reason") == reason)["prompt_id"]) <= old
 
@@ -453,8 +453,8 @@ def test_a_wanted_refusal_is_kept() -> None:
 
 def test_a_classifier_that_is_not_there_or_says_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [candidate(0, TEXTS[0], "GO AWAY NOW", None)]
-    assert cut(rows, {"toxicity": {"use": "shouting"}}).reasons()["toxic"] == 1
-    assert cut(rows, {"toxicity": {"use": "shouting", "of": "prompt"}}).reasons()["toxic"] == 0
+    assert cut(rows, {"toxicity": {"use": "shouting"}}).count_reasons()["toxic"] == 1
+    assert cut(rows, {"toxicity": {"use": "shouting", "of": "prompt"}}).count_reasons()["toxic"] == 0
     with pytest.raises(ValidationError, match=r"no classifier 'absent'.*DISTILL_CLASSIFIERS"):
         cut(rows, {"toxicity": {"use": "absent"}})
     monkeypatch.setenv("DISTILL_CLASSIFIERS", "lengths=tests.curation.test_filters:lengths")
@@ -489,7 +489,7 @@ def test_a_class_from_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.syspath_prepend(str(package))
     block = {"own": [{"use": "no_parcels", "settings": {"word": "house"}}]}
     rows = [candidate(0, TEXTS[0], ANSWERS[1], None), candidate(1, TEXTS[1], "short and good", None)]
-    assert cut(rows, block).reasons()["parcels"] == 1
+    assert cut(rows, block).count_reasons()["parcels"] == 1
     task = Task.model_validate(merged(TASK, {"curation": {"filters": block}}))
     used = {"use": "no_parcels", "settings": {"word": "house"}, "version": "1.2"}
     assert list_filter_hash_fields(task)[-1] == used

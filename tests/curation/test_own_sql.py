@@ -93,7 +93,7 @@ def test_an_expression_keeps_rows_for_which_it_is_true() -> None:
 
     def kept(sql: str) -> set[str]:
         found = cut(rows, {"own": [{"name": "mine", "sql": sql}]})
-        assert found.reasons()["mine"] + found.reasons()["duplicate"] == found.rejected.height
+        assert found.count_reasons()["mine"] + found.count_reasons()["duplicate"] == found.rejected.height
         # The same text: of kept rows but one are duplicates, which tells as well that they were kept till then.
         here = found.rejected.filter(found.rejected["drop_reason"] == "duplicate")
         return {*found.dataset["answer"], *here["answer"]}

@@ -89,11 +89,11 @@ def test_every_source_gives_the_same_rows(
         patch.setattr("distill_dagster.curation.dataset.write_parts.READ_BATCH_ROWS", at_once)
         patch.setattr("distill_dagster.curation.dataset.comparison_cache.INCREMENTAL_MIN_ROWS", 1)
         for number, source in enumerate(sources):
-            found = cut(source, folder=folder / str(number), compared=ComparisonCache(folder / "compared"))
+            found = cut(source, folder=folder / str(number), cache=ComparisonCache(folder / "compared"))
             assert found.dataset.equals(whole.dataset)
             assert found.rejected.equals(whole.rejected)
             assert found.leaks.equals(whole.leaks)
-            assert (found.reasons(), found.masked) == (whole.reasons(), whole.masked)
+            assert (found.count_reasons(), found.masked) == (whole.count_reasons(), whole.masked)
             assert compute_data_version(found.kept) == compute_data_version(whole.dataset)
             assert compute_data_version(found.left_out) == compute_data_version(whole.rejected)
 

@@ -65,9 +65,9 @@ def scored(run: Run, key: str = "shop") -> pl.DataFrame:
 
 def test_a_score_is_computed_once_and_a_threshold_runs_no_slice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.update()
-    before = run.env.lake.record(run.env.task_name, "scored_completions", "shop")
+    before = run.env.lake.read_record(run.env.task_name, "scored_completions", "shop")
     asked = len(run.provider.requests)
-    web = run.env.lake.record(run.env.task_name, "scored_completions", "web")
+    web = run.env.lake.read_record(run.env.task_name, "scored_completions", "web")
     assert before is not None
     assert web is not None
     assert "scorers" not in before.extra
@@ -101,7 +101,7 @@ def test_a_score_is_computed_once_and_a_threshold_runs_no_slice(run: Run, monkey
     # Filters without scores again: the tables of the slices are as they were before there were any.
     set_filters(run)
     run.update()
-    record = run.env.lake.record(run.env.task_name, "scored_completions", "web")
+    record = run.env.lake.read_record(run.env.task_name, "scored_completions", "web")
     assert record is not None
     assert record.data_version == web.data_version
     assert "score_settings" not in run.state().stages["scored_completions"].upstream
@@ -124,7 +124,7 @@ def test_masking_is_seen_in_the_metadata(run: Run) -> None:
     shop.write_text(shop.read_text() + "- a refund to jane.doe@example.org\n")
     set_filters(run, pii="mask")
     run.update()
-    record = run.env.lake.record(run.env.task_name, "filtered_dataset")
+    record = run.env.lake.read_record(run.env.task_name, "filtered_dataset")
     assert record is not None
     assert record.extra["masked_rows"] == 1
     dataset = run.env.lake.read(run.env.task_name, "filtered_dataset", None, DATASET)[0]
@@ -204,7 +204,7 @@ def test_a_rows_whole_story(run: Run, distill: Any) -> None:
 def test_the_dataset_is_the_same_where_candidates_are_not_held(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.update()
     held, rejected = run.dataset(), dataset.read_rejected_rows(run.env)
-    record = run.env.lake.record(run.env.task_name, "filtered_dataset")
+    record = run.env.lake.read_record(run.env.task_name, "filtered_dataset")
     monkeypatch.setattr(dataset, "FILTER_BATCH_ROWS", 0)
     made = dataset.make_filtered_dataset(run.env, None)
     assert held.height == 6

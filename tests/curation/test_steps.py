@@ -77,7 +77,7 @@ def test_an_equal_prompt_names_its_representative_too() -> None:
 
 
 def test_problems_that_differ_in_a_number_stay() -> None:
-    math = TaskView.of(task_of("math"))
+    math = TaskView.from_task(task_of("math"))
     one = "A farmer has 12 crates with 40 apples in each and sells half of them on the market"
     two = one.replace("40", "41")
     numbers = {"answer": "1", "answer_kind": "number"}
@@ -87,7 +87,7 @@ def test_problems_that_differ_in_a_number_stay() -> None:
 
 
 def test_of_written_answers_prompt_and_answer_are_compared() -> None:
-    about = TaskView.of(task_of("generation"))
+    about = TaskView.from_task(task_of("generation"))
     assert about.matcher is not None
     first = row(
         LONG, answer='"We are sorry, it left our house on Monday and is with the carrier now"', answer_kind="text"
@@ -130,8 +130,8 @@ def test_the_same_meaning_by_embeddings() -> None:
 def test_caps_come_last() -> None:
     rows = [row(f"a short refund {n}", confidence=0.5 + n / 100) for n in range(5)]
     found = cut([*rows, row("a short refund 4 ", confidence=0.99)], balance={"caps": {"label": 2}})
-    assert found.reasons()["over_cap"] == 3
-    assert found.reasons()["duplicate"] == 1
+    assert found.count_reasons()["over_cap"] == 3
+    assert found.count_reasons()["duplicate"] == 1
     assert {detail for _, detail in why(found).values()} >= {"cap of label refund: 2"}
 
 
@@ -179,5 +179,5 @@ def test_the_order_of_rows_says_nothing() -> None:
     )
     assert compute_data_version(first.dataset) == compute_data_version(again.dataset)
     assert compute_data_version(first.rejected) == compute_data_version(again.rejected)
-    assert first.reasons()["near_duplicate"] > 2
+    assert first.count_reasons()["near_duplicate"] > 2
     assert first.dataset.height + first.rejected.height == 60

@@ -1,4 +1,4 @@
-"""Several teachers: whose answer stands, and of which prompts one is unsure."""
+"""Several teachers: whose answer becomes the candidate, and about which prompts a teacher is unsure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def settings(provider: FakeProvider, **more: Any) -> dict[str, Any]:
     return plain | {"api_base": provider.url, "max_retries": 0, "terms": {"acknowledged": True}} | more
 
 
-def env(
+def make_env(
     tmp_path: Path, providers: dict[str, FakeProvider], cascade: dict[str, Any] | None, **cheap: Any
 ) -> StageContext:
     teachers = {
@@ -50,38 +50,38 @@ def env(
     return env_of(TaskFolder(folder.path), tmp_path / "home")
 
 
-def completions(env: StageContext) -> StageResult:
+def ask_teachers(env: StageContext) -> StageResult:
     prompts.make_prompt_context(env, None)
     prompts.make_seed_prompts(env, "shop")
     pass_gate(env)
     return stages.make_teacher_completions(env, "shop")
 
 
-def scored(env: StageContext) -> dict[str, dict[str, Any]]:
+def read_candidates(env: StageContext) -> dict[str, dict[str, Any]]:
     stages.make_teacher_prior(env, None)
     scores.make_scored_completions(env, "shop")
     frame, _ = env.lake.read(env.task_name, "scored_completions", "shop", SCORED)
     return {row["messages"][0]["content"]: row for row in frame.iter_rows(named=True)}
 
 
-def says(answers: dict[str, str]) -> Any:
+def answer_by_text(answers: dict[str, str]) -> Any:
     return lambda seen: next((label for text, label in answers.items() if text in seen.text), "refund")
 
 
 def test_each_teacher_answers_and_agreement_is_a_column(tmp_path: Path, providers: dict[str, FakeProvider]) -> None:
-    providers["cheap"].answer = says({"parcel": "delivery", "login": "login", "hello": "login"})
-    providers["strong"].answer = says({"parcel": "delivery", "login": "login", "hello": "delivery"})
-    env_ = env(tmp_path, providers, None)
-    made = completions(env_)
-    frame, _ = env_.lake.read(env_.task_name, "teacher_completions", "shop", COMPLETIONS)
+    providers["cheap"].answer = answer_by_text({"parcel": "delivery", "login": "login", "hello": "login"})
+    providers["strong"].answer = answer_by_text({"parcel": "delivery", "login": "login", "hello": "delivery"})
+    env = make_env(tmp_path, providers, None)
+    result = ask_teachers(env)
+    frame, _ = env.lake.read(env.task_name, "teacher_completions", "shop", COMPLETIONS)
     assert dict(frame["teacher"].value_counts().iter_rows()) == {"cheap": 4, "strong": 4}
-    assert made.record.extra["teacher_calls"] == 8
-    rows = scored(env_)
+    assert result.record.extra["teacher_calls"] == 8
+    rows = read_candidates(env)
     assert {text: row["answer"] for text, row in rows.items()} == {
         "a refund please": '"refund"',
         "where is my parcel": '"delivery"',
         "the login page": '"login"',
-        "hello there": '"delivery"',  # as many say login: the one that stands last is trusted more
+        "hello there": '"delivery"',  # a tie: the last teacher of the task wins
     }
     assert {text: row["teacher_agreement"] for text, row in rows.items()} == dict.fromkeys(TEXTS[:3], 1.0) | {
         "hello there": 0.5
@@ -89,10 +89,10 @@ def test_each_teacher_answers_and_agreement_is_a_column(tmp_path: Path, provider
     assert rows["hello there"]["teacher"] == "strong"
     assert rows["hello there"]["confidence"] == 0.5
     assert len(rows["hello there"]["completion_ids"]) == 2
-    env_.store.close()
+    env.store.close()
 
 
-def test_a_cascade_asks_the_strong_one_where_the_cheap_ones_samples_disagree(
+def test_a_cascade_asks_the_strong_teacher_where_the_samples_of_the_cheap_one_disagree(
     tmp_path: Path, providers: dict[str, FakeProvider]
 ) -> None:
     asked: dict[str, int] = {}
@@ -101,15 +101,19 @@ def test_a_cascade_asks_the_strong_one_where_the_cheap_ones_samples_disagree(
         asked[seen.text] = asked.get(seen.text, 0) + 1
         if "hello" in seen.text:
             return LABELS[asked[seen.text] % 3]
-        return str(says({"parcel": "delivery", "login": "login"})(seen)) if "refund" not in seen.text else "nonsense"
+        return (
+            str(answer_by_text({"parcel": "delivery", "login": "login"})(seen))
+            if "refund" not in seen.text
+            else "nonsense"
+        )
 
     providers["cheap"].answer = wavering
     providers["strong"].answer = lambda seen: "delivery" if "hello" in seen.text else "refund"
-    env_ = env(tmp_path, providers, {}, samples=3, temperature=0.7, reasks=0)
-    made = completions(env_)
+    env = make_env(tmp_path, providers, {}, samples=3, temperature=0.7, reasks=0)
+    result = ask_teachers(env)
     assert sorted(providers["strong"].texts) == ["a refund please", "hello there"]
-    assert made.record.extra["teacher_calls"] == 12 + 2
-    rows = scored(env_)
+    assert result.record.extra["teacher_calls"] == 12 + 2
+    rows = read_candidates(env)
     assert {text: row["teacher"] for text, row in rows.items()} == {
         "a refund please": "strong",
         "where is my parcel": "cheap",
@@ -117,68 +121,66 @@ def test_a_cascade_asks_the_strong_one_where_the_cheap_ones_samples_disagree(
         "hello there": "strong",
     }
     assert rows["hello there"]["answer"] == '"delivery"'
-    assert rows["a refund please"]["teacher_agreement"] == 0.5, "the cheap one had no answer to agree with"
-    again = stages.make_teacher_completions(env_, "shop")
+    assert rows["a refund please"]["teacher_agreement"] == 0.5, "the cheap teacher has no answer and agrees with none"
+    again = stages.make_teacher_completions(env, "shop")
     assert again.record.extra["teacher_calls"] == 0
-    assert again.record.data_version == made.record.data_version
-    env_.store.close()
+    assert again.record.data_version == result.record.data_version
+    env.store.close()
 
 
 def test_a_cascade_by_confidence(tmp_path: Path, providers: dict[str, FakeProvider]) -> None:
     cheap = {"api": "text", "soft_labels": "logprobs", "max_tokens": 1}
-    env_ = env(tmp_path, providers, {"min_confidence": 0.6}, **cheap)
-    completions(env_)
-    # A label's name in the text gets 0.7 of the cheap one; "parcel" and "hello" have none.
+    env = make_env(tmp_path, providers, {"min_confidence": 0.6}, **cheap)
+    ask_teachers(env)
+    # The cheap teacher gives 0.7 to a label whose name is in the text; "parcel" and "hello" name none.
     assert sorted(providers["strong"].texts) == ["hello there", "where is my parcel"]
-    env_.store.close()
+    env.store.close()
 
 
-def test_rows_of_teachers_that_disagree_can_be_dropped(tmp_path: Path, providers: dict[str, FakeProvider]) -> None:
+def test_rows_on_which_teachers_disagree_can_be_dropped(tmp_path: Path, providers: dict[str, FakeProvider]) -> None:
     from distill_dagster.curation.dataset.curate import curate_dataset
 
-    providers["cheap"].answer = says({"parcel": "delivery", "login": "login", "hello": "login"})
-    providers["strong"].answer = says({"parcel": "delivery", "login": "login", "hello": "delivery"})
-    env_ = env(tmp_path, providers, None)
-    completions(env_)
-    scored(env_)
-    frame, _ = env_.lake.read(env_.task_name, "scored_completions", "shop", SCORED)
-    spec = env_.folder.task.curation
-    filters = spec.filters.model_copy(update={"min_teacher_agreement": 0.6})
-    cut = curate_dataset(frame, set(), LABELS, spec.model_copy(update={"filters": filters}))
+    providers["cheap"].answer = answer_by_text({"parcel": "delivery", "login": "login", "hello": "login"})
+    providers["strong"].answer = answer_by_text({"parcel": "delivery", "login": "login", "hello": "delivery"})
+    env = make_env(tmp_path, providers, None)
+    ask_teachers(env)
+    read_candidates(env)
+    frame, _ = env.lake.read(env.task_name, "scored_completions", "shop", SCORED)
+    spec = env.folder.task.curation
+    strict = spec.model_copy(update={"filters": spec.filters | {"min_teacher_agreement": 0.6}})
+    cut = curate_dataset(frame, set(), LABELS, strict)
     assert cut.rejected.select("drop_reason", "drop_detail").rows() == [
         ("teachers_disagree", "agreement of teachers 0.5")
     ]
     assert curate_dataset(frame, set(), LABELS, spec).rejected.height == 0
-    env_.store.close()
+    env.store.close()
 
 
 @pytest.mark.parametrize(
-    ("changes", "says_"),
+    ("changes", "message"),
     [
         ({"teachers": {"one": "openai/a"}, "teacher": "openai/b"}, "not both"),
-        ({"teachers": {"one": "openai/a"}, "cascade": {}, "teacher": None}, "two `teachers` or more"),
+        ({"teachers": {"one": "openai/a"}, "cascade": {}, "teacher": None}, "two or more `teachers`"),
         ({"teachers": {"One!": "openai/a"}, "teacher": None}, "must match"),
         ({"teacher": None}, "required"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], says_: str) -> None:
+def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     import yaml
 
     folder = small_task(tmp_path)
     task = yaml.safe_load((folder.path / "task.yaml").read_text()) | changes
     task = {name: value for name, value in task.items() if value is not None}
     (folder.path / "task.yaml").write_text(yaml.safe_dump(task))
-    with pytest.raises(InputError, match=says_) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         _ = TaskFolder(folder.path).task
     assert len(caught.value.problems) == 1
 
 
-def test_the_order_of_rows_is_that_of_prompt_teacher_and_sample(
-    tmp_path: Path, providers: dict[str, FakeProvider]
-) -> None:
-    env_ = env(tmp_path, providers, None, samples=2, temperature=0.5)
-    completions(env_)
-    frame, _ = env_.lake.read(env_.task_name, "teacher_completions", "shop", COMPLETIONS)
+def test_rows_are_ordered_by_prompt_teacher_and_sample(tmp_path: Path, providers: dict[str, FakeProvider]) -> None:
+    env = make_env(tmp_path, providers, None, samples=2, temperature=0.5)
+    ask_teachers(env)
+    frame, _ = env.lake.read(env.task_name, "teacher_completions", "shop", COMPLETIONS)
     keys = frame.select("prompt_id", "teacher", "sample_index")
     assert keys.equals(keys.sort(pl.all()))
-    env_.store.close()
+    env.store.close()

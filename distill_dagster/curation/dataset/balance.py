@@ -1,4 +1,4 @@
-"""Caps and floors: which of the rows that passed every filter are left out so that none of their kinds outweighs."""
+"""Caps and floors: leave out rows so that no value of a field outweighs the others."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
     import numpy as np
 
 OVER_CAP = "over_cap"
-"""The drop reason of rows that a cap leaves out."""
+"""The drop reason of rows above a cap."""
 
 
 def field_value_expr(field: str) -> pl.Expr:
-    """The value that caps and floors count, from a candidate's columns; null where a row has none."""
+    """The value of a field that caps and floors count, from a candidate's columns; null for a row without one."""
     if field == "slice":
         return pl.col("slice")
     if field == "label":
         return pl.col("answer").str.json_decode(pl.String)
-    # A JSON path would read dots and brackets in the axis' name; the axes are flat objects of texts.
+    # A JSON path would interpret dots and brackets in the name of an axis. Axes are flat objects of texts.
     axes = pl.Struct({field: pl.String})
     return pl.col("axes").str.json_decode(axes).struct.field(field)
 
 
 def balance_rows(rows: pl.DataFrame, spec: BalanceSpec, seed: int, embed: EmbedFunction | None = None) -> pl.DataFrame:
-    """The rows with `drop_reason` and `drop_detail`: null for those that stay.
+    """The rows with `drop_reason` and `drop_detail`, which are null for rows that stay.
 
-    Rows are taken in the order of `choice`, first those that some floor still wants, then the others, each unless one
-    of its caps or `max_rows` is reached. The outcome does not depend on the order of the rows.
+    Rows are taken in the order of `choice`: first those that a floor still needs, then the others. A row is left out if
+    one of its caps, or `max_rows`, is reached. The result does not depend on the order of the rows.
 
     Args:
         rows: `prompt_id`, `slice`, `teacher` (null: a person answered), `confidence`; `answer` and `axes` where a field
             needs them; `text` for the choice `diverse`. Ids are unique.
-        seed: of the choice `random`, and of what is equal under the others.
+        seed: for the choice `random`, and for ties of the other choices.
         embed: for the choice `diverse`.
     """
     fields = sorted({*spec.caps, *spec.floors})
@@ -54,33 +54,33 @@ def balance_rows(rows: pl.DataFrame, spec: BalanceSpec, seed: int, embed: EmbedF
         (places[f], v): n for f, counts in spec.caps.items() for v, n in _list_counts(counts, values[f"{places[f]}"])
     }
     taken: Counter[tuple[int, str]] = Counter()
-    why: list[str | None] = [None] * rows.height
-    kept = [False] * rows.height
+    details: list[str | None] = [None] * rows.height
+    is_taken = [False] * rows.height
     total = 0
-    for wanted_only in (True, False) if floors else (False,):
+    for floors_only in (True, False) if floors else (False,):
         for row in order:
-            if kept[row]:
+            if is_taken[row]:
                 continue
             groups = [(place, value) for place, value in enumerate(keys[row]) if value is not None]
-            if wanted_only and not any(taken[g] < floors.get(g, 0) for g in groups):
+            if floors_only and not any(taken[g] < floors.get(g, 0) for g in groups):
                 continue
             full = next((g for g in groups if g in caps and taken[g] >= caps[g]), None)
             if full is not None:
-                why[row] = f"cap of {fields[full[0]]} {full[1]}: {caps[full]}"
+                details[row] = f"cap of {fields[full[0]]} {full[1]}: {caps[full]}"
             elif spec.max_rows is not None and total >= spec.max_rows:
-                why[row] = f"max_rows: {spec.max_rows}"
+                details[row] = f"max_rows: {spec.max_rows}"
             else:
-                kept[row], why[row] = True, None
+                is_taken[row], details[row] = True, None
                 taken.update(groups)
                 total += 1
-    reason = [None if stays else OVER_CAP for stays in kept]
+    reason = [None if stays else OVER_CAP for stays in is_taken]
     return rows.with_columns(
-        pl.Series("drop_reason", reason, dtype=pl.String), pl.Series("drop_detail", why, dtype=pl.String)
+        pl.Series("drop_reason", reason, dtype=pl.String), pl.Series("drop_detail", details, dtype=pl.String)
     )
 
 
 def count_below_floors(rows: pl.DataFrame | pl.LazyFrame, spec: BalanceSpec) -> dict[str, int]:
-    """Values that have fewer rows than their floor, written `field value`, with the rows that they have."""
+    """Rows of each value that has fewer than its floor, by `field value`."""
     found: dict[str, int] = {}
     for field, counts in sorted(spec.floors.items()):
         have = (
@@ -94,7 +94,7 @@ def count_below_floors(rows: pl.DataFrame | pl.LazyFrame, spec: BalanceSpec) -> 
 
 
 def _list_counts(counts: RowCounts, values: pl.Series) -> Iterable[tuple[str, int]]:
-    """Every value with its number."""
+    """Every value with its cap or floor."""
     if isinstance(counts, dict):
         return sorted(counts.items())
     return [(value, counts) for value in sorted(values.drop_nulls().unique().to_list())]
@@ -103,7 +103,7 @@ def _list_counts(counts: RowCounts, values: pl.Series) -> Iterable[tuple[str, in
 def _rank_rows(
     rows: pl.DataFrame, values: pl.DataFrame, spec: BalanceSpec, seed: int, embed: EmbedFunction | None
 ) -> list[int]:
-    """Indexes of the rows, those to be taken first in front."""
+    """The indexes of the rows in the order in which they are taken."""
     tie = [hash_content([seed, id_]) for id_ in rows["prompt_id"]]
     keyed = rows.select("teacher", "confidence").with_columns(pl.Series("tie", tie)).with_row_index("row")
     first: list[pl.Expr] = [pl.col("teacher").is_not_null()]
@@ -119,14 +119,14 @@ def _rank_rows(
 def _rank_diverse(
     rows: pl.DataFrame, values: pl.DataFrame, keyed: pl.DataFrame, spec: BalanceSpec, embed: EmbedFunction
 ) -> list[int]:
-    """The place of each row in the farthest-first order of its group: rows with the same values of all fields."""
+    """The place of each row in the farthest-first order of its group. A group has the same values of all fields."""
     import numpy as np
 
     vectors = embed(rows["text"].to_list())
     caps = [n for counts in spec.caps.values() for n in (counts.values() if isinstance(counts, dict) else [counts])]
     most = max([*caps, spec.max_rows or 0], default=0)
     ranks = np.zeros(rows.height, dtype=np.int64)
-    # People's answers first, then by the seeded hash: where the traversal starts, and how ties are broken.
+    # Answers of people first, then by the seeded hash. This decides where the traversal starts, and ties.
     grouped = keyed.with_columns(values).sort(pl.col("teacher").is_not_null(), "tie")
     for members in grouped.group_by(values.columns or [pl.lit(0)], maintain_order=True).agg("row")["row"]:
         chosen = np.asarray(members.to_list())
@@ -137,21 +137,21 @@ def _rank_diverse(
 
 
 def order_farthest_first(vectors: np.ndarray, count: int) -> np.ndarray:
-    """Indexes of all rows: `count` of them so that each is farthest from those before it, then the others in order.
+    """The indexes of all rows: `count` of them, each the farthest from those before it, then the others in order.
 
-    Gonzalez 1985, whose greedy choice covers the points within twice the best possible radius; Sener and Savarese 2018
-    choose training data by it. Takes O(count x rows) dot products and starts with row 0; of rows equally far the
-    first one is taken.
+    The greedy choice of Gonzalez 1985 covers the points within twice the best possible radius. Sener and Savarese 2018
+    choose training data with it. It computes O(count x rows) dot products, starts with row 0, and takes the first of
+    rows at equal distance.
 
     Args:
-        vectors: float (rows, dimensions), each row of length 1.
+        vectors: float, shape (rows, dimensions); each row has length 1.
     """
     import numpy as np
 
     rows = len(vectors)
     if not rows:
         return np.zeros(0, dtype=np.int64)
-    nearest = np.full(rows, -np.inf)  # cosine to the nearest row that was taken
+    nearest = np.full(rows, -np.inf)  # cosine to the nearest row taken so far
     taken = np.zeros(rows, dtype=bool)
     order = []
     place = 0
@@ -164,19 +164,18 @@ def order_farthest_first(vectors: np.ndarray, count: int) -> np.ndarray:
 
 
 def select_stratified(strata: pl.Series, groups: pl.Series, share: float) -> pl.Series:
-    """True for the rows of the validation side: about its share of every stratum, and whole groups alone.
+    """Whether each row is validation: about `share` of every stratum, in whole groups.
 
     Args:
-        strata: the stratum of each row; null is a stratum of its own.
-        groups: a hash of each row's text, or of what stands for its near-duplicates: rows of one group are on one side.
-            Groups are taken in the order of their hashes, so that a row changes its side only where its stratum's share
-            crosses it.
+        strata: the stratum of each row; null is a stratum too.
+        groups: a hash of each row's text, or of the text of its near-duplicates. Rows of one group get the same side.
+            Groups are taken in the order of their hashes, so few rows change sides when rows come or go.
     """
     frame = pl.DataFrame({"stratum": strata, "group": groups})
-    # A group that has rows of several strata counts for the first of them.
+    # A group with rows of several strata counts for the first of them.
     of_group = frame.group_by("group").agg(pl.col("stratum").min(), pl.len().alias("rows")).sort("stratum", "group")
     before = pl.col("rows").cum_sum().over("stratum") - pl.col("rows")
     wanted = pl.col("rows").sum().over("stratum") * share
-    # Taken while that leaves it nearer to its share than without: half of the group still fits.
+    # A group is taken if at least half of it fits into the share.
     sides = of_group.select("group", side=before + pl.col("rows") / 2 <= wanted)
     return frame.join(sides, on="group", how="left", maintain_order="left")["side"]

@@ -1,7 +1,7 @@
-"""Filters, duplicates, decontamination and split: from the candidates of all slices to a dataset.
+"""Cut a dataset from the candidates of all slices: filters, duplicates, decontamination, balance and split.
 
-A first pass over the candidates, in batches, applies the filters and leaves a narrow row of each (`narrow`). Steps
-decide over these. A last pass makes the dataset and the rejected rows, part by part (`built`).
+A first pass reads the candidates in batches, applies the filters, and keeps a slim row of each (`slim_rows`). Steps
+decide over the slim rows (`steps`). A last pass writes the dataset and the rejected rows part by part (`write_parts`).
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CuratedDataset:
-    """The dataset and what was left out of it: candidates in = rows kept + rows rejected.
+    """A dataset and its rejected rows. Together they are all candidates.
 
-    kept, left_out: schemas DATASET and REJECTED, sorted. `dataset` and `rejected` are the same in memory.
-    counts: rows by drop reason; those that are kept have None.
-    order: every drop reason that there could be, in the order of application.
-    masked: kept rows whose texts were changed.
-    leaks: each hit of decontamination (`steps.LEAKS` and `overlap`).
+    Attributes:
+        kept, left_out: schemas DATASET and REJECTED, sorted; `dataset` and `rejected` are the same in memory.
+        counts: rows by drop reason; the key of kept rows is None.
+        order: every possible drop reason, in the order of application.
+        masked: the number of kept rows with masked texts.
+        leaks: each hit of decontamination, as `steps.LEAK_SCHEMA` with `overlap`.
     """
 
     kept: pl.LazyFrame
@@ -76,13 +77,14 @@ class CuratedDataset:
     def kept_rows(self) -> int:
         return self.counts.get(None, 0)
 
-    def reasons(self) -> dict[str, int]:
+    def count_reasons(self) -> dict[str, int]:
+        """Rejected rows by drop reason, in the order of application; 0 for a reason without rows."""
         return {reason: self.counts.get(reason, 0) for reason in self.order}
 
 
 def list_drop_reasons(filters: Sequence[Filter]) -> tuple[str, ...]:
-    """The reasons of these filters and of the steps behind them, in the order of application."""
-    return (*(one.reason for one in filters), *STEP_REASONS)
+    """The reasons of these filters and of the steps after them, in the order of application."""
+    return (*(each.reason for each in filters), *STEP_REASONS)
 
 
 def curate_dataset(
@@ -94,30 +96,32 @@ def curate_dataset(
     items: pl.DataFrame | None = None,
     embed: EmbedFunction | None = None,
     limits: ResourceLimits | None = None,
-    compared: ComparisonCache = NO_CACHE,
+    cache: ComparisonCache = NO_CACHE,
     folder: Path | None = None,
 ) -> CuratedDataset:
-    """Cut a dataset from scored candidates. No score is computed here: a changed threshold costs seconds.
+    """Cut a dataset from scored candidates. It computes no score, so a changed threshold takes seconds.
 
     Args:
         candidates: scored rows of all slices (schema SCORED).
-        held_out: normalized texts of golden and dev rows; equal candidates are dropped as `contaminated`.
-        labels: the task's labels; none for a kind without.
-        spec: filters, duplicates, balance, weight of human answers, validation share and seed.
-        about: the task, for the filters and the words of the target turn; by default its answers are labels.
+        held_out: normalized texts of golden and dev rows. Equal candidates are dropped as `contaminated`.
+        labels: the task's labels; empty for a kind without labels.
+        spec: `curation` of task.yaml.
+        about: the task, for the filters and the target turn; by default answers are labels.
         items: `id` and `text` of golden and dev rows; without them only equal texts are `contaminated`.
-        embed: sentence embeddings, for `dedup.semantic` and the choice `diverse` of `balance` alone.
-        limits: memory, threads and spill folder of what compares rows with each other.
-        compared: keeps what comparing found, so that another threshold of a filter compares nothing anew.
-        folder: an empty folder for the dataset and the rejected rows, which `kept` and `left_out` read; without one
-            both are in memory.
+        embed: sentence embeddings, which `dedup.semantic` and the choice `diverse` of `balance` need.
+        limits: memory, threads and spill folder for the comparison of rows.
+        cache: keeps the results of comparisons, so that another threshold of a filter compares nothing again.
+        folder: an empty folder for the files that `kept` and `left_out` read; without one both are in memory.
+
+    Raises:
+        ValidationError: the block `curation.filters` is malformed.
     """
     about = about or TaskView(labels=tuple(labels))
     filters = select_filters(FilterSettings.model_validate(spec.filters), about)
     source = scan_candidates(candidates)
-    rows, leaks = _decide_rows(source, filters, held_out, spec, about, items, embed, limits, compared)
+    rows, leaks = _decide_rows(source, filters, held_out, spec, about, items, embed, limits, cache)
 
-    def finished(kept: pl.DataFrame) -> pl.DataFrame:
+    def complete_kept(kept: pl.DataFrame) -> pl.DataFrame:
         kept = mask_rows(kept, filters, about)
         human = pl.when(pl.col("teacher").is_null())
         return kept.with_columns(
@@ -126,15 +130,15 @@ def curate_dataset(
         )
 
     by_id = ("prompt_id", "slice")
-    by_why = (*by_id, "answer", "drop_reason")
-    stays = pl.col("drop_reason").is_null()
+    by_reason = (*by_id, "answer", "drop_reason")
+    is_kept = pl.col("drop_reason").is_null()
     tables = [
-        TableParts("kept", stays, DATASET, by_id, finished),
-        TableParts("left_out", ~stays, REJECTED, by_why, lambda rows: rows),
+        TableParts("kept", is_kept, DATASET, by_id, complete_kept),
+        TableParts("left_out", ~is_kept, REJECTED, by_reason, lambda rows: rows),
     ]
     kept, left_out = write_tables(source, rows, tables, folder)
     counts = dict(rows.group_by("drop_reason").len().iter_rows())
-    masked = rows.select((pl.col("masks") & stays).sum()).item()
+    masked = rows.select((pl.col("masks") & is_kept).sum()).item()
     return CuratedDataset(kept, left_out, counts, list_drop_reasons(filters), masked, leaks)
 
 
@@ -147,64 +151,65 @@ def _decide_rows(
     items: pl.DataFrame | None,
     embed: EmbedFunction | None,
     limits: ResourceLimits | None,
-    compared: ComparisonCache,
+    cache: ComparisonCache,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """What becomes of each row, in the order of the source, and every leak.
+    """The decision on each row, in the order of the source, and every leak.
 
-    The first has `drop_reason`, `drop_detail`, `cluster_id`, `masks`, and `split` and `part` of where a row goes.
+    The first frame has `drop_reason`, `drop_detail`, `cluster_id`, `masks`, `split`, and `part`, the part of the output
+    (`write_parts.assign_parts`).
     """
     near, numbers = spec.dedup.near, about.kind == "math"
     compare = (near.compare if near else None) or ("prompt" if about.labels else "prompt_and_answer")
-    said = () if compare == "prompt" else list_target_columns(about.matcher)
+    answer_columns = () if compare == "prompt" else list_target_columns(about.matcher)
 
-    def near_text(rows: pl.DataFrame) -> pl.Series:
-        """What near-duplicates are looked for in: the prompt alone, where many have one answer, else both."""
+    def build_compared_text(rows: pl.DataFrame) -> pl.Series:
+        """The text in which near-duplicates are searched: the prompt, or prompt and answer."""
         prompt = extract_user_texts(rows["messages"]).alias("text")
-        if not said:
+        if not answer_columns:
             return prompt
-        both = pl.DataFrame([prompt, build_targets(rows, about.matcher).alias("said")])
-        return both.select(pl.concat_str("text", "said", separator="\n", ignore_nulls=True)).to_series()
+        both = pl.DataFrame([prompt, build_targets(rows, about.matcher).alias("target")])
+        return both.select(pl.concat_str("text", "target", separator="\n", ignore_nulls=True)).to_series()
 
-    rows = build_slim_rows(source, filters, about, said, _extra_columns(spec, about))
-    named = rows.select("ident", "prompt_id", "slice", content="text")
-    prompts = CandidateTexts(named, source, lambda batch: extract_user_texts(batch["messages"]), ("messages",))
-    # Steps look at several rows and run in their order, each over what is still kept.
+    rows = build_slim_rows(source, filters, about, answer_columns, _extra_columns(spec, about))
+    ids = rows.select("ident", "prompt_id", "slice", content="text")
+    prompts = CandidateTexts(ids, source, lambda batch: extract_user_texts(batch["messages"]), ("messages",))
+    # Steps compare rows. They run in this order, each over the rows that are still kept.
     rows, leaks = drop_contaminated(rows, held_out), pl.DataFrame(schema=LEAK_SCHEMA)
     if items is not None and items.height and spec.decontamination is not None:
-        rows, leaks = drop_leaks(rows, prompts, items, spec.decontamination, numbers, limits, compared)
+        rows, leaks = drop_leaks(rows, prompts, items, spec.decontamination, numbers, limits, cache)
     rows = drop_duplicates(rows)
-    named = rows.select("ident", "prompt_id", "slice", content="said")
-    texts = CandidateTexts(named, source, near_text, ("messages", *said))
+    ids = rows.select("ident", "prompt_id", "slice", content="compared")
+    texts = CandidateTexts(ids, source, build_compared_text, ("messages", *answer_columns))
     if near is not None:
         keep_numbers = numbers if near.keep_numbers is None else near.keep_numbers
-        rows = drop_near_duplicates(rows, texts, near, keep_numbers, limits, compared)
+        rows = drop_near_duplicates(rows, texts, near, keep_numbers, limits, cache)
     if spec.dedup.semantic is not None:
         assert embed is not None, "dedup.semantic needs sentence embeddings"
-        rows = drop_semantic_duplicates(rows, prompts, embed, spec.dedup.semantic, limits, compared)
-    if spec.balance.cuts:
+        rows = drop_semantic_duplicates(rows, prompts, embed, spec.dedup.semantic, limits, cache)
+    if spec.balance.has_limits:
         rows = drop_over_caps(rows, prompts, spec.balance, spec.seed, embed)
     if near is None and spec.validation_share:
-        rows = merge_near_duplicates(rows, texts, NearDuplicateSpec(), numbers, limits, compared)
+        rows = merge_near_duplicates(rows, texts, NearDuplicateSpec(), numbers, limits, cache)
     rows = rows.with_columns(_assign_splits(rows, spec), assign_parts(rows["prompt_id"]))
     return rows.select("drop_reason", "drop_detail", "cluster_id", "masks", "split", "part"), leaks
 
 
 def _extra_columns(spec: CurationSpec, about: TaskView) -> tuple[str, ...]:
-    """The columns that the steps need for this task besides what they always need."""
-    fields = {*spec.balance.caps, *spec.balance.floors} if spec.balance.cuts else set()
+    """The columns that the steps need for this task, next to those of every task."""
+    fields = {*spec.balance.caps, *spec.balance.floors} if spec.balance.has_limits else set()
     answers = about.labels or "label" in fields or spec.stratify == "label"
     return (*(["answer"] if answers else []), *(["axes"] if fields - {"slice", "label"} else []))
 
 
 def _assign_splits(rows: pl.DataFrame, spec: CurationSpec) -> pl.Series:
-    """`split` of the kept rows; null for the others."""
-    stays = rows["drop_reason"].is_null()
-    kept = rows.filter(stays)
+    """`split` of the kept rows; null for the rejected ones."""
+    is_kept = rows["drop_reason"].is_null()
+    kept = rows.filter(is_kept)
     keys, teachers, share = kept["text_key"], kept["teacher"], spec.validation_share
     if spec.stratify is None or not share:
-        found = assign_splits(keys, teachers, share, spec.seed)
+        splits = assign_splits(keys, teachers, share, spec.seed)
     else:
         strata = kept["slice" if spec.stratify == "slice" else "answer"]
-        found = assign_stratified_splits(strata, keys, teachers, share, spec.seed)
+        splits = assign_stratified_splits(strata, keys, teachers, share, spec.seed)
     none = pl.Series("split", [None], dtype=pl.String).new_from_index(0, rows.height)
-    return none.scatter(stays.arg_true(), found)
+    return none.scatter(is_kept.arg_true(), splits)

@@ -1,4 +1,4 @@
-"""Human answers as candidates: they pass the same filters and stand beside the teacher's."""
+"""Answers of people as candidates. They pass the same filters as the teacher's."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from distill_dagster.tables.schemas import SCORED, build_frame
 from distill_dagster.tasks import LabelledRow
 
 HUMAN_SLICE = "(human)"
-"""What stands for the slice of a row that has none; it cannot be the key of one."""
+"""The slice of a row without one. It cannot be the key of a slice."""
 
 
 def build_human_candidates(rows: list[LabelledRow], answer_kind: str = "label") -> pl.DataFrame:
-    """One scored row per human answer: agreement and confidence are 1, teacher and soft labels are empty.
+    """One scored row per answer of a person, with agreement and confidence 1 and no teacher or soft labels.
 
-    Of equal texts curation keeps the surest candidate, so a human answer wins over the teacher's.
+    Of equal texts, curation prefers the answer of a person to the teacher's.
     """
     out: list[dict[str, object]] = []
     for row in rows:

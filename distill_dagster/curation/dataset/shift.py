@@ -1,4 +1,4 @@
-"""Whether a dataset is another one than the last good one: drop rates, labels and lengths against its profile."""
+"""Detect a shift of the dataset against the last good one, in drop rates, labels and lengths."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from distill_dagster.curation.text_columns import extract_user_texts
 from distill_dagster.tables.validation import Expectation, validate_table
 
 LENGTH_BINS = (0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 1_000_000)
-"""Lengths are compared in these bins of words; the last one is longer than any text."""
+"""The bins of words in which lengths are compared. The last bound is above any length."""
 TAIL_WEIGHT = 0.01
-"""What a value that was never seen counts as: without it a single new label would be infinitely far."""
+"""The weight of values that did not occur before. Without it, one new label is an infinite divergence."""
 CHANCE_QUANTILE = 0.999
-"""A divergence that equal sources exceed once in a thousand times or less says something."""
+"""Samples of one source exceed an allowed divergence with a probability of at most one minus this."""
 MIN_SHIFT_ROWS = 30
-"""Fewer rows than these, before or now, say nothing."""
+"""With fewer rows, before or now, nothing is compared."""
 
 
 def build_profile(candidates: int, measured: pl.DataFrame, reasons: Mapping[str, int]) -> dict[str, Any]:
-    """What the next dataset is compared with: counts alone, small enough for a record.
+    """Counts of a dataset, which the next one is compared with. They are small enough for a record.
 
     Args:
-        measured: the dataset as `measures` has it.
+        measured: the dataset as `measure_rows` returns it.
     """
     found: dict[str, Any] = {"candidates": candidates, "rows": measured.height}
     found["reasons"] = {reason: count for reason, count in reasons.items() if count}
@@ -43,9 +43,9 @@ def build_profile(candidates: int, measured: pl.DataFrame, reasons: Mapping[str,
 
 
 def measure_rows(dataset: pl.DataFrame | pl.LazyFrame, labels: bool) -> pl.DataFrame:
-    """Of each row of a dataset the words of prompt and answer and, where answers are labels, the `label`."""
+    """For each row of a dataset the words of prompt and answer and, where answers are labels, the `label`."""
 
-    def work(rows: pl.DataFrame) -> pl.DataFrame:
+    def measure(rows: pl.DataFrame) -> pl.DataFrame:
         answers = rows["messages"].list.last().struct.field("content")
         counted = pl.DataFrame(
             {"prompt_words": _count_words(extract_user_texts(rows["messages"])), "answer_words": _count_words(answers)}
@@ -54,7 +54,7 @@ def measure_rows(dataset: pl.DataFrame | pl.LazyFrame, labels: bool) -> pl.DataF
 
     schema = {"prompt_words": pl.UInt32, "answer_words": pl.UInt32} | ({"label": pl.String} if labels else {})
     read = dataset.lazy().select("messages", *(["answer"] if labels else []))
-    return read.map_batches(work, schema=schema, streamable=True).collect(engine="streaming")
+    return read.map_batches(measure, schema=schema, streamable=True).collect(engine="streaming")
 
 
 def _count_words(texts: pl.Series) -> pl.Series:
@@ -64,11 +64,11 @@ def _count_words(texts: pl.Series) -> pl.Series:
 def check_shift(
     measured: pl.DataFrame, now: dict[str, Any], before: dict[str, Any] | None, spec: ShiftSpec
 ) -> list[CheckResult]:
-    """`drop_rates` and `same_distribution`, both passed where there is nothing to compare with.
+    """The checks `drop_rates` and `same_distribution`. Both pass if there is nothing to compare with.
 
-    The divergences are Great Expectations' over the table. Allowed is what the spec allows, or what chance does to two
-    samples of one source, whichever is more: 2 n times the divergence is chi-squared with as many degrees of freedom as
-    there are values but one (the G-test, Wilks 1938).
+    Great Expectations computes the divergences over the table. The limit is the higher one of the spec's and of what
+    chance does to two samples of one source. For chance, 2 n times the divergence is chi-squared, with one degree of
+    freedom less than there are values (the G-test, Wilks 1938).
 
     Raises:
         DistillError: an expectation could not be evaluated.
@@ -83,9 +83,9 @@ def _check_drop_rates(now: dict[str, Any], before: dict[str, Any], spec: ShiftSp
     found: dict[str, Any] = {}
     if min(now["candidates"], before["candidates"]) >= MIN_SHIFT_ROWS:
         for reason in sorted({*now["reasons"], *before["reasons"]}):
-            was, is_ = (p["reasons"].get(reason, 0) / p["candidates"] for p in (before, now))
-            if abs(is_ - was) > spec.max_drop_change:
-                found[reason] = f"{was:.1%} of the candidates before, {is_:.1%} now"
+            was, now_is = (p["reasons"].get(reason, 0) / p["candidates"] for p in (before, now))
+            if abs(now_is - was) > spec.max_drop_change:
+                found[reason] = f"{was:.1%} of the candidates before, {now_is:.1%} now"
     return CheckResult("drop_rates", not found, spec.severity, found)
 
 
@@ -136,8 +136,10 @@ def _compute_allowed(values: int, now: int, before: int, spec: ShiftSpec) -> flo
 
 
 def read_last_good_profile(extra: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The profile of the last good dataset, from what the latest record keeps: its own, or that which it was compared
-    with, where it did not pass its checks."""
+    """The profile of the last good dataset, from the extra fields of the latest record.
+
+    It is the record's own, or the one that it was compared with if it did not pass its checks.
+    """
     if extra is None:
         return None
     found = extra.get("compared_with") if extra.get("blocked") else extra.get("profile")

@@ -1,4 +1,4 @@
-"""Train or validation by a hash of the text: a row keeps its side whatever else comes or goes."""
+"""Train or validation by a hash of the text. A row keeps its side when other rows come or go."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from distill_dagster.curation.text_columns import json_text_expr
 
 
 def assign_splits(keys: pl.Series, teachers: pl.Series, share: float, seed: int) -> pl.Series:
-    """`train` or `validation` of each row: the first 32 bits of `content_hash([seed, key])`, against the share.
+    """`train` or `validation` of each row, by the first 32 bits of `hash_content([seed, key])` against the share.
 
-    Validation tells how well the student follows the teacher: what people answered is all for training.
+    Validation measures how well the student follows the teacher. So all answers of people are for training.
     """
     if not share:
         return pl.Series("split", ["train"], dtype=pl.String).new_from_index(0, len(keys)).alias("split")
@@ -24,7 +24,7 @@ def assign_splits(keys: pl.Series, teachers: pl.Series, share: float, seed: int)
         connection.register("keyed", text.to_frame("key").to_arrow())
         drawn = connection.sql("SELECT left(sha256(key), 8) AS draw FROM keyed").to_arrow_table()
     frame = pl.DataFrame(drawn).with_columns(teachers.is_not_null().alias("taught"))
-    # Eight digits of a hash are in the order of the numbers that they stand for.
+    # Hexadecimal digits sort like the number that they write.
     below = pl.col("draw") < f"{int(share * 16**8):08x}"
     chosen = pl.when(below & pl.col("taught")).then(pl.lit("validation")).otherwise(pl.lit("train"))
     return frame.select(chosen.alias("split")).to_series()
@@ -33,7 +33,7 @@ def assign_splits(keys: pl.Series, teachers: pl.Series, share: float, seed: int)
 def assign_stratified_splits(
     strata: pl.Series, keys: pl.Series, teachers: pl.Series, share: float, seed: int
 ) -> pl.Series:
-    """`train` or `validation` of each row, so that every stratum has its share of what the teacher answered."""
+    """`train` or `validation` of each row, with the same share of validation in every stratum of the teacher's rows."""
     frame = pl.DataFrame({"stratum": strata, "key": keys, "taught": teachers.is_not_null()}).with_row_index("row")
     taught = frame.filter("taught")
     groups = [hash_content([seed, key]) for key in taught["key"]]

@@ -1,4 +1,4 @@
-"""What looks at more than one row, behind the filters: each step marks rows that are still kept."""
+"""Steps after the filters, which compare rows: each sets the drop reason of rows that are still kept."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from distill_dagster.core.limits import ResourceLimits
 
 LEAK_SCHEMA = pl.Schema({"prompt_id": pl.String, "slice": pl.String, "golden_id": pl.String, "kind": pl.String})
-"""Every hit of decontamination, for the report; `overlap` stands behind it."""
+"""A hit of decontamination, for the report; a column `overlap` follows."""
 NO_CACHE = ComparisonCache()
-"""Keeps nothing: everything is compared anew."""
+"""Keeps nothing, so everything is compared."""
 _PAIR_SCHEMA = {"left": pl.String, "right": pl.String, "kind": pl.String, "similarity": pl.Float64}
 _PREFERENCE_COLUMNS = ("not_human", "not_log", "taught", "less_sure", "prompt_id", "slice", "answer")
-"""Who stands for a group: a human's prompt before one of a log and that before an imagined one, a human's answer before
-a teacher's (which may be as sure), then the surest, then the first by id."""
+"""The row that represents a group comes first: a human's prompt before one of a log and that before an imagined one, a
+human's answer before a teacher's, then the higher confidence, then the lower id."""
 
 
 def drop_contaminated(rows: pl.DataFrame, held_out: set[str]) -> pl.DataFrame:
@@ -44,9 +44,9 @@ def drop_leaks(
     spec: DecontaminationSpec,
     keep_numbers: bool,
     limits: ResourceLimits | None = None,
-    compared: ComparisonCache = NO_CACHE,
+    cache: ComparisonCache = NO_CACHE,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Drop kept rows that hold golden or dev rows, or nearly are one (`decontaminate`).
+    """Drop kept rows that contain or nearly equal a golden or dev row (`dedup.decontaminate`).
 
     Args:
         rows: with `ident`.
@@ -54,29 +54,28 @@ def drop_leaks(
         items: `id` and `text` of golden and dev rows.
 
     Returns:
-        the rows, and every hit of kept ones: LEAKS and `overlap`.
+        the rows, and every hit of kept ones: LEAK_SCHEMA and `overlap`.
     """
-
     settings = spec.model_dump()
 
     def find(part: pl.LazyFrame) -> pl.DataFrame:
         scheme = MinHashScheme(keep_numbers=keep_numbers)
         return find_contamination(part, items, text="text", id="ident", scheme=scheme, limits=limits, **settings).hits
 
-    known = settings | {"keep_numbers": keep_numbers, "items": items.select("id", "text").rows()}
-    found = compared.by_slice("leaks", known, texts, find)
+    cache_key = settings | {"keep_numbers": keep_numbers, "items": items.select("id", "text").rows()}
+    found = cache.find_by_slice("leaks", cache_key, texts, find)
     if found.is_empty():
         return rows, pl.DataFrame(schema=LEAK_SCHEMA).with_columns(found["overlap"])
     kept = _select_kept_rows(rows, found["id"])
     hits = found.rename({"id": "ident"}).join(kept, on="ident", maintain_order="left")
     first = hits.group_by("ident", maintain_order=True).first()
     why = pl.concat_str("kind", pl.lit(" of "), "golden_id", pl.lit(", overlap "), pl.col("overlap").round(2))
-    told = first.select("row", why.alias("why"))
-    return _set_drop_reason(rows, told, "contaminated"), hits.select([*LEAK_SCHEMA, "overlap"]).sort(pl.all())
+    leaked = first.select("row", why.alias("why"))
+    return _set_drop_reason(rows, leaked, "contaminated"), hits.select([*LEAK_SCHEMA, "overlap"]).sort(pl.all())
 
 
 def drop_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
-    """Of kept rows with one `text_key` drop all but their representative, which the detail and `cluster_id` name."""
+    """Drop kept rows whose `text_key` equals that of a better row, which the detail and `cluster_id` name."""
     keys = rows.lazy().select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), "text_key", *_preference_exprs())
     kept = keys.filter(pl.lit(rows["drop_reason"].is_null()))
     several = kept.filter(pl.col("text_key").is_duplicated()).sort(_PREFERENCE_COLUMNS, nulls_last=True)
@@ -93,10 +92,10 @@ def drop_near_duplicates(
     spec: NearDuplicateSpec,
     keep_numbers: bool,
     limits: ResourceLimits | None = None,
-    compared: ComparisonCache = NO_CACHE,
+    cache: ComparisonCache = NO_CACHE,
 ) -> pl.DataFrame:
-    """Of kept rows whose texts are near each other drop all but the representative."""
-    return _drop_clusters(rows, _find_near_pairs(texts, spec, keep_numbers, limits, compared), "near_duplicate")
+    """Drop kept rows whose text is near that of a better row."""
+    return _drop_clusters(rows, _find_near_pairs(texts, spec, keep_numbers, limits, cache), "near_duplicate")
 
 
 def merge_near_duplicates(
@@ -105,10 +104,10 @@ def merge_near_duplicates(
     spec: NearDuplicateSpec,
     keep_numbers: bool,
     limits: ResourceLimits | None = None,
-    compared: ComparisonCache = NO_CACHE,
+    cache: ComparisonCache = NO_CACHE,
 ) -> pl.DataFrame:
-    """The rows with one `text_key` for kept rows that are near each other, so that all are on one side of the split."""
-    pairs = _find_near_pairs(texts, spec, keep_numbers, limits, compared)
+    """Give kept rows that are near each other one `text_key`, so that they get the same split."""
+    pairs = _find_near_pairs(texts, spec, keep_numbers, limits, cache)
     kept = rows.filter(_is_kept_expr()).select("ident", "text_key").sort("text_key", "ident")
     gone = cluster_kept_rows(pairs, kept.select("ident")).select("ident", "first")
     first = gone.join(kept.rename({"ident": "first", "text_key": "group"}), on="first").drop("first")
@@ -122,9 +121,9 @@ def drop_semantic_duplicates(
     embed: EmbedFunction,
     spec: SemanticDuplicateSpec,
     limits: ResourceLimits | None = None,
-    compared: ComparisonCache = NO_CACHE,
+    cache: ComparisonCache = NO_CACHE,
 ) -> pl.DataFrame:
-    """Of kept rows whose prompts mean the same drop all but the representative; none of a table beyond `most_rows`."""
+    """Drop kept rows whose prompt means the same as that of a better row; none in a table of more than `most_rows`."""
 
     def find(table: pl.LazyFrame) -> pl.DataFrame:
         from distill_dagster.curation.dedup.semantic import find_semantic_duplicates
@@ -133,17 +132,17 @@ def drop_semantic_duplicates(
         found = find_semantic_duplicates(table, embed, id="ident", threshold=least, most_rows=most, limits=limits)
         return pl.DataFrame(schema=_PAIR_SCHEMA) if found is None else found.pairs
 
-    pairs = compared.whole("semantic", spec.model_dump(), texts, find)
+    pairs = cache.find_in_all("semantic", spec.model_dump(), texts, find)
     return _drop_clusters(rows, pairs, "semantic_duplicate")
 
 
 def drop_over_caps(
     rows: pl.DataFrame, texts: CandidateTexts, spec: BalanceSpec, seed: int, embed: EmbedFunction | None
 ) -> pl.DataFrame:
-    """Drop kept rows that are more than their share (`balance`)."""
+    """Drop kept rows above a cap (`balance`)."""
     kept = rows.with_row_index("row").filter(_is_kept_expr())
     if spec.choice == "diverse":
-        kept = kept.drop("text").join(texts.of().collect(), on="ident", maintain_order="left")
+        kept = kept.drop("text").join(texts.scan().collect(), on="ident", maintain_order="left")
     cut = balance_rows(kept, spec, seed, embed).filter(~_is_kept_expr())
     return _set_drop_reason(rows, cut.select("row", pl.col("drop_detail").alias("why")), OVER_CAP)
 
@@ -153,10 +152,10 @@ def _find_near_pairs(
     spec: NearDuplicateSpec,
     keep_numbers: bool,
     limits: ResourceLimits | None,
-    compared: ComparisonCache,
+    cache: ComparisonCache,
 ) -> pl.DataFrame:
     scheme = MinHashScheme(ngram=spec.ngram, min_words=spec.min_words, keep_numbers=keep_numbers)
-    return compared.near(texts, scheme, spec.threshold, limits)
+    return cache.find_near_pairs(texts, scheme, spec.threshold, limits)
 
 
 def _drop_clusters(rows: pl.DataFrame, pairs: pl.DataFrame, reason: str) -> pl.DataFrame:
@@ -168,12 +167,14 @@ def _drop_clusters(rows: pl.DataFrame, pairs: pl.DataFrame, reason: str) -> pl.D
         prompts = kept.select(pl.col("ident").alias(name), pl.col("prompt_id").alias(f"{name}_id"))
         gone = gone.join(prompts, on=name, how="left", maintain_order="left")
     similar = pl.concat_str(pl.lit("like "), "like_id", pl.lit(", similarity "), pl.col("similarity").round(2))
-    told = gone.join(kept.select("ident", "row"), on="ident", how="left", maintain_order="left")
-    return _set_drop_reason(rows, told.select("row", similar.alias("why"), pl.col("first_id").alias("kept_id")), reason)
+    dropped = gone.join(kept.select("ident", "row"), on="ident", how="left", maintain_order="left")
+    return _set_drop_reason(
+        rows, dropped.select("row", similar.alias("why"), pl.col("first_id").alias("kept_id")), reason
+    )
 
 
 def _select_kept_rows(rows: pl.DataFrame, only: pl.Series) -> pl.DataFrame:
-    """Of those kept rows `row` (their place), `ident`, `prompt_id` and `slice`, those to be preferred first."""
+    """`row` (the place), `ident`, `prompt_id` and `slice` of these kept rows, better rows first."""
     place = pl.int_range(pl.len(), dtype=pl.UInt32).alias("row")
     narrow = rows.lazy().select(place, "ident", "drop_reason", *_preference_exprs())
     named = pl.LazyFrame({"ident": only.unique()})
@@ -202,12 +203,12 @@ def _is_kept_expr() -> pl.Expr:
     return pl.col("drop_reason").is_null()
 
 
-def _set_drop_reason(rows: pl.DataFrame, told: pl.DataFrame, reason: str) -> pl.DataFrame:
-    """The rows with the reason at the places `row`, and beside it `why` and, where it is there, `kept_id`."""
-    if told.is_empty():
+def _set_drop_reason(rows: pl.DataFrame, changes: pl.DataFrame, reason: str) -> pl.DataFrame:
+    """The rows with `reason` at the places `row`, `why` as detail and, if present, `kept_id` as cluster."""
+    if changes.is_empty():
         return rows
-    at = told["row"]
-    changed = [rows["drop_reason"].scatter(at, reason), rows["drop_detail"].scatter(at, told["why"])]
-    if "kept_id" in told.columns:
-        changed.append(rows["cluster_id"].scatter(at, told["kept_id"]))
+    places = changes["row"]
+    changed = [rows["drop_reason"].scatter(places, reason), rows["drop_detail"].scatter(places, changes["why"])]
+    if "kept_id" in changes.columns:
+        changed.append(rows["cluster_id"].scatter(places, changes["kept_id"]))
     return rows.with_columns(changed)

@@ -1,4 +1,4 @@
-"""The stage from scored candidates to the dataset."""
+"""The stage `filtered_dataset`: from scored candidates to the dataset."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import polars as pl
 
 from distill_dagster.config import Task
 from distill_dagster.core import plots
-from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.limits import ResourceLimits
-from distill_dagster.curation.dataset.balance import count_below_floors
 from distill_dagster.curation.dataset.human_rows import build_human_candidates
-from distill_dagster.curation.dataset.invariants import check_dataset, check_slices
+from distill_dagster.curation.dataset.invariants import check_contamination, check_dataset, check_floors, check_slices
 from distill_dagster.curation.dataset.shift import build_profile, check_shift, measure_rows, read_last_good_profile
 from distill_dagster.curation.filters import (
     STEP_REASONS,
@@ -55,27 +53,32 @@ if TYPE_CHECKING:
 
 
 def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResult:
-    # Loaded where it is used: every process that loads the code location would wait for NumPy and pyarrow.
+    """Cut the dataset from the scored candidates of all slices and the answers of people.
+
+    Reads: SCORED of all slices, the human, golden and dev rows, the curation settings.
+    Writes: DATASET, and next to it REJECTED with one drop reason per row.
+    Asks a teacher: no.
+    Re-runs when: a slice's candidates, a labelled row or a curation setting change.
+    """
+    # These load NumPy and pyarrow, which a code location does not need.
     from distill_dagster.curation.dataset.comparison_cache import ComparisonCache
     from distill_dagster.curation.dataset.curate import curate_dataset
 
     inputs = StageInputs(env, "filtered_dataset", partition)
     for source in ("slice_manifest", "human_examples", "curation_settings"):
         inputs.note_source(source)
-    held_out = inputs.read_held_out_keys()
+    held_out, items = inputs.read_held_out_keys(), build_held_out_table(env.folder)
     task = env.folder.task
     about = TaskView.from_task(task)
     people = env.folder.human + (env.folder.examples if task.curation.mix_examples else [])
     limits = env.limits or ResourceLimits()
     with limits.make_folder() as temporary:
         slices, lines = _read_slices(env, inputs, temporary)
-        # What people answered is scored here, and nowhere kept: it is little.
-        answered = add_scores(
-            build_human_candidates(people, get_kind(task).answer_kind), collect_task_scorers(task), about
-        )
-        candidates = pl.concat([*slices, answered.lazy()])
+        # People's answers are scored here and their scores are not stored: there are few of them.
+        human = build_human_candidates(people, get_kind(task).answer_kind)
+        candidates = pl.concat([*slices, add_scores(human, collect_task_scorers(task), about).lazy()])
         if sum(line["rows"] for line in lines) <= FILTER_BATCH_ROWS:
-            # No more than one batch: held, since every pass would open the files of all slices again.
+            # One batch is held in memory: each pass would open the files of all slices again.
             candidates = candidates.collect().lazy()
         cut = curate_dataset(
             candidates,
@@ -83,82 +86,91 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
             task.label_names,
             task.curation,
             about,
-            items=build_held_out_table(env.folder),
+            items=items,
             embed=lambda texts: embed_sentences(texts, env.models),
             limits=limits,
-            compared=ComparisonCache(env.lake.root / env.task_name / ".compared"),
+            cache=ComparisonCache(env.lake.root / env.task_name / ".compared"),
             folder=temporary,
         )
-        checks, noted = _check_dataset(env, cut, lines, held_out)
-        # The rejected rows first: whoever sees the dataset finds beside it what was left out.
-        beside = StageInputs(env, "filtered_dataset", REJECTED_ROWS)
-        beside.versions = inputs.versions
-        record = inputs.build_record(compute_data_version(cut.kept), cut.kept_rows, **noted)
-        rejected_record = beside.build_record(compute_data_version(cut.left_out), cut.candidates - cut.kept_rows)
-        env.lake.write(env.task_name, cut.left_out, rejected_record)
+        last = env.lake.read_record(env.task_name, "filtered_dataset")
+        measured = measure_rows(cut.kept, task.has_labels)
+        profile = build_profile(cut.candidates, measured, cut.count_reasons())
+        last_profile = read_last_good_profile(last.extra if last else None)
+        checks = [
+            check_table("filtered_dataset", cut.kept),
+            *check_slices(lines, task.curation.compute_min_slices(len(lines))),
+            check_contamination(
+                cut.kept,
+                held_out,
+                items,
+                task.curation.decontamination,
+                keep_numbers=task.kind == "math",
+                limits=limits,
+            ),
+            *check_dataset(cut.candidates, cut.kept, cut.left_out, task.label_names, task.curation.min_rows),
+            *check_shift(measured, profile, last_profile, task.curation.shift),
+            check_floors(cut.kept, task.curation.balance),
+        ]
+        extra = {"reasons": cut.count_reasons(), "candidates": cut.candidates}
+        extra |= {"profile": profile, "compared_with": last_profile}
+        extra |= {"masked_rows": cut.masked} if cut.masked else {}
+        extra |= build_blocked_fields("filtered_dataset", checks)
+        record = inputs.build_record(compute_data_version(cut.kept), cut.kept_rows, **extra)
+        # The rejected rows first: a reader of the dataset finds its rejected rows next to it.
+        _write_rejected_rows(env, inputs, cut)
         env.lake.write(env.task_name, cut.kept, record)
-        shown = (
-            {"human_examples": len(people)} | _build_metadata(task, cut, candidates) | {"slices": SampleTable(lines)}
-        )
+        shown = {"human_examples": len(people)} | _build_metadata(task, cut, candidates)
+        shown |= {"slices": SampleTable(lines)}
     return StageResult(record, shown, checks)
 
 
-def _check_dataset(
-    env: StageContext, cut: CuratedDataset, slices: list[dict[str, Any]], held_out: set[str]
-) -> tuple[list[CheckResult], dict[str, Any]]:
-    """The checks of a dataset, and what its record keeps of it."""
-    task = env.folder.task
-    before = env.lake.read_record(env.task_name, "filtered_dataset")
-    checks = [
-        check_table("filtered_dataset", cut.kept),
-        *check_slices(slices, task.curation.compute_min_slices(len(slices))),
-        *check_dataset(cut.candidates, cut.kept, cut.left_out, held_out, task.label_names, task.curation.min_rows),
-    ]
-    measured = measure_rows(cut.kept, task.has_labels)
-    now = build_profile(cut.candidates, measured, cut.reasons())
-    compared = read_last_good_profile(before.extra if before else None)
-    checks += check_shift(measured, now, compared, task.curation.shift)
-    short = count_below_floors(cut.kept, task.curation.balance)
-    checks.append(CheckResult("floors_met", not short, "warning", {name: f"{n} rows" for name, n in short.items()}))
-    noted: dict[str, Any] = {"reasons": cut.reasons(), "candidates": cut.candidates}
-    noted |= {"profile": now, "compared_with": compared}
-    noted |= {"masked_rows": cut.masked} if cut.masked else {}
-    return checks, noted | build_blocked_fields("filtered_dataset", checks)
+def _write_rejected_rows(env: StageContext, inputs: StageInputs, cut: CuratedDataset) -> None:
+    """Write the rejected rows as a partition of the dataset, `stage_table.REJECTED_ROWS`, with the same inputs."""
+    rejected = StageInputs(env, "filtered_dataset", REJECTED_ROWS)
+    rejected.versions = inputs.versions
+    version = compute_data_version(cut.left_out)
+    env.lake.write(env.task_name, cut.left_out, rejected.build_record(version, cut.candidates - cut.kept_rows))
 
 
 def _build_metadata(task: Task, cut: CuratedDataset, candidates: pl.LazyFrame) -> dict[str, DisplayValue]:
-    dropped = {reason: count for reason, count in cut.reasons().items() if count}
-    drops = plots.plot_counts(dropped or cut.reasons(), "Dropped rows by reason", "rows")
-    sides = dict(cut.kept.group_by("split").len().collect(engine="streaming").iter_rows())
+    reasons = cut.count_reasons()
+    dropped = {reason: count for reason, count in reasons.items() if count}
+    splits = dict(cut.kept.group_by("split").len().collect(engine="streaming").iter_rows())
     shown: dict[str, DisplayValue] = {
         "candidates": cut.candidates,
         "kept": cut.kept_rows,
         "rejected": cut.candidates - cut.kept_rows,
-        "train": sides.get("train", 0),
-        "validation": sides.get("validation", 0),
+        "train": splits.get("train", 0),
+        "validation": splits.get("validation", 0),
         "masked_rows": cut.masked,
         "leaks": SampleTable(cut.leaks.head(50).to_dicts()),
-        "filters": SampleTable(list_filters(select_task_filters(task), cut.reasons())),
-        "drop_reasons": Markdown(plots.to_markdown_image(drops)),
+        "filters": SampleTable(list_filters(select_task_filters(task), reasons)),
+        "drop_reasons": _plot_counts(dropped or reasons, "Dropped rows by reason"),
         "sample": sample_rows(cut.kept, ["answer", "split", "slice"]),
         "rejected_sample": sample_rows(cut.left_out, ["answer", "drop_reason", "drop_detail", "slice"], 10),
     }
     if task.has_labels:
         labels = cut.kept.group_by("answer").len().sort("answer").collect(engine="streaming")
-        balance = plots.plot_counts({json.loads(a): n for a, n in labels.iter_rows()}, "Kept rows by label", "rows")
-        shown["label_balance"] = Markdown(plots.to_markdown_image(balance))
-    meant = candidates.filter(pl.col("target_label").is_not_null() & pl.col("answer").is_not_null())
-    counts = meant.group_by("answer", "target_label").len().collect(engine="streaming")
-    if meant_rows := counts["len"].sum():
-        same = sum(rows for answer, label, rows in counts.iter_rows() if json.loads(answer) == label)
-        shown["answered_as_meant"] = f"{same} of {meant_rows} with a target_label"
+        counts = {json.loads(answer): rows for answer, rows in labels.iter_rows()}
+        shown["label_balance"] = _plot_counts(counts, "Kept rows by label")
+    targeted = candidates.filter(pl.col("target_label").is_not_null() & pl.col("answer").is_not_null())
+    pairs = targeted.group_by("answer", "target_label").len().collect(engine="streaming")
+    if total := pairs["len"].sum():
+        same = sum(rows for answer, label, rows in pairs.iter_rows() if json.loads(answer) == label)
+        shown["answered_as_meant"] = f"{same} of {total} with a target_label"
     return shown
+
+
+def _plot_counts(counts: Mapping[str, int], title: str) -> Markdown:
+    return Markdown(plots.to_markdown_image(plots.plot_counts(counts, title, "rows")))
 
 
 def _read_slices(
     env: StageContext, inputs: StageInputs, folder: Path
 ) -> tuple[list[pl.LazyFrame], list[dict[str, Any]]]:
-    """The candidates of every slice: what it gives now, else its last good rows, else none; and a line on each.
+    """The candidates of every slice, and a line about each slice.
+
+    A slice whose candidates are stale or blocked gives its last good rows; a slice without any gives nothing.
 
     Raises:
         DistillError: no slice gives anything.
@@ -168,16 +180,15 @@ def _read_slices(
     state = TaskState(env.folder, env.lake)
     for key in env.folder.list_slice_keys():
         good = inputs.scan_last_good("scored_completions", SCORED, key, folder)
-        why = [s for s in (state.status(stage, key) for stage in SLICE_STAGES) if s.state != "fresh"]
-        blocked = state.record("scored_completions", key)
-        rows = 0 if good is None else good[1].rows
-        line: dict[str, Any] = {"slice": key, "rows": rows, "gives": "its rows", "why": ""}
+        stale = [status for status in (state.status(stage, key) for stage in SLICE_STAGES) if status.state != "fresh"]
+        latest = state.record("scored_completions", key)
+        line: dict[str, Any] = {"slice": key, "rows": good[1].rows if good else 0, "gives": "its rows", "why": ""}
         if good is None:
-            line |= {"gives": "nothing"}
-        elif why or (blocked is not None and blocked.extra.get("blocked")):
-            line |= {"gives": "its last good rows"}
+            line["gives"] = "nothing"
+        elif stale or (latest is not None and latest.extra.get("blocked")):
+            line["gives"] = "its last good rows"
         if line["gives"] != "its rows":
-            line["why"] = f"{why[0].name}: {'; '.join(why[0].why)}"[:300] if why else "did not pass its checks"
+            line["why"] = f"{stale[0].name}: {'; '.join(stale[0].why)}"[:300] if stale else "did not pass its checks"
         lines.append(line)
         frames += [] if good is None else [scores.fill_missing_scores(env, *good)]
     if not frames:
@@ -188,9 +199,13 @@ def _read_slices(
 
 
 def list_filters(filters: Sequence[Filter], counts: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The filters and steps in order, with their parameters and, where a dataset was made, what each dropped."""
-    each = [(one.name, one.reason, _format_parameters(one), _is_masking(one)) for one in filters]
-    each += [(name, name, "", False) for name in STEP_REASONS]
+    """The filters and steps in the order of application, with their parameters and the number of rows each dropped.
+
+    Args:
+        counts: rows by drop reason, as the record of the dataset keeps them; empty before there is one.
+    """
+    lines = [(each.name, each.reason, _format_parameters(each), _is_masking(each)) for each in filters]
+    lines += [(name, name, "", False) for name in STEP_REASONS]
     return [
         {
             "order": number,
@@ -199,13 +214,14 @@ def list_filters(filters: Sequence[Filter], counts: Mapping[str, int]) -> list[d
             "parameters": parameters,
             "dropped": counts.get(reason),
         }
-        for number, (name, reason, parameters, masks) in enumerate(each, start=1)
+        for number, (name, reason, parameters, masks) in enumerate(lines, start=1)
     ]
 
 
-def _is_masking(one: Filter) -> bool:
-    return isinstance(one, PrivateDataFilter) and one.action == "mask"
+def _is_masking(each: Filter) -> bool:
+    return isinstance(each, PrivateDataFilter) and each.action == "mask"
 
 
-def _format_parameters(one: Filter) -> str:
-    return ", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in list_parameters(one).items())
+def _format_parameters(each: Filter) -> str:
+    parameters = list_parameters(each)
+    return ", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in parameters.items())
