@@ -60,7 +60,8 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Show the history of one row: prompt, completions, scores, and which filter dropped it and why."""
-    from distill_dagster.pipeline.row_history import print_prompt_history, trace_prompt
+    from distill_dagster.cli.prompt_history import print_prompt_history
+    from distill_dagster.pipeline.row_history import trace_prompt
 
     home = Home.from_env()
     with show_problems():

@@ -1,0 +1,100 @@
+"""Print the history of a prompt for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from distill_dagster.curation.filters import list_parameters, select_task_filters
+from distill_dagster.tasks import TaskFolder
+
+
+def print_prompt_history(history: dict[str, Any], folder: TaskFolder, out: Console) -> None:
+    """Print the result of `row_history.trace_prompt`."""
+    out.print(f"[bold]{history['prompt_id']}[/bold] of {escape(folder.name)}")
+    if history["prompt"]:
+        out.print(escape(_shorten(history["prompt"], 600)), soft_wrap=True)
+    if "held_out" in history:
+        out.print(f"[yellow]{escape(history['held_out'])}[/yellow]")
+    for one in history["slices"]:
+        _print_slice(one, out)
+    if history.get("completions"):
+        _print_completions(history["completions"], out)
+    for line in _format_outcome(history, folder):
+        out.print(line, soft_wrap=True)
+
+
+def _print_slice(one: dict[str, Any], out: Console) -> None:
+    facts = [f"origin {one['origin']}"]
+    names = ("target_label", "reference", "axes", "parent_prompt_id", "source")
+    facts += [f"{name} {one[name]}" for name in names if name in one]
+    out.print(f"\n[bold]slice {escape(one['slice'])}[/bold]: {escape(', '.join(facts))}", soft_wrap=True)
+    _print_completions(one["completions"], out)
+    candidate = one["candidate"]
+    if candidate is None:
+        out.print("not scored yet")
+        return
+    out.print(f"candidate: {escape(_shorten(str(candidate.get('answer')), 300))}", soft_wrap=True)
+    if candidate.get("reasoning"):
+        out.print(f"reasoning: {escape(_shorten(candidate['reasoning'], 400))}", soft_wrap=True)
+    figures = [n for n in ("agreement", "confidence", "teacher_agreement", "judge_score", "words") if n in candidate]
+    values = [(name, candidate[name]) for name in figures] + list(candidate["scores"].items())
+    out.print(
+        "scores: " + escape(", ".join(f"{name} {_format_value(value)}" for name, value in values)), soft_wrap=True
+    )
+
+
+def _print_completions(samples: list[dict[str, Any]], out: Console) -> None:
+    if not samples:
+        out.print("no completion yet")
+        return
+    table = Table("teacher", "sample", "status", "answer", "finish", "tokens", "USD")
+    for one in samples:
+        text = one.get("answer") or one.get("error") or one.get("raw_text") or ""
+        tokens = f"{one.get('prompt_tokens', '?')} + {one.get('completion_tokens', '?')}"
+        usd = f"{one['cost_usd']:.6f}" if "cost_usd" in one else "unknown"
+        cells = (one["teacher"], one["sample_index"], one["status"], _shorten(text, 80), one.get("finish_reason", ""))
+        table.add_row(*(escape(str(cell)) for cell in cells), tokens, usd)
+    out.print(table)
+
+
+def _format_outcome(history: dict[str, Any], folder: TaskFolder) -> Iterator[str]:
+    state = history["dataset"]
+    yield ""
+    if state["state"] in ("missing", "waiting"):
+        yield f"There is no dataset yet. Run `distill run {escape(folder.name)}`."
+        return
+    parameters = {each.reason: list_parameters(each) for each in select_task_filters(folder.task)}
+    for one in history["kept"]:
+        weight = f", weight {one['weight']:g}" if one["weight"] != 1 else ""
+        who = escape(one["teacher"]) if "teacher" in one else "a person"
+        yield f"[green]kept[/green] in {one['split']}, answered by {who} (slice {escape(one['slice'])}){weight}"
+        yield f"target: {escape(_shorten(one['target'], 300))}"
+    for one in history["dropped"]:
+        reason, detail = one["drop_reason"], one.get("drop_detail")
+        figures = f": {escape(detail)}" if detail else ""
+        limits = ", ".join(f"{name} {json.dumps(value)}" for name, value in parameters.get(reason, {}).items())
+        shown = f" [dim]({escape(_shorten(limits, 200))})[/dim]" if limits else ""
+        yield f"[red]dropped[/red] by {escape(reason)}{figures} (slice {escape(one['slice'])}){shown}"
+    if history["representative"]:
+        yield f"its text is kept as {history['representative']}"
+    if history["duplicates"]:
+        ids = ", ".join(f"{one['prompt_id'][:12]} ({escape(one['slice'])})" for one in history["duplicates"][:10])
+        yield f"represents {len(history['duplicates'])} duplicates: {ids}"
+    if not history["kept"] and not history["dropped"] and "held_out" not in history:
+        yield "It was not a candidate when the dataset was made."
+    if state["state"] != "fresh":
+        yield f"[yellow]The dataset is {state['state']}[/yellow]: {escape('; '.join(state['why'][:3]))}"
+
+
+def _format_value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else _shorten(str(value), 60)
+
+
+def _shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
