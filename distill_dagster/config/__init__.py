@@ -1,6 +1,7 @@
-"""What a user writes in `task.yaml`: parsed, validated, hashed by part. One module for each block; `task` has them all.
+"""The settings in `task.yaml` as pydantic models: one module per block, and `task` with all of them.
 
-from distill_dagster.config import Task, TeacherSpec
+Settings are parsed, validated and hashed here, and nothing else is done with them. Reading files belongs to `tasks`;
+the settings of filters, which are plain data here, belong to `curation.filters`.
 """
 
 from distill_dagster.config.answers import LABEL_KINDS, AnswerSpec, LabelSpec, TaskKind, ToolSpec

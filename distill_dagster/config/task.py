@@ -65,7 +65,9 @@ class Task(ConfigModel):
         default=None,
         description="ask the next of `teachers` only if the previous one is uncertain; else all answer",
     )
-    teacher: TeacherSpec = Field(default=None, description="one teacher; of several `teachers`, the first")
+    teacher: TeacherSpec = Field(
+        default=TeacherSpec(model="-"), description="one teacher; of several `teachers`, the first"
+    )
     imagine: ImagineSpec | None = None
     judge: JudgeSpec | None = None
     students: Annotated[dict[str, StudentSpec], Field(min_length=1)]
@@ -190,7 +192,7 @@ class Task(ConfigModel):
 
     def hash_teacher_settings(self, templates: dict[str, str]) -> str:
         """Hash of everything that changes a teacher's request, or how its answer is read."""
-        settings = {"teacher": self.teacher.dump_result_settings()}
+        settings: dict[str, Any] = {"teacher": self.teacher.dump_result_settings()}
         if self.teachers:
             cascade = self.cascade.model_dump() if self.cascade else None
             teachers = [[name, spec.dump_result_settings()] for name, spec in self.teachers.items()]

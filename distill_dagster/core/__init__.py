@@ -1,5 +1,5 @@
-"""The ground floor: errors, hashing, files, progress, redaction and other helpers that know nothing of distillation.
+"""Helpers without any knowledge of distillation: errors, hashing, files, databases, progress, redaction, plots.
 
-What belongs here is used by several packages and needs only libraries. What knows a table, a task or a teacher does
-not.
+Code belongs here if several packages use it and it needs nothing but libraries. Code that knows a table, a task or a
+teacher belongs to the package of that concept.
 """

@@ -1,4 +1,4 @@
-"""The outcome of a check, and its declaration."""
+"""Declarations and results of checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Using the two databases, Dagster's instance and the completion store, wherever `database_urls` says they are."""
+"""Connect to the databases of `database_urls`, with errors that say what to do and never show a password."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from distill_dagster.core.database_urls import (
 )
 from distill_dagster.core.errors import DistillError
 
-SETUP_LOCK_ID = 0x646973746C  # any fixed number: processes of ours that open the same database meet at it
+SETUP_LOCK_ID = 0x646973746C
+"""An arbitrary number for PostgreSQL's advisory lock, the same in every process of the project."""
 CONNECT_TIMEOUT_S = 10
 
 
 class DatabaseError(DistillError):
-    """A database that cannot be used; its message names the variable and never holds the password."""
+    """A database cannot be used. The message names the environment variable and never contains the password."""
 
 
 def insert_if_new(engine: sa.Engine, table: sa.Table) -> sa.Insert:
-    """An insert that leaves a row alone whose key is there already."""
+    """An insert that skips rows whose key exists."""
     if engine.dialect.name == "postgresql":
-        from sqlalchemy.dialects.postgresql import insert as into_postgres  # slow to load, and seldom wanted
+        from sqlalchemy.dialects.postgresql import insert as into_postgres  # slow to load
 
         return into_postgres(table).on_conflict_do_nothing()
     return sqlite.insert(table).on_conflict_do_nothing()
@@ -38,10 +39,10 @@ def insert_if_new(engine: sa.Engine, table: sa.Table) -> sa.Insert:
 
 @contextmanager
 def prepare_databases() -> Iterator[None]:
-    """Around the opening of the Dagster instance: both databases answer, and one process at a time makes the tables.
+    """Open the Dagster instance within this block: both databases answer, and one process at a time creates tables.
 
     Raises:
-        DatabaseError: a database cannot be used, or (from the block) refused what was wanted.
+        DatabaseError: a database cannot be used, or a statement within the block failed.
     """
     if (name := find_store_variable()) == STORE_VARIABLE and get_store_url().startswith("postgres"):
         with _connect(STORE_VARIABLE, get_store_url()):
@@ -55,7 +56,7 @@ def prepare_databases() -> Iterator[None]:
         raise _make_driver_error(POSTGRES_VARIABLE)
     if not url.startswith("postgresql"):
         raise _make_malformed_error(POSTGRES_VARIABLE)
-    # On a lock in the database, since the processes may be on different machines. It ends with the transaction.
+    # The lock is in the database, since processes may run on different machines. It ends with the transaction.
     with _connect(POSTGRES_VARIABLE, url) as connection, connection.begin():
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(SETUP_LOCK_ID)))
         try:
@@ -90,34 +91,33 @@ def _parse_url(variable: str, url: str) -> sa.URL:
         raise _make_driver_error(variable) from None
     except (sa.exc.SQLAlchemyError, ValueError):
         raise _make_malformed_error(variable) from None
-    if parsed.host and "@" in parsed.host:  # the rest of a password, which would be shown as the host
+    if parsed.host and "@" in parsed.host:  # a part of a password that would be shown as the host
         raise _make_malformed_error(variable)
     return parsed
 
 
 def _make_malformed_error(variable: str) -> DatabaseError:
     return DatabaseError(
-        f"{variable} is not the URL of a database. It is {EXAMPLE_URL}, with special characters of the password "
-        f"written as "
-        "%40 for @, %2F for / and so on. Correct the variable, or unset it."
+        f"{variable} is not the URL of a database, such as {EXAMPLE_URL}. In a password, write %40 for @, %2F for / "
+        "and so on. Correct the variable, or unset it."
     )
 
 
 def _make_driver_error(variable: str) -> DatabaseError:
     return DatabaseError(
-        f"{variable} names a PostgreSQL database, and the packages for it are not installed. Run "
-        "`make setup-postgres`, or unset the variable."
+        f"{variable} names a PostgreSQL database, but its packages are not installed. Run `make setup-postgres`, or "
+        "unset the variable."
     )
 
 
 def _make_refused_error(variable: str, url: sa.URL, error: sa.exc.SQLAlchemyError) -> DatabaseError:
-    """What the server said, without the password, in one line: libpq's first names the cause."""
-    said = str(getattr(error, "orig", None) or error).strip()
-    said = " ".join(said.split("\nLINE ")[0].split())
+    """An error with the server's message in one line, without the password and the SQL text."""
+    message = str(getattr(error, "orig", None) or error).strip()
+    message = " ".join(message.split("\nLINE ")[0].split())
     if url.password:
-        said = said.replace(str(url.password), "***")
-    where = url.set(query={}).render_as_string(hide_password=True)
+        message = message.replace(str(url.password), "***")
+    address = url.set(query={}).render_as_string(hide_password=True)
     return DatabaseError(
-        f"The database of {variable} cannot be used: {where}: {said.rstrip('.')}. Start the server, "
-        "or correct the variable, or unset it."
+        f"The database of {variable} cannot be used: {address}: {message.rstrip('.')}. Start the server, "
+        "correct the variable, or unset it."
     )

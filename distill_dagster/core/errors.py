@@ -1,4 +1,4 @@
-"""Problems in the user's files: one message each, with file, line, field and remedy."""
+"""Errors that a user can fix. A problem in a file has a message, file, line, field and remedy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong in a file of a task folder.
+    """One mistake in a file of the user. `line` is 1-based, or None for the whole file.
 
-    `line` is 1-based, or None where the whole file is meant.
+    `message` says what is wrong, `remedy` what to do.
     """
 
     file: Path
@@ -32,7 +32,10 @@ class Problem:
 
 
 class DistillError(Exception):
-    """Anything that a user can mend; shown without a traceback. `checks` failed before the stage made anything."""
+    """An error that a user can fix, shown without a traceback.
+
+    `checks` are the results of checks that failed before a stage wrote anything.
+    """
 
     checks: tuple[CheckResult, ...] = ()
 
@@ -46,11 +49,11 @@ class InputError(DistillError):
 
 
 class TeacherError(DistillError):
-    """The teacher could not be asked, or too few of its answers were usable."""
+    """The teacher could not be asked, or too few of its answers are usable."""
 
 
 class TermsError(TeacherError):
-    """The terms of a teacher restrict training with its answers, and the task does not acknowledge that."""
+    """A provider's terms restrict training with its answers, and the task does not acknowledge them."""
 
     def __init__(self, message: str, checks: Sequence[CheckResult]) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Content hashes: canonical JSON in, sha256 out. Never a hash that a library may change."""
+"""Content hashes: sha256 of canonical JSON or of file bytes, the same in every version and on every machine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
-# Made once: json.dumps would make one for every call, which costs as much as encoding a row.
+# Created once: json.dumps would create an encoder per call, which takes as long as encoding a row.
 _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def to_canonical_json(value: Any) -> str:
-    """JSON with sorted keys, no white space and real Unicode: equal values give equal text."""
+    """JSON with sorted keys, without white space, and with Unicode as it is: equal values give equal text."""
     return encode_basestring(value) if type(value) is str else _ENCODER.encode(value)
 
 
@@ -23,7 +23,7 @@ def hash_content(value: Any) -> str:
 
 
 def hash_strings(*values: str) -> str:
-    """`content_hash` of a list of strings, in half the time."""
+    """`hash_content` of a list of strings, in half the time."""
     return hashlib.sha256(f"[{','.join(map(to_canonical_json, values))}]".encode()).hexdigest()
 
 
@@ -34,6 +34,6 @@ def hash_file(path: Path) -> str:
 
 
 def hash_folder(folder: Path, leave_out: tuple[str, ...] = ()) -> str:
-    """Hash of the names and bytes of all files below a folder, but for the names in `leave_out`."""
+    """Hash of the paths and bytes of all files in a folder and its subfolders, except names in `leave_out`."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in leave_out)
     return hash_content([[p.relative_to(folder).as_posix(), hash_file(p)] for p in files])

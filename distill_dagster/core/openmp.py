@@ -1,16 +1,19 @@
-"""How OpenMP's threads wait for each other: to be settled before llama.cpp or PyTorch load OpenMP."""
+"""Limit how long OpenMP threads spin while they wait. Must run before llama.cpp or PyTorch load OpenMP."""
 
 from __future__ import annotations
 
 import os
 
 SPIN_COUNT = "10000"
-"""Turns of the waiting loop before a thread sleeps. On two idle cores the embedded teacher needs 0.55, and training
-0.7, of the time that threads need which sleep at once. Beside another busy process threads that spin on (the library's
-own choice) need many times as long: so not longer."""
+"""Turns of the waiting loop before a thread sleeps. On two idle cores this takes 0.55 (embedded teacher) and 0.7
+(training) of the time of threads that sleep at once. Longer spinning, the library's default, is many times slower if
+another process is busy."""
 
 
 def limit_openmp_spin() -> None:
-    """Set what GNU OpenMP reads when it is loaded. What the user has set stays; other implementations sleep at once."""
+    """Set the variables that GNU OpenMP reads when it loads, unless the user has set them.
+
+    With other implementations threads sleep at once.
+    """
     if "GOMP_SPINCOUNT" not in os.environ and "OMP_WAIT_POLICY" not in os.environ:
         os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": SPIN_COUNT}

@@ -1,4 +1,4 @@
-"""Where things are: the project folder, the task folders, and everything generated."""
+"""Paths of the project folder, the task folders, and everything generated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Home:
     """The folders of one installation.
 
     `DISTILL_HOME` moves everything generated (lake, store, models, instance, reports) and the inbox; `DISTILL_TASKS`
-    moves the task folders. By default both lie below `data/` of the project.
+    moves the task folders. By default both are in the project's `data/`.
     """
 
     root: Path
@@ -22,6 +22,7 @@ class Home:
 
     @classmethod
     def from_env(cls) -> Home:
+        """The installation that the environment variables, or the defaults, describe."""
         root = Path(os.environ.get("DISTILL_HOME") or PROJECT_FOLDER / "data").expanduser().resolve()
         tasks = Path(os.environ.get("DISTILL_TASKS") or PROJECT_FOLDER / "data" / "tasks").expanduser().resolve()
         return cls(root=root, tasks=tasks)
@@ -44,12 +45,12 @@ class Home:
 
     @property
     def data_docs(self) -> Path:
-        """Great Expectations' site of each task: `data_docs/<task>/index.html`."""
+        """Great Expectations' Data Docs of each task: `data_docs/<task>/index.html`."""
         return self.root / "data_docs"
 
     @property
     def inbox(self) -> Path:
-        """Where new prompts are dropped: `inbox/<task>/*.jsonl`."""
+        """Files with new prompts: `inbox/<task>/*.jsonl`."""
         return self.root / "inbox"
 
     @property
@@ -63,7 +64,7 @@ class Home:
 
     @property
     def locks(self) -> Path:
-        """What keeps processes apart."""
+        """Lock files."""
         return self.root / "locks"
 
     @property

@@ -1,10 +1,10 @@
-"""Regular expressions of users, run by Rust's regex: on any text in linear time."""
+"""Regular expressions of users, run by Rust's regex, which takes linear time on any text."""
 
 from __future__ import annotations
 
 
 def find_pattern_problem(pattern: str) -> str | None:
-    """Why a text is not a regular expression of that engine (it has no look-around and no backreference), or None."""
+    """Return why Rust's regex does not accept a pattern, or None. It has no look-around and no backreference."""
     from polars import Series, String
     from polars.exceptions import ComputeError
 
@@ -18,7 +18,7 @@ def find_pattern_problem(pattern: str) -> str | None:
 
 
 def find_last_group(pattern: str, text: str, group: str) -> tuple[str, int] | None:
-    """What a named group holds in the last match, and the character at which that match begins; None without one."""
+    """The text of a named group in the last match, and the index at which that match begins; None without a match."""
     from polars import Series
 
     matches = Series([text]).str.extract_all(pattern)[0]

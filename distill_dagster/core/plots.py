@@ -1,7 +1,7 @@
 """Small plots as PNG bytes, for reports and for the Markdown metadata of assets.
 
-Figures are built as objects on the Agg canvas: no global state, so that threads and servers can draw at once. Colours
-are those of Okabe & Ito (2008), which stay apart for colour-blind readers.
+Figures are objects on the Agg canvas without global state, so threads can draw at the same time. The colours of Okabe
+and Ito (2008) are distinct for colour-blind readers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_BARS = 30
 
 
 def plot_counts(counts: Mapping[str, float], title: str, xlabel: str = "rows") -> bytes:
-    """Horizontal bars of counts or shares, in the order given. Past 30 bars the smallest are added up as "others"."""
+    """Horizontal bars of counts or shares, in the given order. Beyond 30 bars the smallest are summed as "others"."""
     shown = dict(counts)
     if len(shown) > _MAX_BARS:
         largest = sorted(shown, key=lambda name: -shown[name])[: _MAX_BARS - 1]
@@ -103,16 +103,17 @@ def plot_intervals(rows: Sequence[tuple[str, float, float, float]], title: str, 
 
 
 def to_data_uri(png: bytes) -> str:
+    """A PNG image as a `data:` URI."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def compute_css_width(png: bytes) -> int:
-    """Width in CSS pixels (96 to the inch) at which the text of a plot has the size it was made for."""
+    """The width in CSS pixels (96 per inch) at which the text of a plot has its designed size."""
     return round(int.from_bytes(png[16:20], "big") * 96 / _DPI)
 
 
 def to_markdown_image(png: bytes, alt: str = "plot") -> str:
-    """Markdown that shows the plot without a file. `alt` is cut down to what cannot end the Markdown construct."""
+    """Markdown that shows the plot without a file. Characters of `alt` that could end the Markdown are removed."""
     safe = "".join(c for c in alt if c.isalnum() or c in " ,.-_")
     return f"![{safe}]({to_data_uri(png)})"
 
@@ -134,7 +135,7 @@ def _make_axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
 
 
 def _escape_text(text: str, longest: int = 34) -> str:
-    """Text as it stands: a dollar sign would start mathematics, and an unbalanced formula would raise."""
+    """Text in one line of at most `longest` characters, with `$` escaped: matplotlib reads it as mathematics."""
     one_line = " ".join(text.split())
     cut = one_line if len(one_line) <= longest else one_line[: longest - 1] + "…"
     return cut.replace("$", r"\$")
@@ -147,11 +148,11 @@ def _render_png(figure: Figure) -> bytes:
 
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        # A label in a script the built-in font lacks shows as boxes; the tables beside the plot hold the text.
+        # Scripts that the built-in font lacks appear as boxes; the tables next to the plot contain the text.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         canvas.draw()
-    # A palette makes the file a third as large, and nobody sees the difference in flat colours. Of the quick ways to
-    # choose it this one keeps white as it is.
+    # A palette makes the file a third as large, without a visible difference in flat colours. This way to choose it
+    # is quick and keeps white as it is.
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     buffer = io.BytesIO()
     flat = pixels.quantize(_PALETTE, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)

@@ -1,4 +1,4 @@
-"""Which process something belongs to, and whether that process is gone."""
+"""Name processes across hosts and restarts, and tell whether one has ended."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import lru_cache
 import psutil
 
 HOST = platform.node()[:60]
+"""The name of this machine."""
 
 
 @lru_cache(maxsize=4)
@@ -17,17 +18,17 @@ def _format_process_name(pid: int) -> str:
 
 
 def get_process_name() -> str:
-    """This process: host, number and the second in which it began, since numbers come again."""
+    """The name of this process: host, process id and start time in seconds, since ids are used again."""
     return _format_process_name(os.getpid())
 
 
 def is_on_other_host(name: str) -> bool:
-    """Whether a process is one of another host, of which nothing can be seen from here."""
+    """Whether a process runs on another host, where its state is unknown."""
     return name.rsplit(":", 2)[0] != HOST
 
 
 def is_process_gone(name: str) -> bool:
-    """Whether a process of this host has ended; of one elsewhere it is not known, and not said."""
+    """Whether a process of this host has ended. Returns False for processes of other hosts: their state is unknown."""
     if is_on_other_host(name):
         return False
     _, pid, began = name.rsplit(":", 2)
@@ -39,7 +40,7 @@ def is_process_gone(name: str) -> bool:
 
 
 def is_process_alive(pid: int, started: float | None) -> bool:
-    """Whether the process that started a run at that time is still there, and not another one with its number."""
+    """Whether the process that started something at this time (epoch seconds) runs, and not another with its id."""
     try:
         process = psutil.Process(pid)
         later = started is not None and process.create_time() > started

@@ -1,4 +1,4 @@
-"""Progress of long work, told to whoever listens: the command line shows a bar, an asset writes to its log."""
+"""Report the progress of long work to a listener: the command line shows a bar, an asset writes to its log."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 ProgressListener = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done, and how much there is."""
+"""Called with the name of the work, the number of units done, and their total."""
 
 _listener: ProgressListener | None = None
 
 
-def report_progress(what: str, done: int, total: int) -> None:
+def report_progress(work: str, done: int, total: int) -> None:
+    """Tell the listener, if there is one, how much of the work is done."""
     if _listener is not None:
-        _listener(what, done, total)
+        _listener(work, done, total)
 
 
 @contextlib.contextmanager
 def listen_to_progress(listener: ProgressListener) -> Iterator[None]:
-    """Within this block progress of the whole process goes to `listener`."""
+    """Within this block `listener` receives the progress of the whole process, and no other listener does."""
     global _listener
     before, _listener = _listener, listener
     try:
@@ -29,13 +30,13 @@ def listen_to_progress(listener: ProgressListener) -> Iterator[None]:
 
 @contextlib.contextmanager
 def add_progress_listener(listener: ProgressListener) -> Iterator[None]:
-    """Within this block progress goes to `listener` and to whoever listened before."""
+    """Within this block `listener` receives progress too."""
     outer = _listener
 
-    def both(what: str, done: int, total: int) -> None:
-        listener(what, done, total)
+    def report_to_both(work: str, done: int, total: int) -> None:
+        listener(work, done, total)
         if outer is not None:
-            outer(what, done, total)
+            outer(work, done, total)
 
-    with listen_to_progress(both):
+    with listen_to_progress(report_to_both):
         yield

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 def normalize_text(text: str) -> str:
-    """The key of exact duplicates; `tables.normalized_expr` is the same as a query."""
+    """The key of exact duplicates: NFKC, lower case, white space folded.
+
+    `messages.normalized_expr` is the same in Polars.
+    """
     import unicodedata
 
     return " ".join(unicodedata.normalize("NFKC", text).lower().split())

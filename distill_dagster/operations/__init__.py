@@ -1,4 +1,4 @@
-"""What keeps a project running: alerts about failed runs, and the Data Docs site.
+"""What an operator reads: alerts about failed runs, and the Data Docs site.
 
-It reports on artifacts and never makes them.
+Code here reports on artifacts and never makes them. Connections to databases belong to `core`.
 """

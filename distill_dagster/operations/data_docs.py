@@ -1,45 +1,45 @@
-"""Great Expectations' Data Docs: a site with every table of a task, what was expected of it and what it is.
+"""Build Great Expectations' Data Docs: a site with every table of a task, its expectations and their results.
 
-The pages take their style and scripts from public hosts; without a network they are plain, and as true.
+The pages load style and scripts from public hosts. Without a network they are plain but complete.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
 
-from distill_dagster.core import progress
 from distill_dagster.core.files import get_temporary_path, swap_folder
+from distill_dagster.core.progress import report_progress
 from distill_dagster.tables.lake import Lake, format_artifact_name
 from distill_dagster.tables.validation import EXPECTATIONS, build_suite, select_expected_columns
 
-os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 _SITE_NAME = "data_docs"
 
 
 def build_data_docs(lake: Lake, task: str, tables: Iterable[tuple[str, str | None]], target: Path) -> int:
-    """Validate every table that there is, and write the site with the results; returns how many tables it shows.
+    """Validate every existing table and write the site. Returns the number of tables.
 
-    The site is written aside and swapped in. Nothing is written where there is no table.
+    The site is replaced as a whole. Without a table nothing is written.
 
     Args:
-        tables: stages and partitions; those without expectations, or that were never made, are left out.
-        target: the folder of the site; its page is `index.html`.
+        tables: stages and partitions. Those without expectations or without a table are skipped.
+        target: the folder of the site; its start page is `index.html`.
     """
     import great_expectations as gx
     from great_expectations.checkpoint import UpdateDataDocsAction
 
-    found = [(stage, key) for stage, key in tables if stage in EXPECTATIONS and lake.path(task, stage, key).is_file()]
-    if not found:
+    existing = [
+        (stage, key) for stage, key in tables if stage in EXPECTATIONS and lake.get_path(task, stage, key).is_file()
+    ]
+    if not existing:
         return 0
     temporary = get_temporary_path(target)
     shutil.rmtree(temporary, ignore_errors=True)
-    # The library warns of every context that keeps nothing, which is what is wanted here.
+    # The library warns that the context is not saved, which is intended.
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
@@ -50,19 +50,21 @@ def build_data_docs(lake: Lake, task: str, tables: Iterable[tuple[str, str | Non
     context.add_data_docs_site(_SITE_NAME, site | {"site_index_builder": {"class_name": "DefaultSiteIndexBuilder"}})
     source = context.data_sources.add_pandas(task)
     try:
-        for number, (stage, key) in enumerate(found):
+        for number, (stage, key) in enumerate(existing):
             name = format_artifact_name(stage, key)
-            progress.report_progress("validating tables", number, len(found))
+            report_progress("validating tables", number, len(existing))
             batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
             suite = context.suites.add(build_suite(name, EXPECTATIONS[stage]))
             definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
             actions = [UpdateDataDocsAction(name="docs", site_names=[_SITE_NAME])]
             checkpoint = gx.Checkpoint(name=name, validation_definitions=[definition], actions=actions)
-            rows = select_expected_columns(stage, pl.scan_parquet(lake.path(task, stage, key))).collect().to_pandas()
+            rows = (
+                select_expected_columns(stage, pl.scan_parquet(lake.get_path(task, stage, key))).collect().to_pandas()
+            )
             context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": rows})
         context.build_data_docs(site_names=[_SITE_NAME])
         target.parent.mkdir(parents=True, exist_ok=True)
         swap_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return len(found)
+    return len(existing)

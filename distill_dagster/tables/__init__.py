@@ -1,4 +1,5 @@
-"""Tables between stages: their schemas, data versions, validation, and the lake that stores them.
+"""Tables between stages: schemas, the type of a prompt's turns, data versions, validation, and the lake.
 
-Every table that a stage writes is declared in `schemas`. How a table is made belongs to the package that makes it.
+Every table that a stage writes is declared in `schemas` and stored through `lake`. Code that computes a table's rows
+belongs to the package of its subject.
 """

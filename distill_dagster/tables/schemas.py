@@ -6,9 +6,17 @@ or number of processes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
 from distill_dagster.core.errors import DistillError
+
+
+def _make_schema(columns: dict[str, Any]) -> pl.Schema:
+    """A schema from data types and their classes, a mixture that mypy accepts only as `Any`."""
+    return pl.Schema(columns)
+
 
 MESSAGES = pl.List(
     pl.Struct(
@@ -26,7 +34,7 @@ SOFT_LABELS = pl.List(pl.Struct({"label": pl.String, "prob": pl.Float64}))
 """A distribution over answers."""
 ID_LIST = pl.List(pl.String)
 
-PROMPTS = pl.Schema(
+PROMPTS = _make_schema(
     {
         "prompt_id": pl.String,
         "slice": pl.String,
@@ -42,7 +50,7 @@ PROMPTS = pl.Schema(
 )
 """One row per prompt. `tools` is for prompts with tools of their own, and part of their identity. The tools of a
 task of kind tool_call are in task.yaml and are the same for every prompt, so they are not repeated in each row."""
-COMPLETIONS = pl.Schema(
+COMPLETIONS = _make_schema(
     {
         "completion_id": pl.String,
         "prompt_id": pl.String,
@@ -111,7 +119,7 @@ SCORES = pl.Struct(
     }
 )
 """Scores of a candidate's texts. Only those that a filter of the task reads are computed; the others are null."""
-SCORED = pl.Schema(
+SCORED = _make_schema(
     {
         "prompt_id": pl.String,
         "slice": pl.String,
@@ -142,7 +150,7 @@ SCORED = pl.Schema(
     }
 )
 """One row per prompt: the candidate answer over all its completions. `agreement` and `confidence` are shares."""
-DATASET = pl.Schema(
+DATASET = _make_schema(
     {
         "prompt_id": pl.String,
         "slice": pl.String,

@@ -1,7 +1,7 @@
-"""`code_version` is kept by hand: a stage whose result on a fixed input changed must have a new one.
+"""`code_version` is set by hand: if a stage's result on a fixed input changes, its `code_version` must change.
 
-The hashes below are of fixed fixtures. When one changes on purpose, raise the stage's code_version in graph.py and
-write down the new pair; the old pairs may go.
+The hashes below are of fixed inputs. After an intended change, raise the stage's `code_version` in
+`pipeline/stage_table.py` and replace the pair below.
 """
 
 from __future__ import annotations
@@ -149,19 +149,19 @@ COMMITTED: dict[str, dict[str, str]] = {
     "teacher_prior": {"1": "23e63cb38a01f5dc270d0b8e5b0efbda8cd19a6162dbf6a5a2fe84e2e9612fdc"},
     "golden_completions": {"1": "4a9a081e4ef031fde2432806c788910a21f12ade1b2b0c40f5366ae1689bc5a6"},
     "teacher_completions": {"1": "4a9a081e4ef031fde2432806c788910a21f12ade1b2b0c40f5366ae1689bc5a6"},
-    # 2: of several teachers one without an answer agrees to none; here there is one teacher.
-    "scored_completions": {"2": "ec1bc26b55143ce74fb193af47b1844bf20a352981638da77487a28b11276056"},
-    # 3: without `dedup.near`, rows that are nearly the same are on one side of the split; here none are.
-    "filtered_dataset": {"3": "6a98bcea29a4f067f17635c2b352048c85c29296f3e6c4136693b9e44b919148"},
+    # 3: every column is part of the data version, also one without values.
+    "scored_completions": {"3": "d3fb940926ba0b8fd897a05dbc31d3a4190d0875f94fd352f92d4f4db4b10a06"},
+    # 4: likewise.
+    "filtered_dataset": {"4": "8acecfdec95f200f73aa3fa1368495f3d6327f85f5f66df0219fb8948fb6be99"},
 }
 
 
 @pytest.mark.parametrize("stage", FIXTURES)
 def test_a_changed_result_has_a_new_code_version(stage: str) -> None:
     version, found = STAGES[stage].code_version, FIXTURES[stage]()
-    assert version in COMMITTED[stage], f"write down the hash of {stage} {version}: {found}"
+    assert version in COMMITTED[stage], f"add the hash of {stage} {version}: {found}"
     assert found == COMMITTED[stage][version], (
-        f"the result changed: raise code_version of {stage} in graph.py ({found})"
+        f"the result changed: raise code_version of {stage} in stage_table.py ({found})"
     )
 
 

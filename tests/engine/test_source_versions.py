@@ -25,7 +25,7 @@ def versions(folder: TaskFolder) -> dict[str, str]:
     fresh = again(folder)
     keys: dict[str | None, Sequence[str | None]] = {
         None: [None],
-        "slice": fresh.slice_keys(),
+        "slice": fresh.list_slice_keys(),
         "student": list(fresh.task.students),
     }
     return {
@@ -155,7 +155,7 @@ def test_slices_that_are_named_like_labels(tmp_path: Path) -> None:
     for old, new in (("shop", "card_arrival"), ("web", "webshop")):
         (folder.path / "slices" / f"{old}.yaml").rename(folder.path / "slices" / f"{new}.yaml")
     assert has_slices_as_labels(folder)
-    assert [find_label_of_slice(folder, key) for key in folder.slice_keys()] == ["Card arrival", "web-shop"]
+    assert [find_label_of_slice(folder, key) for key in folder.list_slice_keys()] == ["Card arrival", "web-shop"]
 
 
 def test_the_parts_of_imagining_and_judging_have_versions_of_their_own(tmp_path: Path) -> None:
@@ -202,3 +202,15 @@ def test_a_threshold_counts_once_it_is_not_its_default(tmp_path: Path, name: str
     assert changed(folder, before) == set()
     change_task(folder, "curation", "filters", name, to=other)
     assert changed(folder, before) == {"curation_settings"}
+
+
+@pytest.mark.parametrize(("filters", "has_effect"), [({"pii": "mask"}, True), ({}, False)])
+def test_phone_regions_count_for_a_task_that_looks_for_personal_data(
+    tmp_path: Path, filters: dict[str, object], has_effect: bool
+) -> None:
+    folder = small_task(tmp_path, curation={"filters": filters})
+    names = ("score_settings", "curation_settings")
+    before = [compute_source_version(again(folder), name) for name in names]
+    change_task(folder, "inbox", "phone_regions", to=["JP"])
+    after = [compute_source_version(again(folder), name) for name in names]
+    assert [one != other for one, other in zip(before, after, strict=True)] == [has_effect, has_effect]

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from distill_dagster.config import BudgetSpec
+from distill_dagster.core import plots
+from distill_dagster.core.checks import CheckResult
 from distill_dagster.pipeline import retry_backoff
-from distill_dagster.pipeline.stage_table import STAGES
-from distill_dagster.pipeline.stages.context import StageContext, StageInputs
-from distill_dagster.tables.lake import ArtifactRecord
+from distill_dagster.pipeline.freshness import TaskState
+from distill_dagster.pipeline.stage_table import SOURCES, STAGES
+from distill_dagster.pipeline.stages import dataset, eval_report, gate, predictions, prompts, scores, students, teacher
+from distill_dagster.pipeline.stages.context import StageContext, StageInputs, StageResult
+from distill_dagster.student.types import Prediction, TrainingLog
+from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
 from distill_dagster.tables.schemas import PROMPTS
+from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.completions.usage import Usage
-from tests.support.task import env_of, small_task
+from tests.support.imagining import judged, judges
+from tests.support.imagining import teacher as teacher_answer
+from tests.support.provider import FakeProvider, Seen
+from tests.support.task import LABELS, env_of, small_task
 
 ASKING = [name for name, stage in STAGES.items() if stage.purpose is not None]
 
@@ -78,3 +89,137 @@ def test_every_stage_that_asks_notes_when_it_asks_again(
     assert (retry_backoff.explain_wait(record, BudgetSpec(usd=2.0), now) is None) is (stopped is not None)
     fixed = StageInputs(env, asset, partition).write_table(pl.DataFrame(schema=PROMPTS), [], 0, Usage())
     assert "missing" not in fixed.extra
+
+
+class NotingLake(Lake):
+    """A lake that notes each artifact that somebody looks at."""
+
+    seen: set[str] = set()  # noqa: RUF012 - the test replaces it before each stage
+
+    def read_record(self, task: str, asset: str, partition: str | None = None) -> ArtifactRecord | None:
+        self.seen.add(format_artifact_name(asset, partition))
+        return super().read_record(task, asset, partition)
+
+    def read(self, task: str, asset: str, partition: str | None, schema: pl.Schema) -> Any:
+        self.seen.add(format_artifact_name(asset, partition))
+        return super().read(task, asset, partition, schema)
+
+    def scan_good(self, task: str, asset: str, partition: str, schema: pl.Schema, folder: Path) -> Any:
+        self.seen.add(format_artifact_name(asset, partition))
+        return super().scan_good(task, asset, partition, schema, folder)
+
+    def get_folder(self, task: str, asset: str, partition: str) -> Path:
+        self.seen.add(format_artifact_name(asset, partition))
+        return super().get_folder(task, asset, partition)
+
+
+FILES = {
+    "golden": {"golden_set"},
+    "dev": {"golden_set"},
+    "examples": {"human_examples"},
+    "human": {"human_examples"},
+    "read_slice": {"slice_files"},
+    "list_slice_keys": {"slice_manifest"},
+    "read_templates": {"teacher_settings", "imagine_settings", "judge_settings"},
+}
+"""The sources that stand for the contents of a task folder; one of them has to be recorded."""
+
+
+class NotingFolder(TaskFolder):
+    """A task folder that notes which of its contents somebody reads."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in FILES:
+            vars(self).setdefault("seen", set()).add(name)
+        return super().__getattribute__(name)
+
+
+FRESHNESS = {"prompt_context", "teacher_prior", "teacher_gate", "seed_prompts", "teacher_completions", "slice_files"}
+ALSO_SEEN = {"filtered_dataset": FRESHNESS}
+"""The dataset lists why a slice gives its last good rows, which no row depends on."""
+
+
+class FakeStudent:
+    """Answers the first label."""
+
+    parameters = bytes = 1
+
+    def predict(self, texts: list[str], batch_size: int = 32) -> list[Prediction]:
+        return [Prediction("refund", {"refund": 0.5, "delivery": 0.3, "login": 0.2}, "refund") for _ in texts]
+
+
+def train_nothing(*args: Any) -> TrainingLog:
+    args[5].joinpath("adapter.bin").write_bytes(b"weights")
+    log = TrainingLog(losses=[(1, 1, 1.0), (2, 1, 0.5)], epochs=1, steps=2)
+    args[5].joinpath(students.TRAINING_LOG_FILE).write_text(json.dumps(log.to_dict()))
+    return log
+
+
+def answer_anything(seen: Seen) -> str:
+    if not judges(seen):
+        return teacher_answer(seen)
+    return json.dumps(judged(correct=5))
+
+
+MAKERS: dict[str, Callable[[StageContext, str | None], StageResult]] = {
+    "prompt_context": prompts.make_prompt_context,
+    "teacher_prior": teacher.make_teacher_prior,
+    "golden_completions": teacher.make_golden_completions,
+    "teacher_gate": gate.make_teacher_gate,
+    "seed_prompts": prompts.make_seed_prompts,
+    "teacher_completions": teacher.make_teacher_completions,
+    "scored_completions": scores.make_scored_completions,
+    "filtered_dataset": dataset.make_filtered_dataset,
+    "seed_only_adapter": students.make_seed_only_adapter,
+    "student_adapter": students.make_student_adapter,
+    "slice_label_adapter": students.make_slice_label_adapter,
+    "predictions": predictions.make_predictions,
+    "eval_report": eval_report.make_eval_report,
+}
+FEATURES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "imagine": {"imagine": {"per_request": 2}},
+    "judge": {"judge": {"model": "openai/judge", "rubric": [{"name": "correct", "description": "it fits"}]}},
+    "scores": {"curation": {"filters": {"echo": True}, "min_rows": 1, "min_slices": 1}},
+    "slice_labels": {},
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_every_stage_records_what_it_reads_and_reads_what_it_records(
+    tmp_path: Path, feature: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(students, "train_adapter", train_nothing)
+    monkeypatch.setattr(predictions, "load_predictor", lambda *_: FakeStudent())
+    monkeypatch.setattr(predictions, "build_centroid_predictor", lambda *_: FakeStudent())
+    for name in ("plot_counts", "plot_lines", "plot_intervals"):
+        monkeypatch.setattr(plots, name, lambda *_: b"")
+    for module in (prompts, teacher, scores, gate, dataset, predictions):
+        monkeypatch.setattr(module, "check_table", lambda *_: CheckResult("valid_table", True))
+    with FakeProvider(LABELS, answer=answer_anything) as provider:
+        asking = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "max_retries": 0}
+        changes = {"curation": {"min_rows": 1, "validation_share": 0}} | FEATURES[feature]
+        folder = small_task(tmp_path, teacher=asking, **changes)
+        if feature == "slice_labels":
+            for old, new in (("shop", "refund"), ("web", "login")):
+                (folder.path / "slices" / f"{old}.yaml").rename(folder.path / "slices" / f"{new}.yaml")
+        if feature == "imagine":
+            path = folder.path / "slices" / "shop.yaml"
+            path.write_text(path.read_text() + "target: 5\n")
+        noting = NotingFolder(folder.path, tmp_path / "accepted", folder.find_problems)
+        lake = NotingLake(tmp_path / "home" / "lake", tmp_path / "home" / "reports")
+        env = replace(env_of(folder, tmp_path / "home"), lake=lake)
+        plan = TaskState(folder, lake)
+        for stage in plan.stages.values():
+            for partition in plan.partitions(stage):
+                fresh = NotingFolder(noting.path, noting.accepted, noting.find_problems)
+                lake.seen = set()
+                record = MAKERS[stage.name](replace(env, folder=fresh), partition).record
+                inputs = {name.partition("[")[0] for name in record.inputs}
+                known = {*inputs, stage.name, *ALSO_SEEN.get(stage.name, ())}
+                artifacts = {name for name in lake.seen if name not in SOURCES}
+                assert {name for name in artifacts if name.partition("[")[0] not in known} == set(), stage.name
+                files = vars(fresh).get("seen", set())
+                assert {name for name in files if not FILES[name] & known} == set(), stage.name
+        assert {s.name: s.why for s in TaskState(folder, lake).all() if s.state != "fresh"} == {}
+        env.store.close()

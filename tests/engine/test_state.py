@@ -39,7 +39,7 @@ class Made:
         self.lake.write(self.folder.name, PROMPT_CONTEXT.to_frame(), record)
 
     def remove(self, asset: str, partition: str | None = None) -> None:
-        self.lake.path(self.folder.name, asset, partition).unlink()
+        self.lake.get_path(self.folder.name, asset, partition).unlink()
 
     def not_fresh(self) -> dict[str, tuple[str, ...]]:
         return {s.name: s.why for s in self.now().all() if s.state != "fresh"}
@@ -179,6 +179,6 @@ def test_every_upstream_is_a_source_or_an_earlier_stage() -> None:
 
 def test_a_file_without_a_record_is_not_taken_for_an_artifact(tmp_path: Path) -> None:
     lake = Lake(tmp_path / "lake", tmp_path / "reports")
-    path = lake.path("task", "prompt_context").with_name(f".{format_artifact_name('prompt_context')}.parquet.writing-1")
+    path = lake.get_path("task", "prompt_context").with_name(f".{format_artifact_name('prompt_context')}.parquet.writing-1")
     write_parquet(PROMPT_CONTEXT.to_frame(), path, {})
-    assert lake.record("task", "prompt_context") is None
+    assert lake.read_record("task", "prompt_context") is None

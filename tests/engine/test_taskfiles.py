@@ -156,7 +156,7 @@ def test_warnings_do_not_stop_anything(tmp_path: Path) -> None:
     assert _warning(problems, "row new has the text of golden.jsonl row g-delivery").file.name == "dev.jsonl"
     assert "contaminated" in golden.remedy
     assert _warning(problems, "dev.jsonl row d-login-0").file.name == "shop.yaml"
-    repeated = _warning(problems, "stands 2 times")
+    repeated = _warning(problems, "2 times")
     assert repeated.file.name == "web.yaml"
     assert "duplicate" in repeated.remedy
     assert _warning(problems, "row new has the text of golden.jsonl row g-login-0").file.name == "examples.jsonl"

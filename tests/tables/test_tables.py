@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_dagster.core.hashing import to_canonical_json
-from distill_dagster.prompts.seeds import compute_prompt_id
 from distill_dagster.tables import data_versions, schemas
 from distill_dagster.tables.data_versions import VOLATILE_COLUMNS, compute_data_version
-from distill_dagster.tables.messages import get_user_text, make_user_message, normalized_expr, user_text_expr
 from distill_dagster.tables.parquet import write_parquet
-from distill_dagster.tables.schemas import COMPLETIONS, PROMPTS, build_frame, conform_to_schema
-from distill_dagster.tasks import normalize_text
+from distill_dagster.tables.schemas import COMPLETIONS, build_frame, conform_to_schema
 
 
 def completion(n: int, **changes: Any) -> dict[str, Any]:
@@ -130,41 +126,3 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
     for name, rows in (("a", ROWS), ("b", ROWS[::-1])):
         write_parquet(frame(rows), tmp_path / name, {"k": "v"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_the_query_and_the_function_fold_every_character_alike() -> None:
-    """`normalize` builds the keys of golden and dev, `normalized_expr` those they are compared with."""
-    known = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Cs")]
-    texts = [f"A {c} b{c}" for c in known]
-    folded = pl.DataFrame({"text": texts}).select(normalized_expr(pl.col("text")))["text"].to_list()
-    assert [(c, a) for c, t, a in zip(known, texts, folded, strict=True) if a != normalize_text(t)] == []
-
-
-@given(st.text(), st.text(alphabet=" \t\n\u3000\u00a0\x1f", min_size=1))
-def test_folding_a_text_ignores_the_white_space_around_and_within(text: str, space: str) -> None:
-    folded = pl.DataFrame({"t": [space + text.replace(" ", space) + space]}).select(normalized_expr(pl.col("t")))
-    assert folded["t"].to_list() == [normalize_text(text)]
-
-
-def test_user_text_reads_the_user_turns_alone() -> None:
-    turns: list[dict[str, str | None]] = []
-    for role, content in (("system", "rules"), ("user", "first"), ("assistant", "answer"), ("user", "second")):
-        turns.append({"role": role, "content": content, "tool_calls": None, "tool_call_id": None, "name": None})
-    rows = [dict.fromkeys(PROMPTS) | {"prompt_id": "p", "messages": turns}]
-    prompts = build_frame(rows, PROMPTS, ("prompt_id",))
-    assert get_user_text(turns) == "first\nsecond"
-    assert prompts.select(user_text_expr()).item() == "first\nsecond"
-
-
-def test_a_prompt_id_reads_messages_and_tools_alone() -> None:
-    assert compute_prompt_id(make_user_message("a")) == compute_prompt_id(make_user_message("a"))
-    assert (
-        len(
-            {
-                compute_prompt_id(make_user_message("a")),
-                compute_prompt_id(make_user_message("b")),
-                compute_prompt_id(make_user_message("a"), "[]"),
-            }
-        )
-        == 3
-    )

@@ -1,4 +1,4 @@
-"""The lake: records travel with what they describe, and a crash leaves the old artifact or the new one."""
+"""The lake: a record is stored with its artifact, and a crash leaves the old artifact or the new one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_table_and_record_come_back(lake: Lake, partition: str | None) -> None:
     assert compute_data_version(read) == found.data_version
 
 
-def test_what_was_never_made_is_named(lake: Lake) -> None:
+def test_a_missing_artifact_is_named_with_the_command_that_makes_it(lake: Lake) -> None:
     assert lake.read_record("task", "seed_prompts", "shop") is None
     with pytest.raises(DistillError, match=r"task/seed_prompts\[shop\] has not been materialized.*distill run task"):
         lake.read("task", "seed_prompts", "shop", PROMPT_CONTEXT)
@@ -60,7 +60,7 @@ def test_reports_have_a_folder_of_their_own(lake: Lake) -> None:
     assert lake.get_folder("task", "student_adapter", "tiny") == lake.root / "task" / "student_adapter" / "tiny"
 
 
-def test_what_is_scanned_stays_what_it_was(lake: Lake, tmp_path: Path) -> None:
+def test_a_scanned_table_stays_the_same_version(lake: Lake, tmp_path: Path) -> None:
     assert lake.scan_good("task", "prompt_context", "shop", PROMPT_CONTEXT, tmp_path) is None
     first = record(context("a"), "shop")
     lake.write("task", context("a"), first)
@@ -123,7 +123,7 @@ def test_a_swap_that_fails_puts_the_old_folder_back(lake: Lake, monkeypatch: pyt
     assert (folder / "weights").read_text() == "old"
 
 
-def test_left_overs_of_a_killed_process_are_cleared_or_ignored(lake: Lake) -> None:
+def test_leftovers_of_a_killed_process_are_removed_or_ignored(lake: Lake) -> None:
     folder = lake.get_folder("task", "student_adapter", "tiny")
     left = get_temporary_path(folder)
     left.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Great Expectations is given the rows that may fail: what it says is what it says of the whole table."""
+"""Great Expectations sees only the rows that may fail; its result is that of the whole table."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ ROW = st.fixed_dictionaries(
 @given(
     st.lists(ROW, min_size=1, max_size=9), st.sampled_from(["filtered_dataset", "teacher_completions", "seed_prompts"])
 )
-def test_of_the_rows_that_may_fail_it_says_the_same(rows: list[dict[str, Any]], stage: str) -> None:
+def test_the_rows_that_may_fail_give_the_result_of_the_whole_table(rows: list[dict[str, Any]], stage: str) -> None:
     types = {name: DATASET.get(name, pl.String) for name in rows[0]} | {
         "sample_index": pl.Int64,
         "prompt_tokens": pl.Int64,
     }
     frame = pl.DataFrame(rows, schema=types)
-    said = validate_table(
+    whole = validate_table(
         stage, select_expected_columns(stage, frame).collect().to_pandas(), EXPECTATIONS[stage], "prompt_id"
     )
-    failed = {what: why for what, why in said.items() if why is not None}
+    failed = {name: reason for name, reason in whole.items() if reason is not None}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation, "ALWAYS_CHECKED_ROWS", 1)
-        found = check_table(stage, frame.lazy())
-    assert found.details == failed | {"expectations": len(said), "rows": len(rows)}
-    assert found.passed == (not failed)
+        result = check_table(stage, frame.lazy())
+    assert result.details == failed | {"expectations": len(whole), "rows": len(rows)}
+    assert result.passed == (not failed)

@@ -1,4 +1,4 @@
-"""Where the databases are: by which variable, with which driver, and without a password where none belongs."""
+"""URLs of the databases: the variables that set them, their driver, and messages without the password."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ WITH_DRIVER = URL.replace("postgresql:", "postgresql+psycopg2:")
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """A home of the test's own, and none of the variables."""
+    """A home for the test, with none of the variables set."""
     for name in (POSTGRES_VARIABLE, STORE_VARIABLE, "DAGSTER_HOME"):
-        monkeypatch.setenv(name, "")  # so that the test's own changes are taken back too
+        monkeypatch.setenv(name, "")  # so that monkeypatch undoes changes of the test
         monkeypatch.delenv(name)
     monkeypatch.setenv("DISTILL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DISTILL_TASKS", str(tmp_path / "tasks"))
@@ -52,11 +52,11 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
         ("", ""),
     ],
 )
-def test_the_installed_driver_is_named_where_none_is(given: str, used: str) -> None:
+def test_the_installed_driver_is_added_to_a_url_without_one(given: str, used: str) -> None:
     assert database_urls.add_driver(given) == used
 
 
-def test_one_variable_moves_both_and_the_store_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_variable_moves_both_databases_and_another_the_store_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (database_urls.get_postgres_url(), database_urls.get_store_url()) == ("", "")
     monkeypatch.setenv(POSTGRES_VARIABLE, URL)
     assert (database_urls.get_postgres_url(), database_urls.get_store_url()) == (WITH_DRIVER, WITH_DRIVER)
@@ -66,7 +66,7 @@ def test_one_variable_moves_both_and_the_store_has_its_own(monkeypatch: pytest.M
     assert (database_urls.get_postgres_url(), database_urls.find_store_variable()) == ("", STORE_VARIABLE)
 
 
-def test_the_instances_file_names_the_variable_and_goes_back(
+def test_the_instance_file_names_the_variable_and_is_restored_without_it(
     surroundings: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied, template = surroundings.instance / "dagster.yaml", (PROJECT_FOLDER / "dagster.yaml").read_text()
@@ -84,7 +84,7 @@ def test_the_instances_file_names_the_variable_and_goes_back(
     assert [path.name for path in surroundings.instance.iterdir()] == ["dagster.yaml"]
 
 
-def test_an_instance_of_the_users_own_is_left_alone(
+def test_the_users_own_instance_is_not_changed(
     surroundings: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
@@ -107,14 +107,14 @@ def test_env_sets_the_driver_without_printing_the_password(
     assert done.stdout == database_urls.add_driver(given) + "\n"
 
 
-def test_env_says_nothing_of_databases_where_no_variable_is_set() -> None:
+def test_env_prints_no_database_if_no_variable_is_set() -> None:
     printed = CliRunner().invoke(app, ["env"], catch_exceptions=False).stdout
     assert POSTGRES_VARIABLE not in printed
     assert STORE_VARIABLE not in printed
 
 
 @pytest.mark.parametrize("name", [POSTGRES_VARIABLE, STORE_VARIABLE])
-def test_what_the_ui_shows_of_the_store_is_the_variables_name(
+def test_the_ui_shows_the_name_of_the_variable_not_its_value(
     name: str, surroundings: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, URL)
@@ -159,8 +159,8 @@ def test_a_missing_driver_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPat
         assert PASSWORD not in said.output
 
 
-def test_the_projects_dagster_yaml_is_accepted_and_means_what_it_says(tmp_path: Path) -> None:
-    """A key that Dagster does not know is an error there: loading it is the check of every section."""
+def test_dagster_accepts_every_section_of_dagster_yaml(tmp_path: Path) -> None:
+    """Loading the file checks every section: an unknown key is an error."""
     shutil.copy(PROJECT_FOLDER / "dagster.yaml", tmp_path)
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert not instance.telemetry_enabled
