@@ -88,5 +88,5 @@ def run_task(root: Path, tasks: Path, task: str, students: list[str]) -> tuple[A
         outcome = orchestration.Runner(home, folder, instance, build_definitions(home)).run(None, students, tell)
     if outcome.failed:
         raise SystemExit(f"failed: {outcome.failed}")
-    metrics = {s: json.loads((home.report_folder(task, s) / "metrics.json").read_text()) for s in students}
+    metrics = {s: json.loads((home.get_report_folder(task, s) / "metrics.json").read_text()) for s in students}
     return outcome, metrics

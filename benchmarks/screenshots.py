@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PROJECT_FOLDER / "docs")
     arguments = parser.parse_args()
     home, task, student = Home.from_env(), arguments.task, arguments.student
-    html = home.report_folder(task, student) / "report.html"
+    html = home.get_report_folder(task, student) / "report.html"
     if not html.exists():
         raise SystemExit(f"{html} is not there. Run `make demo` first.")
     arguments.out.mkdir(parents=True, exist_ok=True)

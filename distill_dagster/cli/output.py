@@ -76,7 +76,7 @@ def print_failures(outcome: RunSummary) -> None:
 
 def print_report(home: Home, folder: TaskFolder, student: str) -> bool:
     """Print the result table of one student and the path of its report. Returns False if there is no report."""
-    path = home.report_folder(folder.name, student) / "metrics.json"
+    path = home.get_report_folder(folder.name, student) / "metrics.json"
     if not path.exists():
         return False
     metrics = json.loads(path.read_text())

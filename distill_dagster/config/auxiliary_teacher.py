@@ -17,7 +17,7 @@ class AuxiliaryTeacherSpec(ConfigModel):
     model: str
     api: Literal["chat", "text"] = "chat"
     api_base: str | None = None
-    api_key_env: str | None = Field(default=None, description="name of the environment variable that holds the key")
+    api_key_env: str | None = Field(default=None, description="name of the environment variable with the key")
     revision: str | None = None
     response_format: Literal["auto", "json_schema", "prompt"] = Field(
         default="auto",

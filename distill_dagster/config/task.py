@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from distill_dagster.config.answers import (
@@ -86,7 +86,7 @@ class Task(ConfigModel):
         if not isinstance(value, dict):
             return value
         filled = dict(value)
-        kind, reasoning = filled.get("kind"), filled.get("reasoning") is True
+        kind, reasoning = filled.get("kind"), _is_true(filled.get("reasoning", False))
         if filled.get("instructions") is None:
             filled["instructions"] = DEFAULT_INSTRUCTIONS.get(str(kind), "-")
         if kind == "nli" and not filled.get("labels"):
@@ -158,6 +158,7 @@ class Task(ConfigModel):
 
     @property
     def label_names(self) -> list[str]:
+        """The names of the labels in their order; none for kinds without labels."""
         return [label.name for label in self.labels]
 
     @property
@@ -167,6 +168,7 @@ class Task(ConfigModel):
 
     @property
     def has_labels(self) -> bool:
+        """Whether an answer is one of the task's labels."""
         return self.kind in LABEL_KINDS
 
     @property
@@ -232,6 +234,14 @@ class Task(ConfigModel):
     def _dump_prompt_settings(self) -> dict[str, Any]:
         """The settings that a prompt is rendered with, apart from its template and examples."""
         return self.dump_answer_settings() | {"instructions": self.instructions, "item": self.item}
+
+
+def _is_true(value: Any) -> bool:
+    """Whether pydantic reads a value as true; a malformed one is reported with its field."""
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        return False
 
 
 def _try_check(

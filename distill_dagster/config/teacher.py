@@ -57,7 +57,7 @@ class TeacherSpec(ConfigModel):
         default="chat", description="chat completions, or plain text completions for base models"
     )
     api_base: str | None = None
-    api_key_env: str | None = Field(default=None, description="name of the environment variable that holds the key")
+    api_key_env: str | None = Field(default=None, description="name of the environment variable with the key")
     revision: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     samples: Annotated[int, Field(ge=1, le=64)] = Field(

@@ -29,18 +29,22 @@ class Home:
 
     @property
     def lake(self) -> Path:
+        """Tables and adapters of every task."""
         return self.root / "lake"
 
     @property
     def store(self) -> Path:
+        """The completion store, unless a variable moves it to another database."""
         return self.root / "store"
 
     @property
     def models(self) -> Path:
+        """Converted and downloaded models."""
         return self.root / "models"
 
     @property
     def reports(self) -> Path:
+        """Reports: `reports/<task>/<student>/`."""
         return self.root / "reports"
 
     @property
@@ -60,6 +64,7 @@ class Home:
 
     @property
     def alerts(self) -> Path:
+        """Files about failed runs."""
         return self.root / "alerts"
 
     @property
@@ -69,7 +74,9 @@ class Home:
 
     @property
     def instance(self) -> Path:
+        """Dagster's instance."""
         return self.root / "instance"
 
-    def report_folder(self, task: str, student: str) -> Path:
+    def get_report_folder(self, task: str, student: str) -> Path:
+        """The folder of one student's report."""
         return self.reports / task / student

@@ -33,7 +33,7 @@ class ArtifactRecord:
     """What an artifact is, and what it was made from.
 
     `inputs` maps the name of each upstream artifact (see `format_artifact_name`) to the data version that was read.
-    `missing_rows` counts prompts without an answer. `extra` holds figures of the stage.
+    `missing_rows` counts prompts without an answer. `extra` contains the figures of the stage.
     """
 
     asset: str

@@ -139,12 +139,12 @@ def test_a_malformed_url_is_refused_without_the_password(
     name: str, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, given)
-    said = CliRunner().invoke(app, ["ui"], catch_exceptions=False)
-    assert said.exit_code == 1
-    assert name in said.stderr
-    assert "%40 for @" in said.stderr or "make setup-postgres" in said.stderr
-    assert PASSWORD not in said.output
-    assert "more@" not in said.output
+    result = CliRunner().invoke(app, ["ui"], catch_exceptions=False)
+    assert result.exit_code == 1
+    assert name in result.stderr
+    assert "%40 for @" in result.stderr or "make setup-postgres" in said.stderr
+    assert PASSWORD not in result.output
+    assert "more@" not in result.output
 
 
 def test_a_missing_driver_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,11 +152,11 @@ def test_a_missing_driver_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "dagster_postgres", None)
     for name in (POSTGRES_VARIABLE, STORE_VARIABLE):
         with mock.patch.dict(os.environ, {name: URL}):
-            said = CliRunner().invoke(app, ["ui"], catch_exceptions=False)
-        assert said.exit_code == 1
-        assert f"{name} names a PostgreSQL database" in said.stderr
-        assert "make setup-postgres" in said.stderr
-        assert PASSWORD not in said.output
+            result = CliRunner().invoke(app, ["ui"], catch_exceptions=False)
+        assert result.exit_code == 1
+        assert f"{name} names a PostgreSQL database" in result.stderr
+        assert "make setup-postgres" in result.stderr
+        assert PASSWORD not in result.output
 
 
 def test_dagster_accepts_every_section_of_dagster_yaml(tmp_path: Path) -> None:
