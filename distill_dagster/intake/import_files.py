@@ -330,46 +330,45 @@ def _build_summary(
 
 def _find_text(record: SourceRecord, options: ImportOptions, problems: list[Problem]) -> str | None:
     """The text of a prompt: in the named field, else where records of other programs usually have it."""
-    if options.text_field:
-        found = get_by_path(record.value, options.text_field)
-    else:
-        value = record.value if isinstance(record.value, dict) else {}
-        found = next(
-            (value[name] for name in _TEXT_FIELDS if isinstance(value.get(name), str)),
-            find_last_user_turn(record.value),
-        )
     name = options.text_field or "text"
-    if found is None:
-        has = ", ".join(list(record.value)[:12]) if isinstance(record.value, dict) else "no fields"
-        remedy = f"Name its field with --text-field. The record has: {has}."
+    text = get_by_path(record.value, options.text_field) if options.text_field else _find_usual_text(record.value)
+    if text is None:
+        names = ", ".join(list(record.value)[:12]) if isinstance(record.value, dict) else "no fields"
+        remedy = f"Name its field with --text-field. The record has: {names}."
         problems.append(record.make_problem("the text is missing.", remedy, name))
-    elif not isinstance(found, str):
+    elif not isinstance(text, str):
         remedy = "Name another field with --text-field."
         problems.append(record.make_problem("the text field is not a string.", remedy, name))
-    elif not found.strip():
+    elif not text.strip():
         problems.append(record.make_problem("the text is empty.", "Write it, or remove the record.", name))
     else:
-        return found
+        return text
     return None
+
+
+def _find_usual_text(value: Any) -> str | None:
+    fields = value if isinstance(value, dict) else {}
+    named = (fields[name] for name in _TEXT_FIELDS if isinstance(fields.get(name), str))
+    return next(named, find_last_user_turn(value))
 
 
 def _find_slice(record: SourceRecord, options: ImportOptions, problems: list[Problem]) -> str | None:
     """The slice that a record names, or else that of the command, if there is one."""
     if options.slice_field is None:
         return options.slice
-    found = get_by_path(record.value, options.slice_field)
-    if found is None or found == "":
+    key = get_by_path(record.value, options.slice_field)
+    if key is None or key == "":
         return None
-    if isinstance(found, str) and SLICE_KEY_PATTERN.fullmatch(found):
-        return found
-    remedy = f"A slice matches {SLICE_KEY_PATTERN.pattern}."
-    problems.append(record.make_problem(f"{str(found)[:60]!r} cannot be a slice.", remedy, options.slice_field))
+    if isinstance(key, str) and SLICE_KEY_PATTERN.fullmatch(key):
+        return key
+    remedy = f"Use a name that matches {SLICE_KEY_PATTERN.pattern}."
+    problems.append(record.make_problem(f"{str(key)[:60]!r} cannot be a slice.", remedy, options.slice_field))
     return None
 
 
 def _find_id(record: SourceRecord, options: ImportOptions) -> str | None:
-    found = get_by_path(record.value, options.id_field or "id")
-    return str(found) if isinstance(found, str | int) and not isinstance(found, bool) and str(found) else None
+    id_ = get_by_path(record.value, options.id_field or "id")
+    return str(id_) if isinstance(id_, str | int) and not isinstance(id_, bool) and str(id_) else None
 
 
 def _make_id(record: SourceRecord, text: str) -> str:

@@ -1,4 +1,4 @@
-"""All that is wrong in a task folder, found without running anything."""
+"""Check a whole task folder for `distill check`, without running anything."""
 
 from __future__ import annotations
 
@@ -26,61 +26,23 @@ from distill_dagster.tasks.reading import (
 )
 from distill_dagster.tasks.rows import LabelledRow
 from distill_dagster.tasks.yaml_files import find_line, read_yaml
-from distill_dagster.teacher.providers.replay import recorded_version
+from distill_dagster.teacher.providers.replay import compute_recorded_version
 from distill_dagster.teacher.providers.terms import check_terms
 
 
 def check_task_folder(folder: TaskFolder) -> list[Problem]:
-    """Everything that is wrong in a task folder, errors and warnings, without running anything."""
+    """All problems in a task folder, errors and warnings. Nothing is run and no teacher is asked."""
     result = read_task(folder.path)
     if result.value is None:
         return result.problems
     task, path = result.value, folder.path / TASK_FILE
     problems = [*result.problems, *find_filter_problems(path, task), *_find_terms_problems(path, task)]
-    texts: dict[str, list[tuple[Path, int | None, str]]] = {}
-    files = list_slice_files(folder.path)
-    if (folder.path / "slices").is_symlink():
-        problems.append(make_symlink_problem(folder.path / "slices"))
-    elif not files:
-        remedy = "Add slices/<slice>.yaml with a description and seeds."
-        problems.append(Problem(folder.path / "slices", "the task has no slice.", remedy))
-    lower: dict[str, Path] = {}
-    for file in files:
-        if problem := check_slice_file(folder.path, file):
-            problems.append(problem)
-            continue
-        if twin := lower.get(file.stem.casefold()):
-            problems.append(Problem(file, f"differs from {twin.name} in case alone.", "Rename one."))
-        lower[file.stem.casefold()] = file
-        slice_ = read_slice(file, task)
-        problems += slice_.problems
-        for seed in slice_.value.seeds if slice_.value and not slice_.problems else []:
-            texts.setdefault(normalize_text(seed.text), []).append((file, None, "seed"))
-    problems += [*find_accepted_problems(folder.accepted), *find_imagined_problems(folder.accepted)]
-    held_out: dict[str, str] = {}
-    rows_of: dict[str, list[LabelledRow]] = {}
-    for name in (GOLDEN_FILE, DEV_FILE, EXAMPLES_FILE, HUMAN_FILE):
-        if name == HUMAN_FILE and not (folder.path / HUMAN_FILE).exists():
-            continue
-        rows = read_rows(folder.path / name, task, labelled=True)
-        problems += rows.problems
-        rows_of[name] = rows.value or []
-        for row in rows_of[name]:
-            twin_row = held_out.get(normalize_text(row.text))
-            if name in (GOLDEN_FILE, DEV_FILE):
-                held_out.setdefault(normalize_text(row.text), f"{name} row {row.id}")
-            if twin_row is not None and not twin_row.startswith(name):  # one file may well hold the same twice
-                message = f"row {row.id} has the text of {twin_row}."
-                remedy = "It will not be used as an example; better remove it here."
-                if name == DEV_FILE:
-                    remedy = "Choices made on dev would be made on golden too; remove it here."
-                problems.append(Problem(folder.path / name, message, remedy, severity="warning"))
-    if not any(p.file == folder.path / EXAMPLES_FILE and p.severity == "error" for p in problems):
-        # Counting what is left of a file with broken lines would only name the same mistake again.
-        problems += check_examples(folder.path, task, rows_of.get(EXAMPLES_FILE, []))
-    problems += _find_repeated_seeds(texts, held_out)
+    slice_problems, seeds = _check_slices(folder.path, task)
+    problems += [*slice_problems, *find_accepted_problems(folder.accepted), *find_imagined_problems(folder.accepted)]
+    row_problems, held_out = _check_rows(folder.path, task)
+    problems += [*row_problems, *_find_repeated_seeds(seeds, held_out)]
     try:
-        recorded_version(folder)
+        compute_recorded_version(folder)
         for name, text in folder.read_templates().items():
             problems += _find_template_problems(folder.path / "templates" / f"{name}.j2", text, task)
     except InputError as error:
@@ -89,13 +51,13 @@ def check_task_folder(folder: TaskFolder) -> list[Problem]:
 
 
 def _find_terms_problems(path: Path, task: Task) -> list[Problem]:
-    """An error where the teacher's terms restrict training and nobody said so, a warning where they are not known."""
+    """An error if a teacher's terms restrict training and the task does not acknowledge it; a warning if unknown."""
     several: list[tuple[str, ...]] = [("teachers", name) for name in task.teachers]
     problems = []
     for place, spec in zip(several or [("teacher",)], task.teacher_specs, strict=True):
         failed = [check for check in check_terms(spec) if not check.passed]
-        at = (*place, "terms" if "terms" in spec.model_fields_set else "model")
-        line = find_line(read_yaml(path, [])[1], at) if failed else None
+        location = (*place, "terms" if "terms" in spec.model_fields_set else "model")
+        line = find_line(read_yaml(path, [])[1], location) if failed else None
         field = ".".join([*place, "terms"])
         problems += [
             Problem(path, check.details["terms"], check.details["remedy"], line, field, check.severity)
@@ -104,18 +66,70 @@ def _find_terms_problems(path: Path, task: Task) -> list[Problem]:
     return problems
 
 
-def _find_repeated_seeds(
-    texts: dict[str, list[tuple[Path, int | None, str]]], held_out: dict[str, str]
-) -> list[Problem]:
+def _check_slices(path: Path, task: Task) -> tuple[list[Problem], dict[str, list[Path]]]:
+    """The problems in all slice files, and the files of each seed by its normalized text."""
+    problems: list[Problem] = []
+    seeds: dict[str, list[Path]] = {}
+    files = list_slice_files(path)
+    if (path / "slices").is_symlink():
+        problems.append(make_symlink_problem(path / "slices"))
+    elif not files:
+        remedy = "Add slices/<slice>.yaml with a description and seeds."
+        problems.append(Problem(path / "slices", "the task has no slice.", remedy))
+    names: dict[str, str] = {}
+    for file in files:
+        if problem := check_slice_file(path, file):
+            problems.append(problem)
+            continue
+        if twin := names.get(file.stem.casefold()):
+            problems.append(Problem(file, f"differs from {twin} only in case.", "Rename one of them."))
+        names[file.stem.casefold()] = file.name
+        result = read_slice(file, task)
+        problems += result.problems
+        for seed in result.value.seeds if result.value and not result.problems else []:
+            seeds.setdefault(normalize_text(seed.text), []).append(file)
+    return problems, seeds
+
+
+def _check_rows(path: Path, task: Task) -> tuple[list[Problem], dict[str, str]]:
+    """The problems in all JSONL files, and the row of each golden or dev text by the normalized text."""
+    problems: list[Problem] = []
+    held_out: dict[str, str] = {}
+    examples: list[LabelledRow] = []
+    for name in (GOLDEN_FILE, DEV_FILE, EXAMPLES_FILE, HUMAN_FILE):
+        if name == HUMAN_FILE and not (path / HUMAN_FILE).exists():
+            continue
+        result = read_rows(path / name, task, labelled=True)
+        problems += result.problems
+        rows = result.value or []
+        if name == EXAMPLES_FILE:
+            examples = rows
+        for row in rows:
+            key = normalize_text(row.text)
+            twin = held_out.get(key)
+            if name in (GOLDEN_FILE, DEV_FILE):
+                held_out.setdefault(key, f"{name} row {row.id}")
+            if twin is not None and not twin.startswith(name):  # duplicates within one file are fine
+                remedy = "It is not used as an example. Remove it here."
+                if name == DEV_FILE:
+                    remedy = "Choices are made on dev and must not depend on golden. Remove it here."
+                message = f"row {row.id} has the text of {twin}."
+                problems.append(Problem(path / name, message, remedy, severity="warning"))
+    if not any(p.file == path / EXAMPLES_FILE and p.severity == "error" for p in problems):
+        # With broken lines, too few examples would only be the same mistake again.
+        problems += check_examples(path, task, examples)
+    return problems, held_out
+
+
+def _find_repeated_seeds(seeds: dict[str, list[Path]], held_out: dict[str, str]) -> list[Problem]:
     problems = []
-    for key, places in texts.items():
+    for key, files in seeds.items():
         if twin := held_out.get(key):
-            remedy = "It is removed as `contaminated` from the training side."
-            problems.append(Problem(places[0][0], f"a seed has the text of {twin}.", remedy, severity="warning"))
-        elif len(places) > 1:
-            remedy = "All but one are removed as `duplicate`."
-            message = f"the seed {key[:40]!r} stands {len(places)} times in this task."
-            problems.append(Problem(places[1][0], message, remedy, severity="warning"))
+            remedy = "It is not used for training: it is dropped as `contaminated`."
+            problems.append(Problem(files[0], f"a seed has the text of {twin}.", remedy, severity="warning"))
+        elif len(files) > 1:
+            message = f"the task has the seed {key[:40]!r} {len(files)} times."
+            problems.append(Problem(files[1], message, "All but one are dropped as `duplicate`.", severity="warning"))
     return problems
 
 

@@ -23,6 +23,7 @@ from distill_dagster.pipeline.stages import prompts
 from distill_dagster.pipeline.stages import teacher as stage
 from distill_dagster.pipeline.stages.context import StageContext, StageResult
 from distill_dagster.pipeline.task_check import check_task_folder
+from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.tables.schemas import COMPLETIONS
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.asking.estimate import estimate_requests
@@ -68,7 +69,7 @@ class Home:
     def answers(self, slice_: str = "shop") -> dict[str, list[str | None]]:
         """The answers by prompt text."""
         frame, _ = self.completions(slice_)
-        prompts = stage.build_seed_prompts(slice_, again(self.folder).read_slice(slice_))
+        prompts = build_seed_prompts(slice_, again(self.folder).read_slice(slice_))
         texts = {row["prompt_id"]: row["messages"][0]["content"] for row in prompts.iter_rows(named=True)}
         out: dict[str, list[str | None]] = {}
         for row in frame.sort("prompt_id", "sample_index").iter_rows(named=True):
@@ -307,11 +308,11 @@ def test_a_link_is_not_followed(home: Home, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        ({"model": "openai/x", "replay": {}}, "replay belongs to"),
-        ({"model": "replay/../x"}, "matches"),
+        ({"model": "openai/x", "replay": {}}, "replay is for"),
+        ({"model": "replay/../x"}, "must match"),
         ({"model": "replay/x", "soft_labels": "logprobs"}, "no log-probabilities"),
-        ({"model": "replay/x", "replay": {"files": ["../../x.jsonl"]}}, "not a path below"),
-        ({"model": "replay/x", "replay": {"files": ["/etc/passwd"]}}, "not a path below"),
+        ({"model": "replay/x", "replay": {"files": ["../../x.jsonl"]}}, "not a path in the task folder"),
+        ({"model": "replay/x", "replay": {"files": ["/etc/passwd"]}}, "not a path in the task folder"),
         ({"model": "replay/x", "replay": {"prompt_pattern": "a(?=b)"}}, "not a regular expression"),
     ],
 )
