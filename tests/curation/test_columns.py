@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from distill_dagster.config import Task
 from distill_dagster.config.inbox import DEFAULT_PHONE_REGIONS
 from distill_dagster.core.hashing import hash_content, to_canonical_json
+from distill_dagster.core.text import normalize_text
 from distill_dagster.curation.dataset.mask import mask_rows
 from distill_dagster.curation.dataset.split import assign_splits
 from distill_dagster.curation.filters import FilterSettings, select_filters
@@ -36,7 +37,6 @@ from distill_dagster.intake.masking import mask_text
 from distill_dagster.kinds import get_kind
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import MESSAGES
-from distill_dagster.tasks import normalize_text
 from tests.engine.test_masking import GITHUB, JWT, PEM, STRIPE
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.text('a"\\\n\t \x1f\x01é', max_size=12)

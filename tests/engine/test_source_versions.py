@@ -113,7 +113,7 @@ def test_a_row_changes_the_source_of_its_file(file: str, source: str, tmp_path: 
         (("teacher", "few_shot", "seed"), 9, {"teacher_settings"}),
         (("teacher", "revision"), "2026-01", {"teacher_settings"}),
         (("teacher", "concurrency"), 32, set()),
-        (("teacher", "api_base"), "http://127.0.0.1:9/v1", set()),
+        (("teacher", "api_base"), "http://127.0.0.1:9/v1", {"evaluation_settings"}),  # the terms of another provider
         (("teacher", "api_key_env"), "MY_KEY", set()),
         (("teacher", "min_success"), 0.1, set()),
         (("teacher", "timeout_s"), 1, set()),
@@ -163,7 +163,7 @@ def test_the_parts_of_imagining_and_judging_have_versions_of_their_own(tmp_path:
     folder = small_task(tmp_path, imagine={"axes": {"style": ["short"]}}, judge={"model": "openai/j", "rubric": rubric})
     plain = small_task(tmp_path / "plain")
     before, mine = versions(folder), ("imagine_settings", "judge_settings")
-    assert before == versions(plain), "no other source knows them"
+    assert changed(plain, before) == {"evaluation_settings"}, "the report quotes the terms of the judge"
     assert list_features(plain) == set()
     assert list_features(again(folder)) == {"imagine", "judge"}
 
@@ -181,7 +181,7 @@ def test_the_parts_of_imagining_and_judging_have_versions_of_their_own(tmp_path:
     assert differs("judge", "rubric", 0, "description", to="it fits well") == [False, True]
     assert differs("judge", "mode", to="best_of") == [False, True]
     assert differs("judge", "concurrency", to=1) == [False, False]
-    assert changed(folder, before) == set()
+    assert changed(folder, before) == {"evaluation_settings"}, "the imaginer has terms of its own"
     (folder.path / "templates").mkdir()
     old = now()
     (folder.path / "templates" / "imagine_evolve.j2").write_text("{{ parent }}!")
@@ -189,7 +189,7 @@ def test_the_parts_of_imagining_and_judging_have_versions_of_their_own(tmp_path:
     old = now()
     (folder.path / "templates" / "judge_score.j2").write_text("{{ answer }}?")
     assert [a != b for a, b in zip(old, now(), strict=True)] == [False, True]
-    assert changed(folder, before) == set(), "nothing is asked again for its answer"
+    assert changed(folder, before) == {"evaluation_settings"}, "nothing is asked again for its answer"
 
 
 @pytest.mark.parametrize("name", ["min_judge", "target_label"])
