@@ -134,7 +134,15 @@ class NotingFolder(TaskFolder):
         return super().__getattribute__(name)
 
 
-FRESHNESS = {"prompt_context", "teacher_prior", "teacher_gate", "seed_prompts", "teacher_completions", "slice_files"}
+FRESHNESS = {
+    "prompt_context",
+    "teacher_prior",
+    "teacher_gate",
+    "seed_prompts",
+    "teacher_completions",
+    "slice_files",
+    "teacher_settings",
+}
 ALSO_SEEN = {"filtered_dataset": FRESHNESS}
 """The dataset lists why a slice gives its last good rows, which no row depends on."""
 
@@ -179,7 +187,13 @@ MAKERS: dict[str, Callable[[StageContext, str | None], StageResult]] = {
 FEATURES: dict[str, dict[str, Any]] = {
     "plain": {},
     "imagine": {"imagine": {"per_request": 2}},
-    "judge": {"judge": {"model": "openai/judge", "rubric": [{"name": "correct", "description": "it fits"}]}},
+    "judge": {
+        "judge": {
+            "model": "openai/judge",
+            "rubric": [{"name": "correct", "description": "it fits"}],
+            "terms": {"acknowledged": True},
+        }
+    },
     "scores": {"curation": {"filters": {"echo": True}, "min_rows": 1, "min_slices": 1}},
     "slice_labels": {},
 }
@@ -199,6 +213,8 @@ def test_every_stage_records_what_it_reads_and_reads_what_it_records(
     with FakeProvider(LABELS, answer=answer_anything) as provider:
         asking = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "max_retries": 0}
         changes = {"curation": {"min_rows": 1, "validation_share": 0}} | FEATURES[feature]
+        if feature == "judge":
+            changes["judge"] |= {"api_base": provider.url}
         folder = small_task(tmp_path, teacher=asking, **changes)
         if feature == "slice_labels":
             for old, new in (("shop", "refund"), ("web", "login")):
