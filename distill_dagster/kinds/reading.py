@@ -43,8 +43,8 @@ def read_answer(
     """Read one response.
 
     Reasoning comes from a provider's `reasoning_content`, from tags such as <think>, from the `reasoning` field of a
-    structured answer, or from the text before the match of `answer.pattern` or before `Answer:`. Where a question wants
-    a refusal, a refusal is the answer, and anything else is an error.
+    structured answer, or from the text before the match of `answer.pattern` or before `Answer:`. Where a refusal is
+    wanted, a refusal is the answer, and anything else is an error.
 
     Args:
         finish_reason: the provider's; "length" means that the text was cut, "refusal" that the model declined.

@@ -1,4 +1,4 @@
-"""What the fake provider writes where it is asked for new prompts, or to judge; else the label in the text."""
+"""Answers of the fake provider: new prompts, scores of a judge, or else the label in the text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.task import LABELS
 
 
 def asked_text(seen: Seen) -> str:
-    """What a request shows to the model, all of it."""
+    """All text that a request shows to the model."""
     if "prompt" in seen.body:
         return str(seen.body["prompt"])
     return "\n".join(message["content"] for message in seen.body["messages"])
@@ -27,7 +27,7 @@ def judges(seen: Seen) -> bool:
 
 
 def texts_for(seen: Seen) -> list[str]:
-    """New texts, as many as were asked for, each with the category's name in it; the same request gives the same."""
+    """As many new texts as requested, each with the category's name. The same request returns the same texts."""
     asked = asked_text(seen)
     counted = re.search(r"Write (\d+) new texts", asked)
     label = re.search(r'category "([^"]+)"', asked)
@@ -37,7 +37,7 @@ def texts_for(seen: Seen) -> list[str]:
 
 
 def listed(seen: Seen, texts: list[str]) -> str:
-    """Texts in the form that the request asks for."""
+    """Format texts as the request demands."""
     if "response_format" in seen.body:
         return json.dumps({"prompts": texts})
     rest = "".join(f"\n{n}. {text}" for n, text in enumerate(texts[1:], start=2))

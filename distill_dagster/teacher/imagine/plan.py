@@ -108,7 +108,8 @@ def collect_different_texts(slice_: Slice) -> set[str]:
 
 def collect_texts(slice_: Slice, history: ImagineHistory) -> list[str]:
     """Collect the texts of all prompts of a slice, with the imagined ones of `history`."""
-    return [prompt.text for prompt in (*slice_.seeds, *slice_.accepted, *history.prompts)]
+    texts = [seed.text for seed in slice_.seeds] + [accepted.text for accepted in slice_.accepted]
+    return texts + [imagined.text for imagined in history.prompts]
 
 
 class Imaginer:

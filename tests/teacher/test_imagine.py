@@ -1,4 +1,4 @@
-"""What is asked for, in which order, and what is accepted; against the fake provider."""
+"""What imagining asks for, in which order, and what it accepts; against the fake provider."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distill_dagster.config import ImagineSpec
+from distill_dagster.config import BudgetSpec, ImagineSpec
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.kinds import WANTED_REFUSAL
@@ -24,6 +24,7 @@ from distill_dagster.prompts.templates import IMAGINE_TEMPLATES, select_template
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tasks import Slice, TaskFolder
 from distill_dagster.tasks.imagined import ImaginedPrompt, ImagineHistory, get_imagined_path, read_imagined
+from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.imagine.ask import ImagineResult, imagine_prompts
 from distill_dagster.teacher.imagine.plan import EVOLUTIONS, Imaginer, count_imagine_requests
@@ -37,7 +38,7 @@ AXES = {"difficulty": ["easy", "tricky"], "persona": ["student", "clerk", "nurse
 
 @dataclass
 class Slices:
-    """The slice `shop` of a small task, imagined as the stage does it."""
+    """The slice `shop` of a small task, whose prompts are imagined as in the stage."""
 
     folder: TaskFolder
     store: CompletionStore
@@ -91,7 +92,7 @@ def slices(tmp_path: Path, provider: FakeProvider) -> Iterator[Slices]:
     made.store.close()
 
 
-def test_methods_come_in_their_shares_and_every_value_equally_often(slices: Slices) -> None:
+def test_methods_appear_in_their_shares_and_every_value_equally_often(slices: Slices) -> None:
     imaginer = slices.imaginer(axes=AXES, per_request=1)
     jobs = imaginer.plan_jobs(ImagineHistory(), 60)
     assert Counter(job.method for job in jobs) == {"grid": 24, "self_instruct": 18, "evolve": 18}
@@ -103,10 +104,10 @@ def test_methods_come_in_their_shares_and_every_value_equally_often(slices: Slic
     evolved = [job for job in jobs if job.parent]
     assert Counter(job.axes["evolution"] for job in evolved) == dict.fromkeys(EVOLUTIONS, 6)
     assert set(Counter(job.parent.id for job in evolved if job.parent).values()) == {6}, "each of 3 seeds"
-    assert {job.label.name for job in evolved if job.label} == {"login"}, "what its parent was written for"
+    assert {job.label.name for job in evolved if job.label} == {"login"}, "the label that its parent was written for"
 
 
-def test_a_request_follows_from_its_number(slices: Slices) -> None:
+def test_the_number_determines_the_request(slices: Slices) -> None:
     imaginer = slices.imaginer(axes=AXES, per_request=2)
     jobs = imaginer.plan_jobs(ImagineHistory(), 40)
     assert jobs == slices.imaginer(axes=AXES, per_request=2).plan_jobs(ImagineHistory(), 40)
@@ -117,13 +118,13 @@ def test_a_request_follows_from_its_number(slices: Slices) -> None:
     assert jobs != slices.imaginer(axes=AXES, per_request=2, seed=1).plan_jobs(ImagineHistory(), 40)
 
 
-def test_without_axes_the_grid_is_left_out(slices: Slices) -> None:
+def test_without_axes_there_is_no_grid(slices: Slices) -> None:
     assert {job.method for job in slices.imaginer().plan_jobs(ImagineHistory(), 60)} == {"self_instruct", "evolve"}
     only = slices.imaginer(axes=AXES, methods={"self_instruct": 0, "evolve": 0})
     assert {job.method for job in only.plan_jobs(ImagineHistory(), 60)} == {"grid"}
 
 
-def test_what_the_model_sees(slices: Slices) -> None:
+def test_requests_show_description_axes_examples_and_parent(slices: Slices) -> None:
     imaginer = slices.imaginer(axes=AXES, per_request=3)
     by_method = {job.method: job for job in reversed(imaginer.plan_jobs(ImagineHistory(), 30))}
     shown = {name: asked(imaginer.build_request(job, 0)) for name, job in by_method.items()}
@@ -147,7 +148,7 @@ def asked(request: Any) -> str:
     return str(request.messages[0]["content"])
 
 
-def test_a_template_of_the_users_own(slices: Slices) -> None:
+def test_a_template_of_the_task_replaces_the_built_in_one(slices: Slices) -> None:
     before = slices.imaginer()
     folder = slices.folder.path / "templates"
     folder.mkdir()
@@ -159,7 +160,7 @@ def test_a_template_of_the_users_own(slices: Slices) -> None:
     assert after.templates.version != before.templates.version
 
 
-def test_a_schema_is_sent_where_it_may_be(slices: Slices, provider: FakeProvider) -> None:
+def test_a_schema_is_sent_if_the_model_accepts_one(slices: Slices, provider: FakeProvider) -> None:
     own = {"model": "openai/fake", "api_base": provider.url, "response_format": "json_schema"}
     slices.imagine(teacher=own)
     assert all(seen.body["response_format"]["json_schema"]["strict"] for seen in provider.requests)
@@ -172,7 +173,7 @@ def test_a_schema_is_sent_where_it_may_be(slices: Slices, provider: FakeProvider
     assert "numbered list" in asked_text(provider.requests[0])
 
 
-def test_a_prompt_for_the_text_api_begins_the_list(tmp_path: Path, provider: FakeProvider) -> None:
+def test_a_prompt_for_the_text_api_starts_the_list(tmp_path: Path, provider: FakeProvider) -> None:
     slices = slices_in(tmp_path, provider.url, api="text")
     outcome = slices.imagine()
     assert outcome.missing == 0
@@ -191,7 +192,7 @@ def test_repeats_within_the_slice_are_left_out_and_counted(slices: Slices, provi
     assert [one.text for one in outcome.history.prompts] == ["brand new"]
     assert (ended.requests, ended.duplicates, ended.near_duplicates) == (3, 7, 3)
     assert outcome.missing == 10
-    assert outcome.missing_rows == 0, "received answers: asking again by itself would loop"
+    assert outcome.missing_rows == 0, "all requests were answered: asking again by itself would loop"
 
 
 def test_later_rounds_show_and_evolve_what_was_imagined(slices: Slices, provider: FakeProvider) -> None:
@@ -202,7 +203,7 @@ def test_later_rounds_show_and_evolve_what_was_imagined(slices: Slices, provider
     ids = {row["prompt_id"] for row in build_seed_prompts("shop", slices.imaginer().slice).to_dicts()}
     parents = {one.parent_prompt_id for one in outcome.history.prompts} - {None}
     assert parents <= ids
-    assert len(parents) > 3, "more parents than there are seeds"
+    assert len(parents) > 3, "more parents than seeds"
 
 
 def test_a_failed_request_is_asked_for_next_time(slices: Slices, provider: FakeProvider) -> None:
@@ -225,6 +226,18 @@ def test_a_failed_request_is_asked_for_next_time(slices: Slices, provider: FakeP
     assert len(provider.requests) == asked_before + 1 + 2, "one round of two requests, and no more while it is down"
 
 
+def test_a_budget_stop_keeps_what_was_accepted_and_asks_for_the_rest_next_time(
+    slices: Slices, provider: FakeProvider
+) -> None:
+    imaginer = slices.imaginer()
+    endpoint = resolve_endpoint(imaginer.teacher)
+    capped = Account("t", "c", "imagine", BudgetSpec(tokens=0))
+    stopped = imagine_prompts(imaginer, slices.file, endpoint, slices.store, capped)
+    assert (stopped.missing, stopped.missing_rows, provider.requests) == (10, 10, [])
+    assert "budget.tokens" in (stopped.usage.stopped or "")
+    assert slices.imagine().missing == 0
+
+
 def test_a_refused_key_stops_at_once(slices: Slices, provider: FakeProvider) -> None:
     slices.change(target=203)
     provider.fail = lambda *_: Fault(401)
@@ -233,7 +246,7 @@ def test_a_refused_key_stops_at_once(slices: Slices, provider: FakeProvider) -> 
     assert len(provider.requests) <= 4
 
 
-def test_what_is_needed(slices: Slices) -> None:
+def test_count_imagine_requests(slices: Slices) -> None:
     imaginer = slices.imaginer()
     need = count_imagine_requests(imaginer.task, imaginer.slice)
     assert (need.prompts, need.requests, need.at_most) == (10, 3, 15)
@@ -251,7 +264,7 @@ def replace_text(one: ImaginedPrompt, text: str) -> ImaginedPrompt:
 DIES = """
 import os, sys
 from pathlib import Path
-from tests.prompts import test_imagine
+from tests.teacher import test_imagine
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.imagine import log as imagined
 
@@ -287,7 +300,7 @@ def slices_again(root: Path, name: str) -> Slices:
 
 
 @pytest.mark.parametrize(("after", "where"), [(1, "asking"), (7, "asking"), (0, "writing"), (0, "written")])
-def test_a_killed_run_repeats_no_received_answer(tmp_path: Path, after: int, where: str) -> None:
+def test_a_run_after_a_killed_one_repeats_no_answered_request(tmp_path: Path, after: int, where: str) -> None:
     root = Path(__file__).resolve().parents[2]
 
     with FakeProvider(LABELS, answer=teacher, pause_s=0.01) as provider:
@@ -315,7 +328,7 @@ def test_two_processes_fill_a_slice_once(tmp_path: Path, provider: FakeProvider)
     provider.pause_s = 0.05
     slices = slices_in(tmp_path, provider.url)
     code = (
-        "import sys; from pathlib import Path; from tests.prompts import test_imagine as t;"
+        "import sys; from pathlib import Path; from tests.teacher import test_imagine as t;"
         "print(t.slices_again(Path(sys.argv[1]), sys.argv[2]).imagine(**t.SPEC).usage.calls)"
     )
     root = Path(__file__).resolve().parents[2]
@@ -324,20 +337,20 @@ def test_two_processes_fill_a_slice_once(tmp_path: Path, provider: FakeProvider)
         subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE)
         for _ in range(2)
     ]
-    said = sorted(int(process.communicate(timeout=120)[0]) for process in both)
-    assert said == [0, 10]
+    calls = sorted(int(process.communicate(timeout=120)[0]) for process in both)
+    assert calls == [0, 10]
     assert len(provider.requests) == 10
     slices.store.close()
 
 
-def test_the_built_in_requests_stay_the_same(slices: Slices) -> None:
-    """A round that was cut short asks again for what was not received: its answered requests must keep their keys."""
+def test_built_in_requests_keep_their_keys(slices: Slices) -> None:
+    """An interrupted round asks only for missing answers, so the answered requests must keep their keys."""
     imaginer = slices.imaginer(axes=AXES, per_request=2)
     keys = [imaginer.build_request(job, 0).key for job in imaginer.plan_jobs(ImagineHistory(), 20)]
     assert hash_content(keys) == "6c15710bead2d64117581850702695cc8d005f1977e1b193708da998c141989c"
 
 
-def test_an_imagined_prompt_of_a_safety_slice_wants_a_refusal_too() -> None:
+def test_an_imagined_prompt_of_a_safety_slice_expects_a_refusal() -> None:
     slice_ = Slice.model_validate({"description": "d", "seeds": ["a"], "refusal": "wanted"})
     made = ImaginedPrompt(text="b", method="grid", teacher="t", template_version="v", request_key="k", imagined_at="x")
     table = build_seed_prompts("shop", slice_.with_imagined(ImagineHistory(prompts=(made,))))

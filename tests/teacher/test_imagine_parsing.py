@@ -1,4 +1,4 @@
-"""Texts out of whatever a model writes."""
+"""Parse the texts that a model listed in any form."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ FORMS = {
     "bullets": "- \"first text\"\n* 'second text'",
     "lines": "Two texts:\nfirst text\n\nsecond text",
     "cut JSON": '{"prompts": ["first text", "second text", "third te',
+    "cut objects": '{"prompts": [{"text": "first text"}, {"text": "second text"}, {"te',
+    "JSON lines": '{"text": "first text"}\n{"text": "second text"}',
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form(form: str) -> None:
-    assert parse_texts(FORMS[form], 5, cut=form == "cut JSON") == TWO
+def test_every_form_is_parsed(form: str) -> None:
+    assert parse_texts(FORMS[form], 5, cut=form.startswith("cut")) == TWO
 
 
-def test_json_within_a_text_is_a_part_of_it() -> None:
+def test_json_inside_a_text_is_part_of_it() -> None:
     texts = ['the body {"a": 1} is refused', 'and ["b"] too']
     assert parse_texts(f"1. {texts[0]}\n2. {texts[1]}", 2) == texts
     assert parse_texts(texts[0], 1) == [texts[0]]
 
 
-def test_json_that_was_cut_before_its_first_text_holds_none() -> None:
+def test_json_cut_before_its_first_text_has_no_texts() -> None:
     assert parse_texts('{"prompts": "fi', 2, cut=True) == []
     assert parse_texts('{"prompts": ["fi', 2, cut=True) == []
     assert parse_texts(r'["a \q", "b", "c', 3, cut=True) == ["b"]
 
 
-def test_no_more_than_asked_and_no_half_text() -> None:
+def test_no_more_texts_than_requested_and_no_incomplete_one() -> None:
     assert parse_texts("1. a b\n2. c d\n3. e f", 2) == ["a b", "c d"]
     assert parse_texts("1. a b\n2. c d\n3. e", 5, cut=True) == ["a b", "c d"]
 
@@ -55,28 +57,28 @@ def test_one_text_may_have_many_lines() -> None:
     assert parse_texts("1. Dear all,\nit is broken.\n2. x", 2) == ["Dear all,\nit is broken.", "x"]
 
 
-def test_signs_without_a_word_are_no_text() -> None:
+def test_signs_without_a_word_are_not_texts() -> None:
     assert parse_texts('["", "…", "?", 7, null, ["x"]]', 9) == []
     assert parse_texts("---\n1. \n2. ***", 9) == []
     assert parse_texts("", 3) == []
 
 
-def test_a_refusal_is_no_text() -> None:
+def test_a_refusal_is_not_a_text() -> None:
     assert parse_texts("I'm sorry, but I can't help with that.", 3) == []
 
 
-def test_half_a_surrogate_pair_can_be_stored() -> None:
+def test_unpaired_surrogates_are_replaced() -> None:
     assert parse_texts(r'["a\ud83d", "b"]', 2) == ["a?", "b"]
     assert parse_texts(r'["a\ud83d", "b', 2, cut=True) == ["a?"]
     assert find_json(r'{"a\ud83d": {"b": ["\ude00"]}}') == {"a?": {"b": ["?"]}}
 
 
-def test_quotation_marks_inside_stay() -> None:
+def test_quotation_marks_inside_a_text_stay() -> None:
     assert parse_texts('1. "Save" does nothing, "Print" works', 1) == ['"Save" does nothing, "Print" works']
 
 
 @given(st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1), min_size=1, max_size=5))
-def test_json_comes_back_as_it_was(texts: list[str]) -> None:
+def test_json_is_read_unchanged(texts: list[str]) -> None:
     assert parse_texts(json.dumps({"prompts": texts}), 5) == texts
     assert find_json(f"so: {json.dumps(texts)}") == texts
 
