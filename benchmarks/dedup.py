@@ -1,11 +1,11 @@
-"""Near-duplicates and decontamination: rows a second, memory, recall and precision, beside other libraries.
+"""Near-duplicates and decontamination: rows per second, memory, recall and precision, compared with other libraries.
 
 Usage: python benchmarks/dedup.py [--quick] [--data FOLDER] [--json FILE]
                                   [--rows 20000 200000 1000000] [--turns 3] [--semantic 20000]
 
-The corpora are made up, with planted duplicates and leaks (corpus.py); FOLDER holds train.csv and test.csv of
-Banking77, whose repeated and leaked rows are known. Every run has a process of its own and reads the same Parquet file;
-recall and precision are against brute force over all pairs of 20,000 rows. Peers: pip install -e '.[bench]'.
+The corpora are generated, with planted duplicates and leaks (corpus.py). FOLDER contains train.csv and test.csv of
+Banking77, whose repeated and leaked rows are known. Every run has its own process and reads the same Parquet file.
+Recall and precision are measured against brute force over all pairs of 20,000 rows. Peers: pip install -e '.[bench]'.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from dedup_runs import THRESHOLD, shingles
 SEED = 11
 PEERS = ("rensa", "datasketch", "datatrove")
 FAILED: set[str] = set()
-"""Peers that did not run; named in the result, as those that are not there."""
+"""Peers that failed; the result names them."""
 NAMES = {20_000: "20k", 200_000: "200k", 1_000_000: "1m"}
 
 
 def run(what: str, file: Path, **options: Any) -> dict[str, Any]:
-    """One run in a process of its own."""
+    """Run one measurement in its own process."""
     script = Path(__file__).parent / "dedup_runs.py"
     command = [sys.executable, str(script), what, str(file), *(f"{name}={value}" for name, value in options.items())]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -50,12 +50,12 @@ def run(what: str, file: Path, **options: Any) -> dict[str, Any]:
     return out
 
 
-def middle(runs: list[dict[str, Any]], key: str) -> float:
-    return float(sorted(one[key] for one in runs)[len(runs) // 2])
+def compute_median(runs: list[dict[str, Any]], key: str) -> float:
+    return float(sorted(run[key] for run in runs)[len(runs) // 2])
 
 
-def brute_force(path: Path, ngram: int) -> tuple[list[str], Any]:
-    """All pairs of Jaccard 0.7 or more, by multiplying the matrix of rows and shingles with itself."""
+def find_pairs_by_brute_force(path: Path, ngram: int) -> tuple[list[str], Any]:
+    """All pairs with a Jaccard similarity of 0.7 or more: the matrix of rows and shingles times itself."""
     import scipy.sparse
 
     frame = pl.read_parquet(path, columns=["id", "text"])
@@ -76,12 +76,15 @@ def brute_force(path: Path, ngram: int) -> tuple[list[str], Any]:
     )
 
 
-def quality(path: Path, clusters: Path, ngram: int, removed_only: bool = False) -> dict[str, float]:
-    """Recall: true pairs whose rows end in one cluster. Precision: removed rows that have a true near-duplicate in
-    their cluster. Rows under 12 words count as exact duplicates only, for whoever compares them."""
+def measure_quality(path: Path, clusters: Path, ngram: int, removed_only: bool = False) -> dict[str, float]:
+    """Recall and precision of clusters.
+
+    Recall is the share of true pairs whose rows are in one cluster. Precision is the share of clustered rows with a
+    true near-duplicate in their cluster. Rows with fewer than 12 words are left out of recall.
+    """
     import scipy.sparse
 
-    ids, pairs = brute_force(path, ngram)
+    ids, pairs = find_pairs_by_brute_force(path, ngram)
     cluster = json.loads(clusters.read_text())
     of = [cluster.get(id_) for id_ in ids]
     words = np.array([len(shingles(text, 1)) for text in pl.read_parquet(path, columns=["text"])["text"]])
@@ -104,30 +107,30 @@ def quality(path: Path, clusters: Path, ngram: int, removed_only: bool = False) 
     return {"recall": sum(together) / len(together), "precision": sum(p in linked for p in claimed) / len(claimed)}
 
 
-def peers() -> dict[str, str]:
-    """Versions, or that a peer is not there."""
+def list_peers() -> dict[str, str]:
+    """The version of each peer, or that it is not installed or failed."""
     versions = {name: metadata.version(name) if util.find_spec(name) else "not installed" for name in PEERS}
     return {name: f"{version}, failed" if name in FAILED else version for name, version in versions.items()}
 
 
-def speed(folder: Path, sizes: list[int], turns: int, figures: dict[str, Any]) -> None:
-    there = {name for name, version in peers().items() if version != "not installed"}
+def measure_speed(folder: Path, sizes: list[int], turns: int, figures: dict[str, Any]) -> None:
+    installed = {name for name, version in list_peers().items() if version != "not installed"}
     for rows in sizes:
         name, file = NAMES.get(rows, str(rows)), folder / f"{rows}.parquet"
         write_rows(file, rows, SEED)
         for ngram, suffix in ((3, ""), (2, "_2gram")):
             others = ["rensa", "pure", "duckdb_minhash", "datasketch", *(["datatrove"] if rows <= 20_000 else [])]
             others = others if ngram == 3 and rows <= 200_000 else []
-            others = [one for one in others if one in there or one not in PEERS]
+            others = [one for one in others if one in installed or one not in PEERS]
             found: dict[str, list[dict[str, Any]]] = {"ours": [], **{other: [] for other in others}}
-            for turn in range(turns):  # in turns, so that all see the same machine
+            for turn in range(turns):  # in turns, so that all meet the same load
                 for one in found:
                     if turn == 0 or one in ("ours", "rensa"):  # the others take minutes
                         found[one].append(run(one, file, ngram=ngram, clusters=folder / f"{one}.json"))
-            seconds = {one: middle(runs, "seconds") for one, runs in found.items()}
+            seconds = {one: compute_median(runs, "seconds") for one, runs in found.items()}
             figures[f"rows_s_{name}{suffix}"] = round(rows / seconds["ours"])
-            # Of all threads: what other work on the machine disturbs least.
-            figures[f"cpu_us_row_{name}{suffix}"] = round(middle(found["ours"], "cpu_seconds") / rows * 1e6, 2)
+            # CPU time of all threads, which other work on the machine disturbs least.
+            figures[f"cpu_us_row_{name}{suffix}"] = round(compute_median(found["ours"], "cpu_seconds") / rows * 1e6, 2)
             figures[f"peak_mb_{name}{suffix}"] = max(one["peak_mb"] for one in found["ours"])
             seconds = {one: taken for one, taken in seconds.items() if one not in FAILED}
             for other, taken in seconds.items():
@@ -136,20 +139,20 @@ def speed(folder: Path, sizes: list[int], turns: int, figures: dict[str, Any]) -
             if rows == 20_000:
                 for one in seconds:
                     at = "" if one == "ours" else f"_{one}"
-                    measured = quality(file, folder / f"{one}.json", ngram, removed_only=one == "datatrove")
+                    measured = measure_quality(file, folder / f"{one}.json", ngram, removed_only=one == "datatrove")
                     figures |= {f"{key}{at}{suffix}": round(value, 5) for key, value in measured.items()}
-            planted(file, folder / "ours.json", f"{name}{suffix}", figures)
+            measure_planted(file, folder / "ours.json", f"{name}{suffix}", figures)
     largest = NAMES.get(max((rows for rows in sizes if rows <= 200_000), default=0), "")
     for peer in ("rensa", "datasketch"):
         if f"ratio_{peer}_{largest}" in figures:
             figures[f"ratio_{peer}"] = figures[f"ratio_{peer}_{largest}"]
     both = [figures[key] for key in (f"ratio_pure_{largest}", f"ratio_duckdb_minhash_{largest}") if key in figures]
     if both:
-        figures["ratio_duckdb"] = min(both)  # the quicker of the two queries
+        figures["ratio_duckdb"] = min(both)  # the faster of the two queries
 
 
-def planted(file: Path, clusters: Path, name: str, figures: dict[str, Any]) -> None:
-    """The share of planted copies that stand in one cluster with what they were copied from, by kind."""
+def measure_planted(file: Path, clusters: Path, name: str, figures: dict[str, Any]) -> None:
+    """The share of planted copies, by kind, that are in one cluster with their original."""
     cluster = json.loads(clusters.read_text())
     copies = pl.read_parquet(file, columns=["id", "copy_of", "copy_kind"]).drop_nulls("copy_of")
     for (kind,), group in copies.group_by("copy_kind"):
@@ -157,7 +160,7 @@ def planted(file: Path, clusters: Path, name: str, figures: dict[str, Any]) -> N
         figures[f"planted_{kind}_{name}"] = round(sum(same) / len(same), 4)
 
 
-def incremental(folder: Path, rows: int, figures: dict[str, Any]) -> None:
+def measure_incremental(folder: Path, rows: int, figures: dict[str, Any]) -> None:
     file, new = folder / f"{rows}.parquet", folder / "slice.parquet"
     write_rows(new, rows // 50, SEED + 100, copy_from=file)
     for ngram, suffix in ((3, ""), (2, "_2gram")):
@@ -172,7 +175,7 @@ def incremental(folder: Path, rows: int, figures: dict[str, Any]) -> None:
     figures["incremental_rows"] = rows
 
 
-def decontaminated(folder: Path, rows: int, items: int, figures: dict[str, Any]) -> None:
+def measure_decontamination(folder: Path, rows: int, items: int, figures: dict[str, Any]) -> None:
     golden, file = folder / "golden.parquet", folder / "leaking.parquet"
     write_golden(golden, file, items, rows, SEED, rows // 100)
     found = run("decontamination", file, golden=golden)
@@ -187,8 +190,8 @@ def decontaminated(folder: Path, rows: int, items: int, figures: dict[str, Any])
     }
 
 
-def known_answers(data: Path, figures: dict[str, Any]) -> None:
-    """Banking77: test queries that are training queries, and training rows that repeat another."""
+def measure_banking77(data: Path, figures: dict[str, Any]) -> None:
+    """Count test queries of Banking77 that are training queries, and repeated training rows."""
     from distill_dagster.curation.dedup.decontaminate import find_contamination
     from distill_dagster.curation.dedup.duplicates import find_duplicates
     from distill_dagster.curation.dedup.folding import MinHashScheme
@@ -199,7 +202,7 @@ def known_answers(data: Path, figures: dict[str, Any]) -> None:
     leaked = {
         kind: hits.filter(pl.col("kind") == kind)["golden_id"].n_unique() for kind in ("exact", "near", "item_in_row")
     }
-    # Two of the 31 differ in a currency sign, which is no exact duplicate to us: short rows are asked for.
+    # Two of the 31 repeated rows differ in a currency sign. They are only found if short rows are compared too.
     found, short = find_duplicates(train), find_duplicates(train, scheme=MinHashScheme(min_words=1), threshold=1.0)
     figures |= {
         "banking77_leaked": leaked["exact"],
@@ -215,8 +218,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 200_000, 1_000_000])
-    parser.add_argument("--turns", type=int, default=3, help="the middle of so many runs; slow peers once")
-    parser.add_argument("--semantic", type=int, default=20_000, help="rows for duplicates by meaning")
+    parser.add_argument(
+        "--turns", type=int, default=3, help="number of runs, of which the median counts; slow peers run once"
+    )
+    parser.add_argument("--semantic", type=int, default=20_000, help="rows for semantic duplicates")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
@@ -225,9 +230,11 @@ def main() -> None:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        speed(folder, sizes, turns, figures)
-        incremental(folder, max(sizes), figures)
-        decontaminated(folder, 20_000 if arguments.quick else 200_000, 1_500 if arguments.quick else 15_000, figures)
+        measure_speed(folder, sizes, turns, figures)
+        measure_incremental(folder, max(sizes), figures)
+        measure_decontamination(
+            folder, 20_000 if arguments.quick else 200_000, 1_500 if arguments.quick else 15_000, figures
+        )
         semantic_rows = 200 if arguments.quick else arguments.semantic
         found = run("semantic", folder / f"{min(sizes)}.parquet", rows=semantic_rows)
         figures |= {
@@ -237,11 +244,11 @@ def main() -> None:
             "semantic_peak_mb": found["peak_mb"],
         }
     if arguments.data:
-        known_answers(arguments.data, figures)
+        measure_banking77(arguments.data, figures)
     for key, value in figures.items():
         print(f"{key:40} {value}")
     versions = {name: metadata.version(name) for name in ("numba", "pyarrow")}
-    write_result(wanted(arguments, "dedup"), figures, peers=peers(), more_versions=versions)
+    write_result(wanted(arguments, "dedup"), figures, peers=list_peers(), more_versions=versions)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""One measured run of benchmarks/dedup.py in a process of its own: python dedup_runs.py RUN FILE [NAME=VALUE ...]
+"""One measured run of benchmarks/dedup.py in its own process: python dedup_runs.py RUN FILE [NAME=VALUE ...]
 
-Prints one JSON object last: seconds, the most memory the process held, and the clusters in a file where asked. All runs
-read the same Parquet file and end with clusters of rows.
+The last line of output is a JSON object with seconds and peak memory. `clusters=FILE` writes the clusters to a file.
+All runs read the same Parquet file and return clusters of rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PUNCTUATION = {ord(c): " " for c in "!\"#$%&'()*+,-./:;<=>?@[\\]^`{|}~"}
 THRESHOLD = 0.7
 
 
-def texts_of(path: Path) -> tuple[list[str], list[str]]:
+def read_texts(path: Path) -> tuple[list[str], list[str]]:
     frame = pl.read_parquet(path, columns=["id", "text"])
     return frame["id"].to_list(), frame["text"].to_list()
 
@@ -34,6 +34,8 @@ def shingles(text: str, n: int) -> list[str]:
 
 
 class Union:
+    """Union-find over the places of rows."""
+
     def __init__(self, size: int) -> None:
         self.parent = list(range(size))
 
@@ -52,7 +54,7 @@ class Union:
         return {ids[n]: ids[root] for n, root in enumerate(roots)}
 
 
-def ours(path: Path, ngram: int) -> dict[str, str]:
+def run_ours(path: Path, ngram: int) -> dict[str, str]:
     from distill_dagster.curation.dedup.duplicates import find_duplicates
     from distill_dagster.curation.dedup.folding import MinHashScheme
 
@@ -60,7 +62,7 @@ def ours(path: Path, ngram: int) -> dict[str, str]:
     return dict(found.members.select("id", "cluster_id").iter_rows())
 
 
-def pure(path: Path, ngram: int) -> dict[str, str]:
+def run_prefix_join(path: Path, ngram: int) -> dict[str, str]:
     """The DuckDB query without compiled code, which finds every pair."""
     from dedup_prefix_join import find_duplicates_by_prefix_join
 
@@ -72,10 +74,10 @@ def pure(path: Path, ngram: int) -> dict[str, str]:
     return dict(found.members.select("id", "cluster_id").iter_rows())
 
 
-def duckdb_minhash(path: Path, ngram: int) -> dict[str, str]:
+def run_duckdb_minhash(path: Path, ngram: int) -> dict[str, str]:
     """MinHash in plain DuckDB SQL: one-permutation hashing into 64 bins, bands of four, shingles compared exactly.
 
-    Words are split by `translate`, which is twice as quick as a regular expression.
+    `translate` splits words, which is twice as fast as a regular expression.
     """
     import duckdb
 
@@ -113,11 +115,11 @@ def duckdb_minhash(path: Path, ngram: int) -> dict[str, str]:
     return union.clusters(ids)
 
 
-def rensa(path: Path, ngram: int) -> dict[str, str]:
-    """128 permutations, 32 bands; every row that shares a band is looked up, its candidates compared exactly."""
+def run_rensa(path: Path, ngram: int) -> dict[str, str]:
+    """128 permutations, 32 bands; candidates of every row that shares a band are compared exactly."""
     from rensa import RMinHash, RMinHashLSH
 
-    ids, texts = texts_of(path)
+    ids, texts = read_texts(path)
     rows = [shingles(text, ngram) for text in texts]
     matrix = RMinHash.digest_matrix_from_token_sets(rows, num_perm=128, seed=42)
     flags = RMinHashLSH(threshold=THRESHOLD, num_perm=128, num_bands=32).query_duplicate_flags_matrix_one_shot(matrix)
@@ -134,11 +136,11 @@ def rensa(path: Path, ngram: int) -> dict[str, str]:
     return union.clusters(ids)
 
 
-def datasketch(path: Path, ngram: int) -> dict[str, str]:
-    """128 permutations, bands by the library for the threshold; candidates compared exactly."""
+def run_datasketch(path: Path, ngram: int) -> dict[str, str]:
+    """128 permutations; the library chooses the bands for the threshold; candidates are compared exactly."""
     from datasketch import MinHash, MinHashLSH
 
-    ids, texts = texts_of(path)
+    ids, texts = read_texts(path)
     rows = [shingles(text, ngram) for text in texts]
     index = MinHashLSH(threshold=THRESHOLD, num_perm=128)
     sets: dict[int, set[str]] = {}
@@ -162,10 +164,10 @@ def verify(union: Union, sets: dict[int, set[str]], a: int, b: int) -> None:
         union.join(a, b)
 
 
-def datatrove(path: Path, ngram: int) -> dict[str, str]:
-    """Its four MinHash steps with two workers; it does not verify candidates.
+def run_datatrove(path: Path, ngram: int) -> dict[str, str]:
+    """datatrove's four MinHash steps with two workers. It does not verify candidates.
 
-    Words are split at white space, which is quicker than the spaCy tokenizer that it would use for English.
+    Words are split at white space, which is faster than its default for English, the spaCy tokenizer.
     """
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.dedup.minhash import (
@@ -212,17 +214,17 @@ def datatrove(path: Path, ngram: int) -> dict[str, str]:
 
 
 RUNS: dict[str, Callable[[Path, int], dict[str, str]]] = {
-    "ours": ours,
-    "pure": pure,
-    "duckdb_minhash": duckdb_minhash,
-    "rensa": rensa,
-    "datasketch": datasketch,
-    "datatrove": datatrove,
+    "ours": run_ours,
+    "pure": run_prefix_join,
+    "duckdb_minhash": run_duckdb_minhash,
+    "rensa": run_rensa,
+    "datasketch": run_datasketch,
+    "datatrove": run_datatrove,
 }
 
 
-def warm(run: str, ngram: int, folder: Path) -> float:
-    """Seconds that the first use takes: imports, and compiling where nothing is cached."""
+def warm_up(run: str, ngram: int, folder: Path) -> float:
+    """Run once on two rows. Returns the seconds for imports, and for compiling if nothing is cached."""
     if run in ("datatrove", "datasketch", "rensa"):
         __import__(run)
         return 0.0
@@ -234,8 +236,8 @@ def warm(run: str, ngram: int, folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def incremental(accepted: Path, slice_: Path, ngram: int) -> dict[str, Any]:
-    """A slice against accepted rows: seconds, bytes a row of the state, and the share of equal decisions."""
+def measure_incremental(accepted: Path, slice_: Path, ngram: int) -> dict[str, Any]:
+    """Compare a slice with accepted rows: seconds, bytes per row of the state, and the share of equal results."""
     from distill_dagster.curation.dedup.duplicates import find_duplicates
     from distill_dagster.curation.dedup.folding import MinHashScheme
     from distill_dagster.curation.dedup.incremental import DedupState
@@ -272,7 +274,7 @@ def incremental(accepted: Path, slice_: Path, ngram: int) -> dict[str, Any]:
     }
 
 
-def decontamination(rows: Path, golden: Path, turns: int) -> dict[str, Any]:
+def measure_decontamination(rows: Path, golden: Path, turns: int) -> dict[str, Any]:
     from distill_dagster.curation.dedup.decontaminate import find_contamination
 
     seconds = []
@@ -280,26 +282,26 @@ def decontamination(rows: Path, golden: Path, turns: int) -> dict[str, Any]:
         started = time.perf_counter()
         found = find_contamination(rows, golden)
         seconds.append(time.perf_counter() - started)
-    facts = pl.read_parquet(rows, columns=["id", "leak"])
-    leaks = facts.drop_nulls("leak")
-    told = leaks.join(found.hits, left_on=["id", "leak"], right_on=["id", "golden_id"], how="semi")
+    table = pl.read_parquet(rows, columns=["id", "leak"])
+    leaks = table.drop_nulls("leak")
+    detected = leaks.join(found.hits, left_on=["id", "leak"], right_on=["id", "golden_id"], how="semi")
     words = pl.scan_parquet(golden).select("id", pl.col("text").str.split(" ").list.len().alias("words")).collect()
     short = leaks.join(words.filter(pl.col("words") < 13), left_on="leak", right_on="id", how="semi")
-    told_short = told.join(words.filter(pl.col("words") < 13), left_on="leak", right_on="id", how="semi")
-    clean = facts.filter(pl.col("leak").is_null())
+    detected_short = detected.join(words.filter(pl.col("words") < 13), left_on="leak", right_on="id", how="semi")
+    clean = table.filter(pl.col("leak").is_null())
     false = clean.filter(pl.col("id").is_in(found.ids.implode())).height
     return {
         "seconds": sorted(seconds)[len(seconds) // 2],
-        "rows": facts.height,
-        "recall": told.height / leaks.height,
-        "recall_short": told_short.height / max(short.height, 1),
+        "rows": table.height,
+        "recall": detected.height / leaks.height,
+        "recall_short": detected_short.height / max(short.height, 1),
         "short_share": (words["words"] < 13).mean(),
         "false": false / clean.height,
     }
 
 
-def semantic(path: Path, rows: int) -> dict[str, Any]:
-    """MiniLM over the first 20 words of so many rows, then all pairs of them."""
+def measure_semantic(path: Path, rows: int) -> dict[str, Any]:
+    """Embed the first 20 words of each row with MiniLM, then compare all pairs."""
     import numpy as np
 
     from distill_dagster.curation.dedup.semantic import find_close_pairs, find_semantic_duplicates
@@ -321,17 +323,17 @@ def semantic(path: Path, rows: int) -> dict[str, Any]:
 
 def main(arguments: Iterable[str]) -> None:
     run, file, *rest = arguments
-    options = dict(one.split("=", 1) for one in rest)
+    options = dict(option.split("=", 1) for option in rest)
     path, ngram = Path(file), int(options.get("ngram", 3))
-    first = warm(run if run in RUNS else "ours", ngram, path.parent)
+    first = warm_up(run if run in RUNS else "ours", ngram, path.parent)
     out: dict[str, Any]
     if run == "incremental":
-        out = incremental(path, Path(options["slice"]), ngram)
+        out = measure_incremental(path, Path(options["slice"]), ngram)
     elif run == "semantic":
-        out = semantic(path, int(options["rows"]))
+        out = measure_semantic(path, int(options["rows"]))
     elif run == "decontamination":
-        decontamination(path, Path(options["golden"]), 1)  # the first one compiles
-        out = decontamination(path, Path(options["golden"]), int(options.get("turns", 7)))
+        measure_decontamination(path, Path(options["golden"]), 1)  # the first one compiles
+        out = measure_decontamination(path, Path(options["golden"]), int(options.get("turns", 7)))
     else:
         started, used = time.perf_counter(), time.process_time()
         clusters = RUNS[run](path, ngram)

@@ -1,22 +1,22 @@
-"""Filters over a million completions, the same rules in datatrove, and a re-cut after a changed threshold.
+"""Filters over a million completions, the same rules in datatrove, and a new cut after a changed threshold.
 
 Usage: python benchmarks/filters.py [--quick] [--json FILE] [--rows N]
 
-The corpus is made here, seeded: prompts of about 20 words, reasoning and answers of about 90, with planted rows that
-each filter is to find (repetition, echoes, refusals, boilerplate, place-holders, wrong sums, mail addresses, passwords,
-cut answers, and so on). All built-in filters that look at one row are on, but for those with a model: language, and
-classifiers.
+The corpus is generated from a seed: prompts of about 20 words, reasoning and answers of about 90 words. It has planted
+rows for each filter: repetition, echoes, refusals, boilerplate, placeholders, wrong equations, email addresses,
+passwords, truncated answers and others. All built-in filters that look at one row are on, except those with a model
+(language and classifiers).
 
-rows_s: rows a second from a Parquet file through `filter_rows`: every score is computed, every filter applied. `rules`
-counts each limit of a filter of several measures as one. ratio_datatrove: the same rules as datatrove's own filters
-(Gopher quality and repetition, with a tokenizer that splits at white space, much quicker than its default) and
-LambdaFilters in Python, on a sample of the same rows, with one worker on each core. recut_1m_s: `curate` over the
-scored rows with another threshold, from a Parquet file of each of 50 slices to the files of the dataset, with leaks and
-near-duplicates as the cut before left them; no score is computed, and nobody is there to be asked. slice_cut_s: a cut
-after one slice, 2 % of the rows, has new texts. The best of three runs counts, of each. recut_peak_mb and others: the
-most memory that the process of such a cut held, all that it imports included.
-language_rows_s: the scorer of language alone, on a sample, one core. load_before and load_after: how many processes
-wanted a core of the machine, ours included; where that is more than its cores, wall times are those of a busy machine.
+rows_s: rows per second from a Parquet file through `filter_rows`, with every score and every filter. `rules` counts
+each limit of a filter of several measures as one. ratio_datatrove: the same rules as datatrove's own filters (Gopher
+quality and repetition, with a tokenizer that splits at white space, much faster than its default) and LambdaFilters in
+Python, on a sample of the same rows, with one worker per core. recut_1m_s: `curate_dataset` over the scored rows with
+another threshold, from a Parquet file for each of 50 slices to the files of the dataset. Leaks and near-duplicates come
+from the cut before; no score is computed and no teacher is asked. slice_cut_s: a cut after one slice, 2 % of the rows,
+has new texts. The best of three runs counts. recut_peak_mb and others: the peak memory of the process of such a cut,
+imports included. language_rows_s: the scorer of languages alone, on a sample, with one core. load_before and
+load_after: the number of processes that want a core, including this one. If it is above the number of cores, the wall
+times are those of a busy machine.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from distill_dagster.config.inbox import DEFAULT_PHONE_REGIONS
 from distill_dagster.curation.dataset.comparison_cache import ComparisonCache
 from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset
 from distill_dagster.curation.filters import Filter, filter_rows, select_task_filters
-from distill_dagster.curation.filters.prose import Prose, Repetition
+from distill_dagster.curation.filters.measure_filter import MeasureFilter
 from distill_dagster.curation.scores import arithmetic, boilerplate, language, personal_data, reasoning
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.curation.text_columns import extract_user_texts
@@ -107,7 +107,7 @@ less morning ten simple several vowel toward war lay against pattern slow
 WORDS = _FREQUENT.split()
 
 
-def sentences(rng: np.random.Generator, count: int) -> pl.Series:
+def make_sentences(rng: np.random.Generator, count: int) -> pl.Series:
     """Sentences of 5 to 20 words, frequent words first."""
     lengths = rng.integers(5, 21, count)
     shares = 1 / (np.arange(len(WORDS)) + 10)
@@ -117,10 +117,10 @@ def sentences(rng: np.random.Generator, count: int) -> pl.Series:
     return joined["w"].str.replace(r"^(.)", "${1}") + "."
 
 
-def corpus(rows: int, seed: int) -> pl.DataFrame:
-    """Scored rows without scores; every planted kind in one of a hundred."""
+def make_corpus(rows: int, seed: int) -> pl.DataFrame:
+    """Candidates without scores, with planted rows of every kind."""
     rng = np.random.default_rng(seed)
-    pool = sentences(rng, 60_000)
+    pool = make_sentences(rng, 60_000)
 
     def joined(least: int, most: int, separator: str) -> pl.Series:
         lengths = rng.integers(least, most + 1, rows)
@@ -199,12 +199,12 @@ def corpus(rows: int, seed: int) -> pl.DataFrame:
 
 
 def write_corpus(path: Path, rows: int) -> None:
-    """Part by part, as a large table is: the whole of it is never in memory."""
+    """Write the corpus in parts, so that the whole table is never in memory."""
     parts = []
     for number, start in enumerate(range(0, rows, 100_000)):
         part = path.with_name(f"part-{number}.parquet")
-        made = corpus(min(100_000, rows - start), number)
-        made.with_columns((pl.col("prompt_id") + f"{number:03d}").alias("prompt_id")).write_parquet(
+        part_rows = make_corpus(min(100_000, rows - start), number)
+        part_rows.with_columns((pl.col("prompt_id") + f"{number:03d}").alias("prompt_id")).write_parquet(
             part, compression="zstd"
         )
         parts.append(part)
@@ -213,22 +213,22 @@ def write_corpus(path: Path, rows: int) -> None:
         part.unlink()
 
 
-def rules_of(filters: list[Filter]) -> int:
-    """Every limit is a rule."""
-    several = sum(len(one._broken()) - 1 for one in filters if isinstance(one, Repetition | Prose))
+def count_rules(filters: list[Filter]) -> int:
+    """The number of limits in all filters."""
+    several = sum(len(each._list_limits()) - 1 for each in filters if isinstance(each, MeasureFilter))
     bands = sum(getattr(one, "min", None) is not None and getattr(one, "max", None) is not None for one in filters)
     return len(filters) + several + bands
 
 
-def datatrove_rows_s(rows: list[dict[str, Any]], workers: int) -> tuple[float, float]:
-    """Rows a second with one process on each core, and the share of rows kept; the slowest worker counts."""
+def measure_datatrove(rows: list[dict[str, Any]], workers: int) -> tuple[float, float]:
+    """Rows per second with one process per core, and the share of rows kept. The slowest worker counts."""
     parts = [rows[n::workers] for n in range(workers)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        found = list(pool.map(_datatrove, parts))
+        found = list(pool.map(_run_datatrove, parts))
     return len(rows) / max(seconds for seconds, _ in found), sum(kept for _, kept in found) / len(rows)
 
 
-def _datatrove(rows: list[dict[str, Any]]) -> tuple[float, int]:
+def _run_datatrove(rows: list[dict[str, Any]]) -> tuple[float, int]:
     from datatrove.data import Document
     from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter, LambdaFilter
     from spaces import Spaces
@@ -288,13 +288,13 @@ def _datatrove(rows: list[dict[str, Any]]) -> tuple[float, int]:
     arithmetic.is_equation_true.cache_clear()
     started, kept = time.perf_counter(), 0
     for doc in documents:
-        # Every rule looks at every row, as ours do: which of them it fails is known of each.
-        verdicts = [one.filter(doc) for one in pipeline]
-        kept += all(verdict is True for verdict in verdicts)
+        # Every rule looks at every row, as in this engine.
+        results = [step.filter(doc) for step in pipeline]
+        kept += all(result is True for result in results)
     return time.perf_counter() - started, kept
 
 
-def sampled(path: Path, count: int) -> list[dict[str, Any]]:
+def read_sample(path: Path, count: int) -> list[dict[str, Any]]:
     from distill_dagster.curation.text_columns import add_text_columns
 
     rows = add_text_columns(pl.scan_parquet(path).head(count).collect())
@@ -314,43 +314,43 @@ def main() -> None:
     about, filters = TaskView.from_task(task), select_task_filters(task)
     peers: dict[str, str] = {}
     load = os.getloadavg()[0]
-    figures: dict[str, float] = {"rows": rows, "filters": len(filters), "rules": rules_of(filters)}
+    figures: dict[str, float] = {"rows": rows, "filters": len(filters), "rules": count_rules(filters)}
     with tempfile.TemporaryDirectory() as folder:
         path, scored = Path(folder) / "candidates.parquet", Path(folder) / "scored.parquet"
         write_corpus(path, rows)
         print(f"{rows} rows, {path.stat().st_size / 1e6:.0f} MB", file=sys.stderr)
-        sample = sampled(path, QUICK_SAMPLE if arguments.quick else SAMPLE)
+        sample = read_sample(path, QUICK_SAMPLE if arguments.quick else SAMPLE)
         mean = sum(len(row["written"].split()) for row in sample) / len(sample)
         figures["mean_words"] = round(mean, 1)
         for _ in filter_rows(pl.scan_parquet(path).head(2_000), filters, about):
-            pass  # numba compiles, or reads what it compiled before
+            pass  # numba compiles, or reads its cache
         cpu = time.process_time()
-        runs = [timed_filters(path, scored, filters, about, rows) for _ in range(REPEATS)]
+        runs = [measure_filters(path, scored, filters, about, rows) for _ in range(REPEATS)]
         figures["rows_s"], reasons = max(runs, key=lambda run: run[0])
-        # With the writing of the scored table. What a busy machine takes from the wall time, it does not take from it.
+        # Includes writing the scored table. Other work on the machine does not count.
         figures["filter_cpu_s"] = round((time.process_time() - cpu) / REPEATS, 1)
         print(f"rows_s {figures['rows_s']:.0f}, peak {peak_mb()} MB", file=sys.stderr)
         figures["filter_peak_mb"] = peak_mb()
         if util.find_spec("datatrove"):
             workers = 2
-            speed, kept = max(datatrove_rows_s(sample, workers) for _ in range(REPEATS))
+            speed, kept = max(measure_datatrove(sample, workers) for _ in range(REPEATS))
             figures |= {"datatrove_rows_s": round(speed, 1), "datatrove_kept": round(kept, 4)}
             figures["ratio_datatrove"] = round(figures["rows_s"] / speed, 1)
             peers["datatrove"] = metadata.version("datatrove")
         else:
             peers["datatrove"] = "not installed: pip install datatrove"
-        figures["language_rows_s"] = timed_language(sample)
-        figures |= cuts(scored, rows)
+        figures["language_rows_s"] = measure_language(sample)
+        figures |= measure_cuts(scored, rows)
     figures |= {"peak_mb": peak_mb(), "load_before": load, "load_after": os.getloadavg()[0]}
     figures = {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
     print(figures)
     write_result(wanted(arguments, "filters"), figures, peers=peers, dropped=reasons)
 
 
-def timed_filters(
+def measure_filters(
     path: Path, scored: Path, filters: list[Filter], about: TaskView, rows: int
 ) -> tuple[float, dict[str, int]]:
-    """Rows a second through all filters; what they scored goes to a file, outside of the time."""
+    """Rows per second through all filters. Writing the scored rows to a file does not count."""
     import pyarrow.parquet as pq
 
     spent, reasons, writer = 0.0, Counter[str](), None
@@ -366,11 +366,11 @@ def timed_filters(
     if writer is not None:
         writer.close()
     if sum(reasons.values()) != rows:
-        raise SystemExit(f"{sum(reasons.values())} of {rows} rows came back")
+        raise SystemExit(f"{sum(reasons.values())} of {rows} rows were returned")
     return rows / spent, dict(sorted(reasons.items()))
 
 
-def timed_language(sample: list[dict[str, Any]]) -> float:
+def measure_language(sample: list[dict[str, Any]]) -> float:
     said = pl.Series([row["written"] for row in sample])
     language.detect_languages(said.head(10))
     started = time.perf_counter()
@@ -378,16 +378,16 @@ def timed_language(sample: list[dict[str, Any]]) -> float:
     return round(len(said) / (time.perf_counter() - started), 1)
 
 
-def slices_of(scored: Path, folder: Path) -> None:
-    """The scored rows as the lake has them: a file for each slice, sorted."""
+def write_slices(scored: Path, folder: Path) -> None:
+    """Write the scored rows as the lake stores them: a sorted file for each slice."""
     rows = pl.scan_parquet(scored).with_columns(pl.col("scores").cast(SCORES))
     for number in range(SLICES):
         part = rows.filter(pl.col("slice") == f"s{number}").collect(engine="streaming")
         write_parquet(conform_to_schema(part, SCORED, ("prompt_id",)), folder / f"s{number}.parquet", {})
 
 
-def cut(folder: Path, change: dict[str, Any], rows: int) -> dict[str, float]:
-    """Seconds, CPU seconds and peak of one cut, from the files of all slices to those of the dataset."""
+def measure_cut(folder: Path, change: dict[str, Any], rows: int) -> dict[str, float]:
+    """Seconds, CPU seconds and peak memory of one cut, from the files of all slices to those of the dataset."""
     task = Task.model_validate(TASK | {"curation": {"filters": DECLARED | change}})
     about, files = TaskView.from_task(task), sorted((folder / "slices").iterdir())
     asked = (
@@ -400,29 +400,29 @@ def cut(folder: Path, change: dict[str, Any], rows: int) -> dict[str, float]:
         pl.format("golden:{}", pl.int_range(pl.len())).alias("id"), "text"
     )
 
-    def made(source: pl.LazyFrame | list[Path], compared: ComparisonCache, into: Path) -> CuratedDataset:
+    def curate(source: pl.LazyFrame | list[Path], compared: ComparisonCache, into: Path) -> CuratedDataset:
         return curate_dataset(
             source, {"no such text"}, [], task.curation, about, items=items, cache=compared, folder=into
         )
 
     with tempfile.TemporaryDirectory(dir=folder) as into:
-        made(
-            pl.scan_parquet(files[0]).head(500), ComparisonCache(), Path(into) / "warm"
-        )  # numba reads what it compiled before
+        curate(pl.scan_parquet(files[0]).head(500), ComparisonCache(), Path(into) / "warm")  # numba reads its cache
         started, cpu = time.perf_counter(), time.process_time()
-        found = made(files, ComparisonCache(folder / "compared"), Path(into))
+        found = curate(files, ComparisonCache(folder / "compared"), Path(into))
         taken = time.perf_counter() - started
         if found.candidates != rows:
-            raise SystemExit("rows were lost")
+            raise SystemExit("Rows were lost.")
         used = time.process_time() - cpu
         return {"s": taken, "cpu_s": used, "peak_mb": peak_mb(), "kept": found.kept_rows}
 
 
-def cuts(scored: Path, rows: int) -> dict[str, float]:
-    """A first cut, others after a threshold moved, and others after one slice of 50 has new texts; each in a process
-    of its own, and of each kind the quickest and the highest peak."""
+def measure_cuts(scored: Path, rows: int) -> dict[str, float]:
+    """Measure a first cut, cuts after a changed threshold, and cuts after one slice of 50 has new texts.
+
+    Each cut has its own process. Of each kind, the fastest run and the highest peak count.
+    """
     folder, runs = scored.parent, dict[str, list[dict[str, float]]]()
-    slices_of(scored, folder / "slices")
+    write_slices(scored, folder / "slices")
     strict = {"min_agreement": 0.7}
     for number in range(-1, 2 * REPEATS):
         if number >= REPEATS:
@@ -431,11 +431,11 @@ def cuts(scored: Path, rows: int) -> dict[str, float]:
             write_parquet(pl.read_parquet(path).with_columns(pl.col("messages").list.eval(said)), path, {})
         kind = "first_cut" if number < 0 else "recut" if number < REPEATS else "slice_cut"
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            run = process.submit(cut, folder, {} if number < 0 else strict, rows).result()
+            run = process.submit(measure_cut, folder, {} if number < 0 else strict, rows).result()
         print(kind, {name: round(value, 2) for name, value in run.items()}, file=sys.stderr)
         runs.setdefault(kind, []).append(run)
     if not runs["recut"][0]["kept"] < runs["first_cut"][0]["kept"]:
-        raise SystemExit("the higher threshold dropped nothing")
+        raise SystemExit("The higher threshold dropped nothing.")
     figures: dict[str, float] = {"recut_teacher_calls": 0}
     for kind, found in runs.items():
         best = min(found, key=lambda run: run["s"])
