@@ -58,7 +58,7 @@ def tick(project: Project, instance: dg.DagsterInstance) -> dg.SensorResult | dg
 
 
 @pytest.mark.parametrize("by", ["sensor", "command"])
-def test_a_run_submits_somebody_collects_and_the_next_run_goes_on(
+def test_a_run_submits_and_the_next_run_uses_the_collected_answers(
     project: Project, batches: BatchProvider, by: str
 ) -> None:
     ended = project.distill("backfill", TASK, "--which", "all", "--json")
@@ -96,7 +96,7 @@ def test_a_run_submits_somebody_collects_and_the_next_run_goes_on(
     assert set(frame["status"]) == {"ok"}
 
 
-def test_the_sensor_ships_stopped_and_is_there_in_batch_mode_alone(project: Project) -> None:
+def test_the_sensor_is_stopped_by_default_and_exists_only_in_batch_mode(project: Project) -> None:
     home = Home(root=project.home, tasks=project.root / "tasks")
     sensor = build_definitions(home).get_repository_def().get_sensor_def(f"{TASK}_batches")
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
@@ -162,8 +162,8 @@ def test_a_batch_of_a_teacher_that_the_task_no_longer_has_is_listed(project: Pro
     assert "--forget" in listed.out
 
 
-def test_what_was_made_stays_until_the_answers_of_a_batch_are_there(ungated: Project, batches: BatchProvider) -> None:
-    """Golden answers wait first, then the dataset waits for all slices: made now, it would be made again."""
+def test_existing_data_stays_until_the_answers_of_a_batch_arrive(ungated: Project, batches: BatchProvider) -> None:
+    """First the golden answers wait. Then the dataset waits for all slices, so that it is built once."""
     project = ungated
     waiting = project.run("--student", "one")
     assert (waiting.code, waiting.json["failed"], waiting.json["blocked"]) == (3, {}, {})

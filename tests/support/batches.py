@@ -1,6 +1,6 @@
-"""A provider with OpenAI's files and batches: real HTTP, answers made as `FakeProvider` makes them.
+"""A provider with OpenAI's files and batches over HTTP, with the answers of `FakeProvider`.
 
-A batch is answered once it was looked at `polls` times, or when a test calls `end`.
+A batch is answered when it was polled `polls` times, or when a test calls `end`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from tests.support.provider import FakeProvider, Seen, _answer
 
 @dataclass
 class BatchProvider(FakeProvider):
-    """`fail_line` names texts whose line fails; `answered` is how many lines of a batch are answered (then it expires).
+    """`fail_line` selects the texts whose line fails. After `answered` lines a batch expires.
 
-    `on_create` is called when a batch was made, before the client is told.
+    `on_create` is called when a batch is created, before the client receives the response.
     """
 
     polls: int | None = 1
@@ -44,12 +44,12 @@ class BatchProvider(FakeProvider):
 
     @property
     def lines(self) -> list[list[dict[str, Any]]]:
-        """The requests of each batch that was made, in order."""
+        """The requests of each batch, in the order of creation."""
         return [_lines(self.files[batch["input_file_id"]]) for batch in self.batches.values()]
 
     @property
     def asked(self) -> list[str]:
-        """request_keys of all lines of all batches."""
+        """The request_keys of all lines of all batches."""
         return [line["custom_id"] for lines in self.lines for line in lines]
 
     def create(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class BatchProvider(FakeProvider):
         return batch
 
     def end(self, id_: str, status: str | None = None) -> None:
-        """Answer a batch, in an order that is not that of its requests."""
+        """Answer a batch, in another order than that of its requests."""
         batch = self.batches[id_]
         if self.refuse is not None:
             error = {"code": "invalid", "message": self.refuse, "line": 1}
@@ -181,7 +181,7 @@ def _batch_handler(provider: BatchProvider) -> type[BaseHTTPRequestHandler]:
 
 
 def _upload(kind: str, content: bytes) -> bytes:
-    """The file in a form with several parts."""
+    """Read the uploaded file from a multipart form."""
     boundary = kind.partition("boundary=")[2].strip('"').encode()
     for part in content.split(b"--" + boundary):
         head, _, body = part.partition(b"\r\n\r\n")

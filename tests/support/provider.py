@@ -1,4 +1,4 @@
-"""A teacher that costs nothing: an OpenAI-compatible HTTP server on a loopback port, with answers made from the text.
+"""A free teacher: an OpenAI-compatible HTTP server on a loopback port that derives its answers from the text.
 
 It speaks /v1/completions and /v1/chat/completions, gives log-probabilities in the shape of each, keeps every request
 it saw, and fails on purpose where a test says so.
@@ -19,12 +19,12 @@ from types import TracebackType
 from typing import Any
 
 KEYWORD_SHARE = 0.7
-"""What a label gets whose name stands in the text; the other labels divide the rest by a hash of the prompt."""
+"""The probability of a label whose name is in the text. A hash of the prompt divides the rest among the others."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One request as it came in; `text` is the message that is to be sorted."""
+    """One received request; `text` is the message to classify."""
 
     path: str
     body: dict[str, Any]
@@ -34,7 +34,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Fault:
-    """What to send instead of an answer: a status with a body, a pause before it, or bytes that are no JSON."""
+    """What to send instead of an answer: a status with a body, a pause before it, or bytes that are not JSON."""
 
     status: int = 200
     body: str = '{"error": {"message": "on purpose", "type": "test"}}'
@@ -44,7 +44,7 @@ class Fault:
 
 
 Plan = Callable[[Seen, int], Fault | None]
-"""Called with a request and how often the same text was asked before; None lets the answer through."""
+"""Called with a request and the number of earlier requests with the same text. None sends the normal answer."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class FakeProvider:
     answer: Callable[[Seen], str] | None = None
     finish: str | None = None
     message: dict[str, Any] = field(default_factory=dict)
-    """More fields of a chat answer's message, such as reasoning_content, refusal or tool_calls."""
+    """Additional fields of the message of a chat answer, such as reasoning_content, refusal or tool_calls."""
     pause_s: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     """Sent with every response."""
@@ -85,7 +85,7 @@ class FakeProvider:
         return [seen.text for seen in self.requests]
 
     def note(self, seen: Seen) -> int:
-        """Keep a request; how often its text was seen before."""
+        """Keep a request, and return how often the same request was seen before."""
         with self._lock:
             key = json.dumps([seen.text, seen.body], sort_keys=True)
             self._times[key] += 1
@@ -93,7 +93,7 @@ class FakeProvider:
             return self._times[key] - 1
 
     def probabilities(self, text: str, prompt: str) -> dict[str, float]:
-        """The distribution that the server answers with: every label has some share, and they add up to 1."""
+        """The distribution over the labels that the server answers with. Every label has a share; the sum is 1."""
         named = next((label for label in self.labels if label in text), None)
         noise = {
             label: 1 + int(hashlib.sha256(f"{prompt}\n{label}".encode()).hexdigest()[:4], 16) / 65535
@@ -104,22 +104,22 @@ class FakeProvider:
         return {k: KEYWORD_SHARE if k == named else rest * v / total for k, v in noise.items()}
 
     def tokens(self, text: str, prompt: str, spelled: str, limit: int) -> list[tuple[str, list[tuple[str, float]]]]:
-        """The answer's tokens, each with the likeliest tokens of its place. A token is one word with its space."""
+        """The tokens of the answer, each with the likeliest tokens at its place. A token is one word with its space."""
         shares = self.probabilities(text, prompt)
-        said, out = spelled.split(), []
+        written, out = spelled.split(), []
         for _ in range(limit):
-            open_ = {k: v for k, v in shares.items() if k.split()[: len(said)] == said}
-            total, following = sum(open_.values()), dict[str, float]()
-            for label, share in open_.items():
+            possible = {k: v for k, v in shares.items() if k.split()[: len(written)] == written}
+            total, following = sum(possible.values()), dict[str, float]()
+            for label, share in possible.items():
                 words = label.split()
-                token = f" {words[len(said)]}" if len(words) > len(said) else "\n"
+                token = f" {words[len(written)]}" if len(words) > len(written) else "\n"
                 following[token] = following.get(token, 0.0) + share / total
             ranked = sorted(following.items(), key=lambda item: (-item[1], item[0]))
             taken = ranked[0][0]
             out.append((taken, [(token, math.log(share)) for token, share in ranked]))
             if taken == "\n":
                 break
-            said.append(taken.strip())
+            written.append(taken.strip())
         return out
 
 

@@ -82,7 +82,7 @@ def ask(tmp_path: Path, provider: BatchProvider, store: CompletionStore) -> Ask:
 
 
 @pytest.mark.parametrize("api", ["text", "chat"])
-def test_one_batch_answers_what_the_store_does_not_have(
+def test_one_batch_answers_the_requests_that_are_not_stored(
     ask: Ask, provider: BatchProvider, store: CompletionStore, api: str
 ) -> None:
     provider.polls = 3
@@ -111,7 +111,7 @@ def test_one_batch_answers_what_the_store_does_not_have(
     assert not any(call == "POST /chat/completions" for call in provider.calls)
 
 
-def test_the_same_requests_as_online_and_none_is_asked_twice(ask: Ask, provider: BatchProvider) -> None:
+def test_batch_and_online_share_request_keys(ask: Ask, provider: BatchProvider) -> None:
     asked = ask()
     online = ask(mode="online")
     assert (online.usage.calls, online.usage.cached) == (0, 6)
@@ -122,7 +122,7 @@ def test_the_same_requests_as_online_and_none_is_asked_twice(ask: Ask, provider:
     assert plain.hash_teacher_settings({}) == batched.hash_teacher_settings({})
 
 
-def test_a_failed_line_is_a_failed_row_and_is_asked_again_the_next_time(ask: Ask, provider: BatchProvider) -> None:
+def test_a_failed_line_is_a_failed_row_and_the_next_run_asks_again(ask: Ask, provider: BatchProvider) -> None:
     provider.fail_line = lambda text: "login" in text
     asked = ask()
     failed = asked.completions.filter(pl.col("status") == "failed")
@@ -134,7 +134,7 @@ def test_a_failed_line_is_a_failed_row_and_is_asked_again_the_next_time(ask: Ask
     assert [len(lines) for lines in provider.lines] == [6, 2]
 
 
-def test_what_an_expired_batch_left_is_asked_again_the_next_time(ask: Ask, provider: BatchProvider) -> None:
+def test_the_next_run_asks_again_for_the_rest_of_an_expired_batch(ask: Ask, provider: BatchProvider) -> None:
     provider.answered = 4
     asked = ask()
     assert asked.missing_rows >= 1
@@ -146,7 +146,7 @@ def test_what_an_expired_batch_left_is_asked_again_the_next_time(ask: Ask, provi
     assert [len(lines) for lines in provider.lines] == [6, 2]
 
 
-def test_a_cancelled_batch_and_lines_that_never_came(ask: Ask, provider: BatchProvider) -> None:
+def test_the_next_run_asks_again_after_a_cancelled_batch(ask: Ask, provider: BatchProvider) -> None:
     provider.polls = None
     provider.on_create = lambda batch: batch.update(status="cancelled")
     assert set(ask().completions["error"]) == {
@@ -164,7 +164,7 @@ def test_a_batch_that_the_provider_refuses(ask: Ask, provider: BatchProvider) ->
     assert ask().missing_rows == 0
 
 
-def test_a_run_need_not_wait_and_what_came_meanwhile_is_found(
+def test_a_run_without_waiting_finds_the_answers_later(
     ask: Ask, provider: BatchProvider, store: CompletionStore
 ) -> None:
     provider.polls = None
@@ -180,7 +180,7 @@ def test_a_run_need_not_wait_and_what_came_meanwhile_is_found(
     assert BatchStore(store).list_open() == []
 
 
-def test_a_batch_left_from_an_earlier_setting_is_named_with_the_command_that_collects_it(
+def test_an_open_batch_of_an_earlier_setting_is_named_with_its_command(
     tmp_path: Path, ask: Ask, provider: BatchProvider, online: FakeProvider, store: CompletionStore
 ) -> None:
     """`mode: batch` was removed from task.yaml while a batch was open."""
@@ -209,7 +209,7 @@ def test_a_batch_left_from_an_earlier_setting_is_named_with_the_command_that_col
     assert (asked.usage.calls, asked.usage.cached, asked.missing_rows) == (0, 6, 0)
 
 
-def test_a_cap_ends_the_submitting_and_not_the_run(ask: Ask, provider: BatchProvider) -> None:
+def test_a_cap_ends_the_submitting_but_not_the_run(ask: Ask, provider: BatchProvider) -> None:
     asked = ask(account=Account("t", "c1", "slices", BudgetSpec(tokens=100)))
     assert asked.usage.stopped is not None
     assert "budget.tokens" in asked.usage.stopped
@@ -221,7 +221,7 @@ def test_a_cap_ends_the_submitting_and_not_the_run(ask: Ask, provider: BatchProv
     assert len(provider.asked) == len(set(provider.asked)) == 6
 
 
-def test_two_slices_with_the_same_prompt_share_its_line(ask: Ask, provider: BatchProvider) -> None:
+def test_slices_with_the_same_prompt_share_one_request(ask: Ask, provider: BatchProvider) -> None:
     provider.polls = None
     for texts in (TEXTS[:2], TEXTS[1:]):
         with pytest.raises(BatchPendingError):
@@ -232,7 +232,7 @@ def test_two_slices_with_the_same_prompt_share_its_line(ask: Ask, provider: Batc
     assert ask(TEXTS).usage.calls == 0
 
 
-def test_overload_is_retried_and_a_refused_key_is_not_shown(
+def test_overload_is_retried_and_a_rejected_key_is_redacted(
     ask: Ask, provider: BatchProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHOP_KEY", "a-planted-key-0815")
@@ -248,11 +248,11 @@ def test_overload_is_retried_and_a_refused_key_is_not_shown(
     assert len(provider.asked) == len(set(provider.asked))
 
 
-def test_a_batch_that_was_made_although_the_answer_was_lost_is_adopted(ask: Ask, provider: BatchProvider) -> None:
+def test_a_batch_whose_creation_was_not_confirmed_is_adopted(ask: Ask, provider: BatchProvider) -> None:
     def lose(batch: dict[str, Any]) -> None:
         raise ConnectionResetError
 
-    provider.on_create = lose  # the connection breaks after the batch was made
+    provider.on_create = lose  # the connection breaks after the batch is created
     asked = ask()
     assert asked.missing_rows == 0
     assert len(provider.batches) == 1
@@ -264,7 +264,7 @@ def test_many_requests_make_several_batches(ask: Ask, provider: BatchProvider, m
     assert [len(lines) for lines in provider.lines] == [4, 2]
 
 
-def test_without_a_batch_api_the_message_says_what_to_do(ask: Ask) -> None:
+def test_a_provider_without_a_batch_api_is_an_error_with_a_remedy(ask: Ask) -> None:
     with pytest.raises(TeacherError, match=r"no batch API for ollama/llama3.*mode: online"):
         ask(model="ollama/llama3", api="chat", soft_labels="votes")
 
@@ -277,7 +277,7 @@ def test_without_a_batch_api_the_message_says_what_to_do(ask: Ask) -> None:
         ({"model": "openai/x", "api": "text", "resolve_labels": True}, "need `mode: online`"),
     ],
 )
-def test_what_batch_mode_cannot_do_is_refused(teacher: dict[str, Any], message: str) -> None:
+def test_settings_that_batch_mode_cannot_serve_are_refused(teacher: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TeacherSpec.model_validate(teacher | {"mode": "batch"})
 
@@ -286,14 +286,14 @@ def spec_of(model: str, **more: Any) -> TeacherSpec:
     return TeacherSpec.model_validate({"model": model, **more})
 
 
-def test_prices_of_batches_are_the_lists_and_else_unknown() -> None:
+def test_the_batch_price_is_the_listed_price_or_unknown() -> None:
     import litellm
 
     known = litellm.model_cost["gpt-4o-mini"]
     expected = 1000 * known["input_cost_per_token_batches"] + 10 * known["output_cost_per_token_batches"]
     assert compute_batch_cost(spec_of("openai/gpt-4o-mini"), 1000, 10) == pytest.approx(expected)
     assert expected < 1000 * known["input_cost_per_token"] + 10 * known["output_cost_per_token"]
-    assert compute_batch_cost(spec_of("openai/nobody-knows"), 1000, 10) is None
+    assert compute_batch_cost(spec_of("openai/unknown-model"), 1000, 10) is None
     assert compute_batch_cost(spec_of("openai/gpt-4o-mini"), None, 10) is None
 
 
@@ -317,7 +317,7 @@ RUN = """
 def test_a_killed_process_neither_loses_nor_doubles_a_batch(
     tmp_path: Path, provider: BatchProvider, store: CompletionStore, ask: Ask, moment: str
 ) -> None:
-    """`file`: the upload is under way; `create`: the batch is not made yet; `created`: it is, and nobody was told."""
+    """`file`: during the upload. `create`: before the batch exists. `created`: it exists, and the client has no id."""
     folder = small_task(tmp_path / "killed", teacher=settings(provider))
     command = [sys.executable, "-c", textwrap.dedent(RUN), str(folder.path), str(tmp_path / "store"), *TEXTS]
     environment = os.environ | {"PYTHONPATH": str(PROJECT_FOLDER)}
@@ -372,10 +372,10 @@ def test_two_processes_at_once_ask_once(tmp_path: Path, provider: BatchProvider,
     assert len(provider.asked) == 6
 
 
-def test_another_database_goes_on_with_the_batches_under_way(
+def test_a_new_database_collects_the_open_batches(
     tmp_path: Path, provider: BatchProvider, store: CompletionStore
 ) -> None:
-    """What one store submitted the next one collects, and pays for: answers, ledger and notes are taken over."""
+    """The new store takes over answers, ledger and notes, so it collects and pays for the batch of the old store."""
     provider.polls = None
     price = {"input_usd": 1.0, "output_usd": 1.0}
     teacher = settings(provider, batch={"wait_s": 0, "poll_s": 0.05}, price=price)

@@ -1,4 +1,4 @@
-"""The engine against a real server: what it may spend, how it slows down, and what it sends only once."""
+"""The engine against a real server: budgets, rate limits, retries, and requests that are sent once."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def states(store: CompletionStore) -> dict[str, int]:
     return dict(store.read_ledger()["state"].value_counts().iter_rows())
 
 
-def test_the_same_request_at_once_is_sent_once(engine: Make, provider: FakeProvider) -> None:
+def test_concurrent_equal_requests_are_sent_once(engine: Make, provider: FakeProvider) -> None:
     provider.pause_s = 0.1
     found = answers(engine(), ["the login"] * 10 + ["a refund"] * 10)
     assert came(found) == 20
     assert len(provider.requests) == 2
 
 
-def test_another_engine_at_work_on_it_is_waited_for(engine: Make, provider: FakeProvider) -> None:
+def test_an_engine_waits_for_a_request_of_another_engine(engine: Make, provider: FakeProvider) -> None:
     provider.pause_s = 0.3
     one, two = engine(), engine()
 
@@ -108,7 +108,7 @@ def test_another_engine_at_work_on_it_is_waited_for(engine: Make, provider: Fake
 
 
 @pytest.mark.parametrize("cap", ["usd", "month_usd", "tokens", "month_tokens"])
-def test_a_cap_is_never_passed_and_the_rest_follows_when_it_is_raised(
+def test_a_cap_is_never_exceeded_and_raising_it_sends_the_rest(
     cap: str, engine: Make, provider: FakeProvider, tmp_path: Path
 ) -> None:
     texts = [f"number {n}" for n in range(60)]
@@ -136,28 +136,28 @@ def test_a_cap_is_never_passed_and_the_rest_follows_when_it_is_raised(
         assert len(provider.requests) - asked == 60 - came(found)
 
 
-def test_a_stored_answer_is_given_at_the_cap_too(engine: Make, provider: FakeProvider) -> None:
+def test_stored_answers_are_returned_at_a_cap(engine: Make, provider: FakeProvider) -> None:
     assert came(answers(engine(), ["a", "b"])) == 2
     found = answers(engine(BudgetSpec(usd=0.0)), ["a", "b", "c"])
     assert [type(one).__name__ for one in found] == ["Response", "Response", "BudgetError"]
     assert len(provider.requests) == 2
 
 
-def test_a_campaign_begins_anew_and_a_month_goes_on(engine: Make) -> None:
+def test_a_new_campaign_starts_at_zero_and_the_month_continues(engine: Make) -> None:
     budget = BudgetSpec(tokens=60)
     assert 0 < came(answers(engine(budget, "monday"), [f"m{n}" for n in range(20)])) < 20
     assert 0 < came(answers(engine(budget, "tuesday"), [f"t{n}" for n in range(20)])) < 20
     assert came(answers(engine(BudgetSpec(month_tokens=60), "wednesday"), ["w"])) == 0
 
 
-def test_a_usd_cap_wants_a_price(provider: FakeProvider, store: CompletionStore) -> None:
+def test_a_usd_cap_needs_a_price(provider: FakeProvider, store: CompletionStore) -> None:
     spec = TeacherSpec(model="openai/fake", api_base=provider.url)
     with pytest.raises(TeacherError, match=r"price is not known.*teacher\.price"):
         CompletionEngine(resolve_endpoint(spec), spec, store, Account("t", "c", "p", BudgetSpec(usd=1)))
     assert provider.requests == []
 
 
-def test_what_may_have_been_billed_is_settled_in_full(
+def test_attempts_that_may_be_billed_are_settled_in_full(
     engine: Make, provider: FakeProvider, store: CompletionStore
 ) -> None:
     def fail(seen: Seen, _: int) -> Fault | None:
@@ -181,7 +181,7 @@ def test_what_may_have_been_billed_is_settled_in_full(
             assert 0 < row["usd"] < row["worst_usd"]
 
 
-def test_a_server_that_counts_no_tokens_cannot_pass_a_cap(
+def test_a_cap_holds_for_a_server_that_counts_no_tokens(
     engine: Make, provider: FakeProvider, store: CompletionStore
 ) -> None:
     provider.usage = False
@@ -205,7 +205,7 @@ def test_every_attempt_is_in_the_ledger(engine: Make, provider: FakeProvider, st
     assert ledger["task"].to_list() == ["t"] * 3
 
 
-def test_a_prompt_that_the_provider_filters_is_answered_so(engine: Make, provider: FakeProvider) -> None:
+def test_a_filtered_prompt_has_a_filtered_response(engine: Make, provider: FakeProvider) -> None:
     provider.fail = lambda *_: Fault(400, '{"error": {"message": "no", "code": "content_filter"}}')
     for _ in range(2):
         found = answers(engine(), ["x"])[0]
@@ -214,7 +214,7 @@ def test_a_prompt_that_the_provider_filters_is_answered_so(engine: Make, provide
     assert len(provider.requests) == 1
 
 
-def test_no_credit_left_stops_at_once(engine: Make, provider: FakeProvider) -> None:
+def test_an_empty_account_stops_all_requests(engine: Make, provider: FakeProvider) -> None:
     provider.fail = lambda *_: Fault(429, '{"error": {"message": "quota", "code": "insufficient_quota"}}')
     one = engine(max_retries=5, concurrency=2)
     found = answers(one, [str(n) for n in range(20)])
@@ -222,7 +222,7 @@ def test_no_credit_left_stops_at_once(engine: Make, provider: FakeProvider) -> N
     assert len(provider.requests) <= 2
 
 
-def test_overload_halves_what_is_asked_at_a_time_and_it_recovers(engine: Make, provider: FakeProvider) -> None:
+def test_overload_halves_the_concurrency_and_it_recovers(engine: Make, provider: FakeProvider) -> None:
     provider.fail = lambda seen, before: Fault(429) if before == 0 and seen.text.startswith("busy") else None
     one = engine(concurrency=16, max_retries=3)
     limits = get_limits(one.endpoint, one.spec)
@@ -233,7 +233,7 @@ def test_overload_halves_what_is_asked_at_a_time_and_it_recovers(engine: Make, p
     assert limits.busy == 0
 
 
-def test_what_the_teacher_asks_to_wait_is_waited(engine: Make, provider: FakeProvider) -> None:
+def test_retry_after_is_respected(engine: Make, provider: FakeProvider) -> None:
     times: list[float] = []
 
     def fail(seen: Seen, before: int) -> Fault | None:
@@ -246,7 +246,7 @@ def test_what_the_teacher_asks_to_wait_is_waited(engine: Make, provider: FakePro
     assert times[1] - times[0] >= 1.9  # also for the other request: it is the teacher who is busy
 
 
-def test_dates_and_nonsense_to_wait_for() -> None:
+def test_retry_after_may_be_a_date_or_unreadable() -> None:
     assert parse_retry_after("1.5") == 1.5
     assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert parse_retry_after("soon") is None
@@ -294,7 +294,7 @@ def start(provider: FakeProvider, folder: Path, text: str) -> subprocess.Popen[s
     )
 
 
-def test_what_another_process_is_asking_is_waited_for(tmp_path: Path, engine: Make, provider: FakeProvider) -> None:
+def test_an_engine_waits_for_a_request_of_another_process(tmp_path: Path, engine: Make, provider: FakeProvider) -> None:
     provider.pause_s = 2.0
     other = start(provider, tmp_path / "store", "shared")
     while not provider.requests:

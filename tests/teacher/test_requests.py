@@ -1,4 +1,4 @@
-"""What is asked, under which key it is remembered, and to whom it is sent."""
+"""Requests: their content, their keys, and the endpoints they go to."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def keys(tmp_path: Path, name: str, text: str = "a text", sample: int = 0, **cha
     ],
     ids=str,
 )
-def test_a_key_does_not_depend_on_where_or_how_fast_it_is_asked(change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_key_does_not_depend_on_address_or_speed(change: dict[str, Any], tmp_path: Path) -> None:
     assert keys(tmp_path, "a", teacher=change) == keys(tmp_path, "b")
 
 
 @pytest.mark.parametrize("system", ["Sort this.", "Sort this: {{ text }}"])
-def test_what_prompts_share_is_made_once_and_what_they_do_not_share_is_not(tmp_path: Path, system: str) -> None:
+def test_the_shared_part_of_requests_is_built_once(tmp_path: Path, system: str) -> None:
     folder = small_task(tmp_path / "a", teacher={"api": "chat", "soft_labels": "votes"})
     (folder.path / "templates").mkdir()
     (folder.path / "templates" / "classification_system.j2").write_text(system)
@@ -83,7 +83,7 @@ def test_a_key_does_not_depend_on_the_rest_of_the_task(change: dict[str, Any], t
     ],
     ids=str,
 )
-def test_a_key_depends_on_all_that_shapes_the_answer(change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_key_depends_on_everything_that_shapes_the_answer(change: dict[str, Any], tmp_path: Path) -> None:
     assert keys(tmp_path, "a", teacher=change) != keys(tmp_path, "b")
 
 
@@ -136,7 +136,7 @@ def spec(**changes: Any) -> TeacherSpec:
     return TeacherSpec(**({"model": "openai/fake", "api": "text", "terms": {"acknowledged": True}} | changes))
 
 
-def test_a_key_goes_to_an_address_of_ones_own_only_by_name() -> None:
+def test_an_own_address_gets_a_key_only_if_the_task_names_it() -> None:
     own = "http://127.0.0.1:9/v1"
     assert resolve_endpoint(spec(api_base=own)).api_key == "no-key"
     assert resolve_endpoint(spec(api_base=own, api_key_env="MY_KEY")).api_key == "sk-of-mine"
@@ -155,7 +155,7 @@ def test_the_model_of_an_endpoint() -> None:
     assert resolve_endpoint(spec()).identity != resolve_endpoint(spec(revision="r")).identity
 
 
-def test_a_missing_key_is_said_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_reported_before_the_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(TeacherError, match=r"MY_KEY, which is not set\. Set it, or fix teacher\.api_key_env"):
@@ -164,13 +164,15 @@ def test_a_missing_key_is_said_before_anything_is_asked(monkeypatch: pytest.Monk
         resolve_endpoint(spec())
 
 
-def test_an_endpoint_does_not_show_its_key() -> None:
+def test_the_text_of_an_endpoint_has_no_key() -> None:
     endpoint = resolve_endpoint(spec(api_key_env="MY_KEY"))
     assert "sk-of-mine" not in f"{endpoint!r} {endpoint}"
 
 
 @pytest.mark.parametrize(("model", "sent"), [("openai/fake", True), ("anthropic/claude-3-5-sonnet-20240620", False)])
-def test_a_seed_is_sent_only_to_providers_that_know_it(model: str, sent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_is_sent_only_to_providers_that_support_it(
+    model: str, sent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import litellm
 
     caught: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""A process that dies in the middle of asking: what it had received is not asked again, and the tables are the same."""
+"""A process is killed while it asks: received answers are not asked for again, and the tables are the same."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def ask(folder: TaskFolder, store_folder: Path) -> AskResult:
         store.close()
 
 
-def test_a_killed_run_is_taken_up(tmp_path: Path) -> None:
+def test_a_run_continues_after_a_kill(tmp_path: Path) -> None:
     least, root = 7, Path(__file__).resolve().parents[2]
     with FakeProvider(LABELS, pause_s=0.01) as provider:
         folder = small_task(tmp_path, teacher={"api_base": provider.url})

@@ -46,7 +46,7 @@ def asked_and_written(env: StageContext) -> AskResult:
     return asked
 
 
-def said(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     return "".join(traceback.format_exception(error)) + repr(error) + str(error)
 
 
@@ -59,7 +59,7 @@ def assert_nowhere(secret: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("api", ["text", "chat"])
 @pytest.mark.parametrize("status", [400, 403, 429, 500])
-def test_a_key_that_the_server_sends_back(
+def test_a_key_in_a_response_is_redacted(
     api: str, status: int, tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_TEACHER", SECRET)
@@ -77,7 +77,7 @@ def test_a_key_that_the_server_sends_back(
 
 @pytest.mark.parametrize("api", ["text", "chat"])
 @pytest.mark.parametrize("status", [401, 500])
-def test_a_key_in_what_is_raised(
+def test_a_key_in_an_error_is_redacted(
     api: str, status: int, tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_TEACHER", SECRET)
@@ -86,12 +86,12 @@ def test_a_key_in_what_is_raised(
     with pytest.raises(TeacherError) as caught:
         asked_and_written(env_)
     assert "***" in str(caught.value)
-    assert SECRET not in said(caught.value)
+    assert SECRET not in format_error(caught.value)
     assert_nowhere(SECRET, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "OTHER_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD"])
-def test_a_key_that_the_task_does_not_name(
+def test_a_key_from_the_environment_is_redacted(
     name: str, tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys that a library finds in the environment by itself, and that a server may tell back."""
@@ -100,30 +100,30 @@ def test_a_key_that_the_task_does_not_name(
     env_ = env(tmp_path, provider, api_key_env=None)
     with pytest.raises(TeacherError, match=r"no such key \*\*\*") as caught:
         asked_and_written(env_)
-    assert SECRET not in said(caught.value)
+    assert SECRET not in format_error(caught.value)
     assert {seen.authorization for seen in provider.requests} == {"Bearer no-key"}
 
 
 def answer(*tokens: str, text: str | None = None) -> Response:
-    """A response whose answer is these tokens, each beside one that was less likely."""
+    """A response with these tokens, each with a less likely alternative."""
     positions = [[(token, -0.1), ("other", -2.0)] for token in tokens]
-    said = "".join(tokens) if text is None else text
-    return Response(said, "stop", positions, 1, 1, None, None, 0.1, 1, "m", "2026-11-22T00:00:00.000+00:00")
+    answer = "".join(tokens) if text is None else text
+    return Response(answer, "stop", positions, 1, 1, None, None, 0.1, 1, "m", "2026-11-22T00:00:00.000+00:00")
 
 
-def test_a_key_in_pieces_is_not_stored() -> None:
+def test_a_key_across_tokens_is_not_stored() -> None:
     clean = redact_response(answer(" refund", "\n", SECRET[:7], SECRET[7:15], SECRET[15:]), [SECRET])
     assert clean.text == " refund\n***"
     assert SECRET not in "".join(position[0][0] for position in clean.positions)
     assert SECRET[7:15] not in json.dumps(clean.positions)
 
 
-def test_an_answer_without_a_key_is_stored_as_it_came() -> None:
+def test_an_answer_without_a_key_is_stored_unchanged() -> None:
     response = answer(" refund", " key", " no-key")
     assert redact_response(response, [SECRET]) is response
 
 
-def test_a_key_that_an_answer_was_cut_in() -> None:
+def test_a_truncated_key_is_redacted() -> None:
     assert redact_response(answer(text=f"it is {SECRET[:12]}"), [SECRET]).text == "it is ***"
     assert redact_response(answer(text=f"it is {SECRET[:5]}"), [SECRET]).text == f"it is {SECRET[:5]}"
 
@@ -139,7 +139,7 @@ def test_a_key_that_an_answer_was_cut_in() -> None:
         f"see https://host/v1?x=1&code={SECRET}",
     ],
 )
-def test_a_secret_by_its_place(text: str) -> None:
+def test_a_secret_is_found_by_its_position(text: str) -> None:
     """Also one that this process does not know."""
     assert SECRET not in redact(text)
     assert "***" in redact(text)
@@ -153,7 +153,7 @@ def test_a_secret_in_another_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
     assert redact("p@ss-9876 p%40ss-9876 bWU6cEBzcy05ODc2") == "*** *** ***"
 
 
-def test_words_are_left_in_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_stay_in_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that is named like a secret and holds a word must not change what a teacher says."""
     monkeypatch.setenv("PRIMARY_KEY", "customers")
     monkeypatch.setenv("OTHER_KEY", SECRET)
@@ -162,7 +162,7 @@ def test_words_are_left_in_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert redact("customers") == "***", "a message may lose a word"
 
 
-def test_a_secret_in_an_error_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_in_an_unexpected_error_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTHER_KEY", SECRET)
 
     def raised() -> BaseException:
@@ -195,5 +195,5 @@ def test_a_secret_in_an_error_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatc
         ("http://[::1", False),
     ],
 )
-def test_an_address_alone(address: str, plain: bool) -> None:
+def test_a_plain_address_is_recognized(address: str, plain: bool) -> None:
     assert is_plain_url(address) is plain

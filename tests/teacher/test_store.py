@@ -1,4 +1,4 @@
-"""The completion store: what was acknowledged is there, whoever wrote it and however the writer ended."""
+"""The completion store keeps every acknowledged answer, whichever process wrote it and however that process ended."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def response(text: str = "refund", **changes: object) -> Response:
     return Response(**(values | changes))  # type: ignore[arg-type]
 
 
-def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_an_answer_is_read_back_unchanged(tmp_path: Path) -> None:
     store = CompletionStore.in_folder(tmp_path / "deep" / "store")
     given = response(
         "Ünï\x00\n\U0001f600", positions=[[("a", float("-inf")), ("b", -1e-300)]], reasoning="why", cost_usd=0.1 + 0.2
@@ -44,7 +44,7 @@ def test_an_answer_comes_back_as_it_was(tmp_path: Path) -> None:
     assert CompletionStore.in_folder(tmp_path / "deep" / "store").get(["k"]) == {"k": given}
 
 
-def test_more_keys_than_one_query_takes(tmp_path: Path) -> None:
+def test_more_keys_than_one_query_holds(tmp_path: Path) -> None:
     store = CompletionStore.in_folder(tmp_path)
     stored = {f"key {n} 'é\"": response(str(n)) for n in range(KEYS_PER_LOOKUP + 10)}
     store.commit(stored)
@@ -54,7 +54,7 @@ def test_more_keys_than_one_query_takes(tmp_path: Path) -> None:
     store.close()
 
 
-def test_the_first_answer_stands(tmp_path: Path) -> None:
+def test_the_first_answer_is_kept(tmp_path: Path) -> None:
     store = CompletionStore.in_folder(tmp_path)
     store.put("k", response("first"))
     store.put("k", response("second"))
@@ -62,7 +62,7 @@ def test_the_first_answer_stands(tmp_path: Path) -> None:
     assert store.count() == 1
 
 
-def test_many_keys_are_fetched_at_once(tmp_path: Path) -> None:
+def test_many_keys_are_read_in_one_query(tmp_path: Path) -> None:
     store = CompletionStore.in_folder(tmp_path)
     for n in range(20):
         store.put(f"k{n}", response(str(n)))
@@ -138,7 +138,7 @@ def test_kill_leaves_every_acknowledged_answer(tmp_path: Path) -> None:
                 writer.send_signal(signal.SIGKILL)
                 break
         acknowledged = 60
-        for line in writer.stdout:  # what it said before the signal reached it; the last line may be cut
+        for line in writer.stdout:  # its output before the signal; the last line may be cut
             if line.endswith(b"\n"):
                 acknowledged = int(line)
     assert writer.returncode == -signal.SIGKILL

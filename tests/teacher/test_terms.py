@@ -1,4 +1,4 @@
-"""What a provider's terms say of training with its answers: where it comes from, what it stops, where it is carried."""
+"""Provider terms on training with answers: their sources, what they block, and where they are reported."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_copies_in_repositories_are_pinned() -> None:
     assert all(re.search(r"/blob/[0-9a-f]{40}/", source) for source in sources)
 
 
-def test_the_page_of_the_documentation_shows_the_whole_table() -> None:
+def test_the_docs_page_shows_the_whole_table() -> None:
     page = " ".join((PROJECT_FOLDER / "docs" / "terms.md").read_text().split())
     for entry in load_terms_table():
         for clause in entry.clauses:
@@ -136,7 +136,7 @@ def test_the_page_of_the_documentation_shows_the_whole_table() -> None:
         ("ollama/mistral:7b", None),
     ],
 )
-def test_which_entry_a_model_falls_under(model: str, name: str | None) -> None:
+def test_a_model_matches_an_entry(model: str, name: str | None) -> None:
     entry = find_terms_entry(TeacherSpec(model=model))
     assert (entry.name if entry else None) == name
 
@@ -155,7 +155,7 @@ def test_a_server_that_speaks_like_openai_is_not_openai(model: str, base: str | 
     assert find_terms(TeacherSpec(model=model, api_base=base)).restricts == restricts
 
 
-def test_the_embedded_model_stands_under_the_licence_that_is_quoted() -> None:
+def test_the_embedded_model_has_the_quoted_licence() -> None:
     from importlib import metadata
 
     from gguf import GGUFReader
@@ -176,7 +176,7 @@ def failed(*specs: TeacherSpec) -> list[tuple[str, str]]:
 STOPPED, UNKNOWN = [("terms_acknowledged", "error")], [("terms_known", "warning")]
 
 
-def test_what_is_said_of_each_teacher() -> None:
+def test_every_teacher_has_a_summary() -> None:
     embedded, unknown = TeacherSpec(model="embedded/smollm2-135m-instruct"), "cohere/command-r-plus"
     assert failed(embedded) == []
     assert failed(TeacherSpec(model=RESTRICTING)) == STOPPED
@@ -189,7 +189,7 @@ def test_what_is_said_of_each_teacher() -> None:
     assert failed(TeacherSpec(model=unknown), TeacherSpec(model=RESTRICTING)) == STOPPED + UNKNOWN
 
 
-def test_the_tasks_own_statement() -> None:
+def test_a_statement_of_the_task_takes_precedence() -> None:
     own = TermsSpec.model_validate(OWN | {"note": "our lawyers agree"})
     terms = find_terms(TeacherSpec(model="cohere/command-r-plus", terms=own))
     assert (terms.restricts, terms.declared_in, terms.note) == ("no", "task.yaml", "our lawyers agree")
@@ -198,7 +198,7 @@ def test_the_tasks_own_statement() -> None:
     assert failed(TeacherSpec(model="cohere/command-r-plus", terms=own)) == []
     yes = TermsSpec.model_validate(OWN | {"restricts": True})  # what YAML makes of a bare yes
     assert failed(TeacherSpec(model="cohere/command-r-plus", terms=yes)) == STOPPED
-    # A restriction that the table knows is not talked away: it wants to be acknowledged all the same.
+    # The task must acknowledge a restriction that the table knows, whatever it states itself.
     assert failed(TeacherSpec(model=RESTRICTING, terms=own)) == STOPPED
     both = TermsSpec.model_validate(OWN | {"acknowledged": True})
     assert failed(TeacherSpec(model=RESTRICTING, terms=both)) == []
@@ -216,12 +216,12 @@ def test_the_tasks_own_statement() -> None:
         ({"acknowledge": True}, "Extra inputs"),
     ],
 )
-def test_a_statement_is_whole_or_an_error(wrong: dict[str, Any], message: str) -> None:
+def test_an_incomplete_statement_is_an_error(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         TermsSpec.model_validate(wrong)
 
 
-def test_terms_are_no_part_of_what_is_asked() -> None:
+def test_terms_are_not_part_of_a_request() -> None:
     task = {
         "kind": "classification",
         "description": "d",
@@ -229,13 +229,15 @@ def test_terms_are_no_part_of_what_is_asked() -> None:
         "students": {"s": {"model": "minilm", "architecture": "encoder"}},
     }
     bare = Task.model_validate(task | {"teacher": {"model": "openai/x"}})
-    said = Task.model_validate(task | {"teacher": {"model": "openai/x", "terms": {"acknowledged": True, "note": "n"}}})
-    assert bare.hash_teacher_settings({}) == said.hash_teacher_settings({})
-    assert bare.teacher.dump_identity() == said.teacher.dump_identity()
+    with_terms = Task.model_validate(
+        task | {"teacher": {"model": "openai/x", "terms": {"acknowledged": True, "note": "n"}}}
+    )
+    assert bare.hash_teacher_settings({}) == with_terms.hash_teacher_settings({})
+    assert bare.teacher.dump_identity() == with_terms.teacher.dump_identity()
     assert "terms" not in bare.teacher.dump_result_settings()
 
 
-def test_no_endpoint_is_handed_out_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_endpoint_before_the_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-0123456789")
     with pytest.raises(TermsError, match="Nothing was asked") as caught:
         resolve_endpoint(TeacherSpec(model=RESTRICTING))
@@ -244,7 +246,7 @@ def test_no_endpoint_is_handed_out_before(monkeypatch: pytest.MonkeyPatch) -> No
     resolve_endpoint(TeacherSpec(model=RESTRICTING, terms=TermsSpec(acknowledged=True)))
 
 
-def test_check_names_it(tmp_path: Path) -> None:
+def test_distill_check_reports_terms(tmp_path: Path) -> None:
     [problem] = check_task_folder(small_task(tmp_path / "a", teacher={"terms": None}))
     assert (problem.severity, problem.field) == ("error", "teacher.terms")
     assert problem.line is not None
@@ -302,7 +304,7 @@ def test_a_teacher_without_acknowledgement_is_stopped_and_a_blocking_check_shows
         assert "the task acknowledges it" in str(made.metadata["terms"].value)
 
 
-def test_the_command_is_stopped_before_the_first_call(tmp_path: Path, provider: FakeProvider) -> None:
+def test_the_command_stops_before_the_first_call(tmp_path: Path, provider: FakeProvider) -> None:
     project = new_project(tmp_path, provider.url, teacher={"model": "openai/gpt-4o", "terms": UNSAID})
     for command in (["check", TASK], ["run", TASK], ["refresh", TASK], ["backfill", TASK]):
         ended = project.distill(*command)
@@ -336,7 +338,7 @@ def test_the_report_is_stale_when_the_terms_of_a_model_change(tmp_path: Path) ->
     assert versions[0][1] == versions[1][1], "terms are part of no request"
 
 
-def test_unknown_terms_warn_and_let_pass(tmp_path: Path, provider: FakeProvider) -> None:
+def test_unknown_terms_only_warn(tmp_path: Path, provider: FakeProvider) -> None:
     project = new_project(tmp_path, provider.url, teacher={"terms": UNSAID})
     ended = project.distill("backfill", TASK, "--slice", "shop", "--json")
     assert ended.code == 0, ended.err
