@@ -96,7 +96,7 @@ STAGES = {
             "prompt_context",
             None,
             ("human_examples", "golden_set"),
-            "1",
+            "2",
             ("polars", "parquet"),
             "The pool of few-shot examples that all teacher prompts share, without duplicates and without rows that "
             "repeat golden or dev. `seed_only` learns from these rows alone.",
@@ -206,7 +206,6 @@ STAGES = {
                 "golden_set",
                 "golden_completions",
                 "teacher_prior",
-                "teacher_settings",
                 "student_settings",
             ),
             "1",

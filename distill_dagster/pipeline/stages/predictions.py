@@ -20,13 +20,13 @@ from distill_dagster.curation.candidates.choose import choose_candidates
 from distill_dagster.evaluation.predictions_check import check_predictions_complete
 from distill_dagster.kinds import Kind, Question, get_kind, is_refusal, read_answer
 from distill_dagster.pipeline.stages.context import StageContext, StageInputs, StageResult, sample_rows
-from distill_dagster.prompts.few_shot import get_context_schema, read_example_pool
+from distill_dagster.prompts.few_shot import read_example_pool
 from distill_dagster.prompts.seeds import build_labelled_prompts, build_messages, compute_prompt_id
 from distill_dagster.student.predict import build_centroid_predictor, load_predictor
 from distill_dagster.student.sentences import SENTENCE_MODEL
 from distill_dagster.student.types import Predictor, TaskSettings
 from distill_dagster.tables.messages import format_messages, split_answer
-from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PREDICTIONS, TEACHER_PRIOR, build_frame
+from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PREDICTIONS, PROMPT_CONTEXT, TEACHER_PRIOR, build_frame
 from distill_dagster.tables.validation import check_table
 from distill_dagster.tasks import LabelledRow
 
@@ -194,13 +194,12 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
     Reads: golden.jsonl, dev.jsonl, filtered_dataset, golden_completions, teacher_prior, prompt_context, the adapters.
     Writes: PREDICTIONS.
     Asks a teacher: no, its answers are in golden_completions.
-    Re-runs when: one of these, teacher_settings or student_settings changes; not for `evaluation.latency_items`.
+    Re-runs when: one of these or student_settings changes; `evaluation.latency_items` alone starts no run.
     """
     assert partition is not None
     started = time.perf_counter()
     inputs = StageInputs(env, "predictions", partition)
-    for source in ("golden_set", "teacher_settings"):
-        inputs.note_source(source)
+    inputs.note_source("golden_set")
     inputs.note_source("student_settings", partition)
     task = env.folder.task
     spec, settings = task.students[partition], TaskSettings.from_task(task)
@@ -208,7 +207,7 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
     items = _build_items(env, inputs.read_table("filtered_dataset", DATASET))
     rows, teacher = _build_teacher_rows(env, inputs, items)
     facts: dict[str, dict[str, Any]] = {"teacher": teacher}
-    examples = read_example_pool(inputs.read_table("prompt_context", get_context_schema(task)))
+    examples = read_example_pool(inputs.read_table("prompt_context", PROMPT_CONTEXT))
     systems: list[tuple[str, str | None]] = [
         ("base", None),
         ("seed_only", "seed_only_adapter"),
