@@ -19,7 +19,7 @@ from distill_dagster.curation.filters import STEP_REASONS
 from distill_dagster.curation.scores import kernel
 from distill_dagster.pipeline.stages import dataset, teacher
 from distill_dagster.tables.schemas import DATASET, SCORED
-from tests.engine.test_stages import Run
+from tests.engine.test_stages import Run, read_rejected_rows
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, env_of, small_task
 
@@ -87,7 +87,7 @@ def test_a_score_is_computed_once_and_a_threshold_runs_no_slice(run: Run, monkey
     set_filters(run, reasoning_words={"min": 8})
     assert run.update() == ["filtered_dataset"]
     assert counted == []
-    rejected = dataset.read_rejected_rows(run.env)
+    rejected = read_rejected_rows(run.env)
     assert set(rejected["drop_reason"]) == {"reasoning_length"}
     assert rejected.height + run.dataset().height == 6
 
@@ -195,7 +195,7 @@ def test_a_rows_whole_story(run: Run, distill: Any) -> None:
     assert "dropped by reasoning_length: 7 words" in said.stdout
     assert "login asks twice" in said.stdout
     assert "kept in train" in distill("explain", "shop_mail", kept["prompt_id"]).stdout
-    for wrong, says in (("zz", "no beginning"), ("ffffffffffff", "No prompt of shop_mail")):
+    for wrong, says in (("zz", "not the beginning"), ("ffffffffffff", "No prompt in the tables of shop_mail")):
         found = distill("explain", "shop_mail", wrong)
         assert found.exit_code == 1
         assert says in found.output
@@ -203,12 +203,12 @@ def test_a_rows_whole_story(run: Run, distill: Any) -> None:
 
 def test_the_dataset_is_the_same_where_candidates_are_not_held(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.update()
-    held, rejected = run.dataset(), dataset.read_rejected_rows(run.env)
+    held, rejected = run.dataset(), read_rejected_rows(run.env)
     record = run.env.lake.read_record(run.env.task_name, "filtered_dataset")
     monkeypatch.setattr(dataset, "FILTER_BATCH_ROWS", 0)
     made = dataset.make_filtered_dataset(run.env, None)
     assert held.height == 6
     assert run.dataset().equals(held)
-    assert dataset.read_rejected_rows(run.env).equals(rejected)
+    assert read_rejected_rows(run.env).equals(rejected)
     assert record is not None
     assert made.record.data_version == record.data_version
