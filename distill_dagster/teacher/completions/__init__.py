@@ -1,5 +1,5 @@
-"""Received answers and what they cost: the completion store, the ledger, the engine and provider batches.
+"""Stored answers and their cost: the completion store, the ledger, the engine, provider batches and usage totals.
 
-Everything that reaches a provider passes the engine here. What is asked, and what an answer means, belongs to
-`asking`.
+Every request to a provider goes through the engine here. What to ask, and what an answer means, belongs to `asking`,
+`judge` and `imagine`.
 """

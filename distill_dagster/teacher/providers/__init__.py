@@ -1,4 +1,4 @@
-"""One request and its answer: clients, transport, retries, rate limits, prices, terms, the embedded server and replay.
+"""One request and its response: clients, transport, rate limits, prices, terms, the embedded server and replay.
 
-A module here knows how a provider is spoken to. Whether a request is sent at all is decided in `completions`.
+A module here knows how to call a provider. Whether a request may be sent is decided in `completions`.
 """
