@@ -37,7 +37,7 @@ from distill_dagster.intake.masking import mask_text
 from distill_dagster.kinds import get_kind
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import MESSAGES
-from tests.engine.test_masking import GITHUB, JWT, PEM, STRIPE
+from tests.intake.test_masking import GITHUB, JWT, PEM, STRIPE
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.text('a"\\\n\t \x1f\x01é', max_size=12)
 ANSWER = st.recursive(
