@@ -28,14 +28,14 @@ def choose_candidates(
     if task.teachers:
         by_teacher = {
             name: choose_candidates(view, prompts, completions.filter(pl.col("teacher") == name), prior)
-            for name, view in task.each_teacher()
+            for name, view in task.list_teachers()
         }
         return combine_teachers(task, prompts, by_teacher)
-    if task.answers_are_written:
-        vote_prior = prior if task.teacher.votes_corrected else None
+    if task.has_written_answers:
+        vote_prior = prior if task.teacher.has_corrected_votes else None
         return choose_free_text_candidates(get_kind(task), prompts, completions, vote_prior)
     return choose_label_candidates(
-        prompts, completions, prior, task.label_names, correct_votes=task.teacher.votes_corrected
+        prompts, completions, prior, task.label_names, correct_votes=task.teacher.has_corrected_votes
     )
 
 
