@@ -142,7 +142,7 @@ def test_a_malformed_url_is_refused_without_the_password(
     result = CliRunner().invoke(app, ["ui"], catch_exceptions=False)
     assert result.exit_code == 1
     assert name in result.stderr
-    assert "%40 for @" in result.stderr or "make setup-postgres" in said.stderr
+    assert "%40 for @" in result.stderr or "make setup-postgres" in result.stderr
     assert PASSWORD not in result.output
     assert "more@" not in result.output
 
