@@ -24,7 +24,7 @@ import yaml
 from common import run_task, wanted, write_result
 
 from distill_dagster.core.hashing import hash_content
-from distill_dagster.tasks import normalize_text
+from distill_dagster.core.text import normalize_text
 
 SLICES = 10
 SIZES = {  # per intent: examples, dev, seeds, golden

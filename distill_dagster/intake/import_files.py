@@ -21,6 +21,7 @@ from distill_dagster.config import REPLAY_NAME_PATTERN, REPLAY_PREFIX, SLICE_KEY
 from distill_dagster.core.errors import DistillError, InputError, Problem
 from distill_dagster.core.files import refuse_symlink, write_atomically
 from distill_dagster.core.hashing import hash_content, to_canonical_json
+from distill_dagster.core.text import normalize_text
 from distill_dagster.intake.inbox import IncomingPrompt, accept_prompts, assign_slices, lock_inbox, sanitize_file_name
 from distill_dagster.intake.masking import mask_id, mask_json, mask_text
 from distill_dagster.intake.recordings import RECORDED_FOLDER, Recording, find_last_user_turn, read_recordings
@@ -33,7 +34,6 @@ from distill_dagster.tasks import (
     ImportTarget,
     LabelledRow,
     TaskFolder,
-    normalize_text,
     read_rows,
 )
 

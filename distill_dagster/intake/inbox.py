@@ -26,9 +26,10 @@ from distill_dagster.config import SLICE_KEY_PATTERN, InboxSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.files import lock_file, refuse_symlink, sync_folder, write_atomically
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.core.text import normalize_text
 from distill_dagster.intake.accepted import append_accepted
 from distill_dagster.intake.masking import MaskedText, mask_id, mask_text
-from distill_dagster.tasks import TaskFolder, normalize_text
+from distill_dagster.tasks import TaskFolder
 from distill_dagster.tasks.accepted import AcceptedPrompt, get_accepted_path, list_accepted_slices, read_accepted
 from distill_dagster.tasks.rows import collect_held_out_keys
 

@@ -18,7 +18,6 @@ from distill_dagster.core.hashing import hash_content
 
 WINDOW_CHARS = 10_000
 """Longer texts are searched window by window: some patterns of detect-secrets take quadratic time."""
-MAX_TEXT_CHARS = WINDOW_CHARS
 _OVERLAP_CHARS = 4_000
 """Windows overlap by this much, so that each value is whole in the window that its first character belongs to."""
 

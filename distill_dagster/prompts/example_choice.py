@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from distill_dagster.config import FewShotSpec
 from distill_dagster.core.embedding import EmbedFunction
+from distill_dagster.core.text import normalize_text
 from distill_dagster.prompts.few_shot import FewShotExample, build_draws
-from distill_dagster.tasks import normalize_text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import polars as pl
 
 from distill_dagster.config import FewShotSpec, Task
+from distill_dagster.core.text import normalize_text
 from distill_dagster.prompts.seeds import build_messages
 from distill_dagster.tables.messages import Message
-from distill_dagster.tables.schemas import ANSWERED_PROMPT_CONTEXT, PROMPT_CONTEXT, build_frame
-from distill_dagster.tasks import LabelledRow, normalize_text
+from distill_dagster.tables.schemas import PROMPT_CONTEXT, build_frame
+from distill_dagster.tasks import LabelledRow
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,13 @@ class FewShotExample:
     """The turns of a conversation; empty if the prompt is one text."""
 
 
-def get_context_schema(task: Task) -> pl.Schema:
-    """The schema of the pool. It contains answers and reasoning if the task's answers are written."""
-    return ANSWERED_PROMPT_CONTEXT if task.has_written_answers else PROMPT_CONTEXT
-
-
 def get_draw_labels(task: Task) -> list[str]:
     """The labels that draws are balanced over. A kind without labels has one group of all examples."""
     return task.label_names or [""]
 
 
 def build_prompt_context(
-    examples: list[LabelledRow],
-    held_out: set[str],
-    schema: pl.Schema = PROMPT_CONTEXT,
-    leaking: frozenset[str] = frozenset(),
+    examples: list[LabelledRow], held_out: set[str], leaking: frozenset[str] = frozenset()
 ) -> pl.DataFrame:
     """The table `prompt_context`: the pool of few-shot examples, sorted by id.
 
@@ -59,17 +52,18 @@ def build_prompt_context(
         is_leak = key in held_out or row.id in leaking
         removed = "contaminated" if is_leak else "duplicate" if key in seen else None
         seen.add(key)
-        example: dict[str, object] = {
-            "id": row.id,
-            "text": row.text.strip(),
-            "label": row.label or "",
-            "removed": removed,
-        }
-        if "answer" in schema:
-            example |= {"answer": row.answer_json, "reasoning": row.reasoning}
-            example["messages"] = build_messages(row) if row.messages else None
-        rows.append(example)
-    return build_frame(rows, schema, ("id",))
+        rows.append(
+            {
+                "id": row.id,
+                "text": row.text.strip(),
+                "label": row.label or "",
+                "removed": removed,
+                "answer": row.answer_json,
+                "reasoning": row.reasoning,
+                "messages": build_messages(row) if row.messages else None,
+            }
+        )
+    return build_frame(rows, PROMPT_CONTEXT, ("id",))
 
 
 def read_example_pool(context: pl.DataFrame) -> list[FewShotExample]:

@@ -8,7 +8,6 @@ The prompts that came in later are in `accepted` and `imagined`; nothing here wr
 `pipeline.open_task` finds and opens the tasks of a project, and `pipeline.task_check` checks the whole of one.
 """
 
-from distill_dagster.core.text import normalize_text
 from distill_dagster.tasks.folder import TaskFolder
 from distill_dagster.tasks.reading import (
     DEV_FILE,
@@ -33,6 +32,5 @@ __all__ = [
     "Slice",
     "TaskFolder",
     "Turn",
-    "normalize_text",
     "read_rows",
 ]

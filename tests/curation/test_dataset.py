@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from distill_dagster.config import CurationSpec
 from distill_dagster.config.dedup import DecontaminationSpec
 from distill_dagster.core.checks import CheckResult
+from distill_dagster.core.text import normalize_text
 from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset, list_drop_reasons
 from distill_dagster.curation.dataset.human_rows import build_human_candidates
 from distill_dagster.curation.dataset.invariants import check_contamination, check_dataset
@@ -21,7 +22,7 @@ from distill_dagster.prompts.seeds import compute_prompt_id
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.messages import get_user_text, make_user_message
 from distill_dagster.tables.schemas import DATASET, REJECTED, SCORED, build_frame
-from distill_dagster.tasks import LabelledRow, normalize_text
+from distill_dagster.tasks import LabelledRow
 
 LABELS = ["refund", "delivery", "data loss"]
 FILTERS = {"min_agreement": 0.5, "min_confidence": 0.6, "min_words": 2, "max_words": 5, "min_judge": 0.6}
@@ -88,7 +89,7 @@ DROPS: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("change", "reason", "detail"), DROPS, ids=[f"{r}-{d}" for _, r, d in DROPS])
-def test_each_reason(change: dict[str, Any], reason: str, detail: str) -> None:
+def test_each_drop_reason(change: dict[str, Any], reason: str, detail: str) -> None:
     row = scored("another text", **({"confidence": 0.8} | change))
     found = cut(scored("kept text"), row, held_out=GOLDEN)
     assert found.dataset["prompt_id"].to_list() == [compute_prompt_id(make_user_message("kept text"))]
@@ -97,7 +98,7 @@ def test_each_reason(change: dict[str, Any], reason: str, detail: str) -> None:
     assert found.count_reasons() == dict.fromkeys(DROP_REASONS, 0) | {reason: 1}
 
 
-def test_every_reason_is_tried() -> None:
+def test_every_drop_reason_is_tested() -> None:
     of_several = {"near_duplicate", "semantic_duplicate", "over_cap"}  # see test_steps.py
     assert {reason for _, reason, _ in DROPS} == set(DROP_REASONS) - of_several
 
@@ -124,7 +125,7 @@ def test_without_thresholds_an_unscored_row_is_kept() -> None:
     assert cut(scored("a text", agreement=None, confidence=None), spec=CurationSpec()).dataset.height == 1
 
 
-def test_duplicates_across_slices_keep_the_surest_human_row() -> None:
+def test_duplicates_across_slices_keep_the_human_row_with_the_highest_confidence() -> None:
     rows = [
         scored("Same text", "web", confidence=0.99, origin="synthetic"),
         scored("same  text", "shop", confidence=0.7),
@@ -138,7 +139,7 @@ def test_duplicates_across_slices_keep_the_surest_human_row() -> None:
         assert reasons(found) == dict.fromkeys(("Same text", "same  text"), ("duplicate", f"same text as {kept}"))
 
 
-def test_a_human_answer_stands_before_a_teacher_that_is_as_sure() -> None:
+def test_a_human_answer_is_preferred_to_a_teacher_of_equal_confidence() -> None:
     human = build_human_candidates([LabelledRow(id="h", text="one text", label="data loss", slice="web")])
     for slice_ in ("app", "shop", "web"):
         taught = table([scored("one text", slice_, confidence=1.0), scored("one  text", slice_, confidence=1.0)])
@@ -168,7 +169,7 @@ def test_human_rows_are_for_training() -> None:
     assert dataset.height == 49
 
 
-def test_human_answers_weigh_what_the_task_says() -> None:
+def test_human_answers_have_the_weight_of_the_task() -> None:
     people = build_human_candidates([LabelledRow(id="h", text="a refund", label="refund")])
     candidates = pl.concat([table([scored("another refund")]), people])
     spec = STRICT.model_copy(update={"human_weight": 2.5})
@@ -184,7 +185,7 @@ def test_the_same_prompt_in_two_slices_is_kept_once() -> None:
         assert found.rejected["slice"].to_list() == ["shop", "web"]
 
 
-def test_a_dropped_row_does_not_stand_in_the_way_of_its_duplicate() -> None:
+def test_a_dropped_row_does_not_drop_its_duplicate() -> None:
     found = cut(scored("One text", agreement=0.1), scored("one text", confidence=0.7))
     assert get_user_text(found.dataset.to_dicts()[0]["messages"]) == "one text"
     assert reasons(found) == {"One text": ("low_agreement", "agreement 0.1")}
@@ -219,14 +220,14 @@ def test_a_kept_row() -> None:
     assert (kept["completion_ids"], kept["reasoning"], kept["teacher"]) == (["c"], "since", "t")
 
 
-def test_nothing_in_nothing_out() -> None:
+def test_an_empty_table_gives_an_empty_table() -> None:
     found = curate_dataset(pl.DataFrame(schema=SCORED), set(), LABELS, STRICT)
     assert (found.dataset.height, found.rejected.height) == (0, 0)
     assert dict(found.dataset.schema) == dict(DATASET)
     assert dict(found.rejected.schema) == dict(REJECTED)
 
 
-def test_a_text_of_sql_is_a_text() -> None:
+def test_a_text_with_sql_is_only_a_text() -> None:
     text = "'); DROP TABLE candidates; -- \" $labels"
     assert cut(scored(text), spec=CurationSpec(), held_out={"' OR 1=1"}).dataset.height == 1
 
@@ -265,7 +266,9 @@ CANDIDATES = st.lists(CANDIDATE, max_size=14, unique_by=lambda row: (row["prompt
 
 @settings(max_examples=25)
 @given(CANDIDATES, st.sampled_from([STRICT, CurationSpec()]), st.randoms(use_true_random=False))
-def test_nothing_is_lost_and_no_order_counts(rows: list[dict[str, Any]], spec: CurationSpec, random: Any) -> None:
+def test_no_row_is_lost_and_the_order_of_rows_is_irrelevant(
+    rows: list[dict[str, Any]], spec: CurationSpec, random: Any
+) -> None:
     found = cut(*rows, held_out=GOLDEN, spec=spec)
     assert found.dataset.height + found.rejected.height == len(rows)
     assert set(found.rejected["drop_reason"]) <= set(DROP_REASONS)
@@ -318,7 +321,7 @@ def test_the_check_of_contamination_sees_equal_and_nearly_equal_texts() -> None:
     assert check(long.replace("at once please", "at once now"), spec=None).passed, "the task turned it off"
 
 
-def test_what_people_answered_needs_no_judge() -> None:
+def test_answers_of_people_need_no_judge() -> None:
     row = scored("of a person", teacher=None, judge_score=None, confidence=1.0)
     assert cut(row).dataset.height == 1
 

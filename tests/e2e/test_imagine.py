@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 import pytest
 
+from distill_dagster.core.text import normalize_text
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import PROMPTS, SCORED
-from distill_dagster.tasks import normalize_text
 from tests.e2e.project import SEEDS, TASK, Ended, Project, new_project
 from tests.support.imagining import asked_text, imagines, teacher
 from tests.support.provider import FakeProvider, Fault
@@ -23,10 +23,10 @@ IMAGINE: dict[str, Any] = {"axes": AXES, "per_request": 2}
 
 
 @pytest.fixture
-def wanting(provider: FakeProvider, tmp_path: Path) -> Project:
-    """The task of the other tests, never run; slice `shop` of 6 seeds wants 14 prompts."""
+def below_target(provider: FakeProvider, tmp_path: Path) -> Project:
+    """The task of the other tests, never run; slice `shop` has 6 seeds and the target 14."""
     provider.answer = teacher
-    project = new_project(tmp_path / "wanting", provider.url, imagine=IMAGINE)
+    project = new_project(tmp_path / "below_target", provider.url, imagine=IMAGINE)
     project.change_slice("shop", lambda value: value.update(target=14))
     return project
 
@@ -45,16 +45,16 @@ def imagine(project: Project, *arguments: str) -> Ended:
     return ended
 
 
-def test_a_slice_is_filled_to_its_target_and_kept(wanting: Project, provider: FakeProvider) -> None:
-    ended = wanting.distill("backfill", TASK, "--json")
+def test_a_slice_is_filled_to_its_target_and_kept(below_target: Project, provider: FakeProvider) -> None:
+    ended = below_target.distill("backfill", TASK, "--json")
     assert ended.code == 0, ended.err
     first = [seen for seen in provider.requests if imagines(seen)]
     assert len(first) == 4
-    assert wanting.record("seed_prompts", "shop").extra["teacher_calls"] == 4
-    assert "teacher_calls" not in wanting.record("seed_prompts", "web").extra
+    assert below_target.record("seed_prompts", "shop").extra["teacher_calls"] == 4
+    assert "teacher_calls" not in below_target.record("seed_prompts", "web").extra
     assert ended.json["teacher_calls"] == len(provider.requests)
-    table = prompts(wanting)
-    assert (table.height, prompts(wanting, "web").height) == (14, 6)
+    table = prompts(below_target)
+    assert (table.height, prompts(below_target, "web").height) == (14, 6)
     made = table.filter(pl.col("origin") == "synthetic").to_dicts()
     assert len(made) == 8
     for row in made:
@@ -64,68 +64,70 @@ def test_a_slice_is_filled_to_its_target_and_kept(wanting: Project, provider: Fa
         assert (row["parent_prompt_id"] is not None) == (axes["method"] == "evolve")
         assert row["parent_prompt_id"] is None or row["parent_prompt_id"] in set(table["prompt_id"])
         assert (row["target_label"] is None) == (axes["method"] == "evolve")
-    # The label that was asked for is a column, and the teacher's answer stands beside it.
-    scored = wanting.lake.read(TASK, "scored_completions", "shop", SCORED)[0]
+    # The label that was asked for is a column, next to the teacher's answer.
+    scored = below_target.lake.read(TASK, "scored_completions", "shop", SCORED)[0]
     both = scored.filter(pl.col("target_label").is_not_null())
     assert both.height == sum(row["target_label"] is not None for row in made)
     assert all(row["answer"] in row["axes"] or json.loads(row["answer"]) in LABELS for row in both.to_dicts())
     assert set(scored.filter(pl.col("origin") == "synthetic")["axes"]) == {row["axes"] for row in made}
 
     # Nothing is asked again, and nothing runs.
-    asked, before = len(provider.requests), imagined(wanting)
-    assert wanting.distill("backfill", TASK, "--json").json["partitions"] == {}
-    assert imagine(wanting).json["teacher_calls"] == 0
-    # A seed more: one prompt less is missing, and what was accepted stays.
-    wanting.change_slice("shop", lambda value: value["seeds"].append("one more refund"))
-    assert wanting.distill("backfill", TASK, "--json").code == 0
+    asked, before = len(provider.requests), imagined(below_target)
+    assert below_target.distill("backfill", TASK, "--json").json["partitions"] == {}
+    assert imagine(below_target).json["teacher_calls"] == 0
+    # One more seed: one prompt less is missing, and accepted prompts stay.
+    below_target.change_slice("shop", lambda value: value["seeds"].append("one more refund"))
+    assert below_target.distill("backfill", TASK, "--json").code == 0
     assert not any(imagines(seen) for seen in provider.requests[asked:])
-    assert imagined(wanting) == before
-    assert prompts(wanting).height == 15
-    # A raised target asks for the difference alone.
-    wanting.change_slice("shop", lambda value: value.update(target=18))
-    assert wanting.distill("backfill", TASK, "--json").code == 0
+    assert imagined(below_target) == before
+    assert prompts(below_target).height == 15
+    # A raised target asks only for the difference.
+    below_target.change_slice("shop", lambda value: value.update(target=18))
+    assert below_target.distill("backfill", TASK, "--json").code == 0
     assert sum(imagines(seen) for seen in provider.requests[asked:]) == 2
-    assert before < imagined(wanting)
-    assert prompts(wanting).height == 18
+    assert before < imagined(below_target)
+    assert prompts(below_target).height == 18
 
 
-def test_fresh_retires_and_asks_differently(wanting: Project, provider: FakeProvider) -> None:
-    dry = imagine(wanting, "--dry-run").json
+def test_fresh_retires_and_asks_differently(below_target: Project, provider: FakeProvider) -> None:
+    dry = imagine(below_target, "--dry-run").json
     assert dry["imagined"] == {
         "shop": {"target": 14, "imagined": 0, "retired": 0, "missing": 8, "requests": 4, "at_most": 20}
     }
     assert provider.requests == []
-    first = imagine(wanting).json
+    first = imagine(below_target).json
     before_gate = {"prompt_context", "teacher_prior", "golden_completions"}
-    assert set(first["partitions"]) == before_gate | {"teacher_gate", "seed_prompts"}, "the gate stands before"
+    assert set(first["partitions"]) == before_gate | {"teacher_gate", "seed_prompts"}, "the gate runs first"
     assert first["imagined"]["shop"]["imagined"] == 8
-    before = imagined(wanting)
-    imagine(wanting, "--fresh", "--dry-run")
-    assert imagined(wanting) == before
-    again = imagine(wanting, "--fresh").json
+    before = imagined(below_target)
+    imagine(below_target, "--fresh", "--dry-run")
+    assert imagined(below_target) == before
+    again = imagine(below_target, "--fresh").json
     assert again["teacher_calls"] == 4
     assert again["teacher_calls_cached"] == 0
     assert again["imagined"]["shop"]["retired"] == 8
-    assert not imagined(wanting) & before
-    kept = (wanting.home / "accepted" / TASK / "imagined" / "shop.jsonl").read_text()
+    assert not imagined(below_target) & before
+    kept = (below_target.home / "accepted" / TASK / "imagined" / "shop.jsonl").read_text()
     assert kept.count('"kind":"prompt"') == 16, "retired prompts stay in the file"
-    status = wanting.distill("status", TASK, "--json").json
+    status = below_target.distill("status", TASK, "--json").json
     states = {one["name"]: one["state"] for one in status["artifacts"]}
     assert states["seed_prompts[shop]"] == "fresh"
 
 
-def test_no_request_shows_golden_dev_or_the_slices_name(wanting: Project, provider: FakeProvider) -> None:
-    held_out = [json.loads(line)["text"] for f in ("golden", "dev") for line in (wanting.folder / f"{f}.jsonl").open()]
+def test_no_request_shows_golden_dev_or_the_slices_name(below_target: Project, provider: FakeProvider) -> None:
+    held_out = [
+        json.loads(line)["text"] for f in ("golden", "dev") for line in (below_target.folder / f"{f}.jsonl").open()
+    ]
     seeds = [*SEEDS["shop"], held_out[0].upper(), f"  {held_out[-1]}!"]
-    wanting.change_task(description="Sort messages.")
-    wanting.change_slice("shop", lambda value: value.update(seeds=seeds, target=60, description="A department."))
-    # Every second answer is a golden text: it is accepted here, dropped later, and shown to nobody.
+    below_target.change_task(description="Sort messages.")
+    below_target.change_slice("shop", lambda value: value.update(seeds=seeds, target=60, description="A department."))
+    # Every second answer is a golden text: it is accepted here, dropped later, and never shown.
     provider.answer = lambda seen: f"{held_out[1]}\n2. {teacher(seen).splitlines()[0]}" if imagines(seen) else "x"
-    imagine(wanting)
+    imagine(below_target)
     asked = [seen for seen in provider.requests if imagines(seen)]
     assert len(asked) > 30
     assert normalize_text(held_out[1]) in {
-        normalize_text(get_user_text(row["messages"])) for row in prompts(wanting).to_dicts()
+        normalize_text(get_user_text(row["messages"])) for row in prompts(below_target).to_dicts()
     }
     for seen in asked:
         shown = normalize_text(asked_text(seen))
@@ -133,35 +135,35 @@ def test_no_request_shows_golden_dev_or_the_slices_name(wanting: Project, provid
         assert not re.search(r"\bshop\b", shown)
 
 
-def test_a_slice_that_brings_nothing_new_is_left_as_it_is(wanting: Project, provider: FakeProvider) -> None:
+def test_a_slice_that_brings_nothing_new_is_left_as_it_is(below_target: Project, provider: FakeProvider) -> None:
     provider.answer = lambda seen: "always the same\n2. always  the SAME!" if imagines(seen) else teacher(seen)
-    ended = imagine(wanting)
+    ended = imagine(below_target)
     assert ended.json["imagined"]["shop"]["imagined"] == 1
     asked = len(provider.requests)
     assert sum(map(imagines, provider.requests)) == 4 + 4 + 4, "one prompt in the first round, none in two more"
-    assert wanting.record("seed_prompts", "shop").missing_rows == 0
-    assert wanting.distill("backfill", TASK, "--json").code == 0
-    assert wanting.distill("refresh", TASK, "--json").json["partitions"].get("seed_prompts") is None
+    assert below_target.record("seed_prompts", "shop").missing_rows == 0
+    assert below_target.distill("backfill", TASK, "--json").code == 0
+    assert below_target.distill("refresh", TASK, "--json").json["partitions"].get("seed_prompts") is None
     assert not any(imagines(seen) for seen in provider.requests[asked:]), "never asked again by itself"
-    shown = wanting.distill("status", TASK)
+    shown = below_target.distill("status", TASK)
     assert "7 prompts below its target" in " ".join(shown.out.split())
     provider.answer = teacher
-    assert imagine(wanting).json["imagined"]["shop"]["missing"] == 0, "asked for, it tries again"
+    assert imagine(below_target).json["imagined"]["shop"]["missing"] == 0, "asked for, it tries again"
 
 
-def test_a_teacher_that_refuses_is_said_and_taken_up_later(wanting: Project, provider: FakeProvider) -> None:
+def test_a_teacher_that_refuses_is_said_and_taken_up_later(below_target: Project, provider: FakeProvider) -> None:
     provider.fail = lambda seen, _: Fault(401) if imagines(seen) else None
-    ended = wanting.distill("imagine", TASK, "--json")
+    ended = below_target.distill("imagine", TASK, "--json")
     assert ended.code == 1
     assert "401" in ended.json["failed"]["seed_prompts[shop]"]
     provider.fail = lambda seen, _: Fault(500) if imagines(seen) else None
-    ended = wanting.distill("imagine", TASK, "--json")
+    ended = below_target.distill("imagine", TASK, "--json")
     assert ended.code == 0, "the seeds are there; what is missing counts as missing rows"
-    assert wanting.record("seed_prompts", "shop").missing_rows == 8
+    assert below_target.record("seed_prompts", "shop").missing_rows == 8
     provider.fail = None
-    assert wanting.distill("backfill", TASK, "--json").code == 0
-    assert wanting.record("seed_prompts", "shop").missing_rows == 0
-    assert prompts(wanting).height == 14
-    ended = wanting.distill("imagine", TASK, "--slice", "web")
+    assert below_target.distill("backfill", TASK, "--json").code == 0
+    assert below_target.record("seed_prompts", "shop").missing_rows == 0
+    assert prompts(below_target).height == 14
+    ended = below_target.distill("imagine", TASK, "--slice", "web")
     assert ended.code == 2
     assert "the slice has no target" in ended.err

@@ -1,4 +1,4 @@
-"""Templates: sandboxed, strict about names, versioned by what they say."""
+"""Templates are sandboxed, strict about names, and versioned by their text."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_sandbox(source: str) -> None:
         "{{ text() }}",
     ],
 )
-def test_what_cannot_be_rendered_names_the_template_and_the_remedy(source: str) -> None:
+def test_a_rendering_error_names_the_template_and_the_remedy(source: str) -> None:
     with pytest.raises(DistillError, match=r"templates/classification_user\.j2: .*A template may use text, examples"):
         rendered(source)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.core.text import normalize_text
 from distill_dagster.pipeline.task_check import check_task_folder
-from distill_dagster.tasks import TaskFolder, normalize_text
+from distill_dagster.tasks import TaskFolder
 
 FOLDER = TaskFolder(PROJECT_FOLDER / "data" / "tasks" / "support_triage")
 

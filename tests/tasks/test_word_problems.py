@@ -6,9 +6,10 @@ import re
 from collections import Counter
 
 from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.core.text import normalize_text
 from distill_dagster.kinds.arithmetic import evaluate_expression
 from distill_dagster.pipeline.task_check import check_task_folder
-from distill_dagster.tasks import TaskFolder, normalize_text
+from distill_dagster.tasks import TaskFolder
 
 FOLDER = TaskFolder(PROJECT_FOLDER / "data" / "tasks" / "word_problems")
 SLICES = {"addition", "subtraction", "groups", "sharing", "money"}

@@ -84,7 +84,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
     home.env.store.close()
 
 
-def test_recorded_completions_are_a_teachers_answers_and_nothing_is_sent(home: Home) -> None:
+def test_recorded_completions_are_the_answers_and_nothing_is_sent(home: Home) -> None:
     home.record([plain(text.upper(), f" {label}.", cost_usd=0.25, model="m-1") for text, label in SHOP.items()])
     frame, made = home.completions()
     assert home.answers() == {text: [label] for text, label in SHOP.items()}
@@ -102,10 +102,10 @@ def test_recorded_completions_are_a_teachers_answers_and_nothing_is_sent(home: H
 
 
 def test_several_completions_of_one_prompt_are_its_samples(home: Home) -> None:
-    said = ["refund", "login", "refund"]
-    home.record([plain("I want a refund", label) for label in said] + [plain("login asks twice", "login")])
+    labels = ["refund", "login", "refund"]
+    home.record([plain("I want a refund", label) for label in labels] + [plain("login asks twice", "login")])
     assert home.answers() == {
-        "I want a refund": said,
+        "I want a refund": labels,
         "login asks twice": ["login"],
         "a delivery arrived broken": [None],
     }
@@ -226,7 +226,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_that_are_understood_as_they_are(shape: str) -> None:
+def test_formats_that_need_no_settings(shape: str) -> None:
     [found] = parse_recordings(SHAPES[shape], ReplaySpec())
     assert (found.prompt, found.completion) == ("q", "a")
     if "text" not in shape and shape != "messages and completion":
@@ -267,12 +267,12 @@ def test_several_choices_and_calls_that_failed() -> None:
     assert parse_recordings({"request": {"messages": ASKED}, "response": {"error": {"code": 500}}}, ReplaySpec()) == []
 
 
-def test_a_declaration_maps_anything_else() -> None:
-    record = {"in": {"lines": ["x", "Ticket: my refund"]}, "out": {"said": "refund", "why": "money"}, "by": "m"}
+def test_settings_map_any_other_format() -> None:
+    record = {"in": {"lines": ["x", "Ticket: my refund"]}, "out": {"text": "refund", "why": "money"}, "by": "m"}
     spec = ReplaySpec.model_validate(
         {
             "prompt": "in.lines.-1",
-            "completion": "/out/said",
+            "completion": "/out/text",
             "reasoning": "out.why",
             "model": "by",
             "prompt_pattern": "Ticket: (.*)",
@@ -281,7 +281,7 @@ def test_a_declaration_maps_anything_else() -> None:
     assert parse_recordings(record, spec) == [Recording("refund", "my refund", reasoning="money", model="m")]
 
 
-def test_what_cannot_be_read_is_named_with_its_line(home: Home) -> None:
+def test_each_problem_names_its_line(home: Home) -> None:
     home.record([plain("a", "refund"), {"prompt": "b"}, {"completion": "c"}])
     path = home.folder.path / "recorded" / "logs.jsonl"
     path.write_text(path.read_text() + "{\n")
@@ -316,7 +316,7 @@ def test_a_link_is_not_followed(home: Home, tmp_path: Path) -> None:
         ({"model": "replay/x", "replay": {"prompt_pattern": "a(?=b)"}}, "not a regular expression"),
     ],
 )
-def test_a_wrong_declaration_is_refused(home: Home, teacher: dict[str, Any], message: str) -> None:
+def test_wrong_settings_are_refused(home: Home, teacher: dict[str, Any], message: str) -> None:
     value = yaml.safe_load((home.folder.path / "task.yaml").read_text())
     with pytest.raises(ValueError, match=message):
         Task.model_validate(value | {"teacher": teacher})

@@ -1,4 +1,4 @@
-"""Every mistake in a task folder gives one problem, with its file, line, field and remedy."""
+"""Each mistake in a task folder gives one problem, with its file, line, field and remedy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.pipeline.open_task import find_tasks, open_task
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import TaskFolder
-from tests.engine.mistakes import ROW, SLICE, Mistake, append, subfolder, templates, write
-from tests.engine.mistakes_in_rows import ROW_MISTAKES
-from tests.engine.mistakes_in_yaml import YAML_MISTAKES
 from tests.support.task import again, small_task
+from tests.tasks.mistakes import ROW, SLICE, Mistake, append, subfolder, templates, write
+from tests.tasks.mistakes_in_rows import ROW_MISTAKES
+from tests.tasks.mistakes_in_yaml import YAML_MISTAKES
 
 MISTAKES = [*YAML_MISTAKES, *ROW_MISTAKES]
 
@@ -77,7 +77,7 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
     assert [(p.line, p.field) for p in problems] == [(7, None), (8, "label"), (9, "text")]
 
 
-def test_calibration_wants_an_example_outside_of_the_draw(tmp_path: Path) -> None:
+def test_calibration_needs_an_example_outside_of_the_draw(tmp_path: Path) -> None:
     changes = {"few_shot": {"per_label": 3}, "calibration": "examples"}
     problems = check_task_folder(small_task(tmp_path, teacher=changes))
     assert len(problems) == 3
@@ -85,7 +85,7 @@ def test_calibration_wants_an_example_outside_of_the_draw(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["Shop", "1shop", "shop-mail", "shop mail"])
-def test_a_task_name_that_cannot_be_one(name: str, tmp_path: Path) -> None:
+def test_an_invalid_task_name(name: str, tmp_path: Path) -> None:
     [problem] = check_task_folder(small_task(tmp_path, name))
     assert "cannot be a task name" in problem.message
     assert "Rename the folder" in problem.remedy
@@ -178,7 +178,7 @@ def test_tasks_are_found_and_opened_by_name(tmp_path: Path) -> None:
             open_task(tasks, name, tmp_path / "accepted")
 
 
-def test_slice_keys_leave_out_what_cannot_be_a_partition(tmp_path: Path) -> None:
+def test_slice_keys_skip_files_that_cannot_be_a_partition(tmp_path: Path) -> None:
     folder = small_task(tmp_path)
     subfolder(folder.path)
     write("slices/Big.yaml", SLICE + "  - a\n")(folder.path)

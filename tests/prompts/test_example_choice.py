@@ -33,7 +33,7 @@ def ids(found: list[FewShotExample]) -> list[str]:
     return [example.id for example in found]
 
 
-def test_the_nearest_come_and_the_most_similar_is_last() -> None:
+def test_the_nearest_examples_are_chosen_and_the_most_similar_is_last() -> None:
     assert ids(nearest(nearest=3, draws=1).choose("my refund is late", 0)) == ["e3", "e1", "e2"]
 
 
@@ -52,7 +52,7 @@ def test_ties_go_to_the_smaller_id_whatever_the_order_of_the_pool() -> None:
         assert ids(nearest(pool, nearest=2, draws=1).choose("twice", 0)) == ["e5", "e1"]
 
 
-def test_looking_up_many_embeds_each_once() -> None:
+def test_preparing_many_prompts_embeds_each_once() -> None:
     seen: list[list[str]] = []
 
     def counting(texts: list[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The few-shot pool and its draws."""
+"""The pool of few-shot examples, its draws, and tables of prompts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill_dagster.config import FewShotSpec
+from distill_dagster.core.text import normalize_text
 from distill_dagster.prompts.few_shot import (
     FewShotExample,
     build_draws,
@@ -19,7 +20,7 @@ from distill_dagster.prompts.few_shot import (
 )
 from distill_dagster.prompts.seeds import build_labelled_prompts, build_seed_prompts
 from distill_dagster.tables.data_versions import compute_data_version
-from distill_dagster.tasks import LabelledRow, Slice, normalize_text
+from distill_dagster.tasks import LabelledRow, Slice
 from distill_dagster.tasks.rows import collect_held_out_keys
 
 LABELS = ["a", "b", "c"]
@@ -61,7 +62,7 @@ def test_the_order_of_a_draw_mixes_labels() -> None:
 
 
 @given(st.integers(0, 4), st.integers(1, 5), st.integers(1, 8), st.integers(1, 4))
-def test_what_is_left_out_is_in_no_draw(per_label: int, number: int, have: int, items: int) -> None:
+def test_calibration_examples_are_in_no_draw(per_label: int, number: int, have: int, items: int) -> None:
     pool_ = examples(have)
     for draw in build_draws(pool_, LABELS, FewShotSpec(per_label=per_label, draws=number)):
         left = choose_calibration_examples(pool_, draw, LABELS, items)
@@ -86,7 +87,7 @@ VARIANTS = [
     st.lists(st.tuples(st.sampled_from(HELD_OUT), st.sampled_from(VARIANTS), st.sampled_from(LABELS)), max_size=6),
     st.integers(0, 3),
 )
-def test_no_draw_holds_a_golden_or_dev_text(leaks: list[Any], seed: int) -> None:
+def test_no_draw_contains_a_golden_or_dev_text(leaks: list[Any], seed: int) -> None:
     rows = [
         LabelledRow(id=f"leak{n}", text=variant(text), label=label) for n, (text, variant, label) in enumerate(leaks)
     ]
@@ -127,7 +128,7 @@ def slice_of(*seeds: object) -> Slice:
     return Slice.model_validate({"description": "d", "seeds": list(seeds)})
 
 
-def test_seed_prompts_are_one_for_each_text() -> None:
+def test_each_seed_text_is_one_prompt() -> None:
     table = build_seed_prompts(
         "shop", slice_of("one", " one\n", {"text": "two", "axes": {"b": "1", "a": "2"}, "reference": "r"})
     )
@@ -138,7 +139,7 @@ def test_seed_prompts_are_one_for_each_text() -> None:
 
 
 @given(st.permutations([{"text": "one", "reference": "a"}, {"text": "one ", "reference": "b"}, {"text": "two"}]))
-def test_the_order_of_seeds_does_not_decide_which_repeat_is_kept(seeds: list[dict[str, str]]) -> None:
+def test_the_order_of_seeds_does_not_decide_which_duplicate_is_kept(seeds: list[dict[str, str]]) -> None:
     expected = build_seed_prompts(
         "shop", slice_of({"text": "one", "reference": "a"}, {"text": "one ", "reference": "b"}, "two")
     )
@@ -158,4 +159,4 @@ def test_labelled_prompts(source: str) -> None:
         "y": ("shop", "b", source),
     }
     shared = build_seed_prompts("shop", slice_of("x"))["prompt_id"].item()
-    assert table["x"]["prompt_id"] == shared  # the same prompt is the same wherever it stands
+    assert table["x"]["prompt_id"] == shared  # a prompt has one id in all files

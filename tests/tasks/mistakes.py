@@ -1,4 +1,4 @@
-"""Ways to break a valid task folder, and what has to be said about each."""
+"""Ways to break a valid task folder, and the problem that each must give."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ONE_OBJECT = "one JSON object on each line"
 
 @dataclass(frozen=True)
 class Mistake:
-    """How a valid folder is broken, and what has to be said about it. `line` 0 stands for no line."""
+    """How to break a valid folder, and the problem that this must give. `line` is 0 for the whole file."""
 
     name: str
     breaks: Callable[[Path], object]

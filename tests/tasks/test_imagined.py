@@ -1,4 +1,4 @@
-"""The file of imagined prompts: what a process that was killed leaves, what a person may change, what is retired."""
+"""The file of imagined prompts: unfinished rounds, edits by a person, and retired generations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def texts(path: Path) -> list[str]:
     return [prompt.text for prompt in read_imagined(path).prompts]
 
 
-def test_prompts_come_back_as_they_were(path: Path) -> None:
+def test_prompts_are_read_as_they_were_written(path: Path) -> None:
     found = read_imagined(path)
     assert found.prompts == (one("a", axes={"persona": "x"}, target_label="refund"), one("b"))
     assert (found.rounds, found.generation, found.retired, found.requests) == ((ROUND,), 0, 0, 3)
@@ -60,7 +60,7 @@ def test_a_round_counts_whole_or_not_at_all(path: Path, cut: int) -> None:
     assert b'"c"' not in path.read_bytes()
 
 
-def test_a_missing_line_break_at_the_end_is_no_loss(path: Path) -> None:
+def test_a_missing_line_break_at_the_end_loses_nothing(path: Path) -> None:
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
     assert texts(path) == ["a", "b"]
     with lock_imagined_file(path):
@@ -68,7 +68,7 @@ def test_a_missing_line_break_at_the_end_is_no_loss(path: Path) -> None:
     assert texts(path) == ["a", "b", "c"]
 
 
-def test_fresh_retires_and_keeps(path: Path) -> None:
+def test_a_new_generation_retires_the_prompts_and_keeps_their_lines(path: Path) -> None:
     before = path.read_bytes()
     found = start_new_generation(path)
     assert (found.prompts, found.rounds, found.generation, found.retired) == ((), (), 1, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from tests.engine.mistakes import SLICE, Mistake, append, link, linked_templates, replace, subfolder, templates, write
+from tests.tasks.mistakes import SLICE, Mistake, append, link, linked_templates, replace, subfolder, templates, write
 
 RULE = "inbox:\n  rules:\n    - {slice: shop, matches: "
 
@@ -358,7 +358,13 @@ YAML_MISTAKES = [
         "Add slices/",
     ),
     Mistake(
-        "linked slices", link("slices"), "slices", 0, None, "symbolic links are not followed", "Put the file or folder itself"
+        "linked slices",
+        link("slices"),
+        "slices",
+        0,
+        None,
+        "symbolic links are not followed",
+        "Put the file or folder itself",
     ),
     Mistake(
         "linked slice",

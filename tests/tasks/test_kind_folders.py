@@ -1,4 +1,4 @@
-"""Task folders of every kind: what is right passes, and every mistake is named with file, line, field and remedy."""
+"""Task folders of every kind: valid ones pass, and each mistake names its file, line, field and remedy."""
 
 from __future__ import annotations
 
@@ -174,21 +174,21 @@ def test_mistakes(
         assert one.line is not None
 
 
-def test_examples_want_reasoning_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_examples_need_reasoning_if_the_task_asks_for_it(tmp_path: Path) -> None:
     folder = kind_folder(tmp_path, "math", "http://127.0.0.1:9", reasoning=True)
     line("examples", answer=3)(folder.path)
     [problem] = check_task_folder(TaskFolder(folder.path))
     assert (problem.field, problem.line) == ("reasoning", 4)
 
 
-def test_a_refusal_is_an_answer_of_a_person(tmp_path: Path) -> None:
+def test_a_person_may_answer_with_a_refusal(tmp_path: Path) -> None:
     folder = kind_folder(tmp_path, "generation", "http://127.0.0.1:9")
     line("golden", answer={"refusal": "I cannot help with that."})(folder.path)
     assert check_task_folder(TaskFolder(folder.path)) == []
 
 
 def test_answers_are_read_in_one_form(tmp_path: Path) -> None:
-    """So that "3.0" and 3 are one answer, and rewriting one as the other asks nobody again."""
+    """The answers "3.0" and 3 are equal, so rewriting one as the other asks no teacher again."""
     folder = kind_folder(tmp_path, "math", "http://127.0.0.1:9")
     line("golden", answer="6 / 2")(folder.path)
     first = TaskFolder(folder.path)

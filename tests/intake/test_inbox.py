@@ -1,4 +1,4 @@
-"""Files dropped into the inbox: taken whole or not at all, once, masked, and sorted into slices."""
+"""Files in the inbox: taken whole or rejected, once, masked, and sorted into slices."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def make(tmp_path: Path) -> Callable[..., Inbox]:
     return build
 
 
-def test_prompts_go_to_the_slice_they_name_then_to_that_of_a_rule_then_to_unsorted(
+def test_a_prompt_goes_to_the_slice_it_names_or_that_of_a_rule_or_unsorted(
     make: Callable[..., Inbox],
 ) -> None:
     box = make(
@@ -101,13 +101,13 @@ def test_prompts_go_to_the_slice_they_name_then_to_that_of_a_rule_then_to_unsort
         {"message": "a number", "count": 7, "area": 12},
         {"message": "nothing", "channel": ["phone"], "area": None},
     ]
-    box.drop("a.jsonl", jsonl(rows) + '{"message": "half a pair beside it", "channel": "\\ud800"}\n')
+    box.drop("a.jsonl", jsonl(rows) + '{"message": "and an unpaired surrogate", "channel": "\\ud800"}\n')
     [taken] = box.take()
     assert taken.state == "accepted"
     assert taken.accepted == {"shop": 1, "new-area": 1, "phone": 1, "web": 1, "numbers": 1, "unsorted": 2}
     assert box.texts("shop") == ["named"]
     assert box.texts("web") == ["in my Browser"]
-    assert box.texts("unsorted") == ["nothing", "half a pair beside it"]
+    assert box.texts("unsorted") == ["nothing", "and an unpaired surrogate"]
     assert box.folder.list_slice_keys() == ["new-area", "numbers", "phone", "shop", "unsorted", "web"]
 
 
@@ -196,7 +196,7 @@ def test_held_out_texts_are_refused_and_known_ones_are_duplicates(make: Callable
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (b"{", "malformed JSON at column 2"),
         (b"[1]", "not an object"),
@@ -214,7 +214,7 @@ def test_held_out_texts_are_refused_and_known_ones_are_duplicates(make: Callable
         (b"[" * 100_000, "unreadable JSON"),
     ],
 )
-def test_a_malformed_line_rejects_its_file_and_no_other(line: bytes, said: str, make: Callable[..., Inbox]) -> None:
+def test_a_malformed_line_rejects_its_file_and_no_other(line: bytes, message: str, make: Callable[..., Inbox]) -> None:
     box = make()
     box.drop("a.jsonl", [{"text": "first"}])
     bad = box.drop("bad.jsonl", b'{"text": "good"}\n\n' + line + b'\n{"text": "good too"}\n{}\n').read_bytes()
@@ -223,7 +223,7 @@ def test_a_malformed_line_rejects_its_file_and_no_other(line: bytes, said: str, 
     assert box.texts("unsorted") == ["first", "last"]
     reason = box.reason("bad.jsonl")
     assert "line 3: " in reason
-    assert said in reason
+    assert message in reason
     assert "line 5: the field 'text' is missing. Expected: " in reason, "every line is named"
     assert "line 1" not in reason
     assert "line 4" not in reason
@@ -252,7 +252,7 @@ def test_a_byte_order_mark_windows_line_ends_and_no_last_line_end(make: Callable
     assert box.texts("unsorted") == ["one", "two\u2028lines"]
 
 
-def test_only_quiet_finished_plain_files_are_read(make: Callable[..., Inbox], tmp_path: Path) -> None:
+def test_only_finished_regular_files_are_read(make: Callable[..., Inbox], tmp_path: Path) -> None:
     box = make()
     rows = [{"text": "not to be read"}]
     box.drop("young.jsonl", rows, age_s=1)
@@ -305,7 +305,7 @@ def test_a_linked_file_of_accepted_prompts_is_not_followed(make: Callable[..., I
     assert outside.read_text() == ""
 
 
-def test_keep_files_keeps_the_file_as_it_came(make: Callable[..., Inbox]) -> None:
+def test_keep_files_keeps_the_original_file(make: Callable[..., Inbox]) -> None:
     box = make(keep_files=True)
     raws = [box.drop("a.jsonl", [{"text": "mail me@example.org"}]).read_bytes()]
     box.take()
@@ -315,7 +315,7 @@ def test_keep_files_keeps_the_file_as_it_came(make: Callable[..., Inbox]) -> Non
     assert len(box.left()) == 4
 
 
-def test_half_a_last_line_is_ignored_and_healed(make: Callable[..., Inbox]) -> None:
+def test_an_unfinished_last_line_is_ignored_and_removed_by_the_next_append(make: Callable[..., Inbox]) -> None:
     box = make()
     box.drop("a.jsonl", [{"text": "one"}])
     box.take()
@@ -333,7 +333,7 @@ def test_half_a_last_line_is_ignored_and_healed(make: Callable[..., Inbox]) -> N
     box.take()
     assert box.texts("unsorted") == ["one", "two", "three"]
     path.write_bytes(whole[:20])
-    assert box.folder.list_slice_keys() == ["shop", "web"], "a slice with half a prompt is none"
+    assert box.folder.list_slice_keys() == ["shop", "web"], "an unfinished prompt does not make a slice"
 
 
 def test_a_broken_accepted_file_is_named_with_its_lines(make: Callable[..., Inbox]) -> None:
@@ -369,7 +369,7 @@ def test_nothing_is_taken_while_the_tasks_own_files_are_malformed(broken: str, m
 
 
 @pytest.mark.parametrize("step", ["append", "summary", "finish"])
-def test_a_crash_at_any_step_leads_to_no_duplicate_and_the_same_summary(
+def test_a_crash_at_any_step_causes_no_duplicate_and_the_same_summary(
     step: str, make: Callable[..., Inbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box = make()
@@ -442,7 +442,7 @@ def test_two_processes_do_not_take_one_file_twice(make: Callable[..., Inbox]) ->
     assert len(box.left()) == 8
 
 
-def test_a_held_lock_is_an_error_where_nobody_wants_to_wait(make: Callable[..., Inbox]) -> None:
+def test_a_held_lock_is_an_error_after_the_timeout(make: Callable[..., Inbox]) -> None:
     box = make()
     box.drop("a.jsonl", [{"text": "one"}])
     with module.lock_inbox(box.place, -1), pytest.raises(DistillError, match="Another process"):
@@ -459,7 +459,7 @@ def test_a_long_text_is_taken_and_masked_to_its_end(make: Callable[..., Inbox]) 
     assert box.texts("unsorted") == [f"{words}from <EMAIL>", f"{words}and more"]
 
 
-def test_slices_of_the_inbox_do_not_make_slices_no_labels(tmp_path: Path) -> None:
+def test_slices_of_the_inbox_do_not_stop_slices_from_being_labels(tmp_path: Path) -> None:
     folder = small_task(tmp_path, NAME)
     for old, new in (("shop", "refund"), ("web", "delivery")):
         (folder.path / "slices" / f"{old}.yaml").rename(folder.path / "slices" / f"{new}.yaml")
@@ -474,7 +474,7 @@ def test_slices_of_the_inbox_do_not_make_slices_no_labels(tmp_path: Path) -> Non
     ]
 
 
-def test_no_inbox_is_no_error_and_makes_none(make: Callable[..., Inbox]) -> None:
+def test_a_missing_inbox_is_not_an_error_and_is_not_created(make: Callable[..., Inbox]) -> None:
     box = make()
     assert box.take() == []
     assert not box.place.exists()

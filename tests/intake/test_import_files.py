@@ -1,4 +1,4 @@
-"""`distill import`: what becomes of the records of other programs' files."""
+"""`distill import`: what the records of other programs' files become."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_seeds_of_every_kind_of_file(place: Place, name: str) -> None:
     assert (again.added, again.skipped) == ({}, {"duplicate": 2})
 
 
-def test_seeds_are_masked_compared_and_never_written_into_the_users_files(place: Place) -> None:
+def test_seeds_are_masked_and_compared_and_leave_the_users_files_unchanged(place: Place) -> None:
     before = file_hashes(place.path)
     held_out = place.folder.golden[0].text
     rows = [
@@ -104,7 +104,7 @@ def test_seeds_are_masked_compared_and_never_written_into_the_users_files(place:
     assert place.errors() == []
 
 
-def test_seeds_out_of_chat_traces_and_by_the_rules_of_the_inbox(place: Place) -> None:
+def test_seeds_of_chat_traces_are_sorted_by_the_rules_of_the_inbox(place: Place) -> None:
     trace = [{"role": "system", "content": "s"}, {"role": "user", "content": "where is it"}]
     place.file("traces/a.json", json.dumps(trace))
     place.file("traces/b.jsonl", [{"request": {"messages": [*trace[:1], {"role": "user", "content": "and this"}]}}])
@@ -140,7 +140,7 @@ def test_rows_equal_to_golden_and_contradictions_are_left_out(place: Place) -> N
     assert place.load(place.file("g.jsonl", rows[:1]), "dev").skipped == {"golden or dev": 1}
 
 
-def test_what_is_wrong_is_named_with_its_line_and_nothing_is_written(place: Place) -> None:
+def test_each_problem_names_its_line_and_nothing_is_written(place: Place) -> None:
     before = file_hashes(place.path)
     path = place.file("rows.csv", 'q,l\n"two\nlines",refund\nx,parking\n ,login\n')
     with pytest.raises(InputError) as caught:
@@ -179,7 +179,7 @@ def test_files_that_cannot_be_read(place: Place, name: str, content: str, messag
         place.load(place.file(name, content), "seeds", slice="shop")
 
 
-def test_a_file_that_is_no_parquet_and_one_that_is_missing(place: Place) -> None:
+def test_a_broken_parquet_file_and_a_missing_file(place: Place) -> None:
     (place.root / "x.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match="not a readable Parquet file"):
         place.load(place.root / "x.parquet", "seeds", slice="shop")
@@ -221,7 +221,7 @@ def test_recorded_completions_are_masked_and_replayed(place: Place) -> None:
     assert len(compute_source_version(place.folder, "teacher_settings")) == 64
 
 
-def test_recorded_completions_that_only_have_an_id(place: Place) -> None:
+def test_recorded_completions_with_an_id_and_no_prompt(place: Place) -> None:
     path = place.file("palm.jsonl", [{"id": "7", "completion": "refund"}])
     assert "match: id" in place.load(path, "recorded").hint
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 
-from tests.engine.mistakes import ONE_OBJECT, ROW, Mistake, append, directory, link, repeat_line, replace, write
+from tests.tasks.mistakes import ONE_OBJECT, ROW, Mistake, append, directory, link, repeat_line, replace, write
 
 ROW_MISTAKES = [
     # rows
