@@ -38,13 +38,13 @@ def test_judged_rows_are_cached_counted_and_cut_by_the_dataset(provider: FakePro
     before = len(provider.requests)
     ended = project.distill("run", TASK, "--json", "--student", "one")
     assert ended.code == 0, ended.err
-    assert sum(judges(seen) for seen in provider.requests[before:]) == 1, "the missing row alone"
+    assert sum(judges(seen) for seen in provider.requests[before:]) == 1, "only the missing row"
     assert project.record("scored_completions", "shop").missing_rows == 0
     scored = project.lake.read(TASK, "scored_completions", "shop", SCORED)[0]
     assert sorted(scored["judge_score"].to_list()) == [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert project.record("filtered_dataset").extra["reasons"]["low_judge"] == 1
-    told = json.loads((project.home / "reports" / TASK / "one" / "metrics.json").read_text())["terms"]
-    assert [(one["role"], one["teacher"]) for one in told] == [("teacher", "openai/fake"), ("judge", "openai/judge")]
+    terms = json.loads((project.home / "reports" / TASK / "one" / "metrics.json").read_text())["terms"]
+    assert [(one["role"], one["teacher"]) for one in terms] == [("teacher", "openai/fake"), ("judge", "openai/judge")]
     with project.instance() as instance:
         for asset, who in (("scored_completions", "openai/judge"), ("eval_report", "openai/judge")):
             event = instance.get_latest_materialization_event(dg.AssetKey([TASK, asset]))

@@ -93,7 +93,9 @@ def test_tool_calls_of_the_provider() -> None:
         ("qa", "No.", {"finish_reason": "refusal"}, "refused", "refused: No."),
     ],
 )
-def test_a_response_without_an_answer_has_a_status_and_an_error(kind: str, text: str, response: dict[str, Any], status: str, error: str) -> None:
+def test_a_response_without_an_answer_has_a_status_and_an_error(
+    kind: str, text: str, response: dict[str, Any], status: str, error: str
+) -> None:
     found = read(kind, text, task=THINKS if kind == "math" else None, **response)
     assert (found.status, found.answer) == (status, None)
     assert error in (found.error or "")
