@@ -58,7 +58,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "malformed YAML": (prepend("task.yaml", "labels: [\n"), r"task\.yaml:\d+: .*YAML"),
     "misspelt setting": (change("task.yaml", "concurrency:", "concurency:"), r"task\.yaml:\d+ \[teacher.concurency\]"),
     "value out of range": (change("task.yaml", "draws: 2", "draws: 0"), r"task\.yaml:\d+ \[teacher.few_shot.draws\]"),
-    "key twice": (prepend("task.yaml", "kind: classification\n"), r"task\.yaml:\d+: the key 'kind' stands twice"),
+    "key twice": (prepend("task.yaml", "kind: classification\n"), r"task\.yaml:\d+: duplicate key 'kind'"),
     "slice without seeds": (write("slices/web.yaml", "description: x\nseeds: []\n"), r"web\.yaml:2 \[seeds\]"),
     "slice of plain text": (write("slices/web.yaml", "just text\n"), r"web\.yaml:1: "),
     "slice name": (
@@ -197,7 +197,7 @@ def test_a_slice_whose_rows_did_not_pass_gives_the_rows_before(
     assert mended.code == 0, mended.err
     now = project.record("scored_completions", "shop").data_version
     assert project.record("filtered_dataset").inputs["scored_completions[shop]"] == now
-    assert project.lake.good_record(TASK, "scored_completions", "shop") == project.record("scored_completions", "shop")
+    assert project.lake.read_good_record(TASK, "scored_completions", "shop") == project.record("scored_completions", "shop")
 
 
 def test_a_slice_that_was_never_made_is_left_out_where_enough_others_are_there(
