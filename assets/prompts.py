@@ -7,17 +7,16 @@ import dagster as dg
 from assets.stage_asset import build_stage_asset
 from assets.task_graph import TaskGraph
 from distill_dagster.pipeline.stages.prompts import make_prompt_context, make_seed_prompts
-from distill_dagster.tables.schemas import ANSWERED_PROMPT_CONTEXT, PROMPT_CONTEXT, PROMPTS
+from distill_dagster.tables.schemas import PROMPT_CONTEXT, PROMPTS
 
 _SEEDS = {"messages": [("slice_files", "seeds")], "prompt_id": [("slice_files", "seeds")]}
 POOL = "teacher"
 
 
 def build_assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
-    schema = ANSWERED_PROMPT_CONTEXT if graph.written else PROMPT_CONTEXT
-    context = {name: [("human_examples", name)] for name in schema if name != "removed"}
+    context = {name: [("human_examples", name)] for name in PROMPT_CONTEXT if name != "removed"}
     return [
-        build_stage_asset(graph, "prompt_context", make_prompt_context, schema=schema, lineage=context),
+        build_stage_asset(graph, "prompt_context", make_prompt_context, schema=PROMPT_CONTEXT, lineage=context),
         build_stage_asset(
             graph,
             "seed_prompts",

@@ -22,8 +22,8 @@ def build_task_graph(folder: TaskFolder) -> TaskGraph:
     """Build the graph of a task. A malformed task.yaml still gives a graph, whose assets fail with the message."""
     try:
         task = folder.task
-        stages, free = list_stages(list_features(folder)), task.free
-        return TaskGraph(folder.name, stages, list(task.students), task.owners, free, task.answers_are_written)
+        stages, free = list_stages(list_features(folder)), task.is_free
+        return TaskGraph(folder.name, stages, list(task.students), task.owners, free)
     except InputError:
         return TaskGraph(folder.name, list_stages(), [], [], False)
 

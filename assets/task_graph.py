@@ -18,8 +18,6 @@ class TaskGraph:
     owners: list[str]
     free: bool
     """Asking the teacher costs nothing, so sensors and the schedule are on from the start."""
-    written: bool = False
-    """Answers are free text or have reasoning, so few-shot examples have columns for them."""
 
     @property
     def identifier(self) -> str:

@@ -219,9 +219,9 @@ def resume(home: Home, count: int) -> dict[str, float]:
     from distill_dagster.pipeline.stages import teacher as stage
     from distill_dagster.pipeline.stages.context import StageContext, StageInputs
     from distill_dagster.pipeline.stages.gate import PASSED_VERSION
-    from distill_dagster.prompts.few_shot import get_context_schema, read_example_pool
+    from distill_dagster.prompts.few_shot import read_example_pool
     from distill_dagster.prompts.templates import Templates, get_template_names
-    from distill_dagster.tables.schemas import PREDICTIONS
+    from distill_dagster.tables.schemas import PREDICTIONS, PROMPT_CONTEXT
     from distill_dagster.teacher.asking.asked_prompt import AskedPrompt
     from distill_dagster.teacher.asking.requests import RequestBuilder
     from distill_dagster.teacher.completions.store import STORE_FILE, CompletionStore
@@ -254,7 +254,7 @@ def resume(home: Home, count: int) -> dict[str, float]:
         pl.DataFrame(schema=PREDICTIONS),
         ArtifactRecord("teacher_gate", None, PASSED_VERSION, gate.stage.code_version, gate.versions),
     )
-    examples = read_example_pool(lake.read(name, "prompt_context", None, get_context_schema(folder.task))[0])
+    examples = read_example_pool(lake.read(name, "prompt_context", None, PROMPT_CONTEXT)[0])
     templates = Templates(folder.read_templates(), get_template_names(folder.task.kind, folder.task.reasoning))
     requests = RequestBuilder(folder.task, templates, examples, resolve_endpoint(folder.task.teacher))
     told = Response("x", "stop", [], 20, 1, 0, None, 0.2, 1, "none", "2026-01-01T00:00:00.000+00:00")

@@ -185,12 +185,18 @@ PREDICTIONS = pl.Schema(
     }
 )
 """One row per system and item of a split: the answer, and whether it is correct."""
-PROMPT_CONTEXT = pl.Schema({"id": pl.String, "text": pl.String, "label": pl.String, "removed": pl.String})
-"""The few-shot pool. `removed` says why an example is not used."""
-ANSWERED_PROMPT_CONTEXT = pl.Schema(
-    dict(PROMPT_CONTEXT) | {"answer": pl.String, "reasoning": pl.String, "messages": MESSAGES}
+PROMPT_CONTEXT = _make_schema(
+    {
+        "id": pl.String,
+        "text": pl.String,
+        "label": pl.String,
+        "removed": pl.String,
+        "answer": pl.String,
+        "reasoning": pl.String,
+        "messages": MESSAGES,
+    }
 )
-"""The few-shot pool of tasks whose answers are written: kinds without labels, or tasks with reasoning."""
+"""The few-shot pool. `removed` says why an example is not used; `messages` is null if the prompt is one text."""
 TEACHER_PRIOR = pl.Schema({"sample_index": pl.Int64, "label": pl.String, "prob": pl.Float64, "items": pl.Int64})
 """The teacher's mean answer to the calibration examples: a distribution over labels for each sample."""
 

@@ -21,7 +21,7 @@ from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.definitions import build_definitions
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.stage_table import REFRESHES_ASSET, STAGES, list_sources
-from distill_dagster.prompts.few_shot import build_prompt_context, get_context_schema
+from distill_dagster.prompts.few_shot import build_prompt_context
 from tests.support.kind_folder import kind_folder
 from tests.support.task import SLICES, small_task
 
@@ -206,7 +206,10 @@ def test_a_task_that_imagines_and_judges_has_two_more_sources(tmp_path: Path) ->
     small_task(tmp_path, "judged", imagine={"per_request": 2}, judge={"model": "openai/judge", "rubric": rubric})
     small_task(tmp_path, "plain")
     found = described(build_definitions(home_of(tmp_path)))
-    more = {"seed_prompts": ("teacher_gate", "golden_set", "imagine_settings"), "scored_completions": ("judge_settings",)}
+    more = {
+        "seed_prompts": ("teacher_gate", "golden_set", "imagine_settings"),
+        "scored_completions": ("judge_settings",),
+    }
     for stage, upstream in more.items():
         source = upstream[-1]
         plain = {dep.replace("plain/", "judged/") for dep in found[f"plain/{stage}"]["deps"]}
@@ -248,6 +251,6 @@ def test_the_columns_of_the_few_shot_pool_are_those_of_its_table(tmp_path: Path,
     key = dg.AssetKey([folder.name, "prompt_context"])
     metadata = build_definitions(home_of(tmp_path)).resolve_asset_graph().get(key).metadata
     shown = [column.name for column in metadata["dagster/column_schema"].columns]
-    table = build_prompt_context(folder.examples, set(), get_context_schema(folder.task))
+    table = build_prompt_context(folder.examples, set())
     assert shown == table.columns
     assert set(metadata["dagster/column_lineage"].deps_by_column) == set(shown) - {"removed"}

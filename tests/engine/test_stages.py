@@ -14,6 +14,7 @@ from distill_dagster.config import BudgetSpec
 from distill_dagster.core import plots
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.text import normalize_text
 from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.stage_table import MERGING_STAGE, REJECTED_ROWS
 from distill_dagster.pipeline.stages import dataset, gate, prompts, scores, teacher
@@ -22,9 +23,8 @@ from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PROMPT_CONTEXT, REJECTED, SCORED, TEACHER_PRIOR
-from distill_dagster.tasks import normalize_text
 from tests.support.provider import FakeProvider, Fault, Seen
-from tests.support.task import LABELS, again, env_of, pass_gate, small_task
+from tests.support.task import LABELS, again, env_of, jsonl, pass_gate, small_task
 
 STAGES: dict[str, Callable[[StageContext, str | None], StageResult]] = {
     "prompt_context": prompts.make_prompt_context,
@@ -243,6 +243,23 @@ def test_a_prior_from_part_of_the_examples_is_asked_for_again(run: Run) -> None:
     assert run.make("teacher_prior").record.missing_rows == 0
     assert len(run.provider.requests) == 6
     assert "teacher_prior" not in run.stale()
+
+
+def test_reasoning_can_be_switched_on_after_the_pool_was_made(tmp_path: Path) -> None:
+    """The pool has the same columns for all tasks, since it does not depend on the task's settings."""
+    with FakeProvider(LABELS, answer=lambda _: '{"reasoning": "It says so.", "answer": "refund"}') as provider:
+        settings = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "max_tokens": 100}
+        folder = small_task(tmp_path, teacher=settings)
+        examples = folder.path / "examples.jsonl"
+        rows = [json.loads(line) | {"reasoning": "It says so."} for line in examples.read_text().splitlines()]
+        examples.write_text(jsonl(rows))
+        run = Run(env_of(folder, tmp_path / "home"), provider, tmp_path)
+        run.make("prompt_context")
+        task = folder.path / "task.yaml"
+        task.write_text(task.read_text() + "reasoning: true\n")
+        assert "prompt_context" not in run.stale()
+        assert run.make("golden_completions").record.missing_rows == 0
+        run.env.store.close()
 
 
 def test_votes_are_divided_by_how_the_teacher_votes_on_examples(tmp_path: Path) -> None:

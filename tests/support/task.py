@@ -17,8 +17,8 @@ from distill_dagster.config import TeacherSpec
 from distill_dagster.pipeline.open_task import build_task_folder
 from distill_dagster.pipeline.stages.context import StageContext, StageInputs
 from distill_dagster.pipeline.stages.gate import PASSED_VERSION
-from distill_dagster.prompts.few_shot import build_prompt_context, get_context_schema, read_example_pool
-from distill_dagster.prompts.templates import Templates
+from distill_dagster.prompts.few_shot import build_prompt_context, read_example_pool
+from distill_dagster.prompts.templates import Templates, get_template_names
 from distill_dagster.tables.lake import ArtifactRecord, Lake
 from distill_dagster.tables.schemas import PREDICTIONS
 from distill_dagster.tasks import TaskFolder
@@ -132,10 +132,8 @@ def pass_gate(env: StageContext) -> None:
 
 def requests_of(folder: TaskFolder) -> RequestBuilder:
     task = folder.task
-    context = build_prompt_context(
-        folder.examples, collect_held_out_keys(folder.golden, folder.dev), get_context_schema(task)
-    )
-    templates = Templates(folder.templates(), task.kind, task.reasoning)
+    context = build_prompt_context(folder.examples, collect_held_out_keys(folder.golden, folder.dev))
+    templates = Templates(folder.read_templates(), get_template_names(task.kind, task.reasoning))
     return RequestBuilder(task, templates, read_example_pool(context), resolve_endpoint(task.teacher))
 
 

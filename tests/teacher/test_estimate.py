@@ -16,12 +16,15 @@ from distill_dagster.config import TeacherSpec
 from distill_dagster.pipeline.stages import prompts
 from distill_dagster.pipeline.stages import teacher as stages
 from distill_dagster.pipeline.stages.context import StageContext
+from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.tables.schemas import COMPLETIONS
 from distill_dagster.tasks import TaskFolder
+from distill_dagster.teacher.asking.ask import run_ask
 from distill_dagster.teacher.asking.estimate import GOLDEN_AND_DEV, Estimate, estimate_requests, sum_estimates
 from distill_dagster.teacher.providers.prices import TokenPrice, find_price
+from tests.support.kind_folder import kind_folder
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS, env_of, pass_gate, small_task
+from tests.support.task import LABELS, asker_of, env_of, pass_gate, small_task
 
 PRICE = {"input_usd": 2.0, "output_usd": 8.0}
 
@@ -139,3 +142,15 @@ def test_a_server_of_ones_own_is_priced_without_litellm() -> None:
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert said.stdout.split()[-1] == "False"
     assert "input_usd=2.5" in said.stdout
+
+
+def test_stored_free_text_answers_are_found(tmp_path: Path) -> None:
+    """Few-shot examples with answers and reasoning are part of these requests."""
+    with FakeProvider(LABELS, answer=lambda _: "Lisbon") as provider:
+        folder = kind_folder(tmp_path, "qa", provider.url)
+        env = env_of(folder, tmp_path / "home")
+        prompts_table = build_seed_prompts("one", folder.read_slice("one"))
+        sent = run_ask(asker_of(folder, env.store), prompts_table).usage.calls
+        [estimate] = estimate_requests(folder, env.store, ["one"], lambda _: None)
+        assert (estimate.calls, estimate.cached) == (0, sent)
+        env.store.close()

@@ -15,7 +15,7 @@ from distill_dagster.pipeline.stages.context import (
     sample_rows,
 )
 from distill_dagster.pipeline.stages.gate import require_passed_gate
-from distill_dagster.prompts.few_shot import build_prompt_context, get_context_schema
+from distill_dagster.prompts.few_shot import build_prompt_context
 from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.tables.validation import check_table
 from distill_dagster.tasks import LabelledRow
@@ -25,7 +25,7 @@ def make_prompt_context(env: StageContext, partition: str | None) -> StageResult
     """Build the pool of few-shot examples, without duplicates and without rows that repeat golden or dev.
 
     Reads: examples.jsonl, and golden.jsonl and dev.jsonl to find leaks.
-    Writes: PROMPT_CONTEXT, or ANSWERED_PROMPT_CONTEXT for tasks whose answers are free text.
+    Writes: PROMPT_CONTEXT.
     Asks a teacher: no.
     Re-runs when: human_examples or golden_set changes.
     """
@@ -33,7 +33,7 @@ def make_prompt_context(env: StageContext, partition: str | None) -> StageResult
     inputs.note_source("human_examples")
     held_out, examples, task = inputs.read_held_out_keys(), env.folder.examples, env.folder.task
     leaking = _find_leaking_examples(env, examples)
-    frame = build_prompt_context(examples, held_out, get_context_schema(task), leaking)
+    frame = build_prompt_context(examples, held_out, leaking)
     removed = frame.filter(pl.col("removed").is_not_null())
     reasons = ", ".join(f"{id_} ({reason})" for id_, reason in removed.select("id", "removed").iter_rows())
     no_row_removed = CheckResult("no_row_removed", not removed.height, "warning", {"removed": reasons})

@@ -14,13 +14,13 @@ from distill_dagster.kinds import format_with_reasoning, get_kind
 from distill_dagster.pipeline.dataset_drift import TRAINED_ON, format_plain_answer, write_trained_on
 from distill_dagster.pipeline.source_versions import find_label_of_slice
 from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, StageContext, StageInputs, StageResult
-from distill_dagster.prompts.few_shot import get_context_schema, read_example_pool
+from distill_dagster.prompts.few_shot import read_example_pool
 from distill_dagster.student.train import train_adapter
 from distill_dagster.student.training_check import check_loss_fell
 from distill_dagster.student.types import TRAINING_LOG_FILE, TaskSettings, TrainingLog, TrainRow
 from distill_dagster.tables.lake import RECORD_FILE
 from distill_dagster.tables.messages import format_messages, format_transcript, get_user_text, split_answer
-from distill_dagster.tables.schemas import DATASET
+from distill_dagster.tables.schemas import DATASET, PROMPT_CONTEXT
 
 LossCurves = dict[str, list[tuple[float, float]]]
 """(step, loss) by name: `training` and, if there are validation rows, `validation`."""
@@ -70,7 +70,7 @@ def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageRes
     """
     assert partition is not None
     inputs = StageInputs(env, "seed_only_adapter", partition)
-    examples = read_example_pool(inputs.read_table("prompt_context", get_context_schema(env.folder.task)))
+    examples = read_example_pool(inputs.read_table("prompt_context", PROMPT_CONTEXT))
     task = env.folder.task
     if task.has_labels:
         reasons = task.students[partition].reasoning

@@ -25,7 +25,6 @@ from distill_dagster.prompts.few_shot import (
     FewShotExample,
     build_draws,
     choose_calibration_examples,
-    get_context_schema,
     read_example_pool,
 )
 from distill_dagster.prompts.seeds import build_labelled_prompts, compute_prompt_id
@@ -33,7 +32,7 @@ from distill_dagster.prompts.templates import Templates, get_template_names
 from distill_dagster.student.sentences import make_sentence_embedder
 from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.messages import make_user_message
-from distill_dagster.tables.schemas import COMPLETIONS, PROMPTS, build_frame
+from distill_dagster.tables.schemas import COMPLETIONS, PROMPT_CONTEXT, PROMPTS, build_frame
 from distill_dagster.tables.validation import check_table
 from distill_dagster.teacher.asking.ask import Asker, AskResult, merge_results, run_ask
 from distill_dagster.teacher.asking.requests import RequestBuilder
@@ -55,7 +54,7 @@ def make_teacher_prior(env: StageContext, partition: str | None) -> StageResult:
     inputs.note_source("teacher_settings")
     task = env.folder.task
     spec, labels = task.teacher, task.label_names
-    examples = read_example_pool(inputs.read_table("prompt_context", get_context_schema(task)))
+    examples = read_example_pool(inputs.read_table("prompt_context", PROMPT_CONTEXT))
     result = AskResult(pl.DataFrame(schema=COMPLETIONS), Usage())
     if spec.calibration == "none":
         prior = build_uniform_prior(labels, spec.few_shot.draws)
@@ -140,7 +139,7 @@ def _ask_teachers(inputs: StageInputs, prompts: pl.DataFrame, lone: int = 0) -> 
     for name, task in whole.list_teachers():
         if results and not remaining.height:
             break
-        examples = read_example_pool(inputs.read_table("prompt_context", get_context_schema(task)))
+        examples = read_example_pool(inputs.read_table("prompt_context", PROMPT_CONTEXT))
         with inputs.env.endpoint(task.teacher) as endpoint:
             results.append(run_ask(_build_asker(inputs, endpoint, task, examples, name), remaining, lone=lone))
         if whole.cascade is not None:
