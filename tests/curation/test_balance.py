@@ -94,9 +94,7 @@ def limit(counts: int | dict[str, int], value: str) -> int | None:
 
 @settings(max_examples=60, deadline=None)
 @given(tables(), specs, st.randoms())
-def test_caps_hold_nothing_is_lost_and_the_order_of_rows_says_nothing(
-    rows: pl.DataFrame, spec: BalanceSpec, random: Any
-) -> None:
+def test_caps_hold_and_no_row_is_lost_in_any_order(rows: pl.DataFrame, spec: BalanceSpec, random: Any) -> None:
     cut = balance_rows(rows, spec, 3, embed)
     assert cut.height == rows.height
     assert cut.filter(pl.col("drop_reason").is_null() != pl.col("drop_detail").is_null()).is_empty()
@@ -134,7 +132,7 @@ def kept(rows: pl.DataFrame, spec: BalanceSpec, seed: int = 0) -> list[str]:
     return balance_rows(rows, spec, seed, embed).filter(pl.col("drop_reason").is_null())["prompt_id"].to_list()
 
 
-def test_people_stay_and_then_the_surest() -> None:
+def test_answers_of_people_stay_then_the_highest_confidence() -> None:
     rows = table((2, "api", "refund", True, 0.0), (4, "api", "refund", False, 0.5))
     assert kept(rows, BalanceSpec(caps={"label": 4})) == ["p0", "p1", "p4", "p5"]
     details = balance_rows(rows, BalanceSpec(caps={"label": 4}), 0)["drop_detail"].drop_nulls().to_list()
@@ -160,7 +158,7 @@ def test_random_depends_on_the_seed_alone() -> None:
     assert kept(rows, spec, 1) != kept(rows, spec, 2)
 
 
-def test_diverse_keeps_one_of_what_is_alike() -> None:
+def test_diverse_keeps_one_of_similar_rows() -> None:
     rows = table((6, "api", "refund", False, 0.9))
     places = {0: 0, 1: 0, 2: 0, 3: 1, 4: 1, 5: 2}  # three heaps
     vectors = np.eye(3, dtype=np.float32)[[places[n] for n in range(6)]]
@@ -204,7 +202,7 @@ def test_the_split_keeps_groups_whole_and_shares_near(rows: list[tuple[str, int]
         assert abs(part["side"].sum() - share * part.height) <= largest / 2 + 1e-9, stratum
 
 
-def test_a_share_of_nothing_takes_nothing() -> None:
+def test_a_share_of_zero_takes_no_row() -> None:
     strata = pl.Series(["a"] * 5)
     assert not select_stratified(strata, pl.Series([f"g{n}" for n in range(5)]), 0.0).any()
 

@@ -41,7 +41,7 @@ def tables(draw: st.DrawFn) -> pl.DataFrame:
 
 @settings(max_examples=50, deadline=None)
 @given(tables())
-def test_all_pairs_cut_to_the_kept_rows_decide_as_comparing_these_alone(table: pl.DataFrame) -> None:
+def test_clusters_of_kept_rows_equal_those_of_a_comparison_of_kept_rows(table: pl.DataFrame) -> None:
     def found(rows: pl.DataFrame) -> Any:
         return find_duplicates(rows, id="ident", order=[pl.col("order")], scheme=SCHEME, threshold=0.6)
 
@@ -54,7 +54,7 @@ def test_all_pairs_cut_to_the_kept_rows_decide_as_comparing_these_alone(table: p
     assert set(gone["like"]) <= set(kept["ident"])
 
 
-def test_names_are_unique_and_the_same_in_any_order() -> None:
+def test_candidate_ids_are_unique_and_the_same_in_any_order() -> None:
     rows = [row(LONG), row(LONG), row(LONG, slice="web"), row(LONG, teacher=None), row(OTHER, answer=None)]
     frame = pl.DataFrame(rows, schema=SCORED)
     found = build_candidate_ids(frame)
@@ -66,7 +66,7 @@ def written(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if not path.name.startswith(".")}
 
 
-def test_a_threshold_compares_nothing_anew(tmp_path: Path) -> None:
+def test_a_changed_threshold_compares_nothing_again(tmp_path: Path) -> None:
     table = build_frame([row(LONG), row(NEARLY, confidence=0.95), row(OTHER, confidence=0.4)], SCORED, ("prompt_id",))
     golden = items("something that nobody asked")
 
@@ -94,7 +94,7 @@ def test_a_threshold_compares_nothing_anew(tmp_path: Path) -> None:
     assert all(time != golden_moved[name] for name, time in written(tmp_path / "kept").items())
 
 
-def test_a_changed_answer_or_reasoning_is_compared_anew(tmp_path: Path) -> None:
+def test_a_changed_answer_or_reasoning_is_compared_again(tmp_path: Path) -> None:
     """Where prompt and answer are compared, each part of what was said counts, and so does that a task reasons."""
     open_words, other_words = json.dumps(LONG), json.dumps(OTHER)
     asks = "Where is my parcel now?"
@@ -119,7 +119,7 @@ def test_a_changed_answer_or_reasoning_is_compared_anew(tmp_path: Path) -> None:
     assert near(True, [first, same]) == 1
 
 
-def test_of_slices_only_the_one_that_changed_is_looked_at_for_leaks(tmp_path: Path) -> None:
+def test_only_changed_slices_are_searched_for_leaks(tmp_path: Path) -> None:
     asked: list[list[str]] = []
 
     def find(texts: pl.LazyFrame) -> pl.DataFrame:
@@ -142,7 +142,7 @@ def test_of_slices_only_the_one_that_changed_is_looked_at_for_leaks(tmp_path: Pa
 
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcde"), tables()), min_size=3, max_size=6), st.data())
-def test_slice_by_slice_the_dataset_is_that_of_one_cut(
+def test_slice_by_slice_gives_the_dataset_of_one_cut(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, pl.DataFrame]], data: st.DataObject
 ) -> None:
     folder, slices = tmp_path_factory.mktemp("kept"), dict[str, list[dict[str, Any]]]()

@@ -55,7 +55,7 @@ def classifiers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("one", BUILT_IN_FILTERS, ids=[one.name for one in BUILT_IN_FILTERS])
-def test_its_examples(one: type[Filter]) -> None:
+def test_a_filter_keeps_and_drops_its_examples(one: type[Filter]) -> None:
     assert docs.apply_to_example(one, one.kept) == (None, None)
     reason, detail = docs.apply_to_example(one, one.dropped)
     assert reason == one.reason
@@ -63,7 +63,7 @@ def test_its_examples(one: type[Filter]) -> None:
 
 
 @pytest.mark.parametrize("one", BUILT_IN_FILTERS, ids=[one.name for one in BUILT_IN_FILTERS])
-def test_it_says_what_it_is(one: type[Filter]) -> None:
+def test_a_filter_documents_itself(one: type[Filter]) -> None:
     assert one.__doc__
     assert one.__doc__ != Filter.__doc__
     assert all(field.description for field in one.model_fields.values())
@@ -83,7 +83,7 @@ def test_names_and_reasons_are_unique_and_every_score_has_one_scorer() -> None:
     assert {*fields, "toxicity", "injection"} == set(SCORES.to_schema())
 
 
-def test_the_page_is_what_the_filters_say() -> None:
+def test_the_docs_page_is_current() -> None:
     stale = "the page is stale: python -m distill_dagster.curation.filters.docs"
     assert docs.FILTERS_PAGE.read_text(encoding="utf-8") == docs.render_filters_page(), stale
 
@@ -97,7 +97,7 @@ def test_the_default_needs_no_score(kind: str) -> None:
         assert collect_scorers(select_filters(FilterSettings(), about)) == []
 
 
-def test_what_suits_a_kind() -> None:
+def test_the_preset_suited_depends_on_the_kind() -> None:
     def suited(kind: str, thinks: bool = False, **more: Any) -> list[str]:
         rules = select_filters(
             FilterSettings.model_validate({"preset": "suited"} | more), TaskView(kind, reasoning=thinks)
@@ -116,7 +116,7 @@ def one_of(name: str, kind: str = "generation", **block: Any) -> Filter:
     return next(one for one in select_filters(FilterSettings.model_validate(block), TaskView(kind)) if one.name == name)
 
 
-def test_ways_to_say_it() -> None:
+def test_a_filter_is_declared_by_true_a_value_or_a_mapping() -> None:
     assert list_parameters(one_of("repetition", repetition=True))["top_2_gram"] == 0.2
     assert list_parameters(one_of("repetition", "math", repetition=True))["top_2_gram"] == 0.4
     assert list_parameters(one_of("repetition", "math", repetition={"top_2_gram": 0.3}))["top_2_gram"] == 0.3
@@ -182,7 +182,7 @@ def test_mistakes_are_named(tmp_path: Path, block: dict[str, Any], field: str | 
     assert says in problem.message
 
 
-def test_the_yaml_of_the_page_is_valid(tmp_path: Path) -> None:
+def test_the_examples_of_the_docs_page_are_valid(tmp_path: Path) -> None:
     import re
 
     text = docs.FILTERS_PAGE.read_text(encoding="utf-8")
@@ -348,7 +348,7 @@ def test_a_loosened_threshold_never_drops_more(reason: str, strict: dict[str, An
     assert sum(hit), "no row was ever dropped by it"
 
 
-def test_over_a_file_in_batches_of_any_size(tmp_path: Path) -> None:
+def test_filtering_a_file_gives_the_same_in_batches_of_any_size(tmp_path: Path) -> None:
     rows = [
         candidate(n, TEXTS[n % len(TEXTS)], ANSWERS[n % len(ANSWERS)], THOUGHTS[n % len(THOUGHTS)]) for n in range(200)
     ]
@@ -370,7 +370,7 @@ def test_over_a_file_in_batches_of_any_size(tmp_path: Path) -> None:
     assert set(reasons.drop_nulls()) == {"echo", "invalid_answer"}
 
 
-def test_nothing_in_nothing_out() -> None:
+def test_an_empty_table_gives_an_empty_table() -> None:
     rules = select_filters(FilterSettings.model_validate(ALL), ABOUT)
     assert (
         pl.concat([pl.DataFrame(), *filter_rows(pl.DataFrame(schema=SCORED), rules, ABOUT)], how="diagonal").height == 0
@@ -451,7 +451,7 @@ def test_a_wanted_refusal_is_kept() -> None:
     assert [row["drop_reason"] for row in cut(rows, {"refused": True}).rejected.to_dicts()] == ["refused"]
 
 
-def test_a_classifier_that_is_not_there_or_says_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_classifier_and_one_with_wrong_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [candidate(0, TEXTS[0], "GO AWAY NOW", None)]
     assert cut(rows, {"toxicity": {"use": "shouting"}}).count_reasons()["toxic"] == 1
     assert cut(rows, {"toxicity": {"use": "shouting", "of": "prompt"}}).count_reasons()["toxic"] == 0
@@ -478,7 +478,7 @@ def test_a_class_from_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "    name = 'no_parcels'\n"
         "    reason = 'parcels'\n"
         "    word: str = 'parcel'\n"
-        "    def drop_expr(self, about):\n"
+        "    def drop_expr(self, task):\n"
         "        return pl.col('answer').str.contains(self.word)\n"
         "class Other: pass\n"
     )

@@ -49,7 +49,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("sql", REFUSED)
-def test_it_is_refused_when_it_is_read(sql: str, tmp_path: Path) -> None:
+def test_a_forbidden_expression_is_rejected_when_it_is_read(sql: str, tmp_path: Path) -> None:
     file, out = tmp_path / "secret.csv", tmp_path / "out.csv"
     file.write_text("a\n1\n")
     with pytest.raises(ValueError, match=r"\S"):
@@ -107,7 +107,7 @@ def test_an_expression_keeps_rows_for_which_it_is_true() -> None:
     assert kept("text LIKE 'Where%' AND teacher = 't' AND confidence > 0.4 -- all") == {row["answer"] for row in rows}
 
 
-def test_the_scores_it_names_are_computed() -> None:
+def test_the_scores_of_an_expression_are_computed() -> None:
     [rule] = select_filters(
         FilterSettings.model_validate({"own": [{"name": "a", "sql": "echo < 0.5 or answer_words > 3"}]}), ABOUT
     )[-1:]

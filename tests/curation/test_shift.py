@@ -73,7 +73,7 @@ def test_a_reason_that_takes_more_or_less_than_before_is_named() -> None:
     assert gone.details == {"low_agreement": "8.7% of the candidates before, 0.0% now"}
 
 
-def test_without_a_profile_or_with_few_rows_nothing_is_said() -> None:
+def test_without_a_profile_or_with_few_rows_the_checks_pass() -> None:
     of_now = build_profile(115, measure_rows(BEFORE, True), REASONS)
     first = check_shift(measure_rows(BEFORE, True), of_now, None, ShiftSpec())
     assert [check.passed for check in first] == [True, True]
@@ -81,7 +81,7 @@ def test_without_a_profile_or_with_few_rows_nothing_is_said() -> None:
     assert checks(few, {})["same_distribution"].passed
 
 
-def test_answers_that_are_no_labels_have_lengths_alone() -> None:
+def test_answers_without_labels_have_lengths_only() -> None:
     found = build_profile(115, measure_rows(BEFORE, False), {})
     assert set(found) == {"candidates", "rows", "reasons", "prompt_words", "answer_words"}
     assert sum(found["prompt_words"]) == sum(found["answer_words"]) == 100
@@ -98,5 +98,5 @@ def test_answers_that_are_no_labels_have_lengths_alone() -> None:
         ({"profile": {"rows": 1}, "compared_with": None, "blocked": ["x"]}, None),
     ],
 )
-def test_the_last_good_profile_is_what_counts(extra: dict[str, Any] | None, wanted: dict[str, Any] | None) -> None:
+def test_the_last_good_profile_is_compared(extra: dict[str, Any] | None, wanted: dict[str, Any] | None) -> None:
     assert read_last_good_profile(extra) == wanted

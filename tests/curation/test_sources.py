@@ -98,7 +98,7 @@ def test_every_source_gives_the_same_rows(
             assert compute_data_version(found.left_out) == compute_data_version(whole.rejected)
 
 
-def test_parts_follow_each_other_whatever_the_order() -> None:
+def test_parts_are_ordered_in_any_order_of_rows() -> None:
     ids = pl.Series("prompt_id", [f"p{n:02}" for n in (4, 0, 9, 1, 5, 5, 5, 2, 3, 8, 7, 6)])
     found = pl.DataFrame([ids, assign_parts(ids, 4)]).sort("prompt_id")
     assert found["part"].to_list() == [0] * 4 + [1] * 4 + [2] * 4

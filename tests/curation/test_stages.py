@@ -119,7 +119,7 @@ def test_the_last_good_rows_of_a_slice_get_the_scores_that_they_lack(run: Run) -
     assert sum(row["dropped"] for row in shown) == made.record.extra["candidates"] - made.record.rows
 
 
-def test_masking_is_seen_in_the_metadata(run: Run) -> None:
+def test_the_metadata_has_the_number_of_masked_rows(run: Run) -> None:
     shop = run.env.folder.path / "slices" / "shop.yaml"
     shop.write_text(shop.read_text() + "- a refund to jane.doe@example.org\n")
     set_filters(run, pii="mask")
@@ -144,7 +144,7 @@ def distill(run: Run, monkeypatch: pytest.MonkeyPatch) -> Any:
     return invoke
 
 
-def test_the_filters_of_a_task(run: Run, distill: Any) -> None:
+def test_distill_filters_lists_filters_and_counts(run: Run, distill: Any) -> None:
     before = distill("filters", "shop_mail")
     assert "never made" in before.stdout
     set_filters(run, reasoning_words={"min": 8}, own=[{"name": "no_web", "sql": "slice <> 'web'"}])
@@ -162,7 +162,7 @@ def test_the_filters_of_a_task(run: Run, distill: Any) -> None:
     assert distill("filters", "shop_mail", "--dropped", "echo").exit_code == 1
 
 
-def test_a_rows_whole_story(run: Run, distill: Any) -> None:
+def test_distill_explain_shows_the_history_of_a_row(run: Run, distill: Any) -> None:
     shop = run.env.folder.path / "slices" / "shop.yaml"
     shop.write_text(shop.read_text() + "- I  WANT a refund\n- please tell me of a refund that is late by many days\n")
     early = distill("explain", "shop_mail", "abcd")
@@ -201,7 +201,9 @@ def test_a_rows_whole_story(run: Run, distill: Any) -> None:
         assert says in found.output
 
 
-def test_the_dataset_is_the_same_where_candidates_are_not_held(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dataset_is_the_same_if_candidates_are_not_held_in_memory(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run.update()
     held, rejected = run.dataset(), read_rejected_rows(run.env)
     record = run.env.lake.read_record(run.env.task_name, "filtered_dataset")

@@ -49,7 +49,7 @@ def items(*texts: str) -> pl.DataFrame:
     return pl.DataFrame({"id": [f"golden:g{n}" for n in range(len(texts))], "text": list(texts)})
 
 
-def test_of_near_prompts_the_surest_stays_and_names_the_cluster() -> None:
+def test_of_near_prompts_the_one_with_the_highest_confidence_stays() -> None:
     found = cut([row(LONG), row(NEARLY, confidence=0.95), row(OTHER)])
     assert kept(found) == {NEARLY, OTHER}
     [gone] = found.rejected.to_dicts()
@@ -86,7 +86,7 @@ def test_problems_that_differ_in_a_number_stay() -> None:
     assert cut([row(one, **numbers), row(two, **numbers)], math, dedup=loose).dataset.height == 1
 
 
-def test_of_written_answers_prompt_and_answer_are_compared() -> None:
+def test_free_text_answers_are_compared_with_their_prompts() -> None:
     about = TaskView.from_task(task_of("generation"))
     assert about.matcher is not None
     first = row(
@@ -98,7 +98,7 @@ def test_of_written_answers_prompt_and_answer_are_compared() -> None:
     assert cut([first, second], about, dedup={"near": {"compare": "prompt"}}).dataset.height == 1
 
 
-def test_leaks_of_golden_leave_and_are_named() -> None:
+def test_rows_with_golden_texts_are_dropped_and_named() -> None:
     quoted = f"hello there, {LONG}, please hurry up"
     found = cut([row(quoted), row(NEARLY), row(OTHER)], items=items(LONG, "is this it"))
     assert kept(found) == {OTHER}
@@ -135,7 +135,7 @@ def test_caps_come_last() -> None:
     assert {detail for _, detail in why(found).values()} >= {"cap of label refund: 2"}
 
 
-def test_rows_that_are_nearly_the_same_stand_on_one_side_of_the_split_where_they_stay() -> None:
+def test_near_duplicates_that_stay_are_on_one_side_of_the_split() -> None:
     texts = [
         " ".join([*(f"word{n}x{i}" for i in range(14)), *tail]) for n in range(40) for tail in ([], ["a"], ["a", "b"])
     ]
@@ -160,7 +160,7 @@ def test_a_stratified_split_gives_every_label_its_share() -> None:
     assert found.filter(pl.col("teacher").is_null())["split"].unique().to_list() == ["train"]
 
 
-def test_the_order_of_rows_says_nothing() -> None:
+def test_the_order_of_rows_is_irrelevant() -> None:
     rng = random.Random(3)
     words = "the parcel of my neighbour came late and broken on a rainy day in May with no note".split()  # noqa: SIM905
     rows = []

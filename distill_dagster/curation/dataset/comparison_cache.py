@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from filelock import FileLock
 
+from distill_dagster.core.files import write_atomically
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.curation.dataset.slim_rows import CandidateTexts
 from distill_dagster.curation.dedup.duplicates import find_components, find_duplicates
@@ -96,11 +97,12 @@ class ComparisonCache:
             return self.find_in_all("near", {"scheme": scheme.id, "threshold": threshold}, texts, find)
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self._folder / ".near.lock"):
-            return self._through_state(texts, scheme, threshold, limits)
+            return self._find_pairs_incrementally(texts, scheme, threshold, limits)
 
-    def _through_state(
+    def _find_pairs_incrementally(
         self, texts: CandidateTexts, scheme: MinHashScheme, threshold: float, limits: ResourceLimits | None
     ) -> pl.DataFrame:
+        """The pairs by a `DedupState` in the folder, which compares only changed slices."""
         assert self._folder is not None
         folder, slices_file = self._folder / "near", self._folder / "near" / ".slices.json"
         slices, before = hash_slices(texts), {}
@@ -123,9 +125,7 @@ class ComparisonCache:
                 state.remove_slice(name)
             for name in changed:
                 state.add_slice(name, texts.scan(pl.col("slice") == name), texts.scan_ids, id="ident", limits=limits)
-        temporary = slices_file.with_suffix(".writing")
-        temporary.write_text(json.dumps(slices))
-        temporary.replace(slices_file)
+        write_atomically(slices_file, json.dumps(slices).encode())
         return state.read_duplicates().pairs
 
 

@@ -92,7 +92,7 @@ def curate_dataset(
     held_out: set[str],
     labels: list[str],
     spec: CurationSpec,
-    about: TaskView | None = None,
+    task: TaskView | None = None,
     items: pl.DataFrame | None = None,
     embed: EmbedFunction | None = None,
     limits: ResourceLimits | None = None,
@@ -106,7 +106,7 @@ def curate_dataset(
         held_out: normalized texts of golden and dev rows. Equal candidates are dropped as `contaminated`.
         labels: the task's labels; empty for a kind without labels.
         spec: `curation` of task.yaml.
-        about: the task, for the filters and the target turn; by default answers are labels.
+        task: the task, for the filters and the target turn; by default answers are labels.
         items: `id` and `text` of golden and dev rows; without them only equal texts are `contaminated`.
         embed: sentence embeddings, which `dedup.semantic` and the choice `diverse` of `balance` need.
         limits: memory, threads and spill folder for the comparison of rows.
@@ -116,17 +116,17 @@ def curate_dataset(
     Raises:
         ValidationError: the block `curation.filters` is malformed.
     """
-    about = about or TaskView(labels=tuple(labels))
-    filters = select_filters(FilterSettings.model_validate(spec.filters), about)
+    task = task or TaskView(labels=tuple(labels))
+    filters = select_filters(FilterSettings.model_validate(spec.filters), task)
     source = scan_candidates(candidates)
-    rows, leaks = _decide_rows(source, filters, held_out, spec, about, items, embed, limits, cache)
+    rows, leaks = _decide_rows(source, filters, held_out, spec, task, items, embed, limits, cache)
 
     def complete_kept(kept: pl.DataFrame) -> pl.DataFrame:
-        kept = mask_rows(kept, filters, about)
+        kept = mask_rows(kept, filters, task)
         human = pl.when(pl.col("teacher").is_null())
         return kept.with_columns(
             human.then(spec.human_weight).otherwise(1.0).alias("weight"),
-            append_answers(kept["messages"], build_targets(kept, about.matcher)),
+            append_answers(kept["messages"], build_targets(kept, task.matcher)),
         )
 
     by_id = ("prompt_id", "slice")
@@ -147,7 +147,7 @@ def _decide_rows(
     filters: Sequence[Filter],
     held_out: set[str],
     spec: CurationSpec,
-    about: TaskView,
+    task: TaskView,
     items: pl.DataFrame | None,
     embed: EmbedFunction | None,
     limits: ResourceLimits | None,
@@ -158,19 +158,19 @@ def _decide_rows(
     The first frame has `drop_reason`, `drop_detail`, `cluster_id`, `masks`, `split`, and `part`, the part of the output
     (`write_parts.assign_parts`).
     """
-    near, numbers = spec.dedup.near, about.kind == "math"
-    compare = (near.compare if near else None) or ("prompt" if about.labels else "prompt_and_answer")
-    answer_columns = () if compare == "prompt" else list_target_columns(about.matcher)
+    near, numbers = spec.dedup.near, task.kind == "math"
+    compare = (near.compare if near else None) or ("prompt" if task.labels else "prompt_and_answer")
+    answer_columns = () if compare == "prompt" else list_target_columns(task.matcher)
 
     def build_compared_text(rows: pl.DataFrame) -> pl.Series:
         """The text in which near-duplicates are searched: the prompt, or prompt and answer."""
         prompt = extract_user_texts(rows["messages"]).alias("text")
         if not answer_columns:
             return prompt
-        both = pl.DataFrame([prompt, build_targets(rows, about.matcher).alias("target")])
+        both = pl.DataFrame([prompt, build_targets(rows, task.matcher).alias("target")])
         return both.select(pl.concat_str("text", "target", separator="\n", ignore_nulls=True)).to_series()
 
-    rows = build_slim_rows(source, filters, about, answer_columns, _extra_columns(spec, about))
+    rows = build_slim_rows(source, filters, task, answer_columns, _extra_columns(spec, task))
     ids = rows.select("ident", "prompt_id", "slice", content="text")
     prompts = CandidateTexts(ids, source, lambda batch: extract_user_texts(batch["messages"]), ("messages",))
     # Steps compare rows. They run in this order, each over the rows that are still kept.
@@ -194,10 +194,10 @@ def _decide_rows(
     return rows.select("drop_reason", "drop_detail", "cluster_id", "masks", "split", "part"), leaks
 
 
-def _extra_columns(spec: CurationSpec, about: TaskView) -> tuple[str, ...]:
+def _extra_columns(spec: CurationSpec, task: TaskView) -> tuple[str, ...]:
     """The columns that the steps need for this task, next to those of every task."""
     fields = {*spec.balance.caps, *spec.balance.floors} if spec.balance.has_limits else set()
-    answers = about.labels or "label" in fields or spec.stratify == "label"
+    answers = task.labels or "label" in fields or spec.stratify == "label"
     return (*(["answer"] if answers else []), *(["axes"] if fields - {"slice", "label"} else []))
 
 

@@ -116,10 +116,10 @@ def check_slices(slices: list[dict[str, Any]], min_slices: int) -> list[CheckRes
         slices: a line for each slice with `slice`, `gives` and `why`.
     """
     silent = [line["slice"] for line in slices if line["gives"] == "nothing"]
-    behind = [f"{line['slice']}: {line['why']}" for line in slices if line["gives"] != "its rows"]
+    not_current = [f"{line['slice']}: {line['why']}" for line in slices if line["gives"] != "its rows"]
     giving = len(slices) - len(silent)
     details = {"slices_with_rows": giving, "min_slices": min_slices, "slices_without_rows": ", ".join(silent)}
     return [
         CheckResult("enough_slices", giving >= min_slices, details=details),
-        CheckResult("slices_current", not behind, "warning", {"slices": "\n".join(behind[:50])}),
+        CheckResult("slices_current", not not_current, "warning", {"slices": "\n".join(not_current[:50])}),
     ]

@@ -29,7 +29,7 @@ def _select_masking(filters: Sequence[Filter]) -> list[PrivateDataFilter]:
     return [one for one in filters if isinstance(one, PrivateDataFilter) and one.action == "mask"]
 
 
-def mask_rows(kept: pl.DataFrame, filters: Sequence[Filter], about: TaskView) -> pl.DataFrame:
+def mask_rows(kept: pl.DataFrame, filters: Sequence[Filter], task: TaskView) -> pl.DataFrame:
     """Mask prompts, reasoning and answers of the rows whose column `masks` (`needs_mask_expr`) is true.
 
     Every text is masked but labels and the names of tools. A number is masked where it is personal data by itself.
@@ -42,10 +42,10 @@ def mask_rows(kept: pl.DataFrame, filters: Sequence[Filter], about: TaskView) ->
     kinds = {kind for one in masking for kind in (one.kinds if isinstance(one, Pii) else (SECRET_KIND,))}
 
     def mask(text: str) -> str:
-        return mask_text(text, about.phone_regions, kinds).text
+        return mask_text(text, task.phone_regions, kinds).text
 
     columns = ["messages", "answer", "reasoning", "soft_labels"]
-    rows = [_mask_row(row, mask, about.kind) for row in kept[masked].select(columns).iter_rows(named=True)]
+    rows = [_mask_row(row, mask, task.kind) for row in kept[masked].select(columns).iter_rows(named=True)]
     series = [pl.Series(name, [row[name] for row in rows], dtype=kept.schema[name]) for name in columns]
     new = pl.DataFrame(series).with_columns(masked.alias("row"))
     places = kept.with_row_index("row").join(new, on="row", how="left", maintain_order="left", suffix=" masked")

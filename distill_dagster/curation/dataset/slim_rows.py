@@ -63,7 +63,7 @@ def scan_candidates(source: CandidateSource) -> pl.LazyFrame:
 def build_slim_rows(
     source: pl.LazyFrame,
     filters: Sequence[Filter],
-    about: TaskView,
+    task: TaskView,
     compared: Sequence[str] = (),
     extra: Sequence[str] = (),
 ) -> pl.DataFrame:
@@ -85,7 +85,7 @@ def build_slim_rows(
     def build_rows(batch: pl.DataFrame) -> pl.DataFrame:
         text = extract_user_texts(batch["messages"])
         hashes = [text.hash(), *(batch[name].hash(seed) for seed, name in enumerate(compared, 1))]
-        return mark_dropped(batch, filters, about).select(
+        return mark_dropped(batch, filters, task).select(
             *_SLIM_COLUMNS,
             *extra,
             build_text_keys(text).alias("text_key"),
@@ -116,13 +116,12 @@ def build_candidate_ids(rows: pl.DataFrame) -> pl.Series:
     """A unique id of each candidate, which is the same in every cut and does not depend on the order of the rows."""
     who = pl.col("teacher").fill_null("(human)")
     named = rows.select(pl.concat_str("prompt_id", "slice", who, separator="/").alias("ident"), "answer")
-    several = named.with_row_index("row").filter(
-        pl.col("ident").is_duplicated()
-    )  # several people's answers to one prompt
-    if several.is_empty():
+    # Several people may have answered one prompt.
+    repeated = named.with_row_index("row").filter(pl.col("ident").is_duplicated())
+    if repeated.is_empty():
         return named["ident"]
     # Rows with the same answer are interchangeable.
-    ranked = several.sort("ident", "answer")
+    ranked = repeated.sort("ident", "answer")
     place = pl.int_range(pl.len()).over("ident")
     numbered = ranked.select("row", pl.concat_str("ident", pl.lit("/"), place).alias("ident"))
     return named["ident"].scatter(numbered["row"], numbered["ident"])

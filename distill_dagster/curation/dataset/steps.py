@@ -24,7 +24,7 @@ LEAK_SCHEMA = pl.Schema({"prompt_id": pl.String, "slice": pl.String, "golden_id"
 NO_CACHE = ComparisonCache()
 """Keeps nothing, so everything is compared."""
 _PAIR_SCHEMA = {"left": pl.String, "right": pl.String, "kind": pl.String, "similarity": pl.Float64}
-_PREFERENCE_COLUMNS = ("not_human", "not_log", "taught", "less_sure", "prompt_id", "slice", "answer")
+_PREFERENCE_COLUMNS = ("not_human", "not_log", "by_teacher", "less_confident", "prompt_id", "slice", "answer")
 """The row that represents a group comes first: a human's prompt before one of a log and that before an imagined one, a
 human's answer before a teacher's, then the higher confidence, then the lower id."""
 
@@ -176,11 +176,11 @@ def _drop_clusters(rows: pl.DataFrame, pairs: pl.DataFrame, reason: str) -> pl.D
 def _select_kept_rows(rows: pl.DataFrame, only: pl.Series) -> pl.DataFrame:
     """`row` (the place), `ident`, `prompt_id` and `slice` of these kept rows, better rows first."""
     place = pl.int_range(pl.len(), dtype=pl.UInt32).alias("row")
-    narrow = rows.lazy().select(place, "ident", "drop_reason", *_preference_exprs())
-    named = pl.LazyFrame({"ident": only.unique()})
+    slim = rows.lazy().select(place, "ident", "drop_reason", *_preference_exprs())
+    wanted = pl.LazyFrame({"ident": only.unique()})
     kept = (
-        narrow.filter(_is_kept_expr())
-        .join(named, on="ident", how="semi")
+        slim.filter(_is_kept_expr())
+        .join(wanted, on="ident", how="semi")
         .collect()
         .sort(*_PREFERENCE_COLUMNS, "ident", nulls_last=True)
     )
@@ -191,8 +191,8 @@ def _preference_exprs() -> Sequence[pl.Expr]:
     return (
         (pl.col("origin") != "human").alias("not_human"),
         (pl.col("origin") != "log").alias("not_log"),
-        pl.col("teacher").is_not_null().alias("taught"),
-        (-pl.col("confidence")).alias("less_sure"),
+        pl.col("teacher").is_not_null().alias("by_teacher"),
+        (-pl.col("confidence")).alias("less_confident"),
         pl.col("prompt_id"),
         pl.col("slice"),
         pl.col("answer"),

@@ -28,8 +28,8 @@ class AnswerFirst(Filter):
     def list_scorers(self) -> list[Scorer]:
         return [get_scorer("reasoning")]
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return score_expr("answer_first")
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return pl.col("reasoning").str.slice(0, 60)

@@ -40,8 +40,8 @@ class Arithmetic(Filter):
     def list_scorers(self) -> list[Scorer]:
         return [get_scorer("arithmetic")]
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return score_expr("wrong_sums") > self.max_wrong
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr(score_expr("wrong_sums"), " of ", score_expr("sums"), " wrong: ", score_expr("wrong_sum"))

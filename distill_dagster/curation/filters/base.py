@@ -75,14 +75,14 @@ class Filter(BaseModel):
         """The scorers whose scores it reads."""
         return []
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         """True for the rows to drop; null counts as false.
 
         The expression reads columns of `tables.schemas.SCORED`, and scores by `score_expr`.
         """
         raise NotImplementedError(type(self).__name__)
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         """The figures behind a dropped row, as text."""
         return pl.lit(None, dtype=pl.String)
 

@@ -24,8 +24,8 @@ class Boilerplate(Filter):
     def list_scorers(self) -> list[Scorer]:
         return [get_scorer("boilerplate")]
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return score_expr("boilerplate").is_not_null()
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return score_expr("boilerplate")

@@ -43,8 +43,8 @@ class ClassifierFilter(Filter):
     def list_scorers(self) -> list[Scorer]:
         return [build_classifier_scorer(self.field, self.use, {"prompt": "text"}.get(self.of, self.of))]
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return score_expr(self.field) > self.max
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr(f"{self.field} ", score_expr(self.field))

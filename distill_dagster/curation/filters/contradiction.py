@@ -36,8 +36,8 @@ class Contradiction(Filter):
     def list_scorers(self) -> list[Scorer]:
         return [get_scorer("reasoning")]
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return score_expr("conclusion").is_not_null()
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr("reasoning: ", score_expr("conclusion").str.slice(0, 60), ", answer: ", pl.col("answer"))

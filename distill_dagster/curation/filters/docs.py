@@ -45,8 +45,8 @@ def build_example_row(example: FilterExample) -> pl.DataFrame:
     """An example as one candidate: schema SCORED, with `finish_reason` and `completion_tokens`."""
     given = dict(EXAMPLE_DEFAULTS) | dict(example.row)
     messages = make_user_message(given.pop("text"))
-    beside = {"finish_reason": given.pop("finish_reason", None)}
-    beside |= {"completion_tokens": given.pop("completion_tokens", None)}
+    extra = {"finish_reason": given.pop("finish_reason", None)}
+    extra |= {"completion_tokens": given.pop("completion_tokens", None)}
     answer = given.pop("answer")
     row: dict[str, Any] = dict.fromkeys(SCORED)
     row |= {"prompt_id": compute_prompt_id(messages), "slice": "shop", "origin": "human", "messages": messages}
@@ -57,8 +57,8 @@ def build_example_row(example: FilterExample) -> pl.DataFrame:
     row |= {"completion_ids": ["c"], "words": len(str(messages[0]["content"]).split())} | given
     frame = build_frame([row], SCORED, ("prompt_id",))
     return frame.with_columns(
-        pl.lit(beside["finish_reason"], dtype=pl.String).alias("finish_reason"),
-        pl.lit(beside["completion_tokens"], dtype=pl.Int64).alias("completion_tokens"),
+        pl.lit(extra["finish_reason"], dtype=pl.String).alias("finish_reason"),
+        pl.lit(extra["completion_tokens"], dtype=pl.Int64).alias("completion_tokens"),
     )
 
 
@@ -75,9 +75,9 @@ def apply_to_example(one: type[Filter], example: FilterExample) -> tuple[str | N
     """Drop reason and detail that a filter gives an example, after its scores are computed."""
     _register_example_classifier()
     rule = one(**example.settings)
-    about = TaskView(example.kind, example.labels, reasoning=example.row.get("reasoning") is not None)
-    rows = add_scores(build_example_row(example), rule.list_scorers(), about)
-    found = mark_dropped(rows, [rule], about)
+    task = TaskView(example.kind, example.labels, reasoning=example.row.get("reasoning") is not None)
+    rows = add_scores(build_example_row(example), rule.list_scorers(), task)
+    found = mark_dropped(rows, [rule], task)
     return found["drop_reason"][0], found["drop_detail"][0]
 
 

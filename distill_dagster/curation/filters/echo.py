@@ -44,8 +44,8 @@ class Echo(Filter):
     def list_scorers(self) -> list[Scorer]:
         return [get_scorer("echo")]
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return score_expr("echo") > self.max
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr("echo ", score_expr("echo"))

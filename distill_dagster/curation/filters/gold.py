@@ -37,8 +37,8 @@ class ReferenceMismatch(Filter):
     def list_scorers(self) -> list[Scorer]:
         return [get_scorer("gold")]
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return pl.col("teacher").is_not_null() & (score_expr("gold") < self.min)
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr("score ", score_expr("gold"), " against ", pl.col("reference").str.slice(0, 60))

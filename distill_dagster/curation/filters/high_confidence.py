@@ -26,8 +26,8 @@ class HighConfidence(Filter):
     def is_active(self) -> bool:
         return self.enabled and self.max_confidence < 1
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return pl.col("teacher").is_not_null() & (pl.col("confidence") > self.max_confidence)
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr("confidence ", pl.col("confidence").round(3))

@@ -19,8 +19,8 @@ class InvalidAnswer(Filter):
         {"answer": None, "error": "the answer is not a number: no number in 'a dozen'"}, kind="math"
     )
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return pl.col("answer").is_null() & (pl.col("answer_kind") != "label")
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return pl.col("error")

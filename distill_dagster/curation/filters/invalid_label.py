@@ -18,10 +18,10 @@ class InvalidLabel(Filter):
     kept = FilterExample({"answer": "refund"}, kind="classification", labels=("refund", "login"))
     dropped = FilterExample({"answer": "Refunds"}, kind="classification", labels=("refund", "login"))
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
-        labels = pl.Series([to_canonical_json(label) for label in about.labels], dtype=pl.String)
+    def drop_expr(self, task: TaskView) -> pl.Expr:
+        labels = pl.Series([to_canonical_json(label) for label in task.labels], dtype=pl.String)
         unknown = pl.col("answer").is_null() | ~pl.col("answer").is_in(labels.implode())
         return (pl.col("answer_kind") == "label") & unknown
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return pl.coalesce("answer", "error")

@@ -66,7 +66,7 @@ class Language(Filter):
         allowed = pl.Series(list(self.allow), dtype=pl.String).implode()
         return (score_expr(f"{name}_share") >= self.min_share) & ~score_expr(name).is_in(allowed)
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         names = ["prompt_language", "answer_language"] if self.of == "both" else [f"{self.of}_language"]
         drops = pl.any_horizontal(self._is_other_expr(name).fill_null(False) for name in names)
         if self.same:
@@ -76,7 +76,7 @@ class Language(Filter):
             drops = drops | (known & (prompt != answer) & (share >= self.min_share)).fill_null(False)
         return drops
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         figures = [
             concat_expr(f"{text} ", score_expr(f"{text}_language"), " ", score_expr(f"{text}_language_share").round(2))
             for text in ("prompt", "answer")

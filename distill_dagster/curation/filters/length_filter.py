@@ -34,8 +34,8 @@ class LengthFilter(Filter):
     def list_scorers(self) -> list[Scorer]:
         return [get_scorer(self.scorer)]
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return outside_expr(score_expr(self.measure), self.min, self.max)
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr(score_expr(self.measure), self.unit)

@@ -23,8 +23,8 @@ class LowAgreement(Filter):
     def is_active(self) -> bool:
         return self.enabled and self.min_agreement > 0
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return pl.col("agreement").fill_null(0) < self.min_agreement
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr("agreement ", pl.col("agreement").round(3))

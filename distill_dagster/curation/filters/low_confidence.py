@@ -23,8 +23,8 @@ class LowConfidence(Filter):
     def is_active(self) -> bool:
         return self.enabled and self.min_confidence > 0
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return pl.col("confidence").fill_null(0) < self.min_confidence
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr("confidence ", pl.col("confidence").round(3))

@@ -23,8 +23,8 @@ class LowJudgeScore(Filter):
     def is_active(self) -> bool:
         return self.enabled and self.min_judge > 0
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return pl.col("teacher").is_not_null() & (pl.col("judge_score").fill_null(0) < self.min_judge)
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr("judge score ", pl.col("judge_score").round(3)).fill_null("not judged")

@@ -39,11 +39,11 @@ class MeasureFilter(Filter):
         lower = [(score_expr(name) < limit, name, f" < {limit}") for name, limit in below if limit is not None]
         return upper + lower
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         passed = pl.any_horizontal(is_passed.fill_null(False) for is_passed, _, _ in self._list_limits())
         return passed & (score_expr("prose_words") >= self.min_words)
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return pl.coalesce(
             pl.when(is_passed).then(concat_expr(f"{name} ", score_expr(name), limit))
             for is_passed, name, limit in self._list_limits()

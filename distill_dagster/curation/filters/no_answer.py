@@ -17,8 +17,8 @@ class NoAnswer(Filter):
     kept = FilterExample({})
     dropped = FilterExample({"answer": None, "status": "failed", "error": "timeout"})
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return pl.col("status").ne_missing("ok")
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return error_expr()

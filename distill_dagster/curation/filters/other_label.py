@@ -38,8 +38,8 @@ class TargetLabelMismatch(Filter):
     def is_active(self) -> bool:
         return self.enabled and self.target_label == "drop_disagreement"
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return pl.col("answer") != json_text_expr(pl.col("target_label"))
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr("meant as ", pl.col("target_label"), ", answered ", pl.col("answer"))

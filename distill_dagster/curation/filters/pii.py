@@ -32,5 +32,5 @@ class Pii(PrivateDataFilter):
     def found_expr(self) -> pl.Expr:
         return score_expr("pii").str.contains("|".join(self.kinds))
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return score_expr("pii")

@@ -28,5 +28,5 @@ class PrivateDataFilter(Filter):
         """Whether a row contains such data."""
         raise NotImplementedError
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return pl.lit(False) if self.action == "mask" else self.found_expr()

@@ -39,12 +39,12 @@ class Refused(Filter):
     def list_scorers(self) -> list[Scorer]:
         return [get_scorer("refusal")] if self.phrases else []
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         unwanted = pl.col("reference").ne_missing(WANTED_REFUSAL)
         declined = pl.col("status") == "refused"
         return unwanted & (declined | score_expr("refusal").is_not_null()) if self.phrases else unwanted & declined
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         if not self.phrases:
             return error_expr()
         return pl.when(pl.col("status") == "refused").then(error_expr()).otherwise(score_expr("refusal"))

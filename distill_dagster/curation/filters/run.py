@@ -19,19 +19,19 @@ from distill_dagster.tables.schemas import SCORED
 FILTER_BATCH_ROWS = 50_000
 
 
-def mark_dropped(rows: pl.DataFrame, filters: Sequence[Filter], about: TaskView) -> pl.DataFrame:
+def mark_dropped(rows: pl.DataFrame, filters: Sequence[Filter], task: TaskView) -> pl.DataFrame:
     """The rows with `drop_reason` and `drop_detail` of the first filter that drops them; null for rows that are kept.
 
     Args:
         rows: scored candidates (schema SCORED) with the scores that the filters read.
     """
-    drops = [each.drop_expr(about).fill_null(False).alias(_hit_column(each)) for each in filters]
+    drops = [each.drop_expr(task).fill_null(False).alias(_hit_column(each)) for each in filters]
     hits = rows.lazy().select(drops).collect() if drops else pl.DataFrame()
     reason, detail = pl.lit(None, dtype=pl.String), pl.lit(None, dtype=pl.String)
     # From the last to the first, so that the first filter is the outermost condition.
     for each in reversed(filters):
         reason = pl.when(pl.col(_hit_column(each))).then(pl.lit(each.reason)).otherwise(reason)
-        detail = pl.when(pl.col("drop_reason") == each.reason).then(each.detail_expr(about)).otherwise(detail)
+        detail = pl.when(pl.col("drop_reason") == each.reason).then(each.detail_expr(task)).otherwise(detail)
     reasons = (
         hits.select(reason.alias("drop_reason")).to_series() if drops else _null_series("drop_reason", rows.height)
     )
@@ -55,7 +55,7 @@ def _hit_column(each: Filter) -> str:
 def filter_rows(
     source: pl.DataFrame | pl.LazyFrame | Path | str,
     filters: Sequence[Filter],
-    about: TaskView,
+    task: TaskView,
     batch_rows: int = FILTER_BATCH_ROWS,
 ) -> Iterator[pl.DataFrame]:
     """Score and filter completions, without Dagster and with the memory of a few batches.
@@ -71,7 +71,7 @@ def filter_rows(
     scorers = collect_scorers(list(filters))
 
     def mark(batch: pl.DataFrame) -> pl.DataFrame:
-        return mark_dropped(add_scores(batch, scorers, about), filters, about)
+        return mark_dropped(add_scores(batch, scorers, task), filters, task)
 
     return map_in_batches(_complete_columns(lazy), mark, batch_rows)
 

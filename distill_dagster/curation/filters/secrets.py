@@ -20,5 +20,5 @@ class Secrets(PrivateDataFilter):
     def found_expr(self) -> pl.Expr:
         return score_expr("secrets") > 0
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr(score_expr("secrets"), " found")

@@ -111,20 +111,20 @@ else:
     )
 
 
-def select_filters(settings: FilterSettings, about: TaskView) -> list[Filter]:
+def select_filters(settings: FilterSettings, task: TaskView) -> list[Filter]:
     """The filters that are on for a task, in the order of application."""
-    return [*_select_built_in(settings, about), *(spec.build_filter() for spec in settings.own)]
+    return [*_select_built_in(settings, task), *(spec.build_filter() for spec in settings.own)]
 
 
-def _select_built_in(settings: FilterSettings, about: TaskView) -> list[Filter]:
-    built = [_build_filter(built_in, settings, about) for built_in in BUILT_IN_FILTERS]
+def _select_built_in(settings: FilterSettings, task: TaskView) -> list[Filter]:
+    built = [_build_filter(built_in, settings, task) for built_in in BUILT_IN_FILTERS]
     return [each for each in built if each is not None and each.is_active()]
 
 
-def _build_filter(built_in: type[Filter], settings: FilterSettings, about: TaskView) -> Filter | None:
+def _build_filter(built_in: type[Filter], settings: FilterSettings, task: TaskView) -> Filter | None:
     """A filter with its settings, and values that suit the kind of task for all others; None where it is off."""
     defaults = built_in.defaults
-    suited = defaults.kinds.get(about.kind, {})
+    suited = defaults.kinds.get(task.kind, {})
     if defaults.threshold is not None:
         value = getattr(settings, defaults.threshold)
         return built_in(**suited) if value is None else built_in(**{defaults.threshold: value})
@@ -132,7 +132,7 @@ def _build_filter(built_in: type[Filter], settings: FilterSettings, about: TaskV
     if declared is not None:
         unset = {name: value for name, value in suited.items() if name not in declared.model_fields_set}
         return declared.model_copy(update=unset)
-    suits = about.kind in defaults.kinds and (about.reasoning or about.kind not in defaults.reasoning_kinds)
+    suits = task.kind in defaults.kinds and (task.reasoning or task.kind not in defaults.reasoning_kinds)
     if settings.preset == "suited" and suits:
         return built_in(**suited)
     return built_in() if defaults.on_by_default or defaults.always_on else None
@@ -154,8 +154,8 @@ def collect_scorers(filters: list[Filter]) -> list[Scorer]:
 
 def collect_task_scorers(task: Task) -> list[Scorer]:
     """The scorers that the filters of a task need, each with the task's settings in its version."""
-    about = TaskView.from_task(task)
-    return [bind_scorer(scorer, about) for scorer in collect_scorers(select_task_filters(task))]
+    view = TaskView.from_task(task)
+    return [bind_scorer(scorer, view) for scorer in collect_scorers(select_task_filters(task))]
 
 
 def list_parameters(each: Filter) -> dict[str, Any]:

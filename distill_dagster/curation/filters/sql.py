@@ -185,7 +185,7 @@ class SqlFilter(Filter):
     def list_scorers(self) -> list[Scorer]:
         return [scorer for scorer in SCORERS.values() if set(scorer.fields) & find_sql_columns(self.sql)]
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         names = [name for name in SQL_SCHEMA if name.lower() in find_sql_columns(self.sql)]
         sources = {"text": pl.col("messages"), "answer": pl.col("answer"), "answer_json": pl.col("answer")}
         columns = [
@@ -216,5 +216,5 @@ class SqlFilter(Filter):
             connection.unregister("seen")
         return ~keep.cast(pl.Boolean).fill_null(False)
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return pl.lit(f"not: {self.sql}" if len(self.sql) <= 200 else f"not: {self.sql[:199]}…")

@@ -23,8 +23,8 @@ class TeachersDisagree(Filter):
     def is_active(self) -> bool:
         return self.enabled and self.min_teacher_agreement > 0
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return pl.col("teacher_agreement").fill_null(1) < self.min_teacher_agreement
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr("agreement of teachers ", pl.col("teacher_agreement").round(3))

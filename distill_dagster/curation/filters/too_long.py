@@ -34,8 +34,8 @@ class TooLong(Filter):
     def is_active(self) -> bool:
         return self.enabled and self.max_words is not None
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return pl.lit(False) if self.max_words is None else pl.col("words") > self.max_words
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr(pl.col("words"), " words")

@@ -20,8 +20,8 @@ class TooShort(Filter):
 
     min_words: int = Field(default=1, ge=0, description="words of the user's turns")
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         return pl.col("words") < self.min_words
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         return concat_expr(pl.col("words"), " words")

@@ -36,10 +36,10 @@ class Truncated(Filter):
     def list_scorers(self) -> list[Scorer]:
         return [get_scorer("sample")] if self.finish else []
 
-    def drop_expr(self, about: TaskView) -> pl.Expr:
+    def drop_expr(self, task: TaskView) -> pl.Expr:
         cut = pl.col("status") == "truncated"
         return cut | (score_expr("finish_reason") == "length").fill_null(False) if self.finish else cut
 
-    def detail_expr(self, about: TaskView) -> pl.Expr:
+    def detail_expr(self, task: TaskView) -> pl.Expr:
         cut = pl.when(pl.col("status") == "truncated").then(error_expr())
         return cut.otherwise(pl.lit("finish reason length")) if self.finish else error_expr()

@@ -111,7 +111,7 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
             *check_shift(measured, profile, last_profile, task.curation.shift),
             check_floors(cut.kept, task.curation.balance),
         ]
-        extra = {"reasons": cut.count_reasons(), "candidates": cut.candidates}
+        extra: dict[str, Any] = {"reasons": cut.count_reasons(), "candidates": cut.candidates}
         extra |= {"profile": profile, "compared_with": last_profile}
         extra |= {"masked_rows": cut.masked} if cut.masked else {}
         extra |= build_blocked_fields("filtered_dataset", checks)
