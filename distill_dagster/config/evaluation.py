@@ -14,7 +14,9 @@ class EvaluationSpec(ConfigModel):
 
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    latency_items: Annotated[int, Field(ge=1, le=10_000)] = 40
+    latency_items: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=40, description="how many golden items are timed one by one; a change applies to the next predictions"
+    )
     student_usd_per_hour: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
         description="price of the machine that serves the student; without it its cost is unknown",

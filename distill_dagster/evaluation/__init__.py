@@ -1,4 +1,4 @@
-"""Comparing systems: metrics with intervals, the verdict, the gate, and the report.
+"""Compare systems: metrics with intervals, the teacher gate, the recommendation and the report.
 
 Every figure is computed from a predictions table. Making predictions belongs to `student` and to the stages.
 """

@@ -48,7 +48,7 @@ class ReportInputs:
         versions: package name to version.
         notice: what a reader needs to know before the figures, e.g. that teacher and student share their base.
         terms: the provider's terms of each teacher, and of a judge and an imaginer that took part, as
-            `ProviderTerms.as_json` returns them.
+            `ProviderTerms.to_json` returns them.
         extra: further top-level keys of metrics.json. The keys of this module win.
     """
 

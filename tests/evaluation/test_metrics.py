@@ -95,7 +95,7 @@ def test_cost_of_a_student_is_machine_time_but_a_teacher_keeps_its_own() -> None
 
 
 def test_retention_and_differences_are_paired() -> None:
-    # Always right on the same items: resampling shows no spread, so the exact bound on an unseen item stands in.
+    # Always right on the same items: resampling shows no spread, so the exact bound on an unseen item is used.
     metrics = measured({"teacher": "11110000" * 10, "distilled": "11110000" * 10, "base": "00001111" * 10})
     retention = metrics.golden.retention
     unseen = 1 - 0.025 ** (1 / 80)
@@ -125,13 +125,13 @@ def test_comparison_counts_and_mcnemar() -> None:
     assert compute_mcnemar_p_value(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
 
 
-def test_all_right_is_not_called_certain() -> None:
+def test_all_right_is_not_certain() -> None:
     interval = measured({"distilled": "1" * 10}).golden.systems["distilled"].score
     assert interval.value == interval.high == 1.0
     assert interval.low == pytest.approx(0.025 ** (1 / 10))  # Clopper-Pearson, all of 10 right
 
 
-def test_a_difference_seen_on_every_item_is_not_called_certain() -> None:
+def test_a_difference_on_every_item_is_not_certain() -> None:
     for own, other, sign in (("1", "0", 1), ("0", "1", -1)):
         found = measured({"distilled": own * 10, "base": other * 10}).golden.comparisons["distilled", "base"].difference
         bound = 2 * 0.025 ** (1 / 10) - 1
@@ -139,7 +139,7 @@ def test_a_difference_seen_on_every_item_is_not_called_certain() -> None:
         assert sorted([found.low or 0, found.high or 0]) == pytest.approx(sorted([sign, sign * bound]))
 
 
-def test_interval_is_that_of_the_binomial() -> None:
+def test_the_interval_equals_the_binomial_one() -> None:
     interval = (
         compute_metrics(
             table([row("distilled", f"i{i}", "card", "card" if i < 120 else "other") for i in range(200)]),
@@ -197,7 +197,7 @@ def test_systems_are_compared_on_the_items_both_answered() -> None:
         ([row("distilled", "a", "card", "card", correct=None)], "`correct`"),
     ],
 )
-def test_a_table_that_contradicts_itself_is_refused(rows: list[dict[str, object]], message: str) -> None:
+def test_a_contradictory_table_is_refused(rows: list[dict[str, object]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compute_metrics(table(rows), {}, LABELS, SPEC)
 

@@ -166,7 +166,7 @@ def test_page_needs_nothing_from_outside(folder: Path) -> None:
     assert len(html) < 1_000_000
 
 
-def test_page_says_what_it_should(folder: Path) -> None:
+def test_page_shows_all_parts(folder: Path) -> None:
     html = (folder / "report.html").read_text()
     figures = json.loads((folder / "metrics.json").read_text())
     for text in ("mail", "small", "Teacher and student share their base.", "duplicate", "One by one.", "text number"):
@@ -213,17 +213,17 @@ def test_texts_labels_and_answers_are_escaped(tmp_path: Path) -> None:
 
 
 def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> None:
-    said = TermsSpec.model_validate({"acknowledged": True, "note": EVIL})
-    terms = find_terms(TeacherSpec(model="anthropic/claude-sonnet-4-5", terms=said)).to_json()
+    declared = TermsSpec.model_validate({"acknowledged": True, "note": EVIL})
+    terms = find_terms(TeacherSpec(model="anthropic/claude-sonnet-4-5", terms=declared)).to_json()
     html = _write(tmp_path, _predictions(), replace(INPUTS, terms=[terms]))
     text = re.sub(r"\s+", " ", html)
     assert "restrict training with its answers; the task acknowledges it." in text
     assert "Use outputs to train an AI model (e.g., “model scraping” or “model distillation”)" in text
     assert "https://www.anthropic.com/legal/aup; read on 2026-11-22" in text
     assert "<script" not in html
-    [told] = json.loads((tmp_path / "metrics.json").read_text())["terms"]
-    assert (told["restricts"], told["acknowledged"], told["note"]) == ("yes", True, EVIL)
-    assert told["clauses"][0]["url"] == "https://www.anthropic.com/legal/aup"
+    [entry] = json.loads((tmp_path / "metrics.json").read_text())["terms"]
+    assert (entry["restricts"], entry["acknowledged"], entry["note"]) == ("yes", True, EVIL)
+    assert entry["clauses"][0]["url"] == "https://www.anthropic.com/legal/aup"
     assert "Terms of the teacher" not in _write(tmp_path, _predictions(), INPUTS)
     judge = find_terms(TeacherSpec(model="openai/gpt-4o", terms=TermsSpec(acknowledged=True))).to_json("judge")
     both = _write(tmp_path, _predictions(), replace(INPUTS, terms=[terms, judge]))
@@ -233,7 +233,7 @@ def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> Non
     assert roles == ["teacher", "judge"]
 
 
-def test_what_leaked_is_named_row_by_row(tmp_path: Path) -> None:
+def test_leaks_are_listed_row_by_row(tmp_path: Path) -> None:
     leak = {"slice": "mail", "text": f"Where is it? {EVIL}", "why": "item_in_row of golden:g7, overlap 0.83"}
     html = _write(tmp_path, _predictions(), replace(INPUTS, leaks=[leak]))
     assert "1 row left out because of golden or dev rows in them" in html

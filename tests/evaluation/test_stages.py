@@ -70,7 +70,7 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageContex
 def make_adapter(env: StageContext, asset: str) -> None:
     """Write the folder and record of an adapter without training one."""
     inputs = StageInputs(env, asset, STUDENT)
-    for name, version in TaskState(env.folder, env.lake).inputs(inputs.stage, STUDENT).items():
+    for name, version in TaskState(env.folder, env.lake).find_inputs(inputs.stage, STUDENT).items():
         assert version is not None
         inputs.versions[name] = version
 
@@ -84,7 +84,7 @@ def make_adapter(env: StageContext, asset: str) -> None:
 
 
 def read_why(env: StageContext, asset: str) -> tuple[str, ...]:
-    return TaskState(env.folder, env.lake).status(asset, STUDENT).why
+    return TaskState(env.folder, env.lake).get_status(asset, STUDENT).why
 
 
 def test_a_report_is_fresh_until_something_that_it_shows_changes(env: StageContext) -> None:

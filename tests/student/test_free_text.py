@@ -1,4 +1,4 @@
-"""A student that writes its answer: what it learns from, what it writes, and what cannot be."""
+"""A student that writes free text: what it learns, what it writes, and which settings are refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_it_writes_reasoning_and_answer(trained: tuple[Path, TrainingLog], model
         parsed = read_answer(KIND, prediction.raw_text, Question())
         assert (parsed.answer, parsed.reasoning) == (str(a + b), f"{a} + {b} = {a + b}.")
     alone = predictor.predict([row(*PAIRS[0]).text])[0]
-    assert alone == found[0], "padding beside longer prompts changes nothing"
+    assert alone == found[0], "padding next to longer prompts changes nothing"
 
 
 def test_only_the_target_is_learned(models_folder: Path) -> None:
@@ -81,42 +81,45 @@ def test_only_the_target_is_learned(models_folder: Path) -> None:
     assert torch.allclose(together, torch.stack(alone), atol=1e-3)
     cut = student.encode([TrainRow("x", "t", "a", target="word " * 100)])[0]
     assert cut["target"] == SPEC.answer_tokens
-    assert cut["ids"][-1] != student.end, "a cut target does not teach where to end"
+    assert cut["ids"][-1] != student.end, "a cut target has no end token"
 
 
-def test_what_is_saved_says_how_to_ask(trained: tuple[Path, TrainingLog]) -> None:
+def test_saved_settings_are_those_of_the_prompt(trained: tuple[Path, TrainingLog]) -> None:
     saved = json.loads((trained[0] / "labels.json").read_text())
     assert (saved["item"], saved["reasoning"], saved["labels"]) == ("Problem", True, [])
 
 
-def test_an_encoder_cannot_write(tmp_path: Path, models_folder: Path) -> None:
+def test_an_encoder_cannot_write_free_text(tmp_path: Path, models_folder: Path) -> None:
     spec = StudentSpec(model="all-minilm-l6-v2", architecture="encoder")
     with pytest.raises(DistillError, match="architecture: causal_lm"):
         train_adapter(spec, [], SETTINGS, [row(1, 1)], [], tmp_path, models_folder)
 
 
-def test_labels_behind_reasoning_where_the_student_asks_for_it(tmp_path: Path, models_folder: Path) -> None:
-    """The label is read behind what the student writes; without `reasoning` the same student would choose it."""
+def test_a_student_with_reasoning_writes_the_label_after_it(tmp_path: Path, models_folder: Path) -> None:
+    """The label is parsed from the text. Without `reasoning` the same student would choose it."""
     task = task_of("classification", reasoning=True)
     spec = SPEC.model_copy(update={"reasoning": True})
-    said = {"the parcel is late": ("late means delivery", "delivery"), "my money back": ("money is refund", "refund")}
+    answers = {
+        "the parcel is late": ("late means delivery", "delivery"),
+        "my money back": ("money is refund", "refund"),
+    }
     rows = [
         TrainRow(t, t, label, {label: 1.0}, target=format_with_reasoning(why, label))
-        for t, (why, label) in said.items()
+        for t, (why, label) in answers.items()
     ]
     train_adapter(spec, task.labels, SETTINGS, rows * 2, rows, tmp_path, models_folder)
     saved = json.loads((tmp_path / "labels.json").read_text())
     assert (saved["reasoning"], [one["name"] for one in saved["labels"]]) == (True, ["refund", "delivery"])
     predictor = load_predictor(spec, task.labels, SETTINGS, models_folder, tmp_path)
-    items = [EvaluationItem(t, "golden", None, t, t, label) for t, (_, label) in said.items()]
+    items = [EvaluationItem(t, "golden", None, t, t, label) for t, (_, label) in answers.items()]
     for item, found in zip(items, _predict_and_time(get_kind(task), "distilled", predictor, items, 1), strict=True):
-        why, label = said[item.id]
+        why, label = answers[item.id]
         assert (found["answer"], found["correct"], found["confidence"]) == (f'"{label}"', True, None)
         assert found["raw_text"] == f"Reasoning: {why}\nAnswer: {label}"
     assert choose_student_class(SPEC, task.labels) is CausalStudent
 
 
-def test_what_such_a_student_learns_from(tmp_path: Path) -> None:
+def test_rows_with_and_without_reasoning(tmp_path: Path) -> None:
     rows = [{"reasoning": "it says money", "answer": '"refund"'}, {"reasoning": None, "answer": '"delivery"'}]
     empty = dict.fromkeys(DATASET)
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "refund"}]
@@ -134,20 +137,22 @@ def test_what_such_a_student_learns_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "reasoning", "architecture", "said"),
+    ("kind", "reasoning", "architecture", "message"),
     [
         ("math", True, "causal_lm", "for kinds with labels"),
         ("nli", False, "causal_lm", "reasoning: true"),
         ("nli", True, "encoder", "writes nothing"),
     ],
 )
-def test_where_a_student_cannot_learn_reasoning(kind: str, reasoning: bool, architecture: str, said: str) -> None:
+def test_settings_with_which_a_student_cannot_learn_reasoning(
+    kind: str, reasoning: bool, architecture: str, message: str
+) -> None:
     students = {"tiny": {"architecture": architecture, "reasoning": True}}
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValidationError, match=message):
         task_of(kind, reasoning=reasoning, students=students)
 
 
-def test_no_hash_moves_for_students_that_do_not_ask_for_it() -> None:
+def test_the_default_of_reasoning_changes_no_hash() -> None:
     plain, asks = task_of("nli", reasoning=True), {"tiny": {"reasoning": True}}
     off = task_of("nli", reasoning=True, students={"tiny": {"reasoning": False}})
     assert plain.hash_student_settings("tiny") == off.hash_student_settings("tiny")

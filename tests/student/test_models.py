@@ -44,12 +44,12 @@ def test_a_hub_id_keeps_its_revision(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["smollm", "", "a/b/c", "../../etc/passwd", "no such folder/x"])
-def test_what_fits_nothing_is_an_error_with_a_remedy(name: str, tmp_path: Path) -> None:
+def test_an_unknown_name_is_an_error_with_a_remedy(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="all-minilm-l6-v2"):
         models.resolve_model(name, tmp_path)
 
 
-def test_other_bytes_than_expected_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_with_another_hash_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = dataclasses.replace(models.PACKAGED_MODELS["all-minilm-l6-v2"], sha256="0" * 64)
     monkeypatch.setitem(models.PACKAGED_MODELS, "all-minilm-l6-v2", changed)
     with pytest.raises(ModelError, match=r"sha256 53aa5117.*expected 0000"):
@@ -144,6 +144,6 @@ def test_the_packaged_gguf_becomes_a_folder_with_the_same_weights(models_folder:
         exact = weights.get_tensor("model.layers.3.mlp.up_proj.weight")
     largest = np.abs(exact.reshape(exact.shape[0], -1, 32)).max(-1, keepdims=True)
     error = np.abs((packed - exact).reshape(exact.shape[0], -1, 32))
-    # half a step of the 8-bit scale, and that scale itself is rounded to 11 bits
+    # half a step of the 8-bit scale, which is itself rounded to 11 bits
     assert (error <= largest / 127 * (0.5 + 127 / 2**11) + 1e-6).all()
     assert len(eight_bit.fields["tokenizer.ggml.tokens"].contents()) == 49152
