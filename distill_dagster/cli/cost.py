@@ -53,7 +53,7 @@ def print_estimate(
     whom = ("teacher", "for") if several else ()
     table = Table("slice", "state", *whom, "prompts", "to send", "stored", "tokens at most", "USD at most")
     for one in found:
-        now = state.status("scored_completions", one.slice).state if one.slice in keys else ""
+        now = state.get_status("scored_completions", one.slice).state if one.slice in keys else ""
         usd = "unknown" if one.usd is None else f"{one.usd:.4f}"
         counts = f"{one.prompts:,}", f"{one.calls:,}", f"{one.cached:,}", f"{one.tokens:,}", usd
         table.add_row(escape(one.slice), now, *((escape(one.teacher), one.purpose) if several else ()), *counts)

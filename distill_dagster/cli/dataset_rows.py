@@ -33,7 +33,7 @@ def filters(
     with show_problems():
         folder = open_task_folder(home, task)
         lake = Lake(home.lake, home.reports)
-        now = TaskState(folder, lake).status("filtered_dataset")
+        now = TaskState(folder, lake).get_status("filtered_dataset")
         extra = now.record.extra if now.record is not None else {}
         rows = list_filters(select_task_filters(folder.task), extra.get("reasons", {}))
         table = Table("", "filter", "drop reason", "parameters", "dropped")

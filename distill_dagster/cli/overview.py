@@ -52,7 +52,7 @@ def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
-        found = TaskState(folder, Lake(home.lake, home.reports)).all()
+        found = TaskState(folder, Lake(home.lake, home.reports)).list_statuses()
         table = Table("artifact", "state", "rows", "why")
         colours = {"fresh": "green", "stale": "yellow", "missing": "red", "waiting": "dim", "malformed": "red"}
         for s in found:

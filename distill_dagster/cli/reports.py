@@ -43,7 +43,7 @@ def data_docs(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     with show_problems():
         folder = open_task_folder(home, task)
         lake = Lake(home.lake, home.reports)
-        tables = [(one.asset, one.partition) for one in TaskState(folder, lake).all()]
+        tables = [(one.asset, one.partition) for one in TaskState(folder, lake).list_statuses()]
         target = home.data_docs / folder.name
         with show_progress():
             shown = build_data_docs(lake, folder.name, tables, target)

@@ -37,7 +37,7 @@ class RefreshPolicy:
         """
         record = status.record
         if record is not None and len(status.why) == 1:
-            why = retry_backoff.explain_wait(record, self.folder.task.budget.capped(self.cap), time.time())
+            why = retry_backoff.explain_wait(record, self.folder.task.budget.lower_to(self.cap), time.time())
             if why is not None:
                 return f"{why} (--force)"
         if status.asset not in RETRAINING_ASSETS or status.why != ("filtered_dataset changed",):
@@ -68,7 +68,7 @@ def explain_blocked(
         if name in outcome.blocked:
             return f"{name} is blocked"
         if asset in state.stages:
-            record = state.record(asset, rest.removesuffix("]") or None)
+            record = state.read_record(asset, rest.removesuffix("]") or None)
             if record is not None and record.extra.get("blocked"):
                 return f"{name} did not pass {', '.join(record.extra['blocked'])}"
     return None

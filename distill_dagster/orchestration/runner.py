@@ -114,7 +114,8 @@ class Runner:
         outcome.teacher_calls, outcome.cost_usd, outcome.reserved_usd = taken.calls, taken.usd, taken.reserved_usd
 
     def _list_statuses(self, slices: list[str] | None, students: list[str]) -> list[ArtifactStatus]:
-        return [s for s in self.state.all(students, slices) if self._stages is None or s.asset in self._stages]
+        statuses = self.state.list_statuses(students, slices)
+        return [status for status in statuses if self._stages is None or status.asset in self._stages]
 
     def _find_unreported(self, slices: list[str] | None, students: list[str]) -> set[str]:
         """Find artifacts of the lake that this Dagster instance does not know: its storage was moved or removed."""
@@ -153,7 +154,7 @@ class Runner:
             if self._policy and (why := self._policy.explain_wait(status)):
                 outcome.waiting[status.name] = why
                 continue
-            needs = self.state.inputs(self.state.stages[status.asset], status.partition)
+            needs = self.state.find_inputs(self.state.stages[status.asset], status.partition)
             if why := explain_pending(needs, outcome):
                 outcome.pending[status.name] = why
                 continue
@@ -213,7 +214,7 @@ class Runner:
         for status in batch:
             key = dg.AssetKey([self.folder.name, status.asset])
             step = key.to_python_identifier()
-            needs = self.state.inputs(self.state.stages[status.asset], status.partition)
+            needs = self.state.find_inputs(self.state.stages[status.asset], status.partition)
             if key in made:
                 self._add_artifact(status, outcome)
             elif why := pending.get(key) or explain_pending(needs, outcome):
@@ -226,7 +227,7 @@ class Runner:
 
     def _add_artifact(self, status: ArtifactStatus, outcome: RunSummary) -> None:
         outcome.partitions.setdefault(status.asset, []).append(status.partition)
-        record = self.state.record(status.asset, status.partition)
+        record = self.state.read_record(status.asset, status.partition)
         extra = record.extra if record else {}
         outcome.teacher_calls_cached += extra.get("teacher_calls_cached", 0)
         outcome.model_s += extra.get("model_s", 0.0)

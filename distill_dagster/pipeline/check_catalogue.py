@@ -1,67 +1,70 @@
-"""Checks of what a stage made: Great Expectations over each table, and the invariants that guard training.
+"""The checks of each stage, for Dagster and for the records.
 
-The list of checks stands here; assets show them in Dagster. A blocking check that failed is also kept in the
-artifact's record, so that nothing downstream reads it, from wherever it is started.
+The checks themselves are next to what they check. The record of an artifact keeps each blocking check that failed, and
+no stage reads an artifact with such a record.
 """
 
 from __future__ import annotations
-
-import os
-from typing import TYPE_CHECKING
 
 from distill_dagster.core.checks import CheckSpec
 from distill_dagster.student.training_check import LOSS_FELL_CHECK
 from distill_dagster.teacher.providers.terms import TERMS_CHECK, TERMS_KNOWN_CHECK
 
-if TYPE_CHECKING:
-    pass
-
-os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-
-
 VALID_TABLE_CHECK = CheckSpec(
-    "valid_table", "Great Expectations: ids unique, nothing null that must not be, values in range.", blocking=True
+    "valid_table",
+    "Great Expectations: ids are unique, required values are not null, and values are in range.",
+    blocking=True,
 )
 NO_MISSING_ROWS_CHECK = CheckSpec("no_missing_rows", "Every prompt has an answer.")
+"""A warning: prompts without an answer are asked again."""
 STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
     "prompt_context": (
         VALID_TABLE_CHECK,
-        CheckSpec("no_row_removed", "No few-shot example repeats another or a golden row."),
+        CheckSpec("no_row_removed", "No few-shot example repeats another one, or a golden or dev row."),
     ),
-    "seed_prompts": (VALID_TABLE_CHECK, CheckSpec("target_reached", "A slice with a target has that many prompts.")),
+    "seed_prompts": (
+        VALID_TABLE_CHECK,
+        CheckSpec("target_reached", "A slice with a `target` has at least that many prompts."),
+    ),
     "teacher_prior": (VALID_TABLE_CHECK, NO_MISSING_ROWS_CHECK),
     "golden_completions": (TERMS_CHECK, TERMS_KNOWN_CHECK, VALID_TABLE_CHECK, NO_MISSING_ROWS_CHECK),
     "teacher_gate": (
         VALID_TABLE_CHECK,
         CheckSpec(
             "teacher_good_enough",
-            "On dev the teacher reaches gate.teacher_min, and the untrained student with gate.teacher_over_base.",
+            "On dev the teacher reaches gate.teacher_min, and beats the untrained student by gate.teacher_over_base.",
             blocking=True,
         ),
     ),
     "teacher_completions": (TERMS_CHECK, TERMS_KNOWN_CHECK, VALID_TABLE_CHECK, NO_MISSING_ROWS_CHECK),
     "scored_completions": (
         VALID_TABLE_CHECK,
-        CheckSpec("all_judged", "Where there is a judge, every answer that it was shown has its verdict."),
+        CheckSpec("all_judged", "In tasks with a judge, every answer that it was asked about has a score."),
     ),
     "filtered_dataset": (
         VALID_TABLE_CHECK,
-        CheckSpec("nothing_lost", "Rows kept + rows rejected = candidates, each rejected row with one reason.", True),
-        CheckSpec("no_contamination", "No row of the dataset is a golden or dev text, nor nearly one.", True),
+        CheckSpec(
+            "nothing_lost",
+            "Kept rows and rejected rows are all candidates, and each rejected row has one reason.",
+            True,
+        ),
+        CheckSpec("no_contamination", "No row of the dataset equals a golden or dev text, or nearly equals one.", True),
         CheckSpec(
             "enough_rows",
-            "At least curation.min_rows training rows, and of labels two or more.",
+            "The dataset has at least curation.min_rows training rows, and at least two labels.",
             True,
         ),
         CheckSpec(
-            "enough_slices", "At least curation.min_slices slices give rows: today's, or their last good ones.", True
+            "enough_slices", "At least curation.min_slices slices have rows, new ones or their last good ones.", True
         ),
-        CheckSpec("drop_rates", "No drop reason takes much more or less than in the last good dataset.", True),
+        CheckSpec("drop_rates", "No drop reason removes many more or fewer rows than in the last good dataset.", True),
         CheckSpec(
-            "same_distribution", "Labels and lengths are distributed as in the last good dataset (KL divergence).", True
+            "same_distribution",
+            "Labels and lengths have the distribution of the last good dataset (KL divergence).",
+            True,
         ),
-        CheckSpec("floors_met", "Every value with a floor (`balance.floors`) has that many rows."),
-        CheckSpec("slices_current", "Every slice gives the rows of today's files."),
+        CheckSpec("floors_met", "Every value with a minimum in `balance.floors` has that many rows."),
+        CheckSpec("slices_current", "The rows of every slice are made from its current files."),
         CheckSpec("label_coverage", "Every label has a training row."),
     ),
     "seed_only_adapter": (LOSS_FELL_CHECK,),

@@ -1,4 +1,4 @@
-"""What is out of date, and why: what is, compared with what every artifact's record says it was made from."""
+"""What is out of date and why: compares the inputs in each artifact's record with the current inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ StateName = Literal["fresh", "stale", "missing", "waiting", "malformed"]
 
 @dataclass(frozen=True)
 class ArtifactStatus:
-    """One artifact. `why` names what changed, or what is wrong in its file; it is empty for a fresh one."""
+    """The state of one artifact. `why` names what changed or what is wrong; it is empty if the artifact is fresh.
+
+    `missing`: never made, and can be made. `waiting`: never made, and an input is missing. `stale`: an input, or the
+    code version, is another than the one it was made from, or rows are missing. `malformed`: a file of the user is.
+    """
 
     asset: str
     partition: str | None
@@ -27,11 +31,12 @@ class ArtifactStatus:
 
     @property
     def name(self) -> str:
+        """The artifact name, `asset` or `asset[partition]`."""
         return format_artifact_name(self.asset, self.partition)
 
 
 class TaskState:
-    """The state of one task. Files and records are read once, and again after `forget`."""
+    """The state of one task. It reads files and records once, and again after `forget`."""
 
     def __init__(self, folder: TaskFolder, lake: Lake) -> None:
         self.folder, self.lake = folder, lake
@@ -43,14 +48,15 @@ class TaskState:
         self._records: dict[str, ArtifactRecord | None] = {}
         self._statuses: dict[str, ArtifactStatus] = {}
 
-    def partitions(self, stage: Stage) -> list[str | None]:
+    def list_partitions(self, stage: Stage) -> list[str | None]:
+        """The slices or students of a stage; a single None for a stage without partitions."""
         if stage.partition is None:
             return [None]
         return list(self.slices if stage.partition == "slice" else self.students)
 
-    def inputs(self, stage: Stage, partition: str | None) -> dict[str, str | None]:
-        """Upstream nodes with their current data versions; None where one was never made."""
-        found: dict[str, str | None] = {}
+    def find_inputs(self, stage: Stage, partition: str | None) -> dict[str, str | None]:
+        """The current data version of each input by artifact name; None for one that was never made."""
+        inputs: dict[str, str | None] = {}
         for name in stage.upstream:
             upstream = SOURCES.get(name) or self.stages[name]
             if upstream.partition is None:
@@ -60,22 +66,24 @@ class TaskState:
             else:
                 keys = list(self.slices)
             for key in keys:
-                found[format_artifact_name(name, key)] = self._version(name, key, good=stage.name == MERGING_STAGE)
+                version = self._find_version(name, key, good=stage.name == MERGING_STAGE)
+                inputs[format_artifact_name(name, key)] = version
         if stage.reads_rejected_rows:
             rejected = self.lake.read_record(self.folder.name, MERGING_STAGE, REJECTED_ROWS)
-            found[format_artifact_name(MERGING_STAGE, REJECTED_ROWS)] = rejected.data_version if rejected else None
-        return found
+            inputs[format_artifact_name(MERGING_STAGE, REJECTED_ROWS)] = rejected.data_version if rejected else None
+        return inputs
 
-    def record(self, asset: str, partition: str | None) -> ArtifactRecord | None:
+    def read_record(self, asset: str, partition: str | None) -> ArtifactRecord | None:
         """The latest record of an artifact, whether it passed its checks or not."""
         name = format_artifact_name(asset, partition)
         if name not in self._records:
             self._records[name] = self.lake.read_record(self.folder.name, asset, partition)
         return self._records[name]
 
-    def _version(self, name: str, key: str | None, good: bool) -> str | None:
+    def _find_version(self, name: str, key: str | None, good: bool) -> str | None:
         if name not in SOURCES:
-            record = self.record(name, key)
+            record = self.read_record(name, key)
+            # The merging stage takes the last good rows of a slice.
             if good and key is not None and record is not None and record.extra.get("blocked"):
                 record = self.lake.read_good_record(self.folder.name, name, key)
             return record.data_version if record else None
@@ -86,43 +94,42 @@ class TaskState:
             except InputError as error:
                 if key is None:
                     raise
-                # One malformed slice or student holds up no other; what was made from it before stays.
+                # One malformed slice or student does not stop the others. What was made from it before stays.
                 self._sources[where], self._malformed[where] = None, error
         return self._sources[where]
 
-    def forget(self, made: Iterable[tuple[str, str | None]]) -> None:
-        """Read anew what hangs on artifacts that were just made, or tried."""
-        for asset, partition in made:
+    def forget(self, artifacts: Iterable[tuple[str, str | None]]) -> None:
+        """Forget everything that depends on artifacts that were just made or tried, by asset and partition."""
+        for asset, partition in artifacts:
             self._records.pop(format_artifact_name(asset, partition), None)
             for source in self.stages[asset].upstream:
                 if source in SOURCES:
                     self._sources.pop(format_artifact_name(source, partition), None)
             if partition is None:
                 self._statuses.clear()
-            # Of other partitions nothing changed but what all of them flow into.
+            # In other partitions nothing changes, except for the stages that merge all of them.
             self._statuses = {
                 name: s for name, s in self._statuses.items() if s.partition not in (partition, None, *self.students)
             }
 
-    def status(self, asset: str, partition: str | None = None) -> ArtifactStatus:
-        """`waiting`: an upstream artifact is missing. `stale`: what it was made from is not what is there now."""
+    def get_status(self, asset: str, partition: str | None = None) -> ArtifactStatus:
+        """The status of one artifact."""
         name = format_artifact_name(asset, partition)
         if name not in self._statuses:
-            self._statuses[name] = self._status(asset, partition)
+            self._statuses[name] = self._find_status(asset, partition)
         return self._statuses[name]
 
-    def _status(self, asset: str, partition: str | None) -> ArtifactStatus:
+    def _find_status(self, asset: str, partition: str | None) -> ArtifactStatus:
         stage = self.stages[asset]
-        record = self.record(asset, partition)
-        now = self.inputs(stage, partition)
-        if wrong := [self._malformed[name] for name in now if name in self._malformed]:
-            return ArtifactStatus(
-                asset, partition, "malformed", tuple(str(p) for e in wrong for p in e.problems), record
-            )
+        record = self.read_record(asset, partition)
+        now = self.find_inputs(stage, partition)
+        if errors := [self._malformed[name] for name in now if name in self._malformed]:
+            problems = tuple(str(problem) for error in errors for problem in error.problems)
+            return ArtifactStatus(asset, partition, "malformed", problems, record)
         absent = tuple(f"{name} is missing" for name, version in now.items() if version is None)
         if record is None:
-            # The dataset goes without slices that were never made, as long as there is one.
-            waits = absent and not (asset == MERGING_STAGE and self._only_some_slices(now))
+            # The dataset needs one slice; it can be made without those that were never made.
+            waits = absent and not (asset == MERGING_STAGE and self._lacks_only_slices(now))
             return ArtifactStatus(asset, partition, "waiting" if waits else "missing", absent or ("never made",), None)
         why = [
             f"{name} {'is missing' if now[name] is None else 'changed'}"
@@ -138,17 +145,18 @@ class TaskState:
         return ArtifactStatus(asset, partition, "stale" if why else "fresh", tuple(why), record)
 
     @staticmethod
-    def _only_some_slices(now: dict[str, str | None]) -> bool:
+    def _lacks_only_slices(now: dict[str, str | None]) -> bool:
+        """Whether no input is missing but slices, and at least one slice is there."""
         sliced = [version for name, version in now.items() if name.endswith("]")]
         rest = [version for name, version in now.items() if not name.endswith("]")]
         return None not in rest and any(version is not None for version in sliced)
 
-    def all(self, students: list[str] | None = None, slices: list[str] | None = None) -> list[ArtifactStatus]:
-        """Every artifact in topological order; only the named students and slices, where any are named."""
+    def list_statuses(self, students: list[str] | None = None, slices: list[str] | None = None) -> list[ArtifactStatus]:
+        """The status of every artifact in topological order, or of these students and slices only."""
         chosen = {"slice": slices, "student": students}
-        out = []
+        statuses = []
         for stage in self.stages.values():
             wanted = chosen.get(stage.partition or "")
-            kept = [p for p in self.partitions(stage) if wanted is None or p in wanted]
-            out += [self.status(stage.name, partition) for partition in kept]
-        return out
+            partitions = [key for key in self.list_partitions(stage) if wanted is None or key in wanted]
+            statuses += [self.get_status(stage.name, partition) for partition in partitions]
+        return statuses

@@ -1,4 +1,4 @@
-"""Rows without an answer: when a refresh asks for them again."""
+"""Back-off for rows that the teacher has not answered: when a refresh asks for them again."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.teacher.completions.ledger import get_current_month
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 3600.0, 86_400.0
+"""Seconds until the third attempt, and the longest time between two attempts."""
 
 
 def build_backoff_fields(
     before: ArtifactRecord | None, missing_rows: int, stopped: bool, budget: BudgetSpec
 ) -> dict[str, Any]:
-    """What a record keeps of its missing rows: how often in a row some were missing, when, and which caps stopped it.
+    """The fields of a record with missing rows: how many attempts in a row had some, when, and the caps that applied.
 
     Args:
-        before: the record of the same artifact until now.
-        stopped: a cap of `budget` was reached.
+        before: the previous record of the same artifact.
+        stopped: whether a cap of `budget` was reached.
     """
     if not missing_rows:
         return {}
@@ -31,10 +32,11 @@ def build_backoff_fields(
 
 
 def explain_wait(record: ArtifactRecord, budget: BudgetSpec, now: float) -> str | None:
-    """Why a refresh does not ask for the missing rows of this artifact yet; None where it does.
+    """Why a refresh does not ask for the missing rows of this artifact yet, or None if it does.
 
-    After a budget stop only a cap that rose, or for the caps of a month a new one, brings more. After failures the
-    second try in a row is an hour off, and each further one twice as long, up to a day.
+    After a budget stop, it asks again once a cap is raised or, with a cap per month, in a new month. After failures,
+    the second attempt follows at once, the third after an hour, and each further one after twice that time, up to a
+    day.
     """
     found = record.extra.get("missing")
     if not record.missing_rows or not found:

@@ -55,7 +55,7 @@ def trace_prompt(folder: TaskFolder, lake: Lake, prefix: str) -> dict[str, Any]:
     history["dropped"] = [_format_dropped_row(row) for row in dropped]
     history["representative"] = next((row["cluster_id"] for row in dropped if row.get("cluster_id")), None)
     history["duplicates"] = _find_duplicates(rejected, id_) if kept else []
-    state = TaskState(folder, lake).status("filtered_dataset")
+    state = TaskState(folder, lake).get_status("filtered_dataset")
     history["dataset"] = {"state": state.state, "why": list(state.why)}
     if state.record is not None:
         history["dataset"] |= {"version": state.record.data_version, "made": state.record.created_at}

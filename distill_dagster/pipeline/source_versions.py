@@ -1,4 +1,4 @@
-"""Data versions of the user's files: what a change of them means, not what their bytes are."""
+"""Data versions of the user's files. They are hashes of parsed content, so comments and white space do not count."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _hash_rows(rows: list[LabelledRow]) -> list[str]:
 
 
 def hash_answer_settings(task: Task) -> str:
-    """Hash of the settings that define what an answer is. Stored scores hold while it stays the same."""
+    """Hash of the settings that define what an answer is. Stored scores are valid while it does not change."""
     return hash_content(task.dump_answer_settings())
 
 
@@ -55,7 +55,7 @@ def compute_source_version(folder: TaskFolder, source: str, partition: str | Non
     """The data version of one source.
 
     Raises:
-        InputError: the file is malformed; nothing that was made from it before is touched.
+        InputError: the file is malformed. Nothing that was made from it before changes.
     """
     task = folder.task
     match source:
@@ -69,10 +69,8 @@ def compute_source_version(folder: TaskFolder, source: str, partition: str | Non
         case "human_examples":
             return hash_content({"examples": _hash_rows(folder.examples), "human": _hash_rows(folder.human)})
         case "teacher_settings":
-            settings, recorded = (
-                task.hash_teacher_settings(select_answer_templates(folder.read_templates())),
-                compute_recorded_version(folder),
-            )
+            settings = task.hash_teacher_settings(select_answer_templates(folder.read_templates()))
+            recorded = compute_recorded_version(folder)
             return hash_content([settings, recorded]) if recorded is not None else settings
         case "imagine_settings":
             return task.hash_imagine_settings(select_templates(folder.read_templates(), IMAGINE_TEMPLATES))
@@ -112,7 +110,7 @@ def list_features(folder: TaskFolder) -> set[Feature]:
 
 
 def iter_source_versions(folder: TaskFolder, students: list[str]) -> Iterator[tuple[str, str | None, str | InputError]]:
-    """Every source by name and partition, with its data version, or with what is wrong in its file."""
+    """Yield each source's name and partition with its data version, or with the error of its malformed file."""
     for source in list_sources(list_features(folder)).values():
         partitions: list[str | None] = [None]
         if source.partition is not None:
@@ -125,17 +123,20 @@ def iter_source_versions(folder: TaskFolder, students: list[str]) -> Iterator[tu
 
 
 def has_slices_as_labels(folder: TaskFolder) -> bool:
-    """Whether every slice of the user is named like a label: then a slice could be taken for the answer.
+    """Whether every slice of the user is named like a label, so that the slice itself could be the answer.
 
-    A slice that only came through the inbox, such as `unsorted`, does not count: it must not change the graph.
+    A slice without a file of the user, such as the inbox's `unsorted`, does not count: it must not change the graph.
     """
-    names = {"".join(c for c in label.casefold() if c.isalnum()) for label in folder.task.label_names}
-    keys = ["".join(c for c in key if c.isalnum()) for key in folder.list_written_slice_keys()]
-    return bool(keys) and all(key in names for key in keys)
+    labels = {_fold_name(label) for label in folder.task.label_names}
+    keys = [_fold_name(key) for key in folder.list_written_slice_keys()]
+    return bool(keys) and all(key in labels for key in keys)
 
 
 def find_label_of_slice(folder: TaskFolder, key: str) -> str | None:
-    """The label that a slice is named like, where `slices_are_labels`; None for a slice of the inbox."""
-    plain = "".join(c for c in key if c.isalnum())
-    names = folder.task.label_names
-    return next((x for x in names if "".join(c for c in x.casefold() if c.isalnum()) == plain), None)
+    """The label that a slice is named like, in a task with the feature `slice_labels`; None for an inbox slice."""
+    return next((label for label in folder.task.label_names if _fold_name(label) == _fold_name(key)), None)
+
+
+def _fold_name(name: str) -> str:
+    """A name in lower case, letters and digits only."""
+    return "".join(character for character in name.casefold() if character.isalnum())

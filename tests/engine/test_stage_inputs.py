@@ -227,7 +227,7 @@ def test_every_stage_records_what_it_reads_and_reads_what_it_records(
         env = replace(env_of(folder, tmp_path / "home"), lake=lake)
         plan = TaskState(folder, lake)
         for stage in plan.stages.values():
-            for partition in plan.partitions(stage):
+            for partition in plan.list_partitions(stage):
                 fresh = NotingFolder(noting.path, noting.accepted, noting.find_problems)
                 lake.seen = set()
                 record = MAKERS[stage.name](replace(env, folder=fresh), partition).record
@@ -237,5 +237,5 @@ def test_every_stage_records_what_it_reads_and_reads_what_it_records(
                 assert {name for name in artifacts if name.partition("[")[0] not in known} == set(), stage.name
                 files = vars(fresh).get("seen", set())
                 assert {name for name in files if not FILES[name] & known} == set(), stage.name
-        assert {s.name: s.why for s in TaskState(folder, lake).all() if s.state != "fresh"} == {}
+        assert {s.name: s.why for s in TaskState(folder, lake).list_statuses() if s.state != "fresh"} == {}
         env.store.close()

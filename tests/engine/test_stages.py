@@ -58,13 +58,15 @@ class Run:
         return STAGES[asset](fresh, partition)
 
     def stale(self) -> dict[str, tuple[str, ...]]:
-        return {s.name: s.why for s in self.state().all(students=[]) if s.state != "fresh" and s.asset in STAGES}
+        return {
+            s.name: s.why for s in self.state().list_statuses(students=[]) if s.state != "fresh" and s.asset in STAGES
+        }
 
     def update(self) -> list[str]:
         """Make what is not fresh, in order; the names of what was made."""
         now = self.state()
-        every = [(asset, partition) for asset in STAGES for partition in now.partitions(now.stages[asset])]
-        made = [self.make(*one).record for one in every if self.state().status(*one).state != "fresh"]
+        every = [(asset, partition) for asset in STAGES for partition in now.list_partitions(now.stages[asset])]
+        made = [self.make(*one).record for one in every if self.state().get_status(*one).state != "fresh"]
         return [format_artifact_name(record.asset, record.partition) for record in made]
 
     def dataset(self) -> pl.DataFrame:
@@ -132,7 +134,7 @@ def test_the_same_files_and_answers_give_the_same_tables(run: Run, tmp_path: Pat
     second = Run(StageContext(**(vars(other) | {"store": run.env.store})), run.provider, tmp_path)
     second.update()
     assert len(run.provider.requests) == requests
-    for status in run.state().all(students=[]):
+    for status in run.state().list_statuses(students=[]):
         if status.asset in STAGES:
             record = second.env.lake.read_record(run.env.task_name, status.asset, status.partition)
             assert record is not None

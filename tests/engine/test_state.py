@@ -25,7 +25,7 @@ class Made:
         self.folder: TaskFolder = small_task(tmp_path)
         self.lake = Lake(tmp_path / "lake", tmp_path / "reports")
         for stage in self.now().stages.values():
-            for partition in self.now().partitions(stage):
+            for partition in self.now().list_partitions(stage):
                 self.make(stage.name, partition)
 
     def now(self) -> TaskState:
@@ -34,7 +34,7 @@ class Made:
     def make(self, asset: str, partition: str | None = None, version: str = "v1", missing: int = 0) -> None:
         now = self.now()
         stage = now.stages[asset]
-        inputs = {k: v for k, v in now.inputs(stage, partition).items() if v is not None}
+        inputs = {k: v for k, v in now.find_inputs(stage, partition).items() if v is not None}
         record = ArtifactRecord(asset, partition, version, stage.code_version, inputs, missing_rows=missing)
         self.lake.write(self.folder.name, PROMPT_CONTEXT.to_frame(), record)
 
@@ -42,7 +42,7 @@ class Made:
         self.lake.get_path(self.folder.name, asset, partition).unlink()
 
     def not_fresh(self) -> dict[str, tuple[str, ...]]:
-        return {s.name: s.why for s in self.now().all() if s.state != "fresh"}
+        return {s.name: s.why for s in self.now().list_statuses() if s.state != "fresh"}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def made(tmp_path: Path) -> Made:
 
 
 def test_nothing_is_made(tmp_path: Path) -> None:
-    found = {s.name: s for s in TaskState(small_task(tmp_path), Lake(tmp_path / "l", tmp_path / "r")).all()}
+    found = {s.name: s for s in TaskState(small_task(tmp_path), Lake(tmp_path / "l", tmp_path / "r")).list_statuses()}
     assert found["seed_prompts[shop]"] == ArtifactStatus("seed_prompts", "shop", "missing", ("never made",))
     assert found["prompt_context"].state == "missing"
     assert found["teacher_completions[web]"].state == "waiting"
@@ -61,14 +61,14 @@ def test_nothing_is_made(tmp_path: Path) -> None:
 
 
 def test_everything_is_fresh(made: Made) -> None:
-    statuses = made.now().all()
+    statuses = made.now().list_statuses()
     assert {(s.state, s.why) for s in statuses} == {("fresh", ())}
     assert all(s.record is not None for s in statuses)
     # Topological: nothing stands before what it is made from.
     places = {s.name: n for n, s in enumerate(statuses)}
     now = made.now()
     for status in statuses:
-        for upstream in now.inputs(now.stages[status.asset], status.partition):
+        for upstream in now.find_inputs(now.stages[status.asset], status.partition):
             assert places.get(upstream, -1) < places[status.name]
 
 
@@ -97,7 +97,7 @@ def test_a_new_and_a_removed_slice(made: Made) -> None:
     slices = made.folder.path / "slices"
     (slices / "app.yaml").write_text("description: d\nseeds: [x]\n")
     (slices / "web.yaml").unlink()
-    found = {s.name: s for s in made.now().all()}
+    found = {s.name: s for s in made.now().list_statuses()}
     assert found["seed_prompts[app]"].state == "missing"
     assert found["scored_completions[app]"].state == "waiting"
     assert "seed_prompts[web]" not in found
@@ -110,7 +110,7 @@ def test_a_new_and_a_removed_slice(made: Made) -> None:
 
 def test_a_malformed_slice_is_named_and_keeps_what_was_made(made: Made) -> None:
     (made.folder.path / "slices" / "web.yaml").write_text("description: d\nseeds: 7\n")
-    found = {s.name: s for s in made.now().all()}
+    found = {s.name: s for s in made.now().list_statuses()}
     assert found["seed_prompts[web]"].state == "malformed"
     assert "web.yaml:2 [seeds]" in found["seed_prompts[web]"].why[0]
     assert {name for name, s in found.items() if s.state != "fresh"} == {"seed_prompts[web]"}
@@ -119,18 +119,18 @@ def test_a_malformed_slice_is_named_and_keeps_what_was_made(made: Made) -> None:
 def test_a_dataset_goes_without_slices_that_were_never_made(made: Made) -> None:
     made.remove("filtered_dataset")
     made.remove("scored_completions", "web")
-    assert made.now().status("filtered_dataset").state == "missing", "it can be made"
+    assert made.now().get_status("filtered_dataset").state == "missing", "it can be made"
     made.remove("scored_completions", "shop")
-    assert made.now().status("filtered_dataset").state == "waiting"
+    assert made.now().get_status("filtered_dataset").state == "waiting"
 
 
 def test_what_was_made_is_seen_after_it_is_forgotten(made: Made) -> None:
     state = made.now()
-    assert state.status("scored_completions", "shop").state == "fresh"
+    assert state.get_status("scored_completions", "shop").state == "fresh"
     made.make("teacher_completions", "shop", "v9")
-    assert state.status("scored_completions", "shop").state == "fresh", "read once"
+    assert state.get_status("scored_completions", "shop").state == "fresh", "read once"
     state.forget([("teacher_completions", "shop")])
-    assert state.status("scored_completions", "shop").why == ("teacher_completions[shop] changed",)
+    assert state.get_status("scored_completions", "shop").why == ("teacher_completions[shop] changed",)
 
 
 def test_a_removed_artifact_is_missing_and_named_below(made: Made) -> None:
@@ -156,7 +156,7 @@ def test_missing_rows_are_stale(made: Made) -> None:
 
 
 def test_chosen_students_and_slices(made: Made) -> None:
-    names = {s.name for s in made.now().all(students=[], slices=["web"])}
+    names = {s.name for s in made.now().list_statuses(students=[], slices=["web"])}
     assert "seed_prompts[web]" in names
     assert "filtered_dataset" in names
     assert not names & {"seed_prompts[shop]", "student_adapter[tiny]"}
@@ -179,6 +179,8 @@ def test_every_upstream_is_a_source_or_an_earlier_stage() -> None:
 
 def test_a_file_without_a_record_is_not_taken_for_an_artifact(tmp_path: Path) -> None:
     lake = Lake(tmp_path / "lake", tmp_path / "reports")
-    path = lake.get_path("task", "prompt_context").with_name(f".{format_artifact_name('prompt_context')}.parquet.writing-1")
+    path = lake.get_path("task", "prompt_context").with_name(
+        f".{format_artifact_name('prompt_context')}.parquet.writing-1"
+    )
     write_parquet(PROMPT_CONTEXT.to_frame(), path, {})
     assert lake.read_record("task", "prompt_context") is None

@@ -86,7 +86,7 @@ class Run:
         pass_gate(self.env)
         for asset, make in STAGES.items():
             partition = "shop" if self.now().stages[asset].partition else None
-            if self.now().status(asset, partition).state != "fresh":
+            if self.now().get_status(asset, partition).state != "fresh":
                 changes = {"folder": again(self.env.folder), "campaign": asset, "cap": self.caps.get(asset, NO_CAP)}
                 make(StageContext(**(vars(self.env) | changes)), partition)
                 made.append(format_artifact_name(asset, partition))
@@ -184,7 +184,7 @@ def test_adding_and_removing_a_judge_scores_again(tmp_path: Path, provider: Fake
     task = run.env.folder.path / "task.yaml"
     part = json.dumps(judging(provider)["judge"])
     task.write_text(f"{task.read_text()}judge: {part}\n")
-    assert run.now().status("scored_completions", "shop").why == ("judge_settings is new",)
+    assert run.now().get_status("scored_completions", "shop").why == ("judge_settings is new",)
     assert run.update() == ["scored_completions[shop]", "filtered_dataset"]
     task.write_text(task.read_text().replace(f"judge: {part}\n", ""))
     assert run.update() == ["scored_completions[shop]", "filtered_dataset"]
@@ -213,7 +213,7 @@ def test_a_failed_request_is_asked_for_next_time(tmp_path: Path, provider: FakeP
     row = run.scored()["login asks twice"]
     assert (row["judge_score"], row["judge_scores"]) == (None, None)
     assert "HTTP 500" in row["judge_error"]
-    assert run.now().status("scored_completions", "shop").why == ("1 rows have no answer yet",)
+    assert run.now().get_status("scored_completions", "shop").why == ("1 rows have no answer yet",)
     provider.fail = None
     before = len(provider.requests)
     assert run.update() == ["scored_completions[shop]", "filtered_dataset"]

@@ -180,8 +180,10 @@ def _read_slices(
     state = TaskState(env.folder, env.lake)
     for key in env.folder.list_slice_keys():
         good = inputs.scan_last_good("scored_completions", SCORED, key, folder)
-        stale = [status for status in (state.status(stage, key) for stage in SLICE_STAGES) if status.state != "fresh"]
-        latest = state.record("scored_completions", key)
+        stale = [
+            status for status in (state.get_status(stage, key) for stage in SLICE_STAGES) if status.state != "fresh"
+        ]
+        latest = state.read_record("scored_completions", key)
         line: dict[str, Any] = {"slice": key, "rows": good[1].rows if good else 0, "gives": "its rows", "why": ""}
         if good is None:
             line["gives"] = "nothing"

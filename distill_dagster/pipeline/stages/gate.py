@@ -1,4 +1,4 @@
-"""The gate before slices are paid for: whether the teacher is worth asking, by dev."""
+"""The stage teacher_gate: whether the teacher is good enough on dev to be paid for slices."""
 
 from __future__ import annotations
 
@@ -29,11 +29,17 @@ from distill_dagster.tables.schemas import PREDICTIONS, build_frame
 from distill_dagster.tables.validation import check_table
 
 PASSED_VERSION = hash_content("passed")
-"""The data version of a gate that was passed: whatever its figures, nothing behind it has to run again."""
+"""The data version of every passed gate, so that nothing downstream re-runs because its figures changed."""
 
 
 def make_teacher_gate(env: StageContext, partition: str | None) -> StageResult:
-    """The teacher's answers to dev, and those of the untrained student where the two are compared."""
+    """Compare the teacher on dev with `gate.teacher_min` and with the untrained student.
+
+    Reads: golden_completions, teacher_prior and dev.jsonl.
+    Writes: PREDICTIONS, of the teacher and of the untrained student `base`.
+    Asks a teacher: no, its answers are in golden_completions.
+    Re-runs when: one of these, teacher_settings or gate_settings changes.
+    """
     inputs = StageInputs(env, "teacher_gate", partition)
     for source in ("golden_set", "teacher_settings", "gate_settings"):
         inputs.note_source(source)
@@ -43,15 +49,15 @@ def make_teacher_gate(env: StageContext, partition: str | None) -> StageResult:
     answered = [
         item
         for item in build_held_out_items("dev", env.folder.dev)
-        # What was never answered says nothing of the teacher; a refusal or an unusable answer does.
+        # An item that was never answered says nothing about the teacher; a refusal or an unusable answer does.
         if candidates[item.prompt_id]["status"] not in (None, "failed")
     ]
     items = sorted(answered, key=lambda item: hash_content(item.id))[: gate.items]
     rows = []
     for item in items:
-        found = candidates[item.prompt_id]
-        answer = json.loads(found["answer"]) if found["answer"] else None
-        rows.append(build_prediction_row(kind, "teacher", item, answer, found["confidence"], None))
+        candidate = candidates[item.prompt_id]
+        answer = json.loads(candidate["answer"]) if candidate["answer"] else None
+        rows.append(build_prediction_row(kind, "teacher", item, answer, candidate["confidence"], None))
     if gate.teacher_over_base is not None and items:
         rows += _predict_with_base(env, kind, items)
     frame = build_frame(rows, PREDICTIONS, ("system", "item_id"))
@@ -93,10 +99,10 @@ def _build_gate_metadata(scores: GateScores) -> dict[str, DisplayValue]:
 
 
 def require_passed_gate(inputs: StageInputs) -> None:
-    """Nothing of a slice is asked before the teacher, with the settings of today, passed the gate.
+    """Refuse to ask for a slice before the teacher, with its current settings, has passed the gate.
 
     Raises:
-        DistillError: it did not pass, was never made, or was passed with other settings of the teacher.
+        DistillError: the gate was not passed, was never made, or was passed with other settings of the teacher.
     """
     inputs.read_table("teacher_gate", PREDICTIONS)
     env = inputs.env
@@ -104,7 +110,6 @@ def require_passed_gate(inputs: StageInputs) -> None:
     inputs.note_source("teacher_settings")
     if record is not None and record.inputs["teacher_settings"] != inputs.versions["teacher_settings"]:
         raise DistillError(
-            f"{env.task_name}: the settings of the teacher changed since it passed teacher_gate, so no slice is asked "
-            f"yet. Materialize golden_completions and teacher_gate first, or run `distill run {env.task_name}`, which "
-            f"does so."
+            f"{env.task_name}: the teacher's settings changed after it passed teacher_gate, so slices are not asked "
+            f"yet. Run `distill run {env.task_name}`, or materialize golden_completions and teacher_gate first."
         )

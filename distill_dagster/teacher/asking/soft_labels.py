@@ -1,4 +1,4 @@
-"""From token log-probabilities, or from text, to a distribution over labels."""
+"""From token log-probabilities to a distribution over labels."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from distill_dagster.kinds.classification import make_word_pattern
 from distill_dagster.teacher.providers.exchange import Position
 
 SHORTEST_FRAGMENT = 4
-"""Characters that a token must spell of a label unless it spells a whole word of it."""
+"""The characters of a label that a token has to spell, unless it spells a whole word of it."""
 
 
 @dataclass
 class LabelMass:
-    """Probability mass by label, and by text that several labels begin with and nothing has told apart yet."""
+    """Probability mass by label, and by a text that is the beginning of several labels."""
 
     labels: dict[str, float] = field(default_factory=dict)
     shared: dict[str, float] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
+        """All mass."""
         return sum(self.labels.values()) + sum(self.shared.values())
 
     def resolve(self, spelled: str, inner: LabelMass) -> None:
-        """Divide what is shared under `spelled` as `inner` is, which was found behind it; nothing, where that is empty.
+        """Divide the mass shared under `spelled` like the mass in `inner`, which was found after that text.
 
-        What follows the shared part is certain to be one of its labels: its mass is passed on whole.
+        One of its labels is certain to follow the shared text, so all of its mass is divided. An empty `inner` changes
+        nothing.
         """
         if (total := inner.total) <= 0:
             return
@@ -39,36 +41,36 @@ class LabelMass:
 
 
 def _find_possible_labels(text: str, labels: list[str]) -> list[str]:
-    """Labels that a spelling so far can still become; a finished label may be followed by a non-word character."""
+    """The labels that a text can still become. A complete label may be followed by a character that is no letter."""
     folded = text.casefold()
-    found = [label for label in labels if label.casefold().startswith(folded)]
-    if found:
-        return found
-    ended = [x for x in labels if re.match(make_word_pattern(x), folded)]
-    return [max(ended, key=len)] if ended else []
+    possible = [label for label in labels if label.casefold().startswith(folded)]
+    if possible:
+        return possible
+    complete = [label for label in labels if re.match(make_word_pattern(label), folded)]
+    return [max(complete, key=len)] if complete else []
 
 
 def _find_spellings(position: Position, labels: list[str], prefix: str) -> dict[str, tuple[str, list[str]]]:
-    """Tokens of one place that spell labels: token -> (text so far, labels that it begins).
+    """The tokens at one position that spell labels, each with the text so far and the labels that begin with it.
 
-    Of the tokens that a label begins with only the longest count: where " notifications" is a token of its own, " not"
-    begins other words ("not now"), and its mass says nothing of the label. Spellings that differ in case or in a
-    leading space are equally long.
+    Only the longest tokens at the beginning of a label count. If " notifications" is a token, then " not" begins other
+    words ("not now"), and its mass says nothing about the label. Case and a leading space do not change the length.
     """
-    found: dict[str, tuple[str, list[str]]] = {}
+    spellings: dict[str, tuple[str, list[str]]] = {}
     longest: dict[str, int] = {}
     for token, _ in position:
         text = prefix + token if prefix.strip() else (prefix + token).lstrip()
         matching = _find_possible_labels(text, labels) if text.strip() else []
         if len(text.strip()) < SHORTEST_FRAGMENT:
-            # " not" and " can" begin words of every kind: a fragment so short says nothing, a whole word does.
-            matching = [x for x in matching if re.match(re.escape(text.strip()) + r"\b", x, re.IGNORECASE)]
-        found[token] = (text, matching)
+            # " not" and " can" begin many words, so a short fragment says nothing, and a whole word does.
+            word = re.escape(text.strip()) + r"\b"
+            matching = [label for label in matching if re.match(word, label, re.IGNORECASE)]
+        spellings[token] = (text, matching)
         for label in matching:
             longest[label] = max(longest.get(label, 0), min(len(text.rstrip()), len(label)))
     kept = {}
-    for token, (text, matching) in found.items():
-        best = [x for x in matching if min(len(text.rstrip()), len(x)) == longest[x]]
+    for token, (text, matching) in spellings.items():
+        best = [label for label in matching if min(len(text.rstrip()), len(label)) == longest[label]]
         if best:
             kept[token] = (text, best)
     return kept
@@ -77,66 +79,70 @@ def _find_spellings(position: Position, labels: list[str], prefix: str) -> dict[
 def compute_label_mass(
     positions: list[Position], labels: list[str], spelled: str = "", ended: bool = False
 ) -> LabelMass:
-    """Distribute the probability of each token spelling over the labels that it begins.
+    """Distribute the probability of each token over the labels that begin with it.
 
-    Walks along the taken tokens; at each place the other tokens branch off to labels of their own. All spellings of a
-    label add up (" card" and "card" are two tokens). `spelled` is what the request already wrote of the answer; `ended`
-    tells that the answer ended by itself behind the last token: then "data" is the label "data" and not the beginning
-    of "data loss".
+    Follows the chosen tokens. At each position, the other tokens branch off to labels of their own. The spellings of a
+    label add up: " card" and "card" are two tokens.
+
+    Args:
+        positions: the likeliest tokens at each position, with natural log-probabilities; the first is the chosen one.
+        spelled: the beginning of the answer that the request already contains.
+        ended: whether the answer ended by itself after the last token. Then "data" is the label "data" and not the
+            beginning of "data loss".
     """
     mass, prefix, path = LabelMass(), spelled, 1.0
     for index, position in enumerate(positions):
         taken, last = position[0][0], index == len(positions) - 1
         spellings = _find_spellings(position, labels, prefix)
         for token, logprob in dict(position).items():
-            text, found = spellings.get(token, ("", []))
-            here = path * math.exp(logprob)
+            text, possible = spellings.get(token, ("", []))
+            probability = path * math.exp(logprob)
             if ended and token == taken and last:
-                found = [x for x in found if x.casefold() == text.strip().casefold()] or found
-            if len(found) == 1:
-                mass.labels[found[0]] = mass.labels.get(found[0], 0.0) + here
-            elif found and (token != taken or last):
-                mass.shared[text] = mass.shared.get(text, 0.0) + here
+                possible = [label for label in possible if label.casefold() == text.strip().casefold()] or possible
+            if len(possible) == 1:
+                mass.labels[possible[0]] = mass.labels.get(possible[0], 0.0) + probability
+            elif possible and (token != taken or last):
+                mass.shared[text] = mass.shared.get(text, 0.0) + probability
         if taken.strip():
-            prefix, found = spellings.get(taken, ("", []))
-            if len(found) <= 1:
+            prefix, possible = spellings.get(taken, ("", []))
+            if len(possible) <= 1:
                 break
         path *= math.exp(dict(position)[taken])
     return mass
 
 
 def divide_shared(mass: LabelMass, labels: list[str]) -> dict[str, float]:
-    """Labels' mass, with what is shared divided equally among the labels that it may become."""
-    out = {label: mass.labels.get(label, 0.0) for label in labels}
+    """The mass of each label, with shared mass divided equally among the labels that it can become."""
+    divided = {label: mass.labels.get(label, 0.0) for label in labels}
     for text, shared in mass.shared.items():
-        found = _find_possible_labels(text, labels)
-        for label in found:
-            out[label] += shared / len(found)
-    return out
+        possible = _find_possible_labels(text, labels)
+        for label in possible:
+            divided[label] += shared / len(possible)
+    return divided
 
 
 def list_next_words(labels: list[str], spelled: str = "") -> list[str]:
-    """What an answer that begins with `spelled` goes on with if it names a label: a word, or a part of one.
+    """The words, or parts of words, that follow `spelled` in an answer that names a label.
 
-    A line break stands for the end of the label that `spelled` is, where longer labels begin with it too.
+    A line break ends the label `spelled` itself, if longer labels begin with it too.
     """
-    begun = f" {spelled}" if spelled else ""
-    rests = [f" {label}"[len(begun) :] for label in labels if f" {label}".startswith(begun)]
+    beginning = f" {spelled}" if spelled else ""
+    rests = [f" {label}"[len(beginning) :] for label in labels if f" {label}".startswith(beginning)]
     words = {re.match(r"\s*\S*", rest).group() or "\n" for rest in rests}  # type: ignore[union-attr]
     return sorted(words)
 
 
 def fill_missing_mass(mass: dict[str, float], position: Position) -> dict[str, float]:
-    """Labels without mass get the probability of the least likely token that was sent: theirs is at most that.
+    """Give labels without mass the probability of the least likely token in the response, which is an upper bound.
 
-    Without it a label would drop out wherever it falls behind the tokens that a provider lists, and a division by the
-    teacher's prior could not bring it back.
+    Without it, a label would vanish whenever it is not among the tokens that a provider lists, and dividing by the
+    teacher's prior could not restore it.
     """
     least = math.exp(min(logprob for _, logprob in position))
     return {label: value or least for label, value in mass.items()}
 
 
 def normalize_mass(mass: dict[str, float]) -> dict[str, float] | None:
-    """Probabilities that add up to 1, or None where no label has any mass."""
+    """Probabilities that sum to 1, or None if no label has any mass."""
     total = sum(mass.values())
     return {label: value / total for label, value in mass.items()} if total > 1e-9 else None
