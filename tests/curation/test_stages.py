@@ -19,7 +19,7 @@ from distill_dagster.curation.filters import STEP_REASONS
 from distill_dagster.curation.scores import kernel
 from distill_dagster.pipeline.stages import dataset, teacher
 from distill_dagster.tables.schemas import DATASET, SCORED
-from tests.engine.test_stages import Run, read_rejected_rows
+from tests.pipeline.test_data_stages import Run, read_rejected_rows
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, env_of, small_task
 

@@ -1,4 +1,4 @@
-"""Asking a real HTTP server, which answers or fails as a test wants."""
+"""Asking a real HTTP server, which answers or fails as the test needs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Ask = Callable[..., AskResult]
 
 @pytest.fixture
 def ask(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> Ask:
-    """Ask the provider for texts with a teacher of these settings; every call has an asker of its own."""
+    """Ask the provider for texts with these teacher settings. Each call has an asker of its own."""
     calls = iter(range(100))
 
     def do(texts: tuple[str, ...] = TEXTS, lone: int = 0, labels: list[str] = LABELS, **teacher: Any) -> AskResult:
@@ -105,7 +105,7 @@ def test_answers_and_their_distributions(ask: Ask, provider: FakeProvider, mode:
 
 
 @by_api
-def test_what_is_stored_is_not_asked_again(ask: Ask, provider: FakeProvider, mode: dict[str, str]) -> None:
+def test_stored_answers_are_not_asked_again(ask: Ask, provider: FakeProvider, mode: dict[str, str]) -> None:
     first = ask(**mode)
     again = ask((*TEXTS, "one more"), **mode)
     assert (again.usage.calls, again.usage.cached) == (2, 6)
@@ -122,7 +122,7 @@ def test_what_is_stored_is_not_asked_again(ask: Ask, provider: FakeProvider, mod
 @pytest.mark.parametrize(
     "fault", [Fault(429), Fault(500), Fault(503), Fault(200, "{no json")], ids=lambda f: f"{f.status}"
 )
-def test_what_passes_is_retried(ask: Ask, provider: FakeProvider, mode: dict[str, str], fault: Fault) -> None:
+def test_temporary_errors_are_retried(ask: Ask, provider: FakeProvider, mode: dict[str, str], fault: Fault) -> None:
     provider.fail = lambda seen, before: fault if before == 0 else None
     asked = ask(**mode, max_retries=2)
     assert (asked.usage.calls, len(provider.requests), asked.missing_rows) == (12, 12, 0)
@@ -159,7 +159,7 @@ def test_a_row_that_keeps_failing_is_missing(
     assert (healed.usage.calls, healed.usage.cached, healed.missing_rows) == (1, 2, 0)
 
 
-def test_a_request_that_is_wrong_is_not_retried(ask: Ask, provider: FakeProvider) -> None:
+def test_an_invalid_request_is_not_retried(ask: Ask, provider: FakeProvider) -> None:
     provider.fail = lambda *_: Fault(400)
     with pytest.raises(TeacherError):
         ask(max_retries=3)
@@ -178,7 +178,7 @@ def test_a_prompt_that_misses_one_of_its_samples_is_missing(ask: Ask, provider: 
 
 @by_api
 @pytest.mark.parametrize("status", [401, 404])
-def test_a_refusal_of_everything_stops_at_once(
+def test_a_teacher_that_refuses_everything_is_asked_no_more(
     ask: Ask, provider: FakeProvider, store: CompletionStore, mode: dict[str, str], status: int
 ) -> None:
     provider.fail = lambda *_: Fault(status)
@@ -191,9 +191,7 @@ def test_a_refusal_of_everything_stops_at_once(
     assert len(provider.requests) <= 3
 
 
-def test_too_few_answers_are_an_error_that_keeps_what_came(
-    ask: Ask, provider: FakeProvider, store: CompletionStore
-) -> None:
+def test_too_few_answers_are_an_error_and_are_kept(ask: Ask, provider: FakeProvider, store: CompletionStore) -> None:
     provider.fail = lambda seen, _: Fault(500) if "login" in seen.text else None
     with pytest.raises(
         TeacherError, match=r"Only 67% of 3 prompts have an answer.*min_success is 90%.*on purpose"
@@ -240,7 +238,7 @@ def test_votes_of_samples(ask: Ask, provider: FakeProvider, mode: dict[str, str]
 
 
 @by_api
-def test_what_the_teacher_did_not_say_clearly(ask: Ask, provider: FakeProvider, mode: dict[str, str]) -> None:
+def test_unclear_truncated_and_filtered_answers(ask: Ask, provider: FakeProvider, mode: dict[str, str]) -> None:
     votes = mode | {"soft_labels": "votes"}
     provider.answer = lambda _: "Well"
     unclear = ask(**votes)
@@ -261,7 +259,7 @@ CARDS = ["card arrival", "card linking", "card linking abroad", "login"]
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
-def test_labels_that_share_their_beginning_are_asked_for_again(ask: Ask, provider: FakeProvider, tokens: int) -> None:
+def test_labels_with_the_same_beginning_are_asked_for_again(ask: Ask, provider: FakeProvider, tokens: int) -> None:
     provider.labels = CARDS
     settings = {"few_shot": {"per_label": 1, "draws": 1}, "max_tokens": tokens}
     asked = ask(("a card arrival", "words"), labels=CARDS, resolve_labels=True, **settings)
@@ -278,7 +276,7 @@ def test_labels_that_share_their_beginning_are_asked_for_again(ask: Ask, provide
     assert repeated.completions.equals(asked.completions)
 
 
-def test_labels_that_share_their_beginning_share_what_is_not_resolved(ask: Ask, provider: FakeProvider) -> None:
+def test_labels_with_the_same_beginning_share_unresolved_mass(ask: Ask, provider: FakeProvider) -> None:
     provider.labels = CARDS
     asked = ask(("a card arrival",), labels=CARDS, few_shot={"draws": 1}, max_tokens=1)
     [row] = asked.completions.to_dicts()
@@ -289,7 +287,7 @@ def test_labels_that_share_their_beginning_share_what_is_not_resolved(ask: Ask, 
 
 
 def test_an_answer_that_never_resolves_is_counted_once(ask: Ask, provider: FakeProvider) -> None:
-    """Tokens that lead nowhere: asked once for each beginning, not again at every depth."""
+    """Tokens that lead to no label: asked once for each beginning, not again at each depth."""
     provider.labels = ["card zzz", "login"]
     asked = ask(("a text with card zzz",), labels=CARDS, resolve_labels=True, few_shot={"draws": 1}, max_tokens=1)
     [row] = asked.completions.to_dicts()
@@ -298,7 +296,7 @@ def test_an_answer_that_never_resolves_is_counted_once(ask: Ask, provider: FakeP
     assert row["completion_tokens"] == 2
 
 
-def test_half_a_character_is_stored_and_written(ask: Ask, provider: FakeProvider, tmp_path: Path) -> None:
+def test_an_unpaired_surrogate_is_stored_and_written(ask: Ask, provider: FakeProvider, tmp_path: Path) -> None:
     provider.answer = lambda _: "refund \ud83d"
     asked = ask(api="chat", soft_labels="votes")
     asked.completions.write_parquet(tmp_path / "t.parquet")
@@ -338,7 +336,7 @@ def test_a_template_that_fails_is_named(tmp_path: Path, provider: FakeProvider, 
     assert provider.requests == []
 
 
-def test_nobody_listens(ask: Ask, provider: FakeProvider) -> None:
+def test_an_address_without_a_server(ask: Ask, provider: FakeProvider) -> None:
     with pytest.raises(TeacherError, match="Only 0% of 3 prompts"):
         ask(api_base="http://127.0.0.1:1/v1")
 

@@ -1,4 +1,4 @@
-"""Every kind asked of a real HTTP server: what is sent, what is read, what is kept of it."""
+"""Every kind with a real HTTP server: the requests, the answers that are read, and the stored columns."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _first_label(kind: str, shown: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
-def test_a_schema_is_sent_where_the_provider_takes_one(
+def test_a_schema_is_sent_if_the_provider_supports_one(
     tmp_path: Path, provider: FakeProvider, store: CompletionStore, kind: str
 ) -> None:
     teacher = {"response_format": "json_schema"}
@@ -124,9 +124,7 @@ def test_a_schema_is_sent_where_the_provider_takes_one(
     assert len(provider.requests) == calls, "answered by the store, tool calls too"
 
 
-def test_reasoning_that_the_provider_sends_apart(
-    tmp_path: Path, provider: FakeProvider, store: CompletionStore
-) -> None:
+def test_reasoning_in_a_field_of_its_own(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
     provider.answer = lambda seen: '{"answer": 42}'
     provider.message = {"reasoning_content": "6 * 7"}
     rows = asked(kind_folder(tmp_path, "math", provider.url), store).to_dicts()
@@ -221,7 +219,7 @@ def test_conversations_keep_their_turns(tmp_path: Path, provider: FakeProvider, 
     assert row["answer"] == '"Of course."'
 
 
-def test_tools_and_schema_are_part_of_a_request_and_nothing_else_moved() -> None:
+def test_tools_and_schema_are_part_of_the_key() -> None:
     plain = Request("t", 0, {"max_tokens": 4}, prompt="a")
     assert plain.key == Request("t", 0, {"max_tokens": 4}, prompt="a", tools=None, response_format=None).key
     keys = {
@@ -233,7 +231,7 @@ def test_tools_and_schema_are_part_of_a_request_and_nothing_else_moved() -> None
 
 
 @pytest.mark.parametrize("refusals", [False, True])
-def test_what_a_table_of_prompts_asks(refusals: bool) -> None:
+def test_the_prompts_of_a_table(refusals: bool) -> None:
     turn = make_message
     turns = {
         "one": [turn("user", "a text\n")],

@@ -1,4 +1,4 @@
-"""Labels raised by a logit bias, asked of the real embedded server."""
+"""Labels raised by a logit bias, with the real embedded server."""
 
 from __future__ import annotations
 

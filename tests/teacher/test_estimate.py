@@ -1,4 +1,4 @@
-"""What asking would take, against what it then took."""
+"""Estimates of requests, compared with the requests that are then sent."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def estimated(env: StageContext, **more: Any) -> list[Estimate]:
     return estimate_requests(folder, env.store, folder.list_slice_keys(), lambda _: None, **more)
 
 
-def test_what_is_asked_and_what_it_costs_at_most(env: StageContext, provider: FakeProvider) -> None:
+def test_the_estimate_is_an_upper_bound(env: StageContext, provider: FakeProvider) -> None:
     before = {one.slice: one for one in estimated(env, golden=True)}
     assert list(before) == [GOLDEN_AND_DEV, "shop", "web"]
     shop = before["shop"]
@@ -70,7 +70,7 @@ def test_what_is_asked_and_what_it_costs_at_most(env: StageContext, provider: Fa
     assert (after.calls, after.cached, after.tokens, after.usd, after.wall_s) == (0, 6, 0, 0.0, 0.0)
 
 
-def test_all_together(env: StageContext) -> None:
+def test_the_sum_of_estimates(env: StageContext) -> None:
     found = estimated(env, golden=True)
     whole = sum_estimates(found)
     assert whole["teacher_calls"] == sum(one.calls for one in found)
@@ -86,7 +86,7 @@ def change(env: StageContext, **changes: Any) -> None:
     path.write_text(yaml.safe_dump(task, sort_keys=False))
 
 
-def test_without_a_price_and_a_limit_nothing_is_guessed(env: StageContext) -> None:
+def test_cost_and_time_are_unknown_without_price_and_limit(env: StageContext) -> None:
     change(env, teacher={"price": None, "requests_per_minute": None})
     found = estimated(env)
     assert {(one.usd, one.wall_s) for one in found} == {(None, None)}
@@ -133,7 +133,7 @@ def test_prices_are_those_of_litellm_or_declared(model: str, more: dict[str, Any
         assert price == TokenPrice(2.0, 8.0)
 
 
-def test_a_server_of_ones_own_is_priced_without_litellm() -> None:
+def test_an_own_server_has_a_price_without_litellm() -> None:
     code = (
         "import sys; from distill_dagster.config import TeacherSpec;"
         "from distill_dagster.teacher.providers.prices import find_price;"

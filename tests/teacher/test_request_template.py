@@ -1,4 +1,4 @@
-"""Requests from a mould: the same as those that are rendered for each text, key included."""
+"""Requests from a request template equal those that are rendered for each text, with the same keys."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def assert_equal(requests: RequestBuilder, prompt: AskedPrompt) -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_request_from_a_mould_is_the_one_that_is_rendered(kind: str, setting: str) -> None:
+def test_a_request_from_a_template_equals_the_rendered_one(kind: str, setting: str) -> None:
     with requests(kind, setting) as made:
 
         @settings(max_examples=25, deadline=None)
@@ -83,7 +83,7 @@ def test_a_request_from_a_mould_is_the_one_that_is_rendered(kind: str, setting: 
 
 
 @pytest.mark.parametrize(
-    ("templates", "poured"),
+    ("templates", "templated"),
     [
         ({"system": "About {{ text | one_line }}: {{ text }}", "user": "{{ text }}{{ text | one_line }} "}, True),
         ({"system": "{% for label in labels %}{{ label.name }}{{ text }}{% endfor %}"}, True),
@@ -104,11 +104,11 @@ def test_a_request_from_a_mould_is_the_one_that_is_rendered(kind: str, setting: 
     ],
     ids=str,
 )
-def test_templates_that_do_more_than_print_the_text_are_rendered(templates: dict[str, str], poured: bool) -> None:
+def test_templates_that_do_more_than_print_the_text_are_rendered(templates: dict[str, str], templated: bool) -> None:
     with requests("classification", "chat", templates) as made:
         for text in [*TEXTS, "Two WORDS"]:
             assert_equal(made, AskedPrompt(text))
-        assert bool(made._request_templates) is poured
+        assert bool(made._request_templates) is templated
 
 
 def test_a_template_that_reads_no_text() -> None:
@@ -126,7 +126,7 @@ def test_a_conversation_is_rendered() -> None:
 
 def test_nearest_examples_are_chosen_for_each_text(tmp_path: Path) -> None:
     def embed(texts: list[str]) -> np.ndarray:
-        """Every letter is a direction."""
+        """Each letter is one dimension."""
         counts = np.array([[text.count(chr(n)) + 1e-6 for n in range(97, 123)] for text in texts], dtype=np.float32)
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
@@ -145,7 +145,7 @@ def test_nearest_examples_are_chosen_for_each_text(tmp_path: Path) -> None:
     assert one != other
 
 
-def test_a_text_that_rendering_would_trim_does_not_fit() -> None:
+def test_a_text_that_rendering_would_trim_cannot_be_rendered() -> None:
     assert [can_render(text) for text in ("x", " x", "x\n", "", "\u2003", "x\x1f")] == [
         True,
         True,
@@ -156,8 +156,8 @@ def test_a_text_that_rendering_would_trim_does_not_fit() -> None:
     ]
 
 
-def test_keys_are_those_of_what_was_stored_before() -> None:
-    """A changed key would have every stored answer paid for again."""
+def test_keys_are_those_of_stored_answers() -> None:
+    """With a changed key, every stored answer would be paid for again."""
     keys = []
     for kind in KINDS:
         for setting in SETTINGS:

@@ -1,4 +1,4 @@
-"""When missing rows are asked for again."""
+"""When a refresh asks for missing rows again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def record(missing_rows: int = 3, **extra: Any) -> ArtifactRecord:
 
 
 def after(times: int, stopped: bool = False) -> ArtifactRecord:
-    """The record after so many runs in a row with missing rows."""
+    """The record after `times` runs in a row with missing rows."""
     found: ArtifactRecord | None = None
     for _ in range(times):
         found = record(**retry_backoff.build_backoff_fields(found, 3, stopped, CAP))
@@ -30,7 +30,7 @@ def at(found: ArtifactRecord) -> float:
     return float(found.extra["missing"]["at"])
 
 
-def test_the_first_failure_is_tried_again_at_once_and_later_ones_ever_more_seldom() -> None:
+def test_the_first_failure_is_retried_at_once_and_later_ones_less_and_less_often() -> None:
     one, two, three = after(1), after(2), after(3)
     assert retry_backoff.explain_wait(one, CAP, at(one)) is None
     assert "missing 2 times; asked for again in 60 min" in str(retry_backoff.explain_wait(two, CAP, at(two)))
@@ -41,7 +41,7 @@ def test_the_first_failure_is_tried_again_at_once_and_later_ones_ever_more_seldo
     assert retry_backoff.explain_wait(many, CAP, at(many) + 86_400) is None
 
 
-def test_a_run_without_missing_rows_begins_anew() -> None:
+def test_a_run_without_missing_rows_resets_the_back_off() -> None:
     assert retry_backoff.build_backoff_fields(after(5), 0, False, CAP) == {}
     assert retry_backoff.build_backoff_fields(record(missing_rows=0), 2, False, CAP)["missing"]["tries"] == 1
 
@@ -57,7 +57,7 @@ def test_a_run_without_missing_rows_begins_anew() -> None:
         (BudgetSpec(usd=1.0, month_usd=10.0, tokens=5), True),
     ],
 )
-def test_after_a_budget_stop_a_cap_has_to_rise(budget: BudgetSpec, waits: bool) -> None:
+def test_after_a_budget_stop_a_cap_has_to_be_raised(budget: BudgetSpec, waits: bool) -> None:
     stopped = after(1, stopped=True)
     assert (retry_backoff.explain_wait(stopped, budget, at(stopped) + 1e6) is not None) is waits
 

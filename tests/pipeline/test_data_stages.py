@@ -1,4 +1,4 @@
-"""The stages from files to dataset, run one after another as the assets run them, against the fake provider."""
+"""The stages from files to dataset, run in order as the assets run them, with the fake provider."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_rejected_rows(env: StageContext) -> pl.DataFrame:
 
 @dataclass
 class Run:
-    """A task brought up to date again and again; every pass reads its files afresh."""
+    """A task that is brought up to date again and again. Each time its files are read again."""
 
     env: StageContext
     provider: FakeProvider
@@ -63,7 +63,7 @@ class Run:
         }
 
     def update(self) -> list[str]:
-        """Make what is not fresh, in order; the names of what was made."""
+        """Make everything that is not fresh, in order, and return the names of these artifacts."""
         now = self.state()
         every = [(asset, partition) for asset in STAGES for partition in now.list_partitions(now.stages[asset])]
         made = [self.make(*one).record for one in every if self.state().get_status(*one).state != "fresh"]
@@ -75,7 +75,7 @@ class Run:
 
 @pytest.fixture(autouse=True)
 def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Great Expectations and pictures take most of the time; one test has them, the others do without."""
+    """Great Expectations and plots take most of the time, so only one test has them."""
     if getattr(request, "param", True):
         for module in (prompts, teacher, scores, gate, dataset):
             monkeypatch.setattr(module, "check_table", lambda *_: CheckResult("valid_table", True))
@@ -94,7 +94,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 
 @pytest.mark.parametrize("plain", [False], indirect=True, ids=["all checks"])
-def test_from_files_to_dataset_and_what_is_asked_after_a_change(run: Run) -> None:
+def test_from_files_to_dataset_and_requests_after_a_change(run: Run) -> None:
     assert len(run.update()) == 11
     assert run.stale() == {}
     dataset = run.dataset()
@@ -167,7 +167,7 @@ def test_no_golden_or_dev_text_is_shown_or_learned_from(run: Run) -> None:
     assert rejected["drop_reason"].to_list() == ["contaminated"]
 
 
-def test_what_people_answered_is_learned_from(run: Run) -> None:
+def test_human_answers_are_in_the_dataset(run: Run) -> None:
     task = run.env.folder.path / "task.yaml"
     task.write_text(task.read_text().replace("mix_examples: false", "mix_examples: true"))
     # The teacher would say refund, and in this slice nobody can be surer.
@@ -201,7 +201,7 @@ def test_failures_are_counted_and_healed(run: Run) -> None:
     assert run.dataset().height == 6
 
 
-def test_a_dataset_that_is_too_small_is_kept_back(run: Run) -> None:
+def test_a_dataset_that_is_too_small_is_blocked(run: Run) -> None:
     task = run.env.folder.path / "task.yaml"
     task.write_text(task.read_text().replace("min_rows: 3", "min_rows: 30"))
     run.update()
@@ -264,8 +264,8 @@ def test_reasoning_can_be_switched_on_after_the_pool_was_made(tmp_path: Path) ->
         run.env.store.close()
 
 
-def test_votes_are_divided_by_how_the_teacher_votes_on_examples(tmp_path: Path) -> None:
-    """A teacher that says refund wherever its second draw is shown: two labels win by votes that cost it something."""
+def test_votes_are_divided_by_the_votes_of_the_teacher_on_examples(tmp_path: Path) -> None:
+    """A teacher that answers refund whenever it sees its second draw."""
 
     def prejudiced(seen: Seen) -> str:
         named = next(label for label in LABELS if label in seen.text)

@@ -1,4 +1,4 @@
-"""What is fresh, stale, missing or waiting, and the reason that a person reads."""
+"""What is fresh, stale, missing or waiting, and the reason that the user reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.task import again, small_task
 
 
 class Made:
-    """A task in which every artifact is there and fresh; tables are empty, records are what counts."""
+    """A task in which every artifact is fresh. Tables are empty, since only records matter."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.folder: TaskFolder = small_task(tmp_path)
@@ -86,7 +86,7 @@ def test_a_changed_slice_makes_its_prompts_stale_and_no_other(made: Made) -> Non
     assert made.not_fresh() == {}
 
 
-def test_a_setting_makes_stale_what_reads_it(made: Made) -> None:
+def test_a_changed_setting_makes_the_stages_that_read_it_stale(made: Made) -> None:
     path = made.folder.path / "task.yaml"
     value = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(value | {"curation": {"min_rows": 7}}))
@@ -116,7 +116,7 @@ def test_a_malformed_slice_is_named_and_keeps_what_was_made(made: Made) -> None:
     assert {name for name, s in found.items() if s.state != "fresh"} == {"seed_prompts[web]"}
 
 
-def test_a_dataset_goes_without_slices_that_were_never_made(made: Made) -> None:
+def test_a_dataset_can_be_made_without_slices_that_were_never_made(made: Made) -> None:
     made.remove("filtered_dataset")
     made.remove("scored_completions", "web")
     assert made.now().get_status("filtered_dataset").state == "missing", "it can be made"
@@ -124,7 +124,7 @@ def test_a_dataset_goes_without_slices_that_were_never_made(made: Made) -> None:
     assert made.now().get_status("filtered_dataset").state == "waiting"
 
 
-def test_what_was_made_is_seen_after_it_is_forgotten(made: Made) -> None:
+def test_a_new_artifact_is_read_after_forget(made: Made) -> None:
     state = made.now()
     assert state.get_status("scored_completions", "shop").state == "fresh"
     made.make("teacher_completions", "shop", "v9")

@@ -1,4 +1,4 @@
-"""A source's data version changes with what a file means, and with nothing else."""
+"""The data version of a source changes with the meaning of its file, and with nothing else."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_order_of_seeds_and_their_sources_do_not_count(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("key", "value"), [("description", "Another."), ("target", 12), ("seeds", ["I want a refund"])]
 )
-def test_a_change_of_a_slice_changes_that_slice_alone(key: str, value: object, tmp_path: Path) -> None:
+def test_a_changed_slice_changes_no_other_source(key: str, value: object, tmp_path: Path) -> None:
     folder = small_task(tmp_path)
     before = versions(folder)
     path = folder.path / "slices" / "shop.yaml"
@@ -126,7 +126,7 @@ def test_a_row_changes_the_source_of_its_file(file: str, source: str, tmp_path: 
         (("owners",), ["somebody"], set()),
     ],
 )
-def test_a_setting_changes_exactly_what_reads_it(
+def test_a_setting_changes_exactly_the_sources_that_read_it(
     path: tuple[str | int, ...], value: object, expected: set[str], tmp_path: Path
 ) -> None:
     folder = small_task(tmp_path)
@@ -158,7 +158,7 @@ def test_slices_that_are_named_like_labels(tmp_path: Path) -> None:
     assert [find_label_of_slice(folder, key) for key in folder.list_slice_keys()] == ["Card arrival", "web-shop"]
 
 
-def test_the_parts_of_imagining_and_judging_have_versions_of_their_own(tmp_path: Path) -> None:
+def test_imagining_and_judging_have_sources_of_their_own(tmp_path: Path) -> None:
     rubric = [{"name": "correct", "description": "it fits"}]
     folder = small_task(tmp_path, imagine={"axes": {"style": ["short"]}}, judge={"model": "openai/j", "rubric": rubric})
     plain = small_task(tmp_path / "plain")

@@ -1,4 +1,4 @@
-"""From tokens to a distribution over labels, by hand and for any tokens."""
+"""From tokens to a distribution over labels: examples worked out by hand, and properties for any tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from distill_dagster.teacher.providers.exchange import Position
 
 
 def position(**shares: float) -> Position:
-    """One place of an answer; `_` stands for a space, the first token is the one taken."""
+    """One position of an answer; `_` is a space, and the first token is the chosen one."""
     return [(token.replace("_", " "), math.log(share)) for token, share in shares.items()]
 
 
@@ -39,7 +39,7 @@ def test_all_spellings_of_a_label_add_up() -> None:
     assert mass([first], ["Card", "login"]) == ({"Card": 0.875, "login": 0.0625}, {})
 
 
-def test_a_shorter_token_beside_the_label_begins_another_word() -> None:
+def test_a_shorter_token_next_to_the_label_begins_another_word() -> None:
     first = position(_noti=0.5, _notifications=0.3, _n=0.1, _login=0.1)
     assert mass([first], ["notifications", "login"]) == ({"notifications": 0.3, "login": 0.1}, {})
     cut = position(_notif=0.5, _noti=0.1)
@@ -51,13 +51,13 @@ def test_a_fragment_of_three_letters_says_nothing_but_a_whole_word_does() -> Non
     assert mass([first], ["notifications", "up time", "data loss"]) == ({"up time": 0.3, "data loss": 0.1}, {})
 
 
-def test_labels_behind_the_tokens_that_were_sent_get_the_least_likely_ones_probability() -> None:
+def test_labels_that_are_not_listed_get_the_probability_of_the_least_likely_token() -> None:
     assert fill_missing_mass({"a": 0.5, "b": 0.0}, [("a", math.log(0.5)), ("x", math.log(0.125))]) == pytest.approx(
         {"a": 0.5, "b": 0.125}
     )
 
 
-def test_white_space_before_the_answer_is_walked_over() -> None:
+def test_white_space_before_the_answer_is_skipped() -> None:
     tokens = [[("\n", math.log(0.8)), (" refund", math.log(0.2))], position(refund=0.5, login=0.5)]
     assert mass(tokens, ["refund", "login"]) == ({"refund": 0.6, "login": 0.4}, {})
 
@@ -65,25 +65,25 @@ def test_white_space_before_the_answer_is_walked_over() -> None:
 CARDS = ["card arrival", "card linking", "login"]
 
 
-def test_labels_that_share_their_first_token_are_told_apart_by_the_next() -> None:
+def test_the_next_token_separates_labels_with_the_same_first_token() -> None:
     tokens = [position(_card=0.8, _login=0.2), position(_arrival=0.75, _linking=0.25)]
     assert mass(tokens, CARDS) == ({"login": 0.2, "card arrival": 0.6, "card linking": 0.2}, {})
 
 
-def test_what_is_cut_before_labels_part_is_shared() -> None:
+def test_mass_is_shared_if_the_answer_ends_before_labels_differ() -> None:
     found = compute_label_mass([position(_card=0.8, _login=0.2)], CARDS)
     assert found.labels == pytest.approx({"login": 0.2})
     assert found.shared == pytest.approx({"card": 0.8})
     assert divide_shared(found, CARDS) == pytest.approx({"card arrival": 0.4, "card linking": 0.4, "login": 0.2})
 
 
-def test_a_branch_that_was_not_taken_stays_shared() -> None:
+def test_a_branch_that_was_not_chosen_stays_shared() -> None:
     found = compute_label_mass([position(_login=0.6, _card=0.4)], CARDS)
     assert found.labels == pytest.approx({"login": 0.6})
     assert found.shared == pytest.approx({"card": 0.4})
 
 
-def test_what_was_already_spelled_is_gone_on_from() -> None:
+def test_a_beginning_that_was_already_spelled_is_continued() -> None:
     assert mass([position(_linking=0.9, _arrival=0.1)], CARDS, spelled="card") == (
         {"card linking": 0.9, "card arrival": 0.1},
         {},
@@ -130,7 +130,7 @@ LABELS = st.lists(WORDS, min_size=2, max_size=6, unique=True)
 
 @st.composite
 def answers(draw: st.DrawFn) -> list[Position]:
-    """Up to four places, each with shares that add up to at most 1 and a taken token that may be any of them."""
+    """Up to four positions, each with shares that sum to at most 1; any of its tokens may be the chosen one."""
     out = []
     for _ in range(draw(st.integers(1, 4))):
         tokens = draw(st.lists(st.one_of(TOKEN, st.text(max_size=3)), min_size=1, max_size=6, unique=True))
@@ -141,7 +141,7 @@ def answers(draw: st.DrawFn) -> list[Position]:
 
 
 @given(answers(), LABELS, st.booleans())
-def test_mass_is_never_made(positions: list[Position], labels: list[str], ended: bool) -> None:
+def test_mass_is_never_created(positions: list[Position], labels: list[str], ended: bool) -> None:
     given_ = sum(math.exp(lp) for _, lp in positions[0])
     found = compute_label_mass(positions, labels, ended=ended)
     total = sum(found.labels.values()) + sum(found.shared.values())
@@ -164,7 +164,7 @@ def test_normalized_shares_add_up_to_one(shares: dict[str, float]) -> None:
         assert found is None
 
 
-def test_nothing_is_no_distribution() -> None:
+def test_no_mass_is_no_distribution() -> None:
     assert normalize_mass(divide_shared(LabelMass(), ["a", "b"])) is None
     assert normalize_mass({}) is None
 
