@@ -14,7 +14,8 @@ from distill_dagster.pipeline.stage_table import MERGING_STAGE
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
 
-RETRAINING_ASSETS = {"student_adapter", "slice_label_adapter", "predictions"}
+RETRAINING_ASSETS = {"student_adapter", "slice_label_adapter", "predictions", "eval_report"}
+"""What waits until enough rows of the dataset changed. The report waits with its student."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class RefreshPolicy:
             why = retry_backoff.explain_wait(record, self.folder.task.budget.lower_to(self.cap), time.time())
             if why is not None:
                 return f"{why} (--force)"
-        if status.asset not in RETRAINING_ASSETS or status.why != ("filtered_dataset changed",):
+        only_dataset = all(why.startswith("filtered_dataset") for why in status.why)
+        if status.asset not in RETRAINING_ASSETS or not only_dataset or "filtered_dataset changed" not in status.why:
             return None
         assert status.partition is not None
         changed = count_changed_rows(self.lake, self.folder.name, status.partition)

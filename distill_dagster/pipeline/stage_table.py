@@ -139,7 +139,7 @@ STAGES = {
             "for a slice with a `target`, those that the teacher imagined.",
             purpose="imagine",
             # Imagining is paid for, and waits for the gate.
-            feature_upstream={"imagine": ("teacher_gate", "golden_set", "imagine_settings")},
+            feature_upstream={"imagine": ("teacher_gate", "imagine_settings")},
         ),
         Stage(
             "teacher_completions",

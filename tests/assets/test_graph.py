@@ -207,7 +207,7 @@ def test_a_task_that_imagines_and_judges_has_two_more_sources(tmp_path: Path) ->
     small_task(tmp_path, "plain")
     found = described(build_definitions(home_of(tmp_path)))
     more = {
-        "seed_prompts": ("teacher_gate", "golden_set", "imagine_settings"),
+        "seed_prompts": ("teacher_gate", "imagine_settings"),
         "scored_completions": ("judge_settings",),
     }
     for stage, upstream in more.items():

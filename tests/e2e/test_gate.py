@@ -74,5 +74,5 @@ def test_no_slice_is_asked_with_settings_that_passed_no_gate(project: Project, p
     assert not result.success
     [failure] = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     assert failure.user_failure_data is not None
-    assert "changed since it passed teacher_gate" in (failure.user_failure_data.description or "")
+    assert "settings changed after it passed teacher_gate" in (failure.user_failure_data.description or "")
     assert provider.requests == []

@@ -12,7 +12,7 @@ from distill_dagster.teacher.completions.store import CompletionStore
 from tests.e2e.project import GROUP, TASK, Ended, Project
 from tests.support.provider import FakeProvider
 
-RETRAINED = {"student_adapter", "predictions"}
+RETRAINED = {"student_adapter", "predictions", "eval_report"}
 
 
 def refresh(project: Project, *arguments: str) -> Ended:
@@ -46,7 +46,7 @@ def test_students_wait_until_enough_rows_changed(project: Project, provider: Fak
     assert "1 rows changed" in ended.json["waiting"]["student_adapter[one]"]
     again = refresh(project, "--student", "one")
     assert again.json["runs"] == []
-    assert len(again.json["waiting"]) == 2, "it is not forgotten"
+    assert len(again.json["waiting"]) == 3, "it is not forgotten"
     project.change_slice("web", lambda value: value["seeds"].append("the delivery of a refund"))
     more = refresh(project, "--student", "one")
     assert more.partitions["student_adapter"] == ["one"], "changes of several days add up"

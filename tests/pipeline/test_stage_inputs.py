@@ -143,8 +143,12 @@ FRESHNESS = {
     "slice_files",
     "teacher_settings",
 }
-ALSO_SEEN = {"filtered_dataset": FRESHNESS}
-"""The dataset lists why a slice gives its last good rows, which no row depends on."""
+ALSO_SEEN = {"filtered_dataset": FRESHNESS, "seed_prompts": {"golden_set"}}
+"""What a stage may look at without recording it.
+
+The dataset lists why a slice gives its last good rows, which no row depends on. The imaginer is not shown golden and
+dev rows; a change of these files must not ask for slices again, and decontamination removes leaks from the dataset.
+"""
 
 
 class FakeStudent:

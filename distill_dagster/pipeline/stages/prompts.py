@@ -56,10 +56,10 @@ def _find_leaking_examples(env: StageContext, examples: list[LabelledRow]) -> fr
 def make_seed_prompts(env: StageContext, partition: str | None) -> StageResult:
     """Collect the prompts of one slice, and imagine more of them up to its target.
 
-    Reads: the slice file, accepted and imagined prompts; to imagine also teacher_gate, golden.jsonl and dev.jsonl.
+    Reads: the slice file, accepted and imagined prompts; to imagine also teacher_gate, and golden and dev to hide them.
     Writes: PROMPTS.
     Asks a teacher: only in tasks with `imagine`, for slices below their target.
-    Re-runs when: slice_files or teacher_settings changes; with `imagine` also imagine_settings, golden_set or the gate.
+    Re-runs when: slice_files or teacher_settings changes; with `imagine` also imagine_settings or the gate.
     """
     assert partition is not None
     inputs = StageInputs(env, "seed_prompts", partition)
@@ -68,7 +68,6 @@ def make_seed_prompts(env: StageContext, partition: str | None) -> StageResult:
     if env.folder.task.imagine is not None:
         require_passed_gate(inputs)
         inputs.note_source("imagine_settings")
-        inputs.note_source("golden_set")  # a golden or dev row is never shown to the imaginer
     slice_, imagined = imagine.imagine_for_slice(inputs, partition, env.folder.read_slice(partition))
     frame = build_seed_prompts(partition, slice_, answers=not env.folder.task.has_labels)
     checks = [check_table("seed_prompts", frame), imagine.check_target_reached(slice_, frame, imagined)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import polars as pl
 
@@ -16,8 +16,7 @@ _REFUSAL_PREFIX = f'{{"{REFUSAL_KEY}":'
 """The first characters of the canonical JSON of a refusal."""
 
 
-@dataclass(frozen=True, slots=True)
-class AskedPrompt:
+class AskedPrompt(NamedTuple):
     """One prompt to ask: its text, and the turns of a conversation."""
 
     text: str
