@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,11 +183,3 @@ def read_folder_record(folder: Path) -> ArtifactRecord | None:
             if not restore_folder(folder):
                 break
     return None
-
-
-def merge_inputs(*parts: Mapping[str, str]) -> dict[str, str]:
-    """The inputs of several reads together, sorted by name."""
-    merged: dict[str, str] = {}
-    for part in parts:
-        merged.update(part)
-    return dict(sorted(merged.items()))

@@ -11,7 +11,7 @@ import pytest
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.files import get_temporary_path
 from distill_dagster.tables.data_versions import compute_data_version
-from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name, merge_inputs
+from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
 from distill_dagster.tables.schemas import PROMPT_CONTEXT, TEACHER_PRIOR, SchemaError, build_frame
 
 
@@ -144,6 +144,5 @@ def test_a_folder_that_a_killed_process_moved_aside_is_found_again(lake: Lake) -
     assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
 
 
-def test_names_and_inputs() -> None:
+def test_names_of_artifacts() -> None:
     assert (format_artifact_name("a"), format_artifact_name("a", "b")) == ("a", "a[b]")
-    assert list(merge_inputs({"b": "1"}, {"a": "2", "b": "3"}).items()) == [("a", "2"), ("b", "3")]
