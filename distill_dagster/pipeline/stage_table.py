@@ -133,7 +133,7 @@ STAGES = {
             "seed_prompts",
             "slice",
             ("slice_files", "teacher_settings"),
-            "1",
+            "2",
             ("polars", "parquet"),
             "The prompts of one slice, as the teacher and the student see them: the user's, those from the inbox and, "
             "for a slice with a `target`, those that the teacher imagined.",

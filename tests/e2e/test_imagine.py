@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import polars as pl
 import pytest
 
 from distill_dagster.core.text import normalize_text
+from distill_dagster.pipeline.stage_table import STAGES
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import PROMPTS, SCORED
 from tests.e2e.project import SEEDS, TASK, Ended, Project, new_project
@@ -135,7 +137,9 @@ def test_no_request_shows_golden_dev_or_the_slices_name(below_target: Project, p
         assert not re.search(r"\bshop\b", shown)
 
 
-def test_a_slice_that_brings_nothing_new_is_left_as_it_is(below_target: Project, provider: FakeProvider) -> None:
+def test_a_slice_that_brings_nothing_new_is_left_as_it_is(
+    below_target: Project, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
     provider.answer = lambda seen: "always the same\n2. always  the SAME!" if imagines(seen) else teacher(seen)
     ended = imagine(below_target)
     assert ended.json["imagined"]["shop"]["imagined"] == 1
@@ -147,6 +151,11 @@ def test_a_slice_that_brings_nothing_new_is_left_as_it_is(below_target: Project,
     assert not any(imagines(seen) for seen in provider.requests[asked:]), "never asked again by itself"
     shown = below_target.distill("status", TASK)
     assert "7 prompts below its target" in " ".join(shown.out.split())
+    monkeypatch.setitem(STAGES, "seed_prompts", replace(STAGES["seed_prompts"], code_version="next"))
+    ended = below_target.distill("backfill", TASK, "--json")
+    assert "shop" in ended.partitions["seed_prompts"]
+    assert not any(imagines(seen) for seen in provider.requests[asked:]), "new code alone asks for nothing"
+    assert below_target.record("seed_prompts", "shop").extra["below_target"] == 7
     provider.answer = teacher
     assert imagine(below_target).json["imagined"]["shop"]["missing"] == 0, "asked for, it tries again"
 

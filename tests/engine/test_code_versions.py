@@ -146,7 +146,7 @@ FIXTURES: dict[str, Callable[[], str]] = {
 COMMITTED: dict[str, dict[str, str]] = {
     # 2: the pool has the columns answer, reasoning and messages in every task.
     "prompt_context": {"2": "7da9a3ed88c093ddcd1f53036d5b9f4bd35579b4c0153b50b8a574335270f141"},
-    "seed_prompts": {"1": "1f5b5211ac1f33a38a2e6c2e873c9bc46e5c750dd404a3ff364a30ca26200a7d"},
+    "seed_prompts": {"2": "1f5b5211ac1f33a38a2e6c2e873c9bc46e5c750dd404a3ff364a30ca26200a7d"},
     "teacher_prior": {"1": "23e63cb38a01f5dc270d0b8e5b0efbda8cd19a6162dbf6a5a2fe84e2e9612fdc"},
     "golden_completions": {"1": "4a9a081e4ef031fde2432806c788910a21f12ade1b2b0c40f5366ae1689bc5a6"},
     "teacher_completions": {"1": "4a9a081e4ef031fde2432806c788910a21f12ade1b2b0c40f5366ae1689bc5a6"},

@@ -22,15 +22,21 @@ from distill_dagster.teacher.providers.terms import find_terms
 def imagine_for_slice(inputs: StageInputs, key: str, slice_: Slice) -> tuple[Slice, ImagineResult | None]:
     """Imagine prompts for a slice up to its target; return the slice with them.
 
-    Asks, and starts a server, only if the slice is below its target. Otherwise the result is None.
+    Asks, and starts a server, only if the slice is below its target. Otherwise the result is None. A slice that stayed
+    below its target after all rounds is not asked for again only because the code of this stage changed.
 
     Raises:
         DistillError: the slice is below its target, and the task has no folder for accepted prompts.
         TeacherError: the teacher refuses every request.
     """
     env, folder, task = inputs.env, inputs.env.folder, inputs.env.folder.task
-    if not count_imagine_requests(task, slice_).prompts:
+    missing = count_imagine_requests(task, slice_).prompts
+    if not missing:
         return slice_, None
+    before = env.lake.read_record(env.task_name, inputs.asset, key)
+    gave_up = before is not None and before.extra.get("below_target") and not before.missing_rows
+    if before is not None and gave_up and before.code_version != inputs.stage.code_version:
+        return slice_, ImagineResult(slice_.imagination, missing)
     if folder.accepted is None:
         raise DistillError(
             f"{folder.name} has no folder for accepted prompts, so nothing can be imagined. Open the task with one."
