@@ -1,7 +1,7 @@
 """The settings in `task.yaml` as pydantic models: one module per block, and `task` with all of them.
 
-Settings are parsed, validated and hashed here, and nothing else is done with them. Reading files belongs to `tasks`;
-the settings of filters, which are plain data here, belong to `curation.filters`.
+This package parses, validates and hashes settings, and does nothing else with them. Reading files belongs to `tasks`.
+The settings of filters are plain data here and belong to `curation.filters`.
 """
 
 from distill_dagster.config.answers import LABEL_KINDS, AnswerSpec, LabelSpec, TaskKind, ToolSpec

@@ -81,7 +81,7 @@ class AnswerSpec(ConfigModel):
     )
     stop: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
-        description="text after which a raw completion goes on; the answer is before it",
+        description="text that follows the answer in a raw completion; the answer ends before it",
     )
     choices: bool = Field(default=False, description="kind qa: the answer is one of the lettered options of the prompt")
     exact: bool = Field(default=False, description="kind qa: two answers are equal only if every character is")
@@ -145,7 +145,7 @@ def check_answer_schema(schema: dict[str, Any] | None, kind: TaskKind) -> None:
     if schema is None:
         raise PydanticCustomError("missing", "kind extraction needs the JSON schema of an answer")
     if schema.get("type") != "object":
-        raise ValueError("the schema of an answer begins with `type: object`")
+        raise ValueError("the schema of an answer needs `type: object` at the top level")
     if problem := find_schema_problem(schema):
         raise ValueError(problem)
 

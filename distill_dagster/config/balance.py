@@ -9,15 +9,13 @@ from pydantic import Field, field_validator
 from distill_dagster.config.base import ConfigModel
 
 RowCount = Annotated[int, Field(ge=0)]
-
-
 RowCounts = RowCount | dict[str, RowCount]
 
 
 class BalanceSpec(ConfigModel):
     """`curation.balance` of task.yaml. A field is `slice`, `label`, or the name of an axis of imagined prompts."""
 
-    max_rows: Annotated[int, Field(ge=1)] | None = Field(default=None, description="of the whole dataset")
+    max_rows: Annotated[int, Field(ge=1)] | None = Field(default=None, description="most rows of the whole dataset")
     caps: dict[str, RowCounts] = Field(
         default={}, description="by field, the most rows of each value, or a number for each named value"
     )

@@ -39,8 +39,8 @@ class CurationSpec(ConfigModel):
     )
     stratify: Literal["label", "slice"] | None = Field(
         default=None,
-        description="gives every label, or slice, the same share of validation; by default each row is drawn by itself "
-        "and keeps its side when other rows come or go",
+        description="give every label, or slice, the same share of validation rows; by default the split of a row does "
+        "not depend on other rows",
     )
     min_rows: Annotated[int, Field(ge=1)] = Field(default=20, description="fewer kept rows block training")
     min_slices: Annotated[int, Field(ge=1)] | None = Field(
@@ -55,5 +55,5 @@ class CurationSpec(ConfigModel):
         return expand_switch(value)
 
     def compute_min_slices(self, slices: int) -> int:
-        """The least number of slices with rows, of this number of slices."""
+        """The number of slices that need rows, out of `slices`, before a student is trained."""
         return min(slices, self.min_slices) if self.min_slices is not None else math.ceil(0.9 * slices)

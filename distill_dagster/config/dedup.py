@@ -12,7 +12,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 def expand_switch(value: Any) -> Any:
-    """Expand a block that task.yaml may switch: true for its defaults, false for none."""
+    """Expand the short form of a block in task.yaml: true means its defaults, false means no block."""
     return {} if value is True else None if value is False else value
 
 
@@ -20,13 +20,14 @@ class NearDuplicateSpec(ConfigModel):
     """Near-duplicates: rows that share most of their word shingles. Each pair is verified."""
 
     threshold: Share = Field(default=0.7, description="least Jaccard similarity of the sets of word shingles")
-    ngram: Annotated[int, Field(ge=1, le=10)] = Field(default=2, description="words of a shingle")
+    ngram: Annotated[int, Field(ge=1, le=10)] = Field(default=2, description="words per shingle")
     min_words: Annotated[int, Field(ge=1)] = Field(default=12, description="shorter texts are compared exactly only")
     compare: Literal["prompt", "prompt_and_answer"] | None = Field(
         default=None, description="by default prompts where answers are labels, else prompt and answer together"
     )
     keep_numbers: bool | None = Field(
-        default=None, description="texts whose numbers differ are never near; by default true for kind math only"
+        default=None,
+        description="texts with different numbers are never near-duplicates; by default true for kind math only",
     )
 
 
@@ -38,7 +39,7 @@ class SemanticDuplicateSpec(ConfigModel):
 
 
 class DedupSpec(ConfigModel):
-    """`curation.dedup`: the rows that represent others. Equal prompts always count once."""
+    """`curation.dedup`: which rows count as duplicates. Rows with equal prompts always do."""
 
     near: NearDuplicateSpec | None = Field(default=NearDuplicateSpec(), description="false: exact only")
     semantic: SemanticDuplicateSpec | None = Field(default=None, description="true: compare by meaning too")
@@ -52,9 +53,10 @@ class DedupSpec(ConfigModel):
 class DecontaminationSpec(ConfigModel):
     """`curation.decontamination`: rows that contain golden or dev rows. Rows with equal texts are always dropped."""
 
-    ngram: Annotated[int, Field(ge=2, le=32)] = Field(default=5, description="words of an n-gram")
+    ngram: Annotated[int, Field(ge=2, le=32)] = Field(default=5, description="words per n-gram")
     min_overlap: Share = Field(
-        default=0.5, description="share of an item's n-grams in a row, or of a row's in an item, that is a leak"
+        default=0.5,
+        description="a leak if a row contains this share of an item's n-grams, or an item this share of a row's",
     )
     whole_below: Annotated[int, Field(ge=2)] = Field(
         default=13, description="an item or a row with fewer words counts only if it is contained as a whole"

@@ -38,7 +38,7 @@ class ImagineSpec(ConfigModel):
     max_chars: Annotated[int, Field(ge=1, le=100_000)] = Field(default=4000, description="longest imagined prompt")
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.7,
-        description="Jaccard similarity of word 3-grams from which a longer text is a near-duplicate",
+        description="least Jaccard similarity (word 3-grams) of near-duplicates; short texts are compared exactly only",
     )
     max_rounds: Annotated[int, Field(ge=1, le=100)] = Field(
         default=5,

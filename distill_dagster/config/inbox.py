@@ -52,7 +52,6 @@ class InboxSpec(ConfigModel):
     @field_validator("phone_regions")
     @classmethod
     def _check_regions(cls, value: list[str]) -> list[str]:
-
         for region in value:
             if region not in list_phone_regions():
                 raise ValueError(f"{region!r} is not a country code such as US or DE")

@@ -1,4 +1,4 @@
-"""`curation.shift` of task.yaml."""
+"""`curation.shift` of task.yaml: when a dataset differs too much from the last good one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class ShiftSpec(ConfigModel):
     )
     max_divergence: Annotated[float, Field(ge=0)] = Field(
         default=0.1,
-        description="Kullback-Leibler divergence of labels, or of lengths, in nats; chance is always allowed",
+        description="largest Kullback-Leibler divergence of labels, or of lengths, in nats; differences that chance "
+        "explains are always allowed",
     )
     severity: Literal["warning", "error"] = Field(default="warning", description="error blocks training")

@@ -163,7 +163,7 @@ class Task(ConfigModel):
 
     @property
     def chosen_student(self) -> str:
-        """The student that a command takes if it names none."""
+        """The student of a command that names none."""
         return self.default_student or next(iter(self.students))
 
     @property

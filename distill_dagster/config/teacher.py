@@ -194,9 +194,9 @@ class TeacherSpec(ConfigModel):
 
         The completions of a replay teacher have a data version of their own.
         """
-        other = {"api_base", "api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s"}
-        other |= {"max_retries", "price", "smoke_rows", "min_success", "terms", "mode", "batch", "replay"}
-        return self.model_dump(exclude=other)
+        excluded = {"api_base", "api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s"}
+        excluded |= {"max_retries", "price", "smoke_rows", "min_success", "terms", "mode", "batch", "replay"}
+        return self.model_dump(exclude=excluded)
 
     @property
     def has_corrected_votes(self) -> bool:

@@ -23,7 +23,9 @@ class TermsSpec(ConfigModel):
         default=None, description="the clause, word for word"
     )
     date_read: date | None = None
-    note: Annotated[str, Field(max_length=2000)] | None = Field(default=None, description="carried into every card")
+    note: Annotated[str, Field(max_length=2000)] | None = Field(
+        default=None, description="copied into every release card"
+    )
 
     @field_validator("restricts", mode="before")
     @classmethod

@@ -39,7 +39,7 @@ def insert_if_new(engine: sa.Engine, table: sa.Table) -> sa.Insert:
 
 @contextmanager
 def prepare_databases() -> Iterator[None]:
-    """Open the Dagster instance within this block: both databases answer, and one process at a time creates tables.
+    """Check that both databases answer. Open Dagster's instance in this block: one process at a time creates tables.
 
     Raises:
         DatabaseError: a database cannot be used, or a statement within the block failed.

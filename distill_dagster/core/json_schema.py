@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 from distill_dagster.core.hashing import to_canonical_json
+from distill_dagster.core.patterns import find_pattern_problem
 
 _FORBIDDEN_KEYWORDS = {
     "patternProperties": "name the properties",
@@ -27,8 +29,8 @@ def find_schema_problem(schema: dict[str, Any]) -> str | None:
         if isinstance(target, str) and not target.startswith("#"):
             return f"$ref {target!r} points outside the schema; put that part under $defs"
         pattern = node.get("pattern")
-        if isinstance(pattern, str) and not path.endswith("/properties") and (why := _find_pattern_problem(pattern)):
-            return why
+        if isinstance(pattern, str) and not path.endswith("/properties") and (why := find_pattern_problem(pattern)):
+            return f"pattern {pattern[:60]!r} is {why}"
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
@@ -53,8 +55,6 @@ def find_answer_problem(value: Any, schema: dict[str, Any]) -> str | None:
 
 @lru_cache(maxsize=64)
 def _make_validator(text: str) -> Any:
-    import json
-
     import jsonschema
     from referencing import Registry
 
@@ -69,13 +69,6 @@ def _validate_pattern(validator: Any, pattern: str, instance: Any, schema: Any) 
 
     if isinstance(instance, str) and not Series([instance]).str.contains(pattern)[0]:
         yield jsonschema.ValidationError(f"{instance[:80]!r} does not match {pattern!r}")
-
-
-def _find_pattern_problem(pattern: str) -> str | None:
-    from distill_dagster.core.patterns import find_pattern_problem
-
-    why = find_pattern_problem(pattern)
-    return f"pattern {pattern[:60]!r} is {why}" if why else None
 
 
 def _walk_nodes(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:

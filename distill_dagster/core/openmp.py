@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 SPIN_COUNT = "10000"
-"""Turns of the waiting loop before a thread sleeps. On two idle cores this takes 0.55 (embedded teacher) and 0.7
-(training) of the time of threads that sleep at once. Longer spinning, the library's default, is many times slower if
-another process is busy."""
+"""How often a waiting thread checks for work before it sleeps. On two idle cores, work takes 0.55 (embedded teacher)
+and 0.7 (training) of the time that it takes if threads sleep at once. The library's default spins longer, which is many
+times slower if another process is busy."""
 
 
 def limit_openmp_spin() -> None:

@@ -151,8 +151,8 @@ def _render_png(figure: Figure) -> bytes:
         # Scripts that the built-in font lacks appear as boxes; the tables next to the plot contain the text.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         canvas.draw()
-    # A palette makes the file a third as large, without a visible difference in flat colours. This way to choose it
-    # is quick and keeps white as it is.
+    # A palette reduces the file to a third, without a visible difference in flat colours. This method of choosing the
+    # palette is fast and keeps white unchanged.
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     buffer = io.BytesIO()
     flat = pixels.quantize(_PALETTE, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)

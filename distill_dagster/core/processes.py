@@ -18,7 +18,7 @@ def _format_process_name(pid: int) -> str:
 
 
 def get_process_name() -> str:
-    """The name of this process: host, process id and start time in seconds, since ids are used again."""
+    """The name of this process: host, process id and start time in seconds, since the system reuses ids."""
     return _format_process_name(os.getpid())
 
 
@@ -40,7 +40,7 @@ def is_process_gone(name: str) -> bool:
 
 
 def is_process_alive(pid: int, started: float | None) -> bool:
-    """Whether the process that started something at this time (epoch seconds) runs, and not another with its id."""
+    """Whether a process that ran at the time `started` (epoch seconds) still runs, not a later one with its id."""
     try:
         process = psutil.Process(pid)
         later = started is not None and process.create_time() > started

@@ -107,8 +107,8 @@ def import_file(folder: TaskFolder, path: Path, options: ImportOptions, inbox: P
 
 def _check_options(options: ImportOptions) -> None:
     allowed = {
-        "--slice": (options.slice, ("seeds", "examples", "golden", "dev", "human")),
-        "--slice-field": (options.slice_field, ("seeds", "examples", "golden", "dev", "human")),
+        "--slice": (options.slice, ("seeds", *TARGET_FILES)),
+        "--slice-field": (options.slice_field, ("seeds", *TARGET_FILES)),
         "--label-field": (options.label_field, tuple(TARGET_FILES)),
         "--completion-field": (options.completion_field, ("recorded",)),
         "--reasoning-field": (options.reasoning_field, ("recorded", *TARGET_FILES)),
@@ -377,7 +377,7 @@ def _make_id(record: SourceRecord, text: str) -> str:
 
 
 def _format_row(raw: dict[str, Any]) -> str:
-    return json.dumps(raw, ensure_ascii=False, default=str)  # a Parquet file may hold dates
+    return json.dumps(raw, ensure_ascii=False, default=str)  # a Parquet file may contain dates
 
 
 def _append_lines(path: Path, lines: list[str]) -> None:

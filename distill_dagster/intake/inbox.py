@@ -9,6 +9,7 @@ No message quotes a line, because it may contain data that must be masked.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -26,6 +27,7 @@ from distill_dagster.config import SLICE_KEY_PATTERN, InboxSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.files import lock_file, refuse_symlink, sync_folder, write_atomically
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.core.json_text import replace_surrogates
 from distill_dagster.core.text import normalize_text
 from distill_dagster.intake.accepted import append_accepted
 from distill_dagster.intake.masking import MaskedText, mask_id, mask_text
@@ -232,7 +234,7 @@ class _InboxProcessor:
         if path.suffix != ".jsonl":
             raise _SkippedFileError("only files that end with .jsonl are read")
         if (age := _get_age_s(path)) < QUIET_S:
-            raise _SkippedFileError(f"changed {age:.0f} s ago; it has to be unchanged for {QUIET_S} s", waits=True)
+            raise _SkippedFileError(f"changed {age:.0f} s ago; it must be unchanged for {QUIET_S} s", waits=True)
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as handle:
             stat = os.fstat(descriptor)
@@ -326,9 +328,7 @@ def _get_stamp(stat: os.stat_result) -> tuple[int, int, int]:
 def _generate_names(folder: Path, path: Path) -> Iterator[Path]:
     """The path of the file in another folder, then the same with a number, without end."""
     yield folder / path.name
-    number = 1
-    while True:
-        number += 1
+    for number in itertools.count(2):
         yield folder / f"{path.stem}-{number}{path.suffix}"
 
 
@@ -408,5 +408,5 @@ def assign_slices(prompts: list[IncomingPrompt], spec: InboxSpec) -> list[str]:
 def _format_field(value: Any) -> str | None:
     """The text of a field that a rule is matched with: numbers and booleans as in JSON, null for anything else."""
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return str(replace_surrogates(value))
     return json.dumps(value) if isinstance(value, bool | int | float) else None

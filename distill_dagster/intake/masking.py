@@ -75,12 +75,12 @@ def mask_text(text: str, phone_regions: Sequence[str] = (), only: Collection[str
             numbers (`+49 …`) always are.
         only: the kinds to mask, such as EMAIL; by default all.
     """
-    out, at = [], 0
+    parts, covered = list[str](), 0
     spans = _find_spans(text, phone_regions, only)
     for start, end, kind in spans:
-        out += [text[at:start], f"<{kind}>"]
-        at = end
-    return MaskedText("".join([*out, text[at:]]), dict(Counter(kind for _, _, kind in spans)))
+        parts += [text[covered:start], f"<{kind}>"]
+        covered = end
+    return MaskedText("".join([*parts, text[covered:]]), dict(Counter(kind for _, _, kind in spans)))
 
 
 def mask_json(value: Any, mask: Callable[[str], str]) -> Any:

@@ -1,7 +1,7 @@
 """Kinds of tasks: what an answer is, how it is read, when two answers are equal, and what a report measures.
 
-One file per kind. A new kind is a class here, an entry in `KINDS`, and its templates in `prompts/templates`. How a
-teacher is asked belongs to `teacher.asking`; the texts that a student learns from are formatted here, by the kind.
+One file per kind. A new kind is a class here, an entry in `KINDS`, and its templates in `prompts/templates`. Asking a
+teacher belongs to `teacher.asking`. Each kind also formats the texts that a student learns from.
 """
 
 from __future__ import annotations

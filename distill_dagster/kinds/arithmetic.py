@@ -52,7 +52,7 @@ def parse_number(text: str) -> Fraction:
 
 
 def _extract_boxed(text: str) -> str:
-    """Return the content of the last \\boxed{…}, TeX's mark of a result, or the whole text."""
+    """Return the content of the last \\boxed{…}, which marks a result in TeX, or the whole text."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return text

@@ -27,7 +27,7 @@ class ExtractionKind(Kind):
     def canonicalize(self, value: Any, question: Question) -> Any:
         found = find_json(value) if isinstance(value, str) else value
         if found is None:
-            raise InvalidAnswerError("the answer holds no JSON object")
+            raise InvalidAnswerError("the answer contains no JSON object")
         plain = simplify_value(found)
         if why := find_answer_problem(plain, self.build_schema()):
             raise InvalidAnswerError(f"the answer does not fit answer_schema: {why}")

@@ -81,8 +81,8 @@ def match_option(text: str, options: dict[str, str], exact: bool = False) -> str
     if by_letter and (option := options.get(by_letter.group(1).lower())):
         return option
     normalized = f" {normalize_squad(plain)} "
-    held = {option for option in options.values() if f" {normalize_squad(option)} " in normalized}
-    longest = [a for a in held if not any(a != b and normalize_squad(a) in normalize_squad(b) for b in held)]
+    contained = {option for option in options.values() if f" {normalize_squad(option)} " in normalized}
+    longest = [a for a in contained if not any(a != b and normalize_squad(a) in normalize_squad(b) for b in contained)]
     if len(longest) == 1:
         return longest[0]
     raise InvalidAnswerError(f"{plain[:80]!r} is not one of the options")

@@ -1,4 +1,4 @@
-"""Read reasoning and answer out of what a model wrote, or the reason why there is no answer."""
+"""Read the reasoning and the answer from the text of a model, or say why there is no answer."""
 
 from __future__ import annotations
 

@@ -35,10 +35,10 @@ class ToolCallKind(Kind):
         found = find_json(value) if isinstance(value, str) else value
         calls = [found] if isinstance(found, dict) else found
         if not isinstance(calls, list):
-            raise InvalidAnswerError("the answer holds no list of tool calls")
-        return [self._call(call) for call in calls]
+            raise InvalidAnswerError("the answer contains no list of tool calls")
+        return [self._canonicalize_call(call) for call in calls]
 
-    def _call(self, call: Any) -> dict[str, Any]:
+    def _canonicalize_call(self, call: Any) -> dict[str, Any]:
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             raise InvalidAnswerError("a tool call has no name")
         name, arguments = call["name"], call.get("arguments", {})

@@ -95,7 +95,7 @@ def build_draws(examples: list[FewShotExample], labels: list[str], few_shot: Few
         shuffled = sorted((example for example in examples if example.label == label), key=lambda example: example.id)
         order.shuffle(shuffled)
         by_label[label] = shuffled
-    chosen: list[list[FewShotExample]] = []
+    draws: list[list[FewShotExample]] = []
     for draw in range(few_shot.draws):
         start = draw * few_shot.per_label
         picked = [
@@ -104,8 +104,8 @@ def build_draws(examples: list[FewShotExample], labels: list[str], few_shot: Few
             for k in range(min(few_shot.per_label, len(shuffled)))
         ]
         order.shuffle(picked)
-        chosen.append(picked)
-    return chosen
+        draws.append(picked)
+    return draws
 
 
 def choose_calibration_examples(

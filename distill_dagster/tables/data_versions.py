@@ -85,7 +85,7 @@ def _encode_json(column: pl.Series) -> pl.Series:
 def _join_fields(start: str, fields: list[tuple[str, pl.Series]], end: str) -> pl.Expr:
     """The encoded values of several columns in one text per row, each after its prefix.
 
-    Columns without any value become a part of the literals between the others: most scores of a table are such.
+    A column without values becomes part of the literals between the others. Most score columns have no values.
     """
     parts: list[pl.Expr] = []
     literal = start

@@ -137,12 +137,12 @@ class Lake:
         write_parquet(frame, path, {_METADATA_KEY: json.dumps(asdict(record))})
 
     def write_folder(
-        self, folder: Path, record: Callable[[str], ArtifactRecord], fill: Callable[[Path], str]
+        self, folder: Path, build_record: Callable[[str], ArtifactRecord], fill: Callable[[Path], str]
     ) -> ArtifactRecord:
         """Write a folder with its record, all or nothing.
 
         Args:
-            record: makes the record from the data version.
+            build_record: builds the record from the data version.
             fill: writes the files into a temporary folder and returns their data version.
         """
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ class Lake:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            finished = record(fill(temporary))
+            finished = build_record(fill(temporary))
             (temporary / RECORD_FILE).write_text(json.dumps(asdict(finished), indent=1))
             swap_folder(temporary, folder)
             return finished

@@ -83,7 +83,7 @@ def find_accepted_problems(folder: Path | None) -> Iterator[Problem]:
 
 
 def _has_prompt(path: Path) -> bool:
-    """Whether a file contains more than one unfinished line. Only its beginning is read."""
+    """Whether a file contains a prompt, not only an unfinished line. Reads the first line only."""
     if path.is_symlink():
         return True  # reading it names the problem
     try:

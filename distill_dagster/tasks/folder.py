@@ -39,7 +39,7 @@ class TaskFolder:
     All of it raises `InputError` where a file has problems.
 
     Attributes:
-        accepted: the folder of prompts that came through the inbox; without it a task has its own folder alone.
+        accepted: the folder of prompts that came through the inbox; without it only the files of the task folder count.
         find_problems: validates blocks of task.yaml that are plain data for this package, such as
             `curation.filters`. `pipeline.open_task` sets it.
     """

@@ -110,14 +110,10 @@ def read_rows(path: Path, task: Task, labelled: bool) -> ParseResult[list[Labell
     return ParseResult(rows, problems)
 
 
-class _RepeatedFieldError(ValueError):
-    pass
-
-
 def _reject_repeated_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, times in Counter(name for name, _ in pairs).items():
         if times > 1:
-            raise _RepeatedFieldError(f"duplicate field {name!r}")
+            raise ValueError(f"duplicate field {name!r}")
     return dict(pairs)
 
 

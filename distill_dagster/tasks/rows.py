@@ -33,7 +33,7 @@ class PromptText(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _text_of_turns(cls, value: Any) -> Any:
+    def _fill_text(cls, value: Any) -> Any:
         if not isinstance(value, dict) or not isinstance(value.get("messages"), list) or "text" in value:
             return value
         turns = [t for t in value["messages"] if isinstance(t, dict) and t.get("role") == "user"]
@@ -41,12 +41,16 @@ class PromptText(BaseModel):
 
     @field_validator("messages")
     @classmethod
-    def _user_last(cls, value: list[Turn] | None) -> list[Turn] | None:
+    def _check_turns(cls, value: list[Turn] | None) -> list[Turn] | None:
         if value is not None:
             roles = [turn.role for turn in value]
             if roles[-1] != "user" or "system" in roles[1:]:
                 raise ValueError("the last turn must be the user's, and only the first turn may be a system turn")
         return value
+
+    def get_hashed_fields(self) -> dict[str, Any]:
+        """The fields that a data version covers: all but the source."""
+        return self.model_dump(exclude={"source"})
 
 
 class LabelledRow(PromptText):
@@ -65,17 +69,13 @@ class LabelledRow(PromptText):
 
     @field_validator("id", mode="before")
     @classmethod
-    def _number_ids(cls, value: Any) -> Any:
+    def _convert_number(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @property
     def answer_json(self) -> str:
         """The label or answer as canonical JSON text."""
         return to_canonical_json(self.answer if self.answer is not None else self.label)
-
-    def get_hashed_fields(self) -> dict[str, Any]:
-        """The fields that a data version covers: all but the source."""
-        return self.model_dump(exclude={"source"})
 
 
 class Seed(PromptText):
@@ -86,10 +86,6 @@ class Seed(PromptText):
     reference: Any = None
     axes: dict[str, str] = {}
     source: str | None = None
-
-    def get_hashed_fields(self) -> dict[str, Any]:
-        """The fields that a data version covers: all but the source."""
-        return self.model_dump(exclude={"source"})
 
 
 class SliceFile(BaseModel):
@@ -106,7 +102,7 @@ class SliceFile(BaseModel):
 
     @field_validator("seeds", mode="before")
     @classmethod
-    def _plain_strings(cls, value: Any) -> Any:
+    def _expand_strings(cls, value: Any) -> Any:
         return [{"text": s} if isinstance(s, str) else s for s in value] if isinstance(value, list) else value
 
 

@@ -61,7 +61,7 @@ def read_text(path: Path, problems: list[Problem]) -> str:
 
 
 class _UniqueKeys:
-    """Safe loading in which a duplicate key in a mapping is an error; by default the last one wins."""
+    """A safe loader that rejects duplicate keys in a mapping. PyYAML takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         loader: Any = super()

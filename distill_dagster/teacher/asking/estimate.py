@@ -113,9 +113,9 @@ def _find_identity(spec: TeacherSpec) -> str:
 
 
 def _estimate_answers(
-    builder: RequestBuilder, store: CompletionStore, name: str, key: str, prompts: list[AskedPrompt], to_come: int
+    builder: RequestBuilder, store: CompletionStore, name: str, key: str, prompts: list[AskedPrompt], to_imagine: int
 ) -> Estimate:
-    """The estimate for answers to `prompts`, and to `to_come` prompts that are not imagined yet."""
+    """The estimate for answers to `prompts`, and to `to_imagine` prompts that are not imagined yet."""
     builder.choice.prepare([prompt.text for prompt in prompts])
     requests: dict[str, Request] = {}
     for prompt in prompts:
@@ -126,14 +126,14 @@ def _estimate_answers(
     # A replay teacher is sent nothing, whether its answers are stored or not.
     replayed = builder.endpoint.recorded is not None
     new = [] if replayed else [request for request_key, request in requests.items() if request_key not in stored]
-    later = to_come * builder.spec.requests_per_prompt
+    later = to_imagine * builder.spec.requests_per_prompt
     likely = new or list(requests.values())
     calls = len(new) + (later if likely else 0)
     tokens, usd = _estimate_cost(builder.spec, new, later, likely)
     answers = store.get(sorted(stored)[:LATENCY_SAMPLE]).values()
     seconds = [answer.latency_s for answer in answers if answer.mode == "online"]
     wall = _estimate_seconds(builder.spec, calls, tokens, median(seconds) if seconds else None)
-    return Estimate(key, name, "answers", len(prompts) + to_come, calls, len(stored), tokens, usd, wall)
+    return Estimate(key, name, "answers", len(prompts) + to_imagine, calls, len(stored), tokens, usd, wall)
 
 
 def _estimate_cost(

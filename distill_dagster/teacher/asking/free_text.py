@@ -1,6 +1,6 @@
 """Requests for answers that are free text, and reading these answers.
 
-Free text are the answers of kinds without labels, and labels that follow a reasoning.
+Answers of kinds without labels are free text. So are labels that follow reasoning.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from distill_dagster.teacher.providers.exchange import Request
 
 _MARK = secrets.token_hex(16)
 PLACEHOLDER = f"{_MARK}  {_MARK}"
-"""Stands for a prompt's text. It is random, so no text contains it. `one_line` folds its two spaces to one."""
+"""The placeholder for a prompt's text. It is random, so no text contains it. `one_line` folds its two spaces to one."""
 _FOLDED_PLACEHOLDER = fold_whitespace(PLACEHOLDER)
 _PLACEHOLDERS = re.compile(f"({PLACEHOLDER}|{_FOLDED_PLACEHOLDER})")
 
@@ -51,7 +51,7 @@ class RequestTemplate:
         for is_folded, after in self._rest:
             digest.update(folded_json if is_folded else text_json)
             digest.update(after)
-        like, prompt, messages = self._request, self._request.prompt, self._request.messages
+        request, prompt, messages = self._request, self._request.prompt, self._request.messages
         if prompt is not None:
             prompt = prompt.replace(PLACEHOLDER, text).replace(_FOLDED_PLACEHOLDER, folded)
         if messages is not None:
@@ -60,12 +60,12 @@ class RequestTemplate:
                 content = messages[i]["content"].replace(PLACEHOLDER, text).replace(_FOLDED_PLACEHOLDER, folded)
                 messages[i] = {"role": messages[i]["role"], "content": content}
         return Request(
-            like.identity,
-            like.sample_index,
-            like.params,
+            request.identity,
+            request.sample_index,
+            request.params,
             prompt,
             messages,
-            like.tools,
-            like.response_format,
+            request.tools,
+            request.response_format,
             known_key=digest.hexdigest(),
         )

@@ -137,7 +137,7 @@ class BatchStore:
             query = query.where(_BATCHES.c.teacher == teacher)
         with self._engine.connect() as connection:
             submissions = [Submission(**row) for row in connection.execute(query).mappings()]
-        return [each for each in submissions if task is None or each.origin.startswith(f"{task}/")]
+        return [found for found in submissions if task is None or found.origin.startswith(f"{task}/")]
 
     def list_keys(self, submission: str) -> list[str]:
         """The requests of a submission."""

@@ -33,7 +33,7 @@ from distill_dagster.teacher.providers.exchange import Request, Response
 from distill_dagster.teacher.providers.prices import TokenPrice, compute_worst_case, find_price
 
 SUBMISSION_KEY = "distill_submission"
-"""The metadata key of a batch that holds the name of its submission."""
+"""The metadata key of a batch whose value is the name of its submission."""
 BATCH_PROVIDERS = ("openai", "azure", "hosted_vllm", "litellm_proxy")
 """Providers with OpenAI's batch API whose batches litellm can also list. Surviving a kill needs the list."""
 MAX_POLL_FACTOR = 10

@@ -68,7 +68,7 @@ class CompletionEngine:
         self._batch_errors: dict[str, str] | None = None
         self._from_batch: set[str] = set()
         self.pending: BatchPendingError | None = None
-        """Set when an open batch holds a request of this engine; nothing else can answer that request."""
+        """Set when an open batch contains a request of this engine. Only that batch can answer the request."""
         self.calls = self.cached = self.prompt_tokens = self.completion_tokens = 0
         self.spent_usd = 0.0
         """The cost of this engine's requests, as far as their price is known."""
@@ -145,7 +145,7 @@ class CompletionEngine:
         Raises:
             PermanentTeacherError: the teacher refuses every request.
             BudgetError: a cap is reached.
-            BatchPendingError: an open batch holds the request.
+            BatchPendingError: an open batch contains the request.
             TeacherError: no answer came, or `check` rejected it.
         """
         key = request.key
@@ -175,7 +175,7 @@ class CompletionEngine:
             return response
         except BaseException as error:
             coming.set_exception(error if isinstance(error, TeacherError) else TeacherError("the request was not sent"))
-            coming.exception()  # mark it as retrieved: there may be no other task that waits for it
+            coming.exception()  # mark it as retrieved, since perhaps no task waits for it
             raise
         finally:
             del _in_flight[key]
@@ -261,7 +261,7 @@ class CompletionEngine:
 
         Raises:
             BudgetError: a cap is reached.
-            BatchPendingError: an open batch holds the request.
+            BatchPendingError: an open batch contains the request.
         """
         while True:
             if self._stopped is not None:

@@ -103,8 +103,9 @@ class CompletionStore:
     def take_over(self, folder: Path) -> None:
         """Copy the SQLite store in `folder` into this store if this one is empty, so that nothing is paid for twice.
 
-        It copies the answers, the ledger, the passed smokes and the notes on open batches, whose answers are collected
-        from here on. Open reservations are copied as they are, so stop all runs on the old store first.
+        It copies the answers, the ledger, the passed smoke tests and the notes on open batches. From then on, this
+        store collects the answers of these batches. Open reservations are copied unchanged, so stop all runs on the
+        old store first.
         """
         from distill_dagster.teacher.completions.batch_store import BATCH_TABLES
 
@@ -211,12 +212,12 @@ class CompletionStore:
         return pl.DataFrame(rows, schema=columns).sort("reserved_at", "id")
 
     def has_passed_smoke(self, key: str) -> bool:
-        """Whether a smoke of this teacher and template has passed."""
+        """Whether the smoke test of a teacher and template has passed. `key` is their hash."""
         with self._engine.connect() as connection:
             return connection.execute(sa.select(_SMOKES.c.key).where(_SMOKES.c.key == key)).first() is not None
 
     def note_passed_smoke(self, key: str) -> None:
-        """Remember that a smoke of this teacher and template has passed."""
+        """Note that the smoke test of a teacher and template has passed."""
         values = {"key": key, "passed_at": datetime.now(UTC).isoformat(timespec="seconds")}
         with self._engine.begin() as connection:
             connection.execute(insert_if_new(self._engine, _SMOKES), values)

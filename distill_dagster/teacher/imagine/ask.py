@@ -44,7 +44,7 @@ class ImagineResult:
 
     @property
     def missing_rows(self) -> int:
-        """Prompts that asking again may bring: those that are missing because a request had no answer."""
+        """The number of prompts that asking again may return: the missing ones, if a request had no answer."""
         return self.missing if self.failed else 0
 
 

@@ -32,7 +32,7 @@ class JudgeResult:
     """The candidates with the columns of the judge, and what the asking took.
 
     `asked` counts the rows that the judge was asked about. `failed` of them have no answer yet, and asking again may
-    bring one. `malformed` of them have only answers that do not fit the declared form.
+    return one. `malformed` of them have only answers that do not fit the declared form.
     """
 
     candidates: pl.DataFrame

@@ -52,7 +52,7 @@ class Request:
 class Response:
     """The response to one request, as received. Soft labels are read from it later and do not replace it.
 
-    `positions` holds, for each token of the answer, the likeliest tokens with their natural log-probabilities; the
+    `positions` contains, for each token of the answer, the likeliest tokens with their natural log-probabilities; the
     first is the token that was chosen. `latency_s` is seconds on the wire, while `in_flight` requests of this process
     were under way. `mode` is online, batch (latency is not measured) or replay.
     """

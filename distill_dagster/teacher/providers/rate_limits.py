@@ -14,7 +14,7 @@ from distill_dagster.config import TeacherSpec
 
 SHRINK_FACTOR = 0.5
 GROWTH_RATE = 0.1
-"""The concurrency grows by about a tenth per round of answers: from a half to the whole in some 8 rounds."""
+"""The concurrency grows by about a tenth per round of answers: from half to all of it in about 8 rounds."""
 SHRINK_COOLDOWN_S = 1.0
 """Ignore refusals of requests that were sent before the concurrency last shrank."""
 

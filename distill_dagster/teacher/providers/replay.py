@@ -93,8 +93,8 @@ def _build_response(recording: Recording) -> Response:
     )
 
 
-_READ: WeakKeyDictionary[TaskFolder, dict[tuple[str, ReplaySpec | None], ReplayTeacher]] = WeakKeyDictionary()
-"""The replay teachers of each open task folder, read once like the rest of the folder."""
+_loaded: WeakKeyDictionary[TaskFolder, dict[tuple[str, ReplaySpec | None], ReplayTeacher]] = WeakKeyDictionary()
+"""The replay teachers of each open task folder. Like the rest of the folder, each is read once."""
 
 
 def load_replay_teacher(folder: TaskFolder, spec: TeacherSpec) -> ReplayTeacher:
@@ -103,11 +103,11 @@ def load_replay_teacher(folder: TaskFolder, spec: TeacherSpec) -> ReplayTeacher:
     Raises:
         InputError: a file is missing or malformed, or a record cannot be mapped.
     """
-    read = _READ.setdefault(folder, {})
+    loaded = _loaded.setdefault(folder, {})
     key = (spec.model, spec.replay)
-    if key not in read:
-        read[key] = _read_recorded(folder, spec)
-    return read[key]
+    if key not in loaded:
+        loaded[key] = _read_recorded(folder, spec)
+    return loaded[key]
 
 
 def compute_recorded_version(folder: TaskFolder) -> str | None:

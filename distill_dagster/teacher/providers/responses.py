@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from distill_dagster.core import redaction
+from distill_dagster.core.json_text import replace_surrogates
 from distill_dagster.teacher.providers.exchange import Position, Response
 
 
@@ -34,14 +35,17 @@ def _format_now() -> str:
 
 
 def parse_response(body: dict[str, Any], latency: float, in_flight: int) -> Response:
-    """Read the response from the body of a chat or text completion."""
+    """Read the response from the body of a chat or text completion.
+
+    It replaces unpaired surrogates, which cannot be stored. A model may stop in the middle of a pair.
+    """
     choice = body["choices"][0]
     message, usage = choice.get("message") or {}, body.get("usage") or {}
     text = message.get("content") if "message" in choice else choice.get("text")
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     cost, declined = body.get("cost_usd"), _read_refusal(message)
     return Response(
-        text=_replace_surrogates(text or declined or ""),
+        text=replace_surrogates(text or declined or ""),
         finish_reason="refusal" if declined else choice.get("finish_reason"),
         positions=_read_positions(choice.get("logprobs")),
         prompt_tokens=usage.get("prompt_tokens"),
@@ -52,7 +56,7 @@ def parse_response(body: dict[str, Any], latency: float, in_flight: int) -> Resp
         in_flight=in_flight,
         model_reported=body.get("model"),
         received_at=_format_now(),
-        reasoning=_replace_surrogates(reasoning) if isinstance(reasoning, str) and reasoning else None,
+        reasoning=replace_surrogates(reasoning) if isinstance(reasoning, str) and reasoning else None,
         tool_calls=_read_tool_calls(message),
     )
 
@@ -67,7 +71,7 @@ def _read_tool_calls(message: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Read the tool calls of a message: names, and arguments as the JSON text that was received."""
     functions = [call.get("function") or {} for call in message.get("tool_calls") or []]
     return [
-        {"name": f.get("name"), "arguments": _replace_surrogates(f.get("arguments") or "{}")} for f in functions
+        {"name": f.get("name"), "arguments": replace_surrogates(f.get("arguments") or "{}")} for f in functions
     ] or None
 
 
@@ -100,11 +104,6 @@ def redact_response(response: Response, secrets: list[str]) -> Response:
     )
 
 
-def _replace_surrogates(text: str) -> str:
-    """Replace unpaired surrogates, which cannot be stored. A model may stop in the middle of a pair."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _read_positions(logprobs: dict[str, Any] | None) -> list[Position]:
     """Read log-probabilities in the form of chat (`content`) or of OpenAI's text API (`tokens`, `top_logprobs`)."""
     if logprobs is None:
@@ -135,6 +134,6 @@ def _log_probability(probability: float) -> float:
 
 def _build_position(chosen: tuple[str, float], top: list[tuple[str, float]]) -> Position:
     return [
-        (_replace_surrogates(chosen[0]), float(chosen[1])),
-        *((_replace_surrogates(t), float(lp)) for t, lp in top if t != chosen[0]),
+        (replace_surrogates(chosen[0]), float(chosen[1])),
+        *((replace_surrogates(t), float(lp)) for t, lp in top if t != chosen[0]),
     ]

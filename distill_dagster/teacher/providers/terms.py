@@ -191,10 +191,10 @@ def require_acknowledgement(*specs: TeacherSpec) -> None:
 TERMS_CHECK = CheckSpec(
     "terms_acknowledged",
     "Where the provider's terms restrict training with its answers, task.yaml acknowledges it (`teacher.terms`). "
-    "Stands before the first request.",
+    "This check runs before the first request.",
     blocking=True,
 )
 
 
 # A check of its own: automation waits for blocking checks that failed, also where they only warn.
-TERMS_KNOWN_CHECK = CheckSpec("terms_known", "What the provider's terms say of training with its answers is known.")
+TERMS_KNOWN_CHECK = CheckSpec("terms_known", "The provider's terms on training with its answers are known.")

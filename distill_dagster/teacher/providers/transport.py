@@ -1,6 +1,6 @@
 """Send a request: directly to OpenAI-compatible servers at the user's own address, through litellm to all others.
 
-The direct way uses one shared connection pool. It saves litellm's mapping between providers, which costs some 3 ms of
+The direct way uses one shared connection pool. It saves litellm's mapping between providers, which costs about 3 ms of
 CPU per request.
 """
 
@@ -105,9 +105,8 @@ async def _send_through_litellm(endpoint: Endpoint, request: Request, timeout_s:
         where["api_base"] = endpoint.api_base
     if endpoint.api_key:
         where["api_key"] = endpoint.api_key
-    params = copy.deepcopy(
-        request.build_body()
-    )  # litellm rewrites some in place, and requests share turns, tools and schema
+    # A deep copy, since litellm changes some values in place, and requests share turns, tools and schema.
+    params = copy.deepcopy(request.build_body())
     if "tools" in params:
         # Otherwise litellm looks for tools of its own gateway, with a package that is not installed.
         params["_skip_mcp_handler"] = True
