@@ -43,7 +43,7 @@ from distill_dagster.kinds import Question, get_kind
 from distill_dagster.pipeline.open_task import open_task
 from distill_dagster.prompts.seeds import compute_prompt_id
 from distill_dagster.tables.lake import ArtifactRecord, Lake
-from distill_dagster.tables.messages import make_user_message
+from distill_dagster.tables.messages import make_user_messages
 from distill_dagster.tables.schemas import COMPLETIONS, SCORED
 from distill_dagster.tasks import TaskFolder
 
@@ -134,7 +134,7 @@ def accuracy(home: Home, name: str, found: dict[str, Any], right: dict[str, Any]
 
 
 def key_of(text: str) -> str:
-    return compute_prompt_id(make_user_message(text.strip()))
+    return compute_prompt_id(make_user_messages(text.strip()))
 
 
 def commonsense(home: Home, data: Path, limit: int | None) -> dict[str, float]:
@@ -238,7 +238,7 @@ def resume(home: Home, count: int) -> dict[str, float]:
     value = {"description": "All.", "seeds": texts}
     (home.tasks / name / "slices" / "all.yaml").write_text(json.dumps(value))
     folder: TaskFolder = open_task(home.tasks, name, home.accepted)
-    lake, store = Lake(home.lake, home.reports), CompletionStore.in_folder(home.store)
+    lake, store = Lake(home.lake, home.reports), CompletionStore.open_in_folder(home.store)
 
     @contextmanager
     def endpoint(spec: Any) -> Iterator[Any]:

@@ -50,11 +50,11 @@ def plain(completions: pl.DataFrame) -> pl.DataFrame:
 
 def faults(folder: Path, rows: int) -> dict[str, Any]:
     with server(folder, delay=0.05) as address:
-        store = CompletionStore.in_folder(folder / "calm")
+        store = CompletionStore.open_in_folder(folder / "calm")
         calm = ask(write_task(folder, address, **TASK), store, texts_of(rows), BudgetSpec())
         store.close()
     with server(folder, delay=0.05, faults=SHARE, seed=1) as address:
-        store = CompletionStore.in_folder(folder / "stormy")
+        store = CompletionStore.open_in_folder(folder / "stormy")
         started = time.perf_counter()
         stormy = ask(write_task(folder, address, **TASK), store, texts_of(rows), BudgetSpec())
         wall = time.perf_counter() - started
@@ -94,7 +94,7 @@ from distill_dagster.teacher.completions.store import CompletionStore
 folder = Path(sys.argv[1])
 task = write_task(folder, sys.argv[2], **TASK)
 print("ready", flush=True)
-ask(task, CompletionStore.in_folder(folder / "store"), texts_of(int(sys.argv[3])), BudgetSpec())
+ask(task, CompletionStore.open_in_folder(folder / "store"), texts_of(int(sys.argv[3])), BudgetSpec())
 """
 
 
@@ -115,7 +115,7 @@ def kills(folder: Path, times: int, rows: int) -> dict[str, Any]:
             child.kill()
             child.wait()
             time.sleep(0.3)  # the server finishes open requests
-            store = CompletionStore.in_folder(place / "store")
+            store = CompletionStore.open_in_folder(place / "store")
             ledger, stored, before = store.read_ledger(), store.count(), counts(address)["asked"]
             open_ = ledger.filter(pl.col("state") == "reserved").height
             task = write_task(place, address, **TASK)
@@ -124,7 +124,7 @@ def kills(folder: Path, times: int, rows: int) -> dict[str, Any]:
             again = after - rows  # every prompt must be asked once
             repeated, in_flight = repeated + again, in_flight + open_
             worst = max(worst, again / open_ if open_ else float(again > 0))
-            clean = CompletionStore.in_folder(place / "clean")
+            clean = CompletionStore.open_in_folder(place / "clean")
             undisturbed = ask(task, clean, texts_of(rows), BudgetSpec())
             same += plain(asked.completions).equals(plain(undisturbed.completions))
             assert after - before == rows - stored, (after, before, rows, stored)
@@ -147,7 +147,7 @@ def budget(folder: Path, times: int, rows: int) -> dict[str, Any]:
         place.mkdir()
         with server(place, delay=0.02, faults=0.1 if turn % 2 else 0.0, seed=turn) as address:
             task = write_task(place, address, **TASK)
-            store = CompletionStore.in_folder(place / "store")
+            store = CompletionStore.open_in_folder(place / "store")
             one = (40 * PRICE["input_usd"] + 3 * PRICE["output_usd"]) / 1e6
             cap = rows * one / 2
             asked = ask(task, store, texts_of(rows), BudgetSpec(usd=cap))

@@ -83,7 +83,7 @@ def main() -> None:
                 texts = [f"{concurrency}-{turn}-{n}: where is my order" for n in range(requests)]
                 peer = measured(lambda t=texts, c=concurrency: asyncio.run(raw(address, t, c)), requests)
                 task = write_task(folder, address, concurrency=concurrency, requests_per_minute=10**6)
-                store = CompletionStore.in_folder(folder / f"store-{concurrency}-{turn}")
+                store = CompletionStore.open_in_folder(folder / f"store-{concurrency}-{turn}")
                 budget = BudgetSpec(usd=1000.0, month_usd=5000.0)
                 stage = measured(lambda f=task, s=store, t=texts, b=budget: ask(f, s, t, b), requests)
                 assert store.count() == requests

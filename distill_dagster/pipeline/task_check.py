@@ -11,7 +11,7 @@ from distill_dagster.core.text import normalize_text
 from distill_dagster.curation.filters import find_filter_problems
 from distill_dagster.prompts.templates import AUXILIARY_TEMPLATES, find_template_problems, get_template_names
 from distill_dagster.tasks.accepted import find_accepted_problems
-from distill_dagster.tasks.folder import TaskFolder, check_slice_file, list_slice_files
+from distill_dagster.tasks.folder import TaskFolder, find_slice_file_problem, list_slice_files
 from distill_dagster.tasks.imagined import find_imagined_problems
 from distill_dagster.tasks.reading import (
     DEV_FILE,
@@ -19,7 +19,7 @@ from distill_dagster.tasks.reading import (
     GOLDEN_FILE,
     HUMAN_FILE,
     TASK_FILE,
-    check_examples,
+    find_example_problems,
     read_rows,
     read_slice,
     read_task,
@@ -78,7 +78,7 @@ def _check_slices(path: Path, task: Task) -> tuple[list[Problem], dict[str, list
         problems.append(Problem(path / "slices", "the task has no slice.", remedy))
     names: dict[str, str] = {}
     for file in files:
-        if problem := check_slice_file(path, file):
+        if problem := find_slice_file_problem(path, file):
             problems.append(problem)
             continue
         if twin := names.get(file.stem.casefold()):
@@ -117,7 +117,7 @@ def _check_rows(path: Path, task: Task) -> tuple[list[Problem], dict[str, str]]:
                 problems.append(Problem(path / name, message, remedy, severity="warning"))
     if not any(p.file == path / EXAMPLES_FILE and p.severity == "error" for p in problems):
         # With broken lines, too few examples would only be the same mistake again.
-        problems += check_examples(path, task, examples)
+        problems += find_example_problems(path, task, examples)
     return problems, held_out
 
 

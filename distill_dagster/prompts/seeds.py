@@ -8,7 +8,7 @@ import polars as pl
 
 from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.kinds import WANTED_REFUSAL
-from distill_dagster.tables.messages import Message, make_message, make_user_message
+from distill_dagster.tables.messages import Message, make_message, make_user_messages
 from distill_dagster.tables.schemas import PROMPTS, build_frame
 from distill_dagster.tasks import LabelledRow, Seed, Slice
 
@@ -16,7 +16,7 @@ from distill_dagster.tasks import LabelledRow, Seed, Slice
 def build_messages(prompt: LabelledRow | Seed) -> list[Message]:
     """The messages of a prompt: its conversation, or its text as the user's only turn."""
     if not prompt.messages:
-        return make_user_message(prompt.text.strip())
+        return make_user_messages(prompt.text.strip())
     return [make_message(turn.role, turn.content.strip()) for turn in prompt.messages]
 
 
@@ -47,10 +47,11 @@ def build_seed_prompts(key: str, content: Slice, answers: bool = False) -> pl.Da
         row |= {"target_label": seed.target_label, "reference": refusal or reference, "axes": axes}
         rows.setdefault(row["prompt_id"], row)
     for accepted in content.accepted:
-        row = _build_row(key, make_user_message(accepted.text.strip()), "log", accepted.source) | {"reference": refusal}
+        row = _build_row(key, make_user_messages(accepted.text.strip()), "log", accepted.source)
+        row["reference"] = refusal
         rows.setdefault(row["prompt_id"], row)
     for imagined in content.imagination.prompts:
-        row = _build_row(key, make_user_message(imagined.text.strip()), "synthetic", imagined.teacher)
+        row = _build_row(key, make_user_messages(imagined.text.strip()), "synthetic", imagined.teacher)
         row |= {"target_label": imagined.target_label, "parent_prompt_id": imagined.parent_prompt_id}
         row |= {"axes": to_canonical_json({"method": imagined.method} | imagined.axes), "reference": refusal}
         rows.setdefault(row["prompt_id"], row)

@@ -23,8 +23,8 @@ def make_message(role: str, content: str | None) -> Message:
     return {"role": role, "content": content, "tool_calls": None, "tool_call_id": None, "name": None}
 
 
-def make_user_message(text: str) -> list[Message]:
-    """A prompt with one turn, the user's."""
+def make_user_messages(text: str) -> list[Message]:
+    """The messages of a prompt with one turn, the user's."""
     return [make_message("user", text)]
 
 

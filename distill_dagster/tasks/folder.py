@@ -23,7 +23,7 @@ from distill_dagster.tasks.reading import (
     GOLDEN_FILE,
     HUMAN_FILE,
     TASK_FILE,
-    check_examples,
+    find_example_problems,
     read_rows,
     read_slice,
     read_task,
@@ -66,7 +66,7 @@ class TaskFolder:
     def list_written_slice_keys(self) -> list[str]:
         """The keys of all slices with a file, sorted. `distill check` names the files that cannot be a partition."""
         files = list_slice_files(self.path)
-        return sorted(file.stem for file in files if not check_slice_file(self.path, file))
+        return sorted(file.stem for file in files if not find_slice_file_problem(self.path, file))
 
     def read_slice(self, key: str) -> Slice:
         """The slice `key` with its accepted and imagined prompts."""
@@ -93,7 +93,7 @@ class TaskFolder:
     @cached_property
     def examples(self) -> list[LabelledRow]:
         rows = self.read_rows(EXAMPLES_FILE)
-        if problems := check_examples(self.path, self.task, rows):
+        if problems := find_example_problems(self.path, self.task, rows):
             raise InputError(problems)
         return rows
 
@@ -127,14 +127,14 @@ class TaskFolder:
 
 
 def list_slice_files(folder: Path) -> list[Path]:
-    """All YAML files below slices/, sorted. `check_slice_file` tells which of them are slices."""
+    """All YAML files below slices/, sorted. `find_slice_file_problem` says which of them are not slices."""
     slices = folder / "slices"
     if slices.is_symlink() or not slices.is_dir():
         return []
     return sorted(p for p in slices.rglob("*") if p.suffix in (".yaml", ".yml") and not p.name.startswith("."))
 
 
-def check_slice_file(folder: Path, file: Path) -> Problem | None:
+def find_slice_file_problem(folder: Path, file: Path) -> Problem | None:
     """The problem with the name of a slice file, if there is one."""
     name = file.relative_to(folder / "slices").with_suffix("").as_posix()
     if file.suffix != ".yaml":

@@ -178,7 +178,7 @@ def _check_label(path: Path, line: int | None, name: str, label: Any, task: Task
     return [Problem(path, f"{label!r} is not a label of this task.", remedy, line=line, field=name)]
 
 
-def check_examples(folder: Path, task: Task, rows: list[LabelledRow]) -> list[Problem]:
+def find_example_problems(folder: Path, task: Task, rows: list[LabelledRow]) -> list[Problem]:
     """Problems where examples.jsonl has fewer rows than the prompts of the teacher need."""
     few_shot = task.teacher.few_shot
     if not task.has_labels:

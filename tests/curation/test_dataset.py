@@ -20,7 +20,7 @@ from distill_dagster.curation.filters import FilterSettings, select_filters
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.prompts.seeds import compute_prompt_id
 from distill_dagster.tables.data_versions import compute_data_version
-from distill_dagster.tables.messages import get_user_text, make_user_message
+from distill_dagster.tables.messages import get_user_text, make_user_messages
 from distill_dagster.tables.schemas import DATASET, REJECTED, SCORED, build_frame
 from distill_dagster.tasks import LabelledRow
 
@@ -39,10 +39,10 @@ DROP_REASONS = list_drop_reasons(
 def scored(text: str, slice_: str = "shop", **changes: Any) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(SCORED)
     row |= {
-        "prompt_id": compute_prompt_id(make_user_message(text)),
+        "prompt_id": compute_prompt_id(make_user_messages(text)),
         "slice": slice_,
         "origin": "human",
-        "messages": make_user_message(text),
+        "messages": make_user_messages(text),
     }
     row |= {"teacher": "t", "status": "ok", "answer": '"refund"', "answer_kind": "label", "agreement": 1.0}
     row |= {"confidence": 0.9, "words": len(text.split()), "completion_ids": ["c"], "judge_score": 0.75}
@@ -79,11 +79,11 @@ DROPS: list[tuple[dict[str, Any], str, str]] = [
     ({"judge_score": 0.5}, "low_judge", "judge score 0.5"),
     ({"judge_score": None}, "low_judge", "not judged"),
     ({"target_label": "data loss"}, "other_label", 'meant as data loss, answered "refund"'),
-    ({"messages": make_user_message("OF\u00a0golden\n")}, "contaminated", "same text as a golden or dev row"),
+    ({"messages": make_user_messages("OF\u00a0golden\n")}, "contaminated", "same text as a golden or dev row"),
     (
-        {"messages": make_user_message("Kept\u3000Text")},
+        {"messages": make_user_messages("Kept\u3000Text")},
         "duplicate",
-        f"same text as {compute_prompt_id(make_user_message('kept text'))}",
+        f"same text as {compute_prompt_id(make_user_messages('kept text'))}",
     ),
 ]
 
@@ -92,7 +92,7 @@ DROPS: list[tuple[dict[str, Any], str, str]] = [
 def test_each_drop_reason(change: dict[str, Any], reason: str, detail: str) -> None:
     row = scored("another text", **({"confidence": 0.8} | change))
     found = cut(scored("kept text"), row, held_out=GOLDEN)
-    assert found.dataset["prompt_id"].to_list() == [compute_prompt_id(make_user_message("kept text"))]
+    assert found.dataset["prompt_id"].to_list() == [compute_prompt_id(make_user_messages("kept text"))]
     [rejected] = found.rejected.to_dicts()
     assert (rejected["drop_reason"], rejected["drop_detail"] or "") == (reason, detail)
     assert found.count_reasons() == dict.fromkeys(DROP_REASONS, 0) | {reason: 1}
@@ -135,7 +135,7 @@ def test_duplicates_across_slices_keep_the_human_row_with_the_highest_confidence
     for turned in (rows, rows[::-1]):
         found = cut(*turned)
         assert sorted(get_user_text(r["messages"]) for r in found.dataset.to_dicts()) == ["SAME TEXT", "another text"]
-        kept = compute_prompt_id(make_user_message("SAME TEXT"))
+        kept = compute_prompt_id(make_user_messages("SAME TEXT"))
         assert reasons(found) == dict.fromkeys(("Same text", "same  text"), ("duplicate", f"same text as {kept}"))
 
 

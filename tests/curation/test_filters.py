@@ -38,7 +38,7 @@ from distill_dagster.pipeline.source_versions import hash_curation_settings
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.prompts.seeds import compute_prompt_id
 from distill_dagster.tables.data_versions import compute_data_version
-from distill_dagster.tables.messages import make_user_message
+from distill_dagster.tables.messages import make_user_messages
 from distill_dagster.tables.schemas import SCORED, SCORES, build_frame
 from distill_dagster.tasks import TaskFolder
 from tests.support.task import TASK, again, merged, small_task
@@ -265,8 +265,8 @@ def candidate(n: int, text: str, answer: Any, thought: str | None, **more: Any) 
     from distill_dagster.core.hashing import to_canonical_json
 
     row: dict[str, Any] = dict.fromkeys(SCORED)
-    row |= {"prompt_id": compute_prompt_id(make_user_message(f"{n} {text}")), "slice": "shop", "origin": "human"}
-    row |= {"messages": make_user_message(text), "status": "ok", "teacher": "t", "answer_kind": "text"}
+    row |= {"prompt_id": compute_prompt_id(make_user_messages(f"{n} {text}")), "slice": "shop", "origin": "human"}
+    row |= {"messages": make_user_messages(text), "status": "ok", "teacher": "t", "answer_kind": "text"}
     row |= {"answer": None if answer is None else to_canonical_json(answer), "reasoning": thought}
     return row | {"completion_ids": ["c"], "words": len(text.split()), "agreement": 1.0, "confidence": 0.5} | more
 

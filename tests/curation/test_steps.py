@@ -13,7 +13,7 @@ from distill_dagster.curation.dataset.curate import CuratedDataset, curate_datas
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.prompts.seeds import compute_prompt_id
 from distill_dagster.tables.data_versions import compute_data_version
-from distill_dagster.tables.messages import get_user_text, make_user_message
+from distill_dagster.tables.messages import get_user_text, make_user_messages
 from distill_dagster.tables.schemas import SCORED, build_frame
 from tests.support.kinds import task_of
 
@@ -25,8 +25,8 @@ OTHER = "my password was refused twice today although I changed it only an hour 
 
 def row(text: str, **changes: Any) -> dict[str, Any]:
     out: dict[str, Any] = dict.fromkeys(SCORED)
-    out |= {"prompt_id": compute_prompt_id(make_user_message(text)), "slice": "shop", "origin": "human"}
-    out |= {"messages": make_user_message(text), "teacher": "t", "status": "ok", "answer": '"refund"'}
+    out |= {"prompt_id": compute_prompt_id(make_user_messages(text)), "slice": "shop", "origin": "human"}
+    out |= {"messages": make_user_messages(text), "teacher": "t", "status": "ok", "answer": '"refund"'}
     out |= {"answer_kind": "label", "agreement": 1.0, "confidence": 0.9, "words": len(text.split())}
     return out | {"completion_ids": ["c"]} | changes
 
@@ -54,7 +54,7 @@ def test_of_near_prompts_the_one_with_the_highest_confidence_stays() -> None:
     assert kept(found) == {NEARLY, OTHER}
     [gone] = found.rejected.to_dicts()
     assert gone["drop_reason"] == "near_duplicate"
-    assert gone["cluster_id"] == compute_prompt_id(make_user_message(NEARLY))
+    assert gone["cluster_id"] == compute_prompt_id(make_user_messages(NEARLY))
     assert gone["drop_detail"].startswith(f"like {gone['cluster_id']}, similarity 0.75")
     person = cut([row(LONG, teacher=None, completion_ids=None, confidence=0.1), row(NEARLY, confidence=1.0)])
     assert kept(person) == {LONG}, "a person's answer first"
@@ -73,7 +73,7 @@ def test_short_texts_and_rows_that_were_dropped_are_near_nothing() -> None:
 def test_an_equal_prompt_names_its_representative_too() -> None:
     found = cut([row(LONG, slice="a"), row(f" {LONG.upper()} ", slice="b", confidence=0.5)])
     [gone] = found.rejected.to_dicts()
-    assert (gone["drop_reason"], gone["cluster_id"]) == ("duplicate", compute_prompt_id(make_user_message(LONG)))
+    assert (gone["drop_reason"], gone["cluster_id"]) == ("duplicate", compute_prompt_id(make_user_messages(LONG)))
 
 
 def test_problems_that_differ_in_a_number_stay() -> None:
@@ -106,7 +106,7 @@ def test_rows_with_golden_texts_are_dropped_and_named() -> None:
     assert "of golden:g0, overlap 0." in why(found)[quoted][1]
     assert "of golden:g0, overlap 0." in why(found)[NEARLY][1]
     leaked = {(r["prompt_id"], r["golden_id"]) for r in found.leaks.to_dicts()}
-    assert leaked == {(compute_prompt_id(make_user_message(text)), "golden:g0") for text in (quoted, NEARLY)}
+    assert leaked == {(compute_prompt_id(make_user_messages(text)), "golden:g0") for text in (quoted, NEARLY)}
     assert found.leaks["kind"].is_in(["near", "item_in_row"]).all()
     assert (found.leaks["overlap"] > 0.5).all()
     assert kept(cut([row(quoted)], items=items(LONG), decontamination=False)) == {quoted}
@@ -121,7 +121,7 @@ def test_the_same_meaning_by_embeddings() -> None:
     rows = [row(LONG), row(OTHER, confidence=1.0), row("something else")]
     found = cut(rows, dedup={"semantic": True}, embed=embed)
     assert why(found) == {
-        LONG: ("semantic_duplicate", f"like {compute_prompt_id(make_user_message(OTHER))}, similarity 1.0")
+        LONG: ("semantic_duplicate", f"like {compute_prompt_id(make_user_messages(OTHER))}, similarity 1.0")
     }
     assert cut(rows, embed=embed).dataset.height == 3, "off by default"
     assert cut(rows, dedup={"semantic": {"most_rows": 2}}, embed=embed).dataset.height == 3

@@ -123,12 +123,12 @@ class Project:
         return dg.DagsterInstance.from_config(str(self.home / "instance"))
 
     def record(self, asset: str, partition: str | None = None) -> ArtifactRecord:
-        found = self.lake.record(TASK, asset, partition)
+        found = self.lake.read_record(TASK, asset, partition)
         assert found is not None, f"{asset}[{partition}] was not made"
         return found
 
     def stored_answers(self) -> int:
-        store = CompletionStore.in_folder(self.home / "store")
+        store = CompletionStore.open_in_folder(self.home / "store")
         try:
             return store.count()
         finally:

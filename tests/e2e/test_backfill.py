@@ -35,7 +35,7 @@ def versions(project: Project, asset: str) -> dict[str, str | None]:
 
 def paid_usd(project: Project) -> float:
     """All that the ledger says was paid at a known price."""
-    with closing(CompletionStore.in_folder(project.home / "store")) as store:
+    with closing(CompletionStore.open_in_folder(project.home / "store")) as store:
         return float(store.read_ledger()["usd"].sum())
 
 

@@ -118,7 +118,7 @@ def test_a_budget_holds_for_batches_and_a_forgotten_one_counts_as_spent(
     project.change_task(budget={"usd": 10.0})
     ended = project.distill("backfill", TASK, "--slice", "shop", "--json")
     assert len(batches.batches) == 1
-    store = CompletionStore.in_folder(project.home / "store")
+    store = CompletionStore.open_in_folder(project.home / "store")
     ledger = store.read_ledger().filter(pl.col("purpose") != "golden")
     assert set(ledger["mode"]) == {"batch"}
     assert set(ledger["state"]) == {"reserved"}

@@ -101,7 +101,7 @@ def test_a_budget_of_the_command_holds_for_all_its_runs(project: Project, provid
     assert 0 < missing[0] + missing[1] < 10
     asked = len(provider.requests)
     assert 0 < asked == stopped.json["teacher_calls"] < 20
-    with closing(CompletionStore.in_folder(project.home / "store")) as store:
+    with closing(CompletionStore.open_in_folder(project.home / "store")) as store:
         ledger = store.read_ledger()
     mine = ledger.filter(campaign=ledger["campaign"][-1])
     assert (mine.height, mine["tokens"].sum() <= 500) == (asked, True)

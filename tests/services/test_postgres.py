@@ -137,7 +137,7 @@ def test_stores_that_open_together_on_an_empty_database_all_work(server: Server)
 def test_a_new_store_takes_over_what_is_in_the_old_one(
     server: Server, database: str, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = CompletionStore.in_folder(project.home / "store")
+    old = CompletionStore.open_in_folder(project.home / "store")
     given = {str(n): Response("a\x00b", "stop", [], 1, 1, 0, None, 0.1, 1, None, "2026-01-01") for n in range(600)}
     for key, response in given.items():
         old.put(key, response)

@@ -116,7 +116,7 @@ def _endpoint(spec: TeacherSpec) -> Iterator[Endpoint]:
 
 def env_of(folder: TaskFolder, home: Path) -> StageContext:
     """The doors of a stage, all below `home`. The caller closes the store."""
-    store = CompletionStore.in_folder(home / "store")
+    store = CompletionStore.open_in_folder(home / "store")
     return StageContext(
         folder, Lake(home / "lake", home / "reports"), store, home / "models", home / "reports", _endpoint
     )

@@ -15,7 +15,7 @@ from distill_dagster.tables.messages import (
     format_messages,
     get_user_text,
     make_message,
-    make_user_message,
+    make_user_messages,
     normalized_expr,
     split_answer,
     user_text_expr,
@@ -50,7 +50,7 @@ def test_the_text_of_a_prompt_is_its_user_turns() -> None:
 
 
 def test_a_conversation_is_one_text_with_its_roles() -> None:
-    assert format_messages(make_user_message("only this")) == "only this"
+    assert format_messages(make_user_messages("only this")) == "only this"
     assert format_messages(TURNS) == "System: rules\nUser: first\nAssistant: answer\nUser: second"
 
 
@@ -62,13 +62,13 @@ def test_an_answer_is_appended_and_split_off() -> None:
 
 
 def test_a_prompt_id_reads_messages_and_tools_alone() -> None:
-    assert compute_prompt_id(make_user_message("a")) == compute_prompt_id(make_user_message("a"))
+    assert compute_prompt_id(make_user_messages("a")) == compute_prompt_id(make_user_messages("a"))
     assert (
         len(
             {
-                compute_prompt_id(make_user_message("a")),
-                compute_prompt_id(make_user_message("b")),
-                compute_prompt_id(make_user_message("a"), "[]"),
+                compute_prompt_id(make_user_messages("a")),
+                compute_prompt_id(make_user_messages("b")),
+                compute_prompt_id(make_user_messages("a"), "[]"),
             }
         )
         == 3

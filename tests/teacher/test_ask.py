@@ -30,7 +30,7 @@ by_api = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["api"])
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[CompletionStore]:
-    store = CompletionStore.in_folder(tmp_path / "store")
+    store = CompletionStore.open_in_folder(tmp_path / "store")
     yield store
     store.close()
 
@@ -54,7 +54,9 @@ def ask(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> Ask:
     """Ask the provider for texts with these teacher settings. Each call has an asker of its own."""
     calls = iter(range(100))
 
-    def do(texts: tuple[str, ...] = TEXTS, lone: int = 0, labels: list[str] = LABELS, **teacher: Any) -> AskResult:
+    def do(
+        texts: tuple[str, ...] = TEXTS, sequential: int = 0, labels: list[str] = LABELS, **teacher: Any
+    ) -> AskResult:
         named = [{"name": label, "description": "d"} for label in labels]
         teacher = {"api_base": provider.url, "max_retries": 0} | teacher
         folder = small_task(tmp_path / str(next(calls)), labels=named, teacher=teacher)
@@ -66,7 +68,7 @@ def ask(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> Ask:
             ]
             for file in ("examples.jsonl", "dev.jsonl", "golden.jsonl"):
                 (folder.path / file).write_text("".join(rows).replace(" of ", f" {file} "))
-        return run_ask(asker_of(folder, store), prompts(*texts), lone=lone)
+        return run_ask(asker_of(folder, store), prompts(*texts), sequential=sequential)
 
     return do
 
@@ -187,7 +189,7 @@ def test_a_teacher_that_refuses_everything_is_asked_no_more(
     assert 1 <= len(provider.requests) <= 2
     assert store.count() == 0
     with pytest.raises(PermanentTeacherError):
-        ask(tuple(f"text {n}" for n in range(20)), lone=5, **mode, max_retries=5)
+        ask(tuple(f"text {n}" for n in range(20)), sequential=5, **mode, max_retries=5)
     assert len(provider.requests) <= 3
 
 
@@ -306,10 +308,10 @@ def test_an_unpaired_surrogate_is_stored_and_written(ask: Ask, provider: FakePro
 
 def test_the_first_prompts_are_asked_alone(ask: Ask, provider: FakeProvider) -> None:
     provider.pause_s = 0.02
-    asked = ask(tuple(f"refund {n}" for n in range(8)), lone=3, few_shot={"draws": 1})
-    lone = prompts(*(f"refund {n}" for n in range(8)))["prompt_id"].to_list()[:3]
+    asked = ask(tuple(f"refund {n}" for n in range(8)), sequential=3, few_shot={"draws": 1})
+    first_ids = prompts(*(f"refund {n}" for n in range(8)))["prompt_id"].to_list()[:3]
     by_prompt = dict(asked.completions.select("prompt_id", "in_flight").iter_rows())
-    assert [by_prompt[id_] for id_ in lone] == [1, 1, 1]
+    assert [by_prompt[id_] for id_ in first_ids] == [1, 1, 1]
     assert 1 < max(by_prompt.values()) <= 4
 
 

@@ -32,7 +32,7 @@ WRITTEN = tuple(kind for kind in KINDS if kind not in ("classification", "nli"))
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[CompletionStore]:
-    store = CompletionStore.in_folder(tmp_path / "store")
+    store = CompletionStore.open_in_folder(tmp_path / "store")
     yield store
     store.close()
 

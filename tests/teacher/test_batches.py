@@ -44,7 +44,7 @@ Ask = Callable[..., AskResult]
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[CompletionStore]:
-    store = CompletionStore.in_folder(tmp_path / "store")
+    store = CompletionStore.open_in_folder(tmp_path / "store")
     yield store
     store.close()
 
@@ -306,7 +306,7 @@ RUN = """
     from distill_dagster.teacher.completions.store import CompletionStore
     from tests.support.task import asker_of
 
-    store = CompletionStore.in_folder(Path(sys.argv[2]))
+    store = CompletionStore.open_in_folder(Path(sys.argv[2]))
     slice_ = Slice.model_validate({"description": "d", "seeds": sys.argv[3:]})
     asked = run_ask(asker_of(TaskFolder(Path(sys.argv[1])), store), build_seed_prompts("shop", slice_))
     print(asked.missing_rows, asked.usage.calls)

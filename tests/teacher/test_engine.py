@@ -43,7 +43,7 @@ def provider() -> Iterator[FakeProvider]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[CompletionStore]:
-    store = CompletionStore.in_folder(tmp_path / "store")
+    store = CompletionStore.open_in_folder(tmp_path / "store")
     yield store
     store.close()
 
@@ -115,7 +115,7 @@ def test_a_cap_is_never_exceeded_and_raising_it_sends_the_rest(
     everything = engine(campaign="free")
     assert came(answers(everything, texts)) == 60
     total = everything.spent_usd if cap.endswith("usd") else everything.prompt_tokens + everything.completion_tokens
-    with closing(CompletionStore.in_folder(tmp_path / "capped")) as other:
+    with closing(CompletionStore.open_in_folder(tmp_path / "capped")) as other:
         account = Account("t", "c1", "test", BudgetSpec(**{cap: total / 2}))
         spec = everything.spec
         half = CompletionEngine(resolve_endpoint(spec), spec, other, account)
@@ -278,7 +278,7 @@ other_process(*sys.argv[1:])
 
 def other_process(url: str, folder: str, text: str) -> None:
     spec = TeacherSpec(model="openai/fake", api_base=url, price=PRICE)  # type: ignore[arg-type]
-    store = CompletionStore.in_folder(Path(folder))
+    store = CompletionStore.open_in_folder(Path(folder))
     engine = CompletionEngine(resolve_endpoint(spec), spec, store, Account("t", "c1", "test"))
     print(came(answers(engine, [text])), engine.calls, engine.cached)
 

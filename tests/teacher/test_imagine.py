@@ -74,7 +74,8 @@ class Slices:
 def slices_in(root: Path, url: str, target: int = 13, **teacher_: Any) -> Slices:
     settings = {"api_base": url, "api": "chat", "soft_labels": "votes", "max_retries": 0} | teacher_
     folder = small_task(root, teacher=settings)
-    made = Slices(TaskFolder(folder.path, root / "accepted" / folder.name), CompletionStore.in_folder(root / "store"))
+    store = CompletionStore.open_in_folder(root / "store")
+    made = Slices(TaskFolder(folder.path, root / "accepted" / folder.name), store)
     made.change(target=target)
     return made
 
@@ -296,7 +297,7 @@ SPEC: dict[str, Any] = {"axes": AXES, "per_request": 1}
 
 def slices_again(root: Path, name: str) -> Slices:
     folder = TaskFolder(root / "tasks" / name, root / "accepted" / name)
-    return Slices(folder, CompletionStore.in_folder(root / "store"))
+    return Slices(folder, CompletionStore.open_in_folder(root / "store"))
 
 
 @pytest.mark.parametrize(("after", "where"), [(1, "asking"), (7, "asking"), (0, "writing"), (0, "written")])

@@ -44,7 +44,7 @@ test_resume.ask(TaskFolder(Path(sys.argv[1])), Path(sys.argv[2]))
 
 
 def ask(folder: TaskFolder, store_folder: Path) -> AskResult:
-    store = CompletionStore.in_folder(store_folder)
+    store = CompletionStore.open_in_folder(store_folder)
     try:
         prompts = build_seed_prompts("shop", Slice.model_validate({"description": "d", "seeds": SEEDS}))
         return run_ask(asker_of(folder, store), prompts)
@@ -60,7 +60,7 @@ def test_a_run_continues_after_a_kill(tmp_path: Path) -> None:
         killed = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, timeout=120, check=False)
         assert killed.returncode == 9
         paid = len(provider.requests)
-        store = CompletionStore.in_folder(tmp_path / "store")
+        store = CompletionStore.open_in_folder(tmp_path / "store")
         stored = store.count()
         open_ = store.read_ledger().filter(pl.col("state") == "reserved").height
         store.close()

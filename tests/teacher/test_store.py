@@ -34,18 +34,18 @@ def response(text: str = "refund", **changes: object) -> Response:
 
 
 def test_an_answer_is_read_back_unchanged(tmp_path: Path) -> None:
-    store = CompletionStore.in_folder(tmp_path / "deep" / "store")
+    store = CompletionStore.open_in_folder(tmp_path / "deep" / "store")
     given = response(
         "Ünï\x00\n\U0001f600", positions=[[("a", float("-inf")), ("b", -1e-300)]], reasoning="why", cost_usd=0.1 + 0.2
     )
     store.put("k", given)
     assert store.get(["k", "other", "k"]) == {"k": given}
     store.close()
-    assert CompletionStore.in_folder(tmp_path / "deep" / "store").get(["k"]) == {"k": given}
+    assert CompletionStore.open_in_folder(tmp_path / "deep" / "store").get(["k"]) == {"k": given}
 
 
 def test_more_keys_than_one_query_holds(tmp_path: Path) -> None:
-    store = CompletionStore.in_folder(tmp_path)
+    store = CompletionStore.open_in_folder(tmp_path)
     stored = {f"key {n} 'é\"": response(str(n)) for n in range(KEYS_PER_LOOKUP + 10)}
     store.commit(stored)
     assert store.get([*stored, "other"]) == stored
@@ -55,7 +55,7 @@ def test_more_keys_than_one_query_holds(tmp_path: Path) -> None:
 
 
 def test_the_first_answer_is_kept(tmp_path: Path) -> None:
-    store = CompletionStore.in_folder(tmp_path)
+    store = CompletionStore.open_in_folder(tmp_path)
     store.put("k", response("first"))
     store.put("k", response("second"))
     assert store.get(["k"])["k"].text == "first"
@@ -63,7 +63,7 @@ def test_the_first_answer_is_kept(tmp_path: Path) -> None:
 
 
 def test_many_keys_are_read_in_one_query(tmp_path: Path) -> None:
-    store = CompletionStore.in_folder(tmp_path)
+    store = CompletionStore.open_in_folder(tmp_path)
     for n in range(20):
         store.put(f"k{n}", response(str(n)))
     wanted = [f"k{n}" for n in range(2500)]
@@ -72,7 +72,7 @@ def test_many_keys_are_read_in_one_query(tmp_path: Path) -> None:
 
 
 def test_an_empty_store_takes_over_the_answers_of_a_folder_once(tmp_path: Path) -> None:
-    old = CompletionStore.in_folder(tmp_path / "old")
+    old = CompletionStore.open_in_folder(tmp_path / "old")
     new = CompletionStore(f"sqlite:///{tmp_path / 'new.db'}")
     new.take_over(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
@@ -90,7 +90,7 @@ def test_an_empty_store_takes_over_the_answers_of_a_folder_once(tmp_path: Path) 
 
 def _write(folder: Path, name: str, barrier: Barrier, keys: int) -> None:
     barrier.wait()  # both open the store, and make its table, at the same moment
-    store = CompletionStore.in_folder(folder)
+    store = CompletionStore.open_in_folder(folder)
     for n in range(keys):
         store.put(f"shared{n}", response(name))
         store.put(f"{name}{n}", response(name))
@@ -107,7 +107,7 @@ def test_two_processes_lose_nothing(tmp_path: Path) -> None:
         for writer in writers:
             writer.join(60)
         assert [writer.exitcode for writer in writers] == [0, 0, 0]
-        store = CompletionStore.in_folder(folder)
+        store = CompletionStore.open_in_folder(folder)
         assert store.count() == 100
         for name in ("a", "b", "c"):
             assert {v.text for v in store.get([f"{name}{n}" for n in range(25)]).values()} == {name}
@@ -119,7 +119,7 @@ import sys
 from pathlib import Path
 from distill_dagster.teacher.completions.store import CompletionStore
 from tests.teacher.test_store import response
-store = CompletionStore.in_folder(Path(sys.argv[1]))
+store = CompletionStore.open_in_folder(Path(sys.argv[1]))
 for n in range(100_000):
     store.put(f"k{n}", response("x" * 2000))
     print(n, flush=True)
@@ -142,7 +142,7 @@ def test_kill_leaves_every_acknowledged_answer(tmp_path: Path) -> None:
             if line.endswith(b"\n"):
                 acknowledged = int(line)
     assert writer.returncode == -signal.SIGKILL
-    store = CompletionStore.in_folder(tmp_path)
+    store = CompletionStore.open_in_folder(tmp_path)
     found = store.get([f"k{n}" for n in range(acknowledged + 1)])
     assert len(found) == acknowledged + 1
     assert {v.text for v in found.values()} == {"x" * 2000}
@@ -152,7 +152,7 @@ def test_kill_leaves_every_acknowledged_answer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pragma", ["journal_mode", "synchronous"])
 def test_answers_are_flushed_to_the_disk(pragma: str, tmp_path: Path) -> None:
-    store = CompletionStore.in_folder(tmp_path)
+    store = CompletionStore.open_in_folder(tmp_path)
     with store._engine.connect() as connection:
         value = connection.exec_driver_sql(f"PRAGMA {pragma}").scalar_one()
     assert value == {"journal_mode": "wal", "synchronous": 2}[pragma]

@@ -25,7 +25,7 @@ from distill_dagster.curation.scores.classifiers import CLASSIFIER_VARIABLE
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.kinds import KINDS
 from distill_dagster.prompts.seeds import compute_prompt_id
-from distill_dagster.tables.messages import make_user_message
+from distill_dagster.tables.messages import make_user_messages
 from distill_dagster.tables.schemas import SCORED, SCORES, build_frame
 
 FILTERS_PAGE = PROJECT_FOLDER / "docs" / "filters.md"
@@ -44,7 +44,7 @@ EXAMPLE_DEFAULTS: Mapping[str, Any] = {
 def build_example_row(example: FilterExample) -> pl.DataFrame:
     """An example as one candidate: schema SCORED, with `finish_reason` and `completion_tokens`."""
     given = dict(EXAMPLE_DEFAULTS) | dict(example.row)
-    messages = make_user_message(given.pop("text"))
+    messages = make_user_messages(given.pop("text"))
     extra = {"finish_reason": given.pop("finish_reason", None)}
     extra |= {"completion_tokens": given.pop("completion_tokens", None)}
     answer = given.pop("answer")

@@ -208,7 +208,7 @@ class StageInputs:
         before = self.env.lake.read_record(self.env.task_name, self.asset, self.partition)
         extra |= build_blocked_fields(self.asset, checks)
         if usage is not None:
-            extra = usage.record_fields() | extra
+            extra = usage.build_record_fields() | extra
         stopped = usage is not None and usage.stopped is not None
         extra |= build_backoff_fields(before, missing_rows, stopped, self.env.budget)
         record = self.build_record(compute_data_version(frame), frame.height, missing_rows, **extra)

@@ -90,4 +90,4 @@ def build_imagine_metadata(task: Task, slice_: Slice, result: ImagineResult | No
             [{"axis": axis, "value": value, "prompts": count} for (axis, value), count in sorted(counts.items())]
         ),
     }
-    return shown | ({"rounds": result.rounds} | result.usage.metadata() if result is not None else {})
+    return shown | ({"rounds": result.rounds} | result.usage.build_metadata() if result is not None else {})

@@ -51,4 +51,4 @@ def build_judge_metadata(task: Task, result: JudgeResult | None) -> dict[str, Di
         "judged": result.asked,
         "mean_judge_score": round(float(mean), 4) if isinstance(mean, float) else "none",
     }
-    return terms | shown | result.usage.metadata()
+    return terms | shown | result.usage.build_metadata()

@@ -31,7 +31,7 @@ from distill_dagster.prompts.seeds import build_labelled_prompts, compute_prompt
 from distill_dagster.prompts.templates import Templates, get_template_names
 from distill_dagster.student.sentences import make_sentence_embedder
 from distill_dagster.tables.lake import format_artifact_name
-from distill_dagster.tables.messages import make_user_message
+from distill_dagster.tables.messages import make_user_messages
 from distill_dagster.tables.schemas import COMPLETIONS, PROMPT_CONTEXT, PROMPTS, build_frame
 from distill_dagster.tables.validation import check_table
 from distill_dagster.teacher.asking.ask import Asker, AskResult, merge_results, run_ask
@@ -70,7 +70,7 @@ def make_teacher_prior(env: StageContext, partition: str | None) -> StageResult:
     checks = [check_table("teacher_prior", prior), check_missing_rows(result)]
     record = inputs.write_table(prior, checks, result.missing_rows, result.usage)
     shown: dict[str, DisplayValue] = {"rows": prior.height, "missing_rows": result.missing_rows}
-    shown |= result.usage.metadata()
+    shown |= result.usage.build_metadata()
     if prior.height:
         by_label = prior.group_by("label").agg(pl.col("prob").mean().round(4)).sort("prob", descending=True)
         title = "The teacher's mean answer to balanced examples"
@@ -90,7 +90,7 @@ def _choose_calibration_prompts(
     shared = [list[FewShotExample]()] * spec.few_shot.draws if spec.few_shot.nearest else None
     for number, draw in enumerate(shared or build_draws(examples, labels, spec.few_shot)):
         for example in choose_calibration_examples(examples, draw, labels, spec.calibration_items):
-            id_ = compute_prompt_id(make_user_message(example.text))
+            id_ = compute_prompt_id(make_user_messages(example.text))
             samples.setdefault(id_, set()).update(range(number, spec.requests_per_prompt, spec.few_shot.draws))
             texts[id_] = example.text
     rows = [_build_example_prompt(id_, text) for id_, text in texts.items()]
@@ -99,7 +99,7 @@ def _choose_calibration_prompts(
 
 def _build_example_prompt(id_: str, text: str) -> dict[str, object]:
     empty: dict[str, object] = dict.fromkeys(PROMPTS)
-    return empty | {"prompt_id": id_, "slice": "examples", "origin": "human", "messages": make_user_message(text)}
+    return empty | {"prompt_id": id_, "slice": "examples", "origin": "human", "messages": make_user_messages(text)}
 
 
 def make_golden_completions(env: StageContext, partition: str | None) -> StageResult:
@@ -131,7 +131,7 @@ def make_teacher_completions(env: StageContext, partition: str | None) -> StageR
     return _write_completions(inputs, _ask_teachers(inputs, prompts))
 
 
-def _ask_teachers(inputs: StageInputs, prompts: pl.DataFrame, lone: int = 0) -> AskResult:
+def _ask_teachers(inputs: StageInputs, prompts: pl.DataFrame, sequential: int = 0) -> AskResult:
     """Ask every teacher of the task; in a cascade the next one only where the one before is unsure."""
     inputs.note_source("teacher_settings")
     whole, remaining = inputs.env.folder.task, prompts
@@ -141,7 +141,9 @@ def _ask_teachers(inputs: StageInputs, prompts: pl.DataFrame, lone: int = 0) -> 
             break
         examples = read_example_pool(inputs.read_table("prompt_context", PROMPT_CONTEXT))
         with inputs.env.endpoint(task.teacher) as endpoint:
-            results.append(run_ask(_build_asker(inputs, endpoint, task, examples, name), remaining, lone=lone))
+            results.append(
+                run_ask(_build_asker(inputs, endpoint, task, examples, name), remaining, sequential=sequential)
+            )
         if whole.cascade is not None:
             remaining = find_unsure_prompts(task, whole.cascade, remaining, results[-1].completions)
     return merge_results(results)
@@ -171,7 +173,7 @@ def _write_completions(inputs: StageInputs, result: AskResult) -> StageResult:
     ]
     record = inputs.write_table(frame, checks, result.missing_rows, result.usage, cost_usd=cost)
     shown: dict[str, DisplayValue] = {"rows": frame.height, "missing_rows": result.missing_rows}
-    shown |= result.usage.metadata()
+    shown |= result.usage.build_metadata()
     shown |= {
         "prompt_tokens": int(frame["prompt_tokens"].sum() or 0),
         "completion_tokens": int(frame["completion_tokens"].sum() or 0),

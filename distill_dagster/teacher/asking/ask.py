@@ -112,23 +112,23 @@ class Asker:
         self._parse_label = lru_cache(maxsize=4096)(partial(parse_label, labels=self.task.label_names))
 
     async def ask(
-        self, prompts: pl.DataFrame, samples: Callable[[str], list[int]] | None = None, lone: int = 0
+        self, prompts: pl.DataFrame, samples: Callable[[str], list[int]] | None = None, sequential: int = 0
     ) -> AskResult:
         """Ask for every sample of every prompt, sample by sample, so that requests with the same prefix are neighbors.
 
         Args:
             prompts: a table with the schema PROMPTS.
             samples: the sample indexes to ask for, by prompt_id; by default all of them.
-            lone: the first `lone` prompts are asked one by one, which measures the latency of a single request.
+            sequential: asks the first `sequential` prompts one by one, which measures the latency of one request.
 
         Raises:
             TeacherError: the teacher refuses every request, the smoke test failed, or fewer than `min_success` of the
                 prompts have an answer. A budget stop raises nothing: the rows that were not asked are `failed`.
         """
         started = time.perf_counter()
-        jobs = self._plan_jobs(prompts, samples, lone)
+        jobs = self._plan_jobs(prompts, samples, sequential)
         self._all_jobs = len(jobs)
-        lone_ids = set(prompts["prompt_id"].head(lone))
+        sequential_ids = set(prompts["prompt_id"].head(sequential))
         try:
             jobs = await self._answer_from_store(jobs)
             self._jobs_to_send = len(jobs)
@@ -137,11 +137,11 @@ class Asker:
                 await self.engine.submit_batches(
                     [self.requests.build(job.prompt, job.sample) for job in jobs], self.origin
                 )
-            await ask_all(self.engine, [job for job in jobs if job.prompt_id in lone_ids], self._ask_job, width=1)
-            await ask_all(self.engine, [job for job in jobs if job.prompt_id not in lone_ids], self._ask_job)
+            await ask_all(self.engine, [job for job in jobs if job.prompt_id in sequential_ids], self._ask_job, width=1)
+            await ask_all(self.engine, [job for job in jobs if job.prompt_id not in sequential_ids], self._ask_job)
         finally:
             await self.engine.close()
-        result = AskResult(self._rows.build(), self.engine.usage(time.perf_counter() - started))
+        result = AskResult(self._rows.build(), self.engine.build_usage(time.perf_counter() - started))
         errors = result.completions["error"].drop_nulls().head(1)
         require_success(
             self.engine,
@@ -154,8 +154,10 @@ class Asker:
         )
         return result
 
-    def _plan_jobs(self, prompts: pl.DataFrame, samples: Callable[[str], list[int]] | None, lone: int) -> list[AskJob]:
-        """All jobs in the order in which they are asked: lone prompts first, then sample by sample."""
+    def _plan_jobs(
+        self, prompts: pl.DataFrame, samples: Callable[[str], list[int]] | None, sequential: int
+    ) -> list[AskJob]:
+        """All jobs in the order in which they are asked: sequential prompts first, then sample by sample."""
         by_id = read_asked_prompts(prompts, refusals=self.requests.free_text is not None)
         self.requests.choice.prepare([prompt.text for prompt in by_id.values()])
         slices = dict(zip(prompts["prompt_id"], prompts["slice"], strict=True))
@@ -165,7 +167,7 @@ class Asker:
         ids, numbers = list(by_id), sorted({number for chosen in wanted.values() for number in chosen})
         return [
             AskJob(id_, slices[id_], by_id[id_], number)
-            for part in (ids[:lone], ids[lone:])
+            for part in (ids[:sequential], ids[sequential:])
             for number in numbers
             for id_ in part
             if number in wanted[id_]

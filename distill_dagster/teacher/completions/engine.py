@@ -96,7 +96,7 @@ class CompletionEngine:
         """The budget cap that stopped this engine, or None."""
         return str(self._stopped) if isinstance(self._stopped, BudgetError) else None
 
-    def usage(self, seconds: float = 0.0) -> Usage:
+    def build_usage(self, seconds: float = 0.0) -> Usage:
         """What this engine took so far; `seconds` is the time that the caller measured."""
         tokens = self.prompt_tokens, self.completion_tokens
         return Usage(self.calls, self.cached, *tokens, self.spent, seconds, self.over_budget)

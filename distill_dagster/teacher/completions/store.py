@@ -90,7 +90,7 @@ class CompletionStore:
                     connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
 
     @classmethod
-    def in_folder(cls, folder: Path) -> CompletionStore:
+    def open_in_folder(cls, folder: Path) -> CompletionStore:
         """Open the SQLite store in a folder; create both if they do not exist."""
         folder.mkdir(parents=True, exist_ok=True)
         return cls(f"sqlite:///{folder / STORE_FILE}")
@@ -115,7 +115,7 @@ class CompletionStore:
             if not _is_empty(connection):
                 return
         self.create_tables(*BATCH_TABLES)
-        old = CompletionStore.in_folder(folder)
+        old = CompletionStore.open_in_folder(folder)
         try:
             old.create_tables(*BATCH_TABLES)
             with old._engine.connect() as reading, self._engine.begin() as writing:
@@ -241,7 +241,7 @@ def open_store(folder: Path, url: str = "") -> Iterator[CompletionStore]:
         folder: the folder of the SQLite store.
         url: the SQLAlchemy URL of another database, which takes over the content of `folder`. Empty for SQLite.
     """
-    store = CompletionStore(add_driver(url)) if url else CompletionStore.in_folder(folder)
+    store = CompletionStore(add_driver(url)) if url else CompletionStore.open_in_folder(folder)
     try:
         if url:
             store.take_over(folder)

@@ -36,7 +36,7 @@ class Usage:
             self.stopped or other.stopped,
         )
 
-    def record_fields(self) -> dict[str, Any]:
+    def build_record_fields(self) -> dict[str, Any]:
         """The fields of an artifact's record, for `extra`."""
         return {
             "teacher_calls": self.calls,
@@ -47,7 +47,7 @@ class Usage:
             "model_s": self.seconds,
         }
 
-    def metadata(self) -> dict[str, int | float | str]:
+    def build_metadata(self) -> dict[str, int | float | str]:
         """The values that the user interface shows on a materialization."""
         shown: dict[str, int | float | str] = {
             "teacher_calls": self.calls,

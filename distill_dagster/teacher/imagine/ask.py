@@ -99,7 +99,7 @@ async def _imagine_async(
         rounds,
         failed,
         tuple(errors),
-        engine.usage(time.perf_counter() - started),
+        engine.build_usage(time.perf_counter() - started),
     )
 
 

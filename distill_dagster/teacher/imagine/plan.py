@@ -19,7 +19,7 @@ from distill_dagster.config import ImagineSpec, LabelSpec, Task, TeacherSpec
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.prompts.seeds import build_messages, compute_prompt_id
 from distill_dagster.prompts.templates import IMAGINE_TEMPLATES, Templates
-from distill_dagster.tables.messages import make_user_message
+from distill_dagster.tables.messages import make_user_messages
 from distill_dagster.tasks import LabelledRow, Slice
 from distill_dagster.tasks.imagined import ImagineHistory
 from distill_dagster.teacher.imagine.novelty import SeenPrompts
@@ -243,7 +243,7 @@ class Imaginer:
 
 
 def _compute_text_id(text: str) -> str:
-    return compute_prompt_id(make_user_message(text.strip()))
+    return compute_prompt_id(make_user_messages(text.strip()))
 
 
 def _pick_in_turn(values: Sequence[str], n: int, *seed: Any) -> str:

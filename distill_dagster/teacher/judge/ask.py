@@ -116,7 +116,7 @@ async def _judge_async(
         asked=len(rows),
         failed=len(errors),
         malformed=sum(score.error is not None and not score.failed for score in scores.values()),
-        usage=engine.usage(time.perf_counter() - started),
+        usage=engine.build_usage(time.perf_counter() - started),
     )
 
 
