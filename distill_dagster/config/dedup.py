@@ -23,7 +23,7 @@ class NearDuplicateSpec(ConfigModel):
     ngram: Annotated[int, Field(ge=1, le=10)] = Field(default=2, description="words per shingle")
     min_words: Annotated[int, Field(ge=1)] = Field(default=12, description="shorter texts are compared exactly only")
     compare: Literal["prompt", "prompt_and_answer"] | None = Field(
-        default=None, description="by default prompts where answers are labels, else prompt and answer together"
+        default=None, description="by default prompts if answers are labels, else prompt and answer together"
     )
     keep_numbers: bool | None = Field(
         default=None,

@@ -22,7 +22,7 @@ def iterate_json(text: str) -> Iterator[Any]:
     """Yield the JSON objects and lists in a text, in order; values inside another one are not yielded again.
 
     A text that begins with JSON is read from its beginning. Otherwise fenced blocks come first, and the rest of the
-    text counts only where no block contains JSON. Line breaks inside strings are accepted. `NaN` and `Infinity` are
+    text counts only if no block contains JSON. Line breaks inside strings are accepted. `NaN` and `Infinity` are
     not JSON. Unpaired surrogates, which JSON can escape and no table can store, become `?`.
     """
     if not text.lstrip().startswith(("{", "[")):

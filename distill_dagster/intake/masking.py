@@ -100,7 +100,7 @@ def mask_json(value: Any, mask: Callable[[str], str]) -> Any:
 
 
 def mask_id(value: str, phone_regions: Sequence[str] = ()) -> str:
-    """An id as it may be stored: unchanged, or a hash of it where it contains secrets or personal data.
+    """An id as it may be stored: unchanged, or a hash of it if it contains secrets or personal data.
 
     Different ids stay different, and the same id always gives the same result.
     """

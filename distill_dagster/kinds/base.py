@@ -94,6 +94,12 @@ class Kind(ABC):
         """Score an answer against a reference, 0 to 1: `second_metric` for one item."""
         raise NotImplementedError(f"{type(self).__name__} has no second metric")
 
+    def _score_by(self, similarity: Callable[[Any, Any], float], answer: Any, reference: Any) -> float:
+        """Score by a similarity, or by equality if the answer is missing or one of the two is a refusal."""
+        if answer is None or is_refusal(answer) or is_refusal(reference):
+            return Kind.score(self, answer, reference)
+        return similarity(answer, reference)
+
     def choose_candidate(self, answers: Sequence[Any]) -> MajorityVote:
         """Choose the candidate among samples: by default the most frequent answer, the first one on a tie."""
         return find_majority(answers, self.are_equal)
@@ -105,9 +111,9 @@ class Kind(ABC):
         return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
 
     def format_target(self, answer: str, reasoning: str | None) -> str:
-        """Format what a student learns to write: the answer, after its reasoning where the task has reasoning.
+        """Format what a student learns to write: the answer, after its reasoning if the task has reasoning.
 
-        Students of kinds with labels choose one, so their target is the label alone. A student with
+        Students of kinds with labels choose one, so their target is only the label. A student with
         `students.<name>.reasoning` puts the reasoning before the label itself.
 
         Args:
@@ -120,7 +126,7 @@ class Kind(ABC):
 
 
 def format_with_reasoning(reasoning: str | None, answer: str) -> str:
-    """Format "Reasoning: …" with "Answer: …" below it, or the answer alone where there is no reasoning."""
+    """Format "Reasoning: …" with "Answer: …" below it, or only the answer if there is no reasoning."""
     return f"{REASONING_MARK} {reasoning.strip()}\n{ANSWER_MARK} {answer}" if reasoning else answer
 
 

@@ -9,7 +9,7 @@ from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question
 
 
 class LabelKind(Kind):
-    """Equal where the label is the same; the second metric, macro-F1, is computed over all items."""
+    """Equal if the label is the same. The second metric, macro-F1, is computed over all items."""
 
     answer_kind = "label"
     second_metric = "macro_f1"

@@ -9,7 +9,6 @@ from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.json_schema import find_answer_problem
 from distill_dagster.core.json_text import find_json
 from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question, fold_unicode
-from distill_dagster.kinds.refusals import is_refusal
 from distill_dagster.kinds.similarity import compute_bag_f1
 
 
@@ -37,12 +36,14 @@ class ExtractionKind(Kind):
         return to_canonical_json(_fold_value(first)) == to_canonical_json(_fold_value(second))
 
     def score(self, answer: Any, reference: Any) -> float:
-        if answer is None or is_refusal(answer) or is_refusal(reference):
-            return super().score(answer, reference)
-        return compute_bag_f1(_walk_fields(_fold_value(answer)), _walk_fields(_fold_value(reference)))
+        return self._score_by(_compute_field_f1, answer, reference)
 
     def score_second(self, answer: Any, reference: Any) -> float:
         return super().score(answer, reference)
+
+
+def _compute_field_f1(answer: Any, reference: Any) -> float:
+    return compute_bag_f1(_walk_fields(_fold_value(answer)), _walk_fields(_fold_value(reference)))
 
 
 def simplify_value(value: Any) -> Any:

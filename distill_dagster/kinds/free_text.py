@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from distill_dagster.kinds.base import InvalidAnswerError, Kind, MajorityVote, Question, fold_unicode
-from distill_dagster.kinds.refusals import is_refusal
 from distill_dagster.kinds.similarity import compute_token_f1
 
 
@@ -39,14 +38,10 @@ class FreeTextKind(Kind):
         return fold_unicode(first).casefold() == fold_unicode(second).casefold()
 
     def score(self, answer: Any, reference: Any) -> float:
-        if answer is None or is_refusal(answer) or is_refusal(reference):
-            return super().score(answer, reference)
-        return type(self).similarity(answer, reference)
+        return self._score_by(type(self).similarity, answer, reference)
 
     def score_second(self, answer: Any, reference: Any) -> float:
-        if answer is None or is_refusal(answer) or is_refusal(reference):
-            return super().score(answer, reference)
-        return compute_token_f1(answer, reference)
+        return self._score_by(compute_token_f1, answer, reference)
 
     def choose_candidate(self, answers: Sequence[Any]) -> MajorityVote:
         if len(answers) == 1:

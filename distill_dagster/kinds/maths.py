@@ -10,7 +10,7 @@ from distill_dagster.kinds.arithmetic import NotANumberError, parse_number
 from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question
 
 RESULT_MARKS = ("####", "answer is", "answer:")
-"""What precedes a result where a model ignores the format; case does not matter."""
+"""Texts before a result, for models that ignore the format. Case does not matter."""
 
 
 class MathKind(Kind):

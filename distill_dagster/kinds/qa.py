@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question, fold_unicode
-from distill_dagster.kinds.refusals import is_refusal
 from distill_dagster.kinds.similarity import compute_token_f1, normalize_squad
 
 _OPTION = re.compile(r"^[ \t]*\(?([A-Za-z])[).:][ \t]+(\S.*)$", flags=re.M)
@@ -44,9 +43,7 @@ class QaKind(Kind):
         return normalize_squad(first) == normalize_squad(second)
 
     def score_second(self, answer: Any, reference: Any) -> float:
-        if answer is None or is_refusal(answer) or is_refusal(reference):
-            return self.score(answer, reference)
-        return compute_token_f1(answer, reference)
+        return self._score_by(compute_token_f1, answer, reference)
 
 
 def find_options(text: str) -> dict[str, str]:

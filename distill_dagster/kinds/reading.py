@@ -43,13 +43,13 @@ def read_answer(
     """Read one response.
 
     Reasoning comes from a provider's `reasoning_content`, from tags such as <think>, from the `reasoning` field of a
-    structured answer, or from the text before the match of `answer.pattern` or before `Answer:`. Where a refusal is
+    structured answer, or from the text before the match of `answer.pattern` or before `Answer:`. If a refusal is
     wanted, a refusal is the answer, and anything else is an error.
 
     Args:
         finish_reason: the provider's; "length" means that the text was cut, "refusal" that the model declined.
-        tool_calls: the provider's; an empty list where tools were offered and none was called.
-        stop: cut the text here first, where a raw completion runs on. The task's `answer.stop` always applies.
+        tool_calls: the provider's; an empty list if tools were offered and none was called.
+        stop: cut the text here first, since a raw completion may continue. The task's `answer.stop` always applies.
     """
     spec = kind.task.answer
     cut = finish_reason == "length"

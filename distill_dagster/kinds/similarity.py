@@ -72,6 +72,6 @@ def _count_grams(text: str, n: int) -> Counter[str]:
 
 
 def compute_bag_f1(first: Iterable[object], second: Iterable[object]) -> float:
-    """Return F1 of two bags of hashable values; 1 where both are empty."""
+    """Return F1 of two bags of hashable values; 1 if both are empty."""
     a, b = Counter(first), Counter(second)
     return _compute_f1(sum((a & b).values()), sum(a.values()), sum(b.values()))

@@ -9,12 +9,11 @@ from distill_dagster.core.json_schema import find_answer_problem
 from distill_dagster.core.json_text import find_json
 from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question
 from distill_dagster.kinds.extraction import simplify_value
-from distill_dagster.kinds.refusals import is_refusal
 from distill_dagster.kinds.similarity import compute_bag_f1
 
 
 class ToolCallKind(Kind):
-    """Equal where the same tools are called with the same arguments, in any order."""
+    """Equal if the same tools are called with the same arguments, in any order."""
 
     answer_kind = "tool_calls"
     second_metric = "call_f1"
@@ -58,6 +57,8 @@ class ToolCallKind(Kind):
         return sorted(map(to_canonical_json, first)) == sorted(map(to_canonical_json, second))
 
     def score_second(self, answer: Any, reference: Any) -> float:
-        if answer is None or is_refusal(answer) or is_refusal(reference):
-            return self.score(answer, reference)
-        return compute_bag_f1(map(to_canonical_json, answer), map(to_canonical_json, reference))
+        return self._score_by(_compute_call_f1, answer, reference)
+
+
+def _compute_call_f1(answer: list[Any], reference: list[Any]) -> float:
+    return compute_bag_f1(map(to_canonical_json, answer), map(to_canonical_json, reference))

@@ -17,7 +17,7 @@ from distill_dagster.tasks import LabelledRow
 
 @dataclass(frozen=True)
 class FewShotExample:
-    """A prompt with a person's answer: a `label`, or an `answer` in canonical JSON where answers are written."""
+    """A prompt with a person's answer: a `label`, or an `answer` in canonical JSON if answers are written."""
 
     id: str
     text: str

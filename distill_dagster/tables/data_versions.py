@@ -67,18 +67,18 @@ def _encode_json(column: pl.Series) -> pl.Series:
             (("" if number == 0 else ",") + to_canonical_json(name) + ":", column.struct.field(name))
             for number, name in enumerate(names)
         ]
-        return _null_like(column, _join_fields("{", fields, "}"))
+        return _keep_nulls(column, _join_fields("{", fields, "}"))
     if isinstance(column.dtype, pl.List):
         lengths = column.list.len().fill_null(0)
         items = _encode_json(column.filter(lengths > 0).explode())
         length = len(items) // len(column)
         if length and lengths.eq(length).all():  # quick for lists of one length, such as prompts with one turn
             places = [items.gather_every(length, place) for place in range(length)]
-            return _null_like(column, pl.concat_str(pl.lit("["), *_separate(map(pl.lit, places)), pl.lit("]")))
+            return _keep_nulls(column, pl.concat_str(pl.lit("["), *_insert_commas(map(pl.lit, places)), pl.lit("]")))
         rows = pl.int_range(len(column), eager=True).repeat_by(lengths).explode().drop_nulls()
         joined = pl.DataFrame({"row": rows, "text": items}).group_by("row").agg(pl.col("text").str.join(","))
         texts = pl.Series([""]).new_from_index(0, len(column)).scatter(joined["row"], joined["text"])
-        return _null_like(column, pl.concat_str(pl.lit("["), pl.lit(texts), pl.lit("]")))
+        return _keep_nulls(column, pl.concat_str(pl.lit("["), pl.lit(texts), pl.lit("]")))
     return pl.Series([to_canonical_json(value) for value in column.to_list()], dtype=pl.String)
 
 
@@ -102,10 +102,10 @@ def _join_fields(start: str, fields: list[tuple[str, pl.Series]], end: str) -> p
     return pl.concat_str(*parts, pl.lit(literal + end))
 
 
-def _separate(parts: Iterator[pl.Expr]) -> list[pl.Expr]:
+def _insert_commas(parts: Iterator[pl.Expr]) -> list[pl.Expr]:
     return [expr for part in parts for expr in (pl.lit(","), part)][1:]
 
 
-def _null_like(column: pl.Series, texts: pl.Expr) -> pl.Series:
-    """The texts where the column has a value, else `null`."""
+def _keep_nulls(column: pl.Series, texts: pl.Expr) -> pl.Series:
+    """The texts of rows with a value in the column, and `null` for the other rows."""
     return pl.select(pl.when(column.is_not_null()).then(texts).otherwise(pl.lit("null"))).to_series()

@@ -172,7 +172,7 @@ def _scan_checked(path: Path, schema: pl.Schema) -> pl.LazyFrame:
 
 
 def read_folder_record(folder: Path) -> ArtifactRecord | None:
-    """The record in the folder of an artifact, or None where there is none.
+    """The record in the folder of an artifact, or None if there is none.
 
     A folder that a killed process moved aside is put back first.
     """

@@ -136,7 +136,7 @@ def _count_rows(frame: Table) -> int:
 def validate_table(
     name: str, rows: pd.DataFrame, expectations: Sequence[Expectation], id_column: str | None = None
 ) -> dict[str, str | None]:
-    """Evaluate expectations. Returns for each, by type and column, why it failed, or None where it is met.
+    """Evaluate expectations. Returns for each, by type and column, why it failed, or None if it is met.
 
     Raises:
         DistillError: an expectation could not be evaluated.

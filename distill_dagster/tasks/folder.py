@@ -36,7 +36,7 @@ from distill_dagster.tasks.yaml_files import read_text, require_value
 class TaskFolder:
     """A task folder. Its properties are read once, when they are first needed.
 
-    All of it raises `InputError` where a file has problems.
+    Every property and method raises `InputError` if a file has problems.
 
     Attributes:
         accepted: the folder of prompts that came through the inbox; without it only the files of the task folder count.

@@ -179,7 +179,7 @@ def _check_label(path: Path, line: int | None, name: str, label: Any, task: Task
 
 
 def find_example_problems(folder: Path, task: Task, rows: list[LabelledRow]) -> list[Problem]:
-    """Problems where examples.jsonl has fewer rows than the prompts of the teacher need."""
+    """The problems with examples.jsonl if it has fewer rows than the prompts to the teacher need."""
     few_shot = task.teacher.few_shot
     if not task.has_labels:
         need = max(1, few_shot.nearest or few_shot.per_label)

@@ -54,7 +54,7 @@ class PromptText(BaseModel):
 
 
 class LabelledRow(PromptText):
-    """One line of a JSONL file of a task: a prompt and, where a person answered it, the label or answer.
+    """One line of a JSONL file of a task: a prompt and, if a person answered it, the label or answer.
 
     Kinds without labels have an `answer`: any JSON value, in the canonical form of the kind once the row is read.
     """

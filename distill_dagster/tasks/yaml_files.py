@@ -171,7 +171,7 @@ def convert_validation_error(
 
     Args:
         line: returns the line of a location in the file.
-        block: the location of the validated block in the file, where it is not the whole file.
+        block: the location of the validated block in the file, if it is not the whole file.
     """
     problems = []
     for item in error.errors():

@@ -30,7 +30,7 @@ class FreeTextAsker:
 
     @property
     def stop(self) -> str:
-        """Where an answer ends in the text API: a base model goes on with the next item."""
+        """The text that ends an answer in the text API, since a base model continues with the next item."""
         return f"\n\n{self.task.item}:"
 
     def build_request(self, prompt: AskedPrompt, examples: list[FewShotExample], sample: int) -> Request:

@@ -30,7 +30,7 @@ async def ask_all(
     Args:
         engine: the engine that `ask_one` asks; its teacher sets the default of `width`.
         jobs: anything that `ask_one` takes.
-        ask_one: returns the answer to one job, or raises a `TeacherError` where there is none.
+        ask_one: returns the answer to one job, or raises a `TeacherError` if there is none.
         width: how many jobs run at the same time; by default as many as the teacher may answer at once.
         report: called with the number of finished jobs and the number of all jobs after each job.
 

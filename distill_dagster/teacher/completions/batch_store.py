@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from distill_dagster.core.databases import insert_if_new
 from distill_dagster.core.processes import get_process_name, is_on_other_host, is_process_gone
+from distill_dagster.teacher.completions.ledger import split_keys
 from distill_dagster.teacher.completions.store import CompletionStore
 
 _METADATA = sa.MetaData()
@@ -35,7 +36,6 @@ _REQUESTS = sa.Table(
     sa.Column("error", sa.Text),
 )
 BATCH_TABLES = (_BATCHES, _REQUESTS)
-_KEYS_PER_QUERY = 500
 _REMOTE_GRACE_S = 3600
 
 
@@ -85,7 +85,7 @@ class BatchStore:
         wanted = sorted(set(keys))  # the same order everywhere, so that two processes cannot deadlock
         insert = insert_if_new(self._engine, _REQUESTS)
         with self._engine.begin() as connection:
-            for chunk in _split_keys(wanted):
+            for chunk in split_keys(wanted):
                 connection.execute(insert, [{"request_key": key, "submission": name} for key in chunk])
             own = sa.select(_REQUESTS.c.request_key).where(_REQUESTS.c.submission == name)
             claimed = sorted(connection.execute(own).scalars())
@@ -109,7 +109,7 @@ class BatchStore:
     def release(self, submission: str, keys: Iterable[str]) -> None:
         """Release some requests of a batch that is not submitted yet. Other batches may claim them."""
         with self._engine.begin() as connection:
-            for chunk in _split_keys(sorted(keys)):
+            for chunk in split_keys(sorted(keys)):
                 own = _REQUESTS.c.submission == submission
                 connection.execute(_REQUESTS.delete().where(own, _REQUESTS.c.request_key.in_(chunk)))
 
@@ -155,18 +155,13 @@ class BatchStore:
         rows = self._select(keys, _REQUESTS.c.request_key, _REQUESTS.c.error)
         errors = {row.request_key: row.error for row in rows if row.error is not None}
         with self._engine.begin() as connection:
-            for chunk in _split_keys(list(errors)):
+            for chunk in split_keys(list(errors)):
                 connection.execute(_REQUESTS.delete().where(_REQUESTS.c.request_key.in_(chunk)))
         return errors
 
     def _select(self, keys: Iterable[str], *columns: sa.Column[Any]) -> list[sa.Row[Any]]:
         rows = list[sa.Row[Any]]()
         with self._engine.connect() as connection:
-            for chunk in _split_keys(sorted(set(keys))):
+            for chunk in split_keys(sorted(set(keys))):
                 rows += connection.execute(sa.select(*columns).where(_REQUESTS.c.request_key.in_(chunk)))
         return rows
-
-
-def _split_keys(keys: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(keys), _KEYS_PER_QUERY):
-        yield keys[start : start + _KEYS_PER_QUERY]

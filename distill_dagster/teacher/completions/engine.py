@@ -88,7 +88,7 @@ class CompletionEngine:
 
     @property
     def spent(self) -> float | None:
-        """USD that this engine's requests cost; None where a price is unknown."""
+        """USD that this engine's requests cost; None if a price is unknown."""
         return None if self.unknown_costs else self.spent_usd
 
     @property

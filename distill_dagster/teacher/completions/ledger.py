@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -46,7 +46,7 @@ LEDGER = sa.Table(
 NO_CAP = BudgetSpec()
 LEASE_SLACK_S = 60.0
 EXPIRY_INTERVAL_S = 10.0
-KEYS_PER_QUERY = 500
+_KEYS_PER_QUERY = 500
 ROUNDING_ERROR = 1e-9
 """Sums of floats may pass a cap by this much."""
 
@@ -104,7 +104,7 @@ class BudgetUsage:
 class Spending:
     """The calls and the cost of a campaign, over all attempts that were sent.
 
-    `usd` counts open reservations in full, as the caps do, and is None where a price is unknown. `reserved_usd` is the
+    `usd` counts open reservations in full, as the caps do, and is None if a price is unknown. `reserved_usd` is the
     part of it that is still open (batches), as far as its price is known.
     """
 
@@ -239,11 +239,16 @@ def _build_lost_values() -> dict[str, Any]:
     return {"state": "lost", "tokens": LEDGER.c.worst_tokens, "usd": LEDGER.c.worst_usd}
 
 
+def split_keys(keys: list[str]) -> Iterator[list[str]]:
+    """Split keys into chunks that fit into one query."""
+    for start in range(0, len(keys), _KEYS_PER_QUERY):
+        yield keys[start : start + _KEYS_PER_QUERY]
+
+
 def _find_blocked(connection: sa.Connection, keys: set[str], completions: sa.Table) -> dict[str, Decision]:
     """The keys that must not be sent: answered, in an open batch, or under way in another process."""
-    listed, blocked = sorted(keys), dict[str, Decision]()
-    for start in range(0, len(listed), KEYS_PER_QUERY):
-        chunk = listed[start : start + KEYS_PER_QUERY]
+    blocked: dict[str, Decision] = {}
+    for chunk in split_keys(sorted(keys)):
         is_open = sa.and_(LEDGER.c.request_key.in_(chunk), LEDGER.c.state == "reserved")
         for key, owner, mode in connection.execute(
             sa.select(LEDGER.c.request_key, LEDGER.c.owner, LEDGER.c.mode).where(is_open)

@@ -19,10 +19,10 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     spent_usd: float | None = 0.0
-    """None where the price of a request is unknown."""
+    """None if the price of a request is unknown."""
     seconds: float = 0.0
     stopped: str | None = None
-    """The budget cap that ended the asking; None where everything was asked."""
+    """The budget cap that ended the asking; None if everything was asked."""
 
     def __add__(self, other: Usage) -> Usage:
         known = self.spent_usd is not None and other.spent_usd is not None

@@ -38,7 +38,7 @@ def find_differing_answers(kind: Kind, completions: pl.DataFrame) -> dict[str, l
 def apply_choices(
     kind: Kind, candidates: pl.DataFrame, completions: pl.DataFrame, choices: dict[str, str]
 ) -> pl.DataFrame:
-    """Return the candidates with the answers that the judge chose, and every column that depends on the answer.
+    """Replace the answers of candidates by the judge's choices, with every column that depends on the answer.
 
     Args:
         completions: the samples of the candidates.

@@ -190,11 +190,11 @@ def require_acknowledgement(*specs: TeacherSpec) -> None:
 
 TERMS_CHECK = CheckSpec(
     "terms_acknowledged",
-    "Where the provider's terms restrict training with its answers, task.yaml acknowledges it (`teacher.terms`). "
+    "If the provider's terms restrict training with its answers, task.yaml acknowledges it (`teacher.terms`). "
     "This check runs before the first request.",
     blocking=True,
 )
 
 
-# A check of its own: automation waits for blocking checks that failed, also where they only warn.
+# A separate check, since automation waits for failed blocking checks even if they only warn.
 TERMS_KNOWN_CHECK = CheckSpec("terms_known", "The provider's terms on training with its answers are known.")
