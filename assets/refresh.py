@@ -22,7 +22,7 @@ Refresh = Callable[[dg.OpExecutionContext, str, bool], RunSummary]
 def build_refresh_definitions(graph: TaskGraph, spec: RefreshSpec, refresh: Refresh) -> dg.Definitions:
     """Build the job, its schedule, and the asset that has one event per refresh."""
     key = graph.key(REFRESHES_ASSET)
-    age = spec.max_age()
+    age = spec.compute_max_age()
     asset = dg.AssetSpec(
         key,
         group_name=graph.name,

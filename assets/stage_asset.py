@@ -70,7 +70,7 @@ def to_check_result(key: dg.AssetKey, check: CheckResult) -> dg.AssetCheckResult
     """Convert the result of a check to Dagster's."""
     severity = dg.AssetCheckSeverity.WARN if check.severity == "warning" else dg.AssetCheckSeverity.ERROR
     return dg.AssetCheckResult(
-        asset_key=key, check_name=check.name, passed=check.passed, severity=severity, metadata=check.found
+        asset_key=key, check_name=check.name, passed=check.passed, severity=severity, metadata=check.details
     )
 
 
@@ -236,7 +236,7 @@ def _build_source_asset(graph: TaskGraph, name: str) -> dg.SourceAsset:
         try:
             if source.partition is None:
                 return dg.DataVersion(compute_source_version(folder, name))
-            keys = folder.slice_keys() if source.partition == "slice" else list(folder.task.students)
+            keys = folder.list_slice_keys() if source.partition == "slice" else list(folder.task.students)
             return dg.DataVersionsByPartition({key: compute_source_version(folder, name, key) for key in keys})
         except DistillError as error:
             raise to_failure(error) from None

@@ -20,7 +20,7 @@ class TeacherResource(dg.ConfigurableResource):
 
     @contextmanager
     def endpoint(self, spec: TeacherSpec) -> Iterator[Endpoint]:
-        if not spec.embedded:
+        if not spec.is_embedded:
             yield resolve_endpoint(spec)
             return
         endpoint, lease = EMBEDDED_SERVERS.acquire(spec, Path(self.models))

@@ -19,7 +19,7 @@ def find_slice_changes(folder: TaskFolder, instance: dg.DagsterInstance) -> tupl
     Both are sorted: Dagster's partition ranges follow the order of insertion.
     """
     keys, known = (
-        set(folder.slice_keys()),
+        set(folder.list_slice_keys()),
         set(instance.get_dynamic_partitions(get_slices_partitions_name(folder.name))),
     )
     return sorted(keys - known), sorted(known - keys)

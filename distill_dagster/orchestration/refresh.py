@@ -55,7 +55,7 @@ def _refresh_task(runner: Runner, students: list[str], force: bool, tell: RunLis
     apart = (folder.path / "slices", folder.accepted, folder.accepted and folder.accepted / imagined.IMAGINED_FOLDER)
     if errors := [p for p in check_task_folder(folder) if p.severity == "error" and p.file.parent not in apart]:
         raise InputError(errors)
-    trained = [s for s in folder.task.students if lake.record(folder.name, "student_adapter", s) is not None]
+    trained = [s for s in folder.task.students if lake.read_record(folder.name, "student_adapter", s) is not None]
     sync_task(folder, instance)
     return runner.refresh(students or trained or [folder.task.chosen_student], tell, force)
 

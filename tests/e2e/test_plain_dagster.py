@@ -95,7 +95,7 @@ def test_an_asset_without_its_inputs_fails_with_a_remedy(fresh: Project, definit
         description = error.user_failure_data.description or ""
     assert "has scored completions yet" in description
     assert f"distill run {TASK}" in description
-    assert fresh.lake.record(TASK, "filtered_dataset") is None
+    assert fresh.lake.read_record(TASK, "filtered_dataset") is None
 
 
 def test_observing_the_sources_gives_data_versions_and_runs_nothing(
