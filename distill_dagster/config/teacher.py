@@ -70,7 +70,7 @@ class TeacherSpec(ConfigModel):
         default="auto",
         description="how a written answer gets its JSON schema (chat API): json_schema by the provider's "
         "response_format, prompt by instructions, auto by json_schema if litellm knows that the model supports it; "
-        "tools likewise",
+        "the same for tools",
     )
     soft_labels: Literal["logprobs", "votes"] = Field(
         default="votes",

@@ -12,6 +12,11 @@ from pathlib import Path
 DEFAULT_BATCH_ROWS = 16_384
 
 
+def count_cores() -> int:
+    """The number of CPU cores that this process may use; 2 if the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+
+
 @dataclass(frozen=True)
 class ResourceLimits:
     """Limits on the resources of one step. Results never depend on them.
@@ -25,9 +30,7 @@ class ResourceLimits:
         spill: folder for temporary files; by default the system's.
     """
 
-    threads: int = field(
-        default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    )
+    threads: int = field(default_factory=count_cores)
     batch_rows: int = DEFAULT_BATCH_ROWS
     verify_rows: int = 1_000_000
     memory_mb: int = 2048

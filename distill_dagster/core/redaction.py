@@ -27,7 +27,7 @@ _remembered_secrets: set[str] = set()
 
 
 def remember_secret(secret: str) -> None:
-    """Treat a value as a secret of the process from now on: a teacher's key, whatever its variable is called."""
+    """Treat a value as a secret of the process from now on, such as a teacher's key in a variable of any name."""
     if len(secret.strip()) >= MIN_SECRET_CHARS:
         _remembered_secrets.add(secret)
 

@@ -1,8 +1,8 @@
 """Take new prompts from the inbox of a task: JSONL files, one at a time.
 
 A file is taken whole or rejected. Its prompts are masked, sorted into slices and appended to the accepted files.
-Held-out prompts and duplicates are counted and not stored. A file leaves the inbox only after its prompts are durable,
-so an interrupted file is taken again, and prompts that are already stored are recognised.
+Held-out prompts and duplicates are counted and not stored. A file leaves the inbox only after its prompts are durable.
+So an interrupted file is taken again, and prompts that are already stored are recognised.
 
 No message quotes a line, because it may contain data that must be masked.
 """

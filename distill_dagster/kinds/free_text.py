@@ -1,7 +1,7 @@
 """The base class of kinds whose answer is a free text: summarization, conversation and generation.
 
-The candidate among several samples is the medoid, the text most similar to all the others, so that no outlier is
-chosen (as in minimum Bayes risk decoding, Kumar and Byrne 2004). Its agreement is its mean similarity to the others.
+The candidate among several samples is the medoid: the text most similar to all the others. So no outlier is chosen, as
+in minimum Bayes risk decoding (Kumar and Byrne 2004). Its agreement is its mean similarity to the others.
 """
 
 from __future__ import annotations

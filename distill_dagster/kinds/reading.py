@@ -42,9 +42,9 @@ def read_answer(
 ) -> ParsedAnswer:
     """Read one response.
 
-    Reasoning comes from a provider's `reasoning_content`, from tags such as <think>, from the `reasoning` field of a
-    structured answer, or from the text before the match of `answer.pattern` or before `Answer:`. If a refusal is
-    wanted, a refusal is the answer, and anything else is an error.
+    Reasoning comes from a provider's `reasoning_content` or from tags such as <think>. Otherwise it comes from the
+    `reasoning` field of a structured answer, or from the text before `Answer:` or before the match of `answer.pattern`.
+    If a refusal is wanted, a refusal is the answer, and anything else is an error.
 
     Args:
         finish_reason: the provider's; "length" means that the text was cut, "refusal" that the model declined.

@@ -38,8 +38,9 @@ def build_prompt_context(
 ) -> pl.DataFrame:
     """The table `prompt_context`: the pool of few-shot examples, sorted by id.
 
-    A row that must not be used stays in the table, with the reason in `removed`: `contaminated` if its text equals that
-    of a golden or dev row or its id is in `leaking`, `duplicate` if its text equals that of an earlier example.
+    A row that must not be used stays in the table, with the reason in `removed`. The reason is `contaminated` if its
+    text equals that of a golden or dev row, or if its id is in `leaking`. It is `duplicate` if its text equals that of
+    an earlier example.
 
     Args:
         held_out: normalized texts of golden and dev rows.

@@ -28,8 +28,8 @@ def compute_prompt_id(messages: list[Message], tools: str | None = None) -> str:
 def build_seed_prompts(key: str, content: Slice, answers: bool = False) -> pl.DataFrame:
     """The prompts of the slice `key`, sorted by id, in the schema `PROMPTS`. Duplicate texts become one prompt.
 
-    `origin` is `human` for the user's own seeds, `log` for prompts from the inbox (`source` is the file), and
-    `synthetic` for imagined prompts (`source` is the teacher).
+    `origin` is `human` for the user's own seeds, `log` for prompts from the inbox, `synthetic` for imagined prompts.
+    `source` is that of the seed, the file in the inbox, or the teacher.
 
     Args:
         answers: whether the task's answers are JSON values instead of labels. In a slice with `refusal: wanted` every

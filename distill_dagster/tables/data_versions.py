@@ -1,4 +1,4 @@
-"""Data versions: a hash of a table's content, whatever the order or number of processes that made it.
+"""Data versions: a hash of a table's content. The order and number of processes that made it do not matter.
 
 `_encode_json` writes whole columns as canonical JSON. A property test,
 `test_a_version_is_the_hash_of_every_row_as_canonical_json`, compares it with `core.hashing.to_canonical_json`.

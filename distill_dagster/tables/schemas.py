@@ -1,7 +1,7 @@
 """Schemas of the tables that stages write, checked when a table is written and when it is read.
 
-Rows are sorted by id before they are written, so equal content gives equal files and data versions, whatever the order
-or number of processes.
+Rows are sorted by id before they are written. So equal content gives equal files and data versions, for any order and
+number of processes.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ PROMPTS = _make_schema(
         "source": pl.String,
     }
 )
-"""One row per prompt. `tools` is for prompts with tools of their own, and part of their identity. The tools of a
-task of kind tool_call are in task.yaml and are the same for every prompt, so they are not repeated in each row."""
+"""One row per prompt. `tools` is for prompts with tools of their own, and part of their identity. A task of
+kind tool_call has its tools in task.yaml. They are the same for every prompt, so no row repeats them."""
 COMPLETIONS = _make_schema(
     {
         "completion_id": pl.String,

@@ -135,8 +135,8 @@ def list_next_words(labels: list[str], spelled: str = "") -> list[str]:
 def fill_missing_mass(mass: dict[str, float], position: Position) -> dict[str, float]:
     """Give labels without mass the probability of the least likely token in the response, which is an upper bound.
 
-    Without it, a label would vanish whenever it is not among the tokens that a provider lists, and dividing by the
-    teacher's prior could not restore it.
+    Without it, a label would vanish if it is not among the tokens that a provider lists. Dividing by the teacher's
+    prior could not restore it.
     """
     least = math.exp(min(logprob for _, logprob in position))
     return {label: value or least for label, value in mass.items()}

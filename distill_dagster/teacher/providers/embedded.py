@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from distill_dagster.config import EMBEDDED_PREFIX, TeacherSpec
 from distill_dagster.core.errors import ModelError, TeacherError
+from distill_dagster.core.limits import count_cores
 from distill_dagster.core.openmp import limit_openmp_spin
 from distill_dagster.teacher.providers.client import Endpoint
 
@@ -27,7 +27,7 @@ class EmbeddedServer:
 
     def __init__(self, gguf: Path, identity: str, slots: int, threads: int | None = None) -> None:
         self._gguf, self._identity, self._slots = gguf, identity, slots
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or count_cores()
         self._server: Any = None
         self.endpoint: Endpoint | None = None
 

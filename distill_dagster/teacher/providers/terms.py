@@ -112,7 +112,7 @@ def load_terms_table() -> tuple[TermsEntry, ...]:
 
 
 def find_terms_entry(spec: TeacherSpec) -> TermsEntry | None:
-    """Find the entry for a teacher, by litellm's prefix or by the model's name, whoever serves it.
+    """Find the entry for a teacher, by litellm's prefix or by the model's name, which counts on every host.
 
     If several entries match, one that restricts wins. A Gemma model behind the Gemini API, for example, matches two.
     """
