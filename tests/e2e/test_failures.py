@@ -197,7 +197,9 @@ def test_a_slice_whose_rows_did_not_pass_gives_the_rows_before(
     assert mended.code == 0, mended.err
     now = project.record("scored_completions", "shop").data_version
     assert project.record("filtered_dataset").inputs["scored_completions[shop]"] == now
-    assert project.lake.read_good_record(TASK, "scored_completions", "shop") == project.record("scored_completions", "shop")
+    assert project.lake.read_good_record(TASK, "scored_completions", "shop") == project.record(
+        "scored_completions", "shop"
+    )
 
 
 def test_a_slice_that_was_never_made_is_left_out_where_enough_others_are_there(
