@@ -52,9 +52,9 @@ def build_alerts_sensor(folder: Path) -> dg.SensorDefinition:
         if url := os.environ.get(WEBHOOK_VARIABLE, "").strip():
             try:
                 post_alert(url, alert)
-            except Exception as error:  # messages of http.client quote the URL, which may hold a secret
-                plain = isinstance(error, URLError | TimeoutError | ConnectionError)
-                what = str(error) if plain else type(error).__name__
+            except Exception as error:  # messages of http.client quote the URL, which may contain a secret
+                is_safe = isinstance(error, URLError | TimeoutError | ConnectionError)
+                what = str(error) if is_safe else type(error).__name__
                 raise RuntimeError(f"{WEBHOOK_VARIABLE}: {what}. The alert is in {path.name}.") from None
 
     return _alerts
@@ -72,10 +72,10 @@ def build_task_folders_sensor(tasks: Path, loaded: set[str]) -> dg.SensorDefinit
     )
     def _task_folders(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         present = {folder.name for folder in find_tasks(tasks, tasks)}
-        new, gone = sorted(present - loaded), sorted(loaded - present)
-        if not new and not gone:
+        new, removed = sorted(present - loaded), sorted(loaded - present)
+        if not new and not removed:
             return dg.SkipReason("All task folders are loaded.")
-        changes = [f"new: {', '.join(new)}"] * bool(new) + [f"removed: {', '.join(gone)}"] * bool(gone)
+        changes = [f"new: {', '.join(new)}"] * bool(new) + [f"removed: {', '.join(removed)}"] * bool(removed)
         return dg.SkipReason(
             f"Task folders changed ({'; '.join(changes)}). Reload the code location: "
             "Deployment > Code locations > Reload."

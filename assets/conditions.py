@@ -1,4 +1,4 @@
-"""Automation conditions: which asset runs by itself, and when.
+"""Automation conditions: which asset runs automatically, and when.
 
 They cover `seed_prompts` to `filtered_dataset`. Training and reports wait for `distill refresh` or a person. Dagster's
 `eager()` misses an edit made while its run is in progress, continues although an output did not change, and never
@@ -25,7 +25,7 @@ def _is_ready() -> dg.AutomationCondition:
 
 
 def _is_merge_ready() -> dg.AutomationCondition:
-    """As `_is_ready`, but a failed slice blocks nothing: it contributes its last good rows, or none."""
+    """True as `_is_ready`, except that a failed slice blocks nothing: it contributes its last good rows, or none."""
     pending = A.any_deps_match(A.missing() & ~A.execution_failed())
     return ~A.in_progress() & ~A.any_deps_in_progress() & ~pending
 
@@ -42,8 +42,8 @@ def run_when_content_changed(
 ) -> dg.AutomationCondition:
     """Run when an input or the code of the asset changed in content.
 
-    It waits for the `followers` of the previous run. If it ran while they still work on its previous output, Dagster
-    could see its change and their end on one tick, and they would count the change as handled.
+    It waits until the `followers` of the previous run end. Otherwise Dagster could see the new output and the end of
+    their run on one tick, and would count the new output as handled.
     """
     change = A.any_deps_match(A.data_version_changed()) | A.newly_missing() | A.code_version_changed()
     due: dg.AutomationCondition = change.since(A.newly_requested() | A.initial_evaluation())
@@ -53,9 +53,9 @@ def run_when_content_changed(
 
 
 def run_after_upstream(first: Sequence[dg.AssetKey] = ()) -> dg.AutomationCondition:
-    """Join the run of the upstream asset of the same slice if that produced something new.
+    """Join the run of the upstream asset of the same slice if its output changed.
 
-    It waits for the assets in `first`, however far upstream they are.
+    It waits for the assets in `first`, which may be several steps upstream.
     """
     change = A.any_deps_updated().replace("newly_updated", A.data_version_changed())
     change = change | A.newly_missing() | A.code_version_changed()
@@ -71,7 +71,7 @@ FOLLOWERS = ("teacher_completions", "scored_completions")
 
 
 def get_condition(stage: str, key: Callable[[str], dg.AssetKey]) -> dg.AutomationCondition | None:
-    """Return the condition of a stage, or None if a person or a refresh decides.
+    """Return the condition of a stage, or None if only a person or a refresh runs it.
 
     Args:
         key: Gives the asset key of a stage.

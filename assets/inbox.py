@@ -33,10 +33,10 @@ def build_inbox_sensor(graph: TaskGraph) -> dg.SensorDefinition:
     ) -> dg.SensorResult | dg.SkipReason:
         try:
             folder = tasks.open(graph.name)
-            taken = process_inbox(folder, tasks.inbox_of(graph.name), lock_s=LOCK_S, limit_s=LIMIT_S)
-            for one in taken:
-                context.log.info(str(one))
-            return _build_result(graph, folder, context.instance, taken)
+            summaries = process_inbox(folder, tasks.get_inbox_folder(graph.name), lock_s=LOCK_S, limit_s=LIMIT_S)
+            for summary in summaries:
+                context.log.info(str(summary))
+            return _build_result(graph, folder, context.instance, summaries)
         except DistillError as error:
             return dg.SkipReason(str(error)[:2000])
 
@@ -44,13 +44,13 @@ def build_inbox_sensor(graph: TaskGraph) -> dg.SensorDefinition:
 
 
 def _build_result(
-    graph: TaskGraph, folder: TaskFolder, instance: dg.DagsterInstance, taken: list[InboxSummary]
+    graph: TaskGraph, folder: TaskFolder, instance: dg.DagsterInstance, summaries: list[InboxSummary]
 ) -> dg.SensorResult | dg.SkipReason:
     """Add new slices as partitions and report an observation for each slice that grew."""
-    summary = "; ".join(str(one) for one in taken)[:2000]
-    grown = sorted({key for one in taken for key in one.accepted})
+    text = "; ".join(str(summary) for summary in summaries)[:2000]
+    grown = sorted({key for summary in summaries for key in summary.accepted})
     if not grown:
-        return dg.SkipReason(summary or "Nothing in the inbox.")
+        return dg.SkipReason(text or "Nothing in the inbox.")
     name = get_slices_partitions_name(graph.name)
     known = set(instance.get_dynamic_partitions(name))
     new = [key for key in grown if key not in known]
@@ -58,7 +58,7 @@ def _build_result(
         dg.AssetObservation(
             graph.key("slice_files"),
             partition=key,
-            metadata={"from the inbox": sum(one.accepted.get(key, 0) for one in taken)},
+            metadata={"from the inbox": sum(summary.accepted.get(key, 0) for summary in summaries)},
             tags={DATA_VERSION_TAG: compute_source_version(folder, "slice_files", key)},
         )
         for key in grown

@@ -31,27 +31,29 @@ def build_batches_sensor(graph: TaskGraph) -> dg.SensorDefinition:
         teacher: dg.ResourceParam[TeacherResource],
     ) -> dg.SensorResult | dg.SkipReason:
         try:
-            done, open_count = list[CollectedBatch](), 0
-            with store.open() as opened:
-                for spec in (one for one in tasks.open(graph.name).task.teacher_specs if one.mode == "batch"):
-                    with teacher.endpoint(spec) as endpoint:
-                        ended, still_open = collect_batches(endpoint, spec, opened, graph.name)
-                    done, open_count = [*done, *ended], open_count + len(still_open)
+            collected, open_count = list[CollectedBatch](), 0
+            specs = [spec for spec in tasks.open(graph.name).task.teacher_specs if spec.mode == "batch"]
+            with store.open() as completion_store:
+                for spec in specs:
+                    with teacher.open_endpoint(spec) as endpoint:
+                        ended, still_open = collect_batches(endpoint, spec, completion_store, graph.name)
+                    collected += ended
+                    open_count += len(still_open)
         except DistillError as error:
             return dg.SkipReason(str(error)[:2000])
-        for one in done:
-            context.log.info(str(one))
-        if not done:
+        for batch in collected:
+            context.log.info(str(batch))
+        if not collected:
             return dg.SkipReason(f"{open_count} batches are open." if open_count else "No batch is open.")
-        return dg.SensorResult(run_requests=[_build_run_request(graph, one) for one in done])
+        return dg.SensorResult(run_requests=[_build_run_request(graph, batch) for batch in collected])
 
     return _batches
 
 
-def _build_run_request(graph: TaskGraph, done: CollectedBatch) -> dg.RunRequest:
-    asset, _, partition = done.submission.origin.removeprefix(f"{graph.name}/").partition("[")
+def _build_run_request(graph: TaskGraph, batch: CollectedBatch) -> dg.RunRequest:
+    asset, _, partition = batch.submission.origin.removeprefix(f"{graph.name}/").partition("[")
     return dg.RunRequest(
-        run_key=done.submission.submission,
+        run_key=batch.submission.submission,
         partition_key=partition.removesuffix("]") or None,
         asset_selection=[graph.key(name) for name in _RUN_WITH.get(asset, [asset])],
     )

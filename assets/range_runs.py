@@ -26,17 +26,17 @@ def run_each_slice(context: dg.AssetExecutionContext, task: str) -> None:
     context.instance.event_log_storage.free_concurrency_slot_for_step(context.run.run_id, step)
     tags = build_run_tags(context.run.run_id)
     tags |= {tag: value for tag, value in context.run.tags.items() if tag in BUDGET_TAGS.values()}
-    context.instance.add_run_tags(context.run.run_id, tags)  # with these a killed run is found to be dead
+    context.instance.add_run_tags(context.run.run_id, tags)  # so that a killed run can be marked as failed
     if backfill := context.run.tags.get(BACKFILL_TAG):
-        tags[BACKFILL_TAG] = backfill  # a backfill counts only runs with its tag, and would end as failed
-    assets = sorted(context.run.asset_selection or ()) or None  # the list of runs names them
+        tags[BACKFILL_TAG] = backfill  # a backfill counts only runs with its tag; without them it ends as failed
+    assets = sorted(context.run.asset_selection or ()) or None  # sorted, since the list of runs shows them
     failed: list[str] = []
     keys = list(context.partition_keys)
-    with ExitStack() as held:
+    with ExitStack() as stack:
         if any(key.path[-1] == "teacher_completions" for key in context.job_def.asset_layer.executable_asset_keys):
             try:
                 spec = context.resources.tasks.open(task).task.teacher
-                held.enter_context(context.resources.teacher.endpoint(spec))
+                stack.enter_context(context.resources.teacher.open_endpoint(spec))
             except DistillError:
                 pass  # the run of each slice reports it
         for number, key in enumerate(keys, start=1):
@@ -52,6 +52,6 @@ def run_each_slice(context: dg.AssetExecutionContext, task: str) -> None:
     if failed:
         names = ", ".join(failed)
         raise dg.Failure(
-            f"{len(failed)} of {len(keys)} slices failed: {names}. Each has its own run, which says why.",
+            f"{len(failed)} of {len(keys)} slices failed: {names}. Each has its own run, which shows the error.",
             allow_retries=False,
         )

@@ -1,6 +1,6 @@
 """The refresh of a task: its job, its schedule, and the asset that records each refresh.
 
-It makes what automation left over. It is the only thing that trains and reports without a person.
+It makes what automation did not make. Nothing else trains students or writes reports without a person.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from distill_dagster.orchestration.tags import build_run_tags
 from distill_dagster.pipeline.stage_table import REFRESHES_ASSET
 
 Refresh = Callable[[dg.OpExecutionContext, str, bool], RunSummary]
-"""Refreshes the named task. The last argument: train even if few rows changed."""
+"""Refreshes the named task. The last argument is `force`, as in `distill refresh --force`."""
 
 
 def build_refresh_definitions(graph: TaskGraph, spec: RefreshSpec, refresh: Refresh) -> dg.Definitions:
@@ -35,25 +35,30 @@ def build_refresh_definitions(graph: TaskGraph, spec: RefreshSpec, refresh: Refr
 
     @dg.op(
         name=f"{graph.identifier}_refresh_all",
-        config_schema={"force": dg.Field(bool, default_value=False, description="Train even if few rows changed.")},
+        config_schema={
+            "force": dg.Field(
+                bool,
+                default_value=False,
+                description="Train even if few rows changed, and ask for missing rows at once.",
+            )
+        },
         description="Compares today's files with what each artifact was made from, and makes what is not fresh.",
     )
     def _refresh(context: dg.OpExecutionContext) -> None:
-        context.instance.add_run_tags(
-            context.run_id, build_run_tags(context.run_id)
-        )  # with these a killed run is found to be dead
-        outcome = refresh(context, graph.name, context.op_config["force"])
-        context.log_event(build_refresh_event(graph.name, outcome))
-        problems = [f"failed: {name}: {why}" for name, why in outcome.failed.items()]
-        problems += [f"blocked: {name}: {why}" for name, why in outcome.blocked.items()]
+        # With these tags a killed run can be marked as failed.
+        context.instance.add_run_tags(context.run_id, build_run_tags(context.run_id))
+        summary = refresh(context, graph.name, context.op_config["force"])
+        context.log_event(build_refresh_event(graph.name, summary))
+        problems = [f"failed: {name}: {why}" for name, why in summary.failed.items()]
+        problems += [f"blocked: {name}: {why}" for name, why in summary.blocked.items()]
         if problems:
             raise dg.Failure("\n".join(problems), allow_retries=False)
 
     @dg.job(
         name=f"{graph.identifier}_refresh",
         executor_def=dg.in_process_executor,
-        description=f"As `distill refresh {graph.name}`: makes everything that is not fresh, students included. Each "
-        "artifact has its own run.",
+        description=f"Does what `distill refresh {graph.name}` does: makes everything that is not fresh, students "
+        "included. Each artifact has its own run.",
     )
     def _job() -> None:
         _refresh()

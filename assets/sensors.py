@@ -61,7 +61,7 @@ def _build_files_sensor(graph: TaskGraph) -> dg.SensorDefinition:
 
 def get_last_change(folder: Path, accepted: Path | None = None) -> float:
     """Return when a file or folder of the task last changed, in seconds since the epoch."""
-    places = [
+    paths = [
         folder,
         *folder.glob("*"),
         *folder.glob("slices/*"),
@@ -69,15 +69,15 @@ def get_last_change(folder: Path, accepted: Path | None = None) -> float:
         *folder.glob("recorded/*"),
     ]
     if accepted is not None:
-        places += [accepted, *accepted.glob("*")]
-    return max(path.lstat().st_mtime for path in places if path.exists())
+        paths += [accepted, *accepted.glob("*")]
+    return max(path.lstat().st_mtime for path in paths if path.exists())
 
 
 def observe_changes(
     graph: TaskGraph, folder: TaskFolder, instance: dg.DagsterInstance, cursor: str | None
 ) -> dg.SensorResult | dg.SkipReason:
     """Observe everything that changed since the cursor. A malformed file is named and does not block the others."""
-    seen: dict[str, str] = json.loads(cursor) if cursor else {}
+    before: dict[str, str] = json.loads(cursor) if cursor else {}
     name, (new, removed) = get_slices_partitions_name(graph.name), find_slice_changes(folder, instance)
     requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
     if new:
@@ -86,18 +86,18 @@ def observe_changes(
         requests.append(dg.DeleteDynamicPartitionsRequest(name, removed))
     now: dict[str, str] = {}
     events: list[dg.AssetObservation] = []
-    places: list[str] = []
+    observed: list[str] = []
     problems: list[str] = []
     for source, partition, version in iter_source_versions(folder, graph.students):
-        place = f"{source}/{partition or ''}"
+        key = f"{source}/{partition or ''}"
         if isinstance(version, InputError):
             problems.append(str(version))
-            if place in seen:
-                now[place] = seen[place]
+            if key in before:
+                now[key] = before[key]
             continue
-        now[place] = version
-        if seen.get(place) != version:
-            places.append(f"{source}[{partition}]" if partition else source)
+        now[key] = version
+        if before.get(key) != version:
+            observed.append(f"{source}[{partition}]" if partition else source)
             tags = {DATA_VERSION_TAG: version}
             events.append(dg.AssetObservation(graph.key(source), partition=partition, tags=tags))
     if problems and not events and not requests:
@@ -105,7 +105,7 @@ def observe_changes(
     # A tick that starts no run shows this text instead of "empty result".
     notes = [f"new slices: {', '.join(new)}"] if new else []
     notes += [f"removed slices: {', '.join(removed)}"] if removed else []
-    notes += [f"observed: {', '.join(places)}"] if places else []
+    notes += [f"observed: {', '.join(observed)}"] if observed else []
     return dg.SensorResult(
         asset_events=events,
         dynamic_partitions_requests=requests,

@@ -49,13 +49,13 @@ def open_stage_context(context: dg.AssetExecutionContext, task: str) -> Iterator
     with store_resource.open() as store:
         yield StageContext(
             folder=tasks.open(task),
-            lake=lake.lake(),
+            lake=lake.open_lake(),
             store=store,
             models=Path(models.path),
             reports=Path(lake.reports),
-            endpoint=teacher.endpoint,
+            endpoint=teacher.open_endpoint,
             run_id=context.run.run_id,
-            limits=lake.limits(),
+            limits=lake.build_limits(),
             campaign=get_campaign(context.run),
             cap=read_budget_tags(context.run.tags),
         )
@@ -111,9 +111,9 @@ def build_stage_asset(
             }
         )
 
-    sliced = stage.partition == "slice"
-    # Its batch may not have ended, or inner runs make its partitions (see range_runs.py).
-    is_skippable = sliced or pool == "teacher"
+    is_sliced = stage.partition == "slice"
+    # A run skips the asset if its batch has not ended, or if inner runs make its partitions (see range_runs.py).
+    is_skippable = is_sliced or pool == "teacher"
     declared = {check.name for check in STAGE_CHECKS.get(name, ())}
     spec = dg.AssetSpec(
         graph.key(name),
@@ -133,7 +133,7 @@ def build_stage_asset(
         name=graph.key(name).to_python_identifier(),
         specs=[spec],
         can_subset=is_skippable,  # otherwise Dagster requires results of its checks even if it is skipped
-        backfill_policy=dg.BackfillPolicy.single_run() if sliced else None,
+        backfill_policy=dg.BackfillPolicy.single_run() if is_sliced else None,
         required_resource_keys=REQUIRED,
         check_specs=[
             dg.AssetCheckSpec(
@@ -148,7 +148,7 @@ def build_stage_asset(
         pool=pool,
     )
     def _asset(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
-        if sliced and not context.has_partition_key:  # a partition range, even of length one
+        if is_sliced and not context.has_partition_key:  # a partition range, even of length one
             run_each_slice(context, graph.name)
             return
         partition = context.partition_key if context.has_partition_key else None
@@ -168,8 +168,8 @@ def build_stage_asset(
             yield from (to_check_result(graph.key(name), check) for check in error.checks if check.name in declared)
             raise to_failure(error) from (None if redaction.redact_traceback(error) else error)
         except Exception as error:
-            if clean := redaction.redact_traceback(error):
-                raise RuntimeError(clean) from None
+            if redacted := redaction.redact_traceback(error):
+                raise RuntimeError(redacted) from None
             raise
         yield dg.MaterializeResult(
             asset_key=graph.key(name),

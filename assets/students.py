@@ -16,10 +16,10 @@ POOL = "training"
 
 
 def build_assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
-    made = [
+    assets = [
         build_stage_asset(graph, "seed_only_adapter", make_seed_only_adapter, pool=POOL),
         build_stage_asset(graph, "student_adapter", make_student_adapter, pool=POOL),
     ]
     if "slice_label_adapter" in graph.stages:
-        made.append(build_stage_asset(graph, "slice_label_adapter", make_slice_label_adapter, pool=POOL))
-    return made
+        assets.append(build_stage_asset(graph, "slice_label_adapter", make_slice_label_adapter, pool=POOL))
+    return assets

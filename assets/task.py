@@ -22,25 +22,25 @@ def build_task_graph(folder: TaskFolder) -> TaskGraph:
     """Build the graph of a task. A malformed task.yaml still gives a graph, whose assets fail with the message."""
     try:
         task = folder.task
-        stages, free = list_stages(list_features(folder)), task.is_free
-        return TaskGraph(folder.name, stages, list(task.students), task.owners, free)
+        stages = list_stages(list_features(folder))
+        return TaskGraph(folder.name, stages, list(task.students), task.owners, task.is_free)
     except InputError:
         return TaskGraph(folder.name, list_stages(), [], [], False)
 
 
 def build_task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
-    """Build the definitions of a task. Anything that could call a paid teacher by itself is off at first.
+    """Build the definitions of a task. What could call a paid teacher automatically is off until a person starts it.
 
     Args:
-        refresh: Does the work of the schedule.
+        refresh: The function that the schedule's job calls.
     """
     graph = build_task_graph(folder)
     try:
-        spec, has_batches = folder.task.refresh, any(one.mode == "batch" for one in folder.task.teacher_specs)
+        spec, has_batches = folder.task.refresh, any(teacher.mode == "batch" for teacher in folder.task.teacher_specs)
     except InputError:
         spec, has_batches = RefreshSpec(cron=None), False
     groups = [module.build_assets(graph) for module in (prompts, teacher, curation, students, evaluation)]
-    own = dg.Definitions(
+    definitions = dg.Definitions(
         assets=[*build_source_assets(graph), *(asset for group in groups for asset in group)],
         jobs=[
             dg.define_asset_job(
@@ -55,4 +55,4 @@ def build_task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitio
             *([build_batches_sensor(graph)] if has_batches else []),
         ],
     )
-    return dg.Definitions.merge(own, build_refresh_definitions(graph, spec, refresh))
+    return dg.Definitions.merge(definitions, build_refresh_definitions(graph, spec, refresh))

@@ -120,13 +120,13 @@ def main() -> None:
         sizes = build(folder, arguments.data, count, (QUICK if arguments.quick else SIZES)[count], draws, task)
         started = time.perf_counter()
         students = ["smollm2", "minilm"]
-        outcome, metrics = run_task(root, root / "tasks", task, students)
+        summary, metrics = run_task(root, root / "tasks", task, students)
         figures = figures_of(count, metrics)
         lake = root / "lake" / task
         figures |= {f"n{count}_{name}_rows": value for name, value in sizes.items()}
         figures |= {f"n{count}_draws": draws, f"n{count}_pipeline_s": round(time.perf_counter() - started, 1)}
         figures[f"n{count}_teacher_s"] = round(teacher_seconds(lake), 1)
-        figures[f"n{count}_teacher_calls"] = outcome.teacher_calls
+        figures[f"n{count}_teacher_calls"] = summary.teacher_calls
     for name, value in figures.items():
         print(f"{name:32} {value}")
     if arguments.quick:

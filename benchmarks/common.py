@@ -79,14 +79,14 @@ def run_task(root: Path, tasks: Path, task: str, students: list[str]) -> tuple[A
             last["at"] = time.perf_counter()
             print(f"[{time.perf_counter() - started:6.0f} s] {what}: {done} of {total}", file=sys.stderr, flush=True)
 
-    def tell(kind: str, what: str) -> None:
-        print(f"[{time.perf_counter() - started:6.0f} s] {kind} {what}", file=sys.stderr, flush=True)
+    def notify(event: str, what: str) -> None:
+        print(f"[{time.perf_counter() - started:6.0f} s] {event} {what}", file=sys.stderr, flush=True)
 
     with orchestration.open_instance(home) as instance, progress.listen_to_progress(listen):
         folder = open_task(home.tasks, task, home.accepted)
         orchestration.sync_task(folder, instance)
-        outcome = orchestration.Runner(home, folder, instance, build_definitions(home)).run(None, students, tell)
-    if outcome.failed:
-        raise SystemExit(f"failed: {outcome.failed}")
+        summary = orchestration.Runner(home, folder, instance, build_definitions(home)).run(None, students, notify)
+    if summary.failed:
+        raise SystemExit(f"failed: {summary.failed}")
     metrics = {s: json.loads((home.get_report_folder(task, s) / "metrics.json").read_text()) for s in students}
-    return outcome, metrics
+    return summary, metrics

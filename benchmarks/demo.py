@@ -102,10 +102,10 @@ def main() -> None:
 def pipeline(root: Path, home: Home) -> dict[str, Any]:
     """Train the default student from an empty home, then the other student."""
     started = time.perf_counter()
-    outcome, metrics = run_task(root, home.tasks, TASK, ["smollm2"])
+    summary, metrics = run_task(root, home.tasks, TASK, ["smollm2"])
     wall = time.perf_counter() - started
-    figures: dict[str, Any] = {"pipeline_s": round(wall, 1), "overhead_s": round(wall - outcome.model_s, 1)}
-    figures |= {"peak_mb": peak_mb(), "teacher_calls": outcome.teacher_calls}
+    figures: dict[str, Any] = {"pipeline_s": round(wall, 1), "overhead_s": round(wall - summary.model_s, 1)}
+    figures |= {"peak_mb": peak_mb(), "teacher_calls": summary.teacher_calls}
     again = time.perf_counter()
     second, _ = run_task(root, home.tasks, TASK, ["smollm2"])
     if second.runs:

@@ -93,25 +93,25 @@ def run(root: Path, backfill: bool = False) -> tuple[Any, float, float]:
     folder = open_task(home.tasks, TASK, home.accepted)
     started, shown = time.perf_counter(), 0.0
 
-    def tell(kind: str, what: str) -> None:
+    def notify(event: str, what: str) -> None:
         nonlocal shown
         if time.perf_counter() - shown > 20:
             shown = time.perf_counter()
-            print(f"  [{shown - started:4.0f} s] {kind} {what}", flush=True)
+            print(f"  [{shown - started:4.0f} s] {event} {what}", flush=True)
 
     with orchestration.open_instance(home) as instance:
         orchestration.sync_task(folder, instance)
         runner = orchestration.Runner(home, folder, instance, definitions(home))
-        outcome = runner.backfill(folder.list_slice_keys(), tell, False) if backfill else runner.run(None, [], tell)
+        summary = runner.backfill(folder.list_slice_keys(), notify, False) if backfill else runner.run(None, [], notify)
         wall = time.perf_counter() - started
-        if outcome.failed or outcome.blocked:
-            raise SystemExit(f"failed: {outcome.failed} {outcome.blocked}")
+        if summary.failed or summary.blocked:
+            raise SystemExit(f"failed: {summary.failed} {summary.blocked}")
         inside = 0.0
-        for run_id in outcome.runs:
+        for run_id in summary.runs:
             records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_SUCCESS).records
             events = [record.event_log_entry.dagster_event for record in records]
             inside += sum(e.step_success_data.duration_ms / 1000 for e in events if e is not None)
-    return outcome, wall, inside
+    return summary, wall, inside
 
 
 def command(root: Path, *arguments: str) -> tuple[float, dict[str, Any]]:

@@ -21,7 +21,7 @@ limit_openmp_spin()
 
 
 def build_definitions(home: Home) -> dg.Definitions:
-    """Build the definitions of all tasks below `home.tasks`, which work on the folders of `home`."""
+    """Build the definitions of all tasks below `home.tasks`. They read and write the folders of `home`."""
     url = find_store_variable()
     resources = {
         "tasks": TaskFoldersResource(path=str(home.tasks), accepted=str(home.accepted), inbox=str(home.inbox)),
@@ -34,21 +34,21 @@ def build_definitions(home: Home) -> dg.Definitions:
 
     def refresh(context: dg.OpExecutionContext, task: str, force: bool) -> RunSummary:
         folder = open_task(home.tasks, task, home.accepted)
-        # Build the definitions again: a student or slice may be new since the code location was loaded.
+        # Build the definitions again: students or slices may have been added since the code location was loaded.
         try:
             cap = read_budget_tags(context.run.tags)
             runner = Runner(home, folder, context.instance, build_definitions(home), context.run_id, cap)
-            return refresh_task(runner, [], force, lambda kind, what: context.log.info(f"{kind}: {what}"))
+            return refresh_task(runner, [], force, lambda event, what: context.log.info(f"{event}: {what}"))
         except DistillError as error:
             raise to_failure(error) from None
 
     tasks = [build_task_definitions(folder, refresh) for folder in folders]
     # One process per run: the steps of a run share the loaded libraries and the warm embedded server.
-    watching = [
+    sensors = [
         build_alerts_sensor(home.alerts),
         build_task_folders_sensor(home.tasks, {folder.name for folder in folders}),
     ]
-    shared = dg.Definitions(resources=resources, executor=dg.in_process_executor, sensors=watching)
+    shared = dg.Definitions(resources=resources, executor=dg.in_process_executor, sensors=sensors)
     return dg.Definitions.merge(shared, *tasks)
 
 

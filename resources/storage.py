@@ -25,7 +25,7 @@ class TaskFoldersResource(dg.ConfigurableResource):
     def open(self, task: str) -> TaskFolder:
         return open_task(Path(self.path), task, Path(self.accepted))
 
-    def inbox_of(self, task: str) -> Path:
+    def get_inbox_folder(self, task: str) -> Path:
         return Path(self.inbox) / task
 
 
@@ -35,21 +35,21 @@ class LakeResource(dg.ConfigurableResource):
     path: str
     reports: str
     memory_mb: int = 2048
-    """Memory that DuckDB may use before it spills to disk. Half of it may hold texts between two passes."""
+    """Memory that DuckDB may use before it spills to disk. Half of it may be used to keep texts between two passes."""
     spill: str = ""
     """The folder for temporary files. Empty: the system's."""
 
-    def limits(self) -> ResourceLimits:
+    def build_limits(self) -> ResourceLimits:
         return ResourceLimits(memory_mb=self.memory_mb, spill=Path(self.spill) if self.spill else None)
 
-    def lake(self) -> Lake:
+    def open_lake(self) -> Lake:
         return Lake(Path(self.path), Path(self.reports))
 
 
 class CompletionStoreResource(dg.ConfigurableResource):
     """The store of all received answers. `url` is a SQLAlchemy URL; empty means SQLite in `path`.
 
-    A new database at `url` starts with a copy of what is in `path`: answers, ledger and batches.
+    A new database at `url` starts as a copy of the database in `path`: answers, ledger and batches.
     """
 
     path: str

@@ -19,7 +19,7 @@ class TeacherResource(dg.ConfigurableResource):
     models: str
 
     @contextmanager
-    def endpoint(self, spec: TeacherSpec) -> Iterator[Endpoint]:
+    def open_endpoint(self, spec: TeacherSpec) -> Iterator[Endpoint]:
         if not spec.is_embedded:
             yield resolve_endpoint(spec)
             return

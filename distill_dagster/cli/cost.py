@@ -47,30 +47,31 @@ def print_estimate(
     """Print what it takes to materialize these slices, by slice and teacher."""
     from distill_dagster.teacher.asking.estimate import sum_estimates
 
-    found = _run_estimate(home, folder, keys, golden)
+    estimates = _run_estimate(home, folder, keys, golden)
     # Leave out columns whose value is the same in every row.
-    several = len({(one.teacher, one.purpose) for one in found}) > 1
-    whom = ("teacher", "for") if several else ()
-    table = Table("slice", "state", *whom, "prompts", "to send", "stored", "tokens at most", "USD at most")
-    for one in found:
-        now = state.get_status("scored_completions", one.slice).state if one.slice in keys else ""
-        usd = "unknown" if one.usd is None else f"{one.usd:.4f}"
-        counts = f"{one.prompts:,}", f"{one.calls:,}", f"{one.cached:,}", f"{one.tokens:,}", usd
-        table.add_row(escape(one.slice), now, *((escape(one.teacher), one.purpose) if several else ()), *counts)
+    several = len({(entry.teacher, entry.purpose) for entry in estimates}) > 1
+    teacher_columns = ("teacher", "for") if several else ()
+    table = Table("slice", "state", *teacher_columns, "prompts", "to send", "stored", "tokens at most", "USD at most")
+    for entry in estimates:
+        freshness = state.get_status("scored_completions", entry.slice).state if entry.slice in keys else ""
+        usd = "unknown" if entry.usd is None else f"{entry.usd:.4f}"
+        teacher_cells = (escape(entry.teacher), entry.purpose) if several else ()
+        counts = f"{entry.prompts:,}", f"{entry.calls:,}", f"{entry.cached:,}", f"{entry.tokens:,}", usd
+        table.add_row(escape(entry.slice), freshness, *teacher_cells, *counts)
     out.print(table)
-    whole = sum_estimates(found)
+    total = sum_estimates(estimates)
     least = "at least " if any(spec.resolve_labels for spec in folder.task.teacher_specs) else ""
-    usd = "unknown (a price is unknown)" if whole["usd"] is None else f"${whole['usd']:.4f}"
-    wall = "unknown" if whole["wall_s"] is None else f"{whole['wall_s']:.0f} s"
+    usd = "unknown (a price is unknown)" if total["usd"] is None else f"${total['usd']:.4f}"
+    wall = "unknown" if total["wall_s"] is None else f"{total['wall_s']:.0f} s"
     out.print(
-        f"{len(keys)} slices: {least}{whole['teacher_calls']} requests to send, {whole['teacher_calls_cached']} "
-        f"answered by the store. At most {whole['tokens']:,} tokens; cost at most {usd}; time {wall}. "
+        f"{len(keys)} slices: {least}{total['teacher_calls']} requests to send, {total['teacher_calls_cached']} "
+        f"answered by the store. At most {total['tokens']:,} tokens; cost at most {usd}; time {wall}. "
         "Nothing was sent.",
         soft_wrap=True,
     )
     if as_json:
-        each = {"estimates": [asdict(one) for one in found]}
-        print(json.dumps({"partitions": {"teacher_completions": keys}} | whole | each))
+        entries = {"estimates": [asdict(entry) for entry in estimates]}
+        print(json.dumps({"partitions": {"teacher_completions": keys}} | total | entries))
 
 
 def _run_estimate(home: Home, folder: TaskFolder, keys: list[str], golden: bool) -> list[Estimate]:
@@ -86,7 +87,9 @@ def _run_estimate(home: Home, folder: TaskFolder, keys: list[str], golden: bool)
 
 def ledger(
     task: TaskArgument = None,
-    parquet: Annotated[Path | None, typer.Option("--parquet", help="Write all rows to this file instead.")] = None,
+    parquet: Annotated[
+        Path | None, typer.Option("--parquet", help="Write all rows to this Parquet file, and show no table.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what was spent on teachers: requests, tokens and USD by month, teacher, purpose and state."""
@@ -105,16 +108,16 @@ def ledger(
             out.print(f"{rows.height} rows in {escape(str(parquet))}", soft_wrap=True)
         with duckdb.connect() as connection:
             connection.register("ledger", rows.to_arrow())
-            found = connection.sql(_SPENDING_QUERY).fetchall()
+            spending = connection.sql(_SPENDING_QUERY).fetchall()
         names = ("month", "teacher", "for", "state", "requests", "tokens", "usd")
         if parquet is None:
             table = Table(*names, title=f"{folder.name}: spent on teachers")
-            for row in found:
+            for row in spending:
                 usd = "unknown" if row[-1] is None else f"{row[-1]:.4f}"
                 table.add_row(*(escape(str(value)) for value in row[:4]), f"{row[4]:,}", f"{row[5]:,}", usd)
             out.print(table)
         if as_json:
-            print(json.dumps({"task": folder.name, "ledger": [dict(zip(names, row, strict=True)) for row in found]}))
+            print(json.dumps({"task": folder.name, "ledger": [dict(zip(names, row, strict=True)) for row in spending]}))
 
 
 _SPENDING_QUERY = """

@@ -33,8 +33,8 @@ def filters(
     with show_problems():
         folder = open_task_folder(home, task)
         lake = Lake(home.lake, home.reports)
-        now = TaskState(folder, lake).get_status("filtered_dataset")
-        extra = now.record.extra if now.record is not None else {}
+        status = TaskState(folder, lake).get_status("filtered_dataset")
+        extra = status.record.extra if status.record is not None else {}
         rows = list_filters(select_task_filters(folder.task), extra.get("reasons", {}))
         table = Table("", "filter", "drop reason", "parameters", "dropped")
         for row in rows:
@@ -43,15 +43,15 @@ def filters(
             table.add_row(*(escape(str(cell)) for cell in cells), count)
         out.print(table)
         masked = f", {extra['masked_rows']:,} of them masked" if "masked_rows" in extra else ""
-        made = "never made" if now.record is None else f"{now.state}, {now.record.rows:,} rows kept{masked}"
+        made = "never made" if status.record is None else f"{status.state}, {status.record.rows:,} rows kept{masked}"
         out.print(f"{folder.name}: filtered_dataset is {made}")
-        found = list_dropped_rows(lake, folder.name, dropped, limit) if dropped is not None else []
-        for one in found:
-            said = f"{one['drop_detail'] or ''} | {one['text']}"
-            out.print(f"{one['prompt_id'][:12]} [dim]{escape(one['slice'])}[/dim] {escape(said[:200])}", soft_wrap=True)
+        dropped_rows = list_dropped_rows(lake, folder.name, dropped, limit) if dropped is not None else []
+        for row in dropped_rows:
+            text = f"{row['drop_detail'] or ''} | {row['text']}"
+            out.print(f"{row['prompt_id'][:12]} [dim]{escape(row['slice'])}[/dim] {escape(text[:200])}", soft_wrap=True)
         if as_json:
-            more = {"rows": found} if dropped is not None else {}
-            print(json.dumps({"task": folder.name, "state": now.state, "filters": rows} | more))
+            more = {"rows": dropped_rows} if dropped is not None else {}
+            print(json.dumps({"task": folder.name, "state": status.state, "filters": rows} | more))
 
 
 def explain(
@@ -66,8 +66,8 @@ def explain(
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
-        story = trace_prompt(folder, Lake(home.lake, home.reports), prompt_id.lower())
+        history = trace_prompt(folder, Lake(home.lake, home.reports), prompt_id.lower())
         if as_json:
-            print(json.dumps(story))
+            print(json.dumps(history))
         else:
-            print_prompt_history(story, folder, out)
+            print_prompt_history(history, folder, out)

@@ -38,7 +38,8 @@ def imagine(
 ) -> None:
     """Let the teacher imagine prompts until every slice with a `target` has that many.
 
-    `distill run` does this too. This command asks for no answers, and asks again for slices below their target.
+    `distill run` does this too. This command asks for answers to golden and dev only, for the gate. It tries again
+    for slices that are below their target.
     Exits with code 1 if something fails; a slice that stays below its target is not a failure.
     """
     home = Home.from_env()
@@ -60,18 +61,18 @@ def imagine(
                 for key in keys:
                     start_new_generation(get_imagined_path(folder.accepted, key))
             orchestration.sync_task(folder, instance)
-            with show_progress() as tell:
-                outcome = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap).imagine(
-                    keys, tell
+            with show_progress() as notify:
+                summary = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap).imagine(
+                    keys, notify
                 )
-        outcome.wall_s = time.perf_counter() - started
-        found = _print_imagined(folder, keys, False, False)
+        summary.wall_s = time.perf_counter() - started
+        counts = _print_imagined(folder, keys, fresh=False, as_json=False)
         out.print(
-            f"{folder.name}: {outcome.teacher_calls} requests sent, {outcome.teacher_calls_cached} answered by the "
-            f"store ({outcome.wall_s:.1f} s). `distill run {folder.name}` asks for their answers."
+            f"{folder.name}: {summary.teacher_calls} requests sent, {summary.teacher_calls_cached} answered by the "
+            f"store ({summary.wall_s:.1f} s). `distill run {folder.name}` asks for their answers."
         )
-        print_failures(outcome)
-        finish_command(outcome, as_json, imagined=found)
+        print_failures(summary)
+        finish_command(summary, as_json, imagined=counts)
 
 
 def _select_slices_with_target(folder: TaskFolder, slices: list[str] | None) -> list[str]:
@@ -82,14 +83,14 @@ def _select_slices_with_target(folder: TaskFolder, slices: list[str] | None) -> 
         DistillError: No slice has one.
     """
     keys = select_named_slices(folder, slices) if slices else folder.list_slice_keys()
-    found = [key for key in keys if folder.read_slice(key).target is not None]
+    with_target = [key for key in keys if folder.read_slice(key).target is not None]
     for key in keys if slices else []:
-        if key not in found:
+        if key not in with_target:
             remedy = "Add `target: N`, the number of prompts it should have."
             raise InputError([Problem(folder.path / "slices" / f"{key}.yaml", "the slice has no target.", remedy)])
-    if not found:
+    if not with_target:
         raise DistillError(f"No slice of {folder.name} has a target. Add `target: N` to a file in slices/.")
-    return found
+    return with_target
 
 
 def _print_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: bool) -> dict[str, dict[str, int]]:
@@ -102,14 +103,14 @@ def _print_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: b
     from distill_dagster.teacher.imagine.plan import count_imagine_requests
 
     table = Table("slice", "target", "imagined", "retired", "missing", "requests", "at most")
-    found: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {}
     for key in keys:
         slice_ = folder.read_slice(key)
         if fresh:
             before = slice_.imagination
             slice_ = slice_.with_imagined(ImagineHistory(retired=before.retired + len(before.prompts)))
         need, imagined = count_imagine_requests(folder.task, slice_), slice_.imagination
-        found[key] = {
+        counts[key] = {
             "target": slice_.target or 0,
             "imagined": len(imagined.prompts),
             "retired": imagined.retired,
@@ -117,8 +118,8 @@ def _print_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: b
             "requests": need.requests,
             "at_most": need.at_most,
         }
-        table.add_row(escape(key), *(str(number) for number in found[key].values()))
+        table.add_row(escape(key), *(str(number) for number in counts[key].values()))
     out.print(table)
     if as_json:
-        print(json.dumps({"imagined": found, "teacher_calls": sum(one["requests"] for one in found.values())}))
-    return found
+        print(json.dumps({"imagined": counts, "teacher_calls": sum(row["requests"] for row in counts.values())}))
+    return counts

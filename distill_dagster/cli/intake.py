@@ -33,20 +33,20 @@ def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
         if wait := compute_wait_s(place):
             err.print(f"[dim]a file has just changed; waiting {wait:.0f} s[/dim]")
             time.sleep(min(wait, QUIET_S) + 0.1)
-        taken = process_inbox(folder, place)
-        for one in taken:
-            colour = {"accepted": "green", "rejected": "red"}.get(one.state, "yellow")
-            out.print(f"[{colour}]{one.state}[/{colour}] {escape(str(one))}", soft_wrap=True)
+        summaries = process_inbox(folder, place)
+        for summary in summaries:
+            colour = {"accepted": "green", "rejected": "red"}.get(summary.state, "yellow")
+            out.print(f"[{colour}]{summary.state}[/{colour}] {escape(str(summary))}", soft_wrap=True)
         accepted: dict[str, int] = {}
-        for key, number in sorted((key, n) for one in taken for key, n in one.accepted.items()):
+        for key, number in sorted((key, n) for summary in summaries for key, n in summary.accepted.items()):
             accepted[key] = accepted.get(key, 0) + number
         new = sum(accepted.values())
         remark = f" `distill run {folder.name}` asks the teacher for them." if new else ""
         out.print(f"{folder.name}: {new} prompts accepted from {place}.{remark}", soft_wrap=True)
         if as_json:
-            files = [{"file": one.file, "state": one.state, "why": one.why, **one.get_counts()} for one in taken]
+            files = [{"file": s.file, "state": s.state, "why": s.why, **s.get_counts()} for s in summaries]
             print(json.dumps({"task": folder.name, "accepted": accepted, "files": files}))
-        if any(one.state == "rejected" for one in taken):
+        if any(summary.state == "rejected" for summary in summaries):
             raise typer.Exit(1)
 
 
@@ -67,36 +67,38 @@ def batches(
         specs = [spec for spec in folder.task.teacher_specs if not spec.is_free]
         with open_store(home.store, get_store_url()) as store:
             if not specs and not BatchStore(store).list_open(task=folder.name):
-                raise DistillError(f"{folder.name} has no batches: none of its teachers is a provider's.")
+                raise DistillError(f"{folder.name} has no batches: all its teachers are embedded or replay teachers.")
             if forget is not None:
-                if forget not in {one.submission for one in BatchStore(store).list_open(task=folder.name)}:
+                if forget not in {batch.submission for batch in BatchStore(store).list_open(task=folder.name)}:
                     raise DistillError(f"{folder.name} has no open batch {forget!r}.")
                 forget_batch(store, forget)
                 out.print(f"forgotten: {forget}. It counts as paid for, and its requests can be sent again.")
-            found = [collect_batches(resolve_endpoint(spec), spec, store, folder.name) for spec in specs]
+            by_teacher = [collect_batches(resolve_endpoint(spec), spec, store, folder.name) for spec in specs]
             all_open = BatchStore(store).list_open(task=folder.name)
-        done, left = [one for ended, _ in found for one in ended], [one for _, open_ in found for one in open_]
-        for one in done:
-            out.print(f"[green]collected[/green] {escape(str(one))}", soft_wrap=True)
-        for waiting in left:
-            id_ = waiting.batch_id or "(being submitted)"
-            what = f"{waiting.origin}: batch {id_}, {waiting.requests} requests, since {waiting.created_at}"
-            out.print(f"[yellow]under way[/yellow] {escape(what)} ({waiting.submission})", soft_wrap=True)
-        left_over = [batch for batch in all_open if batch not in left]
+        collected = [batch for ended, _ in by_teacher for batch in ended]
+        under_way = [batch for _, still_open in by_teacher for batch in still_open]
+        for done in collected:
+            out.print(f"[green]collected[/green] {escape(str(done))}", soft_wrap=True)
+        for batch in under_way:
+            batch_id = batch.batch_id or "(being submitted)"
+            what = f"{batch.origin}: batch {batch_id}, {batch.requests} requests, since {batch.created_at}"
+            out.print(f"[yellow]under way[/yellow] {escape(what)} ({batch.submission})", soft_wrap=True)
+        left_over = [batch for batch in all_open if batch not in under_way]
         for batch in left_over:
             what = f"{batch.origin}: batch {batch.batch_id}, {batch.requests} requests, since {batch.created_at}"
-            remedy = f"`distill batches {folder.name} --forget {batch.submission}` gives it up."
+            remedy = f"or give it up: `distill batches {folder.name} --forget {batch.submission}`."
             out.print(
                 f"[yellow]left over[/yellow] {escape(what)}. task.yaml no longer has its teacher, so it cannot be "
-                f"collected. Restore the teacher to collect it. {escape(remedy)}",
+                f"collected. Restore the teacher to collect it, {escape(remedy)}",
                 soft_wrap=True,
             )
-        left += left_over
-        answers = sum(one.answers for one in done)
-        remark = f" `distill run {folder.name}` continues with them." if done else ""
-        out.print(f"{folder.name}: {answers} answers collected, {len(left)} batches under way.{remark}")
+        under_way += left_over
+        answers = sum(done.answers for done in collected)
+        remark = f" `distill run {folder.name}` continues with them." if collected else ""
+        out.print(f"{folder.name}: {answers} answers collected, {len(under_way)} batches under way.{remark}")
         if as_json:
-            print(json.dumps({"task": folder.name, "collected": answers, "under_way": [s.batch_id for s in left]}))
+            batch_ids = [batch.batch_id for batch in under_way]
+            print(json.dumps({"task": folder.name, "collected": answers, "under_way": batch_ids}))
 
 
 def import_(
@@ -110,7 +112,9 @@ def import_(
     id_field: Annotated[str | None, typer.Option(help="The field of the id. Default: `id`.")] = None,
     completion_field: Annotated[str | None, typer.Option(help="For recorded: the field of the completion.")] = None,
     reasoning_field: Annotated[str | None, typer.Option(help="The field of the reasoning, if there is one.")] = None,
-    name: Annotated[str | None, typer.Option(help="For recorded: its name. Default: the file name.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="For recorded: the name of the recording. Default: the file name.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be added and write nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -138,5 +142,5 @@ def import_(
         if done.hint:
             out.print(escape(done.hint), soft_wrap=True)
         if as_json:
-            found = {"file": done.file, "as": done.target, "records": done.records, "dry_run": dry_run}
-            print(json.dumps({"task": folder.name, **found, "added": done.added, "skipped": done.skipped}))
+            facts = {"file": done.file, "as": done.target, "records": done.records, "dry_run": dry_run}
+            print(json.dumps({"task": folder.name, **facts, "added": done.added, "skipped": done.skipped}))

@@ -61,21 +61,23 @@ def run(
         with orchestration.open_instance(home) as instance:
             orchestration.sync_task(folder, instance)
             runner = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap)
-            with show_progress() as tell:
-                outcome = runner.run(keys, chosen, tell)
-        outcome.wall_s = time.perf_counter() - started
-        if not outcome.runs and not outcome.blocked and not outcome.failed:
-            out.print(f"[green]{folder.name} is up to date: nothing to do[/green] ({outcome.wall_s:.1f} s)")
-        print_failures(outcome)
+            with show_progress() as notify:
+                summary = runner.run(keys, chosen, notify)
+        summary.wall_s = time.perf_counter() - started
+        if not summary.runs and not summary.blocked and not summary.failed:
+            out.print(f"[green]{folder.name} is up to date: nothing to do[/green] ({summary.wall_s:.1f} s)")
+        print_failures(summary)
         for student in chosen if keys is None else []:
             print_report(home, folder, student)
-        finish_command(outcome, as_json)
+        finish_command(summary, as_json)
 
 
 def refresh(
     task: TaskArgument = None,
     students: Annotated[list[str] | None, typer.Option("--student", help="Only this student. Can be repeated.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Train even if few rows changed.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train even if few rows changed, and ask for missing rows at once.")
+    ] = False,
     budget_usd: BudgetUsd = None,
     budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
@@ -83,7 +85,7 @@ def refresh(
     """Bring a task up to date as the schedule does. Default: every student that has been trained before.
 
     Compares today's files with what each artifact was made from, so no edit is missed. A student is trained again
-    only if one of its settings or more than `refresh.min_new_rows` rows of the dataset changed.
+    only if one of its settings changed, or more than `refresh.min_new_rows` rows of the dataset.
     """
     home = Home.from_env()
     started = time.perf_counter()
@@ -95,23 +97,23 @@ def refresh(
 
         with orchestration.open_instance(home) as instance:
             runner = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap)
-            with show_progress() as tell:
-                outcome = orchestration.refresh_task(runner, chosen, force, tell)
-            outcome.wall_s = time.perf_counter() - started
-            instance.report_runless_asset_event(orchestration.build_refresh_event(folder.name, outcome))
-        for name, why in outcome.waiting.items():
+            with show_progress() as notify:
+                summary = orchestration.refresh_task(runner, chosen, force, notify)
+            summary.wall_s = time.perf_counter() - started
+            instance.report_runless_asset_event(orchestration.build_refresh_event(folder.name, summary))
+        for name, why in summary.waiting.items():
             out.print(f"[dim]waiting[/dim] {escape(name)}: {escape(why)}", soft_wrap=True)
-        if not outcome.runs and not outcome.blocked and not outcome.failed:
-            out.print(f"[green]{folder.name}: nothing to refresh[/green] ({outcome.wall_s:.1f} s)")
-        print_failures(outcome)
-        finish_command(outcome, as_json)
+        if not summary.runs and not summary.blocked and not summary.failed:
+            out.print(f"[green]{folder.name}: nothing to refresh[/green] ({summary.wall_s:.1f} s)")
+        print_failures(summary)
+        finish_command(summary, as_json)
 
 
 def backfill(
     task: TaskArgument = None,
     slices: Annotated[list[str] | None, typer.Option("--slice", help="This slice. Can be repeated.")] = None,
     first: Annotated[str | None, typer.Option("--from", help="First slice of a range, in alphabetical order.")] = None,
-    last: Annotated[str | None, typer.Option("--to", help="Last slice of the range, included.")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Last slice of the range, inclusive.")] = None,
     lacking: Annotated[
         SliceSelector | None,
         typer.Option("--which", help="Select slices by state. Default without other options: stale."),
@@ -121,7 +123,7 @@ def backfill(
     budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Materialize slices up to scored_completions: named slices and ranges even if fresh, else those that need it.
+    """Materialize slices up to scored_completions. Slices that you name, or a range of them, run even if fresh.
 
     `--which stale` selects slices that are not fresh, `missing` those never made, `failed` those whose last run
     failed, `all` every slice. Waits until all runs end; the exit code says whether they succeeded.
@@ -149,16 +151,16 @@ def backfill(
                 print_estimate(home, folder, state, keys, as_json, golden=False)
                 return
             again = lacking in ("failed", "all") or bool(slices or first or last)
-            with show_progress() as tell:
-                outcome = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap).backfill(
-                    keys, tell, again
+            with show_progress() as notify:
+                summary = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap).backfill(
+                    keys, notify, again
                 )
-        outcome.wall_s = time.perf_counter() - started
-        made = sum(len(partitions) for partitions in outcome.partitions.values())
-        cached = outcome.teacher_calls_cached
+        summary.wall_s = time.perf_counter() - started
+        made = sum(len(partitions) for partitions in summary.partitions.values())
+        cached = summary.teacher_calls_cached
         out.print(
-            f"{folder.name}: {len(keys)} slices, {made} artifacts made, {outcome.teacher_calls} requests sent, "
-            f"{cached} answered by the store ({outcome.wall_s:.1f} s)"
+            f"{folder.name}: {len(keys)} slices, {made} artifacts made, {summary.teacher_calls} requests sent, "
+            f"{cached} answered by the store ({summary.wall_s:.1f} s)"
         )
-        print_failures(outcome)
-        finish_command(outcome, as_json)
+        print_failures(summary)
+        finish_command(summary, as_json)

@@ -66,8 +66,9 @@ def open_task_folder(home: Home, task: str | None) -> TaskFolder:
         return open_task(home.tasks, task, home.accepted)
     known = find_tasks(home.tasks, home.accepted)
     if len(known) != 1:
-        names = ", ".join(t.name for t in known) or "none"
-        problem = Problem(home.tasks, "no task is named.", f"Name one of: {names}.")
+        names = ", ".join(folder.name for folder in known)
+        remedy = f"Name one of: {names}." if known else "Add a folder with a task.yaml."
+        problem = Problem(home.tasks, "no task is named." if known else "there is no task.", remedy)
         raise InputError([problem])
     return known[0]
 

@@ -42,16 +42,16 @@ def show_progress() -> Iterator[Any]:
         bar = bars.add_task("", total=None)
         last: dict[str, Any] = {"what": "", "at": 0.0}
 
-        def tell(kind: str, what: str) -> None:
-            if kind == "start":
+        def notify(event: str, what: str) -> None:
+            if event == "start":
                 last["what"] = what
                 bars.update(bar, description=escape(what), completed=0, total=None)
-            elif kind == "pending":
+            elif event == "pending":
                 bars.console.print(f"[yellow]…[/yellow] {escape(what)} [dim]is waiting for its batch[/dim]")
-            elif kind == "waiting":
-                bars.console.print(f"[yellow]{escape(what)}: waiting until it ends[/yellow]")
+            elif event == "waiting":
+                bars.console.print(f"[yellow]{escape(what)}; waiting until it ends[/yellow]")
             else:
-                mark = "[green]✓[/green]" if kind == "done" else "[red]✗[/red]"
+                mark = "[green]✓[/green]" if event == "done" else "[red]✗[/red]"
                 bars.console.print(f"{mark} {escape(what)} [dim]{time.perf_counter() - started:.0f} s[/dim]")
 
         def listen(what: str, done: int, total: int) -> None:
@@ -61,16 +61,16 @@ def show_progress() -> Iterator[Any]:
                 err.print(f"  {escape(what)}: {done} of {total}", highlight=False)
 
         with progress.listen_to_progress(listen):
-            yield tell
+            yield notify
 
 
-def print_failures(outcome: RunSummary) -> None:
+def print_failures(summary: RunSummary) -> None:
     """Print one line for each artifact that failed, waits for a batch, or is blocked by one of those."""
-    for name, message in outcome.failed.items():
+    for name, message in summary.failed.items():
         err.print(f"[red]failed[/red] {escape(name)}: {escape(message)}", soft_wrap=True)
-    for name, why in outcome.pending.items():
+    for name, why in summary.pending.items():
         out.print(f"[yellow]waiting[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
-    for name, why in outcome.blocked.items():
+    for name, why in summary.blocked.items():
         err.print(f"[yellow]blocked[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
 
 
@@ -94,13 +94,13 @@ def print_report(home: Home, folder: TaskFolder, student: str) -> bool:
     return True
 
 
-def finish_command(outcome: RunSummary, as_json: bool, **more: Any) -> None:
+def finish_command(summary: RunSummary, as_json: bool, **more: Any) -> None:
     """End a command that ran assets: print its JSON object and set the exit code.
 
     Raises:
         Exit: Something failed, is blocked, or waits for a batch.
     """
-    waits = outcome.pending and not (outcome.failed or outcome.blocked)
+    waits = summary.pending and not (summary.failed or summary.blocked)
     if waits:
         out.print(
             "[yellow]Nothing failed, but some answers have not arrived yet.[/yellow] A provider may take a day for a "
@@ -109,8 +109,8 @@ def finish_command(outcome: RunSummary, as_json: bool, **more: Any) -> None:
         )
     if as_json:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps(outcome.to_json() | more | {"peak_mb": round(peak, 1)}))
-    if outcome.failed or outcome.blocked:
+        print(json.dumps(summary.to_json() | more | {"peak_mb": round(peak, 1)}))
+    if summary.failed or summary.blocked:
         raise typer.Exit(1)
     if waits:
         raise typer.Exit(EXIT_PENDING)

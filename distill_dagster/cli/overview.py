@@ -26,7 +26,7 @@ def tasks() -> None:
             task = folder.task
             students = ", ".join(task.students)
             numbers = str(len(task.labels)), str(len(folder.list_slice_keys()))
-            teachers = ", ".join(one.model for one in task.teacher_specs)
+            teachers = ", ".join(spec.model for spec in task.teacher_specs)
             table.add_row(escape(folder.name), task.kind, *numbers, escape(students), escape(teachers))
         except InputError as error:
             table.add_row(escape(folder.name), "[red]malformed[/red]", "", "", "", f"{len(error.problems)} problems")
@@ -52,20 +52,20 @@ def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
-        found = TaskState(folder, Lake(home.lake, home.reports)).list_statuses()
+        statuses = TaskState(folder, Lake(home.lake, home.reports)).list_statuses()
         table = Table("artifact", "state", "rows", "why")
         colours = {"fresh": "green", "stale": "yellow", "missing": "red", "waiting": "dim", "malformed": "red"}
-        for s in found:
+        for s in statuses:
             why = "; ".join(s.why[:3]) + (f"; and {len(s.why) - 3} more" if len(s.why) > 3 else "")
             if s.record and s.record.extra.get("blocked"):
                 why = f"did not pass {', '.join(s.record.extra['blocked'])}. {why}"
-            if s.record and (lacking := s.record.extra.get("below_target")):
-                why = f"{lacking} prompts below its target; `distill imagine --slice {s.partition}` asks again. {why}"
+            if s.record and (missing := s.record.extra.get("below_target")):
+                why = f"{missing} prompts below its target; `distill imagine --slice {s.partition}` asks again. {why}"
             rows = str(s.record.rows) if s.record else ""
             table.add_row(escape(s.name), f"[{colours[s.state]}]{s.state}[/]", rows, escape(why))
         out.print(table)
-        counts = {state: sum(s.state == state for s in found) for state in colours}
+        counts = {state: sum(s.state == state for s in statuses) for state in colours}
         out.print(f"{folder.name}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
         if as_json:
-            artifacts = [{"name": s.name, "state": s.state, "why": list(s.why)} for s in found]
+            artifacts = [{"name": s.name, "state": s.state, "why": list(s.why)} for s in statuses]
             print(json.dumps({"task": folder.name, "counts": counts, "artifacts": artifacts}))

@@ -21,21 +21,21 @@ def print_prompt_history(history: dict[str, Any], folder: TaskFolder, out: Conso
         out.print(escape(_shorten(history["prompt"], 600)), soft_wrap=True)
     if "held_out" in history:
         out.print(f"[yellow]{escape(history['held_out'])}[/yellow]")
-    for one in history["slices"]:
-        _print_slice(one, out)
+    for entry in history["slices"]:
+        _print_slice(entry, out)
     if history.get("completions"):
         _print_completions(history["completions"], out)
-    for line in _format_outcome(history, folder):
+    for line in _format_result(history, folder):
         out.print(line, soft_wrap=True)
 
 
-def _print_slice(one: dict[str, Any], out: Console) -> None:
-    facts = [f"origin {one['origin']}"]
+def _print_slice(entry: dict[str, Any], out: Console) -> None:
+    facts = [f"origin {entry['origin']}"]
     names = ("target_label", "reference", "axes", "parent_prompt_id", "source")
-    facts += [f"{name} {one[name]}" for name in names if name in one]
-    out.print(f"\n[bold]slice {escape(one['slice'])}[/bold]: {escape(', '.join(facts))}", soft_wrap=True)
-    _print_completions(one["completions"], out)
-    candidate = one["candidate"]
+    facts += [f"{name} {entry[name]}" for name in names if name in entry]
+    out.print(f"\n[bold]slice {escape(entry['slice'])}[/bold]: {escape(', '.join(facts))}", soft_wrap=True)
+    _print_completions(entry["completions"], out)
+    candidate = entry["candidate"]
     if candidate is None:
         out.print("not scored yet")
         return
@@ -54,37 +54,37 @@ def _print_completions(samples: list[dict[str, Any]], out: Console) -> None:
         out.print("no completion yet")
         return
     table = Table("teacher", "sample", "status", "answer", "finish", "tokens", "USD")
-    for one in samples:
-        text = one.get("answer") or one.get("error") or one.get("raw_text") or ""
-        tokens = f"{one.get('prompt_tokens', '?')} + {one.get('completion_tokens', '?')}"
-        usd = f"{one['cost_usd']:.6f}" if "cost_usd" in one else "unknown"
-        cells = (one["teacher"], one["sample_index"], one["status"], _shorten(text, 80), one.get("finish_reason", ""))
+    for row in samples:
+        text = row.get("answer") or row.get("error") or row.get("raw_text") or ""
+        tokens = f"{row.get('prompt_tokens', '?')} + {row.get('completion_tokens', '?')}"
+        usd = f"{row['cost_usd']:.6f}" if "cost_usd" in row else "unknown"
+        cells = (row["teacher"], row["sample_index"], row["status"], _shorten(text, 80), row.get("finish_reason", ""))
         table.add_row(*(escape(str(cell)) for cell in cells), tokens, usd)
     out.print(table)
 
 
-def _format_outcome(history: dict[str, Any], folder: TaskFolder) -> Iterator[str]:
+def _format_result(history: dict[str, Any], folder: TaskFolder) -> Iterator[str]:
     state = history["dataset"]
     yield ""
     if state["state"] in ("missing", "waiting"):
         yield f"There is no dataset yet. Run `distill run {escape(folder.name)}`."
         return
-    parameters = {each.reason: list_parameters(each) for each in select_task_filters(folder.task)}
-    for one in history["kept"]:
-        weight = f", weight {one['weight']:g}" if one["weight"] != 1 else ""
-        who = escape(one["teacher"]) if "teacher" in one else "a person"
-        yield f"[green]kept[/green] in {one['split']}, answered by {who} (slice {escape(one['slice'])}){weight}"
-        yield f"target: {escape(_shorten(one['target'], 300))}"
-    for one in history["dropped"]:
-        reason, detail = one["drop_reason"], one.get("drop_detail")
+    parameters = {rule.reason: list_parameters(rule) for rule in select_task_filters(folder.task)}
+    for row in history["kept"]:
+        weight = f", weight {row['weight']:g}" if row["weight"] != 1 else ""
+        who = escape(row["teacher"]) if "teacher" in row else "a person"
+        yield f"[green]kept[/green] in {row['split']}, answered by {who} (slice {escape(row['slice'])}){weight}"
+        yield f"target: {escape(_shorten(row['target'], 300))}"
+    for row in history["dropped"]:
+        reason, detail = row["drop_reason"], row.get("drop_detail")
         figures = f": {escape(detail)}" if detail else ""
         limits = ", ".join(f"{name} {json.dumps(value)}" for name, value in parameters.get(reason, {}).items())
         shown = f" [dim]({escape(_shorten(limits, 200))})[/dim]" if limits else ""
-        yield f"[red]dropped[/red] by {escape(reason)}{figures} (slice {escape(one['slice'])}){shown}"
+        yield f"[red]dropped[/red] by {escape(reason)}{figures} (slice {escape(row['slice'])}){shown}"
     if history["representative"]:
         yield f"its text is kept as {history['representative']}"
     if history["duplicates"]:
-        ids = ", ".join(f"{one['prompt_id'][:12]} ({escape(one['slice'])})" for one in history["duplicates"][:10])
+        ids = ", ".join(f"{row['prompt_id'][:12]} ({escape(row['slice'])})" for row in history["duplicates"][:10])
         yield f"represents {len(history['duplicates'])} duplicates: {ids}"
     if not history["kept"] and not history["dropped"] and "held_out" not in history:
         yield "It was not a candidate when the dataset was made."

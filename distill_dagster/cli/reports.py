@@ -43,11 +43,11 @@ def data_docs(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     with show_problems():
         folder = open_task_folder(home, task)
         lake = Lake(home.lake, home.reports)
-        tables = [(one.asset, one.partition) for one in TaskState(folder, lake).list_statuses()]
+        tables = [(status.asset, status.partition) for status in TaskState(folder, lake).list_statuses()]
         target = home.data_docs / folder.name
         with show_progress():
-            shown = build_data_docs(lake, folder.name, tables, target)
-        if not shown:
+            count = build_data_docs(lake, folder.name, tables, target)
+        if not count:
             raise DistillError(f"{folder.name} has no table yet. Run `distill run {folder.name}`.")
     page = target / "index.html"
-    typer.echo(json.dumps({"tables": shown, "page": str(page)}) if as_json else f"{shown} tables: {page}")
+    typer.echo(json.dumps({"tables": count, "page": str(page)}) if as_json else f"{count} tables: {page}")

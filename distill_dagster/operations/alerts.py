@@ -16,7 +16,7 @@ from distill_dagster.core.files import write_atomically
 WEBHOOK_VARIABLE = "DISTILL_ALERT_WEBHOOK"
 """The environment variable with the webhook's URL. An alert is sent as JSON with the field `text`."""
 WEBHOOK_TIMEOUT_S, WEBHOOK_TRIES = 3.0, 2
-"""A sensor has one minute, in which it may send five alerts."""
+"""Dagster gives a sensor one minute, in which it may have to send five alerts."""
 
 
 @dataclass(frozen=True)

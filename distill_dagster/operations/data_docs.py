@@ -23,7 +23,7 @@ _SITE_NAME = "data_docs"
 def build_data_docs(lake: Lake, task: str, tables: Iterable[tuple[str, str | None]], target: Path) -> int:
     """Validate every existing table and write the site. Returns the number of tables.
 
-    The site is replaced as a whole. Without a table nothing is written.
+    It replaces the whole site. If no table exists, it writes nothing.
 
     Args:
         tables: stages and partitions. Those without expectations or without a table are skipped.
@@ -39,7 +39,7 @@ def build_data_docs(lake: Lake, task: str, tables: Iterable[tuple[str, str | Non
         return 0
     temporary = get_temporary_path(target)
     shutil.rmtree(temporary, ignore_errors=True)
-    # The library warns that the context is not saved, which is intended.
+    # The library warns that it does not save the context. That is intended.
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}

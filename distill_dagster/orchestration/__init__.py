@@ -1,7 +1,7 @@
 """Run the assets of a task from this process, in the Dagster instance that the UI shows.
 
 What belongs here needs Dagster: runs, partitions, tags, the refresh. What is stale is decided in `pipeline`. Only this
-package, `definitions.py`, `cli` and `evaluation.metrics_table` import Dagster.
+package and `definitions.py` import Dagster. `evaluation.metrics_table` imports dagster-pandas.
 """
 
 from distill_dagster.orchestration.in_process import find_pending_assets, get_failure_message, run_in_process

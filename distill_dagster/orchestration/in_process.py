@@ -21,7 +21,7 @@ def run_in_process(
     """Execute one run in this process without console output. The result says whether it failed.
 
     Args:
-        tags: Must hold the campaign tag: the id of the outer run, if there is one.
+        tags: Must contain the campaign tag: the id of the outer run, if there is one.
 
     Raises:
         DagsterUnknownPartitionError: The slice was removed meanwhile.
@@ -36,18 +36,19 @@ def run_in_process(
         tags=tags,
         raise_on_error=False,
     )
-    outer = instance.get_run_by_id(tags[CAMPAIGN_TAG])
-    stopped = outer is not None and outer.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    outer_run = instance.get_run_by_id(tags[CAMPAIGN_TAG])
+    canceled = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+    is_canceled = outer_run is not None and outer_run.status in canceled
     failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
-    if stopped or any(failure.error_source == ErrorSource.INTERRUPT for failure in failures):
+    if is_canceled or any(failure.error_source == ErrorSource.INTERRUPT for failure in failures):
         raise KeyboardInterrupt
     return result
 
 
 def find_pending_assets(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, str]:
     """Return the assets that a run skipped because their batch has not ended, with the reason."""
-    seen = [event.asset_observation_data.asset_observation for event in result.get_asset_observation_events()]
-    return {one.asset_key: one.description or "" for one in seen}
+    observations = [event.asset_observation_data.asset_observation for event in result.get_asset_observation_events()]
+    return {observation.asset_key: observation.description or "" for observation in observations}
 
 
 def get_failure_message(error: Any) -> str:

@@ -26,7 +26,7 @@ storage:
 
 
 def prepare_instance_folder(home: Home) -> None:
-    """Create the instance folder with the project's dagster.yaml, and set DAGSTER_HOME to it unless it is set already.
+    """Create the instance folder with the project's dagster.yaml. Set DAGSTER_HOME to it unless it is set.
 
     With DISTILL_POSTGRES_URL the file names that variable as storage, never its value. An instance that the user
     configured stays as it is.
@@ -62,7 +62,7 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
 
 
 def _fail_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs of a killed `distill` as failed. They stay STARTED and hold a pool slot, so the next run would hang."""
+    """Mark runs of a killed `distill` as failed. They stay STARTED and keep a pool slot, so the next run would hang."""
     open_runs = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={HOST_TAG: platform.node()})
     for record in instance.get_run_records(open_runs):
         run = record.dagster_run

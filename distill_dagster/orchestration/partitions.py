@@ -18,28 +18,26 @@ def find_slice_changes(folder: TaskFolder, instance: dg.DagsterInstance) -> tupl
 
     Both are sorted: Dagster's partition ranges follow the order of insertion.
     """
-    keys, known = (
-        set(folder.list_slice_keys()),
-        set(instance.get_dynamic_partitions(get_slices_partitions_name(folder.name))),
-    )
+    keys = set(folder.list_slice_keys())
+    known = set(instance.get_dynamic_partitions(get_slices_partitions_name(folder.name)))
     return sorted(keys - known), sorted(known - keys)
 
 
 def sync_task(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
     """Add and remove partitions to match the slices, and report an observation for each changed file."""
-    new, gone = find_slice_changes(folder, instance)
+    new, removed = find_slice_changes(folder, instance)
     if new:
         instance.add_dynamic_partitions(get_slices_partitions_name(folder.name), new)
-    for key in gone:
+    for key in removed:
         instance.delete_dynamic_partition(get_slices_partitions_name(folder.name), key)
-    seen: dict[str, dict[str | None, str]] = {}
+    observed: dict[str, dict[str | None, str]] = {}
     for source, partition, version in iter_source_versions(folder, list(folder.task.students)):
         asset_key = dg.AssetKey([folder.name, source])
-        if source not in seen:
-            seen[source] = get_latest_versions(
+        if source not in observed:
+            observed[source] = get_latest_versions(
                 instance, asset_key, partition is not None, dg.DagsterEventType.ASSET_OBSERVATION
             )
-        if not isinstance(version, InputError) and seen[source].get(partition) != version:
+        if not isinstance(version, InputError) and observed[source].get(partition) != version:
             tags = {DATA_VERSION_TAG: version}
             instance.report_runless_asset_event(dg.AssetObservation(asset_key, partition=partition, tags=tags))
 
@@ -48,11 +46,11 @@ def find_failed_slices(folder: TaskFolder, instance: dg.DagsterInstance) -> set[
     """Return slices for which the last run of any of their assets failed."""
     slices = dg.DynamicPartitionsDefinition(name=get_slices_partitions_name(folder.name))
     keys = instance.get_dynamic_partitions(get_slices_partitions_name(folder.name))
-    found = set()
+    failed = set()
     for stage in SLICE_STAGES:
-        known = instance.get_status_by_partition(dg.AssetKey([folder.name, stage]), keys, slices) or {}
-        found |= {key for key, status in known.items() if status == AssetPartitionStatus.FAILED}
-    return found
+        statuses = instance.get_status_by_partition(dg.AssetKey([folder.name, stage]), keys, slices) or {}
+        failed |= {key for key, status in statuses.items() if status == AssetPartitionStatus.FAILED}
+    return failed
 
 
 def get_latest_versions(
@@ -60,8 +58,10 @@ def get_latest_versions(
 ) -> dict[str | None, str]:
     """Return the data version of an asset's latest event by partition, with one query."""
     if partitioned:
-        tags = instance.event_log_storage.get_latest_tags_by_partition(key, kind, [DATA_VERSION_TAG])
-        return {partition: found[DATA_VERSION_TAG] for partition, found in tags.items() if DATA_VERSION_TAG in found}
+        latest_tags = instance.event_log_storage.get_latest_tags_by_partition(key, kind, [DATA_VERSION_TAG])
+        return {
+            partition: tags[DATA_VERSION_TAG] for partition, tags in latest_tags.items() if DATA_VERSION_TAG in tags
+        }
     fetch = instance.fetch_observations
     if kind == dg.DagsterEventType.ASSET_MATERIALIZATION:
         fetch = instance.fetch_materializations

@@ -20,60 +20,61 @@ from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tasks import imagined
 
 
-def refresh_task(runner: Runner, students: list[str], force: bool, tell: RunListener) -> RunSummary:
+def refresh_task(runner: Runner, students: list[str], force: bool, notify: RunListener) -> RunSummary:
     """Bring a task up to date.
 
     Args:
-        students: Default: those that have been trained before, or else the task's default student.
+        students: Default: those that were trained before. If there are none, the task's default student.
         force: Train even if few rows changed, and ask again for missing rows at once.
 
     Raises:
         InputError: task.yaml or a JSONL file is malformed. A malformed slice fails alone.
     """
-    with _lock_refresh(runner.home.locks / f"{runner.folder.name}.refresh", tell):
-        return _refresh_task(runner, students, force, tell)
+    with _lock_refresh(runner.home.locks / f"{runner.folder.name}.refresh", notify):
+        return _refresh_task(runner, students, force, notify)
 
 
 @contextmanager
-def _lock_refresh(lock: Path, tell: RunListener) -> Iterator[None]:
+def _lock_refresh(path: Path, notify: RunListener) -> Iterator[None]:
     """Hold the task's refresh lock: two refreshes at once would train the same student twice."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock)  # the system releases it when the process ends, however it ends
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)  # the system releases it even if the process is killed
     try:
-        held.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
-        tell("waiting", "another refresh of this task is running")
-        held.acquire()
+        notify("waiting", "another refresh of this task is running")
+        lock.acquire()
     try:
         yield
     finally:
-        held.release()
+        lock.release()
 
 
-def _refresh_task(runner: Runner, students: list[str], force: bool, tell: RunListener) -> RunSummary:
+def _refresh_task(runner: Runner, students: list[str], force: bool, notify: RunListener) -> RunSummary:
     folder, lake, instance = runner.folder, runner.lake, runner.instance
-    apart = (folder.path / "slices", folder.accepted, folder.accepted and folder.accepted / imagined.IMAGINED_FOLDER)
-    if errors := [p for p in check_task_folder(folder) if p.severity == "error" and p.file.parent not in apart]:
+    accepted = folder.accepted
+    slice_folders = (folder.path / "slices", accepted, accepted and accepted / imagined.IMAGINED_FOLDER)
+    if errors := [p for p in check_task_folder(folder) if p.severity == "error" and p.file.parent not in slice_folders]:
         raise InputError(errors)
     trained = [s for s in folder.task.students if lake.read_record(folder.name, "student_adapter", s) is not None]
     sync_task(folder, instance)
-    return runner.refresh(students or trained or [folder.task.chosen_student], tell, force)
+    return runner.refresh(students or trained or [folder.task.chosen_student], notify, force)
 
 
-def build_refresh_event(task: str, outcome: RunSummary) -> dg.AssetMaterialization:
-    """Build the event that records one refresh; Dagster plots its figures over time."""
-    made = [format_artifact_name(asset, partition) for asset, keys in outcome.partitions.items() for partition in keys]
+def build_refresh_event(task: str, summary: RunSummary) -> dg.AssetMaterialization:
+    """Build the event that records one refresh. Dagster plots its figures over time."""
+    made = [format_artifact_name(asset, partition) for asset, keys in summary.partitions.items() for partition in keys]
     metadata: dict[str, Any] = {
-        "runs": len(outcome.runs),
+        "runs": len(summary.runs),
         "artifacts": len(made),
         "made": ", ".join(made[:200]) or "nothing",
-        "teacher_calls": outcome.teacher_calls,
-        "teacher_calls_cached": outcome.teacher_calls_cached,
-        "prompt_tokens": outcome.prompt_tokens,
-        "completion_tokens": outcome.completion_tokens,
-        "cost_usd": "unknown" if outcome.cost_usd is None else outcome.cost_usd,
-        "failed": len(outcome.failed),
-        "waiting": "; ".join(f"{n}: {why}" for n, why in (outcome.waiting | outcome.pending).items()) or "nothing",
-        "wall_s": round(outcome.wall_s, 1),
+        "teacher_calls": summary.teacher_calls,
+        "teacher_calls_cached": summary.teacher_calls_cached,
+        "prompt_tokens": summary.prompt_tokens,
+        "completion_tokens": summary.completion_tokens,
+        "cost_usd": "unknown" if summary.cost_usd is None else summary.cost_usd,
+        "failed": len(summary.failed),
+        "waiting": "; ".join(f"{n}: {why}" for n, why in (summary.waiting | summary.pending).items()) or "nothing",
+        "wall_s": round(summary.wall_s, 1),
     }
     return dg.AssetMaterialization([task, REFRESHES_ASSET], metadata=metadata)

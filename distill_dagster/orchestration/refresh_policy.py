@@ -1,4 +1,4 @@
-"""Decide which artifacts that are not fresh are left alone for now, and explain why."""
+"""Decide which stale artifacts a refresh leaves as they are for now, and explain why."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RETRAINING_ASSETS = {"student_adapter", "slice_label_adapter", "predictions", "e
 
 @dataclass(frozen=True)
 class RefreshPolicy:
-    """When a refresh leaves an artifact alone for a while.
+    """When a refresh leaves an artifact as it is for a while.
 
     Args:
         cap: What the command may spend.
@@ -31,7 +31,7 @@ class RefreshPolicy:
     cap: BudgetSpec
 
     def explain_wait(self, status: ArtifactStatus) -> str | None:
-        """Say why a refresh leaves an artifact alone, or return None.
+        """Say why a refresh leaves an artifact as it is, or return None.
 
         A student waits while only its dataset changed, by few rows. Answers wait while only rows are missing and their
         back-off has not ended.
@@ -52,25 +52,25 @@ class RefreshPolicy:
         return f"{changed} rows changed since it was trained; it is trained after more than {limit} (or with --force)"
 
 
-def explain_pending(needs: dict[str, str | None], outcome: RunSummary) -> str | None:
-    """Say which input waits for a batch. Made now, the artifact would be made again when the batch ends."""
-    return next((f"{name} waits for its batch" for name in needs if name in outcome.pending), None)
+def explain_pending(needs: dict[str, str | None], summary: RunSummary) -> str | None:
+    """Say which input waits for a batch, or return None. The batch's answers would make the artifact stale again."""
+    return next((f"{name} waits for its batch" for name in needs if name in summary.pending), None)
 
 
 def explain_blocked(
-    state: TaskState, status: ArtifactStatus, needs: dict[str, str | None], outcome: RunSummary
+    state: TaskState, status: ArtifactStatus, needs: dict[str, str | None], summary: RunSummary
 ) -> str | None:
-    """Say why an artifact cannot be made now: an input failed, is blocked, or did not pass its checks."""
+    """Say which input failed, is blocked or did not pass its checks, or return None."""
     for name in needs:
-        asset, _, rest = name.partition("[")
-        if status.asset == MERGING_STAGE and rest and status.state != "waiting":
+        asset, _, partition = name.partition("[")
+        if status.asset == MERGING_STAGE and partition and status.state != "waiting":
             continue  # a failed slice contributes its last good rows, or none
-        if name in outcome.failed:
+        if name in summary.failed:
             return f"{name} failed"
-        if name in outcome.blocked:
+        if name in summary.blocked:
             return f"{name} is blocked"
         if asset in state.stages:
-            record = state.read_record(asset, rest.removesuffix("]") or None)
+            record = state.read_record(asset, partition.removesuffix("]") or None)
             if record is not None and record.extra.get("blocked"):
                 return f"{name} did not pass {', '.join(record.extra['blocked'])}"
     return None

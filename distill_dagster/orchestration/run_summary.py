@@ -11,7 +11,7 @@ class RunSummary:
     """What one command did.
 
     `teacher_calls`, `cost_usd` and `reserved_usd` come from the ledger of its campaign, so they include failed
-    requests. The other figures are sums over the artifacts that were made.
+    requests. The other figures are sums over the artifacts that the command made.
     """
 
     runs: list[str] = field(default_factory=list)

@@ -27,7 +27,7 @@ from distill_dagster.teacher.imagine.plan import count_imagine_requests
 
 TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
 RunListener = Callable[[str, str], None]
-"""A callback, called with ("start" | "done" | "failed" | "pending" | "waiting", what)."""
+"""A callback for the events of runs: "start", "done", "failed", "pending" or "waiting", and the names of artifacts."""
 
 
 class Runner:
@@ -52,17 +52,17 @@ class Runner:
         self.campaign = campaign or uuid.uuid4().hex
         self.cap = cap
         self._job = defs.resolve_implicit_global_asset_job_def()
-        self._unrecorded: set[str] = set()
+        self._unreported: set[str] = set()
         self._stages: set[str] | None = None
         self._again: set[str] = set()
         self._policy: RefreshPolicy | None = None
 
-    def refresh(self, students: list[str], tell: RunListener, force: bool) -> RunSummary:
-        """Do as `run`, but leave alone what the refresh policy says can wait, unless `force` is set."""
+    def refresh(self, students: list[str], notify: RunListener, force: bool) -> RunSummary:
+        """Run what is not fresh, except what the refresh policy says can wait. `force` ignores the policy."""
         self._policy = None if force else RefreshPolicy(self.folder, self.lake, self.cap)
-        return self.run(None, students, tell)
+        return self.run(None, students, notify)
 
-    def backfill(self, slices: list[str], tell: RunListener, again: bool) -> RunSummary:
+    def backfill(self, slices: list[str], notify: RunListener, again: bool) -> RunSummary:
         """Materialize these slices up to scored_completions, with what they need.
 
         Args:
@@ -70,48 +70,48 @@ class Runner:
         """
         self._stages = _add_upstream(SLICE_STAGES, self.state.stages)
         self._again = {format_artifact_name(stage, key) for stage in SLICE_STAGES for key in slices} if again else set()
-        return self.run(slices, [], tell)
+        return self.run(slices, [], notify)
 
-    def imagine(self, slices: list[str], tell: RunListener) -> RunSummary:
-        """Make only the prompts of these slices again, and imagine what they lack to reach their targets."""
+    def imagine(self, slices: list[str], notify: RunListener) -> RunSummary:
+        """Make the prompts of these slices again, and imagine as many as their targets require."""
         self._stages = _add_upstream(["seed_prompts"], self.state.stages)
         self._again = {format_artifact_name("seed_prompts", key) for key in slices}
-        return self.run(slices, [], tell)
+        return self.run(slices, [], notify)
 
-    def run(self, slices: list[str] | None, students: list[str], tell: RunListener) -> RunSummary:
+    def run(self, slices: list[str] | None, students: list[str], notify: RunListener) -> RunSummary:
         """Materialize what is not fresh. A failed partition blocks only what needs it."""
-        outcome, started, tried = RunSummary(), time.perf_counter(), set[str]()
+        summary, started, tried = RunSummary(), time.perf_counter(), set[str]()
         self.state = TaskState(self.folder, self.lake)
-        self._unrecorded = self._find_unreported(slices, students)
+        self._unreported = self._find_unreported(slices, students)
         with ExitStack() as server:
-            holding = False
-            while batch := self._plan_next_run(slices, students, tried, outcome):
+            has_server = False
+            while batch := self._plan_next_run(slices, students, tried, summary):
                 if STAGES[batch[0].asset].partition == "student":
-                    # Stop the server: with its threads and PyTorch's there are more threads than cores, and training
-                    # takes half as long again.
+                    # Stop the server. With its threads and PyTorch's there are more threads than cores, and training
+                    # takes 1.5 times as long.
                     server.close()
-                    holding = False
-                elif not holding and any(self._needs_server(s) for s in batch):
+                    has_server = False
+                elif not has_server and any(self._needs_server(s) for s in batch):
                     self._hold_server(server)
-                    holding = True
+                    has_server = True
                 tried |= {s.name for s in batch}
-                self._execute(batch, outcome, tell)
-        if outcome.runs:
-            self._add_spending(outcome)
+                self._execute(batch, summary, notify)
+        if summary.runs:
+            self._add_spending(summary)
         for status in self._list_statuses(slices, students):
             if status.state == "fresh" and status.record and (names := status.record.extra.get("blocked")):
-                found = status.record.extra.get("blocked_found") or "the UI shows what was found"
-                outcome.failed[status.name] = f"did not pass {', '.join(names)} ({found})"
-        outcome.wall_s = time.perf_counter() - started
-        return outcome
+                details = status.record.extra.get("blocked_found") or "the UI shows what was found"
+                summary.failed[status.name] = f"did not pass {', '.join(names)} ({details})"
+        summary.wall_s = time.perf_counter() - started
+        return summary
 
-    def _add_spending(self, outcome: RunSummary) -> None:
+    def _add_spending(self, summary: RunSummary) -> None:
         """Read from the ledger what this campaign spent, failed requests included."""
         from distill_dagster.teacher.completions.store import open_store
 
         with open_store(self.home.store, get_store_url()) as store:
-            taken = store.sum_spending(self.folder.name, self.campaign)
-        outcome.teacher_calls, outcome.cost_usd, outcome.reserved_usd = taken.calls, taken.usd, taken.reserved_usd
+            spent = store.sum_spending(self.folder.name, self.campaign)
+        summary.teacher_calls, summary.cost_usd, summary.reserved_usd = spent.calls, spent.usd, spent.reserved_usd
 
     def _list_statuses(self, slices: list[str] | None, students: list[str]) -> list[ArtifactStatus]:
         statuses = self.state.list_statuses(students, slices)
@@ -119,7 +119,7 @@ class Runner:
 
     def _find_unreported(self, slices: list[str] | None, students: list[str]) -> set[str]:
         """Find artifacts of the lake that this Dagster instance does not know: its storage was moved or removed."""
-        found, known = set(), dict[str, dict[str | None, str]]()
+        unreported, known = set(), dict[str, dict[str | None, str]]()
         for status in self._list_statuses(slices, students):
             if status.record is None:
                 continue
@@ -127,39 +127,38 @@ class Runner:
                 key, kind = dg.AssetKey([self.folder.name, status.asset]), dg.DagsterEventType.ASSET_MATERIALIZATION
                 known[status.asset] = get_latest_versions(self.instance, key, status.partition is not None, kind)
             if known[status.asset].get(status.partition) != status.record.data_version:
-                found.add(status.name)
-        return found
+                unreported.add(status.name)
+        return unreported
 
     def _plan_next_run(
-        self, slices: list[str] | None, students: list[str], tried: set[str], outcome: RunSummary
+        self, slices: list[str] | None, students: list[str], tried: set[str], summary: RunSummary
     ) -> list[ArtifactStatus]:
         """Plan the next run: the first artifact that is due and ready, and those of its partition that wait for it."""
-        # Decide again each time: what was blocked may be due or fresh by now.
-        outcome.waiting = {}
-        outcome.blocked = {name: why for name, why in outcome.blocked.items() if name in tried}
+        # Decide again for each run: what was blocked may be due or fresh by now.
+        summary.waiting = {}
+        summary.blocked = {name: why for name, why in summary.blocked.items() if name in tried}
         batch: list[ArtifactStatus] = []
         planned: set[str] = set()
-        forced = self._unrecorded | self._again
-        considered = self._list_statuses(slices, students)
-        to_come = {s.name for s in considered if s.name not in tried and (s.state != "fresh" or s.name in forced)}
-        for status in considered:
+        forced = self._unreported | self._again
+        statuses = self._list_statuses(slices, students)
+        due = {s.name for s in statuses if s.name not in tried and (s.state != "fresh" or s.name in forced)}
+        for status in statuses:
             if status.state == "malformed":
-                outcome.failed[status.name] = "; ".join(status.why)
+                summary.failed[status.name] = "; ".join(status.why)
                 continue
-            due = status.state != "fresh" or status.name in forced
-            if status.name in tried or not due:
+            if status.name not in due:
                 continue
             if batch and status.partition not in (None, batch[0].partition):
-                continue  # it cannot join this run; the next one considers it again
+                continue  # it cannot join this run; the next plan considers it again
             if self._policy and (why := self._policy.explain_wait(status)):
-                outcome.waiting[status.name] = why
+                summary.waiting[status.name] = why
                 continue
             needs = self.state.find_inputs(self.state.stages[status.asset], status.partition)
-            if why := explain_pending(needs, outcome):
-                outcome.pending[status.name] = why
+            if why := explain_pending(needs, summary):
+                summary.pending[status.name] = why
                 continue
-            if why := explain_blocked(self.state, status, needs, outcome):
-                outcome.blocked[status.name] = why
+            if why := explain_blocked(self.state, status, needs, summary):
+                summary.blocked[status.name] = why
                 continue
             if not batch:
                 if status.state != "waiting":
@@ -168,10 +167,10 @@ class Runner:
                 (status.state in ("waiting", "missing") or status.name in self._again)
                 and status.partition == batch[0].partition
                 and all(version is not None or name in planned for name, version in needs.items())
-                # Made from stale inputs it would be stale again at once, and each artifact is tried only once.
-                and not (needs.keys() & to_come) - planned
+                # From stale inputs it would be stale again at once, and each artifact is tried only once.
+                and not (needs.keys() & due) - planned
             ):
-                # On a first fill nothing can stop the wave, so one run takes the whole chain.
+                # When a slice is made for the first time, one run makes the whole chain.
                 batch.append(status)
                 planned.add(status.name)
         return batch
@@ -182,32 +181,32 @@ class Runner:
             return bool(count_imagine_requests(self.folder.task, self.folder.read_slice(status.partition)).prompts)
         return status.asset in TEACHER_STAGES
 
-    def _hold_server(self, held: ExitStack) -> None:
-        """Hold the embedded server, so that it stays warm between the runs of this command."""
+    def _hold_server(self, stack: ExitStack) -> None:
+        """Keep the embedded server, if the task uses it, running until the stack closes."""
         from distill_dagster.teacher.providers.embedded import EMBEDDED_SERVERS
 
         spec = self.folder.task.teacher
         if spec.is_embedded:
             _, lease = EMBEDDED_SERVERS.acquire(spec, self.home.models)
-            held.callback(EMBEDDED_SERVERS.release, lease)
+            stack.callback(EMBEDDED_SERVERS.release, lease)
 
-    def _execute(self, batch: list[ArtifactStatus], outcome: RunSummary, tell: RunListener) -> None:
+    def _execute(self, batch: list[ArtifactStatus], summary: RunSummary, notify: RunListener) -> None:
         what = ", ".join(s.name for s in batch)
-        tell("start", what)
+        notify("start", what)
         try:
             assets = [dg.AssetKey([self.folder.name, s.asset]) for s in batch]
             tags = build_run_tags(self.campaign) | build_budget_tags(self.cap)
             result = run_in_process(self._job, self.instance, batch[0].partition, assets, tags)
         except dg.DagsterUnknownPartitionError:
-            outcome.failed |= {s.name: "its slice has been removed" for s in batch}
-            tell("failed", what)
+            summary.failed |= {s.name: "its slice has been removed" for s in batch}
+            notify("failed", what)
             return
-        outcome.runs.append(result.run_id)
+        summary.runs.append(result.run_id)
         failures = {
             event.step_key: event.step_failure_data.error for event in result.all_events if event.is_step_failure
         }
         # A run can fail although no step did, for example when the instance's database was unreachable for a moment.
-        whole = next((e.job_failure_data.error for e in result.all_events if e.is_run_failure), None)
+        run_error = next((e.job_failure_data.error for e in result.all_events if e.is_run_failure), None)
         made = {event.asset_key for event in result.get_asset_materialization_events()}
         pending = find_pending_assets(result)
         self.state.forget((status.asset, status.partition) for status in batch)
@@ -216,32 +215,32 @@ class Runner:
             step = key.to_python_identifier()
             needs = self.state.find_inputs(self.state.stages[status.asset], status.partition)
             if key in made:
-                self._add_artifact(status, outcome)
-            elif why := pending.get(key) or explain_pending(needs, outcome):
-                outcome.pending[status.name] = why
-            elif step not in failures and (why := explain_blocked(self.state, status, needs, outcome)):
-                outcome.blocked[status.name] = why  # Dagster skipped it because an earlier step failed
+                self._add_artifact(status, summary)
+            elif why := pending.get(key) or explain_pending(needs, summary):
+                summary.pending[status.name] = why
+            elif step not in failures and (why := explain_blocked(self.state, status, needs, summary)):
+                summary.blocked[status.name] = why  # Dagster skipped it because an earlier step failed
             else:
-                outcome.failed[status.name] = get_failure_message(failures.get(step) or whole)
-        tell("pending" if pending else "done" if result.success else "failed", what)
+                summary.failed[status.name] = get_failure_message(failures.get(step) or run_error)
+        notify("pending" if pending else "done" if result.success else "failed", what)
 
-    def _add_artifact(self, status: ArtifactStatus, outcome: RunSummary) -> None:
-        outcome.partitions.setdefault(status.asset, []).append(status.partition)
+    def _add_artifact(self, status: ArtifactStatus, summary: RunSummary) -> None:
+        summary.partitions.setdefault(status.asset, []).append(status.partition)
         record = self.state.read_record(status.asset, status.partition)
         extra = record.extra if record else {}
-        outcome.teacher_calls_cached += extra.get("teacher_calls_cached", 0)
-        outcome.model_s += extra.get("model_s", 0.0)
-        outcome.prompt_tokens += extra.get("prompt_tokens", 0)
-        outcome.completion_tokens += extra.get("completion_tokens", 0)
-        self._unrecorded.discard(format_artifact_name(status.asset, status.partition))
+        summary.teacher_calls_cached += extra.get("teacher_calls_cached", 0)
+        summary.model_s += extra.get("model_s", 0.0)
+        summary.prompt_tokens += extra.get("prompt_tokens", 0)
+        summary.completion_tokens += extra.get("completion_tokens", 0)
+        self._unreported.discard(format_artifact_name(status.asset, status.partition))
 
 
 def _add_upstream(names: Iterable[str], stages: Mapping[str, Stage]) -> set[str]:
-    """Return the named stages and everything they are made from."""
-    found, queue = set[str](), list(names)
+    """Return the named stages and all stages upstream of them."""
+    selected, queue = set[str](), list(names)
     while queue:
         name = queue.pop()
-        if name in stages and name not in found:
-            found.add(name)
+        if name in stages and name not in selected:
+            selected.add(name)
             queue += stages[name].upstream
-    return found
+    return selected

@@ -95,7 +95,7 @@ def test_a_second_refresh_of_a_task_waits_for_the_first(project: Project) -> Non
         assert not second.done()
         release.start()
         result = second.result()
-    assert "another refresh of this task is under way" in result.err
+    assert "another refresh of this task is running" in result.err
     assert result.json["failed"] == {}
 
 
