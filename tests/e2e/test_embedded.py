@@ -112,7 +112,7 @@ def test_the_run_is_complete_and_never_left_this_machine(ran: tuple[Embedded, En
     assert ended.json["teacher_calls"] == one.project.stored_answers() > 0
     assert one.connected == {"127.0.0.1"}
     report = (one.project.home / "reports" / TASK / "smollm2" / "metrics.json").read_text()
-    assert "share their base" in report, "a reader is told that nothing larger was distilled"
+    assert "have the same base model" in report, "the reader learns that nothing larger was distilled"
 
 
 def test_the_server_is_gone_afterwards(ran: tuple[Embedded, Ended]) -> None:
