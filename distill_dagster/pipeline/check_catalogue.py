@@ -32,7 +32,8 @@ STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         VALID_TABLE_CHECK,
         CheckSpec(
             "teacher_good_enough",
-            "On dev the teacher reaches gate.teacher_min, and beats the untrained student by gate.teacher_over_base.",
+            "On dev the teacher scores at least gate.teacher_min, and at least gate.teacher_over_base above the "
+            "untrained student.",
             blocking=True,
         ),
     ),
@@ -45,18 +46,16 @@ STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         VALID_TABLE_CHECK,
         CheckSpec(
             "nothing_lost",
-            "Kept rows and rejected rows are all candidates, and each rejected row has one reason.",
+            "Kept and rejected rows together are all candidates, and each rejected row has one reason.",
             True,
         ),
         CheckSpec("no_contamination", "No row of the dataset equals a golden or dev text, or nearly equals one.", True),
         CheckSpec(
             "enough_rows",
-            "The dataset has at least curation.min_rows training rows, and at least two labels.",
+            "The dataset has at least curation.min_rows training rows and, for kinds with labels, at least two labels.",
             True,
         ),
-        CheckSpec(
-            "enough_slices", "At least curation.min_slices slices have rows, new ones or their last good ones.", True
-        ),
+        CheckSpec("enough_slices", "At least curation.min_slices slices have rows, current or last good ones.", True),
         CheckSpec("drop_rates", "No drop reason removes many more or fewer rows than in the last good dataset.", True),
         CheckSpec(
             "same_distribution",

@@ -47,7 +47,7 @@ def explain_wait(record: ArtifactRecord, budget: BudgetSpec, now: float) -> str 
         monthly = caps["month_usd"] is not None or caps["month_tokens"] is not None
         if rose or (monthly and found["month"] != get_current_month()):
             return None
-        return f"{record.missing_rows} rows wait for a higher budget, in task.yaml or of this command"
+        return f"{record.missing_rows} rows wait for a higher budget, in task.yaml or for this command"
     if found["tries"] < 2:
         return None
     due = found["at"] + min(FIRST_WAIT_S * 2 ** (found["tries"] - 2), LONGEST_WAIT_S)

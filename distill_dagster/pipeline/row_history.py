@@ -28,7 +28,7 @@ MIN_PREFIX_CHARS = 4
 
 
 def trace_prompt(folder: TaskFolder, lake: Lake, prefix: str) -> dict[str, Any]:
-    """The hihistory of the prompt whose id begins with `prefix`, as one JSON object. It runs nothing.
+    """The history of the prompt whose id begins with `prefix`, as one JSON object. It runs nothing.
 
     Raises:
         DistillError: no prompt of the task has such an id, or several have.

@@ -62,8 +62,8 @@ SOURCES = {
         ),
         Source("slice_manifest", None, "The names of all slices: a removed slice leaves the dataset."),
         Source("golden_set", None, "golden.jsonl and dev.jsonl: human-labelled rows, never trained on."),
-        Source("human_examples", None, "examples.jsonl and human.jsonl: human-labelled rows that may be learned from."),
-        Source("teacher_settings", None, "The part of task.yaml, and the templates, that shape a teacher request."),
+        Source("human_examples", None, "examples.jsonl and human.jsonl: human-labelled rows to learn from."),
+        Source("teacher_settings", None, "The part of task.yaml, and the templates, that determine a teacher request."),
         Source("curation_settings", None, "The part of task.yaml that filters, removes duplicates and splits."),
         Source("gate_settings", None, "`gate:` in task.yaml, and the student that the teacher is compared with."),
         Source("evaluation_settings", None, "The part of task.yaml that the report reads."),
@@ -77,13 +77,13 @@ SOURCES = {
         Source(
             "score_settings",
             None,
-            "Which scores the filters of task.yaml read, by name and version; no threshold.",
+            "The scores that the filters of task.yaml read, by name and version, without thresholds.",
             feature="scores",
         ),
         Source(
             "judge_settings",
             None,
-            "`judge:` in task.yaml, and its templates: the rubric and who judges.",
+            "`judge:` in task.yaml, and its templates: the rubric and the model that judges.",
             feature="judge",
         ),
     )
@@ -117,7 +117,7 @@ STAGES = {
             ("golden_set", "prompt_context", "teacher_settings"),
             "1",
             ("litellm", "polars"),
-            "The teacher's answers on golden and dev, asked once for all students, before any slice is paid for.",
+            "The teacher's answers to golden and dev, asked once for all students, before any slice is paid for.",
             purpose="golden",
         ),
         Stage(
@@ -127,7 +127,7 @@ STAGES = {
             "1",
             ("polars", "parquet"),
             "Compares the teacher with `gate.teacher_min` and with the untrained student on dev, before any slice is "
-            "paid for. Every pass has the same data version, so that slices stay fresh when golden or dev change.",
+            "paid for. Every passed gate has the same data version, so slices stay fresh when golden or dev change.",
         ),
         Stage(
             "seed_prompts",
@@ -191,8 +191,8 @@ STAGES = {
             ("filtered_dataset", "student_settings"),
             "1",
             ("pytorch", "huggingface"),
-            "Only where slices are named like labels: the same student trained on the seeds with their slice's label, "
-            "without a teacher.",
+            "Only if every slice is named like a label: the same student trained on the seeds with their slice's "
+            "label, without a teacher.",
             feature="slice_labels",
         ),
         Stage(

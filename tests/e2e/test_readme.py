@@ -1,4 +1,4 @@
-"""Every command of the README's section "Live with it", as a person types it, on a small task."""
+"""Every command of the README's section "Keep a project up to date", as a person types it, on a small task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ELSEWHERE = {
 def commands() -> list[str]:
     """The section's indented lines, without comments, and the commands within its text."""
     section = re.split(r"^## ", (PROJECT_FOLDER / "README.md").read_text(encoding="utf-8"), flags=re.M)
-    text = next(part for part in section if part.startswith("Live with it"))
+    text = next(part for part in section if part.startswith("Keep a project up to date"))
     lines = re.findall(r"^    (\S.*)$", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)
     typed = [re.split(r"\s+#", line)[0].strip() for line in lines]
     return [*dict.fromkeys([*typed, *re.findall(r"`(distill \w+ [^`…]+)`", text)])]

@@ -21,7 +21,7 @@ from distill_dagster.definitions import build_definitions
 from distill_dagster.operations.alerts import WEBHOOK_VARIABLE
 from tests.e2e.project import TASK, Project
 from tests.support.provider import FakeProvider, Fault
-from tests.support.task import small_task
+from tests.support.task import write_small_task
 
 REFRESHES = dg.AssetKey([TASK, "refreshes"])
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -190,9 +190,9 @@ def test_an_alert_is_a_file_and_a_call_of_the_webhook(
 
 
 def test_a_task_folder_that_is_not_loaded_is_named(tmp_path: Path) -> None:
-    small_task(tmp_path, "one")
+    write_small_task(tmp_path, "one")
     sensor = build_task_folders_sensor(tmp_path / "tasks", {"one", "old"})
-    small_task(tmp_path, "two")
+    write_small_task(tmp_path, "two")
     found = sensor(dg.build_sensor_context())  # type: ignore[operator]
     assert isinstance(found, dg.SkipReason)
     assert "new: two; removed: old" in str(found.skip_message)

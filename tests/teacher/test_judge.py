@@ -37,11 +37,11 @@ from distill_dagster.teacher.judge.requests import (
     make_strict_schema,
 )
 from distill_dagster.teacher.providers.client import resolve_endpoint
-from tests.support.imagining import asked_text, judged, judges
-from tests.support.imagining import teacher as answers
-from tests.support.kinds import task_of
-from tests.support.provider import FakeProvider, Fault, Seen
-from tests.support.task import LABELS, again, env_of, pass_gate, small_task
+from tests.support.imagining import answer_as_teacher as answers
+from tests.support.imagining import build_judge_answer, get_request_text, is_judge_request
+from tests.support.kinds import build_task
+from tests.support.provider import FakeProvider, Fault, ReceivedRequest
+from tests.support.task import LABELS, build_stage_context, pass_gate, reload_folder, write_small_task
 
 RUBRIC = [
     {"name": "correct", "description": "the category fits"},
@@ -65,9 +65,9 @@ class Run:
     def __init__(self, root: Path, provider: FakeProvider, **changes: Any) -> None:
         settings = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "max_retries": 0}
         filters = {"min_rows": 1, "validation_share": 0, "mix_examples": False}
-        folder = small_task(root, **({"teacher": settings, "curation": filters} | changes))
+        folder = write_small_task(root, **({"teacher": settings, "curation": filters} | changes))
         (folder.path / "slices" / "web.yaml").unlink()
-        self.env, self.provider = env_of(folder, root / "home"), provider
+        self.env, self.provider = build_stage_context(folder, root / "home"), provider
         self.caps: dict[str, BudgetSpec] = {}
         """Caps of the campaign by stage."""
 
@@ -78,7 +78,7 @@ class Run:
         path.write_text(text.replace(old, new))
 
     def now(self) -> TaskState:
-        return TaskState(again(self.env.folder), self.env.lake)
+        return TaskState(reload_folder(self.env.folder), self.env.lake)
 
     def update(self) -> list[str]:
         """Make what is not fresh, in order; the names of what was made."""
@@ -87,7 +87,11 @@ class Run:
         for asset, make in STAGES.items():
             partition = "shop" if self.now().stages[asset].partition else None
             if self.now().get_status(asset, partition).state != "fresh":
-                changes = {"folder": again(self.env.folder), "campaign": asset, "cap": self.caps.get(asset, NO_CAP)}
+                changes = {
+                    "folder": reload_folder(self.env.folder),
+                    "campaign": asset,
+                    "cap": self.caps.get(asset, NO_CAP),
+                }
                 make(StageContext(**(vars(self.env) | changes)), partition)
                 made.append(format_artifact_name(asset, partition))
         return made
@@ -96,8 +100,8 @@ class Run:
         frame = self.env.lake.read(self.env.task_name, "scored_completions", "shop", SCORED)[0]
         return {get_user_text(row["messages"]): row for row in frame.to_dicts()}
 
-    def judging(self) -> list[Seen]:
-        return [seen for seen in self.provider.requests if judges(seen)]
+    def judging(self) -> list[ReceivedRequest]:
+        return [seen for seen in self.provider.requests if is_judge_request(seen)]
 
 
 @pytest.fixture(autouse=True)
@@ -114,10 +118,10 @@ def provider() -> Iterator[FakeProvider]:
         yield provider
 
 
-def answer(seen: Seen) -> str:
-    if not judges(seen):
+def answer(seen: ReceivedRequest) -> str:
+    if not is_judge_request(seen):
         return answers(seen)
-    return json.dumps(judged(correct=2 if "broken" in asked_text(seen) else 5, only_one=4))
+    return json.dumps(build_judge_answer(correct=2 if "broken" in get_request_text(seen) else 5, only_one=4))
 
 
 def judging(provider: FakeProvider, **changes: Any) -> dict[str, Any]:
@@ -145,8 +149,8 @@ def test_scores_and_reasons_are_columns_of_the_candidate(tmp_path: Path, provide
 def test_the_judge_sees_the_prompt_the_answer_and_the_rubric(tmp_path: Path, provider: FakeProvider) -> None:
     run = Run(tmp_path, provider, description="Sort messages.", **judging(provider))
     run.update()
-    [seen] = [seen for seen in run.judging() if "login asks twice" in asked_text(seen)]
-    text = asked_text(seen)
+    [seen] = [seen for seen in run.judging() if "login asks twice" in get_request_text(seen)]
+    text = get_request_text(seen)
     assert "<<<\nlogin asks twice\n>>>" in text
     assert "<<<\nlogin\n>>>" in text
     assert "- only_one: no other category fits as well" in text
@@ -164,7 +168,7 @@ def test_a_changed_rubric_asks_only_the_judge(tmp_path: Path, provider: FakeProv
     before = len(provider.requests)
     run.change("the category fits", "the category is right")
     assert run.update() == ["scored_completions[shop]"], "the same scores: nothing after it runs"
-    assert all(judges(seen) for seen in provider.requests[before:])
+    assert all(is_judge_request(seen) for seen in provider.requests[before:])
     assert len(provider.requests) == before + 3
     run.change("the category is right", "the category fits")
     assert run.update() == ["scored_completions[shop]"]
@@ -208,7 +212,9 @@ def test_a_changed_threshold_rebuilds_only_the_dataset(tmp_path: Path, provider:
 
 def test_a_failed_request_is_asked_for_next_time(tmp_path: Path, provider: FakeProvider) -> None:
     run = Run(tmp_path, provider, **judging(provider, min_success=0.5))
-    provider.fail = lambda seen, _: Fault(500) if judges(seen) and "asks twice" in asked_text(seen) else None
+    provider.fail = lambda seen, _: (
+        Fault(500) if is_judge_request(seen) and "asks twice" in get_request_text(seen) else None
+    )
     run.update()
     row = run.scored()["login asks twice"]
     assert (row["judge_score"], row["judge_scores"]) == (None, None)
@@ -246,7 +252,7 @@ def test_a_budget_stop_keeps_the_scores_and_the_rest_waits_for_a_higher_cap(
     assert record.missing_rows == 3
     assert record.extra["missing"]["budget"]["tokens"] == 0
     waiting = explain_wait(record, BudgetSpec(tokens=0), time.time())
-    assert waiting == "3 rows wait for a higher budget, in task.yaml or of this command"
+    assert waiting == "3 rows wait for a higher budget, in task.yaml or for this command"
     assert explain_wait(record, BudgetSpec(tokens=10), time.time()) is None
 
     run.caps.clear()
@@ -257,7 +263,9 @@ def test_a_budget_stop_keeps_the_scores_and_the_rest_waits_for_a_higher_cap(
 
 def test_too_few_scores_fail_the_stage(tmp_path: Path, provider: FakeProvider) -> None:
     run = Run(tmp_path, provider, **judging(provider))
-    provider.fail = lambda seen, _: Fault(500) if judges(seen) and "asks twice" in asked_text(seen) else None
+    provider.fail = lambda seen, _: (
+        Fault(500) if is_judge_request(seen) and "asks twice" in get_request_text(seen) else None
+    )
     with pytest.raises(TeacherError, match=r"Only 67% of 3 rows have an answer from openai/judge; judge\.min"):
         run.update()
     assert run.env.lake.read_record(run.env.task_name, "scored_completions", "shop") is None
@@ -265,8 +273,8 @@ def test_too_few_scores_fail_the_stage(tmp_path: Path, provider: FakeProvider) -
 
 BAD = {
     "no JSON": "It is fine.",
-    "a criterion is missing": json.dumps(judged(correct=5)),
-    "out of range": json.dumps(judged(correct=6, only_one=1)),
+    "a criterion is missing": json.dumps(build_judge_answer(correct=5)),
+    "out of range": json.dumps(build_judge_answer(correct=6, only_one=1)),
     "not a whole number": json.dumps({"correct": {"reason": "", "score": 4.5}, "only_one": {"reason": "", "score": 1}}),
     "no reason": json.dumps({"correct": {"score": 4}, "only_one": {"score": 4}}),
 }
@@ -280,8 +288,8 @@ def test_an_answer_that_does_not_fit_the_form_is_asked_for_once_more(
     # The first sample of one row is bad, both of another one.
     provider.answer = lambda seen: (
         BAD[bad]
-        if judges(seen)
-        and ("broken" in asked_text(seen) or ("refund\n>>>" in asked_text(seen) and not seen.body["seed"]))
+        if is_judge_request(seen)
+        and ("broken" in get_request_text(seen) or ("refund\n>>>" in get_request_text(seen) and not seen.body["seed"]))
         else answer(seen)
     )
     run.update()
@@ -294,17 +302,19 @@ def test_an_answer_that_does_not_fit_the_form_is_asked_for_once_more(
 
 def test_scores_between_other_words_are_read(tmp_path: Path, provider: FakeProvider) -> None:
     run = Run(tmp_path, provider, **judging(provider, response_format="prompt"))
-    provider.answer = lambda seen: f"Let me see.\n```json\n{answer(seen)}\n```" if judges(seen) else answer(seen)
+    provider.answer = lambda seen: (
+        f"Let me see.\n```json\n{answer(seen)}\n```" if is_judge_request(seen) else answer(seen)
+    )
     run.update()
     assert run.scored()["I want a refund"]["judge_score"] == 0.875
     assert "response_format" not in run.judging()[0].body
 
 
-def samples(seen: Seen) -> str:
+def samples(seen: ReceivedRequest) -> str:
     """The first of two draws answers login, the second the label in the text, which the judge prefers."""
-    if not judges(seen):
+    if not is_judge_request(seen):
         return answers(seen) if seen.body["seed"] else "login"
-    text = asked_text(seen)
+    text = get_request_text(seen)
     named = next(label for label in LABELS if label in text.partition("<<<")[2].partition(">>>")[0])
     options = re.findall(r"Answer (\d):\n<<<\n(\w+)\n>>>", text)
     return json.dumps({"reason": "it says so", "best": next(int(n) for n, option in options if option == named)})
@@ -324,7 +334,7 @@ def test_the_best_of_differing_samples_becomes_the_candidate(tmp_path: Path, pro
     assert (row["agreement"], row["confidence"], row["judge_score"]) == (0.5, 0.5, None)
     assert json.loads(row["judge_reasons"]) == {"best": "it says so"}
     assert rows["login asks twice"]["judge"] is None
-    assert "Answer 2:" in asked_text(run.judging()[0])
+    assert "Answer 2:" in get_request_text(run.judging()[0])
     assert run.update() == []
 
 
@@ -334,7 +344,7 @@ def test_an_answer_without_labels_can_be_chosen(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"kind": "extraction", "labels": None, "answer_schema": schema, "judge": judge_spec}
     causal = {"tiny": {"model": "smollm2-135m-instruct", "architecture": "causal_lm"}}
     teacher_ = {"api": "chat", "soft_labels": "votes"}
-    task = small_task(tmp_path, **changes, teacher=teacher_, students=causal).task
+    task = write_small_task(tmp_path, **changes, teacher=teacher_, students=causal).task
     samples_ = [("p", n, "ok", text, f"r{n}", f"t{n}") for n, text in enumerate(['{"total":7}', '{"total":8}'])]
     columns = ["prompt_id", "sample_index", "status", "answer", "reasoning", "teacher"]
     completions = pl.DataFrame(samples_, schema=columns, orient="row")
@@ -351,7 +361,7 @@ def test_an_answer_without_labels_can_be_chosen(tmp_path: Path) -> None:
 def test_count_judge_requests(tmp_path: Path) -> None:
     def needed(name: str, mode: str | None, **teacher_: Any) -> tuple[int, int]:
         judge_spec = JUDGE_SPEC | {"mode": mode} if mode else None
-        return count_judge_requests(small_task(tmp_path / name, judge=judge_spec, teacher=teacher_).task, 10)
+        return count_judge_requests(write_small_task(tmp_path / name, judge=judge_spec, teacher=teacher_).task, 10)
 
     assert needed("none", None) == (0, 0)
     assert needed("score", "score") == (10, 20)
@@ -366,13 +376,13 @@ def samples_of(rows: list[tuple[str, int, str, str | None]]) -> pl.DataFrame:
 
 def test_equal_answers_of_the_kind_are_one_option(tmp_path: Path) -> None:
     """A number within the tolerance, and a text that differs in case and articles: no request compares those."""
-    math = task_of("math", answer={"tolerance": 0.01}, judge=JUDGE_SPEC | {"mode": "best_of"})
+    math = build_task("math", answer={"tolerance": 0.01}, judge=JUDGE_SPEC | {"mode": "best_of"})
     rows = [("same", n, "ok", text) for n, text in enumerate(["18", "18.001", "18"])]
     rows += [("two", n, "ok", text) for n, text in enumerate(["18", "19", "18.001", "19"])]
     found = find_differing_answers(get_kind(math), samples_of(rows))
     assert {id_: set(options) for id_, options in found.items()} == {"two": {"18", "19"}}
     qa = [("p", n, "ok", json.dumps(text)) for n, text in enumerate(["The Nile", "nile", "the Rhine"])]
-    assert set(find_differing_answers(get_kind(task_of("qa")), samples_of(qa))["p"]) == {'"The Nile"', '"the Rhine"'}
+    assert set(find_differing_answers(get_kind(build_task("qa")), samples_of(qa))["p"]) == {'"The Nile"', '"the Rhine"'}
 
     row: dict[str, Any] = dict.fromkeys(SCORED) | {"prompt_id": "two", "answer": "18.001", "agreement": 0.5}
     frame = pl.DataFrame([row | {"teacher": "t"}], schema=SCORED)
@@ -388,7 +398,7 @@ def test_equal_answers_of_the_kind_are_one_option(tmp_path: Path) -> None:
 def test_the_order_of_options_does_not_depend_on_the_samples(tmp_path: Path) -> None:
     rows = [(f"p{n}", sample, "ok", f'"{label}"') for n in range(40) for sample, label in enumerate(("a", "b", "b"))]
     rows += [("same", 0, "ok", '"a"'), ("same", 1, "ok", '"a"'), ("failed", 0, "failed", None)]
-    found = find_differing_answers(get_kind(small_task(tmp_path).task), samples_of(rows))
+    found = find_differing_answers(get_kind(write_small_task(tmp_path).task), samples_of(rows))
     assert len(found) == 40
     first = [answers_[0] for answers_ in found.values()]
     assert 10 < first.count('"a"') < 30
@@ -396,7 +406,7 @@ def test_the_order_of_options_does_not_depend_on_the_samples(tmp_path: Path) -> 
 
 
 def test_the_schema_fits_strict_mode(tmp_path: Path) -> None:
-    folder = small_task(tmp_path, judge=JUDGE_SPEC | {"api_base": "http://127.0.0.1:9"})
+    folder = write_small_task(tmp_path, judge=JUDGE_SPEC | {"api_base": "http://127.0.0.1:9"})
     task = folder.task
     assert task.judge is not None
     schema = make_strict_schema(build_score_model(task.judge, None).model_json_schema())
@@ -411,7 +421,7 @@ def test_the_schema_fits_strict_mode(tmp_path: Path) -> None:
 
 
 def test_conversations_and_objects_are_shown_as_text(tmp_path: Path) -> None:
-    folder = small_task(tmp_path, judge=JUDGE_SPEC | {"api_base": "http://127.0.0.1:9"})
+    folder = write_small_task(tmp_path, judge=JUDGE_SPEC | {"api_base": "http://127.0.0.1:9"})
     judge = Judge(folder.task, select_templates({}, JUDGE_TEMPLATES), "identity")
     turns = [{"role": role, "content": f"says {role}"} for role in ("user", "assistant", "user")]
     row = {"messages": turns, "answer": '{"total":7}', "reasoning": "3 and 4"}
@@ -432,7 +442,7 @@ def test_judge_and_imaginer_have_their_own_price_limits_and_terms(tmp_path: Path
 
     def spec(name: str, **more: Any) -> Any:
         parts = {"judge": {"rubric": RUBRIC} | asked | more, "imagine": {"teacher": asked | more}}
-        task = small_task(tmp_path / name, **{part: parts[part]}).task
+        task = write_small_task(tmp_path / name, **{part: parts[part]}).task
         return get_judge_teacher(task) if part == "judge" else get_imagine_teacher(task)
 
     plain = spec("plain")

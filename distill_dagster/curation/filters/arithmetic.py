@@ -19,10 +19,10 @@ from distill_dagster.curation.task_view import FREE_TEXT_KINDS, TaskView
 
 
 class Arithmetic(Filter):
-    """An equation between numbers in the reasoning does not hold ("12 + 5 = 18").
+    """An equation between numbers in the reasoning is wrong ("12 + 5 = 18").
 
-    A parser computes it in fractions, never `eval`. Rounded results hold ("10 / 3 = 3.33"). Equations with variables,
-    percentages or words between the numbers are not checked.
+    A parser computes it in fractions, never `eval`. Rounded results are correct ("10 / 3 = 3.33"). Equations with
+    variables, percentages or words between the numbers are not checked.
     """
 
     name = "arithmetic"
@@ -35,7 +35,7 @@ class Arithmetic(Filter):
     kept = FilterExample({"reasoning": "3 * 4 = 12, and 12 + 5 = 17.", "answer": 17}, kind="math")
     dropped = FilterExample({"reasoning": "3 * 4 = 12, and 12 + 5 = 18.", "answer": 18}, kind="math")
 
-    max_wrong: int = Field(default=0, ge=0, description="the number of wrong equations that is kept")
+    max_wrong: int = Field(default=0, ge=0, description="the most wrong equations of a row that is kept")
 
     def list_scorers(self) -> list[Scorer]:
         return [get_scorer("arithmetic")]

@@ -10,9 +10,9 @@ from distill_dagster.curation.task_view import FREE_TEXT_KINDS, TaskView
 
 
 class Boilerplate(Filter):
-    """An empty answer, a phrase of an assistant ("As an AI language model"), a placeholder, or a chat template token.
+    """The answer is empty, or has an assistant phrase ("As an AI language model"), a placeholder or a chat token.
 
-    For kinds with labels, it looks at the reasoning.
+    For kinds with labels, the filter looks at the reasoning instead.
     """
 
     name = "boilerplate"

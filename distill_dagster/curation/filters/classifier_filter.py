@@ -38,7 +38,9 @@ class ClassifierFilter(Filter):
         return value
 
     max: float = Field(default=0.5, ge=0, le=1, description="the largest score that is kept")
-    of: Literal["prompt", "written"] = Field(default="written", description="the prompt, or reasoning and answer")
+    of: Literal["prompt", "written"] = Field(
+        default="written", description="`prompt`, or `written`: reasoning and answer"
+    )
 
     def list_scorers(self) -> list[Scorer]:
         return [build_classifier_scorer(self.field, self.use, {"prompt": "text"}.get(self.of, self.of))]

@@ -7,7 +7,7 @@ from distill_dagster.curation.filters.length_filter import LengthFilter
 
 
 class CompletionTokens(LengthFilter):
-    """The completion, reasoning and answer, has fewer tokens than `min` or more than `max`. The teacher counts them."""
+    """The completion (reasoning and answer) has fewer tokens than `min` or more than `max`. The teacher counts them."""
 
     name = "completion_tokens"
     reason = "completion_tokens"

@@ -18,7 +18,7 @@ from distill_dagster.curation.task_view import FREE_TEXT_KINDS, TaskView
 
 
 class Contradiction(Filter):
-    """The reasoning announces an answer ("The answer is …") that differs from the one that was given.
+    """The reasoning announces an answer ("The answer is …") that differs from the given one.
 
     Numbers are compared as numbers, labels by name, short texts by whether they share a word. Longer texts are not
     compared.

@@ -39,6 +39,12 @@ EXAMPLE_DEFAULTS: Mapping[str, Any] = {
     "confidence": 0.9,
 }
 """The columns of an example that its row omits."""
+_STEP_SWITCHES = {
+    "near_duplicate": "by default, by `dedup.near`",
+    "semantic_duplicate": "by `dedup.semantic`",
+    "over_cap": "by `balance`",
+}
+"""What turns a step after the filters on. The other steps are always on."""
 
 
 def build_example_row(example: FilterExample) -> pl.DataFrame:
@@ -89,13 +95,13 @@ def render_filter_reference() -> str:
         link = f"[`{one.name}`](#{one.name})"
         parts.append(f"| {number} | {link} | `{one.reason}` | {_describe_when_on(one)} | {_list_scores(one)} |")
     own = len(BUILT_IN_FILTERS) + 1
-    parts.append(f"| {own} | [your own](#filters-of-your-own) | their names | where declared | as they name them |")
+    parts.append(f"| {own} | [your own](#filters-of-your-own) | their names | if declared | those that it reads |")
     for number, name in enumerate(STEP_REASONS, start=own + 1):
-        parts.append(f"| {number} | `{name}` | `{name}` | always | |")
+        parts.append(f"| {number} | `{name}` | `{name}` | {_STEP_SWITCHES.get(name, 'always')} | |")
     parts += [_render_section(one) for one in BUILT_IN_FILTERS]
     columns = ", ".join(f"`{name}`" for name in SQL_COLUMNS)
     scores = ", ".join(f"`{name}`" for name in SCORES.to_schema())
-    parts.append(f"### Columns of an expression\n\n{columns}; and every score: {scores}.")
+    parts.append(f"\n### Columns of an expression\n\n{columns}; and every score: {scores}.")
     return "\n".join(parts) + "\n"
 
 
@@ -106,7 +112,7 @@ def _describe_when_on(one: type[Filter]) -> str:
     if defaults.threshold is not None:
         return f"by `{defaults.threshold}`"
     kinds = ", ".join(defaults.kinds)
-    preset = f"`suited`: {kinds}" if kinds else "where declared"
+    preset = f"`suited`: {kinds}" if kinds else "if declared"
     if not defaults.on_by_default:
         return preset
     return f"by default; more with {preset}" if kinds else "by default"
@@ -156,7 +162,7 @@ def _format_example(example: FilterExample) -> str:
 
 
 def render_filters_page() -> str:
-    """docs/filters.md with its generated part from the filters of now; the rest is written by hand."""
+    """docs/filters.md with its generated part rendered again; the rest is written by hand."""
     text = FILTERS_PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN_MARK)
     _, _, after = rest.partition(END_MARK)

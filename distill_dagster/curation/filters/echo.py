@@ -18,9 +18,9 @@ from distill_dagster.curation.task_view import TaskView
 
 
 class Echo(Filter):
-    """The answer repeats the prompt: the share of its word 3-grams that the prompt contains.
+    """The answer repeats the prompt. Its score is the share of its word 3-grams that the prompt contains.
 
-    An answer of fewer than eight words counts only where it equals the prompt, word for word.
+    An answer of fewer than eight words counts only if it equals the prompt, word for word.
     """
 
     name = "echo"

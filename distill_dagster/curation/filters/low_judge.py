@@ -10,7 +10,10 @@ from distill_dagster.curation.task_view import TaskView
 
 
 class LowJudgeScore(Filter):
-    """The judge's mean score is below `min_judge`, or there is none. A score of 1 of 5 counts 0, 5 of 5 counts 1."""
+    """The judge's mean score is below `min_judge`, or there is none.
+
+    A score of 1 of 5 counts as 0, and 5 of 5 as 1.
+    """
 
     name = "low_judge"
     reason = "low_judge"

@@ -16,9 +16,9 @@ PII_KINDS: tuple[PiiKind, ...] = ("EMAIL", "PHONE", "IBAN", "CARD")
 
 
 class Pii(PrivateDataFilter):
-    """The prompt, the reasoning or the answer contains personal data: mail addresses, phone numbers, IBANs or cards.
+    """The prompt, the reasoning or the answer contains personal data: e-mail addresses, phone numbers, IBANs or cards.
 
-    They are found by formats and check digits (phonenumbers, python-stdnum). National phone numbers are those of
+    Formats and check digits find them (phonenumbers, python-stdnum). National phone numbers are those of
     `inbox.phone_regions`. Names and street addresses are not found.
     """
 

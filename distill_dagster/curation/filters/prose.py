@@ -14,8 +14,8 @@ from distill_dagster.curation.filters.measure_filter import MeasureFilter
 class Prose(MeasureFilter):
     """The text does not look like prose, by Gopher's rules of quality (Rae et al. 2021).
 
-    They are made for long texts. `min_stop_words` is the number of eight frequent English words that occur. null turns
-    a rule off.
+    The rules are for long texts. `min_stop_words` is how many of eight frequent English words must occur. null turns a
+    rule off.
     """
 
     name = "prose"
@@ -37,13 +37,21 @@ class Prose(MeasureFilter):
     )
 
     min_words: int = Field(default=15, ge=0, description="texts with fewer words are kept")
-    mean_word_length: float | None = Field(default=10, gt=0, description="the most characters of a word, on average")
-    min_mean_word_length: float | None = Field(default=3, ge=0, description="the least characters, on average")
-    hashes: float | None = Field(default=0.1, ge=0, description="the most `#` for each word")
-    ellipses: float | None = Field(default=0.1, ge=0, description="the most `...` for each word")
-    bullet_lines: float | None = Field(default=0.9, ge=0, le=1, description="share of lines that begin with - or •")
-    ellipsis_lines: float | None = Field(
-        default=0.3, ge=0, le=1, description="share of lines that end with an ellipsis"
+    mean_word_length: float | None = Field(default=10, gt=0, description="the most characters per word, on average")
+    min_mean_word_length: float | None = Field(
+        default=3, ge=0, description="the fewest characters per word, on average"
     )
-    min_alphabetic_words: float | None = Field(default=0.8, ge=0, le=1, description="share of words with a letter")
-    min_stop_words: int | None = Field(default=2, ge=0, le=8, description="of the, be, to, of, and, that, have, with")
+    hashes: float | None = Field(default=0.1, ge=0, description="the most `#` per word")
+    ellipses: float | None = Field(default=0.1, ge=0, description="the most `...` per word")
+    bullet_lines: float | None = Field(
+        default=0.9, ge=0, le=1, description="largest share of lines that begin with - or •"
+    )
+    ellipsis_lines: float | None = Field(
+        default=0.3, ge=0, le=1, description="largest share of lines that end with an ellipsis"
+    )
+    min_alphabetic_words: float | None = Field(
+        default=0.8, ge=0, le=1, description="least share of words with a letter"
+    )
+    min_stop_words: int | None = Field(
+        default=2, ge=0, le=8, description="out of: the, be, to, of, and, that, have, with"
+    )

@@ -21,7 +21,7 @@ from distill_dagster.kinds import WANTED_REFUSAL
 class Refused(Filter):
     """The teacher declined. Rows of a slice with `refusal: wanted` are kept: there a refusal is the right answer.
 
-    With `phrases` also rows with a phrase of refusal in the answer or its reasoning.
+    With `phrases`, rows with a refusal phrase in the answer or its reasoning are dropped too.
     """
 
     name = "refused"
@@ -34,7 +34,7 @@ class Refused(Filter):
     kept = FilterExample({"answer": "Here is the letter.", "reasoning": None}, {"phrases": True})
     dropped = FilterExample({"answer": "Well. I cannot help with that."}, {"phrases": True})
 
-    phrases: bool = Field(default=False, description="look for phrases of refusal in answers and reasoning")
+    phrases: bool = Field(default=False, description="look for refusal phrases in answers and reasoning")
 
     def list_scorers(self) -> list[Scorer]:
         return [get_scorer("refusal")] if self.phrases else []

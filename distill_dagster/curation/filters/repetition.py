@@ -12,9 +12,10 @@ from distill_dagster.curation.task_view import FREE_TEXT_KINDS
 class Repetition(MeasureFilter):
     """The text repeats lines, paragraphs or n-grams of words, by the rules of Gopher (Rae et al. 2021).
 
-    Each limit is the largest share that is kept, of lines or of characters; null turns a rule off. `top_n_gram` is the
-    most frequent n-gram, if it occurs at least twice. `duplicate_n_grams` are all that occurred before. The limits are
-    those of the paper, which was about web pages. Texts under `min_words` are kept.
+    Each limit is the largest share, of lines or of characters, that is kept; null turns a rule off. `top_2_gram` to
+    `top_4_gram` count the most frequent n-gram, if it occurs at least twice. `duplicate_5_grams` to
+    `duplicate_10_grams` count all n-grams that occurred before. The limits are from the paper, which is about web
+    pages. Texts under `min_words` are kept.
     """
 
     name = "repetition"
@@ -35,10 +36,16 @@ class Repetition(MeasureFilter):
     dropped = FilterExample({"answer": "I am sure. " * 12})
 
     min_words: int = Field(default=20, ge=0, description="texts with fewer words are kept: they are too short to judge")
-    duplicate_lines: float | None = Field(default=0.3, ge=0, le=1, description="share of lines that occurred before")
-    duplicate_line_chars: float | None = Field(default=0.2, ge=0, le=1, description="and of characters in them")
-    duplicate_paragraphs: float | None = Field(default=0.3, ge=0, le=1, description="share of paragraphs")
-    duplicate_paragraph_chars: float | None = Field(default=0.2, ge=0, le=1, description="and of characters in them")
+    duplicate_lines: float | None = Field(
+        default=0.3, ge=0, le=1, description="share of lines that repeat an earlier line"
+    )
+    duplicate_line_chars: float | None = Field(default=0.2, ge=0, le=1, description="share of characters in such lines")
+    duplicate_paragraphs: float | None = Field(
+        default=0.3, ge=0, le=1, description="share of paragraphs that repeat an earlier one"
+    )
+    duplicate_paragraph_chars: float | None = Field(
+        default=0.2, ge=0, le=1, description="share of characters in such paragraphs"
+    )
     top_2_gram: float | None = Field(default=0.2, ge=0, le=1, description="share of characters")
     top_3_gram: float | None = Field(default=0.18, ge=0, le=1, description="share of characters")
     top_4_gram: float | None = Field(default=0.16, ge=0, le=1, description="share of characters")

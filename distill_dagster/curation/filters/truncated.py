@@ -20,7 +20,7 @@ from distill_dagster.curation.task_view import FREE_TEXT_KINDS, TaskView
 class Truncated(Filter):
     """The answer was cut at `max_tokens`.
 
-    With `finish` also a readable answer of a cut completion, whose reasoning may have continued after it.
+    With `finish`, a readable answer in a cut completion is dropped too: its reasoning may have continued after it.
     """
 
     name = "truncated"
@@ -31,7 +31,7 @@ class Truncated(Filter):
     kept = FilterExample({"answer": "All of it."})
     dropped = FilterExample({"answer": None, "status": "truncated", "error": "the answer was cut at max_tokens"})
 
-    finish: bool = Field(default=False, description="drop readable answers too where the finish reason is `length`")
+    finish: bool = Field(default=False, description="drop readable answers too if the finish reason is `length`")
 
     def list_scorers(self) -> list[Scorer]:
         return [get_scorer("sample")] if self.finish else []
