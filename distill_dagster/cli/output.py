@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from rich.table import Table
 from distill_dagster.cli.options import err, out
 from distill_dagster.core import progress
 from distill_dagster.core.paths import Home
+from distill_dagster.core.processes import measure_peak_mb
 from distill_dagster.tasks import TaskFolder
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def finish_command(summary: RunSummary, as_json: bool, **more: Any) -> None:
             soft_wrap=True,
         )
     if as_json:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps(summary.to_json() | more | {"peak_mb": round(peak, 1)}))
+        print(json.dumps(summary.to_json() | more | {"peak_mb": round(measure_peak_mb(), 1)}))
     if summary.failed or summary.blocked:
         raise typer.Exit(1)
     if waits:

@@ -123,10 +123,10 @@ def convert_load_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(
-            f"The model {name!r} could not be loaded: {first} Check its name, revision and architecture, and that the "
-            f"hub can be reached, or use a folder or one of {', '.join(PACKAGED_MODELS)}. Only safetensors weights "
+            f"The model {name!r} could not be loaded: {first_line} Check its name, revision and architecture, and that "
+            f"the hub can be reached, or use a folder or one of {', '.join(PACKAGED_MODELS)}. Only safetensors weights "
             f"are loaded, and code inside a model is never run."
         ) from error
 
@@ -201,7 +201,7 @@ def _hash_file_cached(path: Path, size: int, modified_ns: int) -> str:
 
 
 def _make_once(target: Path, make: Callable[[Path], None]) -> None:
-    """Let `make` write a file or folder under a temporary name, then rename it. Only one process does so."""
+    """Let `make` write a file or folder under a temporary name, then rename it. A lock admits one process at a time."""
     if target.exists():
         return
     with lock_file(target.with_name(f".{target.name}.lock")):
@@ -225,7 +225,7 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _cache_gguf_reader() -> Iterator[None]:
-    """Read a GGUF file once inside this block. Otherwise transformers reads its vocabulary three times, 4 s each."""
+    """Read a GGUF file once inside this block. Otherwise transformers reads it three times, 4 s each."""
     import gguf
 
     original = gguf.GGUFReader
@@ -257,9 +257,9 @@ def _convert_gguf_to_q8(source: Path, target: Path) -> None:
 
     reader = GGUFReader(source)
     writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
-    rewritten = ("general.architecture", "general.file_type", "general.quantization_version")
+    not_copied = ("general.architecture", "general.file_type", "general.quantization_version")
     for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name in rewritten:
+        if field.name.startswith("GGUF.") or field.name in not_copied:
             continue
         kind = field.types[0]
         element = field.types[-1] if kind == GGUFValueType.ARRAY else None

@@ -1,9 +1,11 @@
-"""Name processes across hosts and restarts, and tell whether one has ended."""
+"""Name processes across hosts and restarts, see whether one has ended, and measure this one's memory."""
 
 from __future__ import annotations
 
 import os
 import platform
+import resource
+import sys
 from functools import lru_cache
 
 import psutil
@@ -20,6 +22,12 @@ def _format_process_name(pid: int) -> str:
 def get_process_name() -> str:
     """The name of this process: host, process id and start time in seconds, since the system reuses ids."""
     return _format_process_name(os.getpid())
+
+
+def measure_peak_mb() -> float:
+    """Peak memory of this process in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def is_on_other_host(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What filters and scorers know about a task."""
+"""The parts of a task that filters and scorers read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FREE_TEXT_KINDS = ("summarization", "conversation", "generation")
 
 @dataclass(frozen=True)
 class TaskView:
-    """The parts of a task that filters and scorers read.
+    """The settings of a task on which filters and scorers depend.
 
     Args:
         kind: such as `classification`.

@@ -49,8 +49,8 @@ def format_points(value: Interval) -> str:
     if value.value is None:
         return "–"
     low, high = value.low, value.high
-    ends = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return f"{100 * value.value:+.1f}{ends}"
+    bounds = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{100 * value.value:+.1f}{bounds}"
 
 
 def format_percent(value: float | None) -> str:
@@ -158,16 +158,16 @@ TEMPLATE_FILTERS: dict[str, Callable[..., str]] = {
 
 
 def build_summary_rows(metrics: Metrics) -> list[dict[str, str]]:
-    """The table that the command line prints: one row per system, golden only, every cell a string."""
+    """Build the table that the command line prints: one row per system on golden. Every cell is a string."""
     rows = []
     for name, system in metrics.golden.systems.items():
         facts = metrics.facts.get(name, SystemFacts())
         value, low, high = system.score.value, system.score.low, system.score.high
-        ends = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+        bounds = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
         rows.append(
             {
                 "system": name,
-                metrics.metric: "–" if value is None else f"{value:.2f}{ends}",
+                metrics.metric: "–" if value is None else f"{value:.2f}{bounds}",
                 "latency": format_milliseconds(system.latency.p50),
                 "size": format_size(facts.bytes),
                 "cost per 1,000": format_dollars(facts.cost_usd_per_1k),
@@ -188,7 +188,7 @@ def format_answer(answer: str | None) -> str:
 
 
 def find_mistakes(score: SystemScore, most: int = 10) -> list[tuple[str, str, int]]:
-    """The most frequent wrong answers as (reference, answer, items)."""
+    """Find the most frequent wrong answers as (reference, answer, items)."""
     wrong = [cell for cell in score.confusion if cell[0] != cell[1]]
     return sorted(wrong, key=lambda cell: (-cell[2], cell[0], cell[1]))[:most]
 
@@ -196,18 +196,18 @@ def find_mistakes(score: SystemScore, most: int = 10) -> list[tuple[str, str, in
 def find_disagreements(
     predictions: pl.DataFrame, texts: Mapping[str, str], most: int = 8
 ) -> list[tuple[str, int, list[ReportExample]]]:
-    """Golden items that only the teacher, or only the distilled student, got right: (title, count, examples).
+    """Find the golden items that only the teacher or only the distilled student got right: (title, count, examples).
 
-    The examples are the first by item id, so they are not hand-picked.
+    The examples are the first by item id.
     """
     import polars as pl
 
     golden = predictions.filter((pl.col("split") == GOLDEN) & pl.col("reference").is_not_null())
-    sides = [
+    answers = [
         golden.filter(pl.col("system") == name).select("item_id", "reference", "answer", "correct")
         for name in (TEACHER, DISTILLED)
     ]
-    joined = sides[0].join(sides[1].drop("reference"), on="item_id", suffix="_distilled").sort("item_id")
+    joined = answers[0].join(answers[1].drop("reference"), on="item_id", suffix="_distilled").sort("item_id")
     groups = []
     for title, by_teacher in (("Only the teacher is right", True), ("Only the distilled student is right", False)):
         rows = joined.filter((pl.col("correct") == by_teacher) & (pl.col("correct_distilled") != by_teacher))

@@ -1,4 +1,4 @@
-"""The log of golden looks. Golden is scored with final settings only, and every time is logged."""
+"""The log of golden looks: every time that a student is scored on golden, which is for final settings only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distill_dagster.core.files import append_durably, lock_file
 
 
 def append_golden_look(path: Path, entry: Mapping[str, Any]) -> None:
-    """Append one JSON line, durable when this returns. Earlier lines are never changed or removed."""
+    """Append one JSON line. It is durable when this function returns. Earlier lines never change."""
     line = json.dumps(dict(entry), ensure_ascii=False, sort_keys=True, allow_nan=False).encode() + b"\n"
     with lock_file(path.with_name(f".{path.name}.lock")):
         append_durably(path, line)

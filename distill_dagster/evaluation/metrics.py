@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core.errors import DistillError
@@ -174,33 +174,35 @@ def compute_metrics(
 
     Raises:
         DistillError: there is no distilled answer to a golden item with a reference.
-        ValueError: the table contradicts itself (an item twice, two references, a wrong `correct`).
+        ValueError: the table contradicts itself: a duplicate item, two references, or a wrong `correct`.
     """
     import polars as pl
 
     rows = predictions.filter(pl.col("reference").is_not_null())
-    unlabelled = kind if kind is not None and not kind.has_labels else None
-    _check_consistency(rows, unlabelled)
+    unlabelled_kind = kind if kind is not None and not kind.has_labels else None
+    _check_consistency(rows, unlabelled_kind)
     if rows.filter((pl.col("system") == DISTILLED) & (pl.col("split") == GOLDEN)).is_empty():
         raise DistillError(
             "The distilled student answered no golden item. Add labelled rows to golden.jsonl and materialize "
             "`predictions` again."
         )
-    named = set() if unlabelled else {_read_label(r) for r in rows["reference"].unique()}
-    known = list(labels) + sorted(named - set(labels))
+    references = set() if unlabelled_kind else {_read_label(r) for r in rows["reference"].unique()}
+    all_labels = list(labels) + sorted(references - set(labels))
     splits = {
-        str(split): _compute_split_metrics(str(split), rows.filter(pl.col("split") == split), known, spec, unlabelled)
+        str(split): _compute_split_metrics(
+            str(split), rows.filter(pl.col("split") == split), all_labels, spec, unlabelled_kind
+        )
         for split in rows["split"].unique().sort()
     }
-    costed = {}
+    system_facts = {}
     for system, score in splits[GOLDEN].systems.items():
         fact = SystemFacts(**facts.get(system, {}))
         if fact.cost_usd_per_1k is None and system != TEACHER:
             cost = compute_serving_cost_per_1k(score.latency.mean, spec.student_usd_per_hour)
-            fact = SystemFacts(**(asdict(fact) | {"cost_usd_per_1k": cost}))
-        costed[system] = fact
-    names = (unlabelled.metric, unlabelled.second_metric) if unlabelled else ("accuracy", "macro_f1")
-    return Metrics(splits, costed, tuple(known), spec.confidence, spec.bootstrap_samples, spec.seed, *names)
+            fact = replace(fact, cost_usd_per_1k=cost)
+        system_facts[system] = fact
+    names = (unlabelled_kind.metric, unlabelled_kind.second_metric) if unlabelled_kind else ("accuracy", "macro_f1")
+    return Metrics(splits, system_facts, tuple(all_labels), spec.confidence, spec.bootstrap_samples, spec.seed, *names)
 
 
 def compute_serving_cost_per_1k(mean_latency_s: float | None, usd_per_hour: float | None) -> float | None:
@@ -214,9 +216,9 @@ def build_confusion_table(score: SystemScore, labels: Sequence[str]) -> tuple[li
     """Column names (labels, then `NO_ANSWER` if needed) and counts: one row per reference, one column per answer."""
     columns = list(labels) + [NO_ANSWER] * any(answer == NO_ANSWER for _, answer, _ in score.confusion)
     counts = [[0] * len(columns) for _ in labels]
-    at = {name: i for i, name in enumerate(columns)}
+    index = {name: i for i, name in enumerate(columns)}
     for reference, answer, items in score.confusion:
-        counts[at[reference]][at[answer]] = items
+        counts[index[reference]][index[answer]] = items
     return columns, counts
 
 
@@ -342,20 +344,20 @@ def _build_system_arrays(
 ) -> _SystemArrays:
     import numpy as np
 
-    at = np.array([ids[item] for item in part["item_id"]], dtype=np.int64)
+    places = np.array([ids[item] for item in part["item_id"]], dtype=np.int64)
     present, scores, second_scores = (np.zeros(len(ids), np.float32) for _ in range(3))
     answers = np.full(len(ids), -1, dtype=np.int64)
-    present[at] = 1
+    present[places] = 1
     if kind is None:
-        scores[at] = part["correct"].cast(int).to_numpy()
-        answers[at] = [codes.get(_read_label(answer), -1) for answer in part["answer"]]
+        scores[places] = part["correct"].cast(int).to_numpy()
+        answers[places] = [codes.get(_read_label(answer), -1) for answer in part["answer"]]
     else:
         pairs = [
             (None if answer is None else json.loads(answer), json.loads(reference))
             for answer, reference in part.select("answer", "reference").iter_rows()
         ]
-        scores[at] = [kind.score(*pair) for pair in pairs]
-        second_scores[at] = [kind.score_second(*pair) for pair in pairs] if kind.second_metric else 0
+        scores[places] = [kind.score(*pair) for pair in pairs]
+        second_scores[places] = [kind.score_second(*pair) for pair in pairs] if kind.second_metric else 0
     latencies = part["latency_s"].drop_nulls().drop_nans().to_list()
     return _SystemArrays(name, present, scores, answers, latencies, second_scores)
 
@@ -376,8 +378,8 @@ def _compute_system_score(
     per_slice = {}
     names = np.array(slices, dtype=object)
     for name in sorted(set(names[mask])):
-        inside = mask & (names == name)
-        per_slice[str(name)] = (int(inside.sum()), float(s.scores[inside].mean()))
+        in_slice = mask & (names == name)
+        per_slice[str(name)] = (int(in_slice.sum()), float(s.scores[in_slice].mean()))
     draws = divide_or_nan(sums[:, 1], sums[:, 0])
     if _is_binary(kind):
         score = compute_accuracy_interval(int(s.scores.sum()), n, draws, level)

@@ -12,5 +12,5 @@ def check_predictions_complete(predictions: pl.DataFrame) -> CheckResult:
     held_out = predictions.filter(pl.col("split").is_in(["golden", "dev"]))
     counts = held_out.group_by("split", "system").len().sort("split", "system")
     is_even = counts.group_by("split").agg(pl.col("len").n_unique().alias("n"))["n"].to_list() == [1] * 2
-    found = {f"{split} {system}": n for split, system, n in counts.iter_rows()}
-    return CheckResult("complete", is_even, details=found)
+    details = {f"{split} {system}": n for split, system, n in counts.iter_rows()}
+    return CheckResult("complete", is_even, details=details)

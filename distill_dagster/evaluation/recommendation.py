@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distill_dagster.evaluation.formatting import format_metric_name_in_sentence
+from distill_dagster.evaluation.formatting import format_metric_name_in_sentence, format_points
 from distill_dagster.evaluation.metrics import (
     BASE,
     CENTROID,
@@ -15,7 +15,6 @@ from distill_dagster.evaluation.metrics import (
     Metrics,
     SystemComparison,
 )
-from distill_dagster.evaluation.statistics import Interval
 
 SYSTEM_NAMES = {
     TEACHER: "the teacher",
@@ -52,24 +51,24 @@ def recommend(metrics: Metrics) -> Recommendation:
     """
     golden = metrics.golden
     own = golden.systems[DISTILLED].score.value
-    against = {
+    others = {
         second: c
         for (first, second), c in golden.comparisons.items()
         if first == DISTILLED and second != TEACHER and c.difference.value is not None
     }
-    if not against or own is None:
+    if not others or own is None:
         text = f"No verdict: {_format_scores(metrics, DISTILLED)}, and there is no other system to compare it with."
         return Recommendation(None, f"{text} {_describe_retention(metrics)}".strip(), "")
 
     # The smallest lead decides. Of systems with equal leads, the one with the least effort counts.
     level = 1 - metrics.confidence
-    better = [name for name, c in against.items() if _is_clearly_worse(c, level)]
-    best = min(better or against, key=lambda name: (against[name].difference.value or 0.0, _rank_effort(name)))
-    closest = against[best]
+    better = [name for name, c in others.items() if _is_clearly_worse(c, level)]
+    best = min(better or others, key=lambda name: (others[name].difference.value or 0.0, _rank_effort(name)))
+    closest = others[best]
     lead = closest.difference.value or 0.0
-    unclear = [name for name, c in against.items() if not _is_clearly_better(c, level)]
+    unclear = [name for name, c in others.items() if not _is_clearly_better(c, level)]
     figures = f"{_format_scores(metrics, DISTILLED, best)}; {_format_difference(closest, metrics.confidence)}"
-    cause = _explain_result(metrics, against, level)
+    cause = _explain_result(metrics, others, level)
 
     if not unclear:
         text = f"Yes, distilling was worth it: {figures}."
@@ -83,9 +82,9 @@ def recommend(metrics: Metrics) -> Recommendation:
             f"it instead ({figures})."
         )
         return Recommendation(False, _join_sentences(text, cause), best)
-    nearest = min(unclear, key=lambda name: against[name].difference.value or 0.0)
+    nearest = min(unclear, key=lambda name: others[name].difference.value or 0.0)
     figures = (
-        f"{_format_scores(metrics, DISTILLED, nearest)}; {_format_difference(against[nearest], metrics.confidence)}"
+        f"{_format_scores(metrics, DISTILLED, nearest)}; {_format_difference(others[nearest], metrics.confidence)}"
     )
     names = SYSTEM_NAMES.get(nearest, nearest) if len(unclear) == 1 else f"{', '.join(unclear[:-1])} and {unclear[-1]}"
     text = f"Too close to call at {closest.n} golden items between the distilled student and {names}: {figures}."
@@ -106,19 +105,19 @@ def _is_teacher_weak(metrics: Metrics, level: float) -> bool:
     return c is not None and _is_clearly_better(c, level)
 
 
-def _explain_result(metrics: Metrics, against: dict[str, SystemComparison], level: float) -> str:
+def _explain_result(metrics: Metrics, others: dict[str, SystemComparison], level: float) -> str:
     """Name the cause: a teacher no better than the base, or slice names that teach as much as the teacher."""
     parts = []
     base = metrics.golden.comparisons.get((BASE, TEACHER))
     if base is not None and base.difference.value is not None and base.difference.value >= 0:
         figures = (
-            f"({_format_scores(metrics, TEACHER, BASE)}; base minus teacher {_format_points(base.difference)} points)"
+            f"({_format_scores(metrics, TEACHER, BASE)}; base minus teacher {format_points(base.difference)} points)"
         )
         if _is_teacher_weak(metrics, level):
             parts.append(f"This teacher is weaker than the untrained base {figures}; choose a stronger teacher.")
         else:
             parts.append(f"On these items this teacher scores no higher than the untrained base {figures}.")
-    slices = against.get(SLICE_LABEL)
+    slices = others.get(SLICE_LABEL)
     if slices is not None and (slices.difference.value or 0.0) <= 0:
         is_clear = _is_clearly_worse(slices, level)
         subject, result = ("The", "is better") if is_clear else ("On these items the", "scores no lower")
@@ -160,14 +159,9 @@ def _rank_effort(system: str) -> int:
 
 def _format_difference(c: SystemComparison, confidence: float) -> str:
     return (
-        f"the difference is {_format_points(c.difference)} points ({100 * confidence:g} % interval over {c.n} golden items, "  # noqa: E501
+        f"the difference is {format_points(c.difference)} points ({100 * confidence:g} % interval over {c.n} golden items, "  # noqa: E501
         f"{c.test} p {_format_p_value(c.p_value)})"
     )
-
-
-def _format_points(interval: Interval) -> str:
-    value, low, high = (100 * (v or 0.0) for v in (interval.value, interval.low, interval.high))
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _format_p_value(p: float) -> str:

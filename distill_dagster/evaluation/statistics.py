@@ -16,7 +16,7 @@ _CHUNK_CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its interval. None if it is undefined (a ratio to zero, no item)."""
+    """A figure and its interval. None if it is undefined, such as a ratio to zero or a mean of no items."""
 
     value: float | None
     low: float | None = None
@@ -52,12 +52,12 @@ def compute_bootstrap_sums(contributions: NDArray[np.float32], samples: int, see
     return np.concatenate(blocks).astype(np.float64)
 
 
-def divide_or_nan(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+def divide_or_nan(dividend: NDArray[np.float64], divisor: NDArray[np.float64]) -> NDArray[np.float64]:
     """Divide element by element. NaN where the divisor is zero."""
     import numpy as np
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(below > 0, above / below, np.nan)
+        return np.where(divisor > 0, dividend / divisor, np.nan)
 
 
 def compute_percentile_interval(value: float | None, draws: NDArray[np.float64], confidence: float) -> Interval:
@@ -115,7 +115,7 @@ def compute_difference_interval(
 
 
 def bound_unseen_share(items: int, confidence: float) -> float:
-    """Upper bound of the share of something that was seen in none of `items` items (Clopper & Pearson 1934)."""
+    """Upper bound of the share of an event that occurs in none of `items` items (Clopper & Pearson 1934)."""
     return float(1 - ((1 - confidence) / 2) ** (1 / items))
 
 
@@ -137,15 +137,15 @@ def compute_permutation_p_value(differences: NDArray[np.float32], seed: int, sam
     """
     import numpy as np
 
-    apart = differences[differences != 0].astype(np.float64)
-    if not len(apart):
+    nonzero = differences[differences != 0].astype(np.float64)
+    if not len(nonzero):
         return 1.0
     rng = np.random.default_rng(seed)
-    seen, beyond, done = abs(apart.sum()) * (1 - 1e-9), 0, 0
-    step = max(1, _CHUNK_CELLS // len(apart))
+    observed, extreme, done = abs(nonzero.sum()) * (1 - 1e-9), 0, 0
+    step = max(1, _CHUNK_CELLS // len(nonzero))
     while done < samples:
         rows = min(step, samples - done)
-        signs = rng.integers(0, 2, size=(rows, len(apart))) * 2 - 1
-        beyond += int((np.abs(signs @ apart) >= seen).sum())
+        signs = rng.integers(0, 2, size=(rows, len(nonzero))) * 2 - 1
+        extreme += int((np.abs(signs @ nonzero) >= observed).sum())
         done += rows
-    return (beyond + 1) / (samples + 1)
+    return (extreme + 1) / (samples + 1)

@@ -1,4 +1,4 @@
-"""Causal language models as students: what all of them share, and the student that chooses a label."""
+"""Causal language models as students: their common base class, and the student that chooses a label."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import torch
 
     from distill_dagster.config import LabelSpec, StudentSpec
-
-_IGNORE_INDEX = -100
 
 
 class CausalModel:
@@ -70,7 +68,7 @@ class CausalModel:
         return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
     def _compute_hidden(self, **inputs: Any) -> Any:
-        """Output of the model below the language head, so that logits are computed only where they are needed."""
+        """Output of the model below the language head. Logits are expensive, so they are computed only where needed."""
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         return model.base_model(**inputs)
 
@@ -124,7 +122,7 @@ class CausalStudent(LabelPredictions, CausalModel):
         import torch
 
         paths = [self.trie.paths[item["label"]] for item in items]
-        answers = torch.full((len(items), max(map(len, paths))), _IGNORE_INDEX)
+        answers = torch.full((len(items), max(map(len, paths))), losses.IGNORE_INDEX)
         for row, path in enumerate(paths):
             answers[row, -len(path) :] = torch.tensor(path)
         return self._pad([item["ids"] for item in items]) | {
@@ -149,7 +147,7 @@ class CausalStudent(LabelPredictions, CausalModel):
         hidden = self._compute_hidden(**inputs, use_cache=False).last_hidden_state[:, -answers.shape[1] :]
         logits = self._compute_logits(hidden.flatten(0, 1)).view(*answers.shape, -1)
         hard = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), answers.flatten(), ignore_index=_IGNORE_INDEX, reduction="none"
+            logits.flatten(0, 1), answers.flatten(), ignore_index=losses.IGNORE_INDEX, reduction="none"
         ).view(answers.shape)
         total = (1 - self.spec.soft_weight) * hard.sum(1)
         if self.spec.soft_weight > 0:
@@ -168,11 +166,11 @@ class CausalStudent(LabelPredictions, CausalModel):
                 continue
             column = [columns - len(self.trie.paths[labels[row]]) + len(branch.prefix) for row in rows]
             student_logits = logits[rows, column][:, list(branch.children)]
-            mass = self.trie.sum_by_child(batch["soft"][rows], index)
-            reached = mass.sum(1)
-            target = mass / reached.clamp(min=1e-12)[:, None]
+            child_probs = self.trie.sum_by_child(batch["soft"][rows], index)
+            reach_prob = child_probs.sum(1)
+            target = child_probs / reach_prob.clamp(min=1e-12)[:, None]
             loss = losses.compute_soft_loss(student_logits, target, self.spec.temperature)
-            total = total.index_add(0, torch.tensor(rows, device=total.device), reached * loss)
+            total = total.index_add(0, torch.tensor(rows, device=total.device), reach_prob * loss)
         return total
 
     def compute_log_probs(self, texts: list[str]) -> torch.Tensor:
@@ -188,11 +186,11 @@ class CausalStudent(LabelPredictions, CausalModel):
         states: dict[tuple[int, ...], torch.Tensor] = {}
         if len({len(s) for s in sequences}) == 1:  # without padding no mask is needed, and attention is faster
             inputs = {"input_ids": inputs["input_ids"]}
-        cached = not self.trie.has_one_choice
+        needs_cache = not self.trie.has_one_choice
         with torch.inference_mode():
-            out = self._compute_hidden(**inputs, use_cache=cached)
+            out = self._compute_hidden(**inputs, use_cache=needs_cache)
             states[()] = out.last_hidden_state[:, -1]
-            if cached:
+            if needs_cache:
                 self._add_probed_states(inputs, out.past_key_values, states)
             logits = [self._compute_logits(states[branch.prefix], branch.children) for branch in self.trie.branches]
             return self.trie.compute_log_probs(logits).cpu()

@@ -1,8 +1,8 @@
 """An encoder student: mean-pooled sentence embeddings (Reimers and Gurevych 2019) under a linear head.
 
 The head starts as the embeddings of the label descriptions. So an untrained student is exactly the base, which predicts
-the label with the nearest description. The mean is used since sentence encoders are trained through it; it holds far
-more than the vector of the first token. PEFT saves the encoder's adapter. The head is saved next to it in
+the label with the nearest description. Sentence encoders are trained with the mean of all tokens, so the head reads the
+mean and not the vector of the first token. PEFT saves the encoder's adapter. The head is saved next to it in
 head.safetensors: `weight` (labels, dimensions) and `bias` (labels).
 """
 
@@ -60,9 +60,9 @@ class EncoderStudent(LabelPredictions):
         # Trainer needs one module with all trained weights.
         self.model = torch.nn.ModuleDict({"encoder": self.base.model})
         with torch.no_grad():
-            described = self.embed([f"{label.name}: {label.description}" for label in labels])
-            head = torch.nn.Linear(described.shape[1], len(labels))
-            head.weight.copy_(described / COSINE_TEMPERATURE)
+            embeddings = self.embed([f"{label.name}: {label.description}" for label in labels])
+            head = torch.nn.Linear(embeddings.shape[1], len(labels))
+            head.weight.copy_(embeddings / COSINE_TEMPERATURE)
             head.bias.zero_()
         self.model["head"] = head.to(self.device)
         self.model.eval()
@@ -146,9 +146,10 @@ class EncoderStudent(LabelPredictions):
 
         vectors = mean_pool(self.model["encoder"], batch["input_ids"], batch["attention_mask"])
         logits = self.model["head"](vectors)
-        share = self.spec.soft_weight
+        weight = self.spec.soft_weight
         soft = losses.compute_soft_loss(logits, batch["soft"], self.spec.temperature)
-        return share * soft + (1 - share) * torch.nn.functional.cross_entropy(logits, batch["label"], reduction="none")
+        hard = torch.nn.functional.cross_entropy(logits, batch["label"], reduction="none")
+        return weight * soft + (1 - weight) * hard
 
     def embed(self, texts: list[str]) -> torch.Tensor:
         """Embeddings of a batch of texts, shape (texts, dimensions), each of length 1."""

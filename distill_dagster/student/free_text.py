@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
-from distill_dagster.student import prompts
+from distill_dagster.student import losses, prompts
 from distill_dagster.student.causal import CausalModel
 from distill_dagster.student.types import Prediction, TaskSettings, TrainRow
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from distill_dagster.config import LabelSpec, StudentSpec
-
-_IGNORE_INDEX = -100
 
 
 class FreeTextStudent(CausalModel):
@@ -67,7 +65,7 @@ class FreeTextStudent(CausalModel):
         import torch
 
         padded = self._pad([item["ids"] for item in items])
-        answers = torch.full(padded["input_ids"].shape, _IGNORE_INDEX)
+        answers = torch.full(padded["input_ids"].shape, losses.IGNORE_INDEX)
         for row, item in enumerate(items):
             answers[row, -item["target"] :] = padded["input_ids"][row, -item["target"] :]
         return padded | {"answers": answers, "weight": torch.tensor([float(item["weight"]) for item in items])}
@@ -79,14 +77,13 @@ class FreeTextStudent(CausalModel):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
         hidden = self._compute_hidden(**inputs, use_cache=False).last_hidden_state[:, :-1]
         answers = batch["answers"][:, 1:]
-        learned = answers != _IGNORE_INDEX
-        logits = self._compute_logits(
-            hidden[learned]
-        )  # only for target tokens, since the whole vocabulary is expensive
-        each = torch.nn.functional.cross_entropy(logits, answers[learned], reduction="none")
-        rows = learned.nonzero()[:, 0]
-        total = torch.zeros(len(answers), device=each.device, dtype=each.dtype).index_add(0, rows, each)
-        return total / learned.sum(1)
+        is_target = answers != losses.IGNORE_INDEX
+        # Only for target tokens, since logits over the whole vocabulary are expensive.
+        logits = self._compute_logits(hidden[is_target])
+        token_losses = torch.nn.functional.cross_entropy(logits, answers[is_target], reduction="none")
+        rows = is_target.nonzero()[:, 0]
+        total = torch.zeros(len(answers), device=token_losses.device, dtype=token_losses.dtype)
+        return total.index_add(0, rows, token_losses) / is_target.sum(1)
 
     def compute_validation_scores(self, rows: list[TrainRow], batch_size: int = 16) -> dict[str, float]:
         """Mean negative log-likelihood of the targets, averaged over tokens and then over rows."""

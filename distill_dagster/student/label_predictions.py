@@ -1,4 +1,4 @@
-"""Prediction and validation that all students with a distribution over labels share."""
+"""Prediction and validation for students that give every label a probability."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LabelPredictions(ABC):
 
     def compute_validation_scores(self, rows: list[TrainRow], batch_size: int = 64) -> dict[str, float]:
         """Mean negative log-likelihood of the rows' labels, and the share of rows whose label is most probable."""
-        loss, agreed = 0.0, 0
+        loss, correct = 0.0, 0
         rows = sorted(rows, key=lambda row: len(row.text))
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
@@ -35,8 +35,8 @@ class LabelPredictions(ABC):
             for row, log_probs in zip(batch, batch_log_probs, strict=True):
                 log_prob = log_probs[self.labels.index(row.answer_label)]
                 loss -= log_prob
-                agreed += log_prob == max(log_probs)
-        return {"loss": round(loss / len(rows), 6), "agreement": round(agreed / len(rows), 6)}
+                correct += log_prob == max(log_probs)
+        return {"loss": round(loss / len(rows), 6), "agreement": round(correct / len(rows), 6)}
 
     def get_saved_settings(self) -> dict[str, Any]:
         """Settings that labels.json keeps for this architecture only."""

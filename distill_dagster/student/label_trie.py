@@ -45,24 +45,24 @@ class LabelTrie:
         self.branches: list[Branch] = []
         self.steps: list[list[tuple[int, int]]] = [[] for _ in paths]
         """For each label the (branch, child) choices that lead to it."""
-        self._grow(list(range(len(paths))), 0)
+        self._add_branches(list(range(len(paths))), 0)
 
-    def _grow(self, members: list[int], depth: int) -> None:
+    def _add_branches(self, members: list[int], depth: int) -> None:
         while len(members) > 1:
-            below: dict[int, list[int]] = {}
+            groups: dict[int, list[int]] = {}
             for label in members:
-                below.setdefault(self.paths[label][depth], []).append(label)
-            if len(below) > 1:
-                self._add_branch(self.paths[members[0]][:depth], below)
-                for group in below.values():
-                    self._grow(group, depth + 1)
+                groups.setdefault(self.paths[label][depth], []).append(label)
+            if len(groups) > 1:
+                self._add_branch(self.paths[members[0]][:depth], groups)
+                for group in groups.values():
+                    self._add_branches(group, depth + 1)
                 return
             depth += 1
 
-    def _add_branch(self, prefix: tuple[int, ...], below: dict[int, list[int]]) -> None:
+    def _add_branch(self, prefix: tuple[int, ...], groups: dict[int, list[int]]) -> None:
         index = len(self.branches)
-        self.branches.append(Branch(prefix, tuple(below), tuple(tuple(group) for group in below.values())))
-        for child, group in enumerate(below.values()):
+        self.branches.append(Branch(prefix, tuple(groups), tuple(tuple(group) for group in groups.values())))
+        for child, group in enumerate(groups.values()):
             for label in group:
                 self.steps[label].append((index, child))
 
@@ -72,7 +72,7 @@ class LabelTrie:
         return len(self.branches) == 1 and not self.branches[0].prefix
 
     def find_probes(self) -> list[tuple[int, ...]]:
-        """Token sequences that together visit all branches: the prefixes that no other prefix extends."""
+        """Find token sequences that together visit all branches: the prefixes that no other prefix extends."""
         prefixes = [branch.prefix for branch in self.branches]
         return [p for p in prefixes if not any(len(o) > len(p) and o[: len(p)] == p for o in prefixes)]
 

@@ -59,7 +59,7 @@ def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: st
         model = model.to(choose_device())
     for module in model.modules():
         # In the first forward pass without gradients, such as a validation, bitsandbytes repacks 4-bit weights for
-        # inference on a CPU. After that the model cannot be trained.
+        # inference on a CPU. A repacked model cannot be trained.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     parameters = sum(p.numel() for p in model.parameters()) if spec.quantization == "none" else model.num_parameters()
@@ -127,6 +127,6 @@ def save_adapter(model: Any, spec: StudentSpec, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
     file = folder / ADAPTER_CONFIG_FILE
     value = json.loads(file.read_text(encoding="utf-8"))
-    if isinstance(value.get("target_modules"), list):  # peft stores a set, in an order that changes with the process
+    if isinstance(value.get("target_modules"), list):  # PEFT writes a set, whose order changes with the process
         value["target_modules"] = sorted(value["target_modules"])
     file.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from distill_dagster.student.types import TrainRow
 
 
+IGNORE_INDEX = -100
+"""The target of positions that do not count in a cross-entropy."""
+
+
 def build_soft_targets(rows: Sequence[TrainRow], labels: list[str], temperature: float) -> torch.Tensor:
     """The teacher's distributions at a temperature, shape (rows, labels). A row without one is one-hot on its answer.
 

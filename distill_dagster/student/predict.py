@@ -40,7 +40,7 @@ def load_predictor(
     if adapter is not None:
         student.load_adapter(adapter, merge)
         size += sum(f.stat().st_size for f in adapter.glob("*.safetensors"))
-    if merge:  # added in float32, then rounded once
+    if merge:  # merge in float32, then round once
         student.to_dtype(loading.get_torch_dtype(spec.dtype))
     return StudentPredictor(student, size)
 

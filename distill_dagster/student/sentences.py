@@ -95,14 +95,14 @@ def _load_embedder(models_folder: Path) -> SentenceEmbedder:
 def _limit_to_one_thread() -> Iterator[None]:
     """Run torch in one thread within this block.
 
-    The embedded teacher uses the same OpenMP library. If all threads together outnumber the cores, OpenMP lets them
-    sleep between any two steps.
+    The embedded teacher uses the same OpenMP library. If all threads together outnumber the cores, OpenMP makes them
+    sleep between steps.
     """
     import torch
 
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)

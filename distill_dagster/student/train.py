@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core import models, progress
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.processes import measure_peak_mb
 from distill_dagster.student import loading
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.encoder import EncoderStudent
@@ -59,7 +59,7 @@ def train_adapter(
     encoder, head.safetensors. On one machine the same rows, settings and seed give the same adapter bytes.
 
     Args:
-        validation: rows whose loss and agreement are logged. They influence nothing.
+        validation: rows whose loss and agreement are logged. They do not influence the training.
         epochs: replaces the epochs of the spec.
         what: the name of the training in progress reports.
 
@@ -124,9 +124,9 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
 
     spec = student.spec
     items = student.encode(rows)
-    mean = sum(item["weight"] for item in items) / len(items) or 1.0
-    for item in items:  # a mean of 1, so that weights do not change the learning rate
-        item["weight"] /= mean
+    mean_weight = sum(item["weight"] for item in items) / len(items) or 1.0
+    for item in items:  # scale to a mean of 1, so that weights do not change the learning rate
+        item["weight"] /= mean_weight
     batches = LengthBatchSampler([item["length"] for item in items], spec.batch_size, spec.seed)
     total = len(batches) * log.epochs
 
@@ -190,14 +190,9 @@ def _compute_validation_scores(student: Student, rows: list[TrainRow]) -> dict[s
 
 
 def _measure_peak_mb() -> float:
-    import sys
-
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else measure_peak_mb()
 
 
 def _save_student(student: Student, labels: list[LabelSpec], log: TrainingLog, out: Path) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 TRAINING_LOG_FILE = "training_log.json"
-"""The file in an adapter's folder that holds its `TrainingLog`."""
+"""The file with the `TrainingLog` in an adapter's folder."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Predictor(Protocol):
 class TrainingLog:
     """Figures of a training. `losses` are (step, epoch, mean loss since the previous entry). `validation` is per epoch.
 
-    `tokens` counts the tokens read in training without padding. `peak_mb` is the peak memory of the process in MiB; on
-    a GPU, that of torch on the GPU.
+    `tokens` counts the tokens of all training rows in all epochs, without padding. `peak_mb` is the peak memory in MiB:
+    of the process, or of torch on the GPU if there is one.
     """
 
     losses: list[tuple[int, float, float]] = field(default_factory=list)

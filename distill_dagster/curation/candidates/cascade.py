@@ -1,4 +1,4 @@
-"""Which prompts of a cascade go on to the next teacher."""
+"""Select the prompts of a cascade that go on to the next teacher."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distill_dagster.curation.candidates.priors import build_uniform_prior
 def find_unsure_prompts(
     task: Task, cascade: CascadeSpec, prompts: pl.DataFrame, completions: pl.DataFrame
 ) -> pl.DataFrame:
-    """The prompts about which one teacher is unsure: its samples disagree, its confidence is low, or it has no answer.
+    """Find the prompts on which a teacher is unsure: its samples disagree, its confidence is low, or it has no answer.
 
     Args:
         task: the task as if this teacher were its only one.

@@ -1,4 +1,4 @@
-"""From the samples of each prompt to one candidate, by the rule of the task's kind and of its teachers."""
+"""Choose one candidate from the samples of each prompt, by the rule of the task's kind and of its teachers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def choose_candidates(
 
 
 def add_imagined_columns(candidates: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
-    """The candidates with `axes` and `parent_prompt_id` of imagined prompts; null for all others."""
+    """Add `axes` and `parent_prompt_id` of imagined prompts to the candidates. They are null for all other prompts."""
     imagined = prompts.filter(pl.col("origin") == "synthetic").select("prompt_id", "axes", "parent_prompt_id")
     joined = candidates.drop("axes", "parent_prompt_id").join(imagined, on="prompt_id", how="left")
     return conform_to_schema(joined, SCORED, ("prompt_id",))

@@ -83,11 +83,11 @@ def compute_vote_weights(prior: pl.DataFrame) -> dict[tuple[int, str], float]:
 def expand_soft_labels(ok: pl.DataFrame, labels: list[str]) -> pl.DataFrame:
     """One row per completion and label, in `prob`. Labels that are not stored get `MIN_LABEL_PROB`."""
     keys = ok.select("prompt_id", "sample_index").join(pl.DataFrame({"label": labels}), how="cross")
-    given = (
+    stored = (
         ok.select("prompt_id", "sample_index", "soft_labels")
         .explode("soft_labels")
         .unnest("soft_labels")
         .select("prompt_id", "sample_index", "label", "prob")
     )
-    joined = keys.join(given, on=["prompt_id", "sample_index", "label"], how="left")
+    joined = keys.join(stored, on=["prompt_id", "sample_index", "label"], how="left")
     return joined.with_columns(pl.col("prob").fill_null(0.0).clip(lower_bound=MIN_LABEL_PROB))

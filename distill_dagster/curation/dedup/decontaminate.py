@@ -117,12 +117,12 @@ def find_contamination(
     with open_rows(golden, golden_text, [golden_id_.cast(pl.String).alias("golden_id")], limits) as items:
         index = _build_index(items, ngram, scheme, limits)
     with open_rows(source, text, [id_.cast(pl.String).alias("id")], limits) as rows:
-        found = _find_overlaps(rows, index, ngram, min_overlap, whole_below, scheme.min_words, limits)
+        overlaps = _find_overlaps(rows, index, ngram, min_overlap, whole_below, scheme.min_words, limits)
         ids = rows.read_columns()["id"]
-        near = _measure_similarity(found.filter("maybe_near").select("row", "item"), rows, index, scheme, limits)
+        near = _measure_similarity(overlaps.filter("maybe_near").select("row", "item"), rows, index, scheme, limits)
     near = near.filter(pl.col("similarity") >= threshold)
     near = near.select("row", "item", pl.lit("near").alias("kind"), pl.col("similarity").alias("overlap"))
-    hits = pl.concat([found.drop_nulls("kind").select("row", "item", "kind", "overlap"), near])
+    hits = pl.concat([overlaps.drop_nulls("kind").select("row", "item", "kind", "overlap"), near])
     hits = hits.with_columns(
         ids.gather(hits["row"]).alias("id"),
         index.items["golden_id"].gather(hits["item"]).alias("golden_id"),
@@ -189,26 +189,26 @@ def _find_overlaps(
         return out
 
     start = 0
-    found = [pl.DataFrame(schema=OVERLAP_SCHEMA)]
+    parts = [pl.DataFrame(schema=OVERLAP_SCHEMA)]
     for group in _group_batches(map_in_threads(find_in_batch, rows.iter_texts(), limits.threads)):
         pairs = _match_items(group, index, min_overlap, whole_below, min_words)
-        found.append(pairs.with_columns(pl.col("row") + pl.lit(start, pl.UInt32)))
+        parts.append(pairs.with_columns(pl.col("row") + pl.lit(start, pl.UInt32)))
         start += group[2].size
-    return pl.concat(found)
+    return pl.concat(parts)
 
 
 def _group_batches(batches: Iterator[tuple[Array, ...]]) -> Iterator[tuple[Array, ...]]:
     """Join the results of many batches into one, since each query over them reads the whole index."""
-    held: list[tuple[Array, ...]] = []
+    group: list[tuple[Array, ...]] = []
     rows = 0
     for hit_rows, *others in batches:
-        held.append((hit_rows.astype(np.uint32) + np.uint32(rows), *others))
+        group.append((hit_rows.astype(np.uint32) + np.uint32(rows), *others))
         rows += others[1].size
         if rows >= JOIN_ROWS:
-            yield tuple(np.concatenate(column) for column in zip(*held, strict=True))
-            held, rows = [], 0
-    if held:
-        yield tuple(np.concatenate(column) for column in zip(*held, strict=True))
+            yield tuple(np.concatenate(column) for column in zip(*group, strict=True))
+            group, rows = [], 0
+    if group:
+        yield tuple(np.concatenate(column) for column in zip(*group, strict=True))
 
 
 def _match_items(
@@ -267,11 +267,11 @@ def _measure_similarity(
     parts = [pairs.clear().with_columns(pl.lit(None, pl.Float64).alias("similarity"))]
     for block in pairs.iter_slices(max(1, limits.verify_rows)):
         places = block["row"].unique().sort()
-        mine = shingle_texts(rows.iter_texts_at(places.to_numpy()), scheme.ngram, limits)
+        row_shingles = shingle_texts(rows.iter_texts_at(places.to_numpy()), scheme.ngram, limits)
         joined = Shingles(
-            np.concatenate([mine.values, index.shingles.values]),
-            np.concatenate([mine.starts, index.shingles.starts + mine.values.size]),
-            np.concatenate([mine.sizes, index.shingles.sizes]),
+            np.concatenate([row_shingles.values, index.shingles.values]),
+            np.concatenate([row_shingles.starts, index.shingles.starts + row_shingles.values.size]),
+            np.concatenate([row_shingles.sizes, index.shingles.sizes]),
         )
         left = places.search_sorted(block["row"]).to_numpy().astype(np.int64)
         right = block["item"].to_numpy().astype(np.int64) + places.len()

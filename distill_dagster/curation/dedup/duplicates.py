@@ -141,12 +141,12 @@ def build_exact_pairs(repeats: pl.DataFrame) -> pl.DataFrame:
 
 def find_candidate_pairs(keys: Sequence[Array], threads: int = 1) -> tuple[Array, Array]:
     """The distinct pairs of places that share a key in any band, sorted, left < right."""
-    pairs, waiting = np.zeros(0, np.uint64), [np.zeros(0, np.uint64)]
-    for found in map_in_threads(_find_band_pairs, keys, threads):
-        waiting.append(found)
-        if sum(one.size for one in waiting) > MAX_PENDING_PAIRS:  # similar rows share keys in most bands
-            pairs, waiting = _merge_pairs([pairs, *waiting]), []
-    pairs = _merge_pairs([pairs, *waiting])
+    pairs, pending = np.zeros(0, np.uint64), [np.zeros(0, np.uint64)]
+    for band_pairs in map_in_threads(_find_band_pairs, keys, threads):
+        pending.append(band_pairs)
+        if sum(part.size for part in pending) > MAX_PENDING_PAIRS:  # similar rows share keys in most bands
+            pairs, pending = _merge_pairs([pairs, *pending]), []
+    pairs = _merge_pairs([pairs, *pending])
     return (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
@@ -170,13 +170,13 @@ def pair_bucket_neighbors(key: pl.Series, place: pl.Series) -> pl.Series:
 
     Buckets are runs of equal keys.
     """
-    found = [pl.Series("pair", [], dtype=pl.UInt64)]
+    parts = [pl.Series("pair", [], dtype=pl.UInt64)]
     for lag in range(1, BUCKET_NEIGHBORS + 1):
         pairs = (place.shift(lag) * 2**32 + place).filter(key == key.shift(lag)).rename("pair")
         if pairs.is_empty():
             break
-        found.append(pairs)
-    return pl.concat(found)
+        parts.append(pairs)
+    return pl.concat(parts)
 
 
 def verify_pairs(
@@ -189,8 +189,8 @@ def verify_pairs(
         stop = _find_block_end(left, right, start, limits.verify_rows)
         a, b = left[start:stop], right[start:stop]
         places = np.unique(np.concatenate([a, b]))
-        found = shingle_texts(rows.iter_texts_at(places), scheme.ngram, limits)
-        jaccard = found.compute_jaccard(np.searchsorted(places, a), np.searchsorted(places, b), limits.threads)
+        shingles = shingle_texts(rows.iter_texts_at(places), scheme.ngram, limits)
+        jaccard = shingles.compute_jaccard(np.searchsorted(places, a), np.searchsorted(places, b), limits.threads)
         near = jaccard >= threshold
         low, high = np.minimum(a, b)[near], np.maximum(a, b)[near]
         columns = {"left": low.astype(np.uint32), "right": high.astype(np.uint32), "similarity": jaccard[near]}
@@ -272,10 +272,10 @@ def find_components(left: pl.Series, right: pl.Series, nodes: int) -> pl.Series:
         edges = edges.select(
             pl.min_horizontal("a", "b").alias("a"), pl.max_horizontal("a", "b").alias("b")
         ).unique()  # fmt: skip
-        hooked = edges.group_by("b").agg(pl.col("a").min())
-        root = root.scatter(hooked["b"], hooked["a"])
-        while not (above := root.gather(root)).equals(root):
-            root = above
+        joined = edges.group_by("b").agg(pl.col("a").min())
+        root = root.scatter(joined["b"], joined["a"])
+        while not (parent := root.gather(root)).equals(root):
+            root = parent
         edges = edges.select(root.gather(edges["a"]).alias("a"), root.gather(edges["b"]).alias("b"))
         edges = edges.filter(pl.col("a") != pl.col("b"))
     return root

@@ -351,16 +351,16 @@ class DedupState:
         ).collect()
         joined = rows.join(texts.unique("id"), on="id", how="left", maintain_order="left")
         now = sign_texts(
-            [_to_folded_arrow(joined["text"].fill_null(""))],
+            [fold_batch(joined["text"].fill_null("").to_arrow().cast(pa.large_string()))],
             MinHashScheme(bands=1, rows_per_band=1),
             ResourceLimits(threads=1),
         ).exact
         wrong = joined.filter(pl.col("text").is_null() | (pl.col("exact") != pl.Series(now)))
         if not wrong.is_empty():
-            id_of, name = wrong.select("id", "name").row(0)
+            row_id, name = wrong.select("id", "name").row(0)
             what = "is missing" if wrong["text"].is_null()[0] else "has changed since it was added"
             raise DedupStateError(
-                f"The text of row {id_of} of slice {name} {what}. Add the slice to {self.folder} again, or remove it."
+                f"The text of row {row_id} of slice {name} {what}. Add the slice to {self.folder} again, or remove it."
             )
         return joined["text"]
 
@@ -403,20 +403,20 @@ class DedupState:
             return pairs
         removed_parts = [part for part in self.parts if part.number in set(removed["part"])]
         keys = removed.join(self._read_exact_keys(removed_parts), on=["part", "place"])
-        heirs = self._read_exact_keys(others).filter(pl.col("exact").is_in(keys["exact"].unique().implode()))
-        heirs = heirs.unique("exact", keep="first", maintain_order=True)
-        moved = keys.join(heirs, on="exact", suffix="_heir").select(
-            removed=_row_number_expr("part", "place"), heir=_row_number_expr("part_heir", "place_heir")
+        replacements = self._read_exact_keys(others).filter(pl.col("exact").is_in(keys["exact"].unique().implode()))
+        replacements = replacements.unique("exact", keep="first", maintain_order=True)
+        moved = keys.join(replacements, on="exact", suffix="_new").select(
+            removed=_row_number_expr("part", "place"), replacement=_row_number_expr("part_new", "place_new")
         )
         pairs = pairs.with_columns(
             _row_number_expr(part, place).alias(end) for end, (part, place) in _PAIR_ENDS.items()
         )
         for end in _PAIR_ENDS:
             pairs = pairs.join(moved.rename({"removed": end}), on=end, how="left")
-            pairs = pairs.with_columns(pl.coalesce("heir", end).alias(end)).drop("heir")
+            pairs = pairs.with_columns(pl.coalesce("replacement", end).alias(end)).drop("replacement")
         pairs = _order_pairs(pairs.filter(pl.col("a") != pl.col("b")))
-        remains = pl.col("left_part").is_in(kept.implode()) & pl.col("right_part").is_in(kept.implode())
-        return pairs.filter(remains).unique()
+        is_kept = pl.col("left_part").is_in(kept.implode()) & pl.col("right_part").is_in(kept.implode())
+        return pairs.filter(is_kept).unique()
 
     def _read_exact_keys(self, parts: list[StatePart]) -> pl.DataFrame:
         """The exact keys of the rows of some parts, with `part` and `place`."""
@@ -494,10 +494,6 @@ def _chunk_parts(parts: list[StatePart]) -> Iterator[list[StatePart]]:
         chunk.append(part)
     if chunk:
         yield chunk
-
-
-def _to_folded_arrow(texts: pl.Series) -> pa.LargeStringArray:
-    return fold_batch(texts.to_arrow().cast(pa.large_string()))
 
 
 def _split_batches(texts: pl.Series, size: int) -> Iterator[pa.LargeStringArray]:

@@ -40,10 +40,10 @@ class TextRows:
             yield from self._kept
             return
         kept: list[pa.LargeStringArray] | None = []
-        room = self._limits.memory_mb * 2**20 // 2
+        free_bytes = self._limits.memory_mb * 2**20 // 2
         for batch in self._read():
-            room -= batch.nbytes
-            if kept is not None and room > 0:
+            free_bytes -= batch.nbytes
+            if kept is not None and free_bytes > 0:
                 kept.append(batch)
             else:
                 kept = None
@@ -92,10 +92,10 @@ def open_rows(
     """
     text = pl.col(text) if isinstance(text, str) else text
     others = [pl.col(column) if isinstance(column, str) else column for column in columns]
-    names = [pl.col(column.meta.output_name()) for column in others]
+    named = [pl.col(column.meta.output_name()) for column in others]
     selected = [*others, text.cast(pl.String).fill_null("").alias("__text")]
     if isinstance(source, pl.DataFrame):
-        yield TextRows(source.select(selected), "__text", names, limits)
+        yield TextRows(source.select(selected), "__text", named, limits)
         return
     if not isinstance(source, pl.LazyFrame):
         files = [source] if isinstance(source, Path) else list(source)
@@ -108,7 +108,7 @@ def open_rows(
     with limits.make_folder() as folder:
         path = folder / "rows.parquet"
         source.select(selected).sink_parquet(path, compression="lz4", row_group_size=8 * limits.batch_rows)
-        yield TextRows([path], "__text", names, limits)
+        yield TextRows([path], "__text", named, limits)
 
 
 def _to_large_strings(array: pa.Array) -> pa.LargeStringArray:

@@ -29,11 +29,11 @@ def _score_arithmetic(rows: pl.DataFrame, task: TaskView) -> pl.DataFrame:
     plain = plain.str.replace_all(r"= ?(-?\d+(?:\.\d+)?) ?(?:[a-z]+ )?= ", "= $1 ; $1 = ")
     # A separator that ends one equation may begin the next: double it, so that both match.
     plain = plain.str.replace_all(r"([;,.:\n])(\s)", "$1$1$2")
-    found = rows.filter(has_equation).select(
+    equations = rows.filter(has_equation).select(
         pl.Series("row", has_equation.arg_true(), dtype=pl.Int64),
         plain.str.extract_all(f"{_LEFT}{_EQUATION}{_RIGHT}").alias("equation"),
     )
-    long = found.explode("equation").select("row", pl.col("equation").str.extract(f"({_EQUATION})", 1)).drop_nulls()
+    long = equations.explode("equation").select("row", pl.col("equation").str.extract(f"({_EQUATION})", 1)).drop_nulls()
     distinct = long.select(pl.col("equation").unique(maintain_order=True))
     results = [is_equation_true(equation) for equation in distinct["equation"]]
     checked = distinct.with_columns(pl.Series("is_true", results, dtype=pl.Boolean))

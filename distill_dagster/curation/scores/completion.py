@@ -9,7 +9,7 @@ from distill_dagster.curation.task_view import TaskView
 
 
 def _copy_completion_fields(rows: pl.DataFrame, task: TaskView) -> pl.DataFrame:
-    """The stage adds these columns to the candidates where it knows the completion; without them they are null."""
+    """Copy two columns that the stage adds to candidates if it knows their completions. Otherwise they are null."""
     types = {"finish_reason": pl.String, "completion_tokens": pl.Int64}
     columns = [
         pl.col(name) if name in rows.columns else pl.lit(None, dtype=dtype).alias(name) for name, dtype in types.items()

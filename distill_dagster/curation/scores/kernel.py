@@ -1,7 +1,7 @@
 """Compiled text statistics: words, digits, lines, repetition and echoes of each text, by numba.
 
-The kernels read the Arrow string buffer. They create no Python object per row, which would take five times as long or
-more. White space separates words, and characters are code points. The definitions are those of Gopher (Rae et al. 2021,
+The kernels read the Arrow string buffer. They create no Python object per row, which makes them at least five times as
+fast. White space separates words, and characters are code points. The definitions are those of Gopher (Rae et al. 2021,
 "Scaling Language Models", appendix A1.1) as huggingface/datatrove implements them, with two differences. A top n-gram
 counts only if it occurs twice, since otherwise one n-gram would fill every short text. Words are not split at
 punctuation.

@@ -1,6 +1,6 @@
 """Personal data and secrets in prompts and responses.
 
-Quick patterns find the rows that may contain some; `intake.masking` then decides.
+Fast patterns find the rows that may contain some. Then `intake.masking` decides.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KIND_HINTS = {
         r"|PRIVATE KEY|(?i:bearer[ \t])|://[^/\s]{1,200}@|[A-Za-z0-9_-]{20}|(?i:sig=|accountkey|key-|\d:aa)"
     ),
 }
-"""A pattern per kind that every text with data of this kind matches. Other texts need no closer look."""
+"""A pattern per kind. Every text with data of this kind matches it, so other texts are not searched."""
 HINT_MARGIN = 100
 """Characters around a hint of a secret that are searched."""
 MIN_DIGITS = 7
@@ -45,13 +45,12 @@ def count_personal_data(text: str, kinds: Collection[str], phone_regions: Sequen
     """
     others = [kind for kind in kinds if kind != SECRET_KIND]
     # Some patterns of detect-secrets take quadratic time: search only the text around hints.
-    near = (
-        [mask_text(part, (), [SECRET_KIND]).counts for part in _cut_around_hints(text)] if SECRET_KIND in kinds else []
-    )
-    if any(near) and others:  # data may overlap, such as a password in what looks like an email address
+    parts = _cut_around_hints(text) if SECRET_KIND in kinds else []
+    secret_counts = [mask_text(part, (), [SECRET_KIND]).counts for part in parts]
+    if any(secret_counts) and others:  # data may overlap, such as a password in what looks like an email address
         return Counter(mask_text(text, phone_regions, kinds).counts)
     counts: Counter[str] = Counter()
-    for part_counts in near:
+    for part_counts in secret_counts:
         counts.update(part_counts)
     if others:
         counts.update(mask_text(text, phone_regions, others).counts)

@@ -21,7 +21,7 @@ CONCLUSION_PATTERN = (
 MIN_REST_CHARS = 20
 """A first sentence that fewer characters follow is the whole reasoning, and may state the answer."""
 MAX_QA_WORDS = 12
-"""Longer answers of kind `qa` can be worded in too many ways to tell that a conclusion contradicts them."""
+"""Longer answers of kind `qa` can be worded in too many ways to decide whether a conclusion contradicts them."""
 _CONCLUSION_TEXT_PATTERN = CONCLUSION_PATTERN + r"[ \t:*\"'`(]*([^\n]{1,200})"
 _FIRST_SENTENCE_PATTERN = r"^[^.!?\n]{0,200}[.!?\n]?"
 
@@ -39,12 +39,12 @@ def _score_reasoning(rows: pl.DataFrame, task: TaskView) -> pl.DataFrame:
         bare = first.str.to_lowercase().str.strip_chars(" \"'`*_#-:\n\t")
         announced = announced | bare.str.starts_with(pl.col("answer_text").str.to_lowercase())
     concludes = rows["reasoning"].str.contains(CONCLUSION_PATTERN).fill_null(False)
-    # A label may open a reasoning without an announcement. Other kinds need one, so only these rows are looked at.
-    looked_at = rows["reasoning"].is_not_null() if task.kind in LABEL_KINDS else concludes
-    values = rows.filter(looked_at).select(announced & has_rest).to_series()
+    # A reasoning about a label may begin with the label. For other kinds, only rows with an announcement are checked.
+    checked = rows["reasoning"].is_not_null() if task.kind in LABEL_KINDS else concludes
+    values = rows.filter(checked).select(announced & has_rest).to_series()
     answer_first = pl.Series("answer_first", [False]).new_from_index(0, rows.height)
     answer_first = answer_first.set(rows["reasoning"].is_null(), None)
-    answer_first = answer_first.scatter(looked_at.arg_true(), values) if len(values) else answer_first
+    answer_first = answer_first.scatter(checked.arg_true(), values) if len(values) else answer_first
     mask = concludes & rows["answer_text"].is_not_null()
     last = pl.col("reasoning").str.extract_all(_CONCLUSION_TEXT_PATTERN).list.last()
     pairs = rows.filter(mask).select(last.str.extract(_CONCLUSION_TEXT_PATTERN, 1), "answer_text").rows()
@@ -62,22 +62,22 @@ def _scatter_values(name: str, mask: pl.Series, values: list[Any], dtype: pl.Dat
 
 
 def _is_contradiction(conclusion: str, answer: str, task: TaskView) -> bool:
-    """Whether a conclusion cannot mean the answer. False in doubt."""
+    """Whether a conclusion contradicts the answer. False in doubt."""
     if task.kind == "math":
         try:
             number = parse_number(re.split(r"(?<!\d)\.|\.(?!\d)", conclusion)[0][:200])
             return abs(float(number) - float(answer)) > 1e-6 * max(1.0, abs(float(answer)))
         except (NotANumberError, ValueError, OverflowError):
             return False
-    concluded, given = normalize_squad(conclusion), normalize_squad(answer)
-    if not concluded or not given:
+    conclusion_words, answer_words = normalize_squad(conclusion), normalize_squad(answer)
+    if not conclusion_words or not answer_words:
         return False
     if task.kind in LABEL_KINDS:
-        named = [label for label in task.labels if f" {normalize_squad(label)} " in f" {concluded} "]
+        named = [label for label in task.labels if f" {normalize_squad(label)} " in f" {conclusion_words} "]
         return bool(named) and answer not in named
-    if task.kind != "qa" or len(given.split()) > MAX_QA_WORDS:
+    if task.kind != "qa" or len(answer_words.split()) > MAX_QA_WORDS:
         return False
-    return not set(concluded.split()) & set(given.split())
+    return not set(conclusion_words.split()) & set(answer_words.split())
 
 
 REASONING_SCORER = Scorer("reasoning", "1", ("answer_first", "conclusion"), _score_reasoning)

@@ -1,4 +1,4 @@
-"""The words in which a response declines to answer."""
+"""The words with which a response refuses to answer."""
 
 from __future__ import annotations
 

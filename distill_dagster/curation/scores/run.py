@@ -1,4 +1,4 @@
-"""Run scorers over candidates, and keep the scores that were computed before."""
+"""Run scorers over candidates, and reuse scores of an earlier run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def get_scorer_versions(scorers: Sequence[Scorer]) -> dict[str, str]:
 
 
 def bind_scorer(scorer: Scorer, task: TaskView) -> Scorer:
-    """The scorer with the settings of the task that it depends on as part of its version.
+    """Add the task settings that a scorer depends on to its version.
 
-    A change of these settings then computes the scores again, as a new version of the scorer does.
+    Then a change of these settings computes the scores again, as a new version of the scorer does.
     """
     if not scorer.uses_phone_regions:
         return scorer
@@ -70,7 +70,7 @@ def add_scores(
 
 
 def _run_scorers(rows: pl.DataFrame, scorers: Sequence[Scorer], task: TaskView) -> pl.DataFrame:
-    """The fields of these scorers. It works in batches, so that the text columns of one batch at most are in memory."""
+    """Compute the fields of these scorers in batches, so that only one batch's text columns are in memory."""
     schema = pl.Schema(dict(SCORES.to_schema().items()))
     fields = [name for scorer in scorers for name in scorer.fields]
     if not fields:
@@ -84,7 +84,7 @@ def _run_scorers(rows: pl.DataFrame, scorers: Sequence[Scorer], task: TaskView) 
 
 
 def _add_scores_column(rows: pl.DataFrame, values: pl.DataFrame) -> pl.DataFrame:
-    """The rows with `scores` made of the columns in `values`; a field that is not there is null."""
+    """Add the column `scores`, made of the columns in `values`. A field without a column is null."""
     fields = [
         (values[name] if name in values.columns else pl.Series(name, [None] * rows.height, dtype=dtype)).alias(name)
         for name, dtype in SCORES.to_schema().items()

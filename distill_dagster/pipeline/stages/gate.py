@@ -64,7 +64,7 @@ def make_teacher_gate(env: StageContext, partition: str | None) -> StageResult:
     scores = compute_gate_scores(kind, frame, task.evaluation)
     wanted = min(gate.items, len(env.folder.dev))
     recorded = all(one.is_replay for one in task.teacher_specs)
-    check = build_gate_check(scores, gate, answered=len(items), wanted=wanted, recorded=recorded)
+    check = build_gate_check(scores, gate, answered=len(items), expected=wanted, recorded=recorded)
     checks = [check_table("teacher_gate", frame), check]
     blocked = build_blocked_fields("teacher_gate", checks)
     record = inputs.build_record(compute_data_version(frame) if blocked else PASSED_VERSION, frame.height, **blocked)
