@@ -29,7 +29,7 @@ from common import wanted, write_result
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from tests.support.provider import FakeProvider, Seen  # noqa: E402
+from tests.support.provider import FakeProvider, ReceivedRequest  # noqa: E402
 
 TASK = "banking"
 QUICK_SLICES, QUICK_MANY = 6, 12
@@ -142,7 +142,7 @@ def one_of_many(root: Path, data: Path, slices: int) -> dict[str, Any]:
     """Measure the full run, one edited seed, and no edit."""
     gold: dict[str, str] = {}
 
-    def answer(seen: Seen) -> str:
+    def answer(seen: ReceivedRequest) -> str:
         return gold[seen.text]
 
     figures: dict[str, Any] = {"slices": slices}

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.pipeline.stage_table import REFRESHES_ASSET, STAGES, list_sources
-from tests.support.browser import LOCATION, browsing, serving
+from tests.support.browser import LOCATION, open_browser_page, serve_ui
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -96,7 +96,7 @@ def main() -> None:
     if not html.exists():
         raise SystemExit(f"{html} is not there. Run `make demo` first.")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with serving(ui) as address, browsing(WIDTH, HEIGHT, "--hide-scrollbars") as page:
+    with serve_ui(ui) as address, open_browser_page(WIDTH, HEIGHT, "--hide-scrollbars") as page:
         asset_graph(page, address, task, arguments.out / "asset-graph.png")
         automation_page(page, address, task, arguments.out / "automation.png")
         report(page, html, arguments.out / "report.png")

@@ -22,8 +22,8 @@ from distill_dagster.definitions import build_definitions
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.stage_table import REFRESHES_ASSET, STAGES, list_sources
 from distill_dagster.prompts.few_shot import build_prompt_context
-from tests.support.kind_folder import kind_folder
-from tests.support.task import SLICES, small_task
+from tests.support.kind_folder import write_kind_folder
+from tests.support.task import SLICES, write_small_task
 
 ALL = (*STAGES, *list_sources(), REFRESHES_ASSET)
 SNAPSHOT = Path(__file__).with_name("graph.json")
@@ -55,8 +55,8 @@ def home_of(root: Path) -> Home:
 
 def two_tasks(root: Path) -> Home:
     """`plain`, and `labelled`, in which every slice is named like a label."""
-    small_task(root, "plain", owners=["team:support"])
-    labelled = small_task(root, "labelled").path
+    write_small_task(root, "plain", owners=["team:support"])
+    labelled = write_small_task(root, "labelled").path
     for key, label in zip(SLICES, ("refund", "delivery"), strict=True):
         (labelled / "slices" / f"{key}.yaml").rename(labelled / "slices" / f"{label}.yaml")
     return home_of(root)
@@ -178,8 +178,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_malformed_task_fails_alone_and_with_its_message(tmp_path: Path, how: str) -> None:
-    small_task(tmp_path, "good")
-    bad = small_task(tmp_path, "bad").path / "task.yaml"
+    write_small_task(tmp_path, "good")
+    bad = write_small_task(tmp_path, "bad").path / "task.yaml"
     BROKEN[how](bad)
     home = home_of(tmp_path)
     definitions = build_definitions(home)
@@ -203,8 +203,8 @@ def test_a_malformed_task_fails_alone_and_with_its_message(tmp_path: Path, how: 
 
 def test_a_task_that_imagines_and_judges_has_two_more_sources(tmp_path: Path) -> None:
     rubric = [{"name": "correct", "description": "it fits"}]
-    small_task(tmp_path, "judged", imagine={"per_request": 2}, judge={"model": "openai/judge", "rubric": rubric})
-    small_task(tmp_path, "plain")
+    write_small_task(tmp_path, "judged", imagine={"per_request": 2}, judge={"model": "openai/judge", "rubric": rubric})
+    write_small_task(tmp_path, "plain")
     found = described(build_definitions(home_of(tmp_path)))
     more = {
         "seed_prompts": ("teacher_gate", "imagine_settings"),
@@ -221,8 +221,8 @@ def test_a_task_that_imagines_and_judges_has_two_more_sources(tmp_path: Path) ->
 
 
 def test_a_task_whose_filters_read_scores_has_a_source_more(tmp_path: Path) -> None:
-    small_task(tmp_path, "scored", curation={"filters": {"echo": True, "min_agreement": 0.5}})
-    small_task(tmp_path, "plain", curation={"filters": {"min_agreement": 0.5}})
+    write_small_task(tmp_path, "scored", curation={"filters": {"echo": True, "min_agreement": 0.5}})
+    write_small_task(tmp_path, "plain", curation={"filters": {"min_agreement": 0.5}})
     found = described(build_definitions(home_of(tmp_path)))
     plain = {dep.replace("plain/", "scored/") for dep in found["plain/scored_completions"]["deps"]}
     assert set(found["scored/scored_completions"]["deps"]) - plain == {"scored/score_settings"}
@@ -239,7 +239,7 @@ def test_a_paid_judge_or_imaginer_stops_automation_at_first(tmp_path: Path) -> N
         "imaginer_paid": {"imagine": {"teacher": "openai/x"}},
     }
     for name, changes in settings.items():
-        small_task(tmp_path, name, teacher=embedded, **changes)
+        write_small_task(tmp_path, name, teacher=embedded, **changes)
     definitions = build_definitions(home_of(tmp_path))
     running = {s.name for s in definitions.sensors or () if s.default_status == dg.DefaultSensorStatus.RUNNING}
     assert {f"{name}_automation" for name in settings} & running == {"free_automation"}
@@ -247,7 +247,7 @@ def test_a_paid_judge_or_imaginer_stops_automation_at_first(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("kind", "reasoning"), [("math", False), ("nli", True), ("nli", False)])
 def test_the_columns_of_the_few_shot_pool_are_those_of_its_table(tmp_path: Path, kind: str, reasoning: bool) -> None:
-    folder = kind_folder(tmp_path, kind, "http://127.0.0.1:9", reasoning)
+    folder = write_kind_folder(tmp_path, kind, "http://127.0.0.1:9", reasoning)
     key = dg.AssetKey([folder.name, "prompt_context"])
     metadata = build_definitions(home_of(tmp_path)).resolve_asset_graph().get(key).metadata
     shown = [column.name for column in metadata["dagster/column_schema"].columns]

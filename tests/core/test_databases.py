@@ -23,7 +23,7 @@ from distill_dagster.core.database_urls import POSTGRES_VARIABLE, STORE_VARIABLE
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.definitions import build_definitions
 from distill_dagster.orchestration import prepare_instance_folder
-from tests.support.task import small_task
+from tests.support.task import write_small_task
 
 PASSWORD = "s3cret"
 URL = f"postgresql://me:{PASSWORD}@127.0.0.1:1/answers"
@@ -118,7 +118,7 @@ def test_the_ui_shows_the_name_of_the_variable_not_its_value(
     name: str, surroundings: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, URL)
-    small_task(tmp_path)
+    write_small_task(tmp_path)
     shown = serialize_value(RepositorySnap.from_def(build_definitions(surroundings).get_repository_def()))
     assert name in shown
     assert PASSWORD not in shown

@@ -20,7 +20,7 @@ from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.schemas import COMPLETIONS, SCORED, TEACHER_PRIOR, build_frame, conform_to_schema
 from distill_dagster.tasks import Slice
-from tests.support.kinds import task_of
+from tests.support.kinds import build_task
 
 LABELS = ["refund", "delivery", "login"]
 PROMPTS = build_seed_prompts(
@@ -152,7 +152,7 @@ def test_all_samples_of_a_draw_share_its_votes() -> None:
 
 
 def test_labels_after_reasoning_are_weighted_the_same_way() -> None:
-    task = task_of("classification", reasoning=True)
+    task = build_task("classification", reasoning=True)
     known = prior((0, "refund", 0.75), (0, "delivery", 0.25), (1, "refund", 0.75), (1, "delivery", 0.25))
     rows = completions(sample(0, 0, "refund"), sample(0, 1, "refund"), sample(0, 2, "delivery"), sample(1, 0, "refund"))
     found = choose_free_text_candidates(get_kind(task), PROMPTS, rows, known).to_dicts()

@@ -21,7 +21,7 @@ from distill_dagster.curation.task_view import TaskView
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.schemas import SCORED, build_frame
 from tests.curation.test_steps import LABELS, LONG, NEARLY, OTHER, items, row
-from tests.support.kinds import task_of
+from tests.support.kinds import build_task
 
 WORDS = [f"w{n}" for n in range(14)]
 SCHEME = MinHashScheme(ngram=1, min_words=1)
@@ -100,7 +100,7 @@ def test_a_changed_answer_or_reasoning_is_compared_again(tmp_path: Path) -> None
     asks = "Where is my parcel now?"
 
     def near(reasons: bool, rows: list[dict[str, Any]]) -> int:
-        about = TaskView.from_task(task_of("qa", reasoning=reasons))
+        about = TaskView.from_task(build_task("qa", reasoning=reasons))
         table = build_frame([one | {"answer_kind": "text"} for one in rows], SCORED, ("prompt_id", "slice"))
         spec = CurationSpec.model_validate({"validation_share": 0})
         kept, anew = (

@@ -20,7 +20,7 @@ from distill_dagster.curation.dedup.duplicates import BUCKET_NEIGHBORS, find_com
 from distill_dagster.curation.dedup.folding import MinHashScheme, exact_key_expr, fold_non_ascii, folded_expr
 from distill_dagster.curation.dedup.signatures import sign_texts
 from distill_dagster.tables.messages import normalized_expr
-from tests.support.texts import brute_clusters, brute_pairs, exact_key, tables
+from tests.support.texts import exact_key, find_clusters_by_brute_force, find_pairs_by_brute_force, tables
 
 SURE = MinHashScheme(bands=64, rows_per_band=2, min_words=4)
 """Enough bands to find every pair with Jaccard 0.5 (it misses one with probability 1e-8)."""
@@ -52,8 +52,8 @@ def test_pairs_and_clusters_are_those_of_brute_force(
     scheme = MinHashScheme(ngram=ngram, bands=64, rows_per_band=2, min_words=4, keep_numbers=keep_numbers)
     got = find_duplicates(table, order=[pl.col("rank")], scheme=scheme, threshold=threshold)
     rows = dict(table.select("id", "text").iter_rows())
-    truth = brute_pairs(rows, ngram, threshold, 4, keep_numbers)
-    clusters = brute_clusters(list(rows), truth)
+    truth = find_pairs_by_brute_force(rows, ngram, threshold, 4, keep_numbers)
+    clusters = find_clusters_by_brute_force(list(rows), truth)
     assert set(got.members["id"]) == set(clusters)
     for left, right, _, similarity in got.pairs.iter_rows():
         assert truth[left, right] == similarity
@@ -277,7 +277,7 @@ def test_the_default_scheme_finds_nearly_all_pairs_of_brute_force() -> None:
             texts.append(" ".join(copy))
     table = frame(*texts)
     scheme = MinHashScheme()
-    truth = brute_pairs(dict(table.select("id", "text").iter_rows()), scheme.ngram, 0.7, scheme.min_words)
+    truth = find_pairs_by_brute_force(dict(table.select("id", "text").iter_rows()), scheme.ngram, 0.7, scheme.min_words)
     pairs = find_duplicates(table, scheme=scheme, threshold=0.7).pairs
     assert all(truth[left, right] == similarity for left, right, _, similarity in pairs.iter_rows())
     assert len(truth) >= pairs.height >= 0.99 * len(truth) > 200

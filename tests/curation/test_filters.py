@@ -41,7 +41,7 @@ from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.messages import make_user_messages
 from distill_dagster.tables.schemas import SCORED, SCORES, build_frame
 from distill_dagster.tasks import TaskFolder
-from tests.support.task import TASK, again, merged, small_task
+from tests.support.task import TASK, merge_settings, reload_folder, write_small_task
 
 DEFAULT_FILTERS = ["truncated", "refused", "no_answer", "invalid_answer", "invalid_label", "too_short", "too_long"]
 LONG_PROMPT_KINDS = ("summarization", "extraction", "qa", "conversation", "generation")
@@ -134,7 +134,7 @@ def test_a_filter_is_declared_by_true_a_value_or_a_mapping() -> None:
 
 
 def hash_with(filters: dict[str, Any]) -> str:
-    return hash_curation_settings(Task.model_validate(merged(TASK, {"curation": {"filters": filters}})))
+    return hash_curation_settings(Task.model_validate(merge_settings(TASK, {"curation": {"filters": filters}})))
 
 
 def test_the_settings_hash_changes_only_with_the_filters_that_apply() -> None:
@@ -169,9 +169,9 @@ def test_the_settings_hash_changes_only_with_the_filters_that_apply() -> None:
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, block: dict[str, Any], field: str | None, says: str) -> None:
-    folder = small_task(tmp_path, curation={"filters": block})
+    folder = write_small_task(tmp_path, curation={"filters": block})
     with pytest.raises(InputError) as caught:
-        _ = again(folder).task
+        _ = reload_folder(folder).task
     [problem] = caught.value.problems
     assert problem.file.name == "task.yaml"
     assert problem.field == ("curation.filters" if field is None else f"curation.filters.{field}")
@@ -189,8 +189,8 @@ def test_the_examples_of_the_docs_page_are_valid(tmp_path: Path) -> None:
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
     assert len(blocks) == 2
     for number, block in enumerate(blocks):
-        folder = small_task(tmp_path / str(number), **block)
-        assert [str(p) for p in check_task_folder(again(folder)) if p.severity == "error"] == []
+        folder = write_small_task(tmp_path / str(number), **block)
+        assert [str(p) for p in check_task_folder(reload_folder(folder)) if p.severity == "error"] == []
     code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
     path = tmp_path / "completions.parquet"
     docs.build_example_row(docs.FilterExample({})).write_parquet(path)
@@ -490,13 +490,13 @@ def test_a_class_from_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     block = {"own": [{"use": "no_parcels", "settings": {"word": "house"}}]}
     rows = [candidate(0, TEXTS[0], ANSWERS[1], None), candidate(1, TEXTS[1], "short and good", None)]
     assert cut(rows, block).count_reasons()["parcels"] == 1
-    task = Task.model_validate(merged(TASK, {"curation": {"filters": block}}))
+    task = Task.model_validate(merge_settings(TASK, {"curation": {"filters": block}}))
     used = {"use": "no_parcels", "settings": {"word": "house"}, "version": "1.2"}
     assert list_filter_hash_fields(task)[-1] == used
     for wrong, says in (
         ({"use": "no_parcels", "settings": {"wrd": 1}}, "settings.wrd"),
         ({"use": "other"}, "not a subclass"),
     ):
-        folder = small_task(tmp_path / says.split(".")[0], curation={"filters": {"own": [wrong]}})
+        folder = write_small_task(tmp_path / says.split(".")[0], curation={"filters": {"own": [wrong]}})
         with pytest.raises(InputError, match=says):
-            _ = again(folder).task
+            _ = reload_folder(folder).task

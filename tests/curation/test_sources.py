@@ -21,7 +21,7 @@ from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.parquet import write_parquet
 from distill_dagster.tables.schemas import SCORED
 from tests.curation.test_steps import LABELS, items, row
-from tests.support.kinds import task_of
+from tests.support.kinds import build_task
 
 WORDS = "my parcel came late and wet, write to jane.doe@example.org or nobody".split()  # noqa: SIM905
 SPECS: list[dict[str, Any]] = [
@@ -43,7 +43,7 @@ def candidates(draw: st.DrawFn) -> pl.DataFrame:
         changes |= {"axes": draw(st.sampled_from([None, '{"tone":"calm"}']))}
         rows.append(row(" ".join(words), **changes))
     frame = pl.DataFrame(rows, schema=SCORED).unique(["prompt_id", "slice", "teacher", "answer"], maintain_order=True)
-    task = task_of("classification", curation={"filters": {"pii": "mask"}})
+    task = build_task("classification", curation={"filters": {"pii": "mask"}})
     return (
         add_scores(frame, collect_task_scorers(task), TaskView.from_task(task))
         .select(list(SCORED))

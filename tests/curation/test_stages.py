@@ -21,7 +21,7 @@ from distill_dagster.pipeline.stages import dataset, teacher
 from distill_dagster.tables.schemas import DATASET, SCORED
 from tests.pipeline.test_data_stages import Run, read_rejected_rows
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS, env_of, small_task
+from tests.support.task import LABELS, build_stage_context, write_small_task
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +39,11 @@ def run(tmp_path: Path) -> Iterator[Run]:
         settings = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "max_tokens": 50}
         settings["few_shot"] = {"per_label": 1, "draws": 1}
         curation_ = {"min_rows": 1, "validation_share": 0, "mix_examples": False}
-        folder = small_task(tmp_path, teacher=settings, reasoning=True, curation=curation_)
+        folder = write_small_task(tmp_path, teacher=settings, reasoning=True, curation=curation_)
         examples = folder.path / "examples.jsonl"
         rows = [json.loads(line) | {"reasoning": "It says so."} for line in examples.read_text().splitlines()]
         examples.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        env = env_of(folder, tmp_path / "home")
+        env = build_stage_context(folder, tmp_path / "home")
         yield Run(env, provider, tmp_path)
         env.store.close()
 

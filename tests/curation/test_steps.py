@@ -15,7 +15,7 @@ from distill_dagster.prompts.seeds import compute_prompt_id
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.messages import get_user_text, make_user_messages
 from distill_dagster.tables.schemas import SCORED, build_frame
-from tests.support.kinds import task_of
+from tests.support.kinds import build_task
 
 LABELS = ["refund", "delivery"]
 LONG = "I have been waiting for my parcel for three weeks now and nobody tells me where it is"
@@ -77,7 +77,7 @@ def test_an_equal_prompt_names_its_representative_too() -> None:
 
 
 def test_problems_that_differ_in_a_number_stay() -> None:
-    math = TaskView.from_task(task_of("math"))
+    math = TaskView.from_task(build_task("math"))
     one = "A farmer has 12 crates with 40 apples in each and sells half of them on the market"
     two = one.replace("40", "41")
     numbers = {"answer": "1", "answer_kind": "number"}
@@ -87,7 +87,7 @@ def test_problems_that_differ_in_a_number_stay() -> None:
 
 
 def test_free_text_answers_are_compared_with_their_prompts() -> None:
-    about = TaskView.from_task(task_of("generation"))
+    about = TaskView.from_task(build_task("generation"))
     assert about.matcher is not None
     first = row(
         LONG, answer='"We are sorry, it left our house on Monday and is with the carrier now"', answer_kind="text"

@@ -15,8 +15,8 @@ from distill_dagster.pipeline.stages import teacher as stages
 from distill_dagster.pipeline.stages.context import StageContext, StageResult
 from distill_dagster.tables.schemas import COMPLETIONS, SCORED
 from distill_dagster.tasks import TaskFolder
-from tests.support.provider import FakeProvider, Seen
-from tests.support.task import LABELS, env_of, pass_gate, small_task
+from tests.support.provider import FakeProvider, ReceivedRequest
+from tests.support.task import LABELS, build_stage_context, pass_gate, write_small_task
 
 TEXTS = ["a refund please", "where is my parcel", "the login page", "hello there"]
 
@@ -40,14 +40,14 @@ def make_env(
         "strong": settings(providers["strong"], revision="large"),
     }
     changes: dict[str, Any] = {"teachers": teachers} | ({"cascade": cascade} if cascade is not None else {})
-    folder = small_task(tmp_path, **changes)
+    folder = write_small_task(tmp_path, **changes)
     import yaml
 
     task = yaml.safe_load((folder.path / "task.yaml").read_text())
     del task["teacher"]
     (folder.path / "task.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
     (folder.path / "slices" / "shop.yaml").write_text(yaml.safe_dump({"description": "d", "seeds": TEXTS}))
-    return env_of(TaskFolder(folder.path), tmp_path / "home")
+    return build_stage_context(TaskFolder(folder.path), tmp_path / "home")
 
 
 def ask_teachers(env: StageContext) -> StageResult:
@@ -97,7 +97,7 @@ def test_a_cascade_asks_the_strong_teacher_where_the_samples_of_the_cheap_one_di
 ) -> None:
     asked: dict[str, int] = {}
 
-    def wavering(seen: Seen) -> str:
+    def wavering(seen: ReceivedRequest) -> str:
         asked[seen.text] = asked.get(seen.text, 0) + 1
         if "hello" in seen.text:
             return LABELS[asked[seen.text] % 3]
@@ -168,7 +168,7 @@ def test_rows_on_which_teachers_disagree_can_be_dropped(tmp_path: Path, provider
 def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     import yaml
 
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     task = yaml.safe_load((folder.path / "task.yaml").read_text()) | changes
     task = {name: value for name, value in task.items() if value is not None}
     (folder.path / "task.yaml").write_text(yaml.safe_dump(task))

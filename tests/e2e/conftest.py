@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.e2e.project import Ended, Project, new_project
+from tests.e2e.project import CommandResult, Project, create_project
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS
 
@@ -21,7 +21,7 @@ class Complete:
     """A project after `distill run --student one --student two`, how that ended, and what the teacher was asked."""
 
     project: Project
-    ended: Ended
+    ended: CommandResult
     requests: int
 
 
@@ -33,9 +33,9 @@ def complete(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> C
     with FileLock(f"{kept}.lock"):
         if kept.exists():
             said = json.loads((kept / "ended.json").read_text())
-            return Complete(Project(kept).copy(own), Ended(**said["ended"]), said["requests"])
+            return Complete(Project(kept).copy(own), CommandResult(**said["ended"]), said["requests"])
         with FakeProvider(LABELS) as provider:
-            project = new_project(own, provider.url)
+            project = create_project(own, provider.url)
             ended = project.run("--student", "one", "--student", "two")
             made = Complete(project, ended, len(provider.requests))
         temporary = shared_folder / "complete.new"
@@ -64,4 +64,4 @@ def project(complete: Complete, provider: FakeProvider, tmp_path: Path) -> Proje
 @pytest.fixture
 def fresh(provider: FakeProvider, tmp_path: Path) -> Project:
     """The same task, never run."""
-    return new_project(tmp_path / "fresh", provider.url)
+    return create_project(tmp_path / "fresh", provider.url)

@@ -23,7 +23,7 @@ from distill_dagster.cli import app
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.tables.lake import ArtifactRecord, Lake
 from distill_dagster.teacher.completions.store import CompletionStore
-from tests.support.task import jsonl, merged, small_task
+from tests.support.task import jsonl, merge_settings, write_small_task
 
 TASK = "shop_mail"
 STUDENT: dict[str, Any] = {"model": "all-minilm-l6-v2", "architecture": "encoder", "epochs": 1, "learning_rate": 2e-3}
@@ -52,7 +52,7 @@ STUDENT_ASSETS = {"seed_only_adapter", "student_adapter", "predictions", "eval_r
 
 
 @dataclass(frozen=True)
-class Ended:
+class CommandResult:
     """How a command ended, and what it wrote. `json` is the last line of stdout, where `--json` was given."""
 
     code: int
@@ -94,14 +94,14 @@ class Project:
     def environment(self, **more: str) -> dict[str, str]:
         return {"DISTILL_HOME": str(self.home), "DISTILL_TASKS": str(self.root / "tasks"), **more}
 
-    def distill(self, *arguments: str) -> Ended:
+    def distill(self, *arguments: str) -> CommandResult:
         """The command in this process: the libraries are loaded once for all tests."""
         with mock.patch.dict(os.environ, self.environment()):
             os.environ.pop("DAGSTER_HOME", None)
             result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
-        return Ended(result.exit_code, result.stdout, result.stderr)
+        return CommandResult(result.exit_code, result.stdout, result.stderr)
 
-    def run(self, *arguments: str) -> Ended:
+    def run(self, *arguments: str) -> CommandResult:
         return self.distill("run", TASK, "--json", *arguments)
 
     def start(self, *arguments: str, log: Path | None = None, **environment: str) -> subprocess.Popen[str]:
@@ -136,7 +136,7 @@ class Project:
 
     def change_task(self, **changes: Any) -> None:
         path = self.folder / "task.yaml"
-        path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), changes), sort_keys=False))
+        path.write_text(yaml.safe_dump(merge_settings(yaml.safe_load(path.read_text()), changes), sort_keys=False))
 
     def change_slice(self, key: str, change: Callable[[dict[str, Any]], object]) -> None:
         path = self.folder / "slices" / f"{key}.yaml"
@@ -153,7 +153,7 @@ class Project:
         return Project(root)
 
 
-def new_project(root: Path, url: str, **changes: Any) -> Project:
+def create_project(root: Path, url: str, **changes: Any) -> Project:
     """A task that was never run: 3 labels, 2 slices of 6 seeds, students `one` and `two`, a teacher at `url`."""
     settings: dict[str, Any] = {
         "teacher": {"api_base": url, "max_retries": 0},
@@ -162,14 +162,14 @@ def new_project(root: Path, url: str, **changes: Any) -> Project:
         "curation": {"min_rows": 4, "validation_share": 0.2},
         "evaluation": {"bootstrap_samples": 100, "latency_items": 2},
     }
-    folder = small_task(root, TASK, **merged(settings, changes))
+    folder = write_small_task(root, TASK, **merge_settings(settings, changes))
     for key, seeds in SEEDS.items():
         value = {"description": f"The {key}.", "seeds": seeds}
         (folder.path / "slices" / f"{key}.yaml").write_text(yaml.safe_dump(value, sort_keys=False))
     return Project(root)
 
 
-def file_hashes(folder: Path) -> dict[str, str]:
+def hash_files(folder: Path) -> dict[str, str]:
     """Every file below a folder by its bytes."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -21,8 +21,8 @@ from distill_dagster.orchestration import RunSummary
 from distill_dagster.pipeline.open_task import open_task
 from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from tests.e2e.project import GROUP, TASK, Project
-from tests.support.provider import FakeProvider, Fault, Seen
-from tests.support.task import small_task
+from tests.support.provider import FakeProvider, Fault, ReceivedRequest
+from tests.support.task import write_small_task
 
 Asked = dict[str, list[str | None]]
 
@@ -131,7 +131,7 @@ def test_an_edit_made_while_its_run_is_in_flight_is_not_lost(
     during: list[Asked] = []
     first = threading.Lock()
 
-    def edit(seen: Seen, before: int) -> Fault | None:
+    def edit(seen: ReceivedRequest, before: int) -> Fault | None:
         if first.acquire(blocking=False):  # asked for the first new prompt: two ticks pass meanwhile
             during.append(daemon.evaluate())
             project.change_slice("shop", lambda value: value["seeds"].append("the second refund"))
@@ -229,7 +229,7 @@ def test_only_a_free_teacher_is_asked_by_itself(tmp_path: Any) -> None:
         ("embedded/smollm2-135m-instruct", dg.DefaultSensorStatus.RUNNING),
         ("openai/gpt-4o-mini", dg.DefaultSensorStatus.STOPPED),
     ):
-        folder = small_task(tmp_path / model.replace("/", "-"), teacher={"model": model})
+        folder = write_small_task(tmp_path / model.replace("/", "-"), teacher={"model": model})
         definitions = build_task_definitions(folder, lambda *_: RunSummary())
         found = list(definitions.sensors or [])
         assert {s.default_status for s in found} == {status}  # type: ignore[union-attr]

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from distill_dagster.teacher.completions.store import CompletionStore
-from tests.e2e.project import GROUP, TASK, Ended, Project
-from tests.support.provider import FakeProvider, Fault, Seen
+from tests.e2e.project import GROUP, TASK, CommandResult, Project
+from tests.support.provider import FakeProvider, Fault, ReceivedRequest
 
 TAG = "dagster/data_version"
 
 
-def backfill(project: Project, *arguments: str) -> Ended:
+def backfill(project: Project, *arguments: str) -> CommandResult:
     return project.distill("backfill", TASK, "--json", *arguments)
 
 
@@ -117,7 +117,7 @@ def test_a_dry_run_tells_what_would_be_asked_and_asks_nothing(project: Project, 
 def broken(project: Project, provider: FakeProvider) -> Project:
     """The slice `web` has new seeds, and the teacher refuses them."""
 
-    def refuse(seen: Seen, before: int) -> Fault | None:
+    def refuse(seen: ReceivedRequest, before: int) -> Fault | None:
         return Fault(400) if "unlucky" in seen.text else None
 
     provider.fail = refuse

@@ -14,7 +14,7 @@ from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build_definitions
 from distill_dagster.tables.schemas import COMPLETIONS
 from distill_dagster.teacher.completions.store import CompletionStore
-from tests.e2e.project import TASK, Project, new_project
+from tests.e2e.project import TASK, Project, create_project
 from tests.support.batches import BatchProvider
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS
@@ -28,7 +28,7 @@ def batches() -> Iterator[BatchProvider]:
 
 @pytest.fixture
 def ungated(tmp_path: Path, batches: BatchProvider) -> Project:
-    return new_project(tmp_path, batches.url, teacher={"mode": "batch", "batch": {"wait_s": 0, "poll_s": 0.1}})
+    return create_project(tmp_path, batches.url, teacher={"mode": "batch", "batch": {"wait_s": 0, "poll_s": 0.1}})
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from distill_dagster.tables.schemas import PROMPTS
 from distill_dagster.teacher.providers import embedded
-from tests.e2e.project import SEEDS, TASK, Ended, Project, new_project
+from tests.e2e.project import SEEDS, TASK, CommandResult, Project, create_project
 from tests.support.task import TEXTS, jsonl
 
 KEY = "planted-key-of-the-embedded-server-0123456789"
@@ -47,7 +47,7 @@ class Embedded:
         project.home.mkdir(parents=True)
         (project.home / "models").symlink_to(models)
 
-    def run(self) -> Ended:
+    def run(self) -> CommandResult:
         start, connect = embedded.EmbeddedServer.start, socket.socket.connect
 
         def noted_start(server: embedded.EmbeddedServer) -> Any:
@@ -71,10 +71,10 @@ class Embedded:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> tuple[Embedded, Ended]:
+def ran(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> tuple[Embedded, CommandResult]:
     """Two labels, two slices of two seeds, two golden rows; a golden row, a dev row and a label carry HTML."""
     labels = ["refund", f"login {PLANTED}"]
-    project = new_project(
+    project = create_project(
         tmp_path_factory.mktemp("embedded"),
         "",
         teacher={
@@ -105,7 +105,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> tuple[
     return one, one.run()
 
 
-def test_the_run_is_complete_and_never_left_this_machine(ran: tuple[Embedded, Ended]) -> None:
+def test_the_run_is_complete_and_never_left_this_machine(ran: tuple[Embedded, CommandResult]) -> None:
     one, ended = ran
     assert ended.code == 0, ended.err
     assert ended.partitions["eval_report"] == ["smollm2"]
@@ -115,7 +115,7 @@ def test_the_run_is_complete_and_never_left_this_machine(ran: tuple[Embedded, En
     assert "have the same base model" in report, "the reader learns that nothing larger was distilled"
 
 
-def test_the_server_is_gone_afterwards(ran: tuple[Embedded, Ended]) -> None:
+def test_the_server_is_gone_afterwards(ran: tuple[Embedded, CommandResult]) -> None:
     one, _ = ran
     assert len(one.bases) == 1, "one server for all the runs of one command"
     found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/v1", one.bases[0])
@@ -125,7 +125,7 @@ def test_the_server_is_gone_afterwards(ran: tuple[Embedded, Ended]) -> None:
     assert embedded.EMBEDDED_SERVERS._servers == {}
 
 
-def test_no_file_and_no_output_holds_the_key(ran: tuple[Embedded, Ended]) -> None:
+def test_no_file_and_no_output_holds_the_key(ran: tuple[Embedded, CommandResult]) -> None:
     """Invariant 6: not the store, not the events and logs of Dagster, not the records, not the report."""
     one, ended = ran
     files = [path for path in one.project.home.rglob("*") if path.is_file() and "models" not in path.parts]
@@ -134,7 +134,7 @@ def test_no_file_and_no_output_holds_the_key(ran: tuple[Embedded, Ended]) -> Non
     assert KEY not in ended.out + ended.err
 
 
-def test_html_in_tickets_and_labels_is_escaped_in_the_report(ran: tuple[Embedded, Ended]) -> None:
+def test_html_in_tickets_and_labels_is_escaped_in_the_report(ran: tuple[Embedded, CommandResult]) -> None:
     """Invariant 9."""
     one, _ = ran
     html = (one.project.home / "reports" / TASK / "smollm2" / "report.html").read_text()
@@ -147,7 +147,7 @@ def test_it_imagines_prompts_too(tmp_path: Path, models_folder: Path) -> None:
     """However weak they are: texts that are new within the slice, durable, and from this machine alone."""
     settings = {"model": "embedded/smollm2-135m-instruct", "api_base": None, "timeout_s": 300}
     imagine = {"per_request": 2, "max_tokens": 80, "temperature": 0.7, "axes": {"style": ["polite", "short"]}}
-    project = new_project(tmp_path / "imagining", "", teacher=settings, imagine=imagine)
+    project = create_project(tmp_path / "imagining", "", teacher=settings, imagine=imagine)
     project.change_slice("shop", lambda value: value.update(target=8))
     one = Embedded(project, models_folder)
     with mock.patch.dict(os.environ, OFFLINE):

@@ -20,14 +20,14 @@ import pytest
 from distill_dagster.core.processes import is_process_alive
 from distill_dagster.tables.validation import EXPECTATIONS
 from tests.e2e.conftest import Complete
-from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Project, file_hashes
-from tests.support.provider import FakeProvider, Fault, Seen
+from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Project, hash_files
+from tests.support.provider import FakeProvider, Fault, ReceivedRequest
 from tests.support.task import jsonl
 
 MARKED = "the MARKER refund that fails"
 
 
-def refuse_marked(seen: Seen, _: int) -> Fault | None:
+def refuse_marked(seen: ReceivedRequest, _: int) -> Fault | None:
     return Fault(400, '{"error": {"message": "not this one", "type": "test"}}') if "MARKER" in seen.text else None
 
 
@@ -91,7 +91,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_input_is_one_message_and_touches_nothing(project: Project, provider: FakeProvider, kind: str) -> None:
     spoil, message = BAD[kind]
-    before = file_hashes(project.home)
+    before = hash_files(project.home)
     spoil(project.folder)
     ended = project.run()
     assert ended.code == 2
@@ -100,7 +100,7 @@ def test_bad_input_is_one_message_and_touches_nothing(project: Project, provider
     assert str(project.folder) in lines[0]
     assert re.search(message, lines[0]), lines[0]
     assert "Traceback" not in ended.err + ended.out
-    assert file_hashes(project.home) == before
+    assert hash_files(project.home) == before
     assert provider.requests == []
 
 
@@ -109,11 +109,11 @@ def test_bad_input_is_one_message_and_touches_nothing(project: Project, provider
     [("nosuch",), ("../shop_mail",), (TASK, "--slice", "nosuch"), (TASK, "--student", "nosuch")],
 )
 def test_a_name_that_does_not_exist_is_said_with_those_that_do(project: Project, arguments: tuple[str, ...]) -> None:
-    before = file_hashes(project.home)
+    before = hash_files(project.home)
     ended = project.distill("run", *arguments)
     assert ended.code == 2
     assert "Known" in ended.err
-    assert file_hashes(project.home) == before
+    assert hash_files(project.home) == before
 
 
 def test_with_too_few_slices_nothing_is_trained_and_only_their_missing_rows_are_asked_again(
@@ -294,14 +294,14 @@ def test_a_blocking_check_holds_training_back(fresh: Project, provider: FakeProv
 
 
 def test_a_dataset_that_no_longer_passes_is_said_although_nothing_else_is_stale(project: Project) -> None:
-    report = file_hashes(project.home / "reports")
+    report = hash_files(project.home / "reports")
     project.change_task(curation={"min_rows": 1000})
     for _ in range(2):
         ended = project.run()
         assert ended.code == 1
         assert "enough_rows" in " ".join(ended.err.split())
         assert "nothing to do" not in ended.out
-    assert file_hashes(project.home / "reports") == report
+    assert hash_files(project.home / "reports") == report
 
 
 def test_only_a_process_that_could_have_started_a_run_counts_as_alive() -> None:

@@ -15,8 +15,8 @@ from distill_dagster.core.text import normalize_text
 from distill_dagster.pipeline.stage_table import STAGES
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import PROMPTS, SCORED
-from tests.e2e.project import SEEDS, TASK, Ended, Project, new_project
-from tests.support.imagining import asked_text, imagines, teacher
+from tests.e2e.project import SEEDS, TASK, CommandResult, Project, create_project
+from tests.support.imagining import answer_as_teacher, get_request_text, is_imagine_request
 from tests.support.provider import FakeProvider, Fault
 from tests.support.task import LABELS
 
@@ -27,8 +27,8 @@ IMAGINE: dict[str, Any] = {"axes": AXES, "per_request": 2}
 @pytest.fixture
 def below_target(provider: FakeProvider, tmp_path: Path) -> Project:
     """The task of the other tests, never run; slice `shop` has 6 seeds and the target 14."""
-    provider.answer = teacher
-    project = new_project(tmp_path / "below_target", provider.url, imagine=IMAGINE)
+    provider.answer = answer_as_teacher
+    project = create_project(tmp_path / "below_target", provider.url, imagine=IMAGINE)
     project.change_slice("shop", lambda value: value.update(target=14))
     return project
 
@@ -41,7 +41,7 @@ def imagined(project: Project) -> set[str]:
     return set(prompts(project).filter(pl.col("origin") == "synthetic")["prompt_id"])
 
 
-def imagine(project: Project, *arguments: str) -> Ended:
+def imagine(project: Project, *arguments: str) -> CommandResult:
     ended = project.distill("imagine", TASK, "--json", *arguments)
     assert ended.code == 0, ended.err
     return ended
@@ -50,7 +50,7 @@ def imagine(project: Project, *arguments: str) -> Ended:
 def test_a_slice_is_filled_to_its_target_and_kept(below_target: Project, provider: FakeProvider) -> None:
     ended = below_target.distill("backfill", TASK, "--json")
     assert ended.code == 0, ended.err
-    first = [seen for seen in provider.requests if imagines(seen)]
+    first = [seen for seen in provider.requests if is_imagine_request(seen)]
     assert len(first) == 4
     assert below_target.record("seed_prompts", "shop").extra["teacher_calls"] == 4
     assert "teacher_calls" not in below_target.record("seed_prompts", "web").extra
@@ -80,13 +80,13 @@ def test_a_slice_is_filled_to_its_target_and_kept(below_target: Project, provide
     # One more seed: one prompt less is missing, and accepted prompts stay.
     below_target.change_slice("shop", lambda value: value["seeds"].append("one more refund"))
     assert below_target.distill("backfill", TASK, "--json").code == 0
-    assert not any(imagines(seen) for seen in provider.requests[asked:])
+    assert not any(is_imagine_request(seen) for seen in provider.requests[asked:])
     assert imagined(below_target) == before
     assert prompts(below_target).height == 15
     # A raised target asks only for the difference.
     below_target.change_slice("shop", lambda value: value.update(target=18))
     assert below_target.distill("backfill", TASK, "--json").code == 0
-    assert sum(imagines(seen) for seen in provider.requests[asked:]) == 2
+    assert sum(is_imagine_request(seen) for seen in provider.requests[asked:]) == 2
     assert before < imagined(below_target)
     assert prompts(below_target).height == 18
 
@@ -124,15 +124,17 @@ def test_no_request_shows_golden_dev_or_the_slices_name(below_target: Project, p
     below_target.change_task(description="Sort messages.")
     below_target.change_slice("shop", lambda value: value.update(seeds=seeds, target=60, description="A department."))
     # Every second answer is a golden text: it is accepted here, dropped later, and never shown.
-    provider.answer = lambda seen: f"{held_out[1]}\n2. {teacher(seen).splitlines()[0]}" if imagines(seen) else "x"
+    provider.answer = lambda seen: (
+        f"{held_out[1]}\n2. {answer_as_teacher(seen).splitlines()[0]}" if is_imagine_request(seen) else "x"
+    )
     imagine(below_target)
-    asked = [seen for seen in provider.requests if imagines(seen)]
+    asked = [seen for seen in provider.requests if is_imagine_request(seen)]
     assert len(asked) > 30
     assert normalize_text(held_out[1]) in {
         normalize_text(get_user_text(row["messages"])) for row in prompts(below_target).to_dicts()
     }
     for seen in asked:
-        shown = normalize_text(asked_text(seen))
+        shown = normalize_text(get_request_text(seen))
         assert not [text for text in held_out if normalize_text(text) in shown]
         assert not re.search(r"\bshop\b", shown)
 
@@ -140,32 +142,36 @@ def test_no_request_shows_golden_dev_or_the_slices_name(below_target: Project, p
 def test_a_slice_that_brings_nothing_new_is_left_as_it_is(
     below_target: Project, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    provider.answer = lambda seen: "always the same\n2. always  the SAME!" if imagines(seen) else teacher(seen)
+    provider.answer = lambda seen: (
+        "always the same\n2. always  the SAME!" if is_imagine_request(seen) else answer_as_teacher(seen)
+    )
     ended = imagine(below_target)
     assert ended.json["imagined"]["shop"]["imagined"] == 1
     asked = len(provider.requests)
-    assert sum(map(imagines, provider.requests)) == 4 + 4 + 4, "one prompt in the first round, none in two more"
+    assert sum(map(is_imagine_request, provider.requests)) == 4 + 4 + 4, (
+        "one prompt in the first round, none in two more"
+    )
     assert below_target.record("seed_prompts", "shop").missing_rows == 0
     assert below_target.distill("backfill", TASK, "--json").code == 0
     assert below_target.distill("refresh", TASK, "--json").json["partitions"].get("seed_prompts") is None
-    assert not any(imagines(seen) for seen in provider.requests[asked:]), "never asked again by itself"
+    assert not any(is_imagine_request(seen) for seen in provider.requests[asked:]), "never asked again by itself"
     shown = below_target.distill("status", TASK)
     assert "7 prompts below its target" in " ".join(shown.out.split())
     monkeypatch.setitem(STAGES, "seed_prompts", replace(STAGES["seed_prompts"], code_version="next"))
     ended = below_target.distill("backfill", TASK, "--json")
     assert "shop" in ended.partitions["seed_prompts"]
-    assert not any(imagines(seen) for seen in provider.requests[asked:]), "new code alone asks for nothing"
+    assert not any(is_imagine_request(seen) for seen in provider.requests[asked:]), "new code alone asks for nothing"
     assert below_target.record("seed_prompts", "shop").extra["below_target"] == 7
-    provider.answer = teacher
+    provider.answer = answer_as_teacher
     assert imagine(below_target).json["imagined"]["shop"]["missing"] == 0, "asked for, it tries again"
 
 
 def test_a_teacher_that_refuses_is_said_and_taken_up_later(below_target: Project, provider: FakeProvider) -> None:
-    provider.fail = lambda seen, _: Fault(401) if imagines(seen) else None
+    provider.fail = lambda seen, _: Fault(401) if is_imagine_request(seen) else None
     ended = below_target.distill("imagine", TASK, "--json")
     assert ended.code == 1
     assert "401" in ended.json["failed"]["seed_prompts[shop]"]
-    provider.fail = lambda seen, _: Fault(500) if imagines(seen) else None
+    provider.fail = lambda seen, _: Fault(500) if is_imagine_request(seen) else None
     ended = below_target.distill("imagine", TASK, "--json")
     assert ended.code == 0, "the seeds are there; what is missing counts as missing rows"
     assert below_target.record("seed_prompts", "shop").missing_rows == 8

@@ -8,14 +8,16 @@ from pathlib import Path
 import dagster as dg
 
 from distill_dagster.tables.schemas import DATASET, SCORED
-from tests.e2e.project import TASK, new_project
-from tests.support.imagining import asked_text, judged, judges, teacher
+from tests.e2e.project import TASK, create_project
+from tests.support.imagining import answer_as_teacher, build_judge_answer, get_request_text, is_judge_request
 from tests.support.provider import FakeProvider, Fault
 
 
 def test_judged_rows_are_cached_counted_and_cut_by_the_dataset(provider: FakeProvider, tmp_path: Path) -> None:
     provider.answer = lambda seen: (
-        json.dumps(judged(correct=1 if "broken" in asked_text(seen) else 5)) if judges(seen) else teacher(seen)
+        json.dumps(build_judge_answer(correct=1 if "broken" in get_request_text(seen) else 5))
+        if is_judge_request(seen)
+        else answer_as_teacher(seen)
     )
     judge = {
         "model": "openai/judge",
@@ -23,10 +25,10 @@ def test_judged_rows_are_cached_counted_and_cut_by_the_dataset(provider: FakePro
         "max_retries": 0,
         "rubric": [{"name": "correct", "description": "the category fits"}],
     }
-    project = new_project(tmp_path / "judged", provider.url, judge=judge)
+    project = create_project(tmp_path / "judged", provider.url, judge=judge)
     project.change_task(curation={"filters": {"min_judge": 0.5}})
     lost = "login asks me twice"
-    provider.fail = lambda seen, _: Fault(500) if judges(seen) and lost in asked_text(seen) else None
+    provider.fail = lambda seen, _: Fault(500) if is_judge_request(seen) and lost in get_request_text(seen) else None
     project.change_task(judge={"min_success": 0.8})
     ended = project.distill("backfill", TASK, "--json")
     assert ended.code == 0, ended.err
@@ -38,7 +40,7 @@ def test_judged_rows_are_cached_counted_and_cut_by_the_dataset(provider: FakePro
     before = len(provider.requests)
     ended = project.distill("run", TASK, "--json", "--student", "one")
     assert ended.code == 0, ended.err
-    assert sum(judges(seen) for seen in provider.requests[before:]) == 1, "only the missing row"
+    assert sum(is_judge_request(seen) for seen in provider.requests[before:]) == 1, "only the missing row"
     assert project.record("scored_completions", "shop").missing_rows == 0
     scored = project.lake.read(TASK, "scored_completions", "shop", SCORED)[0]
     assert sorted(scored["judge_score"].to_list()) == [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]

@@ -12,7 +12,7 @@ import yaml
 
 from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PREDICTIONS
 from tests.e2e.project import Project
-from tests.support.kind_folder import kind_folder
+from tests.support.kind_folder import write_kind_folder
 from tests.support.provider import FakeProvider
 
 STUDENT: dict[str, Any] = {
@@ -33,7 +33,7 @@ def test_a_math_task_end_to_end(tmp_path: Path, small_smollm2: Path) -> None:
     with FakeProvider([]) as provider:
         said = {"two": '{"reasoning": "2 + 2", "answer": 4}'}
         provider.answer = lambda seen: said.get(seen.text.split()[0], '{"reasoning": "6 * 7", "answer": "6 * 7"}')
-        folder = kind_folder(
+        folder = write_kind_folder(
             tmp_path,
             "math",
             provider.url,

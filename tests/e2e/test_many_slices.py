@@ -10,7 +10,7 @@ from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build_definitions
 from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from tests.e2e.project import GROUP, TASK, Project
-from tests.support.provider import FakeProvider, Fault, Seen
+from tests.support.provider import FakeProvider, Fault, ReceivedRequest
 
 SLICES = ("shop", "phone", "web")
 
@@ -91,7 +91,7 @@ def test_a_budget_set_where_a_backfill_is_launched_holds_for_its_slices_together
 
 
 def test_one_slice_fails_and_the_others_are_made(three: Project, provider: FakeProvider) -> None:
-    def refuse(seen: Seen, _: int) -> Fault | None:
+    def refuse(seen: ReceivedRequest, _: int) -> Fault | None:
         return Fault(400) if "phone" in seen.text else None
 
     provider.fail = refuse

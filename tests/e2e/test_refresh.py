@@ -9,13 +9,13 @@ import pytest
 from distill_dagster.core.errors import DistillError
 from distill_dagster.orchestration.tags import read_budget_tags
 from distill_dagster.teacher.completions.store import CompletionStore
-from tests.e2e.project import GROUP, TASK, Ended, Project
+from tests.e2e.project import GROUP, TASK, CommandResult, Project
 from tests.support.provider import FakeProvider
 
 RETRAINED = {"student_adapter", "predictions", "eval_report"}
 
 
-def refresh(project: Project, *arguments: str) -> Ended:
+def refresh(project: Project, *arguments: str) -> CommandResult:
     return project.distill("refresh", TASK, "--json", *arguments)
 
 

@@ -16,9 +16,9 @@ from distill_dagster.pipeline.stage_table import STAGES, list_sources
 from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tasks import TaskFolder
 from tests.e2e.conftest import Complete
-from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, SEEDS, TASK, Project, file_hashes
+from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, SEEDS, TASK, Project, hash_files
 from tests.support.provider import FakeProvider
-from tests.support.task import small_task
+from tests.support.task import write_small_task
 
 STUDENTS = ["one", "two"]
 KEYS: dict[str | None, list[str | None]] = {None: [None], "slice": [*sorted(SEEDS)], "student": [*STUDENTS]}
@@ -124,7 +124,7 @@ def test_each_look_at_golden_is_logged_and_shown(complete: Complete) -> None:
 
 
 def test_a_second_run_has_nothing_to_do_and_asks_nobody(project: Project, provider: FakeProvider) -> None:
-    before = file_hashes(project.home / "lake") | file_hashes(project.home / "reports")
+    before = hash_files(project.home / "lake") | hash_files(project.home / "reports")
     started = time.perf_counter()
     ended = project.run("--student", "one", "--student", "two")
     seconds = time.perf_counter() - started
@@ -133,7 +133,7 @@ def test_a_second_run_has_nothing_to_do_and_asks_nobody(project: Project, provid
     assert ended.json["runs"] == []
     assert ended.partitions == {}
     assert provider.requests == []
-    assert file_hashes(project.home / "lake") | file_hashes(project.home / "reports") == before
+    assert hash_files(project.home / "lake") | hash_files(project.home / "reports") == before
     assert seconds < 20
 
 
@@ -149,7 +149,7 @@ def test_status_report_tasks_and_check_show_the_complete_project(project: Projec
 
 
 def test_a_malformed_neighbour_changes_nothing(project: Project, provider: FakeProvider) -> None:
-    (small_task(project.root, "broken").path / "task.yaml").write_text("labels: [\n")
+    (write_small_task(project.root, "broken").path / "task.yaml").write_text("labels: [\n")
     ended = project.run()
     assert ended.code == 0, ended.err
     assert ended.partitions == {}

@@ -16,10 +16,10 @@ import polars as pl
 import pytest
 
 from distill_dagster.tables.schemas import COMPLETIONS
-from tests.e2e.project import TASK, Ended, Project, new_project
+from tests.e2e.project import TASK, CommandResult, Project, create_project
 from tests.e2e.test_schedule import Webhook, tick, webhook
-from tests.support.leaks import leaks
-from tests.support.provider import FakeProvider, Fault, Seen
+from tests.support.leaks import find_leaks
+from tests.support.provider import FakeProvider, Fault, ReceivedRequest
 from tests.support.task import LABELS
 
 __all__ = ["webhook"]  # a fixture
@@ -33,7 +33,7 @@ ENVIRONMENT = {"MY_TEACHER": KEY, "OPENAI_API_KEY": OTHER, "DB_URL": f"postgresq
 VOTES = {"api": "chat", "soft_labels": "votes", "max_tokens": 40, "api_key_env": "MY_TEACHER", "min_success": 0.3}
 
 
-def tell(seen: Seen) -> str:
+def tell(seen: ReceivedRequest) -> str:
     """All secrets at once, as a careless server says them."""
     key = seen.authorization.split()[-1]
     return (
@@ -42,11 +42,11 @@ def tell(seen: Seen) -> str:
     )
 
 
-def fault(status: int) -> Callable[[Seen, int], Fault]:
+def fault(status: int) -> Callable[[ReceivedRequest, int], Fault]:
     return lambda seen, _: Fault(status, json.dumps({"error": {"message": tell(seen), "type": "t", "code": KEY}}))
 
 
-def error_in_answer(seen: Seen, _: int) -> Fault:
+def error_in_answer(seen: ReceivedRequest, _: int) -> Fault:
     """200, and an error in the body beside an empty list of choices."""
     body = {"id": "x", "object": "chat.completion", "created": 1, "model": KEY, "choices": []}
     return Fault(200, json.dumps(body | {"error": {"message": tell(seen)}}))
@@ -66,7 +66,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def silent(project: Project, *said: str) -> None:
     """Nothing below the home, and nothing that was said, holds a secret."""
-    assert leaks(project.home, *ALL) == []
+    assert find_leaks(project.home, *ALL) == []
     for text in said:
         for secret in ALL:
             assert secret not in text
@@ -88,14 +88,14 @@ def test_the_search_finds_what_is_hidden(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE t (a BLOB)")
         connection.execute("INSERT INTO t VALUES (?)", [zlib.compress(KEY.encode())])
     (tmp_path / "clean.txt").write_text("nothing")
-    found = [one for one in leaks(tmp_path, KEY) if one != "table.parquet"]  # its statistics are not compressed
+    found = [one for one in find_leaks(tmp_path, KEY) if one != "table.parquet"]  # its statistics are not compressed
     assert found == ["base.db (t)", "packed.gz (unpacked)", "plain.txt", "table.parquet (table)"]
-    assert leaks(tmp_path, OTHER) == []
+    assert find_leaks(tmp_path, OTHER) == []
 
 
 def test_a_process_that_fails(tmp_path: Path, provider: FakeProvider) -> None:
     provider.fail = fault(401)
-    project = new_project(tmp_path, provider.url, teacher=VOTES)
+    project = create_project(tmp_path, provider.url, teacher=VOTES)
     code, said = as_process(project, "backfill", TASK, "--json")
     assert code == 1
     assert {seen.authorization for seen in provider.requests} == {f"Bearer {KEY}"}
@@ -107,14 +107,14 @@ def test_a_process_that_fails(tmp_path: Path, provider: FakeProvider) -> None:
     "plan", [fault(400), fault(403), fault(429), fault(500), error_in_answer], ids=["400", "403", "429", "500", "200"]
 )
 def test_a_run_that_fails(
-    plan: Callable[[Seen, int], Fault],
+    plan: Callable[[ReceivedRequest, int], Fault],
     keys: None,
     tmp_path: Path,
     provider: FakeProvider,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     provider.fail = plan
-    project = new_project(tmp_path, provider.url, teacher=VOTES)
+    project = create_project(tmp_path, provider.url, teacher=VOTES)
     ended = project.distill("backfill", TASK, "--json")
     assert ended.code == 1
     assert {seen.authorization for seen in provider.requests} == {f"Bearer {KEY}"}
@@ -125,7 +125,7 @@ def test_a_run_that_fails_in_part(keys: None, tmp_path: Path, provider: FakeProv
     """Rows with an error, checks and metadata that show it, then a failure, its alert and the webhook."""
     once = fault(400)
     provider.fail = lambda seen, n: once(seen, n) if "refund" in seen.text and ":" not in seen.text else None
-    project = new_project(tmp_path, provider.url, teacher=VOTES)
+    project = create_project(tmp_path, provider.url, teacher=VOTES)
     ended = project.distill("backfill", TASK, "--slice", "shop", "--json")
     assert ended.code == 0, ended.err
     table, _ = project.lake.read(TASK, "teacher_completions", "shop", COMPLETIONS)
@@ -150,7 +150,7 @@ def test_a_run_that_succeeds_with_keys_in_its_answers(tmp_path: Path, provider: 
         next(x for x in [*LABELS, "refund"] if x in seen.text or x == "refund")
         + (f"\n{seen.authorization} {OTHER} {KEY[:-4]}")
     )
-    project = new_project(tmp_path, provider.url, teacher=VOTES)
+    project = create_project(tmp_path, provider.url, teacher=VOTES)
     code, said = as_process(project, "run", TASK, "--json")
     assert code == 0, said
     table, _ = project.lake.read(TASK, "teacher_completions", "shop", COMPLETIONS)
@@ -166,7 +166,7 @@ def test_keys_in_the_tokens_of_an_answer(keys: None, tmp_path: Path) -> None:
     """With log-probabilities an answer is stored token by token, and with every token that might have stood there."""
     with FakeProvider([f"{label} {KEY}" for label in LABELS]) as provider:
         teacher = {"api_key_env": "MY_TEACHER", "min_success": 0.0}
-        project = new_project(tmp_path, provider.url, teacher=teacher)
+        project = create_project(tmp_path, provider.url, teacher=teacher)
         ended = project.distill("backfill", TASK, "--slice", "shop", "--json")
         assert provider.requests
     silent(project, ended.out, ended.err)
@@ -185,7 +185,7 @@ def test_a_key_with_a_line_break(
 ) -> None:
     """Many tools leave one behind a key: no header can hold it, and the error quotes it."""
     monkeypatch.setenv("MY_TEACHER", f"{KEY}\n")
-    project = new_project(tmp_path, provider.url, teacher=VOTES)
+    project = create_project(tmp_path, provider.url, teacher=VOTES)
     ended = project.distill("backfill", TASK, "--slice", "shop")
     silent(project, ended.out, ended.err, *capfd.readouterr())
 
@@ -200,7 +200,7 @@ def test_an_address_from_the_environment(
     """litellm reads OPENAI_BASE_URL by itself, and asks nobody where it holds a password; the error is about it."""
     for name in ("OPENAI_BASE_URL", "OPENAI_API_BASE"):
         monkeypatch.setenv(name, provider.url.replace("http://", f"http://me:{PASSWORD}@"))
-    project = new_project(tmp_path, provider.url, teacher=VOTES)
+    project = create_project(tmp_path, provider.url, teacher=VOTES)
     project.change_task(teacher={"api_base": None, "api_key_env": None})
     ended = project.distill("backfill", TASK, "--slice", "shop")
     assert ended.code == 1
@@ -220,7 +220,7 @@ def test_an_address_from_the_environment(
 def test_a_key_in_the_wrong_place_is_refused_and_not_repeated(
     setting: dict[str, Any], remedy: str, tmp_path: Path, provider: FakeProvider
 ) -> None:
-    project = new_project(tmp_path, provider.url)
+    project = create_project(tmp_path, provider.url)
     project.change_task(teacher=setting)
     for command in ("check", "run", "refresh", "backfill", "status", "tasks"):
         ended = project.distill(command, *[TASK] * (command != "tasks"))
@@ -231,6 +231,6 @@ def test_a_key_in_the_wrong_place_is_refused_and_not_repeated(
         silent(project)
 
 
-def silent_without_home(ended: Ended) -> None:
+def silent_without_home(ended: CommandResult) -> None:
     for secret in ALL:
         assert secret not in ended.out + ended.err

@@ -12,7 +12,7 @@ import yaml
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import Slice
-from tests.support.task import again, merged, small_task
+from tests.support.task import merge_settings, reload_folder, write_small_task
 
 PARTS = {"imagine.md": {"slice", "imagine", "curation"}, "judge.md": {"judge", "curation"}}
 
@@ -32,10 +32,10 @@ def test_the_yaml_of_a_page_is_valid(page: str, tmp_path: Path) -> None:
             found.add("slice")
             continue
         found |= set(block)
-        changes = merged(changes, block)
+        changes = merge_settings(changes, block)
     assert found == PARTS[page]
-    folder = small_task(tmp_path, **changes)
-    assert [problem for problem in check_task_folder(again(folder)) if problem.severity == "error"] == []
+    folder = write_small_task(tmp_path, **changes)
+    assert [problem for problem in check_task_folder(reload_folder(folder)) if problem.severity == "error"] == []
 
 
 @pytest.mark.parametrize("page", ["budget.md", "teachers.md", "curation.md"])
@@ -43,13 +43,13 @@ def test_every_block_of_a_page_on_teachers_is_valid(page: str, tmp_path: Path) -
     found = blocks(page)
     assert found
     for number, block in enumerate(found):
-        folder = small_task(tmp_path / str(number), **block)
+        folder = write_small_task(tmp_path / str(number), **block)
         if "teachers" in block:
             path = folder.path / "task.yaml"
             task = yaml.safe_load(path.read_text())
             del task["teacher"]
             path.write_text(yaml.safe_dump(task))
-        problems = [str(p) for p in check_task_folder(again(folder)) if p.severity == "error"]
+        problems = [str(p) for p in check_task_folder(reload_folder(folder)) if p.severity == "error"]
         assert problems == []
 
 
@@ -60,7 +60,7 @@ def test_the_teachers_of_the_readme_are_valid(tmp_path: Path) -> None:
     teachers = [yaml.safe_load(one) for one in re.findall(r"^teacher: .*?(?=^teacher:|\Z)", first, re.M | re.S)]
     assert len(teachers) == 10
     for number, block in enumerate([*teachers, yaml.safe_load(budget)]):
-        folder = small_task(tmp_path / str(number))
+        folder = write_small_task(tmp_path / str(number))
         path = folder.path / "task.yaml"
         path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | block))
-        _ = again(folder).task
+        _ = reload_folder(folder).task

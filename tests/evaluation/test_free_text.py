@@ -18,9 +18,9 @@ from distill_dagster.evaluation.report import ReportInputs, build_metrics_json, 
 from distill_dagster.evaluation.statistics import compute_permutation_p_value
 from distill_dagster.kinds import Kind, get_kind
 from tests.evaluation.build import SPEC, row, table
-from tests.support.kinds import task_of
+from tests.support.kinds import build_task
 
-MATH, TEXT = get_kind(task_of("math")), get_kind(task_of("summarization"))
+MATH, TEXT = get_kind(build_task("math")), get_kind(build_task("summarization"))
 REFERENCE = "the old house is red"
 CLOSE, FAR = "the old house was red", "nothing of it"
 

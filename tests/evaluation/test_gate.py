@@ -13,7 +13,7 @@ from distill_dagster.evaluation.gate import GateScores, build_gate_check, comput
 from distill_dagster.evaluation.statistics import Interval
 from distill_dagster.kinds import get_kind
 from distill_dagster.tables.schemas import PREDICTIONS, build_frame
-from tests.support.kinds import task_of
+from tests.support.kinds import build_task
 
 
 def rows(system: str, right: int, items: int = 10) -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def rows(system: str, right: int, items: int = 10) -> list[dict[str, Any]]:
 
 def scores(*systems: tuple[str, int]) -> GateScores:
     frame: pl.DataFrame = build_frame([r for s in systems for r in rows(*s)], PREDICTIONS, ("system", "item_id"))
-    return compute_gate_scores(get_kind(task_of("classification")), frame, EvaluationSpec())
+    return compute_gate_scores(get_kind(build_task("classification")), frame, EvaluationSpec())
 
 
 def test_scores_of_both_and_their_paired_difference() -> None:
@@ -86,7 +86,7 @@ def test_too_few_answers_do_not_pass() -> None:
 def test_settings_that_change_the_answers_of_the_base_change_the_gate() -> None:
     def gate_hash(**student: Any) -> str:
         one = {"model": "smollm2-135m-instruct", "architecture": "causal_lm"} | student
-        return task_of("classification", reasoning=True, students={"tiny": one}).hash_gate_settings()
+        return build_task("classification", reasoning=True, students={"tiny": one}).hash_gate_settings()
 
     plain = gate_hash()
     assert gate_hash(epochs=7) == plain

@@ -245,13 +245,13 @@ def test_leaks_are_listed_row_by_row(tmp_path: Path) -> None:
 
 @pytest.mark.ui
 def test_long_texts_stay_within_the_page(tmp_path: Path) -> None:
-    from tests.support.browser import browsing
+    from tests.support.browser import open_browser_page
 
     long = {"slice": "mail", "text": "Where is my parcel? " * 15, "why": "near of golden:g7, overlap 0.83"}
     unbroken = {"slice": "s" * 63, "text": "x" * 300, "why": f"exact of golden:{'g' * 200}, overlap 1.00"}
     texts = {f"golden{i}": "text" * 100 for i in range(60)}
     _write(tmp_path, _predictions(), replace(INPUTS, leaks=[long, unbroken], texts=texts))
-    with browsing(1200, 900) as page:
+    with open_browser_page(1200, 900) as page:
         page.goto((tmp_path / "report.html").as_uri())
         assert not page.get_by_text("near of golden:g7").is_visible()
         page.get_by_text("2 rows left out").click()

@@ -20,7 +20,7 @@ from distill_dagster.student.types import TRAINING_LOG_FILE, Prediction
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.schemas import PREDICTIONS, REJECTED
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS, again, env_of, pass_gate, small_task
+from tests.support.task import LABELS, build_stage_context, pass_gate, reload_folder, write_small_task
 
 STUDENT = "tiny"
 
@@ -42,14 +42,14 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageContex
     monkeypatch.setattr(predictions, "load_predictor", lambda *_: FirstLabel())
     monkeypatch.setattr(predictions, "build_centroid_predictor", lambda *_: FirstLabel())
     with FakeProvider(LABELS) as provider:
-        folder = small_task(
+        folder = write_small_task(
             tmp_path,
             teacher={"api_base": provider.url},
             curation={"min_rows": 2, "validation_share": 0},
         )
         for path, label in zip(sorted((folder.path / "slices").iterdir()), LABELS, strict=False):
             path.rename(path.with_name(f"{label}.yaml"))
-        context = env_of(again(folder), tmp_path / "home")
+        context = build_stage_context(reload_folder(folder), tmp_path / "home")
         for make in (
             prompts.make_prompt_context,
             teacher.make_teacher_prior,
@@ -118,7 +118,7 @@ def test_an_adapter_that_the_graph_no_longer_has_is_no_input(env: StageContext) 
 
     assert "slice_label" in list_systems()
     (env.folder.path / "slices" / "other.yaml").write_text("description: other\nseeds: [where is it]\n")
-    changed = replace(env, folder=again(env.folder))
+    changed = replace(env, folder=reload_folder(env.folder))
     assert "slice_label_adapter[tiny] is gone" in read_why(changed, "predictions")
     predictions.make_predictions(changed, STUDENT)
     assert "slice_label" not in list_systems()

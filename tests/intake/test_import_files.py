@@ -16,8 +16,8 @@ from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import ImportTarget, TaskFolder
 from distill_dagster.tasks.accepted import get_accepted_path, read_accepted
 from distill_dagster.teacher.providers.replay import load_replay_teacher
-from tests.e2e.project import file_hashes
-from tests.support.task import jsonl, small_task
+from tests.e2e.project import hash_files
+from tests.support.task import jsonl, write_small_task
 
 KEY = "sk-" + "abcdefgh12345678ABCDEFGH"
 
@@ -27,7 +27,7 @@ class Place:
 
     def __init__(self, root: Path) -> None:
         self.root, self.inbox = root, root / "inbox" / "shop_mail"
-        self.path = small_task(root).path
+        self.path = write_small_task(root).path
 
     @property
     def folder(self) -> TaskFolder:
@@ -82,7 +82,7 @@ def test_seeds_of_every_kind_of_file(place: Place, name: str) -> None:
 
 
 def test_seeds_are_masked_and_compared_and_leave_the_users_files_unchanged(place: Place) -> None:
-    before = file_hashes(place.path)
+    before = hash_files(place.path)
     held_out = place.folder.golden[0].text
     rows = [
         {"text": f"write to a.b@example.org, my key is {KEY}", "id": 7},
@@ -99,7 +99,7 @@ def test_seeds_are_masked_and_compared_and_leave_the_users_files_unchanged(place
     [stored, other] = read_accepted(get_accepted_path(place.root / "accepted" / "shop_mail", "fresh-slice"))
     assert stored.id == "7"
     assert (other.id or "").startswith("masked-"), "an id may be a mail address"
-    assert file_hashes(place.path) == before
+    assert hash_files(place.path) == before
     assert "fresh-slice" in place.folder.list_slice_keys()
     assert place.errors() == []
 
@@ -141,7 +141,7 @@ def test_rows_equal_to_golden_and_contradictions_are_left_out(place: Place) -> N
 
 
 def test_each_problem_names_its_line_and_nothing_is_written(place: Place) -> None:
-    before = file_hashes(place.path)
+    before = hash_files(place.path)
     path = place.file("rows.csv", 'q,l\n"two\nlines",refund\nx,parking\n ,login\n')
     with pytest.raises(InputError) as caught:
         place.load(path, "golden", text_field="q", label_field="l")
@@ -154,7 +154,7 @@ def test_each_problem_names_its_line_and_nothing_is_written(place: Place) -> Non
     path = place.file("ids.jsonl", [{"id": taken, "text": "another", "label": "refund"}])
     with pytest.raises(InputError, match=f"{taken!r} is in golden.jsonl already"):
         place.load(path, "golden")
-    assert file_hashes(place.path) == before
+    assert hash_files(place.path) == before
 
 
 @pytest.mark.parametrize(
@@ -230,10 +230,10 @@ def test_a_dry_run_writes_nothing(place: Place) -> None:
     place.inbox.mkdir(parents=True)
     rows = place.file("a.jsonl", [{"text": "new", "label": "refund", "completion": "refund", "prompt": "new"}])
     (place.inbox / ".lock").touch()
-    before = file_hashes(place.root)
+    before = hash_files(place.root)
     targets: list[ImportTarget] = ["seeds", "examples", "golden", "recorded"]
     assert [place.load(rows, target, dry_run=True).count for target in targets] == [1, 1, 1, 1]
-    assert file_hashes(place.root) == before
+    assert hash_files(place.root) == before
 
 
 @pytest.mark.parametrize(

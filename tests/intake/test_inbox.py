@@ -25,7 +25,7 @@ from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.tasks.accepted import get_accepted_path, read_accepted
-from tests.support.task import jsonl, small_task
+from tests.support.task import jsonl, write_small_task
 
 NAME = "shop_mail"
 
@@ -74,7 +74,7 @@ class Inbox:
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Inbox]:
     def build(**inbox: Any) -> Inbox:
-        small_task(tmp_path, NAME, **({"inbox": inbox} if inbox else {}))
+        write_small_task(tmp_path, NAME, **({"inbox": inbox} if inbox else {}))
         return Inbox(Home(root=tmp_path / "home", tasks=tmp_path / "tasks"))
 
     return build
@@ -460,7 +460,7 @@ def test_a_long_text_is_taken_and_masked_to_its_end(make: Callable[..., Inbox]) 
 
 
 def test_slices_of_the_inbox_do_not_stop_slices_from_being_labels(tmp_path: Path) -> None:
-    folder = small_task(tmp_path, NAME)
+    folder = write_small_task(tmp_path, NAME)
     for old, new in (("shop", "refund"), ("web", "delivery")):
         (folder.path / "slices" / f"{old}.yaml").rename(folder.path / "slices" / f"{new}.yaml")
     box = Inbox(Home(root=tmp_path / "home", tasks=tmp_path / "tasks"))

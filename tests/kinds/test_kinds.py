@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from distill_dagster.core.json_schema import find_answer_problem, find_schema_problem
 from distill_dagster.kinds import InvalidAnswerError, Kind, Question, get_kind
 from distill_dagster.kinds.similarity import compute_chrf, compute_rouge_l, compute_token_f1, normalize_squad
-from tests.support.kinds import ANSWERS, KINDS, task_of
+from tests.support.kinds import ANSWERS, KINDS, build_task
 
 OPTIONS = Question("Where is the ship?\nAnswer Choices:\n(a) park\n(b) a harbour\n(c) harbour master\n(d) I\n")
 
@@ -20,7 +20,7 @@ NONE = Question()
 
 
 def kind(name: str, **changes: Any) -> Kind:
-    return get_kind(task_of(name, **changes))
+    return get_kind(build_task(name, **changes))
 
 
 def canonical(name: str, value: Any, question: Question = NONE, **changes: Any) -> Any:

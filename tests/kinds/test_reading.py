@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.kinds import KINDS, ParsedAnswer, Question, format_with_reasoning, get_kind, read_answer
 from distill_dagster.kinds.refusals import is_refusal_text
-from tests.support.kinds import ANSWERS, task_of
+from tests.support.kinds import ANSWERS, build_task
 
 SHARED = Path(os.environ.get("DISTILL_SHARED_DATA", PROJECT_FOLDER.parent / "shared" / "data"))
 
@@ -24,7 +24,7 @@ NONE = Question()
 def read(
     kind: str, text: str, question: Question = NONE, task: dict[str, Any] | None = None, **response: Any
 ) -> ParsedAnswer:
-    return read_answer(get_kind(task_of(kind, **(task or {}))), text, question, **response)
+    return read_answer(get_kind(build_task(kind, **(task or {}))), text, question, **response)
 
 
 THINKS: dict[str, Any] = {"reasoning": True}
@@ -58,7 +58,7 @@ def test_an_answer_at_the_end_of_the_reasoning() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("thinks", [False, True])
 def test_every_kind_reads_what_it_writes(kind: str, thinks: bool) -> None:
-    one = get_kind(task_of(kind, reasoning=thinks))
+    one = get_kind(build_task(kind, reasoning=thinks))
     reasoning = "Because of this.\nAnd that." if thinks else None
     text = format_with_reasoning(reasoning, one.format_answer(ANSWERS[kind]))
     assert read_answer(one, text, Question()) == ParsedAnswer(
@@ -113,7 +113,7 @@ def test_a_wanted_refusal_is_the_right_answer(kind: str) -> None:
     found = read(kind, "I'm sorry, but I can't help with that.", wanted)
     assert found.status == "ok"
     assert json.loads(found.answer or "") == {"refusal": "I'm sorry, but I can't help with that."}
-    answered = read(kind, get_kind(task_of(kind)).format_answer(ANSWERS[kind]), wanted)
+    answered = read(kind, get_kind(build_task(kind)).format_answer(ANSWERS[kind]), wanted)
     assert (answered.status, answered.answer) == ("ok", None)
     assert "a refusal is wanted" in (answered.error or "")
 
@@ -165,7 +165,7 @@ def test_any_text_is_read_or_has_a_reason(text: str) -> None:
 @pytest.mark.parametrize(("split", "accuracy"), [("train", 0.7325), ("test", 0.74)])
 def test_recorded_arithmetic(split: str, accuracy: float) -> None:
     task = {"answer": {"pattern": r"The answer is (?P<answer>\(.*?\))\.(?:\s|$)", "stop": "\n\nQ:"}, **THINKS}
-    kind = get_kind(task_of("math", **task))
+    kind = get_kind(build_task("math", **task))
     rows = {r["id"]: r for r in _rows(f"svamp/{split}.jsonl")}
     right = 0
     for row in _rows(f"svamp/completions-palm-{split}.jsonl"):
@@ -186,7 +186,7 @@ def test_recorded_arithmetic(split: str, accuracy: float) -> None:
 )
 def test_recorded_choices(spec: dict[str, Any], accuracy: float) -> None:
     """Exact texts give the published figure; matching by letter accepts more answers."""
-    kind = get_kind(task_of("qa", answer=spec | {"stop": "\n\nQ:", "choices": True}, **THINKS))
+    kind = get_kind(build_task("qa", answer=spec | {"stop": "\n\nQ:", "choices": True}, **THINKS))
     rows = {r["id"]: r for r in _rows("commonsenseqa/questions.jsonl")}
     right = 0
     for row in _rows("commonsenseqa/completions-palm.jsonl"):

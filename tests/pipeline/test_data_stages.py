@@ -23,8 +23,8 @@ from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PROMPT_CONTEXT, REJECTED, SCORED, TEACHER_PRIOR
-from tests.support.provider import FakeProvider, Fault, Seen
-from tests.support.task import LABELS, again, env_of, jsonl, pass_gate, small_task
+from tests.support.provider import FakeProvider, Fault, ReceivedRequest
+from tests.support.task import LABELS, build_stage_context, jsonl, pass_gate, reload_folder, write_small_task
 
 STAGES: dict[str, Callable[[StageContext, str | None], StageResult]] = {
     "prompt_context": prompts.make_prompt_context,
@@ -51,10 +51,10 @@ class Run:
     tmp_path: Path
 
     def state(self) -> TaskState:
-        return TaskState(again(self.env.folder), self.env.lake)
+        return TaskState(reload_folder(self.env.folder), self.env.lake)
 
     def make(self, asset: str, partition: str | None = None) -> StageResult:
-        fresh = StageContext(**(vars(self.env) | {"folder": again(self.env.folder)}))
+        fresh = StageContext(**(vars(self.env) | {"folder": reload_folder(self.env.folder)}))
         return STAGES[asset](fresh, partition)
 
     def stale(self) -> dict[str, tuple[str, ...]]:
@@ -87,8 +87,8 @@ def run(tmp_path: Path) -> Iterator[Run]:
     with FakeProvider(LABELS) as provider:
         settings = {"api_base": provider.url, "calibration": "examples", "calibration_items": 1}
         curation_ = {"min_rows": 3, "validation_share": 0, "mix_examples": False}
-        folder = small_task(tmp_path, teacher=settings, curation=curation_)
-        env = env_of(folder, tmp_path / "home")
+        folder = write_small_task(tmp_path, teacher=settings, curation=curation_)
+        env = build_stage_context(folder, tmp_path / "home")
         yield Run(env, provider, tmp_path)
         env.store.close()
 
@@ -130,7 +130,7 @@ def test_from_files_to_dataset_and_requests_after_a_change(run: Run) -> None:
 def test_the_same_files_and_answers_give_the_same_tables(run: Run, tmp_path: Path) -> None:
     run.update()
     requests = len(run.provider.requests)
-    lake, other = run.env.lake, env_of(run.env.folder, tmp_path / "other")
+    lake, other = run.env.lake, build_stage_context(run.env.folder, tmp_path / "other")
     second = Run(StageContext(**(vars(other) | {"store": run.env.store})), run.provider, tmp_path)
     second.update()
     assert len(run.provider.requests) == requests
@@ -154,7 +154,7 @@ def test_no_golden_or_dev_text_is_shown_or_learned_from(run: Run) -> None:
     shop = folder.path / "slices" / "shop.yaml"
     shop.write_text(shop.read_text() + "- 'Tried: login\u00a0fails'\n")
     run.update()
-    fresh = again(folder)
+    fresh = reload_folder(folder)
     held_out = {normalize_text(row.text) for row in [*fresh.golden, *fresh.dev]}
     context = run.env.lake.read(folder.name, "prompt_context", None, PROMPT_CONTEXT)[0]
     assert dict(context.select("id", "removed").iter_rows())["leak"] == "contaminated"
@@ -251,11 +251,11 @@ def test_reasoning_can_be_switched_on_after_the_pool_was_made(tmp_path: Path) ->
     """The pool has the same columns for all tasks, since it does not depend on the task's settings."""
     with FakeProvider(LABELS, answer=lambda _: '{"reasoning": "It says so.", "answer": "refund"}') as provider:
         settings = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "max_tokens": 100}
-        folder = small_task(tmp_path, teacher=settings)
+        folder = write_small_task(tmp_path, teacher=settings)
         examples = folder.path / "examples.jsonl"
         rows = [json.loads(line) | {"reasoning": "It says so."} for line in examples.read_text().splitlines()]
         examples.write_text(jsonl(rows))
-        run = Run(env_of(folder, tmp_path / "home"), provider, tmp_path)
+        run = Run(build_stage_context(folder, tmp_path / "home"), provider, tmp_path)
         run.make("prompt_context")
         task = folder.path / "task.yaml"
         task.write_text(task.read_text() + "reasoning: true\n")
@@ -267,7 +267,7 @@ def test_reasoning_can_be_switched_on_after_the_pool_was_made(tmp_path: Path) ->
 def test_votes_are_divided_by_the_votes_of_the_teacher_on_examples(tmp_path: Path) -> None:
     """A teacher that answers refund whenever it sees its second draw."""
 
-    def prejudiced(seen: Seen) -> str:
+    def prejudiced(seen: ReceivedRequest) -> str:
         named = next(label for label in LABELS if label in seen.text)
         return "refund" if seen.body["seed"] % 2 else named
 
@@ -275,7 +275,7 @@ def test_votes_are_divided_by_the_votes_of_the_teacher_on_examples(tmp_path: Pat
         votes = {"soft_labels": "votes", "samples": 2, "temperature": 0.7}
         settings = {"api_base": provider.url, "calibration": "examples", "calibration_items": 1} | votes
         curation_ = {"min_rows": 1, "validation_share": 0, "mix_examples": False}
-        env = env_of(small_task(tmp_path, teacher=settings, curation=curation_), tmp_path / "home")
+        env = build_stage_context(write_small_task(tmp_path, teacher=settings, curation=curation_), tmp_path / "home")
         run = Run(env, provider, tmp_path)
         for asset in ("prompt_context", "teacher_prior"):
             run.make(asset)

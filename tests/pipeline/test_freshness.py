@@ -15,21 +15,21 @@ from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_na
 from distill_dagster.tables.parquet import write_parquet
 from distill_dagster.tables.schemas import PROMPT_CONTEXT
 from distill_dagster.tasks import TaskFolder
-from tests.support.task import again, small_task
+from tests.support.task import reload_folder, write_small_task
 
 
 class Made:
     """A task in which every artifact is fresh. Tables are empty, since only records matter."""
 
     def __init__(self, tmp_path: Path) -> None:
-        self.folder: TaskFolder = small_task(tmp_path)
+        self.folder: TaskFolder = write_small_task(tmp_path)
         self.lake = Lake(tmp_path / "lake", tmp_path / "reports")
         for stage in self.now().stages.values():
             for partition in self.now().list_partitions(stage):
                 self.make(stage.name, partition)
 
     def now(self) -> TaskState:
-        return TaskState(again(self.folder), self.lake)
+        return TaskState(reload_folder(self.folder), self.lake)
 
     def make(self, asset: str, partition: str | None = None, version: str = "v1", missing: int = 0) -> None:
         now = self.now()
@@ -51,7 +51,9 @@ def made(tmp_path: Path) -> Made:
 
 
 def test_nothing_is_made(tmp_path: Path) -> None:
-    found = {s.name: s for s in TaskState(small_task(tmp_path), Lake(tmp_path / "l", tmp_path / "r")).list_statuses()}
+    found = {
+        s.name: s for s in TaskState(write_small_task(tmp_path), Lake(tmp_path / "l", tmp_path / "r")).list_statuses()
+    }
     assert found["seed_prompts[shop]"] == ArtifactStatus("seed_prompts", "shop", "missing", ("never made",))
     assert found["prompt_context"].state == "missing"
     assert found["teacher_completions[web]"].state == "waiting"

@@ -17,12 +17,12 @@ from distill_dagster.pipeline.source_versions import (
 )
 from distill_dagster.pipeline.stage_table import list_sources
 from distill_dagster.tasks import TaskFolder
-from tests.support.task import again, rows_of, small_task
+from tests.support.task import build_labelled_rows, reload_folder, write_small_task
 
 
 def versions(folder: TaskFolder) -> dict[str, str]:
     """The version of every source, written `source` or `source[partition]`."""
-    fresh = again(folder)
+    fresh = reload_folder(folder)
     keys: dict[str | None, Sequence[str | None]] = {
         None: [None],
         "slice": fresh.list_slice_keys(),
@@ -50,7 +50,7 @@ def change_task(folder: TaskFolder, *path: str | int, to: object) -> None:
 
 
 def test_white_space_comments_sources_and_order_do_not_count(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     before = versions(folder)
     for path in [folder.path / "task.yaml", *(folder.path / "slices").iterdir()]:
         value = yaml.safe_load(path.read_text())
@@ -65,7 +65,7 @@ def test_white_space_comments_sources_and_order_do_not_count(tmp_path: Path) -> 
 
 
 def test_the_order_of_seeds_and_their_sources_do_not_count(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     before = versions(folder)
     path = folder.path / "slices" / "shop.yaml"
     value = yaml.safe_load(path.read_text())
@@ -78,7 +78,7 @@ def test_the_order_of_seeds_and_their_sources_do_not_count(tmp_path: Path) -> No
     ("key", "value"), [("description", "Another."), ("target", 12), ("seeds", ["I want a refund"])]
 )
 def test_a_changed_slice_changes_no_other_source(key: str, value: object, tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     before = versions(folder)
     path = folder.path / "slices" / "shop.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {key: value}))
@@ -86,7 +86,7 @@ def test_a_changed_slice_changes_no_other_source(key: str, value: object, tmp_pa
 
 
 def test_a_new_slice_changes_the_manifest(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     before = versions(folder)
     (folder.path / "slices" / "app.yaml").write_text("description: d\nseeds: [x]\n")
     assert changed(folder, before) == {"slice_manifest", "slice_files[app]"}
@@ -97,10 +97,10 @@ def test_a_new_slice_changes_the_manifest(tmp_path: Path) -> None:
     [("golden", "golden_set"), ("dev", "golden_set"), ("examples", "human_examples"), ("human", "human_examples")],
 )
 def test_a_row_changes_the_source_of_its_file(file: str, source: str, tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     before = versions(folder)
     with (folder.path / f"{file}.jsonl").open("a") as handle:
-        handle.write(json.dumps(rows_of("n", "new:", 1)[0]) + "\n")
+        handle.write(json.dumps(build_labelled_rows("n", "new:", 1)[0]) + "\n")
     assert changed(folder, before) == {source}
 
 
@@ -129,14 +129,14 @@ def test_a_row_changes_the_source_of_its_file(file: str, source: str, tmp_path: 
 def test_a_setting_changes_exactly_the_sources_that_read_it(
     path: tuple[str | int, ...], value: object, expected: set[str], tmp_path: Path
 ) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     before = versions(folder)
     change_task(folder, *path, to=value)
     assert changed(folder, before) == expected
 
 
 def test_a_template_changes_the_teacher_settings(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     before = versions(folder)
     (folder.path / "templates").mkdir()
     (folder.path / "templates" / "classification_user.j2").write_text("{{ text }}!")
@@ -145,12 +145,12 @@ def test_a_template_changes_the_teacher_settings(tmp_path: Path) -> None:
 
 def test_an_unknown_source_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="teacher_settings"):
-        compute_source_version(small_task(tmp_path), "settings")
+        compute_source_version(write_small_task(tmp_path), "settings")
 
 
 def test_slices_that_are_named_like_labels(tmp_path: Path) -> None:
     labels = [{"name": name, "description": "d"} for name in ("Card arrival", "web-shop", "rest")]
-    folder = small_task(tmp_path, labels=labels)
+    folder = write_small_task(tmp_path, labels=labels)
     assert not has_slices_as_labels(folder)
     for old, new in (("shop", "card_arrival"), ("web", "webshop")):
         (folder.path / "slices" / f"{old}.yaml").rename(folder.path / "slices" / f"{new}.yaml")
@@ -160,15 +160,17 @@ def test_slices_that_are_named_like_labels(tmp_path: Path) -> None:
 
 def test_imagining_and_judging_have_sources_of_their_own(tmp_path: Path) -> None:
     rubric = [{"name": "correct", "description": "it fits"}]
-    folder = small_task(tmp_path, imagine={"axes": {"style": ["short"]}}, judge={"model": "openai/j", "rubric": rubric})
-    plain = small_task(tmp_path / "plain")
+    folder = write_small_task(
+        tmp_path, imagine={"axes": {"style": ["short"]}}, judge={"model": "openai/j", "rubric": rubric}
+    )
+    plain = write_small_task(tmp_path / "plain")
     before, mine = versions(folder), ("imagine_settings", "judge_settings")
     assert changed(plain, before) == {"evaluation_settings"}, "the report quotes the terms of the judge"
     assert list_features(plain) == set()
-    assert list_features(again(folder)) == {"imagine", "judge"}
+    assert list_features(reload_folder(folder)) == {"imagine", "judge"}
 
     def now() -> list[str]:
-        return [compute_source_version(again(folder), name) for name in mine]
+        return [compute_source_version(reload_folder(folder), name) for name in mine]
 
     def differs(*path: str | int, to: object) -> list[bool]:
         old = now()
@@ -195,7 +197,7 @@ def test_imagining_and_judging_have_sources_of_their_own(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["min_judge", "target_label"])
 def test_a_threshold_counts_once_it_is_not_its_default(tmp_path: Path, name: str) -> None:
     rubric = [{"name": "correct", "description": "it fits"}]
-    folder = small_task(tmp_path, judge={"model": "openai/j", "rubric": rubric})
+    folder = write_small_task(tmp_path, judge={"model": "openai/j", "rubric": rubric})
     before = versions(folder)
     default, other = {"min_judge": (0, 0.5), "target_label": ("keep_answer", "drop_disagreement")}[name]
     change_task(folder, "curation", "filters", name, to=default)
@@ -208,9 +210,9 @@ def test_a_threshold_counts_once_it_is_not_its_default(tmp_path: Path, name: str
 def test_phone_regions_count_for_a_task_that_looks_for_personal_data(
     tmp_path: Path, filters: dict[str, object], has_effect: bool
 ) -> None:
-    folder = small_task(tmp_path, curation={"filters": filters})
+    folder = write_small_task(tmp_path, curation={"filters": filters})
     names = ("score_settings", "curation_settings")
-    before = [compute_source_version(again(folder), name) for name in names]
+    before = [compute_source_version(reload_folder(folder), name) for name in names]
     change_task(folder, "inbox", "phone_regions", to=["JP"])
-    after = [compute_source_version(again(folder), name) for name in names]
+    after = [compute_source_version(reload_folder(folder), name) for name in names]
     assert [one != other for one, other in zip(before, after, strict=True)] == [has_effect, has_effect]

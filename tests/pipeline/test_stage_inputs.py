@@ -24,17 +24,17 @@ from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_na
 from distill_dagster.tables.schemas import PROMPTS
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.completions.usage import Usage
-from tests.support.imagining import judged, judges
-from tests.support.imagining import teacher as teacher_answer
-from tests.support.provider import FakeProvider, Seen
-from tests.support.task import LABELS, env_of, small_task
+from tests.support.imagining import answer_as_teacher as teacher_answer
+from tests.support.imagining import build_judge_answer, is_judge_request
+from tests.support.provider import FakeProvider, ReceivedRequest
+from tests.support.task import LABELS, build_stage_context, write_small_task
 
 ASKING = [name for name, stage in STAGES.items() if stage.purpose is not None]
 
 
 @pytest.fixture
 def env(tmp_path: Path) -> Iterator[StageContext]:
-    env = env_of(small_task(tmp_path), tmp_path / "home")
+    env = build_stage_context(write_small_task(tmp_path), tmp_path / "home")
     yield env
     env.store.close()
 
@@ -55,7 +55,7 @@ def test_a_declared_input_has_to_be_read(env: StageContext) -> None:
 def test_inputs_follow_the_features_of_the_task(tmp_path: Path, env: StageContext) -> None:
     assert "slice_label_adapter" not in StageInputs(env, "predictions", "tiny").upstream
     assert "imagine_settings" not in StageInputs(env, "seed_prompts", "shop").upstream
-    folder = small_task(tmp_path / "other", imagine={"per_request": 2})
+    folder = write_small_task(tmp_path / "other", imagine={"per_request": 2})
     (folder.path / "slices" / "shop.yaml").rename(folder.path / "slices" / "refund.yaml")
     (folder.path / "slices" / "web.yaml").rename(folder.path / "slices" / "login.yaml")
     other = replace(env, folder=folder)
@@ -167,10 +167,10 @@ def train_nothing(*args: Any) -> TrainingLog:
     return log
 
 
-def answer_anything(seen: Seen) -> str:
-    if not judges(seen):
+def answer_anything(seen: ReceivedRequest) -> str:
+    if not is_judge_request(seen):
         return teacher_answer(seen)
-    return json.dumps(judged(correct=5))
+    return json.dumps(build_judge_answer(correct=5))
 
 
 MAKERS: dict[str, Callable[[StageContext, str | None], StageResult]] = {
@@ -219,7 +219,7 @@ def test_every_stage_records_what_it_reads_and_reads_what_it_records(
         changes = {"curation": {"min_rows": 1, "validation_share": 0}} | FEATURES[feature]
         if feature == "judge":
             changes["judge"] |= {"api_base": provider.url}
-        folder = small_task(tmp_path, teacher=asking, **changes)
+        folder = write_small_task(tmp_path, teacher=asking, **changes)
         if feature == "slice_labels":
             for old, new in (("shop", "refund"), ("web", "login")):
                 (folder.path / "slices" / f"{old}.yaml").rename(folder.path / "slices" / f"{new}.yaml")
@@ -228,7 +228,7 @@ def test_every_stage_records_what_it_reads_and_reads_what_it_records(
             path.write_text(path.read_text() + "target: 5\n")
         noting = NotingFolder(folder.path, tmp_path / "accepted", folder.find_problems)
         lake = NotingLake(tmp_path / "home" / "lake", tmp_path / "home" / "reports")
-        env = replace(env_of(folder, tmp_path / "home"), lake=lake)
+        env = replace(build_stage_context(folder, tmp_path / "home"), lake=lake)
         plan = TaskState(folder, lake)
         for stage in plan.stages.values():
             for partition in plan.list_partitions(stage):

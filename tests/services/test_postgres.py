@@ -21,7 +21,7 @@ from distill_dagster.teacher.completions.ledger import Account, Reservation
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.exchange import Response
 from distill_dagster.teacher.providers.prices import WorstCase
-from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Ended, Project, new_project
+from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, CommandResult, Project, create_project
 from tests.services.conftest import Server
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS
@@ -47,7 +47,7 @@ def provider() -> Iterator[FakeProvider]:
 @pytest.fixture
 def project(provider: FakeProvider, tmp_path: Path) -> Project:
     """Runs up to the dataset, whose blocking check holds training back."""
-    return new_project(tmp_path, provider.url, curation={"min_rows": 1000})
+    return create_project(tmp_path, provider.url, curation={"min_rows": 1000})
 
 
 def partitions_made(server: Server, database: str) -> dict[str, set[str | None]]:
@@ -102,7 +102,7 @@ def test_processes_that_start_together_on_an_empty_database_lose_nothing(
     try:
         for key, process in started.items():
             out, err = process.communicate(timeout=120)
-            ended = Ended(process.returncode, out, err)
+            ended = CommandResult(process.returncode, out, err)
             assert ended.code == 0, ended.err
             assert ended.partitions["scored_completions"] == [key]
     finally:

@@ -19,7 +19,7 @@ from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import choose_student_class, train_adapter
 from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
 from distill_dagster.tables.schemas import DATASET, build_frame
-from tests.support.kinds import task_of
+from tests.support.kinds import build_task
 
 SPEC = StudentSpec(
     model="smollm2-135m-instruct",
@@ -32,7 +32,7 @@ SPEC = StudentSpec(
     answer_tokens=24,
 )
 SETTINGS = TaskSettings("Problem", "Add.", reasoning=True)
-KIND = get_kind(task_of("math", reasoning=True))
+KIND = get_kind(build_task("math", reasoning=True))
 PAIRS = [(2, 3), (4, 1), (5, 2), (3, 3)]
 
 
@@ -97,7 +97,7 @@ def test_an_encoder_cannot_write_free_text(tmp_path: Path, models_folder: Path) 
 
 def test_a_student_with_reasoning_writes_the_label_after_it(tmp_path: Path, models_folder: Path) -> None:
     """The label is parsed from the text. Without `reasoning` the same student would choose it."""
-    task = task_of("classification", reasoning=True)
+    task = build_task("classification", reasoning=True)
     spec = SPEC.model_copy(update={"reasoning": True})
     answers = {
         "the parcel is late": ("late means delivery", "delivery"),
@@ -149,13 +149,13 @@ def test_settings_with_which_a_student_cannot_learn_reasoning(
 ) -> None:
     students = {"tiny": {"architecture": architecture, "reasoning": True}}
     with pytest.raises(ValidationError, match=message):
-        task_of(kind, reasoning=reasoning, students=students)
+        build_task(kind, reasoning=reasoning, students=students)
 
 
 def test_the_default_of_reasoning_changes_no_hash() -> None:
-    plain, asks = task_of("nli", reasoning=True), {"tiny": {"reasoning": True}}
-    off = task_of("nli", reasoning=True, students={"tiny": {"reasoning": False}})
+    plain, asks = build_task("nli", reasoning=True), {"tiny": {"reasoning": True}}
+    off = build_task("nli", reasoning=True, students={"tiny": {"reasoning": False}})
     assert plain.hash_student_settings("tiny") == off.hash_student_settings("tiny")
-    assert plain.hash_student_settings("tiny") != task_of("nli", reasoning=True, students=asks).hash_student_settings(
-        "tiny"
-    )
+    assert plain.hash_student_settings("tiny") != build_task(
+        "nli", reasoning=True, students=asks
+    ).hash_student_settings("tiny")

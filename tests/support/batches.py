@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.support.provider import FakeProvider, Seen, _answer
+from tests.support.provider import FakeProvider, ReceivedRequest, build_answer
 
 
 @dataclass
@@ -97,7 +97,7 @@ class BatchProvider(FakeProvider):
             else:
                 chat = line["url"].endswith("/chat/completions")
                 prompt = json.dumps(line["body"]["messages"]) if chat else line["body"]["prompt"]
-                answer = _answer(self, Seen(line["url"], line["body"], "", text), chat, prompt, "")
+                answer = build_answer(self, ReceivedRequest(line["url"], line["body"], "", text), chat, prompt, "")
                 response = {"status_code": 200, "request_id": "r", "body": answer}
                 out.append({"id": "x", "custom_id": line["custom_id"], "response": response, "error": None})
         for name, rows in (("output_file_id", out), ("error_file_id", errors)):

@@ -23,7 +23,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 FLAGS += ["--disable-sync", "--no-first-run"]
 
 
-def answers(url: str) -> bool:
+def is_up(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)
@@ -32,7 +32,7 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def serving(start: Callable[[int], subprocess.Popen[Any]]) -> Iterator[str]:
+def serve_ui(start: Callable[[int], subprocess.Popen[Any]]) -> Iterator[str]:
     """The address of the UI, which `start` starts on a port in a session of its own; it is stopped as by Ctrl-C."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -41,14 +41,14 @@ def serving(start: Callable[[int], subprocess.Popen[Any]]) -> Iterator[str]:
     alive = f"http://127.0.0.1:{port}/server_info"
     try:
         deadline = time.monotonic() + READY_S
-        while not answers(alive):
+        while not is_up(alive):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("`distill ui` did not come up; run it by hand to see why")
             time.sleep(0.3)
         yield f"http://127.0.0.1:{port}"
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
-        if answers(alive):
+        if is_up(alive):
             raise RuntimeError("Ctrl-C left the webserver behind")
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -57,7 +57,7 @@ def serving(start: Callable[[int], subprocess.Popen[Any]]) -> Iterator[str]:
 
 
 @contextmanager
-def browsing(width: int, height: int, *flags: str) -> Iterator[Page]:
+def open_browser_page(width: int, height: int, *flags: str) -> Iterator[Page]:
     """A page of Chromium: $CHROMIUM, or `chromium` on the PATH. No run may start in this process meanwhile:
     Playwright's event loop would be in its way."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")

@@ -7,28 +7,28 @@ import json
 import re
 from typing import Any
 
-from tests.support.provider import Seen
+from tests.support.provider import ReceivedRequest
 from tests.support.task import LABELS
 
 
-def asked_text(seen: Seen) -> str:
+def get_request_text(seen: ReceivedRequest) -> str:
     """All text that a request shows to the model."""
     if "prompt" in seen.body:
         return str(seen.body["prompt"])
     return "\n".join(message["content"] for message in seen.body["messages"])
 
 
-def imagines(seen: Seen) -> bool:
-    return asked_text(seen).startswith("A collection of texts")
+def is_imagine_request(seen: ReceivedRequest) -> bool:
+    return get_request_text(seen).startswith("A collection of texts")
 
 
-def judges(seen: Seen) -> bool:
-    return asked_text(seen).startswith("You ")
+def is_judge_request(seen: ReceivedRequest) -> bool:
+    return get_request_text(seen).startswith("You ")
 
 
-def texts_for(seen: Seen) -> list[str]:
+def build_imagined_texts(seen: ReceivedRequest) -> list[str]:
     """As many new texts as requested, each with the category's name. The same request returns the same texts."""
-    asked = asked_text(seen)
+    asked = get_request_text(seen)
     counted = re.search(r"Write (\d+) new texts", asked)
     label = re.search(r'category "([^"]+)"', asked)
     assert counted is not None
@@ -36,7 +36,7 @@ def texts_for(seen: Seen) -> list[str]:
     return [f"{tag} wants {label[1] if label else LABELS[0]} {n}" for n in range(int(counted[1]))]
 
 
-def listed(seen: Seen, texts: list[str]) -> str:
+def format_prompt_list(seen: ReceivedRequest, texts: list[str]) -> str:
     """Format texts as the request demands."""
     if "response_format" in seen.body:
         return json.dumps({"prompts": texts})
@@ -44,12 +44,12 @@ def listed(seen: Seen, texts: list[str]) -> str:
     return f"{'' if 'prompt' in seen.body else '1. '}{texts[0]}{rest}"
 
 
-def teacher(seen: Seen) -> str:
-    if imagines(seen):
-        return listed(seen, texts_for(seen))
+def answer_as_teacher(seen: ReceivedRequest) -> str:
+    if is_imagine_request(seen):
+        return format_prompt_list(seen, build_imagined_texts(seen))
     return next((label for label in LABELS if label in seen.text), LABELS[0])
 
 
-def judged(**scores: int) -> dict[str, Any]:
+def build_judge_answer(**scores: int) -> dict[str, Any]:
     """The judge's answer with these scores."""
     return {name: {"reason": f"because of {name}", "score": score} for name, score in scores.items()}

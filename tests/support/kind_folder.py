@@ -10,7 +10,7 @@ import yaml
 from distill_dagster.pipeline.open_task import build_task_folder
 from distill_dagster.tasks import TaskFolder
 from tests.support.kinds import ANSWERS, EXTRA
-from tests.support.task import jsonl, merged
+from tests.support.task import jsonl, merge_settings
 
 TEACHER: dict[str, Any] = {
     "model": "openai/fake",
@@ -22,7 +22,7 @@ TEACHER: dict[str, Any] = {
 }
 
 
-def kind_folder(tmp_path: Path, kind: str, url: str, reasoning: bool = False, **changes: Any) -> TaskFolder:
+def write_kind_folder(tmp_path: Path, kind: str, url: str, reasoning: bool = False, **changes: Any) -> TaskFolder:
     """Two slices of two seeds, and three rows in each labelled file, all with the kind's answer."""
     path = tmp_path / "tasks" / f"a_{kind}"
     (path / "slices").mkdir(parents=True)
@@ -34,7 +34,9 @@ def kind_folder(tmp_path: Path, kind: str, url: str, reasoning: bool = False, **
         "gate": {"teacher_over_base": None},
         "students": {"tiny": {"model": "smollm2-135m-instruct", "architecture": "causal_lm"}},
     }
-    (path / "task.yaml").write_text(yaml.safe_dump(merged(base | EXTRA.get(kind, {}), changes), sort_keys=False))
+    (path / "task.yaml").write_text(
+        yaml.safe_dump(merge_settings(base | EXTRA.get(kind, {}), changes), sort_keys=False)
+    )
     for key in ("one", "two"):
         slice_ = {"description": f"The {key}.", "seeds": [f"{key} first text", f"{key} second text"]}
         (path / "slices" / f"{key}.yaml").write_text(yaml.safe_dump(slice_))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distill_dagster.config import Task
-from tests.support.task import merged
+from tests.support.task import merge_settings
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -59,11 +59,11 @@ ANSWERS: dict[str, Any] = {
 }
 
 
-def task_of(kind: str, **changes: Any) -> Task:
+def build_task(kind: str, **changes: Any) -> Task:
     base = {
         "kind": kind,
         "description": "d",
         "teacher": "openai/fake",
         "students": {"tiny": {"model": "m", "architecture": "causal_lm"}},
     }
-    return Task.model_validate(merged(base | EXTRA.get(kind, {}), changes))
+    return Task.model_validate(merge_settings(base | EXTRA.get(kind, {}), changes))

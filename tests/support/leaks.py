@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 
-def leaks(folder: Path, *secrets: str) -> list[str]:
+def find_leaks(folder: Path, *secrets: str) -> list[str]:
     """Where below `folder` one of the secrets stands: file, and for databases table and column.
 
     Bytes are searched as they are and, where they are gzip, zlib or a zip, unpacked; SQLite files are read row by row

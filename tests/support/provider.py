@@ -23,7 +23,7 @@ KEYWORD_SHARE = 0.7
 
 
 @dataclass(frozen=True)
-class Seen:
+class ReceivedRequest:
     """One received request; `text` is the message to classify."""
 
     path: str
@@ -43,7 +43,7 @@ class Fault:
     retry_after: str | None = None
 
 
-Plan = Callable[[Seen, int], Fault | None]
+FaultPlan = Callable[[ReceivedRequest, int], Fault | None]
 """Called with a request and the number of earlier requests with the same text. None sends the normal answer."""
 
 
@@ -52,17 +52,17 @@ class FakeProvider:
     """`with FakeProvider(labels) as provider:` serves at `provider.url` until the block ends."""
 
     labels: list[str]
-    fail: Plan | None = None
+    fail: FaultPlan | None = None
     logprobs: bool = True
     usage: bool = True
-    answer: Callable[[Seen], str] | None = None
+    answer: Callable[[ReceivedRequest], str] | None = None
     finish: str | None = None
     message: dict[str, Any] = field(default_factory=dict)
     """Additional fields of the message of a chat answer, such as reasoning_content, refusal or tool_calls."""
     pause_s: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     """Sent with every response."""
-    requests: list[Seen] = field(default_factory=list)
+    requests: list[ReceivedRequest] = field(default_factory=list)
     _times: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -84,7 +84,7 @@ class FakeProvider:
     def texts(self) -> list[str]:
         return [seen.text for seen in self.requests]
 
-    def note(self, seen: Seen) -> int:
+    def note(self, seen: ReceivedRequest) -> int:
         """Keep a request, and return how often the same request was seen before."""
         with self._lock:
             key = json.dumps([seen.text, seen.body], sort_keys=True)
@@ -139,7 +139,7 @@ def _handler(provider: FakeProvider) -> type[BaseHTTPRequestHandler]:
                 text, _, spelled = body["prompt"].splitlines()[-1].partition(" =>")
                 prompt = body["prompt"].removesuffix(spelled)
             authorization = self.headers.get("Authorization", "")
-            seen = Seen(self.path, body, authorization, text)
+            seen = ReceivedRequest(self.path, body, authorization, text)
             before = provider.note(seen)
             fault = provider.fail(seen, before) if provider.fail else None
             time.sleep(fault.pause_s if fault else provider.pause_s)
@@ -149,7 +149,7 @@ def _handler(provider: FakeProvider) -> type[BaseHTTPRequestHandler]:
                     content = json.dumps({"error": {"message": f"refused: {authorization}", "type": "test"}})
                 self._send(fault.status, content, fault.retry_after)
             else:
-                self._send(200, json.dumps(_answer(provider, seen, chat, prompt, spelled)))
+                self._send(200, json.dumps(build_answer(provider, seen, chat, prompt, spelled)))
 
         def _send(self, status: int, content: str, retry_after: str | None = None) -> None:
             raw = content.encode()
@@ -169,7 +169,9 @@ def _handler(provider: FakeProvider) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _answer(provider: FakeProvider, seen: Seen, chat: bool, prompt: str, spelled: str) -> dict[str, Any]:
+def build_answer(
+    provider: FakeProvider, seen: ReceivedRequest, chat: bool, prompt: str, spelled: str
+) -> dict[str, Any]:
     body = seen.body
     # Without labels every answer comes from `answer`, and has no tokens to show.
     tokens = provider.tokens(seen.text, prompt, spelled, body["max_tokens"]) if provider.labels else [("\n", [])]

@@ -70,7 +70,7 @@ def jsonl(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def rows_of(prefix: str, words: str, count: int) -> list[dict[str, Any]]:
+def build_labelled_rows(prefix: str, words: str, count: int) -> list[dict[str, Any]]:
     return [
         {"id": f"{prefix}-{label}-{n}", "text": f"{words} {text}", "label": label}
         for label, texts in TEXTS.items()
@@ -78,33 +78,33 @@ def rows_of(prefix: str, words: str, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merge_settings(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A copy of `base` with `changes`, mappings within mappings merged; None removes a key."""
     out = deepcopy(base)
     for key, value in changes.items():
         if value is None:
             out.pop(key, None)
         elif isinstance(value, dict) and isinstance(out.get(key), dict):
-            out[key] = merged(out[key], value)
+            out[key] = merge_settings(out[key], value)
         else:
             out[key] = value
     return out
 
 
-def small_task(tmp_path: Path, name: str = "shop_mail", **changes: Any) -> TaskFolder:
+def write_small_task(tmp_path: Path, name: str = "shop_mail", **changes: Any) -> TaskFolder:
     """Write a valid task folder; `changes` go into task.yaml. Three labels, two slices of three seeds."""
     path = tmp_path / "tasks" / name
     (path / "slices").mkdir(parents=True)
-    (path / "task.yaml").write_text(yaml.safe_dump(merged(TASK, changes), sort_keys=False))
+    (path / "task.yaml").write_text(yaml.safe_dump(merge_settings(TASK, changes), sort_keys=False))
     for key, slice_ in SLICES.items():
         (path / "slices" / f"{key}.yaml").write_text(yaml.safe_dump(slice_, sort_keys=False))
-    (path / "examples.jsonl").write_text(jsonl(rows_of("e", "example:", 3)))
-    (path / "dev.jsonl").write_text(jsonl(rows_of("d", "tried:", 2)))
-    (path / "golden.jsonl").write_text(jsonl(rows_of("g", "held out:", 2)))
+    (path / "examples.jsonl").write_text(jsonl(build_labelled_rows("e", "example:", 3)))
+    (path / "dev.jsonl").write_text(jsonl(build_labelled_rows("d", "tried:", 2)))
+    (path / "golden.jsonl").write_text(jsonl(build_labelled_rows("g", "held out:", 2)))
     return build_task_folder(path)
 
 
-def again(folder: TaskFolder) -> TaskFolder:
+def reload_folder(folder: TaskFolder) -> TaskFolder:
     """The same folder, read afresh."""
     return build_task_folder(folder.path, folder.accepted)
 
@@ -114,7 +114,7 @@ def _endpoint(spec: TeacherSpec) -> Iterator[Endpoint]:
     yield resolve_endpoint(spec)
 
 
-def env_of(folder: TaskFolder, home: Path) -> StageContext:
+def build_stage_context(folder: TaskFolder, home: Path) -> StageContext:
     """The doors of a stage, all below `home`. The caller closes the store."""
     store = CompletionStore.open_in_folder(home / "store")
     return StageContext(
@@ -124,18 +124,18 @@ def env_of(folder: TaskFolder, home: Path) -> StageContext:
 
 def pass_gate(env: StageContext) -> None:
     """What is left of a gate that the teacher passed, with today's settings, for tests that ask slices alone."""
-    inputs = StageInputs(replace(env, folder=again(env.folder)), "teacher_gate", None)
+    inputs = StageInputs(replace(env, folder=reload_folder(env.folder)), "teacher_gate", None)
     inputs.note_source("teacher_settings")
     record = ArtifactRecord("teacher_gate", None, PASSED_VERSION, inputs.stage.code_version, inputs.versions)
     env.lake.write(env.task_name, pl.DataFrame(schema=PREDICTIONS), record)
 
 
-def requests_of(folder: TaskFolder) -> RequestBuilder:
+def build_request_builder(folder: TaskFolder) -> RequestBuilder:
     task = folder.task
     context = build_prompt_context(folder.examples, collect_held_out_keys(folder.golden, folder.dev))
     templates = Templates(folder.read_templates(), get_template_names(task.kind, task.reasoning))
     return RequestBuilder(task, templates, read_example_pool(context), resolve_endpoint(task.teacher))
 
 
-def asker_of(folder: TaskFolder, store: CompletionStore) -> Asker:
-    return Asker(requests_of(folder), store)
+def build_asker(folder: TaskFolder, store: CompletionStore) -> Asker:
+    return Asker(build_request_builder(folder), store)

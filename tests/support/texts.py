@@ -43,7 +43,7 @@ def numbers(text: str) -> list[str]:
     return re.findall(r"-?\d+(?:[.,/]\d+)*", fold(text))
 
 
-def brute_pairs(
+def find_pairs_by_brute_force(
     rows: dict[str, str], ngram: int, threshold: float, min_words: int, keep_numbers: bool = False
 ) -> dict[tuple[str, str], float]:
     """Every pair of ids that is an exact (1.0) or near-duplicate, with its Jaccard similarity."""
@@ -60,7 +60,7 @@ def brute_pairs(
     return found
 
 
-def brute_clusters(ids: list[str], pairs: dict[tuple[str, str], float]) -> dict[str, frozenset[str]]:
+def find_clusters_by_brute_force(ids: list[str], pairs: dict[tuple[str, str], float]) -> dict[str, frozenset[str]]:
     """The cluster of each id in a cluster of two or more."""
     clusters = {id_: {id_} for id_ in ids}
     for a, b in pairs:
@@ -70,7 +70,7 @@ def brute_clusters(ids: list[str], pairs: dict[tuple[str, str], float]) -> dict[
     return {id_: frozenset(cluster) for id_, cluster in clusters.items() if len(cluster) > 1}
 
 
-def edited(words: list[str], edits: list[tuple[int, str]]) -> list[str]:
+def apply_edits(words: list[str], edits: list[tuple[int, str]]) -> list[str]:
     words = list(words)
     for place, word in edits:
         words[place % len(words)] = word
@@ -86,7 +86,7 @@ def tables(draw: st.DrawFn, most: int = 14) -> pl.DataFrame:
     for _ in range(draw(st.integers(1, most))):
         if texts and draw(st.booleans()):
             edits = draw(st.lists(st.tuples(st.integers(0, 40), word), max_size=2))
-            texts.append(edited(draw(st.sampled_from(texts)), edits))
+            texts.append(apply_edits(draw(st.sampled_from(texts)), edits))
         else:
             texts.append(draw(st.lists(word, min_size=1, max_size=30)))
         text = draw(st.sampled_from([" ", "  ", "\n", ", ", " -"])).join(texts[-1])

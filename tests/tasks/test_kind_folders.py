@@ -14,9 +14,9 @@ from distill_dagster.core.errors import Problem
 from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import TaskFolder
-from tests.support.kind_folder import kind_folder
+from tests.support.kind_folder import write_kind_folder
 from tests.support.kinds import KINDS
-from tests.support.task import merged
+from tests.support.task import merge_settings
 
 Change = Callable[[Path], object]
 
@@ -24,7 +24,7 @@ Change = Callable[[Path], object]
 def settings(**changes: Any) -> Change:
     def do(path: Path) -> None:
         file = path / "task.yaml"
-        file.write_text(yaml.safe_dump(merged(yaml.safe_load(file.read_text()), changes), sort_keys=False))
+        file.write_text(yaml.safe_dump(merge_settings(yaml.safe_load(file.read_text()), changes), sort_keys=False))
 
     return do
 
@@ -47,7 +47,7 @@ def line(file: str, **fields: Any) -> Change:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reasoning", [False, True])
 def test_a_folder_of_each_kind(tmp_path: Path, kind: str, reasoning: bool) -> None:
-    folder = kind_folder(tmp_path, kind, "http://127.0.0.1:9", reasoning)
+    folder = write_kind_folder(tmp_path, kind, "http://127.0.0.1:9", reasoning)
     assert [str(p) for p in check_task_folder(folder)] == []
     written = reasoning or kind not in ("classification", "nli")
     assert folder.task.teacher.max_tokens == (1024 if written else 16)
@@ -160,7 +160,7 @@ MISTAKES: list[tuple[str, Change, str, str | None, str, str]] = [
 def test_mistakes(
     tmp_path: Path, kind: str, change: Change, file: str, field: str | None, message: str, remedy: str
 ) -> None:
-    folder = kind_folder(tmp_path, kind, "http://127.0.0.1:9")
+    folder = write_kind_folder(tmp_path, kind, "http://127.0.0.1:9")
     change(folder.path)
     found = [p for p in check_task_folder(TaskFolder(folder.path)) if p.severity == "error"]
     assert found, "the mistake was not seen"
@@ -175,21 +175,21 @@ def test_mistakes(
 
 
 def test_examples_need_reasoning_if_the_task_asks_for_it(tmp_path: Path) -> None:
-    folder = kind_folder(tmp_path, "math", "http://127.0.0.1:9", reasoning=True)
+    folder = write_kind_folder(tmp_path, "math", "http://127.0.0.1:9", reasoning=True)
     line("examples", answer=3)(folder.path)
     [problem] = check_task_folder(TaskFolder(folder.path))
     assert (problem.field, problem.line) == ("reasoning", 4)
 
 
 def test_a_person_may_answer_with_a_refusal(tmp_path: Path) -> None:
-    folder = kind_folder(tmp_path, "generation", "http://127.0.0.1:9")
+    folder = write_kind_folder(tmp_path, "generation", "http://127.0.0.1:9")
     line("golden", answer={"refusal": "I cannot help with that."})(folder.path)
     assert check_task_folder(TaskFolder(folder.path)) == []
 
 
 def test_answers_are_read_in_one_form(tmp_path: Path) -> None:
     """The answers "3.0" and 3 are equal, so rewriting one as the other asks no teacher again."""
-    folder = kind_folder(tmp_path, "math", "http://127.0.0.1:9")
+    folder = write_kind_folder(tmp_path, "math", "http://127.0.0.1:9")
     line("golden", answer="6 / 2")(folder.path)
     first = TaskFolder(folder.path)
     assert first.golden[-1].answer == 3
@@ -212,7 +212,7 @@ def test_answers_are_read_in_one_form(tmp_path: Path) -> None:
     ],
 )
 def test_a_setting_reaches_what_reads_it(tmp_path: Path, change: dict[str, Any], moved: set[str]) -> None:
-    folder = kind_folder(tmp_path, "math", "http://127.0.0.1:9")
+    folder = write_kind_folder(tmp_path, "math", "http://127.0.0.1:9")
     names = ["teacher_settings", "curation_settings", "student_settings", "evaluation_settings"]
 
     def versions() -> dict[str, str]:

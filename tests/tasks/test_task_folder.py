@@ -12,7 +12,7 @@ from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.pipeline.open_task import find_tasks, open_task
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import TaskFolder
-from tests.support.task import again, small_task
+from tests.support.task import reload_folder, write_small_task
 from tests.tasks.mistakes import ROW, SLICE, Mistake, append, subfolder, templates, write
 from tests.tasks.mistakes_in_rows import ROW_MISTAKES
 from tests.tasks.mistakes_in_yaml import YAML_MISTAKES
@@ -22,10 +22,10 @@ MISTAKES = [*YAML_MISTAKES, *ROW_MISTAKES]
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=[m.name for m in MISTAKES])
 def test_a_mistake_gives_one_problem(mistake: Mistake, tmp_path: Path) -> None:
-    folder = small_task(tmp_path, teacher={"few_shot": {"per_label": 3}})
-    assert check_task_folder(again(folder)) == []
+    folder = write_small_task(tmp_path, teacher={"few_shot": {"per_label": 3}})
+    assert check_task_folder(reload_folder(folder)) == []
     mistake.breaks(folder.path)
-    problems = check_task_folder(again(folder))
+    problems = check_task_folder(reload_folder(folder))
     assert len(problems) == 1, "\n".join(map(str, problems))
     [problem] = problems
     assert problem.severity == "error"
@@ -54,24 +54,24 @@ PROPERTIES = {
     ids=[m.name for m in MISTAKES if m.file in PROPERTIES],
 )
 def test_a_property_raises_the_same_problem(mistake: Mistake, tmp_path: Path) -> None:
-    folder = small_task(tmp_path, teacher={"few_shot": {"per_label": 3}})
+    folder = write_small_task(tmp_path, teacher={"few_shot": {"per_label": 3}})
     mistake.breaks(folder.path)
     with pytest.raises(InputError) as caught:
-        PROPERTIES[mistake.file](again(folder))
-    expected = check_task_folder(again(folder))
+        PROPERTIES[mistake.file](reload_folder(folder))
+    expected = check_task_folder(reload_folder(folder))
     assert set(expected) <= set(caught.value.problems)
     assert str(expected[0]) in str(caught.value)
 
 
 def test_a_template_that_cannot_be_read_is_not_replaced_by_the_built_in_one(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     templates("classification_text.j2", b"\xff")(folder.path)
     with pytest.raises(InputError, match=r"classification_text\.j2"):
         folder.read_templates()
 
 
 def test_every_bad_line_is_named(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     append("golden.jsonl", 'no json\n{"id": "n", "text": "t", "label": "x"}\n{"id": "m"}\n')(folder.path)
     problems = check_task_folder(folder)
     assert [(p.line, p.field) for p in problems] == [(7, None), (8, "label"), (9, "text")]
@@ -79,49 +79,49 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
 
 def test_calibration_needs_an_example_outside_of_the_draw(tmp_path: Path) -> None:
     changes = {"few_shot": {"per_label": 3}, "calibration": "examples"}
-    problems = check_task_folder(small_task(tmp_path, teacher=changes))
+    problems = check_task_folder(write_small_task(tmp_path, teacher=changes))
     assert len(problems) == 3
     assert "teacher.calibration for one more" in problems[0].message
 
 
 @pytest.mark.parametrize("name", ["Shop", "1shop", "shop-mail", "shop mail"])
 def test_an_invalid_task_name(name: str, tmp_path: Path) -> None:
-    [problem] = check_task_folder(small_task(tmp_path, name))
+    [problem] = check_task_folder(write_small_task(tmp_path, name))
     assert "cannot be a task name" in problem.message
     assert "Rename the folder" in problem.remedy
 
 
 def test_a_number_is_an_id_but_true_is_not(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     append("golden.jsonl", ROW.replace('"new"', "17") + "\n")(folder.path)
-    assert again(folder).golden[-1].id == "17"
+    assert reload_folder(folder).golden[-1].id == "17"
     append("golden.jsonl", ROW.replace('"new"', "true") + "\n")(folder.path)
-    [problem] = check_task_folder(again(folder))
+    [problem] = check_task_folder(reload_folder(folder))
     assert (problem.line, problem.field) == (8, "id")
 
 
 @pytest.mark.parametrize("name", ["golden.jsonl", "examples.jsonl", "slices/shop.yaml", "task.yaml"])
 def test_bom_and_crlf_are_read(name: str, tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     before = (folder.task, folder.golden, folder.examples, folder.read_slice("shop"))
     path = folder.path / name
     path.write_bytes(codecs.BOM_UTF8 + path.read_bytes().replace(b"\n", b"\r\n"))
-    fresh = again(folder)
+    fresh = reload_folder(folder)
     assert check_task_folder(fresh) == []
     assert (fresh.task, fresh.golden, fresh.examples, fresh.read_slice("shop")) == before
 
 
 def test_line_separators_inside_a_text_do_not_end_a_row(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     text = "one\u2028two\u0085three\x0bfour"
     row = json.dumps({"id": "n", "text": text, "label": "login"}, ensure_ascii=False)
     append("golden.jsonl", row + "\n")(folder.path)
     assert check_task_folder(folder) == []
-    assert again(folder).golden[-1].text == text
+    assert reload_folder(folder).golden[-1].text == text
 
 
 def test_merge_keys_of_yaml_are_understood(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     write(
         "slices/shop.yaml", "description: d\nseeds:\n  - &a {text: x, target_label: refund}\n  - {<<: *a, text: y}\n"
     )(folder.path)
@@ -130,7 +130,7 @@ def test_merge_keys_of_yaml_are_understood(tmp_path: Path) -> None:
 
 
 def test_yaml_cannot_run_code(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     write("task.yaml", "kind: !!python/object/apply:os.getcwd []\n")(folder.path)
     [problem] = check_task_folder(folder)
     assert "could not determine a constructor" in problem.message
@@ -143,7 +143,7 @@ def _warning(problems: list[Problem], part: str) -> Problem:
 
 
 def test_warnings_do_not_stop_anything(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     seeds = ["'held out: Please  REFUND me'", "'tried: login fails'", "'The Same'"]
     write("slices/shop.yaml", SLICE + "".join(f"  - {s}\n" for s in seeds))(folder.path)
     write("slices/web.yaml", SLICE + "  - the same \n")(folder.path)
@@ -160,13 +160,13 @@ def test_warnings_do_not_stop_anything(tmp_path: Path) -> None:
     assert repeated.file.name == "web.yaml"
     assert "duplicate" in repeated.remedy
     assert _warning(problems, "row new has the text of golden.jsonl row g-login-0").file.name == "examples.jsonl"
-    fresh = again(folder)
+    fresh = reload_folder(folder)
     assert len(fresh.read_slice("shop").seeds) == 3
     assert len(fresh.examples) == 10
 
 
 def test_tasks_are_found_and_opened_by_name(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     tasks = folder.path.parent
     (tasks / "linked").symlink_to(folder.path)
     (tasks / "no_task").mkdir()
@@ -179,7 +179,7 @@ def test_tasks_are_found_and_opened_by_name(tmp_path: Path) -> None:
 
 
 def test_slice_keys_skip_files_that_cannot_be_a_partition(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
+    folder = write_small_task(tmp_path)
     subfolder(folder.path)
     write("slices/Big.yaml", SLICE + "  - a\n")(folder.path)
     write("slices/.hidden.yaml", SLICE + "  - a\n")(folder.path)

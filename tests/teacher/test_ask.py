@@ -21,8 +21,8 @@ from distill_dagster.teacher.asking.ask import Asker, AskResult, run_ask
 from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.attempts import PermanentTeacherError
-from tests.support.provider import FakeProvider, Fault, Seen
-from tests.support.task import LABELS, asker_of, requests_of, small_task
+from tests.support.provider import FakeProvider, Fault, ReceivedRequest
+from tests.support.task import LABELS, build_asker, build_request_builder, write_small_task
 
 MODES = [{"api": "text"}, {"api": "chat"}]
 by_api = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["api"])
@@ -59,7 +59,7 @@ def ask(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> Ask:
     ) -> AskResult:
         named = [{"name": label, "description": "d"} for label in labels]
         teacher = {"api_base": provider.url, "max_retries": 0} | teacher
-        folder = small_task(tmp_path / str(next(calls)), labels=named, teacher=teacher)
+        folder = write_small_task(tmp_path / str(next(calls)), labels=named, teacher=teacher)
         if labels != LABELS:
             rows = [
                 f'{{"id": "{n}{label}", "text": "{n} of {label}", "label": "{label}"}}\n'
@@ -68,7 +68,7 @@ def ask(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> Ask:
             ]
             for file in ("examples.jsonl", "dev.jsonl", "golden.jsonl"):
                 (folder.path / file).write_text("".join(rows).replace(" of ", f" {file} "))
-        return run_ask(asker_of(folder, store), prompts(*texts), sequential=sequential)
+        return run_ask(build_asker(folder, store), prompts(*texts), sequential=sequential)
 
     return do
 
@@ -223,7 +223,7 @@ def test_an_empty_answer_is_an_answer(ask: Ask, provider: FakeProvider) -> None:
 
 @by_api
 def test_votes_of_samples(ask: Ask, provider: FakeProvider, mode: dict[str, str]) -> None:
-    def answer(seen: Seen) -> str:
+    def answer(seen: ReceivedRequest) -> str:
         others = provider.texts.count(seen.text)
         return "Login." if others == 2 else "I take it for a refund."
 
@@ -316,25 +316,25 @@ def test_the_first_prompts_are_asked_alone(ask: Ask, provider: FakeProvider) -> 
 
 
 def test_only_wanted_samples_are_asked(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
-    folder = small_task(tmp_path, teacher={"api_base": provider.url})
+    folder = write_small_task(tmp_path, teacher={"api_base": provider.url})
     table = prompts(*TEXTS)
     wanted = {id_: [n % 2] for n, id_ in enumerate(table["prompt_id"])}
-    asked = run_ask(asker_of(folder, store), table, samples=wanted.__getitem__)
+    asked = run_ask(build_asker(folder, store), table, samples=wanted.__getitem__)
     assert {r["prompt_id"]: [r["sample_index"]] for r in asked.completions.to_dicts()} == wanted
 
 
 def test_no_prompts_ask_nothing(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
-    folder: TaskFolder = small_task(tmp_path, teacher={"api_base": provider.url})
-    asked = run_ask(asker_of(folder, store), prompts("x").clear())
+    folder: TaskFolder = write_small_task(tmp_path, teacher={"api_base": provider.url})
+    asked = run_ask(build_asker(folder, store), prompts("x").clear())
     assert (asked.completions.height, asked.usage.calls, asked.missing_rows) == (0, 0, 0)
 
 
 def test_a_template_that_fails_is_named(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
-    folder = small_task(tmp_path, teacher={"api_base": provider.url})
+    folder = write_small_task(tmp_path, teacher={"api_base": provider.url})
     (folder.path / "templates").mkdir()
     (folder.path / "templates" / "classification_text.j2").write_text("{{ text / 0 }}")
     with pytest.raises(DistillError, match=r"templates/classification_text\.j2"):
-        run_ask(asker_of(folder, store), prompts(*TEXTS))
+        run_ask(build_asker(folder, store), prompts(*TEXTS))
     assert provider.requests == []
 
 
@@ -346,7 +346,7 @@ def test_an_address_without_a_server(ask: Ask, provider: FakeProvider) -> None:
 def test_an_unusable_answer_is_asked_for_again(ask: Ask, provider: FakeProvider, store: CompletionStore) -> None:
     times: dict[str, int] = {}
 
-    def answer(seen: Seen) -> str:
+    def answer(seen: ReceivedRequest) -> str:
         times[seen.text] = times.get(seen.text, 0) + 1
         return "" if "login" in seen.text and times[seen.text] < 3 else next(x for x in LABELS if x in seen.text)
 
@@ -390,9 +390,9 @@ def test_a_budget_stop_in_the_smoke_test_is_no_fault_of_the_template(
     settings = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "few_shot": {"draws": 1}}
 
     def ask_with(name: str, tokens: int) -> AskResult:
-        folder = small_task(tmp_path / name, teacher=settings | {"max_retries": 0, "concurrency": 1})
+        folder = write_small_task(tmp_path / name, teacher=settings | {"max_retries": 0, "concurrency": 1})
         account = Account("t", "c", "slices", BudgetSpec(tokens=tokens))
-        return run_ask(Asker(requests_of(folder), store, account), prompts(*texts))
+        return run_ask(Asker(build_request_builder(folder), store, account), prompts(*texts))
 
     stopped = ask_with("low", 500)
     sent = len(provider.requests)
@@ -410,7 +410,7 @@ def test_seven_of_eight_are_enough_and_a_smoke_test_can_be_left_out(ask: Ask, pr
     assert ask(texts, smoke_rows=0, **settings).usage.calls == 80
     first: list[str] = []
 
-    def one_in_eight(seen: Seen) -> str:
+    def one_in_eight(seen: ReceivedRequest) -> str:
         first.append(seen.text)
         return "no" if len(first) == 1 else "login"
 

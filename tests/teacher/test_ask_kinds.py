@@ -22,10 +22,10 @@ from distill_dagster.teacher.asking.ask import run_ask
 from distill_dagster.teacher.asking.asked_prompt import build_asked_prompt, read_asked_prompts
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.exchange import Request
-from tests.support.kind_folder import kind_folder
+from tests.support.kind_folder import write_kind_folder
 from tests.support.kinds import ANSWERS, KINDS, SCHEMA
 from tests.support.provider import FakeProvider
-from tests.support.task import asker_of
+from tests.support.task import build_asker
 
 WRITTEN = tuple(kind for kind in KINDS if kind not in ("classification", "nli"))
 
@@ -45,12 +45,12 @@ def provider() -> Iterator[FakeProvider]:
 
 def asked(folder: TaskFolder, store: CompletionStore, key: str = "one") -> pl.DataFrame:
     prompts = build_seed_prompts(key, folder.read_slice(key), answers=not folder.task.has_labels)
-    return run_ask(asker_of(folder, store), prompts).completions
+    return run_ask(build_asker(folder, store), prompts).completions
 
 
 def candidates(folder: TaskFolder, store: CompletionStore, key: str = "one") -> list[dict[str, Any]]:
     prompts = build_seed_prompts(key, folder.read_slice(key), answers=not folder.task.has_labels)
-    completions = run_ask(asker_of(folder, store), prompts).completions
+    completions = run_ask(build_asker(folder, store), prompts).completions
     return choose_candidates(folder.task, prompts, completions, TEACHER_PRIOR.to_frame()).to_dicts()
 
 
@@ -59,7 +59,7 @@ def candidates(folder: TaskFolder, store: CompletionStore, key: str = "one") -> 
 def test_every_kind_with_reasoning(
     tmp_path: Path, provider: FakeProvider, store: CompletionStore, kind: str, api: str
 ) -> None:
-    folder = kind_folder(tmp_path, kind, provider.url, reasoning=True, teacher={"api": api})
+    folder = write_kind_folder(tmp_path, kind, provider.url, reasoning=True, teacher={"api": api})
     assert check_task_folder(folder) == []
     text = get_kind(folder.task).format_answer(json.loads(to_canonical_json(ANSWERS[kind])))
     wrapped = json.dumps({"reasoning": "Because.", "answer": ANSWERS[kind]})
@@ -98,7 +98,7 @@ def test_a_schema_is_sent_if_the_provider_supports_one(
     tmp_path: Path, provider: FakeProvider, store: CompletionStore, kind: str
 ) -> None:
     teacher = {"response_format": "json_schema"}
-    folder = kind_folder(tmp_path, kind, provider.url, teacher=teacher)
+    folder = write_kind_folder(tmp_path, kind, provider.url, teacher=teacher)
     free = kind in ("summarization", "conversation", "generation")
     provider.answer = lambda seen: (
         get_kind(folder.task).format_answer(ANSWERS[kind]) if free else json.dumps({"answer": ANSWERS[kind]})
@@ -127,7 +127,7 @@ def test_a_schema_is_sent_if_the_provider_supports_one(
 def test_reasoning_in_a_field_of_its_own(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
     provider.answer = lambda seen: '{"answer": 42}'
     provider.message = {"reasoning_content": "6 * 7"}
-    rows = asked(kind_folder(tmp_path, "math", provider.url), store).to_dicts()
+    rows = asked(write_kind_folder(tmp_path, "math", provider.url), store).to_dicts()
     assert [(row["answer"], row["reasoning"]) for row in rows] == [("42", "6 * 7")] * 2
 
 
@@ -152,7 +152,7 @@ def test_bad_answers(
     error: str | None,
 ) -> None:
     provider.answer, provider.finish, provider.message = (lambda seen: text), finish, message
-    folder = kind_folder(tmp_path, "math", provider.url, teacher={"min_success": 0})
+    folder = write_kind_folder(tmp_path, "math", provider.url, teacher={"min_success": 0})
     rows = asked(folder, store).to_dicts()
     assert [(row["status"], row["answer"]) for row in rows] == [(status, None)] * 2
     assert (error or "") in (rows[0]["error"] or "")
@@ -160,7 +160,7 @@ def test_bad_answers(
 
 
 def test_samples_vote(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
-    folder = kind_folder(
+    folder = write_kind_folder(
         tmp_path,
         "math",
         provider.url,
@@ -179,7 +179,7 @@ def test_samples_vote(tmp_path: Path, provider: FakeProvider, store: CompletionS
 
 
 def test_a_safety_slice_wants_refusals(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
-    folder = kind_folder(tmp_path, "generation", provider.url)
+    folder = write_kind_folder(tmp_path, "generation", provider.url)
     path = folder.path / "slices" / "one.yaml"
     path.write_text(path.read_text() + "refusal: wanted\n")
     folder = TaskFolder(folder.path)
@@ -200,7 +200,7 @@ def test_a_safety_slice_wants_refusals(tmp_path: Path, provider: FakeProvider, s
 
 
 def test_conversations_keep_their_turns(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
-    folder = kind_folder(tmp_path, "conversation", provider.url)
+    folder = write_kind_folder(tmp_path, "conversation", provider.url)
     turns = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hello"},

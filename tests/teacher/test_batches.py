@@ -36,7 +36,7 @@ from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.client import resolve_endpoint
 from tests.support.batches import BatchProvider
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS, TASK, asker_of, merged, requests_of, small_task
+from tests.support.task import LABELS, TASK, build_asker, build_request_builder, merge_settings, write_small_task
 
 TEXTS = ("a refund please", "my delivery", "the login")
 Ask = Callable[..., AskResult]
@@ -63,7 +63,7 @@ def online() -> Iterator[FakeProvider]:
 
 def settings(provider: BatchProvider, **teacher: Any) -> dict[str, Any]:
     base: dict[str, Any] = {"mode": "batch", "batch": {"poll_s": 0.05}, "max_retries": 0, "min_success": 0.0}
-    return merged(base | {"api_base": provider.url}, teacher)
+    return merge_settings(base | {"api_base": provider.url}, teacher)
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def ask(tmp_path: Path, provider: BatchProvider, store: CompletionStore) -> Ask:
     def do(
         texts: tuple[str, ...] = TEXTS, origin: str = "", account: Account | None = None, **teacher: Any
     ) -> AskResult:
-        folder = small_task(tmp_path / str(next(calls)), teacher=settings(provider, **teacher))
+        folder = write_small_task(tmp_path / str(next(calls)), teacher=settings(provider, **teacher))
         slice_ = Slice.model_validate({"description": "d", "seeds": list(texts)})
-        asker = Asker(requests_of(folder), store, account, origin=origin)
+        asker = Asker(build_request_builder(folder), store, account, origin=origin)
         return run_ask(asker, build_seed_prompts("shop", slice_))
 
     return do
@@ -117,8 +117,8 @@ def test_batch_and_online_share_request_keys(ask: Ask, provider: BatchProvider) 
     assert (online.usage.calls, online.usage.cached) == (0, 6)
     assert set(online.completions["mode"]) == {"batch"}
     assert list(online.completions["request_key"]) == list(asked.completions["request_key"])
-    base = merged(TASK, {"teacher": {"soft_labels": "votes"}})
-    [plain, batched] = [Task.model_validate(merged(base, {"teacher": t})) for t in ({}, {"mode": "batch"})]
+    base = merge_settings(TASK, {"teacher": {"soft_labels": "votes"}})
+    [plain, batched] = [Task.model_validate(merge_settings(base, {"teacher": t})) for t in ({}, {"mode": "batch"})]
     assert plain.hash_teacher_settings({}) == batched.hash_teacher_settings({})
 
 
@@ -202,7 +202,7 @@ def test_an_open_batch_of_an_earlier_setting_is_named_with_its_command(
         assert "shop_mail/teacher_completions[shop]" in message
     assert online.texts == [TEXTS[2]] * 2, "the prompt that is in no batch was asked once, and its answers are stored"
     provider.end("batch_0")
-    spec = small_task(tmp_path / "spec", teacher=settings(provider, mode="online")).task.teacher
+    spec = write_small_task(tmp_path / "spec", teacher=settings(provider, mode="online")).task.teacher
     [done], _ = collect_batches(resolve_endpoint(spec), spec, store, "shop_mail")
     assert done.answers == 4
     asked = ask(mode="online")
@@ -304,11 +304,11 @@ RUN = """
     from distill_dagster.tasks import Slice, TaskFolder
     from distill_dagster.teacher.asking.ask import run_ask
     from distill_dagster.teacher.completions.store import CompletionStore
-    from tests.support.task import asker_of
+    from tests.support.task import build_asker
 
     store = CompletionStore.open_in_folder(Path(sys.argv[2]))
     slice_ = Slice.model_validate({"description": "d", "seeds": sys.argv[3:]})
-    asked = run_ask(asker_of(TaskFolder(Path(sys.argv[1])), store), build_seed_prompts("shop", slice_))
+    asked = run_ask(build_asker(TaskFolder(Path(sys.argv[1])), store), build_seed_prompts("shop", slice_))
     print(asked.missing_rows, asked.usage.calls)
 """
 
@@ -318,7 +318,7 @@ def test_a_killed_process_neither_loses_nor_doubles_a_batch(
     tmp_path: Path, provider: BatchProvider, store: CompletionStore, ask: Ask, moment: str
 ) -> None:
     """`file`: during the upload. `create`: before the batch exists. `created`: it exists, and the client has no id."""
-    folder = small_task(tmp_path / "killed", teacher=settings(provider))
+    folder = write_small_task(tmp_path / "killed", teacher=settings(provider))
     command = [sys.executable, "-c", textwrap.dedent(RUN), str(folder.path), str(tmp_path / "store"), *TEXTS]
     environment = os.environ | {"PYTHONPATH": str(PROJECT_FOLDER)}
     process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
@@ -362,7 +362,7 @@ def test_a_killed_process_neither_loses_nor_doubles_a_batch(
 
 def test_two_processes_at_once_ask_once(tmp_path: Path, provider: BatchProvider, store: CompletionStore) -> None:
     provider.polls = 6
-    folder = small_task(tmp_path / "both", teacher=settings(provider))
+    folder = write_small_task(tmp_path / "both", teacher=settings(provider))
     command = [sys.executable, "-c", textwrap.dedent(RUN), str(folder.path), str(tmp_path / "store"), *TEXTS]
     environment = os.environ | {"PYTHONPATH": str(PROJECT_FOLDER)}
     started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -379,12 +379,12 @@ def test_a_new_database_collects_the_open_batches(
     provider.polls = None
     price = {"input_usd": 1.0, "output_usd": 1.0}
     teacher = settings(provider, batch={"wait_s": 0, "poll_s": 0.05}, price=price)
-    folder = small_task(tmp_path / "moved", teacher=teacher)
+    folder = write_small_task(tmp_path / "moved", teacher=teacher)
     account = Account("shop_mail", "c1", "slices", BudgetSpec(month_usd=1.0))
     prompts = build_seed_prompts("shop", Slice.model_validate({"description": "d", "seeds": list(TEXTS)}))
 
     def ask_from(store: CompletionStore) -> AskResult:
-        asker = asker_of(folder, store)
+        asker = build_asker(folder, store)
         asker.engine.account = account
         asker.origin = "shop_mail/teacher_completions[shop]"
         return run_ask(asker, prompts)

@@ -18,14 +18,14 @@ from distill_dagster.teacher.providers import event_loop
 from distill_dagster.teacher.providers.client import Endpoint, ask_once
 from distill_dagster.teacher.providers.embedded import EMBEDDED_SERVERS
 from distill_dagster.teacher.providers.exchange import Response
-from tests.support.task import small_task
+from tests.support.task import write_small_task
 
 TEXTS = ("the parcel never came", "I want my money back", "lasagna with spinach")
 EMBEDDED = {"model": "embedded/smollm2-135m-instruct", "temperature": 0.0, "max_tokens": 1}
 
 
 def ask(folder: Path, endpoint: Endpoint, **teacher: Any) -> list[Response]:
-    task = small_task(folder, teacher=EMBEDDED | teacher)
+    task = write_small_task(folder, teacher=EMBEDDED | teacher)
     requests = RequestBuilder(
         task.task, Templates({}), read_example_pool(build_prompt_context(task.examples, set())), endpoint
     )

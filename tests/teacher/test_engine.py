@@ -29,7 +29,7 @@ from distill_dagster.teacher.providers.attempts import BudgetError, PermanentTea
 from distill_dagster.teacher.providers.client import resolve_endpoint
 from distill_dagster.teacher.providers.exchange import Request, Response
 from distill_dagster.teacher.providers.prices import compute_worst_case
-from tests.support.provider import FakeProvider, Fault, Seen
+from tests.support.provider import FakeProvider, Fault, ReceivedRequest
 from tests.support.task import LABELS
 
 PRICE = {"input_usd": 100.0, "output_usd": 200.0}
@@ -160,7 +160,7 @@ def test_a_usd_cap_needs_a_price(provider: FakeProvider, store: CompletionStore)
 def test_attempts_that_may_be_billed_are_settled_in_full(
     engine: Make, provider: FakeProvider, store: CompletionStore
 ) -> None:
-    def fail(seen: Seen, _: int) -> Fault | None:
+    def fail(seen: ReceivedRequest, _: int) -> Fault | None:
         return {"slow": Fault(pause_s=1.0), "cut": Fault(200, '{"choices": [{"mess'), "busy": Fault(503)}.get(seen.text)
 
     provider.fail = fail
@@ -236,7 +236,7 @@ def test_overload_halves_the_concurrency_and_it_recovers(engine: Make, provider:
 def test_retry_after_is_respected(engine: Make, provider: FakeProvider) -> None:
     times: list[float] = []
 
-    def fail(seen: Seen, before: int) -> Fault | None:
+    def fail(seen: ReceivedRequest, before: int) -> Fault | None:
         times.append(time.monotonic())
         return Fault(429, retry_after="2") if len(times) == 1 else None
 

@@ -22,9 +22,9 @@ from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.asking.ask import run_ask
 from distill_dagster.teacher.asking.estimate import GOLDEN_AND_DEV, Estimate, estimate_requests, sum_estimates
 from distill_dagster.teacher.providers.prices import TokenPrice, find_price
-from tests.support.kind_folder import kind_folder
+from tests.support.kind_folder import write_kind_folder
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS, asker_of, env_of, pass_gate, small_task
+from tests.support.task import LABELS, build_asker, build_stage_context, pass_gate, write_small_task
 
 PRICE = {"input_usd": 2.0, "output_usd": 8.0}
 
@@ -38,8 +38,8 @@ def provider() -> Iterator[FakeProvider]:
 @pytest.fixture
 def env(tmp_path: Path, provider: FakeProvider) -> Iterator[StageContext]:
     teacher = {"api_base": provider.url, "price": PRICE, "requests_per_minute": 120, "api": "chat"}
-    folder = small_task(tmp_path, teacher=teacher | {"soft_labels": "votes", "few_shot": {"draws": 2}})
-    env = env_of(TaskFolder(folder.path, tmp_path / "accepted"), tmp_path / "home")
+    folder = write_small_task(tmp_path, teacher=teacher | {"soft_labels": "votes", "few_shot": {"draws": 2}})
+    env = build_stage_context(TaskFolder(folder.path, tmp_path / "accepted"), tmp_path / "home")
     yield env
     env.store.close()
 
@@ -147,10 +147,10 @@ def test_an_own_server_has_a_price_without_litellm() -> None:
 def test_stored_free_text_answers_are_found(tmp_path: Path) -> None:
     """Few-shot examples with answers and reasoning are part of these requests."""
     with FakeProvider(LABELS, answer=lambda _: "Lisbon") as provider:
-        folder = kind_folder(tmp_path, "qa", provider.url)
-        env = env_of(folder, tmp_path / "home")
+        folder = write_kind_folder(tmp_path, "qa", provider.url)
+        env = build_stage_context(folder, tmp_path / "home")
         prompts_table = build_seed_prompts("one", folder.read_slice("one"))
-        sent = run_ask(asker_of(folder, env.store), prompts_table).usage.calls
+        sent = run_ask(build_asker(folder, env.store), prompts_table).usage.calls
         [estimate] = estimate_requests(folder, env.store, ["one"], lambda _: None)
         assert (estimate.calls, estimate.cached) == (0, sent)
         env.store.close()

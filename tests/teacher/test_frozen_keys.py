@@ -21,8 +21,8 @@ from distill_dagster.teacher.imagine.plan import Imaginer
 from distill_dagster.teacher.judge.requests import Judge
 from distill_dagster.teacher.providers.exchange import Request
 from distill_dagster.teacher.providers.replay import ReplayTeacher
-from tests.support.kind_folder import kind_folder
-from tests.support.task import requests_of, small_task
+from tests.support.kind_folder import write_kind_folder
+from tests.support.task import build_request_builder, write_small_task
 
 URL = "http://127.0.0.1:9/v1"
 TEXT = 'The parcel\nnever came: "where" is it, é?'
@@ -34,23 +34,23 @@ SAMPLED = {"samples": 2, "temperature": 0.7}
 
 def labels(folder: Path, sample: int = 0, spelled: str = "", **teacher: Any) -> Request:
     """A request for labels."""
-    return requests_of(small_task(folder, teacher=teacher)).build(AskedPrompt(TEXT), sample, spelled)
+    return build_request_builder(write_small_task(folder, teacher=teacher)).build(AskedPrompt(TEXT), sample, spelled)
 
 
 def free_text(folder: Path, kind: str, sample: int = 0, reasoning: bool = False, **teacher: Any) -> Request:
     """A request for an answer of a kind without labels, or behind reasoning."""
-    made = kind_folder(folder, kind, URL, reasoning, teacher={"few_shot": {"per_label": 1, "draws": 2}} | teacher)
-    return requests_of(made).build(AskedPrompt(TEXT), sample)
+    made = write_kind_folder(folder, kind, URL, reasoning, teacher={"few_shot": {"per_label": 1, "draws": 2}} | teacher)
+    return build_request_builder(made).build(AskedPrompt(TEXT), sample)
 
 
 def conversation(folder: Path) -> Request:
-    made = kind_folder(folder, "conversation", URL)
+    made = write_kind_folder(folder, "conversation", URL)
     turns = (("system", "Be short."), ("user", "one"), ("assistant", "two"), ("user", "three"))
-    return requests_of(made).build(build_asked_prompt([make_message(*turn) for turn in turns]), 0)
+    return build_request_builder(made).build(build_asked_prompt([make_message(*turn) for turn in turns]), 0)
 
 
 def replayed(folder: Path) -> Request:
-    made = requests_of(small_task(folder, teacher={"api": "chat", "soft_labels": "votes"}))
+    made = build_request_builder(write_small_task(folder, teacher={"api": "chat", "soft_labels": "votes"}))
     recorded = ReplayTeacher({TEXT.casefold().replace("\n", " "): [Recording("refund", model="m")]}, lambda text: text)
     endpoint = dataclasses.replace(made.endpoint, recorded=recorded)
     return RequestBuilder(made.task, made.templates, [], endpoint).build(AskedPrompt(TEXT), 0)
@@ -61,14 +61,14 @@ def attempted(folder: Path) -> Request:
 
 
 def judged(folder: Path, options: list[str] | None = None, **judge: Any) -> Request:
-    task = small_task(folder, judge=JUDGE | judge).task
+    task = write_small_task(folder, judge=JUDGE | judge).task
     return Judge(task, {}, "judge-identity").build_request(ROW, options, 0)
 
 
 def imagined(folder: Path, method: str, **imagine: Any) -> Request:
     axes = {"difficulty": ["easy", "tricky"], "persona": ["student", "clerk"]}
     teacher = {"api": "chat", "soft_labels": "votes", "response_format": "json_schema"}
-    made = small_task(folder, teacher=teacher, imagine={"axes": axes, "seed": 3} | imagine)
+    made = write_small_task(folder, teacher=teacher, imagine={"axes": axes, "seed": 3} | imagine)
     slice_ = made.read_slice("shop").model_copy(update={"target": 50})
     imaginer = Imaginer(made.task, "shop", slice_, [*made.golden, *made.dev], {}, "imaginer-identity")
     jobs = imaginer.plan_jobs(slice_.imagination, 47)

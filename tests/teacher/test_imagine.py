@@ -29,9 +29,9 @@ from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.imagine.ask import ImagineResult, imagine_prompts
 from distill_dagster.teacher.imagine.plan import EVOLUTIONS, Imaginer, count_imagine_requests
 from distill_dagster.teacher.providers.client import resolve_endpoint
-from tests.support.imagining import asked_text, listed, teacher, texts_for
+from tests.support.imagining import answer_as_teacher, build_imagined_texts, format_prompt_list, get_request_text
 from tests.support.provider import FakeProvider, Fault
-from tests.support.task import LABELS, small_task
+from tests.support.task import LABELS, write_small_task
 
 AXES = {"difficulty": ["easy", "tricky"], "persona": ["student", "clerk", "nurse"]}
 
@@ -73,7 +73,7 @@ class Slices:
 
 def slices_in(root: Path, url: str, target: int = 13, **teacher_: Any) -> Slices:
     settings = {"api_base": url, "api": "chat", "soft_labels": "votes", "max_retries": 0} | teacher_
-    folder = small_task(root, teacher=settings)
+    folder = write_small_task(root, teacher=settings)
     store = CompletionStore.open_in_folder(root / "store")
     made = Slices(TaskFolder(folder.path, root / "accepted" / folder.name), store)
     made.change(target=target)
@@ -82,7 +82,7 @@ def slices_in(root: Path, url: str, target: int = 13, **teacher_: Any) -> Slices
 
 @pytest.fixture
 def provider() -> Iterator[FakeProvider]:
-    with FakeProvider(LABELS, answer=teacher) as provider:
+    with FakeProvider(LABELS, answer=answer_as_teacher) as provider:
         yield provider
 
 
@@ -171,7 +171,7 @@ def test_a_schema_is_sent_if_the_model_accepts_one(slices: Slices, provider: Fak
     assert outcome.missing == 0
     assert provider.requests
     assert not any("response_format" in seen.body for seen in provider.requests)
-    assert "numbered list" in asked_text(provider.requests[0])
+    assert "numbered list" in get_request_text(provider.requests[0])
 
 
 def test_a_prompt_for_the_text_api_starts_the_list(tmp_path: Path, provider: FakeProvider) -> None:
@@ -187,7 +187,7 @@ def test_repeats_within_the_slice_are_left_out_and_counted(slices: Slices, provi
     long = "my parcel went to the neighbour who is on a journey and nobody else has a key to that house"
     slices.change(seeds=["I want a refund", long])
     odd = ["i want a REFUND!", f"{long} sadly", "brand new", "Brand  new."]
-    provider.answer = lambda seen: json.dumps([*odd, *texts_for(seen)][:4])
+    provider.answer = lambda seen: json.dumps([*odd, *build_imagined_texts(seen)][:4])
     outcome = slices.imagine(max_rounds=1)
     [ended] = outcome.history.rounds
     assert [one.text for one in outcome.history.prompts] == ["brand new"]
@@ -198,7 +198,7 @@ def test_repeats_within_the_slice_are_left_out_and_counted(slices: Slices, provi
 
 def test_later_rounds_show_and_evolve_what_was_imagined(slices: Slices, provider: FakeProvider) -> None:
     slices.change(target=40)
-    provider.answer = lambda seen: listed(seen, texts_for(seen)[:2])
+    provider.answer = lambda seen: format_prompt_list(seen, build_imagined_texts(seen)[:2])
     outcome = slices.imagine(per_request=4, examples=6)
     assert outcome.rounds > 1
     ids = {row["prompt_id"] for row in build_seed_prompts("shop", slices.imaginer().slice).to_dicts()}
@@ -304,7 +304,7 @@ def slices_again(root: Path, name: str) -> Slices:
 def test_a_run_after_a_killed_one_repeats_no_answered_request(tmp_path: Path, after: int, where: str) -> None:
     root = Path(__file__).resolve().parents[2]
 
-    with FakeProvider(LABELS, answer=teacher, pause_s=0.01) as provider:
+    with FakeProvider(LABELS, answer=answer_as_teacher, pause_s=0.01) as provider:
         slices = slices_in(tmp_path, provider.url)
         command = [sys.executable, "-c", DIES, str(tmp_path), slices.folder.name, str(after), where]
         killed = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, timeout=120, check=False)

@@ -28,7 +28,7 @@ from distill_dagster.tables.schemas import COMPLETIONS
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.asking.estimate import estimate_requests
 from distill_dagster.teacher.providers.replay import NOT_RECORDED
-from tests.support.task import again, env_of, jsonl, pass_gate, small_task
+from tests.support.task import build_stage_context, jsonl, pass_gate, reload_folder, write_small_task
 
 SHOP = {"I want a refund": "refund", "a delivery arrived broken": "delivery", "login asks twice": "login"}
 TEACHER: dict[str, Any] = {
@@ -48,9 +48,9 @@ class Home:
     """A task whose teacher is a recording, and its stages from prompts to completions."""
 
     def __init__(self, tmp_path: Path, **teacher: Any) -> None:
-        folder = small_task(tmp_path, teacher=TEACHER | teacher)
+        folder = write_small_task(tmp_path, teacher=TEACHER | teacher)
         self.folder = TaskFolder(folder.path, tmp_path / "accepted" / folder.name)
-        self.env = env_of(self.folder, tmp_path / "home")
+        self.env = build_stage_context(self.folder, tmp_path / "home")
 
     def record(self, rows: list[dict[str, Any]], name: str = "recorded/logs.jsonl") -> None:
         path = self.folder.path / name
@@ -69,7 +69,7 @@ class Home:
     def answers(self, slice_: str = "shop") -> dict[str, list[str | None]]:
         """The answers by prompt text."""
         frame, _ = self.completions(slice_)
-        prompts = build_seed_prompts(slice_, again(self.folder).read_slice(slice_))
+        prompts = build_seed_prompts(slice_, reload_folder(self.folder).read_slice(slice_))
         texts = {row["prompt_id"]: row["messages"][0]["content"] for row in prompts.iter_rows(named=True)}
         out: dict[str, list[str | None]] = {}
         for row in frame.sort("prompt_id", "sample_index").iter_rows(named=True):
@@ -97,7 +97,7 @@ def test_recorded_completions_are_the_answers_and_nothing_is_sent(home: Home) ->
     assert made.record.missing_rows == 0
     assert home.completions()[1].record.data_version == made.record.data_version
     assert home.env.store.count() == 3
-    [found] = estimate_requests(again(home.folder), home.env.store, ["web"], lambda _: None)
+    [found] = estimate_requests(reload_folder(home.folder), home.env.store, ["web"], lambda _: None)
     assert (found.prompts, found.calls) == (3, 0)
 
 
@@ -131,11 +131,11 @@ def test_an_edited_recording_changes_its_own_rows_alone(home: Home) -> None:
     rows = [plain(text, label) for text, label in SHOP.items()]
     home.record(rows)
     before, made = home.completions()
-    version = compute_source_version(again(home.folder), "teacher_settings")
+    version = compute_source_version(reload_folder(home.folder), "teacher_settings")
     home.record([{"completion": r["completion"], "prompt": f" {r['prompt']} "} for r in reversed(rows)])
-    assert compute_source_version(again(home.folder), "teacher_settings") == version
+    assert compute_source_version(reload_folder(home.folder), "teacher_settings") == version
     home.record([*rows[:2], plain("login asks twice", "refund")])
-    assert compute_source_version(again(home.folder), "teacher_settings") != version
+    assert compute_source_version(reload_folder(home.folder), "teacher_settings") != version
     after, changed = home.completions()
     assert changed.record.data_version != made.record.data_version
     same = before.join(after, on=["prompt_id", "request_key", "answer"])
@@ -148,14 +148,14 @@ def test_completions_are_found_by_the_id_of_a_seed_or_a_row(tmp_path: Path) -> N
     seeds = [{"id": str(n), "text": text} for n, text in enumerate(SHOP)]
     value = {"description": "The shop.", "seeds": seeds}
     (home.folder.path / "slices" / "shop.yaml").write_text(yaml.safe_dump(value))
-    golden = again(home.folder).golden
+    golden = reload_folder(home.folder).golden
     home.record([{"id": n, "completion": label} for n, label in enumerate(SHOP.values())], "recorded/a.jsonl")
     home.record([{"id": row.id, "completion": row.label} for row in golden], "recorded/b.jsonl")
     assert home.answers() == {text: [label] for text, label in SHOP.items()}
-    stage.make_golden_completions(replace(home.env, folder=again(home.folder)), None)
+    stage.make_golden_completions(replace(home.env, folder=reload_folder(home.folder)), None)
     frame, record = home.env.lake.read(home.env.task_name, "golden_completions", None, COMPLETIONS)
     assert frame.filter(pl.col("status") == "ok").height == len(golden)
-    assert record.missing_rows == len(again(home.folder).dev)
+    assert record.missing_rows == len(reload_folder(home.folder).dev)
     home.env.store.close()
 
 
@@ -289,10 +289,10 @@ def test_each_problem_names_its_line(home: Home) -> None:
         home.completions()
     assert [(p.line, p.field) for p in caught.value.problems] == [(4, None)]
     home.record([plain("a", "refund"), {"prompt": "b"}, {"completion": "c"}])
-    problems = [p for p in check_task_folder(again(home.folder)) if p.severity == "error"]
+    problems = [p for p in check_task_folder(reload_folder(home.folder)) if p.severity == "error"]
     assert [(p.file, p.line, p.field) for p in problems] == [(path, 2, "completion"), (path, 3, "prompt")]
     path.unlink()
-    [problem] = [p for p in check_task_folder(again(home.folder)) if p.severity == "error"]
+    [problem] = [p for p in check_task_folder(reload_folder(home.folder)) if p.severity == "error"]
     assert "are missing" in problem.message
     assert "distill import shop_mail FILE --as recorded --name logs" in problem.remedy
 

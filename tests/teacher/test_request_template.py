@@ -21,9 +21,9 @@ from distill_dagster.teacher.asking.asked_prompt import AskedPrompt, build_asked
 from distill_dagster.teacher.asking.request_template import PLACEHOLDER, can_render
 from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.providers.client import resolve_endpoint
-from tests.support.kind_folder import kind_folder
+from tests.support.kind_folder import write_kind_folder
 from tests.support.kinds import KINDS
-from tests.support.task import requests_of, small_task
+from tests.support.task import build_request_builder, write_small_task
 
 URL = "http://127.0.0.1:9/v1"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -51,11 +51,11 @@ def requests(
 ) -> Iterator[RequestBuilder]:
     with TemporaryDirectory() as name:
         changes = {"teacher": SETTINGS[setting], "reasoning": kind in ("math", "qa", "nli")} | changes
-        folder = kind_folder(Path(name), kind, URL, **changes)
+        folder = write_kind_folder(Path(name), kind, URL, **changes)
         for part, source in (templates or {}).items():
             (folder.path / "templates").mkdir(exist_ok=True)
             (folder.path / "templates" / f"{kind}_{part}.j2").write_text(source)
-        yield requests_of(folder)
+        yield build_request_builder(folder)
 
 
 def assert_equal(requests: RequestBuilder, prompt: AskedPrompt) -> None:
@@ -130,7 +130,7 @@ def test_nearest_examples_are_chosen_for_each_text(tmp_path: Path) -> None:
         counts = np.array([[text.count(chr(n)) + 1e-6 for n in range(97, 123)] for text in texts], dtype=np.float32)
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
-    folder = small_task(tmp_path, teacher={"api": "chat", "api_base": URL, "few_shot": {"nearest": 2}})
+    folder = write_small_task(tmp_path, teacher={"api": "chat", "api_base": URL, "few_shot": {"nearest": 2}})
     task, templates = folder.task, Templates({})
     made = RequestBuilder(
         task,

@@ -14,7 +14,7 @@ from distill_dagster.teacher.asking.asked_prompt import AskedPrompt
 from distill_dagster.teacher.providers.attempts import AttemptError
 from distill_dagster.teacher.providers.client import Endpoint, ask_once, resolve_endpoint
 from distill_dagster.teacher.providers.exchange import Request
-from tests.support.task import requests_of, small_task
+from tests.support.task import build_request_builder, write_small_task
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +24,8 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keys(tmp_path: Path, name: str, text: str = "a text", sample: int = 0, **changes: Any) -> str:
-    folder = small_task(tmp_path / name, **changes)
-    return requests_of(folder).build(AskedPrompt(text), sample).key
+    folder = write_small_task(tmp_path / name, **changes)
+    return build_request_builder(folder).build(AskedPrompt(text), sample).key
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def test_a_key_does_not_depend_on_address_or_speed(change: dict[str, Any], tmp_p
 
 @pytest.mark.parametrize("system", ["Sort this.", "Sort this: {{ text }}"])
 def test_the_shared_part_of_requests_is_built_once(tmp_path: Path, system: str) -> None:
-    folder = small_task(tmp_path / "a", teacher={"api": "chat", "soft_labels": "votes"})
+    folder = write_small_task(tmp_path / "a", teacher={"api": "chat", "soft_labels": "votes"})
     (folder.path / "templates").mkdir()
     (folder.path / "templates" / "classification_system.j2").write_text(system)
-    requests = requests_of(folder)
+    requests = build_request_builder(folder)
     asked = {
         text: requests.build(AskedPrompt(text), sample).messages or []
         for text in ("one", "two")
@@ -98,11 +98,11 @@ def test_a_key_depends_on_text_sample_and_examples(tmp_path: Path) -> None:
 
 
 def test_a_key_depends_on_the_template(tmp_path: Path) -> None:
-    folder = small_task(tmp_path)
-    before = requests_of(folder)
+    folder = write_small_task(tmp_path)
+    before = build_request_builder(folder)
     (folder.path / "templates").mkdir()
     (folder.path / "templates" / "classification_text.j2").write_text("{{ text }} ->")
-    after = requests_of(folder)
+    after = build_request_builder(folder)
     assert before.build(AskedPrompt("x"), 0).key != after.build(AskedPrompt("x"), 0).key
     assert before.templates.version != after.templates.version
     assert after.build(AskedPrompt("x"), 0).prompt == "x ->"
@@ -110,20 +110,22 @@ def test_a_key_depends_on_the_template(tmp_path: Path) -> None:
 
 def test_the_slice_is_in_no_request(tmp_path: Path) -> None:
     for api in ("text", "chat"):
-        folder = small_task(tmp_path / api, teacher={"api": api})
-        asked = str(requests_of(folder).build(AskedPrompt("a text"), 0))
+        folder = write_small_task(tmp_path / api, teacher={"api": api})
+        asked = str(build_request_builder(folder).build(AskedPrompt("a text"), 0))
         assert "web" not in asked.lower()
         assert "shop_mail" not in asked
 
 
 def test_both_shapes_of_a_prompt(tmp_path: Path) -> None:
-    text = requests_of(small_task(tmp_path / "text")).build(AskedPrompt("two\n  lines"), 0, "log")
+    text = build_request_builder(write_small_task(tmp_path / "text")).build(AskedPrompt("two\n  lines"), 0, "log")
     assert text.prompt is not None
     assert text.messages is None
     *examples, last = text.prompt.splitlines()
     assert last == "two lines => log"
     assert sorted(line.rpartition(" => ")[2] for line in examples) == ["delivery", "login", "refund"]
-    chat = requests_of(small_task(tmp_path / "chat", teacher={"api": "chat"})).build(AskedPrompt("two\n  lines"), 0)
+    chat = build_request_builder(write_small_task(tmp_path / "chat", teacher={"api": "chat"})).build(
+        AskedPrompt("two\n  lines"), 0
+    )
     assert chat.prompt is None
     assert chat.messages is not None
     assert [m["role"] for m in chat.messages] == ["system", *["user", "assistant"] * 3, "user"]

@@ -15,7 +15,7 @@ from distill_dagster.tasks import Slice, TaskFolder
 from distill_dagster.teacher.asking.ask import AskResult, run_ask
 from distill_dagster.teacher.completions.store import CompletionStore
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS, asker_of, small_task
+from tests.support.task import LABELS, build_asker, write_small_task
 
 SEEDS = [f"{label} number {n}" for n in range(6) for label in LABELS]
 TOTAL = 2 * len(SEEDS)
@@ -47,7 +47,7 @@ def ask(folder: TaskFolder, store_folder: Path) -> AskResult:
     store = CompletionStore.open_in_folder(store_folder)
     try:
         prompts = build_seed_prompts("shop", Slice.model_validate({"description": "d", "seeds": SEEDS}))
-        return run_ask(asker_of(folder, store), prompts)
+        return run_ask(build_asker(folder, store), prompts)
     finally:
         store.close()
 
@@ -55,7 +55,7 @@ def ask(folder: TaskFolder, store_folder: Path) -> AskResult:
 def test_a_run_continues_after_a_kill(tmp_path: Path) -> None:
     least, root = 7, Path(__file__).resolve().parents[2]
     with FakeProvider(LABELS, pause_s=0.01) as provider:
-        folder = small_task(tmp_path, teacher={"api_base": provider.url})
+        folder = write_small_task(tmp_path, teacher={"api_base": provider.url})
         command = [sys.executable, "-c", DIES, str(folder.path), str(tmp_path / "store")]
         killed = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, timeout=120, check=False)
         assert killed.returncode == 9

@@ -19,7 +19,7 @@ from distill_dagster.teacher.asking.ask import AskResult, run_ask
 from distill_dagster.teacher.providers.exchange import Response
 from distill_dagster.teacher.providers.responses import redact_response
 from tests.support.provider import FakeProvider, Fault
-from tests.support.task import LABELS, asker_of, env_of, small_task
+from tests.support.task import LABELS, build_asker, build_stage_context, write_small_task
 
 SECRET = "sk-planted-9f8e7d6c5b4a"
 
@@ -32,12 +32,12 @@ def provider() -> Iterator[FakeProvider]:
 
 def env(tmp_path: Path, provider: FakeProvider, **teacher: object) -> StageContext:
     settings = {"api_base": provider.url, "api_key_env": "MY_TEACHER", "max_retries": 1, "min_success": 0.3} | teacher
-    return env_of(small_task(tmp_path, teacher=settings), tmp_path / "home")
+    return build_stage_context(write_small_task(tmp_path, teacher=settings), tmp_path / "home")
 
 
 def asked_and_written(env: StageContext) -> AskResult:
     """Ask for one slice and write the table, with its record, where a stage would."""
-    asked = run_ask(asker_of(env.folder, env.store), build_seed_prompts("shop", env.folder.read_slice("shop")))
+    asked = run_ask(build_asker(env.folder, env.store), build_seed_prompts("shop", env.folder.read_slice("shop")))
     errors = asked.completions["error"].to_list()
     record = ArtifactRecord(
         "teacher_completions", "shop", compute_data_version(asked.completions), "1", {}, extra={"errors": errors}

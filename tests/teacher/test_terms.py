@@ -30,9 +30,9 @@ from distill_dagster.teacher.providers.terms import (
     find_terms_entry,
     load_terms_table,
 )
-from tests.e2e.project import TASK, Project, new_project
+from tests.e2e.project import TASK, Project, create_project
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS, small_task
+from tests.support.task import LABELS, write_small_task
 
 OWN = {
     "restricts": "no",
@@ -247,19 +247,19 @@ def test_there_is_no_endpoint_before_the_acknowledgement(monkeypatch: pytest.Mon
 
 
 def test_distill_check_reports_terms(tmp_path: Path) -> None:
-    [problem] = check_task_folder(small_task(tmp_path / "a", teacher={"terms": None}))
+    [problem] = check_task_folder(write_small_task(tmp_path / "a", teacher={"terms": None}))
     assert (problem.severity, problem.field) == ("error", "teacher.terms")
     assert problem.line is not None
     assert "model: openai/fake" in problem.file.read_text().splitlines()[problem.line - 1]
     [problem] = check_task_folder(
-        small_task(
+        write_small_task(
             tmp_path / "b",
             teacher={"model": "cohere/command-r", "api": "chat", "terms": None} | {"soft_labels": "votes"},
         )
     )
     assert problem.severity == "warning"
     assert "url, quote, date_read" in problem.remedy
-    assert check_task_folder(small_task(tmp_path / "c")) == []
+    assert check_task_folder(write_small_task(tmp_path / "c")) == []
 
 
 def checks_of(instance: dg.DagsterInstance, asset: str, name: str = "terms_acknowledged") -> list[tuple[str, str]]:
@@ -283,7 +283,7 @@ def test_a_teacher_without_acknowledgement_is_stopped_and_a_blocking_check_shows
     tmp_path: Path, provider: FakeProvider
 ) -> None:
     # A proxy that serves a model of OpenAI: its name says whose terms hold.
-    project = new_project(tmp_path, provider.url, teacher={"model": "openai/gpt-4o", "terms": UNSAID})
+    project = create_project(tmp_path, provider.url, teacher={"model": "openai/gpt-4o", "terms": UNSAID})
     with dg.instance_for_test() as instance:
         assert materialize(project, instance, "prompt_context").success
         result = materialize(project, instance, "golden_completions")
@@ -305,7 +305,7 @@ def test_a_teacher_without_acknowledgement_is_stopped_and_a_blocking_check_shows
 
 
 def test_the_command_stops_before_the_first_call(tmp_path: Path, provider: FakeProvider) -> None:
-    project = new_project(tmp_path, provider.url, teacher={"model": "openai/gpt-4o", "terms": UNSAID})
+    project = create_project(tmp_path, provider.url, teacher={"model": "openai/gpt-4o", "terms": UNSAID})
     for command in (["check", TASK], ["run", TASK], ["refresh", TASK], ["backfill", TASK]):
         ended = project.distill(*command)
         assert ended.code != 0, command
@@ -315,7 +315,7 @@ def test_the_command_stops_before_the_first_call(tmp_path: Path, provider: FakeP
 
 def test_terms_are_listed_for_every_model_that_a_task_asks(tmp_path: Path) -> None:
     base = {"api_base": "http://127.0.0.1:9"}
-    folder = small_task(
+    folder = write_small_task(
         tmp_path,
         imagine={"teacher": {"model": "openai/dreamer"} | base},
         judge={"model": "openai/judge", "rubric": [{"name": "fits", "description": "it fits"}]} | base,
@@ -328,8 +328,10 @@ def test_terms_are_listed_for_every_model_that_a_task_asks(tmp_path: Path) -> No
 
 
 def test_the_report_is_stale_when_the_terms_of_a_model_change(tmp_path: Path) -> None:
-    silent = small_task(tmp_path / "silent", teacher={"terms": {"acknowledged": False}})
-    agreed = small_task(tmp_path / "agreed", teacher={"terms": {"acknowledged": True, "note": "agreed in writing"}})
+    silent = write_small_task(tmp_path / "silent", teacher={"terms": {"acknowledged": False}})
+    agreed = write_small_task(
+        tmp_path / "agreed", teacher={"terms": {"acknowledged": True, "note": "agreed in writing"}}
+    )
     versions = [
         [compute_source_version(folder, f"{part}_settings") for part in ("evaluation", "teacher")]
         for folder in (silent, agreed)
@@ -339,7 +341,7 @@ def test_the_report_is_stale_when_the_terms_of_a_model_change(tmp_path: Path) ->
 
 
 def test_unknown_terms_only_warn(tmp_path: Path, provider: FakeProvider) -> None:
-    project = new_project(tmp_path, provider.url, teacher={"terms": UNSAID})
+    project = create_project(tmp_path, provider.url, teacher={"terms": UNSAID})
     ended = project.distill("backfill", TASK, "--slice", "shop", "--json")
     assert ended.code == 0, ended.err
     assert provider.requests

@@ -14,8 +14,8 @@ import yaml
 from playwright.sync_api import Locator, Page, expect
 
 from distill_dagster.pipeline.stage_table import get_slices_partitions_name
-from tests.e2e.project import GROUP, TASK, Project, new_project
-from tests.support.browser import LOCATION, SLOW_MS, browsing, serving
+from tests.e2e.project import GROUP, TASK, Project, create_project
+from tests.support.browser import LOCATION, SLOW_MS, open_browser_page, serve_ui
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS
 
@@ -117,7 +117,7 @@ def provider() -> Iterator[FakeProvider]:
 @pytest.fixture(scope="session")
 def project(provider: FakeProvider, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Everything up to the dataset, whose blocking check holds training back."""
-    project = new_project(
+    project = create_project(
         tmp_path_factory.mktemp("ui"), provider.url, curation={"min_rows": 1000}, students={"two": None}
     )
     for key in SMALL_SLICES:
@@ -131,7 +131,7 @@ def project(provider: FakeProvider, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def address(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log: Path = tmp_path_factory.mktemp("log") / "ui.log"
-    with serving(lambda port: project.start("ui", "--port", str(port), log=log)) as address:
+    with serve_ui(lambda port: project.start("ui", "--port", str(port), log=log)) as address:
         yield address
 
 
@@ -139,5 +139,5 @@ def address(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def screen(address: str, project: Project, provider: FakeProvider) -> Iterator[Screen]:
     """Opened after the project's own run."""
     expect.set_options(timeout=SLOW_MS)
-    with project.instance() as instance, browsing(2400, 1400) as page:
+    with project.instance() as instance, open_browser_page(2400, 1400) as page:
         yield Screen(page, address, project, provider, instance)
