@@ -141,7 +141,7 @@ def test_a_backfill_from_the_command_line_is_run_by_the_daemon_of_the_ui(screen:
 def test_a_tick_of_the_schedule_refreshes_the_task(screen: Screen) -> None:
     screen.project.change_task(curation={"min_rows": 4})
     page = screen.open(f"locations/{LOCATION}/schedules/{TASK}_refresh_schedule")
-    expect(page.get_by_text("Brings the task up to date", exact=False)).to_be_visible()
+    expect(page.get_by_text("Makes what automation left over", exact=False)).to_be_visible()
     page.get_by_role("button", name="Preview tick result").click()
     page.get_by_role("button", name="Continue").click()
     page.get_by_role("button", name="Launch all").click()
@@ -155,10 +155,10 @@ def test_a_tick_of_the_schedule_refreshes_the_task(screen: Screen) -> None:
 
 
 def test_sensors_turned_on_by_hand_make_what_an_edit_calls_for(screen: Screen) -> None:
-    said = {"files": "Sees the task's files", "automation": "Runs what a change of content calls for"}
+    descriptions = {"files": "Watches the task's files", "automation": "Runs what a change of content requires"}
     page = screen.open("automation")
     expect(page.get_by_text(f"{TASK}_refresh_schedule", exact=True)).to_be_visible()
-    for name, text in said.items():
+    for name, text in descriptions.items():
         screen.automation_row(f"sensors/{TASK}_{name}").get_by_label("info").hover()
         expect(page.get_by_text(text).first).to_be_visible()
         page.reload()  # what is said of one would lie over the next
