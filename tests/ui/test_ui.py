@@ -161,10 +161,10 @@ def test_sensors_turned_on_by_hand_make_what_an_edit_calls_for(screen: Screen) -
     for name, text in descriptions.items():
         screen.automation_row(f"sensors/{TASK}_{name}").get_by_label("info").hover()
         expect(page.get_by_text(text).first).to_be_visible()
-        page.reload()  # what is said of one would lie over the next
-    for name in said:
+        page.reload()  # one tooltip would cover the next
+    for name in descriptions:
         screen.turn_on(f"sensors/{TASK}_{name}")
-    screen.wait(lambda: {f"{TASK}_{name}" for name in said} <= ticked(screen))
+    screen.wait(lambda: {f"{TASK}_{name}" for name in descriptions} <= ticked(screen))
 
     screen.project.change_slice("phone", lambda value: value["seeds"].append("no login by phone today"))
     long_ago = time.time() - 60  # as if the files were quiet for so long
