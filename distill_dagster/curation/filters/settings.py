@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from distill_dagster.config import Task
 from distill_dagster.core.errors import Problem
+from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.curation.filters.base import Filter
 from distill_dagster.curation.filters.catalogue import BUILT_IN_FILTERS, STEP_REASONS
 from distill_dagster.curation.filters.custom import CustomFilterSpec
@@ -144,7 +147,17 @@ def select_task_filters(task: Task) -> list[Filter]:
     Raises:
         ValidationError: the block `curation.filters` is malformed; `find_filter_problems` names the line.
     """
-    return select_filters(FilterSettings.model_validate(task.curation.filters), TaskView.from_task(task))
+    return select_filters(_parse_settings(to_canonical_json(task.curation.filters)), TaskView.from_task(task))
+
+
+@lru_cache(maxsize=32)
+def _parse_settings(block: str) -> FilterSettings:
+    """The settings in a block, given as JSON. A stage needs them several times, and SQL of a task is parsed by DuckDB.
+
+    Raises:
+        ValidationError: the block is malformed.
+    """
+    return FilterSettings.model_validate(json.loads(block))
 
 
 def collect_scorers(filters: list[Filter]) -> list[Scorer]:
@@ -166,7 +179,7 @@ def list_parameters(each: Filter) -> dict[str, Any]:
 
 def list_filter_hash_fields(task: Task) -> list[dict[str, Any]]:
     """Everything that decides which rows the filters of a task drop. A setting at its default counts as if unset."""
-    settings = FilterSettings.model_validate(task.curation.filters)
+    settings = _parse_settings(to_canonical_json(task.curation.filters))
     built_in = _select_built_in(settings, TaskView.from_task(task))
     return [
         *({"reason": each.reason} | each.model_dump(mode="json") for each in built_in),
