@@ -45,8 +45,12 @@ DEFAULT_INSTRUCTIONS = {
 class LabelSpec(ConfigModel):
     """A category: its name as models see it, and a description of what belongs to it."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100)]
-    description: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1, max_length=100)] = Field(
+        description="the label as models see it and as rows write it"
+    )
+    description: Annotated[str, Field(min_length=1)] = Field(
+        description="what belongs to the label, and what does not; the teacher reads it"
+    )
 
     @field_validator("name")
     @classmethod
@@ -59,8 +63,10 @@ class LabelSpec(ConfigModel):
 class ToolSpec(ConfigModel):
     """A function that the answer of a `tool_call` task may call."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}$")]
-    description: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}$")] = Field(
+        description="the name of the function"
+    )
+    description: Annotated[str, Field(min_length=1)] = Field(description="what the function does; the teacher reads it")
     parameters: dict[str, Any] = Field(
         default={"type": "object", "properties": {}}, description="JSON schema of its arguments"
     )

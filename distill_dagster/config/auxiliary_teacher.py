@@ -14,21 +14,33 @@ from distill_dagster.config.terms import TermsSpec
 class AuxiliaryTeacherSpec(ConfigModel):
     """A model that judges or imagines prompts. The settings mean what they mean in `TeacherSpec`."""
 
-    model: str
-    api: Literal["chat", "text"] = "chat"
-    api_base: str | None = None
+    model: str = Field(description="the model, as in `teacher.model`")
+    api: Literal["chat", "text"] = Field(
+        default="chat", description="chat completions, or plain text completions for base models"
+    )
+    api_base: str | None = Field(default=None, description="address of the server; by default the provider's")
     api_key_env: str | None = Field(default=None, description="name of the environment variable with the key")
-    revision: str | None = None
+    revision: str | None = Field(
+        default=None, description="version of the model, if its name does not say it; another revision is asked again"
+    )
     response_format: Literal["auto", "json_schema", "prompt"] = Field(
         default="auto",
         description="how an answer gets its form (chat API): json_schema by the provider's response_format, prompt by "
         "instructions, auto by json_schema if litellm knows that the model supports it",
     )
-    concurrency: Annotated[int, Field(ge=1, le=512)] = 8
-    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
-    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
-    timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    max_retries: Annotated[int, Field(ge=0, le=20)] = 4
+    concurrency: Annotated[int, Field(ge=1, le=512)] = Field(
+        default=8, description="largest number of requests at the same time"
+    )
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = Field(default=None, description="rate limit in requests")
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="rate limit in tokens of prompts and answers; an answer counts as max_tokens"
+    )
+    timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="seconds until a request without an answer is cut"
+    )
+    max_retries: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=4, description="how often a request is sent again after a network error, a rate limit or a server error"
+    )
     price: PriceSpec | None = Field(
         default=None, description="for a model that litellm does not know, or your own price"
     )

@@ -15,9 +15,13 @@ class BudgetSpec(ConfigModel):
     usd: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="cap of one campaign: one command, backfill or refresh"
     )
-    tokens: Annotated[int, Field(ge=0)] | None = None
+    tokens: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="cap of one campaign in tokens of prompts and answers"
+    )
     month_usd: Annotated[float, Field(ge=0)] | None = Field(default=None, description="cap of a calendar month (UTC)")
-    month_tokens: Annotated[int, Field(ge=0)] | None = None
+    month_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="cap of a calendar month (UTC) in tokens"
+    )
 
     @property
     def has_usd_cap(self) -> bool:

@@ -47,7 +47,7 @@ class CurationSpec(ConfigModel):
         default=None,
         description="fewer slices with rows, current or last good ones, block training; by default 90% of the slices",
     )
-    seed: int = 0
+    seed: int = Field(default=0, description="seed of the split and of random choices")
 
     @field_validator("decontamination", mode="before")
     @classmethod

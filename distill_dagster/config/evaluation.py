@@ -12,8 +12,12 @@ from distill_dagster.config.base import ConfigModel
 class EvaluationSpec(ConfigModel):
     """How systems are compared."""
 
-    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = Field(
+        default=2000, description="resamples of the items behind each interval"
+    )
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
+        default=0.95, description="level of the intervals and tests"
+    )
     latency_items: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=40, description="how many golden items are timed one by one; a change applies to the next predictions"
     )
@@ -21,7 +25,7 @@ class EvaluationSpec(ConfigModel):
         default=None,
         description="price of the machine that serves the student; without it its cost is unknown",
     )
-    seed: int = 0
+    seed: int = Field(default=0, description="seed of the resamples")
 
 
 class GateSpec(ConfigModel):

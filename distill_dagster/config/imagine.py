@@ -20,8 +20,12 @@ class ImagineMethodsSpec(ConfigModel):
     grid: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="from a combination of values of the axes; by default 0.4, or 0 without axes"
     )
-    self_instruct: Annotated[float, Field(ge=0)] = 0.3
-    evolve: Annotated[float, Field(ge=0)] = 0.3
+    self_instruct: Annotated[float, Field(ge=0)] = Field(
+        default=0.3, description="from examples of the slice (Wang et al. 2023)"
+    )
+    evolve: Annotated[float, Field(ge=0)] = Field(
+        default=0.3, description="a more difficult or more unusual form of a prompt (Xu et al. 2023)"
+    )
 
 
 class ImagineSpec(ConfigModel):
@@ -31,10 +35,14 @@ class ImagineSpec(ConfigModel):
     axes: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
         default={}, description="difficulty, persona, style, edge_case or any other name, each with its values"
     )
-    per_request: Annotated[int, Field(ge=1, le=100)] = 4
+    per_request: Annotated[int, Field(ge=1, le=100)] = Field(default=4, description="prompts that one request asks for")
     examples: Annotated[int, Field(ge=0, le=50)] = Field(default=6, description="examples in a self_instruct request")
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    temperature: Annotated[float, Field(ge=0, le=2)] = Field(
+        default=1.0, description="randomness of the imagined prompts"
+    )
+    max_tokens: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=1000, description="longest answer to one request, in tokens"
+    )
     max_chars: Annotated[int, Field(ge=1, le=100_000)] = Field(default=4000, description="longest imagined prompt")
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.7,
@@ -44,7 +52,7 @@ class ImagineSpec(ConfigModel):
         default=5,
         description="each round asks for all missing prompts; two rounds without a new prompt end a slice earlier",
     )
-    seed: int = 0
+    seed: int = Field(default=0, description="seed of the choice of examples and axes")
     teacher: AuxiliaryTeacherSpec | None = Field(
         default=None, description="the model that imagines; by default the task's teacher"
     )

@@ -13,9 +13,11 @@ from distill_dagster.core.patterns import find_pattern_problem
 class InboxRuleSpec(ConfigModel):
     """Sends a prompt to a slice if a regular expression matches a field of its record."""
 
-    slice: str
+    slice: str = Field(description="the slice that a matching line goes to")
     field: Annotated[str, Field(min_length=1)] | None = Field(default=None, description="by default the text")
-    matches: Annotated[str, Field(min_length=1)]
+    matches: Annotated[str, Field(min_length=1)] = Field(
+        description="a regular expression, found anywhere in the field"
+    )
 
     @field_validator("slice")
     @classmethod
@@ -38,8 +40,12 @@ DEFAULT_PHONE_REGIONS = ("US", "GB", "DE", "FR")
 class InboxSpec(ConfigModel):
     """How lines of files in the inbox become prompts."""
 
-    text_field: Annotated[str, Field(min_length=1)] = "text"
-    slice_field: Annotated[str, Field(min_length=1)] = "slice"
+    text_field: Annotated[str, Field(min_length=1)] = Field(
+        default="text", description="field of a line that contains the prompt"
+    )
+    slice_field: Annotated[str, Field(min_length=1)] = Field(
+        default="slice", description="field of a line that names its slice"
+    )
     rules: list[InboxRuleSpec] = Field(default=[], description="for lines without a slice; the first match applies")
     keep_files: bool = Field(
         default=False, description="keep processed files in done/, unmasked; by default only their summary is kept"

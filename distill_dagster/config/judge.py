@@ -13,8 +13,10 @@ from distill_dagster.config.base import ConfigModel
 class CriterionSpec(ConfigModel):
     """One line of a judge's rubric."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,40}$")]
-    description: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,40}$")] = Field(
+        description="a short name; the judge's score is stored under it"
+    )
+    description: Annotated[str, Field(min_length=1)] = Field(description="what the judge scores from 1 to 5")
 
 
 class JudgeSpec(AuxiliaryTeacherSpec):
@@ -23,9 +25,13 @@ class JudgeSpec(AuxiliaryTeacherSpec):
     mode: Literal["score", "best_of"] = Field(
         default="score", description="score: 1 to 5 per criterion, with a reason; best_of: choose the sample to keep"
     )
-    rubric: Annotated[list[CriterionSpec], Field(min_length=1)]
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    max_tokens: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    rubric: Annotated[list[CriterionSpec], Field(min_length=1)] = Field(
+        description="the criteria, each scored on its own"
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] = Field(default=0.0, description="randomness of the judge")
+    max_tokens: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=1000, description="longest answer of the judge, in tokens"
+    )
     min_success: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.9, description="the asset fails if a smaller share of answers is usable"
     )

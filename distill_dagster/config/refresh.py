@@ -20,7 +20,7 @@ class RefreshSpec(ConfigModel):
         default="0 3 * * *",
         description="when the schedule refreshes: minute, hour, day, month, weekday; null: never",
     )
-    timezone: str = "UTC"
+    timezone: str = Field(default="UTC", description="time zone of `cron`, such as Europe/Berlin")
     min_new_rows: Annotated[int, Field(ge=0)] = Field(
         default=0, description="a student is trained again if more rows than this were added, removed or changed"
     )

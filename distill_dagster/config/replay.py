@@ -28,11 +28,11 @@ class ReplaySpec(ConfigModel):
         description="how a prompt finds its completion: by its last user turn, by all turns, or by the id of its "
         "seed, imported prompt or labelled row",
     )
-    prompt: str | None = None
-    completion: str | None = None
-    reasoning: str | None = None
-    model: str | None = None
-    id: str | None = None
+    prompt: str | None = Field(default=None, description="path of the prompt in a record")
+    completion: str | None = Field(default=None, description="path of the completion")
+    reasoning: str | None = Field(default=None, description="path of the reasoning")
+    model: str | None = Field(default=None, description="path of the name of the model that answered")
+    id: str | None = Field(default=None, description="path of the record's id, for `match: id`")
     prompt_pattern: str | None = Field(
         default=None, description="a regular expression whose first group is the prompt in the recorded text"
     )

@@ -13,28 +13,43 @@ from distill_dagster.config.base import STUDENT_NAME_PATTERN, ConfigModel
 class LoraSpec(ConfigModel):
     """Low-rank adapters (Hu et al. 2021)."""
 
-    rank: Annotated[int, Field(ge=1, le=512)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: str | list[str] = "all-linear"
+    rank: Annotated[int, Field(ge=1, le=512)] = Field(
+        default=16, description="rank of the update of each weight matrix: more can learn more and takes more memory"
+    )
+    alpha: Annotated[float, Field(gt=0)] = Field(default=32, description="scale of the update, divided by the rank")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="dropout within the adapter")
+    target_modules: str | list[str] = Field(
+        default="all-linear", description="names of the layers that get an adapter; all-linear: every linear layer"
+    )
 
 
 class StudentSpec(ConfigModel):
     """A student: a causal LM that writes its answer, or an encoder with a classification head."""
 
     model: str = Field(description="name of a packaged model, a folder, or a Hugging Face id")
-    architecture: Literal["causal_lm", "encoder"]
-    revision: str | None = None
+    architecture: Literal["causal_lm", "encoder"] = Field(
+        description="causal_lm: a language model that writes its answer; encoder: an embedding model with a head "
+        "for labels"
+    )
+    revision: str | None = Field(default=None, description="branch, tag or commit of a Hugging Face id")
     lora: LoraSpec = LoraSpec()
-    quantization: Literal["none", "nf4"] = "none"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    epochs: Annotated[int, Field(ge=1, le=200)] = 2
+    quantization: Literal["none", "nf4"] = Field(
+        default="none", description="nf4: train on 4-bit weights (QLoRA, Dettmers et al. 2023); needs a GPU"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="number format of the weights; bfloat16 on a GPU"
+    )
+    epochs: Annotated[int, Field(ge=1, le=200)] = Field(default=2, description="passes over the dataset")
     seed_only_epochs: Annotated[int, Field(ge=1, le=500)] | None = Field(
         default=None, description="epochs of seed_only; by default `epochs`"
     )
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, description="rows per step")
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=5e-4, description="highest learning rate; it falls linearly to 0"
+    )
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="share of the steps in which the learning rate rises"
+    )
     temperature: Annotated[float, Field(gt=0, le=20)] = Field(default=1.0, description="of the distillation loss")
     soft_weight: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5, description="1: learn soft labels only, 0: learn the chosen label only"
@@ -50,7 +65,7 @@ class StudentSpec(ConfigModel):
         description="for a task with labels and `reasoning: true`: learn to write the teacher's reasoning and then "
         "the label, instead of choosing the label at once",
     )
-    seed: int = 0
+    seed: int = Field(default=0, description="seed of initial weights and of the order of rows")
 
 
 BASE_MODEL_SETTINGS = (

@@ -44,20 +44,28 @@ from distill_dagster.core.hashing import hash_content
 class Task(ConfigModel):
     """All of `task.yaml`."""
 
-    kind: TaskKind
-    description: Annotated[str, Field(min_length=1)]
+    kind: TaskKind = Field(description="what an answer is; docs/kinds.md describes each kind")
+    description: Annotated[str, Field(min_length=1)] = Field(
+        description="one sentence about the task; the judge and the model that imagines prompts read it"
+    )
     instructions: Annotated[str, Field(min_length=1)] = Field(
         default="", description="what the teacher is asked to do; by default a sentence of the kind"
     )
     item: Annotated[str, Field(min_length=1, max_length=40)] = Field(
         default="Message", description="what one prompt is called in templates: Ticket, Message, Question"
     )
-    owners: list[str] = Field(default=[])
-    labels: list[LabelSpec] = Field(default=[])
+    owners: list[str] = Field(
+        default=[],
+        description="people or teams that Dagster shows as owners of the task's assets: an e-mail address or "
+        "`team:name`",
+    )
+    labels: list[LabelSpec] = Field(
+        default=[], description="the categories, for kinds with labels; kind nli has its three by default"
+    )
     reasoning: bool = Field(default=False, description="ask the teacher for its reasoning before the answer")
     answer: AnswerSpec = AnswerSpec()
     answer_schema: dict[str, Any] | None = Field(default=None, description="kind extraction: JSON schema of an answer")
-    tools: list[ToolSpec] = Field(default=[])
+    tools: list[ToolSpec] = Field(default=[], description="kind tool_call: the functions that an answer may call")
     teachers: dict[str, TeacherSpec] = Field(
         default={}, description="several teachers by name, instead of `teacher`; list the most trusted one last"
     )
@@ -70,8 +78,12 @@ class Task(ConfigModel):
     )
     imagine: ImagineSpec | None = None
     judge: JudgeSpec | None = None
-    students: Annotated[dict[str, StudentSpec], Field(min_length=1)]
-    default_student: str | None = None
+    students: Annotated[dict[str, StudentSpec], Field(min_length=1)] = Field(
+        description="the models that learn from the teacher's answers, by a name of your choice"
+    )
+    default_student: str | None = Field(
+        default=None, description="the student of a command that names none; by default the first"
+    )
     curation: CurationSpec = CurationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     gate: GateSpec = GateSpec()

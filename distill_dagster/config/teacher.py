@@ -20,14 +20,19 @@ FREE_TEXT_MAX_TOKENS = 1024
 class FewShotSpec(ConfigModel):
     """How examples.jsonl becomes few-shot examples. Each draw takes the next `per_label` examples of each label."""
 
-    per_label: Annotated[int, Field(ge=0, le=50)] = 3
+    per_label: Annotated[int, Field(ge=0, le=50)] = Field(
+        default=3, description="examples of each label in a draw; for kinds without labels, examples in a draw"
+    )
     nearest: Annotated[int, Field(ge=0, le=200)] = Field(
         default=0,
         description="number of examples nearest to the prompt by sentence embedding, used instead of per_label: for "
         "many labels, or if shared examples help little",
     )
-    draws: Annotated[int, Field(ge=1, le=32)] = 3
-    seed: int = 0
+    draws: Annotated[int, Field(ge=1, le=32)] = Field(
+        default=3,
+        description="how often each prompt is asked, each time with other examples; by default 1 for written answers",
+    )
+    seed: int = Field(default=0, description="seed of the choice of examples")
 
 
 class BatchSpec(ConfigModel):
@@ -45,21 +50,30 @@ class BatchSpec(ConfigModel):
 class PriceSpec(ConfigModel):
     """A price in USD per million tokens."""
 
-    input_usd: Annotated[float, Field(ge=0)]
-    output_usd: Annotated[float, Field(ge=0)]
+    input_usd: Annotated[float, Field(ge=0)] = Field(description="USD per million prompt tokens")
+    output_usd: Annotated[float, Field(ge=0)] = Field(description="USD per million tokens of answers")
 
 
 class TeacherSpec(ConfigModel):
     """A teacher. `model` is `embedded/smollm2-135m-instruct`, `replay/<name>` or any litellm model id."""
 
-    model: str
+    model: str = Field(
+        description="`embedded/smollm2-135m-instruct`, `replay/<name>`, or any model id of litellm such as "
+        "`openai/gpt-4o-mini`"
+    )
     api: Literal["chat", "text"] = Field(
         default="chat", description="chat completions, or plain text completions for base models"
     )
-    api_base: str | None = None
+    api_base: str | None = Field(
+        default=None, description="address of the server, such as http://127.0.0.1:8000/v1; by default the provider's"
+    )
     api_key_env: str | None = Field(default=None, description="name of the environment variable with the key")
-    revision: str | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    revision: str | None = Field(
+        default=None, description="version of the model, if its name does not say it; another revision is asked again"
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] = Field(
+        default=0.0, description="randomness of the answers; 0 gives the most probable answer"
+    )
     samples: Annotated[int, Field(ge=1, le=64)] = Field(
         default=1, description="answers per draw of few-shot examples; more than one needs a temperature above 0"
     )
@@ -76,7 +90,9 @@ class TeacherSpec(ConfigModel):
         default="votes",
         description="logprobs: from token log-probabilities, if the provider returns them; votes: from the samples",
     )
-    top_logprobs: Annotated[int, Field(ge=1, le=5000)] = 20
+    top_logprobs: Annotated[int, Field(ge=1, le=5000)] = Field(
+        default=20, description="for `soft_labels: logprobs`, how many of the most probable tokens the provider returns"
+    )
     boost_labels: bool = Field(
         default=False,
         description="add a logit bias to the labels' tokens, so that even an unlikely label is among the "
@@ -100,13 +116,19 @@ class TeacherSpec(ConfigModel):
     )
     batch: BatchSpec = BatchSpec()
     replay: ReplaySpec | None = Field(default=None, description="for `replay/<name>`: how its completions are read")
-    concurrency: Annotated[int, Field(ge=1, le=512)] = 8
-    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    concurrency: Annotated[int, Field(ge=1, le=512)] = Field(
+        default=8, description="largest number of requests at the same time"
+    )
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = Field(default=None, description="rate limit in requests")
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="tokens of prompts and answers; an answer counts as max_tokens"
     )
-    timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    max_retries: Annotated[int, Field(ge=0, le=20)] = 4
+    timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="seconds until a request without an answer is cut"
+    )
+    max_retries: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=4, description="how often a request is sent again after a network error, a rate limit or a server error"
+    )
     reasks: Annotated[int, Field(ge=0, le=10)] = Field(
         default=1, description="how often an unusable answer is asked for again; each is paid for"
     )

@@ -18,11 +18,13 @@ class TermsSpec(ConfigModel):
     restricts: Literal["yes", "no"] | None = Field(
         default=None, description="whether the terms restrict training with answers; needs url, quote and date_read"
     )
-    url: Annotated[str, Field(max_length=2000)] | None = None
+    url: Annotated[str, Field(max_length=2000)] | None = Field(
+        default=None, description="address of the terms that you read"
+    )
     quote: Annotated[str, Field(min_length=10, max_length=5000)] | None = Field(
         default=None, description="the clause, word for word"
     )
-    date_read: date | None = None
+    date_read: date | None = Field(default=None, description="the day on which you read them")
     note: Annotated[str, Field(max_length=2000)] | None = Field(
         default=None, description="copied into every release card"
     )

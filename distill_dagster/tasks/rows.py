@@ -19,8 +19,8 @@ class Turn(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    role: Literal["system", "user", "assistant"]
-    content: _TEXT
+    role: Literal["system", "user", "assistant"] = Field(description="who speaks")
+    content: _TEXT = Field(description="what they say")
 
 
 class PromptText(BaseModel):
@@ -28,8 +28,10 @@ class PromptText(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    text: _TEXT
-    messages: Annotated[list[Turn], Field(min_length=1)] | None = None
+    text: _TEXT = Field(description="the prompt; of a conversation, by default the text of its user turns")
+    messages: Annotated[list[Turn], Field(min_length=1)] | None = Field(
+        default=None, description="kind conversation: the turns so far; the last one is the user's"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -59,13 +61,21 @@ class LabelledRow(PromptText):
     Kinds without labels have an `answer`: any JSON value, in the canonical form of the kind once the row is read.
     """
 
-    id: Annotated[str, Field(min_length=1, max_length=200)]
-    label: str | None = None
-    answer: Any = None
-    reasoning: _TEXT | None = None
-    slice: str | None = None
-    axes: dict[str, str] = {}
-    source: str | None = None
+    id: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        description="a name that no other row of the file has"
+    )
+    label: str | None = Field(default=None, description="the right label, for kinds with labels")
+    answer: Any = Field(
+        default=None, description="the right answer, for kinds without labels; docs/kinds.md shows its form"
+    )
+    reasoning: _TEXT | None = Field(
+        default=None, description="how a person finds the answer; examples of a task with `reasoning: true` need it"
+    )
+    slice: str | None = Field(
+        default=None, description="the slice that the row belongs to, for the report's scores by slice"
+    )
+    axes: dict[str, str] = Field(default={}, description="values of axes of `imagine`, by name")
+    source: str | None = Field(default=None, description="where the row comes from; only a note")
 
     @field_validator("id", mode="before")
     @classmethod
@@ -81,11 +91,11 @@ class LabelledRow(PromptText):
 class Seed(PromptText):
     """One seed prompt of a slice: a plain string in the YAML, or a mapping with these fields."""
 
-    id: str | None = None
-    target_label: str | None = None
-    reference: Any = None
-    axes: dict[str, str] = {}
-    source: str | None = None
+    id: str | None = Field(default=None, description="a name that no other seed of the slice has")
+    target_label: str | None = Field(default=None, description="the label that the prompt was written for")
+    reference: Any = Field(default=None, description="the right answer, if it is known")
+    axes: dict[str, str] = Field(default={}, description="values of axes of `imagine`, by name")
+    source: str | None = Field(default=None, description="where the prompt comes from; only a note")
 
 
 class SliceFile(BaseModel):
@@ -93,9 +103,15 @@ class SliceFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    description: Annotated[str, Field(min_length=1)]
-    seeds: Annotated[list[Seed], Field(min_length=1)]
-    target: Annotated[int, Field(ge=1)] | None = None
+    description: Annotated[str, Field(min_length=1)] = Field(
+        description="where the prompts of the slice come from; the model that imagines prompts reads it"
+    )
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        description="the prompts: each a text, or a mapping of fields"
+    )
+    target: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="how many prompts the slice should have; `imagine` adds the missing ones"
+    )
     refusal: Literal["wanted"] | None = Field(
         default=None, description="a safety slice: a refusal is the only right answer"
     )
