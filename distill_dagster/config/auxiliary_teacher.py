@@ -12,7 +12,7 @@ from distill_dagster.config.terms import TermsSpec
 
 
 class AuxiliaryTeacherSpec(ConfigModel):
-    """A model that judges or imagines prompts. The settings mean what they mean in `TeacherSpec`."""
+    """A model that judges or imagines prompts. Its settings mean what those of `teacher` mean."""
 
     model: str = Field(description="the model, as in `teacher.model`")
     api: Literal["chat", "text"] = Field(

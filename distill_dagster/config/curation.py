@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from distill_dagster.config.balance import BalanceSpec
-from distill_dagster.config.base import ConfigModel
+from distill_dagster.config.base import SWITCH, ConfigModel
 from distill_dagster.config.dedup import DecontaminationSpec, DedupSpec, expand_switch
 from distill_dagster.config.shift import ShiftSpec
 
@@ -28,7 +28,7 @@ class CurationSpec(ConfigModel):
         description="the weight in training of a row that a person answered; a row of the teacher has weight 1",
     )
     dedup: DedupSpec = DedupSpec()
-    decontamination: DecontaminationSpec | None = Field(
+    decontamination: Annotated[DecontaminationSpec | None, SWITCH] = Field(
         default=DecontaminationSpec(),
         description="false: only rows with exactly the text of a golden or dev row are dropped",
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from distill_dagster.config.base import ConfigModel
+from distill_dagster.config.base import SWITCH, ConfigModel
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -41,8 +41,12 @@ class SemanticDuplicateSpec(ConfigModel):
 class DedupSpec(ConfigModel):
     """`curation.dedup`: which rows count as duplicates. Rows with equal prompts always do."""
 
-    near: NearDuplicateSpec | None = Field(default=NearDuplicateSpec(), description="false: exact only")
-    semantic: SemanticDuplicateSpec | None = Field(default=None, description="true: compare by meaning too")
+    near: Annotated[NearDuplicateSpec | None, SWITCH] = Field(
+        default=NearDuplicateSpec(), description="false: exact only"
+    )
+    semantic: Annotated[SemanticDuplicateSpec | None, SWITCH] = Field(
+        default=None, description="true: compare by meaning too"
+    )
 
     @field_validator("near", "semantic", mode="before")
     @classmethod

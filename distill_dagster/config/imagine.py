@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from distill_dagster.config.auxiliary_teacher import AuxiliaryTeacherSpec
-from distill_dagster.config.base import ConfigModel
+from distill_dagster.config.base import MODEL_NAME, ConfigModel
 
 IMAGINE_METHODS = ("grid", "self_instruct", "evolve")
 RESERVED_AXES = ("method", "evolution", "label")
@@ -53,7 +53,7 @@ class ImagineSpec(ConfigModel):
         description="each round asks for all missing prompts; two rounds without a new prompt end a slice earlier",
     )
     seed: int = Field(default=0, description="seed of the choice of examples and axes")
-    teacher: AuxiliaryTeacherSpec | None = Field(
+    teacher: Annotated[AuxiliaryTeacherSpec | None, MODEL_NAME] = Field(
         default=None, description="the model that imagines; by default the task's teacher"
     )
 

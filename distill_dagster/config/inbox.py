@@ -14,7 +14,9 @@ class InboxRuleSpec(ConfigModel):
     """Sends a prompt to a slice if a regular expression matches a field of its record."""
 
     slice: str = Field(description="the slice that a matching line goes to")
-    field: Annotated[str, Field(min_length=1)] | None = Field(default=None, description="by default the text")
+    field: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="the field that is searched; by default the text"
+    )
     matches: Annotated[str, Field(min_length=1)] = Field(
         description="a regular expression, found anywhere in the field"
     )

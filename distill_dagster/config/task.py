@@ -21,7 +21,7 @@ from distill_dagster.config.answers import (
     check_labels,
     check_tools,
 )
-from distill_dagster.config.base import STUDENT_NAME_PATTERN, ConfigModel
+from distill_dagster.config.base import MODEL_NAME, STUDENT_NAME_PATTERN, ConfigModel
 from distill_dagster.config.budget import BudgetSpec
 from distill_dagster.config.curation import CurationSpec
 from distill_dagster.config.evaluation import EvaluationSpec, GateSpec
@@ -66,14 +66,14 @@ class Task(ConfigModel):
     answer: AnswerSpec = AnswerSpec()
     answer_schema: dict[str, Any] | None = Field(default=None, description="kind extraction: JSON schema of an answer")
     tools: list[ToolSpec] = Field(default=[], description="kind tool_call: the functions that an answer may call")
-    teachers: dict[str, TeacherSpec] = Field(
+    teachers: dict[str, Annotated[TeacherSpec, MODEL_NAME]] = Field(
         default={}, description="several teachers by name, instead of `teacher`; list the most trusted one last"
     )
     cascade: CascadeSpec | None = Field(
         default=None,
         description="ask the next of `teachers` only if the previous one is uncertain; else all answer",
     )
-    teacher: TeacherSpec = Field(
+    teacher: Annotated[TeacherSpec, MODEL_NAME] = Field(
         default=TeacherSpec(model="-"), description="one teacher; of several `teachers`, the first"
     )
     imagine: ImagineSpec | None = None

@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distill_dagster.config.base import ConfigModel
+from distill_dagster.config.base import SWITCH, ConfigModel
 
 
 class TermsSpec(ConfigModel):
     """The provider's terms on training with the teacher's answers. Never part of a request."""
 
     acknowledged: bool = Field(default=False, description="you have read the terms and may train with the answers")
-    restricts: Literal["yes", "no"] | None = Field(
+    restricts: Annotated[Literal["yes", "no"] | None, SWITCH] = Field(
         default=None, description="whether the terms restrict training with answers; needs url, quote and date_read"
     )
     url: Annotated[str, Field(max_length=2000)] | None = Field(

@@ -34,7 +34,7 @@ def read_task(folder: Path) -> ParseResult[Task]:
     try:
         return ParseResult(Task.model_validate(value if value is not None else {}))
     except ValidationError as error:
-        return ParseResult(None, convert_validation_error(path, error, lambda loc: find_line(tree, loc)))
+        return ParseResult(None, convert_validation_error(path, error, Task, lambda loc: find_line(tree, loc)))
 
 
 def read_slice(path: Path, task: Task) -> ParseResult[Slice]:
@@ -46,7 +46,7 @@ def read_slice(path: Path, task: Task) -> ParseResult[Slice]:
     try:
         content = SliceFile.model_validate(value if value is not None else {})
     except ValidationError as error:
-        return ParseResult(None, convert_validation_error(path, error, lambda loc: find_line(tree, loc)))
+        return ParseResult(None, convert_validation_error(path, error, SliceFile, lambda loc: find_line(tree, loc)))
     ids: dict[str, Seed] = {}
     seeds: list[Seed] = []
     if content.refusal and task.has_labels:
@@ -94,7 +94,7 @@ def read_rows(path: Path, task: Task, labelled: bool) -> ParseResult[list[Labell
         try:
             row = LabelledRow.model_validate(value)
         except ValidationError as error:
-            problems += convert_validation_error(path, error, _return_line(number))
+            problems += convert_validation_error(path, error, LabelledRow, _return_line(number))
             continue
         row, more = _check_row(path, number, row, task, labelled)
         problems += more

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from distill_dagster.config.base import ShortForm
 from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.core.text import normalize_text
 from distill_dagster.tasks.accepted import AcceptedPrompt
@@ -23,10 +24,16 @@ class Turn(BaseModel):
     content: _TEXT = Field(description="what they say")
 
 
+def _require_text_or_messages(schema: dict[str, Any]) -> None:
+    """Change a JSON Schema: the text of a conversation need not be written."""
+    schema["required"] = [name for name in schema.get("required", []) if name != "text"]
+    schema["anyOf"] = [{"required": ["text"]}, {"required": ["messages"]}]
+
+
 class PromptText(BaseModel):
     """A prompt: one text, or the turns of a conversation. The text of a conversation is that of its user turns."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_require_text_or_messages)
 
     text: _TEXT = Field(description="the prompt; of a conversation, by default the text of its user turns")
     messages: Annotated[list[Turn], Field(min_length=1)] | None = Field(
@@ -61,7 +68,7 @@ class LabelledRow(PromptText):
     Kinds without labels have an `answer`: any JSON value, in the canonical form of the kind once the row is read.
     """
 
-    id: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+    id: Annotated[str, Field(min_length=1, max_length=200), ShortForm({"type": "integer"})] = Field(
         description="a name that no other row of the file has"
     )
     label: str | None = Field(default=None, description="the right label, for kinds with labels")
@@ -106,7 +113,7 @@ class SliceFile(BaseModel):
     description: Annotated[str, Field(min_length=1)] = Field(
         description="where the prompts of the slice come from; the model that imagines prompts reads it"
     )
-    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+    seeds: Annotated[list[Annotated[Seed, ShortForm({"type": "string"})]], Field(min_length=1)] = Field(
         description="the prompts: each a text, or a mapping of fields"
     )
     target: Annotated[int, Field(ge=1)] | None = Field(

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.core.files import make_symlink_problem
+from distill_dagster.tasks.unknown_fields import REFERENCE, suggest_field
 
 SECRET_FIELDS = {"api_base", "api_key_env"}
 """Fields that may contain an API key by mistake: no message repeats their value."""
@@ -50,7 +51,7 @@ def read_text(path: Path, problems: list[Problem]) -> str:
         content = path.read_bytes()
         return content.decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
-        problems.append(Problem(path, "the file is missing.", "Add it; the README shows what belongs in it."))
+        problems.append(Problem(path, "the file is missing.", f"Add it; {REFERENCE} shows what belongs in it."))
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         remedy = "Save the file as UTF-8."
@@ -152,7 +153,6 @@ def find_line(tree: yaml.Node | None, location: Iterable[int | str]) -> int | No
 
 
 _REMEDIES = {
-    "extra_forbidden": "Remove it, or fix its spelling.",
     "missing": "Add it.",
     "too_short": "Add at least one.",
     "string_too_short": "Write some text.",
@@ -164,12 +164,14 @@ _REMEDIES = {
 def convert_validation_error(
     path: Path,
     error: ValidationError,
+    root: type[BaseModel],
     line: Callable[[tuple[int | str, ...]], int | None],
     block: tuple[str, ...] = (),
 ) -> list[Problem]:
     """Pydantic's errors as problems of the file at `path`.
 
     Args:
+        root: the model that did not accept the content.
         line: returns the line of a location in the file.
         block: the location of the validated block in the file, if it is not the whole file.
     """
@@ -188,6 +190,8 @@ def convert_validation_error(
         if quoted and isinstance(item["input"], str | int | float | bool):
             message += f" (found {str(item['input'])[:60]!r})"
         name = ".".join(str(part) for part in location) or None
-        remedy = _REMEDIES.get(item["type"], "Fix the value; the README lists the fields.")
+        remedy = _REMEDIES.get(item["type"], f"Fix the value; {REFERENCE} lists the fields.")
+        if item["type"] == "extra_forbidden":
+            remedy = suggest_field(root, item["loc"])
         problems.append(Problem(path, f"{message}.", remedy, line=line(location), field=name))
     return problems

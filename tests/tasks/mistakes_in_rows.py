@@ -114,7 +114,7 @@ ROW_MISTAKES = [
         7,
         "note",
         "unknown field",
-        "spelling",
+        "use one of: text, messages, id, label",
     ),
     Mistake("row twice", repeat_line("golden.jsonl"), "golden.jsonl", 7, "id", "duplicate id", "its own id"),
     Mistake(

@@ -165,7 +165,7 @@ YAML_MISTAKES = [
         2,
         "descriptoin",
         "unknown field",
-        "spelling",
+        "Did you mean 'description'?",
     ),
     Mistake(
         "unknown nested field",
@@ -319,7 +319,7 @@ YAML_MISTAKES = [
         4,
         "seeds.0.labell",
         "unknown field",
-        "spelling",
+        "use one of: text, messages, id, target_label",
     ),
     Mistake(
         "slice in a subfolder",

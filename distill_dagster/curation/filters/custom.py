@@ -29,7 +29,7 @@ class CustomFilterSpec(BaseModel):
     use: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
         default=None, description=f"a class of an installed package: an entry point in the group {FILTER_ENTRY_POINTS}"
     )
-    settings: dict[str, Any] = Field(default={}, description="of the class")
+    settings: dict[str, Any] = Field(default={}, description="settings of the class")
 
     @field_validator("name", mode="before")
     @classmethod

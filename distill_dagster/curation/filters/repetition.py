@@ -46,12 +46,30 @@ class Repetition(MeasureFilter):
     duplicate_paragraph_chars: float | None = Field(
         default=0.2, ge=0, le=1, description="share of characters in such paragraphs"
     )
-    top_2_gram: float | None = Field(default=0.2, ge=0, le=1, description="share of characters")
-    top_3_gram: float | None = Field(default=0.18, ge=0, le=1, description="share of characters")
-    top_4_gram: float | None = Field(default=0.16, ge=0, le=1, description="share of characters")
-    duplicate_5_grams: float | None = Field(default=0.15, ge=0, le=1, description="share of characters")
-    duplicate_6_grams: float | None = Field(default=0.14, ge=0, le=1, description="share of characters")
-    duplicate_7_grams: float | None = Field(default=0.13, ge=0, le=1, description="share of characters")
-    duplicate_8_grams: float | None = Field(default=0.12, ge=0, le=1, description="share of characters")
-    duplicate_9_grams: float | None = Field(default=0.11, ge=0, le=1, description="share of characters")
-    duplicate_10_grams: float | None = Field(default=0.1, ge=0, le=1, description="share of characters")
+    top_2_gram: float | None = Field(
+        default=0.2, ge=0, le=1, description="share of characters in the most frequent 2-gram"
+    )
+    top_3_gram: float | None = Field(
+        default=0.18, ge=0, le=1, description="share of characters in the most frequent 3-gram"
+    )
+    top_4_gram: float | None = Field(
+        default=0.16, ge=0, le=1, description="share of characters in the most frequent 4-gram"
+    )
+    duplicate_5_grams: float | None = Field(
+        default=0.15, ge=0, le=1, description="share of characters in repeated 5-grams"
+    )
+    duplicate_6_grams: float | None = Field(
+        default=0.14, ge=0, le=1, description="share of characters in repeated 6-grams"
+    )
+    duplicate_7_grams: float | None = Field(
+        default=0.13, ge=0, le=1, description="share of characters in repeated 7-grams"
+    )
+    duplicate_8_grams: float | None = Field(
+        default=0.12, ge=0, le=1, description="share of characters in repeated 8-grams"
+    )
+    duplicate_9_grams: float | None = Field(
+        default=0.11, ge=0, le=1, description="share of characters in repeated 9-grams"
+    )
+    duplicate_10_grams: float | None = Field(
+        default=0.1, ge=0, le=1, description="share of characters in repeated 10-grams"
+    )

@@ -7,9 +7,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from distill_dagster.config import Task
+from distill_dagster.config.base import SWITCH, ShortForm
 from distill_dagster.core.errors import Problem
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.curation.filters.base import Filter
@@ -95,6 +105,15 @@ def _expand_shorthand(built_in: type[Filter]) -> BeforeValidator:
     return BeforeValidator(expand)
 
 
+def _describe_shorthand(built_in: type[Filter]) -> ShortForm:
+    """The values that `_expand_shorthand` accepts besides a mapping."""
+    bare = built_in.defaults.bare_value
+    if bare is None:
+        return SWITCH
+    value = TypeAdapter(built_in.model_fields[bare].rebuild_annotation()).json_schema()
+    return ShortForm({"anyOf": [SWITCH.schema, *value.get("anyOf", [value])]})
+
+
 if TYPE_CHECKING:
 
     class FilterSettings(FilterThresholds):
@@ -106,7 +125,7 @@ else:
         __doc__=FilterThresholds.__doc__,
         **{
             name: (
-                Annotated[built_in | None, _expand_shorthand(built_in)],
+                Annotated[built_in | None, _expand_shorthand(built_in), _describe_shorthand(built_in)],
                 Field(default=None, description=built_in.__doc__.splitlines()[0]),
             )
             for name, built_in in list_declarable_filters().items()
@@ -193,7 +212,7 @@ def find_filter_problems(path: Path, task: Task) -> list[Problem]:
         settings = FilterSettings.model_validate(task.curation.filters)
     except ValidationError as error:
         tree = read_yaml(path, [])[1]
-        return convert_validation_error(path, error, lambda location: find_line(tree, location), _BLOCK)
+        return convert_validation_error(path, error, FilterSettings, lambda loc: find_line(tree, loc), _BLOCK)
     if settings.min_judge and (task.judge is None or task.judge.mode != "score"):
         name = (*_BLOCK, "min_judge")
         message = "min_judge needs a `judge` with `mode: score`."

@@ -1,0 +1,98 @@
+"""Suggest the field that a person meant where a file has an unknown one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+REFERENCE = "docs/task-yaml.md"
+"""The page that lists every field; `pipeline.task_reference` writes it."""
+MAX_LISTED = 12
+"""A block with more fields is not listed in a message."""
+
+
+def suggest_field(root: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """What to do about an unknown field of a file that `root` describes.
+
+    Args:
+        location: pydantic's location of the unknown field, with its name last.
+    """
+    *block, name = location
+    known = list_field_names(root, tuple(block))
+    if close := find_close_name(str(name), known):
+        return f"Did you mean {close!r}?"
+    if known and len(known) <= MAX_LISTED:
+        return f"Remove it, or use one of: {', '.join(known)}."
+    paths = list_paths(root)
+    meant = find_close_name(str(name), [path.rpartition(".")[2] for path in paths], least=0.85)
+    if meant:
+        elsewhere = [path for path in paths if path.rpartition(".")[2] == meant]
+        nearest = sorted(elsewhere, key=lambda path: (path.count("."), "<name>" in path))[:3]
+        return f"Did you mean {' or '.join(map(repr, nearest))}? {REFERENCE} lists all fields."
+    return f"Remove it, or fix its spelling; {REFERENCE} lists all fields."
+
+
+def find_close_name(name: str, known: list[str], least: float = 0.7) -> str | None:
+    """The known name that is most like `name`, apart from capitals and hyphens, if at least `least` of it is alike."""
+    plain = {_simplify(candidate): candidate for candidate in reversed(known)}
+    found = get_close_matches(_simplify(name), plain, n=1, cutoff=least)
+    return plain[found[0]] if found else None
+
+
+def list_field_names(root: type[BaseModel], block: tuple[int | str, ...]) -> list[str]:
+    """The fields of the block at a location of pydantic, in the order of their declaration."""
+    types = [root]
+    for step in block:
+        inner = [part for one in types for part in _enter(one, step)]
+        types = inner or types  # pydantic also names the member of a union or a validator, which is no step in the file
+    return list(dict.fromkeys(name for one in types if _is_model(one) for name in one.model_fields))
+
+
+def list_paths(root: Any, prefix: str = "", seen: tuple[Any, ...] = ()) -> list[str]:
+    """The dotted paths of all fields, those of outer blocks first. A name of the user's choice is `<name>`."""
+    here: list[str] = []
+    below: list[str] = []
+    for one in _split(root):
+        if get_origin(one) is dict:
+            below += list_paths(get_args(one)[1], f"{prefix}<name>.", seen)
+        elif get_origin(one) in (list, tuple):
+            below += list_paths(get_args(one)[0], prefix, seen)
+        elif _is_model(one) and one not in seen:
+            for name, field in one.model_fields.items():
+                here.append(f"{prefix}{name}")
+                below += list_paths(field.annotation, f"{prefix}{name}.", (*seen, one))
+    return list(dict.fromkeys([*here, *below]))
+
+
+def _simplify(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold())
+
+
+def _is_model(one: Any) -> bool:
+    return isinstance(one, type) and issubclass(one, BaseModel)
+
+
+def _enter(one: Any, step: int | str) -> Iterator[Any]:
+    """The types of what is at `step` inside a value of type `one`."""
+    if _is_model(one) and step in one.model_fields:
+        yield from _split(one.model_fields[step].annotation)
+    elif get_origin(one) is dict:
+        yield from _split(get_args(one)[1])
+    elif get_origin(one) in (list, tuple) and isinstance(step, int):
+        yield from _split(get_args(one)[0])
+
+
+def _split(annotation: Any) -> Iterator[Any]:
+    """The members of a union, without `Annotated`."""
+    if get_origin(annotation) is Annotated:
+        yield from _split(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from _split(member)
+    else:
+        yield annotation
