@@ -21,6 +21,7 @@ from distill_dagster.curation.dedup.folding import MinHashScheme, exact_key_expr
 from distill_dagster.curation.dedup.signatures import sign_texts
 from distill_dagster.tables.messages import normalized_expr
 from tests.support.texts import exact_key, find_clusters_by_brute_force, find_pairs_by_brute_force, tables
+from tests.support.waiting import HANG_S
 
 SURE = MinHashScheme(bands=64, rows_per_band=2, min_words=4)
 """Enough bands to find every pair with Jaccard 0.5 (it misses one with probability 1e-8)."""
@@ -300,4 +301,4 @@ assert find_duplicates(table).members.height == 2
 assert "numba" in sys.modules
 """
     environment = os.environ | {"NUMBA_CACHE_DIR": "/proc/nowhere"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=250)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=HANG_S)

@@ -80,7 +80,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> tuple[
         teacher={
             "model": "embedded/smollm2-135m-instruct",
             "api_base": None,
-            "timeout_s": 60,
+            "timeout_s": 300,
             "max_retries": 2,
             "top_logprobs": 300,
             "calibration": "examples",

@@ -27,7 +27,6 @@ TASK = "a_math"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # two trainings and three rounds of writing: minutes on a busy machine
 def test_a_math_task_end_to_end(tmp_path: Path, small_smollm2: Path) -> None:
     """What the student writes is no matter here (tests/student/test_writing.py), so two layers of a model will do."""
     with FakeProvider([]) as provider:

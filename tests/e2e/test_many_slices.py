@@ -118,7 +118,6 @@ def test_one_slice_fails_and_the_others_are_made(three: Project, provider: FakeP
     assert again.json["partitions"] == {"teacher_completions": ["phone"]}
 
 
-@pytest.mark.timeout(120)
 def test_a_run_that_starts_at_the_teacher_does_not_wait_for_itself(three: Project, provider: FakeProvider) -> None:
     """The step of the outer run holds the only slot of the teacher's pool."""
     three.change_task(teacher={"few_shot": {"draws": 3}})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -125,16 +124,13 @@ def test_each_look_at_golden_is_logged_and_shown(complete: Complete) -> None:
 
 def test_a_second_run_has_nothing_to_do_and_asks_nobody(project: Project, provider: FakeProvider) -> None:
     before = hash_files(project.home / "lake") | hash_files(project.home / "reports")
-    started = time.perf_counter()
     ended = project.run("--student", "one", "--student", "two")
-    seconds = time.perf_counter() - started
     assert ended.code == 0
     assert "nothing to do" in ended.out
     assert ended.json["runs"] == []
     assert ended.partitions == {}
     assert provider.requests == []
     assert hash_files(project.home / "lake") | hash_files(project.home / "reports") == before
-    assert seconds < 20
 
 
 def test_status_report_tasks_and_check_show_the_complete_project(project: Project) -> None:

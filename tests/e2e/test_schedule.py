@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from distill_dagster.operations.alerts import WEBHOOK_VARIABLE
 from tests.e2e.project import TASK, Project
 from tests.support.provider import FakeProvider, Fault
 from tests.support.task import write_small_task
+from tests.support.waiting import HANG_S, wait_until
 
 REFRESHES = dg.AssetKey([TASK, "refreshes"])
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -86,17 +85,14 @@ def test_a_tick_is_skipped_while_the_refresh_before_is_under_way(project: Projec
 def test_a_second_refresh_of_a_task_waits_for_the_first(project: Project) -> None:
     lock = home_of(project).locks / f"{TASK}.refresh"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock, thread_local=False)  # released by another thread
+    held = FileLock(lock)
     held.acquire()
-    release = threading.Timer(8, held.release)
-    with ThreadPoolExecutor(1) as pool:
-        second = pool.submit(project.distill, "refresh", TASK, "--json")
-        time.sleep(4)
-        assert not second.done()
-        release.start()
-        result = second.result()
-    assert "another refresh of this task is running" in result.err
-    assert result.json["failed"] == {}
+    log = project.root / "second.txt"
+    second = project.start("refresh", TASK, "--json", log=log)
+    wait_until(lambda: "another refresh of this task is running" in log.read_text(), "the notice of the second refresh")
+    assert second.poll() is None
+    held.release()
+    assert second.wait(HANG_S) == 0, log.read_text()
 
 
 def test_a_refresh_that_fails_says_what_failed(project: Project, provider: FakeProvider, webhook: Webhook) -> None:

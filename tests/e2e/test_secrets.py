@@ -21,6 +21,7 @@ from tests.e2e.test_schedule import Webhook, tick, webhook
 from tests.support.leaks import find_leaks
 from tests.support.provider import FakeProvider, Fault, ReceivedRequest
 from tests.support.task import LABELS
+from tests.support.waiting import HANG_S
 
 __all__ = ["webhook"]  # a fixture
 
@@ -76,7 +77,7 @@ def as_process(project: Project, *arguments: str, **environment: str) -> tuple[i
     """The command as a user starts it: what it, Dagster and the libraries wrote, and how it ended."""
     log = project.root / "log.txt"
     process = project.start(*arguments, log=log, **(ENVIRONMENT | environment))
-    code = process.wait(timeout=300)
+    code = process.wait(timeout=HANG_S)
     return code, log.read_text()
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from distill_dagster.core import plots
+from tests.support.waiting import HANG_S
 
 LABELS = [f"label number {i}" for i in range(24)]
 DRAWN = {
@@ -55,7 +56,7 @@ def test_no_global_state() -> None:
         "import sys; from distill_dagster.core import plots; assert 'matplotlib' not in sys.modules; "
         "plots.plot_lines({'a': [(0, 1)]}, '', 'x', 'y'); assert 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=HANG_S)
 
 
 def test_markdown_image_cannot_be_broken_out_of() -> None:

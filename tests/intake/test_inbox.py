@@ -26,6 +26,7 @@ from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.tasks.accepted import get_accepted_path, read_accepted
 from tests.support.task import jsonl, write_small_task
+from tests.support.waiting import HANG_S
 
 NAME = "shop_mail"
 
@@ -436,7 +437,7 @@ def test_two_processes_do_not_take_one_file_twice(make: Callable[..., Inbox]) ->
         subprocess.Popen([sys.executable, "-c", code, *places], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    counts = [int(process.communicate(timeout=120)[0]) for process in both]
+    counts = [int(process.communicate(timeout=HANG_S)[0]) for process in both]
     assert sum(counts) == 400
     assert len(box.texts("unsorted")) == len(set(box.texts("unsorted"))) == 400
     assert len(box.left()) == 8

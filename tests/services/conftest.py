@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ import pytest
 import sqlalchemy as sa
 
 from distill_dagster.core.database_urls import add_driver
+from tests.support.waiting import HANG_S, wait_until
 
-READY_S = 30
 REMEDY = (
     "On Debian and Ubuntu: apt-get install postgresql. Elsewhere: make test-services POSTGRES_BIN=/folder/of/initdb"
 )
@@ -97,22 +96,22 @@ def server() -> Iterator[Server]:
             yield ready
         finally:
             process.send_signal(signal.SIGINT)  # what PostgreSQL calls a fast shutdown
-            process.wait(timeout=30)
+            process.wait(timeout=HANG_S)
             log.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + READY_S
-    while True:
+    def is_ready() -> bool:
+        assert process.poll() is None, log.read_text()
         try:
             server.rows("postgres", "SELECT 1")
-            return
         except sa.exc.OperationalError:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
+            return False
+        return True
+
+    wait_until(is_ready, f"the PostgreSQL server of {log}")
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, CommandRes
 from tests.services.conftest import Server
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS
+from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.services
 DATASET = [
@@ -101,7 +102,7 @@ def test_processes_that_start_together_on_an_empty_database_lose_nothing(
     started = {key: project.start("backfill", TASK, "--slice", key, "--json", **environment) for key in ("shop", "web")}
     try:
         for key, process in started.items():
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=HANG_S)
             ended = CommandResult(process.returncode, out, err)
             assert ended.code == 0, ended.err
             assert ended.partitions["scored_completions"] == [key]

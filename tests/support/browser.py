@@ -17,8 +17,10 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
+from tests.support.waiting import HANG_S
+
 LOCATION = "distill_dagster.definitions"
-READY_S, SLOW_MS = 120, 60_000
+SLOW_MS = 300_000
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--no-first-run"]
 
@@ -40,14 +42,14 @@ def serve_ui(start: Callable[[int], subprocess.Popen[Any]]) -> Iterator[str]:
     process = start(port)
     alive = f"http://127.0.0.1:{port}/server_info"
     try:
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + HANG_S
         while not is_up(alive):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("`distill ui` did not come up; run it by hand to see why")
             time.sleep(0.3)
         yield f"http://127.0.0.1:{port}"
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+        process.wait(timeout=HANG_S)
         if is_up(alive):
             raise RuntimeError("Ctrl-C left the webserver behind")
     finally:

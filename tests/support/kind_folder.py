@@ -18,7 +18,7 @@ TEACHER: dict[str, Any] = {
     "few_shot": {"per_label": 2},
     "concurrency": 2,
     "max_retries": 0,
-    "timeout_s": 10,
+    "timeout_s": 120,
 }
 
 

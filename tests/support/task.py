@@ -47,7 +47,7 @@ TASK: dict[str, Any] = {
         "few_shot": {"per_label": 1, "draws": 2},
         "concurrency": 4,
         "max_retries": 1,
-        "timeout_s": 60,
+        "timeout_s": 300,
         "terms": {"acknowledged": True},  # `openai/…` restricts; what a test is not about must not stop it
     },
     "students": {"tiny": {"model": "minilm", "architecture": "encoder"}},

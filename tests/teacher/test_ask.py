@@ -142,7 +142,7 @@ def test_temporary_errors_are_retried(ask: Ask, provider: FakeProvider, mode: di
         (Fault(200, "{no json"), "is not JSON"),
         (Fault(200, "{}"), "contains no answer"),
         (Fault(200, '{"choices": []}'), "contains no answer"),
-        (Fault(pause_s=1.0), "timed out"),
+        (Fault(pause_s=6.0), "timed out"),
     ],
     ids=["500", "429", "400", "malformed", "empty", "no choices", "hang"],
 )
@@ -150,7 +150,7 @@ def test_a_row_that_keeps_failing_is_missing(
     ask: Ask, provider: FakeProvider, mode: dict[str, str], fault: Fault, says: str
 ) -> None:
     provider.fail = lambda seen, _: fault if "login" in seen.text else None
-    asked = ask(**mode, min_success=0.5, timeout_s=0.5, few_shot={"draws": 1})
+    asked = ask(**mode, min_success=0.5, timeout_s=3, few_shot={"draws": 1})
     assert asked.missing_rows == 1
     failed = asked.completions.filter(pl.col("status") == "failed").to_dicts()
     assert len(failed) == 1

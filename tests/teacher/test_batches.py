@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from distill_dagster.teacher.providers.client import resolve_endpoint
 from tests.support.batches import BatchProvider
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, TASK, build_asker, build_request_builder, merge_settings, write_small_task
+from tests.support.waiting import HANG_S
 
 TEXTS = ("a refund please", "my delivery", "the login")
 Ask = Callable[..., AskResult]
@@ -192,10 +192,8 @@ def test_an_open_batch_of_an_earlier_setting_is_named_with_its_command(
         if owner is not None:
             with store.database.begin() as connection:
                 connection.execute(sa.update(LEDGER).values(owner=owner))
-        started = time.monotonic()
         with pytest.raises(BatchPendingError) as caught:
             ask(mode="online", api_base=online.url)
-        assert time.monotonic() - started < 10
         message = str(caught.value)
         assert "`distill batches shop_mail`" in message
         assert left.submission in message
@@ -344,7 +342,7 @@ def test_a_killed_process_neither_loses_nor_doubles_a_batch(
         provider.calls = Calls()
     if moment == "created":
         provider.on_create = kill
-    process.wait(timeout=60)
+    process.wait(timeout=HANG_S)
     assert reached
     assert process.returncode == -signal.SIGKILL
     assert len(provider.batches) == (0 if moment in ("file", "create") else 1)
@@ -366,7 +364,7 @@ def test_two_processes_at_once_ask_once(tmp_path: Path, provider: BatchProvider,
     command = [sys.executable, "-c", textwrap.dedent(RUN), str(folder.path), str(tmp_path / "store"), *TEXTS]
     environment = os.environ | {"PYTHONPATH": str(PROJECT_FOLDER)}
     started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    ended = [process.communicate(timeout=90)[0].split() for process in started]
+    ended = [process.communicate(timeout=HANG_S)[0].split() for process in started]
     assert [missing for missing, _ in ended] == ["0", "0"]
     assert sorted(calls for _, calls in ended) == ["0", "6"]
     assert len(provider.asked) == 6

@@ -31,6 +31,7 @@ from distill_dagster.teacher.providers.exchange import Request, Response
 from distill_dagster.teacher.providers.prices import compute_worst_case
 from tests.support.provider import FakeProvider, Fault, ReceivedRequest
 from tests.support.task import LABELS
+from tests.support.waiting import HANG_S, wait_until
 
 PRICE = {"input_usd": 100.0, "output_usd": 200.0}
 
@@ -161,10 +162,10 @@ def test_attempts_that_may_be_billed_are_settled_in_full(
     engine: Make, provider: FakeProvider, store: CompletionStore
 ) -> None:
     def fail(seen: ReceivedRequest, _: int) -> Fault | None:
-        return {"slow": Fault(pause_s=1.0), "cut": Fault(200, '{"choices": [{"mess'), "busy": Fault(503)}.get(seen.text)
+        return {"slow": Fault(pause_s=6.0), "cut": Fault(200, '{"choices": [{"mess'), "busy": Fault(503)}.get(seen.text)
 
     provider.fail = fail
-    one = engine(timeout_s=0.4)
+    one = engine(timeout_s=3)
     found = answers(one, ["slow", "cut", "busy", "fine"])
     assert came(found) == 1
     rows = {row["request_key"]: row for row in store.read_ledger().iter_rows(named=True)}
@@ -297,11 +298,10 @@ def start(provider: FakeProvider, folder: Path, text: str) -> subprocess.Popen[s
 def test_an_engine_waits_for_a_request_of_another_process(tmp_path: Path, engine: Make, provider: FakeProvider) -> None:
     provider.pause_s = 2.0
     other = start(provider, tmp_path / "store", "shared")
-    while not provider.requests:
-        time.sleep(0.02)
+    wait_until(lambda: provider.requests, "the request of the other process")
     mine = engine()
     assert came(answers(mine, ["shared"])) == 1
-    assert other.communicate(timeout=60)[0].split() == ["1", "1", "0"]
+    assert other.communicate(timeout=HANG_S)[0].split() == ["1", "1", "0"]
     assert len(provider.requests) == 1
     assert (mine.calls, mine.cached) == (0, 1)
 
@@ -311,8 +311,7 @@ def test_reservations_of_a_killed_process_are_settled_in_full(
 ) -> None:
     provider.pause_s = 30.0
     other = start(provider, tmp_path / "store", "shared")
-    while not provider.requests:
-        time.sleep(0.02)
+    wait_until(lambda: provider.requests, "the request of the other process")
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
     provider.pause_s = 0.0
@@ -349,7 +348,12 @@ def test_an_interrupted_request_is_settled_in_full(
     provider.pause_s = 20.0
     one = engine()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of a parallel test run ignore it
-    threading.Timer(1.0, signal.raise_signal, [signal.SIGINT]).start()
+
+    def interrupt() -> None:
+        wait_until(lambda: provider.requests, "the request")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         answers(one, ["x"])
     signal.signal(signal.SIGINT, before)

@@ -25,6 +25,7 @@ from distill_dagster.teacher.providers.prices import TokenPrice, find_price
 from tests.support.kind_folder import write_kind_folder
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, build_asker, build_stage_context, pass_gate, write_small_task
+from tests.support.waiting import HANG_S
 
 PRICE = {"input_usd": 2.0, "output_usd": 8.0}
 
@@ -139,7 +140,7 @@ def test_an_own_server_has_a_price_without_litellm() -> None:
         "from distill_dagster.teacher.providers.prices import find_price;"
         "print(find_price(TeacherSpec(model='openai/gpt-4o', api_base='http://x/v1')), 'litellm' in sys.modules)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert said.stdout.split()[-1] == "False"
     assert "input_usd=2.5" in said.stdout
 

@@ -32,6 +32,7 @@ from distill_dagster.teacher.providers.client import resolve_endpoint
 from tests.support.imagining import answer_as_teacher, build_imagined_texts, format_prompt_list, get_request_text
 from tests.support.provider import FakeProvider, Fault
 from tests.support.task import LABELS, write_small_task
+from tests.support.waiting import HANG_S
 
 AXES = {"difficulty": ["easy", "tricky"], "persona": ["student", "clerk", "nurse"]}
 
@@ -307,7 +308,9 @@ def test_a_run_after_a_killed_one_repeats_no_answered_request(tmp_path: Path, af
     with FakeProvider(LABELS, answer=answer_as_teacher, pause_s=0.01) as provider:
         slices = slices_in(tmp_path, provider.url)
         command = [sys.executable, "-c", DIES, str(tmp_path), slices.folder.name, str(after), where]
-        killed = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, timeout=120, check=False)
+        killed = subprocess.run(
+            command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, timeout=HANG_S, check=False
+        )
         assert killed.returncode == 9
         stored, sent = slices.store.count(), len(provider.requests)
         assert (after <= stored < 10) if where == "asking" else (stored == 10)
@@ -338,7 +341,7 @@ def test_two_processes_fill_a_slice_once(tmp_path: Path, provider: FakeProvider)
         subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE)
         for _ in range(2)
     ]
-    calls = sorted(int(process.communicate(timeout=120)[0]) for process in both)
+    calls = sorted(int(process.communicate(timeout=HANG_S)[0]) for process in both)
     assert calls == [0, 10]
     assert len(provider.requests) == 10
     slices.store.close()

@@ -16,6 +16,7 @@ from distill_dagster.teacher.asking.ask import AskResult, run_ask
 from distill_dagster.teacher.completions.store import CompletionStore
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, build_asker, write_small_task
+from tests.support.waiting import HANG_S
 
 SEEDS = [f"{label} number {n}" for n in range(6) for label in LABELS]
 TOTAL = 2 * len(SEEDS)
@@ -57,7 +58,9 @@ def test_a_run_continues_after_a_kill(tmp_path: Path) -> None:
     with FakeProvider(LABELS, pause_s=0.01) as provider:
         folder = write_small_task(tmp_path, teacher={"api_base": provider.url})
         command = [sys.executable, "-c", DIES, str(folder.path), str(tmp_path / "store")]
-        killed = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, timeout=120, check=False)
+        killed = subprocess.run(
+            command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, timeout=HANG_S, check=False
+        )
         assert killed.returncode == 9
         paid = len(provider.requests)
         store = CompletionStore.open_in_folder(tmp_path / "store")

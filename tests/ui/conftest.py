@@ -18,8 +18,9 @@ from tests.e2e.project import GROUP, TASK, Project, create_project
 from tests.support.browser import LOCATION, SLOW_MS, open_browser_page, serve_ui
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS
+from tests.support.waiting import HANG_S
 
-RUN_MS = 150_000
+RUN_MS = 1000 * HANG_S
 """How long a run may take: its process starts anew, and loads the libraries."""
 SMALL_SLICES = ("app", "phone")
 MADE = dg.DagsterEventType.ASSET_MATERIALIZATION
@@ -66,7 +67,7 @@ class Screen:
         self.open(f"runs/{run_id}")
         expect(self.page.get_by_text("Success", exact=True).first).to_be_visible(timeout=RUN_MS)
 
-    def wait(self, what: Callable[[], bool], seconds: float = RUN_MS / 1000) -> None:
+    def wait(self, what: Callable[[], bool], seconds: float = HANG_S) -> None:
         deadline = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < deadline, "it did not happen"

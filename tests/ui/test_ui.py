@@ -24,9 +24,9 @@ from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.stage_table import STAGES, list_sources
 from tests.e2e.project import GROUP, TASK
 from tests.support.browser import LOCATION
-from tests.ui.conftest import Screen
+from tests.ui.conftest import RUN_MS, Screen
 
-pytestmark = [pytest.mark.ui, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.ui
 
 
 def test_the_graph_shows_every_asset_of_the_task(screen: Screen) -> None:
@@ -104,7 +104,7 @@ def test_a_backfill_of_slices_that_are_not_all_neighbours(screen: Screen) -> Non
     page.get_by_role("button", name="Materialize selected").click()
     backfill = screen.launch(*slices)
     screen.open(f"runs/b/{backfill}")
-    expect(page.get_by_text("Succeeded", exact=True)).to_have_count(2, timeout=150_000)  # a column, and the status
+    expect(page.get_by_text("Succeeded", exact=True)).to_have_count(2, timeout=RUN_MS)  # a column, and the status
     assert screen.made_since(before) == {(asset, key) for asset in GROUP for key in slices}
     assert screen.versions_are_those_of_the_lake()
     assert sorted(screen.provider.texts[asked:]) == sorted(f"no delivery by {key}" for key in slices * 2)
