@@ -160,8 +160,8 @@ def test_each_problem_names_its_line_and_nothing_is_written(place: Place) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "a,b\n1\n", "1 cells, while the first line names 2 columns"),
-        ("a.csv", "a,a\n1,2\n", "empty or duplicate"),
+        ("a.csv", "a,b\n1\n", "1 cell, while the first line names 2 columns"),
+        ("a.csv", "a,a\n1,2\n", "column name 'a' is duplicate"),
         ("a.csv", 'a,b\n"1,2\n', "malformed CSV"),
         ("a.jsonl", '{"text": "x"}\n{"text"\n', "malformed JSON at column 8"),
         ("a.jsonl", "7\n", "not an object"),
@@ -169,7 +169,7 @@ def test_each_problem_names_its_line_and_nothing_is_written(place: Place) -> Non
         ("a.jsonl", "", "contains no record"),
         ("a.json", "{", "malformed JSON"),
         ("a.parquet.jsonl", "PAR1", "malformed JSON"),
-        ("a.xlsx", "x", "unsupported file type"),
+        ("a.xml", "x", "unsupported file type"),
         ("a.jsonl", '{"label": "refund"}\n', "Name its field with --text-field. The record has: label"),
         ("a.jsonl", '{"text": 7}\n', "the text is missing"),
     ],
