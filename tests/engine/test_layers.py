@@ -32,6 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("curation.__main__",),
     ("student", "evaluation"),
     ("pipeline",),
+    ("new_task",),
     ("orchestration",),
     ("operations",),
     ("definitions",),

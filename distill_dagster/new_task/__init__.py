@@ -1,0 +1,9 @@
+"""Make a task folder from a table of rows, labelled or not (`distill new`), and take labels written later.
+
+    folder = plan_task(...)  # decide everything, write nothing
+    write_task(folder, ...)  # write it whole, or not at all
+
+`columns` finds which column is what, `rows` reads and cleans the rows, `answers` reads answers that are not labels,
+`split` decides which row goes where, `task_yaml` writes the settings, `plan` puts these together. `labelling` takes
+labels that a person wrote into to_label.csv. What a file may look like is up to `intake.row_files`.
+"""

@@ -1,0 +1,62 @@
+"""Write a planned task folder: all of it, or nothing."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from distill_dagster.core.errors import DistillError, InputError, Problem
+from distill_dagster.core.files import sync_folder, write_atomically
+from distill_dagster.new_task.plan import TaskPlan, check_new_name
+from distill_dagster.pipeline.open_task import build_task_folder
+from distill_dagster.pipeline.task_check import check_task_folder
+from distill_dagster.tasks import TASK_FILE
+
+
+def write_task(plan: TaskPlan, tasks: Path, accepted: Path) -> list[Problem]:
+    """Write a new task folder below `tasks`, and return what `distill check` says about it.
+
+    The folder is made under a hidden name, checked, and renamed. So no other process sees a part of it.
+
+    Args:
+        accepted: the folder with the accepted prompts of all tasks.
+
+    Raises:
+        InputError: the name is taken, or task.yaml, a row or a slice is malformed. Nothing was written.
+        DistillError: the folder cannot be written.
+    """
+    check_new_name(tasks, plan.name)
+    target = tasks / plan.name
+    hidden = tasks / f".new-{plan.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        staged = hidden / plan.name
+        for name, content in plan.files.items():
+            write_atomically(staged / name, content)
+        problems = _move_problems(check_task_folder(build_task_folder(staged, accepted / plan.name)), staged, target)
+        if wrong := [problem for problem in problems if _is_malformed(problem, plan, target)]:
+            raise InputError(wrong)
+        staged.rename(target)
+        sync_folder(tasks)
+    except OSError as error:
+        raise DistillError(f"{target} could not be written: {error.strerror}.") from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    return problems
+
+
+def _move_problems(problems: Sequence[Problem], staged: Path, target: Path) -> list[Problem]:
+    """The problems with the paths that the files will have."""
+    moved = []
+    for problem in problems:
+        is_inside = problem.file.is_relative_to(staged)
+        moved.append(replace(problem, file=target / problem.file.relative_to(staged)) if is_inside else problem)
+    return moved
+
+
+def _is_malformed(problem: Problem, plan: TaskPlan, target: Path) -> bool:
+    """Whether a problem is one of the written rows and slices, not a teacher's terms or a label still to write."""
+    is_written = problem.file.is_relative_to(target) and str(problem.file.relative_to(target)) in plan.files
+    return problem.severity == "error" and is_written and problem.file.name != TASK_FILE
