@@ -59,6 +59,8 @@ class FakeProvider:
     finish: str | None = None
     message: dict[str, Any] = field(default_factory=dict)
     """Additional fields of the message of a chat answer, such as reasoning_content, refusal or tool_calls."""
+    change_body: Callable[[dict[str, Any], ReceivedRequest], Any] | None = None
+    """Turns the body of a good answer into what is sent, online and in batches."""
     pause_s: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     """Sent with every response."""
@@ -169,9 +171,7 @@ def _handler(provider: FakeProvider) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def build_answer(
-    provider: FakeProvider, seen: ReceivedRequest, chat: bool, prompt: str, spelled: str
-) -> dict[str, Any]:
+def build_answer(provider: FakeProvider, seen: ReceivedRequest, chat: bool, prompt: str, spelled: str) -> Any:
     body = seen.body
     # Without labels every answer comes from `answer`, and has no tokens to show.
     tokens = provider.tokens(seen.text, prompt, spelled, body["max_tokens"]) if provider.labels else [("\n", [])]
@@ -203,7 +203,7 @@ def build_answer(
                 "text_offset": [0] * len(tokens),
             }
     counts = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(tokens), "total_tokens": 0}
-    return {
+    answer = {
         "id": "fake",
         "object": "chat.completion" if chat else "text_completion",
         "created": 1,
@@ -211,3 +211,4 @@ def build_answer(
         "choices": [choice],
         **({"usage": counts} if provider.usage else {}),
     }
+    return provider.change_body(answer, seen) if provider.change_body else answer

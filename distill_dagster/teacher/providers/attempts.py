@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-import json
-from email.utils import parsedate_to_datetime
+from collections.abc import Mapping
 from time import time
 
 from distill_dagster.core.errors import TeacherError
+from distill_dagster.core.times import format_duration, format_time
+from distill_dagster.teacher.providers.error_bodies import ProviderError, parse_error_body
+from distill_dagster.teacher.providers.exchange import Response
+from distill_dagster.teacher.providers.retry_after import find_wait_in_words, read_wait
 
 OVERLOAD_STATUSES = {429, 503, 529}
-RETRIED_STATUSES = OVERLOAD_STATUSES | {408, 409, 500, 502, 504}
-MAYBE_BILLED_STATUSES = {408, 504}
+RETRIED_STATUSES = {408, 409, 425, 429}
+"""These and all from 500 on, except `HOPELESS_STATUSES`. Gateways have their own, such as Cloudflare's 520 to 530."""
+HOPELESS_STATUSES = {501, 505, 511}
+"""Not implemented, HTTP version not supported, network login required: the same request fails again."""
+MAYBE_BILLED_STATUSES = {408, 504, 520, 524, 598}
+"""The teacher had the request when the time was over or the connection broke, so it may have answered and billed it."""
 PERMANENT_STATUSES = {401, 402, 404}
-OUT_OF_CREDIT_MESSAGES = ("insufficient_quota", "billing_hard_limit_reached", "credit balance is too low")
-CONTENT_FILTER_CODES = ("content_filter", "content_policy_violation")
+OUT_OF_CREDIT_CODES = {
+    # OpenAI, DeepSeek, Moonshot, DashScope, Zhipu
+    *("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_balance"),
+    *("insufficient_credits", "exceeded_current_quota_error", "arrearage", "1113"),
+}
+OUT_OF_CREDIT_MESSAGE = "Your credit balance is too low to access the Anthropic API"
+CONTENT_FILTER_MESSAGE = "Output blocked by content filtering policy"
+"""Anthropic has no codes for these two. Messages that only contain them do not count: they may repeat the prompt."""
+CONTENT_FILTER_CODES = {
+    # OpenAI and Azure, OpenRouter (named by `error_bodies`), DashScope, Zhipu
+    *("content_filter", "content_policy_violation", "invalid_prompt", "responsibleaipolicyviolation", "moderation"),
+    *("data_inspection_failed", "datainspectionfailed", "1301"),
+}
 
 
 class PermanentTeacherError(TeacherError):
@@ -22,6 +40,39 @@ class PermanentTeacherError(TeacherError):
 
 class BudgetError(TeacherError):
     """A budget cap is reached. Nothing more is sent; stored answers are kept."""
+
+
+class PendingError(TeacherError):
+    """Answers cannot come yet. This is no failure: stored answers are kept, and a later run continues."""
+
+
+class TeacherPausedError(PendingError):
+    """The teacher asks for a pause that no request waits for, for example until its daily limit is reset.
+
+    Attributes:
+        until: when the pause ends, in seconds since the epoch.
+        reason: the provider's words.
+    """
+
+    def __init__(self, model: str, wait_s: float, reason: str) -> None:
+        self.until, self.reason = time() + wait_s, reason
+        super().__init__(
+            f"{model} asks to wait until {format_time(self.until)} ({format_duration(wait_s)}), so nothing more is "
+            f"sent: {reason} Stored answers are kept. Run again after that time; `distill refresh` waits for it."
+        )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the teacher may be asked again."""
+        return time() >= self.until
+
+
+class UnusableAnswerError(TeacherError):
+    """What came instead of an answer cannot be used. `answer` has it as text, with the tokens that were used."""
+
+    def __init__(self, message: str, answer: Response) -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 class AttemptError(Exception):
@@ -33,7 +84,10 @@ class AttemptError(Exception):
         maybe_billed: the teacher may have worked, and bill the request, although no answer came.
         permanent: no request to this teacher can succeed.
         wait_s: seconds to wait before the next attempt, if the teacher says so.
+        answer: what came instead of an answer: the body as text, and the tokens that were used.
     """
+
+    answer: Response | None = None
 
     def __init__(
         self,
@@ -54,43 +108,39 @@ class ContentFilterError(Exception):
     """The content filter of the provider rejected the prompt. Asking again would not help."""
 
 
-def classify_status(status: int, body: str, retry_after: str | None = None) -> AttemptError | ContentFilterError:
+def classify_status(
+    status: int, body: str, headers: Mapping[str, str] | None = None
+) -> AttemptError | ContentFilterError:
     """Return the error that an HTTP status other than 200 means."""
-    message = f"HTTP {status}: {_read_error_message(body)}"
-    lowered = body.casefold()
-    if status == 400 and any(word in lowered for word in CONTENT_FILTER_CODES):
+    wait_s = read_wait(headers, body, is_overload=status in OVERLOAD_STATUSES)
+    return classify_error(status, parse_error_body(body), wait_s)
+
+
+def classify_error(status: int, error: ProviderError, wait_s: float | None = None) -> AttemptError | ContentFilterError:
+    """Return what an error means. If it came with HTTP 200, its codes say which status it would have had.
+
+    Only the status and the codes decide. The message may repeat the prompt, which can contain any words.
+    """
+    message = f"HTTP {status}: {error.message}"
+    if status == 200:
+        status = error.status
+        codes = f" ({', '.join(sorted(error.codes))[:60]})" if error.codes else ""
+        message = f"HTTP 200 with an error{codes}: {error.message}"
+    if error.codes & CONTENT_FILTER_CODES or error.message == CONTENT_FILTER_MESSAGE:
         return ContentFilterError(message)
-    permanent = status in PERMANENT_STATUSES or any(word in lowered for word in OUT_OF_CREDIT_MESSAGES)
+    out_of_credit = error.codes & OUT_OF_CREDIT_CODES or error.message.startswith(OUT_OF_CREDIT_MESSAGE)
+    permanent = status in PERMANENT_STATUSES or bool(out_of_credit)
+    if wait_s is None and status in OVERLOAD_STATUSES:
+        wait_s = find_wait_in_words(error.message)
     return AttemptError(
         message,
-        retry=status in RETRIED_STATUSES and not permanent,
+        retry=_is_retried(status) and not permanent,
         overload=status in OVERLOAD_STATUSES and not permanent,
         maybe_billed=status in MAYBE_BILLED_STATUSES,
         permanent=permanent,
-        wait_s=parse_retry_after(retry_after),
+        wait_s=wait_s,
     )
 
 
-def _read_error_message(body: str) -> str:
-    """Read the message from the body of an error, whose form depends on the provider."""
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return " ".join(body.split())[:400] or "no text"
-    error = value.get("error", value) if isinstance(value, dict) else value
-    message = error.get("message") if isinstance(error, dict) else error
-    return str(message or error)[:400]
-
-
-def parse_retry_after(retry_after: str | None) -> float | None:
-    """Read the seconds from a Retry-After header: a number or a date (RFC 9110, 10.2.3). None if it is unreadable."""
-    if not retry_after:
-        return None
-    try:
-        return max(0.0, float(retry_after))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time())
-    except (TypeError, ValueError):
-        return None
+def _is_retried(status: int) -> bool:
+    return status in RETRIED_STATUSES or (status >= 500 and status not in HOPELESS_STATUSES)

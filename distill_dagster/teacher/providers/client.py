@@ -85,19 +85,19 @@ async def ask_once(
         secrets: secrets to remove from the answer; by default all credentials that the process knows.
 
     Raises:
-        AttemptError: no answer came.
+        AttemptError: no answer came, or none that can be read.
         ContentFilterError: the provider's content filter rejected the prompt.
     """
     started = time.perf_counter()
     body = await send_request(endpoint, request, timeout_s)
     latency = time.perf_counter() - started
-    choices = body.get("choices") or []
-    if not choices or (request.messages is None and choices[0].get("text") is None):
-        # litellm turns a body without choices, such as the `{}` of a proxy, into a choice without a text.
-        raise AttemptError("the response contains no answer", retry=True, maybe_billed=True)
-    return redact_response(
-        parse_response(body, latency, in_flight), redaction.list_credentials() if secrets is None else secrets
-    )
+    secrets = redaction.list_credentials() if secrets is None else secrets
+    try:
+        response = parse_response(body, latency, in_flight, logprobs=bool(request.params.get("logprobs")))
+        return redact_response(response, secrets)
+    except AttemptError as error:
+        error.answer = redact_response(error.answer, secrets) if error.answer is not None else None
+        raise
 
 
 def redact_error(text: str, endpoint: Endpoint) -> str:

@@ -6,6 +6,7 @@ ignored.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,9 +21,13 @@ from distill_dagster.core.text import normalize_text
 from distill_dagster.intake.masking import mask_id, mask_text
 from distill_dagster.intake.recordings import RECORDED_FOLDER, Recording, read_recordings
 from distill_dagster.tasks import TaskFolder
+from distill_dagster.teacher.providers.body_parts import read_count
 from distill_dagster.teacher.providers.exchange import Request, Response
+from distill_dagster.teacher.providers.finish_reasons import normalize_finish_reason
 
 NOT_RECORDED = "no recorded completion"
+FIRST_TIME, LAST_TIME = 946_684_800, 4_102_444_800
+"""2000 and 2100, in seconds since 1970."""
 
 
 class ReplayTeacher:
@@ -74,13 +79,13 @@ class ReplayTeacher:
 
 def _build_response(recording: Recording) -> Response:
     """The response of a recording. `in_flight` is 0: nothing was sent, so the latency is not a measurement."""
-    received = datetime.now(UTC) if recording.created is None else datetime.fromtimestamp(recording.created, UTC)
+    received = datetime.fromtimestamp(_read_time(recording.created) or time.time(), UTC)
     return Response(
         text=recording.completion,
-        finish_reason=recording.finish_reason or "stop",
+        finish_reason=normalize_finish_reason(recording.finish_reason) if recording.finish_reason else "stop",
         positions=[],
-        prompt_tokens=recording.prompt_tokens,
-        completion_tokens=recording.completion_tokens,
+        prompt_tokens=read_count(recording.prompt_tokens),
+        completion_tokens=read_count(recording.completion_tokens),
         cached_tokens=None,
         cost_usd=recording.cost_usd,
         latency_s=0.0,
@@ -91,6 +96,15 @@ def _build_response(recording: Recording) -> Response:
         tool_calls=recording.tool_calls,
         mode="replay",
     )
+
+
+def _read_time(created: float | None) -> float | None:
+    """A time in seconds since 1970, also if it is in milliseconds, microseconds or nanoseconds.
+
+    The time is only shown. None if it is not between 2000 and 2100.
+    """
+    scaled = (created / scale for scale in (1, 1e3, 1e6, 1e9)) if created is not None else ()
+    return next((seconds for seconds in scaled if FIRST_TIME <= seconds <= LAST_TIME), None)
 
 
 _loaded: WeakKeyDictionary[TaskFolder, dict[tuple[str, ReplaySpec | None], ReplayTeacher]] = WeakKeyDictionary()

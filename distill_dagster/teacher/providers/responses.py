@@ -2,138 +2,183 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from distill_dagster.core import redaction
 from distill_dagster.core.json_text import replace_surrogates
-from distill_dagster.teacher.providers.exchange import Position, Response
+from distill_dagster.teacher.providers.attempts import AttemptError, ContentFilterError, classify_error
+from distill_dagster.teacher.providers.body_parts import (
+    UnreadableBodyError,
+    describe_type,
+    read_number,
+    read_positions,
+    read_reasoning,
+    read_refusal,
+    read_text,
+    read_tool_calls,
+    read_usage,
+    to_dict,
+    to_json_text,
+    to_text,
+)
+from distill_dagster.teacher.providers.error_bodies import find_error
+from distill_dagster.teacher.providers.exchange import Response
+from distill_dagster.teacher.providers.finish_reasons import (
+    BROKEN_OFF,
+    CUT,
+    is_transient,
+    normalize_finish_reason,
+    read_finish_reason,
+)
+
+MAX_BODY_CHARS = 100_000
+"""Characters of an unusable body that are stored. A readable answer is stored whole."""
 
 
 def build_filtered_response(message: str) -> Response:
     """Build the response for a prompt that the content filter rejected. It is stored: asking again would not help."""
+    return replace(_build_response({}, 0.0, 1), finish_reason="content_filter")
+
+
+def build_unusable_response(text: str, body: Any = None, latency: float = 0.0, in_flight: int = 1) -> Response:
+    """Build the record of what came instead of an answer: its text, and the tokens that were used if it says so."""
+    response = _build_response(to_dict(body), latency, in_flight)
+    return replace(response, text=str(replace_surrogates(text))[:MAX_BODY_CHARS], finish_reason=BROKEN_OFF)
+
+
+def parse_response(body: Any, latency: float, in_flight: int, *, logprobs: bool = False) -> Response:
+    """Read the response from the body of a chat or text completion, whatever the body contains.
+
+    Args:
+        logprobs: whether log-probabilities were asked for. An answer with unusable ones is then no answer.
+
+    Raises:
+        AttemptError: the body contains an error, an answer that was broken off, or no answer in a known form. Its
+            `answer` has the body as text, and the tokens that were used.
+        ContentFilterError: the body says that the content filter rejected the prompt.
+    """
+    fields = to_dict(body)
+    received = _build_response(fields, latency, in_flight)
+    try:
+        choice = _get_choice(fields)
+        error = find_error(fields, has_answer=choice is not None) or (choice and find_error(choice, has_answer=True))
+        if error:
+            failure = classify_error(200, error)
+            if choice is not None and isinstance(failure, AttemptError):
+                failure.maybe_billed = True  # the model had begun to answer
+        elif choice is None:
+            raise UnreadableBodyError(f"the response contains no answer: {_describe_choices(body)}")
+        else:
+            response = _read_choice(choice, received, logprobs)
+            if response.finish_reason != BROKEN_OFF:
+                return response
+            failure = _build_broken_off(choice)
+    except UnreadableBodyError as why:
+        # A proxy that sends `{}` may do better the next time. What counts tokens was paid for, and is not sent again.
+        failure = AttemptError(str(why), retry=not received.prompt_tokens, maybe_billed=True)
+    if isinstance(failure, ContentFilterError):
+        raise failure
+    failure.answer = build_unusable_response(to_json_text(body), body, latency, in_flight)
+    raise failure
+
+
+def _build_response(body: dict[str, Any], latency: float, in_flight: int) -> Response:
+    """The response with all that does not depend on the answer."""
+    prompt_tokens, completion_tokens, cached_tokens = read_usage(body)
+    cost = read_number(body.get("cost_usd"))
     return Response(
         text="",
-        finish_reason="content_filter",
+        finish_reason=None,
         positions=[],
-        prompt_tokens=None,
-        completion_tokens=None,
-        cached_tokens=None,
-        cost_usd=None,
-        latency_s=0.0,
-        in_flight=1,
-        model_reported=None,
-        received_at=_format_now(),
-        reasoning=None,
-    )
-
-
-def _format_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def parse_response(body: dict[str, Any], latency: float, in_flight: int) -> Response:
-    """Read the response from the body of a chat or text completion.
-
-    It replaces unpaired surrogates, which cannot be stored. A model may stop in the middle of a pair.
-    """
-    choice = body["choices"][0]
-    message, usage = choice.get("message") or {}, body.get("usage") or {}
-    text = message.get("content") if "message" in choice else choice.get("text")
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    cost, declined = body.get("cost_usd"), _read_refusal(message)
-    return Response(
-        text=replace_surrogates(text or declined or ""),
-        finish_reason="refusal" if declined else choice.get("finish_reason"),
-        positions=_read_positions(choice.get("logprobs")),
-        prompt_tokens=usage.get("prompt_tokens"),
-        completion_tokens=usage.get("completion_tokens"),
-        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
-        cost_usd=float(cost) if cost else None,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cached_tokens=cached_tokens,
+        cost_usd=cost if cost and cost > 0 else None,
         latency_s=latency,
         in_flight=in_flight,
-        model_reported=body.get("model"),
-        received_at=_format_now(),
-        reasoning=replace_surrogates(reasoning) if isinstance(reasoning, str) and reasoning else None,
-        tool_calls=_read_tool_calls(message),
+        model_reported=to_text(body.get("model")),
+        received_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
 
 
-def _read_refusal(message: dict[str, Any]) -> str | None:
-    """Read the text of a refusal, if the provider has a separate field for it (OpenAI)."""
-    found = message.get("refusal") or (message.get("provider_specific_fields") or {}).get("refusal")
-    return str(found) if found and not message.get("content") else None
+def _get_choice(body: dict[str, Any]) -> dict[str, Any] | None:
+    """The first choice of a body; None if there is none."""
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else choices
+    return choice if isinstance(choice, dict) and choice else None
 
 
-def _read_tool_calls(message: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Read the tool calls of a message: names, and arguments as the JSON text that was received."""
-    functions = [call.get("function") or {} for call in message.get("tool_calls") or []]
-    return [
-        {"name": f.get("name"), "arguments": replace_surrogates(f.get("arguments") or "{}")} for f in functions
-    ] or None
+def _describe_choices(body: Any) -> str:
+    if not isinstance(body, dict):
+        return f"it is {describe_type(body)}"
+    if "choices" not in body:
+        return "`choices` is missing"
+    choices = body["choices"]
+    if isinstance(choices, list):
+        return f"the first choice is {describe_type(choices[0])}" if choices else "`choices` is empty"
+    return f"`choices` is {describe_type(choices)}"
 
 
-def redact_response(response: Response, secrets: list[str]) -> Response:
+def _read_choice(choice: dict[str, Any], received: Response, logprobs: bool) -> Response:
+    """Read the answer of one choice.
+
+    Raises:
+        UnreadableBodyError: it is in no known form.
+    """
+    message = to_dict(choice.get("message")) or to_dict(choice.get("delta"))
+    if not message and choice.get("text") is None:
+        raise UnreadableBodyError("the choice has neither a message nor a text")
+    refusal = read_refusal(message)
+    place, content = ("message.content", message.get("content")) if message else ("text", choice.get("text"))
+    finish = "refusal" if refusal else normalize_finish_reason(choice.get("finish_reason"))
+    text, positions = refusal or read_text(content, place), read_positions(choice.get("logprobs"))
+    if logprobs and text and choice.get("logprobs") and not positions and finish in ("stop", CUT):
+        raise UnreadableBodyError("the log-probabilities of the answer are unusable: nothing is known of its tokens")
+    return replace(
+        received,
+        text=text,
+        finish_reason=finish,
+        positions=positions,
+        reasoning=read_reasoning(message),
+        tool_calls=read_tool_calls(message),
+    )
+
+
+def _build_broken_off(choice: dict[str, Any]) -> AttemptError:
+    reason = choice.get("finish_reason")
+    word = read_finish_reason(reason)
+    if word is None:
+        message = "the provider does not say whether the answer is whole: it has no finish_reason"
+    else:
+        message = f"the answer was broken off: finish_reason is {word[:60]!r}"
+    return AttemptError(message, retry=is_transient(reason), maybe_billed=True)
+
+
+def redact_response(response: Response, secrets: Sequence[str]) -> Response:
     """Remove secrets from a response. A model or a proxy may repeat a key, as a whole or token by token."""
     texts = [response.text, response.reasoning or "", response.model_reported or "", response.finish_reason or ""]
-    texts += [call["arguments"] for call in response.tool_calls or []]
+    texts += [text for call in response.tool_calls or [] for text in call.values() if text]
     pieces = "".join(position[0][0] for position in response.positions)
     seen = "\0".join([*texts, pieces, *(token for position in response.positions for token, _ in position)])
     if not any(secret[: redaction.MIN_SECRET_CHARS] in seen for secret in secrets):  # nearly always
         return response
+
+    def clean(text: str | None) -> str | None:
+        return redaction.remove_secrets(text, list(secrets)) if text else text
+
     positions = response.positions
-    if redaction.remove_secrets(pieces, secrets) != pieces:
+    if clean(pieces) != pieces:
         # The chosen tokens contain parts of a key, so mask all tokens of this answer.
         positions = [[(redaction.MASK, position[0][1])] for position in positions]
     return replace(
         response,
-        text=redaction.remove_secrets(response.text, secrets),
-        reasoning=redaction.remove_secrets(response.reasoning, secrets) if response.reasoning is not None else None,
-        model_reported=redaction.remove_secrets(response.model_reported, secrets) if response.model_reported else None,
-        finish_reason=redaction.remove_secrets(response.finish_reason, secrets) if response.finish_reason else None,
-        positions=[
-            [(redaction.remove_secrets(token, secrets), value) for token, value in position] for position in positions
-        ],
-        tool_calls=[
-            call | {"arguments": redaction.remove_secrets(call["arguments"], secrets)}
-            for call in response.tool_calls or []
-        ]
-        or None,
+        text=clean(response.text) or "",
+        reasoning=clean(response.reasoning),
+        model_reported=clean(response.model_reported),
+        finish_reason=clean(response.finish_reason),
+        positions=[[(clean(token) or "", value) for token, value in position] for position in positions],
+        tool_calls=[{name: clean(text) for name, text in call.items()} for call in response.tool_calls or []] or None,
     )
-
-
-def _read_positions(logprobs: dict[str, Any] | None) -> list[Position]:
-    """Read log-probabilities in the form of chat (`content`) or of OpenAI's text API (`tokens`, `top_logprobs`)."""
-    if logprobs is None:
-        return []
-    positions: list[Position] = []
-    for entry in logprobs.get("content") or []:
-        if probs := entry.get("top_probs"):  # llama.cpp, after its samplers
-            top = [(t["token"], _log_probability(t["prob"])) for t in probs]
-            positions.append(
-                _build_position((str(entry.get("token")), _log_probability(entry.get("prob") or 0.0)), top)
-            )
-            continue
-        top = [(t["token"], t["logprob"]) for t in entry.get("top_logprobs") or []]
-        positions.append(_build_position((str(entry.get("token")), entry.get("logprob") or 0.0), top))
-    if positions:
-        return positions
-    get = logprobs.get
-    tokens, values, tops = get("tokens") or [], get("token_logprobs") or [], get("top_logprobs") or []
-    for token, value, top in zip(tokens, values, tops, strict=False):
-        positions.append(_build_position((token, value), list((top or {}).items())))
-    return positions
-
-
-def _log_probability(probability: float) -> float:
-    """Natural logarithm, finite for 0: single precision turns probabilities below 1e-45 into 0."""
-    return math.log(max(probability, 1e-45))
-
-
-def _build_position(chosen: tuple[str, float], top: list[tuple[str, float]]) -> Position:
-    return [
-        (replace_surrogates(chosen[0]), float(chosen[1])),
-        *((replace_surrogates(t), float(lp)) for t, lp in top if t != chosen[0]),
-    ]

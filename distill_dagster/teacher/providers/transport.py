@@ -18,8 +18,9 @@ from distill_dagster.teacher.providers.attempts import (
     AttemptError,
     ContentFilterError,
     classify_status,
-    parse_retry_after,
 )
+from distill_dagster.teacher.providers.finish_reasons import find_finish_reason
+from distill_dagster.teacher.providers.responses import build_unusable_response
 
 if TYPE_CHECKING:
     import aiohttp
@@ -39,8 +40,8 @@ def is_direct(endpoint: Endpoint) -> bool:
     return endpoint.api_base is not None and endpoint.model.startswith(DIRECT_PREFIXES)
 
 
-async def send_request(endpoint: Endpoint, request: Request, timeout_s: float) -> dict[str, Any]:
-    """Send a request once and return the body of the answer, in the form of OpenAI's protocol.
+async def send_request(endpoint: Endpoint, request: Request, timeout_s: float) -> Any:
+    """Send a request once and return the body that came with HTTP 200, nearly always in the form of OpenAI's protocol.
 
     Raises:
         AttemptError: no answer came; the error says whether to retry.
@@ -61,7 +62,7 @@ def _get_session() -> aiohttp.ClientSession:
     return _sessions[key]
 
 
-async def _send_direct(endpoint: Endpoint, request: Request, timeout_s: float) -> dict[str, Any]:
+async def _send_direct(endpoint: Endpoint, request: Request, timeout_s: float) -> Any:
     import aiohttp
 
     assert endpoint.api_base is not None
@@ -76,7 +77,7 @@ async def _send_direct(endpoint: Endpoint, request: Request, timeout_s: float) -
             ) as got,
         ):
             text = (await got.read()).decode("utf-8", "replace")
-            status, wait = got.status, got.headers.get("Retry-After")
+            status, headers = got.status, got.headers
     except TimeoutError:
         raise AttemptError(f"timed out after {timeout_s:g} s", retry=True, maybe_billed=True) from None
     except aiohttp.ClientConnectorError as error:
@@ -85,17 +86,16 @@ async def _send_direct(endpoint: Endpoint, request: Request, timeout_s: float) -
         what = f"the connection was cut: {type(error).__name__}"
         raise AttemptError(what, retry=True, maybe_billed=True) from None
     if status != 200:
-        raise classify_status(status, text, wait)
+        raise classify_status(status, text, headers)
     try:
-        value = json.loads(text)
-    except ValueError:
-        raise AttemptError("the response is not JSON, or was cut off", retry=True, maybe_billed=True) from None
-    if not isinstance(value, dict):
-        raise AttemptError("the response contains no answer", retry=True, maybe_billed=True)
-    return value
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        error = AttemptError("the response is not JSON, or was cut off", retry=True, maybe_billed=True)
+        error.answer = build_unusable_response(text)
+        raise error from None
 
 
-async def _send_through_litellm(endpoint: Endpoint, request: Request, timeout_s: float) -> dict[str, Any]:
+async def _send_through_litellm(endpoint: Endpoint, request: Request, timeout_s: float) -> Any:
     import litellm
 
     litellm.suppress_debug_info = True
@@ -119,18 +119,35 @@ async def _send_through_litellm(endpoint: Endpoint, request: Request, timeout_s:
     ask = litellm.acompletion if request.prompt is None else litellm.atext_completion
     if endpoint.model.startswith("text-completion-openai/"):
         where["client"] = _get_text_client(timeout_s)
+    received: list[Any] = []
+    where["logger_fn"] = lambda details: received.append(details.get("original_response"))
     try:
         async with asyncio.timeout(timeout_s + 1):
             raw = await ask(**params, **where)
     except TimeoutError:
         raise AttemptError(f"timed out after {timeout_s:g} s", retry=True, maybe_billed=True) from None
-    except litellm.exceptions.ContentPolicyViolationError as error:
-        raise ContentFilterError(str(error)) from None
     except Exception as error:
+        if (failed := find_http_error(error)) is not None:
+            raise classify_status(*failed) from None
+        if (body := _parse_received(received)) is not None:
+            return body  # litellm cannot read it
         raise _classify_litellm_error(error) from None
     value = raw.model_dump()
     value["cost_usd"] = (getattr(raw, "_hidden_params", None) or {}).get("response_cost")
+    if (body := _parse_received(received)) is not None and value.get("choices"):
+        # litellm turns words that it does not know, and a missing one, into `stop`.
+        word = find_finish_reason(body)
+        if word is not None or "choices" in body:
+            value["choices"][0]["finish_reason"] = word
     return value
+
+
+def _parse_received(received: list[Any]) -> dict[str, Any] | None:
+    """The body that the provider sent, as litellm logs it before reading it; None if it is no JSON object."""
+    body = received[-1] if received else None
+    with suppress(ValueError, RecursionError, TypeError, AttributeError):
+        body = json.loads(body) if isinstance(body, str | bytes) else body.model_dump(warnings=False)
+    return body if isinstance(body, dict) else None
 
 
 def _get_text_client(timeout_s: float) -> Any:
@@ -143,7 +160,24 @@ def _get_text_client(timeout_s: float) -> Any:
     return _text_clients[key]
 
 
+def find_http_error(error: BaseException) -> tuple[int, str, dict[str, str]] | None:
+    """The status, body and headers of the HTTP error behind an error of litellm; None if there was none.
+
+    litellm chooses the type of its error by words in the message, which may repeat the prompt.
+    """
+    found = None
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        with suppress(Exception):  # a response that was not read, or one that litellm made up
+            if response.status_code >= 400 and response.text:
+                found = response.status_code, response.text, dict(response.headers)
+        cause = cause.__cause__ or cause.__context__
+    return found
+
+
 def _classify_litellm_error(error: Exception) -> AttemptError | ContentFilterError:
+    """What an error means that is not the provider's: litellm could not send the request, or not read the answer."""
     import litellm
 
     message, status = f"{type(error).__name__}: {error}", getattr(error, "status_code", None)
@@ -151,14 +185,9 @@ def _classify_litellm_error(error: Exception) -> AttemptError | ContentFilterErr
         return AttemptError(f"timed out: {message}", retry=True, maybe_billed=True)
     if isinstance(error, litellm.exceptions.APIConnectionError):
         return AttemptError(message, retry=True, maybe_billed=True)
-    if not isinstance(status, int):
-        return AttemptError(message)
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    wait = headers.get("retry-after") if hasattr(headers, "get") else None
-    found = classify_status(status, message, wait)
-    if isinstance(found, AttemptError):
-        found.wait_s = parse_retry_after(wait)
-    return found
+    if isinstance(error, litellm.exceptions.ContentPolicyViolationError):
+        return ContentFilterError(message)
+    return classify_status(status, message) if isinstance(status, int) else AttemptError(message)
 
 
 async def close_connections() -> None:
