@@ -26,6 +26,8 @@ class BatchProvider(FakeProvider):
     """
 
     polls: int | None = 1
+    rewrite: Callable[[str, str], str] = lambda text, line: line
+    """Called with a text and the line of its result; returns the line to send, or an empty text for none."""
     fail_line: Callable[[str], bool] = lambda text: False
     answered: int | None = None
     refuse: str | None = None
@@ -84,7 +86,7 @@ class BatchProvider(FakeProvider):
             batch |= {"status": "failed", "errors": {"object": "list", "data": [error]}}
             return
         lines = _lines(self.files[batch["input_file_id"]])
-        out, errors = [], []
+        out, errors, texts = [], [], {line["custom_id"]: _text(line) for line in lines}
         for number, line in enumerate(lines):
             text = _text(line)
             if self.answered is not None and number >= self.answered:
@@ -103,7 +105,8 @@ class BatchProvider(FakeProvider):
         for name, rows in (("output_file_id", out), ("error_file_id", errors)):
             if rows:
                 batch[name] = f"{name}-{id_}"
-                self.files[batch[name]] = "".join(json.dumps(row) + "\n" for row in reversed(rows)).encode()
+                written = [self.rewrite(texts[row["custom_id"]], _to_line(row)) for row in reversed(rows)]
+                self.files[batch[name]] = "".join(f"{line}\n" for line in written if line).encode()
         ended = status or ("expired" if self.answered is not None else "completed")
         batch |= {
             "status": ended,
@@ -112,7 +115,11 @@ class BatchProvider(FakeProvider):
 
 
 def _lines(content: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in content.decode().splitlines()]
+    return [json.loads(line) for line in content.decode().splitlines()]  # as a careless gateway does
+
+
+def _to_line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False)
 
 
 def _text(line: dict[str, Any]) -> str:
@@ -159,7 +166,7 @@ def _batch_handler(provider: BatchProvider) -> type[BaseHTTPRequestHandler]:
                 self._json({"object": "list", "data": some, "has_more": len(every) > start + limit})
             elif found := re.fullmatch(r"/batches/([^/]+)", path):
                 self._json(provider.look(found[1]))
-            elif found := re.fullmatch(r"/files/([^/]+)/content", path):
+            elif (found := re.fullmatch(r"/files/([^/]+)/content", path)) and found[1] in provider.files:
                 self._send(200, provider.files[found[1]])
             else:
                 self._send(404, b'{"error": {"message": "no such thing"}}')
@@ -172,6 +179,8 @@ def _batch_handler(provider: BatchProvider) -> type[BaseHTTPRequestHandler]:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(raw)))
+                for name, value in provider.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(raw)
             except (BrokenPipeError, ConnectionResetError):

@@ -23,7 +23,7 @@ from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tasks import Slice
 from distill_dagster.teacher.asking.ask import Asker, AskResult, run_ask
-from distill_dagster.teacher.completions.batch_files import compute_batch_cost
+from distill_dagster.teacher.completions.batch_results import compute_batch_cost
 from distill_dagster.teacher.completions.batch_store import BatchStore
 from distill_dagster.teacher.completions.batches import (
     SUBMISSION_KEY,
@@ -127,7 +127,7 @@ def test_a_failed_line_is_a_failed_row_and_the_next_run_asks_again(ask: Ask, pro
     asked = ask()
     failed = asked.completions.filter(pl.col("status") == "failed")
     assert failed.height == 2
-    assert set(failed["error"]) == {"no answer to the login (status 500)"}
+    assert set(failed["error"]) == {"HTTP 500: no answer to the login"}
     assert set(failed["mode"]) == {"batch"}
     provider.fail_line = lambda text: False
     assert ask().missing_rows == 0

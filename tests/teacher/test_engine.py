@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -20,12 +21,15 @@ import pytest
 import sqlalchemy as sa
 
 from distill_dagster.config import BudgetSpec, TeacherSpec
+from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
+from distill_dagster.core.times import format_time
 from distill_dagster.teacher.completions.engine import CompletionEngine, get_limits
 from distill_dagster.teacher.completions.ledger import Account
+from distill_dagster.teacher.completions.pauses import PauseStore
 from distill_dagster.teacher.completions.store import CompletionStore
-from distill_dagster.teacher.providers import event_loop
-from distill_dagster.teacher.providers.attempts import BudgetError, PermanentTeacherError, parse_retry_after
+from distill_dagster.teacher.providers import attempts, event_loop, rate_limits
+from distill_dagster.teacher.providers.attempts import BudgetError, PermanentTeacherError, TeacherPausedError
 from distill_dagster.teacher.providers.client import resolve_endpoint
 from distill_dagster.teacher.providers.exchange import Request, Response
 from distill_dagster.teacher.providers.prices import compute_worst_case
@@ -106,6 +110,14 @@ def test_an_engine_waits_for_a_request_of_another_engine(engine: Make, provider:
     assert first == second
     assert len(provider.requests) == 1
     assert (one.cached, two.cached) == (0, 1)
+
+
+def test_if_the_first_of_equal_requests_fails_one_of_the_others_asks(engine: Make, provider: FakeProvider) -> None:
+    provider.pause_s = 0.1
+    provider.fail = lambda seen, before: Fault(400, pause_s=0.1) if before == 0 else None
+    found = answers(engine(), ["x"] * 5)
+    assert came(found) == 4
+    assert len(provider.requests) == 2
 
 
 @pytest.mark.parametrize("cap", ["usd", "month_usd", "tokens", "month_tokens"])
@@ -247,11 +259,94 @@ def test_retry_after_is_respected(engine: Make, provider: FakeProvider) -> None:
     assert times[1] - times[0] >= 1.9  # also for the other request: it is the teacher who is busy
 
 
-def test_retry_after_may_be_a_date_or_unreadable() -> None:
-    assert parse_retry_after("1.5") == 1.5
-    assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert parse_retry_after("soon") is None
-    assert parse_retry_after(None) is None
+@pytest.mark.parametrize("api_base", ["own", "litellm"])
+def test_a_wait_that_no_request_waits_for_stops_all_asking(
+    provider: FakeProvider, store: CompletionStore, monkeypatch: pytest.MonkeyPatch, api_base: str
+) -> None:
+    """A daily limit: three are answered, then the provider asks for an hour."""
+    words = "Rate limit reached on requests per day. Please try again in 1h0m0s."
+    monkeypatch.setenv("SHOP_KEY", "a-planted-key-0815")
+    address: dict[str, Any] = {"model": "openai/fake", "api_base": provider.url}
+    if api_base == "litellm":
+        address["model"] = "hosted_vllm/fake"
+    body = json.dumps({"error": {"message": f"{words} Key: a-planted-key-0815", "code": "rate_limit_exceeded"}})
+
+    def fail(seen: ReceivedRequest, _: int) -> Fault | None:
+        return Fault(429, body, retry_after="3600") if len(provider.requests) > 3 else None
+
+    provider.fail = fail
+    spec = TeacherSpec(**address, api_key_env="SHOP_KEY", concurrency=2, max_retries=5, terms={"acknowledged": True})
+    one = CompletionEngine(resolve_endpoint(spec), spec, store)
+    found = answers(one, [f"number {n}" for n in range(12)])
+    assert came(found) == 3
+    assert len(provider.requests) <= 5, "those that were under way"
+    errors = [error for error in found if not isinstance(error, Response)]
+    assert {type(error) for error in errors} == {TeacherPausedError}
+    assert one.pending in errors
+    assert words in str(errors[0])
+    assert "planted" not in str(errors[0])
+    pause = PauseStore(store).find(spec)
+    assert pause is not None
+    assert 3500 < pause.until - time.time() <= 3600
+    assert format_time(pause.until) in str(errors[0])
+    two = CompletionEngine(resolve_endpoint(spec), spec, store)
+    asked = len(provider.requests)
+    assert [type(error) for error in answers(two, ["more"])] == [TeacherPausedError], "also for other stages and slices"
+    assert answers(two, ["number 0"])[0] in found, "what is stored is there all the same"
+    assert len(provider.requests) == asked
+    assert set(states(store)) == {"settled", "released"}
+
+
+def test_after_the_pause_the_teacher_is_asked_again(
+    engine: Make, provider: FakeProvider, store: CompletionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider.fail = lambda seen, before: Fault(429, retry_after="7200") if before == 0 else None
+    one = engine()
+    assert [type(error) for error in answers(one, ["x"])] == [TeacherPausedError]
+    noted = PauseStore(store).find(one.spec)
+    assert noted is not None
+    monkeypatch.setattr(attempts, "time", lambda: noted.until + 1)
+    assert came(answers(engine(), ["x"])) == 1
+    assert PauseStore(store).find(one.spec) is None, "an answer ends the pause, before its time too"
+
+
+def test_many_short_waits_without_an_answer_are_a_long_one(
+    engine: Make, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_limits, "MAX_WAIT_S", 1.5)
+    provider.fail = lambda *_: Fault(503, retry_after="1")
+    found = answers(engine(max_retries=9, concurrency=1), ["x"])
+    assert [type(error) for error in found] == [TeacherPausedError]
+    assert len(provider.requests) == 2
+
+
+def test_a_wait_is_told(engine: Make, provider: FakeProvider) -> None:
+    heard: list[str] = []
+    provider.fail = lambda seen, before: Fault(429, retry_after="2") if before == 0 else None
+    with progress.listen_to_progress(lambda one: heard.append(one.work)):
+        assert came(answers(engine(max_retries=1), ["x"])) == 1
+    assert any("the teacher asks to wait" in work for work in heard)
+
+
+@pytest.mark.parametrize(
+    ("status", "requests", "state"),
+    [
+        *[(status, 2, "released") for status in (500, 502, 503, 507, 521, 522, 523, 525, 526, 529, 530)],
+        *[(status, 2, "lost") for status in (408, 504, 520, 524)],
+        *[(status, 1, "released") for status in (400, 413, 422, 501, 505)],
+    ],
+)
+def test_what_a_status_means_for_retries_and_the_bill(
+    engine: Make, provider: FakeProvider, store: CompletionStore, status: int, requests: int, state: str
+) -> None:
+    page = f"<html><title>{status}: Cloudflare says so</title></html>"
+    provider.fail = lambda seen, before: Fault(status, page) if before == 0 else None
+    found = answers(engine(max_retries=1), ["x"])
+    assert len(provider.requests) == requests
+    assert came(found) == requests - 1
+    if requests == 1:
+        assert str(status) in str(found[0])
+    assert states(store) == ({state: 1, "settled": 1} if requests == 2 else {state: 1})
 
 
 def test_requests_per_minute(engine: Make, provider: FakeProvider) -> None:

@@ -13,24 +13,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
+
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.hashing import hash_content
-from distill_dagster.teacher.completions.batch_files import (
-    ResultLine,
-    build_request_line,
-    get_batch_url,
-    parse_result_lines,
-    split_into_batches,
-)
+from distill_dagster.teacher.completions.batch_files import build_request_line, get_batch_url, split_into_batches
+from distill_dagster.teacher.completions.batch_results import ResultLine, assign_lines, parse_result_lines
 from distill_dagster.teacher.completions.batch_store import BatchStore, Submission
 from distill_dagster.teacher.completions.ledger import Account, Reservation, Settlement
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers import event_loop
+from distill_dagster.teacher.providers.attempts import (
+    AttemptError,
+    PendingError,
+    TeacherPausedError,
+    UnusableAnswerError,
+    classify_status,
+)
+from distill_dagster.teacher.providers.body_parts import read_count
 from distill_dagster.teacher.providers.client import Endpoint, redact_error
-from distill_dagster.teacher.providers.exchange import Request, Response
+from distill_dagster.teacher.providers.exchange import Request
 from distill_dagster.teacher.providers.prices import TokenPrice, compute_worst_case, find_price
+from distill_dagster.teacher.providers.rate_limits import MAX_WAIT_S
+from distill_dagster.teacher.providers.transport import find_http_error
 
 SUBMISSION_KEY = "distill_submission"
 """The metadata key of a batch whose value is the name of its submission."""
@@ -39,6 +46,7 @@ BATCH_PROVIDERS = ("openai", "azure", "hosted_vllm", "litellm_proxy")
 MAX_POLL_FACTOR = 10
 """Polling slows down to this many times its first pause."""
 PAGE_SIZE = 100
+_compute_backoff = wait_random_exponential(multiplier=0.5, max=30)
 RESUBMIT_PAUSE_S = 0.05
 _MISSING_REASONS = {
     "completed": "the batch ended without an answer to this request",
@@ -47,8 +55,12 @@ _MISSING_REASONS = {
 }
 
 
-class BatchPendingError(TeacherError):
+class BatchPendingError(PendingError):
     """Batches are not ready yet. Nothing is lost: a later run finds their answers."""
+
+
+class NotAtProviderError(TeacherError):
+    """The provider does not know a batch or a file: it deleted it, or it belongs to another account."""
 
 
 @dataclass(frozen=True)
@@ -313,50 +325,69 @@ class BatchRunner:
         import litellm
 
         batch = await self._call(litellm.aretrieve_batch, batch_id=submission.batch_id)
-        counts = batch.request_counts
-        answered = int(counts.completed if counts is not None else 0)
+        answered = read_count(getattr(batch.request_counts, "completed", 0)) or 0
         if batch.status == "failed":
             messages = [str(error.message) for error in (batch.errors.data if batch.errors else None) or []]
-            reason = "the batch was refused: " + ("; ".join(messages[:3]) or "no reason was given")
-            return answered, self._store(submission, "failed", [], redact_error(reason, self.endpoint))
-        if batch.status not in _MISSING_REASONS:
+            missing = redact_error(
+                "the batch was refused: " + ("; ".join(messages[:3]) or "no reason was given"), self.endpoint
+            )
+        elif batch.status in _MISSING_REASONS:
+            missing = _MISSING_REASONS[batch.status]
+        else:
             return answered, None
         lines: list[ResultLine] = []
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id:
-                content = await self._call(litellm.afile_content, file_id=file_id)
-                lines += parse_result_lines(content.content, self.spec)
-        return answered, self._store(submission, batch.status, lines, _MISSING_REASONS[batch.status])
+                lines += await self._read_results(file_id)
+        return answered, self._store(submission, batch.status, lines, missing, answered)
 
-    def _store(self, submission: Submission, status: str, lines: list[ResultLine], missing: str) -> CollectedBatch:
+    async def _read_results(self, file_id: str) -> list[ResultLine]:
+        """The lines of a result file. A file that the provider has deleted has none."""
+        import litellm
+
+        try:
+            content = await self._call(litellm.afile_content, file_id=file_id)
+        except NotAtProviderError:
+            return []
+        return list(parse_result_lines(content.content, self.spec))
+
+    def _store(
+        self, submission: Submission, status: str, lines: list[ResultLine], missing: str, answered: int
+    ) -> CollectedBatch:
         """Store the answers, then note the batch as collected, so that a crash in between loses nothing.
 
         Args:
             missing: the reason for requests that no line mentions.
+            answered: how many requests the provider says it answered. More than there are lines were answered too.
         """
-        keys, errors = set(self.notes.list_keys(submission.submission)), dict[str, str]()
-        answers: dict[str, Response] = {}
-        for line in (line for line in lines if line.key in keys):
-            if line.response is not None:
-                answers[line.key] = line.response
-            else:
-                errors[line.key] = redact_error(line.error, self.endpoint)
-        self.store.commit(answers, [self._settle(submission, key, answers.get(key)) for key in sorted(keys)])
+        keys = self.notes.list_keys(submission.submission)
+        results = assign_lines(keys, lines, missing, answered)
+        answers = {key: line.response for key, line in results.items() if line.response and not line.error}
+        errors = {key: redact_error(line.error, self.endpoint) for key, line in results.items() if line.error}
+        unusable = {
+            key: UnusableAnswerError(errors[key], line.response)
+            for key, line in results.items()
+            if line.error and line.response
+        }
+        settlements = [self._settle(submission, key, line) for key, line in results.items()]
+        self.store.commit(answers, settlements, unusable=unusable)
         stored = self.store.find_stored_keys(keys)
-        errors = {key: errors.get(key, missing) for key in keys if key not in stored}
+        errors = {key: error for key, error in errors.items() if key not in stored}
         self.notes.note_collected(submission.submission, errors)
         return CollectedBatch(submission, status, len(answers), len(errors))
 
-    def _settle(self, submission: Submission, key: str, response: Response | None) -> Settlement:
-        """What a request of a batch cost. A line that failed or expired costs nothing."""
-        ledger_id = _build_ledger_id(submission.submission, key)
-        if response is None:
-            return Settlement(ledger_id, "released")
-        prompt, answer = response.prompt_tokens or 0, response.completion_tokens or 0
+    def _settle(self, submission: Submission, key: str, line: ResultLine) -> Settlement:
+        """What a request of a batch cost: what its line says, or the worst case if it was billed, or nothing."""
+        ledger_id, response = _build_ledger_id(submission.submission, key), line.response
+        if response is not None and response.finish_reason == "content_filter" and response.prompt_tokens is None:
+            return Settlement(ledger_id, "settled", 0, 0.0)
+        if response is None or response.prompt_tokens is None or response.completion_tokens is None:
+            return Settlement(ledger_id, "lost" if line.billed else "released")
         usd = response.cost_usd
         if usd is None and (price := self.price or find_price(self.spec)) is not None:
-            usd = price.compute_cost(prompt, answer)  # so that a cap holds if the batch price is unknown
-        return Settlement(ledger_id, "settled", prompt + answer, usd)
+            # So that a cap holds if the batch price is unknown.
+            usd = price.compute_cost(response.prompt_tokens, response.completion_tokens)
+        return Settlement(ledger_id, "settled", response.prompt_tokens + response.completion_tokens, usd)
 
     def _get_provider(self) -> str:
         """The teacher's provider, as litellm calls it.
@@ -384,7 +415,6 @@ class BatchRunner:
             TeacherError: the call failed; the message contains no key.
         """
         import litellm
-        from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
         litellm.suppress_debug_info = True
         target: dict[str, Any] = {"custom_llm_provider": self._get_provider(), "timeout": self.spec.timeout_s}
@@ -398,14 +428,17 @@ class BatchRunner:
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_retryable),
             stop=stop_after_attempt(attempts),
-            wait=wait_random_exponential(multiplier=0.5, max=30),
+            wait=_compute_wait,
             reraise=True,
         )
         try:
             return await retrying(call, **arguments, **target)
         except Exception as error:
-            message = f"The batch API of {self.spec.model}: {type(error).__name__}: {error}"
-            raise TeacherError(redact_error(message, self.endpoint)) from None
+            reason = redact_error(f"{type(error).__name__}: {error}", self.endpoint)
+            if (wait_s := _find_wait(error)) is not None and wait_s > MAX_WAIT_S:
+                raise TeacherPausedError(self.spec.model, wait_s, reason) from None
+            failure = NotAtProviderError if getattr(error, "status_code", None) == 404 else TeacherError
+            raise failure(f"The batch API of {self.spec.model}: {reason}") from None
 
 
 def _build_ledger_id(submission: str, key: str) -> str:
@@ -414,5 +447,20 @@ def _build_ledger_id(submission: str, key: str) -> str:
 
 
 def _is_retryable(error: BaseException) -> bool:
+    if (_find_wait(error) or 0.0) > MAX_WAIT_S:
+        return False
     status = getattr(error, "status_code", None)
     return status is None or status in (408, 409, 429) or int(status) >= 500
+
+
+def _find_wait(error: BaseException | None) -> float | None:
+    """The seconds that the provider asks to wait, or None."""
+    found = find_http_error(error) if error is not None else None
+    failure = classify_status(*found) if found is not None else None
+    return failure.wait_s if isinstance(failure, AttemptError) and failure.retry else None
+
+
+def _compute_wait(state: RetryCallState) -> float:
+    """Seconds: a random wait that grows with each attempt, but at least as long as the provider asks for."""
+    error = state.outcome.exception() if state.outcome else None
+    return max(_compute_backoff(state), _find_wait(error) or 0.0)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from time import time
 from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from distill_dagster.config import TeacherSpec
+from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.core.redaction import list_credentials
 from distill_dagster.teacher.completions.batches import BatchPendingError, BatchRunner, describe_open_batch
 from distill_dagster.teacher.completions.ledger import Account, Reservation, Settlement
+from distill_dagster.teacher.completions.pauses import PauseStore
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.completions.store_writer import StoreWriter
 from distill_dagster.teacher.completions.usage import Usage
@@ -22,7 +25,10 @@ from distill_dagster.teacher.providers.attempts import (
     AttemptError,
     BudgetError,
     ContentFilterError,
+    PendingError,
     PermanentTeacherError,
+    TeacherPausedError,
+    UnusableAnswerError,
 )
 from distill_dagster.teacher.providers.client import Endpoint, ask_once, redact_error
 from distill_dagster.teacher.providers.exchange import Request, Response
@@ -34,7 +40,8 @@ ResponseCheck = Callable[[Response], None]
 """Raises a `TeacherError` for a response that must not be stored, because asking again may return a better one."""
 OVERLOAD_RETRY_FACTOR = 4
 """Overload is not the fault of the request, so it is retried this many times as often as other errors."""
-MAX_RETRY_AFTER_S = 600.0
+SLEEP_STEP_S = 1.0
+"""A request that waits for its next attempt looks this often whether the asking has stopped meanwhile."""
 _compute_backoff = wait_random_exponential(multiplier=0.5, max=30)
 _limits_by_teacher: dict[str, ProviderLimits] = {}
 _in_flight: dict[str, asyncio.Future[Response]] = {}
@@ -67,8 +74,11 @@ class CompletionEngine:
         self._stopped: TeacherError | None = None
         self._batch_errors: dict[str, str] | None = None
         self._from_batch: set[str] = set()
-        self.pending: BatchPendingError | None = None
-        """Set when an open batch contains a request of this engine. Only that batch can answer the request."""
+        self._answered_at: float | None = None
+        """When the last request that has an answer was sent, in seconds since the epoch."""
+        self.pending: PendingError | None = None
+        """Set when the answer to a request of this engine can only come later: an open batch contains the request, or
+        the teacher asked for a pause."""
         self.calls = self.cached = self.prompt_tokens = self.completion_tokens = 0
         self.spent_usd = 0.0
         """The cost of this engine's requests, as far as their price is known."""
@@ -101,6 +111,14 @@ class CompletionEngine:
         tokens = self.prompt_tokens, self.completion_tokens
         return Usage(self.calls, self.cached, *tokens, self.spent, seconds, self.over_budget)
 
+    def report_progress(self, work: str, done: int, total: int, stored: int | None = None) -> None:
+        """Tell whoever listens how much is done and what it took. `stored` is how many the store answered."""
+        tokens = self.prompt_tokens + self.completion_tokens
+        usd = None if self.spec.is_free else self.spent
+        progress.report_progress(
+            work, done, total, stored=self.cached if stored is None else stored, tokens=tokens, usd=usd
+        )
+
     def preload(self, keys: Iterable[str]) -> set[str]:
         """Read the stored answers to `keys` at once, and drop those read before. Returns the keys with an answer."""
         wanted = set(keys)
@@ -118,6 +136,7 @@ class CompletionEngine:
 
         Raises:
             BatchPendingError: the batches are not ready yet.
+            TeacherPausedError: the provider asked for a long pause.
             TeacherError: the batches cannot be submitted.
         """
         keys = {request.key for request in requests}
@@ -125,6 +144,9 @@ class CompletionEngine:
         batches = BatchRunner(self.endpoint, self.spec, self.store, self.account, self.price)
         try:
             self._batch_errors = await batches.run(requests, origin)
+        except TeacherPausedError as error:
+            PauseStore(self.store).note(self.spec, error)
+            raise
         finally:
             self.calls += batches.submitted
         if batches.stopped:
@@ -145,12 +167,12 @@ class CompletionEngine:
         Raises:
             PermanentTeacherError: the teacher refuses every request.
             BudgetError: a cap is reached.
-            BatchPendingError: an open batch contains the request.
+            PendingError: an open batch contains the request, or the teacher asked for a long pause.
             TeacherError: no answer came, or `check` rejected it.
         """
         key = request.key
         stored = self._stored.get(key)
-        if stored is None and key in _in_flight:
+        while stored is None and key in _in_flight:  # if the first one fails, the next one asks and the others wait
             with suppress(TeacherError):
                 stored = await asyncio.shield(_in_flight[key])
         if stored is None and key not in self._missing:
@@ -164,7 +186,9 @@ class CompletionEngine:
             await writer.store_answer(key, response)
             return response
         if self._batch_errors is not None and (key in self._batch_errors or self._stopped is None):
-            raise TeacherError(self._batch_errors.get(key, "no batch contains this request"))
+            reason = self._batch_errors.get(key, "no batch contains this request")
+            unusable = self.store.find_unusable([key]).get(key)
+            raise unusable if unusable is not None and str(unusable) == reason else TeacherError(reason)
         if self._stopped is not None:
             raise self._stopped
         coming: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
@@ -185,12 +209,15 @@ class CompletionEngine:
         if self._writer is not None:
             await self._writer.close()
             self._writer = None
+        if self._answered_at is not None and not self.spec.is_free:
+            PauseStore(self.store).clear(self.spec, self._answered_at)
 
     async def _ask_with_retries(self, request: Request, check: ResponseCheck | None) -> Response:
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, AttemptError) and error.retry),
             stop=_StopRetrying(self.spec.max_retries),
             wait=_compute_wait,
+            sleep=self._sleep,
             reraise=True,
         )
         worst = compute_worst_case(request, self.price, exact=self._count_tokens)
@@ -201,13 +228,22 @@ class CompletionEngine:
             if error.permanent:
                 self._stopped = PermanentTeacherError(message)
                 raise self._stopped from None
-            raise TeacherError(message) from None
+            raise _build_final_error(message, error.answer) from None
         except BudgetError as error:
             self._stopped = error
             raise
-        except BatchPendingError as error:
+        except PendingError as error:
             self.pending = error
+            if isinstance(error, TeacherPausedError):
+                self._stopped = error
             raise
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait between two attempts. It ends early when the asking stops: the next attempt then raises the reason."""
+        until, limits = time() + seconds, get_limits(self.endpoint, self.spec)
+        while self._stopped is None and (left := until - time()) > 0:
+            limits.report_wait()
+            await asyncio.sleep(min(left, SLEEP_STEP_S))
 
     async def _attempt(self, request: Request, worst: WorstCase, check: ResponseCheck | None) -> Response:
         """Reserve the worst case, send the request once, and settle what it took."""
@@ -219,6 +255,7 @@ class CompletionEngine:
                 self.cached += 1
                 return stored
             self.calls += 1
+            sent_at = time()
             in_full = Settlement(reservation.id, "lost")
             try:
                 self._credentials = self._credentials or list_credentials()
@@ -227,34 +264,50 @@ class CompletionEngine:
             except ContentFilterError as error:
                 response = build_filtered_response(str(error))
             except AttemptError as error:
-                if error.overload:
-                    limits.note_overload(error.wait_s)
-                if error.maybe_billed:
-                    self.spent_usd += worst.usd or 0.0
-                await writer.settle(in_full if error.maybe_billed else Settlement(reservation.id, "released"))
+                pause = self._note_overload(limits, error)
+                settlement = self._settle_failure(reservation, error)
+                if error.answer is not None:
+                    reason = redact_error(str(error), self.endpoint)
+                    unusable = UnusableAnswerError(reason, error.answer)
+                    await writer.settle_unusable(settlement, request.key, unusable)
+                else:
+                    await writer.settle(settlement)
+                if pause is not None:
+                    raise pause from None
                 raise
             except BaseException:  # cancelled: the teacher may still work on it, and bill it
                 await asyncio.shield(writer.settle(in_full))
                 raise
             limits.note_answer()
-            cost = self._compute_cost(response)
+            self._answered_at = sent_at
+            cost = self._count(response)
             settlement = self._build_settlement(reservation, response, cost)
-            self.spent_usd += cost or 0.0
-            self.unknown_costs += cost is None
-            self.prompt_tokens += response.prompt_tokens or 0
-            self.completion_tokens += response.completion_tokens or 0
             try:
                 if check is not None:
                     check(response)
             except TeacherError as error:
                 if isinstance(error, PermanentTeacherError):
                     self._stopped = error
-                await writer.settle(settlement)
+                if isinstance(error, UnusableAnswerError):
+                    await writer.settle_unusable(settlement, request.key, error)
+                else:
+                    await writer.settle(settlement)
                 raise
             if cost is not None and response.cost_usd is None and not self.spec.is_embedded:
                 response = response.with_cost(cost)
             await writer.settle(settlement, request.key, response)
             return response
+
+    def _note_overload(self, limits: ProviderLimits, error: AttemptError) -> TeacherPausedError | None:
+        """Send less if the teacher is overloaded. Returns an error if it asks for more time than requests wait."""
+        if not error.retry or not (error.overload or error.wait_s):
+            return None
+        if not limits.note_overload(error.wait_s) or error.wait_s is None:
+            return None
+        pause = TeacherPausedError(self.spec.model, error.wait_s, redact_error(str(error), self.endpoint))
+        limits.pause(pause)
+        PauseStore(self.store).note(self.spec, pause)
+        return pause
 
     async def _wait_for_grant(self, writer: StoreWriter, reservation: Reservation) -> Response | None:
         """Wait until the attempt may be sent. Returns the answer if another process stored it meanwhile.
@@ -282,9 +335,27 @@ class CompletionEngine:
                 case _:  # another process asks the same, or reservations fill the budget for now
                     await writer.wait_for_settlement()
 
+    def _count(self, response: Response) -> float | None:
+        """Count the tokens and the cost of what came. Returns the cost in USD, or None if it is unknown."""
+        cost = self._compute_cost(response)
+        self.spent_usd += cost or 0.0
+        self.unknown_costs += cost is None
+        self.prompt_tokens += response.prompt_tokens or 0
+        self.completion_tokens += response.completion_tokens or 0
+        return cost
+
+    def _settle_failure(self, reservation: Reservation, error: AttemptError) -> Settlement:
+        """What an attempt without a usable answer cost: what its body says, or the worst case, or nothing."""
+        if error.answer is not None and error.answer.prompt_tokens:
+            return self._build_settlement(reservation, error.answer, self._count(error.answer))
+        if error.maybe_billed:
+            self.spent_usd += reservation.worst.usd or 0.0
+            return Settlement(reservation.id, "lost")
+        return Settlement(reservation.id, "released")
+
     def _build_settlement(self, reservation: Reservation, response: Response, cost: float | None) -> Settlement:
         """The tokens and cost of a response. Without a token count the worst case counts, so that the cap holds."""
-        if response.prompt_tokens is None and response.finish_reason != "content_filter":
+        if None in (response.prompt_tokens, response.completion_tokens) and response.finish_reason != "content_filter":
             return Settlement(reservation.id, "lost")
         tokens = (response.prompt_tokens or 0) + (response.completion_tokens or 0)
         return Settlement(reservation.id, "settled", tokens, cost)
@@ -295,9 +366,13 @@ class CompletionEngine:
             return 0.0
         if self.spec.price is None and response.cost_usd is not None:
             return response.cost_usd
-        if self.price is None or response.prompt_tokens is None:
+        if self.price is None or response.prompt_tokens is None or response.completion_tokens is None:
             return None
-        return self.price.compute_cost(response.prompt_tokens, response.completion_tokens or 0)
+        return self.price.compute_cost(response.prompt_tokens, response.completion_tokens)
+
+
+def _build_final_error(message: str, answer: Response | None) -> TeacherError:
+    return TeacherError(message) if answer is None else UnusableAnswerError(message, answer)
 
 
 class _StopRetrying:
@@ -309,7 +384,7 @@ class _StopRetrying:
     def __call__(self, state: RetryCallState) -> bool:
         error: Any = state.outcome.exception() if state.outcome else None
         self._left[error.overload] -= 1
-        return self._left[error.overload] < 0 or (error.wait_s or 0.0) > MAX_RETRY_AFTER_S
+        return self._left[error.overload] < 0
 
 
 def _compute_wait(state: RetryCallState) -> float:

@@ -37,7 +37,9 @@ from distill_dagster.teacher.completions.ledger import (
     sum_budget_usage,
     sum_spending,
 )
+from distill_dagster.teacher.providers.attempts import UnusableAnswerError
 from distill_dagster.teacher.providers.exchange import Response
+from distill_dagster.teacher.providers.finish_reasons import normalize_finish_reason
 
 if TYPE_CHECKING:
     import polars as pl
@@ -52,6 +54,15 @@ _COMPLETIONS = sa.Table(
     "completions",
     _METADATA,
     sa.Column("request_key", sa.String(64), primary_key=True),
+    sa.Column("response", sa.Text, nullable=False),
+    sa.Column("received_at", sa.String(32), nullable=False),
+)
+_UNUSABLE = sa.Table(
+    # The newest answer to a request that could not be used, for people and for the row that failed. It is no answer.
+    "unusable_answers",
+    _METADATA,
+    sa.Column("request_key", sa.String(64), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
     sa.Column("response", sa.Text, nullable=False),
     sa.Column("received_at", sa.String(32), nullable=False),
 )
@@ -76,7 +87,7 @@ class CompletionStore:
         if self._sqlite:
             sa.event.listen(self._engine, "connect", _set_sqlite_pragmas)
             sa.event.listen(self._quick, "connect", _set_quick_pragmas)
-        self.create_tables(_COMPLETIONS, _SMOKES, LEDGER)
+        self.create_tables(_COMPLETIONS, _UNUSABLE, _SMOKES, LEDGER)
 
     def create_tables(self, *tables: sa.Table) -> None:
         """Create the tables and indexes that do not exist yet."""
@@ -122,7 +133,7 @@ class CompletionStore:
                 self._lock(writing)
                 if not _is_empty(writing):
                     return  # another process was first
-                for table in (_COMPLETIONS, _SMOKES, LEDGER, *BATCH_TABLES):
+                for table in (_COMPLETIONS, _UNUSABLE, _SMOKES, LEDGER, *BATCH_TABLES):
                     for chunk in reading.execute(sa.select(table)).mappings().partitions(500):
                         writing.execute(sa.insert(table), [dict(row) for row in chunk])
         finally:
@@ -144,15 +155,24 @@ class CompletionStore:
         """The keys among `keys` that have an answer."""
         return {key for (key,) in self._select(keys, _COMPLETIONS.c.request_key)}
 
-    def _select(self, keys: Iterable[str], *columns: sa.Column[Any]) -> Iterator[Any]:
+    def find_unusable(self, keys: Iterable[str]) -> dict[str, UnusableAnswerError]:
+        """The newest unusable answers among `keys`, as the errors that they are."""
+        columns = _UNUSABLE.c.request_key, _UNUSABLE.c.reason, _UNUSABLE.c.response
+        return {
+            key: UnusableAnswerError(reason, _parse_stored(response))
+            for key, reason, response in self._select(keys, *columns)
+        }
+
+    def _select(self, keys: Iterable[str], key_column: sa.Column[Any], *columns: sa.Column[Any]) -> Iterator[Any]:
+        """Read `columns` next to `key_column`, which is compared with `keys`."""
         wanted = sorted(set(keys))
         # One JSON parameter with many keys: a parameter per key would cost more than the lookup.
         unpack = sa.func.json_each if self._sqlite else sa.func.json_array_elements_text
         with self._engine.connect() as connection:
             for start in range(0, len(wanted), KEYS_PER_LOOKUP):
                 listed = unpack(sa.literal(wanted[start : start + KEYS_PER_LOOKUP], sa.JSON)).table_valued("value")
-                among = _COMPLETIONS.c.request_key.in_(sa.select(listed.c.value))
-                yield from connection.execute(sa.select(*columns).where(among)).all()
+                among = key_column.in_(sa.select(listed.c.value))
+                yield from connection.execute(sa.select(key_column, *columns).where(among)).all()
 
     def put(self, key: str, response: Response) -> None:
         """Store one answer. It is durable on return."""
@@ -163,27 +183,25 @@ class CompletionStore:
         answers: Mapping[str, Response],
         settlements: Sequence[Settlement] = (),
         reservations: Sequence[Reservation] = (),
+        unusable: Mapping[str, UnusableAnswerError] | None = None,
     ) -> list[Decision]:
         """Store answers, settle attempts and decide on new ones in one transaction.
 
         On return the answers survive a crash of the machine. If the store already has an answer to a request, that
-        answer is kept.
+        answer is kept. `unusable` has what came instead of answers, by request_key.
 
         Returns:
             The decisions, in the order of `reservations`.
         """
-        rows = [
-            {
-                "request_key": key,
-                "response": json.dumps(asdict(response), ensure_ascii=False),
-                "received_at": response.received_at,
-            }
-            for key, response in answers.items()
-        ]
-        with (self._engine if rows else self._quick).begin() as connection:
+        rows = [_build_row(key, response) for key, response in answers.items()]
+        bad_rows = [_build_row(key, e.answer) | {"reason": str(e)} for key, e in (unusable or {}).items()]
+        with (self._engine if rows or bad_rows else self._quick).begin() as connection:
             self._lock(connection)  # so that decisions see each other
             if rows:
                 connection.execute(insert_if_new(self._engine, _COMPLETIONS), rows)
+            for row in bad_rows:
+                connection.execute(sa.delete(_UNUSABLE).where(_UNUSABLE.c.request_key == row["request_key"]))
+                connection.execute(sa.insert(_UNUSABLE).values(**row))
             settle_attempts(connection, settlements)
             if reservations and time.monotonic() - self._expired_at > EXPIRY_INTERVAL_S:
                 expire_leases(connection)
@@ -272,8 +290,15 @@ def _set_quick_pragmas(connection: Any, record: Any) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
+def _build_row(key: str, response: Response) -> dict[str, str]:
+    text = json.dumps(asdict(response), ensure_ascii=False)
+    return {"request_key": key, "response": text, "received_at": response.received_at}
+
+
 def _parse_stored(text: str) -> Response:
     value = from_json(text)
+    if value["finish_reason"] not in (None, "stop", "length", "tool_calls"):  # earlier versions stored the provider's
+        value["finish_reason"] = normalize_finish_reason(value["finish_reason"])
     if value["positions"]:
         value["positions"] = [[(token, logprob) for token, logprob in position] for position in value["positions"]]
     return Response(**value)

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from distill_dagster.teacher.completions.ledger import Decision, Reservation, Settlement
 from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.providers.attempts import UnusableAnswerError
 from distill_dagster.teacher.providers.exchange import Response
 
 SETTLEMENT_POLL_S = 0.25
@@ -22,6 +23,7 @@ class StoreWriter:
     def __init__(self, store: CompletionStore) -> None:
         self._store = store
         self._answers: dict[str, Response] = {}
+        self._unusable: dict[str, UnusableAnswerError] = {}
         self._settlements: list[Settlement] = []
         self._reservations: list[Reservation] = []
         self._waiting: list[tuple[asyncio.Future[Decision | None], int | None]] = []
@@ -43,6 +45,11 @@ class StoreWriter:
         self._settlements.append(settlement)
         await self._commit(None)
         self._changed.set()
+
+    async def settle_unusable(self, settlement: Settlement, key: str, error: UnusableAnswerError) -> None:
+        """Record how an attempt ended, together with what came instead of an answer."""
+        self._unusable[key] = error
+        await self.settle(settlement)
 
     async def store_answer(self, key: str, response: Response) -> None:
         """Store an answer that no provider was asked for. It is durable on return."""
@@ -73,11 +80,12 @@ class StoreWriter:
         loop = asyncio.get_running_loop()
         while self._waiting:
             answers, settlements, reservations = self._answers, self._settlements, self._reservations
-            waiting = self._waiting
+            waiting, unusable = self._waiting, self._unusable
             self._answers, self._settlements, self._reservations, self._waiting = {}, [], [], []
+            self._unusable = {}
             try:
                 decisions = await loop.run_in_executor(
-                    self._thread, self._store.commit, answers, settlements, reservations
+                    self._thread, self._store.commit, answers, settlements, reservations, unusable
                 )
             except Exception as error:
                 for future, _ in waiting:

@@ -11,7 +11,14 @@ from contextlib import asynccontextmanager
 from aiolimiter import AsyncLimiter
 
 from distill_dagster.config import TeacherSpec
+from distill_dagster.core import progress
+from distill_dagster.teacher.providers.attempts import TeacherPausedError
 
+MAX_WAIT_S = 600.0
+"""Requests wait this long for an overloaded teacher. If it asks for more, alone or in sum, all asking stops."""
+WAIT_STEP_S = 1.0
+"""A waiting request looks this often whether the asking has stopped meanwhile."""
+REPORT_INTERVAL_S = 5.0
 SHRINK_FACTOR = 0.5
 GROWTH_RATE = 0.1
 """The concurrency grows by about a tenth per round of answers: from half to all of it in about 8 rounds."""
@@ -39,25 +46,56 @@ class ProviderLimits:
         self.busy = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._closed_until = self._shrunk_at = 0.0
+        self._reported_at = -REPORT_INTERVAL_S
+        self._refused_since: float | None = None
+        """When the teacher first asked to wait, without an answer since then."""
+        self._pause: TeacherPausedError | None = None
         # A bucket for a whole minute would allow twice the limit in the first minute: the full bucket and its refill.
         self._requests = _build_rate_limiter(spec.requests_per_minute, buckets=20)
         self._tokens = _build_rate_limiter(spec.tokens_per_minute, buckets=4)
 
     @asynccontextmanager
     async def acquire_slot(self, tokens: int) -> AsyncIterator[None]:
-        """Wait until a request of at most `tokens` tokens may be sent, and hold its slot for the block."""
+        """Wait until a request of at most `tokens` tokens may be sent, and hold its slot for the block.
+
+        Raises:
+            TeacherPausedError: the teacher asked for a pause that no request waits for.
+        """
         await self._enter()
         try:
-            while (wait := self._closed_until - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
+            self.refuse_in_pause()
+            await self._wait_until_open()
             if self._requests is not None:
                 await self._requests.acquire()
             if self._tokens is not None:
                 await self._tokens.acquire(min(tokens, self._tokens.max_rate))
+            self.refuse_in_pause()
             yield
         finally:
             self.busy -= 1
             self._wake()
+
+    def refuse_in_pause(self) -> None:
+        """Raise the error of a pause that the teacher asked for and that has not ended.
+
+        Raises:
+            TeacherPausedError: there is such a pause.
+        """
+        if self._pause is not None and not self._pause.is_over:
+            raise self._pause
+
+    def report_wait(self) -> None:
+        """Tell the listener how long nothing is sent because the teacher asked to wait, at most every few seconds."""
+        wait, now = self._closed_until - time.monotonic(), time.monotonic()
+        if wait > 0 and now - self._reported_at > REPORT_INTERVAL_S:
+            self._reported_at = now
+            progress.report_progress(f"the teacher asks to wait {wait:.0f} s", 0, 0)
+
+    async def _wait_until_open(self) -> None:
+        while (wait := self._closed_until - time.monotonic()) > 0:
+            self.report_wait()
+            await asyncio.sleep(min(wait, WAIT_STEP_S))
+            self.refuse_in_pause()
 
     async def _enter(self) -> None:
         if self.busy < int(self.width) and not self._waiting:
@@ -80,16 +118,33 @@ class ProviderLimits:
                 self.busy += 1
                 turn.set_result(None)
 
-    def note_overload(self, wait_s: float | None) -> None:
-        """Note a refusal for overload: halve the concurrency, and send nothing for `wait_s` seconds."""
+    def note_overload(self, wait_s: float | None) -> bool:
+        """Note a refusal for overload: halve the concurrency, and send nothing for `wait_s` seconds.
+
+        Returns:
+            Whether that is more than requests wait: `wait_s` alone, or with the waits since the last answer.
+        """
         now = time.monotonic()
-        if wait_s:
-            self._closed_until = max(self._closed_until, now + wait_s)
         if now - self._shrunk_at > SHRINK_COOLDOWN_S:
             self.width, self._shrunk_at = max(1.0, self.width * SHRINK_FACTOR), now
+        if not wait_s:
+            return False
+        if self._refused_since is None:
+            self._refused_since = now
+        if now + wait_s - self._refused_since > MAX_WAIT_S:
+            return True
+        self._closed_until = max(self._closed_until, now + wait_s)
+        return False
+
+    def pause(self, error: TeacherPausedError) -> None:
+        """Refuse all requests with this error until its pause is over. Of several pauses the longest counts."""
+        if self._pause is None or self._pause.until < error.until:
+            self._pause = error
+        self._refused_since = None
 
     def note_answer(self) -> None:
         """Note an answer: raise the concurrency a little, up to the declared one."""
+        self._refused_since = None
         if self.width < self.max_width:
             self.width = min(float(self.max_width), self.width + GROWTH_RATE + 1 / self.width)
             self._wake()

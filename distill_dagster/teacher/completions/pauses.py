@@ -1,0 +1,73 @@
+"""Notes on teachers that asked for a long pause, in the completion store's database. A refresh waits until it ends."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from distill_dagster.config import TeacherSpec
+from distill_dagster.core.databases import insert_if_new
+from distill_dagster.core.hashing import hash_content
+from distill_dagster.core.times import format_duration, format_time
+from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.providers.attempts import TeacherPausedError
+
+_METADATA = sa.MetaData()
+_PAUSES = sa.Table(
+    "pauses",
+    _METADATA,
+    sa.Column("teacher", sa.String(64), primary_key=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("until", sa.Float, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("noted_at", sa.Float, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A pause that a teacher asked for. `until` is in seconds since the epoch, `reason` has the provider's words."""
+
+    model: str
+    until: float
+    reason: str
+
+    def __str__(self) -> str:
+        left = format_duration(self.until - time.time())
+        return f"{self.model} asked to wait until {format_time(self.until)} (in {left}): {self.reason}"
+
+
+class PauseStore:
+    """The pauses by teacher. A teacher with another address, model or key variable is another one."""
+
+    def __init__(self, store: CompletionStore) -> None:
+        self._engine = store.database
+        store.create_tables(_PAUSES)
+
+    def note(self, spec: TeacherSpec, error: TeacherPausedError) -> None:
+        """Note the pause that a teacher asked for, in place of an earlier one."""
+        values = {"teacher": _hash_teacher(spec), "model": spec.model, "until": error.until, "reason": error.reason}
+        with self._engine.begin() as connection:
+            connection.execute(_PAUSES.delete().where(_PAUSES.c.teacher == values["teacher"]))
+            connection.execute(insert_if_new(self._engine, _PAUSES), [values | {"noted_at": time.time()}])
+
+    def find(self, spec: TeacherSpec) -> Pause | None:
+        """The pause of a teacher that has not ended, or None."""
+        columns = _PAUSES.c.model, _PAUSES.c.until, _PAUSES.c.reason
+        own = sa.and_(_PAUSES.c.teacher == _hash_teacher(spec), _PAUSES.c.until > time.time())
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(*columns).where(own)).first()
+        return Pause(*row) if row else None
+
+    def clear(self, spec: TeacherSpec, before: float) -> None:
+        """Delete the pause of a teacher that was noted before this time: the teacher has answered since."""
+        own = sa.and_(_PAUSES.c.teacher == _hash_teacher(spec), _PAUSES.c.noted_at < before)
+        with self._engine.begin() as connection:
+            if connection.execute(sa.select(_PAUSES.c.teacher).where(own)).first():
+                connection.execute(_PAUSES.delete().where(own))
+
+
+def _hash_teacher(spec: TeacherSpec) -> str:
+    return hash_content([spec.model, spec.api_base, spec.api_key_env])
