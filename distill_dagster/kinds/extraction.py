@@ -7,7 +7,7 @@ from typing import Any
 
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.json_schema import find_answer_problem
-from distill_dagster.core.json_text import find_json
+from distill_dagster.core.json_text import read_json
 from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question, fold_unicode
 from distill_dagster.kinds.similarity import compute_bag_f1
 
@@ -24,10 +24,29 @@ class ExtractionKind(Kind):
         return dict(self.task.answer_schema or {})
 
     def canonicalize(self, value: Any, question: Question) -> Any:
-        found = find_json(value) if isinstance(value, str) else value
-        if found is None:
+        if not isinstance(value, str):
+            return self._fit(value)
+        found = read_json(value)
+        if found.is_cut:
+            raise InvalidAnswerError("the JSON of the answer is cut")
+        if not found.values:
             raise InvalidAnswerError("the answer contains no JSON object")
-        plain = simplify_value(found)
+        fitting: dict[str, Any] = {}
+        problems: list[InvalidAnswerError] = []
+        for one in found.values:
+            try:
+                plain = self._fit(one)
+                fitting[to_canonical_json(plain)] = plain
+            except InvalidAnswerError as error:
+                problems.append(error)
+        if len(fitting) > 1:
+            raise InvalidAnswerError("the answer contains several different objects that fit answer_schema")
+        if not fitting:
+            raise problems[0]
+        return next(iter(fitting.values()))
+
+    def _fit(self, value: Any) -> Any:
+        plain = simplify_value(value)
         if why := find_answer_problem(plain, self.build_schema()):
             raise InvalidAnswerError(f"the answer does not fit answer_schema: {why}")
         return plain

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from typing import Any
 
 from distill_dagster.kinds.arithmetic import NotANumberError, parse_number
 from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question
 
-RESULT_MARKS = ("####", "answer is", "answer:")
-"""Texts before a result, for models that ignore the format. Case does not matter."""
+_RESULT_MARK = re.compile(r"####|answer is|answer:", re.IGNORECASE | re.ASCII)
+"""Texts before a result, for models that ignore the format."""
 
 
 class MathKind(Kind):
@@ -44,9 +45,8 @@ class MathKind(Kind):
 
 def _extract_result(text: str) -> str:
     """Return what follows the last mark on its line, or the whole text."""
-    lower = text.lower()
-    end, mark = max((lower.rfind(m), m) for m in RESULT_MARKS)
-    if end < 0:
+    marks = list(_RESULT_MARK.finditer(text))
+    if not marks:
         return text
-    rest = text[end + len(mark) :].lstrip(" :*")
+    rest = text[marks[-1].end() :].lstrip(" :*")
     return (rest.splitlines() or [""])[0]

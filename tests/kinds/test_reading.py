@@ -157,7 +157,7 @@ def test_any_text_is_read_or_has_a_reason(text: str) -> None:
     for kind in KINDS:
         for thinks in (False, True):
             found = read(kind, text, task={"reasoning": thinks})
-            assert found.status in ("ok", "refused")
+            assert found.status in ("ok", "refused", "truncated")
             assert (found.answer is None) != (found.error is None)
 
 

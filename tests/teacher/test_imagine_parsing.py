@@ -88,3 +88,46 @@ def test_any_answer_is_read_without_an_error(text: str, count: int, cut: bool) -
     found = parse_texts(text, count, cut)
     assert len(found) <= count
     assert all(one == one.strip() and one for one in found)
+
+
+THINKING = "The user wants two.\n1. a draft\n2. another draft\nNo, shorter."
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("<think>\n", "\n</think>\n"),
+        ("", "</think>\n"),
+        ("[THINK]", "[/THINK]"),
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ],
+)
+def test_thoughts_are_no_texts(form: str, opening: str, closing: str) -> None:
+    text = f"{opening}{THINKING}{closing}{FORMS[form]}"
+    assert parse_texts(text, 5, cut=form.startswith("cut")) == TWO
+
+
+@pytest.mark.parametrize("opening", ["<think>", "[THINK]", "<|channel|>analysis<|message|>"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_thinking_that_never_ends_has_no_texts(opening: str, cut: bool) -> None:
+    assert parse_texts(f"{opening}\n{THINKING}\nSo two texts, one on refunds", 4, cut) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Ideas:\n1. a draft\n2. another draft\n\n```json\n{"prompts": ["first text", "second text"]}\n```',
+        '1. a draft\n2. another draft\n{"prompts": ["first text", "second text",]}',
+        'Here they are:\n{"prompts": ["first text", "second text", "third te',
+        'Here they are:\n```json\n["first text",\n "second text",\n "thi',
+        '{"prompts": [\n  "first text", // one\n  "second text",\n]}',
+        '<answer>{"prompts": ["first text", "second text"]}</answer>',
+    ],
+)
+def test_json_is_found_where_it_stands(text: str) -> None:
+    assert parse_texts(text, 5, cut=text.endswith(("te", "thi"))) == TWO
+
+
+def test_broken_json_has_no_texts() -> None:
+    assert parse_texts('{"prompts": ["he said "no" to me", "b"]}', 3) == []

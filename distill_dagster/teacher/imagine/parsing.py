@@ -6,38 +6,46 @@ import json
 import re
 from typing import Any
 
-from distill_dagster.core.json_text import iterate_json, replace_surrogates
+from distill_dagster.core.json_text import decode_json, read_json, replace_surrogates
+from distill_dagster.core.thinking import split_thinking
 from distill_dagster.kinds.refusals import is_refusal_text
 
 _MARK = re.compile(r"^\s*(?:\(?\d{1,3}[.):]|[-*•])\s+(.*)$")
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_ITEM = re.compile(r'[\s,]*(?:("[^"\\]*(?:\\.[^"\\]*)*")|\{)', re.DOTALL)
+"""The next item of a list: a whole string, or the bracket of an object."""
+_ASKED = re.compile(r"\{\s*[\"'“]?prompts\b")
+"""The beginning of the JSON that the request asks for."""
+_ANSWER_TAGS = re.compile(r"<(?:answer|output|response)>(.*)</(?:answer|output|response)>", re.DOTALL)
 _QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
 
 
 def parse_texts(text: str, count: int, cut: bool = False) -> list[str]:
-    """Parse the texts that an answer lists, at most `count`.
+    """Parse the texts that an answer lists after the model's thinking, at most `count`.
 
     Args:
         cut: the answer ended at the token limit, so its last text is incomplete and left out.
     """
-    plain = (_strip_decoration(item) for item in _list_texts(text.strip(), count, cut))
+    answer = split_thinking(text).answer.strip()
+    if tagged := _ANSWER_TAGS.fullmatch(answer):
+        answer = tagged[1].strip()
+    plain = (_strip_decoration(item) for item in _list_texts(answer, count, cut))
     return [item for item in plain if item][:count]
 
 
 def _list_texts(text: str, count: int, cut: bool) -> list[str]:
+    found = read_json(text)
+    if asked := [value for value in found.values if isinstance(value, dict) and isinstance(value.get("prompts"), list)]:
+        return [_find_item_text(item) for value in asked for item in value["prompts"]]
     lines = text.splitlines()
     # A numbered text may contain JSON.
     numbered = any(_MARK.match(line) for line in lines) and not text.startswith(("{", "[", "```"))
-    value = None if numbered else _find_value(text)
-    if isinstance(value, dict):
-        lists = [part for part in value.values() if isinstance(part, list)]
-        value = lists[0] if lists else [part for part in value.values() if isinstance(part, str)] or None
-    if isinstance(value, list):
-        return [_find_item_text(item) for item in value]
+    if found.values and not numbered and (texts := _list_json_texts(list(found.values))) is not None:
+        return texts
+    if found.cut_at is not None and (not numbered or _ASKED.match(text, found.cut_at)):
+        return _list_cut_texts(text, found.cut_at)
+    if found.is_broken and text.startswith(("{", "[", "```")):
+        return []
     body = text.split("\n", 1)[1] if text.startswith("```") and "\n" in text else text
-    if body.startswith(("{", "[")):  # incomplete JSON: its complete strings, without the key before the list
-        inside = body.partition("[")[2]
-        return [_decode_string(match.group()) for match in _STRING.finditer(inside)]
     lines = body.splitlines()
     items: list[str] = []
     in_item = False
@@ -58,12 +66,30 @@ def _list_texts(text: str, count: int, cut: bool) -> list[str]:
     return items[:-1] if cut else items
 
 
-def _find_value(text: str) -> Any:
-    """Find the JSON value in a text. Several objects, one after another, count as a list."""
-    values = list(iterate_json(text))
-    if len(values) > 1 and all(isinstance(value, dict) for value in values):
-        return values
-    return values[0] if values else None
+def _list_json_texts(values: list[Any]) -> list[str] | None:
+    """The texts in the first JSON value, or in several objects, one after another; None if it is an object without."""
+    value = values if len(values) > 1 and all(isinstance(one, dict) for one in values) else values[0]
+    if isinstance(value, dict):
+        lists = [part for part in value.values() if isinstance(part, list)]
+        value = lists[0] if lists else [part for part in value.values() if isinstance(part, str)] or None
+    return None if value is None else [_find_item_text(item) for item in value]
+
+
+def _list_cut_texts(text: str, start: int) -> list[str]:
+    """The complete texts of a JSON list that is cut, which begins at the first bracket after `start`."""
+    items: list[str] = []
+    place = text.find("[", start) + 1
+    while place and (item := _ITEM.match(text, place)):
+        place = item.end()
+        if item[1]:
+            items.append(_decode_string(item[1]))
+            continue
+        try:
+            value, place = decode_json(text, place - 1)
+        except ValueError:
+            break
+        items.append(_find_item_text(value))
+    return items
 
 
 def _decode_string(string: str) -> str:

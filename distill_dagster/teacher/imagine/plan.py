@@ -17,6 +17,7 @@ from typing import Any
 
 from distill_dagster.config import ImagineSpec, LabelSpec, Task, TeacherSpec
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.core.thinking import split_thinking
 from distill_dagster.prompts.seeds import build_messages, compute_prompt_id
 from distill_dagster.prompts.templates import IMAGINE_TEMPLATES, Templates
 from distill_dagster.tables.messages import make_user_messages
@@ -237,7 +238,10 @@ class Imaginer:
 
     def read_texts(self, job: ImagineJob, response: Response) -> list[str]:
         """Read the texts in an answer, without those that are longer than `max_chars`."""
-        text = f"1. {response.text.lstrip()}" if self.teacher.api == "text" else response.text
+        begins = self.teacher.api == "text" and split_thinking(response.text).thinking is None
+        text = (
+            f"1. {response.text.lstrip()}" if begins else response.text
+        )  # the prompt of a text request ends with "1."
         texts = parse_texts(text, job.count, cut=response.finish_reason == "length")
         return [item for item in texts if len(item) <= self.spec.max_chars]
 

@@ -15,6 +15,7 @@ from pydantic import Field as pydantic_field
 
 from distill_dagster.config import JudgeSpec, Task, TeacherSpec
 from distill_dagster.core.json_text import iterate_json
+from distill_dagster.core.thinking import split_thinking
 from distill_dagster.kinds import get_kind
 from distill_dagster.prompts.templates import JUDGE_TEMPLATES, Templates
 from distill_dagster.tables.messages import format_messages
@@ -112,13 +113,13 @@ class Judge:
         return self.kind.format_answer(json.loads(answer))
 
     def read_score(self, text: str, options: int | None) -> JudgeScore | None:
-        """Read the result in an answer of the judge; None if nothing in it fits the declared form.
+        """Read the result in an answer of the judge, after its thinking; None if nothing in it fits the declared form.
 
         Args:
             options: the number of options that the judge chose among, if it did.
         """
         model = build_score_model(self.spec, options)
-        for value in iterate_json(text):
+        for value in iterate_json(split_thinking(text).answer):
             with suppress(ValidationError):
                 return _to_judge_score(model.model_validate(value).model_dump(), options)
         return None
