@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from distill_dagster.config.shift import ShiftSpec
@@ -34,11 +35,7 @@ def build_profile(candidates: int, measured: pl.DataFrame, reasons: Mapping[str,
     if "label" in measured.columns:
         found["labels"] = dict(measured.group_by("label").len().sort("label").iter_rows())
     for name in ("prompt_words", "answer_words"):
-        cut = measured[name].cut(
-            list(LENGTH_BINS[1:-1]), left_closed=True, labels=[str(low) for low in LENGTH_BINS[:-1]]
-        )
-        counts = dict(cut.cast(pl.String).value_counts().iter_rows())
-        found[name] = [counts.get(str(low), 0) for low in LENGTH_BINS[:-1]]
+        found[name] = np.histogram(measured[name].drop_nulls(), bins=LENGTH_BINS)[0].tolist()
     return found
 
 
