@@ -12,7 +12,13 @@ import dagster as dg
 
 from distill_dagster.core.errors import DistillError
 from distill_dagster.orchestration import find_pending_assets, run_in_process
-from distill_dagster.orchestration.tags import BACKFILL_TAG, BUDGET_TAGS, build_run_tags
+from distill_dagster.orchestration.tags import (
+    BACKFILL_TAG,
+    BUDGET_TAGS,
+    JOB_BACKFILL_TAG,
+    PARTITION_SET_TAG,
+    build_run_tags,
+)
 
 
 def run_each_slice(context: dg.AssetExecutionContext, task: str) -> None:
@@ -28,7 +34,9 @@ def run_each_slice(context: dg.AssetExecutionContext, task: str) -> None:
     tags |= {tag: value for tag, value in context.run.tags.items() if tag in BUDGET_TAGS.values()}
     context.instance.add_run_tags(context.run.run_id, tags)  # so that a killed run can be marked as failed
     if backfill := context.run.tags.get(BACKFILL_TAG):
-        tags[BACKFILL_TAG] = backfill  # a backfill counts only runs with its tag; without them it ends as failed
+        # A backfill of assets counts only runs with its tag; without them it ends as failed. A backfill of a job counts
+        # ranges, and its page fails for runs without one.
+        tags[JOB_BACKFILL_TAG if PARTITION_SET_TAG in context.run.tags else BACKFILL_TAG] = backfill
     assets = sorted(context.run.asset_selection or ()) or None  # sorted, since the list of runs shows them
     failed: list[str] = []
     keys = list(context.partition_keys)
@@ -47,7 +55,7 @@ def run_each_slice(context: dg.AssetExecutionContext, task: str) -> None:
                 continue
             if not result.success:
                 failed.append(key)
-            state = "waiting for its batch" if find_pending_assets(result) else "done" if result.success else "failed"
+            state = "waiting for answers" if find_pending_assets(result) else "done" if result.success else "failed"
             context.log.info(f"{key}: {state} ({number} of {len(keys)})")
     if failed:
         names = ", ".join(failed)

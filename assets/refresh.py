@@ -25,7 +25,7 @@ def build_refresh_definitions(graph: TaskGraph, spec: RefreshSpec, refresh: Refr
     age = spec.compute_max_age()
     asset = dg.AssetSpec(
         key,
-        group_name=graph.name,
+        group_name=graph.observed_group,
         kinds={"dagster"},
         owners=graph.owners,
         description=f"One event per refresh, by the schedule or by `distill refresh {graph.name}`: what it made, "

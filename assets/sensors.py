@@ -8,10 +8,10 @@ import dagster as dg
 
 from assets.task_graph import TaskGraph
 from distill_dagster.core.errors import InputError
-from distill_dagster.orchestration import find_slice_changes
+from distill_dagster.orchestration import find_slice_changes, find_student_changes
 from distill_dagster.orchestration.tags import DATA_VERSION_TAG
 from distill_dagster.pipeline.source_versions import iter_source_versions
-from distill_dagster.pipeline.stage_table import get_slices_partitions_name
+from distill_dagster.pipeline.stage_table import get_slices_partitions_name, get_students_partitions_name
 from distill_dagster.tasks import TaskFolder
 from resources.storage import TaskFoldersResource
 
@@ -78,12 +78,15 @@ def observe_changes(
 ) -> dg.SensorResult | dg.SkipReason:
     """Observe everything that changed since the cursor. A malformed file is named and does not block the others."""
     before: dict[str, str] = json.loads(cursor) if cursor else {}
-    name, (new, removed) = get_slices_partitions_name(graph.name), find_slice_changes(folder, instance)
+    new, removed = find_slice_changes(folder, instance)
     requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
-    if new:
-        requests.append(dg.AddDynamicPartitionsRequest(name, new))
-    if removed:
-        requests.append(dg.DeleteDynamicPartitionsRequest(name, removed))
+    for name, changes in (
+        (get_slices_partitions_name(graph.name), (new, removed)),
+        (get_students_partitions_name(graph.name), find_student_changes(folder, instance)),
+    ):
+        added, gone = changes
+        requests += [dg.AddDynamicPartitionsRequest(name, added)] if added else []
+        requests += [dg.DeleteDynamicPartitionsRequest(name, gone)] if gone else []
     now: dict[str, str] = {}
     events: list[dg.AssetObservation] = []
     observed: list[str] = []

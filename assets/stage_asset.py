@@ -14,7 +14,8 @@ from assets.task_graph import TaskGraph
 from distill_dagster.core import progress, redaction
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
-from distill_dagster.orchestration.tags import BACKFILL_TAG, CAMPAIGN_TAG, read_budget_tags
+from distill_dagster.core.paths import build_report_url
+from distill_dagster.orchestration.tags import BACKFILL_TAG, CAMPAIGN_TAG, JOB_BACKFILL_TAG, read_budget_tags
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.stage_table import SOURCES
@@ -34,7 +35,8 @@ StageFunction = Callable[[StageContext, str | None], StageResult]
 
 def get_campaign(run: dg.DagsterRun) -> str:
     """Return the campaign of a run: all runs of a backfill, command or refresh, or a run with its retries."""
-    return run.tags.get(BACKFILL_TAG) or run.tags.get(CAMPAIGN_TAG) or run.root_run_id or run.run_id
+    tags = (run.tags.get(name) for name in (BACKFILL_TAG, JOB_BACKFILL_TAG, CAMPAIGN_TAG))
+    return next(filter(None, tags), None) or run.root_run_id or run.run_id
 
 
 @contextmanager
@@ -117,7 +119,7 @@ def build_stage_asset(
     declared = {check.name for check in STAGE_CHECKS.get(name, ())}
     spec = dg.AssetSpec(
         graph.key(name),
-        deps=[graph.build_dep(stage, upstream) for upstream in stage.upstream],
+        deps=[graph.build_dep(stage, upstream) for upstream in (*stage.upstream, *stage.after)],
         partitions_def=graph.partitions_def(stage.partition),
         group_name=graph.name,
         kinds=set(stage.kinds),
@@ -174,7 +176,7 @@ def build_stage_asset(
         yield dg.MaterializeResult(
             asset_key=graph.key(name),
             data_version=dg.DataVersion(made.record.data_version),
-            metadata={name: to_metadata_value(value) for name, value in made.shown.items()}
+            metadata={name: to_metadata_value(value, env.reports) for name, value in made.shown.items()}
             | {"dagster/row_count": made.record.rows},
             check_results=[to_check_result(graph.key(name), check) for check in made.checks],
         )
@@ -195,8 +197,11 @@ def _log_each_tenth(log: Callable[[str], None]) -> progress.ProgressListener:
     return listen
 
 
-def to_metadata_value(value: DisplayValue) -> dg.MetadataValue:
-    """Convert a display value to Dagster's metadata."""
+def to_metadata_value(value: DisplayValue, reports: Path) -> dg.MetadataValue:
+    """Convert a display value to Dagster's metadata. A file in `reports` becomes a link that the UI serves."""
+    if isinstance(value, Path):
+        is_report = value.is_relative_to(reports)
+        return dg.MetadataValue.url(build_report_url(value, reports)) if is_report else dg.MetadataValue.path(value)
     if isinstance(value, Markdown):
         return dg.MetadataValue.md(value.text)
     if isinstance(value, SampleTable):
@@ -210,7 +215,7 @@ def to_metadata_value(value: DisplayValue) -> dg.MetadataValue:
         return dg.MetadataValue.int(value)
     if isinstance(value, float):
         return dg.MetadataValue.float(value)
-    return dg.MetadataValue.text(value) if isinstance(value, str) else dg.MetadataValue.path(value)
+    return dg.MetadataValue.text(value)
 
 
 def build_source_assets(graph: TaskGraph) -> list[dg.SourceAsset]:
@@ -226,7 +231,7 @@ def _build_source_asset(graph: TaskGraph, name: str) -> dg.SourceAsset:
 
     @dg.observable_source_asset(
         key=graph.key(name),
-        group_name=graph.name,
+        group_name=graph.observed_group,
         description=source.description,
         partitions_def=partitions,
         required_resource_keys={"tasks"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from assets import curation, evaluation, prompts, students, teacher
 from assets.inbox import build_inbox_sensor
@@ -14,8 +15,24 @@ from assets.task_graph import TaskGraph
 from distill_dagster.config import RefreshSpec
 from distill_dagster.core.errors import InputError
 from distill_dagster.pipeline.source_versions import list_features
-from distill_dagster.pipeline.stage_table import list_stages
+from distill_dagster.pipeline.stage_table import Partition, get_job_name, list_stages
 from distill_dagster.tasks import TaskFolder
+
+JOBS: dict[Partition, str] = {
+    None: "What all slices and students share: the measured teacher and the filtered dataset.",
+    "slice": "seed_prompts to scored_completions of one slice.",
+    "student": "One student: training, predictions and report.",
+}
+"""The jobs of a task, by what their assets are partitioned by. The UI shows the runs of `distill` under them."""
+
+
+def _build_job(graph: TaskGraph, partition: Partition) -> UnresolvedAssetJobDefinition:
+    names = [name for name, stage in graph.stages.items() if stage.partition == partition]
+    return dg.define_asset_job(
+        get_job_name(graph.identifier, partition),
+        selection=[graph.key(name) for name in names],
+        description=JOBS[partition],
+    )
 
 
 def build_task_graph(folder: TaskFolder) -> TaskGraph:
@@ -42,13 +59,7 @@ def build_task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitio
     groups = [module.build_assets(graph) for module in (prompts, teacher, curation, students, evaluation)]
     definitions = dg.Definitions(
         assets=[*build_source_assets(graph), *(asset for group in groups for asset in group)],
-        jobs=[
-            dg.define_asset_job(
-                f"{graph.identifier}_slices",
-                selection=[graph.key(n) for n, s in graph.stages.items() if s.partition == "slice"],
-                description="seed_prompts to scored_completions of one slice.",
-            )
-        ],
+        jobs=[_build_job(graph, partition) for partition in JOBS],
         sensors=[
             *build_sensors(graph),
             build_inbox_sensor(graph),

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from distill_dagster.pipeline.stage_table import SOURCES, Stage, get_slices_partitions_name
+from distill_dagster.pipeline.stage_table import (
+    SOURCES,
+    Stage,
+    get_slices_partitions_name,
+    get_students_partitions_name,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,11 @@ class TaskGraph:
         return re.sub(r"[^A-Za-z0-9_]", "_", self.name)
 
     @property
+    def observed_group(self) -> str:
+        """The group of what is observed and not made: the user's files, and refreshes. It keeps the graph readable."""
+        return f"{self.name}_observed"
+
+    @property
     def sensor_status(self) -> dg.DefaultSensorStatus:
         return dg.DefaultSensorStatus.RUNNING if self.free else dg.DefaultSensorStatus.STOPPED
 
@@ -41,6 +51,10 @@ class TaskGraph:
     def slices_def(self) -> dg.DynamicPartitionsDefinition:
         return dg.DynamicPartitionsDefinition(name=get_slices_partitions_name(self.name))
 
+    @property
+    def students_def(self) -> dg.DynamicPartitionsDefinition:
+        return dg.DynamicPartitionsDefinition(name=get_students_partitions_name(self.name))
+
     def has_source(self, source: str) -> bool:
         """Whether a stage of the task reads this source."""
         return any(source in stage.upstream for stage in self.stages.values())
@@ -48,7 +62,7 @@ class TaskGraph:
     def partitions_def(self, partition: str | None) -> dg.PartitionsDefinition | None:
         if partition == "slice":
             return self.slices_def
-        return dg.StaticPartitionsDefinition(self.students) if partition == "student" else None
+        return self.students_def if partition == "student" else None
 
     def key(self, asset: str) -> dg.AssetKey:
         """The asset key of a stage or source of this task."""

@@ -79,8 +79,8 @@ def run_task(root: Path, tasks: Path, task: str, students: list[str]) -> tuple[A
             last["at"] = time.perf_counter()
             print(f"[{time.perf_counter() - started:6.0f} s] {what}: {done} of {total}", file=sys.stderr, flush=True)
 
-    def notify(event: str, what: str) -> None:
-        print(f"[{time.perf_counter() - started:6.0f} s] {event} {what}", file=sys.stderr, flush=True)
+    def notify(event: str, what: str, why: str) -> None:
+        print(f"[{time.perf_counter() - started:6.0f} s] {event} {what} {why}", file=sys.stderr, flush=True)
 
     with orchestration.open_instance(home) as instance, progress.listen_to_progress(listen):
         folder = open_task(home.tasks, task, home.accepted)

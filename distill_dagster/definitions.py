@@ -6,6 +6,7 @@ import dagster as dg
 
 from assets import build_task_definitions
 from assets.alerts import build_alerts_sensor, build_task_folders_sensor
+from assets.dead_runs import build_dead_runs_sensor
 from assets.stage_asset import to_failure
 from distill_dagster.core.database_urls import find_store_variable
 from distill_dagster.core.errors import DistillError
@@ -38,7 +39,7 @@ def build_definitions(home: Home) -> dg.Definitions:
         try:
             cap = read_budget_tags(context.run.tags)
             runner = Runner(home, folder, context.instance, build_definitions(home), context.run_id, cap)
-            return refresh_task(runner, [], force, lambda event, what: context.log.info(f"{event}: {what}"))
+            return refresh_task(runner, [], force, lambda *event: context.log.info(": ".join(filter(None, event))))
         except DistillError as error:
             raise to_failure(error) from None
 
@@ -46,6 +47,7 @@ def build_definitions(home: Home) -> dg.Definitions:
     # One process per run: the steps of a run share the loaded libraries and the warm embedded server.
     sensors = [
         build_alerts_sensor(home.alerts),
+        build_dead_runs_sensor(),
         build_task_folders_sensor(home.tasks, {folder.name for folder in folders}),
     ]
     shared = dg.Definitions(resources=resources, executor=dg.in_process_executor, sensors=sensors)

@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 
 from distill_dagster.core.limits import ResourceLimits
+from distill_dagster.orchestration.tags import build_process_tag
 from distill_dagster.pipeline.open_task import open_task
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
@@ -21,6 +22,14 @@ class TaskFoldersResource(dg.ConfigurableResource):
     path: str
     accepted: str
     inbox: str
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Tag a run with its process, before any of its steps can wait for a pool."""
+        run = context.run
+        if run is not None and context.instance is not None:
+            tag = build_process_tag()
+            if not tag.items() <= run.tags.items():
+                context.instance.add_run_tags(run.run_id, tag)
 
     def open(self, task: str) -> TaskFolder:
         return open_task(Path(self.path), task, Path(self.accepted))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from typing import Annotated
 
 import typer
@@ -13,8 +10,9 @@ import typer
 from distill_dagster.cli.options import out, print_problem, show_problems
 from distill_dagster.core.database_urls import POSTGRES_DRIVER, POSTGRES_VARIABLE, STORE_VARIABLE
 from distill_dagster.core.errors import InputError
-from distill_dagster.core.paths import PROJECT_FOLDER, Home
+from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.open_task import find_tasks
+from distill_dagster.tables.lake import Lake
 
 
 def env() -> None:
@@ -34,22 +32,21 @@ def env() -> None:
         print(f"export {name}{driver}")
 
 
-def ui(port: Annotated[int, typer.Option(help="The port on 127.0.0.1.")] = 3000) -> None:
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 3000) -> None:
     """Start the Dagster webserver and daemon on 127.0.0.1, with the instance that `distill run` uses."""
     from distill_dagster import orchestration
+    from distill_dagster.orchestration.ui import lock_ui, serve_ui
 
     home = Home.from_env()
-    with show_problems(), orchestration.open_instance(home) as instance:
+    with show_problems(), orchestration.open_instance(home) as instance, lock_ui(home, port) as lock:
+        lake = Lake(home.lake, home.reports)
         for folder in find_tasks(home.tasks, home.accepted):
             try:
-                orchestration.sync_task(folder, instance)
+                trained = orchestration.find_trained_students(folder, lake)
+                orchestration.sync_task(folder, instance, trained)
             except InputError as error:
                 for problem in error.problems:
                     print_problem(problem)
-    command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
-    command += ["-m", "distill_dagster.definitions"]
-    out.print(f"The UI starts on http://127.0.0.1:{port} in about ten seconds. Press Ctrl-C to stop it.")
-    process = subprocess.Popen(command, cwd=PROJECT_FOLDER)
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda number, _: process.send_signal(signal.SIGINT))
-    raise typer.Exit(process.wait())
+        out.print("Starting the UI. This takes about ten seconds.")
+        serve_ui(instance, port, lock, lambda address: out.print(f"The UI is on {address}. Press Ctrl-C to stop it."))
+        out.print("The UI has stopped.")

@@ -42,17 +42,19 @@ def show_progress() -> Iterator[Any]:
         bar = bars.add_task("", total=None)
         last: dict[str, Any] = {"what": "", "at": 0.0}
 
-        def notify(event: str, what: str) -> None:
-            if event == "start":
+        def notify(event: str, what: str, why: str) -> None:
+            if event in ("start", "resumed"):
                 last["what"] = what
                 bars.update(bar, description=escape(what), completed=0, total=None)
             elif event == "pending":
                 bars.console.print(f"[yellow]…[/yellow] {escape(what)} [dim]is waiting for its batch[/dim]")
             elif event == "waiting":
-                bars.console.print(f"[yellow]{escape(what)}; waiting until it ends[/yellow]")
+                bars.console.print(f"[yellow]{escape(what)} is waiting: {escape(why)}[/yellow]", soft_wrap=True)
             else:
                 mark = "[green]✓[/green]" if event == "done" else "[red]✗[/red]"
                 bars.console.print(f"{mark} {escape(what)} [dim]{time.perf_counter() - started:.0f} s[/dim]")
+                if why:
+                    bars.console.print(f"  {escape(why)}", soft_wrap=True)
 
         def listen(what: str, done: int, total: int) -> None:
             bars.update(bar, description=escape(f"{last['what']}: {what}"), completed=done, total=total)

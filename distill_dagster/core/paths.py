@@ -5,8 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent.parent
+REPORTS_URL, DATA_DOCS_URL = "/reports", "/data-docs"
+"""Where the UI serves the folders `reports` and `data_docs`."""
+
+
+def build_report_url(path: Path, reports: Path) -> str:
+    """Build the address of a file of the folder `reports`, without host and port: the UI serves it on its own."""
+    return f"{REPORTS_URL}/{quote(path.relative_to(reports).as_posix())}"
 
 
 @dataclass(frozen=True)

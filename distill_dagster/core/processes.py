@@ -47,11 +47,13 @@ def is_process_gone(name: str) -> bool:
         return True
 
 
-def is_process_alive(pid: int, started: float | None) -> bool:
-    """Whether a process that ran at the time `started` (epoch seconds) still runs, not a later one with its id."""
+def describe_process(name: str) -> str:
+    """Describe a process for a person who waits for it: its id, and its host if that is another one."""
+    host, pid, _ = name.rsplit(":", 2)
+    if is_on_other_host(name):
+        return f"process {pid} on {host}"
     try:
-        process = psutil.Process(pid)
-        later = started is not None and process.create_time() > started
-        return not later and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        is_stopped = psutil.Process(int(pid)).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        is_stopped = False
+    return f"process {pid}, which is suspended: continue it with `kill -CONT {pid}`" if is_stopped else f"process {pid}"

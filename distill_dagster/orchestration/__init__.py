@@ -4,9 +4,16 @@ What belongs here needs Dagster: runs, partitions, tags, the refresh. What is st
 package and `definitions.py` import Dagster. `evaluation.metrics_table` imports dagster-pandas.
 """
 
+from distill_dagster.orchestration.dead_runs import fail_dead_runs
 from distill_dagster.orchestration.in_process import find_pending_assets, get_failure_message, run_in_process
 from distill_dagster.orchestration.instance import open_instance, prepare_instance_folder
-from distill_dagster.orchestration.partitions import find_failed_slices, find_slice_changes, sync_task
+from distill_dagster.orchestration.partitions import (
+    find_failed_slices,
+    find_slice_changes,
+    find_student_changes,
+    find_trained_students,
+    sync_task,
+)
 from distill_dagster.orchestration.refresh import build_refresh_event, refresh_task
 from distill_dagster.orchestration.run_summary import RunSummary
 from distill_dagster.orchestration.runner import RunListener, Runner
@@ -16,9 +23,12 @@ __all__ = [
     "RunSummary",
     "Runner",
     "build_refresh_event",
+    "fail_dead_runs",
     "find_failed_slices",
     "find_pending_assets",
     "find_slice_changes",
+    "find_student_changes",
+    "find_trained_students",
     "get_failure_message",
     "open_instance",
     "prepare_instance_folder",

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.execution.plan.objects import ErrorSource
+from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.utils import make_new_run_id
 
+from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.orchestration.pool_waits import WaitListener, watch_pools
 from distill_dagster.orchestration.tags import CAMPAIGN_TAG
+
+CODE_LOCATION = "distill_dagster.definitions"
+"""The module with the definitions. The UI calls the code location by its name."""
 
 
 def run_in_process(
@@ -17,25 +29,30 @@ def run_in_process(
     partition: str | None,
     assets: Sequence[dg.AssetKey] | None,
     tags: Mapping[str, str],
+    notify_wait: WaitListener = lambda _: None,
 ) -> dg.ExecuteInProcessResult:
     """Execute one run in this process without console output. The result says whether it failed.
 
     Args:
         tags: Must contain the campaign tag: the id of the outer run, if there is one.
+        notify_wait: Told what the run waits for while another run has its pool.
 
     Raises:
         DagsterUnknownPartitionError: The slice was removed meanwhile.
         KeyboardInterrupt: The run was interrupted, or its outer run is being cancelled. Dagster swallows the
             interrupt of an in-process run, so callers that start many runs rely on this exception to stop.
     """
-    result = job.execute_in_process(
-        instance=instance,
-        partition_key=partition,
-        asset_selection=assets,
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        tags=tags,
-        raise_on_error=False,
-    )
+    run_id = make_new_run_id()
+    with _create_runs_of_code_location(instance, job.name), watch_pools(instance, run_id, notify_wait):
+        result = job.execute_in_process(
+            instance=instance,
+            partition_key=partition,
+            asset_selection=assets,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            tags=tags,
+            run_id=run_id,
+            raise_on_error=False,
+        )
     outer_run = instance.get_run_by_id(tags[CAMPAIGN_TAG])
     canceled = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
     is_canceled = outer_run is not None and outer_run.status in canceled
@@ -43,6 +60,25 @@ def run_in_process(
     if is_canceled or any(failure.error_source == ErrorSource.INTERRUPT for failure in failures):
         raise KeyboardInterrupt
     return result
+
+
+@contextmanager
+def _create_runs_of_code_location(instance: dg.DagsterInstance, job: str) -> Iterator[None]:
+    """Within this block, runs name the code location of the UI, whose timeline and jobs show no other runs.
+
+    Dagster takes no origin for an in-process run, so this adds one to the call that creates the run.
+    """
+    target = LoadableTargetOrigin(
+        executable_path=sys.executable, module_name=CODE_LOCATION, working_directory=str(PROJECT_FOLDER)
+    )
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(target, CODE_LOCATION)
+    origin = RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME).get_job_origin(job)
+    create = partial(instance.create_run_for_job, remote_job_origin=origin)
+    instance.create_run_for_job = create  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del instance.create_run_for_job  # the method of the class shows again
 
 
 def find_pending_assets(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,8 +11,7 @@ import dagster as dg
 from distill_dagster.core import databases
 from distill_dagster.core.database_urls import POSTGRES_VARIABLE, get_postgres_url
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
-from distill_dagster.core.processes import is_process_alive
-from distill_dagster.orchestration.tags import HOST_TAG, PID_TAG
+from distill_dagster.orchestration.dead_runs import fail_dead_runs
 
 POOLS = {"teacher", "training"}
 POSTGRES_STORAGE = """
@@ -57,15 +55,5 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
         for pool in POOLS - opened.event_log_storage.get_concurrency_keys():
             opened.event_log_storage.initialize_concurrency_limit_to_default(pool)
     with opened as instance:
-        _fail_dead_runs(instance)
+        fail_dead_runs(instance)
         yield instance
-
-
-def _fail_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs of a killed `distill` as failed. They stay STARTED and keep a pool slot, so the next run would hang."""
-    open_runs = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={HOST_TAG: platform.node()})
-    for record in instance.get_run_records(open_runs):
-        run = record.dagster_run
-        if not is_process_alive(int(run.tags[PID_TAG]), record.start_time):
-            instance.report_run_failed(run, "The process of this run has ended. `distill run` will resume it.")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import dagster as dg
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
@@ -9,7 +11,8 @@ from distill_dagster.core.errors import InputError
 from distill_dagster.orchestration.tags import DATA_VERSION_TAG
 from distill_dagster.pipeline.backfill_selection import SLICE_STAGES
 from distill_dagster.pipeline.source_versions import iter_source_versions
-from distill_dagster.pipeline.stage_table import get_slices_partitions_name
+from distill_dagster.pipeline.stage_table import get_slices_partitions_name, get_students_partitions_name
+from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
 
 
@@ -23,8 +26,36 @@ def find_slice_changes(folder: TaskFolder, instance: dg.DagsterInstance) -> tupl
     return sorted(keys - known), sorted(known - keys)
 
 
-def sync_task(folder: TaskFolder, instance: dg.DagsterInstance) -> None:
-    """Add and remove partitions to match the slices, and report an observation for each changed file."""
+def find_student_changes(
+    folder: TaskFolder, instance: dg.DagsterInstance, students: Iterable[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Return new students and removed students, compared with Dagster's partitions.
+
+    Only students that somebody asked for are partitions: the default student, those that were trained, and `students`.
+    The UI would show a training as incomplete as long as any student of task.yaml is missing.
+    """
+    known = set(instance.get_dynamic_partitions(get_students_partitions_name(folder.name)))
+    wanted = {folder.task.chosen_student, *students}
+    return sorted(wanted - known), sorted(known - set(folder.task.students))
+
+
+def find_trained_students(folder: TaskFolder, lake: Lake) -> list[str]:
+    """Return the students that were trained before."""
+    return [s for s in folder.task.students if lake.read_record(folder.name, "student_adapter", s) is not None]
+
+
+def sync_students(folder: TaskFolder, instance: dg.DagsterInstance, students: Iterable[str]) -> None:
+    """Add and remove partitions to match the students that are asked for, or were before."""
+    name, (new, removed) = get_students_partitions_name(folder.name), find_student_changes(folder, instance, students)
+    if new:
+        instance.add_dynamic_partitions(name, new)
+    for key in removed:
+        instance.delete_dynamic_partition(name, key)
+
+
+def sync_task(folder: TaskFolder, instance: dg.DagsterInstance, students: Iterable[str] = ()) -> None:
+    """Add and remove partitions to match slices and students, and report an observation for each changed file."""
+    sync_students(folder, instance, students)
     new, removed = find_slice_changes(folder, instance)
     if new:
         instance.add_dynamic_partitions(get_slices_partitions_name(folder.name), new)

@@ -11,7 +11,7 @@ import dagster as dg
 from filelock import FileLock, Timeout
 
 from distill_dagster.core.errors import InputError
-from distill_dagster.orchestration.partitions import sync_task
+from distill_dagster.orchestration.partitions import find_trained_students, sync_task
 from distill_dagster.orchestration.run_summary import RunSummary
 from distill_dagster.orchestration.runner import RunListener, Runner
 from distill_dagster.pipeline.stage_table import REFRESHES_ASSET
@@ -42,8 +42,9 @@ def _lock_refresh(path: Path, notify: RunListener) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        notify("waiting", "another refresh of this task is running")
+        notify("waiting", "the refresh", "another refresh of this task is running")
         lock.acquire()
+        notify("resumed", "the refresh", "")
     try:
         yield
     finally:
@@ -56,8 +57,8 @@ def _refresh_task(runner: Runner, students: list[str], force: bool, notify: RunL
     slice_folders = (folder.path / "slices", accepted, accepted and accepted / imagined.IMAGINED_FOLDER)
     if errors := [p for p in check_task_folder(folder) if p.severity == "error" and p.file.parent not in slice_folders]:
         raise InputError(errors)
-    trained = [s for s in folder.task.students if lake.read_record(folder.name, "student_adapter", s) is not None]
-    sync_task(folder, instance)
+    trained = find_trained_students(folder, lake)
+    sync_task(folder, instance, trained)
     return runner.refresh(students or trained or [folder.task.chosen_student], notify, force)
 
 

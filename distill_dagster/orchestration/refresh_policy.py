@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from distill_dagster.config import BudgetSpec
@@ -52,14 +53,12 @@ class RefreshPolicy:
         return f"{changed} rows changed since it was trained; it is trained after more than {limit} (or with --force)"
 
 
-def explain_pending(needs: dict[str, str | None], summary: RunSummary) -> str | None:
-    """Say which input waits for a batch, or return None. The batch's answers would make the artifact stale again."""
-    return next((f"{name} waits for its batch" for name in needs if name in summary.pending), None)
+def explain_pending(needs: Iterable[str], summary: RunSummary) -> str | None:
+    """Say which input waits for answers, or return None. The answers would make the artifact stale again."""
+    return next((f"{name} waits for answers" for name in needs if name in summary.pending), None)
 
 
-def explain_blocked(
-    state: TaskState, status: ArtifactStatus, needs: dict[str, str | None], summary: RunSummary
-) -> str | None:
+def explain_blocked(state: TaskState, status: ArtifactStatus, needs: Iterable[str], summary: RunSummary) -> str | None:
     """Say which input failed, is blocked or did not pass its checks, or return None."""
     for name in needs:
         asset, _, partition = name.partition("[")

@@ -13,21 +13,25 @@ from distill_dagster.config import BudgetSpec
 from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.paths import Home
 from distill_dagster.orchestration.in_process import find_pending_assets, get_failure_message, run_in_process
-from distill_dagster.orchestration.partitions import get_latest_versions
+from distill_dagster.orchestration.partitions import get_latest_versions, sync_students
 from distill_dagster.orchestration.refresh_policy import RefreshPolicy, explain_blocked, explain_pending
 from distill_dagster.orchestration.run_summary import RunSummary
 from distill_dagster.orchestration.tags import build_budget_tags, build_run_tags
 from distill_dagster.pipeline.backfill_selection import SLICE_STAGES
 from distill_dagster.pipeline.freshness import ArtifactStatus, TaskState
-from distill_dagster.pipeline.stage_table import STAGES, Stage
-from distill_dagster.tables.lake import Lake, format_artifact_name
+from distill_dagster.pipeline.stage_table import MERGING_STAGE, STAGES, Stage, get_job_name
+from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.completions.ledger import NO_CAP
 from distill_dagster.teacher.imagine.plan import count_imagine_requests
 
 TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
-RunListener = Callable[[str, str], None]
-"""A callback for the events of runs: "start", "done", "failed", "pending" or "waiting", and the names of artifacts."""
+RunListener = Callable[[str, str, str], None]
+"""A callback for the events of runs, with the event, the names of the artifacts, and why.
+
+"start"; "waiting" while another process, which `why` names, has what it needs; "resumed" after that; and at the end
+"done", "pending" with the batch that it waits for, or "failed" with the reasons.
+"""
 
 
 class Runner:
@@ -51,7 +55,7 @@ class Runner:
         self.state = TaskState(folder, self.lake)
         self.campaign = campaign or uuid.uuid4().hex
         self.cap = cap
-        self._job = defs.resolve_implicit_global_asset_job_def()
+        self._defs = defs
         self._unreported: set[str] = set()
         self._stages: set[str] | None = None
         self._again: set[str] = set()
@@ -83,6 +87,7 @@ class Runner:
         summary, started, tried = RunSummary(), time.perf_counter(), set[str]()
         self.state = TaskState(self.folder, self.lake)
         self._unreported = self._find_unreported(slices, students)
+        sync_students(self.folder, self.instance, students)
         with ExitStack() as server:
             has_server = False
             while batch := self._plan_next_run(slices, students, tried, summary):
@@ -99,9 +104,8 @@ class Runner:
         if summary.runs:
             self._add_spending(summary)
         for status in self._list_statuses(slices, students):
-            if status.state == "fresh" and status.record and (names := status.record.extra.get("blocked")):
-                details = status.record.extra.get("blocked_found") or "the UI shows what was found"
-                summary.failed[status.name] = f"did not pass {', '.join(names)} ({details})"
+            if status.state == "fresh" and (why := _explain_failed_checks(status.record)):
+                summary.failed[status.name] = why
         summary.wall_s = time.perf_counter() - started
         return summary
 
@@ -154,10 +158,14 @@ class Runner:
                 summary.waiting[status.name] = why
                 continue
             needs = self.state.find_inputs(self.state.stages[status.asset], status.partition)
-            if why := explain_pending(needs, summary):
+            stage = self.state.stages[status.asset]
+            needed = [*needs, *stage.after]
+            if why := explain_pending(needed, summary):
                 summary.pending[status.name] = why
                 continue
-            if why := explain_blocked(self.state, status, needs, summary):
+            if stage.partition == "student":
+                needed.append(MERGING_STAGE)  # without a dataset there is no student to compare `seed_only` with
+            if why := explain_blocked(self.state, status, needed, summary):
                 summary.blocked[status.name] = why
                 continue
             if not batch:
@@ -192,14 +200,21 @@ class Runner:
 
     def _execute(self, batch: list[ArtifactStatus], summary: RunSummary, notify: RunListener) -> None:
         what = ", ".join(s.name for s in batch)
-        notify("start", what)
+        notify("start", what, "")
+        partition = batch[0].partition
+        job = self._defs.resolve_job_def(get_job_name(self.folder.name, STAGES[batch[0].asset].partition))
+        assets = [dg.AssetKey([self.folder.name, s.asset]) for s in batch]
+        tags = build_run_tags(self.campaign) | build_budget_tags(self.cap)
+
+        def notify_wait(holder: str | None) -> None:
+            notify("waiting" if holder else "resumed", what, holder or "")
+
         try:
-            assets = [dg.AssetKey([self.folder.name, s.asset]) for s in batch]
-            tags = build_run_tags(self.campaign) | build_budget_tags(self.cap)
-            result = run_in_process(self._job, self.instance, batch[0].partition, assets, tags)
+            result = run_in_process(job, self.instance, partition, assets, tags, notify_wait)
         except dg.DagsterUnknownPartitionError:
-            summary.failed |= {s.name: "its slice has been removed" for s in batch}
-            notify("failed", what)
+            why = "its slice has been removed"
+            summary.failed |= {s.name: why for s in batch}
+            notify("failed", what, why)
             return
         summary.runs.append(result.run_id)
         failures = {
@@ -209,6 +224,7 @@ class Runner:
         run_error = next((e.job_failure_data.error for e in result.all_events if e.is_run_failure), None)
         made = {event.asset_key for event in result.get_asset_materialization_events()}
         pending = find_pending_assets(result)
+        reasons = list[str]()
         self.state.forget((status.asset, status.partition) for status in batch)
         for status in batch:
             key = dg.AssetKey([self.folder.name, status.asset])
@@ -216,13 +232,18 @@ class Runner:
             needs = self.state.find_inputs(self.state.stages[status.asset], status.partition)
             if key in made:
                 self._add_artifact(status, summary)
+                if why := _explain_failed_checks(self.state.read_record(status.asset, status.partition)):
+                    reasons.append(f"{status.name} {why}")
             elif why := pending.get(key) or explain_pending(needs, summary):
                 summary.pending[status.name] = why
             elif step not in failures and (why := explain_blocked(self.state, status, needs, summary)):
                 summary.blocked[status.name] = why  # Dagster skipped it because an earlier step failed
             else:
-                summary.failed[status.name] = get_failure_message(failures.get(step) or run_error)
-        notify("pending" if pending else "done" if result.success else "failed", what)
+                why = get_failure_message(failures.get(step) or run_error)
+                summary.failed[status.name] = why
+                reasons.append(f"{status.name}: {why}")
+        event = "pending" if pending else "done" if result.success else "failed"
+        notify(event, what, "; ".join(reasons or pending.values()))
 
     def _add_artifact(self, status: ArtifactStatus, summary: RunSummary) -> None:
         summary.partitions.setdefault(status.asset, []).append(status.partition)
@@ -233,6 +254,14 @@ class Runner:
         summary.prompt_tokens += extra.get("prompt_tokens", 0)
         summary.completion_tokens += extra.get("completion_tokens", 0)
         self._unreported.discard(format_artifact_name(status.asset, status.partition))
+
+
+def _explain_failed_checks(record: ArtifactRecord | None) -> str | None:
+    """Say which blocking checks an artifact did not pass, or return None."""
+    if record is None or not (names := record.extra.get("blocked")):
+        return None
+    details = record.extra.get("blocked_found") or "the UI shows what was found"
+    return f"did not pass {', '.join(names)} ({details})"
 
 
 def _add_upstream(names: Iterable[str], stages: Mapping[str, Stage]) -> set[str]:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping
 
 from pydantic import ValidationError
 
 from distill_dagster.config import BudgetSpec
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.processes import get_process_name
 
 DATA_VERSION_TAG = "dagster/data_version"
 """Dagster's own tag for the data version of an event."""
-BACKFILL_TAG = "dagster/backfill"
-"""Dagster's own tag for the backfill that a run belongs to."""
+BACKFILL_TAG, PARTITION_SET_TAG = "dagster/backfill", "dagster/partition_set"
+"""Dagster's own tags for the backfill that a run belongs to, and for the partitions of its job."""
 CAMPAIGN_TAG = "distill/campaign"
 """Groups the runs of one command, backfill or schedule tick. Its value is the outer run's id if there is one."""
+JOB_BACKFILL_TAG = ".dagster/distill_backfill"
+"""The backfill of an inner run that cannot carry Dagster's own tag. The UI does not show it."""
 BUDGET_TAGS = {"usd": "distill/budget_usd", "tokens": "distill/budget_tokens"}
 """The campaign's own caps, from the command line or set when a run or backfill is launched."""
-PID_TAG, HOST_TAG = "distill/pid", "distill/host"
+PROCESS_TAG = ".dagster/distill_process"
+"""The process of a run: host, process id and start time. The UI does not show it."""
 
 
 def build_budget_tags(cap: BudgetSpec) -> dict[str, str]:
@@ -43,6 +45,11 @@ def read_budget_tags(tags: Mapping[str, str]) -> BudgetSpec:
         ) from None
 
 
+def build_process_tag() -> dict[str, str]:
+    """Build the tag that names this process, so that a run can be marked as failed when its process dies."""
+    return {PROCESS_TAG: get_process_name()}
+
+
 def build_run_tags(campaign: str) -> dict[str, str]:
-    """Tags that name the process of a run, so that it can be marked as failed if the process dies."""
-    return {PID_TAG: str(os.getpid()), HOST_TAG: platform.node(), CAMPAIGN_TAG: campaign}
+    """Build the tags of a run of this process: its process and its campaign."""
+    return build_process_tag() | {CAMPAIGN_TAG: campaign}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 from distill_dagster.config import Task
-from distill_dagster.core.errors import InputError
+from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.curation.filters import collect_task_scorers, list_filter_hash_fields
 from distill_dagster.curation.scores import get_scorer_versions
@@ -87,6 +87,9 @@ def compute_source_version(folder: TaskFolder, source: str, partition: str | Non
             return hash_content([task.hash_evaluation_settings(), list_model_terms(task)])
         case "student_settings":
             assert partition is not None
+            if partition not in task.students:  # a name typed in the UI
+                known = f"Known: {', '.join(task.students)}."
+                raise InputError([Problem(folder.path / "task.yaml", f"there is no student {partition!r}.", known)])
             return task.hash_student_settings(partition)
     raise KeyError(f"{source} is not one of {', '.join(SOURCES)}")
 

@@ -36,6 +36,8 @@ class Stage:
     code_version: str
     kinds: tuple[str, ...]
     description: str
+    after: tuple[str, ...] = ()
+    """Stages that it waits for although it does not read them, so that a failure is known before it costs anything."""
     purpose: str | None = None
     """What the ledger books its teacher calls under; None for a stage that asks no teacher."""
     feature: Feature | None = None
@@ -176,6 +178,7 @@ STAGES = {
             "1",
             ("pytorch", "huggingface"),
             "The baseline: the same student trained on the human examples alone.",
+            after=("teacher_gate",),
         ),
         Stage(
             "student_adapter",
@@ -237,6 +240,16 @@ MERGING_STAGE = "filtered_dataset"
 def get_slices_partitions_name(task: str) -> str:
     """The name of a task's dynamic partitions: the graph declares it, and the command line fills it."""
     return f"{task}_slices"
+
+
+def get_students_partitions_name(task: str) -> str:
+    """The name of the dynamic partitions with those students of a task that somebody asked for."""
+    return f"{task}_students"
+
+
+def get_job_name(task: str, partition: Partition) -> str:
+    """The name of the job that runs a task's stages of one kind of partition: slices, students, or neither."""
+    return f"{task}_{'shared' if partition is None else f'{partition}s'}"
 
 
 def list_sources(features: Collection[Feature] = ()) -> dict[str, Source]:

@@ -169,12 +169,13 @@ def test_existing_data_stays_until_the_answers_of_a_batch_arrive(ungated: Projec
     assert (waiting.code, waiting.json["failed"], waiting.json["blocked"]) == (3, {}, {})
     assert {"golden_completions", "teacher_gate", "teacher_completions[shop]"} <= set(waiting.json["pending"])
     assert {"filtered_dataset", "student_adapter[one]"} <= set(waiting.json["pending"])
-    assert "seed_only_adapter" in waiting.json["partitions"], "which needs no answer"
+    assert waiting.json["pending"]["seed_only_adapter[one]"] == "teacher_gate waits for its batch"
     assert list(batches.batches) == ["batch_0"], "no slice is paid for before the gate"
     batches.end("batch_0")
     waiting = project.run("--student", "one")
     assert (waiting.code, waiting.json["failed"], waiting.json["blocked"]) == (3, {}, {})
     assert {"golden_completions", "teacher_gate"} <= set(waiting.json["partitions"])
+    assert "seed_only_adapter" in waiting.json["partitions"], "it needs no answers of the slices"
     for id_ in list(batches.batches)[1:]:
         batches.end(id_)
     done = project.run("--student", "one")

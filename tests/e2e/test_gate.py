@@ -7,7 +7,7 @@ import dagster as dg
 from distill_dagster.core.paths import Home
 from distill_dagster.definitions import build_definitions
 from distill_dagster.tables.schemas import PREDICTIONS
-from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, Project
+from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, STUDENT_ASSETS, TASK, Project
 from tests.support.provider import FakeProvider
 
 
@@ -21,6 +21,11 @@ def test_a_teacher_that_says_one_thing_is_paid_for_no_slice(fresh: Project, prov
     assert "gate.teacher_min is 0.5" in why
     assert "teacher 0.3333" in why
     assert ended.json["blocked"]["teacher_completions[shop]"] == "teacher_gate did not pass teacher_good_enough"
+    assert ended.json["blocked"]["seed_only_adapter[one]"] == "teacher_gate did not pass teacher_good_enough"
+    assert not STUDENT_ASSETS & set(ended.partitions), "nothing is trained"
+    lines = ended.err.splitlines()
+    mark = next(number for number, line in enumerate(lines) if line.startswith("✗"))
+    assert "teacher_good_enough" in lines[mark + 1], "the reason stands below what failed"
     assert len(provider.requests) == HELD_OUT_REQUESTS
     assert fresh.run().code == 1
     assert len(provider.requests) == HELD_OUT_REQUESTS, "nothing is asked again while nothing is mended"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import dagster as dg
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from distill_dagster.core.paths import PROJECT_FOLDER
 from tests.e2e.project import GROUP, SEED_REQUESTS, TASK, Project
 from tests.support.provider import FakeProvider
+from tests.support.waiting import HANG_S, wait_until
 
 ROUNDS = int(os.environ.get("DISTILL_TEST_ROUNDS", "2"))
 EDIT_AND_BACKFILL = """
@@ -29,7 +32,6 @@ for n in range(int(rounds)):
 """
 
 
-@pytest.mark.timeout(600)
 def test_two_processes_lose_nothing(project: Project, provider: FakeProvider) -> None:
     slices = ("shop", "web")
     before = project.stored_answers()
@@ -46,7 +48,7 @@ def test_two_processes_lose_nothing(project: Project, provider: FakeProvider) ->
         for key in slices
     ]
     for process in processes:
-        out, _ = process.communicate(timeout=500)
+        out, _ = process.communicate(timeout=HANG_S)
         assert process.returncode == 0, out
         assert "locked" not in out
     assert len(provider.requests) == 2 * 2 * ROUNDS
@@ -64,3 +66,30 @@ def test_two_processes_lose_nothing(project: Project, provider: FakeProvider) ->
             assert {key: tags[key]["dagster/data_version"] for key in slices} == {
                 key: project.record(asset, key).data_version for key in slices
             }
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGHUP])
+def test_a_command_that_waits_for_another_names_it_and_goes_on_once_that_dies(
+    project: Project, provider: FakeProvider, end: signal.Signals
+) -> None:
+    """`SIGHUP` is what a process gets when its terminal is closed."""
+    for key in ("shop", "web"):
+        project.change_slice(key, lambda value, key=key: value["seeds"].append(f"one more refund of {key}"))
+    answer = threading.Event()
+
+    def hold(*_: object) -> None:
+        answer.wait(HANG_S)
+
+    provider.fail = hold
+    logs = [project.root / "first.txt", project.root / "second.txt"]
+    first = project.start("backfill", TASK, "--slice", "shop", log=logs[0])
+    wait_until(lambda: provider.requests, "the first command to ask the teacher")
+    second = project.start("backfill", TASK, "--slice", "web", log=logs[1])
+    notice = f"teacher_completions[shop] of {TASK} is running in process {first.pid} (pool teacher)"
+    wait_until(lambda: notice in logs[1].read_text(), "the second command to say whom it waits for")
+    assert second.poll() is None
+    first.send_signal(end)
+    first.wait(HANG_S)
+    answer.set()
+    assert second.wait(HANG_S) == 0, logs[1].read_text()
+    assert project.record("scored_completions", "web").rows == 7
