@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
-from distill_dagster.core.hashing import hash_content, to_canonical_json
-from distill_dagster.kinds import get_kind
-from distill_dagster.kinds.classification import parse_label
+from distill_dagster.core.hashing import hash_content
+from distill_dagster.kinds import ParsedAnswer, get_kind
 from distill_dagster.teacher.asking import soft_labels
 from distill_dagster.teacher.asking.asked_prompt import AskedPrompt, read_asked_prompts
+from distill_dagster.teacher.asking.label_answers import read_label, read_soft_label, skip_thinking
 from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.asking.response_columns import (
     CHUNK_ROWS,
@@ -34,8 +33,9 @@ from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.completions.usage import Usage
 from distill_dagster.teacher.providers import event_loop
-from distill_dagster.teacher.providers.attempts import PermanentTeacherError
+from distill_dagster.teacher.providers.attempts import PermanentTeacherError, UnusableAnswerError
 from distill_dagster.teacher.providers.exchange import Request, Response
+from distill_dagster.teacher.providers.finish_reasons import BROKEN_OFF
 
 RESOLVE_SHARE = 0.02
 """Labels with the same beginning are asked for again if their common share of the mass is larger."""
@@ -107,9 +107,10 @@ class Asker:
                 "template_version": requests.templates.version,
             },
         )
-        self._done = self._all_jobs = self._jobs_to_send = 0
+        self._done = self._all_jobs = self._stored_jobs = 0
+        self._sends_logprobs, self._without_logprobs = False, 0
         # Most answers are the bare name of a label, so there are few different ones.
-        self._parse_label = lru_cache(maxsize=4096)(partial(parse_label, labels=self.task.label_names))
+        self._read_label = lru_cache(maxsize=4096)(partial(read_label, labels=self.task.label_names))
 
     async def ask(
         self, prompts: pl.DataFrame, samples: Callable[[str], list[int]] | None = None, sequential: int = 0
@@ -131,7 +132,6 @@ class Asker:
         sequential_ids = set(prompts["prompt_id"].head(sequential))
         try:
             jobs = await self._answer_from_store(jobs)
-            self._jobs_to_send = len(jobs)
             jobs = await self._run_smoke_test(jobs)
             if self.spec.mode == "batch":
                 await self.engine.submit_batches(
@@ -182,6 +182,7 @@ class Asker:
                 stored = self.engine.preload(request.key for _, request in chunk)
                 for job, request in chunk:
                     if request.key in stored:
+                        self._stored_jobs += 1
                         await self._ask_row(job, request)
                     else:
                         remaining.append(job)
@@ -230,7 +231,7 @@ class Asker:
         row["prompt_id"], row["sample_index"], row["slice"] = job.prompt_id, job.sample, job.slice
         self._rows.add(row)
         self._done += 1
-        progress.report_progress(self._describe_progress(), self._done, self._all_jobs)
+        self.engine.report_progress("asking the teacher", self._done, self._all_jobs, self._stored_jobs)
         return row
 
     async def ask_sample(self, prompt: AskedPrompt, sample: int, request: Request | None = None) -> dict[str, Any]:
@@ -250,50 +251,81 @@ class Asker:
         return rows[-1] if len(rows) == 1 or rows[-1]["status"] == "failed" else sum_attempts(rows)
 
     async def _ask_once(self, prompt: AskedPrompt, sample: int, request: Request) -> dict[str, Any]:
+        """Ask once. Whatever comes, it costs no other row: what cannot be used fails with its reason and its body."""
+        responses: list[Response] = []
         try:
-            response = await self.engine.answer(request, self._refuse_without_logprobs)
-            responses = [response]
-            shares = await self._read_soft_labels(prompt, sample, response, responses)
+            responses.append(await self.engine.answer(request, self._refuse_without_logprobs))
+            return await self._read_response(prompt, sample, request, responses)
         except PermanentTeacherError:
             raise
+        except UnusableAnswerError as error:
+            responses, why = [error.answer], f"the answer to {prompt.quoted} cannot be used: {error}"
         except TeacherError as error:
             return {"request_key": request.key, "status": "failed", "error": str(error), "params": request.params}
-        columns = build_response_columns(request, responses)
+        except Exception as error:
+            if not responses:  # not the answer's fault
+                raise
+            why = f"the answer to {prompt.quoted} cannot be read: {type(error).__name__}: {error}"
+        return build_response_columns(request, responses) | {"status": "failed", "error": why, "latency_s": None}
+
+    async def _read_response(
+        self, prompt: AskedPrompt, sample: int, request: Request, responses: list[Response]
+    ) -> dict[str, Any]:
+        """The columns of the row of a response. Further responses that it needs go to `responses`."""
+        response = responses[0]
+        if response.finish_reason == BROKEN_OFF:  # recorded, or stored by an earlier version
+            error = "the provider broke the answer off"
+            return build_response_columns(request, responses) | {"status": "truncated", "error": error}
         if self.requests.free_text is not None:
+            columns = build_response_columns(request, responses)
             return columns | self.requests.free_text.read_response(prompt, request, response)
-        answer = max(shares, key=lambda label: shares[label]) if shares else None
-        if self.spec.soft_labels == "votes":
-            answer = self._parse_label(response.text)
-        # A request for a distribution ends after the tokens that decide it, so its length says nothing.
-        truncated = response.finish_reason == "length" and self.spec.soft_labels == "votes" and answer is None
-        status = "filtered" if response.finish_reason == "content_filter" else "truncated" if truncated else "ok"
-        return columns | {
-            "status": status,
-            "reasoning": response.reasoning,
-            "answer": to_canonical_json(answer) if answer is not None else None,
-            "soft_labels": round_soft_labels(shares),
-        }
+        shares, label = await self._read_shares(prompt, sample, response, responses)
+        columns = build_response_columns(request, responses)
+        if response.finish_reason == "refusal":
+            error = f"the teacher refused: {response.text[:MAX_ERROR_CHARS]}"
+            return columns | {"status": "refused", "reasoning": response.reasoning, "error": error}
+        if response.finish_reason == "content_filter":
+            return columns | {"status": "filtered", "reasoning": response.reasoning}
+        return (
+            columns
+            | vars(label)
+            | {"reasoning": response.reasoning or label.reasoning, "soft_labels": round_soft_labels(shares)}
+        )
 
     def _refuse_without_logprobs(self, response: Response) -> None:
         """Refuse, and do not store, a response without the log-probabilities that were asked for.
 
-        The next response would have none either and would be paid for too, so nothing more is sent. After a fix of the
-        server, the same request can be sent again.
+        If two answers have none and no answer has any, the next would have none either and would be paid for too, so
+        nothing more is sent. After a fix of the server, the same request can be sent again.
         """
-        if self.spec.soft_labels == "logprobs" and response.text and not response.positions:
-            raise PermanentTeacherError(
-                f"{self.spec.model} sent no token log-probabilities. Set `soft_labels: votes` in task.yaml, or make "
-                f"the server send them."
-            )
+        if self.spec.soft_labels != "logprobs" or response.finish_reason in ("refusal", "content_filter"):
+            return
+        self._sends_logprobs |= bool(response.positions)
+        if response.positions or not response.text:
+            return
+        self._without_logprobs += 1
+        why = f"{self.spec.model} sent no token log-probabilities."
+        why += " Set `soft_labels: votes` in task.yaml, or make the server send them."
+        if self._sends_logprobs or self._without_logprobs == 1:
+            raise UnusableAnswerError(why, response)
+        raise PermanentTeacherError(why)
 
-    async def _read_soft_labels(
+    async def _read_shares(
         self, prompt: AskedPrompt, sample: int, response: Response, responses: list[Response]
-    ) -> dict[str, float] | None:
-        """The distribution over labels in a response, or None if there is none. Further responses go to `responses`."""
+    ) -> tuple[dict[str, float] | None, ParsedAnswer]:
+        """The distribution over labels in a response, if there is one, and its label.
+
+        Further responses, which tell labels with the same beginning apart, go to `responses`.
+        """
         if self.spec.soft_labels != "logprobs":
-            return None
+            return None, self._read_label(response.text, cut=response.finish_reason == "length")
         labels = self.task.label_names
-        mass = soft_labels.compute_label_mass(response.positions, labels, ended=response.finish_reason == "stop")
+        positions, thinking = skip_thinking(response.positions)
+        if positions is None:
+            return None, read_soft_label(thinking, None, None)
+        mass = soft_labels.compute_label_mass(positions, labels, ended=response.finish_reason == "stop")
+        if mass.total < mass.least:
+            return None, read_soft_label(thinking, None, mass)
         resolved: set[str] = set()
         for depth in range(RESOLVE_DEPTH if self.spec.resolve_labels else 0):
             least = RESOLVE_SHARE * mass.total
@@ -310,16 +342,9 @@ class Asker:
                     mass.resolve(spelled, inner)
         shares = soft_labels.divide_shared(mass, labels)
         if self.spec.calibration != "none" and sum(shares.values()) > 0:
-            shares = soft_labels.fill_missing_mass(shares, response.positions[0])
-        return soft_labels.normalize_mass(shares)
-
-    def _describe_progress(self) -> str:
-        """The text of the progress line. With a known price it says what was spent and what all of it will cost."""
-        engine = self.engine
-        if not engine.spent_usd or not engine.calls:
-            return "asking the teacher"
-        projected = engine.spent_usd / engine.calls * max(self._jobs_to_send, engine.calls)
-        return f"asking the teacher (${engine.spent_usd:.2f} of about ${projected:.2f})"
+            shares = soft_labels.fill_missing_mass(shares, positions[0])
+        normalized = soft_labels.normalize_mass(shares)
+        return normalized, read_soft_label(thinking, normalized, mass)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from distill_dagster.kinds import Question, is_refusal
 from distill_dagster.kinds.refusals import REFUSAL_KEY
 from distill_dagster.tables.messages import Message, get_user_text, user_text_expr
 
+MAX_QUOTED_CHARS = 60
 _REFUSAL_PREFIX = f'{{"{REFUSAL_KEY}":'
 """The first characters of the canonical JSON of a refusal."""
 
@@ -25,6 +26,12 @@ class AskedPrompt(NamedTuple):
     """The turns of a conversation. Empty if the prompt is one text."""
     refusal_wanted: bool = False
     """The reference says that only a refusal is a right answer."""
+
+    @property
+    def quoted(self) -> str:
+        """The beginning of the text in quotation marks, to name the prompt in a message."""
+        words = " ".join(self.text.split())
+        return f'"{words}"' if len(words) <= MAX_QUOTED_CHARS else f'"{words[:MAX_QUOTED_CHARS]}…"'
 
     @property
     def question(self) -> Question:

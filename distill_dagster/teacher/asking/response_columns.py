@@ -49,8 +49,22 @@ class CompletionRows:
             row["params"] = texts[id(params), requests]
             row["completion_id"] = hash_strings(row["prompt_id"], row["request_key"])[:32]
         constants = [pl.lit(value).alias(name) for name, value in self._constants.items()]
-        table = pl.DataFrame(self._rows, schema=COMPLETIONS)
+        try:
+            table = pl.DataFrame(self._rows, schema=COMPLETIONS)
+        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
+            table = pl.DataFrame([_replace_unfit_row(row) for row in self._rows], schema=COMPLETIONS)
         return table.with_columns(pl.col("mode").fill_null(self._mode), *constants)
+
+
+def _replace_unfit_row(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, or a failed row if one of its values does not fit the schema. One answer costs at most its own row."""
+    try:
+        pl.DataFrame([row], schema=COMPLETIONS)
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+        kept = ("prompt_id", "slice", "sample_index", "request_key", "completion_id", "params")
+        why = f"the stored answer does not fit the table of completions: {error}"
+        return {name: row[name] for name in kept} | {"status": "failed", "error": why}
+    return row
 
 
 def build_response_columns(request: Request, responses: list[Response]) -> dict[str, Any]:

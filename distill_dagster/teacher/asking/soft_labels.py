@@ -6,24 +6,39 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from distill_dagster.kinds.classification import make_word_pattern
+from distill_dagster.kinds.classification import fold_label, make_word_pattern
 from distill_dagster.teacher.providers.exchange import Position
 
 SHORTEST_FRAGMENT = 4
 """The characters of a label that a token has to spell, unless it spells a whole word of it."""
 
 
+LEAST_MASS = 0.1
+"""The share of the probability that all labels together need, so that an answer is a label at all."""
+LEAST_MASS_UNCHOSEN = 0.5
+"""The same if the token that was chosen begins no label, as in "The category is …"."""
+
+
 @dataclass
 class LabelMass:
-    """Probability mass by label, and by a text that is the beginning of several labels."""
+    """Probability mass by label, and by a text that is the beginning of several labels.
+
+    `chosen`: the first chosen token that is no white space begins a label.
+    """
 
     labels: dict[str, float] = field(default_factory=dict)
     shared: dict[str, float] = field(default_factory=dict)
+    chosen: bool = False
 
     @property
     def total(self) -> float:
         """All mass."""
         return sum(self.labels.values()) + sum(self.shared.values())
+
+    @property
+    def least(self) -> float:
+        """The least mass with which an answer is one of the labels."""
+        return LEAST_MASS if self.chosen else LEAST_MASS_UNCHOSEN
 
     def resolve(self, spelled: str, inner: LabelMass) -> None:
         """Divide the mass shared under `spelled` like the mass in `inner`, which was found after that text.
@@ -42,8 +57,8 @@ class LabelMass:
 
 def _find_possible_labels(text: str, labels: list[str]) -> list[str]:
     """The labels that a text can still become. A complete label may be followed by a character that is no letter."""
-    folded = text.casefold()
-    possible = [label for label in labels if label.casefold().startswith(folded)]
+    folded = fold_label(text)
+    possible = [label for label in labels if fold_label(label).startswith(folded)]
     if possible:
         return possible
     complete = [label for label in labels if re.match(make_word_pattern(label), folded)]
@@ -98,13 +113,14 @@ def compute_label_mass(
             text, possible = spellings.get(token, ("", []))
             probability = path * math.exp(logprob)
             if ended and token == taken and last:
-                possible = [label for label in possible if label.casefold() == text.strip().casefold()] or possible
+                possible = [label for label in possible if fold_label(label) == fold_label(text.strip())] or possible
             if len(possible) == 1:
                 mass.labels[possible[0]] = mass.labels.get(possible[0], 0.0) + probability
             elif possible and (token != taken or last):
                 mass.shared[text] = mass.shared.get(text, 0.0) + probability
         if taken.strip():
             prefix, possible = spellings.get(taken, ("", []))
+            mass.chosen = mass.chosen or bool(possible)
             if len(possible) <= 1:
                 break
         path *= math.exp(dict(position)[taken])
