@@ -12,6 +12,9 @@ from pathlib import Path
 
 from distill_dagster.core.errors import DistillError, InputError, Problem
 
+SWAP_ATTEMPTS = 100
+"""So often may a reader put the old folder back while a new one is moved in."""
+
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Replace a file, durable when this returns. A reader sees the old content or the new one.
@@ -71,7 +74,7 @@ def swap_folder(new: Path, target: Path) -> None:
     """
     if target.exists():
         _remove_leftovers(target)
-    while True:
+    for left in reversed(range(SWAP_ATTEMPTS)):
         old = target.with_name(f"{_OLD.format(name=target.name)}{uuid.uuid4().hex[:8]}")
         with contextlib.suppress(FileNotFoundError):
             target.rename(old)
@@ -80,7 +83,7 @@ def swap_folder(new: Path, target: Path) -> None:
             break
         except OSError:
             # A reader may have restored the old folder between the two renames: then move it aside again.
-            if target.exists() and new.exists():
+            if left and target.exists() and new.exists():
                 continue
             restore_folder(target)
             raise

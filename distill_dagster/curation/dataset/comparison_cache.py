@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
-from filelock import FileLock
 
-from distill_dagster.core.files import write_atomically
+from distill_dagster.core.files import lock_file, write_atomically
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.curation.dataset.slim_rows import CandidateTexts
 from distill_dagster.curation.dedup.duplicates import find_components, find_duplicates
@@ -96,7 +95,7 @@ class ComparisonCache:
         if self._folder is None or texts.rows.height < INCREMENTAL_MIN_ROWS:
             return self.find_in_all("near", {"scheme": scheme.id, "threshold": threshold}, texts, find)
         self._folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._folder / ".near.lock"):
+        with lock_file(self._folder / ".near.lock"):
             return self._find_pairs_incrementally(texts, scheme, threshold, limits)
 
     def _find_pairs_incrementally(

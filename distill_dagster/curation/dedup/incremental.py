@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from filelock import FileLock
 
 from distill_dagster.core.errors import DistillError
-from distill_dagster.core.files import write_atomically
+from distill_dagster.core.files import lock_file, write_atomically
 from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.curation.dedup.duplicates import (
     Duplicates,
@@ -125,7 +124,7 @@ class DedupState:
         """
         limits = limits or ResourceLimits()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"), open_rows(source, text, build_order_exprs(id, order), limits) as rows:
+        with lock_file(self.folder / ".lock"), open_rows(source, text, build_order_exprs(id, order), limits) as rows:
             self._read_manifest()  # another process may have added a part
             others = [part for part in self.parts if part.name != name]
             signatures = sign_texts(rows.iter_texts(), self.scheme, limits)
@@ -156,7 +155,7 @@ class DedupState:
         limits = limits or ResourceLimits()
         self.folder.mkdir(parents=True, exist_ok=True)
         columns = [*build_order_exprs(id, order), pl.col(slice).cast(pl.String).alias("slice")]
-        with FileLock(self.folder / ".lock"), open_rows(source, text, columns, limits) as rows:
+        with lock_file(self.folder / ".lock"), open_rows(source, text, columns, limits) as rows:
             self._read_manifest()
             self._stored_threshold = self.threshold
             signatures, ranking = sign_texts(rows.iter_texts(), self.scheme, limits), rows.read_columns()
@@ -174,7 +173,7 @@ class DedupState:
 
     def remove_slice(self, name: str) -> None:
         """Remove the rows of a slice."""
-        with FileLock(self.folder / ".lock"):
+        with lock_file(self.folder / ".lock"):
             self._read_manifest()
             self._write([], [part for part in self.parts if part.name != name], [])
 
