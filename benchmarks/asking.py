@@ -60,7 +60,7 @@ def write_task(folder: Path, address: str, **teacher: Any) -> TaskFolder:
         "description": "Requests to a server that counts them.",
         "labels": [{"name": label, "description": f"About {label}."} for label in LABELS],
         "teacher": settings | {"price": PRICE} | teacher,
-        "students": {"one": {"model": "minilm-l6-v2", "architecture": "encoder"}},
+        "students": {"one": {"model": "all-minilm-l6-v2", "architecture": "encoder"}},
     }
     (path / "task.yaml").write_text(yaml.safe_dump(task))
     (path / "slices" / "all.yaml").write_text(yaml.safe_dump({"description": "d", "seeds": ["one prompt"]}))

@@ -47,6 +47,10 @@ PACKAGED_MODELS = {
     ),
 }
 EMBEDDED_MODEL = "smollm2-135m-instruct"
+MODEL_REMEDY = (
+    f"Use one of {', '.join(PACKAGED_MODELS)}, a folder with a config.json and safetensors weights, or a hub id such "
+    f"as org/name."
+)
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,23 @@ def resolve_model(name: str, models_folder: Path, revision: str | None = None) -
         return ResolvedModel(path.resolve(), None, hash_folder(path), "folder", revision)
     if HUB_ID.fullmatch(name) and not path.exists():
         return ResolvedModel(None, name, None, "hub", revision)
-    raise ModelError(
-        f"There is no model {name!r}. Use one of {', '.join(PACKAGED_MODELS)}, a folder with a config.json and "
-        f"safetensors weights, or a hub id such as org/name."
+    raise ModelError(f"There is no model {name!r}. {MODEL_REMEDY}")
+
+
+def is_known_model(name: str) -> bool:
+    """Whether `resolve_model` finds the name: it is packaged, a folder, or has the form of a hub id."""
+    path = Path(name).expanduser()
+    return (
+        name in PACKAGED_MODELS
+        or (path / "config.json").is_file()
+        or (HUB_ID.fullmatch(name) is not None and not path.exists())
     )
+
+
+def find_missing_package(name: str) -> PackagedModel | None:
+    """The package of a packaged model if it is not installed. None for all other names."""
+    packaged = PACKAGED_MODELS.get(name)
+    return packaged if packaged is not None and importlib.util.find_spec(packaged.package) is None else None
 
 
 def make_embedded_gguf(models_folder: Path) -> Path:

@@ -50,7 +50,7 @@ TASK: dict[str, Any] = {
         "timeout_s": 300,
         "terms": {"acknowledged": True},  # `openai/…` restricts; what a test is not about must not stop it
     },
-    "students": {"tiny": {"model": "minilm", "architecture": "encoder"}},
+    "students": {"tiny": {"model": "all-minilm-l6-v2", "architecture": "encoder"}},
     "gate": {"teacher_over_base": None},  # no student's model is loaded where a test is not about it
 }
 SLICES: dict[str, dict[str, Any]] = {

@@ -28,11 +28,12 @@ _PAUSES = sa.Table(
 
 @dataclass(frozen=True)
 class Pause:
-    """A pause that a teacher asked for. `until` is in seconds since the epoch, `reason` has the provider's words."""
+    """A pause that a teacher asked for. `reason` has the provider's words. Times are in seconds since the epoch."""
 
     model: str
     until: float
     reason: str
+    noted_at: float
 
     def __str__(self) -> str:
         left = format_duration(self.until - time.time())
@@ -55,7 +56,7 @@ class PauseStore:
 
     def find(self, spec: TeacherSpec) -> Pause | None:
         """The pause of a teacher that has not ended, or None."""
-        columns = _PAUSES.c.model, _PAUSES.c.until, _PAUSES.c.reason
+        columns = _PAUSES.c.model, _PAUSES.c.until, _PAUSES.c.reason, _PAUSES.c.noted_at
         own = sa.and_(_PAUSES.c.teacher == _hash_teacher(spec), _PAUSES.c.until > time.time())
         with self._engine.connect() as connection:
             row = connection.execute(sa.select(*columns).where(own)).first()

