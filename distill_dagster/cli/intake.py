@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from distill_dagster.cli.options import JsonOption, TaskArgument, err, open_task_folder, out, show_problems
+from distill_dagster.cli.options import (
+    JsonOption,
+    TaskArgument,
+    err,
+    open_task_folder,
+    out,
+    print_problem,
+    show_problems,
+)
 from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.paths import Home
+from distill_dagster.core.problem_groups import group_problems
 from distill_dagster.tasks import ImportTarget
 
 
@@ -103,18 +114,33 @@ def batches(
 
 def import_(
     task: Annotated[str, typer.Argument(help="The task.")],
-    path: Annotated[Path, typer.Argument(help="CSV, JSONL, JSON, Parquet, or a folder of traces.")],
+    path: Annotated[Path, typer.Argument(help="CSV, XLSX, JSONL, JSON, Parquet, or a folder of traces.")],
     target: Annotated[ImportTarget, typer.Option("--as", help="What the records become.")],
     slice_: Annotated[str | None, typer.Option("--slice", help="The slice of all records.")] = None,
     slice_field: Annotated[str | None, typer.Option(help="The field that names the slice.")] = None,
-    text_field: Annotated[str | None, typer.Option(help="The field of the prompt, as a name or dotted path.")] = None,
+    text_field: Annotated[
+        list[str] | None,
+        typer.Option(help="The field of the prompt, as a name or dotted path. Can be repeated: the texts are joined."),
+    ] = None,
     label_field: Annotated[str | None, typer.Option(help="The field of the human answer.")] = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="Rename a label: `--map 'Billing =billing'`. `old=` leaves out its records."),
+    ] = None,
     id_field: Annotated[str | None, typer.Option(help="The field of the id. Default: `id`.")] = None,
     completion_field: Annotated[str | None, typer.Option(help="For recorded: the field of the completion.")] = None,
     reasoning_field: Annotated[str | None, typer.Option(help="The field of the reasoning, if there is one.")] = None,
     name: Annotated[
         str | None, typer.Option(help="For recorded: the name of the recording. Default: the file name.")
     ] = None,
+    delimiter: Annotated[str | None, typer.Option(help="The separator of a CSV file. Default: detected.")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="The encoding of a text file, such as cp1252. Default: detected.")
+    ] = None,
+    sheet: Annotated[str | None, typer.Option(help="The sheet of an XLSX file. Default: the first with rows.")] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave out records that cannot be used, and say which.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be added and write nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -123,13 +149,33 @@ def import_(
     Seeds and recorded completions are masked and stored next to the prompts from the inbox. Labelled rows are
     appended to the task's own files. Exits with code 2 if a record cannot be used; then nothing is written.
     """
-    from distill_dagster.intake.import_files import ImportOptions, import_file
+    from distill_dagster.intake.import_files import import_file
+    from distill_dagster.intake.import_options import ImportOptions
+    from distill_dagster.intake.row_files import FileFormat
 
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
-        fields = (slice_, slice_field, text_field, label_field, id_field, completion_field, reasoning_field, name)
-        done = import_file(folder, path, ImportOptions(target, *fields, dry_run), home.inbox / folder.name)
+        options = ImportOptions(
+            target,
+            slice=slice_,
+            slice_field=slice_field,
+            text_field=text_field or None,
+            label_field=label_field,
+            id_field=id_field,
+            completion_field=completion_field,
+            reasoning_field=reasoning_field,
+            name=name,
+            dry_run=dry_run,
+            label_map=parse_label_map(map_ or []),
+            skip_invalid=skip_invalid,
+            file_format=FileFormat("\t" if delimiter in ("\\t", "tab") else delimiter, encoding, sheet),
+        )
+        done = import_file(folder, path, options, home.inbox / folder.name)
+        for problem in group_problems(done.problems):
+            print_problem(replace(problem, severity="warning"))
+        for remark in done.remarks:
+            out.print(escape(remark), soft_wrap=True)
         would = "would be added" if dry_run else "added"
         for place, number in done.added.items():
             out.print(f"[green]{number} {would}[/green] to {escape(place)}", soft_wrap=True)
@@ -137,10 +183,26 @@ def import_(
             out.print(f"[yellow]{number} left out[/yellow]: {why}")
         if done.masked:
             out.print("masked: " + ", ".join(f"{number} {kind}" for kind, number in done.masked.items()))
-        what = f"{done.count} of {done.records} records of {escape(done.file)}"
+        what = f"{done.count} of {count_noun(done.records, 'record')} of {escape(done.file)}"
         out.print(f"{folder.name}: {what} {would}.", soft_wrap=True)
-        if done.hint:
+        if done.hint and done.count:
             out.print(escape(done.hint), soft_wrap=True)
         if as_json:
             facts = {"file": done.file, "as": done.target, "records": done.records, "dry_run": dry_run}
-            print(json.dumps({"task": folder.name, **facts, "added": done.added, "skipped": done.skipped}))
+            counts = {"added": done.added, "skipped": done.skipped, "remarks": done.remarks}
+            print(json.dumps({"task": folder.name, **facts, **counts}))
+
+
+def parse_label_map(pairs: list[str]) -> dict[str, str]:
+    """The labels of `--map old=new`. A label of the file may contain `=`.
+
+    Raises:
+        DistillError: there is no `=`.
+    """
+    mapping = {}
+    for pair in pairs:
+        old, sign, new = pair.rpartition("=")
+        if not sign or not old:
+            raise DistillError(f"--map {pair!r} is not `old=new`. Write the label of the file, `=`, and its new name.")
+        mapping[old] = new.strip()
+    return mapping

@@ -30,7 +30,7 @@ _SILENT_PARTS = (
     "function_response", "refusal", "custom_tool_call",
 )  # fmt: skip
 """Parts of a content that are neither its text nor an attachment."""
-_ATTACHMENT_FIELDS = ("images", "image", "videos", "video", "audios", "audio", "attachments", "files")
+_ATTACHMENT_FIELDS = ("images", "image", "videos", "video", "audios", "audio")
 _PLACEHOLDERS = ("<image>", "<video>", "<audio>")
 _CHAT_FIELDS = ("messages", "conversations", "conversation", "choices", "candidates", "contents", "chat_history")
 MAX_NESTING = 100
@@ -88,13 +88,14 @@ def read_turn(message: dict[str, Any], role: str | None = None) -> ChatTurn:
     inner = message.get("kwargs", message.get("data"))  # LangChain
     message = inner if isinstance(inner, dict) and "content" in inner else message
     content = _get_content(message)
-    calls = read_tool_calls(message)
+    calls = read_calls(message)
     text = join_text(content)
     if role == "call":  # ShareGPT: the call is the text
-        calls = read_tool_calls({"tool_calls": _parse_json(text)}) or calls
+        calls = read_calls({"tool_calls": _parse_json(text)}) or calls
         role, text = "assistant", "" if calls else text
     has_attachment = _has_attachment_part(content) or any(mark in text for mark in _PLACEHOLDERS)
-    return ChatTurn(role, text, find_reasoning(message), calls, has_attachment or has_attachments(message))
+    has_attachment |= has_attachments(message) or any(message.get(name) for name in ("attachments", "files"))
+    return ChatTurn(role, text, find_reasoning(message), calls, has_attachment)
 
 
 def has_attachments(record: dict[str, Any]) -> bool:
@@ -124,7 +125,7 @@ def find_reasoning(message: dict[str, Any]) -> str | None:
     return "".join(thought) or None
 
 
-def read_tool_calls(message: dict[str, Any]) -> list[dict[str, Any]] | None:
+def read_calls(message: dict[str, Any]) -> list[dict[str, Any]] | None:
     """The tool calls of a message: the name, and the arguments as JSON text."""
     calls = message.get("tool_calls")
     calls = calls if isinstance(calls, list) else [calls]
@@ -197,7 +198,10 @@ def _measure_nesting(text: str) -> int:
 
 def _looks_like_chat(text: str) -> bool:
     start = "".join(text[:400].split()).replace("'", '"')
-    return start.startswith(("[{", "{")) and any(f'"{name}":' in start for name in ("role", "messages", "from"))
+    if start.startswith(('{"messages":[', '{"choices":[', '{"conversations":[')):
+        return True
+    is_list = start.startswith(('[{"role":"', '[{"from":"', '[{"content":"'))
+    return is_list and any(f'"{name}":' in start for name in ("role", "from"))
 
 
 def _has_chat(value: dict[str, Any]) -> bool:

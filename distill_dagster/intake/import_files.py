@@ -1,6 +1,6 @@
 """Import files of other programs as seed prompts, labelled rows or recorded completions of a task (`distill import`).
 
-A file is imported whole or not at all: each record that cannot be used is named with its line. Known and held-out
+A file is imported whole or not at all, unless records that cannot be used are to be left out. Known and held-out
 records are left out and counted, so importing a file again adds nothing. Seeds and recorded completions may come from
 production: they are masked as in the inbox, and stored next to its prompts. Labelled rows are the user's own words:
 they are appended to the files of the task folder, unmasked.
@@ -10,78 +10,35 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from distill_dagster.config import REPLAY_NAME_PATTERN, REPLAY_PREFIX, SLICE_KEY_PATTERN, ReplaySpec
-from distill_dagster.core.errors import DistillError, InputError, Problem
+from distill_dagster.config import REPLAY_PREFIX, ReplaySpec
+from distill_dagster.core.errors import DistillError
 from distill_dagster.core.files import refuse_symlink, write_atomically
-from distill_dagster.core.hashing import hash_content, to_canonical_json
+from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.text import normalize_text
-from distill_dagster.intake.inbox import IncomingPrompt, accept_prompts, assign_slices, lock_inbox, sanitize_file_name
-from distill_dagster.intake.masking import mask_id, mask_json, mask_text
-from distill_dagster.intake.recordings import RECORDED_FOLDER, Recording, find_last_user_turn, read_recordings
-from distill_dagster.intake.row_files import SourceRecord, get_by_path, read_records
-from distill_dagster.tasks import (
-    DEV_FILE,
-    EXAMPLES_FILE,
-    GOLDEN_FILE,
-    HUMAN_FILE,
-    ImportTarget,
-    LabelledRow,
-    TaskFolder,
-    read_rows,
+from distill_dagster.intake.import_options import (
+    DUPLICATE,
+    HELD_OUT,
+    OTHER_ANSWER,
+    TARGET_FILES,
+    ImportLog,
+    ImportOptions,
+    ImportSummary,
 )
+from distill_dagster.intake.inbox import IncomingPrompt, accept_prompts, assign_slices, lock_inbox, sanitize_file_name
+from distill_dagster.intake.labelled_records import WITH_TOOLS, build_messages, build_rows, format_row, make_chat_remark
+from distill_dagster.intake.masking import mask_id, mask_json, mask_text
+from distill_dagster.intake.prompt_fields import PromptFieldError, find_prompt
+from distill_dagster.intake.recordings import RECORDED_FOLDER, WITH_PICTURE, Recording, scan_recordings
+from distill_dagster.intake.row_files import scan_records
+from distill_dagster.intake.source_fields import find_id, find_slice
+from distill_dagster.tasks import DEV_FILE, GOLDEN_FILE, LabelledRow, TaskFolder, Turn
 
-TARGET_FILES = {"examples": EXAMPLES_FILE, "golden": GOLDEN_FILE, "dev": DEV_FILE, "human": HUMAN_FILE}
-HELD_OUT, DUPLICATE, OTHER_ANSWER = "golden or dev", "duplicate", "known with another answer"
-"""Why a record is left out."""
-_TEXT_FIELDS = ("text", "prompt", "question", "input")
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """What records become, and where their parts are. Fields are names of columns, dotted paths or JSON pointers."""
-
-    target: ImportTarget
-    slice: str | None = None
-    slice_field: str | None = None
-    text_field: str | None = None
-    label_field: str | None = None
-    id_field: str | None = None
-    completion_field: str | None = None
-    reasoning_field: str | None = None
-    name: str | None = None
-    dry_run: bool = False
-
-
-@dataclass(frozen=True)
-class ImportSummary:
-    """What happened to the records of a file.
-
-    Attributes:
-        added: the number of new records by place, such as `slice billing` or `golden.jsonl`.
-        skipped: the number of records left out, by reason.
-        masked: the number of masked values by kind.
-        hint: how to use what was imported.
-    """
-
-    file: str
-    target: ImportTarget
-    records: int
-    added: dict[str, int] = field(default_factory=dict)
-    skipped: dict[str, int] = field(default_factory=dict)
-    masked: dict[str, int] = field(default_factory=dict)
-    hint: str = ""
-
-    @property
-    def count(self) -> int:
-        """The number of new records."""
-        return sum(self.added.values())
+__all__ = ["ImportOptions", "ImportSummary", "import_file"]
 
 
 def import_file(folder: TaskFolder, path: Path, options: ImportOptions, inbox: Path) -> ImportSummary:
@@ -96,7 +53,7 @@ def import_file(folder: TaskFolder, path: Path, options: ImportOptions, inbox: P
             Nothing was written.
         DistillError: the options do not go together.
     """
-    _check_options(options)
+    options.check()
     if options.target == "seeds":
         return _import_seeds(folder, path, options, inbox)
     with lock_inbox(inbox):
@@ -105,80 +62,79 @@ def import_file(folder: TaskFolder, path: Path, options: ImportOptions, inbox: P
         return _import_labelled(folder, path, options)
 
 
-def _check_options(options: ImportOptions) -> None:
-    allowed = {
-        "--slice": (options.slice, ("seeds", *TARGET_FILES)),
-        "--slice-field": (options.slice_field, ("seeds", *TARGET_FILES)),
-        "--label-field": (options.label_field, tuple(TARGET_FILES)),
-        "--completion-field": (options.completion_field, ("recorded",)),
-        "--reasoning-field": (options.reasoning_field, ("recorded", *TARGET_FILES)),
-        "--name": (options.name, ("recorded",)),
-    }
-    for name, (value, targets) in allowed.items():
-        if value is not None and options.target not in targets:
-            raise DistillError(f"{name} has no meaning with --as {options.target}; it is for {', '.join(targets)}.")
-    if options.slice is not None and options.slice_field is not None:
-        raise DistillError("Give --slice or --slice-field, not both.")
-    if options.slice is not None and not SLICE_KEY_PATTERN.fullmatch(options.slice):
-        raise DistillError(f"{options.slice!r} cannot be a slice. Use a name that matches {SLICE_KEY_PATTERN.pattern}.")
-    if options.name is not None and not REPLAY_NAME_PATTERN.fullmatch(REPLAY_PREFIX + options.name):
-        raise DistillError(
-            f"{options.name!r} cannot be the name of recorded completions. Use small letters, digits, '.', '_' and '-'."
-        )
-
-
 def _import_seeds(folder: TaskFolder, path: Path, options: ImportOptions, inbox: Path) -> ImportSummary:
-    records = read_records(path)
-    problems: list[Problem] = []
+    source = scan_records(path, options.file_format)
+    log = ImportLog(path, options, source.remarks, source.problems)
+    has_conversations = folder.task.kind == "conversation"
     prompts: list[IncomingPrompt] = []
-    for record in records:
-        text = _find_text(record, options, problems)
+    cut_chats = 0
+    for record in source.records:
+        try:
+            prompt = find_prompt(record.value, options.text_fields)
+        except PromptFieldError as error:
+            field = "+".join(options.text_fields) or "text"
+            log.refuse(record, record.make_problem(str(error), error.remedy, field))
+            continue
+        key = find_slice(record, options, log)
+        if log.is_invalid(record):
+            continue
+        if prompt.has_attachment:
+            log.skipped[WITH_PICTURE] += 1
+            continue
+        turns: tuple[Turn, ...] | None = None
+        text = prompt.text
+        if has_conversations and len(prompt.turns) > 1:
+            messages = build_messages(prompt.turns)
+            if messages is None:
+                log.skipped[WITH_TOOLS] += 1
+                continue
+            turns = tuple(Turn.model_validate(message) for message in messages)
+            text = "\n".join(turn.content for turn in turns if turn.role == "user")
+        cut_chats += not has_conversations and sum(turn.role == "user" for turn in prompt.turns) > 1
         fields = record.value if isinstance(record.value, dict) else {}
-        named = _find_slice(record, options, problems)
-        if text is not None:
-            prompts.append(IncomingPrompt(text, fields, _find_id(record, options), named))
-    if problems:
-        raise InputError(problems)
+        prompts.append(IncomingPrompt(text, fields, find_id(record, options.id_field), key, turns))
+    log.stop_if_invalid()
+    if cut_chats:
+        log.remarks.append(make_chat_remark(cut_chats, folder.task.kind))
     keys = assign_slices(prompts, folder.task.inbox)
     summary = accept_prompts(folder, inbox, prompts, keys, sanitize_file_name(path), dry_run=options.dry_run)
-    skipped = {HELD_OUT: summary.held_out, DUPLICATE: summary.duplicates}
+    log.skipped.update({HELD_OUT: summary.held_out, DUPLICATE: summary.duplicates})
     places = {f"slice {key}": number for key, number in summary.accepted.items()}
-    return _build_summary(path, options, len(records), places, skipped, summary.masked)
+    return log.summarize(len(source.records), places, summary.masked)
 
 
 def _import_labelled(folder: TaskFolder, path: Path, options: ImportOptions) -> ImportSummary:
     name = TARGET_FILES[options.target]
     target = folder.path / name
     refuse_symlink(target)
-    records = read_records(path)
-    rows = _build_rows(folder, records, options)
+    source = scan_records(path, options.file_format)
+    log = ImportLog(path, options, source.remarks, source.problems)
+    rows = build_rows(folder.task, source.records, log)
     existing = _read_existing(folder, name)
     held_out = {
         normalize_text(row.text) for other in _get_held_out_files(name) for row in _read_existing(folder, other)
     }
     known = {normalize_text(row.text): row for row in existing}
-    ids = {row.id: row for row in existing}
-    problems: list[Problem] = []
-    new: list[dict[str, Any]] = []
-    skipped: Counter[str] = Counter()
-    for record, (raw, row) in zip(records, rows, strict=True):
+    ids = {row.id for row in existing}
+    new: list[str] = []
+    for record, raw, row in rows:
         key = normalize_text(row.text)
         if key in held_out:
-            skipped[HELD_OUT] += 1
+            log.skipped[HELD_OUT] += 1
         elif key in known:
             has_same_answer = known[key].answer_json == row.answer_json
-            skipped[DUPLICATE if has_same_answer else OTHER_ANSWER] += 1
+            log.skipped[DUPLICATE if has_same_answer else OTHER_ANSWER] += 1
         elif row.id in ids:
             message = f"the id {row.id!r} is in {name} already, with another text."
-            problems.append(record.make_problem(message, "Give it its own id.", options.id_field or "id"))
+            log.refuse(record, record.make_problem(message, "Give it its own id.", options.id_field or "id"))
         else:
-            known[key], ids[row.id] = row, row
-            new.append(raw)
-    if problems:
-        raise InputError(problems)
+            known[key] = row
+            ids.add(row.id)
+            new.append(format_row(raw))
+    log.stop_if_invalid()
     if new and not options.dry_run:
-        _append_lines(target, [_format_row(raw) for raw in new])
-    return _build_summary(path, options, len(records), {name: len(new)}, skipped, {})
+        _append_lines(target, new)
+    return log.summarize(len(source.records), {name: len(new)})
 
 
 def _get_held_out_files(name: str) -> tuple[str, ...]:
@@ -190,51 +146,6 @@ def _read_existing(folder: TaskFolder, name: str) -> list[LabelledRow]:
     return folder.read_rows(name) if (folder.path / name).exists() else []
 
 
-def _build_rows(
-    folder: TaskFolder, records: list[SourceRecord], options: ImportOptions
-) -> list[tuple[dict[str, Any], LabelledRow]]:
-    """The records as raw and parsed rows of the task folder, checked as the rows in its files are."""
-    answer_field = "label" if folder.task.has_labels else "answer"
-    problems: list[Problem] = []
-    raws: list[dict[str, Any]] = []
-    for record in records:
-        value = record.value if isinstance(record.value, dict) else {}
-        raw = {name: v for name, v in value.items() if name in LabelledRow.model_fields and v is not None and v != ""}
-        text = _find_text(record, options, problems)
-        raw["text"] = text.strip() if text is not None else None
-        raw["id"] = _find_id(record, options) or _make_id(record, text or "")
-        if "messages" in raw and not options.text_field:
-            del raw["text"]  # the user's turns are the text
-        if options.label_field and (label := get_by_path(value, options.label_field)) is not None:
-            raw[answer_field] = label
-        if options.reasoning_field and (reasoning := get_by_path(value, options.reasoning_field)) is not None:
-            raw["reasoning"] = reasoning
-        raw["slice"] = options.slice or _find_slice(record, options, problems) or raw.get("slice")
-        raw.setdefault("source", sanitize_file_name(record.file))
-        ordered = ["id", "text", answer_field, *raw]
-        raws.append({name: raw[name] for name in ordered if raw.get(name) is not None})
-    if problems:
-        raise InputError(problems)
-    seen: set[str] = set()
-    ids = Counter(raw["id"] for raw in raws)
-    for raw, record in zip(raws, records, strict=True):
-        if not options.id_field and "id" not in record.value and ids[raw["id"]] > 1 and raw["id"] in seen:
-            raw["id"] += f"-{record.line or len(seen)}"  # a duplicate text must not be reported as a duplicate id
-        seen.add(raw["id"])
-    with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary) / TARGET_FILES[options.target]
-        copy.write_text("".join(f"{_format_row(raw)}\n" for raw in raws), encoding="utf-8")
-        result = read_rows(copy, folder.task, labelled=True)
-    named = {answer_field: options.label_field, "text": options.text_field, "id": options.id_field}
-    for problem in result.problems:
-        record = records[(problem.line or 1) - 1]
-        field_name = named.get(problem.field or "") or problem.field
-        problems.append(replace(problem, file=record.file, line=record.line, field=field_name))
-    if problems or result.value is None:
-        raise InputError(problems)
-    return list(zip(raws, result.value, strict=True))
-
-
 def _import_recorded(folder: TaskFolder, path: Path, options: ImportOptions) -> ImportSummary:
     assert folder.accepted is not None
     name = options.name or re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("._-")[:63] or "log"
@@ -242,33 +153,56 @@ def _import_recorded(folder: TaskFolder, path: Path, options: ImportOptions) -> 
     target = folder.accepted / relative
     if (folder.path / relative).exists():
         raise DistillError(f"{folder.path / relative} is a file of yours. Choose another --name.")
+    if len(options.text_fields) > 1:
+        raise DistillError("--text-field names one field of recorded completions: the prompt as it was sent.")
     refuse_symlink(target, target.parent)
     replay = ReplaySpec(
-        prompt=options.text_field,
+        prompt=next(iter(options.text_fields), None),
         completion=options.completion_field,
         reasoning=options.reasoning_field,
         id=options.id_field,
     )
-    recordings = read_recordings(path, replay)
-    known = Counter(target.read_text(encoding="utf-8").splitlines()) if target.exists() else Counter[str]()
-    skipped: Counter[str] = Counter()
+    found = scan_recordings(path, replay, options.file_format)
+    log = ImportLog(path, options, found.remarks, found.problems)
+    log.stop_if_invalid()
+    log.skipped.update(found.left_out)
+    known = Counter(_identify(recording) for recording in _read_imported(target))
     masked: Counter[str] = Counter()
     new: list[str] = []
-    for recording in recordings:
+    for recording in found.recordings:
         stored, counts = _mask_recording(recording, folder.task.inbox.phone_regions)
-        line = to_canonical_json(stored.to_json())
-        if known[line] > 0:  # as often as in the file: several equal completions of one prompt are votes
-            known[line] -= 1
-            skipped[DUPLICATE] += 1
+        identity = _identify(stored)
+        if known[identity] > 0:  # as often as in the file: several equal completions of one prompt are votes
+            known[identity] -= 1
+            log.skipped[DUPLICATE] += 1
             continue
         masked.update(counts)
-        new.append(line)
+        new.append(to_canonical_json(stored.to_json()))
     if new and not options.dry_run:
         _append_lines(target, new)
     hint = f"teacher: {{model: {REPLAY_PREFIX}{name}}} in task.yaml replays them"
-    if any(recording.prompt is None for recording in recordings):
+    if any(recording.prompt is None for recording in found.recordings):
         hint += ", with `replay: {match: id}`"
-    return _build_summary(path, options, len(recordings), {relative: len(new)}, skipped, masked, f"{hint}.")
+    records = len(found.recordings) + sum(found.left_out.values())
+    return log.summarize(records, {relative: len(new)}, masked, f"{hint}.")
+
+
+def _read_imported(path: Path) -> list[Recording]:
+    """The recordings that earlier imports wrote. Lines that a person broke are no recordings."""
+    recordings = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
+        try:
+            recordings.append(Recording(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return recordings
+
+
+def _identify(recording: Recording) -> str:
+    """What makes two recordings the same. Not the finish reason, whose words are read in more forms over time."""
+    fields = asdict(recording)
+    del fields["finish_reason"]
+    return to_canonical_json(fields)
 
 
 def _mask_recording(recording: Recording, regions: Sequence[str]) -> tuple[Recording, Counter[str]]:
@@ -306,78 +240,6 @@ def _mask_answer(text: str, mask: Callable[[str], str]) -> str:
         return mask(text)
     masked = mask_json(value, mask)
     return text if masked == value else to_canonical_json(masked)
-
-
-def _build_summary(
-    path: Path,
-    options: ImportOptions,
-    records: int,
-    added: dict[str, int],
-    skipped: dict[str, int] | Counter[str],
-    masked: dict[str, int] | Counter[str],
-    hint: str = "",
-) -> ImportSummary:
-    return ImportSummary(
-        sanitize_file_name(path),
-        options.target,
-        records,
-        added={place: number for place, number in added.items() if number},
-        skipped={reason: number for reason, number in sorted(skipped.items()) if number},
-        masked=dict(sorted(masked.items())),
-        hint=hint,
-    )
-
-
-def _find_text(record: SourceRecord, options: ImportOptions, problems: list[Problem]) -> str | None:
-    """The text of a prompt: in the named field, else where records of other programs usually have it."""
-    name = options.text_field or "text"
-    text = get_by_path(record.value, options.text_field) if options.text_field else _find_usual_text(record.value)
-    if text is None:
-        names = ", ".join(list(record.value)[:12]) if isinstance(record.value, dict) else "no fields"
-        remedy = f"Name its field with --text-field. The record has: {names}."
-        problems.append(record.make_problem("the text is missing.", remedy, name))
-    elif not isinstance(text, str):
-        remedy = "Name another field with --text-field."
-        problems.append(record.make_problem("the text field is not a string.", remedy, name))
-    elif not text.strip():
-        problems.append(record.make_problem("the text is empty.", "Write it, or remove the record.", name))
-    else:
-        return text
-    return None
-
-
-def _find_usual_text(value: Any) -> str | None:
-    fields = value if isinstance(value, dict) else {}
-    named = (fields[name] for name in _TEXT_FIELDS if isinstance(fields.get(name), str))
-    return next(named, find_last_user_turn(value))
-
-
-def _find_slice(record: SourceRecord, options: ImportOptions, problems: list[Problem]) -> str | None:
-    """The slice that a record names, or else that of the command, if there is one."""
-    if options.slice_field is None:
-        return options.slice
-    key = get_by_path(record.value, options.slice_field)
-    if key is None or key == "":
-        return None
-    if isinstance(key, str) and SLICE_KEY_PATTERN.fullmatch(key):
-        return key
-    remedy = f"Use a name that matches {SLICE_KEY_PATTERN.pattern}."
-    problems.append(record.make_problem(f"{str(key)[:60]!r} cannot be a slice.", remedy, options.slice_field))
-    return None
-
-
-def _find_id(record: SourceRecord, options: ImportOptions) -> str | None:
-    id_ = get_by_path(record.value, options.id_field or "id")
-    return str(id_) if isinstance(id_, str | int) and not isinstance(id_, bool) and str(id_) else None
-
-
-def _make_id(record: SourceRecord, text: str) -> str:
-    """An id for a row without one: the same text in the same file always gets the same id."""
-    return f"{sanitize_file_name(record.file).rsplit('.', 1)[0]}-{hash_content(normalize_text(text))[:10]}"
-
-
-def _format_row(raw: dict[str, Any]) -> str:
-    return json.dumps(raw, ensure_ascii=False, default=str)  # a Parquet file may contain dates
 
 
 def _append_lines(path: Path, lines: list[str]) -> None:

@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,7 +31,8 @@ from distill_dagster.core.json_text import replace_surrogates
 from distill_dagster.core.text import normalize_text
 from distill_dagster.intake.accepted import append_accepted
 from distill_dagster.intake.masking import MaskedText, mask_id, mask_text
-from distill_dagster.tasks import TaskFolder
+from distill_dagster.intake.row_files import reject_repeated_fields
+from distill_dagster.tasks import TaskFolder, Turn
 from distill_dagster.tasks.accepted import AcceptedPrompt, get_accepted_path, list_accepted_slices, read_accepted
 from distill_dagster.tasks.rows import collect_held_out_keys
 
@@ -87,12 +88,18 @@ class InboxSummary:
 
 @dataclass(frozen=True)
 class IncomingPrompt:
-    """A prompt to store, with all fields of its record: a rule may use any. An import may name its slice."""
+    """A prompt to store, with all fields of its record: a rule may use any.
+
+    Attributes:
+        slice: the slice that an import names.
+        messages: the turns of an imported conversation, whose user turns are the text.
+    """
 
     text: str
     fields: dict[str, Any]
     id: str | None = None
     slice: str | None = None
+    messages: tuple[Turn, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -200,16 +207,30 @@ class _InboxProcessor:
         self.spec: InboxSpec = folder.task.inbox
         self.held_out = collect_held_out_keys(folder.golden, folder.dev)
         self.held_out |= {normalize_text(self._mask(row.text).text) for row in [*folder.golden, *folder.dev]}
-        self.known: dict[str, tuple[str, str]] = {}  # batch and slice of each stored prompt, by its normalized text
+        self.known: dict[str, tuple[str, str]] = {}  # batch and slice of each stored prompt, by its key
         for key in folder.list_written_slice_keys():
             for seed in folder.read_slice(key).seeds:
-                self.known[normalize_text(seed.text)] = ("", key)
+                self.known[_make_key(seed.text, seed.messages)] = ("", key)
         for key in list_accepted_slices(self.accepted):
             for row in read_accepted(get_accepted_path(self.accepted, key)):
-                self.known.setdefault(normalize_text(row.text), (row.batch, key))
+                self.known.setdefault(_make_key(row.text, row.messages), (row.batch, key))
 
     def _mask(self, text: str) -> MaskedText:
         return mask_text(text, self.spec.phone_regions)
+
+    def _mask_prompt(self, prompt: IncomingPrompt) -> tuple[str, tuple[Turn, ...] | None, Counter[str]]:
+        """The masked text, the masked turns of a conversation, and the number of masked values by kind."""
+        counts: Counter[str] = Counter()
+        if prompt.messages is None:
+            masked = self._mask(prompt.text)
+            counts.update(masked.counts)
+            return masked.text, None, counts
+        turns = []
+        for turn in prompt.messages:
+            masked = self._mask(turn.content)
+            counts.update(masked.counts)
+            turns.append(turn.model_copy(update={"content": masked.text}))
+        return "\n".join(turn.content for turn in turns if turn.role == "user"), tuple(turns), counts
 
     def process_file(self, path: Path) -> InboxSummary:
         """Take, reject or skip one file."""
@@ -222,7 +243,7 @@ class _InboxProcessor:
             return InboxSummary(name, "skipped", f"cannot be read: {error.strerror}")
         prompts, problems = _parse_file(content.raw, self.spec)
         if problems:
-            return self._reject(path, name, problems, content.raw.count(b"\n") + 1)
+            return self._reject(path, name, problems, _count_lines(content.raw))
         summary = self.store_prompts(prompts, assign_slices(prompts, self.spec), name, content.batch)
         return self._finish(path, content, summary)
 
@@ -254,25 +275,27 @@ class _InboxProcessor:
         seen: set[str] = set()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         for prompt, key in zip(prompts, keys, strict=True):
-            masked = self._mask(prompt.text)
-            raw_key, masked_key = normalize_text(prompt.text), normalize_text(masked.text)
+            masked, messages, masked_values = self._mask_prompt(prompt)
+            raw_key, masked_key = _make_key(prompt.text, prompt.messages), _make_key(masked, messages)
             known_batch, known_slice = self.known.get(masked_key, self.known.get(raw_key, (None, key)))
-            if {raw_key, masked_key} & self.held_out:
+            if {normalize_text(prompt.text), normalize_text(masked)} & self.held_out:
                 held_out += 1
                 continue
             if masked_key in seen or known_batch not in (None, batch):
                 duplicates += 1
                 continue
             seen.add(masked_key)
-            masked_counts.update(masked.counts)
+            masked_counts.update(masked_values)
             counts[known_slice] += 1
             if known_batch is None:
                 id_ = mask_id(prompt.id, self.spec.phone_regions) if prompt.id is not None else None
-                row = AcceptedPrompt(text=masked.text.strip(), source=source, batch=batch, accepted_at=now, id=id_)
+                row = AcceptedPrompt(
+                    text=masked.strip(), source=source, batch=batch, accepted_at=now, id=id_, messages=messages
+                )
                 accepted.setdefault(key, []).append(row)
         for key, rows in sorted(accepted.items()) if not dry_run else ():
             append_accepted(get_accepted_path(self.accepted, key), rows)
-            self.known |= {normalize_text(row.text): (batch, key) for row in rows}
+            self.known |= {_make_key(row.text, row.messages): (batch, key) for row in rows}
         by_slice, by_kind = dict(sorted(counts.items())), dict(sorted(masked_counts.items()))
         return InboxSummary(source, "accepted", "", by_slice, by_kind, held_out, duplicates)
 
@@ -321,6 +344,13 @@ def sanitize_file_name(path: Path) -> str:
     return mask_text("".join(c if c.isprintable() else "?" for c in name)[:200]).text
 
 
+def _make_key(text: str, messages: Sequence[Turn] | None) -> str:
+    """What makes two prompts the same: the text, or all turns of a conversation."""
+    if not messages:
+        return normalize_text(text)
+    return normalize_text("\n".join(f"{turn.role}: {turn.content}" for turn in messages))
+
+
 def _get_stamp(stat: os.stat_result) -> tuple[int, int, int]:
     return (stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
@@ -361,17 +391,24 @@ def _parse_file(raw: bytes, spec: InboxSpec) -> tuple[list[IncomingPrompt], list
     return prompts, problems
 
 
+def _count_lines(raw: bytes) -> int:
+    """The number of lines that a file contains something in."""
+    return sum(bool(line.strip()) for line in raw.split(b"\n"))
+
+
 def _parse_line(line: bytes, spec: InboxSpec) -> IncomingPrompt:
     name = spec.text_field
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=reject_repeated_fields)
     except UnicodeDecodeError as error:
         raise ValueError(f"invalid UTF-8 at byte {error.start + 1}. Expected: UTF-8. Save the file as UTF-8.") from None
     except json.JSONDecodeError as error:
         raise ValueError(
             f"malformed JSON at column {error.colno}. Expected: one JSON object on each line. Fix the line."
         ) from None
-    except (ValueError, RecursionError):  # a number with thousands of digits, deep nesting
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, deep nesting
+        if str(error).startswith("duplicate field"):
+            raise ValueError(f"{mask_text(str(error)).text}. Expected: each field once. Remove one of them.") from None
         raise ValueError("unreadable JSON. Expected: one plain JSON object. Simplify the line.") from None
     if not isinstance(value, dict):
         raise ValueError("not an object. Expected: a JSON object with a text. Write {" + f'"{name}": "…"' + "}.")

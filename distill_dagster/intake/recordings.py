@@ -7,17 +7,31 @@ where the parts of any other record are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from distill_dagster.config import ReplaySpec
 from distill_dagster.core.errors import InputError, Problem
-from distill_dagster.core.hashing import hash_content, to_canonical_json
-from distill_dagster.intake.row_files import get_by_path, read_records
+from distill_dagster.core.hashing import hash_content
+from distill_dagster.intake.chats import has_attachments, is_chat, parse_cell, read_chat, read_turn
+from distill_dagster.intake.prompt_fields import PromptFieldError, find_chat, find_prompt
+from distill_dagster.intake.recorded_responses import (
+    RecordedChoice,
+    build_choice,
+    find_choices,
+    find_last_assistant,
+    has_empty_value,
+    has_place_for_response,
+    has_response,
+    is_failed_call,
+)
+from distill_dagster.intake.row_files import FileFormat, get_by_path, scan_records
 
+MAX_COUNT = 10**9
 RECORDED_FOLDER = "recorded"
 """The folder of recorded files, in the task folder or next to the prompts from the inbox."""
 
@@ -57,8 +71,28 @@ class Recording:
         return hash_content({name: value for name, value in asdict(self).items() if name not in excluded})
 
 
+FAILED, NO_COMPLETION, WITH_PICTURE = "failed call", "without a completion", "with a picture or other attachment"
+"""Why a record is passed over."""
+
+
+@dataclass(frozen=True)
+class RecordingSet:
+    """The recordings of a file or folder.
+
+    Attributes:
+        left_out: the number of records that are passed over, by reason.
+        problems: what cannot be read, each with its line.
+        remarks: what was detected when the file was read.
+    """
+
+    recordings: list[Recording]
+    left_out: dict[str, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
 def read_recordings(path: Path, replay: ReplaySpec) -> list[Recording]:
-    """Read all recordings of a file or folder. The record of a failed call has none.
+    """Read all recordings of a file or folder. Records without a completion are passed over.
 
     Raises:
         InputError: records cannot be read. Each is named with its line.
@@ -75,24 +109,40 @@ def _read_cached(path: Path, stamp: tuple[int, int, int], replay: ReplaySpec) ->
 
 
 def _read_uncached(path: Path, replay: ReplaySpec) -> list[Recording]:
+    found = scan_recordings(path, replay)
+    if found.problems:
+        raise InputError(found.problems)
+    return found.recordings
+
+
+def scan_recordings(path: Path, replay: ReplaySpec, file_format: FileFormat | None = None) -> RecordingSet:
+    """As `read_recordings`, with what is passed over and what cannot be read.
+
+    Raises:
+        InputError: there is no such file, or no record has a completion although no call failed.
+    """
+    source = scan_records(path, file_format)
     recordings: list[Recording] = []
-    problems: list[Problem] = []
-    for record in read_records(path):
+    problems = list(source.problems)
+    left_out: Counter[str] = Counter()
+    silent: Problem | None = None
+    for record in source.records:
         try:
-            recordings += parse_recordings(record.value, replay)
+            found = _parse_record(record.value, replay)
         except _UnmappedError as error:
             problems.append(record.make_problem(str(error), error.remedy, error.field))
-    if problems:
-        raise InputError(problems)
-    return recordings
-
-
-def find_last_user_turn(value: Any) -> str | None:
-    """The last user turn of a log or trace, or None."""
-    record = {"messages": value} if isinstance(value, list) else _to_dict(value)
-    messages = _find_messages(_unwrap_part(record, "request")) or _find_messages(record)
-    turns = [_join_text(m.get("content")) for m in messages if m.get("role") == "user"]
-    return turns[-1] if turns else None
+            continue
+        if isinstance(found, str):
+            left_out[found] += 1
+            if found == NO_COMPLETION and silent is None:
+                nothing = _UnmappedError("no completion was found.", "completion")
+                silent = record.make_problem(str(nothing), nothing.remedy, nothing.field)
+        else:
+            recordings += found
+    problems.sort(key=lambda problem: (str(problem.file), problem.line or 0))
+    if not recordings and not problems and silent is not None and set(left_out) == {NO_COMPLETION}:
+        raise InputError([silent])
+    return RecordingSet(recordings, dict(left_out), tuple(problems), tuple(source.remarks))
 
 
 class _UnmappedError(ValueError):
@@ -106,51 +156,69 @@ class _UnmappedError(ValueError):
 
 
 def parse_recordings(value: Any, replay: ReplaySpec) -> list[Recording]:
-    """The completions in one record; several if the request asked for several.
+    """The completions in one record: several if the request asked for several, none if it is passed over.
 
     Raises:
         ValueError: the record has no completion, or neither a prompt nor an id.
     """
+    found = _parse_record(value, replay)
+    return [] if isinstance(found, str) else found
+
+
+def _parse_record(value: Any, replay: ReplaySpec) -> list[Recording] | str:
+    """The recordings of a record, or why it is passed over."""
+    if not isinstance(value, dict | list):
+        raise _UnmappedError("the record is not an object.", "completion", "Write one JSON object for each record.")
     record = {"messages": value} if isinstance(value, list) else value
-    request, response = _unwrap_part(record, "request"), _unwrap_part(record, "response")
-    messages = _find_messages(request) or _find_messages(record)
-    choices = list(_find_choices(record, response, replay))
-    if not choices and messages and messages[-1].get("role") == "assistant" and replay.completion is None:
-        last, messages = messages[-1], messages[:-1]
-        choices = [
-            _RecordedChoice(_join_text(last.get("content")), _find_reasoning(last), None, _read_tool_calls(last))
-        ]
-    if not choices:
-        if _is_failed(record, response):
-            return []
+    try:
+        return _parse_fields(record, replay)
+    except _UnmappedError:
+        raise
+    except PromptFieldError as error:
+        raise _UnmappedError(str(error), "prompt", error.remedy) from None
+    except ValueError as error:  # a cell that was cut
+        remedy = "Export it again: a spreadsheet cuts long cells."
+        raise _UnmappedError(f"the record {error}.", "completion", remedy) from None
+
+
+def _parse_fields(record: dict[str, Any], replay: ReplaySpec) -> list[Recording] | str:
+    turns = find_chat(record)
+    response, found = find_choices(record)
+    choices = _read_named_choices(record, replay.completion) if replay.completion else found
+    if not choices and not replay.completion and (said := find_last_assistant(turns)) is not None:
+        choices, turns = [build_choice(said)], turns[: len(turns) - 1 - turns[::-1].index(said)]
+    if not choices and is_failed_call(record):
+        return FAILED
+    is_known = bool(turns or has_place_for_response(record)) and not has_response(record)
+    if not choices and not replay.completion and not is_known:
         raise _UnmappedError("no completion was found.", "completion")
-    turns = [_join_text(m.get("content")) for m in messages if m.get("role") == "user"]
-    prompt = _read_mapped(record, replay.prompt, "prompt") if replay.prompt else None
-    if prompt is None:
-        plain = (request.get("prompt"), request.get("input"), record.get("prompt"))
-        prompt = turns[-1] if turns else next((str(v) for v in plain if _is_text(v)), None)
-    if prompt is not None and replay.prompt_pattern:
-        prompt = _extract_prompt(prompt, replay.prompt_pattern)
+    choices = [choice for choice in choices if not choice.is_empty]
+    if not choices:
+        return FAILED if is_failed_call(record) else NO_COMPLETION
+    asked = [turn for turn in turns if turn.role == "user"]
+    if any(turn.has_attachment for turn in asked) or has_attachments(record):
+        return WITH_PICTURE
+    texts = [turn.text for turn in asked]
+    prompt = _find_recorded_prompt(record, replay, texts)
     id_ = get_by_path(record, replay.id) if replay.id else record.get("custom_id") or record.get("id")
     if prompt is None and id_ is None:
         raise _UnmappedError("neither a prompt nor an id was found.", "prompt")
-    usage = _to_dict(response.get("usage"))
-    conversation = _to_string(record.get("conversation")) or ("\n".join(turns) if len(turns) > 1 else None)
+    usage = _to_dict(response.get("usage")) or _to_dict(response.get("usageMetadata")) or response
+    reasoning = _to_string(get_by_path(record, replay.reasoning)) if replay.reasoning else None
+    model = get_by_path(record, replay.model) if replay.model else response.get("model", response.get("modelVersion"))
+    is_only = len(choices) == 1  # the usage of several choices is that of all together, not of one of them
     return [
         Recording(
             completion=choice.text,
             prompt=prompt,
-            conversation=conversation,
+            conversation=_to_string(record.get("conversation")) or ("\n".join(texts) if len(texts) > 1 else None),
             id=str(id_) if id_ is not None else None,
-            reasoning=choice.reasoning or None,
-            model=_to_string(get_by_path(record, replay.model) if replay.model else response.get("model")),
+            reasoning=reasoning or choice.reasoning or None,
+            model=_to_string(model),
             finish_reason=choice.finish or _to_string(record.get("finish_reason")),
-            prompt_tokens=_find_count(usage, "prompt_tokens", "input_tokens", record),
-            # The usage of several choices is that of all together, not of one of them.
-            completion_tokens=_find_count(usage, "completion_tokens", "output_tokens", record)
-            if len(choices) == 1
-            else None,
-            cost_usd=_to_number(record.get("cost_usd")) if len(choices) == 1 else None,
+            prompt_tokens=_find_count(usage, record, _PROMPT_TOKENS),
+            completion_tokens=_find_count(usage, record, _COMPLETION_TOKENS) if is_only else None,
+            cost_usd=_to_number(record.get("cost_usd")) if is_only else None,
             created=_to_number(response.get("created", response.get("created_at"))),
             tool_calls=choice.calls,
         )
@@ -158,121 +226,61 @@ def parse_recordings(value: Any, replay: ReplaySpec) -> list[Recording]:
     ]
 
 
-@dataclass(frozen=True)
-class _RecordedChoice:
-    """One choice of a response."""
-
-    text: str
-    reasoning: str | None = None
-    finish: str | None = None
-    calls: list[dict[str, Any]] | None = None
+_PROMPT_TOKENS = ("prompt_tokens", "input_tokens", "inputTokens", "promptTokenCount", "prompt_eval_count")
+_COMPLETION_TOKENS = ("completion_tokens", "output_tokens", "outputTokens", "candidatesTokenCount", "eval_count")
 
 
-def _find_choices(record: dict[str, Any], response: dict[str, Any], replay: ReplaySpec) -> Iterator[_RecordedChoice]:
-    """The choices at the declared place, or in a known shape."""
-    reasoning = _to_string(get_by_path(record, replay.reasoning)) if replay.reasoning else None
-    if replay.completion:
-        if (text := _read_mapped(record, replay.completion, "completion")) is not None:
-            yield _RecordedChoice(text, reasoning)
-        return
-    for choice in response.get("choices") or []:  # chat and text completions
-        if isinstance(choice, dict):
-            message = _to_dict(choice.get("message"))
-            text = _join_text(message.get("content") if message else choice.get("text"))
-            refusal = None if text else _to_string(message.get("refusal"))
-            finish = "refusal" if refusal else _to_string(choice.get("finish_reason"))
-            yield _RecordedChoice(
-                text or refusal or "", reasoning or _find_reasoning(message), finish, _read_tool_calls(message)
-            )
-    if response.get("choices"):
-        return
-    if isinstance(response.get("output"), list):  # OpenAI's Responses
-        parts = [item for item in response["output"] if isinstance(item, dict)]
-        text = "".join(_join_text(item.get("content")) for item in parts if item.get("type") == "message")
-        thought = "".join(_join_text(item.get("summary")) for item in parts if item.get("type") == "reasoning")
-        calls = [{"function": item} for item in parts if item.get("type") == "function_call"]
-        yield _RecordedChoice(text, reasoning or thought, None, _read_tool_calls({"tool_calls": calls}))
-        return
-    if isinstance(response.get("content"), list):  # Anthropic's Messages
-        reasons = {"end_turn": "stop", "max_tokens": "length", "refusal": "refusal"}
-        finish = reasons.get(str(response.get("stop_reason")))
-        tool_parts = [p for p in response["content"] if isinstance(p, dict) and p.get("type") == "tool_use"]
-        calls = [{"function": {"name": p.get("name"), "arguments": p.get("input")}} for p in tool_parts]
-        text = _join_text(response["content"])
-        yield _RecordedChoice(
-            text, reasoning or _find_reasoning(response), finish, _read_tool_calls({"tool_calls": calls})
-        )
-        return
-    for name in ("completion", "output", "response"):
-        if isinstance(record.get(name), str):
-            yield _RecordedChoice(
-                record[name], reasoning or _to_string(record.get("reasoning")), None, _read_tool_calls(record)
-            )
-            return
+def _read_named_choices(record: dict[str, Any], path: str) -> list[RecordedChoice]:
+    """The completion at the declared place."""
+    content = parse_cell(get_by_path(record, path))
+    if content in (None, ""):
+        if has_empty_value(record, path) or is_failed_call(record):
+            return []
+        remedy = "Fix the path of the completion, or the record."
+        raise _UnmappedError(f"there is nothing at {path!r}.", "completion", remedy)
+    if isinstance(content, dict):
+        _, choices = find_choices(content)
+        if not choices:
+            raise _UnmappedError(f"the value at {path!r} is not a text.", "completion", "Fix the path.")
+        return choices
+    if is_chat(content):
+        said = find_last_assistant(read_chat(content))
+        return [build_choice(said)] if said else []
+    if not isinstance(content, str | list):
+        raise _UnmappedError(f"the value at {path!r} is not a text.", "completion", "Fix the path.")
+    return [build_choice(read_turn({"content": content}, "assistant"))]
 
 
-def _read_tool_calls(message: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The tool calls of a message: the name, and the arguments as JSON text."""
-    named = []
-    calls = message.get("tool_calls")
-    for call in calls if isinstance(calls, list) else []:
-        function = _to_dict(_to_dict(call).get("function")) or _to_dict(call)
-        arguments = function.get("arguments")
-        text = arguments if isinstance(arguments, str) else to_canonical_json(arguments or {})
-        if _is_text(function.get("name")):
-            named.append({"name": str(function["name"]), "arguments": text or "{}"})
-    return named or None
+def _find_recorded_prompt(record: dict[str, Any], replay: ReplaySpec, user_turns: list[str]) -> str | None:
+    """The prompt at the declared place, the last user turn, or the field that usually contains it."""
+    prompt: str | None
+    if replay.prompt:
+        prompt = _read_named_prompt(record, replay.prompt)
+    elif user_turns:
+        prompt = user_turns[-1]
+    else:
+        prompt = _find_plain_prompt(record)
+    if prompt is not None and replay.prompt_pattern:
+        prompt = _extract_prompt(prompt, replay.prompt_pattern)
+    return prompt
 
 
-def _is_failed(record: dict[str, Any], response: dict[str, Any]) -> bool:
-    return bool(record.get("error") or response.get("error") or response.get("choices") == [])
+def _read_named_prompt(record: dict[str, Any], path: str) -> str:
+    if get_by_path(record, path) is None:
+        raise _UnmappedError(f"there is nothing at {path!r}.", "prompt", "Fix the path of the prompt, or the record.")
+    return find_prompt(record, [path]).text
 
 
-def _unwrap_part(record: dict[str, Any], name: str) -> dict[str, Any]:
-    """The request or response of a log, without the envelope of a batch file, or else the record itself."""
-    part = record.get(name)
-    if name == "request" and part is None and isinstance(record.get("body"), dict):
-        part = record["body"]
-    if not isinstance(part, dict):
-        return record
-    return part["body"] if isinstance(part.get("body"), dict) else part
-
-
-def _find_messages(request: dict[str, Any]) -> list[dict[str, Any]]:
-    for name in ("messages", "input"):
-        messages = request.get(name)
-        if isinstance(messages, dict):
-            messages = messages.get("data")  # OpenAI's list of the messages of a stored completion
-        if isinstance(messages, list):
-            return [message for message in messages if isinstance(message, dict)]
-    return []
-
-
-def _join_text(content: Any) -> str:
-    """The text of a message: the content itself, or its text parts."""
-    if isinstance(content, list):
-        parts = [p for p in content if isinstance(p, dict) and p.get("type") not in ("thinking", "tool_use")]
-        return "".join(str(part["text"]) for part in parts if isinstance(part.get("text"), str))
-    return content if isinstance(content, str) else ""
-
-
-def _find_reasoning(message: dict[str, Any]) -> str | None:
-    for name in ("reasoning_content", "reasoning"):
-        if _is_text(message.get(name)):
-            return str(message[name])
-    content = message.get("content")
-    parts = content if isinstance(content, list) else []
-    thought = [str(p.get("thinking", "")) for p in parts if isinstance(p, dict) and p.get("type") == "thinking"]
-    return "".join(thought) or None
-
-
-def _read_mapped(record: dict[str, Any], path: str, field: str) -> str | None:
-    value = get_by_path(record, path)
-    if value is None:
-        raise _UnmappedError(f"there is nothing at {path!r}.", field, f"Fix the path of the {field}, or the record.")
-    if isinstance(value, str | list):
-        return _join_text(value)
-    raise _UnmappedError(f"the value at {path!r} is not a text.", field, f"Fix the path of the {field}.")
+def _find_plain_prompt(record: dict[str, Any]) -> str | None:
+    for fields in (_to_dict(parse_cell(record.get("request"))), _to_dict(record.get("body")), record):
+        if isinstance(fields.get("prompt"), str) and fields["prompt"].strip():
+            return str(fields["prompt"])
+        try:
+            return find_prompt(fields).text
+        except PromptFieldError as error:
+            if error.is_ambiguous:
+                raise
+    return None
 
 
 def _extract_prompt(text: str, pattern: str) -> str:
@@ -287,10 +295,6 @@ def _to_dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
 def _to_string(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
@@ -301,8 +305,12 @@ def _to_number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _find_count(usage: dict[str, Any], name: str, other: str, record: dict[str, Any]) -> int | None:
-    for count in (usage.get(name), usage.get(other), record.get(name)):
-        if isinstance(count, int) and not isinstance(count, bool):
-            return count
+def _find_count(usage: dict[str, Any], record: dict[str, Any], names: Sequence[str]) -> int | None:
+    """A believable number of tokens: more would not fit into a table."""
+    for fields in (usage, record):
+        for count in (fields.get(name) for name in names):
+            if isinstance(count, str) and count.isdecimal():
+                count = int(count[:20])
+            if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < MAX_COUNT:
+                return count
     return None

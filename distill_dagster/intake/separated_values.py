@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from distill_dagster.core.errors import Problem
+from distill_dagster.core.formatting import count_noun
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 """The separators that are detected, with their names in messages."""
@@ -120,7 +121,9 @@ def iterate_table(path: Path, rows: Rows, problems: list[Problem], remedy: str) 
         while len(cells) > len(header) and not cells[-1].strip():
             cells = cells[:-1]
         if len(cells) != len(header):
-            counts = f"{_count(len(cells), 'cell')}, while the first line names {_count(len(header), 'column')}."
+            counts = (
+                f"{count_noun(len(cells), 'cell')}, while the first line names {count_noun(len(header), 'column')}."
+            )
             problems.append(Problem(path, counts, remedy, line=line))
         else:
             yield line, dict(zip(header, cells, strict=True))
@@ -131,7 +134,3 @@ def _name_columns(cells: list[str]) -> list[str]:
     while names and not names[-1]:
         names.pop()
     return [name or f"column {place}" for place, name in enumerate(names, start=1)]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

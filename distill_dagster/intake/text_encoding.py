@@ -43,8 +43,8 @@ def decode_text(content: bytes, encoding: str | None = None, guess: bool = False
     for mark, name in _MARKS:
         if content.startswith(mark):
             return DecodedText(content.decode(name).removeprefix("\ufeff"), name)
-    if name := _find_utf16(content):
-        return DecodedText(content.decode(name), name)
+    if utf16 := _find_utf16(content):
+        return DecodedText(content.decode(utf16), utf16)
     try:
         return DecodedText(content.decode("utf-8"), "utf-8")
     except UnicodeDecodeError:

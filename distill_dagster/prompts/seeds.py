@@ -11,9 +11,10 @@ from distill_dagster.kinds import WANTED_REFUSAL
 from distill_dagster.tables.messages import Message, make_message, make_user_messages
 from distill_dagster.tables.schemas import PROMPTS, build_frame
 from distill_dagster.tasks import LabelledRow, Seed, Slice
+from distill_dagster.tasks.accepted import AcceptedPrompt
 
 
-def build_messages(prompt: LabelledRow | Seed) -> list[Message]:
+def build_messages(prompt: LabelledRow | Seed | AcceptedPrompt) -> list[Message]:
     """The messages of a prompt: its conversation, or its text as the user's only turn."""
     if not prompt.messages:
         return make_user_messages(prompt.text.strip())
@@ -47,7 +48,7 @@ def build_seed_prompts(key: str, content: Slice, answers: bool = False) -> pl.Da
         row |= {"target_label": seed.target_label, "reference": refusal or reference, "axes": axes}
         rows.setdefault(row["prompt_id"], row)
     for accepted in content.accepted:
-        row = _build_row(key, make_user_messages(accepted.text.strip()), "log", accepted.source)
+        row = _build_row(key, build_messages(accepted), "log", accepted.source)
         row["reference"] = refusal
         rows.setdefault(row["prompt_id"], row)
     for imagined in content.imagination.prompts:

@@ -18,7 +18,8 @@ from distill_dagster.tasks.reading import (
     ImportTarget,
     read_rows,
 )
-from distill_dagster.tasks.rows import LabelledRow, Seed, Slice, Turn
+from distill_dagster.tasks.rows import LabelledRow, Seed, Slice
+from distill_dagster.tasks.turns import Turn
 
 __all__ = [
     "DEV_FILE",

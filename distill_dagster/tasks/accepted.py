@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from distill_dagster.config import SLICE_KEY_PATTERN
 from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.core.files import refuse_symlink
+from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.tasks.append_only import read_lines
+from distill_dagster.tasks.turns import Turn
 
 INBOX_SLICE_DESCRIPTION = "Prompts from the inbox; there is no slices/{key}.yaml for them."
 _REMEDY = "Fix or remove this line. You may remove prompts from this file at any time."
@@ -31,6 +33,14 @@ class AcceptedPrompt(BaseModel):
     batch: str = Field(description="identifies one file at one time, so that taking it twice has no effect")
     accepted_at: str
     id: str | None = Field(default=None, description="the id of an imported prompt in the file it comes from")
+    messages: tuple[Turn, ...] | None = Field(
+        default=None, description="the turns of an imported conversation; the text is that of its user turns"
+    )
+
+    @property
+    def content(self) -> str:
+        """The whole prompt as one text: what makes two prompts different."""
+        return self.text if self.messages is None else to_canonical_json([turn.model_dump() for turn in self.messages])
 
 
 _LINE_ADAPTER = TypeAdapter(AcceptedPrompt)

@@ -11,17 +11,7 @@ from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.core.text import normalize_text
 from distill_dagster.tasks.accepted import AcceptedPrompt
 from distill_dagster.tasks.imagined import ImagineHistory
-
-_TEXT = Annotated[str, Field(min_length=1, pattern=r"\S")]
-
-
-class Turn(BaseModel):
-    """One message of a conversation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    role: Literal["system", "user", "assistant"] = Field(description="who speaks")
-    content: _TEXT = Field(description="what they say")
+from distill_dagster.tasks.turns import PROMPT_TEXT, Turn
 
 
 def _require_text_or_messages(schema: dict[str, Any]) -> None:
@@ -35,7 +25,7 @@ class PromptText(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_require_text_or_messages)
 
-    text: _TEXT = Field(description="the prompt; of a conversation, by default the text of its user turns")
+    text: PROMPT_TEXT = Field(description="the prompt; of a conversation, by default the text of its user turns")
     messages: Annotated[list[Turn], Field(min_length=1)] | None = Field(
         default=None, description="kind conversation: the turns so far; the last one is the user's"
     )
@@ -75,7 +65,7 @@ class LabelledRow(PromptText):
     answer: Any = Field(
         default=None, description="the right answer, for kinds without labels; docs/kinds.md shows its form"
     )
-    reasoning: _TEXT | None = Field(
+    reasoning: PROMPT_TEXT | None = Field(
         default=None, description="how a person finds the answer; examples of a task with `reasoning: true` need it"
     )
     slice: str | None = Field(
@@ -143,7 +133,7 @@ class Slice(SliceFile):
         """Hash of the parsed content: white space, comments and the order of keys and prompts do not count."""
         value = self.model_dump(include={"description", "target", "refusal"})
         value["seeds"] = sorted((seed.get_hashed_fields() for seed in self.seeds), key=hash_content)
-        value["accepted"] = sorted({prompt.text for prompt in self.accepted})
+        value["accepted"] = sorted({prompt.content for prompt in self.accepted})
         # Not the imagined prompts: the stage that imagines them would never be fresh.
         value["generation"] = self.imagination.generation
         return hash_content(value)

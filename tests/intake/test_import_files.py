@@ -145,7 +145,8 @@ def test_each_problem_names_its_line_and_nothing_is_written(place: Place) -> Non
     path = place.file("rows.csv", 'q,l\n"two\nlines",refund\nx,parking\n ,login\n')
     with pytest.raises(InputError) as caught:
         place.load(path, "golden", text_field="q", label_field="l")
-    assert [(p.file, p.line, p.field) for p in caught.value.problems] == [(path, 5, "q")]
+    found = [(p.file, p.line, p.field) for p in caught.value.problems]
+    assert found == [(path, 4, "l"), (path, 5, "q")], "all mistakes are named at once"
     path = place.file("rows.csv", 'q,l\n"two\nlines",refund\nx,parking\ny,\n')
     with pytest.raises(InputError) as caught:
         place.load(path, "golden", text_field="q", label_field="l")

@@ -287,7 +287,7 @@ def test_each_problem_names_its_line(home: Home) -> None:
     path.write_text(path.read_text() + "{\n")
     with pytest.raises(InputError) as caught:
         home.completions()
-    assert [(p.line, p.field) for p in caught.value.problems] == [(4, None)]
+    assert [(p.line, p.field) for p in caught.value.problems] == [(2, "completion"), (3, "prompt"), (4, None)]
     home.record([plain("a", "refund"), {"prompt": "b"}, {"completion": "c"}])
     problems = [p for p in check_task_folder(reload_folder(home.folder)) if p.severity == "error"]
     assert [(p.file, p.line, p.field) for p in problems] == [(path, 2, "completion"), (path, 3, "prompt")]
