@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.kinds import KINDS, ParsedAnswer, Question, format_with_reasoning, get_kind, read_answer
+from distill_dagster.kinds.reading import STILL_THINKING
 from distill_dagster.kinds.refusals import is_refusal_text
 from tests.support.kinds import ANSWERS, build_task
 
@@ -159,6 +160,113 @@ def test_any_text_is_read_or_has_a_reason(text: str) -> None:
             found = read(kind, text, task={"reasoning": thinks})
             assert found.status in ("ok", "refused", "truncated")
             assert (found.answer is None) != (found.error is None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("<think>", "</think>"),
+        ("", "</think>\n"),
+        ("[THINK]", "[/THINK]"),
+        ("<seed:think>", "</seed:think>"),
+        ("◁think▷", "◁/think▷"),
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+        ("<|channel>thought\n", "<channel|>"),
+    ],
+)
+def test_thinking_is_the_answer_of_no_kind(kind: str, opening: str, closing: str) -> None:
+    one = get_kind(build_task(kind))
+    thought = "İt may be 7, delivery, contradiction or Rome."
+    for written in (one.format_answer(ANSWERS[kind]), json.dumps({"answer": ANSWERS[kind]})):
+        found = read_answer(one, f"{opening}{thought}{closing}{written}", Question())
+        assert (found.status, json.loads(found.answer or ""), found.reasoning) == ("ok", ANSWERS[kind], thought)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("opening", ["<think>", "[THINK]", "<|channel|>analysis<|message|>"])
+@pytest.mark.parametrize("finish_reason", ["stop", "length"])
+def test_thinking_that_never_ended_is_truncated(kind: str, opening: str, finish_reason: str) -> None:
+    text = f"{opening}Maybe {get_kind(build_task(kind)).format_answer(ANSWERS[kind])}"
+    found = read(kind, text, finish_reason=finish_reason)
+    assert (found.status, found.answer, found.error) == ("truncated", None, STILL_THINKING)
+
+
+@pytest.mark.parametrize("kind", ["generation", "conversation", "summarization"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Use the <thought> element, and close it with </thought>. Then save.",
+        "Begin with `<think>` and end with `</think>`.",
+        'Send this:\n```json\n{"answer": 42}\n```\nThen wait.',
+        'Send {"answer": 42} to us.',
+        "The body is <answer>42</answer> then.",
+    ],
+)
+def test_a_text_about_tags_or_json_stays(kind: str, text: str) -> None:
+    assert json.loads(read(kind, text).answer or "") == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "answer"),
+    [
+        ("qa", 'Here is the answer:\n```json\n{"answer": "Oslo"}\n```', "Oslo"),
+        ("qa", 'I looked it up. {"answer": "Oslo"} That is all.', "Oslo"),
+        ("qa", '{"answer": "Oslo",}', "Oslo"),
+        ("qa", '{"Answer": "Oslo"}', "Oslo"),
+        ("qa", '{"answer": "Oslo", "confidence": 0.9}', "Oslo"),
+        ("qa", "{'answer': 'Oslo'}", "Oslo"),
+        ("qa", '{"answer": "Oslo"}\n\n{"answer": "Oslo"}', "Oslo"),
+        ("qa", "It is <answer>Oslo</answer>, I think.", "Oslo"),
+        ("math", 'Here is the answer:\n```json\n{"answer": 42}\n```', 42),
+        ("math", 'As in [1], so {"answer": "42"}.', 42),
+        ("math", "İİİİİİ: the answer is 1234", 1234),
+        ("math", "ANSWER IS 12. No: İ the Answer is 34", 34),
+        ("extraction", 'The JSON:\n```json\n{"answer": {"item": "chair", "count": 2}}\n```', ANSWERS["extraction"]),
+        ("extraction", 'The JSON: {"item": "chair", "count": 2,} as asked.', ANSWERS["extraction"]),
+        ("extraction", '{"type": "object"} is the schema; {"item": "chair", "count": 2}', ANSWERS["extraction"]),
+        ("extraction", '{"answer": "{\\"item\\": \\"chair\\", \\"count\\": 2}"}', ANSWERS["extraction"]),
+        ("nli", 'It follows.\n{"answer": "neutral"}', "neutral"),
+    ],
+)
+def test_json_is_found_where_it_stands(kind: str, text: str, answer: Any) -> None:
+    assert json.loads(read(kind, text).answer or "") == answer
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "why"),
+    [
+        ("qa", '{"answer": "Oslo" "x": 1}', "malformed"),
+        ("qa", 'So: {"answer": "Os', "is cut"),
+        ("qa", '{"answer": "Oslo"}\nNo: {"answer": "Bergen"}', "several different answers"),
+        ("math", '{"answer": 41}\n{"answer": 42}', "several different answers"),
+        ("generation", '{"answer": "Dear cust', "is cut"),
+        ("extraction", '[{"item": "chair", "count": 2}, {"item": "ta', "is cut"),
+        ("extraction", '{"item": "chair", "count": 2}\n{"item": "table", "count": 1}', "several different objects"),
+        ("extraction", '[{"item": "chair", "count": 2}, {"item": "table", "count": 1}]', "does not fit answer_schema"),
+        ("extraction", '{"items": [{"item": "chair", "count": 2} {"item": "table", "count": 1}]}', "no JSON object"),
+        ("extraction", '{"item": "chair", "count": 1e999}', "no JSON object"),
+        ("extraction", '{"item": ' + "[" * 500 + "]" * 500 + "}", "no JSON object"),
+    ],
+)
+def test_a_part_of_an_answer_is_no_answer(kind: str, text: str, why: str) -> None:
+    found = read(kind, text)
+    assert (found.status, found.answer) == ("ok", None)
+    assert why in (found.error or "")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "tool_call"])
+@given(data=st.data())
+def test_json_that_is_cut_is_truncated(kind: str, data: st.DataObject) -> None:
+    wrapped = json.dumps({"reasoning": "Because.", "answer": ANSWERS[kind]})
+    cut = wrapped[: data.draw(st.integers(1, len(wrapped) - 1))]
+    found = read(kind, cut, finish_reason="length")
+    assert (found.status, found.answer) == ("truncated", None)
+
+
+def test_a_number_beyond_64_bits_is_kept() -> None:
+    found = read("extraction", '{"item": "chair", "count": 123456789012345678901234567890}')
+    assert json.loads(found.answer or "")["count"] == 123456789012345678901234567890
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the public data are not on this machine")

@@ -55,7 +55,7 @@ class FreeTextAsker:
             prompt.question,
             finish_reason=response.finish_reason,
             reasoning_content=response.reasoning,
-            tool_calls=response.tool_calls or ([] if request.tools is not None and response.text.strip() else None),
+            tool_calls=response.tool_calls or ([] if request.tools is not None else None),
             stop=self.stop if self.spec.api == "text" else None,
         )
         return vars(answer)
