@@ -20,8 +20,9 @@ from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.stage_table import SOURCES
 from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, SampleTable, StageContext, StageResult
+from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tasks import TaskFolder
-from distill_dagster.teacher.completions.batches import BatchPendingError
+from distill_dagster.teacher.providers.attempts import PendingError
 from resources.storage import CompletionStoreResource, LakeResource, ModelFolderResource, TaskFoldersResource
 from resources.teacher import TeacherResource
 
@@ -158,9 +159,12 @@ def build_stage_asset(
             with (
                 open_stage_context(context, graph.name) as env,
                 progress.add_progress_listener(_log_each_tenth(context.log.info)),
+                progress.work_on_artifact(format_artifact_name(name, partition)),
             ):
                 made = make(env, partition)
-        except BatchPendingError as error:  # not a failure: skip the asset and what needs it in this run
+                if not made.record.extra.get("blocked"):
+                    progress.report_finished_artifact()
+        except PendingError as error:  # not a failure: skip the asset and what needs it in this run
             why = redaction.redact(str(error))
             context.log.info(why)
             context.log_event(dg.AssetObservation(graph.key(name), description=why, partition=partition))
@@ -188,11 +192,11 @@ def _log_each_tenth(log: Callable[[str], None]) -> progress.ProgressListener:
     """Build a listener that logs at each tenth of the work, not at each step."""
     last: dict[str, int] = {}
 
-    def listen(what: str, done: int, total: int) -> None:
-        tenth = 10 * done // max(total, 1)
-        if last.get(what) != tenth:
-            last[what] = tenth
-            log(f"{what}: {done} of {total}")
+    def listen(made: progress.Progress) -> None:
+        tenth = 10 * made.done // max(made.total, 1)
+        if made.work and last.get(made.work) != tenth:
+            last[made.work] = tenth
+            log(str(made))
 
     return listen
 

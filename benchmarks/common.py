@@ -70,17 +70,18 @@ def run_task(root: Path, tasks: Path, task: str, students: list[str]) -> tuple[A
     from distill_dagster.core.paths import Home
     from distill_dagster.definitions import build_definitions
     from distill_dagster.pipeline.open_task import open_task
+    from distill_dagster.pipeline.run_events import RunEvent
 
     home = Home(root=root, tasks=tasks)
     started, last = time.perf_counter(), {"at": 0.0}
 
-    def listen(what: str, done: int, total: int) -> None:
-        if time.perf_counter() - last["at"] > 30:
+    def listen(made: progress.Progress) -> None:
+        if made.work and time.perf_counter() - last["at"] > 30:
             last["at"] = time.perf_counter()
-            print(f"[{time.perf_counter() - started:6.0f} s] {what}: {done} of {total}", file=sys.stderr, flush=True)
+            print(f"[{time.perf_counter() - started:6.0f} s] {made}", file=sys.stderr, flush=True)
 
-    def notify(event: str, what: str, why: str) -> None:
-        print(f"[{time.perf_counter() - started:6.0f} s] {event} {what} {why}", file=sys.stderr, flush=True)
+    def notify(event: RunEvent) -> None:
+        print(f"[{time.perf_counter() - started:6.0f} s] {event}", file=sys.stderr, flush=True)
 
     with orchestration.open_instance(home) as instance, progress.listen_to_progress(listen):
         folder = open_task(home.tasks, task, home.accepted)

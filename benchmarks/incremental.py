@@ -88,16 +88,17 @@ def run(root: Path, backfill: bool = False) -> tuple[Any, float, float]:
     from distill_dagster.core.paths import Home
     from distill_dagster.definitions import build_definitions as definitions
     from distill_dagster.pipeline.open_task import open_task
+    from distill_dagster.pipeline.run_events import RunEvent
 
     home = Home(root=root, tasks=root / "tasks")
     folder = open_task(home.tasks, TASK, home.accepted)
     started, shown = time.perf_counter(), 0.0
 
-    def notify(event: str, what: str) -> None:
+    def notify(event: RunEvent) -> None:
         nonlocal shown
         if time.perf_counter() - shown > 20:
             shown = time.perf_counter()
-            print(f"  [{shown - started:4.0f} s] {event} {what}", flush=True)
+            print(f"  [{shown - started:4.0f} s] {event}", flush=True)
 
     with orchestration.open_instance(home) as instance:
         orchestration.sync_task(folder, instance)

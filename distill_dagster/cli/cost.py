@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from distill_dagster.cli.options import JsonOption, TaskArgument, open_task_folder, out, show_problems
+from distill_dagster.cli.console import build_table, out, print_json, print_table, show_problems
+from distill_dagster.cli.options import JsonOption, SliceOption, TaskArgument, open_task_folder
 from distill_dagster.core.database_urls import get_store_url
+from distill_dagster.core.formatting import count_noun, format_seconds, format_usd
 from distill_dagster.core.paths import Home
-from distill_dagster.pipeline.backfill_selection import select_named_slices
+from distill_dagster.pipeline.backfill_selection import SLICE_STAGES, select_named_slices
 from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def estimate(
     task: TaskArgument = None,
-    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice. Can be repeated.")] = None,
+    slices: SliceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate what it takes to bring a task up to date: requests, tokens, USD and time. Sends nothing.
@@ -38,12 +38,10 @@ def estimate(
         folder = open_task_folder(home, task)
         state = TaskState(folder, Lake(home.lake, home.reports))
         keys = select_named_slices(folder, slices) if slices else folder.list_slice_keys()
-        print_estimate(home, folder, state, keys, as_json, golden=not slices)
+        print_estimate(home, folder, state, keys, golden=not slices)
 
 
-def print_estimate(
-    home: Home, folder: TaskFolder, state: TaskState, keys: list[str], as_json: bool, golden: bool
-) -> None:
+def print_estimate(home: Home, folder: TaskFolder, state: TaskState, keys: list[str], golden: bool) -> None:
     """Print what it takes to materialize these slices, by slice and teacher."""
     from distill_dagster.teacher.asking.estimate import sum_estimates
 
@@ -51,35 +49,45 @@ def print_estimate(
     # Leave out columns whose value is the same in every row.
     several = len({(entry.teacher, entry.purpose) for entry in estimates}) > 1
     teacher_columns = ("teacher", "for") if several else ()
-    table = Table("slice", "state", *teacher_columns, "prompts", "to send", "stored", "tokens at most", "USD at most")
+    names = ("slice", "state", *teacher_columns, "prompts", "to send", "stored", "tokens at most", "USD at most")
+    table = build_table(*names)
     for entry in estimates:
-        freshness = state.get_status("scored_completions", entry.slice).state if entry.slice in keys else ""
+        freshness = _find_slice_state(state, entry.slice) if entry.slice in keys else ""
         usd = "unknown" if entry.usd is None else f"{entry.usd:.4f}"
         teacher_cells = (escape(entry.teacher), entry.purpose) if several else ()
         counts = f"{entry.prompts:,}", f"{entry.calls:,}", f"{entry.cached:,}", f"{entry.tokens:,}", usd
         table.add_row(escape(entry.slice), freshness, *teacher_cells, *counts)
-    out.print(table)
+    print_table(table)
     total = sum_estimates(estimates)
     least = "at least " if any(spec.resolve_labels for spec in folder.task.teacher_specs) else ""
-    usd = "unknown (a price is unknown)" if total["usd"] is None else f"${total['usd']:.4f}"
-    wall = "unknown" if total["wall_s"] is None else f"{total['wall_s']:.0f} s"
+    usd = "unknown (a price is unknown)" if total["usd"] is None else format_usd(total["usd"])
+    wall = "unknown until it has answered" if total["wall_s"] is None else format_seconds(total["wall_s"])
     out.print(
-        f"{len(keys)} slices: {least}{total['teacher_calls']} requests to send, {total['teacher_calls_cached']} "
-        f"answered by the store. At most {total['tokens']:,} tokens; cost at most {usd}; time {wall}. "
-        "Nothing was sent.",
+        f"{count_noun(len(keys), 'slice')}: {least}{count_noun(int(total['teacher_calls'] or 0), 'request')} to send, "
+        f"{total['teacher_calls_cached']:,} answered by the store. At most {total['tokens']:,} tokens; cost at most "
+        f"{usd}; time {wall}. Nothing was sent.",
         soft_wrap=True,
+        highlight=False,
     )
-    if as_json:
-        entries = {"estimates": [asdict(entry) for entry in estimates]}
-        print(json.dumps({"partitions": {"teacher_completions": keys}} | total | entries))
+    entries = {"estimates": [asdict(entry) for entry in estimates]}
+    print_json({"partitions": {"teacher_completions": keys}} | total | entries)
+
+
+def _find_slice_state(state: TaskState, key: str) -> str:
+    """The state of a slice: that of its first artifact that is not fresh, or `stale` if what all slices share is."""
+    own = [state.get_status(stage, key).state for stage in SLICE_STAGES]
+    shared = {name for stage in SLICE_STAGES for name in state.stages[stage].upstream if name in state.stages}
+    before = [state.get_status(name).state for name in shared - {*SLICE_STAGES}]
+    changed = "stale" if any(found != "fresh" for found in before) else "fresh"
+    return next((found for found in own if found != "fresh"), changed)
 
 
 def _run_estimate(home: Home, folder: TaskFolder, keys: list[str], golden: bool) -> list[Estimate]:
     from distill_dagster.student.sentences import make_sentence_embedder
     from distill_dagster.teacher.asking.estimate import estimate_requests
-    from distill_dagster.teacher.completions.store import open_store
+    from distill_dagster.teacher.completions.store import open_store_for_reading
 
-    with open_store(home.store, get_store_url()) as store:
+    with open_store_for_reading(home.store, get_store_url()) as store:
         return estimate_requests(
             folder, store, keys, lambda spec: make_sentence_embedder(spec, home.models), golden=golden
         )
@@ -96,28 +104,27 @@ def ledger(
     import duckdb
 
     from distill_dagster.tables.parquet import write_parquet
-    from distill_dagster.teacher.completions.store import open_store
+    from distill_dagster.teacher.completions.store import open_store_for_reading
 
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
-        with open_store(home.store, get_store_url()) as store:
+        with open_store_for_reading(home.store, get_store_url()) as store:
             rows = store.read_ledger().filter(task=folder.name)
         if parquet is not None:
             write_parquet(rows, parquet, {})
-            out.print(f"{rows.height} rows in {escape(str(parquet))}", soft_wrap=True)
+            out.print(f"{count_noun(rows.height, 'row')} in {escape(str(parquet))}", soft_wrap=True)
         with duckdb.connect() as connection:
             connection.register("ledger", rows.to_arrow())
             spending = connection.sql(_SPENDING_QUERY).fetchall()
         names = ("month", "teacher", "for", "state", "requests", "tokens", "usd")
         if parquet is None:
-            table = Table(*names, title=f"{folder.name}: spent on teachers")
+            table = build_table(*names, title=f"{folder.name}: spent on teachers", whole=("teacher",))
             for row in spending:
                 usd = "unknown" if row[-1] is None else f"{row[-1]:.4f}"
                 table.add_row(*(escape(str(value)) for value in row[:4]), f"{row[4]:,}", f"{row[5]:,}", usd)
-            out.print(table)
-        if as_json:
-            print(json.dumps({"task": folder.name, "ledger": [dict(zip(names, row, strict=True)) for row in spending]}))
+            print_table(table)
+        print_json({"task": folder.name, "ledger": [dict(zip(names, row, strict=True)) for row in spending]})
 
 
 _SPENDING_QUERY = """

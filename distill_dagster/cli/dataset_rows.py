@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from distill_dagster.cli.options import JsonOption, TaskArgument, open_task_folder, out, show_problems
+from distill_dagster.cli.console import build_table, mode, out, print_json, print_table, show_problems
+from distill_dagster.cli.options import JsonOption, TaskArgument, TaskName, open_task_folder
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.paths import Home
 from distill_dagster.curation.filters import select_task_filters
 from distill_dagster.pipeline.freshness import TaskState
@@ -36,26 +36,29 @@ def filters(
         status = TaskState(folder, lake).get_status("filtered_dataset")
         extra = status.record.extra if status.record is not None else {}
         rows = list_filters(select_task_filters(folder.task), extra.get("reasons", {}))
-        table = Table("", "filter", "drop reason", "parameters", "dropped")
+        table = build_table("", "filter", "drop reason", "parameters", "dropped", whole=("filter", "drop reason"))
         for row in rows:
             count = "" if row["dropped"] is None else f"{row['dropped']:,}"
             cells = (row["order"], row["filter"], row["drop_reason"], row["parameters"])
             table.add_row(*(escape(str(cell)) for cell in cells), count)
-        out.print(table)
+        print_table(table)
         masked = f", {extra['masked_rows']:,} of them masked" if "masked_rows" in extra else ""
-        made = "never made" if status.record is None else f"{status.state}, {status.record.rows:,} rows kept{masked}"
+        made = (
+            "never made"
+            if status.record is None
+            else f"{status.state}, {count_noun(status.record.rows, 'row')} kept{masked}"
+        )
         out.print(f"{folder.name}: filtered_dataset is {made}")
         dropped_rows = list_dropped_rows(lake, folder.name, dropped, limit) if dropped is not None else []
         for row in dropped_rows:
             text = f"{row['drop_detail'] or ''} | {row['text']}"
             out.print(f"{row['prompt_id'][:12]} [dim]{escape(row['slice'])}[/dim] {escape(text[:200])}", soft_wrap=True)
-        if as_json:
-            more = {"rows": dropped_rows} if dropped is not None else {}
-            print(json.dumps({"task": folder.name, "state": status.state, "filters": rows} | more))
+        more = {"rows": dropped_rows} if dropped is not None else {}
+        print_json({"task": folder.name, "state": status.state, "filters": rows} | more)
 
 
 def explain(
-    task: Annotated[str, typer.Argument(help="The task.")],
+    task: TaskName,
     prompt_id: Annotated[str, typer.Argument(help="The id of a prompt, or the first characters of one.")],
     as_json: JsonOption = False,
 ) -> None:
@@ -67,7 +70,6 @@ def explain(
     with show_problems():
         folder = open_task_folder(home, task)
         history = trace_prompt(folder, Lake(home.lake, home.reports), prompt_id.lower())
-        if as_json:
-            print(json.dumps(history))
-        else:
-            print_prompt_history(history, folder, out)
+        print_json(history)
+        if not mode.as_json:
+            print_prompt_history(history, folder)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
+from distill_dagster.cli.console import build_table, print_json, print_table, show_problems
 from distill_dagster.cli.options import (
     BudgetTokens,
     BudgetUsd,
     JsonOption,
+    QuietOption,
+    SliceOption,
     TaskArgument,
     build_cap,
     open_task_folder,
-    out,
-    show_problems,
 )
-from distill_dagster.cli.output import finish_command, print_failures, show_progress
+from distill_dagster.cli.output import KEPT, finish_command, print_failures, print_next
+from distill_dagster.cli.run_display import show_progress
 from distill_dagster.core.errors import DistillError, InputError, Problem
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.backfill_selection import select_named_slices
@@ -29,12 +29,13 @@ from distill_dagster.tasks import TaskFolder
 
 def imagine(
     task: TaskArgument = None,
-    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice. Can be repeated.")] = None,
+    slices: SliceOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Retire the prompts imagined so far and start again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked and run nothing.")] = False,
     budget_usd: BudgetUsd = None,
     budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Let the teacher imagine prompts until every slice with a `target` has that many.
 
@@ -44,35 +45,33 @@ def imagine(
     """
     home = Home.from_env()
     started = time.perf_counter()
-    with show_problems():
+    with show_problems(KEPT):
         folder, cap = open_task_folder(home, task), build_cap(budget_usd, budget_tokens)
         from distill_dagster.tasks.imagined import get_imagined_path
         from distill_dagster.teacher.imagine.log import start_new_generation
 
         keys = _select_slices_with_target(folder, slices)
         if dry_run:
-            _print_imagined(folder, keys, fresh, as_json)
+            counts = _print_imagined(folder, keys, fresh)
+            requests = sum(row["requests"] for row in counts.values())
+            print_json({"imagined": counts, "teacher_calls": requests})
             return
-        from distill_dagster import orchestration
-        from distill_dagster.definitions import build_definitions
+        with show_progress() as display:
+            from distill_dagster import orchestration
+            from distill_dagster.definitions import build_definitions
 
-        with orchestration.open_instance(home) as instance:
-            if fresh and folder.accepted is not None:
-                for key in keys:
-                    start_new_generation(get_imagined_path(folder.accepted, key))
-            orchestration.sync_task(folder, instance)
-            with show_progress() as notify:
-                summary = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap).imagine(
-                    keys, notify
-                )
+            with orchestration.open_instance(home) as instance:
+                if fresh and folder.accepted is not None:
+                    for key in keys:
+                        start_new_generation(get_imagined_path(folder.accepted, key))
+                orchestration.sync_task(folder, instance)
+                runner = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap)
+                summary = runner.imagine(keys, display.notify)
         summary.wall_s = time.perf_counter() - started
-        counts = _print_imagined(folder, keys, fresh=False, as_json=False)
-        out.print(
-            f"{folder.name}: {summary.teacher_calls} requests sent, {summary.teacher_calls_cached} answered by the "
-            f"store ({summary.wall_s:.1f} s). `distill run {folder.name}` asks for their answers."
-        )
+        counts = _print_imagined(folder, keys)
         print_failures(summary)
-        finish_command(summary, as_json, imagined=counts)
+        finish_command(summary, f"distill imagine {folder.name}", imagined=counts)
+        print_next(f"distill run {folder.name}", "asks the teacher for their answers.")
 
 
 def _select_slices_with_target(folder: TaskFolder, slices: list[str] | None) -> list[str]:
@@ -93,7 +92,7 @@ def _select_slices_with_target(folder: TaskFolder, slices: list[str] | None) -> 
     return with_target
 
 
-def _print_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: bool) -> dict[str, dict[str, int]]:
+def _print_imagined(folder: TaskFolder, keys: list[str], fresh: bool = False) -> dict[str, dict[str, int]]:
     """Print how many prompts slices have and need.
 
     Args:
@@ -102,7 +101,7 @@ def _print_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: b
     from distill_dagster.tasks.imagined import ImagineHistory
     from distill_dagster.teacher.imagine.plan import count_imagine_requests
 
-    table = Table("slice", "target", "imagined", "retired", "missing", "requests", "at most")
+    table = build_table("slice", "target", "imagined", "retired", "missing", "requests", "at most")
     counts: dict[str, dict[str, int]] = {}
     for key in keys:
         slice_ = folder.read_slice(key)
@@ -119,7 +118,5 @@ def _print_imagined(folder: TaskFolder, keys: list[str], fresh: bool, as_json: b
             "at_most": need.at_most,
         }
         table.add_row(escape(key), *(str(number) for number in counts[key].values()))
-    out.print(table)
-    if as_json:
-        print(json.dumps({"imagined": counts, "teacher_calls": sum(row["requests"] for row in counts.values())}))
+    print_table(table)
     return counts

@@ -6,9 +6,11 @@ import os
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from distill_dagster.cli.options import out, print_problem, show_problems
+from distill_dagster.cli.console import err, out, print_problem, show_problems
 from distill_dagster.core.database_urls import POSTGRES_DRIVER, POSTGRES_VARIABLE, STORE_VARIABLE
+from distill_dagster.core.disk_errors import explain_disk_error
 from distill_dagster.core.errors import InputError
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.open_task import find_tasks
@@ -20,7 +22,12 @@ def env() -> None:
     from distill_dagster import orchestration
 
     urls = {name: os.environ[name] for name in (POSTGRES_VARIABLE, STORE_VARIABLE) if os.environ.get(name)}
-    orchestration.prepare_instance_folder(Home.from_env())
+    try:
+        orchestration.prepare_instance_folder(Home.from_env())
+    except OSError as error:  # the variables are right all the same
+        if (reason := explain_disk_error(error)) is None:
+            raise
+        err.print(f"[yellow]warning[/yellow] {escape(reason)}", soft_wrap=True)
     for name in ("DAGSTER_HOME", "DISTILL_HOME", "DISTILL_TASKS"):
         if value := os.environ.get(name):
             print(f"export {name}={value!r}")

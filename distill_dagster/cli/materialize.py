@@ -8,21 +8,24 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from distill_dagster.cli.console import err, out, show_problems
 from distill_dagster.cli.cost import print_estimate
 from distill_dagster.cli.options import (
     BudgetTokens,
     BudgetUsd,
     JsonOption,
+    QuietOption,
+    SliceOption,
+    StudentOption,
     TaskArgument,
     build_cap,
     choose_students,
-    err,
     open_task_folder,
-    out,
-    show_problems,
 )
-from distill_dagster.cli.output import finish_command, print_failures, print_report, show_progress
+from distill_dagster.cli.output import KEPT, finish_command, print_failures, print_next, print_report
+from distill_dagster.cli.run_display import show_progress
 from distill_dagster.core.errors import DistillError, InputError
+from distill_dagster.core.formatting import count_noun, format_seconds
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.backfill_selection import (
     SliceSelector,
@@ -37,50 +40,54 @@ from distill_dagster.tables.lake import Lake
 
 def run(
     task: TaskArgument = None,
-    slices: Annotated[list[str] | None, typer.Option("--slice", help="Only this slice. Can be repeated.")] = None,
-    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student. Can be repeated.")] = None,
+    slices: SliceOption = None,
+    students: StudentOption = None,
     budget_usd: BudgetUsd = None,
     budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Materialize everything that is missing or stale, and show the result."""
     home = Home.from_env()
     started = time.perf_counter()
-    with show_problems():
+    with show_problems(KEPT):
         folder, cap = open_task_folder(home, task), build_cap(budget_usd, budget_tokens)
         problems = check_task_folder(folder)
         if errors := [p for p in problems if p.severity == "error"]:
             raise InputError(errors)
         if problems:
-            err.print(f"[yellow]{len(problems)} warnings[/yellow]: `distill check {folder.name}` shows them")
+            warnings = count_noun(len(problems), "warning")
+            err.print(f"[yellow]{warnings}[/yellow]: `distill check {folder.name}` shows what", soft_wrap=True)
         chosen = choose_students(folder, students)
         keys = select_named_slices(folder, slices) if slices else None
-        from distill_dagster import orchestration
-        from distill_dagster.definitions import build_definitions
+        with show_progress() as display:
+            from distill_dagster import orchestration
+            from distill_dagster.definitions import build_definitions
 
-        with orchestration.open_instance(home) as instance:
-            orchestration.sync_task(folder, instance)
-            runner = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap)
-            with show_progress() as notify:
-                summary = runner.run(keys, chosen, notify)
+            with orchestration.open_instance(home) as instance:
+                orchestration.sync_task(folder, instance)
+                runner = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap)
+                summary = runner.run(keys, chosen, display.notify)
         summary.wall_s = time.perf_counter() - started
         if not summary.runs and not summary.blocked and not summary.failed:
-            out.print(f"[green]{folder.name} is up to date: nothing to do[/green] ({summary.wall_s:.1f} s)")
+            out.print(f"[green]{folder.name} is up to date: nothing to do[/green] ({format_seconds(summary.wall_s)})")
         print_failures(summary)
-        for student in chosen if keys is None else []:
-            print_report(home, folder, student)
-        finish_command(summary, as_json)
+        shown = [student for student in chosen if keys is None and print_report(home, folder, student)]
+        finish_command(summary, f"distill run {folder.name}")
+        if shown:
+            print_next(f"distill report {folder.name} --open", "opens the report, `distill ui` every run and table.")
 
 
 def refresh(
     task: TaskArgument = None,
-    students: Annotated[list[str] | None, typer.Option("--student", help="Only this student. Can be repeated.")] = None,
+    students: StudentOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Train even if few rows changed, and ask for missing rows at once.")
     ] = False,
     budget_usd: BudgetUsd = None,
     budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Bring a task up to date as the schedule does. Default: every student that has been trained before.
 
@@ -89,29 +96,29 @@ def refresh(
     """
     home = Home.from_env()
     started = time.perf_counter()
-    with show_problems():
+    with show_problems(KEPT):
         folder, cap = open_task_folder(home, task), build_cap(budget_usd, budget_tokens)
         chosen = choose_students(folder, students) if students else []
-        from distill_dagster import orchestration
-        from distill_dagster.definitions import build_definitions
+        with show_progress() as display:
+            from distill_dagster import orchestration
+            from distill_dagster.definitions import build_definitions
 
-        with orchestration.open_instance(home) as instance:
-            runner = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap)
-            with show_progress() as notify:
-                summary = orchestration.refresh_task(runner, chosen, force, notify)
-            summary.wall_s = time.perf_counter() - started
-            instance.report_runless_asset_event(orchestration.build_refresh_event(folder.name, summary))
+            with orchestration.open_instance(home) as instance:
+                runner = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap)
+                summary = orchestration.refresh_task(runner, chosen, force, display.notify)
+                summary.wall_s = time.perf_counter() - started
+                instance.report_runless_asset_event(orchestration.build_refresh_event(folder.name, summary))
         for name, why in summary.waiting.items():
             out.print(f"[dim]waiting[/dim] {escape(name)}: {escape(why)}", soft_wrap=True)
         if not summary.runs and not summary.blocked and not summary.failed:
-            out.print(f"[green]{folder.name}: nothing to refresh[/green] ({summary.wall_s:.1f} s)")
+            out.print(f"[green]{folder.name}: nothing to refresh[/green] ({format_seconds(summary.wall_s)})")
         print_failures(summary)
-        finish_command(summary, as_json)
+        finish_command(summary, f"distill refresh {folder.name}")
 
 
 def backfill(
     task: TaskArgument = None,
-    slices: Annotated[list[str] | None, typer.Option("--slice", help="This slice. Can be repeated.")] = None,
+    slices: SliceOption = None,
     first: Annotated[str | None, typer.Option("--from", help="First slice of a range, in alphabetical order.")] = None,
     last: Annotated[str | None, typer.Option("--to", help="Last slice of the range, inclusive.")] = None,
     lacking: Annotated[
@@ -122,6 +129,7 @@ def backfill(
     budget_usd: BudgetUsd = None,
     budget_tokens: BudgetTokens = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Materialize slices up to scored_completions. Slices that you name, or a range of them, run even if fresh.
 
@@ -130,37 +138,33 @@ def backfill(
     """
     home = Home.from_env()
     started = time.perf_counter()
-    with show_problems():
+    with show_problems(KEPT):
         folder, cap = open_task_folder(home, task), build_cap(budget_usd, budget_tokens)
         if sum((bool(slices), first is not None or last is not None, lacking is not None)) > 1:
             raise DistillError("Select slices in one way only: --slice, or --from and --to, or --which.")
-        from distill_dagster import orchestration
-        from distill_dagster.definitions import build_definitions
+        with show_progress() as display:
+            from distill_dagster import orchestration
+            from distill_dagster.definitions import build_definitions
 
-        with orchestration.open_instance(home) as instance:
-            orchestration.sync_task(folder, instance)
-            state = TaskState(folder, Lake(home.lake, home.reports))
-            if slices:
-                keys = select_named_slices(folder, slices)
-            elif first is not None or last is not None:
-                keys = select_slice_range(folder, first, last)
-            else:
-                failed = orchestration.find_failed_slices(folder, instance) if lacking == "failed" else set()
-                keys = select_slices_by_state(state, lacking or "stale", failed)
-            if dry_run:
-                print_estimate(home, folder, state, keys, as_json, golden=False)
-                return
-            again = lacking in ("failed", "all") or bool(slices or first or last)
-            with show_progress() as notify:
-                summary = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap).backfill(
-                    keys, notify, again
-                )
+            with orchestration.open_instance(home) as instance:
+                orchestration.sync_task(folder, instance)
+                state = TaskState(folder, Lake(home.lake, home.reports))
+                if slices:
+                    keys = select_named_slices(folder, slices)
+                elif first is not None or last is not None:
+                    keys = select_slice_range(folder, first, last)
+                else:
+                    failed = orchestration.find_failed_slices(folder, instance) if lacking == "failed" else set()
+                    keys = select_slices_by_state(state, lacking or "stale", failed)
+                if not dry_run:
+                    again = lacking in ("failed", "all") or bool(slices or first or last)
+                    runner = orchestration.Runner(home, folder, instance, build_definitions(home), cap=cap)
+                    summary = runner.backfill(keys, display.notify, again)
+        if dry_run:
+            print_estimate(home, folder, state, keys, golden=False)
+            return
         summary.wall_s = time.perf_counter() - started
-        made = sum(len(partitions) for partitions in summary.partitions.values())
-        cached = summary.teacher_calls_cached
-        out.print(
-            f"{folder.name}: {len(keys)} slices, {made} artifacts made, {summary.teacher_calls} requests sent, "
-            f"{cached} answered by the store ({summary.wall_s:.1f} s)"
-        )
+        if not keys:
+            out.print(f"[green]{folder.name}: no slice to backfill[/green] ({format_seconds(summary.wall_s)})")
         print_failures(summary)
-        finish_command(summary, as_json)
+        finish_command(summary, f"distill backfill {folder.name} --which failed")

@@ -1,25 +1,87 @@
-"""Options that commands share, finding the task that is meant, and printing problems as messages."""
+"""Options that commands share, finding the task that is meant, and completing names in a shell."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from distill_dagster.cli.console import err, mode, out, print_problem, show_problems
 from distill_dagster.config import BudgetSpec
-from distill_dagster.core import redaction
 from distill_dagster.core.errors import DistillError, InputError, Problem
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.open_task import find_tasks, open_task
 from distill_dagster.tasks import TaskFolder
 
-out, err = Console(), Console(stderr=True)
+__all__ = [
+    "BudgetTokens",
+    "BudgetUsd",
+    "JsonOption",
+    "QuietOption",
+    "SliceOption",
+    "StudentOption",
+    "TaskArgument",
+    "TaskName",
+    "build_cap",
+    "choose_students",
+    "err",
+    "open_task_folder",
+    "out",
+    "print_problem",
+    "show_problems",
+]
 
-TaskArgument = Annotated[str | None, typer.Argument(help="The task. Optional if there is only one.")]
+
+def _set_json(value: bool) -> bool:
+    mode.as_json = value
+    mode.apply()
+    return value
+
+
+def _set_quiet(value: bool) -> bool:
+    mode.quiet = value
+    mode.apply()
+    return value
+
+
+def _complete(list_names: Callable[[TaskFolder | None], list[str]]) -> Callable[[typer.Context, str], list[str]]:
+    """A function for the shell that completes a name. A mistake in a file completes nothing, and prints nothing."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        try:
+            home = Home.from_env()
+            known = {folder.name: folder for folder in find_tasks(home.tasks, home.accepted)}
+            only = next(iter(known.values())) if len(known) == 1 else None
+            named = known.get(str(ctx.params.get("task"))) or only
+            return [name for name in list_names(named) if name.startswith(incomplete)]
+        except DistillError:
+            return []
+
+    return complete
+
+
+def _list_tasks(_: TaskFolder | None) -> list[str]:
+    home = Home.from_env()
+    return [folder.name for folder in find_tasks(home.tasks, home.accepted)]
+
+
+_complete_task = _complete(_list_tasks)
+_complete_slice = _complete(lambda folder: folder.list_slice_keys() if folder else [])
+_complete_student = _complete(lambda folder: list(folder.task.students) if folder else [])
+
+TaskArgument = Annotated[
+    str | None, typer.Argument(help="The task. Optional if there is only one.", autocompletion=_complete_task)
+]
+TaskName = Annotated[str, typer.Argument(help="The task.", autocompletion=_complete_task)]
+SliceOption = Annotated[
+    list[str] | None,
+    typer.Option("--slice", help="Only this slice. Can be repeated.", autocompletion=_complete_slice),
+]
+StudentOption = Annotated[
+    list[str] | None,
+    typer.Option("--student", help="Only this student. Can be repeated.", autocompletion=_complete_student),
+]
 BudgetUsd = Annotated[
     float | None,
     typer.Option(help="Cap in USD for this command. The lower of it and `budget.usd` in task.yaml applies."),
@@ -28,32 +90,12 @@ BudgetTokens = Annotated[
     int | None,
     typer.Option(help="Cap in tokens (prompts and answers). The lower of it and `budget.tokens` applies."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Also print one JSON object, as the last line.")]
-
-
-@contextmanager
-def show_problems() -> Iterator[None]:
-    """Print errors that a user can fix as messages, one per line and without a traceback, then exit."""
-    try:
-        yield
-    except InputError as error:
-        for problem in error.problems:
-            print_problem(problem)
-        raise typer.Exit(2) from None
-    except DistillError as error:
-        err.print(f"[red]error[/red] {escape(redaction.redact(str(error)))}", soft_wrap=True)
-        raise typer.Exit(1) from None
-    except Exception as error:
-        if clean := redaction.redact_traceback(error):
-            err.print(escape(clean), soft_wrap=True)
-            raise typer.Exit(1) from None
-        raise
-
-
-def print_problem(problem: Problem) -> None:
-    """Print an error or a warning as one line on stderr."""
-    colour = "red" if problem.severity == "error" else "yellow"
-    err.print(f"[{colour}]{problem.severity}[/{colour}] {escape(str(problem))}", soft_wrap=True)
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.", callback=_set_json)
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print problems only, no progress and no results.", callback=_set_quiet)
+]
 
 
 def open_task_folder(home: Home, task: str | None) -> TaskFolder:

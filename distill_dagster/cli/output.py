@@ -1,20 +1,15 @@
-"""Print what a run does: a progress bar, failures, the report, and the exit code at the end."""
+"""Print what a run did: failures, the report, totals, the next command, and the exit code."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from distill_dagster.cli.options import err, out
-from distill_dagster.core import progress
+from distill_dagster.cli.console import build_table, err, out, print_json, print_table
+from distill_dagster.core.formatting import count_noun, format_seconds, format_usd
 from distill_dagster.core.paths import Home
 from distill_dagster.core.processes import measure_peak_mb
 from distill_dagster.tasks import TaskFolder
@@ -24,46 +19,9 @@ if TYPE_CHECKING:
 
 
 EXIT_PENDING = 3
-"""Exit code of a command whose provider batches have not ended yet. 1 is a failure, 2 is bad input."""
-
-
-@contextmanager
-def show_progress() -> Iterator[Any]:
-    """Show a bar for the current run on a terminal, and a line per finished run elsewhere."""
-    started = time.perf_counter()
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
-        bar = bars.add_task("", total=None)
-        last: dict[str, Any] = {"what": "", "at": 0.0}
-
-        def notify(event: str, what: str, why: str) -> None:
-            if event in ("start", "resumed"):
-                last["what"] = what
-                bars.update(bar, description=escape(what), completed=0, total=None)
-            elif event == "pending":
-                bars.console.print(f"[yellow]…[/yellow] {escape(what)} [dim]is waiting for its batch[/dim]")
-            elif event == "waiting":
-                bars.console.print(f"[yellow]{escape(what)} is waiting: {escape(why)}[/yellow]", soft_wrap=True)
-            else:
-                mark = "[green]✓[/green]" if event == "done" else "[red]✗[/red]"
-                bars.console.print(f"{mark} {escape(what)} [dim]{time.perf_counter() - started:.0f} s[/dim]")
-                if why:
-                    bars.console.print(f"  {escape(why)}", soft_wrap=True)
-
-        def listen(what: str, done: int, total: int) -> None:
-            bars.update(bar, description=escape(f"{last['what']}: {what}"), completed=done, total=total)
-            if not err.is_terminal and (time.perf_counter() - last["at"] > 20 or done == total):
-                last["at"] = time.perf_counter()
-                err.print(f"  {escape(what)}: {done} of {total}", highlight=False)
-
-        with progress.listen_to_progress(listen):
-            yield notify
+"""Exit code of a command whose answers can only come later: a batch, or a pause. 1 is a failure, 2 is bad input."""
+KEPT = "What was made is kept, and no answer that arrived is paid for again. The same command continues."
+"""What a person needs to know after Ctrl-C."""
 
 
 def print_failures(summary: RunSummary) -> None:
@@ -76,28 +34,58 @@ def print_failures(summary: RunSummary) -> None:
         err.print(f"[yellow]blocked[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
 
 
-def print_report(home: Home, folder: TaskFolder, student: str) -> bool:
-    """Print the result table of one student and the path of its report. Returns False if there is no report."""
+def print_report(home: Home, folder: TaskFolder, student: str) -> dict[str, Any] | None:
+    """Print the result table of one student and the path of its report.
+
+    Returns:
+        The summary for `--json`, or None if there is no report.
+    """
     path = home.get_report_folder(folder.name, student) / "metrics.json"
     if not path.exists():
-        return False
+        return None
     metrics = json.loads(path.read_text())
     rows = metrics["summary"]
-    table = Table(title=f"{folder.name}, student {student}: {metrics['systems']['teacher']['n']} golden items")
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "))
+    golden = count_noun(metrics["systems"]["teacher"]["n"], "golden item")
+    table = build_table(*(name.replace("_", " ") for name in rows[0]), title=f"{folder.name}, {student}: {golden}")
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row.values()))
-    out.print(table)
-    out.print(escape(metrics["verdict"]["text"]))
+    print_table(table)
+    out.print(escape(metrics["verdict"]["text"]), soft_wrap=not out.is_terminal)
     if metrics.get("notice"):
-        out.print(f"[dim]{escape(metrics['notice'])}[/dim]")
+        out.print(f"[dim]{escape(metrics['notice'])}[/dim]", soft_wrap=not out.is_terminal)
     out.print(f"Report: {path.with_name('report.html')}", soft_wrap=True)
-    return True
+    return {"report": str(path.with_name("report.html")), "summary": rows, "verdict": metrics["verdict"]}
 
 
-def finish_command(summary: RunSummary, as_json: bool, **more: Any) -> None:
-    """End a command that ran assets: print its JSON object and set the exit code.
+def print_totals(summary: RunSummary) -> None:
+    """Print what the command made and what it took, in one line."""
+    made = sum(len(partitions) for partitions in summary.partitions.values())
+    parts = [f"{count_noun(made, 'artifact')} made in {format_seconds(summary.wall_s)}"]
+    if summary.teacher_calls or summary.teacher_calls_cached:
+        parts.append(f"{count_noun(summary.teacher_calls, 'request')} sent")
+        parts.append(f"{summary.teacher_calls_cached:,} answered by the store")
+    if tokens := summary.prompt_tokens + summary.completion_tokens:
+        parts.append(f"{tokens:,} tokens")
+    if summary.teacher_calls:
+        parts.append("cost unknown (no price)" if summary.cost_usd is None else format_usd(summary.cost_usd))
+    if summary.failed:
+        parts.append(f"{len(summary.failed):,} failed")
+    if summary.blocked:
+        parts.append(f"{len(summary.blocked):,} blocked")
+    out.print("Total: " + ", ".join(parts), soft_wrap=not out.is_terminal, highlight=False)
+
+
+def print_next(command: str, purpose: str) -> None:
+    """Print the command that a person may want next."""
+    text = f"Next: [bold]{escape(command)}[/bold] {escape(purpose)}"
+    out.print(text, soft_wrap=not out.is_terminal, highlight=False)
+
+
+def finish_command(summary: RunSummary, retry: str, **more: Any) -> None:
+    """End a command that ran assets: print totals or its JSON object, and set the exit code.
+
+    Args:
+        retry: The command that continues after a failure.
 
     Raises:
         Exit: Something failed, is blocked, or waits for a batch.
@@ -105,13 +93,15 @@ def finish_command(summary: RunSummary, as_json: bool, **more: Any) -> None:
     waits = summary.pending and not (summary.failed or summary.blocked)
     if waits:
         out.print(
-            "[yellow]Nothing failed, but some answers have not arrived yet.[/yellow] A provider may take a day for a "
-            "batch. Its sensor continues when it ends, and so does the next `distill refresh` or `distill run`.",
+            "[yellow]Nothing failed, but some answers have not arrived yet.[/yellow] The next `distill refresh` or "
+            "`distill run` continues once they can come; a provider may take a day for a batch.",
             soft_wrap=True,
         )
-    if as_json:
-        print(json.dumps(summary.to_json() | more | {"peak_mb": round(measure_peak_mb(), 1)}))
+    if summary.runs:
+        print_totals(summary)
+    print_json(summary.to_json() | more | {"peak_mb": round(measure_peak_mb(), 1)})
     if summary.failed or summary.blocked:
+        print_next(retry, "continues, once you have fixed what failed. What was made is kept.")
         raise typer.Exit(1)
     if waits:
         raise typer.Exit(EXIT_PENDING)

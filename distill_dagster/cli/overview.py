@@ -2,47 +2,88 @@
 
 from __future__ import annotations
 
-import json
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from distill_dagster.cli.options import JsonOption, TaskArgument, open_task_folder, out, print_problem, show_problems
+from distill_dagster.cli.console import build_table, out, print_json, print_problem, print_table, show_problems
+from distill_dagster.cli.options import JsonOption, QuietOption, TaskArgument, open_task_folder
 from distill_dagster.core.errors import InputError
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.paths import Home
+from distill_dagster.core.problem_groups import group_problems
 from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.open_task import find_tasks
 from distill_dagster.pipeline.task_check import check_task_folder
+from distill_dagster.pipeline.teacher_check import find_connection_problems, find_environment_problems
 from distill_dagster.tables.lake import Lake
+from distill_dagster.tasks.reading import TASK_FILE, read_task
 
 
-def tasks() -> None:
+def tasks(as_json: JsonOption = False) -> None:
     """List the task folders."""
     home = Home.from_env()
-    table = Table("task", "kind", "labels", "slices", "students", "teacher")
-    for folder in find_tasks(home.tasks, home.accepted):
-        try:
-            task = folder.task
-            students = ", ".join(task.students)
-            numbers = str(len(task.labels)), str(len(folder.list_slice_keys()))
-            teachers = ", ".join(spec.model for spec in task.teacher_specs)
-            table.add_row(escape(folder.name), task.kind, *numbers, escape(students), escape(teachers))
-        except InputError as error:
-            table.add_row(escape(folder.name), "[red]malformed[/red]", "", "", "", f"{len(error.problems)} problems")
-    out.print(table)
+    with show_problems():
+        table = build_table("task", "kind", "labels", "slices", "students", "teacher")
+        listed: list[dict[str, Any]] = []
+        for folder in find_tasks(home.tasks, home.accepted):
+            try:
+                task = folder.task
+                students, teachers = list(task.students), [spec.model for spec in task.teacher_specs]
+                slices = folder.list_slice_keys()
+            except InputError as error:
+                problems = [problem.to_json() for problem in error.problems]
+                listed.append({"task": folder.name, "problems": problems})
+                found = count_noun(len(problems), "problem")
+                table.add_row(escape(folder.name), "[red]malformed[/red]", "", "", "", f"{found}; see `distill check`")
+                continue
+            listed.append(
+                {
+                    "task": folder.name,
+                    "kind": task.kind,
+                    "labels": task.label_names,
+                    "slices": slices,
+                    "students": students,
+                    "teachers": teachers,
+                }
+            )
+            numbers = str(len(task.labels)), str(len(slices))
+            names = escape(", ".join(students)), escape(", ".join(teachers))
+            table.add_row(escape(folder.name), task.kind, *numbers, *names)
+        if listed:
+            print_table(table)
+        else:
+            out.print(f"No task yet in {escape(str(home.tasks))}. `distill new TASK --from FILE` makes one.")
+        print_json({"tasks": listed})
 
 
-def check(task: TaskArgument = None) -> None:
-    """Validate a task folder without running anything. Exits with code 2 if there is an error."""
+def check(
+    task: TaskArgument = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Also look whether each teacher can be reached. Asks no model.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Validate a task folder, and what it needs on this machine, without running anything.
+
+    Exits with code 2 if there is an error.
+    """
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
         problems = check_task_folder(folder)
-        for problem in problems:
+        if (spec := read_task(folder.path).value) is not None:
+            path = folder.path / TASK_FILE
+            problems += find_environment_problems(path, spec)
+            problems += find_connection_problems(path, spec) if online else []
+        for problem in group_problems(problems):
             print_problem(problem)
         errors = sum(p.severity == "error" for p in problems)
-        out.print(f"{folder.name}: {errors} errors, {len(problems) - errors} warnings")
+        warnings = count_noun(len(problems) - errors, "warning")
+        out.print(f"{folder.name}: {count_noun(errors, 'error')}, {warnings}")
+        print_json({"task": folder.name, "errors": errors, "problems": [problem.to_json() for problem in problems]})
         if errors:
             raise typer.Exit(2)
 
@@ -53,19 +94,19 @@ def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     with show_problems():
         folder = open_task_folder(home, task)
         statuses = TaskState(folder, Lake(home.lake, home.reports)).list_statuses()
-        table = Table("artifact", "state", "rows", "why")
+        table = build_table("artifact", "state", "rows", "why", whole=("artifact", "state"))
         colours = {"fresh": "green", "stale": "yellow", "missing": "red", "waiting": "dim", "malformed": "red"}
         for s in statuses:
             why = "; ".join(s.why[:3]) + (f"; and {len(s.why) - 3} more" if len(s.why) > 3 else "")
             if s.record and s.record.extra.get("blocked"):
                 why = f"did not pass {', '.join(s.record.extra['blocked'])}. {why}"
             if s.record and (missing := s.record.extra.get("below_target")):
-                why = f"{missing} prompts below its target; `distill imagine --slice {s.partition}` asks again. {why}"
-            rows = str(s.record.rows) if s.record else ""
+                prompts = count_noun(missing, "prompt")
+                why = f"{prompts} below its target; `distill imagine --slice {s.partition}` asks again. {why}"
+            rows = f"{s.record.rows:,}" if s.record else ""
             table.add_row(escape(s.name), f"[{colours[s.state]}]{s.state}[/]", rows, escape(why))
-        out.print(table)
+        print_table(table)
         counts = {state: sum(s.state == state for s in statuses) for state in colours}
         out.print(f"{folder.name}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
-        if as_json:
-            artifacts = [{"name": s.name, "state": s.state, "why": list(s.why)} for s in statuses]
-            print(json.dumps({"task": folder.name, "counts": counts, "artifacts": artifacts}))
+        artifacts = [{"name": s.name, "state": s.state, "why": list(s.why)} for s in statuses]
+        print_json({"task": folder.name, "counts": counts, "artifacts": artifacts})

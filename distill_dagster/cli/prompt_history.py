@@ -6,15 +6,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from distill_dagster.cli.console import build_table, out, print_table
 from distill_dagster.curation.filters import list_parameters, select_task_filters
 from distill_dagster.tasks import TaskFolder
 
 
-def print_prompt_history(history: dict[str, Any], folder: TaskFolder, out: Console) -> None:
+def print_prompt_history(history: dict[str, Any], folder: TaskFolder) -> None:
     """Print the result of `row_history.trace_prompt`."""
     out.print(f"[bold]{history['prompt_id']}[/bold] of {escape(folder.name)}")
     if history["prompt"]:
@@ -22,19 +21,19 @@ def print_prompt_history(history: dict[str, Any], folder: TaskFolder, out: Conso
     if "held_out" in history:
         out.print(f"[yellow]{escape(history['held_out'])}[/yellow]")
     for entry in history["slices"]:
-        _print_slice(entry, out)
+        _print_slice(entry)
     if history.get("completions"):
-        _print_completions(history["completions"], out)
+        _print_completions(history["completions"])
     for line in _format_result(history, folder):
         out.print(line, soft_wrap=True)
 
 
-def _print_slice(entry: dict[str, Any], out: Console) -> None:
+def _print_slice(entry: dict[str, Any]) -> None:
     facts = [f"origin {entry['origin']}"]
     names = ("target_label", "reference", "axes", "parent_prompt_id", "source")
     facts += [f"{name} {entry[name]}" for name in names if name in entry]
     out.print(f"\n[bold]slice {escape(entry['slice'])}[/bold]: {escape(', '.join(facts))}", soft_wrap=True)
-    _print_completions(entry["completions"], out)
+    _print_completions(entry["completions"])
     candidate = entry["candidate"]
     if candidate is None:
         out.print("not scored yet")
@@ -49,18 +48,18 @@ def _print_slice(entry: dict[str, Any], out: Console) -> None:
     )
 
 
-def _print_completions(samples: list[dict[str, Any]], out: Console) -> None:
+def _print_completions(samples: list[dict[str, Any]]) -> None:
     if not samples:
         out.print("no completion yet")
         return
-    table = Table("teacher", "sample", "status", "answer", "finish", "tokens", "USD")
+    table = build_table("teacher", "sample", "status", "answer", "finish", "tokens", "USD")
     for row in samples:
         text = row.get("answer") or row.get("error") or row.get("raw_text") or ""
         tokens = f"{row.get('prompt_tokens', '?')} + {row.get('completion_tokens', '?')}"
         usd = f"{row['cost_usd']:.6f}" if "cost_usd" in row else "unknown"
         cells = (row["teacher"], row["sample_index"], row["status"], _shorten(text, 80), row.get("finish_reason", ""))
         table.add_row(*(escape(str(cell)) for cell in cells), tokens, usd)
-    out.print(table)
+    print_table(table)
 
 
 def _format_result(history: dict[str, Any], folder: TaskFolder) -> Iterator[str]:

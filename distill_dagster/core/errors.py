@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,6 +29,10 @@ class Problem:
         place = f"{self.file}" + (f":{self.line}" if self.line else "")
         field = f" [{self.field}]" if self.field else ""
         return f"{place}{field}: {self.message} {self.remedy}"
+
+    def to_json(self) -> dict[str, str | int | None]:
+        """The problem for `--json`."""
+        return asdict(self) | {"file": str(self.file)}
 
 
 class DistillError(Exception):

@@ -16,10 +16,9 @@ from distill_dagster.orchestration.partitions import (
 )
 from distill_dagster.orchestration.refresh import build_refresh_event, refresh_task
 from distill_dagster.orchestration.run_summary import RunSummary
-from distill_dagster.orchestration.runner import RunListener, Runner
+from distill_dagster.orchestration.runner import Runner
 
 __all__ = [
-    "RunListener",
     "RunSummary",
     "Runner",
     "build_refresh_event",

@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 from distill_dagster.core.errors import InputError
 from distill_dagster.orchestration.partitions import find_trained_students, sync_task
 from distill_dagster.orchestration.run_summary import RunSummary
-from distill_dagster.orchestration.runner import RunListener, Runner
+from distill_dagster.orchestration.runner import Runner
+from distill_dagster.pipeline.run_events import RunEvent, RunListener
 from distill_dagster.pipeline.stage_table import REFRESHES_ASSET
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tables.lake import format_artifact_name
@@ -42,9 +43,9 @@ def _lock_refresh(path: Path, notify: RunListener) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        notify("waiting", "the refresh", "another refresh of this task is running")
+        notify(RunEvent("waiting", why="another refresh of this task is running"))
         lock.acquire()
-        notify("resumed", "the refresh", "")
+        notify(RunEvent("resumed"))
     try:
         yield
     finally:

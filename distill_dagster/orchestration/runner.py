@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 import dagster as dg
 
 from distill_dagster.config import BudgetSpec
+from distill_dagster.core import progress
 from distill_dagster.core.database_urls import get_store_url
+from distill_dagster.core.errors import InputError
 from distill_dagster.core.paths import Home
 from distill_dagster.orchestration.in_process import find_pending_assets, get_failure_message, run_in_process
 from distill_dagster.orchestration.partitions import get_latest_versions, sync_students
 from distill_dagster.orchestration.refresh_policy import RefreshPolicy, explain_blocked, explain_pending
 from distill_dagster.orchestration.run_summary import RunSummary
 from distill_dagster.orchestration.tags import build_budget_tags, build_run_tags
+from distill_dagster.orchestration.teacher_pauses import TeacherPauses
 from distill_dagster.pipeline.backfill_selection import SLICE_STAGES
 from distill_dagster.pipeline.freshness import ArtifactStatus, TaskState
+from distill_dagster.pipeline.run_events import RunEvent, RunEventKind, RunListener
 from distill_dagster.pipeline.stage_table import MERGING_STAGE, STAGES, Stage, get_job_name
+from distill_dagster.pipeline.teacher_check import find_environment_problems, list_stage_teachers
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
 from distill_dagster.tasks import TaskFolder
+from distill_dagster.tasks.reading import TASK_FILE
 from distill_dagster.teacher.completions.ledger import NO_CAP
 from distill_dagster.teacher.imagine.plan import count_imagine_requests
 
 TEACHER_STAGES = {"teacher_prior", "golden_completions", "teacher_completions"}
-RunListener = Callable[[str, str, str], None]
-"""A callback for the events of runs, with the event, the names of the artifacts, and why.
-
-"start"; "waiting" while another process, which `why` names, has what it needs; "resumed" after that; and at the end
-"done", "pending" with the batch that it waits for, or "failed" with the reasons.
-"""
 
 
 class Runner:
@@ -60,6 +61,8 @@ class Runner:
         self._stages: set[str] | None = None
         self._again: set[str] = set()
         self._policy: RefreshPolicy | None = None
+        self._pauses = TeacherPauses(folder, home)
+        self._expected: set[str] = set()
 
     def refresh(self, students: list[str], notify: RunListener, force: bool) -> RunSummary:
         """Run what is not fresh, except what the refresh policy says can wait. `force` ignores the policy."""
@@ -88,7 +91,9 @@ class Runner:
         self.state = TaskState(self.folder, self.lake)
         self._unreported = self._find_unreported(slices, students)
         sync_students(self.folder, self.instance, students)
-        with ExitStack() as server:
+        self._expected = self._find_expected(slices, students)
+        self._require_environment(slices, students)
+        with self._pauses, ExitStack() as server:
             has_server = False
             while batch := self._plan_next_run(slices, students, tried, summary):
                 if STAGES[batch[0].asset].partition == "student":
@@ -99,8 +104,11 @@ class Runner:
                 elif not has_server and any(self._needs_server(s) for s in batch):
                     self._hold_server(server)
                     has_server = True
-                tried |= {s.name for s in batch}
-                self._execute(batch, summary, notify)
+                names = tuple(s.name for s in batch)
+                self._expected |= set(names)
+                start = RunEvent("start", names, step=len(tried) + 1, steps=len(self._expected))
+                tried |= set(names)
+                self._execute(batch, summary, notify, start)
         if summary.runs:
             self._add_spending(summary)
         for status in self._list_statuses(slices, students):
@@ -108,6 +116,21 @@ class Runner:
                 summary.failed[status.name] = why
         summary.wall_s = time.perf_counter() - started
         return summary
+
+    def _require_environment(self, slices: list[str] | None, students: list[str]) -> None:
+        """Refuse to begin what would fail for a missing key or package after something was paid for or trained.
+
+        A task's only teacher is asked before all else, so that its first stage fails and says the same.
+
+        Raises:
+            InputError: A stage that is due asks a teacher, and the environment lacks something.
+        """
+        due = [s for s in self._list_statuses(slices, students) if s.state != "fresh" or s.name in self._again]
+        readable = (status for status in due if status.state != "malformed")
+        if any(list_stage_teachers(self.folder, status.asset, status.partition) for status in readable):
+            problems = find_environment_problems(self.folder.path / TASK_FILE, self.folder.task)
+            if later := [problem for problem in problems if not str(problem.field).startswith("teacher.")]:
+                raise InputError(later)
 
     def _add_spending(self, summary: RunSummary) -> None:
         """Read from the ledger what this campaign spent, failed requests included."""
@@ -134,6 +157,20 @@ class Runner:
                 unreported.add(status.name)
         return unreported
 
+    def _find_expected(self, slices: list[str] | None, students: list[str]) -> set[str]:
+        """Find the artifacts that are not fresh, and all that are made from them, for counting the steps."""
+        expected = set[str]()
+        changed: dict[str, set[str | None]] = {}
+        for status in self._list_statuses(slices, students):
+            partition = status.partition
+            inputs = [changed.get(name, set()) for name in self.state.stages[status.asset].upstream]
+            if status.state != "fresh" or any(k and (partition is None or k & {partition, None}) for k in inputs):
+                changed.setdefault(status.asset, set()).add(partition)
+            elif status.name not in self._unreported | self._again:
+                continue
+            expected.add(status.name)
+        return expected
+
     def _plan_next_run(
         self, slices: list[str] | None, students: list[str], tried: set[str], summary: RunSummary
     ) -> list[ArtifactStatus]:
@@ -156,6 +193,12 @@ class Runner:
                 continue  # it cannot join this run; the next plan considers it again
             if self._policy and (why := self._policy.explain_wait(status)):
                 summary.waiting[status.name] = why
+                continue
+            if why := self._pauses.explain_wait(status, only_new=self._policy is None):
+                if self._policy:
+                    summary.waiting[status.name] = f"{why} (--force)"
+                else:
+                    summary.pending[status.name] = why
                 continue
             needs = self.state.find_inputs(self.state.stages[status.asset], status.partition)
             stage = self.state.stages[status.asset]
@@ -195,26 +238,26 @@ class Runner:
 
         spec = self.folder.task.teacher
         if spec.is_embedded:
+            progress.report_progress("starting the server of the embedded teacher", 0, 0)
             _, lease = EMBEDDED_SERVERS.acquire(spec, self.home.models)
             stack.callback(EMBEDDED_SERVERS.release, lease)
 
-    def _execute(self, batch: list[ArtifactStatus], summary: RunSummary, notify: RunListener) -> None:
-        what = ", ".join(s.name for s in batch)
-        notify("start", what, "")
+    def _execute(self, batch: list[ArtifactStatus], summary: RunSummary, notify: RunListener, start: RunEvent) -> None:
+        notify(start)
         partition = batch[0].partition
         job = self._defs.resolve_job_def(get_job_name(self.folder.name, STAGES[batch[0].asset].partition))
         assets = [dg.AssetKey([self.folder.name, s.asset]) for s in batch]
         tags = build_run_tags(self.campaign) | build_budget_tags(self.cap)
 
         def notify_wait(holder: str | None) -> None:
-            notify("waiting" if holder else "resumed", what, holder or "")
+            notify(replace(start, kind="waiting" if holder else "resumed", why=holder or ""))
 
         try:
             result = run_in_process(job, self.instance, partition, assets, tags, notify_wait)
         except dg.DagsterUnknownPartitionError:
-            why = "its slice has been removed"
-            summary.failed |= {s.name: why for s in batch}
-            notify("failed", what, why)
+            reasons = {s.name: "its slice has been removed" for s in batch}
+            summary.failed |= reasons
+            notify(replace(start, kind="failed", reasons=reasons))
             return
         summary.runs.append(result.run_id)
         failures = {
@@ -224,7 +267,7 @@ class Runner:
         run_error = next((e.job_failure_data.error for e in result.all_events if e.is_run_failure), None)
         made = {event.asset_key for event in result.get_asset_materialization_events()}
         pending = find_pending_assets(result)
-        reasons = list[str]()
+        reasons = dict[str, str]()
         self.state.forget((status.asset, status.partition) for status in batch)
         for status in batch:
             key = dg.AssetKey([self.folder.name, status.asset])
@@ -233,17 +276,16 @@ class Runner:
             if key in made:
                 self._add_artifact(status, summary)
                 if why := _explain_failed_checks(self.state.read_record(status.asset, status.partition)):
-                    reasons.append(f"{status.name} {why}")
+                    reasons[status.name] = why
             elif why := pending.get(key) or explain_pending(needs, summary):
-                summary.pending[status.name] = why
+                summary.pending[status.name] = reasons[status.name] = why
             elif step not in failures and (why := explain_blocked(self.state, status, needs, summary)):
-                summary.blocked[status.name] = why  # Dagster skipped it because an earlier step failed
+                summary.blocked[status.name] = reasons[status.name] = why  # Dagster skipped it: an earlier step failed
             else:
                 why = get_failure_message(failures.get(step) or run_error)
-                summary.failed[status.name] = why
-                reasons.append(f"{status.name}: {why}")
-        event = "pending" if pending else "done" if result.success else "failed"
-        notify(event, what, "; ".join(reasons or pending.values()))
+                summary.failed[status.name] = reasons[status.name] = why
+        kind: RunEventKind = "pending" if pending else "done" if result.success else "failed"
+        notify(replace(start, kind=kind, reasons=reasons))
 
     def _add_artifact(self, status: ArtifactStatus, summary: RunSummary) -> None:
         summary.partitions.setdefault(status.asset, []).append(status.partition)

@@ -139,7 +139,8 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
 
     class _TrainingWatcher(transformers.TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            progress.report_progress(f"training {what}", state.global_step, total)
+            loss = log.losses[-1][2] if log.losses else None
+            progress.report_progress(f"training {what}", state.global_step, total, loss=loss)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:

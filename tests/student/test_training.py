@@ -247,10 +247,15 @@ def test_predictions_do_not_depend_on_the_batch(causal: tuple[Path, TrainingLog]
 
 
 def test_progress_is_reported(models_folder: Path, tmp_path: Path) -> None:
-    steps: list[tuple[str, int, int]] = []
-    with progress.listen_to_progress(lambda *step: steps.append(step)):
+    steps: list[progress.Progress] = []
+    with progress.listen_to_progress(steps.append):
         train_adapter(MINILM, LABELS, SETTINGS, ROWS[:16], [], tmp_path, models_folder, epochs=1, what="seed_only")
-    assert steps == [("training seed_only", 1, 2), ("training seed_only", 2, 2)]
+    assert [(step.work, step.done, step.total) for step in steps] == [
+        ("training seed_only", 1, 2),
+        ("training seed_only", 2, 2),
+    ]
+    assert steps[1].loss is not None
+    assert steps[1].loss > 0
 
 
 def test_nothing_to_learn_from_is_an_error(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ It is the only mutable database of the project: SQLite in WAL mode by default, P
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from pydantic_core import from_json
@@ -263,6 +265,31 @@ def open_store(folder: Path, url: str = "") -> Iterator[CompletionStore]:
     try:
         if url:
             store.take_over(folder)
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def open_store_for_reading(folder: Path, url: str = "") -> Iterator[CompletionStore]:
+    """Open the completion store and write nothing: for commands that only look. It is empty if there is none yet.
+
+    Args:
+        folder: the folder of the SQLite store. This user may be unable to write it.
+        url: as of `open_store`.
+    """
+    file = folder / STORE_FILE
+    if url or (os.access(folder, os.W_OK) and file.exists()):
+        with open_store(folder, url) as store:
+            yield store
+        return
+    if file.exists():
+        # SQLite could not create the files that it needs next to a database in WAL mode.
+        immutable = "" if file.with_name(f"{STORE_FILE}-wal").exists() else "&immutable=1"
+        store = CompletionStore(f"sqlite:///file:{quote(str(file))}?mode=ro{immutable}&uri=true")
+    else:
+        store = CompletionStore("sqlite://")
+    try:
         yield store
     finally:
         store.close()

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.tasks.imagined import ImaginedPrompt, ImagineHistory, ImagineRound, read_imagined
 from distill_dagster.teacher.completions.ask_all import ask_all, count_unanswered
@@ -78,7 +77,7 @@ async def _imagine_async(
                 break
             jobs = imaginer.plan_jobs(history, missing)
             requests = [imaginer.build_request(job, history.generation) for job in jobs]
-            report = partial(progress.report_progress, "imagining prompts")
+            report = partial(engine.report_progress, "imagining prompts")
             answers = await ask_all(engine, requests, engine.answer, report=report)
             rounds += 1
             failed = count_unanswered(answers)

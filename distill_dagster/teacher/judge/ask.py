@@ -13,7 +13,6 @@ from typing import Any
 
 import polars as pl
 
-from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.teacher.completions.ask_all import ask_all, require_success
@@ -90,7 +89,7 @@ async def _judge_async(
         return JudgeScore(error=f"{JUDGE_ATTEMPTS} answers of the judge do not fit the declared form")
 
     try:
-        report = partial(progress.report_progress, "asking the judge")
+        report = partial(engine.report_progress, "asking the judge")
         results = await ask_all(engine, rows, judge_row, report=report)
     finally:
         await engine.close()

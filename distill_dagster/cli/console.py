@@ -1,0 +1,115 @@
+"""Where a command writes: results to stdout, progress and problems to stderr; tables, JSON and errors in one form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from distill_dagster.core import redaction
+from distill_dagster.core.disk_errors import explain_disk_error
+from distill_dagster.core.errors import DistillError, InputError, Problem
+from distill_dagster.core.problem_groups import group_problems
+
+# Without `emoji=False`, `golden.jsonl:100:` would be printed with the emoji of that name.
+out, err = Console(emoji=False), Console(stderr=True, emoji=False)
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of a shell's own commands."""
+
+
+@dataclass
+class OutputMode:
+    """How the current command writes. `--json` and `--quiet` set it."""
+
+    as_json: bool = False
+    quiet: bool = False
+
+    def reset(self) -> None:
+        """Forget what the last command of this process was asked for."""
+        self.as_json = self.quiet = False
+        self.apply()
+
+    def apply(self) -> None:
+        """With either, nothing but JSON goes to stdout."""
+        out.quiet = self.as_json or self.quiet
+
+
+mode = OutputMode()
+
+
+def print_json(value: Any) -> None:
+    """Print the JSON object of a command on stdout, if `--json` asks for it. It is all that stdout gets."""
+    if mode.as_json:
+        click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def build_table(*columns: str, title: str | None = None, whole: Sequence[str] = ()) -> Table:
+    """A table that is cut nowhere.
+
+    Args:
+        whole: Columns with names that a person types or searches for: they are not wrapped while others can be.
+    """
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, no_wrap=column in whole or (number == 0 and not whole), overflow="fold")
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table: as wide as the terminal, or as wide as it needs in a pipe or file, where lines are searched."""
+    if out.is_terminal:
+        out.print(table)
+    else:
+        widest = out.measure(table, options=out.options.update(width=100_000)).maximum
+        out.print(table, width=widest, crop=False, no_wrap=True, overflow="ignore")
+
+
+def print_problem(problem: Problem) -> None:
+    """Print an error or a warning as one line on stderr."""
+    colour = "red" if problem.severity == "error" else "yellow"
+    err.print(f"[{colour}]{problem.severity}[/{colour}] {escape(str(problem))}", soft_wrap=True)
+
+
+def print_error(message: str) -> None:
+    """Print an error as one line on stderr, and as an object with `--json`."""
+    message = redaction.redact(message)
+    err.print(f"[red]error[/red] {escape(message)}", soft_wrap=True)
+    print_json({"error": message})
+
+
+@contextmanager
+def show_problems(after_interrupt: str = "") -> Iterator[None]:
+    """Print errors that a user can fix as messages, one per line and without a traceback, then exit.
+
+    Args:
+        after_interrupt: What is kept and how to go on, for Ctrl-C.
+    """
+    try:
+        yield
+    except InputError as error:
+        for problem in group_problems(error.problems):
+            print_problem(problem)
+        print_json({"problems": [problem.to_json() for problem in error.problems]})
+        raise typer.Exit(2) from None
+    except DistillError as error:
+        print_error(str(error))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        err.print(f"[yellow]interrupted[/yellow] {escape(after_interrupt)}", soft_wrap=not err.is_terminal)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if reason := explain_disk_error(error):
+            print_error(reason)
+        elif clean := redaction.redact_traceback(error):
+            err.print(escape(clean), soft_wrap=True)
+        else:
+            raise
+        raise typer.Exit(1) from None
