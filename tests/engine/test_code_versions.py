@@ -18,6 +18,7 @@ from distill_dagster.curation.candidates.label_answers import choose_label_candi
 from distill_dagster.curation.candidates.priors import estimate_prior
 from distill_dagster.curation.dataset.curate import CuratedDataset, curate_dataset
 from distill_dagster.curation.dataset.human_rows import build_human_candidates
+from distill_dagster.kinds import Question, get_kind, read_answer
 from distill_dagster.kinds.classification import parse_label
 from distill_dagster.pipeline.stage_table import STAGES
 from distill_dagster.prompts.few_shot import build_draws, build_prompt_context, read_example_pool
@@ -27,9 +28,11 @@ from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.schemas import COMPLETIONS, build_frame
 from distill_dagster.tasks import LabelledRow, Slice
 from distill_dagster.tasks.rows import collect_held_out_keys
+from distill_dagster.teacher.asking.label_answers import read_label
 from distill_dagster.teacher.asking.soft_labels import compute_label_mass, divide_shared, normalize_mass
 from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.exchange import Request
+from tests.support.kinds import build_task
 from tests.support.task import TASK, TEXTS
 
 LABELS = list(TEXTS)
@@ -123,7 +126,11 @@ def _read_answers() -> list[Any]:
     read = [normalize_mass(divide_shared(compute_label_mass(tokens[:n], labels), labels)) for n in (1, 2)]
     rounded = [{k: round(v, 9) for k, v in shares.items()} for shares in read if shares]
     said = [parse_label(text, labels) for text in ("Card arrival.", "it is login", "card", "login or card linking")]
-    return [rounded, said]
+    thought = ("<think>login?</think>card arrival", "<think>login?", '{"label": "login"}', "card l")
+    said_after = [vars(read_label(text, labels, cut=text.endswith("l"))) for text in thought]
+    kind = get_kind(build_task("qa"))
+    texts = ("[THINK]hm[/THINK]Oslo", 'So: {"answer": "Oslo",}', '{"answer": "Os')
+    return [rounded, said, said_after, [vars(read_answer(kind, text, Question())) for text in texts]]
 
 
 def _asking() -> str:
@@ -147,11 +154,12 @@ COMMITTED: dict[str, dict[str, str]] = {
     # 2: the pool has the columns answer, reasoning and messages in every task.
     "prompt_context": {"2": "7da9a3ed88c093ddcd1f53036d5b9f4bd35579b4c0153b50b8a574335270f141"},
     "seed_prompts": {"2": "1f5b5211ac1f33a38a2e6c2e873c9bc46e5c750dd404a3ff364a30ca26200a7d"},
-    "teacher_prior": {"1": "23e63cb38a01f5dc270d0b8e5b0efbda8cd19a6162dbf6a5a2fe84e2e9612fdc"},
-    "golden_completions": {"1": "4a9a081e4ef031fde2432806c788910a21f12ade1b2b0c40f5366ae1689bc5a6"},
-    "teacher_completions": {"1": "4a9a081e4ef031fde2432806c788910a21f12ade1b2b0c40f5366ae1689bc5a6"},
-    # 3: every column is part of the data version, also one without values.
-    "scored_completions": {"3": "d3fb940926ba0b8fd897a05dbc31d3a4190d0875f94fd352f92d4f4db4b10a06"},
+    # 2: thinking is no answer, JSON is read whole, and a soft label needs a share of the mass.
+    "teacher_prior": {"2": "c5464eafd976acb41ce69616488b5dc79c9b9ed7bcdb54bf76bf06a3909db502"},
+    "golden_completions": {"2": "19aaafb413bc1cf6e3dadad63819821665425e864e2dc724fe83c5e4f713bb7c"},
+    "teacher_completions": {"2": "19aaafb413bc1cf6e3dadad63819821665425e864e2dc724fe83c5e4f713bb7c"},
+    # 3: every column is part of the data version, also one without values. 4: a judge's thinking is no score.
+    "scored_completions": {"4": "d3fb940926ba0b8fd897a05dbc31d3a4190d0875f94fd352f92d4f4db4b10a06"},
     # 4: likewise.
     "filtered_dataset": {"4": "8acecfdec95f200f73aa3fa1368495f3d6327f85f5f66df0219fb8948fb6be99"},
 }
