@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from itertools import islice, pairwise
+from functools import lru_cache
+from itertools import islice, pairwise, takewhile
 from typing import Annotated
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -11,6 +12,9 @@ from cronsim import CronSim, CronSimError
 from pydantic import Field, field_validator
 
 from distill_dagster.config.base import ConfigModel
+
+WEEKDAYS_SEARCHED, DATES_SEARCHED = timedelta(weeks=3), timedelta(days=5 * 366)
+"""Within this time, days of the week repeat, and dates of leap years."""
 
 
 class RefreshSpec(ConfigModel):
@@ -62,5 +66,22 @@ class RefreshSpec(ConfigModel):
             return timedelta(hours=self.max_age_hours)
         if self.cron is None:
             return None
-        ticks = list(islice(CronSim(self.cron, datetime(2026, 1, 1)), 60))
-        return 2 * max(later - earlier for earlier, later in pairwise(ticks))
+        return 2 * _find_longest_interval(self.cron)
+
+
+@lru_cache(maxsize=64)
+def _find_longest_interval(cron: str) -> timedelta:
+    """The longest time between two ticks, within a day or from the last of a day to the first of the next one.
+
+    All days with ticks have them at the same times.
+    """
+    minute, hour, *days = cron.split()
+    start = datetime(2026, 1, 1) - timedelta(minutes=1)  # ticks are later than the start
+    times = list(takewhile(lambda tick: tick.day == 1, CronSim(f"{minute} {hour} * * *", start)))
+    is_weekly = days[:2] == ["*", "*"] and "#" not in days[2]
+    searched = WEEKDAYS_SEARCHED if is_weekly else DATES_SEARCHED
+    iterator = CronSim(" ".join(["0 0", *days]), start)
+    dates = [*islice(iterator, 2), *takewhile(lambda date: date < start + searched, iterator)]
+    within_day = [later - earlier for earlier, later in pairwise(times)]
+    between_days = [later - earlier - (times[-1] - times[0]) for earlier, later in pairwise(dates)]
+    return max(within_day + between_days, default=DATES_SEARCHED)

@@ -204,6 +204,7 @@ def serve(status: int, body: Any) -> Iterator[tuple[str, list[tuple[str, str | N
         (200, {"data": "odd"}, None, None),
         (404, "no such page", None, None),
         (405, "", None, None),
+        (501, "Unsupported method ('GET')", None, None),
         (401, {"error": "Incorrect API key: sk-planted-0815."}, "refuses the key (SHOP_KEY), HTTP 401", "error"),
         (403, {"error": {"message": "Not for you."}}, "refuses the key (SHOP_KEY), HTTP 403: Not for you.", "error"),
         (502, "<html>Bad gateway</html>", "answers HTTP 502", "error"),

@@ -20,6 +20,7 @@ from distill_dagster.teacher.imagine.log import append_round, get_timestamp, loc
 from distill_dagster.teacher.imagine.novelty import Repeat, SeenPrompts
 from distill_dagster.teacher.imagine.plan import ImagineJob, Imaginer, collect_different_texts, collect_texts
 from distill_dagster.teacher.providers import event_loop
+from distill_dagster.teacher.providers.attempts import TeacherPausedError
 from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.exchange import Request, Response
 
@@ -56,6 +57,7 @@ def imagine_prompts(
 
     Raises:
         PermanentTeacherError: the teacher refuses every request.
+        TeacherPausedError: the teacher asked for a long pause.
         DistillError: another process imagines for this slice and does not end.
     """
     with lock_imagined_file(path):
@@ -88,10 +90,12 @@ async def _imagine_async(
             append_round(path, accepted, ended)
             history = read_imagined(path)
             idle = 0 if accepted else idle + 1
-            if engine.over_budget:
+            if engine.over_budget or engine.pending:
                 break
     finally:
         await engine.close()
+    if isinstance(engine.pending, TeacherPausedError):  # what was accepted is in the file
+        raise engine.pending
     return ImagineResult(
         history,
         _count_missing(imaginer, history),

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core import redaction
 from distill_dagster.core.errors import TeacherError
+from distill_dagster.teacher.providers.attempts import HOPELESS_STATUSES
 from distill_dagster.teacher.providers.client import NO_KEY, OPENAI_PREFIXES, redact_error, resolve_endpoint
 from distill_dagster.teacher.providers.error_bodies import parse_error_body
 
@@ -60,7 +61,7 @@ async def check_connection(spec: TeacherSpec, timeout_s: float = TIMEOUT_S) -> C
     if status in (401, 403) and is_openai:
         variable = spec.api_key_env or ("none is set" if spec.api_base else "OPENAI_API_KEY")
         return ConnectionProblem(f"{where} refuses the key ({variable}), HTTP {status}: {words}.", "Set a valid key.")
-    if status >= 500:
+    if status >= 500 and status not in HOPELESS_STATUSES:  # a server without this request is there all the same
         return ConnectionProblem(f"{where} answers HTTP {status}: {words}.", remedy)
     models = _list_models(text) if status == 200 and is_openai else []
     name = spec.model.split("/", 1)[1] if is_openai else ""
