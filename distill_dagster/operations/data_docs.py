@@ -1,6 +1,6 @@
 """Build Great Expectations' Data Docs: a site with every table of a task, its expectations and their results.
 
-The pages load style and scripts from public hosts. Without a network they are plain but complete.
+The pages need no network.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import polars as pl
 
 from distill_dagster.core.files import get_temporary_path, swap_folder
 from distill_dagster.core.progress import report_progress
+from distill_dagster.operations.data_docs_pages import ValidatedTable, write_pages
 from distill_dagster.tables.lake import Lake, format_artifact_name
 from distill_dagster.tables.validation import EXPECTATIONS, build_suite, select_expected_columns
 
@@ -48,6 +49,7 @@ def build_data_docs(lake: Lake, task: str, tables: Iterable[tuple[str, str | Non
     backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(temporary)}
     site = {"class_name": "SiteBuilder", "store_backend": backend, "show_how_to_buttons": False}
     context.add_data_docs_site(_SITE_NAME, site | {"site_index_builder": {"class_name": "DefaultSiteIndexBuilder"}})
+    validated = list[ValidatedTable]()
     source = context.data_sources.add_pandas(task)
     try:
         for number, (stage, key) in enumerate(existing):
@@ -61,8 +63,12 @@ def build_data_docs(lake: Lake, task: str, tables: Iterable[tuple[str, str | Non
             rows = (
                 select_expected_columns(stage, pl.scan_parquet(lake.get_path(task, stage, key))).collect().to_pandas()
             )
-            context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": rows})
+            result = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": rows})
+            [counts] = [found.statistics for found in result.run_results.values()]
+            met, expected = counts["successful_expectations"], counts["evaluated_expectations"]
+            validated.append(ValidatedTable(name, len(rows), expected, met))
         context.build_data_docs(site_names=[_SITE_NAME])
+        write_pages(temporary, task, validated)
         target.parent.mkdir(parents=True, exist_ok=True)
         swap_folder(temporary, target)
     finally:

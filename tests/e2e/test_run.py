@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
+from urllib.parse import unquote
 
 import dagster as dg
 import polars as pl
+import pytest
 
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.stage_table import STAGES, list_sources
 from distill_dagster.tables.lake import format_artifact_name
+from distill_dagster.tables.validation import EXPECTATIONS
 from distill_dagster.tasks import TaskFolder
 from tests.e2e.conftest import Complete
 from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, SEEDS, TASK, Project, hash_files
@@ -103,7 +107,7 @@ def test_the_report_and_its_figures_are_there(complete: Complete) -> None:
         assert metrics["systems"]["distilled"]["parameters"] > 1_000_000
         assert {"value", "low", "high"} <= set(metrics["retention"])
         assert metrics["dataset_version"] == complete.project.record("filtered_dataset").data_version
-        assert metrics["verdict"]["text"].replace(" ", "") in complete.ended.out.replace("\n", "").replace(" ", "")
+        assert metrics["verdict"]["text"] in complete.project.distill("report", TASK, "--student", student).out
         predictions = pl.read_parquet(folder / "predictions.parquet")
         counts = predictions.filter(pl.col("split") == "golden").group_by("system").len()
         assert dict(counts.iter_rows()) == dict.fromkeys(metrics["systems"], 6)
@@ -126,7 +130,7 @@ def test_a_second_run_has_nothing_to_do_and_asks_nobody(project: Project, provid
     before = hash_files(project.home / "lake") | hash_files(project.home / "reports")
     ended = project.run("--student", "one", "--student", "two")
     assert ended.code == 0
-    assert "nothing to do" in ended.out
+    assert "nothing to do" in project.distill("run", TASK, "--student", "one", "--student", "two").out
     assert ended.json["runs"] == []
     assert ended.partitions == {}
     assert provider.requests == []
@@ -178,6 +182,20 @@ def test_data_docs_show_every_table(project: Project) -> None:
     results = list((page.parent / "validations").rglob("*.html"))
     assert len(results) == ended.json["tables"]
     assert not list(page.parent.parent.glob(".*")), "nothing half-written is left"
+    pages = {path: path.read_text() for path in page.parent.rglob("*.html")}
+    for path, text in pages.items():
+        assert not re.findall(r"https?://|<script|<link|<img", text), f"{path} needs the network"
+        for link in re.findall(r'href="([^"#]+)', text):
+            assert (path.parent / unquote(link)).is_file(), f"{path} links to {link}"
+    assert len(pages) == 1 + 2 * ended.json["tables"], "the start page, and two for every table"
+
+
+def test_the_start_page_of_data_docs_names_what_did_not_pass(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EXPECTATIONS, "prompt_context", [("ExpectTableRowCountToEqual", {"value": 1})])
+    page = Path(project.distill("data-docs", TASK, "--json").json["page"])
+    shown = re.sub(r"<[^>]+>", " ", page.read_text())
+    assert "1 did not pass" in shown
+    assert re.search(r"prompt_context\s+✗ did not pass\s+\d+\s+0 of 1", shown)
 
 
 def test_data_docs_of_nothing_is_an_error(fresh: Project) -> None:
