@@ -1,5 +1,6 @@
 """The sensors of one task: one observes the user's files, the other runs what a change requires."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -69,8 +70,12 @@ def get_last_change(folder: Path, accepted: Path | None = None) -> float:
         *folder.glob("recorded/*"),
     ]
     if accepted is not None:
-        paths += [accepted, *accepted.glob("*")]
-    return max(path.lstat().st_mtime for path in paths if path.exists())
+        paths += [accepted, *accepted.rglob("*")]  # also below imagined/ and recorded/
+    times = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            times.append(path.lstat().st_mtime)
+    return max(times)
 
 
 def observe_changes(

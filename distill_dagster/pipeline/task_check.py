@@ -11,7 +11,7 @@ from distill_dagster.core.text import normalize_text
 from distill_dagster.curation.filters import find_filter_problems
 from distill_dagster.pipeline.teacher_check import find_model_problems
 from distill_dagster.prompts.templates import AUXILIARY_TEMPLATES, find_template_problems, get_template_names
-from distill_dagster.tasks.accepted import find_accepted_problems
+from distill_dagster.tasks.accepted import find_accepted_problems, list_accepted_slices
 from distill_dagster.tasks.folder import TaskFolder, find_slice_file_problem, list_slice_files
 from distill_dagster.tasks.imagined import find_imagined_problems
 from distill_dagster.tasks.reading import (
@@ -39,7 +39,7 @@ def check_task_folder(folder: TaskFolder) -> list[Problem]:
     task, path = result.value, folder.path / TASK_FILE
     problems = [*result.problems, *find_filter_problems(path, task), *_find_terms_problems(path, task)]
     problems += find_model_problems(path, task)
-    slice_problems, seeds = _check_slices(folder.path, task)
+    slice_problems, seeds = _check_slices(folder.path, folder.accepted, task)
     problems += [*slice_problems, *find_accepted_problems(folder.accepted), *find_imagined_problems(folder.accepted)]
     row_problems, held_out = _check_rows(folder.path, task)
     problems += [*row_problems, *_find_repeated_seeds(seeds, held_out)]
@@ -68,15 +68,22 @@ def _find_terms_problems(path: Path, task: Task) -> list[Problem]:
     return problems
 
 
-def _check_slices(path: Path, task: Task) -> tuple[list[Problem], dict[str, list[Path]]]:
+def _check_slices(path: Path, accepted: Path | None, task: Task) -> tuple[list[Problem], dict[str, list[Path]]]:
     """The problems in all slice files, and the files of each seed by its normalized text."""
     problems: list[Problem] = []
     seeds: dict[str, list[Path]] = {}
     files = list_slice_files(path)
+    try:
+        imported = list_accepted_slices(accepted)
+    except InputError:  # `find_accepted_problems` names it
+        imported = []
     if (path / "slices").is_symlink():
         problems.append(make_symlink_problem(path / "slices"))
-    elif not files:
-        remedy = "Add slices/<slice>.yaml with a description and seeds."
+    elif not files and not imported:
+        remedy = (
+            "Add slices/<slice>.yaml with a description and seeds, or import prompts: "
+            f"`distill import {path.name} FILE --as seeds`."
+        )
         problems.append(Problem(path / "slices", "the task has no slice.", remedy))
     names: dict[str, str] = {}
     for file in files:
@@ -86,7 +93,7 @@ def _check_slices(path: Path, task: Task) -> tuple[list[Problem], dict[str, list
         if twin := names.get(file.stem.casefold()):
             problems.append(Problem(file, f"differs from {twin} only in case.", "Rename one of them."))
         names[file.stem.casefold()] = file.name
-        result = read_slice(file, task)
+        result = read_slice(file, task, has_accepted=file.stem in imported)
         problems += result.problems
         for seed in result.value.seeds if result.value and not result.problems else []:
             seeds.setdefault(normalize_text(seed.text), []).append(file)

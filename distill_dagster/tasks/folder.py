@@ -76,7 +76,7 @@ class TaskFolder:
             description = INBOX_SLICE_DESCRIPTION.format(key=key)
             return Slice.model_construct(description=description, seeds=[], accepted=tuple(accepted))
         imagination = read_imagined(get_imagined_path(self.accepted, key)) if self.accepted else ImagineHistory()
-        content = require_value(read_slice(path, self.task))
+        content = require_value(read_slice(path, self.task, has_accepted=bool(accepted)))
         return content.model_copy(update={"accepted": tuple(accepted), "imagination": imagination})
 
     def read_rows(self, file: str, labelled: bool = True) -> list[LabelledRow]:
@@ -120,6 +120,7 @@ class TaskFolder:
         if folder.is_symlink():
             problems.append(make_symlink_problem(folder))
         files = sorted(folder.glob("*.j2")) if not problems and folder.is_dir() else []
+        files = [file for file in files if not file.name.startswith(".")]  # what macOS and editors leave behind
         texts = {file.stem: read_text(file, problems) for file in files}
         if problems:  # with the built-in template the teacher would be asked something that the user did not write
             raise InputError(problems)
@@ -131,7 +132,8 @@ def list_slice_files(folder: Path) -> list[Path]:
     slices = folder / "slices"
     if slices.is_symlink() or not slices.is_dir():
         return []
-    return sorted(p for p in slices.rglob("*") if p.suffix in (".yaml", ".yml") and not p.name.startswith("."))
+    files = [path for path in slices.rglob("*") if path.suffix in (".yaml", ".yml")]
+    return sorted(file for file in files if not any(p.startswith(".") for p in file.relative_to(slices).parts))
 
 
 def find_slice_file_problem(folder: Path, file: Path) -> Problem | None:

@@ -117,7 +117,7 @@ def read_imagined_until(path: Path) -> tuple[ImagineHistory, int]:
 def find_imagined_problems(accepted: Path | None) -> Iterator[Problem]:
     """The problems in all of a task's files of imagined prompts."""
     files = sorted((accepted / IMAGINED_FOLDER).glob("*.jsonl")) if accepted is not None else []
-    for path in files:
+    for path in (file for file in files if not file.name.startswith(".")):
         try:
             read_imagined(path)
         except InputError as error:

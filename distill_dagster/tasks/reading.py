@@ -37,8 +37,12 @@ def read_task(folder: Path) -> ParseResult[Task]:
         return ParseResult(None, convert_validation_error(path, error, Task, lambda loc: find_line(tree, loc)))
 
 
-def read_slice(path: Path, task: Task) -> ParseResult[Slice]:
-    """Read one slice file, with its references in the canonical form of the kind."""
+def read_slice(path: Path, task: Task, has_accepted: bool = False) -> ParseResult[Slice]:
+    """Read one slice file, with its references in the canonical form of the kind.
+
+    Args:
+        has_accepted: whether prompts of this slice came through the inbox or an import; then it needs no seed.
+    """
     problems: list[Problem] = []
     value, tree = read_yaml(path, problems)
     if problems:
@@ -53,6 +57,10 @@ def read_slice(path: Path, task: Task) -> ParseResult[Slice]:
         remedy = "Remove it, or add a label for prompts to refuse."
         message = f"kind {task.kind} answers with labels, and a refusal is not a label."
         problems.append(Problem(path, message, remedy, line=find_line(tree, ("refusal",)), field="refusal"))
+    if not content.seeds and not has_accepted:
+        remedy = "Add at least one, or import prompts: `distill import … --as seeds --slice`."
+        line = find_line(tree, ("seeds",))
+        problems.append(Problem(path, "the slice has no prompt.", remedy, line=line, field="seeds"))
     for index, seed in enumerate(content.seeds):
         line = find_line(tree, ("seeds", index))
         problems += _check_label(path, line, f"seeds.{index}.target_label", seed.target_label, task)

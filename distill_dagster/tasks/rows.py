@@ -103,8 +103,9 @@ class SliceFile(BaseModel):
     description: Annotated[str, Field(min_length=1)] = Field(
         description="where the prompts of the slice come from; the model that imagines prompts reads it"
     )
-    seeds: Annotated[list[Annotated[Seed, ShortForm({"type": "string"})]], Field(min_length=1)] = Field(
-        description="the prompts: each a text, or a mapping of fields"
+    seeds: list[Annotated[Seed, ShortForm({"type": "string"})]] = Field(
+        default=[],
+        description="the prompts: each a text, or a mapping of fields; a slice with imported prompts needs none",
     )
     target: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="how many prompts the slice should have; `imagine` adds the missing ones"
@@ -116,6 +117,8 @@ class SliceFile(BaseModel):
     @field_validator("seeds", mode="before")
     @classmethod
     def _expand_strings(cls, value: Any) -> Any:
+        if value is None:  # `seeds:` with nothing after it
+            return []
         return [{"text": s} if isinstance(s, str) else s for s in value] if isinstance(value, list) else value
 
 

@@ -221,6 +221,14 @@ def test_files_are_left_alone_until_they_are_quiet(project: Project) -> None:
     for path in [project.folder, *project.folder.rglob("*")]:
         os.utime(path, (long_ago, long_ago))
     assert get_last_change(project.folder) == pytest.approx(long_ago, abs=2)
+    imagined = project.home / "accepted" / TASK / "imagined" / "shop.jsonl"
+    imagined.parent.mkdir(parents=True)
+    imagined.touch()
+    for folder in (imagined.parent, imagined.parent.parent):
+        os.utime(folder, (long_ago, long_ago))
+    assert get_last_change(project.folder, imagined.parent.parent) > long_ago + 1, "imagined prompts are new content"
+    imagined.unlink()
+    imagined.parent.rmdir()
     assert isinstance(evaluate(), dg.SensorResult)
 
 

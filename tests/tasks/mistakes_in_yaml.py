@@ -228,8 +228,8 @@ YAML_MISTAKES = [
         "slices/shop.yaml",
         2,
         "seeds",
-        "at least 1 item",
-        "Add at least one",
+        "the slice has no prompt",
+        "Add at least one, or import prompts",
     ),
     Mistake(
         "slice without seeds",
@@ -237,8 +237,8 @@ YAML_MISTAKES = [
         "slices/shop.yaml",
         1,
         "seeds",
-        "field required",
-        "Add it",
+        "the slice has no prompt",
+        "Add at least one, or import prompts",
     ),
     Mistake(
         "blank seed",

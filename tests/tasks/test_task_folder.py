@@ -12,6 +12,7 @@ from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.pipeline.open_task import find_tasks, open_task
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import TaskFolder
+from tests.support.kind_folder import write_kind_folder
 from tests.support.task import reload_folder, write_small_task
 from tests.tasks.mistakes import ROW, SLICE, Mistake, append, subfolder, templates, write
 from tests.tasks.mistakes_in_rows import ROW_MISTAKES
@@ -184,3 +185,65 @@ def test_slice_keys_skip_files_that_cannot_be_a_partition(tmp_path: Path) -> Non
     write("slices/Big.yaml", SLICE + "  - a\n")(folder.path)
     write("slices/.hidden.yaml", SLICE + "  - a\n")(folder.path)
     assert TaskFolder(folder.path).list_slice_keys() == ["shop", "web"]
+
+
+def test_leftovers_of_other_programs_are_passed_over(tmp_path: Path) -> None:
+    folder = write_small_task(tmp_path)
+    before = folder.read_templates()
+    leftovers = [
+        "templates/._classification_text.j2",
+        "templates/.classification_text.j2",
+        "slices/._shop.yaml",
+        "slices/.ipynb_checkpoints/shop-checkpoint.yaml",
+    ]
+    for name in leftovers:
+        path = folder.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\x00\x05\x16\x07\xff Mac OS X")
+    (folder.path / "templates" / ".#classification_text.j2").symlink_to("somebody@somewhere")
+    fresh = TaskFolder(folder.path, tmp_path / "accepted")
+    (tmp_path / "accepted" / "imagined").mkdir(parents=True)
+    for name in ("._shop.jsonl", "imagined/._shop.jsonl"):
+        (tmp_path / "accepted" / name).write_bytes(b"\x00\x05 no prompt\n")
+    assert check_task_folder(fresh) == []
+    assert fresh.read_templates() == before
+    assert fresh.list_slice_keys() == ["shop", "web"]
+
+
+def test_imported_prompts_alone_make_a_slice(tmp_path: Path) -> None:
+    folder = write_small_task(tmp_path)
+    for file in (folder.path / "slices").iterdir():
+        file.unlink()
+    fresh = TaskFolder(folder.path, tmp_path / "accepted")
+    [problem] = check_task_folder(fresh)
+    assert problem.message == "the task has no slice."
+    assert "distill import shop_mail FILE --as seeds" in problem.remedy
+    (tmp_path / "accepted").mkdir()
+    for key in ("chat", "phone", "mail"):
+        line = {"text": f"a prompt from {key}", "source": "x", "batch": "b", "accepted_at": "2026"}
+        (tmp_path / "accepted" / f"{key}.jsonl").write_text(json.dumps(line) + "\n")
+    write("slices/phone.yaml", "description: The phone.\n")(folder.path)
+    write("slices/mail.yaml", "description: The mail.\nseeds:\n")(folder.path)
+    assert check_task_folder(fresh) == []
+    assert fresh.list_slice_keys() == ["chat", "mail", "phone"]
+    assert fresh.read_slice("phone").description == "The phone."
+    assert [prompt.text for prompt in fresh.read_slice("mail").accepted] == ["a prompt from mail"]
+    write("slices/web.yaml", "description: The web.\n")(folder.path)
+    [problem] = check_task_folder(fresh)
+    assert (problem.file.name, problem.field) == ("web.yaml", "seeds")
+    with pytest.raises(InputError, match="the slice has no prompt"):
+        fresh.read_slice("web")
+
+
+def test_fields_without_a_value_do_not_stand_in_the_way_of_a_turn(tmp_path: Path) -> None:
+    folder = write_kind_folder(tmp_path, "conversation", "http://127.0.0.1:9/v1")
+    turn = {"role": "user", "content": "hello", "tool_calls": None, "name": None, "refusal": None}
+    for name in ("golden", "dev", "examples"):
+        row = {"id": name, "messages": [turn | {"content": f"hello {name}"}], "answer": "hi"}
+        (folder.path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    fresh = reload_folder(folder)
+    assert fresh.golden[0].text == "hello golden"
+    broken = {"id": "x", "messages": [turn | {"name": "Ann"}], "answer": "hi"}
+    (folder.path / "dev.jsonl").write_text(json.dumps(broken) + "\n")
+    with pytest.raises(InputError, match="unknown field"):
+        _ = fresh.dev

@@ -147,7 +147,7 @@ class Imaginer:
             for seed in self.slice.seeds
         ]
         prompts += [
-            PoolPrompt(_compute_text_id(accepted.text), accepted.text.strip(), None, False)
+            PoolPrompt(compute_prompt_id(build_messages(accepted)), accepted.text.strip(), None, False)
             for accepted in self.slice.accepted
         ]
         prompts += [
