@@ -106,7 +106,8 @@ class BatchProvider(FakeProvider):
             if rows:
                 batch[name] = f"{name}-{id_}"
                 written = [self.rewrite(texts[row["custom_id"]], _to_line(row)) for row in reversed(rows)]
-                self.files[batch[name]] = "".join(f"{line}\n" for line in written if line).encode()
+                content = "".join(f"{line}\n" for line in written if line)
+                self.files[batch[name]] = content.encode("utf-8", "backslashreplace")  # lone surrogates as JSON escapes
         ended = status or ("expired" if self.answered is not None else "completed")
         batch |= {
             "status": ended,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distill_dagster.teacher.providers.attempts import AttemptError, ContentFilterError
 from distill_dagster.teacher.providers.body_parts import UNKNOWN_LOGPROB, read_count, read_positions
 from distill_dagster.teacher.providers.exchange import Response
 from distill_dagster.teacher.providers.responses import parse_response
+from tests.support.odd_bodies import CHAT, TEXT, make_odd_bodies
 
 USAGE = {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25}
 
@@ -256,3 +260,21 @@ def test_an_answer_with_unusable_log_probabilities_is_none_if_they_were_asked_fo
     value["choices"][0]["logprobs"] = {"content": [entry("late", None, None)]}
     assert read(value).positions == []
     assert "log-probabilities" in str(fail(value, logprobs=True))
+
+
+@settings(max_examples=2000, deadline=None)
+@given(body=make_odd_bodies(CHAT) | make_odd_bodies(TEXT), logprobs=st.booleans())
+def test_any_body_is_read_or_reported(body: Any, logprobs: bool) -> None:
+    response: Response | None
+    try:
+        response = parse_response(body, 0.0, 1, logprobs=logprobs)
+    except ContentFilterError:
+        return
+    except AttemptError as error:
+        response = error.answer
+    assert response is not None
+    assert json.dumps(asdict(response), ensure_ascii=False, allow_nan=False).encode(), "it can be stored"
+    assert all(logprob <= 0 for position in response.positions for _, logprob in position)
+    assert {type(count) for count in (response.prompt_tokens, response.completion_tokens)} <= {int, type(None)}
+    for call in response.tool_calls or []:
+        assert isinstance(call["arguments"], str)

@@ -92,13 +92,14 @@ def _read_line(value: Any, number: int, text: str, spec: TeacherSpec) -> ResultL
     if body is None:
         return _build_unreadable(key, number, "it has neither an answer nor an error", text)
     try:
-        response = _price(parse_response(body, 0.0, 0), spec)
+        answer = _price(parse_response(body, 0.0, 0, logprobs=spec.soft_labels == "logprobs"), spec)
     except (AttemptError, ContentFilterError) as failure:
         return _build_failed(key, failure, spec)
-    if spec.soft_labels == "logprobs" and response.text and not response.positions:
+    declined = answer.finish_reason in ("refusal", "content_filter")
+    if spec.soft_labels == "logprobs" and answer.text and not answer.positions and not declined:
         why = "the answer has no token log-probabilities; set `soft_labels: votes` in task.yaml"
-        return ResultLine(key, response, why, billed=True)
-    return ResultLine(key, response, billed=True)
+        return ResultLine(key, answer, why, billed=True)
+    return ResultLine(key, answer, billed=True)
 
 
 def _build_failed(key: str | None, failure: AttemptError | ContentFilterError, spec: TeacherSpec) -> ResultLine:

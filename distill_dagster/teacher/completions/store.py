@@ -89,7 +89,7 @@ class CompletionStore:
         if self._sqlite:
             sa.event.listen(self._engine, "connect", _set_sqlite_pragmas)
             sa.event.listen(self._quick, "connect", _set_quick_pragmas)
-        self.create_tables(_COMPLETIONS, _UNUSABLE, _SMOKES, LEDGER)
+        self.create_tables(_COMPLETIONS, _SMOKES, LEDGER)
 
     def create_tables(self, *tables: sa.Table) -> None:
         """Create the tables and indexes that do not exist yet."""
@@ -127,10 +127,10 @@ class CompletionStore:
         with self._engine.connect() as connection:
             if not _is_empty(connection):
                 return
-        self.create_tables(*BATCH_TABLES)
+        self.create_tables(_UNUSABLE, *BATCH_TABLES)
         old = CompletionStore.open_in_folder(folder)
         try:
-            old.create_tables(*BATCH_TABLES)
+            old.create_tables(_UNUSABLE, *BATCH_TABLES)
             with old._engine.connect() as reading, self._engine.begin() as writing:
                 self._lock(writing)
                 if not _is_empty(writing):
@@ -159,6 +159,8 @@ class CompletionStore:
 
     def find_unusable(self, keys: Iterable[str]) -> dict[str, UnusableAnswerError]:
         """The newest unusable answers among `keys`, as the errors that they are."""
+        if not sa.inspect(self._engine).has_table(_UNUSABLE.name):  # none was stored yet
+            return {}
         columns = _UNUSABLE.c.request_key, _UNUSABLE.c.reason, _UNUSABLE.c.response
         return {
             key: UnusableAnswerError(reason, _parse_stored(response))
@@ -201,6 +203,8 @@ class CompletionStore:
             self._lock(connection)  # so that decisions see each other
             if rows:
                 connection.execute(insert_if_new(self._engine, _COMPLETIONS), rows)
+            if bad_rows:
+                connection.execute(sa.schema.CreateTable(_UNUSABLE, if_not_exists=True))
             for row in bad_rows:
                 connection.execute(sa.delete(_UNUSABLE).where(_UNUSABLE.c.request_key == row["request_key"]))
                 connection.execute(sa.insert(_UNUSABLE).values(**row))

@@ -11,6 +11,7 @@ from distill_dagster.config import TeacherSpec
 from distill_dagster.core import redaction
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.core.json_text import replace_surrogates
 from distill_dagster.teacher.providers.attempts import AttemptError
 from distill_dagster.teacher.providers.exchange import Request, Response
 from distill_dagster.teacher.providers.responses import parse_response, redact_response
@@ -109,5 +110,9 @@ async def ask_once(
 
 
 def redact_error(text: str, endpoint: Endpoint) -> str:
-    """Remove secrets from an error message and shorten it. Providers echo keys, even keys that a library found."""
-    return redaction.redact(text, endpoint.api_key if endpoint.api_key != NO_KEY else None)[:500]
+    """Remove secrets from an error message, and characters that no database stores, and shorten it.
+
+    Providers echo keys, even keys that a library found.
+    """
+    plain = str(replace_surrogates(text)).replace("\x00", "")
+    return redaction.redact(plain, endpoint.api_key if endpoint.api_key != NO_KEY else None)[:500]

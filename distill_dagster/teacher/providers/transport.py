@@ -168,7 +168,7 @@ def find_http_error(error: BaseException) -> tuple[int, str, dict[str, str]] | N
     found = None
     cause: BaseException | None = error
     while cause is not None:
-        response = getattr(cause, "response", None)
+        response: Any = getattr(cause, "response", None)
         with suppress(Exception):  # a response that was not read, or one that litellm made up
             if response.status_code >= 400 and response.text:
                 found = response.status_code, response.text, dict(response.headers)
