@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from distill_dagster.evaluation.metrics import DISTILLED, GOLDEN, TEACHER, Metrics, SystemFacts, SystemScore
@@ -12,8 +14,10 @@ from distill_dagster.evaluation.statistics import Interval
 
 if TYPE_CHECKING:
     import polars as pl
+    from markupsafe import Markup
 
 UNKNOWN = "unknown"
+OWN_MACHINE = "own machine"
 _TEXT_LIMIT = 600
 """How many characters of a text an example shows."""
 
@@ -96,6 +100,20 @@ def format_dollars(value: float | None) -> str:
     return f"${value:,.2f}" if value < 1000 else f"${value:,.0f}"
 
 
+def is_local(system: str, facts: SystemFacts) -> bool:
+    """Whether a system ran on the user's own machine: every student did, and an embedded teacher does."""
+    if system != TEACHER:
+        return True
+    return facts.model is not None and all(name.startswith("embedded/") for name in facts.model.split(", "))
+
+
+def format_cost(system: str, facts: SystemFacts) -> str:
+    """Dollars for 1,000 answers; "own machine" if nobody bills them and the machine's price is not set."""
+    if facts.cost_usd_per_1k is None and is_local(system, facts):
+        return OWN_MACHINE
+    return format_dollars(facts.cost_usd_per_1k)
+
+
 def format_p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
@@ -104,6 +122,41 @@ def shorten_value(value: object) -> str:
     """A value of a log entry as text. Hashes are cut to 12 digits."""
     text = str(value)
     return text[:12] if len(text) >= 40 and set(text) <= set("0123456789abcdef") else text
+
+
+def format_day(timestamp: str) -> str:
+    """The day of an ISO timestamp, such as 2 January 2026; another text as it is."""
+    try:
+        day = datetime.fromisoformat(timestamp)
+    except ValueError:
+        return timestamp
+    return f"{day.day} {day:%B %Y}"
+
+
+def describe_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Curves in words, for a reader who does not see them: where each begins and ends."""
+    return ", ".join(f"{name} from {points[0][1]:.2f} to {points[-1][1]:.2f}" for name, points in curves.items())
+
+
+def mark_breaks(text: object, longest: int = 24) -> Markup:
+    """Escaped text whose words of more than `longest` characters may wrap: after `-`, `_`, `/`, `.`, or anywhere."""
+    from markupsafe import Markup, escape
+
+    if all(len(word) <= longest for word in str(text).split()):
+        return escape(text)
+    parts = re.findall(rf"[^-_/.]{{1,{longest}}}[-_/.]*|[-_/.]+", str(text))
+    return Markup("<wbr>").join(escape(part) for part in parts)
+
+
+def mark_code(text: str) -> Markup:
+    """Escaped text in which what stands in backticks is code."""
+    from markupsafe import Markup, escape
+
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(mark_breaks(part)) if number % 2 else escape(part)
+        for number, part in enumerate(parts)
+    )
 
 
 METRIC_NAMES = {
@@ -151,6 +204,10 @@ TEMPLATE_FILTERS: dict[str, Callable[..., str]] = {
     "dollars": format_dollars,
     "p_value": format_p_value,
     "brief": shorten_value,
+    "day": format_day,
+    "cost": format_cost,
+    "breaks": mark_breaks,
+    "code": mark_code,
     "figure": format_metric_name,
     "figure_within": format_metric_name_in_sentence,
     "meaning": lambda metric: METRIC_MEANINGS.get(metric, ""),
@@ -170,7 +227,7 @@ def build_summary_rows(metrics: Metrics) -> list[dict[str, str]]:
                 metrics.metric: "–" if value is None else f"{value:.2f}{bounds}",
                 "latency": format_milliseconds(system.latency.p50),
                 "size": format_size(facts.bytes),
-                "cost per 1,000": format_dollars(facts.cost_usd_per_1k),
+                "cost per 1,000": format_cost(name, facts),
             }
         )
     return rows

@@ -76,20 +76,30 @@ def recommend(metrics: Metrics) -> Recommendation:
     if better:
         text = f"No: {SYSTEM_NAMES.get(best, best)} is better than the distilled student; use it instead ({figures})."
         return Recommendation(False, _join_sentences(text, cause), best)
-    if lead <= 0 and ((closest.difference.high or 0.0) <= NOTABLE_GAIN or _is_teacher_weak(metrics, level)):
+    if lead <= 0 and ((closest.difference.high or 0.0) <= NOTABLE_GAIN or is_teacher_weak(metrics)):
         text = (
             f"No: {SYSTEM_NAMES.get(best, best)} is at least as good as the distilled student and needs no distilling; use "  # noqa: E501
             f"it instead ({figures})."
         )
         return Recommendation(False, _join_sentences(text, cause), best)
     nearest = min(unclear, key=lambda name: others[name].difference.value or 0.0)
-    figures = (
-        f"{_format_scores(metrics, DISTILLED, nearest)}; {_format_difference(others[nearest], metrics.confidence)}"
-    )
+    which = f"to {nearest} " if len(unclear) > 1 else ""
+    difference = _format_difference(others[nearest], metrics.confidence, which)
+    figures = f"{_format_scores(metrics, DISTILLED, *unclear)}; {difference}"
     names = SYSTEM_NAMES.get(nearest, nearest) if len(unclear) == 1 else f"{', '.join(unclear[:-1])} and {unclear[-1]}"
     text = f"Too close to call at {closest.n} golden items between the distilled student and {names}: {figures}."
     advice = "Add golden items. Until they decide, the cheaper system is the safer choice."
     return Recommendation(None, _join_sentences(text, _describe_retention(metrics), cause, advice), best)
+
+
+def list_rivals(metrics: Metrics) -> list[str]:
+    """The systems apart from the teacher that distilled is not clearly better than, the closest first."""
+    found = {
+        second: c
+        for (first, second), c in metrics.golden.comparisons.items()
+        if first == DISTILLED and second != TEACHER and not _is_clearly_better(c, 1 - metrics.confidence)
+    }
+    return sorted(found, key=lambda name: (found[name].difference.value or 0.0, _rank_effort(name)))
 
 
 def _is_clearly_better(c: SystemComparison, level: float) -> bool:
@@ -100,7 +110,9 @@ def _is_clearly_worse(c: SystemComparison, level: float) -> bool:
     return c.difference.high is not None and c.difference.high < 0 and c.p_value <= level
 
 
-def _is_teacher_weak(metrics: Metrics, level: float) -> bool:
+def is_teacher_weak(metrics: Metrics) -> bool:
+    """Whether the teacher is clearly below the untrained base on golden."""
+    level = 1 - metrics.confidence
     c = metrics.golden.comparisons.get((BASE, TEACHER))
     return c is not None and _is_clearly_better(c, level)
 
@@ -113,7 +125,7 @@ def _explain_result(metrics: Metrics, others: dict[str, SystemComparison], level
         figures = (
             f"({_format_scores(metrics, TEACHER, BASE)}; base minus teacher {format_points(base.difference)} points)"
         )
-        if _is_teacher_weak(metrics, level):
+        if is_teacher_weak(metrics):
             parts.append(f"This teacher is weaker than the untrained base {figures}; choose a stronger teacher.")
         else:
             parts.append(f"On these items this teacher scores no higher than the untrained base {figures}.")
@@ -157,9 +169,9 @@ def _rank_effort(system: str) -> int:
     return order.index(system) if system in order else len(order)
 
 
-def _format_difference(c: SystemComparison, confidence: float) -> str:
+def _format_difference(c: SystemComparison, confidence: float, which: str = "") -> str:
     return (
-        f"the difference is {format_points(c.difference)} points ({100 * confidence:g} % interval over {c.n} golden items, "  # noqa: E501
+        f"the difference {which}is {format_points(c.difference)} points ({100 * confidence:g} % interval over {c.n} golden items, "  # noqa: E501
         f"{c.test} p {_format_p_value(c.p_value)})"
     )
 

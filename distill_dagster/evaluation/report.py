@@ -12,6 +12,7 @@ from distill_dagster.core import plots
 from distill_dagster.evaluation import formatting
 from distill_dagster.evaluation.golden_looks import append_golden_look, read_golden_looks
 from distill_dagster.evaluation.metrics import DISTILLED, Metrics, SplitMetrics, SystemScore, build_confusion_table
+from distill_dagster.evaluation.plain_summary import SYSTEM_MEANINGS, build_plain_summary
 from distill_dagster.evaluation.recommendation import Recommendation
 from distill_dagster.tables import schemas
 from distill_dagster.tables.parquet import write_parquet
@@ -148,6 +149,8 @@ def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Recommenda
         golden=metrics.golden,
         distilled=distilled,
         verdict_title={True: "Worth it", False: "Not worth it", None: "Undecided"}[verdict.worth_it],
+        summary=build_plain_summary(metrics, verdict, inputs.task, inputs.student),
+        system_meanings=SYSTEM_MEANINGS,
         others=[split for name, split in metrics.splits.items() if split is not metrics.golden],
         slices=sorted({name for score in metrics.golden.systems.values() for name in score.per_slice}),
         mistakes=formatting.find_mistakes(distilled),
@@ -155,6 +158,11 @@ def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Recommenda
         tokens={n: f.tokens_per_request for n, f in metrics.facts.items() if f.tokens_per_request is not None},
         map_is_partial=len(map_labels) < len(metrics.labels),
         images=_draw_plots(metrics, map_labels, inputs),
+        interval_words=", ".join(
+            f"{n} {formatting.format_interval(s.score)}" for n, s in metrics.golden.systems.items()
+        ),
+        curve_words={name: formatting.describe_curves(series) for name, series in _group_curves(inputs).items()},
+        own_machine=any(formatting.format_cost(n, f) == formatting.OWN_MACHINE for n, f in metrics.facts.items()),
     )
 
 
@@ -177,16 +185,21 @@ def _draw_plots(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInput
         columns_at = [columns.index(label) for label in map_labels] + list(range(len(metrics.labels), len(columns)))
         cut = [[counts[i][j] for j in columns_at] for i in rows_at]
         drawn["confusion"] = plots.plot_confusion(map_labels, [columns[j] for j in columns_at], cut, "")
-    curves: dict[str, dict[str, Sequence[tuple[float, float]]]] = {}
-    for name, points in (inputs.training or {}).items():
-        if points:
-            curves.setdefault((name.split() or [name])[-1], {})[name] = points
-    for quantity, series in curves.items():
-        label = quantity if len(series) > 1 else next(iter(series))
-        drawn[f"training: {quantity}"] = plots.plot_lines(series, "", "step", label)
+    for name, series in _group_curves(inputs).items():
+        label = name.removeprefix("training: ") if len(series) > 1 else next(iter(series))
+        drawn[name] = plots.plot_lines(series, "", "step", label)
     if inputs.dataset.get("dropped"):
         drawn["dropped"] = plots.plot_counts(inputs.dataset["dropped"], "", "rows left out, by reason")
     return {name: (plots.to_data_uri(png), plots.compute_css_width(png)) for name, png in drawn.items()}
+
+
+def _group_curves(inputs: ReportInputs) -> dict[str, dict[str, Sequence[tuple[float, float]]]]:
+    """The series of the training log that share a plot, by the plot's name."""
+    curves: dict[str, dict[str, Sequence[tuple[float, float]]]] = {}
+    for name, points in (inputs.training or {}).items():
+        if points:
+            curves.setdefault(f"training: {(name.split() or [name])[-1]}", {})[name] = points
+    return curves
 
 
 def _choose_confusion_labels(score: SystemScore, labels: Sequence[str]) -> list[str]:

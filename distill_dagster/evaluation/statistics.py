@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -117,6 +118,23 @@ def compute_difference_interval(
 def bound_unseen_share(items: int, confidence: float) -> float:
     """Upper bound of the share of an event that occurs in none of `items` items (Clopper & Pearson 1934)."""
     return float(1 - ((1 - confidence) / 2) ** (1 / items))
+
+
+def estimate_needed_items(
+    difference: Interval, items: int, wanted: float, confidence: float, power: float
+) -> int | None:
+    """How many items would show a paired difference of `wanted` with probability `power`, at the level of `confidence`.
+
+    The spread of a difference follows from its interval over `items` items; the standard error falls with the root of
+    their number (Connor 1987 for paired proportions). None if there is no interval.
+    """
+    from scipy.stats import norm
+
+    if difference.low is None or difference.high is None:
+        return None
+    level = float(norm.ppf((1 + confidence) / 2))
+    error = (difference.high - difference.low) / (2 * level)
+    return math.ceil(items * ((level + float(norm.ppf(power))) * error / wanted) ** 2)
 
 
 def compute_mcnemar_p_value(only_first: int, only_second: int) -> float:

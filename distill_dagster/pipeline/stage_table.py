@@ -220,7 +220,7 @@ STAGES = {
             "eval_report",
             "student",
             ("predictions", "filtered_dataset", "student_adapter", "golden_set", "evaluation_settings"),
-            "2",
+            "3",
             ("html",),
             "Metrics with intervals, the recommendation in words, and one HTML file that opens offline.",
             reads_rejected_rows=True,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -15,13 +17,23 @@ import pytest
 from sklearn.metrics import f1_score
 
 from distill_dagster.config import TeacherSpec, TermsSpec
-from distill_dagster.evaluation.formatting import build_summary_rows, format_count, format_dollars, format_size
+from distill_dagster.evaluation.formatting import (
+    build_summary_rows,
+    format_count,
+    format_dollars,
+    format_size,
+    mark_breaks,
+)
 from distill_dagster.evaluation.metrics import compute_metrics
+from distill_dagster.evaluation.plain_summary import SYSTEM_MEANINGS
 from distill_dagster.evaluation.recommendation import recommend
 from distill_dagster.evaluation.report import ReportInputs, write_report
 from distill_dagster.tables.schemas import PREDICTIONS
 from distill_dagster.teacher.providers.terms import find_terms
 from tests.evaluation.build import LABELS, SPEC, row, table
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 EVIL = "<script>alert(1)</script>"
 INPUTS = ReportInputs(
@@ -146,12 +158,32 @@ class _Page(HTMLParser):
         super().__init__()
         self.tags: set[str] = set()
         self.links: list[str] = []
+        self.ids: list[str] = []
+        self.scopes: list[str | None] = []
+        self.headers: list[str] = []
+        self.captions = 0
+        self.tables = 0
+        self._in_header = False
         self.events: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.links += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data", "action", "xlink:href")]
         self.events += [k for k, _ in attrs if k.startswith("on")]
+        self.ids += [v or "" for k, v in attrs if k == "id"]
+        self.tables += tag == "table"
+        self.captions += tag == "caption"
+        if tag == "th":
+            self.scopes.append(dict(attrs).get("scope"))
+            self.headers.append("")
+            self._in_header = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_header = self._in_header and tag != "th"
+
+    def handle_data(self, data: str) -> None:
+        if self._in_header:
+            self.headers[-1] += data.strip()
 
 
 def test_page_needs_nothing_from_outside(folder: Path) -> None:
@@ -159,11 +191,56 @@ def test_page_needs_nothing_from_outside(folder: Path) -> None:
     page = _Page()
     page.feed(html)
     assert page.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
-    assert page.links
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert {f"#{name}" for name in page.ids} >= {link for link in page.links if link.startswith("#")}
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
     assert not page.events
     assert not re.search(r"https?://|url\(|@import", html)
     assert len(html) < 1_000_000
+
+
+def test_every_table_has_a_caption_and_every_header_says_what_it_heads(folder: Path) -> None:
+    page = _Page()
+    page.feed((folder / "report.html").read_text())
+    assert page.captions == page.tables > 8
+    assert set(page.scopes) == {"col", "row"}
+    assert all(page.headers)
+    assert len(set(page.ids)) == len(page.ids)
+
+
+def test_the_first_screen_says_what_it_means_and_explains_its_terms(folder: Path) -> None:
+    html = re.sub(r"\s+", " ", (folder / "report.html").read_text())
+    first = html[: html.index("In this report")]
+    order = ["<h2>", "What it means", "Quality:", "Cost:", "What to do next"]
+    assert sorted(order, key=first.index) == order
+    assert "60 items that people labelled and no system was trained on" in first
+    assert "2 January 2026" in first
+    assert not re.search("d{12}|5{12}|03:04:05", first), "hashes and times are below"
+    names = html[html.index('id="systems"') : html.index('id="compared"')]
+    for name in ("teacher", "base", "seed_only", "distilled", "centroid"):
+        assert SYSTEM_MEANINGS[name].replace("'", "&#39;") in names
+
+
+def test_a_figure_has_its_values_as_text(folder: Path) -> None:
+    html = (folder / "report.html").read_text()
+    score = json.loads((folder / "metrics.json").read_text())["systems"]["distilled"]["score"]
+    texts = re.findall(r'<img [^>]*alt="([^"]*)"', html)
+    assert len(texts) == 4
+    assert any(f"distilled {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" in text for text in texts)
+    assert any("training loss from 2.00 to 1.00, validation loss from 1.50 to 1.50" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a-short_name", "a-short_name"),
+        ("x" * 30, "x" * 24 + "<wbr>" + "x" * 6),
+        ("one_two/" * 5, "<wbr>".join(["one_", "two/"] * 5)),
+        ("<b>" * 12, "<wbr>".join(["&lt;b&gt;" * 8, "&lt;b&gt;" * 4])),
+        ("", ""),
+    ],
+)
+def test_only_long_words_may_wrap_within(text: str, shown: str) -> None:
+    assert mark_breaks(text) == shown
 
 
 def test_page_shows_all_parts(folder: Path) -> None:
@@ -207,7 +284,7 @@ def test_texts_labels_and_answers_are_escaped(tmp_path: Path) -> None:
     assert "script" not in page.tags
     assert "<script" not in html
     assert not page.events
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
     for kind in ("ticket", "card", "answer"):
         assert f"{kind} &lt;script&gt;" in html
 
@@ -243,6 +320,106 @@ def test_leaks_are_listed_row_by_row(tmp_path: Path) -> None:
     assert "because of golden or dev rows" not in _write(tmp_path, _predictions(), INPUTS)
 
 
+@contextmanager
+def _open(folder: Path, width: int, height: int = 800, **settings: Any) -> Iterator[Page]:
+    from tests.support.browser import open_browser_page
+
+    with open_browser_page(width, height) as page:
+        page.emulate_media(**settings)
+        page.goto((folder / "report.html").as_uri())
+        yield page
+
+
+def _open_all(page: Page) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
+
+
+BROKEN_WORDS = """
+[...document.querySelectorAll('th')].flatMap(cell => {
+  const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), found = [];
+  while (walker.nextNode()) {
+    for (const word of walker.currentNode.data.matchAll(/[^\\s-]+/g)) {
+      const range = document.createRange();
+      range.setStart(walker.currentNode, word.index);
+      range.setEnd(walker.currentNode, word.index + word[0].length);
+      if (new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1) found.push(word[0]);
+    }
+  }
+  return found;
+})
+"""
+"""The words of table headers that stand on more than one line."""
+
+
+@pytest.mark.ui
+@pytest.mark.parametrize("width", [320, 400, 800, 1200])
+def test_a_narrow_page_scrolls_tables_and_breaks_no_word(folder: Path, width: int) -> None:
+    with _open(folder, width) as page:
+        _open_all(page)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(BROKEN_WORDS) == []
+        hint = page.get_by_text("scroll it sideways").first
+        assert hint.is_visible() == (width <= 800)
+        region = page.get_by_role("region", name="Every system on the 60 golden items")
+        inner, outer = region.evaluate("box => [box.scrollWidth, box.clientWidth]")
+        assert (inner > outer) == (width <= 800)
+        region.focus()
+        page.keyboard.press("End")  # reachable without a mouse
+
+
+@pytest.mark.ui
+def test_a_link_of_the_contents_unfolds_its_part(folder: Path) -> None:
+    with _open(folder, 1200) as page:
+        links = page.get_by_role("navigation").get_by_role("link")
+        assert links.count() > 8
+        assert not page.locator("#labels").is_visible()
+        for link in links.all():
+            link.click()
+            target = page.locator(link.get_attribute("href") or "")
+            assert target.is_visible()
+            assert (target.bounding_box() or {"y": -1})["y"] >= 0
+
+
+def _read_luminance(colour: str) -> float:
+    """Relative luminance of `rgb(…)` (WCAG 2.2)."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.ui
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast_in_both_colour_schemes(folder: Path, scheme: str) -> None:
+    with _open(folder, 1200, color_scheme=scheme) as page:
+        read = "(item, name) => getComputedStyle(item)[name]"
+        paper = _read_luminance(page.locator("main").evaluate(read, "backgroundColor"))
+        assert paper < 0.05 if scheme == "dark" else paper > 0.9
+        places = {"main": "main", ".verdict": ".verdict .lead", "tr.own > td": "tr.own > td.soft"}
+        others = [(place, "main") for place in (".meta", ".small", "nav a", "caption", ".model", "thead th", ".kicker")]
+        for text, behind in [*((text, back) for back, text in places.items()), *others]:
+            ink = _read_luminance(page.locator(text).first.evaluate(read, "color"))
+            back = _read_luminance(page.locator(behind).first.evaluate(read, "backgroundColor"))
+            assert (max(ink, back) + 0.05) / (min(ink, back) + 0.05) >= 4.5, text
+
+
+@pytest.mark.ui
+def test_a_print_is_light_and_shows_what_is_folded(folder: Path) -> None:
+    with _open(folder, 680, media="print", color_scheme="dark") as page:
+        paper = page.locator("body").evaluate("item => getComputedStyle(item).backgroundColor")
+        ink = page.locator("body").evaluate("item => getComputedStyle(item).color")
+        assert _read_luminance(paper) == pytest.approx(1)
+        assert _read_luminance(ink) < 0.05
+        assert not page.locator("nav").is_visible()
+        for table in page.locator("main table").all():
+            box = table.bounding_box()
+            assert box is not None
+            assert box["height"] > 20
+            assert box["x"] + box["width"] <= 680
+        assert page.evaluate(BROKEN_WORDS) == []
+        pages = len(re.findall(rb"/Type\s*/Page\b", page.pdf(prefer_css_page_size=True)))
+        assert 2 <= pages <= 9
+
+
 @pytest.mark.ui
 def test_long_texts_stay_within_the_page(tmp_path: Path) -> None:
     from tests.support.browser import open_browser_page
@@ -253,6 +430,7 @@ def test_long_texts_stay_within_the_page(tmp_path: Path) -> None:
     _write(tmp_path, _predictions(), replace(INPUTS, leaks=[long, unbroken], texts=texts))
     with open_browser_page(1200, 900) as page:
         page.goto((tmp_path / "report.html").as_uri())
+        page.get_by_role("link", name="Dataset").click()
         assert not page.get_by_text("near of golden:g7").is_visible()
         page.get_by_text("2 rows left out").click()
         assert page.get_by_text("near of golden:g7").is_visible()
@@ -297,7 +475,7 @@ def test_summary_rows() -> None:
     assert list(rows) == ["teacher", "base", "seed_only", "distilled", "centroid"]
     assert re.fullmatch(r"0\.\d\d \[0\.\d\d, [01]\.\d\d\]", rows["distilled"]["accuracy"])
     assert rows["distilled"]["size"] == "90.9 MB"
-    assert rows["distilled"]["cost per 1,000"] == "unknown"
+    assert rows["distilled"]["cost per 1,000"] == "own machine"
     assert rows["teacher"]["cost per 1,000"] == "$1.25"
 
 

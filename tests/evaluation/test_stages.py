@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from distill_dagster.config import Task
 from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.stage_table import REJECTED_ROWS
 from distill_dagster.pipeline.stages import eval_report, predictions, prompts, scores, teacher
@@ -20,7 +21,7 @@ from distill_dagster.student.types import TRAINING_LOG_FILE, Prediction
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.schemas import PREDICTIONS, REJECTED
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS, build_stage_context, pass_gate, reload_folder, write_small_task
+from tests.support.task import LABELS, TASK, build_stage_context, pass_gate, reload_folder, write_small_task
 
 STUDENT = "tiny"
 
@@ -123,3 +124,39 @@ def test_an_adapter_that_the_graph_no_longer_has_is_no_input(env: StageContext) 
     predictions.make_predictions(changed, STUDENT)
     assert "slice_label" not in list_systems()
     assert read_why(changed, "predictions") == ()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "is_shared"),
+    [
+        ("embedded/smollm2-135m-instruct", "smollm2-135m-instruct", True),
+        ("embedded/smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", True),
+        ("embedded/smollm2-135m-instruct", "models/smollm2-135m-instruct/", True),
+        ("openai/Qwen3-0.6B", "Qwen/Qwen3-0.6B", True),
+        ("embedded/smollm2-135m-instruct", "all-minilm-l6-v2", False),
+        ("embedded/smollm2-135m-instruct", "microsoft/Phi-4-mini-instruct", False),
+        ("openai/gpt-4o-mini", "smollm2-135m-instruct", False),
+        ("replay/smollm2-135m-instruct", "smollm2-135m-instruct", False),
+    ],
+)
+def test_a_shared_base_is_noted_only_where_it_is_one(teacher: str, student: str, is_shared: bool) -> None:
+    """A replay is named by its user: the name says nothing about weights."""
+    models = {"one": {"model": student, "architecture": "encoder"}, "other": {"model": "x", "architecture": "encoder"}}
+    change = {"teacher": {"model": teacher}, "students": models}
+    task = Task.model_validate(TASK | change)
+    notice = eval_report.describe_shared_base(task, "one")
+    assert (notice is not None) == is_shared
+    if notice is not None:
+        assert f"The teacher {teacher} and the student one are the same model" in notice
+    assert eval_report.describe_shared_base(task, "other") is None
+
+
+def test_the_notice_names_the_teacher_of_several_that_is_the_student() -> None:
+    teachers = {"big": {"model": "openai/gpt-4o"}, "own": {"model": "embedded/smollm2-135m-instruct"}}
+    students = {"one": {"model": "smollm2-135m-instruct", "architecture": "causal_lm"}}
+    settings = {name: value for name, value in TASK.items() if name != "teacher"}
+    notice = eval_report.describe_shared_base(
+        Task.model_validate(settings | {"teachers": teachers, "students": students}), "one"
+    )
+    assert notice is not None
+    assert "The teacher embedded/smollm2-135m-instruct and" in notice

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from distill_dagster.config import Task
 from distill_dagster.core import plots
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.hashing import hash_content
@@ -39,11 +40,6 @@ from distill_dagster.tables.schemas import DATASET, PREDICTIONS
 MAX_LEAK_CHARS = 300
 """Characters of a prompt in the report's table of leaks."""
 VERSIONED_PACKAGES = ("torch", "transformers", "peft", "litellm", "dagster")
-SHARED_BASE_NOTICE = (
-    "The embedded teacher and the smollm2 student have the same base model, SmolLM2-135M. The student learns from the "
-    "teacher's prompt, its few-shot examples and their average, not from a larger model (context distillation, Snell "
-    "et al. 2022). To use a real teacher, change one line of task.yaml."
-)
 
 
 def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
@@ -85,7 +81,7 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         },
     )
     terms = [t for t in list_model_terms(task) if t["role"] != "imaginer" or _has_synthetic_rows(dataset)]
-    notice = SHARED_BASE_NOTICE if any(teacher.is_embedded for teacher in task.teacher_specs) else None
+    notice = describe_shared_base(task, partition)
     summary = build_summary_rows(metrics)
     report_inputs = ReportInputs(
         task=env.task_name,
@@ -132,6 +128,24 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     problem = check_metrics_table(build_metrics_frame(metrics))
     details = {"problem": problem or "", "notice": notice or ""}
     return StageResult(report_record, shown, [CheckResult("metrics_table", problem is None, details=details)])
+
+
+def describe_shared_base(task: Task, student: str) -> str | None:
+    """What a reader needs to know if a teacher and the student are the same model, by the names of their weights."""
+    base = _get_weights_name(task.students[student].model)
+    shared = [t.model for t in task.teacher_specs if not t.is_replay and _get_weights_name(t.model) == base]
+    if not shared:
+        return None
+    return (
+        f"The teacher {shared[0]} and the student {student} are the same model before training. The student learns "
+        "from the teacher's prompt, its few-shot examples and their average, not from a larger model (context "
+        "distillation, Snell et al. 2022). For a larger teacher, change `teacher.model` in task.yaml."
+    )
+
+
+def _get_weights_name(model: str) -> str:
+    """The last part of a model's name: embedded/x, org/X and a folder x have the same weights."""
+    return model.rstrip("/").rpartition("/")[2].casefold()
 
 
 def _has_synthetic_rows(dataset: pl.DataFrame) -> bool:

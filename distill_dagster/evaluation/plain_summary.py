@@ -1,0 +1,204 @@
+"""Say what a report means and what to do next, in plain words: for a reader who does not read tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from distill_dagster.evaluation.formatting import (
+    find_mistakes,
+    format_dollars,
+    format_metric_name,
+    format_milliseconds,
+    is_local,
+)
+from distill_dagster.evaluation.metrics import (
+    BASE,
+    CENTROID,
+    DISTILLED,
+    NO_ANSWER,
+    SEED_ONLY,
+    SLICE_LABEL,
+    TEACHER,
+    Metrics,
+)
+from distill_dagster.evaluation.recommendation import NOTABLE_GAIN, Recommendation, is_teacher_weak, list_rivals
+from distill_dagster.evaluation.statistics import estimate_needed_items
+
+SYSTEM_MEANINGS = {
+    TEACHER: "the large model whose answers the student learns from",
+    BASE: "the student's model before any training",
+    SEED_ONLY: "the student trained on your labelled examples alone, without the teacher",
+    DISTILLED: "the student trained on the teacher's answers",
+    CENTROID: "no training at all: the label whose examples are nearest in meaning",
+    SLICE_LABEL: "the student trained on the names of the slices, without the teacher",
+}
+"""What each system is, for a reader who sees its name for the first time."""
+_ADAPTERS = {DISTILLED: "student_adapter", SEED_ONLY: "seed_only_adapter", SLICE_LABEL: "slice_label_adapter"}
+_HOW_TO_USE = {
+    BASE: "Use the untrained model with the task's prompt; there is nothing to train.",
+    CENTROID: "Use a sentence embedding model and each label's mean embedding; there is nothing to train.",
+}
+_POWER = 0.8
+"""The chance of seeing a difference of `NOTABLE_GAIN` with the number of items that is recommended."""
+_MANY_MISTAKES = 3
+"""A confusion of two labels is worth a hint if it happened this often."""
+
+
+@dataclass(frozen=True)
+class PlainSummary:
+    """One sentence, what it means, and what to do next. Each entry is (first words, sentences)."""
+
+    lead: str
+    meaning: tuple[tuple[str, str], ...]
+    next_steps: tuple[str, ...]
+
+
+def build_plain_summary(metrics: Metrics, verdict: Recommendation, task: str, student: str) -> PlainSummary:
+    """Put a verdict and the figures behind it into plain words."""
+    return PlainSummary(
+        _build_lead(metrics, verdict),
+        tuple(_explain_figures(metrics, verdict)),
+        tuple(_list_next_steps(metrics, verdict, task, student)),
+    )
+
+
+def _build_lead(metrics: Metrics, verdict: Recommendation) -> str:
+    other = describe_system(verdict.best_other)
+    if verdict.worth_it is True:
+        return "The distilled student is better than everything that needs less work. Use it."
+    if verdict.worth_it is False:
+        return f"The distilled student is not worth its effort here. Better use {other}."
+    if not verdict.best_other:
+        return "There is nothing yet to compare the distilled student with."
+    rivals = " or ".join(describe_system(name) for name in list_rivals(metrics)[:2])
+    return f"The test is too small to tell whether the distilled student is better than {rivals}."
+
+
+def describe_system(name: str) -> str:
+    """A system's name with what it is."""
+    meaning = SYSTEM_MEANINGS.get(name)
+    return f"{name} ({meaning})" if meaning else name
+
+
+def _explain_figures(metrics: Metrics, verdict: Recommendation) -> Iterator[tuple[str, str]]:
+    golden = metrics.golden
+    own, teacher = golden.systems[DISTILLED], golden.systems.get(TEACHER)
+    rivals = list_rivals(metrics)[:2] or [verdict.best_other]
+    yield "Quality", _describe_quality(metrics, [DISTILLED, TEACHER, *rivals])
+    if teacher is not None and own.latency.p50 and teacher.latency.p50:
+        yield "Speed", _describe_speed(own.latency.p50, teacher.latency.p50)
+    yield "Cost", _describe_cost(metrics)
+
+
+def _describe_quality(metrics: Metrics, names: list[str]) -> str:
+    systems = metrics.golden.systems
+    values = {name: systems[name].score.value for name in dict.fromkeys(names) if name in systems}
+    known = {name: value for name, value in values.items() if value is not None}
+    test = f"the golden set, {systems[DISTILLED].n} items that people labelled and no system was trained on"
+    if metrics.metric != "accuracy":
+        scores = "; ".join(f"{name} {value:.2f}" for name, value in known.items())
+        return (
+            f"{format_metric_name(metrics.metric)}, where 0 is the worst and 1 the best: {scores}. The test is {test}."
+        )
+    right = {name: f"{100 * value:.0f}" for name, value in known.items()}
+    own = right.pop(DISTILLED)
+    rest = f" ({'; '.join(f'{name} {share}' for name, share in right.items())})" if right else ""
+    return f"the distilled student answers {own} of 100 items right{rest}. The test is {test}."
+
+
+def _describe_speed(own: float, teacher: float) -> str:
+    times = max(own, teacher) / min(own, teacher)
+    factor = f"{times:.0f} times" if times >= 10 else f"{times:.1f} times"
+    both = f"one answer takes the student {format_milliseconds(own)} and the teacher {format_milliseconds(teacher)}"
+    if times < 1.05:
+        return f"{both}: no difference."
+    return f"{both}: the student is {factor} {'faster' if own < teacher else 'slower'}."
+
+
+def _describe_cost(metrics: Metrics) -> str:
+    own, teacher = metrics.facts[DISTILLED].cost_usd_per_1k, metrics.facts.get(TEACHER)
+    billed = teacher.cost_usd_per_1k if teacher else None
+    unset = "Set `evaluation.student_usd_per_hour` in task.yaml to see what your machine costs."
+    if billed is not None and own is not None:
+        saved = 1000 * abs(billed - own)
+        word = "less" if own <= billed else "more"
+        return (
+            f"1,000 answers cost {format_dollars(own)} with the student and {format_dollars(billed)} with the teacher: "
+            f"{format_dollars(saved)} {word} for a million answers."
+        )
+    if billed is not None:
+        return (
+            f"1,000 answers of the teacher cost {format_dollars(billed)}. The student runs on your own machine. {unset}"
+        )
+    if teacher is None or is_local(TEACHER, teacher):
+        rest = f"1,000 answers of the student cost {format_dollars(own)}." if own is not None else unset
+        return f"everything here runs on your own machine, and no answer is billed. {rest}"
+    return "the price of the teacher is not known. Set `teacher.price` in task.yaml."
+
+
+def _list_next_steps(metrics: Metrics, verdict: Recommendation, task: str, student: str) -> Iterator[str]:
+    """What to do, the most important first."""
+    if verdict.worth_it is None:
+        yield from _list_steps_to_decide(metrics, task)
+    else:
+        chosen = DISTILLED if verdict.worth_it else verdict.best_other
+        yield _describe_use(chosen, task, student)
+    facts = metrics.facts.get(TEACHER)
+    if verdict.worth_it is not True:
+        if facts is not None and facts.model and facts.model.startswith("embedded/"):
+            yield (
+                "Ask a larger teacher: the embedded one is small and only for trying things out. Change "
+                f"`teacher.model` in task.yaml; `distill estimate {task}` shows the price before anything is paid."
+            )
+        elif is_teacher_weak(metrics):
+            yield "Choose a stronger teacher, or improve its instructions: it is weaker than the untrained student."
+    distilled = metrics.golden.systems[DISTILLED]
+    worst = next(iter(find_mistakes(distilled, most=1)), None)
+    if worst is not None and worst[2] >= _MANY_MISTAKES:
+        reference, answer, items = worst
+        mistake = "without a label" if answer == NO_ANSWER else f"as “{answer}”"
+        yield (
+            f"Look at the most frequent mistake: “{reference}” was answered {mistake} {items} times. Sharpen the "
+            "descriptions of the labels, or add prompts and examples of them."
+        )
+    if verdict.worth_it is True:
+        yield f"Keep it up to date: after a change of prompts, `distill refresh {task}` makes only what changed."
+
+
+def _describe_use(chosen: str, task: str, student: str) -> str:
+    if chosen in _ADAPTERS:
+        return (
+            f"Use {chosen}: its adapter is in `lake/{task}/{_ADAPTERS[chosen]}/{student}/` below DISTILL_HOME (by "
+            "default `data/`). Read the mistakes below before it goes into production."
+        )
+    return _HOW_TO_USE.get(chosen, f"Use {chosen}.")
+
+
+def _list_steps_to_decide(metrics: Metrics, task: str) -> Iterator[str]:
+    rivals = [metrics.golden.comparisons[DISTILLED, name] for name in list_rivals(metrics)]
+    if not rivals:
+        yield f"Run `distill run {task}` to the end, so that there are other systems to compare with."
+        return
+    items = min(c.n for c in rivals)
+    needed = [estimate_needed_items(c.difference, c.n, NOTABLE_GAIN, metrics.confidence, _POWER) for c in rivals]
+    most = max((number for number in needed if number is not None), default=0)
+    gain = f"{100 * NOTABLE_GAIN:.0f} points"
+    if most > items:
+        yield (
+            f"Label more test items: to see a difference of {gain} reliably takes about {_round_up(most)} rows in "
+            f"golden.jsonl. Now there are {items}."
+        )
+    else:
+        yield (
+            f"Decide by cost and effort: with these {items} items a difference of {gain} would probably have shown, so "
+            "the real one is likely smaller."
+        )
+    yield f"Until that is decided, what takes less work is the safer choice: {rivals[0].second}."
+
+
+def _round_up(number: int) -> str:
+    """A number with two digits that count, never below it: 1,234 becomes 1,300."""
+    scale = 10 ** max(0, len(str(number)) - 2)
+    return f"{math.ceil(number / scale) * scale:,}"

@@ -1,0 +1,156 @@
+"""What a report means and what to do next: right for every verdict, kind of teacher and price."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from distill_dagster.config import EvaluationSpec
+from distill_dagster.evaluation.metrics import Metrics, compute_metrics
+from distill_dagster.evaluation.plain_summary import PlainSummary, build_plain_summary
+from distill_dagster.evaluation.recommendation import list_rivals, recommend
+from distill_dagster.evaluation.statistics import Interval, estimate_needed_items
+from tests.evaluation.build import LABELS, row, table
+
+ITEMS = 200
+YES = {"teacher": 190, "base": 100, "seed_only": 150, "distilled": 180, "centroid": 140}
+NO = YES | {"seed_only": 198, "distilled": 170}
+CLOSE = YES | {"seed_only": 179, "distilled": 180}
+
+
+def _measure(
+    right: dict[str, int],
+    facts: dict[str, dict[str, Any]] | None = None,
+    items: int = ITEMS,
+    seconds: dict[str, float] | None = None,
+    usd_per_hour: float | None = None,
+) -> Metrics:
+    """Every system gets its number of items right: other ones than the next system, so that pairs differ."""
+    rows = []
+    for shift, (system, number) in enumerate(right.items()):
+        for i in range(items):
+            label = LABELS[i % len(LABELS)]
+            wrong = LABELS[(i + 1) % len(LABELS)]
+            is_right = (i + 9 * shift) % items < number
+            latency = (seconds or {}).get(system)
+            rows.append(row(system, f"g{i}", label, label if is_right else wrong, latency_s=latency))
+    return compute_metrics(table(rows), facts or {}, LABELS, EvaluationSpec(student_usd_per_hour=usd_per_hour))
+
+
+def _summarize(metrics: Metrics) -> PlainSummary:
+    return build_plain_summary(metrics, recommend(metrics), "mail", "small")
+
+
+def _get(summary: PlainSummary, word: str) -> str:
+    return dict(summary.meaning)[word]
+
+
+def test_worth_it() -> None:
+    summary = _summarize(_measure(YES))
+    assert summary.lead == "The distilled student is better than everything that needs less work. Use it."
+    assert "the distilled student answers 90 of 100 items right (teacher 95; seed_only 75)" in _get(summary, "Quality")
+    assert "the golden set, 200 items that people labelled and no system was trained on" in _get(summary, "Quality")
+    assert "`lake/mail/student_adapter/small/`" in summary.next_steps[0]
+    assert "`distill refresh mail`" in summary.next_steps[-1]
+
+
+def test_not_worth_it_says_what_to_use() -> None:
+    summary = _summarize(_measure(NO))
+    assert "Better use seed_only (the student trained on your labelled examples alone" in summary.lead
+    assert "`lake/mail/seed_only_adapter/small/`" in summary.next_steps[0]
+    untrained = _summarize(_measure(YES | {"base": 198}))
+    assert untrained.next_steps[0] == "Use the untrained model with the task's prompt; there is nothing to train."
+    nearest = _summarize(_measure(YES | {"centroid": 198}))
+    assert "each label's mean embedding" in nearest.next_steps[0]
+
+
+def test_undecided_names_the_rivals_and_how_many_items_would_decide() -> None:
+    metrics = _measure(CLOSE)
+    assert list_rivals(metrics) == ["seed_only"]
+    summary = _summarize(metrics)
+    assert summary.lead.startswith(
+        "The test is too small to tell whether the distilled student is better than seed_only ("
+    )
+    assert "Now there are 200." in summary.next_steps[0]
+    assert "safer choice: seed_only." in summary.next_steps[1]
+    assert not any("adapter is in" in step for step in summary.next_steps)
+
+
+def test_a_rival_is_not_the_best_other_where_that_one_is_clearly_worse() -> None:
+    """base is behind on few items but always; centroid is behind by more, but on other items."""
+    rows = []
+    for i in range(ITEMS):
+        label, wrong = LABELS[i % len(LABELS)], LABELS[(i + 1) % len(LABELS)]
+        right = {"teacher": i < 190, "distilled": i < 160, "base": i < 146, "centroid": i >= 55}
+        rows += [row(system, f"g{i}", label, label if ok else wrong) for system, ok in right.items()]
+    metrics = compute_metrics(table(rows), {}, LABELS, EvaluationSpec())
+    assert recommend(metrics).best_other == "base"
+    assert list_rivals(metrics) == ["centroid"]
+    assert "better than centroid (" in _summarize(metrics).lead
+
+
+def test_nothing_to_compare_with() -> None:
+    summary = _summarize(_measure({"teacher": 190, "distilled": 180}))
+    assert summary.lead == "There is nothing yet to compare the distilled student with."
+    assert summary.next_steps[0].startswith("Run `distill run mail` to the end")
+
+
+def test_enough_items_without_a_difference_are_no_reason_to_label_more() -> None:
+    items = 4000
+    summary = _summarize(_measure({"teacher": 3900, "base": 2000, "seed_only": 3600, "distilled": 3605}, items=items))
+    assert summary.next_steps[0].startswith("Decide by cost and effort: with these 4000 items")
+
+
+@pytest.mark.parametrize(
+    ("facts", "usd_per_hour", "words"),
+    [
+        ({"teacher": {"cost_usd_per_1k": 4.0}}, None, "1,000 answers of the teacher cost $4.00."),
+        ({"teacher": {"cost_usd_per_1k": 4.0}}, 3.6, "$0.10 with the student and $4.00 with the teacher: $3,900 less"),
+        ({"teacher": {"cost_usd_per_1k": 0.05}}, 3.6, "$50.00 more for a million answers"),
+        ({"teacher": {"model": "embedded/smollm2-135m-instruct"}}, None, "no answer is billed. Set `evaluation."),
+        ({"teacher": {"model": "embedded/smollm2-135m-instruct"}}, 3.6, "1,000 answers of the student cost $0.10."),
+        ({"teacher": {"model": "openai/my-model"}}, None, "the price of the teacher is not known. Set `teacher.price`"),
+        ({"teacher": {"model": "embedded/a, openai/my-model"}}, None, "the price of the teacher is not known."),
+    ],
+)
+def test_cost(facts: dict[str, dict[str, Any]], usd_per_hour: float | None, words: str) -> None:
+    seconds = dict.fromkeys(YES, 0.1)
+    assert words in _get(_summarize(_measure(YES, facts, seconds=seconds, usd_per_hour=usd_per_hour)), "Cost")
+
+
+@pytest.mark.parametrize(
+    ("own", "words"), [(0.01, "20 times faster"), (0.4, "2.0 times slower"), (0.2, "no difference"), (None, None)]
+)
+def test_speed(own: float | None, words: str | None) -> None:
+    seconds = {"teacher": 0.2} | ({} if own is None else {"distilled": own})
+    meaning = dict(_summarize(_measure(YES, seconds=seconds)).meaning)
+    assert (words in meaning["Speed"]) if words else "Speed" not in meaning
+
+
+def test_an_embedded_teacher_is_for_trying_out() -> None:
+    embedded = {"teacher": {"model": "embedded/smollm2-135m-instruct"}}
+    assert any("Ask a larger teacher" in step for step in _summarize(_measure(NO, embedded)).next_steps)
+    assert not any("larger teacher" in step for step in _summarize(_measure(YES, embedded)).next_steps)
+    paid = {"teacher": {"model": "openai/gpt-4o-mini"}}
+    weak = _summarize(_measure({"teacher": 100, "base": 180, "distilled": 120}, paid))
+    assert any(step.startswith("Choose a stronger teacher") for step in weak.next_steps)
+
+
+def test_the_most_frequent_mistake_is_named() -> None:
+    rows = [row(s, f"g{i}", "card", "card" if i % 2 else "refund") for i in range(20) for s in ("teacher", "distilled")]
+    summary = _summarize(compute_metrics(table(rows), {}, LABELS, EvaluationSpec()))
+    assert any("“card” was answered as “refund” 10 times" in step for step in summary.next_steps)
+    silent = [row("distilled", f"g{i}", "card", "card" if i % 2 else None) for i in range(20)]
+    summary = _summarize(compute_metrics(table(silent), {}, LABELS, EvaluationSpec()))
+    assert any("“card” was answered without a label 10 times" in step for step in summary.next_steps)
+    assert not any("mistake" in step for step in _summarize(_measure(dict.fromkeys(YES, ITEMS))).next_steps)
+
+
+def test_needed_items_follow_from_the_width_of_the_interval() -> None:
+    """Fleiss (1981): (1.96 + 0.84)² times the variance over the squared difference; here with discordant shares."""
+    error = 0.04
+    interval = Interval(0.0, -1.959964 * error, 1.959964 * error)
+    needed = estimate_needed_items(interval, 250, 0.05, 0.95, 0.8)
+    assert needed == pytest.approx(250 * ((1.959964 + 0.841621) * error / 0.05) ** 2, abs=1)
+    assert estimate_needed_items(Interval(0.1), 250, 0.05, 0.95, 0.8) is None
