@@ -2,9 +2,10 @@
 
 Usage: python benchmarks/teacher_faults.py [--quick] [--json FILE]
 
-Three parts, each with a real server in its own process that counts requests and answers: faults (429 with and without
-Retry-After, 500, 503, hangs, cut connections, cut JSON, empty answers, wrong schemas, refusals), compared with the same
-prompts without faults; `kill -9` of the asking process at random moments; and a cap of half of the full cost.
+Five parts, each with a real server in its own process that counts requests and answers: faults (429 with and without
+Retry-After, 5xx, hangs, cut connections, cut JSON, empty answers, wrong schemas, refusals), compared with the same
+prompts without faults; bodies of odd forms, with thinking and with broken-off answers; batches whose lines contain
+U+2028, are cut or missing; `kill -9` of the asking process at random moments; and a cap of half of the full cost.
 """
 
 from __future__ import annotations
@@ -24,16 +25,21 @@ sys.path.insert(0, str(PROJECT))
 import polars as pl  # noqa: E402
 from asking import PRICE, ask, counts, server, write_task  # noqa: E402
 from common import wanted, write_result  # noqa: E402
+from odd_bodies import NAMELESS  # noqa: E402
 from slow_server import label_of  # noqa: E402
 
 from distill_dagster.config import BudgetSpec  # noqa: E402
 from distill_dagster.core.hashing import to_canonical_json  # noqa: E402
+from distill_dagster.prompts.seeds import compute_prompt_id  # noqa: E402
 from distill_dagster.tables.data_versions import VOLATILE_COLUMNS  # noqa: E402
+from distill_dagster.tables.messages import make_user_messages  # noqa: E402
+from distill_dagster.tasks import TaskFolder  # noqa: E402
 from distill_dagster.teacher.completions.store import CompletionStore  # noqa: E402
 
 SHARE = 0.25
 """Of all requests: one in four ends in a fault."""
 WIDTH = 64
+ODD_SHARE, ROUNDS, SLICES = 0.5, 12, 10
 TASK: dict[str, Any] = {"concurrency": WIDTH, "timeout_s": 2.0, "max_retries": 12, "reasks": 10, "min_success": 0.0}
 
 
@@ -81,6 +87,80 @@ def faults(folder: Path, rows: int) -> dict[str, Any]:
         "right_answers": sorted(answered.rows()) == sorted(right.rows()),
         "faults_wall_s": round(wall, 1),
     }
+
+
+def accounted_rows(completions: list[pl.DataFrame], texts: list[str]) -> int:
+    """Count the rows with the right answer, and those whose answer was cut at max_tokens and says so."""
+    right = {compute_prompt_id(make_user_messages(text)): to_canonical_json(label_of(text)) for text in texts}
+    rows = pl.concat(completions).select("prompt_id", "status", "answer").iter_rows()
+    return sum(status == "truncated" or (status == "ok" and right[id_] == answer) for id_, status, answer in rows)
+
+
+def ask_slices(
+    task: TaskFolder, store: CompletionStore, slices: list[list[str]]
+) -> tuple[list[pl.DataFrame], int, int]:
+    """Ask for each slice until it has all answers. Returns the tables, failed slices, and rounds that were needed."""
+    tables, failed, rounds = list[pl.DataFrame](), 0, 0
+    for texts in slices:
+        for turn in range(1, ROUNDS + 1):
+            try:
+                asked = ask(task, store, texts, BudgetSpec())
+            except Exception as error:  # what a user would see as a failed asset
+                print(f"a slice failed: {type(error).__name__}: {error}", flush=True)
+                failed += 1
+                continue
+            rounds = max(rounds, turn)
+            if not asked.missing_rows:
+                tables.append(asked.completions)
+                break
+    return tables, failed, rounds
+
+
+def compare_bill(store: CompletionStore, seen: dict[str, Any]) -> float:
+    """Return the tokens in the ledger as a share of those that the server counted: at least 1 if none is hidden."""
+    return round(int(store.read_ledger()["tokens"].sum()) / sum(seen["tokens"]), 3)
+
+
+def odd_bodies(folder: Path, rows: int) -> dict[str, Any]:
+    texts = texts_of(rows)
+    slices = [texts[start::SLICES] for start in range(SLICES)]
+    with server(folder, delay=0.01, odd=ODD_SHARE, seed=2) as address:
+        store = CompletionStore.open_in_folder(folder / "odd")
+        tables, failed, rounds = ask_slices(write_task(folder, address, **TASK), store, slices)
+        seen, ledger = counts(address), store.read_ledger()
+        figures = {
+            "odd_bodies": sum(n for name, n in seen["outcomes"].items() if name != "ok"),
+            "odd_bodies_kinds": len(seen["outcomes"].keys() - {"ok"}),
+            # Rows without their right answer at the end, and requests without a row in the ledger.
+            "odd_bodies_lost": rows - accounted_rows(tables, texts) + seen["asked"] - ledger.height,
+            "odd_bodies_slices_failed": failed,
+            "odd_bodies_rounds": rounds,
+            "odd_bodies_billed": compare_bill(store, seen),
+        }
+        store.close()
+    return figures
+
+
+def batch_lines(folder: Path, rows: int) -> dict[str, Any]:
+    texts = texts_of(rows)
+    slices = [texts[start::SLICES] for start in range(SLICES)]
+    settings = TASK | {"mode": "batch", "batch": {"poll_s": 0.1}}
+    with server(folder, odd=0.2, seed=3) as address:
+        store = CompletionStore.open_in_folder(folder / "batches")
+        tables, failed, _ = ask_slices(write_task(folder, address, **settings), store, slices)
+        seen, ledger = counts(address), store.read_ledger()
+        figures = {
+            "batch_odd_lines": {name: n for name, n in seen["outcomes"].items() if name != "whole line"},
+            "batch_lines_lost": rows - accounted_rows(tables, texts) + seen["asked"] - ledger.height,
+            "batch_slices_failed": failed,
+            "batch_billed": compare_bill(store, seen),
+            # An answer that names no request has its cost in the ledger, and cannot be stored.
+            "batch_paid_twice": ledger.filter(pl.col("state") == "settled").height
+            - store.count()
+            - seen["outcomes"].get(NAMELESS, 0),
+        }
+        store.close()
+    return figures
 
 
 CHILD = """
@@ -177,6 +257,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         figures = faults(folder, 200 if quick else 5000)
+        figures |= odd_bodies(folder, 200 if quick else 2000)
+        figures |= batch_lines(folder, 200 if quick else 2000)
         print(figures, flush=True)
         figures |= kills(folder, 2 if quick else 20, 300 if quick else 1000)
         figures |= budget(folder, 2 if quick else 20, 200 if quick else 600)

@@ -8,6 +8,7 @@ the note at the provider, and adopts it or submits it again. So no batch is lost
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -417,6 +418,7 @@ class BatchRunner:
         import litellm
 
         litellm.suppress_debug_info = True
+        logging.getLogger("LiteLLM").setLevel(logging.ERROR)  # it reads the lines too, and warns of each odd one
         target: dict[str, Any] = {"custom_llm_provider": self._get_provider(), "timeout": self.spec.timeout_s}
         target["max_retries"] = 0
         if self.endpoint.api_base:
