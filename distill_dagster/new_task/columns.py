@@ -275,8 +275,8 @@ def _recognize_shape(
         return "nli", replace(given, text=get("premise", "hypothesis"))
     if messages := _find_named({key: name for key, name in by_key.items() if key not in plain}, _MESSAGE_NAMES):
         return "conversation", replace(given, messages=messages)
-    if {"instruction", "output"} <= by_key.keys():
-        return "generation", replace(given, text=get("instruction", "input"), answer=get("output"))
+    if "instruction" in by_key and (output := get("output", "response")[:1]):  # Alpaca, Dolly
+        return "generation", replace(given, text=get("instruction", "input", "context"), answer=output)
     if "query" in by_key and {"tools", "answers"} <= by_key.keys():
         return "tool_call", replace(given, text=get("query"), answer=get("answers"))
     for summary_key in ("summary", "highlights"):

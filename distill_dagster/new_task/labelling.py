@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from distill_dagster.core.errors import InputError, Problem
-from distill_dagster.intake.import_files import ImportOptions, import_file
+from distill_dagster.intake.import_files import import_file
+from distill_dagster.intake.import_options import ImportOptions
 from distill_dagster.intake.row_files import SourceRecord, read_records
 from distill_dagster.new_task.columns import get_fields, is_missing
 from distill_dagster.new_task.labels import clean_labels

@@ -382,7 +382,7 @@ class _Planner:
                 rows = rows[:1]
             for row in rows:
                 id_ = row.id if row.id and ids[row.id] == 1 else f"{stem}-{hash_content(row.key)[:10]}"
-                place = f"{self.source}:{row.record.line}" if row.record.line else self.source
+                place = f"{self.source}:{row.record.line}" if row.record.line else f"{self.source} {_name_place(row)}"
                 slice_ = named.get(row.slice or "", self._default_slice)
                 chosen[part].append(FolderRow(row, id_, slice_, place))
         unlabelled = not any(row.row.answer is not None for part in LEAST for row in chosen[part])
@@ -526,7 +526,7 @@ def _measure(lengths: Sequence[int]) -> tuple[float, float]:
 
 
 def _name_place(row: TableRow) -> str:
-    return f"line {row.record.line}" if row.record.line else row.record.file.name
+    return f"line {row.record.line}" if row.record.line else row.record.name or row.record.file.name
 
 
 def _shorten(answer: Any) -> str:

@@ -159,7 +159,7 @@ def _read_text(fields: Mapping[str, Any], columns: Columns, kind: TaskKind) -> s
             parts.append(f"{name[:1].upper()}{name[1:]}: {words}" if is_named else words)
     if not parts or (kind == "nli" and len(parts) < len(columns.text)):
         raise _UnusableRowError("the text is empty", columns.text[0] if columns.text else None)
-    return "\n".join(parts)
+    return ("\n" if kind == "nli" else "\n\n").join(parts)
 
 
 def _read_written_answer(fields: Mapping[str, Any], columns: Columns, kind: TaskKind) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import urllib.error
@@ -9,11 +10,16 @@ import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPResponse
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 import pytest
 
+from distill_dagster.core.paths import Home
+from distill_dagster.orchestration.ui_reload import find_running_ui
+from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from tests.e2e.project import TASK, Project
+from tests.new_task.table import build_rows, write_table
 from tests.support.waiting import HANG_S, wait_until
 
 
@@ -139,3 +145,23 @@ def test_reports_are_served_and_nothing_else(empty: Project, running: RunningUi)
             running.open(path)
     with running.open("/server_info") as response:
         assert b"dagster_webserver_version" in response.read()
+
+
+def test_a_new_task_is_loaded_by_a_running_ui(empty: Project, running: RunningUi) -> None:
+    table = write_table(empty.root / "mail.csv", build_rows(60))
+    ended = empty.distill("new", "mail", "--from", str(table))
+    assert ended.code == 0, ended.err
+    assert f"The UI on http://127.0.0.1:{running.port} shows it" in ended.out
+    query = '{assetNodes(group: {groupName: "mail", repositoryName: "__repository__", repositoryLocationName: '
+    query += '"distill_dagster.definitions"}) {assetKey {path}}}'
+    with running.open(f"/graphql?query={quote(query)}") as response:
+        nodes = json.load(response)["data"]["assetNodes"]
+    assert ["mail", "eval_report"] in [node["assetKey"]["path"] for node in nodes]
+    with empty.instance() as instance:
+        assert instance.get_dynamic_partitions(get_slices_partitions_name("mail")) == ["mail"]
+
+
+def test_without_a_ui_a_new_task_says_how_to_see_it(empty: Project) -> None:
+    table = write_table(empty.root / "mail.csv", build_rows(60))
+    assert "`distill ui` shows it" in empty.distill("new", "mail", "--from", str(table)).out
+    assert find_running_ui(Home(empty.home, empty.root / "tasks")) is None
