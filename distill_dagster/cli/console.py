@@ -21,6 +21,8 @@ from distill_dagster.core.problem_groups import group_problems
 
 # Without `emoji=False`, `golden.jsonl:100:` would be printed with the emoji of that name.
 out, err = Console(emoji=False), Console(stderr=True, emoji=False)
+NO_LIMIT = 1_000_000
+"""Columns of a pipe or file."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of a shell's own commands."""
 
@@ -65,11 +67,8 @@ def build_table(*columns: str, title: str | None = None, whole: Sequence[str] = 
 
 def print_table(table: Table) -> None:
     """Print a table: as wide as the terminal, or as wide as it needs in a pipe or file, where lines are searched."""
-    if out.is_terminal:
-        out.print(table)
-    else:
-        widest = out.measure(table, options=out.options.update(width=100_000)).maximum
-        out.print(table, width=widest, crop=False, no_wrap=True, overflow="ignore")
+    wide = out if out.is_terminal else Console(file=out.file, width=NO_LIMIT, emoji=False, quiet=out.quiet)
+    wide.print(table)
 
 
 def print_problem(problem: Problem) -> None:

@@ -16,6 +16,8 @@ from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, L
 from dagster._serdes import ConfigurableClassData
 from dagster._utils import ensure_file, touch_file
 
+from distill_dagster.core.paths import Home
+
 
 class QuietComputeLogManager(LocalComputeLogManager):
     """Dagster's own manager without the copy to the terminal.
@@ -32,7 +34,8 @@ class QuietComputeLogManager(LocalComputeLogManager):
     def from_config_value(
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> QuietComputeLogManager:
-        return cls(str(Path(os.environ["DAGSTER_HOME"]) / "storage"), inst_data=inst_data)
+        instance = os.environ.get("DAGSTER_HOME") or Home.from_env().instance
+        return cls(str(Path(instance) / "storage"), inst_data=inst_data)
 
     @contextmanager
     def capture_logs(self, log_key: Sequence[str]) -> Generator[CapturedLogContext, None, None]:

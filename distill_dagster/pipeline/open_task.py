@@ -9,6 +9,8 @@ from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.curation.filters import find_filter_problems
 from distill_dagster.tasks import TASK_FILE, TaskFolder
 
+_PATTERN = f"its name matches {TASK_NAME_PATTERN.pattern}"
+
 
 def build_task_folder(path: Path, accepted: Path | None = None) -> TaskFolder:
     """The task folder at `path`, whether or not it exists; `accepted` is its folder of accepted prompts."""
@@ -34,12 +36,11 @@ def open_task(tasks: Path, name: str, accepted: Path) -> TaskFolder:
         InputError: there is no such task, or `name` cannot be a task name.
     """
     known = [folder.name for folder in find_tasks(tasks, accepted)]
-    if not TASK_NAME_PATTERN.fullmatch(name) or name not in known:
-        problem = Problem(
-            tasks,
-            f"there is no task {name!r}.",
-            f"Known tasks: {', '.join(known) or 'none'}. A task is a folder "
-            f"with a {TASK_FILE}; its name matches {TASK_NAME_PATTERN.pattern}.",
-        )
-        raise InputError([problem])
+    if name in known and not TASK_NAME_PATTERN.fullmatch(name):
+        message = f"{name!r} cannot be the name of a task."
+        remedy = f"Rename the folder. A name has small letters, digits and _, and begins with a letter; {_PATTERN}."
+        raise InputError([Problem(tasks / name, message, remedy)])
+    if name not in known:
+        remedy = f"Known tasks: {', '.join(known) or 'none'}. A task is a folder with a {TASK_FILE}; {_PATTERN}."
+        raise InputError([Problem(tasks, f"there is no task {name!r}.", remedy)])
     return build_task_folder(tasks / name, accepted / name)

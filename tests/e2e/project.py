@@ -53,7 +53,7 @@ STUDENT_ASSETS = {"seed_only_adapter", "student_adapter", "predictions", "eval_r
 
 @dataclass(frozen=True)
 class CommandResult:
-    """How a command ended, and what it wrote. `json` is the last line of stdout, where `--json` was given."""
+    """How a command ended, and what it wrote. `json` is all of stdout, where `--json` was given."""
 
     code: int
     out: str
@@ -61,7 +61,7 @@ class CommandResult:
 
     @property
     def json(self) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads(self.out.strip().splitlines()[-1])
+        value: dict[str, Any] = json.loads(self.out)
         return value
 
     @property

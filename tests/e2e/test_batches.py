@@ -64,8 +64,8 @@ def test_a_run_submits_and_the_next_run_uses_the_collected_answers(
     ended = project.distill("backfill", TASK, "--which", "all", "--json")
     assert (ended.code, ended.json["failed"], ended.json["blocked"]) == (3, {}, {})
     assert "under way; 0 of 12 requests are answered" in ended.json["pending"]["teacher_completions[web]"]
-    assert ended.json["pending"]["scored_completions[web]"] == "teacher_completions[web] waits for its batch"
-    assert "Nothing failed" in ended.out
+    assert ended.json["pending"]["scored_completions[web]"] == "teacher_completions[web] waits for answers"
+    assert "Nothing failed" in project.distill("backfill", TASK).out
     again = project.distill("backfill", TASK, "--json")
     assert (again.code, again.json["teacher_calls"], again.json["partitions"]) == (3, 0, {})
     assert len(batches.batches) == 2
@@ -156,8 +156,8 @@ def test_an_open_batch_of_an_earlier_setting_is_named_and_not_waited_for(
 def test_a_batch_of_a_teacher_that_the_task_no_longer_has_is_listed(project: Project, batches: BatchProvider) -> None:
     assert project.distill("backfill", TASK, "--slice", "shop", "--json").code == 3
     project.change_task(teacher={"model": "openai/another"})
-    listed = project.distill("batches", TASK, "--json")
-    assert listed.json["under_way"] == ["batch_0"]
+    assert project.distill("batches", TASK, "--json").json["under_way"] == ["batch_0"]
+    listed = project.distill("batches", TASK)
     assert "left over" in listed.out
     assert "--forget" in listed.out
 
@@ -169,7 +169,7 @@ def test_existing_data_stays_until_the_answers_of_a_batch_arrive(ungated: Projec
     assert (waiting.code, waiting.json["failed"], waiting.json["blocked"]) == (3, {}, {})
     assert {"golden_completions", "teacher_gate", "teacher_completions[shop]"} <= set(waiting.json["pending"])
     assert {"filtered_dataset", "student_adapter[one]"} <= set(waiting.json["pending"])
-    assert waiting.json["pending"]["seed_only_adapter[one]"] == "teacher_gate waits for its batch"
+    assert waiting.json["pending"]["seed_only_adapter[one]"] == "teacher_gate waits for answers"
     assert list(batches.batches) == ["batch_0"], "no slice is paid for before the gate"
     batches.end("batch_0")
     waiting = project.run("--student", "one")

@@ -25,7 +25,7 @@ def test_a_teacher_that_says_one_thing_is_paid_for_no_slice(fresh: Project, prov
     assert not STUDENT_ASSETS & set(ended.partitions), "nothing is trained"
     lines = ended.err.splitlines()
     mark = next(number for number, line in enumerate(lines) if line.startswith("✗"))
-    assert "teacher_good_enough" in lines[mark + 1], "the reason stands below what failed"
+    assert "teacher_gate: did not pass teacher_good_enough" in lines[mark], "the reason stands where it failed"
     assert len(provider.requests) == HELD_OUT_REQUESTS
     assert fresh.run().code == 1
     assert len(provider.requests) == HELD_OUT_REQUESTS, "nothing is asked again while nothing is mended"

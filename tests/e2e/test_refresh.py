@@ -23,7 +23,7 @@ def test_nothing_to_refresh(project: Project, provider: FakeProvider) -> None:
     ended = refresh(project)
     assert ended.code == 0, ended.err
     assert ended.json["runs"] == []
-    assert "nothing to refresh" in ended.out
+    assert "nothing to refresh" in project.distill("refresh", TASK).out
     assert provider.requests == []
 
 
