@@ -69,3 +69,43 @@ def test_what_is_wrong_with_an_import_is_said_in_words(fresh: Project, tmp_path:
     assert f"{rows}:2 [kind]: 'parking' is not a label" in ended.err
     assert fresh.distill("import", TASK, str(rows), "--as", "nothing").code == 2
     assert fresh.distill("import", TASK, str(rows), "--as", "seeds", "--name", "x").code == 1
+
+
+def test_one_mistake_is_one_line_and_can_be_passed_over(fresh: Project, tmp_path: Path) -> None:
+    rows = tmp_path / "tickets.csv"
+    lines = [f"message {n};Refund \n" for n in range(298)]
+    rows.write_text("\ufeffnachricht;kategorie\r\n" + "".join(lines) + ";login\r\nodd;parking\r\n", encoding="utf-8")
+    command = ("import", TASK, str(rows), "--as", "golden")
+    ended = fresh.distill(*command, "--label-field", "kategorie")
+    assert ended.code == 2
+    [line] = [line for line in ended.err.split("\n") if line]
+    assert f"{rows}:2 [text]: the text is missing. Name its field with --text-field." in line
+    assert "The record has: nachricht, kategorie. (300 times, in lines 2-301)" in line
+
+    fields = ("--text-field", "nachricht", "--label-field", "kategorie")
+    ended = fresh.distill(*command, *fields)
+    assert ended.code == 2
+    assert [line.split(" ")[1] for line in ended.err.split("\n") if line] == [
+        f"{rows}:300",
+        f"{rows}:301",
+    ], "all mistakes at once"
+    options = (*fields, "--map", "Refund =refund", "--skip-invalid", "--dry-run")
+    shown = fresh.distill(*command, *options)
+    assert shown.code == 0, shown.err
+    assert "2 left out: cannot be used" in shown.out
+    assert f"{rows}:301" in shown.err
+    assert "separated by semicolons" in shown.out
+    assert "298 would be added to golden.jsonl" in shown.out.replace("\n", " ")
+    done = fresh.distill(*command, *options, "--json").json
+    assert (done["added"], done["skipped"]) == ({"golden.jsonl": 298}, {"cannot be used": 2})
+    assert fresh.distill(*command, *fields, "--map", "Refund").code == 1
+    assert "is not `old=new`" in fresh.distill(*command, *fields, "--map", "Refund").err
+
+
+def test_the_problems_of_a_check_are_said_once(fresh: Project) -> None:
+    golden = fresh.folder / "golden.jsonl"
+    golden.write_text(golden.read_text() + '{"id": "x"\n' * 200)
+    ended = fresh.distill("check", TASK)
+    assert ended.code == 2
+    assert len([line for line in ended.err.split("\n") if "malformed JSON" in line]) == 1
+    assert "200 times, in lines" in ended.err

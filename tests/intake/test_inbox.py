@@ -479,3 +479,32 @@ def test_a_missing_inbox_is_not_an_error_and_is_not_created(make: Callable[..., 
     box = make()
     assert box.take() == []
     assert not box.place.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [
+        ('{"text": "fine"}\nbroken\n', "1 of 2 lines"),
+        ('{"text": "fine"}\nbroken', "1 of 2 lines"),
+        ('\n{"text": "fine"}\r\n\r\nbroken\n\n', "1 of 2 lines"),
+        ("broken\n", "its line"),
+        ("", "its line"),
+    ],
+)
+def test_the_lines_of_a_rejected_file_are_counted(make: Callable[..., Inbox], content: str, count: str) -> None:
+    box = make()
+    box.drop("a.jsonl", content)
+    [rejected] = box.take()
+    assert rejected.state == "rejected"
+    assert box.reason("a.jsonl").startswith(f"a.jsonl was rejected for {count}.")
+
+
+def test_a_duplicate_key_of_a_line_is_no_choice(make: Callable[..., Inbox]) -> None:
+    box = make()
+    box.drop("a.jsonl", '{"text": "fine"}\n{"text": "one", "text": "two"}\n{"text": "x", "a": {"b": 1, "b": 2}}\n')
+    [rejected] = box.take()
+    assert rejected.state == "rejected"
+    reason = box.reason("a.jsonl")
+    assert "line 2: duplicate field 'text'. Expected: each field once. Remove one of them." in reason
+    assert "line 3: duplicate field 'b'" in reason
+    assert box.texts("unsorted") == []
