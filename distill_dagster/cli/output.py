@@ -53,6 +53,8 @@ def print_report(home: Home, folder: TaskFolder, student: str) -> dict[str, Any]
     out.print(escape(metrics["verdict"]["text"]), soft_wrap=not out.is_terminal)
     if metrics.get("notice"):
         out.print(f"[dim]{escape(metrics['notice'])}[/dim]", soft_wrap=not out.is_terminal)
+    for number, step in enumerate(metrics.get("next_steps", ()), start=1):  # a report of an earlier version has none
+        out.print(f"{number}. {escape(step)}", soft_wrap=not out.is_terminal, highlight=False)
     out.print(f"Report: {path.with_name('report.html')}", soft_wrap=True)
     return {"report": str(path.with_name("report.html")), "summary": rows, "verdict": metrics["verdict"]}
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from distill_dagster.cli.console import out, print_json, show_problems
 from distill_dagster.cli.options import (
     JsonOption,
@@ -23,9 +29,10 @@ from distill_dagster.tables.lake import Lake
 def report(
     task: TaskArgument = None,
     students: StudentOption = None,
+    open_pages: Annotated[bool, typer.Option("--open", help="Open each report in the web browser.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the latest results and the paths of the reports. Runs nothing."""
+    """Show the latest results, what they mean, and the paths of the reports. Runs nothing."""
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
@@ -34,6 +41,21 @@ def report(
         if not reports:
             raise DistillError(f"{folder.name} has no report yet. Run `distill run {folder.name}`.")
         print_json({"task": folder.name, "reports": reports})
+        if open_pages:
+            _open_in_browser([Path(report["report"]) for report in reports.values()])
+
+
+def _open_in_browser(pages: list[Path]) -> None:
+    """Open files in the web browser: $BROWSER, or the system's.
+
+    Raises:
+        DistillError: There is no browser, or it did not start.
+    """
+    for page in pages:
+        if not webbrowser.open(page.absolute().as_uri()):
+            raise DistillError(
+                f"no web browser could be started. Open {page} by hand, or set BROWSER to the command of a browser."
+            )
 
 
 def data_docs(task: TaskArgument = None, as_json: JsonOption = False, quiet: QuietOption = False) -> None:

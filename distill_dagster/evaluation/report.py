@@ -90,6 +90,7 @@ def write_report(
 def build_metrics_json(metrics: Metrics, verdict: Recommendation, inputs: ReportInputs) -> dict[str, Any]:
     """The figures as plain JSON. Scores are shares of 1, latencies seconds, costs US dollars. Null means unknown."""
     golden = metrics.golden
+    summary = build_plain_summary(metrics, verdict, inputs.task, inputs.student)
     systems = {}
     for name, system in golden.systems.items():
         systems[name] = {
@@ -107,6 +108,9 @@ def build_metrics_json(metrics: Metrics, verdict: Recommendation, inputs: Report
         "retention": golden.retention.to_dict(),
         "dataset_version": inputs.dataset_version,
         "verdict": asdict(verdict),
+        "lead": summary.lead,
+        "meaning": dict(summary.meaning),
+        "next_steps": list(summary.next_steps),
         "comparisons": _build_comparisons(golden),
         "per_slice": {name: _build_slices(system) for name, system in golden.systems.items()},
         "splits": {name: _build_split(split, metrics) for name, split in metrics.splits.items()},

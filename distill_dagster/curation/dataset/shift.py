@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from distill_dagster.config.shift import ShiftSpec
@@ -30,6 +29,8 @@ def build_profile(candidates: int, measured: pl.DataFrame, reasons: Mapping[str,
     Args:
         measured: the dataset as `measure_rows` returns it.
     """
+    import numpy as np
+
     found: dict[str, Any] = {"candidates": candidates, "rows": measured.height}
     found["reasons"] = {reason: count for reason, count in reasons.items() if count}
     if "label" in measured.columns:
