@@ -297,6 +297,52 @@ def test_each_problem_names_its_line(home: Home) -> None:
     assert "distill import shop_mail FILE --as recorded --name logs" in problem.remedy
 
 
+@pytest.mark.parametrize(
+    ("created", "day"),
+    [
+        (1_700_000_000, "2023-11-14"),
+        (1_700_000_000_000, "2023-11-14"),
+        (1_700_000_000_000_000, "2023-11-14"),
+        (1_700_000_000_000_000_000, "2023-11-14"),
+        (1_700_000_000.25, "2023-11-14"),
+        (5, None),
+        (-1, None),
+        (10**40, None),
+    ],
+)
+def test_a_time_is_read_in_all_units_or_left_out(home: Home, created: float, day: str | None) -> None:
+    body = {"created": created, "choices": [{"message": {"content": "refund"}, "finish_reason": "stop"}]}
+    home.record([{"request": {"messages": [{"role": "user", "content": "I want a refund"}]}, "response": body}])
+    rows = home.completions()[0].filter(pl.col("answer").is_not_null()).to_dicts()
+    assert [row["requested_at"][:10] == day for row in rows] == [day is not None]
+
+
+@pytest.mark.parametrize(
+    ("finish", "status", "answer"),
+    [
+        (None, "ok", "refund"),
+        ("end_turn", "ok", "refund"),
+        ("model_length", "ok", "refund"),
+        ("SAFETY", "filtered", None),
+        ("network_error", "truncated", None),
+        ("a word of tomorrow", "truncated", None),
+    ],
+)
+def test_a_recorded_answer_that_was_broken_off_is_no_answer(
+    home: Home, finish: str | None, status: str, answer: str | None
+) -> None:
+    home.record([plain("I want a refund", "refund", finish_reason=finish)])
+    row = home.completions()[0].filter(pl.col("raw_text") == "refund").to_dicts()[0]
+    assert (row["status"], row["answer"] and json.loads(row["answer"])) == (status, answer)
+    assert home.completions()[1].record.missing_rows == 2, "only what is not recorded is missing"
+
+
+def test_token_counts_that_no_table_holds_are_left_out(home: Home) -> None:
+    home.record([plain("I want a refund", "refund", prompt_tokens=2**70, completion_tokens=-5)])
+    row = home.completions()[0].filter(pl.col("status") == "ok").to_dicts()[0]
+    assert (row["prompt_tokens"], row["completion_tokens"]) == (0, 0)
+
+
 def test_a_link_is_not_followed(home: Home, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "logs.jsonl").write_text(jsonl([plain("a", "refund")]))
