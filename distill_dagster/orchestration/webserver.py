@@ -1,5 +1,6 @@
 """Dagster's webserver with two more folders: `/reports` and `/data-docs`, so that the UI can link to a report.
 
+It also shows the backfills of a job, whose page Dagster's own webserver cannot make if they have a run per partition.
 `distill ui` starts it as `python -m distill_dagster.orchestration.webserver`, with the options of `dagster-webserver`.
 """
 
@@ -7,7 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import dagster as dg
+from dagster._core.definitions.partitions.context import partition_loading_context
+from dagster._core.remote_representation.external import RemotePartitionSet
+from dagster._core.storage.dagster_run import RunPartitionData
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
 from dagster._core.workspace.context import BaseWorkspaceRequestContext, IWorkspaceProcessContext
+from dagster_graphql.schema.backfill import GraphenePartitionBackfill
 from dagster_webserver import cli
 from dagster_webserver.webserver import DagsterWebserver
 from starlette.applications import Starlette
@@ -45,14 +56,49 @@ class Webserver(DagsterWebserver[IWorkspaceProcessContext, BaseWorkspaceRequestC
 
 
 def _create_app(
-    context: IWorkspaceProcessContext, path_prefix: str = "", live_data_poll_rate: int | None = None, **more: Any
+    workspace_process_context: IWorkspaceProcessContext,
+    path_prefix: str = "",
+    live_data_poll_rate: int | None = None,
+    **kwargs: Any,
 ) -> Starlette:
-    return Webserver(context, path_prefix, live_data_poll_rate).create_asgi_app(**more)
+    return Webserver(workspace_process_context, path_prefix, live_data_poll_rate).create_asgi_app(**kwargs)
+
+
+def _list_partition_runs(
+    self: GraphenePartitionBackfill, instance: dg.DagsterInstance, partition_set: RemotePartitionSet
+) -> list[RunPartitionData]:
+    """List the runs of a job's backfill by partition.
+
+    Dagster's method expects a range in each run and raises KeyError otherwise, but `dagster job backfill` starts runs
+    for single partitions.
+    """
+    partitions = partition_set.get_partitions_definition()
+    tags = dg.DagsterRun.tags_for_backfill_id(self._backfill_job.backfill_id)
+    runs = []
+    with partition_loading_context(dynamic_partitions_store=instance):
+        for record in instance.get_run_records(dg.RunsFilter(tags=tags)):
+            run = record.dagster_run
+            first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG, run.tags.get(PARTITION_NAME_TAG))
+            if first is None:
+                continue
+            last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG, first)
+            runs += [
+                RunPartitionData(
+                    run_id=run.run_id,
+                    partition=key,
+                    status=run.status,
+                    start_time=record.start_time,
+                    end_time=record.end_time,
+                )
+                for key in partitions.get_partition_keys_in_range(dg.PartitionKeyRange(first, last))
+            ]
+    return runs
 
 
 def run_webserver() -> None:
-    """Run Dagster's command with this app: it has no option for further routes."""
+    """Run Dagster's command with this app and this method: it has no option for either."""
     cli.create_app_from_workspace_process_context = _create_app
+    GraphenePartitionBackfill._get_partition_run_data_for_ranged_job_backfill = _list_partition_runs  # type: ignore[method-assign]
     cli.main()
 
 

@@ -19,9 +19,10 @@ import dagster as dg
 import pytest
 from playwright.sync_api import expect
 
+from assets.stage_asset import get_campaign
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
-from distill_dagster.pipeline.stage_table import STAGES, list_sources
+from distill_dagster.pipeline.stage_table import STAGES, get_students_partitions_name, list_sources
 from tests.e2e.project import GROUP, TASK
 from tests.support.browser import LOCATION
 from tests.ui.conftest import RUN_MS, Screen
@@ -41,6 +42,24 @@ def test_the_graph_shows_every_asset_of_the_task(screen: Screen) -> None:
     expect(page.get_by_role("button", name=re.compile("Materialize")).first).to_be_enabled()
     if before is not None:
         page.set_viewport_size(before)
+
+
+def test_the_timeline_and_the_jobs_show_the_runs_of_the_command_line(screen: Screen) -> None:
+    page = screen.open("overview/activity/timeline")
+    for job in ("shared", "slices"):
+        expect(page.get_by_role("link", name=f"{TASK}_{job}")).to_be_visible()
+    expect(page.get_by_text("No runs", exact=False)).to_have_count(0)
+    page = screen.open(f"locations/{LOCATION}/jobs/{TASK}_slices/runs")
+    expect(page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$"))).to_have_count(len(screen.project.slices()))
+
+
+def test_only_students_that_somebody_asked_for_are_partitions(screen: Screen) -> None:
+    """Otherwise all assets of the students would look incomplete for ever."""
+    name = get_students_partitions_name(TASK)
+    assert screen.instance.get_dynamic_partitions(name) == ["one"]
+    page = screen.open(f"assets/{TASK}/student_adapter?view=partitions")
+    expect(page.get_by_text("one", exact=True).first).to_be_visible()
+    expect(page.get_by_text("two", exact=True)).to_have_count(0)
 
 
 def test_an_assets_page_shows_its_materialization(screen: Screen) -> None:
@@ -136,6 +155,29 @@ def test_a_backfill_from_the_command_line_is_run_by_the_daemon_of_the_ui(screen:
     assert screen.made_since(before) == {(asset, key) for asset in GROUP for key in ("app", "phone")}
     assert screen.versions_are_those_of_the_lake()
     assert screen.provider.texts[asked:] == ["no login by app"] * 2
+    see_finished_backfill(screen, found[1])
+
+
+def test_a_backfill_from_the_page_of_a_job_has_a_page(screen: Screen) -> None:
+    page = screen.open(f"locations/{LOCATION}/jobs/{TASK}_slices")
+    page.get_by_role("button", name="Materialize all").click()
+    backfill = screen.launch("app", "phone")
+    ended = dg.RunsFilter(tags={"dagster/backfill": backfill}, statuses=[dg.DagsterRunStatus.SUCCESS])
+    screen.wait(lambda: screen.instance.get_runs_count(ended) == 1)
+    see_finished_backfill(screen, backfill)
+    [outer] = screen.instance.get_runs(ended)
+    runs = screen.instance.get_runs(dg.RunsFilter(tags={"distill/campaign": outer.run_id}))
+    assert {run.tags["dagster/partition"] for run in runs if run.run_id != outer.run_id} == {"app", "phone"}
+    assert {get_campaign(run) for run in runs} == {backfill}, "one budget for the whole backfill"
+
+
+def see_finished_backfill(screen: Screen, backfill: str) -> None:
+    """Open the page of a backfill of two slices: it shows them, and no request of it fails."""
+    failures: list[str] = []
+    screen.page.on("response", lambda response: failures.append(response.url) if response.status >= 400 else None)
+    screen.open(f"runs/b/{backfill}")
+    expect(screen.page.get_by_text("100% completed", exact=True)).to_be_visible()
+    assert failures == []
 
 
 def test_a_tick_of_the_schedule_refreshes_the_task(screen: Screen) -> None:
@@ -152,6 +194,14 @@ def test_a_tick_of_the_schedule_refreshes_the_task(screen: Screen) -> None:
         expect(page.get_by_text(text, exact=True).first).to_be_visible()
     made = re.compile(r"filtered_dataset.*student_adapter\[one\].*eval_report\[one\]")
     expect(page.get_by_text(made).first).to_be_visible()
+
+
+def test_the_report_opens_by_a_link(screen: Screen) -> None:
+    page = screen.open(f"assets/{TASK}/eval_report?view=partitions&partition=one")
+    with page.context.expect_page() as opened:
+        page.locator('a[href="/reports/shop_mail/one/report.html"]').first.click()
+    expect(opened.value.get_by_role("heading", level=1)).to_contain_text(TASK)
+    opened.value.close()
 
 
 def test_sensors_turned_on_by_hand_make_what_an_edit_calls_for(screen: Screen) -> None:
