@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill_dagster.config.base import ConfigModel
 from distill_dagster.config.teacher import PriceSpec, TeacherSpec
 from distill_dagster.config.terms import TermsSpec
+from distill_dagster.config.thinking_models import THINKING_TOKENS, fill_thinking_defaults
 
 
 class AuxiliaryTeacherSpec(ConfigModel):
@@ -28,6 +29,11 @@ class AuxiliaryTeacherSpec(ConfigModel):
         description="how an answer gets its form (chat API): json_schema by the provider's response_format, prompt by "
         "instructions, auto by json_schema if litellm knows that the model supports it",
     )
+    thinking_tokens: Annotated[int, Field(ge=0, le=100_000)] | None = Field(
+        default=None,
+        description="tokens that the model may think before its answer, on top of max_tokens (chat API); by default "
+        f"{THINKING_TOKENS} for models that are known to think, else 0",
+    )
     concurrency: Annotated[int, Field(ge=1, le=512)] = Field(
         default=8, description="largest number of requests at the same time"
     )
@@ -46,6 +52,11 @@ class AuxiliaryTeacherSpec(ConfigModel):
     )
     terms: TermsSpec = Field(default=TermsSpec(), description="the provider's terms on training with answers")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, value: Any) -> Any:
+        return fill_thinking_defaults(value)
+
     def to_teacher_spec(self, task_teacher: TeacherSpec) -> TeacherSpec:
         """The settings as a teacher. An embedded model shares the server of the task's teacher."""
         spec = TeacherSpec(**{name: getattr(self, name) for name in AuxiliaryTeacherSpec.model_fields})
@@ -53,4 +64,5 @@ class AuxiliaryTeacherSpec(ConfigModel):
 
     def dump_request_settings(self) -> dict[str, Any]:
         """The settings that can change an answer, for hashes: not address, limits or price."""
-        return self.model_dump(include={"model", "api", "revision", "response_format"})
+        included = {"model", "api", "revision", "response_format"}
+        return self.model_dump(include=included | ({"thinking_tokens"} if self.thinking_tokens is not None else set()))

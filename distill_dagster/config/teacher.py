@@ -10,6 +10,7 @@ from distill_dagster.config.answers import LABEL_KINDS, TaskKind
 from distill_dagster.config.base import VARIABLE_NAME_PATTERN, ConfigModel
 from distill_dagster.config.replay import REPLAY_NAME_PATTERN, REPLAY_PREFIX, ReplaySpec
 from distill_dagster.config.terms import TermsSpec
+from distill_dagster.config.thinking_models import THINKING_TOKENS, fill_thinking_defaults, is_thinking_model
 from distill_dagster.core.redaction import is_plain_url
 
 EMBEDDED_PREFIX = "embedded/"
@@ -80,6 +81,11 @@ class TeacherSpec(ConfigModel):
     max_tokens: Annotated[int, Field(ge=1, le=100_000)] = Field(
         default=16, description="longest answer; by default 1024 for written answers: with reasoning, or without labels"
     )
+    thinking_tokens: Annotated[int, Field(ge=0, le=100_000)] | None = Field(
+        default=None,
+        description="tokens that the model may think before its answer, on top of max_tokens (chat API); by default "
+        f"{THINKING_TOKENS} for models that are known to think, else 0",
+    )
     response_format: Literal["auto", "json_schema", "prompt"] = Field(
         default="auto",
         description="how a written answer gets its JSON schema (chat API): json_schema by the provider's "
@@ -142,6 +148,11 @@ class TeacherSpec(ConfigModel):
         default=0.9, description="the asset fails if a smaller share of answers is usable"
     )
     terms: TermsSpec = Field(default=TermsSpec(), description="the provider's terms on training with answers")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, value: Any) -> Any:
+        return fill_thinking_defaults(value)
 
     @field_validator("api_base")
     @classmethod
@@ -207,6 +218,23 @@ class TeacherSpec(ConfigModel):
         """Whether asking costs nothing."""
         return self.is_embedded or self.is_replay
 
+    @property
+    def allowed_thinking_tokens(self) -> int:
+        """The tokens that the model may think before its answer."""
+        if self.thinking_tokens is not None:
+            return self.thinking_tokens
+        thinks = self.api == "chat" and not self.is_free and is_thinking_model(self.model)
+        return THINKING_TOKENS if thinks else 0
+
+    def build_params(self, temperature: float, max_tokens: int, sample: int) -> dict[str, Any]:
+        """The sampling parameters of a request. They are part of its key."""
+        params: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+        if temperature > 0:
+            params["seed"] = sample
+        if self.thinking_tokens is not None:
+            params["thinking_tokens"] = self.thinking_tokens
+        return params
+
     def dump_identity(self) -> dict[str, Any]:
         """The model and its revision, which are part of every `request_key`. Address, limits and price are not."""
         return {"model": self.model, "revision": self.revision}
@@ -218,6 +246,7 @@ class TeacherSpec(ConfigModel):
         """
         excluded = {"api_base", "api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s"}
         excluded |= {"max_retries", "price", "smoke_rows", "min_success", "terms", "mode", "batch", "replay"}
+        excluded |= {"thinking_tokens"} if self.thinking_tokens is None else set()
         return self.model_dump(exclude=excluded)
 
     @property

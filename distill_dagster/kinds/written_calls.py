@@ -117,7 +117,7 @@ def list_calls(value: Any) -> list[dict[str, Any]] | None:
         return None
     for name in NAME_NAMES:
         if isinstance(value.get(name), str):
-            given = next((value[key] for key in ARGUMENT_NAMES if key in value), {})
+            given: Any = next((value[key] for key in ARGUMENT_NAMES if key in value), {})
             return [{"name": value[name], "arguments": given}]
     for name in LIST_NAMES:
         if isinstance(value.get(name), list | dict):
@@ -148,10 +148,10 @@ def _find_calls(text: str, tools: Sequence[ToolSpec]) -> tuple[list[dict[str, An
         CutJsonError: a call is cut.
         ValueError: a call cannot be read.
     """
-    if calls := list(_find_parameter_calls(text, tools)) or list(_find_named_calls(text)):
-        return calls, False
-    if calls := _find_python_calls(text, tools):
-        return calls, text.strip().startswith("[")
+    if named := list(_find_parameter_calls(text, tools)) or list(_find_named_calls(text)):
+        return named, False
+    if python := _find_python_calls(text, tools):
+        return python, text.strip().startswith("[")
     found = read_json(text)
     names = {tool.name for tool in tools}
     parts = [(value, listed) for value in found.values if (listed := _list_calls_of_tools(value, names)) is not None]

@@ -9,7 +9,7 @@ from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.core.files import make_symlink_problem
 from distill_dagster.core.text import normalize_text
 from distill_dagster.curation.filters import find_filter_problems
-from distill_dagster.pipeline.teacher_check import find_model_problems
+from distill_dagster.pipeline.teacher_check import find_model_problems, find_thinking_notes
 from distill_dagster.prompts.templates import AUXILIARY_TEMPLATES, find_template_problems, get_template_names
 from distill_dagster.tasks.accepted import find_accepted_problems, list_accepted_slices
 from distill_dagster.tasks.folder import TaskFolder, find_slice_file_problem, list_slice_files
@@ -38,7 +38,7 @@ def check_task_folder(folder: TaskFolder) -> list[Problem]:
         return result.problems
     task, path = result.value, folder.path / TASK_FILE
     problems = [*result.problems, *find_filter_problems(path, task), *_find_terms_problems(path, task)]
-    problems += find_model_problems(path, task)
+    problems += [*find_model_problems(path, task), *find_thinking_notes(path, task)]
     slice_problems, seeds = _check_slices(folder.path, folder.accepted, task)
     problems += [*slice_problems, *find_accepted_problems(folder.accepted), *find_imagined_problems(folder.accepted)]
     row_problems, held_out = _check_rows(folder.path, task)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill_dagster.config import Task, TeacherSpec
+from distill_dagster.config.thinking_models import LEAST_THINKING_TOKENS, THINKING_TOKENS, is_thinking_model
 from distill_dagster.core.errors import Problem
 from distill_dagster.core.models import MODEL_REMEDY, PACKAGED_MODELS, find_missing_package, is_known_model
 from distill_dagster.tasks.folder import TaskFolder
@@ -48,6 +49,29 @@ def find_model_problems(path: Path, task: Task) -> list[Problem]:
             remedy = f"Did you mean {close!r}? {MODEL_REMEDY}" if close else MODEL_REMEDY
             message = f"there is no model {student.model!r}."
             problems.append(_build_problem(path, ("students", name, "model"), message, remedy))
+    return problems
+
+
+def find_thinking_notes(path: Path, task: Task) -> list[Problem]:
+    """For each model that thinks before it answers, a warning that says what it is allowed for that."""
+    problems = []
+    for place, spec in _iterate_teachers(task):
+        if spec.api != "chat" or spec.is_free or not is_thinking_model(spec.model):
+            continue
+        field = ".".join((*place, "thinking_tokens"))
+        if spec.allowed_thinking_tokens < LEAST_THINKING_TOKENS:
+            message = f"{spec.model} thinks before it answers, and {spec.thinking_tokens} tokens are often too few."
+            remedy = f"Leave {field} out, which allows {THINKING_TOKENS}, or raise it."
+        elif spec.thinking_tokens is None:
+            message = (
+                f"{spec.model} thinks before it answers. It is allowed {THINKING_TOKENS} tokens for that on top of "
+                f"max_tokens, which providers bill."
+            )
+            remedy = f"Set {field} if answers are cut or cost too much."
+        else:
+            continue
+        setting = "model" if spec.thinking_tokens is None else "thinking_tokens"
+        problems.append(_build_problem(path, (*place, setting), message, remedy, "warning"))
     return problems
 
 

@@ -35,14 +35,14 @@ class FreeTextAsker:
 
     def build_request(self, prompt: AskedPrompt, examples: list[FewShotExample], sample: int) -> Request:
         """The request for one sample of one prompt, after few-shot examples with their reasoning."""
-        params: dict[str, Any] = {"temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
-        if self.spec.temperature > 0:
-            params["seed"] = sample
+        params = self.spec.build_params(self.spec.temperature, self.spec.max_tokens, sample)
         if self.spec.api == "text":
             text = format_transcript(prompt.messages) or prompt.text
             values = self._build_values([self._format_example(e) for e in examples], "")
             rendered = self.templates.render_part("text", **values, text=text)
-            return Request(self.endpoint.identity, sample, params | {"stop": [self.stop]}, prompt=rendered)
+            params["stop"] = [self.stop]
+            thinking = self.spec.allowed_thinking_tokens
+            return Request(self.endpoint.identity, sample, params, prompt=rendered, thinking_tokens=thinking)
         return self._build_chat_request(prompt, examples, sample, params)
 
     def read_response(self, prompt: AskedPrompt, request: Request, response: Response) -> dict[str, Any]:
@@ -81,7 +81,13 @@ class FreeTextAsker:
         turns += self._build_turns(prompt.text, prompt.messages, values)
         response_format = _build_response_format(schema) if schema is not None and by_provider else None
         return Request(
-            self.endpoint.identity, sample, params, messages=turns, tools=tools, response_format=response_format
+            self.endpoint.identity,
+            sample,
+            params,
+            messages=turns,
+            tools=tools,
+            response_format=response_format,
+            thinking_tokens=self.spec.allowed_thinking_tokens,
         )
 
     def _build_turns(self, text: str, messages: tuple[Message, ...], values: dict[str, Any]) -> list[dict[str, str]]:

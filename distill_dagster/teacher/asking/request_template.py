@@ -67,5 +67,6 @@ class RequestTemplate:
             messages,
             request.tools,
             request.response_format,
+            thinking_tokens=request.thinking_tokens,
             known_key=digest.hexdigest(),
         )

@@ -73,9 +73,7 @@ class RequestBuilder:
         examples = self.choice.choose(prompt.text, sample)
         if self.free_text is not None:
             return self.free_text.build_request(prompt, examples, sample)
-        params: dict[str, Any] = {"temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
-        if self.spec.temperature > 0:
-            params["seed"] = sample
+        params = self.spec.build_params(self.spec.temperature, self.spec.max_tokens, sample)
         values = {
             "text": prompt.text,
             "examples": examples,
@@ -90,12 +88,14 @@ class RequestBuilder:
                 params |= _build_boost_params(soft_labels.list_next_words(self.task.label_names, spelled), sample)
             rendered = self.templates.render_part("text", **values)
             rendered += f" {spelled}" if spelled else ""
-            return Request(self.endpoint.identity, sample, params, prompt=rendered)
+            thinking = self.spec.allowed_thinking_tokens
+            return Request(self.endpoint.identity, sample, params, prompt=rendered, thinking_tokens=thinking)
         if self.spec.soft_labels == "logprobs":
             params |= {"logprobs": True, "top_logprobs": self.spec.top_logprobs}
         last = {"role": "user", "content": self.templates.render_part("user", **values)}
         messages = [*self._build_shared_turns(examples, values), last]
-        return Request(self.endpoint.identity, sample, params, messages=messages)
+        thinking = self.spec.allowed_thinking_tokens
+        return Request(self.endpoint.identity, sample, params, messages=messages, thinking_tokens=thinking)
 
     def _build_shared_turns(self, examples: list[FewShotExample], values: dict[str, Any]) -> list[dict[str, str]]:
         """All turns before the prompt's own. Prompts with the same examples share them, which saves most work."""

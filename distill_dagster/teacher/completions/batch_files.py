@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from distill_dagster.config import TeacherSpec
+from distill_dagster.teacher.providers.capabilities import adapt_params
 from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.exchange import Request
 
@@ -27,7 +28,7 @@ def build_request_line(endpoint: Endpoint, spec: TeacherSpec, request: Request) 
     import litellm
 
     model = litellm.get_llm_provider(spec.model)[0]
-    body: dict[str, Any] = {"model": model} | request.build_body()
+    body: dict[str, Any] = {"model": model} | adapt_params(endpoint.model, request.build_body())
     if "seed" not in (litellm.get_supported_openai_params(endpoint.model) or ["seed"]):
         body.pop("seed", None)
     line = {"custom_id": request.key, "method": "POST", "url": get_batch_url(spec), "body": body}

@@ -27,6 +27,7 @@ from distill_dagster.teacher.imagine.novelty import SeenPrompts
 from distill_dagster.teacher.imagine.parsing import parse_texts
 from distill_dagster.teacher.providers.capabilities import takes_schema
 from distill_dagster.teacher.providers.exchange import Request, Response
+from distill_dagster.teacher.providers.finish_reasons import BROKEN_OFF, CUT
 
 EVOLUTIONS = {
     "deeper": "it asks for more: the matter goes deeper, or a second one hangs on it.",
@@ -212,9 +213,8 @@ class Imaginer:
     def build_request(self, job: ImagineJob, generation: int) -> Request:
         """Build the request for a job of a generation."""
         sample = generation * GENERATION_STEP + job.number
-        params: dict[str, Any] = {"temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
-        if self.spec.temperature > 0:
-            params["seed"] = sample
+        params = self.teacher.build_params(self.spec.temperature, self.spec.max_tokens, sample)
+        thinking = self.teacher.allowed_thinking_tokens
         values = {
             "task": self.task.description,
             "description": self.slice.description,
@@ -230,11 +230,18 @@ class Imaginer:
         }
         text = self.templates.render(f"imagine_{job.method}", **values)
         if self.teacher.api == "text":
-            return Request(self.identity, sample, params, prompt=f"{text}\n\n1.")
+            return Request(self.identity, sample, params, prompt=f"{text}\n\n1.", thinking_tokens=thinking)
         messages = [{"role": "user", "content": text}]
         schema = {"type": "json_schema", "json_schema": {"name": "prompts", "strict": True, "schema": PROMPTS_SCHEMA}}
         response_format = schema if self.structured else None
-        return Request(self.identity, sample, params, messages=messages, response_format=response_format)
+        return Request(
+            self.identity,
+            sample,
+            params,
+            messages=messages,
+            response_format=response_format,
+            thinking_tokens=thinking,
+        )
 
     def read_texts(self, job: ImagineJob, response: Response) -> list[str]:
         """Read the texts in an answer, without those that are longer than `max_chars`."""
@@ -242,7 +249,7 @@ class Imaginer:
         text = (
             f"1. {response.text.lstrip()}" if begins else response.text
         )  # the prompt of a text request ends with "1."
-        texts = parse_texts(text, job.count, cut=response.finish_reason == "length")
+        texts = parse_texts(text, job.count, cut=response.finish_reason in (CUT, BROKEN_OFF))
         return [item for item in texts if len(item) <= self.spec.max_chars]
 
 

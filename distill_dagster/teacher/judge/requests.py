@@ -95,18 +95,24 @@ class Judge:
             "structured": self.structured,
         }
         text = self.templates.render("judge_best_of" if options else "judge_score", **values)
-        params: dict[str, Any] = {"temperature": self.spec.temperature, "max_tokens": self.spec.max_tokens}
-        if self.spec.temperature > 0:
-            params["seed"] = sample
+        params = self.teacher.build_params(self.spec.temperature, self.spec.max_tokens, sample)
+        thinking = self.teacher.allowed_thinking_tokens
         if self.spec.api == "text":
-            return Request(self.identity, sample, params, prompt=f"{text}\n")
+            return Request(self.identity, sample, params, prompt=f"{text}\n", thinking_tokens=thinking)
         response_format = None
         if self.structured:
             model = build_score_model(self.spec, len(options) if options else None)
             schema = {"name": "verdict", "strict": True, "schema": make_strict_schema(model.model_json_schema())}
             response_format = {"type": "json_schema", "json_schema": schema}
         messages = [{"role": "user", "content": text}]
-        return Request(self.identity, sample, params, messages=messages, response_format=response_format)
+        return Request(
+            self.identity,
+            sample,
+            params,
+            messages=messages,
+            response_format=response_format,
+            thinking_tokens=thinking,
+        )
 
     def format_answer(self, answer: str) -> str:
         """Format an answer, given as canonical JSON text, as its kind writes it."""

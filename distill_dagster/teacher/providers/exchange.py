@@ -7,6 +7,9 @@ from typing import Any
 
 from distill_dagster.core.hashing import hash_content
 
+UNKNOWN_MAX_TOKENS = 4096
+"""Counted for the answer to a request that does not limit it."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -21,6 +24,11 @@ class Request:
     response_format: dict[str, Any] | None = None
     attempt: int = 0
     """More than 0 when the same request is sent again because its answer was unusable. It has a key of its own."""
+    thinking_tokens: int = 0
+    """Tokens for the model's thinking, on top of `params["max_tokens"]`.
+
+    It is not part of the key, since it does not change an answer that was not cut. A user's own number is in `params`.
+    """
     known_key: InitVar[str | None] = None
     """The key, if the caller computed it from the same fields. `dataclasses.replace` computes it again."""
     key: str = field(init=False)
@@ -44,8 +52,16 @@ class Request:
             body["tools"] = self.tools
         if self.response_format is not None:
             body["response_format"] = self.response_format
-        extra = self.params.get("extra_body") or {}
-        return body | {name: value for name, value in self.params.items() if name != "extra_body"} | extra
+        params = {name: value for name, value in self.params.items() if name not in ("extra_body", "thinking_tokens")}
+        if "max_tokens" in params:
+            params["max_tokens"] += self.thinking_tokens
+        return body | params | (self.params.get("extra_body") or {})
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """The tokens of the longest possible answer, with its thinking."""
+        answer = self.params.get("max_tokens") or self.params.get("max_completion_tokens") or UNKNOWN_MAX_TOKENS
+        return int(answer) + self.thinking_tokens
 
 
 @dataclass(slots=True)  # frozen would take four times as long to make, and one is made of each stored answer

@@ -103,7 +103,7 @@ def compute_worst_case(request: Request, price: TokenPrice | None, *, exact: boo
     whole = "\n".join(str(text) for text in texts if text)
     counted = _count_tokens(whole) if exact else math.ceil(len(whole.encode()) / 3)
     prompt = math.ceil(counted * TOKEN_MARGIN) + TOKENS_PER_MESSAGE * (len(texts) + 1)
-    answer = int(request.params.get("max_tokens") or request.params.get("max_completion_tokens") or 4096)
+    answer = request.max_answer_tokens
     return WorstCase(prompt + answer, price.compute_cost(prompt, answer) if price is not None else None)
 
 

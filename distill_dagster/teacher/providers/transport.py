@@ -14,11 +14,13 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from distill_dagster.config.thinking_models import is_thinking_model
 from distill_dagster.teacher.providers.attempts import (
     AttemptError,
     ContentFilterError,
     classify_status,
 )
+from distill_dagster.teacher.providers.capabilities import adapt_params
 from distill_dagster.teacher.providers.finish_reasons import find_finish_reason
 from distill_dagster.teacher.providers.responses import build_unusable_response
 
@@ -66,17 +68,18 @@ async def _send_direct(endpoint: Endpoint, request: Request, timeout_s: float) -
     import aiohttp
 
     assert endpoint.api_base is not None
-    body = {"model": endpoint.model.split("/", 1)[1]} | request.build_body()
+    params = request.build_body()
+    params = adapt_params(endpoint.model, params) if is_thinking_model(endpoint.model) else params
+    body = {"model": endpoint.model.split("/", 1)[1]} | params
     url = endpoint.api_base.rstrip("/") + ("/completions" if request.prompt is not None else "/chat/completions")
-    headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+    sent = {"Content-Type": "application/json"}
+    sent |= {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
     try:
         async with (
             asyncio.timeout(timeout_s),
-            _get_session().post(
-                url, data=json.dumps(body), headers=headers | {"Content-Type": "application/json"}
-            ) as got,
+            _get_session().post(url, data=json.dumps(body), headers=sent) as got,
         ):
-            text = (await got.read()).decode("utf-8", "replace")
+            text = (await got.read()).decode("utf-8-sig", "replace")
             status, headers = got.status, got.headers
     except TimeoutError:
         raise AttemptError(f"timed out after {timeout_s:g} s", retry=True, maybe_billed=True) from None
@@ -85,14 +88,14 @@ async def _send_direct(endpoint: Endpoint, request: Request, timeout_s: float) -
     except (aiohttp.ClientError, OSError) as error:
         what = f"the connection was cut: {type(error).__name__}"
         raise AttemptError(what, retry=True, maybe_billed=True) from None
-    if status != 200:
+    if not 200 <= status < 300:
         raise classify_status(status, text, headers)
     try:
-        return json.loads(text)
+        return json.loads(text, strict=False)
     except (ValueError, RecursionError):
-        error = AttemptError("the response is not JSON, or was cut off", retry=True, maybe_billed=True)
-        error.answer = build_unusable_response(text)
-        raise error from None
+        failure = AttemptError("the response is not JSON, or was cut off", retry=True, maybe_billed=True)
+        failure.answer = build_unusable_response(text)
+        raise failure from None
 
 
 async def _send_through_litellm(endpoint: Endpoint, request: Request, timeout_s: float) -> Any:
@@ -106,7 +109,7 @@ async def _send_through_litellm(endpoint: Endpoint, request: Request, timeout_s:
     if endpoint.api_key:
         where["api_key"] = endpoint.api_key
     # A deep copy, since litellm changes some values in place, and requests share turns, tools and schema.
-    params = copy.deepcopy(request.build_body())
+    params = copy.deepcopy(adapt_params(endpoint.model, request.build_body()))
     if "tools" in params:
         # Otherwise litellm looks for tools of its own gateway, with a package that is not installed.
         params["_skip_mcp_handler"] = True
@@ -144,7 +147,7 @@ async def _send_through_litellm(endpoint: Endpoint, request: Request, timeout_s:
 
 def _parse_received(received: list[Any]) -> dict[str, Any] | None:
     """The body that the provider sent, as litellm logs it before reading it; None if it is no JSON object."""
-    body = received[-1] if received else None
+    body: Any = received[-1] if received else None
     with suppress(ValueError, RecursionError, TypeError, AttributeError):
         body = json.loads(body) if isinstance(body, str | bytes) else body.model_dump(warnings=False)
     return body if isinstance(body, dict) else None
