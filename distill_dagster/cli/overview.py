@@ -93,7 +93,9 @@ def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
-        statuses = TaskState(folder, Lake(home.lake, home.reports)).list_statuses()
+        state = TaskState(folder, Lake(home.lake, home.reports))
+        students = state.list_used_students()
+        statuses = state.list_statuses(students)
         table = build_table("artifact", "state", "rows", "why", whole=("artifact", "state"))
         colours = {"fresh": "green", "stale": "yellow", "missing": "red", "waiting": "dim", "malformed": "red"}
         for s in statuses:
@@ -107,6 +109,10 @@ def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
             table.add_row(escape(s.name), f"[{colours[s.state]}]{s.state}[/]", rows, escape(why))
         print_table(table)
         counts = {state: sum(s.state == state for s in statuses) for state in colours}
-        out.print(f"{folder.name}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+        out.print(f"{folder.name}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+        untrained = [name for name in state.students if name not in students]
+        if untrained:
+            remedy = f"`distill run {folder.name} --student {untrained[0]}` does it"
+            out.print(f"Not trained, since nobody asked for it: {escape(', '.join(untrained))}; {escape(remedy)}.")
         artifacts = [{"name": s.name, "state": s.state, "why": list(s.why)} for s in statuses]
-        print_json({"task": folder.name, "counts": counts, "artifacts": artifacts})
+        print_json({"task": folder.name, "counts": counts, "artifacts": artifacts, "untrained_students": untrained})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill_dagster.core.errors import InputError
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.pipeline.source_versions import compute_source_version, list_features
 from distill_dagster.pipeline.stage_table import MERGING_STAGE, REJECTED_ROWS, SOURCES, Stage, list_stages
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
@@ -141,7 +142,7 @@ class TaskState:
         if record.code_version != stage.code_version:
             why.append(f"code version {record.code_version} became {stage.code_version}")
         if record.missing_rows:
-            why.append(f"{record.missing_rows} rows have no answer yet")
+            why.append(f"{count_noun(record.missing_rows, 'row has', 'rows have')} no answer yet")
         return ArtifactStatus(asset, partition, "stale" if why else "fresh", tuple(why), record)
 
     @staticmethod
@@ -150,6 +151,12 @@ class TaskState:
         sliced = [version for name, version in now.items() if name.endswith("]")]
         rest = [version for name, version in now.items() if not name.endswith("]")]
         return None not in rest and any(version is not None for version in sliced)
+
+    def list_used_students(self) -> list[str]:
+        """The default student, and those of which anything was made. The others wait until somebody asks for them."""
+        stages = [name for name, stage in self.stages.items() if stage.partition == "student"]
+        default = self.folder.task.chosen_student
+        return [s for s in self.students if s == default or any(self.read_record(name, s) for name in stages)]
 
     def list_statuses(self, students: list[str] | None = None, slices: list[str] | None = None) -> list[ArtifactStatus]:
         """The status of every artifact in topological order, or of these students and slices only."""

@@ -99,7 +99,8 @@ def add_new_adapter(model: Any, spec: StudentSpec, task_type: str, exclude: str 
         target_modules=lora.target_modules,
         exclude_modules=exclude,
     )
-    return get_peft_model(model, config)
+    with models.silence_transformers():
+        return get_peft_model(model, config)
 
 
 def attach_adapter(model: Any, adapter: Path, merge: bool) -> Any:

@@ -19,7 +19,7 @@ from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.validation import EXPECTATIONS
 from distill_dagster.tasks import TaskFolder
 from tests.e2e.conftest import Complete
-from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, SEEDS, TASK, Project, hash_files
+from tests.e2e.project import GROUP, HELD_OUT_REQUESTS, SEED_REQUESTS, SEEDS, STUDENT, TASK, Project, hash_files
 from tests.support.provider import FakeProvider
 from tests.support.task import write_small_task
 
@@ -146,6 +146,19 @@ def test_status_report_tasks_and_check_show_the_complete_project(project: Projec
     assert str(project.home / "reports" / TASK / "two" / "report.html") in report.out.replace("\n", "")
     assert TASK in project.distill("tasks").out
     assert "0 errors" in project.distill("check").out
+
+
+def test_a_student_that_nobody_asked_for_is_not_missing(project: Project) -> None:
+    project.change_task(students={"three": STUDENT | {"seed": 3}})
+    status = project.distill("status", TASK, "--json").json
+    assert status["counts"] == {"fresh": 19, "stale": 0, "missing": 0, "waiting": 0, "malformed": 0}
+    assert status["untrained_students"] == ["three"]
+    shown = " ".join(project.distill("status", TASK).out.split())
+    assert f"Not trained, since nobody asked for it: three; `distill run {TASK} --student three` does it." in shown
+    project.change_task(default_student="three")
+    status = project.distill("status", TASK, "--json").json
+    assert status["untrained_students"] == []
+    assert status["counts"]["missing"] > 0
 
 
 def test_a_malformed_neighbour_changes_nothing(project: Project, provider: FakeProvider) -> None:
