@@ -26,6 +26,7 @@ class ImportOptions:
         text_field: several fields are joined with an empty line.
         label_map: by a label of the file, the label of the task; an empty one leaves out its records.
         skip_invalid: leave out records that cannot be used, instead of refusing the file.
+        slugify: make a slice key of any value in `slice_field`: `Phone note` is `phone-note`.
     """
 
     target: ImportTarget
@@ -40,6 +41,7 @@ class ImportOptions:
     dry_run: bool = False
     label_map: Mapping[str, str] = field(default_factory=dict)
     skip_invalid: bool = False
+    slugify: bool = False
     file_format: FileFormat | None = None
 
     @property
@@ -70,6 +72,8 @@ class ImportOptions:
                 raise DistillError(f"{name} has no meaning with --as {self.target}; it is for {', '.join(targets)}.")
         if self.slice is not None and self.slice_field is not None:
             raise DistillError("Give --slice or --slice-field, not both.")
+        if self.slugify and self.slice_field is None:
+            raise DistillError("--slugify is for the values of --slice-field. Give both.")
         if self.slice is not None and not SLICE_KEY_PATTERN.fullmatch(self.slice):
             raise DistillError(
                 f"{self.slice!r} cannot be a slice. Use a name that matches {SLICE_KEY_PATTERN.pattern}."

@@ -256,7 +256,7 @@ def _find_recorded_prompt(record: dict[str, Any], replay: ReplaySpec, user_turns
     prompt: str | None
     if replay.prompt:
         prompt = _read_named_prompt(record, replay.prompt)
-    elif user_turns:
+    elif user_turns and user_turns[-1].strip():
         prompt = user_turns[-1]
     else:
         prompt = _find_plain_prompt(record)

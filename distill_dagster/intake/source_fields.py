@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distill_dagster.config import SLICE_KEY_PATTERN
+from distill_dagster.core.slugs import slugify
 from distill_dagster.intake.import_options import ImportLog, ImportOptions
 from distill_dagster.intake.row_files import SourceRecord, get_by_path
 
@@ -23,9 +24,11 @@ def find_slice(record: SourceRecord, options: ImportOptions, log: ImportLog) -> 
     key = str(key) if isinstance(key, int) and not isinstance(key, bool) else key
     if key is None or (isinstance(key, str) and not key.strip()):
         return None
+    if isinstance(key, str) and options.slugify:
+        key = slugify(key) or key
     if isinstance(key, str) and SLICE_KEY_PATTERN.fullmatch(key.strip()):
         return key.strip()
     message = f"{str(key)[:60]!r} cannot be a slice."
-    remedy = f"Use a name that matches {SLICE_KEY_PATTERN.pattern}, or name one slice for all records with --slice."
+    remedy = f"Use a name that matches {SLICE_KEY_PATTERN.pattern}, or let --slugify make one, or give --slice."
     log.refuse(record, record.make_problem(message, remedy, options.slice_field))
     return None

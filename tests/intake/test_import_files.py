@@ -544,3 +544,17 @@ def test_chats_are_labelled_rows_of_a_conversation(talk: Place) -> None:
     held_out = talk.load(talk.file("again.jsonl", [{"messages": TURNS}]), "seeds")
     assert held_out.skipped == {"golden or dev": 1}
     assert talk.errors() == []
+
+
+def test_any_value_names_a_slice_on_request(place: Place) -> None:
+    rows = [{"text": f"matter {n}", "area": area} for n, area in enumerate(["Phone note", "phone-note", "Übersee", ""])]
+    path = place.file("rows.jsonl", rows)
+    with pytest.raises(InputError, match="--slugify"):
+        place.load(path, "seeds", slice_field="area")
+    done = place.load(path, "seeds", slice_field="area", slugify=True)
+    assert done.added == {"slice phone-note": 2, "slice ubersee": 1, "slice unsorted": 1}
+    path = place.file("rows.jsonl", [{"text": "one more", "area": "日本"}])
+    with pytest.raises(InputError, match="cannot be a slice"):
+        place.load(path, "seeds", slice_field="area", slugify=True)
+    with pytest.raises(DistillError, match="--slice-field"):
+        place.load(path, "seeds", slugify=True)
