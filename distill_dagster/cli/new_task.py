@@ -99,7 +99,8 @@ def new(
         if slice_ is not None and slice_field is not None:
             raise DistillError("Give --slice or --slice-field, not both.")
         with _show_waiting(f"reading {source.name}"):
-            found = scan_records(source, FileFormat(delimiter, encoding, sheet))
+            separator = "	" if delimiter in ("\t", "tab") else delimiter
+            found = scan_records(source, FileFormat(separator, encoding, sheet))
         if found.problems and not skip_invalid:
             if not asks or not offer_to_skip(InputError(found.problems)):
                 raise InputError(found.problems)

@@ -3,7 +3,8 @@
     folder = plan_task(...)  # decide everything, write nothing
     write_task(folder, ...)  # write it whole, or not at all
 
-`columns` finds which column is what, `rows` reads and cleans the rows, `answers` reads answers that are not labels,
-`split` decides which row goes where, `task_yaml` writes the settings, `plan` puts these together. `labelling` takes
-labels that a person wrote into to_label.csv. What a file may look like is up to `intake.row_files`.
+`columns` finds which column is what, `rows` reads and cleans the rows, `answers` reads answers that are not labels.
+`units` keeps together rows that must not be divided, and `split` decides which row goes where. `task_yaml` and
+`folder_files` render the files, and `plan` puts all of this together. `labelling` takes labels that a person wrote into
+to_label.csv. What a table may look like is up to `intake.row_files`.
 """

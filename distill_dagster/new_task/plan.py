@@ -13,7 +13,9 @@ from typing import Any
 
 from distill_dagster.config import LABEL_KINDS, TASK_NAME_PATTERN, Task, TaskKind
 from distill_dagster.core.errors import InputError, Problem
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.hashing import hash_content, hash_strings, to_canonical_json
+from distill_dagster.core.slugs import slugify
 from distill_dagster.intake.inbox import sanitize_file_name
 from distill_dagster.intake.row_files import SourceRecord
 from distill_dagster.kinds import InvalidAnswerError, Question, get_kind
@@ -22,7 +24,7 @@ from distill_dagster.new_task.columns import Columns, find_unknown_columns, get_
 from distill_dagster.new_task.folder_files import DEFAULT_SLICE, FolderRow, render_rows, render_sheet, render_slice
 from distill_dagster.new_task.labels import clean_labels
 from distill_dagster.new_task.rows import SKIP_REMEDY, TableRow, TableRows, read_rows_of_table
-from distill_dagster.new_task.slice_names import MAX_SLICES, name_slices, slugify
+from distill_dagster.new_task.slice_names import MAX_SLICES, name_slices
 from distill_dagster.new_task.split import (
     LEAST,
     MOST,
@@ -34,13 +36,11 @@ from distill_dagster.new_task.split import (
     split_units,
 )
 from distill_dagster.new_task.task_yaml import TaskSketch, TeacherChoice, render_task_yaml
+from distill_dagster.new_task.units import build_units, find_conflicts
 from distill_dagster.tasks import DEV_FILE, EXAMPLES_FILE, GOLDEN_FILE, TASK_FILE
 
 SHEET_FILE = "to_label.csv"
 PART_FILES: dict[Part, str] = {"golden": GOLDEN_FILE, "dev": DEV_FILE, "examples": EXAMPLES_FILE}
-_NEAR_DUPLICATE, _NEAR_NGRAM = 0.7, 2
-"""As `curation.dedup.near` and `curation.decontamination`: such rows must not be in two parts."""
-_FREE_TEXT_KINDS = ("summarization", "conversation", "generation")
 _SHEET_PATTERN: tuple[Part, ...] = ("examples", "golden", "dev", "golden", "examples", "golden", "dev", "golden")
 """The parts of rows to label, in turns: whoever labels only the first rows has all parts."""
 
@@ -170,7 +170,9 @@ class _Planner:
         self.labels = self._list_labels(rows)
         rows = self._check_answers(rows)
         self.answered = any(row.answer is not None for row in rows)
-        units = self._build_units(rows)
+        units = build_units(rows, self.options.kind)
+        self.left_out["duplicates"] += len(rows) - sum(len(members) for members in units.values())
+        self.notes += [_describe_conflict(first, other) for first, other in find_conflicts(rows, self.options.kind)]
         parts = self._split(units)
         return self._assemble(units, parts, table)
 
@@ -273,32 +275,6 @@ class _Planner:
                 raise InputError([problem])
             settings["tools"] = self.tools
         return Task.model_validate(settings)
-
-    def _build_units(self, rows: Sequence[TableRow]) -> dict[str, list[TableRow]]:
-        """The rows by unit: rows with different texts, near-duplicates together, the row that represents them first.
-
-        Of rows with the same text one stays. If their answers differ, nobody knows which is right: the text stays
-        without an answer.
-        """
-        by_key: dict[str, list[TableRow]] = {}
-        for row in rows:
-            by_key.setdefault(row.key, []).append(row)
-        kept = {key: self._merge(same) for key, same in by_key.items()}
-        units: dict[str, list[TableRow]] = {}
-        for key, leader in _find_leaders(list(kept.values()), keep_numbers=self.options.kind == "math").items():
-            units.setdefault(leader, []).append(kept[key])
-        return {key: sorted(members, key=lambda row: row.key != key) for key, members in units.items()}
-
-    def _merge(self, same: Sequence[TableRow]) -> TableRow:
-        answered = [row for row in same if row.answer is not None]
-        answers = {to_canonical_json(row.answer) for row in answered}
-        self.left_out["duplicates"] += len(same) - 1
-        if len(answers) > 1 and self.options.kind not in _FREE_TEXT_KINDS:
-            first, other = answered[0], next(row for row in answered if row.answer != answered[0].answer)
-            where = f"{_name_place(first)} says {_shorten(first.answer)}, {_name_place(other)} {_shorten(other.answer)}"
-            self.notes.append(f"The same text has different answers, so it is used without one: {where}.")
-            return replace(first, answer=None)
-        return answered[0] if answered else same[0]
 
     def _split(self, units: Mapping[str, list[TableRow]]) -> dict[str, Part | None]:
         split = [SplitUnit(key, self._get_group(rows[0])) for key, rows in units.items()]
@@ -476,14 +452,12 @@ class _Planner:
         golden = len(chosen["golden"])
         if golden < 100:
             points = 100 * 0.98 / math.sqrt(golden)
-            self.notes.append(
-                f"golden has {golden} rows, so a score is known to about {points:.0f} points. More rows make it surer."
-            )
+            rows = count_noun(golden, "row")
+            self.notes.append(f"golden has {rows}, so a score is known to about {points:.0f} points. More are better.")
         if len(chosen["seeds"]) < 50:
-            self.notes.append(
-                f"The slices have {len(chosen['seeds'])} prompts, which is little to learn from. Add unlabelled ones: "
-                f"`distill import {self.options.name} FILE --as seeds`."
-            )
+            prompts = count_noun(len(chosen["seeds"]), "prompt")
+            remedy = f"Add unlabelled ones: `distill import {self.options.name} FILE --as seeds`."
+            self.notes.append(f"The slices have {prompts}, which is little to learn from. {remedy}")
 
 
 def _read_tools(value: Any) -> list[Any]:
@@ -493,26 +467,6 @@ def _read_tools(value: Any) -> list[Any]:
         except ValueError:
             return []
     return value if isinstance(value, list) else []
-
-
-def _find_leaders(rows: Sequence[TableRow], keep_numbers: bool) -> dict[str, str]:
-    """For each key, the key of the row that represents its near-duplicates: a row with an answer comes first."""
-    import polars as pl
-
-    from distill_dagster.curation.dedup.duplicates import find_duplicates
-    from distill_dagster.curation.dedup.folding import MinHashScheme
-
-    leaders = {row.key: row.key for row in rows}
-    scheme = MinHashScheme(ngram=_NEAR_NGRAM, keep_numbers=keep_numbers)
-    if not any(len(row.key.split()) >= scheme.min_words for row in rows):
-        return leaders
-    table = {"id": [str(n) for n in range(len(rows))], "text": [row.text for row in rows]}
-    frame = pl.DataFrame(table | {"empty": [row.answer is None for row in rows], "place": range(len(rows))})
-    order = [pl.col("empty"), pl.col("place")]
-    found = find_duplicates(frame, order=order, scheme=scheme, threshold=_NEAR_DUPLICATE)
-    for id_, cluster in found.members.select("id", "cluster_id").iter_rows():
-        leaders[rows[int(id_)].key] = rows[int(cluster)].key
-    return leaders
 
 
 def _format_answer(answer: Any) -> str:
@@ -527,6 +481,11 @@ def _measure(lengths: Sequence[int]) -> tuple[float, float]:
 
 def _name_place(row: TableRow) -> str:
     return f"line {row.record.line}" if row.record.line else row.record.name or row.record.file.name
+
+
+def _describe_conflict(first: TableRow, other: TableRow) -> str:
+    said = f"{_name_place(first)} says {_shorten(first.answer)}, {_name_place(other)} {_shorten(other.answer)}"
+    return f"The same text has different answers, so it is used without one: {said}."
 
 
 def _shorten(answer: Any) -> str:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.core.slugs import slugify
 
 MAX_SLICES = 200
 """More slices than this are a mistake: a slice is a partition with its own runs."""
-_LETTERS = str.maketrans({"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "ł": "l", "þ": "th", "ı": "i"})
-
-
-def slugify(text: str) -> str:
-    """A slice key made of the letters and digits of a text; empty if it has none in the Latin script."""
-    folded = unicodedata.normalize("NFKD", text.casefold().translate(_LETTERS))
-    plain = folded.encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].strip("-")
 
 
 def name_slices(values: Iterable[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import yaml
 
 from distill_dagster.config import EMBEDDED_PREFIX, LABEL_KINDS, TaskKind
 from distill_dagster.config.answers import DEFAULT_INSTRUCTIONS
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.new_task.split import Part
 
 EMBEDDED_TEACHER = f"{EMBEDDED_PREFIX}smollm2-135m-instruct"
@@ -161,7 +162,7 @@ def _render_labels(sketch: TaskSketch) -> list[str]:
     lines = ["# The teacher reads the descriptions. Say what belongs to a label, and what goes to another one instead."]
     lines.append("labels:")
     for name, count in sketch.labels:
-        lines.append(f"  - name: {quote(name)}" + (f"  # {count} rows" if count else ""))
+        lines.append(f"  - name: {quote(name)}" + (f"  # {count_noun(count, 'row')}" if count else ""))
         lines.append(f"    description: {quote(_describe_label(name))}")
     return lines
 
