@@ -90,6 +90,9 @@ _END = re.compile(
     _FLAGS,
 )
 _LONGEST_END = 32
+_SIGN = re.compile(r"[<\[◁`&\ufeff\u200b]")
+_FIRST_WORD = re.compile(r"\s*(?:here|thinking|analysis)", _FLAGS)
+"""A text with thinking or special tokens has one of the signs, or begins with one of the words. Most texts do not."""
 _JSON = re.compile(r"(?:```\w*\s*)?[\[{]\s*[\"'\[{]")
 """A text that begins like this is JSON, so a closing tag in it is part of a string."""
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "(": ")"}
@@ -122,6 +125,8 @@ def split_thinking(text: str) -> SplitText:
 
     A closing tag without an opening one ends the thinking too: some chat templates write the opening tag themselves.
     """
+    if not _SIGN.search(text) and not _FIRST_WORD.match(text):
+        return SplitText(None, text)
     place = _skip_beginning(text, 0)
     if found := _split_harmony(text, place) or _split_bare_harmony(text, place):
         return found

@@ -131,7 +131,7 @@ def test_special_tokens_around_an_answer_are_no_part_of_it() -> None:
 def test_a_call_in_a_channel_of_its_own_is_kept() -> None:
     call = '<|channel|>commentary to=functions.find_order <|constrain|>json<|message|>{"number": 7}<|call|>'
     found = split_thinking(f"<|channel|>analysis<|message|>An order.<|end|><|start|>assistant{call}")
-    assert (found.thinking, found.answer) == ("An order.", call)
+    assert (found.thinking, found.answer) == ("An order.", f"<|start|>assistant{call}")
 
 
 SIGNS = ["<think>", "</think>", "[THINK]", "<|channel|>", "final", "<|message|>", "<|end|>", "analysis", "assistant"]

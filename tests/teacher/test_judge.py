@@ -26,6 +26,7 @@ from distill_dagster.prompts.templates import JUDGE_TEMPLATES, select_templates
 from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import REJECTED, SCORED
+from distill_dagster.teacher.completions import engine
 from distill_dagster.teacher.completions.ledger import NO_CAP
 from distill_dagster.teacher.imagine.plan import get_imagine_teacher
 from distill_dagster.teacher.judge.best_of import apply_choices, find_differing_answers
@@ -36,6 +37,7 @@ from distill_dagster.teacher.judge.requests import (
     get_judge_teacher,
     make_strict_schema,
 )
+from distill_dagster.teacher.providers.attempts import TeacherPausedError
 from distill_dagster.teacher.providers.client import resolve_endpoint
 from tests.support.imagining import answer_as_teacher as answers
 from tests.support.imagining import build_judge_answer, get_request_text, is_judge_request
@@ -210,16 +212,23 @@ def test_a_changed_threshold_rebuilds_only_the_dataset(tmp_path: Path, provider:
     assert len(provider.requests) == before
 
 
-def test_a_failed_request_is_asked_for_next_time(tmp_path: Path, provider: FakeProvider) -> None:
+ODD_BODY = '{"choices": [{"message": {"content": 5}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 9}}'
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [(Fault(500), "HTTP 500"), (Fault(200, ODD_BODY), "content is a number"), (Fault(200, "[]"), "contains no answer")],
+)
+def test_a_failed_request_is_asked_for_next_time(
+    tmp_path: Path, provider: FakeProvider, fault: Fault, says: str
+) -> None:
     run = Run(tmp_path, provider, **judging(provider, min_success=0.5))
-    provider.fail = lambda seen, _: (
-        Fault(500) if is_judge_request(seen) and "asks twice" in get_request_text(seen) else None
-    )
+    provider.fail = lambda seen, _: fault if is_judge_request(seen) and "asks twice" in get_request_text(seen) else None
     run.update()
     row = run.scored()["login asks twice"]
     assert (row["judge_score"], row["judge_scores"]) == (None, None)
-    assert "HTTP 500" in row["judge_error"]
-    assert run.now().get_status("scored_completions", "shop").why == ("1 rows have no answer yet",)
+    assert says in row["judge_error"]
+    assert run.now().get_status("scored_completions", "shop").why == ("1 row has no answer yet",)
     provider.fail = None
     before = len(provider.requests)
     assert run.update() == ["scored_completions[shop]", "filtered_dataset"]
@@ -259,6 +268,25 @@ def test_a_budget_stop_keeps_the_scores_and_the_rest_waits_for_a_higher_cap(
     assert run.update() == ["scored_completions[shop]", "filtered_dataset"]
     assert len(run.judging()) == judged_before + 3
     assert run.scored()["refund the lamp"]["judge_score"] == 0.875
+
+
+def test_a_pause_of_the_judge_is_no_failure_and_keeps_the_scores(
+    tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, provider, **judging(provider))
+    provider.fail = lambda seen, _: (
+        Fault(429, retry_after="9000") if is_judge_request(seen) and "asks twice" in get_request_text(seen) else None
+    )
+    with pytest.raises(TeacherPausedError, match="openai/judge asks to wait until"):
+        run.update()
+    assert run.env.lake.read_record(run.env.task_name, "scored_completions", "shop") is None
+    asked = len(run.judging())
+    assert asked <= 3
+    provider.fail = None
+    monkeypatch.setattr(engine, "_limits_by_teacher", {})  # the pause is over
+    run.update()
+    assert len(run.judging()) == 3 + 1, "each once, and the refused one again"
+    assert run.scored()["login asks twice"]["judge_score"] == 0.875
 
 
 def test_too_few_scores_fail_the_stage(tmp_path: Path, provider: FakeProvider) -> None:
@@ -450,3 +478,23 @@ def test_judge_and_imaginer_have_their_own_price_limits_and_terms(tmp_path: Path
     with pytest.raises(TermsError, match="Nothing was asked"):
         resolve_endpoint(plain)
     assert resolve_endpoint(spec("acknowledged", terms={"acknowledged": True})).model == "openai/gpt-4o-mini"
+
+
+@pytest.mark.parametrize(
+    ("before", "score"),
+    [
+        ("<think>Perhaps {draft}</think>\n", 0.75),
+        ("Perhaps {draft}</think>", 0.75),
+        ("[THINK]{draft}[/THINK]", 0.75),
+        ("<|channel|>analysis<|message|>{draft}<|end|><|start|>assistant<|channel|>final<|message|>", 0.75),
+        ("Here it is, with a comma too many:\n", 0.75),
+        ("<think>{draft} so ", None),
+    ],
+)
+def test_a_judges_thinking_is_no_score(before: str, score: float | None) -> None:
+    rubric = [{"name": "correct", "description": "the answer is right"}]
+    judge = Judge(build_task("qa", judge={"model": "openai/judge", "rubric": rubric}), {}, "j")
+    draft = json.dumps({"correct": {"reason": "A draft.", "score": 1}})
+    text = before.replace("{draft}", draft) + '{"correct": {"reason": "It is right.", "score": 4,},}'
+    found = judge.read_score(text, None)
+    assert (found.mean_score if found else None) == score
