@@ -25,7 +25,7 @@ sys.path.insert(0, str(PROJECT))
 import polars as pl  # noqa: E402
 from asking import PRICE, ask, counts, server, write_task  # noqa: E402
 from common import wanted, write_result  # noqa: E402
-from odd_bodies import NAMELESS  # noqa: E402
+from odd_bodies import LINES, NAMELESS  # noqa: E402
 from slow_server import label_of  # noqa: E402
 
 from distill_dagster.config import BudgetSpec  # noqa: E402
@@ -144,13 +144,13 @@ def odd_bodies(folder: Path, rows: int) -> dict[str, Any]:
 def batch_lines(folder: Path, rows: int) -> dict[str, Any]:
     texts = texts_of(rows)
     slices = [texts[start::SLICES] for start in range(SLICES)]
-    settings = TASK | {"mode": "batch", "batch": {"poll_s": 0.1}}
+    settings = TASK | {"mode": "batch", "batch": {"poll_s": 0.1}, "smoke_rows": 0}  # a smoke test would be online
     with server(folder, odd=0.2, seed=3) as address:
         store = CompletionStore.open_in_folder(folder / "batches")
         tables, failed, _ = ask_slices(write_task(folder, address, **settings), store, slices)
         seen, ledger = counts(address), store.read_ledger()
         figures = {
-            "batch_odd_lines": {name: n for name, n in seen["outcomes"].items() if name != "whole line"},
+            "batch_odd_lines": {name: n for name, n in seen["outcomes"].items() if name in LINES},
             "batch_lines_lost": rows - accounted_rows(tables, texts) + seen["asked"] - ledger.height,
             "batch_slices_failed": failed,
             "batch_billed": compare_bill(store, seen),

@@ -1,6 +1,9 @@
-"""Numbers in sentences: counts with their noun, durations, money."""
+"""Numbers in sentences: counts with their noun, durations, times, money."""
 
 from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
 
 
 def count_noun(number: int, noun: str, plural: str | None = None) -> str:
@@ -22,6 +25,11 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def format_time(epoch: float) -> str:
+    """A point in time, rounded up to the minute: `2026-01-31 14:05 UTC`."""
+    return datetime.fromtimestamp(60 * math.ceil(epoch / 60), UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def format_usd(usd: float) -> str:

@@ -207,7 +207,7 @@ def serve(status: int, body: Any) -> Iterator[tuple[str, list[tuple[str, str | N
         (501, "Unsupported method ('GET')", None, None),
         (401, {"error": "Incorrect API key: sk-planted-0815."}, "refuses the key (SHOP_KEY), HTTP 401", "error"),
         (403, {"error": {"message": "Not for you."}}, "refuses the key (SHOP_KEY), HTTP 403: Not for you.", "error"),
-        (502, "<html>Bad gateway</html>", "answers HTTP 502", "error"),
+        (502, "<html>Bad gateway</html>", "replies with HTTP 502", "error"),
     ],
 )  # fmt: skip
 def test_an_address_that_answers(

@@ -197,7 +197,7 @@ def test_a_long_wait_for_the_batch_api_stops_the_asking(
     with pytest.raises(TeacherPausedError, match="on purpose") as caught:
         ask(max_retries=5)
     assert not isinstance(caught.value, BatchPendingError)
-    assert provider.calls == ["POST /files", "GET /batches"], "one try, and a look whether the batch exists all the same"
+    assert provider.calls == ["POST /files", "GET /batches"], "one try, and a look whether the batch exists"
     provider.headers = {}
     assert ask().missing_rows == 0
 

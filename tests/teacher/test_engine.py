@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from distill_dagster.config import BudgetSpec, TeacherSpec
 from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
-from distill_dagster.core.times import format_time
+from distill_dagster.core.formatting import format_time
 from distill_dagster.teacher.completions.engine import CompletionEngine, get_limits
 from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.pauses import PauseStore

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from distill_dagster.core.times import format_duration, format_time
 from distill_dagster.teacher.providers.attempts import AttemptError, classify_status
 from distill_dagster.teacher.providers.retry_after import LONGEST_WAIT_S, parse_wait, read_wait
 
@@ -108,10 +107,3 @@ def test_the_words_of_a_refusal_for_overload(message: str, seconds: float | None
     refused = classify_status(400, body)
     assert isinstance(refused, AttemptError)
     assert refused.wait_s is None, "a message about anything else may repeat the prompt"
-
-
-def test_times_in_words() -> None:
-    assert format_time(datetime(2026, 1, 31, 14, 4, 1, tzinfo=UTC).timestamp()) == "2026-01-31 14:05 UTC"
-    assert [format_duration(s) for s in (0.2, 40, 60, 3599.6, 3900, 90_061, 86_400)] == [
-        *("0 s", "40 s", "1 min", "1 h", "1 h 5 min", "1 d 1 h", "1 d")
-    ]

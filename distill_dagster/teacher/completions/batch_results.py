@@ -11,6 +11,7 @@ from typing import Any
 
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core import redaction
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.teacher.providers.attempts import (
     AttemptError,
     ContentFilterError,
@@ -136,7 +137,7 @@ def assign_lines(
         elif line.billed:
             billed.append(line if line.error else replace(line, error=f"{line.key!r} names no request of the batch"))
     unsent = answered - sum(line.billed for line in [*results.values(), *billed])
-    reason = f"the provider counts {answered} answers and sent fewer; this request counts as billed"
+    reason = f"the provider counts {count_noun(answered, 'answer')} and sent fewer; this request counts as billed"
     billed += [ResultLine(None, None, reason, billed=True)] * unsent
     for key in keys:
         if key not in results:

@@ -19,6 +19,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.teacher.completions.batch_files import build_request_line, get_batch_url, split_into_batches
 from distill_dagster.teacher.completions.batch_results import ResultLine, assign_lines, parse_result_lines
@@ -74,7 +75,7 @@ class CollectedBatch:
     failed: int
 
     def __str__(self) -> str:
-        counts = f"{self.answers} answers" + (f", {self.failed} without one" if self.failed else "")
+        counts = count_noun(self.answers, "answer") + (f", {self.failed} without one" if self.failed else "")
         return f"{self.submission.origin}: batch {self.submission.batch_id} {self.status}: {counts}"
 
 
@@ -313,9 +314,10 @@ class BatchRunner:
                 return
             progress.report_progress("waiting for the batch", min(answered, len(keys)), len(keys))
             if time.monotonic() + pause > deadline:
-                batches = "1 batch" if len(names) == 1 else f"{len(names)} batches"
+                batches = count_noun(len(names), "batch", "batches")
+                requests = count_noun(len(keys), "request is", "requests are")
                 raise BatchPendingError(
-                    f"{batches} of {self.spec.model} under way; {answered} of {len(keys)} requests are answered so "
+                    f"{batches} of {self.spec.model} under way; {answered} of {requests} answered so "
                     f"far. Nothing is lost: `distill batches` shows and collects them, and the next run continues."
                 )
             await asyncio.sleep(pause)

@@ -33,7 +33,7 @@ from distill_dagster.teacher.providers.attempts import (
 from distill_dagster.teacher.providers.client import Endpoint, ask_once, redact_error
 from distill_dagster.teacher.providers.exchange import Request, Response
 from distill_dagster.teacher.providers.prices import WorstCase, compute_worst_case, find_price
-from distill_dagster.teacher.providers.rate_limits import ProviderLimits
+from distill_dagster.teacher.providers.rate_limits import REPORT_INTERVAL_S, ProviderLimits
 from distill_dagster.teacher.providers.responses import build_filtered_response
 
 ResponseCheck = Callable[[Response], None]
@@ -42,6 +42,10 @@ OVERLOAD_RETRY_FACTOR = 4
 """Overload is not the fault of the request, so it is retried this many times as often as other errors."""
 SLEEP_STEP_S = 1.0
 """A request that waits for its next attempt looks this often whether the asking has stopped meanwhile."""
+_WAITING_FOR = {
+    "elsewhere": "waiting for another process, which is sending the same requests",
+    "full": "waiting for requests under way, whose worst case fills the budget",
+}
 _compute_backoff = wait_random_exponential(multiplier=0.5, max=30)
 _limits_by_teacher: dict[str, ProviderLimits] = {}
 _in_flight: dict[str, asyncio.Future[Response]] = {}
@@ -316,6 +320,7 @@ class CompletionEngine:
             BudgetError: a cap is reached.
             BatchPendingError: an open batch contains the request.
         """
+        started = reported_at = time()
         while True:
             if self._stopped is not None:
                 raise self._stopped
@@ -332,7 +337,10 @@ class CompletionEngine:
                     )
                 case "batch" if message := describe_open_batch(self.store, reservation.key, self.spec.model):
                     raise BatchPendingError(message)
-                case _:  # another process asks the same, or reservations fill the budget for now
+                case _:
+                    if (waiting_for := _WAITING_FOR.get(decision.kind)) and time() - reported_at > REPORT_INTERVAL_S:
+                        reported_at = time()
+                        progress.report_progress(f"{waiting_for} ({reported_at - started:.0f} s)", 0, 0)
                     await writer.wait_for_settlement()
 
     def _count(self, response: Response) -> float | None:

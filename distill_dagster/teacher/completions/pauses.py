@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core.databases import insert_if_new
+from distill_dagster.core.formatting import format_seconds, format_time
 from distill_dagster.core.hashing import hash_content
-from distill_dagster.core.times import format_duration, format_time
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.attempts import TeacherPausedError
 
@@ -36,7 +36,7 @@ class Pause:
     noted_at: float
 
     def __str__(self) -> str:
-        left = format_duration(self.until - time.time())
+        left = format_seconds(self.until - time.time())
         return f"{self.model} asked to wait until {format_time(self.until)} (in {left}): {self.reason}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from time import time
 
 from distill_dagster.core.errors import TeacherError
-from distill_dagster.core.times import format_duration, format_time
+from distill_dagster.core.formatting import format_seconds, format_time
 from distill_dagster.teacher.providers.error_bodies import ProviderError, parse_error_body
 from distill_dagster.teacher.providers.exchange import Response
 from distill_dagster.teacher.providers.retry_after import find_wait_in_words, read_wait
@@ -57,7 +57,7 @@ class TeacherPausedError(PendingError):
     def __init__(self, model: str, wait_s: float, reason: str) -> None:
         self.until, self.reason = time() + wait_s, reason
         super().__init__(
-            f"{model} asks to wait until {format_time(self.until)} ({format_duration(wait_s)}), so nothing more is "
+            f"{model} asks to wait until {format_time(self.until)} ({format_seconds(wait_s)}), so nothing more is "
             f"sent: {reason} Stored answers are kept. Run again after that time; `distill refresh` waits for it."
         )
 

@@ -62,7 +62,7 @@ async def check_connection(spec: TeacherSpec, timeout_s: float = TIMEOUT_S) -> C
         variable = spec.api_key_env or ("none is set" if spec.api_base else "OPENAI_API_KEY")
         return ConnectionProblem(f"{where} refuses the key ({variable}), HTTP {status}: {words}.", "Set a valid key.")
     if status >= 500 and status not in HOPELESS_STATUSES:  # a server without this request is there all the same
-        return ConnectionProblem(f"{where} answers HTTP {status}: {words}.", remedy)
+        return ConnectionProblem(f"{where} replies with HTTP {status}: {words}.", remedy)
     models = _list_models(text) if status == 200 and is_openai else []
     name = spec.model.split("/", 1)[1] if is_openai else ""
     if models and name not in models:
