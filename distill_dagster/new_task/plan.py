@@ -41,6 +41,8 @@ from distill_dagster.tasks import DEV_FILE, EXAMPLES_FILE, GOLDEN_FILE, TASK_FIL
 
 SHEET_FILE = "to_label.csv"
 PART_FILES: dict[Part, str] = {"golden": GOLDEN_FILE, "dev": DEV_FILE, "examples": EXAMPLES_FILE}
+_NAMED_CONFLICTS, _NAMED_LABELS = 3, 20
+"""How many texts with several answers, and rare labels, are named before the rest is counted."""
 _SHEET_PATTERN: tuple[Part, ...] = ("examples", "golden", "dev", "golden", "examples", "golden", "dev", "golden")
 """The parts of rows to label, in turns: whoever labels only the first rows has all parts."""
 
@@ -172,7 +174,7 @@ class _Planner:
         self.answered = any(row.answer is not None for row in rows)
         units = build_units(rows, self.options.kind)
         self.left_out["duplicates"] += len(rows) - sum(len(members) for members in units.values())
-        self.notes += [_describe_conflict(first, other) for first, other in find_conflicts(rows, self.options.kind)]
+        self._note_conflicts(list(find_conflicts(rows, self.options.kind)))
         parts = self._split(units)
         return self._assemble(units, parts, table)
 
@@ -276,6 +278,16 @@ class _Planner:
             settings["tools"] = self.tools
         return Task.model_validate(settings)
 
+    def _note_conflicts(self, conflicts: Sequence[tuple[TableRow, TableRow]]) -> None:
+        """Name the first texts with different answers, and count the others."""
+        if not conflicts:
+            return
+        named = "; ".join(_describe_conflict(first, other) for first, other in conflicts[:_NAMED_CONFLICTS])
+        rest = len(conflicts) - _NAMED_CONFLICTS
+        more = f"; and {count_noun(rest, 'other text')}" if rest > 0 else ""
+        texts = "1 text has" if len(conflicts) == 1 else f"{len(conflicts)} texts have"
+        self.notes.append(f"{texts} different answers, so none is used: {named}{more}.")
+
     def _split(self, units: Mapping[str, list[TableRow]]) -> dict[str, Part | None]:
         split = [SplitUnit(key, self._get_group(rows[0])) for key, rows in units.items()]
         labelled = Counter(unit.label for unit in split if unit.label is not None)
@@ -309,7 +321,9 @@ class _Planner:
             rare |= {label: 0 for label in self.labels if label not in labelled}
         if not rare:
             return split
-        described = ", ".join(f"{label or 'all'} ({number})" for label, number in sorted(rare.items()))
+        ranked = sorted(rare.items(), key=lambda item: (-item[1], item[0]))
+        described = ", ".join(f"{label or 'all'} ({number})" for label, number in ranked[:_NAMED_LABELS])
+        described += f" and {len(ranked) - _NAMED_LABELS} more" if len(ranked) > _NAMED_LABELS else ""
         left = [label for label in self.labels if label not in rare]
         if not self.has_labels or not self.options.skip_invalid or len(left) < 2:
             what = "labels with" if self.has_labels else "answers in"
@@ -484,8 +498,7 @@ def _name_place(row: TableRow) -> str:
 
 
 def _describe_conflict(first: TableRow, other: TableRow) -> str:
-    said = f"{_name_place(first)} says {_shorten(first.answer)}, {_name_place(other)} {_shorten(other.answer)}"
-    return f"The same text has different answers, so it is used without one: {said}."
+    return f"{_name_place(first)} says {_shorten(first.answer)}, {_name_place(other)} {_shorten(other.answer)}"
 
 
 def _shorten(answer: Any) -> str:

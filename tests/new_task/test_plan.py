@@ -267,3 +267,16 @@ def test_many_labels_and_long_texts_get_examples_that_fit(tmp_path: Path) -> Non
     assert read_yaml(plan_table(tmp_path / "a.csv", rows))["teacher"]["few_shot"] == {"nearest": 8, "draws": 1}
     rows = [{"text": f"{n} " + f"long{n} words{n} " * 150, "label": "abcd"[n % 4]} for n in range(80)]
     assert read_yaml(plan_table(tmp_path / "a.csv", rows))["teacher"]["few_shot"]["nearest"] <= 4
+
+
+def test_many_conflicts_and_rare_labels_are_one_line_with_a_count(tmp_path: Path) -> None:
+    rows = build_rows(90)
+    rows += [{"id": f"x{n}", "text": rows[n]["text"], "label": rows[n + 1]["label"]} for n in range(10)]
+    [note] = [note for note in plan_table(tmp_path / "a.jsonl", rows).notes if "different answers" in note]
+    assert note.startswith("10 texts have different answers")
+    assert note.count("says") == 3
+    assert "and 7 other texts" in note
+    rows = [*build_rows(300), *({"text": f"odd {n}", "label": f"rare {n}"} for n in range(40))]
+    message = refuse(tmp_path / "a.jsonl", rows)
+    assert message.count("rare ") == 20
+    assert "and 20 more" in message
