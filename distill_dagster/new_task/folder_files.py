@@ -58,11 +58,12 @@ def render_slice(description: str, rows: Sequence[FolderRow]) -> str:
 
 
 def _build_seed(row: FolderRow) -> dict[str, Any] | str:
-    if row.row.messages:
-        seed: dict[str, Any] = {"id": row.id, "messages": list(row.row.messages)}
-    else:
-        seed = {"id": row.id, "text": row.row.text}
-    return seed if row.row.answer is None else seed | {"reference": row.row.answer}
+    """A seed with the id and the answer that the file gives it, or the text alone if it gives neither."""
+    seed: dict[str, Any] = {"id": row.id} if row.id == row.row.id else {}
+    seed |= {"messages": list(row.row.messages)} if row.row.messages else {"text": row.row.text}
+    if row.row.answer is not None:
+        seed["reference"] = row.row.answer
+    return row.row.text if seed.keys() == {"text"} else seed
 
 
 def _dump(value: Any) -> str:

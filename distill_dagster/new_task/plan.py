@@ -186,6 +186,9 @@ class _Planner:
             problems.append(Problem(self.path, f"no record has the field {name!r}.", f"The fields are: {known}."))
         if self.has_labels and len(columns.answer) > 1:
             problems.append(Problem(self.path, "a label is in one column.", "Give --label-field once."))
+        if twice := {*columns.text} & {*columns.answer, columns.slice}:
+            message = f"{', '.join(map(repr, sorted(map(str, twice))))} is the text and something else."
+            problems.append(Problem(self.path, message, "Name another column for one of the two."))
         if not columns.text and not columns.messages:
             problems.append(Problem(self.path, "no column is the text.", "Name it with --text-field."))
         if problems:

@@ -119,6 +119,7 @@ def test_a_name_that_cannot_be_a_task_is_answered_with_one_that_can(place: Place
     ("arguments", "code", "what"),
     [
         (["--text-field", "txt"], 2, "no record has the field 'txt'. The fields are: id, text, label."),
+        (["--text-field", "label", "--label-field", "label"], 2, "'label' is the text and something else"),
         (["--map", "login"], 1, "is not `old=new`"),
         (["--slice", "A b"], 1, "cannot be a slice"),
         (["--slice", "a", "--slice-field", "id"], 1, "not both"),

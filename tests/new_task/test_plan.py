@@ -94,6 +94,9 @@ def test_rows_without_a_label_are_seeds(tmp_path: Path) -> None:
     assert plan.parts == {"golden": 18, "dev": 12, "examples": 30, "seeds": 140}
     unlabelled = {row["text"] for row in rows[60:]}
     assert unlabelled == {seed["text"] for seed in read_yaml(plan, "slices/a.yaml")["seeds"]}
+    plan = plan_table(tmp_path / "a.csv", [{name: row[name] for name in ("text", "label")} for row in rows])
+    seeds = read_yaml(plan, "slices/a.yaml")["seeds"]
+    assert unlabelled == set(seeds), "a text without id and label is a plain string"
 
 
 def test_labels_are_cleaned_and_mapped(tmp_path: Path) -> None:
