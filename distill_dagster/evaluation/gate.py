@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distill_dagster.core.checks import CheckResult
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.evaluation.statistics import Interval, compute_bootstrap_sums, compute_percentile_interval
 
 if TYPE_CHECKING:
@@ -67,9 +68,8 @@ def build_gate_check(
     value, reasons = scores.teacher.value, []
     if value is None or 2 * answered < expected:
         if not recorded:
-            reasons.append(
-                f"only {answered} of {expected} dev rows have an answer: fix what failed there, and run again"
-            )
+            rows = count_noun(expected, "dev row")
+            reasons.append(f"only {answered} of {rows} got an answer: fix what failed there, and run again")
     else:
         if gate.teacher_min is not None and value < gate.teacher_min:
             reasons.append(f"gate.teacher_min is {gate.teacher_min}")

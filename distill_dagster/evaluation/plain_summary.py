@@ -37,7 +37,7 @@ SYSTEM_MEANINGS = {
 """What each system is, for a reader who sees its name for the first time."""
 _ADAPTERS = {DISTILLED: "student_adapter", SEED_ONLY: "seed_only_adapter", SLICE_LABEL: "slice_label_adapter"}
 _HOW_TO_USE = {
-    BASE: "Use the untrained model with the task's prompt; there is nothing to train.",
+    BASE: "Use the untrained model as it is; there is nothing to train.",
     CENTROID: "Use a sentence embedding model and each label's mean embedding; there is nothing to train.",
 }
 _POWER = 0.8
@@ -170,7 +170,7 @@ def _list_next_steps(metrics: Metrics, verdict: Recommendation, task: str, stude
 def _describe_use(chosen: str, task: str, student: str) -> str:
     if chosen in _ADAPTERS:
         return (
-            f"Use {chosen}: its adapter is in `lake/{task}/{_ADAPTERS[chosen]}/{student}/` below DISTILL_HOME (by "
+            f"Use {'the distilled student' if chosen == DISTILLED else chosen}: its adapter is in `lake/{task}/{_ADAPTERS[chosen]}/{student}/` below DISTILL_HOME (by "
             "default `data/`). Read the mistakes below before it goes into production."
         )
     return _HOW_TO_USE.get(chosen, f"Use {chosen}.")

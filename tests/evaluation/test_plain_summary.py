@@ -60,7 +60,7 @@ def test_not_worth_it_says_what_to_use() -> None:
     assert "Better use seed_only (the student trained on your labelled examples alone" in summary.lead
     assert "`lake/mail/seed_only_adapter/small/`" in summary.next_steps[0]
     untrained = _summarize(_measure(YES | {"base": 198}))
-    assert untrained.next_steps[0] == "Use the untrained model with the task's prompt; there is nothing to train."
+    assert untrained.next_steps[0] == "Use the untrained model as it is; there is nothing to train."
     nearest = _summarize(_measure(YES | {"centroid": 198}))
     assert "each label's mean embedding" in nearest.next_steps[0]
 
