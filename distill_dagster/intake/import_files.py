@@ -30,7 +30,7 @@ from distill_dagster.intake.import_options import (
     ImportSummary,
 )
 from distill_dagster.intake.inbox import IncomingPrompt, accept_prompts, assign_slices, lock_inbox, sanitize_file_name
-from distill_dagster.intake.labelled_records import WITH_TOOLS, build_messages, build_rows, format_row, make_chat_remark
+from distill_dagster.intake.labelled_records import WITH_TOOLS, build_rows, convert_turns, format_row, make_chat_remark
 from distill_dagster.intake.masking import mask_id, mask_json, mask_text
 from distill_dagster.intake.prompt_fields import PromptFieldError, find_prompt
 from distill_dagster.intake.recordings import RECORDED_FOLDER, WITH_PICTURE, Recording, scan_recordings
@@ -84,7 +84,7 @@ def _import_seeds(folder: TaskFolder, path: Path, options: ImportOptions, inbox:
         turns: tuple[Turn, ...] | None = None
         text = prompt.text
         if has_conversations and len(prompt.turns) > 1:
-            messages = build_messages(prompt.turns)
+            messages = convert_turns(prompt.turns)
             if messages is None:
                 log.skipped[WITH_TOOLS] += 1
                 continue

@@ -26,6 +26,7 @@ import polars as pl
 from distill_dagster.config import SLICE_KEY_PATTERN, InboxSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.files import lock_file, refuse_symlink, sync_folder, write_atomically
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.core.json_text import replace_surrogates
 from distill_dagster.core.text import normalize_text
@@ -321,7 +322,7 @@ class _InboxProcessor:
         folder = self.inbox / REJECTED_FOLDER
         folder.mkdir(exist_ok=True)
         target = next(name for name in _generate_names(folder, path) if not name.exists())
-        count = f"{len(problems)} of {lines} lines" if lines > 1 else "its line"
+        count = f"{len(problems)} of {count_noun(lines, 'line')}" if lines > 1 else "its line"
         reason = [
             f"{name} was rejected for {count}. No prompt of it was stored.",
             *problems,

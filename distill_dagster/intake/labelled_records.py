@@ -74,7 +74,7 @@ class _RowBuilder:
             return None
         raw: RawRow = {"id": find_id(record, self.options.id_field), "text": prompt.text.strip()}
         if self.task.kind == "conversation" and len(prompt.turns) > 1:
-            if (messages := build_messages(prompt.turns)) is None:
+            if (messages := convert_turns(prompt.turns)) is None:
                 self._skip(WITH_TOOLS)
                 return None
             raw |= {"messages": messages, "text": None}  # the user's turns are the text
@@ -193,7 +193,7 @@ _LEFT_OUT: Any = object()
 """The answer of a record that `--map` leaves out."""
 
 
-def build_messages(turns: Sequence[ChatTurn]) -> list[dict[str, str]] | None:
+def convert_turns(turns: Sequence[ChatTurn]) -> list[dict[str, str]] | None:
     """The turns of a conversation as messages of a row; None if tools take part in it."""
     if any(turn.role == "tool" or turn.tool_calls or not turn.text.strip() for turn in turns):
         return None
