@@ -4,6 +4,7 @@ import dagster as dg
 
 from assets.task_graph import TaskGraph
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.teacher.completions.batches import CollectedBatch, collect_batches
 from resources.storage import CompletionStoreResource, TaskFoldersResource
 from resources.teacher import TeacherResource
@@ -44,7 +45,9 @@ def build_batches_sensor(graph: TaskGraph) -> dg.SensorDefinition:
         for batch in collected:
             context.log.info(str(batch))
         if not collected:
-            return dg.SkipReason(f"{open_count} batches are open." if open_count else "No batch is open.")
+            return dg.SkipReason(
+                f"{count_noun(open_count, 'batch is', 'batches are')} open." if open_count else "No batch is open."
+            )
         return dg.SensorResult(run_requests=[_build_run_request(graph, batch) for batch in collected])
 
     return _batches

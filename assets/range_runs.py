@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import dagster as dg
 
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.orchestration import find_pending_assets, run_in_process
 from distill_dagster.orchestration.tags import (
     BACKFILL_TAG,
@@ -60,6 +61,7 @@ def run_each_slice(context: dg.AssetExecutionContext, task: str) -> None:
     if failed:
         names = ", ".join(failed)
         raise dg.Failure(
-            f"{len(failed)} of {len(keys)} slices failed: {names}. Each has its own run, which shows the error.",
+            f"{len(failed)} of {count_noun(len(keys), 'slice')} failed: {names}. Each has its own run, which shows the "
+            "error.",
             allow_retries=False,
         )

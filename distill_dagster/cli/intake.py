@@ -53,7 +53,7 @@ def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
             accepted[key] = accepted.get(key, 0) + number
         new = sum(accepted.values())
         remark = f" `distill run {folder.name}` asks the teacher for them." if new else ""
-        out.print(f"{folder.name}: {new} prompts accepted from {place}.{remark}", soft_wrap=True)
+        out.print(f"{folder.name}: {count_noun(new, 'prompt')} accepted from {place}.{remark}", soft_wrap=True)
         if as_json:
             files = [{"file": s.file, "state": s.state, "why": s.why, **s.get_counts()} for s in summaries]
             print(json.dumps({"task": folder.name, "accepted": accepted, "files": files}))
@@ -92,11 +92,14 @@ def batches(
             out.print(f"[green]collected[/green] {escape(str(done))}", soft_wrap=True)
         for batch in under_way:
             batch_id = batch.batch_id or "(being submitted)"
-            what = f"{batch.origin}: batch {batch_id}, {batch.requests} requests, since {batch.created_at}"
+            what = (
+                f"{batch.origin}: batch {batch_id}, {count_noun(batch.requests, 'request')}, since {batch.created_at}"
+            )
             out.print(f"[yellow]under way[/yellow] {escape(what)} ({batch.submission})", soft_wrap=True)
         left_over = [batch for batch in all_open if batch not in under_way]
         for batch in left_over:
-            what = f"{batch.origin}: batch {batch.batch_id}, {batch.requests} requests, since {batch.created_at}"
+            requests = count_noun(batch.requests, "request")
+            what = f"{batch.origin}: batch {batch.batch_id}, {requests}, since {batch.created_at}"
             remedy = f"or give it up: `distill batches {folder.name} --forget {batch.submission}`."
             out.print(
                 f"[yellow]left over[/yellow] {escape(what)}. task.yaml no longer has its teacher, so it cannot be "
@@ -106,7 +109,10 @@ def batches(
         under_way += left_over
         answers = sum(done.answers for done in collected)
         remark = f" `distill run {folder.name}` continues with them." if collected else ""
-        out.print(f"{folder.name}: {answers} answers collected, {len(under_way)} batches under way.{remark}")
+        counts = (
+            f"{count_noun(answers, 'answer')} collected, {count_noun(len(under_way), 'batch', 'batches')} under way"
+        )
+        out.print(f"{folder.name}: {counts}.{remark}", soft_wrap=True, highlight=False)
         if as_json:
             batch_ids = [batch.batch_id for batch in under_way]
             print(json.dumps({"task": folder.name, "collected": answers, "under_way": batch_ids}))
@@ -118,6 +124,9 @@ def import_(
     target: Annotated[ImportTarget, typer.Option("--as", help="What the records become.")],
     slice_: Annotated[str | None, typer.Option("--slice", help="The slice of all records.")] = None,
     slice_field: Annotated[str | None, typer.Option(help="The field that names the slice.")] = None,
+    slugify: Annotated[
+        bool, typer.Option("--slugify", help="Make slices of any names: `Phone note` becomes `phone-note`.")
+    ] = False,
     text_field: Annotated[
         list[str] | None,
         typer.Option(help="The field of the prompt, as a name or dotted path. Can be repeated: the texts are joined."),
@@ -169,6 +178,7 @@ def import_(
             dry_run=dry_run,
             label_map=parse_label_map(map_ or []),
             skip_invalid=skip_invalid,
+            slugify=slugify,
             file_format=FileFormat("\t" if delimiter in ("\\t", "tab") else delimiter, encoding, sheet),
         )
         done = import_file(folder, path, options, home.inbox / folder.name)

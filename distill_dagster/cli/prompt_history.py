@@ -9,6 +9,7 @@ from typing import Any
 from rich.markup import escape
 
 from distill_dagster.cli.console import build_table, out, print_table
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.curation.filters import list_parameters, select_task_filters
 from distill_dagster.tasks import TaskFolder
 
@@ -84,7 +85,7 @@ def _format_result(history: dict[str, Any], folder: TaskFolder) -> Iterator[str]
         yield f"its text is kept as {history['representative']}"
     if history["duplicates"]:
         ids = ", ".join(f"{row['prompt_id'][:12]} ({escape(row['slice'])})" for row in history["duplicates"][:10])
-        yield f"represents {len(history['duplicates'])} duplicates: {ids}"
+        yield f"represents {count_noun(len(history['duplicates']), 'duplicate')}: {ids}"
     if not history["kept"] and not history["dropped"] and "held_out" not in history:
         yield "It was not a candidate when the dataset was made."
     if state["state"] != "fresh":

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from distill_dagster.config import BudgetSpec
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.orchestration.run_summary import RunSummary
 from distill_dagster.pipeline import retry_backoff
 from distill_dagster.pipeline.dataset_drift import count_changed_rows
@@ -50,7 +51,8 @@ class RefreshPolicy:
         limit = self.folder.task.refresh.min_new_rows
         if changed is None or changed > limit:
             return None
-        return f"{changed} rows changed since it was trained; it is trained after more than {limit} (or with --force)"
+        rows = count_noun(changed, "row")
+        return f"{rows} changed since it was trained; it is trained after more than {limit} (or with --force)"
 
 
 def explain_pending(needs: Iterable[str], summary: RunSummary) -> str | None:

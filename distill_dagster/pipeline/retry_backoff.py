@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from distill_dagster.config import BudgetSpec
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.teacher.completions.ledger import get_current_month
 
@@ -47,12 +48,12 @@ def explain_wait(record: ArtifactRecord, budget: BudgetSpec, now: float) -> str 
         monthly = caps["month_usd"] is not None or caps["month_tokens"] is not None
         if rose or (monthly and found["month"] != get_current_month()):
             return None
-        return f"{record.missing_rows} rows wait for a higher budget, in task.yaml or for this command"
+        rows = count_noun(record.missing_rows, "row waits", "rows wait")
+        return f"{rows} for a higher budget, in task.yaml or for this command"
     if found["tries"] < 2:
         return None
     due = found["at"] + min(FIRST_WAIT_S * 2 ** (found["tries"] - 2), LONGEST_WAIT_S)
     if now >= due:
         return None
-    return (
-        f"{record.missing_rows} rows were missing {found['tries']} times; asked for again in {(due - now) / 60:.0f} min"
-    )
+    rows = count_noun(record.missing_rows, "row was", "rows were")
+    return f"{rows} missing {found['tries']} times; asked for again in {(due - now) / 60:.0f} min"

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.stage_table import REJECTED_ROWS
 from distill_dagster.tables.lake import Lake
@@ -83,7 +84,8 @@ def _find_prompt_id(folder: TaskFolder, lake: Lake, prefix: str) -> str:
         )
     if len(ids) > 1:
         raise DistillError(
-            f"{len(ids)} prompts begin with {prefix!r}: {', '.join(sorted(ids)[:10])}. Give more characters."
+            f"{count_noun(len(ids), 'prompt')} begin with {prefix!r}: {', '.join(sorted(ids)[:10])}. "
+            "Give more characters."
         )
     return ids.pop()
 

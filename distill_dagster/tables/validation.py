@@ -11,6 +11,7 @@ import polars as pl
 
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.tables.messages import user_text_expr
 
 if TYPE_CHECKING:
@@ -183,5 +184,5 @@ def _describe_failure(result: Any, id_column: str | None) -> str:
         return f"observed {result.get('observed_value')}"
     rows = result.get("partial_unexpected_index_list") or []
     ids = [row[id_column] for row in rows if id_column in row]
-    text = f"{result.get('unexpected_count', len(values))} rows, such as {values[:5]}"
+    text = f"{count_noun(result.get('unexpected_count', len(values)), 'row')}, such as {values[:5]}"
     return f"{text}; {id_column} {', '.join(str(value) for value in ids[:20])}"[:600] if ids else text[:300]

@@ -235,7 +235,7 @@ def test_missing_rows_below_the_limit_go_on_and_are_asked_again(project: Project
     project.run()
     assert project.record("teacher_completions", "shop").missing_rows == 1
     status = {one["name"]: one for one in project.distill("status", TASK, "--json").json["artifacts"]}
-    assert status["teacher_completions[shop]"]["why"] == ["1 rows have no answer yet"]
+    assert status["teacher_completions[shop]"]["why"] == ["1 row has no answer yet"]
     provider.fail = None
     asked = len(provider.requests)
     ended = project.run()

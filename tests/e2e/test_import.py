@@ -38,7 +38,7 @@ def test_a_log_is_imported_and_replayed_without_a_single_request(
     assert set(frame["mode"]) == {"replay"}
     status = fresh.distill("status", TASK, "--json").json["artifacts"]
     [web] = [a for a in status if a["name"] == "teacher_completions[web]"]
-    assert (web["state"], web["why"]) == ("stale", ["1 rows have no answer yet"])
+    assert (web["state"], web["why"]) == ("stale", ["1 row has no answer yet"])
 
     last = {"prompt": SEEDS["web"][-1], "completion": "login"}
     log.write_text(jsonl([last]))

@@ -43,7 +43,7 @@ def test_students_wait_until_enough_rows_changed(project: Project, provider: Fak
     assert ended.code == 0, ended.err
     assert ended.partitions == {name: ["shop"] for name in GROUP} | {"filtered_dataset": [None]}
     assert set(ended.json["waiting"]) == {f"{name}[one]" for name in RETRAINED}
-    assert "1 rows changed" in ended.json["waiting"]["student_adapter[one]"]
+    assert "1 row changed" in ended.json["waiting"]["student_adapter[one]"]
     again = refresh(project, "--student", "one")
     assert again.json["runs"] == []
     assert len(again.json["waiting"]) == 3, "it is not forgotten"

@@ -191,7 +191,7 @@ def test_failures_are_counted_and_healed(run: Run) -> None:
     record = run.env.lake.read_record(run.env.task_name, "teacher_completions", "shop")
     assert record is not None
     assert record.missing_rows == 1
-    assert run.stale() == {"teacher_completions[shop]": ("1 rows have no answer yet",)}
+    assert run.stale() == {"teacher_completions[shop]": ("1 row has no answer yet",)}
     assert read_rejected_rows(run.env)["drop_reason"].to_list() == ["no_answer"]
     assert run.update() == ["teacher_completions[shop]"]  # still failing: nothing after it changes
     run.provider.fail = None

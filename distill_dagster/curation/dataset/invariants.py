@@ -9,6 +9,7 @@ import polars as pl
 from distill_dagster.config.balance import BalanceSpec
 from distill_dagster.config.dedup import DecontaminationSpec
 from distill_dagster.core.checks import CheckResult
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.curation.dataset.balance import count_below_floors
 from distill_dagster.curation.text_columns import build_text_keys, extract_user_texts
@@ -106,7 +107,7 @@ def _find_near_items(
 def check_floors(dataset: Table, spec: BalanceSpec) -> CheckResult:
     """Whether every value of a field has the rows that the task's floors ask for."""
     few = count_below_floors(dataset, spec)
-    return CheckResult("floors_met", not few, "warning", {name: f"{rows} rows" for name, rows in few.items()})
+    return CheckResult("floors_met", not few, "warning", {name: count_noun(rows, "row") for name, rows in few.items()})
 
 
 def check_slices(slices: list[dict[str, Any]], min_slices: int) -> list[CheckResult]:
