@@ -192,6 +192,11 @@ def test_thinking_that_never_ended_is_truncated(kind: str, opening: str, finish_
     assert (found.status, found.answer, found.error) == ("truncated", None, STILL_THINKING)
 
 
+def test_thinking_in_a_field_of_its_own_that_took_all_tokens() -> None:
+    found = read("qa", "", finish_reason="length", reasoning_content="Maybe Rome")
+    assert found == ParsedAnswer("truncated", None, "Maybe Rome", STILL_THINKING)
+
+
 @pytest.mark.parametrize("kind", ["generation", "conversation", "summarization"])
 @pytest.mark.parametrize(
     "text",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from distill_dagster.core.errors import TeacherError
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.kinds import ParsedAnswer, get_kind
 from distill_dagster.teacher.asking import soft_labels
@@ -215,8 +216,9 @@ class Asker:
         if len(unusable) > len(sent) // 8:
             example = unusable[0].get("error") or repr((unusable[0].get("raw_text") or "")[:MAX_ERROR_CHARS])
             raise TeacherError(
-                f"The smoke test of {len(sent)} rows returned {len(sent) - len(unusable)} usable answers from "
-                f"{self.spec.model}, so the other {len(remaining)} requests were not sent. One unusable answer: "
+                f"The smoke test of {count_noun(len(sent), 'row')} returned "
+                f"{count_noun(len(sent) - len(unusable), 'usable answer')} from {self.spec.model}, so the other "
+                f"{count_noun(len(remaining), 'request')} were not sent. One unusable answer: "
                 f"{example}. Fix the teacher's settings or the template, or set teacher.smoke_rows: 0 to skip the test."
             )
         self.engine.store.note_passed_smoke(key)
@@ -324,7 +326,7 @@ class Asker:
         if positions is None:
             return None, read_soft_label(thinking, None, None)
         mass = soft_labels.compute_label_mass(positions, labels, ended=response.finish_reason == "stop")
-        if mass.total < mass.least:
+        if mass.total < mass.least and not self.spec.boost_labels:  # which makes every label likely
             return None, read_soft_label(thinking, None, mass)
         resolved: set[str] = set()
         for depth in range(RESOLVE_DEPTH if self.spec.resolve_labels else 0):

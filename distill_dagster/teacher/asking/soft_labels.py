@@ -11,12 +11,10 @@ from distill_dagster.teacher.providers.exchange import Position
 
 SHORTEST_FRAGMENT = 4
 """The characters of a label that a token has to spell, unless it spells a whole word of it."""
-
-
-LEAST_MASS = 0.1
-"""The share of the probability that all labels together need, so that an answer is a label at all."""
+LEAST_MASS = 0.02
+"""The share of the probability that all labels together need if the chosen token begins one of them."""
 LEAST_MASS_UNCHOSEN = 0.5
-"""The same if the token that was chosen begins no label, as in "The category is …"."""
+"""The same if the chosen token begins no label, as in "The category is …". The answer is then another one."""
 
 
 @dataclass
