@@ -28,6 +28,7 @@ from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.imagine.ask import ImagineResult, imagine_prompts
 from distill_dagster.teacher.imagine.plan import EVOLUTIONS, Imaginer, count_imagine_requests
+from distill_dagster.teacher.providers.attempts import TeacherPausedError
 from distill_dagster.teacher.providers.client import resolve_endpoint
 from tests.support.imagining import answer_as_teacher, build_imagined_texts, format_prompt_list, get_request_text
 from tests.support.provider import FakeProvider, Fault
@@ -208,12 +209,21 @@ def test_later_rounds_show_and_evolve_what_was_imagined(slices: Slices, provider
     assert len(parents) > 3, "more parents than seeds"
 
 
-def test_a_failed_request_is_asked_for_next_time(slices: Slices, provider: FakeProvider) -> None:
+ODD_BODY = '{"choices": [{"message": {"content": 5}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 9}}'
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [(Fault(500), "HTTP 500"), (Fault(200, ODD_BODY), "content is a number"), (Fault(200, "[]"), "contains no answer")],
+)
+def test_a_failed_request_is_asked_for_next_time(
+    slices: Slices, provider: FakeProvider, fault: Fault, says: str
+) -> None:
     slices.change(target=23)
-    provider.fail = lambda seen, _: Fault(500) if len(provider.requests) == 2 else None
+    provider.fail = lambda seen, _: fault if len(provider.requests) == 2 else None
     outcome = slices.imagine(max_rounds=1)
     assert (outcome.missing, outcome.missing_rows, outcome.failed) == (4, 4, 1)
-    assert "HTTP 500" in outcome.errors[0]
+    assert says in outcome.errors[0]
     provider.fail = None
     asked_before = len(provider.requests)
     assert slices.imagine().missing == 0
@@ -238,6 +248,15 @@ def test_a_budget_stop_keeps_what_was_accepted_and_asks_for_the_rest_next_time(
     assert (stopped.missing, stopped.missing_rows, provider.requests) == (10, 10, [])
     assert "budget.tokens" in (stopped.usage.stopped or "")
     assert slices.imagine().missing == 0
+
+
+def test_a_pause_of_the_teacher_keeps_what_was_accepted(slices: Slices, provider: FakeProvider) -> None:
+    slices.change(target=63)
+    provider.fail = lambda *_: Fault(429, retry_after="9000") if len(provider.requests) > 3 else None
+    with pytest.raises(TeacherPausedError, match="asks to wait until"):
+        slices.imagine()
+    assert 0 < len(read_imagined(slices.file).prompts) <= 12
+    assert len(provider.requests) <= 8
 
 
 def test_a_refused_key_stops_at_once(slices: Slices, provider: FakeProvider) -> None:

@@ -281,3 +281,30 @@ def test_a_stored_answer_of_an_earlier_version_is_not_asked_again(
     assert "does not fit the table" in rows[keys[1]]["error"]
     assert rows[keys[2]]["status"] == "ok"
     assert len(provider.requests) == 3
+
+
+def test_a_key_in_an_unusable_body_is_masked_everywhere(
+    tmp_path: Path, provider: FakeProvider, store: CompletionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sk-9f8e7d6c5b4a39281706"
+    monkeypatch.setenv("SHOP_KEY", key)
+    make_odd(provider, lambda body: body | {"choices": None, "error": {"code": 500, "message": f"refused {key}"}})
+    row = get_odd_row(ask(tmp_path, provider, store, **VOTES, api_key_env="SHOP_KEY"))
+    assert "refused ***" in row["error"]
+    assert "refused ***" in row["raw_text"]
+    store.close()
+    assert key.encode() not in b"".join(path.read_bytes() for path in (tmp_path / "store").iterdir())
+
+
+def test_the_newest_unusable_body_of_a_request_is_kept(
+    tmp_path: Path, provider: FakeProvider, store: CompletionStore
+) -> None:
+    keys = []
+    for number in (1, 2):
+        make_odd(provider, set_message(content=number))
+        keys.append(get_odd_row(ask(tmp_path, provider, store, **VOTES))["request_key"])
+    assert keys[0] == keys[1]
+    found = store.find_unusable([*keys, "another"])
+    assert list(found) == keys[:1]
+    assert json.loads(found[keys[0]].answer.text)["choices"][0]["message"]["content"] == 2
+    assert "message.content is a number" in str(found[keys[0]])

@@ -21,6 +21,7 @@ MAX_DEPTH = 20
 UNKNOWN_LOGPROB = -9999.0
 """Stands for a log-probability that is not known, as OpenAI sends it. The probability is 0 and adds nothing."""
 _THINKING_PARTS = {"thinking", "reasoning", "reasoning_text", "reasoning.text", "reasoning.summary", "summary_text"}
+_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
 _TEXT_PARTS = {"text", "output_text", "input_text", None}
 _CALL_PARTS = {"tool_use", "tool_call", "function_call", "function"}
 
@@ -66,6 +67,8 @@ def read_number(value: Any) -> float | None:
 
 def read_count(value: Any) -> int | None:
     """A believable number of tokens, also if it is written as text or as 12.0; None for anything else."""
+    if type(value) is int:  # nearly always
+        return value if 0 <= value <= MAX_COUNT else None
     number = read_number(value)
     return int(number) if number is not None and 0 <= number <= MAX_COUNT else None
 
@@ -120,15 +123,25 @@ def _get_part_type(part: dict[str, Any]) -> str | None:
     return type_.casefold() if isinstance(type_, str) else None
 
 
-def read_text(content: Any, place: str) -> str:
+def _list_parts(message: dict[str, Any], types: set[str]) -> list[dict[str, Any]]:
+    """The parts of a message's content that have one of these types. A plain text has none."""
+    content = message.get("content")
+    if not isinstance(content, list | dict):
+        return []
+    return [part for part in _iterate_parts(content) if _get_part_type(part) in types]
+
+
+def read_content(content: Any, place: str) -> str:
     """The text of a message: the content itself, or its text parts. Pictures and other parts are left out.
 
     Raises:
         UnreadableBodyError: there is content, and none of it is text, thinking or a tool call.
     """
+    if isinstance(content, str):  # nearly always
+        return str(replace_surrogates(content))
     if content is None or content == []:
         return ""
-    if not isinstance(content, str | list | dict):
+    if not isinstance(content, list | dict):
         raise UnreadableBodyError(f"{place} is {describe_type(content)} instead of a text")
     parts = list(_iterate_parts(content))
     texts = [part for part in parts if _get_part_type(part) in _TEXT_PARTS and _has_text(part)]
@@ -144,17 +157,17 @@ def _has_text(part: dict[str, Any]) -> bool:
 
 def read_reasoning(message: dict[str, Any]) -> str | None:
     """The thinking of a model: a field of its own, or parts of the content."""
-    for name in ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks"):
-        if (text := _join_part_texts(message.get(name))).strip():
+    for name in _REASONING_FIELDS:
+        if name in message and (text := _join_part_texts(message[name])).strip():
             return to_text(text)
-    thoughts = [part for part in _iterate_parts(message.get("content")) if _get_part_type(part) in _THINKING_PARTS]
+    thoughts = _list_parts(message, _THINKING_PARTS)
     return to_text("\n\n".join(text for part in thoughts if (text := _join_part_texts(part).strip())))
 
 
 def read_refusal(message: dict[str, Any]) -> str | None:
     """The text of a refusal, if the provider has a field or a part of its own for it (OpenAI)."""
     fields = message.get("refusal") or to_dict(message.get("provider_specific_fields")).get("refusal")
-    parts = [part for part in _iterate_parts(message.get("content")) if _get_part_type(part) == "refusal"]
+    parts = _list_parts(message, {"refusal"})
     if text := _join_part_texts(fields):
         return None if _join_part_texts(message.get("content")) else to_text(text)
     return to_text("".join(_join_part_texts(part.get("refusal")) for part in parts))
@@ -169,7 +182,7 @@ def read_tool_calls(message: dict[str, Any]) -> list[dict[str, Any]] | None:
     listed = message.get("tool_calls")
     calls = listed if isinstance(listed, list) else [listed]
     calls = [*calls, message.get("function_call")] if not any(calls) else calls
-    calls += [part for part in _iterate_parts(message.get("content")) if _get_part_type(part) in _CALL_PARTS]
+    calls += _list_parts(message, _CALL_PARTS)
     return [_read_call(call) for call in calls if call] or None
 
 
@@ -198,8 +211,11 @@ def read_positions(logprobs: Any) -> list[Position]:
         if not isinstance(token, str):
             break
         tops = entry.get("top_probs") or entry.get("top_logprobs")
-        pairs = [(top.get("token"), _read_logprob(top)) for top in map(to_dict, tops if isinstance(tops, list) else [])]
-        known = [(name, value) for name, value in pairs if isinstance(name, str) and value is not None]
+        known = [
+            (top["token"], value)
+            for top in (tops if isinstance(tops, list) else [])
+            if isinstance(top, dict) and isinstance(top.get("token"), str) and (value := _read_logprob(top)) is not None
+        ]
         chosen = dict(known).get(token) if chosen is None else chosen
         if not positions and (chosen is None or not known):
             break
@@ -228,9 +244,12 @@ def _zip_text_logprobs(logprobs: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _read_logprob(entry: dict[str, Any]) -> float | None:
     """The natural log-probability of a token; None without a believable one. llama.cpp sends a probability."""
-    if "prob" in entry and entry.get("logprob") is None:
+    value = entry.get("logprob")
+    if type(value) is float and UNKNOWN_LOGPROB <= value <= 0.0:  # nearly always
+        return value
+    if value is None and "prob" in entry:
         probability = read_number(entry["prob"])
         # Finite for 0: single precision turns probabilities below 1e-45 into 0.
         return None if probability is None else math.log(min(max(probability, 1e-45), 1.0))
-    value = read_number(entry.get("logprob"))
-    return None if value is None else max(min(value, 0.0), UNKNOWN_LOGPROB)
+    number = read_number(value)
+    return None if number is None else max(min(number, 0.0), UNKNOWN_LOGPROB)

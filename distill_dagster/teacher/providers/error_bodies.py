@@ -87,6 +87,8 @@ def _to_list(value: Any) -> list[Any]:
 
 
 def _read_error(value: Any) -> ProviderError | None:
+    if not value:  # nearly always
+        return None
     if isinstance(value, str) and value.strip():
         return ProviderError(value[:MAX_MESSAGE_CHARS], frozenset())
     error = to_dict(value)

@@ -106,6 +106,8 @@ def read_finish_reason(value: Any) -> str | None:
 
 def normalize_finish_reason(value: Any) -> str:
     """OpenAI's word for a provider's finish reason; `BROKEN_OFF` if there is none, or if it is not known."""
+    if type(value) is str and value in FINISH_REASONS:  # nearly always
+        return FINISH_REASONS[value]
     word = read_finish_reason(value)
     return FINISH_REASONS.get(word, BROKEN_OFF) if word is not None else BROKEN_OFF
 

@@ -17,7 +17,7 @@ from distill_dagster.teacher.providers.body_parts import (
     read_positions,
     read_reasoning,
     read_refusal,
-    read_text,
+    read_content,
     read_tool_calls,
     read_usage,
     to_dict,
@@ -36,6 +36,8 @@ from distill_dagster.teacher.providers.finish_reasons import (
 
 MAX_BODY_CHARS = 100_000
 """Characters of an unusable body that are stored. A readable answer is stored whole."""
+MAX_COST_USD = 10_000.0
+"""No request costs more, so a larger number is no cost."""
 
 
 def build_filtered_response(message: str) -> Response:
@@ -96,7 +98,7 @@ def _build_response(body: dict[str, Any], latency: float, in_flight: int) -> Res
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         cached_tokens=cached_tokens,
-        cost_usd=cost if cost and cost > 0 else None,
+        cost_usd=cost if cost and 0 < cost < MAX_COST_USD else None,
         latency_s=latency,
         in_flight=in_flight,
         model_reported=to_text(body.get("model")),
@@ -134,7 +136,7 @@ def _read_choice(choice: dict[str, Any], received: Response, logprobs: bool) -> 
     refusal = read_refusal(message)
     place, content = ("message.content", message.get("content")) if message else ("text", choice.get("text"))
     finish = "refusal" if refusal else normalize_finish_reason(choice.get("finish_reason"))
-    text, positions = refusal or read_text(content, place), read_positions(choice.get("logprobs"))
+    text, positions = refusal or read_content(content, place), read_positions(choice.get("logprobs"))
     if logprobs and text and choice.get("logprobs") and not positions and finish in ("stop", CUT):
         raise UnreadableBodyError("the log-probabilities of the answer are unusable: nothing is known of its tokens")
     return replace(
