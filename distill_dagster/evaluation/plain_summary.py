@@ -171,8 +171,8 @@ def _describe_use(chosen: str, task: str, student: str) -> str:
     if chosen in _ADAPTERS:
         name = "the distilled student" if chosen == DISTILLED else chosen
         return (
-            f"Use {name}: its adapter is in `lake/{task}/{_ADAPTERS[chosen]}/{student}/` below DISTILL_HOME (by default "
-            "`data/`). Read the mistakes below before it goes into production."
+            f"Use {name}: its adapter is in `lake/{task}/{_ADAPTERS[chosen]}/{student}/` below DISTILL_HOME (by "
+            "default `data/`). Read the mistakes below before it goes into production."
         )
     return _HOW_TO_USE.get(chosen, f"Use {chosen}.")
 
