@@ -128,9 +128,11 @@ class Runner:
         due = [s for s in self._list_statuses(slices, students) if s.state != "fresh" or s.name in self._again]
         readable = (status for status in due if status.state != "malformed")
         if any(list_stage_teachers(self.folder, status.asset, status.partition) for status in readable):
-            problems = find_environment_problems(self.folder.path / TASK_FILE, self.folder.task)
-            if later := [problem for problem in problems if not str(problem.field).startswith("teacher.")]:
-                raise InputError(later)
+            found = find_environment_problems(self.folder.path / TASK_FILE, self.folder.task)
+            others = {f"students.{name}.model" for name in self.folder.task.students if name not in students}
+            problems = [problem for problem in found if problem.field not in others]
+            if any(not str(problem.field).startswith("teacher.") for problem in problems):
+                raise InputError(problems)
 
     def _add_spending(self, summary: RunSummary) -> None:
         """Read from the ledger what this campaign spent, failed requests included."""

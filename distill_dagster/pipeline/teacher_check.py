@@ -81,7 +81,9 @@ def find_environment_problems(path: Path, task: Task) -> list[Problem]:
     for place, spec in _iterate_teachers(task):
         if missing := find_missing_key(spec) or _find_missing_provider_key(spec):
             field = "api_key_env" if spec.api_key_env else "model"
-            problems.append(_build_problem(path, (*place, field), *missing))
+            message, remedy = missing
+            remedy = remedy.replace("teacher.", ".".join((*place, "")))
+            problems.append(_build_problem(path, (*place, field), message, remedy))
         if missing := find_missing_embedded_package(spec):
             problems.append(_build_problem(path, (*place, "model"), *missing))
     for name, student in task.students.items():

@@ -267,6 +267,17 @@ def test_a_missing_key_is_named(fresh: Project, provider: FakeProvider) -> None:
     assert provider.requests == []
 
 
+def test_a_missing_key_of_the_judge_is_named_before_the_teacher_is_paid(fresh: Project, provider: FakeProvider) -> None:
+    judge = {"model": "openai/judge", "api_base": provider.url, "api_key_env": "DISTILL_TEST_NO_SUCH_KEY"}
+    fresh.change_task(judge=judge | {"rubric": [{"name": "tone", "description": "It is polite."}]})
+    ended = fresh.run()
+    assert ended.code == 2
+    assert "[judge.api_key_env]" in ended.err
+    assert "DISTILL_TEST_NO_SUCH_KEY" in ended.err
+    assert provider.requests == []
+    assert fresh.distill("refresh", TASK).code == 2
+
+
 def test_a_blocking_check_holds_training_back(fresh: Project, provider: FakeProvider) -> None:
     fresh.change_task(curation={"min_rows": 1000})
     ended = fresh.run()

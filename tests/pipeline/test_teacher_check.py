@@ -137,10 +137,11 @@ def test_the_keys_of_judge_and_imagining_teacher(tmp_path: Path) -> None:
     judge = {"model": "openai/judge", "api_key_env": "NO_JUDGE_KEY", "rubric": RUBRIC} | more
     imagine = {"teacher": {"model": "openai/dreamer", "api_key_env": "NO_DREAM_KEY"} | more}
     folder = write_small_task(tmp_path, teacher=more, judge=judge, imagine=imagine)
-    assert [problem.field for problem in environment_problems(folder)] == [
-        "judge.api_key_env",
-        "imagine.teacher.api_key_env",
-    ]
+    problems = environment_problems(folder)
+    fields = ["judge.api_key_env", "imagine.teacher.api_key_env"]
+    assert [problem.field for problem in problems] == fields
+    for problem, field in zip(problems, fields, strict=True):
+        assert problem.remedy == f"Set it, or fix {field} in task.yaml."
 
 
 def test_packages_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
