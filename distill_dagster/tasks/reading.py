@@ -14,6 +14,7 @@ from distill_dagster.config import SLICE_KEY_PATTERN, TASK_NAME_PATTERN, Task
 from distill_dagster.core.errors import Problem
 from distill_dagster.kinds import InvalidAnswerError, Question, get_kind, is_refusal
 from distill_dagster.tasks.rows import LabelledRow, PromptText, Seed, Slice, SliceFile
+from distill_dagster.tasks.unknown_fields import find_close_name
 from distill_dagster.tasks.yaml_files import ParseResult, convert_validation_error, find_line, read_text, read_yaml
 
 TASK_FILE = "task.yaml"
@@ -182,7 +183,9 @@ def _check_label(path: Path, line: int | None, name: str, label: Any, task: Task
         return []
     if not task.has_labels:
         return [Problem(path, f"kind {task.kind} has no labels.", "Remove it.", line=line, field=name)]
-    remedy = f"Use one of: {', '.join(task.label_names[:20])}{', …' if len(task.label_names) > 20 else ''}."
+    close = find_close_name(str(label), task.label_names)
+    meant = f"Did you mean {close!r}? " if close else ""
+    remedy = f"{meant}Use one of: {', '.join(task.label_names[:20])}{', …' if len(task.label_names) > 20 else ''}."
     return [Problem(path, f"{label!r} is not a label of this task.", remedy, line=line, field=name)]
 
 

@@ -70,7 +70,7 @@ def list_paths(root: Any, prefix: str = "", seen: tuple[Any, ...] = ()) -> list[
 
 
 def _simplify(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.casefold())
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _is_model(one: Any) -> bool:

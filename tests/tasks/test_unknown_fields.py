@@ -13,7 +13,7 @@ from distill_dagster.config import Task
 from distill_dagster.curation.filters.settings import FilterSettings
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks.rows import LabelledRow, SliceFile
-from distill_dagster.tasks.unknown_fields import list_field_names, list_paths, suggest_field
+from distill_dagster.tasks.unknown_fields import find_close_name, list_field_names, list_paths, suggest_field
 from tests.support.task import merge_settings, reload_folder, write_small_task
 
 
@@ -59,6 +59,30 @@ def test_every_path_ends_with_a_field_of_its_block() -> None:
     assert len(set(paths)) == len(paths) > 150
     assert {"kind", "teacher.few_shot.draws", "students.<name>.lora.rank", "inbox.rules.matches"} <= set(paths)
     assert not [path for path in paths if ".." in path]
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "close"),
+    [
+        ("Refunds", ["login", "refund"], "refund"),
+        ("log-in", ["login", "refund"], "login"),
+        ("返款", ["返金", "登录"], None),
+        ("登錄失败", ["登录失败", "退款"], "登录失败"),
+        ("Größe", ["grösse", "farbe"], "grösse"),
+        ("weather", ["login", "refund"], None),
+        ("-", ["login", "refund"], None),
+    ],
+)
+def test_a_close_name_in_any_script(name: str, known: list[str], close: str | None) -> None:
+    assert find_close_name(name, known) == close
+
+
+def test_a_label_with_a_slip(tmp_path: Path) -> None:
+    folder = write_small_task(tmp_path)
+    path = folder.path / "golden.jsonl"
+    path.write_text(path.read_text() + '{"id": "x", "text": "where is it", "label": "Delivry"}\n')
+    [problem] = check_task_folder(reload_folder(folder))
+    assert problem.remedy == "Did you mean 'delivery'? Use one of: refund, delivery, login."
 
 
 def _write_setting(path: Path, change: dict[str, Any]) -> None:
