@@ -65,6 +65,8 @@ def read_json(text: str) -> FoundJson:
     text counts only if no block contains JSON. Line breaks inside strings are accepted. `NaN` and `Infinity` are
     not JSON. Unpaired surrogates, which JSON can escape and no table can store, become `?`.
     """
+    if text.lstrip().startswith(('"{', '"[')):
+        text = _decode_string(text)
     if not text.lstrip().startswith(("{", "[")):
         fenced = _Reader(text)
         place = 0
@@ -127,6 +129,15 @@ def replace_surrogates(value: Any, depth: int = 0) -> Any:
     if isinstance(value, dict):
         return {replace_surrogates(name): replace_surrogates(item, depth + 1) for name, item in value.items()}
     return value
+
+
+def _decode_string(text: str) -> str:
+    """The text in a JSON string, for JSON that was encoded twice; the text itself if it is something else."""
+    try:
+        value = _DECODER.decode(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, str) else text
 
 
 class _Reader:

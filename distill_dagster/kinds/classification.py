@@ -12,6 +12,13 @@ from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question
 _ANSWER_TAG = re.compile(r"<answer>\s*(.*?)\s*(?:</answer>|\Z)", re.IGNORECASE | re.ASCII)
 
 
+_LABEL_LINE = re.compile(
+    r"^[ \t]*(?:[#>]+[ \t]*)?(?:\*\*)?(?:final[ \t]+)?(?:answer|label|category|class)(?:\*\*)?[ \t]*[:：](?:\*\*)?",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LABEL_KEYS = {"answer", "label", "category", "class", "prediction", "result"}
+
+
 class LabelKind(Kind):
     """Equal if the label is the same. The second metric, macro-F1, is computed over all items."""
 
@@ -58,6 +65,8 @@ def parse_label(text: str, labels: list[str], *, cut: bool = False) -> str | Non
             return label
     if cut:
         return None
+    if marked := _LABEL_LINE.search(text):
+        return parse_label(text[marked.end() :], labels)
     folded = fold_label(text)
     named = [label for label in by_length if re.search(make_word_pattern(label), folded)]
     # "data loss" names "data loss" alone, although "data" may be a label too.
@@ -73,10 +82,10 @@ def _may_become_longer(text: str, labels: list[str]) -> bool:
 def _find_json_label(text: str, labels: list[str]) -> str | None:
     """The only label that is a value of JSON in a text, whose other values may name more labels."""
     by_name = {fold_label(label): label for label in labels}
-    values = [part for value in iterate_json(text) for part in (value.values() if isinstance(value, dict) else value)]
-    found = {
-        by_name[name] for part in values if isinstance(part, str) and (name := fold_label(part.strip())) in by_name
-    }
+    pairs = [pair for value in iterate_json(text) if isinstance(value, dict) for pair in value.items()]
+    named = [(key.casefold(), by_name.get(fold_label(part.strip()))) for key, part in pairs if isinstance(part, str)]
+    keyed = {label for key, label in named if label is not None and key in _LABEL_KEYS}
+    found = keyed or {label for _, label in named if label is not None}
     return found.pop() if len(found) == 1 else None
 
 

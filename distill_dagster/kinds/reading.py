@@ -18,7 +18,10 @@ CUT = "the answer was cut at max_tokens"
 STILL_THINKING = f"{CUT}, while the model was still thinking: raise teacher.thinking_tokens"
 _FENCE = re.compile(r"\A\s*```[\w+-]*[ \t]*\r?\n|\s*```\s*\Z")
 _WRAPPER = re.compile(r"\{\s*[\"'“]?(?:final[_ ]?)?(?:answer|reasoning)[\"'”]?\s*(?::|\Z)", re.IGNORECASE | re.ASCII)
-_ANSWER_LINE = re.compile(r"^[ \t]*(?:\*\*)?answer(?:\*\*)?[ \t]*:(?:\*\*)?[ \t]*", re.I | re.M)
+_ANSWER_LINE = re.compile(
+    r"^[ \t]*(?:[#>]+[ \t]*)?(?:\*\*)?(?:final[ \t]+)?answer(?:\*\*)?[ \t]*[:：](?:\*\*)?[ \t]*",
+    re.IGNORECASE | re.MULTILINE,
+)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.ASCII | re.DOTALL)
 
 

@@ -83,6 +83,11 @@ def test_json_as_models_write_it(text: str, value: Any) -> None:
         assert find_json(before + text + after) == value
 
 
+def test_json_that_was_encoded_twice() -> None:
+    assert find_json(json.dumps('{"a": [1]}')) == {"a": [1]}
+    assert find_json('"[note]" says {"a": 1}') == {"a": 1}
+
+
 @pytest.mark.parametrize(
     "text",
     [
