@@ -53,7 +53,9 @@ def _complete(list_names: Callable[[TaskFolder | None], list[str]]) -> Callable[
             home = Home.from_env()
             known = {folder.name: folder for folder in find_tasks(home.tasks, home.accepted)}
             only = next(iter(known.values())) if len(known) == 1 else None
-            named = known.get(str(ctx.params.get("task"))) or only
+            # An option whose value is being typed ends the parsing: then the task is in the rest.
+            words = [ctx.params.get("task"), *ctx.args]
+            named = next((known[word] for word in words if word in known), only)
             return [name for name in list_names(named) if name.startswith(incomplete)]
         except DistillError:
             return []
