@@ -39,7 +39,7 @@ def build_definitions(home: Home) -> dg.Definitions:
         try:
             cap = read_budget_tags(context.run.tags)
             runner = Runner(home, folder, context.instance, build_definitions(home), context.run_id, cap)
-            return refresh_task(runner, [], force, lambda *event: context.log.info(": ".join(filter(None, event))))
+            return refresh_task(runner, [], force, lambda event: context.log.info(str(event)))
         except DistillError as error:
             raise to_failure(error) from None
 

@@ -11,10 +11,7 @@ from rich.markup import escape
 from distill_dagster.cli.console import err, out, print_problem, show_problems
 from distill_dagster.core.database_urls import POSTGRES_DRIVER, POSTGRES_VARIABLE, STORE_VARIABLE
 from distill_dagster.core.disk_errors import explain_disk_error
-from distill_dagster.core.errors import InputError
 from distill_dagster.core.paths import Home
-from distill_dagster.pipeline.open_task import find_tasks
-from distill_dagster.tables.lake import Lake
 
 
 def env() -> None:
@@ -42,18 +39,14 @@ def env() -> None:
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 3000) -> None:
     """Start the Dagster webserver and daemon on 127.0.0.1, with the instance that `distill run` uses."""
     from distill_dagster import orchestration
-    from distill_dagster.orchestration.ui import lock_ui, serve_ui
+    from distill_dagster.orchestration.ui import lock_ui, serve_ui, sync_tasks
 
     home = Home.from_env()
     with show_problems(), orchestration.open_instance(home) as instance, lock_ui(home, port) as lock:
-        lake = Lake(home.lake, home.reports)
-        for folder in find_tasks(home.tasks, home.accepted):
-            try:
-                trained = orchestration.find_trained_students(folder, lake)
-                orchestration.sync_task(folder, instance, trained)
-            except InputError as error:
-                for problem in error.problems:
-                    print_problem(problem)
+        for error in sync_tasks(home, instance):
+            for problem in error.problems:
+                print_problem(problem)
         out.print("Starting the UI. This takes about ten seconds.")
-        serve_ui(instance, port, lock, lambda address: out.print(f"The UI is on {address}. Press Ctrl-C to stop it."))
+        message = "The UI is on {}. Press Ctrl-C to stop it."
+        serve_ui(home, instance, port, lock, lambda address: out.print(message.format(address)))
         out.print("The UI has stopped.")

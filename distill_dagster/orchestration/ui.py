@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,12 +24,17 @@ from dagster._core.workspace.load_target import ModuleTarget
 from dagster_shared.ipc import get_ipc_shutdown_pipe, send_ipc_shutdown_message
 from dagster_shared.serdes import serialize_value
 
-from distill_dagster.core.errors import DistillError
+from distill_dagster.core.errors import DistillError, InputError
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.orchestration.in_process import CODE_LOCATION
+from distill_dagster.orchestration.partitions import find_trained_students, sync_task
+from distill_dagster.orchestration.ui_reload import HOST, reload_code_location
+from distill_dagster.pipeline.open_task import find_tasks
+from distill_dagster.tables.lake import Lake
 
-HOST = "127.0.0.1"
 CHECK_S = 0.5
+QUIET_S = 2.0
+"""A new task folder is loaded when its task.yaml has not changed for so long: somebody may still be copying it."""
 STOP_S = 60
 """Seconds that the webserver and the daemon may take to stop, before they are killed."""
 _SERVICES = {
@@ -99,8 +105,21 @@ def _find_free_port() -> int:
         return port
 
 
-def serve_ui(instance: dg.DagsterInstance, port: int, lock: int, notify_ready: Callable[[str], None]) -> None:
-    """Run the UI until Ctrl-C, or until this process is told to end.
+def sync_tasks(home: Home, instance: dg.DagsterInstance) -> list[InputError]:
+    """Bring the partitions of all tasks up to date. Returns the errors of malformed tasks."""
+    lake, errors = Lake(home.lake, home.reports), list[InputError]()
+    for folder in find_tasks(home.tasks, home.accepted):
+        try:
+            sync_task(folder, instance, find_trained_students(folder, lake))
+        except InputError as error:
+            errors.append(error)
+    return errors
+
+
+def serve_ui(
+    home: Home, instance: dg.DagsterInstance, port: int, lock: int, notify_ready: Callable[[str], None]
+) -> None:
+    """Run the UI until Ctrl-C, or until this process is told to end. It loads task folders that are added or removed.
 
     Args:
         lock: The file descriptor of the UI's lock.
@@ -125,7 +144,7 @@ def serve_ui(instance: dg.DagsterInstance, port: int, lock: int, notify_ready: C
             _run_service("daemon", shared, lock) as daemon,
         ):
             address = f"http://{HOST}:{port}"
-            is_ready = False
+            loaded, is_ready = {folder.name for folder in find_tasks(home.tasks, home.accepted)}, False
             while not stop.wait(CHECK_S):
                 for name, process in (("webserver", webserver), ("daemon", daemon)):
                     if process.poll() is not None:
@@ -133,9 +152,14 @@ def serve_ui(instance: dg.DagsterInstance, port: int, lock: int, notify_ready: C
                             f"The {name} of the UI ended by itself (exit code {process.returncode}). The lines above "
                             "say why."
                         )
-                if not is_ready and _answers(f"{address}/server_info"):
-                    is_ready = True
-                    notify_ready(address)
+                if not is_ready:
+                    is_ready = _answers(f"{address}/server_info")
+                    if is_ready:
+                        notify_ready(address)
+                elif (present := _list_task_names(home, loaded)) != loaded:
+                    loaded = present
+                    sync_tasks(home, instance)
+                    reload_code_location(address)  # if it fails, the sensor `task_folders` says what to do
 
 
 @contextmanager
@@ -155,6 +179,16 @@ def _run_service(name: str, options: list[str], lock: int) -> Iterator[subproces
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _list_task_names(home: Home, loaded: set[str]) -> set[str]:
+    """The tasks to load: all folders, without new ones that are still changing."""
+    now = time.time()
+    return {
+        folder.name
+        for folder in find_tasks(home.tasks, home.accepted)
+        if folder.name in loaded or now - folder.path.joinpath("task.yaml").stat().st_mtime > QUIET_S
+    }
 
 
 def _answers(url: str) -> bool:

@@ -11,9 +11,10 @@ from distill_dagster.core.paths import Home
 from distill_dagster.orchestration.in_process import CODE_LOCATION
 from distill_dagster.orchestration.instance import open_instance
 from distill_dagster.orchestration.partitions import sync_task
-from distill_dagster.orchestration.ui import HOST
 from distill_dagster.tasks import TaskFolder
 
+HOST = "127.0.0.1"
+"""The UI listens on this address alone."""
 RELOAD_S = 120
 """Seconds that the code location may take to load."""
 _QUERY = """
@@ -51,10 +52,11 @@ def load_task_in_ui(home: Home, folder: TaskFolder) -> str | None:
         return None
     with open_instance(home) as instance:
         sync_task(folder, instance)
-    return address if _reload(address) else None
+    return address if reload_code_location(address) else None
 
 
-def _reload(address: str) -> bool:
+def reload_code_location(address: str) -> bool:
+    """Do what *Reload definitions* in the UI does. Returns False if it failed."""
     body = json.dumps({"query": _QUERY, "variables": {"location": CODE_LOCATION}}).encode()
     request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
     try:

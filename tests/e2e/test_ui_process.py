@@ -20,6 +20,7 @@ from distill_dagster.orchestration.ui_reload import find_running_ui
 from distill_dagster.pipeline.stage_table import get_slices_partitions_name
 from tests.e2e.project import TASK, Project
 from tests.new_task.table import build_rows, write_table
+from tests.support.task import SLICES, write_small_task
 from tests.support.waiting import HANG_S, wait_until
 
 
@@ -128,6 +129,19 @@ def test_a_port_in_use_is_refused_with_one_that_is_free(empty: Project) -> None:
 @pytest.mark.parametrize("port", ["0", "99999", "-1", "http"])
 def test_what_is_no_port_is_refused(empty: Project, port: str) -> None:
     assert "--port" in refuse(empty, "--port", port)
+
+
+def test_a_new_task_folder_is_loaded_while_the_ui_runs(empty: Project, running: RunningUi) -> None:
+    write_small_task(empty.root, "later")
+
+    def list_jobs() -> str:
+        query = quote("{repositoriesOrError{...on RepositoryConnection{nodes{jobs{name}}}}}")
+        with running.open(f"/graphql?query={query}") as response:
+            return response.read().decode()
+
+    wait_until(lambda: "later_slices" in list_jobs(), "the job of the new task", pause_s=0.5)
+    with empty.instance() as instance:
+        assert instance.get_dynamic_partitions(get_slices_partitions_name("later")) == sorted(SLICES)
 
 
 def test_reports_are_served_and_nothing_else(empty: Project, running: RunningUi) -> None:
