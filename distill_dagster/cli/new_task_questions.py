@@ -43,6 +43,9 @@ def require_sure_columns(
     elif guess.kind is None:
         remedy = f"Name it with --kind: {', '.join(get_args(TaskKind))}."
         problems.append(Problem(source, "the kind of task is not clear.", remedy))
+    if problems and (named := [summary.name for summary in summaries if summary.has_own_name]):
+        message = f"{named[0]!r} is the name of a column and one of its values: the first line may be a row."
+        problems.append(Problem(source, message, "If so, put a line with the names of the columns above it."))
     if problems:
         raise InputError(problems)
 

@@ -116,6 +116,7 @@ class ColumnSummary:
         mean_chars: the mean length of a value as text.
         samples: some values as text.
         is_plain: nearly every value is a text, a number or a boolean.
+        has_own_name: one of the values is the name of the column, as if the first row were taken for names.
     """
 
     name: str
@@ -124,6 +125,7 @@ class ColumnSummary:
     mean_chars: float
     samples: tuple[str, ...]
     is_plain: bool
+    has_own_name: bool = False
 
     @property
     def key(self) -> str:
@@ -206,7 +208,8 @@ def _summarize(name: str, counts: Counter[str], is_plain: bool) -> ColumnSummary
     filled = counts.total()
     chars = sum(len(value) * number for value, number in counts.items())
     samples = tuple(value for value, _ in counts.most_common(_SAMPLES))
-    return ColumnSummary(name, filled, len(counts), chars / max(filled, 1), samples, is_plain)
+    own = name in counts
+    return ColumnSummary(name, filled, len(counts), chars / max(filled, 1), samples, is_plain, own)
 
 
 def guess_columns(summaries: Sequence[ColumnSummary], given: Columns, kind: TaskKind | None = None) -> ColumnGuess:

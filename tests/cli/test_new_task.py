@@ -144,6 +144,12 @@ def test_in_a_pipe_nobody_is_asked_and_nothing_is_guessed(place: Place) -> None:
     assert place.new(rows, "--text-field", "two").exit_code == 0
 
 
+def test_a_table_without_names_of_columns_is_recognized(place: Place) -> None:
+    path = place.root / "mail.csv"
+    path.write_text("".join(f"{row['text']},{row['label']}\n" for row in build_rows(60)))
+    assert "'billing' is the name of a column and one of its values" in " ".join(place.new(path).stderr.split())
+
+
 def test_labels_written_later_complete_a_task_from_a_file_without_labels(place: Place) -> None:
     rows = [{"text": row["text"]} for row in build_rows(160)]
     ended = place.new(rows, "--label", "billing", "--label", "delivery", "--label", "login")
