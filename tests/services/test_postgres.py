@@ -15,12 +15,16 @@ from unittest import mock
 import dagster as dg
 import pytest
 
+from distill_dagster.config import TeacherSpec
 from distill_dagster.core.database_urls import POSTGRES_VARIABLE, STORE_VARIABLE, add_driver
 from distill_dagster.teacher.completions.batch_store import BatchStore
 from distill_dagster.teacher.completions.ledger import Account, Reservation
+from distill_dagster.teacher.completions.pauses import PauseStore
 from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.providers.attempts import TeacherPausedError, UnusableAnswerError
 from distill_dagster.teacher.providers.exchange import Response
 from distill_dagster.teacher.providers.prices import WorstCase
+from distill_dagster.teacher.providers.responses import build_unusable_response
 from tests.e2e.project import HELD_OUT_REQUESTS, SEED_REQUESTS, TASK, CommandResult, Project, create_project
 from tests.services.conftest import Server
 from tests.support.provider import FakeProvider
@@ -133,6 +137,25 @@ def test_stores_that_open_together_on_an_empty_database_all_work(server: Server)
         with ThreadPoolExecutor(8) as threads:
             url = add_driver(server.url(f"together_{number}"))
             assert list(threads.map(count, [url] * 8)) == [0] * 8
+
+
+def test_pauses_and_unusable_answers_of_a_teacher(server: Server, database: str) -> None:
+    store = CompletionStore(add_driver(server.url(database)))
+    pauses, spec = PauseStore(store), TeacherSpec(model="openai/fake")
+    for wait_s, reason in ((60.0, "a minute"), (3600.0, "an hour")):
+        pauses.note(spec, TeacherPausedError(spec.model, wait_s, reason))
+    found = PauseStore(store).find(spec)
+    assert found is not None
+    assert found.reason == "an hour"
+    pauses.clear(spec, before=found.noted_at)
+    assert pauses.find(spec) is not None, "an answer that was sent for before the pause does not end it"
+    pauses.clear(spec, before=found.noted_at + 1)
+    assert pauses.find(spec) is None
+    answer = build_unusable_response("\u2028 <html>")
+    for reason in ("cut", "no JSON"):
+        store.commit({}, unusable={"k": UnusableAnswerError(reason, answer)})
+    assert str(store.find_unusable(["k"])["k"]) == "no JSON"
+    store.close()
 
 
 def test_a_new_store_takes_over_what_is_in_the_old_one(
