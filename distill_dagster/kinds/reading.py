@@ -85,7 +85,7 @@ def read_answer(
     if question.refusal_wanted:
         return ParsedAnswer("ok", None, reasoning, "a refusal is wanted in this slice, and the teacher answered")
     if cut and not found.complete:
-        return ParsedAnswer("truncated", None, reasoning, CUT if words or not reasoning_content else STILL_THINKING)
+        return ParsedAnswer("truncated", None, reasoning, CUT if words or not reasoning else STILL_THINKING)
     try:
         if value is None:
             raise InvalidAnswerError(found.problem or "no answer was found in the text")

@@ -8,7 +8,7 @@ from typing import Any
 
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.json_schema import find_answer_problem
-from distill_dagster.core.json_text import CutJsonError, decode_json
+from distill_dagster.core.json_text import CutJsonError, decode_json, find_json
 from distill_dagster.kinds.base import InvalidAnswerError, Kind, Question
 from distill_dagster.kinds.extraction import simplify_value
 from distill_dagster.kinds.similarity import compute_bag_f1
@@ -49,7 +49,12 @@ class ToolCallKind(Kind):
             if given is None:
                 raise InvalidAnswerError("a tool call has no name")
             listed = given
-        return [call for given in listed for call in self._canonicalize_call(given["name"], given["arguments"])]
+        return [
+            call
+            for given in map(_expand, listed)
+            for one in given
+            for call in self._canonicalize_call(one["name"], one["arguments"])
+        ]
 
     def _canonicalize_call(self, name: str, arguments: Any) -> list[dict[str, Any]]:
         """The call, or the calls whose arguments were run together."""
@@ -82,6 +87,17 @@ class ToolCallKind(Kind):
 
     def score_second(self, answer: Any, reference: Any) -> float:
         return self._score_by(_compute_call_f1, answer, reference)
+
+
+def _expand(call: dict[str, Any]) -> list[dict[str, Any]]:
+    """The calls in OpenAI's call of several tools at once; the call itself if it is another one."""
+    if not call["name"].startswith("multi_tool_use"):
+        return [call]
+    arguments = call["arguments"]
+    inner = list_calls(find_json(arguments) if isinstance(arguments, str) else arguments)
+    if not inner:
+        raise InvalidAnswerError("a call of several tools at once cannot be read")
+    return inner
 
 
 def _read_arguments(name: str, text: str) -> list[Any]:

@@ -19,8 +19,8 @@ from distill_dagster.core.json_text import BrokenJsonError, CutJsonError, decode
 CUT_CALL = "a tool call in the text is cut"
 BROKEN_CALL = "a tool call in the text cannot be read"
 ARGUMENT_NAMES = ("arguments", "parameters", "args", "kwargs", "input", "action_input", "tool_input", "params")
-NAME_NAMES = ("name", "tool_name", "tool", "function_name", "action", "function")
-LIST_NAMES = ("tool_calls", "answer", "calls", "function_calls", "function_call", "tool_call", "actions")
+NAME_NAMES = ("name", "recipient_name", "tool_name", "tool", "function_name", "action", "function")
+LIST_NAMES = ("tool_calls", "tool_uses", "answer", "calls", "function_calls", "function_call", "tool_call", "actions")
 
 _MARK = re.compile(
     r"</?tool_?calls?>|</?tools>|</?function_?calls?>|</?function[= ]|</?(?:\w+:)?invoke\b|</?\w+:tool_call"
@@ -67,8 +67,8 @@ _PARAMETER = re.compile(
     re.DOTALL | re.ASCII,
 )
 _PYTHON_MARKS = re.compile(
-    r"```\w*|<\|/?(?:tool_call_start|tool_call_end|python_tag|python_start|python_end|eom|eot)\w*\|>|</?tool_?calls?>|"
-    r"\bdefault_api[.:]|\bfunctions[.:]",
+    r"```\w*|<\|/?(?:tool_call_start|tool_call_end|python_tag|python_start|python_end|eom|eot)\w*\|>|</?\w+>"
+    r"|\bdefault_api[.:]|\bfunctions[.:]",
     re.ASCII,
 )
 
@@ -98,7 +98,8 @@ def find_written_calls(text: str, tools: Sequence[ToolSpec]) -> WrittenCalls:
     except ValueError:
         return WrittenCalls(problem=BROKEN_CALL)
     if calls is None:
-        return WrittenCalls(problem=BROKEN_CALL if _MARK.search(text) or _has_call_sign(text, tools) else None)
+        shows_call = _MARK.search(text) or _has_call_sign(text, tools) or _is_other_json(text)
+        return WrittenCalls(problem=BROKEN_CALL if shows_call else None)
     if len(_OPENING.findall(text)) > len(calls):
         return WrittenCalls(problem=BROKEN_CALL)
     return WrittenCalls(calls, is_closed=is_list or bool(_CLOSED.search(text)))
@@ -148,7 +149,7 @@ def _find_calls(text: str, tools: Sequence[ToolSpec]) -> tuple[list[dict[str, An
         CutJsonError: a call is cut.
         ValueError: a call cannot be read.
     """
-    if named := list(_find_parameter_calls(text, tools)) or list(_find_named_calls(text)):
+    if named := list(_find_parameter_calls(text, tools)) or list(_find_named_calls(text, tools)):
         return named, False
     if python := _find_python_calls(text, tools):
         return python, text.strip().startswith("[")
@@ -193,13 +194,21 @@ def _looks_like_call(text: str, names: set[str]) -> bool:
 
 
 def _has_call_sign(text: str, tools: Sequence[ToolSpec]) -> bool:
-    """Whether a text has a tool's name with brackets behind it: "find_order(number=7)", "find_order {…}"."""
-    return any(re.search(rf"(?<!\w){re.escape(tool.name)}[`*]*\s?[({{]", text) for tool in tools)
+    """Whether a text has a tool's name with brackets behind it: "find_order(number=7)", "find_order: {…}"."""
+    return any(re.search(rf"(?<!\w){re.escape(tool.name)}[`*:]*\s*(?:```\w*\s*)?[({{]", text) for tool in tools)
 
 
-def _find_named_calls(text: str) -> Iterator[dict[str, Any]]:
+def _is_other_json(text: str) -> bool:
+    """Whether a text is JSON alone, so that it is no reply in words."""
+    found = read_json(text)
+    return text.strip()[:1] in ("{", "[", "`") and text.strip()[-1:] in ("}", "]", "`") and bool(found.values)
+
+
+def _find_named_calls(text: str, tools: Sequence[ToolSpec]) -> Iterator[dict[str, Any]]:
     """Yield the calls whose name comes before the JSON of their arguments."""
-    for pattern in _BEFORE_JSON:
+    names = "|".join(re.escape(tool.name) for tool in tools)
+    alone = re.compile(rf"^[ \t*`]*(?P<tool>{names})[ \t*`:]*\s*(?:```\w*\s*)?(?=\{{)", re.MULTILINE)  # ChatGLM
+    for pattern in (*_BEFORE_JSON, alone):
         found = list(pattern.finditer(text))
         for call in found:
             try:

@@ -61,6 +61,11 @@ ONE_CALL = {
     "LFM": "<|tool_call_start|>[find_order(number=7)]<|tool_call_end|>",
     "Gemini": "```tool_code\nprint(default_api.find_order(number=7))\n```",
     "ReAct": 'Thought: an order.\nAction: find_order\nAction Input: {"number": 7}',
+    "ChatGLM": 'find_order\n{"number": 7}',
+    "a heading": '**find_order**\n```json\n{"number": 7}\n```',
+    "Granite, Python": "<function_calls>\n[find_order(number=7)]\n</function_calls>",
+    "several at once": '{"tool_uses": [{"recipient_name": "functions.find_order", "parameters": {"number": 7}}]}',
+    "LM Studio": f"[TOOL_REQUEST]{ONE}[END_TOOL_REQUEST]",
     "after thinking": f"<think>find_order or open_ticket?</think>\n<tool_call>{ONE}</tool_call>",
     "a comma too many": '[{"name": "find_order", "arguments": {"number": 7,}},]',
 }
@@ -150,6 +155,8 @@ def test_a_whole_list_before_the_cut_is_complete() -> None:
         ('{"name": "find_order", "arguments": {"number": ', "is cut"),
         ("I use find_order(number=7) for this.", "cannot be read"),
         ("<|python_tag|>", "cannot be read"),
+        ('{"number": 7}', "cannot be read"),
+        ("find_order(7)", "cannot be read"),
         ('{"name": "look_up", "arguments": {"number": 7}}', "'look_up' is not one of the task's tools"),
         ('{"name": "find_order", "arguments": {"number": "x"}}', "do not fit"),
     ],
@@ -191,6 +198,13 @@ def test_calls_next_to_a_call_in_the_text() -> None:
     found = read(f"<tool_call>{TWO}</tool_call>", tool_calls=sent)
     assert (found.answer, found.error) == (None, "a tool call was left in the text next to the others")
     assert read("", tool_calls=sent, finish_reason="length").status == "truncated", "more calls may have followed"
+
+
+def test_a_call_of_several_tools_at_once_is_read() -> None:
+    uses = json.dumps({"tool_uses": [{"recipient_name": "functions.find_order", "parameters": {"number": 7}}]})
+    assert read_calls("", tool_calls=[{"name": "multi_tool_use.parallel", "arguments": uses}]) == CALLED
+    found = read("", tool_calls=[{"name": "multi_tool_use.parallel", "arguments": "{}"}])
+    assert found.error == "a call of several tools at once cannot be read"
 
 
 NUMBERED = [TOOLS[0], TOOLS[0] | {"name": "cancel_order"}]

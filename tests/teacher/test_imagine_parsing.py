@@ -26,6 +26,8 @@ FORMS = {
     "lines": "Two texts:\nfirst text\n\nsecond text",
     "cut JSON": '{"prompts": ["first text", "second text", "third te',
     "cut objects": '{"prompts": [{"text": "first text"}, {"text": "second text"}, {"te',
+    "tags": "Sure!\n<prompts>\n1. first text\n2. second text\n</prompts>",
+    "tagged lines": "<prompts>\nfirst text\nsecond text\n</prompts>",
     "JSON lines": '{"text": "first text"}\n{"text": "second text"}',
 }
 

@@ -16,6 +16,7 @@ _ITEM = re.compile(r'[\s,]*(?:("[^"\\]*(?:\\.[^"\\]*)*")|\{)', re.DOTALL)
 _ASKED = re.compile(r"\{\s*[\"'“]?prompts\b")
 """The beginning of the JSON that the request asks for."""
 _ANSWER_TAGS = re.compile(r"<(?:answer|output|response)>(.*)</(?:answer|output|response)>", re.DOTALL)
+_TAG_LINE = re.compile(r"\s*</?[\w-]+>\s*\Z")
 _QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
 
 
@@ -53,7 +54,7 @@ def _list_texts(text: str, count: int, cut: bool) -> list[str]:
         if marked := _MARK.match(line):
             items.append(marked.group(1))
             in_item = True
-        elif not line.strip():
+        elif not line.strip() or _TAG_LINE.match(line):
             in_item = False
         elif in_item:
             items[-1] += f"\n{line.strip()}"
@@ -62,7 +63,9 @@ def _list_texts(text: str, count: int, cut: bool) -> list[str]:
     if not items and count == 1:
         items = [body]
     elif not items:
-        items = [line for line in lines if line.strip() and not line.rstrip().endswith(":")]
+        items = [
+            line for line in lines if line.strip() and not line.rstrip().endswith(":") and not _TAG_LINE.match(line)
+        ]
     return items[:-1] if cut else items
 
 
