@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill_dagster.teacher.providers import responses
 from distill_dagster.teacher.providers.attempts import AttemptError, ContentFilterError
 from distill_dagster.teacher.providers.body_parts import UNKNOWN_LOGPROB, read_count, read_positions
 from distill_dagster.teacher.providers.exchange import Response
-from distill_dagster.teacher.providers.responses import parse_response
+from distill_dagster.teacher.providers.responses import READER_FAILED, parse_response
 from tests.support.odd_bodies import CHAT, TEXT, make_odd_bodies
 
 USAGE = {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25}
@@ -262,6 +263,14 @@ def test_an_answer_with_unusable_log_probabilities_is_none_if_they_were_asked_fo
     assert "log-probabilities" in str(fail(value, logprobs=True))
 
 
+def test_a_form_that_the_readers_do_not_know_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "read_tool_calls", lambda message: message["no such thing"])
+    error = fail(body())
+    assert "not known yet: KeyError('no such thing')" in str(error)
+    assert error.answer is not None
+    assert "late" in error.answer.text
+
+
 @settings(max_examples=2000, deadline=None)
 @given(body=make_odd_bodies(CHAT) | make_odd_bodies(TEXT), logprobs=st.booleans())
 def test_any_body_is_read_or_reported(body: Any, logprobs: bool) -> None:
@@ -271,6 +280,7 @@ def test_any_body_is_read_or_reported(body: Any, logprobs: bool) -> None:
     except ContentFilterError:
         return
     except AttemptError as error:
+        assert READER_FAILED not in str(error)  # noqa: PT017
         response = error.answer
     assert response is not None
     assert json.dumps(asdict(response), ensure_ascii=False, allow_nan=False).encode(), "it can be stored"

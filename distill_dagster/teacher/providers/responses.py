@@ -13,11 +13,11 @@ from distill_dagster.teacher.providers.attempts import AttemptError, ContentFilt
 from distill_dagster.teacher.providers.body_parts import (
     UnreadableBodyError,
     describe_type,
+    read_content,
     read_number,
     read_positions,
     read_reasoning,
     read_refusal,
-    read_content,
     read_tool_calls,
     read_usage,
     to_dict,
@@ -36,6 +36,7 @@ from distill_dagster.teacher.providers.finish_reasons import (
 
 MAX_BODY_CHARS = 100_000
 """Characters of an unusable body that are stored. A readable answer is stored whole."""
+READER_FAILED = "the body is in a form that is not known yet"
 MAX_COST_USD = 10_000.0
 """No request costs more, so a larger number is no cost."""
 
@@ -78,9 +79,10 @@ def parse_response(body: Any, latency: float, in_flight: int, *, logprobs: bool 
             if response.finish_reason != BROKEN_OFF:
                 return response
             failure = _build_broken_off(choice)
-    except UnreadableBodyError as why:
+    except Exception as error:  # no body costs more than its own row, whatever the readers missed
+        why = str(error) if isinstance(error, UnreadableBodyError) else f"{READER_FAILED}: {error!r}"
         # A proxy that sends `{}` may do better the next time. What counts tokens was paid for, and is not sent again.
-        failure = AttemptError(str(why), retry=not received.prompt_tokens, maybe_billed=True)
+        failure = AttemptError(why, retry=not received.prompt_tokens, maybe_billed=True)
     if isinstance(failure, ContentFilterError):
         raise failure
     failure.answer = build_unusable_response(to_json_text(body), body, latency, in_flight)
