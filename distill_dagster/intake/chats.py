@@ -31,7 +31,8 @@ _SILENT_PARTS = (
 )  # fmt: skip
 """Parts of a content that are neither its text nor an attachment."""
 _ATTACHMENT_FIELDS = ("images", "image", "videos", "video", "audios", "audio")
-_PLACEHOLDERS = ("<image>", "<video>", "<audio>")
+_PICTURE_MARKS = ("<image>", "<video>", "<audio>", "data:image/")
+_MEDIA_TYPE_FIELDS = ("type", "mime", "mimeType", "mime_type", "contentType", "content_type")
 _CHAT_FIELDS = ("messages", "conversations", "conversation", "choices", "candidates", "contents", "chat_history")
 MAX_NESTING = 100
 """How deep the lists and mappings in a cell may be nested."""
@@ -70,7 +71,9 @@ def find_turns(record: dict[str, Any]) -> list[ChatTurn]:
     """The turns of a record: its messages, or the pairs of question and answer of its history."""
     for name in ("messages", "input", "conversations", "conversation", "contents", "chat_history", "prompt"):
         messages = parse_cell(record.get(name))
-        if isinstance(messages, dict):
+        if _find_role(messages):
+            messages = [messages]
+        elif isinstance(messages, dict):
             messages = messages.get("data", messages.get("messages"))  # OpenAI's list of a stored completion
         if is_chat(messages):
             turns = read_chat(messages)
@@ -93,7 +96,7 @@ def read_turn(message: dict[str, Any], role: str | None = None) -> ChatTurn:
     if role == "call":  # ShareGPT: the call is the text
         calls = read_calls({"tool_calls": _parse_json(text)}) or calls
         role, text = "assistant", "" if calls else text
-    has_attachment = _has_attachment_part(content) or any(mark in text for mark in _PLACEHOLDERS)
+    has_attachment = _has_attachment_part(content) or has_picture(text)
     has_attachment |= has_attachments(message) or any(message.get(name) for name in ("attachments", "files"))
     return ChatTurn(role, text, find_reasoning(message), calls, has_attachment)
 
@@ -101,7 +104,17 @@ def read_turn(message: dict[str, Any], role: str | None = None) -> ChatTurn:
 def has_attachments(record: dict[str, Any]) -> bool:
     """Whether a record or message names pictures, sounds or files next to its text."""
     found = [value for name in _ATTACHMENT_FIELDS if (value := record.get(name))]
-    return any(isinstance(value, list | dict | bytes) for value in found)
+    files = record.get("attachments")
+    media = [file for file in files if isinstance(file, dict)] if isinstance(files, list) else []
+    types = [str(file.get(name, "")) for file in media for name in _MEDIA_TYPE_FIELDS]
+    return any(isinstance(value, list | dict | bytes) for value in found) or any(
+        type_.startswith(("image", "audio", "video")) for type_ in types
+    )
+
+
+def has_picture(text: str) -> bool:
+    """Whether a text contains a picture, or a mark that stands for one."""
+    return any(mark in text for mark in _PICTURE_MARKS)
 
 
 def join_text(content: Any) -> str:

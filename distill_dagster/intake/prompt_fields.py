@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from distill_dagster.intake.chats import (
     ChatTurn,
     find_turns,
     has_attachments,
+    has_picture,
     is_chat,
     parse_cell,
     read_chat,
@@ -18,7 +20,10 @@ from distill_dagster.intake.chats import (
 from distill_dagster.intake.row_files import get_by_path
 
 _TEXT_FIELDS = ("text", "prompt", "question", "input", "query")
-_REQUEST_FIELDS = ("request", "body", "request_body", "requestBody", "modelInput", "inputs", "input", "kwargs")
+_REQUEST_FIELDS = (
+    *("request", "body", "request_body", "requestBody", "raw_request", "generic_request", "modelInput"),
+    *("inputs", "input", "kwargs"),
+)
 
 
 class PromptFieldError(ValueError):
@@ -107,15 +112,28 @@ def join_instruction(record: dict[str, Any]) -> str | None:
 def _find_usual(value: Any, record: dict[str, Any]) -> FoundPrompt | None:
     attached = has_attachments(record)
     if (text := join_instruction(record)) is not None:
-        return FoundPrompt(text, _read_history(record, text), attached or "<image>" in text)
+        return FoundPrompt(text, _read_history(record, text), attached or has_picture(text))
     cells = {name: parse_cell(record.get(name)) for name in _TEXT_FIELDS}
     texts = {name: cell for name, cell in cells.items() if isinstance(cell, str)}
     name = next((name for name, text in texts.items() if text.strip()), next(iter(texts), None))
     if name == "question" and _is_text(record.get("context")):
         raise _make_ambiguity(["context", "question"])
     if name is not None:
-        return FoundPrompt(texts[name], (), attached or "<image>" in texts[name])
+        _refuse_json_object(name, texts[name])
+        return FoundPrompt(texts[name], (), attached or has_picture(texts[name]))
     return _cut_chat(find_chat(value), attached)
+
+
+def _refuse_json_object(name: str, text: str) -> None:
+    """Stop at a text that is a JSON object: nobody said which of its fields is the prompt."""
+    try:
+        value = json.loads(text) if name != "text" and text.lstrip().startswith("{") else None
+    except (ValueError, RecursionError):
+        return
+    if isinstance(value, dict) and value:
+        inner = next((field for field, item in value.items() if isinstance(item, str)), next(iter(value)))
+        remedy = f"Name a field in it, such as --text-field {name}.{inner}, or the whole: --text-field {name}."
+        raise PromptFieldError("the text is a JSON object.", remedy, is_ambiguous=True)
 
 
 def _read_history(record: dict[str, Any], text: str) -> tuple[ChatTurn, ...]:

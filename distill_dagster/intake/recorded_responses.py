@@ -22,20 +22,23 @@ from distill_dagster.intake.chats import (
 )
 
 _RESPONSE_FIELDS = (
-    "response",
-    "response_body",
-    "responseBody",
-    "modelOutput",
-    "result",
-    "outputs",
-    "output",
-    "completion",
+    *("response", "response_body", "responseBody", "raw_response", "modelOutput", "result"),
+    *("outputs", "output", "completion", "response_message"),
 )
-_TEXT_FIELDS = ("completion", "output", "response", "answer", "generation", "generated_text", "output_text")
+_TEXT_FIELDS = (
+    "completion",
+    "output",
+    "response",
+    "answer",
+    "generation",
+    "generated_text",
+    "output_text",
+    "response_message",
+)
 _FINISH_REASONS = {"end_turn": "stop", "max_tokens": "length", "STOP": "stop", "MAX_TOKENS": "length"}
 """Other providers' words for the usual ends of an answer."""
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
-_ERROR_FIELDS = ("error", "errors", "exception", "error_message", "errorMessage", "error_type")
+_ERROR_FIELDS = ("error", "errors", "exception", "error_message", "errorMessage", "error_type", "response_errors")
 _STATUS_FIELDS = ("status_code", "statusCode", "http_status", "response_status", "status")
 _FAILED_WORDS = {"error", "errored", "failed", "failure", "timeout", "timed_out", "expired", "canceled", "cancelled"}
 
@@ -146,8 +149,9 @@ def _iterate_choices(response: dict[str, Any]) -> Iterator[RecordedChoice]:
         yield from (_read_choice(choice) for choice in response["choices"] if isinstance(choice, dict))
     elif isinstance(response.get("candidates"), list):  # Gemini
         for candidate in response["candidates"]:
-            if isinstance(candidate, dict) and isinstance(candidate.get("content"), dict):
-                yield _read_message(candidate["content"], candidate.get("finishReason"))
+            if isinstance(candidate, dict):  # without a content if the answer was filtered
+                content = candidate.get("content")
+                yield _read_message(content if isinstance(content, dict) else {}, candidate.get("finishReason"))
     elif _is_responses(response):
         yield from _read_output(response)
     elif isinstance(response.get("output"), dict) and isinstance(response["output"].get("message"), dict):
@@ -211,6 +215,9 @@ def _read_finish(word: Any) -> str | None:
 
 def _is_failed(part: dict[str, Any]) -> bool:
     if any(part.get(name) for name in _ERROR_FIELDS) or part.get("choices") == [] or part.get("candidates") == []:
+        return True
+    feedback = part.get("promptFeedback")
+    if isinstance(feedback, dict) and feedback.get("blockReason"):  # Gemini
         return True
     if part.get("success") is False or part.get("ok") is False or str(part.get("level")).lower() == "error":
         return True

@@ -15,7 +15,7 @@ from typing import Any
 
 from distill_dagster.core.errors import DistillError, InputError, Problem
 from distill_dagster.core.files import refuse_symlink
-from distill_dagster.intake.chats import is_chat
+from distill_dagster.intake.chats import is_chat, read_chat
 from distill_dagster.intake.separated_values import DELIMITERS, iterate_table, read_separated
 from distill_dagster.intake.text_encoding import decode_text
 
@@ -257,15 +257,22 @@ def _read_whole(path: Path, text: str) -> list[SourceRecord]:
 def _unwrap_list(value: Any) -> list[Any] | None:
     """The records in a list or an export; None for one record. A list of chat messages is one record."""
     if isinstance(value, list):
-        return None if is_chat(value) else value
+        return None if _is_trace(value) else value
     name = next((name for name in _LIST_FIELDS if isinstance(value.get(name), list)), None)
     if name is None or not set(value) - {name} <= _EXPORT_FIELDS:
         return None
     items = value[name]
-    if is_chat(items) or not all(isinstance(item, dict) for item in items):
+    if _is_trace(items) or not all(isinstance(item, dict) for item in items):
         return None
     # The Hugging Face datasets server wraps each row once more.
     return [item["row"] if isinstance(item.get("row"), dict) and "row_idx" in item else item for item in items]
+
+
+def _is_trace(items: list[Any]) -> bool:
+    """Whether a list is one chat. Several texts of people whose role is `user` are no chat, nor are labelled texts."""
+    if not is_chat(items) or any("label" in item for item in items):
+        return False
+    return len(items) == 1 or {turn.role for turn in read_chat(items)} != {"user"}
 
 
 def _name_records(items: list[Any], path: Path, line: int | None = None) -> list[SourceRecord]:

@@ -39,6 +39,11 @@ CHAT = [
         ({"request_body": json.dumps({"messages": CHAT})}, "last"),
         ({"input": json.dumps(CHAT)}, "last"),
         ({"input": {"messages": CHAT}}, "last"),
+        ({"input": {"role": "user", "content": "last"}}, "last"),
+        ({"input": json.dumps({"role": "user", "content": "last"})}, "last"),
+        ({"text": '{"order": 7}'}, '{"order": 7}'),
+        ({"input": "{order}"}, "{order}"),
+        ({"generic_request": {"messages": CHAT}}, "last"),
         ({"inputs": {"messages": CHAT}, "outputs": {}}, "last"),
         ({"conversations": [{"from": "human", "value": "last"}, {"from": "gpt", "value": "b"}]}, "last"),
     ],
@@ -58,6 +63,7 @@ def test_usual_places(record: Any, text: str) -> None:
         ({"text": 7}, "the text is missing", "--text-field"),
         ({"text": " "}, "the text is empty", "remove the record"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "the text is missing", "messages"),
+        ({"input": '{"n": 1, "mail": "my parcel"}'}, "is a JSON object", "--text-field input.mail"),
         ({"input": '[{"role": "user", "content": "cut'}, "not valid JSON", "cuts long cells"),
     ],
 )
@@ -74,6 +80,8 @@ def test_named_fields() -> None:
     assert find_prompt(record, ["chat"]).text == "last"
     assert find_prompt(record, ["chat.1.content"]).text == "first"
     assert find_prompt(record, ["deep.text"]).text == "d"
+    assert find_prompt({"input": '{"order": 7}'}, ["input"]).text == '{"order": 7}', "who names a field gets it"
+    assert find_prompt({"text": "late", "image_url": "x", "attachments": [{"name": "bill.pdf"}]}).text == "late"
     parts = {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
     assert find_prompt(parts, ["content"]).text == "ab"
     with pytest.raises(PromptFieldError, match="not a string"):
@@ -101,6 +109,9 @@ def test_turns_of_a_conversation_end_with_the_user() -> None:
         {"question": "what is it?", "image": {"bytes": b"x", "path": None}},
         {"prompt": "what is it?", "images": ["a.png"]},
         {"instruction": "what is it?", "input": "", "output": "o", "images": ["a.png"]},
+        {"text": "what is it? ![](data:image/png;base64,iVBORw0KGgo=)"},
+        {"prompt": "what is it?", "attachments": [{"name": "a", "mime": "image/png", "contentString": "x"}]},
+        {"image": "000.jpg", "conversations": [{"from": "human", "value": "<image>\nwhat is it?"}]},
     ],
 )
 def test_pictures_are_noticed(record: Any) -> None:

@@ -58,6 +58,8 @@ SHAPES: dict[str, Any] = {
             "stopReason": "end_turn",
         },
     },
+    "generic": {"generic_request": {"messages": ASKED}, "raw_response": CHAT, "response_message": "a"},
+    "gateway log": {"messages": json.dumps(ASKED), "response": json.dumps(CHAT), "model": "m", "prompt_tokens": "12"},
     "ollama": {"request": {"messages": ASKED}, "response": {"message": {"role": "assistant", "content": "a"}}},
     "a chat that ends with the user": {
         "messages": [*ASKED, {"role": "assistant", "content": "a"}, {"role": "user", "content": "thanks!"}]
@@ -103,6 +105,7 @@ def test_the_completion_of_a_chat_is_the_last_turn_of_the_assistant() -> None:
         ),
         ({"candidates": [{"content": {"parts": [{"text": "a"}]}, "finishReason": "MAX_TOKENS"}]}, "length"),
         ({"message": {"role": "assistant", "content": "a"}, "done_reason": "length"}, "length"),
+        ({"candidates": [{"content": {"parts": [{"text": "a"}]}, "finishReason": "SAFETY"}]}, "SAFETY"),
     ],
 )
 def test_an_answer_that_was_cut_says_so(response: dict[str, Any], finish: str) -> None:
@@ -130,6 +133,13 @@ FAILED_CALLS: dict[str, Any] = {
     "expired": {"custom_id": "1", "result": {"type": "expired"}},
     "no choices": {"prompt": "q", "response": {"choices": []}},
     "blocked": {"prompt": "q", "response": {"candidates": [], "promptFeedback": {"blockReason": "SAFETY"}}},
+    "blocked prompt": {"prompt": "q", "response": {"promptFeedback": {"blockReason": "SAFETY"}}},
+    "errors of a response": {
+        "generic_request": {"messages": ASKED},
+        "response_message": None,
+        "response_errors": ["x"],
+    },
+    "exception": {"inputs": {"messages": ASKED}, "output": None, "exception": "APIError"},
     "level": {"input": json.dumps(ASKED), "output": None, "level": "ERROR", "statusMessage": "no route"},
     "success": {"prompt": "q", "output": "", "success": False},
     "error of the choice": {
@@ -163,6 +173,11 @@ def test_records_without_a_completion_are_counted(tmp_path: Path, record: dict[s
     assert (len(found.recordings), found.left_out) == (1, {NO_COMPLETION: 1})
     with pytest.raises(InputError, match="no completion was found"):
         scan(tmp_path, [record])
+
+
+def test_a_filtered_answer_without_a_text_is_an_answer() -> None:
+    [found] = parse_recordings({"prompt": "q", "response": {"candidates": [{"finishReason": "SAFETY"}]}}, ReplaySpec())
+    assert (found.completion, found.finish_reason) == ("", "SAFETY")
 
 
 def test_a_path_that_leads_nowhere_is_a_problem(tmp_path: Path) -> None:

@@ -195,6 +195,10 @@ def test_a_chat_is_one_record_and_people_with_roles_are_several(tmp_path: Path) 
     assert values(scan(tmp_path, "d.json", json.dumps(people))) == people
     jobs = [{"role": "clerk", "content": "q"}, {"role": "system engineer", "content": "r"}]
     assert values(scan(tmp_path, "e.json", json.dumps(jobs))) == jobs
+    users = [{"role": "user", "content": "late", "id": 1}, {"role": "user", "content": "lost", "id": 2}]
+    assert values(scan(tmp_path, "g.json", json.dumps(users))) == users
+    labelled = [{"role": "user", "content": "late", "label": "x"}]
+    assert values(scan(tmp_path, "h.json", json.dumps(labelled))) == labelled
     record = {"data": [{"a": 1}], "text": "a record with a list"}
     assert values(scan(tmp_path, "f.json", json.dumps(record))) == [record]
 
