@@ -4,6 +4,7 @@
 #   TORCH=gpu           the PyTorch of your platform instead of the tested CPU version
 #   STUDENT=name        for `make demo`: train one student only
 #   TEST_JOBS=4         for `make test`: number of workers (default 2)
+#   YES=1               for `make clean-data` and `make clean`: do not ask
 #   EXTRAS=test,postgres  extras to install together with the rest, instead of by setup-test and setup-postgres
 #
 # On Linux, pip may take a PyTorch with gigabytes of CUDA libraries even for TORCH=cpu. To get the small CPU build, set
@@ -14,6 +15,7 @@ VENV ?= .venv
 # An environment set up with TORCH=gpu stays so; the variable need not be repeated.
 TORCH ?= $(if $(wildcard $(VENV)/.setup-gpu),gpu,cpu)
 STUDENT ?=
+YES ?=
 EXTRAS ?=
 # Workers of `make test`; each takes up to 2 GB.
 TEST_JOBS ?= 2
@@ -94,6 +96,8 @@ $(SETUP_POSTGRES): $(SETUP)
 	@touch $@
 
 demo: $(SETUP) ## distil the bundled task, support_triage, and write its reports
+	@[ -n "$$DISTILL_HOME" ] || [ -e data/reports/support_triage ] || \
+		echo "demo: about ten minutes on two cores. Ctrl-C loses nothing: the next make demo continues."
 	@$(BIN)/distill run support_triage $(if $(STUDENT),--student $(STUDENT))
 
 ui: $(SETUP) ## open Dagster's web UI on your tasks
@@ -147,7 +151,10 @@ lock: $(SETUP_TEST) ## resolve the newest compatible versions and write requirem
 	@echo "lock: done; now run make test"
 
 # Only the project's own data folder is touched, never $$DISTILL_HOME. Prompts that cannot be made again are kept.
-clean-data: ## remove generated data, stored answers included; keep data/accepted, data/inbox and .venv
+clean-data: ## remove generated data, stored answers included (asks first); keep data/accepted, data/inbox and .venv
+	@[ ! -e data/store ] || [ -n "$(YES)" ] || { \
+		printf 'Remove everything in data/ that was generated, stored answers of teachers included? They would be '; \
+		printf 'paid for again. [y/N] '; read -r answer && [ "$$answer" = y ] || { echo "Nothing was removed."; exit 1; }; }
 	rm -rf data/lake data/store data/models data/instance data/reports data/alerts data/data_docs data/locks
 
 clean: clean-data ## the same, plus .venv and caches

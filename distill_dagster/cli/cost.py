@@ -11,6 +11,8 @@ from rich.markup import escape
 
 from distill_dagster.cli.console import build_table, out, print_json, print_table, show_problems
 from distill_dagster.cli.options import JsonOption, SliceOption, TaskArgument, open_task_folder
+from distill_dagster.config.replay import REPLAY_PREFIX
+from distill_dagster.config.teacher import EMBEDDED_PREFIX
 from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.formatting import count_noun, format_seconds, format_usd
 from distill_dagster.core.paths import Home
@@ -51,16 +53,22 @@ def print_estimate(home: Home, folder: TaskFolder, state: TaskState, keys: list[
     teacher_columns = ("teacher", "for") if several else ()
     names = ("slice", "state", *teacher_columns, "prompts", "to send", "stored", "tokens at most", "USD at most")
     table = build_table(*names)
+    teachers = [(name, part.teacher) for name, part in folder.task.list_teachers()]
+    free = {entry for name, spec in teachers if spec.is_free for entry in (name, spec.model)}
     for entry in estimates:
         freshness = _find_slice_state(state, entry.slice) if entry.slice in keys else ""
-        usd = "unknown" if entry.usd is None else f"{entry.usd:.4f}"
+        usd = _format_cost(entry.usd, entry.teacher in free)
         teacher_cells = (escape(entry.teacher), entry.purpose) if several else ()
         counts = f"{entry.prompts:,}", f"{entry.calls:,}", f"{entry.cached:,}", f"{entry.tokens:,}", usd
         table.add_row(escape(entry.slice), freshness, *teacher_cells, *counts)
     print_table(table)
     total = sum_estimates(estimates)
     least = "at least " if any(spec.resolve_labels for spec in folder.task.teacher_specs) else ""
-    usd = "unknown (a price is unknown)" if total["usd"] is None else format_usd(total["usd"])
+    paid = sum_estimates([entry for entry in estimates if entry.teacher not in free])
+    if all(entry.teacher in free for entry in estimates):
+        usd = "nothing, the teacher is local"
+    else:
+        usd = "unknown (a price is unknown)" if paid["usd"] is None else format_usd(paid["usd"])
     wall = "unknown until it has answered" if total["wall_s"] is None else format_seconds(total["wall_s"])
     out.print(
         f"{count_noun(len(keys), 'slice')}: {least}{count_noun(int(total['teacher_calls'] or 0), 'request')} to send, "
@@ -71,6 +79,10 @@ def print_estimate(home: Home, folder: TaskFolder, state: TaskState, keys: list[
     )
     entries = {"estimates": [asdict(entry) for entry in estimates]}
     print_json({"partitions": {"teacher_completions": keys}} | total | entries)
+
+
+def _format_cost(usd: float | None, is_free: bool) -> str:
+    return f"{usd:.4f}" if usd is not None else "local" if is_free else "unknown"
 
 
 def _find_slice_state(state: TaskState, key: str) -> str:
@@ -121,7 +133,7 @@ def ledger(
         if parquet is None:
             table = build_table(*names, title=f"{folder.name}: spent on teachers", whole=("teacher",))
             for row in spending:
-                usd = "unknown" if row[-1] is None else f"{row[-1]:.4f}"
+                usd = _format_cost(row[-1], row[1].startswith((EMBEDDED_PREFIX, REPLAY_PREFIX)))
                 table.add_row(*(escape(str(value)) for value in row[:4]), f"{row[4]:,}", f"{row[5]:,}", usd)
             print_table(table)
         print_json({"task": folder.name, "ledger": [dict(zip(names, row, strict=True)) for row in spending]})

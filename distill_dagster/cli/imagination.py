@@ -70,7 +70,7 @@ def imagine(
         summary.wall_s = time.perf_counter() - started
         counts = _print_imagined(folder, keys)
         print_failures(summary)
-        finish_command(summary, f"distill imagine {folder.name}", imagined=counts)
+        finish_command(folder, summary, f"distill imagine {folder.name}", imagined=counts)
         print_next(f"distill run {folder.name}", "asks the teacher for their answers.")
 
 

@@ -73,7 +73,7 @@ def run(
             out.print(f"[green]{folder.name} is up to date: nothing to do[/green] ({format_seconds(summary.wall_s)})")
         print_failures(summary)
         shown = [student for student in chosen if keys is None and print_report(home, folder, student)]
-        finish_command(summary, f"distill run {folder.name}")
+        finish_command(folder, summary, f"distill run {folder.name}")
         if shown:
             print_next(f"distill report {folder.name} --open", "opens the report, `distill ui` every run and table.")
 
@@ -113,7 +113,7 @@ def refresh(
         if not summary.runs and not summary.blocked and not summary.failed:
             out.print(f"[green]{folder.name}: nothing to refresh[/green] ({format_seconds(summary.wall_s)})")
         print_failures(summary)
-        finish_command(summary, f"distill refresh {folder.name}")
+        finish_command(folder, summary, f"distill refresh {folder.name}")
 
 
 def backfill(
@@ -167,4 +167,4 @@ def backfill(
         if not keys:
             out.print(f"[green]{folder.name}: no slice to backfill[/green] ({format_seconds(summary.wall_s)})")
         print_failures(summary)
-        finish_command(summary, f"distill backfill {folder.name} --which failed")
+        finish_command(folder, summary, f"distill backfill {folder.name} --which failed")

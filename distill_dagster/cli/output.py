@@ -59,8 +59,8 @@ def print_report(home: Home, folder: TaskFolder, student: str) -> dict[str, Any]
     return {"report": str(path.with_name("report.html")), "summary": rows, "verdict": metrics["verdict"]}
 
 
-def print_totals(summary: RunSummary) -> None:
-    """Print what the command made and what it took, in one line."""
+def print_totals(summary: RunSummary, is_free: bool) -> None:
+    """Print what the command made and what it took, in one line. `is_free`: no teacher of the task costs money."""
     made = sum(len(partitions) for partitions in summary.partitions.values())
     parts = [f"{count_noun(made, 'artifact')} made in {format_seconds(summary.wall_s)}"]
     if summary.teacher_calls or summary.teacher_calls_cached:
@@ -68,7 +68,7 @@ def print_totals(summary: RunSummary) -> None:
         parts.append(f"{summary.teacher_calls_cached:,} answered by the store")
     if tokens := summary.prompt_tokens + summary.completion_tokens:
         parts.append(f"{tokens:,} tokens")
-    if summary.teacher_calls:
+    if summary.teacher_calls and not is_free:
         parts.append("cost unknown (no price)" if summary.cost_usd is None else format_usd(summary.cost_usd))
     if summary.failed:
         parts.append(f"{len(summary.failed):,} failed")
@@ -83,11 +83,14 @@ def print_next(command: str, purpose: str) -> None:
     out.print(text, soft_wrap=not out.is_terminal, highlight=False)
 
 
-def finish_command(summary: RunSummary, retry: str, **more: Any) -> None:
+def finish_command(folder: TaskFolder, summary: RunSummary, retry: str, **more: Any) -> None:
     """End a command that ran assets: print totals or its JSON object, and set the exit code.
 
     Args:
+        folder: The task.
+        summary: What the command did.
         retry: The command that continues after a failure.
+        more: Further fields of the JSON object.
 
     Raises:
         Exit: Something failed, is blocked, or waits for a batch.
@@ -100,7 +103,7 @@ def finish_command(summary: RunSummary, retry: str, **more: Any) -> None:
             soft_wrap=True,
         )
     if summary.runs:
-        print_totals(summary)
+        print_totals(summary, folder.task.is_free)
     print_json(summary.to_json() | more | {"peak_mb": round(measure_peak_mb(), 1)})
     if summary.failed or summary.blocked:
         print_next(retry, "continues, once you have fixed what failed. What was made is kept.")

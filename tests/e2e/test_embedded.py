@@ -115,6 +115,16 @@ def test_the_run_is_complete_and_never_left_this_machine(ran: tuple[Embedded, Co
     assert "have the same base model" in report, "the reader learns that nothing larger was distilled"
 
 
+def test_a_local_teacher_is_not_said_to_cost_an_unknown_sum(ran: tuple[Embedded, CommandResult]) -> None:
+    one, _ = ran
+    spent = one.project.distill("ledger", TASK).out
+    assert "│ local" in spent
+    assert "unknown" not in spent
+    again = one.project.distill("run", TASK, "--student", "smollm2", "--slice", "shop")
+    assert "cost" not in again.out
+    assert "cost at most nothing, the teacher is local;" in one.project.distill("estimate", TASK).out
+
+
 def test_the_server_is_gone_afterwards(ran: tuple[Embedded, CommandResult]) -> None:
     one, _ = ran
     assert len(one.bases) == 1, "one server for all the runs of one command"

@@ -72,6 +72,8 @@ def test_progress_on_80_columns(paid: Project, held: HeldProvider) -> None:
     assert "asking the teacher" not in shown, "a frame of the live display was left behind"
     assert "Traceback" not in shown
     assert "Warning" not in shown
+    kept = list((paid.home / "instance" / "storage").rglob("*.complete"))
+    assert len(kept) >= 5, "what steps write is in files, which the UI shows"
     total = " ".join(shown.split())
     requests = SEED_REQUESTS + HELD_OUT_REQUESTS
     assert re.search(rf"Total: 15 artifacts made in .*, {requests} requests sent, 0 answered by the store, ", total)
