@@ -297,6 +297,21 @@ def test_a_wait_that_no_request_waits_for_stops_all_asking(
     assert set(states(store)) == {"settled", "released"}
 
 
+def test_a_long_wait_may_come_with_status_200(engine: Make, provider: FakeProvider, store: CompletionStore) -> None:
+    """OpenRouter: the error and the headers of the provider behind it are in the body."""
+    headers = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(1000 * (time.time() + 7200)))}
+    error = {"message": "Rate limit exceeded: free-models-per-day", "code": 429, "metadata": {"headers": headers}}
+    provider.fail = lambda *_: Fault(200, json.dumps({"error": error}))
+    one = engine(max_retries=3)
+    found = answers(one, ["x", "y"])
+    assert {type(error) for error in found} == {TeacherPausedError}
+    assert "free-models-per-day" in str(found[0])
+    pause = PauseStore(store).find(one.spec)
+    assert pause is not None
+    assert pause.until - time.time() > 7000
+    assert len(provider.requests) <= 2
+
+
 def test_after_the_pause_the_teacher_is_asked_again(
     engine: Make, provider: FakeProvider, store: CompletionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

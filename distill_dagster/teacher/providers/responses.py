@@ -29,10 +29,12 @@ from distill_dagster.teacher.providers.exchange import Response
 from distill_dagster.teacher.providers.finish_reasons import (
     BROKEN_OFF,
     CUT,
+    get_finish_reason,
     is_transient,
     normalize_finish_reason,
     read_finish_reason,
 )
+from distill_dagster.teacher.providers.retry_after import read_wait
 
 MAX_BODY_CHARS = 100_000
 """Characters of an unusable body that are stored. A readable answer is stored whole."""
@@ -69,7 +71,7 @@ def parse_response(body: Any, latency: float, in_flight: int, *, logprobs: bool 
         choice = _get_choice(fields)
         error = find_error(fields, has_answer=choice is not None) or (choice and find_error(choice, has_answer=True))
         if error:
-            failure = classify_error(200, error)
+            failure = classify_error(200, error, read_wait(None, to_json_text(fields)))
             if choice is not None and isinstance(failure, AttemptError):
                 failure.maybe_billed = True  # the model had begun to answer
         elif choice is None:
@@ -136,8 +138,10 @@ def _read_choice(choice: dict[str, Any], received: Response, logprobs: bool) -> 
     if not message and choice.get("text") is None:
         raise UnreadableBodyError("the choice has neither a message nor a text")
     refusal = read_refusal(message)
-    place, content = ("message.content", message.get("content")) if message else ("text", choice.get("text"))
-    finish = "refusal" if refusal else normalize_finish_reason(choice.get("finish_reason"))
+    content, place = message.get("content"), "message.content"
+    if content is None:
+        content, place = choice.get("text"), "text"
+    finish = "refusal" if refusal else normalize_finish_reason(get_finish_reason(choice))
     text, positions = refusal or read_content(content, place), read_positions(choice.get("logprobs"))
     if logprobs and text and choice.get("logprobs") and not positions and finish in ("stop", CUT):
         raise UnreadableBodyError("the log-probabilities of the answer are unusable: nothing is known of its tokens")
@@ -152,7 +156,7 @@ def _read_choice(choice: dict[str, Any], received: Response, logprobs: bool) -> 
 
 
 def _build_broken_off(choice: dict[str, Any]) -> AttemptError:
-    reason = choice.get("finish_reason")
+    reason = get_finish_reason(choice)
     word = read_finish_reason(reason)
     if word is None:
         message = "the provider does not say whether the answer is whole: it has no finish_reason"
