@@ -171,15 +171,15 @@ METRIC_NAMES = {
 }
 METRIC_MEANINGS = {
     "accuracy": "Share of items whose answer equals the reference.",
-    "macro_f1": "Macro-F1: mean F1 over the labels that are a reference.",
-    "token_f1": "Token F1: harmonic mean of precision and recall over words (Rajpurkar et al. 2016).",
-    "rouge_l": "ROUGE-L: F-measure of the longest common subsequence of words (Lin 2004), 0 without an answer.",
-    "chrf": "chrF: F-score of character n-grams (Popović 2015), 0 without an answer.",
-    "field_f1": "Field F1: F1 over pairs of field and value, 0 without a valid answer.",
-    "exact_match": "Exact match: share of items with every field right.",
-    "call_f1": "Call F1: F1 over calls, each with all its arguments.",
+    "macro_f1": "Mean over the labels of F1, the harmonic mean of precision and recall.",
+    "token_f1": "Harmonic mean of precision and recall over words (Rajpurkar et al. 2016).",
+    "rouge_l": "F-measure of the longest common subsequence of words (Lin 2004), 0 without an answer.",
+    "chrf": "F-score of character n-grams (Popović 2015), 0 without an answer.",
+    "field_f1": "F1 over pairs of field and value, 0 without a valid answer.",
+    "exact_match": "Share of items with every field right.",
+    "call_f1": "F1 over calls, each with all its arguments.",
 }
-"""What the figures mean, as sentences of the report."""
+"""What the figures mean, as sentences of the report after the figure's name."""
 
 
 def format_metric_name(metric: str) -> str:

@@ -153,6 +153,8 @@ def _describe_retention(metrics: Metrics) -> str:
     own, teacher = golden.systems[DISTILLED].latency.p50, golden.systems[TEACHER].latency.p50
     if not own or not teacher:
         return f"{words}. Their speed is not compared, since the latency of at least one was not measured."
+    if abs(teacher - own) < 0.05 * own:
+        return f"{words} at the same median latency ({_format_seconds(own)} against {_format_seconds(teacher)})."
     if teacher >= own:
         return f"{words} at {_format_factor(teacher / own)} lower median latency ({_format_seconds(own)} against {_format_seconds(teacher)})."  # noqa: E501
     slower = f"{_format_factor(own / teacher)} higher ({_format_seconds(own)} against {_format_seconds(teacher)})"

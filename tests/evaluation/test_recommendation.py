@@ -37,6 +37,14 @@ def test_a_slower_student_is_not_called_faster() -> None:
     assert "lower" not in recommend(metrics).text
 
 
+def test_a_student_that_is_as_fast_is_not_called_faster() -> None:
+    metrics = measured(
+        {"teacher": marks(190, 10), "base": marks(100, 100), "distilled": marks(180, 20)},
+        {"teacher": 0.0201, "distilled": 0.02},
+    )
+    assert "at the same median latency (20 ms against 20 ms)" in recommend(metrics).text
+
+
 def test_without_latency_speed_is_not_compared() -> None:
     assert "Their speed is not compared" in _decide(teacher=190, base=100, distilled=180).text
 

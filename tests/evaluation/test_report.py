@@ -220,6 +220,22 @@ def test_the_first_screen_says_what_it_means_and_explains_its_terms(folder: Path
         assert SYSTEM_MEANINGS[name].replace("'", "&#39;") in names
 
 
+def test_a_column_without_any_figure_is_left_out_and_every_figure_is_explained(tmp_path: Path) -> None:
+    bare = {"teacher": {"cost_usd_per_1k": 1.0}}
+    for facts, is_shown in ((FACTS, True), (bare, False)):
+        metrics = compute_metrics(_predictions(), facts, LABELS, SPEC)
+        write_report(tmp_path, _predictions(), metrics, recommend(metrics), INPUTS)
+        html = re.sub(r"\s+", " ", (tmp_path / "report.html").read_text())
+        for column in ("Peak memory", "Parameters", "Size"):
+            assert (f'<th scope="col">{column}</th>' in html) == is_shown
+        assert "<b>Accuracy:</b> Share of items whose answer equals the reference." in html
+        assert "<b>Macro-F1:</b> Mean over the labels of F1" in html
+    rows = re.findall(
+        r"<tr[^>]*> <th scope=\"row\">.*?</tr>", html[html.index('id="systems"') : html.index('id="compared"')]
+    )
+    assert {row.count("<td") for row in rows} == {6}
+
+
 def test_a_figure_has_its_values_as_text(folder: Path) -> None:
     html = (folder / "report.html").read_text()
     score = json.loads((folder / "metrics.json").read_text())["systems"]["distilled"]["score"]
