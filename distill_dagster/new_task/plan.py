@@ -331,7 +331,7 @@ class _Planner:
         if not self.has_labels or not self.options.skip_invalid or len(left) < 2:
             what = "labels with" if self.has_labels else "answers in"
             message = f"{what} fewer than {least} different rows, which examples, dev and golden need: {described}."
-            remedy = "Add rows with them"
+            remedy = "Near-duplicates count once. Add rows"
             if self.has_labels:
                 remedy += ", put them together with --map 'old=new', or leave these rows out with --skip-invalid"
             raise InputError([Problem(self.path, message, f"{remedy}.")])
@@ -442,9 +442,8 @@ class _Planner:
         rows = [row.row for part in chosen.values() for row in part]
         by_label = Counter(self._get_group(row.row) for row in chosen["examples"])
         fewest = min(by_label.values(), default=1)
-        answers = [len(_format_answer(row.answer)) for row in rows if row.answer is not None]
-        if self.reasoning:
-            answers = [len(_format_answer(row.answer)) + len(row.reasoning or "") for row in rows if row.reasoning]
+        answered = [row for row in rows if row.answer is not None]
+        answers = [len(f"{_format_answer(row.answer)}{row.reasoning or ''}".encode()) for row in answered]
         return TaskSketch(
             name=self.options.name,
             source=self.source,
@@ -457,8 +456,8 @@ class _Planner:
             tools=self.tools,
             reasoning=self.reasoning,
             fewest_examples=fewest,
-            text_chars=_measure([len(row.text) for row in rows]),
-            answer_chars=_measure(answers or [200]),
+            text_bytes=_measure([_measure_prompt(row) for row in rows]),
+            answer_bytes=_measure(answers or [200]),
             teacher=self.options.teacher,
             student=self.options.student,
             schema_path=self.options.schema_path,
@@ -488,6 +487,12 @@ def _read_tools(value: Any) -> list[Any]:
 
 def _format_answer(answer: Any) -> str:
     return answer if isinstance(answer, str) else to_canonical_json(answer)
+
+
+def _measure_prompt(row: TableRow) -> int:
+    """The length of a prompt in bytes, of which a token has about three in every script."""
+    texts = [turn["content"] for turn in row.messages] if row.messages else [row.text]
+    return sum(len(text.encode()) for text in texts)
 
 
 def _measure(lengths: Sequence[int]) -> tuple[float, float]:

@@ -16,8 +16,8 @@ from distill_dagster.core.formatting import count_noun
 from distill_dagster.new_task.split import Part
 
 EMBEDDED_TEACHER = f"{EMBEDDED_PREFIX}smollm2-135m-instruct"
-EMBEDDED_CHARS = 10_000
-"""Characters that fit into a prompt of the embedded teacher (4,096 tokens)."""
+EMBEDDED_BYTES = 10_000
+"""Bytes that fit into a prompt of the embedded teacher (4,096 tokens)."""
 KEY_VARIABLES = {
     "openai": "OPENAI_API_KEY",
     "text-completion-openai": "OPENAI_API_KEY",
@@ -85,8 +85,8 @@ class TaskSketch:
         labels: each label with the number of its rows.
         parts: the number of rows of each part.
         fewest_examples: examples of the label that has the fewest, or of all if there are no labels.
-        text_chars: mean length of a text, and the length that one in twenty exceeds.
-        answer_chars: the same for answers.
+        text_bytes: mean length of a text in UTF-8, and the length that one in twenty exceeds.
+        answer_bytes: the same for answers.
         has_references: whether seeds have the answer that the file gives them.
         schema_path: the JSON schema of task.yaml for editors, relative to the task folder.
     """
@@ -102,8 +102,8 @@ class TaskSketch:
     tools: Sequence[Mapping[str, Any]] = ()
     reasoning: bool = False
     fewest_examples: int = 2
-    text_chars: tuple[float, float] = (100, 200)
-    answer_chars: tuple[float, float] = (20, 40)
+    text_bytes: tuple[float, float] = (100, 200)
+    answer_bytes: tuple[float, float] = (20, 40)
     teacher: TeacherChoice = field(default_factory=TeacherChoice)
     student: str | None = None
     has_references: bool = False
@@ -231,9 +231,9 @@ def _render_embedded_teacher(sketch: TaskSketch) -> list[str]:
 
 def _choose_few_shot(sketch: TaskSketch) -> str:
     """Few-shot examples that fit into the prompt, and that examples.jsonl has."""
-    budget = EMBEDDED_CHARS if sketch.teacher.is_embedded else 40_000
-    one = sketch.text_chars[0] + (10 if sketch.has_labels and not sketch.reasoning else sketch.answer_chars[0]) + 12
-    fitting = max(1, int((budget - sketch.text_chars[1] - sketch.answer_chars[1]) / one))
+    budget = EMBEDDED_BYTES if sketch.teacher.is_embedded else 40_000
+    one = sketch.text_bytes[0] + (10 if sketch.has_labels and not sketch.reasoning else sketch.answer_bytes[0]) + 12
+    fitting = max(1, int((budget - sketch.text_bytes[1] - sketch.answer_bytes[1]) / one))
     if not sketch.has_labels:
         most = max(1, min(4 if sketch.teacher.is_embedded else 8, sketch.fewest_examples, fitting))
         return f"{{per_label: {most}, draws: 1}}"
@@ -253,7 +253,7 @@ def _share_beginning(labels: Sequence[str]) -> bool:
 
 
 def _choose_answer_tokens(sketch: TaskSketch) -> int:
-    return _round_up(sketch.answer_chars[1] / 3 + 16, 16, 16, 512)
+    return _round_up(sketch.answer_bytes[1] / 2 + 16, 16, 32, 1024)
 
 
 def _render_students(sketch: TaskSketch) -> list[str]:
@@ -305,7 +305,7 @@ def _build_smollm2(sketch: TaskSketch) -> dict[str, object]:
 
 
 def _choose_prompt_tokens(sketch: TaskSketch, most: int) -> int:
-    return _round_up(sketch.text_chars[1] / 3 + 32, 64, 64, most)
+    return _round_up(sketch.text_bytes[1] / 2.5 + 32, 64, 64, most)
 
 
 def _render_curation(sketch: TaskSketch) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +284,22 @@ def test_many_conflicts_and_rare_labels_are_one_line_with_a_count(tmp_path: Path
     message = refuse(tmp_path / "a.jsonl", rows)
     assert message.count("rare ") == 20
     assert "and 20 more" in message
+
+
+def make_english(n: int) -> str:
+    return " ".join(f"word{n} letter{n * i}" for i in range(40))
+
+
+def make_chinese(n: int) -> str:
+    return "".join(chr(0x4E00 + (n * 97 + i * 31) % 9000) for i in range(200))
+
+
+@pytest.mark.parametrize(("make", "letters_per_token"), [(make_english, 3), (make_chinese, 1)])
+def test_prompts_and_answers_fit_into_the_tokens_of_teacher_and_student(
+    tmp_path: Path, make: Callable[[int], str], letters_per_token: int
+) -> None:
+    rows = [{"instruction": make(n), "output": make(n + 1000)[:60]} for n in range(60)]
+    task = read_yaml(plan_table(tmp_path / "a.jsonl", rows))
+    student = task["students"]["smollm2"]
+    assert len(make(7)) / letters_per_token < student["max_tokens"] <= 1024
+    assert 60 / letters_per_token < student["answer_tokens"] == task["teacher"]["max_tokens"]
