@@ -127,7 +127,11 @@ class _RowBuilder:
                 answer = said if is_label or prompt.turns or not self.task.has_labels else None
         if answer is None or (isinstance(answer, str) and not answer.strip()):
             names = ", ".join(list(fields)[:12]) or "no fields"
-            remedy = "Add it." if name else f"Name its field with --label-field. The record has: {names}."
+            remedy = (
+                "Add it, or leave out such records with --skip-invalid."
+                if name
+                else f"Name its field with --label-field. The record has: {names}."
+            )
             problem = record.make_problem(f"the {self.answer_field} is missing.", remedy, name or self.answer_field)
             self.log.refuse(record, problem)
             return None

@@ -72,7 +72,7 @@ def _read(
     problems: list[Problem] = []
     rows = _iterate_rows(path, text, line, delimiter, escape, problems)
     name = DELIMITERS.get(delimiter, f"{delimiter!r}")
-    hint = f"The columns are separated by {name}: quote texts that contain {name}"
+    hint = f"The first line names the columns, separated by {name}: quote texts that contain {name}"
     records = list(iterate_table(path, rows, problems, f"{hint}, or name another separator with --delimiter."))
     return records, problems
 

@@ -221,14 +221,12 @@ def test_files_are_left_alone_until_they_are_quiet(project: Project) -> None:
     for path in [project.folder, *project.folder.rglob("*")]:
         os.utime(path, (long_ago, long_ago))
     assert get_last_change(project.folder) == pytest.approx(long_ago, abs=2)
-    imagined = project.home / "accepted" / TASK / "imagined" / "shop.jsonl"
-    imagined.parent.mkdir(parents=True)
-    imagined.touch()
-    for folder in (imagined.parent, imagined.parent.parent):
-        os.utime(folder, (long_ago, long_ago))
-    assert get_last_change(project.folder, imagined.parent.parent) > long_ago + 1, "imagined prompts are new content"
-    imagined.unlink()
-    imagined.parent.rmdir()
+    accepted = project.root / "accepted"
+    (accepted / "imagined").mkdir(parents=True)
+    (accepted / "imagined" / "shop.jsonl").touch()
+    for place in (accepted, accepted / "imagined"):
+        os.utime(place, (long_ago, long_ago))
+    assert get_last_change(project.folder, accepted) > long_ago + 1, "imagined prompts are content of the task"
     assert isinstance(evaluate(), dg.SensorResult)
 
 

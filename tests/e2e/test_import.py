@@ -109,3 +109,23 @@ def test_the_problems_of_a_check_are_said_once(fresh: Project) -> None:
     assert ended.code == 2
     assert len([line for line in ended.err.split("\n") if "malformed JSON" in line]) == 1
     assert "200 times, in lines" in ended.err
+
+
+def test_a_task_whose_prompts_are_all_imported_runs(fresh: Project, provider: FakeProvider, tmp_path: Path) -> None:
+    for file in (fresh.folder / "slices").iterdir():
+        file.unlink()
+    ended = fresh.distill("check", TASK)
+    assert ended.code == 2
+    assert "or import prompts: `distill import" in ended.err
+    rows = tmp_path / "mail.csv"
+    rows.write_text("body;area\nmy refund is lost;desk\na login by phone;desk\nwhere is my delivery, please;phone\n")
+    fields = ("--text-field", "body", "--slice-field", "area")
+    added = fresh.distill("import", TASK, str(rows), "--as", "seeds", *fields, "--json").json["added"]
+    assert added == {"slice desk": 2, "slice phone": 1}
+    (fresh.folder / "slices" / "phone.yaml").write_text("description: Notes from the phone.\n")
+    assert fresh.distill("check", TASK).code == 0
+    ended = fresh.distill("backfill", TASK, "--which", "all", "--json")
+    assert ended.code == 0, ended.err
+    for key, height in (("desk", 2), ("phone", 1)):
+        frame, _ = fresh.lake.read(TASK, "teacher_completions", key, COMPLETIONS)
+        assert (frame.n_unique("prompt_id"), frame["answer"].null_count()) == (height, 0)

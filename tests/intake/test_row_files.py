@@ -92,7 +92,7 @@ def test_broken_lines_of_a_csv_file_are_named_and_the_others_read(tmp_path: Path
         (2, "malformed CSV: ';' expected after '\"'."),
         (3, "3 cells, while the first line names 2 columns."),
     ]
-    assert "separated by semicolons" in found.problems[1].remedy
+    assert "separated by semicolons: quote" in found.problems[1].remedy
     assert "--delimiter" in found.problems[1].remedy
 
 
