@@ -242,6 +242,19 @@ def test_a_token_without_a_log_probability_is_left_out(entries: Any, positions: 
 
 
 @pytest.mark.parametrize(
+    "logprobs",
+    [
+        {"content": [entry("a", -0.5, {"a": -0.5, "b": -1.5})]},
+        [entry("a", -0.5, [A, B])],
+        {"content": None, "tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [{"a": -0.5, "b": -1.5}]},
+        {"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [[A, B]]},
+    ],
+)
+def test_log_probabilities_are_read_in_all_forms(logprobs: Any) -> None:
+    assert read_positions(logprobs) == [[("a", -0.5), ("b", -1.5)]]
+
+
+@pytest.mark.parametrize(
     ("tokens", "values", "tops", "positions"),
     [
         (["a"], [-0.5], [{"a": -0.5, "b": -1.5}], [[("a", -0.5), ("b", -1.5)]]),
@@ -288,3 +301,15 @@ def test_any_body_is_read_or_reported(body: Any, logprobs: bool) -> None:
     assert {type(count) for count in (response.prompt_tokens, response.completion_tokens)} <= {int, type(None)}
     for call in response.tool_calls or []:
         assert isinstance(call["arguments"], str)
+
+
+def test_a_text_next_to_an_empty_message_is_read() -> None:
+    choice = {"message": {"role": "assistant", "content": None}, "text": "late", "finish_reason": "stop"}
+    assert read({"choices": [choice]}).text == "late"
+
+
+@pytest.mark.parametrize("name", ["finish_reason", "finishReason", "stop_reason", "finish_details"])
+def test_a_finish_reason_is_read_under_all_names(name: str) -> None:
+    value = {"type": "max_tokens"} if name == "finish_details" else "max_tokens"
+    choice = {"message": {"content": "la"}, "finish_reason": None} | {name: value}
+    assert read({"choices": [choice]}).finish_reason == "length"

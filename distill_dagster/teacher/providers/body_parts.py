@@ -201,16 +201,17 @@ def read_positions(logprobs: Any) -> list[Position]:
     compare it with, nothing is known of the distribution: the list is empty. It ends at a later place where the
     chosen token has none.
     """
-    logprobs = to_dict(logprobs)
-    entries = logprobs.get("content")
+    entries = logprobs if isinstance(logprobs, list) else to_dict(logprobs).get("content")
     if not isinstance(entries, list) or not entries:
-        entries = _zip_text_logprobs(logprobs)
+        entries = _zip_text_logprobs(to_dict(logprobs))
     positions: list[Position] = []
     for entry in map(to_dict, entries):
         token, chosen = entry.get("token"), _read_logprob(entry)
         if not isinstance(token, str):
             break
         tops = entry.get("top_probs") or entry.get("top_logprobs")
+        if isinstance(tops, dict):
+            tops = [{"token": name, "logprob": value} for name, value in tops.items()]
         known = [
             (top["token"], value)
             for top in (tops if isinstance(tops, list) else [])
@@ -236,7 +237,7 @@ def _zip_text_logprobs(logprobs: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "token": token,
             "logprob": value,
-            "top_logprobs": [{"token": name, "logprob": logprob} for name, logprob in to_dict(top).items()],
+            "top_logprobs": top,
         }
         for token, value, top in zip(tokens, values, tops, strict=False)
     ]

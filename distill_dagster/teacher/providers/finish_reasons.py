@@ -87,6 +87,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     (BROKEN_OFF, "null", _DASHSCOPE),
 )
 FINISH_REASONS: dict[str, str] = {word: meaning for meaning, words, _ in _TABLE for word in words.split()}
+_FIELDS = ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason", "finish_details")
 _TRANSIENT = {"network_error", "insufficient_system_resource", "abort", "error", "timeout", "failed"}
 
 
@@ -112,12 +113,16 @@ def normalize_finish_reason(value: Any) -> str:
     return FINISH_REASONS.get(word, BROKEN_OFF) if word is not None else BROKEN_OFF
 
 
+def get_finish_reason(choice: dict[str, Any]) -> Any:
+    """The finish reason of a choice, under any of its names; None if there is none."""
+    return next((choice[name] for name in _FIELDS if read_finish_reason(choice.get(name)) is not None), None)
+
+
 def find_finish_reason(body: Any) -> str | None:
     """The finish reason in a body as a provider sends it, before a library translates it; None if none is found."""
     while isinstance(body, dict):
-        for name in ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason"):
-            if word := read_finish_reason(body.get(name)):
-                return word
+        if word := read_finish_reason(get_finish_reason(body)):
+            return word
         body = next((body[name] for name in ("choices", "candidates", "results", "generations") if name in body), None)
         body = body[0] if isinstance(body, list) and body else None
     return None
