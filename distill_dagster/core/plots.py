@@ -44,7 +44,9 @@ def plot_counts(counts: Mapping[str, float], title: str, xlabel: str = "rows") -
 
 
 def plot_lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, xlabel: str, ylabel: str) -> bytes:
-    """One line of (x, y) points for each name."""
+    """One line of (x, y) points for each name. A logarithmic axis shows values that fall to a tenth or less."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, axes = _make_axes(5.6, 2.8, title)
     for i, (name, points) in enumerate(series.items()):
         style = ("-", "--", "-.", ":")[i % 4]
@@ -53,10 +55,21 @@ def plot_lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, 
         axes.plot(x, y, style, color=COLOURS[i % len(COLOURS)], label=_escape_text(name), marker=marker, markersize=3.5)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
+    if needs_log_scale([y for points in series.values() for _, y in points]):
+        axes.set_yscale("log")
+        axes.set_ylabel(f"{ylabel} (logarithmic)")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(color=_GRID, linewidth=0.6)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8)
     return _render_png(figure)
+
+
+def needs_log_scale(values: Sequence[float]) -> bool:
+    """Whether a linear axis would show the smaller values as a flat line."""
+    return min(values, default=0) > 0 and max(values) >= 10 * min(values)
 
 
 def plot_confusion(rows: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]], title: str) -> bytes:

@@ -22,6 +22,7 @@ DRAWN = {
     "shares": lambda: plots.plot_counts({"a": 0.25, "b": 0.75}, "Shares", "probability"),
     "many bars": lambda: plots.plot_counts({f"{i}": i for i in range(500)}, "Rows"),
     "lines": lambda: plots.plot_lines({"a": [(i, i % 7) for i in range(2000)], "b": [(3, 1)]}, "Loss", "step", "loss"),
+    "falling line": lambda: plots.plot_lines({"a": [(i, 3 * 0.9**i) for i in range(80)]}, "", "step", "loss"),
     "confusion": lambda: plots.plot_confusion(LABELS, [*LABELS, "(no label)"], [[3] * 25] * 24, "Confusion"),
     "intervals": lambda: plots.plot_intervals(
         [("base", 0.5, 0.4, 0.6), ("one", 1.0, 1.0, 1.0)], "Accuracy", "accuracy"
@@ -57,6 +58,13 @@ def test_no_global_state() -> None:
         "plots.plot_lines({'a': [(0, 1)]}, '', 'x', 'y'); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=HANG_S)
+
+
+def test_a_curve_that_falls_to_a_tenth_has_a_logarithmic_axis() -> None:
+    assert plots.needs_log_scale([2.0, 0.3, 0.2])
+    assert not plots.needs_log_scale([2.0, 0.3])
+    assert not plots.needs_log_scale([2.0, 0.0])
+    assert not plots.needs_log_scale([])
 
 
 def test_markdown_image_cannot_be_broken_out_of() -> None:
