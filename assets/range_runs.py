@@ -16,9 +16,9 @@ from distill_dagster.orchestration import find_pending_assets, run_in_process
 from distill_dagster.orchestration.tags import (
     BACKFILL_TAG,
     BUDGET_TAGS,
+    CAMPAIGN_TAG,
     JOB_BACKFILL_TAG,
     PARTITION_SET_TAG,
-    build_run_tags,
 )
 
 
@@ -31,9 +31,9 @@ def run_each_slice(context: dg.AssetExecutionContext, task: str) -> None:
     step = context.get_step_execution_context().step.key
     # Release our pool slot: the inner runs need it, and holding it would deadlock.
     context.instance.event_log_storage.free_concurrency_slot_for_step(context.run.run_id, step)
-    tags = build_run_tags(context.run.run_id)
+    tags = {CAMPAIGN_TAG: context.run.run_id}
     tags |= {tag: value for tag, value in context.run.tags.items() if tag in BUDGET_TAGS.values()}
-    context.instance.add_run_tags(context.run.run_id, tags)  # so that a killed run can be marked as failed
+    context.instance.add_run_tags(context.run.run_id, tags)
     if backfill := context.run.tags.get(BACKFILL_TAG):
         # A backfill of assets counts only runs with its tag; without them it ends as failed. A backfill of a job counts
         # ranges, and its page fails for runs without one.

@@ -12,7 +12,7 @@ from dagster._utils.schedules import is_valid_cron_schedule
 from assets.task_graph import TaskGraph
 from distill_dagster.config import RefreshSpec
 from distill_dagster.orchestration import RunSummary, build_refresh_event
-from distill_dagster.orchestration.tags import build_run_tags
+from distill_dagster.orchestration.tags import CAMPAIGN_TAG, build_process_tag
 from distill_dagster.pipeline.stage_table import REFRESHES_ASSET
 
 Refresh = Callable[[dg.OpExecutionContext, str, bool], RunSummary]
@@ -46,7 +46,8 @@ def build_refresh_definitions(graph: TaskGraph, spec: RefreshSpec, refresh: Refr
     )
     def _refresh(context: dg.OpExecutionContext) -> None:
         # With these tags a killed run can be marked as failed.
-        context.instance.add_run_tags(context.run_id, build_run_tags(context.run_id))
+        tags = {CAMPAIGN_TAG: context.run_id} | build_process_tag(context.run_id)
+        context.instance.add_run_tags(context.run_id, tags)
         summary = refresh(context, graph.name, context.op_config["force"])
         context.log_event(build_refresh_event(graph.name, summary))
         problems = [f"failed: {name}: {why}" for name, why in summary.failed.items()]

@@ -27,7 +27,7 @@ class TaskFoldersResource(dg.ConfigurableResource):
         """Tag a run with its process, before any of its steps can wait for a pool."""
         run = context.run
         if run is not None and context.instance is not None:
-            tag = build_process_tag()
+            tag = build_process_tag(run.run_id)
             if not tag.items() <= run.tags.items():
                 context.instance.add_run_tags(run.run_id, tag)
 

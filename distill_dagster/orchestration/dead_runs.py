@@ -7,7 +7,7 @@ import time
 import dagster as dg
 
 from distill_dagster.core.processes import is_process_gone
-from distill_dagster.orchestration.tags import PROCESS_TAG
+from distill_dagster.orchestration.tags import read_process_tag
 
 OPEN_STATUSES = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 RELEASE_AFTER_S = 60.0
@@ -53,5 +53,5 @@ def _is_over(record: dg.RunRecord) -> bool:
 
 
 def _has_dead_process(run: dg.DagsterRun) -> bool:
-    process = run.tags.get(PROCESS_TAG)
+    process = read_process_tag(run.run_id, run.tags)
     return process is not None and is_process_gone(process)

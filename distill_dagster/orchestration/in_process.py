@@ -17,7 +17,7 @@ from dagster._core.utils import make_new_run_id
 
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.orchestration.pool_waits import WaitListener, watch_pools
-from distill_dagster.orchestration.tags import CAMPAIGN_TAG
+from distill_dagster.orchestration.tags import CAMPAIGN_TAG, build_process_tag
 
 CODE_LOCATION = "distill_dagster.definitions"
 """The module with the definitions. The UI calls the code location by its name."""
@@ -49,7 +49,7 @@ def run_in_process(
             partition_key=partition,
             asset_selection=assets,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            tags=tags,
+            tags={**tags, **build_process_tag(run_id)},
             run_id=run_id,
             raise_on_error=False,
         )
@@ -78,7 +78,7 @@ def _create_runs_of_code_location(instance: dg.DagsterInstance, job: str) -> Ite
     try:
         yield
     finally:
-        del instance.create_run_for_job  # the method of the class shows again
+        vars(instance).pop("create_run_for_job", None)  # the method of the class shows again
 
 
 def find_pending_assets(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, str]:

@@ -10,7 +10,7 @@ import dagster as dg
 
 from distill_dagster.core.processes import describe_process
 from distill_dagster.orchestration.dead_runs import fail_dead_runs
-from distill_dagster.orchestration.tags import PROCESS_TAG
+from distill_dagster.orchestration.tags import read_process_tag
 
 CHECK_S = 1.0
 WaitListener = Callable[[str | None], None]
@@ -65,7 +65,7 @@ def find_pool_holder(instance: dg.DagsterInstance, run_id: str) -> str | None:
 def _describe_step(instance: dg.DagsterInstance, run_id: str, step_key: str) -> str:
     task, _, stage = step_key.rpartition("__")
     run = instance.get_run_by_id(run_id)
-    process = run.tags.get(PROCESS_TAG) if run else None
+    process = read_process_tag(run_id, run.tags) if run else None
     partition = run.tags.get("dagster/partition") if run else None
     what = f"{stage}[{partition}]" if partition else stage
     who = describe_process(process) if process else f"run {run_id[:8]}"

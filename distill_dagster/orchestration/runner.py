@@ -19,13 +19,13 @@ from distill_dagster.orchestration.in_process import find_pending_assets, get_fa
 from distill_dagster.orchestration.partitions import get_latest_versions, sync_students
 from distill_dagster.orchestration.refresh_policy import RefreshPolicy, explain_blocked, explain_pending
 from distill_dagster.orchestration.run_summary import RunSummary
-from distill_dagster.orchestration.tags import build_budget_tags, build_run_tags
-from distill_dagster.orchestration.teacher_pauses import TeacherPauses
+from distill_dagster.orchestration.tags import CAMPAIGN_TAG, build_budget_tags
 from distill_dagster.pipeline.backfill_selection import SLICE_STAGES
 from distill_dagster.pipeline.freshness import ArtifactStatus, TaskState
 from distill_dagster.pipeline.run_events import RunEvent, RunEventKind, RunListener
 from distill_dagster.pipeline.stage_table import MERGING_STAGE, STAGES, Stage, get_job_name
 from distill_dagster.pipeline.teacher_check import find_environment_problems, list_stage_teachers
+from distill_dagster.pipeline.teacher_pauses import TeacherPauses
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.tasks.reading import TASK_FILE
@@ -249,7 +249,7 @@ class Runner:
         partition = batch[0].partition
         job = self._defs.resolve_job_def(get_job_name(self.folder.name, STAGES[batch[0].asset].partition))
         assets = [dg.AssetKey([self.folder.name, s.asset]) for s in batch]
-        tags = build_run_tags(self.campaign) | build_budget_tags(self.cap)
+        tags = {CAMPAIGN_TAG: self.campaign} | build_budget_tags(self.cap)
 
         def notify_wait(holder: str | None) -> None:
             notify(replace(start, kind="waiting" if holder else "resumed", why=holder or ""))

@@ -21,7 +21,7 @@ JOB_BACKFILL_TAG = ".dagster/distill_backfill"
 BUDGET_TAGS = {"usd": "distill/budget_usd", "tokens": "distill/budget_tokens"}
 """The campaign's own caps, from the command line or set when a run or backfill is launched."""
 PROCESS_TAG = ".dagster/distill_process"
-"""The process of a run: host, process id and start time. The UI does not show it."""
+"""The process of a run: the run's id, then host, process id and start time. The UI does not show it."""
 
 
 def build_budget_tags(cap: BudgetSpec) -> dict[str, str]:
@@ -45,11 +45,15 @@ def read_budget_tags(tags: Mapping[str, str]) -> BudgetSpec:
         ) from None
 
 
-def build_process_tag() -> dict[str, str]:
-    """Build the tag that names this process, so that a run can be marked as failed when its process dies."""
-    return {PROCESS_TAG: get_process_name()}
+def build_process_tag(run_id: str) -> dict[str, str]:
+    """Build the tag that names this process, so that the run can be marked as failed when its process dies.
+
+    It names the run too: a run that is executed again in the UI gets the tags of the first one.
+    """
+    return {PROCESS_TAG: f"{run_id} {get_process_name()}"}
 
 
-def build_run_tags(campaign: str) -> dict[str, str]:
-    """Build the tags of a run of this process: its process and its campaign."""
-    return build_process_tag() | {CAMPAIGN_TAG: campaign}
+def read_process_tag(run_id: str, tags: Mapping[str, str]) -> str | None:
+    """Read the process of a run, or None if it is not known."""
+    tagged, _, process = tags.get(PROCESS_TAG, "").partition(" ")
+    return process if tagged == run_id else None

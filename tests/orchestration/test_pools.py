@@ -19,7 +19,7 @@ from distill_dagster.core.processes import HOST, get_process_name
 from distill_dagster.orchestration import dead_runs
 from distill_dagster.orchestration.dead_runs import fail_dead_runs
 from distill_dagster.orchestration.pool_waits import find_pool_holder, watch_pools
-from distill_dagster.orchestration.tags import PROCESS_TAG
+from distill_dagster.orchestration.tags import PROCESS_TAG, build_process_tag, read_process_tag
 from tests.support.waiting import wait_until
 
 POOL, STEP = "training", "shop_mail__teacher_gate"
@@ -50,7 +50,9 @@ def dead() -> str:
 def create_run(
     instance: dg.DagsterInstance, process: str, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED
 ) -> str:
-    run = instance.create_run_for_job(work, tags={PROCESS_TAG: process} if process else {}, status=status)
+    run = instance.create_run_for_job(work, status=status)
+    if process:
+        instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{run.run_id} {process}"})
     return str(run.run_id)
 
 
@@ -129,6 +131,20 @@ def test_a_run_that_has_just_ended_may_release_its_slots_itself(
     monkeypatch.setattr(dead_runs, "RELEASE_AFTER_S", -1.0)
     fail_dead_runs(instance)
     assert claim(instance, waiter), "it ended long ago"
+
+
+def test_the_process_of_a_run_is_not_that_of_its_copy(instance: dg.DagsterInstance, dead: str) -> None:
+    """A run that is executed again in the UI has the tags of the first one until its own process writes its tag."""
+    first = create_run(instance, dead, dg.DagsterRunStatus.FAILURE)
+    run = instance.get_run_by_id(first)
+    assert run is not None
+    copy = instance.create_run_for_job(work, tags=run.tags, status=dg.DagsterRunStatus.STARTING)
+    assert fail_dead_runs(instance) == []
+    assert get_status(instance, copy.run_id) == dg.DagsterRunStatus.STARTING
+    instance.add_run_tags(copy.run_id, build_process_tag(copy.run_id))
+    found = instance.get_run_by_id(copy.run_id)
+    assert found is not None
+    assert read_process_tag(copy.run_id, found.tags) == get_process_name()
 
 
 def test_while_a_run_waits_the_listener_is_told_and_a_dead_holder_is_found(
