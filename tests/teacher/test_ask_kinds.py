@@ -159,6 +159,36 @@ def test_bad_answers(
     assert candidates(folder, store)[0]["answer"] is None
 
 
+@pytest.mark.parametrize(
+    ("text", "finish", "answer", "status", "error"),
+    [
+        ('<tool_call>\n{"name": "find_order", "arguments": {"number": 7}}\n</tool_call>', "stop", "call", "ok", None),
+        ("<think>7?</think>[find_order(number=7)]", "stop", "call", "ok", None),
+        ("Hello!", "stop", "[]", "ok", None),
+        ("", "tool_calls", None, "ok", "sent no call"),
+        ('<tool_call>{"name": "find_order", "arguments": {"number"', "stop", None, "ok", "is cut"),
+        ("I look it up", "length", None, "truncated", "cut at max_tokens"),
+    ],
+)
+def test_a_server_that_leaves_tool_calls_in_the_text(
+    tmp_path: Path,
+    provider: FakeProvider,
+    store: CompletionStore,
+    text: str,
+    finish: str,
+    answer: str | None,
+    status: str,
+    error: str | None,
+) -> None:
+    provider.answer, provider.finish = (lambda seen: text), finish
+    teacher = {"response_format": "json_schema", "min_success": 0, "reasks": 0}
+    rows = asked(write_kind_folder(tmp_path, "tool_call", provider.url, teacher=teacher), store).to_dicts()
+    assert "tools" in provider.requests[0].body
+    expected = to_canonical_json(ANSWERS["tool_call"]) if answer == "call" else answer
+    assert [(row["status"], row["answer"]) for row in rows] == [(status, expected)] * 2
+    assert (error or "") in (rows[0]["error"] or "")
+
+
 def test_samples_vote(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
     folder = write_kind_folder(
         tmp_path,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,9 @@ from hypothesis import strategies as st
 
 from distill_dagster.core.json_text import find_json
 from distill_dagster.teacher.imagine.parsing import parse_texts
+from distill_dagster.teacher.imagine.plan import Imaginer
+from distill_dagster.teacher.providers.responses import build_filtered_response
+from tests.support.task import write_small_task
 
 TWO = ["first text", "second text"]
 FORMS = {
@@ -133,3 +138,15 @@ def test_json_is_found_where_it_stands(text: str) -> None:
 
 def test_broken_json_has_no_texts() -> None:
     assert parse_texts('{"prompts": ["he said "no" to me", "b"]}', 3) == []
+
+
+def test_a_text_request_goes_on_with_its_list_unless_the_model_thought(tmp_path: Path) -> None:
+    folder = write_small_task(tmp_path, imagine={"teacher": {"model": "openai/base", "api": "text"}})
+    slice_ = folder.read_slice("shop")
+    imaginer = Imaginer(folder.task, "shop", slice_, [], {}, "i")
+    job = imaginer.plan_jobs(slice_.imagination, 2)[0]
+    for text in (" first text\n2. second text", "<think>1. a draft</think>\n1. first text\n2. second text"):
+        response = replace(build_filtered_response("no"), text=text, finish_reason="stop")
+        assert imaginer.read_texts(job, response) == TWO
+    cut = replace(build_filtered_response("no"), text="<think>1. a draft", finish_reason="length")
+    assert imaginer.read_texts(job, cut) == []
