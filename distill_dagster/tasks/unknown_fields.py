@@ -16,25 +16,44 @@ MAX_LISTED = 12
 """A block with more fields is not listed in a message."""
 
 
+_PLAIN_BLOCKS: dict[tuple[type[BaseModel], str], type[BaseModel]] = {}
+
+
+def declare_block(owner: type[BaseModel], field: str, content: type[BaseModel]) -> None:
+    """Name the model behind a field that `owner` keeps as plain data, such as `curation.filters`."""
+    _PLAIN_BLOCKS[owner, field] = content
+
+
 def suggest_field(root: type[BaseModel], location: tuple[int | str, ...]) -> str:
     """What to do about an unknown field of a file that `root` describes.
+
+    A slip in the name counts most, then a field of this name in a block below, then one with a similar name.
 
     Args:
         location: pydantic's location of the unknown field, with its name last.
     """
-    *block, name = location
-    known = list_field_names(root, tuple(block))
-    if close := find_close_name(str(name), known):
+    *block, last = location
+    name = str(last)
+    types = _find_types(root, tuple(block))
+    known = [field for one in types if _is_model(one) for field in one.model_fields]
+    below = [path for one in types for path in list_paths(one) if path.endswith(f".{name}")]
+    if close := find_close_name(name, known, least=0.85):
+        return f"Did you mean {close!r}?"
+    if below:
+        return _suggest_paths([".".join([*map(str, block), path]) for path in below])
+    if close := find_close_name(name, known):
         return f"Did you mean {close!r}?"
     if known and len(known) <= MAX_LISTED:
         return f"Remove it, or use one of: {', '.join(known)}."
     paths = list_paths(root)
-    meant = find_close_name(str(name), [path.rpartition(".")[2] for path in paths], least=0.85)
-    if meant:
-        elsewhere = [path for path in paths if path.rpartition(".")[2] == meant]
-        nearest = sorted(elsewhere, key=lambda path: (path.count("."), "<name>" in path))[:3]
-        return f"Did you mean {' or '.join(map(repr, nearest))}? {REFERENCE} lists all fields."
+    if meant := find_close_name(name, [path.rpartition(".")[2] for path in paths], least=0.85):
+        return _suggest_paths([path for path in paths if path.rpartition(".")[2] == meant])
     return f"Remove it, or fix its spelling; {REFERENCE} lists all fields."
+
+
+def _suggest_paths(paths: list[str]) -> str:
+    nearest = sorted(paths, key=lambda path: (path.count("."), "<name>" in path))[:3]
+    return f"Did you mean {' or '.join(map(repr, nearest))}? {REFERENCE} lists all fields."
 
 
 def find_close_name(name: str, known: list[str], least: float = 0.7) -> str | None:
@@ -44,13 +63,17 @@ def find_close_name(name: str, known: list[str], least: float = 0.7) -> str | No
     return plain[found[0]] if found else None
 
 
-def list_field_names(root: type[BaseModel], block: tuple[int | str, ...]) -> list[str]:
-    """The fields of the block at a location of pydantic, in the order of their declaration."""
-    types = [root]
+def _find_types(root: type[BaseModel], block: tuple[int | str, ...]) -> list[Any]:
+    """What the block at a location of pydantic may be."""
+    types: list[Any] = [root]
     for step in block:
         inner = [part for one in types for part in _enter(one, step)]
         types = inner or types  # pydantic also names the member of a union or a validator, which is no step in the file
-    return list(dict.fromkeys(name for one in types if _is_model(one) for name in one.model_fields))
+    return types
+
+
+def _get_annotation(model: type[BaseModel], field: str) -> Any:
+    return _PLAIN_BLOCKS.get((model, field), model.model_fields[field].annotation)
 
 
 def list_paths(root: Any, prefix: str = "", seen: tuple[Any, ...] = ()) -> list[str]:
@@ -63,9 +86,9 @@ def list_paths(root: Any, prefix: str = "", seen: tuple[Any, ...] = ()) -> list[
         elif get_origin(one) in (list, tuple):
             below += list_paths(get_args(one)[0], prefix, seen)
         elif _is_model(one) and one not in seen:
-            for name, field in one.model_fields.items():
+            for name in one.model_fields:
                 here.append(f"{prefix}{name}")
-                below += list_paths(field.annotation, f"{prefix}{name}.", (*seen, one))
+                below += list_paths(_get_annotation(one, name), f"{prefix}{name}.", (*seen, one))
     return list(dict.fromkeys([*here, *below]))
 
 
@@ -80,7 +103,7 @@ def _is_model(one: Any) -> bool:
 def _enter(one: Any, step: int | str) -> Iterator[Any]:
     """The types of what is at `step` inside a value of type `one`."""
     if _is_model(one) and step in one.model_fields:
-        yield from _split(one.model_fields[step].annotation)
+        yield from _split(_get_annotation(one, str(step)))
     elif get_origin(one) is dict:
         yield from _split(get_args(one)[1])
     elif get_origin(one) in (list, tuple) and isinstance(step, int):

@@ -75,7 +75,9 @@ def test_every_field_is_on_the_page() -> None:
     tables = dict(re.findall(r"^##+ (\S+)\n(.*?)(?=^##|\Z)", page, flags=re.M | re.S))
     also = {path: heading for heading, text in tables.items() for path in re.findall(r"`([^`]+)`[,.]", text)}
     missing = []
-    for path in list_paths(Task):
+    parameters = [path for path in list_paths(Task) if re.match(r"curation\.filters\.(?!own\.)\w+\.", path)]
+    assert len(parameters) > 40, "those of filters are in a table of their own"
+    for path in sorted(set(list_paths(Task)) - set(parameters)):
         block, _, name = path.rpartition(".")
         block = block if block in tables or not block else also.get(block, block)
         if f"| `{name}` |" not in tables.get(block or "task.yaml", ""):

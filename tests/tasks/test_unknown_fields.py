@@ -13,7 +13,7 @@ from distill_dagster.config import Task
 from distill_dagster.curation.filters.settings import FilterSettings
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks.rows import LabelledRow, SliceFile
-from distill_dagster.tasks.unknown_fields import find_close_name, list_field_names, list_paths, suggest_field
+from distill_dagster.tasks.unknown_fields import find_close_name, list_paths, suggest_field
 from tests.support.task import merge_settings, reload_folder, write_small_task
 
 
@@ -35,6 +35,10 @@ from tests.support.task import merge_settings, reload_folder, write_small_task
         # A field of another block, exactly or with a slip.
         (Task, ("learning_rate",), "Did you mean 'students.<name>.learning_rate'?"),
         (Task, ("top_logprob",), "Did you mean 'teacher.top_logprobs' or 'teachers.<name>.top_logprobs'?"),
+        # A filter's setting that was written beside the filters, or at the top.
+        (Task, ("curation", "min_confidence"), "Did you mean 'curation.filters.min_confidence'?"),
+        (Task, ("min_judge",), "Did you mean 'curation.filters.min_judge'?"),
+        (Task, ("students", "one", "rank"), "Did you mean 'students.one.lora.rank'?"),
         # Nothing is alike: the fields of a small block, or the page of a large one.
         (Task, ("budget", "euro"), "one of: usd, tokens, month_usd, month_tokens."),
         (LabelledRow, ("prompt",), "one of: text, messages, id, label, answer, reasoning, slice, axes, source."),
@@ -49,9 +53,8 @@ def test_the_field_that_was_meant_is_suggested(
 
 def test_parts_of_a_location_that_are_no_field_are_passed_over() -> None:
     """Pydantic names validators and the members of a union as steps of a location."""
-    plain = list_field_names(Task, ("curation", "dedup", "near"))
-    assert plain == list_field_names(Task, ("curation", "dedup", "function-before[x]", "near", "NearDuplicateSpec"))
-    assert "threshold" in plain
+    near = ("curation", "dedup", "function-before[x]", "near", "NearDuplicateSpec", "treshold")
+    assert suggest_field(Task, near) == "Did you mean 'threshold'?"
 
 
 def test_every_path_ends_with_a_field_of_its_block() -> None:

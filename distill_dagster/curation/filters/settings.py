@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from distill_dagster.config import Task
+from distill_dagster.config import CurationSpec, Task
 from distill_dagster.config.base import SWITCH, ShortForm
 from distill_dagster.core.errors import Problem
 from distill_dagster.core.hashing import to_canonical_json
@@ -27,6 +27,7 @@ from distill_dagster.curation.filters.catalogue import BUILT_IN_FILTERS, STEP_RE
 from distill_dagster.curation.filters.custom import CustomFilterSpec
 from distill_dagster.curation.scores import Scorer, bind_scorer
 from distill_dagster.curation.task_view import TaskView
+from distill_dagster.tasks.unknown_fields import declare_block
 from distill_dagster.tasks.yaml_files import convert_validation_error, find_line, read_yaml
 
 _BLOCK = ("curation", "filters")
@@ -131,6 +132,9 @@ else:
             for name, built_in in list_declarable_filters().items()
         },
     )
+
+
+declare_block(CurationSpec, "filters", FilterSettings)
 
 
 def select_filters(settings: FilterSettings, task: TaskView) -> list[Filter]:
