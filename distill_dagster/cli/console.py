@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 import typer
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,6 +23,8 @@ from distill_dagster.core.problem_groups import group_problems
 out, err = Console(emoji=False), Console(stderr=True, emoji=False)
 NO_LIMIT = 1_000_000
 """Columns of a pipe or file."""
+MIN_COLUMN = 8
+"""The least width that a column of words needs to be read."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of a shell's own commands."""
 
@@ -50,25 +52,41 @@ mode = OutputMode()
 def print_json(value: Any) -> None:
     """Print the JSON object of a command on stdout, if `--json` asks for it. It is all that stdout gets."""
     if mode.as_json:
-        click.echo(json.dumps(value, ensure_ascii=False))
+        click.echo(json.dumps(value))
 
 
-def build_table(*columns: str, title: str | None = None, whole: Sequence[str] = ()) -> Table:
+def build_table(
+    *columns: str, title: str | None = None, whole: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> Table:
     """A table that is cut nowhere.
 
     Args:
+        columns: The headings.
+        title: A line above the table.
         whole: Columns with names that a person types or searches for: they are not wrapped while others can be.
+            Default: the first, if there are no numbers.
+        numbers: Columns of numbers: they are aligned, and not wrapped while others can be.
     """
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, no_wrap=column in whole or (number == 0 and not whole), overflow="fold")
+        is_whole = column in whole or column in numbers or (number == 0 and not whole and not numbers)
+        heading = column.replace(" ", "\n", 1) if column in numbers and out.is_terminal else column
+        justify: JustifyMethod = "right" if column in numbers else "left"
+        table.add_column(heading, no_wrap=is_whole, overflow="fold", justify=justify)
     return table
 
 
 def print_table(table: Table) -> None:
     """Print a table: as wide as the terminal, or as wide as it needs in a pipe or file, where lines are searched."""
-    wide = out if out.is_terminal else Console(file=out.file, width=NO_LIMIT, emoji=False, quiet=out.quiet)
-    wide.print(table)
+    if not out.is_terminal:
+        Console(file=out.file, width=NO_LIMIT, emoji=False, quiet=out.quiet).print(table)
+        return
+    fixed = (max(out.measure(cell).maximum for cell in column.cells) for column in table.columns if column.no_wrap)
+    others = sum(not column.no_wrap for column in table.columns)
+    if sum(fixed) + MIN_COLUMN * others + 3 * len(table.columns) + 1 > out.width:
+        for column in table.columns:
+            column.no_wrap = False  # what does not fit would be cut
+    out.print(table)
 
 
 def print_problem(problem: Problem) -> None:

@@ -52,7 +52,7 @@ def print_estimate(home: Home, folder: TaskFolder, state: TaskState, keys: list[
     several = len({(entry.teacher, entry.purpose) for entry in estimates}) > 1
     teacher_columns = ("teacher", "for") if several else ()
     names = ("slice", "state", *teacher_columns, "prompts", "to send", "stored", "tokens at most", "USD at most")
-    table = build_table(*names)
+    table = build_table(*names, numbers=names[-5:])
     teachers = [(name, part.teacher) for name, part in folder.task.list_teachers()]
     free = {entry for name, spec in teachers if spec.is_free for entry in (name, spec.model)}
     for entry in estimates:
@@ -131,7 +131,8 @@ def ledger(
             spending = connection.sql(_SPENDING_QUERY).fetchall()
         names = ("month", "teacher", "for", "state", "requests", "tokens", "usd")
         if parquet is None:
-            table = build_table(*names, title=f"{folder.name}: spent on teachers", whole=("teacher",))
+            title = f"{folder.name}: spent on teachers"
+            table = build_table(*names, title=title, whole=("month",), numbers=names[-3:])
             for row in spending:
                 usd = _format_cost(row[-1], row[1].startswith((EMBEDDED_PREFIX, REPLAY_PREFIX)))
                 table.add_row(*(escape(str(value)) for value in row[:4]), f"{row[4]:,}", f"{row[5]:,}", usd)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +10,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from distill_dagster.cli.options import (
-    JsonOption,
-    TaskArgument,
-    err,
-    open_task_folder,
-    out,
-    print_problem,
-    show_problems,
-)
+from distill_dagster.cli.console import err, out, print_json, print_problem, show_problems
+from distill_dagster.cli.options import JsonOption, QuietOption, TaskArgument, open_task_folder
 from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.formatting import count_noun
@@ -28,7 +20,7 @@ from distill_dagster.core.problem_groups import group_problems
 from distill_dagster.tasks import ImportTarget
 
 
-def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
+def inbox(task: TaskArgument = None, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Take new prompts from the task's inbox, `inbox/<task>/*.jsonl`. Asks no teacher.
 
     Waits some seconds if a file has just been written. Exits with code 1 if a file is rejected; the other files are
@@ -54,9 +46,8 @@ def inbox(task: TaskArgument = None, as_json: JsonOption = False) -> None:
         new = sum(accepted.values())
         remark = f" `distill run {folder.name}` asks the teacher for them." if new else ""
         out.print(f"{folder.name}: {count_noun(new, 'prompt')} accepted from {place}.{remark}", soft_wrap=True)
-        if as_json:
-            files = [{"file": s.file, "state": s.state, "why": s.why, **s.get_counts()} for s in summaries]
-            print(json.dumps({"task": folder.name, "accepted": accepted, "files": files}))
+        files = [{"file": s.file, "state": s.state, "why": s.why, **s.get_counts()} for s in summaries]
+        print_json({"task": folder.name, "accepted": accepted, "files": files})
         if any(summary.state == "rejected" for summary in summaries):
             raise typer.Exit(1)
 
@@ -65,6 +56,7 @@ def batches(
     task: TaskArgument = None,
     forget: Annotated[str | None, typer.Option(help="Stop waiting for this batch. It counts as paid for.")] = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Check the task's batches at the provider and collect those that have ended. Submits nothing."""
     home = Home.from_env()
@@ -113,9 +105,8 @@ def batches(
             f"{count_noun(answers, 'answer')} collected, {count_noun(len(under_way), 'batch', 'batches')} under way"
         )
         out.print(f"{folder.name}: {counts}.{remark}", soft_wrap=True, highlight=False)
-        if as_json:
-            batch_ids = [batch.batch_id for batch in under_way]
-            print(json.dumps({"task": folder.name, "collected": answers, "under_way": batch_ids}))
+        batch_ids = [batch.batch_id for batch in under_way]
+        print_json({"task": folder.name, "collected": answers, "under_way": batch_ids})
 
 
 def import_(
@@ -152,6 +143,7 @@ def import_(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be added and write nothing.")] = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Import a file as seeds, labelled rows or recorded completions. Importing it again adds nothing.
 
@@ -197,10 +189,10 @@ def import_(
         out.print(f"{folder.name}: {what} {would}.", soft_wrap=True)
         if done.hint and done.count:
             out.print(escape(done.hint), soft_wrap=True)
-        if as_json:
-            facts = {"file": done.file, "as": done.target, "records": done.records, "dry_run": dry_run}
-            counts = {"added": done.added, "skipped": done.skipped, "remarks": done.remarks}
-            print(json.dumps({"task": folder.name, **facts, **counts}))
+        facts = {"file": done.file, "as": done.target, "records": done.records, "dry_run": dry_run}
+        counts = {"added": done.added, "skipped": done.skipped, "remarks": done.remarks}
+        problems = [problem.to_json() for problem in done.problems]
+        print_json({"task": folder.name, **facts, **counts, "problems": problems})
 
 
 def parse_label_map(pairs: list[str]) -> dict[str, str]:

@@ -7,30 +7,12 @@ from typing import Annotated
 
 import typer
 
-from distill_dagster.cli.console import err, mode, out, print_problem, show_problems
+from distill_dagster.cli.console import mode
 from distill_dagster.config import BudgetSpec
 from distill_dagster.core.errors import DistillError, InputError, Problem
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.open_task import find_tasks, open_task
 from distill_dagster.tasks import TaskFolder
-
-__all__ = [
-    "BudgetTokens",
-    "BudgetUsd",
-    "JsonOption",
-    "QuietOption",
-    "SliceOption",
-    "StudentOption",
-    "TaskArgument",
-    "TaskName",
-    "build_cap",
-    "choose_students",
-    "err",
-    "open_task_folder",
-    "out",
-    "print_problem",
-    "show_problems",
-]
 
 
 def _set_json(value: bool) -> bool:

@@ -40,9 +40,9 @@ def report(
         reports = {student: report for student in chosen if (report := print_report(home, folder, student))}
         if not reports:
             raise DistillError(f"{folder.name} has no report yet. Run `distill run {folder.name}`.")
-        print_json({"task": folder.name, "reports": reports})
         if open_pages:
             _open_in_browser([Path(report["report"]) for report in reports.values()])
+        print_json({"task": folder.name, "reports": reports})
 
 
 def _open_in_browser(pages: list[Path]) -> None:

@@ -91,11 +91,7 @@ class RunDisplay:
                 self._event, self._waiting, self._started, self._finished = event, "", [], set()
                 self._show_artifact(event.artifacts[0])  # until one says that it begins
             elif event.kind == "waiting":
-                if not self._waiting:
-                    self._waits_since = time.monotonic()
-                self._waiting = event.why
-                if not self.console.is_terminal:  # on a terminal the display says so
-                    self._print(f"[yellow]waiting[/yellow]: {escape(event.why)}")
+                self._wait_for(event.why)
             elif event.kind == "resumed":
                 waited = format_seconds(time.monotonic() - self._waits_since)
                 self._print(f"[dim]waited {waited}: {escape(self._waiting)}[/dim]")
@@ -114,6 +110,8 @@ class RunDisplay:
             if made.finished:
                 self._finished.add(made.artifact)
                 self._print_made(made.artifact)
+            if made.waits_for:
+                self._wait_for(made.waits_for)
             if not made.work:
                 return
             if made.work != self._made.work or made.done < self._made.done:
@@ -137,6 +135,13 @@ class RunDisplay:
             lines, self._lines = self._lines, []
         for line in lines:
             self.console.print(line, soft_wrap=True, highlight=False)
+
+    def _wait_for(self, why: str) -> None:
+        if not self._waiting:
+            self._waits_since = time.monotonic()
+        if not self.console.is_terminal and why != self._waiting:  # on a terminal the display says so
+            self._print(f"[yellow]waiting[/yellow]: {escape(why)}")
+        self._waiting = why
 
     def _show_artifact(self, name: str) -> None:
         self._artifact, self._artifact_began = name, time.monotonic()
@@ -181,8 +186,9 @@ class RunDisplay:
     def _format_rate(self, rate: float | None) -> list[str]:
         if rate is None or not self._made.total:
             return []
+        speed = f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min"
         left = (self._made.total - self._made.done) / rate
-        return [f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min", f"{format_clock(left)} left"]
+        return [speed, f"{format_clock(left)} left"] if left else [speed]
 
     def __rich__(self) -> RenderableType:
         """Two to four lines: step and clock; work, bar, count, rate and time left; what it took; whom it waits for."""

@@ -27,6 +27,8 @@ class Progress:
     loss: float | None = None
     artifact: str = ""
     finished: bool = False
+    waits_for: str = ""
+    """Why nothing is done for a while. The next report with work ends the wait."""
 
     @property
     def share(self) -> float | None:
@@ -82,6 +84,12 @@ def report_progress(
     """Tell the listener, if there is one, how much of the work is done. The arguments are fields of `Progress`."""
     if _listener is not None:
         _listener(Progress(work, done, total, min(stored, done), tokens, usd, loss, _artifact))
+
+
+def report_wait(why: str) -> None:
+    """Tell the listener, if there is one, that nothing is done for a while, and why."""
+    if _listener is not None:
+        _listener(Progress("", artifact=_artifact, waits_for=why))
 
 
 def report_finished_artifact() -> None:

@@ -107,6 +107,17 @@ def test_who_is_waited_for_and_for_how_long(clock: Clock) -> None:
     assert "waited 1 min 15 s" in written.getvalue()
 
 
+def test_a_pause_that_a_teacher_asks_for_is_shown_until_work_goes_on(clock: Clock) -> None:
+    display, _ = make_display()
+    display.notify(RunEvent("start", ARTIFACTS[1:2], step=1, steps=3))
+    display.listen(ask(10))
+    display.listen(Progress("", artifact=ARTIFACTS[1], waits_for="openai/x asks for 30 s without requests (429)"))
+    clock.now += 12
+    assert look(display)[1].strip() == "waiting 0:12: openai/x asks for 30 s without requests (429)"
+    display.listen(ask(11))
+    assert "asking the teacher" in look(display)[1]
+
+
 def test_a_reason_stands_where_it_failed_and_nothing_failed_is_marked_as_made() -> None:
     display, written = make_display()
     display.notify(RunEvent("start", ARTIFACTS, step=1, steps=3))

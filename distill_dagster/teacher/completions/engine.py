@@ -46,6 +46,10 @@ _WAITING_FOR = {
     "elsewhere": "waiting for another process, which is sending the same requests",
     "full": "waiting for requests under way, whose worst case fills the budget",
 }
+MIN_REPORTED_WAIT_S = 3.0
+"""A shorter pause that a teacher asks for is not worth a word."""
+MAX_REASON_CHARS = 80
+"""Characters of the teacher's words about a pause."""
 _compute_backoff = wait_random_exponential(multiplier=0.5, max=30)
 _limits_by_teacher: dict[str, ProviderLimits] = {}
 _in_flight: dict[str, asyncio.Future[Response]] = {}
@@ -306,7 +310,13 @@ class CompletionEngine:
         """Send less if the teacher is overloaded. Returns an error if it asks for more time than requests wait."""
         if not error.retry or not (error.overload or error.wait_s):
             return None
-        if not limits.note_overload(error.wait_s) or error.wait_s is None:
+        too_long = limits.note_overload(error.wait_s)
+        if error.wait_s is None:
+            return None
+        if not too_long:
+            if error.wait_s >= MIN_REPORTED_WAIT_S:
+                reason = redact_error(str(error), self.endpoint)[:MAX_REASON_CHARS]
+                progress.report_wait(f"{self.spec.model} asks for {error.wait_s:.0f} s without requests ({reason})")
             return None
         pause = TeacherPausedError(self.spec.model, error.wait_s, redact_error(str(error), self.endpoint))
         limits.pause(pause)
