@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
-from distill_dagster.pipeline.stage_table import REFRESHES_ASSET, STAGES, list_sources
+from distill_dagster.pipeline.stage_table import STAGES, list_sources
 from tests.support.browser import LOCATION, open_browser_page, serve_ui
 
 if TYPE_CHECKING:
@@ -40,12 +40,13 @@ def ui(port: int) -> subprocess.Popen[bytes]:
 
 
 def settled(page: Page) -> None:
-    """Wait until two pictures in a row are equal: the graph is drawn, and nothing moves or loads."""
-    last = b""
-    for _ in range(40):
+    """Wait until eight pictures in a row are equal: the graph is drawn, and the states of all assets have arrived."""
+    last, equal = b"", 0
+    for _ in range(120):
         page.wait_for_timeout(750)
         now = page.screenshot()
-        if now == last:
+        equal = equal + 1 if now == last else 0
+        if equal == 7:
             return
         last = now
 
@@ -60,7 +61,7 @@ def asset_graph(page: Page, address: str, task: str, file: Path) -> None:
     page.get_by_text("eval_report", exact=True).first.wait_for()
     settled(page)
     # Names that do not fit are cut in the middle and not found. None of them is alone at an edge.
-    found = [page.get_by_text(name, exact=True) for name in (*list_sources(), *STAGES, REFRESHES_ASSET)]
+    found = [page.get_by_text(name, exact=True) for name in (*list_sources(), *STAGES)]
     boxes = [locator.first.bounding_box() for locator in found if locator.count()]
     middles = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in boxes if box]
     left, right = min(x for x, _ in middles) - NODE_X, max(x for x, _ in middles) + NODE_X
