@@ -17,6 +17,7 @@ from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.open_task import find_tasks
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.pipeline.teacher_check import find_connection_problems, find_environment_problems
+from distill_dagster.pipeline.teacher_pauses import find_task_pauses
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks.reading import TASK_FILE, read_task
 
@@ -96,7 +97,7 @@ def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
         state = TaskState(folder, Lake(home.lake, home.reports))
         students = state.list_used_students()
         statuses = state.list_statuses(students)
-        table = build_table("artifact", "state", "rows", "why", whole=("artifact", "state"))
+        table = build_table("artifact", "state", "rows", "why", whole=("artifact", "state"), numbers=("rows",))
         colours = {"fresh": "green", "stale": "yellow", "missing": "red", "waiting": "dim", "malformed": "red"}
         for s in statuses:
             why = "; ".join(s.why[:3]) + (f"; and {len(s.why) - 3} more" if len(s.why) > 3 else "")
@@ -110,9 +111,13 @@ def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
         print_table(table)
         counts = {state: sum(s.state == state for s in statuses) for state in colours}
         out.print(f"{folder.name}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+        pauses = find_task_pauses(home, folder)
+        for pause in pauses:
+            out.print(f"[yellow]{escape(pause)}[/yellow]", soft_wrap=True)
         untrained = [name for name in state.students if name not in students]
         if untrained:
             remedy = f"`distill run {folder.name} --student {untrained[0]}` does it"
             out.print(f"Not trained, since nobody asked for it: {escape(', '.join(untrained))}; {escape(remedy)}.")
         artifacts = [{"name": s.name, "state": s.state, "why": list(s.why)} for s in statuses]
-        print_json({"task": folder.name, "counts": counts, "artifacts": artifacts, "untrained_students": untrained})
+        listed = {"artifacts": artifacts, "untrained_students": untrained, "pauses": pauses}
+        print_json({"task": folder.name, "counts": counts} | listed)

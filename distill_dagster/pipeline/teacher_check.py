@@ -37,6 +37,11 @@ def list_stage_teachers(folder: TaskFolder, asset: str, partition: str | None) -
     return []
 
 
+def list_all_teachers(task: Task) -> list[TeacherSpec]:
+    """All models that a task may ask: its teachers, the judge, and the one that imagines prompts."""
+    return [spec for _, spec in _iterate_teachers(task)]
+
+
 def find_model_problems(path: Path, task: Task) -> list[Problem]:
     """Names of models in task.yaml that are not known. Looks only at this machine."""
     problems = []

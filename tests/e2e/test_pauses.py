@@ -46,6 +46,9 @@ def test_a_pause_ends_the_command_and_a_refresh_holds_back_until_its_time(
     assert ended.json["pending"]["teacher_completions[shop]"]
     assert fresh.stored_answers() == 3
 
+    [pause] = fresh.distill("status", TASK, "--json").json["pauses"]
+    assert WORDS in pause
+
     provider.fail = None
     monkeypatch.setattr(engine, "_limits_by_teacher", {})  # a new process knows of no pause
     held = fresh.distill("refresh", TASK, "--json")
@@ -59,6 +62,7 @@ def test_a_pause_ends_the_command_and_a_refresh_holds_back_until_its_time(
     done = fresh.distill("refresh", TASK, "--json")
     assert done.code == 0, done.err
     assert done.json["waiting"] == done.json["pending"] == {}
+    assert fresh.distill("status", TASK, "--json").json["pauses"] == []
     assert len(provider.requests) > asked
     assert len(provider.requests) - asked == done.json["teacher_calls"]
 

@@ -56,11 +56,7 @@ class PauseStore:
 
     def find(self, spec: TeacherSpec) -> Pause | None:
         """The pause of a teacher that has not ended, or None."""
-        columns = _PAUSES.c.model, _PAUSES.c.until, _PAUSES.c.reason, _PAUSES.c.noted_at
-        own = sa.and_(_PAUSES.c.teacher == _hash_teacher(spec), _PAUSES.c.until > time.time())
-        with self._engine.connect() as connection:
-            row = connection.execute(sa.select(*columns).where(own)).first()
-        return Pause(*row) if row else None
+        return _find_pause(self._engine, spec)
 
     def clear(self, spec: TeacherSpec, before: float) -> None:
         """Delete the pause of a teacher that was noted before this time: the teacher has answered since."""
@@ -68,6 +64,19 @@ class PauseStore:
         with self._engine.begin() as connection:
             if connection.execute(sa.select(_PAUSES.c.teacher).where(own)).first():
                 connection.execute(_PAUSES.delete().where(own))
+
+
+def find_noted_pause(store: CompletionStore, spec: TeacherSpec) -> Pause | None:
+    """The pause of a teacher that has not ended, from a store that may have no table of pauses and is not written."""
+    return _find_pause(store.database, spec) if sa.inspect(store.database).has_table(_PAUSES.name) else None
+
+
+def _find_pause(engine: sa.Engine, spec: TeacherSpec) -> Pause | None:
+    columns = _PAUSES.c.model, _PAUSES.c.until, _PAUSES.c.reason, _PAUSES.c.noted_at
+    own = sa.and_(_PAUSES.c.teacher == _hash_teacher(spec), _PAUSES.c.until > time.time())
+    with engine.connect() as connection:
+        row = connection.execute(sa.select(*columns).where(own)).first()
+    return Pause(*row) if row else None
 
 
 def _hash_teacher(spec: TeacherSpec) -> str:

@@ -1,4 +1,4 @@
-"""Which artifacts wait because their teacher asked for a pause."""
+"""The pauses that a task's teachers asked for, and which artifacts wait for their end."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from types import TracebackType
 from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.freshness import ArtifactStatus
-from distill_dagster.pipeline.teacher_check import list_stage_teachers
+from distill_dagster.pipeline.teacher_check import list_all_teachers, list_stage_teachers
 from distill_dagster.tasks import TaskFolder
-from distill_dagster.teacher.completions.pauses import PauseStore
+from distill_dagster.teacher.completions.pauses import PauseStore, find_noted_pause
+
+
+def find_task_pauses(home: Home, folder: TaskFolder) -> list[str]:
+    """The pauses of a task's teachers that have not ended, in words. Writes nothing."""
+    from distill_dagster.teacher.completions.store import open_store_for_reading
+
+    specs = [spec for spec in list_all_teachers(folder.task) if not spec.is_free]
+    if not specs:
+        return []
+    with open_store_for_reading(home.store, get_store_url()) as store:
+        pauses = (find_noted_pause(store, spec) for spec in specs)
+        return [str(pause) for pause in pauses if pause is not None]
 
 
 class TeacherPauses:
