@@ -308,3 +308,24 @@ def test_the_newest_unusable_body_of_a_request_is_kept(
     assert list(found) == keys[:1]
     assert json.loads(found[keys[0]].answer.text)["choices"][0]["message"]["content"] == 2
     assert "message.content is a number" in str(found[keys[0]])
+
+
+def test_an_overload_with_http_200_halves_the_concurrency(
+    tmp_path: Path, provider: FakeProvider, store: CompletionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distill_dagster.teacher.completions import engine
+
+    limits: dict[str, Any] = {}
+    monkeypatch.setattr(engine, "_limits_by_teacher", limits)
+    make_odd(provider, lambda _: {"error": {"code": 429, "message": "slow down"}})
+    get_odd_row(ask(tmp_path, provider, store, **VOTES, concurrency=8))
+    assert [limit.width < 8 for limit in limits.values()] == [True]
+
+
+def test_an_empty_account_with_http_200_stops_the_asking(
+    tmp_path: Path, provider: FakeProvider, store: CompletionStore
+) -> None:
+    provider.change_body = lambda *_: {"error": {"code": "insufficient_quota", "message": "top up"}}
+    with pytest.raises(PermanentTeacherError, match="top up"):
+        ask(tmp_path, provider, store, **VOTES, concurrency=1)
+    assert len(provider.requests) == 1
