@@ -183,6 +183,8 @@ def _import_recorded(folder: TaskFolder, path: Path, options: ImportOptions) -> 
     hint = f"teacher: {{model: {REPLAY_PREFIX}{name}}} in task.yaml replays them"
     if any(recording.prompt is None for recording in found.recordings):
         hint += ", with `replay: {match: id}`"
+    elif folder.task.kind == "conversation" and any(recording.conversation for recording in found.recordings):
+        hint += ", with `replay: {match: conversation}`"
     records = len(found.recordings) + sum(found.left_out.values())
     return log.summarize(records, {relative: len(new)}, masked, f"{hint}.")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 from distill_dagster.core.errors import DistillError, InputError
 from distill_dagster.intake.import_files import import_file
@@ -529,6 +530,19 @@ def test_chats_are_seeds_of_a_conversation_with_all_their_turns(talk: Place) -> 
     other = [TURNS[0], TURNS[1] | {"content": "Which day?"}, TURNS[2]]
     assert talk.load(talk.file("more.jsonl", [{"messages": other}]), "seeds", slice="one").count == 1, "another chat"
     assert compute_source_version(talk.folder, "slice_files", "one") != version
+
+
+def test_recorded_chats_answer_the_same_chats_as_seeds(talk: Place) -> None:
+    chats = talk.file("chats.jsonl", [{"messages": [*TURNS, {"role": "assistant", "content": "Done."}]}])
+    done = talk.load(chats, "recorded")
+    assert "`replay: {match: conversation}`" in done.hint
+    talk.load(chats, "seeds", slice="one")
+    spec = {"model": "replay/chats", "replay": {"match": "conversation"}}
+    task = yaml.safe_load((talk.path / "task.yaml").read_text())
+    (talk.path / "task.yaml").write_text(yaml.safe_dump(task | {"teacher": spec}))
+    [seed] = [accepted.text for accepted in talk.folder.read_slice("one").accepted]
+    recorded = load_replay_teacher(talk.folder, talk.folder.task.teacher)
+    assert [recording.completion for recording in recorded.find(seed)] == ["Done."]
 
 
 def test_chats_are_labelled_rows_of_a_conversation(talk: Place) -> None:
