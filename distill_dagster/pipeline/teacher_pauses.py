@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from types import TracebackType
 
 from distill_dagster.core.database_urls import get_store_url
+from distill_dagster.core.errors import DistillError
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.freshness import ArtifactStatus
 from distill_dagster.pipeline.teacher_check import list_all_teachers, list_stage_teachers
@@ -15,15 +16,21 @@ from distill_dagster.teacher.completions.pauses import PauseStore, find_noted_pa
 
 
 def find_task_pauses(home: Home, folder: TaskFolder) -> list[str]:
-    """The pauses of a task's teachers that have not ended, in words. Writes nothing."""
+    """The pauses of a task's teachers that have not ended, in words. Writes nothing.
+
+    There are none if the completion store cannot be read, since what is fresh can be said without it.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
     from distill_dagster.teacher.completions.store import open_store_for_reading
 
     specs = [spec for spec in list_all_teachers(folder.task) if not spec.is_free]
-    if not specs:
+    try:
+        with open_store_for_reading(home.store, get_store_url()) as store:
+            pauses = [find_noted_pause(store, spec) for spec in specs]
+    except (DistillError, SQLAlchemyError, OSError):
         return []
-    with open_store_for_reading(home.store, get_store_url()) as store:
-        pauses = (find_noted_pause(store, spec) for spec in specs)
-        return [str(pause) for pause in pauses if pause is not None]
+    return [str(pause) for pause in pauses if pause is not None]
 
 
 class TeacherPauses:
