@@ -11,6 +11,7 @@ import dagster as dg
 from filelock import FileLock, Timeout
 
 from distill_dagster.core.errors import InputError
+from distill_dagster.core.processes import describe_process, get_process_name
 from distill_dagster.orchestration.partitions import find_trained_students, sync_task
 from distill_dagster.orchestration.run_summary import RunSummary
 from distill_dagster.orchestration.runner import Runner
@@ -40,12 +41,16 @@ def _lock_refresh(path: Path, notify: RunListener) -> Iterator[None]:
     """Hold the task's refresh lock: two refreshes at once would train the same student twice."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)  # the system releases it even if the process is killed
+    holder = path.with_name(f"{path.name}.process")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        notify(RunEvent("waiting", why="another refresh of this task is running"))
+        name = holder.read_text() if holder.exists() else ""
+        who = f" in {describe_process(name)}" if name else ""
+        notify(RunEvent("waiting", why=f"another refresh of this task is running{who}"))
         lock.acquire()
         notify(RunEvent("resumed"))
+    holder.write_text(get_process_name())
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -85,11 +86,13 @@ def test_a_tick_is_skipped_while_the_refresh_before_is_under_way(project: Projec
 def test_a_second_refresh_of_a_task_waits_for_the_first(project: Project) -> None:
     lock = home_of(project).locks / f"{TASK}.refresh"
     lock.parent.mkdir(parents=True, exist_ok=True)
+    assert project.distill("refresh", TASK).code == 0
     held = FileLock(lock)
     held.acquire()
     log = project.root / "second.txt"
     second = project.start("refresh", TASK, "--json", log=log)
-    wait_until(lambda: "another refresh of this task is running" in log.read_text(), "the notice of the second refresh")
+    said = f"waiting: another refresh of this task is running in process {os.getpid()}"
+    wait_until(lambda: said in log.read_text(), "the notice of the second refresh")
     assert second.poll() is None
     held.release()
     assert second.wait(HANG_S) == 0, log.read_text()
