@@ -223,7 +223,8 @@ def _read_jsonl(path: Path, text: str, problems: list[Problem]) -> list[SourceRe
     broken: list[Problem] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip() and (value := _parse_json(path, line, number, broken)) is not None:
-            items = _unwrap_list(value)
+            is_page = isinstance(value, list) or value.get("object") == "list"
+            items = _unwrap_list(value) if is_page else None
             records += [SourceRecord(value, path, number)] if items is None else _name_records(items, path, number)
     if broken and (whole := _read_whole(path, text)):  # a JSON file under this name
         return whole

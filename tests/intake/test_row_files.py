@@ -201,6 +201,8 @@ def test_a_chat_is_one_record_and_people_with_roles_are_several(tmp_path: Path) 
     assert values(scan(tmp_path, "h.json", json.dumps(labelled))) == labelled
     record = {"data": [{"a": 1}], "text": "a record with a list"}
     assert values(scan(tmp_path, "f.json", json.dumps(record))) == [record]
+    record = {"name": "Ann", "data": [{"a": 1}]}
+    assert values(scan(tmp_path, "i.jsonl", json.dumps(record) + "\n")) == [record], "a line is a record"
 
 
 def test_records_without_a_line_are_named_by_number_and_id(tmp_path: Path) -> None:
