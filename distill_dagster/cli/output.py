@@ -79,7 +79,7 @@ def print_totals(summary: RunSummary, is_free: bool) -> None:
 
 def print_next(command: str, purpose: str) -> None:
     """Print the command that a person may want next."""
-    text = f"Next: [bold]{escape(command)}[/bold] {escape(purpose)}"
+    text = f"Next: `[bold]{escape(command)}[/bold]` {escape(purpose)}"
     out.print(text, soft_wrap=not out.is_terminal, highlight=False)
 
 

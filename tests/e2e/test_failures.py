@@ -313,7 +313,7 @@ def test_a_dataset_that_no_longer_passes_is_said_although_nothing_else_is_stale(
         assert ended.code == 1
         assert "enough_rows" in " ".join(ended.err.split())
         assert "nothing to do" not in ended.out
-        assert f"Next: distill run {TASK} continues" in ended.out
+        assert f"Next: `distill run {TASK}` continues" in ended.out
     assert hash_files(project.home / "reports") == report
 
 

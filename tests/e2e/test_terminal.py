@@ -77,7 +77,7 @@ def test_progress_on_80_columns(paid: Project, held: HeldProvider) -> None:
     total = " ".join(shown.split())
     requests = SEED_REQUESTS + HELD_OUT_REQUESTS
     assert re.search(rf"Total: 15 artifacts made in .*, {requests} requests sent, 0 answered by the store, ", total)
-    assert re.search(r"tokens, \$\d\.\d\d Next: distill report shop_mail --open ", total)
+    assert re.search(r"tokens, \$\d\.\d\d Next: `distill report shop_mail --open` ", total)
 
 
 def test_ctrl_c_says_what_is_kept_and_nothing_is_asked_again(paid: Project, held: HeldProvider) -> None:
