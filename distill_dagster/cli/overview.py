@@ -17,7 +17,6 @@ from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.open_task import find_tasks
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.pipeline.teacher_check import find_connection_problems, find_environment_problems
-from distill_dagster.pipeline.teacher_pauses import find_task_pauses
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks.reading import TASK_FILE, read_task
 
@@ -91,6 +90,8 @@ def check(
 
 def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     """Show which artifacts are fresh, stale or missing, and why."""
+    from distill_dagster.pipeline.teacher_pauses import find_task_pauses  # loads a database
+
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
