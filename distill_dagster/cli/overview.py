@@ -118,7 +118,10 @@ def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
         untrained = [name for name in state.students if name not in students]
         if untrained:
             remedy = f"`distill run {folder.name} --student {untrained[0]}` does it"
-            out.print(f"Not trained, since nobody asked for it: {escape(', '.join(untrained))}; {escape(remedy)}.")
+            out.print(
+                f"Not trained, since nobody asked for it: {escape(', '.join(untrained))}; {escape(remedy)}.",
+                soft_wrap=True,
+            )
         artifacts = [{"name": s.name, "state": s.state, "why": list(s.why)} for s in statuses]
         listed = {"artifacts": artifacts, "untrained_students": untrained, "pauses": pauses}
         print_json({"task": folder.name, "counts": counts} | listed)
