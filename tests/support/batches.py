@@ -165,7 +165,7 @@ def _batch_handler(provider: BatchProvider) -> type[BaseHTTPRequestHandler]:
                 limit = int(query.get("limit", ["20"])[0])
                 some = every[start : start + limit]
                 self._json({"object": "list", "data": some, "has_more": len(every) > start + limit})
-            elif found := re.fullmatch(r"/batches/([^/]+)", path):
+            elif (found := re.fullmatch(r"/batches/([^/]+)", path)) and found[1] in provider.batches:
                 self._json(provider.look(found[1]))
             elif (found := re.fullmatch(r"/files/([^/]+)/content", path)) and found[1] in provider.files:
                 self._send(200, provider.files[found[1]])

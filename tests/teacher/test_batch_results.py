@@ -11,12 +11,14 @@ import polars as pl
 import pytest
 
 from distill_dagster.config import TeacherSpec
+from distill_dagster.core.errors import TeacherError
 from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.tasks import Slice
 from distill_dagster.teacher.asking.ask import AskResult, run_ask
 from distill_dagster.teacher.completions.batch_files import build_request_line
 from distill_dagster.teacher.completions.batch_results import ResultLine, assign_lines, parse_result_lines
-from distill_dagster.teacher.completions.batches import BatchPendingError
+from distill_dagster.teacher.completions.batch_store import BatchStore
+from distill_dagster.teacher.completions.batches import BatchPendingError, forget_batch
 from distill_dagster.teacher.completions.pauses import PauseStore
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.attempts import TeacherPausedError
@@ -140,6 +142,22 @@ def test_a_result_file_that_is_gone_costs_its_batch_and_no_more(
     assert states(store) == {"lost": 3}
     provider.end = end  # type: ignore[method-assign]
     assert ask().missing_rows == 0
+
+
+def test_a_batch_that_the_provider_does_not_know_is_named_with_its_command(
+    ask: Ask, provider: BatchProvider, store: CompletionStore
+) -> None:
+    provider.polls = None
+    with pytest.raises(BatchPendingError):
+        ask(batch={"wait_s": 0})
+    [note] = BatchStore(store).list_open()
+    provider.batches.clear()
+    with pytest.raises(TeacherError, match=f"--forget {note.submission}"):
+        ask()
+    forget_batch(store, note.submission)
+    provider.polls = 1
+    assert ask().missing_rows == 0
+    assert states(store) == {"lost": 3, "settled": 3}
 
 
 def test_an_odd_answer_costs_its_own_row(ask: Ask, provider: BatchProvider, store: CompletionStore) -> None:

@@ -8,47 +8,34 @@ the note at the provider, and adopts it or submits it again. So no batch is lost
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core import progress
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.teacher.completions.batch_api import NotAtProviderError, call_batch_api, get_batch_provider
 from distill_dagster.teacher.completions.batch_files import build_request_line, get_batch_url, split_into_batches
 from distill_dagster.teacher.completions.batch_results import ResultLine, assign_lines, parse_result_lines
 from distill_dagster.teacher.completions.batch_store import BatchStore, Submission
 from distill_dagster.teacher.completions.ledger import Account, Reservation, Settlement
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers import event_loop
-from distill_dagster.teacher.providers.attempts import (
-    AttemptError,
-    PendingError,
-    TeacherPausedError,
-    UnusableAnswerError,
-    classify_status,
-)
+from distill_dagster.teacher.providers.attempts import PendingError, UnusableAnswerError
 from distill_dagster.teacher.providers.body_parts import read_count
 from distill_dagster.teacher.providers.client import Endpoint, redact_error
 from distill_dagster.teacher.providers.exchange import Request
 from distill_dagster.teacher.providers.prices import TokenPrice, compute_worst_case, find_price
-from distill_dagster.teacher.providers.rate_limits import MAX_WAIT_S
-from distill_dagster.teacher.providers.transport import find_http_error
 
 SUBMISSION_KEY = "distill_submission"
 """The metadata key of a batch whose value is the name of its submission."""
-BATCH_PROVIDERS = ("openai", "azure", "hosted_vllm", "litellm_proxy")
-"""Providers with OpenAI's batch API whose batches litellm can also list. Surviving a kill needs the list."""
 MAX_POLL_FACTOR = 10
 """Polling slows down to this many times its first pause."""
 PAGE_SIZE = 100
-_compute_backoff = wait_random_exponential(multiplier=0.5, max=30)
 RESUBMIT_PAUSE_S = 0.05
 _MISSING_REASONS = {
     "completed": "the batch ended without an answer to this request",
@@ -59,10 +46,6 @@ _MISSING_REASONS = {
 
 class BatchPendingError(PendingError):
     """Batches are not ready yet. Nothing is lost: a later run finds their answers."""
-
-
-class NotAtProviderError(TeacherError):
-    """The provider does not know a batch or a file: it deleted it, or it belongs to another account."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +137,7 @@ class BatchRunner:
             BatchPendingError: the batches are not ready yet.
             TeacherError: the provider has no batch API, or refuses.
         """
-        self._get_provider()
+        get_batch_provider(self.spec)
         wanted, errors = {request.key: request for request in requests}, dict[str, str]()
         deadline = time.monotonic() + self.spec.batch.wait_s
         while True:
@@ -327,7 +310,11 @@ class BatchRunner:
         """Return how many requests of a batch are answered; collect the batch if it ended."""
         import litellm
 
-        batch = await self._call(litellm.aretrieve_batch, batch_id=submission.batch_id)
+        try:
+            batch = await self._call(litellm.aretrieve_batch, batch_id=submission.batch_id)
+        except NotAtProviderError as error:
+            command = f"distill batches {submission.origin.partition('/')[0]} --forget {submission.submission}"
+            raise TeacherError(f"{error} If the batch is gone, give it up with `{command}`; then run again.") from None
         answered = read_count(getattr(batch.request_counts, "completed", 0)) or 0
         if batch.status == "failed":
             messages = [str(error.message) for error in (batch.errors.data if batch.errors else None) or []]
@@ -392,79 +379,10 @@ class BatchRunner:
             usd = price.compute_cost(response.prompt_tokens, response.completion_tokens)
         return Settlement(ledger_id, "settled", response.prompt_tokens + response.completion_tokens, usd)
 
-    def _get_provider(self) -> str:
-        """The teacher's provider, as litellm calls it.
-
-        Raises:
-            TeacherError: it has no batch API that litellm supports.
-        """
-        import litellm
-
-        try:
-            provider = str(litellm.get_llm_provider(self.spec.model)[1])
-        except Exception:
-            provider = self.spec.model.partition("/")[0]
-        if provider not in BATCH_PROVIDERS:
-            raise TeacherError(
-                f"There is no batch API for {self.spec.model}: batch mode is for {', '.join(BATCH_PROVIDERS)}. Set "
-                f"`mode: online` in task.yaml."
-            )
-        return provider
-
     async def _call(self, call: Any, **arguments: Any) -> Any:
-        """Call litellm with the teacher's address and key, and retry if the provider is overloaded.
-
-        Raises:
-            TeacherError: the call failed; the message contains no key.
-        """
-        import litellm
-
-        litellm.suppress_debug_info = True
-        logging.getLogger("LiteLLM").setLevel(logging.ERROR)  # it reads the lines too, and warns of each odd one
-        target: dict[str, Any] = {"custom_llm_provider": self._get_provider(), "timeout": self.spec.timeout_s}
-        target["max_retries"] = 0
-        if self.endpoint.api_base:
-            target["api_base"] = self.endpoint.api_base
-        if self.endpoint.api_key:
-            target["api_key"] = self.endpoint.api_key
-        # Do not retry the creation of a batch: a cut connection may have created it. `_submit` looks for it.
-        attempts = 1 if call is litellm.acreate_batch else self.spec.max_retries + 1
-        retrying = AsyncRetrying(
-            retry=retry_if_exception(_is_retryable),
-            stop=stop_after_attempt(attempts),
-            wait=_compute_wait,
-            reraise=True,
-        )
-        try:
-            return await retrying(call, **arguments, **target)
-        except Exception as error:
-            reason = redact_error(f"{type(error).__name__}: {error}", self.endpoint)
-            if (wait_s := _find_wait(error)) is not None and wait_s > MAX_WAIT_S:
-                raise TeacherPausedError(self.spec.model, wait_s, reason) from None
-            failure = NotAtProviderError if getattr(error, "status_code", None) == 404 else TeacherError
-            raise failure(f"The batch API of {self.spec.model}: {reason}") from None
+        return await call_batch_api(self.endpoint, self.spec, call, **arguments)
 
 
 def _build_ledger_id(submission: str, key: str) -> str:
     """The ledger id of a request in a batch. Any process that collects the batch can compute it."""
     return hash_content([submission, key])[:32]
-
-
-def _is_retryable(error: BaseException) -> bool:
-    if (_find_wait(error) or 0.0) > MAX_WAIT_S:
-        return False
-    status = getattr(error, "status_code", None)
-    return status is None or status in (408, 409, 429) or int(status) >= 500
-
-
-def _find_wait(error: BaseException | None) -> float | None:
-    """The seconds that the provider asks to wait, or None."""
-    found = find_http_error(error) if error is not None else None
-    failure = classify_status(*found) if found is not None else None
-    return failure.wait_s if isinstance(failure, AttemptError) and failure.retry else None
-
-
-def _compute_wait(state: RetryCallState) -> float:
-    """Seconds: a random wait that grows with each attempt, but at least as long as the provider asks for."""
-    error = state.outcome.exception() if state.outcome else None
-    return max(_compute_backoff(state), _find_wait(error) or 0.0)
