@@ -36,7 +36,7 @@ def parse_number(text: str) -> Fraction:
     """
     if len(text) > MAX_CHARS:
         raise NotANumberError(f"longer than {MAX_CHARS} characters")
-    plain = _MONEY.sub("", _extract_boxed(text)).translate(_SIGNS)
+    plain = _MONEY.sub("", _extract_boxed(text).replace("{,}", ",")).translate(_SIGNS)  # TeX writes 1{,}234
     plain = _ZEROS.sub("", _THOUSANDS.sub("", plain))
     plain = _POWER.sub("**", _TIMES.sub("*", plain)).strip().strip("*").strip()
     for part in reversed(plain.split("=")):  # "48 / 2 = 24": the right-hand side

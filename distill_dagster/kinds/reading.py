@@ -170,9 +170,10 @@ def _find_answer(kind: Kind, text: str, question: Question) -> _FoundAnswer:
         before = _strip_mark(text[: tags[-1].start()]) if thinks else ""
         return _FoundAnswer(tags[-1][1].strip() or None, before or None, True)
     marked = _ANSWER_LINE.search(text) if asked_for_json else None
-    before, answer = (
-        (_strip_mark(text[: marked.start()]), text[marked.end() :].strip()) if marked else ("", text.strip())
-    )
+    if marked:
+        before, answer = _strip_mark(text[: marked.start()]), text[marked.end() :].strip()
+    else:
+        before, answer = "", bare if kind.one_line else text.strip()  # a longer answer may be code in a fence
     if marked is None and thinks:
         answer = _strip_mark(text)
         # Reasoning without an answer line may still end in an answer ("The answer is 7"): `canonicalize` looks for it.

@@ -33,6 +33,7 @@ from distill_dagster.kinds.arithmetic import MAX_CHARS, NotANumberError, evaluat
         ("She has 7 apples.", 7),
         ("**12**", 12),
         ("so it is \\boxed{12}", 12),
+        ("\\boxed{1{,}234}", 1234),
         ("\\boxed{3 * (4 + 1)}", 15),
         ("0.1 + 0.2", Fraction("0.3")),
         ("007", 7),

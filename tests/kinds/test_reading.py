@@ -51,6 +51,11 @@ def test_reasoning_is_read_from_every_form(text: str, response: dict[str, Any], 
     assert read("math", text, task=THINKS, **response) == ParsedAnswer("ok", "42", reasoning)
 
 
+@pytest.mark.parametrize(("kind", "answer"), [("qa", '"Oslo"'), ("generation", '"```\\nOslo\\n```"')])
+def test_a_fence_is_no_part_of_a_short_answer(kind: str, answer: str) -> None:
+    assert read(kind, "```\nOslo\n```").answer == answer
+
+
 def test_an_answer_at_the_end_of_the_reasoning() -> None:
     found = read("math", "He has 3 + 4 = 7. The answer is 7.", task=THINKS)
     assert (found.answer, found.reasoning) == ("7", "He has 3 + 4 = 7. The answer is 7.")
