@@ -112,7 +112,7 @@ def test_the_run_is_complete_and_never_left_this_machine(ran: tuple[Embedded, Co
     assert ended.json["teacher_calls"] == one.project.stored_answers() > 0
     assert one.connected == {"127.0.0.1"}
     report = (one.project.home / "reports" / TASK / "smollm2" / "metrics.json").read_text()
-    assert "have the same base model" in report, "the reader learns that nothing larger was distilled"
+    assert "are the same model before training" in report, "the reader learns that nothing larger was distilled"
 
 
 def test_a_local_teacher_is_not_said_to_cost_an_unknown_sum(ran: tuple[Embedded, CommandResult]) -> None:

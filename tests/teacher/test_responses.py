@@ -313,3 +313,13 @@ def test_a_finish_reason_is_read_under_all_names(name: str) -> None:
     value = {"type": "max_tokens"} if name == "finish_details" else "max_tokens"
     choice = {"message": {"content": "la"}, "finish_reason": None} | {name: value}
     assert read({"choices": [choice]}).finish_reason == "length"
+
+
+def test_a_body_without_an_answer_is_kept_without_secrets() -> None:
+    address = "https://me:pw-planted-a1b2@host/v1?token=tok-planted-c3d4"
+    with pytest.raises(AttemptError) as caught:
+        parse_response({"error": {"message": f"refused; see {address}"}, "choices": []}, 0.0, 1)
+    answer = caught.value.answer
+    assert answer is not None
+    assert "refused; see https://***@host" in answer.text
+    assert "planted" not in answer.text

@@ -49,9 +49,13 @@ def build_filtered_response(message: str) -> Response:
 
 
 def build_unusable_response(text: str, body: Any = None, latency: float = 0.0, in_flight: int = 1) -> Response:
-    """Build the record of what came instead of an answer: its text, and the tokens that were used if it says so."""
+    """Build the record of what came instead of an answer: its text, and the tokens that were used if it says so.
+
+    The text is for people, such as an error that quotes a URL with a key, and is redacted like any message.
+    """
     response = _build_response(to_dict(body), latency, in_flight)
-    return replace(response, text=str(replace_surrogates(text))[:MAX_BODY_CHARS], finish_reason=BROKEN_OFF)
+    plain = redaction.redact(str(replace_surrogates(text)))  # before the cut, which may leave a part of a key
+    return replace(response, text=plain[:MAX_BODY_CHARS], finish_reason=BROKEN_OFF)
 
 
 def parse_response(body: Any, latency: float, in_flight: int, *, logprobs: bool = False) -> Response:
