@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.errors import DistillError
@@ -12,7 +13,9 @@ from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.freshness import ArtifactStatus
 from distill_dagster.pipeline.teacher_check import list_all_teachers, list_stage_teachers
 from distill_dagster.tasks import TaskFolder
-from distill_dagster.teacher.completions.pauses import PauseStore, find_noted_pause
+
+if TYPE_CHECKING:
+    from distill_dagster.teacher.completions.pauses import PauseStore
 
 
 def find_task_pauses(home: Home, folder: TaskFolder) -> list[str]:
@@ -20,11 +23,15 @@ def find_task_pauses(home: Home, folder: TaskFolder) -> list[str]:
 
     There are none if the completion store cannot be read, since what is fresh can be said without it.
     """
+    specs = [spec for spec in list_all_teachers(folder.task) if not spec.is_free]
+    if not specs:  # a free teacher asks for no pause, and a database need not be loaded
+        return []
+
     from sqlalchemy.exc import SQLAlchemyError
 
+    from distill_dagster.teacher.completions.pauses import find_noted_pause
     from distill_dagster.teacher.completions.store import open_store_for_reading
 
-    specs = [spec for spec in list_all_teachers(folder.task) if not spec.is_free]
     try:
         with open_store_for_reading(home.store, get_store_url()) as store:
             pauses = [find_noted_pause(store, spec) for spec in specs]
@@ -64,6 +71,7 @@ class TeacherPauses:
 
     def _open_store(self) -> PauseStore:
         if self._store is None:
+            from distill_dagster.teacher.completions.pauses import PauseStore
             from distill_dagster.teacher.completions.store import open_store
 
             self._store = PauseStore(self._stack.enter_context(open_store(self._home.store, get_store_url())))

@@ -29,13 +29,6 @@ by_api = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["api"])
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[CompletionStore]:
-    store = CompletionStore.open_in_folder(tmp_path / "store")
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def provider() -> Iterator[FakeProvider]:
     with FakeProvider(LABELS) as provider:
         yield provider

@@ -31,13 +31,6 @@ WRITTEN = tuple(kind for kind in KINDS if kind not in ("classification", "nli"))
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[CompletionStore]:
-    store = CompletionStore.open_in_folder(tmp_path / "store")
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def provider() -> Iterator[FakeProvider]:
     with FakeProvider([]) as provider:
         yield provider

@@ -36,13 +36,6 @@ Ask = Callable[..., AskResult]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[CompletionStore]:
-    store = CompletionStore.open_in_folder(tmp_path / "store")
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def provider() -> Iterator[BatchProvider]:
     with BatchProvider([], answer=lambda seen: f"the answer to {seen.text}") as provider:
         yield provider

@@ -43,13 +43,6 @@ Ask = Callable[..., AskResult]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[CompletionStore]:
-    store = CompletionStore.open_in_folder(tmp_path / "store")
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def provider() -> Iterator[BatchProvider]:
     with BatchProvider(LABELS) as provider:
         yield provider

@@ -46,13 +46,6 @@ def provider() -> Iterator[FakeProvider]:
         yield provider
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[CompletionStore]:
-    store = CompletionStore.open_in_folder(tmp_path / "store")
-    yield store
-    store.close()
-
-
 Make = Callable[..., CompletionEngine]
 
 

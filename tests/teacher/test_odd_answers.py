@@ -27,13 +27,6 @@ Change = Callable[[dict[str, Any]], Any]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[CompletionStore]:
-    store = CompletionStore.open_in_folder(tmp_path / "store")
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def provider() -> Iterator[FakeProvider]:
     with FakeProvider(LABELS) as provider:
         yield provider

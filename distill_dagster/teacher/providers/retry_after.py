@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any
+
+from distill_dagster.teacher.providers.body_parts import read_number
 
 LONGEST_WAIT_S = 366 * 86_400.0
 """Longer waits count as a year, so that every time can be written as a date."""
@@ -78,13 +79,8 @@ def parse_wait(value: Any) -> float | None:
 
 
 def _read_seconds(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    if not math.isfinite(number):
+    number = read_number(value)
+    if number is None:
         return None
     if number >= _EPOCH_MILLISECONDS:
         number = number / 1000 - time()
