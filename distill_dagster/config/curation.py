@@ -21,8 +21,9 @@ class CurationSpec(ConfigModel):
     )
     mix_examples: bool = Field(
         default=True,
-        description="train on examples.jsonl too, next to the teacher's answers; human.jsonl is always included",
+        description="train on examples.jsonl too, next to the teacher's answers",
     )
+    mix_human: bool = Field(default=True, description="train on human.jsonl too, next to the teacher's answers")
     human_weight: Annotated[float, Field(gt=0, le=100)] = Field(
         default=1.0,
         description="the weight in training of a row that a person answered; a row of the teacher has weight 1",

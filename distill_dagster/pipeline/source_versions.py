@@ -38,7 +38,9 @@ def hash_score_settings(task: Task) -> str:
 
 def hash_curation_settings(task: Task) -> str:
     """Hash of everything that decides which candidates become rows of the dataset."""
-    curation = task.curation.model_dump(exclude={"filters"})
+    # A field that is left out at its default keeps the datasets that were cut before it existed fresh.
+    unset = {"mix_human"} if task.curation.mix_human else set[str]()
+    curation = task.curation.model_dump(exclude={"filters", *unset})
     # A label's description changes what is asked, not which rows are kept.
     return hash_content(
         task.dump_answer_settings()

@@ -183,6 +183,24 @@ def test_human_answers_are_in_the_dataset(run: Run) -> None:
     assert (rejected["drop_reason"], rejected["slice"]) == ("duplicate", "shop")
 
 
+def test_human_rows_are_left_out_on_demand_and_the_switch_cuts_the_dataset_again(run: Run) -> None:
+    row = {"id": "h", "text": "what is my invoice for", "label": "login", "slice": "web"}
+    (run.env.folder.path / "human.jsonl").write_text(json.dumps(row) + "\n")
+    run.update()
+    assert [r["answer"] for r in run.dataset().to_dicts() if r["teacher"] is None] == ['"login"']
+    asked = len(run.provider.requests)
+    task = run.env.folder.path / "task.yaml"
+    mixed = task.read_text()
+    task.write_text(mixed.replace("mix_examples: false", "mix_examples: false\n  mix_human: false"))
+    assert run.stale() == {"filtered_dataset": ("curation_settings changed",)}
+    run.update()
+    assert all(r["teacher"] is not None for r in run.dataset().to_dicts())
+    task.write_text(mixed.replace("mix_examples: false", "mix_examples: false\n  mix_human: true"))
+    run.update()
+    assert sum(r["teacher"] is None for r in run.dataset().to_dicts()) == 1
+    assert len(run.provider.requests) == asked
+
+
 def test_failures_are_counted_and_healed(run: Run) -> None:
     task = run.env.folder.path / "task.yaml"
     task.write_text(task.read_text().replace("max_retries: 1", "max_retries: 0\n  min_success: 0.5"))

@@ -47,6 +47,7 @@ from distill_dagster.student.sentences import embed_sentences
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.schemas import SCORED
 from distill_dagster.tables.validation import check_table
+from distill_dagster.tasks import LabelledRow
 
 if TYPE_CHECKING:
     from distill_dagster.curation.dataset.curate import CuratedDataset
@@ -70,7 +71,7 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
     held_out, items = inputs.read_held_out_keys(), build_held_out_table(env.folder)
     task = env.folder.task
     about = TaskView.from_task(task)
-    people = env.folder.human + (env.folder.examples if task.curation.mix_examples else [])
+    people = _read_human_rows(env)
     limits = env.limits or ResourceLimits()
     with limits.make_folder() as temporary:
         slices, lines = _read_slices(env, inputs, temporary)
@@ -122,6 +123,13 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
         shown = {"human_examples": len(people)} | _build_metadata(task, cut, candidates)
         shown |= {"slices": SampleTable(lines)}
     return StageResult(record, shown, checks)
+
+
+def _read_human_rows(env: StageContext) -> list[LabelledRow]:
+    """The rows that people answered, as far as the task mixes them in."""
+    curation = env.folder.task.curation
+    human = env.folder.human if curation.mix_human else []
+    return human + (env.folder.examples if curation.mix_examples else [])
 
 
 def _write_rejected_rows(env: StageContext, inputs: StageInputs, cut: CuratedDataset) -> None:
