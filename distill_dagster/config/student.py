@@ -39,7 +39,12 @@ class StudentSpec(ConfigModel):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="number format of the weights; bfloat16 on a GPU"
     )
-    epochs: Annotated[int, Field(ge=1, le=200)] = Field(default=2, description="passes over the dataset")
+    epochs: Annotated[int, Field(ge=1, le=200)] = Field(default=2, description="most passes over the dataset")
+    patience: Annotated[int, Field(ge=1, le=200)] | None = Field(
+        default=2,
+        description="early stopping: the epoch with the lowest validation loss is kept, and training stops after this "
+        "many epochs without a lower one; null: all epochs run and the last is kept",
+    )
     seed_only_epochs: Annotated[int, Field(ge=1, le=500)] | None = Field(
         default=None, description="epochs of seed_only; by default `epochs`"
     )

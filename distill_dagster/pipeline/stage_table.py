@@ -184,7 +184,7 @@ STAGES = {
             "student_adapter",
             "student",
             ("filtered_dataset", "student_settings"),
-            "1",
+            "2",
             ("pytorch", "huggingface"),
             "The distilled student: a LoRA adapter trained on the filtered dataset, with its training log.",
         ),

@@ -13,6 +13,7 @@ from distill_dagster.core import models, progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.processes import measure_peak_mb
 from distill_dagster.student import loading
+from distill_dagster.student.best_epoch import BestEpoch
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.free_text import FreeTextStudent
@@ -59,8 +60,9 @@ def train_adapter(
     encoder, head.safetensors. On one machine the same rows, settings and seed give the same adapter bytes.
 
     Args:
-        validation: rows whose loss and agreement are logged. They do not influence the training.
-        epochs: replaces the epochs of the spec.
+        validation: rows whose loss is measured after each epoch. With the spec's `patience`, the epoch with the lowest
+            loss is kept, and training stops after that many epochs without a lower one.
+        epochs: the most epochs; replaces the epochs of the spec.
         what: the name of the training in progress reports.
 
     Raises:
@@ -129,6 +131,7 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
         item["weight"] /= mean_weight
     batches = LengthBatchSampler([item["length"] for item in items], spec.batch_size, spec.seed)
     total = len(batches) * log.epochs
+    best = BestEpoch(student.model, spec.patience) if validation and spec.patience is not None else None
 
     class _Trainer(transformers.Trainer):
         def get_train_dataloader(self) -> Any:
@@ -147,10 +150,13 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
                 log.losses.append((state.global_step, round(float(state.epoch), 4), float(logs["loss"])))
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if validation:
-                log.validation.append(
-                    {"epoch": round(float(state.epoch)), **_compute_validation_scores(student, validation)}
-                )
+            if not validation:
+                return
+            epoch = round(float(state.epoch))
+            scores = _compute_validation_scores(student, validation)
+            log.validation.append({"epoch": epoch, **scores})
+            if best is not None and best.add_epoch(epoch, scores["loss"]):
+                control.should_training_stop = True
 
     with TemporaryDirectory() as scratch, models.silence_transformers():
         arguments = transformers.TrainingArguments(
@@ -175,8 +181,12 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
         trainer.remove_callback(transformers.PrinterCallback)
         start = time.perf_counter()
         trainer.train()
+    if best is not None:
+        best.restore()
+        log.best_epoch = best.epoch
     log.seconds = round(time.perf_counter() - start, 3)
-    log.steps = total
+    log.steps = trainer.state.global_step
+    log.epochs = log.steps // len(batches)
     log.tokens = sum(item["length"] for item in items) * log.epochs
     log.tokens_per_s = round(log.tokens / log.seconds, 1)
     log.peak_mb = round(_measure_peak_mb(), 1)

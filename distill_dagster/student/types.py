@@ -74,6 +74,8 @@ class Predictor(Protocol):
 class TrainingLog:
     """Figures of a training. `losses` are (step, epoch, mean loss since the previous entry). `validation` is per epoch.
 
+    `epochs` counts the epochs that ran: early stopping may end a training before the last. `best_epoch` is the one
+    whose weights are kept. It is None if no epoch was chosen on validation: then the last one is kept.
     `tokens` counts the tokens of all training rows in all epochs, without padding. `peak_mb` is the peak memory in MiB:
     of the process, or of torch on the GPU if there is one.
     """
@@ -82,6 +84,7 @@ class TrainingLog:
     validation: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     epochs: int = 0
+    best_epoch: int | None = None
     steps: int = 0
     rows: int = 0
     tokens: int = 0

@@ -141,6 +141,7 @@ def _train_student(
     shown: dict[str, DisplayValue] = {
         "rows": len(rows),
         "epochs": log.epochs,
+        **({"best_epoch": log.best_epoch} if log.best_epoch is not None else {}),
         "seconds": round(log.seconds, 1),
         "tokens_per_s": round(log.tokens_per_s, 1),
         "peak_mb": round(log.peak_mb, 1),
