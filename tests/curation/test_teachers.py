@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
-from distill_dagster.core.errors import InputError
+from distill_dagster.config import TeacherSpec
+from distill_dagster.core.errors import InputError, TeacherError
 from distill_dagster.pipeline.stages import prompts, scores
 from distill_dagster.pipeline.stages import teacher as stages
 from distill_dagster.pipeline.stages.context import StageContext, StageResult
 from distill_dagster.tables.schemas import COMPLETIONS, SCORED
 from distill_dagster.tasks import TaskFolder
-from tests.support.provider import FakeProvider, ReceivedRequest
-from tests.support.task import LABELS, build_stage_context, pass_gate, write_small_task
+from distill_dagster.teacher.asking.estimate import GOLDEN_AND_DEV, estimate_requests
+from distill_dagster.teacher.imagine.plan import get_imagine_teacher
+from distill_dagster.teacher.providers.client import Endpoint
+from tests.support.provider import FakeProvider, Fault, ReceivedRequest
+from tests.support.task import LABELS, build_stage_context, jsonl, pass_gate, reload_folder, write_small_task
 
 TEXTS = ["a refund please", "where is my parcel", "the login page", "hello there"]
 
@@ -184,3 +190,100 @@ def test_rows_are_ordered_by_prompt_teacher_and_sample(tmp_path: Path, providers
     keys = frame.select("prompt_id", "teacher", "sample_index")
     assert keys.equals(keys.sort(pl.all()))
     env.store.close()
+
+
+class TestRecordingBeforeATeacher:
+    """A cascade of a recording and a teacher that is asked what the recording does not know."""
+
+    @staticmethod
+    def make_env(tmp_path: Path, provider: FakeProvider, recorded: dict[str, str], **cascade: Any) -> StageContext:
+        import yaml
+
+        teachers = {
+            "logs": {"model": "replay/logs", "terms": {"acknowledged": True}},
+            "live": settings(provider),
+        }
+        folder = write_small_task(tmp_path, teachers=teachers, teacher=None, cascade=cascade)
+        (folder.path / "slices" / "shop.yaml").write_text(yaml.safe_dump({"description": "d", "seeds": TEXTS}))
+        (folder.path / "recorded").mkdir()
+        rows = [{"prompt": text, "completion": label} for text, label in recorded.items()]
+        (folder.path / "recorded" / "logs.jsonl").write_text(jsonl(rows))
+        return build_stage_context(TaskFolder(folder.path, tmp_path / "accepted"), tmp_path / "home")
+
+    def test_what_the_recording_does_not_know_is_the_next_teachers_work(
+        self, tmp_path: Path, providers: dict[str, FakeProvider]
+    ) -> None:
+        provider = providers["strong"]
+        env = self.make_env(tmp_path, provider, {TEXTS[0]: "refund", TEXTS[1].upper(): "delivery"})
+        result = ask_teachers(env)
+        assert sorted(provider.texts) == sorted(TEXTS[2:])
+        frame, _ = env.lake.read(env.task_name, "teacher_completions", "shop", COMPLETIONS)
+        assert dict(frame["teacher"].value_counts().iter_rows()) == {"logs": 2, "live": 2}
+        assert frame["error"].null_count() == 4, "a prompt that was never recorded is no failure"
+        assert result.record.missing_rows == 0
+        assert result.record.extra["teacher_calls"] == 2
+        rows = read_candidates(env)
+        assert {text: row["teacher"] for text, row in rows.items()} == dict(
+            zip(TEXTS, ["logs", "logs", "live", "live"], strict=True)
+        )
+        assert all(row["teacher_agreement"] == 1 for row in rows.values())
+        env.store.close()
+
+    @pytest.mark.parametrize(("known", "expected"), [(TEXTS, "logs"), ([], "live")])
+    def test_a_teacher_without_prompts_is_not_started(
+        self, tmp_path: Path, providers: dict[str, FakeProvider], known: list[str], expected: str
+    ) -> None:
+        started: list[str] = []
+        env = self.make_env(tmp_path, providers["strong"], dict.fromkeys([*known, "elsewhere"], "login"))
+        open_endpoint = env.endpoint
+
+        def note_start(spec: TeacherSpec) -> AbstractContextManager[Endpoint]:
+            started.append(spec.model)
+            return open_endpoint(spec)
+
+        ask_teachers(replace(env, endpoint=note_start))
+        assert started == [{"logs": "replay/logs", "live": "openai/fake"}[expected]]
+        frame, _ = env.lake.read(env.task_name, "teacher_completions", "shop", COMPLETIONS)
+        assert set(frame["teacher"]) == {expected}
+        env.store.close()
+
+    def test_what_the_next_teacher_did_not_answer_is_missing(
+        self, tmp_path: Path, providers: dict[str, FakeProvider]
+    ) -> None:
+        provider = providers["strong"]
+        provider.fail = lambda seen, _: Fault(500) if "hello" in seen.text else None
+        env = self.make_env(tmp_path, provider, dict.fromkeys(TEXTS[:2], "refund"))
+        with pytest.raises(TeacherError, match="Only 50% of 2 prompts have an answer from openai/fake"):
+            ask_teachers(env)
+        provider.fail = None
+        assert ask_teachers(env).record.missing_rows == 0
+        env.store.close()
+
+    def test_the_estimate_counts_what_the_recording_does_not_know(
+        self, tmp_path: Path, providers: dict[str, FakeProvider]
+    ) -> None:
+        env = self.make_env(tmp_path, providers["strong"], dict.fromkeys(TEXTS[:3], "login"))
+
+        def estimate() -> dict[tuple[str, str], tuple[int, int]]:
+            found = estimate_requests(reload_folder(env.folder), env.store, ["shop"], lambda _: None, golden=True)
+            return {(one.slice, one.teacher): (one.prompts, one.calls) for one in found}
+
+        assert estimate() == {("shop", "logs"): (3, 0), ("shop", "live"): (1, 1), (GOLDEN_AND_DEV, "live"): (12, 12)}
+        assert ask_teachers(env).record.extra["teacher_calls"] == 1
+        assert estimate()["shop", "live"] == (1, 0)
+        env.store.close()
+
+    def test_with_a_least_confidence_the_estimate_is_an_upper_bound(
+        self, tmp_path: Path, providers: dict[str, FakeProvider]
+    ) -> None:
+        env = self.make_env(tmp_path, providers["strong"], dict.fromkeys(TEXTS[:3], "login"), min_confidence=0.5)
+        found = estimate_requests(env.folder, env.store, ["shop"], lambda _: None)
+        assert {one.teacher: one.calls for one in found} == {"logs": 0, "live": 4}
+        env.store.close()
+
+    def test_prompts_are_imagined_by_the_first_teacher_that_is_no_recording(
+        self, tmp_path: Path, providers: dict[str, FakeProvider]
+    ) -> None:
+        env = self.make_env(tmp_path, providers["strong"], {})
+        assert get_imagine_teacher(env.folder.task).model == "openai/fake"
+        env.store.close()

@@ -35,6 +35,7 @@ from distill_dagster.tables.messages import make_user_messages
 from distill_dagster.tables.schemas import COMPLETIONS, PROMPT_CONTEXT, PROMPTS, build_frame
 from distill_dagster.tables.validation import check_table
 from distill_dagster.teacher.asking.ask import Asker, AskResult, merge_results, run_ask
+from distill_dagster.teacher.asking.recorded_prompts import select_known_prompts
 from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.completions.usage import Usage
 from distill_dagster.teacher.providers.client import Endpoint
@@ -134,18 +135,17 @@ def make_teacher_completions(env: StageContext, partition: str | None) -> StageR
 def _ask_teachers(inputs: StageInputs, prompts: pl.DataFrame, sequential: int = 0) -> AskResult:
     """Ask every teacher of the task; in a cascade the next one only where the one before is unsure."""
     inputs.note_source("teacher_settings")
-    whole, remaining = inputs.env.folder.task, prompts
+    folder, remaining = inputs.env.folder, prompts
     results: list[AskResult] = []
-    for name, task in whole.list_teachers():
-        if results and not remaining.height:
-            break
+    for name, task in folder.task.list_teachers():
+        asked = select_known_prompts(folder, name, remaining)
+        if not asked.height and (results or remaining.height):
+            continue  # a teacher without prompts is not started
         examples = read_example_pool(inputs.read_table("prompt_context", PROMPT_CONTEXT))
         with inputs.env.endpoint(task.teacher) as endpoint:
-            results.append(
-                run_ask(_build_asker(inputs, endpoint, task, examples, name), remaining, sequential=sequential)
-            )
-        if whole.cascade is not None:
-            remaining = find_unsure_prompts(task, whole.cascade, remaining, results[-1].completions)
+            results.append(run_ask(_build_asker(inputs, endpoint, task, examples, name), asked, sequential=sequential))
+        if folder.task.cascade is not None:
+            remaining = find_unsure_prompts(task, folder.task.cascade, remaining, results[-1].completions)
     return merge_results(results)
 
 

@@ -26,6 +26,7 @@ from distill_dagster.prompts.templates import (
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.tasks.rows import collect_held_out_keys
 from distill_dagster.teacher.asking.asked_prompt import AskedPrompt, build_asked_prompt
+from distill_dagster.teacher.asking.recorded_prompts import split_certain_prompts
 from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.imagine.plan import Imaginer, count_imagine_requests, get_imagine_teacher
@@ -54,7 +55,7 @@ class Estimate:
 
     With `resolve_labels`, labels that share their first tokens are asked for again. How often is unknown before the
     first answers, so `calls` is then a lower bound. The later teachers of a cascade, the rounds of imagining and the
-    judge count with the most requests that they may send.
+    judge count with the most requests that they may send. What a recording knows is not counted after it.
     """
 
     slice: str
@@ -80,9 +81,13 @@ def estimate_requests(
     task = folder.task
     held_out = collect_held_out_keys(folder.golden, folder.dev)
     examples = read_example_pool(build_prompt_context(folder.examples, held_out))
-    prompts = {
-        key: _read_prompts(build_seed_prompts(key, folder.read_slice(key), not task.has_labels)) for key in slices
-    }
+    remaining: dict[str, list[AskedPrompt]] = {}
+    if golden:
+        rows = [build_labelled_prompts(folder.golden, "golden"), build_labelled_prompts(folder.dev, "dev")]
+        remaining[GOLDEN_AND_DEV] = [prompt for frame in rows for prompt in _read_prompts(frame)]
+    for key in slices:
+        remaining[key] = _read_prompts(build_seed_prompts(key, folder.read_slice(key), not task.has_labels))
+    to_imagine = {key: count_imagine_requests(task, folder.read_slice(key)).prompts for key in slices}
     estimates: list[Estimate] = []
     for name, part in task.list_teachers():
         spec = part.teacher
@@ -90,13 +95,11 @@ def estimate_requests(
         endpoint = Endpoint(spec.model, _find_identity(spec), recorded=recorded)
         templates = Templates(folder.read_templates(), get_template_names(task.kind, task.reasoning))
         requests = RequestBuilder(part, templates, examples, endpoint, load_embed(spec))
-        if golden:
-            rows = [build_labelled_prompts(folder.golden, "golden"), build_labelled_prompts(folder.dev, "dev")]
-            asked = [prompt for frame in rows for prompt in _read_prompts(frame)]
-            estimates.append(_estimate_answers(requests, store, name, GOLDEN_AND_DEV, asked, 0))
-        for key in slices:
-            imagined = count_imagine_requests(task, folder.read_slice(key)).prompts
-            estimates.append(_estimate_answers(requests, store, name, key, prompts[key], imagined))
+        for key, prompts in remaining.items():
+            asked, remaining[key] = split_certain_prompts(folder, name, prompts)
+            imagined = 0 if spec.is_replay else to_imagine.get(key, 0)
+            if asked or imagined:
+                estimates.append(_estimate_answers(requests, store, name, key, asked, imagined))
     for key in slices:
         estimates += _estimate_imagining(folder, key)
         estimates += _estimate_judging(folder, key)

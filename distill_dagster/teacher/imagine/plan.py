@@ -90,9 +90,14 @@ def get_imagine_spec(task: Task) -> ImagineSpec:
 
 
 def get_imagine_teacher(task: Task) -> TeacherSpec:
-    """Return the settings of the imagining model: the task's teacher, unless `imagine.teacher` names another."""
+    """Return the settings of the imagining model: the task's teacher, unless `imagine.teacher` names another.
+
+    Of several teachers it is the first that can write something new, which a recording cannot.
+    """
     own = get_imagine_spec(task).teacher
-    return own.to_teacher_spec(task.teacher) if own is not None else task.teacher
+    if own is not None:
+        return own.to_teacher_spec(task.teacher)
+    return next((spec for spec in task.teacher_specs if not spec.is_replay), task.teacher)
 
 
 def count_imagine_requests(task: Task, slice_: Slice) -> ImagineNeed:
