@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill_dagster.config.base import ConfigModel
+
+MACHINE_USD_PER_HOUR = 0.10
+"""About the price of a rented machine with 2 cores and 8 GB in 2026."""
 
 
 class EvaluationSpec(ConfigModel):
@@ -21,11 +24,23 @@ class EvaluationSpec(ConfigModel):
     latency_items: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=40, description="how many golden items are timed one by one; a change applies to the next predictions"
     )
-    student_usd_per_hour: Annotated[float, Field(ge=0)] | None = Field(
-        default=None,
-        description="price of the machine that serves the student; without it its cost is unknown",
+    machine_usd_per_hour: Annotated[float, Field(ge=0)] | None = Field(
+        default=MACHINE_USD_PER_HOUR,
+        description="price in USD of an hour of the machine that trains the student and answers with it, and with an "
+        "embedded teacher; by default about that of a rented machine with 2 cores; null: unknown",
     )
     seed: int = Field(default=0, description="seed of the resamples")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_name(cls, value: Any) -> Any:
+        """Read `student_usd_per_hour`, the name of `machine_usd_per_hour` in earlier versions."""
+        if not isinstance(value, dict) or "student_usd_per_hour" not in value:
+            return value
+        if "machine_usd_per_hour" in value:
+            raise ValueError("student_usd_per_hour is the old name of machine_usd_per_hour; remove it")
+        rest = {name: setting for name, setting in value.items() if name != "student_usd_per_hour"}
+        return rest | {"machine_usd_per_hour": value["student_usd_per_hour"]}
 
 
 class GateSpec(ConfigModel):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core.errors import DistillError
+from distill_dagster.evaluation.costs import DistillationCost, compute_machine_cost
 from distill_dagster.evaluation.statistics import (
     Interval,
     bound_unseen_share,
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from distill_dagster.kinds import Kind
 
 TEACHER, BASE, SEED_ONLY, DISTILLED = "teacher", "base", "seed_only", "distilled"
-CENTROID, SLICE_LABEL = "centroid", "slice_label"
-SYSTEM_ORDER = (TEACHER, BASE, SEED_ONLY, DISTILLED, CENTROID, SLICE_LABEL)
+CENTROID, SLICE_LABEL, LINEAR_PROBE = "centroid", "slice_label", "linear_probe"
+SYSTEM_ORDER = (TEACHER, BASE, SEED_ONLY, DISTILLED, LINEAR_PROBE, CENTROID, SLICE_LABEL)
 """The order in which systems are shown. Systems with other names follow, sorted by name."""
 GOLDEN = "golden"
 MCNEMAR, PERMUTATION = "McNemar", "paired permutation"
@@ -135,7 +136,7 @@ class SplitMetrics:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Figures of every split, and the settings they were computed with."""
+    """Figures of every split, the settings they were computed with, and what the distillation cost."""
 
     splits: dict[str, SplitMetrics]
     facts: dict[str, SystemFacts]
@@ -145,6 +146,7 @@ class Metrics:
     seed: int
     metric: str = "accuracy"
     second_metric: str | None = "macro_f1"
+    distillation: DistillationCost | None = None
 
     @property
     def golden(self) -> SplitMetrics:
@@ -164,8 +166,8 @@ def compute_metrics(
     of the kind's score and second score, computed from answer and reference of every row. Macro-F1 is the mean over the
     labels that are a reference in the split. Rows without a reference are left out.
 
-    If `facts` has no cost for a system other than the teacher and `spec.student_usd_per_hour` is set, its cost is that
-    of the machine answering one item after the other.
+    A system other than the teacher without a cost in `facts` runs on this machine. It costs what the machine costs,
+    at `spec.machine_usd_per_hour`, answering one item after the other.
 
     Args:
         predictions: a table with the schema `PREDICTIONS`.
@@ -198,18 +200,11 @@ def compute_metrics(
     for system, score in splits[GOLDEN].systems.items():
         fact = SystemFacts(**facts.get(system, {}))
         if fact.cost_usd_per_1k is None and system != TEACHER:
-            cost = compute_serving_cost_per_1k(score.latency.mean, spec.student_usd_per_hour)
-            fact = replace(fact, cost_usd_per_1k=cost)
+            cost = compute_machine_cost(score.latency.mean, spec.machine_usd_per_hour)
+            fact = replace(fact, cost_usd_per_1k=None if cost is None else 1000 * cost)
         system_facts[system] = fact
     names = (unlabelled_kind.metric, unlabelled_kind.second_metric) if unlabelled_kind else ("accuracy", "macro_f1")
     return Metrics(splits, system_facts, tuple(all_labels), spec.confidence, spec.bootstrap_samples, spec.seed, *names)
-
-
-def compute_serving_cost_per_1k(mean_latency_s: float | None, usd_per_hour: float | None) -> float | None:
-    """US dollars for 1,000 items answered one after the other on a rented machine, or None if a part is unknown."""
-    if mean_latency_s is None or usd_per_hour is None:
-        return None
-    return 1000 * mean_latency_s / 3600 * usd_per_hour
 
 
 def build_confusion_table(score: SystemScore, labels: Sequence[str]) -> tuple[list[str], list[list[int]]]:

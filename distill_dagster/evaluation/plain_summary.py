@@ -120,7 +120,7 @@ def _describe_speed(own: float, teacher: float) -> str:
 def _describe_cost(metrics: Metrics) -> str:
     own, teacher = metrics.facts[DISTILLED].cost_usd_per_1k, metrics.facts.get(TEACHER)
     billed = teacher.cost_usd_per_1k if teacher else None
-    unset = "Set `evaluation.student_usd_per_hour` in task.yaml to see what your machine costs."
+    unset = "Set `evaluation.machine_usd_per_hour` in task.yaml to see what your machine costs."
     if billed is not None and own is not None:
         saved = 1000 * abs(billed - own)
         word = "less" if own <= billed else "more"

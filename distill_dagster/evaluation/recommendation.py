@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from distill_dagster.evaluation.formatting import format_metric_name_in_sentence, format_points
 from distill_dagster.evaluation.metrics import (
     BASE,
     CENTROID,
     DISTILLED,
+    LINEAR_PROBE,
     SEED_ONLY,
     SLICE_LABEL,
     TEACHER,
@@ -23,42 +25,59 @@ SYSTEM_NAMES = {
     DISTILLED: "the distilled student",
     CENTROID: "the class centroid of the examples' embeddings (centroid)",
     SLICE_LABEL: "the student trained on slice names (slice_label)",
+    LINEAR_PROBE: "the linear probe, a logistic regression on frozen sentence embeddings (linear_probe)",
 }
+HAD_TEACHER = (TEACHER, LINEAR_PROBE)
+"""Systems that the teacher's answers went into. Whether distilling pays is decided against all others."""
 NOTABLE_GAIN = 0.05
 """A gain in score. A system counts as equal to distilled only if a larger gain of distilled is ruled out."""
 
 
+ProbeResult = Literal["better", "equal", "unclear", "worse"]
+"""The linear probe compared with the student. `unclear`: no clear difference, and the student may be notably better."""
+
+
 @dataclass(frozen=True)
 class Recommendation:
-    """`worth_it` is None if the items cannot decide. `best_other` is "" if there is no other system."""
+    """Whether distilling pays, in words.
+
+    Attributes:
+        worth_it: None if the items cannot decide.
+        best_other: the best system that had no teacher; "" if there is none.
+        probe: how the linear probe does against the student; None if there is no probe.
+    """
 
     worth_it: bool | None
     text: str
     best_other: str
+    probe: ProbeResult | None = None
 
 
 def recommend(metrics: Metrics) -> Recommendation:
-    """Compare the distilled student with the teacher and with the best of all other systems on golden.
+    """Compare the distilled student with the teacher and with the best system that had no teacher, on golden.
 
     A difference is clear if its paired interval excludes zero and the paired test agrees at the same level.
 
-    - Worth it: the student is clearly better than every other system.
+    - Worth it: the student is clearly better than every system that had no teacher.
     - Not worth it: another system is clearly better. Or another system scores no lower, and either a gain of
       `NOTABLE_GAIN` is ruled out or the teacher is clearly below the untrained base.
     - Undecided: everything else.
 
-    The text also names a teacher that is no better than the base, and slice names that teach as much as the teacher.
+    The linear probe learns from the same answers of the teacher, so it does not decide whether the teacher helps. The
+    text says so if it is as good as the student. It also names a teacher that is no better than the base, and slice
+    names that teach as much as the teacher.
     """
     golden = metrics.golden
     own = golden.systems[DISTILLED].score.value
     others = {
         second: c
         for (first, second), c in golden.comparisons.items()
-        if first == DISTILLED and second != TEACHER and c.difference.value is not None
+        if first == DISTILLED and second not in HAD_TEACHER and c.difference.value is not None
     }
+    probe, about_probe = compare_with_probe(metrics), _describe_probe(metrics)
     if not others or own is None:
         text = f"No verdict: {_format_scores(metrics, DISTILLED)}, and there is no other system to compare it with."
-        return Recommendation(None, f"{text} {_describe_retention(metrics)}".strip(), "")
+        return Recommendation(None, _join_sentences(text, about_probe, _describe_retention(metrics)), "", probe)
 
     # The smallest lead decides. Of systems with equal leads, the one with the least effort counts.
     level = 1 - metrics.confidence
@@ -71,17 +90,18 @@ def recommend(metrics: Metrics) -> Recommendation:
     cause = _explain_result(metrics, others, level)
 
     if not unclear:
-        text = f"Yes, distilling was worth it: {figures}."
-        return Recommendation(True, _join_sentences(text, _describe_retention(metrics), cause), best)
+        text = f"Yes, distilling pays: {figures}."
+        text = _join_sentences(text, about_probe, _describe_retention(metrics), cause)
+        return Recommendation(True, text, best, probe)
     if better:
         text = f"No: {SYSTEM_NAMES.get(best, best)} is better than the distilled student; use it instead ({figures})."
-        return Recommendation(False, _join_sentences(text, cause), best)
+        return Recommendation(False, _join_sentences(text, about_probe, cause), best, probe)
     if lead <= 0 and ((closest.difference.high or 0.0) <= NOTABLE_GAIN or is_teacher_weak(metrics)):
         text = (
             f"No: {SYSTEM_NAMES.get(best, best)} is at least as good as the distilled student and needs no distilling; use "  # noqa: E501
             f"it instead ({figures})."
         )
-        return Recommendation(False, _join_sentences(text, cause), best)
+        return Recommendation(False, _join_sentences(text, about_probe, cause), best, probe)
     nearest = min(unclear, key=lambda name: others[name].difference.value or 0.0)
     which = f"to {nearest} " if len(unclear) > 1 else ""
     difference = _format_difference(others[nearest], metrics.confidence, which)
@@ -89,15 +109,50 @@ def recommend(metrics: Metrics) -> Recommendation:
     names = SYSTEM_NAMES.get(nearest, nearest) if len(unclear) == 1 else f"{', '.join(unclear[:-1])} and {unclear[-1]}"
     text = f"Too close to call at {closest.n} golden items between the distilled student and {names}: {figures}."
     advice = "Add golden items. Until they decide, the cheaper system is the safer choice."
-    return Recommendation(None, _join_sentences(text, _describe_retention(metrics), cause, advice), best)
+    text = _join_sentences(text, about_probe, _describe_retention(metrics), cause, advice)
+    return Recommendation(None, text, best, probe)
+
+
+def compare_with_probe(metrics: Metrics) -> ProbeResult | None:
+    """How the linear probe does against the distilled student on golden; None without a probe.
+
+    It is equal if no difference is clear, and it scores no lower or a gain of `NOTABLE_GAIN` is ruled out.
+    """
+    c = metrics.golden.comparisons.get((DISTILLED, LINEAR_PROBE))
+    if c is None or c.difference.value is None:
+        return None
+    level = 1 - metrics.confidence
+    if _is_clearly_worse(c, level):
+        return "better"
+    if _is_clearly_better(c, level):
+        return "worse"
+    is_equal = c.difference.value <= 0 or (c.difference.high or 0.0) <= NOTABLE_GAIN
+    return "equal" if is_equal else "unclear"
+
+
+def _describe_probe(metrics: Metrics) -> str:
+    """A sentence about the linear probe, unless the student is clearly better."""
+    result = compare_with_probe(metrics)
+    if result is None or result == "worse":
+        return ""
+    c = metrics.golden.comparisons[DISTILLED, LINEAR_PROBE]
+    words = {
+        "better": "is better than the student; use it instead",
+        "equal": "is as good as the student and needs less",
+        "unclear": "is not clearly behind the student and needs less",
+    }[result]
+    return (
+        f"{SYSTEM_NAMES[LINEAR_PROBE].capitalize()}, learned from the same answers of the teacher and {words} "
+        f"({_format_scores(metrics, DISTILLED, LINEAR_PROBE)}; {_format_difference(c, metrics.confidence)})."
+    )
 
 
 def list_rivals(metrics: Metrics) -> list[str]:
-    """The systems apart from the teacher that distilled is not clearly better than, the closest first."""
+    """The systems without a teacher that distilled is not clearly better than, the closest first."""
     found = {
         second: c
         for (first, second), c in metrics.golden.comparisons.items()
-        if first == DISTILLED and second != TEACHER and not _is_clearly_better(c, 1 - metrics.confidence)
+        if first == DISTILLED and second not in HAD_TEACHER and not _is_clearly_better(c, 1 - metrics.confidence)
     }
     return sorted(found, key=lambda name: (found[name].difference.value or 0.0, _rank_effort(name)))
 

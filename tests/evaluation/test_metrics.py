@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from distill_dagster.config import EvaluationSpec
+from distill_dagster.config.evaluation import MACHINE_USD_PER_HOUR
 from distill_dagster.core.errors import DistillError
 from distill_dagster.evaluation.metrics import (
     NO_ANSWER,
@@ -22,7 +23,6 @@ from distill_dagster.evaluation.metrics import (
     build_confusion_table,
     build_metrics_frame,
     compute_metrics,
-    compute_serving_cost_per_1k,
 )
 from distill_dagster.evaluation.statistics import (
     Interval,
@@ -78,7 +78,7 @@ def test_latency_counts_only_items_timed_one_by_one() -> None:
 
 def test_a_system_that_was_not_timed_has_no_latency_and_no_cost() -> None:
     metrics = compute_metrics(
-        table([row("distilled", "a", "card", "card")]), {}, LABELS, EvaluationSpec(student_usd_per_hour=1.0)
+        table([row("distilled", "a", "card", "card")]), {}, LABELS, EvaluationSpec(machine_usd_per_hour=1.0)
     )
     assert metrics.golden.systems["distilled"].latency.p50 is None
     assert metrics.facts["distilled"].cost_usd_per_1k is None
@@ -86,12 +86,13 @@ def test_a_system_that_was_not_timed_has_no_latency_and_no_cost() -> None:
 
 def test_cost_of_a_student_is_machine_time_but_a_teacher_keeps_its_own() -> None:
     rows = [row(s, "a", "card", "card", latency_s=0.36) for s in ("teacher", "distilled", "base")]
-    spec = EvaluationSpec(student_usd_per_hour=2.0)
+    spec = EvaluationSpec(machine_usd_per_hour=2.0)
     metrics = compute_metrics(table(rows), {"base": {"cost_usd_per_1k": 7.0}}, LABELS, spec)
     assert metrics.facts["distilled"].cost_usd_per_1k == pytest.approx(0.2)  # 360 s of 2 dollars an hour
     assert metrics.facts["base"].cost_usd_per_1k == 7.0
     assert metrics.facts["teacher"].cost_usd_per_1k is None
-    assert compute_serving_cost_per_1k(0.36, None) is None
+    unpriced = compute_metrics(table(rows), {}, LABELS, EvaluationSpec(machine_usd_per_hour=None))
+    assert unpriced.facts["distilled"].cost_usd_per_1k is None
 
 
 def test_retention_and_differences_are_paired() -> None:
@@ -221,7 +222,9 @@ def test_frame_for_the_table_check() -> None:
     assert frame["system"].tolist() == ["base", "distilled"]
     assert frame["p50_ms"].tolist()[1] == pytest.approx(20)
     assert frame["bytes"].tolist()[1] == 10**9
-    assert frame["cost_usd_per_1k"].isna().all()
+    cost = frame["cost_usd_per_1k"].tolist()
+    assert math.isnan(cost[0]), "base was not timed"
+    assert cost[1] == pytest.approx(1000 * 0.02 / 3600 * MACHINE_USD_PER_HOUR)
     assert all(pd.api.types.is_float_dtype(frame[c]) for c in frame.columns if c != "system")
 
 

@@ -35,7 +35,7 @@ def _measure(
             is_right = (i + 9 * shift) % items < number
             latency = (seconds or {}).get(system)
             rows.append(row(system, f"g{i}", label, label if is_right else wrong, latency_s=latency))
-    return compute_metrics(table(rows), facts or {}, LABELS, EvaluationSpec(student_usd_per_hour=usd_per_hour))
+    return compute_metrics(table(rows), facts or {}, LABELS, EvaluationSpec(machine_usd_per_hour=usd_per_hour))
 
 
 def _summarize(metrics: Metrics) -> PlainSummary:

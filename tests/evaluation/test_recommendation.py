@@ -140,3 +140,34 @@ def test_nothing_to_compare_with() -> None:
     assert verdict == Recommendation(None, verdict.text, "")
     assert "no other system" in verdict.text
     assert "keeps 95 %" in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("right", "result", "words"),
+    [
+        (marks(195, 5), "better", "is better than the student; use it instead"),
+        (marks(180, 20), "equal", "is as good as the student and needs less"),
+        (marks(178, 22), "equal", "is as good as the student and needs less"),  # more than 5 points are ruled out
+        (marks(172, 28, wrong_first=True), "unclear", "is not clearly behind the student and needs less"),
+        (marks(120, 80), "worse", ""),
+    ],
+)
+def test_the_linear_probe_had_the_teacher_so_it_is_named_and_decides_nothing(
+    right: str, result: str, words: str
+) -> None:
+    verdict = _decide(teacher=190, base=100, seed_only=120, distilled=180, linear_probe=right)
+    assert verdict.worth_it is True
+    assert verdict.best_other == "seed_only"
+    assert verdict.text.startswith("Yes, distilling pays: distilled 0.900, seed_only 0.600;")
+    assert verdict.probe == result
+    assert words in verdict.text
+    assert ("linear_probe" in verdict.text) == (result != "worse")
+
+
+def test_a_student_that_fails_where_the_linear_probe_does_not() -> None:
+    verdict = _decide(teacher=190, base=100, seed_only=160, distilled=140, linear_probe=185)
+    assert (verdict.worth_it, verdict.best_other, verdict.probe) == (False, "seed_only", "better")
+    assert "The linear probe" in verdict.text
+    alone = _decide(teacher=190, distilled=140, linear_probe=185)
+    assert (alone.worth_it, alone.best_other, alone.probe) == (None, "", "better")
+    assert "learned from the same answers of the teacher and is better than the student" in alone.text

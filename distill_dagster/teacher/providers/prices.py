@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 TOKEN_MARGIN = 1.25
 """A safety factor: the tokenizer of the model may need more tokens than the one that counts here."""
 TOKENS_PER_MESSAGE = 8
+TOKENIZER = "cl100k_base"
+"""Counts tokens where nobody reported them: the tokenizer of OpenAI's GPT-4, in the tiktoken package."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +104,24 @@ def compute_worst_case(request: Request, price: TokenPrice | None, *, exact: boo
     extra = [value for value in (request.tools, request.response_format) if value]
     texts += [to_canonical_json(value) for value in extra]
     whole = "\n".join(str(text) for text in texts if text)
-    counted = _count_tokens(whole) if exact else math.ceil(len(whole.encode()) / 3)
+    counted = count_tokens(whole) if exact else math.ceil(len(whole.encode()) / 3)
     prompt = math.ceil(counted * TOKEN_MARGIN) + TOKENS_PER_MESSAGE * (len(texts) + 1)
     answer = request.max_answer_tokens
     return WorstCase(prompt + answer, price.compute_cost(prompt, answer) if price is not None else None)
 
 
-def _count_tokens(text: str) -> int:
+def count_tokens(text: str) -> int:
+    """Count the tokens of a text with `TOKENIZER`, whatever the model that reads it."""
     return len(_load_encoding().encode(text, disallowed_special=()))
 
 
 @lru_cache(maxsize=1)
 def _load_encoding() -> Any:
-    from litellm.litellm_core_utils.default_encoding import encoding  # part of litellm; tiktoken would download it
+    """Load the copy of the tokenizer in litellm's package: tiktoken would download it, and litellm takes seconds."""
+    import tiktoken
 
-    return encoding
+    spec = find_spec("litellm")
+    assert spec is not None
+    assert spec.origin is not None
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(Path(spec.origin).parent / "litellm_core_utils" / "tokenizers")
+    return tiktoken.get_encoding(TOKENIZER)
