@@ -130,6 +130,9 @@ def import_(
     id_field: Annotated[str | None, typer.Option(help="The field of the id. Default: `id`.")] = None,
     completion_field: Annotated[str | None, typer.Option(help="For recorded: the field of the completion.")] = None,
     reasoning_field: Annotated[str | None, typer.Option(help="The field of the reasoning, if there is one.")] = None,
+    soft_labels_field: Annotated[
+        str | None, typer.Option(help="For recorded: the field of the labels' probabilities. Default: `probs`.")
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="For recorded: the name of the recording. Default: the file name.")
     ] = None,
@@ -166,6 +169,7 @@ def import_(
             id_field=id_field,
             completion_field=completion_field,
             reasoning_field=reasoning_field,
+            soft_labels_field=soft_labels_field,
             name=name,
             dry_run=dry_run,
             label_map=parse_label_map(map_ or []),

@@ -31,6 +31,10 @@ class ReplaySpec(ConfigModel):
     prompt: str | None = Field(default=None, description="path of the prompt in a record")
     completion: str | None = Field(default=None, description="path of the completion")
     reasoning: str | None = Field(default=None, description="path of the reasoning")
+    soft_labels: str | None = Field(
+        default=None,
+        description="path of the probabilities of labels; by default soft_labels, probs or probabilities",
+    )
     model: str | None = Field(default=None, description="path of the name of the model that answered")
     id: str | None = Field(default=None, description="path of the record's id, for `match: id`")
     prompt_pattern: str | None = Field(

@@ -160,6 +160,7 @@ def _import_recorded(folder: TaskFolder, path: Path, options: ImportOptions) -> 
         prompt=next(iter(options.text_fields), None),
         completion=options.completion_field,
         reasoning=options.reasoning_field,
+        soft_labels=options.soft_labels_field,
         id=options.id_field,
     )
     found = scan_recordings(path, replay, options.file_format)
@@ -228,8 +229,19 @@ def _mask_recording(recording: Recording, regions: Sequence[str]) -> tuple[Recor
         reasoning=mask_optional(recording.reasoning),
         tool_calls=[{**call, "arguments": _mask_answer(call["arguments"], mask)} for call in recording.tool_calls or []]
         or None,
+        soft_labels=_mask_names(recording.soft_labels, mask),
     )
     return masked, counts
+
+
+def _mask_names(soft_labels: dict[str, float] | None, mask: Callable[[str], str]) -> dict[str, float] | None:
+    """Soft labels with the names of the labels masked; those that become the same add up."""
+    if soft_labels is None:
+        return None
+    masked: dict[str, float] = {}
+    for name, number in soft_labels.items():
+        masked[mask(name)] = masked.get(mask(name), 0.0) + number
+    return masked
 
 
 def _mask_answer(text: str, mask: Callable[[str], str]) -> str:

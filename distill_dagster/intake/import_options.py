@@ -37,6 +37,7 @@ class ImportOptions:
     id_field: str | None = None
     completion_field: str | None = None
     reasoning_field: str | None = None
+    soft_labels_field: str | None = None
     name: str | None = None
     dry_run: bool = False
     label_map: Mapping[str, str] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class ImportOptions:
             "--label-field": (self.label_field, labelled),
             "--map": (self.label_map or None, labelled),
             "--completion-field": (self.completion_field, ("recorded",)),
+            "--soft-labels-field": (self.soft_labels_field, ("recorded",)),
             "--reasoning-field": (self.reasoning_field, ("recorded", *labelled)),
             "--name": (self.name, ("recorded",)),
         }

@@ -30,6 +30,7 @@ from distill_dagster.intake.recorded_responses import (
     is_failed_call,
 )
 from distill_dagster.intake.row_files import FileFormat, get_by_path, scan_records
+from distill_dagster.kinds.stated_probabilities import parse_probabilities
 
 MAX_COUNT = 10**9
 RECORDED_FOLDER = "recorded"
@@ -45,6 +46,7 @@ class Recording:
         conversation: all user turns, one per line, if there are several.
         created: seconds since 1970.
         tool_calls: each with `name`, and `arguments` as JSON text.
+        soft_labels: the number stated for each label, by the label as it is written; it need not sum to 1.
     """
 
     completion: str
@@ -59,6 +61,7 @@ class Recording:
     cost_usd: float | None = None
     created: float | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    soft_labels: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record that an import writes. Reading it gives this recording again."""
@@ -67,7 +70,8 @@ class Recording:
     @cached_property
     def version(self) -> str:
         """Hash of the fields that become part of an answer, without the time."""
-        excluded = ("prompt", "conversation", "id", "created")
+        excluded = {"prompt", "conversation", "id", "created"}
+        excluded |= {"soft_labels"} if self.soft_labels is None else set()  # so that older recordings keep their hash
         return hash_content({name: value for name, value in asdict(self).items() if name not in excluded})
 
 
@@ -187,6 +191,9 @@ def _parse_fields(record: dict[str, Any], replay: ReplaySpec) -> list[Recording]
     choices = _read_named_choices(record, replay.completion) if replay.completion else found
     if not choices and not replay.completion and (said := find_last_assistant(turns)) is not None:
         choices, turns = [build_choice(said)], turns[: len(turns) - 1 - turns[::-1].index(said)]
+    stated = _find_stated_probabilities(record, replay)
+    if not choices and not replay.completion and (stated or not turns):
+        choices = _read_labelled_choice(record, stated)
     if not choices and is_failed_call(record):
         return FAILED
     is_known = bool(turns or has_place_for_response(record)) and not has_response(record)
@@ -221,6 +228,7 @@ def _parse_fields(record: dict[str, Any], replay: ReplaySpec) -> list[Recording]
             cost_usd=_to_number(record.get("cost_usd")) if is_only else None,
             created=_to_number(response.get("created", response.get("created_at"))),
             tool_calls=choice.calls,
+            soft_labels=stated if is_only else None,
         )
         for choice in choices
     ]
@@ -228,6 +236,35 @@ def _parse_fields(record: dict[str, Any], replay: ReplaySpec) -> list[Recording]
 
 _PROMPT_TOKENS = ("prompt_tokens", "input_tokens", "inputTokens", "promptTokenCount", "prompt_eval_count")
 _COMPLETION_TOKENS = ("completion_tokens", "output_tokens", "outputTokens", "candidatesTokenCount", "eval_count")
+
+
+PROBABILITY_FIELDS = ("soft_labels", "probs", "probabilities")
+"""Where records have the probabilities of labels, if nobody says where."""
+
+
+def _find_stated_probabilities(record: dict[str, Any], replay: ReplaySpec) -> dict[str, float] | None:
+    """The number stated for each label in a record: at the declared place, or in one of the usual fields."""
+    names = [replay.soft_labels] if replay.soft_labels else [n for n in PROBABILITY_FIELDS if record.get(n) is not None]
+    value = get_by_path(record, names[0]) if names else None
+    if value is None:
+        return None
+    try:
+        return parse_probabilities(value)
+    except ValueError as error:
+        if not replay.soft_labels and "label" not in record:  # a log may mean something else by this name
+            return None
+        remedy = 'Write an object of labels and numbers, such as {"refund": 0.9, "login": 0.1}.'
+        raise _UnmappedError(f"the probabilities {error}.", names[0], remedy) from None
+
+
+def _read_labelled_choice(record: dict[str, Any], stated: dict[str, float] | None) -> list[RecordedChoice]:
+    """The label of a record as its completion; without one, the likeliest label."""
+    label = record.get("label")
+    if label is not None and not isinstance(label, str):
+        raise _UnmappedError("the label is not a text.", "label", "Write the name of the label as a string.")
+    if not label and stated:
+        label = max(stated, key=lambda name: stated[name])
+    return [RecordedChoice(label, _to_string(record.get("reasoning")))] if label else []
 
 
 def _read_named_choices(record: dict[str, Any], path: str) -> list[RecordedChoice]:

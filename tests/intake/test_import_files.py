@@ -231,6 +231,33 @@ def test_recorded_completions_with_an_id_and_no_prompt(place: Place) -> None:
     assert "match: id" in place.load(path, "recorded").hint
 
 
+def test_recorded_labels_keep_their_probabilities_and_are_masked(place: Place) -> None:
+    rows = [
+        {
+            "text": "mail a.b@example.org",
+            "label": "login",
+            "reasoning": f"key {KEY}",
+            "probs": {"login": 0.9, "refund": 0.1},
+        },
+        {"text": "spam", "label": "refund", "probs": {"refund": 0.6, "x@example.org": 0.3, "y@example.org": 0.1}},
+    ]
+    path = place.file("frontier.jsonl", rows)
+    assert place.load(path, "recorded").added == {"recorded/frontier.jsonl": 2}
+    stored = (place.root / "accepted" / "shop_mail" / "recorded" / "frontier.jsonl").read_text()
+    assert KEY not in stored
+    assert "example.org" not in stored
+    first, second = (json.loads(line) for line in stored.splitlines())
+    assert (first["prompt"], first["completion"], first["soft_labels"]) == ("mail <EMAIL>", "login", rows[0]["probs"])
+    assert second["soft_labels"] == {"refund": 0.6, "<EMAIL>": 0.4}
+    assert place.load(path, "recorded").added == {}
+    again = place.file("again.jsonl", [{"text": "q", "label": "login", "odds": {"login": 0.7}}])
+    place.load(again, "recorded", soft_labels_field="odds")
+    stored = (place.root / "accepted" / "shop_mail" / "recorded" / "again.jsonl").read_text()
+    assert json.loads(stored)["soft_labels"] == {"login": 0.7}
+    with pytest.raises(DistillError, match="--soft-labels-field has no meaning"):
+        place.load(again, "golden", soft_labels_field="odds")
+
+
 def test_a_dry_run_writes_nothing(place: Place) -> None:
     place.inbox.mkdir(parents=True)
     rows = place.file("a.jsonl", [{"text": "new", "label": "refund", "completion": "refund", "prompt": "new"}])

@@ -17,6 +17,8 @@ import yaml
 from distill_dagster.config import ReplaySpec, Task, TeacherSpec
 from distill_dagster.core.errors import InputError, TeacherError
 from distill_dagster.core.paths import PROJECT_FOLDER
+from distill_dagster.curation.candidates.choose import choose_candidates
+from distill_dagster.curation.candidates.priors import build_uniform_prior
 from distill_dagster.intake.recordings import Recording, parse_recordings
 from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.stages import prompts
@@ -42,6 +44,9 @@ TEACHER: dict[str, Any] = {
 
 def plain(text: str, completion: str, **more: Any) -> dict[str, Any]:
     return {"prompt": text, "completion": completion, **more}
+
+
+VERSION_BEFORE_SOFT_LABELS = "429eb2fb464446b955cf6a33b6d051d8a7af1137e07f619eb11a1b6b73c4a7f4"
 
 
 class Home:
@@ -295,6 +300,85 @@ def test_each_problem_names_its_line(home: Home) -> None:
     [problem] = [p for p in check_task_folder(reload_folder(home.folder)) if p.severity == "error"]
     assert "are missing" in problem.message
     assert "distill import shop_mail FILE --as recorded --name logs" in problem.remedy
+
+
+LABELLED = [
+    {
+        "text": "I want a refund",
+        "reasoning": "Money back.",
+        "label": "refund",
+        "probs": {"refund": 0.9, "login": 0.1},
+    },
+    {"text": "a delivery arrived broken", "label": "Delivery", "soft_labels": [["login", 50], ["delivery", 50]]},
+    {"text": "login asks twice", "probabilities": {"login": "80%", "delivery": "20%"}},
+]
+
+
+@pytest.mark.parametrize("reasoning", [False, True])
+def test_recorded_labels_with_probabilities_need_no_settings(tmp_path: Path, reasoning: bool) -> None:
+    home = Home(tmp_path)
+    task = yaml.safe_load((home.folder.path / "task.yaml").read_text())
+    (home.folder.path / "task.yaml").write_text(yaml.safe_dump(task | {"reasoning": reasoning}))
+    examples = home.folder.path / "examples.jsonl"
+    examples.write_text(jsonl([json.loads(row) | {"reasoning": "r"} for row in examples.read_text().splitlines()]))
+    home.record(LABELLED)
+    assert home.answers() == {text: [label] for text, label in SHOP.items()}
+    frame, made = home.completions()
+    by_answer = {row["answer"]: row for row in frame.to_dicts()}
+    soft = {
+        json.loads(answer): {entry["label"]: entry["prob"] for entry in row["soft_labels"]}
+        for answer, row in by_answer.items()
+    }
+    assert soft["refund"] == {"refund": 0.9, "login": 0.1}
+    assert soft["delivery"] == {"delivery": 0.500001, "login": 0.499999}, "on a tie the label is the likeliest"
+    assert soft["login"] == {"login": 0.8, "delivery": 0.2}, "without a label, the likeliest is the answer"
+    assert by_answer['"refund"']["reasoning"] == "Money back."
+
+    table = build_seed_prompts("shop", reload_folder(home.folder).read_slice("shop"))
+    task_now = reload_folder(home.folder).task
+    candidates = choose_candidates(task_now, table, frame, build_uniform_prior(task_now.label_names, 1))
+    refund = candidates.filter(pl.col("answer") == '"refund"').to_dicts()[0]
+    assert (refund["agreement"], refund["reasoning"]) == (1.0, "Money back.")
+    shares = {entry["label"]: pytest.approx(entry["prob"], abs=1e-5) for entry in refund["soft_labels"]}
+    assert {"delivery": 0.0} | soft["refund"] == {"delivery": 0.0} | shares
+    assert refund["confidence"] == pytest.approx(0.9, abs=1e-5)
+
+    home.record([*LABELLED[:2], LABELLED[2] | {"probabilities": {"login": "90%", "delivery": "10%"}}])
+    assert home.completions()[1].record.data_version != made.record.data_version, "other probabilities, other rows"
+    home.env.store.close()
+
+
+def test_probabilities_that_cannot_be_read_name_their_line(home: Home) -> None:
+    bad = [
+        {"text": "a", "label": "refund", "probs": [0.9, 0.1]},
+        {"text": "b", "label": "refund", "soft_labels": {"refund": "high"}},
+        {"text": "c", "label": 3, "probs": {"refund": 1.0}},
+    ]
+    home.record([LABELLED[0], *bad])
+    with pytest.raises(InputError) as caught:
+        home.completions()
+    problems = [(problem.line, problem.field) for problem in caught.value.problems]
+    assert problems == [(2, "probs"), (3, "soft_labels"), (4, "label")]
+    assert "no object of labels and numbers" in caught.value.problems[0].message
+    assert '{"refund": 0.9, "login": 0.1}' in caught.value.problems[0].remedy
+    assert "'high' for 'refund'" in caught.value.problems[1].message
+
+
+def test_a_log_may_mean_something_else_by_the_names_of_probabilities() -> None:
+    for probs in ([0.9, 0.1], "[0.9]", {"refund": "high"}):
+        [found] = parse_recordings(plain("q", "a", probs=probs), ReplaySpec())
+        assert (found.completion, found.soft_labels) == ("a", None)
+    two = CHAT | {"messages": ASKED, "choices": [{"message": {"content": c}} for c in "ab"], "probs": {"a": 1}}
+    assert [r.soft_labels for r in parse_recordings(two, ReplaySpec())] == [None, None], "whose they are is not said"
+    elsewhere = {"q": "text", "a": {"said": "refund", "odds": {"refund": 0.7}}}
+    spec = ReplaySpec(prompt="q", completion="a.said", soft_labels="a.odds")
+    assert parse_recordings(elsewhere, spec) == [Recording("refund", "text", soft_labels={"refund": 0.7})]
+    with pytest.raises(ValueError, match="no object of labels"):
+        parse_recordings(elsewhere | {"a": {"said": "refund", "odds": 0.7}}, spec)
+
+
+def test_a_recording_without_probabilities_keeps_the_hash_that_it_had() -> None:
+    assert Recording("refund", model="m").version == VERSION_BEFORE_SOFT_LABELS
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,11 @@ def choose_free_text_candidates(
     weighted. It is 1 for a single sample, which says nothing about how sure the teacher is. `soft_labels` has the share
     of each answer by its text.
 
+    If samples have soft labels, these are averaged as `choose_label_candidates` does, and the answer is the likeliest
+    label that a sample gave, so that the reasoning belongs to it.
+
     Args:
-        prior: for labels that follow a reasoning: their votes are divided by it (schema TEACHER_PRIOR).
+        prior: for labels that follow a reasoning: their votes or soft labels are divided by it (schema TEACHER_PRIOR).
 
     Returns:
         Schema SCORED, one row per prompt.
@@ -66,9 +69,9 @@ def _choose_candidate(
     answers = [json.loads(sample["answer"]) for sample in usable]
     vote = kind.choose_candidate(answers)
     confidence = vote.agreement
-    if weights is not None and not any(is_refusal(answer) for answer in answers):
-        indices = [sample["sample_index"] for sample in usable]
-        vote, confidence = _choose_by_weight(kind.task.label_names, answers, indices, weights)
+    has_soft_labels = any(sample["soft_labels"] is not None for sample in usable)
+    if (weights is not None or has_soft_labels) and not any(is_refusal(answer) for answer in answers):
+        vote, confidence = _choose_by_weight(kind.task.label_names, answers, usable, weights or {})
     chosen = usable[vote.index]
     soft_labels = [{"label": kind.format_answer(answer), "prob": round(share, 6)} for answer, share in vote.votes]
     return out | {
@@ -76,26 +79,36 @@ def _choose_candidate(
         "reasoning": chosen["reasoning"],
         "agreement": round(vote.agreement, 6),
         "confidence": round(confidence, 6),
-        "soft_labels": soft_labels if len(usable) > 1 and soft_labels else None,
+        "soft_labels": soft_labels if (len(usable) > 1 or has_soft_labels) and soft_labels else None,
     }
 
 
 def _choose_by_weight(
-    names: list[str], labels: list[str], samples: list[int], weights: dict[tuple[int, str], float]
+    names: list[str], labels: list[str], samples: list[dict[str, Any]], weights: dict[tuple[int, str], float]
 ) -> tuple[MajorityVote, float]:
-    """The label with the largest weight of votes, and its share of all weight. On a tie the first in the task wins.
+    """The likeliest of the labels that the samples gave, and its share of all weight. On a tie the first one wins.
 
-    The agreement is the share of the samples that name the label, without weights.
+    The weight of a label is the sum of its votes, each multiplied by its weight. The vote of a sample with soft labels
+    is divided among the labels as they say. The agreement is the share of the samples that name the label.
 
     Args:
         names: all labels of the task.
         labels: the label that each sample names.
-        samples: the index of each sample.
+        samples: the rows of the samples.
+        weights: by sample index and label; what is missing counts as under a uniform prior.
     """
     mass = dict.fromkeys(names, 0.0)
+    are_votes = all(sample["soft_labels"] is None for sample in samples)
     for label, sample in zip(labels, samples, strict=True):
-        mass[label] += weights.get((sample, label), float(len(names)))
+        soft = {entry["label"]: entry["prob"] for entry in sample["soft_labels"] or []} or {label: 1.0}
+        index = sample["sample_index"]
+        votes = {name: share * weights.get((index, name), float(len(names))) for name, share in soft.items()}
+        # A single vote divided by its prior is still one vote, so the sum of the votes is divided.
+        whole = 1.0 if are_votes else sum(votes.values())
+        for name, vote in votes.items():
+            mass[name] += vote / whole
     total = sum(mass.values())
-    votes = sorted(((label, weight / total) for label, weight in mass.items() if weight), key=lambda vote: -vote[1])
-    best, share = votes[0]
-    return MajorityVote(labels.index(best), labels.count(best) / len(labels), tuple(votes)), share
+    shares = {name: weight / total for name, weight in mass.items() if weight}
+    best = max(dict.fromkeys(name for name in names if name in labels), key=lambda name: shares[name])
+    ranked = sorted(shares.items(), key=lambda vote: -vote[1])
+    return MajorityVote(labels.index(best), labels.count(best) / len(labels), tuple(ranked)), shares[best]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.kinds import ParsedAnswer, get_kind
+from distill_dagster.kinds.stated_probabilities import build_distribution
 from distill_dagster.teacher.asking import soft_labels
 from distill_dagster.teacher.asking.asked_prompt import AskedPrompt, read_asked_prompts
 from distill_dagster.teacher.asking.label_answers import read_label, read_soft_label, skip_thinking
@@ -280,7 +282,9 @@ class Asker:
             return build_response_columns(request, responses) | {"status": "truncated", "error": error}
         if self.requests.free_text is not None:
             columns = build_response_columns(request, responses)
-            return columns | self.requests.free_text.read_response(prompt, request, response)
+            columns |= self.requests.free_text.read_response(prompt, request, response)
+            shares = self._read_recorded_shares(response, columns.get("answer"))
+            return columns | {"soft_labels": round_soft_labels(shares)}
         shares, label = await self._read_shares(prompt, sample, response, responses)
         columns = build_response_columns(request, responses)
         if response.finish_reason == "refusal":
@@ -312,6 +316,12 @@ class Asker:
             raise UnusableAnswerError(why, response)
         raise PermanentTeacherError(why)
 
+    def _read_recorded_shares(self, response: Response, answer: str | None) -> dict[str, float] | None:
+        """The distribution over labels that a recording states next to its answer (canonical JSON), if it does."""
+        if response.soft_labels is None or answer is None or not self.task.has_labels:
+            return None
+        return build_distribution(response.soft_labels, self.task.label_names, json.loads(answer))
+
     async def _read_shares(
         self, prompt: AskedPrompt, sample: int, response: Response, responses: list[Response]
     ) -> tuple[dict[str, float] | None, ParsedAnswer]:
@@ -320,7 +330,8 @@ class Asker:
         Further responses, which tell labels with the same beginning apart, go to `responses`.
         """
         if self.spec.soft_labels != "logprobs":
-            return None, self._read_label(response.text, cut=response.finish_reason == "length")
+            label = self._read_label(response.text, cut=response.finish_reason == "length")
+            return self._read_recorded_shares(response, label.answer), label
         labels = self.task.label_names
         positions, thinking = skip_thinking(response.positions)
         if positions is None:

@@ -70,7 +70,8 @@ class Response:
 
     `positions` contains, for each token of the answer, the likeliest tokens with their natural log-probabilities; the
     first is the token that was chosen. `latency_s` is seconds on the wire, while `in_flight` requests of this process
-    were under way. `mode` is online, batch (latency is not measured) or replay.
+    were under way. `mode` is online, batch (latency is not measured) or replay. `soft_labels` has the numbers that a
+    recording states for labels, which need not sum to 1.
     """
 
     text: str
@@ -87,6 +88,7 @@ class Response:
     reasoning: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     mode: str = "online"
+    soft_labels: dict[str, float] | None = None
 
     def with_cost(self, usd: float) -> Response:
         """The same response with its cost in USD."""

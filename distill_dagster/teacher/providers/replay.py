@@ -94,6 +94,7 @@ def _build_response(recording: Recording) -> Response:
         received_at=received.isoformat(timespec="milliseconds"),
         reasoning=recording.reasoning,
         tool_calls=recording.tool_calls,
+        soft_labels=recording.soft_labels,
         mode="replay",
     )
 
