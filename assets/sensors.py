@@ -68,6 +68,7 @@ def get_last_change(folder: Path, accepted: Path | None = None) -> float:
         *folder.glob("slices/*"),
         *folder.glob("templates/*"),
         *folder.glob("recorded/*"),
+        *folder.glob("imagined/*"),
     ]
     if accepted is not None:
         paths += [accepted, *accepted.rglob("*")]  # also below imagined/ and recorded/

@@ -60,7 +60,8 @@ def _lock_refresh(path: Path, notify: RunListener) -> Iterator[None]:
 def _refresh_task(runner: Runner, students: list[str], force: bool, notify: RunListener) -> RunSummary:
     folder, lake, instance = runner.folder, runner.lake, runner.instance
     accepted = folder.accepted
-    slice_folders = (folder.path / "slices", accepted, accepted and accepted / imagined.IMAGINED_FOLDER)
+    slice_folders = {folder.path / "slices", accepted}
+    slice_folders |= {place / imagined.IMAGINED_FOLDER for place in (folder.path, accepted) if place}
     if errors := [p for p in check_task_folder(folder) if p.severity == "error" and p.file.parent not in slice_folders]:
         raise InputError(errors)
     trained = find_trained_students(folder, lake)

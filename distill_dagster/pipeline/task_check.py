@@ -13,7 +13,7 @@ from distill_dagster.pipeline.teacher_check import find_model_problems, find_thi
 from distill_dagster.prompts.templates import AUXILIARY_TEMPLATES, find_template_problems, get_template_names
 from distill_dagster.tasks.accepted import find_accepted_problems, list_accepted_slices
 from distill_dagster.tasks.folder import TaskFolder, find_slice_file_problem, list_slice_files
-from distill_dagster.tasks.imagined import find_imagined_problems
+from distill_dagster.tasks.imagined import find_imagined_problems, get_imagined_path, list_shipped_files
 from distill_dagster.tasks.reading import (
     DEV_FILE,
     EXAMPLES_FILE,
@@ -22,6 +22,7 @@ from distill_dagster.tasks.reading import (
     TASK_FILE,
     find_example_problems,
     read_rows,
+    read_shipped_prompts,
     read_slice,
     read_task,
 )
@@ -69,7 +70,7 @@ def _find_terms_problems(path: Path, task: Task) -> list[Problem]:
 
 
 def _check_slices(path: Path, accepted: Path | None, task: Task) -> tuple[list[Problem], dict[str, list[Path]]]:
-    """The problems in all slice files, and the files of each seed by its normalized text."""
+    """The problems in all slice files and shipped prompts, and the files of each prompt by its normalized text."""
     problems: list[Problem] = []
     seeds: dict[str, list[Path]] = {}
     files = list_slice_files(path)
@@ -93,11 +94,26 @@ def _check_slices(path: Path, accepted: Path | None, task: Task) -> tuple[list[P
         if twin := names.get(file.stem.casefold()):
             problems.append(Problem(file, f"differs from {twin} only in case.", "Rename one of them."))
         names[file.stem.casefold()] = file.name
-        result = read_slice(file, task, has_accepted=file.stem in imported)
+        shipped = read_shipped_prompts(get_imagined_path(path, file.stem), task)
+        problems += shipped.problems
+        result = read_slice(file, task, has_more=file.stem in imported or bool(shipped.value))
         problems += result.problems
         for seed in result.value.seeds if result.value and not result.problems else []:
             seeds.setdefault(normalize_text(seed.text), []).append(file)
+        for prompt in shipped.value or []:
+            seeds.setdefault(normalize_text(prompt.text), []).append(get_imagined_path(path, file.stem))
+    problems += _find_shipped_without_slice(path, {*imported, *(file.stem for file in files)})
     return problems, seeds
+
+
+def _find_shipped_without_slice(path: Path, keys: set[str]) -> list[Problem]:
+    """Files of imagined prompts that belong to no slice, so that nothing reads them."""
+    remedy = "Add slices/{key}.yaml with a description, or rename the file to that of its slice."
+    return [
+        Problem(file, "there is no slice of this name.", remedy.format(key=file.stem))
+        for file in list_shipped_files(path)
+        if file.stem not in keys
+    ]
 
 
 def _check_rows(path: Path, task: Task) -> tuple[list[Problem], dict[str, str]]:
@@ -135,9 +151,9 @@ def _find_repeated_seeds(seeds: dict[str, list[Path]], held_out: dict[str, str])
     for key, files in seeds.items():
         if twin := held_out.get(key):
             remedy = "It is not used for training: it is dropped as `contaminated`."
-            problems.append(Problem(files[0], f"a seed has the text of {twin}.", remedy, severity="warning"))
+            problems.append(Problem(files[0], f"a prompt has the text of {twin}.", remedy, severity="warning"))
         elif len(files) > 1:
-            message = f"the task has the seed {key[:40]!r} {len(files)} times."
+            message = f"the task has the prompt {key[:40]!r} {len(files)} times."
             problems.append(Problem(files[1], message, "All but one are dropped as `duplicate`.", severity="warning"))
     return problems
 

@@ -30,7 +30,7 @@ def build_seed_prompts(key: str, content: Slice, answers: bool = False) -> pl.Da
     """The prompts of the slice `key`, sorted by id, in the schema `PROMPTS`. Duplicate texts become one prompt.
 
     `origin` is `human` for the user's own seeds, `log` for prompts from the inbox, `synthetic` for imagined prompts.
-    `source` is that of the seed, the file in the inbox, or the teacher.
+    `source` is that of the seed, the file in the inbox, or the model that imagined the prompt.
 
     Args:
         answers: whether the task's answers are JSON values instead of labels. In a slice with `refusal: wanted` every
@@ -51,7 +51,7 @@ def build_seed_prompts(key: str, content: Slice, answers: bool = False) -> pl.Da
         row = _build_row(key, build_messages(accepted), "log", accepted.source)
         row["reference"] = refusal
         rows.setdefault(row["prompt_id"], row)
-    for imagined in content.imagination.prompts:
+    for imagined in (*content.shipped, *content.imagination.prompts):
         row = _build_row(key, make_user_messages(imagined.text.strip()), "synthetic", imagined.teacher)
         row |= {"target_label": imagined.target_label, "parent_prompt_id": imagined.parent_prompt_id}
         row |= {"axes": to_canonical_json({"method": imagined.method} | imagined.axes), "reference": refusal}

@@ -13,7 +13,9 @@ from distill_dagster.core.files import refuse_symlink
 T = TypeVar("T")
 
 
-def read_lines(path: Path, adapter: TypeAdapter[T], remedy: str, is_union: bool = False) -> list[tuple[T, int]]:
+def read_lines(
+    path: Path, adapter: TypeAdapter[T], remedy: str, is_union: bool = False, may_be_cut: bool = True
+) -> list[tuple[T, int]]:
     """The lines of a file, each with the byte offset where it ends. A missing file has no lines.
 
     An unfinished last line is left out; the next append removes it.
@@ -21,6 +23,7 @@ def read_lines(path: Path, adapter: TypeAdapter[T], remedy: str, is_union: bool 
     Args:
         remedy: what to do about a broken line.
         is_union: whether the adapter chooses among several models; locations of errors then begin with the choice.
+        may_be_cut: whether a killed process may have left the last line unfinished. A person leaves none.
 
     Raises:
         InputError: lines are broken (all of them are named), the file cannot be read, or it is a symbolic link.
@@ -43,7 +46,8 @@ def read_lines(path: Path, adapter: TypeAdapter[T], remedy: str, is_union: bool 
         try:
             values.append((adapter.validate_json(line), end))
         except ValidationError as error:
-            if number < len(lines):  # the last line has no line break: a killed process did not finish it
+            # The last line has no line break: a killed process did not finish it.
+            if number < len(lines) or not may_be_cut:
                 problems.append(_make_line_problem(path, number, error, remedy, int(is_union)))
     if problems:
         raise InputError(problems)

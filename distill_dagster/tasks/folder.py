@@ -25,6 +25,7 @@ from distill_dagster.tasks.reading import (
     TASK_FILE,
     find_example_problems,
     read_rows,
+    read_shipped_prompts,
     read_slice,
     read_task,
 )
@@ -69,15 +70,17 @@ class TaskFolder:
         return sorted(file.stem for file in files if not find_slice_file_problem(self.path, file))
 
     def read_slice(self, key: str) -> Slice:
-        """The slice `key` with its accepted and imagined prompts."""
+        """The slice `key` with its accepted and imagined prompts, those shipped with the task among them."""
         accepted = read_accepted(get_accepted_path(self.accepted, key)) if self.accepted else []
+        shipped = tuple(require_value(read_shipped_prompts(get_imagined_path(self.path, key), self.task)))
         path = self.path / "slices" / f"{key}.yaml"
         if accepted and not (path.is_symlink() or path.exists()):
             description = INBOX_SLICE_DESCRIPTION.format(key=key)
-            return Slice.model_construct(description=description, seeds=[], accepted=tuple(accepted))
+            return Slice.model_construct(description=description, seeds=[], accepted=tuple(accepted), shipped=shipped)
         imagination = read_imagined(get_imagined_path(self.accepted, key)) if self.accepted else ImagineHistory()
-        content = require_value(read_slice(path, self.task, has_accepted=bool(accepted)))
-        return content.model_copy(update={"accepted": tuple(accepted), "imagination": imagination})
+        content = require_value(read_slice(path, self.task, has_more=bool(accepted or shipped)))
+        more = {"accepted": tuple(accepted), "shipped": shipped, "imagination": imagination}
+        return content.model_copy(update=more)
 
     def read_rows(self, file: str, labelled: bool = True) -> list[LabelledRow]:
         """The rows of a JSONL file of this folder; `human.jsonl` may be missing.

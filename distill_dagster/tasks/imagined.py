@@ -1,8 +1,11 @@
-"""Read the prompts that a teacher imagined: one append-only JSONL file for each slice.
+"""Read the prompts that a model imagined: one append-only JSONL file for each slice, and those shipped with a task.
 
 `teacher.imagine.log` appends to these files. The prompts of a round are followed by a line that ends the round. Readers
 take the prompts of ended rounds only, so a killed process leaves no partial round, and the next append removes its
 lines. A line `fresh` begins a new generation: the prompts before it are retired, and stay in the file.
+
+A task folder may have files of the same form in `imagined/`. They are files of the user: all their prompts count, with
+or without a line that ends a round, and they belong to the data version of their slice.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.tasks.append_only import read_lines
 
 IMAGINED_FOLDER = "imagined"
-"""A folder in a task's folder of accepted prompts."""
+"""A folder in a task's folder of accepted prompts, and in the task folder."""
 _REMEDY = "Fix or remove this line. You may remove lines with prompts at any time."
+_SHIPPED_REMEDY = "Fix or remove this line; docs/imagine.md shows its fields."
 
 
 class ImagineLine(BaseModel):
@@ -38,9 +42,9 @@ class ImaginedPrompt(ImagineLine):
     parent_prompt_id: str | None = None
     target_label: str | None = None
     teacher: str
-    template_version: str
-    request_key: str
-    imagined_at: str
+    template_version: str = ""
+    request_key: str = ""
+    imagined_at: str = ""
 
 
 class ImagineRound(ImagineLine):
@@ -81,9 +85,9 @@ class ImagineHistory:
         return sum(ended.requests for ended in self.rounds)
 
 
-def get_imagined_path(accepted: Path, key: str) -> Path:
-    """The file of one slice; `accepted` is the task's folder of accepted prompts."""
-    return accepted / IMAGINED_FOLDER / f"{key}.jsonl"
+def get_imagined_path(folder: Path, key: str) -> Path:
+    """The file of one slice; `folder` is the task's folder of accepted prompts, or the task folder."""
+    return folder / IMAGINED_FOLDER / f"{key}.jsonl"
 
 
 def read_imagined(path: Path) -> ImagineHistory:
@@ -112,6 +116,30 @@ def read_imagined_until(path: Path) -> tuple[ImagineHistory, int]:
             prompts, rounds = prompts + unfinished, [*rounds, line]
         unfinished, end = [], line_end
     return ImagineHistory(generation, tuple(prompts), tuple(rounds), retired), end
+
+
+def read_shipped(path: Path) -> list[tuple[ImaginedPrompt, int]]:
+    """The prompts of a file in the task folder, those of its last generation, each with its line.
+
+    A missing file has none.
+
+    Raises:
+        InputError: lines are broken (all of them are named), or the file cannot be read.
+    """
+    prompts: list[tuple[ImaginedPrompt, int]] = []
+    lines = read_lines(path, _LINE_ADAPTER, _SHIPPED_REMEDY, is_union=True, may_be_cut=False)
+    content = path.read_bytes() if lines else b""
+    for line, end in lines:
+        if isinstance(line, ImaginedPrompt):
+            prompts.append((line, content.count(b"\n", 0, end - 1) + 1))
+        elif isinstance(line, GenerationStart):
+            prompts.clear()
+    return prompts
+
+
+def list_shipped_files(folder: Path) -> list[Path]:
+    """The files of imagined prompts in a task folder, sorted."""
+    return sorted(file for file in (folder / IMAGINED_FOLDER).glob("*.jsonl") if not file.name.startswith("."))
 
 
 def find_imagined_problems(accepted: Path | None) -> Iterator[Problem]:

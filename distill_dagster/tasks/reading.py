@@ -11,8 +11,9 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from distill_dagster.config import SLICE_KEY_PATTERN, TASK_NAME_PATTERN, Task
-from distill_dagster.core.errors import Problem
+from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.kinds import InvalidAnswerError, Question, get_kind, is_refusal
+from distill_dagster.tasks.imagined import ImaginedPrompt, read_shipped
 from distill_dagster.tasks.rows import LabelledRow, PromptText, Seed, Slice, SliceFile
 from distill_dagster.tasks.unknown_fields import find_close_name
 from distill_dagster.tasks.yaml_files import ParseResult, convert_validation_error, find_line, read_text, read_yaml
@@ -38,11 +39,11 @@ def read_task(folder: Path) -> ParseResult[Task]:
         return ParseResult(None, convert_validation_error(path, error, Task, lambda loc: find_line(tree, loc)))
 
 
-def read_slice(path: Path, task: Task, has_accepted: bool = False) -> ParseResult[Slice]:
+def read_slice(path: Path, task: Task, has_more: bool = False) -> ParseResult[Slice]:
     """Read one slice file, with its references in the canonical form of the kind.
 
     Args:
-        has_accepted: whether prompts of this slice came through the inbox or an import; then it needs no seed.
+        has_more: whether the slice has prompts from the inbox, an import or `imagined/`; then it needs no seed.
     """
     problems: list[Problem] = []
     value, tree = read_yaml(path, problems)
@@ -58,7 +59,7 @@ def read_slice(path: Path, task: Task, has_accepted: bool = False) -> ParseResul
         remedy = "Remove it, or add a label for prompts to refuse."
         message = f"kind {task.kind} answers with labels, and a refusal is not a label."
         problems.append(Problem(path, message, remedy, line=find_line(tree, ("refusal",)), field="refusal"))
-    if not content.seeds and not has_accepted:
+    if not content.seeds and not has_more:
         remedy = "Add at least one, or import prompts: `distill import … --as seeds --slice`."
         line = find_line(tree, ("seeds",))
         problems.append(Problem(path, "the slice has no prompt.", remedy, line=line, field="seeds"))
@@ -78,6 +79,18 @@ def read_slice(path: Path, task: Task, has_accepted: bool = False) -> ParseResul
         if seed.id is not None:
             ids.setdefault(seed.id, seed)
     return ParseResult(Slice.model_construct(**dict(content) | {"seeds": seeds}), problems)
+
+
+def read_shipped_prompts(path: Path, task: Task) -> ParseResult[list[ImaginedPrompt]]:
+    """Read the imagined prompts of one slice in the task folder. A missing file has none."""
+    try:
+        prompts = read_shipped(path)
+    except InputError as error:
+        return ParseResult(None, list(error.problems))
+    problems: list[Problem] = []
+    for prompt, line in prompts:
+        problems += _check_label(path, line, "target_label", prompt.target_label, task)
+    return ParseResult([prompt for prompt, _ in prompts], problems)
 
 
 def read_rows(path: Path, task: Task, labelled: bool) -> ParseResult[list[LabelledRow]]:

@@ -10,8 +10,11 @@ from distill_dagster.config.base import ShortForm
 from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.core.text import normalize_text
 from distill_dagster.tasks.accepted import AcceptedPrompt
-from distill_dagster.tasks.imagined import ImagineHistory
+from distill_dagster.tasks.imagined import ImaginedPrompt, ImagineHistory
 from distill_dagster.tasks.turns import PROMPT_TEXT, Turn
+
+_HASHED_OF_SHIPPED = {"text", "method", "axes", "parent_prompt_id", "target_label"}
+"""The fields of a shipped prompt that reach the table of prompts and are not only a note."""
 
 
 def _require_text_or_messages(schema: dict[str, Any]) -> None:
@@ -123,9 +126,13 @@ class SliceFile(BaseModel):
 
 
 class Slice(SliceFile):
-    """A slice: its file, the prompts that came through the inbox or an import, and those that a teacher imagined."""
+    """A slice: its file, the prompts that came through the inbox or an import, and those that a model imagined.
+
+    `shipped` are the imagined prompts in the task folder, `imagination` those that the task's teacher imagined here.
+    """
 
     accepted: tuple[AcceptedPrompt, ...] = ()
+    shipped: tuple[ImaginedPrompt, ...] = ()
     imagination: ImagineHistory = ImagineHistory()
 
     def with_imagined(self, imagination: ImagineHistory) -> Slice:
@@ -137,6 +144,9 @@ class Slice(SliceFile):
         value = self.model_dump(include={"description", "target", "refusal"})
         value["seeds"] = sorted((seed.get_hashed_fields() for seed in self.seeds), key=hash_content)
         value["accepted"] = sorted({prompt.content for prompt in self.accepted})
+        if self.shipped:
+            shipped = [prompt.model_dump(include=_HASHED_OF_SHIPPED) for prompt in self.shipped]
+            value["shipped"] = sorted(shipped, key=hash_content)
         # Not the imagined prompts: the stage that imagines them would never be fresh.
         value["generation"] = self.imagination.generation
         return hash_content(value)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from distill_dagster.core.errors import InputError
+from distill_dagster.pipeline.source_versions import compute_source_version
+from distill_dagster.pipeline.task_check import check_task_folder
+from distill_dagster.prompts.seeds import build_seed_prompts
+from distill_dagster.tasks import TaskFolder
 from distill_dagster.tasks.imagined import (
     ImaginedPrompt,
     ImagineRound,
@@ -15,7 +20,10 @@ from distill_dagster.tasks.imagined import (
     get_imagined_path,
     read_imagined,
 )
+from distill_dagster.teacher.asking.asked_prompt import read_asked_prompts
 from distill_dagster.teacher.imagine.log import append_round, lock_imagined_file, start_new_generation
+from distill_dagster.teacher.imagine.plan import collect_texts, count_imagine_requests
+from tests.support.task import build_request_builder, reload_folder, write_small_task
 
 
 def one(text: str, **changes: object) -> ImaginedPrompt:
@@ -106,3 +114,128 @@ def test_links_are_not_followed(path: Path) -> None:
     link.symlink_to(path)
     with pytest.raises(InputError, match="symbolic links are not followed"):
         read_imagined(link)
+
+
+class TestShippedWithATask:
+    """Imagined prompts in the task folder, which are files of the user like the slices."""
+
+    @staticmethod
+    def ship(folder: TaskFolder, key: str, *lines: dict[str, object] | str) -> Path:
+        file = get_imagined_path(folder.path, key)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+        return file
+
+    @staticmethod
+    def line(text: str, **more: object) -> dict[str, object]:
+        return {"kind": "prompt", "text": text, "method": "written", "teacher": "a model", **more}
+
+    def test_they_are_prompts_of_their_slice_and_of_synthetic_origin(self, tmp_path: Path) -> None:
+        folder = write_small_task(tmp_path)
+        before = folder.read_slice("shop")
+        self.ship(folder, "shop", self.line("who pays for the return", target_label="delivery"))
+        fresh = reload_folder(folder)
+        table = build_seed_prompts("shop", fresh.read_slice("shop"))
+        [row] = table.filter(pl.col("origin") == "synthetic").to_dicts()
+        assert row["messages"][0]["content"] == "who pays for the return"
+        assert (row["target_label"], row["source"], row["axes"]) == ("delivery", "a model", '{"method":"written"}')
+        assert table.height == len(before.seeds) + 1
+        assert fresh.read_slice("shop").compute_content_version() != before.compute_content_version()
+        assert check_task_folder(fresh) == []
+        get_imagined_path(folder.path, "shop").unlink()
+        assert reload_folder(folder).read_slice("shop").compute_content_version() == before.compute_content_version()
+
+    def test_the_data_version_is_that_of_the_prompts_not_of_the_bytes(self, tmp_path: Path) -> None:
+        folder = write_small_task(tmp_path)
+
+        def version(*lines: dict[str, object] | str) -> str:
+            self.ship(folder, "shop", *lines)
+            return compute_source_version(reload_folder(folder), "slice_files", "shop")
+
+        one, two = self.line("one more"), self.line("and another")
+        plain = version(one, two)
+        assert version(two, "", json.dumps(one, indent=None, separators=(" , ", " : "))) == plain
+        ended = {"kind": "round", "requests": 1, "ended_at": "2026"}
+        assert version(one, two | {"teacher": "another", "imagined_at": "2026"}, ended) == plain
+        assert version(one, two | {"target_label": "login"}) != plain
+        assert version(one) != plain
+        assert version(self.line("retired"), {"kind": "fresh", "asked_at": "2026"}, one, two) == plain
+
+    def test_their_target_label_reaches_no_request(self, tmp_path: Path) -> None:
+        """Invariant of imagining: the teacher answers without knowing what a prompt was written for."""
+        folder = write_small_task(tmp_path, teacher={"api_base": "http://127.0.0.1:9/v1"})
+        requests = []
+        for label in ("refund", "login"):
+            self.ship(folder, "shop", self.line("it is gone", target_label=label))
+            fresh = reload_folder(folder)
+            table = build_seed_prompts("shop", fresh.read_slice("shop")).filter(pl.col("origin") == "synthetic")
+            [prompt] = read_asked_prompts(table, refusals=False).values()
+            requests.append(build_request_builder(fresh).build(prompt, 0))
+        assert requests[0].key == requests[1].key
+        assert "it is gone" in (requests[0].prompt or "")
+
+    def test_they_count_for_the_target_and_are_not_imagined_again(self, tmp_path: Path) -> None:
+        folder = write_small_task(tmp_path)
+        path = folder.path / "slices" / "shop.yaml"
+        path.write_text(path.read_text() + "target: 5\n")
+        assert count_imagine_requests(folder.task, reload_folder(folder).read_slice("shop")).prompts == 2
+        self.ship(folder, "shop", self.line("one more"), self.line("I want a refund"))
+        slice_ = reload_folder(folder).read_slice("shop")
+        assert count_imagine_requests(folder.task, slice_).prompts == 1, "the other one is a seed already"
+        assert "one more" in collect_texts(slice_, slice_.imagination)
+
+    def test_a_slice_can_have_them_alone(self, tmp_path: Path) -> None:
+        folder = write_small_task(tmp_path)
+        (folder.path / "slices" / "fair.yaml").write_text("description: A trade fair.\n")
+        self.ship(folder, "fair", self.line("where is your stand"))
+        fresh = reload_folder(folder)
+        assert check_task_folder(fresh) == []
+        assert build_seed_prompts("fair", fresh.read_slice("fair")).height == 1
+
+    @pytest.mark.parametrize(
+        ("lines", "number", "field", "message"),
+        [
+            (["", '{"kind": "prompt"'], 2, None, "malformed JSON"),
+            ([{"kind": "prompt", "text": "x", "method": "m"}], 1, "teacher", "Field required"),
+            ([{"kind": "prompt", "text": "x", "method": "m", "teacher": "t", "label": "refund"}], 1, "label", "Extra"),
+            (
+                ["", {"kind": "prompt", "text": "x", "method": "m", "teacher": "t", "target_label": "refnd"}],
+                2,
+                "target_label",
+                "is not a label of this task",
+            ),
+        ],
+    )
+    def test_a_mistake_is_named_with_its_line(
+        self, tmp_path: Path, lines: list[dict[str, object] | str], number: int, field: str | None, message: str
+    ) -> None:
+        folder = write_small_task(tmp_path)
+        file = self.ship(folder, "shop", *lines)
+        file.write_text(file.read_text().rstrip("\n"))  # an unfinished last line is a mistake here
+        fresh = reload_folder(folder)
+        with pytest.raises(InputError) as caught:
+            fresh.read_slice("shop")
+        [problem] = caught.value.problems
+        assert (problem.file, problem.line, problem.field) == (file, number, field)
+        assert message in problem.message
+        assert [p.message for p in check_task_folder(fresh)] == [problem.message]
+        assert fresh.read_slice("web").seeds
+
+    def test_a_file_of_no_slice_and_a_repeated_golden_text_are_named(self, tmp_path: Path) -> None:
+        folder = write_small_task(tmp_path)
+        self.ship(folder, "shops", self.line("one more"))
+        self.ship(folder, "web", self.line(folder.golden[0].text.upper()))
+        found = {(p.file.name, p.severity, p.message) for p in check_task_folder(reload_folder(folder))}
+        assert found == {
+            ("shops.jsonl", "error", "there is no slice of this name."),
+            ("web.jsonl", "warning", f"a prompt has the text of golden.jsonl row {folder.golden[0].id}."),
+        }
+
+    def test_symbolic_links_are_not_followed(self, tmp_path: Path) -> None:
+        folder = write_small_task(tmp_path)
+        file = self.ship(folder, "shop", self.line("one more"))
+        (tmp_path / "elsewhere.jsonl").write_text(file.read_text())
+        file.unlink()
+        file.symlink_to(tmp_path / "elsewhere.jsonl")
+        with pytest.raises(InputError, match="symbolic link"):
+            reload_folder(folder).read_slice("shop")

@@ -152,7 +152,7 @@ def test_warnings_do_not_stop_anything(tmp_path: Path) -> None:
     append("dev.jsonl", ROW.replace("some words", "held out: delivery to Spain?") + "\n")(folder.path)
     problems = check_task_folder(folder)
     assert len(problems) == 5
-    golden = _warning(problems, "seed has the text of golden.jsonl row g-refund-0")
+    golden = _warning(problems, "prompt has the text of golden.jsonl row g-refund-0")
     assert golden.file.name == "shop.yaml"
     assert _warning(problems, "row new has the text of golden.jsonl row g-delivery").file.name == "dev.jsonl"
     assert "contaminated" in golden.remedy

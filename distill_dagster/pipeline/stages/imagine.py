@@ -70,18 +70,18 @@ def build_imagine_metadata(task: Task, slice_: Slice, result: ImagineResult | No
 
     Empty if nothing was imagined for the slice.
     """
-    history = slice_.imagination
-    if not history.prompts and result is None:
+    history, prompts = slice_.imagination, (*slice_.shipped, *slice_.imagination.prompts)
+    if not prompts and result is None:
         return {}
     counts: Counter[tuple[str, str]] = Counter()
-    for prompt in history.prompts:
+    for prompt in prompts:
         counts["method", prompt.method] += 1
         counts.update(prompt.axes.items())
         if prompt.target_label is not None:
             counts["target_label", prompt.target_label] += 1
     shown: dict[str, DisplayValue] = {
         "target": slice_.target or "none",
-        "terms": find_terms(get_imagine_teacher(task)).summary,
+        "shipped": len(slice_.shipped),
         "imagined": len(history.prompts),
         "retired": history.retired,
         "rejected_duplicates": sum(ended.duplicates for ended in history.rounds),
@@ -90,4 +90,6 @@ def build_imagine_metadata(task: Task, slice_: Slice, result: ImagineResult | No
             [{"axis": axis, "value": value, "prompts": count} for (axis, value), count in sorted(counts.items())]
         ),
     }
+    if history.prompts or result is not None:
+        shown["terms"] = find_terms(get_imagine_teacher(task)).summary
     return shown | ({"rounds": result.rounds} | result.usage.build_metadata() if result is not None else {})

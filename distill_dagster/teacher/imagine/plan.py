@@ -116,7 +116,7 @@ def collect_different_texts(slice_: Slice) -> set[str]:
 def collect_texts(slice_: Slice, history: ImagineHistory) -> list[str]:
     """Collect the texts of all prompts of a slice, with the imagined ones of `history`."""
     texts = [seed.text for seed in slice_.seeds] + [accepted.text for accepted in slice_.accepted]
-    return texts + [imagined.text for imagined in history.prompts]
+    return texts + [imagined.text for imagined in (*slice_.shipped, *history.prompts)]
 
 
 class Imaginer:
@@ -158,7 +158,7 @@ class Imaginer:
         ]
         prompts += [
             PoolPrompt(_compute_text_id(imagined.text), imagined.text.strip(), imagined.target_label, True)
-            for imagined in history.prompts
+            for imagined in (*self.slice.shipped, *history.prompts)
         ]
         pool: dict[str, PoolPrompt] = {}
         for prompt in prompts:
