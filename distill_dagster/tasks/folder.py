@@ -72,7 +72,8 @@ class TaskFolder:
     def read_slice(self, key: str) -> Slice:
         """The slice `key` with its accepted and imagined prompts, those shipped with the task among them."""
         accepted = read_accepted(get_accepted_path(self.accepted, key)) if self.accepted else []
-        shipped = tuple(require_value(read_shipped_prompts(get_imagined_path(self.path, key), self.task)))
+        prompts = require_value(read_shipped_prompts(get_imagined_path(self.path, key), self.task))
+        shipped = tuple(prompts)
         path = self.path / "slices" / f"{key}.yaml"
         if accepted and not (path.is_symlink() or path.exists()):
             description = INBOX_SLICE_DESCRIPTION.format(key=key)
