@@ -21,7 +21,7 @@ from distill_dagster.cli.imagination import imagine
 from distill_dagster.cli.instance import env, ui
 from distill_dagster.cli.intake import batches, import_, inbox
 from distill_dagster.cli.materialize import backfill, refresh, run
-from distill_dagster.cli.new_task import label, new
+from distill_dagster.cli.new_task import copy, label, new
 from distill_dagster.cli.overview import check, status, tasks
 from distill_dagster.cli.reports import data_docs, report
 from distill_dagster.cli.schema import schema
@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 # `distill --help` lists the commands in this order, in these groups.
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
-    "Start a task": {"tasks": tasks, "new": new, "label": label, "schema": schema, "check": check},
+    "Start a task": {"tasks": tasks, "new": new, "copy": copy, "label": label, "schema": schema, "check": check},
     "Run it": {"run": run, "refresh": refresh, "backfill": backfill, "imagine": imagine},
     "See what came out": {
         "status": status,

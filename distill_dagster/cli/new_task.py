@@ -1,4 +1,4 @@
-"""`distill new` and `label`: a task folder from a table of rows, and labels that are written later."""
+"""`distill new`, `copy` and `label`: a task folder from a table or another task, and labels written later."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+import yaml
 from rich.markup import escape
 
 from distill_dagster.cli.console import err, out, print_json, show_problems
@@ -153,6 +154,52 @@ def new(
             problems = write_task(plan, home.tasks, home.accepted)
             print_next_steps(plan, home.tasks / task, problems, _load_in_ui(home, task))
         print_json(build_plan_json(plan, guess.columns, problems, dry_run))
+
+
+def copy(
+    task: TaskName,
+    new_name: Annotated[str, typer.Argument(help="The name of the copy.")],
+    teacher: Annotated[
+        str | None, typer.Option(help="Keep only this one of the task's `teachers`; give its name in task.yaml.")
+    ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Set a field of task.yaml: `--set teacher.few_shot.draws=1`. Can be repeated."),
+    ] = None,
+    imagined: Annotated[
+        bool, typer.Option("--imagined/--no-imagined", help="Whether to copy prompts that a model imagined.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a task folder under another name, to compare teachers or settings.
+
+    Comments in task.yaml stay. Nothing is overwritten. Answers that the store has are not asked for again.
+    """
+    from distill_dagster.cli.new_task_output import print_copy
+    from distill_dagster.new_task.copy_task import CopyChanges, copy_task
+
+    home = Home.from_env()
+    with show_problems():
+        folder = open_task_folder(home, task)
+        changes = CopyChanges(teacher, _parse_fields(fields or []), imagined)
+        problems = copy_task(folder, home.tasks, new_name, changes, home.inbox / folder.name)
+        new = build_task_folder(home.tasks / new_name, home.accepted / new_name)
+        print_copy(new, problems, _load_in_ui(home, new_name))
+        print_json({"task": new.name, "copied_from": folder.name, "problems": [str(problem) for problem in problems]})
+
+
+def _parse_fields(assignments: list[str]) -> dict[str, Any]:
+    """The fields and values of `--set FIELD=VALUE`. A value is YAML."""
+    fields: dict[str, Any] = {}
+    for assignment in assignments:
+        name, sign, text = assignment.partition("=")
+        if not sign or not all(part.strip() for part in name.split(".")):
+            raise DistillError(f"--set {assignment} names no field. Write it as `--set teacher.few_shot.draws=1`.")
+        try:
+            fields[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise DistillError(f"--set {assignment}: the value is not YAML. Quote it.") from error
+    return fields
 
 
 def label(

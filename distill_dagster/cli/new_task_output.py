@@ -1,4 +1,4 @@
-"""What `distill new` prints: the plan of a task folder, and the next steps."""
+"""What `distill new` and `copy` print: the plan of a task folder, and the next steps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from distill_dagster.cli.console import build_table, out, print_problem, print_table
+from distill_dagster.cli.output import print_next
 from distill_dagster.config import LABEL_KINDS
 from distill_dagster.core.errors import Problem
 from distill_dagster.core.formatting import count_noun
@@ -16,7 +17,7 @@ from distill_dagster.new_task.columns import Columns
 from distill_dagster.new_task.plan import PART_FILES, SHEET_FILE, TaskPlan
 from distill_dagster.new_task.split import Part
 from distill_dagster.new_task.task_yaml import PART_USES
-from distill_dagster.tasks import TASK_FILE
+from distill_dagster.tasks import TASK_FILE, TaskFolder
 
 _ORDER: tuple[Part, ...] = ("examples", "dev", "golden", "seeds")
 
@@ -80,6 +81,18 @@ def print_next_steps(plan: TaskPlan, folder: Path, problems: Sequence[Problem], 
     steps.append(f"The UI on {address} shows it." if address else in_ui)
     for number, step in enumerate(steps, start=1):
         out.print(f"  {number}. {escape(step)}", soft_wrap=True, highlight=False)
+
+
+def print_copy(folder: TaskFolder, problems: Sequence[Problem], address: str | None) -> None:
+    """Print what a copied task is, and what a person does next. `address` is that of the UI that has loaded it."""
+    teachers = ", ".join(name for name, _ in folder.task.list_teachers())
+    out.print(f"[green]{folder.name} is written[/green] to {escape(str(folder.path))}.", soft_wrap=True)
+    out.print(f"Teacher: {escape(teachers)}. Students: {escape(', '.join(folder.task.students))}.", soft_wrap=True)
+    for problem in problems:
+        print_problem(problem)
+    if address:
+        out.print(f"The UI on {address} shows it.", soft_wrap=True)
+    print_next(f"distill run {folder.name}", "asks the teacher, trains the student and writes the report.")
 
 
 def build_plan_json(plan: TaskPlan, columns: Columns, problems: Sequence[Problem], dry_run: bool) -> dict[str, object]:
