@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("curation.task_view",),
     ("curation.text_columns",),
     ("curation.candidates",),
+    ("curation.soft_labels",),
     ("curation.scores",),
     ("curation.filters",),
     ("curation.dataset",),
