@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from distill_dagster.config import SLICE_KEY_PATTERN, TASK_NAME_PATTERN, Task
+from distill_dagster.config import SLICE_KEY_PATTERN, TASK_NAME_PATTERN, Task, TeacherSpec
 from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.kinds import InvalidAnswerError, Question, get_kind, is_refusal
 from distill_dagster.tasks.imagined import ImaginedPrompt, read_shipped
@@ -203,22 +203,35 @@ def _check_label(path: Path, line: int | None, name: str, label: Any, task: Task
 
 
 def find_example_problems(folder: Path, task: Task, rows: list[LabelledRow]) -> list[Problem]:
-    """The problems with examples.jsonl if it has fewer rows than the prompts to the teacher need."""
-    few_shot = task.teacher.few_shot
+    """The problems with examples.jsonl if it has fewer rows than the prompts to a teacher need.
+
+    A recorded teacher is shown none, but the student `seed_only` learns from them.
+    """
+    named = [(f"teachers.{name}", spec) for name, spec in task.teachers.items()] or [("teacher", task.teacher)]
+    found = (_find_too_few_examples(folder, task, rows, spec, place) for place, spec in named)
+    return next((problems for problems in found if problems), [])
+
+
+def _find_too_few_examples(
+    folder: Path, task: Task, rows: list[LabelledRow], spec: TeacherSpec, place: str
+) -> list[Problem]:
+    few_shot, path = spec.few_shot, folder / EXAMPLES_FILE
     if not task.has_labels:
-        need = max(1, few_shot.nearest or few_shot.per_label)
-        asks = f"teacher.few_shot.{'nearest' if few_shot.nearest else 'per_label'} asks for {need}"
+        need = 1 if spec.is_replay else max(1, few_shot.nearest or few_shot.per_label)
+        asks = f"{place}.few_shot.{'nearest' if few_shot.nearest else 'per_label'} asks for {need}"
         message, remedy = f"there are {len(rows)} few-shot examples, {asks}.", "Add examples, or ask for fewer."
-        return [Problem(folder / EXAMPLES_FILE, message, remedy)] if len(rows) < need else []
+        return [Problem(path, message, remedy)] if len(rows) < need else []
     need, counts = few_shot.per_label, Counter(row.label for row in rows)
-    asks = f"teacher.few_shot.per_label asks for {need}"
-    if few_shot.nearest:
-        need, asks = 1, "teacher.few_shot.nearest needs one of each label"
-    elif task.teacher.calibration == "examples":
-        need, asks = need + 1, f"{asks}, and teacher.calibration for one more outside of the prompt"
+    asks = f"{place}.few_shot.per_label asks for {need}"
+    if spec.is_replay:
+        need, asks = 1, "and `seed_only` needs one"
+    elif few_shot.nearest:
+        need, asks = 1, f"{place}.few_shot.nearest needs one of each label"
+    elif spec.calibration == "examples":
+        need, asks = need + 1, f"{asks}, and {place}.calibration for one more outside of the prompt"
     return [
         Problem(
-            folder / EXAMPLES_FILE,
+            path,
             f"label {label!r} has {counts[label]} few-shot examples, {asks}.",
             "Add examples, or lower per_label.",
             field="label",

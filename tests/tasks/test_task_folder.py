@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.pipeline.open_task import find_tasks, open_task
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import TaskFolder
+from distill_dagster.tasks.reading import find_example_problems
 from tests.support.kind_folder import write_kind_folder
 from tests.support.task import reload_folder, write_small_task
 from tests.tasks.mistakes import ROW, SLICE, Mistake, append, subfolder, templates, write
@@ -164,6 +166,24 @@ def test_warnings_do_not_stop_anything(tmp_path: Path) -> None:
     fresh = reload_folder(folder)
     assert len(fresh.read_slice("shop").seeds) == 3
     assert len(fresh.examples) == 10
+
+
+@pytest.mark.parametrize(
+    ("teachers", "message"),
+    [
+        ({"logs": {"model": "replay/x"}}, None),
+        ({"logs": {"model": "replay/x"}, "live": {"model": "openai/x", "few_shot": {"per_label": 2}}}, "2"),
+    ],
+)
+def test_a_recorded_teacher_needs_no_few_shot_examples(
+    tmp_path: Path, teachers: dict[str, Any], message: str | None
+) -> None:
+    folder = write_small_task(tmp_path, teachers=teachers, teacher=None)
+    rows = [row for n, row in enumerate(folder.examples) if n % 3 == 0]  # one of each label
+    found = [problem.message for problem in find_example_problems(folder.path, folder.task, rows)]
+    asks = f"label 'refund' has 1 few-shot examples, teachers.live.few_shot.per_label asks for {message}."
+    assert found[:1] == ([asks] if message else [])
+    assert find_example_problems(folder.path, folder.task, rows[1:])[0].message.startswith("label 'refund' has 0")
 
 
 def test_tasks_are_found_and_opened_by_name(tmp_path: Path) -> None:
