@@ -134,6 +134,9 @@ class Task(ConfigModel):
             yield _make_error(("cascade",), self.cascade, ValueError("a cascade needs two or more `teachers`"))
         yield from _try_check(("teacher",), self.teacher, self._check_teacher)
         yield from _try_check(("students",), self.students, self._check_students)
+        if self.curation.rescale_soft_labels != "none" and not self.has_labels:
+            error = ValueError("only label tasks have soft labels that can be rescaled")
+            yield _make_error(("curation", "rescale_soft_labels"), self.curation.rescale_soft_labels, error)
         if self.default_student is not None and self.default_student not in self.students:
             names = ", ".join(self.students)
             error = ValueError(f"default_student {self.default_student!r} is not one of {names}")
@@ -240,7 +243,10 @@ class Task(ConfigModel):
 
     def hash_evaluation_settings(self) -> str:
         """Hash of everything but the answers that changes a report."""
-        settings = {"evaluation": self.evaluation.model_dump(), "labels": self.label_names}  # not their descriptions
+        settings: dict[str, Any] = {"evaluation": self.evaluation.model_dump(), "labels": self.label_names}
+        # What others cost is what they billed, whatever the price is now.
+        prices = [spec.price.model_dump() for spec in self.teacher_specs if spec.is_replay and spec.price is not None]
+        settings |= {"prices": prices} if prices else {}
         return hash_content(self.dump_answer_settings() | settings)
 
     def _dump_prompt_settings(self) -> dict[str, Any]:

@@ -104,12 +104,25 @@ def compute_teacher_cost(
         uses: what each teacher took, by its name. The first was asked about every prompt.
         teachers: its settings, by the same name.
     """
-    if not uses:
-        return None
+    costs = {name: use.compute_cost(teachers[name], usd_per_hour) for name, use in uses.items() if name in teachers}
+    return _average_over_prompts(uses, costs)
+
+
+def compute_teacher_tokens(uses: Mapping[str, TeacherUse]) -> float | None:
+    """Tokens per prompt of all teachers together: of requests and answers. None if those of one are unknown."""
+    tokens: dict[str, float | None] = {}
+    for name, use in uses.items():
+        known = use.prompt_tokens is not None and use.completion_tokens is not None
+        tokens[name] = (use.prompt_tokens or 0.0) + (use.completion_tokens or 0.0) if known else None
+    return _average_over_prompts(uses, tokens)
+
+
+def _average_over_prompts(uses: Mapping[str, TeacherUse], amounts: Mapping[str, float | None]) -> float | None:
+    """The amount per prompt, from each teacher's amount per prompt that it was asked about."""
     total = 0.0
     for name, use in uses.items():
-        cost = use.compute_cost(teachers[name], usd_per_hour) if name in teachers else None
-        if cost is None:
+        amount = amounts.get(name)
+        if amount is None:
             return None
-        total += cost * use.prompts
-    return total / max(use.prompts for use in uses.values())
+        total += amount * use.prompts
+    return total / max(use.prompts for use in uses.values()) if uses else None

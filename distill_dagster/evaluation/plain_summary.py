@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from distill_dagster.core.formatting import count_noun, format_seconds
+from distill_dagster.evaluation.costs import DistillationCost
 from distill_dagster.evaluation.formatting import (
     find_mistakes,
     format_dollars,
@@ -17,13 +19,20 @@ from distill_dagster.evaluation.metrics import (
     BASE,
     CENTROID,
     DISTILLED,
+    LINEAR_PROBE,
     NO_ANSWER,
     SEED_ONLY,
     SLICE_LABEL,
     TEACHER,
     Metrics,
 )
-from distill_dagster.evaluation.recommendation import NOTABLE_GAIN, Recommendation, is_teacher_weak, list_rivals
+from distill_dagster.evaluation.recommendation import (
+    NOTABLE_GAIN,
+    ProbeResult,
+    Recommendation,
+    is_teacher_weak,
+    list_rivals,
+)
 from distill_dagster.evaluation.statistics import estimate_needed_items
 
 SYSTEM_MEANINGS = {
@@ -33,12 +42,23 @@ SYSTEM_MEANINGS = {
     DISTILLED: "the student trained on the teacher's answers",
     CENTROID: "no training at all: the label whose examples are nearest in meaning",
     SLICE_LABEL: "the student trained on the names of the slices, without the teacher",
+    LINEAR_PROBE: "a logistic regression on frozen sentence embeddings, trained on the teacher's answers",
 }
 """What each system is, for a reader who sees its name for the first time."""
 _ADAPTERS = {DISTILLED: "student_adapter", SEED_ONLY: "seed_only_adapter", SLICE_LABEL: "slice_label_adapter"}
 _HOW_TO_USE = {
     BASE: "Use the untrained model as it is; there is nothing to train.",
     CENTROID: "Use a sentence embedding model and each label's mean embedding; there is nothing to train.",
+}
+_PROBE_IN_LEAD: dict[ProbeResult, str] = {
+    "better": "But a linear probe, trained on the same answers, is better",
+    "equal": "A linear probe, trained on the same answers, is as good",
+    "unclear": "A linear probe, trained on the same answers, may be as good",
+}
+_PROBE_STEPS: dict[ProbeResult, str] = {
+    "better": "Use the linear probe",
+    "equal": "Or use the linear probe, which is as good and needs no fine-tuning",
+    "unclear": "Compare with the linear probe on more items; it needs no fine-tuning",
 }
 _POWER = 0.8
 """The chance of seeing a difference of `NOTABLE_GAIN` with the number of items that is recommended."""
@@ -65,15 +85,31 @@ def build_plain_summary(metrics: Metrics, verdict: Recommendation, task: str, st
 
 
 def _build_lead(metrics: Metrics, verdict: Recommendation) -> str:
+    """The verdict in one or two sentences, with the scores that it is about."""
     other = describe_system(verdict.best_other)
     if verdict.worth_it is True:
-        return "The distilled student is better than everything that needs less work. Use it."
-    if verdict.worth_it is False:
-        return f"The distilled student is not worth its effort here. Better use {other}."
-    if not verdict.best_other:
-        return "There is nothing yet to compare the distilled student with."
-    rivals = " or ".join(describe_system(name) for name in list_rivals(metrics)[:2])
-    return f"The test is too small to tell whether the distilled student is better than {rivals}."
+        lead = f"Distilling pays: {_compare_scores(metrics, verdict.best_other)}."
+    elif verdict.worth_it is False:
+        lead = f"Distilling does not pay here: {_compare_scores(metrics, verdict.best_other)}. Better use {other}."
+    elif not verdict.best_other:
+        lead = "There is nothing yet to compare the distilled student with."
+    else:
+        rivals = " or ".join(describe_system(name) for name in list_rivals(metrics)[:2])
+        lead = f"The test is too small to tell whether the distilled student is better than {rivals}."
+    if verdict.probe not in _PROBE_IN_LEAD:
+        return lead
+    score = metrics.golden.systems[LINEAR_PROBE].score.value or 0.0
+    return f"{lead} {_PROBE_IN_LEAD[verdict.probe]} ({100 * score:.0f})."
+
+
+def _compare_scores(metrics: Metrics, other: str) -> str:
+    """The scores of the student and of the best system without a teacher, as a clause."""
+    own, best = (metrics.golden.systems[name].score.value or 0.0 for name in (DISTILLED, other))
+    if _is_accuracy(metrics):
+        return f"the student answers {100 * own:.0f} of 100 right, {other} {100 * best:.0f} without a teacher"
+    return (
+        f"the student's {format_metric_name(metrics.metric)} is {own:.2f}, that of {other} without a teacher {best:.2f}"
+    )
 
 
 def describe_system(name: str) -> str:
@@ -86,7 +122,7 @@ def _explain_figures(metrics: Metrics, verdict: Recommendation) -> Iterator[tupl
     golden = metrics.golden
     own, teacher = golden.systems[DISTILLED], golden.systems.get(TEACHER)
     rivals = list_rivals(metrics)[:2] or [verdict.best_other]
-    yield "Quality", _describe_quality(metrics, [DISTILLED, TEACHER, *rivals])
+    yield "Quality", _describe_quality(metrics, [DISTILLED, TEACHER, *rivals, LINEAR_PROBE])
     if teacher is not None and own.latency.p50 and teacher.latency.p50:
         yield "Speed", _describe_speed(own.latency.p50, teacher.latency.p50)
     yield "Cost", _describe_cost(metrics)
@@ -97,7 +133,7 @@ def _describe_quality(metrics: Metrics, names: list[str]) -> str:
     values = {name: systems[name].score.value for name in dict.fromkeys(names) if name in systems}
     known = {name: value for name, value in values.items() if value is not None}
     test = f"the golden set, {systems[DISTILLED].n} items that people labelled and no system was trained on"
-    if metrics.metric != "accuracy":
+    if not _is_accuracy(metrics):
         scores = "; ".join(f"{name} {value:.2f}" for name, value in known.items())
         return (
             f"{format_metric_name(metrics.metric)}, where 0 is the worst and 1 the best: {scores}. The test is {test}."
@@ -118,33 +154,49 @@ def _describe_speed(own: float, teacher: float) -> str:
 
 
 def _describe_cost(metrics: Metrics) -> str:
+    """What answers cost, what the distillation took, and after how many requests that is saved."""
     own, teacher = metrics.facts[DISTILLED].cost_usd_per_1k, metrics.facts.get(TEACHER)
     billed = teacher.cost_usd_per_1k if teacher else None
     unset = "Set `evaluation.machine_usd_per_hour` in task.yaml to see what your machine costs."
     if billed is not None and own is not None:
-        saved = 1000 * abs(billed - own)
-        word = "less" if own <= billed else "more"
-        return (
-            f"1,000 answers cost {format_dollars(own)} with the student and {format_dollars(billed)} with the teacher: "
-            f"{format_dollars(saved)} {word} for a million answers."
+        both = (
+            f"1,000 answers cost {format_dollars(own)} with the student and {format_dollars(billed)} with the teacher."
         )
+        return f"{both} {_describe_distillation(metrics.distillation)}".strip()
     if billed is not None:
         return (
             f"1,000 answers of the teacher cost {format_dollars(billed)}. The student runs on your own machine. {unset}"
         )
+    student = f"1,000 answers of the student cost {format_dollars(own)}." if own is not None else unset
     if teacher is None or is_local(TEACHER, teacher):
-        rest = f"1,000 answers of the student cost {format_dollars(own)}." if own is not None else unset
-        return f"everything here runs on your own machine, and no answer is billed. {rest}"
-    return "the price of the teacher is not known. Set `teacher.price` in task.yaml."
+        return f"everything here runs on your own machine, and no answer is billed. {student}"
+    return f"the price of the teacher is not known. Set its `price` in task.yaml. {student}"
+
+
+def _describe_distillation(cost: DistillationCost | None) -> str:
+    if cost is None or cost.usd is None or cost.training_s is None:
+        return ""
+    took = (
+        f"The distillation took {format_dollars(cost.usd)}: {count_noun(cost.answers, 'answer')} of the teacher, and "
+        f"{format_seconds(cost.training_s)} of training."
+    )
+    if cost.break_even is None:
+        return f"{took} The student costs no less, so it saves no money."
+    return f"{took} It has paid for itself after about {_round_up(cost.break_even)} requests."
 
 
 def _list_next_steps(metrics: Metrics, verdict: Recommendation, task: str, student: str) -> Iterator[str]:
     """What to do, the most important first."""
     if verdict.worth_it is None:
         yield from _list_steps_to_decide(metrics, task)
-    else:
+    elif not (verdict.worth_it and verdict.probe == "better"):
         chosen = DISTILLED if verdict.worth_it else verdict.best_other
         yield _describe_use(chosen, task, student)
+    if verdict.probe in _PROBE_STEPS:
+        yield (
+            f"{_PROBE_STEPS[verdict.probe]}: a logistic regression on sentence embeddings, trained on the rows of "
+            "`filtered_dataset`."
+        )
     facts = metrics.facts.get(TEACHER)
     if verdict.worth_it is not True:
         if facts is not None and facts.model and facts.model.startswith("embedded/"):
@@ -197,6 +249,10 @@ def _list_steps_to_decide(metrics: Metrics, task: str) -> Iterator[str]:
             "the real one is likely smaller."
         )
     yield f"Until that is decided, what takes less work is the safer choice: {rivals[0].second}."
+
+
+def _is_accuracy(metrics: Metrics) -> bool:
+    return metrics.metric == "accuracy"
 
 
 def _round_up(number: int) -> str:

@@ -46,6 +46,7 @@ class ReportInputs:
             last word share a plot. None if there is no log.
         golden_looks: entries of the log, oldest first, including this look.
         latency_method: one sentence on how latency was measured.
+        cost_method: sentences on where the costs come from.
         versions: package name to version.
         notice: what a reader needs to know before the figures, e.g. that teacher and student share their base.
         terms: the provider's terms of each teacher, and of a judge and an imaginer that took part, as
@@ -64,6 +65,7 @@ class ReportInputs:
     training: Mapping[str, Sequence[tuple[float, float]]] | None = None
     golden_looks: Sequence[Mapping[str, Any]] = ()
     latency_method: str = "not measured"
+    cost_method: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     notice: str | None = None
     terms: Sequence[Mapping[str, Any]] = ()
@@ -125,6 +127,8 @@ def build_metrics_json(metrics: Metrics, verdict: Recommendation, inputs: Report
             "seed": metrics.seed,
         },
         "latency_method": inputs.latency_method,
+        "cost_method": inputs.cost_method,
+        "distillation": metrics.distillation.to_json() if metrics.distillation else None,
         "notice": inputs.notice,
         "terms": [dict(terms) for terms in inputs.terms],
         "versions": dict(inputs.versions),

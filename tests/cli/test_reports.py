@@ -72,7 +72,7 @@ def test_without_a_browser_the_path_is_named(home: Path) -> None:
 def test_the_next_steps_are_printed_and_those_of_an_older_report_are_not_missed(home: Path) -> None:
     path = home / "reports" / TASK / STUDENT / "metrics.json"
     figures = json.loads(path.read_text())
-    assert figures["lead"].startswith("The distilled student is better")
+    assert figures["lead"].startswith("Distilling pays: the student answers 90 of 100 right, base 50")
     assert figures["meaning"].keys() >= {"Quality", "Cost"}
     shown = _report(home, COLUMNS="500").stdout
     assert f"1. {figures['next_steps'][0]}" in shown

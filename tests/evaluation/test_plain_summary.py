@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from distill_dagster.config import EvaluationSpec
+from distill_dagster.evaluation.costs import DistillationCost
 from distill_dagster.evaluation.metrics import Metrics, compute_metrics
 from distill_dagster.evaluation.plain_summary import PlainSummary, build_plain_summary
 from distill_dagster.evaluation.recommendation import list_rivals, recommend
@@ -48,7 +50,7 @@ def _get(summary: PlainSummary, word: str) -> str:
 
 def test_worth_it() -> None:
     summary = _summarize(_measure(YES))
-    assert summary.lead == "The distilled student is better than everything that needs less work. Use it."
+    assert summary.lead == ("Distilling pays: the student answers 90 of 100 right, seed_only 75 without a teacher.")
     assert "the distilled student answers 90 of 100 items right (teacher 95; seed_only 75)" in _get(summary, "Quality")
     assert "the golden set, 200 items that people labelled and no system was trained on" in _get(summary, "Quality")
     assert "`lake/mail/student_adapter/small/`" in summary.next_steps[0]
@@ -57,6 +59,7 @@ def test_worth_it() -> None:
 
 def test_not_worth_it_says_what_to_use() -> None:
     summary = _summarize(_measure(NO))
+    assert summary.lead.startswith("Distilling does not pay here: the student answers 85 of 100 right, seed_only 99")
     assert "Better use seed_only (the student trained on your labelled examples alone" in summary.lead
     assert "`lake/mail/seed_only_adapter/small/`" in summary.next_steps[0]
     untrained = _summarize(_measure(YES | {"base": 198}))
@@ -106,17 +109,51 @@ def test_enough_items_without_a_difference_are_no_reason_to_label_more() -> None
     ("facts", "usd_per_hour", "words"),
     [
         ({"teacher": {"cost_usd_per_1k": 4.0}}, None, "1,000 answers of the teacher cost $4.00."),
-        ({"teacher": {"cost_usd_per_1k": 4.0}}, 3.6, "$0.10 with the student and $4.00 with the teacher: $3,900 less"),
-        ({"teacher": {"cost_usd_per_1k": 0.05}}, 3.6, "$50.00 more for a million answers"),
+        ({"teacher": {"cost_usd_per_1k": 4.0}}, 3.6, "1,000 answers cost $0.10 with the student and $4.00 with the te"),
         ({"teacher": {"model": "embedded/smollm2-135m-instruct"}}, None, "no answer is billed. Set `evaluation."),
         ({"teacher": {"model": "embedded/smollm2-135m-instruct"}}, 3.6, "1,000 answers of the student cost $0.10."),
-        ({"teacher": {"model": "openai/my-model"}}, None, "the price of the teacher is not known. Set `teacher.price`"),
+        ({"teacher": {"model": "openai/my-model"}}, None, "the price of the teacher is not known. Set its `price`"),
+        ({"teacher": {"model": "replay/big"}}, 3.6, "Set its `price` in task.yaml. 1,000 answers of the student cost"),
         ({"teacher": {"model": "embedded/a, openai/my-model"}}, None, "the price of the teacher is not known."),
     ],
 )
 def test_cost(facts: dict[str, dict[str, Any]], usd_per_hour: float | None, words: str) -> None:
     seconds = dict.fromkeys(YES, 0.1)
     assert words in _get(_summarize(_measure(YES, facts, seconds=seconds, usd_per_hour=usd_per_hour)), "Cost")
+
+
+@pytest.mark.parametrize(
+    ("teacher_usd", "words"),
+    [
+        (4.0, "The distillation took $6.02: 1,500 answers of the teacher, and 12 min 0 s of training. It has paid for "
+              "itself after about 1,600 requests."),
+        (0.1, "of training. The student costs no less, so it saves no money."),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_what_the_distillation_took_and_when_it_has_paid_for_itself(
+    teacher_usd: float | None, words: str | None
+) -> None:
+    facts = {"teacher": {"cost_usd_per_1k": teacher_usd}}
+    metrics = _measure(YES, facts, seconds=dict.fromkeys(YES, 0.1), usd_per_hour=3.6)
+    spent = None if teacher_usd is None else 1.5 * teacher_usd
+    cost = DistillationCost(1500, spent, 720, 0.02, teacher_usd, 0.1)
+    found = _get(_summarize(replace(metrics, distillation=cost)), "Cost")
+    assert words in found if words else "The distillation" not in found
+
+
+def test_a_linear_probe_that_is_as_good_is_in_the_first_line() -> None:
+    equal = _summarize(_measure(YES | {"linear_probe": 182}))
+    assert equal.lead.endswith("A linear probe, trained on the same answers, is as good (91).")
+    assert equal.next_steps[0].startswith("Use the distilled student")
+    assert equal.next_steps[1].startswith("Or use the linear probe, which is as good")
+    better = _summarize(_measure(YES | {"linear_probe": 199}))
+    assert better.lead.endswith("But a linear probe, trained on the same answers, is better (100).")
+    assert better.next_steps[0].startswith("Use the linear probe: a logistic regression")
+    assert not any("the distilled student" in step for step in better.next_steps)
+    behind = _summarize(_measure(YES | {"linear_probe": 150}))
+    assert "linear probe" not in behind.lead
+    assert "linear_probe 75" in _get(behind, "Quality")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from distill_dagster.config import TeacherSpec, TermsSpec
+from distill_dagster.config.evaluation import MACHINE_USD_PER_HOUR
 from distill_dagster.evaluation.formatting import (
     build_summary_rows,
     format_count,
@@ -47,6 +48,7 @@ INPUTS = ReportInputs(
     training={"training loss": [(1, 2.0), (2, 1.0)], "validation loss": [(2, 1.5)], "empty": []},
     golden_looks=[{"at": "2026-01-02T03:04:05+00:00", "settings_hash": "5" * 64}],
     latency_method="One by one.",
+    cost_method="The machine costs `nothing`.",
     versions={"torch": "2"},
     notice="Teacher and student share their base.",
     extra={"run": "r1", "task": "never this"},
@@ -95,9 +97,10 @@ def test_names_that_scripts_rely_on(folder: Path) -> None:
         assert found["latency_s"].keys() >= {"p50", "p95"}
         assert found.keys() >= {"cost_usd_per_1k", "parameters", "bytes"}
     assert figures["systems"]["teacher"]["cost_usd_per_1k"] == 1.25
-    assert figures["systems"]["base"]["cost_usd_per_1k"] is None
+    own = figures["systems"]["base"]
+    assert own["cost_usd_per_1k"] == pytest.approx(1000 * own["latency_s"]["mean"] / 3600 * MACHINE_USD_PER_HOUR)
     assert figures["retention"].keys() == {"value", "low", "high"}
-    assert figures["verdict"].keys() == {"worth_it", "text", "best_other"}
+    assert figures["verdict"].keys() == {"worth_it", "text", "best_other", "probe"}
     assert figures["golden_looks"] == list(INPUTS.golden_looks)
     assert figures["dataset"]["dropped"] == {"duplicate": 4}
     assert figures["settings_hash"] == "5" * 64
@@ -487,7 +490,8 @@ def test_the_same_input_gives_the_same_files(tmp_path: Path) -> None:
 
 
 def test_summary_rows() -> None:
-    rows = {r["system"]: r for r in build_summary_rows(compute_metrics(_predictions(), FACTS, LABELS, SPEC))}
+    unpriced = SPEC.model_copy(update={"machine_usd_per_hour": None})
+    rows = {r["system"]: r for r in build_summary_rows(compute_metrics(_predictions(), FACTS, LABELS, unpriced))}
     assert list(rows) == ["teacher", "base", "seed_only", "distilled", "centroid"]
     assert re.fullmatch(r"0\.\d\d \[0\.\d\d, [01]\.\d\d\]", rows["distilled"]["accuracy"])
     assert rows["distilled"]["size"] == "90.9 MB"

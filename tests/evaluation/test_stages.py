@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 from distill_dagster.config import Task
 from distill_dagster.pipeline.freshness import TaskState
@@ -19,11 +22,15 @@ from distill_dagster.pipeline.stages.context import StageContext, StageInputs
 from distill_dagster.pipeline.stages.dataset import make_filtered_dataset
 from distill_dagster.student.types import TRAINING_LOG_FILE, Prediction
 from distill_dagster.tables.data_versions import compute_data_version
-from distill_dagster.tables.schemas import PREDICTIONS, REJECTED
+from distill_dagster.tables.schemas import COMPLETIONS, PREDICTIONS, REJECTED
+from distill_dagster.tasks import TaskFolder
 from tests.support.provider import FakeProvider
-from tests.support.task import LABELS, TASK, build_stage_context, pass_gate, reload_folder, write_small_task
+from tests.support.task import LABELS, TASK, build_stage_context, jsonl, pass_gate, reload_folder, write_small_task
 
 STUDENT = "tiny"
+TRAINING_S = 72.0
+PROMPTS = 6 + 6 + 6
+"""Golden, dev, and the seeds of both slices."""
 
 
 @dataclass
@@ -40,32 +47,39 @@ class FirstLabel:
 @pytest.fixture
 def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageContext]:
     """A task in which every slice is named like a label, made up to its dataset and adapters."""
+    with (
+        FakeProvider(LABELS) as provider,
+        _make_all(tmp_path, monkeypatch, teacher={"api_base": provider.url}) as context,
+    ):
+        yield context
+
+
+@contextmanager
+def _make_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: str | None = None, **changes: Any
+) -> Iterator[StageContext]:
+    """A task made up to its dataset and adapters. `recorded` is the content of recorded/big.jsonl."""
     monkeypatch.setattr(predictions, "load_predictor", lambda *_: FirstLabel())
     monkeypatch.setattr(predictions, "build_centroid_predictor", lambda *_: FirstLabel())
-    with FakeProvider(LABELS) as provider:
-        folder = write_small_task(
-            tmp_path,
-            teacher={"api_base": provider.url},
-            curation={"min_rows": 2, "validation_share": 0},
-        )
-        for path, label in zip(sorted((folder.path / "slices").iterdir()), LABELS, strict=False):
-            path.rename(path.with_name(f"{label}.yaml"))
-        context = build_stage_context(reload_folder(folder), tmp_path / "home")
-        for make in (
-            prompts.make_prompt_context,
-            teacher.make_teacher_prior,
-            teacher.make_golden_completions,
-        ):
-            make(context, None)
-        pass_gate(context)
-        for key in context.folder.list_slice_keys():
-            for make in (prompts.make_seed_prompts, teacher.make_teacher_completions, scores.make_scored_completions):
-                make(context, key)
-        make_filtered_dataset(context, None)
-        for asset in ("seed_only_adapter", "student_adapter", "slice_label_adapter"):
-            make_adapter(context, asset)
-        yield context
-        context.store.close()
+    curation = {"min_rows": 2, "validation_share": 0}
+    folder = write_small_task(tmp_path, curation=curation, **changes)
+    for path, label in zip(sorted((folder.path / "slices").iterdir()), LABELS, strict=False):
+        path.rename(path.with_name(f"{label}.yaml"))
+    if recorded is not None:
+        (folder.path / "recorded").mkdir()
+        (folder.path / "recorded" / "big.jsonl").write_text(recorded)
+    context = build_stage_context(reload_folder(folder), tmp_path / "home")
+    for make in (prompts.make_prompt_context, teacher.make_teacher_prior, teacher.make_golden_completions):
+        make(context, None)
+    pass_gate(context)
+    for key in context.folder.list_slice_keys():
+        for make in (prompts.make_seed_prompts, teacher.make_teacher_completions, scores.make_scored_completions):
+            make(context, key)
+    make_filtered_dataset(context, None)
+    for asset in ("seed_only_adapter", "student_adapter", "slice_label_adapter"):
+        make_adapter(context, asset)
+    yield context
+    context.store.close()
 
 
 def make_adapter(env: StageContext, asset: str) -> None:
@@ -81,7 +95,7 @@ def make_adapter(env: StageContext, asset: str) -> None:
         return asset
 
     target = env.lake.get_folder(env.task_name, asset, STUDENT)
-    env.lake.write_folder(target, lambda version: inputs.build_record(version, 1), fill)
+    env.lake.write_folder(target, lambda version: inputs.build_record(version, 1, model_s=TRAINING_S), fill)
 
 
 def read_why(env: StageContext, asset: str) -> tuple[str, ...]:
@@ -160,3 +174,116 @@ def test_the_notice_names_the_teacher_of_several_that_is_the_student() -> None:
     )
     assert notice is not None
     assert "The teacher embedded/smollm2-135m-instruct and" in notice
+
+
+def _read_figures(env: StageContext) -> dict[str, Any]:
+    path = env.lake.get_folder(env.task_name, "eval_report", STUDENT) / "metrics.json"
+    figures: dict[str, Any] = json.loads(path.read_text())
+    return figures
+
+
+def test_a_paid_teacher_costs_what_the_ledger_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    price = {"input_usd": 2.0, "output_usd": 10.0}
+    with (
+        FakeProvider(LABELS) as provider,
+        _make_all(tmp_path, monkeypatch, teacher={"api_base": provider.url, "price": price}) as env,
+    ):
+        predictions.make_predictions(env, STUDENT)
+        eval_report.make_eval_report(env, STUDENT)
+        figures = _read_figures(env)
+        billed = env.store.read_ledger()["usd"].sum()
+        golden, _ = env.lake.read(env.task_name, "golden_completions", None, COMPLETIONS)
+    assert billed > 0
+    per_1k = 1000 * golden["cost_usd"].sum() / golden["prompt_id"].n_unique()
+    assert figures["systems"]["teacher"]["cost_usd_per_1k"] == pytest.approx(per_1k)
+    cost = figures["distillation"]
+    assert cost["answers"] == PROMPTS
+    assert cost["answers_usd"] == pytest.approx(billed)
+    assert cost["training_s"] == TRAINING_S
+    assert cost["training_usd"] == pytest.approx(TRAINING_S / 3600 * 0.1)
+    saved = per_1k - figures["systems"]["distilled"]["cost_usd_per_1k"]
+    assert cost["break_even_requests"] == math.ceil(1000 * cost["usd"] / saved)
+
+
+@pytest.mark.parametrize("has_tokens", [False, True])
+def test_a_recorded_teacher_costs_its_declared_price_and_is_billed_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_tokens: bool
+) -> None:
+    """Its tokens are the recorded ones, or else counted over the request that this task would send."""
+    recorded = _record_everything(tmp_path, TOKENS if has_tokens else {})
+    with _make_all(tmp_path, monkeypatch, recorded, teacher=RECORDED) as env:
+        predictions.make_predictions(env, STUDENT)
+        eval_report.make_eval_report(env, STUDENT)
+        figures = _read_figures(env)
+        assert env.store.read_ledger().height == 0
+        record = env.lake.read_record(env.task_name, "predictions", STUDENT)
+        dearer = replace(env, folder=_change_price(env.folder, 20.0))
+        assert read_why(dearer, "predictions") == ()
+        assert read_why(dearer, "eval_report") == ("evaluation_settings changed",)
+        eval_report.make_eval_report(dearer, STUDENT)
+        after = _read_figures(dearer)
+    assert record is not None
+    use = record.extra["teacher_use"]["replay/big"]
+    if has_tokens:
+        assert (use["prompt_tokens"], use["completion_tokens"], use["counted_with"]) == (500, 40, None)
+        assert "500 tokens and an answer 40, as recorded" in figures["cost_method"]
+    else:
+        assert use["counted_with"] == "cl100k_base"
+        assert use["completion_tokens"] == 1, "refund is one token"
+        described = sum(len(f"{name} is about {name}".split()) for name in LABELS)
+        assert use["prompt_tokens"] > described + 2 * len(LABELS), "the labels and one example of each are in a request"
+    per_prompt = (use["prompt_tokens"] * 2 + use["completion_tokens"] * 10) / 1e6
+    assert figures["systems"]["teacher"]["cost_usd_per_1k"] == pytest.approx(1000 * per_prompt)
+    assert figures["systems"]["teacher"]["tokens_per_request"] == use["prompt_tokens"] + use["completion_tokens"]
+    assert figures["distillation"]["answers"] == PROMPTS
+    assert figures["distillation"]["answers_usd"] == pytest.approx(PROMPTS * per_prompt)
+    assert figures["distillation"]["break_even_requests"] > 0
+    added = 1000 * use["prompt_tokens"] * 18 / 1e6
+    assert after["systems"]["teacher"]["cost_usd_per_1k"] == pytest.approx(1000 * per_prompt + added)
+
+
+def test_in_a_cascade_what_another_teacher_answered_costs_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One seed was answered by the embedded teacher, in 36 seconds."""
+    small = {"model": "embedded/smollm2-135m-instruct"}
+    teachers = {"teacher": None, "teachers": {"big": RECORDED, "small": small}, "cascade": {}}
+    with _make_all(tmp_path, monkeypatch, _record_everything(tmp_path, TOKENS), **teachers) as env:
+        predictions.make_predictions(env, STUDENT)
+        key = env.folder.list_slice_keys()[0]
+        completions, record = env.lake.read(env.task_name, "teacher_completions", key, COMPLETIONS)
+        is_first = pl.int_range(pl.len()) == 0
+        name = pl.when(is_first).then(pl.lit("small")).otherwise("teacher").alias("teacher")
+        seconds = pl.when(is_first).then(36.0).alias("latency_s")
+        env.lake.write(env.task_name, completions.with_columns(name, seconds), record)
+        eval_report.make_eval_report(env, STUDENT)
+        figures = _read_figures(env)
+    per_prompt = (500 * 2 + 40 * 10) / 1e6
+    assert figures["distillation"]["answers"] == PROMPTS
+    assert figures["distillation"]["answers_usd"] == pytest.approx((PROMPTS - 1) * per_prompt + 36 / 3600 * 0.1)
+    assert figures["systems"]["teacher"]["cost_usd_per_1k"] == pytest.approx(1000 * per_prompt), "golden is recorded"
+
+
+TOKENS = {"prompt_tokens": 500, "completion_tokens": 40}
+RECORDED: dict[str, Any] = {
+    "model": "replay/big",
+    "api": "chat",
+    "soft_labels": "votes",
+    "price": {"input_usd": 2.0, "output_usd": 10.0},
+}
+
+
+def _record_everything(tmp_path: Path, tokens: dict[str, int]) -> str:
+    """A recorded answer to every prompt of the small task."""
+    folder = write_small_task(tmp_path / "texts")
+    seeds = [seed.text for key in folder.list_slice_keys() for seed in folder.read_slice(key).seeds]
+    texts = [row.text for row in [*folder.golden, *folder.dev]] + seeds
+    return jsonl([{"prompt": text, "completion": LABELS[0]} | tokens for text in texts])
+
+
+def _change_price(folder: TaskFolder, input_usd: float) -> TaskFolder:
+    path = folder.path / "task.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["teacher"]["price"]["input_usd"] = input_usd
+    path.write_text(yaml.safe_dump(settings))
+    return reload_folder(folder)

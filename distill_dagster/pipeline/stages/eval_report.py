@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,16 @@ from distill_dagster.evaluation.formatting import (
     format_metric_name_in_sentence,
 )
 from distill_dagster.evaluation.golden_looks import append_golden_look, read_golden_looks
-from distill_dagster.evaluation.metrics import build_metrics_frame, compute_metrics
+from distill_dagster.evaluation.metrics import TEACHER, build_metrics_frame, compute_metrics
 from distill_dagster.evaluation.metrics_table import check_metrics_table
 from distill_dagster.evaluation.recommendation import recommend
 from distill_dagster.evaluation.report import ReportInputs, write_report
 from distill_dagster.kinds import get_kind
+from distill_dagster.pipeline.distillation_cost import (
+    build_teacher_facts,
+    compute_distillation_cost,
+    describe_cost_method,
+)
 from distill_dagster.pipeline.model_terms import list_model_terms
 from distill_dagster.pipeline.stages.context import (
     DisplayValue,
@@ -64,7 +70,11 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     assert record is not None
     assert dataset_record is not None
 
-    metrics = compute_metrics(predictions, record.extra["facts"], task.label_names, task.evaluation, get_kind(task))
+    facts, use = record.extra["facts"], record.extra.get("teacher_use")
+    if use is not None:  # a record of an earlier version has these among its facts
+        facts[TEACHER] |= build_teacher_facts(task, use)
+    metrics = compute_metrics(predictions, facts, task.label_names, task.evaluation, get_kind(task))
+    metrics = replace(metrics, distillation=compute_distillation_cost(env, partition, metrics, use or {}))
     recommendation = recommend(metrics)
     settings = hash_content({name: version for name, version in record.inputs.items() if "settings" in name})
     looks = env.reports / env.task_name / "golden_looks.jsonl"
@@ -94,6 +104,7 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         leaks=leaks,
         training={f"{name} loss": points for name, points in training.items()},
         golden_looks=[look for look in read_golden_looks(looks) if look.get("student") == partition],
+        cost_method=describe_cost_method(task, use or {}),
         latency_method=record.extra.get("latency_method", "The method was not recorded."),
         versions={name: metadata.version(name) for name in VERSIONED_PACKAGES},
         notice=notice,

@@ -19,6 +19,7 @@ from distill_dagster.core.models import count_gguf_parameters, make_embedded_ggu
 from distill_dagster.curation.candidates.choose import choose_candidates
 from distill_dagster.evaluation.predictions_check import check_predictions_complete
 from distill_dagster.kinds import Kind, Question, get_kind, is_refusal, read_answer
+from distill_dagster.pipeline.distillation_cost import measure_teacher_use
 from distill_dagster.pipeline.stages.context import StageContext, StageInputs, StageResult, sample_rows
 from distill_dagster.prompts.few_shot import read_example_pool
 from distill_dagster.prompts.seeds import build_labelled_prompts, build_messages, compute_prompt_id
@@ -105,16 +106,16 @@ def read_teacher_candidates(inputs: StageInputs) -> tuple[dict[str, dict[str, An
 
 
 def _build_teacher_rows(
-    env: StageContext, inputs: StageInputs, items: list[EvaluationItem]
+    env: StageContext,
+    items: list[EvaluationItem],
+    candidates: dict[str, dict[str, Any]],
+    completions: pl.DataFrame,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The teacher's answers on golden and dev, and its facts. On validation its answer is the reference."""
-    candidates, completions = read_teacher_candidates(inputs)
     task = env.folder.task
     kind = get_kind(task)
     by_prompt = completions.group_by("prompt_id").agg(
         pl.when((pl.col("in_flight") == 1).all()).then(pl.col("latency_s").sum()).alias("latency_s"),
-        pl.when(pl.col("cost_usd").null_count() == 0).then(pl.col("cost_usd").sum()).alias("cost_usd"),
-        (pl.col("prompt_tokens") + pl.col("completion_tokens")).sum().alias("tokens"),
     )
     latency = dict(by_prompt.select("prompt_id", "latency_s").iter_rows())
     rows = []
@@ -123,12 +124,7 @@ def _build_teacher_rows(
         answer = json.loads(candidate["answer"]) if candidate["answer"] else None
         row = build_prediction_row(kind, "teacher", item, answer, candidate["confidence"], None)
         rows.append(row | {"latency_s": latency.get(item.prompt_id)})
-    is_cost_known = by_prompt["cost_usd"].null_count() == 0 and by_prompt.height > 0
-    facts: dict[str, Any] = {
-        "model": ", ".join(teacher.model for teacher in task.teacher_specs),
-        "cost_usd_per_1k": float(by_prompt["cost_usd"].mean()) * 1000 if is_cost_known else None,  # type: ignore[arg-type]
-        "tokens_per_request": float(by_prompt["tokens"].mean() or 0),  # type: ignore[arg-type]
-    }
+    facts: dict[str, Any] = {"model": ", ".join(teacher.model for teacher in task.teacher_specs)}
     if task.teacher.is_embedded and not task.teachers:
         served = make_embedded_gguf(env.models)
         facts |= {"bytes": served.stat().st_size, "parameters": count_gguf_parameters(served)}
@@ -205,9 +201,11 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
     spec, settings = task.students[partition], TaskSettings.from_task(task)
     kind = get_kind(task)
     items = _build_items(env, inputs.read_table("filtered_dataset", DATASET))
-    rows, teacher = _build_teacher_rows(env, inputs, items)
+    candidates, completions = read_teacher_candidates(inputs)
+    rows, teacher = _build_teacher_rows(env, items, candidates, completions)
     facts: dict[str, dict[str, Any]] = {"teacher": teacher}
     examples = read_example_pool(inputs.read_table("prompt_context", PROMPT_CONTEXT))
+    use = measure_teacher_use(env, completions, examples)
     systems: list[tuple[str, str | None]] = [
         ("base", None),
         ("seed_only", "seed_only_adapter"),
@@ -239,7 +237,12 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
     checks = [check_table("predictions", frame), check_predictions_complete(frame)]
     model_s = time.perf_counter() - started
     record = inputs.write_table(
-        frame, checks, facts=facts, model_s=model_s, latency_method=_describe_latency_method(task)
+        frame,
+        checks,
+        facts=facts,
+        teacher_use=use,
+        model_s=model_s,
+        latency_method=_describe_latency_method(task),
     )
     sample = sample_rows(frame, ["system", "item_id", "reference", "answer", "confidence"], 8)
     return StageResult(record, {"rows": frame.height, "systems": len(facts), "sample": sample}, checks)

@@ -20,6 +20,8 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from pydantic_core import from_json
 
+from distill_dagster.config.replay import REPLAY_PREFIX
+from distill_dagster.config.teacher import EMBEDDED_PREFIX
 from distill_dagster.core.database_urls import add_driver
 from distill_dagster.core.databases import insert_if_new
 from distill_dagster.teacher.completions.ledger import (
@@ -224,6 +226,12 @@ class CompletionStore:
         """The calls and the cost of all runs of a campaign."""
         with self._engine.connect() as connection:
             return sum_spending(connection, build_campaign_filter(Account(task, campaign, "")))
+
+    def sum_billed(self, task: str) -> float | None:
+        """USD of all requests of a task to teachers that bill them; None if a price is unknown."""
+        free = [LEDGER.c.teacher.startswith(prefix, autoescape=True) for prefix in (EMBEDDED_PREFIX, REPLAY_PREFIX)]
+        with self._engine.connect() as connection:
+            return sum_spending(connection, sa.and_(LEDGER.c.task == task, *(~is_free for is_free in free))).usd
 
     def read_ledger(self) -> pl.DataFrame:
         """The whole ledger, the newest attempt last."""

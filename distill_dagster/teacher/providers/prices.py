@@ -100,14 +100,23 @@ def compute_worst_case(request: Request, price: TokenPrice | None, *, exact: boo
     Args:
         exact: count the tokens of the prompt. Otherwise estimate them from its length, which is enough without a cap.
     """
-    texts = [request.prompt] if request.prompt is not None else [m.get("content") or "" for m in request.messages or []]
-    extra = [value for value in (request.tools, request.response_format) if value]
-    texts += [to_canonical_json(value) for value in extra]
-    whole = "\n".join(str(text) for text in texts if text)
+    texts = _list_texts(request)
+    whole = "\n".join(text for text in texts if text)
     counted = count_tokens(whole) if exact else math.ceil(len(whole.encode()) / 3)
     prompt = math.ceil(counted * TOKEN_MARGIN) + TOKENS_PER_MESSAGE * (len(texts) + 1)
     answer = request.max_answer_tokens
     return WorstCase(prompt + answer, price.compute_cost(prompt, answer) if price is not None else None)
+
+
+def count_request_tokens(request: Request) -> int:
+    """Count the tokens of all texts of a request, without those that a provider puts between the turns."""
+    return count_tokens("\n".join(_list_texts(request)))
+
+
+def _list_texts(request: Request) -> list[str]:
+    texts = [request.prompt] if request.prompt is not None else [m.get("content") or "" for m in request.messages or []]
+    extra = [value for value in (request.tools, request.response_format) if value]
+    return [str(text) for text in texts] + [to_canonical_json(value) for value in extra]
 
 
 def count_tokens(text: str) -> int:

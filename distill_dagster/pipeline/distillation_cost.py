@@ -1,0 +1,201 @@
+"""Measure what teachers took per prompt, and compute what a distillation cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import polars as pl
+
+from distill_dagster.config import Task
+from distill_dagster.core.embedding import EmbedFunction
+from distill_dagster.core.hashing import hash_content
+from distill_dagster.evaluation.costs import (
+    DistillationCost,
+    TeacherUse,
+    compute_machine_cost,
+    compute_teacher_cost,
+    compute_teacher_tokens,
+)
+from distill_dagster.evaluation.metrics import DISTILLED, TEACHER, Metrics
+from distill_dagster.pipeline.stages.context import StageContext
+from distill_dagster.prompts.few_shot import FewShotExample
+from distill_dagster.prompts.seeds import build_labelled_prompts
+from distill_dagster.prompts.templates import Templates, get_template_names
+from distill_dagster.student.sentences import make_sentence_embedder
+from distill_dagster.tables.lake import read_folder_record
+from distill_dagster.tasks import TaskFolder
+from distill_dagster.teacher.asking.asked_prompt import read_asked_prompts
+from distill_dagster.teacher.asking.requests import RequestBuilder
+from distill_dagster.teacher.providers.client import Endpoint
+from distill_dagster.teacher.providers.prices import TOKENIZER, count_request_tokens, count_tokens
+
+COUNTED_PROMPTS = 100
+"""How many recorded prompts have their tokens counted where the recording does not say them."""
+
+
+def measure_teacher_use(
+    env: StageContext, completions: pl.DataFrame, examples: list[FewShotExample]
+) -> dict[str, dict[str, Any]]:
+    """Measure what each teacher took per prompt of golden and dev, as fields of `TeacherUse` by the teacher's name.
+
+    A recording that does not say its tokens has them counted: those of the request that this task would send, with its
+    instructions, labels and few-shot examples, and those of the recorded reasoning and answer.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, task in env.folder.task.list_teachers():
+        rows = completions.filter(pl.col("teacher") == name)
+        if not rows.height:
+            continue
+        use = _sum_use(rows)
+        if task.teacher.is_replay and use.prompt_tokens is None:
+            embed = make_sentence_embedder(task.teacher, env.models)
+            use = _count_recorded_tokens(env.folder, task, rows, examples, embed, use)
+        found[name] = asdict(use)
+    return found
+
+
+def _sum_use(rows: pl.DataFrame) -> TeacherUse:
+    """What one teacher took per prompt. Tokens are known if every row has them."""
+    prompts = rows["prompt_id"].n_unique()
+    known = rows.select((pl.col("prompt_tokens") > 0).all() & (pl.col("completion_tokens") > 0).all()).item()
+    timed = rows.group_by("prompt_id").agg(
+        pl.when((pl.col("in_flight") == 1).all()).then(pl.col("latency_s").sum()).alias("seconds")
+    )
+    return TeacherUse(
+        prompts,
+        float(rows["prompt_tokens"].sum()) / prompts if known else None,
+        float(rows["completion_tokens"].sum()) / prompts if known else None,
+        usd=float(rows["cost_usd"].sum()) / prompts if rows["cost_usd"].null_count() == 0 else None,
+        seconds=timed["seconds"].mean(),  # type: ignore[arg-type]
+    )
+
+
+def _count_recorded_tokens(
+    folder: TaskFolder,
+    task: Task,
+    rows: pl.DataFrame,
+    examples: list[FewShotExample],
+    embed: EmbedFunction | None,
+    use: TeacherUse,
+) -> TeacherUse:
+    """Count the tokens per prompt of a recording, over the first `COUNTED_PROMPTS` prompts that it knows."""
+    prompts = pl.concat([build_labelled_prompts(folder.golden, "golden"), build_labelled_prompts(folder.dev, "dev")])
+    asked = read_asked_prompts(prompts.unique("prompt_id", keep="first", maintain_order=True), refusals=False)
+    known = set(rows["prompt_id"])
+    counted = [id_ for id_ in asked if id_ in known][:COUNTED_PROMPTS]
+    templates = Templates(folder.read_templates(), get_template_names(task.kind, task.reasoning))
+    endpoint = Endpoint(task.teacher.model, hash_content(task.teacher.dump_identity()))
+    builder = RequestBuilder(task, templates, examples, endpoint, embed)
+    builder.choice.prepare([asked[id_].text for id_ in counted])
+    sent = received = 0
+    columns = ("prompt_id", "sample_index", "reasoning", "raw_text")
+    for id_, sample, reasoning, answer in rows.filter(pl.col("prompt_id").is_in(counted)).select(columns).iter_rows():
+        sent += count_request_tokens(builder.build(asked[id_], sample))
+        received += count_tokens("\n".join(text for text in (reasoning, answer) if text))
+    if not counted:
+        return use
+    return replace(
+        use, prompt_tokens=sent / len(counted), completion_tokens=received / len(counted), counted_with=TOKENIZER
+    )
+
+
+def build_teacher_facts(task: Task, uses: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The teacher's cost and tokens as fields of `SystemFacts`, from what `measure_teacher_use` measured."""
+    teachers = {name: part.teacher for name, part in task.list_teachers()}
+    known = {name: TeacherUse(**use) for name, use in uses.items()}
+    cost = compute_teacher_cost(known, teachers, task.evaluation.machine_usd_per_hour)
+    return {
+        "cost_usd_per_1k": None if cost is None else 1000 * cost,
+        "tokens_per_request": compute_teacher_tokens(known),
+    }
+
+
+def compute_distillation_cost(
+    env: StageContext, student: str, metrics: Metrics, uses: dict[str, dict[str, Any]]
+) -> DistillationCost:
+    """Compute what the answers behind a student and its training cost.
+
+    For a paid teacher the answers cost all that the ledger has for the task: also failed requests, judging and
+    imagining. Those of an embedded teacher cost the time that they took. Those of a recording cost as much per prompt
+    as on golden and dev.
+    """
+    task = env.folder.task
+    usd_per_hour = task.evaluation.machine_usd_per_hour
+    asked = _read_slice_use(env)
+    costs: list[float | None] = [] if task.is_free else [env.store.sum_billed(env.task_name)]
+    answers = 0
+    for name, part in task.list_teachers():
+        held_out = TeacherUse(**uses[name]) if name in uses else TeacherUse(0)
+        in_slices = asked.get(name, TeacherUse(0))
+        prompts = held_out.prompts + in_slices.prompts
+        answers += prompts
+        if not prompts or not part.teacher.is_free:
+            continue
+        if part.teacher.is_embedded:
+            parts = [use for use in (held_out, in_slices) if use.prompts]
+            costs += [_multiply(use.compute_cost(part.teacher, usd_per_hour), use.prompts) for use in parts]
+        else:
+            costs.append(_multiply(held_out.compute_cost(part.teacher, usd_per_hour), prompts))
+    record = read_folder_record(env.lake.get_folder(env.task_name, "student_adapter", student))
+    training_s = record.extra.get("model_s") if record is not None else None
+    return DistillationCost(
+        answers,
+        None if None in costs else sum(cost or 0.0 for cost in costs),
+        training_s,
+        compute_machine_cost(training_s, usd_per_hour),
+        metrics.facts[TEACHER].cost_usd_per_1k if TEACHER in metrics.facts else None,
+        metrics.facts[DISTILLED].cost_usd_per_1k,
+    )
+
+
+def _multiply(cost: float | None, number: int) -> float | None:
+    return None if cost is None else cost * number
+
+
+def _read_slice_use(env: StageContext) -> dict[str, TeacherUse]:
+    """How many prompts of all slices each teacher was asked about, and its seconds per prompt."""
+    paths = [
+        path
+        for key in env.folder.list_slice_keys()
+        if (path := env.lake.get_path(env.task_name, "teacher_completions", key)).exists()
+    ]
+    if not paths:
+        return {}
+    rows = (
+        pl.scan_parquet(paths)
+        .group_by("teacher")
+        .agg(
+            pl.struct("slice", "prompt_id").n_unique().alias("prompts"),
+            pl.when(pl.col("latency_s").null_count() == 0).then(pl.col("latency_s").sum()).alias("seconds"),
+        )
+    )
+    return {
+        teacher: TeacherUse(prompts, seconds=None if seconds is None else seconds / prompts)
+        for teacher, prompts, seconds in rows.sort("teacher").collect().iter_rows()
+    }
+
+
+def describe_cost_method(task: Task, uses: dict[str, dict[str, Any]]) -> str:
+    """Where the costs of a report come from, in sentences."""
+    usd_per_hour = task.evaluation.machine_usd_per_hour
+    parts = []
+    if usd_per_hour is not None:
+        parts.append(
+            f"Whatever runs on this machine costs its time, at ${usd_per_hour:.2f} per hour "
+            "(`evaluation.machine_usd_per_hour`), with one item after the other."
+        )
+    for name, use in uses.items():
+        spec = task.teachers.get(name, task.teacher)
+        if not spec.is_replay or spec.price is None or use["prompt_tokens"] is None:
+            continue
+        sent, received, counted = use["prompt_tokens"], use["completion_tokens"], use["counted_with"]
+        how = (
+            f"counted with {counted} over what this task would send, and what is recorded" if counted else "as recorded"
+        )
+        price = f"${spec.price.input_usd:.2f} for a million tokens of requests, ${spec.price.output_usd:.2f} of answers"
+        parts.append(
+            f"Nothing was billed for {spec.model}: it costs its declared price, {price}. On average a request has "
+            f"{sent:,.0f} tokens and an answer {received:,.0f}, {how}."
+        )
+    return " ".join(parts)
