@@ -82,6 +82,8 @@ def _find_plain_choice(fields: dict[str, Any], names: Sequence[str]) -> Recorded
     turns = (find_last_assistant(read_chat(cell)) for cell in cells if is_chat(cell))
     if said := next((turn for turn in turns if turn is not None), None):
         return build_choice(said)
+    # An answer that is a number, such as that of a sum, is its digits.
+    cells = [str(cell) if isinstance(cell, int | float) and not isinstance(cell, bool) else cell for cell in cells]
     texts = [cell for cell in cells if isinstance(cell, str)]
     text = next((text for text in texts if text.strip()), texts[0] if texts else None)
     if text is None:

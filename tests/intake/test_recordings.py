@@ -222,6 +222,15 @@ def test_odd_numbers_are_left_out() -> None:
     assert (found.prompt_tokens, found.completion_tokens, found.created, found.cost_usd) == (None, 12, None, None)
 
 
+@pytest.mark.parametrize(("answer", "text"), [(27, "27"), (-1.5, "-1.5"), ("27", "27")])
+def test_an_answer_may_be_a_number(answer: Any, text: str) -> None:
+    record = {"text": "How many?", "reasoning": "12 + 15 = 27.", "answer": answer}
+    [recording] = parse_recordings(record, ReplaySpec())
+    assert (recording.prompt, recording.completion, recording.reasoning) == ("How many?", text, "12 + 15 = 27.")
+    with pytest.raises(ValueError, match="no completion"):  # a flag is no answer
+        parse_recordings({"text": "How many?", "completion": True}, ReplaySpec())
+
+
 def test_an_instruction_is_part_of_the_prompt() -> None:
     record = {"instruction": "Turn it into the past tense.", "input": "He sells lamps.", "output": "He sold lamps."}
     [found] = parse_recordings(record, ReplaySpec())
