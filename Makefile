@@ -2,7 +2,8 @@
 #   PYTHON=python3.12   the Python that creates the environment (3.11 or later)
 #   VENV=.venv          the folder of the environment; an existing one is used
 #   TORCH=gpu           the PyTorch of your platform instead of the tested CPU version
-#   STUDENT=name        for `make demo`: train one student only
+#   STUDENT=name        for `make demo`: train one student only, minilm or smollm2
+#   TEACHER=embedded    for `make demo`: a small model on this machine instead of the recorded teacher, in a task of its own
 #   TEST_JOBS=4         for `make test`: number of workers (default 2)
 #   YES=1               for `make clean-data` and `make clean`: do not ask
 #   EXTRAS=test,postgres  extras to install together with the rest, instead of by setup-test and setup-postgres
@@ -15,6 +16,7 @@ VENV ?= .venv
 # An environment set up with TORCH=gpu stays so; the variable need not be repeated.
 TORCH ?= $(if $(wildcard $(VENV)/.setup-gpu),gpu,cpu)
 STUDENT ?=
+TEACHER ?=
 YES ?=
 EXTRAS ?=
 # Workers of `make test`; each takes up to 2 GB.
@@ -22,6 +24,9 @@ TEST_JOBS ?= 2
 
 ifeq ($(filter $(TORCH),cpu gpu),)
 $(error TORCH is '$(TORCH)'; it can be cpu or gpu)
+endif
+ifneq ($(filter-out embedded,$(TEACHER)),)
+$(error TEACHER is '$(TEACHER)'; it can be embedded. Without it the recorded teacher answers)
 endif
 
 BIN := $(VENV)/bin
@@ -95,10 +100,16 @@ $(SETUP_POSTGRES): $(SETUP)
 		$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,postgres]'; }
 	@touch $@
 
-demo: $(SETUP) ## distil the bundled task, support_triage, and write its reports
-	@[ -n "$$DISTILL_HOME" ] || [ -e data/reports/support_triage ] || \
-		echo "demo: about ten minutes on two cores. Ctrl-C loses nothing: the next make demo continues."
-	@$(BIN)/distill run support_triage $(if $(STUDENT),--student $(STUDENT))
+# With TEACHER=embedded a copy of the task is distilled: the students learn from a model of their own size, which sees
+# examples that they do not see (context distillation, Snell et al. 2022). It would be slow on the imagined tickets.
+DEMO := support_triage$(TEACHER:%=_%)
+TASK_FOLDERS = $(or $(DISTILL_TASKS),data/tasks)
+demo: $(SETUP) ## distil the bundled task, support_triage, into two students and compare them
+	@[ -n "$$DISTILL_HOME" ] || [ -e data/reports/$(DEMO) ] || \
+		echo "demo: about $(if $(TEACHER),ten,six) minutes on two cores. Ctrl-C loses nothing: the next make demo continues."
+	@$(if $(TEACHER),[ -e $(TASK_FOLDERS)/$(DEMO) ] || $(BIN)/distill copy support_triage $(DEMO) --teacher $(TEACHER) \
+		--no-imagined --set teacher.calibration=examples --set teacher.calibration_items=2)
+	@$(BIN)/distill run $(DEMO) $(patsubst %,--student %,$(or $(STUDENT),minilm smollm2))
 
 ui: $(SETUP) ## open Dagster's web UI on your tasks
 	@$(BIN)/distill ui

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from distill_dagster.cli import app
-from distill_dagster.core.paths import Home
+from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.pipeline.open_task import open_task
 from distill_dagster.tasks import TaskFolder
 from tests.support.task import TEXTS, jsonl, write_small_task
@@ -154,3 +158,25 @@ def test_comments_of_the_settings_stay(place: Place) -> None:
     text = (place.home.tasks / "second" / "task.yaml").read_text()
     assert yaml.safe_load(text)["gate"] == {"teacher_over_base": None, "teacher_min": 0.5}
     assert "# the recording first" in text
+
+
+def test_the_demo_with_the_embedded_teacher_copies_the_bundled_task(tmp_path: Path) -> None:
+    bundled = PROJECT_FOLDER / "data" / "tasks" / "support_triage"
+    tasks = tmp_path / "tasks"
+    shutil.copytree(bundled, tasks / bundled.name)
+    command = ["make", "-n", "demo", "TEACHER=embedded", f"DISTILL_TASKS={tasks}"]
+    shown = subprocess.run(command, cwd=PROJECT_FOLDER, capture_output=True, text=True, check=True).stdout
+    [copying] = re.findall(r"distill (copy .*)", shown)
+    environment = {"DISTILL_HOME": str(tmp_path / "home"), "DISTILL_TASKS": str(tasks)}
+    ended = CliRunner().invoke(app, shlex.split(copying), env=environment, catch_exceptions=False)
+    assert ended.exit_code == 0, ended.output
+    assert "distill run support_triage_embedded --student minilm --student smollm2" in shown
+    new = open_task(tasks, "support_triage_embedded", tmp_path / "home" / "accepted")
+    assert new.task.teacher.model == "embedded/smollm2-135m-instruct"
+    assert (new.task.teacher.calibration, new.task.teacher.soft_labels) == ("examples", "logprobs")
+    assert {path.name for path in new.path.iterdir()} == {path.name for path in bundled.iterdir()} - {
+        "imagined",
+        "recorded",
+    }
+    checked = CliRunner().invoke(app, ["check", new.name], env=environment)
+    assert "0 errors, 0 warnings" in checked.output
