@@ -14,6 +14,12 @@ from distill_dagster.config.thinking_models import THINKING_TOKENS, fill_thinkin
 from distill_dagster.core.redaction import is_plain_url
 
 EMBEDDED_PREFIX = "embedded/"
+STATED_SOFT_LABELS = ("verbalized", "ranking")
+"""Values of `teacher.soft_labels` with which the teacher states soft labels in its answer."""
+DEFAULT_RANKING_WEIGHTS = (0.9, 0.05, 0.02)
+"""How often the first, second and third guess of a recorded teacher was right, on dev and seed prompts of Banking77."""
+STATED_MAX_TOKENS = 256
+"""Default of `teacher.max_tokens` for an answer that states probabilities or a ranking."""
 FREE_TEXT_MAX_TOKENS = 1024
 """Default of `teacher.max_tokens` for answers that are written, not chosen from labels."""
 
@@ -31,7 +37,8 @@ class FewShotSpec(ConfigModel):
     )
     draws: Annotated[int, Field(ge=1, le=32)] = Field(
         default=3,
-        description="how often each prompt is asked, each time with other examples; by default 1 for written answers",
+        description="how often each prompt is asked, each time with other examples; by default 1 for written answers, "
+        "and for `soft_labels: verbalized` or `ranking`",
     )
     seed: int = Field(default=0, description="seed of the choice of examples")
 
@@ -79,7 +86,9 @@ class TeacherSpec(ConfigModel):
         default=1, description="answers per draw of few-shot examples; more than one needs a temperature above 0"
     )
     max_tokens: Annotated[int, Field(ge=1, le=100_000)] = Field(
-        default=16, description="longest answer; by default 1024 for written answers: with reasoning, or without labels"
+        default=16,
+        description="longest answer; by default 1024 for written answers (with reasoning, or without labels), and 256 "
+        "for `soft_labels: verbalized` or `ranking`",
     )
     thinking_tokens: Annotated[int, Field(ge=0, le=100_000)] | None = Field(
         default=None,
@@ -92,9 +101,18 @@ class TeacherSpec(ConfigModel):
         "response_format, prompt by instructions, auto by json_schema if litellm knows that the model supports it; "
         "the same for tools",
     )
-    soft_labels: Literal["logprobs", "votes"] = Field(
+    soft_labels: Literal["logprobs", "votes", "verbalized", "ranking"] = Field(
         default="votes",
-        description="logprobs: from token log-probabilities, if the provider returns them; votes: from the samples",
+        description="where the probabilities of labels come from. logprobs: token log-probabilities, if the provider "
+        "returns them; votes: the samples; verbalized: the teacher states them in its answer, which is JSON; ranking: "
+        "the teacher ranks the plausible labels, and ranking_weights has their probabilities",
+    )
+    ranking_weights: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=DEFAULT_RANKING_WEIGHTS,
+        min_length=1,
+        max_length=20,
+        description="for `soft_labels: ranking`, the probability of the first label, the second and so on; the rest "
+        "to 1 is divided among all other labels",
     )
     top_logprobs: Annotated[int, Field(ge=1, le=5000)] = Field(
         default=20, description="for `soft_labels: logprobs`, how many of the most probable tokens the provider returns"
@@ -186,8 +204,8 @@ class TeacherSpec(ConfigModel):
             raise ValueError("boost_labels needs `api: text` and `soft_labels: logprobs`")
         if self.has_corrected_votes and self.requests_per_prompt == 1:
             raise ValueError(
-                "calibration corrects probabilities or the shares of votes: set `soft_labels: logprobs`, or several "
-                "`samples` or `few_shot.draws`"
+                "calibration corrects probabilities or the shares of votes: set `soft_labels: logprobs`, `verbalized` "
+                "or `ranking`, or several `samples` or `few_shot.draws`"
             )
         if self.calibration != "none" and self.is_replay:
             raise ValueError("calibration asks the teacher about examples, which a replay teacher cannot answer")
@@ -199,8 +217,17 @@ class TeacherSpec(ConfigModel):
             raise ValueError("replay is for a teacher whose model is `replay/<name>`")
         if self.is_replay and not REPLAY_NAME_PATTERN.fullmatch(self.model):
             raise ValueError(f"the model of a replay teacher must match {REPLAY_NAME_PATTERN.pattern}")
-        if self.is_replay and self.soft_labels != "votes":
+        if self.is_replay and self.soft_labels == "logprobs":
             raise ValueError("recorded completions have no log-probabilities; they need `soft_labels: votes`")
+        if self.has_stated_soft_labels and self.api != "chat":
+            raise ValueError(f"soft_labels: {self.soft_labels} asks for JSON, which needs `api: chat`")
+        if "ranking_weights" in self.model_fields_set and self.soft_labels != "ranking":
+            raise ValueError("ranking_weights is for `soft_labels: ranking`")
+        if (
+            list(self.ranking_weights) != sorted(self.ranking_weights, reverse=True)
+            or sum(self.ranking_weights) > 1.001
+        ):
+            raise ValueError("ranking_weights must not increase from rank to rank, and their sum must not be above 1")
         return self
 
     @property
@@ -247,7 +274,13 @@ class TeacherSpec(ConfigModel):
         excluded = {"api_base", "api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_s"}
         excluded |= {"max_retries", "price", "smoke_rows", "min_success", "terms", "mode", "batch", "replay"}
         excluded |= {"thinking_tokens"} if self.thinking_tokens is None else set()
+        excluded |= {"ranking_weights"} if self.soft_labels != "ranking" else set()
         return self.model_dump(exclude=excluded)
+
+    @property
+    def has_stated_soft_labels(self) -> bool:
+        """Whether the teacher states probabilities or a ranking of labels in its answer."""
+        return self.soft_labels in STATED_SOFT_LABELS
 
     @property
     def has_corrected_votes(self) -> bool:
@@ -274,9 +307,12 @@ class CascadeSpec(ConfigModel):
 def fill_teacher_defaults(value: Any, kind: Any, reasoning: bool) -> Any:
     """A teacher as written in task.yaml, with the defaults of the task's kind. A name alone is its model."""
     value = {"model": value} if isinstance(value, str) else value
-    if isinstance(value, dict) and kind is not None and (kind not in LABEL_KINDS or reasoning):
+    if not isinstance(value, dict):
+        return value
+    is_written = kind is not None and (kind not in LABEL_KINDS or reasoning)
+    if is_written or value.get("soft_labels") in STATED_SOFT_LABELS:
         # A label is short and gains from averaging over draws. A written answer is long and does not.
-        value = {"max_tokens": FREE_TEXT_MAX_TOKENS, "few_shot": {}} | value
+        value = {"max_tokens": FREE_TEXT_MAX_TOKENS if is_written else STATED_MAX_TOKENS, "few_shot": {}} | value
         if isinstance(value["few_shot"], dict):
             value["few_shot"] = {"draws": 1} | value["few_shot"]
     return value
@@ -293,5 +329,7 @@ def check_teacher(spec: TeacherSpec, kind: TaskKind, reasoning: bool) -> None:
             "soft_labels: logprobs reads a label from the first tokens; it needs a kind with labels "
             f"({' or '.join(LABEL_KINDS)}) and no `reasoning`. Leave it out, and set `samples` for votes"
         )
+    if spec.has_stated_soft_labels and kind not in LABEL_KINDS:
+        raise ValueError(f"soft_labels: {spec.soft_labels} needs a kind with labels ({' or '.join(LABEL_KINDS)})")
     if spec.calibration != "none" and kind not in LABEL_KINDS:
         raise ValueError(f"calibration is for kinds with labels ({' or '.join(LABEL_KINDS)})")

@@ -1,4 +1,4 @@
-"""Read probabilities of labels that a model or a record states, and make a distribution over a task's labels of them.
+"""Read probabilities or a ranking of labels that a model or a record states, and make a distribution of them.
 
 Stated ("verbalized") probabilities are the soft labels of a teacher without log-probabilities: Tian et al. 2023, "Just
 Ask for Calibration". Models write them in many forms, and not always as numbers that sum to 1.
@@ -67,7 +67,7 @@ def build_distribution(
     by_name = {fold_label(label): label for label in labels}
     shares: dict[str, float] = {}
     for name, number in stated.items():
-        label = by_name.get(fold_label(name.strip())) or by_name.get(fold_label(name.strip(_QUOTES)))
+        label = _match_label(name, by_name)
         if label is not None and number > 0:
             shares[label] = shares.get(label, 0.0) + number / scale
     if not shares:
@@ -79,6 +79,45 @@ def build_distribution(
     whole = sum(shares.values())
     shares = {label: share / whole for label, share in shares.items()}
     return shares if answer is None else _put_first(shares, answer)
+
+
+def weigh_ranking(value: Any, labels: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
+    """Give each ranked label the weight of its rank. Labels beyond the last weight get none.
+
+    Known forms: a list of labels, best first, or of objects with a label and perhaps a `rank`; an object of ranks and
+    labels. Names that are no label are left out, and the labels behind them move up.
+
+    Raises:
+        ValueError: another form, or no label is named. The message is a phrase about the value.
+    """
+    entries = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(entries, list) or not entries:
+        raise ValueError("is no list of labels")
+    objects = [entry for entry in entries if isinstance(entry, dict)]
+    if len(objects) == len(entries) and all(isinstance(entry.get("rank"), int) for entry in objects):
+        entries = sorted(objects, key=lambda entry: int(entry["rank"]))
+    by_name = {fold_label(label): label for label in labels}
+    ranked: dict[str, None] = {}
+    for entry in entries:
+        name = entry if isinstance(entry, str) else _find_label_field(entry)
+        if name is None:
+            raise ValueError("is no list of labels")
+        label = _match_label(name, by_name)
+        if label is not None:
+            ranked.setdefault(label)
+    if not ranked:
+        raise ValueError("names no label of the task")
+    return dict(zip(ranked, weights, strict=False))
+
+
+def _match_label(name: str, by_name: Mapping[str, str]) -> str | None:
+    """The label with this name, but for case, white space and quotation marks around it."""
+    return by_name.get(fold_label(name.strip())) or by_name.get(fold_label(name.strip(_QUOTES)))
+
+
+def _find_label_field(entry: Any) -> str | None:
+    fields = entry if isinstance(entry, dict) else {}
+    return next((fields[name] for name in _LABEL_FIELDS if isinstance(fields.get(name), str)), None)
 
 
 def _put_first(shares: dict[str, float], answer: str) -> dict[str, float]:
@@ -99,7 +138,7 @@ def _read_entry(entry: Any) -> list[tuple[str, Any]]:
     if isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str):
         return [(entry[0], entry[1])]
     if isinstance(entry, dict):
-        label = next((entry[name] for name in _LABEL_FIELDS if isinstance(entry.get(name), str)), None)
+        label = _find_label_field(entry)
         number = next((entry[name] for name in _PROBABILITY_FIELDS if name in entry), None)
         if label is not None and number is not None:
             return [(label, number)]

@@ -196,6 +196,12 @@ def _render_teacher(sketch: TaskSketch) -> list[str]:
         lines.append(f"  api_key_env: {teacher.key_variable}  # the variable that has the key, never the key itself")
     lines.append(f"  few_shot: {_choose_few_shot(sketch)}")
     if not teacher.model.startswith("replay/"):
+        if sketch.has_labels:
+            lines += [
+                "  # Let the student learn how sure the teacher is: the teacher states probabilities (verbalized), or",
+                "  # the provider returns those of its tokens (logprobs; only without `reasoning`).",
+                "  # soft_labels: verbalized",
+            ]
         lines += [
             "  # Some providers restrict training with their answers; `distill check` quotes the terms. If you may:",
             "  # terms: {acknowledged: true}",

@@ -159,6 +159,7 @@ def _find_repeated_seeds(seeds: dict[str, list[Path]], held_out: dict[str, str])
 
 
 def _find_template_problems(path: Path, text: str, task: Task) -> list[Problem]:
-    names = (*get_template_names(task.kind, task.reasoning), *AUXILIARY_TEMPLATES)
-    problems = find_template_problems(path.stem, text, names)
+    used = {spec.has_stated_soft_labels: None for spec in task.teacher_specs}
+    names = [name for stated in used for name in get_template_names(task.kind, task.reasoning, stated)]
+    problems = find_template_problems(path.stem, text, (*names, *AUXILIARY_TEMPLATES))
     return [Problem(path, message, remedy, line=line) for line, message, remedy in problems]

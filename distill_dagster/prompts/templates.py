@@ -33,11 +33,14 @@ JUDGE_VARIABLES = (
 )
 
 
-def get_template_names(kind: str, reasoning: bool) -> tuple[str, ...]:
+def get_template_names(kind: str, reasoning: bool, stated: bool = False) -> tuple[str, ...]:
     """The templates that ask for answers of a kind, one for each of `TEMPLATE_PARTS`.
 
-    Labels with reasoning have templates of their own, since the label comes after the reasoning.
+    Labels with reasoning have templates of their own, since the label comes after the reasoning. So have labels with
+    `stated` probabilities or ranks, which only the chat API is asked for.
     """
+    if stated:
+        return f"{kind}_stated_system", f"{kind}_stated_user"
     prefix = f"{kind}_reasoned" if reasoning and kind in LABEL_KINDS else kind
     return tuple(f"{prefix}_{part}" for part in TEMPLATE_PARTS)
 
@@ -147,14 +150,15 @@ class Templates:
             ) from error
 
     def _find_name(self, part: str) -> str:
-        return self.names[TEMPLATE_PARTS.index(part)]
+        return next(name for name in self.names if name.endswith(f"_{part}"))
 
 
 def read_built_in_template(name: str) -> str:
-    """The built-in template of that name, or else the one that all written answers share for this part."""
+    """The built-in template of that name, or else the one that its group of answers shares for this part."""
     folder = resources.files("distill_dagster.prompts").joinpath("templates")
     own = folder.joinpath(f"{name}.j2")
-    shared = folder.joinpath(f"written_{name.rpartition('_')[2]}.j2")
+    group = "stated" if "_stated_" in name else "written"
+    shared = folder.joinpath(f"{group}_{name.rpartition('_')[2]}.j2")
     return (own if own.is_file() else shared).read_text("utf-8")
 
 

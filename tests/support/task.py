@@ -133,7 +133,8 @@ def pass_gate(env: StageContext) -> None:
 def build_request_builder(folder: TaskFolder) -> RequestBuilder:
     task = folder.task
     context = build_prompt_context(folder.examples, collect_held_out_keys(folder.golden, folder.dev))
-    templates = Templates(folder.read_templates(), get_template_names(task.kind, task.reasoning))
+    names = get_template_names(task.kind, task.reasoning, task.teacher.has_stated_soft_labels)
+    templates = Templates(folder.read_templates(), names)
     return RequestBuilder(task, templates, read_example_pool(context), resolve_endpoint(task.teacher))
 
 

@@ -48,6 +48,9 @@ def estimate_vote_prior(completions: pl.DataFrame, labels: list[str], draws: int
     its samples on the examples that `estimate_prior` uses. Each label starts with one vote (add-one smoothing; Manning,
     Raghavan and Schütze 2008, section 13.2), so that no share is 0 and a few votes change little.
 
+    The vote of a sample with soft labels is divided as they say. A teacher that states probabilities gives most labels
+    0, so their geometric mean would depend on which labels it mentioned at all.
+
     Args:
         draws: sample i belongs to draw i modulo `draws`. All samples of a draw share its votes.
 
@@ -58,8 +61,12 @@ def estimate_vote_prior(completions: pl.DataFrame, labels: list[str], draws: int
         pl.col("sample_index"),
         (pl.col("sample_index") % draws).alias("draw"),
         pl.col("answer").str.json_decode(pl.String).alias("label"),
+        pl.col("soft_labels"),
     )
-    counts = voted.group_by("draw", "label").len("votes")
+    whole = voted.filter(pl.col("soft_labels").is_null()).select("draw", "label", pl.lit(1.0).alias("prob"))
+    divided = voted.filter(pl.col("soft_labels").is_not_null()).select("draw", "soft_labels").explode("soft_labels")
+    votes = pl.concat([whole, divided.unnest("soft_labels").select("draw", "label", "prob")])
+    counts = votes.group_by("draw", "label").agg(pl.col("prob").sort().sum().alias("votes"))
     totals = voted.group_by("draw").agg(pl.len().cast(pl.Int64).alias("items"))
     shares = totals.join(pl.DataFrame({"label": labels}), how="cross").join(counts, on=["draw", "label"], how="left")
     share = (pl.col("votes").fill_null(0) + 1) / (pl.col("items") + len(labels))

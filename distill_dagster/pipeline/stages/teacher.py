@@ -64,7 +64,7 @@ def make_teacher_prior(env: StageContext, partition: str | None) -> StageResult:
         with env.endpoint(spec) as endpoint:
             asker = _build_asker(inputs, endpoint, task, examples)
             result = run_ask(asker, prompts, samples=lambda id_: samples[id_])
-        if spec.has_corrected_votes:
+        if spec.soft_labels != "logprobs":
             prior = estimate_vote_prior(result.completions, labels, spec.few_shot.draws)
         else:
             prior = estimate_prior(result.completions, labels)
@@ -153,7 +153,8 @@ def _build_asker(
     inputs: StageInputs, endpoint: Endpoint, task: Task, examples: list[FewShotExample], name: str | None = None
 ) -> Asker:
     env = inputs.env
-    templates = Templates(env.folder.read_templates(), get_template_names(task.kind, task.reasoning))
+    names = get_template_names(task.kind, task.reasoning, task.teacher.has_stated_soft_labels)
+    templates = Templates(env.folder.read_templates(), names)
     embed = make_sentence_embedder(task.teacher, env.models)
     if task.teacher.is_replay:
         endpoint = replace(endpoint, recorded=load_replay_teacher(env.folder, task.teacher))

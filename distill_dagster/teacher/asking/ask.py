@@ -214,7 +214,7 @@ class Asker:
         remaining = [job for job in jobs if first.get(job.prompt_id) is not job]
         if self.engine.over_budget or self.engine.pending:
             return remaining
-        unusable = [row for row in answers if row["status"] != "ok" or row.get("answer") is None]
+        unusable = [row for row in answers if row["status"] != "ok" or not self._is_complete(row)]
         if len(unusable) > len(sent) // 8:
             example = unusable[0].get("error") or repr((unusable[0].get("raw_text") or "")[:MAX_ERROR_CHARS])
             raise TeacherError(
@@ -241,8 +241,9 @@ class Asker:
     async def ask_sample(self, prompt: AskedPrompt, sample: int, request: Request | None = None) -> dict[str, Any]:
         """Ask for one sample of one prompt, and return the answer's columns of its completions row.
 
-        An answer that is received and unusable (empty, of a wrong form) is asked for again, up to `reasks` times. The
-        row is that of the last answer, with the tokens, cost and seconds of all.
+        An answer that is received and unusable (empty, of a wrong form) is asked for again, up to `reasks` times. So is
+        one without the soft labels that it was to state. The row is that of the last answer, with the tokens, cost and
+        seconds of all.
         """
         request = request or self.requests.build(prompt, sample)
         rows: list[dict[str, Any]] = []
@@ -250,9 +251,13 @@ class Asker:
         reasks = 0 if self.replayed or self.spec.mode == "batch" else self.spec.reasks
         for attempt in range(reasks + 1):
             rows.append(await self._ask_once(prompt, sample, replace(request, attempt=attempt) if attempt else request))
-            if rows[-1]["status"] != "ok" or rows[-1]["answer"] is not None or self.spec.soft_labels == "logprobs":
+            if rows[-1]["status"] != "ok" or self._is_complete(rows[-1]) or self.spec.soft_labels == "logprobs":
                 break
         return rows[-1] if len(rows) == 1 or rows[-1]["status"] == "failed" else sum_attempts(rows)
+
+    def _is_complete(self, row: dict[str, Any]) -> bool:
+        """Whether a row has an answer, with the soft labels that it was to state."""
+        return row["answer"] is not None and (self.requests.stated is None or row["soft_labels"] is not None)
 
     async def _ask_once(self, prompt: AskedPrompt, sample: int, request: Request) -> dict[str, Any]:
         """Ask once. Whatever comes, it costs no other row: what cannot be used fails with its reason and its body."""
@@ -285,6 +290,8 @@ class Asker:
             columns |= self.requests.free_text.read_response(prompt, request, response)
             shares = self._read_recorded_shares(response, columns.get("answer"))
             return columns | {"soft_labels": round_soft_labels(shares)}
+        if self.requests.stated is not None:
+            return build_response_columns(request, responses) | self.requests.stated.read_response(response)
         shares, label = await self._read_shares(prompt, sample, response, responses)
         columns = build_response_columns(request, responses)
         if response.finish_reason == "refusal":

@@ -93,7 +93,8 @@ def estimate_requests(
         spec = part.teacher
         recorded = load_replay_teacher(folder, spec) if spec.is_replay else None
         endpoint = Endpoint(spec.model, _find_identity(spec), recorded=recorded)
-        templates = Templates(folder.read_templates(), get_template_names(task.kind, task.reasoning))
+        names = get_template_names(task.kind, task.reasoning, spec.has_stated_soft_labels)
+        templates = Templates(folder.read_templates(), names)
         requests = RequestBuilder(part, templates, examples, endpoint, load_embed(spec))
         for key, prompts in remaining.items():
             asked, remaining[key] = split_certain_prompts(folder, name, prompts)

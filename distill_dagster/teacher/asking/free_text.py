@@ -9,14 +9,13 @@ import json
 from typing import Any
 
 from distill_dagster.config import TeacherSpec
-from distill_dagster.core.json_schema import is_strict_schema
 from distill_dagster.kinds import Kind, format_with_reasoning, is_refusal, read_answer
 from distill_dagster.kinds.base import ANSWER_MARK
 from distill_dagster.prompts.few_shot import FewShotExample
 from distill_dagster.prompts.templates import Templates
 from distill_dagster.tables.messages import Message, format_transcript
 from distill_dagster.teacher.asking.asked_prompt import AskedPrompt
-from distill_dagster.teacher.providers.capabilities import takes_schema, takes_tools
+from distill_dagster.teacher.providers.capabilities import build_response_format, takes_schema, takes_tools
 from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.exchange import Request, Response
 
@@ -79,7 +78,7 @@ class FreeTextAsker:
             turns += self._build_turns(example.text, example.messages, values)
             turns.append({"role": "assistant", "content": self._format_reply(example, structured)})
         turns += self._build_turns(prompt.text, prompt.messages, values)
-        response_format = _build_response_format(schema) if schema is not None and by_provider else None
+        response_format = build_response_format(schema) if schema is not None and by_provider else None
         return Request(
             self.endpoint.identity,
             sample,
@@ -144,10 +143,3 @@ class FreeTextAsker:
             return f"Answer with a JSON object: {fields}"
         text = json.dumps(schema, ensure_ascii=False)
         return f"Answer with one JSON object and nothing else: {fields} It fits this JSON schema:\n{text}"
-
-
-def _build_response_format(schema: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": "answer", "strict": is_strict_schema(schema), "schema": schema},
-    }

@@ -14,6 +14,7 @@ from distill_dagster.teacher.asking import soft_labels
 from distill_dagster.teacher.asking.asked_prompt import AskedPrompt
 from distill_dagster.teacher.asking.free_text import FreeTextAsker
 from distill_dagster.teacher.asking.request_template import PLACEHOLDER, RequestTemplate, can_render
+from distill_dagster.teacher.asking.stated_labels import StatedLabelAsker
 from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.exchange import Request
 
@@ -37,10 +38,12 @@ class RequestBuilder:
         """`embed` is only needed for `few_shot.nearest`."""
         self.task, self.spec, self.templates, self.endpoint = task, task.teacher, templates, endpoint
         self.choice = build_example_choice(pool, get_draw_labels(task), self.spec.few_shot, embed)
-        self.free_text = (
-            FreeTextAsker(get_kind(task), templates, endpoint, self.spec) if task.has_written_answers else None
-        )
-        """Builds requests and reads answers that are free text; None if a request asks for the name of a label."""
+        is_stated = self.spec.has_stated_soft_labels
+        self.stated = StatedLabelAsker(task, templates, endpoint) if is_stated else None
+        """Builds requests and reads answers that state probabilities or ranks of labels; else None."""
+        is_written = task.has_written_answers and not is_stated
+        self.free_text = FreeTextAsker(get_kind(task), templates, endpoint, self.spec) if is_written else None
+        """Builds requests and reads answers that are free text; None if a request asks for labels alone."""
         self._turns: dict[tuple[str, ...], list[dict[str, str]]] = {}
         parts = ("text",) if self.spec.api == "text" else ("system", "user")
         only_printed = all(templates.only_prints(part, "text") for part in parts)
@@ -73,6 +76,8 @@ class RequestBuilder:
         examples = self.choice.choose(prompt.text, sample)
         if self.free_text is not None:
             return self.free_text.build_request(prompt, examples, sample)
+        if self.stated is not None:
+            return self.stated.build_request(prompt, examples, sample)
         params = self.spec.build_params(self.spec.temperature, self.spec.max_tokens, sample)
         values = {
             "text": prompt.text,

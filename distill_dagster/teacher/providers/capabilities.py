@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from distill_dagster.core.json_schema import is_strict_schema
+
 
 @lru_cache(maxsize=64)
 def takes_schema(model: str, setting: str) -> bool:
@@ -14,6 +16,12 @@ def takes_schema(model: str, setting: str) -> bool:
     import litellm
 
     return bool(litellm.supports_response_schema(model=model))
+
+
+def build_response_format(schema: dict[str, Any]) -> dict[str, Any]:
+    """The `response_format` of a request for an answer with this JSON schema."""
+    answer = {"name": "answer", "strict": is_strict_schema(schema), "schema": schema}
+    return {"type": "json_schema", "json_schema": answer}
 
 
 @lru_cache(maxsize=64)
