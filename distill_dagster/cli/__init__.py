@@ -23,7 +23,7 @@ from distill_dagster.cli.intake import batches, import_, inbox
 from distill_dagster.cli.materialize import backfill, refresh, run
 from distill_dagster.cli.new_task import copy, label, new
 from distill_dagster.cli.overview import check, status, tasks
-from distill_dagster.cli.reports import data_docs, report
+from distill_dagster.cli.reports import data_docs, leaderboard, report
 from distill_dagster.cli.schema import schema
 from distill_dagster.core.openmp import limit_openmp_spin
 
@@ -47,6 +47,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "Run it": {"run": run, "refresh": refresh, "backfill": backfill, "imagine": imagine},
     "See what came out": {
         "status": status,
+        "leaderboard": leaderboard,
         "report": report,
         "filters": filters,
         "explain": explain,

@@ -56,7 +56,11 @@ def print_json(value: Any) -> None:
 
 
 def build_table(
-    *columns: str, title: str | None = None, whole: Sequence[str] = (), numbers: Sequence[str] = ()
+    *columns: str,
+    title: str | None = None,
+    whole: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+    edges: bool = True,
 ) -> Table:
     """A table that is cut nowhere.
 
@@ -66,8 +70,9 @@ def build_table(
         whole: Columns with names that a person types or searches for: they are not wrapped while others can be.
             Default: the first, if there are no numbers.
         numbers: Columns of numbers: they are aligned, and not wrapped while others can be.
+        edges: Whether there is a frame around the table; without it the table is four columns narrower.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", show_edge=edges, pad_edge=edges)
     for number, column in enumerate(columns):
         is_whole = column in whole or column in numbers or (number == 0 and not whole and not numbers)
         heading = column.replace(" ", "\n", 1) if column in numbers and out.is_terminal else column

@@ -22,7 +22,7 @@ from distill_dagster.cli.options import (
     choose_students,
     open_task_folder,
 )
-from distill_dagster.cli.output import KEPT, finish_command, print_failures, print_next, print_report
+from distill_dagster.cli.output import KEPT, finish_command, print_failures, print_leaderboard, print_next
 from distill_dagster.cli.run_display import show_progress
 from distill_dagster.core.errors import DistillError, InputError
 from distill_dagster.core.formatting import count_noun, format_seconds
@@ -72,10 +72,12 @@ def run(
         if not summary.runs and not summary.blocked and not summary.failed:
             out.print(f"[green]{folder.name} is up to date: nothing to do[/green] ({format_seconds(summary.wall_s)})")
         print_failures(summary)
-        shown = [student for student in chosen if keys is None and print_report(home, folder, student)]
+        shown = keys is None and print_leaderboard(home, folder, chosen)
         finish_command(folder, summary, f"distill run {folder.name}")
         if shown:
-            print_next(f"distill report {folder.name} --open", "opens the report, `distill ui` every run and table.")
+            print_next(
+                f"distill report {folder.name} --open", "says what to do next, `distill ui` shows every run and table."
+            )
 
 
 def refresh(

@@ -1,8 +1,10 @@
-"""Print what a run did: failures, the report, totals, the next command, and the exit code."""
+"""Print what a run did: failures, the leaderboard, the report, totals, the next command, and the exit code."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,6 +14,7 @@ from distill_dagster.cli.console import build_table, err, out, print_json, print
 from distill_dagster.core.formatting import count_noun, format_seconds, format_usd
 from distill_dagster.core.paths import Home
 from distill_dagster.core.processes import measure_peak_mb
+from distill_dagster.evaluation.leaderboard import build_leaderboard
 from distill_dagster.tasks import TaskFolder
 
 if TYPE_CHECKING:
@@ -34,16 +37,60 @@ def print_failures(summary: RunSummary) -> None:
         err.print(f"[yellow]blocked[/yellow] {escape(name)}: {escape(why)}", soft_wrap=True)
 
 
+def _read_metrics(home: Home, folder: TaskFolder, student: str) -> dict[str, Any] | None:
+    """The figures of a student's report, or None if there is no report."""
+    path = home.get_report_folder(folder.name, student) / "metrics.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _get_page(home: Home, folder: TaskFolder, student: str) -> Path:
+    return home.get_report_folder(folder.name, student) / "report.html"
+
+
+def print_leaderboard(home: Home, folder: TaskFolder, students: Sequence[str]) -> dict[str, Any] | None:
+    """Print one table of all systems of these students, and a verdict and the path of the report for each student.
+
+    Returns:
+        The figures for `--json`, or None if no student has a report.
+    """
+    reports = {name: figures for name in students if (figures := _read_metrics(home, folder, name)) is not None}
+    if not reports:
+        return None
+    board = build_leaderboard(reports)
+    headings = ("system", "student", board.metric.replace("_", " "), "latency", "size", "cost per 1,000")
+    title = f"{folder.name}: {count_noun(board.items, 'golden item')}"
+    table = build_table(*headings, title=title, whole=headings[:2], numbers=headings[2:], edges=False)
+    for row in board.rows:
+        table.add_row(*(escape(cell) for cell in row.format_cells()))
+    print_table(table)
+    verdicts = {}
+    for student, figures in reports.items():
+        lead = figures.get("lead", figures["verdict"]["text"])  # a report of an earlier version has no lead
+        cost = figures.get("meaning", {}).get("Cost")
+        out.print()
+        out.print(f"[bold]{escape(student)}[/bold]: {escape(lead)}", soft_wrap=not out.is_terminal, highlight=False)
+        if cost:
+            out.print(f"Cost: {escape(cost)}", soft_wrap=not out.is_terminal, highlight=False)
+        if figures.get("notice"):
+            out.print(f"[dim]{escape(figures['notice'])}[/dim]", soft_wrap=not out.is_terminal)
+        page = _get_page(home, folder, student)
+        out.print(f"Report: {page}", soft_wrap=True)
+        verdicts[student] = figures["verdict"] | {"lead": lead, "cost": cost, "report": str(page)}
+        verdicts[student] |= {"distillation": figures.get("distillation")}
+    for remark in board.remarks:
+        out.print(f"[yellow]note[/yellow]: {escape(remark)}", soft_wrap=not out.is_terminal)
+    return board.to_json() | {"verdicts": verdicts}
+
+
 def print_report(home: Home, folder: TaskFolder, student: str) -> dict[str, Any] | None:
     """Print the result table of one student and the path of its report.
 
     Returns:
         The summary for `--json`, or None if there is no report.
     """
-    path = home.get_report_folder(folder.name, student) / "metrics.json"
-    if not path.exists():
+    metrics = _read_metrics(home, folder, student)
+    if metrics is None:
         return None
-    metrics = json.loads(path.read_text())
     rows = metrics["summary"]
     golden = count_noun(metrics["systems"]["teacher"]["n"], "golden item")
     table = build_table(*(name.replace("_", " ") for name in rows[0]), title=f"{folder.name}, {student}: {golden}")
@@ -55,8 +102,9 @@ def print_report(home: Home, folder: TaskFolder, student: str) -> dict[str, Any]
         out.print(f"[dim]{escape(metrics['notice'])}[/dim]", soft_wrap=not out.is_terminal)
     for number, step in enumerate(metrics.get("next_steps", ()), start=1):  # a report of an earlier version has none
         out.print(f"{number}. {escape(step)}", soft_wrap=not out.is_terminal, highlight=False)
-    out.print(f"Report: {path.with_name('report.html')}", soft_wrap=True)
-    return {"report": str(path.with_name("report.html")), "summary": rows, "verdict": metrics["verdict"]}
+    page = _get_page(home, folder, student)
+    out.print(f"Report: {page}", soft_wrap=True)
+    return {"report": str(page), "summary": rows, "verdict": metrics["verdict"]}
 
 
 def print_totals(summary: RunSummary, is_free: bool) -> None:

@@ -1,4 +1,4 @@
-"""`distill report` and `data-docs`: show results and build pages about them."""
+"""`distill report`, `leaderboard` and `data-docs`: show results and build pages about them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distill_dagster.cli.options import (
     choose_students,
     open_task_folder,
 )
-from distill_dagster.cli.output import print_report
+from distill_dagster.cli.output import print_leaderboard, print_report
 from distill_dagster.cli.run_display import show_progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.formatting import count_noun
@@ -43,6 +43,22 @@ def report(
         if open_pages:
             _open_in_browser([Path(report["report"]) for report in reports.values()])
         print_json({"task": folder.name, "reports": reports})
+
+
+def leaderboard(task: TaskArgument = None, students: StudentOption = None, as_json: JsonOption = False) -> None:
+    """Compare all students in one table, with a verdict for each: does distilling pay? Runs nothing.
+
+    The table has the teacher, each student untrained, trained on human labels only and distilled, a linear probe, and
+    the best other baseline: score with interval, latency, size, and cost of 1,000 answers.
+    """
+    home = Home.from_env()
+    with show_problems():
+        folder = open_task_folder(home, task)
+        chosen = choose_students(folder, students) if students else list(folder.task.students)
+        figures = print_leaderboard(home, folder, chosen)
+        if figures is None:
+            raise DistillError(f"{folder.name} has no report yet. Run `distill run {folder.name}`.")
+        print_json({"task": folder.name} | figures)
 
 
 def _open_in_browser(pages: list[Path]) -> None:

@@ -45,6 +45,16 @@ SYSTEM_MEANINGS = {
     LINEAR_PROBE: "a logistic regression on frozen sentence embeddings, trained on the teacher's answers",
 }
 """What each system is, for a reader who sees its name for the first time."""
+SYSTEM_TITLES = {
+    TEACHER: "teacher",
+    BASE: "untrained",
+    SEED_ONLY: "human labels only",
+    DISTILLED: "distilled",
+    LINEAR_PROBE: "linear probe",
+    CENTROID: "class centroid",
+    SLICE_LABEL: "slice names",
+}
+"""A short name of each system for a reader who has never heard of distillation."""
 _ADAPTERS = {DISTILLED: "student_adapter", SEED_ONLY: "seed_only_adapter", SLICE_LABEL: "slice_label_adapter"}
 _HOW_TO_USE = {
     BASE: "Use the untrained model as it is; there is nothing to train.",
@@ -105,11 +115,13 @@ def _build_lead(metrics: Metrics, verdict: Recommendation) -> str:
 def _compare_scores(metrics: Metrics, other: str) -> str:
     """The scores of the student and of the best system without a teacher, as a clause."""
     own, best = (metrics.golden.systems[name].score.value or 0.0 for name in (DISTILLED, other))
+    title = SYSTEM_TITLES.get(other, other)
     if _is_accuracy(metrics):
-        return f"the student answers {100 * own:.0f} of 100 right, {other} {100 * best:.0f} without a teacher"
-    return (
-        f"the student's {format_metric_name(metrics.metric)} is {own:.2f}, that of {other} without a teacher {best:.2f}"
-    )
+        return (
+            f"the student answers {100 * own:.0f} of 100 right, the best without a teacher {100 * best:.0f} ({title})"
+        )
+    name = format_metric_name(metrics.metric)
+    return f"the student's {name} is {own:.2f}, that of the best without a teacher {best:.2f} ({title})"
 
 
 def describe_system(name: str) -> str:

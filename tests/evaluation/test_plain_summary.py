@@ -50,7 +50,9 @@ def _get(summary: PlainSummary, word: str) -> str:
 
 def test_worth_it() -> None:
     summary = _summarize(_measure(YES))
-    assert summary.lead == ("Distilling pays: the student answers 90 of 100 right, seed_only 75 without a teacher.")
+    assert summary.lead == (
+        "Distilling pays: the student answers 90 of 100 right, the best without a teacher 75 (human labels only)."
+    )
     assert "the distilled student answers 90 of 100 items right (teacher 95; seed_only 75)" in _get(summary, "Quality")
     assert "the golden set, 200 items that people labelled and no system was trained on" in _get(summary, "Quality")
     assert "`lake/mail/student_adapter/small/`" in summary.next_steps[0]
@@ -59,7 +61,9 @@ def test_worth_it() -> None:
 
 def test_not_worth_it_says_what_to_use() -> None:
     summary = _summarize(_measure(NO))
-    assert summary.lead.startswith("Distilling does not pay here: the student answers 85 of 100 right, seed_only 99")
+    assert summary.lead.startswith(
+        "Distilling does not pay here: the student answers 85 of 100 right, the best without"
+    )
     assert "Better use seed_only (the student trained on your labelled examples alone" in summary.lead
     assert "`lake/mail/seed_only_adapter/small/`" in summary.next_steps[0]
     untrained = _summarize(_measure(YES | {"base": 198}))

@@ -1,0 +1,143 @@
+"""Put the systems of several reports into one table: what each student gained, and at what latency, size and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from distill_dagster.evaluation.formatting import (
+    OWN_MACHINE,
+    format_dollars,
+    format_milliseconds,
+    format_size,
+    is_local,
+)
+from distill_dagster.evaluation.metrics import (
+    BASE,
+    CENTROID,
+    DISTILLED,
+    LINEAR_PROBE,
+    SEED_ONLY,
+    TEACHER,
+    SystemFacts,
+)
+from distill_dagster.evaluation.plain_summary import SYSTEM_TITLES
+
+STUDENT_SYSTEMS = (BASE, SEED_ONLY, DISTILLED)
+"""The systems of each student, in the order of what went into them."""
+
+
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """One system on golden. Scores are shares of 1, latency in seconds, size in bytes; None is unknown.
+
+    `student` is "" for a system that is no student: the teacher and the baselines on sentence embeddings.
+    """
+
+    system: str
+    student: str
+    score: float | None
+    low: float | None
+    high: float | None
+    latency_s: float | None
+    bytes: int | None
+    cost_usd_per_1k: float | None
+    model: str | None = None
+
+    def format_cells(self) -> tuple[str, ...]:
+        """System, student, score with interval, latency, size, cost for 1,000 answers."""
+        bounds = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        cost = format_dollars(self.cost_usd_per_1k)
+        if self.cost_usd_per_1k is None and is_local(self.system, SystemFacts(model=self.model)):
+            cost = OWN_MACHINE
+        return (
+            SYSTEM_TITLES.get(self.system, self.system),
+            self.student,
+            "–" if self.score is None else f"{self.score:.2f}{bounds}",
+            "–" if self.latency_s is None else format_milliseconds(self.latency_s),
+            "–" if self.bytes is None else format_size(self.bytes),
+            cost,
+        )
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """The rows in the order in which they are shown, and what makes them hard to compare.
+
+    `items` is the number of golden items, `metric` the name of the score.
+    """
+
+    metric: str
+    items: int
+    rows: tuple[LeaderboardRow, ...]
+    remarks: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "metric": self.metric,
+            "items": self.items,
+            "systems": [asdict(row) for row in self.rows],
+            "remarks": list(self.remarks),
+        }
+
+
+def build_leaderboard(reports: Mapping[str, Mapping[str, Any]]) -> Leaderboard:
+    """Build the table from the metrics.json of each student, by the student's name.
+
+    It has the teacher, the systems of each student, the linear probe, and the best of the other baselines. What does
+    not belong to a student is the same in every report and is taken from the first that has it.
+
+    Raises:
+        ValueError: there is no report.
+    """
+    if not reports:
+        raise ValueError("a leaderboard needs a report")
+    first = next(iter(reports.values()))
+    shared: dict[str, LeaderboardRow] = {}
+    own: list[LeaderboardRow] = []
+    baselines: list[LeaderboardRow] = []
+    for student, figures in reports.items():
+        for system, values in figures["systems"].items():
+            if system in (TEACHER, LINEAR_PROBE):
+                shared.setdefault(system, _build_row(system, "", values))
+            elif system not in STUDENT_SYSTEMS:
+                baselines.append(_build_row(system, "" if system == CENTROID else student, values))
+        own += [
+            _build_row(name, student, figures["systems"][name])
+            for name in STUDENT_SYSTEMS
+            if name in figures["systems"]
+        ]
+    best = max(baselines, key=lambda row: row.score or 0.0, default=None)
+    last = [row for row in (shared.get(LINEAR_PROBE), best) if row is not None]
+    rows = [*([shared[TEACHER]] if TEACHER in shared else []), *own, *last]
+    return Leaderboard(
+        first["systems"][DISTILLED]["metric"],
+        first["systems"][DISTILLED]["n"],
+        tuple(rows),
+        tuple(_list_remarks(reports)),
+    )
+
+
+def _build_row(system: str, student: str, values: Mapping[str, Any]) -> LeaderboardRow:
+    score = values["score"]
+    return LeaderboardRow(
+        system,
+        student,
+        score["value"],
+        score["low"],
+        score["high"],
+        values["latency_s"]["p50"],
+        values.get("bytes"),
+        values.get("cost_usd_per_1k"),
+        values.get("model"),
+    )
+
+
+def _list_remarks(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    remarks = []
+    if len({figures["dataset_version"] for figures in reports.values()}) > 1:
+        remarks.append("The students were trained on different versions of the dataset.")
+    if len({figures["systems"][DISTILLED]["n"] for figures in reports.values()}) > 1:
+        remarks.append("The reports have different golden sets, so their scores cannot be compared.")
+    return remarks
