@@ -244,17 +244,18 @@ PROBABILITY_FIELDS = ("soft_labels", "probs", "probabilities")
 
 def _find_stated_probabilities(record: dict[str, Any], replay: ReplaySpec) -> dict[str, float] | None:
     """The number stated for each label in a record: at the declared place, or in one of the usual fields."""
-    names = [replay.soft_labels] if replay.soft_labels else [n for n in PROBABILITY_FIELDS if record.get(n) is not None]
-    value = get_by_path(record, names[0]) if names else None
-    if value is None:
+    names = [replay.soft_labels] if replay.soft_labels else list(PROBABILITY_FIELDS)
+    found = [(name, value) for name in names if (value := get_by_path(record, name)) not in (None, "", {}, [])]
+    if not found:
         return None
+    name, value = found[0]
     try:
         return parse_probabilities(value)
     except ValueError as error:
         if not replay.soft_labels and "label" not in record:  # a log may mean something else by this name
             return None
         remedy = 'Write an object of labels and numbers, such as {"refund": 0.9, "login": 0.1}.'
-        raise _UnmappedError(f"the probabilities {error}.", names[0], remedy) from None
+        raise _UnmappedError(f"the probabilities {error}.", name, remedy) from None
 
 
 def _read_labelled_choice(record: dict[str, Any], stated: dict[str, float] | None) -> list[RecordedChoice]:

@@ -317,6 +317,35 @@ def test_votes_are_divided_by_the_votes_of_the_teacher_on_examples(tmp_path: Pat
         env.store.close()
 
 
+def test_stated_probabilities_are_divided_by_those_of_the_examples(tmp_path: Path) -> None:
+    """A teacher that states 0.6 for refund whatever it sees, and has a table of one row per label for it."""
+
+    def prejudiced(seen: ReceivedRequest) -> str:
+        named = next(label for label in LABELS if label in seen.text)
+        shares = {"refund": 0.6, named: 0.4} if named != "refund" else {"refund": 1.0}
+        return json.dumps({"probabilities": shares})
+
+    with FakeProvider(LABELS, answer=prejudiced) as provider:
+        stated = {"api": "chat", "soft_labels": "verbalized", "max_tokens": 64, "few_shot": {"draws": 1}}
+        settings = {"api_base": provider.url, "calibration": "examples", "calibration_items": 1} | stated
+        env = build_stage_context(write_small_task(tmp_path, teacher=settings), tmp_path / "home")
+        run = Run(env, provider, tmp_path)
+        for asset in ("prompt_context", "teacher_prior"):
+            run.make(asset)
+        prior = run.env.lake.read(run.env.task_name, "teacher_prior", None, TEACHER_PRIOR)[0]
+        found = {label: prob for _, label, prob, _ in prior.iter_rows()}
+        # One answer for each label, and one vote for each: refund has 1 + 1 + 2 * 0.6 of 6.
+        assert found == pytest.approx({"refund": 3.2 / 6, "delivery": 1.4 / 6, "login": 1.4 / 6}, abs=1e-6)
+        pass_gate(env)
+        for asset in ("seed_prompts", "teacher_completions", "scored_completions"):
+            run.make(asset, "shop")
+        rows = run.env.lake.read(run.env.task_name, "scored_completions", "shop", SCORED)[0].to_dicts()
+        answers = {get_user_text(row["messages"]): json.loads(row["answer"]) for row in rows}
+        assert answers["a delivery arrived broken"] == "delivery", "the teacher said refund"
+        assert answers["I want a refund"] == "refund"
+        env.store.close()
+
+
 def test_golden_is_asked_with_the_first_rows_alone(run: Run) -> None:
     task = run.env.folder.path / "task.yaml"
     task.write_text(task.read_text() + "evaluation:\n  latency_items: 2\n")

@@ -22,7 +22,7 @@ from distill_dagster.teacher.judge.requests import Judge
 from distill_dagster.teacher.providers.exchange import Request
 from distill_dagster.teacher.providers.replay import ReplayTeacher
 from tests.support.kind_folder import write_kind_folder
-from tests.support.task import build_request_builder, write_small_task
+from tests.support.task import build_request_builder, reload_folder, write_small_task
 
 URL = "http://127.0.0.1:9/v1"
 TEXT = 'The parcel\nnever came: "where" is it, é?'
@@ -35,6 +35,16 @@ SAMPLED = {"samples": 2, "temperature": 0.7}
 def labels(folder: Path, sample: int = 0, spelled: str = "", **teacher: Any) -> Request:
     """A request for labels."""
     return build_request_builder(write_small_task(folder, teacher=teacher)).build(AskedPrompt(TEXT), sample, spelled)
+
+
+def stated(folder: Path, soft_labels: str, sample: int = 0, reasoning: bool = False, **teacher: Any) -> Request:
+    """A request for stated probabilities or ranks of labels."""
+    made = write_small_task(folder, teacher=teacher | {"api": "chat", "soft_labels": soft_labels})
+    examples = made.path / "examples.jsonl"
+    if reasoning:
+        (made.path / "task.yaml").write_text((made.path / "task.yaml").read_text() + "reasoning: true\n")
+        examples.write_text(examples.read_text().replace("}", ', "reasoning": "It says so."}'))
+    return build_request_builder(reload_folder(made)).build(AskedPrompt(TEXT), sample)
 
 
 def free_text(folder: Path, kind: str, sample: int = 0, reasoning: bool = False, **teacher: Any) -> Request:
@@ -112,6 +122,26 @@ CASES: dict[str, tuple[Callable[[Path], Request], str]] = {
     "labels behind reasoning, text": (
         lambda f: free_text(f, "classification", reasoning=True, api="text"),
         "74335a34e9ec2e974c113165fabfd7f21f5615f9d830281a98857aeecb15fff7",
+    ),
+    "stated probabilities, prompt": (
+        lambda f: stated(f, "verbalized", response_format="prompt"),
+        "4b07f45aa94f3a9100786c59cb782fb5165e11e5c317de09127ceb4e5d4f2e6c",
+    ),
+    "stated probabilities, schema, draw 1": (
+        lambda f: stated(f, "verbalized", 1, response_format="json_schema"),
+        "40cc968e8b9d828af4986e842ce615d89e0843fb7fa46eeecab09f889b7a3fe0",
+    ),
+    "stated probabilities behind reasoning": (
+        lambda f: stated(f, "verbalized", reasoning=True, response_format="prompt"),
+        "3d31d727575cbe723480f7b99c5d707902d425d27447fea9f163d6118d895eb2",
+    ),
+    "ranking, prompt": (
+        lambda f: stated(f, "ranking", response_format="prompt"),
+        "53138f2a5a2eb441ca7176d41709d19412cf9c899e49bc139a3849ae5aaea627",
+    ),
+    "ranking, schema": (
+        lambda f: stated(f, "ranking", response_format="json_schema"),
+        "833224ab9155150cea3b96667d37eb2f23a035ccc86dbc6de8bd8e8ff767411c",
     ),
     "extraction, schema": (
         lambda f: free_text(f, "extraction", 1, response_format="json_schema"),

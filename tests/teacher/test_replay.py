@@ -19,7 +19,7 @@ from distill_dagster.core.errors import InputError, TeacherError
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.curation.candidates.choose import choose_candidates
 from distill_dagster.curation.candidates.priors import build_uniform_prior
-from distill_dagster.intake.recordings import Recording, parse_recordings
+from distill_dagster.intake.recordings import Recording, parse_recordings, read_recordings
 from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.stages import prompts
 from distill_dagster.pipeline.stages import teacher as stage
@@ -375,6 +375,18 @@ def test_a_log_may_mean_something_else_by_the_names_of_probabilities() -> None:
     assert parse_recordings(elsewhere, spec) == [Recording("refund", "text", soft_labels={"refund": 0.7})]
     with pytest.raises(ValueError, match="no object of labels"):
         parse_recordings(elsewhere | {"a": {"said": "refund", "odds": 0.7}}, spec)
+
+
+def test_labels_with_probabilities_in_a_table(tmp_path: Path) -> None:
+    cells = [json.dumps({"refund": 0.9, "login": 0.1}), ""]
+    table = pl.DataFrame({"text": ["a", "b"], "label": ["refund", "login"], "probs": cells})
+    table.write_csv(tmp_path / "log.csv")
+    structs = [{"refund": 0.9, "login": 0.1}, {"refund": None, "login": 1.0}]
+    table.with_columns(probs=pl.Series(structs)).write_parquet(tmp_path / "log.parquet")
+    found = [recording.soft_labels for recording in read_recordings(tmp_path / "log.csv", ReplaySpec())]
+    assert found == [{"refund": 0.9, "login": 0.1}, None]
+    found = [recording.soft_labels for recording in read_recordings(tmp_path / "log.parquet", ReplaySpec())]
+    assert found == [{"refund": 0.9, "login": 0.1}, {"login": 1.0}]
 
 
 def test_a_recording_without_probabilities_keeps_the_hash_that_it_had() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distill_dagster.config import Task
 from distill_dagster.core.errors import TeacherError
@@ -18,12 +21,15 @@ from distill_dagster.pipeline.stages import prompts
 from distill_dagster.pipeline.stages import teacher as stage
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.prompts.seeds import build_seed_prompts
+from distill_dagster.prompts.templates import Templates, get_template_names
 from distill_dagster.tables.schemas import COMPLETIONS, TEACHER_PRIOR
 from distill_dagster.tasks import Slice, TaskFolder
 from distill_dagster.teacher.asking.ask import AskResult, run_ask
 from distill_dagster.teacher.asking.estimate import estimate_requests
-from distill_dagster.teacher.asking.stated_labels import SEVERAL
+from distill_dagster.teacher.asking.stated_labels import SEVERAL, StatedLabelAsker
 from distill_dagster.teacher.completions.store import CompletionStore
+from distill_dagster.teacher.providers.client import Endpoint
+from distill_dagster.teacher.providers.responses import build_filtered_response
 from tests.support.batches import BatchProvider
 from tests.support.provider import FakeProvider, ReceivedRequest
 from tests.support.task import (
@@ -240,6 +246,27 @@ def test_a_teacher_that_never_states_probabilities_fails_the_smoke_test(ask: Ask
     with pytest.raises(TeacherError, match=r"0 usable answers.*72 requests.*states no probabilities"):
         ask(tuple(f"the login number {n}" for n in range(80)), reasks=0)
     assert len(provider.requests) == 8
+
+
+_WORDS = st.sampled_from([*LABELS, "spam", "label", "probabilities", "ranking", "reasoning", "rank", "1"])
+_LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _WORDS | st.text(max_size=5)
+_VALUES = st.recursive(_LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_WORDS, inner, max_size=4))
+
+
+@given(value=_VALUES, soft_labels=st.sampled_from(["verbalized", "ranking"]), cut=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_no_answer_costs_more_than_its_row(value: Any, soft_labels: str, cut: bool) -> None:
+    task = Task.model_validate(TASK | {"teacher": {"model": "openai/m", "soft_labels": soft_labels}})
+    asker = StatedLabelAsker(task, Templates({}, get_template_names(task.kind, False, True)), Endpoint("m", "m"))
+    text = json.dumps(value)
+    response = replace(build_filtered_response(""), text=text, finish_reason="length" if cut else "stop")
+    row = asker.read_response(response)
+    if row["soft_labels"] is not None:
+        shares = {entry["label"]: entry["prob"] for entry in row["soft_labels"]}
+        assert set(shares) <= set(LABELS)
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+        assert max(shares, key=lambda label: shares[label]) == json.loads(row["answer"])
+    assert (row["answer"] is None) <= (row["error"] is not None)
 
 
 def test_samples_and_draws_are_averaged(tmp_path: Path, provider: FakeProvider, store: CompletionStore) -> None:
