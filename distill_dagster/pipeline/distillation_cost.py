@@ -9,7 +9,7 @@ import polars as pl
 
 from distill_dagster.config import Task
 from distill_dagster.core.embedding import EmbedFunction
-from distill_dagster.core.hashing import hash_content
+from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.evaluation.costs import (
     DistillationCost,
     TeacherUse,
@@ -40,7 +40,7 @@ def measure_teacher_use(
     """Measure what each teacher took per prompt of golden and dev, as fields of `TeacherUse` by the teacher's name.
 
     A recording that does not say its tokens has them counted: those of the request that this task would send, with its
-    instructions, labels and few-shot examples, and those of the recorded reasoning and answer.
+    instructions, labels and few-shot examples, and those of the recorded reasoning, answer and probabilities.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, task in env.folder.task.list_teachers():
@@ -86,13 +86,16 @@ def _count_recorded_tokens(
     counted = [id_ for id_ in asked if id_ in known][:COUNTED_PROMPTS]
     templates = Templates(folder.read_templates(), get_template_names(task.kind, task.reasoning))
     endpoint = Endpoint(task.teacher.model, hash_content(task.teacher.dump_identity()))
-    builder = RequestBuilder(task, templates, examples, endpoint, embed)
+    # A schema is counted as part of the instructions: whether the provider takes it apart is not known.
+    spec = task.teacher.model_copy(update={"response_format": "prompt"})
+    builder = RequestBuilder(task.model_copy(update={"teacher": spec}), templates, examples, endpoint, embed)
     builder.choice.prepare([asked[id_].text for id_ in counted])
     sent = received = 0
-    columns = ("prompt_id", "sample_index", "reasoning", "raw_text")
-    for id_, sample, reasoning, answer in rows.filter(pl.col("prompt_id").is_in(counted)).select(columns).iter_rows():
-        sent += count_request_tokens(builder.build(asked[id_], sample))
-        received += count_tokens("\n".join(text for text in (reasoning, answer) if text))
+    for row in rows.filter(pl.col("prompt_id").is_in(counted)).iter_rows(named=True):
+        sent += count_request_tokens(builder.build(asked[row["prompt_id"]], row["sample_index"]))
+        stated = {entry["label"]: entry["prob"] for entry in row["soft_labels"] or []}
+        parts = (row["reasoning"], row["raw_text"], to_canonical_json(stated) if len(stated) > 1 else None)
+        received += count_tokens("\n".join(part for part in parts if part))
     if not counted:
         return use
     return replace(
