@@ -1,9 +1,12 @@
 """An encoder student: mean-pooled sentence embeddings (Reimers and Gurevych 2019) under a linear head.
 
-The head starts as the embeddings of the label descriptions. So an untrained student is exactly the base, which predicts
-the label with the nearest description. Sentence encoders are trained with the mean of all tokens, so the head reads the
-mean and not the vector of the first token. PEFT saves the encoder's adapter. The head is saved next to it in
-head.safetensors: `weight` (labels, dimensions) and `bias` (labels).
+The head of an untrained student is the embeddings of the label descriptions. So it is exactly the base, which predicts
+the label with the nearest description. Training has two steps (LP-FT, Kumar et al. 2022): the head becomes the linear
+probe of the frozen embeddings, then head and adapter are fine-tuned together.
+
+Sentence encoders are trained with the mean of all tokens, so the head reads the mean and not the vector of the first
+token. PEFT saves the encoder's adapter. The head is saved next to it in head.safetensors: `weight` (labels, dimensions)
+and `bias` (labels).
 """
 
 from __future__ import annotations
@@ -14,6 +17,13 @@ from typing import TYPE_CHECKING, Any
 from distill_dagster.core import models
 from distill_dagster.student import loading, losses
 from distill_dagster.student.label_predictions import LabelPredictions
+from distill_dagster.student.linear_probe import (
+    COSINE_TEMPERATURE,
+    ProbeRows,
+    build_probe_rows,
+    fit_linear_probe,
+    format_descriptions,
+)
 from distill_dagster.student.types import TaskSettings, TrainRow
 
 if TYPE_CHECKING:
@@ -22,8 +32,6 @@ if TYPE_CHECKING:
     from distill_dagster.config import LabelSpec, StudentSpec
 
 HEAD_FILE = "head.safetensors"
-COSINE_TEMPERATURE = 0.05
-"""Cosines of sentence embeddings are close to each other. Divided by this, they give a useful softmax."""
 
 
 def mean_pool(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -60,7 +68,7 @@ class EncoderStudent(LabelPredictions):
         # Trainer needs one module with all trained weights.
         self.model = torch.nn.ModuleDict({"encoder": self.base.model})
         with torch.no_grad():
-            embeddings = self.embed([f"{label.name}: {label.description}" for label in labels])
+            embeddings = self.embed(format_descriptions(labels))
             head = torch.nn.Linear(embeddings.shape[1], len(labels))
             head.weight.copy_(embeddings / COSINE_TEMPERATURE)
             head.bias.zero_()
@@ -76,6 +84,36 @@ class EncoderStudent(LabelPredictions):
         self.model["encoder"] = loading.add_new_adapter(
             self.model["encoder"], self.spec, "FEATURE_EXTRACTION", exclude=r".*\bpooler\b.*"
         )
+
+    def fit_head(self, rows: list[TrainRow], validation: list[TrainRow]) -> float:
+        """Make the head the linear probe of the embeddings as they are now. Return its penalty.
+
+        The penalty is chosen on the validation rows or, without any, by cross-validation. The probe's loss is that of
+        fine-tuning at temperature 1.
+        """
+        import torch
+
+        anchors = self.model["head"].weight.detach().cpu().numpy() * COSINE_TEMPERATURE
+        held_out = self._embed_rows(validation) if validation else None
+        head = fit_linear_probe(self._embed_rows(rows), anchors, held_out)
+        with torch.no_grad():
+            self.model["head"].weight.copy_(torch.from_numpy(head.weight))
+            self.model["head"].bias.copy_(torch.from_numpy(head.bias))
+        assert head.penalty is not None
+        return head.penalty
+
+    def _embed_rows(self, rows: list[TrainRow], batch_size: int = 64) -> ProbeRows:
+        """The rows with their embeddings. Texts of similar length share a batch."""
+        import numpy as np
+        import torch
+
+        vectors = np.zeros((len(rows), self.model["head"].in_features), dtype=np.float32)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].text))
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                part = order[start : start + batch_size]
+                vectors[part] = self.embed([rows[i].text for i in part]).cpu().numpy()
+        return build_probe_rows(rows, vectors, self.labels, self.spec.soft_weight)
 
     def load_adapter(self, folder: Path, merge: bool) -> None:
         """Load the adapter and the head from a folder.

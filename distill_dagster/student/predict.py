@@ -1,4 +1,4 @@
-"""Load predictors: a student with its adapter, its base, and the class centroid of examples."""
+"""Load predictors: a student with its adapter, its base, and baselines on frozen sentence embeddings."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING
 
 from distill_dagster.config import StudentSpec
 from distill_dagster.student import loading
-from distill_dagster.student.encoder import COSINE_TEMPERATURE
 from distill_dagster.student.label_predictions import build_label_prediction
+from distill_dagster.student.linear_probe import (
+    COSINE_TEMPERATURE,
+    LinearHead,
+    ProbeRows,
+    build_probe_rows,
+    fit_linear_probe,
+    format_descriptions,
+)
 from distill_dagster.student.sentences import SENTENCE_MODEL, SentenceEmbedder
 from distill_dagster.student.train import Student, choose_student_class
-from distill_dagster.student.types import Prediction, Predictor, TaskSettings
+from distill_dagster.student.types import Prediction, Predictor, TaskSettings, TrainRow
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from distill_dagster.config import LabelSpec
 
 
@@ -63,24 +68,22 @@ class StudentPredictor:
         return [predictions[i] for i in range(len(texts))]
 
 
-class NearestLabelPredictor:
-    """Predicts the label whose embedding is nearest by cosine. Probabilities are a softmax of cosine / 0.05."""
+class EmbeddingPredictor:
+    """Predicts with a linear head on frozen sentence embeddings."""
 
-    def __init__(self, embedder: SentenceEmbedder, anchors: np.ndarray, labels: list[str]) -> None:
-        """`anchors` is (labels, dimensions), each row of length 1. A label with a row of NaN is never predicted."""
-        self._embedder, self._anchors, self._labels = embedder, anchors, labels
-        self.parameters: int = embedder.parameters
-        self.bytes: int = embedder.bytes
+    def __init__(self, embedder: SentenceEmbedder, head: LinearHead, labels: list[str]) -> None:
+        self._embedder, self._head, self._labels = embedder, head, labels
+        self.parameters: int = embedder.parameters + head.weight.size + head.bias.size
+        self.bytes: int = embedder.bytes + head.weight.nbytes + head.bias.nbytes
 
     def predict(self, texts: list[str], batch_size: int = 32) -> list[Prediction]:
         """Return one prediction per text, in order."""
-        import numpy as np
+        from scipy.special import softmax
 
         if not texts:
             return []
-        scores = self._embedder.embed(texts, batch_size) @ self._anchors.T / COSINE_TEMPERATURE
-        odds = np.nan_to_num(np.exp(scores.astype(np.float64) - np.nanmax(scores, axis=1, keepdims=True)))
-        return [build_label_prediction(self._labels, row.tolist()) for row in odds]
+        probs = softmax(self._head.compute_logits(self._embedder.embed(texts, batch_size)).astype("float64"), axis=1)
+        return [build_label_prediction(self._labels, row.tolist()) for row in probs]
 
 
 def build_centroid_predictor(
@@ -92,7 +95,8 @@ def build_centroid_predictor(
 ) -> Predictor:
     """Build the nearest class centroid, a baseline without training: the mean embedding of each label's examples.
 
-    A label without an example is never predicted. Decontamination may remove the only example of a label.
+    Probabilities are a softmax of cosine / 0.05. A label without an example is never predicted. Decontamination may
+    remove the only example of a label.
 
     Raises:
         ModelError: the model cannot be found or loaded.
@@ -105,8 +109,39 @@ def build_centroid_predictor(
         raise ValueError("no label has an example")
     embedder = SentenceEmbedder(models_folder, model)
     vectors = embedder.embed(example_texts)
-    means = np.full((len(names), vectors.shape[1]), np.nan, dtype=vectors.dtype)
+    weight = np.zeros((len(names), vectors.shape[1]), dtype=vectors.dtype)
+    bias = np.full(len(names), -np.inf, dtype=vectors.dtype)
     for number, name in enumerate(names):
         if name in example_labels:
-            means[number] = vectors[[label == name for label in example_labels]].mean(0)
-    return NearestLabelPredictor(embedder, means / np.linalg.norm(means, axis=1, keepdims=True), names)
+            mean = vectors[[label == name for label in example_labels]].mean(0)
+            weight[number], bias[number] = mean / np.linalg.norm(mean) / COSINE_TEMPERATURE, 0
+    return EmbeddingPredictor(embedder, LinearHead(weight, bias), names)
+
+
+def build_linear_probe_predictor(
+    rows: list[TrainRow],
+    validation: list[TrainRow],
+    labels: list[LabelSpec],
+    models_folder: Path,
+    model: str = SENTENCE_MODEL,
+) -> Predictor:
+    """Build a linear probe, a cheap baseline that had the teacher: it learns from the student's rows.
+
+    Args:
+        validation: rows that choose the penalty; without any, cross-validation does.
+
+    Raises:
+        ModelError: the model cannot be found or loaded.
+        ValueError: there are no rows, or a row names a label that is not one of `labels`.
+    """
+    if not rows:
+        raise ValueError("there are no rows to learn from")
+    embedder = SentenceEmbedder(models_folder, model)
+    names = [label.name for label in labels]
+
+    def read(part: list[TrainRow]) -> ProbeRows:
+        return build_probe_rows(part, embedder.embed([row.text for row in part]), names, soft_weight=1.0)
+
+    anchors = embedder.embed(format_descriptions(labels))
+    head = fit_linear_probe(read(rows), anchors, read(validation) if validation else None)
+    return EmbeddingPredictor(embedder, head, names)

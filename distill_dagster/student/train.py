@@ -73,6 +73,10 @@ def train_adapter(
     _check_rows(rows, validation, names)
     student = choose_student_class(spec, labels)(spec, labels, settings, models_folder)
     log = TrainingLog(rows=len(rows), epochs=epochs or spec.epochs)
+    if isinstance(student, EncoderStudent):
+        start = time.perf_counter()
+        log.probe_penalty = student.fit_head(rows, validation)
+        log.probe_seconds = round(time.perf_counter() - start, 3)
     student.add_adapter()
     log.trainable_parameters = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
     log.total_parameters = student.base.parameters + log.trainable_parameters
@@ -133,6 +137,12 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
     total = len(batches) * log.epochs
     best = BestEpoch(student.model, spec.patience) if validation and spec.patience is not None else None
 
+    def validate(epoch: int) -> bool:
+        """Log the scores on validation. Return whether training should stop."""
+        scores = _compute_validation_scores(student, validation)
+        log.validation.append({"epoch": epoch, **scores})
+        return best is not None and best.add_epoch(epoch, scores["loss"])
+
     class _Trainer(transformers.Trainer):
         def get_train_dataloader(self) -> Any:
             return torch.utils.data.DataLoader(items, batch_sampler=batches, collate_fn=student.collate)
@@ -150,12 +160,7 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
                 log.losses.append((state.global_step, round(float(state.epoch), 4), float(logs["loss"])))
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if not validation:
-                return
-            epoch = round(float(state.epoch))
-            scores = _compute_validation_scores(student, validation)
-            log.validation.append({"epoch": epoch, **scores})
-            if best is not None and best.add_epoch(epoch, scores["loss"]):
+            if validation and validate(round(float(state.epoch))):
                 control.should_training_stop = True
 
     with TemporaryDirectory() as scratch, models.silence_transformers():
@@ -180,10 +185,14 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
         trainer = _Trainer(model=student.model, args=arguments, train_dataset=items, callbacks=[watcher])
         trainer.remove_callback(transformers.PrinterCallback)
         start = time.perf_counter()
+        if validation and isinstance(student, EncoderStudent):
+            validate(0)  # a new adapter changes nothing, so this is the linear probe
         trainer.train()
     if best is not None:
         best.restore()
         log.best_epoch = best.epoch
+    if isinstance(student, EncoderStudent):
+        log.kept = "linear probe" if log.best_epoch == 0 else "fine-tuned"
     log.seconds = round(time.perf_counter() - start, 3)
     log.steps = trainer.state.global_step
     log.epochs = log.steps // len(batches)

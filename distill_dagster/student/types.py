@@ -75,7 +75,9 @@ class TrainingLog:
     """Figures of a training. `losses` are (step, epoch, mean loss since the previous entry). `validation` is per epoch.
 
     `epochs` counts the epochs that ran: early stopping may end a training before the last. `best_epoch` is the one
-    whose weights are kept. It is None if no epoch was chosen on validation: then the last one is kept.
+    whose weights are kept. It is None if no epoch was chosen on validation: then the last one is kept. Epoch 0 of an
+    encoder is its linear probe, before fine-tuning. `kept` names what is kept of an encoder: "linear probe" or
+    "fine-tuned". `probe_penalty` is the chosen penalty of the probe.
     `tokens` counts the tokens of all training rows in all epochs, without padding. `peak_mb` is the peak memory in MiB:
     of the process, or of torch on the GPU if there is one.
     """
@@ -83,8 +85,11 @@ class TrainingLog:
     losses: list[tuple[int, float, float]] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    probe_seconds: float = 0.0
+    probe_penalty: float | None = None
     epochs: int = 0
     best_epoch: int | None = None
+    kept: str | None = None
     steps: int = 0
     rows: int = 0
     tokens: int = 0

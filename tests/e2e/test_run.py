@@ -98,7 +98,7 @@ def test_the_report_and_its_figures_are_there(complete: Complete) -> None:
         assert {"report.html", "metrics.json", "predictions.parquet"} <= {path.name for path in folder.iterdir()}
         metrics = json.loads((folder / "metrics.json").read_text())
         assert (metrics["task"], metrics["student"]) == (TASK, student)
-        assert {"teacher", "base", "seed_only", "distilled", "centroid"} == set(metrics["systems"])
+        assert {"teacher", "base", "seed_only", "distilled", "linear_probe", "centroid"} == set(metrics["systems"])
         for name, system in metrics["systems"].items():
             assert system["metric"] == "accuracy"
             assert {"cost_usd_per_1k", "parameters", "bytes"} <= set(system), name

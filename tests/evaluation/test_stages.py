@@ -61,6 +61,7 @@ def _make_all(
     """A task made up to its dataset and adapters. `recorded` is the content of recorded/big.jsonl."""
     monkeypatch.setattr(predictions, "load_predictor", lambda *_: FirstLabel())
     monkeypatch.setattr(predictions, "build_centroid_predictor", lambda *_: FirstLabel())
+    monkeypatch.setattr(predictions, "build_linear_probe_predictor", lambda *_: FirstLabel())
     curation = {"min_rows": 2, "validation_share": 0}
     folder = write_small_task(tmp_path, curation=curation, **changes)
     for path, label in zip(sorted((folder.path / "slices").iterdir()), LABELS, strict=False):

@@ -210,6 +210,7 @@ def test_every_stage_records_what_it_reads_and_reads_what_it_records(
     monkeypatch.setattr(students, "train_adapter", train_nothing)
     monkeypatch.setattr(predictions, "load_predictor", lambda *_: FakeStudent())
     monkeypatch.setattr(predictions, "build_centroid_predictor", lambda *_: FakeStudent())
+    monkeypatch.setattr(predictions, "build_linear_probe_predictor", lambda *_: FakeStudent())
     for name in ("plot_counts", "plot_lines", "plot_intervals"):
         monkeypatch.setattr(plots, name, lambda *_: b"")
     for module in (prompts, teacher, scores, gate, dataset, predictions):

@@ -75,7 +75,8 @@ def test_training_lowers_the_loss_and_beats_the_base(
     kind: str, spec: StudentSpec, models_folder: Path, request: pytest.FixtureRequest
 ) -> None:
     out, log = request.getfixturevalue(kind)
-    assert log.losses[-1][2] < 0.75 * log.losses[0][2]
+    if kind == "causal":  # an encoder starts at its linear probe
+        assert log.losses[-1][2] < 0.75 * log.losses[0][2]
     assert log.steps == log.epochs * 4 == log.losses[-1][0]
     assert log.tokens > 0
     assert log.tokens_per_s > 0
@@ -124,7 +125,7 @@ def test_the_encoder_adapter_loads_with_plain_peft(encoder: tuple[Path, Training
     from safetensors.torch import load_file
 
     out, log = encoder
-    assert [v["epoch"] for v in log.validation] == [1, 2, 3, 4, 5, 6]
+    assert [v["epoch"] for v in log.validation] == list(range(log.epochs + 1))
     base = transformers.AutoModel.from_pretrained(models.resolve_model(MINILM.model, models_folder).location)
     model = PeftModel.from_pretrained(base, str(out)).eval()
     tokenizer, head = transformers.AutoTokenizer.from_pretrained(out), load_file(out / "head.safetensors")
@@ -145,7 +146,7 @@ def test_the_same_seed_gives_the_same_bytes(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)  # a person who trains cannot act on it
-        train_adapter(MINILM, LABELS, SETTINGS, ROWS, [], tmp_path, models_folder, epochs=6)
+        train_adapter(MINILM, LABELS, SETTINGS, ROWS, HELD, tmp_path, models_folder, epochs=6)
     for name in ("adapter_model.safetensors", "head.safetensors", "adapter_config.json"):
         assert (tmp_path / name).read_bytes() == (encoder[0] / name).read_bytes(), name
     other = tmp_path / "other"

@@ -17,13 +17,15 @@ from distill_dagster.core import progress
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.models import count_gguf_parameters, make_embedded_gguf
 from distill_dagster.curation.candidates.choose import choose_candidates
+from distill_dagster.evaluation.metrics import CENTROID, LINEAR_PROBE
 from distill_dagster.evaluation.predictions_check import check_predictions_complete
 from distill_dagster.kinds import Kind, Question, get_kind, is_refusal, read_answer
 from distill_dagster.pipeline.distillation_cost import measure_teacher_use
 from distill_dagster.pipeline.stages.context import StageContext, StageInputs, StageResult, sample_rows
+from distill_dagster.pipeline.stages.students import build_train_rows
 from distill_dagster.prompts.few_shot import read_example_pool
 from distill_dagster.prompts.seeds import build_labelled_prompts, build_messages, compute_prompt_id
-from distill_dagster.student.predict import build_centroid_predictor, load_predictor
+from distill_dagster.student.predict import build_centroid_predictor, build_linear_probe_predictor, load_predictor
 from distill_dagster.student.sentences import SENTENCE_MODEL
 from distill_dagster.student.types import Predictor, TaskSettings
 from distill_dagster.tables.messages import format_messages, split_answer
@@ -200,7 +202,8 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
     task = env.folder.task
     spec, settings = task.students[partition], TaskSettings.from_task(task)
     kind = get_kind(task)
-    items = _build_items(env, inputs.read_table("filtered_dataset", DATASET))
+    dataset = inputs.read_table("filtered_dataset", DATASET)
+    items = _build_items(env, dataset)
     candidates, completions = read_teacher_candidates(inputs)
     rows, teacher = _build_teacher_rows(env, items, candidates, completions)
     facts: dict[str, dict[str, Any]] = {"teacher": teacher}
@@ -214,20 +217,25 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
     if "slice_label_adapter" in inputs.upstream:
         systems.append(("slice_label", "slice_label_adapter"))
     if task.has_labels and examples:
-        systems.append(("centroid", None))
+        systems.append((CENTROID, None))
+    train, validation = (build_train_rows(dataset, split) for split in ("train", "validation"))
+    if task.has_labels and train:
+        systems.append((LINEAR_PROBE, None))
     for number, (system, adapter) in enumerate(systems):
         progress.report_progress(f"predicting with {system}", number, len(systems))
         with _track_peak_memory() as peak:
-            if system == "centroid":
+            if system == CENTROID:
                 texts, labels = [e.text for e in examples], [e.label for e in examples]
                 predictor = build_centroid_predictor(texts, labels, task.labels, env.models)
+            elif system == LINEAR_PROBE:
+                predictor = build_linear_probe_predictor(train, validation, task.labels, env.models)
             else:
                 folder = inputs.find_folder(adapter, partition) if adapter else None
                 own = spec.model_copy(update={"reasoning": False}) if system == "slice_label" else spec
                 predictor = load_predictor(own, task.labels, settings, env.models, folder)
             rows += _predict_and_time(kind, system, predictor, items, task.evaluation.latency_items)
         facts[system] = {
-            "model": spec.model if system != "centroid" else SENTENCE_MODEL,
+            "model": SENTENCE_MODEL if system in (CENTROID, LINEAR_PROBE) else spec.model,
             "parameters": predictor.parameters,
             "bytes": predictor.bytes,
             "peak_mb": peak["bytes"] / 1e6,

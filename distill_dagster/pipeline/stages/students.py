@@ -142,6 +142,7 @@ def _train_student(
         "rows": len(rows),
         "epochs": log.epochs,
         **({"best_epoch": log.best_epoch} if log.best_epoch is not None else {}),
+        **({"kept": log.kept} if log.kept else {}),
         "seconds": round(log.seconds, 1),
         "tokens_per_s": round(log.tokens_per_s, 1),
         "peak_mb": round(log.peak_mb, 1),
@@ -162,5 +163,5 @@ def build_loss_curves(adapter: Path) -> LossCurves:
     curves = {"training": [(float(step), float(loss)) for step, _, loss in log["losses"]]}
     if log["validation"]:
         steps_per_epoch = log["steps"] / max(log["epochs"], 1)
-        curves["validation"] = [((i + 1) * steps_per_epoch, v["loss"]) for i, v in enumerate(log["validation"])]
+        curves["validation"] = [(v["epoch"] * steps_per_epoch, v["loss"]) for v in log["validation"]]
     return curves
