@@ -91,16 +91,22 @@ def estimate_requests(
     estimates: list[Estimate] = []
     for name, part in task.list_teachers():
         spec = part.teacher
+        asked: dict[str, list[AskedPrompt]] = {}
+        for key, prompts in remaining.items():
+            asked[key], remaining[key] = split_certain_prompts(folder, name, prompts)
+        imagined = {key: 0 if spec.is_replay else to_imagine.get(key, 0) for key in asked}
+        if not any(asked.values()) and not any(imagined.values()):
+            continue  # a teacher without prompts needs no embeddings of its examples
         recorded = load_replay_teacher(folder, spec) if spec.is_replay else None
         endpoint = Endpoint(spec.model, _find_identity(spec), recorded=recorded)
         names = get_template_names(task.kind, task.reasoning, spec.has_stated_soft_labels)
         templates = Templates(folder.read_templates(), names)
         requests = RequestBuilder(part, templates, examples, endpoint, load_embed(spec))
-        for key, prompts in remaining.items():
-            asked, remaining[key] = split_certain_prompts(folder, name, prompts)
-            imagined = 0 if spec.is_replay else to_imagine.get(key, 0)
-            if asked or imagined:
-                estimates.append(_estimate_answers(requests, store, name, key, asked, imagined))
+        estimates += [
+            _estimate_answers(requests, store, name, key, prompts, imagined[key])
+            for key, prompts in asked.items()
+            if prompts or imagined[key]
+        ]
     for key in slices:
         estimates += _estimate_imagining(folder, key)
         estimates += _estimate_judging(folder, key)
