@@ -21,6 +21,11 @@ class LoraSpec(ConfigModel):
     target_modules: str | list[str] = Field(
         default="all-linear", description="names of the layers that get an adapter; all-linear: every linear layer"
     )
+    last_layers: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="adapt only this many transformer layers, counted from the output; training a causal_lm computes "
+        "the layers below once per row, not once per epoch",
+    )
 
 
 class StudentSpec(ConfigModel):
@@ -36,8 +41,9 @@ class StudentSpec(ConfigModel):
     quantization: Literal["none", "nf4"] = Field(
         default="none", description="nf4: train on 4-bit weights (QLoRA, Dettmers et al. 2023); needs a GPU"
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="number format of the weights; bfloat16 on a GPU"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="number format of the weights; auto: bfloat16 if the GPU or processor computes in it, else float32",
     )
     epochs: Annotated[int, Field(ge=1, le=200)] = Field(default=2, description="most passes over the dataset")
     patience: Annotated[int, Field(ge=1, le=200)] | None = Field(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.student import loading, losses, prompts
+from distill_dagster.student.frozen_layers import MAX_STATE_BYTES, FrozenLayers
 from distill_dagster.student.label_predictions import LabelPredictions
 from distill_dagster.student.label_trie import LabelTrie
 from distill_dagster.student.types import TaskSettings, TrainRow
@@ -14,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
     from distill_dagster.config import LabelSpec, StudentSpec
+
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "states")
+"""The parts of a batch that the model reads. `states` is missing if the frozen layers are computed."""
 
 
 class CausalModel:
@@ -32,6 +40,7 @@ class CausalModel:
         self.model: Any = self.base.model
         self.tokenizer = self.base.tokenizer
         self.end = prompts.get_end_token_id(self.tokenizer)
+        self.frozen: FrozenLayers | None = None
 
     def add_adapter(self) -> None:
         """Add an untrained adapter."""
@@ -56,7 +65,12 @@ class CausalModel:
     def device(self) -> Any:
         return self.model.device
 
-    def _pad(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
+    def _build_inputs(self, sequences: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Padded inputs of the model on the CPU, with the `states` of its frozen layers if they are known."""
+        states = self.frozen.find_states(sequences) if self.frozen is not None else None
+        return self._pad(sequences) | ({"states": states} if states is not None else {})
+
+    def _pad(self, sequences: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         import torch
 
         width = max(map(len, sequences))
@@ -67,10 +81,58 @@ class CausalModel:
             mask[row, width - len(sequence) :] = 1
         return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
-    def _compute_hidden(self, **inputs: Any) -> Any:
-        """Output of the model below the language head. Logits are expensive, so they are computed only where needed."""
+    def reuse_frozen_layers(self, sequences: list[list[int]], batch_size: int = 32) -> None:
+        """Run the layers below the adapter once for these token sequences. Training reuses their outputs.
+
+        Without frozen layers, or if the outputs take more than `MAX_STATE_BYTES`, nothing is kept. Then every step
+        computes all layers. The same holds for a model that needs more of its lower layers than their last output.
+        """
+        import torch
+
+        frozen = FrozenLayers(self.model)
+        unique = sorted({tuple(ids) for ids in sequences}, key=lambda ids: (len(ids), ids))
+        size = self.model.config.get_text_config().hidden_size * self.model.dtype.itemsize * sum(map(len, unique))
+        if not frozen.layers or size > MAX_STATE_BYTES:
+            return
+        with self._evaluate(), torch.no_grad():
+            for start in range(0, len(unique), batch_size):
+                part = unique[start : start + batch_size]
+                inputs = {name: value.to(self.device) for name, value in self._pad(part).items()} | {"use_cache": False}
+                states = frozen.compute_states(partial(self._compute_hidden, **inputs))
+                if start == 0 and not self._is_equal_without(frozen, states, inputs):
+                    return
+                frozen.add_states(part, states)
+        self.frozen = frozen
+
+    def _is_equal_without(self, frozen: FrozenLayers, states: torch.Tensor, inputs: dict[str, Any]) -> bool:
+        import torch
+
+        whole = self._compute_hidden(**inputs).last_hidden_state
+        with frozen.skip(states):
+            upper = self._compute_hidden(**inputs).last_hidden_state
+        real = inputs["attention_mask"].bool()
+        return torch.allclose(whole[real], upper[real], rtol=1e-2, atol=1e-3)
+
+    @contextmanager
+    def _evaluate(self) -> Iterator[None]:
+        """Turn off dropout within the block."""
+        is_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(is_training)
+
+    def _compute_hidden(self, states: torch.Tensor | None = None, **inputs: Any) -> Any:
+        """Output of the model below the language head. Logits are expensive, so they are computed only where needed.
+
+        With the `states` of the frozen layers for these inputs, only the layers above compute.
+        """
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return model.base_model(**inputs)
+        if states is None or self.frozen is None:
+            return model.base_model(**inputs)
+        with self.frozen.skip(states):
+            return model.base_model(**inputs)
 
     def _compute_logits(self, hidden: torch.Tensor, tokens: tuple[int, ...] | None = None) -> torch.Tensor:
         """Logits of hidden states (positions, dimensions), for the whole vocabulary or for these tokens only."""
@@ -117,6 +179,14 @@ class CausalStudent(LabelPredictions, CausalModel):
             items.append({"ids": ids, "length": len(ids), "label": label, "soft": target, "weight": row.weight})
         return items
 
+    def list_sequences(self, items: list[dict[str, Any]], validation: list[TrainRow]) -> list[list[int]]:
+        """The token sequences that training and validation run through the model in every epoch."""
+        sequences = [item["ids"] for item in items]
+        if validation and self.trie.has_one_choice:  # otherwise validation needs the keys and values of all layers
+            texts = [row.text for row in validation]
+            sequences += prompts.encode_prompts(self.tokenizer, texts, self.settings, self.spec.max_tokens)
+        return sequences
+
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Build a batch, padded on the left. Answers end in the last column, so logits are needed only there."""
         import torch
@@ -125,7 +195,7 @@ class CausalStudent(LabelPredictions, CausalModel):
         answers = torch.full((len(items), max(map(len, paths))), losses.IGNORE_INDEX)
         for row, path in enumerate(paths):
             answers[row, -len(path) :] = torch.tensor(path)
-        return self._pad([item["ids"] for item in items]) | {
+        return self._build_inputs([item["ids"] for item in items]) | {
             "answers": answers,
             "label": torch.tensor([item["label"] for item in items]),
             "soft": torch.stack([item["soft"] for item in items]),
@@ -143,7 +213,7 @@ class CausalStudent(LabelPredictions, CausalModel):
         import torch
 
         answers = batch["answers"]
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
         hidden = self._compute_hidden(**inputs, use_cache=False).last_hidden_state[:, -answers.shape[1] :]
         logits = self._compute_logits(hidden.flatten(0, 1)).view(*answers.shape, -1)
         hard = torch.nn.functional.cross_entropy(
@@ -182,11 +252,12 @@ class CausalStudent(LabelPredictions, CausalModel):
         import torch
 
         sequences = prompts.encode_prompts(self.tokenizer, texts, self.settings, self.spec.max_tokens)
-        inputs = {name: value.to(self.device) for name, value in self._pad(sequences).items()}
+        needs_cache = not self.trie.has_one_choice
+        built = self._pad(sequences) if needs_cache else self._build_inputs(sequences)
+        inputs = {name: value.to(self.device) for name, value in built.items()}
         states: dict[tuple[int, ...], torch.Tensor] = {}
         if len({len(s) for s in sequences}) == 1:  # without padding no mask is needed, and attention is faster
-            inputs = {"input_ids": inputs["input_ids"]}
-        needs_cache = not self.trie.has_one_choice
+            inputs = {name: inputs[name] for name in ("input_ids", "states") if name in inputs}
         with torch.inference_mode():
             out = self._compute_hidden(**inputs, use_cache=needs_cache)
             states[()] = out.last_hidden_state[:, -1]

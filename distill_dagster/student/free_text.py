@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
 from distill_dagster.student import losses, prompts
-from distill_dagster.student.causal import CausalModel
+from distill_dagster.student.causal import MODEL_INPUTS, CausalModel
 from distill_dagster.student.types import Prediction, TaskSettings, TrainRow
 
 if TYPE_CHECKING:
@@ -60,11 +60,15 @@ class FreeTextStudent(CausalModel):
     def _encode_prompts(self, texts: list[str], mark: str) -> list[list[int]]:
         return prompts.encode_prompts(self.tokenizer, texts, self.settings, self.spec.max_tokens, f"\n{mark}")
 
+    def list_sequences(self, items: list[dict[str, Any]], validation: list[TrainRow]) -> list[list[int]]:
+        """The token sequences that training and validation run through the model in every epoch."""
+        return [item["ids"] for item in [*items, *self.encode(validation)]]
+
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Build a batch, padded on the left. `answers` has the target tokens in their columns."""
         import torch
 
-        padded = self._pad([item["ids"] for item in items])
+        padded = self._build_inputs([item["ids"] for item in items])
         answers = torch.full(padded["input_ids"].shape, losses.IGNORE_INDEX)
         for row, item in enumerate(items):
             answers[row, -item["target"] :] = padded["input_ids"][row, -item["target"] :]
@@ -74,7 +78,7 @@ class FreeTextStudent(CausalModel):
         """Mean negative log-likelihood of every row's target tokens, shape (rows,), not yet weighted."""
         import torch
 
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
         hidden = self._compute_hidden(**inputs, use_cache=False).last_hidden_state[:, :-1]
         answers = batch["answers"][:, 1:]
         is_target = answers != losses.IGNORE_INDEX

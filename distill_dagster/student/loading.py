@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core import models
+from distill_dagster.core.errors import DistillError
+from distill_dagster.student.frozen_layers import find_layers
 
 if TYPE_CHECKING:
     from distill_dagster.config import StudentSpec
@@ -33,10 +36,21 @@ def choose_device() -> str:
 
 
 def get_torch_dtype(name: str) -> Any:
-    """The torch dtype of this name."""
+    """The torch dtype of this name. "auto" is bfloat16 if this machine's GPU or processor computes in it."""
     import torch
 
+    if name == "auto":
+        name = "bfloat16" if _has_bfloat16() else "float32"
     return getattr(torch, name)
+
+
+def _has_bfloat16() -> bool:
+    import torch
+
+    if choose_device() == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: str | None = None) -> LoadedBase:
@@ -83,24 +97,44 @@ def _build_nf4_options(dtype: Any) -> dict[str, Any]:
 
 
 def add_new_adapter(model: Any, spec: StudentSpec, task_type: str, exclude: str | None = None) -> Any:
-    """Add an untrained LoRA adapter in float32 (Hu et al. 2021). Modules that match `exclude` get none."""
+    """Add an untrained LoRA adapter in float32 (Hu et al. 2021). Modules that match `exclude` get none.
+
+    Raises:
+        DistillError: `lora.last_layers` is more than the model has, or its layers cannot be found.
+    """
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    from distill_dagster.student.lora_linear import LoraLinear
 
     if spec.quantization != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     torch.manual_seed(spec.seed)
     lora = spec.lora
+    excluded = [exclude] if exclude else []
+    if lora.last_layers is not None:
+        excluded += [rf"(.*\.)?{re.escape(name)}\..*" for name in _list_lower_layers(model, lora.last_layers)]
     config = LoraConfig(
         task_type=task_type,
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
-        exclude_modules=exclude,
+        exclude_modules="|".join(excluded) or None,
     )
+    if spec.quantization == "none":
+        config._register_custom_module({torch.nn.Linear: LoraLinear})
     with models.silence_transformers():
         return get_peft_model(model, config)
+
+
+def _list_lower_layers(model: Any, last: int) -> list[str]:
+    names = [name for name, _ in find_layers(model)]
+    if not names:
+        raise DistillError("The layers of this model cannot be counted. Leave out `lora.last_layers`.")
+    if last > len(names):
+        raise DistillError(f"`lora.last_layers` is {last}, but the model has {len(names)} layers. Lower it.")
+    return names[: len(names) - last]
 
 
 def attach_adapter(model: Any, adapter: Path, merge: bool) -> Any:

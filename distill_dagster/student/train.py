@@ -187,6 +187,8 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
         start = time.perf_counter()
         if validation and isinstance(student, EncoderStudent):
             validate(0)  # a new adapter changes nothing, so this is the linear probe
+        if not isinstance(student, EncoderStudent):
+            student.reuse_frozen_layers(student.list_sequences(items, validation))
         trainer.train()
     if best is not None:
         best.restore()
