@@ -28,6 +28,11 @@ class CurationSpec(ConfigModel):
         default=1.0,
         description="the weight in training of a row that a person answered; a row of the teacher has weight 1",
     )
+    rescale_soft_labels: Literal["none", "temperature"] = Field(
+        default="none",
+        description="temperature: soft labels of the dataset become as sure as the teacher is right on dev, by a "
+        "temperature per teacher that is fitted on dev",
+    )
     dedup: DedupSpec = DedupSpec()
     decontamination: Annotated[DecontaminationSpec | None, SWITCH] = Field(
         default=DecontaminationSpec(),

@@ -115,6 +115,26 @@ def plot_intervals(rows: Sequence[tuple[str, float, float, float]], title: str, 
     return _render_png(figure)
 
 
+def plot_reliability(series: Mapping[str, Sequence[tuple[float, float, float, float]]], title: str) -> bytes:
+    """A reliability diagram: for each (stated, right, low, high) a dot with its interval, next to the diagonal."""
+    figure, axes = _make_axes(4.2, 3.6, title)
+    axes.plot([0, 1], [0, 1], "--", color="#999999", linewidth=1)
+    for i, (name, points) in enumerate(series.items()):
+        colour, marker = COLOURS[i % len(COLOURS)], "os^Dv*"[i % 6]
+        for stated, _, low, high in points:
+            axes.plot([stated, stated], [low, high], color=colour, linewidth=1, alpha=0.6)
+        x, y = [point[0] for point in points], [point[1] for point in points]
+        axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1, label=_escape_text(name))
+    axes.set_xlabel("mean confidence")
+    axes.set_ylabel("share of right answers")
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(0, 1.03)
+    axes.grid(color=_GRID, linewidth=0.6)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return _render_png(figure)
+
+
 def to_data_uri(png: bytes) -> str:
     """A PNG image as a `data:` URI."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -36,6 +36,11 @@ STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
             "untrained student.",
             blocking=True,
         ),
+        CheckSpec(
+            "soft_labels_calibrated",
+            "On dev the teacher is as sure of its answers as they are right: the expected calibration error is at most "
+            "0.1, or within chance, or the dataset rescales the soft labels.",
+        ),
     ),
     "teacher_completions": (TERMS_CHECK, TERMS_KNOWN_CHECK, VALID_TABLE_CHECK, NO_MISSING_ROWS_CHECK),
     "scored_completions": (

@@ -40,6 +40,7 @@ def hash_curation_settings(task: Task) -> str:
     """Hash of everything that decides which candidates become rows of the dataset."""
     # A field that is left out at its default keeps the datasets that were cut before it existed fresh.
     unset = {"mix_human"} if task.curation.mix_human else set[str]()
+    unset |= {"rescale_soft_labels"} if task.curation.rescale_soft_labels == "none" else set()
     curation = task.curation.model_dump(exclude={"filters", *unset})
     # A label's description changes what is asked, not which rows are kept.
     return hash_content(
@@ -107,6 +108,8 @@ def has_feature(folder: TaskFolder, feature: Feature) -> bool:
             return bool(collect_task_scorers(folder.task))
         case "slice_labels":
             return has_slices_as_labels(folder)
+        case "rescaling":
+            return folder.task.curation.rescale_soft_labels != "none"
 
 
 def list_features(folder: TaskFolder) -> set[Feature]:

@@ -8,11 +8,11 @@ from itertools import chain
 from typing import Literal
 
 Partition = Literal["slice", "student"] | None
-Feature = Literal["imagine", "judge", "scores", "slice_labels"]
+Feature = Literal["imagine", "judge", "scores", "slice_labels", "rescaling"]
 """A part of a task that adds sources, inputs or a stage to its graph.
 
 `imagine` and `judge` are the blocks of that name in task.yaml. `scores`: its filters read scores. `slice_labels`: every
-slice is named like a label.
+slice is named like a label. `rescaling`: the dataset rescales soft labels by a temperature fitted on dev.
 """
 
 
@@ -170,6 +170,7 @@ STAGES = {
             ("duckdb", "polars"),
             "What the student learns from: all slices after filters, leak removal, deduplication, caps and the split. "
             "The rejected rows are stored next to it, each with one drop reason.",
+            feature_upstream={"rescaling": ("golden_completions", "teacher_prior")},
         ),
         Stage(
             "seed_only_adapter",

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -33,6 +34,7 @@ from distill_dagster.curation.dataset.steps import (
 )
 from distill_dagster.curation.dataset.write_parts import TableParts, assign_parts, write_tables
 from distill_dagster.curation.filters import STEP_REASONS, Filter, FilterSettings, select_filters
+from distill_dagster.curation.soft_labels.temperature import rescale_soft_labels_expr
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.curation.text_columns import append_answers, build_targets, extract_user_texts, list_target_columns
 from distill_dagster.tables.schemas import DATASET, REJECTED
@@ -40,6 +42,9 @@ from distill_dagster.tables.schemas import DATASET, REJECTED
 if TYPE_CHECKING:
     from distill_dagster.core.embedding import EmbedFunction
     from distill_dagster.core.limits import ResourceLimits
+
+NO_TEMPERATURES: Mapping[str, float] = MappingProxyType({})
+"""Leaves all soft labels as they are."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ def curate_dataset(
     limits: ResourceLimits | None = None,
     cache: ComparisonCache = NO_CACHE,
     folder: Path | None = None,
+    temperatures: Mapping[str, float] = NO_TEMPERATURES,
 ) -> CuratedDataset:
     """Cut a dataset from scored candidates. It computes no score, so a changed threshold takes seconds.
 
@@ -112,6 +118,8 @@ def curate_dataset(
         limits: memory, threads and spill folder for the comparison of rows.
         cache: keeps the results of comparisons, so that another threshold of a filter compares nothing again.
         folder: an empty folder for the files that `kept` and `left_out` read; without one both are in memory.
+        temperatures: by teacher, the temperature that rescales the soft labels of its kept rows. Filters and steps
+            read confidences as the teacher stated them.
 
     Raises:
         ValidationError: the block `curation.filters` is malformed.
@@ -127,6 +135,7 @@ def curate_dataset(
         return kept.with_columns(
             human.then(spec.human_weight).otherwise(1.0).alias("weight"),
             append_answers(kept["messages"], build_targets(kept, task.matcher)),
+            rescale_soft_labels_expr(temperatures),
         )
 
     by_id = ("prompt_id", "slice")

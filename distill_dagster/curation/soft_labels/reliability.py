@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +59,18 @@ class Reliability:
         """Whether perfectly calibrated confidences would rarely show such an error."""
         return self.ece > self.chance_ece
 
+    def list_points(self) -> list[tuple[float, float, float, float]]:
+        """For each bin the mean confidence and the share of right answers with its interval, for a plot."""
+        return [(one.stated, one.right, one.right_low, one.right_high) for one in self.bins]
+
     def to_dict(self) -> dict[str, Any]:
-        """The figures as plain JSON."""
+        """The figures as plain JSON; `from_dict` reads them."""
         return asdict(self) | {"bins": [asdict(one) for one in self.bins]}
+
+    @classmethod
+    def from_dict(cls, figures: Mapping[str, Any]) -> Reliability:
+        """Read what `to_dict` returned."""
+        return cls(**dict(figures) | {"bins": tuple(ReliabilityBin(**one) for one in figures["bins"])})
 
 
 def measure_reliability(confidences: Sequence[float], correct: Sequence[bool]) -> Reliability | None:

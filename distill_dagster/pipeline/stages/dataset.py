@@ -16,6 +16,7 @@ from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.curation.dataset.human_rows import build_human_candidates
 from distill_dagster.curation.dataset.invariants import check_contamination, check_dataset, check_floors, check_slices
 from distill_dagster.curation.dataset.shift import build_profile, check_shift, measure_rows, read_last_good_profile
+from distill_dagster.curation.dataset.teacher_counts import count_rows_by_teacher
 from distill_dagster.curation.filters import (
     STEP_REASONS,
     Filter,
@@ -43,6 +44,7 @@ from distill_dagster.pipeline.stages.context import (
     build_held_out_table,
     sample_rows,
 )
+from distill_dagster.pipeline.stages.soft_labels import fit_temperatures, list_temperatures
 from distill_dagster.student.sentences import embed_sentences
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.schemas import SCORED
@@ -56,7 +58,8 @@ if TYPE_CHECKING:
 def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResult:
     """Cut the dataset from the scored candidates of all slices and the answers of people.
 
-    Reads: SCORED of all slices, the human, golden and dev rows, the curation settings.
+    Reads: SCORED of all slices, the human, golden and dev rows, the curation settings; with
+        `curation.rescale_soft_labels` also the teacher's answers to dev and teacher_prior.
     Writes: DATASET, and next to it REJECTED with one drop reason per row.
     Asks a teacher: no.
     Re-runs when: a slice's candidates, a labelled row or a curation setting change.
@@ -72,6 +75,7 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
     task = env.folder.task
     about = TaskView.from_task(task)
     people = _read_human_rows(env)
+    fits = fit_temperatures(inputs) if "golden_completions" in inputs.upstream else {}
     limits = env.limits or ResourceLimits()
     with limits.make_folder() as temporary:
         slices, lines = _read_slices(env, inputs, temporary)
@@ -92,6 +96,7 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
             limits=limits,
             cache=ComparisonCache(env.lake.root / env.task_name / ".compared"),
             folder=temporary,
+            temperatures={teacher: fit.temperature for teacher, fit in fits.items()},
         )
         last = env.lake.read_record(env.task_name, "filtered_dataset")
         measured = measure_rows(cut.kept, task.has_labels)
@@ -115,6 +120,7 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
         extra: dict[str, Any] = {"reasons": cut.count_reasons(), "candidates": cut.candidates}
         extra |= {"profile": profile, "compared_with": last_profile}
         extra |= {"masked_rows": cut.masked} if cut.masked else {}
+        extra |= {"temperatures": {teacher: fit.to_dict() for teacher, fit in fits.items()}} if fits else {}
         extra |= build_blocked_fields("filtered_dataset", checks)
         record = inputs.build_record(compute_data_version(cut.kept), cut.kept_rows, **extra)
         # The rejected rows first: a reader of the dataset finds its rejected rows next to it.
@@ -122,6 +128,7 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
         env.lake.write(env.task_name, cut.kept, record)
         shown = {"human_examples": len(people)} | _build_metadata(task, cut, candidates)
         shown |= {"slices": SampleTable(lines)}
+        shown |= {"temperatures": SampleTable(list_temperatures(fits))} if fits else {}
     return StageResult(record, shown, checks)
 
 
@@ -152,6 +159,7 @@ def _build_metadata(task: Task, cut: CuratedDataset, candidates: pl.LazyFrame) -
         "validation": splits.get("validation", 0),
         "masked_rows": cut.masked,
         "leaks": SampleTable(cut.leaks.head(50).to_dicts()),
+        "teachers": SampleTable(count_rows_by_teacher(cut.kept, cut.left_out)),
         "filters": SampleTable(list_filters(select_task_filters(task), reasons)),
         "drop_reasons": _plot_counts(dropped or reasons, "Dropped rows by reason"),
         "sample": sample_rows(cut.kept, ["answer", "split", "slice"]),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from distill_dagster.core import progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.curation.soft_labels.reliability import Reliability
 from distill_dagster.evaluation.gate import GateScores, build_gate_check, compute_gate_scores
 from distill_dagster.kinds import Kind, get_kind
 from distill_dagster.pipeline.stages.context import (
@@ -23,6 +25,11 @@ from distill_dagster.pipeline.stages.predictions import (
     build_prediction_row,
     predict_rows,
     read_teacher_candidates,
+)
+from distill_dagster.pipeline.stages.soft_labels import (
+    build_calibration_check,
+    build_reliability_metadata,
+    measure_teacher_reliability,
 )
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.schemas import PREDICTIONS, build_frame
@@ -52,6 +59,7 @@ def make_teacher_gate(env: StageContext, partition: str | None) -> StageResult:
         # An item that was never answered says nothing about the teacher; a refusal or an unusable answer does.
         if candidates[item.prompt_id]["status"] not in (None, "failed")
     ]
+    measured = _measure_reliability(kind, answered, candidates)
     items = sorted(answered, key=lambda item: hash_content(item.id))[: gate.items]
     rows = []
     for item in items:
@@ -65,17 +73,32 @@ def make_teacher_gate(env: StageContext, partition: str | None) -> StageResult:
     wanted = min(gate.items, len(env.folder.dev))
     recorded = all(one.is_replay for one in task.teacher_specs)
     check = build_gate_check(scores, gate, answered=len(items), expected=wanted, recorded=recorded)
-    checks = [check_table("teacher_gate", frame), check]
+    is_rescaled = task.curation.rescale_soft_labels != "none"
+    checks = [check_table("teacher_gate", frame), check, build_calibration_check(measured, is_rescaled=is_rescaled)]
     blocked = build_blocked_fields("teacher_gate", checks)
-    record = inputs.build_record(compute_data_version(frame) if blocked else PASSED_VERSION, frame.height, **blocked)
+    version = compute_data_version(frame) if blocked else PASSED_VERSION
+    extra = blocked | ({"reliability": measured.to_dict()} if measured is not None else {})
+    record = inputs.build_record(version, frame.height, **extra)
     env.lake.write(env.task_name, frame, record)
     shown: dict[str, DisplayValue] = {
         "passed": not blocked,
         "items": len(items),
         **_build_gate_metadata(scores),
+        **build_reliability_metadata(measured, has_plot=True),
         "sample": sample_rows(frame, ["system", "item_id", "reference", "answer", "correct"], 8),
     }
     return StageResult(record, shown, checks)
+
+
+def _measure_reliability(
+    kind: Kind, items: list[EvaluationItem], candidates: dict[str, dict[str, Any]]
+) -> Reliability | None:
+    """How well the teacher's confidences on these dev rows are calibrated."""
+    rows = [candidates[item.prompt_id] for item in items]
+    answers = [json.loads(row["answer"]) if row["answer"] else None for row in rows]
+    pairs = zip(answers, items, strict=True)
+    correct = [answer is not None and kind.are_equal(answer, item.reference) for answer, item in pairs]
+    return measure_teacher_reliability(rows, correct)
 
 
 def _predict_with_base(env: StageContext, kind: Kind, items: list[EvaluationItem]) -> list[dict[str, object]]:

@@ -18,11 +18,13 @@ from distill_dagster.pipeline.stages import judge
 from distill_dagster.pipeline.stages.context import (
     DisplayValue,
     Markdown,
+    SampleTable,
     StageContext,
     StageInputs,
     StageResult,
     sample_rows,
 )
+from distill_dagster.pipeline.stages.soft_labels import build_reliability_metadata, read_gate_reliability
 from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.tables.schemas import COMPLETIONS, PROMPTS, SCORED, SCORES, TEACHER_PRIOR, conform_to_schema
 from distill_dagster.tables.validation import check_table
@@ -55,6 +57,10 @@ def make_scored_completions(env: StageContext, partition: str | None) -> StageRe
         "mean_agreement": round(float(frame["agreement"].mean() or 0.0), 4),  # type: ignore[arg-type]
         "sample": sample_rows(frame, ["answer", "agreement", "confidence", "judge_score"]),
     }
+    if task.teachers:
+        shown["teachers"] = _count_by_teacher(frame)
+    if frame["soft_labels"].null_count() < frame.height:
+        shown |= build_reliability_metadata(read_gate_reliability(env))
     if task.has_labels:
         counts = frame.filter(pl.col("answer").is_not_null()).group_by("answer").len().sort("answer")
         png = plots.plot_counts({json.loads(a): n for a, n in counts.iter_rows()}, "Candidates by label", "rows")
@@ -65,6 +71,16 @@ def make_scored_completions(env: StageContext, partition: str | None) -> StageRe
         hits = sum(json.loads(answer) == label for answer, label in pairs)
         shown["answered_as_meant"] = f"{hits} of {targeted.height}"
     return StageResult(record, shown | judge.build_judge_metadata(task, judged) | build_scores_metadata(task), checks)
+
+
+def _count_by_teacher(frame: pl.DataFrame) -> SampleTable:
+    """Rows by the teacher whose answer is the candidate."""
+    counts = frame.group_by("teacher").agg(
+        pl.len().alias("rows"),
+        pl.col("answer").is_not_null().sum().alias("answered"),
+        pl.col("confidence").mean().round(4).alias("mean_confidence"),
+    )
+    return SampleTable(counts.sort("rows", "teacher", descending=[True, False]).to_dicts())
 
 
 def add_task_scores(inputs: StageInputs, candidates: pl.DataFrame, completions: pl.DataFrame) -> pl.DataFrame:
