@@ -282,12 +282,12 @@ def _build_minilm(sketch: TaskSketch) -> dict[str, object]:
     return {
         "model": "all-minilm-l6-v2",
         "architecture": "encoder",
-        "lora": "{rank: 16, alpha: 32}",
+        "lora": "{rank: 16, alpha: 32, last_layers: 3}",
         "epochs": 5,
-        "seed_only_epochs": 8,
-        "batch_size": 8,
+        "seed_only_epochs": 20,
+        "batch_size": 16,
         "learning_rate": "1.0e-3",
-        "soft_weight": 0.2,
+        "soft_weight": 1.0,
         "max_tokens": _choose_prompt_tokens(sketch, 512),
     }
 
