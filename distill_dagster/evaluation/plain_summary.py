@@ -135,8 +135,8 @@ def _explain_figures(metrics: Metrics, verdict: Recommendation) -> Iterator[tupl
     own, teacher = golden.systems[DISTILLED], golden.systems.get(TEACHER)
     rivals = list_rivals(metrics)[:2] or [verdict.best_other]
     yield "Quality", _describe_quality(metrics, [DISTILLED, TEACHER, *rivals, LINEAR_PROBE])
-    if teacher is not None and own.latency.p50 and teacher.latency.p50:
-        yield "Speed", _describe_speed(own.latency.p50, teacher.latency.p50)
+    if own.latency.p50:
+        yield "Speed", _describe_speed(own.latency.p50, teacher.latency.p50 if teacher is not None else None)
     yield "Cost", _describe_cost(metrics)
 
 
@@ -156,7 +156,9 @@ def _describe_quality(metrics: Metrics, names: list[str]) -> str:
     return f"the distilled student answers {own} of 100 items right{rest}. The test is {test}."
 
 
-def _describe_speed(own: float, teacher: float) -> str:
+def _describe_speed(own: float, teacher: float | None) -> str:
+    if not teacher:
+        return f"one answer takes the student {format_milliseconds(own)}; the teacher was not timed."
     times = max(own, teacher) / min(own, teacher)
     factor = f"{times:.0f} times" if times >= 10 else f"{times:.1f} times"
     both = f"one answer takes the student {format_milliseconds(own)} and the teacher {format_milliseconds(teacher)}"

@@ -169,6 +169,11 @@ def test_speed(own: float | None, words: str | None) -> None:
     assert (words in meaning["Speed"]) if words else "Speed" not in meaning
 
 
+def test_a_recorded_teacher_has_no_latency_and_the_student_has_one() -> None:
+    speed = _get(_summarize(_measure(YES, seconds={"distilled": 0.02})), "Speed")
+    assert speed == "one answer takes the student 20 ms; the teacher was not timed."
+
+
 def test_an_embedded_teacher_is_for_trying_out() -> None:
     embedded = {"teacher": {"model": "embedded/smollm2-135m-instruct"}}
     assert any("Ask a larger teacher" in step for step in _summarize(_measure(NO, embedded)).next_steps)
