@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -156,12 +157,33 @@ def _train_student(
 
 def build_loss_curves(adapter: Path) -> LossCurves:
     """The loss curves of a training, from the log in the adapter's folder. Empty without a log."""
-    path = adapter / TRAINING_LOG_FILE
-    if not path.exists():
+    log = _read_training_log(adapter)
+    if log is None:
         return {}
-    log = json.loads(path.read_text(encoding="utf-8"))
     curves = {"training": [(float(step), float(loss)) for step, _, loss in log["losses"]]}
     if log["validation"]:
         steps_per_epoch = log["steps"] / max(log["epochs"], 1)
         curves["validation"] = [(v["epoch"] * steps_per_epoch, v["loss"]) for v in log["validation"]]
     return curves
+
+
+def describe_kept_epoch(adapter: Path) -> str:
+    """One sentence: which epoch of a training is kept, and why. Empty if nothing was chosen on validation."""
+    log = _read_training_log(adapter)
+    best = log.get("best_epoch") if log else None
+    if log is None or best is None:
+        return ""
+    losses = {scores["epoch"]: scores["loss"] for scores in log["validation"]}
+    loss = f"its validation loss is {losses[best]:.3f}"
+    if not log.get("kept"):
+        return f"Epoch {best} of {log['epochs']} is kept: {loss}, the lowest."
+    if best == 0:
+        tuned = min(value for epoch, value in losses.items() if epoch)
+        return f"The linear probe is kept: {loss}, and fine-tuning came to {tuned:.3f} at best."
+    which = f"The fine-tuned student of epoch {best} of {log['epochs']}"
+    return f"{which} is kept: {loss}, that of its linear probe {losses[0]:.3f}."
+
+
+def _read_training_log(adapter: Path) -> dict[str, Any] | None:
+    path = adapter / TRAINING_LOG_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
