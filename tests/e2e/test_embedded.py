@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -13,7 +14,7 @@ from unittest import mock
 import polars as pl
 import pytest
 
-from distill_dagster.tables.schemas import PROMPTS
+from distill_dagster.tables.schemas import PROMPTS, SCORED
 from distill_dagster.teacher.providers import embedded
 from tests.e2e.project import SEEDS, TASK, CommandResult, Project, create_project
 from tests.support.task import TEXTS, jsonl
@@ -48,6 +49,10 @@ class Embedded:
         (project.home / "models").symlink_to(models)
 
     def run(self) -> CommandResult:
+        return self.distill("run", TASK, "--json")
+
+    def distill(self, *arguments: str) -> CommandResult:
+        """A command without a network, with a planted key for the server."""
         start, connect = embedded.EmbeddedServer.start, socket.socket.connect
 
         def noted_start(server: embedded.EmbeddedServer) -> Any:
@@ -67,7 +72,7 @@ class Embedded:
             mock.patch.object(embedded.EmbeddedServer, "start", noted_start),
             mock.patch.object(socket.socket, "connect", noted_connect),
         ):
-            return self.project.run()
+            return self.project.distill(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +156,40 @@ def test_html_in_tickets_and_labels_is_escaped_in_the_report(ran: tuple[Embedded
     assert "&lt;script&gt;alert" in html, "the planted text is shown"
     assert "<script" not in html.lower()
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", html), "nothing is fetched by whoever opens it"
+
+
+def test_what_a_recording_does_not_know_is_asked_of_the_embedded_teacher(tmp_path: Path, models_folder: Path) -> None:
+    """As in the bundled task: no server starts while the recording knows everything, and an edit works offline."""
+    project = create_project(tmp_path / "cascade", "")
+    own = {"model": "embedded/smollm2-135m-instruct", "api": "text", "soft_labels": "logprobs", "max_tokens": 1}
+    own |= {"boost_labels": True, "few_shot": {"nearest": 2, "draws": 1}, "timeout_s": 300}
+    recorded = {"model": "replay/logs", "terms": {"acknowledged": True}}
+    project.change_task(teacher=None, teachers={"recorded": recorded, "embedded": own}, cascade={})
+    texts = [text for seeds in SEEDS.values() for text in seeds]
+    for name in ("dev", "golden"):
+        texts += [json.loads(line)["text"] for line in (project.folder / f"{name}.jsonl").read_text().splitlines()]
+    answers = [{"text": text, "label": "login", "probs": {"login": 0.9, "refund": 0.1}} for text in texts]
+    (project.folder / "recorded").mkdir()
+    (project.folder / "recorded" / "logs.jsonl").write_text(jsonl(answers))
+    one = Embedded(project, models_folder)
+    ended = one.distill("backfill", TASK, "--json")
+    assert ended.code == 0, ended.err
+    assert (ended.json["teacher_calls"], one.bases) == (0, [])
+    assert len(ended.partitions["scored_completions"]) == len(SEEDS)
+
+    project.change_slice("shop", lambda value: value["seeds"].append("my new phone logs me out"))
+    planned = one.distill("backfill", TASK, "--dry-run", "--json").json
+    assert (planned["partitions"], planned["teacher_calls"]) == ({"teacher_completions": ["shop"]}, 1)
+    ended = one.distill("backfill", TASK, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["teacher_calls"] == 1
+    assert len(one.bases) == 1, "the server started for the one prompt"
+    assert embedded.EMBEDDED_SERVERS._servers == {}
+    assert ended.partitions["teacher_completions"] == ["shop"]
+    scored = project.lake.read(TASK, "scored_completions", "shop", SCORED)[0]
+    assert dict(scored["teacher"].value_counts().iter_rows()) == {"recorded": 6, "embedded": 1}
+    assert project.record("teacher_completions", "shop").missing_rows == 0
+    assert "no slice to backfill" in one.distill("backfill", TASK).out
 
 
 def test_it_imagines_prompts_too(tmp_path: Path, models_folder: Path) -> None:
