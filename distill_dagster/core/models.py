@@ -246,15 +246,18 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _cache_gguf_reader() -> Iterator[None]:
-    """Read a GGUF file once inside this block. Otherwise transformers reads it three times, 4 s each."""
+    """Read a GGUF file and build the map of its tensors' names once inside this block.
+
+    Otherwise transformers reads the file three times, 4 s each, and builds the map for every module of the model.
+    """
     import gguf
 
-    original = gguf.GGUFReader
-    gguf.GGUFReader = lru_cache(maxsize=1)(original)
+    originals = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = (lru_cache(maxsize=1)(original) for original in originals)
     try:
         yield
     finally:
-        gguf.GGUFReader = original
+        gguf.GGUFReader, gguf.get_tensor_name_map = originals
 
 
 def _convert_gguf_to_folder(folder: Path, weights: str, target: Path) -> None:
