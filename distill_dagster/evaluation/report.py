@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from distill_dagster.core import plots
 from distill_dagster.evaluation import formatting
 from distill_dagster.evaluation.golden_looks import append_golden_look, read_golden_looks
-from distill_dagster.evaluation.metrics import DISTILLED, Metrics, SplitMetrics, SystemScore, build_confusion_table
+from distill_dagster.evaluation.metrics import (
+    DISTILLED,
+    TEACHER,
+    Metrics,
+    SplitMetrics,
+    SystemScore,
+    build_confusion_table,
+)
 from distill_dagster.evaluation.plain_summary import SYSTEM_MEANINGS, build_plain_summary
 from distill_dagster.evaluation.recommendation import Recommendation
 from distill_dagster.tables import schemas
@@ -19,6 +26,8 @@ from distill_dagster.tables.parquet import write_parquet
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from distill_dagster.curation.soft_labels.reliability import Reliability
 
 __all__ = [
     "ReportInputs",
@@ -41,9 +50,14 @@ class ReportInputs:
     Attributes:
         texts: item id to its text, for the examples of disagreement.
         dataset: {"kept": {split: rows}, "dropped": {reason: rows}}.
+        teachers: rows by teacher, as `count_rows_by_teacher` returns them.
+        reliability: by split and system, how well confidences are calibrated (`measure_system_reliability`).
+        temperatures: by teacher, the fit of the temperature that the dataset's soft labels have
+            (`TemperatureFit.to_dict`); empty if they are as the teacher stated them.
         leaks: rows that were left out because they contain golden or dev rows: `text`, `slice`, `why`.
         training: series name to (step, value) points, e.g. "training loss" and "validation loss". Series with the same
             last word share a plot. None if there is no log.
+        kept_epoch: one sentence on which epoch of the training is kept; empty if none was chosen.
         golden_looks: entries of the log, oldest first, including this look.
         latency_method: one sentence on how latency was measured.
         cost_method: sentences on where the costs come from.
@@ -61,8 +75,12 @@ class ReportInputs:
     created_at: str
     texts: Mapping[str, str]
     dataset: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    teachers: Sequence[Mapping[str, Any]] = ()
+    reliability: Mapping[str, Mapping[str, Reliability]] = field(default_factory=dict)
+    temperatures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     leaks: Sequence[Mapping[str, str]] = ()
     training: Mapping[str, Sequence[tuple[float, float]]] | None = None
+    kept_epoch: str = ""
     golden_looks: Sequence[Mapping[str, Any]] = ()
     latency_method: str = "not measured"
     cost_method: str = ""
@@ -118,6 +136,12 @@ def build_metrics_json(metrics: Metrics, verdict: Recommendation, inputs: Report
         "splits": {name: _build_split(split, metrics) for name, split in metrics.splits.items()},
         "labels": list(metrics.labels),
         "dataset": {part: dict(counts) for part, counts in inputs.dataset.items()},
+        "dataset_teachers": [dict(counts) for counts in inputs.teachers],
+        "calibration": {
+            split: {name: measured.to_dict() for name, measured in systems.items()}
+            for split, systems in inputs.reliability.items()
+        },
+        "temperatures": {teacher: dict(fit) for teacher, fit in inputs.temperatures.items()},
         "leaks": [dict(leak) for leak in inputs.leaks],
         "golden_looks": [dict(look) for look in inputs.golden_looks],
         "settings_hash": inputs.settings_hash,
@@ -166,6 +190,9 @@ def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Recommenda
         tokens={n: f.tokens_per_request for n, f in metrics.facts.items() if f.tokens_per_request is not None},
         map_is_partial=len(map_labels) < len(metrics.labels),
         images=_draw_plots(metrics, map_labels, inputs),
+        calibrated_on=_select_drawn_reliability(inputs)[0],
+        reliability_tables=_select_drawn_reliability(inputs)[1],
+        confident_systems=list(dict.fromkeys(name for systems in inputs.reliability.values() for name in systems)),
         interval_words=", ".join(
             f"{n} {formatting.format_interval(s.score)}" for n, s in metrics.golden.systems.items()
         ),
@@ -198,7 +225,18 @@ def _draw_plots(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInput
         drawn[name] = plots.plot_lines(series, "", "step", label)
     if inputs.dataset.get("dropped"):
         drawn["dropped"] = plots.plot_counts(inputs.dataset["dropped"], "", "rows left out, by reason")
+    if reliability := _select_drawn_reliability(inputs)[1]:
+        drawn["reliability"] = plots.plot_reliability(
+            {name: measured.list_points() for name, measured in reliability.items()}, ""
+        )
     return {name: (plots.to_data_uri(png), plots.compute_css_width(png)) for name, png in drawn.items()}
+
+
+def _select_drawn_reliability(inputs: ReportInputs) -> tuple[str, dict[str, Reliability]]:
+    """The split whose reliability table is shown, dev if it has figures, and those of teacher and distilled student."""
+    split = next(iter(inputs.reliability), "")
+    systems = inputs.reliability.get(split, {})
+    return split, {name: systems[name] for name in (TEACHER, DISTILLED) if name in systems}
 
 
 def _group_curves(inputs: ReportInputs) -> dict[str, dict[str, Sequence[tuple[float, float]]]]:

@@ -107,6 +107,11 @@ def test_names_that_scripts_rely_on(folder: Path) -> None:
     assert figures["run"] == "r1"
 
 
+def test_the_kept_epoch_is_named(tmp_path: Path) -> None:
+    sentence = "The linear probe is kept: its validation loss is 0.300, and fine-tuning came to 0.400 at best."
+    assert f"<p>{sentence}</p>" in _write(tmp_path, _predictions(), replace(INPUTS, kept_epoch=sentence))
+
+
 def test_every_figure_can_be_recomputed_from_the_predictions(folder: Path) -> None:
     figures = json.loads((folder / "metrics.json").read_text())
     predictions = pl.read_parquet(folder / "predictions.parquet")

@@ -124,6 +124,18 @@ def test_a_report_is_fresh_until_something_that_it_shows_changes(env: StageConte
     assert read_why(env, "eval_report") == ()
 
 
+def test_the_report_counts_rows_by_teacher_and_measures_the_teachers_confidence(env: StageContext) -> None:
+    predictions.make_predictions(env, STUDENT)
+    eval_report.make_eval_report(env, STUDENT)
+    figures = _read_figures(env)
+    counts = {line["teacher"]: line["train"] for line in figures["dataset_teachers"]}
+    assert sum(counts.values()) == figures["dataset"]["kept"]["train"]
+    assert counts.keys() == {"people", "openai/fake"}
+    assert figures["calibration"]["dev"].keys() == {"teacher"}, "the students are always certain"
+    assert figures["calibration"]["golden"]["teacher"]["rows"] == 6
+    assert figures["temperatures"] == {}
+
+
 def test_an_adapter_that_the_graph_no_longer_has_is_no_input(env: StageContext) -> None:
     """A slice is added whose name is no label: then there is no slice_label student, whatever the lake still has."""
     predictions.make_predictions(env, STUDENT)
@@ -190,7 +202,7 @@ def test_a_paid_teacher_costs_what_the_ledger_says(tmp_path: Path, monkeypatch: 
         _make_all(tmp_path, monkeypatch, teacher={"api_base": provider.url, "price": price}) as env,
     ):
         predictions.make_predictions(env, STUDENT)
-        eval_report.make_eval_report(env, STUDENT)
+        shown = eval_report.make_eval_report(env, STUDENT).shown
         figures = _read_figures(env)
         billed = env.store.read_ledger()["usd"].sum()
         golden, _ = env.lake.read(env.task_name, "golden_completions", None, COMPLETIONS)
@@ -204,6 +216,7 @@ def test_a_paid_teacher_costs_what_the_ledger_says(tmp_path: Path, monkeypatch: 
     assert cost["training_usd"] == pytest.approx(TRAINING_S / 3600 * 0.1)
     saved = per_1k - figures["systems"]["distilled"]["cost_usd_per_1k"]
     assert cost["break_even_requests"] == math.ceil(1000 * cost["usd"] / saved)
+    assert (shown["distillation_usd"], shown["break_even"]) == (cost["usd"], cost["break_even_requests"])
 
 
 @pytest.mark.parametrize("has_tokens", [False, True])

@@ -13,6 +13,8 @@ from distill_dagster.config import Task
 from distill_dagster.core import plots
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.curation.dataset.teacher_counts import count_rows_by_teacher
+from distill_dagster.evaluation.costs import DistillationCost
 from distill_dagster.evaluation.formatting import (
     build_summary_rows,
     format_metric_name,
@@ -23,6 +25,7 @@ from distill_dagster.evaluation.metrics import TEACHER, build_metrics_frame, com
 from distill_dagster.evaluation.metrics_table import check_metrics_table
 from distill_dagster.evaluation.recommendation import recommend
 from distill_dagster.evaluation.report import ReportInputs, write_report
+from distill_dagster.evaluation.system_reliability import measure_system_reliability
 from distill_dagster.kinds import get_kind
 from distill_dagster.pipeline.distillation_cost import (
     build_teacher_facts,
@@ -38,7 +41,7 @@ from distill_dagster.pipeline.stages.context import (
     StageInputs,
     StageResult,
 )
-from distill_dagster.pipeline.stages.students import build_loss_curves
+from distill_dagster.pipeline.stages.students import build_loss_curves, describe_kept_epoch
 from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import DATASET, PREDICTIONS
@@ -62,8 +65,8 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         inputs.note_source(source)
     predictions = inputs.read_table("predictions", PREDICTIONS, partition)
     dataset = inputs.read_table("filtered_dataset", DATASET)
-    leaks = _read_leaks(inputs)
-    training = build_loss_curves(inputs.find_folder("student_adapter", partition))
+    rejected = inputs.read_rejected_rows()
+    adapter = inputs.find_folder("student_adapter", partition)
     task = env.folder.task
     record = env.lake.read_record(env.task_name, "predictions", partition)
     dataset_record = env.lake.read_record(env.task_name, "filtered_dataset")
@@ -101,8 +104,12 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         created_at=created,
         texts={row.id: row.text for row in [*env.folder.golden, *env.folder.dev]},
         dataset=_count_dataset_rows(dataset, dataset_record),
-        leaks=leaks,
-        training={f"{name} loss": points for name, points in training.items()},
+        teachers=count_rows_by_teacher(dataset.lazy(), rejected.lazy()),
+        reliability=measure_system_reliability(predictions),
+        temperatures=dataset_record.extra.get("temperatures", {}),
+        leaks=_list_leaks(rejected),
+        training={f"{name} loss": points for name, points in build_loss_curves(adapter).items()},
+        kept_epoch=describe_kept_epoch(adapter),
         golden_looks=[look for look in read_golden_looks(looks) if look.get("student") == partition],
         cost_method=describe_cost_method(task, use or {}),
         latency_method=record.extra.get("latency_method", "The method was not recorded."),
@@ -132,6 +139,7 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         "verdict": recommendation.text,
         "report": target / "report.html",
         metrics.metric: Markdown(plots.to_markdown_image(png)),
+        **_build_cost_metadata(metrics.distillation),
         "terms": "; ".join(dict.fromkeys(entry["summary"] for entry in terms)),
         "summary": SampleTable([dict(row) for row in summary]),
         **{f"{metrics.metric}_{name}": float(value) for name, value, _, _ in intervals},
@@ -139,6 +147,13 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     problem = check_metrics_table(build_metrics_frame(metrics))
     details = {"problem": problem or "", "notice": notice or ""}
     return StageResult(report_record, shown, [CheckResult("metrics_table", problem is None, details=details)])
+
+
+def _build_cost_metadata(cost: DistillationCost | None) -> dict[str, float]:
+    """What the distillation took, and the requests after which it has paid for itself, as far as they are known."""
+    if cost is None or cost.usd is None:
+        return {}
+    return {"distillation_usd": cost.usd} | ({} if cost.break_even is None else {"break_even": cost.break_even})
 
 
 def describe_shared_base(task: Task, student: str) -> str | None:
@@ -169,9 +184,9 @@ def _count_dataset_rows(dataset: pl.DataFrame, record: ArtifactRecord) -> dict[s
     return {"kept": kept, "dropped": {reason: n for reason, n in record.extra.get("reasons", {}).items() if n}}
 
 
-def _read_leaks(inputs: StageInputs) -> list[dict[str, Any]]:
+def _list_leaks(rejected: pl.DataFrame) -> list[dict[str, Any]]:
     """The rows that the dataset leaves out because they repeat golden or dev."""
-    rows = inputs.read_rejected_rows().filter(pl.col("drop_reason") == "contaminated")
+    rows = rejected.filter(pl.col("drop_reason") == "contaminated")
     return [
         {"text": get_user_text(messages)[:MAX_LEAK_CHARS], "slice": slice_key, "why": why}
         for messages, slice_key, why in rows.select("messages", "slice", "drop_detail").iter_rows()
