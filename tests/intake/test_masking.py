@@ -78,9 +78,10 @@ def test_ordinary_numbers_and_codes_are_not_masked(text: str) -> None:
 
 def test_no_text_of_the_bundled_task_is_masked() -> None:
     folder = TaskFolder(PROJECT_FOLDER / "data" / "tasks" / "support_triage")
-    texts = [seed.text for key in folder.list_slice_keys() for seed in folder.read_slice(key).seeds]
-    texts += [row.text for row in [*folder.golden, *folder.dev, *folder.examples]]
-    assert len(texts) > 900
+    slices = [folder.read_slice(key) for key in folder.list_slice_keys()]
+    texts = [prompt.text for slice_ in slices for prompt in [*slice_.seeds, *slice_.shipped]]
+    texts += [row.text for row in [*folder.golden, *folder.dev, *folder.examples, *folder.human]]
+    assert len(texts) > 1800
     assert [text for text in texts if mask_text(text, REGIONS).counts] == []
 
 
