@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from distill_dagster.config import LabelSpec, StudentSpec
 
 
+MAX_EAGER_TOKENS = 512
+"""The longest text for which plain attention is faster in training on a processor. Its memory grows with the square."""
+
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "states")
 """The parts of a batch that the model reads. `states` is missing if the frozen layers are computed."""
 
@@ -80,6 +83,14 @@ class CausalModel:
             ids[row, width - len(sequence) :] = torch.tensor(sequence)
             mask[row, width - len(sequence) :] = 1
         return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+
+    def choose_attention(self, longest: int) -> None:
+        """Train with plain attention on a processor if no text has more tokens than `MAX_EAGER_TOKENS`.
+
+        There the backward pass of torch's fused attention takes longer, above all in bfloat16.
+        """
+        if self.device.type == "cpu" and longest <= MAX_EAGER_TOKENS:
+            self.base.model.set_attn_implementation("eager")
 
     def reuse_frozen_layers(self, sequences: list[list[int]], batch_size: int = 32) -> None:
         """Run the layers below the adapter once for these token sequences. Training reuses their outputs.

@@ -188,6 +188,7 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
         if validation and isinstance(student, EncoderStudent):
             validate(0)  # a new adapter changes nothing, so this is the linear probe
         if not isinstance(student, EncoderStudent):
+            student.choose_attention(max(item["length"] for item in items))
             student.reuse_frozen_layers(student.list_sequences(items, validation))
         trainer.train()
     if best is not None:

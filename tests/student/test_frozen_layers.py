@@ -191,6 +191,19 @@ def test_an_adapter_of_the_last_layers_predicts_like_in_training(small_smollm2: 
     assert "layers" in saved["exclude_modules"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="plain attention is for processors")
+def test_short_texts_train_with_plain_attention_and_the_same_loss(small_smollm2: Path, tmp_path: Path) -> None:
+    student = CausalStudent(make_spec(small_smollm2, 1), LABELS, SETTINGS, tmp_path)
+    student.add_adapter()
+    batch = student.collate(student.encode(ROWS))
+    before = student.compute_loss(batch).tolist()
+    student.choose_attention(causal.MAX_EAGER_TOKENS + 1)
+    assert student.base.model.config._attn_implementation == "sdpa"
+    student.choose_attention(causal.MAX_EAGER_TOKENS)
+    assert student.base.model.config._attn_implementation == "eager"
+    assert student.compute_loss(batch).tolist() == pytest.approx(before, abs=1e-4)
+
+
 def test_auto_is_a_number_format_of_this_machine(small_smollm2: Path, tmp_path: Path) -> None:
     spec = make_spec(small_smollm2, None, dtype="auto")
     student = choose_student_class(spec, LABELS)(spec, LABELS, SETTINGS, tmp_path)
