@@ -221,6 +221,13 @@ def test_files_are_left_alone_until_they_are_quiet(project: Project) -> None:
     for path in [project.folder, *project.folder.rglob("*")]:
         os.utime(path, (long_ago, long_ago))
     assert get_last_change(project.folder) == pytest.approx(long_ago, abs=2)
+    (project.folder / "imagined").mkdir()
+    shipped = project.folder / "imagined" / "shop.jsonl"
+    shipped.touch()
+    for place in (project.folder, shipped.parent):
+        os.utime(place, (long_ago, long_ago))
+    assert get_last_change(project.folder) > long_ago + 1
+    os.utime(shipped, (long_ago, long_ago))
     accepted = project.root / "accepted"
     (accepted / "imagined").mkdir(parents=True)
     (accepted / "imagined" / "shop.jsonl").touch()

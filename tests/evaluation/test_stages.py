@@ -171,20 +171,21 @@ def test_a_shared_base_is_noted_only_where_it_is_one(teacher: str, student: str,
     models = {"one": {"model": student, "architecture": "encoder"}, "other": {"model": "x", "architecture": "encoder"}}
     change = {"teacher": {"model": teacher}, "students": models}
     task = Task.model_validate(TASK | change)
-    notice = eval_report.describe_shared_base(task, "one")
+    notice = eval_report.describe_shared_base(task, "one", [teacher])
     assert (notice is not None) == is_shared
     if notice is not None:
         assert f"The teacher {teacher} and the student one are the same model" in notice
-    assert eval_report.describe_shared_base(task, "other") is None
+    assert eval_report.describe_shared_base(task, "other", [teacher]) is None
 
 
-def test_the_notice_names_the_teacher_of_several_that_is_the_student() -> None:
+def test_the_notice_is_about_the_teacher_that_answered_most_rows() -> None:
     teachers = {"big": {"model": "openai/gpt-4o"}, "own": {"model": "embedded/smollm2-135m-instruct"}}
     students = {"one": {"model": "smollm2-135m-instruct", "architecture": "causal_lm"}}
     settings = {name: value for name, value in TASK.items() if name != "teacher"}
-    notice = eval_report.describe_shared_base(
-        Task.model_validate(settings | {"teachers": teachers, "students": students}), "one"
-    )
+    task = Task.model_validate(settings | {"teachers": teachers, "students": students})
+    assert eval_report.describe_shared_base(task, "one", ["people", "big", "own"]) is None
+    assert eval_report.describe_shared_base(task, "one", ["people"]) is None
+    notice = eval_report.describe_shared_base(task, "one", ["people", "own", "big"])
     assert notice is not None
     assert "The teacher embedded/smollm2-135m-instruct and" in notice
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -94,7 +95,8 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         },
     )
     terms = [t for t in list_model_terms(task) if t["role"] != "imaginer" or _has_synthetic_rows(dataset)]
-    notice = describe_shared_base(task, partition)
+    teachers = count_rows_by_teacher(dataset.lazy(), rejected.lazy())
+    notice = describe_shared_base(task, partition, [line["teacher"] for line in teachers])
     summary = build_summary_rows(metrics)
     report_inputs = ReportInputs(
         task=env.task_name,
@@ -104,7 +106,7 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         created_at=created,
         texts={row.id: row.text for row in [*env.folder.golden, *env.folder.dev]},
         dataset=_count_dataset_rows(dataset, dataset_record),
-        teachers=count_rows_by_teacher(dataset.lazy(), rejected.lazy()),
+        teachers=teachers,
         reliability=measure_system_reliability(predictions),
         temperatures=dataset_record.extra.get("temperatures", {}),
         leaks=_list_leaks(rejected),
@@ -156,14 +158,20 @@ def _build_cost_metadata(cost: DistillationCost | None) -> dict[str, float]:
     return {"distillation_usd": cost.usd} | ({} if cost.break_even is None else {"break_even": cost.break_even})
 
 
-def describe_shared_base(task: Task, student: str) -> str | None:
-    """What a reader needs to know if a teacher and the student are the same model, by the names of their weights."""
+def describe_shared_base(task: Task, student: str, teachers: Sequence[str]) -> str | None:
+    """What a reader needs to know if the teacher and the student are the same model, by the names of their weights.
+
+    Args:
+        teachers: who answered the rows of the dataset, the one with most rows first. In a cascade, a teacher that
+            answered a few rows is not the one that was distilled.
+    """
+    specs = {name: part.teacher for name, part in task.list_teachers()}
+    spec = next((specs[name] for name in teachers if name in specs), None)
     base = _get_weights_name(task.students[student].model)
-    shared = [t.model for t in task.teacher_specs if not t.is_replay and _get_weights_name(t.model) == base]
-    if not shared:
+    if spec is None or spec.is_replay or _get_weights_name(spec.model) != base:
         return None
     return (
-        f"The teacher {shared[0]} and the student {student} are the same model before training. The student learns "
+        f"The teacher {spec.model} and the student {student} are the same model before training. The student learns "
         "from the teacher's prompt, its few-shot examples and their average, not from a larger model (context "
         "distillation, Snell et al. 2022). For a larger teacher, change `teacher.model` in task.yaml."
     )
