@@ -27,7 +27,7 @@ def parse_probabilities(value: Any) -> dict[str, float]:
 
     Known forms: an object of labels and numbers; a list of such objects, of objects with a label and a probability, or
     of pairs; each also as JSON text. A number may be a text, and a percentage such as "97 %". Labels without a number
-    (null) are left out.
+    (null) are left out. The first number of a label counts: models repeat themselves.
 
     Raises:
         ValueError: another form, or a number that is negative or not finite. The message is a phrase about the value.
@@ -44,7 +44,7 @@ def parse_probabilities(value: Any) -> dict[str, float]:
     for entry in pairs:
         for name, number in _read_entry(entry):
             if number is not None:
-                stated[name] = stated.get(name, 0.0) + _read_number(name, number)
+                stated.setdefault(name, _read_number(name, number))
     if not stated:
         raise ValueError("contain no number")
     return stated
@@ -69,7 +69,7 @@ def build_distribution(
     for name, number in stated.items():
         label = _match_label(name, by_name)
         if label is not None and number > 0:
-            shares[label] = shares.get(label, 0.0) + number / scale
+            shares.setdefault(label, number / scale)
     if not shares:
         return None
     unnamed = [label for label in labels if label not in shares]

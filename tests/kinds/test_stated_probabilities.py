@@ -21,6 +21,7 @@ STATED = {"refund": 0.9, "login": 0.1}
         {"refund": "90%", "login": "10 %"},
         {"refund": 0.9, "login": 0.1, "delivery": None},
         [["refund", 0.9], ["login", 0.1]],
+        [["refund", 0.9], ["login", 0.1], ["refund", 0.9]],
         [{"label": "refund", "probability": 0.9}, {"label": "login", "probability": 0.1}],
         [{"category": "refund", "confidence": "90%"}, {"name": "login", "p": 0.1}],
         [{"refund": 0.9}, {"login": 0.1}],
@@ -61,6 +62,7 @@ def test_other_forms_are_refused_with_a_reason(value: Any, why: str) -> None:
         ({"refund": 9, "login": 1}, {"refund": 0.9, "login": 0.1}),  # weights
         ({"refund": 0.9, "login": 0.6}, {"refund": 0.6, "login": 0.4}),  # each judged by itself
         ({"refund": 0.9, "nonsense": 0.1}, {"refund": 1.0}),
+        ({"refund": 0.9, "login": 0.1, "Refund": 0.9}, {"refund": 0.9, "login": 0.1}),  # the first one counts
         ({"refund": 1.0, "login": 0.0}, {"refund": 1.0}),
         ({"refund": 0.33, "login": 0.33, "delivery": 0.33}, dict.fromkeys(("refund", "login", "delivery"), 1 / 3)),
         ({"refund": 0.7}, {"refund": 0.7, "delivery": 0.1, "login": 0.1, "other": 0.1}),

@@ -125,15 +125,15 @@ CASES: dict[str, tuple[Callable[[Path], Request], str]] = {
     ),
     "stated probabilities, prompt": (
         lambda f: stated(f, "verbalized", response_format="prompt"),
-        "4b07f45aa94f3a9100786c59cb782fb5165e11e5c317de09127ceb4e5d4f2e6c",
+        "9cea78b71abbf7e41ba814c12e923c28135792e9dfd4b836e208409fcb1e53aa",
     ),
     "stated probabilities, schema, draw 1": (
         lambda f: stated(f, "verbalized", 1, response_format="json_schema"),
-        "40cc968e8b9d828af4986e842ce615d89e0843fb7fa46eeecab09f889b7a3fe0",
+        "603994b5adc2e7a077b1a6de714976da26043be19d2a0883085060858c4e8ae5",
     ),
     "stated probabilities behind reasoning": (
         lambda f: stated(f, "verbalized", reasoning=True, response_format="prompt"),
-        "3d31d727575cbe723480f7b99c5d707902d425d27447fea9f163d6118d895eb2",
+        "507707d24b7fb35d3ddce82fc48c8d058fdcce1707747b1d953751041bb5135c",
     ),
     "ranking, prompt": (
         lambda f: stated(f, "ranking", response_format="prompt"),

@@ -34,9 +34,9 @@ _LABEL_KEYS = ("label", "category", "class", "answer", "prediction")
 _PROBABILITY_KEYS = ("probabilities", "probs", "soft labels", "probability", "prob", "confidence")
 _RANKING_KEYS = ("ranking", "ranked", "labels", "categories")
 _VERBALIZED = """\
-`label` is the name of the most probable category. `probabilities` has each plausible category with the probability \
-that it is the right one: numbers from 0 to 1 that sum to 1. State how sure you are: of the answers to which you give \
-0.7, seven of ten should be right."""
+`label` is the name of the most probable category. `probabilities` has the plausible categories, at most 5, each with \
+the probability that it is the right one: numbers from 0 to 1 that sum to 1. State how sure you are: of the answers to \
+which you give 0.7, seven of ten should be right."""
 _RANKED = "`ranking` lists the names of the plausible categories, the most plausible one first, at most {count}."
 _REASONED = "`reasoning` says step by step how you come to the answer. "
 
