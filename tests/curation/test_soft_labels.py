@@ -88,6 +88,15 @@ def test_true_labels_that_the_teacher_does_not_name_count_as_wrong_and_do_not_br
     assert fit.ece_after < fit.ece_before
 
 
+def test_labels_that_the_teacher_does_not_name_change_nothing_and_stay_without_probability() -> None:
+    named = draw_answers(400, 2.5, named=2)
+    floor = {f"other {n}": 1e-6 for n in range(70)}  # as candidates have it for labels without a probability
+    wide = [SoftAnswer(floor | dict(one.probs), one.answer, one.reference) for one in named]
+    assert fit_temperature(wide).temperature == fit_temperature(named).temperature
+    (scaled,) = rescale([("t", {"a": 0.8, "b": 0.2} | floor)], {"t": 5.0})
+    assert scaled == {"a": pytest.approx(0.5689, abs=1e-4), "b": pytest.approx(0.4311, abs=1e-4)}
+
+
 def test_a_teacher_without_a_mistake_on_dev_does_not_become_certain_of_everything() -> None:
     answers = [SoftAnswer({"a": 0.9, "b": 0.1}, "a", "a")] * 96
     fit = fit_temperature(answers)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from distill_dagster.curation.candidates.priors import MIN_LABEL_PROB
 from distill_dagster.curation.soft_labels.reliability import measure_reliability
 
 if TYPE_CHECKING:
@@ -18,17 +19,24 @@ if TYPE_CHECKING:
 MIN_DEV_ROWS = 20
 """The fewest dev rows from which a temperature is fitted. The soft labels of other teachers stay as they are."""
 TEMPERATURE_BOUNDS = (0.1, 10.0)
-_MIN_PROB = 1e-6
-"""Stored probabilities are rounded to this precision. The logarithm of 0 does not exist."""
 
 
 @dataclass(frozen=True)
 class SoftAnswer:
-    """A teacher's answer to a dev row: the probability of each label that it names, and the human's label."""
+    """A teacher's answer to a dev row, and the human's label.
+
+    `probs` has a probability for some or all labels. One of at most `MIN_LABEL_PROB` counts as none: candidates have it
+    for labels that the teacher does not name, and a temperature would make it large.
+    """
 
     probs: Mapping[str, float]
     answer: str
     reference: str
+
+    @property
+    def named(self) -> dict[str, float]:
+        """The labels that the teacher names."""
+        return {label: prob for label, prob in self.probs.items() if prob > MIN_LABEL_PROB}
 
 
 @dataclass(frozen=True)
@@ -104,10 +112,10 @@ def fit_temperature(answers: Sequence[SoftAnswer]) -> TemperatureFit:
 
 
 def _build_logarithms(answers: Sequence[SoftAnswer]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The logarithms of the probabilities above 0, padded to shape (answers, labels), and the column of each answer."""
+    """The logarithms of named labels, padded to shape (answers, labels), and the column of each answer."""
     import numpy as np
 
-    named = [{label: prob for label, prob in one.probs.items() if prob > 0} for one in answers]
+    named = [one.named for one in answers]
     logs = np.full((len(answers), max(map(len, named))), -np.inf)
     for row, probs in enumerate(named):
         logs[row, : len(probs)] = np.log(list(probs.values()))
@@ -128,7 +136,7 @@ def _compute_nll(confidences: Sequence[float] | NDArray[np.float64], targets: Se
     """The mean negative log-likelihood of the targets, which are probabilities of being right."""
     import numpy as np
 
-    stated = np.clip(np.asarray(confidences), _MIN_PROB, 1 - _MIN_PROB)
+    stated = np.clip(np.asarray(confidences), MIN_LABEL_PROB, 1 - MIN_LABEL_PROB)
     expected = np.asarray(targets)
     return float(-(expected * np.log(stated) + (1 - expected) * np.log1p(-stated)).mean())
 
@@ -136,7 +144,7 @@ def _compute_nll(confidences: Sequence[float] | NDArray[np.float64], targets: Se
 def rescale_soft_labels_expr(temperatures: Mapping[str, float]) -> pl.Expr:
     """The column `soft_labels` of rows at the temperature of their `teacher`; rows of other teachers are unchanged.
 
-    The order of the labels does not change. A label without a probability still has none.
+    The order of the labels does not change. A label that the teacher does not name (`SoftAnswer`) has no probability.
     """
     scaled = pl.col("soft_labels")
     for teacher, temperature in temperatures.items():
@@ -149,7 +157,7 @@ def rescale_soft_labels_expr(temperatures: Mapping[str, float]) -> pl.Expr:
 def _scale_expr(temperature: float) -> pl.Expr:
     label, prob = pl.element().struct.field("label"), pl.element().struct.field("prob")
     # Divide by the largest first: a high power of small probabilities would be 0.
-    power = (prob / prob.max()) ** (1 / temperature)
+    power = pl.when(prob > MIN_LABEL_PROB).then((prob / prob.max()) ** (1 / temperature)).otherwise(0.0)
     entry = pl.struct(label, (power / power.sum()).round(6).alias("prob"))
     named = pl.col("soft_labels").list.eval(entry)
     return named.list.eval(pl.element().filter(pl.element().struct.field("prob") > 0))

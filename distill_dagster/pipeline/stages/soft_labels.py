@@ -116,9 +116,9 @@ def fit_temperatures(inputs: StageInputs) -> dict[str, TemperatureFit]:
     answers: dict[str, list[SoftAnswer]] = {}
     for row in candidates.filter(pl.col("answer").is_not_null()).iter_rows(named=True):
         probs = {entry["label"]: entry["prob"] for entry in row["soft_labels"] or []}
-        answer = json.loads(row["answer"])
-        if probs.get(answer, 0) > 0:
-            answers.setdefault(row["teacher"], []).append(SoftAnswer(probs, answer, references[row["prompt_id"]]))
+        one = SoftAnswer(probs, json.loads(row["answer"]), references[row["prompt_id"]])
+        if one.answer in one.named:
+            answers.setdefault(row["teacher"], []).append(one)
     if not answers:
         raise DistillError(
             f"{inputs.env.task_name}: no dev row has soft labels of a teacher, and `curation.rescale_soft_labels: "
