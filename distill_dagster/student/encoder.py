@@ -23,6 +23,7 @@ from distill_dagster.student.linear_probe import (
     build_probe_rows,
     fit_linear_probe,
     format_descriptions,
+    limit_rows,
 )
 from distill_dagster.student.types import TaskSettings, TrainRow
 
@@ -95,7 +96,7 @@ class EncoderStudent(LabelPredictions):
 
         anchors = self.model["head"].weight.detach().cpu().numpy() * COSINE_TEMPERATURE
         held_out = self._embed_rows(validation) if validation else None
-        head = fit_linear_probe(self._embed_rows(rows), anchors, held_out)
+        head = fit_linear_probe(self._embed_rows(limit_rows(rows)), anchors, held_out)
         with torch.no_grad():
             self.model["head"].weight.copy_(torch.from_numpy(head.weight))
             self.model["head"].bias.copy_(torch.from_numpy(head.bias))

@@ -32,6 +32,8 @@ PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 FOLDS = 5
 MOST_STEPS = 300
 """Steps of L-BFGS for one penalty."""
+MOST_ROWS = 50_000
+"""Rows that a probe is fitted to. More make it hardly better, and their embeddings take time and memory."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,12 @@ class ProbeRows:
 def format_descriptions(labels: list[LabelSpec]) -> list[str]:
     """The texts whose embeddings are the anchors."""
     return [f"{label.name}: {label.description}" for label in labels]
+
+
+def limit_rows(rows: list[TrainRow], most: int = MOST_ROWS) -> list[TrainRow]:
+    """At most so many rows, evenly spread over the list."""
+    step = max(1.0, len(rows) / most)
+    return [rows[int(n * step)] for n in range(min(len(rows), most))]
 
 
 def build_probe_rows(rows: list[TrainRow], vectors: Floats, labels: list[str], soft_weight: float) -> ProbeRows:

@@ -15,6 +15,7 @@ from distill_dagster.student.linear_probe import (
     build_probe_rows,
     fit_linear_probe,
     format_descriptions,
+    limit_rows,
 )
 from distill_dagster.student.sentences import SENTENCE_MODEL, SentenceEmbedder
 from distill_dagster.student.train import Student, choose_student_class
@@ -143,5 +144,5 @@ def build_linear_probe_predictor(
         return build_probe_rows(part, embedder.embed([row.text for row in part]), names, soft_weight=1.0)
 
     anchors = embedder.embed(format_descriptions(labels))
-    head = fit_linear_probe(read(rows), anchors, read(validation) if validation else None)
+    head = fit_linear_probe(read(limit_rows(rows)), anchors, read(validation) if validation else None)
     return EmbeddingPredictor(embedder, head, names)

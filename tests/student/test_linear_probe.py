@@ -19,6 +19,7 @@ from distill_dagster.student.linear_probe import (
     build_probe_rows,
     compute_mean_loss,
     fit_linear_probe,
+    limit_rows,
 )
 from distill_dagster.student.predict import build_linear_probe_predictor, load_predictor
 from distill_dagster.student.train import train_adapter
@@ -73,6 +74,13 @@ def test_cross_validation_gives_noise_a_strong_penalty() -> None:
 def test_one_row_is_enough() -> None:
     head = fit_linear_probe(ProbeRows(np.ones((1, 6)), np.eye(3)[[1]], np.ones(1)), np.zeros((3, 6)))
     assert head.compute_logits(np.ones((1, 6))).argmax() == 1
+
+
+def test_many_rows_are_thinned_out_evenly() -> None:
+    rows = [TrainRow(str(n), "t", "red") for n in range(10)]
+    assert [row.prompt_id for row in limit_rows(rows, most=4)] == ["0", "2", "5", "7"]
+    assert limit_rows(rows, most=10) == limit_rows(rows) == rows
+    assert limit_rows([]) == []
 
 
 def test_rows_mix_soft_labels_and_answers_and_keep_weights() -> None:
