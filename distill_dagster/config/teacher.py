@@ -157,7 +157,9 @@ class TeacherSpec(ConfigModel):
         default=1, description="how often an unusable answer is asked for again; each is paid for"
     )
     price: PriceSpec | None = Field(
-        default=None, description="for a model that litellm does not know, or your own price"
+        default=None,
+        description="for a model that litellm does not know, or your own price; of a replay teacher what its provider "
+        "takes, for the report, since nothing is billed",
     )
     smoke_rows: Annotated[int, Field(ge=0, le=100)] = Field(
         default=8, description="rows that are asked first, before many requests are sent; 0 for none"

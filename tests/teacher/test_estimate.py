@@ -134,6 +134,12 @@ def test_prices_are_those_of_litellm_or_declared(model: str, more: dict[str, Any
         assert price == TokenPrice(2.0, 8.0)
 
 
+def test_the_declared_price_of_a_recording_is_billed_nowhere() -> None:
+    """Not even reserved: a cap in USD must not stop answers that cost nothing. The report uses the price."""
+    spec = TeacherSpec.model_validate({"model": "replay/big", "price": {"input_usd": 2.0, "output_usd": 10.0}})
+    assert find_price(spec) == TokenPrice(0.0, 0.0)
+
+
 def test_an_own_server_has_a_price_without_litellm() -> None:
     code = (
         "import sys; from distill_dagster.config import TeacherSpec;"

@@ -40,9 +40,10 @@ class TokenPrice:
 def find_price(spec: TeacherSpec) -> TokenPrice | None:
     """Return the declared price, else the price in litellm's list, else None. It never guesses.
 
-    The embedded teacher and a replay cost nothing. A price of 0 in the list is ignored: it marks self-hosted models.
+    The embedded teacher costs nothing, and so does a replay: its declared price is for the report, and nothing is
+    billed. A price of 0 in the list is ignored: it marks self-hosted models.
     """
-    if spec.price is not None:
+    if spec.price is not None and not spec.is_replay:
         return TokenPrice(spec.price.input_usd, spec.price.output_usd)
     if spec.is_free:
         return TokenPrice(0.0, 0.0)
