@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_dagster.config import Task
+from distill_dagster.config import CascadeSpec, Task
 from distill_dagster.core.errors import TeacherError
+from distill_dagster.curation.candidates.cascade import find_unsure_prompts
 from distill_dagster.curation.candidates.choose import choose_candidates
 from distill_dagster.curation.candidates.priors import build_uniform_prior, estimate_vote_prior
 from distill_dagster.pipeline.stages import prompts
@@ -24,11 +25,12 @@ from distill_dagster.prompts.seeds import build_seed_prompts
 from distill_dagster.prompts.templates import Templates, get_template_names
 from distill_dagster.tables.schemas import COMPLETIONS, TEACHER_PRIOR
 from distill_dagster.tasks import Slice, TaskFolder
-from distill_dagster.teacher.asking.ask import AskResult, run_ask
+from distill_dagster.teacher.asking.ask import Asker, AskResult, run_ask
 from distill_dagster.teacher.asking.estimate import estimate_requests
+from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.asking.stated_labels import SEVERAL, StatedLabelAsker
 from distill_dagster.teacher.completions.store import CompletionStore
-from distill_dagster.teacher.providers.client import Endpoint
+from distill_dagster.teacher.providers.client import Endpoint, resolve_endpoint
 from distill_dagster.teacher.providers.responses import build_filtered_response
 from tests.support.batches import BatchProvider
 from tests.support.provider import FakeProvider, ReceivedRequest
@@ -246,6 +248,38 @@ def test_a_teacher_that_never_states_probabilities_fails_the_smoke_test(ask: Ask
     with pytest.raises(TeacherError, match=r"0 usable answers.*72 requests.*states no probabilities"):
         ask(tuple(f"the login number {n}" for n in range(80)), reasks=0)
     assert len(provider.requests) == 8
+    provider.answer = lambda seen: '{"ranking": ["login"]}'
+    with pytest.raises(TeacherError, match="smoke test"):
+        ask(tuple(f"a login number {n}" for n in range(80)), reasks=0)
+    assert ask(tuple(f"my login number {n}" for n in range(80)), soft_labels="ranking").usage.calls == 80
+    with pytest.raises(TeacherError, match="smoke test"):  # what it passed with ranks says nothing of probabilities
+        ask(tuple(f"their login number {n}" for n in range(80)), reasks=0)
+
+
+def test_teachers_of_one_task_may_be_asked_differently(
+    tmp_path: Path, provider: FakeProvider, store: CompletionStore
+) -> None:
+    provider.answer = lambda seen: (
+        state(seen) if "JSON" in seen.body["messages"][0]["content"] else find_label(seen.text)
+    )
+    base = {"model": "openai/fake", "api": "chat", "api_base": provider.url, "min_success": 0.0}
+    teachers = {"plain": base, "stated": base | {"soft_labels": "verbalized", "response_format": "prompt"}}
+    folder = write_small_task(tmp_path, teacher=None, teachers=teachers, cascade={"min_confidence": 0.95})
+    own = folder.path / "templates"
+    own.mkdir()
+    for name in ("classification_system", "classification_stated_system"):
+        (own / f"{name}.j2").write_text("Mine. {{ format }}" if "stated" in name else "Mine.")
+    folder = reload_folder(folder)
+    assert [p for p in check_task_folder(folder) if p.severity == "error" and "templates" in str(p.file)] == []
+    table = make_prompts(*TEXTS)
+    for name, view in folder.task.list_teachers():
+        names = get_template_names(view.kind, view.reasoning, view.teacher.has_stated_soft_labels)
+        endpoint = resolve_endpoint(view.teacher)
+        builder = RequestBuilder(view, Templates(folder.read_templates(), names), [], endpoint)
+        rows = run_ask(Asker(builder, store, name=name), table).completions
+        assert [row["soft_labels"] is not None for row in rows.to_dicts()] == [name == "stated"] * rows.height
+        unsure = find_unsure_prompts(view, folder.task.cascade or CascadeSpec(), table, rows)
+        assert unsure.height == (3 if name == "stated" else 0), "what it states is how sure it is"
 
 
 _WORDS = st.sampled_from([*LABELS, "spam", "label", "probabilities", "ranking", "reasoning", "rank", "1"])

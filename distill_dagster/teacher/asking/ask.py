@@ -202,7 +202,9 @@ class Asker:
         rows = self.spec.smoke_rows
         if self.replayed or not rows or len(jobs) < SMOKE_FROM_FACTOR * rows:
             return jobs
-        key = hash_content([self.requests.endpoint.identity, self.requests.templates.version, self.task.kind])
+        asked = [self.requests.endpoint.identity, self.requests.templates.version, self.task.kind]
+        asked += [self.spec.soft_labels] if self.requests.stated is not None else []  # they share a template
+        key = hash_content(asked)
         if self.engine.store.has_passed_smoke(key):
             return jobs
         first: dict[str, AskJob] = {}
