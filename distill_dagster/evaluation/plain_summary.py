@@ -78,9 +78,13 @@ _MANY_MISTAKES = 3
 
 @dataclass(frozen=True)
 class PlainSummary:
-    """One sentence, what it means, and what to do next. Each entry is (first words, sentences)."""
+    """The verdict in a sentence or two, its key figures, what it means, and what to do next.
+
+    An entry of `figures` is (name, value, what to compare it with), one of `meaning` (first words, sentences).
+    """
 
     lead: str
+    figures: tuple[tuple[str, str, str], ...]
     meaning: tuple[tuple[str, str], ...]
     next_steps: tuple[str, ...]
 
@@ -89,6 +93,7 @@ def build_plain_summary(metrics: Metrics, verdict: Recommendation, task: str, st
     """Put a verdict and the figures behind it into plain words."""
     return PlainSummary(
         _build_lead(metrics, verdict),
+        tuple(_list_key_figures(metrics, verdict)),
         tuple(_explain_figures(metrics, verdict)),
         tuple(_list_next_steps(metrics, verdict, task, student)),
     )
@@ -130,6 +135,26 @@ def describe_system(name: str) -> str:
     return f"{name} ({meaning})" if meaning else name
 
 
+def _list_key_figures(metrics: Metrics, verdict: Recommendation) -> Iterator[tuple[str, str, str]]:
+    """What the student reaches, how fast it is, what it costs, and when it has paid for itself, if that is known."""
+    systems, facts = metrics.golden.systems, metrics.facts
+    others = dict.fromkeys([TEACHER, verdict.best_other, LINEAR_PROBE])
+    scores = [(name, systems[name].score.value) for name in others if name in systems]
+    compared = [f"{SYSTEM_TITLES.get(name, name)} {score:.2f}" for name, score in scores if score is not None]
+    yield format_metric_name(metrics.metric), f"{systems[DISTILLED].score.value or 0.0:.2f}", ", ".join(compared)
+    own, teacher = systems[DISTILLED].latency.p50, systems[TEACHER].latency.p50 if TEACHER in systems else None
+    if own:
+        yield "One answer takes", format_milliseconds(own), f"teacher {format_milliseconds(teacher)}" if teacher else ""
+    cost, billed = (facts[name].cost_usd_per_1k if name in facts else None for name in (DISTILLED, TEACHER))
+    if cost is not None:
+        compared_cost = "" if billed is None else f"teacher {format_dollars(billed)}"
+        yield "1,000 answers cost", format_dollars(cost), compared_cost
+    distillation = metrics.distillation
+    if distillation is not None and distillation.usd is not None and distillation.break_even is not None:
+        requests = f"{_round_up(distillation.break_even)} requests"
+        yield "Paid for itself after", requests, f"distilling took {format_dollars(distillation.usd)}"
+
+
 def _explain_figures(metrics: Metrics, verdict: Recommendation) -> Iterator[tuple[str, str]]:
     golden = metrics.golden
     own, teacher = golden.systems[DISTILLED], golden.systems.get(TEACHER)
@@ -143,7 +168,7 @@ def _explain_figures(metrics: Metrics, verdict: Recommendation) -> Iterator[tupl
 def _describe_quality(metrics: Metrics, names: list[str]) -> str:
     systems = metrics.golden.systems
     values = {name: systems[name].score.value for name in dict.fromkeys(names) if name in systems}
-    known = {name: value for name, value in values.items() if value is not None}
+    known = {SYSTEM_TITLES.get(name, name): value for name, value in values.items() if value is not None}
     test = f"the golden set, {systems[DISTILLED].n} items that people labelled and no system was trained on"
     if not _is_accuracy(metrics):
         scores = "; ".join(f"{name} {value:.2f}" for name, value in known.items())
@@ -151,7 +176,7 @@ def _describe_quality(metrics: Metrics, names: list[str]) -> str:
             f"{format_metric_name(metrics.metric)}, where 0 is the worst and 1 the best: {scores}. The test is {test}."
         )
     right = {name: f"{100 * value:.0f}" for name, value in known.items()}
-    own = right.pop(DISTILLED)
+    own = right.pop(SYSTEM_TITLES[DISTILLED])
     rest = f" ({'; '.join(f'{name} {share}' for name, share in right.items())})" if right else ""
     return f"the distilled student answers {own} of 100 items right{rest}. The test is {test}."
 

@@ -53,7 +53,9 @@ def test_worth_it() -> None:
     assert summary.lead == (
         "Distilling pays: the student answers 90 of 100 right, the best without a teacher 75 (human labels only)."
     )
-    assert "the distilled student answers 90 of 100 items right (teacher 95; seed_only 75)" in _get(summary, "Quality")
+    assert "the distilled student answers 90 of 100 items right (teacher 95; human labels only 75)" in _get(
+        summary, "Quality"
+    )
     assert "the golden set, 200 items that people labelled and no system was trained on" in _get(summary, "Quality")
     assert "`lake/mail/student_adapter/small/`" in summary.next_steps[0]
     assert "`distill refresh mail`" in summary.next_steps[-1]
@@ -146,6 +148,20 @@ def test_what_the_distillation_took_and_when_it_has_paid_for_itself(
     assert words in found if words else "The distillation" not in found
 
 
+def test_the_key_figures_are_those_that_are_known() -> None:
+    facts = {"teacher": {"cost_usd_per_1k": 4.0}}
+    metrics = _measure(YES, facts, seconds={"distilled": 0.1, "teacher": 0.5}, usd_per_hour=3.6)
+    cost = DistillationCost(1500, 6.0, 720, 0.02, 4.0, 0.1)
+    assert _summarize(replace(metrics, distillation=cost)).figures == (
+        ("Accuracy", "0.90", "teacher 0.95, human labels only 0.75"),
+        ("One answer takes", "100 ms", "teacher 500 ms"),
+        ("1,000 answers cost", "$0.10", "teacher $4.00"),
+        ("Paid for itself after", "1,600 requests", "distilling took $6.02"),
+    )
+    untimed = _measure({"teacher": 190, "distilled": 180, "linear_probe": 170})
+    assert _summarize(untimed).figures == (("Accuracy", "0.90", "teacher 0.95, linear probe 0.85"),)
+
+
 def test_a_linear_probe_that_is_as_good_is_in_the_first_line() -> None:
     equal = _summarize(_measure(YES | {"linear_probe": 182}))
     assert equal.lead.endswith("A linear probe, trained on the same answers, is as good (91).")
@@ -157,7 +173,7 @@ def test_a_linear_probe_that_is_as_good_is_in_the_first_line() -> None:
     assert not any("the distilled student" in step for step in better.next_steps)
     behind = _summarize(_measure(YES | {"linear_probe": 150}))
     assert "linear probe" not in behind.lead
-    assert "linear_probe 75" in _get(behind, "Quality")
+    assert "linear probe 75" in _get(behind, "Quality")
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,8 @@ def test_the_first_screen_says_what_it_means_and_explains_its_terms(folder: Path
     order = ["<h2>", "What it means", "Quality:", "Cost:", "What to do next"]
     assert sorted(order, key=first.index) == order
     assert "60 items that people labelled and no system was trained on" in first
+    assert "<dt>1,000 answers cost</dt>" in first
+    assert "teacher $1.25" in first
     assert "2 January 2026" in first
     assert not re.search("d{12}|5{12}|03:04:05", first), "hashes and times are below"
     names = html[html.index('id="systems"') : html.index('id="compared"')]
