@@ -78,6 +78,7 @@ def train_adapter(
         log.probe_penalty = student.fit_head(rows, validation)
         log.probe_seconds = round(time.perf_counter() - start, 3)
     student.add_adapter()
+    log.dtype = str(student.base.model.dtype).removeprefix("torch.")
     log.trainable_parameters = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
     log.total_parameters = student.base.parameters + log.trainable_parameters
     _fit(student, rows, validation, log, what)
@@ -190,6 +191,7 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
         if not isinstance(student, EncoderStudent):
             student.choose_attention(max(item["length"] for item in items))
             student.reuse_frozen_layers(student.list_sequences(items, validation))
+            log.reused_layers = len(student.frozen.layers) if student.frozen is not None else 0
         trainer.train()
     if best is not None:
         best.restore()

@@ -79,7 +79,8 @@ class TrainingLog:
     encoder is its linear probe, before fine-tuning. `kept` names what is kept of an encoder: "linear probe" or
     "fine-tuned". `probe_penalty` is the chosen penalty of the probe.
     `tokens` counts the tokens of all training rows in all epochs, without padding. `peak_mb` is the peak memory in MiB:
-    of the process, or of torch on the GPU if there is one.
+    of the process, or of torch on the GPU if there is one. `dtype` is the number format of the base. `reused_layers`
+    counts the frozen layers that ran once per text and not in every epoch.
     """
 
     losses: list[tuple[int, float, float]] = field(default_factory=list)
@@ -95,6 +96,8 @@ class TrainingLog:
     tokens: int = 0
     tokens_per_s: float = 0.0
     peak_mb: float = 0.0
+    dtype: str = ""
+    reused_layers: int = 0
     trainable_parameters: int = 0
     total_parameters: int = 0
 

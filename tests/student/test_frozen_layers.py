@@ -73,6 +73,7 @@ def test_training_on_kept_outputs_equals_training_on_texts(
     kept = train("kept")
     monkeypatch.setattr(causal, "MAX_STATE_BYTES", 0)
     whole = train("whole")
+    assert (kept.reused_layers, whole.reused_layers, kept.dtype) == (1, 0, "float32")
     assert [loss for *_, loss in kept.losses] == pytest.approx([loss for *_, loss in whole.losses], abs=1e-3)
     for one, other in zip(kept.validation, whole.validation, strict=True):
         assert one == pytest.approx(other, abs=1e-3)

@@ -147,6 +147,8 @@ def _train_student(
         "seconds": round(log.seconds, 1),
         "tokens_per_s": round(log.tokens_per_s, 1),
         "peak_mb": round(log.peak_mb, 1),
+        "dtype": log.dtype,
+        "reused_layers": log.reused_layers,
         "trainable_parameters": log.trainable_parameters,
         "total_parameters": log.total_parameters,
         "adapter": target,
