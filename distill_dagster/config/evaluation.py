@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from distill_dagster.config.base import ConfigModel
 
 MACHINE_USD_PER_HOUR = 0.10
-"""About the price of a rented machine with 2 cores and 8 GB in 2026."""
+"""An assumption: about what a machine with 2 cores is rented for."""
 
 
 class EvaluationSpec(ConfigModel):
