@@ -13,6 +13,7 @@ import pytest
 
 from distill_dagster.config import TeacherSpec
 from distill_dagster.core.errors import InputError, TeacherError
+from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.stages import prompts, scores
 from distill_dagster.pipeline.stages import teacher as stages
 from distill_dagster.pipeline.stages.context import StageContext, StageResult
@@ -245,6 +246,21 @@ class TestRecordingBeforeATeacher:
         assert started == [{"logs": "replay/logs", "live": "openai/fake"}[expected]]
         frame, _ = env.lake.read(env.task_name, "teacher_completions", "shop", COMPLETIONS)
         assert set(frame["teacher"]) == {expected}
+        env.store.close()
+
+    def test_a_recording_that_grows_takes_its_prompts_over(
+        self, tmp_path: Path, providers: dict[str, FakeProvider]
+    ) -> None:
+        env = self.make_env(tmp_path, providers["strong"], {TEXTS[0]: "refund"})
+        ask_teachers(env)
+        before = compute_source_version(env.folder, "teacher_settings")
+        with (env.folder.path / "recorded" / "logs.jsonl").open("a") as recorded:
+            recorded.write(jsonl([{"prompt": TEXTS[1], "completion": "delivery"}]))
+        later = replace(env, folder=reload_folder(env.folder))
+        assert compute_source_version(later.folder, "teacher_settings") != before
+        assert ask_teachers(later).record.extra["teacher_calls"] == 0
+        rows = read_candidates(later)
+        assert [rows[text]["teacher"] for text in TEXTS] == ["logs", "logs", "live", "live"]
         env.store.close()
 
     def test_what_the_next_teacher_did_not_answer_is_missing(
