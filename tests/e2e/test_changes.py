@@ -179,3 +179,21 @@ def test_a_template_asks_for_every_row_again(project: Project, provider: FakePro
     assert ended.json["teacher_calls_cached"] == 0
     assert len(provider.requests) == SEED_REQUESTS + HELD_OUT_REQUESTS
     assert all(seen.body["prompt"].startswith("Sort.\n") for seen in provider.requests)
+
+
+def test_rescaled_soft_labels_read_the_answers_to_dev_and_ask_for_nothing(
+    project: Project, provider: FakeProvider
+) -> None:
+    before = project.record("filtered_dataset")
+    assert "golden_completions" not in before.inputs
+    project.change_task(curation={"rescale_soft_labels": "temperature"})
+    ended = project.run()
+    assert ended.code == 0, ended.err
+    assert ended.partitions["filtered_dataset"] == [None]
+    assert provider.requests == []
+    after = project.record("filtered_dataset")
+    assert after.inputs.keys() - before.inputs.keys() == {"golden_completions", "teacher_prior"}
+    (fit,) = after.extra["temperatures"].values()
+    assert (fit["rows"], fit["temperature"]) == (6, 1.0), "too few dev rows for a temperature"
+    assert after.data_version == before.data_version
+    assert project.run().partitions == {}
