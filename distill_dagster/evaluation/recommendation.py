@@ -138,8 +138,8 @@ def _describe_probe(metrics: Metrics) -> str:
     c = metrics.golden.comparisons[DISTILLED, LINEAR_PROBE]
     words = {
         "better": "is better than the student; use it instead",
-        "equal": "is as good as the student and needs no fine-tuning",
-        "unclear": "is not clearly behind the student and needs no fine-tuning",
+        "equal": "is as good as the student, without fine-tuning",
+        "unclear": "is not clearly behind the student, without fine-tuning",
     }[result]
     return (
         f"{SYSTEM_NAMES[LINEAR_PROBE].capitalize()}, learned from the same answers of the teacher and {words} "

@@ -146,13 +146,13 @@ def test_nothing_to_compare_with() -> None:
     ("right", "result", "words"),
     [
         (marks(195, 5), "better", "is better than the student; use it instead"),
-        (marks(180, 20), "equal", "is as good as the student and needs no fine-tuning"),
+        (marks(180, 20), "equal", "is as good as the student, without fine-tuning"),
         (
             marks(178, 22),
             "equal",
-            "is as good as the student and needs no fine-tuning",
+            "is as good as the student, without fine-tuning",
         ),  # more than 5 points are ruled out
-        (marks(172, 28, wrong_first=True), "unclear", "is not clearly behind the student and needs no fine-tuning"),
+        (marks(172, 28, wrong_first=True), "unclear", "is not clearly behind the student, without fine-tuning"),
         (marks(120, 80), "worse", ""),
     ],
 )
