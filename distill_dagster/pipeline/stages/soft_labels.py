@@ -21,6 +21,7 @@ from distill_dagster.curation.soft_labels.temperature import (
 from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, SampleTable, StageContext, StageInputs
 from distill_dagster.prompts.seeds import build_labelled_prompts, build_messages, compute_prompt_id
 from distill_dagster.tables.schemas import COMPLETIONS, TEACHER_PRIOR
+from distill_dagster.tasks import LabelledRow
 
 CALIBRATION_CHECK = "soft_labels_calibrated"
 MAX_CALIBRATION_ERROR = 0.1
@@ -107,24 +108,33 @@ def fit_temperatures(inputs: StageInputs) -> dict[str, TemperatureFit]:
     Raises:
         DistillError: no teacher answered a dev row.
     """
-    completions = inputs.read_table("golden_completions", COMPLETIONS)
-    prior = inputs.read_table("teacher_prior", TEACHER_PRIOR)
-    folder = inputs.env.folder
-    prompts = build_labelled_prompts(folder.dev, "dev").unique("prompt_id", keep="first", maintain_order=True)
-    candidates = choose_candidates(folder.task, prompts, completions, prior)
-    references = {compute_prompt_id(build_messages(row)): json.loads(row.answer_json) for row in folder.dev}
-    answers: dict[str, list[SoftAnswer]] = {}
-    for row in candidates.filter(pl.col("answer").is_not_null()).iter_rows(named=True):
-        probs = {entry["label"]: entry["prob"] for entry in row["soft_labels"] or []}
-        one = SoftAnswer(probs, json.loads(row["answer"]), references[row["prompt_id"]])
-        if one.answer in one.named:
-            answers.setdefault(row["teacher"], []).append(one)
+    answers = build_soft_answers(inputs, inputs.env.folder.dev)
     if not answers:
         raise DistillError(
             f"{inputs.env.task_name}: no dev row has soft labels of a teacher, and `curation.rescale_soft_labels: "
             "temperature` is fitted on dev.jsonl. Ask again for golden_completions, or set it to `none`."
         )
     return {teacher: fit_temperature(found) for teacher, found in sorted(answers.items())}
+
+
+def build_soft_answers(inputs: StageInputs, rows: list[LabelledRow]) -> dict[str, list[SoftAnswer]]:
+    """The teachers' answers to labelled rows by the name of the teacher; those without soft labels are left out.
+
+    Args:
+        rows: rows that golden_completions has answers to.
+    """
+    completions = inputs.read_table("golden_completions", COMPLETIONS)
+    prior = inputs.read_table("teacher_prior", TEACHER_PRIOR)
+    prompts = build_labelled_prompts(rows, "dev").unique("prompt_id", keep="first", maintain_order=True)
+    candidates = choose_candidates(inputs.env.folder.task, prompts, completions, prior)
+    references = {compute_prompt_id(build_messages(row)): json.loads(row.answer_json) for row in rows}
+    answers: dict[str, list[SoftAnswer]] = {}
+    for row in candidates.filter(pl.col("answer").is_not_null()).iter_rows(named=True):
+        probs = {entry["label"]: entry["prob"] for entry in row["soft_labels"] or []}
+        one = SoftAnswer(probs, json.loads(row["answer"]), references[row["prompt_id"]])
+        if one.answer in one.named:
+            answers.setdefault(row["teacher"], []).append(one)
+    return answers
 
 
 def list_temperatures(fits: dict[str, TemperatureFit]) -> list[dict[str, Any]]:
