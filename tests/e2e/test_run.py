@@ -216,3 +216,22 @@ def test_data_docs_of_nothing_is_an_error(fresh: Project) -> None:
     assert ended.code == 1
     assert "no table yet" in ended.err
     assert not (fresh.home / "data_docs").exists()
+
+
+def test_a_run_ends_with_the_leaderboard_of_its_students(project: Project) -> None:
+    """Also a run with nothing to do. Both students have the same teacher, probe and centroid, which stand once."""
+    said = project.distill("run", TASK, "--student", "one", "--student", "two").out
+    assert "up to date" in said
+    table = [line.split("│") for line in said.splitlines() if "│" in line]
+    assert [(cells[0].strip(), cells[1].strip()) for cells in table] == [
+        ("teacher", ""),
+        *[(system, "one") for system in ("untrained", "human labels only", "distilled")],
+        *[(system, "two") for system in ("untrained", "human labels only", "distilled")],
+        ("linear probe", ""),
+        ("class centroid", ""),
+    ]
+    assert all(cells[-1].strip().startswith("$") for cells in table[1:]), "what runs on this machine has a cost"
+    for student in STUDENTS:
+        assert f"{student}: " in said
+    assert project.distill("leaderboard", TASK).out in said
+    assert not any("│ two" in line for line in project.distill("run", TASK, "--student", "one").out.splitlines())
