@@ -16,7 +16,6 @@ import json
 import math
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +53,12 @@ def main() -> None:
 def measure(root: Path, quick: bool) -> dict[str, Any]:
     """Ask the embedded teacher for dev and human rows, fit on the first and score both."""
     env = build_context(root, quick)
-    started = time.perf_counter()
     prompts.make_prompt_context(env, None)
     teacher.make_teacher_prior(env, None)
     teacher.make_golden_completions(env, None)
-    figures: dict[str, Any] = {"asking_s": round(time.perf_counter() - started, 1)}
     dev, human = list_answers(env, env.folder.dev), list_answers(env, env.folder.golden)
     fit = fit_temperature(dev)
-    figures["temperature"] = fit.temperature
+    figures: dict[str, Any] = {"temperature": fit.temperature}
     for name, answers in (("dev", dev), ("human", human)):
         for state, temperature in (("before", 1.0), ("after", fit.temperature)):
             figures[f"{name}_{state}"] = score(answers, temperature)

@@ -35,7 +35,8 @@ _SAMPLE_KEY = ("prompt_id", "answer", "reasoning")
 def make_scored_completions(env: StageContext, partition: str | None) -> StageResult:
     """Choose one candidate answer per prompt, let the judge score it, and compute the scores that filters read.
 
-    Reads: seed_prompts, teacher_completions, teacher_prior, and its own previous table to reuse scores.
+    Reads: seed_prompts, teacher_completions, teacher_prior, and its own previous table to reuse scores. Only to show
+        it, what teacher_gate measured on dev.
     Writes: SCORED.
     Asks a teacher: only in tasks with `judge`.
     Re-runs when: one of these, score_settings or judge_settings changes, or answers of the judge are missing.
