@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from distill_dagster.evaluation.formatting import (
     OWN_MACHINE,
     format_dollars,
     format_milliseconds,
+    format_points,
     format_size,
     is_local,
 )
@@ -17,12 +18,22 @@ from distill_dagster.evaluation.metrics import (
     BASE,
     CENTROID,
     DISTILLED,
+    GOLDEN,
     LINEAR_PROBE,
     SEED_ONLY,
     TEACHER,
+    SystemComparison,
     SystemFacts,
+    compute_metrics,
 )
 from distill_dagster.evaluation.plain_summary import SYSTEM_TITLES
+from distill_dagster.evaluation.recommendation import is_clearly_better
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from distill_dagster.config import EvaluationSpec
+    from distill_dagster.kinds import Kind
 
 STUDENT_SYSTEMS = (BASE, SEED_ONLY, DISTILLED)
 """The systems of each student, in the order of what went into them."""
@@ -117,6 +128,44 @@ def build_leaderboard(reports: Mapping[str, Mapping[str, Any]]) -> Leaderboard:
         tuple(rows),
         tuple(_list_remarks(reports)),
     )
+
+
+def compare_students(
+    predictions: Mapping[str, pl.DataFrame], best: str, spec: EvaluationSpec, kind: Kind
+) -> list[SystemComparison]:
+    """Compare the distilled student `best` with every other one, on the golden items that both answered.
+
+    Args:
+        predictions: the predictions table of each student's report, by the student's name.
+
+    Returns:
+        Comparisons with the student's name as `second`. Items whose reference changed between reports are left out.
+    """
+    import polars as pl
+
+    own = predictions[best].filter((pl.col("system") == DISTILLED) & (pl.col("split") == GOLDEN))
+    tables = [own]
+    for student, table in predictions.items():
+        if student != best:
+            rows = table.filter((pl.col("system") == DISTILLED) & (pl.col("split") == GOLDEN))
+            rows = rows.join(own, on=["item_id", "reference"], how="semi")
+            tables.append(rows.with_columns(pl.lit(f"student {student}").alias("system")))
+    compared = compute_metrics(pl.concat(tables), {}, (), spec, kind).golden.comparisons
+    found = [c for (first, _), c in compared.items() if first == DISTILLED and c.n]
+    return [replace(c, first=best, second=c.second.removeprefix("student ")) for c in found]
+
+
+def describe_best_student(comparisons: Sequence[SystemComparison], confidence: float) -> str:
+    """Which student scores highest, and which others are not clearly behind it. Empty without other students."""
+    if not comparisons:
+        return ""
+    best = comparisons[0].first
+    parts = [
+        f"{c.second} is {'clearly' if is_clearly_better(c, 1 - confidence) else 'not clearly'} behind "
+        f"({format_points(c.difference)} points)"
+        for c in comparisons
+    ]
+    return f"Of the students {best} scores highest; {', '.join(parts)}."
 
 
 def _build_row(system: str, student: str, values: Mapping[str, Any]) -> LeaderboardRow:

@@ -85,7 +85,7 @@ def recommend(metrics: Metrics) -> Recommendation:
     best = min(better or others, key=lambda name: (others[name].difference.value or 0.0, _rank_effort(name)))
     closest = others[best]
     lead = closest.difference.value or 0.0
-    unclear = [name for name, c in others.items() if not _is_clearly_better(c, level)]
+    unclear = [name for name, c in others.items() if not is_clearly_better(c, level)]
     figures = f"{_format_scores(metrics, DISTILLED, best)}; {_format_difference(closest, metrics.confidence)}"
     cause = _explain_result(metrics, others, level)
 
@@ -124,7 +124,7 @@ def compare_with_probe(metrics: Metrics) -> ProbeResult | None:
     level = 1 - metrics.confidence
     if _is_clearly_worse(c, level):
         return "better"
-    if _is_clearly_better(c, level):
+    if is_clearly_better(c, level):
         return "worse"
     is_equal = c.difference.value <= 0 or (c.difference.high or 0.0) <= NOTABLE_GAIN
     return "equal" if is_equal else "unclear"
@@ -152,12 +152,13 @@ def list_rivals(metrics: Metrics) -> list[str]:
     found = {
         second: c
         for (first, second), c in metrics.golden.comparisons.items()
-        if first == DISTILLED and second not in HAD_TEACHER and not _is_clearly_better(c, 1 - metrics.confidence)
+        if first == DISTILLED and second not in HAD_TEACHER and not is_clearly_better(c, 1 - metrics.confidence)
     }
     return sorted(found, key=lambda name: (found[name].difference.value or 0.0, _rank_effort(name)))
 
 
-def _is_clearly_better(c: SystemComparison, level: float) -> bool:
+def is_clearly_better(c: SystemComparison, level: float) -> bool:
+    """Whether the first of two systems is better: the interval is above zero, and the paired test agrees at `level`."""
     return (c.difference.low or 0.0) > 0 and c.p_value <= level
 
 
@@ -169,7 +170,7 @@ def is_teacher_weak(metrics: Metrics) -> bool:
     """Whether the teacher is clearly below the untrained base on golden."""
     level = 1 - metrics.confidence
     c = metrics.golden.comparisons.get((BASE, TEACHER))
-    return c is not None and _is_clearly_better(c, level)
+    return c is not None and is_clearly_better(c, level)
 
 
 def _explain_result(metrics: Metrics, others: dict[str, SystemComparison], level: float) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import polars as pl
 import pytest
 
-from distill_dagster.evaluation.leaderboard import build_leaderboard
+from distill_dagster.config import Task
+from distill_dagster.evaluation.leaderboard import build_leaderboard, compare_students, describe_best_student
 from distill_dagster.evaluation.recommendation import recommend
 from distill_dagster.evaluation.report import ReportInputs, build_metrics_json
-from tests.evaluation.build import marks, measured
+from distill_dagster.kinds import get_kind
+from tests.evaluation.build import SPEC, marks, measured, patterns
+from tests.support.task import TASK
 
+_TASK = Task.model_validate(TASK)
 RIGHT = {"teacher": 38, "base": 20, "seed_only": 25, "distilled": 36, "linear_probe": 35, "centroid": 24}
 
 
@@ -72,3 +77,26 @@ def test_an_unknown_cost_is_not_zero() -> None:
     cells = {row.system: row.format_cells() for row in build_leaderboard({"large": report}).rows}
     assert cells["teacher"][-1] == "unknown"
     assert cells["distilled"][-1] == "own machine"
+
+
+def test_the_best_student_is_compared_with_the_others_on_the_same_items() -> None:
+    right = {"large": marks(180, 20), "small": marks(177, 23), "weak": marks(100, 100)}
+    tables = {name: patterns({"teacher": "1" * 200, "distilled": pattern}) for name, pattern in right.items()}
+    found = compare_students(tables, "large", SPEC, get_kind(_TASK))
+    assert [(c.first, c.second, c.n, c.only_first, c.only_second) for c in found] == [
+        ("large", "small", 200, 3, 0),
+        ("large", "weak", 200, 80, 0),
+    ]
+    said = describe_best_student(found, SPEC.confidence)
+    assert said.startswith("Of the students large scores highest; small is not clearly behind (+1.5 [")
+    assert "weak is clearly behind (+40.0 [" in said
+    assert describe_best_student([], SPEC.confidence) == ""
+
+
+def test_items_whose_reference_changed_between_two_reports_are_not_compared() -> None:
+    tables = {name: patterns({"distilled": "1" * 20}) for name in ("large", "small")}
+    first = pl.col("item_id") == "g0000"
+    changed = pl.when(first).then(pl.lit('"card"')).otherwise("reference").alias("reference")
+    tables["small"] = tables["small"].with_columns(changed, (pl.col("correct") & ~first).alias("correct"))
+    (found,) = compare_students(tables, "large", SPEC, get_kind(_TASK))
+    assert found.n == 19
