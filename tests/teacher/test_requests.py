@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from distill_dagster.teacher.providers.attempts import AttemptError
 from distill_dagster.teacher.providers.client import Endpoint, ask_once, resolve_endpoint
 from distill_dagster.teacher.providers.exchange import Request
 from tests.support.task import build_request_builder, write_small_task
+from tests.support.waiting import HANG_S
 
 
 @pytest.fixture(autouse=True)
@@ -191,3 +194,14 @@ def test_a_seed_is_sent_only_to_providers_that_support_it(
         asyncio.run(ask_once(Endpoint(model, "i"), request, 5.0))
     assert ("seed" in caught) is sent
     assert caught["temperature"] == 0.5
+
+
+def test_asking_what_an_unknown_model_accepts_prints_nothing() -> None:
+    """stdout of a command with `--json` is one JSON object."""
+    code = (
+        "from distill_dagster.teacher.providers.capabilities import takes_schema, takes_tools, adapt_params;"
+        "print(takes_schema('embedded/x', 'auto'), takes_tools('embedded/x', 'auto'),"
+        " adapt_params('embedded/x', {'temperature': 1, 'max_tokens': 2}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=True)
+    assert done.stdout == "False False {'temperature': 1, 'max_tokens': 2}\n"

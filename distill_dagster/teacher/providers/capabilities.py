@@ -8,12 +8,20 @@ from typing import Any
 from distill_dagster.core.json_schema import is_strict_schema
 
 
+def _import_litellm() -> Any:
+    """litellm, which must not print a hint to stdout about a model that it does not know: `--json` prints there."""
+    import litellm
+
+    litellm.suppress_debug_info = True
+    return litellm
+
+
 @lru_cache(maxsize=64)
 def takes_schema(model: str, setting: str) -> bool:
     """Whether to send a JSON schema as `response_format`. With "auto", litellm decides whether the model takes one."""
     if setting != "auto":
         return setting == "json_schema"
-    import litellm
+    litellm = _import_litellm()
 
     return bool(litellm.supports_response_schema(model=model))
 
@@ -29,7 +37,7 @@ def takes_tools(model: str, setting: str) -> bool:
     """Whether to send tools as such. With "auto", litellm decides whether the model calls tools."""
     if setting != "auto":
         return setting == "json_schema"
-    import litellm
+    litellm = _import_litellm()
 
     return bool(litellm.supports_function_calling(model=model))
 
@@ -48,7 +56,7 @@ def adapt_params(model: str, params: dict[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=64)
 def _takes_temperature(model: str, temperature: float) -> bool:
-    import litellm
+    litellm = _import_litellm()
 
     try:
         name, provider, *_ = litellm.get_llm_provider(model)
@@ -62,7 +70,7 @@ def _takes_temperature(model: str, temperature: float) -> bool:
 
 @lru_cache(maxsize=64)
 def _find_max_tokens_name(model: str) -> str:
-    import litellm
+    litellm = _import_litellm()
 
     try:
         name, provider, *_ = litellm.get_llm_provider(model)
