@@ -3,7 +3,7 @@
 Usage: python benchmarks/filter_ablation.py --data FOLDER [--seeds 3] [--seeds-per-intent 40] [--quick] [--home FOLDER]
                                             [--json FILE]
 
-FOLDER holds train.csv and test.csv of Banking77 (Casanueva et al. 2020), split as banking77.py does. The embedded
+FOLDER holds train.csv and test.csv of Banking77 (Casanueva et al. 2020), in slices by hash. The embedded
 teacher answers every seed twice, with the same few examples in all prompts. About one answer in five is wrong. Then
 every filter and step of the curation is applied alone, with the values that suit the kind or a named threshold. The
 student (MiniLM with an adapter) is trained on the remaining rows and scored on all test queries of these intents.
@@ -18,24 +18,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
-from banking77 import build, read
+from banking77 import name_intent, read, write_lines, write_yaml
 from common import RESULTS, write_result
 from replay import distill
 
 from distill_dagster.config import CurationSpec, StudentSpec, Task
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.core.paths import Home
+from distill_dagster.core.text import normalize_text
 from distill_dagster.curation.dataset.curate import curate_dataset
 from distill_dagster.curation.filters import BUILT_IN_FILTERS, FilterSettings, select_filters
 from distill_dagster.curation.scores import add_scores
@@ -52,7 +54,28 @@ from distill_dagster.tables.schemas import SCORED
 from distill_dagster.tasks import TaskFolder
 
 TASK = "ablation"
-INTENTS = 12
+INTENTS, SLICES = 12, 10
+TEACHER: dict[str, Any] = {
+    "model": "embedded/smollm2-135m-instruct",
+    "api": "text",
+    "soft_labels": "logprobs",
+    "top_logprobs": 100,
+    "boost_labels": True,
+    "max_tokens": 1,
+    "calibration": "examples",
+    "calibration_items": 3,
+    "few_shot": {"per_label": 1, "draws": 2, "seed": 4},
+}
+STUDENT: dict[str, Any] = {
+    "model": "all-minilm-l6-v2",
+    "architecture": "encoder",
+    "lora": {"rank": 16, "alpha": 32},
+    "epochs": 5,
+    "batch_size": 8,
+    "learning_rate": 1.0e-3,
+    "soft_weight": 0.2,
+    "max_tokens": 192,
+}
 PLAIN: dict[str, Any] = {
     "filters": {"max_words": 400},
     "dedup": {"near": False},
@@ -95,15 +118,54 @@ def curation(change: dict[str, Any], rows: int) -> CurationSpec:
     return CurationSpec.model_validate(settings)
 
 
+def choose_intents(categories: list[str]) -> list[str]:
+    """Return the first intent with each first word: the embedded teacher tells labels apart by their first token."""
+    first: dict[str, str] = {}
+    for name in categories:
+        first.setdefault(name.split("_")[0].casefold(), name)
+    return list(first.values())[:INTENTS]
+
+
 def write_task(home: Home, data: Path, per_intent: int) -> None:
+    """Write the task folder: 9 examples, one dev and two golden messages for the gate, and the seeds of each intent."""
     folder = home.tasks / TASK
-    folder.mkdir(parents=True)
-    build(folder, data, INTENTS, (9, 1, per_intent, 2), 1, TASK)  # dev and golden for the gate
-    task = yaml.safe_load((folder / "task.yaml").read_text())
-    task["teacher"] |= {"few_shot": {"per_label": 1, "draws": 2, "seed": 4}, "calibration_items": 3}
-    task |= {"gate": {"teacher_over_base": None}, "default_student": "minilm"}
-    task["students"] = {"minilm": task["students"]["minilm"]}
-    (folder / "task.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+    (folder / "slices").mkdir(parents=True)
+    train, test = read(data / "train.csv"), read(data / "test.csv")
+    chosen = choose_intents(json.loads((data / "categories.json").read_text()))
+    order = random.Random(77)
+    held_out = {normalize_text(text) for intent in chosen for text in test[intent]}
+    files: dict[str, list[dict[str, str]]] = {"examples": [], "dev": [], "golden": []}
+    slices: dict[str, list[str]] = defaultdict(list)
+    for intent in chosen:
+        texts = sorted({text for text in train[intent] if normalize_text(text) not in held_out})
+        order.shuffle(texts)
+        golden = sorted(set(test[intent]))
+        order.shuffle(golden)
+        parts = {"examples": texts[:9], "dev": texts[9:10], "golden": golden[:2]}
+        for file, part in parts.items():
+            for text in part:
+                row = {"id": f"{file}-{len(files[file]) + 1:04}", "text": text, "label": name_intent(intent)}
+                files[file].append(row)
+        for text in texts[10 : 10 + per_intent]:
+            slices[f"bucket-{int(hash_content(text)[:8], 16) % SLICES}"].append(text)
+    for file, rows in files.items():
+        order.shuffle(rows)
+        write_lines(folder / f"{file}.jsonl", rows)
+    for key, texts in slices.items():
+        value = {"description": "Messages of a bank's customers.", "seeds": sorted(texts)}
+        write_yaml(folder / "slices" / f"{key}.yaml", value)
+    task = {
+        "kind": "classification",
+        "description": f"Sort a bank customer's message into one of {INTENTS} intents.",
+        "item": "Message",
+        "instructions": "Sort the message of a bank's customer into one of the categories.",
+        "labels": [{"name": name_intent(intent), "description": name_intent(intent)} for intent in chosen],
+        "teacher": TEACHER,
+        "gate": {"teacher_over_base": None},
+        "default_student": "minilm",
+        "students": {"minilm": STUDENT},
+    }
+    write_yaml(folder / "task.yaml", task)
 
 
 def candidates(home: Home, folder: TaskFolder) -> pl.DataFrame:
@@ -189,7 +251,7 @@ def main() -> None:
 
 def labelled(path: Path, labels: list[str]) -> pl.DataFrame:
     """Read `id`, `text` and `label` of the rows of these intents."""
-    named = {intent.replace("_", " ").replace("?", ""): texts for intent, texts in read(path).items()}
+    named = {name_intent(intent): texts for intent, texts in read(path).items()}
     rows = [{"text": text, "label": label} for label in labels for text in sorted(set(named[label]))]
     return pl.DataFrame(rows).with_columns(pl.format(path.stem + ":{}", pl.int_range(pl.len())).alias("id"))
 
