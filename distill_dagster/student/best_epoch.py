@@ -16,17 +16,21 @@ class BestEpoch:
         self.model, self.patience = model, patience
         self.epoch: int | None = None
         self.loss = float("inf")
+        self._lowest = (float("inf"), 0)
         self._weights: dict[str, torch.Tensor] = {}
 
     def add_epoch(self, epoch: int, loss: float) -> bool:
         """Note the validation loss of an epoch, counted from 1. Return whether training should stop.
 
+        Epoch 0 is what training starts from: it can be the best, but training goes on while the other epochs improve.
         Of equal epochs the first is kept. A loss that is not a number never is the best.
         """
         if loss < self.loss:
             self.epoch, self.loss = epoch, loss
             self._weights = {name: p.detach().clone() for name, p in self._list_trained()}
-        return epoch - (self.epoch or 0) >= self.patience
+        if epoch > 0 and loss < self._lowest[0]:
+            self._lowest = (loss, epoch)
+        return epoch - self._lowest[1] >= self.patience
 
     def restore(self) -> None:
         """Put the weights of the best epoch back. Without one, the model stays as it is."""

@@ -19,9 +19,11 @@ from distill_dagster.student import loading, losses
 from distill_dagster.student.label_predictions import LabelPredictions
 from distill_dagster.student.linear_probe import (
     COSINE_TEMPERATURE,
+    LinearHead,
     ProbeRows,
     build_probe_rows,
     fit_linear_probe,
+    fit_start_head,
     format_descriptions,
     limit_rows,
 )
@@ -92,16 +94,24 @@ class EncoderStudent(LabelPredictions):
         The penalty is chosen on the validation rows or, without any, by cross-validation. The probe's loss is that of
         fine-tuning at temperature 1.
         """
+        anchors = self.model["head"].weight.detach().cpu().numpy() * COSINE_TEMPERATURE
+        fitted = self._embed_rows(limit_rows(rows))
+        probe = fit_linear_probe(fitted, anchors, self._embed_rows(validation) if validation else None)
+        self._set_head(probe)
+        self._start = fit_start_head(fitted, anchors, probe)
+        assert probe.penalty is not None
+        return probe.penalty
+
+    def start_fine_tuning(self) -> None:
+        """Replace the linear probe by the head that fine-tuning starts from, which has a stronger penalty."""
+        self._set_head(self._start)
+
+    def _set_head(self, head: LinearHead) -> None:
         import torch
 
-        anchors = self.model["head"].weight.detach().cpu().numpy() * COSINE_TEMPERATURE
-        held_out = self._embed_rows(validation) if validation else None
-        head = fit_linear_probe(self._embed_rows(limit_rows(rows)), anchors, held_out)
         with torch.no_grad():
             self.model["head"].weight.copy_(torch.from_numpy(head.weight))
             self.model["head"].bias.copy_(torch.from_numpy(head.bias))
-        assert head.penalty is not None
-        return head.penalty
 
     def _embed_rows(self, rows: list[TrainRow], batch_size: int = 64) -> ProbeRows:
         """The rows with their embeddings. Texts of similar length share a batch."""

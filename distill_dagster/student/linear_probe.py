@@ -29,6 +29,9 @@ COSINE_TEMPERATURE = 0.05
 """Cosines of sentence embeddings are close to each other. Divided by this, they give a useful softmax."""
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Penalties to choose from, the strongest first, so that each fit starts near its solution."""
+START_FACTOR = 10.0
+"""A head that fits the training rows as well as it can leaves fine-tuning nothing to learn from them. So fine-tuning
+starts from a stronger penalty than the best one."""
 FOLDS = 5
 MOST_STEPS = 300
 """Steps of L-BFGS for one penalty."""
@@ -110,12 +113,19 @@ def fit_linear_probe(
     weights = rows.weights.astype(np.float64)
     rows = ProbeRows(rows.vectors, rows.targets, weights / (weights.mean() or 1.0))
     held = [(rows, held_out)] if held_out is not None else list(_split_folds(rows))
-    losses = np.zeros(len(penalties))
-    paths = [list(_fit_path(fit, start, penalties)) for fit, _ in held]
-    for path, (_, test) in zip(paths, held, strict=True):
-        losses += [compute_mean_loss(head, test) for head in path]
-    best = int(losses.argmin())
-    return paths[0][best] if held_out is not None else [*_fit_path(rows, start, penalties[: best + 1])][best]
+    best, least, chosen = LinearHead(start, np.zeros(len(start))), float("inf"), 0
+    for number, heads in enumerate(zip(*(_fit_path(fit, start, penalties) for fit, _ in held), strict=True)):
+        loss = sum(compute_mean_loss(head, test) for head, (_, test) in zip(heads, held, strict=True))
+        if loss >= least:
+            break  # the loss falls, then rises; weaker penalties also take the most steps
+        best, least, chosen = heads[0], loss, number
+    return best if held_out is not None else [*_fit_path(rows, start, penalties[: chosen + 1])][chosen]
+
+
+def fit_start_head(rows: ProbeRows, anchors: Floats, probe: LinearHead) -> LinearHead:
+    """Fit the head that fine-tuning starts from: a linear probe with `START_FACTOR` times the penalty of `probe`."""
+    penalty = START_FACTOR * (probe.penalty or 0.0)
+    return fit_linear_probe(rows, anchors, rows, [penalty])
 
 
 def compute_mean_loss(head: LinearHead, rows: ProbeRows) -> float:

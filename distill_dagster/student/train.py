@@ -186,9 +186,11 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
         trainer = _Trainer(model=student.model, args=arguments, train_dataset=items, callbacks=[watcher])
         trainer.remove_callback(transformers.PrinterCallback)
         start = time.perf_counter()
-        if validation and isinstance(student, EncoderStudent):
-            validate(0)  # a new adapter changes nothing, so this is the linear probe
-        if not isinstance(student, EncoderStudent):
+        if isinstance(student, EncoderStudent):
+            if validation:
+                validate(0)  # a new adapter changes nothing, so this is the linear probe
+            student.start_fine_tuning()
+        else:
             student.choose_attention(max(item["length"] for item in items))
             student.reuse_frozen_layers(student.list_sequences(items, validation))
             log.reused_layers = len(student.frozen.layers) if student.frozen is not None else 0

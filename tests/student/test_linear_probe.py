@@ -104,13 +104,13 @@ def test_the_predictor_learns_what_the_descriptions_hide(models_folder: Path) ->
         build_linear_probe_predictor([], [], LABELS, models_folder)
 
 
-@pytest.mark.parametrize(("rate", "kept"), [(1e-4, "tuned"), (0.5, "probe")])
+@pytest.mark.parametrize(("rate", "kept"), [(2e-3, "tuned"), (0.5, "probe")])
 def test_an_encoder_keeps_the_better_of_its_probe_and_the_tuned_student(
     rate: float, kept: str, models_folder: Path, tmp_path: Path
 ) -> None:
     """A rate that ruins the encoder leaves the probe: fine-tuning cannot make a student worse on validation."""
     spec = MINILM.model_copy(update={"learning_rate": rate, "patience": 1})
-    log = train_adapter(spec, LABELS, SETTINGS, ROWS, HELD, tmp_path, models_folder, epochs=2)
+    log = train_adapter(spec, LABELS, SETTINGS, ROWS, HELD, tmp_path, models_folder, epochs=4)
     losses = [scores["loss"] for scores in log.validation]
     assert log.validation[0]["epoch"] == 0
     assert log.probe_penalty in PENALTIES
@@ -123,10 +123,21 @@ def test_an_encoder_keeps_the_better_of_its_probe_and_the_tuned_student(
         student.load_adapter(tmp_path, merge=True)
         torch.testing.assert_close(student.compute_log_probs([row.text for row in HELD]), probe, atol=1e-4, rtol=1e-4)
     else:
-        assert (log.best_epoch, log.kept) == (2, "fine-tuned")
+        assert (log.kept, log.best_epoch) == ("fine-tuned", losses.index(min(losses)))
         student.load_adapter(tmp_path, merge=True)
         assert student.compute_validation_scores(HELD)["loss"] == pytest.approx(min(losses), abs=1e-4)
         assert min(losses) < losses[0]
+
+
+def test_fine_tuning_starts_from_a_stronger_penalty(models_folder: Path, tmp_path: Path) -> None:
+    """A head that fits the rows as well as it can leaves the adapter nothing to learn."""
+    student = EncoderStudent(MINILM, LABELS, SETTINGS, models_folder)
+    base = student.model["head"].weight.detach().clone()
+    student.fit_head(ROWS, HELD)
+    probe = student.model["head"].weight.detach().clone()
+    student.start_fine_tuning()
+    start = student.model["head"].weight.detach()
+    assert 0 < (start - base).norm() < (probe - base).norm()
 
 
 def test_without_validation_the_tuned_student_is_kept(models_folder: Path, tmp_path: Path) -> None:
