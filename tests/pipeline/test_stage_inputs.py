@@ -143,11 +143,18 @@ FRESHNESS = {
     "slice_files",
     "teacher_settings",
 }
-ALSO_SEEN = {"filtered_dataset": FRESHNESS, "seed_prompts": {"golden_set"}}
+ALSO_SEEN = {
+    "filtered_dataset": FRESHNESS,
+    "seed_prompts": {"golden_set"},
+    "scored_completions": {"teacher_gate"},
+    "eval_report": {"slice_manifest"},
+}
 """What a stage may look at without recording it.
 
 The dataset lists why a slice gives its last good rows, which no row depends on. The imaginer is not shown golden and
 dev rows; a change of these files must not ask for slices again, and decontamination removes leaks from the dataset.
+Scored completions show how well soft labels are calibrated on dev, which no row depends on. The report adds up what the
+answers of all slices cost; other slices give another dataset, which it records.
 """
 
 
