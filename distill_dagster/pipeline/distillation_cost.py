@@ -20,8 +20,8 @@ from distill_dagster.evaluation.costs import (
 from distill_dagster.evaluation.metrics import DISTILLED, TEACHER, Metrics
 from distill_dagster.pipeline.stages.context import StageContext
 from distill_dagster.prompts.few_shot import FewShotExample
-from distill_dagster.prompts.seeds import build_labelled_prompts
-from distill_dagster.prompts.templates import Templates, get_template_names
+from distill_dagster.prompts.seeds import build_held_out_prompts
+from distill_dagster.prompts.templates import build_answer_templates
 from distill_dagster.student.sentences import make_sentence_embedder
 from distill_dagster.tables.lake import read_folder_record
 from distill_dagster.tasks import TaskFolder
@@ -80,11 +80,10 @@ def _count_recorded_tokens(
     use: TeacherUse,
 ) -> TeacherUse:
     """Count the tokens per prompt of a recording, over the first `COUNTED_PROMPTS` prompts that it knows."""
-    prompts = pl.concat([build_labelled_prompts(folder.golden, "golden"), build_labelled_prompts(folder.dev, "dev")])
-    asked = read_asked_prompts(prompts.unique("prompt_id", keep="first", maintain_order=True), refusals=False)
+    asked = read_asked_prompts(build_held_out_prompts(folder.golden, folder.dev), refusals=False)
     known = set(rows["prompt_id"])
     counted = [id_ for id_ in asked if id_ in known][:COUNTED_PROMPTS]
-    templates = Templates(folder.read_templates(), get_template_names(task.kind, task.reasoning))
+    templates = build_answer_templates(folder, task)
     endpoint = Endpoint(task.teacher.model, hash_content(task.teacher.dump_identity()))
     # A schema is counted as part of the instructions: whether the provider takes it apart is not known.
     spec = task.teacher.model_copy(update={"response_format": "prompt"})

@@ -65,6 +65,12 @@ def _build_row(key: str, messages: list[Message], origin: str, source: str | Non
     return row | {"messages": messages}
 
 
+def build_held_out_prompts(golden: list[LabelledRow], dev: list[LabelledRow]) -> pl.DataFrame:
+    """Golden and dev rows as prompts, in the schema `PROMPTS`. A dev row that repeats a golden row is left out."""
+    both = pl.concat([build_labelled_prompts(golden, "golden"), build_labelled_prompts(dev, "dev")])
+    return both.unique("prompt_id", keep="first", maintain_order=True)
+
+
 def build_labelled_prompts(rows: list[LabelledRow], source: str) -> pl.DataFrame:
     """Labelled rows as prompts, sorted by id, in the schema `PROMPTS`. Duplicate texts become one prompt.
 

@@ -10,9 +10,10 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from distill_dagster.config import LABEL_KINDS
+from distill_dagster.config import LABEL_KINDS, Task
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.tasks import TaskFolder
 
 TEMPLATE_PARTS = ("text", "system", "user")
 """The parts of a prompt: for the text API; for the chat API its system turn, and the user turns."""
@@ -31,6 +32,12 @@ JUDGE_VARIABLES = (
     *("task", "instructions", "item", "labels", "text", "answer", "reasoning", "options", "rubric"),
     "structured",
 )
+
+
+def build_answer_templates(folder: TaskFolder, task: Task) -> Templates:
+    """The templates that ask the teacher of `task` for answers, with those of the folder in place of built-in ones."""
+    names = get_template_names(task.kind, task.reasoning, task.teacher.has_stated_soft_labels)
+    return Templates(folder.read_templates(), names)
 
 
 def get_template_names(kind: str, reasoning: bool, stated: bool = False) -> tuple[str, ...]:

@@ -257,6 +257,22 @@ def test_a_recorded_teacher_costs_its_declared_price_and_is_billed_nowhere(
     assert after["systems"]["teacher"]["cost_usd_per_1k"] == pytest.approx(1000 * per_prompt + added)
 
 
+def test_a_recorded_teacher_that_states_probabilities_has_the_tokens_of_such_a_request_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    completion = json.dumps({"label": LABELS[0], "probabilities": {LABELS[0]: 0.9, LABELS[1]: 0.1}})
+    tokens = {}
+    for soft_labels in ("votes", "verbalized"):
+        recorded = _record_everything(tmp_path / soft_labels, {}, completion)
+        teacher = RECORDED | {"soft_labels": soft_labels}
+        with _make_all(tmp_path / soft_labels, monkeypatch, recorded, teacher=teacher) as env:
+            predictions.make_predictions(env, STUDENT)
+            record = env.lake.read_record(env.task_name, "predictions", STUDENT)
+        assert record is not None
+        tokens[soft_labels] = record.extra["teacher_use"]["replay/big"]["prompt_tokens"]
+    assert tokens["verbalized"] > tokens["votes"] > 0, "how to state probabilities is part of the request"
+
+
 def test_in_a_cascade_what_another_teacher_answered_costs_what_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,12 +304,12 @@ RECORDED: dict[str, Any] = {
 }
 
 
-def _record_everything(tmp_path: Path, tokens: dict[str, int]) -> str:
+def _record_everything(tmp_path: Path, tokens: dict[str, int], completion: str = LABELS[0]) -> str:
     """A recorded answer to every prompt of the small task."""
     folder = write_small_task(tmp_path / "texts")
     seeds = [seed.text for key in folder.list_slice_keys() for seed in folder.read_slice(key).seeds]
     texts = [row.text for row in [*folder.golden, *folder.dev]] + seeds
-    return jsonl([{"prompt": text, "completion": LABELS[0]} | tokens for text in texts])
+    return jsonl([{"prompt": text, "completion": completion} | tokens for text in texts])
 
 
 def _change_price(folder: TaskFolder, input_usd: float) -> TaskFolder:

@@ -24,7 +24,7 @@ from distill_dagster.pipeline.distillation_cost import measure_teacher_use
 from distill_dagster.pipeline.stages.context import StageContext, StageInputs, StageResult, sample_rows
 from distill_dagster.pipeline.stages.students import build_train_rows
 from distill_dagster.prompts.few_shot import read_example_pool
-from distill_dagster.prompts.seeds import build_labelled_prompts, build_messages, compute_prompt_id
+from distill_dagster.prompts.seeds import build_held_out_prompts, build_messages, compute_prompt_id
 from distill_dagster.student.predict import build_centroid_predictor, build_linear_probe_predictor, load_predictor
 from distill_dagster.student.sentences import SENTENCE_MODEL
 from distill_dagster.student.types import Predictor, TaskSettings
@@ -101,8 +101,7 @@ def read_teacher_candidates(inputs: StageInputs) -> tuple[dict[str, dict[str, An
     completions = inputs.read_table("golden_completions", COMPLETIONS)
     prior = inputs.read_table("teacher_prior", TEACHER_PRIOR)
     folder = inputs.env.folder
-    prompts = pl.concat([build_labelled_prompts(folder.golden, "golden"), build_labelled_prompts(folder.dev, "dev")])
-    prompts = prompts.unique("prompt_id", keep="first", maintain_order=True)
+    prompts = build_held_out_prompts(folder.golden, folder.dev)
     candidates = choose_candidates(folder.task, prompts, completions, prior)
     return {row["prompt_id"]: row for row in candidates.iter_rows(named=True)}, completions
 

@@ -27,8 +27,8 @@ from distill_dagster.prompts.few_shot import (
     choose_calibration_examples,
     read_example_pool,
 )
-from distill_dagster.prompts.seeds import build_labelled_prompts, compute_prompt_id
-from distill_dagster.prompts.templates import Templates, get_template_names
+from distill_dagster.prompts.seeds import build_held_out_prompts, compute_prompt_id
+from distill_dagster.prompts.templates import build_answer_templates
 from distill_dagster.student.sentences import make_sentence_embedder
 from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.messages import make_user_messages
@@ -113,8 +113,7 @@ def make_golden_completions(env: StageContext, partition: str | None) -> StageRe
     """
     inputs = StageInputs(env, "golden_completions", partition)
     inputs.note_source("golden_set")
-    dev, golden = build_labelled_prompts(env.folder.dev, "dev"), build_labelled_prompts(env.folder.golden, "golden")
-    prompts = pl.concat([golden, dev]).unique("prompt_id", keep="first", maintain_order=True)
+    prompts = build_held_out_prompts(env.folder.golden, env.folder.dev)
     return _write_completions(inputs, _ask_teachers(inputs, prompts, env.folder.task.evaluation.latency_items))
 
 
@@ -153,8 +152,7 @@ def _build_asker(
     inputs: StageInputs, endpoint: Endpoint, task: Task, examples: list[FewShotExample], name: str | None = None
 ) -> Asker:
     env = inputs.env
-    names = get_template_names(task.kind, task.reasoning, task.teacher.has_stated_soft_labels)
-    templates = Templates(env.folder.read_templates(), names)
+    templates = build_answer_templates(env.folder, task)
     embed = make_sentence_embedder(task.teacher, env.models)
     if task.teacher.is_replay:
         endpoint = replace(endpoint, recorded=load_replay_teacher(env.folder, task.teacher))

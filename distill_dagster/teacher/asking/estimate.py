@@ -19,8 +19,7 @@ from distill_dagster.prompts.seeds import build_labelled_prompts, build_seed_pro
 from distill_dagster.prompts.templates import (
     IMAGINE_TEMPLATES,
     JUDGE_TEMPLATES,
-    Templates,
-    get_template_names,
+    build_answer_templates,
     select_templates,
 )
 from distill_dagster.tasks import TaskFolder
@@ -99,8 +98,7 @@ def estimate_requests(
             continue  # a teacher without prompts needs no embeddings of its examples
         recorded = load_replay_teacher(folder, spec) if spec.is_replay else None
         endpoint = Endpoint(spec.model, _find_identity(spec), recorded=recorded)
-        names = get_template_names(task.kind, task.reasoning, spec.has_stated_soft_labels)
-        templates = Templates(folder.read_templates(), names)
+        templates = build_answer_templates(folder, part)
         requests = RequestBuilder(part, templates, examples, endpoint, load_embed(spec))
         estimates += [
             _estimate_answers(requests, store, name, key, prompts, imagined[key])
