@@ -12,7 +12,7 @@ from distill_dagster.student import loading, losses, prompts
 from distill_dagster.student.frozen_layers import MAX_STATE_BYTES, FrozenLayers
 from distill_dagster.student.label_predictions import LabelPredictions
 from distill_dagster.student.label_trie import LabelTrie
-from distill_dagster.student.types import TaskSettings, TrainRow
+from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainRow
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +46,8 @@ class CausalModel:
         self.frozen: FrozenLayers | None = None
 
     def add_adapter(self) -> None:
-        """Add an untrained adapter."""
-        self.model = loading.add_new_adapter(self.model, self.spec, "CAUSAL_LM")
+        """Make the model trainable by the spec's method: an untrained adapter, or all weights."""
+        self.model = loading.make_trainable(self.model, self.spec, "CAUSAL_LM")
 
     def load_adapter(self, folder: Path, merge: bool) -> None:
         """Load the adapter from a folder.
@@ -55,18 +55,23 @@ class CausalModel:
         Raises:
             ModelError: the folder has no adapter of this model.
         """
-        self.model = loading.attach_adapter(self.model, folder, merge).eval()
+        self.model = loading.attach_adapter(self.model, self.spec, folder, merge).eval()
 
     def to_dtype(self, dtype: Any) -> None:
         self.model.to(dtype)
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter to a folder."""
-        loading.save_adapter(self.model, self.spec, folder)
+        loading.save_trained(self.model, self.spec, folder)
 
     @property
     def device(self) -> Any:
         return self.model.device
+
+    @property
+    def trained_module(self) -> Any:
+        """The torch module whose weights with `requires_grad` are trained and checkpointed."""
+        return self.model
 
     def _build_inputs(self, sequences: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """Padded inputs of the model on the CPU, with the `states` of its frozen layers if they are known."""
@@ -140,10 +145,11 @@ class CausalModel:
         With the `states` of the frozen layers for these inputs, only the layers above compute.
         """
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        if states is None or self.frozen is None:
-            return model.base_model(**inputs)
-        with self.frozen.skip(states):
-            return model.base_model(**inputs)
+        with loading.compute_in_spec_dtype(self.spec):
+            if states is None or self.frozen is None:
+                return model.base_model(**inputs)
+            with self.frozen.skip(states):
+                return model.base_model(**inputs)
 
     def _compute_logits(self, hidden: torch.Tensor, tokens: tuple[int, ...] | None = None) -> torch.Tensor:
         """Logits of hidden states (positions, dimensions), for the whole vocabulary or for these tokens only."""
@@ -176,13 +182,14 @@ class CausalStudent(LabelPredictions, CausalModel):
         """As `CausalModel`."""
         super().__init__(spec, settings, models_folder, dtype)
         self.labels = [label.name for label in labels]
+        self.soft_weight, self.temperature = losses.get_soft_settings(spec.resolve_objective(True, settings.reasoning))
         self.trie = LabelTrie([prompts.encode_answer(self.tokenizer, label) for label in self.labels], self.end)
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
         """Build model inputs: the prompt, then the row's label without the end token. `length` is in tokens."""
-        texts = [row.text for row in rows]
-        starts = prompts.encode_prompts(self.tokenizer, texts, self.settings, self.spec.max_tokens)
-        soft = losses.build_soft_targets(rows, self.labels, self.spec.temperature)
+        asked = [row.prompt for row in rows]
+        starts = prompts.encode_prompts(self.tokenizer, asked, self.settings, self.spec.max_tokens)
+        soft = losses.build_soft_targets(rows, self.labels, self.temperature)
         items = []
         for row, start, target in zip(rows, starts, soft, strict=True):
             label = self.labels.index(row.answer_label)
@@ -194,8 +201,8 @@ class CausalStudent(LabelPredictions, CausalModel):
         """The token sequences that training and validation run through the model in every epoch."""
         sequences = [item["ids"] for item in items]
         if validation and self.trie.has_one_choice:  # otherwise validation needs the keys and values of all layers
-            texts = [row.text for row in validation]
-            sequences += prompts.encode_prompts(self.tokenizer, texts, self.settings, self.spec.max_tokens)
+            asked = [row.prompt for row in validation]
+            sequences += prompts.encode_prompts(self.tokenizer, asked, self.settings, self.spec.max_tokens)
         return sequences
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -213,13 +220,14 @@ class CausalStudent(LabelPredictions, CausalModel):
             "weight": torch.tensor([float(item["weight"]) for item in items]),
         }
 
-    def compute_loss(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The loss of every row, shape (rows,), not yet weighted.
+    def compute_loss(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The parts of every row's loss, each of shape (rows,). Their sum is the row's loss, without the row's weight.
 
-        It is (1 - soft_weight) * the negative log-likelihood of the row's label over the whole vocabulary, plus
-        soft_weight * the soft loss at the branches on the path of that label. By the chain rule, the divergence of two
-        distributions over labels is the sum of their divergences at all branches. Each is weighted by the teacher's
-        probability of reaching the branch. Branches off the path are left out: they need more forward passes.
+        `answer` is (1 - soft_weight) * the negative log-likelihood of the row's label over the whole vocabulary.
+        `soft_label` is soft_weight * the soft loss at the branches on the path of that label. By the chain rule, the
+        divergence of two distributions over labels is the sum of their divergences at all branches. Each is weighted by
+        the teacher's probability of reaching the branch. Branches off the path are left out: they need more forward
+        passes.
         """
         import torch
 
@@ -230,10 +238,12 @@ class CausalStudent(LabelPredictions, CausalModel):
         hard = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), answers.flatten(), ignore_index=losses.IGNORE_INDEX, reduction="none"
         ).view(answers.shape)
-        total = (1 - self.spec.soft_weight) * hard.sum(1)
-        if self.spec.soft_weight > 0:
-            total = total + self.spec.soft_weight * self._compute_soft_loss(logits, batch)
-        return total
+        weight, parts = self.soft_weight, {}
+        if weight < 1:
+            parts["answer"] = (1 - weight) * hard.sum(1)
+        if weight > 0:
+            parts["soft_label"] = weight * self._compute_soft_loss(logits, batch)
+        return parts
 
     def _compute_soft_loss(self, logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
         import torch
@@ -250,19 +260,19 @@ class CausalStudent(LabelPredictions, CausalModel):
             child_probs = self.trie.sum_by_child(batch["soft"][rows], index)
             reach_prob = child_probs.sum(1)
             target = child_probs / reach_prob.clamp(min=1e-12)[:, None]
-            loss = losses.compute_soft_loss(student_logits, target, self.spec.temperature)
+            loss = losses.compute_soft_loss(student_logits, target, self.temperature)
             total = total.index_add(0, torch.tensor(rows, device=total.device), reach_prob * loss)
         return total
 
-    def compute_log_probs(self, texts: list[str]) -> torch.Tensor:
-        """Log-probabilities of the labels for a batch of texts, shape (texts, labels), on the CPU.
+    def compute_log_probs(self, asked: Sequence[StudentPrompt]) -> torch.Tensor:
+        """Log-probabilities of the labels for a batch of prompts, shape (prompts, labels), on the CPU.
 
         This takes one forward pass over the prompts. Labels that share their first tokens take one more short pass for
         each shared prefix, on the cached keys and values of the prompts.
         """
         import torch
 
-        sequences = prompts.encode_prompts(self.tokenizer, texts, self.settings, self.spec.max_tokens)
+        sequences = prompts.encode_prompts(self.tokenizer, asked, self.settings, self.spec.max_tokens)
         needs_cache = not self.trie.has_one_choice
         built = self._pad(sequences) if needs_cache else self._build_inputs(sequences)
         inputs = {name: value.to(self.device) for name, value in built.items()}

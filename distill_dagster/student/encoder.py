@@ -11,6 +11,7 @@ and `bias` (labels).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from distill_dagster.student.linear_probe import (
     format_descriptions,
     limit_rows,
 )
-from distill_dagster.student.types import TaskSettings, TrainRow
+from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainRow
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,7 @@ class EncoderStudent(LabelPredictions):
 
         self.spec, self.settings = spec, settings
         self.labels = [label.name for label in labels]
+        self.soft_weight, self.temperature = losses.get_soft_settings(spec.resolve_objective(True, settings.reasoning))
         self.base = loading.load_base(spec, models_folder, "AutoModel", dtype)
         self.tokenizer = self.base.tokenizer
         # Trainer needs one module with all trained weights.
@@ -82,9 +84,14 @@ class EncoderStudent(LabelPredictions):
     def device(self) -> Any:
         return self.model["encoder"].device
 
+    @property
+    def trained_module(self) -> Any:
+        """The torch module whose weights with `requires_grad` are trained and checkpointed."""
+        return self.model
+
     def add_adapter(self) -> None:
-        """Add an untrained adapter to every linear layer except the pooler, which mean pooling does not use."""
-        self.model["encoder"] = loading.add_new_adapter(
+        """Make all but the pooler trainable by the spec's method. Mean pooling does not use the pooler."""
+        self.model["encoder"] = loading.make_trainable(
             self.model["encoder"], self.spec, "FEATURE_EXTRACTION", exclude=r".*\bpooler\b.*"
         )
 
@@ -119,12 +126,12 @@ class EncoderStudent(LabelPredictions):
         import torch
 
         vectors = np.zeros((len(rows), self.model["head"].in_features), dtype=np.float32)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].text))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt.text))
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 part = order[start : start + batch_size]
-                vectors[part] = self.embed([rows[i].text for i in part]).cpu().numpy()
-        return build_probe_rows(rows, vectors, self.labels, self.spec.soft_weight)
+                vectors[part] = self.embed([rows[i].prompt.text for i in part]).cpu().numpy()
+        return build_probe_rows(rows, vectors, self.labels, self.soft_weight)
 
     def load_adapter(self, folder: Path, merge: bool) -> None:
         """Load the adapter and the head from a folder.
@@ -134,7 +141,7 @@ class EncoderStudent(LabelPredictions):
         """
         from safetensors.torch import load_file
 
-        self.model["encoder"] = loading.attach_adapter(self.model["encoder"], folder, merge)
+        self.model["encoder"] = loading.attach_adapter(self.model["encoder"], self.spec, folder, merge)
         with models.convert_load_errors(str(folder)):
             saved = load_file(folder / HEAD_FILE)
         head = self.model["head"]
@@ -150,7 +157,7 @@ class EncoderStudent(LabelPredictions):
         """Write the adapter and the head to a folder."""
         from safetensors.torch import save_file
 
-        loading.save_adapter(self.model["encoder"], self.spec, folder)
+        loading.save_trained(self.model["encoder"], self.spec, folder)
         head = {name: value.detach().cpu().contiguous() for name, value in self.model["head"].state_dict().items()}
         save_file(head, folder / HEAD_FILE)
 
@@ -159,8 +166,8 @@ class EncoderStudent(LabelPredictions):
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
         """Build model inputs. `length` is in tokens."""
-        tokens = self._tokenize([row.text for row in rows])
-        soft = losses.build_soft_targets(rows, self.labels, self.spec.temperature)
+        tokens = self._tokenize([row.prompt.text for row in rows])
+        soft = losses.build_soft_targets(rows, self.labels, self.temperature)
         return [
             {
                 "ids": ids,
@@ -186,28 +193,32 @@ class EncoderStudent(LabelPredictions):
         padded = self.tokenizer.pad({"input_ids": sequences}, return_tensors="pt")
         return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
 
-    def compute_loss(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The loss of every row, shape (rows,), not yet weighted.
+    def compute_loss(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The parts of every row's loss, each of shape (rows,). Their sum is the row's loss, without the row's weight.
 
-        It is soft_weight * soft loss + (1 - soft_weight) * cross-entropy.
+        `soft_label` is soft_weight * the soft loss, `answer` (1 - soft_weight) * the cross-entropy.
         """
         import torch
 
-        vectors = mean_pool(self.model["encoder"], batch["input_ids"], batch["attention_mask"])
+        with loading.compute_in_spec_dtype(self.spec):
+            vectors = mean_pool(self.model["encoder"], batch["input_ids"], batch["attention_mask"])
         logits = self.model["head"](vectors)
-        weight = self.spec.soft_weight
-        soft = losses.compute_soft_loss(logits, batch["soft"], self.spec.temperature)
-        hard = torch.nn.functional.cross_entropy(logits, batch["label"], reduction="none")
-        return weight * soft + (1 - weight) * hard
+        weight, parts = self.soft_weight, {}
+        if weight > 0:
+            parts["soft_label"] = weight * losses.compute_soft_loss(logits, batch["soft"], self.temperature)
+        if weight < 1:
+            hard = torch.nn.functional.cross_entropy(logits, batch["label"], reduction="none")
+            parts["answer"] = (1 - weight) * hard
+        return parts
 
     def embed(self, texts: list[str]) -> torch.Tensor:
         """Embeddings of a batch of texts, shape (texts, dimensions), each of length 1."""
         inputs = {name: value.to(self.device) for name, value in self._pad(self._tokenize(texts)).items()}
         return mean_pool(self.model["encoder"], **inputs)
 
-    def compute_log_probs(self, texts: list[str]) -> torch.Tensor:
-        """Log-probabilities of the labels for a batch of texts, shape (texts, labels), on the CPU."""
+    def compute_log_probs(self, asked: Sequence[StudentPrompt]) -> torch.Tensor:
+        """Log-probabilities of the labels for a batch of prompts, shape (prompts, labels), on the CPU."""
         import torch
 
         with torch.inference_mode():
-            return self.model["head"](self.embed(texts)).log_softmax(-1).cpu()
+            return self.model["head"](self.embed([prompt.text for prompt in asked])).log_softmax(-1).cpu()

@@ -10,13 +10,14 @@ tokens after the prompt count for the loss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
 from distill_dagster.student import losses, prompts
 from distill_dagster.student.causal import MODEL_INPUTS, CausalModel
-from distill_dagster.student.types import Prediction, TaskSettings, TrainRow
+from distill_dagster.student.types import Prediction, StudentPrompt, TaskSettings, TrainRow
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ class FreeTextStudent(CausalModel):
         """As `CausalModel`. Labels, if the task has any, are written like any other text."""
         super().__init__(spec, settings, models_folder, dtype)
         self.labels = []
+        self.writes_reasoning = spec.resolve_objective(bool(labels), settings.reasoning).kind == "reasoning"
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
         """Build model inputs: the prompt and then `target` tokens to learn. `length` is in tokens.
@@ -50,15 +52,15 @@ class FreeTextStudent(CausalModel):
         for row in rows:
             text = row.target or row.answer_label
             mark = REASONING_MARK if text.startswith(REASONING_MARK) else ANSWER_MARK
-            [start] = self._encode_prompts([row.text], mark)
+            [start] = self._encode_prompts([row.prompt], mark)
             target = prompts.encode_answer(self.tokenizer, text.removeprefix(mark).strip(), f"\n{mark}")
             target = [*target, self.end][: self.spec.answer_tokens]
             ids = start + target
             items.append({"ids": ids, "length": len(ids), "target": len(target), "weight": row.weight})
         return items
 
-    def _encode_prompts(self, texts: list[str], mark: str) -> list[list[int]]:
-        return prompts.encode_prompts(self.tokenizer, texts, self.settings, self.spec.max_tokens, f"\n{mark}")
+    def _encode_prompts(self, asked: Sequence[StudentPrompt], mark: str) -> list[list[int]]:
+        return prompts.encode_prompts(self.tokenizer, asked, self.settings, self.spec.max_tokens, f"\n{mark}")
 
     def list_sequences(self, items: list[dict[str, Any]], validation: list[TrainRow]) -> list[list[int]]:
         """The token sequences that training and validation run through the model in every epoch."""
@@ -74,8 +76,11 @@ class FreeTextStudent(CausalModel):
             answers[row, -item["target"] :] = padded["input_ids"][row, -item["target"] :]
         return padded | {"answers": answers, "weight": torch.tensor([float(item["weight"]) for item in items])}
 
-    def compute_loss(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Mean negative log-likelihood of every row's target tokens, shape (rows,), not yet weighted."""
+    def compute_loss(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The parts of every row's loss, each of shape (rows,), without the row's weight.
+
+        `answer` is the mean negative log-likelihood of the row's target tokens.
+        """
         import torch
 
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
@@ -87,7 +92,7 @@ class FreeTextStudent(CausalModel):
         token_losses = torch.nn.functional.cross_entropy(logits, answers[is_target], reduction="none")
         rows = is_target.nonzero()[:, 0]
         total = torch.zeros(len(answers), device=token_losses.device, dtype=token_losses.dtype)
-        return total.index_add(0, rows, token_losses) / is_target.sum(1)
+        return {"answer": total.index_add(0, rows, token_losses) / is_target.sum(1)}
 
     def compute_validation_scores(self, rows: list[TrainRow], batch_size: int = 16) -> dict[str, float]:
         """Mean negative log-likelihood of the targets, averaged over tokens and then over rows."""
@@ -98,22 +103,23 @@ class FreeTextStudent(CausalModel):
         with torch.inference_mode():
             for start in range(0, len(items), batch_size):
                 batch = self.collate(items[start : start + batch_size])
-                total += float(self.compute_loss({name: value.to(self.device) for name, value in batch.items()}).sum())
+                parts = self.compute_loss({name: value.to(self.device) for name, value in batch.items()})
+                total += float(losses.sum_parts(parts).sum())
         return {"loss": round(total / len(rows), 6)}
 
-    def predict_batch(self, texts: list[str]) -> list[Prediction]:
-        """Return one prediction per text, in order. The raw text begins with the mark at the end of the prompt."""
-        return [Prediction(text, {}, text) for text in self._generate(texts)]
+    def predict_batch(self, asked: Sequence[StudentPrompt]) -> list[Prediction]:
+        """Return one prediction per prompt, in order. The raw text begins with the mark at the end of the prompt."""
+        return [Prediction(text, {}, text) for text in self._generate(asked)]
 
     def get_saved_settings(self) -> dict[str, Any]:
         """Settings that labels.json keeps for this architecture only."""
-        return {"reasoning": self.settings.reasoning}
+        return {"reasoning": self.writes_reasoning}
 
-    def _generate(self, texts: list[str]) -> list[str]:
+    def _generate(self, asked: Sequence[StudentPrompt]) -> list[str]:
         import torch
 
-        mark = REASONING_MARK if self.settings.reasoning else ANSWER_MARK
-        padded = self._pad(self._encode_prompts(texts, mark))
+        mark = REASONING_MARK if self.writes_reasoning else ANSWER_MARK
+        padded = self._pad(self._encode_prompts(asked, mark))
         width = padded["input_ids"].shape[1]
         with torch.inference_mode():
             out = self.model.generate(

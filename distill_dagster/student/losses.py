@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+    from distill_dagster.config.objective import Objective
     from distill_dagster.student.types import TrainRow
 
 
 IGNORE_INDEX = -100
 """The target of positions that do not count in a cross-entropy."""
+
+
+def get_soft_settings(objective: Objective) -> tuple[float, float]:
+    """Weight of the teacher's probabilities in the loss of a student that chooses labels, and their temperature."""
+    return (objective.weight, objective.temperature) if objective.kind == "soft_label" else (0.0, 1.0)
+
+
+def sum_parts(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The loss of every row, shape (rows,), from its parts of the same shape."""
+    import torch
+
+    return torch.stack(list(parts.values())).sum(0)
 
 
 def build_soft_targets(rows: Sequence[TrainRow], labels: list[str], temperature: float) -> torch.Tensor:

@@ -1,18 +1,19 @@
-"""Train a student's adapter with LoRA. All architectures share one loop."""
+"""Train a student. All architectures and methods share one loop."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from distill_dagster.config.objective import WRITING_OBJECTIVES
 from distill_dagster.core import models, progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.processes import measure_peak_mb
 from distill_dagster.student import loading
+from distill_dagster.student.batches import LengthBatchSampler
 from distill_dagster.student.best_epoch import BestEpoch
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.encoder import EncoderStudent
@@ -36,7 +37,7 @@ def choose_student_class(spec: StudentSpec, labels: list[LabelSpec]) -> type[Stu
     Raises:
         DistillError: an encoder would have to write free text.
     """
-    if labels and not spec.reasoning:
+    if labels and spec.resolve_objective(True, task_reasoning=True).kind not in WRITING_OBJECTIVES:
         return STUDENT_CLASSES[spec.architecture]
     if spec.architecture != "causal_lm":
         raise DistillError("An encoder chooses a label and cannot write text. Use `architecture: causal_lm`.")
@@ -54,10 +55,11 @@ def train_adapter(
     epochs: int | None = None,
     what: str = "student",
 ) -> TrainingLog:
-    """Train a LoRA adapter and write it to the folder `out`, which is created if needed.
+    """Train a student and write what was trained to the folder `out`, which is created if needed.
 
-    `out` gets adapter_model.safetensors, adapter_config.json, the tokenizer, labels.json, training_log.json and, for an
-    encoder, head.safetensors. On one machine the same rows, settings and seed give the same adapter bytes.
+    `out` gets adapter_model.safetensors and adapter_config.json or, with `method: full`, model.safetensors and
+    config.json; the tokenizer, labels.json, training_log.json and, for an encoder, head.safetensors. On one machine the
+    same rows, settings and seed give the same bytes of weights.
 
     Args:
         validation: rows whose loss is measured after each epoch. With the spec's `patience`, the epoch with the lowest
@@ -71,16 +73,19 @@ def train_adapter(
     """
     names = [label.name for label in labels]
     _check_rows(rows, validation, names)
-    student = choose_student_class(spec, labels)(spec, labels, settings, models_folder)
-    log = TrainingLog(rows=len(rows), epochs=epochs or spec.epochs)
+    dtype = loading.get_training_dtype(spec)
+    student = choose_student_class(spec, labels)(spec, labels, settings, models_folder, dtype)
+    log = TrainingLog(rows=len(rows), epochs=epochs or spec.epochs, method=spec.method)
     if isinstance(student, EncoderStudent):
         start = time.perf_counter()
         log.probe_penalty = student.fit_head(rows, validation)
         log.probe_seconds = round(time.perf_counter() - start, 3)
+    of_base = {id(parameter) for parameter in student.base.model.parameters()}
     student.add_adapter()
-    log.dtype = str(student.base.model.dtype).removeprefix("torch.")
-    log.trainable_parameters = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
-    log.total_parameters = student.base.parameters + log.trainable_parameters
+    log.dtype = str(loading.get_torch_dtype(spec.dtype)).removeprefix("torch.")
+    trained = [parameter for parameter in student.trained_module.parameters() if parameter.requires_grad]
+    log.trainable_parameters = sum(p.numel() for p in trained)
+    log.total_parameters = student.base.parameters + sum(p.numel() for p in trained if id(p) not in of_base)
     _fit(student, rows, validation, log, what)
     _save_student(student, labels, log, out)
     return log
@@ -96,38 +101,10 @@ def _check_rows(rows: list[TrainRow], validation: list[TrainRow], names: list[st
             )
 
 
-class LengthBatchSampler:
-    """Batches of rows of similar length. The order changes with each epoch and is fixed by the seed.
-
-    Rows are shuffled and cut into blocks of 16 batches, and each block is sorted by length. So batches are random and
-    have little padding.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        import random
-
-        rng = random.Random(f"{self.seed}/{self.epoch}")
-        self.epoch += 1
-        order = list(range(len(self.lengths)))
-        rng.shuffle(order)
-        block = 16 * self.batch_size
-        batches = []
-        for start in range(0, len(order), block):
-            part = sorted(order[start : start + block], key=lambda i: self.lengths[i])
-            batches += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
-        rng.shuffle(batches)
-        return iter(batches)
-
-
 def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log: TrainingLog, what: str) -> None:
-    import torch
     import transformers
+
+    from distill_dagster.student.trainer import StudentTrainer
 
     spec = student.spec
     items = student.encode(rows)
@@ -136,20 +113,13 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
         item["weight"] /= mean_weight
     batches = LengthBatchSampler([item["length"] for item in items], spec.batch_size, spec.seed)
     total = len(batches) * log.epochs
-    best = BestEpoch(student.model, spec.patience) if validation and spec.patience is not None else None
+    best = BestEpoch(student.trained_module, spec.patience) if validation and spec.patience is not None else None
 
     def validate(epoch: int) -> bool:
         """Log the scores on validation. Return whether training should stop."""
         scores = _compute_validation_scores(student, validation)
         log.validation.append({"epoch": epoch, **scores})
         return best is not None and best.add_epoch(epoch, scores["loss"])
-
-    class _Trainer(transformers.Trainer):
-        def get_train_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader(items, batch_sampler=batches, collate_fn=student.collate)
-
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-            return (student.compute_loss(inputs) * inputs["weight"]).mean()
 
     class _TrainingWatcher(transformers.TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -159,6 +129,9 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs:
                 log.losses.append((state.global_step, round(float(state.epoch), 4), float(logs["loss"])))
+                for name in (name for name in logs if name.startswith("loss_")):
+                    part = log.loss_parts.setdefault(name.removeprefix("loss_"), [])
+                    part.append((state.global_step, float(logs[name])))
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if validation and validate(round(float(state.epoch))):
@@ -183,8 +156,7 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
             seed=spec.seed,
         )
         watcher = _TrainingWatcher()
-        trainer = _Trainer(model=student.model, args=arguments, train_dataset=items, callbacks=[watcher])
-        trainer.remove_callback(transformers.PrinterCallback)
+        trainer = StudentTrainer(student, items, batches, spec.batch_size, arguments, [watcher])
         start = time.perf_counter()
         if isinstance(student, EncoderStudent):
             if validation:
@@ -209,10 +181,10 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
 
 
 def _compute_validation_scores(student: Student, rows: list[TrainRow]) -> dict[str, float]:
-    is_training = student.model.training
-    student.model.eval()
+    is_training = student.trained_module.training
+    student.trained_module.eval()
     scores = student.compute_validation_scores(rows)
-    student.model.train(is_training)
+    student.trained_module.train(is_training)
     return scores
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
+
+from distill_dagster.tables.messages import Message, format_messages, make_user_messages
 
 if TYPE_CHECKING:
     from distill_dagster.config import Task
@@ -28,6 +31,31 @@ class TaskSettings:
 
 
 @dataclass(frozen=True)
+class StudentPrompt:
+    """What a student is asked: the turns of a conversation, the oldest first.
+
+    `tools` is a JSON list of tools that belong to this prompt alone. Those of a task are in its settings.
+    """
+
+    messages: tuple[Message, ...]
+    tools: str | None = None
+
+    @classmethod
+    def from_text(cls, text: str) -> StudentPrompt:
+        """A prompt with one turn, the user's."""
+        return cls(tuple(make_user_messages(text)))
+
+    @classmethod
+    def from_messages(cls, messages: Iterable[Message], tools: str | None = None) -> StudentPrompt:
+        return cls(tuple(messages), tools)
+
+    @property
+    def text(self) -> str:
+        """The prompt as one text, for models that know no turns: embeddings and plain prompts."""
+        return format_messages(self.messages)
+
+
+@dataclass(frozen=True)
 class TrainRow:
     """One row to learn from.
 
@@ -36,7 +64,7 @@ class TrainRow:
     """
 
     prompt_id: str
-    text: str
+    prompt: StudentPrompt
     answer_label: str
     soft: dict[str, float] = field(default_factory=dict)
     weight: float = 1.0
@@ -45,7 +73,7 @@ class TrainRow:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A student's answer to one text.
+    """A student's answer to one prompt.
 
     `probs` has every label in the task's order and sums to 1. `raw_text` is what the model would write. For free text,
     `probs` is empty and `label` is the raw text.
@@ -65,25 +93,27 @@ class Predictor(Protocol):
     parameters: int
     bytes: int
 
-    def predict(self, texts: list[str], batch_size: int = 32) -> list[Prediction]:
-        """Return one prediction per text, in order."""
+    def predict(self, asked: list[StudentPrompt], batch_size: int = 32) -> list[Prediction]:
+        """Return one prediction per prompt, in order."""
         ...
 
 
 @dataclass
 class TrainingLog:
     """Figures of a training. `losses` are (step, epoch, mean loss since the previous entry). `validation` is per epoch.
+    `loss_parts` has (step, mean since its previous entry) of each part of the loss. The parts add up to the loss.
 
     `epochs` counts the epochs that ran: early stopping may end a training before the last. `best_epoch` is the one
     whose weights are kept. It is None if no epoch was chosen on validation: then the last one is kept. Epoch 0 of an
     encoder is its linear probe, before fine-tuning. `kept` names what is kept of an encoder: "linear probe" or
     "fine-tuned". `probe_penalty` is the chosen penalty of the probe.
     `tokens` counts the tokens of all training rows in all epochs, without padding. `peak_mb` is the peak memory in MiB:
-    of the process, or of torch on the GPU if there is one. `dtype` is the number format of the base. `reused_layers`
+    of the process, or of torch on the GPU if there is one. `dtype` is the number format in which the base computes. `reused_layers`
     counts the frozen layers that ran once per text and not in every epoch.
     """
 
     losses: list[tuple[int, float, float]] = field(default_factory=list)
+    loss_parts: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     validation: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     probe_seconds: float = 0.0
@@ -98,6 +128,7 @@ class TrainingLog:
     peak_mb: float = 0.0
     dtype: str = ""
     reused_layers: int = 0
+    method: str = "lora"
     trainable_parameters: int = 0
     total_parameters: int = 0
 

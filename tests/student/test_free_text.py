@@ -15,9 +15,10 @@ from distill_dagster.pipeline.stages.predictions import EvaluationItem, _predict
 from distill_dagster.pipeline.stages.students import build_train_rows
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.free_text import FreeTextStudent
+from distill_dagster.student.losses import sum_parts
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import choose_student_class, train_adapter
-from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
+from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainingLog, TrainRow
 from distill_dagster.tables.schemas import DATASET, build_frame
 from tests.support.kinds import build_task
 
@@ -38,7 +39,7 @@ PAIRS = [(2, 3), (4, 1), (5, 2), (3, 3)]
 
 def row(a: int, b: int) -> TrainRow:
     target = KIND.format_target(str(a + b), f"{a} + {b} = {a + b}.")
-    return TrainRow(f"{a}{b}", f"{a} pens and {b} pens?", str(a + b), target=target)
+    return TrainRow(f"{a}{b}", StudentPrompt.from_text(f"{a} pens and {b} pens?"), str(a + b), target=target)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +54,12 @@ def test_it_writes_reasoning_and_answer(trained: tuple[Path, TrainingLog], model
     assert log.losses[-1][2] < log.losses[0][2] / 4
     assert log.validation[-1]["loss"] < log.validation[0]["loss"]
     predictor = load_predictor(SPEC, [], SETTINGS, models_folder, out)
-    found = predictor.predict([row(a, b).text for a, b in PAIRS], batch_size=3)
+    found = predictor.predict([row(a, b).prompt for a, b in PAIRS], batch_size=3)
     for (a, b), prediction in zip(PAIRS, found, strict=True):
         assert prediction.probs == {}
         parsed = read_answer(KIND, prediction.raw_text, Question())
         assert (parsed.answer, parsed.reasoning) == (str(a + b), f"{a} + {b} = {a + b}.")
-    alone = predictor.predict([row(*PAIRS[0]).text])[0]
+    alone = predictor.predict([row(*PAIRS[0]).prompt])[0]
     assert alone == found[0], "padding next to longer prompts changes nothing"
 
 
@@ -66,7 +67,10 @@ def test_only_the_target_is_learned(models_folder: Path) -> None:
     import torch
 
     student = FreeTextStudent(SPEC, [], SETTINGS, models_folder)
-    short, long = row(2, 3), TrainRow("x", "5 pens and 2 pens and a long story?", "7", target="7")
+    short, long = (
+        row(2, 3),
+        TrainRow("x", StudentPrompt.from_text("5 pens and 2 pens and a long story?"), "7", target="7"),
+    )
     items = student.encode([short, long])
     batch = student.collate(items)
     for number, (item, words) in enumerate(zip(items, (" 2 + 3 = 5.\nAnswer: 5", " 7"), strict=True)):
@@ -76,10 +80,10 @@ def test_only_the_target_is_learned(models_folder: Path) -> None:
         prompt = student.tokenizer.decode(item["ids"][: -item["target"]])
         assert prompt.endswith("\nReasoning:" if number == 0 else "\nAnswer:")
     with torch.inference_mode():
-        together = student.compute_loss(batch)
-        alone = [student.compute_loss(student.collate([item]))[0] for item in items]
+        together = sum_parts(student.compute_loss(batch))
+        alone = [sum_parts(student.compute_loss(student.collate([item])))[0] for item in items]
     assert torch.allclose(together, torch.stack(alone), atol=1e-3)
-    cut = student.encode([TrainRow("x", "t", "a", target="word " * 100)])[0]
+    cut = student.encode([TrainRow("x", StudentPrompt.from_text("t"), "a", target="word " * 100)])[0]
     assert cut["target"] == SPEC.answer_tokens
     assert cut["ids"][-1] != student.end, "a cut target has no end token"
 
@@ -104,14 +108,16 @@ def test_a_student_with_reasoning_writes_the_label_after_it(tmp_path: Path, mode
         "my money back": ("money is refund", "refund"),
     }
     rows = [
-        TrainRow(t, t, label, {label: 1.0}, target=format_with_reasoning(why, label))
+        TrainRow(t, StudentPrompt.from_text(t), label, {label: 1.0}, target=format_with_reasoning(why, label))
         for t, (why, label) in answers.items()
     ]
     train_adapter(spec, task.labels, SETTINGS, rows * 2, rows, tmp_path, models_folder)
     saved = json.loads((tmp_path / "labels.json").read_text())
     assert (saved["reasoning"], [one["name"] for one in saved["labels"]]) == (True, ["refund", "delivery"])
     predictor = load_predictor(spec, task.labels, SETTINGS, models_folder, tmp_path)
-    items = [EvaluationItem(t, "golden", None, t, t, label) for t, (_, label) in answers.items()]
+    items = [
+        EvaluationItem(t, "golden", None, t, StudentPrompt.from_text(t), label) for t, (_, label) in answers.items()
+    ]
     for item, found in zip(items, _predict_and_time(get_kind(task), "distilled", predictor, items, 1), strict=True):
         why, label = answers[item.id]
         assert (found["answer"], found["correct"], found["confidence"]) == (f'"{label}"', True, None)

@@ -16,17 +16,21 @@ from distill_dagster.student import causal, loading, prompts
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.frozen_layers import FrozenLayers, find_layers
 from distill_dagster.student.lora_linear import LoraLinear
+from distill_dagster.student.losses import sum_parts
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import choose_student_class, train_adapter
-from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
+from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainingLog, TrainRow
 
 SETTINGS = TaskSettings(item="Ticket")
 LABELS = [LabelSpec(name=name, description=name) for name in ("red", "blue")]
 SHARED = [LabelSpec(name=name, description=name) for name in ("blue", "blue sky", "red")]
 """Labels with common first tokens, which need a second pass in validation."""
 TEXTS = ["rye bread", "a plum cake for the whole family", "rolls", "a flat tyre", "my chain is rusty again", "a bell"]
-ROWS = [TrainRow(str(n), text, ("red", "blue")[n % 2], target="It is so.") for n, text in enumerate(TEXTS)]
-HELD = [TrainRow("h", "sweet buns", "blue", target="It is so.")]
+ROWS = [
+    TrainRow(str(n), StudentPrompt.from_text(text), ("red", "blue")[n % 2], target="It is so.")
+    for n, text in enumerate(TEXTS)
+]
+HELD = [TrainRow("h", StudentPrompt.from_text("sweet buns"), "blue", target="It is so.")]
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -93,7 +97,7 @@ def test_frozen_layers_run_once_per_text(small_smollm2: Path, tmp_path: Path) ->
     student.reuse_frozen_layers(student.list_sequences(items, HELD))
     before = len(calls)
     assert before > 0
-    student.compute_loss(student.collate(items)).sum().backward()
+    sum_parts(student.compute_loss(student.collate(items))).sum().backward()
     student.compute_validation_scores(HELD)
     assert len(calls) == before
     student.compute_validation_scores([replace(HELD[0], text="a text that training does not know")])
@@ -109,13 +113,13 @@ def test_lower_layers_can_be_left_out_of_other_models(
     )
     student.add_adapter()
     items = student.encode(ROWS)
-    before = student.compute_loss(student.collate(items))
+    before = sum_parts(student.compute_loss(student.collate(items)))
     student.reuse_frozen_layers(student.list_sequences(items, HELD))
     assert student.frozen is not None
     assert len(student.frozen.layers) == 3
     batch = student.collate(items)
     assert "states" in batch
-    assert student.compute_loss(batch).tolist() == pytest.approx(before.tolist(), abs=1e-4)
+    assert sum_parts(student.compute_loss(batch)).tolist() == pytest.approx(before.tolist(), abs=1e-4)
 
 
 def test_a_model_whose_upper_layers_read_lower_ones_runs_whole(small_smollm2: Path, tmp_path: Path) -> None:
@@ -181,9 +185,9 @@ def test_an_adapter_of_the_last_layers_predicts_like_in_training(small_smollm2: 
     from peft import PeftModel
 
     plain = PeftModel.from_pretrained(model, str(tmp_path / "out")).eval()
-    [found] = load_predictor(spec, LABELS, SETTINGS, tmp_path, tmp_path / "out").predict([HELD[0].text])
+    [found] = load_predictor(spec, LABELS, SETTINGS, tmp_path, tmp_path / "out").predict([HELD[0].prompt])
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    ids = prompts.encode_prompts(tokenizer, [HELD[0].text], SETTINGS, 64)
+    ids = prompts.encode_prompts(tokenizer, [HELD[0].prompt], SETTINGS, 64)
     with torch.no_grad():
         logits = plain(input_ids=torch.tensor(ids)).logits[0, -1]
     choices = [tokenizer(f" {label}").input_ids[0] for label in found.probs]
@@ -197,12 +201,12 @@ def test_short_texts_train_with_plain_attention_and_the_same_loss(small_smollm2:
     student = CausalStudent(make_spec(small_smollm2, 1), LABELS, SETTINGS, tmp_path)
     student.add_adapter()
     batch = student.collate(student.encode(ROWS))
-    before = student.compute_loss(batch).tolist()
+    before = sum_parts(student.compute_loss(batch)).tolist()
     student.choose_attention(causal.MAX_EAGER_TOKENS + 1)
     assert student.base.model.config._attn_implementation == "sdpa"
     student.choose_attention(causal.MAX_EAGER_TOKENS)
     assert student.base.model.config._attn_implementation == "eager"
-    assert student.compute_loss(batch).tolist() == pytest.approx(before, abs=1e-4)
+    assert sum_parts(student.compute_loss(batch)).tolist() == pytest.approx(before, abs=1e-4)
 
 
 def test_auto_is_a_number_format_of_this_machine(small_smollm2: Path, tmp_path: Path) -> None:

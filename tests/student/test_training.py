@@ -15,10 +15,11 @@ from distill_dagster.core import models, progress
 from distill_dagster.core.errors import DistillError, ModelError
 from distill_dagster.student import prompts
 from distill_dagster.student.causal import CausalStudent
+from distill_dagster.student.losses import sum_parts
 from distill_dagster.student.predict import build_centroid_predictor, load_predictor
 from distill_dagster.student.sentences import embed_sentences
-from distill_dagster.student.train import LengthBatchSampler, train_adapter
-from distill_dagster.student.types import TaskSettings, TrainingLog, TrainRow
+from distill_dagster.student.train import train_adapter
+from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainingLog, TrainRow
 
 SETTINGS = TaskSettings(item="Ticket")
 MINILM = StudentSpec(
@@ -44,7 +45,12 @@ PLACES = ["I ask for {}", "what about {} today", "need {}"]
 def rows_of(places: list[str]) -> list[TrainRow]:
     pairs = [(w, "blue") for w in BAKERY] + [(w, "red") for w in BICYCLE]
     return [
-        TrainRow(f"{p}-{i}", place.format(word), label, {label: 0.9, "red" if label == "blue" else "blue": 0.1})
+        TrainRow(
+            f"{p}-{i}",
+            StudentPrompt.from_text(place.format(word)),
+            label,
+            {label: 0.9, "red" if label == "blue" else "blue": 0.1},
+        )
         for p, place in enumerate(places)
         for i, (word, label) in enumerate(pairs)
     ]
@@ -54,7 +60,7 @@ ROWS, HELD = rows_of(PLACES[:2]), rows_of(PLACES[2:])
 
 
 def share_right(predict: Callable[[list[str]], list], rows: list[TrainRow]) -> float:
-    found = predict([row.text for row in rows])
+    found = predict([row.prompt for row in rows])
     return sum(f.label == row.answer_label for f, row in zip(found, rows, strict=True)) / len(rows)
 
 
@@ -88,7 +94,7 @@ def test_training_lowers_the_loss_and_beats_the_base(
     assert share_right(trained.predict, HELD) > share_right(base.predict, HELD) + 0.2
     assert trained.bytes > base.bytes
     assert trained.parameters >= base.parameters > 20_000_000
-    for row in trained.predict([r.text for r in HELD[:3]]):
+    for row in trained.predict([r.prompt for r in HELD[:3]]):
         assert math.isclose(sum(row.probs.values()), 1, rel_tol=1e-6)
         assert list(row.probs) == ["red", "blue"]
 
@@ -105,10 +111,10 @@ def test_the_causal_adapter_loads_with_plain_peft(causal: tuple[Path, TrainingLo
     )
     model = PeftModel.from_pretrained(base, str(out)).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
-    texts = [row.text for row in HELD[:6]]
-    predicted = load_predictor(SMOLLM2, LABELS, SETTINGS, models_folder, out).predict(texts)
-    for text, prediction in zip(texts, predicted, strict=True):
-        ids = tokenizer(f"Ticket: {text}\nCategory:", return_tensors="pt").input_ids
+    asked = [row.prompt for row in HELD[:6]]
+    predicted = load_predictor(SMOLLM2, LABELS, SETTINGS, models_folder, out).predict(asked)
+    for prompt, prediction in zip(asked, predicted, strict=True):
+        ids = tokenizer(f"Ticket: {prompt.text}\nCategory:", return_tensors="pt").input_ids
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, -1]
             mask = torch.ones_like(ids)
@@ -131,10 +137,10 @@ def test_the_encoder_adapter_loads_with_plain_peft(encoder: tuple[Path, Training
     tokenizer, head = transformers.AutoTokenizer.from_pretrained(out), load_file(out / "head.safetensors")
     for row in HELD[:4]:
         with torch.no_grad():
-            hidden = model(**tokenizer(row.text, return_tensors="pt")).last_hidden_state[0]
+            hidden = model(**tokenizer(row.prompt.text, return_tensors="pt")).last_hidden_state[0]
         vector = torch.nn.functional.normalize(hidden.mean(0), dim=-1)
         expected = (head["weight"] @ vector + head["bias"]).softmax(-1).tolist()
-        found = load_predictor(MINILM, LABELS, SETTINGS, models_folder, out).predict([row.text])[0]
+        found = load_predictor(MINILM, LABELS, SETTINGS, models_folder, out).predict([row.prompt])[0]
         assert list(found.probs.values()) == pytest.approx(expected, abs=1e-4)
     assert not list(out.glob("*.bin"))
     assert not list(out.glob("*.pt"))
@@ -172,10 +178,11 @@ def test_labels_that_share_tokens_are_scored_like_whole_sequences(small_smollm2:
     assert not student.trie.has_one_choice
     assert len(student.trie.branches) >= 3
     texts = ["close it", "I want my money back, and quickly please", "who may see this?"]
-    found = student.compute_log_probs(texts)
+    asked = [StudentPrompt.from_text(text) for text in texts]
+    found = student.compute_log_probs(asked)
     torch.testing.assert_close(found.exp().sum(1), torch.ones(3))
-    for row, text in enumerate(texts):
-        start = prompts.encode_prompts(student.tokenizer, [text], SETTINGS, 256)[0]
+    for row, prompt in enumerate(asked):
+        start = prompts.encode_prompts(student.tokenizer, [prompt], SETTINGS, 256)[0]
         logits = []
         for branch in student.trie.branches:
             ids = torch.tensor([start + list(branch.prefix)])
@@ -191,18 +198,18 @@ def test_the_causal_loss_of_one_hot_rows_is_the_likelihood(small_smollm2: Path, 
         spec = SMOLLM2.model_copy(update={"model": str(small_smollm2), "soft_weight": soft_weight})
         student = CausalStudent(spec, labels, SETTINGS, tmp_path)
         rows = [
-            TrainRow(str(i), text, label.name)
+            TrainRow(str(i), StudentPrompt.from_text(text), label.name)
             for i, (text, label) in enumerate(
                 zip(["close", "let me see the shared page", "money"], labels, strict=True)
             )
         ]
         with torch.no_grad():
-            loss = student.compute_loss(student.collate(student.encode(rows)))
+            loss = sum_parts(student.compute_loss(student.collate(student.encode(rows))))
         for i, row in enumerate(rows):
             if soft_weight:
-                expected = -student.compute_log_probs([row.text])[0, i]
+                expected = -student.compute_log_probs([row.prompt])[0, i]
             else:
-                start = prompts.encode_prompts(student.tokenizer, [row.text], SETTINGS, 256)[0]
+                start = prompts.encode_prompts(student.tokenizer, [row.prompt], SETTINGS, 256)[0]
                 path = student.trie.paths[i]
                 with torch.no_grad():
                     logits = student.model(input_ids=torch.tensor([start + list(path)])).logits[0].log_softmax(-1)
@@ -219,14 +226,16 @@ def test_nf4_trains_two_steps_on_a_cpu(
     log = train_adapter(spec, LABELS, SETTINGS, ROWS[:8], HELD[:2], tmp_path, models_folder, epochs=2)
     assert log.steps == 2
     assert all(math.isfinite(loss) for _, _, loss in log.losses)
-    found = load_predictor(spec, LABELS, SETTINGS, models_folder, tmp_path).predict(["a plum cake"])
+    found = load_predictor(spec, LABELS, SETTINGS, models_folder, tmp_path).predict(
+        [StudentPrompt.from_text("a plum cake")]
+    )
     assert math.isclose(sum(found[0].probs.values()), 1, rel_tol=1e-6)
 
 
 def test_row_weights_count(models_folder: Path, tmp_path: Path) -> None:
     """Wrong answers in rows of weight 0 have no effect."""
     other = {"red": "blue", "blue": "red"}
-    wrong = [TrainRow("w" + row.prompt_id, row.text, other[row.answer_label], weight=0.0) for row in ROWS]
+    wrong = [TrainRow("w" + row.prompt_id, row.prompt, other[row.answer_label], weight=0.0) for row in ROWS]
     train_adapter(MINILM, LABELS, SETTINGS, ROWS + wrong, [], tmp_path, models_folder, epochs=4)
     trained = load_predictor(MINILM, LABELS, SETTINGS, models_folder, tmp_path)
     assert share_right(trained.predict, ROWS) >= 0.9
@@ -244,9 +253,10 @@ def test_only_the_ratio_of_weights_counts(models_folder: Path, tmp_path: Path) -
 def test_predictions_do_not_depend_on_the_batch(causal: tuple[Path, TrainingLog], models_folder: Path) -> None:
     predictor = load_predictor(SMOLLM2, LABELS, SETTINGS, models_folder, causal[0])
     texts = ["a", "the wheel of my old bicycle is bent and the tyre is flat again", "rye bread", "bent wheel"]
-    together = predictor.predict(texts, batch_size=4)
-    for text, found in zip(texts, together, strict=True):
-        assert found.probs["red"] == pytest.approx(predictor.predict([text])[0].probs["red"], abs=1e-3)
+    asked = [StudentPrompt.from_text(text) for text in texts]
+    together = predictor.predict(asked, batch_size=4)
+    for prompt, found in zip(asked, together, strict=True):
+        assert found.probs["red"] == pytest.approx(predictor.predict([prompt])[0].probs["red"], abs=1e-3)
     assert predictor.predict([]) == []
 
 
@@ -266,7 +276,9 @@ def test_nothing_to_learn_from_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DistillError, match="no rows"):
         train_adapter(MINILM, LABELS, SETTINGS, [], [], tmp_path, tmp_path)
     with pytest.raises(DistillError, match="'green' is not a label"):
-        train_adapter(MINILM, LABELS, SETTINGS, [TrainRow("p", "t", "green")], [], tmp_path, tmp_path)
+        train_adapter(
+            MINILM, LABELS, SETTINGS, [TrainRow("p", StudentPrompt.from_text("t"), "green")], [], tmp_path, tmp_path
+        )
 
 
 def test_a_folder_that_is_no_adapter(models_folder: Path, tmp_path: Path) -> None:
@@ -285,7 +297,7 @@ def test_long_texts_are_cut_and_the_question_stays(models_folder: Path) -> None:
 
     source = models.resolve_model(SMOLLM2.model, models_folder).location
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    ids = prompts.encode_prompts(tokenizer, ["word " * 500, "short"], SETTINGS, 32)
+    ids = prompts.encode_prompts(tokenizer, [*map(StudentPrompt.from_text, ("word " * 500, "short"))], SETTINGS, 32)
     assert len(ids[0]) == 32
     assert all(tokenizer.decode(i).endswith("\nCategory:") for i in ids)
     assert tokenizer.decode(ids[1]) == "Ticket: short\nCategory:"
@@ -299,18 +311,13 @@ def test_embeddings_and_centroids(models_folder: Path) -> None:
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
-    predictor = build_centroid_predictor([r.text for r in ROWS], [r.answer_label for r in ROWS], LABELS, models_folder)
+    predictor = build_centroid_predictor(
+        [r.prompt.text for r in ROWS], [r.answer_label for r in ROWS], LABELS, models_folder
+    )
     assert share_right(predictor.predict, HELD) == 1.0
     alone = build_centroid_predictor(["rye bread"], ["blue"], LABELS, models_folder)
-    assert [found.probs for found in alone.predict(["rye bread", "bent wheel"])] == [{"red": 0.0, "blue": 1.0}] * 2
+    assert [found.probs for found in alone.predict([*map(StudentPrompt.from_text, ("rye bread", "bent wheel"))])] == [
+        {"red": 0.0, "blue": 1.0}
+    ] * 2
     with pytest.raises(ValueError, match="no label has an example"):
         build_centroid_predictor([], [], LABELS, models_folder)
-
-
-def test_batches_hold_every_row_once_and_change_with_the_epoch() -> None:
-    batches = LengthBatchSampler([i % 7 for i in range(50)], 8, seed=3)
-    first, second = list(batches), list(batches)
-    assert len(first) == len(batches) == 7
-    assert sorted(i for b in first for i in b) == sorted(i for b in second for i in b) == list(range(50))
-    assert first != second
-    assert first == list(LengthBatchSampler([i % 7 for i in range(50)], 8, seed=3))

@@ -1,0 +1,112 @@
+"""The training loop of students: `transformers.Trainer`, whose steps compute the losses of `student`.
+
+Import this module inside functions: it loads torch and transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from distill_dagster.student.batches import LengthBatchSampler
+
+if TYPE_CHECKING:
+    from distill_dagster.student.train import Student
+
+Item = dict[str, Any]
+"""One encoded row, from `student.encode`."""
+Batch = dict[str, Any]
+"""Rows that are computed at once, from `student.collate`."""
+
+
+class StepLoader(torch.utils.data.DataLoader[Any]):
+    """Loads one optimizer step after another, in the order of a `LengthBatchSampler`."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose steps come next. `transformers.Trainer` calls this."""
+        assert isinstance(self.batch_sampler, LengthBatchSampler)
+        self.batch_sampler.set_epoch(epoch)
+
+
+class StudentTrainer(transformers.Trainer):
+    """Trains the weights of `student.trained_module` that have `requires_grad`.
+
+    One item of the data loader is one optimizer step: a list of micro batches. So a step is the same however it is cut
+    into micro batches, and divided among ranks: its loss is the mean over its rows.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        items: Sequence[Item],
+        batches: LengthBatchSampler,
+        micro_batch_size: int,
+        arguments: transformers.TrainingArguments,
+        callbacks: list[transformers.TrainerCallback],
+    ) -> None:
+        """`micro_batch_size` is the most rows that are computed at once. It changes memory and speed, not the loss."""
+        super().__init__(
+            model=student.trained_module,
+            args=arguments,
+            train_dataset=items,
+            callbacks=callbacks,
+        )
+        self.remove_callback(transformers.PrinterCallback)
+        self.student, self.items, self.batches, self.micro_batch_size = student, items, batches, micro_batch_size
+        self._part_sums: dict[str, torch.Tensor] = {}
+        self._logged_step = 0
+
+    def get_train_dataloader(self) -> Any:
+        return StepLoader(self.items, batch_sampler=self.batches, collate_fn=self._cut_step)
+
+    def _cut_step(self, items: list[Item]) -> list[Batch]:
+        size = self.micro_batch_size
+        return [self.student.collate(items[start : start + size]) for start in range(0, len(items), size)]
+
+    def training_step(self, model: Any, inputs: list[Batch], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Add the gradients of one optimizer step. Return its loss: the weighted mean over the rows of all ranks."""
+        model.train()
+        rows = self._sum_over_ranks(torch.tensor(float(sum(len(batch["weight"]) for batch in inputs))))
+        total = torch.zeros((), device=self.args.device)
+        for batch in inputs:
+            batch = self._prepare_inputs(batch)
+            parts = self.student.compute_loss(batch)
+            weighted = {name: (part * batch["weight"]).sum() / rows for name, part in parts.items()}
+            loss = torch.stack(list(weighted.values())).sum()
+            self.accelerator.backward(loss)
+            total += loss.detach()
+            for name, value in weighted.items():
+                self._part_sums[name] = self._part_sums.get(name, torch.zeros_like(total)) + value.detach()
+        self._sum_gradients_over_ranks()
+        return total
+
+    def _sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
+        value = value.to(self.args.device)
+        return self.accelerator.reduce(value, "sum") if self.args.world_size > 1 else value
+
+    def _sum_gradients_over_ranks(self) -> None:
+        """Give every rank the gradients of the whole step. A weight that no row of a rank uses counts as 0 there."""
+        if self.args.world_size == 1:
+            return
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log figures with the mean of every part of the loss since the last entry, as `loss_<part>`."""
+        if "loss" in logs:
+            steps = self.state.global_step - self._logged_step
+            parts = {name: float(self._sum_over_ranks(value)) / steps for name, value in self._part_sums.items()}
+            logs["loss"] = sum(parts.values())
+            logs |= {f"loss_{name}": value for name, value in parts.items()}
+            self._part_sums, self._logged_step = {}, self.state.global_step
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: the estimate of transformers reads the inputs of one micro batch only."""
+        return 0
