@@ -45,7 +45,7 @@ from distill_dagster.pipeline.open_task import open_task
 from distill_dagster.pipeline.stages.students import build_train_rows
 from distill_dagster.student.predict import build_linear_probe_predictor, load_predictor
 from distill_dagster.student.train import train_adapter
-from distill_dagster.student.types import Predictor, TaskSettings, TrainRow
+from distill_dagster.student.types import Predictor, StudentPrompt, TaskSettings, TrainRow
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import DATASET
@@ -200,7 +200,9 @@ class Trainer:
         self._held_out = [row for row in recording if row["role"] in ("golden", "dev")]
         self._numbers = {row["text"]: row["number"] for row in recording if row["role"] == "seed"}
         self._dataset = Lake(home.lake, home.reports).read(TASK, "filtered_dataset", None, DATASET)[0]
-        self._human = [TrainRow(row.id, row.text, json.loads(row.answer_json)) for row in folder.examples]
+        self._human = [
+            TrainRow(row.id, StudentPrompt.from_text(row.text), json.loads(row.answer_json)) for row in folder.examples
+        ]
         self._cache = home.root / "accuracies"
         self._cache.mkdir(exist_ok=True)
 
@@ -240,7 +242,7 @@ class Trainer:
         if not kept.exists():
             started = time.perf_counter()
             with tempfile.TemporaryDirectory() as name:
-                predictions = load(Path(name)).predict([row["text"] for row in self._held_out])
+                predictions = load(Path(name)).predict([StudentPrompt.from_text(row["text"]) for row in self._held_out])
             accuracies = {
                 role: statistics.fmean(
                     one.label == row["intent"]

@@ -47,7 +47,7 @@ from distill_dagster.pipeline.stages.students import build_train_rows
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.sentences import embed_sentences
 from distill_dagster.student.train import train_adapter
-from distill_dagster.student.types import TaskSettings
+from distill_dagster.student.types import StudentPrompt, TaskSettings
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import SCORED
@@ -200,7 +200,8 @@ class Students:
         with tempfile.TemporaryDirectory() as name:
             adapter = Path(name)
             train_adapter(spec, labels, settings, rows, [], adapter, self._models)
-            said = load_predictor(spec, labels, settings, self._models, adapter).predict(list(self._golden["text"]))
+            predictor = load_predictor(spec, labels, settings, self._models, adapter)
+            said = predictor.predict([StudentPrompt.from_text(text) for text in self._golden["text"]])
         right = int((pl.Series([one.label for one in said]) == self._golden["label"]).sum())
         kept.with_suffix(".writing").write_text(str(right / len(said)))
         kept.with_suffix(".writing").replace(kept)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from distill_dagster.student.types import Prediction, TrainRow
+from distill_dagster.student.types import Prediction, StudentPrompt, TrainRow
 
 if TYPE_CHECKING:
     import torch
@@ -17,21 +18,21 @@ class LabelPredictions(ABC):
     labels: list[str]
 
     @abstractmethod
-    def compute_log_probs(self, texts: list[str]) -> torch.Tensor:
-        """Log-probabilities of the labels for a batch of texts, shape (texts, labels), on the CPU."""
+    def compute_log_probs(self, asked: Sequence[StudentPrompt]) -> torch.Tensor:
+        """Log-probabilities of the labels for a batch of prompts, shape (prompts, labels), on the CPU."""
 
-    def predict_batch(self, texts: list[str]) -> list[Prediction]:
-        """Return one prediction per text, in order."""
-        probs = self.compute_log_probs(texts).exp()
+    def predict_batch(self, asked: Sequence[StudentPrompt]) -> list[Prediction]:
+        """Return one prediction per prompt, in order."""
+        probs = self.compute_log_probs(asked).exp()
         return [build_label_prediction(self.labels, row) for row in probs.tolist()]
 
     def compute_validation_scores(self, rows: list[TrainRow], batch_size: int = 64) -> dict[str, float]:
         """Mean negative log-likelihood of the rows' labels, and the share of rows whose label is most probable."""
         loss, correct = 0.0, 0
-        rows = sorted(rows, key=lambda row: len(row.text))
+        rows = sorted(rows, key=lambda row: len(row.prompt.text))
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            batch_log_probs = self.compute_log_probs([row.text for row in batch]).tolist()
+            batch_log_probs = self.compute_log_probs([row.prompt for row in batch]).tolist()
             for row, log_probs in zip(batch, batch_log_probs, strict=True):
                 log_prob = log_probs[self.labels.index(row.answer_label)]
                 loss -= log_prob

@@ -19,7 +19,7 @@ from distill_dagster.student.linear_probe import (
 )
 from distill_dagster.student.sentences import SENTENCE_MODEL, SentenceEmbedder
 from distill_dagster.student.train import Student, choose_student_class
-from distill_dagster.student.types import Prediction, Predictor, TaskSettings, TrainRow
+from distill_dagster.student.types import Prediction, Predictor, StudentPrompt, TaskSettings, TrainRow
 
 if TYPE_CHECKING:
     from distill_dagster.config import LabelSpec
@@ -59,14 +59,15 @@ class StudentPredictor:
         self.parameters: int = student.base.parameters
         self.bytes: int = size
 
-    def predict(self, texts: list[str], batch_size: int = 32) -> list[Prediction]:
-        """Return one prediction per text, in order. Texts of similar length share a batch."""
+    def predict(self, asked: list[StudentPrompt], batch_size: int = 32) -> list[Prediction]:
+        """Return one prediction per prompt, in order. Prompts of similar length share a batch."""
         predictions: dict[int, Prediction] = {}
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        lengths = [len(prompt.text) for prompt in asked]
+        order = sorted(range(len(asked)), key=lengths.__getitem__)
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            predictions |= zip(part, self._student.predict_batch([texts[i] for i in part]), strict=True)
-        return [predictions[i] for i in range(len(texts))]
+            predictions |= zip(part, self._student.predict_batch([asked[i] for i in part]), strict=True)
+        return [predictions[i] for i in range(len(asked))]
 
 
 class EmbeddingPredictor:
@@ -77,13 +78,14 @@ class EmbeddingPredictor:
         self.parameters: int = embedder.parameters + head.weight.size + head.bias.size
         self.bytes: int = embedder.bytes + head.weight.nbytes + head.bias.nbytes
 
-    def predict(self, texts: list[str], batch_size: int = 32) -> list[Prediction]:
-        """Return one prediction per text, in order."""
+    def predict(self, asked: list[StudentPrompt], batch_size: int = 32) -> list[Prediction]:
+        """Return one prediction per prompt, in order."""
         from scipy.special import softmax
 
-        if not texts:
+        if not asked:
             return []
-        probs = softmax(self._head.compute_logits(self._embedder.embed(texts, batch_size)).astype("float64"), axis=1)
+        vectors = self._embedder.embed([prompt.text for prompt in asked], batch_size)
+        probs = softmax(self._head.compute_logits(vectors).astype("float64"), axis=1)
         return [build_label_prediction(self._labels, row.tolist()) for row in probs]
 
 
@@ -141,7 +143,7 @@ def build_linear_probe_predictor(
     names = [label.name for label in labels]
 
     def read(part: list[TrainRow]) -> ProbeRows:
-        return build_probe_rows(part, embedder.embed([row.text for row in part]), names, soft_weight=1.0)
+        return build_probe_rows(part, embedder.embed([row.prompt.text for row in part]), names, soft_weight=1.0)
 
     anchors = embedder.embed(format_descriptions(labels))
     head = fit_linear_probe(read(limit_rows(rows)), anchors, read(validation) if validation else None)

@@ -9,9 +9,10 @@ If the prompt is too long, the text is cut, never the template.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distill_dagster.student.types import TaskSettings
+from distill_dagster.student.types import StudentPrompt, TaskSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +23,7 @@ LABEL_CUE = "\nCategory:"
 
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
-    texts: list[str],
+    asked: Sequence[StudentPrompt],
     settings: TaskSettings,
     max_tokens: int,
     cue: str = LABEL_CUE,
@@ -30,7 +31,9 @@ def encode_prompts(
     """Token ids of the prompts, each at most `max_tokens` long. The answer follows directly."""
     cue_ids = _encode_text(tokenizer, cue)
     start = _get_start_token_ids(tokenizer)
-    bodies = tokenizer([f"{settings.item}: {text.strip()}" for text in texts], add_special_tokens=False)["input_ids"]
+    bodies = tokenizer([f"{settings.item}: {prompt.text.strip()}" for prompt in asked], add_special_tokens=False)[
+        "input_ids"
+    ]
     room = max(1, max_tokens - len(cue_ids) - len(start))
     return [start + body[:room] + cue_ids for body in bodies]
 

@@ -100,7 +100,9 @@ def test_frozen_layers_run_once_per_text(small_smollm2: Path, tmp_path: Path) ->
     sum_parts(student.compute_loss(student.collate(items))).sum().backward()
     student.compute_validation_scores(HELD)
     assert len(calls) == before
-    student.compute_validation_scores([replace(HELD[0], text="a text that training does not know")])
+    student.compute_validation_scores(
+        [replace(HELD[0], prompt=StudentPrompt.from_text("a text that training does not know"))]
+    )
     assert len(calls) == before + 1
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from distill_dagster.student.label_trie import LabelTrie
 from distill_dagster.student.losses import build_soft_targets, compute_soft_loss
-from distill_dagster.student.types import TrainRow
+from distill_dagster.student.types import StudentPrompt, TrainRow
 
 END = 0
 paths_of_tokens = st.lists(
@@ -80,7 +80,7 @@ def test_soft_loss_of_one_hot_targets_is_cross_entropy(seed: int) -> None:
 
 
 def test_soft_loss_is_zero_at_the_teacher_and_grows_away_from_it() -> None:
-    rows = [TrainRow("p", "t", "a", {"a": 0.7, "b": 0.3})]
+    rows = [TrainRow("p", StudentPrompt.from_text("t"), "a", {"a": 0.7, "b": 0.3})]
     target = build_soft_targets(rows, ["a", "b"], 2.0)
     same = torch.tensor([[0.7, 0.3]]).log()
     assert compute_soft_loss(same, target, 2.0).item() == pytest.approx(0, abs=1e-6)
@@ -98,7 +98,7 @@ def test_gradients_keep_their_size_at_high_temperature() -> None:
 
 
 def test_rows_without_soft_labels_are_one_hot_and_unknown_labels_refused() -> None:
-    rows = [TrainRow("p", "t", "b")]
+    rows = [TrainRow("p", StudentPrompt.from_text("t"), "b")]
     assert build_soft_targets(rows, ["a", "b"], 3.0).tolist() == [[0.0, 1.0]]
     with pytest.raises(ValueError, match="not one of the labels"):
-        build_soft_targets([TrainRow("p", "t", "b", {"z": 1.0})], ["a", "b"], 1.0)
+        build_soft_targets([TrainRow("p", StudentPrompt.from_text("t"), "b", {"z": 1.0})], ["a", "b"], 1.0)

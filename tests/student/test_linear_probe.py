@@ -23,9 +23,10 @@ from distill_dagster.student.linear_probe import (
 )
 from distill_dagster.student.predict import build_linear_probe_predictor, load_predictor
 from distill_dagster.student.train import train_adapter
-from distill_dagster.student.types import TrainRow
+from distill_dagster.student.types import StudentPrompt, TrainRow
 from tests.student.test_training import HELD, LABELS, MINILM, ROWS, SETTINGS, share_right
 
+T = StudentPrompt.from_text("t")
 RNG = np.random.default_rng(3)
 TRUE = RNG.normal(size=(3, 6)) * 2
 
@@ -77,14 +78,14 @@ def test_one_row_is_enough() -> None:
 
 
 def test_many_rows_are_thinned_out_evenly() -> None:
-    rows = [TrainRow(str(n), "t", "red") for n in range(10)]
+    rows = [TrainRow(str(n), T, "red") for n in range(10)]
     assert [row.prompt_id for row in limit_rows(rows, most=4)] == ["0", "2", "5", "7"]
     assert limit_rows(rows, most=10) == limit_rows(rows) == rows
     assert limit_rows([]) == []
 
 
 def test_rows_mix_soft_labels_and_answers_and_keep_weights() -> None:
-    rows = [TrainRow("a", "t", "red", {"red": 0.6, "blue": 0.4}, weight=2.0), TrainRow("b", "t", "blue")]
+    rows = [TrainRow("a", T, "red", {"red": 0.6, "blue": 0.4}, weight=2.0), TrainRow("b", T, "blue")]
     built = build_probe_rows(rows, np.zeros((2, 4)), ["red", "blue"], soft_weight=0.5)
     np.testing.assert_allclose(built.targets, [[0.8, 0.2], [0, 1]], atol=1e-6)
     assert built.weights.tolist() == [2, 1]
@@ -96,7 +97,7 @@ def test_the_predictor_learns_what_the_descriptions_hide(models_folder: Path) ->
     probe = build_linear_probe_predictor(ROWS, [], LABELS, models_folder)
     assert share_right(base.predict, HELD) < 0.5 < share_right(probe.predict, HELD) == 1.0
     assert base.parameters < probe.parameters < 1.01 * base.parameters
-    [found] = probe.predict(["rye bread"])
+    [found] = probe.predict([StudentPrompt.from_text("rye bread")])
     assert found.label == "blue"
     assert sum(found.probs.values()) == pytest.approx(1)
     assert probe.predict([]) == []
@@ -118,10 +119,10 @@ def test_an_encoder_keeps_the_better_of_its_probe_and_the_tuned_student(
     if kept == "probe":
         assert (log.best_epoch, log.kept) == (0, "linear probe")
         student.fit_head(ROWS, HELD)
-        probe = student.compute_log_probs([row.text for row in HELD])
+        probe = student.compute_log_probs([row.prompt for row in HELD])
         student = EncoderStudent(spec, LABELS, SETTINGS, models_folder)
         student.load_adapter(tmp_path, merge=True)
-        torch.testing.assert_close(student.compute_log_probs([row.text for row in HELD]), probe, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(student.compute_log_probs([row.prompt for row in HELD]), probe, atol=1e-4, rtol=1e-4)
     else:
         assert (log.kept, log.best_epoch) == ("fine-tuned", losses.index(min(losses)))
         student.load_adapter(tmp_path, merge=True)

@@ -27,8 +27,8 @@ from distill_dagster.prompts.few_shot import read_example_pool
 from distill_dagster.prompts.seeds import build_held_out_prompts, build_messages, compute_prompt_id
 from distill_dagster.student.predict import build_centroid_predictor, build_linear_probe_predictor, load_predictor
 from distill_dagster.student.sentences import SENTENCE_MODEL
-from distill_dagster.student.types import Predictor, TaskSettings
-from distill_dagster.tables.messages import format_messages, split_answer
+from distill_dagster.student.types import Predictor, StudentPrompt, TaskSettings
+from distill_dagster.tables.messages import split_answer
 from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PREDICTIONS, PROMPT_CONTEXT, TEACHER_PRIOR, build_frame
 from distill_dagster.tables.validation import check_table
 from distill_dagster.tasks import LabelledRow
@@ -45,7 +45,7 @@ class EvaluationItem:
     split: str
     slice: str | None
     prompt_id: str
-    text: str
+    prompt: StudentPrompt
     reference: Any
 
 
@@ -56,15 +56,15 @@ def build_held_out_items(split: str, rows: list[LabelledRow]) -> list[Evaluation
 
 def _build_held_out_item(split: str, row: LabelledRow) -> EvaluationItem:
     messages = build_messages(row)
-    prompt_id, text = compute_prompt_id(messages), format_messages(messages)
-    return EvaluationItem(row.id, split, row.slice, prompt_id, text, json.loads(row.answer_json))
+    prompt = StudentPrompt.from_messages(messages)
+    return EvaluationItem(row.id, split, row.slice, compute_prompt_id(messages), prompt, json.loads(row.answer_json))
 
 
 def _build_validation_item(row: dict[str, Any]) -> EvaluationItem:
     messages, _ = split_answer(row["messages"])
-    text = format_messages(messages)
+    prompt = StudentPrompt.from_messages(messages)
     return EvaluationItem(
-        row["prompt_id"], "validation", row["slice"], row["prompt_id"], text, json.loads(row["answer"])
+        row["prompt_id"], "validation", row["slice"], row["prompt_id"], prompt, json.loads(row["answer"])
     )
 
 
@@ -135,11 +135,11 @@ def _build_teacher_rows(
 def predict_rows(kind: Kind, system: str, predictor: Predictor, items: list[EvaluationItem]) -> list[dict[str, Any]]:
     """Predict all items with a student, in batches. An answer that it writes is parsed like a teacher's."""
     rows = []
-    for item, p in zip(items, predictor.predict([i.text for i in items]), strict=True):
+    for item, p in zip(items, predictor.predict([i.prompt for i in items]), strict=True):
         if p.probs:
             rows.append(build_prediction_row(kind, system, item, p.label, min(1.0, max(p.probs.values())), p.raw_text))
             continue
-        question = Question(item.text, is_refusal(item.reference))  # the reference says whether to refuse
+        question = Question(item.prompt.text, is_refusal(item.reference))  # the reference says whether to refuse
         parsed = read_answer(kind, p.raw_text, question, stop=f"\n\n{kind.task.item}:")
         answer = json.loads(parsed.answer) if parsed.answer is not None else None
         rows.append(build_prediction_row(kind, system, item, answer, None, p.raw_text))
@@ -153,10 +153,10 @@ def _predict_and_time(
     rows = predict_rows(kind, system, predictor, items)
     golden = [n for n, item in enumerate(items) if item.split == "golden"]
     for n in (golden * WARM_UP_CALLS)[:WARM_UP_CALLS]:
-        predictor.predict([items[n].text])
+        predictor.predict([items[n].prompt])
     for n in golden[:latency_items]:
         started = time.perf_counter()
-        predictor.predict([items[n].text])
+        predictor.predict([items[n].prompt])
         rows[n]["latency_s"] = time.perf_counter() - started
     return rows
 

@@ -15,12 +15,12 @@ from distill_dagster.kinds import format_with_reasoning, get_kind
 from distill_dagster.pipeline.dataset_drift import TRAINED_ON, format_plain_answer, write_trained_on
 from distill_dagster.pipeline.source_versions import find_label_of_slice
 from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, StageContext, StageInputs, StageResult
-from distill_dagster.prompts.few_shot import read_example_pool
+from distill_dagster.prompts.few_shot import FewShotExample, read_example_pool
 from distill_dagster.student.train import train_adapter
 from distill_dagster.student.training_check import check_loss_fell
-from distill_dagster.student.types import TRAINING_LOG_FILE, TaskSettings, TrainingLog, TrainRow
+from distill_dagster.student.types import TRAINING_LOG_FILE, StudentPrompt, TaskSettings, TrainingLog, TrainRow
 from distill_dagster.tables.lake import RECORD_FILE
-from distill_dagster.tables.messages import format_messages, format_transcript, get_user_text, split_answer
+from distill_dagster.tables.messages import split_answer
 from distill_dagster.tables.schemas import DATASET, PROMPT_CONTEXT
 
 LossCurves = dict[str, list[tuple[float, float]]]
@@ -35,7 +35,7 @@ def build_train_rows(dataset: pl.DataFrame, split: str, reasoning: bool = False)
         rows.append(
             TrainRow(
                 row["prompt_id"],
-                format_messages(messages),
+                StudentPrompt.from_messages(messages),
                 format_plain_answer(row["answer"]),
                 {entry["label"]: entry["prob"] for entry in row["soft_labels"] or []},
                 row["weight"],
@@ -43,6 +43,10 @@ def build_train_rows(dataset: pl.DataFrame, split: str, reasoning: bool = False)
             )
         )
     return rows
+
+
+def _build_example_prompt(example: FewShotExample) -> StudentPrompt:
+    return StudentPrompt.from_messages(example.messages) if example.messages else StudentPrompt.from_text(example.text)
 
 
 def make_student_adapter(env: StageContext, partition: str | None) -> StageResult:
@@ -76,7 +80,12 @@ def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageRes
     if task.has_labels:
         reasons = task.students[partition].reasoning
         rows = [
-            TrainRow(e.id, e.text, e.label, target=format_with_reasoning(e.reasoning, e.label) if reasons else None)
+            TrainRow(
+                e.id,
+                _build_example_prompt(e),
+                e.label,
+                target=format_with_reasoning(e.reasoning, e.label) if reasons else None,
+            )
             for e in examples
         ]
     else:
@@ -84,7 +93,7 @@ def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageRes
         rows = [
             TrainRow(
                 e.id,
-                format_transcript(e.messages) or e.text,
+                _build_example_prompt(e),
                 format_plain_answer(e.answer),
                 target=kind.format_target(e.answer, e.reasoning),
             )
@@ -105,7 +114,7 @@ def make_slice_label_adapter(env: StageContext, partition: str | None) -> StageR
     inputs = StageInputs(env, "slice_label_adapter", partition)
     dataset = inputs.read_table("filtered_dataset", DATASET)
     rows = [
-        TrainRow(r["prompt_id"], get_user_text(r["messages"]), label)
+        TrainRow(r["prompt_id"], StudentPrompt.from_messages(split_answer(r["messages"])[0]), label)
         for r in dataset.filter(pl.col("split") == "train").iter_rows(named=True)
         if (label := find_label_of_slice(env.folder, r["slice"])) is not None
     ]
