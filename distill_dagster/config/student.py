@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill_dagster.config.answers import LABEL_KINDS
 from distill_dagster.config.base import STUDENT_NAME_PATTERN, ConfigModel
+from distill_dagster.config.checkpoint import CheckpointSpec
+from distill_dagster.config.data_mix import DataMixSpec
+from distill_dagster.config.objective import (
+    REASONING_OBJECTIVES,
+    SHORT_FORMS,
+    WRITING_OBJECTIVES,
+    AnswerObjectiveSpec,
+    Objective,
+    ObjectiveField,
+    build_objective,
+    check_objective,
+)
+from distill_dagster.config.phases import PhaseSpec, check_phase
 
 
 class LoraSpec(ConfigModel):
@@ -37,10 +51,14 @@ class StudentSpec(ConfigModel):
         "for labels"
     )
     revision: str | None = Field(default=None, description="branch, tag or commit of a Hugging Face id")
-    lora: LoraSpec = LoraSpec()
-    quantization: Literal["none", "nf4"] = Field(
-        default="none", description="nf4: train on 4-bit weights (QLoRA, Dettmers et al. 2023); needs a GPU"
+    method: Literal["lora", "qlora", "dora", "rslora", "full"] = Field(
+        default="lora",
+        description="what is trained. lora: low-rank adapters; qlora: the same on 4-bit weights (Dettmers et al. "
+        "2023); dora: adapters that learn length and direction of each weight (Liu et al. 2024); rslora: adapters "
+        "scaled by the root of their rank (Kalajdzievski 2023); full: all weights",
     )
+    lora: LoraSpec = LoraSpec()
+    quantization: Literal["none", "nf4"] = Field(default="none", description="nf4: the older form of `method: qlora`")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="float32",
         description="number format of the weights; auto: bfloat16 if the GPU or processor computes in it, else float32",
@@ -61,9 +79,17 @@ class StudentSpec(ConfigModel):
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="share of the steps in which the learning rate rises"
     )
-    temperature: Annotated[float, Field(gt=0, le=20)] = Field(default=1.0, description="of the distillation loss")
-    soft_weight: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5, description="1: learn soft labels only, 0: learn the chosen label only"
+    objective: ObjectiveField = Field(
+        default=None,
+        description="what training minimizes, a name or a block; by default soft_label for a task with labels, "
+        "reasoning for written answers of a task with `reasoning: true`, else answer",
+    )
+    temperature: Annotated[float, Field(gt=0, le=20)] | None = Field(
+        default=None, description="older form of `objective: {kind: soft_label, temperature: …}`"
+    )
+    soft_weight: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="older form of `objective: {kind: soft_label, weight: …}`; 0: learn the chosen label only",
     )
     max_tokens: Annotated[int, Field(ge=8, le=8192)] = Field(
         default=256, description="longest prompt in tokens; longer ones are cut"
@@ -72,11 +98,77 @@ class StudentSpec(ConfigModel):
         default=256, description="longest written answer in tokens, with its reasoning, in training and prediction"
     )
     reasoning: bool = Field(
-        default=False,
-        description="for a task with labels and `reasoning: true`: learn to write the teacher's reasoning and then "
-        "the label, instead of choosing the label at once",
+        default=False, description="older form of `objective: reasoning`, for a task with labels and `reasoning: true`"
+    )
+    data: DataMixSpec = DataMixSpec()
+    teacher: Annotated[str, Field(pattern=r"^student:[a-z0-9][a-z0-9_-]{0,62}$")] | None = Field(
+        default=None,
+        description="student:<name>: learn from the answers of another student of this task, an assistant between the "
+        "teacher and a small student (Mirzadeh et al. 2020); by default from the teacher's",
+    )
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    then: list[PhaseSpec] = Field(
+        default=[],
+        description="phases of training that follow the objective, in order; they need the extra `align`, and only the "
+        "distilled student has them",
     )
     seed: int = Field(default=0, description="seed of initial weights and of the order of rows")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_quantization(cls, data: Any) -> Any:
+        """`method: qlora` and `quantization: nf4` are one setting: each form sets the other."""
+        if not isinstance(data, dict):
+            return data
+        method, quantization = data.get("method"), data.get("quantization")
+        if method == "qlora" and quantization in (None, "nf4"):
+            return data | {"quantization": "nf4"}
+        if quantization == "nf4" and method is None:
+            return data | {"method": "qlora"}
+        if quantization == "nf4" or method == "qlora":
+            raise ValueError(f"quantization {quantization} contradicts method {method}. Keep `method` alone.")
+        return data
+
+    @model_validator(mode="after")
+    def _refuse_lora_of_full(self) -> StudentSpec:
+        if self.method == "full" and "lora" in self.model_fields_set:
+            raise ValueError("`method: full` trains all weights and has no adapter. Leave `lora` out.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_forms(self) -> StudentSpec:
+        both = [name for name in SHORT_FORMS if getattr(self, name) is not None and getattr(self, name) is not False]
+        if self.objective is not None and both:
+            raise ValueError(
+                f"`objective` and its older form `{both[0]}` are both given. Keep `objective` and remove `{both[0]}`"
+            )
+        return self
+
+    @property
+    def has_preference_phase(self) -> bool:
+        """Whether the student learns from preference pairs."""
+        return any(phase.kind == "preference" for phase in self.then)
+
+    @property
+    def assistant(self) -> str | None:
+        """The name of the student that teaches this one; None if the task's teacher does."""
+        return self.teacher.removeprefix("student:") if self.teacher else None
+
+    def resolve_objective(self, has_labels: bool, task_reasoning: bool) -> Objective:
+        """The objective of this student: the one that is given, or the default of its task.
+
+        Args:
+            task_reasoning: whether the teacher is asked for its reasoning.
+        """
+        if self.objective is not None:
+            return self.objective
+        return build_objective(self.soft_weight, self.temperature, self.reasoning, has_labels, task_reasoning)
+
+    def without_reasoning(self) -> StudentSpec:
+        """The same student if only labels are there to learn from: an objective of written texts becomes `answer`."""
+        is_written = self.objective is not None and self.objective.kind in WRITING_OBJECTIVES
+        objective = AnswerObjectiveSpec(kind="answer") if is_written else self.objective
+        return self.model_copy(update={"objective": objective, "reasoning": False})
 
 
 BASE_MODEL_SETTINGS = (
@@ -87,7 +179,6 @@ BASE_MODEL_SETTINGS = (
     "dtype",
     "max_tokens",
     "answer_tokens",
-    "reasoning",
 )
 """A student's settings that change the answers of its base, the untrained model."""
 
@@ -112,12 +203,36 @@ def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -
             f"student {name!r}: reasoning is for kinds with labels; a student of kind {kind} learns it if the task "
             f"has `reasoning: true`. Leave it out"
         )
-    if student.reasoning and not reasoning:
+    objective = student.resolve_objective(kind in LABEL_KINDS, reasoning)
+    try:
+        check_objective(objective, student.architecture, kind, reasoning)
+        for phase in student.then:
+            check_phase(phase, student.architecture, kind not in LABEL_KINDS or objective.kind == "reasoning")
+    except ValueError as error:
+        raise ValueError(f"student {name!r}: {error}") from None
+
+
+def check_assistant(name: str, students: Mapping[str, StudentSpec], kind: str, reasoning: bool) -> None:
+    """Check that a student can learn from the answers of another one.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    student = students[name]
+    if student.assistant is None:
+        return
+    place = f"student {name!r} has `teacher: {student.teacher}`"
+    others = [other for other, spec in students.items() if other != name and spec.assistant is None]
+    known = f"Students that the task's teacher teaches: {', '.join(others) or 'none'}"
+    assistant = students.get(student.assistant)
+    if assistant is None:
+        raise ValueError(f"{place}, and there is no such student. {known}")
+    if assistant.assistant is not None:
+        raise ValueError(f"{place}, which learns from a student itself. One student can be between. {known}")
+    has_labels = kind in LABEL_KINDS
+    wanted, given = (spec.resolve_objective(has_labels, reasoning).kind for spec in (student, assistant))
+    if wanted in REASONING_OBJECTIVES and given != "reasoning":
         raise ValueError(
-            f"student {name!r} cannot learn reasoning that the teacher is not asked for: set `reasoning: true` "
-            f"for the task"
-        )
-    if student.reasoning and student.architecture == "encoder":
-        raise ValueError(
-            f"student {name!r} is an encoder, which writes nothing; reasoning needs `architecture: causal_lm`"
+            f"{place} and learns its reasoning, which that student does not write. Give {student.assistant!r} "
+            f"`objective: reasoning`, or {name!r} another objective"
         )

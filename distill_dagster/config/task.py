@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -28,9 +28,10 @@ from distill_dagster.config.evaluation import EvaluationSpec, GateSpec
 from distill_dagster.config.imagine import ImagineSpec
 from distill_dagster.config.inbox import InboxSpec
 from distill_dagster.config.judge import JudgeSpec
+from distill_dagster.config.objective import SHORT_FORMS, Objective
 from distill_dagster.config.refresh import RefreshSpec
 from distill_dagster.config.replay import REPLAY_PREFIX
-from distill_dagster.config.student import BASE_MODEL_SETTINGS, StudentSpec, check_student
+from distill_dagster.config.student import BASE_MODEL_SETTINGS, StudentSpec, check_assistant, check_student
 from distill_dagster.config.teacher import (
     EMBEDDED_PREFIX,
     CascadeSpec,
@@ -162,6 +163,7 @@ class Task(ConfigModel):
     def _check_students(self) -> None:
         for name, student in self.students.items():
             check_student(name, student, self.kind, self.reasoning)
+            check_assistant(name, self.students, self.kind, self.reasoning)
 
     @property
     def is_free(self) -> bool:
@@ -203,6 +205,16 @@ class Task(ConfigModel):
         alone: dict[str, Any] = {"teachers": {}, "cascade": None}
         return [(name, self.model_copy(update=alone | {"teacher": spec})) for name, spec in self.teachers.items()]
 
+    def resolve_objective(self, student: str) -> Objective:
+        """What the training of a student minimizes."""
+        return self.students[student].resolve_objective(self.has_labels, self.reasoning)
+
+    def list_assistants(self, students: Collection[str] | None = None) -> list[str]:
+        """The students that teach another one, in the order of task.yaml; those of some students only."""
+        taught = [spec for name, spec in self.students.items() if students is None or name in students]
+        used = {spec.assistant for spec in taught}
+        return [name for name in self.students if name in used]
+
     def dump_answer_settings(self) -> dict[str, Any]:
         """The settings that define what an answer is, for hashes."""
         return self.model_dump(include={"kind", "labels", "reasoning", "answer", "answer_schema", "tools"})
@@ -231,13 +243,16 @@ class Task(ConfigModel):
 
     def hash_student_settings(self, student: str) -> str:
         """Hash of everything but the dataset that changes a student's training."""
-        return hash_content(self._dump_prompt_settings() | {"student": self.students[student].model_dump()})
+        settings = self.students[student].model_dump(exclude=set(SHORT_FORMS))
+        settings["objective"] = self.resolve_objective(student).model_dump()
+        return hash_content(self._dump_prompt_settings() | {"student": settings})
 
     def hash_gate_settings(self) -> str:
         """Hash of the scores that the teacher must reach, and of the base that it is compared with."""
         base: dict[str, Any] | None = None
         if self.gate.teacher_over_base is not None:
             student = self.students[self.chosen_student].model_dump(include=set(BASE_MODEL_SETTINGS))
+            student["reasoning"] = self.resolve_objective(self.chosen_student).kind == "reasoning"
             base = {"student": student} | self._dump_prompt_settings()
         return hash_content({"gate": self.gate.model_dump(), "base": base})
 

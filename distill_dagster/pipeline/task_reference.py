@@ -68,12 +68,19 @@ def _collect_blocks(schema: _Schema) -> dict[str, list[str]]:
         for name, field in block["properties"].items():
             for kind, suffix in _find_blocks(field):
                 path = f"{prefix}{name}{suffix}"
+                if chosen := _find_choice(schema["$defs"][kind]):
+                    path += f" ({chosen})"
                 if kind not in _FILTER_BLOCKS and path not in found.setdefault(kind, []):
                     found[kind].append(path)
-                    visit(schema["$defs"][kind], f"{path}.")
+                    visit(schema["$defs"][kind], f"{prefix}{name}{suffix}.")
 
     visit(schema, "")
     return {kind: sorted(paths, key=lambda path: ("<name>" in path, path.count("."))) for kind, paths in found.items()}
+
+
+def _find_choice(block: _Schema) -> str | None:
+    """The value of `kind` if the block is one of several that a field may contain."""
+    return block["properties"].get("kind", {}).get("const")
 
 
 def _find_blocks(field: _Schema) -> Iterator[tuple[str, str]]:
@@ -117,7 +124,8 @@ class _Page:
     def describe_value(self, field: _Schema) -> str:
         """What may be written as the value of a field, in words."""
         if "$ref" in field:
-            return f"[block](#{self.anchors[field['$ref'].rpartition('/')[2]]})"
+            name = field["$ref"].rpartition("/")[2]
+            return f"[{_find_choice(self.blocks[name]) or 'block'}](#{self.anchors[name]})"
         if "anyOf" in field:
             options = [self.describe_value(option) for option in field["anyOf"] if option != {"type": "null"}]
             is_nullable = {"type": "null"} in field["anyOf"] and field.get("default") is not None

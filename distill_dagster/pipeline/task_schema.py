@@ -58,3 +58,6 @@ class _FileSchema(GenerateJsonSchema):
         if default in (None, "", [], (), {}) or isinstance(default, BaseModel):
             return self.generate_inner(schema["schema"])
         return super().default_schema(schema)
+
+    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> dict[str, Any]:
+        return {"anyOf": super().tagged_union_schema(schema)["oneOf"]}

@@ -67,9 +67,27 @@ def _find_types(root: type[BaseModel], block: tuple[int | str, ...]) -> list[Any
     """What the block at a location of pydantic may be."""
     types: list[Any] = [root]
     for step in block:
-        inner = [part for one in types for part in _enter(one, step)]
+        inner = [part for one in types for part in _enter(one, step)] or _choose_by_kind(types, step)
         types = inner or types  # pydantic also names the member of a union or a validator, which is no step in the file
     return types
+
+
+def drop_union_choices(root: type[BaseModel], location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The location without the `kind` that pydantic adds where a field may be one of several models."""
+    types: list[Any] = [root]
+    kept: list[int | str] = []
+    for step in location:
+        inner = [part for one in types for part in _enter(one, step)]
+        chosen = [] if inner else _choose_by_kind(types, step)
+        types = inner or chosen or types
+        kept += [] if chosen else [step]
+    return tuple(kept)
+
+
+def _choose_by_kind(types: list[Any], kind: int | str) -> list[Any]:
+    """The models among `types` whose field `kind` has this value only."""
+    fields = [(one, one.model_fields.get("kind")) for one in types if _is_model(one)]
+    return [one for one, field in fields if field is not None and get_args(field.annotation) == (kind,)]
 
 
 def _get_annotation(model: type[BaseModel], field: str) -> Any:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.core.files import make_symlink_problem
-from distill_dagster.tasks.unknown_fields import REFERENCE, suggest_field
+from distill_dagster.tasks.unknown_fields import REFERENCE, drop_union_choices, suggest_field
 
 SECRET_FIELDS = {"api_base", "api_key_env"}
 """Fields that may contain an API key by mistake: no message repeats their value."""
@@ -177,7 +177,8 @@ def convert_validation_error(
     """
     problems = []
     for item in error.errors():
-        location = (*block, *item["loc"])
+        item_location = drop_union_choices(root, item["loc"])
+        location = (*block, *item_location)
         message = item["msg"].removeprefix("Value error, ").rstrip(".")
         message = {
             "extra_forbidden": "an unknown field",
@@ -185,10 +186,13 @@ def convert_validation_error(
             "dict_type": "not a mapping of fields",
             "model_type": "not a mapping of fields",
             "model_attributes_type": "not a mapping of fields",
+            "union_tag_not_found": "`kind` is missing",
         }.get(item["type"], message[:1].lower() + message[1:])
         quoted = item["type"] not in ("missing", "extra_forbidden") and not SECRET_FIELDS & set(item["loc"])
         if quoted and isinstance(item["input"], str | int | float | bool):
             message += f" (found {str(item['input'])[:60]!r})"
+        elif item["type"] == "union_tag_invalid":
+            message = f"kind {item['ctx']['tag'][:60]!r} is not one of {item['ctx']['expected_tags']}"
         name = ".".join(str(part) for part in location) or None
         remedy = _REMEDIES.get(item["type"], f"Fix the value; {REFERENCE} lists the fields.")
         if item["type"] == "extra_forbidden":

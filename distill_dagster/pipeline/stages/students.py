@@ -11,14 +11,29 @@ import polars as pl
 
 from distill_dagster.core import plots
 from distill_dagster.core.hashing import hash_folder
+from distill_dagster.curation.dataset.data_mix import MixCounts, count_mix, mix_rows, select_mixed_rows
 from distill_dagster.kinds import format_with_reasoning, get_kind
-from distill_dagster.pipeline.dataset_drift import TRAINED_ON, format_plain_answer, write_trained_on
+from distill_dagster.pipeline.dataset_drift import (
+    TRAINED_ON,
+    RowIdentity,
+    format_plain_answer,
+    list_row_identities,
+    write_trained_on,
+)
 from distill_dagster.pipeline.source_versions import find_label_of_slice
 from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, StageContext, StageInputs, StageResult
+from distill_dagster.pipeline.stages.preference_pairs import read_preference_pairs, tabulate_phases
 from distill_dagster.prompts.few_shot import FewShotExample, read_example_pool
 from distill_dagster.student.train import train_adapter
 from distill_dagster.student.training_check import check_loss_fell
-from distill_dagster.student.types import TRAINING_LOG_FILE, StudentPrompt, TaskSettings, TrainingLog, TrainRow
+from distill_dagster.student.types import (
+    TRAINING_LOG_FILE,
+    PreferencePair,
+    StudentPrompt,
+    TaskSettings,
+    TrainingLog,
+    TrainRow,
+)
 from distill_dagster.tables.lake import RECORD_FILE
 from distill_dagster.tables.messages import split_answer
 from distill_dagster.tables.schemas import DATASET, PROMPT_CONTEXT
@@ -52,17 +67,24 @@ def _build_example_prompt(example: FewShotExample) -> StudentPrompt:
 def make_student_adapter(env: StageContext, partition: str | None) -> StageResult:
     """Train the distilled student.
 
-    Reads: filtered_dataset.
+    Reads: filtered_dataset and, for a preference phase, preference_pairs.
     Writes: a folder with the adapter, its training log, and the rows that it was trained on.
     Asks a teacher: no.
-    Re-runs when: filtered_dataset or student_settings changes.
+    Re-runs when: one of these or student_settings changes.
     """
     inputs = StageInputs(env, "student_adapter", partition)
     dataset = inputs.read_table("filtered_dataset", DATASET)
     assert partition is not None
-    reasons = env.folder.task.students[partition].reasoning
-    train, validation = (build_train_rows(dataset, split, reasons) for split in ("train", "validation"))
-    return _train_student(env, inputs, train, validation)
+    mix, reasons = (
+        env.folder.task.students[partition].data,
+        env.folder.task.resolve_objective(partition).kind == "reasoning",
+    )
+    given = dataset.filter(pl.col("split") == "train")
+    mixed = mix_rows(given, mix)
+    train, validation = build_train_rows(mixed, "train", reasons), build_train_rows(dataset, "validation", reasons)
+    learned = list_row_identities(select_mixed_rows(given, mix))
+    pairs = read_preference_pairs(inputs, train)
+    return _train_student(env, inputs, train, validation, learned=learned, mix=count_mix(given, mixed), pairs=pairs)
 
 
 def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageResult:
@@ -78,7 +100,7 @@ def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageRes
     examples = read_example_pool(inputs.read_table("prompt_context", PROMPT_CONTEXT))
     task = env.folder.task
     if task.has_labels:
-        reasons = task.students[partition].reasoning
+        reasons = task.resolve_objective(partition).kind == "reasoning"
         rows = [
             TrainRow(
                 e.id,
@@ -122,34 +144,53 @@ def make_slice_label_adapter(env: StageContext, partition: str | None) -> StageR
 
 
 def _train_student(
-    env: StageContext, inputs: StageInputs, rows: list[TrainRow], validation: list[TrainRow], epochs: int | None = None
+    env: StageContext,
+    inputs: StageInputs,
+    rows: list[TrainRow],
+    validation: list[TrainRow],
+    epochs: int | None = None,
+    learned: set[RowIdentity] | None = None,
+    mix: MixCounts | None = None,
+    pairs: list[PreferencePair] | None = None,
 ) -> StageResult:
+    """Train a student on these rows. `learned` are the rows of the dataset behind them, by default the rows.
+
+    Without `pairs` it has no phases: what it is compared with learns from no teacher but through its rows.
+    """
     student = inputs.partition
     assert student is not None
     inputs.note_source("student_settings", student)
     task = env.folder.task
     spec = task.students[student]
     if inputs.asset == "slice_label_adapter":
-        spec = spec.model_copy(update={"reasoning": False})  # slice names come without reasoning
+        spec = spec.without_reasoning()  # slice names come without
+    if pairs is None:
+        spec = spec.model_copy(update={"then": []})
     started = time.perf_counter()
     target = env.lake.get_folder(env.task_name, inputs.asset, student)
     log: TrainingLog | None = None
+    extra = {"data": mix.to_dict()} if mix else {}
 
     def fill(folder: Path) -> str:
         nonlocal log
         what = inputs.asset.removesuffix("_adapter")
         settings = TaskSettings.from_task(task)
-        log = train_adapter(spec, task.labels, settings, rows, validation, folder, env.models, epochs, what)
-        write_trained_on(folder, rows)
+        log = train_adapter(
+            spec, task.labels, settings, rows, validation, folder, env.models, epochs, what, pairs or []
+        )
+        write_trained_on(folder, learned or {(row.prompt_id, row.answer_label, row.weight) for row in rows})
         return hash_folder(folder, leave_out=(TRAINING_LOG_FILE, TRAINED_ON, RECORD_FILE))
 
     record = env.lake.write_folder(
-        target, lambda version: inputs.build_record(version, len(rows), model_s=time.perf_counter() - started), fill
+        target,
+        lambda version: inputs.build_record(version, len(rows), model_s=time.perf_counter() - started, **extra),
+        fill,
     )
     assert log is not None
     curve = plots.plot_lines(build_loss_curves(target), f"Loss of {inputs.asset}, {student}", "step", "loss")
     shown: dict[str, DisplayValue] = {
         "rows": len(rows),
+        **({name: value for name, value in mix.to_dict().items() if name != "copies"} if mix else {}),
         "epochs": log.epochs,
         **({"best_epoch": log.best_epoch} if log.best_epoch is not None else {}),
         **({"kept": log.kept} if log.kept else {}),
@@ -160,6 +201,7 @@ def _train_student(
         "reused_layers": log.reused_layers,
         "trainable_parameters": log.trainable_parameters,
         "total_parameters": log.total_parameters,
+        **({"phases": tabulate_phases(log.phases)} if log.phases else {}),
         "adapter": target,
         "loss": Markdown(plots.to_markdown_image(curve)),
     }
