@@ -9,6 +9,7 @@ from distill_dagster.config.auxiliary_teacher import AuxiliaryTeacherSpec
 from distill_dagster.config.base import SLICE_KEY_PATTERN, TASK_NAME_PATTERN
 from distill_dagster.config.budget import BudgetSpec
 from distill_dagster.config.curation import CurationSpec
+from distill_dagster.config.data_mix import DataMixSpec
 from distill_dagster.config.evaluation import EvaluationSpec, GateSpec
 from distill_dagster.config.imagine import ImagineSpec
 from distill_dagster.config.inbox import InboxSpec
@@ -32,6 +33,7 @@ __all__ = [
     "BudgetSpec",
     "CascadeSpec",
     "CurationSpec",
+    "DataMixSpec",
     "EvaluationSpec",
     "FewShotSpec",
     "GateSpec",

@@ -12,7 +12,7 @@ from distill_dagster.orchestration.run_summary import RunSummary
 from distill_dagster.pipeline import retry_backoff
 from distill_dagster.pipeline.dataset_drift import count_changed_rows
 from distill_dagster.pipeline.freshness import ArtifactStatus, TaskState
-from distill_dagster.pipeline.stage_table import MERGING_STAGE
+from distill_dagster.pipeline.stage_table import STAGES
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
 
@@ -47,7 +47,8 @@ class RefreshPolicy:
         if status.asset not in RETRAINING_ASSETS or not only_dataset or "filtered_dataset changed" not in status.why:
             return None
         assert status.partition is not None
-        changed = count_changed_rows(self.lake, self.folder.name, status.partition)
+        mix = self.folder.task.students[status.partition].data
+        changed = count_changed_rows(self.lake, self.folder.name, status.partition, mix)
         limit = self.folder.task.refresh.min_new_rows
         if changed is None or changed > limit:
             return None
@@ -64,7 +65,7 @@ def explain_blocked(state: TaskState, status: ArtifactStatus, needs: Iterable[st
     """Say which input failed, is blocked or did not pass its checks, or return None."""
     for name in needs:
         asset, _, partition = name.partition("[")
-        if status.asset == MERGING_STAGE and partition and status.state != "waiting":
+        if STAGES[status.asset].merges_slices and partition and status.state != "waiting":
             continue  # a failed slice contributes its last good rows, or none
         if name in summary.failed:
             return f"{name} failed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from distill_dagster.config import Task
@@ -41,6 +42,7 @@ def check_task_folder(folder: TaskFolder) -> list[Problem]:
     problems = [*result.problems, *find_filter_problems(path, task), *_find_terms_problems(path, task)]
     problems += [*find_model_problems(path, task), *find_thinking_notes(path, task)]
     slice_problems, seeds = _check_slices(folder.path, folder.accepted, task)
+    problems += [*_find_unknown_slices(path, task, folder.list_slice_keys())]
     problems += [*slice_problems, *find_accepted_problems(folder.accepted), *find_imagined_problems(folder.accepted)]
     row_problems, held_out = _check_rows(folder.path, task)
     problems += [*row_problems, *_find_repeated_seeds(seeds, held_out)]
@@ -104,6 +106,15 @@ def _check_slices(path: Path, accepted: Path | None, task: Task) -> tuple[list[P
             seeds.setdefault(normalize_text(prompt.text), []).append(get_imagined_path(path, file.stem))
     problems += _find_shipped_without_slice(path, {*imported, *(file.stem for file in files)})
     return problems, seeds
+
+
+def _find_unknown_slices(path: Path, task: Task, keys: list[str]) -> Iterator[Problem]:
+    """Names of slices that a student weighs and that do not exist, so that the weight would have no effect."""
+    for name, student in task.students.items():
+        for key in sorted(student.data.slice_weights.keys() - set(keys)):
+            location = ("students", name, "data", "slice_weights", key)
+            line, remedy = find_line(read_yaml(path, [])[1], location), f"Known: {', '.join(keys)}."
+            yield Problem(path, f"there is no slice {key!r}.", remedy, line, ".".join(location))
 
 
 def _find_shipped_without_slice(path: Path, keys: set[str]) -> list[Problem]:
