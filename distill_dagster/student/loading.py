@@ -1,9 +1,11 @@
-"""Load a student's base model, in full or quantized precision, and its adapters."""
+"""Load a base model, make its weights trainable by the student's method, and save and load what was trained."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +18,21 @@ if TYPE_CHECKING:
     from distill_dagster.config import StudentSpec
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+MODEL_CONFIG_FILE = "config.json"
 
 
 @dataclass
 class LoadedBase:
-    """A loaded base. `bytes` is the size of its weights on disk, or in memory for a model from the hub."""
+    """A loaded base.
+
+    `bytes` is the size of its weights on disk, or in memory for a model from the hub, which has no `sha256`.
+    """
 
     model: Any
     tokenizer: Any
     bytes: int
     parameters: int
+    sha256: str | None
 
 
 def choose_device() -> str:
@@ -53,6 +60,25 @@ def _has_bfloat16() -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
+def get_training_dtype(spec: StudentSpec) -> str | None:
+    """The name of the number format in which a student's base is loaded for training. None: the spec's.
+
+    All weights are trained in float32. Steps of usual size are lost in the 8 bits of bfloat16 (Micikevicius et al.
+    2018, "Mixed Precision Training").
+    """
+    return "float32" if spec.method == "full" else None
+
+
+@contextmanager
+def compute_in_spec_dtype(spec: StudentSpec) -> Iterator[None]:
+    """Compute in the spec's number format within the block, also where all weights are trained in float32."""
+    import torch
+
+    dtype = get_torch_dtype(spec.dtype)
+    with torch.autocast(choose_device(), dtype, enabled=spec.method == "full" and dtype != torch.float32):
+        yield
+
+
 def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: str | None = None) -> LoadedBase:
     """Load the base model of a student in evaluation mode, on the GPU if there is one.
 
@@ -78,7 +104,8 @@ def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: st
             module.support_avx512bf16_for_cpu = False
     parameters = sum(p.numel() for p in model.parameters()) if spec.quantization == "none" else model.num_parameters()
     in_memory = sum(p.numel() * p.element_size() for p in model.parameters())
-    return LoadedBase(model.eval(), tokenizer, models.measure_weight_bytes(resolved) or in_memory, parameters)
+    weight_bytes = models.measure_weight_bytes(resolved) or in_memory
+    return LoadedBase(model.eval(), tokenizer, weight_bytes, parameters, resolved.sha256)
 
 
 def _build_nf4_options(dtype: Any) -> dict[str, Any]:
@@ -96,12 +123,19 @@ def _build_nf4_options(dtype: Any) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": "cpu" if on_cpu else {"": 0}}
 
 
-def add_new_adapter(model: Any, spec: StudentSpec, task_type: str, exclude: str | None = None) -> Any:
-    """Add an untrained LoRA adapter in float32 (Hu et al. 2021). Modules that match `exclude` get none.
+def make_trainable(model: Any, spec: StudentSpec, task_type: str, exclude: str | None = None) -> Any:
+    """Make a base trainable by the method of the spec. Modules whose names match `exclude` stay as they are.
+
+    `full` makes all weights trainable. Every other method adds an untrained adapter in float32: LoRA (Hu et al. 2021),
+    QLoRA (Dettmers et al. 2023), DoRA (Liu et al. 2024) or rsLoRA (Kalajdzievski 2023).
 
     Raises:
         DistillError: `lora.last_layers` is more than the model has, or its layers cannot be found.
     """
+    if spec.method == "full":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(exclude is None or re.fullmatch(exclude, name) is None)
+        return model
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
@@ -121,6 +155,8 @@ def add_new_adapter(model: Any, spec: StudentSpec, task_type: str, exclude: str 
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         exclude_modules="|".join(excluded) or None,
+        use_dora=spec.method == "dora",
+        use_rslora=spec.method == "rslora",
     )
     if spec.quantization == "none":
         config._register_custom_module({torch.nn.Linear: LoraLinear})
@@ -137,12 +173,16 @@ def _list_lower_layers(model: Any, last: int) -> list[str]:
     return names[: len(names) - last]
 
 
-def attach_adapter(model: Any, adapter: Path, merge: bool) -> Any:
+def attach_adapter(model: Any, spec: StudentSpec, adapter: Path, merge: bool) -> Any:
     """Add a trained adapter to a model. `merge` adds it to the weights, which makes inference faster.
+
+    With `method: full` the model already has the trained weights: see `find_trained_base`.
 
     Raises:
         ModelError: the folder has no adapter, or one of another model.
     """
+    if spec.method == "full":
+        return model
     from peft import PeftModel
 
     with models.convert_load_errors(str(adapter)), models.silence_transformers():
@@ -150,11 +190,28 @@ def attach_adapter(model: Any, adapter: Path, merge: bool) -> Any:
     return adapted.merge_and_unload() if merge else adapted
 
 
-def save_adapter(model: Any, spec: StudentSpec, folder: Path) -> None:
-    """Write adapter_model.safetensors and adapter_config.json. The same adapter gives the same bytes.
+def find_trained_base(spec: StudentSpec, trained: Path) -> StudentSpec:
+    """The spec whose base is to be loaded for what was trained in a folder. With `method: full` it is that folder.
 
-    The config names the base as the spec does, not by its local path, so it is valid on every machine.
+    Raises:
+        ModelError: the folder was trained by another method.
     """
+    if (trained / MODEL_CONFIG_FILE).is_file() != (spec.method == "full"):
+        raise models.ModelError(f"{trained} was not trained with `method: {spec.method}`. Train the student again.")
+    return spec.model_copy(update={"model": str(trained), "revision": None}) if spec.method == "full" else spec
+
+
+def save_trained(model: Any, spec: StudentSpec, folder: Path) -> None:
+    """Write what was trained: the adapter, or with `method: full` the whole model. Equal weights give equal bytes.
+
+    An adapter is adapter_model.safetensors and adapter_config.json. Its config names the base as the spec does, not by
+    its local path, so it is valid on every machine. A whole model is model.safetensors, in the number format of the
+    spec, and config.json: a folder that every tool of Hugging Face loads.
+    """
+    if spec.method == "full":
+        with models.silence_transformers():
+            model.to(get_torch_dtype(spec.dtype)).save_pretrained(str(folder))
+        return
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = spec.model, spec.revision
     # "auto" would ask the hub whether the vocabulary is larger.

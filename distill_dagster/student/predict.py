@@ -32,7 +32,7 @@ def load_predictor(
     models_folder: Path,
     adapter: Path | None = None,
 ) -> Predictor:
-    """Load a student with its adapter or, without one, its base.
+    """Load a student with what was trained, in the folder `adapter`, or without one its base.
 
     The base of a causal model is the same model with the same input. The base of an encoder predicts the label whose
     `name: description` is nearest to the text by the encoder's own embeddings.
@@ -40,12 +40,14 @@ def load_predictor(
     Raises:
         ModelError: the base or the adapter cannot be found or loaded.
     """
-    merge = adapter is not None and spec.quantization == "none"
-    student = choose_student_class(spec, labels)(spec, labels, settings, models_folder, "float32" if merge else None)
+    merge = adapter is not None and spec.quantization == "none" and spec.method != "full"
+    base = spec if adapter is None else loading.find_trained_base(spec, adapter)
+    student = choose_student_class(spec, labels)(base, labels, settings, models_folder, "float32" if merge else None)
     size = student.base.bytes
     if adapter is not None:
         student.load_adapter(adapter, merge)
-        size += sum(f.stat().st_size for f in adapter.glob("*.safetensors"))
+        if spec.method != "full":
+            size += sum(f.stat().st_size for f in adapter.glob("*.safetensors"))
     if merge:  # merge in float32, then round once
         student.to_dtype(loading.get_torch_dtype(spec.dtype))
     return StudentPredictor(student, size)
