@@ -71,7 +71,16 @@ STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         CheckSpec("slices_current", "The rows of every slice are made from its current files."),
         CheckSpec("label_coverage", "Every label has a training row."),
     ),
+    "preference_pairs": (
+        VALID_TABLE_CHECK,
+        CheckSpec("has_pairs", "An answer lost against the answer of a training row: a preference phase can learn."),
+    ),
     "seed_only_adapter": (LOSS_FELL_CHECK,),
+    "assistant_adapter": (LOSS_FELL_CHECK,),
+    "assistant_labels": (
+        VALID_TABLE_CHECK,
+        CheckSpec("all_answered", "The answer of the assistant to every prompt of the dataset can be read."),
+    ),
     "student_adapter": (LOSS_FELL_CHECK,),
     "slice_label_adapter": (LOSS_FELL_CHECK,),
     "predictions": (

@@ -61,6 +61,7 @@ class TrainRow:
 
     `soft` maps labels to the teacher's probabilities; missing labels have probability 0. If it is empty, only the
     answer counts. `weight` multiplies the row's loss. `target` is the full text that a student of free text writes.
+    `reasoning` is the teacher's, without the answer.
     """
 
     prompt_id: str
@@ -69,6 +70,15 @@ class TrainRow:
     soft: dict[str, float] = field(default_factory=dict)
     weight: float = 1.0
     target: str | None = None
+    reasoning: str | None = None
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two answers to one prompt: the one that the dataset keeps, and one that lost against it."""
+
+    kept: TrainRow
+    rejected: TrainRow
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,27 @@ class Predictor(Protocol):
 
 
 @dataclass
+class PhaseLog:
+    """Figures of a phase.
+
+    `rows` counts pairs or prompts, `left_out` pairs that cannot be compared. `losses` are (step, mean loss since the
+    previous entry). `metrics` are TRL's, one value per entry of `losses`: for pairs the share in which the kept answer
+    became more likely than the rejected one, and by how much, in nats times beta; for own samples their mean length in
+    tokens and the share that was cut. `before` and `after` are the scores on validation; empty without validation rows.
+    """
+
+    kind: str
+    rows: int = 0
+    left_out: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
 class TrainingLog:
     """Figures of a training. `losses` are (step, epoch, mean loss since the previous entry). `validation` is per epoch.
     `loss_parts` has (step, mean since its previous entry) of each part of the loss. The parts add up to the loss.
@@ -108,13 +139,16 @@ class TrainingLog:
     encoder is its linear probe, before fine-tuning. `kept` names what is kept of an encoder: "linear probe" or
     "fine-tuned". `probe_penalty` is the chosen penalty of the probe.
     `tokens` counts the tokens of all training rows in all epochs, without padding. `peak_mb` is the peak memory in MiB:
-    of the process, or of torch on the GPU if there is one. `dtype` is the number format in which the base computes. `reused_layers`
-    counts the frozen layers that ran once per text and not in every epoch.
+    of the process, or of torch on the GPU if there is one. `dtype` is the number format in which the base computes.
+    `reused_layers` counts the frozen layers that ran once per text and not in every epoch.
+    `phases` are those in `then`.
     """
 
     losses: list[tuple[int, float, float]] = field(default_factory=list)
     loss_parts: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     validation: list[dict[str, float]] = field(default_factory=list)
+    resumed_at: list[int] = field(default_factory=list)
+    """The steps at which the training went on from a checkpoint, after its process had ended."""
     seconds: float = 0.0
     probe_seconds: float = 0.0
     probe_penalty: float | None = None
@@ -131,6 +165,12 @@ class TrainingLog:
     method: str = "lora"
     trainable_parameters: int = 0
     total_parameters: int = 0
+    phases: list[PhaseLog] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> TrainingLog:
+        """The log that `to_dict` returned, also that of an earlier version with fewer fields."""
+        return cls(**value | {"phases": [PhaseLog(**phase) for phase in value.get("phases", [])]})

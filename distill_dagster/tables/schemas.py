@@ -170,6 +170,24 @@ DATASET = _make_schema(
 """One row per kept candidate. The last turn of `messages` is the answer."""
 REJECTED = pl.Schema(dict(SCORED) | {"drop_reason": pl.String, "drop_detail": pl.String, "cluster_id": pl.String})
 """One row per rejected candidate. For a duplicate, `cluster_id` is the prompt that is kept instead."""
+PREFERENCE_PAIRS = _make_schema(
+    {
+        "prompt_id": pl.String,
+        "slice": pl.String,
+        "rank": pl.Int64,
+        "messages": MESSAGES,
+        "answer": pl.String,
+        "reasoning": pl.String,
+        "teacher": pl.String,
+        "rejected_answer": pl.String,
+        "rejected_reasoning": pl.String,
+        "rejected_teacher": pl.String,
+        "rejected_completion_id": pl.String,
+        "samples": pl.Int64,
+    }
+)
+"""One row per training row and answer that lost against its own. `messages` is the prompt alone. `samples` counts the
+completions that gave the rejected answer; `rank` orders the rejected answers of a prompt, 1 for the most frequent."""
 PREDICTIONS = pl.Schema(
     {
         "system": pl.String,

@@ -74,6 +74,16 @@ EXPECTATIONS: dict[str, list[Expectation]] = {
         _expect_one_of("split", ["train", "validation"]),
         ("ExpectColumnValuesToBeBetween", {"column": "weight", "min_value": 0}),
     ],
+    "assistant_labels": [
+        *_expect_unique("prompt_id"),
+        ("ExpectColumnValuesToNotBeNull", {"column": "answer"}),
+        _expect_one_of("split", ["train", "validation"]),
+    ],
+    "preference_pairs": [
+        *_expect_unique("prompt_id", "rank"),
+        ("ExpectColumnValuesToNotBeNull", {"column": "answer"}),
+        ("ExpectColumnValuesToNotBeNull", {"column": "rejected_answer"}),
+    ],
     "predictions": [
         *_expect_unique("system", "split", "item_id"),
         _expect_share("confidence"),

@@ -38,12 +38,7 @@ def mask_rows(kept: pl.DataFrame, filters: Sequence[Filter], task: TaskView) -> 
     masked = kept["masks"].arg_true()
     if not len(masked):
         return kept
-    masking = _select_masking(filters)
-    kinds = {kind for one in masking for kind in (one.kinds if isinstance(one, Pii) else (SECRET_KIND,))}
-
-    def mask(text: str) -> str:
-        return mask_text(text, task.phone_regions, kinds).text
-
+    mask = _build_mask(_select_masking(filters), task)
     columns = ["messages", "answer", "reasoning", "soft_labels"]
     rows = [_mask_row(row, mask, task.kind) for row in kept[masked].select(columns).iter_rows(named=True)]
     series = [pl.Series(name, [row[name] for row in rows], dtype=kept.schema[name]) for name in columns]
@@ -51,6 +46,26 @@ def mask_rows(kept: pl.DataFrame, filters: Sequence[Filter], task: TaskView) -> 
     places = kept.with_row_index("row").join(new, on="row", how="left", maintain_order="left", suffix=" masked")
     changed = [pl.when("masks").then(pl.col(f"{name} masked")).otherwise(pl.col(name)).alias(name) for name in columns]
     return places.with_columns(changed).select(kept.columns)
+
+
+def mask_completion(
+    answer: str, reasoning: str | None, filters: Sequence[Filter], task: TaskView
+) -> tuple[str, str | None]:
+    """Mask answer and reasoning of a completion that no filter has seen, by the kinds of every filter of private data.
+
+    Filters that drop rows count as well: a rejected answer may contain what no kept row does.
+    """
+    private = [one for one in filters if isinstance(one, PrivateDataFilter)]
+    if not private:
+        return answer, reasoning
+    row: dict[str, Any] = {"messages": [], "answer": answer, "reasoning": reasoning, "soft_labels": None}
+    masked = _mask_row(row, _build_mask(private, task), task.kind)
+    return masked["answer"], masked["reasoning"]
+
+
+def _build_mask(filters: Sequence[PrivateDataFilter], task: TaskView) -> MaskText:
+    kinds = {kind for one in filters for kind in (one.kinds if isinstance(one, Pii) else (SECRET_KIND,))}
+    return lambda text: mask_text(text, task.phone_regions, kinds).text
 
 
 def _mask_row(row: dict[str, Any], mask: MaskText, kind: str) -> dict[str, Any]:

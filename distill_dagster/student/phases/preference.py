@@ -1,0 +1,75 @@
+"""Direct preference optimization of a trained student (Rafailov et al. 2023), with TRL's DPOTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from distill_dagster.student.phases.encoding import encode_row
+from distill_dagster.student.phases.trl_trainer import train_phase
+from distill_dagster.student.types import PhaseLog, PreferencePair
+
+if TYPE_CHECKING:
+    from distill_dagster.config.phases import PreferencePhaseSpec
+    from distill_dagster.student.causal import CausalModel
+
+METRICS = ("rewards/accuracies", "rewards/margins")
+
+
+def train_on_pairs(
+    student: CausalModel, phase: PreferencePhaseSpec, pairs: Sequence[PreferencePair], log: PhaseLog, what: str
+) -> None:
+    """Make the kept answers of pairs more likely than the rejected ones.
+
+    The reference is the student as it is before this phase: TRL copies its adapter, or computes the reference's
+    log-probabilities first if all weights are trained. A pair whose two answers follow different prompts, or are the
+    same tokens, is left out and counted.
+    """
+    selected = select_pairs(pairs, phase.pairs_per_prompt)
+    rows = encode_pairs(student, selected)
+    log.rows, log.left_out = len(rows), len(selected) - len(rows)
+    log.metrics = {name: [] for name in METRICS}
+    if not rows:
+        return
+
+    def build_trainer(settings: dict[str, Any], dataset: Any) -> Any:
+        from trl import DPOConfig, DPOTrainer
+
+        class _Trainer(DPOTrainer):
+            def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+                return dataset  # it has token ids
+
+        terms = {"sigmoid": 1.0, "sft": phase.sft_weight}
+        arguments = DPOConfig(
+            **settings,
+            beta=phase.beta,
+            loss_type=[name for name, weight in terms.items() if weight],
+            loss_weights=[weight for weight in terms.values() if weight],
+            max_length=None,  # the student cut the prompts
+            precompute_ref_log_probs=not hasattr(student.model, "peft_config"),
+        )
+        return _Trainer(model=student.model, args=arguments, train_dataset=dataset, processing_class=student.tokenizer)
+
+    train_phase(student, phase, rows, build_trainer, log, what)
+
+
+def select_pairs(pairs: Sequence[PreferencePair], per_prompt: int) -> list[PreferencePair]:
+    """The first `per_prompt` pairs of every prompt, in order."""
+    counts: dict[str, int] = {}
+    selected = []
+    for pair in pairs:
+        counts[pair.kept.prompt_id] = counts.get(pair.kept.prompt_id, 0) + 1
+        if counts[pair.kept.prompt_id] <= per_prompt:
+            selected.append(pair)
+    return selected
+
+
+def encode_pairs(student: CausalModel, pairs: Sequence[PreferencePair]) -> list[dict[str, list[int]]]:
+    """Token ids of prompt, kept and rejected answer of every pair that can be learned from."""
+    rows = []
+    for pair in pairs:
+        prompt, kept = encode_row(student, pair.kept)
+        other, rejected = encode_row(student, pair.rejected)
+        if prompt == other and kept != rejected:
+            rows.append({"prompt_ids": prompt, "chosen_ids": kept, "rejected_ids": rejected})
+    return rows

@@ -1,0 +1,135 @@
+"""What both phases share: TRL's settings, progress, and a model that is afterwards as it was before."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from distill_dagster.core import models, progress
+from distill_dagster.core.errors import DistillError
+from distill_dagster.student import loading
+from distill_dagster.student.types import PhaseLog
+
+if TYPE_CHECKING:
+    from distill_dagster.config.phases import PhaseSpec
+    from distill_dagster.student.causal import CausalModel
+
+REFERENCE_ADAPTER = "ref"
+"""The adapter that TRL adds as a frozen copy of the student before the phase."""
+
+
+def require_trl() -> None:
+    """Check that TRL can be imported.
+
+    Raises:
+        DistillError: it cannot. The message names the extra to install.
+    """
+    try:
+        import trl  # noqa: F401
+    except ImportError as error:
+        raise DistillError(
+            f"`then` of a student needs the package trl, which cannot be imported ({error}). Install the extra "
+            f"`align`: .venv/bin/pip install -c requirements/constraints.txt -e '.[align]'"
+        ) from None
+
+
+def train_phase(
+    student: CausalModel,
+    phase: PhaseSpec,
+    rows: list[dict[str, Any]],
+    build_trainer: Callable[[dict[str, Any], Any], Any],
+    log: PhaseLog,
+    what: str,
+) -> None:
+    """Run one phase on rows of token ids and add its figures to the log.
+
+    Args:
+        build_trainer: builds a TRL trainer from keyword arguments of its config and a dataset of the rows.
+        what: the name of the training in progress reports.
+    """
+    import datasets
+    import torch
+    import transformers
+
+    spec = student.spec
+    is_mixed = spec.method == "full" and loading.get_torch_dtype(spec.dtype) == torch.bfloat16
+    steps = math.ceil(len(rows) / phase.batch_size) * phase.epochs
+
+    class _Watcher(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            loss = log.losses[-1][1] if log.losses else None
+            progress.report_progress(f"{phase.kind} phase of {what}", state.global_step, steps, loss=loss)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                log.losses.append((state.global_step, float(logs["loss"])))
+                for name in set(log.metrics) & set(logs):
+                    log.metrics[name].append(float(logs[name]))
+
+    start = time.perf_counter()
+    with TemporaryDirectory() as scratch, models.silence_transformers(), _keep_model(student.model):
+        settings: dict[str, Any] = {
+            "output_dir": scratch,
+            "num_train_epochs": phase.epochs,
+            "per_device_train_batch_size": phase.batch_size,
+            "learning_rate": phase.learning_rate,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": round(spec.warmup_ratio * steps),
+            "max_grad_norm": 1.0,
+            "logging_steps": max(1, steps // 100),
+            "save_strategy": "no",
+            "eval_strategy": "no",
+            "report_to": [],
+            "disable_tqdm": True,
+            "bf16": is_mixed,  # an adapter is in float32, its base in the student's number format
+            "gradient_checkpointing": False,
+            "use_cpu": loading.choose_device() == "cpu",
+            "seed": spec.seed,
+        }
+        weights = [(p, p.data) for p in student.model.parameters() if p.requires_grad]
+        trainer = build_trainer(settings, datasets.Dataset.from_list(rows))
+        for parameter, data in weights:  # TRL rounds an adapter of 4-bit weights to bfloat16
+            parameter.data = data
+        trainer.add_callback(_Watcher())
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+        log.steps = trainer.state.global_step
+    log.seconds = round(time.perf_counter() - start, 3)
+
+
+@contextmanager
+def _keep_model(model: Any) -> Iterator[None]:
+    """Undo within this block what TRL changes in a model besides its weights.
+
+    It sets the padding token, replaces the forward pass of the base, sets dropout to 0 and adds an adapter.
+    """
+    import torch
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    configs = [base.config.get_text_config(), base.generation_config]
+    padding = [config.pad_token_id for config in configs]
+    tags = list(getattr(base, "model_tags", None) or [])
+    forward, is_training = base.__dict__.get("forward"), model.training
+    dropouts = [(module, module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        yield
+    finally:
+        if REFERENCE_ADAPTER in getattr(model, "peft_config", {}):
+            model.delete_adapter(REFERENCE_ADAPTER)
+        for config, pad in zip(configs, padding, strict=True):
+            config.pad_token_id = pad
+        if forward is None:
+            base.__dict__.pop("forward", None)
+        else:
+            base.forward = forward
+        base.model_tags = tags
+        for module, p in dropouts:
+            module.p = p
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        model.train(is_training)
