@@ -9,6 +9,11 @@ from pydantic import BeforeValidator, Discriminator, Field
 from distill_dagster.config.answers import LABEL_KINDS
 from distill_dagster.config.base import ConfigModel, ShortForm
 
+MaxReasoningTokens = Annotated[
+    Annotated[int, Field(ge=1, le=8192)] | None,
+    Field(description="longer reasoning is not learned: such rows are left out, and counted in the training log"),
+]
+
 
 class AnswerObjectiveSpec(ConfigModel):
     """Learn the chosen answer: the negative log-likelihood of its label or of its tokens."""
@@ -20,6 +25,21 @@ class ReasoningObjectiveSpec(ConfigModel):
     """Learn to write the teacher's reasoning and then the answer, in one text."""
 
     kind: Literal["reasoning"] = Field(description="reasoning")
+    max_reasoning_tokens: MaxReasoningTokens = None
+
+
+class MultitaskObjectiveSpec(ConfigModel):
+    """Learn the answer and the reasoning as two tasks of one student (Hsieh et al. 2023). It answers without reasoning.
+
+    The two tasks share all weights, and the last words of the prompt say which one is asked. So an answer costs what
+    it costs with `answer`.
+    """
+
+    kind: Literal["multitask"] = Field(description="multitask")
+    rationale_weight: Annotated[float, Field(gt=0, le=100)] = Field(
+        default=1.0, description="weight of the reasoning's loss; the answer's is 1"
+    )
+    max_reasoning_tokens: MaxReasoningTokens = None
 
 
 class SoftLabelObjectiveSpec(ConfigModel):
@@ -34,15 +54,17 @@ class SoftLabelObjectiveSpec(ConfigModel):
     )
 
 
-Objective = AnswerObjectiveSpec | ReasoningObjectiveSpec | SoftLabelObjectiveSpec
+Objective = AnswerObjectiveSpec | ReasoningObjectiveSpec | MultitaskObjectiveSpec | SoftLabelObjectiveSpec
 """What the training of a student minimizes. The field `kind` names it."""
 
 LABEL_OBJECTIVES = ("soft_label",)
 """Objectives that need labels."""
-REASONING_OBJECTIVES = ("reasoning",)
+REASONING_OBJECTIVES = ("reasoning", "multitask")
 """Objectives that learn the teacher's reasoning, which the task must ask for."""
 WRITING_OBJECTIVES = ("reasoning",)
-"""Objectives of which a student writes its answer even if the task has labels. An encoder cannot."""
+"""Objectives of which a student writes its answer even if the task has labels."""
+CAUSAL_OBJECTIVES = ("reasoning", "multitask")
+"""Objectives that learn to write text, which an encoder cannot."""
 SHORT_FORMS = ("soft_weight", "temperature", "reasoning")
 """Older fields of a student that stand for an objective."""
 
@@ -99,7 +121,7 @@ def check_objective(objective: Objective, architecture: str, kind: str, task_rea
         raise ValueError(
             f"objective {name} needs reasoning that the teacher is not asked for: set `reasoning: true` for the task"
         )
-    if name in WRITING_OBJECTIVES and architecture == "encoder":
+    if name in CAUSAL_OBJECTIVES and architecture == "encoder":
         raise ValueError(
             f"an encoder writes nothing; objective {name} needs `architecture: causal_lm`. Use answer or soft_label"
         )

@@ -14,7 +14,6 @@ from distill_dagster.config.data_mix import DataMixSpec
 from distill_dagster.config.objective import (
     REASONING_OBJECTIVES,
     SHORT_FORMS,
-    WRITING_OBJECTIVES,
     AnswerObjectiveSpec,
     Objective,
     ObjectiveField,
@@ -165,11 +164,14 @@ class StudentSpec(ConfigModel):
         return build_objective(self.soft_weight, self.temperature, self.reasoning, has_labels, task_reasoning)
 
     def without_reasoning(self) -> StudentSpec:
-        """The same student if only labels are there to learn from: an objective of written texts becomes `answer`."""
-        is_written = self.objective is not None and self.objective.kind in WRITING_OBJECTIVES
-        objective = AnswerObjectiveSpec(kind="answer") if is_written else self.objective
+        """The same student if only labels are there to learn from: an objective of reasoning becomes `answer`."""
+        has_reasoning = self.objective is not None and self.objective.kind in REASONING_OBJECTIVES
+        objective = AnswerObjectiveSpec(kind="answer") if has_reasoning else self.objective
         return self.model_copy(update={"objective": objective, "reasoning": False})
 
+
+RUN_SETTINGS = ("checkpoint",)
+"""A student's settings that do not change what it learns. With others of them it is not trained again."""
 
 BASE_MODEL_SETTINGS = (
     "model",

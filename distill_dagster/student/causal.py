@@ -12,6 +12,7 @@ from distill_dagster.student import loading, losses, prompts
 from distill_dagster.student.frozen_layers import MAX_STATE_BYTES, FrozenLayers
 from distill_dagster.student.label_predictions import LabelPredictions
 from distill_dagster.student.label_trie import LabelTrie
+from distill_dagster.student.rationales import RationaleTask
 from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainRow
 
 if TYPE_CHECKING:
@@ -88,6 +89,47 @@ class CausalModel:
             ids[row, width - len(sequence) :] = torch.tensor(sequence)
             mask[row, width - len(sequence) :] = 1
         return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+
+    def encode_written(self, prompt: StudentPrompt, mark: str, text: str) -> tuple[list[int], int]:
+        """Token ids of a prompt that ends with a mark and of the text that follows, and how many tokens to learn.
+
+        A text longer than `answer_tokens` is cut. Then it has no end token to learn.
+        """
+        [start] = prompts.encode_prompts(self.tokenizer, [prompt], self.settings, self.spec.max_tokens, cue=f"\n{mark}")
+        target = [*prompts.encode_answer(self.tokenizer, text, f"\n{mark}"), self.end][: self.spec.answer_tokens]
+        return start + target, len(target)
+
+    def collate_written(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Inputs of sequences that end with `target` tokens to learn, padded on the left, and `answers`.
+
+        `answers` has these tokens in their columns.
+        """
+        import torch
+
+        padded = self._build_inputs([item["ids"] for item in items])
+        answers = torch.full(padded["input_ids"].shape, losses.IGNORE_INDEX)
+        for row, item in enumerate(items):
+            answers[row, -item["target"] :] = padded["input_ids"][row, -item["target"] :]
+        return padded | {"answers": answers}
+
+    def compute_target_logits(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits before every token to learn, (tokens, vocabulary), and the row of each of these tokens, (tokens,).
+
+        Only for these tokens, since logits over the whole vocabulary are expensive.
+        """
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        hidden = self._compute_hidden(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        is_target = batch["answers"][:, 1:] != losses.IGNORE_INDEX
+        return self._compute_logits(hidden[is_target]), is_target.nonzero()[:, 0]
+
+    def compute_written_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Mean negative log-likelihood of the tokens to learn of every row, shape (rows,)."""
+        import torch
+
+        logits, rows = self.compute_target_logits(batch)
+        answers = batch["answers"][batch["answers"] != losses.IGNORE_INDEX]
+        token_losses = torch.nn.functional.cross_entropy(logits, answers, reduction="none")
+        return losses.average_by_row(token_losses, rows, len(batch["answers"]))
 
     def choose_attention(self, longest: int) -> None:
         """Train with plain attention on a processor if no text has more tokens than `MAX_EAGER_TOKENS`.
@@ -182,7 +224,9 @@ class CausalStudent(LabelPredictions, CausalModel):
         """As `CausalModel`."""
         super().__init__(spec, settings, models_folder, dtype)
         self.labels = [label.name for label in labels]
-        self.soft_weight, self.temperature = losses.get_soft_settings(spec.resolve_objective(True, settings.reasoning))
+        objective = spec.resolve_objective(True, settings.reasoning)
+        self.soft_weight, self.temperature = losses.get_soft_settings(objective)
+        self.rationales = RationaleTask.from_objective(self, objective)
         self.trie = LabelTrie([prompts.encode_answer(self.tokenizer, label) for label in self.labels], self.end)
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
@@ -195,11 +239,14 @@ class CausalStudent(LabelPredictions, CausalModel):
             label = self.labels.index(row.answer_label)
             ids = start + list(self.trie.paths[label][:-1])
             items.append({"ids": ids, "length": len(ids), "label": label, "soft": target, "weight": row.weight})
+        if self.rationales is not None:
+            self.rationales.add_targets(items, rows)
         return items
 
     def list_sequences(self, items: list[dict[str, Any]], validation: list[TrainRow]) -> list[list[int]]:
         """The token sequences that training and validation run through the model in every epoch."""
         sequences = [item["ids"] for item in items]
+        sequences += self.rationales.list_sequences(items) if self.rationales is not None else []
         if validation and self.trie.has_one_choice:  # otherwise validation needs the keys and values of all layers
             asked = [row.prompt for row in validation]
             sequences += prompts.encode_prompts(self.tokenizer, asked, self.settings, self.spec.max_tokens)
@@ -218,6 +265,7 @@ class CausalStudent(LabelPredictions, CausalModel):
             "label": torch.tensor([item["label"] for item in items]),
             "soft": torch.stack([item["soft"] for item in items]),
             "weight": torch.tensor([float(item["weight"]) for item in items]),
+            **(self.rationales.collate(items) if self.rationales is not None else {}),
         }
 
     def compute_loss(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -243,7 +291,7 @@ class CausalStudent(LabelPredictions, CausalModel):
             parts["answer"] = (1 - weight) * hard.sum(1)
         if weight > 0:
             parts["soft_label"] = weight * self._compute_soft_loss(logits, batch)
-        return parts
+        return parts | (self.rationales.compute_loss(batch) if self.rationales is not None else {})
 
     def _compute_soft_loss(self, logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
         import torch

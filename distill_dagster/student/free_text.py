@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
 from distill_dagster.student import losses, prompts
-from distill_dagster.student.causal import MODEL_INPUTS, CausalModel
+from distill_dagster.student.causal import CausalModel
+from distill_dagster.student.rationales import RationaleTask
 from distill_dagster.student.types import Prediction, StudentPrompt, TaskSettings, TrainRow
 
 if TYPE_CHECKING:
@@ -41,22 +42,20 @@ class FreeTextStudent(CausalModel):
         """As `CausalModel`. Labels, if the task has any, are written like any other text."""
         super().__init__(spec, settings, models_folder, dtype)
         self.labels = []
-        self.writes_reasoning = spec.resolve_objective(bool(labels), settings.reasoning).kind == "reasoning"
+        objective = spec.resolve_objective(bool(labels), settings.reasoning)
+        self.writes_reasoning = objective.kind == "reasoning"
+        self.rationales = RationaleTask.from_objective(self, objective)
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
-        """Build model inputs: the prompt and then `target` tokens to learn. `length` is in tokens.
-
-        A target longer than `answer_tokens` is cut. Then it has no end token to learn.
-        """
+        """Build model inputs: the prompt and then `target` tokens to learn. `length` is in tokens."""
         items = []
         for row in rows:
             text = row.target or row.answer_label
             mark = REASONING_MARK if text.startswith(REASONING_MARK) else ANSWER_MARK
-            [start] = self._encode_prompts([row.prompt], mark)
-            target = prompts.encode_answer(self.tokenizer, text.removeprefix(mark).strip(), f"\n{mark}")
-            target = [*target, self.end][: self.spec.answer_tokens]
-            ids = start + target
-            items.append({"ids": ids, "length": len(ids), "target": len(target), "weight": row.weight})
+            ids, target = self.encode_written(row.prompt, mark, text.removeprefix(mark).strip())
+            items.append({"ids": ids, "length": len(ids), "target": target, "weight": row.weight})
+        if self.rationales is not None:
+            self.rationales.add_targets(items, rows)
         return items
 
     def _encode_prompts(self, asked: Sequence[StudentPrompt], mark: str) -> list[list[int]]:
@@ -64,35 +63,25 @@ class FreeTextStudent(CausalModel):
 
     def list_sequences(self, items: list[dict[str, Any]], validation: list[TrainRow]) -> list[list[int]]:
         """The token sequences that training and validation run through the model in every epoch."""
-        return [item["ids"] for item in [*items, *self.encode(validation)]]
+        everything = [*items, *self.encode(validation)]
+        sequences = [item["ids"] for item in everything]
+        return sequences + (self.rationales.list_sequences(everything) if self.rationales is not None else [])
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Build a batch, padded on the left. `answers` has the target tokens in their columns."""
         import torch
 
-        padded = self._build_inputs([item["ids"] for item in items])
-        answers = torch.full(padded["input_ids"].shape, losses.IGNORE_INDEX)
-        for row, item in enumerate(items):
-            answers[row, -item["target"] :] = padded["input_ids"][row, -item["target"] :]
-        return padded | {"answers": answers, "weight": torch.tensor([float(item["weight"]) for item in items])}
+        weights = torch.tensor([float(item["weight"]) for item in items])
+        rationales = self.rationales.collate(items) if self.rationales is not None else {}
+        return self.collate_written(items) | {"weight": weights} | rationales
 
     def compute_loss(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The parts of every row's loss, each of shape (rows,), without the row's weight.
 
-        `answer` is the mean negative log-likelihood of the row's target tokens.
+        `answer` is the mean negative log-likelihood of the row's target tokens, and `rationale` that of its reasoning.
         """
-        import torch
-
-        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        hidden = self._compute_hidden(**inputs, use_cache=False).last_hidden_state[:, :-1]
-        answers = batch["answers"][:, 1:]
-        is_target = answers != losses.IGNORE_INDEX
-        # Only for target tokens, since logits over the whole vocabulary are expensive.
-        logits = self._compute_logits(hidden[is_target])
-        token_losses = torch.nn.functional.cross_entropy(logits, answers[is_target], reduction="none")
-        rows = is_target.nonzero()[:, 0]
-        total = torch.zeros(len(answers), device=token_losses.device, dtype=token_losses.dtype)
-        return {"answer": total.index_add(0, rows, token_losses) / is_target.sum(1)}
+        parts = {"answer": self.compute_written_loss(batch)}
+        return parts | (self.rationales.compute_loss(batch) if self.rationales is not None else {})
 
     def compute_validation_scores(self, rows: list[TrainRow], batch_size: int = 16) -> dict[str, float]:
         """Mean negative log-likelihood of the targets, averaged over tokens and then over rows."""

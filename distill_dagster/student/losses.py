@@ -28,6 +28,14 @@ def sum_parts(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(parts.values())).sum(0)
 
 
+def average_by_row(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    """The mean of the values of each row, shape (count,). `rows` has the row of each value."""
+    import torch
+
+    total = torch.zeros(count, device=values.device, dtype=values.dtype).index_add(0, rows, values)
+    return total / torch.bincount(rows, minlength=count)
+
+
 def build_soft_targets(rows: Sequence[TrainRow], labels: list[str], temperature: float) -> torch.Tensor:
     """The teacher's distributions at a temperature, shape (rows, labels). A row without one is one-hot on its answer.
 

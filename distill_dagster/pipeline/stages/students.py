@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from distill_dagster.core import plots
+from distill_dagster.core.files import link_files
 from distill_dagster.core.hashing import hash_folder
-from distill_dagster.curation.dataset.data_mix import MixCounts, count_mix, mix_rows, select_mixed_rows
+from distill_dagster.curation.dataset.data_mix import count_mix, mix_rows, select_mixed_rows
 from distill_dagster.kinds import format_with_reasoning, get_kind
 from distill_dagster.pipeline.dataset_drift import (
     TRAINED_ON,
@@ -20,6 +22,7 @@ from distill_dagster.pipeline.dataset_drift import (
     list_row_identities,
     write_trained_on,
 )
+from distill_dagster.pipeline.distillation_cost import sum_model_seconds
 from distill_dagster.pipeline.source_versions import find_label_of_slice
 from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, StageContext, StageInputs, StageResult
 from distill_dagster.pipeline.stages.preference_pairs import read_preference_pairs, tabulate_phases
@@ -34,7 +37,7 @@ from distill_dagster.student.types import (
     TrainingLog,
     TrainRow,
 )
-from distill_dagster.tables.lake import RECORD_FILE
+from distill_dagster.tables.lake import RECORD_FILE, ArtifactRecord
 from distill_dagster.tables.messages import split_answer
 from distill_dagster.tables.schemas import DATASET, PROMPT_CONTEXT
 
@@ -43,10 +46,12 @@ LossCurves = dict[str, list[tuple[float, float]]]
 
 
 def build_train_rows(dataset: pl.DataFrame, split: str, reasoning: bool = False) -> list[TrainRow]:
-    """The rows of a split as training rows. With `reasoning`, the target has the teacher's reasoning before a label."""
+    """The rows of a split as training rows. With `reasoning`, the target has the teacher's before the answer."""
     rows = []
     for row in dataset.filter(pl.col("split") == split).iter_rows(named=True):
         messages, answer = split_answer(row["messages"])
+        thought = row["reasoning"]
+        alone = (answer or "").removeprefix(format_with_reasoning(thought, "") if thought else "")
         rows.append(
             TrainRow(
                 row["prompt_id"],
@@ -54,7 +59,8 @@ def build_train_rows(dataset: pl.DataFrame, split: str, reasoning: bool = False)
                 format_plain_answer(row["answer"]),
                 {entry["label"]: entry["prob"] for entry in row["soft_labels"] or []},
                 row["weight"],
-                format_with_reasoning(row["reasoning"] if reasoning else None, answer or ""),
+                format_with_reasoning(thought if reasoning else None, alone),
+                thought,
             )
         )
     return rows
@@ -65,26 +71,64 @@ def _build_example_prompt(example: FewShotExample) -> StudentPrompt:
 
 
 def make_student_adapter(env: StageContext, partition: str | None) -> StageResult:
-    """Train the distilled student.
+    """Train the distilled student. One that teaches another student was trained as assistant_adapter: copy it.
 
-    Reads: filtered_dataset and, for a preference phase, preference_pairs.
+    Reads: filtered_dataset, or the labels of the student that teaches this one; for a preference phase also
+        preference_pairs.
     Writes: a folder with the adapter, its training log, and the rows that it was trained on.
     Asks a teacher: no.
     Re-runs when: one of these or student_settings changes.
     """
-    inputs = StageInputs(env, "student_adapter", partition)
-    dataset = inputs.read_table("filtered_dataset", DATASET)
     assert partition is not None
-    mix, reasons = (
-        env.folder.task.students[partition].data,
-        env.folder.task.resolve_objective(partition).kind == "reasoning",
-    )
+    inputs = StageInputs(env, "student_adapter", partition)
+    if "assistant_adapter" in inputs.upstream:
+        return _copy_assistant(env, inputs, partition)
+    assistant = env.folder.task.students[partition].assistant
+    return _train_distilled(env, inputs, "assistant_labels" if assistant else "filtered_dataset", assistant)
+
+
+def make_assistant_adapter(env: StageContext, partition: str | None) -> StageResult:
+    """Train a student that teaches another one. It is an asset of its own, because the graph can have no cycle.
+
+    Reads: filtered_dataset and, for a preference phase, preference_pairs.
+    Writes: a folder like that of student_adapter.
+    Asks a teacher: no.
+    Re-runs when: one of these or student_settings changes.
+    """
+    return _train_distilled(env, StageInputs(env, "assistant_adapter", partition), "filtered_dataset", None)
+
+
+def _train_distilled(env: StageContext, inputs: StageInputs, source: str, key: str | None) -> StageResult:
+    """Train a student on the rows of a table with the schema DATASET, mixed as its settings say."""
+    assert inputs.partition is not None
+    task = env.folder.task
+    mix, reasons = task.students[inputs.partition].data, task.resolve_objective(inputs.partition).kind == "reasoning"
+    dataset = inputs.read_table(source, DATASET, key)
     given = dataset.filter(pl.col("split") == "train")
     mixed = mix_rows(given, mix)
     train, validation = build_train_rows(mixed, "train", reasons), build_train_rows(dataset, "validation", reasons)
     learned = list_row_identities(select_mixed_rows(given, mix))
     pairs = read_preference_pairs(inputs, train)
-    return _train_student(env, inputs, train, validation, learned=learned, mix=count_mix(given, mixed), pairs=pairs)
+    extra: dict[str, Any] = {"data": count_mix(given, mixed).to_dict()}
+    if key is not None:
+        extra |= {"assistant": key, "assistant_s": sum_model_seconds(env.lake.read_record(env.task_name, source, key))}
+    return _train_student(env, inputs, train, validation, learned=learned, extra=extra, pairs=pairs)
+
+
+def _copy_assistant(env: StageContext, inputs: StageInputs, student: str) -> StageResult:
+    """The adapter that was trained before, with its record. Files are linked, so a copy takes no space."""
+    trained = inputs.find_folder("assistant_adapter", student)
+    before = env.lake.read_record(env.task_name, "assistant_adapter", student)
+    assert before is not None
+    target = env.lake.get_folder(env.task_name, inputs.asset, student)
+
+    def fill(folder: Path) -> str:
+        link_files(trained, folder, leave_out=(RECORD_FILE,))
+        return hash_folder(folder, leave_out=(TRAINING_LOG_FILE, TRAINED_ON, RECORD_FILE))
+
+    extra = {"data": before.extra["data"], "assistant_s": sum_model_seconds(before)}
+    record = env.lake.write_folder(target, lambda version: inputs.build_record(version, before.rows, **extra), fill)
+    return _show_training(inputs, record, target, TrainingLog.from_dict(_read_training_log(target) or {}))
 
 
 def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageResult:
@@ -99,29 +143,17 @@ def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageRes
     inputs = StageInputs(env, "seed_only_adapter", partition)
     examples = read_example_pool(inputs.read_table("prompt_context", PROMPT_CONTEXT))
     task = env.folder.task
-    if task.has_labels:
-        reasons = task.resolve_objective(partition).kind == "reasoning"
-        rows = [
-            TrainRow(
-                e.id,
-                _build_example_prompt(e),
-                e.label,
-                target=format_with_reasoning(e.reasoning, e.label) if reasons else None,
-            )
-            for e in examples
-        ]
-    else:
-        kind = get_kind(task)
-        rows = [
-            TrainRow(
-                e.id,
-                _build_example_prompt(e),
-                format_plain_answer(e.answer),
-                target=kind.format_target(e.answer, e.reasoning),
-            )
-            for e in examples
-            if e.answer is not None
-        ]
+    kind, reasons = get_kind(task), task.resolve_objective(partition).kind == "reasoning"
+    rows = []
+    for example in examples:
+        written = (
+            example.label if task.has_labels else example.answer and kind.format_answer(json.loads(example.answer))
+        )
+        if written is not None:
+            answer = example.label if task.has_labels else format_plain_answer(example.answer or "")
+            target = format_with_reasoning(example.reasoning if reasons else None, written)
+            asked = _build_example_prompt(example)
+            rows.append(TrainRow(example.id, asked, answer, target=target, reasoning=example.reasoning))
     return _train_student(env, inputs, rows, [], env.folder.task.students[partition].seed_only_epochs)
 
 
@@ -150,7 +182,7 @@ def _train_student(
     validation: list[TrainRow],
     epochs: int | None = None,
     learned: set[RowIdentity] | None = None,
-    mix: MixCounts | None = None,
+    extra: Mapping[str, Any] | None = None,
     pairs: list[PreferencePair] | None = None,
 ) -> StageResult:
     """Train a student on these rows. `learned` are the rows of the dataset behind them, by default the rows.
@@ -169,7 +201,6 @@ def _train_student(
     started = time.perf_counter()
     target = env.lake.get_folder(env.task_name, inputs.asset, student)
     log: TrainingLog | None = None
-    extra = {"data": mix.to_dict()} if mix else {}
 
     def fill(folder: Path) -> str:
         nonlocal log
@@ -183,14 +214,21 @@ def _train_student(
 
     record = env.lake.write_folder(
         target,
-        lambda version: inputs.build_record(version, len(rows), model_s=time.perf_counter() - started, **extra),
+        lambda version: inputs.build_record(version, len(rows), model_s=time.perf_counter() - started, **(extra or {})),
         fill,
     )
     assert log is not None
-    curve = plots.plot_lines(build_loss_curves(target), f"Loss of {inputs.asset}, {student}", "step", "loss")
+    return _show_training(inputs, record, target, log)
+
+
+def _show_training(inputs: StageInputs, record: ArtifactRecord, target: Path, log: TrainingLog) -> StageResult:
+    """What a person sees of a training."""
+    curve = plots.plot_lines(build_loss_curves(target), f"Loss of {inputs.asset}, {inputs.partition}", "step", "loss")
+    mix = {name: value for name, value in record.extra.get("data", {}).items() if name != "copies"}
     shown: dict[str, DisplayValue] = {
-        "rows": len(rows),
-        **({name: value for name, value in mix.to_dict().items() if name != "copies"} if mix else {}),
+        "rows": record.rows,
+        **mix,
+        **({"taught_by": f"student {record.extra['assistant']}"} if "assistant" in record.extra else {}),
         "epochs": log.epochs,
         **({"best_epoch": log.best_epoch} if log.best_epoch is not None else {}),
         **({"kept": log.kept} if log.kept else {}),
