@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill_dagster.config import StudentSpec
+from distill_dagster.core.hashing import hash_content
 from distill_dagster.student import loading
 from distill_dagster.student.label_predictions import build_label_prediction
 from distill_dagster.student.linear_probe import (
@@ -142,11 +144,25 @@ def build_linear_probe_predictor(
     if not rows:
         raise ValueError("there are no rows to learn from")
     embedder = SentenceEmbedder(models_folder, model)
+    key = hash_content([[asdict(row) for row in part] for part in (rows, validation)] + format_descriptions(labels))
+    if (model, key) not in _LAST_PROBE:
+        head = _fit_sentence_probe(embedder, rows, validation, labels)
+        _LAST_PROBE.clear()
+        _LAST_PROBE[model, key] = head
+    return EmbeddingPredictor(embedder, _LAST_PROBE[model, key], [label.name for label in labels])
+
+
+_LAST_PROBE: dict[tuple[str, str], LinearHead] = {}
+"""The last probe of this process by model and hash of what taught it: the reports of all students of a task need it."""
+
+
+def _fit_sentence_probe(
+    embedder: SentenceEmbedder, rows: list[TrainRow], validation: list[TrainRow], labels: list[LabelSpec]
+) -> LinearHead:
     names = [label.name for label in labels]
 
     def read(part: list[TrainRow]) -> ProbeRows:
         return build_probe_rows(part, embedder.embed([row.prompt.text for row in part]), names, soft_weight=1.0)
 
     anchors = embedder.embed(format_descriptions(labels))
-    head = fit_linear_probe(read(limit_rows(rows)), anchors, read(validation) if validation else None)
-    return EmbeddingPredictor(embedder, head, names)
+    return fit_linear_probe(read(limit_rows(rows)), anchors, read(validation) if validation else None)

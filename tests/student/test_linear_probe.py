@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
+from distill_dagster.student import predict
 from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.linear_probe import (
     PENALTIES,
@@ -144,6 +146,26 @@ def test_fine_tuning_starts_from_a_stronger_penalty(models_folder: Path, tmp_pat
 def test_without_validation_the_tuned_student_is_kept(models_folder: Path, tmp_path: Path) -> None:
     log = train_adapter(MINILM, LABELS, SETTINGS, ROWS[:8], [], tmp_path, models_folder, epochs=1)
     assert (log.kept, log.best_epoch, log.epochs) == ("fine-tuned", None, 1)
+
+
+def test_students_of_one_dataset_share_a_probe_and_other_rows_fit_another(
+    models_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = []
+
+    def count(*parts: Any) -> LinearHead:
+        fits.append(parts)
+        return fit_linear_probe(*parts)
+
+    monkeypatch.setattr(predict, "fit_linear_probe", count)
+    prompt = [StudentPrompt.from_text("rye bread")]
+    rows = [replace(row, prompt_id=f"shared-{row.prompt_id}") for row in ROWS]
+    first = build_linear_probe_predictor(rows, ROWS, LABELS, models_folder).predict(prompt)
+    assert build_linear_probe_predictor(rows, ROWS, LABELS, models_folder).predict(prompt) == first
+    assert len(fits) == 1
+    changed = [replace(row, weight=2.0) if n == 0 else row for n, row in enumerate(rows)]
+    assert build_linear_probe_predictor(changed, ROWS, LABELS, models_folder).predict(prompt) != first
+    assert len(fits) == 2
 
 
 def test_rows_of_weight_zero_teach_it_nothing(models_folder: Path) -> None:
