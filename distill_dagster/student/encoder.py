@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core import models
 from distill_dagster.student import loading, losses
+from distill_dagster.student.frozen_layers import FrozenLayers, compute_frozen_layers
 from distill_dagster.student.label_predictions import LabelPredictions
 from distill_dagster.student.linear_probe import (
     COSINE_TEMPERATURE,
@@ -37,13 +38,15 @@ if TYPE_CHECKING:
 
 HEAD_FILE = "head.safetensors"
 
+MODEL_INPUTS = ("input_ids", "attention_mask", "states")
+"""The parts of a batch that the encoder reads. `states` is missing if the frozen layers are computed."""
 
-def mean_pool(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+
+def mean_pool(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Mean of the last hidden states over real tokens: float32 (texts, dimensions), each row of length 1."""
     import torch
 
-    hidden = model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
-    mask = attention_mask[..., None]
+    hidden, mask = hidden.float(), attention_mask[..., None]
     return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
 
@@ -67,9 +70,11 @@ class EncoderStudent(LabelPredictions):
 
         self.spec, self.settings = spec, settings
         self.labels = [label.name for label in labels]
-        self.soft_weight, self.temperature = losses.get_soft_settings(spec.resolve_objective(True, settings.reasoning))
+        self.objective = spec.resolve_objective(True, settings.reasoning)
+        self.soft_weight, self.temperature = losses.get_soft_settings(self.objective)
         self.base = loading.load_base(spec, models_folder, "AutoModel", dtype)
         self.tokenizer = self.base.tokenizer
+        self.frozen: FrozenLayers | None = None
         # Trainer needs one module with all trained weights.
         self.model = torch.nn.ModuleDict({"encoder": self.base.model})
         with torch.no_grad():
@@ -79,6 +84,15 @@ class EncoderStudent(LabelPredictions):
             head.bias.zero_()
         self.model["head"] = head.to(self.device)
         self.model.eval()
+
+    def reuse_frozen_layers(self, sequences: list[list[int]]) -> None:
+        """Run the layers below the trained weights once for these token sequences. Training reuses their outputs."""
+        side = self.tokenizer.padding_side
+        self.frozen = compute_frozen_layers(self.model["encoder"], sequences, self._pad, self._compute_hidden, side)
+
+    def list_sequences(self, items: list[dict[str, Any]], validation: list[TrainRow]) -> list[list[int]]:
+        """The token sequences that training and validation run through the model in every epoch."""
+        return [item["ids"] for item in items] + self._tokenize([row.prompt.text for row in validation])
 
     @property
     def device(self) -> Any:
@@ -183,15 +197,32 @@ class EncoderStudent(LabelPredictions):
         """Build a padded batch."""
         import torch
 
-        return self._pad([item["ids"] for item in items]) | {
+        return self._build_inputs([item["ids"] for item in items]) | {
             "label": torch.tensor([item["label"] for item in items]),
             "soft": torch.stack([item["soft"] for item in items]),
             "weight": torch.tensor([float(item["weight"]) for item in items]),
         }
 
-    def _pad(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
-        padded = self.tokenizer.pad({"input_ids": sequences}, return_tensors="pt")
+    def _build_inputs(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Padded inputs of the model on the CPU, with the `states` of its frozen layers if they are known."""
+        states = self.frozen.find_states(sequences) if self.frozen is not None else None
+        return self._pad(sequences) | ({"states": states} if states is not None else {})
+
+    def _pad(self, sequences: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        padded = self.tokenizer.pad({"input_ids": [list(ids) for ids in sequences]}, return_tensors="pt")
         return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
+
+    def _compute_hidden(self, states: torch.Tensor | None = None, **inputs: Any) -> Any:
+        """Output of the encoder. With the `states` of the frozen layers, only the layers above compute."""
+        encoder = self.model["encoder"]
+        if states is None or self.frozen is None:
+            return encoder(**inputs)
+        with self.frozen.skip(states):
+            return encoder(**inputs)
+
+    def _compute_embeddings(self, batch: dict[str, Any]) -> torch.Tensor:
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        return mean_pool(self._compute_hidden(**inputs).last_hidden_state, batch["attention_mask"])
 
     def compute_loss(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The parts of every row's loss, each of shape (rows,). Their sum is the row's loss, without the row's weight.
@@ -201,7 +232,7 @@ class EncoderStudent(LabelPredictions):
         import torch
 
         with loading.compute_in_spec_dtype(self.spec):
-            vectors = mean_pool(self.model["encoder"], batch["input_ids"], batch["attention_mask"])
+            vectors = self._compute_embeddings(batch)
         logits = self.model["head"](vectors)
         weight, parts = self.soft_weight, {}
         if weight > 0:
@@ -213,8 +244,8 @@ class EncoderStudent(LabelPredictions):
 
     def embed(self, texts: list[str]) -> torch.Tensor:
         """Embeddings of a batch of texts, shape (texts, dimensions), each of length 1."""
-        inputs = {name: value.to(self.device) for name, value in self._pad(self._tokenize(texts)).items()}
-        return mean_pool(self.model["encoder"], **inputs)
+        built = self._build_inputs(self._tokenize(texts))
+        return self._compute_embeddings({name: value.to(self.device) for name, value in built.items()})
 
     def compute_log_probs(self, asked: Sequence[StudentPrompt]) -> torch.Tensor:
         """Log-probabilities of the labels for a batch of prompts, shape (prompts, labels), on the CPU."""

@@ -6,9 +6,10 @@ them once and keeps their hidden states, as AutoFreeze does (Liu, Agarwal and Ve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +40,13 @@ def find_layers(model: Any) -> list[tuple[str, Any]]:
 class FrozenLayers:
     """The layers below the lowest trained weight, and the hidden states that they gave for texts."""
 
-    def __init__(self, model: Any) -> None:
-        """Find the frozen layers of a model. There are none if weights outside the layers are trained."""
+    def __init__(self, model: Any, padding: Literal["left", "right"] = "left") -> None:
+        """Find the frozen layers of a model. There are none if weights outside the layers are trained.
+
+        `padding` is the side on which batches are padded.
+        """
         self.layers: list[Any] = []
+        self.padding = padding
         self._states: dict[tuple[int, ...], torch.Tensor] = {}
         layers = [layer for _, layer in find_layers(model)]
         inside = {id(p) for layer in layers for p in layer.parameters()}
@@ -78,19 +83,23 @@ class FrozenLayers:
         return states
 
     def add_states(self, sequences: Sequence[Sequence[int]], states: torch.Tensor) -> None:
-        """Keep the states of token sequences, shape (sequences, width, dimensions), padded on the left."""
+        """Keep the states of token sequences, shape (sequences, width, dimensions)."""
         for ids, one in zip(sequences, states, strict=True):
-            self._states[tuple(ids)] = one[-len(ids) :].to("cpu", copy=True)
+            self._states[tuple(ids)] = self._cut(one, len(ids)).to("cpu", copy=True)
 
     def find_states(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor | None:
-        """The states of token sequences, padded on the left with zeros. None if one of them is not known."""
+        """The states of token sequences, padded with zeros. None if one of them is not known."""
         found = [self._states[tuple(ids)] for ids in sequences if tuple(ids) in self._states]
         if not found or len(found) < len(sequences):
             return None
         padded = found[0].new_zeros(len(found), max(map(len, found)), found[0].shape[1])
         for row, one in zip(padded, found, strict=True):
-            row[-len(one) :] = one
+            self._cut(row, len(one)).copy_(one)
         return padded
+
+    def _cut(self, states: torch.Tensor, length: int) -> torch.Tensor:
+        """The states of real tokens, without padding."""
+        return states[-length:] if self.padding == "left" else states[:length]
 
     def clear(self) -> None:
         """Forget all states."""
@@ -114,3 +123,64 @@ class FrozenLayers:
                     del layer.forward
                 else:
                     layer.forward = own
+
+
+def compute_frozen_layers(
+    model: Any,
+    sequences: Iterable[Sequence[int]],
+    pad: Callable[[list[tuple[int, ...]]], dict[str, torch.Tensor]],
+    forward: Callable[..., Any],
+    padding: Literal["left", "right"] = "left",
+    batch_size: int = 32,
+) -> FrozenLayers | None:
+    """Run the layers below the trained weights once for these token sequences, and keep their outputs.
+
+    Dropout is off in these runs.
+
+    Args:
+        pad: builds the inputs of a batch, with `attention_mask`, on any device.
+        forward: runs the model on such inputs and returns an output with `last_hidden_state`.
+        padding: the side on which `pad` pads.
+
+    Returns:
+        None if there are no frozen layers, if the outputs take more than `MAX_STATE_BYTES`, or if the model needs more
+        of its lower layers than their last output. Then every step has to compute all layers.
+    """
+    import torch
+
+    frozen = FrozenLayers(model, padding)
+    unique = sorted({tuple(ids) for ids in sequences}, key=lambda ids: (len(ids), ids))
+    size = model.config.get_text_config().hidden_size * model.dtype.itemsize * sum(map(len, unique))
+    if not frozen.layers or size > MAX_STATE_BYTES:
+        return None
+    with _turn_off_dropout(model), torch.no_grad():
+        for start in range(0, len(unique), batch_size):
+            part = unique[start : start + batch_size]
+            inputs = {name: value.to(model.device) for name, value in pad(part).items()}
+            states = frozen.compute_states(partial(forward, **inputs))
+            if start == 0 and not _is_equal_without(frozen, states, inputs, forward):
+                return None
+            frozen.add_states(part, states)
+    return frozen
+
+
+def _is_equal_without(
+    frozen: FrozenLayers, states: torch.Tensor, inputs: dict[str, Any], forward: Callable[..., Any]
+) -> bool:
+    import torch
+
+    whole = forward(**inputs).last_hidden_state
+    with frozen.skip(states):
+        upper = forward(**inputs).last_hidden_state
+    real = inputs["attention_mask"].bool()
+    return torch.allclose(whole[real], upper[real], rtol=1e-2, atol=1e-3)
+
+
+@contextmanager
+def _turn_off_dropout(model: Any) -> Iterator[None]:
+    is_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(is_training)

@@ -52,7 +52,7 @@ class SentenceEmbedder:
                 return_tensors="pt",
             ).to(self._model.device)
             with torch.inference_mode():
-                result[part] = mean_pool(self._model, batch["input_ids"], batch["attention_mask"]).cpu().numpy()
+                result[part] = mean_pool(self._model(**batch).last_hidden_state, batch["attention_mask"]).cpu().numpy()
         return result
 
 
