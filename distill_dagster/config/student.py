@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from distill_dagster.config.answers import LABEL_KINDS
 from distill_dagster.config.base import STUDENT_NAME_PATTERN, ConfigModel
@@ -21,6 +23,9 @@ from distill_dagster.config.objective import (
     check_objective,
 )
 from distill_dagster.config.phases import PhaseSpec, check_phase
+from distill_dagster.config.presets import PresetName, apply_preset
+from distill_dagster.config.presets import PresetName, apply_preset
+from distill_dagster.config.shrink import ShrinkSpec
 
 
 class LoraSpec(ConfigModel):
@@ -44,12 +49,28 @@ class LoraSpec(ConfigModel):
 class StudentSpec(ConfigModel):
     """A student: a causal LM that writes its answer, or an encoder with a classification head."""
 
-    model: str = Field(description="name of a packaged model, a folder, or a Hugging Face id")
+    preset: PresetName | None = Field(
+        default=None,
+        description="a model by a short name, with settings that fit it; what is set here next to it is kept, and "
+        "`model` and `architecture` may be left out",
+    )
+    model: str = Field(
+        default="", description="name of a packaged model, a folder, or a Hugging Face id; a preset names its own"
+    )
     architecture: Literal["causal_lm", "encoder"] = Field(
+        default="causal_lm",
         description="causal_lm: a language model that writes its answer; encoder: an embedding model with a head "
-        "for labels"
+        "for labels; a preset has its own, otherwise it must be set",
+    )
+    prompt: Literal["auto", "chat", "plain"] = Field(
+        default="auto",
+        description="what a causal_lm reads. chat: the base's own chat template, with `instructions` as system text; "
+        "plain: `item: text` without instructions, which takes fewer tokens; auto: chat if the base has a template",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit of a Hugging Face id")
+    shrink: ShrinkSpec | None = Field(
+        default=None, description="make the student shallower than its model; by default it has all layers"
+    )
     method: Literal["lora", "qlora", "dora", "rslora", "full"] = Field(
         default="lora",
         description="what is trained. lora: low-rank adapters; qlora: the same on 4-bit weights (Dettmers et al. "
@@ -96,6 +117,16 @@ class StudentSpec(ConfigModel):
     answer_tokens: Annotated[int, Field(ge=1, le=8192)] = Field(
         default=256, description="longest written answer in tokens, with its reasoning, in training and prediction"
     )
+    max_cut_targets: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="most rows, as a share, whose written answer may be longer than `answer_tokens`; their end is not "
+        "learned, and with more of them training does not start",
+    )
+    max_cut_targets: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="most rows, as a share, whose written answer may be longer than `answer_tokens`; their end is not "
+        "learned, and with more of them training does not start",
+    )
     reasoning: bool = Field(
         default=False, description="older form of `objective: reasoning`, for a task with labels and `reasoning: true`"
     )
@@ -127,6 +158,18 @@ class StudentSpec(ConfigModel):
         if quantization == "nf4" or method == "qlora":
             raise ValueError(f"quantization {quantization} contradicts method {method}. Keep `method` alone.")
         return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, data: Any) -> Any:
+        filled = apply_preset(data)
+        if isinstance(filled, dict) and not filled.get("preset"):
+            missing = [f"`{name}`" for name in ("model", "architecture") if not filled.get(name)]
+            if missing:
+                raise PydanticCustomError(
+                    "missing", f"{' and '.join(missing)} required. Set both, or `preset` in their place"
+                )
+        return filled
 
     @model_validator(mode="after")
     def _refuse_lora_of_full(self) -> StudentSpec:
@@ -177,8 +220,10 @@ BASE_MODEL_SETTINGS = (
     "model",
     "architecture",
     "revision",
+    "shrink",
     "quantization",
     "dtype",
+    "prompt",
     "max_tokens",
     "answer_tokens",
 )
@@ -200,6 +245,10 @@ def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -
         raise ValueError(
             f"student {name!r} is an encoder, which chooses among labels; kind {kind} needs `architecture: causal_lm`"
         )
+    if student.architecture == "encoder" and student.prompt == "chat":
+        raise ValueError(f"student {name!r} is an encoder, which reads no chat template. Leave out `prompt: chat`")
+    if student.architecture == "encoder" and student.prompt == "chat":
+        raise ValueError(f"student {name!r} is an encoder, which reads no chat template. Leave out `prompt: chat`")
     if student.reasoning and kind not in LABEL_KINDS:
         raise ValueError(
             f"student {name!r}: reasoning is for kinds with labels; a student of kind {kind} learns it if the task "

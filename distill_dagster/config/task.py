@@ -31,7 +31,13 @@ from distill_dagster.config.judge import JudgeSpec
 from distill_dagster.config.objective import SHORT_FORMS, Objective
 from distill_dagster.config.refresh import RefreshSpec
 from distill_dagster.config.replay import REPLAY_PREFIX
-from distill_dagster.config.student import BASE_MODEL_SETTINGS, StudentSpec, check_assistant, check_student
+from distill_dagster.config.student import (
+    BASE_MODEL_SETTINGS,
+    RUN_SETTINGS,
+    StudentSpec,
+    check_assistant,
+    check_student,
+)
 from distill_dagster.config.teacher import (
     EMBEDDED_PREFIX,
     CascadeSpec,
@@ -243,7 +249,7 @@ class Task(ConfigModel):
 
     def hash_student_settings(self, student: str) -> str:
         """Hash of everything but the dataset that changes a student's training."""
-        settings = self.students[student].model_dump(exclude=set(SHORT_FORMS))
+        settings = self.students[student].model_dump(exclude={*SHORT_FORMS, *RUN_SETTINGS})
         settings["objective"] = self.resolve_objective(student).model_dump()
         return hash_content(self._dump_prompt_settings() | {"student": settings})
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from distill_dagster.student.checkpoints import (
+    BEST_FILE,
+    list_trained_weights,
+    read_weights,
+    set_weights,
+    write_weights,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -27,19 +36,25 @@ class BestEpoch:
         """
         if loss < self.loss:
             self.epoch, self.loss = epoch, loss
-            self._weights = {name: p.detach().clone() for name, p in self._list_trained()}
+            self._weights = {name: p.detach().clone() for name, p in list_trained_weights(self.model).items()}
         if epoch > 0 and loss < self._lowest[0]:
             self._lowest = (loss, epoch)
         return epoch - self._lowest[1] >= self.patience
 
     def restore(self) -> None:
         """Put the weights of the best epoch back. Without one, the model stays as it is."""
-        import torch
+        set_weights(self.model, self._weights)
 
-        with torch.no_grad():
-            for name, parameter in self._list_trained():
-                if name in self._weights:
-                    parameter.copy_(self._weights[name])
+    def save(self, checkpoint: Path) -> None:
+        """Write the weights of the best epoch to a checkpoint, if there is one."""
+        if self._weights:
+            write_weights(checkpoint / BEST_FILE, self._weights)
 
-    def _list_trained(self) -> list[tuple[str, Any]]:
-        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+    def load(self, checkpoint: Path, validation: list[dict[str, float]]) -> None:
+        """Become what `save` was called on, after the epochs whose scores are in `validation`."""
+        self._weights = {}
+        for scores in validation:
+            self.add_epoch(int(scores["epoch"]), scores["loss"])
+        if self._weights:
+            device = next(iter(self._weights.values())).device
+            self._weights = {name: w.to(device) for name, w in read_weights(checkpoint / BEST_FILE).items()}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distill_dagster.core import models
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.frozen_layers import find_layers
+from distill_dagster.student.shrinking import remove_layers
 
 if TYPE_CHECKING:
     from distill_dagster.config import StudentSpec
@@ -80,9 +81,10 @@ def compute_in_spec_dtype(spec: StudentSpec) -> Iterator[None]:
 
 
 def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: str | None = None) -> LoadedBase:
-    """Load the base model of a student in evaluation mode, on the GPU if there is one.
+    """Load the base model of a student in evaluation mode, on the GPU if there is one. `shrink` removes layers of it.
 
     Raises:
+        DistillError: the model has no more layers than `shrink.layers`, or they cannot be found.
         ModelError: the model cannot be found or loaded.
     """
     import transformers
@@ -95,6 +97,8 @@ def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: st
     if spec.quantization == "nf4":
         options |= _build_nf4_options(options["dtype"])
     model = models.load_pretrained(getattr(transformers, auto_class), spec.model, resolved, **options)
+    if spec.shrink is not None:
+        remove_layers(model, spec.shrink.layers)
     if spec.quantization == "none":
         model = model.to(choose_device())
     for module in model.modules():
@@ -104,7 +108,8 @@ def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: st
             module.support_avx512bf16_for_cpu = False
     parameters = sum(p.numel() for p in model.parameters()) if spec.quantization == "none" else model.num_parameters()
     in_memory = sum(p.numel() * p.element_size() for p in model.parameters())
-    weight_bytes = models.measure_weight_bytes(resolved) or in_memory
+    weight_bytes = models.measure_weight_bytes(resolved) if spec.shrink is None else None
+    weight_bytes = weight_bytes or in_memory
     return LoadedBase(model.eval(), tokenizer, weight_bytes, parameters, resolved.sha256)
 
 
@@ -198,7 +203,9 @@ def find_trained_base(spec: StudentSpec, trained: Path) -> StudentSpec:
     """
     if (trained / MODEL_CONFIG_FILE).is_file() != (spec.method == "full"):
         raise models.ModelError(f"{trained} was not trained with `method: {spec.method}`. Train the student again.")
-    return spec.model_copy(update={"model": str(trained), "revision": None}) if spec.method == "full" else spec
+    if spec.method != "full":
+        return spec
+    return spec.model_copy(update={"model": str(trained), "revision": None, "shrink": None})
 
 
 def save_trained(model: Any, spec: StudentSpec, folder: Path) -> None:

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.config.objective import WRITING_OBJECTIVES
-from distill_dagster.core import models, progress
+from distill_dagster.core import models
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.processes import measure_peak_mb
 from distill_dagster.student import loading
 from distill_dagster.student.batches import LengthBatchSampler
 from distill_dagster.student.best_epoch import BestEpoch
 from distill_dagster.student.causal import CausalStudent
+from distill_dagster.student.checkpoints import Checkpoints, compute_training_key
 from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.free_text import FreeTextStudent
-from distill_dagster.student.types import TRAINING_LOG_FILE, TaskSettings, TrainingLog, TrainRow
+from distill_dagster.student.phases.run import run_phases
+from distill_dagster.student.phases.trl_trainer import require_trl
+from distill_dagster.student.rationales import leave_out_long_reasoning
+from distill_dagster.student.types import (
+    TRAINING_LOG_FILE,
+    PreferencePair,
+    TaskSettings,
+    TrainingLog,
+    TrainRow,
+    ValidationListener,
+)
+from distill_dagster.student.validation import compute_validation_scores
 
 if TYPE_CHECKING:
     from distill_dagster.config import LabelSpec, StudentSpec
@@ -54,6 +68,9 @@ def train_adapter(
     models_folder: Path,
     epochs: int | None = None,
     what: str = "student",
+    pairs: Sequence[PreferencePair] = (),
+    work: Path | None = None,
+    on_validation: ValidationListener | None = None,
 ) -> TrainingLog:
     """Train a student and write what was trained to the folder `out`, which is created if needed.
 
@@ -66,16 +83,26 @@ def train_adapter(
             loss is kept, and training stops after that many epochs without a lower one.
         epochs: the most epochs; replaces the epochs of the spec.
         what: the name of the training in progress reports.
+        pairs: what a preference phase in the spec's `then` learns from.
+        work: the folder of this training's checkpoints, which belongs to it alone. If they are of the same training,
+            that is of the same rows, settings and base, it goes on from the latest, and the weights are those that it
+            would have had without the interruption. Without a folder there are no checkpoints.
+        on_validation: gets the scores after each epoch. An exception that it raises ends the training.
 
     Raises:
-        DistillError: there are no rows, or a row's answer is not a label.
+        DistillError: there are no rows, a row's answer is not a label, or `then` needs a package that is not installed.
         ModelError: the base cannot be found or loaded.
     """
     names = [label.name for label in labels]
     _check_rows(rows, validation, names)
+    if spec.then:
+        require_trl()
     dtype = loading.get_training_dtype(spec)
     student = choose_student_class(spec, labels)(spec, labels, settings, models_folder, dtype)
-    log = TrainingLog(rows=len(rows), epochs=epochs or spec.epochs, method=spec.method)
+    log = TrainingLog(epochs=epochs or spec.epochs, method=spec.method, objective=student.objective.model_dump())
+    rows, log.long_reasoning = leave_out_long_reasoning(student.objective, student.tokenizer, rows)
+    validation, _ = leave_out_long_reasoning(student.objective, student.tokenizer, validation)
+    log.rows = len(rows)
     if isinstance(student, EncoderStudent):
         start = time.perf_counter()
         log.probe_penalty = student.fit_head(rows, validation)
@@ -86,8 +113,15 @@ def train_adapter(
     trained = [parameter for parameter in student.trained_module.parameters() if parameter.requires_grad]
     log.trainable_parameters = sum(p.numel() for p in trained)
     log.total_parameters = student.base.parameters + sum(p.numel() for p in trained if id(p) not in of_base)
-    _fit(student, rows, validation, log, what)
+    saved = _open_checkpoints(work, student, labels, rows, validation, log.epochs)
+    _fit(student, rows, validation, log, saved, what, on_validation)
+    if spec.then:
+        assert not isinstance(student, EncoderStudent), "an encoder has no phases, see config.phases.check_phase"
+        measure = partial(compute_validation_scores, student, validation) if validation else dict
+        log.phases = run_phases(student, rows, pairs, models_folder, measure, what)
     _save_student(student, labels, log, out)
+    if saved is not None:
+        saved.delete()
     return log
 
 
@@ -101,10 +135,32 @@ def _check_rows(rows: list[TrainRow], validation: list[TrainRow], names: list[st
             )
 
 
-def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log: TrainingLog, what: str) -> None:
-    import transformers
+def _open_checkpoints(
+    work: Path | None,
+    student: Student,
+    labels: list[LabelSpec],
+    rows: list[TrainRow],
+    validation: list[TrainRow],
+    epochs: int,
+) -> Checkpoints | None:
+    if work is None or student.spec.checkpoint.every_steps is None:
+        return None
+    key = compute_training_key(student.spec, student.base.sha256, labels, student.settings, rows, validation, epochs)
+    return Checkpoints.open(work / "checkpoints", key)
 
+
+def _fit(
+    student: Student,
+    rows: list[TrainRow],
+    validation: list[TrainRow],
+    log: TrainingLog,
+    saved: Checkpoints | None,
+    what: str,
+    on_validation: ValidationListener | None,
+) -> None:
+    """Train the student's weights, from the latest of the saved checkpoints on, and fill the log."""
     from distill_dagster.student.trainer import StudentTrainer
+    from distill_dagster.student.training_watcher import TrainingWatcher
 
     spec = student.spec
     items = student.encode(rows)
@@ -112,67 +168,31 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
     for item in items:  # scale to a mean of 1, so that weights do not change the learning rate
         item["weight"] /= mean_weight
     batches = LengthBatchSampler([item["length"] for item in items], spec.batch_size, spec.seed)
-    total = len(batches) * log.epochs
     best = BestEpoch(student.trained_module, spec.patience) if validation and spec.patience is not None else None
-
-    def validate(epoch: int) -> bool:
-        """Log the scores on validation. Return whether training should stop."""
-        scores = _compute_validation_scores(student, validation)
-        log.validation.append({"epoch": epoch, **scores})
-        return best is not None and best.add_epoch(epoch, scores["loss"])
-
-    class _TrainingWatcher(transformers.TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            loss = log.losses[-1][2] if log.losses else None
-            progress.report_progress(f"training {what}", state.global_step, total, loss=loss)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                log.losses.append((state.global_step, round(float(state.epoch), 4), float(logs["loss"])))
-                for name in (name for name in logs if name.startswith("loss_")):
-                    part = log.loss_parts.setdefault(name.removeprefix("loss_"), [])
-                    part.append((state.global_step, float(logs[name])))
-
-        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if validation and validate(round(float(state.epoch))):
-                control.should_training_stop = True
-
+    save_every = spec.checkpoint.every_steps if saved is not None else None
     with TemporaryDirectory() as scratch, models.silence_transformers():
-        arguments = transformers.TrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=log.epochs,
-            per_device_train_batch_size=spec.batch_size,
-            learning_rate=spec.learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=round(spec.warmup_ratio * total),
-            max_grad_norm=1.0,
-            logging_steps=max(1, total // 100),
-            save_strategy="no",
-            eval_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            use_cpu=loading.choose_device() == "cpu",
-            seed=spec.seed,
-        )
-        watcher = _TrainingWatcher()
-        trainer = StudentTrainer(student, items, batches, spec.batch_size, arguments, [watcher])
-        start = time.perf_counter()
+        watcher = TrainingWatcher(log, validation, best, len(batches), save_every, what, on_validation)
+        folder = saved.folder if saved is not None else Path(scratch)
+        arguments = build_arguments(spec, folder, log.epochs, len(batches))
+        trainer = watcher.trainer = StudentTrainer(student, items, batches, spec.batch_size, arguments, [watcher])
+        checkpoint = saved.find_latest() if saved is not None else None
+        if checkpoint is not None:
+            watcher.resume(checkpoint)
+        elif isinstance(student, EncoderStudent):
+            watcher.validate(0)  # a new adapter changes nothing, so this is the linear probe
         if isinstance(student, EncoderStudent):
-            if validation:
-                validate(0)  # a new adapter changes nothing, so this is the linear probe
             student.start_fine_tuning()
         else:
             student.choose_attention(max(item["length"] for item in items))
-            student.reuse_frozen_layers(student.list_sequences(items, validation))
-            log.reused_layers = len(student.frozen.layers) if student.frozen is not None else 0
-        trainer.train()
+        student.reuse_frozen_layers(student.list_sequences(items, validation))
+        log.reused_layers = len(student.frozen.layers) if student.frozen is not None else 0
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if best is not None:
         best.restore()
         log.best_epoch = best.epoch
     if isinstance(student, EncoderStudent):
         log.kept = "linear probe" if log.best_epoch == 0 else "fine-tuned"
-    log.seconds = round(time.perf_counter() - start, 3)
+    log.seconds = round(watcher.seconds, 3)
     log.steps = trainer.state.global_step
     log.epochs = log.steps // len(batches)
     log.tokens = sum(item["length"] for item in items) * log.epochs
@@ -180,12 +200,29 @@ def _fit(student: Student, rows: list[TrainRow], validation: list[TrainRow], log
     log.peak_mb = round(_measure_peak_mb(), 1)
 
 
-def _compute_validation_scores(student: Student, rows: list[TrainRow]) -> dict[str, float]:
-    is_training = student.trained_module.training
-    student.trained_module.eval()
-    scores = student.compute_validation_scores(rows)
-    student.trained_module.train(is_training)
-    return scores
+def build_arguments(spec: StudentSpec, folder: Path, epochs: int, steps_per_epoch: int) -> Any:
+    """The arguments of a `StudentTrainer`. Checkpoints are written to `folder`."""
+    import transformers
+
+    steps = epochs * steps_per_epoch
+    return transformers.TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=spec.batch_size,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(spec.warmup_ratio * steps),
+        max_grad_norm=1.0,
+        logging_steps=max(1, steps // 100),
+        save_strategy="no",  # TrainingWatcher says when
+        save_total_limit=2,  # the last complete one is kept while the next is written
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=loading.choose_device() == "cpu",
+        seed=spec.seed,
+    )
 
 
 def _measure_peak_mb() -> float:

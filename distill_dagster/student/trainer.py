@@ -6,12 +6,17 @@ Import this module inside functions: it loads torch and transformers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from accelerate.utils import gather_object
 
+from distill_dagster.student import checkpoints
 from distill_dagster.student.batches import LengthBatchSampler
+from distill_dagster.student.types import TrainRow
+from distill_dagster.student.validation import compute_validation_scores
 
 if TYPE_CHECKING:
     from distill_dagster.student.train import Student
@@ -56,7 +61,7 @@ class StudentTrainer(transformers.Trainer):
         )
         self.remove_callback(transformers.PrinterCallback)
         self.student, self.items, self.batches, self.micro_batch_size = student, items, batches, micro_batch_size
-        self._part_sums: dict[str, torch.Tensor] = {}
+        self._loss_sums: dict[str, torch.Tensor] = {}
         self._logged_step = 0
 
     def get_train_dataloader(self) -> Any:
@@ -79,7 +84,7 @@ class StudentTrainer(transformers.Trainer):
             self.accelerator.backward(loss)
             total += loss.detach()
             for name, value in weighted.items():
-                self._part_sums[name] = self._part_sums.get(name, torch.zeros_like(total)) + value.detach()
+                self._loss_sums[name] = self._loss_sums.get(name, torch.zeros_like(total)) + value.detach()
         self._sum_gradients_over_ranks()
         return total
 
@@ -100,12 +105,48 @@ class StudentTrainer(transformers.Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log figures with the mean of every part of the loss since the last entry, as `loss_<part>`."""
         if "loss" in logs:
-            steps = self.state.global_step - self._logged_step
-            parts = {name: float(self._sum_over_ranks(value)) / steps for name, value in self._part_sums.items()}
+            sums, logged_step = self.collect_loss_sums()
+            parts = {name: value / (self.state.global_step - logged_step) for name, value in sums.items()}
             logs["loss"] = sum(parts.values())
             logs |= {f"loss_{name}": value for name, value in parts.items()}
-            self._part_sums, self._logged_step = {}, self.state.global_step
+            self._loss_sums, self._logged_step = {}, self.state.global_step
         super().log(logs, start_time)
+
+    def collect_loss_sums(self) -> tuple[dict[str, float], int]:
+        """The sum over steps of each part of the loss, of all ranks, and the step after which they begin."""
+        own = {name: float(value) for name, value in self._loss_sums.items()}
+        sums: dict[str, float] = {}
+        for of_rank in gather_object([own]) if self.args.world_size > 1 else [own]:
+            for name, value in of_rank.items():
+                sums[name] = sums.get(name, 0.0) + value
+        return sums, self._logged_step
+
+    def restore_loss_sums(self, sums: dict[str, float], logged_step: int) -> None:
+        """Go on from what `collect_loss_sums` returned."""
+        own = sums if self.args.process_index == 0 else {}
+        self._loss_sums = {name: torch.tensor(value, device=self.args.device) for name, value in own.items()}
+        self._logged_step = logged_step
+
+    def compute_validation_scores(self, rows: list[TrainRow]) -> dict[str, float]:
+        """The student's mean scores on rows that it does not learn from. Ranks share the rows."""
+        own = rows[self.args.process_index :: self.args.world_size]
+        scores = compute_validation_scores(self.student, own) if own else {}
+        if self.args.world_size == 1:
+            return scores
+        shares = gather_object([(len(own), scores)])
+        return {name: round(sum(n * of[name] for n, of in shares if n) / len(rows), 6) for name in shares[0][1]}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained weights only: the base does not change."""
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            weights = checkpoints.list_trained_weights(self.student.trained_module)
+            checkpoints.write_weights(folder / checkpoints.WEIGHTS_FILE, dict(weights))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        weights = checkpoints.read_weights(Path(resume_from_checkpoint) / checkpoints.WEIGHTS_FILE)
+        checkpoints.set_weights(self.student.trained_module, weights)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: the estimate of transformers reads the inputs of one micro batch only."""

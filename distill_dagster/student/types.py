@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.tables.messages import Message, format_messages, make_user_messages
 
 if TYPE_CHECKING:
     from distill_dagster.config import Task
 
 
+ValidationListener = Callable[[int, dict[str, float]], None]
+"""Gets an epoch and the student's scores on the validation rows after it. See `TrainingLog.validation`."""
 TRAINING_LOG_FILE = "training_log.json"
 """The file with the `TrainingLog` in an adapter's folder."""
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """The settings of a task that shape a student's input. `item` is what one prompt is called."""
+    """The settings of a task that shape a student's input. `item` is what one prompt is called.
+
+    `tools` are the functions that an answer may call, as a JSON list in OpenAI's form. None if there are none.
+    """
 
     item: str = "Message"
     instructions: str = ""
     reasoning: bool = False
     """Whether a student that writes free text writes its reasoning before its answer."""
 
+    tools: str | None = None
+
     @classmethod
     def from_task(cls, task: Task) -> TaskSettings:
-        return cls(task.item, task.instructions, task.reasoning)
+        tools = [{"type": "function", "function": tool.model_dump()} for tool in task.tools]
+        return cls(task.item, task.instructions, task.reasoning, to_canonical_json(tools) if tools else None)
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,7 @@ class TrainingLog:
     whose weights are kept. It is None if no epoch was chosen on validation: then the last one is kept. Epoch 0 of an
     encoder is its linear probe, before fine-tuning. `kept` names what is kept of an encoder: "linear probe" or
     "fine-tuned". `probe_penalty` is the chosen penalty of the probe.
+    `long_reasoning` counts the rows whose reasoning is longer than the objective's `max_reasoning_tokens`.
     `tokens` counts the tokens of all training rows in all epochs, without padding. `peak_mb` is the peak memory in MiB:
     of the process, or of torch on the GPU if there is one. `dtype` is the number format in which the base computes.
     `reused_layers` counts the frozen layers that ran once per text and not in every epoch.
@@ -157,12 +167,15 @@ class TrainingLog:
     kept: str | None = None
     steps: int = 0
     rows: int = 0
+    long_reasoning: int = 0
     tokens: int = 0
     tokens_per_s: float = 0.0
     peak_mb: float = 0.0
     dtype: str = ""
     reused_layers: int = 0
     method: str = "lora"
+    objective: dict[str, Any] = field(default_factory=dict)
+    """The objective with all its settings, as task.yaml would write it."""
     trainable_parameters: int = 0
     total_parameters: int = 0
     phases: list[PhaseLog] = field(default_factory=list)

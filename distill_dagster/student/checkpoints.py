@@ -1,0 +1,131 @@
+"""Checkpoints of a training: what a killed training needs to go on as if nothing had happened.
+
+`transformers.Trainer` writes optimizer, schedule, random states and its own state. Here are the other parts: which
+folder, the trained weights, the training log, the best epoch, and which checkpoints are complete.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill_dagster.config.student import RUN_SETTINGS
+from distill_dagster.core.files import write_atomically
+from distill_dagster.core.hashing import hash_content
+
+if TYPE_CHECKING:
+    import torch
+
+    from distill_dagster.config import LabelSpec, StudentSpec
+    from distill_dagster.student.types import TaskSettings, TrainRow
+
+PROGRESS_FILE = "progress.json"
+"""Written last: a checkpoint without it is not complete."""
+WEIGHTS_FILE = "trained.safetensors"
+BEST_FILE = "best.safetensors"
+PACKAGES = ("torch", "transformers", "peft")
+
+
+def compute_training_key(
+    spec: StudentSpec,
+    base: str | None,
+    labels: Sequence[LabelSpec],
+    settings: TaskSettings,
+    rows: Sequence[TrainRow],
+    validation: Sequence[TrainRow],
+    epochs: int,
+) -> str:
+    """Hash of all that decides what a training computes (64 hex digits). How often it is saved does not.
+
+    Args:
+        base: the hash of the base's weights, if it is known.
+    """
+    from importlib.metadata import version
+
+    value = {
+        "spec": spec.model_dump(mode="json", exclude=set(RUN_SETTINGS)),
+        "base": base,
+        "labels": [label.model_dump(mode="json") for label in labels],
+        "settings": asdict(settings),
+        "rows": [asdict(row) for row in rows],
+        "validation": [asdict(row) for row in validation],
+        "epochs": epochs,
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+    return hash_content(json.loads(json.dumps(value, default=str)))
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one training: the folders `checkpoint-<step>` in `folder`."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, parent: Path, key: str) -> Checkpoints:
+        """The checkpoints of the training with this key. Those of other trainings below `parent` are deleted."""
+        folder = parent / key[:16]
+        if parent.exists():
+            for other in parent.iterdir():
+                if other != folder:
+                    shutil.rmtree(other)
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder)
+
+    def find_latest(self) -> Path | None:
+        """The complete checkpoint with the most steps. Those that a killed process left incomplete are deleted."""
+        complete = []
+        for path in self.folder.glob("checkpoint-*"):
+            if (path / PROGRESS_FILE).exists():
+                complete.append(path)
+            else:
+                shutil.rmtree(path)
+        return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+    def delete(self) -> None:
+        """Delete all checkpoints of this training."""
+        shutil.rmtree(self.folder.parent)
+
+
+def write_progress(checkpoint: Path, progress: dict[str, Any]) -> None:
+    """Complete a checkpoint: write what `read_progress` returns."""
+    write_atomically(checkpoint / PROGRESS_FILE, json.dumps(progress))
+
+
+def read_progress(checkpoint: Path) -> dict[str, Any]:
+    """What `write_progress` wrote."""
+    value: dict[str, Any] = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
+    return value
+
+
+def list_trained_weights(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The weights that training changes, by name."""
+    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write weights to a safetensors file."""
+    from safetensors.torch import save_file
+
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, path)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights that `write_weights` wrote, on the CPU."""
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def set_weights(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Give trained weights of a module new values. `weights` maps their names to tensors of the same shapes."""
+    import torch
+
+    trained = list_trained_weights(module)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            trained[name].copy_(weight)

@@ -1,0 +1,21 @@
+"""Measure a student on rows that it does not learn from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from distill_dagster.student.types import TrainRow
+
+if TYPE_CHECKING:
+    from distill_dagster.student.train import Student
+
+
+def compute_validation_scores(student: Student, rows: list[TrainRow]) -> dict[str, float]:
+    """Means over the rows, without dropout: `loss` in nats and, for labels, `agreement` with the rows' labels."""
+    module = student.trained_module
+    is_training = module.training
+    module.eval()
+    try:
+        return student.compute_validation_scores(rows)
+    finally:
+        module.train(is_training)

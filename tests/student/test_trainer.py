@@ -1,0 +1,66 @@
+"""An optimizer step is the same however it is computed: in one piece or in several, on one rank or on two."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill_dagster.config import LoraSpec, StudentSpec
+from distill_dagster.student import losses
+from distill_dagster.student.batches import LengthBatchSampler
+from distill_dagster.student.causal import CausalStudent
+from distill_dagster.student.checkpoints import list_trained_weights
+from distill_dagster.student.train import build_arguments
+from tests.student.test_training import LABELS, ROWS, SETTINGS
+from tests.support.tiny_model import write_tiny_model
+
+WEIGHTED = [replace(row, weight=0.5 + number % 3) for number, row in enumerate(ROWS[:24])]
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> StudentSpec:
+    model = write_tiny_model(tmp_path_factory.mktemp("tiny"), size=32)
+    return StudentSpec(
+        model=str(model), architecture="causal_lm", lora=LoraSpec(rank=4), batch_size=16, learning_rate=1e-2
+    )
+
+
+def fit(spec: StudentSpec, folder: Path, micro_batch_size: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Weights and logged losses after three epochs of two steps, the second with 8 rows."""
+    from distill_dagster.student.trainer import StudentTrainer
+
+    student = CausalStudent(spec, LABELS, SETTINGS, folder)
+    student.add_adapter()
+    items = student.encode(WEIGHTED)
+    batches = LengthBatchSampler([item["length"] for item in items], spec.batch_size, spec.seed)
+    arguments = build_arguments(spec, folder, 3, len(batches))
+    trainer = StudentTrainer(student, items, batches, micro_batch_size, arguments, [])
+    trainer.train()
+    weights = {name: weight.detach() for name, weight in list_trained_weights(student.trained_module).items()}
+    return weights, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_sixteen_rows_at_once_equal_four_times_four(spec: StudentSpec, tmp_path: Path) -> None:
+    whole, losses_of_whole = fit(spec, tmp_path, 16)
+    for size in (4, 3):  # 3: the last part of a step is smaller
+        cut, losses_of_cut = fit(spec, tmp_path, size)
+        assert losses_of_cut == pytest.approx(losses_of_whole, abs=1e-5)
+        for name, weight in whole.items():
+            torch.testing.assert_close(cut[name], weight, atol=1e-5, rtol=0)
+    assert len(losses_of_whole) == 6
+    assert losses_of_whole[-1] < losses_of_whole[0]
+
+
+def test_a_logged_loss_is_the_weighted_mean_over_the_rows(spec: StudentSpec, tmp_path: Path) -> None:
+    """The first step starts from an untrained adapter, so its loss can be computed from the base alone."""
+    _, logged = fit(spec, tmp_path, 4)
+    student = CausalStudent(spec, LABELS, SETTINGS, tmp_path)
+    items = student.encode(WEIGHTED)
+    first = next(iter(LengthBatchSampler([item["length"] for item in items], spec.batch_size, spec.seed)))
+    batch = student.collate([items[row] for row in first])
+    with torch.no_grad():
+        expected = (losses.sum_parts(student.compute_loss(batch)) * batch["weight"]).mean()
+    assert logged[0] == pytest.approx(float(expected), abs=1e-5)
