@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.student import loading, losses, prompts
-from distill_dagster.student.frozen_layers import MAX_STATE_BYTES, FrozenLayers
+from distill_dagster.student.frozen_layers import FrozenLayers, compute_frozen_layers
 from distill_dagster.student.label_predictions import LabelPredictions
 from distill_dagster.student.label_trie import LabelTrie
 from distill_dagster.student.rationales import RationaleTask
@@ -43,7 +42,9 @@ class CausalModel:
         self.base = loading.load_base(spec, models_folder, "AutoModelForCausalLM", dtype)
         self.model: Any = self.base.model
         self.tokenizer = self.base.tokenizer
-        self.end = prompts.get_end_token_id(self.tokenizer)
+        generation = getattr(self.model, "generation_config", None)
+        self.renderer = prompts.make_renderer(spec, settings, self.tokenizer, generation)
+        self.end = self.renderer.end
         self.frozen: FrozenLayers | None = None
 
     def add_adapter(self) -> None:
@@ -90,14 +91,17 @@ class CausalModel:
             mask[row, width - len(sequence) :] = 1
         return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
-    def encode_written(self, prompt: StudentPrompt, mark: str, text: str) -> tuple[list[int], int]:
-        """Token ids of a prompt that ends with a mark and of the text that follows, and how many tokens to learn.
+    def encode_written(self, prompt: StudentPrompt, mark: str, text: str) -> dict[str, Any]:
+        """Token ids of a prompt that asks with a mark and of the text that follows, and how many tokens to learn.
 
-        A text longer than `answer_tokens` is cut. Then it has no end token to learn.
+        A text longer than `answer_tokens` is cut. Then it has no end token to learn. `prompt_cut` and `target_cut` say
+        what is cut, `no_target` that there is no text.
         """
-        [start] = prompts.encode_prompts(self.tokenizer, [prompt], self.settings, self.spec.max_tokens, cue=f"\n{mark}")
-        target = [*prompts.encode_answer(self.tokenizer, text, f"\n{mark}"), self.end][: self.spec.answer_tokens]
-        return start + target, len(target)
+        [start] = self.renderer.encode_prompts([prompt], f"\n{mark}")
+        target = self.renderer.encode_answer(text, f"\n{mark}") if text.strip() else []
+        learned = [*target, self.end][: self.spec.answer_tokens]
+        cut = {"prompt_cut": start.is_cut, "target_cut": len(learned) <= len(target), "no_target": not target}
+        return {"ids": start.ids + learned, "target": len(learned), **cut}
 
     def collate_written(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Inputs of sequences that end with `target` tokens to learn, padded on the left, and `answers`.
@@ -139,47 +143,10 @@ class CausalModel:
         if self.device.type == "cpu" and longest <= MAX_EAGER_TOKENS:
             self.base.model.set_attn_implementation("eager")
 
-    def reuse_frozen_layers(self, sequences: list[list[int]], batch_size: int = 32) -> None:
-        """Run the layers below the adapter once for these token sequences. Training reuses their outputs.
-
-        Without frozen layers, or if the outputs take more than `MAX_STATE_BYTES`, nothing is kept. Then every step
-        computes all layers. The same holds for a model that needs more of its lower layers than their last output.
-        """
-        import torch
-
-        frozen = FrozenLayers(self.model)
-        unique = sorted({tuple(ids) for ids in sequences}, key=lambda ids: (len(ids), ids))
-        size = self.model.config.get_text_config().hidden_size * self.model.dtype.itemsize * sum(map(len, unique))
-        if not frozen.layers or size > MAX_STATE_BYTES:
-            return
-        with self._evaluate(), torch.no_grad():
-            for start in range(0, len(unique), batch_size):
-                part = unique[start : start + batch_size]
-                inputs = {name: value.to(self.device) for name, value in self._pad(part).items()} | {"use_cache": False}
-                states = frozen.compute_states(partial(self._compute_hidden, **inputs))
-                if start == 0 and not self._is_equal_without(frozen, states, inputs):
-                    return
-                frozen.add_states(part, states)
-        self.frozen = frozen
-
-    def _is_equal_without(self, frozen: FrozenLayers, states: torch.Tensor, inputs: dict[str, Any]) -> bool:
-        import torch
-
-        whole = self._compute_hidden(**inputs).last_hidden_state
-        with frozen.skip(states):
-            upper = self._compute_hidden(**inputs).last_hidden_state
-        real = inputs["attention_mask"].bool()
-        return torch.allclose(whole[real], upper[real], rtol=1e-2, atol=1e-3)
-
-    @contextmanager
-    def _evaluate(self) -> Iterator[None]:
-        """Turn off dropout within the block."""
-        is_training = self.model.training
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train(is_training)
+    def reuse_frozen_layers(self, sequences: list[list[int]]) -> None:
+        """Run the layers below the trained weights once for these token sequences. Training reuses their outputs."""
+        forward = partial(self._compute_hidden, use_cache=False)
+        self.frozen = compute_frozen_layers(self.model, sequences, self._pad, forward)
 
     def _compute_hidden(self, states: torch.Tensor | None = None, **inputs: Any) -> Any:
         """Output of the model below the language head. Logits are expensive, so they are computed only where needed.
@@ -224,21 +191,21 @@ class CausalStudent(LabelPredictions, CausalModel):
         """As `CausalModel`."""
         super().__init__(spec, settings, models_folder, dtype)
         self.labels = [label.name for label in labels]
-        objective = spec.resolve_objective(True, settings.reasoning)
-        self.soft_weight, self.temperature = losses.get_soft_settings(objective)
-        self.rationales = RationaleTask.from_objective(self, objective)
-        self.trie = LabelTrie([prompts.encode_answer(self.tokenizer, label) for label in self.labels], self.end)
+        self.objective = spec.resolve_objective(True, settings.reasoning)
+        self.soft_weight, self.temperature = losses.get_soft_settings(self.objective)
+        self.rationales = RationaleTask.from_objective(self, self.objective)
+        self.trie = LabelTrie([self.renderer.encode_answer(label) for label in self.labels], self.end)
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
         """Build model inputs: the prompt, then the row's label without the end token. `length` is in tokens."""
-        asked = [row.prompt for row in rows]
-        starts = prompts.encode_prompts(self.tokenizer, asked, self.settings, self.spec.max_tokens)
+        starts = self.renderer.encode_prompts([row.prompt for row in rows])
         soft = losses.build_soft_targets(rows, self.labels, self.temperature)
         items = []
         for row, start, target in zip(rows, starts, soft, strict=True):
             label = self.labels.index(row.answer_label)
-            ids = start + list(self.trie.paths[label][:-1])
-            items.append({"ids": ids, "length": len(ids), "label": label, "soft": target, "weight": row.weight})
+            ids = start.ids + list(self.trie.paths[label][:-1])
+            item = {"ids": ids, "length": len(ids), "label": label, "soft": target, "weight": row.weight}
+            items.append(item | {"target": len(self.trie.paths[label]), "prompt_cut": start.is_cut})
         if self.rationales is not None:
             self.rationales.add_targets(items, rows)
         return items
@@ -248,8 +215,7 @@ class CausalStudent(LabelPredictions, CausalModel):
         sequences = [item["ids"] for item in items]
         sequences += self.rationales.list_sequences(items) if self.rationales is not None else []
         if validation and self.trie.has_one_choice:  # otherwise validation needs the keys and values of all layers
-            asked = [row.prompt for row in validation]
-            sequences += prompts.encode_prompts(self.tokenizer, asked, self.settings, self.spec.max_tokens)
+            sequences += [one.ids for one in self.renderer.encode_prompts([row.prompt for row in validation])]
         return sequences
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -320,7 +286,7 @@ class CausalStudent(LabelPredictions, CausalModel):
         """
         import torch
 
-        sequences = prompts.encode_prompts(self.tokenizer, asked, self.settings, self.spec.max_tokens)
+        sequences = [one.ids for one in self.renderer.encode_prompts(asked)]
         needs_cache = not self.trie.has_one_choice
         built = self._pad(sequences) if needs_cache else self._build_inputs(sequences)
         inputs = {name: value.to(self.device) for name, value in built.items()}

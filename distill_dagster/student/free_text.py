@@ -4,8 +4,9 @@
     Reasoning: She has 3 + 4 = 7 pens.
     Answer: 7<end of text>
 
-The prompt includes the first mark ("Reasoning:" or "Answer:"), so the untrained base gets the same prompt. Only the
-tokens after the prompt count for the loss.
+A plain prompt includes the first mark ("Reasoning:" or "Answer:"), so the untrained base gets the same prompt. In a
+chat the student writes "Reasoning:" itself, and an answer without reasoning has no mark. Only the tokens after the
+prompt count for the loss.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
-from distill_dagster.student import losses, prompts
+from distill_dagster.student import losses
 from distill_dagster.student.causal import CausalModel
+from distill_dagster.student.prompts import ANSWER_CUE, REASONING_CUE
 from distill_dagster.student.rationales import RationaleTask
 from distill_dagster.student.types import Prediction, StudentPrompt, TaskSettings, TrainRow
 
@@ -42,9 +44,9 @@ class FreeTextStudent(CausalModel):
         """As `CausalModel`. Labels, if the task has any, are written like any other text."""
         super().__init__(spec, settings, models_folder, dtype)
         self.labels = []
-        objective = spec.resolve_objective(bool(labels), settings.reasoning)
-        self.writes_reasoning = objective.kind == "reasoning"
-        self.rationales = RationaleTask.from_objective(self, objective)
+        self.objective = spec.resolve_objective(bool(labels), settings.reasoning)
+        self.writes_reasoning = self.objective.kind == "reasoning"
+        self.rationales = RationaleTask.from_objective(self, self.objective)
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
         """Build model inputs: the prompt and then `target` tokens to learn. `length` is in tokens."""
@@ -52,14 +54,11 @@ class FreeTextStudent(CausalModel):
         for row in rows:
             text = row.target or row.answer_label
             mark = REASONING_MARK if text.startswith(REASONING_MARK) else ANSWER_MARK
-            ids, target = self.encode_written(row.prompt, mark, text.removeprefix(mark).strip())
-            items.append({"ids": ids, "length": len(ids), "target": target, "weight": row.weight})
+            item = self.encode_written(row.prompt, mark, text.removeprefix(mark).strip())
+            items.append(item | {"length": len(item["ids"]), "weight": row.weight})
         if self.rationales is not None:
             self.rationales.add_targets(items, rows)
         return items
-
-    def _encode_prompts(self, asked: Sequence[StudentPrompt], mark: str) -> list[list[int]]:
-        return prompts.encode_prompts(self.tokenizer, asked, self.settings, self.spec.max_tokens, f"\n{mark}")
 
     def list_sequences(self, items: list[dict[str, Any]], validation: list[TrainRow]) -> list[list[int]]:
         """The token sequences that training and validation run through the model in every epoch."""
@@ -97,7 +96,7 @@ class FreeTextStudent(CausalModel):
         return {"loss": round(total / len(rows), 6)}
 
     def predict_batch(self, asked: Sequence[StudentPrompt]) -> list[Prediction]:
-        """Return one prediction per prompt, in order. The raw text begins with the mark at the end of the prompt."""
+        """Return one prediction per prompt, in order. With plain prompts the raw text begins with the prompt's mark."""
         return [Prediction(text, {}, text) for text in self._generate(asked)]
 
     def get_saved_settings(self) -> dict[str, Any]:
@@ -107,8 +106,8 @@ class FreeTextStudent(CausalModel):
     def _generate(self, asked: Sequence[StudentPrompt]) -> list[str]:
         import torch
 
-        mark = REASONING_MARK if self.writes_reasoning else ANSWER_MARK
-        padded = self._pad(self._encode_prompts(asked, mark))
+        cue = REASONING_CUE if self.writes_reasoning else ANSWER_CUE
+        padded = self._pad([one.ids for one in self.renderer.encode_prompts(asked, cue)])
         width = padded["input_ids"].shape[1]
         with torch.inference_mode():
             out = self.model.generate(
@@ -117,8 +116,6 @@ class FreeTextStudent(CausalModel):
                 max_new_tokens=self.spec.answer_tokens,
                 do_sample=False,  # greedy
                 pad_token_id=self.end,
-                eos_token_id=self.end,
+                eos_token_id=self.renderer.stops,
             )
-        return [
-            f"{mark} {text.strip()}" for text in self.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-        ]
+        return [self.renderer.decode_answer(ids, cue) for ids in out[:, width:].tolist()]

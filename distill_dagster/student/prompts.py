@@ -1,63 +1,158 @@
-"""The prompt of a causal student: one template, used in training and in prediction.
+"""The prompt of a causal student in token ids: one renderer for training, prediction, export and serving.
+
+`plain` is for models without a chat template. It has no instructions and no examples: a student learns the task from
+its rows, and every token costs latency.
 
     Ticket: My app closes when I open a photo.
     Category: crash<end of text>
 
-The prompt has no instructions and no examples. A student learns the task from its rows, and every token costs latency.
-If the prompt is too long, the text is cut, never the template.
+`chat` (`chat_prompts.py`) is the base's own chat template, with the task's instructions as system text.
+
+If a prompt is too long, its text is cut, never the template and never the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
+from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
 from distill_dagster.student.types import StudentPrompt, TaskSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from distill_dagster.config import StudentSpec
+
 LABEL_CUE = "\nCategory:"
-"""The end of a prompt that asks for a label."""
+"""The end of a plain prompt that asks for a label."""
+ANSWER_CUE, REASONING_CUE = f"\n{ANSWER_MARK}", f"\n{REASONING_MARK}"
+"""The end of a plain prompt that asks for a written answer, or for reasoning with the answer below it."""
 
 
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[StudentPrompt],
-    settings: TaskSettings,
-    max_tokens: int,
-    cue: str = LABEL_CUE,
-) -> list[list[int]]:
-    """Token ids of the prompts, each at most `max_tokens` long. The answer follows directly."""
-    cue_ids = _encode_text(tokenizer, cue)
-    start = _get_start_token_ids(tokenizer)
-    bodies = tokenizer([f"{settings.item}: {prompt.text.strip()}" for prompt in asked], add_special_tokens=False)[
-        "input_ids"
-    ]
-    room = max(1, max_tokens - len(cue_ids) - len(start))
-    return [start + body[:room] + cue_ids for body in bodies]
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids of a prompt. `is_cut` says that text was left out, so that the prompt fits `max_tokens`."""
+
+    ids: list[int]
+    is_cut: bool = False
 
 
-def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str, cue: str = LABEL_CUE) -> list[int]:
-    """Token ids of a label or any other answer after the prompt, without the end token.
+class PromptRenderer(ABC):
+    """Renders what a student is asked, and what it answers, to token ids.
 
-    They are cut from the tokens of cue and answer together, since some tokenizers encode the first word differently.
+    `end` is the token that ends every answer. A student learns to write it. `stops` are all tokens at which a student
+    stops writing: `end`, and those that the base ends a text with.
     """
-    cue_ids, both = _encode_text(tokenizer, cue), _encode_text(tokenizer, f"{cue} {answer}")
-    return both[len(cue_ids) :] if both[: len(cue_ids)] == cue_ids else _encode_text(tokenizer, f" {answer}")
+
+    style: Literal["chat", "plain"]
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, max_tokens: int, end: int, ends: Iterable[int]
+    ) -> None:
+        self.tokenizer, self.settings, self.max_tokens = tokenizer, settings, max_tokens
+        self.end = end
+        self.stops = sorted({end, *ends})
+
+    @abstractmethod
+    def encode_prompts(self, asked: Sequence[StudentPrompt], cue: str = LABEL_CUE) -> list[EncodedPrompt]:
+        """Encode prompts, each at most `max_tokens` long. The answer follows directly.
+
+        Args:
+            cue: what is asked for: `LABEL_CUE`, `ANSWER_CUE` or `REASONING_CUE`.
+        """
+
+    @abstractmethod
+    def encode_answer(self, answer: str, cue: str = LABEL_CUE) -> list[int]:
+        """Token ids of an answer after a prompt with this cue, without the end token."""
+
+    @abstractmethod
+    def decode_answer(self, ids: Sequence[int], cue: str) -> str:
+        """The text that a student wrote after a prompt with this cue, as `kinds.read_answer` expects it.
+
+        Args:
+            ids: the tokens after the prompt. Those from the first stop token on are left out.
+        """
+
+    def _encode_text(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode_after(self, before: str, text: str) -> list[int] | None:
+        """Token ids of a text as they are after another one. None if a token would cover the end of the other.
+
+        They are cut from the tokens of both together: some tokenizers encode the first word of a text differently.
+        """
+        first, both = self._encode_text(before), self._encode_text(before + text)
+        return both[len(first) :] if both[: len(first)] == first else None
+
+    def _cut_at_stop(self, ids: Sequence[int]) -> list[int]:
+        ends = (place for place, token in enumerate(ids) if token in self.stops)
+        return list(ids[: next(ends, len(ids))])
+
+
+class PlainRenderer(PromptRenderer):
+    """Renders `Ticket: text` and a cue. A conversation becomes one text, with the role before each turn."""
+
+    style = "plain"
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, max_tokens: int, ends: Iterable[int] = ()
+    ) -> None:
+        """`ends` are the tokens that the base ends a text with, next to that of the tokenizer."""
+        super().__init__(tokenizer, settings, max_tokens, get_end_token_id(tokenizer), ends)
+
+    def encode_prompts(self, asked: Sequence[StudentPrompt], cue: str = LABEL_CUE) -> list[EncodedPrompt]:
+        """As `PromptRenderer`. A text that is too long is cut at its end."""
+        if not asked:
+            return []
+        cue_ids, start = self._encode_text(cue), self._get_start_token_ids()
+        texts = [f"{self.settings.item}: {prompt.text.strip()}" for prompt in asked]
+        bodies = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        room = max(1, self.max_tokens - len(cue_ids) - len(start))
+        return [EncodedPrompt(start + body[:room] + cue_ids, len(body) > room) for body in bodies]
+
+    def encode_answer(self, answer: str, cue: str = LABEL_CUE) -> list[int]:
+        """As `PromptRenderer`. The mark that the cue ends with is part of the prompt, not of the answer."""
+        text = answer.removeprefix(cue.strip()).strip()
+        ids = self._encode_after(cue, f" {text}")
+        return ids if ids is not None else self._encode_text(f" {text}")
+
+    def decode_answer(self, ids: Sequence[int], cue: str) -> str:
+        """As `PromptRenderer`. The text begins with the mark at the end of the prompt."""
+        text = self.tokenizer.decode(self._cut_at_stop(ids), skip_special_tokens=True)
+        return f"{cue.strip()} {text.strip()}"
+
+    def _get_start_token_ids(self) -> list[int]:
+        """The beginning-of-text token, for tokenizers that add one."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
 
 
 def get_end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the token that ends an answer."""
+    """The id of the token that ends a text."""
     value = tokenizer.eos_token_id
     return int(value if value is not None else tokenizer.pad_token_id)
 
 
-def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def make_renderer(
+    spec: StudentSpec, settings: TaskSettings, tokenizer: PreTrainedTokenizerBase, generation: Any = None
+) -> PromptRenderer:
+    """The renderer of a student: what `prompt` says, and for `auto` chat if the tokenizer has a chat template.
 
+    A chat template of the tokenizer is pinned (see `ChatRenderer`), so save the tokenizer after this.
 
-def _get_start_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-text token, for tokenizers that add one."""
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+    Args:
+        generation: the generation settings of the base, for the tokens that it ends a text with.
+
+    Raises:
+        DistillError: `prompt: chat` without a chat template, or one that cannot be trained on.
+    """
+    from distill_dagster.student.chat_prompts import ChatRenderer
+
+    ends = getattr(generation, "eos_token_id", None)
+    listed = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if spec.prompt == "plain" or (spec.prompt == "auto" and not tokenizer.chat_template):
+        return PlainRenderer(tokenizer, settings, spec.max_tokens, listed)
+    return ChatRenderer(tokenizer, settings, spec.max_tokens, listed, spec.model)

@@ -10,12 +10,15 @@ Step-by-Step!". Prediction asks for the answer only, so it costs what the object
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from distill_dagster.core.errors import DistillError
 from distill_dagster.kinds.base import REASONING_MARK
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
     from distill_dagster.config.objective import MultitaskObjectiveSpec, Objective
     from distill_dagster.student.causal import CausalModel
@@ -40,9 +43,8 @@ class RationaleTask:
         """Add the reasoning of each row to its item as `rationale`. A row without reasoning teaches the answer only."""
         for item, row in zip(items, rows, strict=True):
             if row.reasoning:
-                ids, target = self.student.encode_written(row.prompt, REASONING_MARK, row.reasoning.strip())
-                item["rationale"] = {"ids": ids, "target": target}
-                item["length"] += len(ids)
+                item["rationale"] = self.student.encode_written(row.prompt, REASONING_MARK, row.reasoning.strip())
+                item["length"] += len(item["rationale"]["ids"])
 
     def list_sequences(self, items: list[dict[str, Any]]) -> list[list[int]]:
         """The token sequences that this task runs through the model in every epoch."""
@@ -67,3 +69,32 @@ class RationaleTask:
         if own:
             total = total.index_add(0, own["rows"], self.weight * self.student.compute_written_loss(own))
         return {"rationale": total}
+
+
+def leave_out_long_reasoning(
+    objective: Objective, tokenizer: PreTrainedTokenizerBase, rows: list[TrainRow]
+) -> tuple[list[TrainRow], int]:
+    """The rows without reasoning that is longer than `max_reasoning_tokens`, and how many rows had such.
+
+    With the objective `reasoning` the whole row is left out, since a text that is cut teaches to stop in the middle.
+    With `multitask` the row still teaches its answer.
+
+    Raises:
+        DistillError: the reasoning of every row is longer.
+    """
+    most = getattr(objective, "max_reasoning_tokens", None)
+    if most is None:
+        return rows, 0
+    lengths = [len(tokenizer(row.reasoning or "", add_special_tokens=False)["input_ids"]) for row in rows]
+    if objective.kind == "multitask":
+        kept = [
+            replace(row, reasoning=None) if length > most else row for row, length in zip(rows, lengths, strict=True)
+        ]
+    else:
+        kept = [row for row, length in zip(rows, lengths, strict=True) if length <= most]
+    if rows and not kept:
+        raise DistillError(
+            f"The reasoning of every row is longer than {most} tokens; the shortest has {min(lengths)}. "
+            f"Raise `objective.max_reasoning_tokens`."
+        )
+    return kept, sum(length > most for length in lengths)

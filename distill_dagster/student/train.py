@@ -21,6 +21,7 @@ from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.checkpoints import Checkpoints, compute_training_key
 from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.free_text import FreeTextStudent
+from distill_dagster.student.memory import check_model_fits, choose_micro_batches
 from distill_dagster.student.phases.run import run_phases
 from distill_dagster.student.phases.trl_trainer import require_trl
 from distill_dagster.student.rationales import leave_out_long_reasoning
@@ -90,13 +91,15 @@ def train_adapter(
         on_validation: gets the scores after each epoch. An exception that it raises ends the training.
 
     Raises:
-        DistillError: there are no rows, a row's answer is not a label, or `then` needs a package that is not installed.
+        DistillError: there are no rows, a row's answer is not a label, `then` needs a package that is not installed, or
+            the training does not fit in memory.
         ModelError: the base cannot be found or loaded.
     """
     names = [label.name for label in labels]
     _check_rows(rows, validation, names)
     if spec.then:
         require_trl()
+    check_model_fits(spec, models_folder)
     dtype = loading.get_training_dtype(spec)
     student = choose_student_class(spec, labels)(spec, labels, settings, models_folder, dtype)
     log = TrainingLog(epochs=epochs or spec.epochs, method=spec.method, objective=student.objective.model_dump())
@@ -174,7 +177,12 @@ def _fit(
         watcher = TrainingWatcher(log, validation, best, len(batches), save_every, what, on_validation)
         folder = saved.folder if saved is not None else Path(scratch)
         arguments = build_arguments(spec, folder, log.epochs, len(batches))
-        trainer = watcher.trainer = StudentTrainer(student, items, batches, spec.batch_size, arguments, [watcher])
+        if not isinstance(student, EncoderStudent):
+            student.choose_attention(max(item["length"] for item in items))
+        student.reuse_frozen_layers(student.list_sequences(items, validation))
+        log.reused_layers = len(student.frozen.layers) if student.frozen is not None else 0
+        micro_batches = choose_micro_batches(student, items, arguments.world_size)
+        trainer = watcher.trainer = StudentTrainer(student, items, batches, micro_batches, arguments, [watcher])
         checkpoint = saved.find_latest() if saved is not None else None
         if checkpoint is not None:
             watcher.resume(checkpoint)
@@ -182,10 +190,6 @@ def _fit(
             watcher.validate(0)  # a new adapter changes nothing, so this is the linear probe
         if isinstance(student, EncoderStudent):
             student.start_fine_tuning()
-        else:
-            student.choose_attention(max(item["length"] for item in items))
-        student.reuse_frozen_layers(student.list_sequences(items, validation))
-        log.reused_layers = len(student.frozen.layers) if student.frozen is not None else 0
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if best is not None:
         best.restore()

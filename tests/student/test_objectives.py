@@ -1,0 +1,147 @@
+"""What students learn with each objective. Models are tiny, with random weights."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill_dagster.config import LabelSpec, StudentSpec
+from distill_dagster.core.errors import DistillError
+from distill_dagster.student.loading import find_trained_base
+from distill_dagster.student.predict import load_predictor
+from distill_dagster.student.train import choose_student_class, train_adapter
+from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainingLog, TrainRow
+from tests.support.tiny_model import write_tiny_model
+
+SETTINGS = TaskSettings(item="Word", reasoning=True)
+LABELS = [LabelSpec(name=name, description=name) for name in "abcd"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def make_spec(model: Path, objective: Any, **settings: Any) -> StudentSpec:
+    values = {"epochs": 60, "batch_size": 16, "learning_rate": 3e-3, "patience": None, "answer_tokens": 24}
+    return StudentSpec(
+        model=str(model),
+        architecture="causal_lm",
+        method="full",
+        prompt="plain",
+        objective=objective,
+        **values | settings,
+    )
+
+
+def make_rows() -> list[TrainRow]:
+    """Words of three letters. The answer is the last letter, the reasoning the word backwards."""
+    words = ["".join(letters) for letters in itertools.product("abcd", repeat=3)]
+    random.Random(0).shuffle(words)
+    return [
+        TrainRow(word, StudentPrompt.from_text(word), word[-1], target=word[-1], reasoning=f"{word[::-1]}.")
+        for word in words
+    ]
+
+
+ROWS = make_rows()
+TRAIN, HELD = ROWS[:48], ROWS[48:]
+
+
+def share_right(spec: StudentSpec, labels: list[LabelSpec], out: Path, rows: list[TrainRow]) -> float:
+    found = load_predictor(spec, labels, SETTINGS, out, out).predict([row.prompt for row in rows])
+    texts = [one.label.removeprefix("Answer:").strip() for one in found]
+    return sum(text == row.answer_label for text, row in zip(texts, rows, strict=True)) / len(rows)
+
+
+def write_rationales(spec: StudentSpec, labels: list[LabelSpec], out: Path, rows: list[TrainRow]) -> list[str]:
+    """What a student writes behind the prompt of the second task."""
+    student = choose_student_class(spec, labels)(find_trained_base(spec, out), labels, SETTINGS, out)
+    texts = []
+    for row in rows:
+        item = student.encode_written(row.prompt, "Reasoning:", row.reasoning or "")
+        start = torch.tensor([item["ids"][: -item["target"]]])
+        written = student.model.generate(input_ids=start, max_new_tokens=12, do_sample=False, eos_token_id=student.end)
+        texts.append(student.tokenizer.decode(written[0, start.shape[1] :], skip_special_tokens=True).strip())
+    return texts
+
+
+@pytest.mark.parametrize("labels", [LABELS, []], ids=["labels", "written answers"])
+def test_multitask_learns_the_answer_and_the_reasoning(labels: list[LabelSpec], tiny: Path, tmp_path: Path) -> None:
+    """Both tasks are learned for words that were not taught, and one without reasoning teaches its answer."""
+    spec = make_spec(tiny, {"kind": "multitask"})
+    rows = [replace(TRAIN[0], reasoning=None), *TRAIN[1:]]
+    log = train_adapter(spec, labels, SETTINGS, rows, [], tmp_path, tmp_path)
+    assert set(log.loss_parts) == {"answer", "rationale"}
+    for part in log.loss_parts.values():
+        assert part[-1][1] < part[0][1] / 4
+    assert share_right(spec, labels, tmp_path, HELD) >= 0.8
+    written = write_rationales(spec, labels, tmp_path, HELD)
+    right = sum(text == row.reasoning for text, row in zip(written, HELD, strict=True))
+    assert right >= 0.8 * len(HELD)
+
+
+@pytest.mark.parametrize("labels", [LABELS, []], ids=["labels", "written answers"])
+def test_multitask_adds_the_weighted_loss_of_the_reasoning(labels: list[LabelSpec], tiny: Path, tmp_path: Path) -> None:
+    def compute(objective: Any, rows: list[TrainRow]) -> dict[str, list[float]]:
+        spec = make_spec(tiny, objective)
+        student = choose_student_class(spec, labels)(spec, labels, SETTINGS, tmp_path)
+        with torch.no_grad():
+            parts = student.compute_loss(student.collate(student.encode(rows)))
+        return {name: part.tolist() for name, part in parts.items()}
+
+    mixed = [TRAIN[0], replace(TRAIN[1], reasoning=None), TRAIN[2]]
+    both = compute({"kind": "multitask", "rationale_weight": 0.25}, mixed)
+    assert both["answer"] == pytest.approx(compute("answer", mixed)["answer"], abs=1e-5)
+    assert both["rationale"][1] == 0
+    alone = [replace(row, target=f"Reasoning: {row.reasoning}") for row in mixed]
+    spec = make_spec(tiny, "answer")
+    writer = choose_student_class(spec, [])(spec, [], SETTINGS, tmp_path)
+    with torch.no_grad():
+        written = writer.compute_loss(writer.collate(writer.encode(alone)))["answer"].tolist()
+    for place in (0, 2):
+        assert both["rationale"][place] == pytest.approx(0.25 * written[place], abs=1e-5)
+
+
+@pytest.mark.parametrize("labels", [LABELS, []], ids=["labels", "written answers"])
+def test_multitask_asks_for_the_answer_as_answer_does(labels: list[LabelSpec], tiny: Path, tmp_path: Path) -> None:
+    """So a prediction costs the same: equal prompts, and no reasoning is written."""
+    found = []
+    for objective in ("answer", "multitask"):
+        spec = make_spec(tiny, objective)
+        student = choose_student_class(spec, labels)(spec, labels, SETTINGS, tmp_path)
+        found.append((type(student), student.predict_batch([row.prompt for row in HELD[:4]])))
+    assert found[0] == found[1]
+    assert not any("Reasoning" in one.raw_text for one in found[1][1])
+
+
+def test_long_reasoning_is_not_learned(tiny: Path, tmp_path: Path) -> None:
+    """`reasoning` leaves the row out; `multitask` still learns its answer. A token of this model is a character."""
+    rows = [
+        TrainRow(
+            str(n), StudentPrompt.from_text("a"), "b", target=f"Reasoning: {'x' * n}\nAnswer: b", reasoning="x" * n
+        )
+        for n in (3, 5, 6)
+    ]
+
+    def train(objective: dict[str, Any]) -> TrainingLog:
+        spec = make_spec(tiny, objective | {"max_reasoning_tokens": 5}, epochs=1)
+        return train_adapter(spec, [], SETTINGS, rows, rows[:1], tmp_path / objective["kind"], tmp_path)
+
+    thinks, both = train({"kind": "reasoning"}), train({"kind": "multitask"})
+    assert (thinks.rows, thinks.long_reasoning) == (2, 1)
+    assert (both.rows, both.long_reasoning) == (3, 1)
+    spec = make_spec(tiny, {"kind": "reasoning", "max_reasoning_tokens": 2})
+    with pytest.raises(DistillError, match=r"longer than 2 tokens; the shortest has 3"):
+        train_adapter(spec, [], SETTINGS, rows, [], tmp_path / "none", tmp_path)
+
+
+def test_an_objective_is_in_the_training_log(tiny: Path, tmp_path: Path) -> None:
+    log = train_adapter(make_spec(tiny, None, epochs=1), LABELS, SETTINGS, TRAIN[:4], [], tmp_path, tmp_path)
+    assert log.objective == {"kind": "soft_label", "weight": 0.5, "temperature": 1.0}
