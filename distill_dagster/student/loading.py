@@ -70,6 +70,16 @@ def get_training_dtype(spec: StudentSpec) -> str | None:
     return "float32" if spec.method == "full" else None
 
 
+def check_training_dtype(spec: StudentSpec) -> None:
+    """Check that this machine can train in the spec's number format.
+
+    Raises:
+        DistillError: float16 without a GPU. There the loss has to be scaled, which only a GPU does.
+    """
+    if spec.dtype == "float16" and choose_device() == "cpu":
+        raise DistillError("`dtype: float16` trains on a GPU only, and this machine has none. Use `dtype: auto`.")
+
+
 @contextmanager
 def compute_in_spec_dtype(spec: StudentSpec) -> Iterator[None]:
     """Compute in the spec's number format within the block, also where all weights are trained in float32."""
@@ -125,7 +135,7 @@ def _build_nf4_options(dtype: Any) -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32 if on_cpu else dtype,
     )
-    return {"quantization_config": config, "device_map": "cpu" if on_cpu else {"": 0}}
+    return {"quantization_config": config, "device_map": "cpu" if on_cpu else {"": torch.cuda.current_device()}}
 
 
 def make_trainable(model: Any, spec: StudentSpec, task_type: str, exclude: str | None = None) -> Any:
