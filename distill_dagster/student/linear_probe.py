@@ -5,7 +5,9 @@ Out-of-Distribution"): a head that fits the features before fine-tuning keeps fi
 
 The penalty pulls the weights to anchors, the embeddings of the label descriptions, and not to zero. So with few rows
 the probe is near the base, which predicts the label with the nearest description, and a label without rows can still
-be predicted. scikit-learn's LogisticRegression has neither soft targets nor such anchors, hence SciPy's L-BFGS-B.
+be predicted. Many rows know more than the descriptions: then anchors of a quarter of the length fit better. The loss on
+other rows chooses both, penalty and length. scikit-learn's LogisticRegression has neither soft targets nor such
+anchors, hence SciPy's L-BFGS-B.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ COSINE_TEMPERATURE = 0.05
 """Cosines of sentence embeddings are close to each other. Divided by this, they give a useful softmax."""
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Penalties to choose from, the strongest first, so that each fit starts near its solution."""
+ANCHOR_SCALES = (1.0, 0.25)
+"""Lengths of the anchors to choose from, as multiples of the embeddings of the descriptions."""
 START_FACTOR = 10.0
 """A head that fits the training rows as well as it can leaves fine-tuning nothing to learn from them. So fine-tuning
 starts from a stronger penalty than the best one."""
@@ -43,12 +47,13 @@ MOST_ROWS = 50_000
 class LinearHead:
     """Logits are vectors @ weight.T + bias. `weight` is (labels, dimensions), `bias` (labels,).
 
-    `penalty` is the one that was chosen, if the head was fitted.
+    `penalty` and `anchor_scale` are those that were chosen, if the head was fitted.
     """
 
     weight: Floats
     bias: Floats
     penalty: float | None = None
+    anchor_scale: float = 1.0
 
     def compute_logits(self, vectors: Floats) -> Floats:
         """Logits of embeddings, shape (rows, labels)."""
@@ -95,13 +100,17 @@ def build_probe_rows(rows: list[TrainRow], vectors: Floats, labels: list[str], s
 
 
 def fit_linear_probe(
-    rows: ProbeRows, anchors: Floats, held_out: ProbeRows | None = None, penalties: Sequence[float] = PENALTIES
+    rows: ProbeRows,
+    anchors: Floats,
+    held_out: ProbeRows | None = None,
+    penalties: Sequence[float] = PENALTIES,
+    scales: Sequence[float] = ANCHOR_SCALES,
 ) -> LinearHead:
-    """Fit a linear probe. Of several penalties, keep the one with the lowest loss on rows that were not fitted.
+    """Fit a linear probe. Keep the penalty and the length of the anchors with the lowest loss on rows not fitted.
 
-    Those are `held_out` or, without them, each fifth of the rows in turn (cross-validation). A penalty multiplies half
-    the squared distance from the anchors, against the sum of the rows' losses; weights are scaled to a mean of 1. The
-    same input gives the same result: nothing is random.
+    Those rows are `held_out` or, without them, each fifth of the rows in turn (cross-validation). A penalty multiplies
+    half the squared distance from the anchors, against the sum of the rows' losses; weights are scaled to a mean of 1.
+    The same input gives the same result: nothing is random.
 
     Args:
         anchors: embeddings of the label descriptions, (labels, dimensions).
@@ -109,23 +118,28 @@ def fit_linear_probe(
     """
     import numpy as np
 
-    start = anchors.astype(np.float64) / COSINE_TEMPERATURE
     weights = rows.weights.astype(np.float64)
     rows = ProbeRows(rows.vectors, rows.targets, weights / (weights.mean() or 1.0))
     held = [(rows, held_out)] if held_out is not None else list(_split_folds(rows))
-    best, least, chosen = LinearHead(start, np.zeros(len(start))), float("inf"), 0
-    for number, heads in enumerate(zip(*(_fit_path(fit, start, penalties) for fit, _ in held), strict=True)):
-        loss = sum(compute_mean_loss(head, test) for head, (_, test) in zip(heads, held, strict=True))
-        if loss >= least:
-            break  # the loss falls, then rises; weaker penalties also take the most steps
-        best, least, chosen = heads[0], loss, number
-    return best if held_out is not None else [*_fit_path(rows, start, penalties[: chosen + 1])][chosen]
+    best, least, chosen = LinearHead(anchors / COSINE_TEMPERATURE, np.zeros(len(anchors))), float("inf"), 0
+    for scale in scales:
+        lowest = float("inf")
+        paths = [_fit_path(fit, anchors, penalties, scale) for fit, _ in held]
+        for number, heads in enumerate(zip(*paths, strict=True)):
+            loss = sum(compute_mean_loss(head, test) for head, (_, test) in zip(heads, held, strict=True))
+            if loss >= lowest:
+                break  # the loss falls, then rises; weaker penalties also take the most steps
+            lowest = loss
+            if loss < least:
+                best, least, chosen = heads[0], loss, number
+    if held_out is not None:
+        return best
+    return [*_fit_path(rows, anchors, penalties[: chosen + 1], best.anchor_scale)][chosen]
 
 
 def fit_start_head(rows: ProbeRows, anchors: Floats, probe: LinearHead) -> LinearHead:
     """Fit the head that fine-tuning starts from: a linear probe with `START_FACTOR` times the penalty of `probe`."""
-    penalty = START_FACTOR * (probe.penalty or 0.0)
-    return fit_linear_probe(rows, anchors, rows, [penalty])
+    return fit_linear_probe(rows, anchors, rows, [START_FACTOR * (probe.penalty or 0.0)], [probe.anchor_scale])
 
 
 def compute_mean_loss(head: LinearHead, rows: ProbeRows) -> float:
@@ -147,12 +161,13 @@ def _split_folds(rows: ProbeRows) -> Iterator[tuple[ProbeRows, ProbeRows]]:
         yield rows.take(fold != number), rows.take(fold == number)
 
 
-def _fit_path(rows: ProbeRows, start: Floats, penalties: Sequence[float]) -> Iterator[LinearHead]:
-    """Fit with each penalty. Each fit starts from the one before."""
+def _fit_path(rows: ProbeRows, anchors: Floats, penalties: Sequence[float], scale: float) -> Iterator[LinearHead]:
+    """Fit with each penalty. Each fit starts from the one before, the first from the anchors."""
     import numpy as np
     from scipy.optimize import minimize
     from scipy.special import log_softmax
 
+    start = anchors.astype(np.float64) * scale / COSINE_TEMPERATURE
     labels, dimensions = start.shape
     vectors, weights = rows.vectors.astype(np.float64), rows.weights[:, None]
     targets = rows.targets.astype(np.float64)
@@ -170,4 +185,4 @@ def _fit_path(rows: ProbeRows, start: Floats, penalties: Sequence[float]) -> Ite
         options = {"maxiter": MOST_STEPS}
         found = minimize(compute, found, args=(penalty,), jac=True, method="L-BFGS-B", options=options).x
         weight = found[:-labels].reshape(labels, dimensions)
-        yield LinearHead(weight.astype(np.float32), found[-labels:].astype(np.float32), penalty)
+        yield LinearHead(weight.astype(np.float32), found[-labels:].astype(np.float32), penalty, scale)

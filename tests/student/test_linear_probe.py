@@ -15,12 +15,14 @@ from sklearn.linear_model import LogisticRegression
 from distill_dagster.student import predict
 from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.linear_probe import (
+    ANCHOR_SCALES,
     PENALTIES,
     LinearHead,
     ProbeRows,
     build_probe_rows,
     compute_mean_loss,
     fit_linear_probe,
+    fit_start_head,
     limit_rows,
 )
 from distill_dagster.student.predict import build_linear_probe_predictor, load_predictor
@@ -52,7 +54,7 @@ def test_without_anchors_it_is_scikit_learns_logistic_regression() -> None:
 
 def test_a_strong_penalty_stays_at_the_anchors() -> None:
     anchors = RNG.normal(size=(3, 6))
-    head = fit_linear_probe(draw(30), anchors, penalties=[1e9])
+    head = fit_linear_probe(draw(30), anchors, penalties=[1e9], scales=[1.0])
     np.testing.assert_allclose(head.weight, anchors / 0.05, rtol=1e-4)
 
 
@@ -64,6 +66,14 @@ def test_the_penalty_is_the_best_on_rows_that_were_not_fitted() -> None:
     losses = {p: compute_mean_loss(fit_linear_probe(rows, anchors, held, [p]), held) for p in PENALTIES}
     assert head.penalty == min(losses, key=losses.__getitem__) != PENALTIES[-1]
     assert compute_mean_loss(head, held) == pytest.approx(min(losses.values()), abs=1e-3)
+
+
+def test_many_rows_shorten_anchors_that_mislead_and_few_keep_good_ones() -> None:
+    misleading, good = -0.05 * TRUE, 0.05 * TRUE
+    assert fit_linear_probe(draw(200), misleading, draw(200)).anchor_scale == ANCHOR_SCALES[-1]
+    few = fit_linear_probe(draw(4), good, draw(200))
+    assert few.anchor_scale == ANCHOR_SCALES[0]
+    assert (fit_start_head(draw(4), good, few).penalty or 0) == pytest.approx(10 * (few.penalty or 0))
 
 
 def test_cross_validation_gives_noise_a_strong_penalty() -> None:
