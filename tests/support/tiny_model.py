@@ -8,13 +8,15 @@ from pathlib import Path
 CHARACTERS = string.ascii_letters + string.digits + " :\n.,?+=-"
 
 
-def write_tiny_model(folder: Path, layers: int = 2, size: int = 64, seed: int = 0) -> Path:
+def write_tiny_model(
+    folder: Path, layers: int = 2, size: int = 64, seed: int = 0, characters: str = CHARACTERS
+) -> Path:
     """Write the model and its tokenizer to a folder. The same arguments give the same weights."""
     import torch
     import transformers
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    vocabulary = {token: number for number, token in enumerate(["<end>", "<unknown>", *CHARACTERS])}
+    vocabulary = {token: number for number, token in enumerate(["<end>", "<unknown>", *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,8 +57,11 @@ def train_phase(
     import transformers
 
     spec = student.spec
+    batch_size = min(phase.batch_size, len(rows))
+    # TRL leaves out the prompts that fill no batch; they come up in another epoch.
+    steps_per_epoch = len(rows) // batch_size if phase.kind == "on_policy" else math.ceil(len(rows) / batch_size)
+    steps = phase.epochs * steps_per_epoch
     is_mixed = spec.method == "full" and loading.get_torch_dtype(spec.dtype) == torch.bfloat16
-    steps = math.ceil(len(rows) / phase.batch_size) * phase.epochs
 
     class _Watcher(transformers.TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -71,11 +75,11 @@ def train_phase(
                     log.metrics[name].append(float(logs[name]))
 
     start = time.perf_counter()
-    with TemporaryDirectory() as scratch, models.silence_transformers(), _keep_model(student.model):
+    with TemporaryDirectory() as scratch, models.silence_transformers(), _hide_bars(), _keep_model(student.model):
         settings: dict[str, Any] = {
             "output_dir": scratch,
             "num_train_epochs": phase.epochs,
-            "per_device_train_batch_size": phase.batch_size,
+            "per_device_train_batch_size": batch_size,
             "learning_rate": phase.learning_rate,
             "lr_scheduler_type": "linear",
             "warmup_steps": round(spec.warmup_ratio * steps),
@@ -86,7 +90,7 @@ def train_phase(
             "report_to": [],
             "disable_tqdm": True,
             "bf16": is_mixed,  # an adapter is in float32, its base in the student's number format
-            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
             "use_cpu": loading.choose_device() == "cpu",
             "seed": spec.seed,
         }
@@ -99,6 +103,26 @@ def train_phase(
         trainer.train()
         log.steps = trainer.state.global_step
     log.seconds = round(time.perf_counter() - start, 3)
+
+
+@contextmanager
+def _hide_bars() -> Iterator[None]:
+    """Show no progress bars of TRL and of its datasets within this block."""
+    import datasets
+
+    name, were_hidden = "TQDM_DISABLE", datasets.are_progress_bars_disabled()
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+        if not were_hidden:
+            datasets.enable_progress_bars()
 
 
 @contextmanager

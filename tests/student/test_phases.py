@@ -1,0 +1,175 @@
+"""Phases after the objective: preference pairs, and on-policy distillation from a local teacher."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
+from distill_dagster.core.errors import DistillError
+from distill_dagster.student.causal import CausalModel
+from distill_dagster.student.phases.encoding import encode_row
+from distill_dagster.student.phases.preference import encode_pairs, select_pairs
+from distill_dagster.student.phases.run import run_phases
+from distill_dagster.student.predict import load_predictor
+from distill_dagster.student.train import choose_student_class, train_adapter
+from distill_dagster.student.types import PreferencePair, StudentPrompt, TaskSettings, TrainRow
+from tests.support.tiny_model import teach_texts, write_tiny_model
+
+SETTINGS = TaskSettings("P")
+WORDS = [a + b for a in "abcdefgh" for b in "abcdefgh" if a != b]
+LEARNED, HELD = WORDS[::2], WORDS[1::2]
+
+
+@pytest.fixture(scope="module")
+def undecided(shared_folder: Path) -> Path:
+    """A model that repeats a word and puts 0 or 1 behind it, by chance."""
+    folder = write_tiny_model(shared_folder / "undecided")
+    teach_texts(folder, [f"P: {word}\nAnswer: {word}{digit}" for word in WORDS for digit in "01"], 200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decided(shared_folder: Path) -> Path:
+    """A model that puts 1 behind a word nine times of ten."""
+    folder = write_tiny_model(shared_folder / "decided", seed=1)
+    teach_texts(folder, [f"P: {word}\nAnswer: {word}{digit}" for word in WORDS for digit in "0111111111"], 200)
+    return folder
+
+
+def row(word: str, digit: str) -> TrainRow:
+    return TrainRow(word, StudentPrompt.from_text(word), word + digit, target=word + digit)
+
+
+ROWS, HELD_ROWS = [row(word, "0") for word in LEARNED], [row(word, "1") for word in HELD]
+PAIRS = [PreferencePair(row(word, "1"), row(word, "0")) for word in LEARNED]
+
+
+def spec(model: Path, phase: dict[str, Any], **changes: Any) -> StudentSpec:
+    settings: dict[str, Any] = {"lora": LoraSpec(rank=8), "patience": None, "epochs": 1} | changes
+    return StudentSpec(
+        model=str(model), architecture="causal_lm", max_tokens=48, answer_tokens=8, then=[phase], **settings
+    )
+
+
+def load(student: StudentSpec, folder: Path) -> CausalModel:
+    model = choose_student_class(student, [])(student, [], SETTINGS, folder)
+    assert isinstance(model, CausalModel)
+    model.add_adapter()
+    return model
+
+
+def share_of_ones(predictor: Any) -> float:
+    found = predictor.predict([StudentPrompt.from_text(word) for word in HELD])
+    return sum(one.label == f"Answer: {word}1" for one, word in zip(found, HELD, strict=True)) / len(HELD)
+
+
+def test_a_student_learns_what_pairs_prefer(undecided: Path, tmp_path: Path) -> None:
+    """Its rows teach one answer, pairs the other one. Only words that no pair has are asked."""
+    phase = {"kind": "preference", "learning_rate": 3e-3, "epochs": 3}
+    student = spec(undecided, phase, learning_rate=2e-3)
+    without = student.model_copy(update={"then": []})
+    alone = train_adapter(without, [], SETTINGS, ROWS, HELD_ROWS, tmp_path / "sft", tmp_path)
+    assert alone.phases == []
+    log = train_adapter(student, [], SETTINGS, ROWS, HELD_ROWS, tmp_path / "dpo", tmp_path, pairs=PAIRS)
+    assert log.losses == alone.losses, "the phase follows the same training"
+    [made] = log.phases
+    assert (made.rows, made.left_out, made.steps) == (len(LEARNED), 0, 3 * 4)
+    assert made.metrics["rewards/margins"][0] == 0, "the reference is the student before the phase"
+    assert made.metrics["rewards/accuracies"][-1] == 1
+    assert made.after["loss"] < made.before["loss"]
+    before, after = (load_predictor(student, [], SETTINGS, tmp_path, tmp_path / name) for name in ("sft", "dpo"))
+    assert share_of_ones(before) < 0.3
+    assert share_of_ones(after) > 0.9
+    files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("sft", "dpo")]
+    assert files[0] == files[1]
+
+
+def test_a_student_learns_a_teachers_answers_on_its_own_samples(undecided: Path, decided: Path, tmp_path: Path) -> None:
+    phase = {"kind": "on_policy", "teacher": str(decided), "max_tokens": 6, "learning_rate": 5e-3, "epochs": 20}
+    student = spec(undecided, phase | {"batch_size": 64}, learning_rate=2e-3)
+    log = train_adapter(student, [], SETTINGS, ROWS, HELD_ROWS, tmp_path / "out", tmp_path)
+    [made] = log.phases
+    assert (made.rows, made.steps) == (len(LEARNED), 20), "a batch larger than the rows is one step"
+    losses = [loss for _, loss in made.losses]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert made.after["loss"] < made.before["loss"]
+    assert made.metrics["completions/clipped_ratio"][-1] < 0.1, "samples end with the student's stop token"
+    assert share_of_ones(load_predictor(student, [], SETTINGS, tmp_path, tmp_path / "out")) > 0.9
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "dora", "full"])
+def test_a_phase_leaves_nothing_but_weights(
+    undecided: Path, tmp_path: Path, method: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    phase = {"kind": "preference", "sft_weight": 0, "learning_rate": 1e-2, "batch_size": 4}
+    lora = {"lora": LoraSpec(rank=8, dropout=0.1)} if method != "full" else {}
+    student = load(
+        StudentSpec(model=str(undecided), architecture="causal_lm", method=method, then=[phase], **lora), tmp_path
+    )
+
+    def describe() -> dict[str, Any]:
+        base = student.model.get_base_model() if method != "full" else student.model
+        return {
+            "weights": {n: (p.dtype, p.requires_grad, p.shape) for n, p in student.model.named_parameters()},
+            "dropout": [m.p for m in student.model.modules() if type(m).__name__ == "Dropout"],
+            "padding": (base.config.pad_token_id, base.generation_config.pad_token_id),
+            "forward": base.__dict__.get("forward"),
+            "training": student.model.training,
+        }
+
+    capfd.readouterr()
+    before = describe()
+    [log] = run_phases(student, [], PAIRS[:8], tmp_path, dict, "test")
+    assert describe() == before
+    assert log.losses[0][1] == pytest.approx(math.log(2), abs=1e-4), "the reference is the student before the phase"
+    assert log.losses[-1][1] != log.losses[0][1]
+    assert capfd.readouterr() == ("", ""), "progress is reported, not printed"
+
+
+def test_a_student_that_chooses_labels_learns_from_pairs(undecided: Path, tmp_path: Path) -> None:
+    labels = [LabelSpec(name=name, description=name) for name in ("same", "other")]
+    phase = {"kind": "preference", "sft_weight": 0, "learning_rate": 5e-3, "epochs": 6}
+    student = spec(undecided, phase, learning_rate=2e-3, epochs=1)
+    rows = [TrainRow(word, StudentPrompt.from_text(word), "same") for word in LEARNED]
+    pairs = [PreferencePair(TrainRow(r.prompt_id, r.prompt, "other"), r) for r in rows]
+    log = train_adapter(student, labels, SETTINGS, rows, rows, tmp_path / "out", tmp_path, pairs=pairs)
+    assert log.phases[0].before["agreement"] == 1
+    assert log.phases[0].after["agreement"] == 0
+    predictor = load_predictor(student, labels, SETTINGS, tmp_path, tmp_path / "out")
+    assert {one.label for one in predictor.predict([StudentPrompt.from_text(word) for word in HELD])} == {"other"}
+
+
+def test_pairs_that_say_nothing_are_left_out(undecided: Path, tmp_path: Path) -> None:
+    student = load(spec(undecided, {"kind": "preference"}), tmp_path)
+    reasoned = TrainRow("ab", StudentPrompt.from_text("ab"), "ab0", target="Reasoning: a first\nAnswer: ab0")
+    pairs = [PreferencePair(row("ab", "1"), rejected) for rejected in (row("ab", "0"), row("ab", "1"), reasoned)]
+    prompt, kept = encode_row(student, pairs[0].kept)
+    assert student.tokenizer.decode(prompt) == "P: ab\nAnswer:"
+    assert student.tokenizer.decode(kept) == " ab1<end>"
+    assert encode_pairs(student, pairs) == [
+        {"prompt_ids": prompt, "chosen_ids": kept, "rejected_ids": encode_row(student, row("ab", "0"))[1]}
+    ], "equal answers, and a prompt that ends in another cue"
+    assert select_pairs(pairs, 1) == pairs[:1]
+    assert run_phases(student, [], [], tmp_path, dict, "test")[0].rows == 0, "without pairs nothing is trained"
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(undecided: Path, tmp_path: Path) -> None:
+    other = write_tiny_model(tmp_path / "other", characters="abc")
+    student = load(spec(undecided, {"kind": "on_policy", "teacher": str(other)}), tmp_path)
+    with pytest.raises(DistillError, match=r"has another vocabulary than .*undecided"):
+        run_phases(student, ROWS, [], tmp_path, dict, "test")
+
+
+def test_a_missing_package_is_named_before_training(
+    undecided: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    student = spec(undecided, {"kind": "preference"})
+    with pytest.raises(DistillError, match=r"needs the package trl.*-e '\.\[align\]'"):
+        train_adapter(student, [], SETTINGS, ROWS, [], tmp_path / "out", tmp_path, pairs=PAIRS)
+    assert not (tmp_path / "out").exists()
