@@ -22,6 +22,7 @@ JOBS: dict[Partition, str] = {
     None: "What all slices and students share: the measured teacher and the filtered dataset.",
     "slice": "seed_prompts to scored_completions of one slice.",
     "student": "One student: training, predictions and report.",
+    "assistant": "One student that teaches another one: training, and its answers to the filtered dataset.",
 }
 """The jobs of a task, by what their assets are partitioned by. The UI shows the runs of `distill` under them."""
 
@@ -40,7 +41,9 @@ def build_task_graph(folder: TaskFolder) -> TaskGraph:
     try:
         task = folder.task
         stages = list_stages(list_features(folder))
-        return TaskGraph(folder.name, stages, list(task.students), task.owners, task.is_free)
+        return TaskGraph(
+            folder.name, stages, list(task.students), task.owners, task.is_free, tuple(task.list_assistants())
+        )
     except InputError:
         return TaskGraph(folder.name, list_stages(), [], [], False)
 
@@ -59,7 +62,7 @@ def build_task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitio
     groups = [module.build_assets(graph) for module in (prompts, teacher, curation, students, evaluation)]
     definitions = dg.Definitions(
         assets=[*build_source_assets(graph), *(asset for group in groups for asset in group)],
-        jobs=[_build_job(graph, partition) for partition in JOBS],
+        jobs=[_build_job(graph, partition) for partition in JOBS if graph.has_partition(partition)],
         sensors=[
             *build_sensors(graph),
             build_inbox_sensor(graph),

@@ -23,6 +23,8 @@ class TaskGraph:
     owners: list[str]
     free: bool
     """Asking the teacher costs nothing, so sensors and the schedule are on from the start."""
+    assistants: tuple[str, ...] = ()
+    """The students that teach another one."""
 
     @property
     def identifier(self) -> str:
@@ -55,6 +57,15 @@ class TaskGraph:
     def students_def(self) -> dg.DynamicPartitionsDefinition:
         return dg.DynamicPartitionsDefinition(name=get_students_partitions_name(self.name))
 
+    @property
+    def assistants_def(self) -> dg.StaticPartitionsDefinition:
+        """Only some students are assistants. With the partitions of all students, the UI would miss the others."""
+        return dg.StaticPartitionsDefinition(list(self.assistants))
+
+    def has_partition(self, partition: str | None) -> bool:
+        """Whether a stage of the task has this kind of partitions."""
+        return any(stage.partition == partition for stage in self.stages.values())
+
     def has_source(self, source: str) -> bool:
         """Whether a stage of the task reads this source."""
         return any(source in stage.upstream for stage in self.stages.values())
@@ -62,6 +73,8 @@ class TaskGraph:
     def partitions_def(self, partition: str | None) -> dg.PartitionsDefinition | None:
         if partition == "slice":
             return self.slices_def
+        if partition == "assistant":
+            return self.assistants_def
         return self.students_def if partition == "student" else None
 
     def key(self, asset: str) -> dg.AssetKey:

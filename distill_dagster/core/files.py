@@ -7,7 +7,7 @@ import glob
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from distill_dagster.core.errors import DistillError, InputError, Problem
@@ -88,6 +88,22 @@ def swap_folder(new: Path, target: Path) -> None:
             restore_folder(target)
             raise
     _remove_leftovers(target)
+
+
+def link_files(source: Path, target: Path, leave_out: Collection[str] = ()) -> None:
+    """Put the files of a folder, at any depth, into an existing folder: as hard links if possible, else as copies.
+
+    The two share their content, so only files that are replaced and never changed in place may be linked.
+    """
+
+    def link(from_: str, to: str) -> None:
+        try:
+            os.link(from_, to)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(from_, to)
+
+    ignore = shutil.ignore_patterns(*leave_out)
+    shutil.copytree(source, target, ignore=ignore, copy_function=link, dirs_exist_ok=True)
 
 
 def restore_folder(target: Path) -> bool:

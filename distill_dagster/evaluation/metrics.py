@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 TEACHER, BASE, SEED_ONLY, DISTILLED = "teacher", "base", "seed_only", "distilled"
 CENTROID, SLICE_LABEL, LINEAR_PROBE = "centroid", "slice_label", "linear_probe"
-SYSTEM_ORDER = (TEACHER, BASE, SEED_ONLY, DISTILLED, LINEAR_PROBE, CENTROID, SLICE_LABEL)
+ASSISTANT = "assistant"
+SYSTEM_ORDER = (TEACHER, ASSISTANT, BASE, SEED_ONLY, DISTILLED, LINEAR_PROBE, CENTROID, SLICE_LABEL)
 """The order in which systems are shown. Systems with other names follow, sorted by name."""
 GOLDEN = "golden"
 MCNEMAR, PERMUTATION = "McNemar", "paired permutation"
@@ -121,7 +122,11 @@ class SystemComparison:
 
 @dataclass(frozen=True)
 class SplitMetrics:
-    """All systems on one split. `distilled` and `base` are compared with the others on the same resampled items."""
+    """All systems on one split. `comparisons` are on the same resampled items.
+
+    `distilled` and `base` are compared with all others, and `assistant`, a student that teaches this one, with the
+    teacher.
+    """
 
     split: str
     systems: dict[str, SystemScore]
@@ -132,6 +137,12 @@ class SplitMetrics:
         """Score of the distilled student divided by the teacher's. Undefined without a teacher."""
         pair = self.comparisons.get((DISTILLED, TEACHER))
         return pair.ratio if pair else Interval(None)
+
+    @property
+    def steps(self) -> tuple[SystemComparison, ...]:
+        """From the teacher to its assistant, and from there to the student. Empty without an assistant."""
+        pairs = ((ASSISTANT, TEACHER), (DISTILLED, ASSISTANT))
+        return tuple(self.comparisons[pair] for pair in pairs) if all(p in self.comparisons for p in pairs) else ()
 
 
 @dataclass(frozen=True)
@@ -311,6 +322,7 @@ def _compute_split_metrics(
         block = np.hstack([s.present[:, None], s.scores[:, None], actual, answered, actual * answered])
         places[s.name] = _append_columns(columns, block)
     pairs = [(a, b) for a in systems if a.name in (DISTILLED, BASE) for b in systems if a is not b]
+    pairs += [(a, b) for a in systems if a.name == ASSISTANT for b in systems if b.name == TEACHER]
     for a, b in pairs:
         both = a.present * b.present
         places[f"{a.name}-{b.name}"] = _append_columns(

@@ -16,6 +16,7 @@ from distill_dagster.evaluation.formatting import (
     is_local,
 )
 from distill_dagster.evaluation.metrics import (
+    ASSISTANT,
     BASE,
     CENTROID,
     DISTILLED,
@@ -37,6 +38,7 @@ from distill_dagster.evaluation.statistics import estimate_needed_items
 
 SYSTEM_MEANINGS = {
     TEACHER: "the large model whose answers the student learns from",
+    ASSISTANT: "a student of the teacher, whose answers the student learns from",
     BASE: "the student's model before any training",
     SEED_ONLY: "the student trained on your labelled examples alone, without the teacher",
     DISTILLED: "the student trained on the teacher's answers",
@@ -47,6 +49,7 @@ SYSTEM_MEANINGS = {
 """What each system is, for a reader who sees its name for the first time."""
 SYSTEM_TITLES = {
     TEACHER: "teacher",
+    ASSISTANT: "assistant",
     BASE: "untrained",
     SEED_ONLY: "human labels only",
     DISTILLED: "distilled",
@@ -160,6 +163,8 @@ def _explain_figures(metrics: Metrics, verdict: Recommendation) -> Iterator[tupl
     own, teacher = golden.systems[DISTILLED], golden.systems.get(TEACHER)
     rivals = list_rivals(metrics)[:2] or [verdict.best_other]
     yield "Quality", _describe_quality(metrics, [DISTILLED, TEACHER, *rivals, LINEAR_PROBE])
+    if steps := _describe_steps(metrics):
+        yield "Steps", steps
     if own.latency.p50:
         yield "Speed", _describe_speed(own.latency.p50, teacher.latency.p50 if teacher is not None else None)
     yield "Cost", _describe_cost(metrics)
@@ -179,6 +184,17 @@ def _describe_quality(metrics: Metrics, names: list[str]) -> str:
     own = right.pop(SYSTEM_TITLES[DISTILLED])
     rest = f" ({'; '.join(f'{name} {share}' for name, share in right.items())})" if right else ""
     return f"the distilled student answers {own} of 100 items right{rest}. The test is {test}."
+
+
+def _describe_steps(metrics: Metrics) -> str:
+    """What each step keeps of the score before it, if an assistant is between the teacher and the student."""
+    kept = [step.ratio.value for step in metrics.golden.steps]
+    if len(kept) != 2 or kept[0] is None or kept[1] is None:
+        return ""
+    return (
+        f"the teacher taught an assistant ({metrics.facts[ASSISTANT].model}), which keeps {100 * kept[0]:.0f} % of the "
+        f"teacher's score. The assistant taught the student, which keeps {100 * kept[1]:.0f} % of the assistant's."
+    )
 
 
 def _describe_speed(own: float, teacher: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from distill_dagster.evaluation.formatting import format_metric_name_in_sentence, format_points
 from distill_dagster.evaluation.metrics import (
+    ASSISTANT,
     BASE,
     CENTROID,
     DISTILLED,
@@ -20,6 +21,7 @@ from distill_dagster.evaluation.metrics import (
 
 SYSTEM_NAMES = {
     TEACHER: "the teacher",
+    ASSISTANT: "the assistant, a student that teaches this one (assistant)",
     BASE: "the untrained base",
     SEED_ONLY: "the student trained on the human examples alone (seed_only)",
     DISTILLED: "the distilled student",
@@ -27,7 +29,7 @@ SYSTEM_NAMES = {
     SLICE_LABEL: "the student trained on slice names (slice_label)",
     LINEAR_PROBE: "the linear probe, a logistic regression on frozen sentence embeddings (linear_probe)",
 }
-HAD_TEACHER = (TEACHER, LINEAR_PROBE)
+HAD_TEACHER = (TEACHER, ASSISTANT, LINEAR_PROBE)
 """Systems that the teacher's answers went into. Whether distilling pays is decided against all others."""
 NOTABLE_GAIN = 0.05
 """A gain in score. A system counts as equal to distilled only if a larger gain of distilled is ruled out."""
@@ -206,6 +208,7 @@ def _describe_retention(metrics: Metrics) -> str:
     interval = "" if low is None or high is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
     share = f"{100 * kept.value:.0f} %{interval}"
     words = f"The distilled student keeps {share} of the teacher's {format_metric_name_in_sentence(metrics.metric)}"
+    words += describe_steps(metrics)
     own, teacher = golden.systems[DISTILLED].latency.p50, golden.systems[TEACHER].latency.p50
     if not own or not teacher:
         return f"{words}. Their speed is not compared, since the latency of at least one was not measured."
@@ -215,6 +218,16 @@ def _describe_retention(metrics: Metrics) -> str:
         return f"{words} at {_format_factor(teacher / own)} lower median latency ({_format_seconds(own)} against {_format_seconds(teacher)})."  # noqa: E501
     slower = f"{_format_factor(own / teacher)} higher ({_format_seconds(own)} against {_format_seconds(teacher)})"
     return f"{words}, but its median latency is {slower}."
+
+
+def describe_steps(metrics: Metrics) -> str:
+    """A clause about the share of the score that each step keeps, if an assistant is between; else nothing."""
+    kept = [step.ratio.value for step in metrics.golden.steps]
+    if len(kept) != 2 or kept[0] is None or kept[1] is None:
+        return ""
+    return (
+        f" (the assistant {100 * kept[0]:.0f} % of the teacher's, the student {100 * kept[1]:.0f} % of the assistant's)"
+    )
 
 
 def _format_scores(metrics: Metrics, *names: str) -> str:

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 REPORT_FILE, METRICS_FILE, PREDICTIONS_FILE = "report.html", "metrics.json", "predictions.parquet"
-_TEMPLATES = Path(__file__).resolve().parent / "templates"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 _MAX_CONFUSION_LABELS = 24
 """Labels in the confusion heat map. If a task has more, only those with most errors are drawn."""
 
@@ -126,6 +126,7 @@ def build_metrics_json(metrics: Metrics, verdict: Recommendation, inputs: Report
         "student": inputs.student,
         "systems": systems,
         "retention": golden.retention.to_dict(),
+        "steps": [{"from": step.second, "to": step.first, "retention": step.ratio.to_dict()} for step in golden.steps],
         "dataset_version": inputs.dataset_version,
         "verdict": asdict(verdict),
         "lead": summary.lead,
@@ -165,7 +166,7 @@ def render_html(predictions: pl.DataFrame, metrics: Metrics, verdict: Recommenda
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

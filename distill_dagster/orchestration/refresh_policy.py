@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +17,14 @@ from distill_dagster.pipeline.stage_table import STAGES
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
 
-RETRAINING_ASSETS = {"student_adapter", "slice_label_adapter", "predictions", "eval_report"}
+RETRAINING_ASSETS = {
+    "assistant_adapter",
+    "assistant_labels",
+    "student_adapter",
+    "slice_label_adapter",
+    "predictions",
+    "eval_report",
+}
 """What waits until enough rows of the dataset changed. The report waits with its student."""
 
 
@@ -43,12 +51,12 @@ class RefreshPolicy:
             why = retry_backoff.explain_wait(record, self.folder.task.budget.lower_to(self.cap), time.time())
             if why is not None:
                 return f"{why} (--force)"
-        only_dataset = all(why.startswith("filtered_dataset") for why in status.why)
-        if status.asset not in RETRAINING_ASSETS or not only_dataset or "filtered_dataset changed" not in status.why:
+        only_rows = all(why.startswith(("filtered_dataset", "assistant_labels")) for why in status.why)
+        has_changed = any(re.fullmatch(r"(filtered_dataset|assistant_labels\[.*\]) changed", why) for why in status.why)
+        if status.asset not in RETRAINING_ASSETS or not only_rows or not has_changed:
             return None
         assert status.partition is not None
-        mix = self.folder.task.students[status.partition].data
-        changed = count_changed_rows(self.lake, self.folder.name, status.partition, mix)
+        changed = count_changed_rows(self.lake, self.folder.name, self.folder.task, status.asset, status.partition)
         limit = self.folder.task.refresh.min_new_rows
         if changed is None or changed > limit:
             return None

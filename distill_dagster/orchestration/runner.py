@@ -96,7 +96,7 @@ class Runner:
         with self._pauses, ExitStack() as server:
             has_server = False
             while batch := self._plan_next_run(slices, students, tried, summary):
-                if STAGES[batch[0].asset].partition == "student":
+                if STAGES[batch[0].asset].partition in ("student", "assistant"):
                     # Stop the server. With its threads and PyTorch's there are more threads than cores, and training
                     # takes 1.5 times as long.
                     server.close()
@@ -161,13 +161,11 @@ class Runner:
 
     def _find_expected(self, slices: list[str] | None, students: list[str]) -> set[str]:
         """Find the artifacts that are not fresh, and all that are made from them, for counting the steps."""
-        expected = set[str]()
-        changed: dict[str, set[str | None]] = {}
+        expected, changed = set[str](), set[str]()
         for status in self._list_statuses(slices, students):
-            partition = status.partition
-            inputs = [changed.get(name, set()) for name in self.state.stages[status.asset].upstream]
-            if status.state != "fresh" or any(k and (partition is None or k & {partition, None}) for k in inputs):
-                changed.setdefault(status.asset, set()).add(partition)
+            inputs = self.state.find_inputs(self.state.stages[status.asset], status.partition)
+            if status.state != "fresh" or changed & inputs.keys():
+                changed.add(status.name)
             elif status.name not in self._unreported | self._again:
                 continue
             expected.add(status.name)
@@ -208,7 +206,7 @@ class Runner:
             if why := explain_pending(needed, summary):
                 summary.pending[status.name] = why
                 continue
-            if stage.partition == "student":
+            if stage.partition in ("student", "assistant"):
                 needed.append(MERGING_STAGE)  # without a dataset there is no student to compare `seed_only` with
             if why := explain_blocked(self.state, status, needed, summary):
                 summary.blocked[status.name] = why
@@ -218,7 +216,7 @@ class Runner:
                     batch, planned = [status], {status.name}
             elif (
                 (status.state in ("waiting", "missing") or status.name in self._again)
-                and status.partition == batch[0].partition
+                and (stage.partition, status.partition) == (STAGES[batch[0].asset].partition, batch[0].partition)
                 and all(version is not None or name in planned for name, version in needs.items())
                 # From stale inputs it would be stale again at once, and each artifact is tried only once.
                 and not (needs.keys() & due) - planned

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from distill_dagster.config import DataMixSpec
+from distill_dagster.config import Task
 from distill_dagster.curation.dataset.data_mix import select_mixed_rows
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tables.schemas import DATASET
@@ -37,16 +37,25 @@ def write_trained_on(folder: Path, rows: Iterable[RowIdentity]) -> None:
     pl.DataFrame(sorted(rows), schema=_SCHEMA, orient="row").write_parquet(folder / TRAINED_ON)
 
 
-def count_changed_rows(lake: Lake, task: str, student: str, mix: DataMixSpec) -> int | None:
-    """Count the training rows that were added to the dataset, and those that were removed, since the training.
+def count_changed_rows(lake: Lake, task_name: str, task: Task, asset: str, student: str) -> int | None:
+    """Count the rows that were added to what a student learns from, and those that were removed, since its training.
 
-    A row with another answer or weight counts twice, as removed and as added. Rows that the student's mix leaves out do
-    not count. None if there is no dataset, or if the training rows are unknown.
+    A student learns from the dataset, or from the labels of its assistant. A row with another answer or weight counts
+    twice, as removed and as added. Rows that the student's mix leaves out do not count.
+
+    Args:
+        asset: what would be made again. What belongs to an assistant depends on the training of the assistant.
+
+    Returns:
+        None if there is nothing to learn from, or if the training rows are unknown.
     """
-    path = lake.get_folder(task, "student_adapter", student) / TRAINED_ON
-    if not path.exists() or lake.read_record(task, "filtered_dataset") is None:
+    is_assistant = asset in ("assistant_adapter", "assistant_labels")
+    path = lake.get_folder(task_name, "assistant_adapter" if is_assistant else "student_adapter", student) / TRAINED_ON
+    assistant = None if is_assistant else task.students[student].assistant
+    source = "assistant_labels" if assistant else "filtered_dataset"
+    if not path.exists() or lake.read_record(task_name, source, assistant) is None:
         return None
     trained = set(pl.read_parquet(path, schema=_SCHEMA).iter_rows())
-    dataset, _ = lake.read(task, "filtered_dataset", None, DATASET)
-    train = select_mixed_rows(dataset.filter(pl.col("split") == "train"), mix)
+    rows, _ = lake.read(task_name, source, assistant, DATASET)
+    train = select_mixed_rows(rows.filter(pl.col("split") == "train"), task.students[student].data)
     return len(trained ^ list_row_identities(train))

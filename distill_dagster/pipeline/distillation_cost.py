@@ -23,7 +23,7 @@ from distill_dagster.prompts.few_shot import FewShotExample
 from distill_dagster.prompts.seeds import build_held_out_prompts
 from distill_dagster.prompts.templates import build_answer_templates
 from distill_dagster.student.sentences import make_sentence_embedder
-from distill_dagster.tables.lake import read_folder_record
+from distill_dagster.tables.lake import ArtifactRecord, read_folder_record
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.asking.asked_prompt import read_asked_prompts
 from distill_dagster.teacher.asking.requests import RequestBuilder
@@ -140,7 +140,7 @@ def compute_distillation_cost(
         else:
             costs.append(_multiply(held_out.compute_cost(part.teacher, usd_per_hour), prompts))
     record = read_folder_record(env.lake.get_folder(env.task_name, "student_adapter", student))
-    training_s = record.extra.get("model_s") if record is not None else None
+    training_s = sum_model_seconds(record)
     return DistillationCost(
         answers,
         None if None in costs else sum(cost or 0.0 for cost in costs),
@@ -149,6 +149,13 @@ def compute_distillation_cost(
         metrics.facts[TEACHER].cost_usd_per_1k if TEACHER in metrics.facts else None,
         metrics.facts[DISTILLED].cost_usd_per_1k,
     )
+
+
+def sum_model_seconds(record: ArtifactRecord | None) -> float | None:
+    """The seconds of training and answering behind an artifact: its own, and those of the assistant that taught it."""
+    if record is None or not {"model_s", "assistant_s"} & record.extra.keys():
+        return None
+    return (record.extra.get("model_s") or 0.0) + (record.extra.get("assistant_s") or 0.0)
 
 
 def _multiply(cost: float | None, number: int) -> float | None:

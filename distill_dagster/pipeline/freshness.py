@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from distill_dagster.core.errors import InputError
 from distill_dagster.core.formatting import count_noun
+from distill_dagster.pipeline.input_partitions import list_input_partitions, list_stage_partitions
 from distill_dagster.pipeline.source_versions import compute_source_version, list_features
 from distill_dagster.pipeline.stage_table import MERGING_STAGE, REJECTED_ROWS, SOURCES, Stage, list_stages
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
@@ -49,25 +50,17 @@ class TaskState:
         self._records: dict[str, ArtifactRecord | None] = {}
         self._statuses: dict[str, ArtifactStatus] = {}
 
-    def list_partitions(self, stage: Stage) -> list[str | None]:
-        """The slices or students of a stage; a single None for a stage without partitions."""
-        if stage.partition is None:
-            return [None]
-        return list(self.slices if stage.partition == "slice" else self.students)
+    def list_partitions(self, stage: Stage, students: Collection[str] | None = None) -> list[str | None]:
+        """The partitions of a stage, a single None for a stage without; only what these students need, or all."""
+        return list_stage_partitions(self.folder.task, stage, self.slices, students)
 
     def find_inputs(self, stage: Stage, partition: str | None) -> dict[str, str | None]:
         """The current data version of each input by artifact name; None for one that was never made."""
         inputs: dict[str, str | None] = {}
-        for name in stage.upstream:
-            upstream = SOURCES.get(name) or self.stages[name]
-            if upstream.partition is None:
-                keys: list[str | None] = [None]
-            elif upstream.partition == stage.partition:
-                keys = [partition]
-            else:
-                keys = list(self.slices)
+        read = list_input_partitions(self.folder.task, stage, stage.upstream, partition, self.slices)
+        for name, keys in read.items():
             for key in keys:
-                version = self._find_version(name, key, good=stage.name == MERGING_STAGE)
+                version = self._find_version(name, key, good=stage.merges_slices)
                 inputs[format_artifact_name(name, key)] = version
         if stage.reads_rejected_rows:
             rejected = self.lake.read_record(self.folder.name, MERGING_STAGE, REJECTED_ROWS)
@@ -84,7 +77,7 @@ class TaskState:
     def _find_version(self, name: str, key: str | None, good: bool) -> str | None:
         if name not in SOURCES:
             record = self.read_record(name, key)
-            # The merging stage takes the last good rows of a slice.
+            # A stage that merges slices takes the last good rows of each.
             if good and key is not None and record is not None and record.extra.get("blocked"):
                 record = self.lake.read_good_record(self.folder.name, name, key)
             return record.data_version if record else None
@@ -129,8 +122,8 @@ class TaskState:
             return ArtifactStatus(asset, partition, "malformed", problems, record)
         absent = tuple(f"{name} is missing" for name, version in now.items() if version is None)
         if record is None:
-            # The dataset needs one slice; it can be made without those that were never made.
-            waits = absent and not (asset == MERGING_STAGE and self._lacks_only_slices(now))
+            # A stage that merges slices needs one; it can be made without those that were never made.
+            waits = absent and not (stage.merges_slices and self._lacks_only_slices(now))
             return ArtifactStatus(asset, partition, "waiting" if waits else "missing", absent or ("never made",), None)
         why = [
             f"{name} {'is missing' if now[name] is None else 'changed'}"
@@ -159,11 +152,10 @@ class TaskState:
         return [s for s in self.students if s == default or any(self.read_record(name, s) for name in stages)]
 
     def list_statuses(self, students: list[str] | None = None, slices: list[str] | None = None) -> list[ArtifactStatus]:
-        """The status of every artifact in topological order, or of these students and slices only."""
-        chosen = {"slice": slices, "student": students}
+        """The status of every artifact in topological order, or of these slices and what these students need."""
         statuses = []
         for stage in self.stages.values():
-            wanted = chosen.get(stage.partition or "")
-            partitions = [key for key in self.list_partitions(stage) if wanted is None or key in wanted]
+            wanted = slices if stage.partition == "slice" else None
+            partitions = [key for key in self.list_partitions(stage, students) if wanted is None or key in wanted]
             statuses += [self.get_status(stage.name, partition) for partition in partitions]
         return statuses

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import get_args
 
 from distill_dagster.config import Task
@@ -110,6 +110,17 @@ def has_feature(folder: TaskFolder, feature: Feature) -> bool:
             return has_slices_as_labels(folder)
         case "rescaling":
             return folder.task.curation.rescale_soft_labels != "none"
+        case "preference":
+            return any(student.has_preference_phase for student in folder.task.students.values())
+        case "assistants":
+            return bool(folder.task.list_assistants())
+
+
+def select_read_inputs(task: Task, upstream: Iterable[str], partition: str | None) -> list[str]:
+    """The inputs of a stage that one partition reads. Only a student with a preference phase reads pairs."""
+    student = task.students.get(partition or "")
+    has_phase = student is not None and student.has_preference_phase
+    return [name for name in upstream if name != "preference_pairs" or has_phase]
 
 
 def list_features(folder: TaskFolder) -> set[Feature]:

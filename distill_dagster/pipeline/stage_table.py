@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Literal
 
-Partition = Literal["slice", "student"] | None
-Feature = Literal["imagine", "judge", "scores", "slice_labels", "rescaling"]
+Partition = Literal["slice", "student", "assistant"] | None
+"""What an artifact is partitioned by. An assistant is a student that teaches another one."""
+Feature = Literal["imagine", "judge", "scores", "slice_labels", "rescaling", "preference", "assistants"]
 """A part of a task that adds sources, inputs or a stage to its graph.
 
 `imagine` and `judge` are the blocks of that name in task.yaml. `scores`: its filters read scores. `slice_labels`: every
-slice is named like a label. `rescaling`: the dataset rescales soft labels by a temperature fitted on dev.
+slice is named like a label. `rescaling`: the dataset rescales soft labels by a temperature fitted on dev. `preference`:
+a student has a preference phase. `assistants`: a student learns from another student.
 """
 
 
@@ -44,6 +46,8 @@ class Stage:
     """Only tasks with this feature have the stage."""
     feature_upstream: Mapping[Feature, tuple[str, ...]] = field(default_factory=dict, hash=False)
     """Further inputs in tasks with a feature."""
+    merges_slices: bool = False
+    """It reads the last good version of every slice that was made, so a slice that fails delays no other."""
     reads_rejected_rows: bool = False
     """It also reads the rejected rows next to the dataset, which can change while the dataset stays the same."""
 
@@ -171,6 +175,19 @@ STAGES = {
             "What the student learns from: all slices after filters, leak removal, deduplication, caps and the split. "
             "The rejected rows are stored next to it, each with one drop reason.",
             feature_upstream={"rescaling": ("golden_completions", "teacher_prior")},
+            merges_slices=True,
+        ),
+        Stage(
+            "preference_pairs",
+            None,
+            ("filtered_dataset", "teacher_completions", "slice_manifest", "curation_settings"),
+            "1",
+            ("polars", "parquet"),
+            "Only if a student has a preference phase: for each training row, the answers of other samples or teachers "
+            "that lost against its own.",
+            feature="preference",
+            feature_upstream={"judge": ("judge_settings",)},
+            merges_slices=True,
         ),
         Stage(
             "seed_only_adapter",
@@ -182,12 +199,37 @@ STAGES = {
             after=("teacher_gate",),
         ),
         Stage(
+            "assistant_adapter",
+            "assistant",
+            ("filtered_dataset", "student_settings"),
+            "1",
+            ("pytorch", "huggingface"),
+            "Only for students that teach another one: the student trained on the filtered dataset. Its "
+            "student_adapter is the same.",
+            feature="assistants",
+            feature_upstream={"preference": ("preference_pairs",)},
+        ),
+        Stage(
+            "assistant_labels",
+            "assistant",
+            ("assistant_adapter", "filtered_dataset", "student_settings"),
+            "1",
+            ("polars", "parquet"),
+            "Only for students that teach another one: the filtered dataset with this student's answers instead of the "
+            "teacher's. Answers of people stay.",
+            feature="assistants",
+        ),
+        Stage(
             "student_adapter",
             "student",
             ("filtered_dataset", "student_settings"),
             "2",
             ("pytorch", "huggingface"),
             "The distilled student: a LoRA adapter trained on the filtered dataset, with its training log.",
+            feature_upstream={
+                "preference": ("preference_pairs",),
+                "assistants": ("assistant_adapter", "assistant_labels"),
+            },
         ),
         Stage(
             "slice_label_adapter",
@@ -215,7 +257,7 @@ STAGES = {
             "3",
             ("polars", "parquet"),
             "Every system's answer to every golden, dev and validation item.",
-            feature_upstream={"slice_labels": ("slice_label_adapter",)},
+            feature_upstream={"slice_labels": ("slice_label_adapter",), "assistants": ("assistant_adapter",)},
         ),
         Stage(
             "eval_report",

@@ -20,7 +20,7 @@ from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.definitions import build_definitions
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
-from distill_dagster.pipeline.stage_table import REFRESHES_ASSET, STAGES, list_sources
+from distill_dagster.pipeline.stage_table import REFRESHES_ASSET, STAGES, list_sources, list_stages
 from distill_dagster.prompts.few_shot import build_prompt_context
 from tests.support.kind_folder import write_kind_folder
 from tests.support.task import SLICES, write_small_task
@@ -54,9 +54,11 @@ def home_of(root: Path) -> Home:
 
 
 def two_tasks(root: Path) -> Home:
-    """`plain`, and `labelled`, in which every slice is named like a label."""
+    """`plain`, and `labelled`: its slices are named like labels, and students learn from another one and from pairs."""
     write_small_task(root, "plain", owners=["team:support"])
-    labelled = write_small_task(root, "labelled").path
+    small = {"model": "all-minilm-l6-v2", "architecture": "encoder", "teacher": "student:tiny"}
+    writer = {"model": "smollm2-135m-instruct", "architecture": "causal_lm", "then": [{"kind": "preference"}]}
+    labelled = write_small_task(root, "labelled", students={"small": small, "writer": writer}).path
     for key, label in zip(SLICES, ("refund", "delivery"), strict=True):
         (labelled / "slices" / f"{key}.yaml").rename(labelled / "slices" / f"{label}.yaml")
     return home_of(root)
@@ -126,7 +128,11 @@ def test_the_graph_is_the_one_that_was_reviewed(tmp_path: Path) -> None:
 def test_every_stage_source_and_check_of_the_engine_is_in_the_graph(tmp_path: Path) -> None:
     found = described(build_definitions(two_tasks(tmp_path)))
     assert {key.removeprefix("labelled/") for key in found if key.startswith("labelled/")} == {*ALL}
-    assert {key.removeprefix("plain/") for key in found if key.startswith("plain/")} == {*ALL} - {"slice_label_adapter"}
+    assert {key.removeprefix("plain/") for key in found if key.startswith("plain/")} == {
+        *list_stages(),
+        *list_sources(),
+        REFRESHES_ASSET,
+    }
     for name, checks in STAGE_CHECKS.items():
         shown = [f"{check.name}, blocking" if check.blocking else check.name for check in checks]
         assert sorted(shown) == sorted(found[f"labelled/{name}"]["checks"]), name

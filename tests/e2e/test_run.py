@@ -14,7 +14,7 @@ import pytest
 
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.source_versions import compute_source_version
-from distill_dagster.pipeline.stage_table import STAGES, list_sources
+from distill_dagster.pipeline.stage_table import list_sources, list_stages
 from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.validation import EXPECTATIONS
 from distill_dagster.tasks import TaskFolder
@@ -25,7 +25,7 @@ from tests.support.task import write_small_task
 
 STUDENTS = ["one", "two"]
 KEYS: dict[str | None, list[str | None]] = {None: [None], "slice": [*sorted(SEEDS)], "student": [*STUDENTS]}
-MADE = {name: KEYS[stage.partition] for name, stage in STAGES.items() if name != "slice_label_adapter"}
+MADE = {name: KEYS[stage.partition] for name, stage in list_stages().items()}
 
 
 def test_a_run_from_nothing_makes_everything_once(complete: Complete) -> None:

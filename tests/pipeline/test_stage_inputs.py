@@ -17,7 +17,18 @@ from distill_dagster.core.checks import CheckResult
 from distill_dagster.pipeline import retry_backoff
 from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.stage_table import SOURCES, STAGES
-from distill_dagster.pipeline.stages import dataset, eval_report, gate, predictions, prompts, scores, students, teacher
+from distill_dagster.pipeline.stages import (
+    assistants,
+    dataset,
+    eval_report,
+    gate,
+    predictions,
+    preference_pairs,
+    prompts,
+    scores,
+    students,
+    teacher,
+)
 from distill_dagster.pipeline.stages.context import StageContext, StageInputs, StageResult
 from distill_dagster.student.types import Prediction, TrainingLog
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
@@ -189,7 +200,10 @@ MAKERS: dict[str, Callable[[StageContext, str | None], StageResult]] = {
     "teacher_completions": teacher.make_teacher_completions,
     "scored_completions": scores.make_scored_completions,
     "filtered_dataset": dataset.make_filtered_dataset,
+    "preference_pairs": preference_pairs.make_preference_pairs,
     "seed_only_adapter": students.make_seed_only_adapter,
+    "assistant_adapter": students.make_assistant_adapter,
+    "assistant_labels": assistants.make_assistant_labels,
     "student_adapter": students.make_student_adapter,
     "slice_label_adapter": students.make_slice_label_adapter,
     "predictions": predictions.make_predictions,
@@ -207,7 +221,29 @@ FEATURES: dict[str, dict[str, Any]] = {
     },
     "scores": {"curation": {"filters": {"echo": True}, "min_rows": 1, "min_slices": 1}},
     "slice_labels": {},
+    "assistants": {
+        "students": {
+            "small": {"model": "all-minilm-l6-v2", "architecture": "encoder", "teacher": "student:tiny"},
+            "plain": {"model": "all-minilm-l6-v2", "architecture": "encoder"},
+        },
+    },
+    "preference": {
+        "students": {
+            "plain": {"model": "all-minilm-l6-v2", "architecture": "encoder"},
+            "tiny": {
+                "model": "smollm2-135m-instruct",
+                "architecture": "causal_lm",
+                "then": [{"kind": "preference"}],
+            },
+        },
+    },
 }
+
+
+def _list_inputs(lake: Lake, folder: TaskFolder, asset: str, student: str) -> set[str]:
+    record = lake.read_record(folder.name, asset, student)
+    assert record is not None
+    return set(record.inputs)
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -216,11 +252,12 @@ def test_every_stage_records_what_it_reads_and_reads_what_it_records(
 ) -> None:
     monkeypatch.setattr(students, "train_adapter", train_nothing)
     monkeypatch.setattr(predictions, "load_predictor", lambda *_: FakeStudent())
+    monkeypatch.setattr(assistants, "load_predictor", lambda *_: FakeStudent())
     monkeypatch.setattr(predictions, "build_centroid_predictor", lambda *_: FakeStudent())
     monkeypatch.setattr(predictions, "build_linear_probe_predictor", lambda *_: FakeStudent())
     for name in ("plot_counts", "plot_lines", "plot_intervals"):
         monkeypatch.setattr(plots, name, lambda *_: b"")
-    for module in (prompts, teacher, scores, gate, dataset, predictions):
+    for module in (prompts, teacher, scores, gate, dataset, preference_pairs, assistants, predictions):
         monkeypatch.setattr(module, "check_table", lambda *_: CheckResult("valid_table", True))
     with FakeProvider(LABELS, answer=answer_anything) as provider:
         asking = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "max_retries": 0}
@@ -250,4 +287,17 @@ def test_every_stage_records_what_it_reads_and_reads_what_it_records(
                 files = vars(fresh).get("seen", set())
                 assert {name for name in files if not FILES[name] & known} == set(), stage.name
         assert {s.name: s.why for s in TaskState(folder, lake).list_statuses() if s.state != "fresh"} == {}
+        if feature == "preference":
+            read = {key: _list_inputs(lake, folder, "student_adapter", key) for key in folder.task.students}
+            readers = {key for key, inputs in read.items() if "preference_pairs" in inputs}
+            assert readers == {"tiny"}, "a student without the phase does not depend on pairs"
+        if feature == "assistants":
+            read = {key: _list_inputs(lake, folder, "student_adapter", key) for key in folder.task.students}
+            assert read == {
+                "tiny": {"assistant_adapter[tiny]"},
+                "small": {"assistant_labels[tiny]", "student_settings[small]"},
+                "plain": {"filtered_dataset", "student_settings[plain]"},
+            }
+            read = {key: _list_inputs(lake, folder, "predictions", key) for key in folder.task.students}
+            assert {key for key, inputs in read.items() if "assistant_adapter[tiny]" in inputs} == {"small"}
         env.store.close()

@@ -85,13 +85,13 @@ def test_the_factor_decides_whom_a_student_believes_and_its_record_says_so(open_
 def test_a_refresh_counts_rows_of_the_dataset_and_not_their_copies_or_weights(open_env: Any) -> None:
     env = open_env(human_factor=0, balance="slices")
     make_student_adapter(env, "tiny")
-    mix = env.folder.task.students["tiny"].data
+    task = env.folder.task
     adapter = env.lake.get_folder(env.task_name, "student_adapter", "tiny")
     assert pl.read_parquet(adapter / TRAINED_ON)["weight"].unique().to_list() == [1.0]
-    assert count_changed_rows(env.lake, env.task_name, "tiny", mix) == 0
+    assert count_changed_rows(env.lake, env.task_name, task, "student_adapter", "tiny") == 0
     changed = build_dataset().filter(~pl.col("prompt_id").is_in(["p00", "p39"]))  # one of the teacher, one of a person
     env.lake.write(env.task_name, changed, ArtifactRecord("filtered_dataset", None, "w", "4", {}))
-    assert count_changed_rows(env.lake, env.task_name, "tiny", mix) == 1
+    assert count_changed_rows(env.lake, env.task_name, task, "student_adapter", "tiny") == 1
 
 
 def test_a_weight_for_a_slice_that_does_not_exist_is_named(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from playwright.sync_api import expect
 from assets.stage_asset import get_campaign
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
-from distill_dagster.pipeline.stage_table import STAGES, get_students_partitions_name, list_sources
+from distill_dagster.pipeline.stage_table import get_students_partitions_name, list_sources, list_stages
 from tests.e2e.project import GROUP, TASK
 from tests.support.browser import LOCATION
 from tests.ui.conftest import RUN_MS, Screen
@@ -37,7 +37,7 @@ def test_the_graph_shows_every_asset_of_the_task(screen: Screen) -> None:
     page = screen.open_group()
     for _ in range(3):
         page.get_by_role("button", name="zoom_out").click()
-    for name in sorted({*STAGES, *list_sources()} - {"slice_label_adapter"}):
+    for name in sorted({*list_stages(), *list_sources()}):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     expect(page.get_by_role("button", name=re.compile("Materialize")).first).to_be_enabled()
     if before is not None:

@@ -15,9 +15,10 @@ from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
+from distill_dagster.pipeline.input_partitions import list_input_partitions
 from distill_dagster.pipeline.retry_backoff import build_backoff_fields
 from distill_dagster.pipeline.source_versions import compute_source_version, has_feature
-from distill_dagster.pipeline.stage_table import MERGING_STAGE, REJECTED_ROWS, SOURCES, STAGES
+from distill_dagster.pipeline.stage_table import MERGING_STAGE, REJECTED_ROWS, STAGES
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name, read_folder_record
 from distill_dagster.tables.messages import get_user_text
@@ -111,8 +112,11 @@ class StageInputs:
         self.env, self.asset, self.partition = env, asset, partition
         self.stage = STAGES[asset]
         features = {feature for feature in self.stage.feature_upstream if has_feature(env.folder, feature)}
-        self.upstream = self.stage.list_upstream(features)
-        """The names of the sources and stages that this stage reads in this task."""
+        declared = self.stage.list_upstream(features)
+        # Slices are not listed here: a stage over all slices reads those that were made.
+        self._needed = list_input_partitions(env.folder.task, self.stage, declared, partition, ())
+        self.upstream = list(self._needed)
+        """The names of the sources and stages that this partition of the stage reads in this task."""
         self.versions: dict[str, str] = {}
         """The data version of each input that was read, by artifact name."""
 
@@ -221,10 +225,9 @@ class StageInputs:
 
     def _check_complete(self) -> None:
         """Every declared input was read. A stage over all slices reads those that were made."""
-        for name in self.upstream:
-            partition = (SOURCES.get(name) or STAGES[name]).partition
-            if partition is None or partition == self.stage.partition:
-                node = format_artifact_name(name, None if partition is None else self.partition)
+        for name, keys in self._needed.items():
+            for key in keys:
+                node = format_artifact_name(name, key)
                 assert node in self.versions, f"{self.asset} declares the input {node} and does not read it"
         rejected = format_artifact_name(MERGING_STAGE, REJECTED_ROWS)
         assert (rejected in self.versions) == self.stage.reads_rejected_rows

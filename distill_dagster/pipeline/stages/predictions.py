@@ -17,7 +17,7 @@ from distill_dagster.core import progress
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.models import count_gguf_parameters, make_embedded_gguf
 from distill_dagster.curation.candidates.choose import choose_candidates
-from distill_dagster.evaluation.metrics import CENTROID, LINEAR_PROBE
+from distill_dagster.evaluation.metrics import ASSISTANT, CENTROID, LINEAR_PROBE
 from distill_dagster.evaluation.predictions_check import check_predictions_complete
 from distill_dagster.kinds import Kind, Question, get_kind, is_refusal, read_answer
 from distill_dagster.pipeline.distillation_cost import measure_teacher_use
@@ -60,6 +60,13 @@ def _build_held_out_item(split: str, row: LabelledRow) -> EvaluationItem:
     return EvaluationItem(row.id, split, row.slice, compute_prompt_id(messages), prompt, json.loads(row.answer_json))
 
 
+def build_validation_items(dataset: pl.DataFrame) -> list[EvaluationItem]:
+    """The validation rows of a dataset with the teacher's answers."""
+    return [
+        _build_validation_item(row) for row in dataset.filter(pl.col("split") == "validation").iter_rows(named=True)
+    ]
+
+
 def _build_validation_item(row: dict[str, Any]) -> EvaluationItem:
     messages, _ = split_answer(row["messages"])
     prompt = StudentPrompt.from_messages(messages)
@@ -70,11 +77,10 @@ def _build_validation_item(row: dict[str, Any]) -> EvaluationItem:
 
 def _build_items(env: StageContext, dataset: pl.DataFrame) -> list[EvaluationItem]:
     """Golden and dev with their human answers, and validation with the teacher's."""
-    validation = dataset.filter(pl.col("split") == "validation")
     return [
         *build_held_out_items("golden", env.folder.golden),
         *build_held_out_items("dev", env.folder.dev),
-        *(_build_validation_item(row) for row in validation.iter_rows(named=True)),
+        *build_validation_items(dataset),
     ]
 
 
@@ -191,7 +197,8 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
     Reads: golden.jsonl, dev.jsonl, filtered_dataset, golden_completions, teacher_prior, prompt_context, the adapters.
     Writes: PREDICTIONS.
     Asks a teacher: no, its answers are in golden_completions.
-    Re-runs when: one of these or student_settings changes; `evaluation.latency_items` alone starts no run.
+    Re-runs when: one of these or student_settings changes, those of the assistant too; `evaluation.latency_items` alone
+        starts no run.
     """
     assert partition is not None
     started = time.perf_counter()
@@ -213,6 +220,9 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
         ("seed_only", "seed_only_adapter"),
         ("distilled", "student_adapter"),
     ]
+    if spec.assistant is not None:
+        inputs.note_source("student_settings", spec.assistant)
+        systems.append((ASSISTANT, "assistant_adapter"))
     if "slice_label_adapter" in inputs.upstream:
         systems.append(("slice_label", "slice_label_adapter"))
     if task.has_labels and examples:
@@ -222,6 +232,7 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
         systems.append((LINEAR_PROBE, None))
     for number, (system, adapter) in enumerate(systems):
         progress.report_progress(f"predicting with {system}", number, len(systems))
+        model = SENTENCE_MODEL
         with _track_peak_memory() as peak:
             if system == CENTROID:
                 texts, labels = [e.text for e in examples], [e.label for e in examples]
@@ -229,12 +240,14 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
             elif system == LINEAR_PROBE:
                 predictor = build_linear_probe_predictor(train, validation, task.labels, env.models)
             else:
-                folder = inputs.find_folder(adapter, partition) if adapter else None
-                own = spec.model_copy(update={"reasoning": False}) if system == "slice_label" else spec
+                name = spec.assistant if system == ASSISTANT and spec.assistant else partition
+                folder = inputs.find_folder(adapter, name) if adapter else None
+                own = spec.without_reasoning() if system == "slice_label" else task.students[name]
+                model = own.model
                 predictor = load_predictor(own, task.labels, settings, env.models, folder)
             rows += _predict_and_time(kind, system, predictor, items, task.evaluation.latency_items)
         facts[system] = {
-            "model": SENTENCE_MODEL if system in (CENTROID, LINEAR_PROBE) else spec.model,
+            "model": model,
             "parameters": predictor.parameters,
             "bytes": predictor.bytes,
             "peak_mb": peak["bytes"] / 1e6,

@@ -74,7 +74,7 @@ def read_preference_pairs(inputs: StageInputs, rows: list[TrainRow]) -> list[Pre
     if not task.students[inputs.partition].has_preference_phase:
         return []
     pairs = inputs.read_table("preference_pairs", PREFERENCE_PAIRS)
-    kind, reasons = get_kind(task), task.resolve_objective(inputs.partition).kind == "reasoning"
+    kind, reasons = get_kind(task), task.writes_reasoning(inputs.partition)
 
     def build_row(pair: dict[str, Any], prefix: str) -> TrainRow:
         answer, reasoning = pair[f"{prefix}answer"], pair[f"{prefix}reasoning"] if reasons else None
