@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from distill_dagster.config.answers import LABEL_KINDS
@@ -14,6 +13,7 @@ from distill_dagster.config.base import STUDENT_NAME_PATTERN, ConfigModel
 from distill_dagster.config.checkpoint import CheckpointSpec
 from distill_dagster.config.data_mix import DataMixSpec
 from distill_dagster.config.objective import (
+    MATCHING_OBJECTIVES,
     REASONING_OBJECTIVES,
     SHORT_FORMS,
     AnswerObjectiveSpec,
@@ -23,7 +23,6 @@ from distill_dagster.config.objective import (
     check_objective,
 )
 from distill_dagster.config.phases import PhaseSpec, check_phase
-from distill_dagster.config.presets import PresetName, apply_preset
 from distill_dagster.config.presets import PresetName, apply_preset
 from distill_dagster.config.shrink import ShrinkSpec
 
@@ -93,6 +92,11 @@ class StudentSpec(ConfigModel):
         default=None, description="epochs of seed_only; by default `epochs`"
     )
     batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, description="rows per step")
+    micro_batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        default="auto",
+        description="rows that are computed at once, which changes memory and speed; auto: as many rows of a step as "
+        "fit in memory",
+    )
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=5e-4, description="highest learning rate; it falls linearly to 0"
     )
@@ -122,16 +126,11 @@ class StudentSpec(ConfigModel):
         description="most rows, as a share, whose written answer may be longer than `answer_tokens`; their end is not "
         "learned, and with more of them training does not start",
     )
-    max_cut_targets: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0,
-        description="most rows, as a share, whose written answer may be longer than `answer_tokens`; their end is not "
-        "learned, and with more of them training does not start",
-    )
     reasoning: bool = Field(
         default=False, description="older form of `objective: reasoning`, for a task with labels and `reasoning: true`"
     )
     data: DataMixSpec = DataMixSpec()
-    teacher: Annotated[str, Field(pattern=r"^student:[a-z0-9][a-z0-9_-]{0,62}$")] | None = Field(
+    teacher: str | None = Field(
         default=None,
         description="student:<name>: learn from the answers of another student of this task, an assistant between the "
         "teacher and a small student (Mirzadeh et al. 2020); by default from the teacher's",
@@ -191,6 +190,17 @@ class StudentSpec(ConfigModel):
         """Whether the student learns from preference pairs."""
         return any(phase.kind == "preference" for phase in self.then)
 
+    @field_validator("teacher")
+    @classmethod
+    def _check_teacher(cls, value: str | None) -> str | None:
+        if value is not None and not STUDENT_NAME_PATTERN.fullmatch(value.removeprefix("student:")):
+            raise ValueError(f"{value!r} is not the name of a student")
+        if value is not None and not value.startswith("student:"):
+            raise ValueError(
+                f"write `student:{value}` for a student of this task; leave it out for the teacher of the task"
+            )
+        return value
+
     @property
     def assistant(self) -> str | None:
         """The name of the student that teaches this one; None if the task's teacher does."""
@@ -213,7 +223,7 @@ class StudentSpec(ConfigModel):
         return self.model_copy(update={"objective": objective, "reasoning": False})
 
 
-RUN_SETTINGS = ("checkpoint",)
+RUN_SETTINGS = ("checkpoint", "micro_batch_size")
 """A student's settings that do not change what it learns. With others of them it is not trained again."""
 
 BASE_MODEL_SETTINGS = (
@@ -255,6 +265,11 @@ def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -
             f"has `reasoning: true`. Leave it out"
         )
     objective = student.resolve_objective(kind in LABEL_KINDS, reasoning)
+    if objective.kind in MATCHING_OBJECTIVES and student.shrink is None and student.assistant is None:
+        raise ValueError(
+            f"student {name!r}: objective {objective.kind} imitates a deeper encoder. Set `shrink`, so that it imitates "
+            f"its own model in full depth, or `teacher: student:<name>`"
+        )
     try:
         check_objective(objective, student.architecture, kind, reasoning)
         for phase in student.then:
