@@ -234,7 +234,7 @@ def _convert_turn(message: Message) -> Turn:
     turn: Turn = {"role": message["role"], "content": message["content"] or ""}
     if calls := message["tool_calls"]:
         turn["tool_calls"] = [_decode_arguments(call) for call in json.loads(calls)]
-    return turn | {name: value for name in ("tool_call_id", "name") if (value := message[name])}  # type: ignore[literal-required]
+    return turn | {name: value for name in ("tool_call_id", "name") if (value := message[name])}
 
 
 def _decode_arguments(call: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,205 @@
+"""Chat templates are those of the installed package trl, on a tokenizer that knows their special tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill_dagster.core import models
+from distill_dagster.core.errors import DistillError
+from distill_dagster.student.chat_prompts import PINNED_DAY, ChatRenderer
+from distill_dagster.student.prompts import ANSWER_CUE, REASONING_CUE, PlainRenderer
+from distill_dagster.student.types import StudentPrompt, TaskSettings
+from distill_dagster.tables.messages import make_message
+
+pytest.importorskip("trl")
+SETTINGS = TaskSettings("Ticket", "Sort the ticket.")
+TOOLS = json.dumps(
+    [
+        {
+            "type": "function",
+            "function": {
+                "name": "find_order",
+                "description": "Find an order.",
+                "parameters": {"type": "object", "properties": {"id": {"type": "string"}}},
+            },
+        }
+    ]
+)
+ASKED = StudentPrompt.from_text("My parcel is late.")
+TEMPLATES = {
+    "llama3_1": "<|eot_id|>",
+    "llama3_2": "<|eot_id|>",
+    "qwen3": "<|im_end|>",
+    "qwen3_instruct_2507": "<|im_end|>",
+    "gemma": "<end_of_turn>",
+    "gemma3": "<end_of_turn>",
+    "phi3": "<|end|>",
+    "phi3_5": "<|end|>",
+}
+"""The token that ends an answer by the template's name."""
+
+
+def read_template(name: str) -> str:
+    spec = find_spec("trl")
+    assert spec is not None
+    assert spec.origin is not None
+    return (Path(spec.origin).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def make_tokenizer(models_folder: Path, name: str | None) -> Any:
+    """The tokenizer of SmolLM2 with another model's template and its special tokens; without a name, its own."""
+    import transformers
+
+    source = models.resolve_model("smollm2-135m-instruct", models_folder).location
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    if name is not None:
+        template = read_template(name)
+        found = set(re.findall(r"<\|[a-z_]+\|>|<(?:start|end)_of_turn>", template))
+        tokenizer.add_special_tokens({"additional_special_tokens": sorted(found)})
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def render(renderer: ChatRenderer, prompt: StudentPrompt = ASKED, cue: str = ANSWER_CUE) -> str:
+    [encoded] = renderer.encode_prompts([prompt], cue)
+    return str(renderer.tokenizer.decode(encoded.ids))
+
+
+@pytest.mark.parametrize("name", [None, *TEMPLATES])
+def test_the_prompt_is_a_prefix_of_prompt_and_answer(name: str | None, models_folder: Path) -> None:
+    """What a student learns after its prompt is what the template itself renders, up to the end token."""
+    tokenizer = make_tokenizer(models_folder, name)
+    renderer = ChatRenderer(tokenizer, SETTINGS, 512, [])
+    turns = [{"role": "system", "content": SETTINGS.instructions}, {"role": "user", "content": ASKED.text}]
+    if name == "gemma":  # refuses a system turn
+        turns = [{"role": "user", "content": f"{SETTINGS.instructions}\n\n{ASKED.text}"}]
+    answered = [*turns, {"role": "assistant", "content": "delivery"}]
+    whole = tokenizer.apply_chat_template(answered, tokenize=False)
+    [prompt] = renderer.encode_prompts([ASKED], ANSWER_CUE)
+    learned = [*prompt.ids, *renderer.encode_answer("delivery", ANSWER_CUE), renderer.end]
+    assert whole.startswith(tokenizer.decode(learned))
+    asked = whole[: whole.index("delivery")]
+    assert prompt.ids == tokenizer(asked, add_special_tokens=False)["input_ids"], "the ids that a server makes"
+    assert tokenizer.decode([renderer.end]) == TEMPLATES.get(name or "", "<|im_end|>")
+    assert {renderer.end, tokenizer.eos_token_id} <= set(renderer.stops)
+    assert not prompt.is_cut
+    assert SETTINGS.instructions in tokenizer.decode(prompt.ids)
+    assert "SmolLM" not in tokenizer.decode(prompt.ids), "the default system text is replaced"
+
+
+def test_a_saved_template_renders_the_same_prompt_on_another_day(models_folder: Path, tmp_path: Path) -> None:
+    """Llama 3.2 shows the day. A server that reads the saved template shows that of the training."""
+    import transformers
+
+    tokenizer = make_tokenizer(models_folder, "llama3_2")
+    renderer = ChatRenderer(tokenizer, SETTINGS, 512, [])
+    assert f"Today Date: {PINNED_DAY}" in render(renderer)
+    tokenizer.save_pretrained(tmp_path)
+    served = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    turns = [{"role": "system", "content": SETTINGS.instructions}, {"role": "user", "content": ASKED.text}]
+    text = served.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, date_string="1 Jan 2030")
+    assert text == render(renderer)
+    again = ChatRenderer(served, SETTINGS, 512, [])
+    assert render(again) == render(renderer)
+    assert served.chat_template == tokenizer.chat_template, "a template is pinned once"
+
+
+def test_a_template_with_its_own_clock_is_pinned_too(models_folder: Path) -> None:
+    tokenizer = make_tokenizer(models_folder, None)
+    tokenizer.chat_template = "{{- strftime_now('%d %B %Y') + '\n' }}" + tokenizer.chat_template
+    assert render(ChatRenderer(tokenizer, SETTINGS, 512, [])).startswith(f"{PINNED_DAY}\n")
+
+
+def test_qwen3_does_not_think_and_the_empty_block_is_prompt(models_folder: Path) -> None:
+    renderer = ChatRenderer(make_tokenizer(models_folder, "qwen3"), SETTINGS, 512, [])
+    assert render(renderer).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    answer = renderer.encode_answer("delivery", ANSWER_CUE)
+    assert renderer.tokenizer.decode(answer) == "delivery"
+
+
+def test_gemma_has_two_stop_tokens_and_system_text_in_the_first_turn(models_folder: Path) -> None:
+    tokenizer = make_tokenizer(models_folder, "gemma3")
+    renderer = ChatRenderer(tokenizer, SETTINGS, 512, [5])
+    assert renderer.stops == sorted({5, renderer.end, tokenizer.eos_token_id})
+    assert "<start_of_turn>user\nSort the ticket.\n\nMy parcel is late.<end_of_turn>" in render(renderer)
+    written = [*renderer.encode_answer("late", ANSWER_CUE), 5, 7, 8]
+    assert renderer.decode_answer(written, ANSWER_CUE) == "late"
+
+
+def test_turns_of_a_conversation_stay_turns(models_folder: Path) -> None:
+    renderer = ChatRenderer(make_tokenizer(models_folder, "qwen3"), SETTINGS, 512, [])
+    turns = [make_message("system", "Be brief."), make_message("user", "Hi."), make_message("assistant", "Hello.")]
+    text = render(renderer, StudentPrompt.from_messages([*turns, make_message("user", "Where is it?")]))
+    assert text.startswith(
+        "<|im_start|>system\nSort the ticket.\n\nBe brief.<|im_end|>\n<|im_start|>user\nHi.<|im_end|>"
+    )
+    assert "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nWhere is it?<|im_end|>" in text
+
+
+def test_reasoning_is_asked_for_and_written_with_its_mark(models_folder: Path) -> None:
+    renderer = ChatRenderer(make_tokenizer(models_folder, None), SETTINGS, 512, [])
+    assert "after `Reasoning:`" in render(renderer, cue=REASONING_CUE)
+    assert "Reasoning:" not in render(renderer)
+    ids = renderer.encode_answer("It is late.\nAnswer: delivery", REASONING_CUE)
+    assert renderer.decode_answer([*ids, renderer.end, 9], REASONING_CUE) == "Reasoning: It is late.\nAnswer: delivery"
+
+
+@pytest.mark.parametrize("name", ["llama3_2", "qwen3"])
+def test_long_prompts_lose_text_but_no_template(name: str, models_folder: Path) -> None:
+    renderer = ChatRenderer(make_tokenizer(models_folder, name), SETTINGS, 80, [])
+    [short, long] = renderer.encode_prompts([ASKED, StudentPrompt.from_text("begin " + "word " * 300)])
+    assert (short.is_cut, long.is_cut, len(long.ids)) == (False, True, 80)
+    text, whole = renderer.tokenizer.decode(long.ids), render(renderer)
+    before, after = whole.split(ASKED.text)
+    assert text.startswith(f"{before}begin word word")
+    assert text.endswith(f" word{after}")
+    turns = [
+        make_message("user", "old " * 100),
+        make_message("assistant", "Yes."),
+        make_message("user", "new question"),
+    ]
+    [kept] = renderer.encode_prompts([StudentPrompt.from_messages(turns)])
+    assert kept.is_cut
+    assert renderer.tokenizer.decode(kept.ids) == f"{before}new question{after}"
+    with pytest.raises(DistillError, match="`max_tokens` is 12"):
+        ChatRenderer(make_tokenizer(models_folder, name), SETTINGS, 12, []).encode_prompts([ASKED])
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "qwen3", None])
+def test_tools_are_shown_and_called_as_the_template_does(name: str | None, models_folder: Path) -> None:
+    """A template without tools lists them in the system text, and calls are JSON."""
+    settings = TaskSettings("Request", "Help.", tools=TOOLS)
+    renderer = ChatRenderer(make_tokenizer(models_folder, name), settings, 512, [])
+    assert "find_order" in render(renderer)
+    calls = '[{"name": "find_order", "arguments": {"id": "7"}}]'
+    ids = renderer.encode_answer(calls, ANSWER_CUE)
+    text = renderer.decode_answer([*ids, renderer.end], ANSWER_CUE)
+    assert ("<tool_call>" in text, text == calls) == (name == "qwen3", name is None)
+
+    from distill_dagster.config import ToolSpec
+    from distill_dagster.kinds.written_calls import find_written_calls
+
+    tool = ToolSpec.model_validate(json.loads(TOOLS)[0]["function"])
+    assert find_written_calls(text, [tool]).calls == json.loads(calls)
+    assert renderer.decode_answer(renderer.encode_answer("[]", ANSWER_CUE), ANSWER_CUE) == "[]"
+
+
+def test_templates_that_cannot_be_trained_on_are_refused(models_folder: Path) -> None:
+    tokenizer = make_tokenizer(models_folder, "deepseek_r1_distill")
+    with pytest.raises(DistillError, match="puts other text before an answer"):
+        ChatRenderer(tokenizer, SETTINGS, 512, [])
+    tokenizer.chat_template = None
+    with pytest.raises(DistillError, match="has no chat template"):
+        ChatRenderer(tokenizer, SETTINGS, 512, [])
+
+
+def test_a_plain_answer_is_cut_at_the_first_stop_token(models_folder: Path) -> None:
+    renderer = PlainRenderer(make_tokenizer(models_folder, None), SETTINGS, 64, [7])
+    ids = renderer.encode_answer("Answer: yes", ANSWER_CUE)
+    assert renderer.decode_answer([*ids, 7, *ids], ANSWER_CUE) == "Answer: yes"
