@@ -25,6 +25,7 @@ from tests.support.kinds import build_task
 SPEC = StudentSpec(
     model="smollm2-135m-instruct",
     architecture="causal_lm",
+    prompt="plain",
     lora=LoraSpec(rank=8),
     epochs=6,
     batch_size=4,

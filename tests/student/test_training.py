@@ -13,10 +13,10 @@ import torch
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
 from distill_dagster.core import models, progress
 from distill_dagster.core.errors import DistillError, ModelError
-from distill_dagster.student import prompts
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.losses import sum_parts
 from distill_dagster.student.predict import build_centroid_predictor, load_predictor
+from distill_dagster.student.prompts import PlainRenderer
 from distill_dagster.student.sentences import embed_sentences
 from distill_dagster.student.train import train_adapter
 from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainingLog, TrainRow
@@ -28,6 +28,7 @@ MINILM = StudentSpec(
 SMOLLM2 = StudentSpec(
     model="smollm2-135m-instruct",
     architecture="causal_lm",
+    prompt="plain",
     lora=LoraSpec(rank=4, alpha=8),
     learning_rate=2e-3,
     batch_size=8,
@@ -182,7 +183,7 @@ def test_labels_that_share_tokens_are_scored_like_whole_sequences(small_smollm2:
     found = student.compute_log_probs(asked)
     torch.testing.assert_close(found.exp().sum(1), torch.ones(3))
     for row, prompt in enumerate(asked):
-        start = prompts.encode_prompts(student.tokenizer, [prompt], SETTINGS, 256)[0]
+        start = student.renderer.encode_prompts([prompt])[0].ids
         logits = []
         for branch in student.trie.branches:
             ids = torch.tensor([start + list(branch.prefix)])
@@ -209,7 +210,7 @@ def test_the_causal_loss_of_one_hot_rows_is_the_likelihood(small_smollm2: Path, 
             if soft_weight:
                 expected = -student.compute_log_probs([row.prompt])[0, i]
             else:
-                start = prompts.encode_prompts(student.tokenizer, [row.prompt], SETTINGS, 256)[0]
+                start = student.renderer.encode_prompts([row.prompt])[0].ids
                 path = student.trie.paths[i]
                 with torch.no_grad():
                     logits = student.model(input_ids=torch.tensor([start + list(path)])).logits[0].log_softmax(-1)
@@ -297,8 +298,11 @@ def test_long_texts_are_cut_and_the_question_stays(models_folder: Path) -> None:
 
     source = models.resolve_model(SMOLLM2.model, models_folder).location
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    ids = prompts.encode_prompts(tokenizer, [*map(StudentPrompt.from_text, ("word " * 500, "short"))], SETTINGS, 32)
+    asked = [StudentPrompt.from_text(text) for text in ("word " * 500, "short")]
+    encoded = PlainRenderer(tokenizer, SETTINGS, 32).encode_prompts(asked)
+    ids = [one.ids for one in encoded]
     assert len(ids[0]) == 32
+    assert [one.is_cut for one in encoded] == [True, False]
     assert all(tokenizer.decode(i).endswith("\nCategory:") for i in ids)
     assert tokenizer.decode(ids[1]) == "Ticket: short\nCategory:"
 
