@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field
 
 from distill_dagster.config.answers import LABEL_KINDS
 from distill_dagster.config.base import ConfigModel, ShortForm
+from distill_dagster.config.matching import AttentionObjectiveSpec, HiddenStateObjectiveSpec
 
 MaxReasoningTokens = Annotated[
     Annotated[int, Field(ge=1, le=8192)] | None,
@@ -54,17 +55,52 @@ class SoftLabelObjectiveSpec(ConfigModel):
     )
 
 
-Objective = AnswerObjectiveSpec | ReasoningObjectiveSpec | MultitaskObjectiveSpec | SoftLabelObjectiveSpec
+class TokenKdObjectiveSpec(ConfigModel):
+    """Learn a local teacher's probabilities of the next token along each answer, mixed with the answer itself.
+
+    The teacher reads the student's prompt and answer once, and its log-probabilities are kept. It needs the
+    vocabulary of the student.
+    """
+
+    kind: Literal["token_kd"] = Field(description="token_kd")
+    teacher: str | None = Field(
+        default=None,
+        description="a language model with the vocabulary of the student: a packaged name, a folder or a hub id; by "
+        "default the student in `teacher: student:<name>`, which knows the task",
+    )
+    revision: str | None = Field(default=None, description="branch, tag or commit of a Hugging Face id")
+    top_k: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=32, description="tokens that are kept of each position; all others count as one"
+    )
+    weight: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="share of the teacher's probabilities in the loss; the rest is the answer"
+    )
+    temperature: Annotated[float, Field(gt=0, le=20)] = Field(
+        default=1.0, description="both distributions are softened by it; the loss is multiplied by its square"
+    )
+
+
+Objective = (
+    AnswerObjectiveSpec
+    | ReasoningObjectiveSpec
+    | MultitaskObjectiveSpec
+    | SoftLabelObjectiveSpec
+    | TokenKdObjectiveSpec
+    | HiddenStateObjectiveSpec
+    | AttentionObjectiveSpec
+)
 """What the training of a student minimizes. The field `kind` names it."""
 
-LABEL_OBJECTIVES = ("soft_label",)
+LABEL_OBJECTIVES = ("soft_label", "hidden_state", "attention")
 """Objectives that need labels."""
 REASONING_OBJECTIVES = ("reasoning", "multitask")
 """Objectives that learn the teacher's reasoning, which the task must ask for."""
 WRITING_OBJECTIVES = ("reasoning",)
 """Objectives of which a student writes its answer even if the task has labels."""
-CAUSAL_OBJECTIVES = ("reasoning", "multitask")
+CAUSAL_OBJECTIVES = ("reasoning", "multitask", "token_kd")
 """Objectives that learn to write text, which an encoder cannot."""
+MATCHING_OBJECTIVES = ("hidden_state", "attention")
+"""Objectives that imitate the layers of another encoder."""
 SHORT_FORMS = ("soft_weight", "temperature", "reasoning")
 """Older fields of a student that stand for an objective."""
 
@@ -105,6 +141,16 @@ def build_objective(
     return SoftLabelObjectiveSpec(kind="soft_label", weight=weight, temperature=temperature or 1.0)
 
 
+def writes_reasoning(objective: Objective, has_labels: bool, task_reasoning: bool) -> bool:
+    """Whether a student writes reasoning before its answer. With `token_kd` it writes what the teacher wrote."""
+    return objective.kind == "reasoning" or (objective.kind == "token_kd" and task_reasoning and not has_labels)
+
+
+def reads_assistant(objective: Objective) -> bool:
+    """Whether a student needs the weights of the student that teaches it, not only its answers."""
+    return objective.kind in MATCHING_OBJECTIVES or (objective.kind == "token_kd" and objective.teacher is None)
+
+
 def check_objective(objective: Objective, architecture: str, kind: str, task_reasoning: bool) -> None:
     """Check that a student of this architecture can learn an objective from answers of this kind.
 
@@ -120,6 +166,10 @@ def check_objective(objective: Objective, architecture: str, kind: str, task_rea
     if name in REASONING_OBJECTIVES and not task_reasoning:
         raise ValueError(
             f"objective {name} needs reasoning that the teacher is not asked for: set `reasoning: true` for the task"
+        )
+    if name in MATCHING_OBJECTIVES and architecture != "encoder":
+        raise ValueError(
+            f"objective {name} imitates the layers of an encoder; it needs `architecture: encoder`. Use soft_label"
         )
     if name in CAUSAL_OBJECTIVES and architecture == "encoder":
         raise ValueError(

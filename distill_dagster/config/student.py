@@ -16,7 +16,9 @@ from distill_dagster.config.objective import (
     MATCHING_OBJECTIVES,
     REASONING_OBJECTIVES,
     SHORT_FORMS,
+    WRITING_OBJECTIVES,
     AnswerObjectiveSpec,
+    ReasoningObjectiveSpec,
     Objective,
     ObjectiveField,
     build_objective,
@@ -216,6 +218,14 @@ class StudentSpec(ConfigModel):
             return self.objective
         return build_objective(self.soft_weight, self.temperature, self.reasoning, has_labels, task_reasoning)
 
+    def keep_rows_only(self, writes_reasoning: bool) -> StudentSpec:
+        """The same student if it learns from rows alone: no phases, and no local teacher's probabilities of tokens."""
+        changed: dict[str, Any] = {"then": []}
+        if self.objective is not None and self.objective.kind == "token_kd":
+            thinks, answers = ReasoningObjectiveSpec(kind="reasoning"), AnswerObjectiveSpec(kind="answer")
+            changed["objective"] = thinks if writes_reasoning else answers
+        return self.model_copy(update=changed)
+
     def without_reasoning(self) -> StudentSpec:
         """The same student if only labels are there to learn from: an objective of reasoning becomes `answer`."""
         has_reasoning = self.objective is not None and self.objective.kind in REASONING_OBJECTIVES
@@ -257,8 +267,6 @@ def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -
         )
     if student.architecture == "encoder" and student.prompt == "chat":
         raise ValueError(f"student {name!r} is an encoder, which reads no chat template. Leave out `prompt: chat`")
-    if student.architecture == "encoder" and student.prompt == "chat":
-        raise ValueError(f"student {name!r} is an encoder, which reads no chat template. Leave out `prompt: chat`")
     if student.reasoning and kind not in LABEL_KINDS:
         raise ValueError(
             f"student {name!r}: reasoning is for kinds with labels; a student of kind {kind} learns it if the task "
@@ -267,13 +275,18 @@ def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -
     objective = student.resolve_objective(kind in LABEL_KINDS, reasoning)
     if objective.kind in MATCHING_OBJECTIVES and student.shrink is None and student.assistant is None:
         raise ValueError(
-            f"student {name!r}: objective {objective.kind} imitates a deeper encoder. Set `shrink`, so that it imitates "
-            f"its own model in full depth, or `teacher: student:<name>`"
+            f"student {name!r}: objective {objective.kind} imitates a deeper encoder. Set `shrink`, so that it "
+            f"imitates its own model in full depth, or `teacher: student:<name>`"
+        )
+    if objective.kind == "token_kd" and objective.teacher is None and student.assistant is None:
+        raise ValueError(
+            f"student {name!r}: objective token_kd needs a teacher whose probabilities can be read. Set "
+            f"`objective.teacher` to a local model, or `teacher: student:<name>`"
         )
     try:
         check_objective(objective, student.architecture, kind, reasoning)
         for phase in student.then:
-            check_phase(phase, student.architecture, kind not in LABEL_KINDS or objective.kind == "reasoning")
+            check_phase(phase, student.architecture, kind not in LABEL_KINDS or objective.kind in WRITING_OBJECTIVES)
     except ValueError as error:
         raise ValueError(f"student {name!r}: {error}") from None
 
@@ -295,8 +308,15 @@ def check_assistant(name: str, students: Mapping[str, StudentSpec], kind: str, r
         raise ValueError(f"{place}, and there is no such student. {known}")
     if assistant.assistant is not None:
         raise ValueError(f"{place}, which learns from a student itself. One student can be between. {known}")
+    if student.data.replay is not None:
+        raise ValueError(f"{place}; the teacher answered the rows of `data.replay`. Replay them for {student.assistant!r}")
     has_labels = kind in LABEL_KINDS
     wanted, given = (spec.resolve_objective(has_labels, reasoning).kind for spec in (student, assistant))
+    if wanted == "token_kd" and assistant.architecture != "causal_lm":
+        raise ValueError(
+            f"{place}, an encoder, which has no probabilities of tokens. objective token_kd needs a student with "
+            f"`architecture: causal_lm`"
+        )
     if wanted in REASONING_OBJECTIVES and given != "reasoning":
         raise ValueError(
             f"{place} and learns its reasoning, which that student does not write. Give {student.assistant!r} "

@@ -19,6 +19,7 @@ from distill_dagster.core import models
 from distill_dagster.student import loading, losses
 from distill_dagster.student.frozen_layers import FrozenLayers, compute_frozen_layers
 from distill_dagster.student.label_predictions import LabelPredictions
+from distill_dagster.student.layer_matching import LayerMatcher, build_layer_matcher
 from distill_dagster.student.linear_probe import (
     COSINE_TEMPERATURE,
     LinearHead,
@@ -29,7 +30,7 @@ from distill_dagster.student.linear_probe import (
     format_descriptions,
     limit_rows,
 )
-from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainRow
+from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainedStudent, TrainRow
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +76,7 @@ class EncoderStudent(LabelPredictions):
         self.base = loading.load_base(spec, models_folder, "AutoModel", dtype)
         self.tokenizer = self.base.tokenizer
         self.frozen: FrozenLayers | None = None
+        self.matcher: LayerMatcher | None = None
         # Trainer needs one module with all trained weights.
         self.model = torch.nn.ModuleDict({"encoder": self.base.model})
         with torch.no_grad():
@@ -85,8 +87,26 @@ class EncoderStudent(LabelPredictions):
         self.model["head"] = head.to(self.device)
         self.model.eval()
 
+    def match_layers(self, models_folder: Path, assistant: TrainedStudent | None) -> None:
+        """Load what an objective of matching layers imitates. Other objectives load nothing.
+
+        Args:
+            assistant: the student that teaches this one.
+
+        Raises:
+            DistillError: the layers cannot be matched.
+            ModelError: the model cannot be found or loaded.
+        """
+        if self.objective.kind == "hidden_state" or self.objective.kind == "attention":
+            self.matcher = build_layer_matcher(self.spec, self.objective, self.base, models_folder, assistant)
+
     def reuse_frozen_layers(self, sequences: list[list[int]]) -> None:
-        """Run the layers below the trained weights once for these token sequences. Training reuses their outputs."""
+        """Run the layers below the trained weights once for these token sequences. Training reuses their outputs.
+
+        Objectives of matching layers read the outputs of all layers, so nothing is reused.
+        """
+        if self.matcher is not None:
+            return
         side = self.tokenizer.padding_side
         self.frozen = compute_frozen_layers(self.model["encoder"], sequences, self._pad, self._compute_hidden, side)
 
@@ -101,7 +121,11 @@ class EncoderStudent(LabelPredictions):
     @property
     def trained_module(self) -> Any:
         """The torch module whose weights with `requires_grad` are trained and checkpointed."""
-        return self.model
+        import torch
+
+        if self.matcher is None or not self.matcher.projection:
+            return self.model
+        return torch.nn.ModuleDict({"student": self.model, "projection": self.matcher.projection})
 
     def add_adapter(self) -> None:
         """Make all but the pooler trainable by the spec's method. Mean pooling does not use the pooler."""
@@ -180,7 +204,9 @@ class EncoderStudent(LabelPredictions):
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
         """Build model inputs. `length` is in tokens."""
-        tokens = self._tokenize([row.prompt.text for row in rows])
+        texts = [row.prompt.text for row in rows]
+        tokens, most = self._tokenize(texts), self.spec.max_tokens
+        longer = self.tokenizer(texts, truncation=True, max_length=most + 1)["input_ids"]
         soft = losses.build_soft_targets(rows, self.labels, self.temperature)
         return [
             {
@@ -189,8 +215,9 @@ class EncoderStudent(LabelPredictions):
                 "label": self.labels.index(row.answer_label),
                 "soft": target,
                 "weight": row.weight,
+                "prompt_cut": len(whole) > most,
             }
-            for row, ids, target in zip(rows, tokens, soft, strict=True)
+            for row, ids, whole, target in zip(rows, tokens, longer, soft, strict=True)
         ]
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -227,19 +254,23 @@ class EncoderStudent(LabelPredictions):
     def compute_loss(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The parts of every row's loss, each of shape (rows,). Their sum is the row's loss, without the row's weight.
 
-        `soft_label` is soft_weight * the soft loss, `answer` (1 - soft_weight) * the cross-entropy.
+        `soft_label` is soft_weight * the soft loss, `answer` (1 - soft_weight) * the cross-entropy. `hidden_state` or
+        `attention` is the loss of the objective of that name.
         """
         import torch
 
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
         with loading.compute_in_spec_dtype(self.spec):
-            vectors = self._compute_embeddings(batch)
-        logits = self.model["head"](vectors)
+            found = self._compute_hidden(**inputs, **(self.matcher.outputs if self.matcher is not None else {}))
+        logits = self.model["head"](mean_pool(found.last_hidden_state, batch["attention_mask"]))
         weight, parts = self.soft_weight, {}
         if weight > 0:
             parts["soft_label"] = weight * losses.compute_soft_loss(logits, batch["soft"], self.temperature)
         if weight < 1:
             hard = torch.nn.functional.cross_entropy(logits, batch["label"], reduction="none")
             parts["answer"] = (1 - weight) * hard
+        if self.matcher is not None:
+            parts[self.matcher.kind] = self.matcher.compute_loss(found, batch)
         return parts
 
     def embed(self, texts: list[str]) -> torch.Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-    from distill_dagster.config.objective import Objective
+    from distill_dagster.config.objective import Objective, TokenKdObjectiveSpec
     from distill_dagster.student.types import TrainRow
 
 
@@ -17,8 +17,10 @@ IGNORE_INDEX = -100
 
 
 def get_soft_settings(objective: Objective) -> tuple[float, float]:
-    """Weight of the teacher's probabilities in the loss of a student that chooses labels, and their temperature."""
-    return (objective.weight, objective.temperature) if objective.kind == "soft_label" else (0.0, 1.0)
+    """Weight of the teacher's probabilities of labels in the loss of a student, and their temperature."""
+    if objective.kind == "soft_label" or objective.kind == "hidden_state" or objective.kind == "attention":
+        return objective.weight, objective.temperature
+    return 0.0, 1.0
 
 
 def sum_parts(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -26,6 +28,42 @@ def sum_parts(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     import torch
 
     return torch.stack(list(parts.values())).sum(0)
+
+
+def compute_top_k_loss(
+    logits: torch.Tensor, tokens: torch.Tensor, log_probs: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """T^2 * KL(teacher || student) at each position, where all tokens but the teacher's `top_k` count as one.
+
+    So it is 0 if student and teacher are equal, and at most the divergence over the whole vocabulary.
+
+    Args:
+        logits: of the student, shape (positions, vocabulary).
+        tokens: the teacher's most probable tokens, shape (positions, top_k).
+        log_probs: their log-probabilities at this temperature, shape (positions, top_k).
+    """
+
+    own = (logits.float() / temperature).log_softmax(-1).gather(-1, tokens)
+    probs = log_probs.exp()
+    rest, own_rest = (1 - part.sum(-1).clamp(max=1 - 1e-6) for part in (probs, own.exp()))
+    divergence = (probs * (log_probs - own)).sum(-1) + rest * (rest.log() - own_rest.log())
+    return temperature**2 * divergence
+
+
+def collate_teacher(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """The teacher's log-probabilities of a batch, row after row; nothing if the items have none."""
+    import torch
+
+    names = ("teacher_tokens", "teacher_log_probs")
+    return {name: torch.cat([item[name] for item in items]) for name in names if name in items[0]}
+
+
+def compute_teacher_loss(
+    objective: TokenKdObjectiveSpec, logits: torch.Tensor, batch: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """The weighted `compute_top_k_loss` of a batch of `collate_teacher`, shape (tokens,)."""
+    tokens, log_probs = batch["teacher_tokens"], batch["teacher_log_probs"]
+    return objective.weight * compute_top_k_loss(logits, tokens, log_probs, objective.temperature)
 
 
 def average_by_row(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.tables.messages import Message, format_messages, make_user_messages
 
 if TYPE_CHECKING:
-    from distill_dagster.config import Task
+    from distill_dagster.config import StudentSpec, Task
 
 
 ValidationListener = Callable[[int, dict[str, float]], None]
@@ -70,7 +71,7 @@ class TrainRow:
 
     `soft` maps labels to the teacher's probabilities; missing labels have probability 0. If it is empty, only the
     answer counts. `weight` multiplies the row's loss. `target` is the full text that a student of free text writes.
-    `reasoning` is the teacher's, without the answer.
+    `reasoning` is the teacher's, without the answer. `completion_id` is the teacher's answer that the target is from.
     """
 
     prompt_id: str
@@ -80,6 +81,11 @@ class TrainRow:
     weight: float = 1.0
     target: str | None = None
     reasoning: str | None = None
+    completion_id: str | None = None
+
+
+TrainedStudent = tuple["StudentSpec", Path]
+"""The settings of a student, and the folder of what was trained."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,11 @@ class TrainingLog:
     whose weights are kept. It is None if no epoch was chosen on validation: then the last one is kept. Epoch 0 of an
     encoder is its linear probe, before fine-tuning. `kept` names what is kept of an encoder: "linear probe" or
     "fine-tuned". `probe_penalty` is the chosen penalty of the probe.
+    `rows_captured` counts the rows whose answers a local teacher had to read; those read before are kept.
     `long_reasoning` counts the rows whose reasoning is longer than the objective's `max_reasoning_tokens`.
+    `prompt` is how a causal student is asked: "chat" or "plain". `target_tokens` (tokens with loss in one epoch),
+    `prompts_cut`, `targets_cut` and `rows_without_target` are those of `token_counts.TokenCounts`. `padding_share` is
+    the share of padding in the tokens of one epoch.
     `tokens` counts the tokens of all training rows in all epochs, without padding. `peak_mb` is the peak memory in MiB:
     of the process, or of torch on the GPU if there is one. `dtype` is the number format in which the base computes.
     `reused_layers` counts the frozen layers that ran once per text and not in every epoch.
@@ -167,7 +177,14 @@ class TrainingLog:
     kept: str | None = None
     steps: int = 0
     rows: int = 0
+    prompt: str | None = None
+    target_tokens: int = 0
+    prompts_cut: int = 0
+    targets_cut: int = 0
+    rows_without_target: int = 0
+    padding_share: float = 0.0
     long_reasoning: int = 0
+    rows_captured: int = 0
     tokens: int = 0
     tokens_per_s: float = 0.0
     peak_mb: float = 0.0
