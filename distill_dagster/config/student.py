@@ -18,9 +18,9 @@ from distill_dagster.config.objective import (
     SHORT_FORMS,
     WRITING_OBJECTIVES,
     AnswerObjectiveSpec,
-    ReasoningObjectiveSpec,
     Objective,
     ObjectiveField,
+    ReasoningObjectiveSpec,
     build_objective,
     check_objective,
 )

@@ -28,7 +28,7 @@ from distill_dagster.config.evaluation import EvaluationSpec, GateSpec
 from distill_dagster.config.imagine import ImagineSpec
 from distill_dagster.config.inbox import InboxSpec
 from distill_dagster.config.judge import JudgeSpec
-from distill_dagster.config.objective import SHORT_FORMS, Objective
+from distill_dagster.config.objective import SHORT_FORMS, Objective, writes_reasoning
 from distill_dagster.config.refresh import RefreshSpec
 from distill_dagster.config.replay import REPLAY_PREFIX
 from distill_dagster.config.student import (
@@ -215,6 +215,14 @@ class Task(ConfigModel):
         """What the training of a student minimizes."""
         return self.students[student].resolve_objective(self.has_labels, self.reasoning)
 
+    def writes_reasoning(self, student: str) -> bool:
+        """Whether a student writes reasoning before its answer."""
+        return writes_reasoning(self.resolve_objective(student), self.has_labels, self.reasoning)
+
+    def list_replayed_datasets(self) -> list[str]:
+        """The names of the earlier datasets of which students replay rows, sorted."""
+        return sorted({spec.data.replay.dataset for spec in self.students.values() if spec.data.replay})
+
     def list_assistants(self, students: Collection[str] | None = None) -> list[str]:
         """The students that teach another one, in the order of task.yaml; those of some students only."""
         taught = [spec for name, spec in self.students.items() if students is None or name in students]
@@ -258,7 +266,7 @@ class Task(ConfigModel):
         base: dict[str, Any] | None = None
         if self.gate.teacher_over_base is not None:
             student = self.students[self.chosen_student].model_dump(include=set(BASE_MODEL_SETTINGS))
-            student["reasoning"] = self.resolve_objective(self.chosen_student).kind == "reasoning"
+            student["reasoning"] = self.writes_reasoning(self.chosen_student)
             base = {"student": student} | self._dump_prompt_settings()
         return hash_content({"gate": self.gate.model_dump(), "base": base})
 

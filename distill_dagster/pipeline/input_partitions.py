@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Sequence
 
 from distill_dagster.config import StudentSpec, Task
 from distill_dagster.config.objective import reads_assistant
-from distill_dagster.pipeline.source_versions import select_read_inputs
 from distill_dagster.pipeline.stage_table import SOURCES, STAGES, Stage
 
 _ASSISTANTS = ("assistant_adapter", "assistant_labels")
@@ -17,6 +16,7 @@ def list_input_partitions(
 ) -> dict[str, list[str | None]]:
     """The partitions that one partition of a stage reads, by the name of the input; [None] for one without partitions.
 
+    - Only a student with a preference phase reads pairs, and only one that replays a dataset reads replayed rows.
     - A student that the task's teacher teaches reads the dataset.
     - An assistant was trained as `assistant_adapter`, so its `student_adapter` reads this one only.
     - A student of an assistant reads the labels of the assistant, and its predictions compare with the assistant. With
@@ -26,7 +26,7 @@ def list_input_partitions(
         upstream: the sources and stages that the stage reads in this task.
         slices: the keys of all slices.
     """
-    names = select_read_inputs(task, upstream, partition)
+    names = list(upstream)
     student = task.students.get(partition or "") if stage.partition in ("student", "assistant") else None
     if student is not None and partition is not None:
         names = _select_for_student(task, stage, names, partition, student)
@@ -34,6 +34,9 @@ def list_input_partitions(
 
 
 def _select_for_student(task: Task, stage: Stage, names: list[str], partition: str, student: StudentSpec) -> list[str]:
+    unread = [] if student.has_preference_phase else ["preference_pairs"]
+    unread += [] if student.data.replay else ["replay_rows"]
+    names = [name for name in names if name not in unread]
     if stage.name == "student_adapter":
         if partition in task.list_assistants():
             return ["assistant_adapter"]

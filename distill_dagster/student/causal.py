@@ -128,9 +128,13 @@ class CausalModel:
 
     def compute_written_loss(self, batch: dict[str, Any]) -> torch.Tensor:
         """Mean negative log-likelihood of the tokens to learn of every row, shape (rows,)."""
+
+        return self.compute_token_loss(*self.compute_target_logits(batch), batch)
+
+    def compute_token_loss(self, logits: torch.Tensor, rows: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+        """As `compute_written_loss`, of what `compute_target_logits` returned."""
         import torch
 
-        logits, rows = self.compute_target_logits(batch)
         answers = batch["answers"][batch["answers"] != losses.IGNORE_INDEX]
         token_losses = torch.nn.functional.cross_entropy(logits, answers, reduction="none")
         return losses.average_by_row(token_losses, rows, len(batch["answers"]))
@@ -196,6 +200,10 @@ class CausalStudent(LabelPredictions, CausalModel):
         self.rationales = RationaleTask.from_objective(self, self.objective)
         self.trie = LabelTrie([self.renderer.encode_answer(label) for label in self.labels], self.end)
 
+    def describe_prompt(self) -> dict[str, Any]:
+        """How this student is asked, with a sample (`PromptRenderer.describe`)."""
+        return self.renderer.describe(prompts.LABEL_CUE, self.labels[0])
+
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
         """Build model inputs: the prompt, then the row's label without the end token. `length` is in tokens."""
         starts = self.renderer.encode_prompts([row.prompt for row in rows])
@@ -232,12 +240,14 @@ class CausalStudent(LabelPredictions, CausalModel):
             "soft": torch.stack([item["soft"] for item in items]),
             "weight": torch.tensor([float(item["weight"]) for item in items]),
             **(self.rationales.collate(items) if self.rationales is not None else {}),
+            **losses.collate_teacher(items),
         }
 
     def compute_loss(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The parts of every row's loss, each of shape (rows,). Their sum is the row's loss, without the row's weight.
 
-        `answer` is (1 - soft_weight) * the negative log-likelihood of the row's label over the whole vocabulary.
+        `answer` is (1 - weight) * the negative log-likelihood of the row's label over the whole vocabulary, where
+        `weight` is that of the teacher's probabilities, of labels or of tokens.
         `soft_label` is soft_weight * the soft loss at the branches on the path of that label. By the chain rule, the
         divergence of two distributions over labels is the sum of their divergences at all branches. Each is weighted by
         the teacher's probability of reaching the branch. Branches off the path are left out: they need more forward
@@ -246,18 +256,31 @@ class CausalStudent(LabelPredictions, CausalModel):
         import torch
 
         answers = batch["answers"]
-        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        hidden = self._compute_hidden(**inputs, use_cache=False).last_hidden_state[:, -answers.shape[1] :]
-        logits = self._compute_logits(hidden.flatten(0, 1)).view(*answers.shape, -1)
+        logits = self._compute_column_logits(batch)
         hard = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), answers.flatten(), ignore_index=losses.IGNORE_INDEX, reduction="none"
         ).view(answers.shape)
-        weight, parts = self.soft_weight, {}
-        if weight < 1:
-            parts["answer"] = (1 - weight) * hard.sum(1)
-        if weight > 0:
-            parts["soft_label"] = weight * self._compute_soft_loss(logits, batch)
+        share = self.objective.weight if self.objective.kind == "token_kd" else self.soft_weight
+        parts = {"answer": (1 - share) * hard.sum(1)} if share < 1 else {}
+        if self.soft_weight > 0:
+            parts["soft_label"] = self.soft_weight * self._compute_soft_loss(logits, batch)
+        if self.objective.kind == "token_kd":
+            is_answer = answers != losses.IGNORE_INDEX
+            divergence = losses.compute_teacher_loss(self.objective, logits[is_answer], batch)
+            total = torch.zeros(len(answers), device=divergence.device)
+            parts["token_kd"] = total.index_add(0, is_answer.nonzero()[:, 0], divergence)
         return parts | (self.rationales.compute_loss(batch) if self.rationales is not None else {})
+
+    def _compute_column_logits(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Logits before every column of the answers, shape (rows, columns, vocabulary)."""
+        shape = batch["answers"].shape
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        hidden = self._compute_hidden(**inputs, use_cache=False).last_hidden_state[:, -shape[1] :]
+        return self._compute_logits(hidden.flatten(0, 1)).view(*shape, -1)
+
+    def compute_answer_logits(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Logits before every token of the answers, row after row: (tokens, vocabulary)."""
+        return self._compute_column_logits(batch)[batch["answers"] != losses.IGNORE_INDEX]
 
     def _compute_soft_loss(self, logits: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
         import torch

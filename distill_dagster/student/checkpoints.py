@@ -38,17 +38,20 @@ def compute_training_key(
     rows: Sequence[TrainRow],
     validation: Sequence[TrainRow],
     epochs: int,
+    taught_by: str = "",
 ) -> str:
     """Hash of all that decides what a training computes (64 hex digits). How often it is saved does not.
 
     Args:
         base: the hash of the base's weights, if it is known.
+        taught_by: the hash of the model whose probabilities or layers are learned, if there is one.
     """
     from importlib.metadata import version
 
     value = {
         "spec": spec.model_dump(mode="json", exclude=set(RUN_SETTINGS)),
         "base": base,
+        "taught_by": taught_by,
         "labels": [label.model_dump(mode="json") for label in labels],
         "settings": asdict(settings),
         "rows": [asdict(row) for row in rows],
@@ -61,34 +64,43 @@ def compute_training_key(
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one training: the folders `checkpoint-<step>` in `folder`."""
+    """The checkpoints of one training below `work`: the folders `checkpoint-<step>` in `folder`."""
 
-    folder: Path
+    work: Path
+    key: str
 
-    @classmethod
-    def open(cls, parent: Path, key: str) -> Checkpoints:
-        """The checkpoints of the training with this key. Those of other trainings below `parent` are deleted."""
-        folder = parent / key[:16]
-        if parent.exists():
-            for other in parent.iterdir():
-                if other != folder:
-                    shutil.rmtree(other)
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder)
+    @property
+    def folder(self) -> Path:
+        return self.work / "checkpoints" / self.key[:16]
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of this training's TensorBoard files. They stay, so that trainings can be compared."""
+        return self.work / "tensorboard" / self.key[:8]
+
+    def clean(self) -> None:
+        """Delete checkpoints of other trainings below `work`, and those that a killed process left incomplete."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for other in self.folder.parent.iterdir():
+            if other != self.folder:
+                shutil.rmtree(other)
+        for path in self.folder.iterdir():
+            if not (path / PROGRESS_FILE).exists():
+                shutil.rmtree(path)
 
     def find_latest(self) -> Path | None:
-        """The complete checkpoint with the most steps. Those that a killed process left incomplete are deleted."""
-        complete = []
-        for path in self.folder.glob("checkpoint-*"):
-            if (path / PROGRESS_FILE).exists():
-                complete.append(path)
-            else:
-                shutil.rmtree(path)
-        return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+        """The checkpoint with the most steps."""
+        found = self.folder.glob("checkpoint-*")
+        return max(found, key=get_step, default=None)
 
     def delete(self) -> None:
-        """Delete all checkpoints of this training."""
+        """Delete all checkpoints below `work`."""
         shutil.rmtree(self.folder.parent)
+
+
+def get_step(checkpoint: Path | None) -> int:
+    """The number of steps before a checkpoint: 0 without one."""
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def write_progress(checkpoint: Path, progress: dict[str, Any]) -> None:

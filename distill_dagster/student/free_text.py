@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill_dagster.config.objective import writes_reasoning
 from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
 from distill_dagster.student import losses
 from distill_dagster.student.causal import CausalModel
@@ -45,26 +46,33 @@ class FreeTextStudent(CausalModel):
         super().__init__(spec, settings, models_folder, dtype)
         self.labels = []
         self.objective = spec.resolve_objective(bool(labels), settings.reasoning)
-        self.writes_reasoning = self.objective.kind == "reasoning"
+        self.writes_reasoning = writes_reasoning(self.objective, bool(labels), settings.reasoning)
         self.rationales = RationaleTask.from_objective(self, self.objective)
+
+    def describe_prompt(self) -> dict[str, Any]:
+        """How this student is asked, with a sample (`PromptRenderer.describe`)."""
+        return self.renderer.describe(self._cue, "An answer.")
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
         """Build model inputs: the prompt and then `target` tokens to learn. `length` is in tokens."""
+        items = self._encode_answers(rows)
+        if self.rationales is not None:
+            self.rationales.add_targets(items, rows)
+        return items
+
+    def _encode_answers(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
         items = []
         for row in rows:
             text = row.target or row.answer_label
             mark = REASONING_MARK if text.startswith(REASONING_MARK) else ANSWER_MARK
             item = self.encode_written(row.prompt, mark, text.removeprefix(mark).strip())
             items.append(item | {"length": len(item["ids"]), "weight": row.weight})
-        if self.rationales is not None:
-            self.rationales.add_targets(items, rows)
         return items
 
     def list_sequences(self, items: list[dict[str, Any]], validation: list[TrainRow]) -> list[list[int]]:
         """The token sequences that training and validation run through the model in every epoch."""
-        everything = [*items, *self.encode(validation)]
-        sequences = [item["ids"] for item in everything]
-        return sequences + (self.rationales.list_sequences(everything) if self.rationales is not None else [])
+        sequences = [item["ids"] for item in [*items, *self._encode_answers(validation)]]
+        return sequences + (self.rationales.list_sequences(items) if self.rationales is not None else [])
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Build a batch, padded on the left. `answers` has the target tokens in their columns."""
@@ -72,27 +80,36 @@ class FreeTextStudent(CausalModel):
 
         weights = torch.tensor([float(item["weight"]) for item in items])
         rationales = self.rationales.collate(items) if self.rationales is not None else {}
-        return self.collate_written(items) | {"weight": weights} | rationales
+        return self.collate_written(items) | {"weight": weights} | rationales | losses.collate_teacher(items)
+
+    def compute_answer_logits(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Logits before every token of the answers, row after row: (tokens, vocabulary)."""
+        return self.compute_target_logits(batch)[0]
 
     def compute_loss(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """The parts of every row's loss, each of shape (rows,), without the row's weight.
 
         `answer` is the mean negative log-likelihood of the row's target tokens, and `rationale` that of its reasoning.
         """
-        parts = {"answer": self.compute_written_loss(batch)}
+        logits, rows = self.compute_target_logits(batch)
+        parts = {"answer": self.compute_token_loss(logits, rows, batch)}
+        if self.objective.kind == "token_kd" and "teacher_tokens" in batch:
+            divergence = losses.compute_teacher_loss(self.objective, logits, batch)
+            parts["answer"] = (1 - self.objective.weight) * parts["answer"]
+            parts["token_kd"] = losses.average_by_row(divergence, rows, len(batch["answers"]))
         return parts | (self.rationales.compute_loss(batch) if self.rationales is not None else {})
 
     def compute_validation_scores(self, rows: list[TrainRow], batch_size: int = 16) -> dict[str, float]:
         """Mean negative log-likelihood of the targets, averaged over tokens and then over rows."""
         import torch
 
-        items = sorted(self.encode(rows), key=lambda item: item["length"])
+        items = sorted(self._encode_answers(rows), key=lambda item: item["length"])
         total = 0.0
         with torch.inference_mode():
             for start in range(0, len(items), batch_size):
                 batch = self.collate(items[start : start + batch_size])
-                parts = self.compute_loss({name: value.to(self.device) for name, value in batch.items()})
-                total += float(losses.sum_parts(parts).sum())
+                batch = {name: value.to(self.device) for name, value in batch.items()}
+                total += float(self.compute_written_loss(batch).sum())
         return {"loss": round(total / len(rows), 6)}
 
     def predict_batch(self, asked: Sequence[StudentPrompt]) -> list[Prediction]:
@@ -103,11 +120,14 @@ class FreeTextStudent(CausalModel):
         """Settings that labels.json keeps for this architecture only."""
         return {"reasoning": self.writes_reasoning}
 
+    @property
+    def _cue(self) -> str:
+        return REASONING_CUE if self.writes_reasoning else ANSWER_CUE
+
     def _generate(self, asked: Sequence[StudentPrompt]) -> list[str]:
         import torch
 
-        cue = REASONING_CUE if self.writes_reasoning else ANSWER_CUE
-        padded = self._pad([one.ids for one in self.renderer.encode_prompts(asked, cue)])
+        padded = self._pad([one.ids for one in self.renderer.encode_prompts(asked, self._cue)])
         width = padded["input_ids"].shape[1]
         with torch.inference_mode():
             out = self.model.generate(
@@ -118,4 +138,4 @@ class FreeTextStudent(CausalModel):
                 pad_token_id=self.end,
                 eos_token_id=self.renderer.stops,
             )
-        return [self.renderer.decode_answer(ids, cue) for ids in out[:, width:].tolist()]
+        return [self.renderer.decode_answer(ids, self._cue) for ids in out[:, width:].tolist()]

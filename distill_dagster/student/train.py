@@ -13,22 +13,35 @@ from typing import TYPE_CHECKING, Any
 from distill_dagster.config.objective import WRITING_OBJECTIVES
 from distill_dagster.core import models
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.hashing import hash_folder
 from distill_dagster.core.processes import measure_peak_mb
 from distill_dagster.student import loading
-from distill_dagster.student.batches import LengthBatchSampler
+from distill_dagster.student.batches import Item, LengthBatchSampler
 from distill_dagster.student.best_epoch import BestEpoch
 from distill_dagster.student.causal import CausalStudent
-from distill_dagster.student.checkpoints import Checkpoints, compute_training_key
+from distill_dagster.student.checkpoints import Checkpoints, compute_training_key, get_step
 from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.free_text import FreeTextStudent
 from distill_dagster.student.memory import check_model_fits, choose_micro_batches
 from distill_dagster.student.phases.run import run_phases
 from distill_dagster.student.phases.trl_trainer import require_trl
+from distill_dagster.student.ranks import (
+    count_ranks,
+    get_rank,
+    get_world_size,
+    is_first_rank,
+    join_ranks,
+    train_on_ranks,
+    wait_for_ranks,
+)
 from distill_dagster.student.rationales import leave_out_long_reasoning
+from distill_dagster.student.token_counts import count_learned_tokens, measure_padding, require_whole_targets
+from distill_dagster.student.token_log_probs import add_teacher_log_probs, find_teacher_model
 from distill_dagster.student.types import (
     TRAINING_LOG_FILE,
     PreferencePair,
     TaskSettings,
+    TrainedStudent,
     TrainingLog,
     TrainRow,
     ValidationListener,
@@ -39,6 +52,8 @@ if TYPE_CHECKING:
     from distill_dagster.config import LabelSpec, StudentSpec
 
 LABELS_FILE = "labels.json"
+PROMPT_FILE = "prompt.json"
+"""How a causal student is asked, with a sample, so that another program can check that it asks the same."""
 Student = CausalStudent | EncoderStudent | FreeTextStudent
 STUDENT_CLASSES: dict[str, type[CausalStudent] | type[EncoderStudent]] = {
     "causal_lm": CausalStudent,
@@ -72,12 +87,14 @@ def train_adapter(
     pairs: Sequence[PreferencePair] = (),
     work: Path | None = None,
     on_validation: ValidationListener | None = None,
+    assistant: TrainedStudent | None = None,
+    captured: Path | None = None,
 ) -> TrainingLog:
     """Train a student and write what was trained to the folder `out`, which is created if needed.
 
     `out` gets adapter_model.safetensors and adapter_config.json or, with `method: full`, model.safetensors and
-    config.json; the tokenizer, labels.json, training_log.json and, for an encoder, head.safetensors. On one machine the
-    same rows, settings and seed give the same bytes of weights.
+    config.json; the tokenizer, labels.json, training_log.json and, for an encoder, head.safetensors. A causal student
+    has its chat template and prompt.json. On one machine, the same rows, settings and seed give the same weights.
 
     Args:
         validation: rows whose loss is measured after each epoch. With the spec's `patience`, the epoch with the lowest
@@ -85,20 +102,27 @@ def train_adapter(
         epochs: the most epochs; replaces the epochs of the spec.
         what: the name of the training in progress reports.
         pairs: what a preference phase in the spec's `then` learns from.
-        work: the folder of this training's checkpoints, which belongs to it alone. If they are of the same training,
-            that is of the same rows, settings and base, it goes on from the latest, and the weights are those that it
-            would have had without the interruption. Without a folder there are no checkpoints.
+        work: the folder of this training's checkpoints and TensorBoard files, which belongs to it alone. If there is a
+            checkpoint of the same rows, settings and base, training goes on from there, and the weights are those that
+            it would have had without the interruption. Without a folder nothing of this is written.
         on_validation: gets the scores after each epoch. An exception that it raises ends the training.
+        assistant: the student that teaches this one, for objectives that read a teacher's model.
+        captured: the folder where a teacher's log-probabilities are kept, for all trainings.
 
     Raises:
-        DistillError: there are no rows, a row's answer is not a label, `then` needs a package that is not installed, or
-            the training does not fit in memory.
+        DistillError: there are no rows, a row's answer is not a label or is cut, `then` needs a package that is not
+            installed, or the training does not fit in memory.
         ModelError: the base cannot be found or loaded.
     """
     names = [label.name for label in labels]
     _check_rows(rows, validation, names)
+    loading.check_training_dtype(spec)
     if spec.then:
         require_trl()
+    if (ranks := count_ranks()) > 1 and on_validation is None and not spec.then:
+        given = (spec, labels, settings, rows, validation, out, models_folder, epochs, what)
+        return train_on_ranks(ranks, given, {"work": work, "assistant": assistant, "captured": captured})
+    join_ranks()
     check_model_fits(spec, models_folder)
     dtype = loading.get_training_dtype(spec)
     student = choose_student_class(spec, labels)(spec, labels, settings, models_folder, dtype)
@@ -107,6 +131,7 @@ def train_adapter(
     validation, _ = leave_out_long_reasoning(student.objective, student.tokenizer, validation)
     log.rows = len(rows)
     if isinstance(student, EncoderStudent):
+        student.match_layers(models_folder, assistant)
         start = time.perf_counter()
         log.probe_penalty = student.fit_head(rows, validation)
         log.probe_seconds = round(time.perf_counter() - start, 3)
@@ -115,16 +140,28 @@ def train_adapter(
     log.dtype = str(loading.get_torch_dtype(spec.dtype)).removeprefix("torch.")
     trained = [parameter for parameter in student.trained_module.parameters() if parameter.requires_grad]
     log.trainable_parameters = sum(p.numel() for p in trained)
-    log.total_parameters = student.base.parameters + sum(p.numel() for p in trained if id(p) not in of_base)
-    saved = _open_checkpoints(work, student, labels, rows, validation, log.epochs)
-    _fit(student, rows, validation, log, saved, what, on_validation)
+    added = (p for p in student.model.parameters() if p.requires_grad and id(p) not in of_base)
+    log.total_parameters = student.base.parameters + sum(p.numel() for p in added)
+    items = student.encode(rows)
+    _count_tokens(student, items, log)
+    taught_by = ""
+    if student.objective.kind == "token_kd" and not isinstance(student, EncoderStudent):
+        teacher = find_teacher_model(student, student.objective, labels, models_folder, assistant)
+        log.rows_captured = add_teacher_log_probs(student, items, rows, teacher, student.objective, captured)
+        taught_by = teacher.identity
+    elif assistant is not None:
+        taught_by = hash_folder(assistant[1])
+    saved = _open_checkpoints(work, student, labels, rows, validation, log.epochs, taught_by)
+    _fit(student, items, validation, log, saved, what, on_validation)
     if spec.then:
         assert not isinstance(student, EncoderStudent), "an encoder has no phases, see config.phases.check_phase"
         measure = partial(compute_validation_scores, student, validation) if validation else dict
         log.phases = run_phases(student, rows, pairs, models_folder, measure, what)
-    _save_student(student, labels, log, out)
-    if saved is not None:
-        saved.delete()
+    wait_for_ranks()
+    if is_first_rank():
+        _save_student(student, labels, log, out)
+        if saved is not None:
+            saved.delete()
     return log
 
 
@@ -138,6 +175,14 @@ def _check_rows(rows: list[TrainRow], validation: list[TrainRow], names: list[st
             )
 
 
+def _count_tokens(student: Student, items: list[Item], log: TrainingLog) -> None:
+    counts = count_learned_tokens(items)
+    require_whole_targets(counts, student.spec.max_cut_targets, student.spec.answer_tokens)
+    log.target_tokens, log.prompts_cut = counts.target_tokens, counts.prompts_cut
+    log.targets_cut, log.rows_without_target = counts.targets_cut, counts.rows_without_target
+    log.prompt = None if isinstance(student, EncoderStudent) else student.renderer.style
+
+
 def _open_checkpoints(
     work: Path | None,
     student: Student,
@@ -145,45 +190,56 @@ def _open_checkpoints(
     rows: list[TrainRow],
     validation: list[TrainRow],
     epochs: int,
+    taught_by: str,
 ) -> Checkpoints | None:
-    if work is None or student.spec.checkpoint.every_steps is None:
+    if work is None:
         return None
-    key = compute_training_key(student.spec, student.base.sha256, labels, student.settings, rows, validation, epochs)
-    return Checkpoints.open(work / "checkpoints", key)
+    base = student.base.sha256
+    key = compute_training_key(student.spec, base, labels, student.settings, rows, validation, epochs, taught_by)
+    saved = Checkpoints(work, key)
+    if is_first_rank():
+        saved.clean()
+    wait_for_ranks()
+    return saved
 
 
 def _fit(
     student: Student,
-    rows: list[TrainRow],
+    items: list[Item],
     validation: list[TrainRow],
     log: TrainingLog,
     saved: Checkpoints | None,
     what: str,
     on_validation: ValidationListener | None,
 ) -> None:
-    """Train the student's weights, from the latest of the saved checkpoints on, and fill the log."""
+    """Train the student's weights on encoded rows, from the latest of the saved checkpoints on, and fill the log."""
     from distill_dagster.student.trainer import StudentTrainer
+    from distill_dagster.student.training_logs import build_log_callbacks
     from distill_dagster.student.training_watcher import TrainingWatcher
 
     spec = student.spec
-    items = student.encode(rows)
     mean_weight = sum(item["weight"] for item in items) / len(items) or 1.0
     for item in items:  # scale to a mean of 1, so that weights do not change the learning rate
         item["weight"] /= mean_weight
-    batches = LengthBatchSampler([item["length"] for item in items], spec.batch_size, spec.seed)
+    rank, ranks = get_rank(), get_world_size()
+    batches = LengthBatchSampler([item["length"] for item in items], spec.batch_size, spec.seed, rank, ranks)
     best = BestEpoch(student.trained_module, spec.patience) if validation and spec.patience is not None else None
     save_every = spec.checkpoint.every_steps if saved is not None else None
     with TemporaryDirectory() as scratch, models.silence_transformers():
         watcher = TrainingWatcher(log, validation, best, len(batches), save_every, what, on_validation)
         folder = saved.folder if saved is not None else Path(scratch)
-        arguments = build_arguments(spec, folder, log.epochs, len(batches))
+        checkpoint = saved.find_latest() if saved is not None else None
+        arguments = build_arguments(spec, folder, log.epochs, len(batches), run_name=what)
+        callbacks: list[Any] = [watcher]
+        if saved is not None and is_first_rank():
+            callbacks += build_log_callbacks(saved.tensorboard, first_step=get_step(checkpoint) + 1 if checkpoint else 0)
         if not isinstance(student, EncoderStudent):
             student.choose_attention(max(item["length"] for item in items))
         student.reuse_frozen_layers(student.list_sequences(items, validation))
         log.reused_layers = len(student.frozen.layers) if student.frozen is not None else 0
         micro_batches = choose_micro_batches(student, items, arguments.world_size)
-        trainer = watcher.trainer = StudentTrainer(student, items, batches, micro_batches, arguments, [watcher])
-        checkpoint = saved.find_latest() if saved is not None else None
+        log.padding_share = measure_padding(items, batches, micro_batches)
+        trainer = watcher.trainer = StudentTrainer(student, items, batches, micro_batches, arguments, callbacks)
         if checkpoint is not None:
             watcher.resume(checkpoint)
         elif isinstance(student, EncoderStudent):
@@ -204,8 +260,10 @@ def _fit(
     log.peak_mb = round(_measure_peak_mb(), 1)
 
 
-def build_arguments(spec: StudentSpec, folder: Path, epochs: int, steps_per_epoch: int) -> Any:
-    """The arguments of a `StudentTrainer`. Checkpoints are written to `folder`."""
+def build_arguments(
+    spec: StudentSpec, folder: Path, epochs: int, steps_per_epoch: int, run_name: str | None = None
+) -> Any:
+    """The arguments of a `StudentTrainer`. Checkpoints are written to `folder`. `run_name` is for MLflow."""
     import transformers
 
     steps = epochs * steps_per_epoch
@@ -224,6 +282,8 @@ def build_arguments(spec: StudentSpec, folder: Path, epochs: int, steps_per_epoc
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
+        run_name=run_name,
+        fp16=spec.dtype == "float16",  # scales the loss (Micikevicius et al. 2018), so that small gradients are not 0
         use_cpu=loading.choose_device() == "cpu",
         seed=spec.seed,
     )
@@ -245,6 +305,8 @@ def _save_student(student: Student, labels: list[LabelSpec], log: TrainingLog, o
         "labels": [label.model_dump() for label in labels],
     }
     _write_json(out / LABELS_FILE, task | student.get_saved_settings())
+    if not isinstance(student, EncoderStudent):
+        _write_json(out / PROMPT_FILE, student.describe_prompt())
     _write_json(out / TRAINING_LOG_FILE, log.to_dict())
 
 

@@ -69,6 +69,13 @@ def test_two_forms_of_one_objective_train_the_same_student() -> None:
         ("nli", True, {"objective": "reasoning", "architecture": "encoder"}, "an encoder writes nothing"),
         ("math", False, {"objective": "multitask"}, "set `reasoning: true` for the task"),
         ("nli", True, {"objective": "multitask", "architecture": "encoder"}, "an encoder writes nothing"),
+        ("math", False, {"objective": "token_kd"}, "Set `objective.teacher` to a local model"),
+        (
+            "nli",
+            True,
+            {"objective": {"kind": "token_kd", "teacher": "m"}, "architecture": "encoder"},
+            "an encoder writes nothing",
+        ),
         ("nli", False, {"objective": "answer", "soft_weight": 0}, "its older form `soft_weight` are both given"),
         ("nli", True, {"objective": "reasoning", "reasoning": True}, "its older form `reasoning` are both given"),
     ],

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from distill_dagster.config import LabelSpec, StudentSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.loading import find_trained_base
 from distill_dagster.student.predict import load_predictor
+from distill_dagster.student.token_log_probs import add_teacher_log_probs, find_teacher_model
 from distill_dagster.student.train import choose_student_class, train_adapter
 from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainingLog, TrainRow
 from tests.support.tiny_model import write_tiny_model
@@ -145,3 +147,99 @@ def test_long_reasoning_is_not_learned(tiny: Path, tmp_path: Path) -> None:
 def test_an_objective_is_in_the_training_log(tiny: Path, tmp_path: Path) -> None:
     log = train_adapter(make_spec(tiny, None, epochs=1), LABELS, SETTINGS, TRAIN[:4], [], tmp_path, tmp_path)
     assert log.objective == {"kind": "soft_label", "weight": 0.5, "temperature": 1.0}
+
+
+@pytest.fixture(scope="module")
+def expert(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows the task: the tiny one, taught with all words."""
+    out = tmp_path_factory.mktemp("expert")
+    train_adapter(make_spec(tiny, "answer"), LABELS, SETTINGS, ROWS, [], out, out)
+    return out
+
+
+def compute_token_kd(student_model: Path, teacher: Path, labels: list[LabelSpec], **settings: Any) -> list[float]:
+    """The part `token_kd` of the loss of some rows."""
+    spec = make_spec(student_model, {"kind": "token_kd", "teacher": str(teacher), "weight": 1.0} | settings)
+    student: Any = choose_student_class(spec, labels)(spec, labels, SETTINGS, teacher)
+    items = student.encode(TRAIN[:6])
+    found = find_teacher_model(student, student.objective, labels, teacher, None)
+    assert add_teacher_log_probs(student, items, TRAIN[:6], found, student.objective, None) == 6
+    with torch.no_grad():
+        parts = student.compute_loss(student.collate(items))
+    assert parts.keys() == {"token_kd"} if labels else parts["answer"].abs().sum() == 0
+    return parts["token_kd"].tolist()
+
+
+@pytest.mark.parametrize("labels", [LABELS, []], ids=["labels", "written answers"])
+@pytest.mark.parametrize("settings", [{"top_k": 2}, {"top_k": 1000}, {"temperature": 2.0, "top_k": 8}])
+def test_token_kd_is_zero_for_a_student_that_is_its_teacher(
+    labels: list[LabelSpec], settings: dict[str, Any], tiny: Path, expert: Path
+) -> None:
+    assert compute_token_kd(expert, expert, labels, **settings) == pytest.approx([0] * 6, abs=1e-4)
+    assert min(compute_token_kd(tiny, expert, labels, **settings)) > 0.05
+
+
+def test_token_kd_over_all_tokens_is_the_divergence(tiny: Path, expert: Path) -> None:
+    """With `top_k` of the whole vocabulary it is KL(teacher || student), summed over the tokens of the label."""
+    found = compute_token_kd(tiny, expert, LABELS, top_k=1000)
+    spec = make_spec(tiny, "answer")
+    models: list[Any] = [
+        choose_student_class(spec, LABELS)(spec.model_copy(update={"model": str(one)}), LABELS, SETTINGS, tiny)
+        for one in (expert, tiny)
+    ]
+    batch = models[0].collate(models[0].encode(TRAIN[:6]))
+    with torch.no_grad():
+        teacher, student = (one.compute_answer_logits(batch).log_softmax(-1) for one in models)
+    by_token = (teacher.exp() * (teacher - student)).sum(-1)
+    tokens = (batch["answers"] >= 0).sum(1)
+    expected = [float(part.sum()) for part in by_token.split(tokens.tolist())]
+    assert found == pytest.approx(expected, rel=1e-2)
+
+
+def test_token_kd_learns_from_a_teacher_what_its_answers_do_not_say(tiny: Path, expert: Path, tmp_path: Path) -> None:
+    """All answers are wrong, and weight 1 learns from the teacher's probabilities behind the prompts alone."""
+    wrong = [replace(row, answer_label="abcd"[("abcd".index(row.answer_label) + 1) % 4]) for row in TRAIN]
+    objective = {"kind": "token_kd", "teacher": str(expert), "weight": 1.0}
+    spec = make_spec(tiny, objective, epochs=40)
+    log = train_adapter(spec, LABELS, SETTINGS, wrong, [], tmp_path, tmp_path, captured=tmp_path / "kept")
+    assert log.rows_captured == len(wrong)
+    assert share_right(spec, LABELS, tmp_path, HELD) >= 0.8
+
+
+def test_a_teacher_reads_an_answer_once(tiny: Path, expert: Path, tmp_path: Path) -> None:
+    rows = [replace(row, completion_id=f"c-{row.prompt_id}") for row in TRAIN[:6]]
+
+    def train(rows: list[TrainRow], **settings: Any) -> int:
+        spec = make_spec(tiny, {"kind": "token_kd", "teacher": str(expert)} | settings, epochs=1)
+        log = train_adapter(spec, LABELS, SETTINGS, rows, [], tmp_path, tmp_path, captured=tmp_path / "kept")
+        return log.rows_captured
+
+    assert train(rows) == 6
+    assert train(rows) == 0
+    assert train([*rows, TRAIN[7]]) == 1
+    assert train([replace(rows[0], prompt=StudentPrompt.from_text("bbb"))]) == 1
+    assert train(rows, temperature=2.0) == 6
+    files = sorted((tmp_path / "kept").glob("*.parquet"))
+    assert len(files) == 2
+    kept = max((pl.read_parquet(file) for file in files), key=len)
+    assert kept.height == 8
+    assert set(kept["completion_id"]) == {row.completion_id for row in rows} | {None}
+    assert kept["tokenizer"].n_unique() == 1
+    assert set(kept["tokens"].list.len()) == {3 * 32}, "a space, a label and the end, 32 tokens of each position"
+
+
+def test_a_teacher_with_another_vocabulary_is_refused(tiny: Path, small_smollm2: Path, tmp_path: Path) -> None:
+    spec = make_spec(tiny, {"kind": "token_kd", "teacher": str(small_smollm2)})
+    with pytest.raises(DistillError, match="has another vocabulary than"):
+        train_adapter(spec, LABELS, SETTINGS, TRAIN[:4], [], tmp_path, tmp_path)
+
+
+def test_a_student_teaches_token_by_token(tiny: Path, expert: Path, tmp_path: Path) -> None:
+    """The student that teaches must have learned the same prompts."""
+    spec = make_spec(tiny, {"kind": "token_kd", "weight": 1.0}, epochs=1, teacher="student:expert")
+    teacher = make_spec(tiny, "answer")
+    log = train_adapter(spec, LABELS, SETTINGS, TRAIN[:8], [], tmp_path, tmp_path, assistant=(teacher, expert))
+    assert log.rows_captured == 8
+    other = teacher.model_copy(update={"max_tokens": 9})
+    with pytest.raises(DistillError, match="was trained on other prompts"):
+        train_adapter(spec, LABELS, SETTINGS, TRAIN[:8], [], tmp_path, tmp_path, assistant=(other, expert))

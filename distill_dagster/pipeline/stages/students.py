@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from distill_dagster.config.objective import reads_assistant
 from distill_dagster.core import plots
 from distill_dagster.core.files import link_files
 from distill_dagster.core.hashing import hash_folder
-from distill_dagster.curation.dataset.data_mix import count_mix, mix_rows, select_mixed_rows
+from distill_dagster.curation.dataset.data_mix import MixCounts, count_mix, mix_rows, select_mixed_rows
 from distill_dagster.kinds import format_with_reasoning, get_kind
 from distill_dagster.pipeline.dataset_drift import (
     TRAINED_ON,
@@ -26,7 +28,9 @@ from distill_dagster.pipeline.distillation_cost import sum_model_seconds
 from distill_dagster.pipeline.source_versions import find_label_of_slice
 from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, StageContext, StageInputs, StageResult
 from distill_dagster.pipeline.stages.preference_pairs import read_preference_pairs, tabulate_phases
+from distill_dagster.pipeline.stages.replay_rows import read_replayed_rows
 from distill_dagster.prompts.few_shot import FewShotExample, read_example_pool
+from distill_dagster.student.token_counts import check_rows_whole
 from distill_dagster.student.train import train_adapter
 from distill_dagster.student.training_check import check_loss_fell
 from distill_dagster.student.types import (
@@ -34,6 +38,7 @@ from distill_dagster.student.types import (
     PreferencePair,
     StudentPrompt,
     TaskSettings,
+    TrainedStudent,
     TrainingLog,
     TrainRow,
 )
@@ -41,6 +46,8 @@ from distill_dagster.tables.lake import RECORD_FILE, ArtifactRecord
 from distill_dagster.tables.messages import split_answer
 from distill_dagster.tables.schemas import DATASET, PROMPT_CONTEXT
 
+TOKEN_LOG_PROBS = "token_log_probs"
+"""The folder below the models of what a local teacher gave for stored completions."""
 LossCurves = dict[str, list[tuple[float, float]]]
 """(step, loss) by name: `training` and, if there are validation rows, `validation`."""
 
@@ -61,6 +68,7 @@ def build_train_rows(dataset: pl.DataFrame, split: str, reasoning: bool = False)
                 row["weight"],
                 format_with_reasoning(thought if reasoning else None, alone),
                 thought,
+                row["completion_ids"][0] if row["completion_ids"] else None,
             )
         )
     return rows
@@ -83,8 +91,7 @@ def make_student_adapter(env: StageContext, partition: str | None) -> StageResul
     inputs = StageInputs(env, "student_adapter", partition)
     if "assistant_adapter" in inputs.upstream:
         return _copy_assistant(env, inputs, partition)
-    assistant = env.folder.task.students[partition].assistant
-    return _train_distilled(env, inputs, "assistant_labels" if assistant else "filtered_dataset", assistant)
+    return _train_distilled(env, inputs)
 
 
 def make_assistant_adapter(env: StageContext, partition: str | None) -> StageResult:
@@ -95,24 +102,58 @@ def make_assistant_adapter(env: StageContext, partition: str | None) -> StageRes
     Asks a teacher: no.
     Re-runs when: one of these or student_settings changes.
     """
-    return _train_distilled(env, StageInputs(env, "assistant_adapter", partition), "filtered_dataset", None)
+    return _train_distilled(env, StageInputs(env, "assistant_adapter", partition))
 
 
-def _train_distilled(env: StageContext, inputs: StageInputs, source: str, key: str | None) -> StageResult:
-    """Train a student on the rows of a table with the schema DATASET, mixed as its settings say."""
+@dataclass(frozen=True)
+class TrainingData:
+    """What a distilled student learns from.
+
+    Attributes:
+        learned: the rows of the dataset behind `train`, whose copies count once.
+        pairs: what a preference phase learns from.
+        counts: how the rows were mixed, for the record.
+        assistant: the settings and adapter of the student that teaches it, if its objective reads them.
+    """
+
+    train: list[TrainRow]
+    validation: list[TrainRow]
+    learned: set[RowIdentity]
+    pairs: list[PreferencePair]
+    counts: MixCounts
+    assistant: TrainedStudent | None
+
+
+def read_training_data(inputs: StageInputs) -> TrainingData:
+    """Read what a student learns from: rows of the dataset or of an assistant's labels, mixed as its settings say."""
     assert inputs.partition is not None
-    task = env.folder.task
-    mix, reasons = task.students[inputs.partition].data, task.resolve_objective(inputs.partition).kind == "reasoning"
-    dataset = inputs.read_table(source, DATASET, key)
+    task = inputs.env.folder.task
+    key = task.students[inputs.partition].assistant
+    mix, reasons = task.students[inputs.partition].data, task.writes_reasoning(inputs.partition)
+    dataset = inputs.read_table("assistant_labels" if key else "filtered_dataset", DATASET, key)
     given = dataset.filter(pl.col("split") == "train")
     mixed = mix_rows(given, mix)
-    train, validation = build_train_rows(mixed, "train", reasons), build_train_rows(dataset, "validation", reasons)
+    replayed = read_replayed_rows(inputs, mix, mixed.height, task.students[inputs.partition].seed)
+    train = build_train_rows(pl.concat([mixed, replayed]), "train", reasons)
+    validation = build_train_rows(dataset, "validation", reasons)
     learned = list_row_identities(select_mixed_rows(given, mix))
     pairs = read_preference_pairs(inputs, train)
-    extra: dict[str, Any] = {"data": count_mix(given, mixed).to_dict()}
+    assistant = None
+    if key is not None and reads_assistant(task.resolve_objective(inputs.partition)):
+        assistant = task.students[key], inputs.find_folder("assistant_adapter", key)
+    return TrainingData(train, validation, learned, pairs, count_mix(given, mixed, replayed.height), assistant)
+
+
+def _train_distilled(env: StageContext, inputs: StageInputs) -> StageResult:
+    assert inputs.partition is not None
+    key = env.folder.task.students[inputs.partition].assistant
+    data = read_training_data(inputs)
+    extra: dict[str, Any] = {"data": data.counts.to_dict()}
     if key is not None:
-        extra |= {"assistant": key, "assistant_s": sum_model_seconds(env.lake.read_record(env.task_name, source, key))}
-    return _train_student(env, inputs, train, validation, learned=learned, extra=extra, pairs=pairs)
+        labels = env.lake.read_record(env.task_name, "assistant_labels", key)
+        extra |= {"assistant": key, "assistant_s": sum_model_seconds(labels)}
+    rows = data.train, data.validation
+    return _train_student(env, inputs, *rows, None, data.learned, extra, data.pairs, data.assistant)
 
 
 def _copy_assistant(env: StageContext, inputs: StageInputs, student: str) -> StageResult:
@@ -143,7 +184,7 @@ def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageRes
     inputs = StageInputs(env, "seed_only_adapter", partition)
     examples = read_example_pool(inputs.read_table("prompt_context", PROMPT_CONTEXT))
     task = env.folder.task
-    kind, reasons = get_kind(task), task.resolve_objective(partition).kind == "reasoning"
+    kind, reasons = get_kind(task), task.writes_reasoning(partition)
     rows = []
     for example in examples:
         written = (
@@ -184,6 +225,7 @@ def _train_student(
     learned: set[RowIdentity] | None = None,
     extra: Mapping[str, Any] | None = None,
     pairs: list[PreferencePair] | None = None,
+    assistant: TrainedStudent | None = None,
 ) -> StageResult:
     """Train a student on these rows. `learned` are the rows of the dataset behind them, by default the rows.
 
@@ -197,7 +239,7 @@ def _train_student(
     if inputs.asset == "slice_label_adapter":
         spec = spec.without_reasoning()  # slice names come without
     if pairs is None:
-        spec = spec.model_copy(update={"then": []})
+        spec = spec.keep_rows_only(task.writes_reasoning(student))
     started = time.perf_counter()
     target = env.lake.get_folder(env.task_name, inputs.asset, student)
     log: TrainingLog | None = None
@@ -207,7 +249,19 @@ def _train_student(
         what = inputs.asset.removesuffix("_adapter")
         settings = TaskSettings.from_task(task)
         log = train_adapter(
-            spec, task.labels, settings, rows, validation, folder, env.models, epochs, what, pairs or []
+            spec,
+            task.labels,
+            settings,
+            rows,
+            validation,
+            folder,
+            env.models,
+            epochs,
+            what,
+            pairs or [],
+            env.get_training_folder(inputs.asset, student),
+            assistant=assistant,
+            captured=env.models / TOKEN_LOG_PROBS,
         )
         write_trained_on(folder, learned or {(row.prompt_id, row.answer_label, row.weight) for row in rows})
         return hash_folder(folder, leave_out=(TRAINING_LOG_FILE, TRAINED_ON, RECORD_FILE))
@@ -232,9 +286,15 @@ def _show_training(inputs: StageInputs, record: ArtifactRecord, target: Path, lo
         "epochs": log.epochs,
         **({"best_epoch": log.best_epoch} if log.best_epoch is not None else {}),
         **({"kept": log.kept} if log.kept else {}),
+        **({"resumed_at": ", ".join(map(str, log.resumed_at))} if log.resumed_at else {}),
         "seconds": round(log.seconds, 1),
         "tokens_per_s": round(log.tokens_per_s, 1),
         "peak_mb": round(log.peak_mb, 1),
+        **({"prompt": log.prompt, "target_tokens": log.target_tokens} if log.prompt else {}),
+        "prompts_cut": log.prompts_cut,
+        "targets_cut": log.targets_cut,
+        "rows_without_target": log.rows_without_target,
+        "padding_share": log.padding_share,
         "dtype": log.dtype,
         "reused_layers": log.reused_layers,
         "trainable_parameters": log.trainable_parameters,
@@ -243,7 +303,11 @@ def _show_training(inputs: StageInputs, record: ArtifactRecord, target: Path, lo
         "adapter": target,
         "loss": Markdown(plots.to_markdown_image(curve)),
     }
-    return StageResult(record, shown, [check_loss_fell([loss for _, _, loss in log.losses])])
+    checks = [
+        check_loss_fell([loss for _, _, loss in log.losses]),
+        check_rows_whole(log.rows, log.prompts_cut, log.targets_cut, log.rows_without_target),
+    ]
+    return StageResult(record, shown, checks)
 
 
 def build_loss_curves(adapter: Path) -> LossCurves:
@@ -252,6 +316,9 @@ def build_loss_curves(adapter: Path) -> LossCurves:
     if log is None:
         return {}
     curves = {"training": [(float(step), float(loss)) for step, _, loss in log["losses"]]}
+    parts = log.get("loss_parts", {})
+    if len(parts) > 1:
+        curves |= {f"training: {name}": [(float(step), value) for step, value in part] for name, part in parts.items()}
     if log["validation"]:
         steps_per_epoch = log["steps"] / max(log["epochs"], 1)
         curves["validation"] = [(v["epoch"] * steps_per_epoch, v["loss"]) for v in log["validation"]]
