@@ -1,5 +1,6 @@
 """Turn stage functions into assets: names, partitions, checks, metadata and errors."""
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from assets.task_graph import TaskGraph
 from distill_dagster.core import progress, redaction
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.formatting import format_clock
 from distill_dagster.core.paths import build_report_url
 from distill_dagster.orchestration.tags import BACKFILL_TAG, CAMPAIGN_TAG, JOB_BACKFILL_TAG, read_budget_tags
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
@@ -31,6 +33,8 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 REQUIRED = {"tasks", "lake", "store", "models", "teacher"}
+LOG_INTERVAL_S = 300.0
+"""Seconds after which the log of a run says again how far some work is."""
 StageFunction = Callable[[StageContext, str | None], StageResult]
 
 
@@ -61,6 +65,7 @@ def open_stage_context(context: dg.AssetExecutionContext, task: str) -> Iterator
             limits=lake.build_limits(),
             campaign=get_campaign(context.run),
             cap=read_budget_tags(context.run.tags),
+            training=Path(lake.training),
         )
 
 
@@ -188,15 +193,28 @@ def build_stage_asset(
     return _asset
 
 
-def _log_each_tenth(log: Callable[[str], None]) -> progress.ProgressListener:
-    """Build a listener that logs at each tenth of the work, not at each step."""
-    last: dict[str, int] = {}
+def _log_each_tenth(
+    log: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> progress.ProgressListener:
+    """Build a listener that logs at each tenth of the work and every few minutes, with the time left, not at each step.
+
+    Args:
+        clock: tells seconds.
+    """
+    last: dict[str, tuple[int, float]] = {}
+    began: dict[str, tuple[int, float]] = {}
 
     def listen(made: progress.Progress) -> None:
-        tenth = 10 * made.done // max(made.total, 1)
-        if made.work and last.get(made.work) != tenth:
-            last[made.work] = tenth
-            log(str(made))
+        if not made.work:
+            return
+        now, tenth = clock(), 10 * made.done // max(made.total, 1)
+        sent = made.done - made.stored
+        first, start = began.setdefault(made.work, (sent, now))
+        if made.work in last and last[made.work][0] == tenth and now - last[made.work][1] < LOG_INTERVAL_S:
+            return
+        last[made.work] = tenth, now
+        left = (made.total - made.done) * (now - start) / (sent - first) if sent > first else 0
+        log(str(made) + (f", {format_clock(left)} left" if left >= 1 else ""))
 
     return listen
 

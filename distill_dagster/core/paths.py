@@ -17,6 +17,11 @@ def build_report_url(path: Path, reports: Path) -> str:
     return f"{REPORTS_URL}/{quote(path.relative_to(reports).as_posix())}"
 
 
+def get_tuning_folder(reports: Path, task: str) -> Path:
+    """The folder of the pages about tuning: `reports/<task>/_tuning/<student>.html`. No student has this name."""
+    return reports / task / "_tuning"
+
+
 @dataclass(frozen=True)
 class Home:
     """The folders of one installation.
@@ -79,6 +84,16 @@ class Home:
     def locks(self) -> Path:
         """Lock files."""
         return self.root / "locks"
+
+    @property
+    def tuning(self) -> Path:
+        """The trials of `distill tune`: `tuning/<task>/<student>.journal`."""
+        return self.root / "tuning"
+
+    @property
+    def training(self) -> Path:
+        """Checkpoints and TensorBoard files of trainings: `training/<task>/<asset>/<student>/`."""
+        return self.root / "training"
 
     @property
     def instance(self) -> Path:

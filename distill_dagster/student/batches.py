@@ -1,9 +1,14 @@
-"""The order in which a training sees its rows: which rows make one optimizer step, on which rank."""
+"""Which rows make one optimizer step, on which rank, and which of them are computed at once."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Item = dict[str, Any]
+"""One encoded row, from `student.encode`. `length` is in tokens."""
 
 
 class LengthBatchSampler:
@@ -39,3 +44,30 @@ class LengthBatchSampler:
             batches += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
         rng.shuffle(batches)
         return (batch[self.rank :: self.ranks] for batch in batches)
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """How an optimizer step is cut into the rows that are computed at once.
+
+    A micro batch has at most `rows` rows and, with padding, `tokens` tokens; None: no limit.
+    """
+
+    rows: int | None
+    tokens: int | None = None
+
+    def cut(self, items: Sequence[Item]) -> list[list[Item]]:
+        """Cut the rows of a step. With a limit of tokens, rows of similar length are computed together."""
+        if self.tokens is not None:
+            items = sorted(items, key=lambda item: item["length"])
+        parts: list[list[Item]] = []
+        for item in items:
+            longest = max(item["length"], *(other["length"] for other in parts[-1])) if parts else 0
+            if not parts or not self._has_room(len(parts[-1]) + 1, longest):
+                parts.append([])
+            parts[-1].append(item)
+        return parts
+
+    def _has_room(self, rows: int, longest: int) -> bool:
+        fits_rows = self.rows is None or rows <= self.rows
+        return fits_rows and (self.tokens is None or rows * longest <= self.tokens)

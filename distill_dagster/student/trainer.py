@@ -14,15 +14,13 @@ import transformers
 from accelerate.utils import gather_object
 
 from distill_dagster.student import checkpoints
-from distill_dagster.student.batches import LengthBatchSampler
+from distill_dagster.student.batches import Item, LengthBatchSampler, MicroBatches
 from distill_dagster.student.types import TrainRow
 from distill_dagster.student.validation import compute_validation_scores
 
 if TYPE_CHECKING:
     from distill_dagster.student.train import Student
 
-Item = dict[str, Any]
-"""One encoded row, from `student.encode`."""
 Batch = dict[str, Any]
 """Rows that are computed at once, from `student.collate`."""
 
@@ -48,11 +46,11 @@ class StudentTrainer(transformers.Trainer):
         student: Student,
         items: Sequence[Item],
         batches: LengthBatchSampler,
-        micro_batch_size: int,
+        micro_batches: MicroBatches,
         arguments: transformers.TrainingArguments,
         callbacks: list[transformers.TrainerCallback],
     ) -> None:
-        """`micro_batch_size` is the most rows that are computed at once. It changes memory and speed, not the loss."""
+        """`micro_batches` says which rows are computed at once. It changes memory and speed, not the loss."""
         super().__init__(
             model=student.trained_module,
             args=arguments,
@@ -60,7 +58,7 @@ class StudentTrainer(transformers.Trainer):
             callbacks=callbacks,
         )
         self.remove_callback(transformers.PrinterCallback)
-        self.student, self.items, self.batches, self.micro_batch_size = student, items, batches, micro_batch_size
+        self.student, self.items, self.batches, self.micro_batches = student, items, batches, micro_batches
         self._loss_sums: dict[str, torch.Tensor] = {}
         self._logged_step = 0
 
@@ -68,8 +66,7 @@ class StudentTrainer(transformers.Trainer):
         return StepLoader(self.items, batch_sampler=self.batches, collate_fn=self._cut_step)
 
     def _cut_step(self, items: list[Item]) -> list[Batch]:
-        size = self.micro_batch_size
-        return [self.student.collate(items[start : start + size]) for start in range(0, len(items), size)]
+        return [self.student.collate(part) for part in self.micro_batches.cut(items)]
 
     def training_step(self, model: Any, inputs: list[Batch], num_items_in_batch: Any = None) -> torch.Tensor:
         """Add the gradients of one optimizer step. Return its loss: the weighted mean over the rows of all ranks."""

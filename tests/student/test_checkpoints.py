@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +18,7 @@ import pytest
 from distill_dagster.config import StudentSpec
 from distill_dagster.config.checkpoint import CheckpointSpec
 from distill_dagster.core import progress
+from distill_dagster.core.errors import DistillError
 from distill_dagster.student.train import train_adapter
 from distill_dagster.student.types import TrainingLog, TrainRow
 from tests.student.test_training import HELD, LABELS, MINILM, ROWS, SETTINGS, SMOLLM2
@@ -150,17 +153,70 @@ def test_an_incomplete_checkpoint_does_not_count(tiny: Path, tmp_path: Path) -> 
     check_equal(tmp_path, log, expected)
 
 
-def test_without_checkpoints_nothing_is_written(tiny: Path, tmp_path: Path) -> None:
+def test_without_checkpoints_it_starts_over(tiny: Path, tmp_path: Path) -> None:
     spec = make_spec(tiny, checkpoint=CheckpointSpec(every_steps=None))
     with pytest.raises(StoppedError):
         train(spec, tmp_path, "resumed", stop_at=6)
-    assert not (tmp_path / "work").exists()
+    assert train(spec, tmp_path, "resumed").resumed_at == []
+
+
+def test_tensorboard_files_have_every_figure_once(tiny: Path, tmp_path: Path) -> None:
+    """Also after a kill: what was logged after the checkpoint is hidden, as TensorBoard does it."""
+    spec = make_spec(tiny, checkpoint=CheckpointSpec(every_steps=3))
+    with pytest.raises(StoppedError):
+        train(spec, tmp_path, "resumed", stop_at=6)
+    log = train(spec, tmp_path, "resumed")
+    found = read_tensorboard(tmp_path / "work" / "tensorboard")
+    assert found["train/loss"] == {step: pytest.approx(loss, abs=1e-6) for step, _, loss in log.losses}
+    for name, part in log.loss_parts.items():
+        assert found[f"train/loss_{name}"] == {step: pytest.approx(value, abs=1e-6) for step, value in part}
+    assert list(found["train/validation_loss"].values()) == [
+        pytest.approx(scores["loss"], abs=1e-6) for scores in log.validation
+    ]
+    assert len(found["train/learning_rate"]) == STEPS
+
+
+def read_tensorboard(folder: Path) -> dict[str, dict[int, float]]:
+    """The scalars below a folder by name and step. A file that begins at a step hides the later ones of older files."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    found: dict[str, dict[int, float]] = {}
+    files = sorted(folder.rglob("events.*"), key=lambda path: path.stat().st_mtime_ns)
+    for file in files:
+        data, position = file.read_bytes(), 0
+        while position < len(data):  # the TFRecord format: length, its checksum, the event, its checksum
+            (length,) = struct.unpack_from("<Q", data, position)
+            event = Event.FromString(data[position + 12 : position + 12 + length])
+            position += length + 16
+            if event.session_log.status == SessionLog.START:
+                for name, scalars in found.items():
+                    found[name] = {step: value for step, value in scalars.items() if step < event.step}
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def test_mlflow_is_asked_for_only_with_a_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill_dagster.student import training_logs
+
+    monkeypatch.delenv(training_logs.MLFLOW_VARIABLE, raising=False)
+    assert not training_logs.is_mlflow_wanted()
+    monkeypatch.setenv(training_logs.MLFLOW_VARIABLE, "sqlite:///runs.db")
+    if importlib.util.find_spec("mlflow") is None:
+        with pytest.raises(DistillError, match="pip install mlflow-skinny"):
+            training_logs.is_mlflow_wanted()
+    else:
+        assert training_logs.is_mlflow_wanted()
+    monkeypatch.setenv(training_logs.MLFLOW_OFF_VARIABLE, "TRUE")
+    assert not training_logs.is_mlflow_wanted()
 
 
 KILLED = """
 import os, pickle, signal, sys
 from pathlib import Path
 from distill_dagster.core import progress
+from distill_dagster.core.errors import DistillError
 from distill_dagster.student.train import train_adapter
 
 def listen(made):

@@ -10,7 +10,7 @@ import torch
 
 from distill_dagster.config import LoraSpec, StudentSpec
 from distill_dagster.student import losses
-from distill_dagster.student.batches import LengthBatchSampler
+from distill_dagster.student.batches import LengthBatchSampler, MicroBatches
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.checkpoints import list_trained_weights
 from distill_dagster.student.train import build_arguments
@@ -37,7 +37,7 @@ def fit(spec: StudentSpec, folder: Path, micro_batch_size: int) -> tuple[dict[st
     items = student.encode(WEIGHTED)
     batches = LengthBatchSampler([item["length"] for item in items], spec.batch_size, spec.seed)
     arguments = build_arguments(spec, folder, 3, len(batches))
-    trainer = StudentTrainer(student, items, batches, micro_batch_size, arguments, [])
+    trainer = StudentTrainer(student, items, batches, MicroBatches(micro_batch_size), arguments, [])
     trainer.train()
     weights = {name: weight.detach() for name, weight in list_trained_weights(student.trained_module).items()}
     return weights, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

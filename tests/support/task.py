@@ -117,9 +117,9 @@ def _endpoint(spec: TeacherSpec) -> Iterator[Endpoint]:
 def build_stage_context(folder: TaskFolder, home: Path) -> StageContext:
     """The doors of a stage, all below `home`. The caller closes the store."""
     store = CompletionStore.open_in_folder(home / "store")
-    return StageContext(
-        folder, Lake(home / "lake", home / "reports"), store, home / "models", home / "reports", _endpoint
-    )
+    lake = Lake(home / "lake", home / "reports")
+    training = home / "training"
+    return StageContext(folder, lake, store, home / "models", home / "reports", _endpoint, training=training)
 
 
 def pass_gate(env: StageContext) -> None:

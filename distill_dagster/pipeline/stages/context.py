@@ -53,11 +53,17 @@ class StageContext:
     """The unit that a budget covers: one command, backfill or refresh."""
     cap: BudgetSpec = NO_CAP
     """Caps of the campaign itself. The lower of a cap and the same cap in task.yaml's `budget` applies."""
+    training: Path | None = None
+    """The folder of checkpoints and TensorBoard files. None: trainings write neither."""
 
     @property
     def task_name(self) -> str:
         """The name of the task folder, under which the lake stores its artifacts."""
         return self.folder.name
+
+    def get_training_folder(self, asset: str, student: str) -> Path | None:
+        """The folder of one training's checkpoints and TensorBoard files."""
+        return self.training / self.task_name / asset / student if self.training is not None else None
 
     @property
     def budget(self) -> BudgetSpec:

@@ -1,0 +1,229 @@
+"""Whether a training fits in memory, before it starts, and how many rows fit at once.
+
+Two things are checked. Before the model is loaded: its weights, gradients and optimizer state, which follow from the
+model's config. Before the first step: what the backward pass keeps of the longest row. That is measured, so it holds
+for every model and objective.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill_dagster.core import models
+from distill_dagster.core.errors import DistillError
+from distill_dagster.core.formatting import format_bytes
+from distill_dagster.core.memory import Memory, measure_memory
+from distill_dagster.student import loading
+from distill_dagster.student.batches import Item, MicroBatches
+from distill_dagster.student.shrinking import remove_layers
+
+if TYPE_CHECKING:
+    import torch
+
+    from distill_dagster.config import StudentSpec
+    from distill_dagster.student.train import Student
+
+NF4_BYTES = 0.52
+"""Bytes of a 4-bit weight with double quantization: 0.5, and 0.127 bits of constants (Dettmers et al. 2023)."""
+
+ADAM_BYTES = 8
+"""Bytes of the optimizer's two moments of a weight."""
+
+BACKWARD_FACTOR = 1.25
+"""Memory of a forward and backward pass, as a multiple of the tensors that forward keeps for backward."""
+
+SHARE_OF_MEMORY = 0.5
+"""`micro_batch_size: auto` plans with this share of the machine's memory, so that equal machines train alike."""
+
+SHARE_OF_FREE = 0.9
+"""The share of the free memory that a training may take."""
+
+
+def measure_training_memory() -> Memory:
+    """The memory that training uses: the GPU's if there is one, else the processor's."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return measure_memory()
+    free, total = torch.cuda.mem_get_info()
+    return Memory(total, free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+
+
+def check_model_fits(spec: StudentSpec, models_folder: Path, memory: Memory | None = None) -> None:
+    """Check that the weights of a student and the optimizer's state fit, without loading the model.
+
+    Args:
+        memory: by default that of this machine.
+
+    Raises:
+        DistillError: they do not fit. It says what would.
+        ModelError: the model's config cannot be found.
+    """
+    memory = memory or measure_training_memory()
+    skeleton = build_skeleton(spec, models_folder)
+    needed = estimate_model_bytes(skeleton, spec)
+    if needed <= SHARE_OF_FREE * memory.free:
+        return
+    fitting = [
+        f"{setting} ({format_bytes(smaller)})"
+        for setting, other in _list_smaller_specs(spec)
+        if (smaller := estimate_model_bytes(skeleton, other)) <= SHARE_OF_FREE * memory.free
+    ]
+    raise DistillError(
+        f"Training {spec.model} with `method: {spec.method}` in {_get_dtype_name(spec)} needs about "
+        f"{format_bytes(needed)} for its weights and the optimizer, and {format_bytes(memory.free)} of "
+        f"{format_bytes(memory.total)} are free. "
+        + (f"Use one of these: {', '.join(fitting)}." if fitting else "Use a smaller model.")
+    )
+
+
+def _list_smaller_specs(spec: StudentSpec) -> Iterator[tuple[str, StudentSpec]]:
+    """Settings that need less memory, the most alike first."""
+    if spec.method == "full":
+        yield "`method: lora`", spec.model_copy(update={"method": "lora"})
+    if _get_dtype_name(spec) == "float32":
+        yield "`method: lora` with `dtype: bfloat16`", spec.model_copy(update={"method": "lora", "dtype": "bfloat16"})
+    if spec.method != "qlora":
+        update = {"method": "qlora", "quantization": "nf4", "dtype": "bfloat16"}
+        yield "`method: qlora` with `dtype: bfloat16`", spec.model_copy(update=update)
+    if spec.method != "full" and spec.lora.rank > 8:
+        yield "`lora.rank: 8`", spec.model_copy(update={"lora": spec.lora.model_copy(update={"rank": 8})})
+
+
+def _get_dtype_name(spec: StudentSpec) -> str:
+    return str(loading.get_torch_dtype(spec.dtype)).removeprefix("torch.")
+
+
+def build_skeleton(spec: StudentSpec, models_folder: Path) -> Any:
+    """The model of a student with shapes and without values (torch's meta device), which takes no memory.
+
+    Raises:
+        ModelError: the model's config cannot be found.
+    """
+    import torch
+    import transformers
+
+    resolved = models.resolve_model(spec.model, models_folder, spec.revision)
+    config = models.load_pretrained(transformers.AutoConfig, spec.model, resolved)
+    auto_class = transformers.AutoModel if spec.architecture == "encoder" else transformers.AutoModelForCausalLM
+    with torch.device("meta"), models.convert_load_errors(spec.model):
+        model = auto_class.from_config(copy.deepcopy(config))
+    if spec.shrink is not None:
+        remove_layers(model, spec.shrink.layers)
+    return model
+
+
+def estimate_model_bytes(skeleton: Any, spec: StudentSpec) -> int:
+    """Bytes of a student's weights, and of the gradients and the optimizer's state of those that are trained.
+
+    An adapter's size is that of all linear layers but the output head, so it is an upper bound.
+    """
+    import torch
+
+    itemsize = 4 if spec.method == "full" else loading.get_torch_dtype(spec.dtype).itemsize
+    head = skeleton.get_output_embeddings()
+    linear = [m for m in skeleton.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    in_linear = sum(layer.weight.numel() for layer in linear)
+    total = sum(parameter.numel() for parameter in skeleton.parameters())
+    # peft trains with the weights that are not quantized in float32.
+    weights = in_linear * NF4_BYTES + (total - in_linear) * 4 if spec.method == "qlora" else total * itemsize
+    trained = total
+    if spec.method != "full":
+        trained = spec.lora.rank * sum(layer.in_features + layer.out_features for layer in linear)
+        weights += 4 * trained
+    best_epoch = 4 if spec.patience is not None else 0
+    return round(weights + trained * (4 + ADAM_BYTES + best_epoch))
+
+
+def choose_micro_batches(
+    student: Student, items: Sequence[Item], ranks: int = 1, memory: Memory | None = None
+) -> MicroBatches:
+    """How many rows to compute at once, by `micro_batch_size` or by what fits.
+
+    `auto` computes a whole step at once if half of the machine's memory is enough for it.
+
+    Args:
+        ranks: processes that share a step and, without GPUs, the memory.
+        memory: by default that of this machine.
+
+    Raises:
+        DistillError: the rows do not fit. It says which would.
+    """
+    import torch
+
+    spec = student.spec
+    longest = max(items, key=lambda item: item["length"])
+    trained = [p for p in student.trained_module.parameters() if p.requires_grad]
+    optimizer = sum(p.numel() for p in trained) * (4 + ADAM_BYTES + (4 if spec.patience is not None else 0))
+    memory = memory or measure_training_memory()
+    share = 1 if torch.cuda.is_available() else ranks
+    free = (SHARE_OF_FREE * memory.free - optimizer) / share
+    try:
+        row = BACKWARD_FACTOR * measure_kept_bytes(student, [longest])
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        raise _build_row_error(longest["length"], None, free) from None
+    if row > free:
+        raise _build_row_error(longest["length"], row, free)
+    if spec.micro_batch_size != "auto":
+        if spec.micro_batch_size * row > free:
+            raise DistillError(
+                f"`micro_batch_size: {spec.micro_batch_size}` needs about "
+                f"{format_bytes(round(spec.micro_batch_size * row))}, and {format_bytes(round(free))} are free. "
+                f"{int(free // row)} rows of the longest, {longest['length']} tokens, would fit; `auto` finds how many."
+            )
+        return MicroBatches(rows=spec.micro_batch_size)
+    planned = min(free, SHARE_OF_MEMORY * memory.total / share)
+    rows = -(-spec.batch_size // ranks)
+    if rows * row <= planned:
+        return MicroBatches(rows=None)
+    return MicroBatches(rows=None, tokens=max(1, int(planned // row)) * longest["length"])
+
+
+def _build_row_error(tokens: int, row: float | None, free: float) -> DistillError:
+    needs = f"needs about {format_bytes(round(row))}" if row is not None else "does not fit"
+    fits = max(1, int(tokens * free / row)) if row is not None else tokens // 2
+    return DistillError(
+        f"The longest row has {tokens} tokens. To compute it alone {needs}, and {format_bytes(max(0, round(free)))} "
+        f"are free. About {fits} tokens would fit: lower `max_tokens` and `answer_tokens`, or adapt fewer layers with "
+        f"`lora.last_layers`."
+    )
+
+
+def measure_kept_bytes(student: Student, items: Sequence[Item]) -> int:
+    """Bytes of the tensors that the backward pass of these rows needs, without the model's weights.
+
+    This takes one forward pass.
+    """
+    import torch
+
+    module = student.trained_module
+    weights = {p.untyped_storage().data_ptr() for p in student.base.model.parameters()}
+    weights |= {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = {name: value.to(student.device) for name, value in student.collate(list(items)).items()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.random.fork_rng(), _train(module):
+        parts = student.compute_loss(batch)
+    del parts
+    return sum(kept.values())
+
+
+@contextmanager
+def _train(module: Any) -> Iterator[None]:
+    is_training = module.training
+    module.train()
+    try:
+        yield
+    finally:
+        module.train(is_training)

@@ -1,0 +1,63 @@
+"""A student trained by two processes is the student that one process trains."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
+from distill_dagster.core import progress
+from distill_dagster.core.errors import DistillError
+from distill_dagster.student import ranks
+from distill_dagster.student.train import train_adapter
+from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainRow
+from tests.support.tiny_model import write_tiny_model
+
+SETTINGS = TaskSettings(item="Ticket")
+LABELS = [LabelSpec(name=name, description=name) for name in ("red", "blue")]
+TEXTS = ["rye bread", "a flat tyre", "rolls", "my chain is rusty again", "a plum cake", "a bell", "sour loaf"]
+ROWS = [TrainRow(str(n), StudentPrompt.from_text(text), ("red", "blue")[n % 2]) for n, text in enumerate(TEXTS)]
+HELD = [TrainRow(f"h{n}", StudentPrompt.from_text(text), "red") for n, text in enumerate(["buns", "a dough", "pie"])]
+
+
+def make_spec(model: Path) -> StudentSpec:
+    """Steps of 3, 3 and 1 rows: on two ranks, one of them has no row of the last."""
+    lora = LoraSpec(rank=4)
+    return StudentSpec(model=str(model), architecture="causal_lm", lora=lora, batch_size=3, learning_rate=1e-2)
+
+
+def test_two_ranks_train_what_one_process_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec(write_tiny_model(tmp_path / "tiny", size=32))
+    alone = train_adapter(spec, LABELS, SETTINGS, ROWS, HELD, tmp_path / "alone", tmp_path)
+    monkeypatch.setenv(ranks.PROCESSES_VARIABLE, "2")
+    made: list[progress.Progress] = []
+    with progress.listen_to_progress(made.append):
+        log = train_adapter(spec, LABELS, SETTINGS, ROWS, HELD, tmp_path / "ranks", tmp_path, work=tmp_path / "work")
+    assert [(report.done, report.total) for report in made] == [(step, 6) for step in range(1, 7)]
+    assert [loss for *_, loss in log.losses] == pytest.approx([loss for *_, loss in alone.losses], abs=1e-4)
+    for one, other in zip(log.validation, alone.validation, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    weights = load_file(tmp_path / "ranks" / "adapter_model.safetensors")
+    for name, weight in load_file(tmp_path / "alone" / "adapter_model.safetensors").items():
+        torch.testing.assert_close(weights[name], weight, atol=1e-4, rtol=0)
+    assert not (tmp_path / "work" / "checkpoints").exists()
+
+
+def test_a_rank_leaves_its_error(tmp_path: Path) -> None:
+    given = (make_spec(tmp_path / "nowhere"), LABELS, SETTINGS, ROWS, [], tmp_path / "out", tmp_path)
+    (tmp_path / "arguments").write_bytes(pickle.dumps((given, {})))
+    with pytest.raises(DistillError):
+        ranks.run_rank(tmp_path)
+    assert "nowhere" in (tmp_path / ranks.ERROR_FILE).read_text()
+    assert not (tmp_path / ranks.LOG_FILE).exists()
+
+
+@pytest.mark.parametrize("value", ["two", "0", "-1"])
+def test_a_wrong_number_of_processes_is_an_error(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ranks.PROCESSES_VARIABLE, value)
+    with pytest.raises(DistillError, match=f"DISTILL_TRAINING_PROCESSES is '{value}'"):
+        ranks.count_ranks()
