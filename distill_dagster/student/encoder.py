@@ -200,6 +200,8 @@ class EncoderStudent(LabelPredictions):
         save_file(head, folder / HEAD_FILE)
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        if not texts:  # the tokenizer refuses an empty list: seed_only has no validation rows
+            return []
         return list(self.tokenizer(texts, truncation=True, max_length=self.spec.max_tokens)["input_ids"])
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
