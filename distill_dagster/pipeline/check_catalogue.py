@@ -7,6 +7,7 @@ no stage reads an artifact with such a record.
 from __future__ import annotations
 
 from distill_dagster.core.checks import CheckSpec
+from distill_dagster.student.token_counts import ROWS_WHOLE_CHECK
 from distill_dagster.student.training_check import LOSS_FELL_CHECK
 from distill_dagster.teacher.providers.terms import TERMS_CHECK, TERMS_KNOWN_CHECK
 
@@ -75,14 +76,14 @@ STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         VALID_TABLE_CHECK,
         CheckSpec("has_pairs", "An answer lost against the answer of a training row: a preference phase can learn."),
     ),
-    "seed_only_adapter": (LOSS_FELL_CHECK,),
-    "assistant_adapter": (LOSS_FELL_CHECK,),
+    "seed_only_adapter": (LOSS_FELL_CHECK, ROWS_WHOLE_CHECK),
+    "assistant_adapter": (LOSS_FELL_CHECK, ROWS_WHOLE_CHECK),
     "assistant_labels": (
         VALID_TABLE_CHECK,
         CheckSpec("all_answered", "The answer of the assistant to every prompt of the dataset can be read."),
     ),
-    "student_adapter": (LOSS_FELL_CHECK,),
-    "slice_label_adapter": (LOSS_FELL_CHECK,),
+    "student_adapter": (LOSS_FELL_CHECK, ROWS_WHOLE_CHECK),
+    "slice_label_adapter": (LOSS_FELL_CHECK, ROWS_WHOLE_CHECK),
     "predictions": (
         VALID_TABLE_CHECK,
         CheckSpec("complete", "Every system answered every golden and dev item once.", blocking=True),

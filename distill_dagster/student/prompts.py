@@ -76,6 +76,22 @@ class PromptRenderer(ABC):
             ids: the tokens after the prompt. Those from the first stop token on are left out.
         """
 
+    def describe(self, cue: str, answer: str) -> dict[str, Any]:
+        """The style, the tokens that end an answer, and a sample of a prompt and an answer as text and token ids."""
+        [prompt] = self.encode_prompts([StudentPrompt.from_text("An example.")], cue)
+        answer_ids = [*self.encode_answer(answer, cue), self.end]
+        return {
+            "prompt": self.style,
+            "end": self.tokenizer.decode([self.end]),
+            "stops": [self.tokenizer.decode([token]) for token in self.stops],
+            "sample": {
+                "prompt": self.tokenizer.decode(prompt.ids),
+                "prompt_ids": prompt.ids,
+                "answer": self.tokenizer.decode(answer_ids),
+                "answer_ids": answer_ids,
+            },
+        }
+
     def _encode_text(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
