@@ -8,6 +8,10 @@ from pydantic import Discriminator, Field
 
 from distill_dagster.config.base import ConfigModel
 
+ALIGN_PACKAGES = ("trl", "datasets")
+"""The packages of the extra `align`, which every phase needs."""
+ALIGN_REMEDY = "Install the extra `align`: .venv/bin/pip install -c requirements/constraints.txt -e '.[align]'"
+
 
 class PreferencePhaseSpec(ConfigModel):
     """Prefer the kept answer to a rejected one: direct preference optimization (Rafailov et al. 2023)."""

@@ -129,8 +129,8 @@ class Runner:
         readable = (status for status in due if status.state != "malformed")
         if any(list_stage_teachers(self.folder, status.asset, status.partition) for status in readable):
             found = find_environment_problems(self.folder.path / TASK_FILE, self.folder.task)
-            others = {f"students.{name}.model" for name in self.folder.task.students if name not in students}
-            problems = [problem for problem in found if problem.field not in others]
+            others = tuple(f"students.{name}." for name in self.folder.task.students if name not in students)
+            problems = [problem for problem in found if not str(problem.field).startswith(others)]
             if any(not str(problem.field).startswith("teacher.") for problem in problems):
                 raise InputError(problems)
 

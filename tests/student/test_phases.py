@@ -147,13 +147,14 @@ def test_a_student_that_chooses_labels_learns_from_pairs(undecided: Path, tmp_pa
 def test_pairs_that_say_nothing_are_left_out(undecided: Path, tmp_path: Path) -> None:
     student = load(spec(undecided, {"kind": "preference"}), tmp_path)
     reasoned = TrainRow("ab", StudentPrompt.from_text("ab"), "ab0", target="Reasoning: a first\nAnswer: ab0")
-    pairs = [PreferencePair(row("ab", "1"), rejected) for rejected in (row("ab", "0"), row("ab", "1"), reasoned)]
+    left_out = (row("ab", "1"), reasoned, row("ab", "000000000"), row("", ""))
+    pairs = [PreferencePair(row("ab", "1"), rejected) for rejected in (row("ab", "0"), *left_out)]
     prompt, kept = encode_row(student, pairs[0].kept)
     assert student.tokenizer.decode(prompt) == "P: ab\nAnswer:"
     assert student.tokenizer.decode(kept) == " ab1<end>"
     assert encode_pairs(student, pairs) == [
         {"prompt_ids": prompt, "chosen_ids": kept, "rejected_ids": encode_row(student, row("ab", "0"))[1]}
-    ], "equal answers, and a prompt that ends in another cue"
+    ], "left out: equal answers, a prompt that ends in another cue, an answer that has to be cut, none"
     assert select_pairs(pairs, 1) == pairs[:1]
     assert run_phases(student, [], [], tmp_path, dict, "test")[0].rows == 0, "without pairs nothing is trained"
 

@@ -36,7 +36,7 @@ def train_on_own_samples(
     """
     teacher = load_teacher(student, phase, models_folder)
     prompts = sorted({tuple(encode_row(student, row)[0]) for row in rows})
-    log.rows, ends = len(prompts), [student.end]
+    log.rows, ends = len(prompts), student.renderer.stops
     log.metrics = {"completions/mean_length": [], "completions/clipped_ratio": []}
 
     def build_trainer(settings: dict[str, Any], dataset: Any) -> Any:

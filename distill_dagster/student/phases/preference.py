@@ -22,8 +22,8 @@ def train_on_pairs(
     """Make the kept answers of pairs more likely than the rejected ones.
 
     The reference is the student as it is before this phase: TRL copies its adapter, or computes the reference's
-    log-probabilities first if all weights are trained. A pair whose two answers follow different prompts, or are the
-    same tokens, is left out and counted.
+    log-probabilities first if all weights are trained. A pair is left out and counted if its two answers follow
+    different prompts, are the same tokens, or are longer than `answer_tokens`.
     """
     selected = select_pairs(pairs, phase.pairs_per_prompt)
     rows = encode_pairs(student, selected)
@@ -70,6 +70,6 @@ def encode_pairs(student: CausalModel, pairs: Sequence[PreferencePair]) -> list[
     for pair in pairs:
         prompt, kept = encode_row(student, pair.kept)
         other, rejected = encode_row(student, pair.rejected)
-        if prompt == other and kept != rejected:
+        if prompt == other and kept and rejected and kept != rejected:
             rows.append({"prompt_ids": prompt, "chosen_ids": kept, "rejected_ids": rejected})
     return rows

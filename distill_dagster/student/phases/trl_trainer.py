@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from distill_dagster.config.phases import ALIGN_REMEDY
 from distill_dagster.core import models, progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student import loading
@@ -30,11 +31,11 @@ def require_trl() -> None:
         DistillError: it cannot. The message names the extra to install.
     """
     try:
+        import datasets  # noqa: F401
         import trl  # noqa: F401
     except ImportError as error:
         raise DistillError(
-            f"`then` of a student needs the package trl, which cannot be imported ({error}). Install the extra "
-            f"`align`: .venv/bin/pip install -c requirements/constraints.txt -e '.[align]'"
+            f"`then` of a student needs the package trl, which cannot be imported ({error}). {ALIGN_REMEDY}"
         ) from None
 
 
