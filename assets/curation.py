@@ -1,4 +1,4 @@
-"""The assets filtered_dataset and, if a student has a preference phase, preference_pairs."""
+"""The assets filtered_dataset and, if students need them, preference_pairs and replay_rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from assets.stage_asset import build_stage_asset
 from assets.task_graph import TaskGraph
 from distill_dagster.pipeline.stages.dataset import make_filtered_dataset
 from distill_dagster.pipeline.stages.preference_pairs import make_preference_pairs
-from distill_dagster.tables.schemas import DATASET, PREFERENCE_PAIRS
+from distill_dagster.pipeline.stages.replay_rows import make_replay_rows
+from distill_dagster.tables.schemas import DATASET, PREFERENCE_PAIRS, REPLAY_ROWS
 
 _KEPT = ("prompt_id", "slice", "origin", "messages", "answer", "reasoning", "soft_labels", "teacher", "completion_ids")
 _LINEAGE = {name: [("scored_completions", name)] for name in _KEPT}
@@ -33,4 +34,7 @@ def build_assets(graph: TaskGraph) -> list[dg.AssetsDefinition]:
                 },
             )
         )
+    if "replay_rows" in graph.stages:
+        rows = {name: [("filtered_dataset", name)] for name in DATASET}
+        assets.append(build_stage_asset(graph, "replay_rows", make_replay_rows, schema=REPLAY_ROWS, lineage=rows))
     return assets

@@ -69,6 +69,7 @@ def get_last_change(folder: Path, accepted: Path | None = None) -> float:
         *folder.glob("templates/*"),
         *folder.glob("recorded/*"),
         *folder.glob("imagined/*"),
+        *folder.glob("datasets/*"),
     ]
     if accepted is not None:
         paths += [accepted, *accepted.rglob("*")]  # also below imagined/ and recorded/

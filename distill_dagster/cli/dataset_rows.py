@@ -1,4 +1,4 @@
-"""`distill filters` and `explain`: why a row is in the dataset, or why not."""
+"""`distill filters`, `explain` and `keep`: why a row is in the dataset or not, and a dataset kept for later."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import typer
 from rich.markup import escape
 
 from distill_dagster.cli.console import build_table, mode, out, print_json, print_table, show_problems
-from distill_dagster.cli.options import JsonOption, TaskArgument, TaskName, open_task_folder
+from distill_dagster.cli.options import JsonOption, QuietOption, TaskArgument, TaskName, open_task_folder
 from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.paths import Home
 from distill_dagster.curation.filters import select_task_filters
 from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.tables.lake import Lake
+from distill_dagster.tables.schemas import DATASET
 
 
 def filters(
@@ -55,6 +56,28 @@ def filters(
             out.print(f"{row['prompt_id'][:12]} [dim]{escape(row['slice'])}[/dim] {escape(text[:200])}", soft_wrap=True)
         more = {"rows": dropped_rows} if dropped is not None else {}
         print_json({"task": folder.name, "state": status.state, "filters": rows} | more)
+
+
+def keep(
+    task: TaskName,
+    name: Annotated[str, typer.Argument(help="The name that `data.replay.dataset` of a student refers to.")],
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Keep the dataset of today in the task folder, so that students can replay its rows later.
+
+    Later datasets may lack them, for example after a slice was removed. A kept dataset is never replaced.
+    """
+    from distill_dagster.tasks.kept_datasets import write_kept_dataset
+
+    home = Home.from_env()
+    with show_problems():
+        folder = open_task_folder(home, task)
+        lake = Lake(home.lake, home.reports)
+        dataset, record = lake.read(folder.name, "filtered_dataset", None, DATASET)
+        path = write_kept_dataset(folder.path, name, dataset)
+        out.print(f"{count_noun(record.rows, 'row')}: {path}", soft_wrap=True, highlight=False)
+        print_json({"task": folder.name, "dataset": name, "rows": record.rows, "path": str(path)})
 
 
 def explain(

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from distill_dagster.config.base import ConfigModel
+from distill_dagster.config.base import SLICE_KEY_PATTERN, ConfigModel
+
+
+class EarlierDatasetSpec(ConfigModel):
+    """Rows of an earlier dataset, kept with `distill keep`, so that the student does not forget what they taught."""
+
+    dataset: str = Field(description="the name that the dataset was kept under: datasets/<name>.parquet of the task")
+    share: Annotated[float, Field(gt=0, le=0.9)] = Field(
+        default=0.1,
+        description="most of the training rows that are from the earlier dataset; rows that the dataset of today has, "
+        "and rows that repeat golden or dev, are not taken",
+    )
+
+    @field_validator("dataset")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if not SLICE_KEY_PATTERN.fullmatch(value):
+            raise ValueError(f"{value!r} cannot be the name of a dataset; it must match {SLICE_KEY_PATTERN.pattern}")
+        return value
 
 
 class DataMixSpec(ConfigModel):
@@ -31,7 +49,11 @@ class DataMixSpec(ConfigModel):
         "it is the ratio of the sums",
     )
 
+    replay: EarlierDatasetSpec | None = Field(
+        default=None, description="also learn from rows of an earlier dataset; by default from the dataset of today"
+    )
+
     @property
     def is_plain(self) -> bool:
-        """Whether the student learns from all rows of the dataset as they are."""
+        """Whether all rows of the dataset count once, as they are."""
         return self.human_factor == 1 and self.balance is None and not self.slice_weights

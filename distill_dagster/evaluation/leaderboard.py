@@ -15,6 +15,7 @@ from distill_dagster.evaluation.formatting import (
     is_local,
 )
 from distill_dagster.evaluation.metrics import (
+    ASSISTANT,
     BASE,
     CENTROID,
     DISTILLED,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from distill_dagster.config import EvaluationSpec
     from distill_dagster.kinds import Kind
 
-STUDENT_SYSTEMS = (BASE, SEED_ONLY, DISTILLED)
+STUDENT_SYSTEMS = (BASE, SEED_ONLY, ASSISTANT, DISTILLED)
 """The systems of each student, in the order of what went into them."""
 
 

@@ -51,7 +51,8 @@ class RefreshPolicy:
             why = retry_backoff.explain_wait(record, self.folder.task.budget.lower_to(self.cap), time.time())
             if why is not None:
                 return f"{why} (--force)"
-        only_rows = all(why.startswith(("filtered_dataset", "assistant_labels")) for why in status.why)
+        rows_assets = ("filtered_dataset", "preference_pairs", "assistant_labels", "replay_rows")
+        only_rows = all(why.startswith(rows_assets) for why in status.why)
         has_changed = any(re.fullmatch(r"(filtered_dataset|assistant_labels\[.*\]) changed", why) for why in status.why)
         if status.asset not in RETRAINING_ASSETS or not only_rows or not has_changed:
             return None

@@ -76,6 +76,7 @@ STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         VALID_TABLE_CHECK,
         CheckSpec("has_pairs", "An answer lost against the answer of a training row: a preference phase can learn."),
     ),
+    "replay_rows": (VALID_TABLE_CHECK,),
     "seed_only_adapter": (LOSS_FELL_CHECK, ROWS_WHOLE_CHECK),
     "assistant_adapter": (LOSS_FELL_CHECK, ROWS_WHOLE_CHECK),
     "assistant_labels": (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import get_args
 
 from distill_dagster.config import Task
@@ -19,6 +19,7 @@ from distill_dagster.prompts.templates import (
     select_templates,
 )
 from distill_dagster.tasks import LabelledRow, TaskFolder
+from distill_dagster.tasks.kept_datasets import compute_kept_version
 from distill_dagster.teacher.providers.replay import compute_recorded_version
 
 
@@ -71,6 +72,9 @@ def compute_source_version(folder: TaskFolder, source: str, partition: str | Non
             return hash_content({"golden": _hash_rows(folder.golden), "dev": _hash_rows(folder.dev)})
         case "human_examples":
             return hash_content({"examples": _hash_rows(folder.examples), "human": _hash_rows(folder.human)})
+        case "kept_datasets":
+            kept = {name: compute_kept_version(folder.path, name) for name in task.list_replayed_datasets()}
+            return hash_content(kept)
         case "teacher_settings":
             settings = task.hash_teacher_settings(select_answer_templates(folder.read_templates()))
             recorded = compute_recorded_version(folder)
@@ -112,15 +116,10 @@ def has_feature(folder: TaskFolder, feature: Feature) -> bool:
             return folder.task.curation.rescale_soft_labels != "none"
         case "preference":
             return any(student.has_preference_phase for student in folder.task.students.values())
+        case "replay":
+            return bool(folder.task.list_replayed_datasets())
         case "assistants":
             return bool(folder.task.list_assistants())
-
-
-def select_read_inputs(task: Task, upstream: Iterable[str], partition: str | None) -> list[str]:
-    """The inputs of a stage that one partition reads. Only a student with a preference phase reads pairs."""
-    student = task.students.get(partition or "")
-    has_phase = student is not None and student.has_preference_phase
-    return [name for name in upstream if name != "preference_pairs" or has_phase]
 
 
 def list_features(folder: TaskFolder) -> set[Feature]:

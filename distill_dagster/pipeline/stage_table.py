@@ -9,12 +9,13 @@ from typing import Literal
 
 Partition = Literal["slice", "student", "assistant"] | None
 """What an artifact is partitioned by. An assistant is a student that teaches another one."""
-Feature = Literal["imagine", "judge", "scores", "slice_labels", "rescaling", "preference", "assistants"]
+Feature = Literal["imagine", "judge", "scores", "slice_labels", "rescaling", "preference", "assistants", "replay"]
 """A part of a task that adds sources, inputs or a stage to its graph.
 
 `imagine` and `judge` are the blocks of that name in task.yaml. `scores`: its filters read scores. `slice_labels`: every
 slice is named like a label. `rescaling`: the dataset rescales soft labels by a temperature fitted on dev. `preference`:
 a student has a preference phase. `assistants`: a student learns from another student.
+`replay`: a student replays rows of an earlier dataset.
 """
 
 
@@ -85,6 +86,12 @@ SOURCES = {
             None,
             "The scores that the filters of task.yaml read, by name and version, without thresholds.",
             feature="scores",
+        ),
+        Source(
+            "kept_datasets",
+            None,
+            "The earlier datasets in datasets/ of the task folder that students replay rows of.",
+            feature="replay",
         ),
         Source(
             "judge_settings",
@@ -170,7 +177,7 @@ STAGES = {
             "filtered_dataset",
             None,
             ("scored_completions", "slice_manifest", "golden_set", "human_examples", "curation_settings"),
-            "4",
+            "5",
             ("duckdb", "polars"),
             "What the student learns from: all slices after filters, leak removal, deduplication, caps and the split. "
             "The rejected rows are stored next to it, each with one drop reason.",
@@ -190,6 +197,16 @@ STAGES = {
             merges_slices=True,
         ),
         Stage(
+            "replay_rows",
+            None,
+            ("kept_datasets", "filtered_dataset", "golden_set", "curation_settings"),
+            "1",
+            ("polars", "parquet"),
+            "Only if a student replays an earlier dataset: the training rows of that dataset that the dataset of today "
+            "does not have, without those that repeat golden or dev.",
+            feature="replay",
+        ),
+        Stage(
             "seed_only_adapter",
             "student",
             ("prompt_context", "student_settings"),
@@ -207,7 +224,7 @@ STAGES = {
             "Only for students that teach another one: the student trained on the filtered dataset. Its "
             "student_adapter is the same.",
             feature="assistants",
-            feature_upstream={"preference": ("preference_pairs",)},
+            feature_upstream={"preference": ("preference_pairs",), "replay": ("replay_rows",)},
         ),
         Stage(
             "assistant_labels",
@@ -228,6 +245,7 @@ STAGES = {
             "The distilled student: a LoRA adapter trained on the filtered dataset, with its training log.",
             feature_upstream={
                 "preference": ("preference_pairs",),
+                "replay": ("replay_rows",),
                 "assistants": ("assistant_adapter", "assistant_labels"),
             },
         ),

@@ -170,6 +170,8 @@ DATASET = _make_schema(
 """One row per kept candidate. The last turn of `messages` is the answer."""
 REJECTED = pl.Schema(dict(SCORED) | {"drop_reason": pl.String, "drop_detail": pl.String, "cluster_id": pl.String})
 """One row per rejected candidate. For a duplicate, `cluster_id` is the prompt that is kept instead."""
+REPLAY_ROWS = pl.Schema(dict(DATASET) | {"dataset": pl.String})
+"""One row per training row of an earlier dataset that can be replayed. `dataset` is the name that it was kept under."""
 PREFERENCE_PAIRS = _make_schema(
     {
         "prompt_id": pl.String,

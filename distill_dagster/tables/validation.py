@@ -79,6 +79,11 @@ EXPECTATIONS: dict[str, list[Expectation]] = {
         ("ExpectColumnValuesToNotBeNull", {"column": "answer"}),
         _expect_one_of("split", ["train", "validation"]),
     ],
+    "replay_rows": [
+        *_expect_unique("dataset", "prompt_id"),
+        ("ExpectColumnValuesToNotBeNull", {"column": "answer"}),
+        _expect_one_of("split", ["train"]),
+    ],
     "preference_pairs": [
         *_expect_unique("prompt_id", "rank"),
         ("ExpectColumnValuesToNotBeNull", {"column": "answer"}),

@@ -25,6 +25,7 @@ from distill_dagster.pipeline.stages import (
     predictions,
     preference_pairs,
     prompts,
+    replay_rows,
     scores,
     students,
     teacher,
@@ -32,8 +33,9 @@ from distill_dagster.pipeline.stages import (
 from distill_dagster.pipeline.stages.context import StageContext, StageInputs, StageResult
 from distill_dagster.student.types import Prediction, TrainingLog
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
-from distill_dagster.tables.schemas import PROMPTS
+from distill_dagster.tables.schemas import DATASET, PROMPTS
 from distill_dagster.tasks import TaskFolder
+from distill_dagster.tasks.kept_datasets import write_kept_dataset
 from distill_dagster.teacher.completions.usage import Usage
 from tests.support.imagining import answer_as_teacher as teacher_answer
 from tests.support.imagining import build_judge_answer, is_judge_request
@@ -178,7 +180,7 @@ class FakeStudent:
         return [Prediction("refund", {"refund": 0.5, "delivery": 0.3, "login": 0.2}, "refund") for _ in texts]
 
 
-def train_nothing(*args: Any) -> TrainingLog:
+def train_nothing(*args: Any, **_: Any) -> TrainingLog:
     args[5].joinpath("adapter.bin").write_bytes(b"weights")
     log = TrainingLog(losses=[(1, 1, 1.0), (2, 1, 0.5)], epochs=1, steps=2)
     args[5].joinpath(students.TRAINING_LOG_FILE).write_text(json.dumps(log.to_dict()))
@@ -201,6 +203,7 @@ MAKERS: dict[str, Callable[[StageContext, str | None], StageResult]] = {
     "scored_completions": scores.make_scored_completions,
     "filtered_dataset": dataset.make_filtered_dataset,
     "preference_pairs": preference_pairs.make_preference_pairs,
+    "replay_rows": replay_rows.make_replay_rows,
     "seed_only_adapter": students.make_seed_only_adapter,
     "assistant_adapter": students.make_assistant_adapter,
     "assistant_labels": assistants.make_assistant_labels,
@@ -227,6 +230,7 @@ FEATURES: dict[str, dict[str, Any]] = {
             "plain": {"model": "all-minilm-l6-v2", "architecture": "encoder"},
         },
     },
+    "replay": {"students": {"tiny": {"data": {"replay": {"dataset": "march"}}}}},
     "preference": {
         "students": {
             "plain": {"model": "all-minilm-l6-v2", "architecture": "encoder"},
@@ -268,6 +272,8 @@ def test_every_stage_records_what_it_reads_and_reads_what_it_records(
         if feature == "slice_labels":
             for old, new in (("shop", "refund"), ("web", "login")):
                 (folder.path / "slices" / f"{old}.yaml").rename(folder.path / "slices" / f"{new}.yaml")
+        if feature == "replay":
+            write_kept_dataset(folder.path, "march", DATASET.to_frame())
         if feature == "imagine":
             path = folder.path / "slices" / "shop.yaml"
             path.write_text(path.read_text() + "target: 5\n")

@@ -9,13 +9,15 @@ import polars as pl
 
 from distill_dagster.config import DataMixSpec
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.hashing import hash_content
 
 
 @dataclass(frozen=True)
 class MixCounts:
     """What a mix consists of. `human_rows` and `teacher_rows` count each row once, `copies` counts repeated rows too.
 
-    `human_share` is the share of the whole weight that rows answered by people have.
+    `human_share` is the share of the whole weight that rows answered by people have. `replayed` counts the rows of an
+    earlier dataset; the other figures are without them.
     """
 
     human_rows: int
@@ -23,6 +25,7 @@ class MixCounts:
     copies: int
     human_share: float
     left_out: int
+    replayed: int
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,7 +59,7 @@ def mix_rows(rows: pl.DataFrame, mix: DataMixSpec) -> pl.DataFrame:
         taught = pl.col("teacher").is_not_null()
         in_slice = pl.col("weight").filter(taught).sum().over("slice")
         by_slice = kept.filter(taught).unique("slice").select(times).to_series()
-        total = kept.filter(taught)["weight"].sum() / (by_slice.sum() or 1.0)
+        total = sum(kept.filter(taught)["weight"]) / (sum(by_slice) or 1.0)
         times = pl.when(taught).then(times * total / in_slice).otherwise(times)
     counted = kept.with_columns(times.alias("times"))
     copies = counted["times"].floor().clip(1).cast(pl.UInt32)
@@ -65,17 +68,31 @@ def mix_rows(rows: pl.DataFrame, mix: DataMixSpec) -> pl.DataFrame:
     return weighed[places["row"]]
 
 
-def count_mix(rows: pl.DataFrame, mixed: pl.DataFrame) -> MixCounts:
+def choose_replayed_rows(earlier: pl.DataFrame, share: float, rows: int, seed: int) -> pl.DataFrame:
+    """Choose rows of an earlier dataset (schema DATASET) to be trained on next to others, in the order of their ids.
+
+    Args:
+        share: of all rows together, the most that are from the earlier dataset. There may be fewer.
+        rows: how many rows they are trained on with.
+    """
+    wanted = min(earlier.height, round(share / (1 - share) * rows))
+    draws = [hash_content([seed, prompt_id]) for prompt_id in earlier["prompt_id"]]
+    chosen = earlier.with_columns(draw=pl.Series(draws, dtype=pl.String)).sort("draw").head(wanted)
+    return chosen.drop("draw").sort("prompt_id", "slice")
+
+
+def count_mix(rows: pl.DataFrame, mixed: pl.DataFrame, replayed: int = 0) -> MixCounts:
     """Count what a mix consists of, from the training rows of the dataset before and after mixing."""
     is_human = pl.col("teacher").is_null()
-    total = mixed["weight"].sum()
+    total, human = sum(mixed["weight"]), sum(mixed.filter(is_human)["weight"])
     once = mixed.unique(["prompt_id", "slice", "answer"])
     return MixCounts(
         human_rows=once.filter(is_human).height,
         teacher_rows=once.filter(~is_human).height,
         copies=mixed.height,
-        human_share=round(mixed.filter(is_human)["weight"].sum() / total, 4) if total else 0.0,
+        human_share=round(human / total, 4) if total else 0.0,
         left_out=rows.height - once.height,
+        replayed=replayed,
     )
 
 

@@ -16,7 +16,7 @@ from distill_dagster.curation.task_view import TaskView
 from distill_dagster.curation.text_columns import append_answers, build_targets
 from distill_dagster.kinds import ParsedAnswer, Question, get_kind, is_refusal, read_answer
 from distill_dagster.pipeline.distillation_cost import sum_model_seconds
-from distill_dagster.pipeline.stages.context import StageContext, StageInputs, StageResult, sample_rows
+from distill_dagster.pipeline.stages.context import DisplayValue, StageContext, StageInputs, StageResult, sample_rows
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.types import Prediction, Predictor, StudentPrompt, TaskSettings
 from distill_dagster.tables.schemas import DATASET, conform_to_schema
@@ -62,7 +62,7 @@ def make_assistant_labels(env: StageContext, partition: str | None) -> StageResu
         assistant_s=sum_model_seconds(env.lake.read_record(env.task_name, "assistant_adapter", partition)),
         agreement=agreement,
     )
-    shown = {
+    shown: dict[str, DisplayValue] = {
         "rows": frame.height,
         "human_rows": people,
         "unreadable": asked - answered,
