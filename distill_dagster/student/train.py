@@ -229,10 +229,13 @@ def _fit(
         watcher = TrainingWatcher(log, validation, best, len(batches), save_every, what, on_validation)
         folder = saved.folder if saved is not None else Path(scratch)
         checkpoint = saved.find_latest() if saved is not None else None
-        arguments = build_arguments(spec, folder, log.epochs, len(batches), run_name=what)
+        run_name = "/".join(saved.work.parts[-3:]) if saved is not None else what  # task, asset and student
+        arguments = build_arguments(spec, folder, log.epochs, len(batches), run_name)
         callbacks: list[Any] = [watcher]
         if saved is not None and is_first_rank():
-            callbacks += build_log_callbacks(saved.tensorboard, first_step=get_step(checkpoint) + 1 if checkpoint else 0)
+            callbacks += build_log_callbacks(
+                saved.tensorboard, first_step=get_step(checkpoint) + 1 if checkpoint else 0
+            )
         if not isinstance(student, EncoderStudent):
             student.choose_attention(max(item["length"] for item in items))
         student.reuse_frozen_layers(student.list_sequences(items, validation))

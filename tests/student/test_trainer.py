@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from distill_dagster.config import LoraSpec, StudentSpec
+from distill_dagster.core.errors import DistillError
 from distill_dagster.student import losses
 from distill_dagster.student.batches import LengthBatchSampler, MicroBatches
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.checkpoints import list_trained_weights
-from distill_dagster.student.train import build_arguments
+from distill_dagster.student.train import build_arguments, train_adapter
 from tests.student.test_training import LABELS, ROWS, SETTINGS
 from tests.support.tiny_model import write_tiny_model
 
@@ -64,3 +65,11 @@ def test_a_logged_loss_is_the_weighted_mean_over_the_rows(spec: StudentSpec, tmp
     with torch.no_grad():
         expected = (losses.sum_parts(student.compute_loss(batch)) * batch["weight"]).mean()
     assert logged[0] == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains in float16, with a scaled loss")
+def test_float16_is_refused_without_a_gpu(spec: StudentSpec, tmp_path: Path) -> None:
+    half = spec.model_copy(update={"dtype": "float16"})
+    with pytest.raises(DistillError, match="`dtype: float16` trains on a GPU only"):
+        train_adapter(half, LABELS, SETTINGS, ROWS, [], tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
