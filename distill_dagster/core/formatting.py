@@ -35,3 +35,8 @@ def format_time(epoch: float) -> str:
 def format_usd(usd: float) -> str:
     """USD with two digits after the point, and with four below one cent: `$1.23`, `$0.0012`."""
     return f"${usd:,.2f}" if usd >= 0.01 or not usd else f"${usd:.4f}"
+
+
+def format_bytes(number: int) -> str:
+    """A size in decimal units: 1.5 GB, 820 MB."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
 from distill_dagster.core.errors import DistillError
-from distill_dagster.student import causal, loading, prompts
+from distill_dagster.student import causal, frozen_layers, loading
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.frozen_layers import FrozenLayers, find_layers
 from distill_dagster.student.lora_linear import LoraLinear
 from distill_dagster.student.losses import sum_parts
 from distill_dagster.student.predict import load_predictor
+from distill_dagster.student.prompts import PlainRenderer
 from distill_dagster.student.train import choose_student_class, train_adapter
 from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainingLog, TrainRow
 
@@ -52,8 +53,8 @@ OTHER_MODELS = [
 
 def make_spec(model: Path, last_layers: int | None, **settings: object) -> StudentSpec:
     lora = LoraSpec(rank=4, alpha=8, last_layers=last_layers)
-    values = {"batch_size": 4, "learning_rate": 2e-3, "patience": None, "soft_weight": 0.5} | settings
-    return StudentSpec(model=str(model), architecture="causal_lm", lora=lora, **values)
+    values = {"batch_size": 4, "learning_rate": 2e-3, "patience": None, "soft_weight": 0.5, "prompt": "plain"}
+    return StudentSpec(model=str(model), lora=lora, **(values | {"architecture": "causal_lm"} | settings))
 
 
 def save_model(config: transformers.PretrainedConfig, tokenizer_of: Path, folder: Path) -> Path:
@@ -62,6 +63,24 @@ def save_model(config: transformers.PretrainedConfig, tokenizer_of: Path, folder
     torch.manual_seed(1)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_encoder(folder: Path) -> Path:
+    """A BERT with three random layers without dropout, and a tokenizer whose tokens are the words of `TEXTS`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = sorted({word for text in TEXTS for word in text.split()})
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    sizes = {name: SIZES[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    torch.manual_seed(1)
+    config = transformers.BertConfig(vocab_size=len(vocabulary), num_hidden_layers=3, **sizes, **dropout)
+    transformers.BertModel(config).save_pretrained(folder)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     return folder
 
 
@@ -75,7 +94,7 @@ def test_training_on_kept_outputs_equals_training_on_texts(
         return train_adapter(spec, labels, SETTINGS, ROWS, HELD, tmp_path / name, tmp_path, epochs=3)
 
     kept = train("kept")
-    monkeypatch.setattr(causal, "MAX_STATE_BYTES", 0)
+    monkeypatch.setattr(frozen_layers, "MAX_STATE_BYTES", 0)
     whole = train("whole")
     assert (kept.reused_layers, whole.reused_layers, kept.dtype) == (1, 0, "float32")
     assert [loss for *_, loss in kept.losses] == pytest.approx([loss for *_, loss in whole.losses], abs=1e-3)
@@ -85,6 +104,25 @@ def test_training_on_kept_outputs_equals_training_on_texts(
     assert {name.split(".layers.")[1][0] for name in weights[0]} == {"1"}
     for name, weight in weights[0].items():
         assert torch.allclose(weight, weights[1][name], atol=1e-3), name
+
+
+def test_an_encoder_trains_on_kept_outputs_as_on_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_encoder(tmp_path / "model")
+    spec = make_spec(model, 1, architecture="encoder", patience=2)
+
+    def train(name: str) -> TrainingLog:
+        return train_adapter(spec, LABELS, SETTINGS, ROWS, HELD, tmp_path / name, tmp_path, epochs=3)
+
+    kept = train("kept")
+    monkeypatch.setattr(frozen_layers, "MAX_STATE_BYTES", 0)
+    whole = train("whole")
+    assert (kept.reused_layers, whole.reused_layers) == (2, 0)
+    assert [loss for *_, loss in kept.losses] == pytest.approx([loss for *_, loss in whole.losses], abs=1e-4)
+    for one, other in zip(kept.validation, whole.validation, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    weights = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("kept", "whole")]
+    for name, weight in weights[0].items():
+        assert torch.allclose(weight, weights[1][name], atol=1e-4), name
 
 
 def test_frozen_layers_run_once_per_text(small_smollm2: Path, tmp_path: Path) -> None:
@@ -189,7 +227,7 @@ def test_an_adapter_of_the_last_layers_predicts_like_in_training(small_smollm2: 
     plain = PeftModel.from_pretrained(model, str(tmp_path / "out")).eval()
     [found] = load_predictor(spec, LABELS, SETTINGS, tmp_path, tmp_path / "out").predict([HELD[0].prompt])
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    ids = prompts.encode_prompts(tokenizer, [HELD[0].prompt], SETTINGS, 64)
+    ids = [one.ids for one in PlainRenderer(tokenizer, SETTINGS, 64).encode_prompts([HELD[0].prompt])]
     with torch.no_grad():
         logits = plain(input_ids=torch.tensor(ids)).logits[0, -1]
     choices = [tokenizer(f" {label}").input_ids[0] for label in found.probs]
