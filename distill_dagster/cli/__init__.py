@@ -16,7 +16,7 @@ import typer
 
 from distill_dagster.cli.console import mode
 from distill_dagster.cli.cost import estimate, ledger
-from distill_dagster.cli.dataset_rows import explain, filters
+from distill_dagster.cli.dataset_rows import explain, filters, keep
 from distill_dagster.cli.imagination import imagine
 from distill_dagster.cli.instance import env, ui
 from distill_dagster.cli.intake import batches, import_, inbox
@@ -25,6 +25,7 @@ from distill_dagster.cli.new_task import copy, label, new
 from distill_dagster.cli.overview import check, status, tasks
 from distill_dagster.cli.reports import data_docs, leaderboard, report
 from distill_dagster.cli.schema import schema
+from distill_dagster.cli.tune import tune
 from distill_dagster.core.openmp import limit_openmp_spin
 
 __all__ = ["COMMANDS", "app"]
@@ -44,13 +45,14 @@ app = typer.Typer(
 # `distill --help` lists the commands in this order, in these groups.
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "Start a task": {"tasks": tasks, "new": new, "copy": copy, "label": label, "schema": schema, "check": check},
-    "Run it": {"run": run, "refresh": refresh, "backfill": backfill, "imagine": imagine},
+    "Run it": {"run": run, "refresh": refresh, "backfill": backfill, "imagine": imagine, "tune": tune},
     "See what came out": {
         "status": status,
         "leaderboard": leaderboard,
         "report": report,
         "filters": filters,
         "explain": explain,
+        "keep": keep,
         "data-docs": data_docs,
     },
     "Know the cost": {"estimate": estimate, "ledger": ledger},

@@ -124,6 +124,11 @@ class RunDisplay:
                 self._line_at = now
                 self._print(f"  {escape(self._format_step())}{escape(self._format_made(now))}")
 
+    def print_line(self, text: str) -> None:
+        """Print a line above what is kept up to date."""
+        with self._change():
+            self._print(escape(text))
+
     @contextmanager
     def _change(self) -> Iterator[None]:
         """Change what is shown, then print the lines that are due.

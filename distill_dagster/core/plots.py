@@ -67,6 +67,29 @@ def plot_lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, 
     return _render_png(figure)
 
 
+def plot_panels(panels: Mapping[str, Sequence[tuple[object, float]]], title: str, ylabel: str) -> bytes:
+    """Dots of (x, y) points, a panel for each name. An x that is no number is a category."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(5.6, 2.2 * len(panels)), 2.6), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(_escape_text(title, 90), fontsize=10, color=_INK, x=0.01, ha="left")
+    columns = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (name, points) in zip(columns, panels.items(), strict=True):
+        numbers = [x for x, _ in points if isinstance(x, int | float) and not isinstance(x, bool)]
+        xs = [x if len(numbers) == len(points) else str(x) for x, _ in points]
+        axes.plot(xs, [y for _, y in points], "o", color=COLOURS[0], markersize=4, alpha=0.7)
+        if len(numbers) == len(points) and needs_log_scale(numbers):
+            axes.set_xscale("log")
+        axes.set_xlabel(_escape_text(name), fontsize=9)
+        axes.grid(color=_GRID, linewidth=0.6)
+        axes.tick_params(labelsize=8, colors=_INK)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel(ylabel, fontsize=9)
+    return _render_png(figure)
+
+
 def needs_log_scale(values: Sequence[float]) -> bool:
     """Whether a linear axis would show the smaller values as a flat line."""
     return min(values, default=0) > 0 and max(values) >= 10 * min(values)

@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("student", "evaluation"),
     ("pipeline",),
     ("new_task",),
+    ("tuning",),
     ("orchestration",),
     ("operations",),
     ("definitions",),

@@ -15,6 +15,7 @@ from distill_dagster.config.objective import reads_assistant
 from distill_dagster.core import plots
 from distill_dagster.core.files import link_files
 from distill_dagster.core.hashing import hash_folder
+from distill_dagster.core.paths import get_tuning_folder
 from distill_dagster.curation.dataset.data_mix import MixCounts, count_mix, mix_rows, select_mixed_rows
 from distill_dagster.kinds import format_with_reasoning, get_kind
 from distill_dagster.pipeline.dataset_drift import (
@@ -29,6 +30,7 @@ from distill_dagster.pipeline.source_versions import find_label_of_slice
 from distill_dagster.pipeline.stages.context import DisplayValue, Markdown, StageContext, StageInputs, StageResult
 from distill_dagster.pipeline.stages.preference_pairs import read_preference_pairs, tabulate_phases
 from distill_dagster.pipeline.stages.replay_rows import read_replayed_rows
+from distill_dagster.pipeline.stages.training_summary import build_loss_curves, read_training_log
 from distill_dagster.prompts.few_shot import FewShotExample, read_example_pool
 from distill_dagster.student.token_counts import check_rows_whole
 from distill_dagster.student.train import train_adapter
@@ -48,8 +50,6 @@ from distill_dagster.tables.schemas import DATASET, PROMPT_CONTEXT
 
 TOKEN_LOG_PROBS = "token_log_probs"
 """The folder below the models of what a local teacher gave for stored completions."""
-LossCurves = dict[str, list[tuple[float, float]]]
-"""(step, loss) by name: `training` and, if there are validation rows, `validation`."""
 
 
 def build_train_rows(dataset: pl.DataFrame, split: str, reasoning: bool = False) -> list[TrainRow]:
@@ -169,7 +169,7 @@ def _copy_assistant(env: StageContext, inputs: StageInputs, student: str) -> Sta
 
     extra = {"data": before.extra["data"], "assistant_s": sum_model_seconds(before)}
     record = env.lake.write_folder(target, lambda version: inputs.build_record(version, before.rows, **extra), fill)
-    return _show_training(inputs, record, target, TrainingLog.from_dict(_read_training_log(target) or {}))
+    return _show_training(inputs, record, target, TrainingLog.from_dict(read_training_log(target) or {}))
 
 
 def make_seed_only_adapter(env: StageContext, partition: str | None) -> StageResult:
@@ -275,6 +275,15 @@ def _train_student(
     return _show_training(inputs, record, target, log)
 
 
+def _show_tuning(inputs: StageInputs) -> dict[str, DisplayValue]:
+    """The plot of the trials by which the student was tuned, and the page about them; nothing if it was not."""
+    page = get_tuning_folder(inputs.env.reports, inputs.env.task_name) / f"{inputs.partition}.html"
+    if inputs.asset == "seed_only_adapter" or not page.with_suffix(".png").exists():
+        return {}
+    plot = plots.to_markdown_image(page.with_suffix(".png").read_bytes())
+    return {"tuning": Markdown(plot), "tuning_page": page}
+
+
 def _show_training(inputs: StageInputs, record: ArtifactRecord, target: Path, log: TrainingLog) -> StageResult:
     """What a person sees of a training."""
     curve = plots.plot_lines(build_loss_curves(target), f"Loss of {inputs.asset}, {inputs.partition}", "step", "loss")
@@ -297,51 +306,16 @@ def _show_training(inputs: StageInputs, record: ArtifactRecord, target: Path, lo
         "padding_share": log.padding_share,
         "dtype": log.dtype,
         "reused_layers": log.reused_layers,
+        "method": log.method,
         "trainable_parameters": log.trainable_parameters,
         "total_parameters": log.total_parameters,
         **({"phases": tabulate_phases(log.phases)} if log.phases else {}),
         "adapter": target,
         "loss": Markdown(plots.to_markdown_image(curve)),
+        **_show_tuning(inputs),
     }
     checks = [
         check_loss_fell([loss for _, _, loss in log.losses]),
         check_rows_whole(log.rows, log.prompts_cut, log.targets_cut, log.rows_without_target),
     ]
     return StageResult(record, shown, checks)
-
-
-def build_loss_curves(adapter: Path) -> LossCurves:
-    """The loss curves of a training, from the log in the adapter's folder. Empty without a log."""
-    log = _read_training_log(adapter)
-    if log is None:
-        return {}
-    curves = {"training": [(float(step), float(loss)) for step, _, loss in log["losses"]]}
-    parts = log.get("loss_parts", {})
-    if len(parts) > 1:
-        curves |= {f"training: {name}": [(float(step), value) for step, value in part] for name, part in parts.items()}
-    if log["validation"]:
-        steps_per_epoch = log["steps"] / max(log["epochs"], 1)
-        curves["validation"] = [(v["epoch"] * steps_per_epoch, v["loss"]) for v in log["validation"]]
-    return curves
-
-
-def describe_kept_epoch(adapter: Path) -> str:
-    """One sentence: which epoch of a training is kept, and why. Empty if nothing was chosen on validation."""
-    log = _read_training_log(adapter)
-    best = log.get("best_epoch") if log else None
-    if log is None or best is None:
-        return ""
-    losses = {scores["epoch"]: scores["loss"] for scores in log["validation"]}
-    loss = f"its validation loss is {losses[best]:.3f}"
-    if not log.get("kept"):
-        return f"Epoch {best} of {log['epochs']} is kept: {loss}, the lowest."
-    if best == 0:
-        tuned = min(value for epoch, value in losses.items() if epoch)
-        return f"The linear probe is kept: {loss}, and fine-tuning came to {tuned:.3f} at best."
-    which = f"The fine-tuned student of epoch {best} of {log['epochs']}"
-    return f"{which} is kept: {loss}, that of its linear probe {losses[0]:.3f}."
-
-
-def _read_training_log(adapter: Path) -> dict[str, Any] | None:
-    path = adapter / TRAINING_LOG_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,0 +1,155 @@
+"""Tune one student: run trials, write the page about them, and propose the best settings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from distill_dagster.config import StudentSpec, TeacherSpec
+from distill_dagster.config.student import RUN_SETTINGS
+from distill_dagster.core import progress
+from distill_dagster.core.database_urls import get_store_url
+from distill_dagster.core.files import lock_file
+from distill_dagster.core.formatting import format_seconds
+from distill_dagster.core.hashing import hash_content
+from distill_dagster.core.paths import Home, get_tuning_folder
+from distill_dagster.kinds import get_kind
+from distill_dagster.pipeline.stages.context import StageContext
+from distill_dagster.pipeline.stages.predictions import EvaluationItem
+from distill_dagster.student.types import ValidationListener
+from distill_dagster.tables.lake import Lake
+from distill_dagster.tasks import TaskFolder
+from distill_dagster.teacher.completions.store import open_store
+from distill_dagster.tuning.page import TuningResult, write_page
+from distill_dagster.tuning.proposal import compare_trials, propose, read_student_block
+from distill_dagster.tuning.search_space import (
+    SearchSetting,
+    Settings,
+    build_default_space,
+    build_spec,
+    check_space,
+    format_settings,
+    parse_search,
+    read_current,
+)
+from distill_dagster.tuning.study import FinishedTrial, TrialListener, TuningStudy, require_optuna
+from distill_dagster.tuning.trials import TrialResult, Trials
+
+VERSION = 1
+"""Part of a study's name. Raise it if a trial means something else."""
+
+
+def tune_student(
+    home: Home, folder: TaskFolder, student: str, searches: Sequence[str], count: int, listener: TrialListener
+) -> TuningResult:
+    """Run trials of a student until `count` are finished, those of earlier commands included.
+
+    Args:
+        searches: the settings to tune, as `parse_search` reads them; by default those of `build_default_space`.
+        listener: gets each trial when it is finished.
+
+    Raises:
+        DistillError: there is no dataset, optuna is not installed, a setting cannot have a value, or another process
+            tunes this student.
+    """
+    require_optuna()
+    busy = f"Another process tunes {folder.name}/{student}. Wait for it, or stop it."
+    with (
+        lock_file(home.locks / f"tune-{folder.name}-{student}.lock", timeout_s=0, busy=busy),
+        open_store(home.store, get_store_url()) as store,
+    ):
+        task, block = folder.task, read_student_block(folder, student)
+        lake = Lake(home.lake, home.reports)
+        trials = Trials(StageContext(folder, lake, store, home.models, home.reports, _refuse_teacher), student)
+        spec, items = task.students[student], trials.read_items()
+        data, versions = trials.read_data(spec)
+        has_soft_labels = any(row.soft for row in data.train)
+        space = build_default_space(spec, has_soft_labels and task.resolve_objective(student).kind == "soft_label")
+        space = parse_search(searches, space) if searches else space
+        current = read_current(spec, [setting.name for setting in space])
+        check_space(task, student, block, space)
+        place = home.tuning / folder.name
+        scratch = place / f"{student}.trained"
+        shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
+        scratch.mkdir(parents=True)
+        study = TuningStudy(place / f"{student}.journal", _name_study(spec, versions, items, space), space, current)
+
+        def evaluate(settings: Settings, on_validation: ValidationListener) -> TrialResult:
+            finished = study.list_finished()
+            with progress.work_on_artifact(_describe_trial(finished, count, settings)):
+                return trials.run(build_spec(task, student, block, settings), items, scratch, on_validation)
+
+        study.run(count, evaluate, listener)
+        scratch.rmdir()
+        result = _build_result(folder, student, block, study, items)
+        write_page(result, get_tuning_folder(home.reports, folder.name))
+        return result
+
+
+def _refuse_teacher(spec: TeacherSpec) -> NoReturn:
+    raise AssertionError("tuning asks no teacher")
+
+
+def _name_study(
+    spec: StudentSpec,
+    versions: Mapping[str, str],
+    items: Sequence[EvaluationItem],
+    space: Sequence[SearchSetting],
+) -> str:
+    """A hash of all that decides what a trial gives: trials of another dataset or model are not compared."""
+    fixed = spec.model_dump(mode="json", exclude=set(RUN_SETTINGS))
+    for setting in space:
+        block: Any = fixed
+        *parents, last = setting.name.split(".")
+        for part in parents:
+            block = block[part]
+        block.pop(last)
+    if any(setting.name == "lora.rank" for setting in space):
+        fixed["lora"].pop("alpha", None)  # follows the rank
+    value = {
+        "version": VERSION,
+        "fixed": fixed,
+        "read": dict(versions),
+        "items": [[item.id, item.prompt_id, item.reference] for item in items],
+        "space": [[setting.name, list(setting.list_examples())] for setting in space],
+    }
+    return hash_content(json.loads(json.dumps(value)))[:16]
+
+
+def _describe_trial(finished: Sequence[FinishedTrial], count: int, settings: Settings) -> str:
+    seconds = [trial.result.seconds for trial in finished if trial.result]
+    left = f", about {format_seconds(sum(seconds) / len(seconds) * (count - len(finished)))} left" if seconds else ""
+    return f"trial {len(finished) + 1} of {count}{left}: {format_settings(settings)}"
+
+
+def _build_result(
+    folder: TaskFolder,
+    student: str,
+    block: Mapping[str, Any],
+    study: TuningStudy,
+    items: Sequence[EvaluationItem],
+) -> TuningResult:
+    best, current = study.find_best(), study.find_current()
+    evaluation, lead, proposal = folder.task.evaluation, None, None
+    if best is not None:
+        assert best.result is not None
+        proposal = propose(folder, student, block, best.settings)
+        if current is not None and current != best:
+            assert current.result is not None
+            lead = compare_trials(best.result, current.result, evaluation.confidence, evaluation.bootstrap_samples)
+    return TuningResult(
+        task=folder.name,
+        student=student,
+        space=study.space,
+        trials=study.list_finished(),
+        best=best,
+        current=current,
+        lead=lead,
+        proposal=proposal,
+        metric=get_kind(folder.task).metric,
+        split=items[0].split,
+        items=len(items),
+        confidence=evaluation.confidence,
+    )
