@@ -12,6 +12,7 @@ from distill_dagster.config.answers import LABEL_KINDS
 from distill_dagster.config.base import STUDENT_NAME_PATTERN, ConfigModel
 from distill_dagster.config.checkpoint import CheckpointSpec
 from distill_dagster.config.data_mix import DataMixSpec
+from distill_dagster.config.matching import AttentionObjectiveSpec, HiddenStateObjectiveSpec
 from distill_dagster.config.objective import (
     MATCHING_OBJECTIVES,
     REASONING_OBJECTIVES,
@@ -42,8 +43,8 @@ class LoraSpec(ConfigModel):
     )
     last_layers: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="adapt only this many transformer layers, counted from the output; training a causal_lm computes "
-        "the layers below once per row, not once per epoch",
+        description="adapt only this many transformer layers, counted from the output; training computes the layers "
+        "below once per row, not once per epoch",
     )
 
 
@@ -219,11 +220,15 @@ class StudentSpec(ConfigModel):
         return build_objective(self.soft_weight, self.temperature, self.reasoning, has_labels, task_reasoning)
 
     def keep_rows_only(self, writes_reasoning: bool) -> StudentSpec:
-        """The same student if it learns from rows alone: no phases, and no local teacher's probabilities of tokens."""
+        """The same student if it learns from rows alone: no phases, and nothing of a model that it could imitate."""
         changed: dict[str, Any] = {"then": []}
         if self.objective is not None and self.objective.kind == "token_kd":
             thinks, answers = ReasoningObjectiveSpec(kind="reasoning"), AnswerObjectiveSpec(kind="answer")
             changed["objective"] = thinks if writes_reasoning else answers
+        elif isinstance(self.objective, HiddenStateObjectiveSpec | AttentionObjectiveSpec):
+            changed["objective"] = build_objective(
+                self.objective.weight, self.objective.temperature, False, True, False
+            )
         return self.model_copy(update=changed)
 
     def without_reasoning(self) -> StudentSpec:
@@ -309,13 +314,20 @@ def check_assistant(name: str, students: Mapping[str, StudentSpec], kind: str, r
     if assistant.assistant is not None:
         raise ValueError(f"{place}, which learns from a student itself. One student can be between. {known}")
     if student.data.replay is not None:
-        raise ValueError(f"{place}; the teacher answered the rows of `data.replay`. Replay them for {student.assistant!r}")
+        raise ValueError(
+            f"{place}; the teacher answered the rows of `data.replay`. Replay them for {student.assistant!r}"
+        )
     has_labels = kind in LABEL_KINDS
     wanted, given = (spec.resolve_objective(has_labels, reasoning).kind for spec in (student, assistant))
     if wanted == "token_kd" and assistant.architecture != "causal_lm":
         raise ValueError(
             f"{place}, an encoder, which has no probabilities of tokens. objective token_kd needs a student with "
             f"`architecture: causal_lm`"
+        )
+    if wanted in MATCHING_OBJECTIVES and assistant.architecture != "encoder":
+        raise ValueError(
+            f"{place}, whose layers an encoder cannot imitate. objective {wanted} needs a student with "
+            f"`architecture: encoder`"
         )
     if wanted in REASONING_OBJECTIVES and given != "reasoning":
         raise ValueError(
