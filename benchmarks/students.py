@@ -1,0 +1,236 @@
+"""Students in figures: what each way of teaching gives, on Banking77, support_triage, CommonsenseQA and SVAMP.
+
+Usage: python benchmarks/students.py --data FOLDER [--parts shrink table soft_hard commonsenseqa svamp]
+           [--sources banking77 support_triage] [--students minilm smollm2] [--seeds 3] [--rows 1200] [--items 1221]
+           [--home FOLDER] [--quick] [--json FILE]
+
+FOLDER holds banking77, commonsenseqa and svamp: human labels and recorded teachers. support_triage is the bundled task.
+Every accuracy is on rows that nothing else uses, and is the mean over seeds; `_sd` is the standard deviation over them.
+A seed sets the order of rows and first weights, in `soft_hard` also which rows are taken. Rows come straight from the
+recordings, without filters; a tenth of them is validation.
+
+    shrink         a 3-layer encoder by soft labels alone, and with its hidden states or attention matched to 6 layers
+    table          the teacher; human labels only; distilled; both together; preference; progressive
+    soft_hard      the teacher's probabilities against its labels, at 5 to 100 % of the prompts
+    commonsenseqa  answer, reasoning and multitask, of all rows and of those on which two teachers agree; --rows of them
+    svamp          the same; a row is agreed on if the reasoning names the value of the answer
+
+Each part writes its figures when it ends. Trainings are cached in --home by settings and rows, not by code: use a new
+home after a change of the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import student_sources as sources
+from common import wanted, write_result
+from student_trainer import Bench, Figures, summarize
+
+from distill_dagster.core.paths import Home
+from distill_dagster.student.types import PreferencePair, TrainRow
+
+SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
+HUMAN_FACTORS = (1, 3, 10)
+SHRUNK: dict[str, Any] = {"shrink": {"layers": 3}, "lora": {"rank": 16, "alpha": 32}}
+"""All layers that stay get an adapter, so that they can make up for the others."""
+DPO = {"kind": "preference", "beta": 0.1, "epochs": 1, "batch_size": 8, "learning_rate": 5.0e-5}
+QUICK = {"epochs": 1}
+READERS = {"banking77": sources.read_banking77, "support_triage": sources.read_support_triage}
+WRITTEN = {"commonsenseqa": ("cqa", sources.read_commonsenseqa), "svamp": ("svamp", sources.read_svamp)}
+PARTS = ("shrink", "table", "soft_hard", *WRITTEN)
+NOTE = (
+    "Banking77 (Casanueva et al. 2020; PolyAI, CC BY 4.0), CommonsenseQA (Talmor et al. 2019) and SVAMP (Patel et al. "
+    "2021) with the recorded answers of Hsieh et al. 2023. The teacher of Banking77 and of the tickets is a "
+    "frontier-class LLM of 2026, recorded. It knows the labelling habits of Banking77 to some degree."
+)
+
+
+def measure_shrink(bench: Bench, source: sources.Source) -> Figures:
+    """Accuracy and latency of the encoder with 6 layers, with 3, and with 3 that imitate the 6."""
+    rows, validation = source.split(source.taught)
+    soft = {"weight": 1.0}
+    systems: dict[str, dict[str, Any]] = {
+        "6_layers": {"objective": {"kind": "soft_label"} | soft},
+        "3_layers": SHRUNK | {"objective": {"kind": "soft_label"} | soft},
+        "3_layers_hidden_state": SHRUNK | {"objective": {"kind": "hidden_state"} | soft},
+        "3_layers_attention": SHRUNK | {"objective": {"kind": "attention"} | soft},
+    }
+    settings = source.students["minilm"] | {"lora": SHRUNK["lora"]}
+    figures: Figures = {}
+    for name, change in systems.items():
+        found = bench.measure_seeds(source, settings, rows, validation, **change)
+        mean, deviation = summarize([one["accuracy"] for one in found])
+        latency = round(statistics.median(one["latency_s"] for one in found), 5)
+        figures[name] = {"accuracy": mean, "sd": deviation, "latency_s": latency}
+    return {f"shrink_{source.name}": figures}
+
+
+def measure_table(bench: Bench, source: sources.Source, students: list[str]) -> Figures:
+    """The rows of the table: every system of every student."""
+    rows, validation = source.split(source.taught)
+    table: list[Figures] = []
+
+    def add(student: str | None, system: str, count: int, found: list[float]) -> None:
+        mean, deviation = summarize(found)
+        table.append({"student": student, "system": system, "rows": count, "accuracy": mean, "sd": deviation})
+        print(table[-1], flush=True)
+
+    def train(student: str, system: str, settings: Figures, part: list[TrainRow], epochs: int | None = None) -> None:
+        held = [] if epochs else validation
+        found = bench.measure_seeds(source, settings, part, held, epochs)
+        add(student, system, len(part), [one["accuracy"] for one in found])
+
+    add(None, "teacher", 0, [source.teacher])
+    for student in students:
+        settings = source.students[student]
+        epochs = bench.change.get("epochs") or settings["seed_only_epochs"]
+        train(student, "human_examples", settings, source.human[: source.examples], epochs)
+        train(student, "human", settings, source.human, epochs)
+        train(student, "distilled", settings, rows)
+        for factor in HUMAN_FACTORS:
+            train(student, f"combined_x{factor}", settings, rows + factor * source.human)
+    if "smollm2" in students:
+        for system, then in (("combined_written", []), ("combined_preference", [DPO])):
+            found = [measure_preference(bench, source, rows + source.human, seed, then) for seed in bench.seeds]
+            add("smollm2", system, len(rows + source.human), found)
+    if set(students) >= {"minilm", "smollm2"}:
+        train("minilm, 3 layers", "distilled", source.students["minilm"] | SHRUNK, rows)
+        found = [measure_progressive(bench, source, seed) for seed in bench.seeds]
+        add("minilm, 3 layers", "progressive", len(rows), found)
+    return {f"table_{source.name}": table}
+
+
+def measure_preference(
+    bench: Bench, source: sources.Source, rows: list[TrainRow], seed: int, then: list[dict[str, Any]]
+) -> float:
+    """Accuracy of smollm2 on these rows and phases after it. It writes the label: who chooses one learns no preference.
+
+    A pair is the teacher's label and the label that the teacher found next likely.
+    """
+    pairs = []
+    for row in rows:
+        others = sorted(((prob, label) for label, prob in row.soft.items() if label != row.answer_label), reverse=True)
+        if others and others[0][0] > 0:
+            pairs.append(PreferencePair(row, replace(row, answer_label=others[0][1], target=others[0][1])))
+    change = {"objective": "answer", "patience": None, "then": then, "answer_tokens": 24}
+    spec = bench.build_spec(source.students["smollm2"], seed, **change)
+    return float(bench.measure(source, spec, rows, [], pairs=pairs if then else None, writes=True)["accuracy"])
+
+
+def measure_progressive(bench: Bench, source: sources.Source, seed: int) -> float:
+    """Teacher, then smollm2, then an encoder of 3 layers that learns the probabilities of smollm2."""
+    rows, validation = source.split(source.taught)
+    asked = [row.prompt for row in [*rows, *validation]]
+    large = bench.build_spec(source.students["smollm2"], seed)
+    probs = bench.measure(source, large, rows, validation, asked=asked)["probs"]
+    taught = [
+        replace(row, soft=soft, answer_label=max(soft, key=soft.__getitem__))
+        for row, soft in zip([*rows, *validation], probs, strict=True)
+    ]
+    small = bench.build_spec(source.students["minilm"] | SHRUNK, seed)
+    return float(bench.measure(source, small, taught[: len(rows)], taught[len(rows) :])["accuracy"])
+
+
+def measure_soft_hard(bench: Bench, source: sources.Source) -> Figures:
+    """Soft against hard labels at shares of the prompts, for the encoder. The same rows and seeds for both."""
+    figures: Figures = {}
+    for share in SHARES:
+        found: dict[str, list[float]] = {"soft": [], "hard": []}
+        for seed in bench.seeds:
+            order = random.Random(f"rows {seed}").sample(source.taught, len(source.taught))
+            rows, validation = source.split(order[: max(2, round(share * len(order)))])
+            for name, objective in (("soft", {"kind": "soft_label", "weight": 1.0}), ("hard", {"kind": "answer"})):
+                spec = bench.build_spec(source.students["minilm"], seed, objective=objective)
+                found[name].append(bench.measure(source, spec, rows, validation)["accuracy"])
+        found["soft_minus_hard"] = [a - b for a, b in zip(found["soft"], found["hard"], strict=True)]
+        for name, values in found.items():
+            key = f"{name}_{round(100 * share)}pct_{source.name}"
+            figures[key], figures[f"{key}_sd"] = summarize(values)
+    return figures
+
+
+def measure_written(bench: Bench, source: sources.Source, short: str, most: int) -> Figures:
+    """Objectives of written answers, on all rows and on those that are agreed on. `<short>_best` is the best mean."""
+    figures: Figures = {f"{short}_teacher": round(source.teacher, 4)}
+    every, settings = source.split(source.taught), source.students["smollm2"]
+    filters = {"": every, "_agreed": tuple([r for r in part if r.prompt_id in source.agreed] for part in every)}
+    best = []
+    for kind in ("answer", "reasoning", "multitask"):
+        for suffix, (rows, validation) in filters.items():
+            rows, validation = rows[:most], validation[: max(1, most // 10)]
+            if kind == "reasoning":
+                rows, validation = (
+                    [replace(r, target=sources.add_reasoning(r)) for r in part] for part in (rows, validation)
+                )
+            tokens = 112 if kind == "reasoning" else 24
+            change = {"objective": kind, "answer_tokens": tokens, "max_cut_targets": 0.1}
+            found = bench.measure_seeds(source, settings, rows, validation, **change)
+            mean, deviation = summarize([one["accuracy"] for one in found])
+            figures |= {f"{short}_{kind}{suffix}": mean, f"{short}_{kind}{suffix}_sd": deviation}
+            figures[f"{short}_{kind}{suffix}_rows"] = len(rows)
+            best.append(mean)
+    return figures | {f"{short}_best": round(max(best), 4)}
+
+
+def measure_part(part: str, bench: Bench, arguments: argparse.Namespace) -> Figures:
+    """The figures of one part, of all its sources."""
+    figures: Figures = {}
+    if part in WRITTEN:
+        short, read = WRITTEN[part]
+        source = read(arguments.data)
+        source.shorten(len(source.taught), arguments.items)
+        return measure_written(bench, source, short, arguments.rows)
+    for name in arguments.sources:
+        source = READERS[name](arguments.data)
+        if arguments.quick:
+            source.shorten(4 * arguments.rows, arguments.items)
+        if part == "shrink":
+            figures |= measure_shrink(bench, source)
+        elif part == "table":
+            figures |= measure_table(bench, source, arguments.students)
+        else:
+            figures |= measure_soft_hard(bench, source)
+    if part == "soft_hard":
+        for suffix in ("", "_sd"):
+            found = [figures[f"soft_minus_hard_10pct_{name}{suffix}"] for name in arguments.sources]
+            figures[f"soft_minus_hard_10pct{suffix}"] = round(statistics.fmean(found), 4)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--sources", nargs="+", choices=sorted(READERS), default=list(READERS))
+    parser.add_argument("--students", nargs="+", choices=("minilm", "smollm2"), default=["minilm", "smollm2"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--rows", type=int, default=1200, help="most rows with written answers to learn (default: 1200)"
+    )
+    parser.add_argument("--items", type=int, default=sources.CQA_HELD_OUT, help="most held-out written answers")
+    parser.add_argument("--home", type=Path, help="a folder for finished trainings, to continue from")
+    parser.add_argument("--quick", action="store_true", help="few rows and one epoch, too few for real figures")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rows, arguments.items, arguments.seeds = 24, 12, 1
+    target = wanted(arguments, "students")
+    with tempfile.TemporaryDirectory() as temporary:
+        home = (arguments.home or Path(temporary)).resolve()
+        bench = Bench(home, Home.from_env().models, arguments.seeds, QUICK if arguments.quick else {})
+        for part in arguments.parts:
+            figures = measure_part(part, bench, arguments)
+            for name, value in figures.items():
+                print(f"{name:40} {value}", flush=True)
+            write_result(target, figures, note=NOTE)
+
+
+if __name__ == "__main__":
+    main()
