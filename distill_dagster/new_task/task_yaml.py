@@ -296,6 +296,7 @@ def _build_smollm2(sketch: TaskSketch) -> dict[str, object]:
     settings: dict[str, object] = {
         "model": "smollm2-135m-instruct",
         "architecture": "causal_lm",
+        "prompt": "plain  # chat: the model's chat template, with more tokens per row",
         "lora": "{rank: 16, alpha: 32}",
         "epochs": 4 if sketch.has_labels else 3,
         "seed_only_epochs": 6,

@@ -225,6 +225,8 @@ def _fit(
     batches = LengthBatchSampler([item["length"] for item in items], spec.batch_size, spec.seed, rank, ranks)
     best = BestEpoch(student.trained_module, spec.patience) if validation and spec.patience is not None else None
     save_every = spec.checkpoint.every_steps if saved is not None else None
+    if log.prompt:
+        what = f"{what} with {log.prompt} prompts"
     with TemporaryDirectory() as scratch, models.silence_transformers():
         watcher = TrainingWatcher(log, validation, best, len(batches), save_every, what, on_validation)
         folder = saved.folder if saved is not None else Path(scratch)
