@@ -83,8 +83,8 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         for other in self.folder.parent.iterdir():
             if other != self.folder:
-                shutil.rmtree(other)
-        for path in self.folder.iterdir():
+                shutil.rmtree(other, ignore_errors=True)
+        for path in self.folder.glob("checkpoint-*"):
             if not (path / PROGRESS_FILE).exists():
                 shutil.rmtree(path)
 

@@ -69,7 +69,7 @@ class TrainingWatcher(transformers.TrainerCallback):
             return False
         scores = self.trainer.compute_validation_scores(self.validation)
         self.log.validation.append({"epoch": epoch, **scores})
-        self.trainer.log({f"validation_{name}": score for name, score in scores.items()})
+        self.trainer.log({f"eval_{name}": score for name, score in scores.items()})
         if self.on_validation is not None:
             self.on_validation(epoch, scores)
         return self.best is not None and self.best.add_epoch(epoch, scores["loss"])

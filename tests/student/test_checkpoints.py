@@ -170,9 +170,7 @@ def test_tensorboard_files_have_every_figure_once(tiny: Path, tmp_path: Path) ->
     assert found["train/loss"] == {step: pytest.approx(loss, abs=1e-6) for step, _, loss in log.losses}
     for name, part in log.loss_parts.items():
         assert found[f"train/loss_{name}"] == {step: pytest.approx(value, abs=1e-6) for step, value in part}
-    assert list(found["train/validation_loss"].values()) == [
-        pytest.approx(scores["loss"], abs=1e-6) for scores in log.validation
-    ]
+    assert list(found["eval/loss"].values()) == [pytest.approx(scores["loss"], abs=1e-6) for scores in log.validation]
     assert len(found["train/learning_rate"]) == STEPS
 
 
