@@ -13,7 +13,7 @@ import torch
 import transformers
 from pydantic import ValidationError
 
-from distill_dagster.config import StudentSpec
+from distill_dagster.config import LabelSpec, StudentSpec
 from distill_dagster.config.presets import PRESETS
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import PROMPT_FILE, train_adapter
@@ -121,6 +121,32 @@ def test_a_preset_trains_and_generates(name: str, tmp_path: Path) -> None:
     turns = [{"role": "system", "content": SETTINGS.instructions}, {"role": "user", "content": "An example."}]
     text = served.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert served(text, add_special_tokens=False)["input_ids"] == sample["prompt_ids"], "a server renders the same"
+
+
+def test_labels_are_chosen_behind_a_chat_prompt(tmp_path: Path) -> None:
+    """The probabilities are those of the label's first tokens after what a server renders from the saved template."""
+    write_model(tmp_path / "base", "qwen3-0.6b")
+    labels = [LabelSpec(name=name, description=name) for name in ("stop", "go", "wait")]
+    own = {"model": str(tmp_path / "base"), "dtype": "float32", "learning_rate": 1e-2, "batch_size": 3}
+    spec = StudentSpec(preset="qwen3-0.6b", **own, epochs=40, patience=None)
+    log = train_adapter(spec, labels, SETTINGS, ROWS, [], tmp_path / "out", tmp_path)
+    assert log.target_tokens == len("stop") + len("go") + len("wait") + 3
+    found = load_predictor(spec, labels, SETTINGS, tmp_path, tmp_path / "out").predict([row.prompt for row in ROWS])
+    assert [one.label for one in found] == [row.answer_label for row in ROWS]
+
+    from peft import PeftModel
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = PeftModel.from_pretrained(base, str(tmp_path / "out")).eval()
+    served = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for row, one in zip(ROWS, found, strict=True):
+        turns = [{"role": "system", "content": "Say it."}, {"role": "user", "content": row.prompt.text}]
+        text = served.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        ids = served(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, -1]
+        first = served.convert_tokens_to_ids(["s", "g", "w"])
+        assert list(one.probs.values()) == pytest.approx(logits[first].softmax(-1).tolist(), abs=1e-3)
 
 
 def test_what_a_task_sets_itself_wins() -> None:
