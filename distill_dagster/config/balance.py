@@ -21,7 +21,8 @@ class BalanceSpec(ConfigModel):
     )
     floors: dict[str, RowCounts] = Field(
         default={},
-        description="by field, rows of each value that max_rows does not cut; a check warns of values with fewer",
+        description="by field, rows of each value that max_rows does not cut, and up to which rows below the filter "
+        "min_confidence stay, the most confident first; a check warns of values with fewer",
     )
     choice: Literal["best", "random", "diverse"] = Field(
         default="best",

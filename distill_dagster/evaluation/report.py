@@ -57,6 +57,7 @@ class ReportInputs:
         leaks: rows that were left out because they contain golden or dev rows: `text`, `slice`, `why`.
         training: series name to (step, value) points, e.g. "training loss" and "validation loss". Series with the same
             last word share a plot. None if there is no log.
+        how_trained: one sentence on the objective, the prompts and the method; empty if the log does not say.
         kept_epoch: one sentence on which epoch of the training is kept; empty if none was chosen.
         golden_looks: entries of the log, oldest first, including this look.
         latency_method: one sentence on how latency was measured.
@@ -80,6 +81,7 @@ class ReportInputs:
     temperatures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     leaks: Sequence[Mapping[str, str]] = ()
     training: Mapping[str, Sequence[tuple[float, float]]] | None = None
+    how_trained: str = ""
     kept_epoch: str = ""
     golden_looks: Sequence[Mapping[str, Any]] = ()
     latency_method: str = "not measured"

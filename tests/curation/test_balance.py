@@ -19,6 +19,7 @@ from distill_dagster.curation.dataset.balance import (
     balance_rows,
     count_below_floors,
     order_farthest_first,
+    restore_to_floors,
     select_stratified,
 )
 
@@ -211,3 +212,29 @@ def test_a_share_of_zero_takes_no_row() -> None:
 def test_a_mistake_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         BalanceSpec(**wrong)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables(), st.integers(0, 6), st.floats(0, 1))
+def test_a_floor_keeps_the_most_confident_of_the_unsure_rows(table: pl.DataFrame, floor: int, least: float) -> None:
+    low = pl.col("confidence") < least
+    reasons = pl.when(low).then(pl.lit("low_confidence")).otherwise(None)
+    # Every fifth row is dropped for another reason and never comes back.
+    other = pl.when(pl.int_range(pl.len()) % 5 == 4).then(pl.lit("too_short")).otherwise(reasons)
+    rows = table.with_columns(
+        other.alias("drop_reason"), pl.lit("why").alias("drop_detail"), pl.col("prompt_id").alias("ident")
+    ).with_columns(pl.when(pl.col("drop_reason").is_null()).then(None).otherwise("drop_detail").alias("drop_detail"))
+    found = restore_to_floors(rows, BalanceSpec(floors={"label": floor}))
+    assert found.drop("drop_reason", "drop_detail").equals(rows.drop("drop_reason", "drop_detail"))
+    assert found["drop_reason"].is_null().equals(found["drop_detail"].is_null())
+    for label in LABELS:
+        before, after = (one.filter(pl.col("answer") == json.dumps(label)) for one in (rows, found))
+        is_unsure = pl.col("drop_reason") == "low_confidence"
+        kept, unsure = before.filter(pl.col("drop_reason").is_null()), before.filter(is_unsure)
+        now = after.filter(pl.col("drop_reason").is_null())
+        assert now.height == min(max(floor, kept.height), kept.height + unsure.height)
+        assert set(kept["ident"]) <= set(now["ident"])
+        back = unsure.filter(pl.col("ident").is_in(now["ident"].to_list()))
+        still = after.filter(is_unsure)
+        if back.height and still.height:
+            assert back["confidence"].min() >= still["confidence"].max()

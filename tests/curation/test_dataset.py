@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_dagster.config import CurationSpec
+from distill_dagster.config.balance import BalanceSpec
 from distill_dagster.config.dedup import DecontaminationSpec
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.text import normalize_text
@@ -332,3 +333,23 @@ def test_a_row_meant_for_another_label_keeps_the_teachers_answer_by_default() ->
     assert found.dataset["answer"].to_list() == ['"refund"'] * 2
     strict = cut(meant, answered)
     assert strict.dataset["prompt_id"].to_list() == [meant["prompt_id"]]
+
+
+def test_a_floor_of_labels_keeps_unsure_rows_that_no_other_filter_drops() -> None:
+    """`data loss` is hard: the teacher is never sure of it. A row that the judge rejects stays away."""
+    rows = [scored(f"refund number {n} please") for n in range(3)]
+    unsure = {"answer": '"data loss"', "soft_labels": [{"label": "data loss", "prob": 0.4}]}
+    rows += [scored(f"file {n} is gone", confidence=0.3 + n / 100, **unsure) for n in range(4)]
+    rows.append(scored("all files are gone", confidence=0.49, judge_score=0.1, **unsure))
+    filters = {"min_confidence": 0.5, "min_judge": 0.5}
+
+    def count(**balance: Any) -> dict[str, int]:
+        spec = CurationSpec(filters=filters, validation_share=0.0, balance=BalanceSpec(**balance))
+        found = cut(*rows, spec=spec)
+        assert found.kept_rows + sum(found.count_reasons().values()) == len(rows)
+        assert ("low_judge" in found.rejected["drop_reason"]) == bool(balance), "with floors, low_confidence is last"
+        return dict(found.dataset["answer"].value_counts().iter_rows())
+
+    assert count() == {'"refund"': 3}
+    assert count(floors={"label": 2}) == {'"refund"': 3, '"data loss"': 2}
+    assert count(floors={"label": {"data loss": 9}}) == {'"refund"': 3, '"data loss"': 4}

@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 
-from distill_dagster.pipeline.stages.students import build_loss_curves, describe_kept_epoch
-from distill_dagster.student.types import TRAINING_LOG_FILE, TrainingLog
+from distill_dagster.pipeline.stages.training_summary import (
+    build_loss_curves,
+    describe_kept_epoch,
+    describe_training,
+)
+from distill_dagster.student.types import TRAINING_LOG_FILE, PhaseLog, TrainingLog
 
 
 def write_log(folder: Path, first_epoch: int, losses: list[float], **values: Any) -> Path:
     validation = [{"epoch": float(first_epoch + n), "loss": loss} for n, loss in enumerate(losses)]
     epochs = first_epoch + len(losses) - 1
-    log = TrainingLog([(10, 1.0, 0.5)], validation, epochs=epochs, steps=10 * epochs, **values)
+    log = TrainingLog([(10, 1.0, 0.5)], validation=validation, epochs=epochs, steps=10 * epochs, **values)
     (folder / TRAINING_LOG_FILE).write_text(json.dumps(log.to_dict()))
     return folder
 
@@ -49,6 +53,29 @@ def test_the_kept_epoch_in_words(
 def test_the_probe_of_an_encoder_is_the_start_of_the_curve(tmp_path: Path) -> None:
     curves = build_loss_curves(write_log(tmp_path, 0, [0.5, 0.4], best_epoch=1, kept="fine-tuned"))
     assert curves == {"training": [(10.0, 0.5)], "validation": [(0.0, 0.5), (10.0, 0.4)]}
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (
+            {"objective": {"kind": "soft_label", "weight": 0.5, "temperature": 2.0}, "prompt": "plain", "rows": 1261},
+            "The student learned the objective soft_label (weight 0.5, temperature 2.0) with plain prompts, by lora on "
+            "1,261 rows.",
+        ),
+        (
+            {
+                "objective": {"kind": "reasoning", "max_reasoning_tokens": None},
+                "method": "full",
+                "phases": [PhaseLog("preference")],
+            },
+            "The student learned the objective reasoning, by full on 0 rows, then preference.",
+        ),
+        ({}, ""),
+    ],
+)
+def test_the_objective_in_words(tmp_path: Path, values: dict[str, Any], text: str) -> None:
+    assert describe_training(write_log(tmp_path, 1, [0.5, 0.4], **values)) == text
 
 
 def test_without_a_log_there_is_nothing_to_say(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 OVER_CAP = "over_cap"
 """The drop reason of rows above a cap."""
+LOW_CONFIDENCE = "low_confidence"
+"""The drop reason of rows of which the teacher is unsure, which a floor can keep."""
 
 
 def field_value_expr(field: str) -> pl.Expr:
@@ -77,6 +79,36 @@ def balance_rows(rows: pl.DataFrame, spec: BalanceSpec, seed: int, embed: EmbedF
     return rows.with_columns(
         pl.Series("drop_reason", reason, dtype=pl.String), pl.Series("drop_detail", details, dtype=pl.String)
     )
+
+
+def restore_to_floors(rows: pl.DataFrame, spec: BalanceSpec) -> pl.DataFrame:
+    """Keep unsure rows where a floor needs them: the most confident of those that only `low_confidence` dropped.
+
+    A filter by confidence drops most rows of the hard values, and a label without rows cannot be learned.
+
+    Args:
+        rows: candidates with `drop_reason` and `drop_detail`, `confidence` and a unique `ident`. No other filter drops
+            the rows whose reason is `low_confidence`.
+    """
+    for field, counts in sorted(spec.floors.items()):
+        is_kept = pl.col("drop_reason").is_null()
+        found = rows.with_row_index("row").filter(is_kept | (pl.col("drop_reason") == LOW_CONFIDENCE))
+        found = found.select(
+            "row", "confidence", "ident", field_value_expr(field).alias("value"), is_kept.alias("kept")
+        )
+        floors = pl.DataFrame(
+            list(_list_counts(counts, found["value"])), {"value": pl.String, "floor": pl.Int64}, orient="row"
+        )
+        have = found.filter("kept").group_by("value").len("have")
+        unsure = found.filter(~pl.col("kept")).sort(-pl.col("confidence").fill_null(0.0), "ident")
+        ranked = unsure.with_columns(pl.int_range(pl.len()).over("value").alias("place"))
+        needed = ranked.join(floors, on="value").join(have, on="value", how="left")
+        back = needed.filter(pl.col("have").fill_null(0).cast(pl.Int64) + pl.col("place") < pl.col("floor"))["row"]
+        stays = pl.int_range(pl.len(), dtype=pl.UInt32).is_in(back.implode())
+        rows = rows.with_columns(
+            pl.when(stays).then(None).otherwise(pl.col(name)).alias(name) for name in ("drop_reason", "drop_detail")
+        )
+    return rows
 
 
 def count_below_floors(rows: pl.DataFrame | pl.LazyFrame, spec: BalanceSpec) -> dict[str, int]:

@@ -17,6 +17,7 @@ import polars as pl
 
 from distill_dagster.config import CurationSpec
 from distill_dagster.config.dedup import NearDuplicateSpec
+from distill_dagster.curation.dataset.balance import LOW_CONFIDENCE, restore_to_floors
 from distill_dagster.curation.dataset.comparison_cache import ComparisonCache
 from distill_dagster.curation.dataset.mask import mask_rows
 from distill_dagster.curation.dataset.slim_rows import CandidateSource, CandidateTexts, build_slim_rows, scan_candidates
@@ -126,6 +127,8 @@ def curate_dataset(
     """
     task = task or TaskView(labels=tuple(labels))
     filters = select_filters(FilterSettings.model_validate(spec.filters), task)
+    if spec.balance.floors:  # last, so that a floor keeps no row that another filter drops
+        filters = sorted(filters, key=lambda each: each.reason == LOW_CONFIDENCE)
     source = scan_candidates(candidates)
     rows, leaks = _decide_rows(source, filters, held_out, spec, task, items, embed, limits, cache)
 
@@ -180,6 +183,7 @@ def _decide_rows(
         return both.select(pl.concat_str("text", "target", separator="\n", ignore_nulls=True)).to_series()
 
     rows = build_slim_rows(source, filters, task, answer_columns, _extra_columns(spec, task))
+    rows = restore_to_floors(rows, spec.balance)
     ids = rows.select("ident", "prompt_id", "slice", content="text")
     prompts = CandidateTexts(ids, source, lambda batch: extract_user_texts(batch["messages"]), ("messages",))
     # Steps compare rows. They run in this order, each over the rows that are still kept.
@@ -205,7 +209,7 @@ def _decide_rows(
 
 def _extra_columns(spec: CurationSpec, task: TaskView) -> tuple[str, ...]:
     """The columns that the steps need for this task, next to those of every task."""
-    fields = {*spec.balance.caps, *spec.balance.floors} if spec.balance.has_limits else set()
+    fields = {*spec.balance.caps, *spec.balance.floors}
     answers = task.labels or "label" in fields or spec.stratify == "label"
     return (*(["answer"] if answers else []), *(["axes"] if fields - {"slice", "label"} else []))
 

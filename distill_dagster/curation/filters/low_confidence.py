@@ -10,7 +10,11 @@ from distill_dagster.curation.task_view import TaskView
 
 
 class LowConfidence(Filter):
-    """The candidate's probability in its soft label is below `min_confidence`."""
+    """The candidate's probability in its soft label is below `min_confidence`.
+
+    Few rows of a hard label pass. `balance.floors`, such as `{label: 20}`, keeps the most confident of the others. Soft
+    labels need this filter less: they say how unsure the teacher is, so unsure rows teach what they should.
+    """
 
     name = "low_confidence"
     reason = "low_confidence"

@@ -42,7 +42,12 @@ from distill_dagster.pipeline.stages.context import (
     StageInputs,
     StageResult,
 )
-from distill_dagster.pipeline.stages.students import build_loss_curves, describe_kept_epoch
+from distill_dagster.pipeline.stages.training_summary import (
+    build_loss_curves,
+    describe_kept_epoch,
+    describe_rows,
+    describe_training,
+)
 from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import DATASET, PREDICTIONS
@@ -111,6 +116,7 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         temperatures=dataset_record.extra.get("temperatures", {}),
         leaks=_list_leaks(rejected),
         training={f"{name} loss": points for name, points in build_loss_curves(adapter).items()},
+        how_trained=f"{describe_training(adapter)} {describe_rows(adapter)}".strip(),
         kept_epoch=describe_kept_epoch(adapter),
         golden_looks=[look for look in read_golden_looks(looks) if look.get("student") == partition],
         cost_method=describe_cost_method(task, use or {}),
