@@ -129,7 +129,9 @@ class Runner:
         readable = (status for status in due if status.state != "malformed")
         if any(list_stage_teachers(self.folder, status.asset, status.partition) for status in readable):
             found = find_environment_problems(self.folder.path / TASK_FILE, self.folder.task)
-            others = tuple(f"students.{name}." for name in self.folder.task.students if name not in students)
+            task = self.folder.task
+            needed = {*students, *task.list_assistants(students)}
+            others = tuple(f"students.{name}." for name in task.students if name not in needed)
             problems = [problem for problem in found if not str(problem.field).startswith(others)]
             if any(not str(problem.field).startswith("teacher.") for problem in problems):
                 raise InputError(problems)

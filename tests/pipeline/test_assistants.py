@@ -17,6 +17,7 @@ from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.stages.assistants import answer_as_assistant, make_assistant_labels
 from distill_dagster.pipeline.stages.context import StageContext
 from distill_dagster.pipeline.stages.students import make_assistant_adapter, make_student_adapter
+from distill_dagster.pipeline.stages.training_summary import describe_rows
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.types import Prediction, StudentPrompt, TaskSettings
 from distill_dagster.tables.lake import ArtifactRecord
@@ -98,6 +99,9 @@ def test_the_small_student_learns_the_answers_of_the_larger_one(env: StageContex
     small = env.lake.read_record(env.task_name, "student_adapter", "small")
     assert small is not None
     assert small.extra["assistant"] == "tiny"
+    folder = env.lake.get_folder(env.task_name, "student_adapter", "small")
+    words = f"Its answers: {train.count(True)} of the assistant tiny, 1 of people"
+    assert describe_rows(folder).startswith(words)
     assert small.extra["assistant_s"] == pytest.approx(taught_s["model_s"] + taught_s["assistant_s"])
     assert extra["assistant_s"] == trained.record.extra["model_s"]
 

@@ -14,6 +14,7 @@ from distill_dagster.core.errors import InputError
 from distill_dagster.pipeline.dataset_drift import TRAINED_ON, count_changed_rows
 from distill_dagster.pipeline.stages.context import StageContext
 from distill_dagster.pipeline.stages.students import make_student_adapter
+from distill_dagster.pipeline.stages.training_summary import describe_rows
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.types import StudentPrompt, TaskSettings
@@ -75,7 +76,10 @@ def test_the_factor_decides_whom_a_student_believes_and_its_record_says_so(open_
     made = make_student_adapter(combined, "tiny")
     assert ask_student(combined).count("refund") >= 3
     assert made.record.rows == 36 + 10 * 4
+    adapter = combined.lake.get_folder(combined.task_name, "student_adapter", "tiny")
+    assert describe_rows(adapter) == "Its answers: 36 of the teacher, 4 of people, with 53 % of the weight."
     counts = {"human_rows": 4, "teacher_rows": 36, "copies": 76, "human_share": round(40 / 76, 4), "left_out": 0}
+    counts |= {"replayed": 0}
     assert made.record.extra["data"] == counts
     assert {name: made.shown[name] for name in counts if name != "copies"} == {
         name: value for name, value in counts.items() if name != "copies"
