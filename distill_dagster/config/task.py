@@ -21,6 +21,7 @@ from distill_dagster.config.answers import (
     check_labels,
     check_tools,
 )
+from distill_dagster.config.assistants import check_assistant
 from distill_dagster.config.base import MODEL_NAME, STUDENT_NAME_PATTERN, ConfigModel
 from distill_dagster.config.budget import BudgetSpec
 from distill_dagster.config.curation import CurationSpec
@@ -35,7 +36,6 @@ from distill_dagster.config.student import (
     BASE_MODEL_SETTINGS,
     RUN_SETTINGS,
     StudentSpec,
-    check_assistant,
     check_student,
 )
 from distill_dagster.config.teacher import (

@@ -10,7 +10,8 @@ import transformers
 from pydantic import ValidationError
 
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
-from distill_dagster.config.student import check_assistant, check_student
+from distill_dagster.config.assistants import check_assistant
+from distill_dagster.config.student import check_student
 from distill_dagster.core import models
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.encoder import EncoderStudent
