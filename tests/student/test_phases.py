@@ -15,6 +15,7 @@ from distill_dagster.student.causal import CausalModel
 from distill_dagster.student.phases.encoding import encode_row
 from distill_dagster.student.phases.preference import encode_pairs, select_pairs
 from distill_dagster.student.phases.run import run_phases
+from distill_dagster.student.phases.trl_trainer import use_one_gpu
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import choose_student_class, train_adapter
 from distill_dagster.student.types import PreferencePair, StudentPrompt, TaskSettings, TrainRow
@@ -142,6 +143,15 @@ def test_a_student_that_chooses_labels_learns_from_pairs(undecided: Path, tmp_pa
     assert log.phases[0].after["agreement"] == 0
     predictor = load_predictor(student, labels, SETTINGS, tmp_path, tmp_path / "out")
     assert {one.label for one in predictor.predict([StudentPrompt.from_text(word) for word in HELD])} == {"other"}
+
+
+def test_several_gpus_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    import transformers
+
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert use_one_gpu(arguments).n_gpu == 0
+    arguments._n_gpu = 4  # what a machine with four GPUs gives
+    assert use_one_gpu(arguments).n_gpu == 1
 
 
 def test_pairs_that_say_nothing_are_left_out(undecided: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.student.phases.encoding import encode_row
-from distill_dagster.student.phases.trl_trainer import train_phase
+from distill_dagster.student.phases.trl_trainer import train_phase, use_one_gpu
 from distill_dagster.student.types import PhaseLog, PreferencePair
 
 if TYPE_CHECKING:
@@ -48,7 +48,12 @@ def train_on_pairs(
             max_length=None,  # the student cut the prompts
             precompute_ref_log_probs=not hasattr(student.model, "peft_config"),
         )
-        return _Trainer(model=student.model, args=arguments, train_dataset=dataset, processing_class=student.tokenizer)
+        return _Trainer(
+            model=student.model,
+            args=use_one_gpu(arguments),
+            train_dataset=dataset,
+            processing_class=student.tokenizer,
+        )
 
     train_phase(student, phase, rows, build_trainer, log, what)
 
