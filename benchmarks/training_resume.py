@@ -94,6 +94,8 @@ def measure(arguments: argparse.Namespace, student: str, folder: Path) -> dict[s
     killed = json.loads((folder / "killed" / "training_log.json").read_text())
     weights = [read_weights(folder / name) for name in ("whole", "killed")]
     return {
+        "rows": arguments.rows,
+        "every_steps": arguments.every,
         "steps": whole["steps"],
         "kills": kills,
         "resumed_at": killed["resumed_at"],
@@ -121,7 +123,7 @@ def main() -> None:
         return train(arguments, student, Path(out), Path(work), int(kill_at))
     if arguments.quick:
         arguments.students, arguments.kills = ["minilm"], 1
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     for student in arguments.students:
         with tempfile.TemporaryDirectory() as scratch:
             figures[student] = measure(arguments, student, Path(scratch))
