@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def measure_loop(loop: str, quick: bool) -> dict[str, Any]:
     settings = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    return {f"{name}_{loop}": value for name, value in found.items()}
+    peer = {} if loop == "ours" else {"trl_version": metadata.version("trl")}
+    return {f"{name}_{loop}": value for name, value in found.items()} | peer
 
 
 def compute_ratios(figures: dict[str, Any]) -> dict[str, float]:
