@@ -63,8 +63,8 @@ def propose(folder: TaskFolder, student: str, block: Mapping[str, Any], settings
     changed = {name: value for name, value in settings.items() if value != current[name]}
     for name, value in list_edits(block, changed):
         after = set_field(after, ("students", student, *name), value)
-    lines = (text.splitlines(keepends=True) for text in (before, after))
-    diff = "".join(difflib.unified_diff(*lines, f"a/{folder.name}/{TASK_FILE}", f"b/{folder.name}/{TASK_FILE}", n=2))
+    old, new = (text.splitlines(keepends=True) for text in (before, after))
+    diff = "".join(difflib.unified_diff(old, new, f"a/{folder.name}/{TASK_FILE}", f"b/{folder.name}/{TASK_FILE}", n=2))
     return Proposal(path, before, after, diff)
 
 

@@ -185,10 +185,11 @@ def list_edits(student: Mapping[str, Any], settings: Mapping[str, Value]) -> lis
         changed["lora.alpha"] = spec.lora.alpha * rank / spec.lora.rank
     edits: list[tuple[tuple[str, ...], Any]] = []
     block: dict[str, Any] = deepcopy(dict(student))
-    for name, value in changed.items():
-        path = tuple(name.split("."))
-        if len(path) == 2 and isinstance(block.get(path[0]), str):  # `objective: soft_label`
-            path, value = path[:1], {"kind": block[path[0]], path[1]: value}
+    for name, wanted in changed.items():
+        path: tuple[str, ...] = tuple(name.split("."))
+        value: Any = wanted
+        if len(path) == 2 and isinstance(kind := block.get(path[0]), str):  # `objective: soft_label`
+            path, value = path[:1], {"kind": kind, path[1]: wanted}
         before = _find(block, path)
         if before != (True, value):
             edits.append((path, value))
