@@ -15,6 +15,7 @@ from distill_dagster.prompts.templates import AUXILIARY_TEMPLATES, find_template
 from distill_dagster.tasks.accepted import find_accepted_problems, list_accepted_slices
 from distill_dagster.tasks.folder import TaskFolder, find_slice_file_problem, list_slice_files
 from distill_dagster.tasks.imagined import find_imagined_problems, get_imagined_path, list_shipped_files
+from distill_dagster.tasks.kept_datasets import compute_kept_version
 from distill_dagster.tasks.reading import (
     DEV_FILE,
     EXAMPLES_FILE,
@@ -48,6 +49,8 @@ def check_task_folder(folder: TaskFolder) -> list[Problem]:
     problems += [*row_problems, *_find_repeated_seeds(seeds, held_out)]
     try:
         compute_recorded_version(folder)
+        for name in task.list_replayed_datasets():
+            compute_kept_version(folder.path, name)
         for name, text in folder.read_templates().items():
             problems += _find_template_problems(folder.path / "templates" / f"{name}.j2", text, task)
     except InputError as error:

@@ -20,6 +20,7 @@ from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.stages.context import StageContext
 from distill_dagster.pipeline.stages.replay_rows import make_replay_rows
 from distill_dagster.pipeline.stages.students import make_student_adapter
+from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.types import StudentPrompt, TaskSettings
 from distill_dagster.tables.lake import ArtifactRecord
@@ -124,6 +125,8 @@ def test_the_source_is_its_rows_and_a_missing_dataset_is_named(env: StageContext
     path.unlink()
     with pytest.raises(InputError, match=r"not kept\. Kept: none\. `distill keep shop_mail march` keeps"):
         compute_source_version(reload_folder(folder), "kept_datasets")
+    (problem,) = [p for p in check_task_folder(reload_folder(folder)) if p.severity == "error"]
+    assert (problem.file, problem.message) == (path, "this dataset was not kept.")
     path.write_text("text")
     with pytest.raises(InputError, match="the file is not a Parquet file"):
         compute_source_version(reload_folder(folder), "kept_datasets")
