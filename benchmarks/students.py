@@ -169,7 +169,7 @@ def measure_written(bench: Bench, source: sources.Source, short: str, most: int)
                 rows, validation = (
                     [replace(r, target=sources.add_reasoning(r)) for r in part] for part in (rows, validation)
                 )
-            tokens = 112 if kind == "reasoning" else 24
+            tokens = 24 if kind == "answer" else 112
             change = {"objective": kind, "answer_tokens": tokens, "max_cut_targets": 0.1}
             found = bench.measure_seeds(source, settings, rows, validation, **change)
             mean, deviation = summarize([one["accuracy"] for one in found])

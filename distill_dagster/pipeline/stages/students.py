@@ -89,7 +89,7 @@ def make_student_adapter(env: StageContext, partition: str | None) -> StageResul
     """
     assert partition is not None
     inputs = StageInputs(env, "student_adapter", partition)
-    if "assistant_adapter" in inputs.upstream:
+    if partition in env.folder.task.list_assistants():
         return _copy_assistant(env, inputs, partition)
     return _train_distilled(env, inputs)
 
