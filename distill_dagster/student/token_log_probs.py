@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 SCHEMA = pl.Schema(
     {
-        "completion_id": pl.String,
-        "prompt_id": pl.String,
-        "tokenizer": pl.String,
-        "sequence": pl.String,
+        "completion_id": pl.String(),
+        "prompt_id": pl.String(),
+        "tokenizer": pl.String(),
+        "sequence": pl.String(),
         "tokens": pl.List(pl.Int32),
         "log_probs": pl.List(pl.Float32),
     }
