@@ -67,9 +67,13 @@ def test_the_probe_of_an_encoder_is_the_start_of_the_curve(tmp_path: Path) -> No
             {
                 "objective": {"kind": "reasoning", "max_reasoning_tokens": None},
                 "method": "full",
+                "rows": 4,
+                "trainable_parameters": 1200,
+                "total_parameters": 1300,
                 "phases": [PhaseLog("preference")],
             },
-            "The student learned the objective reasoning, by full on 0 rows, then preference.",
+            "The student learned the objective reasoning, by full on 4 rows, which trained 1,200 of 1,300 weights, "
+            "then preference.",
         ),
         ({}, ""),
     ],

@@ -18,9 +18,10 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from distill_dagster.cli import app
-from distill_dagster.core import models
-from distill_dagster.core.paths import Home
+from distill_dagster.core import models, plots
+from distill_dagster.core.paths import Home, get_tuning_folder
 from distill_dagster.kinds import get_kind
+from distill_dagster.pipeline.stages.context import Markdown
 from distill_dagster.pipeline.stages.predictions import predict_rows
 from distill_dagster.pipeline.stages.students import make_student_adapter
 from distill_dagster.student.predict import load_predictor
@@ -144,7 +145,13 @@ def test_a_trial_is_the_training_that_the_proposal_would_give(place: Place, tmp_
     assert not list(scratch.iterdir())  # what was trained is deleted
     assert result.loss == losses[-1 if result.best_epoch is None else result.best_epoch]
 
+    plot = get_tuning_folder(env.reports, folder.name) / "tiny.png"
+    plot.parent.mkdir(parents=True)
+    plot.write_bytes(b"png")
     made = make_student_adapter(env, "tiny")
+    assert made.shown["method"] == "lora"
+    assert made.shown["tuning"] == Markdown(plots.to_markdown_image(b"png"))
+    assert made.shown["tuning_page"] == plot.with_suffix(".html")
     trained = env.lake.get_folder(folder.name, made.record.asset, "tiny")
     log = json.loads((trained / TRAINING_LOG_FILE).read_text())
     assert [entry["loss"] for entry in log["validation"]] == losses

@@ -39,6 +39,8 @@ def describe_training(adapter: Path) -> str:
     if log.get("prompt"):
         words += f" with {log['prompt']} prompts"
     words += f", by {log['method']} on {log['rows']:,} rows"
+    if log.get("trainable_parameters"):
+        words += f", which trained {log['trainable_parameters']:,} of {log['total_parameters']:,} weights"
     if log.get("phases"):
         words += f", then {' and '.join(phase['kind'] for phase in log['phases'])}"
     return f"{words}."
