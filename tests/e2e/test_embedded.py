@@ -31,6 +31,7 @@ OFFLINE = {
 SMOLLM2: dict[str, Any] = {
     "model": "smollm2-135m-instruct",
     "architecture": "causal_lm",
+    "prompt": "plain",
     "dtype": "bfloat16",
     "epochs": 1,
     "max_tokens": 64,

@@ -19,8 +19,8 @@ STUDENT: dict[str, Any] = {
     "architecture": "causal_lm",
     "epochs": 1,
     "batch_size": 4,
-    "max_tokens": 32,
-    "answer_tokens": 12,
+    "max_tokens": 96,
+    "answer_tokens": 32,
     "lora": {"rank": 4},
 }
 TASK = "a_math"
@@ -63,8 +63,9 @@ def test_a_math_task_end_to_end(tmp_path: Path, small_smollm2: Path) -> None:
     assert set(predictions["system"]) == {"teacher", "base", "seed_only", "distilled"}
     teacher = predictions.filter((pl.col("system") == "teacher") & (pl.col("split") == "golden"))
     assert teacher["correct"].all()
-    raw = predictions.filter(pl.col("system") == "distilled")["raw_text"]
-    assert raw.str.starts_with("Reasoning:").all()
+    prompt = json.loads((lake.get_folder(TASK, "student_adapter", "tiny") / "prompt.json").read_text())
+    assert prompt["prompt"] == "chat"
+    assert "Write your reasoning after `Reasoning:`" in prompt["sample"]["prompt"]
     report = project.home / "reports" / TASK / "tiny"
     figures = json.loads((report / "metrics.json").read_text())
     assert figures["systems"]["teacher"]["score"]["value"] == 1
