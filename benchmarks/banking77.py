@@ -10,7 +10,8 @@ message by itself. It knows the labelling habits of this public data set to some
 optimistic.
 
 Examples (3 per intent), dev (3) and seeds (20) are train messages, golden (8) are test messages. They were drawn by
-their human intents, and nothing else of the seeds' human labels is used. All settings were chosen on dev.
+their human intents, and nothing else of the seeds' human labels is used. Settings were chosen on dev and, since 231
+messages tell little, on 1,500 other messages of train.csv, never on golden.
 
 `distilled` learns from the teacher's rows alone, `combined` from the human examples too, `seed_only` from the human
 examples alone. Learning curves and hard labels are trained on the pipeline's dataset: the first seeds of each intent,
@@ -60,17 +61,19 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "minilm": {
         "model": "all-minilm-l6-v2",
         "architecture": "encoder",
-        "lora": {"rank": 16, "alpha": 32},
-        "epochs": 5,
+        "lora": {"rank": 64, "alpha": 64},
+        "epochs": 12,
+        "patience": None,
         "seed_only_epochs": 20,
         "batch_size": 16,
-        "learning_rate": 1.0e-3,
+        "learning_rate": 7.0e-4,
         "soft_weight": 0.5,
         "max_tokens": 96,
     },
     "smollm2": {
         "model": "smollm2-135m-instruct",
         "architecture": "causal_lm",
+        "prompt": "plain",
         "dtype": "auto",
         "lora": {"rank": 16, "alpha": 32, "last_layers": 10},
         "epochs": 3,
