@@ -51,7 +51,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> dict[
 
 
 def make_spec(folder: Path, architecture: str, method: str, **settings: object) -> StudentSpec:
-    values = {"epochs": 16, "batch_size": 4, "learning_rate": 1e-2, "patience": None, "soft_weight": 0.0} | settings
+    values = {
+        "prompt": "plain",
+        "epochs": 16,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "patience": None,
+        "soft_weight": 0.0,
+    } | settings
     if method != "full":
         values |= {"lora": LoraSpec(rank=4, alpha=8)}
     return StudentSpec(model=str(folder), architecture=architecture, method=method, **values)
