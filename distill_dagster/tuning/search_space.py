@@ -188,8 +188,9 @@ def list_edits(student: Mapping[str, Any], settings: Mapping[str, Value]) -> lis
     for name, wanted in changed.items():
         path: tuple[str, ...] = tuple(name.split("."))
         value: Any = wanted
-        if len(path) == 2 and isinstance(kind := block.get(path[0]), str):  # `objective: soft_label`
-            path, value = path[:1], {"kind": kind, path[1]: wanted}
+        outer, _, inner = name.partition(".")
+        if inner and isinstance(kind := block.get(outer), str):  # `objective: soft_label`
+            path, value = (outer,), {"kind": kind, inner: wanted}
         before = _find(block, path)
         if before != (True, value):
             edits.append((path, value))

@@ -50,7 +50,6 @@ def line_of(folder: TaskFolder, text: str) -> int:
         ("gpt2", "org/name"),
         ("a/b/c", "org/name"),
         ("~/no/such/folder", "org/name"),
-        ("", "org/name"),
     ],
 )
 def test_a_student_whose_model_does_not_exist(tmp_path: Path, model: str, remedy: str) -> None:
@@ -64,6 +63,13 @@ def test_a_student_whose_model_does_not_exist(tmp_path: Path, model: str, remedy
     assert remedy in problem.remedy
     with pytest.raises(models.ModelError):
         models.resolve_model(model, tmp_path)
+
+
+def test_a_student_without_a_model(tmp_path: Path) -> None:
+    folder = write_small_task(tmp_path, students={"tiny": {"model": "", "architecture": "encoder"}})
+    [problem] = check_task_folder(folder)
+    assert "`model` required" in problem.message
+    assert problem.field == "students.tiny"
 
 
 def test_students_whose_model_may_exist(tmp_path: Path) -> None:
