@@ -148,8 +148,7 @@ def read_rows() -> list[TrainRow]:
 def build_own_trainer(student: Any, items: list[Any], sampler: Any, folder: Path, steps: int | None) -> Any:
     """The trainer of a student, with the settings that `train_adapter` gives it."""
     from distill_dagster.student.memory import choose_micro_batches
-    from distill_dagster.student.train import build_arguments
-    from distill_dagster.student.trainer import StudentTrainer
+    from distill_dagster.student.trainer import StudentTrainer, build_arguments
 
     student.add_adapter()
     student.choose_attention(max(item["length"] for item in items))

@@ -43,6 +43,12 @@ def choose_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def use_one_gpu(arguments: Any) -> Any:
+    """Make a trainer of transformers or TRL use the first of several GPUs. By default one process trains on all."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
 def get_torch_dtype(name: str) -> Any:
     """The torch dtype of this name. "auto" is bfloat16 if this machine's GPU or processor computes in it."""
     import torch

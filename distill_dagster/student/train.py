@@ -213,7 +213,7 @@ def _fit(
     on_validation: ValidationListener | None,
 ) -> None:
     """Train the student's weights on encoded rows, from the latest of the saved checkpoints on, and fill the log."""
-    from distill_dagster.student.trainer import StudentTrainer
+    from distill_dagster.student.trainer import StudentTrainer, build_arguments
     from distill_dagster.student.training_logs import build_log_callbacks
     from distill_dagster.student.training_watcher import TrainingWatcher
 
@@ -263,35 +263,6 @@ def _fit(
     log.tokens = sum(item["length"] for item in items) * log.epochs
     log.tokens_per_s = round(log.tokens / log.seconds, 1)
     log.peak_mb = round(_measure_peak_mb(), 1)
-
-
-def build_arguments(
-    spec: StudentSpec, folder: Path, epochs: int, steps_per_epoch: int, run_name: str | None = None
-) -> Any:
-    """The arguments of a `StudentTrainer`. Checkpoints are written to `folder`. `run_name` is for MLflow."""
-    import transformers
-
-    steps = epochs * steps_per_epoch
-    return transformers.TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=epochs,
-        per_device_train_batch_size=spec.batch_size,
-        learning_rate=spec.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=round(spec.warmup_ratio * steps),
-        max_grad_norm=1.0,
-        logging_steps=max(1, steps // 100),
-        save_strategy="no",  # TrainingWatcher says when
-        save_total_limit=2,  # the last complete one is kept while the next is written
-        eval_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        run_name=run_name,
-        fp16=spec.dtype == "float16",  # scales the loss (Micikevicius et al. 2018), so that small gradients are not 0
-        use_cpu=loading.choose_device() == "cpu",
-        seed=spec.seed,
-    )
 
 
 def _measure_peak_mb() -> float:

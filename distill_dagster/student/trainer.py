@@ -13,12 +13,13 @@ import torch
 import transformers
 from accelerate.utils import gather_object
 
-from distill_dagster.student import checkpoints
+from distill_dagster.student import checkpoints, loading
 from distill_dagster.student.batches import Item, LengthBatchSampler, MicroBatches
 from distill_dagster.student.types import TrainRow
 from distill_dagster.student.validation import compute_validation_scores
 
 if TYPE_CHECKING:
+    from distill_dagster.config import StudentSpec
     from distill_dagster.student.train import Student
 
 Batch = dict[str, Any]
@@ -148,3 +149,31 @@ class StudentTrainer(transformers.Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: the estimate of transformers reads the inputs of one micro batch only."""
         return 0
+
+
+def build_arguments(
+    spec: StudentSpec, folder: Path, epochs: int, steps_per_epoch: int, run_name: str | None = None
+) -> transformers.TrainingArguments:
+    """The arguments of a `StudentTrainer`. Checkpoints are written to `folder`. `run_name` is for MLflow."""
+    steps = epochs * steps_per_epoch
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=spec.batch_size,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(spec.warmup_ratio * steps),
+        max_grad_norm=1.0,
+        logging_steps=max(1, steps // 100),
+        save_strategy="no",  # TrainingWatcher says when
+        save_total_limit=2,  # the last complete one is kept while the next is written
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        run_name=run_name,
+        fp16=spec.dtype == "float16",  # scales the loss (Micikevicius et al. 2018), so that small gradients are not 0
+        use_cpu=loading.choose_device() == "cpu",
+        seed=spec.seed,
+    )
+    return loading.use_one_gpu(arguments)

@@ -12,10 +12,10 @@ import pytest
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.causal import CausalModel
+from distill_dagster.student.loading import use_one_gpu
 from distill_dagster.student.phases.encoding import encode_row
 from distill_dagster.student.phases.preference import encode_pairs, select_pairs
 from distill_dagster.student.phases.run import run_phases
-from distill_dagster.student.phases.trl_trainer import use_one_gpu
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import choose_student_class, train_adapter
 from distill_dagster.student.types import PreferencePair, StudentPrompt, TaskSettings, TrainRow

@@ -14,7 +14,7 @@ from distill_dagster.student import losses
 from distill_dagster.student.batches import LengthBatchSampler, MicroBatches
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.checkpoints import list_trained_weights
-from distill_dagster.student.train import build_arguments, train_adapter
+from distill_dagster.student.train import train_adapter
 from tests.student.test_training import LABELS, ROWS, SETTINGS
 from tests.support.tiny_model import write_tiny_model
 
@@ -31,7 +31,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> StudentSpec:
 
 def fit(spec: StudentSpec, folder: Path, micro_batch_size: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Weights and logged losses after three epochs of two steps, the second with 8 rows."""
-    from distill_dagster.student.trainer import StudentTrainer
+    from distill_dagster.student.trainer import StudentTrainer, build_arguments
 
     student = CausalStudent(spec, LABELS, SETTINGS, folder)
     student.add_adapter()

@@ -9,7 +9,7 @@ from distill_dagster.core import models
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student import loading
 from distill_dagster.student.phases.encoding import encode_row
-from distill_dagster.student.phases.trl_trainer import train_phase, use_one_gpu
+from distill_dagster.student.phases.trl_trainer import train_phase
 from distill_dagster.student.types import PhaseLog, TrainRow
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def train_on_own_samples(
         trainer = _Trainer(
             model=student.model,
             teacher_model=teacher,
-            args=use_one_gpu(arguments),
+            args=loading.use_one_gpu(arguments),
             train_dataset=dataset,
             processing_class=student.tokenizer,
         )

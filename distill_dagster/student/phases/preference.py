@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from distill_dagster.student import loading
 from distill_dagster.student.phases.encoding import encode_row
-from distill_dagster.student.phases.trl_trainer import train_phase, use_one_gpu
+from distill_dagster.student.phases.trl_trainer import train_phase
 from distill_dagster.student.types import PhaseLog, PreferencePair
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def train_on_pairs(
         )
         return _Trainer(
             model=student.model,
-            args=use_one_gpu(arguments),
+            args=loading.use_one_gpu(arguments),
             train_dataset=dataset,
             processing_class=student.tokenizer,
         )

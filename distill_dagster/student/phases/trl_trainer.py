@@ -106,12 +106,6 @@ def train_phase(
     log.seconds = round(time.perf_counter() - start, 3)
 
 
-def use_one_gpu(arguments: Any) -> Any:
-    """Make TRL train on the first of several GPUs. It refuses to spread one process over them."""
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
 @contextmanager
 def _hide_bars() -> Iterator[None]:
     """Show no progress bars of TRL and of its datasets within this block."""
