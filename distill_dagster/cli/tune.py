@@ -17,26 +17,37 @@ from distill_dagster.core.paths import Home, get_tuning_folder
 
 KEPT = "Finished trials are kept. The same command goes on with them."
 TOP_TRIALS = 5
+DEFAULT_TRIALS = 20
 
 
 def tune(
     task: TaskName,
     student: Annotated[str, typer.Argument(help="The student, as it is named in task.yaml.")],
     trials: Annotated[
-        int, typer.Option(min=1, help="Trials in all, with those of earlier commands.", show_default=True)
-    ] = 20,
+        int | None,
+        typer.Option(min=1, help=f"Trials in all, with those of earlier commands; by default {DEFAULT_TRIALS}."),
+    ] = None,
     search: Annotated[
         list[str] | None,
-        typer.Option(help="Tune only this setting: `lora.rank`, `lora.rank=4,8`, `learning_rate=1e-4..1e-2`. Repeat."),
+        typer.Option(
+            help="Tune only this setting: `lora.rank`, `lora.rank=4,8`, `learning_rate=1e-4..1e-2`. Can be repeated."
+        ),
     ] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Write the best settings into task.yaml.")] = False,
+    apply: Annotated[
+        bool,
+        typer.Option(
+            "--apply",
+            help="Write the best settings into task.yaml. Without `--trials` and `--search`, those of the trials that "
+            "are there: no further one runs.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Try settings of a student on its dataset, score each on dev, and propose the best ones as a change of task.yaml.
 
     The first trial has the settings of task.yaml. Trials that do worse than the others are ended early. Golden is not
-    read. Asks no teacher: run the task before.
+    read. Asks no teacher: run the task first.
     """
     from distill_dagster.tuning.page import TuningResult
     from distill_dagster.tuning.proposal import apply_proposal
@@ -68,7 +79,8 @@ def tune(
                 took = f"  {format_seconds(trial.result.seconds)}" if trial.result else ""
                 display.print_line(f"trial {trial.number}: {found}  {format_settings(trial.settings)}{took}")
 
-            result = tune_student(home, folder, student, search or [], trials, show_trial)
+            count = trials or (None if apply and not search else DEFAULT_TRIALS)
+            result = tune_student(home, folder, student, search or [], count, show_trial)
         print_summary(result)
         proposal, applied = result.proposal, False
         if proposal is not None and proposal.diff:

@@ -7,6 +7,7 @@ prunes a trial whose validation loss is above the median of the earlier ones at 
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ RANDOM_TRIALS = 6
 """Trials with random settings before the estimator has enough to learn from. The first has the current settings."""
 TRIALS_BEFORE_PRUNING = 4
 """No trial is pruned before, nor any in its first epoch."""
-INSTALL = "Run `pip install 'distill-dagster[tune]'`."
+INSTALL = "Install the extra `tune`: .venv/bin/pip install -c requirements/constraints.txt -e '.[tune]'"
 
 Evaluate = Callable[[Settings, ValidationListener], TrialResult]
 TrialListener = Callable[["FinishedTrial"], None]
@@ -60,6 +61,29 @@ def require_optuna() -> None:
         raise DistillError(f"Tuning needs the package optuna, which is not installed. {INSTALL}")
 
 
+def list_spaces(file: Path) -> dict[str, list[SearchSetting]]:
+    """The search space of each study in a file, by the study's name. The study that was opened last is the first."""
+    if not file.is_file():
+        return {}
+    import optuna
+
+    studies = optuna.get_all_study_summaries(_open_storage(file), include_best_trial=False)
+    known = [study for study in studies if "space" in study.user_attrs]
+    known.sort(key=lambda study: study.user_attrs["opened"], reverse=True)
+    return {study.study_name: [_read_setting(value) for value in study.user_attrs["space"]] for study in known}
+
+
+def _read_setting(value: dict[str, Any]) -> SearchSetting:
+    return SearchSetting(**value | {"choices": tuple(value["choices"])})
+
+
+def _open_storage(file: Path) -> optuna.storages.BaseStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    return JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
+
+
 class TuningStudy:
     """The trials of one student on one dataset with one search space."""
 
@@ -69,21 +93,20 @@ class TuningStudy:
         One process at a time may use a file.
         """
         import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         file.parent.mkdir(parents=True, exist_ok=True)
         self.space = [setting.include(current[setting.name]) for setting in space]
         self.current = current
-        storage = JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
         self._study = optuna.create_study(
             study_name=name,
-            storage=storage,
+            storage=_open_storage(file),
             direction="maximize",
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=TRIALS_BEFORE_PRUNING, n_warmup_steps=2),
         )
+        self._study.set_user_attr("space", [asdict(setting) for setting in space])
+        self._study.set_user_attr("opened", time.time())
         self._repeat_unfinished()
         if not any(trial.settings == current for trial in self.list_finished()):
             self._study.enqueue_trial(dict(current), skip_if_exists=True)

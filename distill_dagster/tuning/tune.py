@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from distill_dagster.config import StudentSpec, TeacherSpec
 from distill_dagster.config.student import RUN_SETTINGS
 from distill_dagster.core import progress
 from distill_dagster.core.database_urls import get_store_url
+from distill_dagster.core.errors import DistillError
 from distill_dagster.core.files import lock_file
 from distill_dagster.core.formatting import format_seconds
 from distill_dagster.core.hashing import hash_content
@@ -34,7 +36,7 @@ from distill_dagster.tuning.search_space import (
     parse_search,
     read_current,
 )
-from distill_dagster.tuning.study import FinishedTrial, TrialListener, TuningStudy, require_optuna
+from distill_dagster.tuning.study import FinishedTrial, TrialListener, TuningStudy, list_spaces, require_optuna
 from distill_dagster.tuning.trials import TrialResult, Trials
 
 VERSION = 1
@@ -42,17 +44,18 @@ VERSION = 1
 
 
 def tune_student(
-    home: Home, folder: TaskFolder, student: str, searches: Sequence[str], count: int, listener: TrialListener
+    home: Home, folder: TaskFolder, student: str, searches: Sequence[str], count: int | None, listener: TrialListener
 ) -> TuningResult:
     """Run trials of a student until `count` are finished, those of earlier commands included.
 
     Args:
         searches: the settings to tune, as `parse_search` reads them; by default those of `build_default_space`.
+        count: None runs no trial. The result is that of the study that was opened last, whatever it searched.
         listener: gets each trial when it is finished.
 
     Raises:
-        DistillError: there is no dataset, optuna is not installed, a setting cannot have a value, or another process
-            tunes this student.
+        DistillError: there is no dataset, optuna is not installed, a setting cannot have a value, another process
+            tunes this student, or no trial should run and there is no study.
     """
     require_optuna()
     busy = f"Another process tunes {folder.name}/{student}. Wait for it, or stop it."
@@ -65,23 +68,33 @@ def tune_student(
         trials = Trials(StageContext(folder, lake, store, home.models, home.reports, _refuse_teacher), student)
         spec, items = task.students[student], trials.read_items()
         data, versions = trials.read_data(spec)
-        has_soft_labels = any(row.soft for row in data.train)
-        space = build_default_space(spec, has_soft_labels and task.resolve_objective(student).kind == "soft_label")
-        space = parse_search(searches, space) if searches else space
+        place = home.tuning / folder.name
+        journal = place / f"{student}.journal"
+        if count is None:
+            space = _find_last_space(journal, spec, versions, items)
+            if not space:
+                raise DistillError(
+                    f"{folder.name}/{student} has no trials on this dataset, this dev set and the other settings of "
+                    f"the student. Run `distill tune {folder.name} {student}` first."
+                )
+        else:
+            has_soft_labels = any(row.soft for row in data.train)
+            space = build_default_space(spec, has_soft_labels and task.resolve_objective(student).kind == "soft_label")
+            space = parse_search(searches, space) if searches else space
         current = read_current(spec, [setting.name for setting in space])
         check_space(task, student, block, space)
-        place = home.tuning / folder.name
         scratch = place / f"{student}.trained"
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
         scratch.mkdir(parents=True)
-        study = TuningStudy(place / f"{student}.journal", _name_study(spec, versions, items, space), space, current)
+        study = TuningStudy(journal, _name_study(spec, versions, items, space), space, current)
+        wanted = len(study.list_finished()) if count is None else count
 
         def evaluate(settings: Settings, on_validation: ValidationListener) -> TrialResult:
             finished = study.list_finished()
-            with progress.work_on_artifact(_describe_trial(finished, count, settings)):
+            with progress.work_on_artifact(_describe_trial(finished, wanted, settings)):
                 return trials.run(build_spec(task, student, block, settings), items, scratch, on_validation)
 
-        study.run(count, evaluate, listener)
+        study.run(wanted, evaluate, listener)
         scratch.rmdir()
         result = _build_result(folder, student, block, study, items)
         write_page(result, get_tuning_folder(home.reports, folder.name))
@@ -90,6 +103,20 @@ def tune_student(
 
 def _refuse_teacher(spec: TeacherSpec) -> NoReturn:
     raise AssertionError("tuning asks no teacher")
+
+
+def _find_last_space(
+    journal: Path, spec: StudentSpec, versions: Mapping[str, str], items: Sequence[EvaluationItem]
+) -> list[SearchSetting]:
+    """The search space of the study that was opened last. Studies of another dataset or model are left out."""
+    for name, space in list_spaces(journal).items():
+        try:
+            read_current(spec, [setting.name for setting in space])
+        except DistillError:
+            continue  # the student no longer has a setting of this study
+        if name == _name_study(spec, versions, items, space):
+            return space
+    return []
 
 
 def _name_study(

@@ -83,11 +83,12 @@ class Place:
         record = ArtifactRecord("filtered_dataset", None, version, "4", {})
         Lake(self.home.lake, self.home.reports).write(self.folder.name, build_dataset(), record)
 
-    def tune(self, *arguments: str, trials: int = 3) -> Result:
-        command = ["tune", self.folder.name, "tiny", "--trials", str(trials), *arguments]
+    def tune(self, *arguments: str, trials: int | None = 3) -> Result:
+        command = ["tune", self.folder.name, "tiny", *arguments]
+        command += ["--trials", str(trials)] if trials else []
         return CliRunner().invoke(app, command, env=self.environment, catch_exceptions=False)
 
-    def read_json(self, *arguments: str, trials: int = 3) -> dict[str, Any]:
+    def read_json(self, *arguments: str, trials: int | None = 3) -> dict[str, Any]:
         ended = self.tune("--json", *arguments, trials=trials)
         assert ended.exit_code == 0, ended.output
         found: dict[str, Any] = json.loads(ended.stdout)
@@ -132,6 +133,19 @@ def test_better_settings_are_found_proposed_and_applied(tmp_path: Path) -> None:
     after = place.read_json(*SEARCH, trials=4)
     assert after["current"] == after["best"] == found["best"]
     assert after["diff"] == ""
+
+
+def test_apply_alone_takes_the_trials_that_are_there(place: Place) -> None:
+    ended = place.tune("--apply", trials=None)
+    assert ended.exit_code == 1
+    assert "Run `distill tune" in ended.output
+    _ = place.read_json("--search", "batch_size=8,16", trials=1)
+    found = place.read_json("--search", "epochs=1,2", trials=2)
+    again = place.read_json("--apply", trials=None)
+    assert {**again, "applied": False} == found
+    assert again["applied"] == bool(found["diff"])
+    place.write_dataset("w")
+    assert place.tune("--apply", trials=None).exit_code == 1
 
 
 def test_a_trial_is_the_training_that_the_proposal_would_give(place: Place, tmp_path: Path) -> None:
