@@ -26,8 +26,8 @@ def get_tuning_folder(reports: Path, task: str) -> Path:
 class Home:
     """The folders of one installation.
 
-    `DISTILL_HOME` moves everything generated (lake, store, models, instance, reports) and the inbox; `DISTILL_TASKS`
-    moves the task folders. By default both are in the project's `data/`.
+    `DISTILL_HOME` moves everything generated (lake, store, models, instance, reports, training, tuning) and the inbox;
+    `DISTILL_TASKS` moves the task folders. By default both are in the project's `data/`.
     """
 
     root: Path
