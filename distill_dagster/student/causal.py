@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -327,9 +328,15 @@ class CausalStudent(LabelPredictions, CausalModel):
     def _add_probed_states(
         self, inputs: dict[str, torch.Tensor], cache: Any, states: dict[tuple[int, ...], torch.Tensor]
     ) -> None:
-        """Add the hidden state after every prefix of the probes. The cache is cut back after each probe."""
+        """Add the hidden state after every prefix of the probes. Every probe continues the prompts in the cache.
+
+        A cache that can be cut is cut back after each probe. One with a running state (linear attention) is copied.
+        """
         import torch
 
+        is_cut = getattr(cache, "is_croppable", False)
+        if is_cut:  # otherwise a layer with a sliding window forgets what a probe pushes out of it
+            cache.activate_past_recording()
         rows, width = inputs["input_ids"].shape
         mask = inputs.get("attention_mask")
         if mask is None:
@@ -340,9 +347,10 @@ class CausalStudent(LabelPredictions, CausalModel):
                 input_ids=ids,
                 attention_mask=torch.cat([mask, torch.ones_like(ids)], dim=1),
                 position_ids=mask.sum(1, keepdim=True) + torch.arange(len(probe), device=self.device),
-                past_key_values=cache,
+                past_key_values=cache if is_cut else copy.deepcopy(cache),
                 use_cache=True,
             )
             for end in range(1, len(probe) + 1):
                 states.setdefault(probe[:end], out.last_hidden_state[:, end - 1])
-            cache.crop(-len(probe))
+            if is_cut:
+                cache.crop(-len(probe))

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from distill_dagster.config import LabelSpec, StudentSpec
 from distill_dagster.config.presets import PRESETS
+from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import PROMPT_FILE, train_adapter
 from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainRow
@@ -147,6 +148,50 @@ def test_labels_are_chosen_behind_a_chat_prompt(tmp_path: Path) -> None:
             logits = model(input_ids=ids).logits[0, -1]
         first = served.convert_tokens_to_ids(["s", "g", "w"])
         assert list(one.probs.values()) == pytest.approx(logits[first].softmax(-1).tolist(), abs=1e-3)
+
+
+LAYER_TYPES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sliding window": (
+        transformers.Gemma3TextConfig,
+        {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "convolution": (transformers.Lfm2Config, {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3}),
+    "running state": (
+        transformers.Qwen3NextConfig,
+        {"layer_types": ["linear_attention", "full_attention"], "num_experts": 0, "linear_num_value_heads": 4}
+        | {"linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
+    ),
+}
+"""What a layer keeps of a text: less than its keys and values."""
+
+
+@pytest.mark.parametrize("kept", LAYER_TYPES)
+@pytest.mark.parametrize("lengths", [[30], [5], [30, 5, 14]])
+def test_labels_behind_a_long_prompt_are_scored_like_whole_sequences(
+    kept: str, lengths: list[int], tmp_path: Path
+) -> None:
+    """Each probe of labels starts from the state after the prompt, whatever the layers keep of it."""
+    make_config, values = LAYER_TYPES[kept]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(write_tiny_model(tmp_path / "tokenizer", layers=1))
+    torch.manual_seed(0)
+    config = make_config(vocab_size=len(tokenizer), **SIZES, **values)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    spec = StudentSpec(model=str(tmp_path / "base"), architecture="causal_lm", dtype="float32")
+    names = ("stop", "stop now", "go left", "go right", "go right now")
+    labels = [LabelSpec(name=name, description=name) for name in names]
+    student = CausalStudent(spec, labels, SETTINGS, tmp_path)
+    assert len(student.trie.find_probes()) > 1
+    asked = [StudentPrompt.from_text(("amber red " * 9)[:length]) for length in lengths]
+    found = student.compute_log_probs(asked)
+    for row, prompt in enumerate(asked):
+        [start] = student.renderer.encode_prompts([prompt])
+        logits = []
+        for branch in student.trie.branches:
+            ids = torch.tensor([[*start.ids, *branch.prefix]])
+            with torch.no_grad():
+                logits.append(student.model(input_ids=ids, use_cache=False).logits[:, -1, list(branch.children)])
+        torch.testing.assert_close(student.trie.compute_log_probs(logits)[0], found[row], atol=1e-4, rtol=1e-4)
 
 
 def test_what_a_task_sets_itself_wins() -> None:
