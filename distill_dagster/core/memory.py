@@ -18,14 +18,35 @@ class Memory:
     free: int
 
 
+@dataclass(frozen=True)
+class _CgroupFiles:
+    limit: str
+    used: str
+    statistics: str
+    caches: tuple[str, ...]
+    """The statistics of what the system takes back when a container needs memory."""
+
+
+_VERSION_2 = _CgroupFiles(
+    "memory.max", "memory.current", "memory.stat", ("inactive_file", "active_file", "slab_reclaimable")
+)
+_VERSION_1 = _CgroupFiles(
+    "memory/memory.limit_in_bytes",
+    "memory/memory.usage_in_bytes",
+    "memory/memory.stat",
+    ("total_inactive_file", "total_active_file"),
+)
+
+
 def measure_memory(cgroup: Path = CGROUP_FOLDER) -> Memory:
-    """The memory of the machine or, if that is less, of the container (cgroup version 2) that this process runs in."""
+    """The memory of the machine or, if that is less, of the container (a cgroup) that this process runs in."""
     machine = psutil.virtual_memory()
-    limit, used = _read_number(cgroup / "memory.max"), _read_number(cgroup / "memory.current")
-    if limit is None or used is None or limit >= machine.total:
-        return Memory(machine.total, machine.available)
-    caches = _read_statistic(cgroup / "memory.stat", "inactive_file")
-    return Memory(limit, min(machine.available, max(0, limit - used + caches)))
+    for files in (_VERSION_2, _VERSION_1):
+        limit, used = _read_number(cgroup / files.limit), _read_number(cgroup / files.used)
+        if limit is not None and used is not None and limit < machine.total:
+            caches = sum(_read_statistic(cgroup / files.statistics, name) for name in files.caches)
+            return Memory(limit, min(limit, machine.available, max(0, limit - used + caches)))
+    return Memory(machine.total, machine.available)
 
 
 def _read_number(path: Path) -> int | None:
