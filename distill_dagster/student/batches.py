@@ -56,6 +56,17 @@ class MicroBatches:
     rows: int | None
     tokens: int | None = None
 
+    def count_rows(self, length: int, rows: int) -> int:
+        """How many of these rows, all of the same length in tokens, are computed at once."""
+        if self.rows is not None:
+            rows = min(rows, self.rows)
+        return rows if self.tokens is None else min(rows, max(1, self.tokens // length))
+
+    def __str__(self) -> str:
+        if self.tokens is not None:
+            return f"{self.tokens:,} tokens"
+        return f"{self.rows:,} rows" if self.rows is not None else "whole step"
+
     def cut(self, items: Sequence[Item]) -> list[list[Item]]:
         """Cut the rows of a step. With a limit of tokens, rows of similar length are computed together."""
         if self.tokens is not None:

@@ -130,7 +130,7 @@ class EncoderStudent(LabelPredictions):
     def add_adapter(self) -> None:
         """Make all but the pooler trainable by the spec's method. Mean pooling does not use the pooler."""
         self.model["encoder"] = loading.make_trainable(
-            self.model["encoder"], self.spec, "FEATURE_EXTRACTION", exclude=r".*\bpooler\b.*"
+            self.model["encoder"], self.spec, "FEATURE_EXTRACTION", exclude=loading.POOLER
         )
 
     def fit_head(self, rows: list[TrainRow], validation: list[TrainRow]) -> float:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 MODEL_CONFIG_FILE = "config.json"
+POOLER = r".*\bpooler\b.*"
+"""The modules of an encoder that are not trained: mean pooling does not use them."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ for every model and objective.
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,38 +48,49 @@ def measure_training_memory() -> Memory:
     """The memory that training uses: the GPU's if there is one, else the processor's."""
     import torch
 
+    gc.collect()  # trainers have reference cycles: an earlier training of this process would count as in use
     if not torch.cuda.is_available():
         return measure_memory()
+    torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     return Memory(total, free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
 
 
-def check_model_fits(spec: StudentSpec, models_folder: Path, memory: Memory | None = None) -> None:
+def check_model_fits(spec: StudentSpec, models_folder: Path, memory: Memory | None = None, ranks: int = 1) -> None:
     """Check that the weights of a student and the optimizer's state fit, without loading the model.
 
     Args:
         memory: by default that of this machine.
+        ranks: processes that each load the model and, without GPUs, share the memory.
 
     Raises:
         DistillError: they do not fit. It says what would.
         ModelError: the model's config cannot be found.
     """
     memory = memory or measure_training_memory()
+    free = memory.free // _count_sharing(ranks)
     skeleton = build_skeleton(spec, models_folder)
     needed = estimate_model_bytes(skeleton, spec)
-    if needed <= SHARE_OF_FREE * memory.free:
+    if needed <= SHARE_OF_FREE * free:
         return
     fitting = [
         f"{setting} ({format_bytes(smaller)})"
         for setting, other in _list_smaller_specs(spec)
-        if (smaller := estimate_model_bytes(skeleton, other)) <= SHARE_OF_FREE * memory.free
+        if (smaller := estimate_model_bytes(skeleton, other)) <= SHARE_OF_FREE * free
     ]
     raise DistillError(
         f"Training {spec.model} with `method: {spec.method}` in {_get_dtype_name(spec)} needs about "
-        f"{format_bytes(needed)} for its weights and the optimizer, and {format_bytes(memory.free)} of "
-        f"{format_bytes(memory.total)} are free. "
+        f"{format_bytes(needed)} for its weights and the optimizer, and {format_bytes(free)} of "
+        f"{format_bytes(memory.total)} are free{f' for each of {ranks} processes' if ranks > 1 else ''}. "
         + (f"Use one of these: {', '.join(fitting)}." if fitting else "Use a smaller model.")
     )
+
+
+def _count_sharing(ranks: int) -> int:
+    """How many ranks share the memory that one of them measures."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else ranks
 
 
 def _list_smaller_specs(spec: StudentSpec) -> Iterator[tuple[str, StudentSpec]]:
@@ -120,7 +132,8 @@ def build_skeleton(spec: StudentSpec, models_folder: Path) -> Any:
 def estimate_model_bytes(skeleton: Any, spec: StudentSpec) -> int:
     """Bytes of a student's weights, and of the gradients and the optimizer's state of those that are trained.
 
-    An adapter's size is that of all linear layers but the output head, so it is an upper bound.
+    Raises:
+        DistillError: `lora.last_layers` is more than the model has, or its layers cannot be found.
     """
     import torch
 
@@ -131,62 +144,98 @@ def estimate_model_bytes(skeleton: Any, spec: StudentSpec) -> int:
     total = sum(parameter.numel() for parameter in skeleton.parameters())
     # peft trains with the weights that are not quantized in float32.
     weights = in_linear * NF4_BYTES + (total - in_linear) * 4 if spec.method == "qlora" else total * itemsize
-    trained = total
+    trained = _count_trained_weights(skeleton, spec)
     if spec.method != "full":
-        trained = spec.lora.rank * sum(layer.in_features + layer.out_features for layer in linear)
         weights += 4 * trained
     best_epoch = 4 if spec.patience is not None else 0
     return round(weights + trained * (4 + ADAM_BYTES + best_epoch))
 
 
+def _count_trained_weights(skeleton: Any, spec: StudentSpec) -> int:
+    import torch
+
+    plain = spec.model_copy(update={"quantization": "none"})  # a skeleton has no values to quantize
+    is_encoder = spec.architecture == "encoder"
+    task_type, exclude = ("FEATURE_EXTRACTION", loading.POOLER) if is_encoder else ("CAUSAL_LM", None)
+    with torch.random.fork_rng(), torch.device("meta"):
+        model = loading.make_trainable(copy.deepcopy(skeleton), plain, task_type, exclude)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def choose_micro_batches(
-    student: Student, items: Sequence[Item], ranks: int = 1, memory: Memory | None = None
+    student: Student,
+    items: Sequence[Item],
+    ranks: int = 1,
+    memory: Memory | None = None,
+    saved: MicroBatches | None = None,
 ) -> MicroBatches:
     """How many rows to compute at once, by `micro_batch_size` or by what fits.
 
     `auto` computes a whole step at once if half of the machine's memory is enough for it.
 
     Args:
+        saved: what the interrupted training chose that goes on. `auto` takes it if it still fits.
         ranks: processes that share a step and, without GPUs, the memory.
         memory: by default that of this machine.
 
     Raises:
         DistillError: the rows do not fit. It says which would.
     """
-    import torch
-
     spec = student.spec
     longest = max(items, key=lambda item: item["length"])
     trained = [p for p in student.trained_module.parameters() if p.requires_grad]
     optimizer = sum(p.numel() for p in trained) * (4 + ADAM_BYTES + (4 if spec.patience is not None else 0))
     memory = memory or measure_training_memory()
-    share = 1 if torch.cuda.is_available() else ranks
-    free = (SHARE_OF_FREE * memory.free - optimizer) / share
-    try:
-        row = BACKWARD_FACTOR * measure_kept_bytes(student, [longest])
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        raise _build_row_error(longest["length"], None, free) from None
-    if row > free:
-        raise _build_row_error(longest["length"], row, free)
+    sharing = _count_sharing(ranks)
+    free = SHARE_OF_FREE * memory.free / sharing - optimizer
+    row, fixed = _measure_row_bytes(student, items, free)
+    if fixed + row > free:
+        raise _build_row_error(longest["length"], row, fixed, free)
+    rows = -(-min(spec.batch_size, len(items)) // ranks)
     if spec.micro_batch_size != "auto":
-        if spec.micro_batch_size * row > free:
+        needed = fixed + min(spec.micro_batch_size, rows) * row
+        if needed > free:
             raise DistillError(
-                f"`micro_batch_size: {spec.micro_batch_size}` needs about "
-                f"{format_bytes(round(spec.micro_batch_size * row))}, and {format_bytes(round(free))} are free. "
-                f"{int(free // row)} rows of the longest, {longest['length']} tokens, would fit; `auto` finds how many."
+                f"`micro_batch_size: {spec.micro_batch_size}` needs about {format_bytes(round(needed))}, and "
+                f"{format_bytes(round(free))} are free. {int((free - fixed) // row)} rows of the longest, "
+                f"{longest['length']} tokens, would fit; `auto` finds how many."
             )
         return MicroBatches(rows=spec.micro_batch_size)
-    planned = min(free, SHARE_OF_MEMORY * memory.total / share)
-    rows = -(-spec.batch_size // ranks)
-    if rows * row <= planned:
+    if saved is not None and fixed + saved.count_rows(longest["length"], rows) * row <= free:
+        return saved
+    planned = min(free, SHARE_OF_MEMORY * memory.total / sharing)
+    if fixed + rows * row <= planned:
         return MicroBatches(rows=None)
-    return MicroBatches(rows=None, tokens=max(1, int(planned // row)) * longest["length"])
+    return MicroBatches(rows=None, tokens=max(1, int((planned - fixed) // row)) * longest["length"])
 
 
-def _build_row_error(tokens: int, row: float | None, free: float) -> DistillError:
-    needs = f"needs about {format_bytes(round(row))}" if row is not None else "does not fit"
-    fits = max(1, int(tokens * free / row)) if row is not None else tokens // 2
+def _measure_row_bytes(student: Student, items: Sequence[Item], free: float) -> tuple[float, float]:
+    """Bytes that a forward and backward pass needs for each of its rows, by the longest one, and for all of them once.
+
+    What is needed once is, for example, a copy of all weights in the number format of the computation. It is measured
+    with the shortest row, which takes the least memory.
+
+    Raises:
+        DistillError: the longest row does not fit on the GPU.
+    """
+    import torch
+
+    longest, shortest = (choose(items, key=lambda item: item["length"]) for choose in (max, min))
+    try:
+        one = measure_kept_bytes(student, [longest])
+        short = measure_kept_bytes(student, [shortest])
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        raise _build_row_error(longest["length"], None, 0, free) from None
+    fixed = 0
+    if 2 * shortest["length"] <= longest["length"] or one + short <= free:  # else two rows may not fit
+        fixed = max(0, 2 * short - measure_kept_bytes(student, [shortest] * 2))
+    return BACKWARD_FACTOR * max(1, one - fixed), BACKWARD_FACTOR * fixed
+
+
+def _build_row_error(tokens: int, row: float | None, fixed: float, free: float) -> DistillError:
+    needs = f"needs about {format_bytes(round(fixed + row))}" if row is not None else "does not fit"
+    fits = max(1, int(tokens * (free - fixed) / row)) if row is not None else tokens // 2
     return DistillError(
         f"The longest row has {tokens} tokens. To compute it alone {needs}, and {format_bytes(max(0, round(free)))} "
         f"are free. About {fits} tokens would fit: lower `max_tokens` and `answer_tokens`, or adapt fewer layers with "

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+import transformers
 
 from distill_dagster.config import LoraSpec, StudentSpec
 from distill_dagster.config.shrink import ShrinkSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.memory import Memory, measure_memory
-from distill_dagster.student import memory
+from distill_dagster.student import loading, memory
 from distill_dagster.student.batches import MicroBatches
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.train import train_adapter
@@ -53,6 +56,64 @@ def test_bytes_of_a_model_follow_from_its_config(spec: StudentSpec, student: Cau
     assert count_bytes(spec, method="full") == (4 + 4 + 8) * base
     assert count_bytes(spec, method="full", patience=2) == (4 + 4 + 8 + 4) * base  # a copy of the best epoch
     assert count_bytes(spec, method="qlora", dtype="bfloat16") < count_bytes(spec, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("update", [{"target_modules": ["q_proj"]}, {"last_layers": 1}])
+def test_only_what_an_adapter_trains_is_counted(spec: StudentSpec, tmp_path: Path, update: dict[str, object]) -> None:
+    changed = spec.model_copy(update={"lora": LoraSpec(rank=64, **update)})
+    made = CausalStudent(changed, LABELS, SETTINGS, tmp_path)
+    made.add_adapter()
+    adapter = sum(p.numel() for p in made.model.parameters() if p.requires_grad)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    assert count_bytes(changed) == 4 * made.base.parameters + (4 + 4 + 8) * adapter
+    assert torch.rand(1) == expected, "counting changes no random numbers"
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+def test_an_encoder_is_counted_without_its_pooler(method: str, tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    lora = {"lora": LoraSpec(rank=4)} if method != "full" else {}
+    spec = StudentSpec(model=str(tmp_path / "bert"), architecture="encoder", method=method, patience=None, **lora)
+    model = transformers.AutoModel.from_pretrained(tmp_path / "bert")
+    total = sum(p.numel() for p in model.parameters())
+    made = loading.make_trainable(model, spec, "FEATURE_EXTRACTION", loading.POOLER)
+    names = {name for name, p in made.named_parameters() if p.requires_grad}
+    assert names
+    assert not any("pooler" in name for name in names)
+    trained = sum(p.numel() for p in made.parameters() if p.requires_grad)
+    assert count_bytes(spec) == 4 * total + (12 if method == "full" else 16) * trained
+
+
+def test_processes_share_the_memory_of_a_processor(spec: StudentSpec, tmp_path: Path) -> None:
+    enough = Memory(2**40, round(count_bytes(spec) / memory.SHARE_OF_FREE) + 1)
+    memory.check_model_fits(spec, tmp_path, enough)
+    with pytest.raises(DistillError, match="are free for each of 2 processes"):
+        memory.check_model_fits(spec, tmp_path, enough, ranks=2)
+
+
+def test_a_finished_training_is_not_in_memory_when_the_next_one_is_checked(spec: StudentSpec, tmp_path: Path) -> None:
+    finished: list[weakref.ref[torch.nn.Module]] = []
+
+    class Recorded(CausalStudent):
+        def add_adapter(self) -> None:
+            super().add_adapter()
+            finished.append(weakref.ref(self.model))
+
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("distill_dagster.student.train.choose_student_class", lambda *_: Recorded)
+            train_adapter(spec, LABELS, SETTINGS, ROWS, [], tmp_path / "out", tmp_path, epochs=1)
+        memory.measure_training_memory()
+        assert [model() for model in finished] == [None]
+    finally:
+        gc.enable()
 
 
 def test_a_skeleton_has_no_values_and_fewer_layers_if_shrunk(spec: StudentSpec) -> None:
@@ -121,6 +182,43 @@ def test_a_fixed_micro_batch_is_refused_if_it_does_not_fit(student: CausalStuden
         memory.choose_micro_batches(student, items, memory=free)
 
 
+def test_what_is_needed_once_is_not_counted_per_row(spec: StudentSpec, tmp_path: Path) -> None:
+    """Full fine-tuning in bfloat16 keeps a copy of all weights, however many rows there are."""
+    made = CausalStudent(make_full(spec), LABELS, SETTINGS, tmp_path, "float32")
+    made.add_adapter()
+    items = made.encode(ROWS)
+    longest = max(items, key=lambda item: item["length"])
+    copies = 2 * sum(p.numel() for name, p in made.model.named_parameters() if "proj" in name)
+    one, four = (memory.BACKWARD_FACTOR * memory.measure_kept_bytes(made, [longest] * rows) for rows in (1, 4))
+    assert 4 * one - four > 2 * copies
+    optimizer = 12 * sum(p.numel() for p in made.model.parameters())
+    free = Memory(2**40, round((1.05 * four + optimizer) / memory.SHARE_OF_FREE))
+    made.spec = made.spec.model_copy(update={"micro_batch_size": 4})
+    assert memory.choose_micro_batches(made, items, memory=free) == MicroBatches(rows=4)
+    made.spec = made.spec.model_copy(update={"micro_batch_size": 6})
+    with pytest.raises(DistillError, match=r"`micro_batch_size: 6` needs about .* 4 rows of the longest"):
+        memory.choose_micro_batches(made, items, memory=free)
+    made.spec = made.spec.model_copy(update={"micro_batch_size": "auto"})
+    assert memory.choose_micro_batches(made, items, memory=free) == MicroBatches(None, 4 * longest["length"])
+
+
+def make_full(spec: StudentSpec) -> StudentSpec:
+    settings = spec.model_dump(exclude={"lora", "method", "dtype"}, exclude_unset=True)
+    return StudentSpec(**settings, method="full", dtype="bfloat16")
+
+
+@pytest.mark.parametrize(("batch_size", "rows", "ranks"), [(2, 6, 1), (64, 2, 1), (4, 6, 2)])
+def test_a_step_has_no_more_rows_than_there_are(batch_size: int, rows: int, ranks: int, student: CausalStudent) -> None:
+    items = student.encode(ROWS)[-rows:]
+    row = memory.BACKWARD_FACTOR * memory.measure_kept_bytes(student, [max(items, key=lambda i: i["length"])])
+    optimizer = 12 * sum(p.numel() for p in student.model.parameters() if p.requires_grad)
+    free = Memory(2**40, round(ranks * (2.5 * row + optimizer) / memory.SHARE_OF_FREE))
+    student.spec = student.spec.model_copy(update={"micro_batch_size": 64, "batch_size": batch_size})
+    assert memory.choose_micro_batches(student, items, ranks, free) == MicroBatches(rows=64)
+    student.spec = student.spec.model_copy(update={"micro_batch_size": "auto"})
+    assert memory.choose_micro_batches(student, items, ranks, free) == MicroBatches(rows=None)
+
+
 def test_training_in_little_memory_gives_the_same_loss(
     spec: StudentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,3 +267,17 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path: Path) -> None:
     (tmp_path / "memory.current").write_text("30000000\n")
     (tmp_path / "memory.stat").write_text("anon 20000000\ninactive_file 5000000\n")
     assert measure_memory(tmp_path) == Memory(50_000_000, 25_000_000)
+    with (tmp_path / "memory.stat").open("a") as file:
+        file.write("active_file 3000000\nslab 2000000\nslab_reclaimable 1000000\n")
+    assert measure_memory(tmp_path) == Memory(50_000_000, 29_000_000)
+
+
+def test_a_container_of_cgroup_version_1_has_its_limit_too(tmp_path: Path) -> None:
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # no limit
+    (folder / "memory.usage_in_bytes").write_text("30000000\n")
+    (folder / "memory.stat").write_text("inactive_file 7\ntotal_inactive_file 5000000\ntotal_active_file 3000000\n")
+    assert measure_memory(tmp_path).total == psutil.virtual_memory().total
+    (folder / "memory.limit_in_bytes").write_text("50000000\n")
+    assert measure_memory(tmp_path) == Memory(50_000_000, 28_000_000)
