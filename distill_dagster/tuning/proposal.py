@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from distill_dagster.evaluation.statistics import (
 from distill_dagster.new_task.yaml_edit import set_field
 from distill_dagster.pipeline.open_task import build_task_folder
 from distill_dagster.tasks import TASK_FILE, TaskFolder
-from distill_dagster.tuning.search_space import Settings, list_edits, read_current
+from distill_dagster.tuning.search_space import Settings, format_value, list_edits, read_current
 from distill_dagster.tuning.trials import TrialResult
 
 
@@ -36,9 +36,19 @@ class Proposal:
 
 
 def read_student_block(folder: TaskFolder, student: str) -> dict[str, Any]:
-    """A student's block of task.yaml as it is written."""
-    block = yaml.safe_load(read_task_text(folder))["students"][student]
-    return dict(block)
+    """A student's block of task.yaml as it is written.
+
+    Raises:
+        DistillError: task.yaml cannot be read, or has no such student.
+    """
+    path = folder.path / TASK_FILE
+    try:
+        block = yaml.safe_load(read_task_text(folder))["students"][student]
+        return dict(block)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DistillError(f"{path} cannot be read: {error}. Correct it, and run the command again.") from None
+    except (KeyError, TypeError, ValueError):
+        raise DistillError(f"{path} has no student {student!r}. Add it again, and run the command again.") from None
 
 
 def read_task_text(folder: TaskFolder) -> str:
@@ -61,11 +71,39 @@ def propose(folder: TaskFolder, student: str, block: Mapping[str, Any], settings
         raise DistillError(f"{path}: student {student} was changed while it was tuned. Run the command again.")
     current = read_current(folder.task.students[student], list(settings))
     changed = {name: value for name, value in settings.items() if value != current[name]}
-    for name, value in list_edits(block, changed):
-        after = set_field(after, ("students", student, *name), value)
+    edits = [(("students", student, *name), value) for name, value in list_edits(block, changed)]
+    for place, value in edits:
+        edited = set_field(after, place, value)
+        if not _is_edited(after, edited, place, value):
+            wanted = ", ".join(f"{'.'.join(each)}: {format_value(setting)}" for each, setting in edits)
+            raise DistillError(
+                f"{path}: {'.'.join(place)} cannot be set without changing other fields: it is written with an anchor "
+                f"or a merge of YAML (`&`, `*`, `<<`). Edit the file by hand. The settings are {wanted}."
+            )
+        after = edited
     old, new = (text.splitlines(keepends=True) for text in (before, after))
     diff = "".join(difflib.unified_diff(old, new, f"a/{folder.name}/{TASK_FILE}", f"b/{folder.name}/{TASK_FILE}", n=2))
     return Proposal(path, before, after, diff)
+
+
+def _is_edited(before: str, after: str, place: Sequence[str], value: Any) -> bool:
+    """Whether the second text is the first with this field set, and nothing else is changed."""
+    expected = _copy_without_aliases(yaml.safe_load(before))
+    block = expected
+    for name in place[:-1]:
+        block = block.setdefault(name, {})
+    block[place[-1]] = value
+    try:
+        return bool(yaml.safe_load(after) == expected)
+    except yaml.YAMLError:
+        return False
+
+
+def _copy_without_aliases(value: Any) -> Any:
+    """A copy in which no two fields are one object, as `*` of YAML makes them. `deepcopy` would keep them."""
+    if isinstance(value, dict):
+        return {key: _copy_without_aliases(each) for key, each in value.items()}
+    return [_copy_without_aliases(each) for each in value] if isinstance(value, list) else value
 
 
 def apply_proposal(folder: TaskFolder, proposal: Proposal) -> None:
