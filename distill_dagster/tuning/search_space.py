@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from distill_dagster.config import StudentSpec, Task
-from distill_dagster.config.student import check_student
+from distill_dagster.config.student import RUN_SETTINGS, check_student
 from distill_dagster.core.errors import DistillError
 
 if TYPE_CHECKING:
@@ -40,10 +40,23 @@ class SearchSetting:
         """The value of this setting in a trial."""
         if self.choices:
             return trial.suggest_categorical(self.name, self.choices)
-        is_log = self.low > 0 and self.high >= LOG_RATIO * self.low
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(self.name, self.low, self.high, log=is_log)
-        return trial.suggest_float(self.name, self.low, self.high, log=is_log)
+        if self.is_whole:
+            return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.is_log)
+        return trial.suggest_float(self.name, self.low, self.high, log=self.is_log)
+
+    @property
+    def is_log(self) -> bool:
+        """Whether a range is searched on a logarithmic scale."""
+        return self.low > 0 and self.high >= LOG_RATIO * self.low
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a range has whole numbers only."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def can_become(self, other: SearchSetting) -> bool:
+        """Whether Optuna can search `other` in a study that searched this: other ends are fine, other choices not."""
+        return (self.choices, self.is_log, self.is_whole) == (other.choices, other.is_log, other.is_whole)
 
     def include(self, value: Value) -> SearchSetting:
         """The same setting, with the value among its values."""
@@ -111,12 +124,17 @@ def parse_search(options: Iterable[str], default: Sequence[SearchSetting]) -> li
     """The settings that `--search` names: `lora.rank`, `lora.rank=4,8` or `learning_rate=1e-4..1e-2`.
 
     Raises:
-        DistillError: an option cannot be read, or names a setting without values that is not tuned by default.
+        DistillError: an option cannot be read, names a setting without values that is not tuned by default, or one
+            that changes nothing that a student learns.
     """
     known = {setting.name: setting for setting in default}
     found = {}
     for option in options:
         name, sign, text = (part.strip() for part in option.partition("="))
+        if name.split(".")[0] in RUN_SETTINGS:
+            raise DistillError(
+                f"--search {option}: {name} does not change what a student learns. Tune another setting."
+            )
         if not sign and name in known:
             found[name] = known[name]
             continue

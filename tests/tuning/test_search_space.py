@@ -58,6 +58,8 @@ def test_search_options(option: str, expected: SearchSetting) -> None:
     [
         ("warmup_ratio", "values are missing. Tuned by default: learning_rate, batch_size"),
         ("=4", "values are missing"),
+        ("micro_batch_size=1,2", "micro_batch_size does not change what a student learns"),
+        ("checkpoint.every_steps=1,2", "does not change what a student learns"),
         ("epochs=6..2", "a range goes from a number to a larger one"),
         ("dtype=a..b", "a range goes from a number to a larger one"),
     ],
