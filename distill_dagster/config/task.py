@@ -240,7 +240,7 @@ class Task(ConfigModel):
             cascade = self.cascade.model_dump() if self.cascade else None
             teachers = [[name, spec.dump_result_settings()] for name, spec in self.teachers.items()]
             settings = {"teachers": teachers, "cascade": cascade}
-        return hash_content(self._dump_prompt_settings() | settings | {"templates": templates})
+        return hash_content(self.dump_prompt_settings() | settings | {"templates": templates})
 
     def hash_imagine_settings(self, templates: dict[str, str]) -> str:
         """Hash of everything that changes a request for new prompts."""
@@ -253,13 +253,13 @@ class Task(ConfigModel):
         """Hash of everything that changes a request to the judge, except the rows."""
         assert self.judge is not None
         settings = {"description": self.description, "judge": self.judge.dump_request_settings()}
-        return hash_content(self._dump_prompt_settings() | settings | {"templates": templates})
+        return hash_content(self.dump_prompt_settings() | settings | {"templates": templates})
 
     def hash_student_settings(self, student: str) -> str:
         """Hash of everything but the dataset that changes a student's training."""
         settings = self.students[student].model_dump(exclude={*SHORT_FORMS, *RUN_SETTINGS})
         settings["objective"] = self.resolve_objective(student).model_dump()
-        return hash_content(self._dump_prompt_settings() | {"student": settings})
+        return hash_content(self.dump_prompt_settings() | {"student": settings})
 
     def hash_gate_settings(self) -> str:
         """Hash of the scores that the teacher must reach, and of the base that it is compared with."""
@@ -267,7 +267,7 @@ class Task(ConfigModel):
         if self.gate.teacher_over_base is not None:
             student = self.students[self.chosen_student].model_dump(include=set(BASE_MODEL_SETTINGS))
             student["reasoning"] = self.writes_reasoning(self.chosen_student)
-            base = {"student": student} | self._dump_prompt_settings()
+            base = {"student": student} | self.dump_prompt_settings()
         return hash_content({"gate": self.gate.model_dump(), "base": base})
 
     def hash_evaluation_settings(self) -> str:
@@ -278,7 +278,7 @@ class Task(ConfigModel):
         settings |= {"prices": prices} if prices else {}
         return hash_content(self.dump_answer_settings() | settings)
 
-    def _dump_prompt_settings(self) -> dict[str, Any]:
+    def dump_prompt_settings(self) -> dict[str, Any]:
         """The settings that a prompt is rendered with, apart from its template and examples."""
         return self.dump_answer_settings() | {"instructions": self.instructions, "item": self.item}
 

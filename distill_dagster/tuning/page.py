@@ -25,8 +25,9 @@ class TuningResult:
 
     Attributes:
         current: the trial with the settings that task.yaml had.
+        has_failed_with_current: whether the settings that task.yaml had could not be trained.
         lead: the score of `best` minus that of `current` on the same items; None if they are one trial.
-        proposal: the change of task.yaml to the settings of `best`.
+        proposal: the change of task.yaml to the settings of `best`. None if task.yaml cannot be changed.
         split: where the items are from: dev or validation.
     """
 
@@ -36,6 +37,7 @@ class TuningResult:
     trials: Sequence[FinishedTrial]
     best: FinishedTrial | None
     current: FinishedTrial | None
+    has_failed_with_current: bool
     lead: Interval | None
     proposal: Proposal | None
     metric: str
@@ -55,7 +57,8 @@ class TuningResult:
             return f"No trial was better than the settings of task.yaml: {self.best.result.score:.3f} {where}."
         found = f"Trial {self.best.number} has {self.best.result.score:.3f} {where}"
         if self.lead is None or self.lead.low is None or self.lead.high is None or self.lead.value is None:
-            return f"{found}. The settings of task.yaml could not be trained."
+            missing = "could not be trained" if self.has_failed_with_current else "were not tried in this study"
+            return f"{found}. The settings of task.yaml {missing}."
         span = f"{self.lead.value:+.3f}, {self.confidence:.0%} interval {self.lead.low:+.3f} to {self.lead.high:+.3f}"
         return f"{found} ({span}, against the settings of task.yaml). {self.caution}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +24,10 @@ from distill_dagster.student.train import train_adapter
 from distill_dagster.student.types import TaskSettings, ValidationListener
 from distill_dagster.tables.schemas import DATASET
 from distill_dagster.tasks import TaskFolder
+
+
+class TrialsChangedError(DistillError):
+    """What trials learn from has changed: a further trial cannot be compared with those before."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +52,34 @@ class Trials:
     """Runs trials of one student: trainings like those of its stage, with other settings.
 
     Phases of `then` are left out. They begin with what is tuned here.
+
+    Attributes:
+        versions: the version of each artifact when it was first read.
     """
 
     env: StageContext
     student: str
+    versions: dict[str, str] = field(default_factory=dict)
 
     def read_data(self, spec: StudentSpec) -> tuple[TrainingData, dict[str, str]]:
         """What the student learns from with these settings, and the versions of the artifacts that were read.
 
         Raises:
             DistillError: an artifact was not made, or did not pass a blocking check.
+            TrialsChangedError: an artifact was made again after it was first read.
         """
         task = self.env.folder.task
         asset = "assistant_adapter" if self.student in task.list_assistants() else "student_adapter"
         env = replace(self.env, folder=_change_student(self.env.folder, self.student, _leave_out_phases(spec)))
         inputs = StageInputs(env, asset, self.student)
-        return read_training_data(inputs), inputs.versions
+        data = read_training_data(inputs)
+        for name, version in inputs.versions.items():
+            if self.versions.setdefault(name, version) != version:
+                raise TrialsChangedError(
+                    f"{name} of {self.env.folder.name} was made again while {self.student} was tuned. Run the command "
+                    f"again: it begins a study on the new rows."
+                )
+        return data, inputs.versions
 
     def read_items(self) -> list[EvaluationItem]:
         """What settings are chosen on: dev with its human answers or, if it has no rows, validation.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from distill_dagster.config import StudentSpec, TeacherSpec
+from distill_dagster.config import StudentSpec, Task, TeacherSpec
 from distill_dagster.config.student import RUN_SETTINGS
 from distill_dagster.core import progress
 from distill_dagster.core.database_urls import get_store_url
@@ -16,6 +17,7 @@ from distill_dagster.core.errors import DistillError
 from distill_dagster.core.files import lock_file
 from distill_dagster.core.formatting import format_seconds
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.core.models import resolve_model
 from distill_dagster.core.paths import Home, get_tuning_folder
 from distill_dagster.kinds import get_kind
 from distill_dagster.pipeline.stages.context import StageContext
@@ -25,7 +27,7 @@ from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.completions.store import open_store
 from distill_dagster.tuning.page import TuningResult, write_page
-from distill_dagster.tuning.proposal import compare_trials, propose, read_student_block
+from distill_dagster.tuning.proposal import Proposal, compare_trials, propose, read_student_block
 from distill_dagster.tuning.search_space import (
     SearchSetting,
     Settings,
@@ -33,6 +35,7 @@ from distill_dagster.tuning.search_space import (
     build_spec,
     check_space,
     format_settings,
+    format_value,
     parse_search,
     read_current,
 )
@@ -55,7 +58,8 @@ def tune_student(
 
     Raises:
         DistillError: there is no dataset, optuna is not installed, a setting cannot have a value, another process
-            tunes this student, or no trial should run and there is no study.
+            tunes this student, no trial should run and there is no study, or task.yaml cannot be changed to the best
+            settings. The page is written in this last case.
     """
     require_optuna()
     busy = f"Another process tunes {folder.name}/{student}. Wait for it, or stop it."
@@ -68,14 +72,22 @@ def tune_student(
         trials = Trials(StageContext(folder, lake, store, home.models, home.reports, _refuse_teacher), student)
         spec, items = task.students[student], trials.read_items()
         data, versions = trials.read_data(spec)
+
+        @cache
+        def hash_weights(model: str) -> str | None:
+            return resolve_model(model, home.models, spec.revision).sha256
+
+        def name_study(space: Sequence[SearchSetting]) -> str:
+            return compute_study_name(task, student, versions, items, space, hash_weights)
+
         place = home.tuning / folder.name
         journal = place / f"{student}.journal"
         if count is None:
-            space = _find_last_space(journal, spec, versions, items)
+            space = _find_last_space(journal, spec, name_study)
             if not space:
                 raise DistillError(
-                    f"{folder.name}/{student} has no trials on this dataset, this dev set and the other settings of "
-                    f"the student. Run `distill tune {folder.name} {student}` first."
+                    f"{folder.name}/{student} has no trials on this dataset, this dev set, this prompt and the other "
+                    f"settings of the student. Run `distill tune {folder.name} {student}` first."
                 )
         else:
             has_soft_labels = any(row.soft for row in data.train)
@@ -86,7 +98,7 @@ def tune_student(
         scratch = place / f"{student}.trained"
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
         scratch.mkdir(parents=True)
-        study = TuningStudy(journal, _name_study(spec, versions, items, space), space, current)
+        study = TuningStudy(journal, name_study(space), space, current, runs_trials=count is not None)
         wanted = len(study.list_finished()) if count is None else count
 
         def evaluate(settings: Settings, on_validation: ValidationListener) -> TrialResult:
@@ -96,8 +108,15 @@ def tune_student(
 
         study.run(wanted, evaluate, listener)
         scratch.rmdir()
-        result = _build_result(folder, student, block, study, items)
-        write_page(result, get_tuning_folder(home.reports, folder.name))
+        best, proposal, problem = study.find_best(), None, None
+        try:
+            proposal = propose(folder, student, block, best.settings) if best else None
+        except DistillError as error:
+            problem = error
+        result = _build_result(folder, student, study, items, proposal)
+        page = write_page(result, get_tuning_folder(home.reports, folder.name))
+        if problem:
+            raise DistillError(f"{problem} All trials: {page}")
         return result
 
 
@@ -106,7 +125,7 @@ def _refuse_teacher(spec: TeacherSpec) -> NoReturn:
 
 
 def _find_last_space(
-    journal: Path, spec: StudentSpec, versions: Mapping[str, str], items: Sequence[EvaluationItem]
+    journal: Path, spec: StudentSpec, name_study: Callable[[Sequence[SearchSetting]], str]
 ) -> list[SearchSetting]:
     """The search space of the study that was opened last. Studies of another dataset or model are left out."""
     for name, space in list_spaces(journal).items():
@@ -114,30 +133,41 @@ def _find_last_space(
             read_current(spec, [setting.name for setting in space])
         except DistillError:
             continue  # the student no longer has a setting of this study
-        if name == _name_study(spec, versions, items, space):
+        if name == name_study(space):
             return space
     return []
 
 
-def _name_study(
-    spec: StudentSpec,
+def compute_study_name(
+    task: Task,
+    student: str,
     versions: Mapping[str, str],
     items: Sequence[EvaluationItem],
     space: Sequence[SearchSetting],
+    hash_weights: Callable[[str], str | None],
 ) -> str:
-    """A hash of all that decides what a trial gives: trials of another dataset or model are not compared."""
-    fixed = spec.model_dump(mode="json", exclude=set(RUN_SETTINGS))
+    """A hash of all that decides what a trial gives: trials of another dataset, prompt or model are not compared.
+
+    Phases of `then` are no part of a trial.
+    """
+    spec = task.students[student]
+    fixed = spec.model_dump(mode="json", exclude={*RUN_SETTINGS, "then"})
     for setting in space:
         block: Any = fixed
         *parents, last = setting.name.split(".")
         for part in parents:
             block = block[part]
         block.pop(last)
-    if any(setting.name == "lora.rank" for setting in space):
-        fixed["lora"].pop("alpha", None)  # follows the rank
+    tuned = {setting.name: setting for setting in space}
+    if "lora.rank" in tuned and "lora.alpha" not in tuned:  # follows the rank, except with rsLoRA
+        ratio = spec.lora.alpha / (1 if spec.method == "rslora" else spec.lora.rank)
+        fixed["lora"]["alpha"] = format_value(ratio)
+    models = tuned["model"].list_examples() if "model" in tuned else (spec.model,)
     value = {
         "version": VERSION,
         "fixed": fixed,
+        "prompt": hash_content(task.dump_prompt_settings()),
+        "weights": [hash_weights(str(model)) for model in models],
         "read": dict(versions),
         "items": [[item.id, item.prompt_id, item.reference] for item in items],
         "space": [[setting.name, list(setting.list_examples())] for setting in space],
@@ -154,18 +184,16 @@ def _describe_trial(finished: Sequence[FinishedTrial], count: int, settings: Set
 def _build_result(
     folder: TaskFolder,
     student: str,
-    block: Mapping[str, Any],
     study: TuningStudy,
     items: Sequence[EvaluationItem],
+    proposal: Proposal | None,
 ) -> TuningResult:
     best, current = study.find_best(), study.find_current()
-    evaluation, lead, proposal = folder.task.evaluation, None, None
-    if best is not None:
+    evaluation, lead = folder.task.evaluation, None
+    if best is not None and current is not None and current != best:
         assert best.result is not None
-        proposal = propose(folder, student, block, best.settings)
-        if current is not None and current != best:
-            assert current.result is not None
-            lead = compare_trials(best.result, current.result, evaluation.confidence, evaluation.bootstrap_samples)
+        assert current.result is not None
+        lead = compare_trials(best.result, current.result, evaluation.confidence, evaluation.bootstrap_samples)
     return TuningResult(
         task=folder.name,
         student=student,
@@ -173,6 +201,7 @@ def _build_result(
         trials=study.list_finished(),
         best=best,
         current=current,
+        has_failed_with_current=study.has_failed_with_current,
         lead=lead,
         proposal=proposal,
         metric=get_kind(folder.task).metric,

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from distill_dagster.cli import app
 from distill_dagster.core import models, plots
+from distill_dagster.core.errors import DistillError
 from distill_dagster.core.paths import Home, get_tuning_folder
 from distill_dagster.kinds import get_kind
 from distill_dagster.pipeline.stages.context import Markdown
@@ -28,7 +29,8 @@ from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.types import TRAINING_LOG_FILE, TaskSettings
 from distill_dagster.tables.lake import ArtifactRecord, Lake
 from distill_dagster.tables.schemas import DATASET, build_frame
-from distill_dagster.tuning.trials import Trials
+from distill_dagster.tuning.trials import Trials, TrialsChangedError
+from distill_dagster.tuning.tune import tune_student
 from tests.support.task import TEXTS, build_stage_context, write_small_task
 
 PLACES = ("today {}", "since monday {}", "as I wrote, {}")
@@ -182,6 +184,34 @@ def test_trials_of_another_dataset_do_not_count(place: Place) -> None:
     assert (first["best"]["trial"], second["best"]["trial"]) == (0, 0)
     journal = place.home.tuning / place.folder.name / "tiny.journal"
     assert journal.read_text().count('"study_name"') == 2
+
+
+def test_rows_that_are_made_again_end_the_command(place: Place) -> None:
+    """Further trials would learn other rows under the name of the study."""
+    told: list[int] = []
+
+    def change(trial: object) -> None:
+        told.append(1)
+        place.write_dataset("w")
+
+    with pytest.raises(TrialsChangedError, match="filtered_dataset of shop_mail was made again"):
+        tune_student(place.home, place.folder, "tiny", ["learning_rate=1e-4..3e-2"], 3, change)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("students: {}\n", "has no student 'tiny'"), ("kind: [\n", "cannot be read")]
+)
+def test_a_broken_task_file_leaves_the_page(place: Place, text: str, message: str) -> None:
+    """The trials took hours: what they found is shown, though task.yaml cannot be changed."""
+
+    def spoil(trial: object) -> None:
+        place.file.write_text(text)
+
+    with pytest.raises(DistillError, match=message):
+        tune_student(place.home, place.folder, "tiny", ["epochs=1,2"], 1, spoil)
+    page = get_tuning_folder(place.home.reports, place.folder.name) / "tiny.html"
+    assert page.read_text().count("settings of task.yaml</span>") == 1
 
 
 def test_a_killed_trial_is_repeated(place: Place) -> None:
