@@ -66,7 +66,8 @@ class StudentSpec(ConfigModel):
     prompt: Literal["auto", "chat", "plain"] = Field(
         default="auto",
         description="what a causal_lm reads. chat: the base's own chat template, with `instructions` as system text; "
-        "plain: `item: text` without instructions, which takes fewer tokens; auto: chat if the base has a template",
+        "plain: `item: text` without instructions, which takes fewer tokens; auto: chat if the base has a template "
+        "that can be trained on, and it fits in `max_tokens` with the instructions, else plain",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit of a Hugging Face id")
     shrink: ShrinkSpec | None = Field(
@@ -240,6 +241,9 @@ class StudentSpec(ConfigModel):
 RUN_SETTINGS = ("checkpoint", "micro_batch_size")
 """A student's settings that do not change what it learns. With others of them it is not trained again."""
 
+WRITTEN_ANSWER_SETTINGS = ("answer_tokens", "max_cut_targets")
+"""A student's settings of what it writes. A student that chooses a label has no use for them."""
+
 BASE_MODEL_SETTINGS = (
     "model",
     "architecture",
@@ -271,12 +275,27 @@ def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -
         )
     if student.architecture == "encoder" and student.prompt == "chat":
         raise ValueError(f"student {name!r} is an encoder, which reads no chat template. Leave out `prompt: chat`")
+    if student.architecture == "encoder" and student.prompt == "plain":
+        raise ValueError(f"student {name!r} is an encoder, which reads the text alone. Leave out `prompt: plain`")
     if student.reasoning and kind not in LABEL_KINDS:
         raise ValueError(
             f"student {name!r}: reasoning is for kinds with labels; a student of kind {kind} learns it if the task "
             f"has `reasoning: true`. Leave it out"
         )
     objective = student.resolve_objective(kind in LABEL_KINDS, reasoning)
+    writes = kind not in LABEL_KINDS or objective.kind in REASONING_OBJECTIVES
+    if unused := [
+        f"`{field}`" for field in WRITTEN_ANSWER_SETTINGS if field in student.model_fields_set and not writes
+    ]:
+        raise ValueError(
+            f"student {name!r} chooses a label and writes no text, so {' and '.join(unused)} would change nothing. "
+            f"Leave it out. `max_tokens` is the longest prompt"
+        )
+    if objective.kind == "token_kd" and objective.teacher is None and objective.revision is not None:
+        raise ValueError(
+            f"student {name!r}: `objective.revision` is that of `objective.teacher`, which is not set. Set it, or leave "
+            f"`revision` out"
+        )
     if objective.kind in MATCHING_OBJECTIVES and student.shrink is None and student.assistant is None:
         raise ValueError(
             f"student {name!r}: objective {objective.kind} imitates a deeper encoder. Set `shrink`, so that it "

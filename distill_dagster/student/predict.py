@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distill_dagster.config import StudentSpec
+from distill_dagster.core.errors import ModelError
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.student import loading
+from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.label_predictions import build_label_prediction
 from distill_dagster.student.linear_probe import (
     COSINE_TEMPERATURE,
@@ -20,7 +23,7 @@ from distill_dagster.student.linear_probe import (
     limit_rows,
 )
 from distill_dagster.student.sentences import SENTENCE_MODEL, SentenceEmbedder
-from distill_dagster.student.train import Student, choose_student_class
+from distill_dagster.student.train import PROMPT_FILE, Student, choose_student_class
 from distill_dagster.student.types import Prediction, Predictor, StudentPrompt, TaskSettings, TrainRow
 
 if TYPE_CHECKING:
@@ -40,19 +43,40 @@ def load_predictor(
     `name: description` is nearest to the text by the encoder's own embeddings.
 
     Raises:
-        ModelError: the base or the adapter cannot be found or loaded.
+        ModelError: the base or the adapter cannot be found or loaded, or the student was trained with other prompts
+            than it would be asked with.
     """
     merge = adapter is not None and spec.quantization == "none" and spec.method != "full"
     base = spec if adapter is None else loading.find_trained_base(spec, adapter)
     student = choose_student_class(spec, labels)(base, labels, settings, models_folder, "float32" if merge else None)
     size = student.base.bytes
     if adapter is not None:
+        if not isinstance(student, EncoderStudent):
+            _check_prompt(student.describe_prompt(), adapter)
         student.load_adapter(adapter, merge)
         if spec.method != "full":
             size += sum(f.stat().st_size for f in adapter.glob("*.safetensors"))
     if merge:  # merge in float32, then round once
         student.to_dtype(loading.get_torch_dtype(spec.dtype))
     return StudentPredictor(student, size)
+
+
+def _check_prompt(now: dict[str, Any], adapter: Path) -> None:
+    """Check that a student is asked as in its training. Its template or the task's instructions may have changed."""
+    file = adapter / PROMPT_FILE
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if all(before["sample"][part] == now["sample"][part] for part in ("prompt_ids", "answer_ids")):
+            return
+        reason = f"the sample in its {PROMPT_FILE} has other tokens"
+    elif now["prompt"] == "plain":  # before students had this file, all prompts were plain
+        return
+    else:
+        reason = f"it has no {PROMPT_FILE}, so its prompts were plain"
+    raise ModelError(
+        f"{adapter} was trained with other prompts than the {now['prompt']} prompts that it would get now: {reason}. "
+        f"Train the student again."
+    )
 
 
 class StudentPredictor:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from distill_dagster.core.errors import DistillError
 from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
 from distill_dagster.student.types import StudentPrompt, TaskSettings
 
@@ -57,11 +58,14 @@ class PromptRenderer(ABC):
         self.stops = sorted({end, *ends})
 
     @abstractmethod
-    def encode_prompts(self, asked: Sequence[StudentPrompt], cue: str = LABEL_CUE) -> list[EncodedPrompt]:
+    def encode_prompts(
+        self, asked: Sequence[StudentPrompt], cue: str = LABEL_CUE, has_answer: bool = True
+    ) -> list[EncodedPrompt]:
         """Encode prompts, each at most `max_tokens` long. The answer follows directly.
 
         Args:
             cue: what is asked for: `LABEL_CUE`, `ANSWER_CUE` or `REASONING_CUE`.
+            has_answer: whether the answer is asked for too, below the reasoning of `REASONING_CUE`.
         """
 
     @abstractmethod
@@ -119,7 +123,9 @@ class PlainRenderer(PromptRenderer):
         """`ends` are the tokens that the base ends a text with, next to that of the tokenizer."""
         super().__init__(tokenizer, settings, max_tokens, get_end_token_id(tokenizer), ends)
 
-    def encode_prompts(self, asked: Sequence[StudentPrompt], cue: str = LABEL_CUE) -> list[EncodedPrompt]:
+    def encode_prompts(
+        self, asked: Sequence[StudentPrompt], cue: str = LABEL_CUE, has_answer: bool = True
+    ) -> list[EncodedPrompt]:
         """As `PromptRenderer`. A text that is too long is cut at its end."""
         if not asked:
             return []
@@ -155,9 +161,10 @@ def get_end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def make_renderer(
     spec: StudentSpec, settings: TaskSettings, tokenizer: PreTrainedTokenizerBase, generation: Any = None
 ) -> PromptRenderer:
-    """The renderer of a student: what `prompt` says, and for `auto` chat if the tokenizer has a chat template.
+    """The renderer that `prompt` says. `auto` is chat if that works for the base and the task, else plain.
 
-    A chat template of the tokenizer is pinned (see `ChatRenderer`), so save the tokenizer after this.
+    Chat works if the tokenizer has a template that can be trained on, and the template and the instructions fit in
+    `max_tokens`. The template of chat is pinned (see `ChatRenderer`), so save the tokenizer after this.
 
     Args:
         generation: the generation settings of the base, for the tokens that it ends a text with.
@@ -169,6 +176,14 @@ def make_renderer(
 
     ends = getattr(generation, "eos_token_id", None)
     listed = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    if spec.prompt == "plain" or (spec.prompt == "auto" and not tokenizer.chat_template):
-        return PlainRenderer(tokenizer, settings, spec.max_tokens, listed)
-    return ChatRenderer(tokenizer, settings, spec.max_tokens, listed, spec.model)
+    if spec.prompt == "chat":
+        return ChatRenderer(tokenizer, settings, spec.max_tokens, listed, spec.model)
+    if spec.prompt == "auto" and (template := tokenizer.chat_template):
+        try:
+            renderer = ChatRenderer(tokenizer, settings, spec.max_tokens, listed, spec.model)
+            renderer.encode_prompts([StudentPrompt.from_text("")], REASONING_CUE if settings.reasoning else ANSWER_CUE)
+        except DistillError:
+            tokenizer.chat_template = template
+        else:
+            return renderer
+    return PlainRenderer(tokenizer, settings, spec.max_tokens, listed)

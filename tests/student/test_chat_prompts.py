@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from distill_dagster.config import StudentSpec
 from distill_dagster.core import models
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.chat_prompts import PINNED_DAY, ChatRenderer
-from distill_dagster.student.prompts import ANSWER_CUE, REASONING_CUE, PlainRenderer
+from distill_dagster.student.prompts import ANSWER_CUE, REASONING_CUE, PlainRenderer, make_renderer
 from distill_dagster.student.types import StudentPrompt, TaskSettings
 from distill_dagster.tables.messages import make_message
 
@@ -150,6 +151,20 @@ def test_reasoning_is_asked_for_and_written_with_its_mark(models_folder: Path) -
     assert renderer.decode_answer([*ids, renderer.end, 9], REASONING_CUE) == "Reasoning: It is late.\nAnswer: delivery"
 
 
+def test_reasoning_alone_is_asked_for_without_the_answer(models_folder: Path) -> None:
+    """The second task of multitask ends behind the reasoning, so its prompt must not ask for more."""
+    spec = StudentSpec(model="smollm2-135m-instruct", architecture="causal_lm", prompt="chat", objective="multitask")
+    student = FreeTextStudent(
+        spec, [], TaskSettings(item="Ticket", instructions="Sort it.", reasoning=True), models_folder
+    )
+    [item] = student.encode([TrainRow("t", ASKED, "late", target="late", reasoning="It is.")])
+    [both] = student.renderer.encode_prompts([ASKED], REASONING_CUE)
+    text = student.tokenizer.decode(item["rationale"]["ids"])
+    assert "Sort it.\n\nWrite your reasoning after `Reasoning:`, without the answer." in text
+    assert "Answer:" not in text
+    assert "Answer:" in student.tokenizer.decode(both.ids)
+
+
 @pytest.mark.parametrize("name", ["llama3_2", "qwen3"])
 def test_long_prompts_lose_text_but_no_template(name: str, models_folder: Path) -> None:
     renderer = ChatRenderer(make_tokenizer(models_folder, name), SETTINGS, 80, [])
@@ -197,6 +212,26 @@ def test_templates_that_cannot_be_trained_on_are_refused(models_folder: Path) ->
     tokenizer.chat_template = None
     with pytest.raises(DistillError, match="has no chat template"):
         ChatRenderer(tokenizer, SETTINGS, 512, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "max_tokens", "style"),
+    [("deepseek_r1_distill", 256, "plain"), ("qwen3", 12, "plain"), ("qwen3", 256, "chat"), (None, 256, "chat")],
+)
+def test_auto_is_plain_where_chat_does_not_work(
+    name: str | None, max_tokens: int, style: str, models_folder: Path
+) -> None:
+    """A template that cannot be trained on, or that leaves no room for a text, stops only `prompt: chat`."""
+    tokenizer = make_tokenizer(models_folder, name)
+    template = tokenizer.chat_template
+    values = {"model": "some/model", "architecture": "causal_lm", "max_tokens": max_tokens}
+    renderer = make_renderer(StudentSpec(**values), SETTINGS, tokenizer)
+    assert renderer.style == renderer.describe(ANSWER_CUE, "yes")["prompt"] == style
+    assert (tokenizer.chat_template == template) == (style == "plain"), "a template that is not used is not pinned"
+    assert len(renderer.encode_prompts([StudentPrompt.from_text("word " * 300)])[0].ids) <= max_tokens
+    if style == "plain":
+        with pytest.raises(DistillError, match=r"prompt: plain"):
+            make_renderer(StudentSpec(prompt="chat", **values), SETTINGS, tokenizer).encode_prompts([ASKED])
 
 
 def test_a_plain_answer_is_cut_at_the_first_stop_token(models_folder: Path) -> None:

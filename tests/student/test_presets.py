@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from distill_dagster.config import LabelSpec, StudentSpec
 from distill_dagster.config.presets import PRESETS
+from distill_dagster.core.errors import ModelError
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import PROMPT_FILE, train_adapter
@@ -148,6 +150,30 @@ def test_labels_are_chosen_behind_a_chat_prompt(tmp_path: Path) -> None:
             logits = model(input_ids=ids).logits[0, -1]
         first = served.convert_tokens_to_ids(["s", "g", "w"])
         assert list(one.probs.values()) == pytest.approx(logits[first].softmax(-1).tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_student_is_not_asked_otherwise_than_in_its_training(method: str, tmp_path: Path) -> None:
+    """The template of a base changes on the hub, and students that were trained before chat prompts have no sample."""
+    write_model(tmp_path / "base", "qwen3-0.6b")
+    own = {"model": str(tmp_path / "base"), "architecture": "causal_lm", "dtype": "float32", "method": method}
+    spec, out = StudentSpec(**own, epochs=1), tmp_path / "out"
+    train_adapter(spec, [], SETTINGS, ROWS, [], out, tmp_path)
+    load_predictor(spec, [], SETTINGS, tmp_path, out)
+    with pytest.raises(ModelError, match=r"has other tokens. Train the student again"):
+        load_predictor(spec, [], replace(SETTINGS, instructions="Sing it."), tmp_path, out)
+    with pytest.raises(ModelError, match=r"has other tokens. Train the student again"):
+        load_predictor(spec.model_copy(update={"prompt": "plain"}), [], SETTINGS, tmp_path, out)
+    sample = (out / PROMPT_FILE).read_text()
+    (out / PROMPT_FILE).unlink()
+    with pytest.raises(ModelError, match=r"its prompts were plain. Train the student again"):
+        load_predictor(spec, [], SETTINGS, tmp_path, out)
+    load_predictor(spec.model_copy(update={"prompt": "plain"}), [], SETTINGS, tmp_path, out)
+    (out / PROMPT_FILE).write_text(sample)
+    loaded = (out if method == "full" else tmp_path / "base") / "chat_template.jinja"
+    loaded.write_text(loaded.read_text() + "{{ '\nAnswer briefly.' }}")
+    with pytest.raises(ModelError, match="Train the student again"):
+        load_predictor(spec, [], SETTINGS, tmp_path, out)
 
 
 LAYER_TYPES: dict[str, tuple[Any, dict[str, Any]]] = {
