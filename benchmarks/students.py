@@ -15,13 +15,14 @@ recordings, without filters; a tenth of them is validation.
     commonsenseqa  answer, reasoning and multitask, of all rows and of those on which two teachers agree; --rows of them
     svamp          the same; a row is agreed on if the reasoning names the value of the answer
 
-Each part writes its figures when it ends. Trainings are cached in --home by settings and rows, not by code: use a new
-home after a change of the code.
+Each part writes its figures when it ends. `table` keeps the sources that a run does not measure. Trainings are cached
+in --home by settings and rows, not by code: use a new home after a change of the code.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
 import tempfile
@@ -73,7 +74,7 @@ def measure_shrink(bench: Bench, source: sources.Source) -> Figures:
 
 
 def measure_table(bench: Bench, source: sources.Source, students: list[str]) -> Figures:
-    """The rows of the table: every system of every student."""
+    """The rows of one source in the figure `table`: every system of every student."""
     rows, validation = source.split(source.taught)
     table: list[Figures] = []
 
@@ -104,14 +105,15 @@ def measure_table(bench: Bench, source: sources.Source, students: list[str]) -> 
         train("minilm, 3 layers", "distilled", source.students["minilm"] | SHRUNK, rows)
         found = [measure_progressive(bench, source, seed) for seed in bench.seeds]
         add("minilm, 3 layers", "progressive", len(rows), found)
-    return {f"table_{source.name}": table}
+    return {"table": {source.name: table}}
 
 
 def measure_preference(
     bench: Bench, source: sources.Source, rows: list[TrainRow], seed: int, then: list[dict[str, Any]]
 ) -> float:
-    """Accuracy of smollm2 on these rows and phases after it. It writes the label: who chooses one learns no preference.
+    """Accuracy of smollm2 on these rows and phases after it.
 
+    It writes the label, with and without a phase, so compare these two. In the other systems smollm2 chooses the label.
     A pair is the teacher's label and the label that the teacher found next likely.
     """
     pairs = []
@@ -179,6 +181,12 @@ def measure_written(bench: Bench, source: sources.Source, short: str, most: int)
     return figures | {f"{short}_best": round(max(best), 4)}
 
 
+def merge_tables(figures: Figures, new: Figures) -> None:
+    """Add new figures to others. The figure `table` keeps the sources that the new one does not have."""
+    tables = figures.get("table", {}) | new.get("table", {})
+    figures |= new | ({"table": tables} if tables else {})
+
+
 def measure_part(part: str, bench: Bench, arguments: argparse.Namespace) -> Figures:
     """The figures of one part, of all its sources."""
     figures: Figures = {}
@@ -194,7 +202,7 @@ def measure_part(part: str, bench: Bench, arguments: argparse.Namespace) -> Figu
         if part == "shrink":
             figures |= measure_shrink(bench, source)
         elif part == "table":
-            figures |= measure_table(bench, source, arguments.students)
+            merge_tables(figures, measure_table(bench, source, arguments.students))
         else:
             figures |= measure_soft_hard(bench, source)
     if part == "soft_hard":
@@ -229,7 +237,9 @@ def main() -> None:
             figures = measure_part(part, bench, arguments)
             for name, value in figures.items():
                 print(f"{name:40} {value}", flush=True)
-            write_result(target, figures, note=NOTE)
+            found: Figures = json.loads(target.read_text())["figures"] if target is not None and target.exists() else {}
+            merge_tables(found, figures)
+            write_result(target, found, note=NOTE)
 
 
 if __name__ == "__main__":
