@@ -16,9 +16,10 @@ from distill_dagster.student.loading import use_one_gpu
 from distill_dagster.student.phases.encoding import encode_row
 from distill_dagster.student.phases.preference import encode_pairs, select_pairs
 from distill_dagster.student.phases.run import run_phases
+from distill_dagster.student.phases.trl_trainer import train_phase
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import choose_student_class, train_adapter
-from distill_dagster.student.types import PreferencePair, StudentPrompt, TaskSettings, TrainRow
+from distill_dagster.student.types import PhaseLog, PreferencePair, StudentPrompt, TaskSettings, TrainRow
 from tests.support.tiny_model import teach_texts, write_tiny_model
 
 SETTINGS = TaskSettings("P")
@@ -143,6 +144,21 @@ def test_a_student_that_chooses_labels_learns_from_pairs(undecided: Path, tmp_pa
     assert log.phases[0].after["agreement"] == 0
     predictor = load_predictor(student, labels, SETTINGS, tmp_path, tmp_path / "out")
     assert {one.label for one in predictor.predict([StudentPrompt.from_text(word) for word in HELD])} == {"other"}
+
+
+@pytest.mark.parametrize(("dtype", "scaled"), [("float16", True), ("bfloat16", False)])
+def test_a_phase_in_float16_scales_its_loss(undecided: Path, tmp_path: Path, dtype: str, scaled: bool) -> None:
+    """As the training before it does. It takes a GPU, so that only the settings are seen here."""
+    student = load(spec(undecided, {"kind": "preference"}, dtype=dtype), tmp_path)
+    given: list[dict[str, Any]] = []
+
+    def build_trainer(settings: dict[str, Any], _: Any) -> Any:
+        given.append(settings)
+        raise DistillError("seen")
+
+    with pytest.raises(DistillError, match="seen"):
+        train_phase(student, student.spec.then[0], [{"prompt_ids": [1]}], build_trainer, PhaseLog("preference"), "test")
+    assert given[0]["fp16"] is scaled
 
 
 def test_several_gpus_are_no_reason_to_refuse(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def train_phase(
             "report_to": [],
             "disable_tqdm": True,
             "bf16": is_mixed,  # an adapter is in float32, its base in the student's number format
+            "fp16": spec.dtype == "float16",  # scales the loss, as `trainer.build_arguments` does
             "activation_checkpointing": False,
             "use_cpu": loading.choose_device() == "cpu",
             "seed": spec.seed,
