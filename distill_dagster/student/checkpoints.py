@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from distill_dagster.config.student import RUN_SETTINGS
 from distill_dagster.core.files import write_atomically
 from distill_dagster.core.hashing import hash_content
+from distill_dagster.student.batches import MicroBatches
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +113,12 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
     """What `write_progress` wrote."""
     value: dict[str, Any] = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
     return value
+
+
+def read_micro_batches(checkpoint: Path) -> MicroBatches | None:
+    """How the training that saved a checkpoint cut its steps. None: the checkpoint is of an earlier version."""
+    saved = read_progress(checkpoint).get("micro_batches")
+    return None if saved is None else MicroBatches(**saved)
 
 
 def list_trained_weights(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -13,15 +13,18 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from distill_dagster.core import progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.types import TrainingLog
+
+T = TypeVar("T")
 
 PROCESSES_VARIABLE = "DISTILL_TRAINING_PROCESSES"
 """How many processes train one student, by default one."""
@@ -76,6 +79,16 @@ def wait_for_ranks() -> None:
         import torch
 
         torch.distributed.barrier()
+
+
+def gather_from_ranks(value: T) -> list[T]:
+    """The values that all ranks give, in the order of ranks."""
+    if get_world_size() == 1:
+        return [value]
+    from accelerate.utils import gather_object
+
+    gathered: list[T] = gather_object([value])
+    return gathered
 
 
 def train_on_ranks(ranks: int, arguments: tuple[Any, ...], named: dict[str, Any]) -> TrainingLog:
@@ -134,7 +147,7 @@ def _pass_on(line: str, last: deque[str]) -> None:
 
 
 def run_rank(folder: Path) -> None:
-    """Train as one rank, with the arguments in the folder. The first rank writes the log there, or its error."""
+    """Train as one rank, with the arguments in the folder. The first rank writes the log there, any rank its error."""
     from distill_dagster.student.train import train_adapter
 
     def listen(made: progress.Progress) -> None:
@@ -146,8 +159,8 @@ def run_rank(folder: Path) -> None:
             arguments, named = pickle.loads((folder / "arguments").read_bytes())
             log = train_adapter(*arguments, **named)
     except DistillError as error:
-        if is_first_rank():
-            (folder / ERROR_FILE).write_text(str(error), encoding="utf-8")
+        with suppress(FileExistsError), (folder / ERROR_FILE).open("x", encoding="utf-8") as file:
+            file.write(str(error))
         raise
     if is_first_rank():
         (folder / LOG_FILE).write_text(json.dumps(log.to_dict()), encoding="utf-8")

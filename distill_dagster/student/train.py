@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from distill_dagster.student import loading
 from distill_dagster.student.batches import Item, LengthBatchSampler
 from distill_dagster.student.best_epoch import BestEpoch
 from distill_dagster.student.causal import CausalStudent
-from distill_dagster.student.checkpoints import Checkpoints, compute_training_key, get_step
+from distill_dagster.student.checkpoints import Checkpoints, compute_training_key, get_step, read_micro_batches
 from distill_dagster.student.encoder import EncoderStudent
 from distill_dagster.student.free_text import FreeTextStudent
 from distill_dagster.student.memory import check_model_fits, choose_micro_batches
@@ -27,6 +28,7 @@ from distill_dagster.student.phases.run import run_phases
 from distill_dagster.student.phases.trl_trainer import require_trl
 from distill_dagster.student.ranks import (
     count_ranks,
+    gather_from_ranks,
     get_rank,
     get_world_size,
     is_first_rank,
@@ -123,7 +125,8 @@ def train_adapter(
         given = (spec, labels, settings, rows, validation, out, models_folder, epochs, what)
         return train_on_ranks(ranks, given, {"work": work, "assistant": assistant, "captured": captured})
     join_ranks()
-    check_model_fits(spec, models_folder)
+    check_model_fits(spec, models_folder, ranks=get_world_size())
+    wait_for_ranks()  # no rank loads its model before all have measured the free memory
     dtype = loading.get_training_dtype(spec)
     student = choose_student_class(spec, labels)(spec, labels, settings, models_folder, dtype)
     log = TrainingLog(epochs=epochs or spec.epochs, method=spec.method, objective=student.objective.model_dump())
@@ -242,7 +245,10 @@ def _fit(
             student.choose_attention(max(item["length"] for item in items))
         student.reuse_frozen_layers(student.list_sequences(items, validation))
         log.reused_layers = len(student.frozen.layers) if student.frozen is not None else 0
-        micro_batches = choose_micro_batches(student, items, arguments.world_size)
+        before = read_micro_batches(checkpoint) if checkpoint is not None else None
+        chosen = gather_from_ranks(choose_micro_batches(student, items, arguments.world_size, saved=before))
+        micro_batches = min(chosen, key=lambda one: one.tokens or math.inf)
+        log.micro_batch = str(micro_batches)
         log.padding_share = measure_padding(items, batches, micro_batches)
         trainer = watcher.trainer = StudentTrainer(student, items, batches, micro_batches, arguments, callbacks)
         if checkpoint is not None:
@@ -252,6 +258,7 @@ def _fit(
         if isinstance(student, EncoderStudent):
             student.start_fine_tuning()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        del watcher.trainer  # the two refer to each other, which keeps the model in memory
     if best is not None:
         best.restore()
         log.best_epoch = best.epoch

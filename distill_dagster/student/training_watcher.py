@@ -6,6 +6,7 @@ Import this module inside functions: it loads torch and transformers.
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,5 +106,6 @@ class TrainingWatcher(transformers.TrainerCallback):
         if self.best is not None:
             self.best.save(checkpoint)
         kept = {name: getattr(self.log, name) for name in ("losses", "loss_parts", "validation", "resumed_at")}
-        figures = {"step": state.global_step, "seconds": self.seconds}
+        figures: dict[str, Any] = {"step": state.global_step, "seconds": self.seconds}
+        figures["micro_batches"] = asdict(self.trainer.micro_batches)
         checkpoints.write_progress(checkpoint, kept | figures | {"loss_sums": sums, "logged_step": logged_step})

@@ -158,6 +158,7 @@ class TrainingLog:
     `prompt` is how a causal student is asked: "chat" or "plain". `target_tokens` (tokens with loss in one epoch),
     `prompts_cut`, `targets_cut` and `rows_without_target` are those of `token_counts.TokenCounts`. `padding_share` is
     the share of padding in the tokens of one epoch.
+    `micro_batch` is what was computed at once at most: "whole step", a number of rows or of tokens with padding.
     `tokens` counts the tokens of all training rows in all epochs, without padding. `peak_mb` is the peak memory in MiB:
     of the process, or of torch on the GPU if there is one. `dtype` is the number format in which the base computes.
     `reused_layers` counts the frozen layers that ran once per text and not in every epoch.
@@ -183,6 +184,7 @@ class TrainingLog:
     targets_cut: int = 0
     rows_without_target: int = 0
     padding_share: float = 0.0
+    micro_batch: str = ""
     long_reasoning: int = 0
     rows_captured: int = 0
     tokens: int = 0

@@ -13,14 +13,16 @@ import torch
 import transformers
 
 from distill_dagster.config import LoraSpec, StudentSpec
+from distill_dagster.config.checkpoint import CheckpointSpec
 from distill_dagster.config.shrink import ShrinkSpec
+from distill_dagster.core import progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.memory import Memory, measure_memory
 from distill_dagster.student import loading, memory
 from distill_dagster.student.batches import MicroBatches
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.train import train_adapter
-from distill_dagster.student.types import StudentPrompt, TrainRow
+from distill_dagster.student.types import StudentPrompt, TrainingLog, TrainRow
 from tests.student.test_training import LABELS, SETTINGS
 from tests.support.tiny_model import write_tiny_model
 
@@ -96,6 +98,7 @@ def test_processes_share_the_memory_of_a_processor(spec: StudentSpec, tmp_path: 
         memory.check_model_fits(spec, tmp_path, enough, ranks=2)
 
 
+@pytest.mark.usefixtures("student")  # else pytest keeps the warning of a first import, and with it frames and a model
 def test_a_finished_training_is_not_in_memory_when_the_next_one_is_checked(spec: StudentSpec, tmp_path: Path) -> None:
     finished: list[weakref.ref[torch.nn.Module]] = []
 
@@ -237,6 +240,49 @@ def test_training_in_little_memory_gives_the_same_loss(
     calls.clear()
     assert train("cut", 1_000_000) == pytest.approx(whole, abs=1e-5)
     assert max(calls) < len(ROWS)
+
+
+def test_a_training_that_goes_on_cuts_its_steps_as_before(
+    spec: StudentSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Free memory changes, and a step that is cut in other places is rounded otherwise."""
+    spec = spec.model_copy(update={"checkpoint": CheckpointSpec(every_steps=1)})
+
+    def train(name: str, total: int, stop_at: int | None = None) -> TrainingLog:
+        def listen(made: progress.Progress) -> None:
+            if made.done == stop_at:
+                raise DistillError("stopped")
+
+        monkeypatch.setattr(memory, "measure_training_memory", lambda: Memory(total, 2**40))
+        with progress.listen_to_progress(listen):
+            out, work = tmp_path / name, tmp_path / "work" / name
+            return train_adapter(spec, LABELS, SETTINGS, ROWS, [], out, tmp_path, epochs=3, work=work)
+
+    whole = train("whole", 1_000_000)
+    assert whole.micro_batch.endswith(" tokens")
+    with pytest.raises(DistillError, match="stopped"):
+        train("resumed", 1_000_000, stop_at=2)
+    resumed = train("resumed", 2**40)
+    assert (resumed.resumed_at, resumed.micro_batch) == ([1], whole.micro_batch)
+    assert resumed.losses == whole.losses
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "resumed")]
+    assert weights[0] == weights[1]
+    assert train("plenty", 2**40).micro_batch == "whole step"
+
+
+def test_steps_are_cut_again_if_the_cut_of_before_does_not_fit(student: CausalStudent) -> None:
+    items = student.encode(ROWS)
+    longest = max(item["length"] for item in items)
+    row = memory.BACKWARD_FACTOR * memory.measure_kept_bytes(student, [max(items, key=lambda i: i["length"])])
+    optimizer = 12 * sum(p.numel() for p in student.model.parameters() if p.requires_grad)
+    free = Memory(2**40, round((2.5 * row + optimizer) / memory.SHARE_OF_FREE))
+    for saved, expected in [(1, 1), (2, 2), (3, 2)]:
+        before = MicroBatches(None, saved * longest)
+        chosen = memory.choose_micro_batches(student, items, memory=free, saved=before)
+        assert chosen == MicroBatches(None, expected * longest)
+    assert memory.choose_micro_batches(student, items, memory=free, saved=MicroBatches(None)).tokens == 2 * longest
+    student.spec = student.spec.model_copy(update={"micro_batch_size": 2})
+    assert memory.choose_micro_batches(student, items, memory=free, saved=MicroBatches(None)) == MicroBatches(2)
 
 
 def test_a_row_that_does_not_fit_is_named_before_training(

@@ -56,6 +56,16 @@ def test_a_rank_leaves_its_error(tmp_path: Path) -> None:
     assert not (tmp_path / ranks.LOG_FILE).exists()
 
 
+def test_any_rank_leaves_its_error_and_the_first_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    for name in ("nowhere", "elsewhere"):
+        given = (make_spec(tmp_path / name), LABELS, SETTINGS, ROWS, [], tmp_path / "out", tmp_path)
+        (tmp_path / "arguments").write_bytes(pickle.dumps((given, {})))
+        with pytest.raises(DistillError, match=name):
+            ranks.run_rank(tmp_path)
+    assert "nowhere" in (tmp_path / ranks.ERROR_FILE).read_text()
+
+
 @pytest.mark.parametrize("value", ["two", "0", "-1"])
 def test_a_wrong_number_of_processes_is_an_error(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ranks.PROCESSES_VARIABLE, value)

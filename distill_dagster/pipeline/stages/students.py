@@ -304,6 +304,7 @@ def _show_training(inputs: StageInputs, record: ArtifactRecord, target: Path, lo
         "targets_cut": log.targets_cut,
         "rows_without_target": log.rows_without_target,
         "padding_share": log.padding_share,
+        "micro_batch": log.micro_batch,
         "dtype": log.dtype,
         "reused_layers": log.reused_layers,
         "method": log.method,
