@@ -188,7 +188,7 @@ STAGES = {
             "preference_pairs",
             None,
             ("filtered_dataset", "teacher_completions", "slice_manifest", "curation_settings"),
-            "1",
+            "2",
             ("polars", "parquet"),
             "Only if a student has a preference phase: for each training row, the answers of other samples or teachers "
             "that lost against its own.",
@@ -200,7 +200,7 @@ STAGES = {
             "replay_rows",
             None,
             ("kept_datasets", "filtered_dataset", "golden_set", "curation_settings"),
-            "1",
+            "2",
             ("polars", "parquet"),
             "Only if a student replays an earlier dataset: the training rows of that dataset that the dataset of today "
             "does not have, without those that repeat golden or dev.",

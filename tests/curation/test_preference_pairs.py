@@ -98,3 +98,29 @@ def test_private_data_of_a_rejected_answer_is_masked(action: str) -> None:
     completions[1]["reasoning"] = "jane.doe@example.org knows"
     found = pair(task, [build_row("a", "Lisbon", 2)], completions)
     assert found.select("rejected_answer", "rejected_reasoning").rows() == [('"ask <EMAIL>"', "<EMAIL> knows")]
+
+
+def test_a_prompt_of_two_slices_is_paired_once() -> None:
+    """Its completions are stored for both slices, under the same ids."""
+    task = build_task("classification")
+    completions = build_completions("a", ["refund", "delivery"])
+    slices = [completions, [row | {"slice": "web"} for row in completions]]
+    frames = [build_frame(rows, COMPLETIONS, ("completion_id",)).lazy() for rows in slices]
+    found = build_preference_pairs(task, build_frame([build_row("a", "refund", 2)], DATASET, ("prompt_id",)), frames)
+    assert found.select("prompt_id", "slice", "rank").rows() == [("a", "shop", 1)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers", "kept", "rejected"),
+    [
+        ("qa", ["ask a@example.org", "ask b@example.org", "ask Jane", "at c@example.org"], "ask <EMAIL>", None),
+        ("math", [4111111111111111, 5500005555555559, 7], "<CARD>", ["7"]),
+    ],
+)
+def test_answers_are_compared_with_private_data_masked(
+    kind: str, answers: list[Any], kept: str, rejected: list[str] | None
+) -> None:
+    """The dataset has the row's own answer masked, so the completion behind it is not another answer."""
+    task = build_task(kind, curation={"filters": {"pii": "mask"}})
+    found = pair(task, [build_row("a", kept, len(answers))], build_completions("a", answers))
+    assert found["rejected_answer"].to_list() == (rejected or ['"ask Jane"', '"at <EMAIL>"'])

@@ -19,13 +19,16 @@ from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.source_versions import compute_source_version
 from distill_dagster.pipeline.stages.context import StageContext
 from distill_dagster.pipeline.stages.replay_rows import make_replay_rows
-from distill_dagster.pipeline.stages.students import make_student_adapter
+from distill_dagster.pipeline.stages.students import build_train_rows, make_student_adapter
 from distill_dagster.pipeline.task_check import check_task_folder
+from distill_dagster.student.losses import build_soft_targets
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.types import StudentPrompt, TaskSettings
 from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.tables.schemas import DATASET, REPLAY_ROWS, build_frame
+from distill_dagster.tasks import TaskFolder
 from distill_dagster.tasks.kept_datasets import get_kept_path, write_kept_dataset
+from tests.support.kind_folder import write_kind_folder
 from tests.support.task import TEXTS, build_stage_context, reload_folder, write_small_task
 
 PLANTS = ["roses and tulips", "an old oak tree", "moss on the wall", "poppy seeds", "ferns in a pot", "a birch wood"]
@@ -56,11 +59,24 @@ EARLIER = pl.concat(
 )
 
 
+REPLAYING = {"data": {"replay": {"dataset": "march", "share": 0.4}}}
+
+
+def replay(folder: TaskFolder, kept: pl.DataFrame, tmp_path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The rows of a kept dataset that a task replays, and what the stage counts."""
+    write_kept_dataset(folder.path, "march", kept)
+    env = build_stage_context(folder, tmp_path / "home")
+    env.lake.write(env.task_name, TODAY, ArtifactRecord("filtered_dataset", None, "v", "4", {}))
+    made = make_replay_rows(env, None)
+    rows, _ = env.lake.read(env.task_name, "replay_rows", None, REPLAY_ROWS)
+    env.store.close()
+    return rows, made.shown["datasets"].rows[0]  # type: ignore[union-attr]
+
+
 @pytest.fixture
 def env(tmp_path: Path, models_folder: Path) -> Iterator[StageContext]:
     student = {"model": "all-minilm-l6-v2", "architecture": "encoder", "epochs": 3}
-    replay = {"data": {"replay": {"dataset": "march", "share": 0.4}}}
-    folder = write_small_task(tmp_path, students={"tiny": student | replay, "plain": student})
+    folder = write_small_task(tmp_path, students={"tiny": student | REPLAYING, "plain": student})
     write_kept_dataset(folder.path, "march", EARLIER)
     env = replace(build_stage_context(folder, tmp_path / "home"), models=models_folder)
     env.lake.write(env.task_name, TODAY, ArtifactRecord("filtered_dataset", None, "v", "4", {}))
@@ -81,9 +97,51 @@ def test_what_today_has_or_golden_has_is_not_replayed(env: StageContext) -> None
             "in_the_dataset": 2,
             "repeats_golden_or_dev": 2,
             "label_is_gone": 1,
+            "private_data": 0,
         }
     ]
     assert all(check.passed for check in made.checks)
+
+
+def test_probabilities_of_a_label_that_is_gone_are_not_replayed(tmp_path: Path) -> None:
+    """A student cannot learn them, and the row's answer is one of the labels of today."""
+    folder = write_small_task(tmp_path, students={"tiny": REPLAYING})
+    named = [["login", "refund"], ["login", "colour"], None]
+    soft = [names and [{"label": name, "prob": 0.5} for name in names] for names in named]
+    rows = build_rows([(text, "login") for text in ("a fern", "b moss", "c oak")])
+    kept = rows.with_columns(pl.Series("soft_labels", soft, dtype=DATASET["soft_labels"]))
+    replayed, _ = replay(folder, kept, tmp_path)
+    assert replayed["soft_labels"].to_list() == [soft[0], None, None]
+    learned = build_train_rows(replayed, "train")
+    assert build_soft_targets(learned, folder.task.label_names, 1.0)[:, 2].tolist() == [0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("action", ["drop", "mask"])
+def test_a_filter_of_private_data_of_today_applies_to_earlier_rows(tmp_path: Path, action: str) -> None:
+    filters = {"curation": {"filters": {"pii": action}}}
+    folder = write_kind_folder(tmp_path, "qa", "http://unused", reasoning=True, students={"tiny": REPLAYING}, **filters)
+    thought = "jane.doe@example.org is on the page."
+    rows = build_rows([("a: whom to ask?", "Jane"), ("b: who?", "jane.doe@example.org"), ("c: where?", "Lisbon")])
+    rows = rows.with_columns(reasoning=pl.when(pl.col("prompt_id") == "id of a: whom to ask?").then(pl.lit(thought)))
+    replayed, line = replay(folder, rows, tmp_path)
+    if action == "drop":
+        assert replayed["answer"].to_list() == ['"Lisbon"']
+    else:
+        assert replayed["answer"].to_list() == ['"Jane"', '"<EMAIL>"', '"Lisbon"']
+        assert replayed["reasoning"].to_list() == ["<EMAIL> is on the page.", None, None]
+        targets = [turns[-1]["content"] for turns in replayed["messages"].to_list()]
+        assert targets == ["Reasoning: <EMAIL> is on the page.\nAnswer: Jane", "<EMAIL>", "Lisbon"]
+        assert [len(turns) for turns in replayed["messages"].to_list()] == [2, 2, 2]
+    assert line["private_data"] == (2 if action == "drop" else 0)
+
+
+def test_an_answer_of_another_form_is_not_replayed(tmp_path: Path) -> None:
+    folder = write_kind_folder(tmp_path, "math", "http://unused", students={"tiny": REPLAYING})
+    rows = build_rows([("one and one", "two"), ("two and two", "4")])
+    rows = rows.with_columns(answer=pl.col("answer").replace({'"4"': "4"}))
+    replayed, line = replay(folder, rows, tmp_path)
+    assert replayed["answer"].to_list() == ["4"]
+    assert (line["answer_is_invalid"], line["replayable"]) == (1, 1)
 
 
 def test_a_student_remembers_what_only_the_earlier_dataset_teaches(env: StageContext) -> None:

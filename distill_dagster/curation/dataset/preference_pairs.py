@@ -17,7 +17,7 @@ from distill_dagster.kinds.free_text import FreeTextKind
 from distill_dagster.tables.messages import split_answer
 from distill_dagster.tables.schemas import PREFERENCE_PAIRS, build_frame
 
-_READ = ["completion_id", "prompt_id", "teacher", "sample_index", "answer", "reasoning"]
+_READ = ["completion_id", "prompt_id", "slice", "teacher", "sample_index", "answer", "reasoning"]
 
 
 def can_lose(task: Task) -> bool:
@@ -34,7 +34,7 @@ def build_preference_pairs(task: Task, dataset: pl.DataFrame, completions: Itera
 
     A completion counts if the row's candidate was chosen among it and others, its status is ok, and its answer is not
     equal to the row's under the kind's equality. Equal answers make one pair, with the text of the first of them. The
-    private data that a filter of the task looks for is masked in every rejected answer.
+    private data that a filter of the task looks for is masked in every rejected answer before it is compared.
 
     Args:
         dataset: schema DATASET.
@@ -47,14 +47,16 @@ def build_preference_pairs(task: Task, dataset: pl.DataFrame, completions: Itera
         return PREFERENCE_PAIRS.to_frame()
     kind, filters, view = get_kind(task), select_task_filters(task), TaskView.from_task(task)
     train = dataset.filter(pl.col("split") == "train", pl.col("completion_ids").list.len() > 1)
-    rows = {row["prompt_id"]: row for row in train.iter_rows(named=True)}
-    ids = train.select(completion_id=pl.col("completion_ids").explode(empty_as_null=False)).lazy()
+    rows = {(row["prompt_id"], row["slice"]): row for row in train.iter_rows(named=True)}
+    # A prompt of two slices has the same completions in both, and the dataset has it once.
+    ids = train.lazy().explode("completion_ids").select("slice", completion_id="completion_ids")
     pairs: list[dict[str, Any]] = []
     for frame in completions:
         usable = frame.filter(pl.col("status") == "ok", pl.col("answer").is_not_null()).select(_READ)
-        asked = usable.join(ids, on="completion_id", how="semi").sort("prompt_id", "sample_index", "completion_id")
-        for (prompt_id,), samples in asked.collect().group_by("prompt_id", maintain_order=True):
-            pairs += _pair_samples(kind, rows[str(prompt_id)], samples.to_dicts(), filters, view)
+        asked = usable.join(ids, on=["slice", "completion_id"], how="semi")
+        asked = asked.sort("prompt_id", "sample_index", "completion_id")
+        for (prompt_id, key), samples in asked.collect().group_by("prompt_id", "slice", maintain_order=True):
+            pairs += _pair_samples(kind, rows[str(prompt_id), str(key)], samples.to_dicts(), filters, view)
     return build_frame(pairs, PREFERENCE_PAIRS, ("prompt_id", "rank"))
 
 
@@ -65,28 +67,38 @@ def _pair_samples(
     kept = json.loads(row["answer"])
     groups: list[list[dict[str, Any]]] = []
     for sample in samples:
-        answer = json.loads(sample["answer"])
-        if kind.are_equal(answer, kept):
+        if _are_equal(kind, json.loads(sample["answer"]), kept):
             continue
-        group = next((g for g in groups if kind.are_equal(answer, json.loads(g[0]["answer"]))), None)
+        answer_text, reasoning = mask_completion(sample["answer"], sample["reasoning"], filters, view)
+        masked, answer = sample | {"answer": answer_text, "reasoning": reasoning}, json.loads(answer_text)
+        if _are_equal(kind, answer, kept):  # the row's own answer, which is masked in the dataset
+            continue
+        group = next((g for g in groups if _are_equal(kind, answer, json.loads(g[0]["answer"]))), None)
         if group is None:
-            groups.append([sample])
+            groups.append([masked])
         else:
-            group.append(sample)
+            group.append(masked)
     groups.sort(key=lambda group: -len(group))  # stable: on a tie the first sample decides
     pairs = []
     for rank, group in enumerate(groups, start=1):
-        answer_text, reasoning = mask_completion(group[0]["answer"], group[0]["reasoning"], filters, view)
         pairs.append(
             {name: row[name] for name in ("prompt_id", "slice", "answer", "reasoning", "teacher")}
             | {
                 "rank": rank,
                 "messages": split_answer(row["messages"])[0],
-                "rejected_answer": answer_text,
-                "rejected_reasoning": reasoning,
+                "rejected_answer": group[0]["answer"],
+                "rejected_reasoning": group[0]["reasoning"],
                 "rejected_teacher": group[0]["teacher"],
                 "rejected_completion_id": group[0]["completion_id"],
                 "samples": len(group),
             }
         )
     return pairs
+
+
+def _are_equal(kind: Kind, first: Any, second: Any) -> bool:
+    """Whether two answers are equal, of which a number may be masked and then is a text such as <CARD>."""
+    try:
+        return bool(first == second) or kind.are_equal(first, second)
+    except TypeError:
+        return False

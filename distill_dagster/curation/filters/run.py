@@ -26,7 +26,8 @@ def mark_dropped(rows: pl.DataFrame, filters: Sequence[Filter], task: TaskView) 
         rows: scored candidates (schema SCORED) with the scores that the filters read.
     """
     drops = [each.drop_expr(task).fill_null(False).alias(_hit_column(each)) for each in filters]
-    hits = rows.lazy().select(drops).collect() if drops else pl.DataFrame()
+    # Filters that only mask are literals, which `select` alone would not repeat for each row.
+    hits = rows.lazy().with_columns(drops).select(map(_hit_column, filters)).collect() if drops else pl.DataFrame()
     reason, detail = pl.lit(None, dtype=pl.String), pl.lit(None, dtype=pl.String)
     # From the last to the first, so that the first filter is the outermost condition.
     for each in reversed(filters):

@@ -7,10 +7,16 @@ from typing import Any
 
 import polars as pl
 
-from distill_dagster.config import DataMixSpec
+from distill_dagster.config import DataMixSpec, Task
 from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.curation.dataset.data_mix import choose_replayed_rows
-from distill_dagster.curation.text_columns import build_text_keys, extract_user_texts
+from distill_dagster.curation.dataset.mask import mask_rows, needs_mask_expr
+from distill_dagster.curation.filters import filter_rows, select_task_filters
+from distill_dagster.curation.filters.private_data_filter import PrivateDataFilter
+from distill_dagster.curation.task_view import TaskView
+from distill_dagster.curation.text_columns import append_answers, build_targets, build_text_keys, extract_user_texts
+from distill_dagster.kinds import Kind, Question, get_kind, is_refusal
+from distill_dagster.kinds.base import InvalidAnswerError
 from distill_dagster.pipeline.stages.context import (
     SampleTable,
     StageContext,
@@ -34,8 +40,9 @@ def read_replayed_rows(inputs: StageInputs, mix: DataMixSpec, rows: int, seed: i
 def make_replay_rows(env: StageContext, partition: str | None) -> StageResult:
     """Take the training rows of kept datasets that the dataset of today does not have.
 
-    Rows that repeat golden or dev are left out, since these files may have changed since then. So are answers with a
-    label that the task no longer has.
+    The task may have changed since then. Rows that repeat golden or dev are left out, and so are answers with a label
+    that is gone or of another form. Probabilities that name such a label are removed. Filters of private data drop
+    rows or mask texts as in the dataset of today; no other filter reads these rows.
 
     Reads: the kept datasets that students name, filtered_dataset, golden.jsonl and dev.jsonl, the curation settings.
     Writes: REPLAY_ROWS.
@@ -64,20 +71,55 @@ def _select_rows(
     """The rows to replay, and how many were left out for which reason."""
     task = env.folder.task
     train = kept.filter(pl.col("split") == "train")
-    keys = build_text_keys(extract_user_texts(train["messages"]))
+    prompts = extract_user_texts(train["messages"])
+    keys = build_text_keys(prompts)
     today = build_text_keys(extract_user_texts(dataset["messages"])).unique()
     known = train["prompt_id"].is_in(dataset["prompt_id"].implode()) | keys.is_in(today.implode())
     leaked = keys.is_in(pl.Series(sorted(held_out), dtype=pl.String).implode()) | _find_leaks(env, train)
-    labels = pl.Series([json.loads(answer) in task.label_names for answer in train["answer"]], dtype=pl.Boolean)
-    gone = ~labels if task.has_labels else pl.Series([False]).new_from_index(0, train.height)
+    kind = get_kind(task)
+    fits = [_fits_kind(kind, *row) for row in zip(train["answer"], prompts, strict=True)]
+    unfit = ~pl.Series(fits, dtype=pl.Boolean)
     reasons = {
         "in_the_dataset": known,
         "repeats_golden_or_dev": leaked & ~known,
-        "label_is_gone": gone & ~known & ~leaked,
+        "label_is_gone" if task.has_labels else "answer_is_invalid": unfit & ~known & ~leaked,
     }
-    rows = train.filter(~(known | leaked | gone))
     counts = {reason: int(chosen.sum()) for reason, chosen in reasons.items()}
+    fitting = train.filter(~(known | leaked | unfit))
+    rows = _remove_private_data(task, fitting)
+    counts["private_data"] = fitting.height - rows.height
+    if task.has_labels:
+        named = pl.col("soft_labels").list.eval(pl.element().struct.field("label").is_in(task.label_names))
+        rows = rows.with_columns(soft_labels=pl.when(named.list.all()).then("soft_labels"))
     return rows, {"rows": train.height, "replayable": rows.height, **counts}
+
+
+def _fits_kind(kind: Kind, answer: str, prompt: str) -> bool:
+    """Whether an answer has the form that the task asks for today: its labels, its schema, its tools."""
+    value = json.loads(answer)
+    if kind.has_labels:
+        return value in kind.task.label_names
+    if is_refusal(value):
+        return True
+    try:
+        kind.canonicalize(value, Question(prompt))
+    except InvalidAnswerError:
+        return False
+    return True
+
+
+def _remove_private_data(task: Task, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows without those that today's filters of private data drop, and with what they mask."""
+    filters = [one for one in select_task_filters(task) if isinstance(one, PrivateDataFilter)]
+    if not filters or rows.is_empty():
+        return rows
+    view, is_hit = TaskView.from_task(task), {"masks": needs_mask_expr(filters), "drops": "drop_reason"}
+    found = pl.concat(batch.select(**is_hit) for batch in filter_rows(rows, filters, view))
+    marked = rows.with_columns(found["masks"]).filter(found["drops"].is_null())
+    prompts = pl.col("messages").list.head(pl.col("messages").list.len() - 1)
+    masked = mask_rows(marked.filter("masks").with_columns(prompts), filters, view)
+    masked = masked.with_columns(messages=append_answers(masked["messages"], build_targets(masked, view.matcher)))
+    return pl.concat([marked.filter(~pl.col("masks")), masked]).drop("masks")
 
 
 def _find_leaks(env: StageContext, train: pl.DataFrame) -> pl.Series:
