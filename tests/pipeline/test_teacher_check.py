@@ -292,3 +292,22 @@ def test_the_command_looks_at_the_environment_and_with_online_at_the_network(
     ended = CliRunner().invoke(app, ["check", keyless.name])
     assert ended.exit_code == 2
     assert "NOPE_KEY" in ended.stderr
+
+
+def test_the_teacher_of_an_objective_is_known_and_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = {"kind": "token_kd", "teacher": "smollm3"}
+    student = {"model": "org/student", "architecture": "causal_lm", "objective": objective}
+    folder = write_small_task(tmp_path, students={"tiny": student}, default_student="tiny")
+    [problem] = find_model_problems(folder.path / "task.yaml", folder.task)
+    assert problem.message == "there is no model 'smollm3', the teacher of the objective."
+    assert "Did you mean 'smollm2-135m-instruct'?" in problem.remedy
+    assert (problem.field, problem.line) == ("students.tiny.objective.teacher", line_of(folder, "teacher: smollm3"))
+    packaged = models.PackagedModel("no_such_package", ".", "weights", "hash", "it==1")
+    monkeypatch.setitem(models.PACKAGED_MODELS, "smollm2-135m-instruct", packaged)
+    own = {"model": "smollm2-135m-instruct"}
+    same = student | own | {"objective": objective | {"teacher": own["model"]}}
+    students = {"tiny": student | {"objective": same["objective"]}, "same": same}
+    other = write_small_task(tmp_path / "other", students=students, default_student="tiny")
+    missing = [problem for problem in environment_problems(other) if "no_such_package" in problem.message]
+    fields = ["students.tiny.objective.teacher", "students.same.model"]
+    assert [problem.field for problem in missing] == fields, "a model is named once for each student"
