@@ -157,6 +157,8 @@ def test_written_answers_are_read_with_their_reasoning(tmp_path: Path) -> None:
     assert frame["soft_labels"].to_list() == [None, None]
     with pytest.raises(DistillError, match="No answer of the student 'tiny' can be read"):
         answer_as_assistant(env, dataset, Writer("?", "?", "?"), "tiny")
+    people = dataset.with_columns(teacher=pl.lit(None, dtype=pl.String))
+    assert answer_as_assistant(env, people, Writer(), "tiny").equals(people), "nothing was asked"
     env.store.close()
 
 

@@ -76,7 +76,7 @@ def answer_as_assistant(env: StageContext, dataset: pl.DataFrame, predictor: Pre
     """The dataset (schema DATASET) with the answers of a student instead of the teacher's.
 
     Raises:
-        DistillError: no answer of the student can be read.
+        DistillError: the student was asked, and none of its answers can be read.
     """
     task = env.folder.task
     kind = get_kind(task)
@@ -97,6 +97,9 @@ def answer_as_assistant(env: StageContext, dataset: pl.DataFrame, predictor: Pre
         answered = {"answer": read.answer, "reasoning": read.reasoning, "soft_labels": soft or None}
         answered |= {"teacher": f"student:{name}", "completion_ids": [], "messages": row["messages"][:-1]}
         rows.append(row | answered)
+    people = dataset.filter(pl.col("teacher").is_null())
+    if taught.is_empty():
+        return people
     if not rows:
         raise DistillError(
             f"No answer of the student {name!r} can be read, so nothing is there to learn from it. Train it longer, or "
@@ -105,7 +108,6 @@ def answer_as_assistant(env: StageContext, dataset: pl.DataFrame, predictor: Pre
     frame = pl.DataFrame(rows, schema=DATASET)
     matcher = TaskView.from_task(task).matcher
     frame = frame.with_columns(messages=append_answers(frame["messages"], build_targets(frame, matcher)))
-    people = dataset.filter(pl.col("teacher").is_null())
     return conform_to_schema(pl.concat([people, frame]), DATASET, ("prompt_id", "slice"))
 
 
