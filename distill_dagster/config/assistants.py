@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from distill_dagster.config.answers import LABEL_KINDS
-from distill_dagster.config.objective import MATCHING_OBJECTIVES, REASONING_OBJECTIVES
+from distill_dagster.config.objective import MATCHING_OBJECTIVES, REASONING_OBJECTIVES, Objective, writes_reasoning
 from distill_dagster.config.student import StudentSpec
 
 
@@ -31,12 +31,15 @@ def check_assistant(name: str, students: Mapping[str, StudentSpec], kind: str, r
             f"{place}; the teacher answered the rows of `data.replay`. Replay them for {student.assistant!r}"
         )
     has_labels = kind in LABEL_KINDS
-    wanted, given = (spec.resolve_objective(has_labels, reasoning).kind for spec in (student, assistant))
+    objectives = [spec.resolve_objective(has_labels, reasoning) for spec in (student, assistant)]
+    wanted, given = (objective.kind for objective in objectives)
     if wanted == "token_kd" and assistant.architecture != "causal_lm":
         raise ValueError(
             f"{place}, an encoder, which has no probabilities of tokens. objective token_kd needs a student with "
             f"`architecture: causal_lm`"
         )
+    if objectives[0].kind == "token_kd":
+        _check_written(place, name, student.assistant, objectives, has_labels, reasoning)
     if wanted in MATCHING_OBJECTIVES and assistant.architecture != "encoder":
         raise ValueError(
             f"{place}, whose layers an encoder cannot imitate. objective {wanted} needs a student with "
@@ -46,4 +49,25 @@ def check_assistant(name: str, students: Mapping[str, StudentSpec], kind: str, r
         raise ValueError(
             f"{place} and learns its reasoning, which that student does not write. Give {student.assistant!r} "
             f"`objective: reasoning`, or {name!r} another objective"
+        )
+
+
+def _check_written(
+    place: str, name: str, assistant: str, objectives: list[Objective], has_labels: bool, reasoning: bool
+) -> None:
+    """Check that a student of token_kd and the one that teaches it both write reasoning, or neither.
+
+    Raises:
+        ValueError: one of them does. Then the student would learn behind another prompt than it is asked with.
+    """
+    own, others = (writes_reasoning(objective, has_labels, reasoning) for objective in objectives)
+    if own and not others:
+        raise ValueError(
+            f"{place}, which writes its answers without reasoning. With objective token_kd, {name!r} writes reasoning "
+            f"as the task's teacher does. Give {assistant!r} `objective: reasoning`, or {name!r} `objective: answer`"
+        )
+    if others and not own and getattr(objectives[0], "teacher", None) is None:
+        raise ValueError(
+            f"{place}, which writes reasoning before its label, so its probabilities of a label alone are not what it "
+            f"learned. Give {assistant!r} `objective: soft_label`, or {name!r} `objective: answer`"
         )

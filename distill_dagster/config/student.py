@@ -293,8 +293,8 @@ def check_student(name: str, student: StudentSpec, kind: str, reasoning: bool) -
         )
     if objective.kind == "token_kd" and objective.teacher is None and objective.revision is not None:
         raise ValueError(
-            f"student {name!r}: `objective.revision` is that of `objective.teacher`, which is not set. Set it, or leave "
-            f"`revision` out"
+            f"student {name!r}: `objective.revision` is that of `objective.teacher`, which is not set. Set it, or "
+            f"leave `revision` out"
         )
     if objective.kind in MATCHING_OBJECTIVES and student.shrink is None and student.assistant is None:
         raise ValueError(

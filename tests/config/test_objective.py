@@ -107,3 +107,70 @@ def test_mistakes_name_their_field(tmp_path: Path, objective: Any, field: str, m
     assert message in problem.message
     assert remedy in problem.remedy
     assert problem.line is not None
+
+
+TOKEN_KD = {"objective": "token_kd", "teacher": "student:big"}
+WITH_MODEL = {"objective": {"kind": "token_kd", "teacher": "smollm2-135m-instruct"}, "teacher": "student:big"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "small", "big", "remedy"),
+    [
+        ("math", TOKEN_KD, "answer", "Give 'big' `objective: reasoning`, or 'small' `objective: answer`"),
+        ("math", TOKEN_KD, "multitask", "Give 'big' `objective: reasoning`, or 'small' `objective: answer`"),
+        ("math", WITH_MODEL, "answer", "Give 'big' `objective: reasoning`, or 'small' `objective: answer`"),
+        ("math", TOKEN_KD, "reasoning", None),
+        ("math", TOKEN_KD, None, None),
+        ("nli", TOKEN_KD, "reasoning", "Give 'big' `objective: soft_label`, or 'small' `objective: answer`"),
+        ("nli", TOKEN_KD, "multitask", None),
+        ("nli", TOKEN_KD, "soft_label", None),
+        ("nli", WITH_MODEL, "reasoning", None),
+    ],
+)
+def test_a_student_of_token_kd_writes_what_the_one_that_teaches_it_writes(
+    kind: str, small: dict[str, Any], big: str | None, remedy: str | None
+) -> None:
+    students = {"small": CAUSAL | small, "big": CAUSAL | {"objective": big}}
+    if remedy is None:
+        build_task(kind, reasoning=True, students=students)
+        return
+    with pytest.raises(ValidationError) as raised:
+        build_task(kind, reasoning=True, students=students)
+    assert remedy in str(raised.value)
+
+
+ENCODER = {"model": "all-minilm-l6-v2", "architecture": "encoder"}
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        (ENCODER | {"prompt": "plain"}, "reads the text alone. Leave out `prompt: plain`"),
+        (ENCODER | {"answer_tokens": 256}, "so `answer_tokens` would change nothing. Leave it out"),
+        (CAUSAL | {"answer_tokens": 16, "max_cut_targets": 0}, "so `answer_tokens` and `max_cut_targets` would change"),
+        (CAUSAL | {"preset": "smollm2", "answer_tokens": 16}, "so `answer_tokens` would change nothing"),
+        (CAUSAL | {"objective": {"kind": "token_kd", "revision": "main"}} | {"teacher": "student:other"}, "revision"),
+        (ENCODER | {"prompt": "auto"}, None),
+        (CAUSAL | {"objective": "multitask", "answer_tokens": 16}, None),
+        (CAUSAL | {"objective": "reasoning", "answer_tokens": 16, "max_cut_targets": 0.1}, None),
+        ({"preset": "smollm2"}, None),
+    ],
+)
+def test_settings_without_effect_are_refused(student: dict[str, Any], message: str | None) -> None:
+    def build() -> None:
+        build_task("nli", reasoning=True, students={"tiny": student, "other": CAUSAL})
+
+    if message is None:
+        build()
+        return
+    with pytest.raises(ValidationError) as raised:
+        build()
+    assert message in str(raised.value)
+
+
+def test_settings_without_effect_are_found_in_their_file(tmp_path: Path) -> None:
+    folder = write_small_task(tmp_path, students={"tiny": {"answer_tokens": 16}})
+    [problem] = check_task_folder(folder)
+    assert problem.line is not None
+    assert (problem.field or "").startswith("students")
+    assert "`answer_tokens` would change nothing" in problem.message
