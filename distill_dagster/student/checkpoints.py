@@ -28,6 +28,7 @@ PROGRESS_FILE = "progress.json"
 """Written last: a checkpoint without it is not complete."""
 WEIGHTS_FILE = "trained.safetensors"
 BEST_FILE = "best.safetensors"
+CHECKPOINTS_FOLDER = "checkpoints"
 PACKAGES = ("torch", "transformers", "peft")
 
 
@@ -72,7 +73,7 @@ class Checkpoints:
 
     @property
     def folder(self) -> Path:
-        return self.work / "checkpoints" / self.key[:16]
+        return self.work / CHECKPOINTS_FOLDER / self.key[:16]
 
     @property
     def tensorboard(self) -> Path:
@@ -94,9 +95,10 @@ class Checkpoints:
         found = self.folder.glob("checkpoint-*")
         return max(found, key=get_step, default=None)
 
-    def delete(self) -> None:
-        """Delete all checkpoints below `work`."""
-        shutil.rmtree(self.folder.parent)
+
+def delete_checkpoints(work: Path) -> None:
+    """Delete all checkpoints below the folder `work` of a training, when what it trained is stored."""
+    shutil.rmtree(work / CHECKPOINTS_FOLDER, ignore_errors=True)
 
 
 def get_step(checkpoint: Path | None) -> int:

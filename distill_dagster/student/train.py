@@ -106,7 +106,8 @@ def train_adapter(
         pairs: what a preference phase in the spec's `then` learns from.
         work: the folder of this training's checkpoints and TensorBoard files, which belongs to it alone. If there is a
             checkpoint of the same rows, settings and base, training goes on from there, and the weights are those that
-            it would have had without the interruption. Without a folder nothing of this is written.
+            it would have had without the interruption. Checkpoints stay, so that no training is lost before its `out`
+            is stored: then `checkpoints.delete_checkpoints`. Without a folder nothing of this is written.
         on_validation: gets the scores after each epoch. An exception that it raises ends the training.
         assistant: the student that teaches this one, for objectives that read a teacher's model.
         captured: the folder where a teacher's log-probabilities are kept, for all trainings.
@@ -163,8 +164,6 @@ def train_adapter(
     wait_for_ranks()
     if is_first_rank():
         _save_student(student, labels, log, out)
-        if saved is not None:
-            saved.delete()
     return log
 
 

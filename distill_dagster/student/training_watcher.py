@@ -45,12 +45,12 @@ class TrainingWatcher(transformers.TrainerCallback):
         self.log, self.validation, self.best = log, validation, best
         self.steps_per_epoch, self.save_every, self.what = steps_per_epoch, save_every, what
         self.saved_step, self.on_validation = 0, on_validation
-        self._seconds_before, self._started = 0.0, time.perf_counter()
+        self._started = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Seconds of training, with those before a kill that a checkpoint knows of."""
-        return self._seconds_before + time.perf_counter() - self._started
+        return self.log.seconds_before + time.perf_counter() - self._started
 
     def resume(self, checkpoint: Path) -> None:
         """Become the watcher that saved this checkpoint."""
@@ -59,7 +59,7 @@ class TrainingWatcher(transformers.TrainerCallback):
         self.log.loss_parts = {name: [(int(s), v) for s, v in part] for name, part in saved["loss_parts"].items()}
         self.log.validation = saved["validation"]
         self.log.resumed_at = [*saved["resumed_at"], saved["step"]]
-        self.saved_step, self._seconds_before = saved["step"], saved["seconds"]
+        self.saved_step, self.log.seconds_before = saved["step"], saved["seconds"]
         if self.best is not None:
             self.best.load(checkpoint, self.log.validation)
         self.trainer.restore_loss_sums(saved["loss_sums"], saved["logged_step"])

@@ -171,6 +171,8 @@ class TrainingLog:
     resumed_at: list[int] = field(default_factory=list)
     """The steps at which the training went on from a checkpoint, after its process had ended."""
     seconds: float = 0.0
+    seconds_before: float = 0.0
+    """Those of `seconds` before the last checkpoint that the training went on from, in a process that has ended."""
     probe_seconds: float = 0.0
     probe_penalty: float | None = None
     epochs: int = 0

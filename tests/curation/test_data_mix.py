@@ -78,6 +78,27 @@ def test_weights_of_the_dataset_are_kept() -> None:
     assert left.equals(rows.filter(pl.col("teacher").is_not_null()))
 
 
+def test_balanced_weights_are_the_same_each_time() -> None:
+    """The sum over the slices has one order. A weight that is an ulp less may lose a copy."""
+    keys = [f"s{n}" for n in range(300)]
+    rows = build_rows().head(1).drop("slice").join(pl.DataFrame({"slice": keys}), how="cross").select(list(DATASET))
+    spec = DataMixSpec(balance="slices", slice_weights={key: 1 / (n + 3) for n, key in enumerate(keys)})
+    first = mix_rows(rows, spec)
+    assert all(mix_rows(rows, spec).equals(first) for _ in range(20))
+
+
+def test_a_dataset_without_rows_is_not_blamed_on_the_mix() -> None:
+    for spec in (DataMixSpec(), DataMixSpec(human_factor=2, balance="slices")):
+        assert mix_rows(build_rows().clear(), spec).is_empty()
+
+
+def test_the_share_of_people_is_that_of_all_rows() -> None:
+    rows = build_rows()
+    replayed = rows.filter(pl.col("teacher").is_not_null()).vstack(rows.filter(pl.col("teacher").is_not_null()).head(2))
+    counts = count_mix(rows, rows, replayed)
+    assert (counts.human_share, counts.replayed, counts.copies) == (0.1, 10, 10)
+
+
 def test_a_mix_without_a_row_says_what_to_change() -> None:
     with pytest.raises(DistillError, match="leaves no row to learn from"):
         mix(human_factor=0, slice_weights={"shop": 0, "web": 0})

@@ -16,8 +16,8 @@ from distill_dagster.core.hashing import hash_content
 class MixCounts:
     """What a mix consists of. `human_rows` and `teacher_rows` count each row once, `copies` counts repeated rows too.
 
-    `human_share` is the share of the whole weight that rows answered by people have. `replayed` counts the rows of an
-    earlier dataset; the other figures are without them.
+    `human_share` is the share that rows answered by people have of the weight of all rows, with the replayed ones.
+    `replayed` counts the rows of an earlier dataset; the other figures are without them.
     """
 
     human_rows: int
@@ -45,20 +45,20 @@ def mix_rows(rows: pl.DataFrame, mix: DataMixSpec) -> pl.DataFrame:
     balanced: only their factor applies.
 
     Raises:
-        DistillError: no row remains.
+        DistillError: the mix leaves out all rows.
     """
     kept = select_mixed_rows(rows, mix)
-    if kept.is_empty():
+    if kept.is_empty() and not rows.is_empty():
         raise DistillError(
             "`data` of this student leaves no row to learn from. Raise `human_factor` or a value of `slice_weights`."
         )
-    if mix.is_plain:
+    if mix.is_plain or kept.is_empty():
         return kept
     times = _count_times_expr(mix)
     if mix.balance == "slices":
         taught = pl.col("teacher").is_not_null()
         in_slice = pl.col("weight").filter(taught).sum().over("slice")
-        by_slice = kept.filter(taught).unique("slice").select(times).to_series()
+        by_slice = kept.filter(taught).unique("slice").sort("slice").select(times).to_series()
         total = sum(kept.filter(taught)["weight"]) / (sum(by_slice) or 1.0)
         times = pl.when(taught).then(times * total / in_slice).otherwise(times)
     counted = kept.with_columns(times.alias("times"))
@@ -81,10 +81,15 @@ def choose_replayed_rows(earlier: pl.DataFrame, share: float, rows: int, seed: i
     return chosen.drop("draw").sort("prompt_id", "slice")
 
 
-def count_mix(rows: pl.DataFrame, mixed: pl.DataFrame, replayed: int = 0) -> MixCounts:
-    """Count what a mix consists of, from the training rows of the dataset before and after mixing."""
+def count_mix(rows: pl.DataFrame, mixed: pl.DataFrame, replayed: pl.DataFrame | None = None) -> MixCounts:
+    """Count what a mix consists of, from the training rows of the dataset before and after mixing.
+
+    Args:
+        replayed: the rows of an earlier dataset that are trained on with them.
+    """
     is_human = pl.col("teacher").is_null()
-    total, human = sum(mixed["weight"]), sum(mixed.filter(is_human)["weight"])
+    earlier = rows.clear() if replayed is None else replayed
+    total, human = sum(mixed["weight"]) + sum(earlier["weight"]), sum(mixed.filter(is_human)["weight"])
     once = mixed.unique(["prompt_id", "slice", "answer"])
     return MixCounts(
         human_rows=once.filter(is_human).height,
@@ -92,7 +97,7 @@ def count_mix(rows: pl.DataFrame, mixed: pl.DataFrame, replayed: int = 0) -> Mix
         copies=mixed.height,
         human_share=round(human / total, 4) if total else 0.0,
         left_out=rows.height - once.height,
-        replayed=replayed,
+        replayed=earlier.height,
     )
 
 

@@ -32,6 +32,7 @@ from distill_dagster.pipeline.stages.preference_pairs import read_preference_pai
 from distill_dagster.pipeline.stages.replay_rows import read_replayed_rows
 from distill_dagster.pipeline.stages.training_summary import build_loss_curves, read_training_log
 from distill_dagster.prompts.few_shot import FewShotExample, read_example_pool
+from distill_dagster.student.checkpoints import delete_checkpoints
 from distill_dagster.student.token_counts import check_rows_whole
 from distill_dagster.student.train import train_adapter
 from distill_dagster.student.training_check import check_loss_fell
@@ -141,7 +142,7 @@ def read_training_data(inputs: StageInputs) -> TrainingData:
     assistant = None
     if key is not None and reads_assistant(task.resolve_objective(inputs.partition)):
         assistant = task.students[key], inputs.find_folder("assistant_adapter", key)
-    return TrainingData(train, validation, learned, pairs, count_mix(given, mixed, replayed.height), assistant)
+    return TrainingData(train, validation, learned, pairs, count_mix(given, mixed, replayed), assistant)
 
 
 def _train_distilled(env: StageContext, inputs: StageInputs) -> StageResult:
@@ -242,6 +243,7 @@ def _train_student(
         spec = spec.keep_rows_only(task.writes_reasoning(student))
     started = time.perf_counter()
     target = env.lake.get_folder(env.task_name, inputs.asset, student)
+    work = env.get_training_folder(inputs.asset, student)
     log: TrainingLog | None = None
 
     def fill(folder: Path) -> str:
@@ -259,18 +261,20 @@ def _train_student(
             epochs,
             what,
             pairs or [],
-            env.get_training_folder(inputs.asset, student),
+            work,
             assistant=assistant,
             captured=env.models / TOKEN_LOG_PROBS,
         )
         write_trained_on(folder, learned or {(row.prompt_id, row.answer_label, row.weight) for row in rows})
         return hash_folder(folder, leave_out=(TRAINING_LOG_FILE, TRAINED_ON, RECORD_FILE))
 
-    record = env.lake.write_folder(
-        target,
-        lambda version: inputs.build_record(version, len(rows), model_s=time.perf_counter() - started, **(extra or {})),
-        fill,
-    )
+    def build_record(version: str) -> ArtifactRecord:
+        assert log is not None
+        model_s = log.seconds_before + time.perf_counter() - started
+        return inputs.build_record(version, len(rows), model_s=model_s, **(extra or {}))
+
+    record = env.lake.write_folder(target, build_record, fill)
+    delete_checkpoints(work)
     assert log is not None
     return _show_training(inputs, record, target, log)
 
