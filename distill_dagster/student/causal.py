@@ -92,13 +92,13 @@ class CausalModel:
             mask[row, width - len(sequence) :] = 1
         return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
-    def encode_written(self, prompt: StudentPrompt, mark: str, text: str) -> dict[str, Any]:
+    def encode_written(self, prompt: StudentPrompt, mark: str, text: str, has_answer: bool = True) -> dict[str, Any]:
         """Token ids of a prompt that asks with a mark and of the text that follows, and how many tokens to learn.
 
         A text longer than `answer_tokens` is cut. Then it has no end token to learn. `prompt_cut` and `target_cut` say
-        what is cut, `no_target` that there is no text.
+        what is cut, `no_target` that there is no text. `has_answer` is that of `PromptRenderer.encode_prompts`.
         """
-        [start] = self.renderer.encode_prompts([prompt], f"\n{mark}")
+        [start] = self.renderer.encode_prompts([prompt], f"\n{mark}", has_answer)
         target = self.renderer.encode_answer(text, f"\n{mark}") if text.strip() else []
         learned = [*target, self.end][: self.spec.answer_tokens]
         cut = {"prompt_cut": start.is_cut, "target_cut": len(learned) <= len(target), "no_target": not target}

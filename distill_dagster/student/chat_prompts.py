@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PINNED_DAY = "26 Jul 2024"
 """The day that templates show. It is the default of Llama 3.2's own."""
 REASONING_INSTRUCTIONS = "Write your reasoning after `Reasoning:`, and below it the answer after `Answer:`."
+RATIONALE_INSTRUCTIONS = "Write your reasoning after `Reasoning:`, without the answer."
 TOOL_INSTRUCTIONS = (
     "Answer with a JSON list of calls of these tools, each with `name` and `arguments`. If none fits, write []."
 )
@@ -83,14 +84,16 @@ class ChatRenderer(PromptRenderer):
         shown = self._try_render(_PROBE, tools) if tools else None
         self._shows_tools = shown is not None and all(tool["function"]["name"] in shown for tool in tools or [])
 
-    def encode_prompts(self, asked: Sequence[StudentPrompt], cue: str = LABEL_CUE) -> list[EncodedPrompt]:
+    def encode_prompts(
+        self, asked: Sequence[StudentPrompt], cue: str = LABEL_CUE, has_answer: bool = True
+    ) -> list[EncodedPrompt]:
         """As `PromptRenderer`. Of a conversation that is too long, the oldest turns are left out first.
 
         Raises:
             DistillError: the template and the instructions alone are longer than `max_tokens`, or the template cannot
                 render a conversation.
         """
-        return [self._encode_prompt(prompt, cue) for prompt in asked]
+        return [self._encode_prompt(prompt, cue, has_answer) for prompt in asked]
 
     def encode_answer(self, answer: str, cue: str = LABEL_CUE) -> list[int]:
         """As `PromptRenderer`. Reasoning begins with its mark, and calls of tools are as the template writes them."""
@@ -107,15 +110,11 @@ class ChatRenderer(PromptRenderer):
         text = self.tokenizer.decode(self._cut_at_stop(ids), skip_special_tokens=self.settings.tools is None)
         return text.strip()
 
-    def render_prompt(self, prompt: StudentPrompt, cue: str = LABEL_CUE) -> str:
-        """The whole prompt as text, not cut."""
-        return self._render(self._build_turns(list(prompt.messages), prompt.tools, cue), self._choose_tools(prompt))
-
-    def _encode_prompt(self, prompt: StudentPrompt, cue: str) -> EncodedPrompt:
+    def _encode_prompt(self, prompt: StudentPrompt, cue: str, has_answer: bool) -> EncodedPrompt:
         messages, tools = list(prompt.messages), self._choose_tools(prompt)
 
         def encode(turns: list[Message]) -> list[int]:
-            return self._encode_text(self._render(self._build_turns(turns, prompt.tools, cue), tools))
+            return self._encode_text(self._render(self._build_turns(turns, prompt.tools, cue, has_answer), tools))
 
         ids = encode(messages)
         if len(ids) <= self.max_tokens:
@@ -140,11 +139,11 @@ class ChatRenderer(PromptRenderer):
         tools = prompt.tools or self.settings.tools
         return json.loads(tools) if tools and self._shows_tools else None
 
-    def _build_turns(self, messages: list[Message], tools: str | None, cue: str) -> list[Turn]:
+    def _build_turns(self, messages: list[Message], tools: str | None, cue: str, has_answer: bool = True) -> list[Turn]:
         """The turns with the system text in front: the task's instructions, and the conversation's own system text."""
         parts = [self.settings.instructions] if self.settings.instructions else []
         if cue == REASONING_CUE:
-            parts.append(REASONING_INSTRUCTIONS)
+            parts.append(REASONING_INSTRUCTIONS if has_answer else RATIONALE_INSTRUCTIONS)
         if (listed := tools or self.settings.tools) and not self._shows_tools:
             parts.append(f"{TOOL_INSTRUCTIONS}\n{listed}")
         parts += [message["content"] or "" for message in messages if message["role"] == "system"]

@@ -42,8 +42,8 @@ class RationaleTask:
     def add_targets(self, items: list[dict[str, Any]], rows: list[TrainRow]) -> None:
         """Add the reasoning of each row to its item as `rationale`. A row without reasoning teaches the answer only."""
         for item, row in zip(items, rows, strict=True):
-            if row.reasoning:
-                item["rationale"] = self.student.encode_written(row.prompt, REASONING_MARK, row.reasoning.strip())
+            if row.reasoning and (text := row.reasoning.strip()):
+                item["rationale"] = self.student.encode_written(row.prompt, REASONING_MARK, text, has_answer=False)
                 item["length"] += len(item["rationale"]["ids"])
 
     def list_sequences(self, items: list[dict[str, Any]]) -> list[list[int]]:
@@ -72,12 +72,15 @@ class RationaleTask:
 
 
 def leave_out_long_reasoning(
-    objective: Objective, tokenizer: PreTrainedTokenizerBase, rows: list[TrainRow]
+    objective: Objective, tokenizer: PreTrainedTokenizerBase, rows: list[TrainRow], needs_rows: bool = True
 ) -> tuple[list[TrainRow], int]:
     """The rows without reasoning that is longer than `max_reasoning_tokens`, and how many rows had such.
 
     With the objective `reasoning` the whole row is left out, since a text that is cut teaches to stop in the middle.
     With `multitask` the row still teaches its answer.
+
+    Args:
+        needs_rows: whether it is an error if no row is left. A training without validation rows is none.
 
     Raises:
         DistillError: the reasoning of every row is longer.
@@ -92,7 +95,7 @@ def leave_out_long_reasoning(
         ]
     else:
         kept = [row for row, length in zip(rows, lengths, strict=True) if length <= most]
-    if rows and not kept:
+    if needs_rows and rows and not kept:
         raise DistillError(
             f"The reasoning of every row is longer than {most} tokens; the shortest has {min(lengths)}. "
             f"Raise `objective.max_reasoning_tokens`."

@@ -14,8 +14,9 @@ from distill_dagster.config import StudentSpec
 from distill_dagster.core import models
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.chat_prompts import PINNED_DAY, ChatRenderer
+from distill_dagster.student.free_text import FreeTextStudent
 from distill_dagster.student.prompts import ANSWER_CUE, REASONING_CUE, PlainRenderer, make_renderer
-from distill_dagster.student.types import StudentPrompt, TaskSettings
+from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainRow
 from distill_dagster.tables.messages import make_message
 
 pytest.importorskip("trl")
