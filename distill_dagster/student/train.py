@@ -37,7 +37,12 @@ from distill_dagster.student.ranks import (
     wait_for_ranks,
 )
 from distill_dagster.student.rationales import leave_out_long_reasoning
-from distill_dagster.student.token_counts import count_learned_tokens, measure_padding, require_whole_targets
+from distill_dagster.student.token_counts import (
+    count_learned_tokens,
+    leave_out_empty_targets,
+    measure_padding,
+    require_whole_targets,
+)
 from distill_dagster.student.token_log_probs import add_teacher_log_probs, find_teacher_model
 from distill_dagster.student.types import (
     TRAINING_LOG_FILE,
@@ -132,7 +137,10 @@ def train_adapter(
     student = choose_student_class(spec, labels)(spec, labels, settings, models_folder, dtype)
     log = TrainingLog(epochs=epochs or spec.epochs, method=spec.method, objective=student.objective.model_dump())
     rows, log.long_reasoning = leave_out_long_reasoning(student.objective, student.tokenizer, rows)
-    validation, _ = leave_out_long_reasoning(student.objective, student.tokenizer, validation)
+    validation, _ = leave_out_long_reasoning(student.objective, student.tokenizer, validation, needs_rows=False)
+    if isinstance(student, FreeTextStudent):
+        rows, log.rows_without_target = leave_out_empty_targets(rows)
+        validation, _ = leave_out_empty_targets(validation, needs_rows=False)
     log.rows = len(rows)
     if isinstance(student, EncoderStudent):
         student.match_layers(models_folder, assistant)
@@ -181,7 +189,7 @@ def _count_tokens(student: Student, items: list[Item], log: TrainingLog) -> None
     counts = count_learned_tokens(items)
     require_whole_targets(counts, student.spec.max_cut_targets, student.spec.answer_tokens)
     log.target_tokens, log.prompts_cut = counts.target_tokens, counts.prompts_cut
-    log.targets_cut, log.rows_without_target = counts.targets_cut, counts.rows_without_target
+    log.targets_cut = counts.targets_cut
     log.prompt = None if isinstance(student, EncoderStudent) else student.renderer.style
 
 

@@ -156,8 +156,8 @@ class TrainingLog:
     `rows_captured` counts the rows whose answers a local teacher had to read; those read before are kept.
     `long_reasoning` counts the rows whose reasoning is longer than the objective's `max_reasoning_tokens`.
     `prompt` is how a causal student is asked: "chat" or "plain". `target_tokens` (tokens with loss in one epoch),
-    `prompts_cut`, `targets_cut` and `rows_without_target` are those of `token_counts.TokenCounts`. `padding_share` is
-    the share of padding in the tokens of one epoch.
+    `prompts_cut` and `targets_cut` are those of `token_counts.TokenCounts`. `rows_without_target` have an empty answer
+    and are left out. `padding_share` is the share of padding in the tokens of one epoch.
     `micro_batch` is what was computed at once at most: "whole step", a number of rows or of tokens with padding.
     `tokens` counts the tokens of all training rows in all epochs, without padding. `peak_mb` is the peak memory in MiB:
     of the process, or of torch on the GPU if there is one. `dtype` is the number format in which the base computes.

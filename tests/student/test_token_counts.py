@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,19 +27,27 @@ def make_row(text: str, target: str) -> TrainRow:
 
 
 def train(
-    tiny: Path, rows: list[TrainRow], out: Path, labels: list[LabelSpec] | None = None, **values: object
+    tiny: Path,
+    rows: list[TrainRow],
+    out: Path,
+    labels: list[LabelSpec] | None = None,
+    held: list[TrainRow] | None = None,
+    **values: object,
 ) -> TrainingLog:
     settings = {"epochs": 1, "max_tokens": 24, "answer_tokens": 6} | values
     spec = StudentSpec(model=str(tiny), architecture="causal_lm", **settings)
-    return train_adapter(spec, labels or [], SETTINGS, rows, [], out, out)
+    return train_adapter(spec, labels or [], SETTINGS, rows, held or [], out, out)
 
 
 def test_a_training_counts_what_it_learns(tiny: Path, tmp_path: Path) -> None:
-    """A token is a character here. The cue " x" of an answer has one more than the answer, and the end token one."""
+    """A token is a character here. The cue " x" of an answer has one more than the answer, and the end token one.
+
+    A row without an answer would teach to end at once, so it is left out.
+    """
     rows = [make_row("a", "abc"), make_row("b", "ab"), make_row("c" * 40, "a"), make_row("d", "")]
     log = train(tiny, rows, tmp_path)
     assert log.prompt == "plain"
-    assert (log.rows, log.target_tokens) == (4, (3 + 2) + (2 + 2) + (1 + 2) + 1)
+    assert (log.rows, log.target_tokens) == (3, (3 + 2) + (2 + 2) + (1 + 2))
     assert (log.prompts_cut, log.targets_cut, log.rows_without_target) == (1, 0, 1)
     assert 0 < log.padding_share < 1
     saved = json.loads((tmp_path / TRAINING_LOG_FILE).read_text())
@@ -54,6 +63,40 @@ def test_cut_answers_are_refused_before_training(tiny: Path, tmp_path: Path) -> 
     assert train(tiny, rows, tmp_path, max_cut_targets=0.25).targets_cut == 1
     with pytest.raises(DistillError, match="No row has an answer"):
         train(tiny, [make_row("a", "")], tmp_path)
+
+
+def test_an_empty_answer_is_not_learned(tiny: Path, tmp_path: Path) -> None:
+    """The weights are those of a training without the row, and its weight does not change that of the others."""
+    rows = [make_row("a", "abc"), make_row("b", "ab")]
+    empty = replace(make_row("c", " "), weight=5.0)
+    marked = replace(make_row("d", "Answer:"), weight=5.0)
+    logs = [
+        train(tiny, taught, tmp_path / str(number), held=[rows[0], *taught[2:]], epochs=3)
+        for number, taught in enumerate((rows, [*rows, empty, marked]))
+    ]
+    assert [log.rows_without_target for log in logs] == [0, 2]
+    assert logs[0].losses == logs[1].losses
+    assert logs[0].validation == logs[1].validation
+    assert train(tiny, rows, tmp_path, held=[empty]).validation == []
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "written answers"])
+def test_reasoning_that_is_cut_is_named(labels: bool, tiny: Path, tmp_path: Path) -> None:
+    """Its mark is in the prompt, so reasoning of five characters has seven tokens; six are allowed."""
+    names = [LabelSpec(name=name, description=name) for name in ("red", "tan")] if labels else []
+    rows = [replace(make_row(text, "red"), reasoning=reasoning) for text, reasoning in (("a", "abcde"), ("b", "abcd"))]
+    with pytest.raises(DistillError) as raised:
+        train(tiny, rows, tmp_path, names, objective="multitask")
+    assert str(raised.value).startswith("The reasoning of 1 of 2 rows is longer than `answer_tokens`, 6.")
+    assert "`objective.max_reasoning_tokens`" in str(raised.value)
+    assert "answers are longer" not in str(raised.value)
+    train(tiny, rows, tmp_path, names, objective={"kind": "multitask", "max_reasoning_tokens": 4})
+    rows[1] = replace(rows[1], reasoning=" ")
+    assert train(tiny, rows, tmp_path, names, objective="multitask", answer_tokens=7).rows_without_target == 0
+    if not labels:
+        rows[1] = make_row("b", "abcdef")
+        with pytest.raises(DistillError, match=r"of 1 of 2 rows is longer .* 1 of 2 answers are longer"):
+            train(tiny, rows, tmp_path, objective="multitask")
 
 
 def test_labels_are_counted_with_their_end(tiny: Path, tmp_path: Path) -> None:
