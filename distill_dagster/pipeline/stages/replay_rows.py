@@ -113,9 +113,9 @@ def _remove_private_data(task: Task, rows: pl.DataFrame) -> pl.DataFrame:
     filters = [one for one in select_task_filters(task) if isinstance(one, PrivateDataFilter)]
     if not filters or rows.is_empty():
         return rows
-    view, is_hit = TaskView.from_task(task), {"masks": needs_mask_expr(filters), "drops": "drop_reason"}
-    found = pl.concat(batch.select(**is_hit) for batch in filter_rows(rows, filters, view))
-    marked = rows.with_columns(found["masks"]).filter(found["drops"].is_null())
+    view, masks = TaskView.from_task(task), needs_mask_expr(filters)
+    found = pl.concat(batch.select("drop_reason", masks=masks) for batch in filter_rows(rows, filters, view))
+    marked = rows.with_columns(found["masks"]).filter(found["drop_reason"].is_null())
     prompts = pl.col("messages").list.head(pl.col("messages").list.len() - 1)
     masked = mask_rows(marked.filter("masks").with_columns(prompts), filters, view)
     masked = masked.with_columns(messages=append_answers(masked["messages"], build_targets(masked, view.matcher)))

@@ -274,7 +274,8 @@ def _train_student(
         return inputs.build_record(version, len(rows), model_s=model_s, **(extra or {}))
 
     record = env.lake.write_folder(target, build_record, fill)
-    delete_checkpoints(work)
+    if work is not None:
+        delete_checkpoints(work)
     assert log is not None
     return _show_training(inputs, record, target, log)
 
