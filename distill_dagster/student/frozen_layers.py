@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from distill_dagster.student.training_mode import set_training
+
 if TYPE_CHECKING:
     import torch
 
@@ -101,10 +103,6 @@ class FrozenLayers:
         """The states of real tokens, without padding."""
         return states[-length:] if self.padding == "left" else states[:length]
 
-    def clear(self) -> None:
-        """Forget all states."""
-        self._states.clear()
-
     @contextmanager
     def skip(self, states: torch.Tensor) -> Iterator[None]:
         """Let no frozen layer compute within the block. The layer above them gets `states`."""
@@ -153,7 +151,7 @@ def compute_frozen_layers(
     size = model.config.get_text_config().hidden_size * model.dtype.itemsize * sum(map(len, unique))
     if not frozen.layers or size > MAX_STATE_BYTES:
         return None
-    with _turn_off_dropout(model), torch.no_grad():
+    with set_training(model, False), torch.no_grad():
         for start in range(0, len(unique), batch_size):
             part = unique[start : start + batch_size]
             inputs = {name: value.to(model.device) for name, value in pad(part).items()}
@@ -174,13 +172,3 @@ def _is_equal_without(
         upper = forward(**inputs).last_hidden_state
     real = inputs["attention_mask"].bool()
     return torch.allclose(whole[real], upper[real], rtol=1e-2, atol=1e-3)
-
-
-@contextmanager
-def _turn_off_dropout(model: Any) -> Iterator[None]:
-    is_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(is_training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from distill_dagster.student.training_mode import set_training
 from distill_dagster.student.types import TrainRow
 
 if TYPE_CHECKING:
@@ -12,10 +13,5 @@ if TYPE_CHECKING:
 
 def compute_validation_scores(student: Student, rows: list[TrainRow]) -> dict[str, float]:
     """Means over the rows, without dropout: `loss` in nats and, for labels, `agreement` with the rows' labels."""
-    module = student.trained_module
-    is_training = module.training
-    module.eval()
-    try:
+    with set_training(student.trained_module, False):
         return student.compute_validation_scores(rows)
-    finally:
-        module.train(is_training)
