@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -32,6 +33,8 @@ ERROR_FILE = "error.txt"
 LOG_FILE = "log.json"
 _PROGRESS_MARK = "progress: "
 _LAST_LINES = 40
+_LONGEST_WAIT = timedelta(days=2)
+"""So long may the first rank work alone, for example when a large teacher reads all answers."""
 
 
 def get_world_size() -> int:
@@ -70,7 +73,7 @@ def join_ranks() -> None:
 
         from distill_dagster.student.loading import choose_device
 
-        PartialState(cpu=choose_device() == "cpu")
+        PartialState(cpu=choose_device() == "cpu", timeout=_LONGEST_WAIT)
 
 
 def wait_for_ranks() -> None:

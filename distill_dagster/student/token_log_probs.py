@@ -3,6 +3,9 @@
 The teacher reads the token ids of the student, prompt and answer, so both must have one vocabulary. Of each position
 of an answer the `top_k` largest log-probabilities are kept. A file holds those of one teacher, vocabulary and setting.
 Its rows are found by their token ids, so a changed prompt or answer is captured again, and nothing else.
+
+Of several processes that train one student, the first alone loads the teacher. Trainings at the same time may share a
+file: it only grows, and each of them adds its rows under a lock.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from distill_dagster.core import models, progress
+from distill_dagster.core import files, models, progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.student import loading
+from distill_dagster.student.ranks import is_first_rank, wait_for_ranks
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +54,7 @@ SCHEMA = pl.Schema(
 class TeacherModel:
     """What gives the log-probabilities: a base, or one with what was trained in a folder.
 
-    `identity` changes whenever the weights do. `is_trained` says that it learned a prompt.
+    `identity` changes whenever the weights or their number format do. `is_trained` says that it learned a prompt.
     """
 
     name: str
@@ -78,7 +82,7 @@ def add_teacher_log_probs(
         folder: where captured values are kept. Without a folder they are captured in every training.
 
     Returns:
-        The number of rows that the teacher had to read.
+        The number of rows that the teacher had to read; 0 for all ranks but the first, which wait for it.
 
     Raises:
         DistillError: the teacher has another vocabulary.
@@ -90,8 +94,10 @@ def add_teacher_log_probs(
     tokenizer = hash_vocabulary(student.tokenizer)
     key = hash_content([teacher.identity, tokenizer, objective.top_k, objective.temperature])
     file = folder / f"{key[:32]}.parquet" if folder is not None else None
-    known = pl.read_parquet(file) if file is not None and file.exists() else pl.DataFrame(schema=SCHEMA)
     sequences = [_hash_sequence(item) for item in items]
+    if file is not None and not is_first_rank():
+        wait_for_ranks()
+    known = _read_captured(file, sequences)
     have = set(known["sequence"])
     missing = {sequence: place for place, sequence in enumerate(sequences) if sequence not in have}
     if missing:
@@ -99,29 +105,46 @@ def add_teacher_log_probs(
         captured = _capture(
             student, [items[place] for place in places], [rows[place] for place in places], teacher, objective
         )
-        new = [
-            {
-                "completion_id": rows[place].completion_id,
-                "prompt_id": rows[place].prompt_id,
-                "tokenizer": tokenizer,
-                "sequence": sequences[place],
-                "tokens": tokens.flatten().tolist(),
-                "log_probs": log_probs.flatten().tolist(),
-            }
-            for place, (tokens, log_probs) in zip(places, captured, strict=True)
-        ]
-        known = pl.concat([known, pl.DataFrame(new, schema=SCHEMA)]).sort("sequence")
+        columns: dict[str, list[Any]] = {
+            "completion_id": [rows[place].completion_id for place in places],
+            "prompt_id": [rows[place].prompt_id for place in places],
+            "tokenizer": [tokenizer] * len(places),
+            "sequence": list(missing),
+            "tokens": [pl.Series(tokens.flatten().numpy(), dtype=pl.Int32) for tokens, _ in captured],
+            "log_probs": [pl.Series(log_probs.flatten().numpy(), dtype=pl.Float32) for _, log_probs in captured],
+        }
+        new = pl.DataFrame({name: pl.Series(values, dtype=SCHEMA[name]) for name, values in columns.items()})
+        known = pl.concat([known, new])
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(".new")
-            known.write_parquet(temporary, compression="zstd")
-            temporary.replace(file)
-    found = {row["sequence"]: row for row in known.iter_rows(named=True)}
+            _add_captured(file, new)
+    if file is not None and is_first_rank():
+        wait_for_ranks()
+    found = {sequence: place for place, sequence in enumerate(known["sequence"])}
     for item, sequence in zip(items, sequences, strict=True):
-        for name, values, kind in (("tokens", "tokens", np.int64), ("log_probs", "log_probs", np.float32)):
-            array = np.array(found[sequence][values], dtype=kind).reshape(item["target"], -1)
+        for name, kind in (("tokens", np.int64), ("log_probs", np.float32)):
+            array = known[name][found[sequence]].to_numpy().astype(kind).reshape(item["target"], -1)
             item[f"teacher_{name}"] = torch.from_numpy(array)
     return len(missing)
+
+
+def _read_captured(file: Path | None, sequences: Sequence[str]) -> pl.DataFrame:
+    """The rows of a file with one of these hashes. It has those of all datasets, so the others are not read."""
+    if file is None or not file.exists():
+        return pl.DataFrame(schema=SCHEMA)
+    return pl.scan_parquet(file).filter(pl.col("sequence").is_in(sequences)).collect()
+
+
+def _add_captured(file: Path, new: pl.DataFrame) -> None:
+    """Add rows to a file, next to those that another training has added since it was read."""
+    with files.lock_file(file.with_suffix(".lock")):
+        before = pl.read_parquet(file) if file.exists() else pl.DataFrame(schema=SCHEMA)
+        merged = pl.concat([before, new.join(before, on="sequence", how="anti")]).sort("sequence")
+        temporary = files.get_temporary_path(file)
+        try:
+            merged.write_parquet(temporary, compression="zstd")
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _hash_sequence(item: dict[str, Any]) -> str:
@@ -188,11 +211,13 @@ def find_teacher_model(
     """
     if objective.teacher is not None:
         resolved = models.resolve_model(objective.teacher, models_folder, objective.revision)
-        identity = resolved.sha256 or f"{resolved.hub_id}@{objective.revision}"
+        # Of a model from the hub the commit counts, so that a branch that moves is another teacher.
+        revision = objective.revision if resolved.sha256 else _find_commit(objective.teacher, resolved)
         # Only its logits are used: the student's own prompt is what it reads.
-        changed = {"model": objective.teacher, "revision": objective.revision, "prompt": "plain"}
+        changed = {"model": objective.teacher, "revision": revision, "prompt": "plain"}
         changed |= {"method": "lora", "quantization": "none", "shrink": None}
         spec = student.spec.model_copy(update=changed)
+        identity = hash_content([resolved.sha256 or f"{resolved.hub_id}@{revision}", _name_dtype(spec.dtype)])
         return TeacherModel(
             objective.teacher, identity, False, lambda: type(student)(spec, labels, student.settings, models_folder)
         )
@@ -210,5 +235,20 @@ def find_teacher_model(
         return reader
 
     weights = sorted(folder.glob("*.safetensors"))
-    identity = hash_content([given.model, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in weights)])
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in weights]
+    identity = hash_content([given.model, given.quantization, _name_dtype(given.dtype), *hashes])
     return TeacherModel(f"student {given.model}", identity, True, load)
+
+
+def _find_commit(name: str, resolved: models.ResolvedModel) -> str | None:
+    """The commit of a model from the hub, or the revision as it is given if it cannot be found."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    with models.convert_load_errors(name), models.silence_transformers():
+        file = cached_file(resolved.location, "config.json", revision=resolved.revision)
+    return extract_commit_hash(file, None) or resolved.revision
+
+
+def _name_dtype(name: str) -> str:
+    """The number format in which a teacher computes: `auto` is another one on another machine."""
+    return str(loading.get_torch_dtype(name)).removeprefix("torch.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from distill_dagster.config import LabelSpec, StudentSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.loading import find_trained_base
 from distill_dagster.student.predict import load_predictor
-from distill_dagster.student.token_log_probs import add_teacher_log_probs, find_teacher_model
+from distill_dagster.student.token_log_probs import TeacherModel, add_teacher_log_probs, find_teacher_model
 from distill_dagster.student.train import choose_student_class, train_adapter
 from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainingLog, TrainRow
 from tests.support.tiny_model import write_tiny_model
@@ -139,6 +141,9 @@ def test_long_reasoning_is_not_learned(tiny: Path, tmp_path: Path) -> None:
     thinks, both = train({"kind": "reasoning"}), train({"kind": "multitask"})
     assert (thinks.rows, thinks.long_reasoning) == (2, 1)
     assert (both.rows, both.long_reasoning) == (3, 1)
+    spec = make_spec(tiny, {"kind": "reasoning", "max_reasoning_tokens": 5}, epochs=1)
+    held = train_adapter(spec, [], SETTINGS, rows, rows[2:], tmp_path / "held", tmp_path)
+    assert (held.rows, held.validation) == (2, []), "long reasoning of validation rows alone stops nothing"
     spec = make_spec(tiny, {"kind": "reasoning", "max_reasoning_tokens": 2})
     with pytest.raises(DistillError, match=r"longer than 2 tokens; the shortest has 3"):
         train_adapter(spec, [], SETTINGS, rows, [], tmp_path / "none", tmp_path)
@@ -243,3 +248,78 @@ def test_a_student_teaches_token_by_token(tiny: Path, expert: Path, tmp_path: Pa
     other = teacher.model_copy(update={"max_tokens": 9})
     with pytest.raises(DistillError, match="was trained on other prompts"):
         train_adapter(spec, LABELS, SETTINGS, TRAIN[:8], [], tmp_path, tmp_path, assistant=(other, expert))
+
+
+def prepare_token_kd(tiny: Path, teacher: str, **settings: Any) -> tuple[Any, TeacherModel]:
+    """A student of token_kd, and its teacher."""
+    spec = make_spec(tiny, {"kind": "token_kd", "teacher": teacher}, **settings)
+    student: Any = choose_student_class(spec, LABELS)(spec, LABELS, SETTINGS, tiny)
+    return student, find_teacher_model(student, student.objective, LABELS, tiny, None)
+
+
+def test_trainings_at_the_same_time_share_what_a_teacher_read(tiny: Path, tmp_path: Path) -> None:
+    """While the teacher of one training is loaded, another one adds its own rows and one of the first's."""
+    student, teacher = prepare_token_kd(tiny, str(tiny))
+
+    def add(rows: list[TrainRow], teacher: TeacherModel) -> int:
+        return add_teacher_log_probs(student, student.encode(rows), rows, teacher, student.objective, tmp_path)
+
+    def load() -> Any:
+        assert add(TRAIN[2:6], teacher) == 4
+        return teacher.load()
+
+    assert add(TRAIN[:3], replace(teacher, load=load)) == 3
+    [file] = tmp_path.glob("*.parquet")
+    kept = pl.read_parquet(file)["prompt_id"].to_list()
+    assert sorted(kept) == sorted(row.prompt_id for row in TRAIN[:6])
+    assert add(TRAIN[:6], teacher) == 0
+    assert {one.suffix for one in tmp_path.iterdir()} == {".parquet", ".lock"}
+
+
+def test_rows_of_other_datasets_are_not_read(tiny: Path, tmp_path: Path) -> None:
+    student, teacher = prepare_token_kd(tiny, str(tiny))
+    items = student.encode(TRAIN[:2])
+    assert add_teacher_log_probs(student, items, TRAIN[:2], teacher, student.objective, tmp_path) == 2
+    [file] = tmp_path.glob("*.parquet")
+    kept, count = pl.read_parquet(file), 20_000
+    others = [
+        kept[:1].with_columns(
+            sequence=pl.lit(f"other {number}"),
+            tokens=pl.Series([[7] * count], dtype=pl.List(pl.Int32)),
+            log_probs=pl.Series([[-1.5] * count], dtype=pl.List(pl.Float32)),
+        )
+        for number in range(20)
+    ]
+    pl.concat([kept, *others]).write_parquet(file)
+    first = [item["teacher_log_probs"] for item in items]
+    tracemalloc.start()
+    try:
+        assert add_teacher_log_probs(student, items, TRAIN[:2], teacher, student.objective, tmp_path) == 0
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+    assert all(torch.equal(item["teacher_log_probs"], one) for item, one in zip(items, first, strict=True))
+
+
+def test_a_teacher_is_known_by_its_commit_and_number_format(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A branch of a model from the hub may move. Here the hub's cache has two commits of one."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    cached = tmp_path / "models--somebody--teacher"
+    (cached / "refs").mkdir(parents=True)
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(tiny, cached / "snapshots" / commit)
+        (cached / "refs" / "main").write_text(commit)
+        _, teacher = prepare_token_kd(tiny, "somebody/teacher")
+        assert teacher.load().spec.revision == commit
+        found.append(teacher.identity)
+    found.append(prepare_token_kd(tiny, "somebody/teacher", dtype="bfloat16")[1].identity)
+    found += [prepare_token_kd(tiny, str(tiny), dtype=dtype)[1].identity for dtype in ("float32", "bfloat16")]
+    assert len(set(found)) == len(found)
+    assert prepare_token_kd(tiny, "somebody/teacher")[1].identity == found[1]

@@ -46,6 +46,26 @@ def test_two_ranks_train_what_one_process_trains(tmp_path: Path, monkeypatch: py
         torch.testing.assert_close(weights[name], weight, atol=1e-4, rtol=0)
 
 
+def test_two_ranks_read_what_the_first_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, teacher = (write_tiny_model(tmp_path / name, size=32, seed=len(name)) for name in ("tiny", "teacher"))
+    objective = {"kind": "token_kd", "teacher": str(teacher)}
+    spec = StudentSpec(
+        model=str(model), architecture="causal_lm", lora=LoraSpec(rank=4), objective=objective, batch_size=4, epochs=1
+    )
+
+    def train(name: str) -> list[float]:
+        kept = tmp_path / f"{name}-kept"
+        log = train_adapter(spec, LABELS, SETTINGS, ROWS, [], tmp_path / name, tmp_path, captured=kept)
+        assert log.rows_captured == len(ROWS)
+        assert len(list(kept.glob("*.parquet"))) == 1
+        assert not [one for one in kept.iterdir() if one.suffix not in {".parquet", ".lock"}]
+        return [loss for *_, loss in log.losses]
+
+    alone = train("alone")
+    monkeypatch.setenv(ranks.PROCESSES_VARIABLE, "2")
+    assert train("ranks") == pytest.approx(alone, abs=1e-4)
+
+
 def test_a_rank_leaves_its_error(tmp_path: Path) -> None:
     given = (make_spec(tmp_path / "nowhere"), LABELS, SETTINGS, ROWS, [], tmp_path / "out", tmp_path)
     (tmp_path / "arguments").write_bytes(pickle.dumps((given, {})))
