@@ -177,7 +177,7 @@ STAGES = {
             "filtered_dataset",
             None,
             ("scored_completions", "slice_manifest", "golden_set", "human_examples", "curation_settings"),
-            "5",
+            "6",
             ("duckdb", "polars"),
             "What the student learns from: all slices after filters, leak removal, deduplication, caps and the split. "
             "The rejected rows are stored next to it, each with one drop reason.",

@@ -222,7 +222,10 @@ def test_a_floor_keeps_the_most_confident_of_the_unsure_rows(table: pl.DataFrame
     # Every fifth row is dropped for another reason and never comes back.
     other = pl.when(pl.int_range(pl.len()) % 5 == 4).then(pl.lit("too_short")).otherwise(reasons)
     rows = table.with_columns(
-        other.alias("drop_reason"), pl.lit("why").alias("drop_detail"), pl.col("prompt_id").alias("ident")
+        other.alias("drop_reason"),
+        pl.lit("why").alias("drop_detail"),
+        pl.col("prompt_id").alias("ident"),
+        text_key="prompt_id",
     ).with_columns(pl.when(pl.col("drop_reason").is_null()).then(None).otherwise("drop_detail").alias("drop_detail"))
     found = restore_to_floors(rows, BalanceSpec(floors={"label": floor}))
     assert found.drop("drop_reason", "drop_detail").equals(rows.drop("drop_reason", "drop_detail"))

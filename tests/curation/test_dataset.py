@@ -353,3 +353,16 @@ def test_a_floor_of_labels_keeps_unsure_rows_that_no_other_filter_drops() -> Non
     assert count() == {'"refund"': 3}
     assert count(floors={"label": 2}) == {'"refund"': 3, '"data loss"': 2}
     assert count(floors={"label": {"data loss": 9}}) == {'"refund"': 3, '"data loss"': 4}
+
+
+def test_a_floor_is_filled_with_texts_that_stay() -> None:
+    """Duplicates, and texts of golden or dev, are dropped after the floors are filled."""
+    unsure = {"answer": '"data loss"', "soft_labels": [{"label": "data loss", "prob": 0.4}]}
+    sure = [scored(text, confidence=0.9, **unsure) for text in ("my file is gone", "My file  is gone")]
+    texts = ("MY FILE is gone", "held out text", "a folder is gone", "A folder is  gone", "the disk is gone")
+    rows = sure + [scored(text, confidence=0.49 - n / 100, **unsure) for n, text in enumerate(texts)]
+    balance = BalanceSpec(floors={"label": 3})
+    spec = CurationSpec(filters={"min_confidence": 0.5}, validation_share=0.0, balance=balance)
+    kept = cut(*rows, held_out={normalize_text("held out text")}, spec=spec)
+    found = [normalize_text(turns[0]["content"]) for turns in kept.dataset["messages"].to_list()]
+    assert sorted(found) == ["a folder is gone", "my file is gone", "the disk is gone"]

@@ -161,7 +161,7 @@ COMMITTED: dict[str, dict[str, str]] = {
     # 3: every column is part of the data version, also one without values. 4: a judge's thinking is no score.
     "scored_completions": {"4": "d3fb940926ba0b8fd897a05dbc31d3a4190d0875f94fd352f92d4f4db4b10a06"},
     # 4: likewise. 5: a floor keeps rows that only `min_confidence` drops.
-    "filtered_dataset": {"5": "8acecfdec95f200f73aa3fa1368495f3d6327f85f5f66df0219fb8948fb6be99"},
+    "filtered_dataset": {"6": "8acecfdec95f200f73aa3fa1368495f3d6327f85f5f66df0219fb8948fb6be99"},
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -81,26 +81,32 @@ def balance_rows(rows: pl.DataFrame, spec: BalanceSpec, seed: int, embed: EmbedF
     )
 
 
-def restore_to_floors(rows: pl.DataFrame, spec: BalanceSpec) -> pl.DataFrame:
+def restore_to_floors(rows: pl.DataFrame, spec: BalanceSpec, held_out: Collection[str] = ()) -> pl.DataFrame:
     """Keep unsure rows where a floor needs them: the most confident of those that only `low_confidence` dropped.
 
-    A filter by confidence drops most rows of the hard values, and a label without rows cannot be learned.
+    A filter by confidence drops most rows of the hard values, and a label without rows cannot be learned. A text counts
+    once, and texts of golden or dev do not count, because later steps drop such rows.
 
     Args:
-        rows: candidates with `drop_reason` and `drop_detail`, `confidence` and a unique `ident`. No other filter drops
-            the rows whose reason is `low_confidence`.
+        rows: candidates with `drop_reason` and `drop_detail`, `confidence`, `text_key` and a unique `ident`. No other
+            filter drops the rows whose reason is `low_confidence`.
+        held_out: the text keys of golden and dev rows.
     """
+    held = pl.Series("text_key", sorted(held_out), dtype=pl.String)
     for field, counts in sorted(spec.floors.items()):
         is_kept = pl.col("drop_reason").is_null()
         found = rows.with_row_index("row").filter(is_kept | (pl.col("drop_reason") == LOW_CONFIDENCE))
-        found = found.select(
-            "row", "confidence", "ident", field_value_expr(field).alias("value"), is_kept.alias("kept")
+        found = found.filter(~pl.col("text_key").is_in(held.implode())).select(
+            "row", "confidence", "ident", "text_key", field_value_expr(field).alias("value"), is_kept.alias("kept")
         )
         floors = pl.DataFrame(
             list(_list_counts(counts, found["value"])), {"value": pl.String, "floor": pl.Int64}, orient="row"
         )
-        have = found.filter("kept").group_by("value").len("have")
-        unsure = found.filter(~pl.col("kept")).sort(-pl.col("confidence").fill_null(0.0), "ident")
+        have = found.filter("kept").group_by("value").agg(have=pl.col("text_key").n_unique())
+        unsure = found.filter(~pl.col("kept"), pl.col("value").is_not_null())
+        unsure = unsure.join(found.filter("kept"), on="text_key", how="anti")
+        unsure = unsure.sort(-pl.col("confidence").fill_null(0.0), "ident")
+        unsure = unsure.unique("text_key", keep="first", maintain_order=True)
         ranked = unsure.with_columns(pl.int_range(pl.len()).over("value").alias("place"))
         needed = ranked.join(floors, on="value").join(have, on="value", how="left")
         back = needed.filter(pl.col("have").fill_null(0).cast(pl.Int64) + pl.col("place") < pl.col("floor"))["row"]

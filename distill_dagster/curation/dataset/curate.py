@@ -183,7 +183,7 @@ def _decide_rows(
         return both.select(pl.concat_str("text", "target", separator="\n", ignore_nulls=True)).to_series()
 
     rows = build_slim_rows(source, filters, task, answer_columns, _extra_columns(spec, task))
-    rows = restore_to_floors(rows, spec.balance)
+    rows = restore_to_floors(rows, spec.balance, held_out)
     ids = rows.select("ident", "prompt_id", "slice", content="text")
     prompts = CandidateTexts(ids, source, lambda batch: extract_user_texts(batch["messages"]), ("messages",))
     # Steps compare rows. They run in this order, each over the rows that are still kept.
