@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from distill_dagster.core.memory import Memory, measure_memory
 from distill_dagster.student import loading
 from distill_dagster.student.batches import Item, MicroBatches
 from distill_dagster.student.shrinking import remove_layers
+from distill_dagster.student.training_mode import set_training
 
 if TYPE_CHECKING:
     import torch
@@ -262,17 +262,8 @@ def measure_kept_bytes(student: Student, items: Sequence[Item]) -> int:
         return tensor
 
     batch = {name: value.to(student.device) for name, value in student.collate(list(items)).items()}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.random.fork_rng(), _train(module):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.random.fork_rng(), set_training(module, True):
         parts = student.compute_loss(batch)
     del parts
     return sum(kept.values())
-
-
-@contextmanager
-def _train(module: Any) -> Iterator[None]:
-    is_training = module.training
-    module.train()
-    try:
-        yield
-    finally:
-        module.train(is_training)
