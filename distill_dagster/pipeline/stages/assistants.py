@@ -113,7 +113,7 @@ def answer_as_assistant(env: StageContext, dataset: pl.DataFrame, predictor: Pre
 
 def _predict_with_progress(predictor: Predictor, prompts: list[StudentPrompt], name: str) -> Iterator[Prediction]:
     for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-        progress.report_progress(f"student {name} answers", start, len(prompts))
+        progress.report_progress(f"asking student {name}", start, len(prompts))
         yield from predictor.predict(prompts[start : start + PROMPTS_AT_ONCE])
 
 
