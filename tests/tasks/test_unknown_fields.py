@@ -33,7 +33,11 @@ from tests.support.task import merge_settings, reload_folder, write_small_task
         (SliceFile, ("seeds", 4, "messages", 1, "contents"), "Did you mean 'content'?"),
         (LabelledRow, ("Label",), "Did you mean 'label'?"),
         # A field of another block, exactly or with a slip.
-        (Task, ("learning_rate",), "Did you mean 'students.<name>.learning_rate'?"),
+        (
+            Task,
+            ("learning_rate",),
+            "Did you mean 'students.<name>.learning_rate' or 'students.<name>.then.learning_rate'?",
+        ),
         (Task, ("top_logprob",), "Did you mean 'teacher.top_logprobs' or 'teachers.<name>.top_logprobs'?"),
         # A filter's setting that was written beside the filters, or at the top.
         (Task, ("curation", "min_confidence"), "Did you mean 'curation.filters.min_confidence'?"),
