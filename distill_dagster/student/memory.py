@@ -147,8 +147,12 @@ def estimate_model_bytes(skeleton: Any, spec: StudentSpec) -> int:
     trained = _count_trained_weights(skeleton, spec)
     if spec.method != "full":
         weights += 4 * trained
-    best_epoch = 4 if spec.patience is not None else 0
-    return round(weights + trained * (4 + ADAM_BYTES + best_epoch))
+    return round(weights + trained * _get_bytes_per_trained_weight(spec))
+
+
+def _get_bytes_per_trained_weight(spec: StudentSpec) -> int:
+    """Bytes of its gradient, the optimizer's state and, with early stopping, its copy of the best epoch."""
+    return 4 + ADAM_BYTES + (4 if spec.patience is not None else 0)
 
 
 def _count_trained_weights(skeleton: Any, spec: StudentSpec) -> int:
@@ -184,7 +188,7 @@ def choose_micro_batches(
     spec = student.spec
     longest = max(items, key=lambda item: item["length"])
     trained = [p for p in student.trained_module.parameters() if p.requires_grad]
-    optimizer = sum(p.numel() for p in trained) * (4 + ADAM_BYTES + (4 if spec.patience is not None else 0))
+    optimizer = sum(p.numel() for p in trained) * _get_bytes_per_trained_weight(spec)
     memory = memory or measure_training_memory()
     sharing = _count_sharing(ranks)
     free = SHARE_OF_FREE * memory.free / sharing - optimizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,18 +24,8 @@ from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PROMPT_CONTEXT, REJECTED, SCORED, TEACHER_PRIOR
 from tests.support.provider import FakeProvider, Fault, ReceivedRequest
+from tests.support.stages import DATA_STAGES
 from tests.support.task import LABELS, build_stage_context, jsonl, pass_gate, reload_folder, write_small_task
-
-STAGES: dict[str, Callable[[StageContext, str | None], StageResult]] = {
-    "prompt_context": prompts.make_prompt_context,
-    "teacher_prior": teacher.make_teacher_prior,
-    "golden_completions": teacher.make_golden_completions,
-    "teacher_gate": gate.make_teacher_gate,
-    "seed_prompts": prompts.make_seed_prompts,
-    "teacher_completions": teacher.make_teacher_completions,
-    "scored_completions": scores.make_scored_completions,
-    "filtered_dataset": dataset.make_filtered_dataset,
-}
 
 
 def read_rejected_rows(env: StageContext) -> pl.DataFrame:
@@ -55,17 +45,19 @@ class Run:
 
     def make(self, asset: str, partition: str | None = None) -> StageResult:
         fresh = StageContext(**(vars(self.env) | {"folder": reload_folder(self.env.folder)}))
-        return STAGES[asset](fresh, partition)
+        return DATA_STAGES[asset](fresh, partition)
 
     def stale(self) -> dict[str, tuple[str, ...]]:
         return {
-            s.name: s.why for s in self.state().list_statuses(students=[]) if s.state != "fresh" and s.asset in STAGES
+            s.name: s.why
+            for s in self.state().list_statuses(students=[])
+            if s.state != "fresh" and s.asset in DATA_STAGES
         }
 
     def update(self) -> list[str]:
         """Make everything that is not fresh, in order, and return the names of these artifacts."""
         now = self.state()
-        every = [(asset, partition) for asset in STAGES for partition in now.list_partitions(now.stages[asset])]
+        every = [(asset, partition) for asset in DATA_STAGES for partition in now.list_partitions(now.stages[asset])]
         made = [self.make(*one).record for one in every if self.state().get_status(*one).state != "fresh"]
         return [format_artifact_name(record.asset, record.partition) for record in made]
 
@@ -135,7 +127,7 @@ def test_the_same_files_and_answers_give_the_same_tables(run: Run, tmp_path: Pat
     second.update()
     assert len(run.provider.requests) == requests
     for status in run.state().list_statuses(students=[]):
-        if status.asset in STAGES:
+        if status.asset in DATA_STAGES:
             record = second.env.lake.read_record(run.env.task_name, status.asset, status.partition)
             assert record is not None
             assert status.record is not None

@@ -10,24 +10,14 @@ import pytest
 
 from distill_dagster.core import plots
 from distill_dagster.pipeline.freshness import TaskState
-from distill_dagster.pipeline.stages import dataset, gate, preference_pairs, prompts, scores, students, teacher
-from distill_dagster.pipeline.stages.context import StageContext, StageResult
+from distill_dagster.pipeline.stages import preference_pairs, students
 from distill_dagster.student.types import PhaseLog, TrainingLog
 from distill_dagster.tables.schemas import PREFERENCE_PAIRS
 from tests.support.provider import FakeProvider, ReceivedRequest
+from tests.support.stages import DATA_STAGES
 from tests.support.task import LABELS, build_stage_context, write_small_task
 
-MAKERS: dict[str, Callable[[StageContext, str | None], StageResult]] = {
-    "prompt_context": prompts.make_prompt_context,
-    "teacher_prior": teacher.make_teacher_prior,
-    "golden_completions": teacher.make_golden_completions,
-    "teacher_gate": gate.make_teacher_gate,
-    "seed_prompts": prompts.make_seed_prompts,
-    "teacher_completions": teacher.make_teacher_completions,
-    "scored_completions": scores.make_scored_completions,
-    "filtered_dataset": dataset.make_filtered_dataset,
-    "preference_pairs": preference_pairs.make_preference_pairs,
-}
+STAGES = DATA_STAGES | {"preference_pairs": preference_pairs.make_preference_pairs}
 STUDENT = {"model": "smollm2-135m-instruct", "architecture": "causal_lm", "then": [{"kind": "preference"}]}
 
 
@@ -68,7 +58,7 @@ def test_a_sample_that_lost_the_vote_becomes_a_pair_of_the_student(
         )
         env = build_stage_context(folder, tmp_path / "home")
         plan = TaskState(folder, env.lake)
-        for asset, make in MAKERS.items():
+        for asset, make in STAGES.items():
             made = [make(env, partition) for partition in plan.list_partitions(plan.stages[asset])]
         pairs = env.lake.read(env.task_name, "preference_pairs", None, PREFERENCE_PAIRS)[0]
         check = next(check for check in made[0].checks if check.name == "has_pairs")

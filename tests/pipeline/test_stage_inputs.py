@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from distill_dagster.pipeline.stages import (
     students,
     teacher,
 )
-from distill_dagster.pipeline.stages.context import StageContext, StageInputs, StageResult
+from distill_dagster.pipeline.stages.context import StageContext, StageInputs
 from distill_dagster.student.types import Prediction, TrainingLog
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
 from distill_dagster.tables.schemas import DATASET, PROMPTS
@@ -40,6 +40,7 @@ from distill_dagster.teacher.completions.usage import Usage
 from tests.support.imagining import answer_as_teacher as teacher_answer
 from tests.support.imagining import build_judge_answer, is_judge_request
 from tests.support.provider import FakeProvider, ReceivedRequest
+from tests.support.stages import DATA_STAGES
 from tests.support.task import LABELS, build_stage_context, write_small_task
 
 ASKING = [name for name, stage in STAGES.items() if stage.purpose is not None]
@@ -193,15 +194,7 @@ def answer_anything(seen: ReceivedRequest) -> str:
     return json.dumps(build_judge_answer(correct=5))
 
 
-MAKERS: dict[str, Callable[[StageContext, str | None], StageResult]] = {
-    "prompt_context": prompts.make_prompt_context,
-    "teacher_prior": teacher.make_teacher_prior,
-    "golden_completions": teacher.make_golden_completions,
-    "teacher_gate": gate.make_teacher_gate,
-    "seed_prompts": prompts.make_seed_prompts,
-    "teacher_completions": teacher.make_teacher_completions,
-    "scored_completions": scores.make_scored_completions,
-    "filtered_dataset": dataset.make_filtered_dataset,
+MAKERS = DATA_STAGES | {
     "preference_pairs": preference_pairs.make_preference_pairs,
     "replay_rows": replay_rows.make_replay_rows,
     "seed_only_adapter": students.make_seed_only_adapter,

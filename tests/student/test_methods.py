@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
-from distill_dagster.core import models
 from distill_dagster.core.errors import ModelError
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.train import choose_student_class, train_adapter
 from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainingLog, TrainRow
+from tests.support.tiny_model import write_random_models
 
 METHODS = ("lora", "qlora", "dora", "rslora", "full")
 SETTINGS = TaskSettings(item="Ticket")
@@ -28,26 +28,12 @@ ROWS = [
     for label, words in WORDS.items()
     for word in words
 ]
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> dict[str, Path]:
     """Random models of two layers by architecture."""
-    folders = {}
-    for architecture, tokenizer_of, config, auto in (
-        ("causal_lm", "smollm2-135m-instruct", transformers.LlamaConfig, transformers.AutoModelForCausalLM),
-        ("encoder", "all-minilm-l6-v2", transformers.BertConfig, transformers.AutoModel),
-    ):
-        folder = tmp_path_factory.mktemp(architecture)
-        source = models.resolve_model(tokenizer_of, models_folder).location
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        torch.manual_seed(0)
-        model = auto.from_config(config(**SIZES, vocab_size=len(tokenizer), initializer_range=0.05))
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        folders[architecture] = folder
-    return folders
+    return write_random_models(tmp_path_factory.mktemp("models"), models_folder, 2, 0.05)
 
 
 def make_spec(folder: Path, architecture: str, method: str, **settings: object) -> StudentSpec:

@@ -10,13 +10,13 @@ import torch
 import transformers
 
 from distill_dagster.config import LabelSpec, LoraSpec, StudentSpec
-from distill_dagster.core import models
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.loading import load_base
 from distill_dagster.student.predict import load_predictor
 from distill_dagster.student.shrinking import choose_layers, remove_layers
 from distill_dagster.student.train import train_adapter
 from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainRow
+from tests.support.tiny_model import write_random_models
 
 SETTINGS = TaskSettings(item="Ticket")
 LABELS = [LabelSpec(name=name, description=name) for name in ("red", "blue")]
@@ -32,20 +32,7 @@ SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "nu
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> dict[str, Path]:
     """Random models of five layers by architecture."""
-    folders = {}
-    for architecture, tokenizer_of, config, auto in (
-        ("causal_lm", "smollm2-135m-instruct", transformers.LlamaConfig, transformers.AutoModelForCausalLM),
-        ("encoder", "all-minilm-l6-v2", transformers.BertConfig, transformers.AutoModel),
-    ):
-        folder = tmp_path_factory.mktemp(architecture)
-        source = models.resolve_model(tokenizer_of, models_folder).location
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        torch.manual_seed(0)
-        model = auto.from_config(config(**SIZES, vocab_size=len(tokenizer), initializer_range=0.2))
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        folders[architecture] = folder
-    return folders
+    return write_random_models(tmp_path_factory.mktemp("models"), models_folder, 5, 0.2)
 
 
 def make_spec(folder: Path, architecture: str, method: str, layers: int | None = 3) -> StudentSpec:

@@ -1,4 +1,4 @@
-"""A causal language model with random weights and single characters as tokens, which learns small things in seconds."""
+"""Models with random weights, small enough to be trained in seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHARACTERS = string.ascii_letters + string.digits + " :\n.,?+=-"
 def write_tiny_model(
     folder: Path, layers: int = 2, size: int = 64, seed: int = 0, characters: str = CHARACTERS
 ) -> Path:
-    """Write the model and its tokenizer to a folder. The same arguments give the same weights."""
+    """Write a causal model with single characters as tokens, and its tokenizer. Equal arguments give equal weights."""
     import torch
     import transformers
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -38,6 +38,32 @@ def write_tiny_model(
         tokenizer_object=tokenizer, eos_token="<end>", unk_token="<unknown>"
     ).save_pretrained(folder)
     return folder
+
+
+def write_random_models(folder: Path, packaged: Path, layers: int, spread: float) -> dict[str, Path]:
+    """Write a causal model and an encoder, by architecture, with the tokenizers of the packaged models.
+
+    `spread` is the standard deviation of their weights.
+    """
+    import torch
+    import transformers
+
+    from distill_dagster.core.models import resolve_model
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 4}
+    folders = {}
+    for architecture, tokenizer_of, config, auto in (
+        ("causal_lm", "smollm2-135m-instruct", transformers.LlamaConfig, transformers.AutoModelForCausalLM),
+        ("encoder", "all-minilm-l6-v2", transformers.BertConfig, transformers.AutoModel),
+    ):
+        source = resolve_model(tokenizer_of, packaged).location
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        torch.manual_seed(0)
+        model = auto.from_config(config(**sizes, vocab_size=len(tokenizer), initializer_range=spread))
+        folders[architecture] = folder / architecture
+        model.save_pretrained(folders[architecture])
+        tokenizer.save_pretrained(folders[architecture])
+    return folders
 
 
 def teach_texts(folder: Path, texts: list[str], steps: int = 300) -> None:
