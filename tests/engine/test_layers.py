@@ -32,6 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("curation.dataset",),
     ("curation.__main__",),
     ("student", "evaluation"),
+    ("release",),
     ("pipeline",),
     ("new_task",),
     ("tuning",),
