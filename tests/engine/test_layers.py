@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("curation.__main__",),
     ("student", "evaluation"),
     ("release",),
+    ("serving",),
     ("pipeline",),
     ("new_task",),
     ("tuning",),
