@@ -26,8 +26,8 @@ def get_tuning_folder(reports: Path, task: str) -> Path:
 class Home:
     """The folders of one installation.
 
-    `DISTILL_HOME` moves everything generated (lake, store, models, instance, reports, training, tuning) and the inbox;
-    `DISTILL_TASKS` moves the task folders. By default both are in the project's `data/`.
+    `DISTILL_HOME` moves everything generated (lake, store, models, instance, reports, releases, training, tuning) and
+    the inbox; `DISTILL_TASKS` moves the task folders. By default both are in the project's `data/`.
     """
 
     root: Path
@@ -94,6 +94,11 @@ class Home:
     def training(self) -> Path:
         """Checkpoints and TensorBoard files of trainings: `training/<task>/<asset>/<student>/`."""
         return self.root / "training"
+
+    @property
+    def releases(self) -> Path:
+        """Released students: `releases/<task>/<number>/`, and `releases/<task>/current`."""
+        return self.root / "releases"
 
     @property
     def instance(self) -> Path:
