@@ -76,6 +76,11 @@ class Home:
         return self.root / "accepted"
 
     @property
+    def requests(self) -> Path:
+        """The log of served requests: `requests/<task>/requests-*.jsonl`, and `feedback.jsonl` beside them."""
+        return self.root / "requests"
+
+    @property
     def alerts(self) -> Path:
         """Files about failed runs."""
         return self.root / "alerts"

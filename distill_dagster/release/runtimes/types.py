@@ -74,7 +74,7 @@ class StudentSetup:
         """Write `student.json` into a release: all settings, since defaults may change. `models` is not part of it."""
         unused = {"lora"} if self.spec.method == "full" else set()
         value = {
-            "student": self.spec.model_dump(mode="json", exclude=unused, exclude_none=True),
+            "student": self.spec.model_dump(mode="json", exclude=unused),
             "labels": [label.model_dump(mode="json") for label in self.labels],
             "settings": asdict(self.settings),
         }
