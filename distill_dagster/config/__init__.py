@@ -16,6 +16,7 @@ from distill_dagster.config.inbox import InboxSpec
 from distill_dagster.config.judge import JudgeSpec
 from distill_dagster.config.refresh import RefreshSpec
 from distill_dagster.config.replay import REPLAY_NAME_PATTERN, REPLAY_PREFIX, ReplaySpec
+from distill_dagster.config.routing import RoutingSpec
 from distill_dagster.config.student import LoraSpec, StudentSpec
 from distill_dagster.config.task import Task
 from distill_dagster.config.teacher import EMBEDDED_PREFIX, CascadeSpec, FewShotSpec, TeacherSpec
@@ -44,6 +45,7 @@ __all__ = [
     "LoraSpec",
     "RefreshSpec",
     "ReplaySpec",
+    "RoutingSpec",
     "StudentSpec",
     "Task",
     "TaskKind",

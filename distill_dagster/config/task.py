@@ -32,6 +32,7 @@ from distill_dagster.config.judge import JudgeSpec
 from distill_dagster.config.objective import SHORT_FORMS, Objective, writes_reasoning
 from distill_dagster.config.refresh import RefreshSpec
 from distill_dagster.config.replay import REPLAY_PREFIX
+from distill_dagster.config.routing import RoutingSpec
 from distill_dagster.config.student import (
     BASE_MODEL_SETTINGS,
     RUN_SETTINGS,
@@ -94,6 +95,7 @@ class Task(ConfigModel):
     curation: CurationSpec = CurationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     gate: GateSpec = GateSpec()
+    routing: RoutingSpec = RoutingSpec()
     budget: BudgetSpec = BudgetSpec()
     refresh: RefreshSpec = RefreshSpec()
     inbox: InboxSpec = InboxSpec()
