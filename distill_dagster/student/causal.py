@@ -302,6 +302,10 @@ class CausalStudent(LabelPredictions, CausalModel):
             total = total.index_add(0, torch.tensor(rows, device=total.device), reach_prob * loss)
         return total
 
+    def count_prompt_tokens(self, asked: Sequence[StudentPrompt]) -> list[int]:
+        """How many tokens of each prompt the model reads."""
+        return [len(one.ids) for one in self.renderer.encode_prompts(asked)]
+
     def compute_log_probs(self, asked: Sequence[StudentPrompt]) -> torch.Tensor:
         """Log-probabilities of the labels for a batch of prompts, shape (prompts, labels), on the CPU.
 

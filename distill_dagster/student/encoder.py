@@ -280,6 +280,10 @@ class EncoderStudent(LabelPredictions):
         built = self._build_inputs(self._tokenize(texts))
         return self._compute_embeddings({name: value.to(self.device) for name, value in built.items()})
 
+    def count_prompt_tokens(self, asked: Sequence[StudentPrompt]) -> list[int]:
+        """How many tokens of each prompt the encoder reads."""
+        return [len(ids) for ids in self._tokenize([prompt.text for prompt in asked])]
+
     def compute_log_probs(self, asked: Sequence[StudentPrompt]) -> torch.Tensor:
         """Log-probabilities of the labels for a batch of prompts, shape (prompts, labels), on the CPU."""
         import torch

@@ -11,7 +11,9 @@ prompt count for the loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,15 @@ if TYPE_CHECKING:
     import torch
 
     from distill_dagster.config import LabelSpec, StudentSpec
+
+
+@dataclass(frozen=True)
+class WrittenAnswer:
+    """What a student wrote, in how many tokens with the end token, and whether it was cut before its end."""
+
+    text: str
+    tokens: int
+    is_cut: bool
 
 
 class FreeTextStudent(CausalModel):
@@ -114,7 +125,7 @@ class FreeTextStudent(CausalModel):
 
     def predict_batch(self, asked: Sequence[StudentPrompt]) -> list[Prediction]:
         """Return one prediction per prompt, in order. With plain prompts the raw text begins with the prompt's mark."""
-        return [Prediction(text, {}, text) for text in self._generate(asked)]
+        return [Prediction(answer.text, {}, answer.text) for answer in self.write_answers(asked)]
 
     def get_saved_settings(self) -> dict[str, Any]:
         """Settings that labels.json keeps for this architecture only."""
@@ -124,11 +135,27 @@ class FreeTextStudent(CausalModel):
     def _cue(self) -> str:
         return REASONING_CUE if self.writes_reasoning else ANSWER_CUE
 
-    def _generate(self, asked: Sequence[StudentPrompt]) -> list[str]:
+    def write_answers(
+        self, asked: Sequence[StudentPrompt], listen: Callable[[str], bool] | None = None
+    ) -> list[WrittenAnswer]:
+        """Write an answer to every prompt, in order, with the most probable token at each step.
+
+        Args:
+            listen: is called with the first answer's text so far after each step, and ends the writing by returning
+                False.
+        """
         import torch
+        from transformers import StoppingCriteria, StoppingCriteriaList
 
         padded = self._pad([one.ids for one in self.renderer.encode_prompts(asked, self._cue)])
         width = padded["input_ids"].shape[1]
+        decode = partial(self.renderer.decode_answer, cue=self._cue)
+
+        class _Listener(StoppingCriteria):
+            def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+                ended = listen is not None and not listen(decode(input_ids[0, width:].tolist()))
+                return torch.full((len(input_ids),), ended, device=input_ids.device)
+
         with torch.inference_mode():
             out = self.model.generate(
                 input_ids=padded["input_ids"].to(self.device),
@@ -137,5 +164,14 @@ class FreeTextStudent(CausalModel):
                 do_sample=False,  # greedy
                 pad_token_id=self.end,
                 eos_token_id=self.renderer.stops,
+                stopping_criteria=StoppingCriteriaList([_Listener()] if listen is not None else []),
             )
-        return [self.renderer.decode_answer(ids, self._cue) for ids in out[:, width:].tolist()]
+        answers = []
+        for ids in out[:, width:].tolist():
+            tokens = next((place + 1 for place, token in enumerate(ids) if token in self.renderer.stops), None)
+            answers.append(WrittenAnswer(decode(ids), tokens or len(ids), tokens is None))
+        return answers
+
+    def count_prompt_tokens(self, asked: Sequence[StudentPrompt]) -> list[int]:
+        """How many tokens of each prompt the model reads."""
+        return [len(one.ids) for one in self.renderer.encode_prompts(asked, self._cue)]

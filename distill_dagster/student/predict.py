@@ -83,7 +83,7 @@ class StudentPredictor:
     """Predictions of a student, with its adapter or without."""
 
     def __init__(self, student: Student, size: int) -> None:
-        self._student = student
+        self.student = student
         self.parameters: int = student.base.parameters
         self.bytes: int = size
 
@@ -94,7 +94,7 @@ class StudentPredictor:
         order = sorted(range(len(asked)), key=lengths.__getitem__)
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            predictions |= zip(part, self._student.predict_batch([asked[i] for i in part]), strict=True)
+            predictions |= zip(part, self.student.predict_batch([asked[i] for i in part]), strict=True)
         return [predictions[i] for i in range(len(asked))]
 
 
