@@ -15,6 +15,7 @@ from distill_dagster.config.imagine import ImagineSpec
 from distill_dagster.config.inbox import InboxSpec
 from distill_dagster.config.judge import JudgeSpec
 from distill_dagster.config.refresh import RefreshSpec
+from distill_dagster.config.release import ExportName, ReleaseGateSpec, ReleaseSpec
 from distill_dagster.config.replay import REPLAY_NAME_PATTERN, REPLAY_PREFIX, ReplaySpec
 from distill_dagster.config.routing import RoutingSpec
 from distill_dagster.config.student import LoraSpec, StudentSpec
@@ -36,6 +37,7 @@ __all__ = [
     "CurationSpec",
     "DataMixSpec",
     "EvaluationSpec",
+    "ExportName",
     "FewShotSpec",
     "GateSpec",
     "ImagineSpec",
@@ -44,6 +46,8 @@ __all__ = [
     "LabelSpec",
     "LoraSpec",
     "RefreshSpec",
+    "ReleaseGateSpec",
+    "ReleaseSpec",
     "ReplaySpec",
     "RoutingSpec",
     "StudentSpec",

@@ -31,6 +31,7 @@ from distill_dagster.config.inbox import InboxSpec
 from distill_dagster.config.judge import JudgeSpec
 from distill_dagster.config.objective import SHORT_FORMS, Objective, writes_reasoning
 from distill_dagster.config.refresh import RefreshSpec
+from distill_dagster.config.release import ReleaseSpec
 from distill_dagster.config.replay import REPLAY_PREFIX
 from distill_dagster.config.routing import RoutingSpec
 from distill_dagster.config.student import (
@@ -95,6 +96,7 @@ class Task(ConfigModel):
     curation: CurationSpec = CurationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     gate: GateSpec = GateSpec()
+    release: ReleaseSpec = ReleaseSpec()
     routing: RoutingSpec = RoutingSpec()
     budget: BudgetSpec = BudgetSpec()
     refresh: RefreshSpec = RefreshSpec()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from distill_dagster.config.release import ExportName
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.types import StudentPrompt, TaskSettings
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from distill_dagster.config import LabelSpec, StudentSpec
     from distill_dagster.kinds import Kind
 
-ExportName = Literal["adapter", "merged", "gguf-f16", "gguf-q8_0", "gguf-q4_k_m", "onnx", "onnx-int8"]
-"""The formats of a release. GGUF is for students that write, ONNX for encoders."""
 RuntimeName = Literal["adapter", "llama_server", "onnx"]
 """What can answer from an export."""
 ParityStage = Literal["conversion", "quantization"]
