@@ -13,14 +13,13 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from distill_dagster.core.errors import DistillError
 from distill_dagster.evaluation.risk_coverage import RoutingRows
+from distill_dagster.release.packages import require_packages
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-RELEASE_REMEDY = "Install the extra `release`: .venv/bin/pip install -c requirements/constraints.txt -e '.[release]'"
 MIN_ROWS = 30
 """Fewer rows are not calibrated on, whatever the margin."""
 LARGEST_LOGIT, SMALLEST_LOGIT, LOGIT_STEP = 12.0, -6.0, 0.1
@@ -122,12 +121,9 @@ def list_thresholds() -> NDArray[np.float64]:
 def _find_lowest_certified(rows: RoutingRows, margin: float, confidence: float) -> float | None:
     import numpy as np
 
-    try:
-        from mapie.risk_control import BinaryClassificationController, BinaryRisk
-    except ImportError as error:
-        raise DistillError(
-            f"Routing needs the package mapie, which cannot be imported ({error}). {RELEASE_REMEDY}"
-        ) from None
+    require_packages("Routing", "mapie")
+    from mapie.risk_control import BinaryClassificationController, BinaryRisk
+
     harm = BinaryRisk(
         risk_occurrence=lambda harmful, kept: (harmful == 1) & (kept == 1),
         risk_condition=lambda harmful, kept: np.ones(len(kept), dtype=bool),  # over all requests
