@@ -11,10 +11,11 @@ from typing import Any, Literal
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.files import write_atomically
 from distill_dagster.evaluation.risk_coverage import RoutingPoint
+from distill_dagster.intake.request_log import Route
 from distill_dagster.release.routing.calibration import RouterCalibration
 
 ROUTING_FILE = "routing.json"
-Route = Literal["student", "teacher"]
+
 ThresholdSource = Literal["dev", "traffic", "task.yaml"]
 
 
