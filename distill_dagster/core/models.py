@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from distill_dagster.core.errors import ModelError
 from distill_dagster.core.files import get_temporary_path, lock_file
+from distill_dagster.core.gguf_files import copy_gguf
 from distill_dagster.core.hashing import hash_file, hash_folder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -275,26 +276,14 @@ def _convert_gguf_to_folder(folder: Path, weights: str, target: Path) -> None:
 
 
 def _convert_gguf_to_q8(source: Path, target: Path) -> None:
-    import numpy as np
-    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+    from gguf import GGMLQuantizationType
     from gguf.quants import dequantize, quantize
 
-    reader = GGUFReader(source)
-    writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
-    not_copied = ("general.architecture", "general.file_type", "general.quantization_version")
-    for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name in not_copied:
-            continue
-        kind = field.types[0]
-        element = field.types[-1] if kind == GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), kind, sub_type=element)
-    q8, f32 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.F32
-    for tensor in reader.tensors:
-        if tensor.tensor_type == f32:
-            writer.add_tensor(tensor.name, np.array(tensor.data))
-        else:
-            writer.add_tensor(tensor.name, quantize(dequantize(tensor.data, tensor.tensor_type), q8), raw_dtype=q8)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    q8 = GGMLQuantizationType.Q8_0
+
+    def convert(tensor: Any) -> tuple[Any, GGMLQuantizationType] | None:
+        if tensor.tensor_type == GGMLQuantizationType.F32:
+            return None
+        return quantize(dequantize(tensor.data, tensor.tensor_type), q8), q8
+
+    copy_gguf(source, target, convert, {"general.file_type": None, "general.quantization_version": None})

@@ -10,8 +10,7 @@ from typing import Any
 
 from distill_dagster.config import EMBEDDED_PREFIX, TeacherSpec
 from distill_dagster.core.errors import ModelError, TeacherError
-from distill_dagster.core.limits import count_cores
-from distill_dagster.core.openmp import limit_openmp_spin
+from distill_dagster.core.llama_cpp import LlamaServerSettings, start_llama_server
 from distill_dagster.teacher.providers.client import Endpoint
 
 TOKENS_PER_SLOT = 4096
@@ -31,31 +30,16 @@ class EmbeddedServer:
 
     def __init__(self, gguf: Path, identity: str, slots: int, threads: int | None = None) -> None:
         self._gguf, self._identity, self._slots = gguf, identity, slots
-        self._threads = threads or count_cores()
+        self._threads = threads
         self._server: Any = None
         self.endpoint: Endpoint | None = None
 
     def start(self) -> Endpoint:
         """Start the server and return its endpoint."""
-        limit_openmp_spin()
-        import xllamacpp
-
         key = secrets.token_urlsafe(32)
-        params = xllamacpp.CommonParams()
-        params.model.path = str(self._gguf)
-        params.model_alias = {"embedded"}
-        params.hostnames = ["127.0.0.1"]
-        params.port = 0
-        params.api_keys = [key]
-        params.n_parallel = self._slots
-        params.n_ctx = TOKENS_PER_SLOT * self._slots
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
-        params.n_gpu_layers = 0
-        # On the CPU, llama.cpp is a third faster without flash attention on prompts of a thousand tokens.
-        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.ui = False
-        params.verbosity = -1
-        self._server = xllamacpp.Server(params)
+        self._server = start_llama_server(
+            LlamaServerSettings(str(self._gguf), self._slots, TOKENS_PER_SLOT, "embedded", key, self._threads)
+        )
         self.endpoint = Endpoint(
             "text-completion-openai/embedded", self._identity, f"{self._server.listening_address}/v1", key
         )
