@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ PACKAGES = ("dagster", "polars", "duckdb", "litellm", "torch", "transformers", "
 
 
 def machine() -> dict[str, Any]:
+    """The machine that runs this benchmark, with its GPU if torch is loaded and has one."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    torch = sys.modules.get("torch")
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch is not None and torch.cuda.is_available() else {}
     return {
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(memory / 1e9, 1),
         "processor": platform.machine(),
         "python": platform.python_version(),
-    }
+    } | gpu
 
 
 def peak_mb() -> float:
@@ -51,7 +55,7 @@ def write_result(path: Path | None, figures: dict[str, Any], **more: Any) -> Non
     value = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": {name: metadata.version(name) for name in PACKAGES if find_spec(name) is not None},
         "figures": old | figures,
         **more,
     }

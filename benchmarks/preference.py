@@ -53,7 +53,7 @@ SFT: dict[str, Any] = {
     "max_tokens": 112,
     "answer_tokens": 12,
 }
-PHASE: dict[str, Any] = {"kind": "preference", "beta": 0.1, "epochs": 1, "batch_size": 8, "learning_rate": 5.0e-5}
+PHASE: dict[str, Any] = {"kind": "preference", "beta": 0.1, "epochs": 2, "batch_size": 8, "learning_rate": 1.0e-4}
 ANSWER = re.compile(r"answer is \(([a-e])\)", re.IGNORECASE)
 
 

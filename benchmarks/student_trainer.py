@@ -7,6 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ class Bench:
         """`change` is put over the settings of every student."""
         self.models, self.seeds, self.change = models, range(seeds), change
         self.cache = home / "students"
+        self.devices: Counter[str] = Counter()
+        """How many trainings ran on which device."""
         self.cache.mkdir(parents=True, exist_ok=True)
 
     def build_spec(self, settings: dict[str, Any], seed: int = 0, **more: Any) -> StudentSpec:
@@ -88,10 +91,12 @@ class Bench:
                     seconds.append(time.perf_counter() - begun)
                 found = {"accuracy": statistics.fmean(right), "latency_s": statistics.median(seconds)}
                 found |= {"probs": [one.probs for one in predictor.predict(asked)]} if asked else {}
+                found["device"] = name_device()
             kept.write_text(json.dumps(found))
             about = f"{source.name}, {spec.model}, {len(rows)} rows: {found['accuracy']:.4f}"
             print(f"[{time.perf_counter() - started:6.0f} s] {about}", file=sys.stderr, flush=True)
         result: Figures = json.loads(kept.read_text())
+        self.devices[result.get("device", "cpu")] += 1
         return result
 
     def measure_seeds(
@@ -106,6 +111,13 @@ class Bench:
         """What `measure` returns, for each seed of a student with changed settings."""
         specs = [self.build_spec(settings, seed, **change) for seed in self.seeds]
         return [self.measure(source, spec, rows, validation, epochs) for spec in specs]
+
+
+def name_device() -> str:
+    """The name of the GPU that trains, else "cpu"."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def summarize(values: list[float]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ recordings, without filters; a tenth of them is validation.
     commonsenseqa  answer, reasoning and multitask, of all rows and of those on which two teachers agree; --rows of them
     svamp          the same; a row is agreed on if the reasoning names the value of the answer
 
-Each part writes its figures when it ends. `table` keeps the sources that a run does not measure. Trainings are cached
+Each part writes its figures when it ends, and on which devices it trained. `table` keeps the sources that a run does not measure. Trainings are cached
 in --home by settings and rows, not by code: use a new home after a change of the code.
 """
 
@@ -239,6 +239,8 @@ def main() -> None:
                 print(f"{name:40} {value}", flush=True)
             found: Figures = json.loads(target.read_text())["figures"] if target is not None and target.exists() else {}
             merge_tables(found, figures)
+            found[f"devices_{part}"] = dict(bench.devices)
+            bench.devices.clear()
             write_result(target, found, note=NOTE)
 
 

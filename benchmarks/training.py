@@ -160,37 +160,59 @@ def build_own_trainer(student: Any, items: list[Any], sampler: Any, folder: Path
 
 def build_trl_trainer(loop: str, items: list[Any], order: list[list[int]], folder: Path, steps: int | None) -> Any:
     """TRL's SFTTrainer on the same token ids, with the same optimizer and schedule."""
-    import datasets
     import peft
+    import torch
+    import transformers
+
+    from distill_dagster.student import loading
+
+    is_tuned = loop.startswith("trl_tuned")
+    tuned = {"bf16": False, "gradient_checkpointing": False, "padding_free": True, "max_length": None}
+    location = models.resolve_model(SPEC.model, MODELS).location
+    dtype = loading.get_torch_dtype(SPEC.dtype) if is_tuned else torch.float32
+    attention = {"attn_implementation": "eager"} if loop.endswith("eager") else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **attention)
+    lora = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=SPEC.lora.rank, lora_alpha=SPEC.lora.alpha, target_modules="all-linear"
+    )
+    changes = {"max_steps": steps or -1} | (tuned if is_tuned else {})
+    return build_sft_trainer(SPEC, model, items, None if loop == "trl" else order, folder, lora, **changes)
+
+
+def build_sft_trainer(
+    spec: StudentSpec,
+    model: Any,
+    items: list[Any],
+    order: list[list[int]] | None,
+    folder: Path,
+    lora: Any,
+    **changes: Any,
+) -> Any:
+    """TRL's SFTTrainer with the optimizer and schedule of a student. Without an order of rows it shuffles them."""
+    import datasets
     import torch
     import transformers
     import trl
 
     from distill_dagster.student import loading
 
-    is_tuned = loop.startswith("trl_tuned")
-    tuned = {"bf16": False, "gradient_checkpointing": False, "padding_free": True, "max_length": None}
+    batches = len(order) if order else -(-len(items) // spec.batch_size)
     arguments = trl.SFTConfig(
         output_dir=str(folder),
         num_train_epochs=1,
-        max_steps=steps or -1,
-        per_device_train_batch_size=SPEC.batch_size,
-        learning_rate=SPEC.learning_rate,
+        per_device_train_batch_size=spec.batch_size,
+        learning_rate=spec.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=round(SPEC.warmup_ratio * len(order)),
+        warmup_steps=round(spec.warmup_ratio * batches),
         completion_only_loss=True,
         logging_steps=1,
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
         use_cpu=loading.choose_device() == "cpu",
-        seed=SPEC.seed,
-        **(tuned if is_tuned else {}),
+        seed=spec.seed,
+        **changes,
     )
-    location = models.resolve_model(SPEC.model, MODELS).location
-    dtype = loading.get_torch_dtype(SPEC.dtype) if is_tuned else torch.float32
-    attention = {"attn_implementation": "eager"} if loop.endswith("eager") else {}
-    model = transformers.AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **attention)
     rows = [
         {
             "input_ids": item["ids"],
@@ -201,7 +223,7 @@ def build_trl_trainer(loop: str, items: list[Any], order: list[list[int]], folde
 
     class _Trainer(trl.SFTTrainer):
         def get_train_dataloader(self) -> Any:
-            if loop == "trl":
+            if order is None:
                 return super().get_train_dataloader()
             return torch.utils.data.DataLoader(self.train_dataset, batch_sampler=order, collate_fn=self.data_collator)
 
@@ -209,10 +231,8 @@ def build_trl_trainer(loop: str, items: list[Any], order: list[list[int]], folde
         model=model,
         args=arguments,
         train_dataset=datasets.Dataset.from_list(rows),
-        processing_class=transformers.AutoTokenizer.from_pretrained(location),
-        peft_config=peft.LoraConfig(
-            task_type="CAUSAL_LM", r=SPEC.lora.rank, lora_alpha=SPEC.lora.alpha, target_modules="all-linear"
-        ),
+        processing_class=transformers.AutoTokenizer.from_pretrained(model.config._name_or_path),
+        peft_config=lora,
     )
 
 
