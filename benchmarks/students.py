@@ -15,8 +15,9 @@ recordings, without filters; a tenth of them is validation.
     commonsenseqa  answer, reasoning and multitask, of all rows and of those on which two teachers agree; --rows of them
     svamp          the same; a row is agreed on if the reasoning names the value of the answer
 
-Each part writes its figures when it ends, and on which devices it trained. `table` keeps the sources that a run does not measure. Trainings are cached
-in --home by settings and rows, not by code: use a new home after a change of the code.
+Each part writes its figures when it ends, and on which devices it trained. `table` keeps the sources that a run does
+not measure. Trainings are cached in --home by settings and rows, not by code: use a new home after a change of the
+code.
 """
 
 from __future__ import annotations
