@@ -29,6 +29,16 @@ class EvaluationSpec(ConfigModel):
         description="price in USD of an hour of the machine that trains the student and answers with it, and with an "
         "embedded teacher; by default about that of a rented machine with 2 cores; null: unknown",
     )
+    margin: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.05,
+        description="how far the student's score may be below the teacher's and still count as equal: the report "
+        "says whether the items show that (non-inferiority)",
+    )
+    requests_per_day: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="how many requests a day the student would answer: the report says in how many days it has paid "
+        "for itself; null: only in how many requests",
+    )
     seed: int = Field(default=0, description="seed of the resamples")
 
     @model_validator(mode="before")

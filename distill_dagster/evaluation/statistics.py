@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,6 +75,14 @@ def compute_percentile_interval(value: float | None, draws: NDArray[np.float64],
     tail = (1 - confidence) / 2
     low, high = np.quantile(defined, [tail, 1 - tail])
     return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def compute_bootstrap_mean(values: NDArray[np.float32], samples: int, seed: int, confidence: float) -> Interval:
+    """Mean of some values with its percentile bootstrap interval."""
+    if not len(values):
+        return Interval(None)
+    draws = compute_bootstrap_sums(values[:, None], samples, seed)[:, 0] / len(values)
+    return compute_percentile_interval(float(values.mean()), draws, confidence)
 
 
 def compute_accuracy_interval(correct: int, items: int, draws: NDArray[np.float64], confidence: float) -> Interval:
@@ -167,3 +175,76 @@ def compute_permutation_p_value(differences: NDArray[np.float32], seed: int, sam
         extreme += int((np.abs(signs @ nonzero) >= observed).sum())
         done += rows
     return (extreme + 1) / (samples + 1)
+
+
+def compute_wilson_interval(correct: int, items: int, confidence: float) -> Interval:
+    """Score interval of a share (Wilson 1927). It holds for few items, and if none or all are right."""
+    from scipy.stats import binomtest
+
+    if not items:
+        return Interval(None)
+    bounds = binomtest(correct, items).proportion_ci(confidence, method="wilson")
+    value = correct / items
+    return Interval(value, min(float(bounds.low), value), max(float(bounds.high), value))
+
+
+def compute_paired_score_interval(only_first: int, only_second: int, items: int, confidence: float) -> Interval:
+    """Score interval of a paired difference of two accuracies (Tango 1998).
+
+    It has the differences that the score test does not reject. Unlike a bootstrap it is not too narrow if few items
+    separate the two systems, so claims that a difference is small rest on it.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    if not items:
+        return Interval(None)
+    value = (only_first - only_second) / items
+    level = float(norm.ppf((1 + confidence) / 2))
+
+    def find(bound: float, sign: int) -> float:
+        def distance(difference: float) -> float:
+            return compute_paired_score(only_first, only_second, items, difference) - sign * level
+
+        # At the very end of the range the spread may be zero, and the score infinite.
+        edge = bound * (1 - 1e-12)
+        return bound if distance(edge) * distance(value) >= 0 else float(brentq(distance, edge, value, xtol=1e-12))
+
+    return Interval(value, find(-1.0, 1), find(1.0, -1))
+
+
+def compute_paired_score(only_first: int, only_second: int, items: int, difference: float) -> float:
+    """The score statistic of the hypothesis that two accuracies differ by `difference` (Tango 1998).
+
+    It is standard normal if that is the difference. The variance is that of the most likely shares under the
+    hypothesis. At a difference of 0 its square is McNemar's statistic.
+    """
+    b, c = only_first, only_second
+    linear = -b - c + (2 * items - b + c) * difference
+    constant = -c * difference * (1 - difference)
+    share = (math.sqrt(max(0.0, linear**2 - 8 * items * constant)) - linear) / (4 * items)
+    variance = items * (2 * share + difference * (1 - difference))
+    distance = b - c - items * difference
+    if variance <= 0:
+        return 0.0 if distance == 0 else math.copysign(math.inf, distance)
+    return distance / math.sqrt(variance)
+
+
+def compute_non_inferiority_p_value(only_first: int, only_second: int, items: int, margin: float) -> float:
+    """One-sided p-value of the hypothesis that the first system is worse by `margin` or more (Nam 1997, Tango 1998)."""
+    from scipy.stats import norm
+
+    return float(norm.sf(compute_paired_score(only_first, only_second, items, -margin)))
+
+
+def adjust_p_values(p_values: Sequence[float]) -> list[float]:
+    """Adjust the p-values of a family of tests (Holm 1979).
+
+    With a bound of 0.05 on the adjusted values, the chance that any test of the family finds a difference where there
+    is none is at most 5 %.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 from distill_dagster.core.errors import DistillError
 from distill_dagster.evaluation.costs import compute_machine_cost
 from distill_dagster.evaluation.metrics.comparisons import compare_systems
-from distill_dagster.evaluation.metrics.system_arrays import build_system_arrays, read_answer_label
+from distill_dagster.evaluation.metrics.error_origins import add_error_origins
+from distill_dagster.evaluation.metrics.non_inferiority import compute_non_inferiority
+from distill_dagster.evaluation.metrics.slices import compare_slices
+from distill_dagster.evaluation.metrics.system_arrays import build_system_arrays, is_binary, read_answer_label
 from distill_dagster.evaluation.metrics.system_scores import compute_system_score
 from distill_dagster.evaluation.metrics.types import (
     ASSISTANT,
@@ -22,9 +25,10 @@ from distill_dagster.evaluation.metrics.types import (
     TEACHER,
     Metrics,
     SplitMetrics,
+    SystemComparison,
     SystemFacts,
 )
-from distill_dagster.evaluation.statistics import compute_bootstrap_sums
+from distill_dagster.evaluation.statistics import adjust_p_values, compute_bootstrap_sums
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +52,9 @@ def compute_metrics(
     of the kind's score and second score, computed from answer and reference of every row. Macro-F1 is the mean over the
     labels that are a reference in the split. Rows without a reference are left out.
 
-    A system other than the teacher without a cost in `facts` runs on this machine. It costs what the machine costs,
-    at `spec.machine_usd_per_hour`, answering one item after the other.
+    A system other than the teacher without a cost in `facts` runs on this machine. It costs what the machine costs
+    while it answers, at `spec.machine_usd_per_hour`: with many items in a batch, or without a measured throughput with
+    one item after the other.
 
     Args:
         predictions: a table with the schema `PREDICTIONS`.
@@ -80,9 +85,11 @@ def compute_metrics(
     }
     system_facts = {}
     for system, score in splits[GOLDEN].systems.items():
-        fact = SystemFacts(**facts.get(system, {}))
+        fact = SystemFacts.from_json(facts.get(system, {}))
         if fact.cost_usd_per_1k is None and system != TEACHER:
-            cost = compute_machine_cost(score.latency.mean, spec.machine_usd_per_hour)
+            throughput = fact.speed.requests_per_s
+            seconds = 1 / throughput if throughput else score.latency.mean
+            cost = compute_machine_cost(seconds, spec.machine_usd_per_hour)
             fact = replace(fact, cost_usd_per_1k=None if cost is None else 1000 * cost)
         system_facts[system] = fact
     names = (unlabelled_kind.metric, unlabelled_kind.second_metric) if unlabelled_kind else ("accuracy", "macro_f1")
@@ -114,23 +121,49 @@ def _compute_split_metrics(
             actual = answered = s.second_scores[:, None]
         block = np.hstack([s.present[:, None], s.scores[:, None], actual, answered, actual * answered])
         places[s.name] = _append_columns(columns, block)
-    pairs = [(a, b) for a in systems if a.name in (DISTILLED, BASE) for b in systems if a is not b]
-    pairs += [(a, b) for a in systems if a.name == ASSISTANT for b in systems if b.name == TEACHER]
-    for a, b in pairs:
+    pairs = [(a, b) for i, a in enumerate(systems) for b in systems[i + 1 :]]
+    named = [(a, b) for a in systems if a.name in (DISTILLED, BASE) for b in systems if a is not b]
+    named += [(a, b) for a in systems if a.name == ASSISTANT for b in systems if b.name == TEACHER]
+    every = {(a.name, b.name): (a, b) for a, b in [*pairs, *named]}
+    for (first, second), (a, b) in every.items():
         both = a.present * b.present
-        places[f"{a.name}-{b.name}"] = _append_columns(
-            columns, np.stack([both, a.scores * both, b.scores * both], axis=1)
-        )
+        block = np.stack([both, a.scores * both, b.scores * both], axis=1)
+        places[f"{first}-{second}"] = _append_columns(columns, block)
     sums = compute_bootstrap_sums(np.hstack(columns).astype(np.float32), spec.bootstrap_samples, spec.seed)
 
     scores = {
-        s.name: compute_system_score(s, truth, slices, labels, sums[:, places[s.name]], spec.confidence, kind)
-        for s in systems
+        s.name: compute_system_score(s, truth, slices, labels, sums[:, places[s.name]], spec, kind) for s in systems
     }
+    by_name = {s.name: s for s in systems}
+    teacher, distilled = by_name.get(TEACHER), by_name.get(DISTILLED)
+    if teacher is not None and is_binary(kind):
+        students = [s for s in systems if s is not teacher]
+        scores |= {s.name: add_error_origins(scores[s.name], s, teacher, slices, kind) for s in students}
     compared = {
-        (a.name, b.name): compare_systems(a, b, sums[:, places[f"{a.name}-{b.name}"]], spec, kind) for a, b in pairs
+        names: compare_systems(a, b, sums[:, places["-".join(names)]], spec, kind) for names, (a, b) in every.items()
     }
-    return SplitMetrics(split, scores, compared)
+    compared = _adjust_comparisons(compared, [(a.name, b.name) for a, b in pairs])
+    return SplitMetrics(
+        split,
+        scores,
+        {(a.name, b.name): compared[a.name, b.name] for a, b in named},
+        tuple(compared[a.name, b.name] for a, b in pairs),
+        {s.name: compare_slices(distilled, s, slices, spec, kind) for s in systems if s is not distilled}
+        if distilled
+        else {},
+        compute_non_inferiority(distilled, teacher, spec, kind) if distilled and teacher else None,
+    )
+
+
+def _adjust_comparisons(
+    compared: dict[tuple[str, str], SystemComparison], pairs: list[tuple[str, str]]
+) -> dict[tuple[str, str], SystemComparison]:
+    """Add the p-values that are corrected for all pairs; those of (b, a) are those of (a, b)."""
+    adjusted = dict(zip(pairs, adjust_p_values([compared[pair].p_value for pair in pairs]), strict=True))
+    return {
+        (a, b): replace(c, adjusted_p_value=adjusted[(a, b) if (a, b) in adjusted else (b, a)])
+        for (a, b), c in compared.items()
+    }
 
 
 def _append_columns(columns: list[NDArray[np.float32]], block: NDArray[np.float32]) -> slice:

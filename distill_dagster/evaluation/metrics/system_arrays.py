@@ -35,7 +35,8 @@ class SystemArrays:
     """One system's rows as arrays over all items of the split.
 
     `present` is 1 if the system has a row for the item, else 0. `scores` has the score of each item: 0 or 1 if answers
-    are right or wrong. `answers` has the index of each answer's label, or -1.
+    are right or wrong. `answers` has the index of each answer's label, or -1. `texts` has each answer as canonical
+    JSON, or None.
     """
 
     name: str
@@ -44,6 +45,7 @@ class SystemArrays:
     answers: NDArray[np.int64]
     latencies: list[float]
     second_scores: NDArray[np.float32]
+    texts: list[str | None]
 
 
 def build_system_arrays(
@@ -55,6 +57,9 @@ def build_system_arrays(
     present, scores, second_scores = (np.zeros(len(ids), np.float32) for _ in range(3))
     answers = np.full(len(ids), -1, dtype=np.int64)
     present[places] = 1
+    texts: list[str | None] = [None] * len(ids)
+    for place, answer in zip(places, part["answer"], strict=True):
+        texts[place] = answer
     if kind is None:
         scores[places] = part["correct"].cast(int).to_numpy()
         answers[places] = [codes.get(read_answer_label(answer), -1) for answer in part["answer"]]
@@ -66,4 +71,4 @@ def build_system_arrays(
         scores[places] = [kind.score(*pair) for pair in pairs]
         second_scores[places] = [kind.score_second(*pair) for pair in pairs] if kind.second_metric else 0
     latencies = part["latency_s"].drop_nulls().drop_nans().to_list()
-    return SystemArrays(name, present, scores, answers, latencies, second_scores)
+    return SystemArrays(name, present, scores, answers, latencies, second_scores, texts)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from distill_dagster.evaluation.metrics.slices import score_slices
 from distill_dagster.evaluation.metrics.system_arrays import SystemArrays, is_binary
 from distill_dagster.evaluation.metrics.types import NO_ANSWER, LabelScore, LatencySummary, SystemScore
 from distill_dagster.evaluation.statistics import (
     Interval,
     compute_accuracy_interval,
     compute_percentile_interval,
+    compute_wilson_interval,
     divide_or_nan,
 )
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from distill_dagster.config import EvaluationSpec
     from distill_dagster.kinds import Kind
 
 
@@ -26,20 +29,18 @@ def compute_system_score(
     slices: list[str],
     labels: list[str],
     sums: NDArray[np.float64],
-    level: float,
+    spec: EvaluationSpec,
     kind: Kind | None,
 ) -> SystemScore:
     import numpy as np
 
-    mask = s.present > 0
+    mask, level = s.present > 0, spec.confidence
     n = int(mask.sum())
-    per_slice = {}
-    names = np.array(slices, dtype=object)
-    for name in sorted(set(names[mask])):
-        in_slice = mask & (names == name)
-        per_slice[str(name)] = (int(in_slice.sum()), float(s.scores[in_slice].mean()))
+    per_slice = score_slices(s, slices, spec, kind)
     draws = divide_or_nan(sums[:, 1], sums[:, 0])
+    wilson = None
     if is_binary(kind):
+        wilson = compute_wilson_interval(int(s.scores.sum()), n, level)
         score = compute_accuracy_interval(int(s.scores.sum()), n, draws, level)
     else:
         score = compute_percentile_interval(float(s.scores[mask].mean()) if n else None, draws, level)
@@ -49,7 +50,7 @@ def compute_system_score(
         if kind.second_metric and n:
             mean = float(s.second_scores[mask].mean())
             second_score = compute_percentile_interval(mean, divide_or_nan(sums[:, 2], sums[:, 0]), level)
-        return SystemScore(s.name, n, score, second_score, latency, per_slice, (), ())
+        return SystemScore(s.name, n, score, second_score, latency, per_slice, (), (), wilson)
     cells, items = np.unique(np.stack([truth[mask], s.answers[mask]]), axis=1, return_counts=True)
     return SystemScore(
         system=s.name,
@@ -57,11 +58,12 @@ def compute_system_score(
         score=score,
         second_score=_compute_macro_f1(truth[mask], s.answers[mask], sums[:, 2:], level),
         latency=latency,
-        per_slice=per_slice,
+        slices=per_slice,
         per_label=_compute_label_scores(truth[mask], s.answers[mask], labels),
         confusion=tuple(
             (labels[t], labels[a] if a >= 0 else NO_ANSWER, int(k)) for (t, a), k in zip(cells.T, items, strict=True)
         ),
+        wilson=wilson,
     )
 
 

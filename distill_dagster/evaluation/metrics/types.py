@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from distill_dagster.evaluation.costs import DistillationCost
+from distill_dagster.evaluation.speed import Speed
 from distill_dagster.evaluation.statistics import Interval
 
 TEACHER, BASE, SEED_ONLY, DISTILLED = "teacher", "base", "seed_only", "distilled"
@@ -29,6 +31,12 @@ class SystemFacts:
     cost_usd_per_1k: float | None = None
     peak_mb: float | None = None
     tokens_per_request: float | None = None
+    speed: Speed = field(default_factory=Speed)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SystemFacts:
+        """The facts that a record of predictions has, also one of an earlier version, with fewer of them."""
+        return cls(**{**value, "speed": Speed.from_json(value.get("speed") or {})})
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,48 @@ class LabelScore:
 
 
 @dataclass(frozen=True)
+class SliceScore:
+    """The score of a system on the `n` items of one slice: a Wilson interval, or a bootstrap if scores are graded."""
+
+    slice: str
+    n: int
+    score: Interval
+
+
+@dataclass(frozen=True)
+class ErrorOrigins:
+    """Where the wrong answers of a student come from, on the `n` items that the teacher answered too.
+
+    An error is inherited if the teacher is wrong as well: with the `same_answer`, or with `another_answer`. It is the
+    student's `own` if the teacher is right.
+    """
+
+    n: int
+    same_answer: int
+    another_answer: int
+    own: int
+
+    @property
+    def inherited(self) -> int:
+        return self.same_answer + self.another_answer
+
+    def to_dict(self) -> dict[str, int]:
+        plain = {"n": self.n, "inherited": self.inherited, "same_answer": self.same_answer}
+        return plain | {"another_answer": self.another_answer, "own": self.own}
+
+
+@dataclass(frozen=True)
 class SystemScore:
     """One system on one split. `confusion` has (reference, answer, items) for each cell that is not zero.
 
-    `score` is the mean of the kind's score (`Metrics.metric`: accuracy, ROUGE-L, …). `second_score` is its second
-    figure (`Metrics.second_metric`: macro-F1, token F1, …), undefined for kinds without one. `per_slice` maps a slice
-    to its items and their mean score. `per_label` and `confusion` are empty for kinds without labels.
+    `score` is the mean of the kind's score (`Metrics.metric`: accuracy, ROUGE-L, …) with its bootstrap interval.
+    `wilson` is the same mean with the Wilson interval; None if scores are graded. `second_score` is the kind's second
+    figure (`Metrics.second_metric`: macro-F1, token F1, …), undefined for kinds without one. `per_label` and
+    `confusion` are empty for kinds without labels. `text_scores` has further figures of kinds whose answer is a free
+    text, by name, from 0 to 1.
+
+    `errors` are the origins of its wrong answers, and `errors_per_slice` the same by slice. They are None and empty for
+    the teacher, without a teacher, and if scores are graded.
     """
 
     system: str
@@ -69,9 +113,18 @@ class SystemScore:
     score: Interval
     second_score: Interval
     latency: LatencySummary
-    per_slice: dict[str, tuple[int, float]]
+    slices: tuple[SliceScore, ...]
     per_label: tuple[LabelScore, ...]
     confusion: tuple[tuple[str, str, int], ...]
+    wilson: Interval | None = None
+    text_scores: Mapping[str, float] = field(default_factory=dict)
+    errors: ErrorOrigins | None = None
+    errors_per_slice: Mapping[str, ErrorOrigins] = field(default_factory=dict)
+
+    @property
+    def per_slice(self) -> dict[str, tuple[int, float]]:
+        """Items and mean score of each slice."""
+        return {s.slice: (s.n, s.score.value) for s in self.slices if s.score.value is not None}
 
 
 @dataclass(frozen=True)
@@ -79,7 +132,7 @@ class SystemComparison:
     """Score of `first` minus score of `second` on the `n` items that both answered.
 
     `only_first` and `only_second` count the items that only one system got right, or on which it scores higher.
-    `test` names the paired test of the p-value.
+    `test` names the paired test of the p-value. `adjusted_p_value` is corrected for all pairs of the split (Holm 1979).
     """
 
     first: str
@@ -91,11 +144,67 @@ class SystemComparison:
     only_second: int
     p_value: float
     test: str = MCNEMAR
+    adjusted_p_value: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         plain = {"first": self.first, "second": self.second, "n": self.n, "p_value": self.p_value}
         counts = {"only_first_correct": self.only_first, "only_second_correct": self.only_second}
-        return plain | counts | {"difference": self.difference.to_dict(), "ratio": self.ratio.to_dict()}
+        adjusted = {"adjusted_p_value": self.adjusted_p_value}
+        return plain | adjusted | counts | {"difference": self.difference.to_dict(), "ratio": self.ratio.to_dict()}
+
+
+@dataclass(frozen=True)
+class SliceComparison:
+    """Score of the distilled student minus that of another system, on the `n` items of one slice that both answered.
+
+    The interval is a score interval (Tango 1998), or a bootstrap if scores are graded. `adjusted_p_value` is corrected
+    for all slices (Holm 1979): the one to go by when looking for slices that are better or worse.
+    """
+
+    slice: str
+    n: int
+    difference: Interval
+    only_first: int
+    only_second: int
+    p_value: float
+    adjusted_p_value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {"n": self.n, "difference": self.difference.to_dict(), "p_value": self.p_value}
+        counts = {"only_first_correct": self.only_first, "only_second_correct": self.only_second}
+        return plain | counts | {"adjusted_p_value": self.adjusted_p_value}
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """Whether the distilled student is at most `margin` worse than the teacher, on the `n` items that both answered.
+
+    Attributes:
+        difference: student minus teacher, with a score interval (Tango 1998), or a bootstrap if scores are graded.
+        p_value: one-sided, of the hypothesis that the student is worse by the margin or more; None if scores are
+            graded.
+        needed_items: about how many items would show it, if the measured difference is the true one; None if it is not
+            within the margin, or already shown.
+    """
+
+    margin: float
+    n: int
+    difference: Interval
+    p_value: float | None
+    needed_items: int | None
+
+    @property
+    def is_shown(self) -> bool | None:
+        """True if the whole interval is within the margin, False if none of it is, None if the items cannot decide."""
+        low, high = self.difference.low, self.difference.high
+        if low is None or high is None:
+            return None
+        if low > -self.margin:
+            return True
+        return False if high < -self.margin else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"difference": self.difference.to_dict(), "is_shown": self.is_shown}
 
 
 @dataclass(frozen=True)
@@ -103,12 +212,16 @@ class SplitMetrics:
     """All systems on one split. `comparisons` are on the same resampled items.
 
     `distilled` and `base` are compared with all others, and `assistant`, a student that teaches this one, with the
-    teacher.
+    teacher. `pairs` has every two systems once, the earlier in `SYSTEM_ORDER` first. `slice_comparisons` compares
+    `distilled` by slice with each other system. `non_inferiority` is None without a teacher.
     """
 
     split: str
     systems: dict[str, SystemScore]
     comparisons: dict[tuple[str, str], SystemComparison]
+    pairs: tuple[SystemComparison, ...] = ()
+    slice_comparisons: Mapping[str, tuple[SliceComparison, ...]] = field(default_factory=dict)
+    non_inferiority: NonInferiority | None = None
 
     @property
     def retention(self) -> Interval:
