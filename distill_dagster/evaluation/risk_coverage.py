@@ -8,8 +8,8 @@ Risk-coverage curves: El-Yaniv and Wiener 2010; here the risk is relative to the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -144,3 +144,42 @@ def compute_curve(rows: RoutingRows, points: int = 101) -> list[RoutingPoint]:
     thresholds = [NEVER, *np.unique(rows.confidence)[::-1].tolist()]
     chosen = np.unique(np.linspace(0, len(thresholds) - 1, min(points, len(thresholds))).round().astype(int))
     return [measure_router(rows, thresholds[n]) for n in chosen]
+
+
+@dataclass(frozen=True)
+class RoutingSummary:
+    """What the report says about a router between this student and its teacher.
+
+    Attributes:
+        sentence: how the threshold was chosen and what it promises, or why there is none.
+        threshold: the confidence from which the student answers; None: the teacher answers everything.
+        margin: the accuracy that may be lost.
+        curves: the risk-coverage curve by split.
+        chosen: the router at the threshold by split; empty if there is none.
+    """
+
+    sentence: str
+    threshold: float | None
+    margin: float
+    curves: Mapping[str, Sequence[RoutingPoint]]
+    chosen: Mapping[str, RoutingPoint]
+
+    def list_points(self) -> dict[str, list[tuple[float, float]]]:
+        """By split: (the student's share, accuracy of student and teacher together), for a plot."""
+        return {split: [(p.coverage, p.accuracy) for p in curve] for split, curve in self.curves.items()}
+
+    def list_rows(self, split: str) -> list[tuple[str, RoutingPoint]]:
+        """Named routers on a split: the teacher alone, the chosen one if there is one, and the student alone."""
+        curve = self.curves[split]
+        chosen = [("with the threshold", self.chosen[split])] if split in self.chosen else []
+        return [("teacher alone", curve[0]), *chosen, ("student alone", curve[-1])]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metrics.json. The first point of a curve has an infinite threshold, which is null."""
+        curves = {
+            split: [asdict(p) | {"threshold": None if p.threshold == NEVER else p.threshold} for p in curve]
+            for split, curve in self.curves.items()
+        }
+        chosen = {split: asdict(point) for split, point in self.chosen.items()}
+        own = {"sentence": self.sentence, "threshold": self.threshold, "margin": self.margin}
+        return own | {"chosen": chosen, "curves": curves}
