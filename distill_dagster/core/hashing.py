@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def hash_folder(folder: Path, leave_out: tuple[str, ...] = ()) -> str:
-    """Hash of the paths and bytes of all files in a folder and its subfolders, except names in `leave_out`."""
+def hash_folder(folder: Path, leave_out: tuple[str, ...] = (), hash_one: Callable[[Path], str] | None = None) -> str:
+    """Hash of the paths and bytes of all files in a folder and its subfolders, except names in `leave_out`.
+
+    `hash_one` returns the hash of a file; by default its bytes are read.
+    """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in leave_out)
-    return hash_content([[p.relative_to(folder).as_posix(), hash_file(p)] for p in files])
+    return hash_content([[p.relative_to(folder).as_posix(), (hash_one or hash_file)(p)] for p in files])

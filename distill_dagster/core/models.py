@@ -94,7 +94,7 @@ def resolve_model(name: str, models_folder: Path, revision: str | None = None) -
         return ResolvedModel(folder, None, packaged.sha256, "package", revision)
     path = Path(name).expanduser()
     if (path / "config.json").is_file():
-        return ResolvedModel(path.resolve(), None, hash_folder(path), "folder", revision)
+        return ResolvedModel(path.resolve(), None, hash_folder(path, hash_one=_hash_unchanged_file), "folder", revision)
     if HUB_ID.fullmatch(name) and not path.exists():
         return ResolvedModel(None, name, None, "hub", revision)
     raise ModelError(f"There is no model {name!r}. {MODEL_REMEDY}")
@@ -207,8 +207,7 @@ def _find_verified_folder(name: str, packaged: PackagedModel) -> Path:
     weights = folder / packaged.weights
     if not weights.is_file():
         raise ModelError(f"The package {packaged.package} has no file {packaged.weights}. {remedy}")
-    status = weights.stat()
-    sha256 = _hash_file_cached(weights, status.st_size, status.st_mtime_ns)
+    sha256 = _hash_unchanged_file(weights)
     if sha256 != packaged.sha256:
         raise ModelError(
             f"{weights} has sha256 {sha256}, expected {packaged.sha256}. Uninstall the package, then install it again. "
@@ -217,7 +216,13 @@ def _find_verified_folder(name: str, packaged: PackagedModel) -> Path:
     return folder
 
 
-@lru_cache(maxsize=16)
+def _hash_unchanged_file(path: Path) -> str:
+    """The hash of a file, read once per process as long as its size and time of change stay. Weights have gigabytes."""
+    found = path.stat()
+    return _hash_file_cached(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
 def _hash_file_cached(path: Path, size: int, modified_ns: int) -> str:
     return hash_file(path)
 
