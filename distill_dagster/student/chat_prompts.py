@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core.errors import DistillError
 from distill_dagster.kinds.base import REASONING_MARK
-from distill_dagster.student.prompts import LABEL_CUE, REASONING_CUE, EncodedPrompt, PromptRenderer
+from distill_dagster.student.prompts import LABEL_CUE, REASONING_CUE, EncodedPrompt, PromptRenderer, to_jinja
 from distill_dagster.student.types import StudentPrompt, TaskSettings
 from distill_dagster.tables.messages import Message
 
@@ -49,6 +49,37 @@ def pin_template(template: str) -> str:
         pins.append(f"{{%- macro strftime_now(format) %}}{PINNED_DAY}{{% endmacro %}}")
     pinned = "".join(pins)
     return template if template.startswith(pinned) else pinned + template
+
+
+_INSTRUCTED_TEMPLATE = """\
+{%- set served = namespace(system=PARTS, turns=[], is_first=true) -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}
+{%- set served.system = served.system + [message['content'] or ''] -%}
+{%- else -%}
+{%- set served.turns = served.turns + [message] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set system_text = served.system | join('\\n\\n') -%}
+"""
+_SYSTEM_TURN = """\
+{%- set messages = served.turns -%}
+{%- if system_text -%}
+{%- set messages = [{'role': 'system', 'content': system_text}] + served.turns -%}
+{%- endif -%}"""
+_SYSTEM_IN_FIRST_TURN = """\
+{%- set served.system = [] -%}
+{%- for message in served.turns -%}
+{%- if served.is_first and system_text and message['role'] == 'user' -%}
+{%- set served.is_first = false -%}
+{%- set first = {'role': 'user', 'content': system_text + '\\n\\n' + (message['content'] or '')} -%}
+{%- set served.system = served.system + [first] -%}
+{%- else -%}
+{%- set served.system = served.system + [message] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = served.system -%}"""
+"""`ChatRenderer._build_turns` in Jinja, before the template of the base."""
 
 
 class ChatRenderer(PromptRenderer):
@@ -141,11 +172,7 @@ class ChatRenderer(PromptRenderer):
 
     def _build_turns(self, messages: list[Message], tools: str | None, cue: str, has_answer: bool = True) -> list[Turn]:
         """The turns with the system text in front: the task's instructions, and the conversation's own system text."""
-        parts = [self.settings.instructions] if self.settings.instructions else []
-        if cue == REASONING_CUE:
-            parts.append(REASONING_INSTRUCTIONS if has_answer else RATIONALE_INSTRUCTIONS)
-        if (listed := tools or self.settings.tools) and not self._shows_tools:
-            parts.append(f"{TOOL_INSTRUCTIONS}\n{listed}")
+        parts = self._build_instructions(tools, cue, has_answer)
         parts += [message["content"] or "" for message in messages if message["role"] == "system"]
         turns = [_convert_turn(message) for message in messages if message["role"] != "system"]
         system = "\n\n".join(parts)
@@ -157,6 +184,25 @@ class ChatRenderer(PromptRenderer):
         if first is not None:
             first["content"] = f"{system}\n\n{first['content']}"
         return turns
+
+    def _build_instructions(self, tools: str | None, cue: str, has_answer: bool = True) -> list[str]:
+        parts = [self.settings.instructions] if self.settings.instructions else []
+        if cue == REASONING_CUE:
+            parts.append(REASONING_INSTRUCTIONS if has_answer else RATIONALE_INSTRUCTIONS)
+        if (listed := tools or self.settings.tools) and not self._shows_tools:
+            parts.append(f"{TOOL_INSTRUCTIONS}\n{listed}")
+        return parts
+
+    def build_served_template(self, cue: str) -> str:
+        """As `PromptRenderer`: the pinned template, with the task's instructions and tools in front of it."""
+        before = _INSTRUCTED_TEMPLATE.replace("PARTS", to_jinja(self._build_instructions(None, cue)))
+        before += _SYSTEM_TURN if self._has_system else _SYSTEM_IN_FIRST_TURN
+        if self.settings.tools and self._shows_tools:
+            tools = to_jinja(json.loads(self.settings.tools))
+            before += f"{{%- if not tools -%}}{{%- set tools = {tools} -%}}{{%- endif -%}}"
+        template = self.tokenizer.chat_template
+        assert isinstance(template, str)  # `pin_template` set it
+        return before.removesuffix("-%}") + "%}" + template
 
     def _render(self, turns: list[Turn], tools: list[dict[str, Any]] | None = None, asks: bool = True) -> str:
         """Render turns, by default up to the place where the assistant answers.

@@ -13,6 +13,7 @@ If a prompt is too long, its text is cut, never the template and never the answe
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,13 @@ class PromptRenderer(ABC):
 
         Args:
             ids: the tokens after the prompt. Those from the first stop token on are left out.
+        """
+
+    @abstractmethod
+    def build_served_template(self, cue: str) -> str:
+        """A Jinja chat template that renders a conversation to a student's prompt with this cue.
+
+        A server that applies it to the messages of a request asks what the student was trained on. It cuts nothing.
         """
 
     def describe(self, cue: str, answer: str) -> dict[str, Any]:
@@ -146,10 +154,37 @@ class PlainRenderer(PromptRenderer):
         text = self.tokenizer.decode(self._cut_at_stop(ids), skip_special_tokens=True)
         return f"{cue.strip()} {text.strip()}"
 
+    def build_served_template(self, cue: str) -> str:
+        """As `PromptRenderer`. A beginning-of-text token is left to the tokenizer that reads the text."""
+        return _PLAIN_TEMPLATE.replace("ITEM", to_jinja(f"{self.settings.item}: ")).replace("CUE", to_jinja(cue))
+
     def _get_start_token_ids(self) -> list[int]:
         """The beginning-of-text token, for tokenizers that add one."""
         bos = self.tokenizer.bos_token_id
         return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
+
+
+_PLAIN_TEMPLATE = """\
+{%- set served = namespace(text='', has_roles=false) -%}
+{%- for message in messages -%}
+{%- if message['role'] != 'user' -%}{%- set served.has_roles = true -%}{%- endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+{%- if not loop.first -%}{%- set served.text = served.text + '\\n' -%}{%- endif -%}
+{%- if served.has_roles -%}{%- set served.text = served.text + (message['role'] | capitalize) + ': ' -%}{%- endif -%}
+{%- set served.text = served.text + (message['content'] or '') -%}
+{%- endfor -%}
+{{- ITEM + (served.text | trim) + CUE -}}"""
+"""`tables.messages.format_messages` between the item's name and the cue."""
+
+
+def to_jinja(value: Any) -> str:
+    """A value of JSON as a Jinja literal."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{to_jinja(key)}: {to_jinja(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(to_jinja, value)) + "]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def get_end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
