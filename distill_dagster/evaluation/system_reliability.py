@@ -15,7 +15,7 @@ MEASURED_SPLITS = ("dev", "golden")
 
 
 def measure_system_reliability(predictions: pl.DataFrame) -> dict[str, dict[str, Reliability]]:
-    """Measure each system by split.
+    """Measure each system by split, in bins of equal mass.
 
     A system without confidences is left out, and so is one that always states 1: it says nothing about how sure it is.
 
@@ -31,7 +31,7 @@ def measure_system_reliability(predictions: pl.DataFrame) -> dict[str, dict[str,
         for system in order:
             own = rows.filter((pl.col("split") == split) & (pl.col("system") == system))
             if (own["confidence"] < 1).any():
-                measured = measure_reliability(own["confidence"].to_list(), own["correct"].to_list())
+                measured = measure_reliability(own["confidence"].to_list(), own["correct"].to_list(), equal_mass=True)
                 assert measured is not None
                 found.setdefault(split, {})[system] = measured
     return found

@@ -7,8 +7,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss
 
 from distill_dagster.core import plots
 from distill_dagster.curation.soft_labels.reliability import Reliability
@@ -51,6 +54,24 @@ def test_systems_that_state_confidences_are_measured_where_people_labelled() -> 
     assert measure_system_reliability(predictions().head(0)) == {}
 
 
+def test_bins_of_equal_mass_and_brier_equal_scikit_learn() -> None:
+    rng = np.random.default_rng(3)
+    stated = np.round(rng.beta(5, 1, 250), 2)  # with ties
+    right = rng.random(250) < stated**2
+    rows = [
+        row("distilled", f"g{i}", "card", "card" if hit else "other", confidence=float(p))
+        for i, (p, hit) in enumerate(zip(stated, right, strict=True))
+    ]
+    found = measure_system_reliability(table(rows))["golden"]["distilled"]
+    shares, means = calibration_curve(right, stated, n_bins=10, strategy="quantile")
+    assert [one.right for one in found.bins] == pytest.approx(list(shares))
+    assert [one.stated for one in found.bins] == pytest.approx(list(means))
+    counts = np.array([one.rows for one in found.bins])
+    assert found.ece == pytest.approx((counts * abs(shares - means)).sum() / 250)
+    assert found.brier == pytest.approx(brier_score_loss(right, stated))
+    assert counts.max() <= 40, "about as many rows in each bin"
+
+
 def test_the_report_shows_calibration_and_the_figures_can_be_read_back(tmp_path: Path) -> None:
     measured = measure_system_reliability(predictions())
     html = write(tmp_path, replace(INPUTS, reliability=measured))
@@ -59,7 +80,7 @@ def test_the_report_shows_calibration_and_the_figures_can_be_read_back(tmp_path:
     assert "0.150" in part
     assert "Right answers by confidence, on dev" in part
     assert re.search(
-        r"teacher</th><td class=\"left\">0\.9 to 1</td><td class=\"soft\">20</td> <td>0\.950</td><td>0\.800", part
+        r"teacher</th><td class=\"left\">0\.95 to 0\.95</td><td class=\"soft\">20</td> <td>0\.950</td><td>0\.800", part
     )
     assert part.count("data:image/png") == 1
     assert "rescale_soft_labels" not in part

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BINS = 10
-"""Bins of equal width, as in Naeini, Cooper and Hauskrecht 2015. Dev sets are small, so there are not more."""
+"""As in Naeini, Cooper and Hauskrecht 2015. Dev sets are small, so there are not more."""
 CHANCE_LEVEL = 0.95
 CHANCE_SAMPLES = 1000
 CHANCE_SEED = 0
@@ -19,7 +19,7 @@ CHANCE_SEED = 0
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """The rows with a confidence from `low` to `high` (excluded, except for 1).
+    """The rows with a confidence from `low` to `high`.
 
     Attributes:
         stated: the mean confidence.
@@ -45,6 +45,8 @@ class Reliability:
         ece: the expected calibration error.
         chance_ece: an expected calibration error up to this one may be chance (`estimate_chance_ece`).
         bins: the bins with rows, in ascending order.
+        brier: the mean squared distance of a confidence from 1 if its answer is right, else from 0 (Brier 1950); None
+            in records of earlier versions.
     """
 
     rows: int
@@ -53,6 +55,7 @@ class Reliability:
     ece: float
     chance_ece: float
     bins: tuple[ReliabilityBin, ...]
+    brier: float | None = None
 
     @property
     def is_beyond_chance(self) -> bool:
@@ -73,7 +76,9 @@ class Reliability:
         return cls(**dict(figures) | {"bins": tuple(ReliabilityBin(**one) for one in figures["bins"])})
 
 
-def measure_reliability(confidences: Sequence[float], correct: Sequence[bool]) -> Reliability | None:
+def measure_reliability(
+    confidences: Sequence[float], correct: Sequence[bool], *, equal_mass: bool = False
+) -> Reliability | None:
     """Measure how well the confidences of answers are calibrated.
 
     The expected calibration error is the mean over rows of |share right - mean confidence| of the row's bin (Naeini,
@@ -82,6 +87,8 @@ def measure_reliability(confidences: Sequence[float], correct: Sequence[bool]) -
     Args:
         confidences: the probability of each answer, from 0 to 1.
         correct: whether it is right.
+        equal_mass: whether bins have about as many rows each (Nguyen and O'Connor 2015), with equal confidences in one
+            bin. Otherwise they have equal width. Equal mass suits students, whose confidences are mostly near 1.
 
     Returns:
         None if there is no row.
@@ -91,8 +98,12 @@ def measure_reliability(confidences: Sequence[float], correct: Sequence[bool]) -
     stated, right = np.asarray(confidences, dtype=float), np.asarray(correct, dtype=float)
     if not len(stated):
         return None
-    # A stored probability has six digits: a mean that rounding puts just below an edge belongs above it.
-    places = np.clip((stated * BINS + 1e-9).astype(int), 0, BINS - 1)
+    if equal_mass:
+        edges = np.quantile(stated, np.linspace(0, 1, BINS + 1)[1:-1])
+        places = np.searchsorted(edges, stated)
+    else:
+        # A stored probability has six digits: a mean that rounding puts just below an edge belongs above it.
+        places = np.clip((stated * BINS + 1e-9).astype(int), 0, BINS - 1)
     return Reliability(
         rows=len(stated),
         stated=float(stated.mean()),
@@ -100,8 +111,10 @@ def measure_reliability(confidences: Sequence[float], correct: Sequence[bool]) -
         ece=_compute_ece(places, stated - right),
         chance_ece=estimate_chance_ece(stated, places),
         bins=tuple(
-            _build_bin(int(place), stated[places == place], right[places == place]) for place in np.unique(places)
+            _build_bin(int(place), stated[places == place], right[places == place], equal_mass)
+            for place in np.unique(places)
         ),
+        brier=float(((stated - right) ** 2).mean()),
     )
 
 
@@ -125,11 +138,12 @@ def _compute_ece(places: NDArray[np.int64], gaps: NDArray[np.float64]) -> float:
     return float(np.abs(np.bincount(places, weights=gaps)).sum() / len(gaps))
 
 
-def _build_bin(place: int, stated: NDArray[np.float64], right: NDArray[np.float64]) -> ReliabilityBin:
+def _build_bin(place: int, stated: NDArray[np.float64], right: NDArray[np.float64], equal_mass: bool) -> ReliabilityBin:
     from scipy.stats import binomtest
 
     hits, rows = int(right.sum()), len(right)
     bounds = binomtest(hits, rows).proportion_ci(0.95, method="exact")
     share = hits / rows
     low, high = min(float(bounds.low), share), max(float(bounds.high), share)
-    return ReliabilityBin(place / BINS, (place + 1) / BINS, rows, float(stated.mean()), share, low, high)
+    edges = (float(stated.min()), float(stated.max())) if equal_mass else (place / BINS, (place + 1) / BINS)
+    return ReliabilityBin(*edges, rows, float(stated.mean()), share, low, high)
