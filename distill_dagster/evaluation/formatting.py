@@ -5,32 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from distill_dagster.evaluation.metrics import DISTILLED, GOLDEN, TEACHER, Metrics, SystemFacts, SystemScore
+from distill_dagster.evaluation.metrics import TEACHER, Metrics, SystemFacts, SystemScore
 from distill_dagster.evaluation.statistics import Interval
 
 if TYPE_CHECKING:
-    import polars as pl
     from markupsafe import Markup
 
 UNKNOWN = "unknown"
 OWN_MACHINE = "own machine"
 _TEXT_LIMIT = 600
-"""How many characters of a text an example shows."""
-
-
-@dataclass(frozen=True)
-class ReportExample:
-    """An item that only one of teacher and distilled got right, with both answers."""
-
-    item_id: str
-    text: str
-    reference: str
-    teacher: str
-    distilled: str
+"""How many characters of a text a report shows."""
 
 
 def format_share(value: float | None) -> str:
@@ -244,41 +231,12 @@ def format_answer(answer: str | None) -> str:
     return value if isinstance(value, str) else answer
 
 
+def shorten_text(text: str, most: int = _TEXT_LIMIT) -> str:
+    """At most so many characters of a text; an ellipsis says that it goes on."""
+    return text if len(text) <= most else text[:most] + " …"
+
+
 def find_mistakes(score: SystemScore, most: int = 10) -> list[tuple[str, str, int]]:
     """Find the most frequent wrong answers as (reference, answer, items)."""
     wrong = [cell for cell in score.confusion if cell[0] != cell[1]]
     return sorted(wrong, key=lambda cell: (-cell[2], cell[0], cell[1]))[:most]
-
-
-def find_disagreements(
-    predictions: pl.DataFrame, texts: Mapping[str, str], most: int = 8
-) -> list[tuple[str, int, list[ReportExample]]]:
-    """Find the golden items that only the teacher or only the distilled student got right: (title, count, examples).
-
-    The examples are the first by item id.
-    """
-    import polars as pl
-
-    golden = predictions.filter((pl.col("split") == GOLDEN) & pl.col("reference").is_not_null())
-    answers = [
-        golden.filter(pl.col("system") == name).select("item_id", "reference", "answer", "correct")
-        for name in (TEACHER, DISTILLED)
-    ]
-    joined = answers[0].join(answers[1].drop("reference"), on="item_id", suffix="_distilled").sort("item_id")
-    groups = []
-    for title, by_teacher in (("Only the teacher is right", True), ("Only the distilled student is right", False)):
-        rows = joined.filter((pl.col("correct") == by_teacher) & (pl.col("correct_distilled") != by_teacher))
-        examples = []
-        for row in rows.head(most).iter_rows(named=True):
-            text = texts.get(row["item_id"], "(text not available)")
-            examples.append(
-                ReportExample(
-                    item_id=row["item_id"],
-                    text=text if len(text) <= _TEXT_LIMIT else text[:_TEXT_LIMIT] + " …",
-                    reference=format_answer(row["reference"]),
-                    teacher=format_answer(row["answer"]),
-                    distilled=format_answer(row["answer_distilled"]),
-                )
-            )
-        groups.append((title, rows.height, examples))
-    return groups

@@ -51,6 +51,8 @@ class Stage:
     """It reads the last good version of every slice that was made, so a slice that fails delays no other."""
     reads_rejected_rows: bool = False
     """It also reads the rejected rows next to the dataset, which can change while the dataset stays the same."""
+    is_explicit: bool = False
+    """Only a command of its own, or a person in the UI, runs it: no `distill run` and no refresh."""
 
     def list_upstream(self, features: Collection[Feature]) -> tuple[str, ...]:
         """The sources and stages that it reads in a task with these features."""
@@ -75,6 +77,7 @@ SOURCES = {
         Source("gate_settings", None, "`gate:` in task.yaml, and the student that the teacher is compared with."),
         Source("evaluation_settings", None, "The part of task.yaml that the report reads."),
         Source("student_settings", "student", "The part of task.yaml that one student reads."),
+        Source("release_settings", None, "`release:` and `routing:` in task.yaml: gate, formats, and the router."),
         Source(
             "imagine_settings",
             None,
@@ -281,10 +284,28 @@ STAGES = {
             "eval_report",
             "student",
             ("predictions", "filtered_dataset", "student_adapter", "golden_set", "evaluation_settings"),
-            "3",
+            "4",
             ("html",),
             "Metrics with intervals, the recommendation in words, and one HTML file that opens offline.",
             reads_rejected_rows=True,
+        ),
+        Stage(
+            "release",
+            "student",
+            (
+                "student_adapter",
+                "predictions",
+                "eval_report",
+                "filtered_dataset",
+                "golden_set",
+                "student_settings",
+                "release_settings",
+            ),
+            "1",
+            ("huggingface",),
+            "A numbered folder with the student in formats that other programs load, behind the gate of `release.gate`."
+            " Only `distill release`, or a person, makes one.",
+            is_explicit=True,
         ),
     )
 }
@@ -311,6 +332,11 @@ def get_students_partitions_name(task: str) -> str:
 def get_job_name(task: str, partition: Partition) -> str:
     """The name of the job that runs a task's stages of one kind of partition: slices, students, or neither."""
     return f"{task}_{'shared' if partition is None else f'{partition}s'}"
+
+
+def get_stage_job_name(task: str, stage: Stage) -> str:
+    """The name of the job that runs a stage: one of its own for a stage that only a command of its own runs."""
+    return f"{task}_{stage.name}" if stage.is_explicit else get_job_name(task, stage.partition)
 
 
 def list_sources(features: Collection[Feature] = ()) -> dict[str, Source]:

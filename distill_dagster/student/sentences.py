@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 SENTENCE_MODEL = "all-minilm-l6-v2"
+_MOST_REMEMBERED = 20_000
+"""Embeddings that a process remembers: 30 MB of the packaged model's."""
+_remembered: OrderedDict[tuple[object, str], np.ndarray] = OrderedDict()
+_remembering = threading.Lock()
 
 
 class SentenceEmbedder:
@@ -34,6 +40,7 @@ class SentenceEmbedder:
         base = loading.load_base(spec, models_folder, "AutoModel")
         self._model, self._tokenizer, self._max_tokens = base.model, base.tokenizer, max_tokens
         self.parameters, self.bytes = base.parameters, base.bytes
+        self._identity = (str(models_folder), model, revision, max_tokens)
 
     def embed(self, texts: list[str], batch_size: int = 64) -> np.ndarray:
         """Embeddings of texts: float32 (texts, dimensions), each row of length 1."""
@@ -53,7 +60,26 @@ class SentenceEmbedder:
             ).to(self._model.device)
             with torch.inference_mode():
                 result[part] = mean_pool(self._model(**batch).last_hidden_state, batch["attention_mask"]).cpu().numpy()
+        with _remembering:
+            _remembered.update(((self._identity, text), row) for text, row in zip(texts, result, strict=True))
+            while len(_remembered) > _MOST_REMEMBERED:
+                _remembered.popitem(last=False)
         return result
+
+    def embed_remembered(self, texts: list[str]) -> np.ndarray:
+        """`embed`, with the embeddings that this process computed last for the same texts.
+
+        They may differ in the last digits: a text's embedding depends slightly on the batch that it was in. So use this
+        where figures are shown, and `embed` where something is decided or trained.
+        """
+        import numpy as np
+
+        with _remembering:
+            known = {text: _remembered[self._identity, text] for text in texts if (self._identity, text) in _remembered}
+        missing = list(dict.fromkeys(text for text in texts if text not in known))
+        if missing:
+            known |= zip(missing, self.embed(missing), strict=True)
+        return np.stack([known[text] for text in texts]) if texts else self.embed([])
 
 
 def make_sentence_embedder(spec: TeacherSpec, models_folder: Path) -> EmbedFunction | None:
@@ -78,6 +104,16 @@ def embed_sentences(texts: list[str], models_folder: Path) -> np.ndarray:
     """
     with _limit_to_one_thread():
         return _load_embedder(models_folder).embed(texts)
+
+
+def embed_remembered_sentences(texts: list[str], models_folder: Path) -> np.ndarray:
+    """`embed_sentences`, with the embeddings that this process computed last, as `embed_remembered` says.
+
+    Raises:
+        ModelError: the model cannot be found or loaded.
+    """
+    with _limit_to_one_thread():
+        return _load_embedder(models_folder).embed_remembered(texts)
 
 
 @lru_cache(maxsize=4)

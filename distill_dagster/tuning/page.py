@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distill_dagster.core import plots
 from distill_dagster.core.files import write_atomically
-from distill_dagster.evaluation import report
+from distill_dagster.evaluation import report_page
 from distill_dagster.evaluation.formatting import TEMPLATE_FILTERS, format_metric_name_in_sentence
 from distill_dagster.evaluation.statistics import Interval
 from distill_dagster.tuning.proposal import Proposal
@@ -105,7 +105,7 @@ def _render(result: TuningResult, images: dict[str, bytes]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader([TEMPLATES, report.TEMPLATES]),
+        loader=FileSystemLoader([TEMPLATES, report_page.TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -9,8 +9,9 @@ import pytest
 
 from distill_dagster.config import Task
 from distill_dagster.evaluation.leaderboard import build_leaderboard, compare_students, describe_best_student
+from distill_dagster.evaluation.metrics_json import build_metrics_json
 from distill_dagster.evaluation.recommendation import recommend
-from distill_dagster.evaluation.report import ReportInputs, build_metrics_json
+from distill_dagster.evaluation.report import ReportInputs
 from distill_dagster.kinds import get_kind
 from tests.evaluation.build import SPEC, marks, measured, patterns
 from tests.support.task import TASK

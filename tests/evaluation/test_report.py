@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from distill_dagster.evaluation.formatting import (
     format_size,
     mark_breaks,
 )
+from distill_dagster.evaluation.golden_items import NearestRow
 from distill_dagster.evaluation.metrics import compute_metrics
 from distill_dagster.evaluation.plain_summary import SYSTEM_MEANINGS
 from distill_dagster.evaluation.recommendation import recommend
@@ -198,7 +201,11 @@ def test_page_needs_nothing_from_outside(folder: Path) -> None:
     html = (folder / "report.html").read_text()
     page = _Page()
     page.feed(html)
-    assert page.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
+    assert html.count("<script") == 1
+    script = html[html.index("<script>") + len("<script>") : html.index("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in html
+    assert page.tags.isdisjoint({"link", "iframe", "object", "embed", "base"})
     assert {f"#{name}" for name in page.ids} >= {link for link in page.links if link.startswith("#")}
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
     assert not page.events
@@ -307,8 +314,7 @@ def test_texts_labels_and_answers_are_escaped(tmp_path: Path) -> None:
     html = _write(tmp_path, predictions, inputs, labels)
     page = _Page()
     page.feed(html)
-    assert "script" not in page.tags
-    assert "<script" not in html
+    assert html.count("<script") == 1, "the page's own"
     assert not page.events
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
     for kind in ("ticket", "card", "answer"):
@@ -323,7 +329,7 @@ def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> Non
     assert "restrict training with its answers; the task acknowledges it." in text
     assert "Use outputs to train an AI model (e.g., “model scraping” or “model distillation”)" in text
     assert "https://www.anthropic.com/legal/aup; read on 2026-11-22" in text
-    assert "<script" not in html
+    assert html.count("<script") == 1
     [entry] = json.loads((tmp_path / "metrics.json").read_text())["terms"]
     assert (entry["restricts"], entry["acknowledged"], entry["note"]) == ("yes", True, EVIL)
     assert entry["clauses"][0]["url"] == "https://www.anthropic.com/legal/aup"
@@ -334,6 +340,44 @@ def test_the_terms_of_the_teacher_are_in_page_and_figures(tmp_path: Path) -> Non
     assert "Answers were judged. The terms of OpenAI" in both
     roles = [one["role"] for one in json.loads((tmp_path / "metrics.json").read_text())["terms"]]
     assert roles == ["teacher", "judge"]
+
+
+NEAREST = NearestRow("p1", 0.873, f"a training text {EVIL}", "card", "big", 0.91, "It is about a card.")
+
+
+def test_every_item_is_in_the_table_and_an_error_has_the_rows_that_it_was_taught(tmp_path: Path) -> None:
+    predictions = _predictions()
+    wrong = predictions.filter(pl.col("split") == "golden", pl.col("system") == "distilled", ~pl.col("correct"))
+    first = wrong["item_id"].sort()[0]
+    html = _write(tmp_path, predictions, replace(INPUTS, nearest={first: (NEAREST,)}))
+    assert html.count("<tbody data-outcome=") == 60
+    assert html.count('class="near"') == 1
+    text = re.sub(r"\s+", " ", html)
+    assert "Nearest training rows: card (0.87)" in text
+    assert "a training text &lt;script&gt;" in text
+    assert "<b>card</b> by big, 0.91: “It is about a card.”" in text
+    [error] = json.loads((tmp_path / "metrics.json").read_text())["errors"]
+    assert (error["item_id"], error["nearest"][0]["prompt_id"]) == (first, "p1")
+
+
+@pytest.mark.ui
+def test_the_table_of_items_is_filtered_by_keyboard(folder: Path) -> None:
+    with _open(folder, 1200) as page:
+        page.locator("#items").locator("xpath=..").locator("summary").first.focus()
+        page.keyboard.press("Enter")
+        rows = page.locator("#items table.items > tbody:visible")
+        assert rows.count() == 60
+        page.get_by_label("Text").focus()
+        page.keyboard.type("golden17 s1")
+        assert rows.count() == 1
+        assert "1 of 60 items" in page.locator("#item-filter").inner_text()
+        assert "golden17" in rows.first.inner_text()
+        page.get_by_label("Text").fill("")
+        page.locator("#item-filter").get_by_label("Slice").select_option("s0")
+        page.get_by_label("Show").select_option("lost")
+        shown = {rows.nth(n).get_attribute("data-outcome") for n in range(rows.count())}
+        assert shown == {"lost"}
+        assert page.locator("#items tbody[data-slice=s1]:visible").count() == 0
 
 
 def test_leaks_are_listed_row_by_row(tmp_path: Path) -> None:

@@ -15,14 +15,15 @@ import pytest
 import yaml
 
 from distill_dagster.config import Task
+from distill_dagster.core.errors import ModelError
 from distill_dagster.pipeline.freshness import TaskState
 from distill_dagster.pipeline.stage_table import REJECTED_ROWS
-from distill_dagster.pipeline.stages import eval_report, predictions, prompts, scores, teacher
+from distill_dagster.pipeline.stages import eval_report, nearest_rows, predictions, prompts, scores, teacher
 from distill_dagster.pipeline.stages.context import StageContext, StageInputs
 from distill_dagster.pipeline.stages.dataset import make_filtered_dataset
 from distill_dagster.student.types import TRAINING_LOG_FILE, Prediction
 from distill_dagster.tables.data_versions import compute_data_version
-from distill_dagster.tables.schemas import COMPLETIONS, PREDICTIONS, REJECTED
+from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PREDICTIONS, REJECTED
 from distill_dagster.tasks import TaskFolder
 from tests.support.provider import FakeProvider
 from tests.support.task import LABELS, TASK, build_stage_context, jsonl, pass_gate, reload_folder, write_small_task
@@ -134,6 +135,31 @@ def test_the_report_counts_rows_by_teacher_and_measures_the_teachers_confidence(
     assert figures["calibration"]["dev"].keys() == {"teacher"}, "the students are always certain"
     assert figures["calibration"]["golden"]["teacher"]["rows"] == 6
     assert figures["temperatures"] == {}
+
+
+def test_a_report_shows_what_was_taught_near_its_errors_and_is_made_without_a_sentence_model(
+    env: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictions.make_predictions(env, STUDENT)
+    eval_report.make_eval_report(env, STUDENT)
+    errors = _read_figures(env)["errors"]
+    golden = {row.id: row for row in env.folder.golden}
+    assert errors
+    dataset, _ = env.lake.read(env.task_name, "filtered_dataset", None, DATASET)
+    taught = set(dataset["prompt_id"])
+    for error in errors:
+        assert error["answer"] == LABELS[0] != error["reference"] == json.loads(golden[error["item_id"]].answer_json)
+        similarities = [near["similarity"] for near in error["nearest"]]
+        assert similarities == sorted(similarities, reverse=True)
+        assert {near["prompt_id"] for near in error["nearest"]} <= taught
+
+    def refuse(*_: object) -> None:
+        raise ModelError("model 'all-minilm-l6-v2' is not there")
+
+    monkeypatch.setattr(nearest_rows, "embed_remembered_sentences", refuse)
+    result = eval_report.make_eval_report(env, STUDENT)
+    assert _read_figures(env)["errors"] == []
+    assert "is not there" in Path(str(result.shown["report"])).read_text()
 
 
 def test_an_adapter_that_the_graph_no_longer_has_is_no_input(env: StageContext) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from distill_dagster.evaluation.leaderboard import build_leaderboard
+from distill_dagster.evaluation.metrics_json import build_metrics_json
 from distill_dagster.evaluation.plain_summary import build_plain_summary
 from distill_dagster.evaluation.recommendation import list_rivals, recommend
-from distill_dagster.evaluation.report import ReportInputs, build_metrics_json
+from distill_dagster.evaluation.report import ReportInputs
 from tests.evaluation.build import marks, measured
 
 RIGHT = {"teacher": 100, "assistant": 90, "base": 30, "seed_only": 40, "distilled": 81}

@@ -13,6 +13,7 @@ import polars as pl
 from distill_dagster.config import Task
 from distill_dagster.core import plots
 from distill_dagster.core.checks import CheckResult
+from distill_dagster.core.errors import ModelError
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.curation.dataset.teacher_counts import count_rows_by_teacher
 from distill_dagster.evaluation.costs import DistillationCost
@@ -21,6 +22,7 @@ from distill_dagster.evaluation.formatting import (
     format_metric_name,
     format_metric_name_in_sentence,
 )
+from distill_dagster.evaluation.golden_items import NearestRow, find_errors
 from distill_dagster.evaluation.golden_looks import append_golden_look, read_golden_looks
 from distill_dagster.evaluation.metrics import TEACHER, build_metrics_frame, compute_metrics
 from distill_dagster.evaluation.metrics_table import check_metrics_table
@@ -42,12 +44,16 @@ from distill_dagster.pipeline.stages.context import (
     StageInputs,
     StageResult,
 )
+from distill_dagster.pipeline.stages.nearest_rows import MOST_ERRORS, find_nearest_rows
 from distill_dagster.pipeline.stages.training_summary import (
     build_loss_curves,
     describe_kept_epoch,
     describe_rows,
     describe_training,
 )
+from distill_dagster.prompts.seeds import build_messages
+from distill_dagster.release.routing.summary import summarize_routing
+from distill_dagster.student.types import StudentPrompt
 from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.tables.messages import get_user_text
 from distill_dagster.tables.schemas import DATASET, PREDICTIONS
@@ -103,6 +109,7 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     teachers = count_rows_by_teacher(dataset.lazy(), rejected.lazy())
     notice = describe_shared_base(task, partition, [line["teacher"] for line in teachers])
     summary = build_summary_rows(metrics)
+    nearest, nearest_missing = _find_nearest_rows(env, dataset, predictions)
     report_inputs = ReportInputs(
         task=env.task_name,
         student=partition,
@@ -110,10 +117,14 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         settings_hash=settings,
         created_at=created,
         texts={row.id: row.text for row in [*env.folder.golden, *env.folder.dev]},
+        nearest=nearest,
+        nearest_missing=nearest_missing,
+        kind=get_kind(task),
         dataset=_count_dataset_rows(dataset, dataset_record),
         teachers=teachers,
         reliability=measure_system_reliability(predictions),
         temperatures=dataset_record.extra.get("temperatures", {}),
+        routing=summarize_routing(task.routing, predictions),
         leaks=_list_leaks(rejected),
         training={f"{name} loss": points for name, points in build_loss_curves(adapter).items()},
         how_trained=f"{describe_training(adapter)} {describe_rows(adapter)}".strip(),
@@ -155,6 +166,19 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     problem = check_metrics_table(build_metrics_frame(metrics))
     details = {"problem": problem or "", "notice": notice or ""}
     return StageResult(report_record, shown, [CheckResult("metrics_table", problem is None, details=details)])
+
+
+def _find_nearest_rows(
+    env: StageContext, dataset: pl.DataFrame, predictions: pl.DataFrame
+) -> tuple[dict[str, tuple[NearestRow, ...]], str]:
+    """The training rows that are nearest to each error on golden; without any, one sentence on why if there is one."""
+    texts = {row.id: StudentPrompt.from_messages(build_messages(row)).text for row in env.folder.golden}
+    kind = get_kind(env.folder.task)
+    errors = {item_id: texts[item_id] for item_id in find_errors(predictions, kind, MOST_ERRORS) if item_id in texts}
+    try:
+        return find_nearest_rows(dataset, errors, env.models), ""
+    except ModelError as error:
+        return {}, f"Training rows near the errors are not shown, because there is no sentence model: {error}"
 
 
 def _build_cost_metadata(cost: DistillationCost | None) -> dict[str, float]:
