@@ -23,8 +23,10 @@ from distill_dagster.cli.intake import batches, import_, inbox
 from distill_dagster.cli.materialize import backfill, refresh, run
 from distill_dagster.cli.new_task import copy, label, new
 from distill_dagster.cli.overview import check, status, tasks
+from distill_dagster.cli.release import export, release, releases
 from distill_dagster.cli.reports import data_docs, leaderboard, report
 from distill_dagster.cli.schema import schema
+from distill_dagster.cli.serve import serve
 from distill_dagster.cli.tune import tune
 from distill_dagster.core.openmp import limit_openmp_spin
 
@@ -55,6 +57,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "keep": keep,
         "data-docs": data_docs,
     },
+    "Release and serve": {"release": release, "releases": releases, "serve": serve, "export": export},
     "Know the cost": {"estimate": estimate, "ledger": ledger},
     "Take in data": {"import": import_, "inbox": inbox, "batches": batches},
     "Use Dagster": {"ui": ui, "env": env},

@@ -18,6 +18,7 @@ from distill_dagster.config.refresh import RefreshSpec
 from distill_dagster.config.release import ExportName, ReleaseGateSpec, ReleaseSpec
 from distill_dagster.config.replay import REPLAY_NAME_PATTERN, REPLAY_PREFIX, ReplaySpec
 from distill_dagster.config.routing import RoutingSpec
+from distill_dagster.config.serving import ServingSpec
 from distill_dagster.config.student import LoraSpec, StudentSpec
 from distill_dagster.config.task import Task
 from distill_dagster.config.teacher import EMBEDDED_PREFIX, CascadeSpec, FewShotSpec, TeacherSpec
@@ -50,6 +51,7 @@ __all__ = [
     "ReleaseSpec",
     "ReplaySpec",
     "RoutingSpec",
+    "ServingSpec",
     "StudentSpec",
     "Task",
     "TaskKind",

@@ -34,6 +34,7 @@ from distill_dagster.config.refresh import RefreshSpec
 from distill_dagster.config.release import ReleaseSpec
 from distill_dagster.config.replay import REPLAY_PREFIX
 from distill_dagster.config.routing import RoutingSpec
+from distill_dagster.config.serving import ServingSpec
 from distill_dagster.config.student import (
     BASE_MODEL_SETTINGS,
     RUN_SETTINGS,
@@ -98,6 +99,7 @@ class Task(ConfigModel):
     gate: GateSpec = GateSpec()
     release: ReleaseSpec = ReleaseSpec()
     routing: RoutingSpec = RoutingSpec()
+    serving: ServingSpec = ServingSpec()
     budget: BudgetSpec = BudgetSpec()
     refresh: RefreshSpec = RefreshSpec()
     inbox: InboxSpec = InboxSpec()
@@ -277,10 +279,15 @@ class Task(ConfigModel):
     def hash_evaluation_settings(self) -> str:
         """Hash of everything but the answers that changes a report."""
         settings: dict[str, Any] = {"evaluation": self.evaluation.model_dump(), "labels": self.label_names}
+        settings["routing"] = self.routing.model_dump(include={"margin", "confidence", "threshold"})
         # What others cost is what they billed, whatever the price is now.
         prices = [spec.price.model_dump() for spec in self.teacher_specs if spec.is_replay and spec.price is not None]
         settings |= {"prices": prices} if prices else {}
         return hash_content(self.dump_answer_settings() | settings)
+
+    def hash_release_settings(self) -> str:
+        """Hash of the gate before a release, its formats, and how the router is calibrated."""
+        return hash_content({"release": self.release.model_dump(), "routing": self.routing.model_dump()})
 
     def dump_prompt_settings(self) -> dict[str, Any]:
         """The settings that a prompt is rendered with, apart from its template and examples."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -83,6 +84,20 @@ def read_request_log(folder: Path) -> Iterator[LoggedRequest]:
             yield LoggedRequest(**value)
 
 
+def read_requests_from(path: Path, start: int) -> tuple[list[LoggedRequest], int]:
+    """The requests of one log file from a byte on, and the byte after the last complete line."""
+    rows, end = [], start
+    with path.open("rb") as handle:
+        handle.seek(start)
+        for line in handle:
+            if not line.endswith(b"\n"):  # it is still being written
+                break
+            end += len(line)
+            with suppress(ValueError):
+                rows.append(LoggedRequest(**json.loads(line)))
+    return rows, end
+
+
 def read_feedback(folder: Path) -> Iterator[Feedback]:
     """The feedback of a task, the oldest first."""
     for value in _read_lines(folder / FEEDBACK_FILE):
@@ -94,5 +109,6 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open("rb") as handle:
         for line in handle:
-            if line.endswith(b"\n"):  # otherwise it is still being written, or its process was killed
-                yield json.loads(line)
+            with suppress(ValueError):  # what a killed process left of a line
+                if line.endswith(b"\n"):  # otherwise it is still being written
+                    yield json.loads(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import polars as pl
@@ -34,6 +35,7 @@ from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.messages import make_user_messages
 from distill_dagster.tables.schemas import COMPLETIONS, PROMPT_CONTEXT, PROMPTS, build_frame
 from distill_dagster.tables.validation import check_table
+from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.asking.ask import Asker, AskResult, merge_results, run_ask
 from distill_dagster.teacher.asking.recorded_prompts import select_known_prompts
 from distill_dagster.teacher.asking.requests import RequestBuilder
@@ -132,17 +134,31 @@ def make_teacher_completions(env: StageContext, partition: str | None) -> StageR
 
 
 def _ask_teachers(inputs: StageInputs, prompts: pl.DataFrame, sequential: int = 0) -> AskResult:
-    """Ask every teacher of the task; in a cascade the next one only where the one before is unsure."""
+    """Ask the teachers of the task for a stage."""
     inputs.note_source("teacher_settings")
-    folder, remaining = inputs.env.folder, prompts
-    results: list[AskResult] = []
+
+    def ask(name: str, task: Task, asked: pl.DataFrame) -> AskResult:
+        examples = read_example_pool(inputs.read_table("prompt_context", PROMPT_CONTEXT))
+        with inputs.env.endpoint(task.teacher) as endpoint:
+            return run_ask(_build_asker(inputs, endpoint, task, examples, name), asked, sequential=sequential)
+
+    return ask_in_turn(inputs.env.folder, prompts, ask)
+
+
+def ask_in_turn(
+    folder: TaskFolder, prompts: pl.DataFrame, ask: Callable[[str, Task, pl.DataFrame], AskResult]
+) -> AskResult:
+    """Ask every teacher of a task; in a cascade the next one only where the one before is unsure.
+
+    Args:
+        ask: asks one teacher: its name, the task as if it were its only one, and the prompts.
+    """
+    remaining, results = prompts, list[AskResult]()
     for name, task in folder.task.list_teachers():
         asked = select_known_prompts(folder, name, remaining)
         if not asked.height and (results or remaining.height):
             continue  # a teacher without prompts is not started
-        examples = read_example_pool(inputs.read_table("prompt_context", PROMPT_CONTEXT))
-        with inputs.env.endpoint(task.teacher) as endpoint:
-            results.append(run_ask(_build_asker(inputs, endpoint, task, examples, name), asked, sequential=sequential))
+        results.append(ask(name, task, asked))
         if folder.task.cascade is not None:
             remaining = find_unsure_prompts(task, folder.task.cascade, remaining, results[-1].completions)
     return merge_results(results)

@@ -1,0 +1,165 @@
+"""Who answers: the student, the teacher below the threshold, the student again where the teacher does not."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from distill_dagster.config import Task
+from distill_dagster.core.errors import TeacherError
+from distill_dagster.intake.request_log import LoggedRequest, read_request_log
+from distill_dagster.release.routing.table import ExportRouting
+from distill_dagster.serving.teacher import TeacherAnswer, UnansweredError
+from distill_dagster.student.types import StudentPrompt
+from tests.support.serving import KeywordRuntime, Running, serve
+from tests.support.task import LABELS, write_small_task
+from tests.support.waiting import wait_until
+
+CERTIFIED = ExportRouting(0.8, "dev")
+
+
+@dataclass
+class ToldTeacher:
+    """Answers every prompt with one label, or with an error."""
+
+    answer_with: str = "delivery"
+    error: TeacherError | None = None
+    hold: threading.Event | None = None
+    asked: list[str] = field(default_factory=list)
+    closed: bool = False
+
+    def answer(self, prompt: StudentPrompt) -> TeacherAnswer:
+        self.asked.append(prompt.text)
+        if self.hold is not None:
+            self.hold.wait(30)
+        if self.error is not None:
+            raise self.error
+        return TeacherAnswer(self.answer_with, 0.99, 100, 7)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    return write_small_task(tmp_path_factory.mktemp("task")).task
+
+
+def read_log(running: Running, count: int) -> list[LoggedRequest]:
+    """The log, once it has this many requests."""
+    wait_until(lambda: len(list(read_request_log(running.log))) >= count, f"{count} logged requests", 0.01)
+    return list(read_request_log(running.log))
+
+
+def test_below_the_threshold_the_teacher_answers(task: Task, tmp_path: Path) -> None:
+    teacher = ToldTeacher()
+    with serve(task, KeywordRuntime(LABELS), tmp_path, teacher, CERTIFIED) as running:
+        kept, asked = running.ask("a refund"), running.ask("unsure, a login")
+        [kept_row, asked_row] = read_log(running, 2)
+    assert kept.json()["choices"][0]["message"]["content"] == "refund"
+    assert kept.headers["x-distill-route"] == "student"
+    assert asked.json()["choices"][0]["message"]["content"] == "delivery"
+    assert asked.headers["x-distill-route"] == "teacher"
+    assert asked.headers["x-distill-confidence"] == "0.4000"
+    assert asked.json()["distill"] | {"student_answer": "login", "route": "teacher"} == asked.json()["distill"]
+    assert asked.json()["usage"]["prompt_tokens"] == len("unsure, a login") + 100
+    assert teacher.asked == ["unsure, a login"]
+    assert teacher.closed
+    assert (kept_row.route, kept_row.answer, kept_row.teacher_answer, kept_row.threshold) == (
+        "student",
+        "refund",
+        None,
+        0.8,
+    )
+    assert (asked_row.route, asked_row.answer, asked_row.student_answer) == ("teacher", "delivery", "login")
+    assert (asked_row.student, asked_row.release, asked_row.export) == ("tiny", 3, "adapter")
+
+
+def test_without_a_threshold_the_teacher_answers_everything(task: Task, tmp_path: Path) -> None:
+    with serve(task, KeywordRuntime(LABELS), tmp_path, ToldTeacher(), ExportRouting(None, "dev")) as running:
+        assert running.ask("a refund").headers["x-distill-route"] == "teacher"
+
+
+def test_without_a_teacher_the_student_answers_everything(task: Task, tmp_path: Path) -> None:
+    with serve(task, KeywordRuntime(LABELS), tmp_path, None, CERTIFIED) as running:
+        assert running.ask("unsure, a login").headers["x-distill-route"] == "student"
+
+
+def test_a_teacher_that_fails_is_not_asked_for_a_while(task: Task, tmp_path: Path) -> None:
+    teacher = ToldTeacher(error=TeacherError("down"))
+    with serve(task, KeywordRuntime(LABELS), tmp_path, teacher, CERTIFIED) as running:
+        found = [running.ask(f"unsure, a login {n}") for n in range(3)]
+        assert running.read_metric("distill_teacher_failures_total") == 3
+    assert [one.json()["choices"][0]["message"]["content"] for one in found] == ["login"] * 3
+    assert all(one.json()["distill"]["fallback_failed"] for one in found)
+    assert len(teacher.asked) == 1
+
+
+def test_an_answer_that_is_none_does_not_stop_the_asking(task: Task, tmp_path: Path) -> None:
+    teacher = ToldTeacher(error=UnansweredError("it refused"))
+    with serve(task, KeywordRuntime(LABELS), tmp_path, teacher, CERTIFIED) as running:
+        for n in range(2):
+            assert running.ask(f"unsure, a login {n}").json()["distill"]["fallback_failed"]
+    assert len(teacher.asked) == 2
+
+
+def test_a_teacher_that_takes_too_long_costs_no_answer(task: Task, tmp_path: Path) -> None:
+    teacher = ToldTeacher(hold=threading.Event())
+    with serve(task, KeywordRuntime(LABELS), tmp_path, teacher, CERTIFIED, teacher_timeout_s=0.05) as running:
+        assert running.ask("unsure, a login").json()["choices"][0]["message"]["content"] == "login"
+        assert teacher.hold is not None
+        teacher.hold.set()
+
+
+def test_a_share_of_what_the_student_keeps_is_shadowed(task: Task, tmp_path: Path) -> None:
+    teacher, draws = ToldTeacher(), iter([0.05, 0.5, 0.5, 0.5] * 10)
+    lock = threading.Lock()
+
+    def chance() -> float:
+        with lock:
+            return next(draws)
+
+    runtime = KeywordRuntime(LABELS)
+    with serve(task, runtime, tmp_path, teacher, CERTIFIED, 0.1, chance=chance, log_share=0.2) as running:
+        assert running.ask("a refund").headers["x-distill-route"] == "student"  # drawn: 0.05 < 0.1
+        [row] = read_log(running, 1)
+        assert running.ask("a login").headers["x-distill-route"] == "student"
+        assert running.read_metric("distill_shadows_total") == 1
+    assert teacher.asked == ["a refund"]
+    assert (row.shadowed, row.answer, row.teacher_answer, row.sampled) == (True, "refund", "delivery", False)
+
+
+def test_a_conversation_is_logged_masked_and_with_its_slice(task: Task, tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "I am jane@example.org"},
+        {"role": "assistant", "content": "Hello jane@example.org"},
+        {"role": "user", "content": "a refund"},
+    ]
+    with serve(task, KeywordRuntime(LABELS), tmp_path) as running:
+        running.client.post("/v1/chat/completions", json={"messages": messages, "metadata": {"slice": "web"}})
+        [row] = read_log(running, 1)
+    assert row.text == "I am <EMAIL>\na refund"
+    assert row.messages is not None
+    assert [turn["content"] for turn in row.messages] == ["I am <EMAIL>", "Hello <EMAIL>", "a refund"]
+    assert row.slice == "web"
+
+
+def test_log_files_are_limited(task: Task, tmp_path: Path) -> None:
+    with serve(task, KeywordRuntime(LABELS), tmp_path, log_file_mb=0.0005, log_files=2) as running:
+        for n in range(6):
+            running.ask(f"a refund {n}")
+    files = sorted(tmp_path.glob("requests-*.jsonl"))
+    assert len(files) == 2
+    assert [row.text for row in read_request_log(tmp_path)][-1] == "a refund 5"
+    assert all(path.stat().st_size <= 0.0005 * 2**20 for path in files)
+
+
+def test_what_a_killed_process_left_is_ignored(task: Task, tmp_path: Path) -> None:
+    with serve(task, KeywordRuntime(LABELS), tmp_path) as running:
+        running.ask("a refund")
+    [path] = tmp_path.glob("requests-*.jsonl")
+    path.write_bytes(path.read_bytes() + b'{"id": "torn')
+    assert [row.text for row in read_request_log(tmp_path)] == ["a refund"]
