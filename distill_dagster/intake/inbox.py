@@ -160,18 +160,26 @@ def process_inbox(
 
 
 def accept_prompts(
-    folder: TaskFolder, inbox: Path, prompts: list[IncomingPrompt], keys: list[str], source: str, dry_run: bool = False
+    folder: TaskFolder,
+    inbox: Path,
+    prompts: list[IncomingPrompt],
+    keys: list[str],
+    source: str,
+    dry_run: bool = False,
+    lock_s: float = -1,
 ) -> InboxSummary:
-    """Mask, compare and store the prompts of an import, as those of a file in the inbox.
+    """Mask, compare and store the prompts of an import or of the request log, as those of a file in the inbox.
 
     Args:
         keys: the slice of each prompt.
         source: the name of the imported file.
+        lock_s: how many seconds to wait while another process takes files; -1 for no limit.
 
     Raises:
         InputError: the task's own files are malformed, so prompts cannot be compared with them.
+        DistillError: another process holds the lock.
     """
-    with lock_inbox(inbox):
+    with lock_inbox(inbox, lock_s):
         batch = hash_content([source, os.getpid(), time.time_ns()])[:16]
         return _InboxProcessor(folder, inbox).store_prompts(prompts, keys, source, batch, dry_run)
 
