@@ -101,6 +101,19 @@ def format_cost(system: str, facts: SystemFacts) -> str:
     return format_dollars(facts.cost_usd_per_1k)
 
 
+def format_days(days: float | None) -> str:
+    """Days, or hours if it is less than two."""
+    if days is None:
+        return "never"
+    if days < 2:
+        return "less than an hour" if days * 24 < 1 else f"{days * 24:.0f} hours"
+    return f"{days:,.0f} days"
+
+
+def format_rate(per_second: float | None) -> str:
+    return "–" if per_second is None else f"{per_second:,.3g}" if per_second < 1000 else f"{per_second:,.0f}"
+
+
 def format_p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
@@ -151,7 +164,11 @@ METRIC_NAMES = {
     "macro_f1": "Macro-F1",
     "token_f1": "Token F1",
     "rouge_l": "ROUGE-L",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "bleu": "BLEU",
     "chrf": "chrF",
+    "corpus_chrf": "chrF of all texts",
     "field_f1": "Field F1",
     "exact_match": "Exact match",
     "call_f1": "Call F1",
@@ -189,6 +206,8 @@ TEMPLATE_FILTERS: dict[str, Callable[..., str]] = {
     "size": format_size,
     "count": format_count,
     "dollars": format_dollars,
+    "days": format_days,
+    "rate": format_rate,
     "p_value": format_p_value,
     "brief": shorten_value,
     "day": format_day,

@@ -1,4 +1,4 @@
-"""Similarity of two texts, 0 to 1: token F1, ROUGE-L and chrF."""
+"""Similarity of two texts, 0 to 1: token F1, ROUGE (by rouge-score) and chrF (by sacrebleu)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 _ARTICLES = {"a", "an", "the"}
 MAX_TOKENS = 2000
 """ROUGE-L takes time proportional to the product of both lengths, so only this many words of a text count."""
-CHRF_ORDER, CHRF_BETA = 6, 2
 
 
 def normalize_squad(text: str) -> str:
@@ -23,10 +27,6 @@ def normalize_squad(text: str) -> str:
     return " ".join(word for word in plain.split() if word not in _ARTICLES)
 
 
-def _split_words(text: str) -> list[str]:
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower())
-
-
 def _compute_f1(hits: float, first: int, second: int) -> float:
     return 2 * hits / (first + second) if first + second else 1.0
 
@@ -37,38 +37,48 @@ def compute_token_f1(first: str, second: str) -> float:
     return _compute_f1(sum((Counter(a) & Counter(b)).values()), len(a), len(b))
 
 
-def compute_rouge_l(first: str, second: str) -> float:
-    """Return F1 of the longest common subsequence of words (Lin 2004, precision and recall weighted equally)."""
-    a, b = _split_words(first)[:MAX_TOKENS], _split_words(second)[:MAX_TOKENS]
-    row = [0] * (len(b) + 1)
-    for word in a:
-        diagonal = 0
-        for j, other in enumerate(b, start=1):
-            above = row[j]
-            row[j] = diagonal + 1 if word == other else max(above, row[j - 1])
-            diagonal = above
-    return _compute_f1(row[-1], len(a), len(b))
+class _WordTokenizer:
+    """Splits lower-case words of every script. In English these are the words of rouge-score's own tokenizer.
+
+    That one reads only a to z and 0 to 9, so that a Greek summary would have no word.
+    """
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())[:MAX_TOKENS]
+
+
+@cache
+def _make_rouge_scorer(*names: str) -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(list(names), tokenizer=_WordTokenizer())
+
+
+def compute_rouge(text: str, reference: str, *names: str) -> dict[str, float]:
+    """Return F-measures of rouge-score, such as rouge1, rouge2 and rougeL (Lin 2004), without stemming."""
+    scores = _make_rouge_scorer(*names).score(reference, text)
+    return {name: float(scores[name].fmeasure) for name in names}
+
+
+def compute_rouge_l(text: str, reference: str) -> float:
+    """Return the F-measure of the longest common subsequence of words (Lin 2004), by rouge-score."""
+    if text == reference:  # also if there is no word in it
+        return 1.0
+    return compute_rouge(text, reference, "rougeL")["rougeL"]
+
+
+@cache
+def _make_chrf() -> Any:
+    from sacrebleu.metrics import CHRF
+
+    return CHRF()
 
 
 def compute_chrf(text: str, reference: str) -> float:
-    """Return the character n-gram F-score for n = 1 to 6, recall weighted twice as much (Popović 2015)."""
-    a, b = ("".join(unicodedata.normalize("NFKC", t).split()) for t in (text, reference))
-    if a == b:
+    """Return the character n-gram F-score (chrF2, Popović 2015) of one text, by sacrebleu."""
+    if text == reference:
         return 1.0
-    scores = []
-    for n in range(1, CHRF_ORDER + 1):
-        x, y = _count_grams(a, n), _count_grams(b, n)
-        hits, total_x, total_y = sum((x & y).values()), sum(x.values()), sum(y.values())
-        if not total_x and not total_y:
-            continue
-        precision, recall = hits / total_x if total_x else 0.0, hits / total_y if total_y else 0.0
-        weighted = CHRF_BETA**2 * precision + recall
-        scores.append((1 + CHRF_BETA**2) * precision * recall / weighted if weighted else 0.0)
-    return sum(scores) / len(scores) if scores else 1.0
-
-
-def _count_grams(text: str, n: int) -> Counter[str]:
-    return Counter(text[i : i + n] for i in range(len(text) - n + 1))
+    return min(1.0, float(_make_chrf().sentence_score(text, [reference]).score) / 100)
 
 
 def compute_bag_f1(first: Iterable[object], second: Iterable[object]) -> float:

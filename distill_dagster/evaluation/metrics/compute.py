@@ -15,6 +15,7 @@ from distill_dagster.evaluation.metrics.non_inferiority import compute_non_infer
 from distill_dagster.evaluation.metrics.slices import compare_slices
 from distill_dagster.evaluation.metrics.system_arrays import build_system_arrays, is_binary, read_answer_label
 from distill_dagster.evaluation.metrics.system_scores import compute_system_score
+from distill_dagster.evaluation.metrics.text_scores import compute_text_scores
 from distill_dagster.evaluation.metrics.types import (
     ASSISTANT,
     BASE,
@@ -29,6 +30,7 @@ from distill_dagster.evaluation.metrics.types import (
     SystemFacts,
 )
 from distill_dagster.evaluation.statistics import adjust_p_values, compute_bootstrap_sums
+from distill_dagster.kinds.free_text import FreeTextKind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,6 +136,11 @@ def _compute_split_metrics(
     scores = {
         s.name: compute_system_score(s, truth, slices, labels, sums[:, places[s.name]], spec, kind) for s in systems
     }
+    if kind is not None and isinstance(kind, FreeTextKind):
+        references = items["reference"].to_list()
+        scores = {
+            s.name: replace(scores[s.name], text_scores=compute_text_scores(s, references, kind)) for s in systems
+        }
     by_name = {s.name: s for s in systems}
     teacher, distilled = by_name.get(TEACHER), by_name.get(DISTILLED)
     if teacher is not None and is_binary(kind):
