@@ -66,6 +66,7 @@ def open_stage_context(context: dg.AssetExecutionContext, task: str) -> Iterator
             campaign=get_campaign(context.run),
             cap=read_budget_tags(context.run.tags),
             training=Path(lake.training),
+            releases=Path(lake.releases),
         )
 
 

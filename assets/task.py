@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from assets import curation, evaluation, prompts, students, teacher
+from assets import curation, evaluation, prompts, release, students, teacher
 from assets.inbox import build_inbox_sensor
 from assets.provider_batches import build_batches_sensor
 from assets.refresh import Refresh, build_refresh_definitions
@@ -15,7 +15,7 @@ from assets.task_graph import TaskGraph
 from distill_dagster.config import RefreshSpec
 from distill_dagster.core.errors import InputError
 from distill_dagster.pipeline.source_versions import list_features
-from distill_dagster.pipeline.stage_table import Partition, get_job_name, list_stages
+from distill_dagster.pipeline.stage_table import Partition, Stage, get_job_name, get_stage_job_name, list_stages
 from distill_dagster.tasks import TaskFolder
 
 JOBS: dict[Partition, str] = {
@@ -28,11 +28,18 @@ JOBS: dict[Partition, str] = {
 
 
 def _build_job(graph: TaskGraph, partition: Partition) -> UnresolvedAssetJobDefinition:
-    names = [name for name, stage in graph.stages.items() if stage.partition == partition]
+    names = [name for name, one in graph.stages.items() if one.partition == partition and not one.is_explicit]
     return dg.define_asset_job(
         get_job_name(graph.identifier, partition),
         selection=[graph.key(name) for name in names],
         description=JOBS[partition],
+    )
+
+
+def _build_explicit_job(graph: TaskGraph, stage: Stage) -> UnresolvedAssetJobDefinition:
+    """The job of a stage that only a command of its own runs, so that no other job runs it by accident."""
+    return dg.define_asset_job(
+        get_stage_job_name(graph.identifier, stage), selection=[graph.key(stage.name)], description=stage.description
     )
 
 
@@ -59,10 +66,13 @@ def build_task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitio
         spec, has_batches = folder.task.refresh, any(teacher.mode == "batch" for teacher in folder.task.teacher_specs)
     except InputError:
         spec, has_batches = RefreshSpec(cron=None), False
-    groups = [module.build_assets(graph) for module in (prompts, teacher, curation, students, evaluation)]
+    groups = [module.build_assets(graph) for module in (prompts, teacher, curation, students, evaluation, release)]
     definitions = dg.Definitions(
         assets=[*build_source_assets(graph), *(asset for group in groups for asset in group)],
-        jobs=[_build_job(graph, partition) for partition in JOBS if graph.has_partition(partition)],
+        jobs=[
+            *(_build_job(graph, partition) for partition in JOBS if graph.has_partition(partition)),
+            *(_build_explicit_job(graph, stage) for stage in graph.stages.values() if stage.is_explicit),
+        ],
         sensors=[
             *build_sensors(graph),
             build_inbox_sensor(graph),

@@ -26,7 +26,9 @@ def build_definitions(home: Home) -> dg.Definitions:
     url = find_store_variable()
     resources = {
         "tasks": TaskFoldersResource(path=str(home.tasks), accepted=str(home.accepted), inbox=str(home.inbox)),
-        "lake": LakeResource(path=str(home.lake), reports=str(home.reports), training=str(home.training)),
+        "lake": LakeResource(
+            path=str(home.lake), reports=str(home.reports), training=str(home.training), releases=str(home.releases)
+        ),
         "store": CompletionStoreResource(path=str(home.store), url=dg.EnvVar(url) if url else ""),
         "models": ModelFolderResource(path=str(home.models)),
         "teacher": TeacherResource(models=str(home.models)),

@@ -39,11 +39,14 @@ class TaskFoldersResource(dg.ConfigurableResource):
 
 
 class LakeResource(dg.ConfigurableResource):
-    """The folders of tables and adapters, of reports (`<reports>/<task>/<student>/`), and of trainings in progress."""
+    """The folders of tables and adapters, of reports (`<reports>/<task>/<student>/`), of trainings in progress, and of
+    releases.
+    """
 
     path: str
     reports: str
     training: str
+    releases: str
     memory_mb: int = 2048
     """Memory that DuckDB may use before it spills to disk. Half of it may be used to keep texts between two passes."""
     spill: str = ""

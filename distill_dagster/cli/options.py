@@ -52,7 +52,7 @@ def _list_tasks(_: TaskFolder | None) -> list[str]:
 
 _complete_task = _complete(_list_tasks)
 _complete_slice = _complete(lambda folder: folder.list_slice_keys() if folder else [])
-_complete_student = _complete(lambda folder: list(folder.task.students) if folder else [])
+complete_student = _complete(lambda folder: list(folder.task.students) if folder else [])
 
 TaskArgument = Annotated[
     str | None, typer.Argument(help="The task. Optional if there is only one.", autocompletion=_complete_task)
@@ -64,7 +64,7 @@ SliceOption = Annotated[
 ]
 StudentOption = Annotated[
     list[str] | None,
-    typer.Option("--student", help="Only this student. Can be repeated.", autocompletion=_complete_student),
+    typer.Option("--student", help="Only this student. Can be repeated.", autocompletion=complete_student),
 ]
 BudgetUsd = Annotated[
     float | None,

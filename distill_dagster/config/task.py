@@ -261,6 +261,10 @@ class Task(ConfigModel):
         settings = {"description": self.description, "judge": self.judge.dump_request_settings()}
         return hash_content(self.dump_prompt_settings() | settings | {"templates": templates})
 
+    def hash_win_rate_settings(self) -> str:
+        """Hash of what decides which golden items are compared by the judge."""
+        return hash_content({"judged_items": self.evaluation.judged_items})
+
     def hash_student_settings(self, student: str) -> str:
         """Hash of everything but the dataset that changes a student's training."""
         settings = self.students[student].model_dump(exclude={*SHORT_FORMS, *RUN_SETTINGS})
@@ -278,7 +282,8 @@ class Task(ConfigModel):
 
     def hash_evaluation_settings(self) -> str:
         """Hash of everything but the answers that changes a report."""
-        settings: dict[str, Any] = {"evaluation": self.evaluation.model_dump(), "labels": self.label_names}
+        evaluation = self.evaluation.model_dump(exclude={"judged_items"})
+        settings: dict[str, Any] = {"evaluation": evaluation, "labels": self.label_names}
         settings["routing"] = self.routing.model_dump(include={"margin", "confidence", "threshold"})
         # What others cost is what they billed, whatever the price is now.
         prices = [spec.price.model_dump() for spec in self.teacher_specs if spec.is_replay and spec.price is not None]

@@ -23,7 +23,7 @@ from distill_dagster.orchestration.tags import CAMPAIGN_TAG, build_budget_tags
 from distill_dagster.pipeline.backfill_selection import SLICE_STAGES
 from distill_dagster.pipeline.freshness import ArtifactStatus, TaskState
 from distill_dagster.pipeline.run_events import RunEvent, RunEventKind, RunListener
-from distill_dagster.pipeline.stage_table import MERGING_STAGE, STAGES, Stage, get_job_name
+from distill_dagster.pipeline.stage_table import MERGING_STAGE, STAGES, Stage, get_stage_job_name
 from distill_dagster.pipeline.teacher_check import find_environment_problems, list_stage_teachers
 from distill_dagster.pipeline.teacher_pauses import TeacherPauses
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name
@@ -78,6 +78,12 @@ class Runner:
         self._stages = _add_upstream(SLICE_STAGES, self.state.stages)
         self._again = {format_artifact_name(stage, key) for stage in SLICE_STAGES for key in slices} if again else set()
         return self.run(slices, [], notify)
+
+    def release(self, student: str, notify: RunListener) -> RunSummary:
+        """Release a student from what was made, and make nothing else."""
+        self._stages = {"release"}
+        self._again = {format_artifact_name("release", student)}
+        return self.run(None, [student], notify)
 
     def imagine(self, slices: list[str], notify: RunListener) -> RunSummary:
         """Make the prompts of these slices again, and imagine as many as their targets require."""
@@ -145,7 +151,7 @@ class Runner:
         summary.teacher_calls, summary.cost_usd, summary.reserved_usd = spent.calls, spent.usd, spent.reserved_usd
 
     def _list_statuses(self, slices: list[str] | None, students: list[str]) -> list[ArtifactStatus]:
-        statuses = self.state.list_statuses(students, slices)
+        statuses = self.state.list_statuses(students, slices, explicit=self._stages is not None)
         return [status for status in statuses if self._stages is None or status.asset in self._stages]
 
     def _find_unreported(self, slices: list[str] | None, students: list[str]) -> set[str]:
@@ -247,7 +253,7 @@ class Runner:
     def _execute(self, batch: list[ArtifactStatus], summary: RunSummary, notify: RunListener, start: RunEvent) -> None:
         notify(start)
         partition = batch[0].partition
-        job = self._defs.resolve_job_def(get_job_name(self.folder.name, STAGES[batch[0].asset].partition))
+        job = self._defs.resolve_job_def(get_stage_job_name(self.folder.name, STAGES[batch[0].asset]))
         assets = [dg.AssetKey([self.folder.name, s.asset]) for s in batch]
         tags = {CAMPAIGN_TAG: self.campaign} | build_budget_tags(self.cap)
 

@@ -7,6 +7,7 @@ no stage reads an artifact with such a record.
 from __future__ import annotations
 
 from distill_dagster.core.checks import CheckSpec
+from distill_dagster.release.gate import GATE_CHECKS
 from distill_dagster.student.token_counts import ROWS_WHOLE_CHECK
 from distill_dagster.student.training_check import LOSS_FELL_CHECK
 from distill_dagster.teacher.providers.terms import TERMS_CHECK, TERMS_KNOWN_CHECK
@@ -44,6 +45,7 @@ STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         ),
     ),
     "teacher_completions": (TERMS_CHECK, TERMS_KNOWN_CHECK, VALID_TABLE_CHECK, NO_MISSING_ROWS_CHECK),
+    "judged_pairs": (VALID_TABLE_CHECK, CheckSpec("all_compared", "The judge made a choice for every pair of answers.")),
     "scored_completions": (
         VALID_TABLE_CHECK,
         CheckSpec("all_judged", "In tasks with a judge, every answer that it was asked about has a score."),
@@ -92,4 +94,5 @@ STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
     "eval_report": (
         CheckSpec("metrics_table", "The metrics table has the declared columns and ranges (dagster-pandas)."),
     ),
+    "release": GATE_CHECKS,
 }

@@ -151,10 +151,18 @@ class TaskState:
         default = self.folder.task.chosen_student
         return [s for s in self.students if s == default or any(self.read_record(name, s) for name in stages)]
 
-    def list_statuses(self, students: list[str] | None = None, slices: list[str] | None = None) -> list[ArtifactStatus]:
-        """The status of every artifact in topological order, or of these slices and what these students need."""
+    def list_statuses(
+        self, students: list[str] | None = None, slices: list[str] | None = None, explicit: bool = False
+    ) -> list[ArtifactStatus]:
+        """The status of every artifact in topological order, or of these slices and what these students need.
+
+        Args:
+            explicit: also those that only a command of their own makes, such as a release.
+        """
         statuses = []
         for stage in self.stages.values():
+            if stage.is_explicit and not explicit:
+                continue
             wanted = slices if stage.partition == "slice" else None
             partitions = [key for key in self.list_partitions(stage, students) if wanted is None or key in wanted]
             statuses += [self.get_status(stage.name, partition) for partition in partitions]

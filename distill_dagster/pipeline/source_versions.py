@@ -83,6 +83,8 @@ def compute_source_version(folder: TaskFolder, source: str, partition: str | Non
             return task.hash_imagine_settings(select_templates(folder.read_templates(), IMAGINE_TEMPLATES))
         case "judge_settings":
             return task.hash_judge_settings(select_templates(folder.read_templates(), JUDGE_TEMPLATES))
+        case "win_rate_settings":
+            return task.hash_win_rate_settings()
         case "score_settings":
             return hash_score_settings(task)
         case "curation_settings":
@@ -92,6 +94,8 @@ def compute_source_version(folder: TaskFolder, source: str, partition: str | Non
         case "evaluation_settings":
             # The report quotes the terms.
             return hash_content([task.hash_evaluation_settings(), list_model_terms(task)])
+        case "release_settings":
+            return task.hash_release_settings()
         case "student_settings":
             assert partition is not None
             if partition not in task.students:  # a name typed in the UI
@@ -108,6 +112,8 @@ def has_feature(folder: TaskFolder, feature: Feature) -> bool:
             return folder.task.imagine is not None
         case "judge":
             return folder.task.judge is not None
+        case "win_rate":
+            return folder.task.evaluation.judged_items is not None
         case "scores":
             return bool(collect_task_scorers(folder.task))
         case "slice_labels":

@@ -9,10 +9,13 @@ from typing import Literal
 
 Partition = Literal["slice", "student", "assistant"] | None
 """What an artifact is partitioned by. An assistant is a student that teaches another one."""
-Feature = Literal["imagine", "judge", "scores", "slice_labels", "rescaling", "preference", "assistants", "replay"]
+Feature = Literal[
+    "imagine", "judge", "win_rate", "scores", "slice_labels", "rescaling", "preference", "assistants", "replay"
+]
 """A part of a task that adds sources, inputs or a stage to its graph.
 
-`imagine` and `judge` are the blocks of that name in task.yaml. `scores`: its filters read scores. `slice_labels`: every
+`imagine` and `judge` are the blocks of that name in task.yaml. `win_rate`: the judge compares answers to golden items.
+`scores`: its filters read scores. `slice_labels`: every
 slice is named like a label. `rescaling`: the dataset rescales soft labels by a temperature fitted on dev. `preference`:
 a student has a preference phase. `assistants`: a student learns from another student.
 `replay`: a student replays rows of an earlier dataset.
@@ -101,6 +104,12 @@ SOURCES = {
             None,
             "`judge:` in task.yaml, and its templates: the rubric and the model that judges.",
             feature="judge",
+        ),
+        Source(
+            "win_rate_settings",
+            None,
+            "`evaluation.judged_items` in task.yaml: how many golden items the judge compares answers to.",
+            feature="win_rate",
         ),
     )
 }
@@ -275,19 +284,31 @@ STAGES = {
                 "teacher_prior",
                 "student_settings",
             ),
-            "3",
+            "4",
             ("polars", "parquet"),
             "Every system's answer to every golden, dev and validation item.",
             feature_upstream={"slice_labels": ("slice_label_adapter",), "assistants": ("assistant_adapter",)},
         ),
         Stage(
+            "judged_pairs",
+            "student",
+            ("predictions", "golden_set", "judge_settings", "win_rate_settings"),
+            "1",
+            ("litellm", "polars"),
+            "Only with `evaluation.judged_items`: whose answer to a golden item the judge prefers, the student's or the "
+            "teacher's, asked in both orders.",
+            purpose="judge",
+            feature="win_rate",
+        ),
+        Stage(
             "eval_report",
             "student",
             ("predictions", "filtered_dataset", "student_adapter", "golden_set", "evaluation_settings"),
-            "4",
+            "5",
             ("html",),
             "Metrics with intervals, the recommendation in words, and one HTML file that opens offline.",
             reads_rejected_rows=True,
+            feature_upstream={"win_rate": ("judged_pairs",)},
         ),
         Stage(
             "release",

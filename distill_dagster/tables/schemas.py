@@ -205,6 +205,24 @@ PREDICTIONS = pl.Schema(
     }
 )
 """One row per system and item of a split: the answer, and whether it is correct."""
+JUDGED_PAIRS = pl.Schema(
+    {
+        "item_id": pl.String,
+        "slice": pl.String,
+        "first": pl.String,
+        "second": pl.String,
+        "shown_first": pl.String,
+        "winner": pl.String,
+        "decided_by": pl.String,
+        "judge": pl.String,
+        "reason": pl.String,
+        "error": pl.String,
+    }
+)
+"""Two rows per golden item, one for each order in which the answers of systems `first` and `second` are shown.
+
+`decided_by` is `judge`, or without asking `equal` (the answers are equal, so there is no winner) or `missing` (a system
+has no answer, so the other one wins). `error` says why the judge has no choice."""
 PROMPT_CONTEXT = _make_schema(
     {
         "id": pl.String,
@@ -219,6 +237,12 @@ PROMPT_CONTEXT = _make_schema(
 """The few-shot pool. `removed` says why an example is not used; `messages` is null if the prompt is one text."""
 TEACHER_PRIOR = pl.Schema({"sample_index": pl.Int64, "label": pl.String, "prob": pl.Float64, "items": pl.Int64})
 """The teacher's mean answer to the calibration examples: a distribution over labels for each sample."""
+
+
+RELEASED_EXPORTS = pl.Schema(
+    {"number": pl.Int64, "export": pl.String, "path": pl.String, "bytes": pl.Int64, "parity": pl.String}
+)
+"""One row per export of a release. One that was left out has no path; `parity` says why."""
 
 
 class SchemaError(DistillError):

@@ -55,6 +55,8 @@ class StageContext:
     """Caps of the campaign itself. The lower of a cap and the same cap in task.yaml's `budget` applies."""
     training: Path | None = None
     """The folder of checkpoints and TensorBoard files. None: trainings write neither."""
+    releases: Path | None = None
+    """The folder of releases. None: nothing can be released."""
 
     @property
     def task_name(self) -> str:

@@ -1,0 +1,53 @@
+"""Push a release to a repository of the Hugging Face Hub. Nothing is pushed unless somebody asks for it."""
+
+from __future__ import annotations
+
+from distill_dagster.core.errors import DistillError
+from distill_dagster.core.models import HUB_ID
+from distill_dagster.core.progress import report_progress
+from distill_dagster.release.registry import Release, verify_release
+
+HUB_REMEDY = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write. HF_ENDPOINT names another hub."
+NOT_PUSHED = ("report/golden.json",)
+"""Scores of single golden items, which only the next release needs."""
+
+
+def check_repository(name: str) -> None:
+    """Check the name of a repository before anything is made.
+
+    Raises:
+        DistillError: it is not of the form `org/name`.
+    """
+    if not HUB_ID.fullmatch(name):
+        raise DistillError(f"--push is {name!r}. Name a repository as org/name.")
+
+
+def push_release(release: Release, repository: str, private: bool = True) -> str:
+    """Upload all files of a release as one commit, and tag it `release-<number>`. Returns the repository's address.
+
+    Args:
+        private: whether the repository is private, if it has to be created.
+
+    Raises:
+        DistillError: a file of the release was changed, or the hub refuses or cannot be reached.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    verify_release(release)
+    api = HfApi()
+    report_progress(f"pushing release {release.number} to {repository}", 0, 0)
+    try:
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=str(release.path),
+            commit_message=f"Release {release.number} of {release.task}: {release.student}",
+            ignore_patterns=list(NOT_PUSHED),
+        )
+        api.create_tag(repository, tag=f"release-{release.number}", exist_ok=True)
+    except (HfHubHTTPError, LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DistillError(f"{repository} could not be pushed to: {first_line} {HUB_REMEDY}") from error
+    return str(url)
