@@ -20,7 +20,7 @@ INSTALL_REMEDY = (
 _TIMEOUT_S = 3600
 
 
-class UnsupportedModelError(DistillError):
+class UnconvertibleModelError(DistillError):
     """llama.cpp's converter does not know the architecture of a model, or its tokenizer."""
 
 
@@ -45,7 +45,7 @@ def convert_to_gguf(model: Path, target: Path, name: str) -> None:
 
     Raises:
         DistillError: the converter is not installed, or it failed.
-        UnsupportedModelError: it does not know the architecture or the tokenizer.
+        UnconvertibleModelError: it does not know the architecture or the tokenizer.
     """
     if missing := find_missing_converter():
         raise DistillError(missing)
@@ -67,12 +67,12 @@ def _explain_failure(log: str) -> DistillError:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     last = lines[-1] if lines else "it wrote nothing"
     if "pre-tokenizer was not recognized" in log:
-        return UnsupportedModelError(
+        return UnconvertibleModelError(
             "llama.cpp does not recognize how the base's tokenizer splits words, so a GGUF file would read other "
             "tokens. Release the student as merged safetensors, or use a base whose tokenizer llama.cpp lists."
         )
     if unknown := next((line for line in lines if "is not supported" in line or "not supported!" in line), None):
-        return UnsupportedModelError(
+        return UnconvertibleModelError(
             f"llama.cpp's converter says: {unknown.removeprefix('ERROR:hf-to-gguf:')}. Release the student as merged "
             f"safetensors, or use a base whose architecture llama.cpp knows."
         )

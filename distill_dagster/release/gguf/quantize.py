@@ -159,4 +159,4 @@ def _find_quantizer() -> Callable[..., int]:
     function.restype = ctypes.c_size_t
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
-    return function  # type: ignore[no-any-return]
+    return function
