@@ -21,6 +21,11 @@ class EvaluationSpec(ConfigModel):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
         default=0.95, description="level of the intervals and tests"
     )
+    judged_items: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        default=None,
+        description="for how many golden items the judge says whose answer is better, the student's or the teacher's: "
+        "asked twice, with the order swapped; for answers that are written texts; needs `judge`; null: it is not asked",
+    )
     latency_items: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=40, description="how many golden items are timed one by one; a change applies to the next predictions"
     )

@@ -128,8 +128,8 @@ def measure_teacher_tokens_per_s(completions: pl.DataFrame) -> float | None:
     import polars as pl
 
     alone = completions.filter((pl.col("in_flight") == 1) & (pl.col("completion_tokens") > 1))
-    seconds = alone["latency_s"].sum()
-    return alone["completion_tokens"].sum() / seconds if seconds else None
+    seconds = float(alone["latency_s"].sum())
+    return float(alone["completion_tokens"].sum()) / seconds if seconds else None
 
 
 def compute_percentiles(seconds: Sequence[float]) -> tuple[float, float]:

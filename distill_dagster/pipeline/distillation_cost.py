@@ -11,6 +11,7 @@ from distill_dagster.config import Task
 from distill_dagster.core.embedding import EmbedFunction
 from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.evaluation.costs import (
+    CostLine,
     DistillationCost,
     TeacherUse,
     compute_machine_cost,
@@ -60,7 +61,7 @@ def _sum_use(rows: pl.DataFrame) -> TeacherUse:
     prompts = rows["prompt_id"].n_unique()
     known = rows.select((pl.col("prompt_tokens") > 0).all() & (pl.col("completion_tokens") > 0).all()).item()
     timed = rows.group_by("prompt_id").agg(
-        pl.when((pl.col("in_flight") == 1).all()).then(pl.col("latency_s").sum()).alias("seconds")
+        pl.when((pl.col("in_flight") >= 1).all()).then(_machine_seconds_expr().sum()).alias("seconds")
     )
     return TeacherUse(
         prompts,
@@ -125,29 +126,40 @@ def compute_distillation_cost(
     task = env.folder.task
     usd_per_hour = task.evaluation.machine_usd_per_hour
     asked = _read_slice_use(env)
-    costs: list[float | None] = [] if task.is_free else [env.store.sum_billed(env.task_name)]
+    bill = [
+        CostLine(line.teacher, line.purpose, line.requests, line.tokens, line.usd, is_billed=True)
+        for line in ([] if task.is_free else env.store.list_billed_requests(env.task_name))
+    ]
     answers = 0
     for name, part in task.list_teachers():
         held_out = TeacherUse(**uses[name]) if name in uses else TeacherUse(0)
         in_slices = asked.get(name, TeacherUse(0))
-        prompts = held_out.prompts + in_slices.prompts
-        answers += prompts
-        if not prompts or not part.teacher.is_free:
+        answers += held_out.prompts + in_slices.prompts
+        if not part.teacher.is_free:
             continue
-        if part.teacher.is_embedded:
-            parts = [use for use in (held_out, in_slices) if use.prompts]
-            costs += [_multiply(use.compute_cost(part.teacher, usd_per_hour), use.prompts) for use in parts]
-        else:
-            costs.append(_multiply(held_out.compute_cost(part.teacher, usd_per_hour), prompts))
+        if not part.teacher.is_embedded:  # a recording says little of single slices
+            in_slices = replace(held_out, prompts=in_slices.prompts)
+        for purpose, use in (("golden", held_out), ("slices", in_slices)):
+            if use.prompts:
+                usd, tokens = use.compute_cost(part.teacher, usd_per_hour), compute_teacher_tokens({name: use})
+                total = None if tokens is None else round(tokens * use.prompts)
+                line = CostLine(part.teacher.model, purpose, use.prompts, total, _multiply(usd, use.prompts), False)
+                bill.append(line)
+    costs = [line.usd for line in bill]
     record = read_folder_record(env.lake.get_folder(env.task_name, "student_adapter", student))
     training_s = sum_model_seconds(record)
+    training_usd = compute_machine_cost(training_s, usd_per_hour)
+    bill.append(CostLine(student, "training", 0, None, training_usd, is_billed=False))
     return DistillationCost(
         answers,
         None if None in costs else sum(cost or 0.0 for cost in costs),
         training_s,
-        compute_machine_cost(training_s, usd_per_hour),
+        training_usd,
         metrics.facts[TEACHER].cost_usd_per_1k if TEACHER in metrics.facts else None,
         metrics.facts[DISTILLED].cost_usd_per_1k,
+        usd_per_hour,
+        task.evaluation.requests_per_day,
+        tuple(bill),
     )
 
 
@@ -160,6 +172,11 @@ def sum_model_seconds(record: ArtifactRecord | None) -> float | None:
 
 def _multiply(cost: float | None, number: int) -> float | None:
     return None if cost is None else cost * number
+
+
+def _machine_seconds_expr() -> pl.Expr:
+    """The share of a request in the time of the machine that answered several at once."""
+    return pl.col("latency_s") / pl.col("in_flight").fill_null(1).clip(lower_bound=1)
 
 
 def _read_slice_use(env: StageContext) -> dict[str, TeacherUse]:
@@ -176,7 +193,7 @@ def _read_slice_use(env: StageContext) -> dict[str, TeacherUse]:
         .group_by("teacher")
         .agg(
             pl.struct("slice", "prompt_id").n_unique().alias("prompts"),
-            pl.when(pl.col("latency_s").null_count() == 0).then(pl.col("latency_s").sum()).alias("seconds"),
+            pl.when(pl.col("latency_s").null_count() == 0).then(_machine_seconds_expr().sum()).alias("seconds"),
         )
     )
     return {
@@ -191,8 +208,8 @@ def describe_cost_method(task: Task, uses: dict[str, dict[str, Any]]) -> str:
     parts = []
     if usd_per_hour is not None:
         parts.append(
-            f"Whatever runs on this machine costs its time, at ${usd_per_hour:.2f} per hour "
-            "(`evaluation.machine_usd_per_hour`), with one item after the other."
+            f"Whatever runs on this machine costs its time while it answers, at ${usd_per_hour:.2f} per hour "
+            "(`evaluation.machine_usd_per_hour`), with many items in a batch."
         )
     for name, use in uses.items():
         spec = task.teachers.get(name, task.teacher)

@@ -295,8 +295,8 @@ STAGES = {
             ("predictions", "golden_set", "judge_settings", "win_rate_settings"),
             "1",
             ("litellm", "polars"),
-            "Only with `evaluation.judged_items`: whose answer to a golden item the judge prefers, the student's or the "
-            "teacher's, asked in both orders.",
+            "Only with `evaluation.judged_items`: whose answer to a golden item the judge prefers, the student's or "
+            "the teacher's, asked in both orders.",
             purpose="judge",
             feature="win_rate",
         ),

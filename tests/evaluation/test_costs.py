@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from pydantic import ValidationError
 
@@ -71,3 +73,57 @@ def test_without_one_cost_there_is_no_break_even(unknown: str) -> None:
 def test_a_student_that_costs_as_much_as_the_teacher_saves_nothing() -> None:
     assert DistillationCost(1500, 1.5, 720, 0.02, 1.0, 1.0).break_even is None
     assert DistillationCost(1500, 1.5, 720, 0.02, 1.0, 2.0).break_even is None
+
+
+COST = DistillationCost(1500, 1.5, 720, 0.02, 1.0, 0.05, machine_usd_per_hour=0.1, requests_per_day=4000)
+
+
+def test_a_day_costs_by_traffic_and_the_distillation_is_saved_after_so_many_days() -> None:
+    day = COST.day
+    assert day is not None
+    assert (day.requests, day.machines) == (4000, 1)
+    assert (day.teacher_usd, day.student_usd, day.rented_usd) == pytest.approx((4.0, 0.2, 2.4))
+    assert day.days == pytest.approx(1.52 / 3.8)
+    assert day.rented_days == pytest.approx(1.52 / 1.6)
+    assert COST.to_json()["break_even_days"] == day.days
+    assert COST.to_json()["break_even_days_rented"] == day.rented_days
+    assert replace(COST, requests_per_day=None).day is None
+
+
+def test_a_rented_machine_pays_from_so_many_requests_a_day() -> None:
+    least = COST.rental_requests_per_day
+    assert least == 2401
+    assert COST.compute_day(least).rented_days is not None
+    assert COST.compute_day(least - 1).rented_days is None, "a day of the machine costs as much as the teacher"
+    assert COST.compute_day(least - 1).days is not None
+
+
+def test_traffic_beyond_one_machine_takes_more_of_them() -> None:
+    busiest = round(24 * 0.1 / (0.05 / 1000))
+    assert COST.compute_day(busiest).machines == 1
+    day = COST.compute_day(busiest + 1000)
+    assert day.machines == 2
+    assert day.rented_usd == pytest.approx(2 * 2.4)
+    assert [d.requests for d in COST.list_days()] == [100, 1_000, 4_000, 10_000, 100_000, 1_000_000]
+
+
+@pytest.mark.parametrize("unknown", ["teacher_usd_per_1k", "student_usd_per_1k", "machine_usd_per_hour"])
+def test_a_day_with_an_unknown_cost_has_unknown_parts(unknown: str) -> None:
+    day = replace(COST, **{unknown: None}).compute_day(4000)  # type: ignore[arg-type]
+    assert day.rented_days is None
+    assert (day.days is None) == (unknown != "machine_usd_per_hour")
+    assert (day.teacher_usd is None) == (unknown == "teacher_usd_per_1k")
+    assert (day.student_usd is None) == (unknown == "student_usd_per_1k")
+
+
+def test_the_curves_cross_at_the_break_even() -> None:
+    curves = replace(COST, requests_per_day=None).build_curves()
+    assert list(curves) == ["teacher", "student"]
+    assert curves["teacher"][0] == (0, 0)
+    assert curves["student"][0] == (0, COST.usd)
+    [at] = [x for (x, teacher), (_, student) in zip(*curves.values(), strict=True) if teacher == pytest.approx(student)]
+    assert at == COST.break_even == 1600
+    rented = COST.build_curves()
+    assert rented["student, rented machine"][-1][0] == pytest.approx(2 * 4000 * 1.52 / 1.6, abs=1)
+    assert rented["student, rented machine"][2][1] == pytest.approx(rented["teacher"][2][1], rel=1e-3)
+    assert replace(COST, student_usd_per_1k=2.0).build_curves() == {}

@@ -239,6 +239,9 @@ def test_a_paid_teacher_costs_what_the_ledger_says(tmp_path: Path, monkeypatch: 
     cost = figures["distillation"]
     assert cost["answers"] == PROMPTS
     assert cost["answers_usd"] == pytest.approx(billed)
+    assert {line["purpose"] for line in cost["bill"]} == {"golden", "slices", "training"}
+    assert sum(line["usd"] for line in cost["bill"] if line["is_billed"]) == pytest.approx(billed)
+    assert sum(line["usd"] for line in cost["bill"]) == pytest.approx(cost["usd"])
     assert cost["training_s"] == TRAINING_S
     assert cost["training_usd"] == pytest.approx(TRAINING_S / 3600 * 0.1)
     saved = per_1k - figures["systems"]["distilled"]["cost_usd_per_1k"]
@@ -302,7 +305,7 @@ def test_a_recorded_teacher_that_states_probabilities_has_the_tokens_of_such_a_r
 def test_in_a_cascade_what_another_teacher_answered_costs_what_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One seed was answered by the embedded teacher, in 36 seconds."""
+    """One seed was answered by the embedded teacher, in 36 seconds, while it answered three others too."""
     small = {"model": "embedded/smollm2-135m-instruct"}
     teachers = {"teacher": None, "teachers": {"big": RECORDED, "small": small}, "cascade": {}}
     with _make_all(tmp_path, monkeypatch, _record_everything(tmp_path, TOKENS), **teachers) as env:
@@ -312,12 +315,13 @@ def test_in_a_cascade_what_another_teacher_answered_costs_what_it_takes(
         is_first = pl.int_range(pl.len()) == 0
         name = pl.when(is_first).then(pl.lit("small")).otherwise("teacher").alias("teacher")
         seconds = pl.when(is_first).then(36.0).alias("latency_s")
-        env.lake.write(env.task_name, completions.with_columns(name, seconds), record)
+        under_way = pl.when(is_first).then(4).otherwise(pl.col("in_flight")).alias("in_flight")
+        env.lake.write(env.task_name, completions.with_columns(name, seconds, under_way), record)
         eval_report.make_eval_report(env, STUDENT)
         figures = _read_figures(env)
     per_prompt = (500 * 2 + 40 * 10) / 1e6
     assert figures["distillation"]["answers"] == PROMPTS
-    assert figures["distillation"]["answers_usd"] == pytest.approx((PROMPTS - 1) * per_prompt + 36 / 3600 * 0.1)
+    assert figures["distillation"]["answers_usd"] == pytest.approx((PROMPTS - 1) * per_prompt + 36 / 4 / 3600 * 0.1)
     assert figures["systems"]["teacher"]["cost_usd_per_1k"] == pytest.approx(1000 * per_prompt), "golden is recorded"
 
 

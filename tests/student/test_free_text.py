@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from distill_dagster.config import LoraSpec, StudentSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.kinds import Question, format_with_reasoning, get_kind, read_answer
-from distill_dagster.pipeline.stages.predictions import EvaluationItem, _predict_and_time
+from distill_dagster.pipeline.stages.predictions import EvaluationItem, predict_and_time
 from distill_dagster.pipeline.stages.students import build_train_rows
 from distill_dagster.student.causal import CausalStudent
 from distill_dagster.student.free_text import FreeTextStudent
@@ -119,7 +119,16 @@ def test_a_student_with_reasoning_writes_the_label_after_it(tmp_path: Path, mode
     items = [
         EvaluationItem(t, "golden", None, t, StudentPrompt.from_text(t), label) for t, (_, label) in answers.items()
     ]
-    for item, found in zip(items, _predict_and_time(get_kind(task), "distilled", predictor, items, 1), strict=True):
+    found_rows, speed = predict_and_time(get_kind(task), "distilled", predictor, items, 1)
+    assert [row["latency_s"] is None for row in found_rows] == [False, True]
+    [seconds] = [row["latency_s"] for row in found_rows if row["latency_s"] is not None]
+    assert speed.first_token_s is not None
+    assert speed.first_token_s < seconds, "the answer has many tokens"
+    assert speed.tokens_per_s is not None
+    text = predictor.predict([items[0].prompt])[0].raw_text
+    assert 1 <= speed.tokens_per_s * seconds <= len(text) + 1
+    assert speed.load is None, "two items are fewer than the callers"
+    for item, found in zip(items, found_rows, strict=True):
         why, label = answers[item.id]
         assert (found["answer"], found["correct"], found["confidence"]) == (f'"{label}"', True, None)
         assert found["raw_text"] == f"Reasoning: {why}\nAnswer: {label}"

@@ -33,6 +33,7 @@ from distill_dagster.evaluation.metrics.types import (
     SystemFacts,
     SystemScore,
 )
+from distill_dagster.evaluation.metrics.win_rate import WinRate, compute_win_rate
 
 __all__ = [
     "ASSISTANT",
@@ -60,7 +61,9 @@ __all__ = [
     "SystemComparison",
     "SystemFacts",
     "SystemScore",
+    "WinRate",
     "build_confusion_table",
     "build_metrics_frame",
     "compute_metrics",
+    "compute_win_rate",
 ]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from distill_dagster.evaluation.costs import DistillationCost
+from distill_dagster.evaluation.metrics.win_rate import WinRate
 from distill_dagster.evaluation.speed import Speed
 from distill_dagster.evaluation.statistics import Interval
 
@@ -238,7 +239,10 @@ class SplitMetrics:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Figures of every split, the settings they were computed with, and what the distillation cost."""
+    """Figures of every split, the settings they were computed with, and what the distillation cost.
+
+    `win_rate` is what a judge prefers on golden; None if it was not asked.
+    """
 
     splits: dict[str, SplitMetrics]
     facts: dict[str, SystemFacts]
@@ -249,6 +253,7 @@ class Metrics:
     metric: str = "accuracy"
     second_metric: str | None = "macro_f1"
     distillation: DistillationCost | None = None
+    win_rate: WinRate | None = None
 
     @property
     def golden(self) -> SplitMetrics:

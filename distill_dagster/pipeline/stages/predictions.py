@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +14,14 @@ from distill_dagster.core import progress
 from distill_dagster.core.hashing import to_canonical_json
 from distill_dagster.core.models import count_gguf_parameters, make_embedded_gguf
 from distill_dagster.curation.candidates.choose import choose_candidates
-from distill_dagster.evaluation.metrics import ASSISTANT, CENTROID, LINEAR_PROBE
+from distill_dagster.evaluation.metrics import ASSISTANT, CENTROID, DISTILLED, LINEAR_PROBE
 from distill_dagster.evaluation.predictions_check import check_predictions_complete
+from distill_dagster.evaluation.speed import CALLERS, Speed, measure_teacher_load, measure_teacher_tokens_per_s
 from distill_dagster.kinds import Kind, Question, get_kind, is_refusal, read_answer
 from distill_dagster.pipeline.distillation_cost import measure_teacher_use
 from distill_dagster.pipeline.stages.context import StageContext, StageInputs, StageResult, sample_rows
 from distill_dagster.pipeline.stages.students import build_train_rows
+from distill_dagster.pipeline.student_speed import WARM_UP_CALLS, time_alone, time_load, track_peak_memory
 from distill_dagster.prompts.few_shot import read_example_pool
 from distill_dagster.prompts.seeds import build_held_out_prompts, build_messages, compute_prompt_id
 from distill_dagster.student.predict import build_centroid_predictor, build_linear_probe_predictor, load_predictor
@@ -33,8 +32,8 @@ from distill_dagster.tables.schemas import COMPLETIONS, DATASET, PREDICTIONS, PR
 from distill_dagster.tables.validation import check_table
 from distill_dagster.tasks import LabelledRow
 
-WARM_UP_CALLS = 3
-"""Calls to a student before its latency is measured."""
+SERVABLE_SYSTEMS = (DISTILLED, ASSISTANT, LINEAR_PROBE, CENTROID)
+"""The systems that are timed under load."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,9 @@ def _build_teacher_rows(
         answer = json.loads(candidate["answer"]) if candidate["answer"] else None
         row = build_prediction_row(kind, "teacher", item, answer, candidate["confidence"], None)
         rows.append(row | {"latency_s": latency.get(item.prompt_id)})
+    speed = Speed(load=measure_teacher_load(completions), tokens_per_s=measure_teacher_tokens_per_s(completions))
     facts: dict[str, Any] = {"model": ", ".join(teacher.model for teacher in task.teacher_specs)}
+    facts["speed"] = speed.to_json()
     if task.teacher.is_embedded and not task.teachers:
         served = make_embedded_gguf(env.models)
         facts |= {"bytes": served.stat().st_size, "parameters": count_gguf_parameters(served)}
@@ -152,43 +153,23 @@ def predict_rows(kind: Kind, system: str, predictor: Predictor, items: list[Eval
     return rows
 
 
-def _predict_and_time(
+def predict_and_time(
     kind: Kind, system: str, predictor: Predictor, items: list[EvaluationItem], latency_items: int
-) -> list[dict[str, Any]]:
-    """Predict all items in batches. Then time the first golden items one by one, after a warm-up."""
-    rows = predict_rows(kind, system, predictor, items)
-    golden = [n for n, item in enumerate(items) if item.split == "golden"]
-    for n in (golden * WARM_UP_CALLS)[:WARM_UP_CALLS]:
-        predictor.predict([items[n].prompt])
-    for n in golden[:latency_items]:
-        started = time.perf_counter()
-        predictor.predict([items[n].prompt])
-        rows[n]["latency_s"] = time.perf_counter() - started
-    return rows
+) -> tuple[list[dict[str, Any]], Speed]:
+    """Predict all items in batches. Then time the first golden items one by one, and golden items under load.
 
-
-@contextmanager
-def _track_peak_memory() -> Iterator[dict[str, int]]:
-    """Track by how many bytes the memory of this process grows at most within the block, 20 times per second.
-
-    Memory that an earlier system left to the allocator is reused without growth, so a later system may show too little.
+    Load is timed for the systems that somebody may serve. The others have the same model as one of them.
     """
-    import psutil
-
-    process, done = psutil.Process(), threading.Event()
-    before, peak = process.memory_info().rss, {"bytes": 0}
-
-    def sample() -> None:
-        while not done.wait(0.05):
-            peak["bytes"] = max(peak["bytes"], process.memory_info().rss - before)
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        thread.join()
+    started = time.perf_counter()
+    rows = predict_rows(kind, system, predictor, items)
+    in_batches = len(items) / (time.perf_counter() - started)
+    golden = [n for n, item in enumerate(items) if item.split == "golden"]
+    prompts = [items[n].prompt for n in golden]
+    alone = time_alone(predictor, prompts[:latency_items])
+    for n, seconds in zip(golden, alone.seconds, strict=False):
+        rows[n]["latency_s"] = seconds
+    load = time_load(predictor, prompts) if system in SERVABLE_SYSTEMS else None
+    return rows, Speed(in_batches, load, alone.first_token_s, alone.tokens_per_s)
 
 
 def make_predictions(env: StageContext, partition: str | None) -> StageResult:
@@ -233,7 +214,7 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
     for number, (system, adapter) in enumerate(systems):
         progress.report_progress(f"predicting with {system}", number, len(systems))
         model = SENTENCE_MODEL
-        with _track_peak_memory() as peak:
+        with track_peak_memory() as peak:
             if system == CENTROID:
                 texts, labels = [e.text for e in examples], [e.label for e in examples]
                 predictor = build_centroid_predictor(texts, labels, task.labels, env.models)
@@ -245,12 +226,14 @@ def make_predictions(env: StageContext, partition: str | None) -> StageResult:
                 own = spec.without_reasoning() if system == "slice_label" else task.students[name]
                 model = own.model
                 predictor = load_predictor(own, task.labels, settings, env.models, folder)
-            rows += _predict_and_time(kind, system, predictor, items, task.evaluation.latency_items)
+            answered, speed = predict_and_time(kind, system, predictor, items, task.evaluation.latency_items)
+            rows += answered
         facts[system] = {
             "model": model,
             "parameters": predictor.parameters,
             "bytes": predictor.bytes,
             "peak_mb": peak["bytes"] / 1e6,
+            "speed": speed.to_json(),
         }
         del predictor
     frame = build_frame(rows, PREDICTIONS, ("split", "system", "item_id"))
@@ -275,5 +258,7 @@ def _describe_latency_method(task: Task) -> str:
     search = ", without the search for the nearest examples" if few_shot.nearest else ""
     return (
         f"The first {task.evaluation.latency_items} golden items one by one, students after {WARM_UP_CALLS} calls to "
-        f"warm up. The teacher's latency is the sum over its {requests}, over HTTP, with a warm cache{search}."
+        f"warm up. The teacher's latency is the sum over its {requests}, over HTTP, with a warm cache{search}. Under "
+        f"load {CALLERS} callers ask a student at once, each again when it has its answer, and what waits shares a "
+        "batch. The teacher's load is what the client had under way when it asked."
     )

@@ -44,6 +44,8 @@ LEDGER = sa.Table(
     sa.Index("ledger_state", "state"),
 )
 NO_CAP = BudgetSpec()
+SERVING = "serving"
+"""The purpose of requests that a teacher answers in place of a released student."""
 LEASE_SLACK_S = 60.0
 EXPIRY_INTERVAL_S = 10.0
 _KEYS_PER_QUERY = 500
@@ -114,6 +116,20 @@ class Spending:
 
 
 @dataclass(frozen=True)
+class BilledRequests:
+    """The requests of a task to one teacher for one purpose. `usd` is None if a price is unknown.
+
+    Open reservations count in full, as the caps do.
+    """
+
+    teacher: str
+    purpose: str
+    requests: int
+    tokens: int
+    usd: float | None
+
+
+@dataclass(frozen=True)
 class Settlement:
     """How an attempt ended. The state `lost` counts the worst case as spent."""
 
@@ -156,12 +172,28 @@ def sum_budget_usage(connection: sa.Connection, where: sa.ColumnElement[bool]) -
 def sum_spending(connection: sa.Connection, where: sa.ColumnElement[bool]) -> Spending:
     """Count the attempts of the matching ledger rows and sum their USD. Released attempts cost nothing."""
     reserved_usd = sa.case((LEDGER.c.state == "reserved", LEDGER.c.worst_usd))
-    usd = sa.case(
-        (LEDGER.c.state == "released", 0.0), (LEDGER.c.state == "reserved", LEDGER.c.worst_usd), else_=LEDGER.c.usd
-    )
+    usd = _build_spent_column(LEDGER.c.usd, LEDGER.c.worst_usd, 0.0)
     columns = sa.func.count(), sa.func.count(usd), sa.func.sum(usd), sa.func.sum(reserved_usd)
     calls, priced, total, reserved = connection.execute(sa.select(*columns).where(where)).one()
     return Spending(int(calls), float(total or 0.0) if priced == calls else None, float(reserved or 0.0))
+
+
+def list_billed_requests(connection: sa.Connection, where: sa.ColumnElement[bool]) -> list[BilledRequests]:
+    """Sum the matching ledger rows by teacher and purpose. Released attempts cost nothing and are not counted."""
+    usd = _build_spent_column(LEDGER.c.usd, LEDGER.c.worst_usd, 0.0)
+    tokens = _build_spent_column(LEDGER.c.tokens, LEDGER.c.worst_tokens, 0)
+    places = LEDGER.c.teacher, LEDGER.c.purpose
+    sums = sa.func.count(), sa.func.count(usd), sa.func.sum(usd), sa.func.sum(tokens)
+    query = sa.select(*places, *sums).where(where, LEDGER.c.state != "released").group_by(*places).order_by(*places)
+    return [
+        BilledRequests(teacher, purpose, int(n), int(tokens or 0), float(total or 0.0) if priced == n else None)
+        for teacher, purpose, n, priced, total, tokens in connection.execute(query)
+    ]
+
+
+def _build_spent_column(settled: sa.Column[Any], worst: sa.Column[Any], nothing: float) -> sa.Case[Any]:
+    """What an attempt took: nothing if it was released, and the worst case as long as it is open."""
+    return sa.case((LEDGER.c.state == "released", nothing), (LEDGER.c.state == "reserved", worst), else_=settled)
 
 
 def expire_leases(connection: sa.Connection) -> None:

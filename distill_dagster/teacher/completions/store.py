@@ -27,7 +27,9 @@ from distill_dagster.core.databases import insert_if_new
 from distill_dagster.teacher.completions.ledger import (
     EXPIRY_INTERVAL_S,
     LEDGER,
+    SERVING,
     Account,
+    BilledRequests,
     BudgetUsage,
     Decision,
     Reservation,
@@ -36,6 +38,7 @@ from distill_dagster.teacher.completions.ledger import (
     build_campaign_filter,
     build_month_filter,
     expire_leases,
+    list_billed_requests,
     reserve_attempts,
     settle_attempts,
     sum_budget_usage,
@@ -227,11 +230,12 @@ class CompletionStore:
         with self._engine.connect() as connection:
             return sum_spending(connection, build_campaign_filter(Account(task, campaign, "")))
 
-    def sum_billed(self, task: str) -> float | None:
-        """USD of all requests of a task to teachers that bill them; None if a price is unknown."""
+    def list_billed_requests(self, task: str) -> list[BilledRequests]:
+        """The requests of a task to teachers that bill them, by teacher and purpose, but those of serving."""
         free = [LEDGER.c.teacher.startswith(prefix, autoescape=True) for prefix in (EMBEDDED_PREFIX, REPLAY_PREFIX)]
         with self._engine.connect() as connection:
-            return sum_spending(connection, sa.and_(LEDGER.c.task == task, *(~is_free for is_free in free))).usd
+            where = sa.and_(LEDGER.c.task == task, LEDGER.c.purpose != SERVING, *(~is_free for is_free in free))
+            return list_billed_requests(connection, where)
 
     def read_ledger(self) -> pl.DataFrame:
         """The whole ledger, the newest attempt last."""
