@@ -17,7 +17,6 @@ from distill_dagster.core.processes import measure_peak_mb
 from distill_dagster.tasks import TaskFolder
 
 if TYPE_CHECKING:
-    from distill_dagster.evaluation.leaderboard import Leaderboard
     from distill_dagster.orchestration import RunSummary
 
 
@@ -53,9 +52,12 @@ def print_leaderboard(home: Home, folder: TaskFolder, students: Sequence[str]) -
     Returns:
         The figures for `--json`, or None if no student has a report.
     """
-    from distill_dagster.evaluation.leaderboard import build_leaderboard
+    from distill_dagster.evaluation.leaderboard import build_leaderboard, describe_best_rows
+    from distill_dagster.evaluation.leaderboard_page import find_best_student, read_reports, write_leaderboard
+    from distill_dagster.kinds import get_kind
 
-    reports = {name: figures for name in students if (figures := _read_metrics(home, folder, name)) is not None}
+    reports_folder = home.reports / folder.name
+    reports = read_reports(reports_folder, students)
     if not reports:
         return None
     board = build_leaderboard(reports)
@@ -79,31 +81,18 @@ def print_leaderboard(home: Home, folder: TaskFolder, students: Sequence[str]) -
         out.print(f"Report: {page}", soft_wrap=True)
         verdicts[student] = figures["verdict"] | {"lead": lead, "cost": cost, "report": str(page)}
         verdicts[student] |= {"distillation": figures.get("distillation")}
-    best = _describe_best_student(home, folder, board, list(reports))
-    if best:
-        out.print()
-        out.print(escape(best), soft_wrap=not out.is_terminal, highlight=False)
+    spec, kind = folder.task.evaluation, get_kind(folder.task)
+    best = find_best_student(reports_folder, board, list(reports), spec, kind)
+    everyone = read_reports(reports_folder, list(folder.task.students))
+    page = write_leaderboard(reports_folder, folder.name, everyone, spec, kind)
+    out.print()
+    for sentence in (best, describe_best_rows(board)):
+        if sentence:
+            out.print(escape(sentence), soft_wrap=not out.is_terminal, highlight=False)
     for remark in board.remarks:
         out.print(f"[yellow]note[/yellow]: {escape(remark)}", soft_wrap=not out.is_terminal)
-    return board.to_json() | {"verdicts": verdicts, "best": best}
-
-
-def _describe_best_student(home: Home, folder: TaskFolder, board: Leaderboard, students: list[str]) -> str:
-    """Which of several students scores highest on golden, and whether clearly. Empty for one student."""
-    if len(students) < 2:
-        return ""
-    import polars as pl
-
-    from distill_dagster.evaluation.leaderboard import compare_students, describe_best_student
-    from distill_dagster.evaluation.metrics import DISTILLED
-    from distill_dagster.evaluation.report import PREDICTIONS_FILE
-    from distill_dagster.kinds import get_kind
-
-    scores = {row.student: row.score or 0.0 for row in board.rows if row.system == DISTILLED}
-    tables = {name: pl.read_parquet(_get_page(home, folder, name).with_name(PREDICTIONS_FILE)) for name in students}
-    spec = folder.task.evaluation
-    best = max(scores, key=lambda name: scores[name])
-    return describe_best_student(compare_students(tables, best, spec, get_kind(folder.task)), spec.confidence)
+    out.print(f"All students on one page: {page}", soft_wrap=True)
+    return board.to_json() | {"verdicts": verdicts, "best": best, "page": str(page)}
 
 
 def print_report(home: Home, folder: TaskFolder, student: str) -> dict[str, Any] | None:

@@ -138,6 +138,33 @@ def plot_intervals(rows: Sequence[tuple[str, float, float, float]], title: str, 
     return _render_png(figure)
 
 
+def plot_tradeoff(points: Sequence[tuple[str, float, float, bool]], title: str, xlabel: str, ylabel: str) -> bytes:
+    """A dot with its name for each (name, x, y, is_best), on a logarithmic x axis. Those that are best have a line."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    figure, axes = _make_axes(6.4, 3.6, title)
+    xs = sorted(x for _, x, _, _ in points)
+    middle = (xs[0] * xs[-1]) ** 0.5 if xs[0] > 0 else (xs[0] + xs[-1]) / 2
+    for name, x, y, is_best in points:
+        colour = COLOURS[1] if is_best else COLOURS[0]
+        axes.plot([x], [y], "D" if is_best else "o", color=colour, markersize=6 if is_best else 5, zorder=3)
+        side, place = ("left", (6, 4)) if x <= middle else ("right", (-6, 4))  # names stay within the plot
+        axes.annotate(_escape_text(name), (x, y), place, textcoords="offset points", fontsize=7.5, color=_INK, ha=side)
+    best = sorted((x, y) for _, x, y, is_best in points if is_best)
+    axes.plot([x for x, _ in best], [y for _, y in best], "--", color=COLOURS[1], linewidth=1, alpha=0.7)
+    if xs[0] > 0:
+        axes.set_xscale("log")
+        xlabel = f"{xlabel} (logarithmic)"
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if xs[-1] < 1000 * xs[0] else (1,)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.08, y=0.12)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(color=_GRID, linewidth=0.6)
+    return _render_png(figure)
+
+
 def plot_reliability(series: Mapping[str, Sequence[tuple[float, float, float, float]]], title: str) -> bytes:
     """A reliability diagram: for each (stated, right, low, high) a dot with its interval, next to the diagonal."""
     figure, axes = _make_axes(4.2, 3.6, title)

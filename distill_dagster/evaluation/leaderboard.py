@@ -27,8 +27,8 @@ from distill_dagster.evaluation.metrics import (
     SystemFacts,
     compute_metrics,
 )
-from distill_dagster.evaluation.plain_summary import SYSTEM_TITLES
 from distill_dagster.evaluation.recommendation import is_clearly_better
+from distill_dagster.evaluation.system_names import SYSTEM_TITLES
 
 if TYPE_CHECKING:
     import polars as pl
@@ -56,6 +56,8 @@ class LeaderboardRow:
     bytes: int | None
     cost_usd_per_1k: float | None
     model: str | None = None
+    is_best: bool = False
+    """No other system is at least as good in score, latency and cost, and better in one of them (Pareto)."""
 
     def format_cells(self) -> tuple[str, ...]:
         """System, student, score with interval, latency, size, cost for 1,000 answers."""
@@ -123,12 +125,39 @@ def build_leaderboard(reports: Mapping[str, Mapping[str, Any]]) -> Leaderboard:
     best = max(baselines, key=lambda row: row.score or 0.0, default=None)
     last = [row for row in (shared.get(LINEAR_PROBE), best) if row is not None]
     rows = [*([shared[TEACHER]] if TEACHER in shared else []), *own, *last]
+    rows = mark_best_rows(rows)
     return Leaderboard(
         first["systems"][DISTILLED]["metric"],
         first["systems"][DISTILLED]["n"],
         tuple(rows),
         tuple(_list_remarks(reports)),
     )
+
+
+def mark_best_rows(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
+    """Mark the systems that no other one beats: the Pareto front of score, latency and cost.
+
+    An unknown latency or cost is only equal to another unknown one, so what is unknown decides nothing.
+    """
+    return [replace(row, is_best=not any(_is_beaten(row, other) for other in rows)) for row in rows]
+
+
+def _is_beaten(row: LeaderboardRow, other: LeaderboardRow) -> bool:
+    """Whether the other system is at least as good in everything, and better in something."""
+    pairs = [(-(other.score or 0.0), -(row.score or 0.0))]
+    for known, own in ((other.latency_s, row.latency_s), (other.cost_usd_per_1k, row.cost_usd_per_1k)):
+        if (known is None) != (own is None):
+            return False
+        if known is not None and own is not None:
+            pairs.append((known, own))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def describe_best_rows(board: Leaderboard) -> str:
+    """Which systems no other one beats, as a sentence."""
+    names = [f"{row.format_cells()[0]} {row.student}".strip() for row in board.rows if row.is_best]
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"Nothing beats these in score, latency and cost at once: {listed}."
 
 
 def compare_students(

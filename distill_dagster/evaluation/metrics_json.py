@@ -23,7 +23,7 @@ def build_metrics_json(
 ) -> dict[str, Any]:
     """The figures as plain JSON. Scores are shares of 1, latencies seconds, costs US dollars. Null means unknown."""
     golden = metrics.golden
-    summary = build_plain_summary(metrics, verdict, inputs.task, inputs.student)
+    summary = build_plain_summary(metrics, verdict, inputs.task, inputs.student, inputs.get_confidence(DISTILLED))
     systems = {}
     for name, system in golden.systems.items():
         systems[name] = _build_score(system, metrics) | asdict(metrics.facts[name])
@@ -61,6 +61,7 @@ def build_metrics_json(
         },
         "latency_method": inputs.latency_method,
         "cost_method": inputs.cost_method,
+        "win_rate": metrics.win_rate.to_dict() if metrics.win_rate else None,
         "distillation": metrics.distillation.to_json() if metrics.distillation else None,
         "notice": inputs.notice,
         "terms": [dict(terms) for terms in inputs.terms],

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from distill_dagster.core.formatting import count_noun, format_seconds
-from distill_dagster.evaluation.costs import DistillationCost
 from distill_dagster.evaluation.formatting import (
     find_mistakes,
     format_dollars,
     format_metric_name,
     format_milliseconds,
-    is_local,
 )
 from distill_dagster.evaluation.metrics import (
-    ASSISTANT,
     BASE,
     CENTROID,
     DISTILLED,
@@ -35,29 +31,12 @@ from distill_dagster.evaluation.recommendation import (
     list_rivals,
 )
 from distill_dagster.evaluation.statistics import estimate_needed_items
+from distill_dagster.evaluation.switch_save_risk import explain_figures, is_accuracy, round_up
+from distill_dagster.evaluation.system_names import SYSTEM_TITLES, describe_system
 
-SYSTEM_MEANINGS = {
-    TEACHER: "the large model whose answers the student learns from",
-    ASSISTANT: "a student of the teacher, whose answers the student learns from",
-    BASE: "the student's model before any training",
-    SEED_ONLY: "the student trained on your labelled examples alone, without the teacher",
-    DISTILLED: "the student trained on the teacher's answers",
-    CENTROID: "no training at all: the label whose examples are nearest in meaning",
-    SLICE_LABEL: "the student trained on the names of the slices, without the teacher",
-    LINEAR_PROBE: "a logistic regression on frozen sentence embeddings, trained on the teacher's answers",
-}
-"""What each system is, for a reader who sees its name for the first time."""
-SYSTEM_TITLES = {
-    TEACHER: "teacher",
-    ASSISTANT: "assistant",
-    BASE: "untrained",
-    SEED_ONLY: "human labels only",
-    DISTILLED: "distilled",
-    LINEAR_PROBE: "linear probe",
-    CENTROID: "class centroid",
-    SLICE_LABEL: "slice names",
-}
-"""A short name of each system for a reader who has never heard of distillation."""
+if TYPE_CHECKING:
+    from distill_dagster.curation.soft_labels.reliability import Reliability
+
 _ADAPTERS = {DISTILLED: "student_adapter", SEED_ONLY: "seed_only_adapter", SLICE_LABEL: "slice_label_adapter"}
 _HOW_TO_USE = {
     BASE: "Use the untrained model as it is; there is nothing to train.",
@@ -92,12 +71,18 @@ class PlainSummary:
     next_steps: tuple[str, ...]
 
 
-def build_plain_summary(metrics: Metrics, verdict: Recommendation, task: str, student: str) -> PlainSummary:
-    """Put a verdict and the figures behind it into plain words."""
+def build_plain_summary(
+    metrics: Metrics, verdict: Recommendation, task: str, student: str, confidence: Reliability | None = None
+) -> PlainSummary:
+    """Put a verdict and the figures behind it into plain words.
+
+    Args:
+        confidence: how well the student's confidences on golden are calibrated; None if it states none.
+    """
     return PlainSummary(
         _build_lead(metrics, verdict),
         tuple(_list_key_figures(metrics, verdict)),
-        tuple(_explain_figures(metrics, verdict)),
+        tuple(explain_figures(metrics, verdict, confidence)),
         tuple(_list_next_steps(metrics, verdict, task, student)),
     )
 
@@ -124,18 +109,12 @@ def _compare_scores(metrics: Metrics, other: str) -> str:
     """The scores of the student and of the best system without a teacher, as a clause."""
     own, best = (metrics.golden.systems[name].score.value or 0.0 for name in (DISTILLED, other))
     title = SYSTEM_TITLES.get(other, other)
-    if _is_accuracy(metrics):
+    if is_accuracy(metrics):
         return (
             f"the student answers {100 * own:.0f} of 100 right, the best without a teacher {100 * best:.0f} ({title})"
         )
     name = format_metric_name(metrics.metric)
     return f"the student's {name} is {own:.2f}, that of the best without a teacher {best:.2f} ({title})"
-
-
-def describe_system(name: str) -> str:
-    """A system's name with what it is."""
-    meaning = SYSTEM_MEANINGS.get(name)
-    return f"{name} ({meaning})" if meaning else name
 
 
 def _list_key_figures(metrics: Metrics, verdict: Recommendation) -> Iterator[tuple[str, str, str]]:
@@ -154,90 +133,8 @@ def _list_key_figures(metrics: Metrics, verdict: Recommendation) -> Iterator[tup
         yield "1,000 answers cost", format_dollars(cost), compared_cost
     distillation = metrics.distillation
     if distillation is not None and distillation.usd is not None and distillation.break_even is not None:
-        requests = f"{_round_up(distillation.break_even)} requests"
+        requests = f"{round_up(distillation.break_even)} requests"
         yield "Paid for itself after", requests, f"distilling took {format_dollars(distillation.usd)}"
-
-
-def _explain_figures(metrics: Metrics, verdict: Recommendation) -> Iterator[tuple[str, str]]:
-    golden = metrics.golden
-    own, teacher = golden.systems[DISTILLED], golden.systems.get(TEACHER)
-    rivals = list_rivals(metrics)[:2] or [verdict.best_other]
-    yield "Quality", _describe_quality(metrics, [DISTILLED, TEACHER, *rivals, LINEAR_PROBE])
-    if steps := _describe_steps(metrics):
-        yield "Steps", steps
-    if own.latency.p50:
-        yield "Speed", _describe_speed(own.latency.p50, teacher.latency.p50 if teacher is not None else None)
-    yield "Cost", _describe_cost(metrics)
-
-
-def _describe_quality(metrics: Metrics, names: list[str]) -> str:
-    systems = metrics.golden.systems
-    values = {name: systems[name].score.value for name in dict.fromkeys(names) if name in systems}
-    known = {SYSTEM_TITLES.get(name, name): value for name, value in values.items() if value is not None}
-    test = f"the golden set, {systems[DISTILLED].n} items that people labelled and no system was trained on"
-    if not _is_accuracy(metrics):
-        scores = "; ".join(f"{name} {value:.2f}" for name, value in known.items())
-        return (
-            f"{format_metric_name(metrics.metric)}, where 0 is the worst and 1 the best: {scores}. The test is {test}."
-        )
-    right = {name: f"{100 * value:.0f}" for name, value in known.items()}
-    own = right.pop(SYSTEM_TITLES[DISTILLED])
-    rest = f" ({'; '.join(f'{name} {share}' for name, share in right.items())})" if right else ""
-    return f"the distilled student answers {own} of 100 items right{rest}. The test is {test}."
-
-
-def _describe_steps(metrics: Metrics) -> str:
-    """What each step keeps of the score before it, if an assistant is between the teacher and the student."""
-    kept = [step.ratio.value for step in metrics.golden.steps]
-    if len(kept) != 2 or kept[0] is None or kept[1] is None:
-        return ""
-    return (
-        f"the teacher taught an assistant ({metrics.facts[ASSISTANT].model}), which keeps {100 * kept[0]:.0f} % of the "
-        f"teacher's score. The assistant taught the student, which keeps {100 * kept[1]:.0f} % of the assistant's."
-    )
-
-
-def _describe_speed(own: float, teacher: float | None) -> str:
-    if not teacher:
-        return f"one answer takes the student {format_milliseconds(own)}; the teacher was not timed."
-    times = max(own, teacher) / min(own, teacher)
-    factor = f"{times:.0f} times" if times >= 10 else f"{times:.1f} times"
-    both = f"one answer takes the student {format_milliseconds(own)} and the teacher {format_milliseconds(teacher)}"
-    if times < 1.05:
-        return f"{both}: no difference."
-    return f"{both}: the student is {factor} {'faster' if own < teacher else 'slower'}."
-
-
-def _describe_cost(metrics: Metrics) -> str:
-    """What answers cost, what the distillation took, and after how many requests that is saved."""
-    own, teacher = metrics.facts[DISTILLED].cost_usd_per_1k, metrics.facts.get(TEACHER)
-    billed = teacher.cost_usd_per_1k if teacher else None
-    unset = "Set `evaluation.machine_usd_per_hour` in task.yaml to see what your machine costs."
-    if billed is not None and own is not None:
-        both = (
-            f"1,000 answers cost {format_dollars(own)} with the student and {format_dollars(billed)} with the teacher."
-        )
-        return f"{both} {_describe_distillation(metrics.distillation)}".strip()
-    if billed is not None:
-        return (
-            f"1,000 answers of the teacher cost {format_dollars(billed)}. The student runs on your own machine. {unset}"
-        )
-    student = f"1,000 answers of the student cost {format_dollars(own)}." if own is not None else unset
-    if teacher is None or is_local(TEACHER, teacher):
-        return f"everything here runs on your own machine, and no answer is billed. {student}"
-    return f"the price of the teacher is not known. Set its `price` in task.yaml. {student}"
-
-
-def _describe_distillation(cost: DistillationCost | None) -> str:
-    if cost is None or cost.usd is None or cost.training_s is None:
-        return ""
-    took = (
-        f"The distillation took {format_dollars(cost.usd)}: {count_noun(cost.answers, 'answer')} of the teacher, and "
-        f"{format_seconds(cost.training_s)} of training."
-    )
-    if cost.break_even is None:
-        return f"{took} The student costs no less, so it saves no money."
-    return f"{took} It has paid for itself after about {_round_up(cost.break_even)} requests."
 
 
 def _list_next_steps(metrics: Metrics, verdict: Recommendation, task: str, student: str) -> Iterator[str]:
@@ -295,7 +192,7 @@ def _list_steps_to_decide(metrics: Metrics, task: str) -> Iterator[str]:
     gain = f"{100 * NOTABLE_GAIN:.0f} points"
     if most > items:
         yield (
-            f"Label more test items: to see a difference of {gain} reliably takes about {_round_up(most)} rows in "
+            f"Label more test items: to see a difference of {gain} reliably takes about {round_up(most)} rows in "
             f"golden.jsonl. Now there are {items}."
         )
     else:
@@ -304,13 +201,3 @@ def _list_steps_to_decide(metrics: Metrics, task: str) -> Iterator[str]:
             "the real one is likely smaller."
         )
     yield f"Until that is decided, what takes less work is the safer choice: {rivals[0].second}."
-
-
-def _is_accuracy(metrics: Metrics) -> bool:
-    return metrics.metric == "accuracy"
-
-
-def _round_up(number: int) -> str:
-    """A number with two digits that count, never below it: 1,234 becomes 1,300."""
-    scale = 10 ** max(0, len(str(number)) - 2)
-    return f"{math.ceil(number / scale) * scale:,}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.evaluation.golden_items import list_golden_items
+from distill_dagster.evaluation.metrics import GOLDEN
 from distill_dagster.evaluation.metrics_json import build_metrics_json
 from distill_dagster.evaluation.report_page import render_html
 from distill_dagster.tables import schemas
@@ -82,6 +83,10 @@ class ReportInputs:
     notice: str | None = None
     terms: Sequence[Mapping[str, Any]] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def get_confidence(self, system: str) -> Reliability | None:
+        """How well a system's confidences on golden are calibrated; None if it states none."""
+        return self.reliability.get(GOLDEN, {}).get(system)
 
 
 def write_report(

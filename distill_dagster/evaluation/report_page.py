@@ -13,7 +13,8 @@ from distill_dagster.core import plots
 from distill_dagster.evaluation import formatting
 from distill_dagster.evaluation.golden_items import OUTCOMES
 from distill_dagster.evaluation.metrics import DISTILLED, TEACHER, Metrics, SystemScore, build_confusion_table
-from distill_dagster.evaluation.plain_summary import SYSTEM_MEANINGS, build_plain_summary
+from distill_dagster.evaluation.plain_summary import build_plain_summary
+from distill_dagster.evaluation.system_names import SYSTEM_MEANINGS
 
 if TYPE_CHECKING:
     from distill_dagster.curation.soft_labels.reliability import Reliability
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from distill_dagster.evaluation.report import ReportInputs
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
+_SIZE_COLUMNS = (
+    ("peak_mb", "Peak memory", formatting.format_megabytes),
+    ("parameters", "Parameters", formatting.format_count),
+    ("bytes", "Size", formatting.format_size),
+)
 _MAX_CONFUSION_LABELS = 24
 """Labels in the confusion heat map. If a task has more, only those with most errors are drawn."""
 
@@ -44,6 +50,7 @@ def render_html(metrics: Metrics, verdict: Recommendation, inputs: ReportInputs,
     environment.filters.update(formatting.TEMPLATE_FILTERS)
     script = (TEMPLATES / "report.js.j2").read_text(encoding="utf-8")
     distilled = metrics.golden.systems[DISTILLED]
+    summary = build_plain_summary(metrics, verdict, inputs.task, inputs.student, inputs.get_confidence(DISTILLED))
     map_labels = _choose_confusion_labels(distilled, metrics.labels)
     return environment.get_template("report.html.j2").render(
         inputs=inputs,
@@ -52,8 +59,12 @@ def render_html(metrics: Metrics, verdict: Recommendation, inputs: ReportInputs,
         golden=metrics.golden,
         distilled=distilled,
         verdict_title={True: "Worth it", False: "Not worth it", None: "Undecided"}[verdict.worth_it],
-        summary=build_plain_summary(metrics, verdict, inputs.task, inputs.student),
+        summary=summary,
+        meaning=dict(summary.meaning),
+        size_columns=_SIZE_COLUMNS,
         system_meanings=SYSTEM_MEANINGS,
+        against_teacher={c.slice: c for c in metrics.golden.slice_comparisons.get(TEACHER, ())},
+        money_words=formatting.describe_curves(metrics.distillation.build_curves() if metrics.distillation else {}),
         others=[split for name, split in metrics.splits.items() if split is not metrics.golden],
         slices=sorted({name for score in metrics.golden.systems.values() for name in score.per_slice}),
         mistakes=formatting.find_mistakes(distilled),
@@ -106,6 +117,8 @@ def _draw_plots(metrics: Metrics, map_labels: Sequence[str], inputs: ReportInput
     for name, series in _group_curves(inputs).items():
         label = name.removeprefix("training: ") if len(series) > 1 else next(iter(series))
         drawn[name] = plots.plot_lines(series, "", "step", label)
+    if metrics.distillation and (curves := metrics.distillation.build_curves()):
+        drawn["money"] = plots.plot_lines(curves, "", "requests answered", "USD spent")
     if inputs.dataset.get("dropped"):
         drawn["dropped"] = plots.plot_counts(inputs.dataset["dropped"], "", "rows left out, by reason")
     if reliability := _select_drawn_reliability(inputs)[1]:

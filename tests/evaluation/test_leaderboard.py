@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
 from distill_dagster.config import Task
-from distill_dagster.evaluation.leaderboard import build_leaderboard, compare_students, describe_best_student
+from distill_dagster.evaluation.leaderboard import (
+    LeaderboardRow,
+    build_leaderboard,
+    compare_students,
+    describe_best_student,
+    mark_best_rows,
+)
+from distill_dagster.evaluation.leaderboard_page import read_reports, write_leaderboard
+from distill_dagster.evaluation.metrics import compute_metrics
 from distill_dagster.evaluation.metrics_json import build_metrics_json
 from distill_dagster.evaluation.recommendation import recommend
-from distill_dagster.evaluation.report import ReportInputs
+from distill_dagster.evaluation.report import ReportInputs, write_report
 from distill_dagster.kinds import get_kind
-from tests.evaluation.build import SPEC, marks, measured, patterns
+from tests.evaluation.build import LABELS, SPEC, marks, measured, patterns
 from tests.support.task import TASK
 
 _TASK = Task.model_validate(TASK)
@@ -78,6 +88,62 @@ def test_an_unknown_cost_is_not_zero() -> None:
     cells = {row.system: row.format_cells() for row in build_leaderboard({"large": report}).rows}
     assert cells["teacher"][-1] == "unknown"
     assert cells["distilled"][-1] == "own machine"
+
+
+def _row(name: str, score: float, latency: float | None, cost: float | None) -> LeaderboardRow:
+    return LeaderboardRow(name, "", score, None, None, latency, None, cost)
+
+
+def test_a_system_is_marked_unless_another_one_beats_it_in_everything() -> None:
+    rows = [
+        _row("teacher", 0.95, 1.0, 4.0),
+        _row("fast", 0.80, 0.001, 0.1),
+        _row("good", 0.90, 0.010, 0.1),
+        _row("beaten", 0.90, 0.020, 0.1),
+        _row("equal", 0.90, 0.010, 0.1),
+        _row("unknown", 0.50, None, 9.0),
+    ]
+    best = {row.system: row.is_best for row in mark_best_rows(rows)}
+    assert best == dict.fromkeys(("teacher", "fast", "good", "equal", "unknown"), True) | {"beaten": False}
+
+
+def _write_reports(folder: Path) -> dict[str, Any]:
+    right = {"large": marks(180, 20), "small": marks(177, 23)}
+    for student, pattern in right.items():
+        (folder / student).mkdir()
+        predictions = patterns({"teacher": "1" * 200, "distilled": pattern}, {"distilled": 0.01, "teacher": 0.5})
+        metrics = compute_metrics(predictions, {"teacher": {"cost_usd_per_1k": 2.0}}, LABELS, SPEC)
+        inputs = ReportInputs("<b>mail", student, "v", "s", "2026-01-02T03:04:05+00:00", {})
+        write_report(folder / student, predictions, metrics, recommend(metrics), inputs)
+    return read_reports(folder, ["large", "missing", "small"])
+
+
+def test_the_page_compares_all_students_and_links_their_reports(tmp_path: Path) -> None:
+    reports = _write_reports(tmp_path)
+    assert list(reports) == ["large", "small"]
+    page = write_leaderboard(tmp_path, "<b>mail", reports, SPEC, get_kind(_TASK))
+    html = page.read_text(encoding="utf-8")
+    assert "&lt;b&gt;mail" in html
+    assert "<b>mail" not in html
+    for student in reports:
+        assert f'<a href="{student}/report.html">' in html
+        assert (page.parent / student / "report.html").exists()
+    assert "Of the students large scores highest; small is not clearly behind" in html
+    assert "Nothing beats these in score, latency and cost at once: teacher and distilled large." in html
+    assert html.count("not beaten") == 2
+    assert html.count("<img ") == 2
+    assert not re.search(r"https?://|<script|url\(|@import", html)
+
+
+@pytest.mark.ui
+@pytest.mark.parametrize("width", [400, 1200])
+def test_the_page_fits_its_window(tmp_path: Path, width: int) -> None:
+    from tests.support.browser import open_browser_page
+
+    page = write_leaderboard(tmp_path, "mail", _write_reports(tmp_path), SPEC, get_kind(_TASK))
+    with open_browser_page(width, 800) as browser:
+        browser.goto(page.as_uri())
+        assert browser.evaluate("document.documentElement.scrollWidth") == width
 
 
 def test_the_best_student_is_compared_with_the_others_on_the_same_items() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from distill_dagster.config import EvaluationSpec
+from distill_dagster.curation.soft_labels.reliability import Reliability
 from distill_dagster.evaluation.costs import DistillationCost
 from distill_dagster.evaluation.metrics import Metrics, compute_metrics
 from distill_dagster.evaluation.plain_summary import PlainSummary, build_plain_summary
@@ -216,3 +217,50 @@ def test_needed_items_follow_from_the_width_of_the_interval() -> None:
     needed = estimate_needed_items(interval, 250, 0.05, 0.95, 0.8)
     assert needed == pytest.approx(250 * ((1.959964 + 0.841621) * error / 0.05) ** 2, abs=1)
     assert estimate_needed_items(Interval(0.1), 250, 0.05, 0.95, 0.8) is None
+
+
+def _sentence(right: dict[str, int], word: str, items: int = ITEMS) -> str:
+    return _get(_summarize(_measure(right, items=items)), word)
+
+
+@pytest.mark.parametrize(
+    ("distilled", "items", "answer"),
+    [
+        (1870, 2000, "Yes: the student is at most 5 points below the teacher, and the test shows it ("),
+        (1600, 2000, "Not for everything: the student is more than 5 points below the teacher ("),
+        (92, 100, "Not shown yet: the student seems to be at most 5 points below the teacher ("),
+        (88, 100, "Probably not for everything: the student seems to be more than 5 points below the teacher, but 100"),
+    ],
+)
+def test_may_i_switch(distilled: int, items: int, answer: str) -> None:
+    right = {"teacher": items * 95 // 100, "base": items // 2, "distilled": distilled}
+    assert _sentence(right, "Switch", items).startswith(answer)
+
+
+def test_without_a_teacher_nothing_can_be_replaced() -> None:
+    assert _sentence({"base": 100, "distilled": 180}, "Switch").startswith("Unknown: the teacher answered no golden")
+
+
+def test_the_risk_names_own_errors_and_confidence_that_misleads() -> None:
+    metrics = _measure(YES)
+    origins = metrics.golden.systems["distilled"].errors
+    assert origins is not None
+    risk = _get(_summarize(metrics), "Risk")
+    assert risk.startswith(f"20 of 200 answers are wrong, {origins.own} of them where the teacher is right.")
+    sure = Reliability(200, stated=0.98, right=0.9, ece=0.08, chance_ece=0.05, bins=())
+    told = build_plain_summary(metrics, recommend(metrics), "mail", "small", sure)
+    assert _get(told, "Risk").endswith(
+        "The student is too sure: it states 98 % on average, and 90 % of its answers are right."
+    )
+    calm = replace(sure, ece=0.01)
+    assert _get(build_plain_summary(metrics, recommend(metrics), "mail", "small", calm), "Risk") == risk
+
+
+def test_the_days_until_it_has_paid_for_itself_depend_on_the_traffic() -> None:
+    cost = DistillationCost(100, 9.0, 60.0, 1.0, 4.0, 0.1, machine_usd_per_hour=0.1, requests_per_day=1000)
+    metrics = replace(_measure(YES, {"teacher": {"cost_usd_per_1k": 4.0}, "distilled": {"cost_usd_per_1k": 0.1}}))
+    said = _get(_summarize(replace(metrics, distillation=cost)), "Cost")
+    assert "It has paid for itself after about 2,600 requests, which is 3 days at 1,000 a day, or 6 days on a " in said
+    quiet = _get(_summarize(replace(metrics, distillation=replace(cost, requests_per_day=100))), "Cost")
+    assert "which is 26 days at 100 a day; a machine rented for it around the clock would cost more than" in quiet
+    assert "a day" not in _get(_summarize(replace(metrics, distillation=replace(cost, requests_per_day=None))), "Cost")

@@ -29,9 +29,9 @@ from distill_dagster.evaluation.formatting import (
 )
 from distill_dagster.evaluation.golden_items import NearestRow
 from distill_dagster.evaluation.metrics import compute_metrics
-from distill_dagster.evaluation.plain_summary import SYSTEM_MEANINGS
 from distill_dagster.evaluation.recommendation import recommend
 from distill_dagster.evaluation.report import ReportInputs, write_report
+from distill_dagster.evaluation.system_names import SYSTEM_MEANINGS
 from distill_dagster.tables.schemas import PREDICTIONS
 from distill_dagster.teacher.providers.terms import find_terms
 from tests.evaluation.build import LABELS, SPEC, row, table
@@ -225,7 +225,7 @@ def test_every_table_has_a_caption_and_every_header_says_what_it_heads(folder: P
 def test_the_first_screen_says_what_it_means_and_explains_its_terms(folder: Path) -> None:
     html = re.sub(r"\s+", " ", (folder / "report.html").read_text())
     first = html[: html.index("In this report")]
-    order = ["<h2>", "What it means", "Quality:", "Cost:", "What to do next"]
+    order = ["<h2>", "May I switch?", "Quality:", "What do I save?", "Cost:", "What do I risk?", "What to do next"]
     assert sorted(order, key=first.index) == order
     assert "60 items that people labelled and no system was trained on" in first
     assert "<dt>1,000 answers cost</dt>" in first

@@ -24,7 +24,8 @@ from distill_dagster.evaluation.formatting import (
 )
 from distill_dagster.evaluation.golden_items import NearestRow, find_errors
 from distill_dagster.evaluation.golden_looks import append_golden_look, read_golden_looks
-from distill_dagster.evaluation.metrics import TEACHER, build_metrics_frame, compute_metrics
+from distill_dagster.evaluation.leaderboard_page import read_reports, write_leaderboard
+from distill_dagster.evaluation.metrics import TEACHER, build_metrics_frame, compute_metrics, compute_win_rate
 from distill_dagster.evaluation.metrics_table import check_metrics_table
 from distill_dagster.evaluation.recommendation import recommend
 from distill_dagster.evaluation.report import ReportInputs, write_report
@@ -56,8 +57,10 @@ from distill_dagster.release.routing.summary import summarize_routing
 from distill_dagster.student.types import StudentPrompt
 from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.tables.messages import get_user_text
-from distill_dagster.tables.schemas import DATASET, PREDICTIONS
+from distill_dagster.tables.parquet import write_parquet
+from distill_dagster.tables.schemas import DATASET, JUDGED_PAIRS, PREDICTIONS
 
+JUDGED_PAIRS_FILE = "judged_pairs.parquet"
 MAX_LEAK_CHARS = 300
 """Characters of a prompt in the report's table of leaks."""
 VERSIONED_PACKAGES = ("torch", "transformers", "peft", "litellm", "dagster")
@@ -66,8 +69,10 @@ VERSIONED_PACKAGES = ("torch", "transformers", "peft", "litellm", "dagster")
 def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     """Compare all systems, log this look at golden, and then swap in the report folder.
 
-    Reads: predictions, filtered_dataset with its rejected rows, student_adapter's log, golden.jsonl and dev.jsonl.
-    Writes: a folder with report.html, metrics.json and predictions.parquet (PREDICTIONS).
+    Reads: predictions, filtered_dataset with its rejected rows, student_adapter's log, golden.jsonl and dev.jsonl;
+        judged_pairs, if the judge compares answers.
+    Writes: a folder with report.html, metrics.json and predictions.parquet (PREDICTIONS); and the page next to it that
+        compares all students.
     Asks a teacher: no.
     Re-runs when: one of these or evaluation_settings changes; the settings include the providers' terms.
     """
@@ -89,6 +94,9 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     if use is not None:  # a record of an earlier version has these among its facts
         facts[TEACHER] |= build_teacher_facts(task, use)
     metrics = compute_metrics(predictions, facts, task.label_names, task.evaluation, get_kind(task))
+    judged = inputs.read_table("judged_pairs", JUDGED_PAIRS, partition) if "judged_pairs" in inputs.upstream else None
+    if judged is not None:
+        metrics = replace(metrics, win_rate=compute_win_rate(judged, task.evaluation))
     metrics = replace(metrics, distillation=compute_distillation_cost(env, partition, metrics, use or {}))
     recommendation = recommend(metrics)
     settings = hash_content({name: version for name, version in record.inputs.items() if "settings" in name})
@@ -141,6 +149,8 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
 
     def fill(folder: Path) -> str:
         write_report(folder, predictions, metrics, recommendation, report_inputs)
+        if judged is not None:
+            write_parquet(judged, folder / JUDGED_PAIRS_FILE, {})
         return hash_content(inputs.versions)
 
     report_record = env.lake.write_folder(
@@ -154,9 +164,11 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     png = plots.plot_intervals(
         intervals, f"{format_metric_name(metrics.metric)} on golden", format_metric_name_in_sentence(metrics.metric)
     )
+    reports = read_reports(target.parent, list(task.students))
     shown: dict[str, DisplayValue] = {
         "verdict": recommendation.text,
         "report": target / "report.html",
+        "leaderboard": write_leaderboard(target.parent, env.task_name, reports, task.evaluation, get_kind(task)),
         metrics.metric: Markdown(plots.to_markdown_image(png)),
         **_build_cost_metadata(metrics.distillation),
         "terms": "; ".join(dict.fromkeys(entry["summary"] for entry in terms)),
