@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ class LlamaServerSettings:
     """How a GGUF file is served, on a free loopback port and on the CPU.
 
     Each of the `slots` answers one request at a time, has a prompt cache of its own and room for `slot_tokens` tokens.
-    `threads` is by default one per core.
+    `threads` is by default OMP_NUM_THREADS, or one per core.
     """
 
     gguf: str
@@ -57,7 +58,8 @@ def start_llama_server(settings: LlamaServerSettings) -> Any:
     params.api_keys = [settings.key]
     params.n_parallel = settings.slots
     params.n_ctx = settings.slot_tokens * settings.slots
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads or count_cores()
+    threads = settings.threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or count_cores()
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.n_gpu_layers = 0
     # On the CPU, llama.cpp is a third faster without flash attention on prompts of a thousand tokens.
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -142,6 +144,8 @@ class LlamaProcess:
 
 def main() -> None:
     """Serve until standard input is closed. Reads the settings from its first line; prints the address or an error."""
+    # Ctrl-C reaches all processes of a terminal. The parent answers what is under way, then closes standard input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = LlamaServerSettings(**json.loads(sys.stdin.readline()))
     try:
         server = start_llama_server(settings)
