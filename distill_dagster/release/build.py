@@ -2,6 +2,7 @@
 
 manifest.json  README.md  student.json  labels.json  prompt.json  routing.json
 adapter/  merged/  gguf/ or onnx/  report/  dataset/
+vllm.sh  vllm_request.json  chat_template.jinja     of a student that writes
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from distill_dagster.release.types import (
     ParityError,
     build_export,
 )
+from distill_dagster.release.vllm_command import finish_merged, write_vllm_files
 from distill_dagster.student.train import LABELS_FILE, PROMPT_FILE
 from distill_dagster.student.types import TaskSettings
 
@@ -119,11 +121,11 @@ def _write_exports(inputs: ReleaseInputs, setup: StudentSetup, folder: Path) -> 
     wanted = tuple(task.release.exports)
     copy_adapter(inputs.adapter, folder / "adapter")
     merged = folder / "merged"
-    answers, parity = write_merged(
-        spec, task.labels, setup.settings, inputs.models, folder / "adapter", inputs.asked, merged
-    )
-    if not parity.passed:
-        raise ParityError(f"The merged model does not answer as the adapter, so nothing is released. {parity.text}")
+    made = write_merged(spec, task.labels, setup.settings, inputs.models, folder / "adapter", inputs.asked, merged)
+    if not made.parity.passed:
+        raise ParityError(
+            f"The merged model does not answer as the adapter, so nothing is released. {made.parity.text}"
+        )
     source = ExportSource(
         task=inputs.task_name,
         student=inputs.student,
@@ -134,7 +136,7 @@ def _write_exports(inputs: ReleaseInputs, setup: StudentSetup, folder: Path) -> 
         labels=tuple(task.labels),
         settings=setup.settings,
         models=inputs.models,
-        parity=answers,
+        parity=made.answers,
         dev=tuple(inputs.dev),
         wanted=wanted,
         margin=task.evaluation.margin,
@@ -150,12 +152,16 @@ def _write_exports(inputs: ReleaseInputs, setup: StudentSetup, folder: Path) -> 
 
         found = export_gguf(source, folder)
     exports = [_describe("adapter", folder)]
-    if "merged" in wanted:
-        round_merged(spec, merged)
-        exports.append(_describe("merged", folder, parity))
-    else:
-        shutil.rmtree(merged)
     notes = list(found.notes)
+    if "merged" not in wanted:
+        shutil.rmtree(merged)
+    else:
+        round_merged(spec, merged)
+        if made.renderer is not None:
+            finish_merged(merged, setup, made.renderer, made.cue)
+        exports.append(_describe("merged", folder, made.parity))
+    if made.renderer is not None:
+        notes.append(write_vllm_files(folder, inputs.task_name, setup, made.renderer, made.cue).note)
     if spec.quantization != "none":
         notes.append(
             f"The student was trained on a base in {spec.quantization}. All exports use the base in full precision, so "

@@ -22,11 +22,13 @@ from distill_dagster.student.encoder import HEAD_FILE, EncoderStudent
 from distill_dagster.student.free_text import FreeTextStudent
 from distill_dagster.student.loading import get_torch_dtype
 from distill_dagster.student.predict import StudentPredictor, load_predictor
+from distill_dagster.student.prompts import LABEL_CUE
 from distill_dagster.student.train import LABELS_FILE, PROMPT_FILE
 from distill_dagster.student.types import StudentPrompt, TaskSettings
 
 if TYPE_CHECKING:
     from distill_dagster.config import LabelSpec, StudentSpec
+    from distill_dagster.student.prompts import PromptRenderer
     from distill_dagster.student.train import Student
 
 PARITY_PROMPTS = 60
@@ -44,6 +46,19 @@ class AnsweredPrompt:
     prompt: StudentPrompt
     answer: str | None
     base_answer: str | None
+
+
+@dataclass(frozen=True)
+class MergedStudent:
+    """The adapter's answers, and how those of the merged model differ from them.
+
+    A causal student has the renderer of its prompts and the cue that it is asked with. An encoder has neither.
+    """
+
+    answers: tuple[ParityPrompt, ...]
+    parity: Parity
+    renderer: PromptRenderer | None
+    cue: str
 
 
 def choose_parity_prompts(answered: Sequence[AnsweredPrompt], limit: int = PARITY_PROMPTS) -> list[AnsweredPrompt]:
@@ -71,7 +86,7 @@ def write_merged(
     adapter: Path,
     asked: Sequence[AnsweredPrompt],
     folder: Path,
-) -> tuple[tuple[ParityPrompt, ...], Parity]:
+) -> MergedStudent:
     """Write the merged student in float32 to a new folder, and answer the prompts with the adapter in float32.
 
     The folder has config.json, the weights as safetensors, the tokenizer, labels.json, for a causal student prompt.json
@@ -87,10 +102,14 @@ def write_merged(
     report_progress("merging the adapter into its base", 0, 0)
     predictor = load_predictor(exact, labels, settings, models_folder, adapter)
     assert isinstance(predictor, StudentPredictor)
-    answers = tuple(_answer(predictor.student, asked))
-    _save(predictor.student, adapter, folder)
-    del predictor
-    return answers, compare_merged(exact, labels, settings, models_folder, folder, answers)
+    student = predictor.student
+    answers = tuple(_answer(student, asked))
+    _save(student, adapter, folder)
+    renderer = None if isinstance(student, EncoderStudent) else student.renderer
+    cue = student.cue if isinstance(student, FreeTextStudent) else LABEL_CUE
+    del student, predictor
+    parity = compare_merged(exact, labels, settings, models_folder, folder, answers)
+    return MergedStudent(answers, parity, renderer, cue)
 
 
 def compare_merged(

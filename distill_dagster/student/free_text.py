@@ -62,7 +62,7 @@ class FreeTextStudent(CausalModel):
 
     def describe_prompt(self) -> dict[str, Any]:
         """How this student is asked, with a sample (`PromptRenderer.describe`)."""
-        return self.renderer.describe(self._cue, "An answer.")
+        return self.renderer.describe(self.cue, "An answer.")
 
     def encode(self, rows: list[TrainRow]) -> list[dict[str, Any]]:
         """Build model inputs: the prompt and then `target` tokens to learn. `length` is in tokens."""
@@ -132,7 +132,8 @@ class FreeTextStudent(CausalModel):
         return {"reasoning": self.writes_reasoning}
 
     @property
-    def _cue(self) -> str:
+    def cue(self) -> str:
+        """The end of a plain prompt, which says what is asked for."""
         return REASONING_CUE if self.writes_reasoning else ANSWER_CUE
 
     def write_answers(
@@ -147,9 +148,9 @@ class FreeTextStudent(CausalModel):
         import torch
         from transformers import StoppingCriteria, StoppingCriteriaList
 
-        padded = self._pad([one.ids for one in self.renderer.encode_prompts(asked, self._cue)])
+        padded = self._pad([one.ids for one in self.renderer.encode_prompts(asked, self.cue)])
         width = padded["input_ids"].shape[1]
-        decode = partial(self.renderer.decode_answer, cue=self._cue)
+        decode = partial(self.renderer.decode_answer, cue=self.cue)
 
         class _Listener(StoppingCriteria):
             def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
@@ -174,4 +175,4 @@ class FreeTextStudent(CausalModel):
 
     def count_prompt_tokens(self, asked: Sequence[StudentPrompt]) -> list[int]:
         """How many tokens of each prompt the model reads."""
-        return [len(one.ids) for one in self.renderer.encode_prompts(asked, self._cue)]
+        return [len(one.ids) for one in self.renderer.encode_prompts(asked, self.cue)]

@@ -22,9 +22,11 @@ from distill_dagster.pipeline.stages import (
     dataset,
     eval_report,
     gate,
+    judged_pairs,
     predictions,
     preference_pairs,
     prompts,
+    release,
     replay_rows,
     scores,
     students,
@@ -38,7 +40,7 @@ from distill_dagster.tasks import TaskFolder
 from distill_dagster.tasks.kept_datasets import write_kept_dataset
 from distill_dagster.teacher.completions.usage import Usage
 from tests.support.imagining import answer_as_teacher as teacher_answer
-from tests.support.imagining import build_judge_answer, is_judge_request
+from tests.support.imagining import build_judge_answer, get_request_text, is_judge_request
 from tests.support.provider import FakeProvider, ReceivedRequest
 from tests.support.stages import DATA_STAGES
 from tests.support.task import LABELS, build_stage_context, write_small_task
@@ -191,6 +193,8 @@ def train_nothing(*args: Any, **_: Any) -> TrainingLog:
 def answer_anything(seen: ReceivedRequest) -> str:
     if not is_judge_request(seen):
         return teacher_answer(seen)
+    if "You compare" in get_request_text(seen):
+        return json.dumps({"reason": "it fits", "best": 1})
     return json.dumps(build_judge_answer(correct=5))
 
 
@@ -203,7 +207,9 @@ MAKERS = DATA_STAGES | {
     "student_adapter": students.make_student_adapter,
     "slice_label_adapter": students.make_slice_label_adapter,
     "predictions": predictions.make_predictions,
+    "judged_pairs": judged_pairs.make_judged_pairs,
     "eval_report": eval_report.make_eval_report,
+    "release": release.make_release,
 }
 FEATURES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -214,6 +220,14 @@ FEATURES: dict[str, dict[str, Any]] = {
             "rubric": [{"name": "correct", "description": "it fits"}],
             "terms": {"acknowledged": True},
         }
+    },
+    "win_rate": {
+        "judge": {
+            "model": "openai/judge",
+            "rubric": [{"name": "correct", "description": "it fits"}],
+            "terms": {"acknowledged": True},
+        },
+        "evaluation": {"judged_items": 4},
     },
     "scores": {"curation": {"filters": {"echo": True}, "min_rows": 1, "min_slices": 1}},
     "slice_labels": {},
@@ -252,6 +266,9 @@ def test_every_stage_records_what_it_reads_and_reads_what_it_records(
     monkeypatch.setattr(assistants, "load_predictor", lambda *_: FakeStudent())
     monkeypatch.setattr(predictions, "build_centroid_predictor", lambda *_: FakeStudent())
     monkeypatch.setattr(predictions, "build_linear_probe_predictor", lambda *_: FakeStudent())
+    monkeypatch.setattr(release, "run_release_gate", lambda *_: [])
+    monkeypatch.setattr(release, "fill_release", lambda *_: {"student": "x", "exports": [], "left_out": []})
+    monkeypatch.setattr(release, "read_golden_scores", lambda *_: [])
     for name in ("plot_counts", "plot_lines", "plot_intervals"):
         monkeypatch.setattr(plots, name, lambda *_: b"")
     for module in (prompts, teacher, scores, gate, dataset, preference_pairs, assistants, predictions):
@@ -259,7 +276,7 @@ def test_every_stage_records_what_it_reads_and_reads_what_it_records(
     with FakeProvider(LABELS, answer=answer_anything) as provider:
         asking = {"api_base": provider.url, "api": "chat", "soft_labels": "votes", "max_retries": 0}
         changes = {"curation": {"min_rows": 1, "validation_share": 0}} | FEATURES[feature]
-        if feature == "judge":
+        if "judge" in changes:
             changes["judge"] |= {"api_base": provider.url}
         folder = write_small_task(tmp_path, teacher=asking, **changes)
         if feature == "slice_labels":

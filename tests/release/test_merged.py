@@ -64,7 +64,8 @@ def test_the_merged_student_answers_as_its_adapter(
 ) -> None:
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
     spec = train(tiny, architecture, adapter, LABELS, **settings)
-    answers, parity = write_merged(spec, LABELS, SETTINGS, tmp_path, adapter, ASKED, merged)
+    made = write_merged(spec, LABELS, SETTINGS, tmp_path, adapter, ASKED, merged)
+    answers, parity = made.answers, made.parity
     assert parity.passed
     assert parity.figures["max_log_prob_difference"] < 1e-4
     assert [len(one.log_probs) for one in answers] == [2] * len(ROWS)
@@ -94,7 +95,8 @@ def test_the_released_adapter_is_loaded_by_peft_alone(tiny: dict[str, Path], tmp
     spec = train(tiny, "causal_lm", trained, LABELS)
     copy_adapter(trained, adapter)
     assert not {"artifact.json", "training_log.json", "trained_on.parquet"} & {path.name for path in adapter.iterdir()}
-    [answer, *_], _ = write_merged(spec, LABELS, SETTINGS, tmp_path, adapter, ASKED, tmp_path / "merged")
+    made = write_merged(spec, LABELS, SETTINGS, tmp_path, adapter, ASKED, tmp_path / "merged")
+    answer = made.answers[0]
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny["causal_lm"], dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(adapter)).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
@@ -106,7 +108,8 @@ def test_the_released_adapter_is_loaded_by_peft_alone(tiny: dict[str, Path], tmp
 def test_a_lost_layer_is_refused_and_rounding_is_not_taken_for_one(tiny: dict[str, Path], tmp_path: Path) -> None:
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
     spec = train(tiny, "causal_lm", adapter, LABELS, epochs=12)
-    answers, parity = write_merged(spec, LABELS, SETTINGS, tmp_path, adapter, ASKED, merged)
+    made = write_merged(spec, LABELS, SETTINGS, tmp_path, adapter, ASKED, merged)
+    answers, parity = made.answers, made.parity
     assert parity.passed
     weights, base = load_file(merged / "model.safetensors"), load_file(tiny["causal_lm"] / "model.safetensors")
     lost = {name: base[name] if ".layers.1." in name else value for name, value in weights.items()}
@@ -126,8 +129,9 @@ def test_a_student_that_writes_is_compared_token_by_token(tiny: dict[str, Path],
     adapter = tmp_path / "adapter"
     spec = train(tiny, "causal_lm", adapter, [], epochs=20, answer_tokens=12)
     asked = [AnsweredPrompt(one.id, one.prompt, '"a"', '"b"') for one in ASKED]
-    answers, parity = write_merged(spec, [], SETTINGS, tmp_path, adapter, asked, tmp_path / "merged")
-    assert parity.passed
+    made = write_merged(spec, [], SETTINGS, tmp_path, adapter, asked, tmp_path / "merged")
+    answers = made.answers
+    assert made.parity.passed
     tokenizer = transformers.AutoTokenizer.from_pretrained(adapter)
     for one in answers:
         assert len(one.answer_tokens) == len(one.log_probs)

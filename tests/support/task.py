@@ -119,7 +119,9 @@ def build_stage_context(folder: TaskFolder, home: Path) -> StageContext:
     store = CompletionStore.open_in_folder(home / "store")
     lake = Lake(home / "lake", home / "reports")
     training = home / "training"
-    return StageContext(folder, lake, store, home / "models", home / "reports", _endpoint, training=training)
+    return StageContext(
+        folder, lake, store, home / "models", home / "reports", _endpoint, training=training, releases=home / "releases"
+    )
 
 
 def pass_gate(env: StageContext) -> None:
