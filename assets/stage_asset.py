@@ -67,6 +67,7 @@ def open_stage_context(context: dg.AssetExecutionContext, task: str) -> Iterator
             cap=read_budget_tags(context.run.tags),
             training=Path(lake.training),
             releases=Path(lake.releases),
+            request_log=tasks.get_log_folder(task),
         )
 
 

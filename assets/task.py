@@ -10,6 +10,7 @@ from assets.inbox import build_inbox_sensor
 from assets.provider_batches import build_batches_sensor
 from assets.refresh import Refresh, build_refresh_definitions
 from assets.sensors import build_sensors
+from assets.served_traffic import build_traffic_definitions
 from assets.stage_asset import build_source_assets
 from assets.task_graph import TaskGraph
 from distill_dagster.config import RefreshSpec
@@ -79,4 +80,6 @@ def build_task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitio
             *([build_batches_sensor(graph)] if has_batches else []),
         ],
     )
-    return dg.Definitions.merge(definitions, build_refresh_definitions(graph, spec, refresh))
+    return dg.Definitions.merge(
+        definitions, build_refresh_definitions(graph, spec, refresh), build_traffic_definitions(graph)
+    )

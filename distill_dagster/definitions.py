@@ -25,7 +25,9 @@ def build_definitions(home: Home) -> dg.Definitions:
     """Build the definitions of all tasks below `home.tasks`. They read and write the folders of `home`."""
     url = find_store_variable()
     resources = {
-        "tasks": TaskFoldersResource(path=str(home.tasks), accepted=str(home.accepted), inbox=str(home.inbox)),
+        "tasks": TaskFoldersResource(
+            path=str(home.tasks), accepted=str(home.accepted), inbox=str(home.inbox), requests=str(home.requests)
+        ),
         "lake": LakeResource(
             path=str(home.lake), reports=str(home.reports), training=str(home.training), releases=str(home.releases)
         ),

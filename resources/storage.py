@@ -17,11 +17,14 @@ from distill_dagster.teacher.completions.store import CompletionStore, open_stor
 
 
 class TaskFoldersResource(dg.ConfigurableResource):
-    """The user's files: task folders, the inbox for new prompts, and the prompts accepted from it."""
+    """The user's files: task folders, the inbox for new prompts, the prompts accepted from it, and the log of served
+    requests.
+    """
 
     path: str
     accepted: str
     inbox: str
+    requests: str
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Tag a run with its process, before any of its steps can wait for a pool."""
@@ -36,6 +39,10 @@ class TaskFoldersResource(dg.ConfigurableResource):
 
     def get_inbox_folder(self, task: str) -> Path:
         return Path(self.inbox) / task
+
+    def get_log_folder(self, task: str) -> Path:
+        """The folder of a task's served requests."""
+        return Path(self.requests) / task
 
 
 class LakeResource(dg.ConfigurableResource):

@@ -27,6 +27,7 @@ from distill_dagster.cli.release import export, release, releases
 from distill_dagster.cli.reports import data_docs, leaderboard, report
 from distill_dagster.cli.schema import schema
 from distill_dagster.cli.serve import serve
+from distill_dagster.cli.served import drift, review
 from distill_dagster.cli.tune import tune
 from distill_dagster.core.openmp import limit_openmp_spin
 
@@ -57,9 +58,9 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "keep": keep,
         "data-docs": data_docs,
     },
-    "Release and serve": {"release": release, "releases": releases, "serve": serve, "export": export},
+    "Release and serve": {"release": release, "releases": releases, "serve": serve, "drift": drift, "export": export},
     "Know the cost": {"estimate": estimate, "ledger": ledger},
-    "Take in data": {"import": import_, "inbox": inbox, "batches": batches},
+    "Take in data": {"import": import_, "inbox": inbox, "review": review, "batches": batches},
     "Use Dagster": {"ui": ui, "env": env},
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}

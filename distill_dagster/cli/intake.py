@@ -21,12 +21,14 @@ from distill_dagster.tasks import ImportTarget
 
 
 def inbox(task: TaskArgument = None, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Take new prompts from the task's inbox, `inbox/<task>/*.jsonl`. Asks no teacher.
+    """Take new prompts from the task's inbox, `inbox/<task>/*.jsonl`, and from served requests. Asks no teacher.
 
     Waits some seconds if a file has just been written. Exits with code 1 if a file is rejected; the other files are
     still taken.
     """
     from distill_dagster.intake.inbox import QUIET_S, compute_wait_s, process_inbox
+    from distill_dagster.intake.logged_prompts import take_logged_requests
+    from distill_dagster.pipeline.served_traffic import read_shadow_shares
 
     home = Home.from_env()
     with show_problems():
@@ -37,6 +39,9 @@ def inbox(task: TaskArgument = None, as_json: JsonOption = False, quiet: QuietOp
             err.print(f"[dim]a file has just changed; waiting {wait:.0f} s[/dim]")
             time.sleep(min(wait, QUIET_S) + 0.1)
         summaries = process_inbox(folder, place)
+        shares = read_shadow_shares(home.releases, folder.name)
+        served = take_logged_requests(folder, place, home.requests / folder.name, shares)
+        summaries += [served] if served is not None else []
         for summary in summaries:
             colour = {"accepted": "green", "rejected": "red"}.get(summary.state, "yellow")
             out.print(f"[{colour}]{summary.state}[/{colour}] {escape(str(summary))}", soft_wrap=True)
@@ -45,7 +50,8 @@ def inbox(task: TaskArgument = None, as_json: JsonOption = False, quiet: QuietOp
             accepted[key] = accepted.get(key, 0) + number
         new = sum(accepted.values())
         remark = f" `distill run {folder.name}` asks the teacher for them." if new else ""
-        out.print(f"{folder.name}: {count_noun(new, 'prompt')} accepted from {place}.{remark}", soft_wrap=True)
+        places = f"{place}{' and from served requests' if served is not None else ''}"
+        out.print(f"{folder.name}: {count_noun(new, 'prompt')} accepted from {places}.{remark}", soft_wrap=True)
         files = [{"file": s.file, "state": s.state, "why": s.why, **s.get_counts()} for s in summaries]
         print_json({"task": folder.name, "accepted": accepted, "files": files})
         if any(summary.state == "rejected" for summary in summaries):

@@ -57,6 +57,8 @@ class StageContext:
     """The folder of checkpoints and TensorBoard files. None: trainings write neither."""
     releases: Path | None = None
     """The folder of releases. None: nothing can be released."""
+    request_log: Path | None = None
+    """The folder of the task's served requests. None: no router is calibrated on them."""
 
     @property
     def task_name(self) -> str:

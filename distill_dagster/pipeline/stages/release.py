@@ -17,6 +17,7 @@ from distill_dagster.evaluation.metrics import BASE, DISTILLED
 from distill_dagster.kinds import get_kind
 from distill_dagster.pipeline.dataset_export import build_dataset_facts
 from distill_dagster.pipeline.model_terms import list_model_terms
+from distill_dagster.pipeline.served_traffic import list_traffic_items
 from distill_dagster.pipeline.stages.context import DisplayValue, SampleTable, StageContext, StageInputs, StageResult
 from distill_dagster.pipeline.stages.predictions import build_held_out_items, build_validation_items
 from distill_dagster.release.build import ReleaseInputs, fill_release, read_golden_scores
@@ -24,7 +25,7 @@ from distill_dagster.release.cards import CardFacts
 from distill_dagster.release.gate import explain_failures, list_golden_scores, run_release_gate
 from distill_dagster.release.merged import AnsweredPrompt, choose_parity_prompts
 from distill_dagster.release.registry import Registry, Release
-from distill_dagster.release.routing.exports import RoutingItems, build_labelled_items
+from distill_dagster.release.routing.exports import RoutingItem, RoutingItems, build_labelled_items
 from distill_dagster.release.types import DevItem
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.schemas import DATASET, PREDICTIONS, RELEASED_EXPORTS, build_frame
@@ -41,7 +42,8 @@ class ReleaseGateError(DistillError):
 def make_release(env: StageContext, partition: str | None) -> StageResult:
     """Check the student, write its exports, compare each with the adapter, and publish a numbered folder.
 
-    Reads: student_adapter, predictions, eval_report, filtered_dataset, golden.jsonl and dev.jsonl.
+    Reads: student_adapter, predictions, eval_report, filtered_dataset, golden.jsonl and dev.jsonl; served requests if
+        `routing.calibrate_on` is traffic.
     Writes: a folder in the registry of releases, and RELEASED_EXPORTS in the lake.
     Asks a teacher: no.
     Re-runs when: never by itself. `distill release` and a person run it.
@@ -95,6 +97,7 @@ def make_release(env: StageContext, partition: str | None) -> StageResult:
         routing=RoutingItems(
             dev=build_labelled_items(env.folder.dev, predictions, "dev"),
             golden=build_labelled_items(env.folder.golden, predictions, "golden"),
+            traffic=_list_traffic_items(env),
         ),
         golden_scores=list_golden_scores(kind, predictions),
         facts=facts,
@@ -105,6 +108,13 @@ def make_release(env: StageContext, partition: str | None) -> StageResult:
     record = inputs.build_record(compute_data_version(frame), frame.height, number=release.number)
     env.lake.write(env.task_name, frame, record)
     return StageResult(record, _build_shown(release), checks)
+
+
+def _list_traffic_items(env: StageContext) -> list[RoutingItem]:
+    """Served requests with the teacher's answers, if the router is calibrated on them."""
+    if env.folder.task.routing.calibrate_on != "traffic" or env.request_log is None or env.releases is None:
+        return []
+    return list_traffic_items(env.folder, env.request_log, env.releases)
 
 
 Answers = Mapping[tuple[str, str, str], str | None]
