@@ -42,7 +42,8 @@ def drop(project: Project, name: str, rows: list[dict[str, Any]], age_s: float =
 def sensor_tick(project: Project, instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
     """The sensor as the daemon runs it, and what the daemon does with its result."""
     repository = build_definitions(Home(root=project.home, tasks=project.root / "tasks")).get_repository_def()
-    resources = {"tasks": repository.get_top_level_resources()["tasks"]}
+    top = repository.get_top_level_resources()
+    resources = {name: top[name] for name in ("tasks", "lake")}
     context = dg.build_sensor_context(instance, repository_def=repository, resources=resources)
     found: Any = repository.get_sensor_def(f"{TASK}_inbox")(context)
     if isinstance(found, dg.SensorResult):
