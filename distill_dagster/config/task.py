@@ -150,6 +150,9 @@ class Task(ConfigModel):
         if self.curation.rescale_soft_labels != "none" and not self.has_labels:
             error = ValueError("only label tasks have soft labels that can be rescaled")
             yield _make_error(("curation", "rescale_soft_labels"), self.curation.rescale_soft_labels, error)
+        if self.evaluation.judged_items is not None and self.judge is None:
+            error = ValueError("judged_items needs a judge: describe one in `judge`, or remove judged_items")
+            yield _make_error(("evaluation", "judged_items"), self.evaluation.judged_items, error)
         if self.default_student is not None and self.default_student not in self.students:
             names = ", ".join(self.students)
             error = ValueError(f"default_student {self.default_student!r} is not one of {names}")

@@ -45,7 +45,10 @@ STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
         ),
     ),
     "teacher_completions": (TERMS_CHECK, TERMS_KNOWN_CHECK, VALID_TABLE_CHECK, NO_MISSING_ROWS_CHECK),
-    "judged_pairs": (VALID_TABLE_CHECK, CheckSpec("all_compared", "The judge made a choice for every pair of answers.")),
+    "judged_pairs": (
+        VALID_TABLE_CHECK,
+        CheckSpec("all_compared", "The judge made a choice for every pair of answers."),
+    ),
     "scored_completions": (
         VALID_TABLE_CHECK,
         CheckSpec("all_judged", "In tasks with a judge, every answer that it was asked about has a score."),

@@ -89,6 +89,10 @@ EXPECTATIONS: dict[str, list[Expectation]] = {
         ("ExpectColumnValuesToNotBeNull", {"column": "answer"}),
         ("ExpectColumnValuesToNotBeNull", {"column": "rejected_answer"}),
     ],
+    "judged_pairs": [
+        *_expect_unique("item_id", "shown_first"),
+        _expect_one_of("decided_by", ["judge", "equal", "missing"]),
+    ],
     "predictions": [
         *_expect_unique("system", "split", "item_id"),
         _expect_share("confidence"),

@@ -227,6 +227,20 @@ def test_a_task_that_imagines_and_judges_has_two_more_sources(tmp_path: Path) ->
         assert found[f"judged/{stage}"]["code_version"] == found[f"plain/{stage}"]["code_version"]
 
 
+def test_a_judge_that_compares_answers_is_an_asset_between_predictions_and_report(tmp_path: Path) -> None:
+    judge = {"model": "openai/judge", "rubric": [{"name": "correct", "description": "it fits"}]}
+    write_small_task(tmp_path, "compared", judge=judge, evaluation={"judged_items": 20})
+    write_small_task(tmp_path, "judged", judge=judge)
+    found = described(build_definitions(home_of(tmp_path)))
+    pairs = found["compared/judged_pairs"]
+    upstream = ("predictions", "golden_set", "judge_settings", "win_rate_settings")
+    assert set(pairs["deps"]) == {f"compared/{name}" for name in upstream}
+    assert pairs["pools"] == "teacher"
+    assert "compared/judged_pairs" in found["compared/eval_report"]["deps"]
+    assert "judged/judged_pairs" not in found
+    assert "judged/win_rate_settings" not in found
+
+
 def test_a_task_whose_filters_read_scores_has_a_source_more(tmp_path: Path) -> None:
     write_small_task(tmp_path, "scored", curation={"filters": {"echo": True, "min_agreement": 0.5}})
     write_small_task(tmp_path, "plain", curation={"filters": {"min_agreement": 0.5}})

@@ -106,6 +106,12 @@ def test_prompts_to_be_imagined_and_the_judge_count(env: StageContext) -> None:
     assert rows["shop", "judging"].prompts == 8
     assert rows["shop", "judging"].usd is not None, "litellm knows the price of this judge"
     assert ("web", "imagining") not in rows
+    assert not any(one.purpose == "comparing" for one in estimated(env, golden=True))
+    change(env, evaluation={"judged_items": 4})
+    compared = next(one for one in estimated(env, golden=True) if one.purpose == "comparing")
+    assert (compared.prompts, compared.calls) == (4, 4 * 2 * 2), "both orders, and each once more at most"
+    assert compared.usd is not None
+    assert not any(one.purpose == "comparing" for one in estimated(env))
     frame = pl.DataFrame([vars(one) for one in rows.values()])
     assert frame.filter(pl.col("calls") > 0)["tokens"].min() > 0  # type: ignore[operator]
 

@@ -15,7 +15,7 @@ from distill_dagster.config import TeacherSpec
 from distill_dagster.core.embedding import EmbedFunction
 from distill_dagster.core.hashing import hash_content, to_canonical_json
 from distill_dagster.prompts.few_shot import build_prompt_context, read_example_pool
-from distill_dagster.prompts.seeds import build_labelled_prompts, build_seed_prompts
+from distill_dagster.prompts.seeds import build_labelled_prompts, build_messages, build_seed_prompts
 from distill_dagster.prompts.templates import (
     IMAGINE_TEMPLATES,
     JUDGE_TEMPLATES,
@@ -29,7 +29,12 @@ from distill_dagster.teacher.asking.recorded_prompts import split_certain_prompt
 from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.imagine.plan import Imaginer, count_imagine_requests, get_imagine_teacher
-from distill_dagster.teacher.judge.requests import Judge, count_judge_requests, get_judge_teacher
+from distill_dagster.teacher.judge.requests import (
+    Judge,
+    count_comparison_requests,
+    count_judge_requests,
+    get_judge_teacher,
+)
 from distill_dagster.teacher.providers.client import Endpoint
 from distill_dagster.teacher.providers.embedded import find_embedded_identity
 from distill_dagster.teacher.providers.exchange import Request
@@ -54,7 +59,8 @@ class Estimate:
 
     With `resolve_labels`, labels that share their first tokens are asked for again. How often is unknown before the
     first answers, so `calls` is then a lower bound. The later teachers of a cascade, the rounds of imagining and the
-    judge count with the most requests that they may send. What a recording knows is not counted after it.
+    judge count with the most requests that they may send, and the judge's comparisons with those of all students. What
+    a recording knows is not counted after it.
     """
 
     slice: str
@@ -108,6 +114,8 @@ def estimate_requests(
     for key in slices:
         estimates += _estimate_imagining(folder, key)
         estimates += _estimate_judging(folder, key)
+    if golden:
+        estimates += _estimate_comparing(folder)
     return estimates
 
 
@@ -204,6 +212,24 @@ def _estimate_judging(folder: TaskFolder, key: str) -> Iterator[Estimate]:
     tokens, usd = _estimate_cost(spec, [], calls if similar else 0, similar)
     wall = _estimate_seconds(spec, calls, tokens, None)
     yield Estimate(key, spec.model, "judging", prompts, calls, 0, tokens, usd, wall)
+
+
+def _estimate_comparing(folder: TaskFolder) -> Iterator[Estimate]:
+    """The estimate for the judge's comparisons of each student's answers with the teacher's, if it makes any."""
+    task = folder.task
+    if task.judge is None or task.evaluation.judged_items is None:
+        return
+    spec = get_judge_teacher(task)
+    judge = Judge(task, select_templates(folder.read_templates(), JUDGE_TEMPLATES), _find_identity(spec))
+    items = min(task.evaluation.judged_items, len(folder.golden)) * len(task.students)
+    calls = count_comparison_requests(items)
+    answer = to_canonical_json("word " * task.teacher.max_tokens)
+    similar = [
+        judge.build_request({"messages": build_messages(row)}, [answer, answer]) for row in folder.golden[:COST_SAMPLE]
+    ]
+    tokens, usd = _estimate_cost(spec, [], calls if similar else 0, similar)
+    wall = _estimate_seconds(spec, calls, tokens, None)
+    yield Estimate(GOLDEN_AND_DEV, spec.model, "comparing", items, calls, 0, tokens, usd, wall)
 
 
 def sum_estimates(estimates: list[Estimate]) -> dict[str, float | int | None]:

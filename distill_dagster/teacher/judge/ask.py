@@ -81,12 +81,7 @@ async def _judge_async(
     started = time.perf_counter()
 
     async def judge_row(row: dict[str, Any]) -> JudgeScore:
-        choices = options.get(row["prompt_id"])
-        for sample in range(JUDGE_ATTEMPTS):
-            response = await engine.answer(judge.build_request(row, choices, sample))
-            if score := judge.read_score(response.text, len(choices) if choices else None):
-                return score
-        return JudgeScore(error=f"{JUDGE_ATTEMPTS} answers of the judge do not fit the declared form")
+        return await ask_judge(engine, judge, row, options.get(row["prompt_id"]))
 
     try:
         report = partial(engine.report_progress, "asking the judge")
@@ -117,6 +112,21 @@ async def _judge_async(
         malformed=sum(score.error is not None and not score.failed for score in scores.values()),
         usage=engine.build_usage(time.perf_counter() - started),
     )
+
+
+async def ask_judge(
+    engine: CompletionEngine, judge: Judge, row: dict[str, Any], options: list[str] | None
+) -> JudgeScore:
+    """Ask the judge about one row, or for a choice among `options`, once more if its answer does not fit the form.
+
+    Raises:
+        TeacherError: the judge gave no answer.
+    """
+    for sample in range(JUDGE_ATTEMPTS):
+        response = await engine.answer(judge.build_request(row, options, sample))
+        if score := judge.read_score(response.text, len(options) if options else None):
+            return score
+    return JudgeScore(error=f"{JUDGE_ATTEMPTS} answers of the judge do not fit the declared form")
 
 
 def _add_judge_columns(candidates: pl.DataFrame, scores: dict[str, JudgeScore], model: str) -> pl.DataFrame:

@@ -64,6 +64,11 @@ def count_judge_requests(task: Task, prompts: int) -> tuple[int, int]:
     return (prompts if task.judge.mode == "score" else 0), prompts * JUDGE_ATTEMPTS
 
 
+def count_comparison_requests(items: int) -> int:
+    """Return the most requests to the judge for comparing two answers to each item, in both orders."""
+    return 2 * items * JUDGE_ATTEMPTS
+
+
 class Judge:
     """Builds the requests to one task's judge and reads its answers."""
 
