@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -19,6 +19,9 @@ from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.pipeline.teacher_check import find_connection_problems, find_environment_problems
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks.reading import TASK_FILE, read_task
+
+if TYPE_CHECKING:
+    from distill_dagster.pipeline.release_status import ReleaseStatus
 
 
 def tasks(as_json: JsonOption = False) -> None:
@@ -90,7 +93,9 @@ def check(
 
 def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     """Show which artifacts are fresh, stale or missing, and why."""
+    from distill_dagster.pipeline.release_status import find_release_status
     from distill_dagster.pipeline.teacher_pauses import find_task_pauses  # loads a database
+    from distill_dagster.release.registry import Registry
 
     home = Home.from_env()
     with show_problems():
@@ -122,6 +127,20 @@ def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
                 f"Not trained, since nobody asked for it: {escape(', '.join(untrained))}; {escape(remedy)}.",
                 soft_wrap=True,
             )
+        released = find_release_status(state, Registry(home.releases))
+        if released is not None:
+            out.print(_describe_release(released, folder.name), soft_wrap=True)
         artifacts = [{"name": s.name, "state": s.state, "why": list(s.why)} for s in statuses]
-        listed = {"artifacts": artifacts, "untrained_students": untrained, "pauses": pauses}
+        listed: dict[str, Any] = {"artifacts": artifacts, "untrained_students": untrained, "pauses": pauses}
+        listed["release"] = released.to_json() if released is not None else None
         print_json({"task": folder.name, "counts": counts} | listed)
+
+
+def _describe_release(released: ReleaseStatus, task: str) -> str:
+    """One line about the current release."""
+    name = f"Released: {released.number} ({escape(released.student)})"
+    if released.is_current:
+        return f"{name}, as its report says."
+    why = "; ".join(released.why)
+    remedy = f"`distill release {task} --student {released.student}` releases again"
+    return f"[yellow]{name}, older than what is there: {escape(why)}; {escape(remedy)}.[/yellow]"

@@ -29,6 +29,7 @@ from distill_dagster.release.cards import (
 from distill_dagster.release.dataset_formats import write_dataset
 from distill_dagster.release.gate import GoldenScore
 from distill_dagster.release.merged import AnsweredPrompt, copy_adapter, round_merged, write_merged
+from distill_dagster.release.packages import require_packages
 from distill_dagster.release.routing.exports import RoutingItems, build_routing_table
 from distill_dagster.release.runtimes.build import build_runtime, list_servable
 from distill_dagster.release.runtimes.types import StudentSetup
@@ -88,6 +89,8 @@ def fill_release(inputs: ReleaseInputs, folder: Path, number: int) -> dict[str, 
     """
     task, spec = inputs.task, inputs.task.students[inputs.student]
     settings = TaskSettings.from_task(task)
+    if task.routing.threshold is None:  # known now, and not after minutes
+        require_packages("The router of a release", "mapie")
     setup = StudentSetup(spec, tuple(task.labels), settings, inputs.models)
     setup.write(folder)
     found = _write_exports(inputs, setup, folder)

@@ -1,7 +1,7 @@
 """The gate before a release: what the student must reach on golden. Each check says what failed and what would pass.
 
-The functions compute every figure from the predictions table. The retention equals that of the report, whose resamples
-they repeat.
+The functions compute every figure from the predictions table. Retention and calibration error equal those of the
+report, which they compute in the same way.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from distill_dagster.core.checks import CheckResult, CheckSpec
 from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.hashing import hash_content
-from distill_dagster.curation.soft_labels.reliability import measure_reliability
 from distill_dagster.evaluation.metrics import DISTILLED, GOLDEN, NO_SLICE, TEACHER, compute_metrics
 from distill_dagster.evaluation.statistics import compute_mcnemar_p_value, compute_permutation_p_value
+from distill_dagster.evaluation.system_reliability import measure_system_reliability
 from distill_dagster.kinds import is_refusal
 
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ class _Item:
     reference: Any
     answer: Any
     score: float
-    confidence: float | None
     correct: bool
 
 
@@ -98,7 +97,7 @@ def run_release_gate(
     return [
         _check_retention(kind, predictions, gate, spec),
         _check_slices(items, gate),
-        _check_calibration(items, gate),
+        _check_calibration(predictions, gate),
         _check_readable(items, gate),
         _check_safety(kind, items, gate),
         _check_regression(kind, items, gate, spec, current, current_name),
@@ -124,7 +123,7 @@ def _read(kind: Kind, predictions: pl.DataFrame) -> list[_Item]:
         answer = json.loads(row["answer"]) if row["answer"] is not None else None
         score = kind.score(answer, reference)
         name = row["slice"] or NO_SLICE
-        rows.append(_Item(row["item_id"], name, reference, answer, score, row["confidence"], row["correct"]))
+        rows.append(_Item(row["item_id"], name, reference, answer, score, row["correct"]))
     return rows
 
 
@@ -189,11 +188,13 @@ def _check_slices(items: list[_Item], gate: ReleaseGateSpec) -> CheckResult:
     )
 
 
-def _check_calibration(items: list[_Item], gate: ReleaseGateSpec) -> CheckResult:
+def _check_calibration(predictions: pl.DataFrame, gate: ReleaseGateSpec) -> CheckResult:
+    import polars as pl
+
     if gate.calibration is None:
         return _switch_off(CALIBRATION_CHECK, "release.gate.calibration is null")
-    stated = [(item.confidence, item.correct) for item in items if item.confidence is not None]
-    measured = measure_reliability([confidence for confidence, _ in stated], [right for _, right in stated])
+    by_split = measure_system_reliability(predictions.filter(pl.col("system") == DISTILLED))
+    measured = by_split.get(GOLDEN, {}).get(DISTILLED)
     if measured is None:
         return _switch_off(CALIBRATION_CHECK, "the student states no confidence")
     details = {"error": measured.ece, "chance": measured.chance_ece, "allowed": gate.calibration}
