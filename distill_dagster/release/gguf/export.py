@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core.errors import DistillError
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.release.gguf.converter import UnconvertibleModelError, convert_to_gguf, find_missing_converter
 from distill_dagster.release.gguf.modelfile import build_label_grammar, build_modelfile
 from distill_dagster.release.gguf.parity import FileAnswers, check_conversion, check_quantized, collect_answers
@@ -191,10 +192,14 @@ def _describe_quantized(path: Path, bits: float, parity: Parity) -> str:
 
 
 def _explain_left_out(source: ExportSource, parity: Parity) -> str:
-    rows = count_rows_for_margin(source.margin, source.confidence)
-    if DEV_P_VALUE not in parity.bounds or len(source.dev) >= rows:
+    if DEV_P_VALUE not in parity.bounds or parity.figures[DEV_P_VALUE] <= parity.bounds[DEV_P_VALUE]:
         return parity.text
+    rows = count_rows_for_margin(source.margin, source.confidence)
+    scores = ""
+    if source.dev:
+        scores = f": {parity.figures['dev_score']:.3f} against the adapter's {parity.figures['dev_adapter_score']:.3f}"
     return (
-        f"{parity.text} dev.jsonl has {len(source.dev)} rows, and it takes at least {rows} to show that 4 bits cost "
-        f"less than `evaluation.margin`. Add rows, or raise the margin."
+        f"{parity.text} On {count_noun(len(source.dev), 'row')} of dev.jsonl it is not shown that 4 bits cost less "
+        f"than `evaluation.margin` ({source.margin:g}){scores}. It takes at least {rows} rows, and more where answers "
+        f"differ. Add rows, raise the margin, or use the 8-bit file."
     )
