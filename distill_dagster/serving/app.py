@@ -19,6 +19,7 @@ from distill_dagster.kinds import Kind
 from distill_dagster.serving import protocol
 from distill_dagster.serving.answering import Answerer, ServedAnswer
 from distill_dagster.serving.errors import (
+    CutRequestError,
     InternalError,
     RequestError,
     RequestTimeoutError,
@@ -118,6 +119,8 @@ class StudentServer:
     ) -> Callable[[Request], Awaitable[Response]]:
         """A handler with request id, API key, metrics and errors in OpenAI's form."""
 
+        from starlette.requests import ClientDisconnect
+
         async def handle_request(request: Request) -> Response:
             id_ = protocol.read_request_id(request.headers.get("x-request-id"), uuid.uuid4().hex)
             started = time.perf_counter()
@@ -133,6 +136,8 @@ class StudentServer:
                 )
             except RequestError as error:
                 response = format_error(error)
+            except ClientDisconnect:
+                response = format_error(CutRequestError("The connection was cut before the body was complete."))
             except Exception:
                 logger.exception("request %s failed", id_)
                 response = format_error(InternalError(f"The server failed. Its log has request {id_}."))

@@ -34,6 +34,12 @@ class TooLargeError(RequestError):
     status, code = 413, "body_too_large"
 
 
+class CutRequestError(RequestError):
+    """The client closed the connection within its request. Nobody reads this; the metrics count it."""
+
+    status, code = 499, "client_closed_request"
+
+
 class SlowBodyError(RequestError):
     """The body did not arrive in time."""
 

@@ -276,3 +276,5 @@ def test_a_cut_connection_harms_no_other_request(running: Running) -> None:
             connection.sendall(sent)
         assert running.ask("a login").json()["choices"][0]["message"]["content"] == "login"
     wait_until(lambda: running.read_metric("distill_requests_in_flight") == 1, "only this request", 0.02)
+    cut = 'distill_requests_total{path="/v1/chat/completions",status="499"} 2.0'
+    assert cut in running.client.get("/metrics").text
