@@ -24,7 +24,7 @@ from distill_dagster.core.errors import DistillError
 from distill_dagster.core.formatting import count_noun, format_bytes, format_seconds
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.freshness import TaskState
-from distill_dagster.release.dataset_formats import DatasetFormat
+from distill_dagster.release.dataset_formats import DatasetFormat, read_dataset_format
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tables.schemas import DATASET
 from distill_dagster.tasks import TaskFolder
@@ -220,16 +220,12 @@ def export(
         from distill_dagster.pipeline.dataset_export import export_dataset
 
         task_folder = open_task_folder(home, task)
-        formats = get_args(DatasetFormat)
-        if dataset not in formats:
-            raise DistillError(f"--dataset is {dataset!r}. Use one of {', '.join(formats)}.")
-        target = folder or Path.cwd() / f"{task_folder.name}-{dataset}"
-        if target.exists() and any(target.iterdir()):
-            raise DistillError(f"{target} is not empty. Choose another folder with --out, or delete it.")
+        format = read_dataset_format(dataset)
+        target = folder or Path.cwd() / f"{task_folder.name}-{format}"
         lake = Lake(home.lake, home.reports)
         rows, _ = lake.read(task_folder.name, "filtered_dataset", None, DATASET)
         with show_progress():
-            files = export_dataset(task_folder, lake, rows, dataset, target)
+            files = export_dataset(task_folder, lake, rows, format, target)
         out.print(f"{count_noun(rows.height, 'row')} as {dataset}: {target}", soft_wrap=True, highlight=False)
         written = [str(path) for path in files]
         print_json({"task": task_folder.name, "format": dataset, "rows": rows.height, "files": written})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from distill_dagster.core.errors import DistillError
 from distill_dagster.curation.filters import select_task_filters
 from distill_dagster.pipeline.model_terms import list_model_terms
 from distill_dagster.pipeline.stages.dataset import list_filters
@@ -14,6 +16,9 @@ from distill_dagster.release.cards import CARD_FILE, DatasetCardFacts, DatasetFa
 from distill_dagster.release.dataset_formats import DatasetFormat, write_dataset
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
+
+if TYPE_CHECKING:
+    from huggingface_hub import DatasetCard
 
 
 def build_dataset_facts(folder: TaskFolder, lake: Lake, dataset: pl.DataFrame) -> DatasetFacts:
@@ -34,11 +39,23 @@ def build_dataset_facts(folder: TaskFolder, lake: Lake, dataset: pl.DataFrame) -
 def export_dataset(
     folder: TaskFolder, lake: Lake, dataset: pl.DataFrame, format: DatasetFormat, target: Path
 ) -> list[Path]:
-    """Write the dataset and its card into a folder. Returns the files."""
-    files = write_dataset(folder.task, dataset, format, target)
+    """Write the dataset and its card into a new folder, all or nothing. Returns the files.
+
+    Raises:
+        DistillError: there is a file or a folder with files in the place of `target`.
+    """
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise DistillError(f"{target} is not an empty folder. Choose another one with --out, or delete it.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        unfinished = Path(temporary) / target.name
+        names = [path.name for path in write_dataset(folder.task, dataset, format, unfinished)]
+        _build_card(folder, lake, dataset).save(unfinished / CARD_FILE)
+        unfinished.replace(target)
+    return [target / name for name in (*names, CARD_FILE)]
+
+
+def _build_card(folder: TaskFolder, lake: Lake, dataset: pl.DataFrame) -> DatasetCard:
     facts = build_dataset_facts(folder, lake, dataset)
-    card = build_dataset_card(
-        DatasetCardFacts(folder.task, folder.name, facts, list_model_terms(folder.task), has_data=True)
-    )
-    card.save(target / CARD_FILE)
-    return [*files, target / CARD_FILE]
+    terms = list_model_terms(folder.task)
+    return build_dataset_card(DatasetCardFacts(folder.task, folder.name, facts, terms, has_data=True))

@@ -27,7 +27,7 @@ from distill_dagster.release.cards import (
     find_base,
 )
 from distill_dagster.release.dataset_formats import write_dataset
-from distill_dagster.release.gate import GoldenScore
+from distill_dagster.release.golden_scores import GoldenScore, write_golden_scores
 from distill_dagster.release.merged import AnsweredPrompt, copy_adapter, round_merged, write_merged
 from distill_dagster.release.packages import require_packages
 from distill_dagster.release.routing.exports import RoutingItems, build_routing_table
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
     from distill_dagster.config import Task
 
-GOLDEN_SCORES_FILE = "report/golden.json"
 METRICS_FILE = "metrics.json"
 TEXT_FIGURES = ("errors", "leaks", "golden_looks")
 """Parts of metrics.json with texts of golden or of the dataset: a release is passed on, and they are not."""
@@ -183,13 +182,7 @@ def _write_report(inputs: ReleaseInputs, folder: Path) -> None:
     report.mkdir()
     figures = {name: value for name, value in inputs.facts.metrics.items() if name not in TEXT_FIGURES}
     (report / METRICS_FILE).write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    scores = [asdict(score) for score in inputs.golden_scores]
-    (folder / GOLDEN_SCORES_FILE).write_text(json.dumps(scores, indent=0) + "\n", encoding="utf-8")
-
-
-def read_golden_scores(release: Path) -> list[GoldenScore]:
-    """The golden scores that a release keeps for the comparison with the next one."""
-    return [GoldenScore(**score) for score in json.loads((release / GOLDEN_SCORES_FILE).read_text(encoding="utf-8"))]
+    write_golden_scores(folder, inputs.golden_scores)
 
 
 def _build_manifest(inputs: ReleaseInputs, found: ExportResult) -> dict[str, Any]:

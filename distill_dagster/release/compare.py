@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill_dagster.core.formatting import format_bytes, format_usd
+from distill_dagster.release.golden_scores import compare_golden_scores, read_golden_scores
 from distill_dagster.release.registry import Release
 from distill_dagster.release.runtimes.types import STUDENT_FILE
 
@@ -27,9 +28,13 @@ def compare_releases(first: Release, second: Release) -> list[Difference]:
         {f"size of {export.name}": format_bytes(export.bytes) for export in release.exports}
         for release in (first, second)
     ]
-    shown = figures + _list_pairs(*sizes, only_changed=False)
+    golden = compare_golden_scores(read_golden_scores(second.path), read_golden_scores(first.path), seed=0)
+    if golden is not None:
+        text = f"{golden.difference:+.3f}: {golden.better} better, {golden.worse} worse, p = {golden.p_value:.2g}"
+        figures.append(Difference(f"on {golden.items} golden items of both", "", text))
+    shown = figures + _list_pairs(sizes[0], sizes[1], only_changed=False)
     for name in ("base", "made_from", "versions"):
-        shown += _list_pairs(_flatten(first.manifest[name], name), _flatten(second.manifest[name], name))
+        shown += _list_pairs(_flatten_part(first, name), _flatten_part(second, name))
     return shown + _list_pairs(_read_settings(first), _read_settings(second))
 
 
@@ -57,6 +62,12 @@ def _format(interval: dict[str, float | None]) -> str:
 
 def _read_settings(release: Release) -> dict[str, str]:
     return _flatten(json.loads((release.path / STUDENT_FILE).read_text(encoding="utf-8")), "")
+
+
+def _flatten_part(release: Release, name: str) -> dict[str, str]:
+    """A part of the manifest. Names of artifacts are without their student, so that both releases have the same."""
+    part = {key.removesuffix(f"[{release.student}]"): value for key, value in release.manifest[name].items()}
+    return _flatten(part, name)
 
 
 def _flatten(value: Any, name: str) -> dict[str, str]:

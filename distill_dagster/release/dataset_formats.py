@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from distill_dagster.core.errors import DistillError
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.core.progress import report_progress
 from distill_dagster.tables.messages import Message, format_messages, get_user_text
@@ -30,6 +31,19 @@ SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "tool": "observation"}
 
 _Turn = dict[str, Any]
 _Record = dict[str, Any]
+
+
+def read_dataset_format(name: str) -> DatasetFormat:
+    """The format with this name.
+
+    Raises:
+        DistillError: there is none.
+    """
+    known: tuple[DatasetFormat, ...] = get_args(DatasetFormat)
+    for format in known:
+        if format == name:
+            return format
+    raise DistillError(f"There is no format {name!r} of datasets. Use one of {', '.join(known)}.")
 
 
 def write_dataset(task: Task, dataset: pl.DataFrame, format: DatasetFormat, folder: Path) -> list[Path]:
@@ -85,7 +99,7 @@ def _convert(message: Message) -> _Turn:
     if message["tool_calls"]:
         turn["tool_calls"] = json.loads(message["tool_calls"])
     for field in ("tool_call_id", "name"):
-        if value := message[field]:  # type: ignore[literal-required]
+        if value := message[field]:
             turn[field] = value
     return turn
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core.checks import CheckResult, CheckSpec
 from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.evaluation.metrics import DISTILLED, GOLDEN, NO_SLICE, TEACHER, compute_metrics
-from distill_dagster.evaluation.statistics import compute_mcnemar_p_value, compute_permutation_p_value
 from distill_dagster.evaluation.system_reliability import measure_system_reliability
 from distill_dagster.kinds import is_refusal
+from distill_dagster.release.golden_scores import GoldenScore, compare_golden_scores
 
 if TYPE_CHECKING:
     import polars as pl
@@ -53,15 +53,6 @@ GATE_CHECKS = (RETENTION_CHECK, SLICE_CHECK, CALIBRATION_CHECK, READABLE_CHECK, 
 
 
 @dataclass(frozen=True)
-class GoldenScore:
-    """The score of one golden item, 0 to 1. `reference` is a hash: an item with another reference is another item."""
-
-    item_id: str
-    reference: str
-    score: float
-
-
-@dataclass(frozen=True)
 class _Item:
     id: str
     slice: str
@@ -73,7 +64,11 @@ class _Item:
 
 def list_golden_scores(kind: Kind, predictions: pl.DataFrame) -> list[GoldenScore]:
     """The scores of the distilled student on golden, which a release keeps for the comparison with the next one."""
-    return [GoldenScore(item.id, hash_content(item.reference)[:16], item.score) for item in _read(kind, predictions)]
+    return _list_scores(_read(kind, predictions))
+
+
+def _list_scores(items: list[_Item]) -> list[GoldenScore]:
+    return [GoldenScore(item.id, hash_content(item.reference)[:16], item.score) for item in items]
 
 
 def run_release_gate(
@@ -100,7 +95,7 @@ def run_release_gate(
         _check_calibration(predictions, gate),
         _check_readable(items, gate),
         _check_safety(kind, items, gate),
-        _check_regression(kind, items, gate, spec, current, current_name),
+        _check_regression(items, gate, spec, current, current_name),
     ]
 
 
@@ -256,41 +251,27 @@ def _check_safety(kind: Kind, items: list[_Item], gate: ReleaseGateSpec) -> Chec
 
 
 def _check_regression(
-    kind: Kind,
     items: list[_Item],
     gate: ReleaseGateSpec,
     spec: EvaluationSpec,
     current: Sequence[GoldenScore] | None,
     name: str,
 ) -> CheckResult:
-    """McNemar's exact test for kinds with right and wrong answers, random signs (Fisher 1935) for graded ones."""
-    import numpy as np
-
     if not gate.no_regression:
         return _switch_off(REGRESSION_CHECK, "release.gate.no_regression is false")
     if current is None:
         return _switch_off(REGRESSION_CHECK, "nothing was released before")
-    before = {(one.item_id, one.reference): one.score for one in current}
-    pairs = [
-        (item.score, before[key]) for item in items if (key := (item.id, hash_content(item.reference)[:16])) in before
-    ]
-    if not pairs:
+    found = compare_golden_scores(_list_scores(items), current, spec.seed)
+    if found is None:
         return _switch_off(REGRESSION_CHECK, f"golden has no item of {name} any more")
-    better, worse = sum(now > old for now, old in pairs), sum(now < old for now, old in pairs)
-    is_graded = any(score not in (0.0, 1.0) for pair in pairs for score in pair)
-    differences = np.array([now - old for now, old in pairs], dtype=np.float32)
-    p_value = (
-        compute_permutation_p_value(differences, spec.seed) if is_graded else compute_mcnemar_p_value(better, worse)
-    )
-    difference = sum(now - old for now, old in pairs) / len(pairs)
-    details = {"items": len(pairs), "difference": difference, "better": better, "worse": worse, "p_value": p_value}
-    if difference >= 0 or p_value > 1 - spec.confidence:
+    details = asdict(found)
+    if found.difference >= 0 or found.p_value > 1 - spec.confidence:
         return _build(REGRESSION_CHECK, details)
     return _build(
         REGRESSION_CHECK,
         details,
-        f"on {count_noun(len(pairs), 'golden item')} the student scores {difference:+.3f} against {name}: {worse} "
-        f"worse, {better} better, p = {p_value:.2g}",
+        f"on {count_noun(found.items, 'golden item')} the student scores {found.difference:+.3f} against {name}: "
+        f"{found.worse} worse, {found.better} better, p = {found.p_value:.2g}",
         f"a student that is not worse, or no_regression: false if {name} must be replaced all the same",
     )
 

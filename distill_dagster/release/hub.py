@@ -5,10 +5,11 @@ from __future__ import annotations
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.models import HUB_ID
 from distill_dagster.core.progress import report_progress
+from distill_dagster.release.golden_scores import GOLDEN_SCORES_FILE
 from distill_dagster.release.registry import Release, verify_release
 
 HUB_REMEDY = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write. HF_ENDPOINT names another hub."
-NOT_PUSHED = ("report/golden.json",)
+NOT_PUSHED = (GOLDEN_SCORES_FILE,)
 """Scores of single golden items, which only the next release needs."""
 
 

@@ -20,9 +20,10 @@ from distill_dagster.pipeline.model_terms import list_model_terms
 from distill_dagster.pipeline.served_traffic import list_traffic_items
 from distill_dagster.pipeline.stages.context import DisplayValue, SampleTable, StageContext, StageInputs, StageResult
 from distill_dagster.pipeline.stages.predictions import build_held_out_items, build_validation_items
-from distill_dagster.release.build import ReleaseInputs, fill_release, read_golden_scores
+from distill_dagster.release.build import ReleaseInputs, fill_release
 from distill_dagster.release.cards import CardFacts
 from distill_dagster.release.gate import explain_failures, list_golden_scores, run_release_gate
+from distill_dagster.release.golden_scores import read_golden_scores
 from distill_dagster.release.merged import AnsweredPrompt, choose_parity_prompts
 from distill_dagster.release.registry import Registry, Release
 from distill_dagster.release.routing.exports import RoutingItem, RoutingItems, build_labelled_items

@@ -1,0 +1,138 @@
+"""Releasing: only on demand, behind the gate, numbered, and whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import dagster as dg
+import pytest
+from huggingface_hub import ModelCard
+
+from distill_dagster.release.golden_scores import read_golden_scores
+from distill_dagster.release.registry import Registry, verify_release
+from distill_dagster.release.runtimes.build import build_runtime
+from distill_dagster.release.runtimes.types import StudentSetup
+from distill_dagster.student.types import StudentPrompt
+from tests.e2e.project import TASK, CommandResult, Project
+from tests.support.task import LABELS
+from tests.support.waiting import wait_until
+
+OPEN_GATE: dict[str, Any] = {"retention": None, "calibration": None, "no_regression": False}
+
+
+def release(project: Project, *arguments: str) -> CommandResult:
+    return project.distill("release", TASK, "--json", *arguments)
+
+
+@pytest.fixture
+def ready(project: Project) -> Project:
+    """A finished project whose students pass the gate, released without ONNX, which has tests of its own."""
+    project.change_task(release={"exports": ["adapter", "merged"], "gate": OPEN_GATE})
+    return project
+
+
+def list_releases(project: Project) -> list[int]:
+    return Registry(project.home / "releases").list_numbers(TASK)
+
+
+def test_a_release_is_whole_and_nothing_else_releases(ready: Project) -> None:
+    assert ready.run().json["runs"] == []
+    assert list_releases(ready) == []
+    made = release(ready).json
+    assert (made["number"], made["student"], made["current"]) == (1, "one", True)
+    registry = Registry(ready.home / "releases")
+    found = registry.read(TASK)
+    verify_release(found)
+    assert [export.name for export in found.exports] == ["adapter", "merged"]
+    assert found.manifest["made_from"]["student_adapter[one]"] == ready.record("student_adapter", "one").data_version
+    assert len(read_golden_scores(found.path)) == found.manifest["items"] == 6
+    card = ModelCard.load(found.path / "README.md")
+    assert card.data.eval_results[0].metric_value == found.manifest["score"]["value"]
+    setup = StudentSetup.read(found.path, ready.home / "models")
+    runtime = build_runtime(found.path, setup, "adapter")
+    runtime.open()
+    assert runtime.answer([StudentPrompt.from_text("I want a refund")])[0].answer in LABELS
+    runtime.close()
+
+    again = release(ready)
+    assert again.json["number"] == 1
+    assert "release" not in ready.run().partitions
+    assert ready.distill("refresh", TASK, "--json").json["runs"] == []
+    assert list_releases(ready) == [1]
+
+
+def test_status_says_what_is_released_and_whether_it_is_old(ready: Project) -> None:
+    assert ready.distill("status", TASK, "--json").json["release"] is None
+    release(ready)
+    shown = ready.distill("status", TASK)
+    assert "Released: 1 (one), as its report says." in shown.out
+    ready.change_task(release={"gate": {"readable": 0.5}})
+    told = ready.distill("status", TASK, "--json").json["release"]
+    assert told == {"number": 1, "student": "one", "is_current": False, "why": ["release_settings changed"]}
+    assert "older than what is there: release_settings changed" in ready.distill("status", TASK).out
+
+
+def test_one_can_list_compare_and_go_back(ready: Project) -> None:
+    release(ready)
+    assert release(ready, "--student", "two").json["number"] == 2
+    listed = ready.distill("releases", TASK, "--json").json
+    assert [(one["number"], one["student"], one["current"]) for one in listed["releases"]] == [
+        (1, "one", False),
+        (2, "two", True),
+    ]
+    assert ready.distill("releases", TASK, "--use", "1", "--json").json["current"] == 1
+    compared = ready.distill("releases", TASK, "--compare", "1", "2", "--json").json["differences"]
+    changed = {row["name"]: (row["first"], row["second"]) for row in compared}
+    assert changed["student"] == ("one", "two")
+    assert changed["student.seed"] == ("0", "1")
+    wrong = ready.distill("releases", TASK, "--use", "9")
+    assert wrong.code == 1
+    assert "no release 9. Use one of 1, 2" in wrong.err
+
+
+def test_a_student_below_the_gate_is_not_released(ready: Project) -> None:
+    ready.change_task(release={"gate": {"retention": 1.9}})
+    refused = ready.distill("release", TASK)
+    assert refused.code == 1
+    assert "keeps_teacher_score" in refused.err
+    assert "would pass:" in refused.err
+    assert list_releases(ready) == []
+    key = dg.AssetCheckKey(dg.AssetKey([TASK, "release"]), "keeps_teacher_score")
+    with ready.instance() as instance:
+        records = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
+    assert records[0].event is not None
+    evaluation = records[0].event.asset_check_evaluation
+    assert evaluation is not None
+    assert not evaluation.passed
+
+
+def test_only_what_was_evaluated_as_it_is_can_be_released(ready: Project) -> None:
+    ready.change_task(evaluation={"seed": 7})
+    stale = ready.distill("release", TASK, "--student", "two")
+    assert stale.code == 1
+    assert "eval_report[two] is stale (evaluation_settings changed)" in stale.err
+    assert f"distill run {TASK} --student two" in " ".join(stale.err.split())
+
+
+def test_a_killed_release_leaves_nothing_and_can_be_repeated(ready: Project) -> None:
+    process = ready.start("release", TASK, log=ready.root / "log")
+    unfinished = ready.home / "releases" / TASK / ".writing"
+    wait_until(lambda: (unfinished / "adapter").exists() or process.poll() is not None, "the release to begin")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert unfinished.exists(), (ready.root / "log").read_text()
+    assert list_releases(ready) == []
+    assert ready.distill("releases", TASK).code == 1
+    assert release(ready).json["number"] == 1
+    assert not unfinished.exists()
+
+
+def test_the_dataset_is_exported_with_a_card(ready: Project) -> None:
+    target = ready.root / "out"
+    told = ready.distill("export", TASK, "--dataset", "alpaca", "--out", str(target), "--json").json
+    assert {path.name for path in target.iterdir()} == {"train.jsonl", "validation.jsonl", "README.md"}
+    assert told["rows"] == sum(len(path.read_text().splitlines()) for path in target.glob("*.jsonl"))
+    assert "is not an empty folder" in ready.distill("export", TASK, "--out", str(target)).err
+    assert "Use one of openai, trl" in ready.distill("export", TASK, "--dataset", "csv").err
