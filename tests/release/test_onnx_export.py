@@ -56,7 +56,7 @@ def build_source(base: Path, folder: Path, **settings: Any) -> ExportSource:
     spec = StudentSpec(model=str(base), architecture="encoder", soft_weight=0.0, **values)
     train_adapter(spec, LABELS, SETTINGS, ROWS, [], folder / "adapter", folder)
     asked = [AnsweredPrompt(row.prompt_id, row.prompt, None, None) for row in ROWS]
-    answers, _ = write_merged(spec, LABELS, SETTINGS, folder, folder / "adapter", asked, folder / "merged")
+    answers = write_merged(spec, LABELS, SETTINGS, folder, folder / "adapter", asked, folder / "merged").answers
     kind: Any = LabelKind()
     dev = tuple(
         DevItem(row.prompt_id, row.prompt, row.answer_label, one.answer, kind.score(one.answer, row.answer_label))
@@ -111,7 +111,7 @@ def build_setup(source: ExportSource) -> StudentSetup:
 
 
 def check(source: ExportSource, path: Path) -> Parity:
-    return check_full(source, path, export._load_merged(source).tokenizer)
+    return check_full(source, path, export.load_merged(source).tokenizer)
 
 
 def test_both_files_answer_as_the_adapter(source: ExportSource, release: Path) -> None:
@@ -221,7 +221,7 @@ def pool_padding_too(hidden: Any, attention_mask: Any) -> Any:
 
 
 def test_a_lost_layer_is_refused(source: ExportSource, release: Path, tmp_path: Path) -> None:
-    student = export._load_merged(source)
+    student = export.load_merged(source)
     lose_layer(student, encoder.EncoderStudent(source.spec, LABELS, SETTINGS, source.models))
     path = copy_release(release, tmp_path)
     graph.write_graph(student, path)

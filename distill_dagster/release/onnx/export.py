@@ -43,7 +43,7 @@ def export_onnx(source: ExportSource, folder: Path) -> ExportResult:
     require_packages("An ONNX export", "onnx", "onnxscript", "onnxruntime")
     full, int8 = (folder / SERVABLE_EXPORTS[name] for name in ONNX_EXPORTS)
     full.parent.mkdir(parents=True, exist_ok=True)
-    student = _load_merged(source)
+    student = load_merged(source)
     try:
         report_progress("converting to ONNX", 0, len(wanted))
         write_graph(student, full)
@@ -75,7 +75,7 @@ def export_onnx(source: ExportSource, folder: Path) -> ExportResult:
     return ExportResult(tuple(exports), tuple(left_out), tuple(notes))
 
 
-def _load_merged(source: ExportSource) -> EncoderStudent:
+def load_merged(source: ExportSource) -> EncoderStudent:
     """The student with its adapter merged: a whole model in `source.merged`, with the head next to it."""
     whole = {"model": str(source.merged), "revision": None, "shrink": None, "quantization": "none", "dtype": "float32"}
     spec = source.spec.model_copy(update=whole | {"method": "full"})
