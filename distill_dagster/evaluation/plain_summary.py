@@ -23,6 +23,7 @@ from distill_dagster.evaluation.metrics import (
     TEACHER,
     Metrics,
 )
+from distill_dagster.evaluation.money_verdict import describe_money
 from distill_dagster.evaluation.recommendation import (
     NOTABLE_GAIN,
     ProbeResult,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _ADAPTERS = {DISTILLED: "student_adapter", SEED_ONLY: "seed_only_adapter", SLICE_LABEL: "slice_label_adapter"}
 _HOW_TO_USE = {
+    TEACHER: "Keep the teacher: the student is neither cheaper nor faster, and not clearly better.",
     BASE: "Use the untrained model as it is; there is nothing to train.",
     CENTROID: "Use a sentence embedding model and each label's mean embedding; there is nothing to train.",
 }
@@ -92,6 +94,8 @@ def _build_lead(metrics: Metrics, verdict: Recommendation) -> str:
     other = describe_system(verdict.best_other)
     if verdict.worth_it is True:
         lead = f"Distilling pays: {_compare_scores(metrics, verdict.best_other)}."
+    elif verdict.best_other == TEACHER:
+        lead = f"Distilling does not pay here. {describe_money(metrics)} Better keep the teacher."
     elif verdict.worth_it is False:
         lead = f"Distilling does not pay here: {_compare_scores(metrics, verdict.best_other)}. Better use {other}."
     elif not verdict.best_other:
@@ -173,11 +177,14 @@ def _list_next_steps(metrics: Metrics, verdict: Recommendation, task: str, stude
 
 def _describe_use(chosen: str, task: str, student: str) -> str:
     if chosen in _ADAPTERS:
-        name = "the distilled student" if chosen == DISTILLED else chosen
-        return (
-            f"Use {name}: its adapter is in `lake/{task}/{_ADAPTERS[chosen]}/{student}/` below DISTILL_HOME (by "
-            "default `data/`). Read the mistakes below before it goes into production."
+        place = (
+            f"its adapter is in `lake/{task}/{_ADAPTERS[chosen]}/{student}/` below DISTILL_HOME (`data/`)"
         )
+        read = "Read the mistakes below before it goes into production."
+        if chosen != DISTILLED:
+            return f"Use {chosen}: {place}. {read}"
+        release = f"`distill release {task} --student {student}` makes a folder that you can deploy"
+        return f"Use the distilled student: {release}; {place}. {read}"
     return _HOW_TO_USE.get(chosen, f"Use {chosen}.")
 
 

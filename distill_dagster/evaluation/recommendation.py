@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from distill_dagster.evaluation.formatting import format_metric_name_in_sentence, format_points
+from distill_dagster.evaluation.formatting import format_dollars, format_metric_name_in_sentence, format_points
 from distill_dagster.evaluation.metrics import (
     ASSISTANT,
     BASE,
@@ -18,6 +18,7 @@ from distill_dagster.evaluation.metrics import (
     Metrics,
     SystemComparison,
 )
+from distill_dagster.evaluation.money_verdict import MoneyResult, describe_money, get_costs, judge_money
 
 SYSTEM_NAMES = {
     TEACHER: "the teacher",
@@ -45,14 +46,16 @@ class Recommendation:
 
     Attributes:
         worth_it: None if the items cannot decide.
-        best_other: the best system that had no teacher; "" if there is none.
+        best_other: the best system that had no teacher; "" if there is none. The teacher, if it is what to use.
         probe: how the linear probe does against the student; None if there is no probe.
+        money: whether the student saves money against the teacher; None if a cost is unknown.
     """
 
     worth_it: bool | None
     text: str
     best_other: str
     probe: ProbeResult | None = None
+    money: MoneyResult | None = None
 
 
 def recommend(metrics: Metrics) -> Recommendation:
@@ -60,9 +63,12 @@ def recommend(metrics: Metrics) -> Recommendation:
 
     A difference is clear if its paired interval excludes zero and the paired test agrees at the same level.
 
-    - Worth it: the student is clearly better than every system that had no teacher.
+    - Worth it: the student is clearly better than every system that had no teacher, and has something over the
+      teacher: it saves money, takes less time, or is clearly better. Costs and times that are unknown are no reason
+      against it.
     - Not worth it: another system is clearly better. Or another system scores no lower, and either a gain of
-      `NOTABLE_GAIN` is ruled out or the teacher is clearly below the untrained base.
+      `NOTABLE_GAIN` is ruled out or the teacher is clearly below the untrained base. Or the student has nothing over
+      the teacher.
     - Undecided: everything else.
 
     The linear probe learns from the same answers of the teacher, so it does not decide whether the teacher helps. The
@@ -77,9 +83,10 @@ def recommend(metrics: Metrics) -> Recommendation:
         if first == DISTILLED and second not in HAD_TEACHER and c.difference.value is not None
     }
     probe, about_probe = compare_with_probe(metrics), _describe_probe(metrics)
+    money, about_money = judge_money(metrics), describe_money(metrics)
     if not others or own is None:
         text = f"No verdict: {_format_scores(metrics, DISTILLED)}, and there is no other system to compare it with."
-        return Recommendation(None, _join_sentences(text, about_probe, _describe_retention(metrics)), "", probe)
+        return Recommendation(None, _join_sentences(text, about_probe, _describe_retention(metrics)), "", probe, money)
 
     # The smallest lead decides. Of systems with equal leads, the one with the least effort counts.
     level = 1 - metrics.confidence
@@ -91,28 +98,32 @@ def recommend(metrics: Metrics) -> Recommendation:
     figures = f"{_format_scores(metrics, DISTILLED, best)}; {_format_difference(closest, metrics.confidence)}"
     cause = _explain_result(metrics, others, level)
 
+    if not unclear and money in ("late", "costs") and not _has_gain_over_teacher(metrics, level):
+        text = f"No: keep the teacher. {about_money} It is neither clearly better nor faster ({figures})."
+        text = _join_sentences(text, about_probe, _describe_retention(metrics), cause)
+        return Recommendation(False, text, TEACHER, probe, money)
     if not unclear:
         text = f"Yes, distilling pays: {figures}."
-        text = _join_sentences(text, about_probe, _describe_retention(metrics), cause)
-        return Recommendation(True, text, best, probe)
+        text = _join_sentences(text, about_probe, _describe_retention(metrics), about_money, cause)
+        return Recommendation(True, text, best, probe, money)
     if better:
         text = f"No: {SYSTEM_NAMES.get(best, best)} is better than the distilled student; use it instead ({figures})."
-        return Recommendation(False, _join_sentences(text, about_probe, cause), best, probe)
+        return Recommendation(False, _join_sentences(text, about_probe, cause), best, probe, money)
     if lead <= 0 and ((closest.difference.high or 0.0) <= NOTABLE_GAIN or is_teacher_weak(metrics)):
         text = (
             f"No: {SYSTEM_NAMES.get(best, best)} is at least as good as the distilled student and needs no distilling; use "  # noqa: E501
             f"it instead ({figures})."
         )
-        return Recommendation(False, _join_sentences(text, about_probe, cause), best, probe)
+        return Recommendation(False, _join_sentences(text, about_probe, cause), best, probe, money)
     nearest = min(unclear, key=lambda name: others[name].difference.value or 0.0)
     which = f"to {nearest} " if len(unclear) > 1 else ""
     difference = _format_difference(others[nearest], metrics.confidence, which)
     figures = f"{_format_scores(metrics, DISTILLED, *unclear)}; {difference}"
     names = SYSTEM_NAMES.get(nearest, nearest) if len(unclear) == 1 else f"{', '.join(unclear[:-1])} and {unclear[-1]}"
     text = f"Too close to call at {closest.n} golden items between the distilled student and {names}: {figures}."
-    advice = "Add golden items. Until they decide, the cheaper system is the safer choice."
-    text = _join_sentences(text, about_probe, _describe_retention(metrics), cause, advice)
-    return Recommendation(None, text, best, probe)
+    advice = f"Add golden items. Until they decide, {_name_cheaper(metrics, nearest)} is the safer choice."
+    text = _join_sentences(text, about_probe, _describe_retention(metrics), about_money, cause, advice)
+    return Recommendation(None, text, best, probe, money)
 
 
 def compare_with_probe(metrics: Metrics) -> ProbeResult | None:
@@ -130,6 +141,27 @@ def compare_with_probe(metrics: Metrics) -> ProbeResult | None:
         return "worse"
     is_equal = c.difference.value <= 0 or (c.difference.high or 0.0) <= NOTABLE_GAIN
     return "equal" if is_equal else "unclear"
+
+
+def _has_gain_over_teacher(metrics: Metrics, level: float) -> bool:
+    """Whether the student is clearly better than the teacher or takes less time. An unknown time may be less."""
+    c = metrics.golden.comparisons.get((DISTILLED, TEACHER))
+    if c is not None and is_clearly_better(c, level):
+        return True
+    own, teacher = (metrics.golden.systems[name].latency.p50 for name in (DISTILLED, TEACHER))
+    return own is None or teacher is None or own < 0.95 * teacher
+
+
+def _name_cheaper(metrics: Metrics, other: str) -> str:
+    """The cheaper one of the student and another system, with both costs if they are known."""
+    own, theirs = get_costs(metrics, DISTILLED, other)
+    if own is None or theirs is None or own == theirs:
+        return "the cheaper system"
+    name, low, high = (DISTILLED, own, theirs) if own < theirs else (other, theirs, own)
+    return (
+        f"the cheaper system, {SYSTEM_NAMES.get(name, name)}, at {format_dollars(low)} for 1,000 answers instead of "
+        f"{format_dollars(high)},"
+    )
 
 
 def _describe_probe(metrics: Metrics) -> str:

@@ -58,6 +58,7 @@ def test_worth_it() -> None:
         summary, "Quality"
     )
     assert "the golden set, 200 items that people labelled and no system was trained on" in _get(summary, "Quality")
+    assert "`distill release mail --student small` makes a folder that you can deploy" in summary.next_steps[0]
     assert "`lake/mail/student_adapter/small/`" in summary.next_steps[0]
     assert "`distill refresh mail`" in summary.next_steps[-1]
 
@@ -264,3 +265,13 @@ def test_the_days_until_it_has_paid_for_itself_depend_on_the_traffic() -> None:
     quiet = _get(_summarize(replace(metrics, distillation=replace(cost, requests_per_day=100))), "Cost")
     assert "which is 26 days at 100 a day; a machine rented for it around the clock would cost more than" in quiet
     assert "a day" not in _get(_summarize(replace(metrics, distillation=replace(cost, requests_per_day=None))), "Cost")
+
+
+def test_a_student_without_anything_over_the_teacher_is_no_reason_to_switch() -> None:
+    facts = {"teacher": {"cost_usd_per_1k": 0.05}}
+    summary = _summarize(_measure(YES, facts, seconds=dict.fromkeys(YES, 0.1), usd_per_hour=3.6))
+    assert summary.lead == (
+        "Distilling does not pay here. The student saves no money: 1,000 of its answers cost $0.10, and $0.05 with the "
+        "teacher. Better keep the teacher."
+    )
+    assert summary.next_steps[0].startswith("Keep the teacher: ")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from distill_dagster.evaluation.costs import DistillationCost
+from distill_dagster.evaluation.metrics.types import SystemFacts
 from distill_dagster.evaluation.recommendation import Recommendation, recommend
 from tests.evaluation.build import marks, measured
 
@@ -175,3 +179,59 @@ def test_a_student_that_fails_where_the_linear_probe_does_not() -> None:
     alone = _decide(teacher=190, distilled=140, linear_probe=185)
     assert (alone.worth_it, alone.best_other, alone.probe) == (None, "", "better")
     assert "learned from the same answers of the teacher and is better than the student" in alone.text
+
+
+GOOD = {"teacher": marks(185, 15), "base": marks(100, 100), "seed_only": marks(150, 50), "distilled": marks(180, 20)}
+
+
+def _decide_with_costs(
+    student_usd: float | None,
+    teacher_usd: float | None,
+    seconds: dict[str, float] | None = None,
+    right: dict[str, str] = GOOD,
+    requests_per_day: int | None = None,
+) -> Recommendation:
+    metrics = measured(right, seconds)
+    costs = {"teacher": teacher_usd, "distilled": student_usd}
+    facts = {name: replace(fact, cost_usd_per_1k=costs.get(name)) for name, fact in metrics.facts.items()}
+    cost = DistillationCost(1500, 1.5, 720, 0.02, teacher_usd, student_usd, 0.1, requests_per_day)
+    return recommend(replace(metrics, facts=facts, distillation=cost))
+
+
+def test_a_student_that_saves_money_is_worth_it() -> None:
+    verdict = _decide_with_costs(0.1, 1.0)
+    assert (verdict.worth_it, verdict.money) == (True, "saves")
+    assert _decide_with_costs(None, 1.0).money is None
+    assert _decide_with_costs(None, 1.0).worth_it is True
+
+
+def test_a_student_that_saves_neither_money_nor_time_is_not_worth_it() -> None:
+    verdict = _decide_with_costs(1.0, 0.4, {"distilled": 0.2, "teacher": 0.2})
+    assert (verdict.worth_it, verdict.money, verdict.best_other) == (False, "costs", "teacher")
+    assert verdict.text.startswith(
+        "No: keep the teacher. The student saves no money: 1,000 of its answers cost $1.00, and $0.40 with the teacher."
+    )
+    faster = _decide_with_costs(1.0, 0.4, {"distilled": 0.1, "teacher": 0.2})
+    assert (faster.worth_it, faster.money, faster.best_other) == (True, "costs", "seed_only")
+    assert "The student saves no money" in faster.text
+    better = {**GOOD, "teacher": marks(160, 40)}
+    assert _decide_with_costs(1.0, 0.4, {"distilled": 0.2, "teacher": 0.2}, better).worth_it is True
+
+
+def test_at_little_traffic_a_distillation_pays_too_late() -> None:
+    """It took $1.52, and an answer saves $0.0009."""
+    slow = {"distilled": 0.2, "teacher": 0.2}
+    verdict = _decide_with_costs(0.1, 1.0, slow, requests_per_day=4)
+    assert (verdict.worth_it, verdict.money, verdict.best_other) == (False, "late", "teacher")
+    assert "it has paid for itself only after 422 days" in verdict.text
+    assert _decide_with_costs(0.1, 1.0, slow, requests_per_day=5).money == "saves"
+    assert _decide_with_costs(0.1, 1.0, slow).worth_it is True, "the traffic is not known"
+
+
+def test_while_items_cannot_decide_the_cheaper_system_is_named() -> None:
+    close = {"teacher": "1" * 38 + "00", "distilled": "1" * 35 + "0" * 5, "base": "0" * 7 + "1" * 33}
+    metrics = measured(close)
+    facts = dict(metrics.facts)
+    facts["distilled"], facts["base"] = SystemFacts(cost_usd_per_1k=0.2), SystemFacts(cost_usd_per_1k=0.05)
+    text = recommend(replace(metrics, facts=facts)).text
+    assert "the cheaper system, the untrained base, at $0.05 for 1,000 answers instead of $0.20, is the safer" in text
