@@ -1,4 +1,4 @@
-"""Write the report of one student: an HTML file that opens offline, the figures as JSON, and the predictions."""
+"""Write the report of one student: an HTML file that opens offline, Markdown, JSON, and the predictions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from distill_dagster.evaluation.golden_items import list_golden_items
 from distill_dagster.evaluation.metrics import GOLDEN
 from distill_dagster.evaluation.metrics_json import build_metrics_json
+from distill_dagster.evaluation.report_markdown import render_markdown
 from distill_dagster.evaluation.report_page import render_html
 from distill_dagster.tables import schemas
 from distill_dagster.tables.parquet import write_parquet
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from distill_dagster.evaluation.risk_coverage import RoutingSummary
     from distill_dagster.kinds import Kind
 
-REPORT_FILE, METRICS_FILE, PREDICTIONS_FILE = "report.html", "metrics.json", "predictions.parquet"
+REPORT_FILE, MARKDOWN_FILE = "report.html", "report.md"
+METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.parquet"
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class ReportInputs:
 def write_report(
     folder: Path, predictions: pl.DataFrame, metrics: Metrics, verdict: Recommendation, inputs: ReportInputs
 ) -> None:
-    """Write report.html, metrics.json and predictions.parquet into an existing folder.
+    """Write report.html, report.md, metrics.json and predictions.parquet into an existing folder.
 
     Raises:
         SchemaError: `predictions` does not have the declared columns.
@@ -104,4 +106,5 @@ def write_report(
     (folder / METRICS_FILE).write_text(
         json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8"
     )
+    (folder / MARKDOWN_FILE).write_text(render_markdown(metrics, verdict, inputs), encoding="utf-8")
     (folder / REPORT_FILE).write_text(render_html(metrics, verdict, inputs, items), encoding="utf-8")

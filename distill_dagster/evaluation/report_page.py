@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from distill_dagster.evaluation.report import ReportInputs
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
+VERDICT_TITLES = {True: "Worth it", False: "Not worth it", None: "Undecided"}
 _SIZE_COLUMNS = (
     ("peak_mb", "Peak memory", formatting.format_megabytes),
     ("parameters", "Parameters", formatting.format_count),
@@ -58,7 +59,7 @@ def render_html(metrics: Metrics, verdict: Recommendation, inputs: ReportInputs,
         metrics=metrics,
         golden=metrics.golden,
         distilled=distilled,
-        verdict_title={True: "Worth it", False: "Not worth it", None: "Undecided"}[verdict.worth_it],
+        verdict_title=VERDICT_TITLES[verdict.worth_it],
         summary=summary,
         meaning=dict(summary.meaning),
         size_columns=_SIZE_COLUMNS,

@@ -380,6 +380,25 @@ def test_the_table_of_items_is_filtered_by_keyboard(folder: Path) -> None:
         assert page.locator("#items tbody[data-slice=s1]:visible").count() == 0
 
 
+def test_the_markdown_has_the_same_figures_and_no_markup(tmp_path: Path) -> None:
+    inputs = replace(INPUTS, task=f"a|b*c {EVIL}", notice=f"`code_with|pipe` and {EVIL}")
+    _write(tmp_path, _predictions(), inputs)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    assert text.startswith(r"# a\|b\*c \<script\>")
+    assert not re.search(r"(?<!\\)<[a-z/]", text)
+    order = ["May I switch?", "What do I save?", "What do I risk?", "All systems on 60 golden items", "By slice"]
+    assert sorted(order, key=text.index) == order
+    assert r"`code_with\|pipe` and" in text
+    for name, system in figures["systems"].items():
+        score = system["score"]
+        label = name.replace("_", r"\_")
+        assert f"| {label} | {score['value']:.3f} | [{score['low']:.3f}, {score['high']:.3f}] |" in text
+    for block in text.split("\n\n"):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) <= 1, "a table has equal rows"
+
+
 def test_leaks_are_listed_row_by_row(tmp_path: Path) -> None:
     leak = {"slice": "mail", "text": f"Where is it? {EVIL}", "why": "item_in_row of golden:g7, overlap 0.83"}
     html = _write(tmp_path, _predictions(), replace(INPUTS, leaks=[leak]))

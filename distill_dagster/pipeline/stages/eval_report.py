@@ -71,8 +71,8 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
 
     Reads: predictions, filtered_dataset with its rejected rows, student_adapter's log, golden.jsonl and dev.jsonl;
         judged_pairs, if the judge compares answers.
-    Writes: a folder with report.html, metrics.json and predictions.parquet (PREDICTIONS); and the page next to it that
-        compares all students.
+    Writes: a folder with report.html, report.md, metrics.json and predictions.parquet (PREDICTIONS); and the page next
+        to it that compares all students.
     Asks a teacher: no.
     Re-runs when: one of these or evaluation_settings changes; the settings include the providers' terms.
     """
