@@ -91,7 +91,7 @@ def review(
         accepted = sum(one["decision"] == "accepted" for one in decided)
         if accepted and not folder.task.curation.mix_human:
             out.print("human.jsonl is not part of the dataset: set `curation.mix_human: true` to train on it.")
-        out.print(f"{folder.name}: {count_noun(len(waiting), 'row')} wait for a decision.", highlight=False)
+        out.print(f"{folder.name}: {count_noun(len(waiting), 'row')} to decide about.", highlight=False)
         print_json({"task": folder.name, "waiting": [item.to_dict() for item in waiting], "decided": decided})
 
 

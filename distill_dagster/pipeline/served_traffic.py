@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 import polars as pl
@@ -14,7 +15,13 @@ from distill_dagster.intake.request_sample import select_teacher_sample
 from distill_dagster.kinds import get_kind
 from distill_dagster.prompts.seeds import build_messages
 from distill_dagster.release.registry import Registry
-from distill_dagster.release.routing.drift import Familiarity, TrafficDrift, measure_drift, measure_familiarity
+from distill_dagster.release.routing.drift import (
+    WINDOW,
+    Familiarity,
+    TrafficDrift,
+    measure_drift,
+    measure_familiarity,
+)
 from distill_dagster.release.routing.exports import RoutingItem, build_traffic_items
 from distill_dagster.release.routing.table import ROUTING_FILE, RoutingTable
 from distill_dagster.student.sentences import embed_sentences
@@ -80,9 +87,9 @@ def measure_traffic_drift(
     number = registry.read_current_number(folder.name)
     if number is None or not (registry.get_folder(folder.name) / str(number) / ROUTING_FILE).exists():
         return None
-    requests = [one for one in read_request_log(log) if one.release == number]
-    export = requests[-1].export if requests else ""
-    requests = [one for one in requests if one.export == export]
+    newest = deque((one for one in read_request_log(log) if one.release == number), maxlen=2 * WINDOW)
+    export = newest[-1].export if newest else ""
+    requests = [one for one in newest if one.export == export]
     routing = RoutingTable.read(registry.get_folder(folder.name) / str(number)).get_routing(export)
     familiarity = _measure_familiarity(folder, lake, models, requests) if requests else None
     return measure_drift(requests, routing, folder.task.routing.margin, get_kind(folder.task).are_equal, familiarity)

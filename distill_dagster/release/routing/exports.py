@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.config import RoutingSpec
@@ -106,9 +107,8 @@ def build_routing_table(
         runtime = make()
         runtime.open()
         try:
-            table[name] = choose_export_routing(
-                spec, items, lambda part, n=name, r=runtime: answer_items(r, kind, part, f"calibrating {n}")
-            )
+            answer = partial(answer_items, runtime, kind, what=f"calibrating {name}")
+            table[name] = choose_export_routing(spec, items, answer)
         finally:
             runtime.close()
     return RoutingTable(spec.shadow_share, table)
@@ -138,7 +138,7 @@ def _measure(rows: RoutingRows, threshold: float) -> RoutingPoint | None:
     return measure_router(rows, threshold) if len(rows) else None
 
 
-def answer_items(runtime: Runtime, kind: Kind, items: Sequence[RoutingItem], what: str) -> RoutingRows:
+def answer_items(runtime: Runtime, kind: Kind, items: Sequence[RoutingItem], *, what: str) -> RoutingRows:
     """Let an export answer items. An answer without confidence has confidence 0, and a malformed one is wrong.
 
     Args:
