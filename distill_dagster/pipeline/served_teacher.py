@@ -25,14 +25,11 @@ from distill_dagster.tables.schemas import PROMPT_CONTEXT, PROMPTS, TEACHER_PRIO
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.asking.ask import Asker, AskResult, run_ask
 from distill_dagster.teacher.asking.requests import RequestBuilder
-from distill_dagster.teacher.completions.ledger import Account
+from distill_dagster.teacher.completions.ledger import SERVING, Account
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.providers.client import Endpoint, resolve_endpoint
 from distill_dagster.teacher.providers.embedded import EMBEDDED_SERVERS
 from distill_dagster.teacher.providers.replay import load_replay_teacher
-
-SERVING = "serving"
-"""What the ledger books the requests under."""
 
 
 class ServedTeacher:
