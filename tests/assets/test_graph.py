@@ -25,7 +25,7 @@ from distill_dagster.prompts.few_shot import build_prompt_context
 from tests.support.kind_folder import write_kind_folder
 from tests.support.task import SLICES, write_small_task
 
-ALL = (*STAGES, *list_sources({"replay"}), REFRESHES_ASSET)
+ALL = (*STAGES, *list_sources({"replay", "judge", "win_rate"}), REFRESHES_ASSET)
 SNAPSHOT = Path(__file__).with_name("graph.json")
 HEAVY = (
     "torch",
@@ -54,12 +54,14 @@ def home_of(root: Path) -> Home:
 
 
 def two_tasks(root: Path) -> Home:
-    """`plain`, and `labelled` with every stage: slices named like labels, an assistant, pairs and replayed rows."""
+    """`plain`, and `labelled` with every stage: slices named like labels, an assistant, pairs, replay, a judge."""
     write_small_task(root, "plain", owners=["team:support"])
     small = {"model": "all-minilm-l6-v2", "architecture": "encoder", "teacher": "student:tiny"}
     writer = {"model": "smollm2-135m-instruct", "architecture": "causal_lm", "then": [{"kind": "preference"}]}
     writer |= {"data": {"replay": {"dataset": "march"}}}
-    labelled = write_small_task(root, "labelled", students={"small": small, "writer": writer}).path
+    judge = {"model": "openai/judge", "rubric": [{"name": "correct", "description": "it fits"}]}
+    judged = {"judge": judge, "evaluation": {"judged_items": 20}}
+    labelled = write_small_task(root, "labelled", students={"small": small, "writer": writer}, **judged).path
     for key, label in zip(SLICES, ("refund", "delivery"), strict=True):
         (labelled / "slices" / f"{key}.yaml").rename(labelled / "slices" / f"{label}.yaml")
     return home_of(root)

@@ -14,7 +14,7 @@ from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import Slice
 from tests.support.task import merge_settings, reload_folder, write_small_task
 
-PARTS = {"imagine.md": {"slice", "imagine", "curation"}, "judge.md": {"judge", "curation"}}
+PARTS = {"imagine.md": {"slice", "imagine", "curation"}, "judge.md": {"judge", "curation", "evaluation"}}
 
 
 def blocks(page: str) -> list[dict[str, Any]]:

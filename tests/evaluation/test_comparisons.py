@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +17,11 @@ from statsmodels.stats.proportion import proportion_confint
 
 from distill_dagster.config import EvaluationSpec
 from distill_dagster.evaluation.metrics import PERMUTATION, ErrorOrigins, Metrics, compute_metrics
+from distill_dagster.evaluation.metrics_json import build_metrics_json
+from distill_dagster.evaluation.recommendation import recommend
+from distill_dagster.evaluation.report import ReportInputs, write_report
 from distill_dagster.evaluation.statistics import compute_mcnemar_p_value, compute_paired_score_interval
+from distill_dagster.evaluation.system_reliability import measure_system_reliability
 from distill_dagster.kinds.summarization import SummaryKind
 from tests.evaluation.build import LABELS, SPEC, measured, patterns, row, table
 
@@ -164,3 +171,19 @@ def test_graded_scores_have_bootstrap_intervals_and_permutation_tests() -> None:
         "s0": True,
         "s1": True,
     }
+
+
+def test_the_statistics_of_a_report_recompute_from_the_predictions_next_to_it(
+    predictions: pl.DataFrame, metrics: Metrics, tmp_path: Path
+) -> None:
+    inputs = ReportInputs("mail", "small", "d", "s", "2026-01-02T03:04:05+00:00", {})
+    inputs = replace(inputs, reliability=measure_system_reliability(predictions))
+    write_report(tmp_path, predictions, metrics, recommend(metrics), inputs)
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    stored = pl.read_parquet(tmp_path / "predictions.parquet")
+    inputs = replace(inputs, reliability=measure_system_reliability(stored))
+    again = compute_metrics(stored, {}, LABELS, SPEC)
+    found = json.loads(json.dumps(build_metrics_json(again, recommend(again), inputs)))
+    for name in ("systems", "splits", "pairs", "slice_comparisons", "non_inferiority", "error_origins", "calibration"):
+        assert figures[name], name
+        assert found[name] == figures[name], name

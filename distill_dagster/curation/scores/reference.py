@@ -30,4 +30,4 @@ def _compare_to_reference(answer: str, reference: str, task: TaskView) -> float:
     return round(task.matcher.score(json.loads(answer), json.loads(reference)), 4)
 
 
-REFERENCE_SCORER = Scorer("gold", "1", ("gold",), _score_references)
+REFERENCE_SCORER = Scorer("gold", "2", ("gold",), _score_references)
