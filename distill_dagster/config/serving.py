@@ -25,7 +25,7 @@ class ServingSpec(ConfigModel):
         description="longest wait for the teacher's answer in seconds; after that the client gets the student's",
     )
     max_body_kb: Annotated[int, Field(ge=1, le=1_048_576)] = Field(
-        default=1024, description="largest body of a request in KiB"
+        default=256, description="largest body of a request in KiB"
     )
     max_waiting: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=256, description="requests that may wait for the student; more are refused with status 429"

@@ -21,7 +21,8 @@ from distill_dagster.serving.metrics import ServerMetrics
 
 MAX_QUEUED = 10_000
 """Lines that wait to be written. More are dropped and counted, so a slow disk never delays an answer."""
-REMEMBERED = 10_000
+MAX_QUEUED_CHARS = 64_000_000
+REMEMBERED, REMEMBERED_CHARS = 10_000, 16_000_000
 """Requests whose text is remembered, so that feedback to one that was not logged has it."""
 
 
@@ -47,6 +48,7 @@ class RequestLog:
         self._metrics, self._chance = metrics, chance
         self._queue: Queue[LoggedRequest | None] = Queue(MAX_QUEUED)
         self._texts: OrderedDict[str, str] = OrderedDict()
+        self._remembered_chars = self._queued_chars = 0
         self._lock = threading.Lock()
         self._file: BinaryIO | None = None
         self._thread = threading.Thread(target=self._write_all, name="request-log", daemon=True)
@@ -60,15 +62,21 @@ class RequestLog:
         if not share or not (sampled or row.shadowed):
             return
         try:
+            if self._queued_chars > MAX_QUEUED_CHARS:
+                raise Full
             self._queue.put_nowait(replace(row, sampled=sampled))
         except Full:
             self._metrics.log_failures.inc()
+            return
+        with self._lock:
+            self._queued_chars += len(row.text)
 
     def _remember(self, row: LoggedRequest) -> None:
         with self._lock:
+            self._remembered_chars += len(row.text) - len(self._texts.pop(row.id, ""))
             self._texts[row.id] = row.text
-            if len(self._texts) > REMEMBERED:
-                self._texts.popitem(last=False)
+            while len(self._texts) > REMEMBERED or self._remembered_chars > REMEMBERED_CHARS:
+                self._remembered_chars -= len(self._texts.popitem(last=False)[1])
 
     def is_known(self, request_id: str) -> bool:
         """Whether this server answered this request, not too long ago."""
@@ -105,6 +113,8 @@ class RequestLog:
 
     def _write_all(self) -> None:
         while (row := self._queue.get()) is not None:
+            with self._lock:
+                self._queued_chars -= len(row.text)
             try:
                 self._write(row)
             except Exception:  # a full disk, a folder that was removed: the answers go on

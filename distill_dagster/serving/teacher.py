@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from distill_dagster.student.types import StudentPrompt
 
 PAUSE_S = 10.0
 """Seconds without requests after the teacher failed. The student answers meanwhile, without waiting for a timeout."""
+STOP_S = 5.0
+"""Seconds that the calls under way have to end after the server is asked to stop."""
 WIDTH = 8
 """How many prompts the teacher is asked at the same time."""
 
@@ -49,7 +52,8 @@ class TeacherGate:
 
     def __init__(self, teacher: Teacher, timeout_s: float) -> None:
         self._teacher, self._timeout_s = teacher, timeout_s
-        self._pool = ThreadPoolExecutor(WIDTH, thread_name_prefix="fallback")
+        self._slots = asyncio.Semaphore(WIDTH)
+        self._calls: set[threading.Thread] = set()
         self._paused_until = 0.0
         self._reason = ""
 
@@ -61,11 +65,11 @@ class TeacherGate:
         """
         if time.monotonic() < self._paused_until:
             raise TeacherError(f"the teacher is not asked for some seconds, since it failed: {self._reason}")
-        call = asyncio.get_running_loop().run_in_executor(self._pool, self._teacher.answer, prompt)
         try:
-            return await asyncio.wait_for(asyncio.shield(call), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                await self._slots.acquire()
+                return await asyncio.shield(self._start_call(prompt))
         except TimeoutError:
-            call.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody waits for it now
             self._pause(f"no answer within {self._timeout_s:g} s")
             raise TeacherError(f"the teacher gave {self._reason}") from None
         except UnansweredError:
@@ -74,12 +78,49 @@ class TeacherGate:
             self._pause(str(error))
             raise
 
+    def _start_call(self, prompt: StudentPrompt) -> asyncio.Future[TeacherAnswer]:
+        """Ask in a thread that does not keep the process alive. It gives back its slot when it ends."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[TeacherAnswer] = loop.create_future()
+        done.add_done_callback(lambda future: future.cancelled() or future.exception())  # perhaps nobody waits for it
+
+        def finish(answer: TeacherAnswer | None, error: BaseException | None) -> None:
+            self._slots.release()
+            if done.done():
+                return
+            if answer is not None:
+                done.set_result(answer)
+            else:
+                done.set_exception(error or TeacherError("the teacher gave no answer"))
+
+        def call() -> None:
+            answer, problem = None, None
+            try:
+                answer = self._teacher.answer(prompt)
+            except TeacherError as error:
+                problem = error
+            except Exception as error:
+                problem = TeacherError(f"{type(error).__name__}: {error}")
+            self._calls.discard(thread)
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(finish, answer, problem)
+
+        thread = threading.Thread(target=call, name="fallback", daemon=True)
+        self._calls.add(thread)
+        thread.start()
+        return done
+
     def _pause(self, reason: str) -> None:
         self._paused_until, self._reason = time.monotonic() + PAUSE_S, reason
 
     def close(self) -> None:
-        """Wait for the calls under way, so that what they cost is settled, and close the teacher."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Wait some seconds for the calls under way, then close the teacher.
+
+        What a call costs that takes longer counts in full: the ledger settles the requests of a process that has ended.
+        """
+        deadline = time.monotonic() + STOP_S
+        for thread in list(self._calls):
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._teacher.close()
 
 

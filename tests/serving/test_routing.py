@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,6 +115,32 @@ def test_a_teacher_that_takes_too_long_costs_no_answer(task: Task, tmp_path: Pat
         teacher.hold.set()
 
 
+def test_a_teacher_that_hangs_does_not_keep_the_server_from_its_end(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill_dagster.serving.teacher.STOP_S", 0.05)
+    teacher = ToldTeacher(hold=threading.Event())
+    with serve(task, KeywordRuntime(LABELS), tmp_path, teacher, CERTIFIED, teacher_timeout_s=0.05) as running:
+        running.ask("unsure, a login")
+    assert teacher.closed
+    assert teacher.hold is not None
+    assert not teacher.hold.is_set()
+    teacher.hold.set()
+
+
+def test_more_calls_than_slots_wait_for_one(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill_dagster.serving.teacher.WIDTH", 2)
+    teacher = ToldTeacher(hold=threading.Event())
+    assert teacher.hold is not None
+    runtime = KeywordRuntime(LABELS)
+    with serve(task, runtime, tmp_path, teacher, CERTIFIED) as running, ThreadPoolExecutor(5) as pool:
+        calls = [pool.submit(running.ask, f"unsure, a login {n}") for n in range(5)]
+        wait_until(lambda: sum(map(len, runtime.batches)) == 5, "the student's answers", 0.01)
+        wait_until(lambda: len(teacher.asked) == 2, "two calls", 0.01)
+        teacher.hold.set()
+        assert [call.result().headers["x-distill-route"] for call in calls] == ["teacher"] * 5
+
+
 def test_a_share_of_what_the_student_keeps_is_shadowed(task: Task, tmp_path: Path) -> None:
     teacher, draws = ToldTeacher(), iter([0.05, 0.5, 0.5, 0.5] * 10)
     lock = threading.Lock()
@@ -163,3 +190,32 @@ def test_what_a_killed_process_left_is_ignored(task: Task, tmp_path: Path) -> No
     [path] = tmp_path.glob("requests-*.jsonl")
     path.write_bytes(path.read_bytes() + b'{"id": "torn')
     assert [row.text for row in read_request_log(tmp_path)] == ["a refund"]
+
+
+def test_what_is_remembered_for_feedback_is_limited(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill_dagster.serving.request_log.REMEMBERED_CHARS", 100)
+    with serve(task, KeywordRuntime(LABELS), tmp_path) as running:
+        ids = [running.ask(text).json()["id"] for text in ("a refund " + "x" * 80, "a login " + "x" * 80)]
+        found = [running.client.post("/v1/feedback", json={"id": id_, "right": True}).status_code for id_ in ids]
+    assert found == [400, 200]
+
+
+def test_a_proxy_spreads_requests_and_falls_back(task: Task, tmp_path: Path) -> None:
+    """LiteLLM's router, as docs/serving.md shows it: a server that is down costs no answer."""
+    import litellm
+
+    def deploy(name: str, url: str) -> dict[str, object]:
+        return {
+            "model_name": name,
+            "litellm_params": {"model": "openai/shop_mail", "api_base": url, "api_key": "unused"},
+        }
+
+    with serve(task, KeywordRuntime(LABELS), tmp_path) as running:
+        down, up = "http://127.0.0.1:9/v1", f"{running.url}/v1"
+        router = litellm.Router(
+            [deploy("shop_mail", down), deploy("teacher", up)], fallbacks=[{"shop_mail": ["teacher"]}], num_retries=0
+        )
+        found = router.completion("shop_mail", [{"role": "user", "content": "a login"}])
+    assert found.choices[0].message.content == "login"
