@@ -47,9 +47,9 @@ def copy_gguf(source: Path, target: Path, convert: ConvertTensor, changes: Mappi
         writer.close()
 
 
-def read_gguf_metadata(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Values of metadata of a GGUF file. A value that the file does not have is missing."""
-    from gguf import GGUFReader
+def read_gguf_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a GGUF file, without arrays such as the vocabulary."""
+    from gguf import GGUFReader, GGUFValueType
 
-    fields = GGUFReader(path).fields
-    return {key: fields[key].contents() for key in keys if key in fields}
+    fields = GGUFReader(path).fields.values()
+    return {field.name: field.contents() for field in fields if field.types[0] != GGUFValueType.ARRAY}

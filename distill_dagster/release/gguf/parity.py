@@ -73,12 +73,13 @@ def _follow_answer(runtime: LlamaServerRuntime, one: ParityPrompt) -> list[Distr
     while len(found) < len(one.answer_tokens):
         before = [*one.prompt_tokens, *one.answer_tokens[: len(found)]]
         [written] = runtime.write([before], len(one.answer_tokens) - len(found), TOP_TOKENS, cache=True)
-        for token, top in zip(written.tokens, written.top, strict=False):
+        places = list(zip(written.tokens, written.top, strict=False))
+        if not places:
+            break
+        for token, top in places:
             found.append(top)
             if token != one.answer_tokens[len(found) - 1]:
                 break
-        if not written.top:
-            break
     return found
 
 
@@ -130,18 +131,20 @@ def check_quantized(
 
 
 def _find_largest_difference(expected: Sequence[ParityPrompt], answers: FileAnswers) -> float:
-    """Between log-probabilities of the adapter and of a file. Infinite if the file did not answer."""
+    """Between log-probabilities of the adapter and of a file. Infinite if the file ended its answer too early."""
     largest = 0.0
     for one, row in zip(expected, answers.distributions, strict=True):
         if one.answer_tokens:
-            found = [top.get(token) for token, top in zip(one.answer_tokens, row, strict=False)]
-            if len(found) < len(one.answer_tokens) or None in found:
+            if len(row) < len(one.answer_tokens):
                 return math.inf
+            pairs = [
+                # Of a token that is not among the most probable ones, only an upper bound is known.
+                (top.get(token, min(then, *top.values())), then)
+                for token, top, then in zip(one.answer_tokens, row, one.log_probs, strict=True)
+            ]
         else:
-            found = [row[0][label] for label in range(len(one.log_probs))]
-        pairs = [(now, then) for now, then in zip(found, one.log_probs, strict=True) if now is not None]
-        kept = [abs(now - then) for now, then in pairs if one.answer_tokens or then >= math.log(MIN_PROB)]
-        largest = max([largest, *kept])
+            pairs = [(row[0][label], then) for label, then in enumerate(one.log_probs) if then >= math.log(MIN_PROB)]
+        largest = max([largest, *(abs(now - then) for now, then in pairs)])
     return largest
 
 
@@ -226,7 +229,8 @@ def _find_wrong_metadata(source: ExportSource, path: Path, runtime: LlamaServerR
     tokenizer = runtime.renderer.tokenizer
     rope = config.get("rope_parameters") or {}
     starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    architecture = read_gguf_metadata(path, ("general.architecture",))["general.architecture"]
+    found = read_gguf_metadata(path)
+    architecture = found["general.architecture"]
     expected = {
         "tokenizer.chat_template": template,
         "tokenizer.ggml.eos_token_id": runtime.renderer.end,
@@ -236,7 +240,6 @@ def _find_wrong_metadata(source: ExportSource, path: Path, runtime: LlamaServerR
         f"{architecture}.context_length": config.get("max_position_embeddings"),
         f"{architecture}.block_count": config.get("num_hidden_layers"),
     }
-    found = read_gguf_metadata(path, tuple(expected))
     return [
         f"{key} is {_shorten(found.get(key))}, expected {_shorten(value)}."
         for key, value in expected.items()
