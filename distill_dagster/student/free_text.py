@@ -21,6 +21,7 @@ from distill_dagster.config.objective import writes_reasoning
 from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
 from distill_dagster.student import losses
 from distill_dagster.student.causal import CausalModel
+from distill_dagster.student.greedy import write_greedily
 from distill_dagster.student.prompts import ANSWER_CUE, REASONING_CUE
 from distill_dagster.student.rationales import RationaleTask
 from distill_dagster.student.types import Prediction, StudentPrompt, TaskSettings, TrainRow
@@ -157,21 +158,16 @@ class FreeTextStudent(CausalModel):
                 ended = listen is not None and not listen(decode(input_ids[0, width:].tolist()))
                 return torch.full((len(input_ids),), ended, device=input_ids.device)
 
+        inputs = {name: padded[name].to(self.device) for name in ("input_ids", "attention_mask")}
+        criteria = StoppingCriteriaList([_Listener()]) if listen is not None else None
         with torch.inference_mode():
-            out = self.model.generate(
-                input_ids=padded["input_ids"].to(self.device),
-                attention_mask=padded["attention_mask"].to(self.device),
-                max_new_tokens=self.spec.answer_tokens,
-                do_sample=False,  # greedy
-                pad_token_id=self.end,
-                eos_token_id=self.renderer.stops,
-                stopping_criteria=StoppingCriteriaList([_Listener()] if listen is not None else []),
+            written = write_greedily(
+                self.model, inputs, self.spec.answer_tokens, self.renderer.stops, self.end, criteria
             )
-        answers = []
-        for ids in out[:, width:].tolist():
-            tokens = next((place + 1 for place, token in enumerate(ids) if token in self.renderer.stops), None)
-            answers.append(WrittenAnswer(decode(ids), tokens or len(ids), tokens is None))
-        return answers
+        return [WrittenAnswer(decode(ids), len(ids), not self._has_ended(ids)) for ids in written]
+
+    def _has_ended(self, ids: list[int]) -> bool:
+        return bool(ids) and ids[-1] in self.renderer.stops
 
     def count_prompt_tokens(self, asked: Sequence[StudentPrompt]) -> list[int]:
         """How many tokens of each prompt the model reads."""
