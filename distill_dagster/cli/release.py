@@ -20,6 +20,7 @@ from distill_dagster.cli.options import (
 )
 from distill_dagster.cli.output import print_failures, print_next
 from distill_dagster.cli.run_display import show_progress
+from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.formatting import count_noun, format_bytes, format_seconds
 from distill_dagster.core.paths import Home
@@ -66,6 +67,8 @@ def release(
         [name] = choose_students(folder, [student] if student else None)
         if push is not None:
             check_repository(push)
+        elif public:
+            raise DistillError("--public is about the repository of --push, which is missing.")
         state = TaskState(folder, Lake(home.lake, home.reports))
         _require_report(state, name)
         registry = Registry(home.releases)
@@ -132,10 +135,17 @@ def _make_release(home: Home, folder: TaskFolder, registry: Any, student: str) -
 
 
 def _print_release(made: Release, seconds: float) -> None:
+    from distill_dagster.release.gate import iter_gate_lines
+
     table = build_table("export", "path", "size", title=f"{made.task}, release {made.number}: {made.student}")
     for export in made.exports:
         table.add_row(export.name, escape(export.path), format_bytes(export.bytes))
     print_table(table)
+    for check in made.manifest["gate"]:
+        details = {name: value for name, value in check.items() if name not in ("check", "passed")}
+        for line in iter_gate_lines([CheckResult(check["check"], check["passed"], details=details)]):
+            mark = "[dim]-[/dim]" if "not_checked" in details else "[green]✓[/green]"
+            out.print(f"{mark} {escape(line)}", soft_wrap=not out.is_terminal, highlight=False)
     for one in made.left_out:
         out.print(f"[yellow]left out[/yellow] {one.name}: {escape(one.reason)}", soft_wrap=not out.is_terminal)
     for note in made.manifest["notes"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from distill_dagster.core.checks import CheckSpec
 from distill_dagster.release.gate import GATE_CHECKS
+from distill_dagster.release.types import EXPORTS_CHECK
 from distill_dagster.student.token_counts import ROWS_WHOLE_CHECK
 from distill_dagster.student.training_check import LOSS_FELL_CHECK
 from distill_dagster.teacher.providers.terms import TERMS_CHECK, TERMS_KNOWN_CHECK
@@ -97,5 +98,5 @@ STAGE_CHECKS: dict[str, tuple[CheckSpec, ...]] = {
     "eval_report": (
         CheckSpec("metrics_table", "The metrics table has the declared columns and ranges (dagster-pandas)."),
     ),
-    "release": GATE_CHECKS,
+    "release": (*GATE_CHECKS, EXPORTS_CHECK),
 }

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from distill_dagster.config import Task
 
-METRICS_FILE = "metrics.json"
+METRICS_FILE, MARKDOWN_FILE = "metrics.json", "report.md"
 TEXT_FIGURES = ("errors", "leaks", "golden_looks")
 """Parts of metrics.json with texts of golden or of the dataset: a release is passed on, and they are not."""
 VERSIONED_PACKAGES = ("distill-dagster", "torch", "transformers", "peft", "onnxruntime", "onnx", "xllamacpp", "mapie")
@@ -182,6 +182,8 @@ def _write_report(inputs: ReleaseInputs, folder: Path) -> None:
     report.mkdir()
     figures = {name: value for name, value in inputs.facts.metrics.items() if name not in TEXT_FIGURES}
     (report / METRICS_FILE).write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if (inputs.report / MARKDOWN_FILE).is_file():  # a report of an earlier version has none
+        shutil.copyfile(inputs.report / MARKDOWN_FILE, report / MARKDOWN_FILE)
     write_golden_scores(folder, inputs.golden_scores)
 
 

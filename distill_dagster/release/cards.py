@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from distill_dagster.core.formatting import format_usd
 from distill_dagster.curation.dataset.teacher_counts import PEOPLE
 from distill_dagster.release.dataset_formats import count_by
+from distill_dagster.release.gate import iter_gate_lines
 
 if TYPE_CHECKING:
     import polars as pl
@@ -152,7 +153,9 @@ def build_model_card(facts: CardFacts) -> ModelCard:
         tags=["distillation", "distill-dagster", facts.task.kind],
     )
     text = (
-        _get_environment().get_template("model_card.md.j2").render(facts=facts, name=name, base=base, licence=licence)
+        _get_environment()
+        .get_template("model_card.md.j2")
+        .render(facts=facts, name=name, base=base, licence=licence, gate=list(iter_gate_lines(facts.gate)))
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 

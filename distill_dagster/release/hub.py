@@ -9,8 +9,8 @@ from distill_dagster.release.golden_scores import GOLDEN_SCORES_FILE
 from distill_dagster.release.registry import Release, verify_release
 
 HUB_REMEDY = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write. HF_ENDPOINT names another hub."
-NOT_PUSHED = (GOLDEN_SCORES_FILE,)
-"""Scores of single golden items, which only the next release needs."""
+NOT_PUSHED = (GOLDEN_SCORES_FILE, "report/report.md")
+"""Scores of single golden items, which only the next release needs, and the report, which may quote golden texts."""
 
 
 def check_repository(name: str) -> None:

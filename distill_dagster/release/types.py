@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from distill_dagster.config.release import ExportName
+from distill_dagster.core.checks import CheckResult, CheckSpec
 from distill_dagster.core.errors import DistillError
 from distill_dagster.student.types import StudentPrompt, TaskSettings
 
@@ -24,8 +25,17 @@ RuntimeName = Literal["adapter", "llama_server", "onnx"]
 ParityStage = Literal["conversion", "quantization"]
 
 
+EXPORTS_CHECK = CheckSpec(
+    "exports_answer_as_adapter", "Every converted export answers as the adapter that was measured.", blocking=True
+)
+
+
 class ParityError(DistillError):
     """A converted export answers other than its adapter, so nothing is released."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.checks = (CheckResult(EXPORTS_CHECK.name, False, details={"why": message}),)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,16 @@ def list_releases(project: Project) -> list[int]:
     return Registry(project.home / "releases").list_numbers(TASK)
 
 
+def find_check(project: Project, name: str) -> bool:
+    """Whether the check of the asset passed, as Dagster knows it."""
+    key = dg.AssetCheckKey(dg.AssetKey([TASK, "release"]), name)
+    with project.instance() as instance:
+        [record] = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
+    assert record.event is not None
+    assert record.event.asset_check_evaluation is not None
+    return record.event.asset_check_evaluation.passed
+
+
 def test_a_release_is_whole_and_nothing_else_releases(ready: Project) -> None:
     assert ready.run().json["runs"] == []
     assert list_releases(ready) == []
@@ -63,19 +73,10 @@ def test_a_release_is_whole_and_nothing_else_releases(ready: Project) -> None:
     assert list_releases(ready) == [1]
 
 
-def test_status_says_what_is_released_and_whether_it_is_old(ready: Project) -> None:
+def test_one_can_list_compare_and_go_back(ready: Project) -> None:
     assert ready.distill("status", TASK, "--json").json["release"] is None
     release(ready)
-    shown = ready.distill("status", TASK)
-    assert "Released: 1 (one), as its report says." in shown.out
-    ready.change_task(release={"gate": {"readable": 0.5}})
-    told = ready.distill("status", TASK, "--json").json["release"]
-    assert told == {"number": 1, "student": "one", "is_current": False, "why": ["release_settings changed"]}
-    assert "older than what is there: release_settings changed" in ready.distill("status", TASK).out
-
-
-def test_one_can_list_compare_and_go_back(ready: Project) -> None:
-    release(ready)
+    assert "Released: 1 (one), as its report says." in ready.distill("status", TASK).out
     assert release(ready, "--student", "two").json["number"] == 2
     listed = ready.distill("releases", TASK, "--json").json
     assert [(one["number"], one["student"], one["current"]) for one in listed["releases"]] == [
@@ -87,9 +88,24 @@ def test_one_can_list_compare_and_go_back(ready: Project) -> None:
     changed = {row["name"]: (row["first"], row["second"]) for row in compared}
     assert changed["student"] == ("one", "two")
     assert changed["student.seed"] == ("0", "1")
+    assert "better" in changed["on 6 golden items of both"][1]
     wrong = ready.distill("releases", TASK, "--use", "9")
     assert wrong.code == 1
     assert "no release 9. Use one of 1, 2" in wrong.err
+    ready.change_task(release={"gate": {"readable": 0.5}})
+    told = ready.distill("status", TASK, "--json").json["release"]
+    assert told == {"number": 1, "student": "one", "is_current": False, "why": ["release_settings changed"]}
+    assert "older than what is there: release_settings changed" in ready.distill("status", TASK).out
+
+
+def test_an_export_that_answers_otherwise_is_a_failed_check(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill_dagster.release.merged.MAX_DIFFERENCE", -1.0)
+    refused = ready.distill("release", TASK)
+    assert refused.code == 1
+    assert "The merged model does not answer as the adapter" in " ".join(refused.err.split())
+    assert find_check(ready, "exports_answer_as_adapter") is False
+    assert find_check(ready, "answers_readable") is True
+    assert list_releases(ready) == []
 
 
 def test_a_student_below_the_gate_is_not_released(ready: Project) -> None:
@@ -99,13 +115,7 @@ def test_a_student_below_the_gate_is_not_released(ready: Project) -> None:
     assert "keeps_teacher_score" in refused.err
     assert "would pass:" in refused.err
     assert list_releases(ready) == []
-    key = dg.AssetCheckKey(dg.AssetKey([TASK, "release"]), "keeps_teacher_score")
-    with ready.instance() as instance:
-        records = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
-    assert records[0].event is not None
-    evaluation = records[0].event.asset_check_evaluation
-    assert evaluation is not None
-    assert not evaluation.passed
+    assert find_check(ready, "keeps_teacher_score") is False
 
 
 def test_only_what_was_evaluated_as_it_is_can_be_released(ready: Project) -> None:

@@ -105,7 +105,7 @@ def test_the_model_card_says_what_was_measured_checked_and_left_out() -> None:
         "0.700 [0.500, 0.900]",
         "m\\|odel",
         "It keeps 0.875 [0.800, 0.950] of the teacher's score.",
-        "`answers_readable`: passed, readable 1.0.",
+        "- answers_readable: passed (readable 1.0)",
         "| onnx | `onnx/model.onnx` | 90.0 MB | equal on 60 prompts.",
         "onnx-int8: It agrees on 0.9 only.",
         "the student answers from a confidence of 0.9100 (chosen on dev)",

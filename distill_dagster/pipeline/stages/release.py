@@ -27,7 +27,7 @@ from distill_dagster.release.golden_scores import read_golden_scores
 from distill_dagster.release.merged import AnsweredPrompt, choose_parity_prompts
 from distill_dagster.release.registry import Registry, Release
 from distill_dagster.release.routing.exports import RoutingItem, RoutingItems, build_labelled_items
-from distill_dagster.release.types import DevItem
+from distill_dagster.release.types import EXPORTS_CHECK, DevItem, ParityError
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.schemas import DATASET, PREDICTIONS, RELEASED_EXPORTS, build_frame
 
@@ -104,10 +104,18 @@ def make_release(env: StageContext, partition: str | None) -> StageResult:
         facts=facts,
         versions=inputs.versions,
     )
-    release = registry.publish(env.task_name, lambda folder, number: fill_release(made_from, folder, number))
+    try:
+        release = registry.publish(env.task_name, lambda folder, number: fill_release(made_from, folder, number))
+    except ParityError as error:
+        error.checks = (*checks, *error.checks)
+        raise
     frame = _tabulate(release)
     record = inputs.build_record(compute_data_version(frame), frame.height, number=release.number)
     env.lake.write(env.task_name, frame, record)
+    compared: dict[str, Any] = {
+        export.name: " ".join(one.text for one in export.parity) for export in release.exports if export.parity
+    }
+    checks.append(CheckResult(EXPORTS_CHECK.name, True, details=compared))
     return StageResult(record, _build_shown(release), checks)
 
 
