@@ -37,7 +37,7 @@ def test_the_report_shows_routers_and_every_figure_recomputes_from_the_predictio
     write_report(tmp_path, predictions, metrics, recommend(metrics), inputs)
     html = (tmp_path / REPORT_FILE).read_text()
     assert "Student first, teacher when unsure" in html
-    assert "the accuracy lost is at most 1 point " in html
+    assert "at most 1 point of accuracy is lost" in html
     assert "with the threshold" in html
     stored = json.loads((tmp_path / METRICS_FILE).read_text())["routing"]
     golden = RoutingRows.from_predictions(predictions, "golden")

@@ -36,6 +36,16 @@ def test_dev_chooses_and_golden_shows() -> None:
     assert [point["threshold"] for point in stored["curves"]["golden"]] == [None, 0.9, 0.45]
 
 
+def test_golden_that_contradicts_dev_is_said() -> None:
+    worse = pl.col("split") == "golden", pl.col("system") == "distilled"
+    predictions = make_predictions(dev=400).with_columns(
+        correct=pl.when(*worse).then(pl.lit(False)).otherwise(pl.col("correct"))
+    )
+    summary = summarize_routing(RoutingSpec(), predictions)
+    assert summary is not None
+    assert "Golden contradicts: there the student harms 75.0% of the requests" in summary.sentence
+
+
 def test_a_small_dev_gives_the_curve_and_the_number_of_rows_it_takes() -> None:
     summary = summarize_routing(RoutingSpec(), make_predictions(dev=96))
     assert summary is not None

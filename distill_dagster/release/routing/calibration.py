@@ -54,8 +54,8 @@ class RouterCalibration:
     def describe(self) -> str:
         """What a person needs to know, in one or two sentences."""
         source = "rows with human labels" if self.has_labels else "shadowed requests"
-        points = f"{100 * self.margin:g} point{'' if self.margin == 0.01 else 's'} of accuracy"
-        promise = f"the accuracy lost is at most {points} ({100 * self.confidence:g}% confidence)"
+        points = "1 point of accuracy is" if self.margin == 0.01 else f"{100 * self.margin:g} points of accuracy are"
+        promise = f"at most {points} lost ({100 * self.confidence:g}% confidence)"
         if self.threshold is not None:
             return (
                 f"The student answers from confidence {self.threshold:.3f}: {100 * self.coverage:.0f}% of {self.rows} "

@@ -29,12 +29,18 @@ def summarize_routing(spec: RoutingSpec, predictions: pl.DataFrame) -> RoutingSu
     if not rows:
         return None
     threshold, sentence = _choose_threshold(spec, rows.get("dev"))
+    chosen = {} if threshold is None else {split: measure_router(one, threshold) for split, one in rows.items()}
+    if "golden" in chosen and chosen["golden"].harm > spec.margin and spec.threshold is None:
+        sentence += (
+            f" Golden contradicts: there the student harms {chosen['golden'].harm:.1%} of the requests. A dev set that "
+            "also chose settings is optimistic; `routing.calibrate_on: traffic` is not."
+        )
     return RoutingSummary(
         sentence=sentence,
         threshold=threshold,
         margin=spec.margin,
         curves={split: compute_curve(one, CURVE_POINTS) for split, one in rows.items()},
-        chosen={} if threshold is None else {split: measure_router(one, threshold) for split, one in rows.items()},
+        chosen=chosen,
     )
 
 
