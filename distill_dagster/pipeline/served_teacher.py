@@ -24,6 +24,7 @@ from distill_dagster.tables.lake import Lake
 from distill_dagster.tables.schemas import PROMPT_CONTEXT, PROMPTS, TEACHER_PRIOR, build_frame
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.asking.ask import Asker, AskResult, run_ask
+from distill_dagster.teacher.asking.asked_prompt import AskedPrompt
 from distill_dagster.teacher.asking.requests import RequestBuilder
 from distill_dagster.teacher.completions.ledger import SERVING, Account
 from distill_dagster.teacher.completions.store import CompletionStore
@@ -57,6 +58,8 @@ class ServedTeacher:
                 if task.teacher.is_replay:
                     endpoint = replace(endpoint, recorded=load_replay_teacher(folder, task.teacher))
                 self._endpoints[name] = endpoint
+                # Load what a first request would wait for: the client's libraries, and the embedder of examples.
+                self._build_asker(name, task).requests.build(AskedPrompt("warm up"), 0)
         except BaseException:
             self._stack.close()
             raise
@@ -90,13 +93,15 @@ class ServedTeacher:
         )
 
     def _ask(self, name: str, task: Task, prompts: pl.DataFrame) -> AskResult:
+        return run_ask(self._build_asker(name, task), prompts)
+
+    def _build_asker(self, name: str, task: Task) -> Asker:
         # One row decides nothing about the teacher, and a client does not wait for a batch.
         online = task.teacher.model_copy(update={"min_success": 0.0, "smoke_rows": 0, "mode": "online"})
         task = task.model_copy(update={"teacher": online})
         embed = make_sentence_embedder(online, self._models)
         requests = RequestBuilder(task, self._templates[name], self._examples, self._endpoints[name], embed)
-        origin = f"{self._folder.name}/{SERVING}"
-        return run_ask(Asker(requests, self._store, self._account, name, origin), prompts)
+        return Asker(requests, self._store, self._account, name, f"{self._folder.name}/{SERVING}")
 
     def close(self) -> None:
         """Stop the embedded servers."""

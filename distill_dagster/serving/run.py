@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -185,9 +186,13 @@ def build_uvicorn(server: StudentServer, listener: socket.socket, announce: Call
 
 
 def run_server(server: StudentServer, listener: socket.socket, announce: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM. Requests under way are answered before it ends."""
+    """Serve until SIGINT or SIGTERM. Requests under way are answered first; a second signal ends it at once."""
+    # uvicorn raises a signal again once it has stopped: that must not end the process before this function returns.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     with listener:
         try:
             build_uvicorn(server, listener, announce).run(sockets=[listener])
         finally:
             server.answerer.batcher.runtime.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)

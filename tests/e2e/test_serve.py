@@ -57,7 +57,8 @@ def test_a_stock_client_is_answered_by_student_and_teacher(
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
-    assert process.returncode in (0, -signal.SIGTERM), log.read_text()
+    assert process.returncode == 0, log.read_text()
+    assert "The server has stopped." in log.read_text()
     rows = list(read_request_log(home.requests / TASK))
     assert [row.text for row in rows] == ["my delivery went to <EMAIL>", "a login by mail to somebody"]
     assert [row.route for row in rows] == ["teacher", "student"]
