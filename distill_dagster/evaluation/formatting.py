@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -83,7 +84,7 @@ def format_dollars(value: float | None) -> str:
     if value is None:
         return UNKNOWN
     if 0 < value < 0.01:
-        return f"${value:.2g}"
+        return "$" + f"{value:.{1 - math.floor(math.log10(value))}f}".rstrip("0")
     return f"${value:,.2f}" if value < 1000 else f"${value:,.0f}"
 
 
