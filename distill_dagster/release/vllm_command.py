@@ -116,7 +116,8 @@ def _build_script(folder: Path, task: str, setup: StudentSetup, renderer: Prompt
         ["--chat-template", TEMPLATE_FILE],
         ["--max-model-len", str(spec.max_tokens + _count_tokens(setup, renderer))],
         ["--dtype", dtype],  # "auto" would make float16 of float32
-        ["--override-generation-config", json.dumps(generation)],
+        # Without the base's own settings, such as a penalty for repetition. Its end tokens stay.
+        ["--generation-config", "vllm", "--override-generation-config", json.dumps(generation)],
         ["--host", "127.0.0.1"],
     ]
     if obstacle:

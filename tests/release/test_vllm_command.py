@@ -112,6 +112,7 @@ def test_a_base_that_is_not_on_the_hub_is_served_merged(trained: tuple[StudentSe
     assert (folder / options["--chat-template"]).read_text() == build_hub_template(renderer, LABEL_CUE)
     longest = len(" blue's") + 1  # every character is a token, and one ends the answer
     assert options["--max-model-len"] == str(64 + longest)
+    assert options["--generation-config"] == "vllm"  # not the base's
     assert json.loads(options["--override-generation-config"]) == {"temperature": 0, "max_new_tokens": longest}
     assert arguments[-2:] == ["--port", "8001"]
     request = json.loads((folder / "vllm_request.json").read_text())
