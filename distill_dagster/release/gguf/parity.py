@@ -18,7 +18,8 @@ from distill_dagster.core.gguf_files import read_gguf_metadata
 from distill_dagster.core.progress import report_progress
 from distill_dagster.kinds import Question, is_refusal, read_answer
 from distill_dagster.release.parity import DEV_P_VALUE, compare_on_dev, judge_parity
-from distill_dagster.release.runtimes.llama_server import LlamaServerRuntime, WrittenTokens
+from distill_dagster.release.runtimes.llama_requests import WrittenTokens
+from distill_dagster.release.runtimes.llama_server import LlamaServerRuntime
 from distill_dagster.release.types import ExportSource, Parity, ParityPrompt
 
 MAX_LOG_PROB_DIFFERENCE = 0.05

@@ -9,13 +9,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core.errors import ModelError
 from distill_dagster.core.llama_cpp import LlamaProcess
+from distill_dagster.release.runtimes.llama_requests import (
+    WrittenTokens,
+    build_writing_body,
+    read_top,
+    sort_replies,
+)
 from distill_dagster.release.runtimes.types import StudentAnswer, StudentSetup
 from distill_dagster.student.label_trie import LabelTrie
 from distill_dagster.student.prompts import (
@@ -38,15 +43,6 @@ CHOICE_BIAS = 100.0
 MIN_REACH = 1e-6
 """A branch that is reached with less probability is not asked for. The labels below it share it equally."""
 _TIMEOUT_S = 600
-
-
-@dataclass(frozen=True)
-class WrittenTokens:
-    """What the server wrote: tokens, and for each the log-probabilities of the most probable tokens there."""
-
-    tokens: list[int]
-    top: list[dict[int, float]]
-    is_cut: bool
 
 
 class LlamaServerRuntime:
@@ -128,10 +124,10 @@ class LlamaServerRuntime:
         tokens: list[int] = []
         top: list[dict[int, float]] = []
         is_cut, sent = False, ""
-        body = _build_writing_body(encoded.ids, self._setup.spec.answer_tokens, 1, True) | {"stream": True}
+        body = build_writing_body(encoded.ids, self._setup.spec.answer_tokens, 1, True) | {"stream": True}
         for event in self._stream_events(body):
             tokens += event.get("tokens") or []
-            top += _read_top(event)
+            top += read_top(event)
             is_cut = event.get("stop_type") == "limit"
             # The last bytes of a character may be in the next token.
             text = self.renderer.decode_answer(tokens, self.cue).rstrip("\N{REPLACEMENT CHARACTER}") if tokens else ""
@@ -173,10 +169,10 @@ class LlamaServerRuntime:
         """
         if not prompts:
             return []
-        replies = self._post("/completion", _build_writing_body(list(prompts), most, top, cache))
+        replies = self._post("/completion", build_writing_body(list(prompts), most, top, cache))
         return [
-            WrittenTokens(reply["tokens"], _read_top(reply), reply["stop_type"] == "limit")
-            for reply in _sort_replies(replies)
+            WrittenTokens(reply["tokens"], read_top(reply), reply["stop_type"] == "limit")
+            for reply in sort_replies(replies)
         ]
 
     def tokenize(self, text: str) -> list[int]:
@@ -217,7 +213,7 @@ class LlamaServerRuntime:
             "cache_prompt": True,
         }
         rows = []
-        for reply in _sort_replies(self._post("/completion", body)):
+        for reply in sort_replies(self._post("/completion", body)):
             found = {entry["id"]: entry["prob"] for entry in reply["completion_probabilities"][0]["top_probs"]}
             weights = [float(found.get(token, 0.0)) for token in tokens]
             total = sum(weights)
@@ -291,26 +287,3 @@ def _load_renderer(folder: Path, setup: StudentSetup) -> PromptRenderer:
     file = folder / "generation_config.json"
     generation = SimpleNamespace(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
     return make_renderer(setup.spec, setup.settings, tokenizer, generation)
-
-
-def _build_writing_body(prompt: list[Any], most: int, top: int, cache: bool) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "n_predict": most,
-        "temperature": 0,
-        "n_probs": top,
-        "return_tokens": True,
-        "cache_prompt": cache,
-    }
-
-
-def _sort_replies(replies: Any) -> list[dict[str, Any]]:
-    """The replies in the order of the prompts. A single one is not in a list."""
-    return sorted(replies if isinstance(replies, list) else [replies], key=lambda reply: int(reply["index"]))
-
-
-def _read_top(reply: dict[str, Any]) -> list[dict[int, float]]:
-    return [
-        {entry["id"]: entry["logprob"] for entry in place["top_logprobs"]}
-        for place in reply.get("completion_probabilities") or []
-    ]
