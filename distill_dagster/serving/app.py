@@ -9,14 +9,11 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.config import ServingSpec
-from distill_dagster.intake.request_log import LoggedRequest
-from distill_dagster.kinds import Kind
-from distill_dagster.serving import protocol
+from distill_dagster.serving import protocol, streaming
 from distill_dagster.serving.answering import Answerer, ServedAnswer
 from distill_dagster.serving.errors import (
     CutRequestError,
@@ -29,6 +26,7 @@ from distill_dagster.serving.errors import (
     UnknownModelError,
 )
 from distill_dagster.serving.metrics import ServerMetrics
+from distill_dagster.serving.model import ServedModel
 from distill_dagster.serving.request_log import RequestLog
 from distill_dagster.serving.responses import build_headers, format_error, format_json, say_not_found
 from distill_dagster.student.types import StudentPrompt
@@ -43,30 +41,6 @@ BODY_S = 20.0
 OPEN_PATHS = ("/health",)
 """Paths that need no API key: whoever watches the server has none."""
 logger = logging.getLogger("distill.serving")
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """What is served, by name."""
-
-    task: str
-    student: str
-    release: int
-    export: str
-    kind: Kind
-    chooses_label: bool
-    released_at: int
-    """Seconds since the epoch."""
-
-    @property
-    def names(self) -> list[str]:
-        """The values of `model` that a client may send."""
-        return [self.task, self.student, f"{self.task}/{self.student}"]
-
-    @property
-    def details(self) -> dict[str, Any]:
-        """What every answer says about its model."""
-        return {"student": self.student, "release": self.release, "export": self.export}
 
 
 class StudentServer:
@@ -199,31 +173,8 @@ class StudentServer:
         return [task.result() for task in tasks]
 
     def _build_logger(self, prompt: StudentPrompt, id_: str, slice_: Any) -> Callable[[ServedAnswer], None]:
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
-
-        def log(found: ServedAnswer) -> None:
-            turns = [{"role": turn["role"], "content": turn["content"]} for turn in prompt.messages]
-            users = "\n".join(turn["content"] or "" for turn in turns if turn["role"] == "user")
-            self.log.add(
-                LoggedRequest(
-                    id=id_,
-                    at=at,
-                    text=users,
-                    messages=turns if len(turns) > 1 else None,
-                    slice=slice_ if isinstance(slice_, str) else None,
-                    **self.model.details,
-                    answer=found.answer,
-                    route=found.route,
-                    confidence=found.student.confidence,
-                    threshold=self.answerer.routing.threshold,
-                    student_answer=found.student_value,
-                    teacher_answer=found.teacher.answer if found.teacher else None,
-                    shadowed=found.shadowed,
-                    label_probs=_round(found.student.label_probs),
-                )
-            )
-
-        return log
+        at, threshold = datetime.now(UTC), self.answerer.routing.threshold
+        return lambda found: self.log.add(self.model.build_log_row(id_, at, prompt, slice_, threshold, found))
 
     async def _complete_chat(self, request: Request, id_: str) -> Response:
         value = await self._read_body(request)
@@ -241,8 +192,9 @@ class StudentServer:
         """Stream an answer. If the teacher may replace the student's, it is sent in one piece once it is known."""
         from starlette.responses import StreamingResponse
 
-        chunks = protocol.ChunkFormatter(id_, model)
+        chunks = streaming.ChunkFormatter(id_, model)
         if self.answerer.can_stream:
+            self.answerer.batcher.refuse_if_busy()  # while there can still be a status
             pieces = self._stream_pieces(asked, chunks, self._build_logger(asked.prompt, id_, slice_))
             return StreamingResponse(pieces, media_type="text/event-stream", headers={"cache-control": "no-cache"})
         found = await self._answer(asked.prompt, id_, slice_)
@@ -257,10 +209,10 @@ class StudentServer:
         return StreamingResponse(send(), media_type="text/event-stream", headers=headers)
 
     async def _stream_pieces(
-        self, asked: protocol.ChatRequest, chunks: protocol.ChunkFormatter, log: Callable[[ServedAnswer], None]
+        self, asked: protocol.ChatRequest, chunks: streaming.ChunkFormatter, log: Callable[[ServedAnswer], None]
     ) -> AsyncIterator[bytes]:
         yield chunks.format_delta({"role": "assistant", "content": ""})
-        reader = protocol.PieceReader()
+        reader = streaming.PieceReader()
         try:
             async with asyncio.timeout(self.spec.timeout_s), aclosing(self.answerer.stream(asked.prompt, log)) as parts:  # type: ignore[type-var]
                 async for part in parts:
@@ -276,11 +228,11 @@ class StudentServer:
             yield chunks.format_error(str(error) or f"There is no answer within {self.spec.timeout_s:g} s.")
 
     def _end_stream(
-        self, asked: protocol.ChatRequest, chunks: protocol.ChunkFormatter, found: ServedAnswer
+        self, asked: protocol.ChatRequest, chunks: streaming.ChunkFormatter, found: ServedAnswer
     ) -> list[bytes]:
         details = protocol.format_details(found, self.model.details)
         ending = [chunks.format_delta({}, found.finish_reason, distill=details)]
-        return [*ending, *([chunks.format_usage(found)] if asked.include_usage else []), protocol.DONE]
+        return [*ending, *([chunks.format_usage(found)] if asked.include_usage else []), streaming.DONE]
 
     async def _complete_texts(self, request: Request, id_: str) -> Response:
         value = await self._read_body(request)
@@ -333,7 +285,3 @@ class StudentServer:
 
         self.metrics.waiting.set(self.answerer.batcher.waiting)
         return Response(self.metrics.format(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _round(probs: dict[str, float] | None) -> dict[str, float] | None:
-    return {label: round(prob, 5) for label, prob in probs.items()} if probs is not None else None

@@ -36,6 +36,7 @@ class StudentBatcher:
         self.runtime = runtime
         self._max_waiting, self._metrics = max_waiting, metrics
         self._waiting: list[_Waiting] = []
+        self._waiting_streams = 0
         self._arrived = asyncio.Event()
         self._slots = asyncio.Semaphore(runtime.concurrency)
         self._opening = threading.Lock()
@@ -60,7 +61,16 @@ class StudentBatcher:
     @property
     def waiting(self) -> int:
         """How many requests wait for the student."""
-        return len(self._waiting)
+        return len(self._waiting) + self._waiting_streams
+
+    def refuse_if_busy(self) -> None:
+        """Refuse one more request if too many wait.
+
+        Raises:
+            BusyError: too many requests wait.
+        """
+        if self.waiting >= self._max_waiting:
+            raise BusyError(f"{self._max_waiting} requests wait for the student already. Try again later.")
 
     async def answer(self, prompt: StudentPrompt) -> StudentAnswer:
         """The student's answer to one prompt.
@@ -69,8 +79,7 @@ class StudentBatcher:
             BusyError: too many requests wait.
             UnavailableError: the runtime cannot answer.
         """
-        if len(self._waiting) >= self._max_waiting:
-            raise BusyError(f"{self._max_waiting} requests wait for the student already. Try again later.")
+        self.refuse_if_busy()
         one = _Waiting(prompt, len(prompt.text), asyncio.get_running_loop().create_future())
         self._waiting.append(one)
         self._arrived.set()
@@ -83,8 +92,7 @@ class StudentBatcher:
             BusyError: too many requests wait.
             UnavailableError: the runtime cannot answer.
         """
-        if len(self._waiting) >= self._max_waiting:
-            raise BusyError(f"{self._max_waiting} requests wait for the student already. Try again later.")
+        self.refuse_if_busy()
         loop = asyncio.get_running_loop()
         parts: asyncio.Queue[str | StudentAnswer | BaseException | None] = asyncio.Queue()
         closed = threading.Event()
@@ -107,7 +115,12 @@ class StudentBatcher:
                 put(error)
             put(None)
 
-        async with self._slots:
+        self._waiting_streams += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting_streams -= 1
+        try:
             future = loop.run_in_executor(self._pool, pump)
             try:
                 while (part := await parts.get()) is not None:
@@ -117,6 +130,8 @@ class StudentBatcher:
             finally:
                 closed.set()
                 await asyncio.shield(future)
+        finally:
+            self._slots.release()
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()

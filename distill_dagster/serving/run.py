@@ -20,11 +20,13 @@ from distill_dagster.release.routing.table import ROUTING_FILE, ExportRouting, R
 from distill_dagster.release.runtimes.build import build_runtime, list_servable
 from distill_dagster.release.runtimes.types import StudentSetup
 from distill_dagster.serving.answering import NO_TEACHER, Answerer
-from distill_dagster.serving.app import ServedModel, StudentServer
+from distill_dagster.serving.app import StudentServer
 from distill_dagster.serving.batching import StudentBatcher
 from distill_dagster.serving.metrics import ServerMetrics
+from distill_dagster.serving.model import ServedModel
 from distill_dagster.serving.request_log import RequestLog
 from distill_dagster.serving.teacher import Teacher, TeacherGate
+from distill_dagster.student.types import StudentPrompt
 
 if TYPE_CHECKING:
     import uvicorn
@@ -126,6 +128,8 @@ def build_server(
     metrics = ServerMetrics()
     runtime = build_runtime(plan.release.path, plan.setup, plan.export)
     runtime.open()
+    if plan.setup.chooses_label:
+        runtime.answer([StudentPrompt.from_text("warm up")])  # the first answer takes longer
     batcher = StudentBatcher(runtime, spec.max_waiting, metrics)
     gate = TeacherGate(teacher, spec.teacher_timeout_s) if teacher is not None else None
     kind, chooses_label = get_kind(task), plan.setup.chooses_label

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
-from distill_dagster.serving.protocol import PieceReader
+from distill_dagster.serving.streaming import PieceReader
 from tests.support.kinds import ANSWERS, build_task
 from tests.support.serving import KeywordRuntime, serve
 from tests.support.task import LABELS
@@ -54,6 +56,25 @@ def test_a_client_that_goes_stops_the_writing(tmp_path: Path) -> None:
                     break
         wait_until(lambda: runtime.closed_streams == 1, "the writing ends", 0.01)
         assert running.read_metric("distill_answers_total") == 0  # it was not written to its end
+
+
+def test_streams_that_wait_for_their_turn_are_limited(tmp_path: Path) -> None:
+    runtime = KeywordRuntime(LABELS, written="Answer: x", hold=threading.Event())
+    body = {"messages": [{"role": "user", "content": "Where?"}], "stream": True}
+
+    def ask() -> httpx.Response:
+        return httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=30)
+
+    with serve(build_task("qa"), runtime, tmp_path, max_waiting=1) as running, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask)
+        wait_until(lambda: len(runtime.batches) == 1, "the first stream", 0.01)
+        second = pool.submit(ask)
+        wait_until(lambda: running.server.answerer.batcher.waiting == 1, "the second stream", 0.01)
+        assert ask().status_code == 429
+        assert runtime.hold is not None
+        runtime.hold.set()
+        assert first.result().text.endswith("data: [DONE]\n\n")
+        assert second.result().text.endswith("data: [DONE]\n\n")
 
 
 def test_a_stream_that_fails_says_so(tmp_path: Path) -> None:

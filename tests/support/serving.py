@@ -18,9 +18,10 @@ from distill_dagster.kinds import get_kind
 from distill_dagster.release.routing.table import ExportRouting
 from distill_dagster.release.runtimes.types import StudentAnswer
 from distill_dagster.serving.answering import Answerer
-from distill_dagster.serving.app import ServedModel, StudentServer
+from distill_dagster.serving.app import StudentServer
 from distill_dagster.serving.batching import StudentBatcher
 from distill_dagster.serving.metrics import ServerMetrics
+from distill_dagster.serving.model import ServedModel
 from distill_dagster.serving.request_log import RequestLog
 from distill_dagster.serving.run import build_uvicorn, open_listener
 from distill_dagster.serving.teacher import Teacher, TeacherGate
