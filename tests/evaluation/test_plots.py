@@ -27,6 +27,10 @@ DRAWN = {
     "intervals": lambda: plots.plot_intervals(
         [("base", 0.5, 0.4, 0.6), ("one", 1.0, 1.0, 1.0)], "Accuracy", "accuracy"
     ),
+    "tradeoff": lambda: plots.plot_tradeoff(
+        [(name, 10.0**i, i / 4, i > 2) for i, name in enumerate(LABELS[:4])], "Scores", "USD", "accuracy"
+    ),
+    "tradeoff from zero": lambda: plots.plot_tradeoff([("$a$", 0, 0.5, True), ("b", 0, 0.5, False)], "", "USD", "F1"),
     "formula": lambda: plots.plot_counts({r"$\frac{$": 1, "$a$ b$": 2, "line\nbreak": 3, "退款 🙂": 4}, r"$\bad{$"),
 }
 

@@ -23,7 +23,9 @@ from distill_dagster.config.evaluation import MACHINE_USD_PER_HOUR
 from distill_dagster.evaluation.formatting import (
     build_summary_rows,
     format_count,
+    format_days,
     format_dollars,
+    format_rate,
     format_size,
     mark_breaks,
 )
@@ -103,7 +105,7 @@ def test_names_that_scripts_rely_on(folder: Path) -> None:
     own = figures["systems"]["base"]
     assert own["cost_usd_per_1k"] == pytest.approx(1000 * own["latency_s"]["mean"] / 3600 * MACHINE_USD_PER_HOUR)
     assert figures["retention"].keys() == {"value", "low", "high"}
-    assert figures["verdict"].keys() == {"worth_it", "text", "best_other", "probe"}
+    assert figures["verdict"].keys() == {"worth_it", "text", "best_other", "probe", "money"}
     assert figures["golden_looks"] == list(INPUTS.golden_looks)
     assert figures["dataset"]["dropped"] == {"duplicate": 4}
     assert figures["settings_hash"] == "5" * 64
@@ -573,3 +575,12 @@ def test_units() -> None:
     assert [format_count(v) for v in (None, 0, 9_999, 134_515_008, 7e9)] == ["unknown", "0", "9,999", "135 M", "7 B"]
     assert [format_size(v) for v in (None, 12, 23_000, 98_000_000)] == ["unknown", "12 B", "23 kB", "98 MB"]
     assert [format_dollars(v) for v in (None, 0.0, 0.00051, 12_000)] == ["unknown", "$0.00", "$0.00051", "$12,000"]
+    assert [format_dollars(v) for v in (0.000018, 0.0003, 0.00999)] == ["$0.000018", "$0.0003", "$0.01"]
+    assert [format_days(v) for v in (None, 0.01, 0.5, 2, 1234.5)] == [
+        "never",
+        "less than an hour",
+        "12 hours",
+        "2 days",
+        "1,234 days",
+    ]
+    assert [format_rate(v) for v in (None, 0.1234, 123.4, 12_345)] == ["–", "0.123", "123", "12,345"]
