@@ -109,7 +109,7 @@ def test_the_model_card_says_what_was_measured_checked_and_left_out() -> None:
         "| onnx | `onnx/model.onnx` | 90.0 MB | equal on 60 prompts.",
         "onnx-int8: It agrees on 0.9 only.",
         "the student answers from a confidence of 0.9100 (chosen on dev)",
-        "($1.50) and 60 s of",
+        "5 answers of the teacher ($1.50)\nand 60 s of training, unknown together.",
         "restrict training with its answers",
         "40 golden items give wide intervals",
         "refund, delivery",
@@ -121,7 +121,9 @@ def test_the_model_card_says_what_was_measured_checked_and_left_out() -> None:
 @pytest.mark.parametrize("kind", ["generation", "tool_call", "nli"])
 def test_every_kind_and_a_base_of_unknown_licence_have_a_card(kind: str, tmp_path: Path) -> None:
     facts = build_facts(build_task(kind), model=str(tmp_path))
-    card = build_model_card(replace(facts, routing=None))
+    unknown = {"distillation": facts.metrics["distillation"] | {"training_s": None}}
+    card = build_model_card(replace(facts, routing=None, metrics=facts.metrics | unknown))
+    assert "a training of unknown length" in card.text
     assert card.data.license == "other"
     assert card.data.base_model is None
     assert "is not known here. Read it before you pass this model on." in card.text
