@@ -188,8 +188,7 @@ def _answer(
         log_probs = student.compute_log_probs([one.prompt])[0].tolist()
         label = student.labels[max(range(len(log_probs)), key=log_probs.__getitem__)]
         tokens = _list_prompt_tokens(student, one.prompt)
-        base = None if one.base_answer is None else _read_label(one.base_answer)
-        answers.append(ParityPrompt(one.prompt, tokens, label, tuple(log_probs), base_answer=base))
+        answers.append(ParityPrompt(one.prompt, tokens, label, tuple(log_probs)))
     return answers
 
 
@@ -198,11 +197,6 @@ def _list_prompt_tokens(student: Any, prompt: StudentPrompt) -> tuple[int, ...]:
         tokens = student.tokenizer([prompt.text], truncation=True, max_length=student.spec.max_tokens)
         return tuple(tokens["input_ids"][0])
     return tuple(student.renderer.encode_prompts([prompt])[0].ids)
-
-
-def _read_label(answer: str) -> str:
-    value = json.loads(answer)
-    return value if isinstance(value, str) else answer
 
 
 def _rate_written(student: FreeTextStudent, one: AnsweredPrompt, text: str | None) -> ParityPrompt:
@@ -218,4 +212,4 @@ def _rate_written(student: FreeTextStudent, one: AnsweredPrompt, text: str | Non
         logits, _ = student.compute_target_logits(batch)
         chosen = torch.tensor(answer, device=logits.device)
         log_probs = logits.float().log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
-    return ParityPrompt(one.prompt, tuple(prompt), text, tuple(log_probs), tuple(answer), one.base_answer)
+    return ParityPrompt(one.prompt, tuple(prompt), text, tuple(log_probs), tuple(answer))

@@ -43,7 +43,7 @@ class ParityPrompt:
     """A prompt with the adapter's own answer, computed in float32.
 
     `answer` is the label, or the text that the student writes. `log_probs` are natural logarithms: of every label in
-    the task's order, or of every token of `answer_tokens`. `base_answer` is the untrained student's, None if unknown.
+    the task's order, or of every token of `answer_tokens`.
     """
 
     prompt: StudentPrompt
@@ -54,8 +54,6 @@ class ParityPrompt:
     log_probs: tuple[float, ...]
     answer_tokens: tuple[int, ...] = ()
     """What a student that writes its answer wrote, with the end token. Empty if it chooses a label."""
-
-    base_answer: str | None = None
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,6 @@ def test_the_merged_student_answers_as_its_adapter(
     assert parity.passed
     assert parity.figures["max_log_prob_difference"] < 1e-4
     assert [len(one.log_probs) for one in answers] == [2] * len(ROWS)
-    assert {one.base_answer for one in answers} == {"red"}
 
     # transformers alone, on the tokens that the parity prompts name
     auto = transformers.AutoModelForCausalLM if architecture == "causal_lm" else transformers.AutoModel
