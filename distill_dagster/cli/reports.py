@@ -49,7 +49,8 @@ def leaderboard(task: TaskArgument = None, students: StudentOption = None, as_js
     """Compare all students in one table, with a verdict for each: does distilling pay? Runs nothing.
 
     The table has the teacher, each student untrained, trained on human labels only and distilled, a linear probe, and
-    the best other baseline: score with interval, latency, size, and cost of 1,000 answers.
+    the best other baseline: score with interval, latency, size, and cost of 1,000 answers. A page with the same table
+    and plots is written next to the reports: leaderboard.html.
     """
     home = Home.from_env()
     with show_problems():
