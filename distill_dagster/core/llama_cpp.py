@@ -142,7 +142,7 @@ class LlamaProcess:
         return lines[-1][:300] if lines else "its process ended."
 
 
-def main() -> None:
+def _main() -> None:
     """Serve until standard input is closed. Reads the settings from its first line; prints the address or an error."""
     # Ctrl-C reaches all processes of a terminal. The parent answers what is under way, then closes standard input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -159,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _main()
