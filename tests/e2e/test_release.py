@@ -119,6 +119,8 @@ def test_a_student_below_the_gate_is_not_released(ready: Project) -> None:
 
 
 def test_only_what_was_evaluated_as_it_is_can_be_released(ready: Project) -> None:
+    assert "--push, which is missing" in " ".join(ready.distill("release", TASK, "--public").err.split())
+    assert "Name a repository as org/name" in ready.distill("release", TASK, "--push", "mail").err
     ready.change_task(evaluation={"seed": 7})
     stale = ready.distill("release", TASK, "--student", "two")
     assert stale.code == 1
