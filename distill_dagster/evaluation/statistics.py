@@ -77,10 +77,17 @@ def compute_percentile_interval(value: float | None, draws: NDArray[np.float64],
     return Interval(value, min(float(low), value), max(float(high), value))
 
 
-def compute_bootstrap_mean(values: NDArray[np.float32], samples: int, seed: int, confidence: float) -> Interval:
-    """Mean of some values with its percentile bootstrap interval."""
+def compute_bootstrap_mean(
+    values: NDArray[np.float32], samples: int, seed: int, confidence: float, lowest: float = 0.0
+) -> Interval:
+    """Mean of some values from `lowest` to 1, with its percentile bootstrap interval.
+
+    If all values are the same, the interval is that of `bound_constant_mean`.
+    """
     if not len(values):
         return Interval(None)
+    if values.min() == values.max():
+        return bound_constant_mean(float(values[0]), len(values), confidence, lowest)
     draws = compute_bootstrap_sums(values[:, None], samples, seed)[:, 0] / len(values)
     return compute_percentile_interval(float(values.mean()), draws, confidence)
 
@@ -107,25 +114,28 @@ def compute_difference_interval(
     """Interval of a paired difference of two accuracies, from the items that only one of the two got right.
 
     This is a percentile bootstrap with one exception. If no item separates the two, or every item does in the same
-    direction, all samples are the same. Then the interval follows from the exact binomial bound on the share of unseen
-    items. The difference moves by at most that share from 0, and by at most twice that share from 1 or -1.
+    direction, all samples are the same. Then the interval is that of `bound_constant_mean`.
     """
     if not items:
         return Interval(None)
     value = (only_first - only_second) / items
-    unseen = bound_unseen_share(items, confidence)
-    if only_first + only_second == 0:
-        return Interval(0.0, -unseen, unseen)
-    if only_first == items:
-        return Interval(1.0, 1 - 2 * unseen, 1.0)
-    if only_second == items:
-        return Interval(-1.0, -1.0, 2 * unseen - 1)
+    if only_first + only_second == 0 or items in (only_first, only_second):
+        return bound_constant_mean(value, items, confidence, lowest=-1.0)
     return compute_percentile_interval(value, draws, confidence)
 
 
 def bound_unseen_share(items: int, confidence: float) -> float:
     """Upper bound of the share of an event that occurs in none of `items` items (Clopper & Pearson 1934)."""
     return float(1 - ((1 - confidence) / 2) ** (1 / items))
+
+
+def bound_constant_mean(value: float, items: int, confidence: float, lowest: float = 0.0) -> Interval:
+    """Interval of a mean of values from `lowest` to 1, if all items have the same value and resampling has no spread.
+
+    At most the share `bound_unseen_share` of all items has other values, at worst `lowest` or 1.
+    """
+    unseen = bound_unseen_share(items, confidence)
+    return Interval(value, value - unseen * (value - lowest), value + unseen * (1 - value))
 
 
 def estimate_needed_items(

@@ -16,7 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from distill_dagster.config import EvaluationSpec
-from distill_dagster.evaluation.metrics import PERMUTATION, ErrorOrigins, Metrics, compute_metrics
+from distill_dagster.evaluation.metrics import PERMUTATION, ErrorOrigins, Metrics, SliceScore, compute_metrics
 from distill_dagster.evaluation.metrics_json import build_metrics_json
 from distill_dagster.evaluation.recommendation import recommend
 from distill_dagster.evaluation.report import ReportInputs, write_report
@@ -187,3 +187,28 @@ def test_the_statistics_of_a_report_recompute_from_the_predictions_next_to_it(
     for name in ("systems", "splits", "pairs", "slice_comparisons", "non_inferiority", "error_origins", "calibration"):
         assert figures[name], name
         assert found[name] == figures[name], name
+
+
+@pytest.mark.parametrize(("items", "shown"), [(3, None), (100, True)])
+def test_graded_scores_without_any_spread_are_not_certain(items: int, shown: bool | None) -> None:
+    """A student that copies its teacher on a few items is not shown to be as good: resampling has no spread there."""
+    kind = SummaryKind(cast("Any", SimpleNamespace()))
+    rows = [
+        row(system, f"g{i:03d}", "the fare was refunded", "a fare refunded", slice=f"s{i % 2}")
+        for i in range(items)
+        for system in ("teacher", "distilled")
+    ]
+    golden = compute_metrics(table(rows), {}, (), SPEC, kind).golden
+    unseen = 1 - 0.025 ** (1 / items)
+    assert golden.non_inferiority is not None
+    assert golden.non_inferiority.is_shown is shown
+    for difference in (golden.non_inferiority.difference, golden.comparisons["distilled", "teacher"].difference):
+        assert (difference.low, difference.high) == pytest.approx((-unseen, unseen))
+    score = golden.systems["distilled"].score
+    value = score.value or 0.0
+    assert (score.low, score.high) == pytest.approx((value - unseen * value, value + unseen * (1 - value)))
+    assert golden.retention.low == pytest.approx(max(0.0, 1 - unseen / value))
+    for one in (*golden.systems["distilled"].slices, *golden.slice_comparisons["teacher"]):
+        interval = one.score if isinstance(one, SliceScore) else one.difference
+        assert interval.low is not None
+        assert interval.low < (interval.value or 0.0)

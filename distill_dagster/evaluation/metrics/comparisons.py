@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from distill_dagster.evaluation.metrics.system_arrays import SystemArrays, is_binary
-from distill_dagster.evaluation.metrics.types import PERMUTATION, SystemComparison
+from distill_dagster.evaluation.metrics.types import MCNEMAR, PERMUTATION, SystemComparison
 from distill_dagster.evaluation.statistics import (
     Interval,
+    bound_constant_mean,
     bound_unseen_share,
     compute_difference_interval,
     compute_mcnemar_p_value,
@@ -38,12 +39,15 @@ def compare_systems(
         first / second if second else None, divide_or_nan(sums[:, 1], sums[:, 2]), level
     )
     if not is_binary(kind):
+        differences = (a.scores - b.scores)[both]
         difference = compute_percentile_interval((first - second) / n if n else None, draws, level)
-        p_value = compute_permutation_p_value((a.scores - b.scores)[both], spec.seed)
-        return SystemComparison(a.name, b.name, n, difference, ratio, only_first, only_second, p_value, PERMUTATION)
-    difference = compute_difference_interval(only_first, only_second, n, draws, level)
+        if n and differences.min() == differences.max():
+            difference = bound_constant_mean(float(differences[0]), n, level, lowest=-1.0)
+        p_value, test = compute_permutation_p_value(differences, spec.seed), PERMUTATION
+    else:
+        difference = compute_difference_interval(only_first, only_second, n, draws, level)
+        p_value, test = compute_mcnemar_p_value(only_first, only_second), MCNEMAR
     if second and only_first + only_second == 0:  # resampling shows no spread: use the bound that the difference has
         margin = bound_unseen_share(n, level) * n / second
         ratio = Interval(1.0, max(0.0, 1 - margin), 1 + margin)
-    p_value = compute_mcnemar_p_value(only_first, only_second)
-    return SystemComparison(a.name, b.name, n, difference, ratio, only_first, only_second, p_value)
+    return SystemComparison(a.name, b.name, n, difference, ratio, only_first, only_second, p_value, test)

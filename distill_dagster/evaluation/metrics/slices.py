@@ -63,7 +63,7 @@ def compare_scores(
     """
     differences = (a.scores - b.scores)[mask]
     if not is_binary(kind):
-        interval = compute_bootstrap_mean(differences, spec.bootstrap_samples, spec.seed, spec.confidence)
+        interval = compute_bootstrap_mean(differences, spec.bootstrap_samples, spec.seed, spec.confidence, lowest=-1.0)
         return interval, compute_permutation_p_value(differences, spec.seed)
     counts = int((differences > 0).sum()), int((differences < 0).sum())
     interval = compute_paired_score_interval(*counts, len(differences), spec.confidence)

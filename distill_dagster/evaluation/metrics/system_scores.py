@@ -9,6 +9,7 @@ from distill_dagster.evaluation.metrics.system_arrays import SystemArrays, is_bi
 from distill_dagster.evaluation.metrics.types import NO_ANSWER, LabelScore, LatencySummary, SystemScore
 from distill_dagster.evaluation.statistics import (
     Interval,
+    bound_constant_mean,
     compute_accuracy_interval,
     compute_percentile_interval,
     compute_wilson_interval,
@@ -42,6 +43,8 @@ def compute_system_score(
     if is_binary(kind):
         wilson = compute_wilson_interval(int(s.scores.sum()), n, level)
         score = compute_accuracy_interval(int(s.scores.sum()), n, draws, level)
+    elif n and s.scores[mask].min() == s.scores[mask].max():
+        score = bound_constant_mean(float(s.scores[mask][0]), n, level)
     else:
         score = compute_percentile_interval(float(s.scores[mask].mean()) if n else None, draws, level)
     latency = _summarize_latency(s.latencies)

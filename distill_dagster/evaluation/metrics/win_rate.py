@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.evaluation.statistics import (
     Interval,
-    bound_unseen_share,
     compute_bootstrap_mean,
     compute_mcnemar_p_value,
     compute_wilson_interval,
@@ -105,9 +104,6 @@ def compute_win_rate(pairs: pl.DataFrame, spec: EvaluationSpec) -> WinRate:
 def _compute_rate(results: Any, spec: EvaluationSpec) -> Interval:
     """The mean with its bootstrap interval, or a bound that holds if all items have the same result."""
     items = len(results)
-    if items and results[0] == results[-1]:
-        if results[0] == 0.5:
-            unseen = bound_unseen_share(items, spec.confidence) / 2
-            return Interval(0.5, 0.5 - unseen, 0.5 + unseen)
+    if items and results[0] == results[-1] != 0.5:
         return compute_wilson_interval(int(results.sum()), items, spec.confidence)
     return compute_bootstrap_mean(results, spec.bootstrap_samples, spec.seed, spec.confidence)
