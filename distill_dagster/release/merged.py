@@ -17,6 +17,7 @@ from distill_dagster.core import models
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.core.progress import report_progress
 from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
+from distill_dagster.release.parity import find_largest
 from distill_dagster.release.types import Parity, ParityPrompt
 from distill_dagster.student.encoder import HEAD_FILE, EncoderStudent
 from distill_dagster.student.free_text import FreeTextStudent
@@ -128,12 +129,10 @@ def compare_merged(
     asked = [AnsweredPrompt("", one.prompt, None, None) for one in answers]
     written = [one.answer for one in answers]
     again = _answer(predictor.student, asked, written)
-    largest = max(
-        (
-            max(abs(now - then) for now, then in zip(after.log_probs, before.log_probs, strict=True))
-            for before, after in zip(answers, again, strict=True)
-        ),
-        default=0.0,
+    largest = find_largest(
+        abs(now - then)
+        for before, after in zip(answers, again, strict=True)
+        for now, then in zip(after.log_probs, before.log_probs, strict=True)
     )
     passed = largest <= MAX_DIFFERENCE
     text = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distill_dagster.evaluation.statistics import compute_non_inferiority_p_value, compute_permutation_p_value
@@ -10,6 +11,11 @@ from distill_dagster.release.types import ExportSource, Parity, ParityStage
 
 DEV_P_VALUE = "dev_p_value"
 """The figure that says whether a quantized export is as good on dev: see `compare_on_dev`."""
+
+
+def find_largest(differences: Iterable[float]) -> float:
+    """The largest of these, 0 if there are none. Infinite if one is not a number, which `max` would pass over."""
+    return max((value if not math.isnan(value) else math.inf for value in differences), default=0.0)
 
 
 def judge_parity(
@@ -78,9 +84,7 @@ def _compute_p_value(scores: list[float], before: list[float], source: ExportSou
 
 def count_rows_for_margin(margin: float, confidence: float) -> int:
     """How many dev rows show that an export is not worse by `margin`, if it answers each as the adapter does."""
-    from math import ceil
-
     from scipy.stats import norm
 
     # Tango's statistic without any difference is sqrt(rows * margin / (1 - margin)).
-    return ceil(float(norm.ppf(confidence)) ** 2 * (1 - margin) / margin)
+    return math.ceil(float(norm.ppf(confidence)) ** 2 * (1 - margin) / margin)

@@ -154,3 +154,16 @@ def test_prompts_on_which_base_and_student_differ_come_first() -> None:
     assert chosen == choose_parity_prompts(answered[::-1], 20)
     # without prompts on which they agree, all of them differ
     assert len(choose_parity_prompts([one for one in answered if one.answer != one.base_answer], 8)) == 8
+
+
+def test_a_merged_model_that_computes_no_numbers_is_refused(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """One prompt of several has NaN. The first one is right."""
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    spec = train(tiny, "causal_lm", adapter, LABELS)
+    made = write_merged(spec, LABELS, SETTINGS, tmp_path, adapter, ASKED, merged)
+    weights = load_file(merged / "model.safetensors")
+    [token, *_] = set(made.answers[1].prompt_tokens) - set(made.answers[0].prompt_tokens)
+    weights["model.embed_tokens.weight"][token] = torch.nan
+    save_file(weights, merged / "model.safetensors", {"format": "pt"})
+    found = compare_merged(spec, LABELS, SETTINGS, tmp_path, merged, made.answers)
+    assert not found.passed

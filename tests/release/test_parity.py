@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from distill_dagster.kinds import Kind
-from distill_dagster.release.parity import compare_on_dev, count_rows_for_margin, judge_parity
+from distill_dagster.release.parity import compare_on_dev, count_rows_for_margin, find_largest, judge_parity
 from distill_dagster.release.types import DevItem, ExportSource
 from distill_dagster.student.types import StudentPrompt
 
@@ -54,6 +54,13 @@ def test_a_figure_beyond_its_bound_is_named() -> None:
 @pytest.mark.parametrize("bounds", [({"figure": 1.0}, {}), ({}, {"figure": 1.0})])
 def test_what_is_not_a_number_fails(bounds: tuple[dict[str, float], dict[str, float]]) -> None:
     assert not judge_parity("conversion", "a", {"figure": math.nan}, *bounds).passed
+
+
+def test_a_difference_that_is_not_a_number_is_the_largest() -> None:
+    assert find_largest([]) == 0
+    assert find_largest([0.1, 0.3, 0.2]) == 0.3
+    for differences in ([math.nan, 0.1], [0.1, math.nan]):  # `max` keeps what comes first
+        assert find_largest(differences) == math.inf
 
 
 def test_equal_answers_are_as_good_if_there_are_enough_rows() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from distill_dagster.core.gguf_files import read_gguf_metadata
 from distill_dagster.core.progress import report_progress
 from distill_dagster.kinds import Question, is_refusal, read_answer
-from distill_dagster.release.parity import DEV_P_VALUE, compare_on_dev, judge_parity
+from distill_dagster.release.parity import DEV_P_VALUE, compare_on_dev, find_largest, judge_parity
 from distill_dagster.release.runtimes.llama_requests import WrittenTokens
 from distill_dagster.release.runtimes.llama_server import LlamaServerRuntime
 from distill_dagster.release.types import ExportSource, Parity, ParityPrompt
@@ -145,7 +145,7 @@ def _find_largest_difference(expected: Sequence[ParityPrompt], answers: FileAnsw
             ]
         else:
             pairs = [(row[0][label], then) for label, then in enumerate(one.log_probs) if then >= math.log(MIN_PROB)]
-        largest = max([largest, *(abs(now - then) for now, then in pairs)])
+        largest = find_largest([largest, *(abs(now - then) for now, then in pairs)])
     return largest
 
 
