@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -125,7 +126,7 @@ class Registry:
             # A process that was killed between the rename and the pointer leaves the first release without a pointer.
             return max(self.list_numbers(task), default=None)
         numbers = self.list_numbers(task)
-        if not text.isdigit() or int(text) not in numbers:
+        if text not in map(str, numbers):
             raise DistillError(
                 f"{file} says {text!r}, which is no release of {task}. Choose one with `distill releases {task} --use "
                 f"N`: {', '.join(map(str, numbers)) or 'there is none yet'}."
@@ -172,9 +173,10 @@ class Registry:
         folder = self.get_folder(task)
         with self._lock(task):
             # Whoever holds the lock is alone, so what lies here was left by a process that was killed.
-            unfinished = folder / _UNFINISHED
-            _remove(unfinished)
-            unfinished.mkdir()
+            _remove(folder / _UNFINISHED)
+            # A name of its own: a converter that outlives its killed process must not write into another release.
+            unfinished = folder / _UNFINISHED / secrets.token_hex(4)
+            unfinished.mkdir(parents=True)
             number = max(self.list_numbers(task), default=0) + 1
             try:
                 fields = fill(unfinished, number)
@@ -187,7 +189,7 @@ class Registry:
                 _make_durable(unfinished)
                 unfinished.rename(folder / str(number))
             finally:
-                _remove(unfinished)
+                _remove(folder / _UNFINISHED)
             sync_folder(folder)
             write_atomically(folder / CURRENT_FILE, f"{number}\n")
             return self.read(task, number)

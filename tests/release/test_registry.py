@@ -125,6 +125,20 @@ def test_a_kill_leaves_no_half_release(registry: Registry, moment: str, numbers:
     ]
 
 
+def test_what_outlives_a_killed_release_does_not_write_into_the_next_one(registry: Registry) -> None:
+    """A converter runs in a process of its own, and a kill of its parent does not end it."""
+    folders = []
+
+    def note(folder: Path, number: int) -> dict[str, Any]:
+        folders.append(folder)
+        return fill(folder, number)
+
+    registry.publish("triage", note)
+    registry.publish("triage", note)
+    assert folders[0] != folders[1]
+    assert not any(folder.exists() for folder in folders)
+
+
 def test_two_processes_do_not_release_one_task_at_once(registry: Registry) -> None:
     def publish_again(folder: Path, number: int) -> dict[str, Any]:
         with pytest.raises(DistillError, match="Another process is releasing triage"):
@@ -138,6 +152,7 @@ def test_two_processes_do_not_release_one_task_at_once(registry: Registry) -> No
     ("file", "text", "message"),
     [
         ("current", "9", "says '9', which is no release of triage"),
+        ("current", "²", "says '²', which is no release of triage"),
         ("1/manifest.json", "{", "cannot be read"),
         ("1/manifest.json", '{"format": 99}', "has format 99"),
     ],

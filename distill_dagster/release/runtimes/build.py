@@ -32,10 +32,6 @@ def build_runtime(release: Path, setup: StudentSetup, name: str) -> Runtime:
         from distill_dagster.release.runtimes.llama_server import LlamaServerRuntime
 
         return LlamaServerRuntime(path, setup, name)
-    if name.startswith("gguf"):
-        from distill_dagster.release.runtimes.llama_server import LlamaServerRuntime
-
-        return LlamaServerRuntime(path, setup, name)
     from distill_dagster.release.runtimes.adapter import AdapterRuntime
 
     return AdapterRuntime(path, setup, name)
