@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from distill_dagster.config.base import SLICE_KEY_PATTERN
 from distill_dagster.intake.request_log import LoggedRequest
 from distill_dagster.kinds import Kind
 from distill_dagster.serving.answering import ServedAnswer
@@ -43,7 +44,7 @@ class ServedModel:
 
         Args:
             at: when the request came.
-            slice_: what the client says about its slice; ignored unless it is a text.
+            slice_: what the client says about its slice; ignored unless it is a slice's key, since it is not masked.
         """
         turns = [{"role": turn["role"], "content": turn["content"]} for turn in prompt.messages]
         probs = found.student.label_probs
@@ -52,7 +53,7 @@ class ServedModel:
             at=at.isoformat(timespec="milliseconds"),
             text=get_user_text(prompt.messages),
             messages=turns if len(turns) > 1 else None,
-            slice=slice_ if isinstance(slice_, str) else None,
+            slice=slice_ if isinstance(slice_, str) and SLICE_KEY_PATTERN.fullmatch(slice_) else None,
             **self.details,
             answer=found.answer,
             route=found.route,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +26,7 @@ MAX_QUEUED = 10_000
 MAX_QUEUED_CHARS = 64_000_000
 REMEMBERED, REMEMBERED_CHARS = 10_000, 16_000_000
 """Requests whose text is remembered, so that feedback to one that was not logged has it."""
+logger = logging.getLogger("distill.serving")
 
 
 class RequestLog:
@@ -104,24 +107,25 @@ class RequestLog:
         """Write what waits, then end."""
         self._queue.put(None)
         self._thread.join()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._close_file()
 
     def _mask(self, text: str) -> str:
         return mask_text(text, self._regions).text
 
     def _write_all(self) -> None:
+        has_failed = False
         while (row := self._queue.get()) is not None:
             with self._lock:
                 self._queued_chars -= len(row.text)
             try:
                 self._write(row)
-            except Exception:  # a full disk, a folder that was removed: the answers go on
+            except Exception as error:  # a full disk, a read-only folder: the answers go on
                 self._metrics.log_failures.inc()
-                if self._file is not None:
-                    self._file.close()
-                    self._file = None
+                if not has_failed:
+                    logger.error("requests are not logged: %s", getattr(error, "strerror", type(error).__name__))
+                has_failed = True
+            else:
+                has_failed = False
 
     def _write(self, row: LoggedRequest) -> None:
         answers = {
@@ -132,21 +136,29 @@ class RequestLog:
             messages = [turn | {"content": self._mask(turn["content"] or "")} for turn in row.messages]
         line = format_log_line(replace(row, text=self._mask(row.text), messages=messages, **answers))
         if self._file is not None and self._file.tell() + len(line) > self._spec.log_file_mb * 2**20:
-            self._file.close()
-            self._file = None
+            self._close_file()
         if self._file is None:
             self._file = self._open_file()
         self._file.write(line)
         if self._queue.empty():  # a reader sees it at once, and under load lines are written together
             self._file.flush()
 
+    def _close_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # what a full disk does not take is lost
+                file.close()
+
     def _open_file(self) -> BinaryIO:
         """Begin a new file, and delete the oldest ones."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        files = sorted(self._folder.glob(LOG_PATTERN))
-        for path in files[: max(0, len(files) - self._spec.log_files + 1)]:
-            path.unlink(missing_ok=True)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
         path = self._folder / f"requests-{stamp}-{os.getpid()}.jsonl"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        return os.fdopen(descriptor, "ab")
+        file = _create_file(path)
+        for old in sorted(self._folder.glob(LOG_PATTERN))[: -self._spec.log_files]:
+            old.unlink(missing_ok=True)
+        return file
+
+
+def _create_file(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600), "ab")

@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -172,6 +173,34 @@ def test_a_conversation_is_logged_masked_and_with_its_slice(task: Task, tmp_path
     assert row.messages is not None
     assert [turn["content"] for turn in row.messages] == ["I am <EMAIL>", "Hello <EMAIL>", "a refund"]
     assert row.slice == "web"
+
+
+def test_what_a_client_calls_a_slice_is_logged_only_if_it_is_one(task: Task, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "a refund"}]
+    with serve(task, KeywordRuntime(LABELS), tmp_path) as running:
+        for name in ("jane@example.org", "../web", "web-1"):
+            running.client.post("/v1/chat/completions", json={"messages": messages, "metadata": {"slice": name}})
+        rows = read_log(running, 3)
+    assert [row.slice for row in rows] == [None, None, "web-1"]
+
+
+def test_a_full_disk_costs_neither_old_logs_nor_the_end(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = tmp_path / "requests-2026.jsonl"
+    old.write_text("{}\n")
+
+    def open_full(path: Path) -> BinaryIO:
+        path.touch()
+        return Path("/dev/full").open("ab")
+
+    monkeypatch.setattr("distill_dagster.serving.request_log._create_file", open_full)
+    with serve(task, KeywordRuntime(LABELS), tmp_path, log_files=3) as running:
+        for n in range(5):
+            assert running.ask(f"a refund {n}").status_code == 200
+        wait_until(lambda: running.read_metric("distill_log_failures_total") == 5, "five failures", 0.01)
+    assert old.exists()
+    assert caplog.text.count("requests are not logged: No space left on device") == 1
 
 
 def test_log_files_are_limited(task: Task, tmp_path: Path) -> None:
