@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -17,11 +19,13 @@ from distill_dagster.release.routing.table import ExportRouting, Route
 from distill_dagster.release.runtimes.types import StudentAnswer
 from distill_dagster.serving.batching import StudentBatcher
 from distill_dagster.serving.metrics import ServerMetrics
-from distill_dagster.serving.teacher import TeacherAnswer, TeacherGate
+from distill_dagster.serving.teacher import STOP_S, TeacherAnswer, TeacherGate
 from distill_dagster.student.types import StudentPrompt
 
 NO_TEACHER = ExportRouting(threshold=0.0, source="task.yaml")
 """The routing of a server without fallback: the student answers everything."""
+ASKING_SHARE = 0.9
+"""Share of a request's time after which its teacher is not waited for: the student's answer still has to be sent."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +85,21 @@ class Answerer:
         """Whether pieces can be sent before the whole answer is known: no teacher may replace it."""
         return self.routing.threshold == 0 and not self.chooses_label
 
-    async def answer(self, prompt: StudentPrompt, done: Callable[[ServedAnswer], None]) -> ServedAnswer:
+    async def answer(
+        self, prompt: StudentPrompt, done: Callable[[ServedAnswer], None], timeout_s: float = math.inf
+    ) -> ServedAnswer:
         """Answer a prompt. `done` gets the answer once it is final, for a shadowed request with the teacher's.
+
+        Args:
+            timeout_s: seconds after which the client gets an error. A teacher that is slower costs it no answer.
 
         Raises:
             RequestError: the student cannot answer.
         """
+        until = time.monotonic() + ASKING_SHARE * timeout_s
         found = self.read_student_answer(prompt, await self.batcher.answer(prompt))
         if self.routing.choose_route(found.student.confidence) == "teacher":
-            found = await self._ask_teacher(prompt, found)
+            found = await self._ask_teacher(prompt, found, until - time.monotonic())
         return self._finish(prompt, found, done)
 
     async def stream(
@@ -113,11 +123,11 @@ class Answerer:
         text = self.kind.format_answer(value) if value is not None else given.raw_text.removeprefix(ANSWER_MARK).strip()
         return ServedAnswer(value, text, "student", given, value, given.finish_reason, parsed.reasoning)
 
-    async def _ask_teacher(self, prompt: StudentPrompt, found: ServedAnswer) -> ServedAnswer:
+    async def _ask_teacher(self, prompt: StudentPrompt, found: ServedAnswer, within_s: float) -> ServedAnswer:
         """The teacher's answer in place of the student's; the student's if the teacher has none."""
         assert self._gate is not None
         try:
-            teacher = await self._gate.answer(prompt)
+            teacher = await self._gate.answer(prompt, within_s)
         except TeacherError as error:
             self._metrics.teacher_failures.inc()
             return replace(found, teacher_error=str(error))
@@ -157,14 +167,20 @@ class Answerer:
             self._metrics.teacher_failures.inc()
             done(replace(found, teacher_error=str(error)))
             return
+        except asyncio.CancelledError:  # the server stops
+            done(found)
+            raise
         agrees = found.answer is not None and self.kind.are_equal(found.answer, teacher.answer)
         self._metrics.disagreements.labels("yes" if agrees else "no").inc()
         done(replace(found, teacher=teacher, shadowed=True))
 
     async def stop(self) -> None:
-        """Wait for the shadows under way, then end the batcher and the teacher."""
+        """Wait some seconds for the shadows under way, then end the batcher and the teacher."""
         if self._shadows:
-            await asyncio.gather(*self._shadows, return_exceptions=True)
+            _, late = await asyncio.wait(self._shadows, timeout=STOP_S)
+            for shadow in late:
+                shadow.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         await self.batcher.stop()
         if self._gate is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._gate.close)

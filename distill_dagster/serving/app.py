@@ -161,7 +161,7 @@ class StudentServer:
             raise UnknownModelError(f"There is no model {name!r}. Use {self.model.task!r}.", "model")
 
     async def _answer(self, prompt: StudentPrompt, id_: str, slice_: Any = None) -> ServedAnswer:
-        return await self.answerer.answer(prompt, self._build_logger(prompt, id_, slice_))
+        return await self.answerer.answer(prompt, self._build_logger(prompt, id_, slice_), self.spec.timeout_s)
 
     async def _answer_all(self, prompts: list[StudentPrompt], id_: str) -> list[ServedAnswer]:
         ids = [id_] if len(prompts) == 1 else [f"{id_}-{number}" for number in range(len(prompts))]

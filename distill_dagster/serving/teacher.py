@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import threading
 import time
 from contextlib import suppress
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from distill_dagster.core.errors import TeacherError
+from distill_dagster.core.redaction import redact
 from distill_dagster.student.types import StudentPrompt
 
 PAUSE_S = 10.0
@@ -18,6 +21,7 @@ STOP_S = 5.0
 """Seconds that the calls under way have to end after the server is asked to stop."""
 WIDTH = 8
 """How many prompts the teacher is asked at the same time."""
+logger = logging.getLogger("distill.serving")
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Teacher(Protocol):
 
 
 class TeacherGate:
-    """Asks a teacher with a timeout, and pauses after a failure."""
+    """Asks a teacher with a timeout, and pauses after a failure. After a pause one prompt tries it, alone."""
 
     def __init__(self, teacher: Teacher, timeout_s: float) -> None:
         self._teacher, self._timeout_s = teacher, timeout_s
@@ -56,27 +60,41 @@ class TeacherGate:
         self._calls: set[threading.Thread] = set()
         self._paused_until = 0.0
         self._reason = ""
+        """Why the teacher failed last. Empty if it has answered since."""
+        self._is_trying = False
 
-    async def answer(self, prompt: StudentPrompt) -> TeacherAnswer:
+    async def answer(self, prompt: StudentPrompt, within_s: float = math.inf) -> TeacherAnswer:
         """The teacher's answer. A call that takes too long goes on, and its answer is in the store for the next time.
+
+        Args:
+            within_s: seconds after which nobody waits for the answer, if they are fewer than the gate's own.
 
         Raises:
             TeacherError: there is no answer in time, or the teacher has just failed.
         """
-        if time.monotonic() < self._paused_until:
+        if within_s <= 0:
+            raise TeacherError("there is no time left to ask the teacher")
+        if self._reason and (self._is_trying or time.monotonic() < self._paused_until):
             raise TeacherError(f"the teacher is not asked for some seconds, since it failed: {self._reason}")
+        tries, within_s = bool(self._reason), min(within_s, self._timeout_s)
+        self._is_trying |= tries
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(within_s):
                 await self._slots.acquire()
-                return await asyncio.shield(self._start_call(prompt))
+                answer = await asyncio.shield(self._start_call(prompt))
         except TimeoutError:
-            self._pause(f"no answer within {self._timeout_s:g} s")
+            self._pause(f"no answer within {within_s:.3g} s")
             raise TeacherError(f"the teacher gave {self._reason}") from None
         except UnansweredError:
+            self._reason = ""
             raise
         except TeacherError as error:
             self._pause(str(error))
             raise
+        finally:
+            self._is_trying &= not tries
+        self._reason = ""
+        return answer
 
     def _start_call(self, prompt: StudentPrompt) -> asyncio.Future[TeacherAnswer]:
         """Ask in a thread that does not keep the process alive. It gives back its slot when it ends."""
@@ -111,6 +129,8 @@ class TeacherGate:
         return done
 
     def _pause(self, reason: str) -> None:
+        if reason != self._reason:
+            logger.warning("the teacher fails, so the student answers in its place: %s", redact(reason)[:500])
         self._paused_until, self._reason = time.monotonic() + PAUSE_S, reason
 
     def close(self) -> None:

@@ -100,6 +100,41 @@ def test_a_teacher_that_fails_is_not_asked_for_a_while(task: Task, tmp_path: Pat
     assert len(teacher.asked) == 1
 
 
+def test_why_a_teacher_failed_is_told_once(task: Task, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    teacher = ToldTeacher(error=TeacherError("the budget of 5 USD is spent"))
+    with serve(task, KeywordRuntime(LABELS), tmp_path, teacher, CERTIFIED) as running:
+        for n in range(3):
+            running.ask(f"unsure, a login {n}")
+    assert caplog.text.count("the budget of 5 USD is spent") == 1
+
+
+def test_after_a_pause_one_request_tries_the_teacher_alone(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill_dagster.serving.teacher.PAUSE_S", 0.0)
+    teacher = ToldTeacher(error=TeacherError("down"))
+    with serve(task, KeywordRuntime(LABELS), tmp_path, teacher, CERTIFIED) as running, ThreadPoolExecutor(1) as pool:
+        running.ask("unsure, a login")
+        teacher.hold, teacher.error = threading.Event(), None
+        trying = pool.submit(running.ask, "unsure, the second login")
+        wait_until(lambda: len(teacher.asked) == 2, "the try", 0.01)
+        assert running.ask("unsure, the third login").json()["distill"]["fallback_failed"]  # at once
+        teacher.hold.set()
+        assert trying.result().headers["x-distill-route"] == "teacher"
+        assert running.ask("unsure, the fourth login").headers["x-distill-route"] == "teacher"
+    assert len(teacher.asked) == 3
+
+
+def test_a_teacher_that_may_take_longer_than_the_request_costs_no_answer(task: Task, tmp_path: Path) -> None:
+    teacher = ToldTeacher(hold=threading.Event())
+    assert teacher.hold is not None
+    with serve(task, KeywordRuntime(LABELS), tmp_path, teacher, CERTIFIED, timeout_s=0.5) as running:
+        found = running.ask("unsure, a login")
+        teacher.hold.set()
+    assert found.status_code == 200
+    assert found.json()["distill"]["fallback_failed"]
+
+
 def test_an_answer_that_is_none_does_not_stop_the_asking(task: Task, tmp_path: Path) -> None:
     teacher = ToldTeacher(error=UnansweredError("it refused"))
     with serve(task, KeywordRuntime(LABELS), tmp_path, teacher, CERTIFIED) as running:
@@ -127,6 +162,21 @@ def test_a_teacher_that_hangs_does_not_keep_the_server_from_its_end(
     assert teacher.hold is not None
     assert not teacher.hold.is_set()
     teacher.hold.set()
+
+
+def test_a_shadow_that_hangs_does_not_keep_the_server_from_its_end(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("teacher", "answering"):
+        monkeypatch.setattr(f"distill_dagster.serving.{module}.STOP_S", 0.05)
+    teacher = ToldTeacher(hold=threading.Event())
+    assert teacher.hold is not None
+    with serve(task, KeywordRuntime(LABELS), tmp_path, teacher, CERTIFIED, 1.0, teacher_timeout_s=3600) as running:
+        assert running.ask("a refund").status_code == 200
+    assert not teacher.hold.is_set()
+    teacher.hold.set()
+    [row] = read_request_log(tmp_path)
+    assert (row.answer, row.shadowed) == ("refund", False)
 
 
 def test_more_calls_than_slots_wait_for_one(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
