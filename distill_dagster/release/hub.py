@@ -10,7 +10,14 @@ from distill_dagster.release.registry import Release, verify_release
 
 HUB_REMEDY = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write. HF_ENDPOINT names another hub."
 NOT_PUSHED = (GOLDEN_SCORES_FILE, "report/report.md")
-"""Scores of single golden items, which only the next release needs, and the report, which may quote golden texts."""
+"""Scores of single golden items, which only the next release needs, and the report for people."""
+REPLACED = (
+    *(f"{folder}/*" for folder in ("adapter", "dataset", "gguf", "merged", "onnx", "report")),
+    *("README.md", "labels.json", "manifest.json", "prompt.json", "routing.json", "student.json"),
+    *("chat_template.jinja", "vllm.sh", "vllm_request.json"),
+)
+"""Everything that a release may have. What an earlier release has in the repository, and this one has not, is deleted:
+else a folder of another student would lie next to this one's card."""
 
 
 def check_repository(name: str) -> None:
@@ -24,10 +31,15 @@ def check_repository(name: str) -> None:
 
 
 def push_release(release: Release, repository: str, private: bool = True) -> str:
-    """Upload all files of a release as one commit, and tag it `release-<number>`. Returns the repository's address.
+    """Upload a release as one commit, in place of an earlier one, and tag it `release-<number>`.
+
+    Other files of the repository stay.
 
     Args:
         private: whether the repository is private, if it has to be created.
+
+    Returns:
+        The repository's address.
 
     Raises:
         DistillError: a file of the release was changed, or the hub refuses or cannot be reached.
@@ -46,9 +58,12 @@ def push_release(release: Release, repository: str, private: bool = True) -> str
             folder_path=str(release.path),
             commit_message=f"Release {release.number} of {release.task}: {release.student}",
             ignore_patterns=list(NOT_PUSHED),
+            delete_patterns=list(REPLACED),
         )
         api.create_tag(repository, tag=f"release-{release.number}", exist_ok=True)
     except (HfHubHTTPError, LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DistillError(f"{repository} could not be pushed to: {first_line} {HUB_REMEDY}") from error
+    except ValueError as error:  # a name or a card that the hub does not accept
+        raise DistillError(f"{repository} could not be pushed to: {' '.join(str(error).split())}") from error
     return str(url)

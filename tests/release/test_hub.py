@@ -27,6 +27,7 @@ class FakeHub(ThreadingHTTPServer):
         self.tags: list[str] = []
         self.token = ""
         self.refuses = False
+        self.dislikes_card = False
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -46,11 +47,18 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.endswith("/commit/main"):
             lines = [json.loads(line) for line in body.splitlines()]
             values = [line["value"] for line in lines if line["key"] == "file"]
+            for deleted in (line["value"]["path"] for line in lines if line["key"] == "deletedFile"):
+                del hub.files[deleted]
             hub.files |= {value["path"]: base64.b64decode(value["content"]) for value in values}
             self._send(200, {"commitUrl": f"{self._address}/team/mail/commit/a", "commitOid": "a", "success": True})
         elif "/tag/" in path:
             hub.tags.append(json.loads(body)["tag"])
             self._send(200, {})
+        elif "/tree/main" in path:
+            sizes = {file: len(content) for file, content in hub.files.items()}
+            self._send(200, [{"type": "file", "path": file, "size": n, "oid": "a"} for file, n in sizes.items()])
+        elif path == "/api/validate-yaml" and hub.dislikes_card:
+            self._send(400, {"errors": [{"message": "license is unknown"}], "warnings": []})
         elif path == "/api/validate-yaml":
             self._send(200, {"errors": [], "warnings": []})
         else:
@@ -117,6 +125,19 @@ def test_all_files_but_single_golden_scores_are_pushed_as_one_commit(hub: FakeHu
     assert hub.tags == ["release-1"]
     push_release(release, "team/mail", private=False)
     assert hub.created["visibility"] == "public"
+
+
+def test_files_of_an_earlier_release_go_and_other_files_stay(hub: FakeHub, release: Release) -> None:
+    hub.files = {name: b"old" for name in ("gguf/model-f16.gguf", "vllm.sh", "README.md", "LICENSE", ".gitattributes")}
+    push_release(release, "team/mail")
+    assert set(hub.files) == {"README.md", "manifest.json", "report/metrics.json", "LICENSE", ".gitattributes"}
+    assert hub.files["README.md"] == (release.path / "README.md").read_bytes()
+
+
+def test_a_card_that_the_hub_does_not_accept_is_an_error(hub: FakeHub, release: Release) -> None:
+    hub.dislikes_card = True
+    with pytest.raises(DistillError, match="Invalid metadata in README.md. - license is unknown"):
+        push_release(release, "team/mail")
 
 
 def test_a_hub_that_refuses_is_an_error_with_a_remedy(hub: FakeHub, release: Release) -> None:
