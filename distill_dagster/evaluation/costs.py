@@ -79,7 +79,7 @@ class DayCost:
         teacher_usd: USD of the teacher's answers.
         student_usd: USD of the student's answers, if the machine is paid only while it answers.
         rented_usd: USD of the student's answers, if its machines are rented around the clock for it alone.
-        machines: the number of these machines.
+        machines: the number of these machines; None also if they cost nothing.
         days: days until the distillation has paid for itself, if the machine is paid only while it answers. None also
             if that never happens.
         rented_days: the same for rented machines.
@@ -158,9 +158,10 @@ class DistillationCost:
         teacher = None if self.teacher_usd_per_1k is None else requests * self.teacher_usd_per_1k / 1000
         student = None if self.student_usd_per_1k is None else requests * self.student_usd_per_1k / 1000
         rented = machines = None
-        if student is not None and self.machine_usd_per_hour:
-            machines = max(1, math.ceil(student / (24 * self.machine_usd_per_hour)))
-            rented = machines * 24 * self.machine_usd_per_hour
+        if student is not None and self.machine_usd_per_hour is not None:
+            machine = 24 * self.machine_usd_per_hour
+            machines = max(1, math.ceil(student / machine)) if machine else None
+            rented = (machines or 0) * machine
         days = self._compute_days(teacher, student), self._compute_days(teacher, rented)
         return DayCost(requests, teacher, student, rented, machines, *days)
 

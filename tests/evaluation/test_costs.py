@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -11,6 +12,10 @@ from distill_dagster.config import EvaluationSpec, TeacherSpec
 from distill_dagster.config.evaluation import MACHINE_USD_PER_HOUR
 from distill_dagster.config.teacher import PriceSpec
 from distill_dagster.evaluation.costs import DistillationCost, TeacherUse, compute_machine_cost, compute_teacher_cost
+from distill_dagster.evaluation.metrics import compute_metrics
+from distill_dagster.evaluation.recommendation import recommend
+from distill_dagster.evaluation.report import ReportInputs, write_report
+from tests.evaluation.build import LABELS, SPEC, patterns
 
 PRICE = PriceSpec(input_usd=2.0, output_usd=10.0)
 RECORDED = TeacherSpec(model="replay/frontier", price=PRICE)
@@ -127,3 +132,25 @@ def test_the_curves_cross_at_the_break_even() -> None:
     assert rented["student, rented machine"][-1][0] == pytest.approx(2 * 4000 * 1.52 / 1.6, abs=1)
     assert rented["student, rented machine"][2][1] == pytest.approx(rented["teacher"][2][1], rel=1e-3)
     assert replace(COST, student_usd_per_1k=2.0).build_curves() == {}
+
+
+def test_a_machine_that_costs_nothing_pays_for_itself_when_rented_too() -> None:
+    day = replace(COST, student_usd_per_1k=0.0, machine_usd_per_hour=0.0).day
+    assert day is not None
+    assert (day.rented_usd, day.machines) == (0.0, None)
+    assert day.rented_days == day.days == pytest.approx(1.52 / 4.0)
+
+
+@pytest.mark.parametrize(("answers_usd", "word"), [(None, "unknown"), (1.5, "never")])
+def test_a_distillation_of_unknown_cost_is_not_said_to_never_pay(
+    answers_usd: float | None, word: str, tmp_path: Path
+) -> None:
+    """At 100 requests a day a rented machine costs more than the teacher: never, if it is known what to save."""
+    predictions = patterns({"distilled": "1101", "teacher": "1111"})
+    metrics = compute_metrics(predictions, {}, LABELS, SPEC)
+    metrics = replace(metrics, distillation=replace(COST, answers_usd=answers_usd))
+    inputs = ReportInputs("mail", "small", "d", "s", "2026-01-02T03:04:05+00:00", {})
+    write_report(tmp_path, predictions, metrics, recommend(metrics), inputs)
+    html = (tmp_path / "report.html").read_text()
+    row = html[html.index('<th scope="row">100</th>') :].partition("</tr>")[0]
+    assert row.endswith(f"<td>{word}</td>")
