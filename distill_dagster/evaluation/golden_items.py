@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.evaluation.formatting import format_answer, shorten_text
 from distill_dagster.evaluation.metrics import DISTILLED, GOLDEN, SYSTEM_ORDER, TEACHER
+from distill_dagster.evaluation.metrics.error_origins import is_same_answer
 
 if TYPE_CHECKING:
     import polars as pl
@@ -118,7 +119,7 @@ def list_golden_items(
                 own["slice"],
                 shorten_text(texts.get(item_id, "(text not available)")),
                 format_answer(own["reference"]),
-                _classify_graded(answers) if is_graded else _classify(answers, systems),
+                _classify_graded(answers) if is_graded else _classify(answers, systems, kind),
                 answers,
                 tuple((nearest or {}).get(item_id, ())),
             )
@@ -155,7 +156,7 @@ def _build_answer(row: Mapping[str, Any], kind: Kind | None) -> ItemAnswer:
     return ItemAnswer(shorten_text(format_answer(row["answer"])), score, row["confidence"])
 
 
-def _classify(answers: Mapping[str, ItemAnswer], rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _classify(answers: Mapping[str, ItemAnswer], rows: Mapping[str, Mapping[str, Any]], kind: Kind | None) -> str:
     own, teacher = answers[DISTILLED], answers.get(TEACHER)
     if not own.is_wrong and (teacher is None or not teacher.is_wrong):
         return "others" if any(answer.is_wrong for answer in answers.values()) else "right"
@@ -163,7 +164,8 @@ def _classify(answers: Mapping[str, ItemAnswer], rows: Mapping[str, Mapping[str,
         return "wrong"
     if own.is_wrong != teacher.is_wrong:
         return "lost" if own.is_wrong else "won"
-    return "inherited" if rows[DISTILLED]["answer"] == rows[TEACHER]["answer"] else "both_differ"
+    is_same = is_same_answer(rows[DISTILLED]["answer"], rows[TEACHER]["answer"], kind)
+    return "inherited" if is_same else "both_differ"
 
 
 def _classify_graded(answers: Mapping[str, ItemAnswer]) -> str:

@@ -11,10 +11,12 @@ import pytest
 
 from distill_dagster.config import Task
 from distill_dagster.evaluation.golden_items import find_errors, list_golden_items
+from distill_dagster.evaluation.metrics import compute_metrics
 from distill_dagster.kinds import get_kind
 from distill_dagster.pipeline.stages import nearest_rows
 from distill_dagster.tables.schemas import DATASET, build_frame
-from tests.evaluation.build import row, table
+from tests.evaluation.build import SPEC, row, table
+from tests.support.kinds import build_task
 from tests.support.task import TASK
 
 KIND = get_kind(Task.model_validate(TASK))
@@ -118,3 +120,22 @@ def test_the_nearest_rows_are_those_of_training_with_what_they_taught(monkeypatc
     assert (found["g1"][1].answered_by, found["g1"][1].share) == ("big", 0.9)
     assert found["g1"][1].reasoning == "It is about money."
     assert nearest_rows.find_nearest_rows(dataset, {}, Path("none")) == {}
+
+
+def test_the_same_answer_means_the_same_as_in_the_origins_of_errors() -> None:
+    """Equal under the kind, though written in another way; and no answer twice is not the same answer."""
+    kind = get_kind(build_task("math"))
+    rows = []
+    for item, teacher, distilled in (("g1", 7, 7.0), ("g2", None, None), ("g3", 7, 8)):
+        for system, answer in (("teacher", teacher), ("distilled", distilled)):
+            text = None if answer is None else json.dumps(answer)
+            rows.append(row(system, item, "", "x") | {"reference": "5", "answer": text, "correct": False})
+    errors = compute_metrics(table(rows), {}, (), SPEC, kind).golden.systems["distilled"].errors
+    items = list_golden_items(table(rows), {}, kind=kind)
+    assert errors is not None
+    assert {item.item_id: item.outcome for item in items} == {
+        "g1": "inherited",
+        "g2": "both_differ",
+        "g3": "both_differ",
+    }
+    assert (errors.same_answer, errors.another_answer) == (1, 2)

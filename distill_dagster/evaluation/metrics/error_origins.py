@@ -40,11 +40,14 @@ def _find_origin(s: SystemArrays, teacher: SystemArrays, item: int, kind: Kind |
         return "right"
     if teacher.scores[item]:
         return "own"
-    first, second = s.texts[item], teacher.texts[item]
+    return "same_answer" if is_same_answer(s.texts[item], teacher.texts[item], kind) else "another_answer"
+
+
+def is_same_answer(first: str | None, second: str | None, kind: Kind | None) -> bool:
+    """Whether two answers, as canonical JSON, are equal. A missing answer equals none, not even another missing one."""
     if first is None or second is None:
-        return "another_answer"
-    is_same = first == second or (kind is not None and kind.are_equal(json.loads(first), json.loads(second)))
-    return "same_answer" if is_same else "another_answer"
+        return False
+    return first == second or (kind is not None and kind.are_equal(json.loads(first), json.loads(second)))
 
 
 def _count_origins(origins: Sequence[str]) -> ErrorOrigins:
