@@ -20,7 +20,9 @@ from distill_dagster.evaluation.metrics import compute_metrics
 from distill_dagster.evaluation.recommendation import recommend
 from distill_dagster.evaluation.report import ReportInputs, write_report
 from distill_dagster.evaluation.system_reliability import measure_system_reliability
+from distill_dagster.kinds import get_kind
 from tests.evaluation.build import LABELS, SPEC, row, table
+from tests.support.kinds import build_task
 
 INPUTS = ReportInputs("mail", "small", "d", "s", "2026-01-02T03:04:05+00:00", {})
 
@@ -119,3 +121,11 @@ def test_the_diagram_is_the_same_each_time() -> None:
     png = plots.plot_reliability(points, "")
     assert png.startswith(b"\x89PNG")
     assert png == plots.plot_reliability(points, "")
+
+
+def test_how_similar_free_texts_are_is_not_how_sure_a_system_is() -> None:
+    """The confidence of a written text is its similarity to the other samples; hardly any text equals its reference."""
+    rows = [row("teacher", f"g{i}", "the fare was refunded", "a fare refunded", confidence=0.7) for i in range(20)]
+    assert measure_system_reliability(table(rows))["golden"]["teacher"].right == 0
+    assert measure_system_reliability(table(rows), get_kind(build_task("summarization"))) == {}
+    assert measure_system_reliability(table(rows), get_kind(build_task("extraction"))) != {}

@@ -130,7 +130,7 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         kind=get_kind(task),
         dataset=_count_dataset_rows(dataset, dataset_record),
         teachers=teachers,
-        reliability=measure_system_reliability(predictions),
+        reliability=measure_system_reliability(predictions, get_kind(task)),
         temperatures=dataset_record.extra.get("temperatures", {}),
         routing=summarize_routing(task.routing, predictions),
         leaks=_list_leaks(rejected),
