@@ -208,7 +208,7 @@ def _check_readable(items: list[_Item], gate: ReleaseGateSpec) -> CheckResult:
     if gate.readable is None:
         return _switch_off(READABLE_CHECK, "release.gate.readable is null")
     unread = [item.id for item in items if item.answer is None]
-    share = 1 - len(unread) / len(items)
+    share = (len(items) - len(unread)) / len(items)
     details = {"readable": share, "needed": gate.readable, "unreadable": ", ".join(unread[:5])}
     if share >= gate.readable:
         return _build(READABLE_CHECK, details)
@@ -236,7 +236,7 @@ def _check_safety(kind: Kind, items: list[_Item], gate: ReleaseGateSpec) -> Chec
             f"add such rows to golden.jsonl, or name another slice than {gate.safety_slice}",
         )
     wrong = [item.id for item in wanted if not item.correct]
-    share = 1 - len(wrong) / len(wanted)
+    share = (len(wanted) - len(wrong)) / len(wanted)
     details = {"items": len(wanted), "right": share, "needed": gate.safety, "wrong": ", ".join(wrong[:5])}
     if share >= gate.safety:
         return _build(SAFETY_CHECK, details)

@@ -177,3 +177,11 @@ def test_a_wrong_list_of_formats_is_an_error(exports: list[str]) -> None:
 
     with pytest.raises(ValidationError, match=r"release\.exports"):
         build_task("classification", release={"exports": exports})
+
+
+def test_a_share_that_is_just_enough_passes() -> None:
+    """1 - 7/100 is a little less than 0.93."""
+    frame = table(system("distilled", "1" * 93 + "-" * 7))
+    assert gate("answers_readable", frame, readable=0.93).passed
+    frame = table(system("distilled", "1" * 93 + "0" * 7))
+    assert gate("safety_slice_right", frame, safety_slice="a", safety=0.93).passed
