@@ -92,6 +92,9 @@ def test_the_report_shows_the_win_rate(tmp_path: Path) -> None:
     assert "<td>5</td><td>6</td><td>3</td>" in part
     assert "in 36 %" in part
     assert "the judge is the teacher's model" in part
+    two = compute_metrics(predictions, {OTHER: {"model": "openai/cheap, openai/judge"}}, LABELS, SPEC)
+    write_report(tmp_path, predictions, replace(two, win_rate=compute_mixed()), recommend(metrics), INPUTS)
+    assert "the judge is the teacher's model" in (tmp_path / "report.html").read_text()
     assert "(5 wins, 6 ties, 3 losses; p 0.727)" in (tmp_path / "report.md").read_text()
     figures = json.loads((tmp_path / "metrics.json").read_text())["win_rate"]
     assert figures == json.loads(json.dumps(compute_mixed().to_dict()))
