@@ -105,11 +105,13 @@ def _convert(message: Message) -> _Turn:
 
 
 def _read_calls(content: str | None) -> list[_Turn]:
-    """The calls that an answer of kind tool_call lists; none if it is the empty list, or follows reasoning."""
+    """The calls that an answer of kind tool_call lists; none if it is the empty list, a refusal, or has reasoning."""
     try:
         calls = json.loads(content or "")
     except ValueError:
         return []
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        return []  # a refusal whose words happen to be JSON
     return [
         {
             "id": f"call_{hash_content([number, call])[:12]}",
@@ -158,14 +160,30 @@ def _pair_turns(prompt: list[Message]) -> list[list[str]] | None:
 
 
 def _build_sharegpt(task: Task, messages: list[Message]) -> _Record:
-    system, *turns = _build_turns(task, [{**message, "tool_calls": None} for message in messages])
-    answers_calls = "tool_calls" in turns[-1]
-    conversations = [{"from": SHAREGPT_ROLES[turn["role"]], "value": turn["content"] or ""} for turn in turns]
-    if answers_calls:
-        conversations[-1] = {"from": "function_call", "value": messages[-1]["content"] or ""}
+    system, *turns = _build_turns(task, messages)
+    conversations = [part for turn in turns for part in _convert_to_sharegpt(turn)]
     tools = _list_tools(task)
     more = {"tools": json.dumps(tools["tools"], ensure_ascii=False)} if tools else {}
     return {"system": system["content"], "conversations": conversations} | more
+
+
+def _convert_to_sharegpt(turn: _Turn) -> Iterator[dict[str, str]]:
+    """A turn, with calls of tools as a turn of their own: a list of names with arguments, as LLaMA-Factory reads it."""
+    calls = turn.get("tool_calls") or []
+    if turn["content"] or not calls:
+        yield {"from": SHAREGPT_ROLES[turn["role"]], "value": turn["content"] or ""}
+    if calls:
+        called = [{"name": one["function"]["name"], "arguments": _read_arguments(one)} for one in calls]
+        yield {"from": "function_call", "value": json.dumps(called, ensure_ascii=False)}
+
+
+def _read_arguments(call: _Turn) -> Any:
+    """The arguments of a call as an object, or their text if that is no JSON."""
+    arguments = call["function"]["arguments"]
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        return arguments
 
 
 _BUILDERS: dict[str, Callable[[Any, list[Message]], _Record]] = {

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from distill_dagster.config import Task
-from distill_dagster.release.dataset_formats import DatasetFormat, count_by, write_dataset
+from distill_dagster.release.dataset_formats import DatasetFormat, count_by, iter_records, write_dataset
 from distill_dagster.tables.messages import Message, append_answer, make_message
 from distill_dagster.tables.schemas import DATASET, build_frame
 from tests.support.kinds import build_task
@@ -92,9 +92,27 @@ def test_calls_of_tools_are_openais(tmp_path: Path) -> None:
     assert [tool["function"]["name"] for tool in record["tools"]] == ["find_order", "open_ticket"]
     [shared] = write(task, rows, "sharegpt", tmp_path / "sharegpt")
     assert shared["conversations"][-1] == {"from": "function_call", "value": answer}
+    for words in ("I cannot help.", "null", '{"name": "find_order"}', "[7]"):
+        [refused] = iter_records(task, dataset(([ASK], words), splits="t"), "openai")
+        assert refused["messages"][-1]["content"] == words
     none = dataset(([ASK], "[]"), splits="t")
     [record] = write(task, none, "openai", tmp_path / "none")
     assert record["messages"][-1]["content"] == "[]"
+
+
+def test_calls_within_a_conversation_are_kept(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "find_order", "arguments": '{"number": 7}'}}
+    called = make_message("assistant", None) | {"tool_calls": json.dumps([call])}
+    found = make_message("tool", "in Porto") | {"tool_call_id": "c1"}
+    rows = dataset(([ASK, called, found], "It is in Porto."), splits="t")
+    task = build_task("conversation", instructions="Help.")
+    [openai] = write(task, rows, "openai", tmp_path / "openai")
+    assert openai["messages"][2]["tool_calls"][0]["function"]["name"] == "find_order"
+    assert openai["messages"][3]["tool_call_id"] == "c1"
+    [sharegpt] = write(task, rows, "sharegpt", tmp_path / "sharegpt")
+    turns = sharegpt["conversations"]
+    assert [turn["from"] for turn in turns] == ["human", "function_call", "observation", "gpt"]
+    assert json.loads(turns[1]["value"]) == [{"name": "find_order", "arguments": {"number": 7}}]
 
 
 def test_trl_trains_on_the_completion_of_its_format(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_all_files_but_single_golden_scores_are_pushed_as_one_commit(hub: FakeHu
 
 
 def test_files_of_an_earlier_release_go_and_other_files_stay(hub: FakeHub, release: Release) -> None:
-    hub.files = {name: b"old" for name in ("gguf/model-f16.gguf", "vllm.sh", "README.md", "LICENSE", ".gitattributes")}
+    hub.files = dict.fromkeys(("gguf/model-f16.gguf", "vllm.sh", "README.md", "LICENSE", ".gitattributes"), b"old")
     push_release(release, "team/mail")
     assert set(hub.files) == {"README.md", "manifest.json", "report/metrics.json", "LICENSE", ".gitattributes"}
     assert hub.files["README.md"] == (release.path / "README.md").read_bytes()
@@ -136,7 +136,7 @@ def test_files_of_an_earlier_release_go_and_other_files_stay(hub: FakeHub, relea
 
 def test_a_card_that_the_hub_does_not_accept_is_an_error(hub: FakeHub, release: Release) -> None:
     hub.dislikes_card = True
-    with pytest.raises(DistillError, match="Invalid metadata in README.md. - license is unknown"):
+    with pytest.raises(DistillError, match=r"Invalid metadata in README\.md\. - license is unknown"):
         push_release(release, "team/mail")
 
 
