@@ -32,6 +32,9 @@ from distill_dagster.teacher.providers.client import Endpoint, resolve_endpoint
 from distill_dagster.teacher.providers.embedded import EMBEDDED_SERVERS
 from distill_dagster.teacher.providers.replay import load_replay_teacher
 
+PROMPT_ERRORS = ("HTTP 400:", "HTTP 413:", "HTTP 422:")
+"""What a teacher says about one prompt, such as that it is too long. It may answer the next one."""
+
 
 class ServedTeacher:
     """Answers single prompts with the candidate that the pipeline would choose. Servers stay warm until `close`."""
@@ -80,7 +83,8 @@ class ServedTeacher:
         result = ask_in_turn(self._folder, prompts, self._ask)
         completions = result.completions
         if result.missing_rows and not result.usable_prompts:
-            raise TeacherError(completions["error"].drop_nulls().first() or "the teacher did not answer")
+            error = str(completions["error"].drop_nulls().first() or "the teacher did not answer")
+            raise (UnansweredError if error.startswith(PROMPT_ERRORS) else TeacherError)(error)
         [found] = choose_candidates(self._folder.task, prompts, completions, self._prior).to_dicts()
         if found["answer"] is None:
             raise UnansweredError(found["error"] or f"the teacher gave no valid answer: {found['status']}")

@@ -22,6 +22,7 @@ from distill_dagster.release.runtimes.types import StudentSetup
 from distill_dagster.serving.answering import NO_TEACHER, Answerer
 from distill_dagster.serving.app import StudentServer
 from distill_dagster.serving.batching import StudentBatcher
+from distill_dagster.serving.http_protocol import choose_http_protocol
 from distill_dagster.serving.metrics import ServerMetrics
 from distill_dagster.serving.model import ServedModel
 from distill_dagster.serving.request_log import RequestLog
@@ -179,6 +180,8 @@ def build_uvicorn(server: StudentServer, listener: socket.socket, announce: Call
 
     config = uvicorn.Config(
         server.build_app(),
+        http=choose_http_protocol(),
+        ws="none",
         log_level="warning",
         access_log=False,
         backlog=BACKLOG,

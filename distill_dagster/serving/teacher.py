@@ -11,8 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from distill_dagster.config import InboxSpec
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.redaction import redact
+from distill_dagster.intake.masking import mask_text
 from distill_dagster.student.types import StudentPrompt
 
 PAUSE_S = 10.0
@@ -21,6 +23,7 @@ STOP_S = 5.0
 """Seconds that the calls under way have to end after the server is asked to stop."""
 WIDTH = 8
 """How many prompts the teacher is asked at the same time."""
+MAX_REASON_CHARS = 300
 logger = logging.getLogger("distill.serving")
 
 
@@ -130,7 +133,9 @@ class TeacherGate:
 
     def _pause(self, reason: str) -> None:
         if reason != self._reason:
-            logger.warning("the teacher fails, so the student answers in its place: %s", redact(reason)[:500])
+            # A provider's error may repeat the prompt.
+            shown = mask_text(redact(reason[:2000]), InboxSpec().phone_regions).text[:MAX_REASON_CHARS]
+            logger.warning("the teacher fails, so the student answers in its place: %s", shown)
         self._paused_until, self._reason = time.monotonic() + PAUSE_S, reason
 
     def close(self) -> None:

@@ -101,11 +101,12 @@ def test_a_teacher_that_fails_is_not_asked_for_a_while(task: Task, tmp_path: Pat
 
 
 def test_why_a_teacher_failed_is_told_once(task: Task, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    teacher = ToldTeacher(error=TeacherError("the budget of 5 USD is spent"))
+    teacher = ToldTeacher(error=TeacherError("HTTP 500: no answer to 'I am jane@example.org'"))
     with serve(task, KeywordRuntime(LABELS), tmp_path, teacher, CERTIFIED) as running:
         for n in range(3):
             running.ask(f"unsure, a login {n}")
-    assert caplog.text.count("the budget of 5 USD is spent") == 1
+    assert caplog.text.count("HTTP 500: no answer to 'I am <EMAIL>'") == 1
+    assert "jane" not in caplog.text
 
 
 def test_after_a_pause_one_request_tries_the_teacher_alone(

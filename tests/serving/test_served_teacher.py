@@ -59,6 +59,8 @@ def test_an_answer_is_the_candidate_and_is_asked_for_once(tmp_path: Path) -> Non
 
 def test_a_teacher_that_is_down_and_one_that_says_nothing_differ(tmp_path: Path) -> None:
     def fail(seen: ReceivedRequest, _: int) -> Fault | None:
+        if "too long" in seen.text:
+            return Fault(status=400)
         return Fault(status=500) if "down" in seen.text else None
 
     chat = {"api": "chat", "soft_labels": "votes", "reasks": 0}
@@ -67,6 +69,8 @@ def test_a_teacher_that_is_down_and_one_that_says_nothing_differ(tmp_path: Path)
         with open_teacher(tmp_path, provider, **changes) as teacher:
             with pytest.raises(UnansweredError):
                 teacher.answer(StudentPrompt.from_text("what is it"))
+            with pytest.raises(UnansweredError, match="HTTP 400"):
+                teacher.answer(StudentPrompt.from_text("it is too long"))
             with pytest.raises(TeacherError) as down:
                 teacher.answer(StudentPrompt.from_text("it is down"))
     assert not isinstance(down.value, UnansweredError)

@@ -131,6 +131,17 @@ def test_a_body_without_a_length_is_limited_too(running: Running) -> None:
     assert running.client.post("/v1/chat/completions", content=send()).status_code == 413
 
 
+def test_headers_without_end_are_cut(running: Running) -> None:
+    host, port = running.url.removeprefix("http://").split(":")
+    endless = b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"x-more: " + b"a" * 30_000_000
+    with socket.create_connection((host, int(port)), timeout=30) as connection, pytest.raises(ConnectionError):
+        connection.sendall(endless)
+    big = {"x-more": "a" * 60_000}
+    for _ in range(3):  # the limit is that of one request, not of the connection
+        assert running.client.get("/health", headers=big).status_code == 200
+    assert running.client.post("/v1/classify", json={"input": "login" + " x" * 3000}).status_code == 200
+
+
 def test_other_addresses(running: Running) -> None:
     assert running.client.get("/v2").json()["error"]["code"] == "unknown_url"
     assert running.client.get("/v1/classify").status_code == 405
