@@ -147,13 +147,24 @@ def _read_typed(folder: TaskFolder, answer: str) -> Any:
 
 
 def _format(item: WaitingFeedback) -> str:
-    lines = [f"{item.request_id}  {item.at}", f"  request: {item.text}", f"  served:  {_show(item.served)}"]
     verdict = {True: "right", False: "wrong", None: "no verdict"}[item.is_right]
-    lines.append(f"  user:    {verdict}{'' if item.proposed is None else f'; {_show(item.proposed)}'}")
-    return "\n".join(lines + ([f"  note:    {item.note}"] if item.note else []))
+    fields = {
+        "request": item.text,
+        "served": _show(item.served),
+        "user": f"{verdict}{'' if item.proposed is None else f'; {_show(item.proposed)}'}",
+        **({"note": item.note} if item.note else {}),
+    }
+    lines = [f"  {name + ':':<9}{_show_safely(value)}" for name, value in fields.items()]
+    return "\n".join([f"{item.request_id}  {item.at}", *lines])
 
 
 def _show(answer: Any) -> str:
     if answer is None:
         return "unknown"
     return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+
+
+def _show_safely(text: str) -> str:
+    """A stranger's text: its lines are indented, and characters that could steer a terminal are visible."""
+    lines = ("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in text.split("\n"))
+    return f"\n{' ' * 11}".join(lines)

@@ -24,7 +24,7 @@ def home(tmp_path: Path) -> Path:
     write_small_task(tmp_path, TASK)
     log = tmp_path / "home" / "requests" / TASK
     log.mkdir(parents=True)
-    for n, text in enumerate((TEXT, "Second lamp")):
+    for n, text in enumerate((TEXT, "Second lamp\x1b[2J\n  user:    right")):
         row = LoggedRequest(
             id=f"r{n}", at="2026-11-26T10:00:00+00:00", text=text, messages=None, slice=None, student="tiny",
             release=1, export="onnx", answer="delivery", route="student", confidence=0.9, threshold=0.5,
@@ -54,6 +54,7 @@ def test_feedback_is_listed_accepted_with_another_answer_and_rejected(home: Path
     assert listed.returncode == 0, listed.stderr
     assert TEXT in listed.stdout
     assert "see [b]me[/b]" in listed.stdout
+    assert "Second lamp\\x1b[2J\n             user:    right\n" in listed.stdout  # it neither clears nor imitates
     assert "2 rows to decide about" in listed.stdout
     assert distill(home, "review", "--accept", "r0", "--answer", "nonsense").returncode == 2
     accepted = distill(home, "review", "--accept", "r0", "--answer", "login")
