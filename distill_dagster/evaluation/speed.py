@@ -96,6 +96,20 @@ def measure_load(
     return LoadFigures(callers, callers * len(seconds), callers * len(seconds) / sum(seconds), p50, p95)
 
 
+def measure_teacher_latency(completions: pl.DataFrame) -> dict[str, float]:
+    """Seconds that a teacher's answer to a prompt took, over all its requests, by prompt id.
+
+    Only of prompts whose requests were all answered, one at a time. A failed request has no seconds.
+    """
+    import polars as pl
+
+    is_timed = (pl.col("in_flight") == 1) & pl.col("latency_s").is_not_null()
+    prompts = completions.group_by("prompt_id").agg(
+        pl.col("latency_s").sum(), is_timed.fill_null(False).all().alias("timed")
+    )
+    return dict(prompts.filter(pl.col("timed")).select("prompt_id", "latency_s").iter_rows())
+
+
 def measure_teacher_load(completions: pl.DataFrame) -> LoadFigures | None:
     """How long the client waited for a teacher's answers while it had several requests under way.
 
@@ -111,7 +125,7 @@ def measure_teacher_load(completions: pl.DataFrame) -> LoadFigures | None:
     import polars as pl
 
     prompts = (
-        completions.filter(pl.col("latency_s").is_not_null())
+        completions.filter(pl.col("latency_s").is_not_null().all().over("prompt_id"))
         .group_by("prompt_id")
         .agg(pl.col("in_flight").mean(), pl.col("latency_s").sum(), pl.col("in_flight").min().alias("fewest"))
         .filter(pl.col("fewest") > 1)
@@ -127,7 +141,8 @@ def measure_teacher_tokens_per_s(completions: pl.DataFrame) -> float | None:
     """Tokens of answers in a second, of the requests that were asked one at a time. None if that is unknown."""
     import polars as pl
 
-    alone = completions.filter((pl.col("in_flight") == 1) & (pl.col("completion_tokens") > 1))
+    is_timed = (pl.col("in_flight") == 1) & pl.col("latency_s").is_not_null()
+    alone = completions.filter(is_timed & (pl.col("completion_tokens") > 1))
     seconds = float(alone["latency_s"].sum())
     return float(alone["completion_tokens"].sum()) / seconds if seconds else None
 

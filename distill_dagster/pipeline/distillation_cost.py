@@ -57,14 +57,23 @@ def measure_teacher_use(
 
 
 def _sum_use(rows: pl.DataFrame) -> TeacherUse:
-    """What one teacher took per prompt. Tokens are known if every row has them."""
+    """What one teacher took per prompt. Tokens are known if every row has them.
+
+    A prompt with a request that got no answer, such as a timeout, says nothing about what an answer takes.
+    """
+    asked = rows["prompt_id"].n_unique()
+    rows = rows.filter(pl.col("prompt_tokens").is_not_null().all().over("prompt_id"))
     prompts = rows["prompt_id"].n_unique()
+    if not prompts:
+        return TeacherUse(asked)
     known = rows.select((pl.col("prompt_tokens") > 0).all() & (pl.col("completion_tokens") > 0).all()).item()
     timed = rows.group_by("prompt_id").agg(
-        pl.when((pl.col("in_flight") >= 1).all()).then(_machine_seconds_expr().sum()).alias("seconds")
+        pl.when(((pl.col("in_flight") >= 1) & pl.col("latency_s").is_not_null()).all())
+        .then(_machine_seconds_expr().sum())
+        .alias("seconds")
     )
     return TeacherUse(
-        prompts,
+        asked,
         float(rows["prompt_tokens"].sum()) / prompts if known else None,
         float(rows["completion_tokens"].sum()) / prompts if known else None,
         usd=float(rows["cost_usd"].sum()) / prompts if rows["cost_usd"].null_count() == 0 else None,

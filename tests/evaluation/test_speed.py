@@ -13,6 +13,7 @@ from distill_dagster.evaluation.speed import (
     LoadFigures,
     Speed,
     measure_load,
+    measure_teacher_latency,
     measure_teacher_load,
     measure_teacher_tokens_per_s,
 )
@@ -96,3 +97,16 @@ def test_peak_memory_is_not_hidden_by_what_an_earlier_system_left() -> None:
     assert len(blocks) * blocks[0].nbytes == 120_000_000
     assert peak["bytes"] == pytest.approx(120e6, rel=0.25)
     assert kept.sum() == 10_000
+
+
+def test_a_request_without_an_answer_has_no_latency() -> None:
+    """A timeout has no seconds and no tokens. It must not count as an answer in no time."""
+    lost = dict.fromkeys(COMPLETIONS) | {"prompt_id": "lost", "slice": "s", "sample_index": 0, "status": "failed"}
+    unusable = _complete("unusable", 0, None, 1, tokens=500) | {"status": "failed"}
+    half = [_complete("half", 0, 0.4, 1), lost | {"prompt_id": "half", "sample_index": 1}]
+    alone = [_complete("a", 0, 0.2, 1), _complete("a", 1, 0.3, 1)]
+    busy = [_complete("b", 0, 0.5, 4), lost | {"prompt_id": "b", "sample_index": 1}]
+    completions = _build(lost, unusable, *half, *alone, *busy)
+    assert measure_teacher_latency(completions) == {"a": pytest.approx(0.5)}
+    assert measure_teacher_load(completions) is None
+    assert measure_teacher_tokens_per_s(completions) == pytest.approx(60 / 0.9)

@@ -16,7 +16,13 @@ from distill_dagster.core.models import count_gguf_parameters, make_embedded_ggu
 from distill_dagster.curation.candidates.choose import choose_candidates
 from distill_dagster.evaluation.metrics import ASSISTANT, CENTROID, DISTILLED, LINEAR_PROBE
 from distill_dagster.evaluation.predictions_check import check_predictions_complete
-from distill_dagster.evaluation.speed import CALLERS, Speed, measure_teacher_load, measure_teacher_tokens_per_s
+from distill_dagster.evaluation.speed import (
+    CALLERS,
+    Speed,
+    measure_teacher_latency,
+    measure_teacher_load,
+    measure_teacher_tokens_per_s,
+)
 from distill_dagster.kinds import Kind, Question, get_kind, is_refusal, read_answer
 from distill_dagster.pipeline.distillation_cost import measure_teacher_use
 from distill_dagster.pipeline.stages.context import StageContext, StageInputs, StageResult, sample_rows
@@ -120,10 +126,7 @@ def _build_teacher_rows(
     """The teacher's answers on golden and dev, and its facts. On validation its answer is the reference."""
     task = env.folder.task
     kind = get_kind(task)
-    by_prompt = completions.group_by("prompt_id").agg(
-        pl.when((pl.col("in_flight") == 1).all()).then(pl.col("latency_s").sum()).alias("latency_s"),
-    )
-    latency = dict(by_prompt.select("prompt_id", "latency_s").iter_rows())
+    latency = measure_teacher_latency(completions)
     rows = []
     for item in (i for i in items if i.split != "validation"):
         candidate = candidates[item.prompt_id]
