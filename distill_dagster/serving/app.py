@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import time
 import uuid
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_dagster.config import ServingSpec
 from distill_dagster.serving import protocol, streaming
+from distill_dagster.serving.access import check_access
 from distill_dagster.serving.answering import Answerer, ServedAnswer
 from distill_dagster.serving.errors import (
     CutRequestError,
@@ -22,7 +22,6 @@ from distill_dagster.serving.errors import (
     RequestTimeoutError,
     SlowBodyError,
     TooLargeError,
-    UnauthorizedError,
     UnknownModelError,
 )
 from distill_dagster.serving.metrics import ServerMetrics
@@ -101,7 +100,7 @@ class StudentServer:
             self.metrics.in_flight.inc()
             try:
                 if path not in OPEN_PATHS:
-                    self._check_key(request)
+                    check_access(request, self._api_key)
                 async with asyncio.timeout(self.spec.timeout_s):
                     response = await handle(request, id_)
             except TimeoutError:
@@ -123,13 +122,6 @@ class StudentServer:
             return response
 
         return handle_request
-
-    def _check_key(self, request: Request) -> None:
-        if self._api_key is None:
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self._api_key):
-            raise UnauthorizedError("The API key is missing or wrong. Send it as `Authorization: Bearer …`.")
 
     async def _read_body(self, request: Request) -> dict[str, Any]:
         """The JSON object of a request.

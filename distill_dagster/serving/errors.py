@@ -22,6 +22,12 @@ class UnauthorizedError(RequestError):
     status, kind, code = 401, "authentication_error", "invalid_api_key"
 
 
+class ForeignPageError(RequestError):
+    """A server without a key is asked by a page of another site, or under another name than localhost."""
+
+    status, kind, code = 403, "permission_error", "foreign_origin"
+
+
 class UnknownModelError(RequestError):
     """The request names another model."""
 

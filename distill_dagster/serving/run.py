@@ -19,6 +19,7 @@ from distill_dagster.release.registry import Release
 from distill_dagster.release.routing.table import ROUTING_FILE, ExportRouting, RoutingTable
 from distill_dagster.release.runtimes.build import build_runtime, list_servable
 from distill_dagster.release.runtimes.types import StudentSetup
+from distill_dagster.serving.access import LOOPBACK
 from distill_dagster.serving.answering import NO_TEACHER, Answerer
 from distill_dagster.serving.app import StudentServer
 from distill_dagster.serving.batching import StudentBatcher
@@ -32,7 +33,6 @@ from distill_dagster.student.types import StudentPrompt
 if TYPE_CHECKING:
     import uvicorn
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 GRACE_S = 30
 """Seconds that requests under way have to end after the server is asked to stop."""
 KEEP_ALIVE_S = 30

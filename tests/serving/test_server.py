@@ -133,7 +133,7 @@ def test_a_body_without_a_length_is_limited_too(running: Running) -> None:
 
 def test_headers_without_end_are_cut(running: Running) -> None:
     host, port = running.url.removeprefix("http://").split(":")
-    endless = b"GET /health HTTP/1.1\r\nhost: x\r\n" + b"x-more: " + b"a" * 30_000_000
+    endless = b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + b"x-more: " + b"a" * 30_000_000
     with socket.create_connection((host, int(port)), timeout=30) as connection, pytest.raises(ConnectionError):
         connection.sendall(endless)
     big = {"x-more": "a" * 60_000}
@@ -250,8 +250,26 @@ def test_a_key_is_needed_where_one_is_set(task: Task, tmp_path: Path) -> None:
         assert running.client.get("/health").status_code == 200
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{running.url}/v1", api_key="wrong").models.list()
-        header = {"authorization": "Bearer sésame".encode()}
+        header = {"authorization": "Bearer sésame".encode(), "host": b"ours.example"}
         assert httpx.get(f"{running.url}/v1/models", headers=header).status_code == 200  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://["},
+        {"host": "localhost.evil.example:80"},
+    ],
+)
+def test_pages_of_other_sites_are_refused_without_a_key(running: Running, headers: dict[str, str]) -> None:
+    refused = running.client.post("/v1/classify", json={"input": "login"}, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "foreign_origin")
+    assert running.client.get("/metrics", headers=headers).status_code == 403
+    for own in ({"host": "[::1]:8000"}, {"host": "LOCALHOST", "origin": "http://localhost:3000"}):
+        assert running.client.post("/v1/classify", json={"input": "login"}, headers=own).status_code == 200
 
 
 def test_feedback_waits_for_a_person(task: Task, tmp_path: Path) -> None:
@@ -281,7 +299,7 @@ def test_feedback_waits_for_a_person(task: Task, tmp_path: Path) -> None:
 def test_a_cut_connection_harms_no_other_request(running: Running) -> None:
     host, port = running.url.removeprefix("http://").split(":")
     body = json.dumps({"messages": [{"role": "user", "content": "a refund"}]}).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
     for sent in (head % len(body) + body, head % (len(body) + 10) + body, head % 100, b"\x00\xff\r\n\r\n"):
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(sent)
