@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _ADAPTERS = {DISTILLED: "student_adapter", SEED_ONLY: "seed_only_adapter", SLICE_LABEL: "slice_label_adapter"}
 _HOW_TO_USE = {
-    TEACHER: "Keep the teacher: the student is neither cheaper nor faster, and not clearly better.",
+    TEACHER: "Keep the teacher: the student saves little or no money, is not faster, and not clearly better.",
     BASE: "Use the untrained model as it is; there is nothing to train.",
     CENTROID: "Use a sentence embedding model and each label's mean embedding; there is nothing to train.",
 }
@@ -177,9 +177,7 @@ def _list_next_steps(metrics: Metrics, verdict: Recommendation, task: str, stude
 
 def _describe_use(chosen: str, task: str, student: str) -> str:
     if chosen in _ADAPTERS:
-        place = (
-            f"its adapter is in `lake/{task}/{_ADAPTERS[chosen]}/{student}/` below DISTILL_HOME (`data/`)"
-        )
+        place = f"its adapter is in `lake/{task}/{_ADAPTERS[chosen]}/{student}/` below DISTILL_HOME (`data/`)"
         read = "Read the mistakes below before it goes into production."
         if chosen != DISTILLED:
             return f"Use {chosen}: {place}. {read}"

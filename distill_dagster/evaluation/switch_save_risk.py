@@ -43,7 +43,8 @@ def explain_figures(
     yield "Cost", _describe_cost(metrics)
     if own.latency.p50:
         yield "Speed", _describe_speed(own.latency.p50, teacher.latency.p50 if teacher is not None else None)
-    yield "Risk", " ".join(_list_risks(metrics, confidence))
+    nothing = "No figure shows one: golden has one slice, and its answers are graded, not right or wrong."
+    yield "Risk", " ".join(_list_risks(metrics, confidence)) or nothing
 
 
 def _describe_switch(metrics: Metrics) -> str:
@@ -75,6 +76,9 @@ def _list_risks(metrics: Metrics, confidence: Reliability | None) -> Iterator[st
     if own.errors is not None and own.errors.n:
         wrong, of = own.errors.inherited + own.errors.own, own.errors.n
         yield f"{wrong} of {of} answers are wrong, {own.errors.own} of them where the teacher is right."
+    elif is_accuracy(metrics) and own.score.value is not None:
+        wrong = round(own.n * (1 - own.score.value))
+        yield f"{wrong} of {own.n} answers are wrong; there is no teacher to compare them with."
     compared = golden.slice_comparisons.get(TEACHER, ())
     behind = [c for c in compared if c.adjusted_p_value < 1 - metrics.confidence and (c.difference.value or 0) < 0]
     if behind:

@@ -275,3 +275,23 @@ def test_a_student_without_anything_over_the_teacher_is_no_reason_to_switch() ->
         "teacher. Better keep the teacher."
     )
     assert summary.next_steps[0].startswith("Keep the teacher: ")
+
+
+def test_a_student_that_saves_little_is_not_called_more_expensive() -> None:
+    """It is cheaper than the teacher, but takes years to pay for itself."""
+    seconds = {"teacher": 0.5, "distilled": 2.0, "base": 2.0}
+    facts = {"teacher": {"cost_usd_per_1k": 0.1}}
+    metrics = _measure({"teacher": 190, "base": 20, "distilled": 180}, facts, seconds=seconds, usd_per_hour=0.1)
+    cost = DistillationCost(100, 1.0, 60, 0.1, 0.1, 0.0555, 0.1, requests_per_day=10)
+    metrics = replace(metrics, distillation=cost)
+    summary = _summarize(metrics)
+    assert recommend(metrics).money == "late"
+    assert summary.next_steps[0].startswith("Keep the teacher: the student saves little or no money")
+
+
+def test_the_risk_is_never_empty() -> None:
+    """Without a teacher and with one slice there is still something to say."""
+    alone = _get(_summarize(_measure({"base": 20, "distilled": 180})), "Risk")
+    assert alone == "20 of 200 answers are wrong; there is no teacher to compare them with."
+    graded = replace(_measure({"base": 20, "distilled": 180}), metric="rouge_l")
+    assert "No figure shows one" in _get(_summarize(graded), "Risk")
