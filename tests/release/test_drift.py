@@ -43,7 +43,7 @@ def measure(
 
 
 def test_traffic_as_before_raises_no_alarm(routing: ExportRouting) -> None:
-    drift = measure(routing, 370, 130, right=40, wrong=1, familiarity=Familiarity(500, 30))
+    drift = measure(routing, 370, 130, right=40, wrong=1, familiarity=Familiarity(500, 30, 200))
     assert not drift.has_drifted
     assert (drift.requests, drift.kept, drift.kept_before) == (500, 0.74, 0.75)
     assert (drift.shadowed, drift.disagreed, drift.unfamiliar) == (41, 1, 0.06)
@@ -67,12 +67,27 @@ def test_disagreement_on_shadowed_requests_is_drift(routing: ExportRouting) -> N
 
 
 def test_unfamiliar_requests_are_drift(routing: ExportRouting) -> None:
-    (reason,) = measure(routing, 375, 125, familiarity=Familiarity(200, 50)).reasons
+    (reason,) = measure(routing, 375, 125, familiarity=Familiarity(200, 50, 200)).reasons
     assert "50 of 200 requests are unlike the training rows" in reason
 
 
+def test_a_few_held_out_rows_raise_no_alarm_by_chance(routing: ExportRouting) -> None:
+    rng, alarms = np.random.default_rng(0), 0
+    for _ in range(200):
+        angles = {f"held {n}": angle for n, angle in enumerate(rng.random(20))}
+        angles |= {f"request {n}": angle for n, angle in enumerate(rng.random(500))} | {"train": 0.0}
+
+        def embed(texts: list[str], angles: dict[str, float] = angles) -> np.ndarray:
+            places = np.array([angles[text] for text in texts])
+            return np.column_stack([np.cos(places), np.sin(places)])
+
+        texts = [[name for name in angles if name.startswith(start)] for start in ("train", "held", "request")]
+        alarms += measure(routing, 375, 125, familiarity=measure_familiarity(*texts, embed)).has_drifted
+    assert alarms / 200 <= 0.03
+
+
 def test_few_requests_say_nothing(routing: ExportRouting) -> None:
-    drift = measure(routing, 5, 40, familiarity=Familiarity(45, 45))
+    drift = measure(routing, 5, 40, familiarity=Familiarity(45, 45, 200))
     assert not drift.has_drifted
     assert "45 requests of the current release are logged" in drift.describe("mail")
     assert not measure_drift([], routing, 0.01, lambda a, b: a == b).has_drifted
@@ -91,5 +106,5 @@ def test_familiarity_by_distance_to_the_training_rows() -> None:
         return np.column_stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
 
     found = measure_familiarity(["train"], ["near"] * 10 + ["usual"] * 10, ["near"] * 3 + ["far"] * 2, embed)
-    assert found == Familiarity(5, 2)
+    assert found == Familiarity(5, 2, 20)
     assert measure_familiarity([], ["near"], ["far"], embed) is None

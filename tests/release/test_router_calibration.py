@@ -65,6 +65,12 @@ def test_too_few_rows_send_everything_to_the_teacher_and_say_how_many_it_takes()
     assert calibrate_router(enough, 0.01).threshold == 0
 
 
+def test_a_large_margin_takes_thirty_rows_and_says_so() -> None:
+    calibration = calibrate_router(RoutingRows.from_answers([0.9] * 20, [True] * 20, [True] * 20), 0.2)
+    assert calibration.threshold is None
+    assert "at least 30." in calibration.describe()
+
+
 def test_enough_rows_with_too_much_harm_certify_nothing() -> None:
     wrong = RoutingRows.from_answers([1.0] * 400, [False] * 400, [True] * 400)
     calibration = calibrate_router(wrong, 0.01)

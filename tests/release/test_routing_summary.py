@@ -46,6 +46,17 @@ def test_golden_that_contradicts_dev_is_said() -> None:
     assert "Golden contradicts: there the student harms 75.0% of the requests" in summary.sentence
 
 
+def test_one_harm_in_a_small_golden_is_chance() -> None:
+    golden = pl.col("split") == "golden", pl.col("system") == "distilled", pl.col("item_id") == "1"
+    predictions = make_predictions(dev=400).with_columns(
+        correct=pl.when(*golden).then(pl.lit(False)).otherwise(pl.col("correct"))
+    )
+    summary = summarize_routing(RoutingSpec(), predictions)
+    assert summary is not None
+    assert summary.chosen["golden"].harm == 1 / 40 > RoutingSpec().margin
+    assert "contradicts" not in summary.sentence
+
+
 def test_a_small_dev_gives_the_curve_and_the_number_of_rows_it_takes() -> None:
     summary = summarize_routing(RoutingSpec(), make_predictions(dev=96))
     assert summary is not None

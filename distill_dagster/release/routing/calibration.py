@@ -38,7 +38,7 @@ class RouterCalibration:
         coverage: the student's share at the threshold, on the rows.
         harm: the observed harm at the threshold.
         harm_bound: an upper bound on harm at the threshold with this confidence (Clopper and Pearson 1934).
-        rows_needed: how many rows certify a threshold at which no harm is observed. No fewer can certify one.
+        rows_needed: how many rows certify a threshold at which no harm is observed, at least 30. No fewer certify one.
     """
 
     threshold: float | None
@@ -80,8 +80,8 @@ def calibrate_router(rows: RoutingRows, margin: float, confidence: float = 0.95)
     """
     if not 0 < margin < 1 or not 0 < confidence < 1:
         raise ValueError(f"margin {margin} and confidence {confidence} must be between 0 and 1")
-    needed = count_rows_needed(margin, confidence)
-    threshold = _find_lowest_certified(rows, margin, confidence) if len(rows) >= max(needed, MIN_ROWS) else None
+    needed = max(count_rows_needed(margin, confidence), MIN_ROWS)
+    threshold = _find_lowest_certified(rows, margin, confidence) if len(rows) >= needed else None
     kept = rows.confidence >= (math.inf if threshold is None else threshold)
     harmed = int((kept & rows.harmful).sum())
     return RouterCalibration(

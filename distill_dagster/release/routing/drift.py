@@ -35,10 +35,11 @@ MOST_EMBEDDED = 2000
 
 @dataclass(frozen=True)
 class Familiarity:
-    """How many of the requests have no near training row."""
+    """How many of the requests have no near training row, and on how many rows of dev and golden near was measured."""
 
     requests: int
     unfamiliar: int
+    held_out: int
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def measure_drift(
             )
     if familiarity is not None and familiarity.requests >= MIN_REQUESTS:
         least = _compute_lower_bound(familiarity.unfamiliar, familiarity.requests)
-        if least > LARGE_UNFAMILIAR:
+        counts = familiarity.unfamiliar, familiarity.requests, FAMILIAR_QUANTILE, familiarity.held_out
+        if least > LARGE_UNFAMILIAR and _has_changed(*counts):
             reasons.append(
                 f"{familiarity.unfamiliar} of {familiarity.requests} requests are unlike the training rows; of dev and "
                 f"golden, {FAMILIAR_QUANTILE:.0%} are."
@@ -157,17 +159,17 @@ def measure_familiarity(
     known = embed(list(training[:MOST_EMBEDDED]))
     usual = (embed(list(held_out[:MOST_EMBEDDED])) @ known.T).max(axis=1)
     nearest = (embed(newest) @ known.T).max(axis=1)
-    return Familiarity(len(newest), int((nearest < np.quantile(usual, FAMILIAR_QUANTILE)).sum()))
+    return Familiarity(len(newest), int((nearest < np.quantile(usual, FAMILIAR_QUANTILE)).sum()), len(usual))
 
 
-def _has_changed(kept: int, requests: int, before: float, rows: int) -> bool:
-    """Fisher's exact test, and a change that is large enough to matter."""
+def _has_changed(count: int, requests: int, before: float, rows: int) -> bool:
+    """Fisher's exact test against a share of other rows, and a change that is large enough to matter."""
     from scipy.stats import fisher_exact
 
-    if abs(kept / requests - before) < LARGE_CHANGE:
+    if abs(count / requests - before) < LARGE_CHANGE:
         return False
-    kept_before = round(before * rows)
-    p = fisher_exact([[kept, requests - kept], [kept_before, rows - kept_before]]).pvalue
+    count_before = round(before * rows)
+    p = fisher_exact([[count, requests - count], [count_before, rows - count_before]]).pvalue
     return bool(p < ERROR_RATE)
 
 

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from distill_dagster.config import RoutingSpec
 from distill_dagster.core.errors import DistillError
-from distill_dagster.evaluation.risk_coverage import RoutingRows, RoutingSummary, compute_curve, measure_router
+from distill_dagster.evaluation.risk_coverage import (
+    RoutingPoint,
+    RoutingRows,
+    RoutingSummary,
+    compute_curve,
+    measure_router,
+)
 from distill_dagster.release.routing.calibration import calibrate_router
 
 if TYPE_CHECKING:
@@ -30,7 +36,7 @@ def summarize_routing(spec: RoutingSpec, predictions: pl.DataFrame) -> RoutingSu
         return None
     threshold, sentence = _choose_threshold(spec, rows.get("dev"))
     chosen = {} if threshold is None else {split: measure_router(one, threshold) for split, one in rows.items()}
-    if "golden" in chosen and chosen["golden"].harm > spec.margin and spec.threshold is None:
+    if "golden" in chosen and spec.threshold is None and _exceeds_margin(spec, chosen["golden"], len(rows["golden"])):
         sentence += (
             f" Golden contradicts: there the student harms {chosen['golden'].harm:.1%} of the requests. A dev set that "
             "also chose settings is optimistic; `routing.calibrate_on: traffic` is not."
@@ -42,6 +48,14 @@ def summarize_routing(spec: RoutingSpec, predictions: pl.DataFrame) -> RoutingSu
         curves={split: compute_curve(one, CURVE_POINTS) for split, one in rows.items()},
         chosen=chosen,
     )
+
+
+def _exceeds_margin(spec: RoutingSpec, golden: RoutingPoint, rows: int) -> bool:
+    """Whether the harm on golden is larger than the margin beyond chance: an exact binomial test."""
+    from scipy.stats import binomtest
+
+    test = binomtest(round(golden.harm * rows), rows, spec.margin, alternative="greater")
+    return float(test.pvalue) < 1 - spec.confidence
 
 
 def _choose_threshold(spec: RoutingSpec, dev: RoutingRows | None) -> tuple[float | None, str]:
