@@ -24,8 +24,8 @@ class LoggedRequest:
 
     `sampled` says whether it belongs to the random sample of all requests (`serving.log_share`). Requests that the
     teacher answered too, as a shadow, are logged even if not. `confidence` is the student's. `teacher_answer` is None
-    if the teacher was not asked. `threshold` is the one that decided; None if no threshold was certified, and then the
-    teacher was asked, or if the student answers everything.
+    if the teacher was not asked. `threshold` is the one that decided: 0 if the student answers everything, None if no
+    threshold was certified, and then the teacher was asked.
     """
 
     id: str

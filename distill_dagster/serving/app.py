@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +157,7 @@ class StudentServer:
         return await self.answerer.answer(prompt, self._build_logger(prompt, id_, slice_), self.spec.timeout_s)
 
     async def _answer_all(self, prompts: list[StudentPrompt], id_: str) -> list[ServedAnswer]:
-        ids = [id_] if len(prompts) == 1 else [f"{id_}-{number}" for number in range(len(prompts))]
+        ids = protocol.build_item_ids(id_, len(prompts))
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._answer(p, one)) for p, one in zip(prompts, ids, strict=True)]
@@ -243,9 +244,13 @@ class StudentServer:
     async def _take_feedback(self, request: Request, id_: str) -> Response:
         """Keep what a user says about an answer. It waits for a person, who reads it with `distill review`."""
         feedback = protocol.read_feedback_request(await self._read_body(request), self.model.kind)
-        if not self.log.is_known(feedback.request_id):
+        known = list(filter(self.log.is_known, protocol.list_possible_ids(feedback.request_id)))
+        if not known:
             message = f"There is no answer {feedback.request_id!r}, or it is too long ago. Send the id of a recent one."
             raise RequestError(message, "id", "unknown_id")
+        feedback = replace(feedback, request_id=known[0])
+        if not self.log.count_feedback(feedback.request_id):
+            raise RequestError("There is enough feedback to this answer.", "id", "enough_feedback")
         try:
             await asyncio.to_thread(self.log.write_feedback, feedback)
         except OSError as error:

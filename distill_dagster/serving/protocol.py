@@ -160,7 +160,17 @@ def read_feedback_request(value: dict[str, Any], kind: Kind) -> Feedback:
     if is_right is None:
         raise RequestError("Neither right nor answer is given. Send right: true or false, or the right answer.")
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return Feedback(_ID_PREFIX.sub("", given), at, is_right, answer, note)
+    return Feedback(given, at, is_right, answer, note)
+
+
+def list_possible_ids(given: str) -> list[str]:
+    """The requests that an id may name: it is a request's own, or that of its answer."""
+    return [given, _ID_PREFIX.sub("", given)]
+
+
+def build_item_ids(id_: str, count: int) -> list[str]:
+    """The ids of the texts of one request: its own if there is one text."""
+    return [id_] if count == 1 else [f"{id_}-{number}" for number in range(count)]
 
 
 def read_request_id(value: str | None, new: str) -> str:
@@ -230,15 +240,19 @@ def format_completions(id_: str, model: str, answers: Sequence[ServedAnswer], na
         "model": model,
         "choices": choices,
         "usage": format_usage(answers),
-        "distill": [format_details(found, names) for found in answers],
+        "distill": [
+            {"id": item} | format_details(found, names)
+            for item, found in zip(build_item_ids(id_, len(answers)), answers, strict=True)
+        ],
     }
 
 
 def format_labels(id_: str, model: str, answers: Sequence[ServedAnswer], names: dict[str, Any]) -> dict[str, Any]:
     """The body of /v1/classify: for each text its label, and the student's probability of every label."""
     data = [
-        {"index": number, "label": found.answer, "probs": found.student.label_probs} | format_details(found, names)
-        for number, found in enumerate(answers)
+        {"index": number, "id": item, "label": found.answer, "probs": found.student.label_probs}
+        | format_details(found, names)
+        for number, (item, found) in enumerate(zip(build_item_ids(id_, len(answers)), answers, strict=True))
     ]
     return {
         "id": f"classify-{id_}",

@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +26,8 @@ MAX_QUEUED = 10_000
 MAX_QUEUED_CHARS = 64_000_000
 REMEMBERED, REMEMBERED_CHARS = 10_000, 16_000_000
 """Requests whose text is remembered, so that feedback to one that was not logged has it."""
+MAX_FEEDBACK = 10
+"""Feedback that is taken to one answer, so that nobody fills the disk with it."""
 logger = logging.getLogger("distill.serving")
 
 
@@ -51,6 +53,7 @@ class RequestLog:
         self._metrics, self._chance = metrics, chance
         self._queue: Queue[LoggedRequest | None] = Queue(MAX_QUEUED)
         self._texts: OrderedDict[str, str] = OrderedDict()
+        self._feedback: Counter[str] = Counter()
         self._remembered_chars = self._queued_chars = 0
         self._lock = threading.Lock()
         self._file: BinaryIO | None = None
@@ -79,12 +82,20 @@ class RequestLog:
             self._remembered_chars += len(row.text) - len(self._texts.pop(row.id, ""))
             self._texts[row.id] = row.text
             while len(self._texts) > REMEMBERED or self._remembered_chars > REMEMBERED_CHARS:
-                self._remembered_chars -= len(self._texts.popitem(last=False)[1])
+                id_, text = self._texts.popitem(last=False)
+                self._remembered_chars -= len(text)
+                self._feedback.pop(id_, None)
 
     def is_known(self, request_id: str) -> bool:
         """Whether this server answered this request, not too long ago."""
         with self._lock:
             return request_id in self._texts
+
+    def count_feedback(self, request_id: str) -> bool:
+        """Count feedback to a known request, and say whether it is one of the first `MAX_FEEDBACK`."""
+        with self._lock:
+            self._feedback[request_id] += 1
+            return self._feedback[request_id] <= MAX_FEEDBACK
 
     def write_feedback(self, feedback: Feedback) -> None:
         """Append what a user says about an answer, masked, and make it durable.

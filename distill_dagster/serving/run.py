@@ -69,7 +69,7 @@ class ServingPlan:
 def plan_serving(release: Release, models: Path, export: str | None, has_fallback: bool) -> ServingPlan:
     """Choose the export of a release, and read its routing.
 
-    A student that gives no confidence is not routed: it answers everything.
+    A student that gives no confidence is routed as if it were never sure.
 
     Raises:
         DistillError: the release has no such export, or its files cannot be read.

@@ -296,6 +296,28 @@ def test_feedback_waits_for_a_person(task: Task, tmp_path: Path) -> None:
     assert (second.is_right, second.answer, second.request_id) == (True, None, given.removeprefix("chatcmpl-"))
 
 
+def test_feedback_names_one_of_several_texts_or_a_clients_own_id(task: Task, tmp_path: Path) -> None:
+    with serve(task, KeywordRuntime(LABELS), tmp_path) as running:
+        labels = running.client.post("/v1/classify", json={"input": ["a refund", "a login"]}).json()
+        ids = [labels["data"][1]["id"]]
+        texts = running.client.post("/v1/completions", json={"prompt": ["a refund", "a delivery"]}).json()
+        ids.append(texts["distill"][1]["id"])
+        own = {"x-request-id": "chatcmpl-7"}
+        ids.append(running.client.post("/v1/classify", json={"input": "refund"}, headers=own).headers["x-request-id"])
+        for id_ in ids:
+            assert running.client.post("/v1/feedback", json={"id": id_, "right": True}).status_code == 200
+    assert [one.text for one in read_feedback(tmp_path)] == ["a login", "a delivery", "refund"]
+
+
+def test_feedback_to_one_answer_is_limited(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill_dagster.serving.request_log.MAX_FEEDBACK", 2)
+    with serve(task, KeywordRuntime(LABELS), tmp_path) as running:
+        given = running.ask("a refund").json()["id"]
+        body = {"id": given, "right": True}
+        assert [running.client.post("/v1/feedback", json=body).status_code for _ in range(4)] == [200, 200, 400, 400]
+    assert len(list(read_feedback(tmp_path))) == 2
+
+
 def test_a_cut_connection_harms_no_other_request(running: Running) -> None:
     host, port = running.url.removeprefix("http://").split(":")
     body = json.dumps({"messages": [{"role": "user", "content": "a refund"}]}).encode()
