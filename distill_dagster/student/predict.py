@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.config import StudentSpec
+from distill_dagster.core import progress
 from distill_dagster.core.errors import ModelError
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.student import loading
@@ -93,6 +94,8 @@ class StudentPredictor:
         lengths = [len(prompt.text) for prompt in asked]
         order = sorted(range(len(asked)), key=lengths.__getitem__)
         for start in range(0, len(order), batch_size):
+            if len(order) > batch_size:
+                progress.report_progress("predicting answers", start, len(order))
             part = order[start : start + batch_size]
             predictions |= zip(part, self.student.predict_batch([asked[i] for i in part]), strict=True)
         return [predictions[i] for i in range(len(asked))]

@@ -16,6 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from distill_dagster.config import EvaluationSpec
+from distill_dagster.core import progress
 from distill_dagster.evaluation.metrics import PERMUTATION, ErrorOrigins, Metrics, SliceScore, compute_metrics
 from distill_dagster.evaluation.metrics_json import build_metrics_json
 from distill_dagster.evaluation.recommendation import recommend
@@ -23,6 +24,8 @@ from distill_dagster.evaluation.report import ReportInputs, write_report
 from distill_dagster.evaluation.statistics import compute_mcnemar_p_value, compute_paired_score_interval
 from distill_dagster.evaluation.system_reliability import measure_system_reliability
 from distill_dagster.kinds.summarization import SummaryKind
+from distill_dagster.student.predict import StudentPredictor
+from distill_dagster.student.types import Prediction, StudentPrompt
 from tests.evaluation.build import LABELS, SPEC, measured, patterns, row, table
 
 RIGHT = {"teacher": 0.9, "base": 0.4, "distilled": 0.75, "centroid": 0.6}
@@ -212,3 +215,22 @@ def test_graded_scores_without_any_spread_are_not_certain(items: int, shown: boo
         interval = one.score if isinstance(one, SliceScore) else one.difference
         assert interval.low is not None
         assert interval.low < (interval.value or 0.0)
+
+
+def test_a_long_computation_says_how_far_it_is(predictions: pl.DataFrame) -> None:
+    """Figures of free texts take many seconds."""
+    heard: list[tuple[str, int, int]] = []
+    with progress.listen_to_progress(lambda one: heard.append((one.work, one.done, one.total))):
+        compute_metrics(predictions, {}, LABELS, SPEC)
+    assert heard == [("computing figures of golden", number, 4) for number in range(4)]
+
+
+def test_a_student_that_predicts_for_minutes_says_how_far_it_is() -> None:
+    base = SimpleNamespace(parameters=1)
+    student = SimpleNamespace(base=base, predict_batch=lambda asked: [Prediction("card", {}, "card") for _ in asked])
+    predictor = StudentPredictor(cast("Any", student), 1)
+    heard: list[tuple[str, int, int]] = []
+    with progress.listen_to_progress(lambda one: heard.append((one.work, one.done, one.total))):
+        predictor.predict([StudentPrompt.from_text("x")] * 70)
+        predictor.predict([StudentPrompt.from_text("x")])
+    assert heard == [("predicting answers", start, 70) for start in (0, 32, 64)]

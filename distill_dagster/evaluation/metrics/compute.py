@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from distill_dagster.core import progress
 from distill_dagster.core.errors import DistillError
 from distill_dagster.evaluation.costs import compute_machine_cost
 from distill_dagster.evaluation.metrics.comparisons import compare_systems
@@ -109,7 +110,11 @@ def _compute_split_metrics(
     # Kinds without labels: all items have one class, which no answer has. There is no macro-F1 and no confusion.
     truth = np.array([0 if kind else codes[read_answer_label(r)] for r in items["reference"]], dtype=np.int64)
     slices = [s if s is not None else NO_SLICE for s in items["slice"]]
-    systems = [build_system_arrays(str(name), part, ids, codes, kind) for (name,), part in rows.group_by("system")]
+    systems = []
+    parts = rows.partition_by("system", as_dict=True)
+    for number, ((name,), part) in enumerate(parts.items()):
+        progress.report_progress(f"computing figures of {split}", number, len(parts))
+        systems.append(build_system_arrays(str(name), part, ids, codes, kind))
     systems.sort(key=lambda s: (SYSTEM_ORDER.index(s.name) if s.name in SYSTEM_ORDER else len(SYSTEM_ORDER), s.name))
 
     # One matrix with the contributions of each item, so that all statistics use the same resampled items.
