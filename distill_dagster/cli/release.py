@@ -77,16 +77,16 @@ def release(
             made = _make_release(home, folder, registry, name)
             _print_release(made, time.perf_counter() - started)
         else:
-            current = registry.read_current_number(folder.name)
             out.print(f"Nothing changed since release {made.number} of {escape(name)}: {made.path}", soft_wrap=True)
-            if current != made.number:
-                print_next(f"distill releases {folder.name} --use {made.number}", f"makes it current, not {current}.")
         address = None
         if push is not None:
             with show_progress():
                 address = push_release(made, push, private=not public)
             out.print(f"Pushed to {escape(address)}", soft_wrap=True)
-        print_next(f"distill serve {folder.name}", "answers from it.")
+        if (current := registry.read_current_number(folder.name)) == made.number:
+            print_next(f"distill serve {folder.name}", "answers from it.")
+        else:
+            print_next(f"distill releases {folder.name} --use {made.number}", f"makes it current, not {current}.")
         print_json(_describe(made, registry) | {"pushed_to": address})
 
 
@@ -107,13 +107,21 @@ def _require_report(state: TaskState, student: str) -> None:
 
 
 def _find_released(state: TaskState, registry: Any, student: str) -> Release | None:
-    """The release that was made from what is there now, if it still exists."""
+    """The release that was made from what is there now, if it still exists and is whole."""
+    from distill_dagster.release.registry import find_damage
+
     status = state.get_status("release", student)
     if status.state != "fresh" or status.record is None:
         return None
     number = status.record.extra["number"]
-    exists = number in registry.list_numbers(state.folder.name)
-    return registry.read(state.folder.name, number) if exists else None
+    if number not in registry.list_numbers(state.folder.name):
+        return None
+    found: Release = registry.read(state.folder.name, number)
+    with show_progress():
+        damage = find_damage(found)
+    if damage:
+        out.print(f"Release {number} is damaged, so it is made again: {escape('; '.join(damage[:5]))}.", soft_wrap=True)
+    return None if damage else found
 
 
 def _make_release(home: Home, folder: TaskFolder, registry: Any, student: str) -> Release:

@@ -39,19 +39,24 @@ def build_dataset_facts(folder: TaskFolder, lake: Lake, dataset: pl.DataFrame) -
 def export_dataset(
     folder: TaskFolder, lake: Lake, dataset: pl.DataFrame, format: DatasetFormat, target: Path
 ) -> list[Path]:
-    """Write the dataset and its card into a new folder, all or nothing. Returns the files.
+    """Write the dataset and its card into a new or an empty folder, all or nothing. Returns the files.
 
     Raises:
         DistillError: there is a file or a folder with files in the place of `target`.
     """
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise DistillError(f"{target} is not an empty folder. Choose another one with --out, or delete it.")
+    target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
         unfinished = Path(temporary) / target.name
         names = [path.name for path in write_dataset(folder.task, dataset, format, unfinished)]
         _build_card(folder, lake, dataset).save(unfinished / CARD_FILE)
-        unfinished.replace(target)
+        if target.is_dir():  # it may be the working directory of a shell, so it stays the same folder
+            for path in unfinished.iterdir():
+                path.replace(target / path.name)
+        else:
+            unfinished.replace(target)
     return [target / name for name in (*names, CARD_FILE)]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from distill_dagster.core.errors import DistillError
 from distill_dagster.evaluation.statistics import compute_mcnemar_p_value, compute_permutation_p_value
 
 GOLDEN_SCORES_FILE = "report/golden.json"
@@ -63,5 +64,16 @@ def write_golden_scores(release: Path, scores: Sequence[GoldenScore]) -> None:
 
 
 def read_golden_scores(release: Path) -> list[GoldenScore]:
-    """The scores that `write_golden_scores` wrote."""
-    return [GoldenScore(**score) for score in json.loads((release / GOLDEN_SCORES_FILE).read_text(encoding="utf-8"))]
+    """The scores that `write_golden_scores` wrote.
+
+    Raises:
+        DistillError: the file is missing or damaged.
+    """
+    file = release / GOLDEN_SCORES_FILE
+    try:
+        return [GoldenScore(**score) for score in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise DistillError(
+            f"{file} cannot be read: {error}. Go back to another release with `distill releases TASK --use N`, or set "
+            f"release.gate.no_regression to false."
+        ) from None

@@ -201,11 +201,21 @@ class Registry:
 
 
 def verify_release(release: Release) -> None:
-    """Check that every file of a release is as it was released, by its sha256, and that no file was added.
+    """Check that a release is as it was released.
 
     Raises:
         DistillError: a file is missing, was changed or was added.
     """
+    if problems := find_damage(release):
+        raise DistillError(
+            f"Release {release.number} of {release.task} is not as it was released: {'; '.join(problems[:5])}. Release "
+            f"again with `distill release {release.task} --student {release.student}`, or go back to another one with "
+            f"`distill releases {release.task} --use N`."
+        )
+
+
+def find_damage(release: Release) -> list[str]:
+    """Compare every file of a release with its sha256. Returns a clause for each that is missing, changed or new."""
     files: dict[str, dict[str, Any]] = release.manifest["files"]
     found = {path.relative_to(release.path).as_posix() for path in release.path.rglob("*") if path.is_file()}
     problems = [f"{name} is not in the manifest" for name in sorted(found - files.keys() - {MANIFEST_FILE})]
@@ -216,12 +226,7 @@ def verify_release(release: Release) -> None:
             problems.append(f"{name} is missing")
         elif path.stat().st_size != file["bytes"] or hash_file(path) != file["sha256"]:
             problems.append(f"{name} was changed")
-    if problems:
-        raise DistillError(
-            f"Release {release.number} of {release.task} is not as it was released: {'; '.join(problems[:5])}. Release "
-            f"again with `distill release {release.task} --student {release.student}`, or go back to another one with "
-            f"`distill releases {release.task} --use N`."
-        )
+    return problems
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

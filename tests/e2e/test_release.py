@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -15,6 +18,7 @@ from distill_dagster.release.registry import Registry, verify_release
 from distill_dagster.release.runtimes.build import build_runtime
 from distill_dagster.release.runtimes.types import StudentSetup
 from distill_dagster.student.types import StudentPrompt
+from distill_dagster.tables.schemas import PREDICTIONS
 from tests.e2e.project import TASK, CommandResult, Project
 from tests.support.task import LABELS
 from tests.support.waiting import wait_until
@@ -68,9 +72,37 @@ def test_a_release_is_whole_and_nothing_else_releases(ready: Project) -> None:
 
     again = release(ready)
     assert again.json["number"] == 1
+    assert "Next: `distill serve" in ready.distill("release", TASK).out
     assert "release" not in ready.run().partitions
     assert ready.distill("refresh", TASK, "--json").json["runs"] == []
     assert list_releases(ready) == [1]
+
+
+def test_a_damaged_release_is_made_again(ready: Project) -> None:
+    """Its own error says to release again, so nothing that changed must not be the answer."""
+    ready.change_task(release={"gate": {"no_regression": True}})
+    assert release(ready).json["number"] == 1
+    card = Registry(ready.home / "releases").read(TASK).path / "README.md"
+    card.chmod(0o644)
+    card.write_text("other")
+    again = ready.distill("release", TASK)
+    assert "Release 1 is damaged, so it is made again: README.md was changed." in " ".join(again.out.split())
+    assert list_releases(ready) == [1, 2]
+
+
+def test_an_adapter_that_was_trained_after_its_report_is_not_released(
+    ready: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from the UI, where the asset can be materialized at any time."""
+    command = importlib.import_module("distill_dagster.cli.release")
+    monkeypatch.setattr(command, "_require_report", lambda *_: None)
+    frame, record = ready.lake.read(TASK, "predictions", "one", PREDICTIONS)
+    older = replace(record, inputs=record.inputs | {"student_adapter[one]": "an older one"})
+    ready.lake.write(TASK, frame, older)
+    refused = ready.distill("release", TASK)
+    assert refused.code == 1
+    assert "predictions[one] was made from another student_adapter[one]" in " ".join(refused.err.split())
+    assert list_releases(ready) == []
 
 
 def test_one_can_list_compare_and_go_back(ready: Project) -> None:
@@ -141,10 +173,15 @@ def test_a_killed_release_leaves_nothing_and_can_be_repeated(ready: Project) -> 
     assert not unfinished.exists()
 
 
-def test_the_dataset_is_exported_with_a_card(ready: Project) -> None:
+def test_the_dataset_is_exported_with_a_card(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     target = ready.root / "out"
     told = ready.distill("export", TASK, "--dataset", "alpaca", "--out", str(target), "--json").json
     assert {path.name for path in target.iterdir()} == {"train.jsonl", "validation.jsonl", "README.md"}
     assert told["rows"] == sum(len(path.read_text().splitlines()) for path in target.glob("*.jsonl"))
+    here = ready.root / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert ready.distill("export", TASK, "--out", ".").code == 0
+    assert {path.name for path in Path().iterdir()} == {"train.jsonl", "validation.jsonl", "README.md"}
     assert "is not an empty folder" in ready.distill("export", TASK, "--out", str(target)).err
     assert "Use one of openai, trl" in ready.distill("export", TASK, "--dataset", "csv").err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -10,6 +11,7 @@ import pytest
 
 from distill_dagster.config import EvaluationSpec, ReleaseGateSpec
 from distill_dagster.core.checks import CheckResult
+from distill_dagster.core.errors import DistillError
 from distill_dagster.evaluation.metrics import compute_metrics
 from distill_dagster.kinds import get_kind
 from distill_dagster.kinds.refusals import REFUSAL_KEY
@@ -20,6 +22,7 @@ from distill_dagster.release.gate import (
     list_golden_scores,
     run_release_gate,
 )
+from distill_dagster.release.golden_scores import read_golden_scores
 from distill_dagster.tables.schemas import PREDICTIONS, build_frame
 from tests.support.kinds import build_task
 
@@ -141,6 +144,15 @@ def test_a_clear_regression_fails_and_noise_does_not() -> None:
     assert gate("not_worse_than_current", noise, before, no_regression=True).passed
     first = gate("not_worse_than_current", worse, None, no_regression=True)
     assert first.details == {"not_checked": "nothing was released before"}
+
+
+def test_damaged_scores_of_the_current_release_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match=r"golden\.json cannot be read.*--use N.*no_regression to false"):
+        read_golden_scores(tmp_path)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "golden.json").write_text("[1]")
+    with pytest.raises(DistillError, match="cannot be read"):
+        read_golden_scores(tmp_path)
 
 
 def test_an_item_with_another_reference_is_not_compared() -> None:

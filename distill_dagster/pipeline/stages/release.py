@@ -29,6 +29,7 @@ from distill_dagster.release.registry import Registry, Release
 from distill_dagster.release.routing.exports import RoutingItem, RoutingItems, build_labelled_items
 from distill_dagster.release.types import EXPORTS_CHECK, DevItem, ParityError
 from distill_dagster.tables.data_versions import compute_data_version
+from distill_dagster.tables.lake import format_artifact_name
 from distill_dagster.tables.schemas import DATASET, PREDICTIONS, RELEASED_EXPORTS, build_frame
 
 
@@ -60,6 +61,7 @@ def make_release(env: StageContext, partition: str | None) -> StageResult:
     dataset = inputs.read_table("filtered_dataset", DATASET)
     report = inputs.find_folder("eval_report", partition)
     adapter = inputs.find_folder("student_adapter", partition)
+    _require_measured(env, partition, inputs.versions)
     registry = Registry(env.releases)
     progress.report_progress("checking the gate", 0, 0)
     before = registry.read(env.task_name) if registry.list_numbers(env.task_name) else None
@@ -68,7 +70,7 @@ def make_release(env: StageContext, partition: str | None) -> StageResult:
         predictions,
         task.release.gate,
         task.evaluation,
-        read_golden_scores(before.path) if before is not None else None,
+        read_golden_scores(before.path) if before is not None and task.release.gate.no_regression else None,
         f"release {before.number}" if before is not None else "",
     )
     if why := explain_failures(checks):
@@ -117,6 +119,21 @@ def make_release(env: StageContext, partition: str | None) -> StageResult:
     }
     checks.append(CheckResult(EXPORTS_CHECK.name, True, details=compared))
     return StageResult(record, _build_shown(release), checks)
+
+
+def _require_measured(env: StageContext, student: str, versions: Mapping[str, str]) -> None:
+    """Refuse an adapter that was trained after its predictions: in the UI anybody can release at any time.
+
+    Raises:
+        DistillError: the predictions are of another adapter, or the report is about other predictions.
+    """
+    for asset, source in (("predictions", "student_adapter"), ("eval_report", "predictions")):
+        record, name = env.lake.read_record(env.task_name, asset, student), format_artifact_name(source, student)
+        if record is None or record.inputs.get(name) != versions[name]:
+            raise DistillError(
+                f"{format_artifact_name(asset, student)} was made from another {name} than the one that is there, and "
+                f"only what was evaluated is released. Run `distill run {env.task_name} --student {student}` first."
+            )
 
 
 def _list_traffic_items(env: StageContext) -> list[RoutingItem]:
