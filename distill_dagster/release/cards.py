@@ -119,7 +119,6 @@ class CardFacts:
     left_out: Sequence[LeftOut] = ()
     notes: Sequence[str] = ()
     routing: Mapping[str, Any] | None = None
-    has_data: bool = False
 
 
 def build_model_card(facts: CardFacts) -> ModelCard:

@@ -128,6 +128,7 @@ def test_every_file_is_checked_and_has_what_it_needs(chooser: Released) -> None:
     assert conversion["chat_equal"] == conversion["tokens_equal"] == conversion["agreement"] == 1
     assert conversion["chat_prompts"] == 8
     assert list_servable(chooser.folder)[0] == "gguf-q8_0"
+    assert "% of 8 prompts." in chooser.result.notes[0]
 
 
 def test_labels_have_the_probabilities_of_the_adapter(chooser: Released) -> None:
@@ -193,6 +194,7 @@ def test_nothing_is_released_if_the_file_answers_otherwise(
 def test_a_written_answer_is_the_adapters(writer: Released) -> None:
     """Asked through the template of the base, and streamed in pieces."""
     assert writer.result.exports[0].parity[0].figures["chat_equal"] == 1
+    assert "% of the tokens of 8 answers." in writer.result.notes[0]
     expected = [one.answer for one in writer.source.parity]
     runtime = build_runtime(writer.folder, writer.setup, "gguf-f16")
     runtime.open()
@@ -230,7 +232,11 @@ def test_other_programs_accept_the_files(chooser: Released) -> None:
     modelfile = chooser.folder / "gguf/Modelfile"
     linted = subprocess.run([scripts / "modelfile-lint", modelfile], capture_output=True, text=True, check=False)
     assert linted.returncode == 0, linted.stdout + linted.stderr
-    assert "FROM ./model-q8_0.gguf" in modelfile.read_text(encoding="utf-8")
+    text = modelfile.read_text(encoding="utf-8")
+    assert "FROM ./model-q8_0.gguf" in text
+    # Ollama takes what is between quotes as it is: a stop with a backslash would never be found.
+    stops = [line.removeprefix("PARAMETER stop ") for line in text.splitlines() if "PARAMETER stop" in line]
+    assert stops == ['"<|im_end|>"']
 
 
 def test_an_unknown_architecture_is_left_out(chooser: Released, tmp_path: Path) -> None:

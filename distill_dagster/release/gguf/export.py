@@ -79,7 +79,7 @@ def export_gguf(source: ExportSource, folder: Path) -> ExportResult:
             continue
         if rounded.passed:
             checked[name] = (parity, rounded)
-            notes.append(_describe_quantized(path, bits, rounded))
+            notes.append(_describe_quantized(source, path, bits, rounded))
         else:
             path.unlink()
             left_out.append(LeftOut(name, _explain_left_out(source, rounded)))
@@ -170,7 +170,7 @@ def _write_shared_files(
     tokens = source.spec.answer_tokens
     if chooses:
         tokens = max(len(renderer.encode_answer(label.name)) for label in source.labels) + 1
-    modelfile = build_modelfile(Path(served).name, renderer, cue, tokens, chooses)
+    modelfile = build_modelfile(Path(served).name, renderer, cue, tokens)
     (place / MODELFILE).write_text(modelfile, encoding="utf-8")
     if chooses:
         grammar = build_label_grammar([label.name for label in source.labels])
@@ -184,10 +184,12 @@ def _describe_export(name: ExportName, folder: Path, shared: tuple[str, ...], pa
     return build_export(name, folder, path, (path, *shared), parity, "llama_server")
 
 
-def _describe_quantized(path: Path, bits: float, parity: Parity) -> str:
+def _describe_quantized(source: ExportSource, path: Path, bits: float, parity: Parity) -> str:
+    is_written = any(one.answer_tokens for one in source.parity)
     return (
         f"gguf/{path.name} has {bits:.1f} bits per weight. It agrees with the f16 file on "
-        f"{parity.figures['agreement']:.1%} of {parity.figures['prompts']:.0f} prompts."
+        f"{parity.figures['agreement']:.1%} of {'the tokens of ' if is_written else ''}{len(source.parity)} "
+        f"{'answers' if is_written else 'prompts'}."
     )
 
 

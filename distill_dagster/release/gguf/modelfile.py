@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from distill_dagster.student.prompts import PromptRenderer
 
 
-def build_modelfile(weights: str, renderer: PromptRenderer, cue: str, answer_tokens: int, has_labels: bool) -> str:
+def build_modelfile(weights: str, renderer: PromptRenderer, cue: str, answer_tokens: int) -> str:
     """The Modelfile of a student: greedy, with the student's own prompt, its ends and its lengths.
 
     A chat template in Jinja is in the GGUF file, and current versions of Ollama render it. A plain prompt is also given
@@ -26,10 +26,8 @@ def build_modelfile(weights: str, renderer: PromptRenderer, cue: str, answer_tok
     if renderer.style == "plain":
         lines.append(f'TEMPLATE """{renderer.settings.item}: {{{{ .Prompt }}}}{cue}"""')
     stops = [renderer.tokenizer.decode([token]) for token in renderer.stops]
-    if has_labels and renderer.style == "plain":
-        stops.append("\n")
     lines += ["PARAMETER temperature 0"]
-    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]  # Ollama knows no escapes between quotes
     lines += [
         f"PARAMETER num_predict {answer_tokens}",
         f"PARAMETER num_ctx {renderer.max_tokens + answer_tokens}",
