@@ -236,7 +236,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         version = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DistillError(f"{file} cannot be read: {error}. {remedy}") from error
+        raise DistillError(f"{file} cannot be read: {error}. {remedy}") from None
     if version != FORMAT:
         raise DistillError(f"{file} has format {version}, and this version reads {FORMAT}. Update distill-dagster.")
     return dict(manifest)
