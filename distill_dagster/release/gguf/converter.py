@@ -55,7 +55,7 @@ def convert_to_gguf(model: Path, target: Path, name: str) -> None:
     report_progress("converting to GGUF", 0, 0)
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
+    except subprocess.TimeoutExpired:
         raise DistillError(f"llama.cpp's converter did not finish in {_TIMEOUT_S // 60} minutes.") from None
     if done.returncode == 0 and target.is_file():
         return
