@@ -64,8 +64,14 @@ class Recording:
     soft_labels: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The record that an import writes. Reading it gives this recording again."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """The record that an import writes. Reading it gives this recording again.
+
+        A prompt that begins as JSON is written as a turn, or it would be read as a chat that a spreadsheet cut.
+        """
+        record = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.prompt is not None and self.prompt.lstrip().startswith(("[", "{")):
+            record["prompt"] = [{"role": "user", "content": self.prompt}]
+        return record
 
     @cached_property
     def version(self) -> str:

@@ -97,6 +97,12 @@ def test_a_record_is_read_or_named(record: Any) -> None:
             assert json.loads(json.dumps(found.to_json())) == found.to_json()
 
 
+@pytest.mark.parametrize("prompt", ['[{"role": "user"', '{"role": "user", "content": "a"}', "[1]", "{", "plain"])
+def test_a_recorded_prompt_that_begins_as_json_is_read_again(prompt: str) -> None:
+    recording = Recording("an answer", prompt, id="1")
+    assert parse_recordings(recording.to_json(), ReplaySpec()) == [recording]
+
+
 @settings(max_examples=500)
 @given(
     st.sampled_from(["a.csv", "a.json", "a.jsonl", "a.tsv"]),
