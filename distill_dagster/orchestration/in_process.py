@@ -15,6 +15,7 @@ from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, 
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.utils import make_new_run_id
 
+from distill_dagster.core.errors import DistillError
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.orchestration.pool_waits import WaitListener, watch_pools
 from distill_dagster.orchestration.tags import CAMPAIGN_TAG, build_process_tag
@@ -88,9 +89,18 @@ def find_pending_assets(result: dg.ExecuteInProcessResult) -> dict[dg.AssetKey, 
 
 
 def get_failure_message(error: Any) -> str:
-    """Return the innermost message of a step failure, without Dagster's wrapping."""
+    """Return the message of a step failure, without Dagster's wrapping.
+
+    It is that of the outermost error of ours, which says how to go on, else that of the innermost cause.
+    """
     if error is None:
         return "the step failed; see its log in the UI"
-    while error.cause is not None:
+    own = _list_error_names(DistillError)
+    while error.cause is not None and error.cls_name not in own:
         error = error.cause
     return str(error.message).split(": ", 1)[-1].strip()
+
+
+def _list_error_names(parent: type[Exception]) -> set[str]:
+    """The names of a class of errors and of all classes below it."""
+    return {parent.__name__}.union(*map(_list_error_names, parent.__subclasses__()))
