@@ -57,9 +57,7 @@ class ReleaseSpec(ConfigModel):
         description="formats that are written, where they fit the student; the adapter always is",
     )
 
-    dataset: bool = Field(
-        default=False, description="put the rows of the dataset into the release, not only its card"
-    )
+    dataset: bool = Field(default=False, description="put the rows of the dataset into the release, not only its card")
 
     @field_validator("exports")
     @classmethod

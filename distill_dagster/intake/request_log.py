@@ -8,14 +8,17 @@ unfinished last line, which readers ignore.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 LOG_PATTERN, FEEDBACK_FILE = "requests-*.jsonl", "feedback.jsonl"
 Route = Literal["student", "teacher"]
+Row = TypeVar("Row")
+UNREADABLE = (ValueError, TypeError)
+"""Errors of a line that is no row: what a killed process left of one, or what somebody else wrote."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,7 @@ def format_log_line(row: LoggedRequest | Feedback) -> bytes:
 def read_request_log(folder: Path) -> Iterator[LoggedRequest]:
     """The logged requests of a task, file by file in the order of their names: the oldest first."""
     for path in sorted(folder.glob(LOG_PATTERN)):
-        for value in _read_lines(path):
-            yield LoggedRequest(**value)
+        yield from _read_lines(path, LoggedRequest)
 
 
 def read_requests_from(path: Path, start: int) -> tuple[list[LoggedRequest], int]:
@@ -93,22 +95,22 @@ def read_requests_from(path: Path, start: int) -> tuple[list[LoggedRequest], int
             if not line.endswith(b"\n"):  # it is still being written
                 break
             end += len(line)
-            with suppress(ValueError):
+            with suppress(*UNREADABLE):
                 rows.append(LoggedRequest(**json.loads(line)))
     return rows, end
 
 
 def read_feedback(folder: Path) -> Iterator[Feedback]:
     """The feedback of a task, the oldest first."""
-    for value in _read_lines(folder / FEEDBACK_FILE):
-        yield Feedback(**value)
+    yield from _read_lines(folder / FEEDBACK_FILE, Feedback)
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_lines(path: Path, row: Callable[..., Row]) -> Iterator[Row]:
     if path.is_symlink() or not path.is_file():
         return
     with path.open("rb") as handle:
         for line in handle:
-            with suppress(ValueError):  # what a killed process left of a line
-                if line.endswith(b"\n"):  # otherwise it is still being written
-                    yield json.loads(line)
+            if not line.endswith(b"\n"):  # it is still being written
+                return
+            with suppress(*UNREADABLE):
+                yield row(**json.loads(line))

@@ -28,7 +28,7 @@ from distill_dagster.release.cards import (
 )
 from distill_dagster.release.dataset_formats import write_dataset
 from distill_dagster.release.golden_scores import GoldenScore, write_golden_scores
-from distill_dagster.release.merged import AnsweredPrompt, copy_adapter, round_merged, write_merged
+from distill_dagster.release.merged import AnsweredPrompt, copy_adapter, round_if_equal, write_merged
 from distill_dagster.release.packages import require_packages
 from distill_dagster.release.routing.exports import RoutingItems, build_routing_table
 from distill_dagster.release.runtimes.build import build_runtime, list_servable
@@ -158,10 +158,13 @@ def _write_exports(inputs: ReleaseInputs, setup: StudentSetup, folder: Path) -> 
     if "merged" not in wanted:
         shutil.rmtree(merged)
     else:
-        round_merged(spec, merged)
+        rounded = round_if_equal(spec, task.labels, setup.settings, inputs.models, merged, made.answers)
+        if rounded is not None and not rounded.passed:
+            notes.append(f"`merged` stays in 32 bits: {rounded.text}")
         if made.renderer is not None:
             finish_merged(merged, setup, made.renderer, made.cue)
-        exports.append(_describe("merged", folder, made.parity))
+        kept = [rounded] if rounded is not None and rounded.passed else []
+        exports.append(_describe("merged", folder, made.parity, *kept))
     if made.renderer is not None:
         notes.append(write_vllm_files(folder, inputs.task_name, setup, made.renderer, made.cue).note)
     if spec.quantization != "none":

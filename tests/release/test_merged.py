@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from distill_dagster.release.merged import (
     choose_parity_prompts,
     compare_merged,
     copy_adapter,
-    round_merged,
+    round_if_equal,
     write_merged,
 )
 from distill_dagster.student.train import train_adapter
@@ -118,10 +119,22 @@ def test_a_lost_layer_is_refused_and_rounding_is_not_taken_for_one(tiny: dict[st
     assert "more than 0.001" in found.text
 
     save_file(weights, merged / "model.safetensors", {"format": "pt"})
-    round_merged(spec.model_copy(update={"dtype": "bfloat16"}), merged)
-    model = transformers.AutoModelForCausalLM.from_pretrained(merged)
-    assert model.dtype == torch.bfloat16
-    assert compare_merged(spec, LABELS, SETTINGS, tmp_path, merged, answers).figures["max_log_prob_difference"] < 0.1
+    half, full = (spec.model_copy(update={"dtype": dtype}) for dtype in ("bfloat16", "float32"))
+    other = [replace(one, log_probs=(-0.1, -2.4) if one.log_probs[0] < -1 else (-2.4, -0.1)) for one in answers]
+    refused = round_if_equal(half, LABELS, SETTINGS, tmp_path, merged, other)
+    assert refused is not None
+    assert not refused.passed
+    assert "rounded to bfloat16" in refused.text
+    kept = load_file(merged / "model.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in weights.items())
+
+    assert round_if_equal(full, LABELS, SETTINGS, tmp_path, merged, answers) is None
+    rounded = round_if_equal(half, LABELS, SETTINGS, tmp_path, merged, answers)
+    assert rounded is not None
+    assert rounded.passed
+    assert 0 < rounded.figures["max_log_prob_difference"] < 0.1
+    assert transformers.AutoModelForCausalLM.from_pretrained(merged).dtype == torch.bfloat16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
 
 
 def test_a_student_that_writes_is_compared_token_by_token(tiny: dict[str, Path], tmp_path: Path) -> None:

@@ -241,10 +241,13 @@ def _find_wrong_metadata(source: ExportSource, path: Path, runtime: LlamaServerR
         f"{architecture}.context_length": config.get("max_position_embeddings"),
         f"{architecture}.block_count": config.get("num_hidden_layers"),
     }
+    # llama.cpp has a value of its own for what a file does not say, which tokens and log-probabilities then show. It
+    # guesses the end of an answer.
+    needed = ("tokenizer.chat_template", "tokenizer.ggml.eos_token_id")
     return [
         f"{key} is {_shorten(found.get(key))}, expected {_shorten(value)}."
         for key, value in expected.items()
-        if value is not None and (key in found or key == "tokenizer.chat_template") and found.get(key) != value
+        if value is not None and (key in found or key in needed) and found.get(key) != value
     ]
 
 
