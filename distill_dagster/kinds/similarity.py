@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -48,10 +50,22 @@ class _WordTokenizer:
 
 
 @cache
-def _make_rouge_scorer(*names: str) -> RougeScorer:
+def load_rouge_scorer() -> type[RougeScorer]:
+    """Import rouge-score without what its import does to the process.
+
+    absl, which it logs with, keeps the `sys.stderr` of that moment, and closes it when logging is configured anew. If
+    it was redirected then, as Dagster does within a step, the process could write no more.
+    """
+    from absl import logging
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(list(names), tokenizer=_WordTokenizer())
+    logging.get_absl_handler().python_handler.setStream(sys.__stderr__)  # absl does not close this one
+    return RougeScorer
+
+
+@cache
+def _make_rouge_scorer(*names: str) -> RougeScorer:
+    return load_rouge_scorer()(list(names), tokenizer=_WordTokenizer())
 
 
 def compute_rouge(text: str, reference: str, *names: str) -> dict[str, float]:
@@ -68,10 +82,20 @@ def compute_rouge_l(text: str, reference: str) -> float:
 
 
 @cache
-def _make_chrf() -> Any:
-    from sacrebleu.metrics import CHRF
+def load_sacrebleu() -> Any:
+    """Import sacrebleu without what its import does to the process.
 
-    return CHRF()
+    It gives SIGPIPE its default action. Then a client that hangs up, or `| head`, would kill the process without a
+    word, and in any thread but the first the import fails.
+    """
+    with mock.patch("signal.signal"):
+        import sacrebleu
+    return sacrebleu
+
+
+@cache
+def _make_chrf() -> Any:
+    return load_sacrebleu().CHRF()
 
 
 def compute_chrf(text: str, reference: str) -> float:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu import corpus_bleu, corpus_chrf
 
 from distill_dagster.evaluation.metrics import compute_metrics
 from distill_dagster.kinds import get_kind
+from distill_dagster.kinds.similarity import load_rouge_scorer, load_sacrebleu
 from tests.evaluation.build import LABELS, SPEC, patterns, row, table
 from tests.support.kinds import build_task
 
@@ -35,11 +34,11 @@ def test_text_scores_equal_the_libraries(name: str) -> None:
             rows.append(own | {"answer": answer_json, "confidence": None})
     systems = compute_metrics(table(rows), {}, [], SPEC, kind).golden.systems
     texts = [text or "" for text in WRITTEN]
-    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    scorer = load_rouge_scorer()(["rouge1", "rouge2", "rougeL"])
     rouge = [scorer.score(reference, text) for reference, text in zip(REFERENCES, texts, strict=True)]
     expected = {
-        "bleu": corpus_bleu(texts, [REFERENCES]).score / 100,
-        "corpus_chrf": corpus_chrf(texts, [REFERENCES]).score / 100,
+        "bleu": load_sacrebleu().corpus_bleu(texts, [REFERENCES]).score / 100,
+        "corpus_chrf": load_sacrebleu().corpus_chrf(texts, [REFERENCES]).score / 100,
         **{f"rouge_{n}": sum(one[f"rouge{n}"].fmeasure for one in rouge) / 3 for n in (1, 2)},
         "rouge_l": sum(one["rougeL"].fmeasure for one in rouge) / 3,
     }

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_dagster.core.json_schema import find_answer_problem, find_schema_problem
 from distill_dagster.kinds import InvalidAnswerError, Kind, Question, get_kind
-from distill_dagster.kinds.similarity import compute_chrf, compute_rouge_l, compute_token_f1, normalize_squad
+from distill_dagster.kinds.similarity import (
+    compute_chrf,
+    compute_rouge_l,
+    compute_token_f1,
+    load_rouge_scorer,
+    load_sacrebleu,
+    normalize_squad,
+)
 from tests.support.kinds import ANSWERS, KINDS, build_task
 
 OPTIONS = Question("Where is the ship?\nAnswer Choices:\n(a) park\n(b) a harbour\n(c) harbour master\n(d) I\n")
@@ -167,6 +176,7 @@ def test_the_chosen_answer_is_one_of_the_samples(samples: list[Any]) -> None:
     assert choice.agreement == max(share for _, share in choice.votes)
 
 
+@settings(deadline=None)  # the first example loads the libraries
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_similarity_is_a_share_and_one_for_equal_texts(a: str, b: str) -> None:
     for similarity in (compute_token_f1, compute_rouge_l, compute_chrf):
@@ -185,12 +195,32 @@ def test_similarity_of_known_pairs() -> None:
 
 
 def test_similarity_of_english_is_that_of_the_libraries() -> None:
-    from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu import sentence_chrf
-
     text, reference = "The refund (for 2 rides) was paid at 10:15!", "The refund for two rides wasn't paid until 10:30."
-    assert compute_rouge_l(text, reference) == RougeScorer(["rougeL"]).score(reference, text)["rougeL"].fmeasure
-    assert compute_chrf(text, reference) == sentence_chrf(text, [reference]).score / 100
+    assert compute_rouge_l(text, reference) == load_rouge_scorer()(["rougeL"]).score(reference, text)["rougeL"].fmeasure
+    assert compute_chrf(text, reference) == load_sacrebleu().sentence_chrf(text, [reference]).score / 100
+
+
+def test_rouge_score_closes_no_stream_when_logging_is_configured_again() -> None:
+    code = (
+        "import contextlib, io, logging, logging.config\n"
+        "from distill_dagster.kinds.similarity import compute_rouge_l\n"
+        "stream = io.StringIO()\n"
+        "with contextlib.redirect_stderr(stream): compute_rouge_l('a b', 'a c')\n"
+        "logging.config.dictConfig({'version': 1})\n"
+        "assert not stream.closed"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_sacrebleu_leaves_signals_as_they_are_and_is_loaded_in_any_thread(thread: bool) -> None:
+    code = (
+        "import signal; from threading import Thread; from distill_dagster.kinds.similarity import compute_chrf\n"
+        "found = []; work = lambda: found.append(compute_chrf('a b', 'a c'))\n"
+        f"t = Thread(target=work); {thread} and (t.start(), t.join()) or work()\n"
+        "assert found and signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN, signal.getsignal(signal.SIGPIPE)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @given(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distill_dagster.kinds.similarity import compute_rouge
+from distill_dagster.kinds.similarity import compute_rouge, load_sacrebleu
 
 if TYPE_CHECKING:
     from distill_dagster.evaluation.metrics.system_arrays import SystemArrays
@@ -24,8 +24,6 @@ def compute_text_scores(s: SystemArrays, references: Sequence[str], kind: Kind) 
     Args:
         references: the reference of every item of the split, as canonical JSON.
     """
-    from sacrebleu.metrics import BLEU, CHRF
-
     rows = [(s.texts[i], reference) for i, reference in enumerate(references) if s.present[i]]
     if not rows:
         return {}
@@ -35,8 +33,8 @@ def compute_text_scores(s: SystemArrays, references: Sequence[str], kind: Kind) 
     rouge = [compute_rouge(text, reference, *names) for text, reference in zip(written, wanted, strict=True)]
     mean = {name: sum(one[name] for one in rouge) / len(rows) for name in names}
     return {
-        "bleu": float(BLEU().corpus_score(written, [wanted]).score) / 100,
-        "corpus_chrf": float(CHRF().corpus_score(written, [wanted]).score) / 100,
+        "bleu": float(load_sacrebleu().BLEU().corpus_score(written, [wanted]).score) / 100,
+        "corpus_chrf": float(load_sacrebleu().CHRF().corpus_score(written, [wanted]).score) / 100,
         "rouge_1": mean["rouge1"],
         "rouge_2": mean["rouge2"],
         "rouge_l": mean.get("rougeL", float(s.scores[s.present > 0].mean())),
