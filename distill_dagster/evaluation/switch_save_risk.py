@@ -74,8 +74,8 @@ def _list_risks(metrics: Metrics, confidence: Reliability | None) -> Iterator[st
     golden = metrics.golden
     own = golden.systems[DISTILLED]
     if own.errors is not None and own.errors.n:
-        wrong, of = own.errors.inherited + own.errors.own, own.errors.n
-        yield f"{wrong} of {of} answers are wrong, {own.errors.own} of them where the teacher is right."
+        wrong = own.errors.inherited + own.errors.own
+        yield f"{wrong} of {own.errors.n} answers are wrong, {own.errors.own} of them where the teacher is right."
     elif is_accuracy(metrics) and own.score.value is not None:
         wrong = round(own.n * (1 - own.score.value))
         yield f"{wrong} of {own.n} answers are wrong; there is no teacher to compare them with."
@@ -85,7 +85,8 @@ def _list_risks(metrics: Metrics, confidence: Reliability | None) -> Iterator[st
         places = ", ".join(f"{c.slice} ({format_points(c.difference)} points)" for c in behind)
         yield f"Clearly behind the teacher in {count_noun(len(behind), 'slice')}: {places}."
     elif len(compared) > 1:
-        yield f"In none of {len(compared)} slices is it clearly behind the teacher, but slices have few items."
+        slices = count_noun(len(compared), "slice")
+        yield f"In none of {slices} is it clearly behind the teacher, but slices have few items."
     known = [s for s in own.slices if s.score.value is not None]
     if len(known) > 1:
         worst = min(known, key=lambda s: (s.score.value, -s.n))

@@ -172,7 +172,11 @@ def _check_slices(items: list[_Item], gate: ReleaseGateSpec) -> CheckResult:
         return _build(SLICE_CHECK, details)
     lowest = min(means, key=lambda name: means[name])
     details |= {"lowest_slice": lowest, "lowest": means[lowest], "needed": gate.slice_floor}
-    low = [f"{name} {mean:.3f} ({len(scores[name])} rows)" for name, mean in means.items() if mean < gate.slice_floor]
+    low = [
+        f"{name} {mean:.3f} ({count_noun(len(scores[name]), 'row')})"
+        for name, mean in means.items()
+        if mean < gate.slice_floor
+    ]
     if not low:
         return _build(SLICE_CHECK, details)
     return _build(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core import models
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.core.progress import report_progress
 from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
@@ -127,7 +128,7 @@ def compare_merged(
 ) -> Parity:
     """Load the merged folder as any other program would, and compare its log-probabilities with the adapter's."""
     largest = _measure_difference(spec, labels, settings, models_folder, merged, answers, 0.0)
-    what = f"merged, loaded by transformers in float32, on {len(answers)} prompts"
+    what = f"merged, loaded by transformers in float32, on {count_noun(len(answers), 'prompt')}"
     return _judge_difference("conversion", what, largest, len(answers), MAX_DIFFERENCE)
 
 
@@ -151,7 +152,7 @@ def round_if_equal(
     shutil.copytree(merged, rounded)
     round_merged(spec, rounded)
     largest = _measure_difference(spec, labels, settings, models_folder, rounded, answers, MIN_PROB)
-    what = f"merged, rounded to {dtype}, on {len(answers)} prompts"
+    what = f"merged, rounded to {dtype}, on {count_noun(len(answers), 'prompt')}"
     parity = _judge_difference("quantization", what, largest, len(answers), MAX_ROUNDED_DIFFERENCE)
     if parity.passed:
         shutil.rmtree(merged)

@@ -202,6 +202,6 @@ def _explain_left_out(source: ExportSource, parity: Parity) -> str:
         scores = f": {parity.figures['dev_score']:.3f} against the adapter's {parity.figures['dev_adapter_score']:.3f}"
     return (
         f"{parity.text} On {count_noun(len(source.dev), 'row')} of dev.jsonl it is not shown that 4 bits cost less "
-        f"than `evaluation.margin` ({source.margin:g}){scores}. It takes at least {rows} rows, and more where answers "
-        f"differ. Add rows, raise the margin, or use the 8-bit file."
+        f"than `evaluation.margin` ({source.margin:g}){scores}. It takes at least {count_noun(rows, 'row')}, and more "
+        f"where answers differ. Add rows, raise the margin, or use the 8-bit file."
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.gguf_files import read_gguf_metadata
 from distill_dagster.core.progress import report_progress
 from distill_dagster.kinds import Question, is_refusal, read_answer
@@ -273,4 +274,4 @@ def _answer_dev(source: ExportSource, runtime: LlamaServerRuntime) -> list[Any]:
 
 
 def _describe(source: ExportSource, path: Path) -> str:
-    return f"gguf/{path.name} on {len(source.parity)} prompts"
+    return f"gguf/{path.name} on {count_noun(len(source.parity), 'prompt')}"

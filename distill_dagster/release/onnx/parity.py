@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core.errors import ModelError
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.release.parity import DEV_P_VALUE, compare_on_dev, judge_parity
 from distill_dagster.release.runtimes.onnx import OnnxRuntime
 from distill_dagster.release.runtimes.types import StudentSetup
@@ -115,4 +116,4 @@ def _compare_tokens(source: ExportSource, runtime: OnnxRuntime, tokenizer: Any) 
 
 
 def _describe(source: ExportSource, path: Path) -> str:
-    return f"onnx/{path.name} on {len(source.parity)} prompts"
+    return f"onnx/{path.name} on {count_noun(len(source.parity), 'prompt')}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from distill_dagster.core.formatting import count_noun
 from distill_dagster.intake.request_log import LoggedRequest
 from distill_dagster.release.routing.table import ExportRouting
 
@@ -114,7 +115,7 @@ def measure_drift(
         assert share is not None
         if calibration is not None and _has_changed(len(kept), len(newest), calibration.coverage, calibration.rows):
             reasons.append(
-                f"The student is sure enough of {share:.0%} of {len(newest)} requests; it was of "
+                f"The student is sure enough of {share:.0%} of {count_noun(len(newest), 'request')}; it was of "
                 f"{calibration.coverage:.0%} of the rows that its threshold was chosen on."
             )
         if low is not None and calibration is not None and low > margin:
