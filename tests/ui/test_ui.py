@@ -38,7 +38,9 @@ def test_the_graph_shows_every_asset_of_the_task(screen: Screen) -> None:
     for _ in range(3):
         page.get_by_role("button", name="zoom_out").click()
     for name in sorted({*list_stages(), *list_sources()}):
-        expect(page.get_by_text(name, exact=True).first).to_be_visible()
+        # A node that is drawn small shortens a long name in its middle.
+        shown = re.compile(f"^({name}|{name[:3]}\\w*…\\w*{name[-3:]})$")
+        expect(page.get_by_text(shown).first).to_be_visible()
     expect(page.get_by_role("button", name=re.compile("Materialize")).first).to_be_enabled()
     if before is not None:
         page.set_viewport_size(before)
