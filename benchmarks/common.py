@@ -22,14 +22,21 @@ PACKAGES = ("dagster", "polars", "duckdb", "litellm", "torch", "transformers", "
 def machine() -> dict[str, Any]:
     """The machine that runs this benchmark, with its GPU if torch is loaded and has one."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    torch = sys.modules.get("torch")
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch is not None and torch.cuda.is_available() else {}
+    device = name_device() if "torch" in sys.modules else "cpu"
+    gpu = {} if device == "cpu" else {"gpu": device}
     return {
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(memory / 1e9, 1),
         "processor": platform.machine(),
         "python": platform.python_version(),
     } | gpu
+
+
+def name_device() -> str:
+    """The name of the GPU that trains, else "cpu"."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def peak_mb() -> float:

@@ -30,11 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import training
-from common import wanted, write_result
+from common import name_device, wanted, write_result
 
 from distill_dagster.config import StudentSpec
 from distill_dagster.core import models
-from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.student.types import StudentPrompt, TaskSettings, TrainRow
 
 SHAPES = {
@@ -111,13 +110,6 @@ def measure(loop: str, name: str, arguments: argparse.Namespace, folder: Path) -
         return {"failed": done.stderr.strip().splitlines()[-1][:300]}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def name_device() -> str:
-    """The name of the GPU, or "cpu"."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def make_model(size: str, folder: Path, tiny: bool) -> str:
@@ -242,7 +234,7 @@ def train_with_trl(name: str, count: int, folder: Path, tiny: bool) -> dict[str,
     lengths = [item["length"] for item in items]
     order = list(LengthBatchSampler(lengths, spec.batch_size, spec.seed))
     location = models.resolve_model(spec.model, training.MODELS).location
-    options = loading._build_nf4_options(torch.bfloat16) if spec.quantization == "nf4" else {}
+    options = loading.build_nf4_options(torch.bfloat16) if spec.quantization == "nf4" else {}
 
     def train(batches: list[list[int]], where: Path) -> tuple[float, list[float]]:
         model = transformers.AutoModelForCausalLM.from_pretrained(location, dtype=torch.bfloat16, **options)
@@ -287,5 +279,4 @@ def measure_peak() -> float:
 
 
 if __name__ == "__main__":
-    assert training.RECORDED.is_relative_to(PROJECT_FOLDER)
     main()

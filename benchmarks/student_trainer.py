@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common import name_device
 from student_sources import Source
 
 from distill_dagster.config import StudentSpec
@@ -111,13 +112,6 @@ class Bench:
         """What `measure` returns, for each seed of a student with changed settings."""
         specs = [self.build_spec(settings, seed, **change) for seed in self.seeds]
         return [self.measure(source, spec, rows, validation, epochs) for spec in specs]
-
-
-def name_device() -> str:
-    """The name of the GPU that trains, else "cpu"."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def summarize(values: list[float]) -> tuple[float, float]:

@@ -19,17 +19,8 @@ from distill_dagster.evaluation.metrics import (
     SystemComparison,
 )
 from distill_dagster.evaluation.money_verdict import MoneyResult, describe_money, get_costs, judge_money
+from distill_dagster.evaluation.system_names import SYSTEM_NAMES
 
-SYSTEM_NAMES = {
-    TEACHER: "the teacher",
-    ASSISTANT: "the assistant, a student that teaches this one (assistant)",
-    BASE: "the untrained base",
-    SEED_ONLY: "the student trained on the human examples alone (seed_only)",
-    DISTILLED: "the distilled student",
-    CENTROID: "the class centroid of the examples' embeddings (centroid)",
-    SLICE_LABEL: "the student trained on slice names (slice_label)",
-    LINEAR_PROBE: "the linear probe, a logistic regression on frozen sentence embeddings (linear_probe)",
-}
 HAD_TEACHER = (TEACHER, ASSISTANT, LINEAR_PROBE)
 """Systems that the teacher's answers went into. Whether distilling pays is decided against all others."""
 NOTABLE_GAIN = 0.05

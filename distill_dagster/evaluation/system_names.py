@@ -35,6 +35,17 @@ SYSTEM_TITLES = {
     SLICE_LABEL: "slice names",
 }
 """A short name of each system for a reader who has never heard of distillation."""
+SYSTEM_NAMES = {
+    TEACHER: "the teacher",
+    ASSISTANT: "the assistant, a student that teaches this one (assistant)",
+    BASE: "the untrained base",
+    SEED_ONLY: "the student trained on the human examples alone (seed_only)",
+    DISTILLED: "the distilled student",
+    CENTROID: "the class centroid of the examples' embeddings (centroid)",
+    SLICE_LABEL: "the student trained on slice names (slice_label)",
+    LINEAR_PROBE: "the linear probe, a logistic regression on frozen sentence embeddings (linear_probe)",
+}
+"""Each system as a sentence names it."""
 
 
 def describe_system(name: str) -> str:

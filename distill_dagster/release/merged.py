@@ -19,8 +19,8 @@ from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.hashing import hash_content
 from distill_dagster.core.progress import report_progress
 from distill_dagster.kinds.base import ANSWER_MARK, REASONING_MARK
-from distill_dagster.release.parity import find_largest
-from distill_dagster.release.types import Parity, ParityPrompt, ParityStage
+from distill_dagster.release.parity import find_largest, judge_parity
+from distill_dagster.release.types import Parity, ParityPrompt
 from distill_dagster.student.encoder import HEAD_FILE, EncoderStudent
 from distill_dagster.student.free_text import FreeTextStudent
 from distill_dagster.student.loading import get_torch_dtype
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from distill_dagster.student.train import Student
 
 PARITY_PROMPTS = 60
+DIFFERENCE = "max_log_prob_difference"
 MAX_DIFFERENCE = 1e-3
 """Between log-probabilities of the adapter and of the merged model, both in float32: rounding alone stays below it."""
 MAX_ROUNDED_DIFFERENCE, MIN_PROB = 0.5, 1e-4
@@ -127,9 +128,9 @@ def compare_merged(
     answers: Sequence[ParityPrompt],
 ) -> Parity:
     """Load the merged folder as any other program would, and compare its log-probabilities with the adapter's."""
-    largest = _measure_difference(spec, labels, settings, models_folder, merged, answers, 0.0)
+    figures = _measure_difference(spec, labels, settings, models_folder, merged, answers, 0.0)
     what = f"merged, loaded by transformers in float32, on {count_noun(len(answers), 'prompt')}"
-    return _judge_difference("conversion", what, largest, len(answers), MAX_DIFFERENCE)
+    return judge_parity("conversion", what, figures, {DIFFERENCE: MAX_DIFFERENCE})
 
 
 def round_if_equal(
@@ -151,9 +152,9 @@ def round_if_equal(
     rounded = merged.with_name(f"{merged.name}-{dtype}")
     shutil.copytree(merged, rounded)
     round_merged(spec, rounded)
-    largest = _measure_difference(spec, labels, settings, models_folder, rounded, answers, MIN_PROB)
+    figures = _measure_difference(spec, labels, settings, models_folder, rounded, answers, MIN_PROB)
     what = f"merged, rounded to {dtype}, on {count_noun(len(answers), 'prompt')}"
-    parity = _judge_difference("quantization", what, largest, len(answers), MAX_ROUNDED_DIFFERENCE)
+    parity = judge_parity("quantization", what, figures, {DIFFERENCE: MAX_ROUNDED_DIFFERENCE})
     if parity.passed:
         shutil.rmtree(merged)
         rounded.rename(merged)
@@ -170,7 +171,7 @@ def _measure_difference(
     merged: Path,
     answers: Sequence[ParityPrompt],
     least: float,
-) -> float:
+) -> dict[str, float]:
     """The largest difference of log-probabilities, in nats, of what has at least the probability `least`."""
     report_progress("checking the merged model", 0, 0)
     whole = spec.model_copy(update={"method": "full", "dtype": "float32", "quantization": "none"})
@@ -178,22 +179,13 @@ def _measure_difference(
     assert isinstance(predictor, StudentPredictor)
     asked = [AnsweredPrompt("", one.prompt, None, None) for one in answers]
     again = _answer(predictor.student, asked, [one.answer for one in answers])
-    return find_largest(
+    largest = find_largest(
         abs(now - then)
         for before, after in zip(answers, again, strict=True)
         for now, then in zip(after.log_probs, before.log_probs, strict=True)
-        if math.exp(then) >= least
+        if not math.exp(then) < least  # so that what is not a number is compared
     )
-
-
-def _judge_difference(stage: ParityStage, what: str, largest: float, prompts: int, bound: float) -> Parity:
-    passed = largest <= bound
-    text = (
-        f"{what}: log-probabilities differ from the adapter's by {largest:.2g} at most"
-        f"{'' if passed else f', more than {bound:g}'}."
-    )
-    figures = {"prompts": float(prompts), "max_log_prob_difference": largest}
-    return Parity(stage, figures, {"max_log_prob_difference": bound}, passed, text)
+    return {"prompts": float(len(answers)), DIFFERENCE: largest}
 
 
 def round_merged(spec: StudentSpec, folder: Path) -> None:

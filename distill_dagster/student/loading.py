@@ -113,7 +113,7 @@ def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: st
         tokenizer.pad_token = tokenizer.eos_token
     options: dict[str, Any] = {"dtype": get_torch_dtype(dtype or spec.dtype)}
     if spec.quantization == "nf4":
-        options |= _build_nf4_options(options["dtype"])
+        options |= build_nf4_options(options["dtype"])
     model = models.load_pretrained(getattr(transformers, auto_class), spec.model, resolved, **options)
     if spec.shrink is not None:
         remove_layers(model, spec.shrink.layers)
@@ -131,7 +131,7 @@ def load_base(spec: StudentSpec, models_folder: Path, auto_class: str, dtype: st
     return LoadedBase(model.eval(), tokenizer, weight_bytes, parameters, resolved.sha256)
 
 
-def _build_nf4_options(dtype: Any) -> dict[str, Any]:
+def build_nf4_options(dtype: Any) -> dict[str, Any]:
     """Options for 4-bit NormalFloat with double quantization (Dettmers et al. 2023, "QLoRA")."""
     import torch
     from transformers import BitsAndBytesConfig

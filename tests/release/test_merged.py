@@ -128,6 +128,9 @@ def test_a_lost_layer_is_refused_and_rounding_is_not_taken_for_one(tiny: dict[st
     kept = load_file(merged / "model.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in weights.items())
 
+    lacking = [replace(answers[0], log_probs=(float("nan"), -0.1)), *answers[1:]]
+    assert not compare_merged(spec, LABELS, SETTINGS, tmp_path, merged, lacking).passed
+
     assert round_if_equal(full, LABELS, SETTINGS, tmp_path, merged, answers) is None
     rounded = round_if_equal(half, LABELS, SETTINGS, tmp_path, merged, answers)
     assert rounded is not None

@@ -7,9 +7,10 @@ does not fit the declared form is asked for once more, as another sample.
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -24,6 +25,8 @@ from distill_dagster.teacher.judge.best_of import apply_choices, find_differing_
 from distill_dagster.teacher.judge.requests import JUDGE_ATTEMPTS, Judge, JudgeScore
 from distill_dagster.teacher.providers import event_loop
 from distill_dagster.teacher.providers.client import Endpoint
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -78,40 +81,60 @@ async def _judge_async(
     if judge.spec.mode == "best_of":
         options = find_differing_answers(judge.kind, completions)
         rows = [row for row in rows if row["prompt_id"] in options]
-    started = time.perf_counter()
 
     async def judge_row(row: dict[str, Any]) -> JudgeScore:
         return await ask_judge(engine, judge, row, options.get(row["prompt_id"]))
 
-    try:
-        report = partial(engine.report_progress, "asking the judge")
-        results = await ask_all(engine, rows, judge_row, report=report)
-    finally:
-        await engine.close()
-    errors = [result for result in results if isinstance(result, TeacherError)]
-    require_success(
-        engine,
-        len(rows) - len(errors),
-        len(rows),
-        judge.spec.min_success,
-        items="rows",
-        setting="judge.min_success",
-        first_error=next(iter(errors), None),
-    )
-    scores = {
-        row["prompt_id"]: JudgeScore(error=str(result), failed=True) if isinstance(result, TeacherError) else result
-        for row, result in zip(rows, results, strict=True)
-    }
+    found, usage = await ask_about_all(engine, judge, rows, judge_row, "rows", "asking the judge")
+    scores = {row["prompt_id"]: score for row, score in zip(rows, found, strict=True)}
     choices = {id_: options[id_][score.best] for id_, score in scores.items() if score.best is not None}
     if choices:
         candidates = apply_choices(judge.kind, candidates, completions, choices)
     return JudgeResult(
         _add_judge_columns(candidates, scores, judge.spec.model),
         asked=len(rows),
-        failed=len(errors),
+        failed=sum(score.failed for score in found),
         malformed=sum(score.error is not None and not score.failed for score in scores.values()),
-        usage=engine.build_usage(time.perf_counter() - started),
+        usage=usage,
     )
+
+
+async def ask_about_all(
+    engine: CompletionEngine,
+    judge: Judge,
+    items: Sequence[Item],
+    ask: Callable[[Item], Awaitable[JudgeScore]],
+    name: str,
+    what: str,
+) -> tuple[list[JudgeScore], Usage]:
+    """Ask the judge about each item, and close the engine. An item without an answer has a score with `failed`.
+
+    Args:
+        name: what the items are called in an error.
+        what: what progress reports say.
+
+    Raises:
+        TeacherError: the judge refuses every request, or fewer than `min_success` of the items have an answer.
+    """
+    started = time.perf_counter()
+    try:
+        results = await ask_all(engine, items, ask, report=partial(engine.report_progress, what))
+    finally:
+        await engine.close()
+    errors = [result for result in results if isinstance(result, TeacherError)]
+    require_success(
+        engine,
+        len(items) - len(errors),
+        len(items),
+        judge.spec.min_success,
+        items=name,
+        setting="judge.min_success",
+        first_error=next(iter(errors), None),
+    )
+    scores = [
+        JudgeScore(error=str(result), failed=True) if isinstance(result, TeacherError) else result for result in results
+    ]
+    return scores, engine.build_usage(time.perf_counter() - started)
 
 
 async def ask_judge(

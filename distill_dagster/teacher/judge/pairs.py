@@ -6,19 +6,15 @@ not Fair Evaluators"). A preference counts only if it stays when the order is sw
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from distill_dagster.core.errors import TeacherError
 from distill_dagster.tables.messages import Message
-from distill_dagster.teacher.completions.ask_all import ask_all, require_success
 from distill_dagster.teacher.completions.engine import CompletionEngine
 from distill_dagster.teacher.completions.ledger import Account
 from distill_dagster.teacher.completions.store import CompletionStore
 from distill_dagster.teacher.completions.usage import Usage
-from distill_dagster.teacher.judge.ask import ask_judge
+from distill_dagster.teacher.judge.ask import ask_about_all, ask_judge
 from distill_dagster.teacher.judge.requests import Judge, JudgeScore
 from distill_dagster.teacher.providers import event_loop
 from distill_dagster.teacher.providers.client import Endpoint
@@ -70,27 +66,10 @@ async def _compare_async(
     judge: Judge, pairs: Sequence[AnswerPair], endpoint: Endpoint, store: CompletionStore, account: Account | None
 ) -> PairResult:
     engine = CompletionEngine(endpoint, judge.teacher, store, account)
-    started = time.perf_counter()
 
     async def compare(pair: AnswerPair) -> JudgeScore:
         return await ask_judge(engine, judge, {"messages": pair.messages}, [pair.first, pair.second])
 
-    try:
-        report = partial(engine.report_progress, "asking the judge to compare answers")
-        results = await ask_all(engine, pairs, compare, report=report)
-    finally:
-        await engine.close()
-    errors = [result for result in results if isinstance(result, TeacherError)]
-    require_success(
-        engine,
-        len(pairs) - len(errors),
-        len(pairs),
-        judge.spec.min_success,
-        items="pairs",
-        setting="judge.min_success",
-        first_error=next(iter(errors), None),
-    )
-    choices = [
-        JudgeScore(error=str(result), failed=True) if isinstance(result, TeacherError) else result for result in results
-    ]
-    return PairResult(choices, len(errors), engine.build_usage(time.perf_counter() - started))
+    what = "asking the judge to compare answers"
+    choices, usage = await ask_about_all(engine, judge, pairs, compare, "pairs", what)
+    return PairResult(choices, sum(choice.failed for choice in choices), usage)
