@@ -157,7 +157,7 @@ screenshots: $(SETUP_TEST) ## take the pictures in the docs again
 # A dry run: resolves the open ranges of pyproject.toml and installs nothing.
 lock: $(SETUP_TEST) ## resolve the newest compatible versions and write requirements/constraints.txt
 	@echo "lock: resolving (some minutes)"
-	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/lock.json setuptools '.[cpu,embedded,release,postgres,test]'
+	@$(PIP) install --dry-run --ignore-installed --report $(VENV)/lock.json setuptools '.[cpu,embedded,release,scale]'
 	@$(BIN)/python -c "import json; \
 		print('# The exact versions that were tested together (Python 3.11, Linux). Written by \`make lock\`; do not edit.'); \
 		found = [item['metadata'] for item in json.load(open('$(VENV)/lock.json'))['install']]; \
