@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("dagster", "polars", "duckdb", "litellm", "torch", "transformers", "peft", "xllamacpp")
+PACKAGES = ("dagster", "polars", "duckdb", "litellm", "torch", "transformers", "peft", "xllamacpp", "ray")
 
 
 def machine() -> dict[str, Any]:
