@@ -1,5 +1,7 @@
 """The settings in `task.yaml` as pydantic models: one module per block, and `task` with all of them.
 
+`deployment` has the settings of `deployment.yaml`.
+
 This package parses, validates and hashes settings, and does nothing else with them. Reading files belongs to `tasks`.
 The settings of filters are plain data here and belong to `curation.filters`.
 """

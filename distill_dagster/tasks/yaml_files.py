@@ -14,8 +14,8 @@ from distill_dagster.core.errors import InputError, Problem
 from distill_dagster.core.files import make_symlink_problem
 from distill_dagster.tasks.unknown_fields import REFERENCE, drop_union_choices, suggest_field
 
-SECRET_FIELDS = {"api_base", "api_key_env"}
-"""Fields that may contain an API key by mistake: no message repeats their value."""
+SECRET_FIELDS = {"api_base", "api_key_env", "lake"}
+"""Fields, or blocks, that may contain a key by mistake: no message repeats their value."""
 MAX_NESTING = 100
 """How deep lists and mappings of a YAML file may be nested."""
 T = TypeVar("T")
