@@ -83,8 +83,7 @@ def print_leaderboard(home: Home, folder: TaskFolder, students: Sequence[str]) -
         verdicts[student] |= {"distillation": figures.get("distillation")}
     spec, kind = folder.task.evaluation, get_kind(folder.task)
     best = find_best_student(reports_folder, board, list(reports), spec, kind)
-    everyone = read_reports(reports_folder, list(folder.task.students))
-    page = write_leaderboard(reports_folder, folder.name, everyone, spec, kind)
+    page = write_leaderboard(reports_folder, folder.name, list(folder.task.students), spec, kind)
     out.print()
     for sentence in (best, describe_best_rows(board)):
         if sentence:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import re
 import shutil
 import warnings
@@ -17,6 +18,9 @@ from distill_dagster.core.errors import ModelError
 from distill_dagster.core.files import get_temporary_path, lock_file
 from distill_dagster.core.gguf_files import copy_gguf
 from distill_dagster.core.hashing import hash_file, hash_folder
+
+# When it is imported, it warns that it has no package that loads kernels from a hub. None is wanted.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_dagster.core import plots
-from distill_dagster.core.files import write_atomically
+from distill_dagster.core.files import lock_file, write_atomically
 from distill_dagster.evaluation.formatting import TEMPLATE_FILTERS, format_metric_name_in_sentence
 from distill_dagster.evaluation.leaderboard import (
     Leaderboard,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PAGE_FILE = "leaderboard.html"
 """The page, in a task's folder of reports. No student has this name: a student's name has no dot."""
+_LOCK = ".leaderboard.lock"
 
 
 def read_reports(folder: Path, students: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -55,19 +56,19 @@ def find_best_student(
     return describe_best_student(compare_students(tables, best, spec, kind), spec.confidence)
 
 
-def write_leaderboard(
-    folder: Path, task: str, reports: Mapping[str, Mapping[str, Any]], spec: EvaluationSpec, kind: Kind
-) -> Path:
-    """Write the page next to the students' reports, and return its path.
+def write_leaderboard(folder: Path, task: str, students: Sequence[str], spec: EvaluationSpec, kind: Kind) -> Path:
+    """Write the page next to the reports of those students that have one, and return its path.
 
     Args:
-        folder: the task's folder of reports.
-        reports: what `read_reports` returned; not empty.
+        folder: the task's folder of reports, with at least one.
     """
-    board = build_leaderboard(reports)
-    best = find_best_student(folder, board, list(reports), spec, kind)
     page = folder / PAGE_FILE
-    write_atomically(page, _render_page(task, board, reports, best))
+    # Of two processes whose students end together, the second to write knows both reports.
+    with lock_file(folder / _LOCK):
+        reports = read_reports(folder, students)
+        board = build_leaderboard(reports)
+        best = find_best_student(folder, board, list(reports), spec, kind)
+        write_atomically(page, _render_page(task, board, reports, best))
     return page
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
+
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.models import HUB_ID
 from distill_dagster.core.progress import report_progress
 from distill_dagster.release.golden_scores import GOLDEN_SCORES_FILE
-from distill_dagster.release.registry import Release, verify_release
+from distill_dagster.release.registry import MANIFEST_FILE, Release, verify_release
 
 HUB_REMEDY = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write. HF_ENDPOINT names another hub."
 NOT_PUSHED = (GOLDEN_SCORES_FILE, "report/report.md")
@@ -50,16 +54,24 @@ def push_release(release: Release, repository: str, private: bool = True) -> str
 
     verify_release(release)
     api = HfApi()
+    pushed = {name: facts for name, facts in release.manifest["files"].items() if name not in NOT_PUSHED}
     report_progress(f"pushing release {release.number} to {repository}", 0, 0)
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository,
-            folder_path=str(release.path),
-            commit_message=f"Release {release.number} of {release.task}: {release.student}",
-            ignore_patterns=list(NOT_PUSHED),
-            delete_patterns=list(REPLACED),
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            for name in pushed:
+                link = Path(folder) / name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(release.path.absolute() / name)
+            # The manifest of what is pushed: whoever checks it finds every file.
+            manifest = json.dumps(release.manifest | {"files": pushed}, indent=1, ensure_ascii=False)
+            (Path(folder) / MANIFEST_FILE).write_text(manifest + "\n", encoding="utf-8")
+            api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                commit_message=f"Release {release.number} of {release.task}: {release.student}",
+                delete_patterns=list(REPLACED),
+            )
         api.create_tag(repository, tag=f"release-{release.number}", exist_ok=True)
     except (HfHubHTTPError, LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]

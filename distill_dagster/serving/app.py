@@ -6,11 +6,11 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from distill_dagster.config import ServingSpec
 from distill_dagster.serving import protocol, streaming
@@ -40,6 +40,7 @@ BODY_S = 20.0
 """Seconds in which the body of a request has to arrive."""
 OPEN_PATHS = ("/health",)
 """Paths that need no API key: whoever watches the server has none."""
+T = TypeVar("T")
 logger = logging.getLogger("distill.serving")
 
 
@@ -153,6 +154,28 @@ class StudentServer:
         if name is not None and name not in self.model.names:
             raise UnknownModelError(f"There is no model {name!r}. Use {self.model.task!r}.", "model")
 
+    async def _while_connected(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """The result of some work, which stops when its client hangs up: nobody pays a teacher for nobody.
+
+        Raises:
+            CutRequestError: the client has hung up.
+        """
+
+        async def wait_for_end() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        task, end = asyncio.create_task(work), asyncio.create_task(wait_for_end())
+        try:
+            await asyncio.wait((task, end), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise CutRequestError("The connection was cut before there was an answer.")
+            return task.result()
+        finally:
+            task.cancel()
+            end.cancel()
+            await asyncio.gather(task, end, return_exceptions=True)
+
     async def _answer(self, prompt: StudentPrompt, id_: str, slice_: Any = None) -> ServedAnswer:
         return await self.answerer.answer(prompt, self._build_logger(prompt, id_, slice_), self.spec.timeout_s)
 
@@ -176,12 +199,14 @@ class StudentServer:
         slice_ = metadata.get("slice") if isinstance(metadata, dict) else None
         model = value.get("model") or self.model.task
         if asked.stream:
-            return await self._stream_chat(asked, id_, model, slice_)
-        found = await self._answer(asked.prompt, id_, slice_)
+            return await self._stream_chat(request, asked, id_, model, slice_)
+        found = await self._while_connected(request, self._answer(asked.prompt, id_, slice_))
         calls_tools = self.model.kind.answer_kind == "tool_calls"
         return format_json(protocol.format_chat(id_, model, found, self.model.details, calls_tools), [found])
 
-    async def _stream_chat(self, asked: protocol.ChatRequest, id_: str, model: str, slice_: Any) -> Response:
+    async def _stream_chat(
+        self, request: Request, asked: protocol.ChatRequest, id_: str, model: str, slice_: Any
+    ) -> Response:
         """Stream an answer. If the teacher may replace the student's, it is sent in one piece once it is known."""
         from starlette.responses import StreamingResponse
 
@@ -190,7 +215,7 @@ class StudentServer:
             self.answerer.batcher.refuse_if_busy()  # while there can still be a status
             pieces = self._stream_pieces(asked, chunks, self._build_logger(asked.prompt, id_, slice_))
             return StreamingResponse(pieces, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        found = await self._answer(asked.prompt, id_, slice_)
+        found = await self._while_connected(request, self._answer(asked.prompt, id_, slice_))
 
         async def send() -> AsyncIterator[bytes]:
             reasoning = {"reasoning_content": found.reasoning} if found.reasoning else {}
@@ -229,7 +254,8 @@ class StudentServer:
 
     async def _complete_texts(self, request: Request, id_: str) -> Response:
         value = await self._read_body(request)
-        answers = await self._answer_all(protocol.read_texts_request(value, "prompt").prompts, id_)
+        prompts = protocol.read_texts_request(value, "prompt").prompts
+        answers = await self._while_connected(request, self._answer_all(prompts, id_))
         model = value.get("model") or self.model.task
         return format_json(protocol.format_completions(id_, model, answers, self.model.details), answers)
 
@@ -237,7 +263,8 @@ class StudentServer:
         if not self.model.kind.has_labels:
             raise RequestError(f"{self.model.task} has no labels. Use /v1/chat/completions.", code="no_labels")
         value = await self._read_body(request)
-        answers = await self._answer_all(protocol.read_texts_request(value, "input").prompts, id_)
+        prompts = protocol.read_texts_request(value, "input").prompts
+        answers = await self._while_connected(request, self._answer_all(prompts, id_))
         model = value.get("model") or self.model.task
         return format_json(protocol.format_labels(id_, model, answers, self.model.details), answers)
 
@@ -267,8 +294,10 @@ class StudentServer:
 
     async def _report_health(self, request: Request, id_: str) -> Response:
         is_alive = self.answerer.batcher.runtime.is_alive()
+        if not is_alive:
+            self.answerer.batcher.start_again()
         state = {
-            "status": "ok" if is_alive else "the student has ended; it starts again with the next request",
+            "status": "ok" if is_alive else "the student's process has ended; it is starting again",
             "task": self.model.task,
             **self.model.details,
             "threshold": self.answerer.routing.threshold,

@@ -30,7 +30,10 @@ class _Waiting:
 
 
 class StudentBatcher:
-    """Asks a runtime from one event loop. It starts a runtime whose process has ended again, once for each request."""
+    """Asks a runtime from one event loop.
+
+    It starts a runtime whose process has ended again, once for each request or look at its health.
+    """
 
     def __init__(self, runtime: Runtime, max_waiting: int, metrics: ServerMetrics) -> None:
         self.runtime = runtime
@@ -186,6 +189,15 @@ class StudentBatcher:
             return self.runtime.answer([prompt])[0]
         except Exception as error:
             return UnavailableError(f"The student cannot answer: {error}")
+
+    def start_again(self) -> None:
+        """Start a runtime whose process has ended, in the background. It does nothing while one is starting."""
+        if not self._opening.locked():
+            self._pool.submit(self._try_start)
+
+    def _try_start(self) -> None:
+        with suppress(ModelError):  # the next request says why it does not start
+            self._ensure_alive()
 
     def _ensure_alive(self) -> None:
         """Start the runtime again if its process has ended.

@@ -41,7 +41,7 @@ class TooLargeError(RequestError):
 
 
 class CutRequestError(RequestError):
-    """The client closed the connection within its request. Nobody reads this; the metrics count it."""
+    """The client closed the connection before it had an answer. Nobody reads this; the metrics count it."""
 
     status, code = 499, "client_closed_request"
 

@@ -121,7 +121,7 @@ def _write_reports(folder: Path) -> dict[str, Any]:
 def test_the_page_compares_all_students_and_links_their_reports(tmp_path: Path) -> None:
     reports = _write_reports(tmp_path)
     assert list(reports) == ["large", "small"]
-    page = write_leaderboard(tmp_path, "<b>mail", reports, SPEC, get_kind(_TASK))
+    page = write_leaderboard(tmp_path, "<b>mail", ["large", "missing", "small"], SPEC, get_kind(_TASK))
     html = page.read_text(encoding="utf-8")
     assert "&lt;b&gt;mail" in html
     assert "<b>mail" not in html
@@ -140,7 +140,7 @@ def test_the_page_compares_all_students_and_links_their_reports(tmp_path: Path) 
 def test_the_page_fits_its_window(tmp_path: Path, width: int) -> None:
     from tests.support.browser import open_browser_page
 
-    page = write_leaderboard(tmp_path, "mail", _write_reports(tmp_path), SPEC, get_kind(_TASK))
+    page = write_leaderboard(tmp_path, "mail", list(_write_reports(tmp_path)), SPEC, get_kind(_TASK))
     with open_browser_page(width, 800) as browser:
         browser.goto(page.as_uri())
         assert browser.evaluate("document.documentElement.scrollWidth") == width

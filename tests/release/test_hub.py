@@ -122,6 +122,9 @@ def test_all_files_but_single_golden_scores_are_pushed_as_one_commit(hub: FakeHu
     assert hub.token == "Bearer hf_test"
     assert set(hub.files) == {"README.md", "manifest.json", "report/metrics.json"}
     assert hub.files["README.md"] == (release.path / "README.md").read_bytes()
+    manifest = json.loads(hub.files["manifest.json"])
+    assert set(manifest["files"]) == {"README.md", "report/metrics.json"}
+    assert manifest["files"].items() <= release.manifest["files"].items()
     assert hub.tags == ["release-1"]
     push_release(release, "team/mail", private=False)
     assert hub.created["visibility"] == "public"

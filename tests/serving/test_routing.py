@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+import httpx
 import pytest
 
 from distill_dagster.config import Task
@@ -191,6 +192,18 @@ def test_more_calls_than_slots_wait_for_one(task: Task, tmp_path: Path, monkeypa
         wait_until(lambda: len(teacher.asked) == 2, "two calls", 0.01)
         teacher.hold.set()
         assert [call.result().headers["x-distill-route"] for call in calls] == ["teacher"] * 5
+
+
+def test_a_client_that_hangs_up_costs_no_teacher(task: Task, tmp_path: Path) -> None:
+    teacher, runtime = ToldTeacher(), KeywordRuntime(LABELS, hold=threading.Event())
+    assert runtime.hold is not None
+    with serve(task, runtime, tmp_path, teacher, CERTIFIED) as running:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{running.url}/v1/classify", json={"input": ["unsure", "unsure too"]}, timeout=0.5)
+        wait_until(lambda: 'status="499"' in running.read_metrics(), "the end of the request", 0.01)
+        runtime.hold.set()
+        assert running.ask("a refund").status_code == 200
+    assert teacher.asked == []
 
 
 def test_a_share_of_what_the_student_keeps_is_shadowed(task: Task, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -225,11 +226,19 @@ def test_a_student_that_has_ended_is_started_again(task: Task, tmp_path: Path) -
     runtime = KeywordRuntime(LABELS)
     with serve(task, runtime, tmp_path) as running:
         runtime.close()
-        assert running.client.get("/health").status_code == 503
         assert running.ask("a refund").status_code == 200
         assert runtime.opened == 2
         assert running.read_metric("distill_student_restarts_total") == 1
         assert running.client.get("/health").status_code == 200
+
+
+def test_whoever_looks_at_the_health_of_a_student_that_has_ended_starts_it_again(task: Task, tmp_path: Path) -> None:
+    runtime = KeywordRuntime(LABELS)
+    with serve(task, runtime, tmp_path) as running:
+        runtime.close()
+        assert running.client.get("/health").status_code == 503
+        wait_until(lambda: running.client.get("/health").status_code == 200, "a healthy server", 0.01)
+        assert runtime.opened == 2
 
 
 def test_a_request_under_way_is_answered_before_the_end(task: Task, tmp_path: Path) -> None:
@@ -327,5 +336,7 @@ def test_a_cut_connection_harms_no_other_request(running: Running) -> None:
             connection.sendall(sent)
         assert running.ask("a login").json()["choices"][0]["message"]["content"] == "login"
     wait_until(lambda: running.read_metric("distill_requests_in_flight") == 1, "only this request", 0.02)
-    cut = 'distill_requests_total{path="/v1/chat/completions",status="499"} 2.0'
-    assert cut in running.client.get("/metrics").text
+    # Of these two the body was not complete. The first was answered before its end was seen, or not.
+    cut = re.search(r'distill_requests_total{path="/v1/chat/completions",status="499"} (\d)', running.read_metrics())
+    assert cut is not None
+    assert cut[1] in ("2", "3")

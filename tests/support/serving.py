@@ -102,9 +102,12 @@ class Running:
         body = {"model": "shop_mail", "messages": [{"role": "user", "content": text}]} | more
         return self.client.post("/v1/chat/completions", json=body)
 
+    def read_metrics(self) -> str:
+        return self.client.get("/metrics").text
+
     def read_metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        lines = self.client.get("/metrics").text.splitlines()
+        lines = self.read_metrics().splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
 

@@ -24,7 +24,7 @@ from distill_dagster.evaluation.formatting import (
 )
 from distill_dagster.evaluation.golden_items import NearestRow, find_errors
 from distill_dagster.evaluation.golden_looks import append_golden_look, read_golden_looks
-from distill_dagster.evaluation.leaderboard_page import read_reports, write_leaderboard
+from distill_dagster.evaluation.leaderboard_page import write_leaderboard
 from distill_dagster.evaluation.metrics import TEACHER, build_metrics_frame, compute_metrics, compute_win_rate
 from distill_dagster.evaluation.metrics_table import check_metrics_table
 from distill_dagster.evaluation.recommendation import recommend
@@ -164,11 +164,12 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
     png = plots.plot_intervals(
         intervals, f"{format_metric_name(metrics.metric)} on golden", format_metric_name_in_sentence(metrics.metric)
     )
-    reports = read_reports(target.parent, list(task.students))
     shown: dict[str, DisplayValue] = {
         "verdict": recommendation.text,
         "report": target / "report.html",
-        "leaderboard": write_leaderboard(target.parent, env.task_name, reports, task.evaluation, get_kind(task)),
+        "leaderboard": write_leaderboard(
+            target.parent, env.task_name, list(task.students), task.evaluation, get_kind(task)
+        ),
         metrics.metric: Markdown(plots.to_markdown_image(png)),
         **_build_cost_metadata(metrics.distillation),
         "terms": "; ".join(dict.fromkeys(entry["summary"] for entry in terms)),

@@ -106,8 +106,17 @@ def make_release(env: StageContext, partition: str | None) -> StageResult:
         facts=facts,
         versions=inputs.versions,
     )
+
+    def fill(folder: Path, number: int) -> dict[str, Any]:
+        # Only now this process is alone.
+        if registry.read_current_number(env.task_name) != (before.number if before is not None else None):
+            raise DistillError(
+                f"Another release of {env.task_name} became current while the gate was checked. Release again."
+            )
+        return fill_release(made_from, folder, number)
+
     try:
-        release = registry.publish(env.task_name, lambda folder, number: fill_release(made_from, folder, number))
+        release = registry.publish(env.task_name, fill)
     except ParityError as error:
         error.checks = (*checks, *error.checks)
         raise
