@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
@@ -28,19 +32,31 @@ JOBS: dict[Partition, str] = {
 """The jobs of a task, by what their assets are partitioned by. The UI shows the runs of `distill` under them."""
 
 
-def _build_job(graph: TaskGraph, partition: Partition) -> UnresolvedAssetJobDefinition:
+RunTags = Mapping[str, Mapping[str, Any]]
+"""Tags of runs by kind of job: shared, slices, students, assistants."""
+
+
+def _get_tags(tags: RunTags, partition: Partition) -> Mapping[str, Any]:
+    return tags.get("shared" if partition is None else f"{partition}s", {})
+
+
+def _build_job(graph: TaskGraph, partition: Partition, tags: RunTags) -> UnresolvedAssetJobDefinition:
     names = [name for name, one in graph.stages.items() if one.partition == partition and not one.is_explicit]
     return dg.define_asset_job(
         get_job_name(graph.identifier, partition),
         selection=[graph.key(name) for name in names],
         description=JOBS[partition],
+        tags=_get_tags(tags, partition),
     )
 
 
-def _build_explicit_job(graph: TaskGraph, stage: Stage) -> UnresolvedAssetJobDefinition:
+def _build_explicit_job(graph: TaskGraph, stage: Stage, tags: RunTags) -> UnresolvedAssetJobDefinition:
     """The job of a stage that only a command of its own runs, so that no other job runs it by accident."""
     return dg.define_asset_job(
-        get_stage_job_name(graph.identifier, stage), selection=[graph.key(stage.name)], description=stage.description
+        get_stage_job_name(graph.identifier, stage),
+        selection=[graph.key(stage.name)],
+        description=stage.description,
+        tags=_get_tags(tags, stage.partition),
     )
 
 
@@ -56,11 +72,14 @@ def build_task_graph(folder: TaskFolder) -> TaskGraph:
         return TaskGraph(folder.name, list_stages(), [], [], False)
 
 
-def build_task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitions:
+def build_task_definitions(
+    folder: TaskFolder, refresh: Refresh, tags: RunTags = MappingProxyType({})
+) -> dg.Definitions:
     """Build the definitions of a task. What could call a paid teacher automatically is off until a person starts it.
 
     Args:
         refresh: The function that the schedule's job calls.
+        tags: Tags of the runs of each kind of job, which run launcher and queue read.
     """
     graph = build_task_graph(folder)
     try:
@@ -71,8 +90,8 @@ def build_task_definitions(folder: TaskFolder, refresh: Refresh) -> dg.Definitio
     definitions = dg.Definitions(
         assets=[*build_source_assets(graph), *(asset for group in groups for asset in group)],
         jobs=[
-            *(_build_job(graph, partition) for partition in JOBS if graph.has_partition(partition)),
-            *(_build_explicit_job(graph, stage) for stage in graph.stages.values() if stage.is_explicit),
+            *(_build_job(graph, partition, tags) for partition in JOBS if graph.has_partition(partition)),
+            *(_build_explicit_job(graph, stage, tags) for stage in graph.stages.values() if stage.is_explicit),
         ],
         sensors=[
             *build_sensors(graph),
