@@ -49,7 +49,7 @@ class RunsSpec(ConfigModel):
 
 
 class RayResourcesSpec(ConfigModel):
-    """What one job or step of the cluster reserves. Ray starts it on a worker that has so much left."""
+    """What a run reserves on the cluster. Ray starts it on a worker that has so much left."""
 
     cpus: Annotated[int, Field(ge=1)] = Field(default=1, description="CPU cores")
     gpus: Annotated[int, Field(ge=0)] = Field(default=0, description="GPUs; it sees no others")
@@ -66,18 +66,16 @@ class RaySpec(ConfigModel):
         description="address of the cluster: `auto` for the one that this machine belongs to, or `ray://HOST:PORT`",
     )
     runs: bool = Field(default=False, description="whether each launched run is a job of the cluster")
-    steps: bool = Field(default=False, description="whether each step of a run is a task of the cluster")
     stages: bool = Field(default=False, description="whether stages divide one large partition among workers")
     train_processes: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1,
         description="processes that train one student, on workers of the cluster, each with a GPU if there are so "
         "many; 1: the process of the step trains",
     )
-    work: RayResourcesSpec = Field(
-        default=RayResourcesSpec(), description="what a run, or a step with `steps`, reserves"
-    )
-    training: RayResourcesSpec | None = Field(
-        default=None, description="what a run or step that trains or asks students reserves; by default as `work`"
+    run_resources: RayResourcesSpec = Field(
+        default=RayResourcesSpec(),
+        description="what a run reserves. The tag `dagster-ray/config` in `runs.tags` says it for a job of its own: "
+        "`{num_gpus: 1}` for `students`",
     )
     lost_worker_retries: Annotated[int, Field(ge=0)] = Field(
         default=3, description="how often a run is started again after the worker that it ran on was lost"

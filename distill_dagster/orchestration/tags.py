@@ -18,10 +18,17 @@ CAMPAIGN_TAG = "distill/campaign"
 """Groups the runs of one command, backfill or schedule tick. Its value is the outer run's id if there is one."""
 JOB_BACKFILL_TAG = ".dagster/distill_backfill"
 """The backfill of an inner run that cannot carry Dagster's own tag. The UI does not show it."""
+LAUNCH_TAG = ".dagster/distill_launch"
+"""The campaign of a run that a command handed to the instance. The UI does not show it."""
+PARTITION_TAG = "dagster/partition"
+"""Dagster's own tag for the partition of a run."""
 BUDGET_TAGS = {"usd": "distill/budget_usd", "tokens": "distill/budget_tokens"}
 """The campaign's own caps, from the command line or set when a run or backfill is launched."""
 PROCESS_TAG = ".dagster/distill_process"
 """The process of a run: the run's id, then host, process id and start time. The UI does not show it."""
+
+RAY_JOB_TAG = "distill/ray_job"
+"""The id of a run's job on a Ray cluster: `ray job logs <id>` shows what it wrote."""
 
 
 def build_budget_tags(cap: BudgetSpec) -> dict[str, str]:
