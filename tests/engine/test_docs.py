@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
+from distill_dagster.config.deployment import DeploymentSpec
 from distill_dagster.core.paths import PROJECT_FOLDER
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.tasks import Slice
@@ -20,6 +23,29 @@ PARTS = {"imagine.md": {"slice", "imagine", "curation"}, "judge.md": {"judge", "
 def blocks(page: str) -> list[dict[str, Any]]:
     text = (PROJECT_FOLDER / "docs" / page).read_text(encoding="utf-8")
     return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)]
+
+
+def list_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every field of a model and of the models in it, as a path. Names that a user chooses are `MODEL`."""
+    for name, field in model.model_fields.items():
+        inner = next((one for one in [field.annotation, *get_args(field.annotation)] if is_model(one)), None)
+        if inner is None:
+            yield f"{prefix}{name}"
+        else:
+            is_named = get_origin(field.annotation) is dict
+            yield from list_fields(inner, f"{prefix}{name}.{'MODEL.' if is_named else ''}")
+
+
+def is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def test_the_page_on_deployment_has_every_field_and_its_yaml_is_valid() -> None:
+    text = (PROJECT_FOLDER / "docs" / "deployment.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE))
+    assert documented == set(list_fields(DeploymentSpec))
+    [block] = blocks("deployment.md")
+    assert DeploymentSpec.model_validate(block).runs.at_once == 20
 
 
 @pytest.mark.parametrize("page", PARTS)
