@@ -40,9 +40,10 @@ from distill_dagster.core.paths import Home
 from distill_dagster.curation.filters import FilterSettings, filter_rows, select_filters
 from distill_dagster.curation.task_view import TaskView
 from distill_dagster.kinds import Question, get_kind
+from distill_dagster.pipeline.open_lake import open_lake
 from distill_dagster.pipeline.open_task import open_task
 from distill_dagster.prompts.seeds import compute_prompt_id
-from distill_dagster.tables.lake import ArtifactRecord, Lake
+from distill_dagster.tables.lake import ArtifactRecord
 from distill_dagster.tables.messages import make_user_messages
 from distill_dagster.tables.schemas import COMPLETIONS, SCORED
 from distill_dagster.tasks import TaskFolder
@@ -117,7 +118,7 @@ def answers(home: Home, name: str) -> dict[str, dict[str, Any]]:
     done = distill(home, "backfill", name, "--which", "all")
     if done["teacher_calls"] or done["failed"]:
         raise SystemExit(f"{name}: {done['teacher_calls']} requests were sent, failed: {done['failed']}")
-    lake, out = Lake(home.lake, home.reports), dict[str, dict[str, Any]]()
+    lake, out = open_lake(home), dict[str, dict[str, Any]]()
     for key in open_task(home.tasks, name, home.accepted).list_slice_keys():
         frame, _ = lake.read(name, "teacher_completions", key, COMPLETIONS)
         first = frame.filter(pl.col("sample_index") == 0).select("teacher", "prompt_id", "answer")
@@ -167,7 +168,7 @@ def commonsense(home: Home, data: Path, limit: int | None) -> dict[str, float]:
 
 def agreeing(home: Home, name: str, right: dict[str, Any]) -> dict[str, float]:
     """Measure what the filter by teacher agreement keeps, and the share that is right."""
-    folder, lake = open_task(home.tasks, name, home.accepted), Lake(home.lake, home.reports)
+    folder, lake = open_task(home.tasks, name, home.accepted), open_lake(home)
     about, kind = TaskView.from_task(folder.task), get_kind(folder.task)
     filters = select_filters(FilterSettings.model_validate({"min_teacher_agreement": 1.0}), about)
     kept = []
@@ -238,7 +239,7 @@ def resume(home: Home, count: int) -> dict[str, float]:
     value = {"description": "All.", "seeds": texts}
     (home.tasks / name / "slices" / "all.yaml").write_text(json.dumps(value))
     folder: TaskFolder = open_task(home.tasks, name, home.accepted)
-    lake, store = Lake(home.lake, home.reports), CompletionStore.open_in_folder(home.store)
+    lake, store = open_lake(home), CompletionStore.open_in_folder(home.store)
 
     @contextmanager
     def endpoint(spec: Any) -> Iterator[Any]:

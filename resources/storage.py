@@ -8,8 +8,10 @@ from pathlib import Path
 
 import dagster as dg
 
+from distill_dagster.config.deployment import LakeSpec
 from distill_dagster.core.limits import ResourceLimits
 from distill_dagster.orchestration.tags import build_process_tag
+from distill_dagster.pipeline.open_lake import build_lake
 from distill_dagster.pipeline.open_task import open_task
 from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
@@ -54,6 +56,12 @@ class LakeResource(dg.ConfigurableResource):
     reports: str
     training: str
     releases: str
+    url: str = ""
+    """Address of the lake in an object store. Empty: it is in `path`."""
+    cache: str = ""
+    """The folder for local copies of what is in the object store."""
+    cache_gb: float = 20
+    """What the local copies may take, in GiB."""
     memory_mb: int = 2048
     """Memory that DuckDB may use before it spills to disk. Half of it may be used to keep texts between two passes."""
     spill: str = ""
@@ -63,7 +71,8 @@ class LakeResource(dg.ConfigurableResource):
         return ResourceLimits(memory_mb=self.memory_mb, spill=Path(self.spill) if self.spill else None)
 
     def open_lake(self) -> Lake:
-        return Lake(Path(self.path), Path(self.reports))
+        spec = LakeSpec(url=self.url or None, cache_gb=self.cache_gb)
+        return build_lake(spec, Path(self.path), Path(self.cache), Path(self.reports))
 
 
 class CompletionStoreResource(dg.ConfigurableResource):

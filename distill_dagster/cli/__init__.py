@@ -20,6 +20,7 @@ from distill_dagster.cli.dataset_rows import explain, filters, keep
 from distill_dagster.cli.imagination import imagine
 from distill_dagster.cli.instance import env, ui
 from distill_dagster.cli.intake import batches, import_, inbox
+from distill_dagster.cli.lake import clean_lake
 from distill_dagster.cli.materialize import backfill, refresh, run
 from distill_dagster.cli.new_task import copy, label, new
 from distill_dagster.cli.overview import check, status, tasks
@@ -61,7 +62,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "Release and serve": {"release": release, "releases": releases, "serve": serve, "drift": drift, "export": export},
     "Know the cost": {"estimate": estimate, "ledger": ledger},
     "Take in data": {"import": import_, "inbox": inbox, "review": review, "batches": batches},
-    "Use Dagster": {"ui": ui, "env": env},
+    "Use Dagster": {"ui": ui, "env": env, "clean-lake": clean_lake},
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 

@@ -18,7 +18,7 @@ from distill_dagster.core.formatting import count_noun, format_seconds, format_u
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.backfill_selection import SLICE_STAGES, select_named_slices
 from distill_dagster.pipeline.freshness import TaskState
-from distill_dagster.tables.lake import Lake
+from distill_dagster.pipeline.open_lake import open_lake
 from distill_dagster.tasks import TaskFolder
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def estimate(
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
-        state = TaskState(folder, Lake(home.lake, home.reports))
+        state = TaskState(folder, open_lake(home))
         keys = select_named_slices(folder, slices) if slices else folder.list_slice_keys()
         print_estimate(home, folder, state, keys, golden=not slices)
 

@@ -13,7 +13,7 @@ from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.paths import Home
 from distill_dagster.curation.filters import select_task_filters
 from distill_dagster.pipeline.freshness import TaskState
-from distill_dagster.tables.lake import Lake
+from distill_dagster.pipeline.open_lake import open_lake
 from distill_dagster.tables.schemas import DATASET
 
 
@@ -33,7 +33,7 @@ def filters(
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
-        lake = Lake(home.lake, home.reports)
+        lake = open_lake(home)
         status = TaskState(folder, lake).get_status("filtered_dataset")
         extra = status.record.extra if status.record is not None else {}
         rows = list_filters(select_task_filters(folder.task), extra.get("reasons", {}))
@@ -73,7 +73,7 @@ def keep(
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
-        lake = Lake(home.lake, home.reports)
+        lake = open_lake(home)
         dataset, record = lake.read(folder.name, "filtered_dataset", None, DATASET)
         path = write_kept_dataset(folder.path, name, dataset)
         out.print(f"{count_noun(record.rows, 'row')}: {path}", soft_wrap=True, highlight=False)
@@ -92,7 +92,7 @@ def explain(
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
-        history = trace_prompt(folder, Lake(home.lake, home.reports), prompt_id.lower())
+        history = trace_prompt(folder, open_lake(home), prompt_id.lower())
         print_json(history)
         if not mode.as_json:
             print_prompt_history(history, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,15 +14,22 @@ from distill_dagster.core.errors import InputError
 from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.paths import Home
 from distill_dagster.core.problem_groups import group_problems
-from distill_dagster.pipeline.freshness import TaskState
+from distill_dagster.pipeline.freshness import ArtifactStatus, TaskState
+from distill_dagster.pipeline.open_lake import open_lake
 from distill_dagster.pipeline.open_task import find_tasks
 from distill_dagster.pipeline.task_check import check_task_folder
 from distill_dagster.pipeline.teacher_check import find_connection_problems, find_environment_problems
-from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks.reading import TASK_FILE, read_task
 
 if TYPE_CHECKING:
     from distill_dagster.pipeline.release_status import ReleaseStatus
+
+
+COLOURS = {"fresh": "green", "stale": "yellow", "missing": "red", "waiting": "dim", "malformed": "red"}
+"""The colour of each state in the table of `distill status`."""
+MAX_ALIKE = 20
+"""More partitions of an asset that are alike share a line on a terminal."""
+ALL = "…"
 
 
 def tasks(as_json: JsonOption = False) -> None:
@@ -94,28 +102,19 @@ def check(
 def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
     """Show which artifacts are fresh, stale or missing, and why."""
     from distill_dagster.pipeline.release_status import find_release_status
+    from distill_dagster.pipeline.shared_releases import pull_releases
     from distill_dagster.pipeline.teacher_pauses import find_task_pauses  # loads a database
     from distill_dagster.release.registry import Registry
 
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
-        state = TaskState(folder, Lake(home.lake, home.reports))
+        state = TaskState(folder, open_lake(home))
         students = state.list_used_students()
         statuses = state.list_statuses(students)
-        table = build_table("artifact", "state", "rows", "why", whole=("artifact", "state"), numbers=("rows",))
-        colours = {"fresh": "green", "stale": "yellow", "missing": "red", "waiting": "dim", "malformed": "red"}
-        for s in statuses:
-            why = "; ".join(s.why[:3]) + (f"; and {len(s.why) - 3} more" if len(s.why) > 3 else "")
-            if s.record and s.record.extra.get("blocked"):
-                why = f"did not pass {', '.join(s.record.extra['blocked'])}. {why}"
-            if s.record and (missing := s.record.extra.get("below_target")):
-                prompts = count_noun(missing, "prompt")
-                why = f"{prompts} below its target; `distill imagine --slice {s.partition}` asks again. {why}"
-            rows = f"{s.record.rows:,}" if s.record else ""
-            table.add_row(escape(s.name), f"[{colours[s.state]}]{s.state}[/]", rows, escape(why))
-        print_table(table)
-        counts = {state: sum(s.state == state for s in statuses) for state in colours}
+        if not out.quiet:
+            _print_statuses(statuses)
+        counts = {state: sum(s.state == state for s in statuses) for state in COLOURS}
         out.print(f"{folder.name}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
         pauses = find_task_pauses(home, folder)
         for pause in pauses:
@@ -127,13 +126,45 @@ def status(task: TaskArgument = None, as_json: JsonOption = False) -> None:
                 f"Not trained, since nobody asked for it: {escape(', '.join(untrained))}; {escape(remedy)}.",
                 soft_wrap=True,
             )
-        released = find_release_status(state, Registry(home.releases))
+        registry = Registry(home.releases)
+        pull_releases(state.lake, registry, folder.name)
+        released = find_release_status(state, registry)
         if released is not None:
             out.print(_describe_release(released, folder.name), soft_wrap=True)
         artifacts = [{"name": s.name, "state": s.state, "why": list(s.why)} for s in statuses]
         listed: dict[str, Any] = {"artifacts": artifacts, "untrained_students": untrained, "pauses": pauses}
         listed["release"] = released.to_json() if released is not None else None
         print_json({"task": folder.name, "counts": counts} | listed)
+
+
+def _print_statuses(statuses: Sequence[ArtifactStatus]) -> None:
+    """Print a table with a line per artifact. On a terminal, many partitions that are alike share a line."""
+    alike: dict[tuple[str, ...], list[ArtifactStatus]] = {}
+    for s in statuses:
+        own = (s.partition or "",) if not out.is_terminal else ()
+        alike.setdefault((s.asset, s.state, _explain_status(s, ALL), *own), []).append(s)
+    table = build_table("artifact", "state", "rows", "why", whole=("artifact", "state"), numbers=("rows",))
+    for group in alike.values():
+        is_many = len(group) > MAX_ALIKE
+        for s in group[:1] if is_many else group:
+            name = f"{s.asset}[{len(group):,} partitions]" if is_many else s.name
+            made = [one.record.rows for one in (group if is_many else [s]) if one.record]
+            rows = f"{sum(made):,}" if made else ""
+            why = _explain_status(s, ALL if is_many else s.partition)
+            table.add_row(escape(name), f"[{COLOURS[s.state]}]{s.state}[/]", rows, escape(why))
+    print_table(table)
+
+
+def _explain_status(status: ArtifactStatus, partition: str | None) -> str:
+    """Why an artifact is in its state, with `partition` in place of its own."""
+    why = "; ".join(status.why[:3]) + (f"; and {len(status.why) - 3} more" if len(status.why) > 3 else "")
+    extra = status.record.extra if status.record else {}
+    if extra.get("blocked"):
+        why = f"did not pass {', '.join(extra['blocked'])}. {why}"
+    if missing := extra.get("below_target"):
+        prompts = count_noun(missing, "prompt")
+        why = f"{prompts} below its target; `distill imagine --slice {status.partition}` asks again. {why}"
+    return why.replace(f"[{status.partition}]", f"[{partition}]") if status.partition else why
 
 
 def _describe_release(released: ReleaseStatus, task: str) -> str:

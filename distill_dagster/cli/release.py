@@ -25,8 +25,9 @@ from distill_dagster.core.errors import DistillError
 from distill_dagster.core.formatting import count_noun, format_bytes, format_seconds
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.freshness import TaskState
+from distill_dagster.pipeline.open_lake import open_lake
+from distill_dagster.pipeline.shared_releases import complete_release, pull_releases, push_current_number
 from distill_dagster.release.dataset_formats import DatasetFormat, read_dataset_format
-from distill_dagster.tables.lake import Lake
 from distill_dagster.tables.schemas import DATASET
 from distill_dagster.tasks import TaskFolder
 
@@ -69,9 +70,10 @@ def release(
             check_repository(push)
         elif public:
             raise DistillError("--public is about the repository of --push, which is missing.")
-        state = TaskState(folder, Lake(home.lake, home.reports))
+        state = TaskState(folder, open_lake(home))
         _require_report(state, name)
         registry = Registry(home.releases)
+        pull_releases(state.lake, registry, folder.name)
         made = _find_released(state, registry, name)
         if made is None:
             made = _make_release(home, folder, registry, name)
@@ -118,6 +120,7 @@ def _find_released(state: TaskState, registry: Any, student: str) -> Release | N
         return None
     found: Release = registry.read(state.folder.name, number)
     with show_progress():
+        complete_release(state.lake, registry, state.folder.name, number)
         damage = find_damage(found)
     if damage:
         out.print(f"Release {number} is damaged, so it is made again: {escape('; '.join(damage[:5]))}.", soft_wrap=True)
@@ -177,10 +180,13 @@ def releases(
         from distill_dagster.release.registry import Registry
 
         folder = open_task_folder(home, task)
-        registry = Registry(home.releases)
+        registry, lake = Registry(home.releases), open_lake(home)
+        pull_releases(lake, registry, folder.name)
         if use is not None:
             with show_progress():
+                complete_release(lake, registry, folder.name, use)
                 chosen = registry.use(folder.name, use)
+                push_current_number(lake, registry, folder.name, use)
             out.print(f"Release {use} of {folder.name} ({escape(chosen.student)}) is current.")
         if compare is not None:
             first, second = (registry.read(folder.name, number) for number in compare)
@@ -240,7 +246,7 @@ def export(
         task_folder = open_task_folder(home, task)
         format = read_dataset_format(dataset)
         target = folder or Path.cwd() / f"{task_folder.name}-{format}"
-        lake = Lake(home.lake, home.reports)
+        lake = open_lake(home)
         rows, _ = lake.read(task_folder.name, "filtered_dataset", None, DATASET)
         with show_progress():
             files = export_dataset(task_folder, lake, rows, format, target)

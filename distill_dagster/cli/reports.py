@@ -23,7 +23,7 @@ from distill_dagster.core.errors import DistillError
 from distill_dagster.core.formatting import count_noun
 from distill_dagster.core.paths import Home
 from distill_dagster.pipeline.freshness import TaskState
-from distill_dagster.tables.lake import Lake
+from distill_dagster.pipeline.open_lake import open_lake
 
 
 def report(
@@ -37,6 +37,7 @@ def report(
     with show_problems():
         folder = open_task_folder(home, task)
         chosen = choose_students(folder, students) if students else list(folder.task.students)
+        open_lake(home).refresh_reports(folder.name, chosen)
         reports = {student: report for student in chosen if (report := print_report(home, folder, student))}
         if not reports:
             raise DistillError(f"{folder.name} has no report yet. Run `distill run {folder.name}`.")
@@ -56,6 +57,7 @@ def leaderboard(task: TaskArgument = None, students: StudentOption = None, as_js
     with show_problems():
         folder = open_task_folder(home, task)
         chosen = choose_students(folder, students) if students else list(folder.task.students)
+        open_lake(home).refresh_reports(folder.name, chosen)
         figures = print_leaderboard(home, folder, chosen)
         if figures is None:
             raise DistillError(f"{folder.name} has no report yet. Run `distill run {folder.name}`.")
@@ -82,7 +84,7 @@ def data_docs(task: TaskArgument = None, as_json: JsonOption = False, quiet: Qui
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
-        lake = Lake(home.lake, home.reports)
+        lake = open_lake(home)
         tables = [(status.asset, status.partition) for status in TaskState(folder, lake).list_statuses()]
         target = home.data_docs / folder.name
         with show_progress():

@@ -11,9 +11,12 @@ from rich.markup import escape
 
 from distill_dagster.cli.console import err, out, show_problems
 from distill_dagster.cli.options import TaskArgument, open_task_folder
+from distill_dagster.cli.run_display import show_progress
 from distill_dagster.core.database_urls import get_store_url
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.paths import Home
+from distill_dagster.pipeline.open_lake import open_lake
+from distill_dagster.pipeline.shared_releases import complete_release, pull_releases
 from distill_dagster.release.registry import Registry, verify_release
 
 
@@ -41,7 +44,11 @@ def serve(
     home = Home.from_env()
     with show_problems(), ExitStack() as stack:
         folder = open_task_folder(home, task)
-        chosen = Registry(home.releases).read(folder.name, release)
+        registry, lake = Registry(home.releases), open_lake(home)
+        pull_releases(lake, registry, folder.name)
+        with show_progress():
+            complete_release(lake, registry, folder.name, release)
+        chosen = registry.read(folder.name, release)
         err.print(f"[dim]checking the files of release {chosen.number}[/dim]")
         verify_release(chosen)
         plan = plan_serving(chosen, home.models, export, fallback)

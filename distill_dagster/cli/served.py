@@ -33,11 +33,11 @@ def drift(task: TaskArgument = None, as_json: JsonOption = False, quiet: QuietOp
     home = Home.from_env()
     with show_problems():
         folder = open_task_folder(home, task)
+        from distill_dagster.pipeline.open_lake import open_lake
         from distill_dagster.pipeline.served_traffic import measure_traffic_drift
-        from distill_dagster.tables.lake import Lake
 
         with show_progress():
-            lake = Lake(home.lake, home.reports)
+            lake = open_lake(home)
             found = measure_traffic_drift(folder, lake, home.models, home.requests / folder.name, home.releases)
         if found is None:
             raise DistillError(f"{folder.name} has no release yet. Make one with `distill release {folder.name}`.")

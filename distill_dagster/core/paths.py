@@ -46,9 +46,19 @@ class Home:
         return self.root / "lake"
 
     @property
+    def lake_cache(self) -> Path:
+        """Local copies of tables and adapters, if the lake is in an object store."""
+        return self.root / "lake_cache"
+
+    @property
     def store(self) -> Path:
         """The completion store, unless a variable moves it to another database."""
         return self.root / "store"
+
+    @property
+    def batches(self) -> Path:
+        """Files of requests for a batch runner, and its answers: `batches/<teacher>/`."""
+        return self.root / "batches"
 
     @property
     def models(self) -> Path:

@@ -9,12 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import dagster as dg
@@ -27,10 +26,11 @@ from dagster_shared.serdes import serialize_value
 from distill_dagster.core.errors import DistillError, InputError
 from distill_dagster.core.paths import PROJECT_FOLDER, Home
 from distill_dagster.orchestration.in_process import CODE_LOCATION
+from distill_dagster.orchestration.launcher import get_workspace_path
 from distill_dagster.orchestration.partitions import find_trained_students, sync_task
 from distill_dagster.orchestration.ui_reload import HOST, reload_code_location
+from distill_dagster.pipeline.open_lake import open_lake
 from distill_dagster.pipeline.open_task import find_tasks
-from distill_dagster.tables.lake import Lake
 
 CHECK_S = 0.5
 QUIET_S = 2.0
@@ -107,7 +107,7 @@ def _find_free_port() -> int:
 
 def sync_tasks(home: Home, instance: dg.DagsterInstance) -> list[InputError]:
     """Bring the partitions of all tasks up to date. Returns the errors of malformed tasks."""
-    lake, errors = Lake(home.lake, home.reports), list[InputError]()
+    lake, errors = open_lake(home), list[InputError]()
     for folder in find_tasks(home.tasks, home.accepted):
         try:
             sync_task(folder, instance, find_trained_students(folder, lake))
@@ -135,8 +135,10 @@ def serve_ui(
     os.environ.setdefault("DAGSTER_CODE_SERVER_AUTO_RESTART_INTERVAL", "15")
     os.environ["DAGSTER_IS_DEV_CLI"] = "1"  # as `dagster dev` does: errors of the code location are shown short
     target = ModuleTarget(CODE_LOCATION, None, str(PROJECT_FOLDER), CODE_LOCATION)
-    with tempfile.TemporaryDirectory() as folder, ProxyServerManager(instance, target, "warning") as code_server:
-        workspace = Path(folder) / "workspace.yaml"
+    with ExitStack() as stack:
+        code_server = stack.enter_context(ProxyServerManager(instance, target, "warning"))
+        workspace = get_workspace_path(home)  # commands with `--launch` read it too
+        stack.callback(workspace.unlink, missing_ok=True)
         workspace.write_text(yaml.safe_dump({"load_from": list(code_server.get_code_server_specs())}))
         shared = ["--instance-ref", serialize_value(instance.get_ref()), "--workspace", str(workspace)]
         with (

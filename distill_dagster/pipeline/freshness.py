@@ -48,6 +48,7 @@ class TaskState:
         self._sources: dict[str, str | None] = {}
         self._malformed: dict[str, InputError] = {}
         self._records: dict[str, ArtifactRecord | None] = {}
+        self._is_listed = False
         self._statuses: dict[str, ArtifactStatus] = {}
 
     def list_partitions(self, stage: Stage, students: Collection[str] | None = None) -> list[str | None]:
@@ -70,9 +71,21 @@ class TaskState:
     def read_record(self, asset: str, partition: str | None) -> ArtifactRecord | None:
         """The latest record of an artifact, whether it passed its checks or not."""
         name = format_artifact_name(asset, partition)
+        if not self._is_listed:
+            self._list_records()
         if name not in self._records:
             self._records[name] = self.lake.read_record(self.folder.name, asset, partition)
         return self._records[name]
+
+    def _list_records(self) -> None:
+        """Read the records of all artifacts at once, if the lake can."""
+        self._is_listed = True
+        found = self.lake.list_records(self.folder.name)
+        if found is not None:
+            for stage in self.stages.values():
+                for key in self.list_partitions(stage):
+                    name = format_artifact_name(stage.name, key)
+                    self._records[name] = found.get(name)
 
     def _find_version(self, name: str, key: str | None, good: bool) -> str | None:
         if name not in SOURCES:
@@ -159,11 +172,11 @@ class TaskState:
         Args:
             explicit: also those that only a command of their own makes, such as a release.
         """
-        statuses = []
+        statuses, chosen = [], set(slices) if slices is not None else None
         for stage in self.stages.values():
             if stage.is_explicit and not explicit:
                 continue
-            wanted = slices if stage.partition == "slice" else None
+            wanted = chosen if stage.partition == "slice" else None
             partitions = [key for key in self.list_partitions(stage, students) if wanted is None or key in wanted]
             statuses += [self.get_status(stage.name, partition) for partition in partitions]
         return statuses

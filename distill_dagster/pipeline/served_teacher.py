@@ -13,6 +13,7 @@ from distill_dagster.config import Task, TeacherSpec
 from distill_dagster.core.errors import TeacherError
 from distill_dagster.core.paths import Home
 from distill_dagster.curation.candidates.choose import choose_candidates
+from distill_dagster.pipeline.open_lake import open_lake
 from distill_dagster.pipeline.stages.teacher import ask_in_turn
 from distill_dagster.prompts.few_shot import read_example_pool
 from distill_dagster.prompts.seeds import compute_prompt_id
@@ -20,7 +21,6 @@ from distill_dagster.prompts.templates import build_answer_templates
 from distill_dagster.serving.teacher import TeacherAnswer, UnansweredError
 from distill_dagster.student.sentences import make_sentence_embedder
 from distill_dagster.student.types import StudentPrompt
-from distill_dagster.tables.lake import Lake
 from distill_dagster.tables.schemas import PROMPT_CONTEXT, PROMPTS, TEACHER_PRIOR, build_frame
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.asking.ask import Asker, AskResult, run_ask
@@ -46,7 +46,7 @@ class ServedTeacher:
             DistillError: the task was never run, so the teacher's examples are not known.
             TeacherError: a key is missing, an embedded teacher does not start, or terms are not acknowledged.
         """
-        lake = Lake(home.lake, home.reports)
+        lake = open_lake(home)
         self._folder, self._models, self._store = folder, home.models, store
         self._examples = read_example_pool(lake.read(folder.name, "prompt_context", None, PROMPT_CONTEXT)[0])
         self._prior = lake.read(folder.name, "teacher_prior", None, TEACHER_PRIOR)[0]

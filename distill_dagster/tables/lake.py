@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -21,6 +21,9 @@ from distill_dagster.core.errors import DistillError
 from distill_dagster.core.files import get_temporary_path, restore_folder, swap_folder
 from distill_dagster.tables.parquet import write_parquet
 from distill_dagster.tables.schemas import SchemaError
+
+if TYPE_CHECKING:
+    from distill_dagster.tables.object_lake.releases import SharedReleases
 
 RECORD_FILE = "artifact.json"
 LAST_GOOD_FOLDER = ".good"
@@ -76,6 +79,10 @@ class Lake:
             return read_folder_record(self.get_folder(task, asset, partition))
         return None
 
+    def list_records(self, task: str) -> Mapping[str, ArtifactRecord] | None:
+        """The records of all artifacts of a task by artifact name; None where reading one by one is as fast."""
+        return None
+
     def read_good_record(self, task: str, asset: str, partition: str) -> ArtifactRecord | None:
         """The record of the latest version of a table that passed its blocking checks."""
         return _read_file_record(self._get_good_path(task, asset, partition))
@@ -85,6 +92,9 @@ class Lake:
         record = _read_file_record(path)
         blocked = record is not None and record.extra.get("blocked")
         return path.parent / LAST_GOOD_FOLDER / path.name if blocked else path
+
+    def prefetch(self, task: str, asset: str, partitions: Iterable[str]) -> None:
+        """Get the last good tables of many partitions ready for `scan_good`. Here they are always."""
 
     def scan_good(
         self, task: str, asset: str, partition: str, schema: pl.Schema, folder: Path
@@ -103,7 +113,7 @@ class Lake:
         except OSError:  # another file system
             shutil.copyfile(path, kept)
         record = _read_file_record(kept)
-        return None if record is None else (_scan_checked(kept, schema), record)
+        return None if record is None else (scan_table_file(kept, schema), record)
 
     def read(
         self, task: str, asset: str, partition: str | None, schema: pl.Schema
@@ -116,11 +126,24 @@ class Lake:
         """
         record = self.read_record(task, asset, partition)
         if record is None:
-            raise DistillError(
-                f"{task}/{format_artifact_name(asset, partition)} has not been materialized yet. Run "
-                f"`distill run {task}`, or materialize it before the assets that read it."
-            )
-        return _scan_checked(self.get_path(task, asset, partition), schema).collect(), record
+            raise build_missing_error(task, asset, partition)
+        return scan_table_file(self.get_path(task, asset, partition), schema).collect(), record
+
+    def note_version(self, task: str, asset: str, partition: str | None) -> None:
+        """Note the version that is there before work begins, so that a later write replaces no other one.
+
+        In a local folder the last writer wins: the processes of one machine take turns in the pools of Dagster.
+        """
+
+    def refresh_reports(self, task: str, students: Iterable[str]) -> None:
+        """Bring the folders of reports up to date. Here they always are."""
+
+    def merge_log(self, task: str, path: Path) -> None:
+        """Exchange the lines of a log with other machines. Here there are none."""
+
+    def share_releases(self, task: str, folder: Path, manifest: str) -> SharedReleases | None:
+        """The releases of a task as other machines see them; None if only this machine has them."""
+        return None
 
     def write(self, task: str, frame: pl.DataFrame | pl.LazyFrame, record: ArtifactRecord) -> None:
         """Write a table with its record. If a slice fails its blocking checks, its last good version is kept."""
@@ -134,10 +157,15 @@ class Lake:
                 temporary = get_temporary_path(kept)
                 shutil.copyfile(path, temporary)
                 temporary.replace(kept)
-        write_parquet(frame, path, {_METADATA_KEY: json.dumps(asdict(record))})
+        write_table_file(frame, path, record)
 
     def write_folder(
-        self, folder: Path, build_record: Callable[[str], ArtifactRecord], fill: Callable[[Path], str]
+        self,
+        task: str,
+        asset: str,
+        partition: str,
+        build_record: Callable[[str], ArtifactRecord],
+        fill: Callable[[Path], str],
     ) -> ArtifactRecord:
         """Write a folder with its record, all or nothing.
 
@@ -145,6 +173,7 @@ class Lake:
             build_record: builds the record from the data version.
             fill: writes the files into a temporary folder and returns their data version.
         """
+        folder = self.get_folder(task, asset, partition)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = get_temporary_path(folder)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -162,7 +191,25 @@ def _read_file_record(path: Path) -> ArtifactRecord | None:
     return ArtifactRecord(**json.loads(pl.read_parquet_metadata(path)[_METADATA_KEY])) if path.is_file() else None
 
 
-def _scan_checked(path: Path, schema: pl.Schema) -> pl.LazyFrame:
+def write_table_file(frame: pl.DataFrame | pl.LazyFrame, path: Path, record: ArtifactRecord) -> None:
+    """Write a table with its record into a Parquet file, in one rename."""
+    write_parquet(frame, path, {_METADATA_KEY: json.dumps(asdict(record))})
+
+
+def build_missing_error(task: str, asset: str, partition: str | None) -> DistillError:
+    """The error of a reader whose input was never made."""
+    return DistillError(
+        f"{task}/{format_artifact_name(asset, partition)} has not been materialized yet. Run "
+        f"`distill run {task}`, or materialize it before the assets that read it."
+    )
+
+
+def scan_table_file(path: Path, schema: pl.Schema) -> pl.LazyFrame:
+    """The rows of a table's file.
+
+    Raises:
+        SchemaError: it does not have the declared columns.
+    """
     frame = pl.scan_parquet(path)
     if dict(frame.collect_schema()) != dict(schema):
         raise SchemaError(

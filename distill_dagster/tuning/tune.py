@@ -20,10 +20,10 @@ from distill_dagster.core.hashing import hash_content
 from distill_dagster.core.models import resolve_model
 from distill_dagster.core.paths import Home, get_tuning_folder
 from distill_dagster.kinds import get_kind
+from distill_dagster.pipeline.open_lake import open_lake
 from distill_dagster.pipeline.stages.context import StageContext
 from distill_dagster.pipeline.stages.predictions import EvaluationItem
 from distill_dagster.student.types import ValidationListener
-from distill_dagster.tables.lake import Lake
 from distill_dagster.tasks import TaskFolder
 from distill_dagster.teacher.completions.store import open_store
 from distill_dagster.tuning.page import TuningResult, write_page
@@ -68,7 +68,7 @@ def tune_student(
         open_store(home.store, get_store_url()) as store,
     ):
         task, block = folder.task, read_student_block(folder, student)
-        lake = Lake(home.lake, home.reports)
+        lake = open_lake(home)
         trials = Trials(StageContext(folder, lake, store, home.models, home.reports, _refuse_teacher), student)
         spec, items = task.students[student], trials.read_items()
         data, versions = trials.read_data(spec)

@@ -96,8 +96,9 @@ def make_adapter(env: StageContext, asset: str) -> None:
         (folder / TRAINING_LOG_FILE).write_text(json.dumps(log))
         return asset
 
-    target = env.lake.get_folder(env.task_name, asset, STUDENT)
-    env.lake.write_folder(target, lambda version: inputs.build_record(version, 1, model_s=TRAINING_S), fill)
+    env.lake.write_folder(
+        env.task_name, asset, STUDENT, lambda version: inputs.build_record(version, 1, model_s=TRAINING_S), fill
+    )
 
 
 def read_why(env: StageContext, asset: str) -> tuple[str, ...]:

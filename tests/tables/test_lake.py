@@ -86,7 +86,7 @@ def made(version: str) -> ArtifactRecord:
 def test_a_folder_is_swapped_in_with_its_record(lake: Lake) -> None:
     folder = lake.get_folder("task", "student_adapter", "tiny")
     for text in ("old", "new"):
-        assert lake.write_folder(folder, made, fill(text, text)).data_version == text
+        assert lake.write_folder("task", "student_adapter", "tiny", made, fill(text, text)).data_version == text
         found = lake.read_record("task", "student_adapter", "tiny")
         assert found is not None
         assert (found.data_version, (folder / "weights").read_text()) == (text, text)
@@ -95,21 +95,21 @@ def test_a_folder_is_swapped_in_with_its_record(lake: Lake) -> None:
 
 def test_a_crash_while_a_folder_is_filled_leaves_the_old_one(lake: Lake) -> None:
     folder = lake.get_folder("task", "student_adapter", "tiny")
-    lake.write_folder(folder, made, fill("old"))
+    lake.write_folder("task", "student_adapter", "tiny", made, fill("old"))
 
     def crash(new: Path) -> str:
         (new / "weights").write_text("half")
         raise RuntimeError("crash")
 
     with pytest.raises(RuntimeError, match="crash"):
-        lake.write_folder(folder, made, crash)
+        lake.write_folder("task", "student_adapter", "tiny", made, crash)
     assert (folder / "weights").read_text() == "old"
     assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
 
 
 def test_a_swap_that_fails_puts_the_old_folder_back(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = lake.get_folder("task", "student_adapter", "tiny")
-    lake.write_folder(folder, made, fill("old"))
+    lake.write_folder("task", "student_adapter", "tiny", made, fill("old"))
     real = Path.rename
 
     def rename(self: Path, target: Path) -> Path:
@@ -119,7 +119,7 @@ def test_a_swap_that_fails_puts_the_old_folder_back(lake: Lake, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(OSError, match="cannot rename"):
-        lake.write_folder(folder, made, fill("new"))
+        lake.write_folder("task", "student_adapter", "tiny", made, fill("new"))
     assert (folder / "weights").read_text() == "old"
 
 
@@ -129,14 +129,14 @@ def test_leftovers_of_a_killed_process_are_removed_or_ignored(lake: Lake) -> Non
     left.mkdir(parents=True)
     (left / "weights").write_text("half")
     assert lake.read_record("task", "student_adapter", "tiny") is None
-    lake.write_folder(folder, made, fill("new"))
+    lake.write_folder("task", "student_adapter", "tiny", made, fill("new"))
     assert sorted(p.name for p in folder.iterdir()) == ["artifact.json", "weights"]
     assert json.loads((folder / "artifact.json").read_text())["data_version"] == "v1"
 
 
 def test_a_folder_that_a_killed_process_moved_aside_is_found_again(lake: Lake) -> None:
     folder = lake.get_folder("task", "student_adapter", "tiny")
-    lake.write_folder(folder, made, fill("old", "old"))
+    lake.write_folder("task", "student_adapter", "tiny", made, fill("old", "old"))
     folder.rename(folder.with_name(".tiny.old-0a1b2c3d"))
     found = lake.read_record("task", "student_adapter", "tiny")
     assert found is not None

@@ -14,11 +14,13 @@ from distill_dagster.config import BudgetSpec, TeacherSpec
 from distill_dagster.core.checks import CheckResult
 from distill_dagster.core.errors import DistillError
 from distill_dagster.core.limits import ResourceLimits
+from distill_dagster.core.workers import IN_PROCESS, Workers
 from distill_dagster.pipeline.check_catalogue import STAGE_CHECKS
 from distill_dagster.pipeline.input_partitions import list_input_partitions
 from distill_dagster.pipeline.retry_backoff import build_backoff_fields
 from distill_dagster.pipeline.source_versions import compute_source_version, has_feature
 from distill_dagster.pipeline.stage_table import MERGING_STAGE, REJECTED_ROWS, STAGES
+from distill_dagster.student.ranks import LaunchRanks
 from distill_dagster.tables.data_versions import compute_data_version
 from distill_dagster.tables.lake import ArtifactRecord, Lake, format_artifact_name, read_folder_record
 from distill_dagster.tables.messages import get_user_text
@@ -59,6 +61,10 @@ class StageContext:
     """The folder of releases. None: nothing can be released."""
     request_log: Path | None = None
     """The folder of the task's served requests. None: no router is calibrated on them."""
+    workers: Workers = IN_PROCESS
+    """Where parts of one large table are computed."""
+    launch_ranks: LaunchRanks | None = None
+    """Starts the processes that train one student together. None: those that `DISTILL_TRAINING_PROCESSES` names."""
 
     @property
     def task_name(self) -> str:
@@ -129,6 +135,7 @@ class StageInputs:
         """The names of the sources and stages that this partition of the stage reads in this task."""
         self.versions: dict[str, str] = {}
         """The data version of each input that was read, by artifact name."""
+        env.lake.note_version(env.task_name, asset, partition)
 
     @property
     def account(self) -> Account:

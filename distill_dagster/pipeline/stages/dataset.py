@@ -69,6 +69,8 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
     from distill_dagster.curation.dataset.curate import curate_dataset
 
     inputs = StageInputs(env, "filtered_dataset", partition)
+    # From the start, as the dataset: of two writers the same one must win both.
+    rejected = StageInputs(env, "filtered_dataset", REJECTED_ROWS)
     for source in ("slice_manifest", "human_examples", "curation_settings"):
         inputs.note_source(source)
     held_out, items = inputs.read_held_out_keys(), build_held_out_table(env.folder)
@@ -92,11 +94,12 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
             task.curation,
             about,
             items=items,
-            embed=lambda texts: embed_sentences(texts, env.models),
+            embed=lambda texts: embed_sentences(texts, env.models, env.workers),
             limits=limits,
             cache=ComparisonCache(env.lake.root / env.task_name / ".compared"),
             folder=temporary,
             temperatures={teacher: fit.temperature for teacher, fit in fits.items()},
+            workers=env.workers,
         )
         last = env.lake.read_record(env.task_name, "filtered_dataset")
         measured = measure_rows(cut.kept, task.has_labels)
@@ -124,7 +127,7 @@ def make_filtered_dataset(env: StageContext, partition: str | None) -> StageResu
         extra |= build_blocked_fields("filtered_dataset", checks)
         record = inputs.build_record(compute_data_version(cut.kept), cut.kept_rows, **extra)
         # The rejected rows first: a reader of the dataset finds its rejected rows next to it.
-        _write_rejected_rows(env, inputs, cut)
+        _write_rejected_rows(env, inputs, rejected, cut)
         env.lake.write(env.task_name, cut.kept, record)
         shown = {"human_examples": len(people)} | _build_metadata(task, cut, candidates)
         shown |= {"slices": SampleTable(lines)}
@@ -139,9 +142,8 @@ def _read_human_rows(env: StageContext) -> list[LabelledRow]:
     return human + (env.folder.examples if curation.mix_examples else [])
 
 
-def _write_rejected_rows(env: StageContext, inputs: StageInputs, cut: CuratedDataset) -> None:
+def _write_rejected_rows(env: StageContext, inputs: StageInputs, rejected: StageInputs, cut: CuratedDataset) -> None:
     """Write the rejected rows as a partition of the dataset, `stage_table.REJECTED_ROWS`, with the same inputs."""
-    rejected = StageInputs(env, "filtered_dataset", REJECTED_ROWS)
     rejected.versions = inputs.versions
     version = compute_data_version(cut.left_out)
     env.lake.write(env.task_name, cut.left_out, rejected.build_record(version, cut.candidates - cut.kept_rows))
@@ -194,6 +196,7 @@ def _read_slices(
     frames: list[pl.LazyFrame] = []
     lines: list[dict[str, Any]] = []
     state = TaskState(env.folder, env.lake)
+    env.lake.prefetch(env.task_name, "scored_completions", env.folder.list_slice_keys())
     for key in env.folder.list_slice_keys():
         good = inputs.scan_last_good("scored_completions", SCORED, key, folder)
         stale = [

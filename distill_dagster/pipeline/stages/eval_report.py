@@ -113,6 +113,7 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
             "predictions_version": record.data_version,
         },
     )
+    env.lake.merge_log(env.task_name, looks)
     terms = [t for t in list_model_terms(task) if t["role"] != "imaginer" or _has_synthetic_rows(dataset)]
     teachers = count_rows_by_teacher(dataset.lazy(), rejected.lazy())
     notice = describe_shared_base(task, partition, [line["teacher"] for line in teachers])
@@ -137,7 +138,10 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         training={f"{name} loss": points for name, points in build_loss_curves(adapter).items()},
         how_trained=f"{describe_training(adapter)} {describe_rows(adapter)}".strip(),
         kept_epoch=describe_kept_epoch(adapter),
-        golden_looks=[look for look in read_golden_looks(looks) if look.get("student") == partition],
+        golden_looks=sorted(
+            (look for look in read_golden_looks(looks) if look.get("student") == partition),
+            key=lambda look: str(look.get("at", "")),
+        ),
         cost_method=describe_cost_method(task, use or {}),
         latency_method=record.extra.get("latency_method", "The method was not recorded."),
         versions={name: metadata.version(name) for name in VERSIONED_PACKAGES},
@@ -145,7 +149,6 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         terms=terms,
         extra={"summary": summary},
     )
-    target = env.lake.get_folder(env.task_name, "eval_report", partition)
 
     def fill(folder: Path) -> str:
         write_report(folder, predictions, metrics, recommendation, report_inputs)
@@ -154,8 +157,10 @@ def make_eval_report(env: StageContext, partition: str | None) -> StageResult:
         return hash_content(inputs.versions)
 
     report_record = env.lake.write_folder(
-        target, lambda version: inputs.build_record(version, predictions.height), fill
+        env.task_name, "eval_report", partition, lambda v: inputs.build_record(v, predictions.height), fill
     )
+    target = env.lake.get_folder(env.task_name, "eval_report", partition)
+    env.lake.refresh_reports(env.task_name, task.students)  # the leaderboard compares all of them
     intervals = [
         (name, system.score.value, system.score.low, system.score.high)
         for name, system in metrics.golden.systems.items()

@@ -18,6 +18,7 @@ from distill_dagster.kinds import get_kind
 from distill_dagster.pipeline.dataset_export import build_dataset_facts
 from distill_dagster.pipeline.model_terms import list_model_terms
 from distill_dagster.pipeline.served_traffic import list_traffic_items
+from distill_dagster.pipeline.shared_releases import complete_release, pull_releases, push_new_release
 from distill_dagster.pipeline.stages.context import DisplayValue, SampleTable, StageContext, StageInputs, StageResult
 from distill_dagster.pipeline.stages.predictions import build_held_out_items, build_validation_items
 from distill_dagster.release.build import ReleaseInputs, fill_release
@@ -64,6 +65,8 @@ def make_release(env: StageContext, partition: str | None) -> StageResult:
     _require_measured(env, partition, inputs.versions)
     registry = Registry(env.releases)
     progress.report_progress("checking the gate", 0, 0)
+    pull_releases(env.lake, registry, env.task_name)
+    complete_release(env.lake, registry, env.task_name)
     before = registry.read(env.task_name) if registry.list_numbers(env.task_name) else None
     checks = run_release_gate(
         kind,
@@ -120,6 +123,7 @@ def make_release(env: StageContext, partition: str | None) -> StageResult:
     except ParityError as error:
         error.checks = (*checks, *error.checks)
         raise
+    push_new_release(env.lake, registry, env.task_name, release.number)
     frame = _tabulate(release)
     record = inputs.build_record(compute_data_version(frame), frame.height, number=release.number)
     env.lake.write(env.task_name, frame, record)

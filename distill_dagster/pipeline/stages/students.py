@@ -162,14 +162,20 @@ def _copy_assistant(env: StageContext, inputs: StageInputs, student: str) -> Sta
     trained = inputs.find_folder("assistant_adapter", student)
     before = env.lake.read_record(env.task_name, "assistant_adapter", student)
     assert before is not None
-    target = env.lake.get_folder(env.task_name, inputs.asset, student)
 
     def fill(folder: Path) -> str:
         link_files(trained, folder, leave_out=(RECORD_FILE,))
         return hash_folder(folder, leave_out=(TRAINING_LOG_FILE, TRAINED_ON, RECORD_FILE))
 
     extra = {"data": before.extra["data"], "assistant_s": sum_model_seconds(before)}
-    record = env.lake.write_folder(target, lambda version: inputs.build_record(version, before.rows, **extra), fill)
+    record = env.lake.write_folder(
+        env.task_name,
+        inputs.asset,
+        student,
+        lambda version: inputs.build_record(version, before.rows, **extra),
+        fill,
+    )
+    target = env.lake.get_folder(env.task_name, inputs.asset, student)
     return _show_training(inputs, record, target, TrainingLog.from_dict(read_training_log(target) or {}))
 
 
@@ -242,7 +248,6 @@ def _train_student(
     if pairs is None:
         spec = spec.keep_rows_only(task.writes_reasoning(student))
     started = time.perf_counter()
-    target = env.lake.get_folder(env.task_name, inputs.asset, student)
     work = env.get_training_folder(inputs.asset, student)
     log: TrainingLog | None = None
 
@@ -264,6 +269,7 @@ def _train_student(
             work,
             assistant=assistant,
             captured=env.models / TOKEN_LOG_PROBS,
+            launch=env.launch_ranks,
         )
         write_trained_on(folder, learned or {(row.prompt_id, row.answer_label, row.weight) for row in rows})
         return hash_folder(folder, leave_out=(TRAINING_LOG_FILE, TRAINED_ON, RECORD_FILE))
@@ -273,11 +279,11 @@ def _train_student(
         model_s = log.seconds_before + time.perf_counter() - started
         return inputs.build_record(version, len(rows), model_s=model_s, **(extra or {}))
 
-    record = env.lake.write_folder(target, build_record, fill)
+    record = env.lake.write_folder(env.task_name, inputs.asset, student, build_record, fill)
     if work is not None:
         delete_checkpoints(work)
     assert log is not None
-    return _show_training(inputs, record, target, log)
+    return _show_training(inputs, record, env.lake.get_folder(env.task_name, inputs.asset, student), log)
 
 
 def _show_tuning(inputs: StageInputs) -> dict[str, DisplayValue]:
